@@ -1,0 +1,55 @@
+"""Memory-mapped files for asyncio that never stall the event loop, lie, or die of SIGBUS."""
+
+from __future__ import annotations
+
+from ._advice import Advice as Advice
+from ._errors import AccessModeError as AccessModeError
+from ._errors import AlignmentError as AlignmentError
+from ._errors import FlushError as FlushError
+from ._errors import ForkedError as ForkedError
+from ._errors import MappedFileError as MappedFileError
+from ._errors import MappingFaultError as MappingFaultError
+from ._errors import OutOfBoundsError as OutOfBoundsError
+from ._errors import OverlapError as OverlapError
+from ._errors import ReceiptError as ReceiptError
+from ._errors import UnsupportedError as UnsupportedError
+from ._file import MappedFile as MappedFile
+from ._hub import Hub as Hub
+from ._hub import Opening as Opening
+from ._hub import open as open
+from ._native import PAGE_SIZE as PAGE_SIZE
+from ._policy import FlushPolicy as FlushPolicy
+from ._receipt import WriteReceipt as WriteReceipt
+from ._residency import Residency as Residency
+from ._statistics import FileStatistics as FileStatistics
+from ._view import View as View
+
+__all__ = (
+    "PAGE_SIZE",
+    "AccessModeError",
+    "Advice",
+    "AlignmentError",
+    "FileStatistics",
+    "FlushError",
+    "FlushPolicy",
+    "ForkedError",
+    "Hub",
+    "MappedFile",
+    "MappedFileError",
+    "MappingFaultError",
+    "Opening",
+    "OutOfBoundsError",
+    "OverlapError",
+    "ReceiptError",
+    "Residency",
+    "UnsupportedError",
+    "View",
+    "WriteReceipt",
+    "open",
+)
+
+# Tracebacks, reprs and pickles name the public place, not the file a class happens to live in.
+for _name in __all__:
+    if hasattr(_public := globals()[_name], "__module__"):
+        _public.__module__ = __name__
+del _name, _public

@@ -1,0 +1,70 @@
+"""Advice: how a range is going to be used, in the kernel's own terms."""
+
+from __future__ import annotations
+
+import enum
+import os
+
+from . import _native
+
+
+class Advice(enum.Enum):
+    """How a range is going to be used; see madvise(2) and posix_fadvise(2).
+
+    Each member applies to the mapping and, where the descriptor has the like, to reads through it.
+    """
+
+    #: The default: read-ahead around each miss.
+    NORMAL = "normal"
+    #: Single pages in no order: no read-ahead.
+    RANDOM = "random"
+    #: Front to back: twice the read-ahead.
+    SEQUENTIAL = "sequential"
+    #: Soon: start reading in now. ``prewarm`` does the same and waits for it.
+    WILL_NEED = "will_need"
+    #: Not soon: drop clean pages from memory. Dirty pages stay; refused in mode "c", where it
+    #: would throw stores away.
+    DONT_NEED = "dont_need"
+    #: Reclaim these pages before others (Linux 5.4).
+    COLD = "cold"
+    #: Reclaim these pages now (Linux 5.4).
+    PAGE_OUT = "page_out"
+    #: Back the range with huge pages where the file system can (Linux).
+    HUGE_PAGE = "huge_page"
+    #: Do not back the range with huge pages (Linux).
+    NO_HUGE_PAGE = "no_huge_page"
+
+    @property
+    def madvise(self) -> int | None:
+        """Number of the advice for madvise, None where the platform lacks it."""
+        return _MADVISE[self]
+
+    @property
+    def fadvise(self) -> int | None:
+        """Number of the advice for posix_fadvise, None where that has no such advice."""
+        return _FADVISE.get(self)
+
+
+_MADVISE = {
+    Advice.NORMAL: _native.MADV_NORMAL,
+    Advice.RANDOM: _native.MADV_RANDOM,
+    Advice.SEQUENTIAL: _native.MADV_SEQUENTIAL,
+    Advice.WILL_NEED: _native.MADV_WILLNEED,
+    Advice.DONT_NEED: _native.MADV_DONTNEED,
+    Advice.COLD: getattr(_native, "MADV_COLD", None),
+    Advice.PAGE_OUT: getattr(_native, "MADV_PAGEOUT", None),
+    Advice.HUGE_PAGE: getattr(_native, "MADV_HUGEPAGE", None),
+    Advice.NO_HUGE_PAGE: getattr(_native, "MADV_NOHUGEPAGE", None),
+}
+
+_FADVISE = {
+    advice: getattr(os, name)
+    for advice, name in (
+        (Advice.NORMAL, "POSIX_FADV_NORMAL"),
+        (Advice.RANDOM, "POSIX_FADV_RANDOM"),
+        (Advice.SEQUENTIAL, "POSIX_FADV_SEQUENTIAL"),
+        (Advice.WILL_NEED, "POSIX_FADV_WILLNEED"),
+        (Advice.DONT_NEED, "POSIX_FADV_DONTNEED"),
+    )
+    if hasattr(os, name)
+}

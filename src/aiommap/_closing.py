@@ -1,0 +1,74 @@
+"""Closing one file: drain, flush, give the mapping up; whatever happens to the caller meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import anyio
+
+from ._core import Core
+from ._errors import MappedFileError
+from ._flush import Flusher
+from ._workers import spawn, wait_or_withdraw
+
+
+class Closer:
+    """Closes one file once. It runs in the background, so no cancellation can stop it half-way."""
+
+    __slots__ = ("_core", "_done", "_error", "_flusher", "_release")
+
+    def __init__(
+        self, core: Core, flusher: Flusher, release: Callable[[Core], Awaitable[None]]
+    ) -> None:
+        self._core = core
+        self._flusher = flusher
+        self._release = release
+        self._done: anyio.Event | None = None
+        self._error: BaseException | None = None
+
+    async def aclose(self) -> None:
+        """Close, or wait for the call that does."""
+        if self._core.mapping.forked:
+            # The parent's file: nothing is flushed, no thread is entered (I10).
+            self._core.closing = True
+            self._core.mapping.close()
+            return
+        if self._done is not None:
+            await wait_or_withdraw(self._done, lambda: False)
+            return
+        self._done = anyio.Event()
+        self._core.closing = True
+        self._core.mapping.retiring = True
+        spawn(self._run, self._done)
+        await wait_or_withdraw(self._done, lambda: False)
+        if self._error is not None:
+            raise self._error
+
+    async def leave(self, error: BaseException | None) -> None:
+        """Close at the end of a block; an exception that is under way is not replaced."""
+        try:
+            await self.aclose()
+        except (MappedFileError, OSError) as failure:
+            if error is None:
+                raise
+            error.add_note(f"closing {self._core.path} failed, too: {failure}")
+
+    async def _run(self, done: anyio.Event) -> None:
+        try:
+            await self._core.wait_idle()
+            if self._core.shared_writable:
+                await self._flush()
+        except Exception as error:
+            self._error = error
+        finally:
+            try:
+                await self._release(self._core)
+            except Exception as error:
+                self._error = self._error or error
+            finally:
+                done.set()
+
+    async def _flush(self) -> None:
+        self._core.check_flushed()
+        if self._core.policy.flush_at_close and self._flusher.has_work():
+            await self._flusher.flush_everything()

@@ -1,0 +1,190 @@
+"""What all verbs of one mapped file share: its mapping, its state, and the checks before a verb.
+
+Invariants.
+  C1  No verb passes ``check_usable`` once ``closing`` is set; what passed before is counted in
+      ``_active`` until it is done, and closing waits for it.
+  C2  ``failure`` is set once and never cleared: the first failed flush latches (I5).
+"""
+
+from __future__ import annotations
+
+import errno
+import operator
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar, TypeVarTuple, Unpack
+
+import anyio
+
+from ._errors import AccessModeError, FlushError, ForkedError, MappingFaultError
+from ._native import Mapping
+from ._policy import FlushPolicy
+from ._workers import Workers
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What tells a file from another one at the same path."""
+
+    device: int
+    inode: int
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> Identity:
+        """Take the identity out of a stat result."""
+        return cls(found.st_dev, found.st_ino)
+
+
+class Core:
+    """The shared state of one mapped file; touched on the loop thread unless it says otherwise."""
+
+    __slots__ = (
+        "_active",
+        "_idle",
+        "closing",
+        "created",
+        "failure",
+        "identity",
+        "mapping",
+        "mode",
+        "offloaded_reads",
+        "offloaded_writes",
+        "path",
+        "policy",
+        "size_changed",
+        "sparse",
+        "workers",
+    )
+
+    def __init__(
+        self,
+        mapping: Mapping,
+        *,
+        path: str,
+        mode: str,
+        policy: FlushPolicy,
+        sparse: bool,
+        created: bool,
+        size_changed: bool,
+        identity: Identity,
+        workers: Workers,
+    ) -> None:
+        self.mapping = mapping
+        self.path = path
+        self.mode = mode
+        self.policy = policy
+        self.sparse = sparse
+        self.identity = identity
+        self.workers = workers
+        #: The directory entry is not durable yet. Cleared by the flush worker, one at a time.
+        self.created = created
+        #: The size was changed since the last flush of everything.
+        self.size_changed = size_changed
+        self.failure: FlushError | None = None
+        self.closing = False
+        self.offloaded_reads = 0
+        self.offloaded_writes = 0
+        self._active = 0
+        self._idle: anyio.Event | None = None
+
+    @property
+    def shared_writable(self) -> bool:
+        """Whether stores reach the file, so that there is something to flush."""
+        return self.mode not in ("r", "c")
+
+    def check_usable(self) -> None:
+        """Raise unless the file is open, and open in this process."""
+        if self.closing:
+            raise anyio.ClosedResourceError(f"{self.path} is closed: open it again to use it")
+        if self.mapping.forked:
+            raise ForkedError(self.path)
+
+    def check_writable(self, operation: str) -> None:
+        """Raise unless stores are allowed and believed in."""
+        self.check_usable()
+        if self.mode == "r":
+            raise AccessModeError(
+                operation, self.mode, 'open it with "r+", or with "c" for private changes'
+            )
+        self.check_flushed()
+
+    def check_flushed(self) -> None:
+        """Raise the failure of an earlier flush again (I5)."""
+        if self.failure is not None:
+            first = self.failure
+            raise FlushError(
+                first.path, first.reason, first.ranges, first.errno or errno.EIO
+            ) from first
+
+    @asynccontextmanager
+    async def activity(self) -> AsyncIterator[None]:
+        """Keep ``wait_idle`` waiting for as long as the block runs."""
+        self._active += 1
+        try:
+            yield
+        finally:
+            self._active -= 1
+            if not self._active and self._idle is not None:
+                self._idle.set()
+
+    async def wait_idle(self) -> None:
+        """Wait until no verb is under way; called once, when closing."""
+        if self._active:
+            self._idle = anyio.Event()
+            await self._idle.wait()
+
+    async def finish(
+        self,
+        limiter: anyio.CapacityLimiter,
+        function: Callable[[Unpack[Ts]], T],
+        *args: *Ts,
+    ) -> T:
+        """Run a job that closing waits for."""
+        async with self.activity():
+            return await self.workers.finish(limiter, function, *args)
+
+    # Worker threads only, from here on: these ask the file system.
+
+    def fault(self, offset: int, length: int, copied: int) -> OSError:
+        """Find out why a copy of [offset, offset + length) stopped, and make the error for it."""
+        size = os.fstat(self.mapping.fd).st_size
+        unreachable = max(offset + copied, min(size, offset + length - 1))
+        if size >= offset + length and self.shared_writable:
+            refused = self._reserve(offset, length)
+            if refused is not None:
+                return refused
+        return MappingFaultError(unreachable, copied, size, self.path)
+
+    def _reserve(self, offset: int, length: int) -> OSError | None:
+        """Ask for the blocks behind a range: a full disk is told from a failed one by this."""
+        try:
+            os.posix_fallocate(self.mapping.fd, offset, length)
+        except OSError as error:
+            return OSError(error.errno, os.strerror(error.errno or errno.EIO), self.path)
+        return None
+
+
+def plain_integers(*numbers: object) -> bool:
+    """Tell whether the native verbs take these as they are; NumPy's integers they do not."""
+    return all(isinstance(number, int) for number in numbers)
+
+
+def contiguous(data: object) -> memoryview:
+    """View a C-contiguous buffer as bytes, without a copy."""
+    view = memoryview(data)  # type: ignore[arg-type]  # its TypeError is the one to raise
+    if not view.c_contiguous:
+        raise BufferError("asked to use a buffer that is not C-contiguous: make a copy of it first")
+    return view.cast("B") if view.nbytes else memoryview(b"")
+
+
+def byte_count(size: object, name: str) -> int:
+    """Check a size given by the caller."""
+    count = operator.index(size)  # type: ignore[arg-type]  # its TypeError is the one to raise
+    if count < 0:
+        raise ValueError(f"{name} is {count}: it is a number of bytes and cannot be negative")
+    return count

@@ -1,0 +1,112 @@
+/* file_io.c: the part of mapping.h that works on the descriptor. */
+#include "mapping.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#if defined(__linux__)
+#include <sys/vfs.h>
+#endif
+#include <unistd.h>
+
+ssize_t file_read_nowait(int fd, char *to, size_t length, off_t offset)
+{
+#ifdef RWF_NOWAIT
+    struct iovec piece = {.iov_base = to, .iov_len = length};
+    ssize_t got = preadv2(fd, &piece, 1, offset, RWF_NOWAIT);
+    return got < 0 ? -errno : got;
+#else
+    (void)fd, (void)to, (void)length, (void)offset;
+    return -ENOSYS;
+#endif
+}
+
+ssize_t file_read(int fd, char *to, size_t length, off_t offset)
+{
+    size_t done = 0;
+    while (done < length) {
+        size_t piece = length - done < PIECE_BYTES ? length - done : PIECE_BYTES;
+        ssize_t got = pread(fd, to + done, piece, offset + (off_t)done);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return -errno;
+        if (got == 0)
+            break;
+        done += (size_t)got;
+    }
+    return (ssize_t)done;
+}
+
+int file_sync(int fd, bool metadata)
+{
+#if defined(__APPLE__)
+    /* fsync(2) on macOS stops at the drive's cache. Untested. */
+    (void)metadata;
+    if (fcntl(fd, F_FULLFSYNC) == 0)
+        return 0;
+    return fsync(fd) ? errno : 0;
+#else
+    return (metadata ? fsync(fd) : fdatasync(fd)) ? errno : 0;
+#endif
+}
+
+int file_start_writeback(int fd, off_t offset, off_t length)
+{
+#if defined(__linux__)
+    return sync_file_range(fd, offset, length, SYNC_FILE_RANGE_WRITE) ? errno : 0;
+#else
+    (void)fd, (void)offset, (void)length;
+    return ENOSYS;
+#endif
+}
+
+int file_system_type(int fd, int64_t *type)
+{
+    *type = 0;
+#if defined(__linux__)
+    struct statfs found;
+    if (fstatfs(fd, &found))
+        return errno;
+    *type = (int64_t)found.f_type;
+#else
+    (void)fd;
+#endif
+    return 0;
+}
+
+int file_punch_hole(int fd, off_t offset, off_t length)
+{
+#if defined(__linux__)
+    int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+    return fallocate(fd, mode, offset, length) ? errno : 0;
+#else
+    (void)fd, (void)offset, (void)length;
+    return ENOSYS;
+#endif
+}
+
+int file_read_ahead(int fd, off_t offset, size_t length)
+{
+#if defined(POSIX_FADV_WILLNEED)
+    return posix_fadvise(fd, offset, (off_t)length, POSIX_FADV_WILLNEED);
+#else
+    (void)fd, (void)offset, (void)length;
+    return ENOSYS;
+#endif
+}
+
+int file_cachestat(int fd, uint64_t offset, uint64_t length, struct cache_counts *out)
+{
+#if defined(__linux__)
+    enum { CACHESTAT = 451 }; /* the number on every architecture; Linux 6.5 */
+    struct {
+        uint64_t offset, length;
+    } range = {offset, length};
+    return syscall(CACHESTAT, fd, &range, out, 0) ? errno : 0;
+#else
+    (void)fd, (void)offset, (void)length, (void)out;
+    return ENOSYS;
+#endif
+}

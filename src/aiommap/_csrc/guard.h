@@ -1,0 +1,31 @@
+/* guard.h: copies that survive SIGBUS.
+ *
+ * This header and guard.c know nothing of Python: nothing Pythonic can run in a guarded region.
+ *
+ * Terms. A *guarded region* is the time between arming the calling thread's jump target and
+ * disarming it. A *fault* is SIGBUS with BUS_ADRERR: the page at that address has no file behind
+ * it (truncated), no room behind it (disk full) or an unreadable device behind it.
+ *
+ * Invariants.
+ *   G1  Only a memcpy runs in a guarded region.
+ *   G2  The handler jumps only for BUS_ADRERR at an address inside one of the two copied ranges;
+ *       every other SIGBUS goes to whoever was installed before us.
+ *   G3  The jump target is thread-local: a fault never leaves its own thread.
+ *   G4  SIGBUS is unblocked for the length of a guarded region, since the kernel kills a thread
+ *       that faults with SIGBUS blocked, whatever handler there is.
+ */
+#ifndef AIOMMAP_GUARD_H
+#define AIOMMAP_GUARD_H
+
+#include <stddef.h>
+
+/* Install the handler; counted, so every call needs its guard_remove. 0, or -1 with errno. */
+int guard_install(void);
+void guard_remove(void);
+
+/* Copy n bytes and return how many were copied: n, or the exact length of the prefix before the
+ * page that faulted. Either side may be mapped; the two must not overlap. *fault, if a fault
+ * happened, is the address that could not be reached. The handler must be installed. */
+size_t guard_copy(void *dst, const void *src, size_t n, const void **fault);
+
+#endif

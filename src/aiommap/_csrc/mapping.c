@@ -1,0 +1,165 @@
+#include "mapping.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "guard.h"
+
+#ifndef MAP_NORESERVE
+#define MAP_NORESERVE 0
+#endif
+
+size_t page_size(void)
+{
+    static size_t cached; /* benign race: every thread stores the same value */
+    if (!cached)
+        cached = (size_t)sysconf(_SC_PAGESIZE);
+    return cached;
+}
+
+static size_t page_down(size_t offset) { return offset - offset % page_size(); }
+
+int region_map(struct region **out, int fd, size_t length, bool writable, bool private_copy,
+               bool huge)
+{
+    struct region *region = calloc(1, sizeof *region);
+    if (!region)
+        return ENOMEM;
+    int protection = PROT_READ | (writable ? PROT_WRITE : 0);
+    int flags = (private_copy ? MAP_PRIVATE : MAP_SHARED) | MAP_NORESERVE;
+    void *base = mmap(NULL, length, protection, flags, fd, 0);
+    if (base == MAP_FAILED) {
+        int error = errno;
+        free(region);
+        return error;
+    }
+#ifdef MADV_HUGEPAGE
+    if (huge)
+        madvise(base, length, MADV_HUGEPAGE); /* best effort, as documented */
+#else
+    (void)huge;
+#endif
+    *region = (struct region){
+        .base = base, .length = length, .writable = writable, .holders = 1};
+    *out = region;
+    return 0;
+}
+
+void region_unmap(struct region *region)
+{
+    munmap(region->base, region->length);
+    free(region);
+}
+
+int region_fence(struct region *region, size_t offset)
+{
+    if (offset >= region->length)
+        return 0;
+    /* SAFETY: offset is page-aligned and below length, so the fixed range is our own. */
+    void *at = mmap(region->base + offset, region->length - offset,
+                    PROT_READ | (region->writable ? PROT_WRITE : 0),
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+    return at == MAP_FAILED ? errno : 0;
+}
+
+int region_unfence(struct region *region, int fd, size_t offset)
+{
+    if (offset >= region->length)
+        return 0;
+    /* SAFETY: as in region_fence; only shared mappings are ever fenced. */
+    void *at = mmap(region->base + offset, region->length - offset,
+                    PROT_READ | (region->writable ? PROT_WRITE : 0),
+                    MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, (off_t)offset);
+    return at == MAP_FAILED ? errno : 0;
+}
+
+int region_mincore(const struct region *region, size_t offset, size_t length,
+                   unsigned char *flags)
+{
+    return mincore(region->base + offset, length, (void *)flags) ? errno : 0;
+}
+
+bool region_is_resident(const struct region *region, size_t offset, size_t length)
+{
+    unsigned char flags[256];
+    size_t page = page_size(), at = page_down(offset), end = offset + length;
+    while (at < end) {
+        size_t span = end - at < sizeof flags * page ? end - at : sizeof flags * page;
+        if (region_mincore(region, at, span, flags))
+            return false;
+        for (size_t i = 0; i < (span + page - 1) / page; i++)
+            if (!(flags[i] & 1))
+                return false;
+        at += span;
+    }
+    return true;
+}
+
+ssize_t region_populate(const struct region *region, size_t offset, size_t length, bool write)
+{
+#if defined(__linux__)
+    /* Numbers of Linux 5.14; headers may be older than the kernel. */
+    const int populate_read = 22, populate_write = 23;
+    size_t start = page_down(offset), end = offset + length;
+    if (end - start > PIECE_BYTES)
+        end = start + PIECE_BYTES;
+    if (madvise(region->base + start, end - start, write ? populate_write : populate_read))
+        return -errno;
+    return (ssize_t)(end - offset);
+#else
+    (void)region, (void)offset, (void)length, (void)write;
+    return -ENOSYS;
+#endif
+}
+
+int region_advise(const struct region *region, size_t offset, size_t length, int advice)
+{
+    size_t start = page_down(offset);
+    return madvise(region->base + start, offset + length - start, advice) ? errno : 0;
+}
+
+int region_lock(const struct region *region, size_t offset, size_t length, bool lock)
+{
+    size_t start = page_down(offset);
+    char *at = region->base + start;
+    size_t span = offset + length - start;
+    if (!lock)
+        return munlock(at, span) ? errno : 0;
+#if defined(__linux__)
+    /* Without MLOCK_ONFAULT: a locked range is read without any check, so it must be present. */
+    return mlock2(at, span, 0) ? errno : 0;
+#else
+    return mlock(at, span) ? errno : 0;
+#endif
+}
+
+int region_sync(const struct region *region, size_t offset, size_t length)
+{
+    size_t start = page_down(offset);
+    return msync(region->base + start, offset + length - start, MS_SYNC) ? errno : 0;
+}
+
+static size_t copy_pieces(char *to, const char *from, size_t length)
+{
+    size_t done = 0;
+    while (done < length) {
+        size_t piece = length - done < PIECE_BYTES ? length - done : PIECE_BYTES;
+        size_t copied = guard_copy(to + done, from + done, piece, NULL);
+        done += copied;
+        if (copied < piece)
+            break;
+    }
+    return done;
+}
+
+size_t region_copy_out(const struct region *region, size_t offset, char *to, size_t length)
+{
+    return copy_pieces(to, region->base + offset, length);
+}
+
+size_t region_copy_in(const struct region *region, size_t offset, const char *from, size_t length)
+{
+    return copy_pieces(region->base + offset, from, length);
+}

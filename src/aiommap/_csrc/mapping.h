@@ -1,0 +1,76 @@
+/* mapping.h: address ranges over files, and the system calls on them. Knows nothing of Python.
+ *
+ * Every function that may wait is meant to be called without the GIL. Functions that can fail
+ * return 0 or a positive errno number; those that count return the count, or a negative errno.
+ * A call that the platform lacks answers ENOSYS.
+ */
+#ifndef AIOMMAP_MAPPING_H
+#define AIOMMAP_MAPPING_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* No single system call or copy handles more than this, so that each can be interrupted. */
+#define PIECE_BYTES ((size_t)4 << 20)
+
+/* One mapped address range. Pages beyond the end of the file are reserved, not backed:
+ *
+ *   base                     end of file, in a page          base + length
+ *    |==== backed by the file ====|-- zeros --|..... faults .....|
+ *
+ * Shared by the Mapping that made it and by every lease on it; the last one unmaps.
+ */
+struct region {
+    char *base;     /* constant */
+    size_t length;  /* constant; whole pages */
+    bool writable;  /* constant */
+    long holders;   /* GIL */
+};
+
+size_t page_size(void);
+
+int region_map(struct region **out, int fd, size_t length, bool writable, bool private_copy,
+               bool huge);
+void region_unmap(struct region *region);
+
+/* Lay private zero pages over [offset, end of region), so that leases survive a file that ends
+ * there; and put the file back behind the range. The offset is a whole number of pages. */
+int region_fence(struct region *region, size_t offset);
+int region_unfence(struct region *region, int fd, size_t offset);
+
+/* Whether a read at this moment need not wait: the whole range, as mincore(2) sees it. */
+bool region_is_resident(const struct region *region, size_t offset, size_t length);
+/* One flag byte per page of the (page-aligned) range into flags. */
+int region_mincore(const struct region *region, size_t offset, size_t length,
+                   unsigned char *flags);
+
+/* Make the pages of a range present, at most PIECE_BYTES of it; the number of bytes handled. */
+ssize_t region_populate(const struct region *region, size_t offset, size_t length, bool write);
+int region_advise(const struct region *region, size_t offset, size_t length, int advice);
+int region_lock(const struct region *region, size_t offset, size_t length, bool lock);
+int region_sync(const struct region *region, size_t offset, size_t length);
+
+/* Guarded copies in pieces; the exact number of bytes copied. */
+size_t region_copy_out(const struct region *region, size_t offset, char *to, size_t length);
+size_t region_copy_in(const struct region *region, size_t offset, const char *from, size_t length);
+
+/* Read what is in the page cache without waiting; -EAGAIN when it is not there. */
+ssize_t file_read_nowait(int fd, char *to, size_t length, off_t offset);
+/* Read until length or end of file, in pieces. */
+ssize_t file_read(int fd, char *to, size_t length, off_t offset);
+int file_sync(int fd, bool metadata);
+int file_start_writeback(int fd, off_t offset, off_t length);
+/* The magic number of statfs(2); 0 where there is none. */
+int file_system_type(int fd, int64_t *type);
+int file_punch_hole(int fd, off_t offset, off_t length);
+int file_read_ahead(int fd, off_t offset, size_t length);
+
+/* What cachestat(2) counts, in pages. */
+struct cache_counts {
+    uint64_t cached, dirty, writeback, evicted, recently_evicted;
+};
+int file_cachestat(int fd, uint64_t offset, uint64_t length, struct cache_counts *out);
+
+#endif

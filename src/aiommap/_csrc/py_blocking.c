@@ -1,0 +1,187 @@
+/* py_blocking.c: reads, writes and syncs of worker threads. They may wait, without the GIL (I2).
+ *
+ * Verbs that copy report how much they copied; a number short of the request is a fault, and the
+ * caller finds out why. Errors of system calls are raised as OSError.
+ */
+#include "py_mapping.h"
+
+#include <errno.h>
+
+/* Fill `to` from the file, or from the mapping where only the mapping has the bytes. */
+static ssize_t read_waiting(Mapping *self, char *to, int64_t offset, size_t length)
+{
+    struct hold hold;
+    ssize_t got;
+    size_t first, end;
+    pages_of(offset, (int64_t)length, &first, &end);
+    if (self->private_copy && pages_has_any(&self->dirty, first, end))
+        WITHOUT_GIL(hold, self,
+                    got = (ssize_t)region_copy_out(hold.region, (size_t)offset, to, length););
+    else
+        WITHOUT_GIL(hold, self, got = file_read(hold.fd, to, length, (off_t)offset););
+    if (got >= 0 && (size_t)got < length)
+        self->counters.faults++;
+    return got;
+}
+
+PyObject *mapping_read(Mapping *self, PyObject *args)
+{
+    long long offset, length;
+    if (!PyArg_ParseTuple(args, "LL:read", &offset, &length) ||
+        !mapping_range(self, offset, length))
+        return NULL;
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
+    if (!bytes || length == 0)
+        return bytes;
+    ssize_t got = read_waiting(self, PyBytes_AS_STRING(bytes), offset, (size_t)length);
+    if (got < 0) {
+        Py_DECREF(bytes);
+        return os_error((int)-got);
+    }
+    if (got < length)
+        _PyBytes_Resize(&bytes, got); /* NULL with MemoryError when it fails */
+    return bytes;
+}
+
+PyObject *mapping_read_into(Mapping *self, PyObject *args)
+{
+    long long offset;
+    Py_buffer view;
+    if (!PyArg_ParseTuple(args, "Lw*:read_into", &offset, &view))
+        return NULL;
+    ssize_t got = 0;
+    bool valid = mapping_range(self, offset, view.len);
+    if (valid && view.len)
+        got = read_waiting(self, view.buf, offset, (size_t)view.len);
+    PyBuffer_Release(&view);
+    if (!valid)
+        return NULL;
+    return got < 0 ? os_error((int)-got) : PyLong_FromSsize_t(got);
+}
+
+struct store {
+    Py_buffer data;
+    int64_t offset;
+    bool ready;    /* its pages are known to be present and writable */
+    size_t copied; /* result */
+};
+
+/* Without the GIL. Every page is made writable before the first byte is stored, so that a full
+ * disk or a truncated file is found while nothing has been changed yet. */
+static void apply_store(const struct region *region, struct store *store)
+{
+    size_t length = (size_t)store->data.len, offset = (size_t)store->offset;
+    for (size_t at = 0; !store->ready && at < length;) {
+        ssize_t step = region_populate(region, offset + at, length - at, true);
+        if (step == -EINVAL || step == -ENOSYS)
+            break; /* no MADV_POPULATE_WRITE before Linux 5.14: the guard has to do */
+        if (step == -EINTR || step == -EAGAIN)
+            continue;
+        if (step < 0)
+            return;
+        at += (size_t)step;
+    }
+    store->copied = region_copy_in(region, offset, store->data.buf, length);
+}
+
+static bool load_stores(Mapping *self, PyObject *items, struct store *stores, Py_ssize_t *loaded)
+{
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(items); i++) {
+        long long offset;
+        struct store *store = &stores[i];
+        if (!PyArg_ParseTuple(PyList_GET_ITEM(items, i), "Ly*:write_many", &offset, &store->data))
+            return false;
+        ++*loaded;
+        if (!mapping_range(self, offset, store->data.len))
+            return false;
+        size_t first, end;
+        store->offset = offset;
+        store->ready = !pages_of(offset, store->data.len, &first, &end) ||
+                       pages_has_all(&self->ready, first, end);
+    }
+    return true;
+}
+
+/* What each store copied, and the sequence number it got: [(copied, sequence), ...]. */
+static PyObject *settle_stores(Mapping *self, struct store *stores, Py_ssize_t count)
+{
+    PyObject *results = PyList_New(count);
+    for (Py_ssize_t i = 0; results && i < count; i++) {
+        struct store *store = &stores[i];
+        bool whole = store->copied == (size_t)store->data.len;
+        if (!mapping_stored(self, store->offset, store->data.len)) {
+            Py_DECREF(results);
+            return PyErr_NoMemory();
+        }
+        if (!whole)
+            self->counters.faults++;
+        if (whole && store->copied)
+            self->sequence++;
+        PyObject *result = Py_BuildValue("(nK)", (Py_ssize_t)store->copied,
+                                         (unsigned long long)self->sequence);
+        if (!result)
+            Py_CLEAR(results);
+        else
+            PyList_SET_ITEM(results, i, result);
+    }
+    return results;
+}
+
+PyObject *mapping_write_many(Mapping *self, PyObject *items)
+{
+    if (!PyList_CheckExact(items))
+        return PyErr_Format(PyExc_TypeError, "write_many needs a list of (offset, buffer)");
+    PyObject *results = NULL;
+    Py_ssize_t count = PyList_GET_SIZE(items), loaded = 0;
+    struct store *stores = PyMem_Calloc(count ? (size_t)count : 1, sizeof *stores);
+    if (!stores)
+        return PyErr_NoMemory();
+    if (mapping_check(self) && load_stores(self, items, stores, &loaded)) {
+        struct hold hold;
+        /* SAFETY: the buffers are exported to us until they are released below, so nobody can
+         * free or move them while the copy runs. */
+        WITHOUT_GIL(hold, self, for (Py_ssize_t i = 0; i < count; i++) if (stores[i].data.len)
+                                    apply_store(hold.region, &stores[i]););
+        results = settle_stores(self, stores, count);
+    }
+    for (Py_ssize_t i = 0; i < loaded; i++)
+        PyBuffer_Release(&stores[i].data);
+    PyMem_Free(stores);
+    return results;
+}
+
+PyObject *mapping_sync(Mapping *self, PyObject *args)
+{
+    int metadata, error;
+    if (!PyArg_ParseTuple(args, "p:sync", &metadata) || !mapping_check(self))
+        return NULL;
+    struct hold hold;
+    WITHOUT_GIL(hold, self, error = file_sync(hold.fd, metadata););
+    if (error)
+        return os_error(error);
+    Py_RETURN_NONE;
+}
+
+/* What a verb on a non-empty range of the mapping or of the descriptor has to call. Length 0 is
+ * left out here: to several system calls it would mean "to the end". */
+#define RANGE_VERB(name, call)                                                                    \
+    PyObject *name(Mapping *self, PyObject *args)                                                 \
+    {                                                                                             \
+        long long offset, length;                                                                 \
+        int error = 0;                                                                            \
+        struct hold hold;                                                                         \
+        if (!parse_range(self, args, &offset, &length))                                           \
+            return NULL;                                                                          \
+        if (length)                                                                               \
+            WITHOUT_GIL(hold, self, error = call;);                                               \
+        if (error)                                                                                \
+            return os_error(error);                                                               \
+        Py_RETURN_NONE;                                                                           \
+    }
+
+RANGE_VERB(mapping_sync_range, region_sync(hold.region, (size_t)offset, (size_t)length))
+RANGE_VERB(mapping_start_writeback, file_start_writeback(hold.fd, (off_t)offset, (off_t)length))
+RANGE_VERB(mapping_read_ahead, file_read_ahead(hold.fd, (off_t)offset, (size_t)length))
+RANGE_VERB(mapping_punch_hole, file_punch_hole(hold.fd, (off_t)offset, (off_t)length))
+RANGE_VERB(mapping_lock, region_lock(hold.region, (size_t)offset, (size_t)length, true))
+RANGE_VERB(mapping_unlock, region_lock(hold.region, (size_t)offset, (size_t)length, false))

@@ -1,0 +1,135 @@
+/* py_flush.c: what is dirty, what a flush in flight covers, what waits for a worker. */
+#include "py_mapping.h"
+
+bool mapping_stored(Mapping *self, int64_t offset, int64_t length)
+{
+    size_t first, end;
+    if (!pages_of(offset, length, &first, &end))
+        return true;
+    return pages_insert(&self->dirty, first, end) && pages_insert(&self->ready, first, end);
+}
+
+/* A writable lease may be stored through at any moment: its pages are dirty while it lives. */
+static bool absorb_leases(Mapping *self)
+{
+    for (Lease *lease = self->leases; lease; lease = lease->next) {
+        int64_t left = self->size - lease->offset;
+        int64_t length = lease->length < left ? lease->length : left;
+        size_t first, end;
+        if (lease->writable && length > 0 && pages_of(lease->offset, length, &first, &end) &&
+            !pages_insert(&self->dirty, first, end))
+            return false;
+    }
+    return true;
+}
+
+/* Dirty runs in pages [first, end) as a list of byte ranges, the last one clipped to the size. */
+static PyObject *list_runs(Mapping *self, size_t first, size_t end)
+{
+    PyObject *runs = PyList_New(0);
+    size_t start, stop, page = page_size();
+    while (runs && pages_next_run(&self->dirty, first, end, &start, &stop)) {
+        int64_t limit = (int64_t)(stop * page) < self->size ? (int64_t)(stop * page) : self->size;
+        PyObject *run = Py_BuildValue("(LL)", (long long)(start * page), (long long)limit);
+        if (!run || PyList_Append(runs, run))
+            Py_CLEAR(runs);
+        Py_XDECREF(run);
+        first = stop;
+    }
+    return runs;
+}
+
+PyObject *mapping_flush_begin(Mapping *self, PyObject *args)
+{
+    long long offset, length;
+    size_t first, end, page = page_size();
+    if (!parse_range(self, args, &offset, &length))
+        return NULL;
+    if (!pages_of(offset, length, &first, &end))
+        return PyList_New(0);
+    if (!absorb_leases(self))
+        return PyErr_NoMemory();
+    PyObject *runs = list_runs(self, first, end);
+    if (!runs || PyList_GET_SIZE(runs) == 0)
+        return runs;
+    pages_remove(&self->dirty, first, end);
+    pages_remove(&self->ready, first, end); /* write-back makes the pages read-only again */
+    int64_t start = (int64_t)(first * page), stop = (int64_t)(end * page);
+    bool idle = self->flight_start >= self->flight_end;
+    self->flight_start = idle || start < self->flight_start ? start : self->flight_start;
+    self->flight_end = idle || stop > self->flight_end ? stop : self->flight_end;
+    return runs;
+}
+
+static bool mark_dirty(Mapping *self, PyObject *runs)
+{
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(runs); i++) {
+        long long offset, end;
+        size_t first, stop;
+        if (!PyArg_ParseTuple(PyList_GET_ITEM(runs, i), "LL", &offset, &end))
+            return false;
+        end = end < self->size ? end : self->size;
+        if (offset >= 0 && offset < end && pages_of(offset, end - offset, &first, &stop) &&
+            !pages_insert(&self->dirty, first, stop)) {
+            PyErr_NoMemory();
+            return false;
+        }
+    }
+    return true;
+}
+
+PyObject *mapping_flush_end(Mapping *self, PyObject *failed)
+{
+    self->flight_start = self->flight_end = 0;
+    if (!PyList_CheckExact(failed))
+        return PyErr_Format(PyExc_TypeError, "flush_end needs the list of runs that failed");
+    if (!mark_dirty(self, failed))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+PyObject *mapping_dirty_runs(Mapping *self, PyObject *Py_UNUSED(unused))
+{
+    if (!absorb_leases(self))
+        return PyErr_NoMemory();
+    return list_runs(self, 0, self->dirty.count);
+}
+
+PyObject *mapping_dirty_bytes(Mapping *self, PyObject *Py_UNUSED(unused))
+{
+    if (!absorb_leases(self))
+        return PyErr_NoMemory();
+    return PyLong_FromSize_t(pages_total(&self->dirty) * page_size());
+}
+
+PyObject *mapping_set_lane(Mapping *self, PyObject *args)
+{
+    long long start, end;
+    if (!PyArg_ParseTuple(args, "LL:set_lane", &start, &end))
+        return NULL;
+    self->lane_start = start;
+    self->lane_end = end;
+    Py_RETURN_NONE;
+}
+
+PyObject *mapping_set_locked(Mapping *self, PyObject *ranges)
+{
+    if (!PyList_CheckExact(ranges))
+        return PyErr_Format(PyExc_TypeError, "set_locked needs a list of (offset, end)");
+    Py_ssize_t count = PyList_GET_SIZE(ranges);
+    int64_t *bounds = PyMem_Calloc(count ? (size_t)count : 1, 2 * sizeof *bounds);
+    if (!bounds)
+        return PyErr_NoMemory();
+    for (Py_ssize_t i = 0; i < count; i++) {
+        long long start, end;
+        if (!PyArg_ParseTuple(PyList_GET_ITEM(ranges, i), "LL", &start, &end)) {
+            PyMem_Free(bounds);
+            return NULL;
+        }
+        bounds[2 * i] = start;
+        bounds[2 * i + 1] = end;
+    }
+    PyMem_Free(self->locked.bounds);
+    self->locked = (struct spans){.bounds = bounds, .count = (size_t)count};
+    Py_RETURN_NONE;
+}

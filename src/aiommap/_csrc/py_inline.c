@@ -1,0 +1,239 @@
+/* py_inline.c: the verbs of the loop thread. They never wait for a disk (I1).
+ *
+ * Each returns None when it cannot answer at once; then nothing has happened, and the caller
+ * takes the slow way, which also forms the error if there is one to form.
+ */
+#include "py_mapping.h"
+
+#include <errno.h>
+
+static bool parse_integer(PyObject *object, int64_t *value)
+{
+    if (!PyLong_Check(object))
+        return false;
+    int overflow;
+    *value = PyLong_AsLongLongAndOverflow(object, &overflow);
+    return !overflow;
+}
+
+static bool slice_allows(void) { return !slice_is_spent(thread_slice(), slice_clock()); }
+
+bool spans_cover(const struct spans *spans, int64_t offset, int64_t end)
+{
+    size_t low = 0, high = spans->count;
+    while (low < high) { /* the last span that starts at or before offset */
+        size_t middle = (low + high) / 2;
+        if (spans->bounds[2 * middle] <= offset)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low > 0 && end <= spans->bounds[2 * low - 1];
+}
+
+/* A guarded copy out of pages that are known to be present. */
+static bool copy_present(Mapping *self, char *to, int64_t offset, size_t length)
+{
+    size_t copied;
+    if (length <= GIL_COPY_LIMIT_BYTES) {
+        copied = region_copy_out(self->region, (size_t)offset, to, length);
+    } else {
+        struct hold hold;
+        WITHOUT_GIL(hold, self,
+                    copied = region_copy_out(hold.region, (size_t)offset, to, length););
+    }
+    if (copied < length)
+        self->counters.faults++;
+    return copied == length;
+}
+
+/* Check and copy piece by piece, so that little time passes between the two. */
+static size_t copy_checked(const struct region *region, char *to, size_t offset, size_t length)
+{
+    size_t done = 0;
+    while (done < length) {
+        size_t piece = length - done < MAPPED_READ_PIECE_BYTES ? length - done
+                                                               : MAPPED_READ_PIECE_BYTES;
+        if (!region_is_resident(region, offset + done, piece))
+            break;
+        size_t copied = region_copy_out(region, offset + done, to + done, piece);
+        done += copied;
+        if (copied < piece)
+            break;
+    }
+    return done;
+}
+
+static bool read_mapped(Mapping *self, char *to, int64_t offset, size_t length)
+{
+    size_t done;
+    if (length <= GIL_COPY_LIMIT_BYTES) {
+        done = copy_checked(self->region, to, (size_t)offset, length);
+    } else {
+        struct hold hold;
+        WITHOUT_GIL(hold, self,
+                    done = copy_checked(hold.region, to, (size_t)offset, length););
+    }
+    return done == length;
+}
+
+/* Read through the descriptor, which never waits and never faults. */
+static bool read_cached(Mapping *self, char *to, int64_t offset, size_t length)
+{
+    struct hold hold;
+    ssize_t got;
+    if (self->nowait && length <= GIL_COPY_LIMIT_BYTES) {
+        got = file_read_nowait(self->fd, to, length, offset);
+    } else if (self->nowait) {
+        WITHOUT_GIL(hold, self, got = file_read_nowait(hold.fd, to, length, offset););
+    } else {
+        WITHOUT_GIL(hold, self, got = file_read(hold.fd, to, length, offset););
+    }
+    if (got == -EOPNOTSUPP || got == -EPERM || got == -ENOSYS)
+        self->nowait = false; /* this file system, sandbox or kernel has no NOWAIT reads */
+    return got == (ssize_t)length;
+}
+
+/* True when `length` bytes were read without waiting. Needs a valid range. */
+static bool read_now(Mapping *self, char *to, int64_t offset, size_t length)
+{
+    if (length == 0)
+        return true;
+    if (self->locked.count && spans_cover(&self->locked, offset, offset + (int64_t)length))
+        return copy_present(self, to, offset, length);
+    if (self->private_copy) {
+        size_t first, end;
+        pages_of(offset, (int64_t)length, &first, &end);
+        /* Private pages are not in the file: only the mapping has them. */
+        if (pages_has_any(&self->dirty, first, end))
+            return self->residency_visible && read_mapped(self, to, offset, length);
+    }
+    if (!self->nowait && !self->in_memory)
+        return false;
+    if (length >= MAPPED_READ_BYTES && self->residency_visible)
+        return read_mapped(self, to, offset, length);
+    return read_cached(self, to, offset, length);
+}
+
+static bool read_counted(Mapping *self, char *to, int64_t offset, size_t length)
+{
+    bool done = read_now(self, to, offset, length);
+    if (done)
+        self->counters.inline_reads++;
+    else
+        self->counters.fell_back_reads++;
+    return done;
+}
+
+static PyObject *read_bytes(Mapping *self, int64_t offset, int64_t length)
+{
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
+    if (!bytes)
+        return NULL;
+    if (read_counted(self, PyBytes_AS_STRING(bytes), offset, (size_t)length))
+        return bytes;
+    Py_DECREF(bytes);
+    Py_RETURN_NONE;
+}
+
+PyObject *mapping_read_inline(Mapping *self, PyObject *const *args, Py_ssize_t count)
+{
+    int64_t offset, length;
+    if (count != 2 || !parse_integer(args[0], &offset) || !parse_integer(args[1], &length) ||
+        !mapping_is_usable(self) || !range_is_valid(offset, length, self->size) ||
+        (uint64_t)length > INLINE_READ_LIMIT_BYTES || !slice_allows())
+        Py_RETURN_NONE;
+    return read_bytes(self, offset, length);
+}
+
+PyObject *mapping_read_nowait(Mapping *self, PyObject *const *args, Py_ssize_t count)
+{
+    int64_t offset, length;
+    if (count != 2 || !parse_integer(args[0], &offset) || !parse_integer(args[1], &length) ||
+        !mapping_is_usable(self) || !range_is_valid(offset, length, self->size))
+        Py_RETURN_NONE;
+    return read_bytes(self, offset, length);
+}
+
+PyObject *mapping_read_into_inline(Mapping *self, PyObject *const *args, Py_ssize_t count)
+{
+    int64_t offset;
+    Py_buffer view;
+    if (count != 2 || !parse_integer(args[0], &offset) || !mapping_is_usable(self) ||
+        !slice_allows())
+        Py_RETURN_NONE;
+    if (PyObject_GetBuffer(args[1], &view, PyBUF_WRITABLE)) {
+        PyErr_Clear();
+        Py_RETURN_NONE;
+    }
+    bool done = range_is_valid(offset, view.len, self->size) &&
+                (size_t)view.len <= INLINE_READ_LIMIT_BYTES &&
+                read_counted(self, view.buf, offset, (size_t)view.len);
+    Py_ssize_t length = view.len;
+    PyBuffer_Release(&view);
+    if (!done)
+        Py_RETURN_NONE;
+    return PyLong_FromSsize_t(length);
+}
+
+static bool overlap(int64_t start, int64_t end, int64_t other_start, int64_t other_end)
+{
+    return start < other_end && other_start < end;
+}
+
+/* Whether a store would find every page present and no flush of ours at work on it; a store under
+ * a flush waits for the disk for milliseconds (docs/design.md has the measurements). */
+static bool store_cannot_wait(Mapping *self, int64_t offset, int64_t length, int64_t now)
+{
+    size_t first, end;
+    int64_t stop = offset + length;
+    if (overlap(offset, stop, self->flight_start, self->flight_end) ||
+        overlap(offset, stop, self->lane_start, self->lane_end)) /* I9 */
+        return false;
+    if (now - self->ready_since > READY_NS) {
+        pages_remove(&self->ready, 0, self->ready.count);
+        self->ready_since = now;
+    }
+    pages_of(offset, length, &first, &end);
+    return pages_has_all(&self->ready, first, end) ||
+           region_is_resident(self->region, (size_t)offset, (size_t)length);
+}
+
+/* The receipt, None when the store has to go to the lane, or NULL with MemoryError. */
+static PyObject *store_now(Mapping *self, int64_t offset, const Py_buffer *data)
+{
+    int64_t now = slice_clock();
+    if (!range_is_valid(offset, data->len, self->size) ||
+        (size_t)data->len > INLINE_WRITE_LIMIT_BYTES || slice_is_spent(thread_slice(), now))
+        Py_RETURN_NONE;
+    if (data->len == 0)
+        return receipt_make(self, offset, 0, self->sequence);
+    if (!store_cannot_wait(self, offset, data->len, now))
+        Py_RETURN_NONE;
+    size_t copied =
+        region_copy_in(self->region, (size_t)offset, data->buf, (size_t)data->len);
+    if (!mapping_stored(self, offset, data->len)) /* also a part of it may have been stored */
+        return PyErr_NoMemory();
+    if (copied < (size_t)data->len) {
+        self->counters.faults++;
+        Py_RETURN_NONE;
+    }
+    self->counters.inline_writes_done++;
+    return receipt_make(self, offset, data->len, ++self->sequence);
+}
+
+PyObject *mapping_write_inline(Mapping *self, PyObject *const *args, Py_ssize_t count)
+{
+    int64_t offset;
+    Py_buffer data;
+    if (!self->inline_writes || count != 2 || !parse_integer(args[0], &offset) ||
+        !mapping_is_usable(self))
+        Py_RETURN_NONE;
+    if (PyObject_GetBuffer(args[1], &data, PyBUF_SIMPLE)) {
+        PyErr_Clear();
+        Py_RETURN_NONE;
+    }
+    PyObject *receipt = store_now(self, offset, &data);
+    PyBuffer_Release(&data);
+    return receipt;
+}

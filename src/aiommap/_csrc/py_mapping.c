@@ -1,0 +1,313 @@
+/* py_mapping.c: the Mapping type: making, closing and freeing one. */
+#include "py_mapping.h"
+
+#include <structmember.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "guard.h"
+
+void region_release(struct region *region)
+{
+    if (!region || --region->holders)
+        return;
+    Py_BEGIN_ALLOW_THREADS /* munmap of a large range takes milliseconds */
+    region_unmap(region);
+    Py_END_ALLOW_THREADS
+}
+
+static void descriptor_close(int fd)
+{
+    Py_BEGIN_ALLOW_THREADS
+    close(fd);
+    Py_END_ALLOW_THREADS
+}
+
+void hold_begin(struct hold *hold, Mapping *mapping)
+{
+    hold->mapping = mapping;
+    hold->region = mapping->region;
+    hold->fd = mapping->fd;
+    if (hold->region)
+        hold->region->holders++;
+    mapping->in_flight++;
+}
+
+void hold_end(struct hold *hold)
+{
+    Mapping *mapping = hold->mapping;
+    region_release(hold->region);
+    if (--mapping->in_flight == 0 && mapping->fd_to_close >= 0) {
+        int fd = mapping->fd_to_close;
+        mapping->fd_to_close = -1;
+        descriptor_close(fd);
+    }
+}
+
+bool mapping_is_usable(const Mapping *self)
+{
+    return !self->closed && !self->retiring && self->fork_generation == fork_generation;
+}
+
+bool mapping_check(const Mapping *self)
+{
+    if (!self->closed && self->fork_generation == fork_generation)
+        return true;
+    PyErr_SetString(PyExc_ValueError,
+                    self->closed ? "the mapping is closed" : "the mapping is another process's");
+    return false;
+}
+
+bool mapping_range(const Mapping *self, int64_t offset, int64_t length)
+{
+    if (!mapping_check(self))
+        return false;
+    if (range_is_valid(offset, length, self->size))
+        return true;
+    PyErr_Format(PyExc_ValueError, "range of %lld bytes at %lld leaves the %lld mapped bytes",
+                 (long long)length, (long long)offset, (long long)self->size);
+    return false;
+}
+
+bool parse_range(Mapping *self, PyObject *args, long long *offset, long long *length)
+{
+    return PyArg_ParseTuple(args, "LL", offset, length) && mapping_range(self, *offset, *length);
+}
+
+PyObject *os_error(int number)
+{
+    errno = number;
+    return PyErr_SetFromErrno(PyExc_OSError);
+}
+
+bool pages_of(int64_t offset, int64_t length, size_t *first, size_t *end)
+{
+    size_t page = page_size();
+    *first = (size_t)offset / page;
+    *end = ((size_t)offset + (size_t)length + page - 1) / page;
+    return length > 0;
+}
+
+/* Whole pages that `bytes` take. */
+static size_t pages_for(int64_t bytes) { return ((size_t)bytes + page_size() - 1) / page_size(); }
+
+static int map_file(Mapping *self, int64_t capacity)
+{
+    if (capacity == 0)
+        return 0; /* an empty file: mmap(2) refuses length 0, and nothing can be addressed */
+    int error;
+    size_t length = pages_for(capacity) * page_size();
+    Py_BEGIN_ALLOW_THREADS
+    error = region_map(&self->region, self->fd, length, self->writable, self->private_copy,
+                       self->huge);
+    Py_END_ALLOW_THREADS
+    return error;
+}
+
+static PyObject *mapping_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"fd", "size", "capacity", "writable", "private_copy", "huge",
+                            "nowait", "in_memory", "residency_visible", NULL};
+    int fd, writable, private_copy, huge, nowait, in_memory, visible;
+    long long size, capacity;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iLLpppppp:Mapping", names, &fd, &size,
+                                     &capacity, &writable, &private_copy, &huge, &nowait,
+                                     &in_memory, &visible))
+        return NULL;
+    if (size < 0 || capacity < size || capacity > (int64_t)PTRDIFF_MAX - (int64_t)page_size()) {
+        PyErr_SetString(PyExc_ValueError, "size and capacity must satisfy 0 <= size <= capacity");
+        return NULL;
+    }
+    if (guard_install())
+        return PyErr_SetFromErrno(PyExc_OSError);
+    Mapping *self = (Mapping *)type->tp_alloc(type, 0);
+    if (!self) {
+        guard_remove();
+        return NULL;
+    }
+    self->fd = fd;
+    self->fd_to_close = -1;
+    self->size = size;
+    self->writable = writable;
+    self->private_copy = private_copy;
+    self->huge = huge;
+    self->nowait = nowait;
+    self->in_memory = in_memory;
+    self->residency_visible = visible;
+    self->inline_writes = writable;
+    self->fork_generation = fork_generation;
+    int error = map_file(self, capacity);
+    if (!error && (!pages_reserve(&self->dirty, pages_for(capacity)) ||
+                   !pages_reserve(&self->ready, pages_for(capacity))))
+        error = ENOMEM;
+    if (error) {
+        self->fd = -1; /* the descriptor stays the caller's unless we return an object */
+        Py_DECREF(self);
+        return os_error(error);
+    }
+    return (PyObject *)self;
+}
+
+static PyObject *mapping_close(Mapping *self, PyObject *Py_UNUSED(unused))
+{
+    struct region *region = self->region;
+    int fd = self->fd;
+    self->closed = true;
+    self->region = NULL;
+    self->fd = -1;
+    region_release(region);
+    if (fd >= 0 && self->in_flight)
+        self->fd_to_close = fd;
+    else if (fd >= 0)
+        descriptor_close(fd);
+    Py_RETURN_NONE;
+}
+
+static PyObject *mapping_attach(Mapping *self, PyObject *args)
+{
+    PyObject *owner;
+    PyTypeObject *type;
+    if (!PyArg_ParseTuple(args, "OO!:attach", &owner, &PyType_Type, &type))
+        return NULL;
+    Py_XSETREF(self->owner, Py_NewRef(owner));
+    Py_XSETREF(self->receipt_type, (PyTypeObject *)Py_NewRef((PyObject *)type));
+    Py_RETURN_NONE;
+}
+
+static int mapping_traverse(Mapping *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->owner);
+    Py_VISIT(self->receipt_type);
+    return 0;
+}
+
+static int mapping_clear(Mapping *self)
+{
+    Py_CLEAR(self->owner);
+    Py_CLEAR(self->receipt_type);
+    return 0;
+}
+
+static void mapping_dealloc(Mapping *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    Py_XDECREF(mapping_close(self, NULL));
+    mapping_clear(self);
+    pages_free(&self->dirty);
+    pages_free(&self->ready);
+    PyMem_Free(self->locked.bounds);
+    guard_remove();
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyObject *get_capacity(Mapping *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromSize_t(self->region ? self->region->length : 0);
+}
+
+static PyObject *get_address(Mapping *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromVoidPtr(self->region ? self->region->base : NULL);
+}
+
+static PyObject *get_forked(Mapping *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(self->fork_generation != fork_generation);
+}
+
+static PyObject *get_leases(Mapping *self, void *Py_UNUSED(closure))
+{
+    PyObject *ranges = PyList_New(0);
+    for (Lease *lease = self->leases; ranges && lease; lease = lease->next) {
+        PyObject *range = Py_BuildValue("(LL)", (long long)lease->offset,
+                                        (long long)(lease->offset + lease->length));
+        if (!range || PyList_Append(ranges, range))
+            Py_CLEAR(ranges);
+        Py_XDECREF(range);
+    }
+    return ranges;
+}
+
+static PyGetSetDef mapping_getset[] = {
+    {"capacity", (getter)get_capacity, NULL, "Bytes of reserved address space.", NULL},
+    {"address", (getter)get_address, NULL, "Where byte 0 is mapped.", NULL},
+    {"forked", (getter)get_forked, NULL, "Whether this is a forked child of the opener.", NULL},
+    {"leases", (getter)get_leases, NULL, "Ranges (offset, end) of the live leases.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+#define FIELD(name, kind, flags) {#name, kind, offsetof(Mapping, name), flags, NULL}
+#define COUNTER(name) {#name, T_ULONGLONG, offsetof(Mapping, counters.name), READONLY, NULL}
+static PyMemberDef mapping_members[] = {
+    FIELD(fd, T_INT, READONLY),
+    FIELD(size, T_LONGLONG, READONLY),
+    FIELD(closed, T_BOOL, READONLY),
+    FIELD(nowait, T_BOOL, READONLY),
+    FIELD(in_memory, T_BOOL, READONLY),
+    FIELD(residency_visible, T_BOOL, READONLY),
+    FIELD(inline_writes, T_BOOL, 0),
+    FIELD(retiring, T_BOOL, 0),
+    FIELD(sequence, T_ULONGLONG, READONLY),
+    FIELD(durable_sequence, T_ULONGLONG, 0),
+    COUNTER(inline_reads),
+    COUNTER(fell_back_reads),
+    COUNTER(inline_writes_done),
+    COUNTER(faults),
+    {NULL, 0, 0, 0, NULL},
+};
+
+#define FAST(name, function) {name, (PyCFunction)(void (*)(void))function, METH_FASTCALL, NULL}
+#define ARGS(name, function) {name, (PyCFunction)function, METH_VARARGS, NULL}
+#define NONE(name, function) {name, (PyCFunction)function, METH_NOARGS, NULL}
+#define ONE(name, function) {name, (PyCFunction)function, METH_O, NULL}
+static PyMethodDef mapping_methods[] = { /* documented in _native.pyi */
+    FAST("read_inline", mapping_read_inline),
+    FAST("read_into_inline", mapping_read_into_inline),
+    FAST("read_nowait", mapping_read_nowait),
+    FAST("write_inline", mapping_write_inline),
+    ARGS("read", mapping_read),
+    ARGS("read_into", mapping_read_into),
+    ONE("write_many", mapping_write_many),
+    ARGS("sync", mapping_sync),
+    ARGS("sync_range", mapping_sync_range),
+    ARGS("start_writeback", mapping_start_writeback),
+    ARGS("read_ahead", mapping_read_ahead),
+    ARGS("punch_hole", mapping_punch_hole),
+    ARGS("populate", mapping_populate),
+    ARGS("advise", mapping_advise),
+    ARGS("lock", mapping_lock),
+    ARGS("unlock", mapping_unlock),
+    ARGS("residency", mapping_residency),
+    ARGS("cachestat", mapping_cachestat),
+    ARGS("flush_begin", mapping_flush_begin),
+    ONE("flush_end", mapping_flush_end),
+    NONE("dirty_runs", mapping_dirty_runs),
+    NONE("dirty_bytes", mapping_dirty_bytes),
+    ARGS("set_lane", mapping_set_lane),
+    ONE("set_locked", mapping_set_locked),
+    ARGS("set_size", mapping_set_size),
+    ARGS("rebase", mapping_rebase),
+    ARGS("fence", mapping_fence),
+    ARGS("unfence", mapping_unfence),
+    ARGS("lease", mapping_lease),
+    ARGS("attach", mapping_attach),
+    NONE("close", mapping_close),
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot mapping_slots[] = {
+    {Py_tp_new, mapping_new},           {Py_tp_dealloc, mapping_dealloc},
+    {Py_tp_traverse, mapping_traverse}, {Py_tp_clear, mapping_clear},
+    {Py_tp_methods, mapping_methods},   {Py_tp_members, mapping_members},
+    {Py_tp_getset, mapping_getset},     {0, NULL},
+};
+
+PyType_Spec mapping_spec = {
+    .name = "aiommap._native.Mapping",
+    .basicsize = sizeof(Mapping),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = mapping_slots,
+};

@@ -1,0 +1,176 @@
+/* py_mapping.h: the Python objects of aiommap._native and what their files share.
+ *
+ * Locking. "GIL" behind a field means: read and written only while holding the GIL. A verb that
+ * gives the GIL up first takes a hold (hold_begin), which keeps region and descriptor alive, and
+ * then touches nothing but the hold, the caller's buffer and constants.
+ */
+#ifndef AIOMMAP_PY_MAPPING_H
+#define AIOMMAP_PY_MAPPING_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "mapping.h"
+#include "pages.h"
+#include "slice.h"
+
+/* Copies up to this size are cheaper than giving the GIL up and getting it back (I2). */
+#define GIL_COPY_LIMIT_BYTES ((size_t)64 << 10)
+/* A read of this size stops the loop for about 0.2 ms; longer ones go to a worker. */
+#define INLINE_READ_LIMIT_BYTES ((size_t)1 << 20)
+#define INLINE_WRITE_LIMIT_BYTES GIL_COPY_LIMIT_BYTES
+/* From here on mincore(2) and a guarded copy are faster than preadv2(2): docs/design.md. */
+#define MAPPED_READ_BYTES ((size_t)32 << 10)
+/* Residency is checked again for every piece, so that a check never is older than ~20 us. */
+#define MAPPED_READ_PIECE_BYTES ((size_t)256 << 10)
+/* How long a page that was stored to is trusted to be still in memory. */
+#define READY_NS INT64_C(1000000000)
+
+/* A sorted array of disjoint byte ranges [starts[i], ends[i]). */
+struct spans {
+    int64_t *bounds; /* start, end, start, end, ... */
+    size_t count;
+};
+
+struct counters { /* GIL */
+    uint64_t inline_reads, fell_back_reads, inline_writes_done, faults;
+};
+
+typedef struct lease Lease;
+
+typedef struct {
+    PyObject_HEAD
+    struct region *region; /* GIL; NULL for an empty file and once closed */
+    int fd;                /* GIL; -1 once closed */
+    bool closed;           /* GIL */
+    bool writable;         /* constant: stores are allowed */
+    bool private_copy;     /* constant: mode "c", stores never reach the file */
+    bool huge;             /* constant: huge pages were asked for */
+    bool nowait;           /* GIL; latched off when the file system refuses RWF_NOWAIT */
+    bool in_memory;        /* constant: tmpfs and the like, where pread(2) never waits */
+    bool residency_visible; /* constant: mincore(2) tells the truth about this file */
+    bool retiring;         /* GIL; being closed: inline verbs answer None */
+    bool inline_writes;    /* GIL; off for policy "always", after a failed flush, while closing */
+    int64_t size;          /* GIL; bytes of the file that verbs may address */
+    unsigned long fork_generation; /* constant */
+    unsigned long in_flight; /* GIL; holds that are out; the descriptor outlives them */
+    int fd_to_close;       /* GIL; the descriptor of a closed mapping, for the last hold */
+    struct pages dirty;    /* GIL; stored to since the last flush; in "c": private pages */
+    struct pages ready;    /* GIL; stored to within READY_NS: present and writable */
+    int64_t ready_since;   /* GIL; when `ready` was last emptied */
+    int64_t flight_start, flight_end; /* GIL; the range that a flush is writing */
+    int64_t lane_start, lane_end; /* GIL; bounds of the writes queued for a worker */
+    struct spans locked;   /* GIL; ranges pinned by mlock */
+    uint64_t sequence;     /* GIL; number of the newest applied write */
+    uint64_t durable_sequence; /* GIL; every write up to this one is durable */
+    struct counters counters;
+    Lease *leases;         /* GIL; live leases, newest first */
+    PyObject *owner;       /* GIL; what receipts refer to; may be NULL */
+    PyTypeObject *receipt_type; /* GIL; may be NULL */
+} Mapping;
+
+struct lease {
+    PyObject_HEAD
+    Mapping *mapping;      /* constant, strong */
+    struct region *region; /* constant, one of its holders; NULL when length is 0 */
+    int64_t offset;        /* constant */
+    Py_ssize_t length;     /* constant */
+    bool writable;         /* constant */
+    Lease *next, *previous; /* GIL; links of Mapping.leases */
+};
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *owner;   /* constant, strong */
+    int64_t offset;    /* constant */
+    int64_t length;    /* constant */
+    uint64_t sequence; /* constant */
+    bool settled;      /* GIL; known durable by a flush of its own range */
+} Receipt;
+
+/* Per-module state: the heap types. */
+struct native_state {
+    PyTypeObject *mapping_type, *lease_type, *receipt_type;
+};
+
+/* What a verb may use while it does not hold the GIL. */
+struct hold {
+    Mapping *mapping;
+    struct region *region;
+    int fd;
+};
+
+/* All of these need the GIL. */
+void hold_begin(struct hold *hold, Mapping *mapping);
+void hold_end(struct hold *hold);
+void region_release(struct region *region);
+bool mapping_is_usable(const Mapping *self); /* open, of this process, not being closed */
+bool mapping_check(const Mapping *self);     /* open, of this process; with an exception set */
+/* I3: no address is formed before this said true. */
+static inline bool range_is_valid(int64_t offset, int64_t length, int64_t limit)
+{
+    return offset >= 0 && length >= 0 && offset <= limit && length <= limit - offset;
+}
+bool mapping_range(const Mapping *self, int64_t offset, int64_t length); /* with an exception */
+/* Parse (offset, length) of a verb on a range, and check it. */
+bool parse_range(Mapping *self, PyObject *args, long long *offset, long long *length);
+PyObject *os_error(int number);
+bool pages_of(int64_t offset, int64_t length, size_t *first, size_t *end);
+bool mapping_stored(Mapping *self, int64_t offset, int64_t length); /* false: out of memory */
+PyObject *receipt_make(Mapping *self, int64_t offset, int64_t length, uint64_t sequence);
+bool spans_cover(const struct spans *spans, int64_t offset, int64_t end);
+
+extern PyType_Spec mapping_spec, lease_spec, receipt_spec;
+extern unsigned long fork_generation; /* grows in every forked child */
+struct slice *thread_slice(void);
+
+/* py_inline.c: verbs of the loop thread; they never wait. */
+PyObject *mapping_read_inline(Mapping *self, PyObject *const *args, Py_ssize_t count);
+PyObject *mapping_read_into_inline(Mapping *self, PyObject *const *args, Py_ssize_t count);
+PyObject *mapping_read_nowait(Mapping *self, PyObject *const *args, Py_ssize_t count);
+PyObject *mapping_write_inline(Mapping *self, PyObject *const *args, Py_ssize_t count);
+
+/* py_blocking.c, py_paging.c: verbs of worker threads; they may wait, without the GIL. */
+PyObject *mapping_read(Mapping *self, PyObject *args);
+PyObject *mapping_read_into(Mapping *self, PyObject *args);
+PyObject *mapping_write_many(Mapping *self, PyObject *items);
+PyObject *mapping_sync(Mapping *self, PyObject *args);
+PyObject *mapping_sync_range(Mapping *self, PyObject *args);
+PyObject *mapping_start_writeback(Mapping *self, PyObject *args);
+PyObject *mapping_read_ahead(Mapping *self, PyObject *args);
+PyObject *mapping_punch_hole(Mapping *self, PyObject *args);
+PyObject *mapping_populate(Mapping *self, PyObject *args);
+PyObject *mapping_advise(Mapping *self, PyObject *args);
+PyObject *mapping_lock(Mapping *self, PyObject *args);
+PyObject *mapping_unlock(Mapping *self, PyObject *args);
+PyObject *mapping_residency(Mapping *self, PyObject *args);
+PyObject *mapping_cachestat(Mapping *self, PyObject *args);
+
+/* py_flush.c: what is dirty, and what a flush in flight covers. */
+PyObject *mapping_flush_begin(Mapping *self, PyObject *args);
+PyObject *mapping_flush_end(Mapping *self, PyObject *failed);
+PyObject *mapping_dirty_runs(Mapping *self, PyObject *unused);
+PyObject *mapping_dirty_bytes(Mapping *self, PyObject *unused);
+PyObject *mapping_set_lane(Mapping *self, PyObject *args);
+PyObject *mapping_set_locked(Mapping *self, PyObject *ranges);
+
+/* py_resize.c */
+PyObject *mapping_set_size(Mapping *self, PyObject *args);
+PyObject *mapping_rebase(Mapping *self, PyObject *args);
+PyObject *mapping_fence(Mapping *self, PyObject *args);
+PyObject *mapping_unfence(Mapping *self, PyObject *args);
+
+/* py_lease.c */
+PyObject *mapping_lease(Mapping *self, PyObject *args);
+
+/* Run a call without the GIL while a hold keeps the mapping's parts alive. */
+#define WITHOUT_GIL(hold, mapping, statement)                                                     \
+    do {                                                                                          \
+        hold_begin(&(hold), (mapping));                                                           \
+        Py_BEGIN_ALLOW_THREADS                                                                    \
+        statement;                                                                                \
+        Py_END_ALLOW_THREADS                                                                      \
+        hold_end(&(hold));                                                                        \
+    } while (0)
+
+#endif

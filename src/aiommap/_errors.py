@@ -1,0 +1,223 @@
+"""The exception tree of aiommap: each error names who is at fault and carries its numbers.
+
+Messages are built from the arguments in ``__str__``, so that an exception pickles and that a
+handler reads numbers from attributes instead of parsing text.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+
+class MappedFileError(Exception):
+    """Root of all errors that aiommap itself raises; never raised directly.
+
+    A missing file, a refused permission and a full disk stay the plain ``OSError`` subclasses
+    they are everywhere in Python; use of a closed file raises ``anyio.ClosedResourceError``.
+    """
+
+    # Not __new__: OSError fills errno from there instead of from __init__ once it is overridden.
+    def __init__(self, *args: object) -> None:
+        if type(self) is MappedFileError:
+            raise TypeError("MappedFileError is abstract: raise one of its subclasses")
+        super().__init__(*args)
+
+
+class OutOfBoundsError(MappedFileError, ValueError):
+    """A range leaves the mapped file; nothing was touched.
+
+    Attributes:
+        offset: first byte asked for, from the start of the file (or of the view).
+        length: number of bytes asked for.
+        limit: number of bytes that were there to address.
+    """
+
+    def __init__(self, offset: int, length: int, limit: int) -> None:
+        super().__init__(offset, length, limit)
+        self.offset = offset
+        self.length = length
+        self.limit = limit
+
+    def __str__(self) -> str:
+        if self.offset < 0 or self.length < 0:
+            return (
+                f"asked for {self.length} bytes at offset {self.offset}: offset and length count "
+                f"from the start and cannot be negative (there are {self.limit} bytes)"
+            )
+        return (
+            f"asked for bytes [{self.offset}, {self.offset + self.length}) but there are only "
+            f"{self.limit}: ask for less, or resize() the file first"
+        )
+
+
+class AlignmentError(MappedFileError, ValueError):
+    """An offset is not a multiple of what the operation needs.
+
+    Attributes:
+        required: the alignment in bytes.
+        offset: the offset that was asked for.
+    """
+
+    def __init__(self, required: int, offset: int) -> None:
+        super().__init__(required, offset)
+        self.required = required
+        self.offset = offset
+
+    def __str__(self) -> str:
+        below = self.offset - self.offset % self.required
+        return (
+            f"offset {self.offset} is not a multiple of {self.required}: "
+            f"use {below} or {below + self.required}"
+        )
+
+
+class AccessModeError(MappedFileError):
+    """The file's mode does not allow the operation.
+
+    Attributes:
+        operation: what was asked for.
+        mode: the mode the file was opened with.
+        remedy: what to do instead.
+    """
+
+    def __init__(self, operation: str, mode: str, remedy: str) -> None:
+        super().__init__(operation, mode, remedy)
+        self.operation = operation
+        self.mode = mode
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f'cannot {self.operation} a file opened with mode "{self.mode}": {self.remedy}'
+
+
+class OverlapError(MappedFileError, ValueError):
+    """Two ranges that must be disjoint share bytes.
+
+    Attributes:
+        first: ``(offset, end)`` of the one range.
+        second: ``(offset, end)`` of the other.
+    """
+
+    def __init__(self, first: tuple[int, int], second: tuple[int, int]) -> None:
+        super().__init__(first, second)
+        self.first = first
+        self.second = second
+
+    def __str__(self) -> str:
+        low, high = max(self.first[0], self.second[0]), min(self.first[1], self.second[1])
+        return (
+            f"ranges [{self.first[0]}, {self.first[1]}) and [{self.second[0]}, {self.second[1]}) "
+            f"share bytes [{low}, {high}): ask for disjoint ranges"
+        )
+
+
+class ReceiptError(MappedFileError, ValueError):
+    """A receipt or an allocated range was used where it is not valid."""
+
+
+class MappingFaultError(MappedFileError, OSError):
+    """Bytes of the mapping are not there any more: the file was truncated, or the device failed.
+
+    Attributes:
+        offset: first byte that could not be reached, from the start of the file.
+        copied: how many bytes of the operation were done before it.
+        size: the size of the file at the time, in bytes; None when it could not be read.
+        path: the file.
+    """
+
+    def __init__(self, offset: int, copied: int, size: int | None = None, path: str = "") -> None:
+        super().__init__(errno.EFAULT, "mapped page cannot be reached", path)
+        self.offset = offset
+        self.copied = copied
+        self.size = size
+        self.path = path
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.offset, self.copied, self.size, self.path)
+
+    def __str__(self) -> str:
+        head = f"{self.path or 'the mapped file'}: byte {self.offset} cannot be reached"
+        tail = f" ({self.copied} bytes were copied before it)"
+        if self.size is not None and self.size <= self.offset:
+            return (
+                f"{head}: the file shrank to {self.size} bytes while it was mapped{tail}; "
+                "bytes below that are still usable, reopen to go on with the rest"
+            )
+        return f"{head}: the device or file system failed to provide its page{tail}"
+
+
+class FlushError(MappedFileError, OSError):
+    """A flush failed, so bytes that were written may not be on stable storage.
+
+    The failure latches: after it the kernel may report later flushes as successful although pages
+    were dropped, so every later write, flush and ``aclose`` of the file raises this error. Reads
+    go on working. To recover, close the file, reopen it and compare what is really there.
+
+    Attributes:
+        path: the file.
+        reason: what happened.
+        ranges: the ``(offset, end)`` byte ranges written since the last durable point.
+        errno: the operating system's error number; EIO where our own check found the loss.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        reason: str,
+        ranges: tuple[tuple[int, int], ...] = (),
+        number: int = errno.EIO,
+    ) -> None:
+        super().__init__(number, reason, path)
+        self.path = path
+        self.reason = reason
+        self.ranges = ranges
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.path, self.reason, self.ranges, self.errno)
+
+    def __str__(self) -> str:
+        lost = sum(end - offset for offset, end in self.ranges)
+        return (
+            f"{self.path}: flush failed: {self.reason}; {lost} bytes in {len(self.ranges)} ranges "
+            "are not known to be durable; close the file, reopen it and check them"
+        )
+
+
+class ForkedError(MappedFileError):
+    """The file was opened in another process; a forked child has to open it anew.
+
+    Attributes:
+        path: the file.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} was opened by process {os.getppid()} or an ancestor and cannot be used "
+            "in a forked child: open it again in this process"
+        )
+
+
+class UnsupportedError(MappedFileError, OSError):
+    """The operating system, the file system or the kind of file lacks what was asked for.
+
+    Attributes:
+        operation: what was asked for.
+        reason: what was found.
+        errno: the operating system's error number; EOPNOTSUPP where it gave none.
+    """
+
+    def __init__(self, operation: str, reason: str, number: int = errno.EOPNOTSUPP) -> None:
+        super().__init__(number, reason)
+        self.operation = operation
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.operation, self.reason, self.errno)
+
+    def __str__(self) -> str:
+        return f"cannot {self.operation}: {self.reason}"

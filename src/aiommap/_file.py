@@ -1,0 +1,470 @@
+"""The mapped file: one object for reading, writing, flushing and paging one file.
+
+It checks, takes the inline way where that can answer, and delegates everything else.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Self, SupportsIndex, cast, overload
+
+import anyio
+
+from . import _chunks
+from ._advice import Advice
+from ._closing import Closer
+from ._core import Core, byte_count
+from ._errors import AccessModeError, ReceiptError
+from ._flush import Flusher, FlushRequest
+from ._native import PAGE_SIZE
+from ._paging import Pager
+from ._policy import FlushPolicy
+from ._ranges import check_range, check_tail
+from ._reading import Reader
+from ._receipt import WriteReceipt
+from ._residency import Residency
+from ._resizing import Resizer
+from ._statistics import FileStatistics
+from ._view import View
+from ._writing import Writer
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from ._opening import OpenOptions
+    from ._typing import Buffer
+
+
+class MappedFile:
+    """A memory-mapped file whose verbs never stall the event loop; made by ``aiommap.open``.
+
+    Verbs that find their data in memory answer on the loop thread, within a microsecond or so, and
+    are then not a checkpoint each: a task that does nothing else gives way to the loop, and sees
+    a pending cancellation, within every millisecond. All other verbs hop to a worker thread and
+    are checkpoints.
+
+    Concurrency: for tasks of the event loop it was opened in. Verbs on disjoint ranges do not wait
+    for one another; overlapping writes are applied in the order they were submitted.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_closer",
+        "_core",
+        "_flusher",
+        "_mapping",
+        "_pager",
+        "_reader",
+        "_resizer",
+        "_writer",
+    )
+
+    def __init__(self, core: Core, release: Callable[[Core], Awaitable[None]]) -> None:
+        self._core = core
+        self._mapping = core.mapping
+        self._flusher = Flusher(core)
+        self._reader = Reader(core)
+        self._writer = Writer(core, self._flusher)
+        self._pager = Pager(core)
+        self._resizer = Resizer(core, self._pager)
+        self._closer = Closer(core, self._flusher, release)
+        core.mapping.attach(self._flusher, WriteReceipt)
+
+    async def _prepare(self, options: OpenOptions) -> None:
+        """Do what opening was asked to do beyond mapping."""
+        if options.advice is not None:
+            await self.advise(options.advice)
+        if options.lock:
+            await self._pager.lock(0, self.size)
+        if options.prewarm:
+            await self.prewarm()
+
+    @property
+    def path(self) -> str:
+        """The absolute path the file was opened at."""
+        return self._core.path
+
+    @property
+    def mode(self) -> str:
+        """The mode it was opened with."""
+        return self._core.mode
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file that verbs can address; what others do to the file does not show."""
+        return self._core.mapping.size
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of reserved address space, in whole pages: ``resize`` up to here moves nothing."""
+        return self._core.mapping.capacity
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``aclose`` was called."""
+        return self._core.closing
+
+    @property
+    def flush_policy(self) -> FlushPolicy:
+        """The policy it was opened with."""
+        return self._core.policy
+
+    def __len__(self) -> int:
+        return self.size
+
+    async def read(self, offset: SupportsIndex, length: SupportsIndex) -> bytes:
+        """Read bytes.
+
+        Args:
+            offset: first byte, from the start of the file; 0 <= offset <= size.
+            length: number of bytes; offset + length <= size.
+        Returns:
+            Exactly ``length`` bytes.
+        Raises:
+            OutOfBoundsError: if [offset, offset + length) leaves the file.
+            MappingFaultError: if the file was truncated below the range, or a page is unreadable.
+            anyio.ClosedResourceError: if the file is closed.
+        Cancellation: a read under way in a worker is left behind; it harms nothing.
+        Source: preadv2(2) with RWF_NOWAIT for data in the page cache, else pread(2) in a worker.
+        """
+        data = self._mapping.read_inline(offset, length)  # type: ignore[arg-type]
+        if data is None:
+            data = await self._reader.read(offset, length)  # type: ignore[arg-type]
+        return data
+
+    async def read_into(self, offset: SupportsIndex, buffer: Buffer) -> int:
+        """Fill a buffer, all of it.
+
+        Args:
+            offset: first byte, from the start of the file.
+            buffer: writable and C-contiguous; its size in bytes says how much is read.
+        Returns:
+            The size of the buffer in bytes.
+        Raises:
+            OutOfBoundsError: if the range leaves the file; the buffer is untouched.
+            MappingFaultError: as ``read``; the buffer then holds ``copied`` good bytes.
+            TypeError: if the buffer is read-only or no buffer.
+            BufferError: if it is not C-contiguous.
+        Cancellation: waits for a worker that has begun, since it writes into the buffer.
+        """
+        done = self._mapping.read_into_inline(offset, buffer)  # type: ignore[arg-type]
+        if done is None:
+            done = await self._reader.read_into(offset, buffer)  # type: ignore[arg-type]
+        return done
+
+    def read_nowait(self, offset: SupportsIndex, length: SupportsIndex) -> bytes:
+        """Read bytes that are in memory, without giving way to the loop.
+
+        Raises:
+            anyio.WouldBlock: if a page of the range is not in memory, or this cannot be told
+                (file systems without NOWAIT reads).
+            OutOfBoundsError, anyio.ClosedResourceError: as ``read``.
+        """
+        return self._reader.read_nowait(offset, length)  # type: ignore[arg-type]
+
+    async def read_many(self, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
+        """Read several ranges, in one hop to a worker at most.
+
+        Args:
+            ranges: (offset, length) pairs, as for ``read``.
+        Returns:
+            One bytes object a pair, in the order of the pairs.
+        Raises:
+            As ``read``; every range is checked before any is read.
+        """
+        return await self._reader.read_many(ranges)
+
+    async def write(self, offset: SupportsIndex, data: Buffer) -> WriteReceipt:
+        """Write bytes within the file.
+
+        When it returns, the bytes are visible to every mapper and reader of the file (in mode
+        "c": to this object only). How durable they are is the flush policy's and the receipt's
+        matter.
+
+        Args:
+            offset: first byte, from the start of the file.
+            data: any C-contiguous buffer.
+        Raises:
+            OutOfBoundsError: if the range leaves the file; use ``resize`` first.
+            AccessModeError: in mode "r".
+            FlushError: if a flush failed, now or earlier.
+            MappingFaultError: if the file was truncated below the range.
+            OSError: ENOSPC if the disk is full behind a sparse file; nothing was stored.
+        Cancellation: a write not yet begun is withdrawn and never applied; one that has begun is
+            applied whole before the cancellation is delivered.
+        Durability: visible; durable on return under ``FlushPolicy.always()``.
+        """
+        receipt = self._mapping.write_inline(offset, data)  # type: ignore[arg-type]
+        if receipt is None:
+            return await self._writer.write(offset, data)  # type: ignore[arg-type]
+        return cast("WriteReceipt", receipt)
+
+    async def write_many(self, items: Iterable[tuple[int, Buffer]]) -> WriteReceipt:
+        """Write several pieces in order, in one hop to a worker at most.
+
+        Returns:
+            One receipt for all: it spans from the lowest offset to the highest end.
+        Raises:
+            As ``write``; every range is checked before any is written.
+        """
+        return await self._writer.write_many(items)
+
+    async def flush(self) -> None:
+        """Make everything written so far durable.
+
+        Covers data, size, and for a new file its directory entry. Returns at once when nothing
+        was written since the last flush, and in modes "r" and "c", where there is nothing to do.
+
+        Raises:
+            FlushError: if this or an earlier flush failed, or if what was flushed is no longer
+                part of the file at the path. Latches: see ``FlushError``.
+        Cancellation: a flush that has begun is waited out.
+        Durability: durable, data and metadata, if the device honours flushes.
+        Source: fdatasync(2), or fsync(2) after a change of size; fsync(2) of the directory.
+        """
+        self._core.check_usable()
+        if self._core.shared_writable:
+            await self._flusher.submit(FlushRequest(0, self.size))
+
+    @overload
+    async def flush_range(self, offset: WriteReceipt, /) -> None: ...
+    @overload
+    async def flush_range(self, offset: SupportsIndex, length: SupportsIndex) -> None: ...
+    async def flush_range(
+        self, offset: SupportsIndex | WriteReceipt, length: SupportsIndex | None = None
+    ) -> None:
+        """Make a range, or the bytes of one receipt, durable.
+
+        The range is rounded outward to pages; other dirty pages stay dirty.
+
+        Raises:
+            ReceiptError: if the receipt is another file's.
+            OutOfBoundsError: if the range leaves the file.
+            FlushError: as ``flush``.
+        Durability: durable for the range; metadata as far as reading the range back needs it.
+        Source: msync(2) with MS_SYNC.
+        """
+        self._core.check_usable()
+        if isinstance(offset, WriteReceipt):
+            await self._flush_receipt(offset)
+            return
+        if length is None:
+            raise TypeError("flush_range takes a receipt, or an offset and a length")
+        start, count = check_range(offset, length, self.size)
+        if self._core.shared_writable:
+            await self._flusher.submit(FlushRequest(start, start + count))
+
+    async def _flush_receipt(self, receipt: WriteReceipt) -> None:
+        if receipt._owner is not self._flusher:  # noqa: SLF001  the two are one mechanism
+            raise ReceiptError(f"{receipt!r} is not a receipt of {self.path}: ask its own file")
+        if self._core.shared_writable:
+            await receipt.wait_durable()
+
+    async def start_writeback(
+        self, offset: SupportsIndex = 0, length: SupportsIndex | None = None
+    ) -> None:
+        """Begin to write dirty pages back, without waiting and without any promise.
+
+        Durability: none; it only makes a later ``flush`` shorter.
+        Source: sync_file_range(2) with SYNC_FILE_RANGE_WRITE; UnsupportedError elsewhere.
+        """
+        self._core.check_usable()
+        start, count = check_tail(offset, length, self.size)
+        if self._core.shared_writable:
+            await self._pager.start_writeback(start, count)
+
+    async def prewarm(
+        self,
+        offset: SupportsIndex = 0,
+        length: SupportsIndex | None = None,
+        *,
+        write: bool = False,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> int:
+        """Make a range resident, and say how much of it then is.
+
+        The kernel may drop pages again at any moment; only ``locked`` prevents that.
+
+        Args:
+            write: also make the pages writable without a fault; they become dirty by it.
+            progress: called on the loop, with (bytes done, bytes in all), about every 20 ms.
+        Returns:
+            Bytes of the range that were resident when it had finished; the length of the range
+            where the kernel hides residency (files of others that we may not write).
+        Raises:
+            MappingFaultError: if the file was truncated below the range.
+            UnsupportedError: if the kernel cannot populate mappings (before Linux 5.14).
+        Cancellation: between steps of about 20 ms; pages made resident stay so.
+        Source: posix_fadvise(2) ahead of madvise(2) with MADV_POPULATE_READ or _WRITE.
+        """
+        self._core.check_usable()
+        if write:
+            self._core.check_writable("prewarm for writing")
+        start, count = check_tail(offset, length, self.size)
+        return await self._pager.prewarm(start, count, write=write, progress=progress)
+
+    async def residency(
+        self, offset: SupportsIndex = 0, length: SupportsIndex | None = None
+    ) -> Residency:
+        """Ask which pages of a range are in memory at this moment.
+
+        Raises:
+            UnsupportedError: if the kernel hides it: the file is somebody else's and we may not
+                write it (Linux 5.2 and later).
+        Source: mincore(2).
+        """
+        self._core.check_usable()
+        return await self._pager.residency(*check_tail(offset, length, self.size))
+
+    async def advise(
+        self, advice: Advice, offset: SupportsIndex = 0, length: SupportsIndex | None = None
+    ) -> None:
+        """Say how a range is going to be used.
+
+        Advice on the whole file also sets the read-ahead of reads through the descriptor.
+
+        Raises:
+            UnsupportedError: if the platform lacks the advice; for DONT_NEED in mode "c".
+        Source: madvise(2), posix_fadvise(2).
+        """
+        self._core.check_usable()
+        await self._pager.advise(advice, *check_tail(offset, length, self.size))
+
+    @asynccontextmanager
+    async def locked(
+        self, offset: SupportsIndex = 0, length: SupportsIndex | None = None
+    ) -> AsyncIterator[None]:
+        """Pin a range in memory for the length of the block; reads of it need no system call.
+
+        Raises:
+            OSError: if the limit on locked memory refuses it; the message has the numbers.
+            MappingFaultError: if the file was truncated below the range.
+        Cancellation: between steps of 4 MiB; nothing stays pinned.
+        Source: mlock2(2).
+        """
+        self._core.check_usable()
+        span = await self._pager.lock(*check_tail(offset, length, self.size))
+        try:
+            yield
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._pager.unlock(span)
+
+    async def resize(self, new_size: SupportsIndex) -> None:
+        """Change the size of the file.
+
+        Up to ``capacity`` nothing moves. Beyond it the file is mapped anew, and views made before
+        keep the old mapping of the same bytes. Views of a part that is cut off read zeros there.
+
+        Raises:
+            AccessModeError: in modes "r" and "c".
+            OSError: ENOSPC if the disk is full; the file then has its old size.
+        Durability: visible; the size is durable with the next ``flush``.
+        """
+        self._core.check_writable("resize")
+        if self._core.mode == "c":
+            raise AccessModeError("resize", "c", 'a private file has a fixed size: use "r+"')
+        size = byte_count(new_size, "new_size")
+        await self._writer.settle()
+        await self._core.finish(self._core.workers.control, self._resizer.resize, size)
+
+    async def punch_hole(self, offset: SupportsIndex, length: SupportsIndex) -> None:
+        """Give the blocks of a range back to the file system; the bytes then read as zeros.
+
+        Raises:
+            UnsupportedError: if the file system has no holes.
+        Durability: visible; durable with the next ``flush``.
+        Source: fallocate(2) with FALLOC_FL_PUNCH_HOLE.
+        """
+        self._core.check_writable("punch a hole in")
+        if self._core.mode == "c":
+            raise AccessModeError("punch a hole in", "c", 'private changes are not files: use "r+"')
+        start, count = check_range(offset, length, self.size)
+        await self._writer.settle()
+        await self._core.finish(self._core.workers.control, self._resizer.punch_hole, start, count)
+
+    def view(self, offset: SupportsIndex = 0, length: SupportsIndex | None = None) -> View:
+        """Make a view: a range with verbs of its own and, as ``memory``, its bytes uncopied.
+
+        Raises:
+            OutOfBoundsError: if the range leaves the file.
+        """
+        self._core.check_usable()
+        return View(self, self._core, *check_tail(offset, length, self.size))
+
+    def chunks(self, size: SupportsIndex) -> AsyncIterator[bytes]:
+        """Iterate over the file in pieces, the next being read in while you hold this one.
+
+        Args:
+            size: bytes a chunk; at least 1. The last chunk is shorter where it does not divide.
+        Raises:
+            ValueError: if the size is not positive.
+            As ``read``, from the iteration.
+        """
+        self._core.check_usable()
+        count = byte_count(size, "chunk size")
+        if not count:
+            raise ValueError("chunk size is 0: ask for at least 1 byte a chunk")
+        return _chunks.iterate(self, self._core, count)
+
+    def pages(self) -> AsyncIterator[bytes]:
+        """Iterate over the file in pieces of one page of memory (``aiommap.PAGE_SIZE`` bytes)."""
+        return self.chunks(PAGE_SIZE)
+
+    def statistics(self) -> FileStatistics:
+        """Count what the file has done so far; also after it was closed."""
+        mapping, flusher = self._core.mapping, self._flusher
+        return FileStatistics(
+            inline_reads=mapping.inline_reads,
+            offloaded_reads=self._core.offloaded_reads,
+            fell_back_reads=mapping.fell_back_reads,
+            inline_writes=mapping.inline_writes_done,
+            offloaded_writes=self._core.offloaded_writes,
+            dirty_bytes=mapping.dirty_bytes(),
+            flushes=flusher.flushes,
+            flush_requests=flusher.requests,
+            largest_flush_group=flusher.largest_group,
+            faults=mapping.faults,
+            leases=len(mapping.leases),
+        )
+
+    async def aclose(self) -> None:
+        """Wait for verbs under way, flush unless the policy is ``never()``, and close.
+
+        The file is closed also when the flush fails. Views keep their pages. A second call waits
+        for the first and does nothing.
+
+        Raises:
+            FlushError: if the flush fails, or an earlier one did.
+        Cancellation: waited out; the file is closed before the cancellation is delivered.
+        Durability: as ``flush``, or none under ``FlushPolicy.never()``.
+        """
+        await self._closer.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._closer.leave(error)
+
+    def __del__(self) -> None:
+        # Missing when __init__ failed.
+        closer = getattr(self, "_closer", None)
+        if closer is not None and not self.closed:
+            warnings.warn(
+                f"{self!r} was never closed: nothing was flushed; use async with, or aclose()",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{self.size} bytes"
+        return f"<MappedFile {self.path} mode={self.mode!r} {state}>"

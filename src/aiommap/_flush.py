@@ -1,0 +1,196 @@
+"""Flushes of one file: group commit, proof of durability, and the latch.
+
+Theory of operation. Every request to make something durable goes through one lane. While a flush
+runs, requests gather; the next flush serves all of them at once. A flush takes the dirty runs of
+the requested ranges, writes them back and waits, then looks whether the file is still the one at
+the path and still long enough: the kernel reports success also for pages of a file that was
+truncated or replaced meanwhile.
+
+Invariants.
+  F1  A flush answers only requests made before it began (I4): the lane keeps them apart.
+  F2  ``durable_sequence`` grows only when everything that was dirty has been flushed, and only to
+      the number of the newest write applied before the flush began.
+  F3  The first failure latches (I5): it is raised for every request from then on, and inline
+      stores are switched off.
+  F4  Stores that ask for durability ride in the flush's own hop, before it takes the dirty runs.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ._core import Core, Identity
+from ._errors import FlushError
+from ._lane import Lane
+from ._native import PAGE_SIZE
+from ._ranges import RangeSet, align_down, align_up
+from ._receipt import WriteReceipt
+
+
+@dataclass(slots=True)
+class FlushRequest:
+    """A range to make durable, and the stores to apply to it first.
+
+    ``receipt`` is the receipt to settle; for stores it is made when they have been applied.
+    """
+
+    offset: int
+    end: int
+    receipt: WriteReceipt | None = None
+    stores: list[tuple[int, memoryview]] = field(default_factory=list)
+    error: OSError | None = None
+
+
+class Flusher:
+    """Makes ranges of one file durable; also the owner that its receipts ask."""
+
+    __slots__ = ("_core", "_lane", "flushes", "largest_group", "requests")
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._lane: Lane[FlushRequest, None] = Lane(self._run)
+        self.flushes = 0
+        self.requests = 0
+        self.largest_group = 0
+
+    @property
+    def durable_sequence(self) -> int:
+        """Every write up to this number is durable."""
+        return self._core.mapping.durable_sequence
+
+    async def flush_receipt(self, receipt: WriteReceipt) -> None:
+        """Make one write durable."""
+        self._core.check_usable()
+        await self.submit(FlushRequest(receipt.offset, receipt.offset + receipt.length, receipt))
+
+    async def submit(self, request: FlushRequest) -> None:
+        """Serve a request in the next flush."""
+        self._core.check_flushed()
+        async with self._core.activity():
+            await self._lane.submit(request)
+
+    async def flush_everything(self) -> None:
+        """Make everything durable; for a file that no verb can reach any more."""
+        await self._lane.submit(FlushRequest(0, self._core.mapping.size))
+
+    def has_work(self) -> bool:
+        """Tell whether a flush would do anything."""
+        core = self._core
+        return core.size_changed or core.created or bool(core.mapping.dirty_runs())
+
+    async def _run(self, requests: list[FlushRequest]) -> Sequence[BaseException | None]:
+        core = self._core
+        if core.failure is None and (self.has_work() or any(r.stores for r in requests)):
+            await core.workers.batch(core.workers.flushes, self._serve, requests)
+        if core.failure is None:
+            for request in requests:
+                if request.receipt is not None:
+                    request.receipt._settled = True  # noqa: SLF001  the two are one mechanism
+        return [request.error or self._failure() for request in requests]
+
+    def _failure(self) -> FlushError | None:
+        try:
+            self._core.check_flushed()
+        except FlushError as error:
+            return error
+        return None
+
+    # Worker threads only, from here on; one batch is in flight at a time.
+
+    def _serve(self, requests: list[FlushRequest]) -> None:
+        self._store(requests)
+        mapping = self._core.mapping
+        sequence = mapping.sequence  # F2: read before the dirty runs are taken
+        spans = self._spans([request for request in requests if request.error is None])
+        outside = [run for run in mapping.dirty_runs() if not spans.covers(*run)]
+        runs = [run for offset, end in spans for run in mapping.flush_begin(offset, end - offset)]
+        try:
+            self._write_out(runs, everything=not outside)
+        except OSError as error:
+            mapping.flush_end(runs)
+            self._latch(error)
+            return
+        mapping.flush_end([])
+        if not outside:
+            mapping.durable_sequence = max(mapping.durable_sequence, sequence)
+        self._count(len(requests))
+
+    def _spans(self, requests: list[FlushRequest]) -> RangeSet:
+        """Round the requested ranges to pages and merge them, within the file."""
+        size = self._core.mapping.size
+        return RangeSet(
+            (align_down(request.offset, PAGE_SIZE), min(align_up(request.end, PAGE_SIZE), size))
+            for request in requests
+        )
+
+    def _store(self, requests: list[FlushRequest]) -> None:
+        core = self._core
+        for request in requests:
+            if not request.stores:
+                continue
+            outcomes = core.mapping.write_many(request.stores)
+            core.offloaded_writes += len(request.stores)
+            for (offset, data), (copied, _) in zip(request.stores, outcomes, strict=True):
+                if copied < len(data) and request.error is None:
+                    request.error = core.fault(offset, len(data), copied)
+            length = request.end - request.offset
+            request.receipt = WriteReceipt(self, request.offset, length, outcomes[-1][1])
+
+    def _write_out(self, runs: list[tuple[int, int]], *, everything: bool) -> None:
+        core = self._core
+        if everything and (runs or core.size_changed):
+            core.mapping.sync(core.size_changed)
+            core.size_changed = False
+        elif not everything:
+            for offset, end in runs:
+                core.mapping.sync_range(offset, end - offset)
+        if core.created:
+            sync_directory(os.path.dirname(core.path))
+            core.created = False
+        if runs:
+            self._verify(max(end for _, end in runs))
+
+    def _verify(self, end: int) -> None:
+        """Check that what was flushed is still part of the file at the path (I4)."""
+        core = self._core
+        size = os.fstat(core.mapping.fd).st_size
+        if size < end:
+            raise OSError(
+                errno.EIO,
+                f"the file was truncated to {size} bytes while bytes up to {end} were dirty",
+            )
+        try:
+            found: Identity | None = Identity.of(os.stat(core.path))
+        except FileNotFoundError:
+            found = None
+        if found != core.identity:
+            what = "was removed" if found is None else "now names another file"
+            raise OSError(errno.ESTALE, f"the path {what}, so the flushed data is orphaned")
+
+    def _latch(self, error: OSError) -> None:
+        core = self._core
+        core.mapping.inline_writes = False
+        core.failure = FlushError(
+            core.path,
+            error.strerror or str(error),
+            tuple(core.mapping.dirty_runs()),
+            error.errno or errno.EIO,
+        )
+        core.failure.__cause__ = error
+
+    def _count(self, requests: int) -> None:
+        self.flushes += 1
+        self.requests += requests
+        self.largest_group = max(self.largest_group, requests)
+
+
+def sync_directory(path: str) -> None:
+    """Make the entries of a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,258 @@
+"""The hub: worker threads, and the opening and closing lanes, shared by many files.
+
+Opening and closing are batches of lanes, so that a thousand files opened at once take a handful of
+hops. ``aiommap.open`` makes a private hub for one file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import anyio
+
+from ._advice import Advice
+from ._core import Core
+from ._file import MappedFile
+from ._lane import Lane
+from ._native import Mapping
+from ._opening import Opened, OpenOptions, open_mapping
+from ._policy import FlushPolicy
+from ._workers import Workers
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Hub:
+    """Shares worker threads and lanes among any number of mapped files.
+
+    Leaving the block closes every file that is still open.
+
+    Args:
+        workers: how many threads may read for this hub at once; None means 16. Stores, flushes,
+            and opening and closing have a few of their own, so none waits for another, nor for
+            the application's own threads.
+    Raises:
+        ValueError: if workers is not positive.
+    """
+
+    def __init__(self, *, workers: int | None = None) -> None:
+        if workers is not None and workers < 1:
+            raise ValueError(f"workers is {workers}: a hub needs at least 1 to read with")
+        self._readers = workers
+        self._workers: Workers | None = None
+        self._closed = False
+        self._files: dict[Core, MappedFile] = {}
+        self._opening: Lane[OpenOptions, Opened] = Lane(self._open_batch)
+        self._releasing: Lane[Mapping, None] = Lane(self._release_batch)
+
+    def open(
+        self,
+        path: str | os.PathLike[str],
+        mode: str = "r",
+        *,
+        size: int | None = None,
+        capacity: int | None = None,
+        sparse: bool = False,
+        flush: FlushPolicy | None = None,
+        advice: Advice | None = None,
+        prewarm: bool = False,
+        lock: bool = False,
+        huge_pages: bool = False,
+    ) -> Opening:
+        """Open a file in this hub; arguments and errors as for ``aiommap.open``."""
+        options = OpenOptions.check(
+            path,
+            mode,
+            size=size,
+            capacity=capacity,
+            sparse=sparse,
+            flush=FlushPolicy.manual() if flush is None else flush,
+            advice=advice,
+            prewarm=prewarm,
+            lock=lock,
+            huge_pages=huge_pages,
+        )
+        return Opening(self, options)
+
+    async def aclose(self) -> None:
+        """Close every file that is still open, then the hub.
+
+        Raises:
+            FlushError: if closing one file fails; an ExceptionGroup if several do.
+        Cancellation: waited out, as for each file.
+        """
+        self._closed = True
+        failures: list[Exception] = []
+        for file in list(self._files.values()):
+            try:
+                await file.aclose()
+            except Exception as error:
+                failures.append(error)
+        if len(failures) == 1:
+            raise failures[0]
+        if failures:
+            raise ExceptionGroup("several files could not be closed cleanly", failures)
+
+    async def __aenter__(self) -> Self:
+        self._limiters()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self.aclose()
+        except Exception as failure:
+            if error is None:
+                raise
+            error.add_note(f"closing the hub failed, too: {failure}")
+
+    def _limiters(self) -> Workers:
+        """The limiters belong to a running event loop, so they are made on first use there."""
+        if self._closed:
+            raise anyio.ClosedResourceError("the hub is closed: open files in a new one")
+        if self._workers is None:
+            self._workers = Workers(self._readers)
+        return self._workers
+
+    async def _open(self, options: OpenOptions) -> MappedFile:
+        workers = self._limiters()
+        opened = await self._opening.submit(options)
+        core = Core(
+            opened.mapping,
+            path=options.path,
+            mode=options.mode.name,
+            policy=options.flush,
+            sparse=options.sparse,
+            created=opened.created,
+            size_changed=options.mode.makes,
+            identity=opened.identity,
+            workers=workers,
+        )
+        opened.mapping.inline_writes = options.mode.writable and not (
+            options.flush.flush_each_write and core.shared_writable
+        )
+        file = MappedFile(core, self._release)
+        self._files[core] = file
+        try:
+            await file._prepare(options)  # noqa: SLF001  half of the constructor
+        except BaseException:
+            await file.aclose()
+            raise
+        return file
+
+    async def _release(self, core: Core) -> None:
+        self._files.pop(core, None)
+        await self._releasing.submit(core.mapping)
+
+    async def _open_batch(self, batch: list[OpenOptions]) -> Sequence[Opened | BaseException]:
+        workers = self._limiters()
+        return await workers.batch(workers.control, _attempt_all, open_mapping, batch)
+
+    async def _release_batch(self, batch: list[Mapping]) -> Sequence[BaseException | None]:
+        workers = self._workers
+        assert workers is not None
+        return await workers.batch(workers.control, _attempt_all, Mapping.close, batch)
+
+
+def _attempt_all(
+    function: Callable[[Item], Result], items: list[Item]
+) -> list[Result | BaseException]:
+    """Apply a function to every item of a batch; one that fails does not stop the others."""
+    outcomes: list[Result | BaseException] = []
+    for item in items:
+        try:
+            outcomes.append(function(item))
+        except Exception as error:
+            outcomes.append(error)
+    return outcomes
+
+
+class Opening:
+    """What ``open`` returns: ``async with`` it, or ``await`` it and call ``aclose`` yourself."""
+
+    __slots__ = ("_file", "_hub", "_options")
+
+    def __init__(self, hub: Hub, options: OpenOptions) -> None:
+        self._hub = hub
+        self._options = options
+        self._file: MappedFile | None = None
+
+    def __await__(self) -> Generator[Any, Any, MappedFile]:
+        return self._hub._open(self._options).__await__()  # noqa: SLF001  same module
+
+    async def __aenter__(self) -> MappedFile:
+        self._file = await self._hub._open(self._options)  # noqa: SLF001  same module
+        return self._file
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._file is not None
+        await self._file.__aexit__(kind, error, traceback)
+
+
+def open(
+    path: str | os.PathLike[str],
+    mode: str = "r",
+    *,
+    size: int | None = None,
+    capacity: int | None = None,
+    sparse: bool = False,
+    flush: FlushPolicy | None = None,
+    advice: Advice | None = None,
+    prewarm: bool = False,
+    lock: bool = False,
+    huge_pages: bool = False,
+) -> Opening:
+    """Open a file and map it: ``async with aiommap.open(path) as f``.
+
+    The file gets worker threads of its own; to share them among many files use ``Hub.open``.
+
+    Args:
+        path: a regular file; kept as an absolute path.
+        mode: "r" shared, read-only; "r+" shared, writable; "w+" the same, created or overwritten
+            with zeros; "x+" the same, but the file must not exist; "c" private and writable: its
+            stores never reach the file.
+        size: bytes to create, needed by "w+" and "x+", refused elsewhere.
+        capacity: bytes of address space to reserve, so that ``resize`` up to there moves nothing.
+        sparse: do not reserve disk blocks when the file is created or grows; a full disk then
+            shows at a later ``write`` instead of here.
+        flush: when written bytes are made durable unasked; ``FlushPolicy.manual()`` if None.
+        advice: how the whole file is going to be used.
+        prewarm: make the whole file resident before returning.
+        lock: pin the whole file in memory for as long as it is open.
+        huge_pages: ask for huge pages, where the file system has them.
+    Returns:
+        An object to use with ``async with``, or to ``await`` for a MappedFile to ``aclose``.
+    Raises:
+        ValueError, TypeError: for options that cannot be meant, before anything is touched.
+        FileNotFoundError, FileExistsError, PermissionError: as ``open``.
+        UnsupportedError: if the path is a directory, pipe, socket or device.
+        OSError: ENOSPC if the disk is full; a new file is then gone again, and one that was there
+            has its old size and bytes.
+    Cancellation: an open that has begun in a worker is waited out, then undone.
+    Source: mmap(2), posix_fallocate(3).
+    """
+    return Hub().open(
+        path,
+        mode,
+        size=size,
+        capacity=capacity,
+        sparse=sparse,
+        flush=flush,
+        advice=advice,
+        prewarm=prewarm,
+        lock=lock,
+        huge_pages=huge_pages,
+    )

@@ -1,0 +1,207 @@
+"""The contract of the native module: mapped pages, guarded copies, and no waiting with the GIL.
+
+Conventions. Offsets and lengths are bytes from the start of the file, plain ``int``, checked
+against ``Mapping.size`` before an address is formed (I3); the public layer reports a bad range
+itself, so here it is just ``ValueError``. Page rounding is done inside. Verbs marked *inline* run
+on the loop thread, never wait, and return None when they cannot answer at once; all others may
+wait and release the GIL while they do (I2). A count short of the request is a fault: the page
+behind the next byte cannot be reached. System call errors are raised as ``OSError``.
+"""
+
+from typing import Self, final
+
+from typing_extensions import Buffer
+
+PAGE_SIZE: int
+#: One system call or copy never handles more than this many bytes.
+PIECE_BYTES: int
+INLINE_READ_LIMIT_BYTES: int
+INLINE_WRITE_LIMIT_BYTES: int
+MADV_NORMAL: int
+MADV_RANDOM: int
+MADV_SEQUENTIAL: int
+MADV_WILLNEED: int
+MADV_DONTNEED: int
+# The next four exist on Linux only.
+MADV_HUGEPAGE: int
+MADV_NOHUGEPAGE: int
+MADV_COLD: int
+MADV_PAGEOUT: int
+
+def filesystem_type(fd: int, /) -> int:
+    """Return the magic number of statfs(2); 0 where the platform has none."""
+
+def slice_spent() -> bool:
+    """Tell whether this thread has to give way before the next inline verb."""
+
+def slice_yield() -> int:
+    """Count a yield of this thread and return how many there were before it."""
+
+def slice_renew(before: int, /) -> None:
+    """Grant a slice, shared by all tasks that yielded since ``slice_yield`` returned ``before``."""
+
+@final
+class Mapping:
+    """One open file, mapped. Owns the descriptor from the moment the constructor returns."""
+
+    fd: int  # -1 once closed
+    size: int
+    closed: bool
+    nowait: bool  # reads through the descriptor can be tried without waiting
+    in_memory: bool
+    residency_visible: bool
+    inline_writes: bool  # settable: whether write_inline may store at all
+    retiring: bool  # settable: inline verbs answer None from now on
+    sequence: int
+    durable_sequence: int  # settable
+    inline_reads: int
+    fell_back_reads: int
+    inline_writes_done: int
+    faults: int
+
+    def __new__(
+        cls,
+        fd: int,
+        size: int,
+        capacity: int,
+        writable: bool,
+        private_copy: bool,
+        huge: bool,
+        nowait: bool,
+        in_memory: bool,
+        residency_visible: bool,
+    ) -> Self:
+        """Map max(size, capacity) bytes, rounded up to pages; nothing at all for 0 bytes."""
+
+    @property
+    def capacity(self) -> int: ...
+    @property
+    def address(self) -> int: ...
+    @property
+    def forked(self) -> bool: ...
+    @property
+    def leases(self) -> list[tuple[int, int]]:
+        """Ranges (offset, end) of the live leases, newest first."""
+
+    def attach(self, owner: object, receipt_type: type[Receipt], /) -> None:
+        """Say what receipts of write_inline are made of and refer to."""
+
+    def close(self) -> None:
+        """Close the descriptor and give up the mapping; leases keep their pages (I7)."""
+
+    # Inline verbs.
+    def read_inline(self, offset: int, length: int, /) -> bytes | None:
+        """Read at most INLINE_READ_LIMIT_BYTES within the thread's slice."""
+
+    def read_into_inline(self, offset: int, buffer: Buffer, /) -> int | None:
+        """Fill a writable contiguous buffer, as read_inline does."""
+
+    def read_nowait(self, offset: int, length: int, /) -> bytes | None:
+        """Read any length, whatever the slice says."""
+
+    def write_inline(self, offset: int, data: Buffer, /) -> Receipt | None:
+        """Store at most INLINE_WRITE_LIMIT_BYTES into pages that are present.
+
+        None also means that a fault struck in the middle; the lane then finds out why.
+        """
+
+    # Verbs that may wait.
+    def read(self, offset: int, length: int, /) -> bytes:
+        """Read; a result shorter than asked for is a fault at its end."""
+
+    def read_into(self, offset: int, buffer: Buffer, /) -> int:
+        """Fill a writable contiguous buffer; returns the bytes read."""
+
+    def write_many(self, items: list[tuple[int, memoryview]], /) -> list[tuple[int, int]]:
+        """Store in list order; (bytes copied, sequence of the write) for each.
+
+        0 bytes copied of a non-empty item means that nothing of it was stored.
+        """
+
+    def sync(self, metadata: bool, /) -> None:
+        """fsync(2) or fdatasync(2); F_FULLFSYNC on macOS."""
+
+    def sync_range(self, offset: int, length: int, /) -> None:
+        """msync(2) with MS_SYNC."""
+
+    def start_writeback(self, offset: int, length: int, /) -> None:
+        """sync_file_range(2) with SYNC_FILE_RANGE_WRITE."""
+
+    def read_ahead(self, offset: int, length: int, /) -> None:
+        """posix_fadvise(2) with POSIX_FADV_WILLNEED."""
+
+    def populate(self, offset: int, length: int, write: bool, /) -> int:
+        """Make at most PIECE_BYTES present, dirty if write; the bytes handled.
+
+        EFAULT means that a page cannot be reached, EINVAL that the kernel lacks the call.
+        """
+
+    def advise(self, offset: int, length: int, advice: int, /) -> None:
+        """madvise(2)."""
+
+    def lock(self, offset: int, length: int, /) -> None:
+        """mlock2(2): the pages are present when it returns."""
+
+    def unlock(self, offset: int, length: int, /) -> None:
+        """munlock(2)."""
+
+    def residency(self, offset: int, length: int, /) -> tuple[int, int, list[tuple[int, int]]]:
+        """Resident pages, pages of the range, resident byte ranges (mincore(2))."""
+
+    def cachestat(self, offset: int, length: int, /) -> tuple[int, int, int, int, int]:
+        """Pages cached, dirty, in write-back, evicted, recently evicted (cachestat(2))."""
+
+    def punch_hole(self, offset: int, length: int, /) -> None:
+        """fallocate(2) with FALLOC_FL_PUNCH_HOLE and FALLOC_FL_KEEP_SIZE."""
+
+    # Bookkeeping; short, with the GIL.
+    def flush_begin(self, offset: int, length: int, /) -> list[tuple[int, int]]:
+        """Take the dirty runs of a range for a flush; inline stores keep off it from now on."""
+
+    def flush_end(self, failed: list[tuple[int, int]], /) -> None:
+        """End the flush and mark the runs that did not reach the disk dirty again."""
+
+    def dirty_runs(self) -> list[tuple[int, int]]:
+        """Byte ranges stored to since they were last flushed, or writable through a lease."""
+
+    def dirty_bytes(self) -> int:
+        """Bytes in the pages of dirty_runs."""
+
+    def set_lane(self, start: int, end: int, /) -> None:
+        """Say where writes wait for a worker: inline stores must not overtake them (I9)."""
+
+    def set_locked(self, ranges: list[tuple[int, int]], /) -> None:
+        """Say which sorted disjoint ranges are pinned and need no residency check."""
+
+    def lease(self, offset: int, length: int, writable: bool, /) -> Lease:
+        """Export a range as a buffer that keeps its pages mapped."""
+
+    # Resizing; the file itself is resized by the caller.
+    def set_size(self, size: int, /) -> None:
+        """Change how much of the reserved range verbs may address."""
+
+    def rebase(self, capacity: int, /) -> None:
+        """Map the file anew over a larger range; leases keep the old one."""
+
+    def fence(self, offset: int, /) -> None:
+        """Lay private zero pages over everything from a page boundary on."""
+
+    def unfence(self, offset: int, /) -> None:
+        """Put the file back behind everything from a page boundary on."""
+
+@final
+class Lease:
+    """A buffer over part of a mapping; read-only unless it was taken writable."""
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+class Receipt:
+    """Base of WriteReceipt: what native code fills in."""
+
+    offset: int
+    length: int
+    sequence: int
+    _owner: object
+    _settled: bool
+
+    def __new__(cls, owner: object, offset: int, length: int, sequence: int, /) -> Self: ...

@@ -1,0 +1,180 @@
+"""Prewarm, residency, advice and locking: what is in memory, and making it so."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import time
+from collections.abc import Callable
+
+from ._advice import Advice
+from ._core import Core
+from ._errors import UnsupportedError
+from ._native import PAGE_SIZE, PIECE_BYTES, Mapping
+from ._ranges import RangeSet, align_down, align_up
+from ._residency import Residency
+
+#: A prewarm hop goes on for this long: short enough to cancel and to report progress, long enough
+#: for the hop itself (0.1 ms) not to count.
+STRETCH_SECONDS = 0.02
+#: How far reading runs ahead of mapping pages. Reading in is asynchronous, mapping is not.
+READ_AHEAD_BYTES = 4 * PIECE_BYTES
+
+Progress = Callable[[int, int], object]
+
+
+class Pager:
+    """Paging verbs of one file. Ranges are checked by the caller."""
+
+    __slots__ = ("_core", "_locks")
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._locks: list[tuple[int, int]] = []
+
+    async def prewarm(
+        self, offset: int, length: int, *, write: bool, progress: Progress | None
+    ) -> int:
+        """Make a range resident and return how many of its bytes are."""
+        core, at, end = self._core, offset, offset + length
+        ahead = offset
+        while at < end:
+            core.check_usable()
+            at, ahead = await core.finish(core.workers.reads, self._stretch, at, end, ahead, write)
+            if progress is not None:
+                progress(at - offset, length)
+        if not core.mapping.residency_visible:
+            return length
+        return (await self.residency(offset, length)).resident_bytes
+
+    async def residency(self, offset: int, length: int) -> Residency:
+        """Ask the kernel which pages of a range are in memory."""
+        core = self._core
+        if not core.mapping.residency_visible:
+            raise UnsupportedError(
+                f"see which pages of {core.path} are in memory",
+                "the kernel shows that only to its owner or to who may write it",
+                errno.EPERM,
+            )
+        resident, total, runs = await core.finish(
+            core.workers.reads, core.mapping.residency, offset, length
+        )
+        return Residency(resident, total, tuple(runs), offset, length)
+
+    async def advise(self, advice: Advice, offset: int, length: int) -> None:
+        """Pass advice on to the mapping and to the descriptor."""
+        core = self._core
+        if advice is Advice.DONT_NEED and core.mode == "c":
+            raise UnsupportedError(
+                f"drop private pages of {core.path}", 'in mode "c" they hold its only stores'
+            )
+        if advice.madvise is None:
+            raise UnsupportedError(f"advise {advice.name}", "this platform has no such advice")
+        await core.finish(core.workers.control, self._advise, advice, offset, length)
+
+    async def start_writeback(self, offset: int, length: int) -> None:
+        """Begin to write dirty pages back."""
+        core = self._core
+        await core.finish(core.workers.flushes, core.mapping.start_writeback, offset, length)
+
+    async def lock(self, offset: int, length: int) -> tuple[int, int]:
+        """Pin a range; the result goes to ``unlock``."""
+        core = self._core
+        span = align_down(offset, PAGE_SIZE), align_up(offset + length, PAGE_SIZE)
+        at, end = offset, offset + length
+        try:
+            while at < end:
+                core.check_usable()
+                piece = min(PIECE_BYTES, end - at)
+                await core.finish(core.workers.reads, self._lock_piece, at, piece)
+                at += piece
+        except BaseException:
+            if not core.closing:  # closing unmaps, and that unlocks
+                self._unlock_rest(span)
+            raise
+        self._locks.append(span)
+        self._publish()
+        return span
+
+    async def unlock(self, span: tuple[int, int]) -> None:
+        """Unpin a range, but for what other locks still cover."""
+        core = self._core
+        self._locks.remove(span)
+        self._publish()
+        if not core.closing:
+            await core.finish(core.workers.control, self._unlock_rest, span)
+
+    def _publish(self) -> None:
+        self._core.mapping.set_locked(list(RangeSet(self._locks)))
+
+    # Worker threads only, from here on.
+
+    def relock(self) -> None:
+        """Pin everything again after pages were mapped anew."""
+        for offset, end in RangeSet(self._locks).within(0, self._core.mapping.size):
+            self._core.mapping.lock(offset, end - offset)
+
+    def _stretch(self, at: int, end: int, ahead: int, write: bool) -> tuple[int, int]:
+        """Go on for STRETCH_SECONDS; the next byte to map, and the next to read ahead."""
+        mapping = self._core.mapping
+        stop = time.monotonic() + STRETCH_SECONDS
+        while at < end and time.monotonic() < stop:
+            while ahead < min(end, at + READ_AHEAD_BYTES):
+                piece = min(PIECE_BYTES, end - ahead)
+                mapping.read_ahead(ahead, piece)
+                ahead += piece
+            at += self._populate(mapping, at, end - at, write)
+        return at, ahead
+
+    def _populate(self, mapping: Mapping, offset: int, length: int, write: bool) -> int:
+        try:
+            return mapping.populate(offset, length, write)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOSYS):
+                raise UnsupportedError(
+                    f"prewarm {self._core.path}",
+                    "the kernel has no MADV_POPULATE_READ (Linux 5.14)",
+                    error.errno,
+                ) from error
+            if error.errno in (errno.EINTR, errno.EAGAIN):
+                return 0
+            if error.errno == errno.EFAULT:
+                raise self._core.fault(offset, min(length, PIECE_BYTES), 0) from error
+            raise
+
+    def _advise(self, advice: Advice, offset: int, length: int) -> None:
+        mapping = self._core.mapping
+        assert advice.madvise is not None
+        mapping.advise(offset, length, advice.madvise)
+        # Reads go through the descriptor, whose read-ahead mode is one for the whole file.
+        whole = length == mapping.size
+        ranged = advice in (Advice.WILL_NEED, Advice.DONT_NEED)
+        if advice.fadvise is not None and length and (whole or ranged):
+            os.posix_fadvise(mapping.fd, offset, length, advice.fadvise)
+
+    def _lock_piece(self, offset: int, length: int) -> None:
+        try:
+            self._core.mapping.lock(offset, length)
+        except OSError as error:
+            raise self._explain_lock(error, offset, length) from error
+
+    def _explain_lock(self, error: OSError, offset: int, length: int) -> OSError:
+        number = error.errno or errno.ENOMEM
+        if os.fstat(self._core.mapping.fd).st_size < offset + length:
+            return self._core.fault(offset, length, 0)
+        limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        found = "no limit" if limit == resource.RLIM_INFINITY else f"{limit} bytes"
+        reason = (
+            f"{os.strerror(number)} while pinning {length} bytes at {offset}; RLIMIT_MEMLOCK is "
+            f"{found}: raise it, or lock less (CAP_IPC_LOCK lifts it)"
+        )
+        return OSError(number, reason, self._core.path)
+
+    def _unlock_rest(self, span: tuple[int, int]) -> None:
+        free = RangeSet([span])
+        for offset, end in self._locks:
+            free.discard(offset, end)
+        size = self._core.mapping.size
+        for offset, end in free.within(0, size):
+            self._core.mapping.unlock(offset, end - offset)

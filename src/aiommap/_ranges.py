@@ -1,0 +1,114 @@
+"""Byte ranges: the one bounds check, page rounding, and sorted disjoint sets of ranges.
+
+Pure: no file, no loop, no clock. Ranges are half-open, ``[offset, end)``, in bytes.
+"""
+
+from __future__ import annotations
+
+import operator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+from typing import SupportsIndex
+
+from ._errors import OutOfBoundsError
+
+
+def check_range(offset: SupportsIndex, length: SupportsIndex, limit: int) -> tuple[int, int]:
+    """Return offset and length as plain integers once they are known to lie within the limit.
+
+    Python integers do not overflow, so this form of the check is complete; the native module has
+    the same comparison in 64 bits, and a test holds the two to one edge table.
+
+    Raises:
+        OutOfBoundsError: if [offset, offset + length) is not within [0, limit).
+        TypeError: if either is not an integer.
+    """
+    start, count = operator.index(offset), operator.index(length)
+    if start < 0 or count < 0 or start + count > limit:
+        raise OutOfBoundsError(start, count, limit)
+    return start, count
+
+
+def check_tail(offset: SupportsIndex, length: SupportsIndex | None, limit: int) -> tuple[int, int]:
+    """Check a range whose length None means "to the end"."""
+    if length is None:
+        start = operator.index(offset)
+        return check_range(start, max(0, limit - start) if start <= limit else 1, limit)
+    return check_range(offset, length, limit)
+
+
+def align_down(offset: int, alignment: int) -> int:
+    """Round down to a multiple of the alignment."""
+    return offset - offset % alignment
+
+
+def align_up(offset: int, alignment: int) -> int:
+    """Round up to a multiple of the alignment."""
+    return -(-offset // alignment) * alignment
+
+
+class RangeSet:
+    """A sorted set of disjoint half-open ranges; touching ranges are one range.
+
+    Invariants: ``_starts`` and ``_ends`` have one length; ``_starts[i] < _ends[i] <
+    _starts[i + 1]`` (a gap of at least one byte, or the two would have been merged).
+    """
+
+    __slots__ = ("_ends", "_starts")
+
+    def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        for offset, end in ranges:
+            self.add(offset, end)
+
+    def add(self, offset: int, end: int) -> None:
+        """Put [offset, end) into the set."""
+        if offset >= end:
+            return
+        first = bisect_left(self._ends, offset)
+        last = bisect_right(self._starts, end)
+        if first < last:
+            offset = min(offset, self._starts[first])
+            end = max(end, self._ends[last - 1])
+        self._starts[first:last] = [offset]
+        self._ends[first:last] = [end]
+
+    def discard(self, offset: int, end: int) -> None:
+        """Take [offset, end) out of the set."""
+        if offset >= end:
+            return
+        first = bisect_right(self._ends, offset)
+        last = bisect_left(self._starts, end)
+        if first >= last:
+            return
+        low, high = self._starts[first], self._ends[last - 1]
+        kept = [pair for pair in ((low, offset), (end, high)) if pair[0] < pair[1]]
+        self._starts[first:last] = [pair[0] for pair in kept]
+        self._ends[first:last] = [pair[1] for pair in kept]
+
+    def covers(self, offset: int, end: int) -> bool:
+        """Tell whether every byte of [offset, end) is in the set."""
+        at = bisect_right(self._starts, offset) - 1
+        return offset >= end or (at >= 0 and end <= self._ends[at])
+
+    def within(self, offset: int, end: int) -> tuple[tuple[int, int], ...]:
+        """Return the parts of the set that lie in [offset, end)."""
+        first = bisect_right(self._ends, offset)
+        last = bisect_left(self._starts, end)
+        return tuple(
+            (max(offset, self._starts[i]), min(end, self._ends[i])) for i in range(first, last)
+        )
+
+    def total(self) -> int:
+        """Return the number of bytes in the set."""
+        return sum(self._ends) - sum(self._starts)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return zip(self._starts, self._ends, strict=True)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __repr__(self) -> str:
+        return f"RangeSet({list(self)!r})"

@@ -1,0 +1,121 @@
+"""The slow way of a read: what ``read_inline`` could not answer at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import anyio
+
+from ._core import Core, plain_integers
+from ._ranges import check_range
+from ._workers import give_way
+
+
+class Reader:
+    """Reads of one file that have to yield, wait for a worker, or fail."""
+
+    __slots__ = ("_core",)
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Read after ``read_inline`` answered None."""
+        core = self._core
+        core.check_usable()
+        plain = plain_integers(offset, length)
+        offset, length = check_range(offset, length, core.mapping.size)
+        if await give_way() or not plain:
+            core.check_usable()
+            data = core.mapping.read_inline(offset, length)
+            if data is not None:
+                return data
+        return await self._offload(offset, length)
+
+    async def _offload(self, offset: int, length: int) -> bytes:
+        core = self._core
+        core.offloaded_reads += 1
+        async with core.activity():
+            return await core.workers.read(self._read_whole, offset, length)
+
+    async def read_into(self, offset: int, buffer: object) -> int:
+        """Fill a buffer after ``read_into_inline`` answered None."""
+        core = self._core
+        core.check_usable()
+        view = _writable(buffer)
+        plain = plain_integers(offset)
+        offset, length = check_range(offset, len(view), core.mapping.size)
+        if await give_way() or not plain:
+            core.check_usable()
+            done = core.mapping.read_into_inline(offset, view)
+            if done is not None:
+                return done
+        core.offloaded_reads += 1
+        # A job: the thread writes into memory of the caller, so it is never left behind.
+        await core.finish(core.workers.reads, self._read_into_whole, offset, view)
+        return length
+
+    def read_nowait(self, offset: int, length: int) -> bytes:
+        """Read what is in memory, or raise WouldBlock."""
+        core = self._core
+        core.check_usable()
+        offset, length = check_range(offset, length, core.mapping.size)
+        data = core.mapping.read_nowait(offset, length)
+        if data is None:
+            raise anyio.WouldBlock
+        return data
+
+    async def read_many(self, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
+        """Read ranges: inline what is in memory, the rest in one hop."""
+        core = self._core
+        core.check_usable()
+        size = core.mapping.size
+        checked = [check_range(offset, length, size) for offset, length in ranges]
+        found: list[bytes | None] = []
+        for offset, length in checked:
+            data = core.mapping.read_inline(offset, length)
+            if data is None and await give_way():
+                core.check_usable()
+                data = core.mapping.read_inline(offset, length)
+            found.append(data)
+        missing = [i for i, data in enumerate(found) if data is None]
+        if missing:
+            await self._fill(found, checked, missing)
+        return [data for data in found if data is not None]
+
+    async def _fill(
+        self, found: list[bytes | None], ranges: Sequence[tuple[int, int]], missing: list[int]
+    ) -> None:
+        core = self._core
+        core.offloaded_reads += len(missing)
+        wanted = [ranges[i] for i in missing]
+        async with core.activity():
+            parts = await core.workers.read(self._read_parts, wanted)
+        for i, data in zip(missing, parts, strict=True):
+            found[i] = data
+
+    # Worker threads only, from here on.
+
+    def _read_parts(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        return [self._read_whole(offset, length) for offset, length in ranges]
+
+    def _read_whole(self, offset: int, length: int) -> bytes:
+        data = self._core.mapping.read(offset, length)
+        if len(data) < length:
+            raise self._core.fault(offset, length, len(data))
+        return data
+
+    def _read_into_whole(self, offset: int, view: memoryview) -> None:
+        copied = self._core.mapping.read_into(offset, view)
+        if copied < len(view):
+            raise self._core.fault(offset, len(view), copied)
+
+
+def _writable(buffer: object) -> memoryview:
+    """View a writable C-contiguous buffer as bytes."""
+    view = memoryview(buffer)  # type: ignore[arg-type]  # its TypeError is the one to raise
+    if view.readonly:
+        raise TypeError("asked to read into a read-only buffer: pass a bytearray or the like")
+    if not view.c_contiguous:
+        raise BufferError("asked to read into a buffer that is not C-contiguous: use another one")
+    return view.cast("B") if view.nbytes else memoryview(bytearray())

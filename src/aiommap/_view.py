@@ -1,0 +1,207 @@
+"""Views: sub-ranges that share one mapping and keep its pages alive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self, SupportsIndex
+
+import anyio
+
+from ._advice import Advice
+from ._core import Core
+from ._native import Lease
+from ._ranges import check_range, check_tail
+from ._receipt import WriteReceipt
+from ._residency import Residency
+
+if TYPE_CHECKING:
+    from ._typing import Buffer
+
+
+class Verbs(Protocol):
+    """The verbs of a mapped file that a view offers relative to its own start."""
+
+    async def read(self, offset: int, length: int) -> bytes: ...
+    async def read_into(self, offset: int, buffer: Buffer) -> int: ...
+    def read_nowait(self, offset: int, length: int) -> bytes: ...
+    async def write(self, offset: int, data: Buffer) -> WriteReceipt: ...
+    async def flush_range(self, offset: int, length: int) -> None: ...
+    async def start_writeback(self, offset: int = 0, length: int | None = None) -> None: ...
+    async def prewarm(
+        self,
+        offset: int = 0,
+        length: int | None = None,
+        *,
+        write: bool = False,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> int: ...
+    async def residency(self, offset: int = 0, length: int | None = None) -> Residency: ...
+    async def advise(self, advice: Advice, offset: int = 0, length: int | None = None) -> None: ...
+
+
+class View:
+    """A range of a mapped file: the same verbs, with offsets relative to the view.
+
+    A view pins the pages it covers: they stay mapped until it is released, also after the file
+    was resized within its capacity or closed. Releasing happens by ``release``, at the end of a
+    ``with`` block, or when the view and everything made from its ``memory`` are garbage.
+
+    Concurrency: as for the file. Several views may cover the same bytes.
+    """
+
+    __slots__ = ("__weakref__", "_core", "_file", "_lease", "_length", "_memory", "_offset")
+
+    def __init__(self, file: Verbs, core: Core, offset: int, length: int) -> None:
+        self._file = file
+        self._core = core
+        self._offset = offset
+        self._length = length
+        self._lease: Lease | None = core.mapping.lease(offset, length, False)
+        self._memory: memoryview | None = None
+
+    @property
+    def offset(self) -> int:
+        """First byte of the view, from the start of the file."""
+        return self._offset
+
+    @property
+    def length(self) -> int:
+        """Length of the view in bytes."""
+        return self._length
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def memory(self) -> memoryview:
+        """The bytes themselves, without a copy: shape (length,), format 'B'.
+
+        Read-only in mode "r", and also if it is first asked for after the file was closed. While
+        it is writable its range counts as dirty. Touching a page that is not in memory blocks the
+        calling thread, and touching one whose bytes the file has lost raises SIGBUS: prewarm
+        first, and see docs/safety. No verb of the file needs it.
+
+        Raises:
+            anyio.ClosedResourceError: if the view was released.
+        """
+        if self._memory is None:
+            lease = self._pinned()
+            if self._core.mode != "r" and not self._core.mapping.closed:
+                lease = self._core.mapping.lease(self._offset, self._length, True)
+            self._lease = lease
+            self._memory = memoryview(lease)
+        return self._memory
+
+    def release(self) -> None:
+        """Let go of the pages; what was made from ``memory`` keeps them until it is gone too."""
+        self._memory = None
+        self._lease = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def view(self, offset: SupportsIndex = 0, length: SupportsIndex | None = None) -> View:
+        """Make a view of a part of this view.
+
+        Raises:
+            OutOfBoundsError: if the part leaves this view.
+            anyio.ClosedResourceError: if the file is closed or this view was released.
+        """
+        self._pinned()
+        self._core.check_usable()
+        start, count = check_tail(offset, length, self._length)
+        return View(self._file, self._core, self._offset + start, count)
+
+    def split_at(self, position: SupportsIndex) -> tuple[View, View]:
+        """Replace this view by two that meet at a position and cover the same bytes.
+
+        Args:
+            position: where the second view starts, in bytes from the start of this one;
+                0 <= position <= length.
+        Raises:
+            OutOfBoundsError: if the position is outside the view, which then stays as it is.
+        """
+        low, _ = check_range(position, 0, self._length)
+        parts = self.view(0, low), self.view(low, self._length - low)
+        self.release()
+        return parts
+
+    async def read(self, offset: SupportsIndex, length: SupportsIndex) -> bytes:
+        """Read bytes of the view; see ``MappedFile.read``."""
+        start, count = self._range(offset, length)
+        return await self._file.read(start, count)
+
+    async def read_into(self, offset: SupportsIndex, buffer: Buffer) -> int:
+        """Fill a buffer from the view; see ``MappedFile.read_into``."""
+        start, _ = self._range(offset, memoryview(buffer).nbytes)
+        return await self._file.read_into(start, buffer)
+
+    def read_nowait(self, offset: SupportsIndex, length: SupportsIndex) -> bytes:
+        """Read bytes that are in memory; see ``MappedFile.read_nowait``."""
+        start, count = self._range(offset, length)
+        return self._file.read_nowait(start, count)
+
+    async def write(self, offset: SupportsIndex, data: Buffer) -> WriteReceipt:
+        """Write into the view, never beyond it; see ``MappedFile.write``."""
+        start, _ = self._range(offset, memoryview(data).nbytes)
+        return await self._file.write(start, data)
+
+    async def flush(self) -> None:
+        """Make the bytes of the view durable; see ``MappedFile.flush_range``."""
+        await self._file.flush_range(*self._range(0, self._length))
+
+    async def start_writeback(self) -> None:
+        """Begin to write the view back; see ``MappedFile.start_writeback``."""
+        await self._file.start_writeback(*self._range(0, self._length))
+
+    async def prewarm(
+        self,
+        offset: SupportsIndex = 0,
+        length: SupportsIndex | None = None,
+        *,
+        write: bool = False,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> int:
+        """Make the view, or a part of it, resident; see ``MappedFile.prewarm``."""
+        return await self._file.prewarm(*self._tail(offset, length), write=write, progress=progress)
+
+    async def residency(
+        self, offset: SupportsIndex = 0, length: SupportsIndex | None = None
+    ) -> Residency:
+        """Ask which pages of the view are in memory; see ``MappedFile.residency``."""
+        return await self._file.residency(*self._tail(offset, length))
+
+    async def advise(
+        self, advice: Advice, offset: SupportsIndex = 0, length: SupportsIndex | None = None
+    ) -> None:
+        """Say how the view is going to be used; see ``MappedFile.advise``."""
+        await self._file.advise(advice, *self._tail(offset, length))
+
+    def _pinned(self) -> Lease:
+        if self._lease is None:
+            raise anyio.ClosedResourceError("the view was released: make a new one to go on")
+        return self._lease
+
+    def _range(self, offset: SupportsIndex, length: SupportsIndex) -> tuple[int, int]:
+        self._pinned()
+        start, count = check_range(offset, length, self._length)
+        return self._offset + start, count
+
+    def _tail(self, offset: SupportsIndex, length: SupportsIndex | None) -> tuple[int, int]:
+        self._pinned()
+        start, count = check_tail(offset, length, self._length)
+        return self._offset + start, count
+
+    def __repr__(self) -> str:
+        state = "released" if self._lease is None else "pinned"
+        end = self._offset + self._length
+        return f"<View of {self._core.path} [{self._offset}, {end}) {state}>"

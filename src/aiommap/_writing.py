@@ -1,0 +1,138 @@
+"""The slow way of a write: what ``write_inline`` could not store at once.
+
+Invariants.
+  S1  While a write waits in the lane, no inline store touches the span it lies in: the mapping
+      knows the bounds of everything queued (I9).
+  S2  Under a policy that flushes each write, stores and flush are one request of the flush lane:
+      one hop, and the flush begins after the store by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ._core import Core, contiguous, plain_integers
+from ._flush import Flusher, FlushRequest
+from ._lane import Lane
+from ._ranges import check_range
+from ._receipt import WriteReceipt
+from ._workers import give_way
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    """Stores that one caller waits for together; they lie within [offset, end)."""
+
+    offset: int
+    end: int
+    stores: list[tuple[int, memoryview]]
+
+
+class Writer:
+    """Writes of one file that have to yield, wait for a worker, or fail."""
+
+    __slots__ = ("_core", "_end", "_flusher", "_lane", "_start")
+
+    def __init__(self, core: Core, flusher: Flusher) -> None:
+        self._core = core
+        self._flusher = flusher
+        self._lane: Lane[_Write, int] = Lane(self._run)
+        self._start = self._end = 0  # S1: bounds of what is queued or in flight
+
+    async def write(self, offset: int, data: object) -> WriteReceipt:
+        """Write after ``write_inline`` answered None."""
+        core = self._core
+        core.check_writable("write to")
+        view = contiguous(data)
+        plain = plain_integers(offset)
+        offset, length = check_range(offset, len(view), core.mapping.size)
+        if await give_way() or not plain:
+            core.check_writable("write to")
+            receipt = core.mapping.write_inline(offset, view)
+            if receipt is not None:
+                return receipt  # type: ignore[return-value]  # attach() said WriteReceipt
+        return await self._submit(_Write(offset, offset + length, [(offset, view)]))
+
+    async def write_many(self, items: Iterable[tuple[int, object]]) -> WriteReceipt:
+        """Write items in order, in one hop at most."""
+        core = self._core
+        core.check_writable("write to")
+        size = core.mapping.size
+        stores = []
+        for offset, data in items:
+            view = contiguous(data)
+            stores.append((check_range(offset, len(view), size)[0], view))
+        await give_way()
+        core.check_writable("write to")
+        first = min((offset for offset, _ in stores), default=0)
+        end = max((offset + len(view) for offset, view in stores), default=0)
+        rest, sequence = self._store_inline(stores)
+        if rest or self._core.policy.flush_each_write:
+            return await self._submit(_Write(first, end, rest))
+        return WriteReceipt(self._flusher, first, end - first, sequence)
+
+    def _store_inline(
+        self, stores: Sequence[tuple[int, memoryview]]
+    ) -> tuple[list[tuple[int, memoryview]], int]:
+        """Store up to the first one that has to wait; what is left keeps its order (I9)."""
+        mapping = self._core.mapping
+        for done, (offset, view) in enumerate(stores):
+            if mapping.write_inline(offset, view) is None:
+                return list(stores[done:]), mapping.sequence
+        return [], mapping.sequence
+
+    async def _submit(self, write: _Write) -> WriteReceipt:
+        core = self._core
+        if core.policy.flush_each_write and core.shared_writable:
+            request = FlushRequest(write.offset, write.end, stores=write.stores)
+            await self._flusher.submit(request)
+            if request.receipt is not None:
+                return request.receipt
+            return WriteReceipt(self._flusher, write.offset, 0, core.mapping.sequence)
+        self._extend_span(write)
+        async with core.activity():
+            sequence = await self._lane.submit(write)
+        return WriteReceipt(self._flusher, write.offset, write.end - write.offset, sequence)
+
+    async def settle(self) -> None:
+        """Wait until the writes submitted so far have been applied."""
+        await self._lane.settle()
+
+    async def _run(self, writes: list[_Write]) -> Sequence[int | BaseException]:
+        core = self._core
+        try:
+            return await core.workers.batch(core.workers.stores, self._apply, writes)
+        finally:
+            self._shrink_span()
+
+    def _extend_span(self, write: _Write) -> None:
+        idle = self._start == self._end
+        self._start = write.offset if idle else min(self._start, write.offset)
+        self._end = write.end if idle else max(self._end, write.end)
+        self._core.mapping.set_lane(self._start, self._end)
+
+    def _shrink_span(self) -> None:
+        waiting = self._lane.waiting()
+        self._start = min((write.offset for write in waiting), default=0)
+        self._end = max((write.end for write in waiting), default=0)
+        self._core.mapping.set_lane(self._start, self._end)
+
+    # Worker threads only, from here on.
+
+    def _apply(self, writes: list[_Write]) -> list[int | BaseException]:
+        core = self._core
+        outcomes = core.mapping.write_many([store for write in writes for store in write.stores])
+        core.offloaded_writes += len(outcomes)
+        results: list[int | BaseException] = []
+        at = 0
+        for write in writes:
+            results.append(self._result(write, outcomes[at : at + len(write.stores)]))
+            at += len(write.stores)
+        return results
+
+    def _result(self, write: _Write, outcomes: Sequence[tuple[int, int]]) -> int | BaseException:
+        for (offset, view), (copied, _) in zip(write.stores, outcomes, strict=True):
+            if copied < len(view):
+                return self._core.fault(offset, len(view), copied)
+        return outcomes[-1][1] if outcomes else self._core.mapping.sequence
