@@ -48,8 +48,14 @@ __all__ = (
     "open",
 )
 
-# Tracebacks, reprs and pickles name the public place, not the file a class happens to live in.
-for _name in __all__:
-    if hasattr(_public := globals()[_name], "__module__"):
-        _public.__module__ = __name__
-del _name, _public
+
+def _adopt() -> None:
+    """Make tracebacks, reprs and pickles name the public place, not the file of a class."""
+    for name in __all__:
+        value = globals()[name]
+        if hasattr(value, "__module__"):
+            value.__module__ = __name__
+
+
+_adopt()
+del _adopt

@@ -289,14 +289,14 @@ class MappedFile:
 
         Args:
             write: also make the pages writable without a fault; they become dirty by it.
-            progress: called on the loop, with (bytes done, bytes in all), about every 20 ms.
+            progress: called on the loop, with (bytes done, bytes in all), about every 10 ms.
         Returns:
             Bytes of the range that were resident when it had finished; the length of the range
             where the kernel hides residency (files of others that we may not write).
         Raises:
             MappingFaultError: if the file was truncated below the range.
             UnsupportedError: if the kernel cannot populate mappings (before Linux 5.14).
-        Cancellation: between steps of about 20 ms; pages made resident stay so.
+        Cancellation: between steps of about 10 ms; pages made resident stay so.
         Source: posix_fadvise(2) ahead of madvise(2) with MADV_POPULATE_READ or _WRITE.
         """
         self._core.check_usable()
@@ -457,7 +457,7 @@ class MappedFile:
     def __del__(self) -> None:
         # Missing when __init__ failed.
         closer = getattr(self, "_closer", None)
-        if closer is not None and not self.closed:
+        if closer is not None and not self.closed and not self._mapping.forked:
             warnings.warn(
                 f"{self!r} was never closed: nothing was flushed; use async with, or aclose()",
                 ResourceWarning,

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ._core import Core, Identity
-from ._errors import FlushError
+from ._errors import AccessModeError, FlushError
 from ._lane import Lane
 from ._native import PAGE_SIZE
 from ._ranges import RangeSet, align_down, align_up
@@ -64,6 +64,9 @@ class Flusher:
     async def flush_receipt(self, receipt: WriteReceipt) -> None:
         """Make one write durable."""
         self._core.check_usable()
+        if not self._core.shared_writable:
+            remedy = 'its stores never reach the file: use "r+"'
+            raise AccessModeError("make durable what was written to", self._core.mode, remedy)
         await self.submit(FlushRequest(receipt.offset, receipt.offset + receipt.length, receipt))
 
     async def submit(self, request: FlushRequest) -> None:

@@ -125,6 +125,9 @@ class Hub:
     async def _open(self, options: OpenOptions) -> MappedFile:
         workers = self._limiters()
         opened = await self._opening.submit(options)
+        if self._closed:
+            opened.mapping.close()
+            raise anyio.ClosedResourceError("the hub was closed while it opened the file")
         core = Core(
             opened.mapping,
             path=options.path,

@@ -66,14 +66,17 @@ class Lane(Generic[Item, Result]):
         self._gathering: _Batch[Item, Result] = _Batch()
         self._flying: _Batch[Item, Result] | None = None
 
-    async def submit(self, item: Item) -> Result:
-        """Run an item in the next batch; return its result or raise its exception."""
+    async def submit(self, item: Item, *, withdrawable: bool = True) -> Result:
+        """Run an item in the next batch; return its result or raise its exception.
+
+        An item that is not withdrawable runs even if its waiter is cancelled before it begins.
+        """
         batch, entry = self._gathering, _Entry[Item, Result](item)
         batch.entries.append(entry)
         if not self._running:
             self._running = True
             spawn(self._serve)
-        await wait_or_withdraw(batch.done, lambda: batch.withdraw(entry))
+        await wait_or_withdraw(batch.done, lambda: withdrawable and batch.withdraw(entry))
         if isinstance(entry.outcome, BaseException):
             raise entry.outcome
         return entry.outcome

@@ -8,7 +8,7 @@ wait and release the GIL while they do (I2). A count short of the request is a f
 behind the next byte cannot be reached. System call errors are raised as ``OSError``.
 """
 
-from typing import Self, final
+from typing import Any, Self, final
 
 from typing_extensions import Buffer
 
@@ -104,6 +104,9 @@ class Mapping:
 
         None also means that a fault struck in the middle; the lane then finds out why.
         """
+
+    def write_now(self, offset: int, data: Buffer, /) -> Receipt | None:
+        """Store as write_inline does, whatever the slice says."""
 
     # Verbs that may wait.
     def read(self, offset: int, length: int, /) -> bytes:
@@ -201,7 +204,7 @@ class Receipt:
     offset: int
     length: int
     sequence: int
-    _owner: object
+    _owner: Any
     _settled: bool
 
     def __new__(cls, owner: object, offset: int, length: int, sequence: int, /) -> Self: ...

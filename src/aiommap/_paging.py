@@ -13,13 +13,14 @@ from ._core import Core
 from ._errors import UnsupportedError
 from ._native import PAGE_SIZE, PIECE_BYTES, Mapping
 from ._ranges import RangeSet, align_down, align_up
+from ._read_ahead import ReadAhead
 from ._residency import Residency
 
 #: A prewarm hop goes on for this long: short enough to cancel and to report progress, long enough
 #: for the hop itself (0.1 ms) not to count.
-STRETCH_SECONDS = 0.02
-#: How far reading runs ahead of mapping pages. Reading in is asynchronous, mapping is not.
-READ_AHEAD_BYTES = 4 * PIECE_BYTES
+STRETCH_SECONDS = 0.01
+#: How far reading in runs ahead of mapping pages.
+READ_AHEAD_BYTES = 32 * PIECE_BYTES
 
 Progress = Callable[[int, int], object]
 
@@ -38,10 +39,11 @@ class Pager:
     ) -> int:
         """Make a range resident and return how many of its bytes are."""
         core, at, end = self._core, offset, offset + length
-        ahead = offset
+        ahead = ReadAhead(core, offset, end, READ_AHEAD_BYTES)
         while at < end:
             core.check_usable()
-            at, ahead = await core.finish(core.workers.reads, self._stretch, at, end, ahead, write)
+            ahead.reach(at)
+            at = await core.finish(core.workers.reads, self._stretch, at, end, write)
             if progress is not None:
                 progress(at - offset, length)
         if not core.mapping.residency_visible:
@@ -115,17 +117,12 @@ class Pager:
         for offset, end in RangeSet(self._locks).within(0, self._core.mapping.size):
             self._core.mapping.lock(offset, end - offset)
 
-    def _stretch(self, at: int, end: int, ahead: int, write: bool) -> tuple[int, int]:
-        """Go on for STRETCH_SECONDS; the next byte to map, and the next to read ahead."""
-        mapping = self._core.mapping
+    def _stretch(self, at: int, end: int, write: bool) -> int:
+        """Map pages for STRETCH_SECONDS and return the next byte to map."""
         stop = time.monotonic() + STRETCH_SECONDS
         while at < end and time.monotonic() < stop:
-            while ahead < min(end, at + READ_AHEAD_BYTES):
-                piece = min(PIECE_BYTES, end - ahead)
-                mapping.read_ahead(ahead, piece)
-                ahead += piece
-            at += self._populate(mapping, at, end - at, write)
-        return at, ahead
+            at += self._populate(self._core.mapping, at, end - at, write)
+        return at
 
     def _populate(self, mapping: Mapping, offset: int, length: int, write: bool) -> int:
         try:

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #if defined(__linux__)
@@ -37,6 +38,12 @@ ssize_t file_read(int fd, char *to, size_t length, off_t offset)
         done += (size_t)got;
     }
     return (ssize_t)done;
+}
+
+bool file_reaches(int fd, off_t end)
+{
+    struct stat found;
+    return fstat(fd, &found) == 0 && found.st_size >= end;
 }
 
 int file_sync(int fd, bool metadata)

@@ -60,6 +60,8 @@ size_t region_copy_in(const struct region *region, size_t offset, const char *fr
 ssize_t file_read_nowait(int fd, char *to, size_t length, off_t offset);
 /* Read until length or end of file, in pieces. */
 ssize_t file_read(int fd, char *to, size_t length, off_t offset);
+/* Whether the file is at least this long; false also when it cannot be asked. */
+bool file_reaches(int fd, off_t end);
 int file_sync(int fd, bool metadata);
 int file_start_writeback(int fd, off_t offset, off_t length);
 /* The magic number of statfs(2); 0 where there is none. */

@@ -47,8 +47,10 @@ static bool copy_present(Mapping *self, char *to, int64_t offset, size_t length)
     return copied == length;
 }
 
-/* Check and copy piece by piece, so that little time passes between the two. */
-static size_t copy_checked(const struct region *region, char *to, size_t offset, size_t length)
+/* Check and copy piece by piece, so that little time passes between the two. The size is looked at
+ * last: past the end of a truncated file its last page still reads, as zeros. */
+static size_t copy_checked(const struct region *region, int fd, char *to, size_t offset,
+                           size_t length)
 {
     size_t done = 0;
     while (done < length) {
@@ -61,18 +63,18 @@ static size_t copy_checked(const struct region *region, char *to, size_t offset,
         if (copied < piece)
             break;
     }
-    return done;
+    return file_reaches(fd, (off_t)(offset + done)) ? done : 0;
 }
 
 static bool read_mapped(Mapping *self, char *to, int64_t offset, size_t length)
 {
     size_t done;
     if (length <= GIL_COPY_LIMIT_BYTES) {
-        done = copy_checked(self->region, to, (size_t)offset, length);
+        done = copy_checked(self->region, self->fd, to, (size_t)offset, length);
     } else {
         struct hold hold;
         WITHOUT_GIL(hold, self,
-                    done = copy_checked(hold.region, to, (size_t)offset, length););
+                    done = copy_checked(hold.region, hold.fd, to, (size_t)offset, length););
     }
     return done == length;
 }
@@ -200,11 +202,14 @@ static bool store_cannot_wait(Mapping *self, int64_t offset, int64_t length, int
 }
 
 /* The receipt, None when the store has to go to the lane, or NULL with MemoryError. */
-static PyObject *store_now(Mapping *self, int64_t offset, const Py_buffer *data)
+static PyObject *store_now(Mapping *self, int64_t offset, const Py_buffer *data,
+                           bool ignore_slice)
 {
     int64_t now = slice_clock();
     if (!range_is_valid(offset, data->len, self->size) ||
-        (size_t)data->len > INLINE_WRITE_LIMIT_BYTES || slice_is_spent(thread_slice(), now))
+        (size_t)data->len > INLINE_WRITE_LIMIT_BYTES)
+        Py_RETURN_NONE;
+    if (!ignore_slice && slice_is_spent(thread_slice(), now))
         Py_RETURN_NONE;
     if (data->len == 0)
         return receipt_make(self, offset, 0, self->sequence);
@@ -222,7 +227,8 @@ static PyObject *store_now(Mapping *self, int64_t offset, const Py_buffer *data)
     return receipt_make(self, offset, data->len, ++self->sequence);
 }
 
-PyObject *mapping_write_inline(Mapping *self, PyObject *const *args, Py_ssize_t count)
+static PyObject *write_now(Mapping *self, PyObject *const *args, Py_ssize_t count,
+                           bool ignore_slice)
 {
     int64_t offset;
     Py_buffer data;
@@ -233,7 +239,17 @@ PyObject *mapping_write_inline(Mapping *self, PyObject *const *args, Py_ssize_t 
         PyErr_Clear();
         Py_RETURN_NONE;
     }
-    PyObject *receipt = store_now(self, offset, &data);
+    PyObject *receipt = store_now(self, offset, &data, ignore_slice);
     PyBuffer_Release(&data);
     return receipt;
+}
+
+PyObject *mapping_write_inline(Mapping *self, PyObject *const *args, Py_ssize_t count)
+{
+    return write_now(self, args, count, false);
+}
+
+PyObject *mapping_write_now(Mapping *self, PyObject *const *args, Py_ssize_t count)
+{
+    return write_now(self, args, count, true);
 }

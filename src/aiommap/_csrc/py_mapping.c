@@ -268,6 +268,7 @@ static PyMethodDef mapping_methods[] = { /* documented in _native.pyi */
     FAST("read_into_inline", mapping_read_into_inline),
     FAST("read_nowait", mapping_read_nowait),
     FAST("write_inline", mapping_write_inline),
+    FAST("write_now", mapping_write_now),
     ARGS("read", mapping_read),
     ARGS("read_into", mapping_read_into),
     ONE("write_many", mapping_write_many),

@@ -129,6 +129,7 @@ PyObject *mapping_read_inline(Mapping *self, PyObject *const *args, Py_ssize_t c
 PyObject *mapping_read_into_inline(Mapping *self, PyObject *const *args, Py_ssize_t count);
 PyObject *mapping_read_nowait(Mapping *self, PyObject *const *args, Py_ssize_t count);
 PyObject *mapping_write_inline(Mapping *self, PyObject *const *args, Py_ssize_t count);
+PyObject *mapping_write_now(Mapping *self, PyObject *const *args, Py_ssize_t count);
 
 /* py_blocking.c, py_paging.c: verbs of worker threads; they may wait, without the GIL. */
 PyObject *mapping_read(Mapping *self, PyObject *args);

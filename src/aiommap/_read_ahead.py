@@ -1,0 +1,54 @@
+"""Read-ahead: a window of pages being read in by another worker, ahead of whoever walks the file.
+
+Asking the kernel to read ahead and walking the pages in one thread takes turns; measured, that is
+a fifth slower than ``cat``. Two threads keep the device busy all the time (docs/performance).
+"""
+
+from __future__ import annotations
+
+from ._core import Core
+from ._native import PIECE_BYTES
+from ._workers import spawn
+
+
+class ReadAhead:
+    """Keeps reading in one window ahead of a position; at most one request is under way.
+
+    Args:
+        window: bytes to ask for at a time; asked for once less than half of it is left.
+    """
+
+    __slots__ = ("_asked", "_busy", "_core", "_end", "_window")
+
+    def __init__(self, core: Core, offset: int, end: int, window: int) -> None:
+        self._core = core
+        self._end = end
+        self._window = max(window, PIECE_BYTES)
+        self._asked = offset
+        self._busy = False
+
+    def reach(self, position: int) -> None:
+        """Say how far the walk has come; asks for the next window when it is time."""
+        if self._busy or self._core.closing or self._asked - position >= self._window // 2:
+            return
+        start = max(self._asked, position)
+        stop = min(start + self._window, self._end, self._core.mapping.size)
+        if start < stop:
+            self._asked = stop
+            self._busy = True
+            spawn(self._fetch, start, stop)
+
+    async def _fetch(self, start: int, stop: int) -> None:
+        core = self._core
+        try:
+            async with core.activity():
+                await core.workers.batch(core.workers.reads, self._advise, start, stop)
+        finally:
+            self._busy = False
+
+    def _advise(self, start: int, stop: int) -> None:
+        for at in range(start, stop, PIECE_BYTES):
+            try:
+                self._core.mapping.read_ahead(at, min(PIECE_BYTES, stop - at))
+            except (OSError, ValueError):
+                return  # only a hint: the walk meets the same trouble and reports it
