@@ -26,23 +26,28 @@ class Closer:
         self._done: anyio.Event | None = None
         self._error: BaseException | None = None
 
-    async def aclose(self) -> None:
-        """Close, or wait for the call that does."""
-        if self._core.mapping.forked:
-            # The parent's file: nothing is flushed, no thread is entered (I10).
-            self._core.closing = True
-            self._core.mapping.close()
+    def start(self) -> None:
+        """Begin to close, unless that was done before."""
+        core = self._core
+        if core.closing:
             return
-        if self._done is not None:
-            await wait_or_withdraw(self._done, lambda: False)
+        core.closing = True
+        core.mapping.retiring = True
+        if core.mapping.forked:
+            core.mapping.close()  # the parent's file: nothing is flushed, no thread entered (I10)
             return
         self._done = anyio.Event()
-        self._core.closing = True
-        self._core.mapping.retiring = True
         spawn(self._run, self._done)
+
+    async def aclose(self) -> None:
+        """Close, or wait for the call that does; the first to wait is told of a failure."""
+        self.start()
+        if self._done is None:
+            return
         await wait_or_withdraw(self._done, lambda: False)
-        if self._error is not None:
-            raise self._error
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
     async def leave(self, error: BaseException | None) -> None:
         """Close at the end of a block; an exception that is under way is not replaced."""

@@ -150,23 +150,22 @@ class Core:
 
     # Worker threads only, from here on: these ask the file system.
 
-    def fault(self, offset: int, length: int, copied: int) -> OSError:
-        """Find out why a copy of [offset, offset + length) stopped, and make the error for it."""
+    def fault(self, offset: int, length: int, copied: int) -> MappingFaultError:
+        """Make the error for a copy of [offset, offset + length) that stopped."""
         size = os.fstat(self.mapping.fd).st_size
         unreachable = max(offset + copied, min(size, offset + length - 1))
-        if size >= offset + length and self.shared_writable:
-            refused = self._reserve(offset, length)
-            if refused is not None:
-                return refused
         return MappingFaultError(unreachable, copied, size, self.path)
 
-    def _reserve(self, offset: int, length: int) -> OSError | None:
-        """Ask for the blocks behind a range: a full disk is told from a failed one by this."""
-        try:
-            os.posix_fallocate(self.mapping.fd, offset, length)
-        except OSError as error:
-            return OSError(error.errno, os.strerror(error.errno or errno.EIO), self.path)
-        return None
+    def store_fault(self, offset: int, length: int, copied: int) -> OSError:
+        """Make the error for a store that stopped; a full disk is told from a lost page."""
+        fault = self.fault(offset, length, copied)
+        if self.shared_writable and (fault.size or 0) >= offset + length:
+            try:
+                # Asking for the blocks says what the store could not: ENOSPC, EDQUOT, EIO.
+                os.posix_fallocate(self.mapping.fd, offset, length)
+            except OSError as error:
+                return OSError(error.errno, os.strerror(error.errno or errno.EIO), self.path)
+        return fault
 
 
 def plain_integers(*numbers: object) -> bool:

@@ -138,7 +138,7 @@ class Flusher:
             core.offloaded_writes += len(request.stores)
             for (offset, data), (copied, _) in zip(request.stores, outcomes, strict=True):
                 if copied < len(data) and request.error is None:
-                    request.error = core.fault(offset, len(data), copied)
+                    request.error = core.store_fault(offset, len(data), copied)
             length = request.end - request.offset
             request.receipt = WriteReceipt(self, request.offset, length, outcomes[-1][1])
 

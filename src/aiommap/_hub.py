@@ -25,6 +25,8 @@ from ._workers import Workers
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_MANUAL = FlushPolicy.manual()
+
 
 class Hub:
     """Shares worker threads and lanes among any number of mapped files.
@@ -57,7 +59,7 @@ class Hub:
         size: int | None = None,
         capacity: int | None = None,
         sparse: bool = False,
-        flush: FlushPolicy | None = None,
+        flush: FlushPolicy = _MANUAL,
         advice: Advice | None = None,
         prewarm: bool = False,
         lock: bool = False,
@@ -70,7 +72,7 @@ class Hub:
             size=size,
             capacity=capacity,
             sparse=sparse,
-            flush=FlushPolicy.manual() if flush is None else flush,
+            flush=flush,
             advice=advice,
             prewarm=prewarm,
             lock=lock,
@@ -87,7 +89,10 @@ class Hub:
         """
         self._closed = True
         failures: list[Exception] = []
-        for file in list(self._files.values()):
+        files = list(self._files.values())
+        for file in files:
+            file._closer.start()  # noqa: SLF001  all at once, so that they share hops
+        for file in files:
             try:
                 await file.aclose()
             except Exception as error:
@@ -212,7 +217,7 @@ def open(
     size: int | None = None,
     capacity: int | None = None,
     sparse: bool = False,
-    flush: FlushPolicy | None = None,
+    flush: FlushPolicy = _MANUAL,
     advice: Advice | None = None,
     prewarm: bool = False,
     lock: bool = False,
@@ -231,7 +236,7 @@ def open(
         capacity: bytes of address space to reserve, so that ``resize`` up to there moves nothing.
         sparse: do not reserve disk blocks when the file is created or grows; a full disk then
             shows at a later ``write`` instead of here.
-        flush: when written bytes are made durable unasked; ``FlushPolicy.manual()`` if None.
+        flush: when written bytes are made durable unasked; by default ``FlushPolicy.manual()``.
         advice: how the whole file is going to be used.
         prewarm: make the whole file resident before returning.
         lock: pin the whole file in memory for as long as it is open.

@@ -137,7 +137,8 @@ class Pager:
             if error.errno in (errno.EINTR, errno.EAGAIN):
                 return 0
             if error.errno == errno.EFAULT:
-                raise self._core.fault(offset, min(length, PIECE_BYTES), 0) from error
+                make = self._core.store_fault if write else self._core.fault
+                raise make(offset, min(length, PIECE_BYTES), 0) from error
             raise
 
     def _advise(self, advice: Advice, offset: int, length: int) -> None:

@@ -140,5 +140,5 @@ class Writer:
     def _result(self, write: _Write, outcomes: Sequence[tuple[int, int]]) -> int | BaseException:
         for (offset, view), (copied, _) in zip(write.stores, outcomes, strict=True):
             if copied < len(view):
-                return self._core.fault(offset, len(view), copied)
+                return self._core.store_fault(offset, len(view), copied)
         return outcomes[-1][1] if outcomes else self._core.mapping.sequence

@@ -109,7 +109,7 @@ static PyObject *settle_stores(Mapping *self, struct store *stores, Py_ssize_t c
     for (Py_ssize_t i = 0; results && i < count; i++) {
         struct store *store = &stores[i];
         bool whole = store->copied == (size_t)store->data.len;
-        if (!mapping_stored(self, store->offset, store->data.len)) {
+        if (!mapping_stored(self, store->offset, store->copied, whole)) {
             Py_DECREF(results);
             return PyErr_NoMemory();
         }

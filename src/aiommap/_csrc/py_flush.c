@@ -1,12 +1,14 @@
 /* py_flush.c: what is dirty, what a flush in flight covers, what waits for a worker. */
 #include "py_mapping.h"
 
-bool mapping_stored(Mapping *self, int64_t offset, int64_t length)
+bool mapping_stored(Mapping *self, int64_t offset, size_t stored, bool whole)
 {
     size_t first, end;
-    if (!pages_of(offset, length, &first, &end))
+    if (!pages_of(offset, (int64_t)stored, &first, &end))
         return true;
-    return pages_insert(&self->dirty, first, end) && pages_insert(&self->ready, first, end);
+    if (whole && !pages_insert(&self->ready, first, end))
+        return false;
+    return pages_insert(&self->dirty, first, end);
 }
 
 /* A writable lease may be stored through at any moment: its pages are dirty while it lives. */

@@ -217,9 +217,10 @@ static PyObject *store_now(Mapping *self, int64_t offset, const Py_buffer *data,
         Py_RETURN_NONE;
     size_t copied =
         region_copy_in(self->region, (size_t)offset, data->buf, (size_t)data->len);
-    if (!mapping_stored(self, offset, data->len)) /* also a part of it may have been stored */
+    bool whole = copied == (size_t)data->len;
+    if (!mapping_stored(self, offset, copied, whole))
         return PyErr_NoMemory();
-    if (copied < (size_t)data->len) {
+    if (!whole) {
         self->counters.faults++;
         Py_RETURN_NONE;
     }

@@ -131,7 +131,7 @@ static PyObject *mapping_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     self->writable = writable;
     self->private_copy = private_copy;
     self->huge = huge;
-    self->nowait = nowait;
+    self->nowait = nowait && !in_memory; /* pread(2) does not wait there, and tmpfs refuses */
     self->in_memory = in_memory;
     self->residency_visible = visible;
     self->inline_writes = writable;

@@ -116,7 +116,9 @@ bool mapping_range(const Mapping *self, int64_t offset, int64_t length); /* with
 bool parse_range(Mapping *self, PyObject *args, long long *offset, long long *length);
 PyObject *os_error(int number);
 bool pages_of(int64_t offset, int64_t length, size_t *first, size_t *end);
-bool mapping_stored(Mapping *self, int64_t offset, int64_t length); /* false: out of memory */
+/* Note that `stored` bytes were stored, and whether that was all there was to store: behind a
+ * fault nothing is dirty, and no page is ready. False when out of memory. */
+bool mapping_stored(Mapping *self, int64_t offset, size_t stored, bool whole);
 PyObject *receipt_make(Mapping *self, int64_t offset, int64_t length, uint64_t sequence);
 bool spans_cover(const struct spans *spans, int64_t offset, int64_t end);
 

@@ -18,7 +18,7 @@ PyObject *mapping_populate(Mapping *self, PyObject *args)
                 done = region_populate(hold.region, (size_t)offset, (size_t)length, write););
     if (done < 0)
         return os_error((int)-done);
-    if (write && !mapping_stored(self, offset, done)) /* the kernel made them dirty */
+    if (write && !mapping_stored(self, offset, (size_t)done, true)) /* the kernel made them dirty */
         return PyErr_NoMemory();
     return PyLong_FromSsize_t(done);
 }

@@ -1,0 +1,234 @@
+"""The native module by itself: bounds, page sets, flush bookkeeping, leases, budget."""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import os
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aiommap import _native
+from aiommap._errors import OutOfBoundsError
+from aiommap._native import PAGE_SIZE, Mapping
+from aiommap._ranges import check_range
+
+PAGES = 16
+SIZE = PAGES * PAGE_SIZE
+
+
+def make_mapping(path, size=SIZE, *, capacity=None, writable=True, private=False):
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    os.truncate(path, size)
+    return Mapping(fd, size, capacity or size, writable, private, False, True, False, True)
+
+
+@pytest.fixture
+def mapping(tmp_path):
+    made = make_mapping(tmp_path / "file")
+    made.attach(object(), _native.Receipt)
+    yield made
+    made.close()
+
+
+EDGES = (-(2**63), -1, 0, 1, PAGE_SIZE, SIZE - 1, SIZE, SIZE + 1, 2**62, 2**63 - 1)
+
+
+@pytest.mark.parametrize("length", EDGES)
+@pytest.mark.parametrize("offset", EDGES)
+def test_native_bounds_agree_with_check_range(mapping, offset, length):
+    try:
+        check_range(offset, length, SIZE)
+        inside = True
+    except OutOfBoundsError:
+        inside = False
+    if inside:
+        assert mapping.read(offset, length) == bytes(length)
+        assert mapping.read_nowait(offset, length) in (bytes(length), None)
+    else:
+        with pytest.raises(ValueError, match="leaves the"):
+            mapping.read(offset, length)
+        assert mapping.read_nowait(offset, length) is None
+        assert mapping.read_inline(offset, length) is None
+
+
+@pytest.mark.parametrize("argument", ["1", 1.0, None, 2**63, 2**100])
+def test_inline_verbs_decline_what_is_not_a_small_integer(mapping, argument):
+    assert mapping.read_inline(argument, 1) is None
+    assert mapping.read_inline(0, argument) is None
+    assert mapping.read_into_inline(argument, bytearray(1)) is None
+    assert mapping.write_inline(argument, b"x") is None
+    assert mapping.write_now(0, argument) is None
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["store", "flush", "fail"]),
+            st.integers(0, PAGES * 40 - 1),
+            st.integers(1, 200),
+        ),
+        max_size=30,
+    )
+)
+def test_dirty_runs_match_a_set_of_pages(tmp_path_factory, steps):
+    """Stores mark pages, a flush takes them, a failed flush gives them back."""
+    size = PAGES * 40 * PAGE_SIZE
+    mapping = make_mapping(tmp_path_factory.mktemp("dirty") / "file", size)
+    mapping.attach(object(), _native.Receipt)
+    dirty: set[int] = set()
+    for kind, first, count in steps:
+        end = min(first + count, PAGES * 40)
+        offset, length = first * PAGE_SIZE, (end - first) * PAGE_SIZE
+        if kind == "store":
+            mapping.write_many([(offset, memoryview(bytes(length)))])
+            dirty.update(range(first, end))
+        else:
+            runs = mapping.flush_begin(offset, length)
+            taken = {page for a, b in runs for page in range(a // PAGE_SIZE, b // PAGE_SIZE)}
+            assert taken == dirty & set(range(first, end))
+            mapping.flush_end(runs if kind == "fail" else [])
+            if kind == "flush":
+                dirty -= taken
+        assert mapping.dirty_bytes() == len(dirty) * PAGE_SIZE
+    runs = mapping.dirty_runs()
+    assert all(a < b for a, b in runs)
+    assert all(first[1] < second[0] for first, second in zip(runs, runs[1:], strict=False))
+    mapping.close()
+
+
+def test_store_under_a_flush_goes_to_the_lane(mapping):
+    assert mapping.write_now(0, b"no") is None  # a hole: not in memory yet
+    assert mapping.write_many([(0, memoryview(b"x"))]) == [(1, 1)]
+    assert mapping.write_now(0, b"resident") is not None
+    mapping.flush_begin(0, PAGE_SIZE)
+    assert mapping.write_now(0, b"no") is None
+    assert mapping.write_many([(5 * PAGE_SIZE, memoryview(b"x"))]) == [(1, 3)]
+    assert mapping.write_now(5 * PAGE_SIZE, b"elsewhere") is not None
+    mapping.flush_end([])
+    assert mapping.write_now(0, b"yes") is not None
+
+
+def test_store_that_would_overtake_the_lane_is_declined(mapping):
+    mapping.populate(0, SIZE, True)
+    mapping.set_lane(100, 200)
+    assert mapping.write_now(199, b"x") is None
+    assert mapping.write_now(200, b"x") is not None
+    mapping.set_lane(0, 0)
+    assert mapping.write_now(199, b"x") is not None
+
+
+def test_slice_spent_after_half_a_millisecond_and_renewed_by_yielding(mapping):
+    mapping.populate(0, SIZE, True)
+    _native.slice_renew(_native.slice_yield())
+    while not _native.slice_spent():
+        pass
+    assert mapping.read_inline(0, 1) is None
+    assert mapping.write_inline(0, b"x") is None
+    _native.slice_renew(_native.slice_yield())
+    assert mapping.read_inline(0, 1) == b"\0"
+
+
+def test_lease_keeps_its_pages_after_close_and_gives_them_back(mapping, tmp_path):
+    def mapped():
+        with open("/proc/self/maps") as maps:
+            return sum(str(tmp_path / "file") in line for line in maps)
+
+    mapping.write_many([(PAGE_SIZE, memoryview(b"kept"))])
+    memory = memoryview(mapping.lease(PAGE_SIZE, 4, True))
+    assert mapping.leases == [(PAGE_SIZE, PAGE_SIZE + 4)]
+    mapping.close()
+    assert bytes(memory) == b"kept"
+    assert mapped() == 1
+    part = memory[1:3]
+    del memory
+    assert bytes(part) == b"ep"
+    assert mapped() == 1
+    del part
+    assert mapped() == 0
+    assert mapping.leases == []
+
+
+def test_lease_is_dirty_while_it_is_writable(mapping):
+    lease = mapping.lease(0, PAGE_SIZE, True)
+    assert mapping.flush_begin(0, SIZE) == [(0, PAGE_SIZE)]
+    mapping.flush_end([])
+    assert mapping.dirty_runs() == [(0, PAGE_SIZE)]
+    del lease
+    assert mapping.flush_begin(0, SIZE) == [(0, PAGE_SIZE)]
+    mapping.flush_end([])
+    assert mapping.dirty_runs() == []
+
+
+def test_read_only_lease_is_not_dirty_and_not_writable(mapping):
+    lease = mapping.lease(0, PAGE_SIZE, False)
+    assert mapping.dirty_runs() == []
+    assert memoryview(lease).readonly
+
+
+def test_rebase_keeps_dirty_pages_and_old_leases(mapping, tmp_path):
+    mapping.write_many([(0, memoryview(b"first"))])
+    memory = memoryview(mapping.lease(0, 5, True))
+    os.truncate(tmp_path / "file", 300 * PAGE_SIZE)
+    mapping.rebase(300 * PAGE_SIZE)
+    mapping.set_size(300 * PAGE_SIZE)
+    mapping.write_many([(299 * PAGE_SIZE, memoryview(b"last"))])
+    memory[:5] = b"FIRST"
+    assert mapping.read(0, 5) == b"FIRST"
+    assert mapping.dirty_runs() == [
+        (0, PAGE_SIZE),
+        (299 * PAGE_SIZE, 300 * PAGE_SIZE),
+    ]
+
+
+def test_fence_hides_the_file_and_unfence_shows_it(mapping):
+    mapping.write_many([(4 * PAGE_SIZE, memoryview(b"tail"))])
+    memory = memoryview(mapping.lease(0, SIZE, True))
+    mapping.fence(4 * PAGE_SIZE)
+    assert bytes(memory[4 * PAGE_SIZE : 4 * PAGE_SIZE + 4]) == bytes(4)
+    mapping.unfence(4 * PAGE_SIZE)
+    assert bytes(memory[4 * PAGE_SIZE : 4 * PAGE_SIZE + 4]) == b"tail"
+
+
+def test_private_stores_never_reach_the_file(tmp_path):
+    mapping = make_mapping(tmp_path / "file", private=True)
+    mapping.attach(object(), _native.Receipt)
+    mapping.write_many([(10, memoryview(b"mine"))])
+    assert mapping.read(8, 8) == b"\0\0mine\0\0"
+    assert mapping.read_nowait(8, 8) == b"\0\0mine\0\0"
+    assert (tmp_path / "file").read_bytes() == bytes(SIZE)
+    mapping.close()
+
+
+@pytest.mark.parametrize("verb", ["read", "populate", "lock", "sync_range", "residency"])
+def test_verbs_of_a_closed_mapping_raise(mapping, verb):
+    mapping.close()
+    mapping.close()
+    arguments = (0, 1, True) if verb == "populate" else (0, 1)
+    with pytest.raises(ValueError, match="closed"):
+        getattr(mapping, verb)(*arguments)
+    assert mapping.read_nowait(0, 1) is None
+
+
+def test_read_into_exports_are_released_on_failure(mapping):
+    target = bytearray(10)
+    with pytest.raises(ValueError, match="leaves the"):
+        mapping.read_into(SIZE, target)
+    target.extend(b"still resizable")
+    data = bytearray(10)
+    with pytest.raises(ValueError, match="leaves the"):
+        mapping.write_many([(0, memoryview(b"a")), (SIZE, memoryview(data))])
+    gc.collect()
+    data.extend(b"still resizable")
+
+
+def test_residency_agrees_with_the_python_mmap_of_the_same_file(mapping, tmp_path):
+    """All pages touched through another mapping are resident here, as one run."""
+    with open(tmp_path / "file", "rb") as file, mmap.mmap(file.fileno(), 0, prot=1) as other:
+        assert other[:] == bytes(SIZE)
+        resident, total, runs = mapping.residency(1, SIZE - 2)
+    assert (resident, total) == (PAGES, PAGES)
+    assert runs == [(1, SIZE - 1)]
