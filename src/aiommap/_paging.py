@@ -8,6 +8,8 @@ import resource
 import time
 from collections.abc import Callable
 
+import anyio
+
 from ._advice import Advice
 from ._core import Core
 from ._errors import UnsupportedError
@@ -93,7 +95,8 @@ class Pager:
                 at += piece
         except BaseException:
             if not core.closing:  # closing unmaps, and that unlocks
-                self._unlock_rest(span)
+                with anyio.CancelScope(shield=True):
+                    await core.finish(core.workers.control, self._unlock_rest, span)
             raise
         self._locks.append(span)
         self._publish()

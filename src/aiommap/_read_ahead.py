@@ -48,6 +48,8 @@ class ReadAhead:
 
     def _advise(self, start: int, stop: int) -> None:
         for at in range(start, stop, PIECE_BYTES):
+            if self._core.closing:
+                return
             try:
                 self._core.mapping.read_ahead(at, min(PIECE_BYTES, stop - at))
             except (OSError, ValueError):

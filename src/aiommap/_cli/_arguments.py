@@ -1,0 +1,105 @@
+"""Parsing of arguments: a parser whose errors are one line, and the types of its options."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ._text import parse_bytes
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
+EXIT_CODES = """\
+exit codes:
+  0    everything was done
+  1    a file could not be opened or used; every other file was still done
+  2    the command line is wrong; nothing was done
+  130  stopped by Ctrl-C (or SIGTERM), cleaned up
+  141  the reader of standard output went away (as in "| head")
+"""
+
+
+class UsageError(Exception):
+    """The command line is wrong; the message is one line."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser that raises ``UsageError`` instead of printing its usage and exiting."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        options.setdefault("epilog", EXIT_CODES)
+        # A prefix that works today would become ambiguous with the next option.
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the message as a usage error."""
+        raise UsageError(f"{' '.join(message.split())} (see {self.prog} --help)")
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """Print the help; unlike argparse's own, it does not hide that nobody could read it."""
+        (file or sys.stdout).write(self.format_help())
+
+
+class ShowVersion(argparse.Action):
+    """``--version``: looks the version up only when asked, for that reads several files."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="show the version and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print the version and end the parser."""
+        sys.stdout.write(f"aiommap {importlib.metadata.version('aiommap')}\n")
+        parser.exit()
+
+
+def size(minimum: int) -> Callable[[str], int]:
+    """Return a parser of byte counts that are at least the minimum."""
+
+    def parse(text: str) -> int:
+        try:
+            value = parse_bytes(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"{text} is too small: at least {minimum} bytes")
+        return value
+
+    return parse
+
+
+def count(minimum: int, maximum: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers within the limits."""
+
+    def parse(text: str) -> int:
+        # str.isdecimal is also true of non-ASCII digits, which int() takes: "١٦" is a typing error.
+        if not (text.isascii() and text.isdecimal() and minimum <= int(text) <= maximum):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a whole number from {minimum} to {maximum}"
+            )
+        return int(text)
+
+    return parse
+
+
+def seconds(text: str) -> float:
+    """Parse a duration in seconds, above zero and at most an hour."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 3600:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number of seconds above 0 and at most 3600"
+        )
+    return value
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Give a command its ``--json`` option."""
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead")

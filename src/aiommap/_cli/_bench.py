@@ -1,0 +1,181 @@
+"""``aiommap bench``: random reads of one file through aiommap and beside it through others."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+import aiommap
+
+from ._arguments import add_json_option, count, seconds, size
+from ._contenders import Contender, Reader, available_contenders
+from ._measure import Measurement, Operation, measure_repeated
+from ._screen import Screen
+from ._system import drop_pages, visible_residency
+from ._text import format_bytes, format_seconds, format_share, plural, printable
+
+_DESCRIPTION = """\
+Read FILE at random offsets through aiommap, stdlib mmap in a thread, pread in a thread,
+and aiofiles and aiofile where they are installed; one after the other, in this process,
+on asyncio. FILE is only read. The worst stall is the longest gap between two ticks of a
+1 ms heartbeat on the same loop; 1 to 3 ms is an idle loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    path: str
+    span: int
+    block: int
+    tasks: int
+    seconds: float
+    cold: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    name: str
+    measured: Measurement
+    resident_share_before: float | None
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the command line."""
+    parser: argparse.ArgumentParser = commands.add_parser("bench", description=_DESCRIPTION)
+    parser.add_argument("file", metavar="FILE", help="a regular file; only read")
+    parser.add_argument(
+        "--tasks",
+        type=count(1, 512),
+        default=16,
+        metavar="N",
+        help="tasks that read at once (default: 16)",
+    )
+    parser.add_argument(
+        "--block",
+        type=size(1),
+        default=4096,
+        metavar="SIZE",
+        help="bytes of one read, such as 4096 or 64K (default: 4096)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=seconds,
+        default=2.0,
+        metavar="S",
+        help="how long each contender reads (default: 2)",
+    )
+    parser.add_argument(
+        "--cold",
+        action="store_true",
+        help="drop the file from memory before each contender, instead of warming it",
+    )
+    add_json_option(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, screen: Screen) -> None:
+    """Measure every contender that is installed and show them side by side."""
+    contenders, missing = available_contenders()
+    results = anyio.run(_compare, options, contenders, screen)
+    for name in missing if results else ():
+        screen.line(f"{name} is not installed: left out")
+
+
+async def _compare(
+    options: argparse.Namespace, contenders: dict[str, Contender], screen: Screen
+) -> list[_Result]:
+    async with aiommap.open(options.file) as file:
+        span = file.size
+    if not span:
+        screen.problem(options.file, ValueError("the file is empty: there is nothing to read"))
+        return []
+    block = min(options.block, span)
+    plan = _Plan(options.file, span, block, options.tasks, options.seconds, options.cold)
+    _announce(plan, screen)
+    results = [await _measure(name, contenders[name], plan) for name in contenders]
+    _show(results, plan, screen)
+    return results
+
+
+async def _measure(name: str, contender: Contender, plan: _Plan) -> _Result:
+    share = await _prepare(plan)
+    async with contender(plan.path, plan.tasks) as readers:
+        # The first use of a contender starts its threads; that is not what is measured.
+        await readers[0](0, 1)
+        measured = await measure_repeated(
+            [_block_reader(reader, plan.block) for reader in readers],
+            span=plan.span,
+            block=plan.block,
+            seconds=plan.seconds,
+        )
+    return _Result(name, measured, share)
+
+
+async def _prepare(plan: _Plan) -> float | None:
+    """Bring the file into memory or out of it, and return which share is there, if visible."""
+    if plan.cold:
+        await anyio.to_thread.run_sync(drop_pages, plan.path)
+    async with aiommap.open(plan.path) as file:
+        if not plan.cold:
+            await file.prewarm()
+        residency = await visible_residency(file)
+        return residency.fraction if residency else None
+
+
+def _block_reader(reader: Reader, block: int) -> Operation:
+    async def read(offset: int) -> None:
+        data = await reader(offset, block)
+        if len(data) != block:
+            raise OSError(f"read {len(data)} of {block} bytes at {offset}: the file changed")
+
+    return read
+
+
+def _share(resident: float | None) -> str:
+    return "hidden" if resident is None else format_share(resident, 1)
+
+
+def _announce(plan: _Plan, screen: Screen) -> None:
+    state = "dropped from memory before each" if plan.cold else "brought into memory before each"
+    screen.line(
+        (printable(plan.path), "bold"),
+        f": {format_bytes(plan.span)}, {state}; {plural(plan.tasks, 'task')} reading "
+        f"{format_bytes(plan.block)} at random offsets for {format_seconds(plan.seconds)}",
+    )
+
+
+def _show(results: list[_Result], plan: _Plan, screen: Screen) -> None:
+    ours = results[0].measured.operations_per_second
+    rows = [
+        (
+            result.name,
+            f"{result.measured.operations_per_second:,.0f}",
+            f"{ours / result.measured.operations_per_second:.1f}x",
+            format_seconds(result.measured.percentile(0.5)),
+            format_seconds(result.measured.percentile(0.99)),
+            format_seconds(result.measured.worst_gap),
+            _share(result.resident_share_before),
+        )
+        for result in results
+    ]
+    headers = ("", "reads/s", "ours faster", "p50", "p99", "worst stall", "resident")
+    screen.table(headers, rows)
+    screen.document(
+        "bench",
+        path=plan.path,
+        bytes=plan.span,
+        block=plan.block,
+        tasks=plan.tasks,
+        cold=plan.cold,
+        contenders=[
+            {
+                "name": result.name,
+                "resident_share_before": result.resident_share_before,
+                **result.measured.as_json(),
+            }
+            for result in results
+        ],
+    )

@@ -1,0 +1,108 @@
+"""The entry point: parse, run one command, and turn whatever happens into an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import aiommap
+
+from . import _bench, _demo, _info, _prewarm, _residency
+from ._arguments import Parser, ShowVersion, UsageError
+from ._screen import choose_screen, describe
+from ._text import printable
+
+_FAILED, _USAGE, _INTERRUPTED, _BROKEN_PIPE = 1, 2, 130, 141
+
+# Listed by hand: where argparse puts the column of a command's help depends on Python's version.
+_DESCRIPTION = """\
+Memory-mapped files for asyncio: look at what is in memory, bring it there, measure,
+and see the library at work. No command writes to a file you name.
+
+commands:
+  info FILE...       what a file is, and what aiommap would use on it
+  residency PATH...  draw which pages of files are in memory
+  prewarm FILE...    bring files into memory
+  bench FILE         measure reads of a file, beside other libraries
+  demo [FILE]        see the library at work on a real file"""
+
+
+def build_parser() -> Parser:
+    """Return the parser of the whole command line; each command sets ``run``."""
+    parser = Parser(prog="aiommap", description=_DESCRIPTION)
+    parser.add_argument("--version", action=ShowVersion)
+    commands = parser.add_subparsers(
+        metavar="COMMAND", required=True, help="one of the above; each has its own --help"
+    )
+    for command in (_info, _residency, _prewarm, _bench, _demo):
+        command.add_parser(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments after the program's name; None takes those of this process.
+    Returns:
+        The exit code; ``aiommap --help`` lists them.
+    """
+    try:
+        return _run(argv)
+    except UsageError as error:
+        _complain(str(error))
+        return _USAGE
+    except BrokenPipeError:
+        _abandon_output()
+        return _BROKEN_PIPE
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return _INTERRUPTED
+    except (OSError, aiommap.MappedFileError, MemoryError) as error:
+        _complain(_with_path(error))
+        return _FAILED
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        options = build_parser().parse_args(argv)
+    except SystemExit as stop:
+        # Help and version end the parser this way, and may sit in a buffer that no one reads.
+        sys.stdout.flush()
+        return stop.code if isinstance(stop.code, int) else _USAGE
+    screen = choose_screen(as_json=options.json)
+    try:
+        options.run(options, screen)
+    except BaseExceptionGroup as group:
+        # Tasks fail in groups; one line can tell of one failure, and the first caused the rest.
+        raise _first(group) from group
+    return _FAILED if screen.problems else 0
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _with_path(error: Exception) -> str:
+    path = getattr(error, "filename", None)
+    if isinstance(error, aiommap.MappedFileError) or not isinstance(path, (str, bytes)):
+        return describe(error)
+    return f"{printable(os.fsdecode(path))}: {describe(error)}"
+
+
+def _complain(message: str) -> None:
+    sys.stderr.write(f"aiommap: {message}\n")
+
+
+def _abandon_output() -> None:
+    """Keep the interpreter from meeting the broken pipe again when it flushes at exit."""
+    try:
+        target = sys.stdout.fileno()
+    except (OSError, ValueError):
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, target)
+    os.close(nowhere)

@@ -1,0 +1,77 @@
+"""Numbers and names as text: sizes, durations, rates, and file names that fit on one line.
+
+Pure, and ASCII only except for file names, so that piped output survives any locale.
+"""
+
+from __future__ import annotations
+
+import re
+
+KIB, MIB = 1 << 10, 1 << 20
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+_SHIFTS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+_SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+
+
+def format_bytes(count: int) -> str:
+    """Write a number of bytes with a binary unit: ``512 B``, ``4.0 KiB``, ``256.0 MiB``."""
+    amount, unit = float(count), 0
+    # 1023.95 would be rounded up to "1024.0": it belongs to the next unit.
+    while amount >= (1024 if unit == 0 else 1023.95) and unit < len(_UNITS) - 1:
+        amount, unit = amount / 1024, unit + 1
+    return f"{count} B" if unit == 0 else f"{amount:.1f} {_UNITS[unit]}"
+
+
+def parse_bytes(text: str) -> int:
+    """Read a number of bytes: ``4096``, ``4K``, ``256M``, ``1GiB``; units are powers of 1024.
+
+    Raises:
+        ValueError: if the text is not a size.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or not text.isascii():
+        raise ValueError(f"{text!r} is not a size: give bytes, or a number with K, M, G or T")
+    return int(match[1]) << _SHIFTS[match[2].upper()]
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a duration with three digits that matter: ``1.2 us``, ``34 ms``, ``1.50 s``."""
+    for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")):
+        amount = seconds * factor
+        if amount >= 0.9995 or unit == "us":
+            return f"{_three_digits(amount)} {unit}"
+    raise AssertionError("unreachable: the last unit takes everything")
+
+
+def _three_digits(amount: float) -> str:
+    if amount >= 99.95:
+        return f"{amount:.0f}"
+    return f"{amount:.1f}" if amount >= 9.995 else f"{amount:.2f}"
+
+
+def format_rate(count: int, seconds: float) -> str:
+    """Write bytes per second in MiB/s; a duration of zero has no rate."""
+    return f"{count / MIB / seconds:,.0f} MiB/s" if seconds > 0 else "- MiB/s"
+
+
+def format_share(part: float, whole: float) -> str:
+    """Write a share in per cent, with 100.0 and 0.0 kept for exactly all and exactly nothing."""
+    if part >= whole:
+        return "100.0 %"
+    return "0.0 %" if part <= 0 else f"{min(max(100 * part / whole, 0.1), 99.9):.1f} %"
+
+
+def plural(count: int, noun: str) -> str:
+    """Write a count with its noun: ``1 file``, ``2 files``, ``3 flushes``."""
+    ending = "" if count == 1 else "es" if noun.endswith("sh") else "s"
+    return f"{count:,} {noun}{ending}"
+
+
+def printable(name: str) -> str:
+    """Write a file name on one line, with control characters and undecodable bytes escaped."""
+    decoded = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in decoded
+    )

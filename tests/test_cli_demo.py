@@ -1,0 +1,276 @@
+"""The demo, and what it measures with: heartbeat, latencies, sizes and rates as text."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import anyio
+import pytest
+
+import aiommap
+from aiommap._cli import _demo, main
+from aiommap._cli._heartbeat import Heartbeat
+from aiommap._cli._measure import Measurement, measure_shared, random_offsets
+from aiommap._cli._text import (
+    format_bytes,
+    format_seconds,
+    format_share,
+    parse_bytes,
+    plural,
+    printable,
+)
+
+QUICK = ("--size", "8M", "--seconds", "0.05", "--tasks", "4")
+BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
+
+
+@pytest.mark.slow
+class TestDemo:
+    def test_demo_does_the_main_job(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        code = main(["demo", *QUICK, "--dir", str(tmp_path), "--json"])
+        captured = capsys.readouterr()
+        assert (code, captured.err) == (0, "")
+        document = json.loads(captured.out)
+        assert document["other_processes"] == {
+            "write_seen": True,
+            "truncated_read_raised": "MappingFaultError",
+            "stdlib_mmap_process": "killed by SIGBUS",
+        }
+        assert len(document["comparisons"]) == 5
+        for comparison in document["comparisons"]:
+            for side in ("aiommap", "stdlib_mmap_in_thread"):
+                assert comparison[side]["operations"] > 0
+                assert comparison[side]["worst_gap_seconds"] > 0
+        groups = document["durable_writes"]
+        assert 0 < groups["flushes"] <= groups["flush_requests"]
+        assert list(tmp_path.iterdir()) == []
+
+    def test_demo_tells_each_part_and_ends_with_table(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["demo", *QUICK, "--dir", str(tmp_path)]) == 0
+        out = capsys.readouterr().out
+        for part in ("durable records", "Cold read", "Prewarm", "Warm reads", "Another process"):
+            assert part in out
+        assert "MappingFaultError(offset=" in out
+        table = out.rpartition("== ")[2].splitlines()
+        assert table[1].split() == ["aiommap", "mmap", "faster", "stall", "mmap", "stall"]
+        assert len(table) == 7
+
+    def test_demo_never_writes_to_the_users_file(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = tmp_path / "mine.bin"
+        path.write_bytes(os.urandom(3 * aiommap.PAGE_SIZE + 1))
+        path.chmod(0o444)
+        before, content = path.stat(), path.read_bytes()
+        assert main(["demo", str(path), *QUICK, "--json"]) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert document["bytes"] == before.st_size
+        assert [comparison["name"] for comparison in document["comparisons"]] == [
+            "cold read, whole file",
+            "prewarm, cold file",
+            "warm reads, 4 tasks",
+        ]
+        after = path.stat()
+        assert (after.st_mtime_ns, after.st_ctime_ns) == (before.st_mtime_ns, before.st_ctime_ns)
+        assert path.read_bytes() == content
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_demo_uses_no_more_of_a_file_than_asked(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = tmp_path / "large.bin"
+        path.write_bytes(bytes(2 << 20))
+        assert main(["demo", str(path), *QUICK, "--size", "1M"]) == 0
+        assert "2.0 MiB, the first 1.0 MiB of it; only read" in capsys.readouterr().out
+
+    def test_pages_that_cannot_be_dropped_are_admitted(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        shm = Path("/dev/shm")
+        if not os.access(shm, os.W_OK):
+            pytest.skip("no writable /dev/shm")
+        before = set(shm.iterdir())
+        assert main(["demo", *QUICK, "--dir", str(shm)]) == 0
+        out = capsys.readouterr().out
+        assert out.count("stayed in memory") == 1
+        assert set(shm.iterdir()) == before
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "term"])
+    def test_interrupted_demo_cleans_up(self, tmp_path: Path, number: signal.Signals) -> None:
+        command = [sys.executable, "-m", "aiommap", "demo", *QUICK, "--seconds", "60"]
+        with subprocess.Popen(
+            [*command, "--dir", str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            for line in process.stdout:
+                if "durable records" in line:
+                    break
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=30)
+        assert (process.returncode, errors) == (130, "aiommap: interrupted\n")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_failure_in_the_middle_cleans_up(
+        self,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        async def fail(stage: object) -> None:
+            raise OSError(28, "No space left on device", "demo.bin")
+
+        monkeypatch.setattr(_demo, "flush_much", fail)
+        assert main(["demo", *QUICK, "--dir", str(tmp_path)]) == 1
+        assert capsys.readouterr().err == "aiommap: demo.bin: No space left on device\n"
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestHeartbeat:
+    @BACKENDS
+    def test_blocked_loop_is_seen(self, backend: str) -> None:
+        async def block() -> Heartbeat:
+            async with Heartbeat() as beat:
+                time.sleep(0.03)
+                await anyio.sleep(0.002)
+            return beat
+
+        assert anyio.run(block, backend=backend).worst_gap >= 0.03
+
+    @BACKENDS
+    def test_block_that_ends_with_the_work_is_seen(self, backend: str) -> None:
+        async def block() -> Heartbeat:
+            async with Heartbeat() as beat:
+                time.sleep(0.03)
+            return beat
+
+        assert anyio.run(block, backend=backend).worst_gap >= 0.03
+
+    @BACKENDS
+    def test_error_of_the_block_is_not_wrapped(self, backend: str) -> None:
+        async def fail() -> None:
+            async with Heartbeat():
+                raise LookupError("as it is")
+
+        with pytest.raises(LookupError, match="as it is"):
+            anyio.run(fail, backend=backend)
+
+    @BACKENDS
+    def test_cancelled_block_ends_the_heartbeat(self, backend: str) -> None:
+        async def cancel() -> bool:
+            with anyio.CancelScope() as scope:
+                async with Heartbeat():
+                    scope.cancel()
+                    await anyio.sleep_forever()
+            return scope.cancelled_caught
+
+        assert anyio.run(cancel, backend=backend)
+
+
+class TestMeasure:
+    def test_shared_work_is_done_once_each(self) -> None:
+        done: list[int] = []
+
+        async def operation(offset: int) -> None:
+            await anyio.lowlevel.checkpoint()
+            done.append(offset)
+
+        async def measure() -> Measurement:
+            return await measure_shared([operation] * 3, span=10, block=4)
+
+        measured = anyio.run(measure)
+        assert sorted(done) == [0, 4, 8]
+        assert (measured.operations, measured.length) == (3, 10)
+
+    def test_random_offsets_are_whole_blocks_within_the_span(self) -> None:
+        runs = random_offsets(10 * 512 + 100, 512, 3)
+        drawn = [list(islice(run, 1000)) for run in runs]
+        assert {offset for run in drawn for offset in run} == {512 * n for n in range(10)}
+        assert drawn[0] != drawn[1]
+
+    @pytest.mark.parametrize(("share", "latency"), [(0, 1.0), (0.5, 3.0), (0.99, 4.0), (1, 4.0)])
+    def test_percentile(self, share: float, latency: float) -> None:
+        measured = Measurement(4, 4, 1.0, 0.0, (1.0, 2.0, 3.0, 4.0))
+        assert measured.percentile(share) == latency
+
+
+class TestText:
+    @pytest.mark.parametrize(
+        ("count", "text"),
+        [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (1024 * 1024 - 1, "1.0 MiB"),
+            (256 << 20, "256.0 MiB"),
+            (1 << 70, "1024.0 EiB"),
+        ],
+    )
+    def test_format_bytes(self, count: int, text: str) -> None:
+        assert format_bytes(count) == text
+
+    @pytest.mark.parametrize(
+        ("text", "count"),
+        [("0", 0), ("4096", 4096), ("4k", 4096), ("256M", 256 << 20), ("1 GiB", 1 << 30)],
+    )
+    def test_parse_bytes(self, text: str, count: int) -> None:
+        assert parse_bytes(text) == count
+
+    @pytest.mark.parametrize("text", ["", "-1", "1.5M", "K", "4KK", "٤", "0x10", "1 2"])
+    def test_parse_bytes_refuses(self, text: str) -> None:
+        with pytest.raises(ValueError, match="is not a size"):
+            parse_bytes(text)
+
+    @pytest.mark.parametrize(
+        ("seconds", "text"),
+        [
+            (0.0, "0.00 us"),
+            (1.234e-6, "1.23 us"),
+            (99.96e-6, "100 us"),
+            (0.99951e-3, "1.00 ms"),
+            (0.0345, "34.5 ms"),
+            (1.5, "1.50 s"),
+            (120.0, "120 s"),
+        ],
+    )
+    def test_format_seconds(self, seconds: float, text: str) -> None:
+        assert format_seconds(seconds) == text
+
+    @pytest.mark.parametrize(
+        ("part", "whole", "text"),
+        [
+            (0, 0, "100.0 %"),
+            (0, 5, "0.0 %"),
+            (1, 10**6, "0.1 %"),
+            (10**6 - 1, 10**6, "99.9 %"),
+            (5, 5, "100.0 %"),
+        ],
+    )
+    def test_share_of_all_and_nothing_is_exact(self, part: int, whole: int, text: str) -> None:
+        assert format_share(part, whole) == text
+
+    @pytest.mark.parametrize(("count", "text"), [(1, "1 flush"), (2000, "2,000 flushes")])
+    def test_plural(self, count: int, text: str) -> None:
+        assert plural(count, "flush") == text
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [("a b", "a b"), ("a\nb", "a\\nb"), ("\x1b[31m", "\\x1b[31m"), ("\udce9", "\\xe9")],
+        ids=["plain", "newline", "escape", "undecodable"],
+    )
+    def test_printable(self, name: str, text: str) -> None:
+        assert printable(name) == text
