@@ -48,7 +48,7 @@ class Hub:
         self._workers: Workers | None = None
         self._closed = False
         self._files: dict[Core, MappedFile] = {}
-        self._opening: Lane[OpenOptions, Opened] = Lane(self._open_batch)
+        self._opening: Lane[OpenOptions, Opened] = Lane(self._open_batch, _discard)
         self._releasing: Lane[Mapping, None] = Lane(self._release_batch)
 
     def open(
@@ -168,6 +168,11 @@ class Hub:
         workers = self._workers
         assert workers is not None
         return await workers.batch(workers.control, _attempt_all, Mapping.close, batch)
+
+
+def _discard(opened: Opened) -> None:
+    """Close what was opened for a task that is gone; nothing of it was touched yet."""
+    opened.mapping.close()
 
 
 def _attempt_all(

@@ -54,13 +54,17 @@ class Lane(Generic[Item, Result]):
 
     Args:
         run: runs one batch, given its items; returns one result, or exception, per item.
+        discard: frees a result that nobody gets because its waiter was cancelled.
     """
 
-    __slots__ = ("_flying", "_gathering", "_run", "_running")
+    __slots__ = ("_discard", "_flying", "_gathering", "_run", "_running")
 
     def __init__(
-        self, run: Callable[[list[Item]], Awaitable[Sequence[Result | BaseException]]]
+        self,
+        run: Callable[[list[Item]], Awaitable[Sequence[Result | BaseException]]],
+        discard: Callable[[Result], None] | None = None,
     ) -> None:
+        self._discard = discard
         self._run = run
         self._running = False
         self._gathering: _Batch[Item, Result] = _Batch()
@@ -76,7 +80,12 @@ class Lane(Generic[Item, Result]):
         if not self._running:
             self._running = True
             spawn(self._serve)
-        await wait_or_withdraw(batch.done, lambda: withdrawable and batch.withdraw(entry))
+        try:
+            await wait_or_withdraw(batch.done, lambda: withdrawable and batch.withdraw(entry))
+        except BaseException:
+            if self._discard is not None and not isinstance(entry.outcome, BaseException):
+                self._discard(entry.outcome)
+            raise
         if isinstance(entry.outcome, BaseException):
             raise entry.outcome
         return entry.outcome

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import mmap
 import os
 
@@ -96,7 +97,7 @@ def test_dirty_runs_match_a_set_of_pages(tmp_path_factory, steps):
         assert mapping.dirty_bytes() == len(dirty) * PAGE_SIZE
     runs = mapping.dirty_runs()
     assert all(a < b for a, b in runs)
-    assert all(first[1] < second[0] for first, second in zip(runs, runs[1:], strict=False))
+    assert all(first[1] < second[0] for first, second in itertools.pairwise(runs))
     mapping.close()
 
 

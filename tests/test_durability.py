@@ -1,0 +1,131 @@
+"""Flush, receipts and the latch; cachestat(2) says what is really dirty."""
+
+from __future__ import annotations
+
+import os
+
+import anyio
+import pytest
+
+import aiommap
+from aiommap import PAGE_SIZE as PAGE
+from aiommap import FlushPolicy
+
+pytestmark = pytest.mark.anyio
+
+
+def dirty(f, offset, length):
+    try:
+        return f._mapping.cachestat(offset, length)[1]
+    except OSError as error:
+        pytest.skip(f"cachestat(2) is missing here: {error}")
+
+
+async def test_flush_range_cleans_its_pages_and_no_others(path):
+    async with aiommap.open(path, "r+") as f:
+        await f.flush()
+        os.sync()
+        await f.write(0, b"x" * 16 * PAGE)
+        await f.flush_range(4 * PAGE, 4 * PAGE)
+        assert dirty(f, 4 * PAGE, 4 * PAGE) == 0
+        assert f.statistics().dirty_bytes == 12 * PAGE
+        await f.flush()
+        assert dirty(f, 0, 16 * PAGE) == 0
+        assert f.statistics().dirty_bytes == 0
+
+
+async def test_receipts_learn_what_is_durable(path):
+    async with aiommap.open(path, "r+") as f, aiommap.open(path, "r+") as other:
+        first, second = await f.write(0, b"a"), await f.write(9 * PAGE, b"b")
+        assert second.sequence == first.sequence + 1
+        assert not first.durable
+        await f.flush_range(first)
+        assert (first.durable, second.durable) == (True, False)
+        await second.wait_durable()
+        assert second.durable
+        with pytest.raises(aiommap.ReceiptError, match="not a receipt of"):
+            await other.flush_range(first)
+
+
+async def test_always_shares_one_flush_among_concurrent_writers(path):
+    async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
+        receipts = []
+
+        async def write(i):
+            receipts.append(await f.write(i * 10, b"0123456789"))
+
+        async with anyio.create_task_group() as group:
+            for i in range(50):
+                group.start_soon(write, i)
+        found = f.statistics()
+        assert all(receipt.durable for receipt in receipts)
+        assert found.flush_requests == 50
+        assert found.flushes <= 3
+        assert await f.read(0, 500) == b"0123456789" * 50
+
+
+async def test_policies_decide_what_close_flushes(path):
+    for policy, flushes in ((FlushPolicy.never(), 0), (FlushPolicy.manual(), 1)):
+        f = await aiommap.open(path, "r+", flush=policy)
+        await f.write(0, b"x")
+        await f.aclose()
+        assert f.statistics().flushes == flushes
+
+
+async def test_stores_through_a_view_are_flushed(path):
+    async with aiommap.open(path, "r+") as f:
+        memory = f.view(3 * PAGE, PAGE).memory
+        memory[:3] = b"new"
+        await f.flush()
+        assert dirty(f, 3 * PAGE, PAGE) == 0
+        memory[:3] = b"two"
+        await f.flush()
+        assert dirty(f, 3 * PAGE, PAGE) == 0
+
+
+@pytest.mark.parametrize("loss", ["truncated", "replaced", "removed"])
+async def test_lost_data_fails_the_flush_and_latches(path, outside, loss):
+    f = await aiommap.open(path, "r+")
+    receipt = await f.write(10 * PAGE, b"gone")
+    if loss == "truncated":
+        outside(path, 4 * PAGE)
+    elif loss == "replaced":
+        path.with_name("new").write_bytes(b"other")
+        path.with_name("new").replace(path)
+    else:
+        path.unlink()
+    for _ in range(2):
+        with pytest.raises(aiommap.FlushError, match=r"truncated|names another|removed") as caught:
+            await f.flush()
+        assert caught.value.ranges == ((10 * PAGE, 11 * PAGE),)
+    for verb in (lambda: f.write(0, b"x"), receipt.wait_durable, lambda: f.flush_range(0, 1)):
+        with pytest.raises(aiommap.FlushError, match="flush failed"):
+            await verb()
+    assert await f.read(0, 1) == b"A"
+    assert not receipt.durable
+    with pytest.raises(aiommap.FlushError, match="flush failed"):
+        await f.aclose()
+    assert f.closed
+
+
+async def test_truncation_while_open_is_a_typed_error_and_the_rest_stays_usable(path, outside):
+    async with aiommap.open(path, "r+") as f:
+        await f.prewarm()
+        outside(path, 4 * PAGE)
+        for verb in (
+            lambda: f.read(8 * PAGE, 10),
+            lambda: f.read(0, 16 * PAGE),
+            lambda: f.read_into(8 * PAGE, bytearray(10)),
+            lambda: f.read_many([(0, 1), (8 * PAGE, 1)]),
+            lambda: f.write(8 * PAGE, b"x"),
+            lambda: f.write(8 * PAGE, b"x" * 8 * PAGE),
+            lambda: f.write_many([(8 * PAGE, b"x")]),
+            f.prewarm,
+        ):
+            with pytest.raises(aiommap.MappingFaultError, match="shrank to 16384") as caught:
+                await verb()
+            assert caught.value.size == 4 * PAGE
+            assert caught.value.offset >= 4 * PAGE
+        assert await f.read(0, 4 * PAGE) == path.read_bytes()
+        await f.write(0, b"still here")
+        await f.flush()
