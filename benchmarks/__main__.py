@@ -1,0 +1,42 @@
+"""``python -m benchmarks [QUESTION ...] [--smoke] [--json FILE]``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import json
+import os
+import platform
+
+from ._harness import Report
+
+QUESTIONS = ("warm_read", "large_read", "write", "stall", "fairness", "prewarm", "open_close")
+
+
+def main() -> None:
+    """Run the questions that were asked, or all of them."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("question", nargs="*", help="one of: " + ", ".join(QUESTIONS))
+    parser.add_argument("--smoke", action="store_true", help="small sizes: does it run at all?")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures to a file")
+    options = parser.parse_args()
+    unknown = [name for name in options.question if name not in QUESTIONS]
+    if unknown:
+        parser.error(f"no question {unknown[0]!r}: choose from " + ", ".join(QUESTIONS))
+    kernel, python = platform.release(), platform.python_version()
+    machine = f"{platform.system()} {kernel}, {os.cpu_count()} cores, Python {python}"
+    print(machine)
+    rows = []
+    for name in options.question or QUESTIONS:
+        report = Report(name)
+        module = importlib.import_module(f".bench_{name}", __package__)
+        asyncio.run(module.run(report, smoke=options.smoke))
+        rows += [{"question": name, **row} for row in report.rows]
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump({"machine": machine, "figures": rows}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""What the questions share: files, cold pages, a heartbeat, timing and printing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+
+MIB = 1 << 20
+Action = Callable[[int], Awaitable[object]]
+
+
+@dataclass
+class Report:
+    """Collects rows and prints them with their targets."""
+
+    question: str
+    rows: list[dict[str, object]] = field(default_factory=list)
+
+    def row(
+        self,
+        label: str,
+        value: float,
+        unit: str,
+        target: float | None = None,
+        *,
+        most: bool = False,
+    ) -> None:
+        """Print one figure; ``most`` says that the target is an upper bound."""
+        verdict = ""
+        if target is not None:
+            met = value <= target if most else value >= target
+            verdict = f"  target {'<=' if most else '>='} {target:g}: {'PASS' if met else 'MISS'}"
+        print(f"{self.question:<11} {label:<52} {value:>12.3f} {unit}{verdict}", flush=True)
+        self.rows.append({"label": label, "value": value, "unit": unit, "target": target})
+
+
+@contextmanager
+def scratch_file(size: int) -> Iterator[str]:
+    """Make a file of random bytes, gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "data")
+        with open(path, "wb") as file:
+            file.writelines(os.urandom(min(MIB, size - at)) for at in range(0, size, MIB))
+            os.fsync(file.fileno())
+        yield path
+
+
+def make_cold(path: str) -> None:
+    """Drop the pages of a file that nothing maps."""
+    fd = os.open(path, os.O_RDWR)
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+
+
+class Stall:
+    """The worst delay of a heartbeat, in milliseconds."""
+
+    worst = 0.0
+
+
+@asynccontextmanager
+async def heartbeat() -> AsyncIterator[Stall]:
+    """Beat every millisecond and keep the worst lateness."""
+    stall = Stall()
+
+    async def beat() -> None:
+        last = time.perf_counter()
+        while True:
+            await asyncio.sleep(0.001)
+            now = time.perf_counter()
+            stall.worst = max(stall.worst, (now - last - 0.001) * 1e3)
+            last = now
+
+    task = asyncio.create_task(beat())
+    await asyncio.sleep(0.01)
+    stall.worst = 0.0
+    try:
+        yield stall
+    finally:
+        await asyncio.sleep(0.002)
+        task.cancel()
+
+
+async def rate(action: Action, operations: int, tasks: int) -> float:
+    """Run ``action(i)`` for i below ``operations``, split over tasks; operations a second."""
+
+    async def run(first: int) -> None:
+        for i in range(first, operations, tasks):
+            await action(i)
+
+    start = time.perf_counter()
+    await asyncio.gather(*(run(task) for task in range(tasks)))
+    return operations / (time.perf_counter() - start)
+
+
+async def compare(
+    actions: dict[str, tuple[Action, int]], tasks: int, rounds: int
+) -> dict[str, float]:
+    """Interleave rounds of all peers, each with its own count; the median rate of each."""
+    rates: dict[str, list[float]] = {name: [] for name in actions}
+    for _ in range(rounds):
+        for name, (action, operations) in actions.items():
+            rates[name].append(await rate(action, operations, tasks))
+    return {name: statistics.median(found) for name, found in rates.items()}
