@@ -48,7 +48,7 @@ def flush_and_close(mapping: mmap.mmap) -> None:
 
 async def theirs(path: str, size: int, dirty: int) -> dict[str, float]:
     """The same works, each in one call through the standard library, in a thread."""
-    found = {}
+    found: dict[str, float] = {}
     for name in ("cold read", "prewarm"):
         make_cold(path)
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as m:
@@ -57,8 +57,8 @@ async def theirs(path: str, size: int, dirty: int) -> dict[str, float]:
             else:
                 found[name] = await worst(partial(asyncio.to_thread, m.madvise, POPULATE_READ))
     for name in ("flush", "close"):
-        with open(path, "r+b") as file:
-            m = mmap.mmap(file.fileno(), 0)
+        with open(path, "r+b") as writable:
+            m = mmap.mmap(writable.fileno(), 0)
             m[:dirty] = bytes(dirty)
             end = m.flush if name == "flush" else partial(flush_and_close, m)
             found[name] = await worst(partial(asyncio.to_thread, end))

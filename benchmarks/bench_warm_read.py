@@ -27,8 +27,8 @@ async def run(report: Report, *, smoke: bool) -> None:
             aiofiles.open(path, "rb") as slow,
             aiofile.async_open(path, "rb") as caio,
         ):
-            for at in range(0, size, BLOCK):
-                bare[at]
+            for page in range(0, size, BLOCK):
+                bare[page]
 
             async def slice_(a: int, b: int) -> bytes:
                 return bare[a:b]

@@ -23,7 +23,6 @@ from typing import Any, TypeVar, TypeVarTuple, Unpack
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
-import sniffio
 
 from . import _native
 
@@ -41,7 +40,7 @@ _background: set[asyncio.Task[None]] = set()
 
 def spawn(function: Callable[[Unpack[Ts]], Awaitable[None]], *args: *Ts) -> None:
     """Start a background task on the running loop; the function must not raise (W3)."""
-    if sniffio.current_async_library() == "trio":
+    if anyio.get_cancelled_exc_class() is not asyncio.CancelledError:
         import trio  # noqa: PLC0415  an optional peer: only loaded when it is what runs us
 
         trio.lowlevel.spawn_system_task(function, *args)
