@@ -189,8 +189,8 @@ class Mapping:
     def fence(self, offset: int, /) -> None:
         """Lay private zero pages over everything from a page boundary on."""
 
-    def unfence(self, offset: int, /) -> None:
-        """Put the file back behind everything from a page boundary on."""
+    def unfence(self, offset: int, end: int, /) -> None:
+        """Put the file back behind the pages of [offset, end), which it must reach."""
 
 @final
 class Lease:

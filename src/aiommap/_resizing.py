@@ -60,12 +60,11 @@ class Resizer:
         moved = size > mapping.capacity
         if moved:
             mapping.rebase(size)
-        elif self.fenced:
-            mapping.unfence(align_up(old, PAGE_SIZE))
+        if self.fenced:
+            mapping.unfence(align_up(old, PAGE_SIZE), align_up(size, PAGE_SIZE))
         mapping.set_size(size)
         if moved or self.fenced:
             self._pager.relock()
-        self.fenced = False
 
     def _shrink(self, old: int, size: int) -> None:
         mapping = self._core.mapping
@@ -76,7 +75,7 @@ class Resizer:
             self.fenced = True
             os.ftruncate(mapping.fd, size)
         except OSError:
-            mapping.unfence(tail)
+            mapping.unfence(tail, align_up(old, PAGE_SIZE))
             mapping.set_size(old)
             raise
 

@@ -190,7 +190,7 @@ def test_fence_hides_the_file_and_unfence_shows_it(mapping):
     memory = memoryview(mapping.lease(0, SIZE, True))
     mapping.fence(4 * PAGE_SIZE)
     assert bytes(memory[4 * PAGE_SIZE : 4 * PAGE_SIZE + 4]) == bytes(4)
-    mapping.unfence(4 * PAGE_SIZE)
+    mapping.unfence(4 * PAGE_SIZE, SIZE)
     assert bytes(memory[4 * PAGE_SIZE : 4 * PAGE_SIZE + 4]) == b"tail"
 
 

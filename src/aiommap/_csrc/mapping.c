@@ -64,12 +64,14 @@ int region_fence(struct region *region, size_t offset)
     return at == MAP_FAILED ? errno : 0;
 }
 
-int region_unfence(struct region *region, int fd, size_t offset)
+int region_unfence(struct region *region, int fd, size_t offset, size_t end)
 {
-    if (offset >= region->length)
+    if (end > region->length)
+        end = region->length;
+    if (offset >= end)
         return 0;
     /* SAFETY: as in region_fence; only shared mappings are ever fenced. */
-    void *at = mmap(region->base + offset, region->length - offset,
+    void *at = mmap(region->base + offset, end - offset,
                     PROT_READ | (region->writable ? PROT_WRITE : 0),
                     MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, (off_t)offset);
     return at == MAP_FAILED ? errno : 0;

@@ -36,9 +36,10 @@ int region_map(struct region **out, int fd, size_t length, bool writable, bool p
 void region_unmap(struct region *region);
 
 /* Lay private zero pages over [offset, end of region), so that leases survive a file that ends
- * there; and put the file back behind the range. The offset is a whole number of pages. */
+ * there; and put the file back behind [offset, end), no further than it reaches. Both are whole
+ * numbers of pages. */
 int region_fence(struct region *region, size_t offset);
-int region_unfence(struct region *region, int fd, size_t offset);
+int region_unfence(struct region *region, int fd, size_t offset, size_t end);
 
 /* Whether a read at this moment need not wait: the whole range, as mincore(2) sees it. */
 bool region_is_resident(const struct region *region, size_t offset, size_t length);

@@ -43,24 +43,69 @@ PyObject *mapping_rebase(Mapping *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-static PyObject *move_fence(Mapping *self, PyObject *args, bool up)
+/* Every region of the file that somebody can still touch: the current one and those that leases
+ * kept when the mapping moved. Returns how many; the caller releases them. */
+static size_t hold_regions(Mapping *self, struct region **regions)
 {
-    long long offset;
-    int error = 0;
-    if (!PyArg_ParseTuple(args, "L", &offset) || !mapping_check(self))
-        return NULL;
-    if (offset < 0 || offset % (long long)page_size() || self->private_copy)
-        return PyErr_Format(PyExc_ValueError, "cannot fence at %lld", offset);
-    struct hold hold;
+    size_t count = 0;
     if (self->region)
-        WITHOUT_GIL(hold, self, error = up ? region_fence(hold.region, (size_t)offset)
-                                           : region_unfence(hold.region, hold.fd,
-                                                            (size_t)offset););
+        regions[count++] = self->region;
+    for (Lease *lease = self->leases; lease; lease = lease->next) {
+        bool known = !lease->region;
+        for (size_t i = 0; i < count && !known; i++)
+            known = regions[i] == lease->region;
+        if (!known)
+            regions[count++] = lease->region;
+    }
+    for (size_t i = 0; i < count; i++)
+        regions[i]->holders++;
+    return count;
+}
+
+static size_t lease_count(const Mapping *self)
+{
+    size_t count = 0;
+    for (Lease *lease = self->leases; lease; lease = lease->next)
+        count++;
+    return count;
+}
+
+/* Fence at `offset` if end is negative, else unfence [offset, end). */
+static PyObject *move_fence(Mapping *self, long long offset, long long end)
+{
+    int error = 0;
+    long long page = (long long)page_size();
+    if (!mapping_check(self))
+        return NULL;
+    if (offset < 0 || offset % page || (end > 0 && end % page) || self->private_copy)
+        return PyErr_Format(PyExc_ValueError, "cannot fence [%lld, %lld)", offset, end);
+    struct region **regions = PyMem_Calloc(lease_count(self) + 1, sizeof(struct region *));
+    if (!regions)
+        return PyErr_NoMemory();
+    size_t count = hold_regions(self, regions);
+    struct hold hold;
+    WITHOUT_GIL(hold, self, for (size_t i = 0; i < count && !error; i++) error =
+                                end < 0 ? region_fence(regions[i], (size_t)offset)
+                                        : region_unfence(regions[i], hold.fd, (size_t)offset,
+                                                         (size_t)end););
+    for (size_t i = 0; i < count; i++)
+        region_release(regions[i]);
+    PyMem_Free(regions);
     if (error)
         return os_error(error);
     Py_RETURN_NONE;
 }
 
-PyObject *mapping_fence(Mapping *self, PyObject *args) { return move_fence(self, args, true); }
+PyObject *mapping_fence(Mapping *self, PyObject *args)
+{
+    long long offset;
+    return PyArg_ParseTuple(args, "L:fence", &offset) ? move_fence(self, offset, -1) : NULL;
+}
 
-PyObject *mapping_unfence(Mapping *self, PyObject *args) { return move_fence(self, args, false); }
+PyObject *mapping_unfence(Mapping *self, PyObject *args)
+{
+    long long offset, end;
+    if (!PyArg_ParseTuple(args, "LL:unfence", &offset, &end))
+        return NULL;
+    return move_fence(self, offset, end < 0 ? 0 : end);
+}
