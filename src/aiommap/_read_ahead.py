@@ -1,7 +1,7 @@
 """Read-ahead: a window of pages being read in by another worker, ahead of whoever walks the file.
 
 Asking the kernel to read ahead and walking the pages in one thread takes turns; measured, that is
-a fifth slower than ``cat``. Two threads keep the device busy all the time (docs/performance).
+a fifth slower than ``cat``. Two threads keep the device busy all the time (docs/decisions).
 """
 
 from __future__ import annotations
