@@ -15,7 +15,7 @@ from ._core import Core
 from ._errors import UnsupportedError
 from ._native import PAGE_SIZE, PIECE_BYTES, Mapping
 from ._ranges import RangeSet, align_down, align_up
-from ._read_ahead import ReadAhead
+from ._read_ahead import ReadAhead, kernel_reads_far_ahead
 from ._residency import Residency
 
 #: A prewarm hop goes on for this long: short enough to cancel and to report progress, long enough
@@ -41,16 +41,26 @@ class Pager:
     ) -> int:
         """Make a range resident and return how many of its bytes are."""
         core, at, end = self._core, offset, offset + length
-        ahead = ReadAhead(core, offset, end, READ_AHEAD_BYTES)
+        ahead = await self._read_ahead(offset, end)
         while at < end:
             core.check_usable()
-            ahead.reach(at)
+            if ahead is not None:
+                ahead.reach(at)
             at = await core.finish(core.workers.reads, self._stretch, at, end, write)
             if progress is not None:
                 progress(at - offset, length)
         if not core.mapping.residency_visible:
             return length
         return (await self.residency(offset, length)).resident_bytes
+
+    async def _read_ahead(self, offset: int, end: int) -> ReadAhead | None:
+        """Make the reader that runs ahead of a prewarm, where one makes it faster."""
+        core = self._core
+        if end - offset <= PIECE_BYTES or await core.finish(
+            core.workers.reads, kernel_reads_far_ahead, core.identity.device
+        ):
+            return None
+        return ReadAhead(core, offset, end, READ_AHEAD_BYTES)
 
     async def residency(self, offset: int, length: int) -> Residency:
         """Ask the kernel which pages of a range are in memory."""

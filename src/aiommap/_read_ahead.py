@@ -1,14 +1,32 @@
 """Read-ahead: a window of pages being read in by another worker, ahead of whoever walks the file.
 
-Asking the kernel to read ahead and walking the pages in one thread takes turns; measured, that is
-a fifth slower than ``cat``. Two threads keep the device busy all the time (docs/decisions).
+Where the kernel's own read-ahead is short, a walk alone leaves the device idle between requests;
+two threads keep it busy. Where it is long they only get in each other's way (docs/decisions).
 """
 
 from __future__ import annotations
 
+import os
+
 from ._core import Core
 from ._native import PIECE_BYTES
 from ._workers import spawn
+
+#: From here on the kernel's read-ahead alone keeps a device busy, and in larger folios than ours.
+LONG_READ_AHEAD_KIB = 512
+#: Where Linux tells it: for whole devices and network file systems, and for partitions.
+_SYSFS = ("/sys/class/bdi/{}:{}/read_ahead_kb", "/sys/dev/block/{}:{}/../queue/read_ahead_kb")
+
+
+def kernel_reads_far_ahead(device: int) -> bool:
+    """Tell whether a walk through a file of this device needs no help. Worker threads only."""
+    for place in _SYSFS:
+        try:
+            with open(place.format(os.major(device), os.minor(device)), "rb") as setting:
+                return int(setting.read()) >= LONG_READ_AHEAD_KIB
+        except (OSError, ValueError):
+            continue
+    return False
 
 
 class ReadAhead:

@@ -8,7 +8,6 @@ import anyio
 
 from ._core import Core, plain_integers
 from ._ranges import check_range
-from ._workers import give_way
 
 
 class Reader:
@@ -22,14 +21,17 @@ class Reader:
     async def read(self, offset: int, length: int) -> bytes:
         """Read after ``read_inline`` answered None."""
         core = self._core
+        # First, because a spent slice is by far the most frequent reason to come here.
+        spent = await core.workers.give_way()
+        data = core.mapping.read_inline(offset, length) if spent else None
+        if data is not None:
+            return data
         core.check_usable()
         plain = plain_integers(offset, length)
         offset, length = check_range(offset, length, core.mapping.size)
-        if await give_way() or not plain:
-            core.check_usable()
-            data = core.mapping.read_inline(offset, length)
-            if data is not None:
-                return data
+        data = None if plain else core.mapping.read_inline(offset, length)
+        if data is not None:
+            return data
         return await self._offload(offset, length)
 
     async def _offload(self, offset: int, length: int) -> bytes:
@@ -45,7 +47,7 @@ class Reader:
         view = _writable(buffer)
         plain = plain_integers(offset)
         offset, length = check_range(offset, len(view), core.mapping.size)
-        if await give_way() or not plain:
+        if await core.workers.give_way() or not plain:
             core.check_usable()
             done = core.mapping.read_into_inline(offset, view)
             if done is not None:
@@ -74,7 +76,7 @@ class Reader:
         found: list[bytes | None] = []
         for offset, length in checked:
             data = core.mapping.read_inline(offset, length)
-            if data is None and await give_way():
+            if data is None and await core.workers.give_way():
                 core.check_usable()
                 data = core.mapping.read_inline(offset, length)
             found.append(data)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 import anyio
@@ -54,14 +55,15 @@ def spawn(function: Callable[[Unpack[Ts]], Awaitable[None]], *args: *Ts) -> None
     task.add_done_callback(_background.discard)
 
 
-async def give_way() -> bool:
-    """Let other tasks run and see a pending cancellation if the slice is spent; tell if it was."""
-    if not _native.slice_spent():
-        return False
-    before = _native.slice_yield()
-    await anyio.lowlevel.checkpoint()
-    _native.slice_renew(before)
-    return True
+def _turn_of_this_loop() -> Callable[[], Awaitable[None]]:
+    """Choose what gives way to other tasks and sees a pending cancellation.
+
+    On asyncio and uvloop ``sleep(0)`` does all that anyio's checkpoint does, in half the time, and
+    inline verbs pay for nothing else.
+    """
+    if anyio.get_cancelled_exc_class() is asyncio.CancelledError:
+        return partial(asyncio.sleep, 0)
+    return anyio.lowlevel.checkpoint
 
 
 async def wait_or_withdraw(done: anyio.Event, withdraw: Callable[[], bool]) -> None:
@@ -99,13 +101,23 @@ class _Job:
 class Workers:
     """The limiters of one hub, and the two ways to run something in a worker thread."""
 
-    __slots__ = ("control", "flushes", "reads", "stores")
+    __slots__ = ("_turn", "control", "flushes", "reads", "stores")
 
     def __init__(self, readers: int | None = None) -> None:
+        self._turn = _turn_of_this_loop()
         self.reads = anyio.CapacityLimiter(readers or DEFAULT_READERS)
         self.stores = anyio.CapacityLimiter(STORE_WORKERS)
         self.flushes = anyio.CapacityLimiter(FLUSH_WORKERS)
         self.control = anyio.CapacityLimiter(CONTROL_WORKERS)
+
+    async def give_way(self) -> bool:
+        """Let other tasks run, and see a cancellation, if the slice is spent; tell if it was."""
+        if not _native.slice_spent():
+            return False
+        before = _native.slice_yield()
+        await self._turn()
+        _native.slice_renew(before)
+        return True
 
     async def read(self, function: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
         """Run what only fills a buffer of its own; a cancelled caller leaves it behind."""

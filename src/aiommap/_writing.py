@@ -18,7 +18,6 @@ from ._flush import Flusher, FlushRequest
 from ._lane import Lane
 from ._ranges import check_range
 from ._receipt import WriteReceipt
-from ._workers import give_way
 
 #: What write_many may store on the loop thread, about 0.1 ms of copying; the rest takes a hop.
 INLINE_BATCH_BYTES = 512 << 10
@@ -56,7 +55,7 @@ class Writer:
         receipt = core.mapping.write_now(offset, view)
         if receipt is None:
             return await self._submit(_Write(offset, offset + length, [(offset, view)]))
-        await give_way()
+        await core.workers.give_way()
         return cast("WriteReceipt", receipt)
 
     async def write_many(self, items: Iterable[tuple[int, object]]) -> WriteReceipt:
@@ -75,7 +74,7 @@ class Writer:
             whole = len(rest) == len(stores)
             return await self._submit(_Write(first, end, rest), withdrawable=whole)
         sequence = core.mapping.sequence
-        await give_way()
+        await core.workers.give_way()
         return WriteReceipt(self._flusher, first, end - first, sequence)
 
     def _store_inline(

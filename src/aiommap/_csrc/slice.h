@@ -14,7 +14,7 @@
 #include <time.h>
 
 #define SLICE_BUDGET_NS 500000 /* all tasks together, per turn of the loop */
-#define SLICE_MINIMUM_NS 20000 /* one task; a switch takes 4 us, so it costs a fifth at most */
+#define SLICE_MINIMUM_NS 20000 /* one task; a switch takes 2 to 3 us, so it costs an eighth */
 
 /* Touched only by its own thread. */
 struct slice {
