@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 
 import pytest
+from blockbuster import blockbuster_ctx
 
 import aiommap
+from loop_watch import LoopWatch
 
 PAGE = aiommap.PAGE_SIZE
 
@@ -20,6 +22,17 @@ PAGE = aiommap.PAGE_SIZE
 )
 def anyio_backend(request):
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def loop_never_waits():
+    """Fail a test in which code of the package makes a call on the loop that may wait (I1)."""
+    with blockbuster_ctx("aiommap", excluded_modules=["aiommap._cli"]) as busters:
+        # getcwd(2) asks no disk, and the answer must be the one of the moment of the call.
+        busters.functions["os.path.abspath"].can_block_in("aiommap/_opening.py", "check")
+        with LoopWatch() as watch:
+            yield
+    assert not watch.found, "\n".join(watch.found)
 
 
 @pytest.fixture

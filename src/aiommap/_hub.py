@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -20,7 +21,7 @@ from ._lane import Lane
 from ._native import Mapping
 from ._opening import Opened, OpenOptions, open_mapping
 from ._policy import FlushPolicy
-from ._workers import Workers
+from ._workers import Workers, spawn
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -48,7 +49,7 @@ class Hub:
         self._workers: Workers | None = None
         self._closed = False
         self._files: dict[Core, MappedFile] = {}
-        self._opening: Lane[OpenOptions, Opened] = Lane(self._open_batch, _discard)
+        self._opening: Lane[OpenOptions, Opened] = Lane(self._open_batch, self._discard)
         self._releasing: Lane[Mapping, None] = Lane(self._release_batch)
 
     def open(
@@ -131,7 +132,7 @@ class Hub:
         workers = self._limiters()
         opened = await self._opening.submit(options)
         if self._closed:
-            opened.mapping.close()
+            await self._releasing.submit(opened.mapping)
             raise anyio.ClosedResourceError("the hub was closed while it opened the file")
         core = Core(
             opened.mapping,
@@ -164,15 +165,18 @@ class Hub:
         workers = self._limiters()
         return await workers.batch(workers.control, _attempt_all, open_mapping, batch)
 
+    def _discard(self, opened: Opened) -> None:
+        """Close what was opened for a task that is gone; nothing of it was touched yet."""
+        spawn(self._give_back, opened.mapping)
+
+    async def _give_back(self, mapping: Mapping) -> None:
+        with suppress(OSError):  # there is nobody left to tell, and nothing to lose
+            await self._releasing.submit(mapping)
+
     async def _release_batch(self, batch: list[Mapping]) -> Sequence[BaseException | None]:
         workers = self._workers
         assert workers is not None
         return await workers.batch(workers.control, _attempt_all, Mapping.close, batch)
-
-
-def _discard(opened: Opened) -> None:
-    """Close what was opened for a task that is gone; nothing of it was touched yet."""
-    opened.mapping.close()
 
 
 def _attempt_all(
@@ -254,7 +258,8 @@ def open(
         UnsupportedError: if the path is a directory, pipe, socket or device.
         OSError: ENOSPC if the disk is full; a new file is then gone again, and one that was there
             has its old size and bytes.
-    Cancellation: an open that has begun in a worker is waited out, then undone.
+    Cancellation: an open that has begun in a worker is waited out, and the file closed again; what
+        it created or overwrote stays so.
     Source: mmap(2), posix_fallocate(3).
     """
     return Hub().open(

@@ -1,0 +1,84 @@
+"""A detector for calls of ours that may wait, made on the loop thread (I1); for every event loop.
+
+blockbuster knows asyncio only and cannot look into the native module, so this watches with the
+interpreter's profile hook: it is told of every C function that Python code of this thread calls.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Self
+
+import anyio
+
+from aiommap._native import Mapping
+
+PACKAGE = "aiommap"
+
+#: Verbs of the native module for worker threads: they may wait for a disk.
+NATIVE = frozenset(
+    "advise cachestat close fence filesystem_type lock populate punch_hole read read_ahead "
+    "read_into rebase residency start_writeback sync sync_range unfence unlock write_many".split()
+)
+
+#: System calls of the standard library that touch a file, and sleeping.
+STANDARD = {
+    "posix": frozenset(
+        "access close fdatasync fstat fsync ftruncate link listdir lstat mkdir open "
+        "posix_fadvise posix_fallocate pread preadv pwrite pwritev read readlink remove rename "
+        "replace rmdir scandir stat statvfs symlink sync truncate unlink write".split()
+    ),
+    "io": frozenset({"open", "open_code"}),
+    "time": frozenset({"sleep"}),
+}
+
+
+def may_wait(function: object) -> bool:
+    """Tell whether a C function is one that the loop thread must not call."""
+    name = getattr(function, "__name__", "")
+    owner = getattr(function, "__self__", None)
+    if isinstance(owner, Mapping) or getattr(function, "__module__", "") == "aiommap._native":
+        return name in NATIVE
+    return name in STANDARD.get(getattr(function, "__module__", None) or "", ())
+
+
+def in_event_loop() -> bool:
+    """Tell whether this thread is running a task of an event loop."""
+    try:
+        anyio.get_current_task()
+    except Exception:
+        return False
+    return True
+
+
+def called_by_us(frame) -> bool:
+    """Tell whether the code nearest to the call, libraries aside, is ours and no test."""
+    while frame is not None:
+        if "/tests/" in frame.f_code.co_filename:
+            return False
+        module = frame.f_globals.get("__name__", "")
+        if module.partition(".")[0] == PACKAGE:
+            return not module.startswith(PACKAGE + "._cli")
+        frame = frame.f_back
+    return False
+
+
+class LoopWatch:
+    """Collects forbidden calls of this thread while the block runs."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def __enter__(self) -> Self:
+        self._outer = sys.getprofile()
+        sys.setprofile(self._look)
+        return self
+
+    def __exit__(self, *_) -> None:
+        sys.setprofile(self._outer)
+
+    def _look(self, frame, event, function) -> None:
+        if event == "c_call" and may_wait(function) and called_by_us(frame) and in_event_loop():
+            stack = "".join(traceback.format_stack(frame, limit=6))
+            self.found.append(f"{function!r} on the loop thread:\n{stack}")
