@@ -58,6 +58,8 @@ def called_by_us(frame) -> bool:
         if "/tests/" in frame.f_code.co_filename:
             return False
         module = frame.f_globals.get("__name__", "")
+        if module == "logging":  # what handlers do is the application's choice
+            return False
         if module.partition(".")[0] == PACKAGE:
             return not module.startswith(PACKAGE + "._cli")
         frame = frame.f_back

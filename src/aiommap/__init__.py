@@ -17,10 +17,12 @@ from ._file import MappedFile as MappedFile
 from ._hub import Hub as Hub
 from ._hub import Opening as Opening
 from ._hub import open as open
+from ._listeners import Subscription as Subscription
 from ._native import PAGE_SIZE as PAGE_SIZE
 from ._policy import FlushPolicy as FlushPolicy
 from ._receipt import WriteReceipt as WriteReceipt
 from ._residency import Residency as Residency
+from ._statistics import Distribution as Distribution
 from ._statistics import FileStatistics as FileStatistics
 from ._view import View as View
 
@@ -29,6 +31,7 @@ __all__ = (
     "AccessModeError",
     "Advice",
     "AlignmentError",
+    "Distribution",
     "FileStatistics",
     "FlushError",
     "FlushPolicy",
@@ -42,6 +45,7 @@ __all__ = (
     "OverlapError",
     "ReceiptError",
     "Residency",
+    "Subscription",
     "UnsupportedError",
     "View",
     "WriteReceipt",

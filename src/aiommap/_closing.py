@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 
+from ._autoflush import AutoFlush
 from ._core import Core
 from ._errors import MappedFileError
 from ._flush import Flusher
@@ -15,13 +16,18 @@ from ._workers import spawn, wait_or_withdraw
 class Closer:
     """Closes one file once. It runs in the background, so no cancellation can stop it half-way."""
 
-    __slots__ = ("_core", "_done", "_error", "_flusher", "_release")
+    __slots__ = ("_auto", "_core", "_done", "_error", "_flusher", "_release")
 
     def __init__(
-        self, core: Core, flusher: Flusher, release: Callable[[Core], Awaitable[None]]
+        self,
+        core: Core,
+        flusher: Flusher,
+        auto: AutoFlush,
+        release: Callable[[Core], Awaitable[None]],
     ) -> None:
         self._core = core
         self._flusher = flusher
+        self._auto = auto
         self._release = release
         self._done: anyio.Event | None = None
         self._error: BaseException | None = None
@@ -33,6 +39,7 @@ class Closer:
             return
         core.closing = True
         core.mapping.retiring = True
+        self._auto.stop()
         if core.mapping.forked:
             core.mapping.close()  # the parent's file: nothing is flushed, no thread entered (I10)
             return

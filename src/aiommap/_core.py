@@ -48,6 +48,7 @@ class Core:
         "_idle",
         "closing",
         "created",
+        "dirtied",
         "failure",
         "identity",
         "mapping",
@@ -56,6 +57,7 @@ class Core:
         "offloaded_writes",
         "path",
         "policy",
+        "queued_bytes",
         "size_changed",
         "sparse",
         "workers",
@@ -86,6 +88,10 @@ class Core:
         #: The size was changed since the last flush of everything.
         self.size_changed = size_changed
         self.failure: FlushError | None = None
+        #: Bytes of writes that wait in the lane or are being applied there.
+        self.queued_bytes = 0
+        #: Told after the file may have become dirty by other means than a write.
+        self.dirtied: Callable[[], None] = _nothing
         self.closing = False
         self.offloaded_reads = 0
         self.offloaded_writes = 0
@@ -96,6 +102,11 @@ class Core:
     def shared_writable(self) -> bool:
         """Whether stores reach the file, so that there is something to flush."""
         return self.mode not in ("r", "c")
+
+    def choose_inline_writes(self) -> None:
+        """Let native code store on the loop thread, unless the policy or a failure forbids it."""
+        each = self.policy.flush_each_write and self.shared_writable
+        self.mapping.inline_writes = self.mode != "r" and not each and self.failure is None
 
     def check_usable(self) -> None:
         """Raise unless the file is open, and open in this process."""
@@ -166,6 +177,10 @@ class Core:
             except OSError as error:
                 return OSError(error.errno, os.strerror(error.errno or errno.EIO), self.path)
         return fault
+
+
+def _nothing() -> None:
+    """Stand in where nobody listens."""
 
 
 def plain_integers(*numbers: object) -> bool:

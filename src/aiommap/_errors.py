@@ -7,7 +7,6 @@ handler reads numbers from attributes instead of parsing text.
 from __future__ import annotations
 
 import errno
-import os
 
 
 class MappedFileError(Exception):
@@ -133,8 +132,8 @@ class MappingFaultError(MappedFileError, OSError):
         self.size = size
         self.path = path
 
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return type(self), (self.offset, self.copied, self.size, self.path)
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.offset, self.copied, self.size, self.path), self.__dict__
 
     def __str__(self) -> str:
         head = f"{self.path or 'the mapped file'}: byte {self.offset} cannot be reached"
@@ -173,8 +172,8 @@ class FlushError(MappedFileError, OSError):
         self.reason = reason
         self.ranges = ranges
 
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return type(self), (self.path, self.reason, self.ranges, self.errno)
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.path, self.reason, self.ranges, self.errno), self.__dict__
 
     def __str__(self) -> str:
         lost = sum(end - offset for offset, end in self.ranges)
@@ -197,8 +196,8 @@ class ForkedError(MappedFileError):
 
     def __str__(self) -> str:
         return (
-            f"{self.path} was opened by process {os.getppid()} or an ancestor and cannot be used "
-            "in a forked child: open it again in this process"
+            f"{self.path} was opened before this process was forked and cannot be used in it: "
+            "open it again here"
         )
 
 
@@ -216,8 +215,8 @@ class UnsupportedError(MappedFileError, OSError):
         self.operation = operation
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return type(self), (self.operation, self.reason, self.errno)
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.operation, self.reason, self.errno), self.__dict__
 
     def __str__(self) -> str:
         return f"cannot {self.operation}: {self.reason}"

@@ -14,11 +14,14 @@ import anyio
 
 from . import _chunks
 from ._advice import Advice
+from ._autoflush import AutoFlush
 from ._closing import Closer
 from ._core import Core, byte_count
-from ._errors import AccessModeError, ReceiptError
+from ._errors import AccessModeError, FlushError, ReceiptError
 from ._flush import Flusher, FlushRequest
+from ._listeners import Subscription
 from ._native import PAGE_SIZE
+from ._opening import OpenOptions, check_policy
 from ._paging import Pager
 from ._policy import FlushPolicy
 from ._ranges import check_range, check_tail
@@ -26,14 +29,14 @@ from ._reading import Reader
 from ._receipt import WriteReceipt
 from ._residency import Residency
 from ._resizing import Resizer
-from ._statistics import FileStatistics
+from ._scheduler import FlushScheduler
+from ._statistics import Distribution, FileStatistics, oldest_dirty_seconds
 from ._view import View
 from ._writing import Writer
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from ._opening import OpenOptions
     from ._typing import Buffer
 
 
@@ -51,6 +54,7 @@ class MappedFile:
 
     __slots__ = (
         "__weakref__",
+        "_auto",
         "_closer",
         "_core",
         "_flusher",
@@ -61,15 +65,22 @@ class MappedFile:
         "_writer",
     )
 
-    def __init__(self, core: Core, release: Callable[[Core], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        core: Core,
+        scheduler: FlushScheduler,
+        release: Callable[[Core], Awaitable[None]],
+    ) -> None:
+        core.choose_inline_writes()
         self._core = core
         self._mapping = core.mapping
         self._flusher = Flusher(core)
+        self._auto = AutoFlush(core, self._flusher, scheduler)
         self._reader = Reader(core)
-        self._writer = Writer(core, self._flusher)
+        self._writer = Writer(core, self._flusher, self._auto)
         self._pager = Pager(core)
         self._resizer = Resizer(core, self._pager)
-        self._closer = Closer(core, self._flusher, release)
+        self._closer = Closer(core, self._flusher, self._auto, release)
         core.mapping.attach(self._flusher, WriteReceipt)
 
     async def _prepare(self, options: OpenOptions) -> None:
@@ -108,8 +119,28 @@ class MappedFile:
 
     @property
     def flush_policy(self) -> FlushPolicy:
-        """The policy it was opened with."""
+        """When it is flushed without being asked; can be replaced while the file is open.
+
+        A new policy holds from now on: what is dirty already counts, and ``FlushPolicy.always()``
+        makes durable what is written after it was set.
+        """
         return self._core.policy
+
+    @flush_policy.setter
+    def flush_policy(self, policy: FlushPolicy) -> None:
+        self._core.check_usable()
+        self._auto.replace(check_policy(policy))
+
+    def on_error(self, callback: Callable[[FlushError], object]) -> Subscription:
+        """Have a function, sync or async, told when a flush fails, also one nobody waits for.
+
+        It is called on the loop, at most once, as failures latch: see ``FlushError``. Whoever
+        writes, flushes, waits for a receipt or closes is told of the failure anyway.
+
+        Returns:
+            A subscription; its ``cancel`` ends it.
+        """
+        return self._flusher.failed.add(callback)
 
     def __len__(self) -> int:
         return self.size
@@ -423,9 +454,12 @@ class MappedFile:
             inline_writes=mapping.inline_writes_done,
             offloaded_writes=self._core.offloaded_writes,
             dirty_bytes=mapping.dirty_bytes(),
-            flushes=flusher.flushes,
-            flush_requests=flusher.requests,
-            largest_flush_group=flusher.largest_group,
+            oldest_dirty_seconds=oldest_dirty_seconds(mapping),
+            flushes=flusher.seconds.count,
+            flush_requests=int(flusher.groups.total),
+            flushed_bytes=flusher.flushed_bytes,
+            flush_group=Distribution.of(flusher.groups),
+            flush_seconds=Distribution.of(flusher.seconds),
             faults=mapping.faults,
             leases=len(mapping.leases),
         )

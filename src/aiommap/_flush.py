@@ -19,13 +19,17 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ._core import Core, Identity
 from ._errors import AccessModeError, FlushError
+from ._histogram import Histogram
 from ._lane import Lane
+from ._listeners import Listeners
 from ._native import PAGE_SIZE
+from ._policy import FlushLedger
 from ._ranges import RangeSet, align_down, align_up
 from ._receipt import WriteReceipt
 
@@ -47,14 +51,29 @@ class FlushRequest:
 class Flusher:
     """Makes ranges of one file durable; also the owner that its receipts ask."""
 
-    __slots__ = ("_core", "_lane", "flushes", "largest_group", "requests")
+    __slots__ = (
+        "_core",
+        "_lane",
+        "failed",
+        "flushed_bytes",
+        "groups",
+        "ledger",
+        "seconds",
+        "settled",
+    )
 
     def __init__(self, core: Core) -> None:
         self._core = core
         self._lane: Lane[FlushRequest, None] = Lane(self._run)
-        self.flushes = 0
-        self.requests = 0
-        self.largest_group = 0
+        self.ledger = FlushLedger(core.policy)
+        #: Told on the loop after every batch.
+        self.settled: Callable[[], None] = core.dirtied
+        #: Told on the loop of the failure that latches.
+        self.failed: Listeners[FlushError] = Listeners()
+        # Kept by the flush worker, one at a time.
+        self.flushed_bytes = 0
+        self.groups = Histogram()
+        self.seconds = Histogram()
 
     @property
     def durable_sequence(self) -> int:
@@ -82,17 +101,23 @@ class Flusher:
     def has_work(self) -> bool:
         """Tell whether a flush would do anything."""
         core = self._core
-        return core.size_changed or core.created or bool(core.mapping.dirty_runs())
+        return core.size_changed or core.created or core.mapping.dirty_bytes() > 0
 
     async def _run(self, requests: list[FlushRequest]) -> Sequence[BaseException | None]:
         core = self._core
         if core.failure is None and (self.has_work() or any(r.stores for r in requests)):
             await core.workers.batch(core.workers.flushes, self._serve, requests)
+            self._announce()
         if core.failure is None:
             for request in requests:
                 if request.receipt is not None:
                     request.receipt._settled = True  # noqa: SLF001  the two are one mechanism
         return [request.error or self._failure() for request in requests]
+
+    def _announce(self) -> None:
+        if self._core.failure is not None:
+            self.failed.tell(self._core.failure)
+        self.settled()
 
     def _failure(self) -> FlushError | None:
         try:
@@ -106,12 +131,19 @@ class Flusher:
     def _serve(self, requests: list[FlushRequest]) -> None:
         self._store(requests)
         mapping = self._core.mapping
-        sequence = mapping.sequence  # F2: read before the dirty runs are taken
+        start = time.monotonic()
+        written, sequence = mapping.written_bytes, mapping.sequence  # F2: before the runs are taken
         spans = self._spans([request for request in requests if request.error is None])
         outside = [run for run in mapping.dirty_runs() if not spans.covers(*run)]
-        runs = [run for offset, end in spans for run in mapping.flush_begin(offset, end - offset)]
+        taken = [mapping.flush_begin(offset, end - offset) for offset, end in spans]
+        runs = [run for runs in taken for run in runs]
+        if not outside:
+            self.ledger.began(written, sequence)
         try:
-            self._write_out(runs, everything=not outside)
+            # One call from the first to the last dirty page of each span: what lies between them
+            # is clean, and each call waits for the device anew.
+            hulls = [(runs[0][0], runs[-1][1]) for runs in taken if runs]
+            self._write_out(hulls, everything=not outside)
         except OSError as error:
             mapping.flush_end(runs)
             self._latch(error)
@@ -119,7 +151,9 @@ class Flusher:
         mapping.flush_end([])
         if not outside:
             mapping.durable_sequence = max(mapping.durable_sequence, sequence)
-        self._count(len(requests))
+        self.flushed_bytes += sum(end - offset for offset, end in runs)
+        self.groups.record(len(requests))
+        self.seconds.record(max(time.monotonic() - start, 1e-9))
 
     def _spans(self, requests: list[FlushRequest]) -> RangeSet:
         """Round the requested ranges to pages and merge them, within the file."""
@@ -142,19 +176,19 @@ class Flusher:
             length = request.end - request.offset
             request.receipt = WriteReceipt(self, request.offset, length, outcomes[-1][1])
 
-    def _write_out(self, runs: list[tuple[int, int]], *, everything: bool) -> None:
+    def _write_out(self, hulls: list[tuple[int, int]], *, everything: bool) -> None:
         core = self._core
-        if everything and (runs or core.size_changed):
+        if everything and (hulls or core.size_changed):
             core.mapping.sync(core.size_changed)
             core.size_changed = False
         elif not everything:
-            for offset, end in runs:
+            for offset, end in hulls:
                 core.mapping.sync_range(offset, end - offset)
         if core.created:
             sync_directory(os.path.dirname(core.path))
             core.created = False
-        if runs:
-            self._verify(max(end for _, end in runs))
+        if hulls:
+            self._verify(max(end for _, end in hulls))
 
     def _verify(self, end: int) -> None:
         """Check that what was flushed is still part of the file at the path (I4)."""
@@ -183,11 +217,6 @@ class Flusher:
             error.errno or errno.EIO,
         )
         core.failure.__cause__ = error
-
-    def _count(self, requests: int) -> None:
-        self.flushes += 1
-        self.requests += requests
-        self.largest_group = max(self.largest_group, requests)
 
 
 def sync_directory(path: str) -> None:

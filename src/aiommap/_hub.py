@@ -21,6 +21,7 @@ from ._lane import Lane
 from ._native import Mapping
 from ._opening import Opened, OpenOptions, open_mapping
 from ._policy import FlushPolicy
+from ._scheduler import FlushScheduler
 from ._workers import Workers, spawn
 
 Item = TypeVar("Item")
@@ -48,6 +49,7 @@ class Hub:
         self._readers = workers
         self._workers: Workers | None = None
         self._closed = False
+        self._scheduler = FlushScheduler()
         self._files: dict[Core, MappedFile] = {}
         self._opening: Lane[OpenOptions, Opened] = Lane(self._open_batch, self._discard)
         self._releasing: Lane[Mapping, None] = Lane(self._release_batch)
@@ -145,10 +147,7 @@ class Hub:
             identity=opened.identity,
             workers=workers,
         )
-        opened.mapping.inline_writes = options.mode.writable and not (
-            options.flush.flush_each_write and core.shared_writable
-        )
-        file = MappedFile(core, self._release)
+        file = MappedFile(core, self._scheduler, self._release)
         self._files[core] = file
         try:
             await file._prepare(options)  # noqa: SLF001  half of the constructor

@@ -17,6 +17,7 @@ PAGE_SIZE: int
 PIECE_BYTES: int
 INLINE_READ_LIMIT_BYTES: int
 INLINE_WRITE_LIMIT_BYTES: int
+TRIP_NEVER: int
 MADV_NORMAL: int
 MADV_RANDOM: int
 MADV_SEQUENTIAL: int
@@ -54,6 +55,10 @@ class Mapping:
     retiring: bool  # settable: inline verbs answer None from now on
     sequence: int
     durable_sequence: int  # settable
+    written_bytes: int
+    writable_leases: int
+    dirty_since: int  # CLOCK_MONOTONIC nanoseconds of the oldest dirty page; 0 when there is none
+    flight_since: int  # the same, of what a flush in flight is writing
     inline_reads: int
     fell_back_reads: int
     inline_writes_done: int
@@ -100,13 +105,13 @@ class Mapping:
         """Read any length, whatever the slice says."""
 
     def write_inline(self, offset: int, data: Buffer, /) -> Receipt | None:
-        """Store at most INLINE_WRITE_LIMIT_BYTES into pages that are present.
+        """Store at most INLINE_WRITE_LIMIT_BYTES into pages that are present, short of the trip.
 
         None also means that a fault struck in the middle; the lane then finds out why.
         """
 
     def write_now(self, offset: int, data: Buffer, /) -> Receipt | None:
-        """Store as write_inline does, whatever the slice says."""
+        """Store as write_inline does, whatever the slice and the trip say."""
 
     # Verbs that may wait.
     def read(self, offset: int, length: int, /) -> bytes:
@@ -169,6 +174,15 @@ class Mapping:
 
     def dirty_bytes(self) -> int:
         """Bytes in the pages of dirty_runs."""
+
+    def would_dirty(self, offset: int, length: int, /) -> int:
+        """Bytes that were dirty or being flushed if this range were stored to; leases aside."""
+
+    def set_trip(self, written_bytes: int, sequence: int, dirty_bytes: int, /) -> None:
+        """Say which counts write_inline may not reach, and how much it may make dirty in all.
+
+        TRIP_NEVER is out of reach.
+        """
 
     def set_lane(self, start: int, end: int, /) -> None:
         """Say where writes wait for a worker: inline stores must not overtake them (I9)."""

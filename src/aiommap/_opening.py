@@ -52,6 +52,13 @@ MODES = {
 }
 
 
+def check_policy(policy: object) -> FlushPolicy:
+    """Refuse what is no flush policy."""
+    if not isinstance(policy, FlushPolicy):
+        raise TypeError(f"flush is {policy!r}: use one of the FlushPolicy class methods")
+    return policy
+
+
 @dataclass(frozen=True, slots=True)
 class OpenOptions:
     """Everything ``open`` was asked for, checked."""
@@ -97,8 +104,6 @@ class OpenOptions:
             raise ValueError('mode "c" takes no capacity: a private file cannot grow')
         if length is not None and room is not None and room < length:
             raise ValueError(f"capacity is {room}, less than size {length}: make it at least that")
-        if not isinstance(flush, FlushPolicy):
-            raise TypeError(f"flush is {flush!r}: use one of the FlushPolicy class methods")
         if advice is not None and not isinstance(advice, Advice):
             raise TypeError(f"advice is {advice!r}: use a member of Advice")
         return cls(
@@ -107,7 +112,7 @@ class OpenOptions:
             size=length,
             capacity=room,
             sparse=sparse,
-            flush=flush,
+            flush=check_policy(flush),
             advice=advice,
             prewarm=prewarm,
             lock=lock,

@@ -94,6 +94,8 @@ class RangeSet:
 
     def within(self, offset: int, end: int) -> tuple[tuple[int, int], ...]:
         """Return the parts of the set that lie in [offset, end)."""
+        if offset >= end:
+            return ()
         first = bisect_right(self._ends, offset)
         last = bisect_left(self._starts, end)
         return tuple(

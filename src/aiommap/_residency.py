@@ -54,20 +54,15 @@ class Residency:
             raise ValueError(f"asked for a chart of {width} cells: it needs at least 1")
         if not self.length:
             return (1.0,) * width
-        edges = [self.offset + self.length * i // width for i in range(width + 1)]
+        # In units of 1/width byte, so that every cell is ``length`` of them wide, also those of a
+        # file with fewer bytes than cells.
+        size = self.length
         covered = [0] * width
-        cell = 0
         for offset, end in self.runs:
-            while cell < width and edges[cell + 1] <= offset:
-                cell += 1
-            at = cell
-            while at < width and edges[at] < end:
-                covered[at] += max(0, min(end, edges[at + 1]) - max(offset, edges[at]))
-                at += 1
-        return tuple(
-            covered[i] / (edges[i + 1] - edges[i]) if edges[i + 1] > edges[i] else 1.0
-            for i in range(width)
-        )
+            low, high = (offset - self.offset) * width, (end - self.offset) * width
+            for cell in range(low // size, min(width, -(-high // size))):
+                covered[cell] += min(high, (cell + 1) * size) - max(low, cell * size)
+        return tuple(part / size for part in covered)
 
     def chart(self, width: int = 60) -> str:
         """Draw the range as one line of block characters, one per cell; a blank is empty."""

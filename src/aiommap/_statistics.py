@@ -2,7 +2,36 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from typing import Protocol
+
+from ._histogram import Histogram
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """How large the values of one kind were, to five per cent; zeros while there is none.
+
+    Attributes:
+        count: how many there were.
+        total: their sum.
+        p50: half of them were at most this large.
+        p99: ninety-nine in a hundred were at most this large.
+        maximum: the largest, exactly.
+    """
+
+    count: int
+    total: float
+    p50: float
+    p99: float
+    maximum: float
+
+    @classmethod
+    def of(cls, found: Histogram) -> Distribution:
+        """Take a snapshot of a histogram."""
+        p50, p99 = found.quantile(0.5), found.quantile(0.99)
+        return cls(found.count, found.total, p50, p99, found.maximum)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +47,12 @@ class FileStatistics:
         offloaded_writes: writes stored by a worker thread.
         dirty_bytes: bytes in pages stored to and not flushed since; in mode "c" the bytes in
             private pages. A writable ``View.memory`` counts while it is held.
+        oldest_dirty_seconds: how long ago the oldest of them was stored to; None if all is clean.
         flushes: flushes that ran.
         flush_requests: requests that they answered.
-        largest_flush_group: most requests answered by one flush.
+        flushed_bytes: bytes in the dirty pages that they wrote.
+        flush_group: how many requests each of them answered.
+        flush_seconds: how long each of them took, in seconds.
         faults: copies that met a page that could not be reached.
         leases: views that still pin the mapping.
     """
@@ -31,8 +63,26 @@ class FileStatistics:
     inline_writes: int
     offloaded_writes: int
     dirty_bytes: int
+    oldest_dirty_seconds: float | None
     flushes: int
     flush_requests: int
-    largest_flush_group: int
+    flushed_bytes: int
+    flush_group: Distribution
+    flush_seconds: Distribution
     faults: int
     leases: int
+
+
+class DirtyTimes(Protocol):
+    """What is asked about the age of dirty bytes."""
+
+    @property
+    def dirty_since(self) -> int: ...
+    @property
+    def flight_since(self) -> int: ...
+
+
+def oldest_dirty_seconds(mapping: DirtyTimes) -> float | None:
+    """Say how old the oldest dirty byte is, also while a flush is writing it."""
+    since = [moment for moment in (mapping.dirty_since, mapping.flight_since) if moment]
+    return (time.monotonic_ns() - min(since)) / 1e9 if since else None

@@ -91,6 +91,7 @@ class View:
                 lease = self._core.mapping.lease(self._offset, self._length, True)
             self._lease = lease
             self._memory = memoryview(lease)
+            self._core.dirtied()
         return self._memory
 
     def release(self) -> None:

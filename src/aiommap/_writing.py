@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+from ._autoflush import AutoFlush
 from ._core import Core, contiguous
 from ._flush import Flusher, FlushRequest
 from ._lane import Lane
@@ -37,11 +38,12 @@ class _Write:
 class Writer:
     """Writes of one file that have to yield, wait for a worker, or fail."""
 
-    __slots__ = ("_core", "_end", "_flusher", "_lane", "_start")
+    __slots__ = ("_auto", "_core", "_end", "_flusher", "_lane", "_start")
 
-    def __init__(self, core: Core, flusher: Flusher) -> None:
+    def __init__(self, core: Core, flusher: Flusher, auto: AutoFlush) -> None:
         self._core = core
         self._flusher = flusher
+        self._auto = auto
         self._lane: Lane[_Write, int] = Lane(self._run)
         self._start = self._end = 0  # S1: bounds of what is queued or in flight
 
@@ -51,10 +53,13 @@ class Writer:
         core.check_writable("write to")
         view = contiguous(data)
         offset, length = check_range(offset, len(view), core.mapping.size)
+        if core.policy.dirty_limit is not None:
+            await self._make_room([(offset, length)])
         # Stored before giving way: whoever writes meanwhile must not come first (I9).
         receipt = core.mapping.write_now(offset, view)
         if receipt is None:
             return await self._submit(_Write(offset, offset + length, [(offset, view)]))
+        self._auto.plan()
         await core.workers.give_way()
         return cast("WriteReceipt", receipt)
 
@@ -69,7 +74,10 @@ class Writer:
             stores.append((check_range(offset, len(view), size)[0], view))
         first = min((offset for offset, _ in stores), default=0)
         end = max((offset + len(view) for offset, view in stores), default=0)
+        if core.policy.dirty_limit is not None:
+            await self._make_room([(offset, len(view)) for offset, view in stores])
         rest = self._store_inline(stores)
+        self._auto.plan()
         if rest or not stores:
             whole = len(rest) == len(stores)
             return await self._submit(_Write(first, end, rest), withdrawable=whole)
@@ -88,6 +96,14 @@ class Writer:
                 return list(stores[done:])
         return []
 
+    async def _make_room(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Wait for room under the policy's limit; the file may have changed meanwhile."""
+        core = self._core
+        await self._auto.make_room(ranges)
+        core.check_writable("write to")
+        for offset, length in ranges:
+            check_range(offset, length, core.mapping.size)
+
     async def _submit(self, write: _Write, *, withdrawable: bool = True) -> WriteReceipt:
         core = self._core
         length = write.end - write.offset
@@ -96,8 +112,14 @@ class Writer:
             await self._flusher.submit(request)
             return request.receipt or WriteReceipt(self._flusher, write.offset, length, 0)
         self._extend_span(write)
-        async with core.activity():
-            sequence = await self._lane.submit(write, withdrawable=withdrawable)
+        queued = sum(len(view) for _, view in write.stores)
+        core.queued_bytes += queued
+        try:
+            async with core.activity():
+                sequence = await self._lane.submit(write, withdrawable=withdrawable)
+        finally:
+            core.queued_bytes -= queued
+            self._auto.plan()
         return WriteReceipt(self._flusher, write.offset, length, sequence)
 
     async def settle(self) -> None:

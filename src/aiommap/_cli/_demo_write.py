@@ -60,12 +60,12 @@ async def write_durably(stage: Stage) -> dict[str, object]:
     stage.screen.line(
         f"  aiommap answered {plural(statistics.flush_requests, 'request')} with "
         f"{plural(statistics.flushes, 'flush')}; the largest group had "
-        f"{statistics.largest_flush_group:,}"
+        f"{statistics.flush_group.maximum:,.0f}"
     )
     return {
         "flush_requests": statistics.flush_requests,
         "flushes": statistics.flushes,
-        "largest_flush_group": statistics.largest_flush_group,
+        "largest_flush_group": int(statistics.flush_group.maximum),
     }
 
 

@@ -40,6 +40,28 @@ ssize_t file_read(int fd, char *to, size_t length, off_t offset)
     return (ssize_t)done;
 }
 
+size_t file_write(int fd, const char *from, size_t length, off_t offset)
+{
+    size_t done = 0;
+    while (done < length) {
+        size_t piece = length - done < PIECE_BYTES ? length - done : PIECE_BYTES;
+        ssize_t put = pwrite(fd, from + done, piece, offset + (off_t)done);
+        if (put < 0 && errno == EINTR)
+            continue;
+        if (put <= 0)
+            break;
+        done += (size_t)put;
+    }
+    return done;
+}
+
+bool file_is_solid(int fd, off_t end)
+{
+    struct stat found;
+    return fstat(fd, &found) == 0 && found.st_size >= end &&
+           (off_t)found.st_blocks * 512 >= found.st_size;
+}
+
 bool file_reaches(int fd, off_t end)
 {
     struct stat found;

@@ -61,6 +61,11 @@ size_t region_copy_in(const struct region *region, size_t offset, const char *fr
 ssize_t file_read_nowait(int fd, char *to, size_t length, off_t offset);
 /* Read until length or end of file, in pieces. */
 ssize_t file_read(int fd, char *to, size_t length, off_t offset);
+/* Write, in pieces; the number of bytes written, short when the kernel refused the rest. */
+size_t file_write(int fd, const char *from, size_t length, off_t offset);
+/* Whether the file is at least this long and has blocks behind all of its bytes: then a write up
+ * to there neither makes the file longer nor meets a full disk half-way. */
+bool file_is_solid(int fd, off_t end);
 /* Whether the file is at least this long; false also when it cannot be asked. */
 bool file_reaches(int fd, off_t end);
 int file_sync(int fd, bool metadata);
@@ -71,7 +76,7 @@ int file_punch_hole(int fd, off_t offset, off_t length);
 int file_read_ahead(int fd, off_t offset, size_t length);
 
 /* What cachestat(2) counts, in pages. */
-struct cache_counts {
+struct cache_counts { /* the caller's own */
     uint64_t cached, dirty, writeback, evicted, recently_evicted;
 };
 int file_cachestat(int fd, uint64_t offset, uint64_t length, struct cache_counts *out);

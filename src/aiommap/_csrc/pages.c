@@ -17,6 +17,8 @@ static uint64_t mask_of(size_t word, size_t first, size_t end)
     return mask;
 }
 
+static size_t popcount(uint64_t word) { return (size_t)__builtin_popcountll(word); }
+
 static size_t words_for(size_t pages) { return (pages + BITS - 1) / BITS; }
 
 bool pages_reserve(struct pages *set, size_t count)
@@ -52,8 +54,11 @@ bool pages_insert(struct pages *set, size_t first, size_t end)
     bool empty = set->low >= set->high;
     set->low = empty || first < set->low ? first : set->low;
     set->high = empty || end > set->high ? end : set->high;
-    for (size_t w = first / BITS; w < words_for(end); w++)
-        set->words[w] |= mask_of(w, first, end);
+    for (size_t w = first / BITS; w < words_for(end); w++) {
+        uint64_t mask = mask_of(w, first, end);
+        set->members += popcount(mask & ~set->words[w]);
+        set->words[w] |= mask;
+    }
     return true;
 }
 
@@ -63,8 +68,11 @@ void pages_remove(struct pages *set, size_t first, size_t end)
     size_t to = end < set->high ? end : set->high;
     if (!set->words || from >= to)
         return;
-    for (size_t w = from / BITS; w < words_for(to); w++)
-        set->words[w] &= ~mask_of(w, from, to);
+    for (size_t w = from / BITS; w < words_for(to); w++) {
+        uint64_t mask = mask_of(w, from, to);
+        set->members -= popcount(mask & set->words[w]);
+        set->words[w] &= ~mask;
+    }
     if (first <= set->low)
         set->low = to;
     if (end >= set->high)
@@ -89,14 +97,12 @@ bool pages_has_any(const struct pages *set, size_t first, size_t end)
     return pages_next_run(set, first, end, &run, &stop);
 }
 
-size_t pages_total(const struct pages *set)
+size_t pages_missing(const struct pages *set, size_t first, size_t end)
 {
-    size_t total = 0;
-    if (!set->words || set->low >= set->high)
-        return 0;
-    for (size_t w = set->low / BITS; w < words_for(set->high); w++)
-        total += (size_t)__builtin_popcountll(set->words[w]);
-    return total;
+    size_t missing = end - first;
+    for (size_t w = first / BITS; set->words && w < words_for(end); w++)
+        missing -= popcount(set->words[w] & mask_of(w, first, end));
+    return missing;
 }
 
 /* The first page in [from, end) whose membership is `member`, or end. */

@@ -11,10 +11,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-struct pages {
+struct pages { /* the owner's lock: the GIL, for a Mapping */
     uint64_t *words; /* NULL until the first insertion */
     size_t count;    /* pages that the bitmap has room for */
     size_t low, high; /* every member lies in [low, high) */
+    size_t members;   /* how many there are */
 };
 
 /* Make room for pages [0, count); keeps the members. False when out of memory. */
@@ -26,7 +27,7 @@ bool pages_insert(struct pages *set, size_t first, size_t end); /* false when ou
 void pages_remove(struct pages *set, size_t first, size_t end);
 bool pages_has_all(const struct pages *set, size_t first, size_t end);
 bool pages_has_any(const struct pages *set, size_t first, size_t end);
-size_t pages_total(const struct pages *set);
+size_t pages_missing(const struct pages *set, size_t first, size_t end); /* not members */
 
 /* Find the first run of members in [from, end); false when there is none. */
 bool pages_next_run(const struct pages *set, size_t from, size_t end, size_t *first, size_t *stop);

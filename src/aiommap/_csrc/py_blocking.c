@@ -62,15 +62,23 @@ PyObject *mapping_read_into(Mapping *self, PyObject *args)
 struct store {
     Py_buffer data;
     int64_t offset;
-    bool ready;    /* its pages are known to be present and writable */
+    bool ready;    /* its pages are known to be present and writable; result: whether they are */
     size_t copied; /* result */
 };
 
-/* Without the GIL. Every page is made writable before the first byte is stored, so that a full
- * disk or a truncated file is found while nothing has been changed yet. */
-static void apply_store(const struct region *region, struct store *store)
+/* Without the GIL. A store into a file with all of its blocks goes through the descriptor: that
+ * makes only its own blocks dirty, where a store through the mapping makes whole folios so, and a
+ * flush then writes up to a megabyte for each (docs/decisions.md). Elsewhere every page is made
+ * writable before the first byte is stored, so that a full disk or a truncated file is found while
+ * nothing has been changed yet. */
+static void apply_store(const struct hold *hold, struct store *store, bool shared)
 {
+    const struct region *region = hold->region;
     size_t length = (size_t)store->data.len, offset = (size_t)store->offset;
+    if (shared && !store->ready && file_is_solid(hold->fd, (off_t)(offset + length))) {
+        store->copied = file_write(hold->fd, store->data.buf, length, (off_t)offset);
+        return;
+    }
     for (size_t at = 0; !store->ready && at < length;) {
         ssize_t step = region_populate(region, offset + at, length - at, true);
         if (step == -EINVAL || step == -ENOSYS)
@@ -82,6 +90,7 @@ static void apply_store(const struct region *region, struct store *store)
         at += (size_t)step;
     }
     store->copied = region_copy_in(region, offset, store->data.buf, length);
+    store->ready = store->copied == length;
 }
 
 static bool load_stores(Mapping *self, PyObject *items, struct store *stores, Py_ssize_t *loaded)
@@ -106,10 +115,11 @@ static bool load_stores(Mapping *self, PyObject *items, struct store *stores, Py
 static PyObject *settle_stores(Mapping *self, struct store *stores, Py_ssize_t count)
 {
     PyObject *results = PyList_New(count);
+    int64_t now = slice_clock();
     for (Py_ssize_t i = 0; results && i < count; i++) {
         struct store *store = &stores[i];
         bool whole = store->copied == (size_t)store->data.len;
-        if (!mapping_stored(self, store->offset, store->copied, whole)) {
+        if (!mapping_stored(self, store->offset, store->copied, whole && store->ready, now)) {
             Py_DECREF(results);
             return PyErr_NoMemory();
         }
@@ -141,7 +151,7 @@ PyObject *mapping_write_many(Mapping *self, PyObject *items)
         /* SAFETY: the buffers are exported to us until they are released below, so nobody can
          * free or move them while the copy runs. */
         WITHOUT_GIL(hold, self, for (Py_ssize_t i = 0; i < count; i++) if (stores[i].data.len)
-                                    apply_store(hold.region, &stores[i]););
+                                    apply_store(&hold, &stores[i], !self->private_copy););
         results = settle_stores(self, stores, count);
     }
     for (Py_ssize_t i = 0; i < loaded; i++)

@@ -1,25 +1,34 @@
 /* py_flush.c: what is dirty, what a flush in flight covers, what waits for a worker. */
 #include "py_mapping.h"
 
-bool mapping_stored(Mapping *self, int64_t offset, size_t stored, bool whole)
+bool mapping_dirty(Mapping *self, size_t first, size_t end, int64_t now)
+{
+    if (!self->dirty.members && first < end)
+        self->dirty_since = now;
+    return pages_insert(&self->dirty, first, end);
+}
+
+bool mapping_stored(Mapping *self, int64_t offset, size_t stored, bool ready, int64_t now)
 {
     size_t first, end;
     if (!pages_of(offset, (int64_t)stored, &first, &end))
         return true;
-    if (whole && !pages_insert(&self->ready, first, end))
+    if (ready && !pages_insert(&self->ready, first, end))
         return false;
-    return pages_insert(&self->dirty, first, end);
+    self->written_bytes += stored;
+    return mapping_dirty(self, first, end, now);
 }
 
 /* A writable lease may be stored through at any moment: its pages are dirty while it lives. */
 static bool absorb_leases(Mapping *self)
 {
+    int64_t now = slice_clock();
     for (Lease *lease = self->leases; lease; lease = lease->next) {
         int64_t left = self->size - lease->offset;
         int64_t length = lease->length < left ? lease->length : left;
         size_t first, end;
         if (lease->writable && length > 0 && pages_of(lease->offset, length, &first, &end) &&
-            !pages_insert(&self->dirty, first, end))
+            !mapping_dirty(self, first, end, now))
             return false;
     }
     return true;
@@ -54,8 +63,13 @@ PyObject *mapping_flush_begin(Mapping *self, PyObject *args)
     PyObject *runs = list_runs(self, first, end);
     if (!runs || PyList_GET_SIZE(runs) == 0)
         return runs;
+    self->flight_pages += end - first - pages_missing(&self->dirty, first, end);
+    if (!self->flight_since)
+        self->flight_since = self->dirty_since;
     pages_remove(&self->dirty, first, end);
     pages_remove(&self->ready, first, end); /* write-back makes the pages read-only again */
+    if (!self->dirty.members)
+        self->dirty_since = 0;
     int64_t start = (int64_t)(first * page), stop = (int64_t)(end * page);
     bool idle = self->flight_start >= self->flight_end;
     self->flight_start = idle || start < self->flight_start ? start : self->flight_start;
@@ -72,7 +86,7 @@ static bool mark_dirty(Mapping *self, PyObject *runs)
             return false;
         end = end < self->size ? end : self->size;
         if (offset >= 0 && offset < end && pages_of(offset, end - offset, &first, &stop) &&
-            !pages_insert(&self->dirty, first, stop)) {
+            !mapping_dirty(self, first, stop, self->flight_since)) {
             PyErr_NoMemory();
             return false;
         }
@@ -83,9 +97,12 @@ static bool mark_dirty(Mapping *self, PyObject *runs)
 PyObject *mapping_flush_end(Mapping *self, PyObject *failed)
 {
     self->flight_start = self->flight_end = 0;
+    self->flight_pages = 0;
     if (!PyList_CheckExact(failed))
         return PyErr_Format(PyExc_TypeError, "flush_end needs the list of runs that failed");
-    if (!mark_dirty(self, failed))
+    bool marked = mark_dirty(self, failed);
+    self->flight_since = 0;
+    if (!marked)
         return NULL;
     Py_RETURN_NONE;
 }
@@ -101,7 +118,29 @@ PyObject *mapping_dirty_bytes(Mapping *self, PyObject *Py_UNUSED(unused))
 {
     if (!absorb_leases(self))
         return PyErr_NoMemory();
-    return PyLong_FromSize_t(pages_total(&self->dirty) * page_size());
+    return PyLong_FromSize_t(self->dirty.members * page_size());
+}
+
+/* How much would be dirty or being flushed if a range were stored to. */
+PyObject *mapping_would_dirty(Mapping *self, PyObject *args)
+{
+    long long offset, length;
+    size_t first, end, pages = self->dirty.members + self->flight_pages;
+    if (!parse_range(self, args, &offset, &length))
+        return NULL;
+    if (pages_of(offset, length, &first, &end))
+        pages += pages_missing(&self->dirty, first, end);
+    return PyLong_FromSize_t(pages * page_size());
+}
+
+PyObject *mapping_set_trip(Mapping *self, PyObject *args)
+{
+    unsigned long long bytes, sequence, dirty;
+    if (!PyArg_ParseTuple(args, "KKK:set_trip", &bytes, &sequence, &dirty))
+        return NULL;
+    uint64_t pages = dirty == TRIP_NEVER ? TRIP_NEVER : dirty / page_size();
+    self->trip = (struct trip){.bytes = bytes, .sequence = sequence, .pages = pages};
+    Py_RETURN_NONE;
 }
 
 PyObject *mapping_set_lane(Mapping *self, PyObject *args)

@@ -201,24 +201,41 @@ static bool store_cannot_wait(Mapping *self, int64_t offset, int64_t length, int
            region_is_resident(self->region, (size_t)offset, (size_t)length);
 }
 
-/* The receipt, None when the store has to go to the lane, or NULL with MemoryError. */
-static PyObject *store_now(Mapping *self, int64_t offset, const Py_buffer *data,
-                           bool ignore_slice)
+/* Whether the flush policy wants to be asked about this store. */
+static bool trips(const Mapping *self, int64_t offset, int64_t length)
+{
+    const struct trip *trip = &self->trip;
+    if (self->written_bytes + (uint64_t)length >= trip->bytes ||
+        self->sequence + 1 >= trip->sequence)
+        return true;
+    if (trip->pages == TRIP_NEVER)
+        return false;
+    size_t first, end;
+    pages_of(offset, length, &first, &end);
+    return self->dirty.members + self->flight_pages + pages_missing(&self->dirty, first, end) >
+           trip->pages;
+}
+
+/* The receipt, None when the store has to take the slow way, or NULL with MemoryError. A store
+ * that was asked about before is bound neither by the slice nor by the flush policy. */
+static PyObject *store_now(Mapping *self, int64_t offset, const Py_buffer *data, bool asked)
 {
     int64_t now = slice_clock();
     if (!range_is_valid(offset, data->len, self->size) ||
         (size_t)data->len > INLINE_WRITE_LIMIT_BYTES)
         Py_RETURN_NONE;
-    if (!ignore_slice && slice_is_spent(thread_slice(), now))
+    if (!asked && slice_is_spent(thread_slice(), now))
         Py_RETURN_NONE;
     if (data->len == 0)
         return receipt_make(self, offset, 0, self->sequence);
+    if (!asked && trips(self, offset, data->len))
+        Py_RETURN_NONE;
     if (!store_cannot_wait(self, offset, data->len, now))
         Py_RETURN_NONE;
     size_t copied =
         region_copy_in(self->region, (size_t)offset, data->buf, (size_t)data->len);
     bool whole = copied == (size_t)data->len;
-    if (!mapping_stored(self, offset, copied, whole))
+    if (!mapping_stored(self, offset, copied, whole, now))
         return PyErr_NoMemory();
     if (!whole) {
         self->counters.faults++;
@@ -228,8 +245,7 @@ static PyObject *store_now(Mapping *self, int64_t offset, const Py_buffer *data,
     return receipt_make(self, offset, data->len, ++self->sequence);
 }
 
-static PyObject *write_now(Mapping *self, PyObject *const *args, Py_ssize_t count,
-                           bool ignore_slice)
+static PyObject *write_now(Mapping *self, PyObject *const *args, Py_ssize_t count, bool asked)
 {
     int64_t offset;
     Py_buffer data;
@@ -240,7 +256,7 @@ static PyObject *write_now(Mapping *self, PyObject *const *args, Py_ssize_t coun
         PyErr_Clear();
         Py_RETURN_NONE;
     }
-    PyObject *receipt = store_now(self, offset, &data, ignore_slice);
+    PyObject *receipt = store_now(self, offset, &data, asked);
     PyBuffer_Release(&data);
     return receipt;
 }

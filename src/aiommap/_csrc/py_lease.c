@@ -10,10 +10,12 @@ static void lease_link(Lease *lease)
     if (lease->next)
         lease->next->previous = lease;
     mapping->leases = lease;
+    mapping->writable_leases += lease->writable;
 }
 
 static void lease_unlink(Lease *lease)
 {
+    lease->mapping->writable_leases -= lease->writable;
     if (lease->previous)
         lease->previous->next = lease->next;
     else
@@ -46,7 +48,7 @@ PyObject *mapping_lease(Mapping *self, PyObject *args)
      * allocates the bitmap, so that marking them again when the lease ends cannot fail. */
     size_t first, end;
     if (lease->writable && pages_of(offset, length, &first, &end) &&
-        !pages_insert(&self->dirty, first, end)) {
+        !mapping_dirty(self, first, end, slice_clock())) {
         Py_DECREF(lease);
         return PyErr_NoMemory();
     }
@@ -80,7 +82,7 @@ static void lease_dealloc(Lease *self)
     size_t first, end;
     if (self->writable && !mapping->closed && left > 0 &&
         pages_of(self->offset, self->length < left ? self->length : left, &first, &end))
-        pages_insert(&mapping->dirty, first, end);
+        mapping_dirty(mapping, first, end, slice_clock());
     region_release(self->region);
     Py_DECREF(mapping);
     type->tp_free(self);

@@ -135,6 +135,7 @@ static PyObject *mapping_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     self->in_memory = in_memory;
     self->residency_visible = visible;
     self->inline_writes = writable;
+    self->trip = (struct trip){TRIP_NEVER, TRIP_NEVER, TRIP_NEVER};
     self->fork_generation = fork_generation;
     int error = map_file(self, capacity);
     if (!error && (!pages_reserve(&self->dirty, pages_for(capacity)) ||
@@ -252,6 +253,10 @@ static PyMemberDef mapping_members[] = {
     FIELD(retiring, T_BOOL, 0),
     FIELD(sequence, T_ULONGLONG, READONLY),
     FIELD(durable_sequence, T_ULONGLONG, 0),
+    FIELD(written_bytes, T_ULONGLONG, READONLY),
+    FIELD(writable_leases, T_PYSSIZET, READONLY),
+    FIELD(dirty_since, T_LONGLONG, READONLY),
+    FIELD(flight_since, T_LONGLONG, READONLY),
     COUNTER(inline_reads),
     COUNTER(fell_back_reads),
     COUNTER(inline_writes_done),
@@ -287,6 +292,8 @@ static PyMethodDef mapping_methods[] = { /* documented in _native.pyi */
     ONE("flush_end", mapping_flush_end),
     NONE("dirty_runs", mapping_dirty_runs),
     NONE("dirty_bytes", mapping_dirty_bytes),
+    ARGS("would_dirty", mapping_would_dirty),
+    ARGS("set_trip", mapping_set_trip),
     ARGS("set_lane", mapping_set_lane),
     ONE("set_locked", mapping_set_locked),
     ARGS("set_size", mapping_set_size),

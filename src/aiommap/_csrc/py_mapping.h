@@ -23,17 +23,27 @@
 #define MAPPED_READ_BYTES ((size_t)32 << 10)
 /* Residency is checked again for every piece, so that a check never is older than ~20 us. */
 #define MAPPED_READ_PIECE_BYTES ((size_t)256 << 10)
+/* A trip that is nowhere. */
+#define TRIP_NEVER INT64_MAX
 /* How long a page that was stored to is trusted to be still in memory. */
 #define READY_NS INT64_C(1000000000)
 
 /* A sorted array of disjoint byte ranges [starts[i], ends[i]). */
-struct spans {
+struct spans { /* GIL */
     int64_t *bounds; /* start, end, start, end, ... */
     size_t count;
 };
 
 struct counters { /* GIL */
     uint64_t inline_reads, fell_back_reads, inline_writes_done, faults;
+};
+
+/* What inline stores may reach without asking the flush policy: the one that would get there
+ * answers None, and the slow way decides. */
+struct trip { /* GIL */
+    uint64_t bytes;    /* of written_bytes */
+    uint64_t sequence; /* of sequence */
+    uint64_t pages;    /* dirty or being flushed; this many are still allowed */
 };
 
 typedef struct lease Lease;
@@ -58,13 +68,19 @@ typedef struct {
     struct pages dirty;    /* GIL; stored to since the last flush; in "c": private pages */
     struct pages ready;    /* GIL; stored to within READY_NS: present and writable */
     int64_t ready_since;   /* GIL; when `ready` was last emptied */
+    int64_t dirty_since;   /* GIL; when the oldest page of `dirty` was stored to; 0 when clean */
     int64_t flight_start, flight_end; /* GIL; the range that a flush is writing */
+    int64_t flight_since;  /* GIL; dirty_since of what it is writing */
+    size_t flight_pages;   /* GIL; how many pages it is writing */
     int64_t lane_start, lane_end; /* GIL; bounds of the writes queued for a worker */
     struct spans locked;   /* GIL; ranges pinned by mlock */
     uint64_t sequence;     /* GIL; number of the newest applied write */
     uint64_t durable_sequence; /* GIL; every write up to this one is durable */
-    struct counters counters;
+    uint64_t written_bytes; /* GIL; bytes of all applied writes */
+    struct trip trip;      /* GIL; where inline stores have to stop and ask */
+    struct counters counters; /* GIL */
     Lease *leases;         /* GIL; live leases, newest first */
+    Py_ssize_t writable_leases; /* GIL; how many of them are writable */
     PyObject *owner;       /* GIL; what receipts refer to; may be NULL */
     PyTypeObject *receipt_type; /* GIL; may be NULL */
 } Mapping;
@@ -89,7 +105,7 @@ typedef struct {
 } Receipt;
 
 /* Per-module state: the heap types. */
-struct native_state {
+struct native_state { /* constant once the module has been executed */
     PyTypeObject *mapping_type, *lease_type, *receipt_type;
 };
 
@@ -116,9 +132,11 @@ bool mapping_range(const Mapping *self, int64_t offset, int64_t length); /* with
 bool parse_range(Mapping *self, PyObject *args, long long *offset, long long *length);
 PyObject *os_error(int number);
 bool pages_of(int64_t offset, int64_t length, size_t *first, size_t *end);
-/* Note that `stored` bytes were stored, and whether that was all there was to store: behind a
- * fault nothing is dirty, and no page is ready. False when out of memory. */
-bool mapping_stored(Mapping *self, int64_t offset, size_t stored, bool whole);
+/* Mark pages [first, end) as stored to from this moment on. False when out of memory. */
+bool mapping_dirty(Mapping *self, size_t first, size_t end, int64_t now);
+/* Note that `stored` bytes were stored at a time, and whether their pages can now be stored to
+ * without a fault. Behind a fault nothing is dirty. False when out of memory. */
+bool mapping_stored(Mapping *self, int64_t offset, size_t stored, bool ready, int64_t now);
 PyObject *receipt_make(Mapping *self, int64_t offset, int64_t length, uint64_t sequence);
 bool spans_cover(const struct spans *spans, int64_t offset, int64_t end);
 
@@ -154,6 +172,8 @@ PyObject *mapping_flush_begin(Mapping *self, PyObject *args);
 PyObject *mapping_flush_end(Mapping *self, PyObject *failed);
 PyObject *mapping_dirty_runs(Mapping *self, PyObject *unused);
 PyObject *mapping_dirty_bytes(Mapping *self, PyObject *unused);
+PyObject *mapping_would_dirty(Mapping *self, PyObject *args);
+PyObject *mapping_set_trip(Mapping *self, PyObject *args);
 PyObject *mapping_set_lane(Mapping *self, PyObject *args);
 PyObject *mapping_set_locked(Mapping *self, PyObject *ranges);
 

@@ -18,7 +18,10 @@ PyObject *mapping_populate(Mapping *self, PyObject *args)
                 done = region_populate(hold.region, (size_t)offset, (size_t)length, write););
     if (done < 0)
         return os_error((int)-done);
-    if (write && !mapping_stored(self, offset, (size_t)done, true)) /* the kernel made them dirty */
+    size_t first, end;
+    if (write && pages_of(offset, done, &first, &end) && /* the kernel made them dirty */
+        (!pages_insert(&self->ready, first, end) ||
+         !mapping_dirty(self, first, end, slice_clock())))
         return PyErr_NoMemory();
     return PyLong_FromSsize_t(done);
 }

@@ -1,0 +1,152 @@
+"""Flushes that nobody asked for, and writers that have to wait: one file's flush policy at work.
+
+Theory of operation. Inline stores run in native code, which knows only a *trip*: counts of bytes,
+writes and dirty pages that it may not reach. The store that would get there takes the slow way,
+and ends up in ``plan``, which looks what is due, asks the scheduler, and sets the next trip.
+
+Invariants.
+  A1  While a file is clean and its policy has an interval, the trip is at zero: the first store
+      after a flush always gets here, and sets the timer. Otherwise inline stores cost nothing.
+  A2  At most one timer and one request are out for a file; both are dropped when it closes.
+  A3  A writer that waits for room is passed by no other writer (I9), and the loop never waits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import anyio
+
+from ._core import Core
+from ._errors import FlushError
+from ._flush import Flusher, FlushRequest
+from ._native import TRIP_NEVER
+from ._policy import FlushPolicy
+from ._schedule import Timer
+from ._scheduler import FlushScheduler, Target
+
+
+class AutoFlush:
+    """Keeps one file's flush policy; a target of its hub's scheduler."""
+
+    __slots__ = ("_asked", "_core", "_flusher", "_queue", "_scheduler", "_timer", "_waiting")
+
+    def __init__(self, core: Core, flusher: Flusher, scheduler: FlushScheduler) -> None:
+        self._core = core
+        self._flusher = flusher
+        self._scheduler = scheduler
+        self._timer: Timer[Target] | None = None
+        self._asked = False
+        self._queue: anyio.Lock | None = None
+        self._waiting = 0
+        flusher.settled = self.plan
+        core.dirtied = self.plan
+        self.plan()
+
+    def replace(self, policy: FlushPolicy) -> None:
+        """Go on with another policy."""
+        core = self._core
+        core.policy = self._flusher.ledger.policy = policy
+        core.choose_inline_writes()
+        self._drop_timer()
+        self.plan()
+
+    def stop(self) -> None:
+        """Ask for nothing more; called when the file closes."""
+        self._drop_timer()
+        self._asked = False
+        self._scheduler.forget(self)
+
+    def plan(self) -> None:
+        """Look what is due, ask for it, and set the trip of inline stores."""
+        core = self._core
+        if core.policy.passive or not core.shared_writable or core.closing or core.failure:
+            core.mapping.set_trip(TRIP_NEVER, TRIP_NEVER, TRIP_NEVER)
+            return
+        since = self._dirty_since()
+        if not self._asked:
+            if self._due(since):
+                self._asked = True
+                self._drop_timer()
+                self._scheduler.soon(self)
+            else:
+                self._set_timer(since)
+        self._set_trip(since)
+
+    async def flush_unasked(self) -> None:
+        """Take the turn that was asked for."""
+        core = self._core
+        self._asked = True
+        self._drop_timer()
+        try:
+            if not core.closing and core.failure is None and self._due(self._dirty_since()):
+                await self._flusher.submit(FlushRequest(0, core.mapping.size))
+        except (FlushError, OSError):
+            pass  # latched: whoever writes, flushes, waits or closes is told, and so are listeners
+        finally:
+            self._asked = False
+            self.plan()
+
+    async def make_room(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Wait until stores to these (offset, length) ranges fit under the limit (A3)."""
+        limit = self._core.policy.dirty_limit
+        if limit is None or not (self._waiting or self._exceeds(ranges, limit)):
+            return
+        if self._queue is None:
+            self._queue = anyio.Lock()
+        self._waiting += 1
+        self.plan()
+        try:
+            async with self._queue:
+                while self._exceeds(ranges, limit):
+                    await self._flusher.submit(FlushRequest(0, self._core.mapping.size))
+        finally:
+            self._waiting -= 1
+            self.plan()
+
+    def _exceeds(self, ranges: Sequence[tuple[int, int]], limit: int) -> bool:
+        """Tell whether the stores exceed the limit by being added to others' dirty bytes."""
+        mapping = self._core.mapping
+        others = mapping.would_dirty(0, 0) + self._core.queued_bytes
+        added = sum(mapping.would_dirty(*item) - mapping.would_dirty(0, 0) for item in ranges)
+        return others > 0 and added > 0 and others + added > limit
+
+    def _due(self, since: float | None) -> bool:
+        mapping = self._core.mapping
+        ledger = self._flusher.ledger
+        return ledger.due(mapping.written_bytes, mapping.sequence, since, time.monotonic())
+
+    def _dirty_since(self) -> float | None:
+        """When the oldest byte was stored that no flush has begun to write."""
+        mapping = self._core.mapping
+        if not mapping.dirty_since and mapping.writable_leases:
+            mapping.dirty_bytes()  # counts what such a lease covers as dirty from this moment on
+        return mapping.dirty_since / 1e9 or None
+
+    def _set_timer(self, since: float | None) -> None:
+        deadline = self._flusher.ledger.deadline(since)
+        if deadline is not None and self._timer is None:
+            self._timer = self._scheduler.at(deadline, self)
+
+    def _drop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _set_trip(self, since: float | None) -> None:
+        policy = self._core.policy
+        room = TRIP_NEVER if policy.dirty_limit is None else policy.dirty_limit
+        if self._waiting:
+            room = 0
+        if self._asked:
+            trip = (TRIP_NEVER, TRIP_NEVER)
+        elif since is None and policy.due_seconds is not None:
+            trip = (0, 0)
+        else:
+            bytes_due, writes_due = self._flusher.ledger.trip()
+            trip = (
+                TRIP_NEVER if bytes_due is None else bytes_due,
+                TRIP_NEVER if writes_due is None else writes_due,
+            )
+        self._core.mapping.set_trip(*trip, room)

@@ -1,0 +1,103 @@
+"""What to flush next, among any number of files: timers in one heap, turns in one queue.
+
+Pure: the clock is passed in, and starting a flush is the caller's part.
+
+Invariants.
+  H1  A file is waiting for its turn at most once, and never while it is being flushed; a request
+      made meanwhile is kept and gets the next turn.
+  H2  At most ``limit`` files are being flushed at a time.
+  H3  Turns are given in the order of the requests, so no file waits for more than one flush of
+      each other file.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+Target = TypeVar("Target", bound=Hashable)
+
+
+class Timer(Generic[Target]):
+    """One request for later; cancelling it leaves an empty entry behind in the heap."""
+
+    __slots__ = ("_order", "deadline", "target")
+
+    def __init__(self, deadline: float, order: int, target: Target) -> None:
+        self.deadline = deadline
+        self._order = order
+        self.target: Target | None = target
+
+    def cancel(self) -> None:
+        """Take the request back, and let go of the target."""
+        self.target = None
+
+    def __lt__(self, other: Timer[Target]) -> bool:
+        return (self.deadline, self._order) < (other.deadline, other._order)
+
+
+class Schedule(Generic[Target]):
+    """Requests to flush, now or at a deadline."""
+
+    __slots__ = ("_again", "_limit", "_order", "_running", "_timers", "_waiting")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._order = 0
+        self._timers: list[Timer[Target]] = []
+        self._waiting: deque[Target] = deque()
+        self._running: set[Target] = set()
+        self._again: set[Target] = set()
+
+    def at(self, deadline: float, target: Target) -> Timer[Target]:
+        """Request a flush for later."""
+        self._order += 1
+        timer = Timer(deadline, self._order, target)
+        heapq.heappush(self._timers, timer)
+        return timer
+
+    def soon(self, target: Target) -> None:
+        """Request a flush at the next turn."""
+        if target in self._running:
+            self._again.add(target)
+        elif target not in self._waiting:
+            self._waiting.append(target)
+
+    def forget(self, target: Target) -> None:
+        """Drop what was requested for a target; a flush that runs goes on."""
+        self._again.discard(target)
+        if target in self._waiting:
+            self._waiting.remove(target)
+
+    def start(self, now: float) -> list[Target]:
+        """Give turns: what is returned counts as being flushed until it is ``finished``."""
+        while self._timers and (self._timers[0].target is None or self._timers[0].deadline <= now):
+            target = heapq.heappop(self._timers).target
+            if target is not None:
+                self.soon(target)
+        started = []
+        while self._waiting and len(self._running) < self._limit:
+            target = self._waiting.popleft()
+            self._running.add(target)
+            started.append(target)
+        return started
+
+    def finished(self, target: Target) -> None:
+        """Say that the flush of a target ended."""
+        self._running.discard(target)
+        if target in self._again:
+            self._again.discard(target)
+            self._waiting.append(target)
+
+    def next_deadline(self) -> float | None:
+        """Say when ``start`` has something to do again if nothing else happens."""
+        while self._timers and self._timers[0].target is None:
+            heapq.heappop(self._timers)
+        return self._timers[0].deadline if self._timers else None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is requested and nothing runs."""
+        return not (self._waiting or self._running) and self.next_deadline() is None

@@ -1,0 +1,181 @@
+"""The exception tree: one root, numbers as attributes, and messages that say what to do."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import pickle
+from dataclasses import dataclass, field
+
+import pytest
+
+import aiommap
+from aiommap import (
+    AccessModeError,
+    AlignmentError,
+    FlushError,
+    ForkedError,
+    MappedFileError,
+    MappingFaultError,
+    OutOfBoundsError,
+    OverlapError,
+    ReceiptError,
+    UnsupportedError,
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One error, what it must carry, and what its message must say, in order."""
+
+    error: MappedFileError
+    says: tuple[str, ...]
+    attributes: dict[str, object] = field(default_factory=dict)
+    also: tuple[type[Exception], ...] = ()
+
+
+CASES = {
+    "out-of-bounds": Case(
+        OutOfBoundsError(90, 20, 100),
+        ("[90, 110)", "only 100", "ask for less, or resize()"),
+        {"offset": 90, "length": 20, "limit": 100},
+        (ValueError,),
+    ),
+    "negative-offset": Case(
+        OutOfBoundsError(-1, 20, 100),
+        ("20 bytes at offset -1", "cannot be negative", "100 bytes"),
+        {"offset": -1, "length": 20, "limit": 100},
+    ),
+    "negative-length": Case(
+        OutOfBoundsError(0, -2, 100),
+        ("-2 bytes at offset 0", "cannot be negative", "100 bytes"),
+        {"offset": 0, "length": -2, "limit": 100},
+    ),
+    "alignment": Case(
+        AlignmentError(8, 21),
+        ("offset 21", "multiple of 8", "use 16 or 24"),
+        {"required": 8, "offset": 21},
+        (ValueError,),
+    ),
+    "access-mode": Case(
+        AccessModeError("write to", "r", 'open it with "r+"'),
+        ("cannot write to", 'mode "r"', 'open it with "r+"'),
+        {"operation": "write to", "mode": "r", "remedy": 'open it with "r+"'},
+    ),
+    "overlap": Case(
+        OverlapError((0, 10), (5, 20)),
+        ("[0, 10)", "[5, 20)", "share bytes [5, 10)", "disjoint"),
+        {"first": (0, 10), "second": (5, 20)},
+        (ValueError,),
+    ),
+    "receipt": Case(
+        ReceiptError("not a receipt of this file: ask its own"),
+        ("not a receipt of this file: ask its own",),
+        also=(ValueError,),
+    ),
+    "shrunk": Case(
+        MappingFaultError(8192, 100, 4096, "data.bin"),
+        ("data.bin", "byte 8192", "shrank to 4096 bytes", "100 bytes were copied", "reopen"),
+        {"offset": 8192, "copied": 100, "size": 4096, "path": "data.bin", "errno": errno.EFAULT},
+        (OSError,),
+    ),
+    "unreadable": Case(
+        MappingFaultError(4095, 0, 4096, "data.bin"),
+        ("data.bin", "byte 4095", "failed to provide its page", "0 bytes were copied"),
+        {"offset": 4095, "copied": 0, "size": 4096, "errno": errno.EFAULT},
+    ),
+    "fault-of-unknown-size": Case(
+        MappingFaultError(5, 0),
+        ("the mapped file", "byte 5", "failed to provide its page"),
+        {"offset": 5, "copied": 0, "size": None, "path": "", "errno": errno.EFAULT},
+    ),
+    "flush": Case(
+        FlushError("data.bin", "no space left", ((0, 10), (20, 25)), errno.ENOSPC),
+        ("data.bin", "no space left", "15 bytes in 2 ranges", "not known", "reopen it"),
+        {
+            "path": "data.bin",
+            "reason": "no space left",
+            "ranges": ((0, 10), (20, 25)),
+            "errno": errno.ENOSPC,
+            "filename": "data.bin",
+        },
+        (OSError,),
+    ),
+    "flush-found-by-us": Case(
+        FlushError("data.bin", "the path was removed"),
+        ("data.bin", "the path was removed", "0 bytes in 0 ranges"),
+        {"ranges": (), "errno": errno.EIO},
+    ),
+    "forked": Case(
+        ForkedError("data.bin"),
+        ("data.bin", "was opened before", "was forked", "open it again"),
+        {"path": "data.bin"},
+    ),
+    "unsupported": Case(
+        UnsupportedError("punch a hole", "the file system has none", errno.ENOSYS),
+        ("cannot punch a hole", "the file system has none"),
+        {"operation": "punch a hole", "reason": "the file system has none", "errno": errno.ENOSYS},
+        (OSError,),
+    ),
+    "unsupported-by-default": Case(
+        UnsupportedError("map it", "it is a pipe"),
+        ("cannot map it", "it is a pipe"),
+        {"errno": errno.EOPNOTSUPP},
+    ),
+}
+
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+
+
+def through_pickle(error):
+    return pickle.loads(pickle.dumps(error))
+
+
+def test_every_public_error_has_a_case():
+    public = {
+        value
+        for value in vars(aiommap).values()
+        if isinstance(value, type) and issubclass(value, MappedFileError)
+    }
+    assert public - {MappedFileError} == {type(case.error) for case in CASES.values()}
+
+
+def test_the_root_cannot_be_raised():
+    with pytest.raises(TypeError, match="abstract: raise one of its subclasses"):
+        MappedFileError("anything")
+
+
+@every_case
+def test_errors_are_caught_by_the_root_and_by_their_kind(case):
+    assert all(isinstance(case.error, kind) for kind in (MappedFileError, *case.also))
+
+
+@every_case
+def test_errors_carry_their_numbers(case):
+    assert {name: getattr(case.error, name) for name in case.attributes} == case.attributes
+
+
+@every_case
+def test_messages_say_what_was_asked_what_was_found_and_what_to_do(case):
+    message, at = str(case.error), 0
+    for part in case.says:
+        assert part in message[at:], (part, message)
+        at = message.index(part, at) + len(part)
+    assert "\n" not in message
+
+
+@every_case
+@pytest.mark.parametrize("clone", [copy.copy, through_pickle], ids=["copy", "pickle"])
+def test_errors_survive_copies_and_pickles(case, clone):
+    cloned = clone(case.error)
+    assert type(cloned) is type(case.error)
+    assert {name: getattr(cloned, name) for name in case.attributes} == case.attributes
+    assert str(cloned) == str(case.error)
+    assert cloned.args == case.error.args
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if isinstance(CASES[n].error, OSError)])
+def test_errors_of_the_system_have_its_number_and_text(name):
+    error = CASES[name].error
+    assert error.errno in errno.errorcode
+    assert error.strerror

@@ -1,0 +1,29 @@
+"""Quantiles of a histogram against a sorted list."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aiommap._histogram import RATIO, Histogram
+
+values = st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=60)
+
+
+@settings(deadline=None)
+@given(values=values, share=st.sampled_from([0.01, 0.5, 0.9, 0.99, 1.0]))
+def test_a_quantile_is_within_a_bucket_of_the_exact_one(values, share):
+    found = Histogram()
+    for value in values:
+        found.record(value)
+    exact = sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+    assert exact / RATIO <= found.quantile(share) <= exact * RATIO
+    assert found.maximum == max(values)
+    assert (found.count, found.total) == (len(values), sum(values))
+
+
+def test_an_empty_histogram_answers_zero():
+    assert Histogram().quantile(0.5) == 0.0
+    assert Histogram().maximum == 0.0

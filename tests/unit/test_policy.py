@@ -1,0 +1,125 @@
+"""Flush policies are values: equal by content, hashable, picklable, combined, never changed."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import pickle
+
+import pytest
+
+from aiommap import FlushPolicy
+from aiommap._policy import FlushLedger
+
+POLICIES = {
+    "never": FlushPolicy.never(),
+    "manual": FlushPolicy.manual(),
+    "always": FlushPolicy.always(),
+    "every_bytes": FlushPolicy.every_bytes(4096),
+    "every_writes": FlushPolicy.every_writes(10),
+    "every_interval": FlushPolicy.every_interval(0.5),
+    "max_dirty": FlushPolicy.max_dirty(1 << 20),
+}
+all_policies = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+
+
+@pytest.mark.parametrize(
+    ("name", "at_close", "each_write", "passive"),
+    [
+        ("never", False, False, True),
+        ("manual", True, False, True),
+        ("always", True, True, True),
+        ("every_bytes", True, False, False),
+        ("every_writes", True, False, False),
+        ("every_interval", True, False, False),
+        ("max_dirty", True, False, False),
+    ],
+)
+def test_each_policy_makes_its_own_promise(name, at_close, each_write, passive):
+    policy = POLICIES[name]
+    found = (policy.flush_at_close, policy.flush_each_write, policy.passive)
+    assert found == (at_close, each_write, passive)
+
+
+def test_policies_differ():
+    assert len(set(POLICIES.values())) == len(POLICIES)
+
+
+@all_policies
+def test_a_policy_survives_copies_pickles_and_its_own_text(policy):
+    assert copy.copy(policy) == pickle.loads(pickle.dumps(policy)) == policy
+    assert eval(repr(policy), {"FlushPolicy": FlushPolicy}) == policy
+
+
+@all_policies
+def test_a_policy_cannot_be_changed(policy):
+    with pytest.raises(dataclasses.FrozenInstanceError, match="flush_at_close"):
+        policy.flush_at_close = False
+    # A frozen dataclass with slots refuses new names with the one error or the other.
+    with pytest.raises((AttributeError, TypeError)):
+        policy.unheard_of = 1
+
+
+def test_combined_policies_take_whichever_comes_first():
+    every = FlushPolicy.every_bytes(100) | FlushPolicy.every_writes(7)
+    every = every | FlushPolicy.every_bytes(50) | FlushPolicy.every_interval(2)
+    assert (every.due_bytes, every.due_writes, every.due_seconds) == (50, 7, 2.0)
+    assert eval(repr(every), {"FlushPolicy": FlushPolicy}) == every
+    assert FlushPolicy.manual() | every == every
+    assert (FlushPolicy.always() | every).flush_each_write
+
+
+def test_never_cannot_be_combined_but_with_itself():
+    never = FlushPolicy.never()
+    assert never | never == never
+    with pytest.raises(ValueError, match=r"never\(\) promises .* start from manual\(\)"):
+        _ = FlushPolicy.every_bytes(1) | never
+    with pytest.raises(TypeError, match="unsupported operand"):
+        _ = never | 1
+
+
+@pytest.mark.parametrize("make", ["every_bytes", "every_writes", "max_dirty"])
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_count_is_at_least_one(make, count):
+    with pytest.raises(ValueError, match=rf"{make} got {count}: give at least 1"):
+        getattr(FlushPolicy, make)(count)
+    with pytest.raises(TypeError, match="integer"):
+        getattr(FlushPolicy, make)(1.5)
+
+
+@pytest.mark.parametrize("seconds", [0, -1.0, math.inf, math.nan])
+def test_an_interval_is_finite_and_positive(seconds):
+    with pytest.raises(ValueError, match=r"every_interval got .*: give seconds, finite and above"):
+        FlushPolicy.every_interval(seconds)
+
+
+def test_bytes_and_writes_are_counted_apart():
+    ledger = FlushLedger(FlushPolicy.every_bytes(100) | FlushPolicy.every_writes(3))
+    assert not ledger.due(99, 2, 0.0, 0.0)
+    assert ledger.due(100, 1, 0.0, 0.0)
+    assert ledger.due(3, 3, 0.0, 0.0)
+    ledger.began(100, 2)
+    assert ledger.trip() == (200, 5)
+    assert not ledger.due(199, 4, 0.0, 0.0)
+    assert ledger.due(199, 5, 0.0, 0.0)
+
+
+def test_an_interval_runs_from_the_oldest_dirty_byte():
+    ledger = FlushLedger(FlushPolicy.every_interval(2.0))
+    assert ledger.deadline(10.0) == 12.0
+    assert not ledger.due(1 << 40, 1 << 40, 10.0, 11.9)
+    assert ledger.due(0, 0, 10.0, 12.0)
+
+
+def test_nothing_is_due_while_nothing_is_dirty():
+    ledger = FlushLedger(FlushPolicy.every_bytes(1) | FlushPolicy.every_interval(1))
+    assert not ledger.due(10, 10, None, 100.0)
+    assert ledger.deadline(None) is None
+
+
+@pytest.mark.parametrize("name", ["never", "manual", "always", "max_dirty"])
+def test_policies_without_a_threshold_are_never_due(name):
+    ledger = FlushLedger(POLICIES[name])
+    assert ledger.trip() == (None, None)
+    assert not ledger.due(1 << 60, 1 << 60, 0.0, 1e9)
