@@ -14,6 +14,8 @@ import pytest
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
+from aiommap import _workers
+from aiommap._writing import Writer
 
 pytestmark = pytest.mark.anyio
 
@@ -211,14 +213,14 @@ async def test_our_verbs_do_not_wait_for_the_applications_threads(path):
 
 async def test_a_thousand_opens_share_hops(path, monkeypatch):
     hops = 0
-    run_sync = anyio.to_thread.run_sync
+    run_in_thread = _workers.run_in_thread
 
-    async def counted(*args, **kwargs):
+    def counted(job):
         nonlocal hops
         hops += 1
-        return await run_sync(*args, **kwargs)
+        run_in_thread(job)
 
-    monkeypatch.setattr(anyio.to_thread, "run_sync", counted)
+    monkeypatch.setattr(_workers, "run_in_thread", counted)
     async with aiommap.Hub() as hub:
         async with hub.open(path) as f:
             assert hops == 1
@@ -235,15 +237,15 @@ async def test_a_thousand_opens_share_hops(path, monkeypatch):
 async def test_cancelled_writes_land_whole_or_never(path, monkeypatch):
     """I8: the lane is held at a gate, so what has begun and what has not is certain."""
     gate, begun = threading.Event(), threading.Event()
+    apply = Writer._apply
+
+    def gated(self, writes):
+        begun.set()
+        gate.wait(20)
+        return apply(self, writes)
+
+    monkeypatch.setattr(Writer, "_apply", gated)
     async with aiommap.open(path, "r+") as f:
-        apply = type(f._writer)._apply
-
-        def gated(self, writes):
-            begun.set()
-            gate.wait(20)
-            return apply(self, writes)
-
-        monkeypatch.setattr(type(f._writer), "_apply", gated)
         big = 20 * PAGE
         ended = []
 
@@ -256,7 +258,7 @@ async def test_cancelled_writes_land_whole_or_never(path, monkeypatch):
         first, second = anyio.CancelScope(), anyio.CancelScope()
         async with anyio.create_task_group() as group:
             group.start_soon(write, 0, b"1" * big, first)
-            await anyio.to_thread.run_sync(begun.wait)
+            await anyio.to_thread.run_sync(begun.wait, 20)
             group.start_soon(write, 30 * PAGE, b"2" * big, second)
             while not f._writer._lane.waiting():
                 await anyio.lowlevel.checkpoint()

@@ -49,6 +49,7 @@ class Core:
         "closing",
         "created",
         "dirtied",
+        "durable_stores",
         "failure",
         "identity",
         "mapping",
@@ -90,6 +91,8 @@ class Core:
         self.failure: FlushError | None = None
         #: Bytes of writes that wait in the lane or are being applied there.
         self.queued_bytes = 0
+        #: Writes that wait in the flush lane, or are being applied there.
+        self.durable_stores = 0
         #: Told after the file may have become dirty by other means than a write.
         self.dirtied: Callable[[], None] = _nothing
         self.closing = False
@@ -104,8 +107,12 @@ class Core:
         return self.mode not in ("r", "c")
 
     def choose_inline_writes(self) -> None:
-        """Let native code store on the loop thread, unless the policy or a failure forbids it."""
-        each = self.policy.flush_each_write and self.shared_writable
+        """Let native code store on the loop thread, unless the policy or a failure forbids it.
+
+        Not while writes wait in the flush lane either, of a policy that was replaced: they come
+        first (I9).
+        """
+        each = self.durable_stores > 0 or (self.policy.flush_each_write and self.shared_writable)
         self.mapping.inline_writes = self.mode != "r" and not each and self.failure is None
 
     def check_usable(self) -> None:
@@ -135,13 +142,21 @@ class Core:
     @asynccontextmanager
     async def activity(self) -> AsyncIterator[None]:
         """Keep ``wait_idle`` waiting for as long as the block runs."""
-        self._active += 1
+        self.begin_activity()
         try:
             yield
         finally:
-            self._active -= 1
-            if not self._active and self._idle is not None:
-                self._idle.set()
+            self.end_activity()
+
+    def begin_activity(self) -> None:
+        """Keep ``wait_idle`` waiting until ``end_activity``."""
+        self._active += 1
+
+    def end_activity(self) -> None:
+        """End what ``begin_activity`` began."""
+        self._active -= 1
+        if not self._active and self._idle is not None:
+            self._idle.set()
 
     async def wait_idle(self) -> None:
         """Wait until no verb is under way; called once, when closing."""

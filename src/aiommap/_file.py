@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Self, SupportsIndex, cast, overload
 
 import anyio
@@ -399,7 +400,7 @@ class MappedFile:
             raise AccessModeError("resize", "c", 'a private file has a fixed size: use "r+"')
         size = byte_count(new_size, "new_size")
         await self._writer.settle()
-        await self._core.finish(self._core.workers.control, self._resizer.resize, size)
+        await self._flusher.change(partial(self._resizer.resize, size))
 
     async def punch_hole(self, offset: SupportsIndex, length: SupportsIndex) -> None:
         """Give the blocks of a range back to the file system; the bytes then read as zeros.
@@ -414,7 +415,7 @@ class MappedFile:
             raise AccessModeError("punch a hole in", "c", 'private changes are not files: use "r+"')
         start, count = check_range(offset, length, self.size)
         await self._writer.settle()
-        await self._core.finish(self._core.workers.control, self._resizer.punch_hole, start, count)
+        await self._flusher.change(partial(self._resizer.punch_hole, start, count))
 
     def view(self, offset: SupportsIndex = 0, length: SupportsIndex | None = None) -> View:
         """Make a view: a range with verbs of its own and, as ``memory``, its bytes uncopied.

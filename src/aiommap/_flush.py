@@ -13,15 +13,19 @@ Invariants.
   F3  The first failure latches (I5): it is raised for every request from then on, and inline
       stores are switched off.
   F4  Stores that ask for durability ride in the flush's own hop, before it takes the dirty runs.
+  F5  What changes the size of the file is an item of the same lane: no flush sees it half done,
+      or mistakes our own shrinking for somebody else's.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from ._core import Core, Identity
 from ._errors import AccessModeError, FlushError
@@ -32,6 +36,8 @@ from ._native import PAGE_SIZE
 from ._policy import FlushLedger
 from ._ranges import RangeSet, align_down, align_up
 from ._receipt import WriteReceipt
+
+Done = Callable[[Sequence[BaseException | None]], None]
 
 
 @dataclass(slots=True)
@@ -48,11 +54,32 @@ class FlushRequest:
     error: OSError | None = None
 
 
+@dataclass(slots=True)
+class Change:
+    """Something to do to the file between two flushes, in a worker."""
+
+    act: Callable[[], None]
+    error: Exception | None = None
+
+    def run(self) -> None:
+        """Act, and keep what it raises for whoever waits. Worker threads only."""
+        try:
+            self.act()
+        except Exception as error:
+            self.error = error
+
+
+def _acts(item: FlushRequest | Change) -> bool:
+    """Tell whether an item has something to do even if nothing is dirty."""
+    return isinstance(item, Change) or bool(item.stores)
+
+
 class Flusher:
     """Makes ranges of one file durable; also the owner that its receipts ask."""
 
     __slots__ = (
         "_core",
+        "_failed",
         "_lane",
         "failed",
         "flushed_bytes",
@@ -64,7 +91,8 @@ class Flusher:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._lane: Lane[FlushRequest, None] = Lane(self._run)
+        self._lane: Lane[FlushRequest | Change, None] = Lane(core.workers, self._begin)
+        self._failed = False
         self.ledger = FlushLedger(core.policy)
         #: Told on the loop after every batch.
         self.settled: Callable[[], None] = core.dirtied
@@ -94,6 +122,11 @@ class Flusher:
         async with self._core.activity():
             await self._lane.submit(request)
 
+    async def change(self, act: Callable[[], None]) -> None:
+        """Run what changes the size or the blocks of the file (F5)."""
+        async with self._core.activity():
+            await self._lane.submit(Change(act))
+
     async def flush_everything(self) -> None:
         """Make everything durable; for a file that no verb can reach any more."""
         await self._lane.submit(FlushRequest(0, self._core.mapping.size))
@@ -103,21 +136,32 @@ class Flusher:
         core = self._core
         return core.size_changed or core.created or core.mapping.dirty_bytes() > 0
 
-    async def _run(self, requests: list[FlushRequest]) -> Sequence[BaseException | None]:
+    def _begin(self, items: list[FlushRequest | Change], done: Done) -> None:
         core = self._core
-        if core.failure is None and (self.has_work() or any(r.stores for r in requests)):
-            await core.workers.batch(core.workers.flushes, self._serve, requests)
-            self._announce()
-        if core.failure is None:
-            for request in requests:
-                if request.receipt is not None:
-                    request.receipt._settled = True  # noqa: SLF001  the two are one mechanism
-        return [request.error or self._failure() for request in requests]
+        idle = not self.has_work() and not any(_acts(item) for item in items)
+        if idle or core.failure is not None:
+            self._ended(items, done, None, None)
+        else:
+            run = partial(self._serve, items)
+            core.workers.start(core.workers.flushes, run, partial(self._ended, items, done))
 
-    def _announce(self) -> None:
-        if self._core.failure is not None:
+    def _ended(
+        self,
+        items: list[FlushRequest | Change],
+        done: Done,
+        _: None,
+        error: BaseException | None,
+    ) -> None:
+        failed_before = self._failed
+        failure = error or self._failure()
+        for item in items:
+            if failure is None and isinstance(item, FlushRequest) and item.receipt is not None:
+                item.receipt._settled = True  # noqa: SLF001  the two are one mechanism
+        if self._core.failure is not None and not failed_before:
+            self._failed = True
             self.failed.tell(self._core.failure)
         self.settled()
+        done([item.error or failure for item in items])
 
     def _failure(self) -> FlushError | None:
         try:
@@ -128,8 +172,21 @@ class Flusher:
 
     # Worker threads only, from here on; one batch is in flight at a time.
 
-    def _serve(self, requests: list[FlushRequest]) -> None:
+    def _serve(self, items: list[FlushRequest | Change]) -> None:
+        for kind, group in itertools.groupby(items, type):
+            if self._core.failure is not None:
+                return
+            if kind is FlushRequest:
+                self._flush([item for item in group if isinstance(item, FlushRequest)])
+                continue
+            for change in group:
+                assert isinstance(change, Change)
+                change.run()
+
+    def _flush(self, requests: list[FlushRequest]) -> None:
         self._store(requests)
+        if not self.has_work():
+            return
         mapping = self._core.mapping
         start = time.monotonic()
         written, sequence = mapping.written_bytes, mapping.sequence  # F2: before the runs are taken

@@ -7,8 +7,9 @@ hops. ``aiommap.open`` makes a private hub for one file.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -17,7 +18,7 @@ import anyio
 from ._advice import Advice
 from ._core import Core
 from ._file import MappedFile
-from ._lane import Lane
+from ._lane import Lane, batches
 from ._native import Mapping
 from ._opening import Opened, OpenOptions, open_mapping
 from ._policy import FlushPolicy
@@ -51,8 +52,6 @@ class Hub:
         self._closed = False
         self._scheduler = FlushScheduler()
         self._files: dict[Core, MappedFile] = {}
-        self._opening: Lane[OpenOptions, Opened] = Lane(self._open_batch, self._discard)
-        self._releasing: Lane[Mapping, None] = Lane(self._release_batch)
 
     def open(
         self,
@@ -127,7 +126,11 @@ class Hub:
         if self._closed:
             raise anyio.ClosedResourceError("the hub is closed: open files in a new one")
         if self._workers is None:
-            self._workers = Workers(self._readers)
+            self._workers = workers = Workers(self._readers)
+            opening = batches(workers, workers.control, partial(_attempt_all, open_mapping))
+            releasing = batches(workers, workers.control, partial(_attempt_all, Mapping.close))
+            self._opening: Lane[OpenOptions, Opened] = Lane(workers, opening, self._discard)
+            self._releasing: Lane[Mapping, None] = Lane(workers, releasing)
         return self._workers
 
     async def _open(self, options: OpenOptions) -> MappedFile:
@@ -160,10 +163,6 @@ class Hub:
         self._files.pop(core, None)
         await self._releasing.submit(core.mapping)
 
-    async def _open_batch(self, batch: list[OpenOptions]) -> Sequence[Opened | BaseException]:
-        workers = self._limiters()
-        return await workers.batch(workers.control, _attempt_all, open_mapping, batch)
-
     def _discard(self, opened: Opened) -> None:
         """Close what was opened for a task that is gone; nothing of it was touched yet."""
         spawn(self._give_back, opened.mapping)
@@ -171,11 +170,6 @@ class Hub:
     async def _give_back(self, mapping: Mapping) -> None:
         with suppress(OSError):  # there is nobody left to tell, and nothing to lose
             await self._releasing.submit(mapping)
-
-    async def _release_batch(self, batch: list[Mapping]) -> Sequence[BaseException | None]:
-        workers = self._workers
-        assert workers is not None
-        return await workers.batch(workers.control, _attempt_all, Mapping.close, batch)
 
 
 def _attempt_all(

@@ -2,7 +2,10 @@
 
 While a batch runs, whatever is submitted gathers and makes up the next batch, so that a single
 hop, or a single flush, answers many tasks. A batch starts as soon as the lane is free; nothing
-waits for company.
+waits for company, but for the rest of a turn of the loop when the last batch had company: tasks
+that one batch answered wake in the same turn, and belong into one batch again.
+
+Everything here runs on the loop thread, in tasks and in callbacks; no task is needed to serve.
 
 Invariants.
   L1  At most one batch is in flight; items run in the order of submission (I9).
@@ -14,15 +17,41 @@ Invariants.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 import anyio
 
-from ._workers import spawn, wait_or_withdraw
+from ._workers import Workers, wait_or_withdraw
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+Outcomes = Sequence[Result | BaseException]
+Begin = Callable[[list[Item], Callable[[Outcomes[Result]], None]], None]
+
+
+def batches(
+    workers: Workers,
+    limiter: anyio.CapacityLimiter,
+    run: Callable[[list[Item]], Outcomes[Result]],
+    after: Callable[[], None] | None = None,
+) -> Begin[Item, Result]:
+    """Make the ``begin`` of a lane whose batches are one job each, and what follows each."""
+
+    def begin(items: list[Item], done: Callable[[Outcomes[Result]], None]) -> None:
+        def ended(results: Outcomes[Result] | None, error: BaseException | None) -> None:
+            if after is not None:
+                after()
+            if results is None:
+                results = [error or RuntimeError("a batch gave no results")] * len(items)
+            done(results)
+
+        workers.start(limiter, partial(run, items), ended)
+
+    return begin
 
 
 class _Entry(Generic[Item, Result]):
@@ -53,33 +82,42 @@ class Lane(Generic[Item, Result]):
     """Runs submitted items in batches.
 
     Args:
-        run: runs one batch, given its items; returns one result, or exception, per item.
+        begin: begins one batch, given its items, and has the second argument called on the loop
+            with one result, or exception, per item, at once or later; does not raise.
         discard: frees a result that nobody gets because its waiter was cancelled.
     """
 
-    __slots__ = ("_discard", "_flying", "_gathering", "_run", "_running")
+    __slots__ = ("_begin", "_discard", "_flying", "_gathering", "_last", "_workers")
 
     def __init__(
         self,
-        run: Callable[[list[Item]], Awaitable[Sequence[Result | BaseException]]],
+        workers: Workers,
+        begin: Begin[Item, Result],
         discard: Callable[[Result], None] | None = None,
     ) -> None:
+        self._workers = workers
+        self._begin = begin
         self._discard = discard
-        self._run = run
-        self._running = False
-        self._gathering: _Batch[Item, Result] = _Batch()
+        self._gathering: _Batch[Item, Result] | None = None
         self._flying: _Batch[Item, Result] | None = None
+        self._last = 0
 
     async def submit(self, item: Item, *, withdrawable: bool = True) -> Result:
         """Run an item in the next batch; return its result or raise its exception.
 
         An item that is not withdrawable runs even if its waiter is cancelled before it begins.
         """
-        batch, entry = self._gathering, _Entry[Item, Result](item)
+        batch = self._gathering
+        fresh = batch is None
+        if batch is None:
+            batch = self._gathering = _Batch()
+        entry: _Entry[Item, Result] = _Entry(item)
         batch.entries.append(entry)
-        if not self._running:
-            self._running = True
-            spawn(self._serve)
+        if fresh and self._flying is None:
+            if self._last > 1:
+                self._workers.call_soon(self._advance)
+            else:
+                self._advance()
         try:
             await wait_or_withdraw(batch.done, lambda: withdrawable and batch.withdraw(entry))
         except BaseException:
@@ -92,35 +130,26 @@ class Lane(Generic[Item, Result]):
 
     def waiting(self) -> list[Item]:
         """The items of the gathering batch."""
-        return [entry.item for entry in self._gathering.entries]
+        return [entry.item for entry in self._gathering.entries] if self._gathering else []
 
     async def settle(self) -> None:
         """Wait until everything submitted so far has run."""
         for batch in (self._flying, self._gathering):
-            if batch is not None and batch.entries:
+            if batch is not None:
                 await batch.done.wait()
 
-    async def _serve(self) -> None:
-        try:
-            while self._gathering.entries:
-                batch, self._gathering = self._gathering, _Batch()
-                batch.begun, self._flying = True, batch
-                try:
-                    await self._run_batch(batch)
-                finally:
-                    self._flying = None
-                    batch.done.set()
-        finally:
-            self._running = False
-            if self._gathering.entries:  # only when the loop is torn down: nobody may hang
-                abandoned, self._gathering = self._gathering, _Batch()
-                abandoned.begun = True
-                abandoned.done.set()
+    def _advance(self) -> None:
+        batch = self._gathering
+        if batch is None or self._flying is not None:
+            return
+        self._gathering, self._flying = None, batch
+        batch.begun = True
+        self._last = len(batch.entries)
+        self._begin([entry.item for entry in batch.entries], partial(self._end, batch))
 
-    async def _run_batch(self, batch: _Batch[Item, Result]) -> None:
-        try:
-            outcomes = await self._run([entry.item for entry in batch.entries])
-        except Exception as error:
-            outcomes = [error] * len(batch.entries)
+    def _end(self, batch: _Batch[Item, Result], outcomes: Outcomes[Result]) -> None:
         for entry, outcome in zip(batch.entries, outcomes, strict=True):
             entry.outcome = outcome
+        self._flying = None
+        batch.done.set()
+        self._advance()

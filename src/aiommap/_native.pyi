@@ -123,7 +123,8 @@ class Mapping:
     def write_many(self, items: list[tuple[int, memoryview]], /) -> list[tuple[int, int]]:
         """Store in list order; (bytes copied, sequence of the write) for each.
 
-        0 bytes copied of a non-empty item means that nothing of it was stored.
+        0 bytes copied of a non-empty item means that nothing of it was stored: its pages cannot
+        be reached, or it lies beyond a size that was set after its range was checked.
         """
 
     def sync(self, metadata: bool, /) -> None:

@@ -90,7 +90,13 @@ class Pager:
     async def start_writeback(self, offset: int, length: int) -> None:
         """Begin to write dirty pages back."""
         core = self._core
-        await core.finish(core.workers.flushes, core.mapping.start_writeback, offset, length)
+        try:
+            await core.finish(core.workers.flushes, core.mapping.start_writeback, offset, length)
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise
+            reason = "this platform has no sync_file_range(2)"
+            raise UnsupportedError("start write-back", reason, errno.ENOSYS) from error
 
     async def lock(self, offset: int, length: int) -> tuple[int, int]:
         """Pin a range; the result goes to ``unlock``."""

@@ -7,10 +7,10 @@ two threads keep it busy. Where it is long they only get in each other's way (do
 from __future__ import annotations
 
 import os
+from functools import partial
 
 from ._core import Core
 from ._native import PIECE_BYTES
-from ._workers import spawn
 
 #: From here on the kernel's read-ahead alone keeps a device busy, and in larger folios than ours.
 LONG_READ_AHEAD_KIB = 512
@@ -54,15 +54,14 @@ class ReadAhead:
         if start < stop:
             self._asked = stop
             self._busy = True
-            spawn(self._fetch, start, stop)
+            core = self._core
+            core.begin_activity()
+            run = partial(self._advise, start, stop)
+            core.workers.start(core.workers.reads, run, self._advised)
 
-    async def _fetch(self, start: int, stop: int) -> None:
-        core = self._core
-        try:
-            async with core.activity():
-                await core.workers.batch(core.workers.reads, self._advise, start, stop)
-        finally:
-            self._busy = False
+    def _advised(self, _result: None, _error: BaseException | None) -> None:
+        self._busy = False
+        self._core.end_activity()
 
     def _advise(self, start: int, stop: int) -> None:
         for at in range(start, stop, PIECE_BYTES):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import anyio
 
 from ._core import Core, plain_integers
+from ._errors import OutOfBoundsError
 from ._ranges import check_range
 
 
@@ -102,13 +103,23 @@ class Reader:
         return [self._read_whole(offset, length) for offset, length in ranges]
 
     def _read_whole(self, offset: int, length: int) -> bytes:
-        data = self._core.mapping.read(offset, length)
+        try:
+            data = self._core.mapping.read(offset, length)
+        except ValueError as error:  # resized since the range was checked
+            raise OutOfBoundsError(offset, length, self._core.mapping.size) from error
+        except OSError as error:
+            raise self._core.fault(offset, length, 0) from error
         if len(data) < length:
             raise self._core.fault(offset, length, len(data))
         return data
 
     def _read_into_whole(self, offset: int, view: memoryview) -> None:
-        copied = self._core.mapping.read_into(offset, view)
+        try:
+            copied = self._core.mapping.read_into(offset, view)
+        except ValueError as error:
+            raise OutOfBoundsError(offset, len(view), self._core.mapping.size) from error
+        except OSError as error:
+            raise self._core.fault(offset, len(view), 0) from error
         if copied < len(view):
             raise self._core.fault(offset, len(view), copied)
 

@@ -43,6 +43,7 @@ class WriteReceipt(_native.Receipt):
         Raises:
             FlushError: if the flush fails, or an earlier one did.
             anyio.ClosedResourceError: if the file was closed before the write became durable.
+            AccessModeError: in mode "c", whose writes never reach the file.
         Cancellation: a flush that has begun is waited out, then the cancellation is delivered.
         Durability: durable, for the bytes of this write.
         Concurrency: requests made while a flush runs are answered together by the next one.

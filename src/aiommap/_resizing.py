@@ -14,7 +14,7 @@ from ._ranges import align_up
 
 
 class Resizer:
-    """Changes the size of one file. Worker threads only, one resize at a time.
+    """Changes the size of one file. Worker threads only; one change at a time, and no flush then.
 
     Shrinking fences the tail before the file gives it up: live views read zeros there, and no
     page of ours is left that could fault.

@@ -1,4 +1,4 @@
-"""Worker threads: the only module that enters one, and the rules for leaving a wait early.
+"""Worker threads: who may use how many of them, and the rules for leaving a wait early.
 
 Terms. A *hop* is one trip to a worker thread and back, about 0.1 ms. A *job* is one hop that runs
 to its end once a thread has begun it.
@@ -16,16 +16,17 @@ Invariants.
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar, TypeVarTuple, Unpack
+from typing import Any, TypeVar, TypeVarTuple, Unpack, cast
 
 import anyio
-import anyio.lowlevel
-import anyio.to_thread
 
 from . import _native
+from ._threads import run_in_thread
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -39,11 +40,16 @@ CONTROL_WORKERS = 2
 _background: set[asyncio.Task[None]] = set()
 
 
+def _trio() -> Any:
+    """Return the trio module if trio is what runs this thread; also right in a callback."""
+    trio = sys.modules.get("trio")
+    return trio if trio is not None and trio.lowlevel.in_trio_run() else None
+
+
 def spawn(function: Callable[[Unpack[Ts]], Awaitable[None]], *args: *Ts) -> None:
     """Start a background task on the running loop; the function must not raise (W3)."""
-    if anyio.get_cancelled_exc_class() is not asyncio.CancelledError:
-        import trio  # noqa: PLC0415  an optional peer: only loaded when it is what runs us
-
+    trio = _trio()
+    if trio is not None:
         trio.lowlevel.spawn_system_task(function, *args)
         return
 
@@ -55,56 +61,76 @@ def spawn(function: Callable[[Unpack[Ts]], Awaitable[None]], *args: *Ts) -> None
     task.add_done_callback(_background.discard)
 
 
-def _turn_of_this_loop() -> Callable[[], Awaitable[None]]:
-    """Choose what gives way to other tasks and sees a pending cancellation.
-
-    On asyncio and uvloop ``sleep(0)`` does all that anyio's checkpoint does, in half the time, and
-    inline verbs pay for nothing else.
-    """
-    if anyio.get_cancelled_exc_class() is asyncio.CancelledError:
-        return partial(asyncio.sleep, 0)
-    return anyio.lowlevel.checkpoint
-
-
 async def wait_or_withdraw(done: anyio.Event, withdraw: Callable[[], bool]) -> None:
     """Wait; on cancellation withdraw what has not begun, or else wait it out first (W2)."""
-    cancelled = anyio.get_cancelled_exc_class()
     try:
         await done.wait()
-    except cancelled:
+    except BaseException:
         if withdraw():
             raise
         with anyio.CancelScope(shield=True):
             while not done.is_set():
                 try:
                     await done.wait()
-                except cancelled:  # asyncio's own cancel again; the first one is delivered below
-                    continue
+                except anyio.get_cancelled_exc_class():
+                    continue  # asyncio's own cancel again; the first one is delivered below
         raise
 
 
 class _Job:
     """One hop with a claim: whoever takes it first, the thread or the cancellation, decides."""
 
-    __slots__ = ("_claim", "done", "error", "result")
+    __slots__ = ("_claim", "_ended", "_function", "error", "result")
 
-    def __init__(self) -> None:
+    def __init__(self, function: Callable[[], Any], ended: Callable[[], object]) -> None:
         self._claim = threading.Lock()
-        self.done = anyio.Event()
+        self._function = function
+        self._ended = ended
         self.result: Any = None
         self.error: BaseException | None = None
 
     def claim(self) -> bool:
         return self._claim.acquire(blocking=False)
 
+    def run(self) -> None:
+        """Run in a worker, unless it was withdrawn."""
+        if self.claim():
+            try:
+                self.result = self._function()
+            except BaseException as error:
+                self.error = error
+
+    def end(self) -> None:
+        self._ended()
+
+    def outcome(self) -> Any:
+        if self.error is not None:
+            try:
+                raise self.error
+            finally:
+                self.error = None  # or the traceback and the job would keep each other alive
+        return self.result
+
 
 class Workers:
-    """The limiters of one hub, and the two ways to run something in a worker thread."""
+    """The limiters of one hub, and the ways to run something in a worker thread; for one loop."""
 
-    __slots__ = ("_turn", "control", "flushes", "reads", "stores")
+    __slots__ = ("_from_thread", "_turn", "call_soon", "control", "flushes", "reads", "stores")
 
     def __init__(self, readers: int | None = None) -> None:
-        self._turn = _turn_of_this_loop()
+        trio = _trio()
+        #: Gives way to other tasks and sees a pending cancellation. On asyncio ``sleep(0)`` does
+        #: all that anyio's checkpoint does, in half the time, and inline verbs pay nothing else.
+        self._turn: Callable[[], Awaitable[None]]
+        #: Calls a function in the next turn of the loop; for the loop thread.
+        self.call_soon: Callable[[Callable[[], None]], object]
+        if trio is None:
+            loop = asyncio.get_running_loop()
+            self._turn = partial(asyncio.sleep, 0)
+            self.call_soon, self._from_thread = loop.call_soon, loop.call_soon_threadsafe
+        else:
+            self._turn = trio.lowlevel.checkpoint
+            self.call_soon = self._from_thread = trio.lowlevel.current_trio_token().run_sync_soon
         self.reads = anyio.CapacityLimiter(readers or DEFAULT_READERS)
         self.stores = anyio.CapacityLimiter(STORE_WORKERS)
         self.flushes = anyio.CapacityLimiter(FLUSH_WORKERS)
@@ -121,9 +147,14 @@ class Workers:
 
     async def read(self, function: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
         """Run what only fills a buffer of its own; a cancelled caller leaves it behind."""
-        return await anyio.to_thread.run_sync(
-            function, *args, limiter=self.reads, abandon_on_cancel=True
-        )
+        done = anyio.Event()
+        job = self._start(self.reads, partial(function, *args), done.set)
+        try:
+            await done.wait()
+        except BaseException:
+            job.claim()
+            raise
+        return cast("T", job.outcome())
 
     async def finish(
         self,
@@ -132,34 +163,48 @@ class Workers:
         *args: *Ts,
     ) -> T:
         """Run a job (W2)."""
-        job = _Job()
+        done = anyio.Event()
+        job = self._start(limiter, partial(function, *args), done.set)
+        await wait_or_withdraw(done, job.claim)
+        return cast("T", job.outcome())
 
-        def run() -> None:
-            if job.claim():
-                job.result = function(*args)
-
-        spawn(_serve, job, limiter, run)
-        await wait_or_withdraw(job.done, job.claim)
-        if job.error is not None:
-            raise job.error
-        result: T = job.result
-        return result
-
-    async def batch(
+    def start(
         self,
         limiter: anyio.CapacityLimiter,
-        function: Callable[[Unpack[Ts]], T],
-        *args: *Ts,
-    ) -> T:
-        """Run on behalf of several waiters, from a background task that nobody cancels."""
-        return await anyio.to_thread.run_sync(function, *args, limiter=limiter)
+        function: Callable[[], T],
+        ended: Callable[[T | None, BaseException | None], object],
+    ) -> None:
+        """Run a job that nobody withdraws; its result or error is told on the loop."""
+        job = self._start(limiter, function, lambda: ended(job.result, job.error))
 
+    def _start(
+        self,
+        limiter: anyio.CapacityLimiter,
+        function: Callable[[], T],
+        ended: Callable[[], object],
+    ) -> _Job:
+        job = _Job(function, ended)
+        try:
+            limiter.acquire_on_behalf_of_nowait(job)
+        except anyio.WouldBlock:
+            spawn(self._start_later, limiter, job)
+        else:
+            self._launch(limiter, job)
+        return job
 
-async def _serve(job: _Job, limiter: anyio.CapacityLimiter, run: Callable[[], None]) -> None:
-    try:
-        await anyio.to_thread.run_sync(run, limiter=limiter)
-    except Exception as error:
-        job.error = error
-    finally:
-        # Also when the loop is being torn down around us: no waiter may hang.
-        job.done.set()
+    async def _start_later(self, limiter: anyio.CapacityLimiter, job: _Job) -> None:
+        await limiter.acquire_on_behalf_of(job)
+        self._launch(limiter, job)
+
+    def _launch(self, limiter: anyio.CapacityLimiter, job: _Job) -> None:
+        def end() -> None:
+            limiter.release_on_behalf_of(job)
+            job.end()
+
+        def run() -> None:
+            job.run()
+            # A loop that has ended answers RuntimeError; nobody is left there to be told.
+            with suppress(RuntimeError):
+                self._from_thread(end)
+
+        run_in_thread(run)

@@ -5,6 +5,8 @@ Invariants.
       knows the bounds of everything queued (I9).
   S2  Under a policy that flushes each write, stores and flush are one request of the flush lane:
       one hop, and the flush begins after the store by construction.
+  S3  When the policy is replaced, writes go on through the lane that is still busy, so that none
+      overtakes one in the other lane (I9).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import cast
 from ._autoflush import AutoFlush
 from ._core import Core, contiguous
 from ._flush import Flusher, FlushRequest
-from ._lane import Lane
+from ._lane import Lane, batches
 from ._ranges import check_range
 from ._receipt import WriteReceipt
 
@@ -44,7 +46,10 @@ class Writer:
         self._core = core
         self._flusher = flusher
         self._auto = auto
-        self._lane: Lane[_Write, int] = Lane(self._run)
+        workers = core.workers
+        self._lane: Lane[_Write, int] = Lane(
+            workers, batches(workers, workers.stores, self._apply, self._shrink_span)
+        )
         self._start = self._end = 0  # S1: bounds of what is queued or in flight
 
     async def write(self, offset: int, data: object) -> WriteReceipt:
@@ -78,7 +83,7 @@ class Writer:
             await self._make_room([(offset, len(view)) for offset, view in stores])
         rest = self._store_inline(stores)
         self._auto.plan()
-        if rest or not stores:
+        if rest:
             whole = len(rest) == len(stores)
             return await self._submit(_Write(first, end, rest), withdrawable=whole)
         sequence = core.mapping.sequence
@@ -106,11 +111,28 @@ class Writer:
 
     async def _submit(self, write: _Write, *, withdrawable: bool = True) -> WriteReceipt:
         core = self._core
-        length = write.end - write.offset
-        if core.policy.flush_each_write and core.shared_writable:
-            request = FlushRequest(write.offset, write.end, stores=write.stores)
+        each = core.policy.flush_each_write and core.shared_writable
+        if core.durable_stores or (each and not core.queued_bytes):
+            return await self._store_durably(write)
+        receipt = await self._store(write, withdrawable=withdrawable)
+        if each:
+            await receipt.wait_durable()
+        return receipt
+
+    async def _store_durably(self, write: _Write) -> WriteReceipt:
+        core = self._core
+        request = FlushRequest(write.offset, write.end, stores=write.stores)
+        core.durable_stores += 1
+        try:
             await self._flusher.submit(request)
-            return request.receipt or WriteReceipt(self._flusher, write.offset, length, 0)
+        finally:
+            core.durable_stores -= 1
+            core.choose_inline_writes()
+        assert request.receipt is not None
+        return request.receipt
+
+    async def _store(self, write: _Write, *, withdrawable: bool) -> WriteReceipt:
+        core = self._core
         self._extend_span(write)
         queued = sum(len(view) for _, view in write.stores)
         core.queued_bytes += queued
@@ -120,18 +142,12 @@ class Writer:
         finally:
             core.queued_bytes -= queued
             self._auto.plan()
+        length = write.end - write.offset
         return WriteReceipt(self._flusher, write.offset, length, sequence)
 
     async def settle(self) -> None:
         """Wait until the writes submitted so far have been applied."""
         await self._lane.settle()
-
-    async def _run(self, writes: list[_Write]) -> Sequence[int | BaseException]:
-        core = self._core
-        try:
-            return await core.workers.batch(core.workers.stores, self._apply, writes)
-        finally:
-            self._shrink_span()
 
     def _extend_span(self, write: _Write) -> None:
         idle = self._start == self._end

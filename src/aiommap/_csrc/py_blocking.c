@@ -62,6 +62,7 @@ PyObject *mapping_read_into(Mapping *self, PyObject *args)
 struct store {
     Py_buffer data;
     int64_t offset;
+    bool outside;  /* the file was made shorter since the range was checked: nothing is stored */
     bool ready;    /* its pages are known to be present and writable; result: whether they are */
     size_t copied; /* result */
 };
@@ -101,10 +102,11 @@ static bool load_stores(Mapping *self, PyObject *items, struct store *stores, Py
         if (!PyArg_ParseTuple(PyList_GET_ITEM(items, i), "Ly*:write_many", &offset, &store->data))
             return false;
         ++*loaded;
-        if (!mapping_range(self, offset, store->data.len))
-            return false;
         size_t first, end;
         store->offset = offset;
+        store->outside = !range_is_valid(offset, store->data.len, self->size);
+        if (store->outside)
+            continue;
         store->ready = !pages_of(offset, store->data.len, &first, &end) ||
                        pages_has_all(&self->ready, first, end);
     }
@@ -118,7 +120,7 @@ static PyObject *settle_stores(Mapping *self, struct store *stores, Py_ssize_t c
     int64_t now = slice_clock();
     for (Py_ssize_t i = 0; results && i < count; i++) {
         struct store *store = &stores[i];
-        bool whole = store->copied == (size_t)store->data.len;
+        bool whole = !store->outside && store->copied == (size_t)store->data.len;
         if (!mapping_stored(self, store->offset, store->copied, whole && store->ready, now)) {
             Py_DECREF(results);
             return PyErr_NoMemory();
@@ -150,7 +152,8 @@ PyObject *mapping_write_many(Mapping *self, PyObject *items)
         struct hold hold;
         /* SAFETY: the buffers are exported to us until they are released below, so nobody can
          * free or move them while the copy runs. */
-        WITHOUT_GIL(hold, self, for (Py_ssize_t i = 0; i < count; i++) if (stores[i].data.len)
+        WITHOUT_GIL(hold, self, for (Py_ssize_t i = 0; i < count; i++)
+                                    if (stores[i].data.len && !stores[i].outside)
                                     apply_store(&hold, &stores[i], !self->private_copy););
         results = settle_stores(self, stores, count);
     }

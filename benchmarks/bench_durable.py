@@ -1,0 +1,87 @@
+"""How many durable 128-byte records a second, at 1, 64 and 256 tasks?"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import Awaitable, Callable
+
+import aiofile
+import aiofiles
+
+import aiommap
+from aiommap import FlushPolicy
+
+from ._harness import MIB, Action, Report, compare
+
+RECORD = bytes(128)
+#: How often each is required to be as fast as a peer, by number of tasks.
+TARGETS = {64: (40, 2.5), 256: (60, 4)}
+
+
+def slots(size: int) -> Callable[[int], int]:
+    """Where record i goes: one after the other, round and round."""
+    room = size // len(RECORD)
+    return lambda i: i % room * len(RECORD)
+
+
+async def run(report: Report, *, smoke: bool) -> None:
+    """Compare with pwrite + fdatasync in a thread, aiofiles and aiofile (caio)."""
+    size, count = (MIB, 64) if smoke else (16 * MIB, 4000)
+    at = slots(size)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [os.path.join(folder, name) for name in ("ours", "thread", "aiofiles", "caio")]
+        for path in paths:
+            with open(path, "wb") as file:  # the same for all: written blocks, nothing dirty
+                file.write(bytes(size))
+                os.fsync(file.fileno())
+        always = FlushPolicy.always()
+        async with (
+            aiommap.open(paths[0], "r+", flush=always) as mapped,
+            aiofiles.open(paths[2], "r+b", buffering=0) as slow,
+            aiofile.async_open(paths[3], "r+b") as caio,
+        ):
+            descriptor = os.open(paths[1], os.O_RDWR)
+
+            def store(i: int) -> None:
+                os.pwrite(descriptor, RECORD, at(i))
+                os.fdatasync(descriptor)
+
+            async def by_aiofiles(i: int) -> None:
+                await slow.seek(at(i))
+                await slow.write(RECORD)
+                await asyncio.to_thread(os.fdatasync, slow.fileno())
+
+            async def by_aiofile(i: int) -> None:
+                await caio.file.write_bytes(RECORD, at(i))
+                await caio.file.fdsync()
+
+            for tasks in (1, 64, 256):
+                few = max(tasks, count // 10)
+                actions: dict[str, tuple[Action, int]] = {
+                    "aiommap": (lambda i: mapped.write(at(i), RECORD), count * min(tasks, 10)),
+                    "pwrite + fdatasync in a thread": (in_thread(store), few),
+                    "aiofiles + fdatasync": (by_aiofiles, few),
+                    "aiofile + fdsync": (by_aiofile, few),
+                }
+                found = await compare(actions, tasks, 1 if smoke else 5)
+                tell(report, tasks, found)
+            os.close(descriptor)
+
+
+def in_thread(function: Callable[[int], None]) -> Callable[[int], Awaitable[None]]:
+    """Make an action of a blocking function."""
+    return lambda i: asyncio.to_thread(function, i)
+
+
+def tell(report: Report, tasks: int, found: dict[str, float]) -> None:
+    """Print rates and ratios with their targets."""
+    for name, value in found.items():
+        report.row(f"{tasks} tasks: {name}", value, "records/s")
+    ours = found["aiommap"]
+    slow, caio = TARGETS.get(tasks, (None, None))
+    thread = found["pwrite + fdatasync in a thread"]
+    report.row(f"{tasks} tasks: aiommap / thread", ours / thread, "x", 1 if tasks == 1 else None)
+    report.row(f"{tasks} tasks: aiommap / aiofiles", ours / found["aiofiles + fdatasync"], "x", slow)
+    report.row(f"{tasks} tasks: aiommap / aiofile", ours / found["aiofile + fdsync"], "x", caio)

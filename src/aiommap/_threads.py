@@ -1,0 +1,65 @@
+"""Threads that run jobs: as many as there are jobs at a time, and idle ones are used again.
+
+Neither anyio's nor concurrent.futures' pool, because a hop through them costs twice as much
+(docs/decisions), and a hop is most of what a durable write costs beside the disk itself.
+
+Invariants.
+  T1  A worker is in ``_idle`` only while it waits for a job; whoever takes it out owns it and must
+      give it one. Taking out and putting in are single operations, so no lock is needed.
+  T2  A forked child starts with no workers.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+
+Job = Callable[[], None]
+
+#: A thread that had nothing to do for so long ends.
+IDLE_SECONDS = 10.0
+
+_idle: deque[_Worker] = deque()
+os.register_at_fork(after_in_child=_idle.clear)
+
+
+def run_in_thread(job: Job) -> None:
+    """Run a job in a thread of its own; it must not raise. Who bounds their number is the caller.
+
+    The threads are daemons: a job that hangs, on a dead network file system for instance, does
+    not keep the interpreter from ending.
+    """
+    try:
+        worker = _idle.pop()  # the one that was busy last has the warmest caches
+    except IndexError:
+        worker = _Worker()
+    worker.give(job)
+
+
+class _Worker:
+    __slots__ = ("__weakref__", "_jobs")
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="aiommap worker", daemon=True).start()
+
+    def give(self, job: Job) -> None:
+        self._jobs.put(job)
+
+    def _run(self) -> None:
+        while True:
+            try:
+                job = self._jobs.get(timeout=IDLE_SECONDS)
+            except queue.Empty:
+                try:
+                    _idle.remove(self)
+                except ValueError:  # T1: somebody has just taken it out, and a job is on its way
+                    job = self._jobs.get()
+                else:
+                    return
+            job()
+            del job  # what it refers to must not live until the next one comes
+            _idle.append(self)

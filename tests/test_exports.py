@@ -1,0 +1,86 @@
+"""What ``import aiommap`` offers: exactly ``__all__``, under its public name, and documented."""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import dataclasses
+import inspect
+import pickle
+import types
+from pathlib import Path
+
+import pytest
+
+import aiommap
+
+PUBLIC = {name: getattr(aiommap, name) for name in aiommap.__all__}
+CLASSES = {name: value for name, value in PUBLIC.items() if inspect.isclass(value)}
+FUNCTIONS = {name: value for name, value in PUBLIC.items() if inspect.isfunction(value)}
+
+
+def kind_and_name(name):
+    """Order constants before classes before functions, and each kind by name."""
+    kind = 0 if name.isupper() else 1 if inspect.isclass(PUBLIC[name]) else 2
+    return kind, name
+
+
+def members():
+    """Yield each public class with the public things that it and its private bases define."""
+    for name, cls in CLASSES.items():
+        ours = [base for base in cls.__mro__ if base.__module__.partition(".")[0] == "aiommap"]
+        for member in sorted({key for base in ours for key in vars(base)}):
+            if not member.startswith("_"):
+                yield pytest.param(cls, member, id=f"{name}.{member}")
+
+
+def test_all_is_a_sorted_tuple_without_repeats():
+    assert isinstance(aiommap.__all__, tuple)
+    assert list(aiommap.__all__) == sorted(set(aiommap.__all__), key=kind_and_name)
+
+
+def test_no_public_name_is_missing_from_all():
+    bound = {
+        name
+        for name, value in vars(aiommap).items()
+        if not name.startswith("_")
+        and not isinstance(value, types.ModuleType | __future__._Feature)
+    }
+    assert bound == set(aiommap.__all__)
+
+
+def test_the_package_only_renames_what_its_modules_define():
+    tree = ast.parse(Path(aiommap.__file__).read_bytes())
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.level]
+    assert all(alias.asname == alias.name for node in imports for alias in node.names)
+    assert {alias.name for node in imports for alias in node.names} == set(aiommap.__all__)
+
+
+@pytest.mark.parametrize("name", {**CLASSES, **FUNCTIONS})
+def test_every_name_says_it_comes_from_the_package(name):
+    assert PUBLIC[name].__module__ == "aiommap"
+    assert PUBLIC[name].__qualname__ == name
+    assert pickle.loads(pickle.dumps(PUBLIC[name])) is PUBLIC[name]
+
+
+@pytest.mark.parametrize("name", {**CLASSES, **FUNCTIONS})
+def test_every_class_and_function_has_a_docstring(name):
+    # Not inspect.getdoc, which would be content with what a base class says.
+    assert (PUBLIC[name].__doc__ or "").strip()
+
+
+@pytest.mark.parametrize(("cls", "member"), [*members()])
+def test_every_member_is_documented(cls, member):
+    """Methods and properties have docstrings; plain attributes stand in the one of the class."""
+    value = inspect.getattr_static(cls, member)
+    if inspect.isroutine(value) or isinstance(value, property | classmethod | staticmethod):
+        assert (inspect.getdoc(value) or "").strip()
+    elif not hasattr(cls, "__members__"):
+        assert f"    {member}: " in inspect.getdoc(cls)
+
+
+@pytest.mark.parametrize("name", [n for n, cls in CLASSES.items() if dataclasses.is_dataclass(cls)])
+def test_every_field_of_a_dataclass_is_documented(name):
+    text = inspect.getdoc(CLASSES[name])
+    for field in dataclasses.fields(CLASSES[name]):
+        assert f"    {field.name}: " in text

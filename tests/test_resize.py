@@ -1,0 +1,109 @@
+"""Changes of size beside flushes, writes and one another."""
+
+from __future__ import annotations
+
+import os
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+import aiommap
+from aiommap import PAGE_SIZE as PAGE
+from aiommap import FlushPolicy
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_concurrent_resizes_leave_the_object_and_the_file_at_one_size(path):
+    async with aiommap.open(path, "r+", capacity=64 * PAGE) as f:
+        for _ in range(30):
+            async with anyio.create_task_group() as group:
+                for pages in (2, 64, 7, 33):
+                    group.start_soon(f.resize, pages * PAGE)
+            assert f.size == os.stat(path).st_size
+
+
+async def test_shrinking_while_flushes_run_is_not_taken_for_a_truncation(path):
+    async with aiommap.open(path, "r+") as f:
+        for _ in range(30):
+            await f.resize(16 * PAGE)
+            await f.write(12 * PAGE, b"x" * PAGE)
+            async with anyio.create_task_group() as group:
+                group.start_soon(f.flush)
+                group.start_soon(f.resize, 4 * PAGE)
+        await f.flush()
+
+
+async def test_a_durable_write_that_comes_after_shrinking_fails_alone(path):
+    """Its range was checked before; nothing of it lands, and its neighbours are stored."""
+    async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
+        outcomes = {}
+
+        async def attempt(name, verb, *arguments):
+            try:
+                outcomes[name] = await verb(*arguments)
+            except Exception as error:
+                outcomes[name] = error
+
+        held = [f._core.workers.flushes.acquire_on_behalf_of(i) for i in range(4)]
+        for acquired in held:
+            await acquired
+        async with anyio.create_task_group() as group:
+            group.start_soon(attempt, "first", f.write, 0, b"kept")
+            await submitted(f, 1)
+            group.start_soon(attempt, "shrink", f.resize, 4 * PAGE)
+            await submitted(f, 2)
+            group.start_soon(attempt, "outside", f.write, 8 * PAGE, b"lost")
+            group.start_soon(attempt, "inside", f.write, PAGE, b"kept")
+            await submitted(f, 4)
+            for i in range(4):
+                f._core.workers.flushes.release_on_behalf_of(i)
+        assert isinstance(outcomes["outside"], aiommap.MappingFaultError)
+        assert outcomes["first"].durable
+        assert outcomes["inside"].durable
+        assert f.size == 4 * PAGE
+    assert os.stat(path).st_size == 4 * PAGE
+
+
+async def submitted(f, count):
+    """Wait until the flush lane holds this many items, in flight or gathering."""
+    lane = f._flusher._lane
+    while len(lane.waiting()) + (len(lane._flying.entries) if lane._flying else 0) < count:
+        await anyio.lowlevel.checkpoint()
+
+
+async def test_a_new_policy_does_not_let_a_write_overtake_one_that_waits(path):
+    """I9 across both lanes: the store lane is held while the policy changes."""
+    async with aiommap.open(path, "r+") as f:
+        await f.resize(1 << 20)
+        for i in range(4):
+            await f._core.workers.stores.acquire_on_behalf_of(i)
+        async with anyio.create_task_group() as group:
+            group.start_soon(f.write, 0, b"a" * (128 << 10))
+            while not f._core.queued_bytes:
+                await anyio.lowlevel.checkpoint()
+            f.flush_policy = FlushPolicy.always()
+            group.start_soon(f.write, 0, b"b")
+            while len(f._writer._lane.waiting()) == 0:
+                await anyio.lowlevel.checkpoint()
+            for i in range(4):
+                f._core.workers.stores.release_on_behalf_of(i)
+        assert await f.read(0, 2) == b"ba"
+
+
+async def test_the_old_policy_s_durable_writes_come_before_inline_ones(path):
+    async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
+        for i in range(4):
+            await f._core.workers.flushes.acquire_on_behalf_of(i)
+        async with anyio.create_task_group() as group:
+            group.start_soon(f.write, 0, b"a" * 100)
+            await submitted(f, 1)
+            f.flush_policy = FlushPolicy.manual()
+            group.start_soon(f.write, 0, b"b")
+            await submitted(f, 2)
+            for i in range(4):
+                f._core.workers.flushes.release_on_behalf_of(i)
+        assert await f.read(0, 2) == b"ba"
+        await f.write(0, b"c")
+        assert f.statistics().inline_writes == 1

@@ -1,0 +1,182 @@
+"""What type checkers conclude about the public API; checked, never run.
+
+An ``ignore`` with a code marks a call that must be refused: were it accepted, the comment would
+be reported as unused.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import assert_type
+
+import aiommap
+from aiommap import (
+    Advice,
+    FileStatistics,
+    FlushError,
+    FlushPolicy,
+    Hub,
+    MappedFile,
+    MappedFileError,
+    MappingFaultError,
+    Opening,
+    OutOfBoundsError,
+    Residency,
+    View,
+    WriteReceipt,
+)
+
+
+async def opening(path: Path) -> None:
+    assert_type(aiommap.open(path), Opening)
+    assert_type(await aiommap.open(path), MappedFile)
+    async with aiommap.open(path) as file:
+        assert_type(file, MappedFile)
+    async with await aiommap.open(str(path), "r+") as file:
+        assert_type(file, MappedFile)
+    assert_type(
+        await aiommap.open(
+            path,
+            "x+",
+            size=1 << 20,
+            capacity=1 << 30,
+            sparse=True,
+            flush=FlushPolicy.always(),
+            advice=Advice.RANDOM,
+            prewarm=True,
+            lock=True,
+            huge_pages=True,
+        ),
+        MappedFile,
+    )
+
+
+async def sharing_a_hub(path: Path) -> None:
+    async with Hub(workers=4) as hub:
+        assert_type(hub, Hub)
+        assert_type(hub.open(path, "r+"), Opening)
+        assert_type(await hub.open(path), MappedFile)
+        async with hub.open(path) as file:
+            assert_type(file, MappedFile)
+    assert_type(await Hub().aclose(), None)
+
+
+def properties(file: MappedFile) -> None:
+    assert_type(file.path, str)
+    assert_type(file.mode, str)
+    assert_type(file.size, int)
+    assert_type(file.capacity, int)
+    assert_type(file.closed, bool)
+    assert_type(file.flush_policy, FlushPolicy)
+    assert_type(len(file), int)
+    assert_type(aiommap.PAGE_SIZE, int)
+
+
+async def reading(file: MappedFile) -> None:
+    assert_type(await file.read(0, 10), bytes)
+    assert_type(await file.read(True, 10), bytes)
+    assert_type(file.read_nowait(0, 10), bytes)
+    assert_type(await file.read_into(0, bytearray(10)), int)
+    assert_type(await file.read_into(0, array("d", [0.0])), int)
+    assert_type(await file.read_into(0, memoryview(bytearray(10))), int)
+    assert_type(await file.read_many([(0, 10), (20, 5)]), list[bytes])
+    assert_type(file.chunks(1 << 20), AsyncIterator[bytes])
+    async for page in file.pages():
+        assert_type(page, bytes)
+
+
+async def writing(file: MappedFile) -> None:
+    receipt = await file.write(0, b"data")
+    assert_type(receipt, WriteReceipt)
+    assert_type(await file.write(0, array("d", [1.0])), WriteReceipt)
+    assert_type(await file.write_many([(0, b"one"), (8, b"two")]), WriteReceipt)
+    assert_type(receipt.offset, int)
+    assert_type(receipt.length, int)
+    assert_type(receipt.sequence, int)
+    assert_type(receipt.durable, bool)
+    assert_type(await receipt.wait_durable(), None)
+
+
+async def flushing(file: MappedFile, receipt: WriteReceipt) -> None:
+    assert_type(await file.flush(), None)
+    assert_type(await file.flush_range(0, 10), None)
+    assert_type(await file.flush_range(offset=0, length=10), None)
+    assert_type(await file.flush_range(receipt), None)
+    assert_type(await file.start_writeback(), None)
+    assert_type(FlushPolicy.never(), FlushPolicy)
+    assert_type(FlushPolicy.manual(), FlushPolicy)
+    assert_type(FlushPolicy.always(), FlushPolicy)
+
+
+async def paging(file: MappedFile) -> None:
+    def progress(done: int, total: int) -> None: ...
+
+    assert_type(await file.prewarm(), int)
+    assert_type(await file.prewarm(0, 10, write=True, progress=progress), int)
+    assert_type(await file.advise(Advice.WILL_NEED, 0, 10), None)
+    pinning: AbstractAsyncContextManager[None] = file.locked(0, 10)
+    async with pinning as pinned:
+        assert_type(pinned, None)
+    found = await file.residency()
+    assert_type(found, Residency)
+    assert_type(found.resident, int)
+    assert_type(found.total, int)
+    assert_type(found.runs, tuple[tuple[int, int], ...])
+    assert_type(found.fraction, float)
+    assert_type(found.chart(40), str)
+
+
+async def sizing_and_closing(file: MappedFile) -> None:
+    assert_type(await file.resize(1 << 21), None)
+    assert_type(await file.punch_hole(0, 4096), None)
+    assert_type(file.statistics(), FileStatistics)
+    assert_type(file.statistics().inline_reads, int)
+    assert_type(await file.aclose(), None)
+
+
+async def viewing(file: MappedFile) -> None:
+    with file.view(0, 100) as view:
+        assert_type(view, View)
+    assert_type(view.offset, int)
+    assert_type(view.length, int)
+    assert_type(view.memory, memoryview)
+    assert_type(view.view(1, 2), View)
+    assert_type(view.split_at(50), tuple[View, View])
+    assert_type(await view.read(0, 10), bytes)
+    assert_type(view.read_nowait(0, 10), bytes)
+    assert_type(await view.read_into(0, bytearray(4)), int)
+    assert_type(await view.write(0, b"data"), WriteReceipt)
+    assert_type(await view.flush(), None)
+    assert_type(await view.prewarm(), int)
+    assert_type(await view.residency(), Residency)
+    assert_type(view.release(), None)
+
+
+def errors(bounds: OutOfBoundsError, fault: MappingFaultError, flush: FlushError) -> None:
+    roots: list[MappedFileError] = [bounds, fault, flush]
+    systems: list[OSError] = [fault, flush]
+    values: list[ValueError] = [bounds]
+    assert_type((len(roots), len(systems), len(values)), tuple[int, int, int])
+    assert_type((bounds.offset, bounds.length, bounds.limit), tuple[int, int, int])
+    assert_type(fault.copied, int)
+    assert_type(fault.size, int | None)
+    assert_type(flush.ranges, tuple[tuple[int, int], ...])
+
+
+async def refused(file: MappedFile, receipt: WriteReceipt, policy: FlushPolicy) -> None:
+    await file.flush_range(0)  # type: ignore[call-overload]
+    await file.flush_range(receipt, 10)  # type: ignore[call-overload]
+    await file.flush_range(offset=receipt)  # type: ignore[call-overload]
+    await file.write(0, "text")  # type: ignore[arg-type]
+    await file.read(0.5, 1)  # type: ignore[arg-type]
+    await file.advise("random")  # type: ignore[arg-type]
+    await file.prewarm(progress=str.upper)  # type: ignore[arg-type]
+    aiommap.open("file", writable=True)  # type: ignore[call-arg]
+    policy.name = "never"  # type: ignore[misc]
+    file.size = 10  # type: ignore[misc]
+    receipt.durable = True  # type: ignore[misc]
+    with aiommap.open("file"):  # type: ignore[attr-defined]
+        pass
