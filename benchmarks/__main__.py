@@ -11,7 +11,16 @@ import platform
 
 from ._harness import Report
 
-QUESTIONS = ("warm_read", "large_read", "write", "stall", "fairness", "prewarm", "open_close", "durable")
+QUESTIONS = (
+    "warm_read",
+    "large_read",
+    "write",
+    "stall",
+    "fairness",
+    "prewarm",
+    "open_close",
+    "durable",
+)
 
 
 def main() -> None:

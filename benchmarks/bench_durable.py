@@ -81,7 +81,9 @@ def tell(report: Report, tasks: int, found: dict[str, float]) -> None:
         report.row(f"{tasks} tasks: {name}", value, "records/s")
     ours = found["aiommap"]
     slow, caio = TARGETS.get(tasks, (None, None))
-    thread = found["pwrite + fdatasync in a thread"]
-    report.row(f"{tasks} tasks: aiommap / thread", ours / thread, "x", 1 if tasks == 1 else None)
-    report.row(f"{tasks} tasks: aiommap / aiofiles", ours / found["aiofiles + fdatasync"], "x", slow)
-    report.row(f"{tasks} tasks: aiommap / aiofile", ours / found["aiofile + fdsync"], "x", caio)
+    for peer, value, target in (
+        ("thread", found["pwrite + fdatasync in a thread"], 1 if tasks == 1 else None),
+        ("aiofiles", found["aiofiles + fdatasync"], slow),
+        ("aiofile", found["aiofile + fdsync"], caio),
+    ):
+        report.row(f"{tasks} tasks: aiommap / {peer}", ours / value, "x", target)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 import aiommap
-from aiommap import _workers
+from aiommap import _threads, _workers
 
 from ._harness import MIB, Report, scratch_file
 
@@ -15,7 +15,7 @@ from ._harness import MIB, Report, scratch_file
 async def run(report: Report, *, smoke: bool) -> None:
     """Count hops of one open and close, and of a thousand at once."""
     hops = 0
-    run_in_thread = _workers.run_in_thread
+    run_in_thread = _threads.run_in_thread
 
     def counted(job: Callable[[], None]) -> None:
         nonlocal hops
@@ -23,7 +23,7 @@ async def run(report: Report, *, smoke: bool) -> None:
         run_in_thread(job)
 
     count = 100 if smoke else 1000
-    _workers.run_in_thread = counted
+    vars(_workers)["run_in_thread"] = counted
     try:
         with scratch_file(MIB) as path:
             async with aiommap.Hub() as hub:
@@ -42,4 +42,4 @@ async def run(report: Report, *, smoke: bool) -> None:
                 report.row(f"hops to open {count} at once", hops - before, "hops")
                 report.row(f"{count} opens at once", count / took, "opens/s")
     finally:
-        _workers.run_in_thread = run_in_thread
+        vars(_workers)["run_in_thread"] = run_in_thread

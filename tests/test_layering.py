@@ -17,6 +17,7 @@ LAYERS = (
     "_errors",
     "_typing",
     "_ranges",
+    "_allocator",
     "_policy",
     "_residency",
     "_histogram",
@@ -31,10 +32,13 @@ LAYERS = (
     "_listeners",
     "_scheduler",
     "_core",
+    "_allocating",
+    "_ranged",
     "_read_ahead",
     "_chunks",
     "_reading",
     "_paging",
+    "_paged",
     "_flush",
     "_autoflush",
     "_writing",
@@ -45,12 +49,13 @@ LAYERS = (
     "_file",
     "_hub",
     "__init__",
+    "prometheus",
     "_cli",
     "__main__",
 )
 
 #: Decided without a loop, a file or a clock, so that they are tested without them.
-PURE = ("_errors", "_ranges", "_policy", "_residency", "_histogram", "_schedule")
+PURE = ("_errors", "_ranges", "_allocator", "_policy", "_residency", "_histogram", "_schedule")
 IMPURE = {"anyio", "asyncio", "io", "mmap", "os", "pathlib", "socket", "threading", "time", "trio"}
 
 #: Every door into another thread that Python and the event loops offer.

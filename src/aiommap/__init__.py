@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from ._advice import Advice as Advice
+from ._allocating import RangeAllocator as RangeAllocator
+from ._allocator import AllocatedRange as AllocatedRange
 from ._errors import AccessModeError as AccessModeError
 from ._errors import AlignmentError as AlignmentError
 from ._errors import FlushError as FlushError
@@ -20,6 +22,8 @@ from ._hub import open as open
 from ._listeners import Subscription as Subscription
 from ._native import PAGE_SIZE as PAGE_SIZE
 from ._policy import FlushPolicy as FlushPolicy
+from ._ranged import align_down as align_down
+from ._ranged import align_up as align_up
 from ._receipt import WriteReceipt as WriteReceipt
 from ._residency import Residency as Residency
 from ._statistics import Distribution as Distribution
@@ -31,6 +35,7 @@ __all__ = (
     "AccessModeError",
     "Advice",
     "AlignmentError",
+    "AllocatedRange",
     "Distribution",
     "FileStatistics",
     "FlushError",
@@ -43,12 +48,15 @@ __all__ = (
     "Opening",
     "OutOfBoundsError",
     "OverlapError",
+    "RangeAllocator",
     "ReceiptError",
     "Residency",
     "Subscription",
     "UnsupportedError",
     "View",
     "WriteReceipt",
+    "align_down",
+    "align_up",
     "open",
 )
 

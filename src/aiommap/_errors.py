@@ -30,15 +30,19 @@ class OutOfBoundsError(MappedFileError, ValueError):
         offset: first byte asked for, from the start of the file (or of the view).
         length: number of bytes asked for.
         limit: number of bytes that were there to address.
+        reason: what was wrong, where it is not that the range leaves what can be addressed.
     """
 
-    def __init__(self, offset: int, length: int, limit: int) -> None:
-        super().__init__(offset, length, limit)
+    def __init__(self, offset: int, length: int, limit: int, reason: str = "") -> None:
+        super().__init__(offset, length, limit, reason)
         self.offset = offset
         self.length = length
         self.limit = limit
+        self.reason = reason
 
     def __str__(self) -> str:
+        if self.reason:
+            return self.reason
         if self.offset < 0 or self.length < 0:
             return (
                 f"asked for {self.length} bytes at offset {self.offset}: offset and length count "

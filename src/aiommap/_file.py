@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Self, SupportsIndex, cast, overload
 
-import anyio
-
 from . import _chunks
-from ._advice import Advice
 from ._autoflush import AutoFlush
 from ._closing import Closer
 from ._core import Core, byte_count
@@ -23,12 +19,13 @@ from ._flush import Flusher, FlushRequest
 from ._listeners import Subscription
 from ._native import PAGE_SIZE
 from ._opening import OpenOptions, check_policy
+from ._paged import PagedVerbs
 from ._paging import Pager
 from ._policy import FlushPolicy
+from ._ranged import Allocators, RangedVerbs
 from ._ranges import check_range, check_tail
 from ._reading import Reader
 from ._receipt import WriteReceipt
-from ._residency import Residency
 from ._resizing import Resizer
 from ._scheduler import FlushScheduler
 from ._statistics import Distribution, FileStatistics, oldest_dirty_seconds
@@ -41,7 +38,7 @@ if TYPE_CHECKING:
     from ._typing import Buffer
 
 
-class MappedFile:
+class MappedFile(RangedVerbs, PagedVerbs):
     """A memory-mapped file whose verbs never stall the event loop; made by ``aiommap.open``.
 
     Verbs that find their data in memory answer on the loop thread, within a microsecond or so, and
@@ -55,6 +52,7 @@ class MappedFile:
 
     __slots__ = (
         "__weakref__",
+        "_allocators",
         "_auto",
         "_closer",
         "_core",
@@ -81,7 +79,13 @@ class MappedFile:
         self._writer = Writer(core, self._flusher, self._auto)
         self._pager = Pager(core)
         self._resizer = Resizer(core, self._pager)
-        self._closer = Closer(core, self._flusher, self._auto, release)
+        allocators = self._allocators = Allocators(core)
+
+        async def let_go(core: Core) -> None:
+            allocators.close()
+            await release(core)
+
+        self._closer = Closer(core, self._flusher, self._auto, let_go)
         core.mapping.attach(self._flusher, WriteReceipt)
 
     async def _prepare(self, options: OpenOptions) -> None:
@@ -293,96 +297,6 @@ class MappedFile:
             raise ReceiptError(f"{receipt!r} is not a receipt of {self.path}: ask its own file")
         if self._core.shared_writable:
             await receipt.wait_durable()
-
-    async def start_writeback(
-        self, offset: SupportsIndex = 0, length: SupportsIndex | None = None
-    ) -> None:
-        """Begin to write dirty pages back, without waiting and without any promise.
-
-        Durability: none; it only makes a later ``flush`` shorter.
-        Source: sync_file_range(2) with SYNC_FILE_RANGE_WRITE; UnsupportedError elsewhere.
-        """
-        self._core.check_usable()
-        start, count = check_tail(offset, length, self.size)
-        if self._core.shared_writable:
-            await self._pager.start_writeback(start, count)
-
-    async def prewarm(
-        self,
-        offset: SupportsIndex = 0,
-        length: SupportsIndex | None = None,
-        *,
-        write: bool = False,
-        progress: Callable[[int, int], object] | None = None,
-    ) -> int:
-        """Make a range resident, and say how much of it then is.
-
-        The kernel may drop pages again at any moment; only ``locked`` prevents that.
-
-        Args:
-            write: also make the pages writable without a fault; they become dirty by it.
-            progress: called on the loop, with (bytes done, bytes in all), about every 10 ms.
-        Returns:
-            Bytes of the range that were resident when it had finished; the length of the range
-            where the kernel hides residency (files of others that we may not write).
-        Raises:
-            MappingFaultError: if the file was truncated below the range.
-            UnsupportedError: if the kernel cannot populate mappings (before Linux 5.14).
-        Cancellation: between steps of about 10 ms; pages made resident stay so.
-        Source: posix_fadvise(2) ahead of madvise(2) with MADV_POPULATE_READ or _WRITE.
-        """
-        self._core.check_usable()
-        if write:
-            self._core.check_writable("prewarm for writing")
-        start, count = check_tail(offset, length, self.size)
-        return await self._pager.prewarm(start, count, write=write, progress=progress)
-
-    async def residency(
-        self, offset: SupportsIndex = 0, length: SupportsIndex | None = None
-    ) -> Residency:
-        """Ask which pages of a range are in memory at this moment.
-
-        Raises:
-            UnsupportedError: if the kernel hides it: the file is somebody else's and we may not
-                write it (Linux 5.2 and later).
-        Source: mincore(2).
-        """
-        self._core.check_usable()
-        return await self._pager.residency(*check_tail(offset, length, self.size))
-
-    async def advise(
-        self, advice: Advice, offset: SupportsIndex = 0, length: SupportsIndex | None = None
-    ) -> None:
-        """Say how a range is going to be used.
-
-        Advice on the whole file also sets the read-ahead of reads through the descriptor.
-
-        Raises:
-            UnsupportedError: if the platform lacks the advice; for DONT_NEED in mode "c".
-        Source: madvise(2), posix_fadvise(2).
-        """
-        self._core.check_usable()
-        await self._pager.advise(advice, *check_tail(offset, length, self.size))
-
-    @asynccontextmanager
-    async def locked(
-        self, offset: SupportsIndex = 0, length: SupportsIndex | None = None
-    ) -> AsyncIterator[None]:
-        """Pin a range in memory for the length of the block; reads of it need no system call.
-
-        Raises:
-            OSError: if the limit on locked memory refuses it; the message has the numbers.
-            MappingFaultError: if the file was truncated below the range.
-        Cancellation: between steps of 4 MiB; nothing stays pinned.
-        Source: mlock2(2).
-        """
-        self._core.check_usable()
-        span = await self._pager.lock(*check_tail(offset, length, self.size))
-        try:
-            yield
-        finally:
-            with anyio.CancelScope(shield=True):
-                await self._pager.unlock(span)
 
     async def resize(self, new_size: SupportsIndex) -> None:
         """Change the size of the file.

@@ -31,6 +31,10 @@ from ._threads import run_in_thread
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
+#: A lock between threads, for state that several of them touch; held for moments, never over a
+#: wait, so that the loop thread may take it too.
+Mutex = threading.Lock
+
 DEFAULT_READERS = 16
 STORE_WORKERS = 4
 FLUSH_WORKERS = 4
@@ -135,6 +139,14 @@ class Workers:
         self.stores = anyio.CapacityLimiter(STORE_WORKERS)
         self.flushes = anyio.CapacityLimiter(FLUSH_WORKERS)
         self.control = anyio.CapacityLimiter(CONTROL_WORKERS)
+
+    def call_from_thread(self, function: Callable[[], None]) -> bool:
+        """Call a function on the loop soon, from any thread; tell if the loop was still there."""
+        try:
+            self._from_thread(function)
+        except RuntimeError:
+            return False
+        return True
 
     async def give_way(self) -> bool:
         """Let other tasks run, and see a cancellation, if the slice is spent; tell if it was."""

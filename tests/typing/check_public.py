@@ -15,6 +15,8 @@ from typing import assert_type
 import aiommap
 from aiommap import (
     Advice,
+    AllocatedRange,
+    Distribution,
     FileStatistics,
     FlushError,
     FlushPolicy,
@@ -24,7 +26,9 @@ from aiommap import (
     MappingFaultError,
     Opening,
     OutOfBoundsError,
+    RangeAllocator,
     Residency,
+    Subscription,
     View,
     WriteReceipt,
 )
@@ -134,6 +138,9 @@ async def sizing_and_closing(file: MappedFile) -> None:
     assert_type(await file.punch_hole(0, 4096), None)
     assert_type(file.statistics(), FileStatistics)
     assert_type(file.statistics().inline_reads, int)
+    assert_type(file.statistics().oldest_dirty_seconds, float | None)
+    assert_type(file.statistics().flush_seconds, Distribution)
+    assert_type(file.on_error(lambda error: print(error.ranges)), Subscription)
     assert_type(await file.aclose(), None)
 
 
@@ -153,6 +160,27 @@ async def viewing(file: MappedFile) -> None:
     assert_type(await view.prewarm(), int)
     assert_type(await view.residency(), Residency)
     assert_type(view.release(), None)
+
+
+async def allocating(file: MappedFile, state: bytes) -> None:
+    allocator = file.allocator(0, aiommap.PAGE_SIZE, end=1 << 20)
+    assert_type(allocator, RangeAllocator)
+    assert_type(file.allocator(state=state), RangeAllocator)
+    allocated = allocator.allocate(100)
+    assert_type(allocated, AllocatedRange)
+    assert_type(await allocator.acquire(100), AllocatedRange)
+    assert_type(allocator.claim(0, 100), AllocatedRange)
+    assert_type((allocated.offset, allocated.length, allocated.end), tuple[int, int, int])
+    assert_type(allocated.valid, bool)
+    assert_type(allocated.split_at(50), tuple[AllocatedRange, AllocatedRange])
+    assert_type(await file.write_range(allocated, bytes(100)), WriteReceipt)
+    assert_type(await file.read_range(allocated), bytes)
+    assert_type(allocator.free(allocated), None)
+    assert_type((allocator.remaining, allocator.largest), tuple[int, int])
+    assert_type(allocator.unclaimed, tuple[tuple[int, int], ...])
+    assert_type(allocator.state(), bytes)
+    assert_type(allocator.close(), None)
+    assert_type((aiommap.align_up(5), aiommap.align_down(5, 2)), tuple[int, int])
 
 
 def errors(bounds: OutOfBoundsError, fault: MappingFaultError, flush: FlushError) -> None:
@@ -175,8 +203,9 @@ async def refused(file: MappedFile, receipt: WriteReceipt, policy: FlushPolicy) 
     await file.advise("random")  # type: ignore[arg-type]
     await file.prewarm(progress=str.upper)  # type: ignore[arg-type]
     aiommap.open("file", writable=True)  # type: ignore[call-arg]
-    policy.name = "never"  # type: ignore[misc]
+    policy.due_bytes = 5  # type: ignore[misc]
     file.size = 10  # type: ignore[misc]
     receipt.durable = True  # type: ignore[misc]
+    file.allocator(0).allocate(100).offset = 5  # type: ignore[misc]
     with aiommap.open("file"):  # type: ignore[attr-defined]
         pass

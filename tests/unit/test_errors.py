@@ -51,6 +51,11 @@ CASES = {
         ("-2 bytes at offset 0", "cannot be negative", "100 bytes"),
         {"offset": 0, "length": -2, "limit": 100},
     ),
+    "out-of-bounds-with-a-reason": Case(
+        OutOfBoundsError(90, 20, 10, "20 bytes for a range of 10"),
+        ("20 bytes for a range of 10",),
+        {"offset": 90, "length": 20, "limit": 10, "reason": "20 bytes for a range of 10"},
+    ),
     "alignment": Case(
         AlignmentError(8, 21),
         ("offset 21", "multiple of 8", "use 16 or 24"),

@@ -77,7 +77,7 @@ def test_check_tail_with_a_length_is_check_range(offset, length):
         try:
             return check(offset, length, LIMIT)
         except OutOfBoundsError as error:
-            return error.args
+            return error.offset, error.length, error.limit
 
     assert outcome(check_tail) == outcome(check_range)
 
@@ -112,7 +112,8 @@ def test_integers_of_every_kind_come_back_plain(given_number, meant):
 def test_numpy_integers_do_not_wrap_in_the_sum():
     with pytest.raises(OutOfBoundsError, match="only") as caught:
         check_range(np.uint64(WRAP - 1), np.uint64(1), LIMIT)
-    assert caught.value.args == (WRAP - 1, 1, LIMIT)
+    error = caught.value
+    assert (error.offset, error.length, error.limit) == (WRAP - 1, 1, LIMIT)
 
 
 @pytest.mark.parametrize(
