@@ -15,7 +15,8 @@ from __future__ import annotations
 import operator
 import struct
 import zlib
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NoReturn, Protocol, Self, SupportsIndex, final
 
@@ -162,12 +163,29 @@ def check_alignment(alignment: int) -> None:
         raise ValueError(f"alignment is {alignment}: use a power of two, for example PAGE_SIZE")
 
 
+class _FreeRuns(RangeSet):
+    """The free bytes."""
+
+    __slots__ = ()
+
+    def since(self, offset: int) -> Iterator[tuple[int, int]]:
+        """Yield the runs that end behind an offset, lowest first."""
+        for at in range(bisect_right(self._ends, offset), len(self._ends)):
+            yield self._starts[at], self._ends[at]
+
+
 class Ledger:
-    """Who holds which bytes of one span; handed out first-fit."""
+    """Who holds which bytes of one span; handed out first-fit.
+
+    A search begins where it can succeed: no run that begins below ``_hopeless[k]`` has room for
+    2**(k - 1) bytes, the least number that is k bits long. Otherwise each search would pass all
+    the gaps that alignment leaves between ranges, one a range.
+    """
 
     __slots__ = (
         "_free",
         "_held",
+        "_hopeless",
         "_keeper",
         "_unclaimed",
         "alignment",
@@ -181,7 +199,8 @@ class Ledger:
         self.start, self.end, self.alignment = layout.start, layout.end, layout.alignment
         self._unclaimed = dict(layout.allocated)
         self._held: dict[int, AllocatedRange] = {}
-        self._free = RangeSet([(self.start, self.end)])
+        self._hopeless = [self.start] * ((self.end - self.start).bit_length() + 1)
+        self._free = _FreeRuns([(self.start, self.end)])
         for offset, length in layout.allocated:
             self._free.discard(offset, offset + length)
         #: Free bytes.
@@ -215,21 +234,33 @@ class Ledger:
 
     def take(self, length: int) -> AllocatedRange | None:
         """Hand out the lowest aligned bytes that are free; None if there is no such run."""
-        if length > self.remaining:
+        offset = self._find(length) if length <= self.remaining else None
+        if offset is None:
             return None
-        for low, end in self._free:
+        self._free.discard(offset, offset + length)
+        self.remaining -= length
+        return self._hold(offset, length)
+
+    def _find(self, length: int) -> int | None:
+        bits = length.bit_length()
+        hope, found = self.end, None
+        for low, end in self._free.since(max(self._hopeless[: bits + 1])):
             offset = align_up(low, self.alignment)
-            if length <= end - offset:
-                self._free.discard(offset, offset + length)
-                self.remaining -= length
-                return self._hold(offset, length)
-        return None
+            if end - offset >= 1 << (bits - 1):
+                hope = min(hope, low)
+            if end - offset >= length:
+                found = offset
+                break
+        self._hopeless[bits] = hope
+        return found
 
     def free(self, allocated: AllocatedRange) -> None:
         """Take a range back; free neighbours become one run."""
         self.check(allocated)
         del self._held[allocated.offset]
         self._free.add(allocated.offset, allocated.end)
+        low, _ = next(self._free.since(allocated.offset))
+        self._hopeless = [min(mark, low) for mark in self._hopeless]
         self.remaining += allocated.length
 
     def split(

@@ -61,6 +61,7 @@ class Core:
         "queued_bytes",
         "size_changed",
         "sparse",
+        "undo",
         "workers",
     )
 
@@ -96,6 +97,8 @@ class Core:
         #: Told after the file may have become dirty by other means than a write.
         self.dirtied: Callable[[], None] = _nothing
         self.closing = False
+        #: Opening failed or was cancelled after the file had been created: remove it again.
+        self.undo = False
         self.offloaded_reads = 0
         self.offloaded_writes = 0
         self._active = 0
@@ -179,7 +182,9 @@ class Core:
     def fault(self, offset: int, length: int, copied: int) -> MappingFaultError:
         """Make the error for a copy of [offset, offset + length) that stopped."""
         size = os.fstat(self.mapping.fd).st_size
-        unreachable = max(offset + copied, min(size, offset + length - 1))
+        unreachable = offset + copied
+        if size < offset + length:  # a page may read as zeros beyond the end of the file
+            unreachable = max(unreachable, size)
         return MappingFaultError(unreachable, copied, size, self.path)
 
     def store_fault(self, offset: int, length: int, copied: int) -> OSError:

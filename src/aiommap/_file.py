@@ -376,7 +376,7 @@ class MappedFile(RangedVerbs, PagedVerbs):
             flush_group=Distribution.of(flusher.groups),
             flush_seconds=Distribution.of(flusher.seconds),
             faults=mapping.faults,
-            leases=len(mapping.leases),
+            leases=mapping.lease_count,
         )
 
     async def aclose(self) -> None:

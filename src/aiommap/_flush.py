@@ -142,8 +142,10 @@ class Flusher:
         if idle or core.failure is not None:
             self._ended(items, done, None, None)
         else:
-            run = partial(self._serve, items)
-            core.workers.start(core.workers.flushes, run, partial(self._ended, items, done))
+            workers = core.workers
+            flushing = any(isinstance(item, FlushRequest) for item in items)
+            limiter = workers.flushes if flushing else workers.control
+            workers.start(limiter, partial(self._serve, items), partial(self._ended, items, done))
 
     def _ended(
         self,
@@ -215,6 +217,8 @@ class Flusher:
     def _spans(self, requests: list[FlushRequest]) -> RangeSet:
         """Round the requested ranges to pages and merge them, within the file."""
         size = self._core.mapping.size
+        if self._core.size_changed:
+            return RangeSet([(0, size)])  # only fsync(2) syncs a size, and it writes everything
         return RangeSet(
             (align_down(request.offset, PAGE_SIZE), min(align_up(request.end, PAGE_SIZE), size))
             for request in requests

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -16,7 +17,7 @@ from typing import Any, Self, TypeVar
 import anyio
 
 from ._advice import Advice
-from ._core import Core
+from ._core import Core, Identity
 from ._file import MappedFile
 from ._lane import Lane, batches
 from ._native import Mapping
@@ -29,6 +30,29 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _MANUAL = FlushPolicy.manual()
+
+
+@dataclass(frozen=True, slots=True)
+class _Release:
+    """What is given up when a file is closed, and whether opening it is to be undone."""
+
+    mapping: Mapping
+    path: str
+    identity: Identity
+    undo: bool
+
+    @classmethod
+    def of(cls, opened: Opened) -> _Release:
+        """Give up what no file was made of."""
+        return cls(opened.mapping, opened.path, opened.identity, opened.created)
+
+    def run(self) -> None:
+        """Close, and remove a file that a cancelled or failed open created. Worker threads only."""
+        self.mapping.close()
+        if self.undo:
+            with suppress(FileNotFoundError):
+                if Identity.of(os.stat(self.path)) == self.identity:
+                    os.unlink(self.path)
 
 
 class Hub:
@@ -52,6 +76,14 @@ class Hub:
         self._closed = False
         self._scheduler = FlushScheduler()
         self._files: dict[Core, MappedFile] = {}
+
+    @property
+    def files(self) -> tuple[MappedFile, ...]:
+        """The files that are open, in the order they were opened; may be asked in any thread."""
+        # Unpacking takes the values in one step; tuple() could be interrupted, and find the
+        # dictionary changed by the loop.
+        files = (*self._files.values(),)
+        return tuple(file for file in files if not file.closed)
 
     def open(
         self,
@@ -94,11 +126,18 @@ class Hub:
         files = list(self._files.values())
         for file in files:
             file._closer.start()  # noqa: SLF001  all at once, so that they share hops
+        cancellation: BaseException | None = None
         for file in files:
             try:
                 await file.aclose()
             except Exception as error:
                 failures.append(error)
+            except BaseException as error:  # each file waits it out, and so does the hub
+                cancellation = cancellation or error
+        if cancellation is not None:
+            for failure in failures:
+                cancellation.add_note(f"closing a file failed, too: {failure}")
+            raise cancellation
         if len(failures) == 1:
             raise failures[0]
         if failures:
@@ -128,16 +167,16 @@ class Hub:
         if self._workers is None:
             self._workers = workers = Workers(self._readers)
             opening = batches(workers, workers.control, partial(_attempt_all, open_mapping))
-            releasing = batches(workers, workers.control, partial(_attempt_all, Mapping.close))
+            releasing = batches(workers, workers.control, partial(_attempt_all, _Release.run))
             self._opening: Lane[OpenOptions, Opened] = Lane(workers, opening, self._discard)
-            self._releasing: Lane[Mapping, None] = Lane(workers, releasing)
+            self._releasing: Lane[_Release, None] = Lane(workers, releasing)
         return self._workers
 
     async def _open(self, options: OpenOptions) -> MappedFile:
         workers = self._limiters()
         opened = await self._opening.submit(options)
         if self._closed:
-            await self._releasing.submit(opened.mapping)
+            await self._releasing.submit(_Release.of(opened))
             raise anyio.ClosedResourceError("the hub was closed while it opened the file")
         core = Core(
             opened.mapping,
@@ -155,21 +194,22 @@ class Hub:
         try:
             await file._prepare(options)  # noqa: SLF001  half of the constructor
         except BaseException:
+            core.undo = core.created
             await file.aclose()
             raise
         return file
 
     async def _release(self, core: Core) -> None:
         self._files.pop(core, None)
-        await self._releasing.submit(core.mapping)
+        await self._releasing.submit(_Release(core.mapping, core.path, core.identity, core.undo))
 
     def _discard(self, opened: Opened) -> None:
-        """Close what was opened for a task that is gone; nothing of it was touched yet."""
-        spawn(self._give_back, opened.mapping)
+        """Close, or undo, what was opened for a task that is gone."""
+        spawn(self._give_back, _Release.of(opened))
 
-    async def _give_back(self, mapping: Mapping) -> None:
+    async def _give_back(self, release: _Release) -> None:
         with suppress(OSError):  # there is nobody left to tell, and nothing to lose
-            await self._releasing.submit(mapping)
+            await self._releasing.submit(release)
 
 
 def _attempt_all(
@@ -251,8 +291,8 @@ def open(
         UnsupportedError: if the path is a directory, pipe, socket or device.
         OSError: ENOSPC if the disk is full; a new file is then gone again, and one that was there
             has its old size and bytes.
-    Cancellation: an open that has begun in a worker is waited out, and the file closed again; what
-        it created or overwrote stays so.
+    Cancellation: an open that has begun in a worker is waited out and then undone: a file it
+        created is removed again. One that "w+" has overwritten stays so.
     Source: mmap(2), posix_fallocate(3).
     """
     return Hub().open(

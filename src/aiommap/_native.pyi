@@ -56,6 +56,7 @@ class Mapping:
     sequence: int
     durable_sequence: int  # settable
     written_bytes: int
+    lease_count: int
     writable_leases: int
     dirty_since: int  # CLOCK_MONOTONIC nanoseconds of the oldest dirty page; 0 when there is none
     flight_since: int  # the same, of what a flush in flight is writing

@@ -133,6 +133,7 @@ class Opened:
     mapping: Mapping
     identity: Identity
     created: bool
+    path: str
 
 
 def open_mapping(options: OpenOptions) -> Opened:
@@ -152,7 +153,7 @@ def open_mapping(options: OpenOptions) -> Opened:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = options.path
         raise
-    return Opened(mapping, Identity.of(found), created)
+    return Opened(mapping, Identity.of(found), created, options.path)
 
 
 def check_kind(path: str, found: os.stat_result) -> None:

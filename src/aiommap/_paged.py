@@ -6,8 +6,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, SupportsIndex
 
-import anyio
-
 from ._advice import Advice
 from ._core import Core
 from ._paging import Pager
@@ -114,5 +112,4 @@ class PagedVerbs:
         try:
             yield
         finally:
-            with anyio.CancelScope(shield=True):
-                await self._pager.unlock(span)
+            await self._pager.unlock(span)

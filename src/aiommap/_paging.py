@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import resource
 import time
 from collections.abc import Callable
-
-import anyio
+from contextlib import suppress
 
 from ._advice import Advice
 from ._core import Core
@@ -110,9 +110,7 @@ class Pager:
                 await core.finish(core.workers.reads, self._lock_piece, at, piece)
                 at += piece
         except BaseException:
-            if not core.closing:  # closing unmaps, and that unlocks
-                with anyio.CancelScope(shield=True):
-                    await core.finish(core.workers.control, self._unlock_rest, span)
+            await self._unpin(span)
             raise
         self._locks.append(span)
         self._publish()
@@ -120,11 +118,15 @@ class Pager:
 
     async def unlock(self, span: tuple[int, int]) -> None:
         """Unpin a range, but for what other locks still cover."""
-        core = self._core
         self._locks.remove(span)
         self._publish()
-        if not core.closing:
-            await core.finish(core.workers.control, self._unlock_rest, span)
+        await self._unpin(span)
+
+    async def _unpin(self, span: tuple[int, int]) -> None:
+        core = self._core
+        if not core.closing:  # closing unmaps, and that unlocks
+            async with core.activity():
+                await core.workers.complete(core.workers.control, self._unlock_rest, span)
 
     def _publish(self) -> None:
         self._core.mapping.set_locked(list(RangeSet(self._locks)))
@@ -136,9 +138,9 @@ class Pager:
         for offset, end in RangeSet(self._locks).within(0, self._core.mapping.size):
             self._core.mapping.lock(offset, end - offset)
 
-    def _stretch(self, at: int, end: int, write: bool) -> int:
-        """Map pages for STRETCH_SECONDS and return the next byte to map."""
-        stop = time.monotonic() + STRETCH_SECONDS
+    def _stretch(self, at: int, end: int, write: bool, seconds: float = STRETCH_SECONDS) -> int:
+        """Map pages for so long and return the next byte to map."""
+        stop = time.monotonic() + seconds
         while at < end and time.monotonic() < stop:
             at += self._populate(self._core.mapping, at, end - at, write)
         return at
@@ -171,6 +173,9 @@ class Pager:
             os.posix_fadvise(mapping.fd, offset, length, advice.fadvise)
 
     def _lock_piece(self, offset: int, length: int) -> None:
+        # Read in first: mlock2(2) of a page that cannot be read never returns (seen on Linux 6.18).
+        with suppress(UnsupportedError):
+            self._stretch(offset, offset + length, write=False, seconds=math.inf)
         try:
             self._core.mapping.lock(offset, length)
         except OSError as error:

@@ -180,6 +180,18 @@ class Workers:
         await wait_or_withdraw(done, job.claim)
         return cast("T", job.outcome())
 
+    async def complete(
+        self,
+        limiter: anyio.CapacityLimiter,
+        function: Callable[[Unpack[Ts]], T],
+        *args: *Ts,
+    ) -> T:
+        """Run a job that a cancellation waits out even before it has begun: one that undoes."""
+        done = anyio.Event()
+        job = self._start(limiter, partial(function, *args), done.set)
+        await wait_or_withdraw(done, lambda: False)
+        return cast("T", job.outcome())
+
     def start(
         self,
         limiter: anyio.CapacityLimiter,

@@ -34,35 +34,45 @@ static bool absorb_leases(Mapping *self)
     return true;
 }
 
-/* Dirty runs in pages [first, end) as a list of byte ranges, the last one clipped to the size. */
-static PyObject *list_runs(Mapping *self, size_t first, size_t end)
+PyObject *list_of_runs(const struct run *runs, Py_ssize_t count)
 {
-    PyObject *runs = PyList_New(0);
-    size_t start, stop, page = page_size();
-    while (runs && pages_next_run(&self->dirty, first, end, &start, &stop)) {
+    PyObject *list = PyList_New(count);
+    for (Py_ssize_t i = 0; list && i < count; i++) {
+        PyObject *item =
+            Py_BuildValue("(LL)", (long long)runs[i].start, (long long)runs[i].end);
+        if (!item)
+            Py_CLEAR(list);
+        else
+            PyList_SET_ITEM(list, i, item);
+    }
+    return list;
+}
+
+/* Dirty runs in pages [first, end) as byte ranges, the last one clipped to the size; for PyMem_Free.
+ * In C at first, because making Python objects can run code that stores to the file. */
+static struct run *collect_runs(Mapping *self, size_t first, size_t end, Py_ssize_t *count)
+{
+    size_t start, stop, page = page_size(), at = first;
+    *count = 0;
+    while (pages_next_run(&self->dirty, at, end, &start, &stop)) {
+        ++*count;
+        at = stop;
+    }
+    struct run *runs = PyMem_Calloc((size_t)*count + 1, sizeof *runs);
+    at = first;
+    for (Py_ssize_t i = 0; runs && i < *count; i++) {
+        pages_next_run(&self->dirty, at, end, &start, &stop);
         int64_t limit = (int64_t)(stop * page) < self->size ? (int64_t)(stop * page) : self->size;
-        PyObject *run = Py_BuildValue("(LL)", (long long)(start * page), (long long)limit);
-        if (!run || PyList_Append(runs, run))
-            Py_CLEAR(runs);
-        Py_XDECREF(run);
-        first = stop;
+        runs[i] = (struct run){(int64_t)(start * page), limit};
+        at = stop;
     }
     return runs;
 }
 
-PyObject *mapping_flush_begin(Mapping *self, PyObject *args)
+/* Take the pages of [first, end) out of the dirty ones, as those that a flush is writing. */
+static void take_off(Mapping *self, size_t first, size_t end)
 {
-    long long offset, length;
-    size_t first, end, page = page_size();
-    if (!parse_range(self, args, &offset, &length))
-        return NULL;
-    if (!pages_of(offset, length, &first, &end))
-        return PyList_New(0);
-    if (!absorb_leases(self))
-        return PyErr_NoMemory();
-    PyObject *runs = list_runs(self, first, end);
-    if (!runs || PyList_GET_SIZE(runs) == 0)
-        return runs;
+    size_t page = page_size();
     self->flight_pages += end - first - pages_missing(&self->dirty, first, end);
     if (!self->flight_since)
         self->flight_since = self->dirty_since;
@@ -74,7 +84,29 @@ PyObject *mapping_flush_begin(Mapping *self, PyObject *args)
     bool idle = self->flight_start >= self->flight_end;
     self->flight_start = idle || start < self->flight_start ? start : self->flight_start;
     self->flight_end = idle || stop > self->flight_end ? stop : self->flight_end;
-    return runs;
+}
+
+PyObject *mapping_flush_begin(Mapping *self, PyObject *args)
+{
+    long long offset, length;
+    size_t first, end;
+    Py_ssize_t count;
+    if (!parse_range(self, args, &offset, &length))
+        return NULL;
+    if (!pages_of(offset, length, &first, &end))
+        return PyList_New(0);
+    struct run *runs = absorb_leases(self) ? collect_runs(self, first, end, &count) : NULL;
+    if (!runs)
+        return PyErr_NoMemory();
+    if (count)
+        take_off(self, first, end);
+    PyObject *list = list_of_runs(runs, count);
+    if (!list) /* nothing will be written: all of it is dirty as before */
+        for (Py_ssize_t i = 0; i < count; i++)
+            if (pages_of(runs[i].start, runs[i].end - runs[i].start, &first, &end))
+                mapping_dirty(self, first, end, self->flight_since);
+    PyMem_Free(runs);
+    return list;
 }
 
 static bool mark_dirty(Mapping *self, PyObject *runs)
@@ -109,9 +141,13 @@ PyObject *mapping_flush_end(Mapping *self, PyObject *failed)
 
 PyObject *mapping_dirty_runs(Mapping *self, PyObject *Py_UNUSED(unused))
 {
-    if (!absorb_leases(self))
+    Py_ssize_t count;
+    struct run *runs = absorb_leases(self) ? collect_runs(self, 0, self->dirty.count, &count) : NULL;
+    if (!runs)
         return PyErr_NoMemory();
-    return list_runs(self, 0, self->dirty.count);
+    PyObject *list = list_of_runs(runs, count);
+    PyMem_Free(runs);
+    return list;
 }
 
 PyObject *mapping_dirty_bytes(Mapping *self, PyObject *Py_UNUSED(unused))

@@ -10,11 +10,13 @@ static void lease_link(Lease *lease)
     if (lease->next)
         lease->next->previous = lease;
     mapping->leases = lease;
+    mapping->lease_count++;
     mapping->writable_leases += lease->writable;
 }
 
 static void lease_unlink(Lease *lease)
 {
+    lease->mapping->lease_count--;
     lease->mapping->writable_leases -= lease->writable;
     if (lease->previous)
         lease->previous->next = lease->next;

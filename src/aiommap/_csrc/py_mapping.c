@@ -221,14 +221,15 @@ static PyObject *get_forked(Mapping *self, void *Py_UNUSED(closure))
 
 static PyObject *get_leases(Mapping *self, void *Py_UNUSED(closure))
 {
-    PyObject *ranges = PyList_New(0);
-    for (Lease *lease = self->leases; ranges && lease; lease = lease->next) {
-        PyObject *range = Py_BuildValue("(LL)", (long long)lease->offset,
-                                        (long long)(lease->offset + lease->length));
-        if (!range || PyList_Append(ranges, range))
-            Py_CLEAR(ranges);
-        Py_XDECREF(range);
-    }
+    /* Copied first: making Python objects can collect garbage, and with it the lease at hand. */
+    Py_ssize_t count = 0;
+    struct run *bounds = PyMem_Calloc((size_t)self->lease_count + 1, sizeof *bounds);
+    if (!bounds)
+        return PyErr_NoMemory();
+    for (Lease *lease = self->leases; lease; lease = lease->next)
+        bounds[count++] = (struct run){lease->offset, lease->offset + lease->length};
+    PyObject *ranges = list_of_runs(bounds, count);
+    PyMem_Free(bounds);
     return ranges;
 }
 
@@ -254,6 +255,7 @@ static PyMemberDef mapping_members[] = {
     FIELD(sequence, T_ULONGLONG, READONLY),
     FIELD(durable_sequence, T_ULONGLONG, 0),
     FIELD(written_bytes, T_ULONGLONG, READONLY),
+    FIELD(lease_count, T_PYSSIZET, READONLY),
     FIELD(writable_leases, T_PYSSIZET, READONLY),
     FIELD(dirty_since, T_LONGLONG, READONLY),
     FIELD(flight_since, T_LONGLONG, READONLY),

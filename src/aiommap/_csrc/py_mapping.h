@@ -46,6 +46,11 @@ struct trip { /* GIL */
     uint64_t pages;    /* dirty or being flushed; this many are still allowed */
 };
 
+/* Bytes [start, end) of the file. */
+struct run { /* the caller's own */
+    int64_t start, end;
+};
+
 typedef struct lease Lease;
 
 typedef struct {
@@ -80,6 +85,7 @@ typedef struct {
     struct trip trip;      /* GIL; where inline stores have to stop and ask */
     struct counters counters; /* GIL */
     Lease *leases;         /* GIL; live leases, newest first */
+    Py_ssize_t lease_count; /* GIL; how many there are */
     Py_ssize_t writable_leases; /* GIL; how many of them are writable */
     PyObject *owner;       /* GIL; what receipts refer to; may be NULL */
     PyTypeObject *receipt_type; /* GIL; may be NULL */
@@ -131,6 +137,7 @@ bool mapping_range(const Mapping *self, int64_t offset, int64_t length); /* with
 /* Parse (offset, length) of a verb on a range, and check it. */
 bool parse_range(Mapping *self, PyObject *args, long long *offset, long long *length);
 PyObject *os_error(int number);
+PyObject *list_of_runs(const struct run *runs, Py_ssize_t count); /* [(start, end), ...] */
 bool pages_of(int64_t offset, int64_t length, size_t *first, size_t *end);
 /* Mark pages [first, end) as stored to from this moment on. False when out of memory. */
 bool mapping_dirty(Mapping *self, size_t first, size_t end, int64_t now);

@@ -1,0 +1,173 @@
+"""Prometheus metrics of mapped files; needs prometheus-client (the extra ``prometheus``).
+
+``REGISTRY.register(FileCollector(hub))`` is all an application has to do.
+
+Theory of operation. A scrape asks every open file for its ``statistics()`` and keeps nothing but
+the labels of the files it saw. It may run in any thread while the loop runs: the numbers are plain
+integers that only grow, each read in one step, and no lock is shared with the loop.
+
+Invariants.
+  P1  Every file that is open has a series of its own, whose counters never fall: two files open at
+      one path differ in the label ``opening``, and each keeps its own for as long as it is open.
+  P2  The collector holds weak references only; during a scrape it holds the files it reports.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from weakref import ref
+
+from . import Distribution, FileStatistics, Hub, MappedFile
+
+try:
+    from prometheus_client import Metric
+    from prometheus_client.core import (
+        CounterMetricFamily,
+        GaugeMetricFamily,
+        SummaryMetricFamily,
+    )
+    from prometheus_client.registry import Collector
+except ImportError as error:
+    raise ImportError(
+        'aiommap.prometheus needs prometheus-client: pip install "aiommap[prometheus]"'
+    ) from error
+
+__all__ = ("FileCollector",)
+
+#: What tells the series of one file from those of all others: path, opening.
+_FileLabels = tuple[str, str]
+_FILE = ("path", "opening")
+
+
+class FileCollector(Collector):
+    """Reports what open files have done; give it to ``register`` of a prometheus-client registry.
+
+    A file's series begin when it is opened and are gone once it is closed; they begin again at
+    zero when the path is opened again, which Prometheus takes for a restart. What happened after
+    the last scrape of a file is not reported. All series have the labels ``path`` and ``opening``,
+    "0" but for a file that was opened while others were open at the same path.
+
+    - ``aiommap_reads_total``, ``aiommap_writes_total``: also by ``way``, "inline" or "offloaded".
+    - ``aiommap_fell_back_reads_total``, ``aiommap_flushes_total``,
+      ``aiommap_flushed_bytes_total``, ``aiommap_faults_total``: as in ``FileStatistics``.
+    - ``aiommap_flush_duration_seconds``, ``aiommap_flush_group_requests``: summaries, with the
+      quantiles 0.5 and 0.99 since the file was opened; NaN before its first flush.
+    - ``aiommap_dirty_bytes``, ``aiommap_oldest_dirty_seconds`` (0 if nothing is dirty),
+      ``aiommap_leases``: gauges.
+
+    Args:
+        sources: hubs, for all files that are open in them at the time of a scrape, and single
+            files. They are referenced weakly, and all go into one collector: a registry takes each
+            metric name once.
+    Raises:
+        TypeError: if a source is neither a hub nor a file.
+    Concurrency: scrape from any thread, also from several at once. It never waits for anything, but
+        with the text that is made of it takes about 0.1 ms a file: with hundreds of them, scrape in
+        another thread than the loop's.
+    """
+
+    def __init__(self, *sources: Hub | MappedFile) -> None:
+        for source in sources:
+            if not isinstance(source, Hub | MappedFile):
+                raise TypeError(f"FileCollector got {source!r}: give it hubs and mapped files")
+        self._sources = tuple(ref(source) for source in sources)
+        # Replaced as a whole, so that scrapes that run at once need no lock.
+        self._labels: dict[ref[MappedFile], _FileLabels] = {}
+
+    def describe(self) -> Iterable[Metric]:
+        """Name the metrics without asking any file; called when the collector is registered."""
+        return list(_Families())
+
+    def collect(self) -> Iterable[Metric]:
+        """Take a snapshot of every open file; called by a scrape."""
+        families = _Families()
+        files = self._open_files()
+        labels = self._label(files)
+        for file in files:
+            families.add(labels[ref(file)], file.statistics())
+        return list(families)
+
+    def _open_files(self) -> list[MappedFile]:
+        found: dict[MappedFile, None] = {}  # in order, and each file once
+        for source in [reference() for reference in self._sources]:
+            if isinstance(source, Hub):
+                found.update(dict.fromkeys(source.files))
+            elif source is not None and not source.closed:
+                found[source] = None
+        return list(found)
+
+    def _label(self, files: list[MappedFile]) -> dict[ref[MappedFile], _FileLabels]:
+        """Keep the labels that files have, and give others the first that are free (P1)."""
+        before = self._labels
+        labels = {key: before[key] for key in map(ref, files) if key in before}
+        taken = set(labels.values())
+        for file in files:
+            if ref(file) not in labels:
+                free = (label for label in _openings(file.path) if label not in taken)
+                labels[ref(file)] = label = next(free)
+                taken.add(label)
+        self._labels = labels
+        return labels
+
+
+def _openings(path: str) -> Iterator[_FileLabels]:
+    """Yield the labels a file may have, the usual ones first."""
+    # A path need not be UTF-8, but an exposition is: one such path would fail the whole scrape.
+    printable = path.encode("utf-8", "backslashreplace").decode()
+    return ((printable, str(number)) for number in itertools.count())
+
+
+class _Families:
+    """All metrics of one scrape."""
+
+    def __init__(self) -> None:
+        self.reads = _counter("reads", "Reads, by the way they were answered.", "way")
+        self.fell_back = _counter("fell_back_reads", "Reads whose data was not in memory.")
+        self.writes = _counter("writes", "Writes, by the way they were stored.", "way")
+        self.flushes = _counter("flushes", "Flushes that ran.")
+        self.flushed = _counter("flushed_bytes", "Bytes in the dirty pages flushed.", unit="bytes")
+        self.faults = _counter("faults", "Copies that met a page that could not be reached.")
+        self.seconds = _summary("flush_duration_seconds", "How long flushes took.", "seconds")
+        self.group = _summary("flush_group_requests", "Requests that one flush answered.")
+        self.dirty = _gauge("dirty_bytes", "Bytes in pages not flushed since stored to.", "bytes")
+        self.oldest = _gauge("oldest_dirty_seconds", "Age of the oldest dirty byte.", "seconds")
+        self.leases = _gauge("leases", "Views that pin the mapping.")
+
+    def __iter__(self) -> Iterator[Metric]:
+        return iter(vars(self).values())
+
+    def add(self, file: _FileLabels, found: FileStatistics) -> None:
+        """Add the samples of one file."""
+        self.reads.add_metric([*file, "inline"], found.inline_reads)
+        self.reads.add_metric([*file, "offloaded"], found.offloaded_reads)
+        self.fell_back.add_metric(file, found.fell_back_reads)
+        self.writes.add_metric([*file, "inline"], found.inline_writes)
+        self.writes.add_metric([*file, "offloaded"], found.offloaded_writes)
+        self.flushes.add_metric(file, found.flushes)
+        self.flushed.add_metric(file, found.flushed_bytes)
+        self.faults.add_metric(file, found.faults)
+        _add_distribution(self.seconds, file, found.flush_seconds)
+        _add_distribution(self.group, file, found.flush_group)
+        self.dirty.add_metric(file, found.dirty_bytes)
+        self.oldest.add_metric(file, found.oldest_dirty_seconds or 0.0)
+        self.leases.add_metric(file, found.leases)
+
+
+def _counter(name: str, text: str, *labels: str, unit: str = "") -> CounterMetricFamily:
+    return CounterMetricFamily(f"aiommap_{name}", text, labels=[*_FILE, *labels], unit=unit)
+
+
+def _gauge(name: str, text: str, unit: str = "") -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"aiommap_{name}", text, labels=_FILE, unit=unit)
+
+
+def _summary(name: str, text: str, unit: str = "") -> SummaryMetricFamily:
+    return SummaryMetricFamily(f"aiommap_{name}", text, labels=_FILE, unit=unit)
+
+
+def _add_distribution(family: SummaryMetricFamily, file: _FileLabels, found: Distribution) -> None:
+    for quantile, value in (("0.5", found.p50), ("0.99", found.p99)):
+        labels = {**dict(zip(_FILE, file, strict=True)), "quantile": quantile}
+        family.add_sample(family.name, labels, value if found.count else float("nan"))
+    family.add_metric(file, found.count, found.total)

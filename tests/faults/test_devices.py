@@ -1,0 +1,353 @@
+"""Devices that fail and disks that fill up: real ones, made of loop devices; needs root.
+
+The failing device is an ext4 on a loop device over a sparse file in a small tmpfs. Cutting the
+device short makes reads and writes beyond the cut fail with EIO; filling the tmpfs makes writes of
+blocks that were never written fail with ENOSPC. Both can be undone, as when somebody plugs the
+cable in again: exactly then a later flush would succeed although data is lost.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from contextlib import ExitStack, asynccontextmanager, suppress
+
+import pytest
+
+import aiommap
+from aiommap import PAGE_SIZE as PAGE
+from aiommap import Advice, FlushPolicy
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+DEVICE_BYTES = 64 << 20
+BLOCK_BYTES = 4096
+PAGES = 256
+#: What lies from here on is beyond the cut of a device that fails.
+COLD = 64 * PAGE
+#: ioctl(2): the number of a file's block on its device.
+FIBMAP = 1
+#: loop(4): struct loop_info64, and where its lo_sizelimit lies.
+LOOP_SET_STATUS64, LOOP_GET_STATUS64 = 0x4C04, 0x4C05
+LOOP_INFO_BYTES, SIZE_LIMIT_AT = 232, 32
+
+PIN = """
+import sys, anyio, aiommap
+path, offset = sys.argv[1], int(sys.argv[2])
+
+async def main():
+    async with aiommap.open(path) as f:
+        try:
+            async with f.locked(offset):
+                print("pinned what cannot be read")
+        except aiommap.MappingFaultError as error:
+            print(error.offset)
+
+anyio.run(main)
+"""
+
+
+@pytest.fixture
+def anyio_backend():
+    """A device does not know which loop asks for it."""
+    return "asyncio"
+
+
+class Disk:
+    """An ext4 of its own, in ``folder``, that can be made to fail and to work again."""
+
+    def __init__(self, stack, tmp_path, size):
+        self._store, self.folder = tmp_path / "store", tmp_path / "disk"
+        self._store.mkdir()
+        self.folder.mkdir()
+        self._mount(stack, self._store, "-t", "tmpfs", "-o", "size=16m", "tmpfs")
+        image = self._store / "image"
+        image.touch()
+        os.truncate(image, size)
+        self._loop = must("losetup", "--find", "--show", str(image)).strip()
+        stack.callback(must, "losetup", "--detach", self._loop)
+        # No journal: its failing would turn every later error into one about the journal.
+        must("mkfs.ext4", "-qFb", str(BLOCK_BYTES), "-O", "^has_journal", self._loop)
+        self._mount(stack, self.folder, "-o", "errors=continue", self._loop)
+
+    @staticmethod
+    def _mount(stack, folder, *arguments):
+        must("mount", *arguments, str(folder))
+        # Lazy: whatever a failed test holds open must not keep the machine from being cleaned up.
+        stack.callback(must, "umount", "--lazy", str(folder))
+
+    def watch(self, path):
+        """Take this file, whose blocks lie in a row, for the one that will be cut at COLD."""
+        with open(path, "rb") as file:
+            (first,) = struct.unpack("i", fcntl.ioctl(file, FIBMAP, struct.pack("i", 0)))
+        self._cold = first * BLOCK_BYTES + COLD
+
+    def fail(self, number):
+        """Make what reaches for the cold part of the watched file fail with this errno.
+
+        With ENOSPC, of that only writes of blocks that were never written before.
+        """
+        if number == errno.EIO:
+            self._cut(self._cold)
+        else:
+            fill(self._store / "filler")
+
+    def work_again(self):
+        self._cut(0)
+        (self._store / "filler").unlink(missing_ok=True)
+
+    def _cut(self, limit):
+        with open(self._loop, "rb") as device:
+            info = bytearray(LOOP_INFO_BYTES)
+            fcntl.ioctl(device, LOOP_GET_STATUS64, info)
+            struct.pack_into("=Q", info, SIZE_LIMIT_AT, limit)
+            fcntl.ioctl(device, LOOP_SET_STATUS64, info)
+
+
+def must(*command):
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise OSError(f"{' '.join(command)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def fill(path):
+    """Make a file as large as there is room for."""
+    with open(path, "wb", buffering=0) as filler, suppress(OSError):
+        while filler.write(bytes(PAGE)):
+            pass
+
+
+def make_disk(tmp_path, size):
+    """Yield a disk, or skip the test with the reason why there can be none."""
+    for tool in ("losetup", "mkfs.ext4", "mount", "umount"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed")
+    if os.geteuid():
+        pytest.skip("making a device needs root")
+    with ExitStack() as stack:
+        try:
+            disk = Disk(stack, tmp_path, size)
+        except OSError as error:
+            pytest.skip(f"no loop device to be had here: {error}")
+        yield disk
+        disk.work_again()
+
+
+@pytest.fixture
+def disk(tmp_path):
+    yield from make_disk(tmp_path, DEVICE_BYTES)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    yield from make_disk(tmp_path, 4 << 20)
+
+
+@pytest.fixture(params=[errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
+def failure(request):
+    return request.param
+
+
+@asynccontextmanager
+async def opened(disk, **options):
+    """A file with every block allocated and its first page on the device."""
+    f = await aiommap.open(disk.folder / "file", "x+", size=PAGES * PAGE, **options)
+    try:
+        await f.write(0, b"safe")
+        await f.flush()
+        disk.watch(f.path)
+        yield f
+    finally:
+        with suppress(aiommap.FlushError):  # told before, or not what the test is about
+            await f.aclose()
+
+
+async def expect_latched(f, receipt, number):
+    """Every later promise is refused, with the errno of the first failure, and reads go on."""
+    for verb in (
+        lambda: f.write(0, b"x"),
+        lambda: f.write(0, b"x" * (PAGES // 2) * PAGE),
+        lambda: f.write_many([(0, b"x")]),
+        f.flush,
+        lambda: f.flush_range(0, PAGE),
+        lambda: f.flush_range(receipt),
+        receipt.wait_durable,
+        lambda: f.resize(2 * PAGES * PAGE),
+    ):
+        with pytest.raises(aiommap.FlushError, match="flush failed") as caught:
+            await verb()
+        assert caught.value.errno == number
+    assert not receipt.durable
+    assert await f.read(0, 4) == b"safe"
+    with pytest.raises(aiommap.FlushError, match="flush failed") as caught:
+        await f.aclose()
+    assert (caught.value.errno, f.closed) == (number, True)
+
+
+async def test_a_failed_write_back_latches_also_once_the_device_works_again(disk, failure):
+    async with opened(disk) as f:
+        receipt = await f.write(100 * PAGE, b"lost" * 5 * PAGE)
+        disk.fail(failure)
+        with pytest.raises(aiommap.FlushError, match=os.strerror(failure)) as caught:
+            await f.flush()
+        assert caught.value.errno == failure
+        assert caught.value.path == str(disk.folder / "file")
+        assert caught.value.ranges == ((100 * PAGE, 120 * PAGE),)
+        disk.work_again()
+        await expect_latched(f, receipt, failure)
+
+
+async def test_a_failed_flush_of_a_range_latches(disk, failure):
+    async with opened(disk) as f:
+        receipt = await f.write(100 * PAGE, b"lost")
+        disk.fail(failure)
+        with pytest.raises(aiommap.FlushError, match=os.strerror(failure)):
+            await f.flush_range(receipt)
+        disk.work_again()
+        await expect_latched(f, receipt, failure)
+
+
+async def test_write_back_that_fails_unasked_is_told_by_the_next_flush(disk, failure):
+    """By then the kernel holds the pages for clean, and the device works: no flush may succeed."""
+    async with opened(disk) as f:
+        receipt = await f.write(100 * PAGE, b"lost")
+        disk.fail(failure)
+        await f.start_writeback()
+        # Another descriptor waits for the write-back to end, and is told of the failure as well.
+        fd = os.open(f.path, os.O_RDONLY)
+        with pytest.raises(OSError, match=os.strerror(failure)):
+            os.fsync(fd)
+        os.close(fd)
+        disk.work_again()
+        with pytest.raises(aiommap.FlushError, match=os.strerror(failure)):
+            await f.flush()
+        await expect_latched(f, receipt, failure)
+
+
+async def test_a_durable_write_to_a_failing_device_raises(disk, failure):
+    async with opened(disk, flush=FlushPolicy.always()) as f:
+        receipt = await f.write(PAGE, b"fine")
+        assert receipt.durable
+        disk.fail(failure)
+        with pytest.raises(aiommap.FlushError, match=os.strerror(failure)):
+            await f.write(100 * PAGE, b"lost")
+        with pytest.raises(aiommap.FlushError, match="flush failed"):
+            await f.write(PAGE, b"x")
+        assert receipt.durable
+        assert await f.read(PAGE, 4) == b"fine"
+        with pytest.raises(aiommap.FlushError, match="flush failed"):
+            await f.aclose()
+
+
+async def test_a_close_that_cannot_flush_raises_and_closes(disk, failure):
+    async with opened(disk) as f:
+        await f.write(100 * PAGE, b"lost")
+        disk.fail(failure)
+        with pytest.raises(aiommap.FlushError, match=os.strerror(failure)):
+            await f.aclose()
+        assert f.closed
+        links = [os.readlink(f"/proc/self/fd/{fd.name}") for fd in os.scandir("/proc/self/fd")]
+        assert f.path not in links
+
+
+UNREADABLE = {
+    "read": lambda f: f.read(COLD, 2 * PAGE),
+    "read_into": lambda f: f.read_into(COLD, bytearray(2 * PAGE)),
+    "read_many": lambda f: f.read_many([(0, 4), (COLD, PAGE)]),
+    # Parts of pages: the rest of each has to be read. A whole page is stored without.
+    "write": lambda f: f.write(COLD, b"x" * 100),
+    "write_many": lambda f: f.write_many([(0, b"safe"), (COLD, b"x")]),
+    "prewarm": lambda f: f.prewarm(COLD),
+}
+
+
+@asynccontextmanager
+async def opened_cold(disk):
+    """All from COLD on is on the device only, in blocks that were written to."""
+    async with opened(disk) as f:
+        await f.write(COLD, b"cold" * (PAGES * PAGE - COLD >> 2))
+        await f.flush()
+        await f.advise(Advice.DONT_NEED, COLD)
+        assert (await f.residency(COLD)).resident == 0
+        yield f
+
+
+@pytest.mark.parametrize("verb", UNREADABLE.values(), ids=UNREADABLE)
+async def test_an_unreadable_page_is_a_typed_error_and_the_rest_stays_usable(disk, verb):
+    async with opened_cold(disk) as f:
+        disk.fail(errno.EIO)
+        with pytest.raises(aiommap.MappingFaultError, match="device or file system") as caught:
+            await verb(f)
+        error = caught.value
+        assert (error.offset, error.copied) == (COLD, 0)
+        assert (error.size, error.path) == (PAGES * PAGE, f.path)
+        assert await f.read(0, 4) == b"safe"
+        disk.work_again()
+        assert await f.read(COLD, 4) == b"cold"
+        await f.write(COLD, b"warm")
+        await f.flush()
+
+
+async def test_residency_and_advice_need_no_device(disk):
+    async with opened_cold(disk) as f:
+        disk.fail(errno.EIO)
+        assert (await f.residency(COLD)).resident == 0
+        await f.advise(Advice.RANDOM)
+        disk.work_again()
+
+
+async def test_pinning_an_unreadable_page_is_a_typed_error(disk):
+    """In a process of its own: mlock2(2) of such a page can go on for ever."""
+    async with opened_cold(disk) as f:
+        disk.fail(errno.EIO)
+        done = subprocess.run(
+            [sys.executable, "-c", PIN, f.path, str(COLD)],
+            capture_output=True,
+            text=True,
+            timeout=5,
+        )
+        assert done.stdout == f"{COLD}\n", done.stderr
+        disk.work_again()
+
+
+async def test_a_full_disk_refuses_files_and_growth_and_leaves_nothing(small_disk):
+    path = small_disk.folder / "file"
+    for mode in ("x+", "w+"):
+        with pytest.raises(OSError, match="No space") as caught:
+            await aiommap.open(path, mode, size=8 << 20)
+        assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
+        assert not path.exists()
+    async with aiommap.open(path, "x+", size=PAGE) as f:
+        await f.write(0, b"safe")
+        with pytest.raises(OSError, match="No space") as caught:
+            await f.resize(8 << 20)
+        assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
+        assert (f.size, path.stat().st_size) == (PAGE, PAGE)
+        await f.resize(2 * PAGE)
+        assert await f.read(0, 4) == b"safe"
+
+
+async def test_a_sparse_write_to_a_full_disk_stores_nothing_and_latches_nothing(small_disk):
+    path = small_disk.folder / "file"
+    async with aiommap.open(path, "x+", size=8 << 20, sparse=True) as f:
+        await f.write(0, b"safe")
+        fill(small_disk.folder / "filler")
+        for verb in (
+            lambda: f.write(4 << 20, b"x"),
+            lambda: f.write(4 << 20, b"x" * PAGE * 20),
+            lambda: f.write_many([(4 << 20, b"x" * PAGE)]),
+        ):
+            with pytest.raises(OSError, match="No space") as caught:
+                await verb()
+            assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
+        assert await f.read(4 << 20, PAGE * 20) == bytes(PAGE * 20)
+        (small_disk.folder / "filler").unlink()
+        await f.write(4 << 20, b"room again")
+        await f.flush()
+    assert path.read_bytes()[:4] == b"safe"

@@ -1,0 +1,90 @@
+"""kill -9 at random moments: what was acknowledged is in the file, whatever the policy.
+
+A process crash leaves the page cache to the kernel, so this proves order and bookkeeping: nothing
+is acknowledged that was not stored. What a power cut does is for ``tests/powercut``.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+
+import anyio
+import pytest
+
+from faults import kill_writers
+from faults.kill_writers import POLICIES, RECORDS, WRITERS, content, durable_log
+
+pytestmark = pytest.mark.slow
+
+RUNS_EACH = 24
+LOGS, LIVES = 8, 7
+assert RUNS_EACH * len(POLICIES) + LOGS * LIVES == 200
+
+#: Lines that a writer writes. Few runs end while it opens the file, and none when all is written.
+LINES = 2 + WRITERS * RECORDS
+
+
+@pytest.fixture(scope="module")
+def kill():
+    """Run a writer until it is killed; return what it acknowledged."""
+    command = [sys.executable, "-W", "error", kill_writers.__file__]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def kill(what, path, seed, draw):
+        patience = draw.randrange(1, draw.choice([3, 20, LINES, LINES]))
+        run = [what, str(path), seed, patience, draw.uniform(0, 0.003)]
+        print(json.dumps(run), file=server.stdin, flush=True)
+        answer = json.loads(server.stdout.readline())
+        assert answer["killed"], "the writer ended by itself: see its traceback"
+        assert len(answer["acknowledged"]) >= patience - 2
+        return answer["acknowledged"]
+
+    with server:
+        yield kill
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_acknowledged_writes_are_in_the_file(kill, tmp_path, policy):
+    draw = random.Random(policy)
+    for number in range(RUNS_EACH):
+        path, seed = tmp_path / str(number), draw.getrandbits(32)
+        acknowledged = kill(policy, path, seed, draw)
+        found = path.read_bytes() if acknowledged else b""
+        for writer, index, place in acknowledged:
+            data = content(seed, writer, index)
+            assert found[place : place + len(data)] == data, (seed, writer, index)
+
+
+@pytest.mark.parametrize("number", range(LOGS))
+def test_the_durable_log_recovers_all_acknowledged_records(kill, tmp_path, number):
+    """Each life begins with the recovery of the last one; we look at every second one only."""
+    draw, path = random.Random(number), tmp_path / "log"
+    acknowledged, seeds = {}, []
+    for life in range(LIVES):
+        seeds.append(draw.getrandbits(32))
+        for writer, index, sequence in kill("log", path, seeds[-1], draw):
+            acknowledged[sequence] = content(seeds[-1], writer, index)
+        if life % 2 == 0:
+            records = anyio.run(recovered, path)
+            for sequence, data in acknowledged.items():
+                assert records[sequence] == data, (seeds, sequence)
+            assert_submitted(records, seeds)
+
+
+def assert_submitted(records, seeds):
+    """Each record is one that was submitted, once, and each writer's are in order."""
+    numbers = [tuple(map(int, record.split(b" ", 3)[:3])) for record in records]
+    for seed_writer_index, record in zip(numbers, records, strict=True):
+        assert record == content(*seed_writer_index)
+    for seed in seeds:
+        for writer in range(WRITERS):
+            mine = [index for s, w, index in numbers if (s, w) == (seed, writer)]
+            assert mine == list(range(len(mine)))
+
+
+async def recovered(path):
+    async with durable_log.DurableLog.open(path) as log:
+        return [record.data async for record in log.records()]

@@ -1,0 +1,376 @@
+"""Which system calls make bytes durable: exactly those that docs/durability.md promises.
+
+Each case is a script under strace(1). What is not listed was not called: no sync that nobody was
+promised, and none twice.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+
+from faults.tracing import missing, trace
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def strace():
+    lacking = missing()
+    if lacking is not None:
+        pytest.skip(lacking)
+
+
+@pytest.fixture
+def syncs(strace, path, tmp_path):
+    """Run a script that finds its file of sixteen pages at ``path``; return its syncs by phase."""
+    return partial(trace, path=path, log=tmp_path / "log")
+
+
+# Policies: what is flushed unasked.
+
+
+def test_never_flushes_nothing_unasked_not_even_at_close(syncs):
+    assert syncs("""
+        async with aiommap.open(path, "r+", flush=FlushPolicy.never()) as f:
+            mark("written")
+            for i in range(100):
+                await f.write(i, b"x" * PAGE)
+            await f.resize(20 * PAGE)
+            with f.view(0, PAGE) as view:
+                view.memory[0] = 1
+            mark("closed")
+    """) == {"open": [], "written": [], "closed": []}
+
+
+def test_never_creates_and_closes_a_file_without_any_sync(syncs, path):
+    path.unlink()
+    assert syncs("""
+        async with aiommap.open(path, "x+", size=PAGE, flush=FlushPolicy.never()) as f:
+            mark("written")
+            await f.write(0, b"x")
+            mark("closed")
+    """) == {"open": [], "written": [], "closed": []}
+
+
+def test_manual_flushes_what_is_dirty_at_close(syncs):
+    assert syncs("""
+        async with aiommap.open(path, "r+", flush=FlushPolicy.manual()) as f:
+            mark("written")
+            for i in range(100):
+                await f.write(i, b"x" * PAGE)
+            mark("closed")
+    """) == {"open": [], "written": [], "closed": ["fdatasync file"]}
+
+
+def test_manual_flushes_nothing_at_close_when_all_is_durable(syncs):
+    assert syncs("""
+        async with aiommap.open(path, "r+") as f:
+            await f.write(0, b"x")
+            mark("flushed")
+            await f.flush()
+            mark("closed")
+    """) == {"open": [], "flushed": ["fdatasync file"], "closed": []}
+
+
+def test_always_syncs_once_a_write_and_not_at_close(syncs):
+    assert syncs("""
+        async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
+            mark("first")
+            await f.write(0, b"x")
+            mark("second")
+            await f.write(7 * PAGE, b"y" * PAGE)
+            mark("several")
+            await f.write_many([(i * PAGE, b"z") for i in range(16)])
+            mark("closed")
+    """) == {
+        "open": [],
+        "first": ["fdatasync file"],
+        "second": ["fdatasync file"],
+        "several": ["fdatasync file"],
+        "closed": [],
+    }
+
+
+def test_always_answers_concurrent_writes_with_the_flush_under_way_and_the_next(syncs):
+    found = syncs("""
+        async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
+            mark("together")
+            async with anyio.create_task_group() as group:
+                for i in range(50):
+                    group.start_soon(f.write, i * 100, b"x" * 100)
+            mark("closed")
+    """)
+    assert set(found["together"]) == {"fdatasync file"}
+    assert len(found["together"]) <= 2
+    assert found["closed"] == []
+
+
+def test_always_flushes_at_close_what_views_stored(syncs):
+    assert syncs("""
+        async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
+            mark("stored")
+            with f.view(0, PAGE) as view:
+                view.memory[0] = 1
+            mark("closed")
+    """) == {"open": [], "stored": [], "closed": ["fdatasync file"]}
+
+
+def test_every_bytes_syncs_once_that_many_were_written(syncs):
+    assert syncs("""
+        async with aiommap.open(path, "r+", flush=FlushPolicy.every_bytes(1000)) as f:
+            mark("short of it")
+            await f.write(0, b"x" * 999)
+            mark("reached")
+            receipt = await f.write(0, b"y")
+            await until(lambda: receipt.durable)
+            mark("short again")
+            await f.write(0, b"x" * 999)
+            mark("closed")
+    """) == {
+        "open": [],
+        "short of it": [],
+        "reached": ["fdatasync file"],
+        "short again": [],
+        "closed": ["fdatasync file"],
+    }
+
+
+def test_every_writes_syncs_once_that_many_were_made(syncs):
+    assert syncs("""
+        async with aiommap.open(path, "r+", flush=FlushPolicy.every_writes(3)) as f:
+            mark("short of it")
+            await f.write(0, b"x" * PAGE)
+            await f.write(0, b"x" * PAGE)
+            mark("reached")
+            receipt = await f.write(0, b"y")
+            await until(lambda: receipt.durable)
+            mark("closed")
+    """) == {"open": [], "short of it": [], "reached": ["fdatasync file"], "closed": []}
+
+
+def test_every_interval_syncs_what_is_dirty_and_lets_a_clean_file_rest(syncs):
+    """A second file, kept dirty by a view, tells how many intervals the first one rests."""
+    found = syncs("""
+        policy = FlushPolicy.every_interval(0.02)
+        async with aiommap.open(path, "r+", flush=policy) as f:
+            mark("due")
+            receipt = await f.write(0, b"x")
+            await until(lambda: receipt.durable)
+            mark("clean")
+            async with aiommap.open(path + "-clock", "w+", size=PAGE, flush=policy) as clock:
+                with clock.view() as view, view.memory:
+                    await until(lambda: clock.statistics().flushes == 5)
+            mark("closed")
+    """)
+    assert found["due"] == ["fdatasync file"]
+    assert found["clean"].count("fdatasync file-clock") >= 4
+    assert "fdatasync file" not in found["clean"]
+    assert found["closed"] == []
+
+
+def test_max_dirty_syncs_before_the_write_that_has_no_room(syncs):
+    assert syncs("""
+        async with aiommap.open(path, "r+", flush=FlushPolicy.max_dirty(2 * PAGE)) as f:
+            mark("room")
+            await f.write(0, b"x" * PAGE)
+            await f.write(PAGE, b"x" * PAGE)
+            await f.write(0, b"x" * PAGE)
+            mark("no room")
+            await f.write(2 * PAGE, b"x")
+            mark("room again")
+            await f.write(3 * PAGE, b"x")
+            mark("closed")
+    """) == {
+        "open": [],
+        "room": [],
+        "no room": ["fdatasync file"],
+        "room again": [],
+        "closed": ["fdatasync file"],
+    }
+
+
+# Verbs: what a request does, whatever the policy.
+
+
+@pytest.mark.parametrize("policy", ["never", "manual"])
+def test_flush_syncs_metadata_only_after_a_change_of_size_and_a_clean_file_never(syncs, policy):
+    assert syncs(f"""
+        async with aiommap.open(path, "r+", flush=FlushPolicy.{policy}()) as f:
+            await f.write(0, b"x" * 9 * PAGE)
+            mark("dirty")
+            await f.flush()
+            mark("clean")
+            await f.flush()
+            await f.flush_range(0, PAGE)
+            await f.resize(20 * PAGE)
+            mark("resized")
+            await f.flush()
+            await f.punch_hole(0, PAGE)
+            mark("punched")
+            await f.flush()
+            await f.write(0, b"y")
+            mark("dirty again")
+            await f.flush()
+            mark("closed")
+    """) == {
+        "open": [],
+        "dirty": ["fdatasync file"],
+        "clean": [],
+        "resized": ["fsync file"],
+        "punched": ["fsync file"],
+        "dirty again": ["fdatasync file"],
+        "closed": [],
+    }
+
+
+def test_flush_range_syncs_from_its_first_to_its_last_dirty_page_in_one_call(syncs):
+    assert syncs("""
+        async with aiommap.open(path, "r+") as f:
+            for i in (1, 4, 6, 9):
+                await f.write(i * PAGE + 5, b"x")
+            mark("part", f)
+            await f.flush_range(3 * PAGE + 100, 5 * PAGE)
+            mark("clean part", f)
+            await f.flush_range(3 * PAGE, 5 * PAGE)
+            mark("all that is dirty", f)
+            await f.flush_range(PAGE, 9 * PAGE)
+            mark("closed")
+    """) == {
+        "open": [],
+        "part": ["msync pages 4-6 MS_SYNC"],
+        "clean part": [],
+        "all that is dirty": ["fdatasync file"],
+        "closed": [],
+    }
+
+
+@pytest.mark.parametrize("verb", ["f.flush_range({})", "{}.wait_durable()"], ids=["range", "wait"])
+@pytest.mark.parametrize("policy", ["never", "manual"])
+def test_a_receipt_syncs_its_own_pages_once(syncs, verb, policy):
+    assert syncs(f"""
+        async with aiommap.open(path, "r+", flush=FlushPolicy.{policy}()) as f:
+            first = await f.write(2 * PAGE + 5, b"x" * PAGE)
+            second = await f.write(9 * PAGE, b"y")
+            mark("one of two", f)
+            await {verb.format("first")}
+            mark("known to be durable", f)
+            await {verb.format("first")}
+            mark("the other", f)
+            await {verb.format("second")}
+            mark("closed")
+    """) == {
+        "open": [],
+        "one of two": ["msync pages 2-3 MS_SYNC"],
+        "known to be durable": [],
+        "the other": ["fdatasync file"],
+        "closed": [],
+    }
+
+
+def test_start_writeback_starts_and_promises_nothing(syncs):
+    assert syncs("""
+        async with aiommap.open(path, "r+") as f:
+            await f.write(0, b"x" * 16 * PAGE)
+            mark("part", f)
+            await f.start_writeback(3 * PAGE, 2 * PAGE)
+            mark("whole", f)
+            await f.start_writeback()
+            mark("closed")
+    """) == {
+        "open": [],
+        "part": ["sync_file_range file pages 3-4 SYNC_FILE_RANGE_WRITE"],
+        "whole": ["sync_file_range file pages 0-15 SYNC_FILE_RANGE_WRITE"],
+        "closed": ["fdatasync file"],
+    }
+
+
+@pytest.mark.parametrize("mode", ["r", "c"])
+def test_modes_whose_stores_reach_no_file_sync_nothing(syncs, mode):
+    assert syncs(f"""
+        async with aiommap.open(path, "{mode}", flush=FlushPolicy.always()) as f:
+            if f.mode == "c":
+                await f.write(0, b"private")
+            mark("asked")
+            await f.flush()
+            await f.flush_range(0, PAGE)
+            await f.start_writeback()
+            mark("closed")
+    """) == {"open": [], "asked": [], "closed": []}
+
+
+# New files: the directory entry.
+
+FIRST_ANSWERS = {
+    "flush": "await f.flush()",
+    "flush_range": "await f.flush_range(0, f.size)",
+    "receipt": "await (await f.write(0, b'x')).wait_durable()",
+    "always": "f.flush_policy = FlushPolicy.always(); await f.write(0, b'x')",
+}
+
+
+@pytest.mark.parametrize("answer", FIRST_ANSWERS.values(), ids=FIRST_ANSWERS)
+@pytest.mark.parametrize("mode", ["x+", "w+"])
+def test_the_first_durable_answer_of_a_new_file_syncs_its_directory_once(syncs, path, mode, answer):
+    path.unlink()
+    assert syncs(f"""
+        async with aiommap.open(path, "{mode}", size=2 * PAGE) as f:
+            mark("first")
+            {answer}
+            f.flush_policy = FlushPolicy.manual()
+            await f.write(PAGE, b"y")
+            mark("second")
+            await f.flush()
+            mark("closed")
+    """) == {
+        "open": [],
+        "first": ["fsync file", "fsync directory"],
+        "second": ["fdatasync file"],
+        "closed": [],
+    }
+
+
+def test_closing_a_new_file_makes_size_and_name_durable_although_nothing_was_written(syncs, path):
+    path.unlink()
+    assert syncs("""
+        async with aiommap.open(path, "x+", size=PAGE):
+            mark("closed")
+    """) == {"open": [], "closed": ["fsync file", "fsync directory"]}
+
+
+def test_a_file_that_was_overwritten_has_its_name_already(syncs):
+    assert syncs("""
+        async with aiommap.open(path, "w+", size=PAGE) as f:
+            mark("flushed")
+            await f.flush()
+            mark("closed")
+    """) == {"open": [], "flushed": ["fsync file"], "closed": []}
+
+
+@pytest.mark.parametrize("change", ["f.resize(20 * PAGE)", "f.punch_hole(0, PAGE)"])
+@pytest.mark.parametrize("page", [0, 9], ids=["dirty", "clean"])
+def test_a_range_after_a_change_of_size_or_blocks_is_a_flush_of_everything(syncs, change, page):
+    """Only fsync(2) syncs a size, and a range that is clean is no less in need of it (I4)."""
+    assert syncs(f"""
+        async with aiommap.open(path, "r+") as f:
+            await {change}
+            await f.write(0, b"x")
+            await f.write(5 * PAGE, b"y")
+            mark("range")
+            await f.flush_range({page} * PAGE, PAGE)
+            mark("closed")
+    """) == {"open": [], "range": ["fsync file"], "closed": []}
+
+
+@pytest.mark.parametrize("page", [0, 9], ids=["dirty", "clean"])
+def test_a_range_of_a_new_file_syncs_size_and_name_too(syncs, path, page):
+    path.unlink()
+    assert syncs(f"""
+        async with aiommap.open(path, "x+", size=16 * PAGE) as f:
+            await f.write(0, b"x")
+            await f.write(5 * PAGE, b"y")
+            mark("range")
+            await f.flush_range({page} * PAGE, PAGE)
+            mark("closed")
+    """) == {"open": [], "range": ["fsync file", "fsync directory"], "closed": []}

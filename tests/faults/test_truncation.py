@@ -1,0 +1,341 @@
+"""Truncated, replaced or removed by another process, in the middle of a verb.
+
+What must happen at a certain moment is done there, by a hook in the worker thread; what can only
+be hit by chance is raced for, in processes of their own, since a lost race could kill them.
+"""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+
+import pytest
+
+import aiommap
+from aiommap import PAGE_SIZE as PAGE
+from aiommap import Advice, FlushPolicy
+from aiommap._flush import Flusher
+from aiommap._workers import Workers
+
+pytestmark = pytest.mark.anyio
+
+#: Larger than what any verb does inline, and what is left of it: no whole number of pages.
+SIZE, KEPT = 512 * PAGE, 100 * PAGE + 7
+
+RACE = """
+import errno, os, signal, sys, anyio, aiommap
+path, verb, backend, times = *sys.argv[1:4], int(sys.argv[4])
+PAGE = aiommap.PAGE_SIZE
+SIZE, KEPT = os.stat(path).st_size, 100 * PAGE + 7
+
+async def read(f): await f.read(0, SIZE)
+async def read_into(f): await f.read_into(0, bytearray(SIZE))
+async def residency(f): assert (await f.residency()).total == SIZE // PAGE
+async def chunks(f): assert sum([len(c) async for c in f.chunks(300 * PAGE)]) == SIZE
+async def flush(f):
+    await f.write(200 * PAGE, b"w" * PAGE)
+    await f.flush()
+async def locked(f):
+    async with f.locked():
+        await f.read(200 * PAGE, PAGE)
+        await f.write(200 * PAGE, b"w" * PAGE)
+
+def race(parent):
+    while os.getppid() == parent:
+        os.truncate(path, KEPT)
+        os.truncate(path, SIZE)
+    os._exit(0)
+
+def check(error):
+    if isinstance(error, aiommap.MappingFaultError):
+        assert 0 <= error.offset < SIZE and error.copied >= 0, error
+        assert error.size in (KEPT, SIZE) and error.path == path, error
+    else:
+        assert all(0 <= start < end <= SIZE for start, end in error.ranges), error
+        assert error.errno == errno.EIO and error.path == path, error
+
+async def attempt():
+    # Until a flush fails, which latches; tells how often the verb was run.
+    done = 0
+    f = await aiommap.open(path, "r+", flush=aiommap.FlushPolicy.never())
+    try:
+        while f.size == SIZE and done < times:
+            done += 1
+            try:
+                await globals()[verb](f)
+            except aiommap.MappingFaultError as error:
+                check(error)
+    except aiommap.FlushError as error:
+        check(error)
+    finally:
+        try:
+            await f.aclose()
+        except aiommap.FlushError as error:
+            check(error)
+    return done
+
+async def main():
+    done = 0
+    while done < times:
+        done += await attempt()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    async with aiommap.open(path, "r+") as f:
+        await f.write(0, b"usable")
+        await f.flush()
+        assert await f.read(0, 6) == b"usable"
+    print("alive")
+
+parent = os.getpid()
+child = os.fork()
+if not child:
+    race(parent)
+anyio.run(main, backend=backend)
+"""
+
+
+class Moment:
+    """Runs an action once: in the next worker thread, before what that was called for."""
+
+    def __init__(self):
+        self.action = None
+
+    def wrap(self, function):
+        action, self.action = self.action, None
+        if action is None:
+            return function
+
+        def run():
+            action()
+            return function()
+
+        return run
+
+
+@pytest.fixture
+def moment(monkeypatch):
+    made = Moment()
+    start = Workers._start
+    monkeypatch.setattr(
+        Workers,
+        "_start",
+        lambda self, limiter, function, ended: start(self, limiter, made.wrap(function), ended),
+    )
+    return made
+
+
+@pytest.fixture
+def path(tmp_path):
+    made = tmp_path / "file"
+    made.write_bytes(b"o" * SIZE)
+    return made
+
+
+async def check_usable(f, path):
+    """What is left of the file reads, takes stores, and can be made durable."""
+    assert await f.read(0, KEPT) == path.read_bytes()
+    receipt = await f.write(0, b"still here")
+    await f.flush()
+    assert receipt.durable
+    assert path.read_bytes()[:10] == b"still here"
+
+
+FAULTS = {
+    "read": (lambda f: f.read(0, SIZE), KEPT),
+    "read_far": (lambda f: f.read(SIZE // 2 - PAGE, SIZE // 2 + PAGE), 0),
+    "read_into": (lambda f: f.read_into(0, bytearray(SIZE)), KEPT),
+    "read_many": (lambda f: f.read_many([(0, SIZE), (0, 1)]), KEPT),
+    "write": (lambda f: f.write(0, b"n" * SIZE), 0),
+    "write_many": (lambda f: f.write_many([(SIZE // 2, b"n" * PAGE * 200)]), 0),
+    "prewarm": (lambda f: f.prewarm(), 0),
+    "prewarm_write": (lambda f: f.prewarm(write=True), 0),
+    "locked": (lambda f: f.locked().__aenter__(), 0),
+    "chunks": (lambda f: anext(f.chunks(SIZE)), KEPT),
+}
+
+
+@pytest.mark.parametrize(("verb", "copied"), FAULTS.values(), ids=FAULTS)
+async def test_truncation_under_a_verb_is_a_fault_with_its_numbers(
+    path, outside, moment, verb, copied
+):
+    async with aiommap.open(path, "r+") as f:
+        moment.action = lambda: outside(path, KEPT)
+        with pytest.raises(aiommap.MappingFaultError, match=f"shrank to {KEPT} bytes") as caught:
+            await verb(f)
+        error = caught.value
+        assert moment.action is None
+        assert (error.size, error.copied, error.path) == (KEPT, copied, str(path))
+        assert KEPT <= error.offset < SIZE
+        assert path.read_bytes() == b"o" * KEPT  # nothing was stored
+        await check_usable(f, path)
+
+
+UNHARMED = {
+    "residency": lambda f: f.residency(),
+    "advise": lambda f: f.advise(Advice.WILL_NEED),
+    "start_writeback": lambda f: f.start_writeback(),
+    "punch_hole": lambda f: f.punch_hole(SIZE // 2, PAGE),
+}
+
+
+@pytest.mark.parametrize("verb", UNHARMED.values(), ids=UNHARMED)
+async def test_truncation_under_a_verb_that_needs_no_page_does_not_matter(
+    path, outside, moment, verb
+):
+    async with aiommap.open(path, "r+") as f:
+        await f.write(0, b"dirty")
+        moment.action = lambda: outside(path, KEPT)
+        await verb(f)
+        assert path.stat().st_size == KEPT
+        await check_usable(f, path)
+
+
+async def test_truncation_between_two_chunks_ends_the_iteration_there(path, outside):
+    async with aiommap.open(path, "r+") as f:
+        chunks = f.chunks(64 * PAGE)
+        assert await anext(chunks) == b"o" * 64 * PAGE
+        outside(path, KEPT)
+        with pytest.raises(aiommap.MappingFaultError, match=f"shrank to {KEPT}") as caught:
+            await anext(chunks)
+        assert (caught.value.offset, caught.value.copied) == (KEPT, KEPT - 64 * PAGE)
+        with pytest.raises(StopAsyncIteration):
+            await anext(chunks)
+        await check_usable(f, path)
+
+
+async def test_truncation_within_a_locked_block(path, outside):
+    """Pinned pages are read and stored to without a look; now they are gone."""
+    async with aiommap.open(path, "r+") as f:
+        async with f.locked(0, SIZE):
+            outside(path, KEPT)
+            for verb in (
+                lambda: f.read(SIZE // 2, 10),
+                lambda: f.write(SIZE // 2, b"n"),
+                lambda: f.read(0, SIZE),
+                lambda: f.prewarm(),
+            ):
+                with pytest.raises(aiommap.MappingFaultError, match=f"shrank to {KEPT}"):
+                    await verb()
+            assert await f.read(0, KEPT) == b"o" * KEPT
+        await check_usable(f, path)
+
+
+def truncate(path):
+    subprocess.run(["truncate", "-s", str(KEPT), str(path)], check=True)
+
+
+def replace(path):
+    subprocess.run(["cp", str(path), f"{path}.new"], check=True)
+    subprocess.run(["mv", f"{path}.new", str(path)], check=True)
+
+
+def remove(path):
+    subprocess.run(["rm", str(path)], check=True)
+
+
+LOSSES = {
+    "truncated": (truncate, errno.EIO, f"truncated to {KEPT} bytes"),
+    "replaced": (replace, errno.ESTALE, "now names another file"),
+    "removed": (remove, errno.ESTALE, "was removed"),
+}
+FLUSHES = {
+    "flush": lambda f, _: f.flush(),
+    "flush_range": lambda f, _: f.flush_range(SIZE // 2, PAGE),
+    "flush_receipt": lambda f, receipt: f.flush_range(receipt),
+    "wait_durable": lambda f, receipt: receipt.wait_durable(),
+    "view_flush": lambda f, _: f.view(SIZE // 2, PAGE).flush(),
+    "aclose": lambda f, _: f.aclose(),
+}
+
+
+async def expect_lost(f, verb, number, reason, receipt):
+    """The first verb that asks is told what was lost, and so is every other from then on."""
+    with pytest.raises(aiommap.FlushError, match=reason) as caught:
+        await verb(f, receipt)
+    lost = SIZE // 2, SIZE // 2 + PAGE
+    assert (caught.value.errno, caught.value.ranges) == (number, (lost,))
+    assert not receipt.durable
+    if f.closed:
+        return
+    for again in (f.flush, lambda: f.write(0, b"x"), receipt.wait_durable):
+        with pytest.raises(aiommap.FlushError, match=reason):
+            await again()
+    assert await f.read(0, KEPT) == b"o" * KEPT
+    with pytest.raises(aiommap.FlushError, match=reason):
+        await f.aclose()
+
+
+@pytest.mark.parametrize(("lose", "number", "reason"), LOSSES.values(), ids=LOSSES)
+@pytest.mark.parametrize("verb", FLUSHES.values(), ids=FLUSHES)
+async def test_data_lost_before_a_flush_fails_it(path, verb, lose, number, reason):
+    f = await aiommap.open(path, "r+")
+    receipt = await f.write(SIZE // 2, b"n" * PAGE)
+    lose(path)
+    await expect_lost(f, verb, number, reason, receipt)
+
+
+@pytest.mark.parametrize(("lose", "number", "reason"), LOSSES.values(), ids=LOSSES)
+@pytest.mark.parametrize("when", ["begun", "synced"])
+async def test_data_lost_during_a_flush_fails_it(
+    path, moment, monkeypatch, when, lose, number, reason
+):
+    """Once it has begun, and once the kernel has called the write-back a success."""
+    f = await aiommap.open(path, "r+")
+    receipt = await f.write(SIZE // 2, b"n" * PAGE)
+    if when == "begun":
+        moment.action = lambda: lose(path)
+    else:
+        verify = Flusher._verify
+
+        def lose_and_verify(self, end):
+            lose(path)
+            verify(self, end)
+
+        monkeypatch.setattr(Flusher, "_verify", lose_and_verify)
+    await expect_lost(f, FLUSHES["flush"], number, reason, receipt)
+
+
+@pytest.mark.parametrize(("lose", "number", "reason"), LOSSES.values(), ids=LOSSES)
+async def test_data_lost_under_a_durable_write_fails_it(path, moment, lose, number, reason):
+    async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
+        moment.action = lambda: lose(path)
+        gone = aiommap.MappingFaultError if lose is truncate else aiommap.FlushError
+        with pytest.raises(gone, match=f"shrank to {KEPT}|{reason}"):
+            await f.write(SIZE // 2, b"n" * PAGE)
+        if lose is truncate:  # found before anything was stored, so nothing latches
+            await check_usable(f, path)
+            return
+        with pytest.raises(aiommap.FlushError, match=reason):
+            await f.aclose()
+
+
+async def test_truncation_above_the_dirty_bytes_does_not_fail_a_flush(path, outside):
+    async with aiommap.open(path, "r+") as f:
+        receipt = await f.write(0, b"n" * PAGE)
+        outside(path, KEPT)
+        await f.flush()
+        assert receipt.durable
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize(
+    ("verb", "times"),
+    [
+        ("read", 300),
+        ("read_into", 300),
+        ("residency", 300),
+        ("locked", 2000),  # few of its faults find the file at its old size again
+        ("chunks", 300),
+        ("flush", 300),
+    ],
+)
+def test_a_verb_survives_a_race_with_truncation(path, verb, times, backend):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", RACE, path, verb, backend, str(times)],
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr

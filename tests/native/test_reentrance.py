@@ -1,0 +1,58 @@
+"""Garbage is collected in the middle of a native call: what it frees or stores is not lost."""
+
+from __future__ import annotations
+
+import gc
+import os
+
+import pytest
+
+from aiommap import PAGE_SIZE, _native
+
+PAGES = 4000
+
+
+@pytest.fixture
+def mapping(tmp_path):
+    path = tmp_path / "file"
+    size = PAGES * PAGE_SIZE
+    path.write_bytes(bytes(size))
+    fd = os.open(path, os.O_RDWR)
+    made = _native.Mapping(fd, size, size, True, False, False, True, False, True)
+    made.attach(object(), _native.Receipt)
+    yield made
+    made.close()
+
+
+def test_leases_that_die_while_they_are_listed(mapping):
+    """The list has thousands of tuples, so making it collects garbage; there it is leases."""
+    for count in range(200, 3000, 200):
+        graph = [mapping.lease(0, 10, False) for _ in range(1000 + count)]
+        cycle = [graph]
+        cycle.append(cycle)
+        del graph, cycle
+        assert all(bounds == (0, 10) for bounds in mapping.leases)
+    gc.collect()
+    assert mapping.leases == []
+    assert mapping.lease_count == 0
+
+
+def test_a_page_stored_to_while_a_flush_takes_its_runs_stays_dirty(mapping):
+    mapping.write_many([(page * PAGE_SIZE, memoryview(b"a")) for page in range(100, PAGES, 2)])
+    stored = []
+
+    def store(phase, _):
+        if not stored:
+            stored.append(phase)
+            mapping.write_many([(0, memoryview(b"lost?"))])
+
+    gc.collect()
+    gc.callbacks.append(store)
+    try:
+        runs = mapping.flush_begin(0, PAGES * PAGE_SIZE)
+    finally:
+        gc.callbacks.remove(store)
+    mapping.flush_end([])
+    assert stored, "no garbage was collected: the test proves nothing"
+    assert runs[0][0] == 100 * PAGE_SIZE
+    assert mapping.dirty_runs() == [(0, PAGE_SIZE)]

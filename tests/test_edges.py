@@ -1,0 +1,314 @@
+"""One table of offsets and lengths through every verb that takes a range (I3).
+
+Which verbs those are is asked of the classes themselves, so that none can be forgotten.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pytest
+
+import aiommap
+from aiommap import PAGE_SIZE as PAGE
+from aiommap import Advice, FlushPolicy, MappedFile, View
+
+pytestmark = pytest.mark.anyio
+SIZE = 16 * PAGE
+#: Where the view under test lies: neither end on a page boundary.
+VIEW_OFFSET, VIEW_LENGTH = PAGE + 5, 3 * PAGE
+
+
+def edges(end):
+    """Offsets and lengths worth trying on something of ``end`` bytes."""
+    around_page = (PAGE - 1, PAGE, PAGE + 1)
+    around_end = (end - 1, end, end + 1)
+    around_word = (2**63 - 1, 2**63, 2**64, -1, -(2**63))
+    return (0, 1, *around_page, *around_end, *around_word)
+
+
+@dataclass
+class Subject:
+    """A file, or a view of it, and what it must show."""
+
+    target: MappedFile | View
+    offset: int
+    content: bytes
+
+
+class Verb(NamedTuple):
+    """How to call a verb on a range and see that it did what it should.
+
+    ``length`` says where its length comes from: an "argument", a "buffer" (so that it is a size
+    that a buffer can have), or "nothing" (a position has none).
+    """
+
+    call: Callable[[Subject, object, object], Awaitable[None]]
+    length: str = "argument"
+
+
+async def read(subject, offset, length):
+    assert await subject.target.read(offset, length) == part(subject, offset, length)
+
+
+async def read_nowait(subject, offset, length):
+    assert subject.target.read_nowait(offset, length) == part(subject, offset, length)
+
+
+async def read_many(subject, offset, length):
+    found = await subject.target.read_many([(0, 1), (offset, length)])
+    assert found == [subject.content[:1], part(subject, offset, length)]
+
+
+async def read_into(subject, offset, length):
+    buffer = bytearray(b"?" * length)
+    try:
+        assert await subject.target.read_into(offset, buffer) == length
+    except BaseException:
+        assert buffer == b"?" * length
+        raise
+    assert buffer == part(subject, offset, length)
+
+
+async def write(subject, offset, length):
+    data = b"w" * length
+    receipt = await subject.target.write(offset, data)
+    assert (receipt.offset - subject.offset, receipt.length) == (int(offset), length)
+    assert await subject.target.read(offset, length) == data
+
+
+async def write_many(subject, offset, length):
+    data = b"m" * length
+    receipt = await subject.target.write_many([(0, b"!"), (offset, data)])
+    assert (receipt.offset, receipt.length) == (0, max(1, offset + length))
+    assert await subject.target.read(offset, length) == data
+
+
+async def flush_range(subject, offset, length):
+    await subject.target.flush_range(offset, length)
+
+
+async def start_writeback(subject, offset, length):
+    await subject.target.start_writeback(offset, length)
+
+
+async def prewarm(subject, offset, length):
+    assert await subject.target.prewarm(offset, length) == int(length)
+    await subject.target.prewarm(offset, length, write=True)
+
+
+async def residency(subject, offset, length):
+    found = await subject.target.residency(offset, length)
+    assert (found.offset - subject.offset, found.length) == (int(offset), int(length))
+    assert found.fraction == 1.0
+
+
+async def advise(subject, offset, length):
+    await subject.target.advise(Advice.NORMAL, offset, length)
+
+
+async def locked(subject, offset, length):
+    async with subject.target.locked(offset, length):
+        await read(subject, offset, length)
+
+
+async def punch_hole(subject, offset, length):
+    await subject.target.punch_hole(offset, length)
+    assert await subject.target.read(offset, length) == bytes(int(length))
+
+
+async def view(subject, offset, length):
+    with subject.target.view(offset, length) as made:
+        assert made.memory == part(subject, offset, length)
+
+
+async def split_at(subject, offset, length):
+    whole = subject.target.view()
+    try:
+        low, high = whole.split_at(offset)
+    except aiommap.OutOfBoundsError:
+        assert whole.memory == subject.content  # it stays as it was
+        raise
+    with low, high:
+        assert bytes(low.memory) + bytes(high.memory) == subject.content
+        assert low.length == int(offset)
+
+
+VERBS = {
+    "read": Verb(read),
+    "read_nowait": Verb(read_nowait),
+    "read_many": Verb(read_many),
+    "read_into": Verb(read_into, length="buffer"),
+    "write": Verb(write, length="buffer"),
+    "write_many": Verb(write_many, length="buffer"),
+    "flush_range": Verb(flush_range),
+    "start_writeback": Verb(start_writeback),
+    "prewarm": Verb(prewarm),
+    "residency": Verb(residency),
+    "advise": Verb(advise),
+    "locked": Verb(locked),
+    "punch_hole": Verb(punch_hole),
+    "view": Verb(view),
+    "split_at": Verb(split_at, length="nothing"),
+}
+
+
+def bounded(owner, *parameters):
+    """The public methods of a class that have one of the parameters."""
+    return {
+        name
+        for name, method in inspect.getmembers(owner, inspect.isfunction)
+        if not name.startswith("_") and set(parameters) & set(inspect.signature(method).parameters)
+    }
+
+
+CASES = [
+    pytest.param(owner, name, id=f"{owner.__name__}.{name}")
+    for owner in (MappedFile, View)
+    for name in sorted(bounded(owner, "offset", "ranges", "items", "position"))
+]
+TAIL_CASES = [
+    pytest.param(owner, name, id=f"{owner.__name__}.{name}")
+    for owner in (MappedFile, View)
+    for name in sorted(bounded(owner, "length") & bounded(owner, "offset"))
+    if inspect.signature(getattr(owner, name)).parameters["length"].default is None
+    and name != "flush_range"  # there None means that the first argument is a receipt
+]
+
+
+def part(subject, offset, length):
+    start = int(offset)
+    return subject.content[start : start + int(length)]
+
+
+def pairs(verb, end):
+    """Offsets and lengths to try, and whether each pair lies within ``end``."""
+    lengths = {
+        "argument": edges(end),
+        "buffer": tuple(length for length in edges(end) if 0 <= length <= end + 1),
+        "nothing": (0,),
+    }[verb.length]
+    for offset in edges(end):
+        for length in lengths:
+            yield offset, length, min(offset, length) >= 0 and offset + length <= end
+
+
+@asynccontextmanager
+async def opened(path, owner):
+    """Open what ``owner`` says, all of it in memory, so that read_nowait can answer."""
+    content = path.read_bytes()
+    async with aiommap.open(path, "r+", flush=FlushPolicy.never()) as f:
+        await f.prewarm()
+        if owner is MappedFile:
+            yield Subject(f, 0, content)
+            return
+        with f.view(VIEW_OFFSET, VIEW_LENGTH) as made:
+            yield Subject(made, VIEW_OFFSET, content[VIEW_OFFSET : VIEW_OFFSET + VIEW_LENGTH])
+
+
+def test_no_bounded_verb_is_missing_from_the_table():
+    found = bounded(MappedFile, "offset") | bounded(View, "offset")
+    assert found <= set(VERBS), f"put {found - set(VERBS)} into VERBS"
+    assert set(VERBS) == {case.values[1] for case in CASES}
+    assert {"prewarm", "residency", "advise", "locked"} <= {c.values[1] for c in TAIL_CASES}
+
+
+@pytest.mark.parametrize(("owner", "name"), CASES)
+async def test_ranges_out_of_bounds_are_refused_and_change_nothing(path, owner, name):
+    before = path.read_bytes()
+    async with opened(path, owner) as subject:
+        end = len(subject.content)
+        for offset, length, inside in pairs(VERBS[name], end):
+            if inside:
+                continue
+            with pytest.raises(aiommap.OutOfBoundsError, match=r"only \d+:|negative") as caught:
+                await VERBS[name].call(subject, offset, length)
+            error = caught.value
+            assert (error.offset, error.length, error.limit) == (offset, length, end)
+        assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(("owner", "name"), CASES)
+async def test_ranges_within_bounds_are_served(path, owner, name):
+    async with opened(path, owner) as subject:
+        served = 0
+        for offset, length, inside in pairs(VERBS[name], len(subject.content)):
+            if inside:
+                await VERBS[name].call(subject, offset, length)
+                subject.content = await subject.target.read(0, len(subject.content))
+                served += 1
+        assert served >= len(edges(0)) - 6  # every edge up to the end, at least once
+
+
+@pytest.mark.parametrize(("owner", "name"), TAIL_CASES)
+async def test_a_range_without_length_goes_to_the_end(path, owner, name):
+    async with opened(path, owner) as subject:
+        end = len(subject.content)
+        for offset in edges(end):
+            if 0 <= offset <= end:
+                await VERBS[name].call(Tail(subject), offset, end - offset)
+                continue
+            with pytest.raises(aiommap.OutOfBoundsError, match=r"only \d+:|negative") as caught:
+                await VERBS[name].call(Tail(subject), offset, 0)
+            assert (caught.value.offset, caught.value.limit) == (offset, end)
+
+
+class Tail:
+    """A subject whose verbs are called without a length."""
+
+    def __init__(self, subject):
+        self.offset, self.content = subject.offset, subject.content
+        self._target = subject.target
+
+    @property
+    def target(self):
+        return self
+
+    def __getattr__(self, name):
+        verb = getattr(self._target, name)
+        if name == "read":
+            return verb
+        return lambda *arguments, **options: verb(*arguments[:-1], **options)
+
+
+class Index:
+    """An integer that is no int, as NumPy's are."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __index__(self):
+        return self.value
+
+    __int__ = __index__
+
+
+@pytest.mark.parametrize(("owner", "name"), CASES)
+async def test_whatever_is_an_integer_will_do_and_a_float_will_not(path, owner, name):
+    async with opened(path, owner) as subject:
+        verb = VERBS[name]
+        length = {"argument": Index(PAGE), "buffer": PAGE, "nothing": 0}[verb.length]
+        if name != "write_many":  # its own check adds the numbers up
+            await verb.call(subject, Index(1), length)
+        with pytest.raises(TypeError, match="float"):
+            await verb.call(subject, 1.0, 1)
+        for offset in (Index(-1), Index(2**64)):
+            with pytest.raises(aiommap.OutOfBoundsError, match=r"only \d+:|negative"):
+                await verb.call(subject, offset, 0)
+
+
+async def test_chunks_of_every_size_make_up_the_file(path):
+    content = path.read_bytes()
+    async with aiommap.open(path) as f:
+        for size in edges(SIZE):
+            if size <= 0:
+                with pytest.raises(ValueError, match=r"at least 1|negative"):
+                    f.chunks(size)
+                continue
+            chunks = [chunk async for chunk in f.chunks(size)]
+            assert b"".join(chunks) == content
+            assert {len(chunk) for chunk in chunks[:-1]} <= {size}
