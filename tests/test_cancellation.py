@@ -24,7 +24,6 @@ from aiommap._flush import Flusher
 from aiommap._workers import Workers
 
 SIZE = 512 * PAGE
-LIMITERS = ("reads", "stores", "flushes", "control")
 
 _LOOPS = {
     "asyncio": ("asyncio", {"use_uvloop": False}),
@@ -45,7 +44,7 @@ pytestmark = [
     ),
 ]
 
-# Each takes the file and what ``Attempt`` was given, and needs at least one hop.
+# Each takes the file, and a buffer of its size, and needs at least one hop.
 VERBS = {
     "read": lambda f, _: f.read(0, SIZE),
     "read_into": lambda f, buffer: f.read_into(0, buffer),
@@ -175,7 +174,7 @@ def path(tmp_path):
 @contextmanager
 def occupied(workers):
     """Take every token, so that no hop can begin; yields a test for hops that queue."""
-    limiters = [getattr(workers, name) for name in LIMITERS]
+    limiters = workers.reads, workers.stores, workers.flushes, workers.control
     holders = [(limiter, object()) for limiter in limiters for _ in range(limiter.total_tokens)]
     for limiter, holder in holders:
         limiter.acquire_on_behalf_of_nowait(holder)
@@ -372,7 +371,7 @@ async def test_leaving_a_locked_block_unpins_whatever_happens(path, way):
 
 
 OPTIONS = {
-    "plain": {"mode": "r+"},
+    "everything": {"mode": "r+", "prewarm": True, "lock": True, "advice": Advice.NORMAL},
     "prewarmed": {"mode": "r+", "prewarm": True},
     "locked": {"mode": "r+", "lock": True},
     "advised": {"mode": "r+", "advice": Advice.RANDOM},
@@ -400,11 +399,8 @@ async def cancelled_open(way, gate, path, options, *, phase):
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("phase", ["mapping", "preparing"])
-async def test_a_cancelled_open_leaves_no_descriptor_and_no_mapping(
-    path, way, gate, options, phase
-):
-    if phase == "preparing" and len(options) == 1:
-        options = {**options, "prewarm": True, "lock": True, "advice": Advice.NORMAL}
+async def test_a_cancelled_open_leaves_no_mapping(path, way, gate, options, phase):
+    """Nor a descriptor, nor pinned pages."""
     target = path.with_name("new") if options["mode"] == "x+" else path
     await cancelled_open(way, gate, target, options, phase=phase)
     assert path.read_bytes() == b"o" * SIZE

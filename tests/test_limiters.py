@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 
 import anyio
 import anyio.lowlevel
@@ -23,6 +23,8 @@ pytestmark = pytest.mark.anyio
 SIZE = 1024 * PAGE
 #: More than the threads of asyncio's default executor: min(32, processors + 4).
 EXECUTOR_CALLS = 64
+#: Only a verb that waits for a thread it will never get takes as long.
+HANG_SECONDS = 5
 
 
 @pytest.fixture
@@ -103,43 +105,65 @@ VERBS = {
 }
 
 
+async def finish(group, verb):
+    """Run a verb in a task of the group, which may be waited out once the threads are free."""
+
+    async def run():
+        await verb()
+        done.set()
+
+    done = anyio.Event()
+    group.start_soon(run)
+    with anyio.fail_after(HANG_SECONDS):
+        await done.wait()
+
+
 @pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
 async def test_a_verb_finishes_while_the_application_keeps_all_its_threads(path, verb):
     f = await aiommap.open(path, "r+")
-    async with busy_application():
-        with anyio.fail_after(5):
-            await verb(f, path)
-            await f.aclose()
+    async with anyio.create_task_group() as group, busy_application():
+        await finish(group, lambda: verb(f, path))
+        await finish(group, f.aclose)
+
+
+async def whole_life(path):
+    f = await aiommap.open(path, "r+", flush=FlushPolicy.always())
+    await f.write(0, b"n" * SIZE)
+    assert await f.read(0, SIZE) == b"n" * SIZE
+    assert f.statistics().dirty_bytes == 0
+    await f.aclose()
 
 
 async def test_a_whole_life_of_a_file_needs_no_thread_of_the_application(path):
-    async with busy_application():
-        with anyio.fail_after(5):
-            f = await aiommap.open(path, "r+", flush=FlushPolicy.always())
-            await f.write(0, b"n" * SIZE)
-            assert await f.read(0, SIZE) == b"n" * SIZE
-            assert f.statistics().dirty_bytes == 0
-            await f.aclose()
+    async with anyio.create_task_group() as group, busy_application():
+        await finish(group, lambda: whole_life(path))
 
 
-@pytest.mark.parametrize("held", ["reads", "stores", "flushes"])
+@contextmanager
+def held_tokens(limiter):
+    holders = [object() for _ in range(int(limiter.total_tokens))]
+    for holder in holders:
+        limiter.acquire_on_behalf_of_nowait(holder)
+    try:
+        yield
+    finally:
+        for holder in holders:
+            limiter.release_on_behalf_of(holder)
+
+
+KINDS = {
+    "reads": lambda f: f.residency(),
+    "stores": lambda f: f.write(0, b"n" * SIZE),
+    "flushes": lambda f: f.start_writeback(),
+    "control": lambda f: f.advise(Advice.NORMAL),
+}
+
+
+@pytest.mark.parametrize("held", KINDS)
 async def test_our_own_kinds_of_work_do_not_starve_one_another(path, held):
     """W1: all the threads of one kind are taken, and every other kind goes on."""
-    async with aiommap.open(path, "r+") as f:
-        limiter = getattr(f._core.workers, held)
-        holders = [object() for _ in range(int(limiter.total_tokens))]
-        for holder in holders:
-            limiter.acquire_on_behalf_of_nowait(holder)
-        try:
-            with anyio.fail_after(5):
-                for kind, verb in {
-                    "reads": f.residency,
-                    "stores": lambda: f.write(0, b"n" * SIZE),
-                    "flushes": f.start_writeback,
-                    "control": lambda: f.resize(SIZE + PAGE),
-                }.items():
-                    if kind != held:
-                        await verb()
-        finally:
-            for holder in holders:
-                limiter.release_on_behalf_of(holder)
+    async with aiommap.open(path, "r+") as f, anyio.create_task_group() as group:
+        with held_tokens(getattr(f._core.workers, held)):
+            for kind, verb in KINDS.items():
+                if kind != held:
+                    await finish(group, lambda verb=verb: verb(f))

@@ -21,6 +21,7 @@ import anyio
 from ._errors import AccessModeError, FlushError, ForkedError, MappingFaultError
 from ._native import Mapping
 from ._policy import FlushPolicy
+from ._ranges import RangeSet
 from ._workers import Workers
 
 T = TypeVar("T")
@@ -138,8 +139,10 @@ class Core:
         """Raise the failure of an earlier flush again (I5)."""
         if self.failure is not None:
             first = self.failure
+            # A store that was under way when the flush failed came after its list of ranges.
+            ranges = RangeSet([*first.ranges, *self.mapping.dirty_runs()])
             raise FlushError(
-                first.path, first.reason, first.ranges, first.errno or errno.EIO
+                first.path, first.reason, tuple(ranges), first.errno or errno.EIO
             ) from first
 
     @asynccontextmanager
@@ -179,17 +182,21 @@ class Core:
 
     # Worker threads only, from here on: these ask the file system.
 
-    def fault(self, offset: int, length: int, copied: int) -> MappingFaultError:
+    def fault(
+        self, offset: int, length: int, copied: int, number: int = errno.EFAULT
+    ) -> MappingFaultError:
         """Make the error for a copy of [offset, offset + length) that stopped."""
         size = os.fstat(self.mapping.fd).st_size
         unreachable = offset + copied
         if size < offset + length:  # a page may read as zeros beyond the end of the file
             unreachable = max(unreachable, size)
-        return MappingFaultError(unreachable, copied, size, self.path)
+        return MappingFaultError(unreachable, copied, size, self.path, number)
 
-    def store_fault(self, offset: int, length: int, copied: int) -> OSError:
+    def store_fault(self, offset: int, length: int, copied: int, number: int = 0) -> OSError:
         """Make the error for a store that stopped; a full disk is told from a lost page."""
-        fault = self.fault(offset, length, copied)
+        if number not in (0, errno.EIO, errno.EFAULT):
+            return OSError(number, os.strerror(number), self.path)
+        fault = self.fault(offset, length, copied, number or errno.EFAULT)
         if self.shared_writable and (fault.size or 0) >= offset + length:
             try:
                 # Asking for the blocks says what the store could not: ENOSPC, EDQUOT, EIO.

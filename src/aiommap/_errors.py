@@ -127,17 +127,26 @@ class MappingFaultError(MappedFileError, OSError):
         copied: how many bytes of the operation were done before it.
         size: the size of the file at the time, in bytes; None when it could not be read.
         path: the file.
+        errno: the operating system's error number; EFAULT where it gave none.
     """
 
-    def __init__(self, offset: int, copied: int, size: int | None = None, path: str = "") -> None:
-        super().__init__(errno.EFAULT, "mapped page cannot be reached", path)
+    def __init__(
+        self,
+        offset: int,
+        copied: int,
+        size: int | None = None,
+        path: str = "",
+        number: int = errno.EFAULT,
+    ) -> None:
+        super().__init__(number, "mapped page cannot be reached", path)
         self.offset = offset
         self.copied = copied
         self.size = size
         self.path = path
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.offset, self.copied, self.size, self.path), self.__dict__
+        arguments = (self.offset, self.copied, self.size, self.path, self.errno)
+        return type(self), arguments, self.__dict__
 
     def __str__(self) -> str:
         head = f"{self.path or 'the mapped file'}: byte {self.offset} cannot be reached"

@@ -231,9 +231,9 @@ class Flusher:
                 continue
             outcomes = core.mapping.write_many(request.stores)
             core.offloaded_writes += len(request.stores)
-            for (offset, data), (copied, _) in zip(request.stores, outcomes, strict=True):
+            for (offset, data), (copied, _, number) in zip(request.stores, outcomes, strict=True):
                 if copied < len(data) and request.error is None:
-                    request.error = core.store_fault(offset, len(data), copied)
+                    request.error = core.store_fault(offset, len(data), copied, number)
             length = request.end - request.offset
             request.receipt = WriteReceipt(self, request.offset, length, outcomes[-1][1])
 

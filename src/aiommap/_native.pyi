@@ -121,8 +121,10 @@ class Mapping:
     def read_into(self, offset: int, buffer: Buffer, /) -> int:
         """Fill a writable contiguous buffer; returns the bytes read."""
 
-    def write_many(self, items: list[tuple[int, memoryview]], /) -> list[tuple[int, int]]:
-        """Store in list order; (bytes copied, sequence of the write) for each.
+    def write_many(self, items: list[tuple[int, memoryview]], /) -> list[tuple[int, int, int]]:
+        """Store in list order; (bytes copied, sequence of the write, errno) for each.
+
+        The errno says why pwrite(2) was short; it is 0 for a fault, and where nothing went wrong.
 
         0 bytes copied of a non-empty item means that nothing of it was stored: its pages cannot
         be reached, or it lies beyond a size that was set after its range was checked.

@@ -183,9 +183,12 @@ class Pager:
 
     def _explain_lock(self, error: OSError, offset: int, length: int) -> OSError:
         number = error.errno or errno.ENOMEM
-        if os.fstat(self._core.mapping.fd).st_size < offset + length:
-            return self._core.fault(offset, length, 0)
         limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        unlimited = limit == resource.RLIM_INFINITY or os.geteuid() == 0
+        short = os.fstat(self._core.mapping.fd).st_size < offset + length
+        # ENOMEM also means that the file was shorter at that moment; it may have grown again.
+        if short or (unlimited and number == errno.ENOMEM):
+            return self._core.fault(offset, length, 0)
         found = "no limit" if limit == resource.RLIM_INFINITY else f"{limit} bytes"
         reason = (
             f"{os.strerror(number)} while pinning {length} bytes at {offset}; RLIMIT_MEMLOCK is "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, SupportsIndex
 
 from ._allocating import RangeAllocator
 from ._allocator import AllocatedRange, Layout, check_alignment
-from ._core import Core, contiguous
+from ._core import Core
 from ._errors import OutOfBoundsError, OverlapError, ReceiptError
 from ._native import PAGE_SIZE
 from ._ranges import align_down as _align_down
@@ -111,7 +111,7 @@ class Allocators:
         """Return offset and length of a range once it is known to be valid, and of this file."""
         if not isinstance(allocated, AllocatedRange):
             raise TypeError(f"{allocated!r} is no AllocatedRange: get one from an allocator")
-        if not any(allocator is allocated._keeper for allocator in self._open):  # noqa: SLF001
+        if allocated._keeper not in self._open:  # noqa: SLF001  to check it is why it is there
             raise ReceiptError(f"{allocated!r} is of no open allocator of {self._core.path}")
         if not allocated.valid:
             raise ReceiptError(
@@ -180,15 +180,15 @@ class RangedVerbs:
         """
         self._core.check_writable("write to")
         offset, length = self._allocators.locate(allocated)
-        view = contiguous(data)
-        if len(view) != length:
+        count = memoryview(data).nbytes
+        if count != length:
             raise OutOfBoundsError(
                 offset,
-                len(view),
+                count,
                 length,
-                f"{len(view)} bytes for {allocated!r}: exactly {length} are needed",
+                f"{count} bytes for {allocated!r}: exactly {length} are needed",
             )
-        return await self.write(offset, view)
+        return await self.write(offset, data)
 
     async def read_range(self, allocated: AllocatedRange) -> bytes:
         """Read an allocated range, all of it; otherwise as ``read``.

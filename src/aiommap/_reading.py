@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Sequence
 
 import anyio
@@ -108,7 +109,7 @@ class Reader:
         except ValueError as error:  # resized since the range was checked
             raise OutOfBoundsError(offset, length, self._core.mapping.size) from error
         except OSError as error:
-            raise self._core.fault(offset, length, 0) from error
+            raise self._core.fault(offset, length, 0, error.errno or errno.EIO) from error
         if len(data) < length:
             raise self._core.fault(offset, length, len(data))
         return data
@@ -119,7 +120,7 @@ class Reader:
         except ValueError as error:
             raise OutOfBoundsError(offset, len(view), self._core.mapping.size) from error
         except OSError as error:
-            raise self._core.fault(offset, len(view), 0) from error
+            raise self._core.fault(offset, len(view), 0, error.errno or errno.EIO) from error
         if copied < len(view):
             raise self._core.fault(offset, len(view), copied)
 

@@ -174,8 +174,10 @@ class Writer:
             at += len(write.stores)
         return results
 
-    def _result(self, write: _Write, outcomes: Sequence[tuple[int, int]]) -> int | BaseException:
-        for (offset, view), (copied, _) in zip(write.stores, outcomes, strict=True):
+    def _result(
+        self, write: _Write, outcomes: Sequence[tuple[int, int, int]]
+    ) -> int | BaseException:
+        for (offset, view), (copied, _, number) in zip(write.stores, outcomes, strict=True):
             if copied < len(view):
-                return self._core.store_fault(offset, len(view), copied)
+                return self._core.store_fault(offset, len(view), copied, number)
         return outcomes[-1][1] if outcomes else self._core.mapping.sequence

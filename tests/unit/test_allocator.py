@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiommap import OutOfBoundsError, ReceiptError
-from aiommap._allocator import AllocatedRange, Layout, Ledger, check_alignment
+from aiommap._allocator import AllocatedRange, Layout, Ledger, _FreeRuns, check_alignment
 from strategies import LARGEST, PAGE, disjoint_windows
 
 NO_DEADLINE = settings(deadline=None)
@@ -74,6 +74,26 @@ def test_take_aligns_offsets_and_leaves_the_gaps_free():
     assert places(ledger.take(10), ledger.take(17), ledger.take(1)) == [(16, 10), (32, 17), (64, 1)]
     assert ledger.remaining == SPAN - 5 - 28
     assert ledger.largest() == SPAN - 80
+
+
+def test_a_search_does_not_pass_all_the_gaps_that_alignment_leaves(monkeypatch):
+    looked_at, since = [], _FreeRuns.since
+
+    def counted(runs, offset):
+        for run in since(runs, offset):
+            looked_at.append(run)
+            yield run
+
+    monkeypatch.setattr(_FreeRuns, "since", counted)
+    ledger = ledger_of(end=64 * 1000, alignment=64)
+    ranges = [ledger.take(50) for _ in range(1000)]
+    assert places(ranges[999]) == [(64 * 999, 50)]
+    assert ledger.runs() == 1000
+    assert len(looked_at) <= 2 * 1000  # the gap that the one before left, and where it fits
+    ledger.free(ranges[3])
+    looked_at.clear()
+    assert places(ledger.take(50)) == [(64 * 3, 50)]
+    assert len(looked_at) == 1
 
 
 @pytest.mark.parametrize(

@@ -40,16 +40,19 @@ ssize_t file_read(int fd, char *to, size_t length, off_t offset)
     return (ssize_t)done;
 }
 
-size_t file_write(int fd, const char *from, size_t length, off_t offset)
+size_t file_write(int fd, const char *from, size_t length, off_t offset, int *error)
 {
     size_t done = 0;
+    *error = 0;
     while (done < length) {
         size_t piece = length - done < PIECE_BYTES ? length - done : PIECE_BYTES;
         ssize_t put = pwrite(fd, from + done, piece, offset + (off_t)done);
         if (put < 0 && errno == EINTR)
             continue;
-        if (put <= 0)
+        if (put <= 0) {
+            *error = put < 0 ? errno : 0;
             break;
+        }
         done += (size_t)put;
     }
     return done;

@@ -65,6 +65,7 @@ struct store {
     bool outside;  /* the file was made shorter since the range was checked: nothing is stored */
     bool ready;    /* its pages are known to be present and writable; result: whether they are */
     size_t copied; /* result */
+    int error;     /* result: what the kernel said when it refused the rest; 0 for a fault */
 };
 
 /* Without the GIL. A store into a file with all of its blocks goes through the descriptor: that
@@ -77,7 +78,8 @@ static void apply_store(const struct hold *hold, struct store *store, bool share
     const struct region *region = hold->region;
     size_t length = (size_t)store->data.len, offset = (size_t)store->offset;
     if (shared && !store->ready && file_is_solid(hold->fd, (off_t)(offset + length))) {
-        store->copied = file_write(hold->fd, store->data.buf, length, (off_t)offset);
+        store->copied =
+            file_write(hold->fd, store->data.buf, length, (off_t)offset, &store->error);
         return;
     }
     for (size_t at = 0; !store->ready && at < length;) {
@@ -113,7 +115,8 @@ static bool load_stores(Mapping *self, PyObject *items, struct store *stores, Py
     return true;
 }
 
-/* What each store copied, and the sequence number it got: [(copied, sequence), ...]. */
+/* What each store copied, the sequence number it got, and its error: [(copied, sequence, error),
+ * ...]. */
 static PyObject *settle_stores(Mapping *self, struct store *stores, Py_ssize_t count)
 {
     PyObject *results = PyList_New(count);
@@ -129,8 +132,8 @@ static PyObject *settle_stores(Mapping *self, struct store *stores, Py_ssize_t c
             self->counters.faults++;
         if (whole && store->copied)
             self->sequence++;
-        PyObject *result = Py_BuildValue("(nK)", (Py_ssize_t)store->copied,
-                                         (unsigned long long)self->sequence);
+        PyObject *result = Py_BuildValue("(nKi)", (Py_ssize_t)store->copied,
+                                         (unsigned long long)self->sequence, store->error);
         if (!result)
             Py_CLEAR(results);
         else

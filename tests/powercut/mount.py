@@ -1,0 +1,88 @@
+"""Mounting the recording file system for the length of a block."""
+
+from __future__ import annotations
+
+import ctypes.util
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from powercut.records import Record, load
+
+TESTS = Path(__file__).parent.parent
+
+
+def missing() -> str | None:
+    """Name what this machine lacks to mount the file system, if anything."""
+    if not Path("/dev/fuse").exists():
+        return "there is no /dev/fuse"
+    if os.geteuid() != 0:
+        return "mounting needs root"
+    if importlib.util.find_spec("mfusepy") is None:
+        return "mfusepy is not installed"
+    if ctypes.util.find_library("fuse3") is None:
+        return "libfuse3 is not installed (Debian: fuse3)"
+    return None
+
+
+class RecordingMount:
+    """A mounted recording file system.
+
+    Attributes:
+        path: where it is mounted.
+        log_path: where its log grows.
+    """
+
+    def __init__(self, path: Path, log_path: Path) -> None:
+        self.path = path
+        self.log_path = log_path
+
+    def log(self) -> list[Record]:
+        """Read what was recorded so far."""
+        return load(self.log_path)
+
+    def fail(self, kind: str, name: str, nth: int = 1) -> None:
+        """Let the nth request of a kind, "fsync" or "write", for a file fail from now on."""
+        (self.path / ".control").write_text(f"{kind} {name} {nth}")
+
+
+@contextmanager
+def mounted(folder: Path) -> Iterator[RecordingMount]:
+    """Mount a recording file system below a folder; unmount it whatever happens."""
+    mount = RecordingMount(folder / "disk", folder / "log")
+    mount.path.mkdir()
+    # libfuse 2 may be installed beside it, and would be taken first.
+    environment = os.environ | {"PYTHONPATH": str(TESTS), "FUSE_LIBRARY_NAME": "fuse3"}
+    command = [sys.executable, "-m", "powercut.recording_fs", mount.path, mount.log_path]
+    with (
+        (folder / "server.err").open("w+") as errors,
+        subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as server,
+    ):
+        try:
+            if server.stdout.readline() != "ready\n":
+                errors.seek(0)
+                raise RuntimeError(f"the file system did not mount:\n{errors.read()}")
+            yield mount
+        finally:
+            _stop(server, mount.path)
+
+
+def _stop(server: subprocess.Popen, path: Path) -> None:
+    """End the server; it unmounts when its standard input ends, and we do if it does not."""
+    server.stdin.close()
+    try:
+        server.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        subprocess.run(["umount", "--lazy", path], check=False)
