@@ -118,9 +118,13 @@ class Flusher:
 
     async def submit(self, request: FlushRequest) -> None:
         """Serve a request in the next flush."""
-        self._core.check_flushed()
-        async with self._core.activity():
+        core = self._core
+        core.check_flushed()
+        core.begin_activity()
+        try:
             await self._lane.submit(request)
+        finally:
+            core.end_activity()
 
     async def change(self, act: Callable[[], None]) -> None:
         """Run what changes the size or the blocks of the file (F5)."""

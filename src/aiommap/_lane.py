@@ -152,4 +152,6 @@ class Lane(Generic[Item, Result]):
             entry.outcome = outcome
         self._flying = None
         batch.done.set()
-        self._advance()
+        if self._gathering is not None:
+            # Not at once: those whom this batch answered wake first, and may belong into the next.
+            self._workers.call_soon(self._advance)

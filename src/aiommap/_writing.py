@@ -137,9 +137,10 @@ class Writer:
         queued = sum(len(view) for _, view in write.stores)
         core.queued_bytes += queued
         try:
-            async with core.activity():
-                sequence = await self._lane.submit(write, withdrawable=withdrawable)
+            core.begin_activity()
+            sequence = await self._lane.submit(write, withdrawable=withdrawable)
         finally:
+            core.end_activity()
             core.queued_bytes -= queued
             self._auto.plan()
         length = write.end - write.offset

@@ -40,13 +40,12 @@ ssize_t file_read(int fd, char *to, size_t length, off_t offset)
     return (ssize_t)done;
 }
 
-size_t file_write(int fd, const char *from, size_t length, off_t offset, int *error)
+size_t file_write(int fd, struct iovec *pieces, int count, off_t offset, int *error)
 {
     size_t done = 0;
     *error = 0;
-    while (done < length) {
-        size_t piece = length - done < PIECE_BYTES ? length - done : PIECE_BYTES;
-        ssize_t put = pwrite(fd, from + done, piece, offset + (off_t)done);
+    while (count) {
+        ssize_t put = pwritev(fd, pieces, count, offset + (off_t)done);
         if (put < 0 && errno == EINTR)
             continue;
         if (put <= 0) {
@@ -54,6 +53,12 @@ size_t file_write(int fd, const char *from, size_t length, off_t offset, int *er
             break;
         }
         done += (size_t)put;
+        for (; count && (size_t)put >= pieces->iov_len; pieces++, count--)
+            put -= (ssize_t)pieces->iov_len;
+        if (count) {
+            pieces->iov_base = (char *)pieces->iov_base + put;
+            pieces->iov_len -= (size_t)put;
+        }
     }
     return done;
 }

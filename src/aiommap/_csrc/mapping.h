@@ -11,6 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 
 /* No single system call or copy handles more than this, so that each can be interrupted. */
 #define PIECE_BYTES ((size_t)4 << 20)
@@ -61,8 +62,9 @@ size_t region_copy_in(const struct region *region, size_t offset, const char *fr
 ssize_t file_read_nowait(int fd, char *to, size_t length, off_t offset);
 /* Read until length or end of file, in pieces. */
 ssize_t file_read(int fd, char *to, size_t length, off_t offset);
-/* Write, in pieces; the number of bytes written, and why it is short if it is. */
-size_t file_write(int fd, const char *from, size_t length, off_t offset, int *error);
+/* Write pieces one behind the other, which it uses up; the number of bytes written, and why it is
+ * short if it is. */
+size_t file_write(int fd, struct iovec *pieces, int count, off_t offset, int *error);
 /* Whether the file is at least this long and has blocks behind all of its bytes: then a write up
  * to there neither makes the file longer nor meets a full disk half-way. */
 bool file_is_solid(int fd, off_t end);

@@ -68,20 +68,11 @@ struct store {
     int error;     /* result: what the kernel said when it refused the rest; 0 for a fault */
 };
 
-/* Without the GIL. A store into a file with all of its blocks goes through the descriptor: that
- * makes only its own blocks dirty, where a store through the mapping makes whole folios so, and a
- * flush then writes up to a megabyte for each (docs/decisions.md). Elsewhere every page is made
- * writable before the first byte is stored, so that a full disk or a truncated file is found while
- * nothing has been changed yet. */
-static void apply_store(const struct hold *hold, struct store *store, bool shared)
+/* Without the GIL. Every page is made writable before the first byte is stored, so that a full
+ * disk or a truncated file is found while nothing has been changed yet. */
+static void store_mapped(const struct region *region, struct store *store)
 {
-    const struct region *region = hold->region;
     size_t length = (size_t)store->data.len, offset = (size_t)store->offset;
-    if (shared && !store->ready && file_is_solid(hold->fd, (off_t)(offset + length))) {
-        store->copied =
-            file_write(hold->fd, store->data.buf, length, (off_t)offset, &store->error);
-        return;
-    }
     for (size_t at = 0; !store->ready && at < length;) {
         ssize_t step = region_populate(region, offset + at, length - at, true);
         if (step == -EINVAL || step == -ENOSYS)
@@ -94,6 +85,63 @@ static void apply_store(const struct hold *hold, struct store *store, bool share
     }
     store->copied = region_copy_in(region, offset, store->data.buf, length);
     store->ready = store->copied == length;
+}
+
+static bool is_next(const struct store *store, const struct store *last)
+{
+    return !store->outside && !store->ready && store->data.len &&
+           store->offset == last->offset + last->data.len;
+}
+
+/* Without the GIL. Write stores that lie one behind the other, from the first on; how many. */
+static Py_ssize_t store_through(int fd, struct store *stores, Py_ssize_t count)
+{
+    enum { RUN = 64 };
+    struct iovec pieces[RUN];
+    size_t total = 0;
+    Py_ssize_t run = 0;
+    do {
+        pieces[run] = (struct iovec){stores[run].data.buf, (size_t)stores[run].data.len};
+        total += (size_t)stores[run++].data.len;
+    } while (run < count && run < RUN && is_next(&stores[run], &stores[run - 1]) &&
+             total + (size_t)stores[run].data.len <= PIECE_BYTES);
+    int error = 0;
+    size_t done = 0;
+    if (total <= PIECE_BYTES)
+        done = file_write(fd, pieces, (int)run, (off_t)stores->offset, &error);
+    for (size_t put = 1; total > PIECE_BYTES && done < total && put; done += put) {
+        size_t length = total - done < PIECE_BYTES ? total - done : PIECE_BYTES;
+        struct iovec piece = {(char *)stores->data.buf + done, length};
+        put = file_write(fd, &piece, 1, (off_t)stores->offset + (off_t)done, &error);
+    }
+    for (Py_ssize_t i = 0; i < run; i++) {
+        size_t length = (size_t)stores[i].data.len;
+        stores[i].copied = done < length ? done : length;
+        stores[i].error = done < length ? error : 0;
+        done -= stores[i].copied;
+    }
+    return run;
+}
+
+/* Without the GIL. Stores into a file with all of its blocks go through the descriptor: that makes
+ * only their own blocks dirty, where a store through the mapping makes whole folios so, and a flush
+ * then writes up to a megabyte for each (docs/decisions.md). */
+static void apply_stores(const struct hold *hold, struct store *stores, Py_ssize_t count,
+                         bool shared)
+{
+    int64_t end = 0;
+    for (Py_ssize_t i = 0; i < count; i++)
+        if (!stores[i].outside && stores[i].offset + stores[i].data.len > end)
+            end = stores[i].offset + stores[i].data.len;
+    bool solid = shared && file_is_solid(hold->fd, (off_t)end);
+    for (Py_ssize_t i = 0; i < count;) {
+        if (stores[i].outside || !stores[i].data.len)
+            i++;
+        else if (solid && !stores[i].ready)
+            i += store_through(hold->fd, &stores[i], count - i);
+        else
+            store_mapped(hold->region, &stores[i++]);
+    }
 }
 
 static bool load_stores(Mapping *self, PyObject *items, struct store *stores, Py_ssize_t *loaded)
@@ -155,9 +203,7 @@ PyObject *mapping_write_many(Mapping *self, PyObject *items)
         struct hold hold;
         /* SAFETY: the buffers are exported to us until they are released below, so nobody can
          * free or move them while the copy runs. */
-        WITHOUT_GIL(hold, self, for (Py_ssize_t i = 0; i < count; i++)
-                                    if (stores[i].data.len && !stores[i].outside)
-                                    apply_store(&hold, &stores[i], !self->private_copy););
+        WITHOUT_GIL(hold, self, apply_stores(&hold, stores, count, !self->private_copy););
         results = settle_stores(self, stores, count);
     }
     for (Py_ssize_t i = 0; i < loaded; i++)
