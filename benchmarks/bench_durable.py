@@ -48,9 +48,12 @@ async def run(report: Report, *, smoke: bool) -> None:
                 os.pwrite(descriptor, RECORD, at(i))
                 os.fdatasync(descriptor)
 
+            position = asyncio.Lock()  # the file has one, and others move it between two hops
+
             async def by_aiofiles(i: int) -> None:
-                await slow.seek(at(i))
-                await slow.write(RECORD)
+                async with position:
+                    await slow.seek(at(i))
+                    await slow.write(RECORD)
                 await asyncio.to_thread(os.fdatasync, slow.fileno())
 
             async def by_aiofile(i: int) -> None:

@@ -220,6 +220,8 @@ def contiguous(data: object) -> memoryview:
     view = memoryview(data)  # type: ignore[arg-type]  # its TypeError is the one to raise
     if not view.c_contiguous:
         raise BufferError("asked to use a buffer that is not C-contiguous: make a copy of it first")
+    if view.ndim == 1 and view.format == "B":
+        return view
     return view.cast("B") if view.nbytes else memoryview(b"")
 
 

@@ -230,16 +230,18 @@ class Flusher:
 
     def _store(self, requests: list[FlushRequest]) -> None:
         core = self._core
+        stores = [store for request in requests for store in request.stores]
+        if not stores:
+            return
+        outcomes = iter(core.mapping.write_many(stores))
+        core.offloaded_writes += len(stores)
         for request in requests:
-            if not request.stores:
-                continue
-            outcomes = core.mapping.write_many(request.stores)
-            core.offloaded_writes += len(request.stores)
-            for (offset, data), (copied, _, number) in zip(request.stores, outcomes, strict=True):
+            for offset, data in request.stores:
+                copied, sequence, number = next(outcomes)
                 if copied < len(data) and request.error is None:
                     request.error = core.store_fault(offset, len(data), copied, number)
-            length = request.end - request.offset
-            request.receipt = WriteReceipt(self, request.offset, length, outcomes[-1][1])
+                length = request.end - request.offset
+                request.receipt = WriteReceipt(self, request.offset, length, sequence)
 
     def _write_out(self, hulls: list[tuple[int, int]], *, everything: bool) -> None:
         core = self._core

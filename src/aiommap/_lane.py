@@ -23,7 +23,7 @@ from typing import Generic, TypeVar
 
 import anyio
 
-from ._workers import Workers, wait_or_withdraw
+from ._workers import Event, Workers, wait_or_withdraw
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -67,10 +67,10 @@ class _Entry(Generic[Item, Result]):
 class _Batch(Generic[Item, Result]):
     __slots__ = ("begun", "done", "entries")
 
-    def __init__(self) -> None:
+    def __init__(self, done: Event) -> None:
         self.entries: list[_Entry[Item, Result]] = []
         self.begun = False
-        self.done = anyio.Event()
+        self.done = done
 
     def withdraw(self, entry: _Entry[Item, Result]) -> bool:
         if not self.begun:
@@ -110,7 +110,7 @@ class Lane(Generic[Item, Result]):
         batch = self._gathering
         fresh = batch is None
         if batch is None:
-            batch = self._gathering = _Batch()
+            batch = self._gathering = _Batch(self._workers.event())
         entry: _Entry[Item, Result] = _Entry(item)
         batch.entries.append(entry)
         if fresh and self._flying is None:
@@ -119,7 +119,10 @@ class Lane(Generic[Item, Result]):
             else:
                 self._advance()
         try:
-            await wait_or_withdraw(batch.done, lambda: withdrawable and batch.withdraw(entry))
+            if batch.done.is_set():  # answered without a hop: as an inline verb is
+                await self._workers.give_way()
+            else:
+                await wait_or_withdraw(batch.done, lambda: withdrawable and batch.withdraw(entry))
         except BaseException:
             if self._discard is not None and not isinstance(entry.outcome, BaseException):
                 self._discard(entry.outcome)

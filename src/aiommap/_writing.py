@@ -12,7 +12,6 @@ Invariants.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import cast
 
 from ._autoflush import AutoFlush
@@ -28,15 +27,6 @@ INLINE_BATCH_BYTES = 512 << 10
 INLINE_ITEM_BYTES = 4 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class _Write:
-    """Stores that one caller waits for together; they lie within [offset, end)."""
-
-    offset: int
-    end: int
-    stores: list[tuple[int, memoryview]]
-
-
 class Writer:
     """Writes of one file that have to yield, wait for a worker, or fail."""
 
@@ -47,7 +37,7 @@ class Writer:
         self._flusher = flusher
         self._auto = auto
         workers = core.workers
-        self._lane: Lane[_Write, int] = Lane(
+        self._lane: Lane[FlushRequest, int] = Lane(
             workers, batches(workers, workers.stores, self._apply, self._shrink_span)
         )
         self._start = self._end = 0  # S1: bounds of what is queued or in flight
@@ -63,7 +53,9 @@ class Writer:
         # Stored before giving way: whoever writes meanwhile must not come first (I9).
         receipt = core.mapping.write_now(offset, view)
         if receipt is None:
-            return await self._submit(_Write(offset, offset + length, [(offset, view)]))
+            return await self._submit(
+                FlushRequest(offset, offset + length, stores=[(offset, view)])
+            )
         self._auto.plan()
         await core.workers.give_way()
         return cast("WriteReceipt", receipt)
@@ -85,7 +77,7 @@ class Writer:
         self._auto.plan()
         if rest:
             whole = len(rest) == len(stores)
-            return await self._submit(_Write(first, end, rest), withdrawable=whole)
+            return await self._submit(FlushRequest(first, end, stores=rest), withdrawable=whole)
         sequence = core.mapping.sequence
         await core.workers.give_way()
         return WriteReceipt(self._flusher, first, end - first, sequence)
@@ -109,7 +101,7 @@ class Writer:
         for offset, length in ranges:
             check_range(offset, length, core.mapping.size)
 
-    async def _submit(self, write: _Write, *, withdrawable: bool = True) -> WriteReceipt:
+    async def _submit(self, write: FlushRequest, *, withdrawable: bool = True) -> WriteReceipt:
         core = self._core
         each = core.policy.flush_each_write and core.shared_writable
         if core.durable_stores or (each and not core.queued_bytes):
@@ -119,19 +111,18 @@ class Writer:
             await receipt.wait_durable()
         return receipt
 
-    async def _store_durably(self, write: _Write) -> WriteReceipt:
+    async def _store_durably(self, write: FlushRequest) -> WriteReceipt:
         core = self._core
-        request = FlushRequest(write.offset, write.end, stores=write.stores)
         core.durable_stores += 1
         try:
-            await self._flusher.submit(request)
+            await self._flusher.submit(write)
         finally:
             core.durable_stores -= 1
             core.choose_inline_writes()
-        assert request.receipt is not None
-        return request.receipt
+        assert write.receipt is not None
+        return write.receipt
 
-    async def _store(self, write: _Write, *, withdrawable: bool) -> WriteReceipt:
+    async def _store(self, write: FlushRequest, *, withdrawable: bool) -> WriteReceipt:
         core = self._core
         self._extend_span(write)
         queued = sum(len(view) for _, view in write.stores)
@@ -150,7 +141,7 @@ class Writer:
         """Wait until the writes submitted so far have been applied."""
         await self._lane.settle()
 
-    def _extend_span(self, write: _Write) -> None:
+    def _extend_span(self, write: FlushRequest) -> None:
         idle = self._start == self._end
         self._start = write.offset if idle else min(self._start, write.offset)
         self._end = write.end if idle else max(self._end, write.end)
@@ -164,7 +155,7 @@ class Writer:
 
     # Worker threads only, from here on.
 
-    def _apply(self, writes: list[_Write]) -> list[int | BaseException]:
+    def _apply(self, writes: list[FlushRequest]) -> list[int | BaseException]:
         core = self._core
         outcomes = core.mapping.write_many([store for write in writes for store in write.stores])
         core.offloaded_writes += len(outcomes)
@@ -176,7 +167,7 @@ class Writer:
         return results
 
     def _result(
-        self, write: _Write, outcomes: Sequence[tuple[int, int, int]]
+        self, write: FlushRequest, outcomes: Sequence[tuple[int, int, int]]
     ) -> int | BaseException:
         for (offset, view), (copied, _, number) in zip(write.stores, outcomes, strict=True):
             if copied < len(view):
