@@ -20,6 +20,8 @@ QUESTIONS = (
     "prewarm",
     "open_close",
     "durable",
+    "scattered",
+    "many_files",
 )
 
 
