@@ -224,6 +224,7 @@ async def test_a_background_failure_reaches_everyone(path):
             await verb()
     assert not receipt.durable
     assert len(told) == 1
+    assert f.statistics().flush_failed
 
 
 async def test_one_scheduler_serves_many_files(tmp_path):

@@ -43,6 +43,7 @@ METRICS = {
     "aiommap_dirty_bytes": "gauge",
     "aiommap_oldest_dirty_seconds": "gauge",
     "aiommap_leases": "gauge",
+    "aiommap_flush_failed": "gauge",
 }
 
 
@@ -111,6 +112,7 @@ async def test_a_scrape_shows_the_statistics_of_a_file(path, registry):
         ("aiommap_flush_group_requests_sum",): found.flush_requests,
         ("aiommap_dirty_bytes",): found.dirty_bytes,
         ("aiommap_leases",): found.leases,
+        ("aiommap_flush_failed",): 0,
     }
 
 

@@ -377,6 +377,7 @@ class MappedFile(RangedVerbs, PagedVerbs):
             flush_seconds=Distribution.of(flusher.seconds),
             faults=mapping.faults,
             leases=mapping.lease_count,
+            flush_failed=self._core.failure is not None,
         )
 
     async def aclose(self) -> None:

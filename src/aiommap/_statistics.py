@@ -55,6 +55,7 @@ class FileStatistics:
         flush_seconds: how long each of them took, in seconds.
         faults: copies that met a page that could not be reached.
         leases: views that still pin the mapping.
+        flush_failed: whether a flush failed: nothing written since is believed, see FlushError.
     """
 
     inline_reads: int
@@ -71,6 +72,7 @@ class FileStatistics:
     flush_seconds: Distribution
     faults: int
     leases: int
+    flush_failed: bool
 
 
 class DirtyTimes(Protocol):

@@ -54,7 +54,7 @@ class FileCollector(Collector):
     - ``aiommap_flush_duration_seconds``, ``aiommap_flush_group_requests``: summaries, with the
       quantiles 0.5 and 0.99 since the file was opened; NaN before its first flush.
     - ``aiommap_dirty_bytes``, ``aiommap_oldest_dirty_seconds`` (0 if nothing is dirty),
-      ``aiommap_leases``: gauges.
+      ``aiommap_leases``, ``aiommap_flush_failed`` (1 after a flush failed: alert on it): gauges.
 
     Args:
         sources: hubs, for all files that are open in them at the time of a scrape, and single
@@ -133,6 +133,7 @@ class _Families:
         self.dirty = _gauge("dirty_bytes", "Bytes in pages not flushed since stored to.", "bytes")
         self.oldest = _gauge("oldest_dirty_seconds", "Age of the oldest dirty byte.", "seconds")
         self.leases = _gauge("leases", "Views that pin the mapping.")
+        self.failed = _gauge("flush_failed", "Whether a flush failed, and nothing is believed.")
 
     def __iter__(self) -> Iterator[Metric]:
         return iter(vars(self).values())
@@ -152,6 +153,7 @@ class _Families:
         self.dirty.add_metric(file, found.dirty_bytes)
         self.oldest.add_metric(file, found.oldest_dirty_seconds or 0.0)
         self.leases.add_metric(file, found.leases)
+        self.failed.add_metric(file, float(found.flush_failed))
 
 
 def _counter(name: str, text: str, *labels: str, unit: str = "") -> CounterMetricFamily:
