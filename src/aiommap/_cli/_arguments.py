@@ -100,6 +100,26 @@ def seconds(text: str) -> float:
     return value
 
 
+def add_load_options(
+    parser: argparse.ArgumentParser, *, tasks: int, what: str, duration: str
+) -> None:
+    """Give a command that measures its ``--tasks`` and ``--seconds``."""
+    parser.add_argument(
+        "--tasks",
+        type=count(1, 512),
+        default=tasks,
+        metavar="N",
+        help=f"tasks that {what} at once (default: {tasks})",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=seconds,
+        default=2.0,
+        metavar="S",
+        help=f"how long {duration} (default: 2)",
+    )
+
+
 def add_json_option(parser: argparse.ArgumentParser) -> None:
     """Give a command its ``--json`` option."""
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")

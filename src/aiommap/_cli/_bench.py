@@ -11,7 +11,7 @@ import anyio.to_thread
 
 import aiommap
 
-from ._arguments import add_json_option, count, seconds, size
+from ._arguments import add_json_option, add_load_options, size
 from ._contenders import Contender, Reader, available_contenders
 from ._measure import Measurement, Operation, measure_repeated
 from ._screen import Screen
@@ -46,26 +46,13 @@ def add_parser(commands: Any) -> None:
     """Add the command to the command line."""
     parser: argparse.ArgumentParser = commands.add_parser("bench", description=_DESCRIPTION)
     parser.add_argument("file", metavar="FILE", help="a regular file; only read")
-    parser.add_argument(
-        "--tasks",
-        type=count(1, 512),
-        default=16,
-        metavar="N",
-        help="tasks that read at once (default: 16)",
-    )
+    add_load_options(parser, tasks=16, what="read", duration="each contender reads")
     parser.add_argument(
         "--block",
         type=size(1),
         default=4096,
         metavar="SIZE",
         help="bytes of one read, such as 4096 or 64K (default: 4096)",
-    )
-    parser.add_argument(
-        "--seconds",
-        type=seconds,
-        default=2.0,
-        metavar="S",
-        help="how long each contender reads (default: 2)",
     )
     parser.add_argument(
         "--cold",

@@ -15,7 +15,7 @@ import anyio
 
 import aiommap
 
-from ._arguments import UsageError, add_json_option, count, seconds, size
+from ._arguments import UsageError, add_json_option, add_load_options, size
 from ._demo_outside import change_from_outside
 from ._demo_read import draw_residency, prewarm, read_cold, read_warm
 from ._demo_write import create, flush_much, write_durably
@@ -45,20 +45,7 @@ def add_parser(commands: Any) -> None:
         metavar="SIZE",
         help="size of the temporary file, or how much of FILE to use (default: 256M)",
     )
-    parser.add_argument(
-        "--tasks",
-        type=count(1, 512),
-        default=64,
-        metavar="N",
-        help="tasks that write or read at once (default: 64)",
-    )
-    parser.add_argument(
-        "--seconds",
-        type=seconds,
-        default=2.0,
-        metavar="S",
-        help="how long each timed part runs (default: 2)",
-    )
+    add_load_options(parser, tasks=64, what="write or read", duration="each timed part runs")
     parser.add_argument(
         "--dir",
         metavar="DIR",

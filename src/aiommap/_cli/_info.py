@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import anyio
@@ -12,6 +13,7 @@ import anyio.to_thread
 import aiommap
 
 from ._arguments import add_json_option
+from ._each import for_each_file
 from ._screen import Screen
 from ._system import HIDDEN, CacheState, cache_state, file_system, visible_residency
 from ._text import format_bytes, format_share, plural, printable
@@ -48,16 +50,7 @@ def run(options: argparse.Namespace, screen: Screen) -> None:
 
 
 async def _describe_all(paths: list[str], screen: Screen) -> None:
-    found: list[_Facts] = []
-    async with aiommap.Hub() as hub:
-        for path in paths:
-            try:
-                facts = await _describe(hub, path)
-            except (OSError, ValueError) as error:
-                screen.problem(path, error)
-                continue
-            found.append(facts)
-            _show(facts, screen)
+    found = await for_each_file(paths, screen, _describe, partial(_show, screen))
     screen.document("info", files=[asdict(facts) for facts in found])
 
 
@@ -93,7 +86,7 @@ async def _reads_inline(
     return file.statistics().inline_reads > before
 
 
-def _show(facts: _Facts, screen: Screen) -> None:
+def _show(screen: Screen, facts: _Facts) -> None:
     screen.line((printable(facts.path), "bold"))
     screen.facts(
         [

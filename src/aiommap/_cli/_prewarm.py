@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import anyio
@@ -13,6 +14,7 @@ import anyio.to_thread
 import aiommap
 
 from ._arguments import add_json_option
+from ._each import for_each_file
 from ._screen import Screen
 from ._system import HIDDEN, cache_state, visible_residency
 from ._text import format_rate, format_seconds, format_share, plural, printable
@@ -48,20 +50,14 @@ def run(options: argparse.Namespace, screen: Screen) -> None:
 
 
 async def _prewarm_all(paths: list[str], screen: Screen) -> None:
-    outcomes: list[_Outcome] = []
-    async with aiommap.Hub() as hub:
-        for path in paths:
-            try:
-                outcome = await _prewarm(hub, path, screen)
-            except (OSError, ValueError) as error:
-                screen.problem(path, error)
-                continue
-            outcomes.append(outcome)
-            screen.line((printable(outcome.path), "bold"), f": {_summary(outcome)}")
+    def show(outcome: _Outcome) -> None:
+        screen.line((printable(outcome.path), "bold"), f": {_summary(outcome)}")
+
+    outcomes = await for_each_file(paths, screen, partial(_prewarm, screen), show)
     screen.document("prewarm", files=[asdict(outcome) for outcome in outcomes])
 
 
-async def _prewarm(hub: aiommap.Hub, path: str, screen: Screen) -> _Outcome:
+async def _prewarm(screen: Screen, hub: aiommap.Hub, path: str) -> _Outcome:
     async with hub.open(path) as file:
         before = await visible_residency(file)
         start = time.perf_counter()
