@@ -175,14 +175,13 @@ def path(tmp_path):
 def occupied(workers):
     """Take every token, so that no hop can begin; yields a test for hops that queue."""
     limiters = workers.reads, workers.stores, workers.flushes, workers.control
-    holders = [(limiter, object()) for limiter in limiters for _ in range(limiter.total_tokens)]
-    for limiter, holder in holders:
-        limiter.acquire_on_behalf_of_nowait(holder)
+    taken = [limiter for limiter in limiters for _ in range(limiter.total_tokens)]
+    assert all(limiter.take() for limiter in taken)
     try:
-        yield lambda: any(limiter.statistics().tasks_waiting for limiter in limiters)
+        yield lambda: any(limiter.queued for limiter in limiters)
     finally:
-        for limiter, holder in holders:
-            limiter.release_on_behalf_of(holder)
+        for limiter in taken:
+            workers.release(limiter)
 
 
 async def until(condition):

@@ -238,7 +238,7 @@ async def test_one_scheduler_serves_many_files(tmp_path):
         receipts = [await f.write(0, b"x") for f in files[:10]]
         await until(lambda: all(receipt.durable for receipt in receipts))
         assert [f.statistics().flushes for f in files] == [1] * 10 + [0] * 30
-        await until(lambda: not hub._scheduler._alive)
+        await until(lambda: hub._scheduler.idle)
 
 
 async def test_statistics_tell_of_flushes(path):

@@ -140,15 +140,13 @@ async def test_a_whole_life_of_a_file_needs_no_thread_of_the_application(path):
 
 
 @contextmanager
-def held_tokens(limiter):
-    holders = [object() for _ in range(int(limiter.total_tokens))]
-    for holder in holders:
-        limiter.acquire_on_behalf_of_nowait(holder)
+def held_tokens(workers, limiter):
+    assert all(limiter.take() for _ in range(limiter.total_tokens))
     try:
         yield
     finally:
-        for holder in holders:
-            limiter.release_on_behalf_of(holder)
+        for _ in range(limiter.total_tokens):
+            workers.release(limiter)
 
 
 KINDS = {
@@ -163,7 +161,7 @@ KINDS = {
 async def test_our_own_kinds_of_work_do_not_starve_one_another(path, held):
     """W1: all the threads of one kind are taken, and every other kind goes on."""
     async with aiommap.open(path, "r+") as f, anyio.create_task_group() as group:
-        with held_tokens(getattr(f._core.workers, held)):
+        with held_tokens(f._core.workers, getattr(f._core.workers, held)):
             for kind, verb in KINDS.items():
                 if kind != held:
                     await finish(group, lambda verb=verb: verb(f))

@@ -46,9 +46,7 @@ async def test_a_durable_write_that_comes_after_shrinking_fails_alone(path):
             except Exception as error:
                 outcomes[name] = error
 
-        held = [f._core.workers.flushes.acquire_on_behalf_of(i) for i in range(4)]
-        for acquired in held:
-            await acquired
+        hold(f._core.workers.flushes)
         async with anyio.create_task_group() as group:
             group.start_soon(attempt, "first", f.write, 0, b"kept")
             await submitted(f, 1)
@@ -57,13 +55,22 @@ async def test_a_durable_write_that_comes_after_shrinking_fails_alone(path):
             group.start_soon(attempt, "outside", f.write, 8 * PAGE, b"lost")
             group.start_soon(attempt, "inside", f.write, PAGE, b"kept")
             await submitted(f, 4)
-            for i in range(4):
-                f._core.workers.flushes.release_on_behalf_of(i)
+            let_go(f._core.workers, f._core.workers.flushes)
         assert isinstance(outcomes["outside"], aiommap.MappingFaultError)
         assert outcomes["first"].durable
         assert outcomes["inside"].durable
         assert f.size == 4 * PAGE
     assert os.stat(path).st_size == 4 * PAGE
+
+
+def hold(limiter):
+    """Take every token, so that no job of this kind begins."""
+    assert all(limiter.take() for _ in range(limiter.total_tokens))
+
+
+def let_go(workers, limiter):
+    for _ in range(limiter.total_tokens):
+        workers.release(limiter)
 
 
 async def submitted(f, count):
@@ -77,8 +84,7 @@ async def test_a_new_policy_does_not_let_a_write_overtake_one_that_waits(path):
     """I9 across both lanes: the store lane is held while the policy changes."""
     async with aiommap.open(path, "r+") as f:
         await f.resize(1 << 20)
-        for i in range(4):
-            await f._core.workers.stores.acquire_on_behalf_of(i)
+        hold(f._core.workers.stores)
         async with anyio.create_task_group() as group:
             group.start_soon(f.write, 0, b"a" * (128 << 10))
             while not f._core.queued_bytes:
@@ -87,23 +93,20 @@ async def test_a_new_policy_does_not_let_a_write_overtake_one_that_waits(path):
             group.start_soon(f.write, 0, b"b")
             while len(f._writer._lane.waiting()) == 0:
                 await anyio.lowlevel.checkpoint()
-            for i in range(4):
-                f._core.workers.stores.release_on_behalf_of(i)
+            let_go(f._core.workers, f._core.workers.stores)
         assert await f.read(0, 2) == b"ba"
 
 
 async def test_the_old_policy_s_durable_writes_come_before_inline_ones(path):
     async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
-        for i in range(4):
-            await f._core.workers.flushes.acquire_on_behalf_of(i)
+        hold(f._core.workers.flushes)
         async with anyio.create_task_group() as group:
             group.start_soon(f.write, 0, b"a" * 100)
             await submitted(f, 1)
             f.flush_policy = FlushPolicy.manual()
             group.start_soon(f.write, 0, b"b")
             await submitted(f, 2)
-            for i in range(4):
-                f._core.workers.flushes.release_on_behalf_of(i)
+            let_go(f._core.workers, f._core.workers.flushes)
         assert await f.read(0, 2) == b"ba"
         await f.write(0, b"c")
         assert f.statistics().inline_writes == 1

@@ -61,7 +61,8 @@ class AutoFlush:
     def plan(self) -> None:
         """Look what is due, ask for it, and set the trip of inline stores."""
         core = self._core
-        if core.policy.passive or not core.shared_writable or core.closing or core.failure:
+        idle = core.policy.passive and not self._waiting
+        if idle or not core.shared_writable or core.closing or core.failure:
             core.mapping.set_trip(TRIP_NEVER, TRIP_NEVER, TRIP_NEVER)
             return
         since = self._dirty_since()
@@ -88,26 +89,32 @@ class AutoFlush:
             self._asked = False
             self.plan()
 
+    def is_full(self, ranges: Sequence[tuple[int, int]]) -> bool:
+        """Tell whether stores to these (offset, length) ranges have to wait in ``make_room``."""
+        return self._waiting > 0 or self._exceeds(ranges)
+
     async def make_room(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Wait until stores to these (offset, length) ranges fit under the limit (A3)."""
-        limit = self._core.policy.dirty_limit
-        if limit is None or not (self._waiting or self._exceeds(ranges, limit)):
-            return
+        """Wait until the stores fit under the limit, and until all who wait already do (A3)."""
         if self._queue is None:
             self._queue = anyio.Lock()
         self._waiting += 1
         self.plan()
         try:
-            async with self._queue:
-                while self._exceeds(ranges, limit):
+            async with self._core.activity(), self._queue:
+                while self._exceeds(ranges):
+                    await self._core.settle()  # what waits in the lane is dirty only afterwards
                     await self._flusher.submit(FlushRequest(0, self._core.mapping.size))
+                    if self._core.mapping.writable_leases:
+                        break  # what such a view covers is dirty again at once
         finally:
             self._waiting -= 1
             self.plan()
 
-    def _exceeds(self, ranges: Sequence[tuple[int, int]], limit: int) -> bool:
+    def _exceeds(self, ranges: Sequence[tuple[int, int]]) -> bool:
         """Tell whether the stores exceed the limit by being added to others' dirty bytes."""
-        mapping = self._core.mapping
+        limit, mapping = self._core.policy.dirty_limit, self._core.mapping
+        if limit is None or not self._core.shared_writable:
+            return False
         others = mapping.would_dirty(0, 0) + self._core.queued_bytes
         added = sum(mapping.would_dirty(*item) - mapping.would_dirty(0, 0) for item in ranges)
         return others > 0 and added > 0 and others + added > limit

@@ -35,14 +35,17 @@ class Closer:
     def start(self) -> None:
         """Begin to close, unless that was done before."""
         core = self._core
+        if core.mapping.forked:
+            core.closing = True
+            core.mapping.close()  # the parent's file: nothing is flushed, no thread entered (I10)
+            self._done = None
+            return
         if core.closing:
             return
+        core.workers.check_loop()
         core.closing = True
         core.mapping.retiring = True
         self._auto.stop()
-        if core.mapping.forked:
-            core.mapping.close()  # the parent's file: nothing is flushed, no thread entered (I10)
-            return
         self._done = anyio.Event()
         spawn(self._run, self._done)
 

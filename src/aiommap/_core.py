@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import operator
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar, TypeVarTuple, Unpack
@@ -22,7 +22,7 @@ from ._errors import AccessModeError, FlushError, ForkedError, MappingFaultError
 from ._native import Mapping
 from ._policy import FlushPolicy
 from ._ranges import RangeSet
-from ._workers import Workers
+from ._workers import Limiter, Mutex, Workers
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -47,6 +47,7 @@ class Core:
     __slots__ = (
         "_active",
         "_idle",
+        "changes",
         "closing",
         "created",
         "dirtied",
@@ -60,6 +61,8 @@ class Core:
         "path",
         "policy",
         "queued_bytes",
+        "resized",
+        "settle",
         "size_changed",
         "sparse",
         "undo",
@@ -88,13 +91,19 @@ class Core:
         self.workers = workers
         #: The directory entry is not durable yet. Cleared by the flush worker, one at a time.
         self.created = created
-        #: The size was changed since the last flush of everything.
+        #: The size, or which blocks there are, was changed since the last flush of everything.
         self.size_changed = size_changed
+        #: The size was; so the next flush also looks whether the file still has it.
+        self.resized = size_changed
         self.failure: FlushError | None = None
         #: Bytes of writes that wait in the lane or are being applied there.
         self.queued_bytes = 0
         #: Writes that wait in the flush lane, or are being applied there.
         self.durable_stores = 0
+        #: Waits until the writes submitted so far have been applied.
+        self.settle: Callable[[], Awaitable[None]] = _nothing_to_await
+        #: Keeps stores and changes of size apart. Taken in worker threads only.
+        self.changes = Mutex()
         #: Told after the file may have become dirty by other means than a write.
         self.dirtied: Callable[[], None] = _nothing
         self.closing = False
@@ -165,14 +174,14 @@ class Core:
             self._idle.set()
 
     async def wait_idle(self) -> None:
-        """Wait until no verb is under way; called once, when closing."""
-        if self._active:
+        """Wait until no verb is under way, nor begun by one that was; called when closing."""
+        while self._active:
             self._idle = anyio.Event()
             await self._idle.wait()
 
     async def finish(
         self,
-        limiter: anyio.CapacityLimiter,
+        limiter: Limiter,
         function: Callable[[Unpack[Ts]], T],
         *args: *Ts,
     ) -> T:
@@ -206,6 +215,10 @@ class Core:
         return fault
 
 
+async def _nothing_to_await() -> None:
+    """Stand in where nothing is under way."""
+
+
 def _nothing() -> None:
     """Stand in where nobody listens."""
 
@@ -225,9 +238,15 @@ def contiguous(data: object) -> memoryview:
     return view.cast("B") if view.nbytes else memoryview(b"")
 
 
+#: No process can map more: half of what 48 bits address.
+MOST_BYTES = 1 << 47
+
+
 def byte_count(size: object, name: str) -> int:
     """Check a size given by the caller."""
     count = operator.index(size)  # type: ignore[arg-type]  # its TypeError is the one to raise
     if count < 0:
         raise ValueError(f"{name} is {count}: it is a number of bytes and cannot be negative")
+    if count > MOST_BYTES:
+        raise ValueError(f"{name} is {count}: no process can map more than {MOST_BYTES} bytes")
     return count

@@ -5,10 +5,11 @@ It checks, takes the inline way where that can answer, and delegates everything 
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Self, SupportsIndex, cast, overload
+from typing import TYPE_CHECKING, NoReturn, Self, SupportsIndex, cast, overload
 
 from . import _chunks
 from ._autoflush import AutoFlush
@@ -313,8 +314,7 @@ class MappedFile(RangedVerbs, PagedVerbs):
         if self._core.mode == "c":
             raise AccessModeError("resize", "c", 'a private file has a fixed size: use "r+"')
         size = byte_count(new_size, "new_size")
-        await self._writer.settle()
-        await self._flusher.change(partial(self._resizer.resize, size))
+        await self._change(partial(self._resizer.resize, size))
 
     async def punch_hole(self, offset: SupportsIndex, length: SupportsIndex) -> None:
         """Give the blocks of a range back to the file system; the bytes then read as zeros.
@@ -328,8 +328,13 @@ class MappedFile(RangedVerbs, PagedVerbs):
         if self._core.mode == "c":
             raise AccessModeError("punch a hole in", "c", 'private changes are not files: use "r+"')
         start, count = check_range(offset, length, self.size)
-        await self._writer.settle()
-        await self._flusher.change(partial(self._resizer.punch_hole, start, count))
+        await self._change(partial(self._resizer.punch_hole, start, count))
+
+    async def _change(self, act: Callable[[], None]) -> None:
+        """Change the file after the writes submitted so far."""
+        async with self._core.activity():
+            await self._core.settle()
+            await self._flusher.change(act)
 
     def view(self, offset: SupportsIndex = 0, length: SupportsIndex | None = None) -> View:
         """Make a view: a range with verbs of its own and, as ``memory``, its bytes uncopied.
@@ -350,10 +355,10 @@ class MappedFile(RangedVerbs, PagedVerbs):
             As ``read``, from the iteration.
         """
         self._core.check_usable()
-        count = byte_count(size, "chunk size")
-        if not count:
-            raise ValueError("chunk size is 0: ask for at least 1 byte a chunk")
-        return _chunks.iterate(self, self._core, count)
+        count = operator.index(size)
+        if count < 1:
+            raise ValueError(f"chunk size is {count}: ask for at least 1 byte a chunk")
+        return _chunks.iterate(self, self._core, min(count, max(self.size, 1)))
 
     def pages(self) -> AsyncIterator[bytes]:
         """Iterate over the file in pieces of one page of memory (``aiommap.PAGE_SIZE`` bytes)."""
@@ -414,6 +419,9 @@ class MappedFile(RangedVerbs, PagedVerbs):
                 stacklevel=2,
                 source=self,
             )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self!r} cannot be copied or pickled: open its path again instead")
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self.size} bytes"

@@ -128,8 +128,7 @@ class Flusher:
 
     async def change(self, act: Callable[[], None]) -> None:
         """Run what changes the size or the blocks of the file (F5)."""
-        async with self._core.activity():
-            await self._lane.submit(Change(act))
+        await self._lane.submit(Change(act))
 
     async def flush_everything(self) -> None:
         """Make everything durable; for a file that no verb can reach any more."""
@@ -187,7 +186,8 @@ class Flusher:
                 continue
             for change in group:
                 assert isinstance(change, Change)
-                change.run()
+                with self._core.changes:
+                    change.run()
 
     def _flush(self, requests: list[FlushRequest]) -> None:
         self._store(requests)
@@ -207,9 +207,11 @@ class Flusher:
             # is clean, and each call waits for the device anew.
             hulls = [(runs[0][0], runs[-1][1]) for runs in taken if runs]
             self._write_out(hulls, everything=not outside)
-        except OSError as error:
+        except BaseException as error:
             mapping.flush_end(runs)
             self._latch(error)
+            if not isinstance(error, OSError):
+                raise
             return
         mapping.flush_end([])
         if not outside:
@@ -245,17 +247,19 @@ class Flusher:
 
     def _write_out(self, hulls: list[tuple[int, int]], *, everything: bool) -> None:
         core = self._core
+        end = max((end for _, end in hulls), default=0)
+        if core.resized:
+            end = core.mapping.size
         if everything and (hulls or core.size_changed):
             core.mapping.sync(core.size_changed)
-            core.size_changed = False
         elif not everything:
-            for offset, end in hulls:
-                core.mapping.sync_range(offset, end - offset)
+            for offset, stop in hulls:
+                core.mapping.sync_range(offset, stop - offset)
         if core.created:
-            sync_directory(os.path.dirname(core.path))
-            core.created = False
-        if hulls:
-            self._verify(max(end for _, end in hulls))
+            # Of the file itself: the path may be a symbolic link that was there before.
+            sync_directory(os.path.dirname(os.path.realpath(core.path)))
+        self._verify(end)
+        core.size_changed = core.created = core.resized = False
 
     def _verify(self, end: int) -> None:
         """Check that what was flushed is still part of the file at the path (I4)."""
@@ -274,16 +278,16 @@ class Flusher:
             what = "was removed" if found is None else "now names another file"
             raise OSError(errno.ESTALE, f"the path {what}, so the flushed data is orphaned")
 
-    def _latch(self, error: OSError) -> None:
+    def _latch(self, error: BaseException) -> None:
         core = self._core
-        core.mapping.inline_writes = False
+        reason, number = str(error), None
+        if isinstance(error, OSError):
+            reason, number = error.strerror or reason, error.errno
         core.failure = FlushError(
-            core.path,
-            error.strerror or str(error),
-            tuple(core.mapping.dirty_runs()),
-            error.errno or errno.EIO,
+            core.path, reason, tuple(core.mapping.dirty_runs()), number or errno.EIO
         )
         core.failure.__cause__ = error
+        core.choose_inline_writes()
 
 
 def sync_directory(path: str) -> None:

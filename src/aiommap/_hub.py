@@ -164,7 +164,9 @@ class Hub:
         """The limiters belong to a running event loop, so they are made on first use there."""
         if self._closed:
             raise anyio.ClosedResourceError("the hub is closed: open files in a new one")
-        if self._workers is None:
+        if self._workers is not None:
+            self._workers.check_loop()
+        else:
             self._workers = workers = Workers(self._readers)
             opening = batches(workers, workers.control, partial(_attempt_all, open_mapping))
             releasing = batches(workers, workers.control, partial(_attempt_all, _Release.run))
@@ -290,7 +292,7 @@ def open(
         FileNotFoundError, FileExistsError, PermissionError: as ``open``.
         UnsupportedError: if the path is a directory, pipe, socket or device.
         OSError: ENOSPC if the disk is full; a new file is then gone again, and one that was there
-            has its old size and bytes.
+            has its old size and bytes, unless ``sparse`` let it be overwritten in part.
     Cancellation: an open that has begun in a worker is waited out and then undone: a file it
         created is removed again. One that "w+" has overwritten stays so.
     Source: mmap(2), posix_fallocate(3).

@@ -23,7 +23,7 @@ from typing import Generic, TypeVar
 
 import anyio
 
-from ._workers import Event, Workers, wait_or_withdraw
+from ._workers import Event, Limiter, Workers, wait_or_withdraw
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -35,7 +35,7 @@ Begin = Callable[[list[Item], Callable[[Outcomes[Result]], None]], None]
 
 def batches(
     workers: Workers,
-    limiter: anyio.CapacityLimiter,
+    limiter: Limiter,
     run: Callable[[list[Item]], Outcomes[Result]],
     after: Callable[[], None] | None = None,
 ) -> Begin[Item, Result]:
@@ -107,6 +107,7 @@ class Lane(Generic[Item, Result]):
 
         An item that is not withdrawable runs even if its waiter is cancelled before it begins.
         """
+        self._workers.check_loop()
         batch = self._gathering
         fresh = batch is None
         if batch is None:

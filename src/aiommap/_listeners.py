@@ -6,7 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
-from ._workers import spawn
+from ._workers import spawn_foreign
 
 T = TypeVar("T")
 
@@ -44,8 +44,8 @@ class Listeners(Generic[T]):
 
     def tell(self, value: T) -> None:
         """Call them all in the background; one that raises is logged and stops no other."""
-        for callback in self._callbacks.values():
-            spawn(_call, callback, value)
+        for callback in list(self._callbacks.values()):
+            spawn_foreign(_call, callback, value)
 
     def _remove(self, subscription: Subscription) -> None:
         self._callbacks.pop(subscription, None)

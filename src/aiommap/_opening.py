@@ -184,8 +184,8 @@ def _open_descriptor(options: OpenOptions) -> tuple[int, bool]:
             try:
                 return os.open(path, flags & ~os.O_CREAT), False
             except FileNotFoundError:
-                if os.path.islink(path):  # dangling: O_EXCL will never follow it
-                    return os.open(path, flags, 0o666), False
+                if os.path.islink(path):  # dangling, and O_EXCL never follows a link
+                    path = os.path.realpath(path)
 
 
 def _make_content(fd: int, old: int, options: OpenOptions) -> None:

@@ -93,6 +93,8 @@ class PagedVerbs:
         Source: madvise(2), posix_fadvise(2).
         """
         self._core.check_usable()
+        if not isinstance(advice, Advice):
+            raise TypeError(f"advice is {advice!r}: use a member of Advice")
         await self._pager.advise(advice, *check_tail(offset, length, self.size))
 
     @asynccontextmanager

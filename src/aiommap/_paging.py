@@ -17,6 +17,7 @@ from ._native import PAGE_SIZE, PIECE_BYTES, Mapping
 from ._ranges import RangeSet, align_down, align_up
 from ._read_ahead import ReadAhead, kernel_reads_far_ahead
 from ._residency import Residency
+from ._workers import Mutex
 
 #: A prewarm hop goes on for this long: short enough to cancel and to report progress, long enough
 #: for the hop itself (0.1 ms) not to count.
@@ -30,10 +31,14 @@ Progress = Callable[[int, int], object]
 class Pager:
     """Paging verbs of one file. Ranges are checked by the caller."""
 
-    __slots__ = ("_core", "_locks")
+    __slots__ = ("_core", "_locks", "_pinning", "_wanted")
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        #: Also what is being pinned at the moment: leaving a block must not unpin it.
+        self._wanted: list[tuple[int, int]] = []
+        #: Keeps pinning and unpinning apart. Taken in worker threads only.
+        self._pinning = Mutex()
         self._locks: list[tuple[int, int]] = []
 
     async def prewarm(
@@ -103,6 +108,7 @@ class Pager:
         core = self._core
         span = align_down(offset, PAGE_SIZE), align_up(offset + length, PAGE_SIZE)
         at, end = offset, offset + length
+        self._wanted.append(span)
         try:
             while at < end:
                 core.check_usable()
@@ -110,6 +116,7 @@ class Pager:
                 await core.finish(core.workers.reads, self._lock_piece, at, piece)
                 at += piece
         except BaseException:
+            self._wanted.remove(span)
             await self._unpin(span)
             raise
         self._locks.append(span)
@@ -119,6 +126,7 @@ class Pager:
     async def unlock(self, span: tuple[int, int]) -> None:
         """Unpin a range, but for what other locks still cover."""
         self._locks.remove(span)
+        self._wanted.remove(span)
         self._publish()
         await self._unpin(span)
 
@@ -136,7 +144,11 @@ class Pager:
     def relock(self) -> None:
         """Pin everything again after pages were mapped anew."""
         for offset, end in RangeSet(self._locks).within(0, self._core.mapping.size):
-            self._core.mapping.lock(offset, end - offset)
+            try:
+                self._core.mapping.lock(offset, end - offset)
+            except OSError as error:
+                self._core.mapping.set_locked([])  # no read may count on it any more
+                raise self._explain_lock(error, offset, end - offset) from error
 
     def _stretch(self, at: int, end: int, write: bool, seconds: float = STRETCH_SECONDS) -> int:
         """Map pages for so long and return the next byte to map."""
@@ -177,7 +189,8 @@ class Pager:
         with suppress(UnsupportedError):
             self._stretch(offset, offset + length, write=False, seconds=math.inf)
         try:
-            self._core.mapping.lock(offset, length)
+            with self._pinning:
+                self._core.mapping.lock(offset, length)
         except OSError as error:
             raise self._explain_lock(error, offset, length) from error
 
@@ -198,8 +211,8 @@ class Pager:
 
     def _unlock_rest(self, span: tuple[int, int]) -> None:
         free = RangeSet([span])
-        for offset, end in self._locks:
-            free.discard(offset, end)
-        size = self._core.mapping.size
-        for offset, end in free.within(0, size):
-            self._core.mapping.unlock(offset, end - offset)
+        with self._pinning:
+            for offset, end in tuple(self._wanted):
+                free.discard(offset, end)
+            for offset, end in free.within(0, self._core.mapping.size):
+                self._core.mapping.unlock(offset, end - offset)

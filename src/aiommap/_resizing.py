@@ -40,7 +40,7 @@ class Resizer:
             if error.filename is None:
                 error.filename = core.path
             raise
-        core.size_changed = True
+        core.size_changed = core.resized = True
 
     def _grow(self, old: int, size: int) -> None:
         mapping = self._core.mapping
@@ -51,7 +51,8 @@ class Resizer:
             os.ftruncate(mapping.fd, size)
         try:
             self._address(old, size)
-        except OSError:
+        except BaseException:
+            mapping.set_size(old)
             os.ftruncate(mapping.fd, actual)
             raise
 

@@ -1,19 +1,19 @@
-"""The flush scheduler: one task per hub that flushes any number of files when it is their turn.
+"""The flush scheduler: one per hub, which flushes any number of files when it is their turn.
 
-The task exists only while something is requested or runs, so that clean files cost nothing and a
-hub needs no end. Every file's flush is a request in that file's own flush lane, where it shares a
-group commit with whoever else asks.
+It is a timer for the next deadline and a short task for each flush that runs, so that clean files
+cost nothing and a hub needs no end. Every file's flush is a request in that file's own flush lane,
+where it shares a group commit with whoever else asks.
 """
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable
 from typing import Protocol
 
-import anyio
-
 from ._schedule import Schedule, Timer
-from ._workers import FLUSH_WORKERS, spawn
+from ._workers import FLUSH_WORKERS, call_later, spawn
 
 #: One worker stays free for those who wait for a flush that they asked for.
 BACKGROUND_FLUSHES = FLUSH_WORKERS - 1
@@ -31,52 +31,55 @@ class Target(Protocol):
 class FlushScheduler:
     """Runs the flushes of a ``Schedule``; for one event loop."""
 
-    __slots__ = ("_alive", "_schedule", "_woken")
+    __slots__ = ("_cancel", "_schedule", "_wake_at")
 
     def __init__(self) -> None:
         self._schedule: Schedule[Target] = Schedule(BACKGROUND_FLUSHES)
-        self._alive = False
-        self._woken: anyio.Event | None = None
+        self._wake_at = math.inf
+        self._cancel: Callable[[], object] | None = None
 
     def at(self, deadline: float, target: Target) -> Timer[Target]:
         """Flush a file at a time of ``time.monotonic``."""
         timer = self._schedule.at(deadline, target)
-        self._wake()
+        self._sleep()
         return timer
 
     def soon(self, target: Target) -> None:
         """Flush a file at its next turn."""
         self._schedule.soon(target)
-        self._wake()
+        self._look()
 
     def forget(self, target: Target) -> None:
         """Drop what was requested for a file."""
         self._schedule.forget(target)
 
-    def _wake(self) -> None:
-        if not self._alive:
-            self._alive = True
-            spawn(self._run)
-        elif self._woken is not None:
-            self._woken.set()
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is requested and nothing runs."""
+        return self._schedule.idle
 
-    async def _run(self) -> None:
-        try:
-            while not self._schedule.idle:
-                for target in self._schedule.start(time.monotonic()):
-                    spawn(self._flush, target)
-                self._woken = anyio.Event()
-                deadline = self._schedule.next_deadline()
-                delay = float("inf") if deadline is None else deadline - time.monotonic()
-                with anyio.move_on_after(max(delay, 0)):
-                    await self._woken.wait()
-        finally:
-            self._alive = False
-            self._woken = None
+    def _look(self) -> None:
+        for target in self._schedule.start(time.monotonic()):
+            spawn(self._flush, target)
+        self._sleep()
+
+    def _sleep(self) -> None:
+        """See to it that the next deadline is not missed; an earlier waking does no harm."""
+        deadline = self._schedule.next_deadline()
+        if deadline is None or deadline >= self._wake_at:
+            return
+        if self._cancel is not None:
+            self._cancel()
+        self._wake_at = deadline
+        self._cancel = call_later(max(deadline - time.monotonic(), 0), self._wake)
+
+    def _wake(self) -> None:
+        self._wake_at, self._cancel = math.inf, None
+        self._look()
 
     async def _flush(self, target: Target) -> None:
         try:
             await target.flush_unasked()
         finally:
             self._schedule.finished(target)
-            self._wake()
+            self._look()

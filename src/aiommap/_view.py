@@ -10,6 +10,7 @@ import anyio
 
 from ._advice import Advice
 from ._core import Core
+from ._errors import ForkedError
 from ._native import Lease
 from ._ranges import check_range, check_tail
 from ._receipt import WriteReceipt
@@ -84,10 +85,15 @@ class View:
 
         Raises:
             anyio.ClosedResourceError: if the view was released.
+            OutOfBoundsError: if the file was resized to end before the view does.
+            ForkedError: if the file was opened by another process.
         """
         if self._memory is None:
             lease = self._pinned()
+            if self._core.mapping.forked:
+                raise ForkedError(self._core.path)
             if self._core.mode != "r" and not self._core.mapping.closed:
+                check_range(self._offset, self._length, self._core.mapping.size)
                 lease = self._core.mapping.lease(self._offset, self._length, True)
             self._lease = lease
             self._memory = memoryview(lease)

@@ -1,7 +1,7 @@
 """Worker threads: who may use how many of them, and the rules for leaving a wait early.
 
-Terms. A *hop* is one trip to a worker thread and back, about 0.1 ms. A *job* is one hop that runs
-to its end once a thread has begun it.
+Terms. A *hop* is one trip to a worker thread and back, some 40 microseconds. A *job* is one hop
+that runs to its end once a thread has begun it.
 
 Invariants.
   W1  Every hop takes a token of one of our own limiters, never of the application's (I12); reads,
@@ -10,7 +10,8 @@ Invariants.
       that was not begun is withdrawn and never runs (I8). This also holds for asyncio's own
       ``Task.cancel``, from which an anyio cancel scope does not shield.
   W3  Background tasks belong to no scope of the caller: a file may be closed in another task than
-      the one that opened it, and what fails in them reaches a waiter, never the event loop.
+      the one that opened it, and what fails in them reaches a waiter, never the event loop. Nobody
+      can cancel them: not even the end of ``asyncio.run``, which cancels all tasks it knows of.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -44,6 +46,14 @@ CONTROL_WORKERS = 2
 _background: set[asyncio.Task[None]] = set()
 
 
+def _loop_is(loop: asyncio.AbstractEventLoop) -> bool:
+    """Tell whether a loop is what runs this thread."""
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
+
+
 class Event(Protocol):
     """What asyncio's, trio's and anyio's events have in common."""
 
@@ -58,8 +68,29 @@ def _trio() -> Any:
     return trio if trio is not None and trio.lowlevel.in_trio_run() else None
 
 
+class _Background(asyncio.Task[None]):
+    """A task that cannot be cancelled, so that ``asyncio.run`` waits for it when it ends."""
+
+    def cancel(self, msg: Any | None = None) -> bool:  # noqa: ARG002  the signature is asyncio's
+        """Refuse: what it does has to be done, and ends by itself."""
+        return False
+
+
 def spawn(function: Callable[[Unpack[Ts]], Awaitable[None]], *args: *Ts) -> None:
-    """Start a background task on the running loop; the function must not raise (W3)."""
+    """Start a background task that nothing cancels; the function must not raise (W3)."""
+    _spawn(_Background, function, *args)
+
+
+def spawn_foreign(function: Callable[[Unpack[Ts]], Awaitable[None]], *args: *Ts) -> None:
+    """Start a background task that runs code of the application; it ends when the loop does."""
+    _spawn(asyncio.Task, function, *args)
+
+
+def _spawn(
+    kind: type[asyncio.Task[None]],
+    function: Callable[[Unpack[Ts]], Awaitable[None]],
+    *args: *Ts,
+) -> None:
     trio = _trio()
     if trio is not None:
         trio.lowlevel.spawn_system_task(function, *args)
@@ -68,9 +99,27 @@ def spawn(function: Callable[[Unpack[Ts]], Awaitable[None]], *args: *Ts) -> None
     async def run() -> None:
         await function(*args)
 
-    task = asyncio.create_task(run())
+    task = kind(run(), loop=asyncio.get_running_loop())
     _background.add(task)
     task.add_done_callback(_background.discard)
+
+
+def call_later(delay: float, function: Callable[[], None]) -> Callable[[], object]:
+    """Call a function on the running loop after so many seconds; returns what cancels that."""
+    trio = _trio()
+    if trio is None:
+        return asyncio.get_running_loop().call_later(delay, function).cancel
+    scope = trio.CancelScope()
+
+    async def wait() -> None:
+        with scope:
+            await trio.sleep(delay)
+        if not scope.cancelled_caught:
+            function()
+
+    trio.lowlevel.spawn_system_task(wait)
+    cancel: Callable[[], object] = scope.cancel
+    return cancel
 
 
 async def wait_or_withdraw(done: Event, withdraw: Callable[[], bool]) -> None:
@@ -92,17 +141,23 @@ async def wait_or_withdraw(done: Event, withdraw: Callable[[], bool]) -> None:
 class _Job:
     """One hop with a claim: whoever takes it first, the thread or the cancellation, decides."""
 
-    __slots__ = ("_claim", "_ended", "_function", "error", "result")
+    __slots__ = ("_claim", "_ended", "_function", "error", "result", "withdrawn")
 
     def __init__(self, function: Callable[[], Any], ended: Callable[[], object]) -> None:
         self._claim = threading.Lock()
         self._function = function
         self._ended = ended
+        self.withdrawn = False
         self.result: Any = None
         self.error: BaseException | None = None
 
     def claim(self) -> bool:
         return self._claim.acquire(blocking=False)
+
+    def withdraw(self) -> bool:
+        """Keep it from running, if it has not begun; tell whether that was in time."""
+        self.withdrawn = self.withdrawn or self.claim()
+        return self.withdrawn
 
     def run(self) -> None:
         """Run in a worker, unless it was withdrawn."""
@@ -124,11 +179,51 @@ class _Job:
         return self.result
 
 
+class Limiter:
+    """Tokens for jobs, and the jobs that wait for one, first come, first served.
+
+    For the loop thread. No task waits here: a task could be cancelled in a job's place.
+    """
+
+    __slots__ = ("_free", "_waiting", "total_tokens")
+
+    def __init__(self, tokens: int) -> None:
+        self.total_tokens = tokens
+        self._free = tokens
+        self._waiting: deque[_Job] = deque()
+
+    def take(self) -> bool:
+        """Take a token if one is free."""
+        if not self._free:
+            return False
+        self._free -= 1
+        return True
+
+    @property
+    def queued(self) -> int:
+        """How many jobs wait."""
+        return sum(not job.withdrawn for job in self._waiting)
+
+    def queue(self, job: _Job) -> None:
+        """Have a job launched when its turn comes."""
+        self._waiting.append(job)
+
+    def give(self, launch: Callable[[_Job], None]) -> None:
+        """Give a token back: the next job that still wants to run gets it."""
+        self._free += 1
+        while self._free and self._waiting:
+            job = self._waiting.popleft()
+            if not job.withdrawn:
+                self._free -= 1
+                launch(job)
+
+
 class Workers:
     """The limiters of one hub, and the ways to run something in a worker thread; for one loop."""
 
     __slots__ = (
         "_from_thread",
+        "_here",
         "_turn",
         "call_soon",
         "control",
@@ -149,17 +244,22 @@ class Workers:
         self.event: Callable[[], Event]
         if trio is None:
             loop = asyncio.get_running_loop()
+            self._here: Callable[[], bool] = lambda: _loop_is(loop)
             self._turn = partial(asyncio.sleep, 0)
             self.call_soon, self._from_thread = loop.call_soon, loop.call_soon_threadsafe
             self.event = asyncio.Event
         else:
+            token = trio.lowlevel.current_trio_token()
+            self._here = lambda: (
+                _trio() is not None and (trio.lowlevel.current_trio_token() is token)
+            )
             self._turn = trio.lowlevel.checkpoint
-            self.call_soon = self._from_thread = trio.lowlevel.current_trio_token().run_sync_soon
+            self.call_soon = self._from_thread = token.run_sync_soon
             self.event = trio.Event
-        self.reads = anyio.CapacityLimiter(readers or DEFAULT_READERS)
-        self.stores = anyio.CapacityLimiter(STORE_WORKERS)
-        self.flushes = anyio.CapacityLimiter(FLUSH_WORKERS)
-        self.control = anyio.CapacityLimiter(CONTROL_WORKERS)
+        self.reads = Limiter(readers or DEFAULT_READERS)
+        self.stores = Limiter(STORE_WORKERS)
+        self.flushes = Limiter(FLUSH_WORKERS)
+        self.control = Limiter(CONTROL_WORKERS)
 
     def call_from_thread(self, function: Callable[[], None]) -> bool:
         """Call a function on the loop soon, from any thread; tell if the loop was still there."""
@@ -168,6 +268,14 @@ class Workers:
         except RuntimeError:
             return False
         return True
+
+    def check_loop(self) -> None:
+        """Raise unless this is the loop these workers answer to; any other would wait for ever."""
+        if not self._here():
+            raise RuntimeError(
+                "a file or hub is used outside of the event loop it was opened in, or after that "
+                "ended: open it again in this one"
+            )
 
     async def give_way(self) -> bool:
         """Let other tasks run, and see a cancellation, if the slice is spent; tell if it was."""
@@ -185,25 +293,25 @@ class Workers:
         try:
             await done.wait()
         except BaseException:
-            job.claim()
+            job.withdraw()
             raise
         return cast("T", job.outcome())
 
     async def finish(
         self,
-        limiter: anyio.CapacityLimiter,
+        limiter: Limiter,
         function: Callable[[Unpack[Ts]], T],
         *args: *Ts,
     ) -> T:
         """Run a job (W2)."""
         done = self.event()
         job = self._start(limiter, partial(function, *args), done.set)
-        await wait_or_withdraw(done, job.claim)
+        await wait_or_withdraw(done, job.withdraw)
         return cast("T", job.outcome())
 
     async def complete(
         self,
-        limiter: anyio.CapacityLimiter,
+        limiter: Limiter,
         function: Callable[[Unpack[Ts]], T],
         *args: *Ts,
     ) -> T:
@@ -215,7 +323,7 @@ class Workers:
 
     def start(
         self,
-        limiter: anyio.CapacityLimiter,
+        limiter: Limiter,
         function: Callable[[], T],
         ended: Callable[[T | None, BaseException | None], object],
     ) -> None:
@@ -224,26 +332,25 @@ class Workers:
 
     def _start(
         self,
-        limiter: anyio.CapacityLimiter,
+        limiter: Limiter,
         function: Callable[[], T],
         ended: Callable[[], object],
     ) -> _Job:
+        self.check_loop()
         job = _Job(function, ended)
-        try:
-            limiter.acquire_on_behalf_of_nowait(job)
-        except anyio.WouldBlock:
-            spawn(self._start_later, limiter, job)
-        else:
+        if limiter.take():
             self._launch(limiter, job)
+        else:
+            limiter.queue(job)
         return job
 
-    async def _start_later(self, limiter: anyio.CapacityLimiter, job: _Job) -> None:
-        await limiter.acquire_on_behalf_of(job)
-        self._launch(limiter, job)
+    def release(self, limiter: Limiter) -> None:
+        """Give a token back that ``limiter.take`` took."""
+        limiter.give(partial(self._launch, limiter))
 
-    def _launch(self, limiter: anyio.CapacityLimiter, job: _Job) -> None:
+    def _launch(self, limiter: Limiter, job: _Job) -> None:
         def end() -> None:
-            limiter.release_on_behalf_of(job)
+            self.release(limiter)
             job.end()
 
         def run() -> None:
@@ -252,4 +359,8 @@ class Workers:
             with suppress(RuntimeError):
                 self._from_thread(end)
 
-        run_in_thread(run)
+        try:
+            run_in_thread(run)
+        except RuntimeError as error:  # no thread can be started
+            job.error = error
+            self.call_soon(end)

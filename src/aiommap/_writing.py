@@ -40,6 +40,7 @@ class Writer:
         self._lane: Lane[FlushRequest, int] = Lane(
             workers, batches(workers, workers.stores, self._apply, self._shrink_span)
         )
+        core.settle = self._lane.settle
         self._start = self._end = 0  # S1: bounds of what is queued or in flight
 
     async def write(self, offset: int, data: object) -> WriteReceipt:
@@ -48,7 +49,7 @@ class Writer:
         core.check_writable("write to")
         view = contiguous(data)
         offset, length = check_range(offset, len(view), core.mapping.size)
-        if core.policy.dirty_limit is not None:
+        if self._auto.is_full([(offset, length)]):
             await self._make_room([(offset, length)])
         # Stored before giving way: whoever writes meanwhile must not come first (I9).
         receipt = core.mapping.write_now(offset, view)
@@ -71,8 +72,9 @@ class Writer:
             stores.append((check_range(offset, len(view), size)[0], view))
         first = min((offset for offset, _ in stores), default=0)
         end = max((offset + len(view) for offset, view in stores), default=0)
-        if core.policy.dirty_limit is not None:
-            await self._make_room([(offset, len(view)) for offset, view in stores])
+        ranges = [(offset, len(view)) for offset, view in stores]
+        if self._auto.is_full(ranges):
+            await self._make_room(ranges)
         rest = self._store_inline(stores)
         self._auto.plan()
         if rest:
@@ -94,12 +96,11 @@ class Writer:
         return []
 
     async def _make_room(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Wait for room under the policy's limit; the file may have changed meanwhile."""
-        core = self._core
+        """Wait for room under the policy's limit; the file may have been resized meanwhile."""
         await self._auto.make_room(ranges)
-        core.check_writable("write to")
+        self._core.check_flushed()
         for offset, length in ranges:
-            check_range(offset, length, core.mapping.size)
+            check_range(offset, length, self._core.mapping.size)
 
     async def _submit(self, write: FlushRequest, *, withdrawable: bool = True) -> WriteReceipt:
         core = self._core
@@ -137,10 +138,6 @@ class Writer:
         length = write.end - write.offset
         return WriteReceipt(self._flusher, write.offset, length, sequence)
 
-    async def settle(self) -> None:
-        """Wait until the writes submitted so far have been applied."""
-        await self._lane.settle()
-
     def _extend_span(self, write: FlushRequest) -> None:
         idle = self._start == self._end
         self._start = write.offset if idle else min(self._start, write.offset)
@@ -157,7 +154,8 @@ class Writer:
 
     def _apply(self, writes: list[FlushRequest]) -> list[int | BaseException]:
         core = self._core
-        outcomes = core.mapping.write_many([store for write in writes for store in write.stores])
+        with core.changes:
+            outcomes = core.mapping.write_many([s for write in writes for s in write.stores])
         core.offloaded_writes += len(outcomes)
         results: list[int | BaseException] = []
         at = 0

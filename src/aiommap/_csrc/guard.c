@@ -54,8 +54,12 @@ static void forward(int number, siginfo_t *info, void *context)
 static void on_sigbus(int number, siginfo_t *info, void *context)
 {
     uintptr_t address = (uintptr_t)info->si_addr;
-    if (jump.armed && info->si_code == BUS_ADRERR &&
-        (within(address, jump.dst, jump.length) || within(address, jump.src, jump.length))) {
+    bool ours = info->si_code == BUS_ADRERR &&
+                (within(address, jump.dst, jump.length) || within(address, jump.src, jump.length));
+    /* A handler that was installed over this one, such as faulthandler's, took the fault, and
+     * sends the signal on from within it: then the armed copy is what it interrupted. */
+    bool handed_on = info->si_code == SI_TKILL && info->si_pid == getpid();
+    if (jump.armed && (ours || handed_on)) {
         jump.armed = 0;
         jump.fault = address;
         siglongjmp(jump.target, 1); /* G2, G3 */
@@ -63,23 +67,41 @@ static void on_sigbus(int number, siginfo_t *info, void *context)
     forward(number, info, context);
 }
 
+/* Under the lock. Takes over from nobody, or from whoever put the default back over us, as
+ * faulthandler.disable() does; another handler over ours is left alone: it chains to ours. */
+static int take_over(void)
+{
+    struct sigaction current;
+    if (sigaction(SIGBUS, NULL, &current))
+        return -1;
+    bool gone = !(current.sa_flags & SA_SIGINFO) &&
+                (current.sa_handler == SIG_DFL || current.sa_handler == SIG_IGN);
+    if (installs && !gone)
+        return 0;
+    /* SA_NODEFER: the jump does not restore the signal mask, so it must never change. */
+    struct sigaction ours = {.sa_sigaction = on_sigbus,
+                             .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK};
+    sigemptyset(&ours.sa_mask);
+    previous = current;
+    return sigaction(SIGBUS, &ours, NULL);
+}
+
 int guard_install(void)
 {
-    int failed = 0;
     pthread_mutex_lock(&install_lock);
-    if (installs == 0) {
-        /* SA_NODEFER: the jump does not restore the signal mask, so it must never change. */
-        struct sigaction ours = {.sa_sigaction = on_sigbus,
-                                 .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK};
-        sigemptyset(&ours.sa_mask);
-        failed = sigaction(SIGBUS, NULL, &previous);
-        if (!failed)
-            failed = sigaction(SIGBUS, &ours, NULL);
-    }
+    int failed = take_over();
     if (!failed)
         installs++;
     pthread_mutex_unlock(&install_lock);
     return failed;
+}
+
+void guard_refresh(void)
+{
+    pthread_mutex_lock(&install_lock);
+    if (installs)
+        take_over();
+    pthread_mutex_unlock(&install_lock);
 }
 
 void guard_remove(void)

@@ -22,6 +22,8 @@
 /* Install the handler; counted, so every call needs its guard_remove. 0, or -1 with errno. */
 int guard_install(void);
 void guard_remove(void);
+/* Put the handler back if somebody has reset SIGBUS since; cheap enough for every hop. */
+void guard_refresh(void);
 
 /* Copy n bytes and return how many were copied: n, or the exact length of the prefix before the
  * page that faulted. Either side may be mapped; the two must not overlap. *fault, if a fault

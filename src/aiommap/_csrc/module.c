@@ -1,4 +1,5 @@
 /* module.c: the module aiommap._native; its contract is _native.pyi. */
+#include "guard.h"
 #include "py_mapping.h"
 
 #include <pthread.h>
@@ -28,6 +29,7 @@ static PyObject *slice_renew(PyObject *Py_UNUSED(module), PyObject *before)
     if (yields == (unsigned long long)-1 && PyErr_Occurred())
         return NULL;
     slice_grant(&slice, yields);
+    guard_refresh(); /* so that an inline copy never trusts it for longer than a slice */
     Py_RETURN_NONE;
 }
 

@@ -42,6 +42,13 @@ void pages_free(struct pages *set)
     *set = (struct pages){0};
 }
 
+void pages_clear(struct pages *set)
+{
+    size_t count = set->count;
+    pages_free(set);
+    set->count = count;
+}
+
 bool pages_insert(struct pages *set, size_t first, size_t end)
 {
     if (first >= end)
@@ -70,6 +77,8 @@ void pages_remove(struct pages *set, size_t first, size_t end)
         return;
     for (size_t w = from / BITS; w < words_for(to); w++) {
         uint64_t mask = mask_of(w, from, to);
+        if (!(mask & set->words[w]))
+            continue; /* not even written to: a page of zeros stays unallocated */
         set->members -= popcount(mask & set->words[w]);
         set->words[w] &= ~mask;
     }

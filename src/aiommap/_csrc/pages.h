@@ -21,6 +21,8 @@ struct pages { /* the owner's lock: the GIL, for a Mapping */
 /* Make room for pages [0, count); keeps the members. False when out of memory. */
 bool pages_reserve(struct pages *set, size_t count);
 void pages_free(struct pages *set);
+/* Remove all members; takes time for the pages of the bitmap that were touched, not for its size. */
+void pages_clear(struct pages *set);
 
 /* All ranges are half-open and must lie within the reserved room. */
 bool pages_insert(struct pages *set, size_t first, size_t end); /* false when out of memory */

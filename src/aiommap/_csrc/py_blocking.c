@@ -3,6 +3,7 @@
  * Verbs that copy report how much they copied; a number short of the request is a fault, and the
  * caller finds out why. Errors of system calls are raised as OSError.
  */
+#include "guard.h"
 #include "py_mapping.h"
 
 #include <errno.h>
@@ -130,6 +131,7 @@ static void apply_stores(const struct hold *hold, struct store *stores, Py_ssize
                          bool shared)
 {
     int64_t end = 0;
+    guard_refresh();
     for (Py_ssize_t i = 0; i < count; i++)
         if (!stores[i].outside && stores[i].offset + stores[i].data.len > end)
             end = stores[i].offset + stores[i].data.len;

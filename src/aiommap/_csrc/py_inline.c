@@ -184,7 +184,7 @@ static bool overlap(int64_t start, int64_t end, int64_t other_start, int64_t oth
 }
 
 /* Whether a store would find every page present and no flush of ours at work on it; a store under
- * a flush waits for the disk for milliseconds (docs/design.md has the measurements). */
+ * a flush waits for the disk for milliseconds (docs/decisions.md has the measurements). */
 static bool store_cannot_wait(Mapping *self, int64_t offset, int64_t length, int64_t now)
 {
     size_t first, end;
@@ -193,7 +193,7 @@ static bool store_cannot_wait(Mapping *self, int64_t offset, int64_t length, int
         overlap(offset, stop, self->lane_start, self->lane_end)) /* I9 */
         return false;
     if (now - self->ready_since > READY_NS) {
-        pages_remove(&self->ready, 0, self->ready.count);
+        pages_clear(&self->ready);
         self->ready_since = now;
     }
     pages_of(offset, length, &first, &end);

@@ -19,7 +19,7 @@
 /* A read of this size stops the loop for about 0.2 ms; longer ones go to a worker. */
 #define INLINE_READ_LIMIT_BYTES ((size_t)1 << 20)
 #define INLINE_WRITE_LIMIT_BYTES GIL_COPY_LIMIT_BYTES
-/* From here on mincore(2) and a guarded copy are faster than preadv2(2): docs/design.md. */
+/* From here on mincore(2) and a guarded copy are faster than preadv2(2): docs/decisions.md. */
 #define MAPPED_READ_BYTES ((size_t)32 << 10)
 /* Residency is checked again for every piece, so that a check never is older than ~20 us. */
 #define MAPPED_READ_PIECE_BYTES ((size_t)256 << 10)

@@ -1,0 +1,111 @@
+"""The end of an event loop, and use in another one: nothing hangs, nothing written is forgotten."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+PRELUDE = """
+import asyncio, sys, aiommap, uvloop
+from aiommap import PAGE_SIZE as PAGE, FlushPolicy
+path, loop = sys.argv[1:]
+run = uvloop.run if loop == "uvloop" else asyncio.run
+"""
+
+TEARDOWN = {
+    "aclose": "[asyncio.create_task(f.aclose())]",
+    "writes": "[asyncio.create_task(f.write(0, b'x' * (8 << 20))) for _ in range(12)]",
+    "flushes": "[asyncio.create_task(f.flush()) for _ in range(12)]",
+    "locked": "[asyncio.create_task(pin(f)) for _ in range(12)]",
+    "resize": "[asyncio.create_task(f.resize((9 + i) << 20)) for i in range(12)]",
+    "opens": "[asyncio.create_task(again(f)) for i in range(12)]",
+    "reads": "[asyncio.create_task(f.read(0, 8 << 20)) for i in range(40)]",
+}
+
+TEARDOWN_SCRIPT = """
+async def pin(f):
+    async with f.locked(0, PAGE): await asyncio.sleep(30)
+
+async def again(f):
+    async with aiommap.open(f.path, "r+", prewarm=True) as g: await g.write(0, b"y")
+
+async def main():
+    f = await aiommap.open(path, "r+")
+    await f.resize(16 << 20)
+    await f.write(0, b"x" * (8 << 20))
+    keep = {tasks}
+    await asyncio.sleep({turns})
+
+run(main())
+print("ended")
+"""
+
+
+def run(script, *arguments):
+    command = [sys.executable, "-W", "ignore::ResourceWarning", "-c", PRELUDE + script]
+    done = subprocess.run(
+        [*command, *map(str, arguments)], capture_output=True, text=True, timeout=20
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("turns", ["0", "0.001"])
+@pytest.mark.parametrize("name", TEARDOWN)
+def test_a_loop_that_ends_with_verbs_under_way_ends(path, name, turns, loop):
+    script = TEARDOWN_SCRIPT.format(tasks=TEARDOWN[name], turns=turns)
+    assert run(script, path, loop) == ["ended"]
+
+
+@pytest.mark.slow
+def test_closing_that_the_end_of_the_loop_overtakes_still_flushes(path):
+    """A task that is cancelled by ``asyncio.run`` waits for the close, and that for the flush."""
+    script = """
+async def main():
+    f = await aiommap.open(path, "r+")
+    receipts = [await f.write(i * PAGE, b"x") for i in range(16)]
+    flushing = asyncio.create_task(f.flush())
+    await asyncio.sleep(0)
+    receipts.append(await f.write(0, b"last"))
+    main.receipts, main.task = receipts, asyncio.create_task(f.aclose())
+    await asyncio.sleep(0)
+
+run(main())
+print(all(receipt.durable for receipt in main.receipts))
+"""
+    assert run(script, path, "asyncio") == ["True"]
+
+
+USES = {
+    "aclose": "f.aclose()",
+    "flush": "f.flush()",
+    "residency": "f.residency()",
+    "large-write": "f.write(0, b'x' * (4 * PAGE))",
+    "hub": "hub.open(path).__aenter__()",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_use_in_a_second_loop_is_refused(path, use):
+    script = f"""
+async def first():
+    global f, hub
+    hub = aiommap.Hub()
+    f = await hub.open(path, "r+", flush=FlushPolicy.always())
+
+async def second():
+    try:
+        await {use}
+    except RuntimeError as error:
+        assert "open it again in this one" in str(error)
+        print("refused")
+
+run(first())
+run(second())
+"""
+    assert run(script, path, "asyncio") == ["refused"]
