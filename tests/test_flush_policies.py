@@ -7,6 +7,7 @@ import time
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
 import aiommap
@@ -23,6 +24,13 @@ async def until(condition):
             await anyio.lowlevel.checkpoint()
 
 
+async def nothing_happens():
+    """Give what should not run every chance to."""
+    for _ in range(50):
+        await anyio.lowlevel.checkpoint()
+    await anyio.to_thread.run_sync(int)
+
+
 async def settled(f):
     """Let what was begun in the background end: a flush that runs shows as bytes in flight."""
     await until(lambda: not f._mapping.flight_since and not f._auto._asked)
@@ -31,6 +39,7 @@ async def settled(f):
 async def test_every_bytes_flushes_when_that_much_was_written_and_not_before(path):
     async with aiommap.open(path, "r+", flush=FlushPolicy.every_bytes(1000)) as f:
         receipts = [await f.write(i * 100, b"x" * 100) for i in range(9)]
+        await nothing_happens()
         assert f.statistics().flushes == 0
         receipts.append(await f.write(900, b"x" * 100))
         await until(lambda: all(receipt.durable for receipt in receipts))
@@ -43,6 +52,7 @@ async def test_every_writes_counts_writes_and_not_bytes(path):
         for round_ in range(1, 4):
             for _ in range(4):
                 await f.write(0, b"x" * 3000)
+            await nothing_happens()
             assert f.statistics().flushes == round_ - 1
             last = await f.write(0, b"y")
             await until(lambda last=last: last.durable)
@@ -103,6 +113,7 @@ async def test_manual_and_never_flush_nothing_unasked(path):
     for policy, flushed in ((FlushPolicy.manual(), 1), (FlushPolicy.never(), 0)):
         f = await aiommap.open(path, "r+", flush=policy)
         receipts = [await f.write(i, b"x" * 4000) for i in range(200)]
+        await nothing_happens()
         assert f.statistics().flushes == 0
         await f.aclose()
         assert f.statistics().flushes == flushed

@@ -211,7 +211,7 @@ async def test_our_verbs_do_not_wait_for_the_applications_threads(path):
         release.set()
 
 
-async def test_a_thousand_opens_share_hops(path, monkeypatch):
+async def test_hundreds_of_opens_share_hops(path, monkeypatch):
     hops = 0
     run_in_thread = _workers.run_in_thread
 

@@ -1,6 +1,6 @@
 """The allocator: a lock around the ledger, and tasks that wait for space.
 
-Invariants (see ``_allocator`` for A1 to A3).
+Invariants (see ``_allocator`` for R1 to R3).
   B1  Every look at a ledger that decides something happens under its allocator's lock. It is held
       for moments: no wait, no callback and no wake-up happens inside.
   B2  Whoever changes what is free also serves the queue, under the same lock and from its head
@@ -179,7 +179,7 @@ class RangeAllocator:
         return not self._closed and self._ledger.is_valid(allocated)
 
     def state(self) -> bytes:
-        """Say what is allocated, for ``MappedFile.allocator(state=...)``: 52 bytes and 16 a range.
+        """Say what is allocated, for ``MappedFile.allocator(state=...)``: 48 bytes and 16 a range.
 
         Durability: none by itself. After a crash the last state that was made durable counts, so
             make it so before bytes of a range handed out since are relied upon: an older one would

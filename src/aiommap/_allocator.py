@@ -3,11 +3,11 @@
 Pure: no file, no loop, no lock. ``_allocating`` puts one lock around each call.
 
 Invariants.
-  A1  The span [start, end) is at all times the disjoint union of the free bytes, the ranges that
+  R1  The span [start, end) is at all times the disjoint union of the free bytes, the ranges that
       are held, and those allocated before a state was saved that nobody has claimed yet.
-  A2  A range is valid while the ledger holds that very object. No copy of it is, and it never is
+  R2  A range is valid while the ledger holds that very object. No copy of it is, and it never is
       again after ``free`` or ``split``, even if the same bytes are handed out anew.
-  A3  What is refused changes nothing.
+  R3  What is refused changes nothing.
 """
 
 from __future__ import annotations
@@ -292,11 +292,11 @@ class Ledger:
         return "no range that was allocated when the state was saved begins there"
 
     def is_valid(self, allocated: AllocatedRange) -> bool:
-        """Tell whether a range is held (A2)."""
+        """Tell whether a range is held (R2)."""
         return self._held.get(allocated.offset) is allocated
 
     def check(self, allocated: AllocatedRange) -> None:
-        """Raise ReceiptError unless a range is held, and of this ledger (A2)."""
+        """Raise ReceiptError unless a range is held, and of this ledger (R2)."""
         if not isinstance(allocated, AllocatedRange):
             raise TypeError(f"{allocated!r} is no AllocatedRange: get one from allocate()")
         if allocated._keeper is not self._keeper:  # noqa: SLF001  the two are one mechanism

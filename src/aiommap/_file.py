@@ -222,13 +222,15 @@ class MappedFile(RangedVerbs, PagedVerbs):
 
         Args:
             offset: first byte, from the start of the file.
-            data: any C-contiguous buffer.
+            data: any C-contiguous buffer; a view of this same file must not overlap the range.
         Raises:
             OutOfBoundsError: if the range leaves the file; use ``resize`` first.
             AccessModeError: in mode "r".
             FlushError: if a flush failed, now or earlier.
             MappingFaultError: if the file was truncated below the range.
-            OSError: ENOSPC if the disk is full behind a sparse file; nothing was stored.
+            BufferError: if the buffer is not C-contiguous.
+            OSError: ENOSPC if the disk is full behind a sparse file. Nothing was stored then, or
+                the first pages, if only later ones had no blocks.
         Cancellation: a write not yet begun is withdrawn and never applied; one that has begun is
             applied whole before the cancellation is delivered.
         Durability: visible; durable on return under ``FlushPolicy.always()``.
@@ -245,6 +247,9 @@ class MappedFile(RangedVerbs, PagedVerbs):
             One receipt for all: it spans from the lowest offset to the highest end.
         Raises:
             As ``write``; every range is checked before any is written.
+        Cancellation: withdrawn whole if nothing was stored yet; once a part was, the rest is
+            applied before the cancellation is delivered.
+        Durability: as ``write``.
         """
         return await self._writer.write_many(items)
 
@@ -307,8 +312,11 @@ class MappedFile(RangedVerbs, PagedVerbs):
 
         Raises:
             AccessModeError: in modes "r" and "c".
+            ValueError: if the size is negative, or more than a process can map.
+            FlushError: if a flush failed earlier.
             OSError: ENOSPC if the disk is full; the file then has its old size.
-        Durability: visible; the size is durable with the next ``flush``.
+        Cancellation: one that has begun is waited out.
+        Durability: visible; the size is durable with the next ``flush``, of whatever range.
         """
         self._core.check_writable("resize")
         if self._core.mode == "c":
@@ -320,8 +328,11 @@ class MappedFile(RangedVerbs, PagedVerbs):
         """Give the blocks of a range back to the file system; the bytes then read as zeros.
 
         Raises:
+            AccessModeError: in modes "r" and "c".
+            OutOfBoundsError: if the range leaves the file.
             UnsupportedError: if the file system has no holes.
-        Durability: visible; durable with the next ``flush``.
+        Cancellation: one that has begun is waited out.
+        Durability: visible; durable with the next ``flush``, of whatever range.
         Source: fallocate(2) with FALLOC_FL_PUNCH_HOLE.
         """
         self._core.check_writable("punch a hole in")

@@ -1,4 +1,4 @@
-"""The hub: worker threads, and the opening and closing lanes, shared by many files.
+"""The hub: limits on worker threads, lanes for opening and closing, and the flush scheduler.
 
 Opening and closing are batches of lanes, so that a thousand files opened at once take a handful of
 hops. ``aiommap.open`` makes a private hub for one file.
@@ -269,7 +269,7 @@ def open(
 ) -> Opening:
     """Open a file and map it: ``async with aiommap.open(path) as f``.
 
-    The file gets worker threads of its own; to share them among many files use ``Hub.open``.
+    The file gets limits on worker threads of its own; to share them use ``Hub.open``.
 
     Args:
         path: a regular file; kept as an absolute path.

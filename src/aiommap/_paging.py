@@ -20,7 +20,7 @@ from ._residency import Residency
 from ._workers import Mutex
 
 #: A prewarm hop goes on for this long: short enough to cancel and to report progress, long enough
-#: for the hop itself (0.1 ms) not to count.
+#: for the hop itself not to count.
 STRETCH_SECONDS = 0.01
 #: How far reading in runs ahead of mapping pages.
 READ_AHEAD_BYTES = 32 * PIECE_BYTES

@@ -98,8 +98,10 @@ static int native_exec(PyObject *module)
     for (size_t i = 0; constants[i].name; i++)
         if (PyModule_AddIntConstant(module, constants[i].name, constants[i].value))
             return -1;
-    if (!forks_counted && pthread_atfork(NULL, NULL, count_fork))
-        return os_error(ENOMEM) ? 0 : -1;
+    if (!forks_counted && pthread_atfork(NULL, NULL, count_fork)) {
+        os_error(ENOMEM);
+        return -1;
+    }
     forks_counted = true;
     return 0;
 }

@@ -62,14 +62,6 @@ static size_t hold_regions(Mapping *self, struct region **regions)
     return count;
 }
 
-static size_t lease_count(const Mapping *self)
-{
-    size_t count = 0;
-    for (Lease *lease = self->leases; lease; lease = lease->next)
-        count++;
-    return count;
-}
-
 /* Fence at `offset` if end is negative, else unfence [offset, end). */
 static PyObject *move_fence(Mapping *self, long long offset, long long end)
 {
@@ -79,7 +71,7 @@ static PyObject *move_fence(Mapping *self, long long offset, long long end)
         return NULL;
     if (offset < 0 || offset % page || (end > 0 && end % page) || self->private_copy)
         return PyErr_Format(PyExc_ValueError, "cannot fence [%lld, %lld)", offset, end);
-    struct region **regions = PyMem_Calloc(lease_count(self) + 1, sizeof(struct region *));
+    struct region **regions = PyMem_Calloc((size_t)self->lease_count + 1, sizeof(struct region *));
     if (!regions)
         return PyErr_NoMemory();
     size_t count = hold_regions(self, regions);
