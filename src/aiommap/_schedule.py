@@ -13,7 +13,6 @@ Invariants.
 from __future__ import annotations
 
 import heapq
-from collections import deque
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
@@ -23,16 +22,21 @@ Target = TypeVar("Target", bound=Hashable)
 class Timer(Generic[Target]):
     """One request for later; cancelling it leaves an empty entry behind in the heap."""
 
-    __slots__ = ("_order", "deadline", "target")
+    __slots__ = ("_order", "_schedule", "deadline", "target")
 
-    def __init__(self, deadline: float, order: int, target: Target) -> None:
+    def __init__(
+        self, schedule: Schedule[Target], deadline: float, order: int, target: Target
+    ) -> None:
+        self._schedule = schedule
         self.deadline = deadline
         self._order = order
         self.target: Target | None = target
 
     def cancel(self) -> None:
         """Take the request back, and let go of the target."""
-        self.target = None
+        if self.target is not None:
+            self.target = None
+            self._schedule.empty_timers += 1
 
     def __lt__(self, other: Timer[Target]) -> bool:
         return (self.deadline, self._order) < (other.deadline, other._order)
@@ -41,20 +45,34 @@ class Timer(Generic[Target]):
 class Schedule(Generic[Target]):
     """Requests to flush, now or at a deadline."""
 
-    __slots__ = ("_again", "_limit", "_order", "_running", "_timers", "_waiting")
+    __slots__ = (
+        "_again",
+        "_limit",
+        "_order",
+        "_running",
+        "_timers",
+        "_waiting",
+        "empty_timers",
+    )
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._order = 0
         self._timers: list[Timer[Target]] = []
-        self._waiting: deque[Target] = deque()
+        #: Entries of cancelled timers; swept out once they are more than half.
+        self.empty_timers = 0
+        self._waiting: dict[Target, None] = {}  # in order; a set that a deque would have to scan
         self._running: set[Target] = set()
         self._again: set[Target] = set()
 
     def at(self, deadline: float, target: Target) -> Timer[Target]:
         """Request a flush for later."""
         self._order += 1
-        timer = Timer(deadline, self._order, target)
+        timer = Timer(self, deadline, self._order, target)
+        if self.empty_timers > len(self._timers) // 2:
+            self._timers = [other for other in self._timers if other.target is not None]
+            heapq.heapify(self._timers)
+            self.empty_timers = 0
         heapq.heappush(self._timers, timer)
         return timer
 
@@ -62,24 +80,24 @@ class Schedule(Generic[Target]):
         """Request a flush at the next turn."""
         if target in self._running:
             self._again.add(target)
-        elif target not in self._waiting:
-            self._waiting.append(target)
+        else:
+            self._waiting.setdefault(target)
 
     def forget(self, target: Target) -> None:
         """Drop what was requested for a target; a flush that runs goes on."""
         self._again.discard(target)
-        if target in self._waiting:
-            self._waiting.remove(target)
+        self._waiting.pop(target, None)
 
     def start(self, now: float) -> list[Target]:
         """Give turns: what is returned counts as being flushed until it is ``finished``."""
         while self._timers and (self._timers[0].target is None or self._timers[0].deadline <= now):
-            target = heapq.heappop(self._timers).target
+            target = self._pop()
             if target is not None:
                 self.soon(target)
         started = []
         while self._waiting and len(self._running) < self._limit:
-            target = self._waiting.popleft()
+            target = next(iter(self._waiting))
+            del self._waiting[target]
             self._running.add(target)
             started.append(target)
         return started
@@ -89,12 +107,18 @@ class Schedule(Generic[Target]):
         self._running.discard(target)
         if target in self._again:
             self._again.discard(target)
-            self._waiting.append(target)
+            self._waiting.setdefault(target)
+
+    def _pop(self) -> Target | None:
+        timer = heapq.heappop(self._timers)
+        target, timer.target = timer.target, None  # cancelling it later is nothing
+        self.empty_timers -= target is None
+        return target
 
     def next_deadline(self) -> float | None:
         """Say when ``start`` has something to do again if nothing else happens."""
         while self._timers and self._timers[0].target is None:
-            heapq.heappop(self._timers)
+            self._pop()
         return self._timers[0].deadline if self._timers else None
 
     @property

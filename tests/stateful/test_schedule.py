@@ -140,3 +140,12 @@ TestLedger = LedgerMachine.TestCase
 TestSchedule.settings = TestLedger.settings = settings(
     max_examples=150, stateful_step_count=40, deadline=None, derandomize=True
 )
+
+
+def test_cancelled_timers_do_not_pile_up_behind_one_that_lives():
+    schedule = Schedule(1)
+    schedule.at(0, "rests")
+    for deadline in range(10_000):
+        schedule.at(deadline, "busy").cancel()
+    assert len(schedule._timers) < 10
+    assert schedule.start(1) == ["rests"]
