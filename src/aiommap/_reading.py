@@ -11,6 +11,9 @@ from ._core import Core, plain_integers
 from ._errors import OutOfBoundsError
 from ._ranges import check_range
 
+#: After so many items a loop looks whether it has to give way.
+ITEMS_A_LOOK = 256
+
 
 class Reader:
     """Reads of one file that have to yield, wait for a worker, or fail."""
@@ -73,8 +76,11 @@ class Reader:
         """Read ranges: inline what is in memory, the rest in one hop."""
         core = self._core
         core.check_usable()
-        size = core.mapping.size
-        checked = [check_range(offset, length, size) for offset, length in ranges]
+        checked: list[tuple[int, int]] = []
+        for offset, length in ranges:
+            checked.append(check_range(offset, length, core.mapping.size))
+            if not len(checked) % ITEMS_A_LOOK:
+                await core.workers.give_way()
         found: list[bytes | None] = []
         for offset, length in checked:
             data = core.mapping.read_inline(offset, length)
@@ -84,6 +90,7 @@ class Reader:
             found.append(data)
         missing = [i for i, data in enumerate(found) if data is None]
         if missing:
+            core.check_usable()
             await self._fill(found, checked, missing)
         return [data for data in found if data is not None]
 

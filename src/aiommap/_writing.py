@@ -19,6 +19,7 @@ from ._core import Core, contiguous
 from ._flush import Flusher, FlushRequest
 from ._lane import Lane, batches
 from ._ranges import check_range
+from ._reading import ITEMS_A_LOOK
 from ._receipt import WriteReceipt
 
 #: What write_many may store on the loop thread, about 0.1 ms of copying; the rest takes a hop.
@@ -65,11 +66,13 @@ class Writer:
         """Write items in order, in one hop at most."""
         core = self._core
         core.check_writable("write to")
-        size = core.mapping.size
-        stores = []
+        stores: list[tuple[int, memoryview]] = []
         for offset, data in items:
             view = contiguous(data)
-            stores.append((check_range(offset, len(view), size)[0], view))
+            stores.append((check_range(offset, len(view), core.mapping.size)[0], view))
+            if not len(stores) % ITEMS_A_LOOK:
+                await core.workers.give_way()
+        core.check_writable("write to")
         first = min((offset for offset, _ in stores), default=0)
         end = max((offset + len(view) for offset, view in stores), default=0)
         ranges = [(offset, len(view)) for offset, view in stores]
