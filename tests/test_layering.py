@@ -17,7 +17,7 @@ LAYERS = (
     "_errors",
     "_typing",
     "_ranges",
-    "_allocator",
+    "_ledger",
     "_policy",
     "_residency",
     "_histogram",
@@ -33,12 +33,12 @@ LAYERS = (
     "_scheduler",
     "_core",
     "_allocating",
-    "_ranged",
+    "_range_verbs",
     "_read_ahead",
     "_chunks",
     "_reading",
     "_paging",
-    "_paged",
+    "_page_verbs",
     "_flush",
     "_autoflush",
     "_writing",
@@ -55,7 +55,7 @@ LAYERS = (
 )
 
 #: Decided without a loop, a file or a clock, so that they are tested without them.
-PURE = ("_errors", "_ranges", "_allocator", "_policy", "_residency", "_histogram", "_schedule")
+PURE = ("_errors", "_ranges", "_ledger", "_policy", "_residency", "_histogram", "_schedule")
 IMPURE = {"anyio", "asyncio", "io", "mmap", "os", "pathlib", "socket", "threading", "time", "trio"}
 
 #: Every door into another thread that Python and the event loops offer.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ._advice import Advice as Advice
 from ._allocating import RangeAllocator as RangeAllocator
-from ._allocator import AllocatedRange as AllocatedRange
 from ._errors import AccessModeError as AccessModeError
 from ._errors import AlignmentError as AlignmentError
 from ._errors import FlushError as FlushError
@@ -19,11 +18,12 @@ from ._file import MappedFile as MappedFile
 from ._hub import Hub as Hub
 from ._hub import Opening as Opening
 from ._hub import open as open
+from ._ledger import AllocatedRange as AllocatedRange
 from ._listeners import Subscription as Subscription
 from ._native import PAGE_SIZE as PAGE_SIZE
 from ._policy import FlushPolicy as FlushPolicy
-from ._ranged import align_down as align_down
-from ._ranged import align_up as align_up
+from ._range_verbs import align_down as align_down
+from ._range_verbs import align_up as align_up
 from ._receipt import WriteReceipt as WriteReceipt
 from ._residency import Residency as Residency
 from ._statistics import Distribution as Distribution

@@ -1,6 +1,6 @@
 """The allocator: a lock around the ledger, and tasks that wait for space.
 
-Invariants (see ``_allocator`` for R1 to R3).
+Invariants (see ``_ledger`` for R1 to R3).
   B1  Every look at a ledger that decides something happens under its allocator's lock. It is held
       for moments: no wait, no callback and no wake-up happens inside.
   B2  Whoever changes what is free also serves the queue, under the same lock and from its head
@@ -17,9 +17,9 @@ from typing import SupportsIndex
 
 import anyio
 
-from ._allocator import AllocatedRange, Layout, Ledger
 from ._core import Core
 from ._errors import ForkedError, OutOfBoundsError
+from ._ledger import AllocatedRange, Layout, Ledger
 from ._workers import Mutex
 
 

@@ -20,7 +20,7 @@ import anyio
 
 from ._core import Core
 from ._errors import FlushError
-from ._flush import Flusher, FlushRequest
+from ._flush import Flusher, Request
 from ._native import TRIP_NEVER
 from ._policy import FlushPolicy
 from ._schedule import Timer
@@ -40,7 +40,7 @@ class AutoFlush:
         self._asked = False
         self._queue: anyio.Lock | None = None
         self._waiting = 0
-        flusher.settled = self.plan
+        flusher.after_batch = self.plan
         core.dirtied = self.plan
         self.plan()
 
@@ -82,7 +82,7 @@ class AutoFlush:
         self._drop_timer()
         try:
             if not core.closing and core.failure is None and self._due(self._dirty_since()):
-                await self._flusher.submit(FlushRequest(0, core.mapping.size))
+                await self._flusher.submit(Request(0, core.mapping.size))
         except (FlushError, OSError):
             pass  # latched: whoever writes, flushes, waits or closes is told, and so are listeners
         finally:
@@ -100,15 +100,20 @@ class AutoFlush:
         self._waiting += 1
         self.plan()
         try:
-            async with self._core.activity(), self._queue:
-                while self._exceeds(ranges):
-                    await self._core.settle()  # what waits in the lane is dirty only afterwards
-                    await self._flusher.submit(FlushRequest(0, self._core.mapping.size))
-                    if self._core.mapping.writable_leases:
-                        break  # what such a view covers is dirty again at once
+            with self._core.activity():
+                async with self._queue:
+                    await self._flush_until_they_fit(ranges)
         finally:
             self._waiting -= 1
             self.plan()
+
+    async def _flush_until_they_fit(self, ranges: Sequence[tuple[int, int]]) -> None:
+        core = self._core
+        while self._exceeds(ranges):
+            await core.settle()  # what waits in the lane is dirty only afterwards
+            await self._flusher.submit(Request(0, core.mapping.size))
+            if core.mapping.writable_leases:
+                return  # what such a view covers is dirty again at once
 
     def _exceeds(self, ranges: Sequence[tuple[int, int]]) -> bool:
         """Tell whether the stores exceed the limit by being added to others' dirty bytes."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 import errno
 import operator
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar, TypeVarTuple, Unpack
 
@@ -154,8 +154,8 @@ class Core:
                 first.path, first.reason, tuple(ranges), first.errno or errno.EIO
             ) from first
 
-    @asynccontextmanager
-    async def activity(self) -> AsyncIterator[None]:
+    @contextmanager
+    def activity(self) -> Iterator[None]:
         """Keep ``wait_idle`` waiting for as long as the block runs."""
         self.begin_activity()
         try:
@@ -186,7 +186,7 @@ class Core:
         *args: *Ts,
     ) -> T:
         """Run a job that closing waits for."""
-        async with self.activity():
+        with self.activity():
             return await self.workers.finish(limiter, function, *args)
 
     # Worker threads only, from here on: these ask the file system.

@@ -16,14 +16,14 @@ from ._autoflush import AutoFlush
 from ._closing import Closer
 from ._core import Core, byte_count
 from ._errors import AccessModeError, FlushError, ReceiptError
-from ._flush import Flusher, FlushRequest
+from ._flush import Flusher, Request
 from ._listeners import Subscription
 from ._native import PAGE_SIZE
 from ._opening import OpenOptions, check_policy
-from ._paged import PagedVerbs
+from ._page_verbs import PagedVerbs
 from ._paging import Pager
 from ._policy import FlushPolicy
-from ._ranged import Allocators, RangedVerbs
+from ._range_verbs import Allocators, RangedVerbs
 from ._ranges import check_range, check_tail
 from ._reading import Reader
 from ._receipt import WriteReceipt
@@ -268,7 +268,7 @@ class MappedFile(RangedVerbs, PagedVerbs):
         """
         self._core.check_usable()
         if self._core.shared_writable:
-            await self._flusher.submit(FlushRequest(0, self.size))
+            await self._flusher.submit(Request(0, self.size))
 
     @overload
     async def flush_range(self, offset: WriteReceipt, /) -> None: ...
@@ -296,7 +296,7 @@ class MappedFile(RangedVerbs, PagedVerbs):
             raise TypeError("flush_range takes a receipt, or an offset and a length")
         start, count = check_range(offset, length, self.size)
         if self._core.shared_writable:
-            await self._flusher.submit(FlushRequest(start, start + count))
+            await self._flusher.submit(Request(start, start + count))
 
     async def _flush_receipt(self, receipt: WriteReceipt) -> None:
         if receipt._owner is not self._flusher:  # noqa: SLF001  the two are one mechanism
@@ -343,7 +343,7 @@ class MappedFile(RangedVerbs, PagedVerbs):
 
     async def _change(self, act: Callable[[], None]) -> None:
         """Change the file after the writes submitted so far."""
-        async with self._core.activity():
+        with self._core.activity():
             await self._core.settle()
             await self._flusher.change(act)
 

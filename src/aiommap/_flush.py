@@ -41,10 +41,11 @@ Done = Callable[[Sequence[BaseException | None]], None]
 
 
 @dataclass(slots=True)
-class FlushRequest:
-    """A range to make durable, and the stores to apply to it first.
+class Request:
+    """A range to make durable, the stores of one caller in it, or both, stores first.
 
-    ``receipt`` is the receipt to settle; for stores it is made when they have been applied.
+    In the store lane there are only stores. ``receipt`` is the receipt to mark as durable; for
+    stores in the flush lane it is made when they have been applied.
     """
 
     offset: int
@@ -69,7 +70,7 @@ class Change:
             self.error = error
 
 
-def _acts(item: FlushRequest | Change) -> bool:
+def _acts(item: Request | Change) -> bool:
     """Tell whether an item has something to do even if nothing is dirty."""
     return isinstance(item, Change) or bool(item.stores)
 
@@ -79,23 +80,23 @@ class Flusher:
 
     __slots__ = (
         "_core",
-        "_failed",
         "_lane",
+        "_told",
+        "after_batch",
         "failed",
         "flushed_bytes",
         "groups",
         "ledger",
         "seconds",
-        "settled",
     )
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._lane: Lane[FlushRequest | Change, None] = Lane(core.workers, self._begin)
-        self._failed = False
+        self._lane: Lane[Request | Change, None] = Lane(core.workers, self._begin)
+        self._told = False
         self.ledger = FlushLedger(core.policy)
         #: Told on the loop after every batch.
-        self.settled: Callable[[], None] = core.dirtied
+        self.after_batch: Callable[[], None] = core.dirtied
         #: Told on the loop of the failure that latches.
         self.failed: Listeners[FlushError] = Listeners()
         # Kept by the flush worker, one at a time.
@@ -114,9 +115,9 @@ class Flusher:
         if not self._core.shared_writable:
             remedy = 'its stores never reach the file: use "r+"'
             raise AccessModeError("make durable what was written to", self._core.mode, remedy)
-        await self.submit(FlushRequest(receipt.offset, receipt.offset + receipt.length, receipt))
+        await self.submit(Request(receipt.offset, receipt.offset + receipt.length, receipt))
 
-    async def submit(self, request: FlushRequest) -> None:
+    async def submit(self, request: Request) -> None:
         """Serve a request in the next flush."""
         core = self._core
         core.check_flushed()
@@ -132,40 +133,40 @@ class Flusher:
 
     async def flush_everything(self) -> None:
         """Make everything durable; for a file that no verb can reach any more."""
-        await self._lane.submit(FlushRequest(0, self._core.mapping.size))
+        await self._lane.submit(Request(0, self._core.mapping.size))
 
     def has_work(self) -> bool:
         """Tell whether a flush would do anything."""
         core = self._core
         return core.size_changed or core.created or core.mapping.dirty_bytes() > 0
 
-    def _begin(self, items: list[FlushRequest | Change], done: Done) -> None:
+    def _begin(self, items: list[Request | Change], done: Done) -> None:
         core = self._core
         idle = not self.has_work() and not any(_acts(item) for item in items)
         if idle or core.failure is not None:
             self._ended(items, done, None, None)
         else:
             workers = core.workers
-            flushing = any(isinstance(item, FlushRequest) for item in items)
+            flushing = any(isinstance(item, Request) for item in items)
             limiter = workers.flushes if flushing else workers.control
             workers.start(limiter, partial(self._serve, items), partial(self._ended, items, done))
 
     def _ended(
         self,
-        items: list[FlushRequest | Change],
+        items: list[Request | Change],
         done: Done,
         _: None,
         error: BaseException | None,
     ) -> None:
-        failed_before = self._failed
+        told_before = self._told
         failure = error or self._failure()
         for item in items:
-            if failure is None and isinstance(item, FlushRequest) and item.receipt is not None:
+            if failure is None and isinstance(item, Request) and item.receipt is not None:
                 item.receipt._settled = True  # noqa: SLF001  the two are one mechanism
-        if self._core.failure is not None and not failed_before:
-            self._failed = True
+        if self._core.failure is not None and not told_before:
+            self._told = True
             self.failed.tell(self._core.failure)
-        self.settled()
+        self.after_batch()
         done([item.error or failure for item in items])
 
     def _failure(self) -> FlushError | None:
@@ -177,19 +178,19 @@ class Flusher:
 
     # Worker threads only, from here on; one batch is in flight at a time.
 
-    def _serve(self, items: list[FlushRequest | Change]) -> None:
+    def _serve(self, items: list[Request | Change]) -> None:
         for kind, group in itertools.groupby(items, type):
             if self._core.failure is not None:
                 return
-            if kind is FlushRequest:
-                self._flush([item for item in group if isinstance(item, FlushRequest)])
+            if kind is Request:
+                self._flush([item for item in group if isinstance(item, Request)])
                 continue
             for change in group:
                 assert isinstance(change, Change)
                 with self._core.changes:
                     change.run()
 
-    def _flush(self, requests: list[FlushRequest]) -> None:
+    def _flush(self, requests: list[Request]) -> None:
         self._store(requests)
         if not self.has_work():
             return
@@ -220,7 +221,7 @@ class Flusher:
         self.groups.record(len(requests))
         self.seconds.record(max(time.monotonic() - start, 1e-9))
 
-    def _spans(self, requests: list[FlushRequest]) -> RangeSet:
+    def _spans(self, requests: list[Request]) -> RangeSet:
         """Round the requested ranges to pages and merge them, within the file."""
         size = self._core.mapping.size
         if self._core.size_changed:
@@ -230,18 +231,20 @@ class Flusher:
             for request in requests
         )
 
-    def _store(self, requests: list[FlushRequest]) -> None:
+    def _store(self, requests: list[Request]) -> None:
         core = self._core
         stores = [store for request in requests for store in request.stores]
         if not stores:
             return
         outcomes = iter(core.mapping.write_many(stores))
         core.offloaded_writes += len(stores)
+        sequence = 0
         for request in requests:
             for offset, data in request.stores:
                 copied, sequence, number = next(outcomes)
                 if copied < len(data) and request.error is None:
                     request.error = core.store_fault(offset, len(data), copied, number)
+            if request.stores:
                 length = request.end - request.offset
                 request.receipt = WriteReceipt(self, request.offset, length, sequence)
 

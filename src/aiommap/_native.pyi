@@ -15,8 +15,6 @@ from typing_extensions import Buffer
 PAGE_SIZE: int
 #: One system call or copy never handles more than this many bytes.
 PIECE_BYTES: int
-INLINE_READ_LIMIT_BYTES: int
-INLINE_WRITE_LIMIT_BYTES: int
 TRIP_NEVER: int
 MADV_NORMAL: int
 MADV_RANDOM: int
@@ -49,7 +47,6 @@ class Mapping:
     size: int
     closed: bool
     nowait: bool  # reads through the descriptor can be tried without waiting
-    in_memory: bool
     residency_visible: bool
     inline_writes: bool  # settable: whether write_inline may store at all
     retiring: bool  # settable: inline verbs answer None from now on
@@ -97,7 +94,7 @@ class Mapping:
 
     # Inline verbs.
     def read_inline(self, offset: int, length: int, /) -> bytes | None:
-        """Read at most INLINE_READ_LIMIT_BYTES within the thread's slice."""
+        """Read at most 1 MiB within the thread's slice."""
 
     def read_into_inline(self, offset: int, buffer: Buffer, /) -> int | None:
         """Fill a writable contiguous buffer, as read_inline does."""
@@ -106,7 +103,7 @@ class Mapping:
         """Read any length, whatever the slice says."""
 
     def write_inline(self, offset: int, data: Buffer, /) -> Receipt | None:
-        """Store at most INLINE_WRITE_LIMIT_BYTES into pages that are present, short of the trip.
+        """Store at most 64 KiB into pages that are present, short of the trip.
 
         None also means that a fault struck in the middle; the lane then finds out why.
         """

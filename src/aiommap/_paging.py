@@ -133,7 +133,7 @@ class Pager:
     async def _unpin(self, span: tuple[int, int]) -> None:
         core = self._core
         if not core.closing:  # closing unmaps, and that unlocks
-            async with core.activity():
+            with core.activity():
                 await core.workers.complete(core.workers.control, self._unlock_rest, span)
 
     def _publish(self) -> None:

@@ -42,7 +42,7 @@ class Reader:
     async def _offload(self, offset: int, length: int) -> bytes:
         core = self._core
         core.offloaded_reads += 1
-        async with core.activity():
+        with core.activity():
             return await core.workers.read(self._read_whole, offset, length)
 
     async def read_into(self, offset: int, buffer: object) -> int:
@@ -100,7 +100,7 @@ class Reader:
         core = self._core
         core.offloaded_reads += len(missing)
         wanted = [ranges[i] for i in missing]
-        async with core.activity():
+        with core.activity():
             parts = await core.workers.read(self._read_parts, wanted)
         for i, data in zip(missing, parts, strict=True):
             found[i] = data

@@ -40,7 +40,7 @@ def run_in_thread(job: Job) -> None:
 
 
 class _Worker:
-    __slots__ = ("__weakref__", "_jobs")
+    __slots__ = ("_jobs",)
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()

@@ -304,10 +304,7 @@ class Workers:
         *args: *Ts,
     ) -> T:
         """Run a job (W2)."""
-        done = self.event()
-        job = self._start(limiter, partial(function, *args), done.set)
-        await wait_or_withdraw(done, job.withdraw)
-        return cast("T", job.outcome())
+        return await self._run(limiter, partial(function, *args), withdrawable=True)
 
     async def complete(
         self,
@@ -316,9 +313,12 @@ class Workers:
         *args: *Ts,
     ) -> T:
         """Run a job that a cancellation waits out even before it has begun: one that undoes."""
+        return await self._run(limiter, partial(function, *args), withdrawable=False)
+
+    async def _run(self, limiter: Limiter, call: Callable[[], T], *, withdrawable: bool) -> T:
         done = self.event()
-        job = self._start(limiter, partial(function, *args), done.set)
-        await wait_or_withdraw(done, lambda: False)
+        job = self._start(limiter, call, done.set)
+        await wait_or_withdraw(done, lambda: withdrawable and job.withdraw())
         return cast("T", job.outcome())
 
     def start(

@@ -16,7 +16,7 @@ from typing import cast
 
 from ._autoflush import AutoFlush
 from ._core import Core, contiguous
-from ._flush import Flusher, FlushRequest
+from ._flush import Flusher, Request
 from ._lane import Lane, batches
 from ._ranges import check_range
 from ._reading import ITEMS_A_LOOK
@@ -38,7 +38,7 @@ class Writer:
         self._flusher = flusher
         self._auto = auto
         workers = core.workers
-        self._lane: Lane[FlushRequest, int] = Lane(
+        self._lane: Lane[Request, int] = Lane(
             workers, batches(workers, workers.stores, self._apply, self._shrink_span)
         )
         core.settle = self._lane.settle
@@ -55,9 +55,7 @@ class Writer:
         # Stored before giving way: whoever writes meanwhile must not come first (I9).
         receipt = core.mapping.write_now(offset, view)
         if receipt is None:
-            return await self._submit(
-                FlushRequest(offset, offset + length, stores=[(offset, view)])
-            )
+            return await self._submit(Request(offset, offset + length, stores=[(offset, view)]))
         self._auto.plan()
         await core.workers.give_way()
         return cast("WriteReceipt", receipt)
@@ -82,7 +80,7 @@ class Writer:
         self._auto.plan()
         if rest:
             whole = len(rest) == len(stores)
-            return await self._submit(FlushRequest(first, end, stores=rest), withdrawable=whole)
+            return await self._submit(Request(first, end, stores=rest), withdrawable=whole)
         sequence = core.mapping.sequence
         await core.workers.give_way()
         return WriteReceipt(self._flusher, first, end - first, sequence)
@@ -105,7 +103,7 @@ class Writer:
         for offset, length in ranges:
             check_range(offset, length, self._core.mapping.size)
 
-    async def _submit(self, write: FlushRequest, *, withdrawable: bool = True) -> WriteReceipt:
+    async def _submit(self, write: Request, *, withdrawable: bool = True) -> WriteReceipt:
         core = self._core
         each = core.policy.flush_each_write and core.shared_writable
         if core.durable_stores or (each and not core.queued_bytes):
@@ -115,7 +113,7 @@ class Writer:
             await receipt.wait_durable()
         return receipt
 
-    async def _store_durably(self, write: FlushRequest) -> WriteReceipt:
+    async def _store_durably(self, write: Request) -> WriteReceipt:
         core = self._core
         core.durable_stores += 1
         try:
@@ -126,7 +124,7 @@ class Writer:
         assert write.receipt is not None
         return write.receipt
 
-    async def _store(self, write: FlushRequest, *, withdrawable: bool) -> WriteReceipt:
+    async def _store(self, write: Request, *, withdrawable: bool) -> WriteReceipt:
         core = self._core
         self._extend_span(write)
         queued = sum(len(view) for _, view in write.stores)
@@ -141,7 +139,7 @@ class Writer:
         length = write.end - write.offset
         return WriteReceipt(self._flusher, write.offset, length, sequence)
 
-    def _extend_span(self, write: FlushRequest) -> None:
+    def _extend_span(self, write: Request) -> None:
         idle = self._start == self._end
         self._start = write.offset if idle else min(self._start, write.offset)
         self._end = write.end if idle else max(self._end, write.end)
@@ -155,7 +153,7 @@ class Writer:
 
     # Worker threads only, from here on.
 
-    def _apply(self, writes: list[FlushRequest]) -> list[int | BaseException]:
+    def _apply(self, writes: list[Request]) -> list[int | BaseException]:
         core = self._core
         with core.changes:
             outcomes = core.mapping.write_many([s for write in writes for s in write.stores])
@@ -168,7 +166,7 @@ class Writer:
         return results
 
     def _result(
-        self, write: FlushRequest, outcomes: Sequence[tuple[int, int, int]]
+        self, write: Request, outcomes: Sequence[tuple[int, int, int]]
     ) -> int | BaseException:
         for (offset, view), (copied, _, number) in zip(write.stores, outcomes, strict=True):
             if copied < len(view):

@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 
 from aiommap import OutOfBoundsError, ReceiptError
 from aiommap._allocating import RangeAllocator
-from aiommap._allocator import AllocatedRange, Layout
+from aiommap._ledger import AllocatedRange, Layout
 from strategies import LARGEST
 
 SPAN = 40

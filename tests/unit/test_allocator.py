@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiommap import OutOfBoundsError, ReceiptError
-from aiommap._allocator import AllocatedRange, Layout, Ledger, _FreeRuns, check_alignment
+from aiommap._ledger import AllocatedRange, Layout, Ledger, _FreeRuns, check_alignment
 from strategies import LARGEST, PAGE, disjoint_windows
 
 NO_DEADLINE = settings(deadline=None)

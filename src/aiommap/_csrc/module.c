@@ -67,8 +67,6 @@ static const struct {
     long value;
 } constants[] = {
     {"PIECE_BYTES", PIECE_BYTES},
-    {"INLINE_READ_LIMIT_BYTES", INLINE_READ_LIMIT_BYTES},
-    {"INLINE_WRITE_LIMIT_BYTES", INLINE_WRITE_LIMIT_BYTES},
     {"TRIP_NEVER", TRIP_NEVER},
     {"MADV_NORMAL", MADV_NORMAL},
     {"MADV_RANDOM", MADV_RANDOM},

@@ -248,7 +248,6 @@ static PyMemberDef mapping_members[] = {
     FIELD(size, T_LONGLONG, READONLY),
     FIELD(closed, T_BOOL, READONLY),
     FIELD(nowait, T_BOOL, READONLY),
-    FIELD(in_memory, T_BOOL, READONLY),
     FIELD(residency_visible, T_BOOL, READONLY),
     FIELD(inline_writes, T_BOOL, 0),
     FIELD(retiring, T_BOOL, 0),

@@ -10,9 +10,9 @@ import operator
 from typing import TYPE_CHECKING, SupportsIndex
 
 from ._allocating import RangeAllocator
-from ._allocator import AllocatedRange, Layout, check_alignment
 from ._core import Core
 from ._errors import OutOfBoundsError, OverlapError, ReceiptError
+from ._ledger import AllocatedRange, Layout, check_alignment
 from ._native import PAGE_SIZE
 from ._ranges import align_down as _align_down
 from ._ranges import align_up as _align_up
