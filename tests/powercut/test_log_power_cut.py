@@ -43,7 +43,7 @@ pytestmark = [
 STEP = 16 << 10
 BATCH = 16
 #: Random cuts of one recording, of each kind; those that lose most are made beside them.
-CUTS = 500
+CUTS = 300
 FEWER_CUTS = 60
 LIVES = 4
 TOTAL = APPENDERS * RECORDS_EACH
