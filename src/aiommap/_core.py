@@ -82,35 +82,35 @@ class Core:
         identity: Identity,
         workers: Workers,
     ) -> None:
-        self.mapping = mapping
-        self.path = path
-        self.mode = mode
-        self.policy = policy
-        self.sparse = sparse
-        self.identity = identity
-        self.workers = workers
+        self.mapping: Mapping = mapping
+        self.path: str = path
+        self.mode: str = mode
+        self.policy: FlushPolicy = policy
+        self.sparse: bool = sparse
+        self.identity: Identity = identity
+        self.workers: Workers = workers
         #: The directory entry is not durable yet. Cleared by the flush worker, one at a time.
-        self.created = created
+        self.created: bool = created
         #: The size, or which blocks there are, was changed since the last flush of everything.
-        self.size_changed = size_changed
+        self.size_changed: bool = size_changed
         #: The size was; so the next flush also looks whether the file still has it.
-        self.resized = size_changed
+        self.resized: bool = size_changed
         self.failure: FlushError | None = None
         #: Bytes of writes that wait in the lane or are being applied there.
-        self.queued_bytes = 0
+        self.queued_bytes: int = 0
         #: Writes that wait in the flush lane, or are being applied there.
-        self.durable_stores = 0
+        self.durable_stores: int = 0
         #: Waits until the writes submitted so far have been applied.
         self.settle: Callable[[], Awaitable[None]] = _nothing_to_await
         #: Keeps stores and changes of size apart. Taken in worker threads only.
-        self.changes = Mutex()
+        self.changes: Mutex = Mutex()
         #: Told after the file may have become dirty by other means than a write.
         self.dirtied: Callable[[], None] = _nothing
-        self.closing = False
+        self.closing: bool = False
         #: Opening failed or was cancelled after the file had been created: remove it again.
-        self.undo = False
-        self.offloaded_reads = 0
-        self.offloaded_writes = 0
+        self.undo: bool = False
+        self.offloaded_reads: int = 0
+        self.offloaded_writes: int = 0
         self._active = 0
         self._idle: anyio.Event | None = None
 

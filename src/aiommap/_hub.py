@@ -20,7 +20,9 @@ from ._advice import Advice
 from ._core import Core, Identity
 from ._file import MappedFile
 from ._lane import Lane, batches
+from ._logs import FILES
 from ._native import Mapping
+from ._observing import observed
 from ._opening import Opened, OpenOptions, open_mapping
 from ._policy import FlushPolicy
 from ._scheduler import FlushScheduler
@@ -176,7 +178,10 @@ class Hub:
 
     async def _open(self, options: OpenOptions) -> MappedFile:
         workers = self._limiters()
-        opened = await self._opening.submit(options)
+        with observed("open", options.path, 0, options.size or 0) as seen:
+            seen.hop()
+            opened = await self._opening.submit(options)
+            seen.covers(opened.mapping.size)
         if self._closed:
             await self._releasing.submit(_Release.of(opened), withdrawable=False)
             raise anyio.ClosedResourceError("the hub was closed while it opened the file")
@@ -193,6 +198,7 @@ class Hub:
         )
         file = MappedFile(core, self._scheduler, self._release)
         self._files[core] = file
+        FILES.debug('opened %s in mode "%s": %d bytes', core.path, core.mode, core.mapping.size)
         try:
             await file._prepare(options)  # noqa: SLF001  half of the constructor
         except BaseException:
@@ -203,6 +209,7 @@ class Hub:
 
     async def _release(self, core: Core) -> None:
         self._files.pop(core, None)
+        FILES.debug("closed %s", core.path)
         await self._releasing.submit(_Release(core.mapping, core.path, core.identity, core.undo))
 
     async def _discard(self, opened: Opened) -> None:

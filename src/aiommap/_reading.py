@@ -9,6 +9,7 @@ import anyio
 
 from ._core import Core, plain_integers
 from ._errors import OutOfBoundsError
+from ._observing import observed
 from ._ranges import check_range
 
 #: After so many items a loop looks whether it has to give way.
@@ -42,7 +43,8 @@ class Reader:
     async def _offload(self, offset: int, length: int) -> bytes:
         core = self._core
         core.offloaded_reads += 1
-        with core.activity():
+        with core.activity(), observed("read", core.path, offset, length) as seen:
+            seen.hop()
             return await core.workers.read(self._read_whole, offset, length)
 
     async def read_into(self, offset: int, buffer: object) -> int:
@@ -59,7 +61,9 @@ class Reader:
                 return done
         core.offloaded_reads += 1
         # A job: the thread writes into memory of the caller, so it is never left behind.
-        await core.finish(core.workers.reads, self._read_into_whole, offset, view)
+        with observed("read", core.path, offset, length) as seen:
+            seen.hop()
+            await core.finish(core.workers.reads, self._read_into_whole, offset, view)
         return length
 
     def read_nowait(self, offset: int, length: int) -> bytes:
@@ -100,7 +104,10 @@ class Reader:
         core = self._core
         core.offloaded_reads += len(missing)
         wanted = [ranges[i] for i in missing]
-        with core.activity():
+        first = min(offset for offset, _ in wanted)
+        end = max(offset + length for offset, length in wanted)
+        with core.activity(), observed("read", core.path, first, end - first) as seen:
+            seen.hop()
             parts = await core.workers.read(self._read_parts, wanted)
         for i, data in zip(missing, parts, strict=True):
             found[i] = data

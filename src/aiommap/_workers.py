@@ -153,7 +153,7 @@ class _Job:
         self._claim = threading.Lock()
         self._function = function
         self._ended = ended
-        self.withdrawn = False
+        self.withdrawn: bool = False
         self.result: Any = None
         self.error: BaseException | None = None
 
@@ -196,7 +196,7 @@ class Limiter:
     __slots__ = ("_free", "_waiting", "total_tokens")
 
     def __init__(self, tokens: int) -> None:
-        self.total_tokens = tokens
+        self.total_tokens: int = tokens
         self._free = tokens
         self._waiting: deque[_Job] = deque()
 
@@ -264,10 +264,10 @@ class Workers:
             self._turn = trio.lowlevel.checkpoint
             self.call_soon = self._from_thread = token.run_sync_soon
             self.event = trio.Event
-        self.reads = Limiter(readers or DEFAULT_READERS)
-        self.stores = Limiter(STORE_WORKERS)
-        self.flushes = Limiter(FLUSH_WORKERS)
-        self.control = Limiter(CONTROL_WORKERS)
+        self.reads: Limiter = Limiter(readers or DEFAULT_READERS)
+        self.stores: Limiter = Limiter(STORE_WORKERS)
+        self.flushes: Limiter = Limiter(FLUSH_WORKERS)
+        self.control: Limiter = Limiter(CONTROL_WORKERS)
 
     def call_from_thread(self, function: Callable[[], None]) -> bool:
         """Call a function on the loop soon, from any thread; tell if the loop was still there."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import aiommap
 
-from . import _bench, _demo, _info, _prewarm, _residency
+from . import _bench, _completion, _demo, _info, _prewarm, _residency
 from ._arguments import Parser, ShowVersion, UsageError
 from ._screen import choose_screen, describe
 from ._text import printable
@@ -25,7 +25,8 @@ commands:
   residency PATH...  draw which pages of files are in memory
   prewarm FILE...    bring files into memory
   bench FILE         measure reads of a file, beside other libraries
-  demo [FILE]        see the library at work on a real file"""
+  demo [FILE]        see the library at work on a real file
+  completion SHELL   print a script that completes this command line"""
 
 
 def build_parser() -> Parser:
@@ -37,6 +38,7 @@ def build_parser() -> Parser:
     )
     for command in (_info, _residency, _prewarm, _bench, _demo):
         command.add_parser(commands)
+    _completion.add_parser(commands, build_parser)
     return parser
 
 

@@ -2,6 +2,7 @@
 #include "guard.h"
 #include "py_mapping.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <sys/mman.h>
 
@@ -86,6 +87,13 @@ static int native_exec(PyObject *module)
 {
     static bool forks_counted; /* GIL; the fork handler is process-wide and cannot be removed */
     struct native_state *state = PyModule_GetState(module);
+    /* The SIGBUS action is the process's: one interpreter owns it, and that is the main one. */
+    if (PyInterpreterState_GetID(PyInterpreterState_Get()) != 0) {
+        PyErr_SetString(PyExc_ImportError, "aiommap handles SIGBUS for the whole process and "
+                                           "cannot be loaded in a subinterpreter: import it "
+                                           "in the main one");
+        return -1;
+    }
     state->mapping_type = add_type(module, &mapping_spec);
     state->lease_type = add_type(module, &lease_spec);
     state->receipt_type = add_type(module, &receipt_spec);
@@ -126,10 +134,6 @@ static void native_free(void *module) { native_clear(module); }
 
 static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, native_exec},
-#ifdef Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED
-    /* The SIGBUS action is the process's; one interpreter owns it. */
-    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
-#endif
     {0, NULL},
 };
 
