@@ -28,6 +28,7 @@ from ._receipt import WriteReceipt as WriteReceipt
 from ._residency import Residency as Residency
 from ._statistics import Distribution as Distribution
 from ._statistics import FileStatistics as FileStatistics
+from ._typed import Records as Records
 from ._view import View as View
 
 __all__ = (
@@ -50,6 +51,7 @@ __all__ = (
     "OverlapError",
     "RangeAllocator",
     "ReceiptError",
+    "Records",
     "Residency",
     "Subscription",
     "UnsupportedError",
