@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import struct
+import subprocess
 import sys
 from itertools import pairwise
 
@@ -401,3 +402,48 @@ async def test_closing_with_typed_views_out_succeeds(path):
     assert made[0].tobytes() == b"A" * 8
     assert len(made[1]) == 2
     assert os.path.getsize(path) == 16 * PAGE
+
+
+# Who still holds memory.
+
+
+async def test_statistics_name_the_oldest_leases(path):
+    async with aiommap.open(path) as f:
+        views = [f.view(i, 2 * i) for i in range(100)]
+        found = f.statistics()
+        assert (found.leases, len(found.leased)) == (100, 64)
+        assert [(each.offset, each.end) for each in found.leased] == [(i, 3 * i) for i in range(64)]
+        assert {each.taken_at for each in found.leased} == {None}
+    del views[1:]
+    assert f.statistics().leased == (aiommap.LeasedRange(0, 0, None),)
+
+
+DEVELOPER = """
+import asyncio, sys
+import aiommap
+
+async def main(path):
+    async with aiommap.open(path, "r+") as f:
+        def forgetful():
+            return f.view(5, 10)
+        kept = forgetful()
+        array = f.carve({"a": (0, 4)})["a"].array("u1")
+    for lease in f.statistics().leased:
+        print(lease.offset, lease.end, lease.taken_at)
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+def test_in_development_mode_it_is_known_where_they_were_taken(path, tmp_path):
+    script = tmp_path / "app.py"
+    script.write_text(DEVELOPER)
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", str(script), str(path)], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        f"5 15 {script}:8 in main.<locals>.forgetful",
+        f"0 4 {script}:10 in main",
+    ]

@@ -29,7 +29,7 @@ from ._reading import Reader
 from ._receipt import WriteReceipt
 from ._resizing import Resizer
 from ._scheduler import FlushScheduler
-from ._statistics import Distribution, FileStatistics, oldest_dirty_seconds
+from ._statistics import Distribution, FileStatistics, oldest_dirty_seconds, oldest_leases
 from ._view import View
 from ._writing import Writer
 
@@ -410,6 +410,7 @@ class MappedFile(RangedVerbs, PagedVerbs):
             flush_seconds=Distribution.of(flusher.seconds),
             faults=mapping.faults,
             leases=mapping.lease_count,
+            leased=oldest_leases(mapping.leases),
             flush_failed=self._core.failure is not None,
         )
 

@@ -15,6 +15,7 @@ from ._native import Lease
 from ._ranges import Name, check_disjoint, check_range, check_tail
 from ._receipt import WriteReceipt
 from ._residency import Residency
+from ._statistics import caller_outside
 from ._typed import Records, check_array, check_records
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class View:
         self._core = core
         self._offset = offset
         self._length = length
-        self._lease: Lease | None = core.mapping.lease(offset, length, False)
+        self._lease: Lease | None = core.mapping.lease(offset, length, False, caller_outside())
         self._memory: memoryview | None = None
 
     @property
@@ -97,7 +98,8 @@ class View:
                 raise ForkedError(self._core.path)
             if self._core.mode != "r" and not self._core.mapping.closed:
                 check_range(self._offset, self._length, self._core.mapping.size)
-                lease = self._core.mapping.lease(self._offset, self._length, True)
+                place = caller_outside()
+                lease = self._core.mapping.lease(self._offset, self._length, True, place)
             self._lease = lease
             self._memory = memoryview(lease)
             self._core.dirtied()

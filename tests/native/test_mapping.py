@@ -140,7 +140,7 @@ def test_lease_keeps_its_pages_after_close_and_gives_them_back(mapping, tmp_path
 
     mapping.write_many([(PAGE_SIZE, memoryview(b"kept"))])
     memory = memoryview(mapping.lease(PAGE_SIZE, 4, True))
-    assert mapping.leases == [(PAGE_SIZE, PAGE_SIZE + 4)]
+    assert mapping.leases == [(PAGE_SIZE, PAGE_SIZE + 4, None)]
     mapping.close()
     assert bytes(memory) == b"kept"
     assert mapped() == 1

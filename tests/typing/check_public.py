@@ -21,6 +21,7 @@ from aiommap import (
     FlushError,
     FlushPolicy,
     Hub,
+    LeasedRange,
     MappedFile,
     MappedFileError,
     MappingFaultError,
@@ -139,6 +140,8 @@ async def sizing_and_closing(file: MappedFile) -> None:
     assert_type(await file.punch_hole(0, 4096), None)
     assert_type(file.statistics(), FileStatistics)
     assert_type(file.statistics().inline_reads, int)
+    assert_type(file.statistics().leased, tuple[LeasedRange, ...])
+    assert_type(file.statistics().leased[0].taken_at, str | None)
     assert_type(file.statistics().oldest_dirty_seconds, float | None)
     assert_type(file.statistics().flush_seconds, Distribution)
     assert_type(file.on_error(lambda error: print(error.ranges)), Subscription)
