@@ -75,8 +75,10 @@ class Records(Sequence[tuple[Any, ...]]):
         self._memory[place : place + self._struct.size] = self._struct.pack(*values)
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        unpack, memory = self._struct.unpack_from, self._memory
-        return (unpack(memory, place) for place in self._places)
+        memory, places = self._memory, self._places
+        if places.step == self._struct.size:
+            return self._struct.iter_unpack(memory[places.start : places.stop])
+        return (self._struct.unpack_from(memory, place) for place in places)
 
     def _place(self, index: SupportsIndex) -> int:
         try:
