@@ -167,11 +167,9 @@ class WhisperStore:
     Concurrency: for tasks of one event loop. Updates take turns, fetches do not wait for them.
     """
 
-    def __init__(
-        self, number: int, longest: int, x_files_factor: float, archives: list[Archive]
-    ) -> None:
+    def __init__(self, number: int, x_files_factor: float, archives: list[Archive]) -> None:
         self.method, self._aggregate = [*METHODS.items()][number - 1]
-        self.longest_retention = longest
+        self.longest_retention = archives[-1].retention
         self.x_files_factor = x_files_factor
         self.archives = archives
         self._turn = anyio.Lock(fast_acquire=True)
@@ -199,22 +197,21 @@ class WhisperStore:
     @classmethod
     async def _over(cls, file: aiommap.MappedFile) -> Self:
         number, longest, factor, count = METADATA.unpack(await file.read(0, METADATA.size))
+        infos = [*ARCHIVE.iter_unpack(await file.read(METADATA.size, ARCHIVE.size * count))]
+        check_archives([(step, points) for _, step, points in infos])
         if not 1 <= number <= len(METHODS) or not 0 <= factor <= 1:
             raise WhisperError(f"method {number}, x-files factor {factor}")
-        header = METADATA.size + ARCHIVE.size * count
-        infos = [*ARCHIVE.iter_unpack(await file.read(METADATA.size, header - METADATA.size))]
-        check_archives([(step, points) for _, step, points in infos])
+        if longest != infos[-1][1] * infos[-1][2]:
+            raise WhisperError(f"longest retention {longest}, archives {infos}")
         # Whatever the header says: no archive leaves the file, nor shares a byte with another.
-        views = file.carve(
-            {"header": (0, header)}
-            | {f"archive {i}": (at, n * POINT.size) for i, (at, _, n) in enumerate(infos)}
-        )
-        del views["header"]
+        parts = {f"archive {i}": (at, n * POINT.size) for i, (at, _, n) in enumerate(infos)}
+        header = (0, METADATA.size + ARCHIVE.size * count)
+        views = file.carve({"header": header, **parts})
         archives = [
-            Archive(view, step, points)
-            for view, (_, step, points) in zip(views.values(), infos, strict=True)
+            Archive(views[name], step, points)
+            for name, (_, step, points) in zip(parts, infos, strict=True)
         ]
-        return cls(number, longest, factor, archives)
+        return cls(number, factor, archives)
 
     async def update(
         self, value: float, timestamp: float | None = None, now: int | None = None

@@ -221,6 +221,33 @@ async def test_updates_of_many_tasks_are_as_if_one_came_after_the_other(tmp_path
         assert {value for value in coarse.values if value is not None} == {1.0}
 
 
+async def test_the_first_points_of_every_archive_lie_where_the_package_puts_them(tmp_path):
+    """Several intervals reach an empty archive at once; one of them becomes its base."""
+    for number in range(30):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        pair = Pair(folder, factor=0)
+        await pair.create()
+        now = NOW + 777 * number
+        async with WhisperStore.open(pair.ours) as store:
+            await pair.update_many(store, [(now - 60 * i, i) for i in range(10)], now)
+
+
+async def test_updates_of_an_empty_archive_do_not_lose_one_another(tmp_path):
+    """Every store waits for the disk here, and gives way meanwhile."""
+    path = tmp_path / "file.wsp"
+    await example.create(path, ARCHIVES, 0, "sum")
+    always = aiommap.FlushPolicy.always()
+    async with WhisperStore.open(path, flush=always) as store:
+        async with anyio.create_task_group() as group:
+            for i in range(5):
+                group.start_soon(store.update, 1.0, NOW - 60 * i, NOW)
+        fine = await store.fetch(NOW - 300, now=NOW)
+        coarse = await store.fetch(NOW - 1800, now=NOW, step=300)
+    assert fine.values == [1.0] * 5
+    assert sum(value or 0 for value in coarse.values) == 5
+
+
 async def test_now_and_the_timestamp_default_to_this_moment(tmp_path):
     path = tmp_path / "file.wsp"
     await example.create(path, [(60, 100)])
@@ -265,7 +292,8 @@ async def test_unknown_methods_and_factors_are_refused(tmp_path):
 
 
 def header(*infos, method=1, factor=0.5):
-    made = struct.pack("!2LfL", method, 600, factor, len(infos))
+    longest = infos[-1][1] * infos[-1][2] if infos else 0
+    made = struct.pack("!2LfL", method, longest, factor, len(infos))
     return made + b"".join(struct.pack("!3L", *info) for info in infos)
 
 
@@ -273,7 +301,8 @@ def header(*infos, method=1, factor=0.5):
     ("content", "message"),
     [
         (b"", "only 0"),
-        (b"x" * 100, "method"),
+        (b"x" * 100, "only 100"),
+        (b"\0\0\0\1\0\0\0\7" + header((28, 60, 10))[8:] + bytes(120), "longest retention 7"),
         (header((28, 60, 10), method=9) + bytes(120), "method 9"),
         (header((28, 60, 10), factor=1.5) + bytes(120), "factor 1.5"),
         (header() + bytes(120), "at least one"),
