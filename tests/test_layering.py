@@ -47,6 +47,7 @@ LAYERS = (
     "_closing",
     "_opening",
     "_resizing",
+    "_typed",
     "_view",
     "_file",
     "_hub",

@@ -28,6 +28,8 @@ from ._receipt import WriteReceipt as WriteReceipt
 from ._residency import Residency as Residency
 from ._statistics import Distribution as Distribution
 from ._statistics import FileStatistics as FileStatistics
+from ._statistics import LeasedRange as LeasedRange
+from ._typed import Records as Records
 from ._view import View as View
 
 __all__ = (
@@ -42,6 +44,7 @@ __all__ = (
     "FlushPolicy",
     "ForkedError",
     "Hub",
+    "LeasedRange",
     "MappedFile",
     "MappedFileError",
     "MappingFaultError",
@@ -50,6 +53,7 @@ __all__ = (
     "OverlapError",
     "RangeAllocator",
     "ReceiptError",
+    "Records",
     "Residency",
     "Subscription",
     "UnsupportedError",

@@ -100,19 +100,28 @@ class OverlapError(MappedFileError, ValueError):
     Attributes:
         first: ``(offset, end)`` of the one range.
         second: ``(offset, end)`` of the other.
+        names: what the caller called the two, or None where they have no names.
     """
 
-    def __init__(self, first: tuple[int, int], second: tuple[int, int]) -> None:
-        super().__init__(first, second)
+    def __init__(
+        self,
+        first: tuple[int, int],
+        second: tuple[int, int],
+        names: tuple[object, object] | None = None,
+    ) -> None:
+        super().__init__(first, second, names)
         self.first = first
         self.second = second
+        self.names = names
 
     def __str__(self) -> str:
         low, high = max(self.first[0], self.second[0]), min(self.first[1], self.second[1])
-        return (
-            f"ranges [{self.first[0]}, {self.first[1]}) and [{self.second[0]}, {self.second[1]}) "
-            f"share bytes [{low}, {high}): ask for disjoint ranges"
-        )
+        one, other = f"[{self.first[0]}, {self.first[1]})", f"[{self.second[0]}, {self.second[1]})"
+        if self.names is None:
+            pair = f"ranges {one} and {other}"
+        else:
+            pair = f"{self.names[0]!r} {one} and {self.names[1]!r} {other}"
+        return f"{pair} share bytes [{low}, {high}): ask for disjoint ranges"
 
 
 class ReceiptError(MappedFileError, ValueError):

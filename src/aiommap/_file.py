@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn, Self, SupportsIndex, cast, overload
 
@@ -24,12 +24,12 @@ from ._page_verbs import PagedVerbs
 from ._paging import Pager
 from ._policy import FlushPolicy
 from ._range_verbs import Allocators, RangedVerbs
-from ._ranges import check_range, check_tail
+from ._ranges import Name, check_disjoint, check_range, check_tail
 from ._reading import Reader
 from ._receipt import WriteReceipt
 from ._resizing import Resizer
 from ._scheduler import FlushScheduler
-from ._statistics import Distribution, FileStatistics, oldest_dirty_seconds
+from ._statistics import Distribution, FileStatistics, oldest_dirty_seconds, oldest_leases
 from ._view import View
 from ._writing import Writer
 
@@ -357,6 +357,22 @@ class MappedFile(RangedVerbs, PagedVerbs):
         self._core.check_usable()
         return View(self, self._core, *check_tail(offset, length, self.size))
 
+    def carve(self, parts: Mapping[Name, tuple[SupportsIndex, SupportsIndex]]) -> dict[Name, View]:
+        """Make named views of disjoint parts of the file, all of them or none.
+
+        Args:
+            parts: (offset, length) by name, in any order, with gaps or without. Parts may begin
+                and end at any byte; ``flush``, ``prewarm`` and the like round to pages.
+        Returns:
+            One view a part, under the same names in the same order.
+        Raises:
+            OutOfBoundsError: if a part leaves the file.
+            OverlapError: if two parts share a byte. Its message names both.
+        """
+        self._core.check_usable()
+        checked = check_disjoint(parts, self.size)
+        return {name: View(self, self._core, *part) for name, part in checked.items()}
+
     def chunks(self, size: SupportsIndex) -> AsyncIterator[bytes]:
         """Iterate over the file in pieces, the next being read in while you hold this one.
 
@@ -394,6 +410,7 @@ class MappedFile(RangedVerbs, PagedVerbs):
             flush_seconds=Distribution.of(flusher.seconds),
             faults=mapping.faults,
             leases=mapping.lease_count,
+            leased=oldest_leases(mapping.leases),
             flush_failed=self._core.failure is not None,
         )
 

@@ -32,7 +32,7 @@ def test_leases_that_die_while_they_are_listed(mapping):
         cycle = [graph]
         cycle.append(cycle)
         del graph, cycle
-        assert all(bounds == (0, 10) for bounds in mapping.leases)
+        assert all(found == (0, 10, None) for found in mapping.leases)
     gc.collect()
     assert mapping.leases == []
     assert mapping.lease_count == 0

@@ -30,8 +30,9 @@ PyObject *mapping_lease(Mapping *self, PyObject *args)
 {
     long long offset, length;
     int writable;
+    PyObject *place = Py_None;
     struct native_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
-    if (!PyArg_ParseTuple(args, "LLp:lease", &offset, &length, &writable) ||
+    if (!PyArg_ParseTuple(args, "LLp|O:lease", &offset, &length, &writable, &place) ||
         !mapping_range(self, offset, length))
         return NULL;
     Lease *lease = (Lease *)PyType_GenericAlloc(state->lease_type, 0);
@@ -41,6 +42,7 @@ PyObject *mapping_lease(Mapping *self, PyObject *args)
     lease->offset = offset;
     lease->length = (Py_ssize_t)length;
     lease->writable = writable && self->writable;
+    lease->place = Py_NewRef(place);
     if (length) {
         lease->region = self->region;
         lease->region->holders++;
@@ -70,6 +72,7 @@ static int lease_traverse(Lease *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE((PyObject *)self));
     Py_VISIT(self->mapping);
+    Py_VISIT(self->place);
     return 0;
 }
 
@@ -85,6 +88,7 @@ static void lease_dealloc(Lease *self)
         pages_of(self->offset, self->length < left ? self->length : left, &first, &end))
         mapping_dirty(mapping, first, end, slice_clock());
     region_release(self->region);
+    Py_DECREF(self->place);
     Py_DECREF(mapping);
     object_free(self);
 }

@@ -231,22 +231,34 @@ static PyObject *get_forked(Mapping *self, void *Py_UNUSED(closure))
 static PyObject *get_leases(Mapping *self, void *Py_UNUSED(closure))
 {
     /* Copied first: making Python objects can collect garbage, and with it the lease at hand. */
-    Py_ssize_t count = 0;
-    struct run *bounds = PyMem_Calloc((size_t)self->lease_count + 1, sizeof *bounds);
-    if (!bounds)
+    Py_ssize_t count = 0, made = 0;
+    struct { long long offset, end; PyObject *place; } *found;
+    found = PyMem_Calloc((size_t)self->lease_count + 1, sizeof *found);
+    if (!found)
         return PyErr_NoMemory();
-    for (Lease *lease = self->leases; lease; lease = lease->next)
-        bounds[count++] = (struct run){lease->offset, lease->offset + lease->length};
-    PyObject *ranges = list_of_runs(bounds, count);
-    PyMem_Free(bounds);
-    return ranges;
+    for (Lease *lease = self->leases; lease; lease = lease->next, count++) {
+        found[count].offset = lease->offset;
+        found[count].end = lease->offset + lease->length;
+        found[count].place = Py_NewRef(lease->place);
+    }
+    PyObject *list = PyList_New(count), *item = list;
+    for (; item && made < count; made++) {
+        item = Py_BuildValue("LLO", found[made].offset, found[made].end, found[made].place);
+        PyList_SET_ITEM(list, made, item);
+    }
+    if (!item)
+        Py_CLEAR(list);
+    while (count)
+        Py_DECREF(found[--count].place);
+    PyMem_Free(found);
+    return list;
 }
 
 static PyGetSetDef mapping_getset[] = {
     {"capacity", (getter)get_capacity, NULL, "Bytes of reserved address space.", NULL},
     {"address", (getter)get_address, NULL, "Where byte 0 is mapped.", NULL},
     {"forked", (getter)get_forked, NULL, "Whether this is a forked child of the opener.", NULL},
-    {"leases", (getter)get_leases, NULL, "Ranges (offset, end) of the live leases.", NULL},
+    {"leases", (getter)get_leases, NULL, "Offset, end and place of the live leases.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

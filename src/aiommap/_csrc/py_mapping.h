@@ -104,6 +104,7 @@ struct lease {
     int64_t offset;        /* constant */
     Py_ssize_t length;     /* constant */
     bool writable;         /* constant */
+    PyObject *place;       /* constant, strong; a string that says where it was taken, or None */
     Lease *next, *previous; /* GIL; links of Mapping.leases */
 };
 
