@@ -48,6 +48,7 @@ LAYERS = (
     "_view",
     "_file",
     "_hub",
+    "_snapshot",
     "__init__",
     "prometheus",
     "_cli",

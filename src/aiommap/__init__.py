@@ -13,6 +13,7 @@ from ._errors import MappingFaultError as MappingFaultError
 from ._errors import OutOfBoundsError as OutOfBoundsError
 from ._errors import OverlapError as OverlapError
 from ._errors import ReceiptError as ReceiptError
+from ._errors import StaleSnapshotError as StaleSnapshotError
 from ._errors import UnsupportedError as UnsupportedError
 from ._file import MappedFile as MappedFile
 from ._hub import Hub as Hub
@@ -26,6 +27,7 @@ from ._range_verbs import align_down as align_down
 from ._range_verbs import align_up as align_up
 from ._receipt import WriteReceipt as WriteReceipt
 from ._residency import Residency as Residency
+from ._snapshot import Snapshot as Snapshot
 from ._statistics import Distribution as Distribution
 from ._statistics import FileStatistics as FileStatistics
 from ._view import View as View
@@ -51,6 +53,8 @@ __all__ = (
     "RangeAllocator",
     "ReceiptError",
     "Residency",
+    "Snapshot",
+    "StaleSnapshotError",
     "Subscription",
     "UnsupportedError",
     "View",

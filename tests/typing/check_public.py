@@ -28,14 +28,26 @@ from aiommap import (
     OutOfBoundsError,
     RangeAllocator,
     Residency,
+    Snapshot,
     Subscription,
     View,
     WriteReceipt,
 )
 
 
+async def snapshot(path: Path, hub: Hub) -> None:
+    assert_type(Snapshot.open(path), Opening[Snapshot])
+    async with Snapshot.open(path, hub=hub, prewarm=True) as opened:
+        assert_type(opened, Snapshot)
+        assert_type(await opened.read_exact(0, 1), bytes)
+        assert_type(opened.view(), View)
+        with opened.hold() as held:
+            assert_type(held, Snapshot)
+    Snapshot.open(path, mode="r+")  # type: ignore[call-arg]
+
+
 async def opening(path: Path) -> None:
-    assert_type(aiommap.open(path), Opening)
+    assert_type(aiommap.open(path), Opening[MappedFile])
     assert_type(await aiommap.open(path), MappedFile)
     async with aiommap.open(path) as file:
         assert_type(file, MappedFile)
@@ -61,7 +73,7 @@ async def opening(path: Path) -> None:
 async def sharing_a_hub(path: Path) -> None:
     async with Hub(workers=4) as hub:
         assert_type(hub, Hub)
-        assert_type(hub.open(path, "r+"), Opening)
+        assert_type(hub.open(path, "r+"), Opening[MappedFile])
         assert_type(await hub.open(path), MappedFile)
         async with hub.open(path) as file:
             assert_type(file, MappedFile)
