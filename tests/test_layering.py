@@ -49,8 +49,10 @@ LAYERS = (
     "_file",
     "_hub",
     "_snapshot",
+    "_backend",
     "__init__",
     "prometheus",
+    "testing",
     "_cli",
     "__main__",
 )

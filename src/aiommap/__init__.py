@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from ._advice import Advice as Advice
 from ._allocating import RangeAllocator as RangeAllocator
+from ._backend import FileBackend as FileBackend
+from ._backend import MappedBackend as MappedBackend
+from ._backend import StorageBackend as StorageBackend
 from ._errors import AccessModeError as AccessModeError
 from ._errors import AlignmentError as AlignmentError
 from ._errors import FlushError as FlushError
@@ -39,11 +42,13 @@ __all__ = (
     "AlignmentError",
     "AllocatedRange",
     "Distribution",
+    "FileBackend",
     "FileStatistics",
     "FlushError",
     "FlushPolicy",
     "ForkedError",
     "Hub",
+    "MappedBackend",
     "MappedFile",
     "MappedFileError",
     "MappingFaultError",
@@ -55,6 +60,7 @@ __all__ = (
     "Residency",
     "Snapshot",
     "StaleSnapshotError",
+    "StorageBackend",
     "Subscription",
     "UnsupportedError",
     "View",

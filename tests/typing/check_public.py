@@ -17,10 +17,12 @@ from aiommap import (
     Advice,
     AllocatedRange,
     Distribution,
+    FileBackend,
     FileStatistics,
     FlushError,
     FlushPolicy,
     Hub,
+    MappedBackend,
     MappedFile,
     MappedFileError,
     MappingFaultError,
@@ -29,6 +31,7 @@ from aiommap import (
     RangeAllocator,
     Residency,
     Snapshot,
+    StorageBackend,
     Subscription,
     View,
     WriteReceipt,
@@ -44,6 +47,23 @@ async def snapshot(path: Path, hub: Hub) -> None:
         with opened.hold() as held:
             assert_type(held, Snapshot)
     Snapshot.open(path, mode="r+")  # type: ignore[call-arg]
+
+
+async def backends(path: Path, hub: Hub, file: MappedFile, snapshot: Snapshot) -> None:
+    assert_type(FileBackend.open(path, size=10, hub=hub), Opening[FileBackend])
+    assert_type(MappedBackend.open(path, hub=hub, prewarm=True), Opening[MappedBackend])
+    any_kind: list[StorageBackend] = [
+        await FileBackend.open(path),
+        await MappedBackend.open(path),
+        MappedBackend(file),
+        MappedBackend(snapshot),
+        snapshot,
+    ]
+    for backend in any_kind:
+        assert_type(backend.size, int)
+        assert_type(await backend.read_exact(0, backend.size), bytes)
+        await backend.aclose()
+    MappedBackend(path)  # type: ignore[arg-type]
 
 
 async def opening(path: Path) -> None:
