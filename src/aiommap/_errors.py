@@ -160,7 +160,7 @@ class MappingFaultError(MappedFileError, OSError):
 
 
 class StaleSnapshotError(MappingFaultError):
-    """The file behind a snapshot was changed in place since it was opened.
+    """The file of a snapshot is not as it was: changed in place, or replaced before reopening.
 
     Attributes:
         offset: the first byte that is not known to be as it was: 0, as any may have changed.
@@ -180,9 +180,8 @@ class StaleSnapshotError(MappingFaultError):
 
     def __str__(self) -> str:
         return (
-            f"{self.path} was changed in place since it was opened as a snapshot (of "
-            f"{self.opened_size} bytes; it has {self.size}): do not believe what was read, open "
-            "it again, and have files replaced by a rename instead of overwritten"
+            f"{self.path} was changed since it was opened as a snapshot (of {self.opened_size} "
+            f"bytes; it has {self.size}): do not believe what was read, and open it again"
         )
 
 

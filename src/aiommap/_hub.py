@@ -6,6 +6,7 @@ hops. ``aiommap.open`` makes a private hub for one file.
 
 from __future__ import annotations
 
+import copyreg
 import os
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
@@ -18,6 +19,7 @@ import anyio
 
 from ._advice import Advice
 from ._core import Core, Identity
+from ._errors import AccessModeError
 from ._file import MappedFile
 from ._lane import Lane, batches
 from ._native import Mapping
@@ -324,3 +326,28 @@ def open(
         lock=lock,
         huge_pages=huge_pages,
     )
+
+
+def _reopen(file: MappedFile) -> tuple[Callable[..., Any], tuple[()]]:
+    """Say what a pickled file is: an ``Opening`` of its path, with the options it has."""
+    options = file._options  # noqa: SLF001  they were given here
+    if options.mode.private:
+        raise AccessModeError("pickle", "c", "its private stores would be lost")
+    if file.closed:
+        raise anyio.ClosedResourceError(f"{file.path} is closed: pickle it while it is open")
+    reopen = partial(
+        open,
+        file.path,
+        "r+" if options.mode.writable else "r",  # what "w+" and "x+" make is there by now
+        capacity=None if options.capacity is None else file.capacity,
+        sparse=options.sparse,
+        flush=file.flush_policy,
+        advice=options.advice,
+        prewarm=options.prewarm,
+        lock=options.lock,
+        huge_pages=options.huge_pages,
+    )
+    return reopen, ()
+
+
+copyreg.pickle(MappedFile, _reopen)

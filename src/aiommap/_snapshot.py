@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
-from typing import Self, SupportsIndex
+from typing import Any, NoReturn, Self, SupportsIndex
 
 import anyio
 
@@ -38,6 +38,9 @@ class Snapshot:
     the same is found out so: bytes cut off are a ``MappingFaultError`` at every read of them, bytes
     overwritten a ``StaleSnapshotError`` at the next ``verify``. Bytes appended never
     become part of it.
+
+    Pickled, it becomes an ``Opening`` of the same path: ``async with`` or ``await`` that in another
+    process. It raises ``StaleSnapshotError`` if another file is there by then.
 
     Concurrency: for tasks of the event loop it was opened in; reads never wait for one another.
     """
@@ -169,7 +172,8 @@ class Snapshot:
             anyio.ClosedResourceError: if ``aclose`` was called.
         Concurrency: for the event loop's thread; holds nest, and any number may be out.
         """
-        if self._retired or self.closed:
+        self._core.check_usable()
+        if self._retired:
             raise anyio.ClosedResourceError(f"{self.path} is closed: open it again to use it")
         self._holds += 1
         try:
@@ -209,6 +213,19 @@ class Snapshot:
     ) -> None:
         await self.aclose()
 
+    def __reduce__(self) -> tuple[object, ...]:
+        if self.closed:
+            raise anyio.ClosedResourceError(f"{self.path} is closed: pickle it while it is open")
+        options = self._file._options  # noqa: SLF001  a snapshot is made of its file
+        keywords = {name: getattr(options, name) for name in _PICKLED}
+        return _reopen, (self.path, self._size, self._core.modified, keywords)
+
+    def __copy__(self) -> NoReturn:
+        raise TypeError(f"{self!r} cannot be copied: share it, or open its path again")
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        self.__copy__()
+
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self._size} bytes"
         return f"<Snapshot {self.path} {state}>"
@@ -217,3 +234,20 @@ class Snapshot:
 async def _open(hub: Hub, options: OpenOptions) -> Snapshot:
     """Open within a hub."""
     return Snapshot(await hub._open(options))  # noqa: SLF001  a snapshot is a kind of its files
+
+
+_PICKLED = ("advice", "prewarm", "lock", "huge_pages")
+
+
+def _reopen(path: str, size: int, modified: int, keywords: dict[str, Any]) -> Opening[Snapshot]:
+    """Make of a pickled snapshot an opening of the same bytes, or of nothing."""
+
+    async def begin() -> Snapshot:
+        snapshot = await Snapshot.open(path, **keywords)
+        core = snapshot._core  # noqa: SLF001  same module
+        if (snapshot.size, core.modified) != (size, modified):
+            await snapshot.aclose()
+            raise StaleSnapshotError(path, size, snapshot.size)
+        return snapshot
+
+    return Opening(begin)
