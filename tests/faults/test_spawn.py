@@ -147,7 +147,7 @@ async def test_parts_of_a_file_are_not_pickled(path):
     async with aiommap.open(path, "r+") as f:
         allocator = f.allocator(0)
         for part in (f.view(), allocator, allocator.allocate(1), await f.write(0, b"x")):
-            with pytest.raises(TypeError, match="pickle"):
+            with pytest.raises(TypeError, match=r"pickle|__reduce__"):
                 pickle.dumps(part)
 
 
