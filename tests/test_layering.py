@@ -51,9 +51,12 @@ LAYERS = (
     "_view",
     "_file",
     "_hub",
+    "_snapshot",
+    "_backend",
     "__init__",
     "opentelemetry",
     "prometheus",
+    "testing",
     "_cli",
     "__main__",
 )

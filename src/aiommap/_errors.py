@@ -168,6 +168,32 @@ class MappingFaultError(MappedFileError, OSError):
         return f"{head}: the device or file system failed to provide its page{tail}"
 
 
+class StaleSnapshotError(MappingFaultError):
+    """The file of a snapshot is not as it was: changed in place, or replaced before reopening.
+
+    Attributes:
+        offset: the first byte that is not known to be as it was: 0, as any may have changed.
+        copied: 0.
+        size: the size of the file, in bytes.
+        path: the file.
+        opened_size: the size it had when it was opened.
+        errno: ESTALE.
+    """
+
+    def __init__(self, path: str, opened_size: int, size: int) -> None:
+        super().__init__(0, 0, size, path, errno.ESTALE)
+        self.opened_size = opened_size
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.path, self.opened_size, self.size), self.__dict__
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} was changed since it was opened as a snapshot (of {self.opened_size} "
+            f"bytes; it has {self.size}): do not believe what was read, and open it again"
+        )
+
+
 class FlushError(MappedFileError, OSError):
     """A flush failed, so bytes that were written may not be on stable storage.
 

@@ -47,6 +47,9 @@ class MappedFile(RangedVerbs, PagedVerbs):
     a pending cancellation, within every millisecond. All other verbs hop to a worker thread and
     are checkpoints.
 
+    Pickled, it becomes an ``Opening`` of its path, in mode "r+" if it was writable: ``async with``
+    or ``await`` that in the other process. Mode "c" is refused, as its stores would be lost.
+
     Concurrency: for tasks of the event loop it was opened in. Verbs on disjoint ranges do not wait
     for one another; overlapping writes are applied in the order they were submitted.
     """
@@ -59,6 +62,7 @@ class MappedFile(RangedVerbs, PagedVerbs):
         "_core",
         "_flusher",
         "_mapping",
+        "_options",
         "_pager",
         "_reader",
         "_resizer",
@@ -91,6 +95,7 @@ class MappedFile(RangedVerbs, PagedVerbs):
 
     async def _prepare(self, options: OpenOptions) -> None:
         """Do what opening was asked to do beyond mapping."""
+        self._options = options
         if options.advice is not None:
             await self.advise(options.advice)
         if options.lock:
@@ -449,8 +454,12 @@ class MappedFile(RangedVerbs, PagedVerbs):
                 source=self,
             )
 
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(f"{self!r} cannot be copied or pickled: open its path again instead")
+    # What pickling makes of it stands beside ``open``, in ``_hub``.
+    def __copy__(self) -> NoReturn:
+        raise TypeError(f"{self!r} cannot be copied: share it, or open its path again")
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        self.__copy__()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self.size} bytes"

@@ -6,18 +6,20 @@ hops. ``aiommap.open`` makes a private hub for one file.
 
 from __future__ import annotations
 
+import copyreg
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import anyio
 
 from ._advice import Advice
 from ._core import Core, Identity
+from ._errors import AccessModeError
 from ._file import MappedFile
 from ._lane import Lane, batches
 from ._logs import FILES
@@ -30,6 +32,21 @@ from ._workers import Workers
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class Closing(Protocol):
+    """What is closed at the end of an ``async with`` block."""
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+
+
+Resource = TypeVar("Resource", bound=Closing)
 
 _MANUAL = FlushPolicy.manual()
 
@@ -100,7 +117,7 @@ class Hub:
         prewarm: bool = False,
         lock: bool = False,
         huge_pages: bool = False,
-    ) -> Opening:
+    ) -> Opening[MappedFile]:
         """Open a file in this hub; arguments and errors as for ``aiommap.open``."""
         options = OpenOptions.check(
             path,
@@ -114,7 +131,7 @@ class Hub:
             lock=lock,
             huge_pages=huge_pages,
         )
-        return Opening(self, options)
+        return Opening(partial(self._open, options))
 
     async def aclose(self) -> None:
         """Close every file that is still open, then the hub.
@@ -194,6 +211,7 @@ class Hub:
             created=opened.created,
             size_changed=options.mode.makes,
             identity=opened.identity,
+            modified=opened.modified,
             workers=workers,
         )
         file = MappedFile(core, self._scheduler, self._release)
@@ -234,22 +252,21 @@ def _attempt_all(
         del outcomes  # or they and the tracebacks of errors among them would keep each other alive
 
 
-class Opening:
-    """What ``open`` returns: ``async with`` it, or ``await`` it and call ``aclose`` yourself."""
+class Opening(Generic[Resource]):
+    """What opening returns: ``async with`` it, or ``await`` it and call ``aclose`` yourself."""
 
-    __slots__ = ("_file", "_hub", "_options")
+    __slots__ = ("_begin", "_opened")
 
-    def __init__(self, hub: Hub, options: OpenOptions) -> None:
-        self._hub = hub
-        self._options = options
-        self._file: MappedFile | None = None
+    def __init__(self, begin: Callable[[], Coroutine[Any, Any, Resource]]) -> None:
+        self._begin = begin
+        self._opened: Resource | None = None
 
-    def __await__(self) -> Generator[Any, Any, MappedFile]:
-        return self._hub._open(self._options).__await__()  # noqa: SLF001  same module
+    def __await__(self) -> Generator[Any, Any, Resource]:
+        return self._begin().__await__()
 
-    async def __aenter__(self) -> MappedFile:
-        self._file = await self._hub._open(self._options)  # noqa: SLF001  same module
-        return self._file
+    async def __aenter__(self) -> Resource:
+        self._opened = opened = await self._begin()
+        return opened
 
     async def __aexit__(
         self,
@@ -257,8 +274,8 @@ class Opening:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        assert self._file is not None
-        await self._file.__aexit__(kind, error, traceback)
+        assert self._opened is not None
+        await self._opened.__aexit__(kind, error, traceback)
 
 
 def open(
@@ -273,7 +290,7 @@ def open(
     prewarm: bool = False,
     lock: bool = False,
     huge_pages: bool = False,
-) -> Opening:
+) -> Opening[MappedFile]:
     """Open a file and map it: ``async with aiommap.open(path) as f``.
 
     The file gets limits on worker threads of its own; to share them use ``Hub.open``.
@@ -316,3 +333,28 @@ def open(
         lock=lock,
         huge_pages=huge_pages,
     )
+
+
+def _reopen(file: MappedFile) -> tuple[Callable[..., Any], tuple[()]]:
+    """Say what a pickled file is: an ``Opening`` of its path, with the options it has."""
+    options = file._options  # noqa: SLF001  they were given here
+    if options.mode.private:
+        raise AccessModeError("pickle", "c", "its private stores would be lost")
+    if file.closed:
+        raise anyio.ClosedResourceError(f"{file.path} is closed: pickle it while it is open")
+    reopen = partial(
+        open,
+        file.path,
+        "r+" if options.mode.writable else "r",  # what "w+" and "x+" make is there by now
+        capacity=None if options.capacity is None else file.capacity,
+        sparse=options.sparse,
+        flush=file.flush_policy,
+        advice=options.advice,
+        prewarm=options.prewarm,
+        lock=options.lock,
+        huge_pages=options.huge_pages,
+    )
+    return reopen, ()
+
+
+copyreg.pickle(MappedFile, _reopen)

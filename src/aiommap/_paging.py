@@ -155,7 +155,8 @@ class Pager:
 
     async def _unpin(self, span: tuple[int, int]) -> None:
         core = self._core
-        if not core.closing:  # closing unmaps, and that unlocks
+        # Closing unmaps, and that unlocks; a forked child inherits no locks (mlock(2)).
+        if not core.closing and not core.mapping.forked:
             with core.activity():
                 await core.workers.complete(core.workers.control, self._unlock_rest, span)
 

@@ -28,7 +28,7 @@ from typing import Any, Protocol, TypeVar, TypeVarTuple, Unpack, cast
 import anyio
 
 from . import _native
-from ._threads import run_in_thread
+from ._threads import Forks, run_in_thread
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -230,6 +230,7 @@ class Workers:
     """The limiters of one hub, and the ways to run something in a worker thread; for one loop."""
 
     __slots__ = (
+        "_forks",
         "_from_thread",
         "_here",
         "_turn",
@@ -243,6 +244,8 @@ class Workers:
 
     def __init__(self, readers: int | None = None) -> None:
         trio = _trio()
+        #: A forked child has a copy of the loop, which must not answer for it.
+        self._forks = Forks.count
         #: Gives way to other tasks and sees a pending cancellation. On asyncio ``sleep(0)`` does
         #: all that anyio's checkpoint does, in half the time, and inline verbs pay nothing else.
         self._turn: Callable[[], Awaitable[None]]
@@ -279,15 +282,17 @@ class Workers:
 
     def check_loop(self) -> None:
         """Raise unless this is the loop these workers answer to; any other would wait for ever."""
-        if not self._here():
+        if self._forks != Forks.count or not self._here():
             raise RuntimeError(
                 "a file or hub is used outside of the event loop it was opened in, or after that "
-                "ended: open it again in this one"
+                "ended, or in a forked child: open it again in this one"
             )
 
     async def give_way(self) -> bool:
         """Let other tasks run, and see a cancellation, if the slice is spent; tell if it was."""
-        if not _native.slice_spent():
+        # In a forked child other tasks must not run: their copies would do the parent's work, and
+        # take events out of the queue that the two loops share.
+        if not _native.slice_spent() or self._forks != Forks.count:
             return False
         before = _native.slice_yield()
         await self._turn()
