@@ -442,7 +442,7 @@ def test_in_development_mode_it_is_known_where_they_were_taken(path, tmp_path):
     done = subprocess.run(
         [sys.executable, "-X", "dev", str(script), str(path)], capture_output=True, text=True
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr  # on a busy machine asyncio warns there
     assert done.stdout.splitlines() == [
         f"5 15 {script}:8 in main.<locals>.forgetful",
         f"0 4 {script}:10 in main",

@@ -17,6 +17,7 @@ VERBS = {
     "MappedFile": {
         "advise": "f.advise(aiommap.Advice.NORMAL)",
         "allocator": "f.allocator(0, end=100)",
+        "carve": "f.carve({'a': (0, 1)})",
         "chunks": "f.chunks(100)",
         "flush": "f.flush()",
         "flush_range": "f.flush_range(0, 100)",
@@ -39,6 +40,8 @@ VERBS = {
     },
     "View": {
         "advise": "view.advise(aiommap.Advice.NORMAL)",
+        "array": "view.array('<u1')",
+        "carve": "view.carve({'a': (0, 1)})",
         "flush": "view.flush()",
         "memory": "view.memory",
         "prewarm": "view.prewarm()",
@@ -48,6 +51,7 @@ VERBS = {
         "residency": "view.residency()",
         "split_at": "view.split_at(1)",
         "start_writeback": "view.start_writeback()",
+        "struct": "view.struct('B')",
         "view": "view.view()",
         "write": "view.write(0, b'child')",
     },

@@ -58,7 +58,7 @@ static PyObject *read_file(PyObject *Py_UNUSED(module), PyObject *args)
     if (!bytes)
         return NULL;
     /* SAFETY: nobody else knows the new object yet, so its bytes can be filled without the GIL. */
-    char *to = PyBytes_AS_STRING(bytes);
+    char *to = PyBytes_AsString(bytes);
     Py_BEGIN_ALLOW_THREADS
     got = file_read(fd, to, (size_t)length, offset);
     Py_END_ALLOW_THREADS
@@ -66,9 +66,11 @@ static PyObject *read_file(PyObject *Py_UNUSED(module), PyObject *args)
         Py_DECREF(bytes);
         return os_error((int)-got);
     }
-    if (got < length)
-        _PyBytes_Resize(&bytes, got); /* NULL with MemoryError when it fails */
-    return bytes;
+    if (got == length)
+        return bytes;
+    PyObject *part = PyBytes_FromStringAndSize(to, (Py_ssize_t)got);
+    Py_DECREF(bytes);
+    return part;
 }
 
 static PyMethodDef functions[] = { /* documented in _native.pyi */

@@ -244,7 +244,7 @@ static PyObject *get_leases(Mapping *self, void *Py_UNUSED(closure))
     PyObject *list = PyList_New(count), *item = list;
     for (; item && made < count; made++) {
         item = Py_BuildValue("LLO", found[made].offset, found[made].end, found[made].place);
-        PyList_SET_ITEM(list, made, item);
+        PyList_SetItem(list, made, item);
     }
     if (!item)
         Py_CLEAR(list);
