@@ -38,6 +38,7 @@ LAYERS = (
     "_chunks",
     "_reading",
     "_paging",
+    "_huge_pages",
     "_page_verbs",
     "_flush",
     "_autoflush",

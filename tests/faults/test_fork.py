@@ -20,6 +20,7 @@ VERBS = {
         "chunks": "f.chunks(100)",
         "flush": "f.flush()",
         "flush_range": "f.flush_range(0, 100)",
+        "huge_page_bytes": "f.huge_page_bytes()",
         "locked": "f.locked()",
         "pages": "f.pages()",
         "prewarm": "f.prewarm()",
