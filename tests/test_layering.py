@@ -37,6 +37,7 @@ LAYERS = (
     "_read_ahead",
     "_chunks",
     "_reading",
+    "_snapshot_file",
     "_paging",
     "_huge_pages",
     "_page_verbs",

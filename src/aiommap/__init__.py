@@ -31,6 +31,7 @@ from ._range_verbs import align_up as align_up
 from ._receipt import WriteReceipt as WriteReceipt
 from ._residency import Residency as Residency
 from ._snapshot import Snapshot as Snapshot
+from ._snapshot_file import SnapshotFile as SnapshotFile
 from ._statistics import Distribution as Distribution
 from ._statistics import FileStatistics as FileStatistics
 from ._view import View as View
@@ -59,6 +60,7 @@ __all__ = (
     "ReceiptError",
     "Residency",
     "Snapshot",
+    "SnapshotFile",
     "StaleSnapshotError",
     "StorageBackend",
     "Subscription",
