@@ -31,6 +31,7 @@ from ._range_verbs import align_up as align_up
 from ._receipt import WriteReceipt as WriteReceipt
 from ._residency import Residency as Residency
 from ._snapshot import Snapshot as Snapshot
+from ._snapshot_file import SnapshotFile as SnapshotFile
 from ._statistics import Distribution as Distribution
 from ._statistics import FileStatistics as FileStatistics
 from ._statistics import LeasedRange as LeasedRange
@@ -63,6 +64,7 @@ __all__ = (
     "Records",
     "Residency",
     "Snapshot",
+    "SnapshotFile",
     "StaleSnapshotError",
     "StorageBackend",
     "Subscription",

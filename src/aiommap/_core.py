@@ -53,6 +53,7 @@ class Core:
         "dirtied",
         "durable_stores",
         "failure",
+        "huge_page_bytes",
         "identity",
         "mapping",
         "mode",
@@ -113,6 +114,8 @@ class Core:
         self.closing: bool = False
         #: Opening failed or was cancelled after the file had been created: remove it again.
         self.undo: bool = False
+        #: What the last count of them found. Set in worker threads, one at a time is enough.
+        self.huge_page_bytes: int | None = None
         self.offloaded_reads: int = 0
         self.offloaded_writes: int = 0
         self._active = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn, Self, SupportsIndex, cast, overload
 
@@ -15,7 +16,7 @@ from . import _chunks
 from ._autoflush import AutoFlush
 from ._closing import Closer
 from ._core import Core, byte_count
-from ._errors import AccessModeError, FlushError, ReceiptError
+from ._errors import AccessModeError, FlushError, ReceiptError, UnsupportedError
 from ._flush import Flusher, Request
 from ._listeners import Subscription
 from ._native import PAGE_SIZE
@@ -102,6 +103,9 @@ class MappedFile(RangedVerbs, PagedVerbs):
             await self._pager.lock(0, self.size)
         if options.prewarm:
             await self.prewarm()
+        if options.huge_pages:
+            with suppress(UnsupportedError):
+                await self.huge_page_bytes()
 
     @property
     def path(self) -> str:
@@ -414,6 +418,7 @@ class MappedFile(RangedVerbs, PagedVerbs):
             flush_group=Distribution.of(flusher.groups),
             flush_seconds=Distribution.of(flusher.seconds),
             faults=mapping.faults,
+            huge_page_bytes=self._core.huge_page_bytes,
             leases=mapping.lease_count,
             leased=oldest_leases(mapping.leases),
             flush_failed=self._core.failure is not None,

@@ -308,7 +308,9 @@ def open(
         advice: how the whole file is going to be used.
         prewarm: make the whole file resident before returning.
         lock: pin the whole file in memory for as long as it is open.
-        huge_pages: ask for huge pages, where the file system has them.
+        huge_pages: ask for huge pages, where the file system has them; what that obtained is in
+            ``statistics().huge_page_bytes``. On tmpfs mounted with huge=advise, pages that were
+            reserved before they were mapped are small: create the file with ``sparse=True``.
     Returns:
         An object to use with ``async with``, or to ``await`` for a MappedFile to ``aclose``.
     Raises:

@@ -45,7 +45,7 @@ class Reader:
         core.offloaded_reads += 1
         with core.activity(), observed("read", core.path, offset, length) as seen:
             seen.hop()
-            return await core.workers.read(self._read_whole, offset, length)
+            return await core.workers.read(self.read_whole, offset, length)
 
     async def read_into(self, offset: int, buffer: object) -> int:
         """Fill a buffer after ``read_into_inline`` answered None."""
@@ -63,7 +63,7 @@ class Reader:
         # A job: the thread writes into memory of the caller, so it is never left behind.
         with observed("read", core.path, offset, length) as seen:
             seen.hop()
-            await core.finish(core.workers.reads, self._read_into_whole, offset, view)
+            await core.finish(core.workers.reads, self.read_into_whole, offset, view)
         return length
 
     def read_nowait(self, offset: int, length: int) -> bytes:
@@ -112,12 +112,13 @@ class Reader:
         for i, data in zip(missing, parts, strict=True):
             found[i] = data
 
-    # Worker threads only, from here on.
+    # Threads that may wait only, from here on.
 
     def _read_parts(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        return [self._read_whole(offset, length) for offset, length in ranges]
+        return [self.read_whole(offset, length) for offset, length in ranges]
 
-    def _read_whole(self, offset: int, length: int) -> bytes:
+    def read_whole(self, offset: int, length: int) -> bytes:
+        """Read a range that was checked."""
         try:
             data = self._core.mapping.read(offset, length)
         except ValueError as error:  # resized since the range was checked
@@ -128,7 +129,8 @@ class Reader:
             raise self._core.fault(offset, length, len(data))
         return data
 
-    def _read_into_whole(self, offset: int, view: memoryview) -> None:
+    def read_into_whole(self, offset: int, view: memoryview) -> None:
+        """Fill a view of bytes from a range that was checked."""
         try:
             copied = self._core.mapping.read_into(offset, view)
         except ValueError as error:

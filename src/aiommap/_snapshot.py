@@ -27,6 +27,7 @@ from ._file import MappedFile
 from ._hub import Hub, Opening
 from ._opening import OpenOptions
 from ._policy import FlushPolicy
+from ._snapshot_file import SnapshotFile
 from ._view import View
 
 
@@ -172,14 +173,29 @@ class Snapshot:
             anyio.ClosedResourceError: if ``aclose`` was called.
         Concurrency: for the event loop's thread; holds nest, and any number may be out.
         """
-        self._core.check_usable()
-        if self._retired:
-            raise anyio.ClosedResourceError(f"{self.path} is closed: open it again to use it")
-        self._holds += 1
+        self._take_hold()
         try:
             yield self
         finally:
             self._let_go()
+
+    def file(self) -> SnapshotFile:
+        """Make a binary file object of it, for pandas, pyarrow, zipfile, fsspec and the like.
+
+        It holds the snapshot until it is closed, and is to be read in worker threads.
+
+        Raises:
+            anyio.ClosedResourceError: if ``aclose`` was called.
+        """
+        self._take_hold()
+        reader = self._file._reader  # noqa: SLF001  a snapshot is made of its file
+        return SnapshotFile(self._core, reader, self._let_go)
+
+    def _take_hold(self) -> None:
+        self._core.check_usable()
+        if self._retired:
+            raise anyio.ClosedResourceError(f"{self.path} is closed: open it again to use it")
+        self._holds += 1
 
     def _let_go(self) -> None:
         """End a hold; the last one after ``aclose`` closes, in the background as it cannot wait."""

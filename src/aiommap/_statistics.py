@@ -72,6 +72,8 @@ class FileStatistics:
         flush_group: how many requests each of them answered.
         flush_seconds: how long each of them took, in seconds.
         faults: copies that met a page that could not be reached.
+        huge_page_bytes: what ``huge_page_bytes()`` last found, or opening with ``huge_pages=True``;
+            None if neither has counted.
         leases: views that still pin the mapping.
         leased: the ranges of the oldest of them, at most 64, oldest first.
         flush_failed: whether a flush failed: nothing written since is believed, see FlushError.
@@ -90,6 +92,7 @@ class FileStatistics:
     flush_group: Distribution
     flush_seconds: Distribution
     faults: int
+    huge_page_bytes: int | None
     leases: int
     leased: tuple[LeasedRange, ...]
     flush_failed: bool

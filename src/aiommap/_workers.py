@@ -280,6 +280,10 @@ class Workers:
             return False
         return True
 
+    def on_loop(self) -> bool:
+        """Tell whether this thread is the one that runs the loop."""
+        return self._here()
+
     def check_loop(self) -> None:
         """Raise unless this is the loop these workers answer to; any other would wait for ever."""
         if self._forks != Forks.count or not self._here():

@@ -21,6 +21,7 @@ VERBS = {
         "chunks": "f.chunks(100)",
         "flush": "f.flush()",
         "flush_range": "f.flush_range(0, 100)",
+        "huge_page_bytes": "f.huge_page_bytes()",
         "locked": "f.locked()",
         "pages": "f.pages()",
         "prewarm": "f.prewarm()",
@@ -67,6 +68,7 @@ VERBS = {
     "AllocatedRange": {"split_at": "allocated.split_at(1)"},
     "WriteReceipt": {"wait_durable": "receipt.wait_durable()"},
     "Snapshot": {
+        "file": "snapshot.file()",
         "hold": "snapshot.hold()",
         "read_exact": "snapshot.read_exact(0, 1)",
         "verify": "snapshot.verify()",
@@ -137,11 +139,12 @@ async def prepare(hub, f):
 async def main():
     async with aiommap.Hub() as hub, hub.open(path, "r+") as f:
         names = await prepare(hub, f)
+        turned = []
+        # Before the fork: a thread that is not in the child may hold the lock of trio's queue.
+        f._core.workers.call_soon(lambda: turned.append(True))
         child = os.fork()
         if not child:
             signal.alarm(30)
-            turned = []
-            f._core.workers.call_soon(lambda: turned.append(True))
             aiommap._native.slice_spent = lambda: True  # so that verbs want to give way
             found = {key: await outcome(e, names) for key, e in expressions.items()}
             assert not turned, "the parent's tasks ran in the child"

@@ -33,6 +33,7 @@ from aiommap import (
     Records,
     Residency,
     Snapshot,
+    SnapshotFile,
     StorageBackend,
     Subscription,
     View,
@@ -46,6 +47,7 @@ async def snapshot(path: Path, hub: Hub) -> None:
         assert_type(opened, Snapshot)
         assert_type(await opened.read_exact(0, 1), bytes)
         assert_type(opened.view(), View)
+        assert_type(opened.file(), SnapshotFile)
         with opened.hold() as held:
             assert_type(held, Snapshot)
     Snapshot.open(path, mode="r+")  # type: ignore[call-arg]
