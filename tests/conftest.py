@@ -27,9 +27,13 @@ def anyio_backend(request):
 @pytest.fixture(autouse=True)
 def loop_never_waits():
     """Fail a test in which code of the package makes a call on the loop that may wait (I1)."""
-    with blockbuster_ctx("aiommap", excluded_modules=["aiommap._cli"]) as busters:
+    # Neither the command line nor a test suite has a loop to keep going.
+    applications = ["aiommap._cli", "aiommap.testing"]
+    with blockbuster_ctx("aiommap", excluded_modules=applications) as busters:
         # getcwd(2) asks no disk, and the answer must be the one of the moment of the call.
-        busters.functions["os.path.abspath"].can_block_in("aiommap/_opening.py", "check")
+        abspath = busters.functions["os.path.abspath"]
+        abspath.can_block_in("aiommap/_opening.py", "check")
+        abspath.can_block_in("aiommap/_backend.py", "open")
         with LoopWatch() as watch:
             yield
     assert not watch.found, "\n".join(watch.found)

@@ -48,8 +48,11 @@ LAYERS = (
     "_view",
     "_file",
     "_hub",
+    "_snapshot",
+    "_backend",
     "__init__",
     "prometheus",
+    "testing",
     "_cli",
     "__main__",
 )

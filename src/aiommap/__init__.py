@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from ._advice import Advice as Advice
 from ._allocating import RangeAllocator as RangeAllocator
+from ._backend import FileBackend as FileBackend
+from ._backend import MappedBackend as MappedBackend
+from ._backend import StorageBackend as StorageBackend
 from ._errors import AccessModeError as AccessModeError
 from ._errors import AlignmentError as AlignmentError
 from ._errors import FlushError as FlushError
@@ -13,6 +16,7 @@ from ._errors import MappingFaultError as MappingFaultError
 from ._errors import OutOfBoundsError as OutOfBoundsError
 from ._errors import OverlapError as OverlapError
 from ._errors import ReceiptError as ReceiptError
+from ._errors import StaleSnapshotError as StaleSnapshotError
 from ._errors import UnsupportedError as UnsupportedError
 from ._file import MappedFile as MappedFile
 from ._hub import Hub as Hub
@@ -26,6 +30,7 @@ from ._range_verbs import align_down as align_down
 from ._range_verbs import align_up as align_up
 from ._receipt import WriteReceipt as WriteReceipt
 from ._residency import Residency as Residency
+from ._snapshot import Snapshot as Snapshot
 from ._statistics import Distribution as Distribution
 from ._statistics import FileStatistics as FileStatistics
 from ._view import View as View
@@ -37,11 +42,13 @@ __all__ = (
     "AlignmentError",
     "AllocatedRange",
     "Distribution",
+    "FileBackend",
     "FileStatistics",
     "FlushError",
     "FlushPolicy",
     "ForkedError",
     "Hub",
+    "MappedBackend",
     "MappedFile",
     "MappedFileError",
     "MappingFaultError",
@@ -51,6 +58,9 @@ __all__ = (
     "RangeAllocator",
     "ReceiptError",
     "Residency",
+    "Snapshot",
+    "StaleSnapshotError",
+    "StorageBackend",
     "Subscription",
     "UnsupportedError",
     "View",

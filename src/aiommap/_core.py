@@ -56,6 +56,7 @@ class Core:
         "identity",
         "mapping",
         "mode",
+        "modified",
         "offloaded_reads",
         "offloaded_writes",
         "path",
@@ -80,6 +81,7 @@ class Core:
         created: bool,
         size_changed: bool,
         identity: Identity,
+        modified: int,
         workers: Workers,
     ) -> None:
         self.mapping = mapping
@@ -88,6 +90,8 @@ class Core:
         self.policy = policy
         self.sparse = sparse
         self.identity = identity
+        #: The st_mtime_ns that the file had when it was opened.
+        self.modified = modified
         self.workers = workers
         #: The directory entry is not durable yet. Cleared by the flush worker, one at a time.
         self.created = created

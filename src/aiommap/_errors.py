@@ -159,6 +159,33 @@ class MappingFaultError(MappedFileError, OSError):
         return f"{head}: the device or file system failed to provide its page{tail}"
 
 
+class StaleSnapshotError(MappingFaultError):
+    """The file behind a snapshot was changed in place since it was opened.
+
+    Attributes:
+        offset: the first byte that is not known to be as it was: 0, as any may have changed.
+        copied: 0.
+        size: the size of the file, in bytes.
+        path: the file.
+        opened_size: the size it had when it was opened.
+        errno: ESTALE.
+    """
+
+    def __init__(self, path: str, opened_size: int, size: int) -> None:
+        super().__init__(0, 0, size, path, errno.ESTALE)
+        self.opened_size = opened_size
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.path, self.opened_size, self.size), self.__dict__
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} was changed in place since it was opened as a snapshot (of "
+            f"{self.opened_size} bytes; it has {self.size}): do not believe what was read, open "
+            "it again, and have files replaced by a rename instead of overwritten"
+        )
+
+
 class FlushError(MappedFileError, OSError):
     """A flush failed, so bytes that were written may not be on stable storage.
 

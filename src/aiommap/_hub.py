@@ -7,12 +7,12 @@ hops. ``aiommap.open`` makes a private hub for one file.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import anyio
 
@@ -28,6 +28,21 @@ from ._workers import Workers
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class Closing(Protocol):
+    """What is closed at the end of an ``async with`` block."""
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+
+
+Resource = TypeVar("Resource", bound=Closing)
 
 _MANUAL = FlushPolicy.manual()
 
@@ -98,7 +113,7 @@ class Hub:
         prewarm: bool = False,
         lock: bool = False,
         huge_pages: bool = False,
-    ) -> Opening:
+    ) -> Opening[MappedFile]:
         """Open a file in this hub; arguments and errors as for ``aiommap.open``."""
         options = OpenOptions.check(
             path,
@@ -112,7 +127,7 @@ class Hub:
             lock=lock,
             huge_pages=huge_pages,
         )
-        return Opening(self, options)
+        return Opening(partial(self._open, options))
 
     async def aclose(self) -> None:
         """Close every file that is still open, then the hub.
@@ -189,6 +204,7 @@ class Hub:
             created=opened.created,
             size_changed=options.mode.makes,
             identity=opened.identity,
+            modified=opened.modified,
             workers=workers,
         )
         file = MappedFile(core, self._scheduler, self._release)
@@ -227,22 +243,21 @@ def _attempt_all(
         del outcomes  # or they and the tracebacks of errors among them would keep each other alive
 
 
-class Opening:
-    """What ``open`` returns: ``async with`` it, or ``await`` it and call ``aclose`` yourself."""
+class Opening(Generic[Resource]):
+    """What opening returns: ``async with`` it, or ``await`` it and call ``aclose`` yourself."""
 
-    __slots__ = ("_file", "_hub", "_options")
+    __slots__ = ("_begin", "_opened")
 
-    def __init__(self, hub: Hub, options: OpenOptions) -> None:
-        self._hub = hub
-        self._options = options
-        self._file: MappedFile | None = None
+    def __init__(self, begin: Callable[[], Coroutine[Any, Any, Resource]]) -> None:
+        self._begin = begin
+        self._opened: Resource | None = None
 
-    def __await__(self) -> Generator[Any, Any, MappedFile]:
-        return self._hub._open(self._options).__await__()  # noqa: SLF001  same module
+    def __await__(self) -> Generator[Any, Any, Resource]:
+        return self._begin().__await__()
 
-    async def __aenter__(self) -> MappedFile:
-        self._file = await self._hub._open(self._options)  # noqa: SLF001  same module
-        return self._file
+    async def __aenter__(self) -> Resource:
+        self._opened = opened = await self._begin()
+        return opened
 
     async def __aexit__(
         self,
@@ -250,8 +265,8 @@ class Opening:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        assert self._file is not None
-        await self._file.__aexit__(kind, error, traceback)
+        assert self._opened is not None
+        await self._opened.__aexit__(kind, error, traceback)
 
 
 def open(
@@ -266,7 +281,7 @@ def open(
     prewarm: bool = False,
     lock: bool = False,
     huge_pages: bool = False,
-) -> Opening:
+) -> Opening[MappedFile]:
     """Open a file and map it: ``async with aiommap.open(path) as f``.
 
     The file gets limits on worker threads of its own; to share them use ``Hub.open``.

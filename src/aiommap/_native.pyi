@@ -30,6 +30,9 @@ MADV_PAGEOUT: int
 def filesystem_type(fd: int, /) -> int:
     """Return the magic number of statfs(2); 0 where the platform has none."""
 
+def read_file(fd: int, offset: int, length: int, /) -> bytes:
+    """Read a descriptor without any mapping; shorter than ``length`` only at the end (waits)."""
+
 def slice_spent() -> bool:
     """Tell whether this thread has to give way before the next inline verb."""
 

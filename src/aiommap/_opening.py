@@ -132,6 +132,7 @@ class Opened:
 
     mapping: Mapping
     identity: Identity
+    modified: int  # st_mtime_ns
     created: bool
     path: str
 
@@ -153,7 +154,7 @@ def open_mapping(options: OpenOptions) -> Opened:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = options.path
         raise
-    return Opened(mapping, Identity.of(found), created, options.path)
+    return Opened(mapping, Identity.of(found), found.st_mtime_ns, created, options.path)
 
 
 def check_kind(path: str, found: os.stat_result) -> None:

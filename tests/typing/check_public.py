@@ -17,10 +17,12 @@ from aiommap import (
     Advice,
     AllocatedRange,
     Distribution,
+    FileBackend,
     FileStatistics,
     FlushError,
     FlushPolicy,
     Hub,
+    MappedBackend,
     MappedFile,
     MappedFileError,
     MappingFaultError,
@@ -28,14 +30,44 @@ from aiommap import (
     OutOfBoundsError,
     RangeAllocator,
     Residency,
+    Snapshot,
+    StorageBackend,
     Subscription,
     View,
     WriteReceipt,
 )
 
 
+async def snapshot(path: Path, hub: Hub) -> None:
+    assert_type(Snapshot.open(path), Opening[Snapshot])
+    async with Snapshot.open(path, hub=hub, prewarm=True) as opened:
+        assert_type(opened, Snapshot)
+        assert_type(await opened.read_exact(0, 1), bytes)
+        assert_type(opened.view(), View)
+        with opened.hold() as held:
+            assert_type(held, Snapshot)
+    Snapshot.open(path, mode="r+")  # type: ignore[call-arg]
+
+
+async def backends(path: Path, hub: Hub, file: MappedFile, snapshot: Snapshot) -> None:
+    assert_type(FileBackend.open(path, size=10, hub=hub), Opening[FileBackend])
+    assert_type(MappedBackend.open(path, hub=hub, prewarm=True), Opening[MappedBackend])
+    any_kind: list[StorageBackend] = [
+        await FileBackend.open(path),
+        await MappedBackend.open(path),
+        MappedBackend(file),
+        MappedBackend(snapshot),
+        snapshot,
+    ]
+    for backend in any_kind:
+        assert_type(backend.size, int)
+        assert_type(await backend.read_exact(0, backend.size), bytes)
+        await backend.aclose()
+    MappedBackend(path)  # type: ignore[arg-type]
+
+
 async def opening(path: Path) -> None:
-    assert_type(aiommap.open(path), Opening)
+    assert_type(aiommap.open(path), Opening[MappedFile])
     assert_type(await aiommap.open(path), MappedFile)
     async with aiommap.open(path) as file:
         assert_type(file, MappedFile)
@@ -61,7 +93,7 @@ async def opening(path: Path) -> None:
 async def sharing_a_hub(path: Path) -> None:
     async with Hub(workers=4) as hub:
         assert_type(hub, Hub)
-        assert_type(hub.open(path, "r+"), Opening)
+        assert_type(hub.open(path, "r+"), Opening[MappedFile])
         assert_type(await hub.open(path), MappedFile)
         async with hub.open(path) as file:
             assert_type(file, MappedFile)

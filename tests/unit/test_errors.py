@@ -20,6 +20,7 @@ from aiommap import (
     OutOfBoundsError,
     OverlapError,
     ReceiptError,
+    StaleSnapshotError,
     UnsupportedError,
 )
 
@@ -121,6 +122,12 @@ CASES = {
         ("cannot punch a hole", "the file system has none"),
         {"operation": "punch a hole", "reason": "the file system has none", "errno": errno.ENOSYS},
         (OSError,),
+    ),
+    "stale-snapshot": Case(
+        StaleSnapshotError("a/file", 100, 120),
+        ("a/file was changed in place", "of 100 bytes", "it has 120", "open it again"),
+        {"path": "a/file", "opened_size": 100, "size": 120, "offset": 0, "errno": errno.ESTALE},
+        (MappingFaultError, OSError),
     ),
     "unsupported-by-default": Case(
         UnsupportedError("map it", "it is a pipe"),

@@ -46,8 +46,33 @@ static PyObject *filesystem_type(PyObject *Py_UNUSED(module), PyObject *descript
     return error ? os_error(error) : PyLong_FromLongLong(type);
 }
 
+static PyObject *read_file(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    int fd;
+    long long offset, length;
+    ssize_t got;
+    if (!PyArg_ParseTuple(args, "iLL:read_file", &fd, &offset, &length))
+        return NULL;
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
+    if (!bytes)
+        return NULL;
+    /* SAFETY: nobody else knows the new object yet, so its bytes can be filled without the GIL. */
+    char *to = PyBytes_AS_STRING(bytes);
+    Py_BEGIN_ALLOW_THREADS
+    got = file_read(fd, to, (size_t)length, offset);
+    Py_END_ALLOW_THREADS
+    if (got < 0) {
+        Py_DECREF(bytes);
+        return os_error((int)-got);
+    }
+    if (got < length)
+        _PyBytes_Resize(&bytes, got); /* NULL with MemoryError when it fails */
+    return bytes;
+}
+
 static PyMethodDef functions[] = { /* documented in _native.pyi */
     {"filesystem_type", filesystem_type, METH_O, NULL},
+    {"read_file", read_file, METH_VARARGS, NULL},
     {"slice_spent", slice_spent, METH_NOARGS, NULL},
     {"slice_yield", slice_yield, METH_NOARGS, NULL},
     {"slice_renew", slice_renew, METH_O, NULL},

@@ -1,0 +1,339 @@
+"""Storage backends: where exact reads of immutable bytes come from, mapped or not.
+
+A *backend* is anything with the three members of ``StorageBackend``; code written against them
+runs over a mapped file, over a descriptor where mapping is no good, and over a user's own.
+``aiommap.testing.StorageBackendSuite`` holds all of them to one contract.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import TracebackType
+from typing import Protocol, Self, SupportsIndex, runtime_checkable
+
+import anyio
+
+from ._core import byte_count
+from ._errors import ForkedError, OutOfBoundsError, UnsupportedError
+from ._file import MappedFile
+from ._hub import Hub, Opening
+from ._native import read_file
+from ._ranges import check_range
+from ._snapshot import Snapshot
+from ._workers import Mutex, Workers
+
+_UNREADABLE = (
+    (stat.S_ISDIR, "a directory", errno.EISDIR),
+    (stat.S_ISFIFO, "a pipe", errno.ESPIPE),
+    (stat.S_ISSOCK, "a socket", errno.ENXIO),
+)
+
+
+class _Forks:
+    """Counts how often this process is a forked child of one that had loaded this module."""
+
+    count = 0
+
+    @classmethod
+    def add(cls) -> None:
+        cls.count += 1
+
+
+os.register_at_fork(after_in_child=_Forks.add)
+
+
+@runtime_checkable
+class StorageBackend(Protocol):
+    """Immutable bytes that can be read at any offset; ``Snapshot`` is one as well.
+
+    A backend reads for any number of tasks at once, and a read that is cancelled does it no harm.
+    """
+
+    @property
+    def size(self) -> int:
+        """How many bytes there are; constant, answered at once, also after ``aclose``."""
+
+    async def read_exact(self, offset: int, length: int, /) -> bytes:
+        """Read bytes: all of them, or an error.
+
+        Raises:
+            OutOfBoundsError: if [offset, offset + length) is not within [0, size), negative
+                numbers included; with the two and the size as attributes.
+            anyio.ClosedResourceError: if the backend is closed.
+        """
+
+    async def aclose(self) -> None:
+        """Close, also if cancelled; a second call does nothing."""
+
+
+class _Closing:
+    """Closes at the end of an ``async with`` block."""
+
+    __slots__ = ()
+
+    async def aclose(self) -> None:
+        raise NotImplementedError
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+
+class MappedBackend(_Closing):
+    """A backend over a mapped file: data in memory is read without a hop to a worker thread.
+
+    Args:
+        source: what to read from; the backend closes it. The size is the one it has now.
+    """
+
+    __slots__ = ("_size", "_source")
+
+    def __init__(self, source: Snapshot | MappedFile) -> None:
+        self._source = source
+        self._size = source.size
+
+    @staticmethod
+    def open(
+        path: str | os.PathLike[str], *, hub: Hub | None = None, prewarm: bool = False
+    ) -> Opening[MappedBackend]:
+        """Open a file as a snapshot and read from that; arguments as for ``Snapshot.open``."""
+
+        async def begin() -> MappedBackend:
+            return MappedBackend(await Snapshot.open(path, hub=hub, prewarm=prewarm))
+
+        return Opening(begin)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file when the backend was made."""
+        return self._size
+
+    async def read_exact(self, offset: SupportsIndex, length: SupportsIndex) -> bytes:
+        """Read bytes, all of them; errors as for ``MappedFile.read``."""
+        start, count = check_range(offset, length, self._size)
+        if isinstance(self._source, MappedFile):
+            return await self._source.read(start, count)
+        return await self._source.read_exact(start, count)
+
+    async def aclose(self) -> None:
+        """Close the file."""
+        await self._source.aclose()
+
+    def __repr__(self) -> str:
+        return f"<MappedBackend of {self._source!r}>"
+
+
+class _Descriptor:
+    """A descriptor that outlives its closing for as long as a thread reads through it.
+
+    A cancelled read is left behind in its thread; were the descriptor closed under it, its number
+    could be another file's by the next system call.
+    """
+
+    __slots__ = ("_fd", "_lock", "_users")
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._users = 1  # whoever opened it
+        self._lock = Mutex()
+
+    @contextmanager
+    def using(self) -> Iterator[int]:
+        """Lend the descriptor (worker thread)."""
+        with self._lock:
+            if not self._users:
+                raise anyio.ClosedResourceError("the backend was closed before it could read")
+            self._users += 1
+        try:
+            yield self._fd
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Close it, unless others use it (worker thread)."""
+        with self._lock:
+            self._users -= 1
+            last = not self._users
+        if last:
+            os.close(self._fd)
+
+    def close_copy(self) -> None:
+        """Close a forked child's own copy; a thread that is not here may hold the lock (I10)."""
+        os.close(self._fd)
+
+
+class FileBackend(_Closing):
+    """A backend that reads through a descriptor, in worker threads; made by ``FileBackend.open``.
+
+    For what should not be mapped, like files of network mounts whose server may go away, or
+    cannot be: block devices, and files that the kernel makes up as they are read.
+
+    Concurrency: for tasks of the event loop it was opened in; at most as many reads at once as its
+    hub has worker threads.
+    """
+
+    __slots__ = ("_closed", "_descriptor", "_forks", "_path", "_size", "_workers")
+
+    def __init__(self, workers: Workers, path: str) -> None:
+        self._workers = workers
+        self._path = path
+        self._size = 0
+        self._descriptor: _Descriptor | None = None
+        self._closed = False
+        self._forks = _Forks.count
+
+    @staticmethod
+    def open(
+        path: str | os.PathLike[str], *, size: int | None = None, hub: Hub | None = None
+    ) -> Opening[FileBackend]:
+        """Open a file, or a device, for exact reads.
+
+        Args:
+            path: a regular file, or a block or character device; kept as an absolute path.
+            size: bytes that can be asked for; None means the size of the file or block device as
+                it is now. Needed where the system cannot tell, as for files below /proc.
+            hub: shares its worker threads; None gives the backend limits of its own. Close the
+                backend before the hub is left.
+        Raises:
+            ValueError: if the size is negative, at once.
+            FileNotFoundError, PermissionError: as ``open``.
+            UnsupportedError: if the path is a directory, pipe or socket.
+        Cancellation: an open that has begun in a worker is waited out and then undone.
+        """
+        length = None if size is None else byte_count(size, "size")
+        where = os.path.abspath(os.fsdecode(path))
+        return Opening(partial(_open_file, hub or Hub(), where, length))
+
+    @property
+    def path(self) -> str:
+        """The absolute path it was opened at."""
+        return self._path
+
+    @property
+    def size(self) -> int:
+        """Bytes that can be asked for, as found or given when it was opened."""
+        return self._size
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``aclose`` was called."""
+        return self._closed
+
+    async def read_exact(self, offset: SupportsIndex, length: SupportsIndex) -> bytes:
+        """Read bytes: all of them, or an error.
+
+        Args:
+            offset: first byte, from the start of the file; 0 <= offset <= size.
+            length: number of bytes; offset + length <= size.
+        Raises:
+            OutOfBoundsError: if the range leaves what can be asked for, or if the file turns out
+                to end before it: ``limit`` is then where it ends.
+            OSError: of the file system or the device.
+            anyio.ClosedResourceError: if the backend is closed.
+            ForkedError: if it was opened by another process.
+        Cancellation: a read under way in a worker is left behind; it harms nothing.
+        Source: pread(2); interrupted and short ones are continued.
+        """
+        descriptor = self._usable()
+        start, count = check_range(offset, length, self._size)
+        return await self._workers.read(self._read_whole, descriptor, start, count)
+
+    async def aclose(self) -> None:
+        """Close; reads under way are answered all the same.
+
+        Cancellation: waited out.
+        """
+        descriptor, self._descriptor = self._descriptor, None
+        self._closed = True
+        if descriptor is None:
+            return
+        if self._forks != _Forks.count:
+            descriptor.close_copy()
+            return
+        await self._workers.complete(self._workers.control, descriptor.release)
+
+    def _usable(self) -> _Descriptor:
+        if self._descriptor is None:
+            raise anyio.ClosedResourceError(f"{self._path} is closed: open it again to use it")
+        if self._forks != _Forks.count:
+            raise ForkedError(self._path)
+        return self._descriptor
+
+    # Worker threads only, from here on.
+
+    def _open(self, size: int | None) -> None:
+        """Open the descriptor, and find out how much there is to read."""
+        # Looked at first, because merely opening a pipe can have effects; should the path become
+        # one meanwhile, O_NONBLOCK does not wait for its other end.
+        _check_kind(self._path, os.stat(self._path))
+        fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
+        try:
+            found = os.fstat(fd)
+            _check_kind(self._path, found)
+            self._size = _size_of(self._path, fd, found) if size is None else size
+        except BaseException:
+            os.close(fd)
+            raise
+        self._descriptor = _Descriptor(fd)
+
+    def _read_whole(self, descriptor: _Descriptor, offset: int, length: int) -> bytes:
+        with descriptor.using() as fd:
+            data = read_file(fd, offset, length)
+        if len(data) < length:
+            raise self._ended(offset, length, len(data))
+        return data
+
+    def _ended(self, offset: int, length: int, done: int) -> OutOfBoundsError:
+        end = offset + done
+        return OutOfBoundsError(
+            offset,
+            length,
+            end,
+            f"asked for bytes [{offset}, {offset + length}) of {self._path}, which ends at {end} "
+            f"or before: it was truncated since it was opened, or the size {self._size} given "
+            "then was too large; open it again",
+        )
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{self._size} bytes"
+        return f"<FileBackend {self._path} {state}>"
+
+
+async def _open_file(hub: Hub, path: str, size: int | None) -> FileBackend:
+    """Open within a hub."""
+    workers = hub._limiters()  # noqa: SLF001  a backend is one more user of its threads
+    backend = FileBackend(workers, path)
+    try:
+        await workers.finish(workers.control, backend._open, size)  # noqa: SLF001  its other half
+    except BaseException:
+        await backend.aclose()
+        raise
+    return backend
+
+
+def _check_kind(path: str, found: os.stat_result) -> None:
+    """Raise unless a path can be read at any offset (worker thread)."""
+    for test, kind, number in _UNREADABLE:
+        if test(found.st_mode):
+            raise UnsupportedError(f"read {path} at an offset", f"it is {kind}", number)
+
+
+def _size_of(path: str, fd: int, found: os.stat_result) -> int:
+    """Ask the system how much there is to read (worker thread)."""
+    if stat.S_ISREG(found.st_mode):
+        return found.st_size
+    if stat.S_ISBLK(found.st_mode):
+        return os.lseek(fd, 0, os.SEEK_END)
+    raise UnsupportedError(f"tell the size of {path}", "it is a character device: pass size=")
