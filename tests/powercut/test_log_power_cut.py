@@ -165,9 +165,6 @@ async def torn_log(path):
     return path.read_bytes().replace(data[TORN], bytes(ALIGNED[0])), data[:TORN]
 
 
-@pytest.mark.xfail(
-    raises=AssertionError, reason="opening a log that exists syncs the file, and not its directory"
-)
 async def test_power_cuts_of_a_log_whose_creator_died_at_once(mount, said, cut_path):
     """The name that the other process gave the file is not certain yet, and has to become so."""
     (mount.path / NAME).touch()
