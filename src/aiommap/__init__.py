@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from ._advice import Advice as Advice
 from ._allocating import RangeAllocator as RangeAllocator
+from ._change import Change as Change
+from ._change import ChangeKind as ChangeKind
+from ._change import FileState as FileState
 from ._errors import AccessModeError as AccessModeError
 from ._errors import AlignmentError as AlignmentError
 from ._errors import FlushError as FlushError
@@ -28,6 +31,7 @@ from ._receipt import WriteReceipt as WriteReceipt
 from ._residency import Residency as Residency
 from ._statistics import Distribution as Distribution
 from ._statistics import FileStatistics as FileStatistics
+from ._subscribers import Changes as Changes
 from ._view import View as View
 
 __all__ = (
@@ -36,7 +40,11 @@ __all__ = (
     "Advice",
     "AlignmentError",
     "AllocatedRange",
+    "Change",
+    "ChangeKind",
+    "Changes",
     "Distribution",
+    "FileState",
     "FileStatistics",
     "FlushError",
     "FlushPolicy",

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ._advice import Advice
+from ._change import FileState
 from ._core import Identity, byte_count
 from ._errors import UnsupportedError
 from ._native import Mapping, filesystem_type
@@ -132,6 +133,7 @@ class Opened:
 
     mapping: Mapping
     identity: Identity
+    state: FileState
     created: bool
     path: str
 
@@ -153,7 +155,7 @@ def open_mapping(options: OpenOptions) -> Opened:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = options.path
         raise
-    return Opened(mapping, Identity.of(found), created, options.path)
+    return Opened(mapping, Identity.of(found), FileState.of(found), created, options.path)
 
 
 def check_kind(path: str, found: os.stat_result) -> None:
