@@ -337,7 +337,7 @@ class Scanner:
         if not entry.known:
             return  # its first state has not been taken yet (N2)
         old = entry.state
-        before = old and self._own.sample((old.device, old.inode))
+        before = None if old is None else self._own.sample((old.device, old.inode))
         now = time.monotonic()
         if (before or entry.sample) and called(entry.sample, before):
             entry.called_at = now
@@ -400,7 +400,7 @@ class Scanner:
         entry.key = _key(found)
         entry.state = new = found and FileState.of(found)
         # Taken afterwards, so a store in between goes for somebody else's: better than the reverse.
-        entry.sample = new and self._own.sample((new.device, new.inode))
+        entry.sample = None if new is None else self._own.sample((new.device, new.inode))
 
     def _tell(self, found: Found) -> None:
         self._found.append(found)

@@ -38,23 +38,24 @@ class Source(Protocol):
 
     @property
     def workers(self) -> Workers: ...
-    def begin(self, changes: Changes) -> None: ...
-    def forget(self, changes: Changes) -> None: ...
+    def begin(self, subscriber: Subscriber) -> None: ...
+    def forget(self, subscriber: Subscriber) -> None: ...
 
 
-class Changes:
-    """External changes, as they come: ``async with f.watch() as changes: async for c in changes``.
+class Subscriber:
+    """One subscription, as the watcher sees it.
 
-    It ends when the block is left, and when the file or the hub is closed: what was found before
-    that is still handed out. A subscriber that is slow finds changes merged, see
-    ``Change.merged``, and delays nobody else.
+    Args:
+        path: absolute; need not exist.
+        buffer: how many changes may wait to be fetched before they are merged.
+        poll_interval: seconds between looks that nothing asked for; None for the default.
+        since: says what counts as having happened already when watching began.
     """
 
     __slots__ = (
         "_arrived",
         "_buffer",
         "_error",
-        "_source",
         "_started",
         "ended",
         "path",
@@ -63,37 +64,99 @@ class Changes:
     )
 
     def __init__(
-        self,
-        source: Source,
-        path: str,
-        *,
-        buffer: int = DEFAULT_BUFFER,
-        poll_interval: float | None = None,
-        since: Since = from_now,
+        self, path: str, *, buffer: int, poll_interval: float | None, since: Since
     ) -> None:
         if buffer < 1:
             raise ValueError(f"buffer is {buffer}: it has to hold at least 1 change")
         if poll_interval is not None and not poll_interval > 0:
             raise ValueError(f"poll_interval is {poll_interval}: give a positive number of seconds")
-        self._source = source
-        self._buffer = ChangeBuffer(buffer)
-        self._arrived: Event | None = None
-        self._started: Event | None = None
-        self._error: BaseException | None = None
         self.path = path
         self.poll_interval = poll_interval
         self.since = since
         self.ended = False
+        self._buffer = ChangeBuffer(buffer)
+        self._arrived: Event | None = None
+        self._started: Event | None = None
+        self._error: BaseException | None = None
 
-    async def __aenter__(self) -> Self:
+    def push(self, change: Change) -> None:
+        """Hand a change over."""
+        if not self.ended:
+            self._buffer.push(change)
+            self._wake()
+
+    def start(self, error: BaseException | None = None) -> None:
+        """Say that everything from now on will be pushed, or why not."""
+        self._error = error
+        if self._started is not None:
+            self._started.set()
+
+    def end(self) -> None:
+        """Say that there will be no more."""
+        self.ended = True
+        self._wake()
+        self.start(self._error)
+
+    async def wait_started(self, source: Source) -> None:
+        """Begin, and wait for ``start``."""
         if self._started is not None:
             raise RuntimeError("a subscription is entered once: call watch() again for another")
-        self._started = self._source.workers.event()
-        self._source.begin(self)
+        self._started = source.workers.event()
+        source.begin(self)
+        await self._started.wait()
+        if self._error is not None:
+            raise self._error
+
+    async def fetch(self, source: Source) -> Change | None:
+        """Take the oldest change out, once there is one; None if there will be none."""
+        if self._started is None:
+            raise RuntimeError("nothing is watched yet: use async with on what watch() returns")
+        await anyio.lowlevel.checkpoint()
+        while not self._buffer:
+            if self.ended:
+                return None
+            self._arrived = source.workers.event()
+            await self._arrived.wait()
+        return self._buffer.pop()
+
+    def drop(self) -> None:
+        """Forget what was not fetched."""
+        while self._buffer:
+            self._buffer.pop()
+
+    def _wake(self) -> None:
+        if self._arrived is not None:
+            self._arrived.set()
+
+
+class Changes:
+    """External changes as they come: ``async with f.watch() as changes: async for c in changes``.
+
+    The iteration ends when the file or the hub is closed; what was found before that is still
+    handed out. A subscriber that is slow finds changes merged, see ``Change.merged``, and delays
+    nobody else.
+    """
+
+    __slots__ = ("__weakref__", "_source", "_subscriber")
+
+    def __init__(self, source: Source, subscriber: Subscriber) -> None:
+        self._source = source
+        self._subscriber = subscriber
+
+    def close(self) -> None:
+        """Watch no longer: the iteration ends, and what was not fetched yet is dropped."""
+        self.end()
+        self._subscriber.drop()
+
+    def end(self) -> None:
+        """Watch no longer: the iteration ends after what was found before."""
+        if not self._subscriber.ended:
+            self._source.forget(self._subscriber)
+        self._subscriber.end()
+
+    async def __aenter__(self) -> Self:
         try:
-            await self._started.wait()
-            if self._error is not None:
-                raise self._error
+            await self._subscriber.wait_started(self._source)
         except BaseException:
             self.close()
             raise
@@ -111,48 +174,10 @@ class Changes:
         return self
 
     async def __anext__(self) -> Change:
-        if self._started is None:
-            raise RuntimeError("nothing is watched yet: use async with on what watch() returns")
-        await anyio.lowlevel.checkpoint()
-        while not self._buffer:
-            if self.ended:
-                raise StopAsyncIteration
-            self._arrived = self._source.workers.event()
-            await self._arrived.wait()
-        return self._buffer.pop()
-
-    def close(self) -> None:
-        """Watch no longer; what was not fetched yet is dropped."""
-        if not self.ended:
-            self._source.forget(self)
-        self.end()
-        while self._buffer:
-            self._buffer.pop()
-
-    # For the watcher.
-
-    def started(self, error: BaseException | None = None) -> None:
-        """Say that everything from now on will be pushed, or why not."""
-        self._error = error
-        if self._started is not None:
-            self._started.set()
-
-    def push(self, change: Change) -> None:
-        """Hand a change over."""
-        if not self.ended:
-            self._buffer.push(change)
-            self._wake()
-
-    def end(self) -> None:
-        """Say that there will be no more."""
-        self.ended = True
-        self._wake()
-        if self._started is not None:
-            self._started.set()
-
-    def _wake(self) -> None:
-        if self._arrived is not None:
-            self._arrived.set()
+        change = await self._subscriber.fetch(self._source)
+        if change is None:
+            raise StopAsyncIteration
+        return change
 
 
 ChangeCallback = Callable[[Change], object]
@@ -173,9 +198,6 @@ def call_on_change(
 async def _call_with_each(
     changes: Changes, callback: ChangeCallback, on_error: ErrorCallback | None
 ) -> None:
-    change: Change | None = None
-    if changes.ended:
-        return  # cancelled before this task began
     try:
         async with changes:
             async for change in changes:

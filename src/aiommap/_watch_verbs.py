@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -13,6 +14,9 @@ from ._listeners import Subscription
 from ._subscribers import DEFAULT_BUFFER, Changes, ErrorCallback, call_on_change
 from ._watching import Watcher
 
+#: The times of files come from a clock that may be behind by so much.
+FILE_CLOCK_TICK_NS = 10_000_000
+
 
 class FileWatch:
     """The subscriptions of one mapped file."""
@@ -22,27 +26,24 @@ class FileWatch:
     def __init__(self, watcher: Watcher, core: Core) -> None:
         self._watcher = watcher
         self._core = core
-        self._subscribers: set[Changes] = set()
+        self._subscribers: weakref.WeakSet[Changes] = weakref.WeakSet()
 
     def subscribe(
         self, *, buffer: int, poll_interval: float | None, called_ns: int | None = None
     ) -> Changes:
         """Make a subscription, of changes since a moment that is given or else since it begins."""
-        changes = Changes(
-            self._watcher,
+        changes = self._watcher.subscribe(
             self._core.path,
             buffer=buffer,
             poll_interval=poll_interval,
             since=self._since(called_ns),
         )
-        self._subscribers = {other for other in self._subscribers if not other.ended}
         self._subscribers.add(changes)
         return changes
 
     def end(self) -> None:
         """End all subscriptions."""
         for changes in self._subscribers:
-            self._watcher.forget(changes)
             changes.end()
 
     def _since(self, called_ns: int | None) -> Callable[[FileState | None], FileState | None]:
@@ -126,7 +127,7 @@ class WatchedVerbs:
             anyio.ClosedResourceError: if the file is closed.
         """
         self._core.check_usable()
-        called = time.clock_gettime_ns(time.CLOCK_REALTIME_COARSE)  # the clock of file times
+        called = time.time_ns() - FILE_CLOCK_TICK_NS
         changes = self._watch.subscribe(
             buffer=buffer, poll_interval=poll_interval, called_ns=called
         )

@@ -26,7 +26,7 @@ from ._change import Change, FileState, classify
 from ._own_changes import OwnChanges
 from ._routes import is_remote
 from ._scanner import POLL_SECONDS, Entry, Found, Scanner
-from ._subscribers import Changes
+from ._subscribers import DEFAULT_BUFFER, Changes, Since, Subscriber, from_now
 from ._threads import run_in_thread
 from ._workers import Event, Workers
 
@@ -39,8 +39,8 @@ class _Watched:
     def __init__(self, path: str, scanner: _Running) -> None:
         self.entry = Entry(path)
         self.scanner = scanner
-        self.waiting: set[Changes] = set()
-        self.live: set[Changes] = set()
+        self.waiting: set[Subscriber] = set()
+        self.live: set[Subscriber] = set()
 
 
 class _Running:
@@ -80,37 +80,57 @@ class Watcher:
         self._running: dict[bool, _Running] = {}
         self._ending: set[_Running] = set()
         #: Subscribers whose path is being looked up.
-        self._beginning: set[Changes] = set()
+        self._beginning: set[Subscriber] = set()
 
     @property
     def workers(self) -> Workers:
         """The workers of the running loop."""
         return self._workers()
 
-    def begin(self, changes: Changes) -> None:
+    def subscribe(
+        self,
+        path: str,
+        *,
+        buffer: int = DEFAULT_BUFFER,
+        poll_interval: float | None = None,
+        since: Since = from_now,
+    ) -> Changes:
+        """Make a subscription to a path, which need not exist; it begins when it is entered.
+
+        Args:
+            path: absolute.
+            buffer: how many changes may wait to be fetched; beyond that they are merged.
+            poll_interval: seconds between looks for what the kernel does not tell.
+            since: given the state found when watching began, returns the one to compare it with:
+                a difference is the first change.
+        """
+        subscriber = Subscriber(path, buffer=buffer, poll_interval=poll_interval, since=since)
+        return Changes(self, subscriber)
+
+    def begin(self, subscriber: Subscriber) -> None:
         """Have a subscriber told of changes, from a moment on that it is told, too."""
         if self._closed:
             raise anyio.ClosedResourceError("the hub is closed: watch in a new one")
-        self._beginning.add(changes)
+        self._beginning.add(subscriber)
         workers = self.workers
-        watched = self._paths.get(changes.path)
+        watched = self._paths.get(subscriber.path)
         if watched is not None:
-            self._add(changes, watched)
+            self._add(subscriber, watched)
             return
-        ended = partial(self._looked_up, changes)
-        workers.start(workers.control, partial(is_remote, changes.path), ended)
+        ended = partial(self._looked_up, subscriber)
+        workers.start(workers.control, partial(is_remote, subscriber.path), ended)
 
-    def forget(self, changes: Changes) -> None:
+    def forget(self, subscriber: Subscriber) -> None:
         """Tell a subscriber nothing more."""
-        self._beginning.discard(changes)
-        watched = self._paths.get(changes.path)
+        self._beginning.discard(subscriber)
+        watched = self._paths.get(subscriber.path)
         if watched is None:
             return
-        watched.live.discard(changes)
-        watched.waiting.discard(changes)
+        watched.live.discard(subscriber)
+        watched.waiting.discard(subscriber)
         if watched.live or watched.waiting or self._pid != os.getpid():
             return
-        del self._paths[changes.path]
+        del self._paths[subscriber.path]
         running = watched.scanner
         running.scanner.remove(watched.entry)
         running.paths -= 1
@@ -120,11 +140,11 @@ class Watcher:
     async def aclose(self) -> None:
         """End every subscription, and wait until no thread of ours looks any more."""
         self._closed = True
-        for changes in self._beginning:
-            changes.end()
+        for subscriber in self._beginning:
+            subscriber.end()
         for watched in self._paths.values():
-            for changes in (*watched.live, *watched.waiting):
-                changes.end()
+            for subscriber in (*watched.live, *watched.waiting):
+                subscriber.end()
         self._paths.clear()
         if self._pid != os.getpid():
             return
@@ -135,25 +155,25 @@ class Watcher:
                 await running.ended.wait()
 
     def _looked_up(
-        self, changes: Changes, remote: bool | None, error: BaseException | None
+        self, subscriber: Subscriber, remote: bool | None, error: BaseException | None
     ) -> None:
-        if changes.ended or self._closed:
-            changes.end()
+        if subscriber.ended or self._closed:
+            subscriber.end()
         elif error is not None:
-            self._beginning.discard(changes)
-            changes.started(error)
+            self._beginning.discard(subscriber)
+            subscriber.start(error)
         else:
-            watched = self._paths.get(changes.path)
+            watched = self._paths.get(subscriber.path)
             if watched is None:
                 running = self._scanner(remote=bool(remote))
                 running.paths += 1
-                watched = self._paths[changes.path] = _Watched(changes.path, running)
-            self._add(changes, watched)
+                watched = self._paths[subscriber.path] = _Watched(subscriber.path, running)
+            self._add(subscriber, watched)
 
-    def _add(self, changes: Changes, watched: _Watched) -> None:
-        self._beginning.discard(changes)
-        watched.waiting.add(changes)
-        watched.scanner.scanner.add(watched.entry, changes.poll_interval, changes)
+    def _add(self, subscriber: Subscriber, watched: _Watched) -> None:
+        self._beginning.discard(subscriber)
+        watched.waiting.add(subscriber)
+        watched.scanner.scanner.add(watched.entry, subscriber.poll_interval, subscriber)
 
     def _scanner(self, *, remote: bool) -> _Running:
         running = self._running.get(remote)
@@ -197,20 +217,20 @@ class Watcher:
                 continue
             self._seen(item.entry.path, item.state)
             if item.change is not None:
-                for changes in (*watched.live,):
-                    changes.push(item.change)
-            elif isinstance(item.token, Changes) and item.token in watched.waiting:
+                for subscriber in (*watched.live,):
+                    subscriber.push(item.change)
+            elif isinstance(item.token, Subscriber) and item.token in watched.waiting:
                 watched.waiting.discard(item.token)
                 watched.live.add(item.token)
                 self._start(item.token, item.state)
 
-    def _start(self, changes: Changes, state: FileState | None) -> None:
-        old = changes.since(state)
+    def _start(self, subscriber: Subscriber, state: FileState | None) -> None:
+        old = subscriber.since(state)
         kind = classify(old, state)
         if kind is not None:
             now = time.time_ns()
-            changes.push(Change(kind, changes.path, old, state, 0, "start", now))
-        changes.started()
+            subscriber.push(Change(kind, subscriber.path, old, state, 0, "start", now))
+        subscriber.start()
 
 
 def _deliverer(watcher: Watcher, workers: Workers) -> Callable[[list[Found]], bool]:
