@@ -20,16 +20,24 @@ LAYERS = (
     "_ledger",
     "_policy",
     "_residency",
+    "_change",
+    "_change_buffer",
+    "_own_changes",
     "_histogram",
     "_schedule",
     "_statistics",
     "_native",
     "_receipt",
     "_advice",
+    "_routes",
+    "_watch_set",
+    "_scanner",
     "_threads",
     "_workers",
     "_lane",
     "_listeners",
+    "_subscribers",
+    "_watching",
     "_scheduler",
     "_core",
     "_allocating",
@@ -46,6 +54,7 @@ LAYERS = (
     "_opening",
     "_resizing",
     "_view",
+    "_watch_verbs",
     "_file",
     "_hub",
     "_snapshot",
@@ -58,7 +67,18 @@ LAYERS = (
 )
 
 #: Decided without a loop, a file or a clock, so that they are tested without them.
-PURE = ("_errors", "_ranges", "_ledger", "_policy", "_residency", "_histogram", "_schedule")
+PURE = (
+    "_errors",
+    "_ranges",
+    "_ledger",
+    "_policy",
+    "_residency",
+    "_change",
+    "_change_buffer",
+    "_own_changes",
+    "_histogram",
+    "_schedule",
+)
 IMPURE = {"anyio", "asyncio", "io", "mmap", "os", "pathlib", "socket", "threading", "time", "trio"}
 
 #: Every door into another thread that Python and the event loops offer.

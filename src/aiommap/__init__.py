@@ -7,6 +7,9 @@ from ._allocating import RangeAllocator as RangeAllocator
 from ._backend import FileBackend as FileBackend
 from ._backend import MappedBackend as MappedBackend
 from ._backend import StorageBackend as StorageBackend
+from ._change import Change as Change
+from ._change import ChangeKind as ChangeKind
+from ._change import FileState as FileState
 from ._errors import AccessModeError as AccessModeError
 from ._errors import AlignmentError as AlignmentError
 from ._errors import FlushError as FlushError
@@ -33,6 +36,7 @@ from ._residency import Residency as Residency
 from ._snapshot import Snapshot as Snapshot
 from ._statistics import Distribution as Distribution
 from ._statistics import FileStatistics as FileStatistics
+from ._subscribers import Changes as Changes
 from ._view import View as View
 
 __all__ = (
@@ -41,8 +45,12 @@ __all__ = (
     "Advice",
     "AlignmentError",
     "AllocatedRange",
+    "Change",
+    "ChangeKind",
+    "Changes",
     "Distribution",
     "FileBackend",
+    "FileState",
     "FileStatistics",
     "FlushError",
     "FlushPolicy",

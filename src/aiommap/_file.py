@@ -31,6 +31,8 @@ from ._resizing import Resizer
 from ._scheduler import FlushScheduler
 from ._statistics import Distribution, FileStatistics, oldest_dirty_seconds
 from ._view import View
+from ._watch_verbs import FileWatch, WatchedVerbs
+from ._watching import Watcher
 from ._writing import Writer
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from ._typing import Buffer
 
 
-class MappedFile(RangedVerbs, PagedVerbs):
+class MappedFile(RangedVerbs, PagedVerbs, WatchedVerbs):
     """A memory-mapped file whose verbs never stall the event loop; made by ``aiommap.open``.
 
     Verbs that find their data in memory answer on the loop thread, within a microsecond or so, and
@@ -62,6 +64,7 @@ class MappedFile(RangedVerbs, PagedVerbs):
         "_pager",
         "_reader",
         "_resizer",
+        "_watch",
         "_writer",
     )
 
@@ -70,6 +73,7 @@ class MappedFile(RangedVerbs, PagedVerbs):
         core: Core,
         scheduler: FlushScheduler,
         release: Callable[[Core], Awaitable[None]],
+        watcher: Watcher,
     ) -> None:
         core.choose_inline_writes()
         self._core = core
@@ -81,9 +85,11 @@ class MappedFile(RangedVerbs, PagedVerbs):
         self._pager = Pager(core)
         self._resizer = Resizer(core, self._pager)
         allocators = self._allocators = Allocators(core)
+        watch = self._watch = FileWatch(watcher, core)
 
         async def let_go(core: Core) -> None:
             allocators.close()
+            watch.end()
             await release(core)
 
         self._closer = Closer(core, self._flusher, self._auto, let_go)

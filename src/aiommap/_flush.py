@@ -194,7 +194,9 @@ class Flusher:
             for change in group:
                 assert isinstance(change, Change)
                 with self._core.changes:
+                    self._core.size_changes += 1
                     change.run()
+                    self._core.size_changes += 1
 
     def _flush(self, requests: list[Request]) -> None:
         self._store(requests)

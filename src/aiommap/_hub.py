@@ -17,13 +17,16 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import anyio
 
 from ._advice import Advice
+from ._change import FileState
 from ._core import Core, Identity
 from ._file import MappedFile
 from ._lane import Lane, batches
 from ._native import Mapping
 from ._opening import Opened, OpenOptions, open_mapping
+from ._own_changes import OwnChanges
 from ._policy import FlushPolicy
 from ._scheduler import FlushScheduler
+from ._watching import Watcher
 from ._workers import Workers
 
 Item = TypeVar("Item")
@@ -91,6 +94,9 @@ class Hub:
         self._closed = False
         self._scheduler = FlushScheduler()
         self._files: dict[Core, MappedFile] = {}
+        self._at: dict[str, set[Core]] = {}
+        self._own = OwnChanges()
+        self._watcher = Watcher(self._limiters, self._own, self._seen)
 
     @property
     def files(self) -> tuple[MappedFile, ...]:
@@ -137,6 +143,12 @@ class Hub:
         Cancellation: waited out, as for each file.
         """
         self._closed = True
+        try:
+            await self._close_files()
+        finally:
+            await self._watcher.aclose()
+
+    async def _close_files(self) -> None:
         failures: list[Exception] = []
         files = list(self._files.values())
         for file in files:
@@ -204,11 +216,12 @@ class Hub:
             created=opened.created,
             size_changed=options.mode.makes,
             identity=opened.identity,
-            modified=opened.modified,
+            state=opened.state,
             workers=workers,
         )
-        file = MappedFile(core, self._scheduler, self._release)
+        file = MappedFile(core, self._scheduler, self._release, self._watcher)
         self._files[core] = file
+        self._register(core)
         try:
             await file._prepare(options)  # noqa: SLF001  half of the constructor
         except BaseException:
@@ -219,7 +232,25 @@ class Hub:
 
     async def _release(self, core: Core) -> None:
         self._files.pop(core, None)
+        self._unregister(core)
         await self._releasing.submit(_Release(core.mapping, core.path, core.identity, core.undo))
+
+    def _register(self, core: Core) -> None:
+        self._at.setdefault(core.path, set()).add(core)
+        if core.shared_writable:
+            self._own.add(core)
+
+    def _unregister(self, core: Core) -> None:
+        self._own.remove(core)
+        others = self._at.get(core.path, set())
+        others.discard(core)
+        if not others:
+            self._at.pop(core.path, None)
+
+    def _seen(self, path: str, state: FileState | None) -> None:
+        """Take note of which file a path names by now."""
+        for core in self._at.get(path, ()):
+            core.orphaned = state is None or (state.device, state.inode) != core.inode
 
     async def _discard(self, opened: Opened) -> None:
         """Close, or undo, what was opened for a task that was cancelled."""

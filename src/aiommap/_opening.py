@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ._advice import Advice
+from ._change import FileState
 from ._core import Identity, byte_count
 from ._errors import UnsupportedError
 from ._native import Mapping, filesystem_type
@@ -132,7 +133,7 @@ class Opened:
 
     mapping: Mapping
     identity: Identity
-    modified: int  # st_mtime_ns
+    state: FileState
     created: bool
     path: str
 
@@ -154,7 +155,7 @@ def open_mapping(options: OpenOptions) -> Opened:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = options.path
         raise
-    return Opened(mapping, Identity.of(found), found.st_mtime_ns, created, options.path)
+    return Opened(mapping, Identity.of(found), FileState.of(found), created, options.path)
 
 
 def check_kind(path: str, found: os.stat_result) -> None:

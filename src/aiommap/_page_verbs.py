@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, SupportsIndex
 
 from ._advice import Advice
@@ -66,7 +66,8 @@ class PagedVerbs:
         if write:
             self._core.check_writable("prewarm for writing")
         start, count = check_tail(offset, length, self.size)
-        return await self._pager.prewarm(start, count, write=write, progress=progress)
+        with self._core.touch() if write else nullcontext():
+            return await self._pager.prewarm(start, count, write=write, progress=progress)
 
     async def residency(
         self, offset: SupportsIndex = 0, length: SupportsIndex | None = None

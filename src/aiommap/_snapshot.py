@@ -155,7 +155,7 @@ class Snapshot:
     def _verify(self) -> None:
         """Compare with what was opened (worker thread)."""
         found = os.fstat(self._core.mapping.fd)
-        if found.st_size != self._size or found.st_mtime_ns != self._core.modified:
+        if found.st_size != self._size or found.st_mtime_ns != self._core.state.mtime_ns:
             raise StaleSnapshotError(self.path, self._size, found.st_size)
 
     @contextmanager
