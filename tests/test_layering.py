@@ -53,6 +53,7 @@ LAYERS = (
     "_closing",
     "_opening",
     "_resizing",
+    "_reopening",
     "_view",
     "_watch_verbs",
     "_file",

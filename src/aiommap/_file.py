@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn, Self, SupportsIndex, cast, overload
+
+import anyio
 
 from . import _chunks
 from ._autoflush import AutoFlush
@@ -17,7 +19,7 @@ from ._closing import Closer
 from ._core import Core, byte_count
 from ._errors import AccessModeError, FlushError, ReceiptError
 from ._flush import Flusher, Request
-from ._listeners import Subscription
+from ._listeners import Listeners, Subscription
 from ._native import PAGE_SIZE
 from ._opening import OpenOptions, check_policy
 from ._page_verbs import PagedVerbs
@@ -27,12 +29,11 @@ from ._range_verbs import Allocators, RangedVerbs
 from ._ranges import check_range, check_tail
 from ._reading import Reader
 from ._receipt import WriteReceipt
+from ._reopening import Retired, Surroundings
 from ._resizing import Resizer
-from ._scheduler import FlushScheduler
 from ._statistics import Distribution, FileStatistics, oldest_dirty_seconds
 from ._view import View
 from ._watch_verbs import FileWatch, WatchedVerbs
-from ._watching import Watcher
 from ._writing import Writer
 
 if TYPE_CHECKING:
@@ -60,36 +61,43 @@ class MappedFile(RangedVerbs, PagedVerbs, WatchedVerbs):
         "_closer",
         "_core",
         "_flusher",
+        "_hub",
         "_mapping",
+        "_moving",
         "_pager",
         "_reader",
         "_resizer",
+        "_retired",
         "_watch",
         "_writer",
     )
 
-    def __init__(
-        self,
-        core: Core,
-        scheduler: FlushScheduler,
-        release: Callable[[Core], Awaitable[None]],
-        watcher: Watcher,
-    ) -> None:
+    def __init__(self, core: Core, hub: Surroundings) -> None:
+        self._hub = hub
+        self._moving = anyio.Lock()
+        self._retired = Retired(hub.release)
+        self._watch = FileWatch(hub.watcher)
+        self._assemble(core, Listeners())
+
+    def _assemble(self, core: Core, failed: Listeners[FlushError]) -> None:
+        """Make everything that belongs to one core; ``reopen`` does it again for another one."""
         core.choose_inline_writes()
         self._core = core
         self._mapping = core.mapping
-        self._flusher = Flusher(core)
-        self._auto = AutoFlush(core, self._flusher, scheduler)
+        self._flusher = Flusher(core, failed)
+        self._auto = AutoFlush(core, self._flusher, self._hub.scheduler)
         self._reader = Reader(core)
         self._writer = Writer(core, self._flusher, self._auto)
         self._pager = Pager(core)
         self._resizer = Resizer(core, self._pager)
         allocators = self._allocators = Allocators(core)
-        watch = self._watch = FileWatch(watcher, core)
+        watch, retired, release = self._watch, self._retired, self._hub.release
+        watch.core = core
 
         async def let_go(core: Core) -> None:
             allocators.close()
             watch.end()
+            await retired.wait()
             await release(core)
 
         self._closer = Closer(core, self._flusher, self._auto, let_go)

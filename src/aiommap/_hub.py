@@ -22,9 +22,10 @@ from ._core import Core, Identity
 from ._file import MappedFile
 from ._lane import Lane, batches
 from ._native import Mapping
-from ._opening import Opened, OpenOptions, open_mapping
+from ._opening import Opened, OpenOptions, open_mapping, reopening
 from ._own_changes import OwnChanges
 from ._policy import FlushPolicy
+from ._reopening import Surroundings
 from ._scheduler import FlushScheduler
 from ._watching import Watcher
 from ._workers import Workers
@@ -207,19 +208,10 @@ class Hub:
         if self._closed:
             await self._releasing.submit(_Release.of(opened), withdrawable=False)
             raise anyio.ClosedResourceError("the hub was closed while it opened the file")
-        core = Core(
-            opened.mapping,
-            path=options.path,
-            mode=options.mode.name,
-            policy=options.flush,
-            sparse=options.sparse,
-            created=opened.created,
-            size_changed=options.mode.makes,
-            identity=opened.identity,
-            state=opened.state,
-            workers=workers,
-        )
-        file = MappedFile(core, self._scheduler, self._release, self._watcher)
+        core = _core_of(opened, options, workers)
+        open_again = partial(self._open_again, options)
+        hub = Surroundings(self._scheduler, self._watcher, self._release, open_again, self._move)
+        file = MappedFile(core, hub)
         self._files[core] = file
         self._register(core)
         try:
@@ -229,6 +221,23 @@ class Hub:
             await file.aclose()
             raise
         return file
+
+    async def _open_again(self, options: OpenOptions, old: Core) -> Core | None:
+        """Open what the path of a file names by now; None if that is the same file."""
+        workers = self._limiters()
+        options = reopening(options)
+        opened = await self._opening.submit(options)
+        if opened.identity == old.identity:
+            await self._releasing.submit(_Release.of(opened))
+            return None
+        core = _core_of(opened, options, workers)
+        core.mode, core.policy = old.mode, old.policy
+        return core
+
+    def _move(self, old: Core, new: Core) -> None:
+        """Count a file as the one that it was reopened to."""
+        self._files[new] = self._files.pop(old)
+        self._register(new)
 
     async def _release(self, core: Core) -> None:
         self._files.pop(core, None)
@@ -256,6 +265,21 @@ class Hub:
         """Close, or undo, what was opened for a task that was cancelled."""
         with suppress(OSError):  # there is nobody left to tell, and nothing to lose
             await self._releasing.submit(_Release.of(opened), withdrawable=False)
+
+
+def _core_of(opened: Opened, options: OpenOptions, workers: Workers) -> Core:
+    return Core(
+        opened.mapping,
+        path=options.path,
+        mode=options.mode.name,
+        policy=options.flush,
+        sparse=options.sparse,
+        created=opened.created,
+        size_changed=options.mode.makes,
+        identity=opened.identity,
+        state=opened.state,
+        workers=workers,
+    )
 
 
 def _attempt_all(

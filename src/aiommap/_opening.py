@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ._advice import Advice
 from ._change import FileState
@@ -74,6 +74,8 @@ class OpenOptions:
     prewarm: bool
     lock: bool
     huge_pages: bool
+    #: Whether a file was open at this path before: another one there may need more capacity.
+    again: bool = False
 
     @classmethod
     def check(
@@ -125,6 +127,12 @@ _SIZE_REMEDY = {
     True: "pass size=, the number of bytes to create",
     False: "the size is the file's own; use resize() once it is open",
 }
+
+
+def reopening(options: OpenOptions) -> OpenOptions:
+    """Say how to open what is at the path by now, without making anything."""
+    mode = MODES["r+"] if options.mode.makes else options.mode
+    return replace(options, mode=mode, size=None, again=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +227,8 @@ def reserve(fd: int, offset: int, length: int, old: int) -> None:
 def _map(fd: int, found: os.stat_result, options: OpenOptions) -> Mapping:
     mode, size = options.mode, found.st_size
     capacity = size if options.capacity is None else options.capacity
+    if capacity < size and options.again:
+        capacity = size
     if capacity < size:
         raise ValueError(f"capacity is {capacity}, but {options.path} has {size} bytes already")
     return Mapping(

@@ -93,7 +93,10 @@ class OwnChanges:
 
     def remove(self, file: Writing) -> None:
         """Keep what a file has done, and let go of it."""
-        others = tuple(other for other in self._files.get(file.inode, ()) if other is not file)
+        files = self._files.get(file.inode, ())
+        others = tuple(other for other in files if other is not file)
+        if len(others) == len(files):
+            return
         if others:
             stores, calls, resizes = self._ended.get(file.inode, (0, 0, 0))
             self._ended[file.inode] = (

@@ -111,8 +111,9 @@ class PagedVerbs:
         Source: mlock2(2).
         """
         self._core.check_usable()
-        span = await self._pager.lock(*check_tail(offset, length, self.size))
+        pager = self._pager  # the one of the file that is mapped now
+        span = await pager.lock(*check_tail(offset, length, self.size))
         try:
             yield
         finally:
-            await self._pager.unlock(span)
+            await pager.unlock(span)

@@ -143,6 +143,11 @@ class Changes:
         self._source = source
         self._subscriber = subscriber
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will be found; what was found may still wait to be fetched."""
+        return self._subscriber.ended
+
     def close(self) -> None:
         """Watch no longer: the iteration ends, and what was not fetched yet is dropped."""
         self.end()

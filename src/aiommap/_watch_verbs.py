@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import anyio
+
+from ._autoflush import AutoFlush
 from ._change import Change, FileState
 from ._core import Core
-from ._listeners import Subscription
+from ._errors import AccessModeError, FlushError
+from ._flush import Flusher
+from ._listeners import Listeners, Subscription
+from ._reopening import Refresher, Retired, Surroundings, bring_home
+from ._resizing import Resizer
 from ._subscribers import DEFAULT_BUFFER, Changes, ErrorCallback, call_on_change
 from ._watching import Watcher
 
@@ -21,23 +27,25 @@ FILE_CLOCK_TICK_NS = 10_000_000
 class FileWatch:
     """The subscriptions of one mapped file."""
 
-    __slots__ = ("_core", "_subscribers", "_watcher")
+    __slots__ = ("_subscribers", "_watcher", "core")
 
-    def __init__(self, watcher: Watcher, core: Core) -> None:
+    core: Core
+
+    def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
-        self._core = core
-        self._subscribers: weakref.WeakSet[Changes] = weakref.WeakSet()
+        self._subscribers: set[Changes] = set()
 
     def subscribe(
         self, *, buffer: int, poll_interval: float | None, called_ns: int | None = None
     ) -> Changes:
         """Make a subscription, of changes since a moment that is given or else since it begins."""
         changes = self._watcher.subscribe(
-            self._core.path,
+            self.core.path,
             buffer=buffer,
             poll_interval=poll_interval,
             since=self._since(called_ns),
         )
+        self._subscribers = {other for other in self._subscribers if not other.ended}
         self._subscribers.add(changes)
         return changes
 
@@ -47,9 +55,11 @@ class FileWatch:
             changes.end()
 
     def _since(self, called_ns: int | None) -> Callable[[FileState | None], FileState | None]:
-        core, done = self._core, self._done()
+        core, done = self.core, self._done()
 
         def since(state: FileState | None) -> FileState | None:
+            if self.core is not core:
+                return state  # reopened while watching began
             opened = replace(core.state, size=core.mapping.size)
             if state is None or not state.is_same_file(opened):
                 return opened
@@ -61,7 +71,7 @@ class FileWatch:
         return since
 
     def _done(self) -> tuple[int, int]:
-        return self._core.mapping.sequence, self._core.size_changes
+        return self.core.mapping.sequence, self.core.size_changes
 
 
 class WatchedVerbs:
@@ -70,8 +80,16 @@ class WatchedVerbs:
     __slots__ = ()
 
     if TYPE_CHECKING:
+        _auto: AutoFlush
         _core: Core
+        _flusher: Flusher
+        _hub: Surroundings
+        _moving: anyio.Lock
+        _resizer: Resizer
+        _retired: Retired
         _watch: FileWatch
+
+        def _assemble(self, core: Core, failed: Listeners[FlushError]) -> None: ...
 
     @property
     def orphaned(self) -> bool:
@@ -132,3 +150,71 @@ class WatchedVerbs:
             buffer=buffer, poll_interval=poll_interval, called_ns=called
         )
         return call_on_change(changes, callback, on_error)
+
+    async def refresh(self) -> None:
+        """Take over the size that others gave to the file: ``size`` is then what the file has.
+
+        A tail that others appended can be read and written from then on; up to ``capacity``
+        nothing moves, and beyond it the file is mapped anew as ``resize`` does. If others cut the
+        file off, ``size`` shrinks, and views of what is gone read zeros.
+
+        Raises:
+            AccessModeError: in mode "c", whose size is fixed.
+            FlushError: if bytes were cut off that were written here and not flushed; it latches.
+        Cancellation: one that has begun is waited out.
+        Durability: none.
+        """
+        core = self._core
+        core.check_usable()
+        if core.mode == "c":
+            raise AccessModeError("refresh", "c", "a private file has a fixed size: open it again")
+        await Refresher(core, self._flusher, self._resizer).refresh()
+
+    async def reopen(self, *, discard: bool = False) -> None:
+        """Move to the file that the path names by now; if that is this one, only ``refresh``.
+
+        Verbs that have begun finish on the old file. Memory of views that were made before keeps
+        showing the old one, and so do atomics and allocators: make them anew. Subscriptions and
+        ``on_error`` go on; statistics begin again, and so do advice and pinned pages.
+
+        Args:
+            discard: let go of what was written to the old file and is not durable, also if a
+                flush of it failed before. Receipts of it never become durable.
+        Raises:
+            FlushError: if something was written to the old file that cannot be made durable, as
+                it is an orphan. Nothing is lost yet: the old file stays until ``discard=True``.
+                Not raised under ``FlushPolicy.never()``, which lets such bytes go.
+            FileNotFoundError, PermissionError, UnsupportedError: as ``aiommap.open``; the old
+                file stays.
+        Cancellation: before the move it leaves the old file; afterwards there is nothing to wait
+            for.
+        Durability: what was written before is durable, or discarded.
+        """
+        self._core.check_usable()
+        async with self._moving:
+            old = self._core
+            old.check_usable()
+            new = await self._hub.open_again(old)
+            if new is not None:
+                await self._move_to(new, discard=discard)
+                return
+        old.orphaned = False
+        if old.mode != "c":
+            await self.refresh()
+
+    async def _move_to(self, new: Core, *, discard: bool) -> None:
+        old = self._core
+        try:
+            old.orphaned = True
+            if not discard:
+                await bring_home(old, self._flusher)
+            old.check_usable()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._hub.release(new)
+            raise
+        # R2: no waiting from here on.
+        self._auto.stop()
+        self._hub.move(old, new)
+        self._assemble(new, self._flusher.failed)
+        self._retired.add(old)

@@ -74,6 +74,7 @@ class Watcher:
         self._workers = workers
         self._own = own
         self._seen = seen
+        self._bound: Workers | None = None
         self._pid = os.getpid()
         self._closed = False
         self._paths: dict[str, _Watched] = {}
@@ -84,8 +85,10 @@ class Watcher:
 
     @property
     def workers(self) -> Workers:
-        """The workers of the running loop."""
-        return self._workers()
+        """The workers of the loop that watching began in."""
+        if self._bound is None:
+            self._bound = self._workers()
+        return self._bound
 
     def subscribe(
         self,
@@ -111,8 +114,9 @@ class Watcher:
         """Have a subscriber told of changes, from a moment on that it is told, too."""
         if self._closed:
             raise anyio.ClosedResourceError("the hub is closed: watch in a new one")
-        self._beginning.add(subscriber)
         workers = self.workers
+        workers.check_loop()
+        self._beginning.add(subscriber)
         watched = self._paths.get(subscriber.path)
         if watched is not None:
             self._add(subscriber, watched)
