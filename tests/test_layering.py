@@ -59,6 +59,8 @@ LAYERS = (
     "_file",
     "_hub",
     "_snapshot",
+    "_following",
+    "_follow",
     "_backend",
     "__init__",
     "prometheus",

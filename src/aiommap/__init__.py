@@ -22,6 +22,9 @@ from ._errors import ReceiptError as ReceiptError
 from ._errors import StaleSnapshotError as StaleSnapshotError
 from ._errors import UnsupportedError as UnsupportedError
 from ._file import MappedFile as MappedFile
+from ._follow import Generations as Generations
+from ._follow import LiveSnapshot as LiveSnapshot
+from ._follow import follow as follow
 from ._hub import Hub as Hub
 from ._hub import Opening as Opening
 from ._hub import open as open
@@ -55,7 +58,9 @@ __all__ = (
     "FlushError",
     "FlushPolicy",
     "ForkedError",
+    "Generations",
     "Hub",
+    "LiveSnapshot",
     "MappedBackend",
     "MappedFile",
     "MappedFileError",
@@ -75,6 +80,7 @@ __all__ = (
     "WriteReceipt",
     "align_down",
     "align_up",
+    "follow",
     "open",
 )
 

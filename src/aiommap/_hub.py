@@ -27,6 +27,7 @@ from ._own_changes import OwnChanges
 from ._policy import FlushPolicy
 from ._reopening import Surroundings
 from ._scheduler import FlushScheduler
+from ._subscribers import DEFAULT_BUFFER, Changes
 from ._watching import Watcher
 from ._workers import Workers
 
@@ -135,6 +136,22 @@ class Hub:
             huge_pages=huge_pages,
         )
         return Opening(partial(self._open, options))
+
+    def watch(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        buffer: int = DEFAULT_BUFFER,
+        poll_interval: float | None = None,
+    ) -> Changes:
+        """Watch a path for changes by others: ``async with hub.watch(path) as changes: ...``.
+
+        The path need not exist yet: a file that comes is ``ChangeKind.CREATED``. Changes are told
+        from the moment on at which the block begins. See ``MappedFile.watch``, which watches the
+        path of an open file, for arguments, errors and limits.
+        """
+        name = os.path.abspath(os.fsdecode(path))
+        return self._watcher.subscribe(name, buffer=buffer, poll_interval=poll_interval)
 
     async def aclose(self) -> None:
         """Close every file that is still open, then the hub.

@@ -27,6 +27,7 @@ from ._file import MappedFile
 from ._hub import Hub, Opening
 from ._opening import OpenOptions
 from ._policy import FlushPolicy
+from ._ranges import check_tail
 from ._view import View
 
 
@@ -132,7 +133,10 @@ class Snapshot:
             OutOfBoundsError: if the range leaves the snapshot.
             anyio.ClosedResourceError: if the snapshot is closed.
         """
-        return self._file.view(offset, length)
+        self._core.check_usable()
+        start, count = check_tail(offset, length, self._size)
+        # Kept by its views: a snapshot that is followed is closed when it is garbage.
+        return View(self._file, self._core, start, count, self)
 
     async def verify(self) -> None:
         """Raise if the file was changed in place since it was opened.
