@@ -144,7 +144,7 @@ def follow(
     on_error: Callable[[Exception], object] | None = None,
     hub: Hub | None = None,
 ) -> Opening[LiveSnapshot]:
-    """Follow the file at a path through its replacements: ``async with aiommap.follow(path) as live``.
+    """Follow a path through its replacements: ``async with aiommap.follow(path) as live``.
 
     A file that appears at the path is opened, validated and made resident in the background, and
     only then becomes ``live.current``. One that fails in any of this is reported, and the one
@@ -166,8 +166,8 @@ def follow(
         validate: an async function that is given the snapshot of each file, the first included,
             and raises, or returns False, if it is not to be served. It is cancelled when the file
             is overtaken or following ends.
-        on_error: called, sync or async, with what was wrong with a file that is not served, one
-            after another; by default that is logged. What is wrong with the first file is raised.
+        on_error: called in the background, sync or async, with what was wrong with a file that is
+            not served; by default that is logged. What is wrong with the first file is raised.
         hub: watches and opens; its end ends following. By default there is one for this alone.
     Returns:
         An object to use with ``async with``, or to ``await`` for a LiveSnapshot to ``aclose``.
@@ -212,4 +212,4 @@ def follow(
 
 
 def _log_failure(path: str, error: Exception) -> None:
-    _log.error("a file at %s is not served as it should be: %s", path, error, exc_info=error)
+    _log.error("following %s met what it cannot serve: %s", path, error, exc_info=error)
