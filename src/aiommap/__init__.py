@@ -7,6 +7,9 @@ from ._allocating import RangeAllocator as RangeAllocator
 from ._backend import FileBackend as FileBackend
 from ._backend import MappedBackend as MappedBackend
 from ._backend import StorageBackend as StorageBackend
+from ._change import Change as Change
+from ._change import ChangeKind as ChangeKind
+from ._change import FileState as FileState
 from ._errors import AccessModeError as AccessModeError
 from ._errors import AlignmentError as AlignmentError
 from ._errors import FlushError as FlushError
@@ -19,6 +22,9 @@ from ._errors import ReceiptError as ReceiptError
 from ._errors import StaleSnapshotError as StaleSnapshotError
 from ._errors import UnsupportedError as UnsupportedError
 from ._file import MappedFile as MappedFile
+from ._follow import Generations as Generations
+from ._follow import LiveSnapshot as LiveSnapshot
+from ._follow import follow as follow
 from ._hub import Hub as Hub
 from ._hub import Opening as Opening
 from ._hub import open as open
@@ -36,6 +42,7 @@ from ._statistics import Distribution as Distribution
 from ._statistics import FileStatistics as FileStatistics
 from ._statistics import LeasedRange as LeasedRange
 from ._typed import Records as Records
+from ._subscribers import Changes as Changes
 from ._view import View as View
 
 __all__ = (
@@ -44,14 +51,20 @@ __all__ = (
     "Advice",
     "AlignmentError",
     "AllocatedRange",
+    "Change",
+    "ChangeKind",
+    "Changes",
     "Distribution",
     "FileBackend",
+    "FileState",
     "FileStatistics",
     "FlushError",
     "FlushPolicy",
     "ForkedError",
+    "Generations",
     "Hub",
     "LeasedRange",
+    "LiveSnapshot",
     "MappedBackend",
     "MappedFile",
     "MappedFileError",
@@ -73,6 +86,7 @@ __all__ = (
     "WriteReceipt",
     "align_down",
     "align_up",
+    "follow",
     "open",
 )
 

@@ -62,6 +62,8 @@ class Change:
     """Something to do to the file between two flushes, in a worker."""
 
     act: Callable[[], None]
+    #: Whether it is we who change the file, and not somebody else who did.
+    ours: bool = True
     error: Exception | None = None
 
     def run(self) -> None:
@@ -98,7 +100,7 @@ class Flusher:
         "seconds",
     )
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, failed: Listeners[FlushError]) -> None:
         self._core = core
         self._lane: Lane[Request | Change, None] = Lane(core.workers, self._begin)
         self._told = False
@@ -106,7 +108,7 @@ class Flusher:
         #: Told on the loop after every batch.
         self.after_batch: Callable[[], None] = core.dirtied
         #: Told on the loop of the failure that latches.
-        self.failed: Listeners[FlushError] = Listeners()
+        self.failed = failed
         # Kept by the flush worker, one at a time.
         self.flushed_bytes = 0
         self.groups = Histogram()
@@ -135,9 +137,9 @@ class Flusher:
         finally:
             core.end_activity()
 
-    async def change(self, act: Callable[[], None]) -> None:
-        """Run what changes the size or the blocks of the file (F5)."""
-        await self._lane.submit(Change(act))
+    async def change(self, act: Callable[[], None], *, ours: bool = True) -> None:
+        """Run what changes the size or the blocks of the file, or takes a new size over (F5)."""
+        await self._lane.submit(Change(act, ours))
 
     async def flush_everything(self) -> None:
         """Make everything durable; for a file that no verb can reach any more."""
@@ -204,7 +206,9 @@ class Flusher:
             for change in group:
                 assert isinstance(change, Change)
                 with self._core.changes:
+                    self._core.size_changes += change.ours
                     change.run()
+                    self._core.size_changes += change.ours
 
     def _flush(self, requests: list[Request]) -> None:
         self._store(requests)

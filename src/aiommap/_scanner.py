@@ -1,0 +1,414 @@
+"""The thread that looks: the kernel tells it where to, and stat tells it what happened.
+
+Theory of operation. One thread looks after any number of *entries*, one for each path. It waits in
+watchfiles' native notifier, which watches the directories that the routes of all entries lead
+through. What the notifier says of a name is only a reason to look: the kernel's queue merges and
+overflows, and the notifier drops what it cannot label. Between two events the thread goes round
+all entries and directories, slowly enough to cost a fraction of a per cent; that finds what the
+kernel tells nobody: mapped stores of other processes, renamed ancestors, mounts, lost events.
+
+The notifier forgets what it has gathered when it is asked to stop. So that is asked only when
+everything is going to be looked at anyway, and all other work is done in the "shall I stop"
+callback that it makes every few milliseconds.
+
+Invariants.
+  N1  An entry's state is what was last reported: no difference is ever lost, only merged with a
+      later one, and none is reported twice.
+  N2  The directories of an entry are watched before its first state is taken, so what comes after
+      that cannot be missed.
+  N3  Entries belong to this thread alone; the loop sends commands and is sent findings.
+  N4  Whatever fails here is logged, and everything is looked at afresh.
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import logging
+import math
+import os
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from ._change import Change, ChangeKind, FileState, classify
+from ._own_changes import OwnChanges, Sample, called, is_own
+from ._routes import Route
+from ._watch_set import WatchSet
+
+_log = logging.getLogger("aiommap")
+
+#: The notifier looks every so often whether the kernel told it something, and answers one such
+#: step after it did: an event takes one and a half steps on average.
+STEP_MS = 4
+#: How often every entry is looked at without a reason, if there are few.
+POLL_SECONDS = 0.25
+#: At most this share of one core goes into that.
+POLL_SHARE = 0.0025
+#: What one look costs, to begin with; it is measured.
+LOOK_SECONDS = 5e-6
+#: The longest the thread looks without telling what it found.
+MOST_LOOKS = 256
+TICK_SECONDS = 0.05
+#: An event may follow the call that caused it by this much.
+EVENT_DELAY_SECONDS = 0.25
+#: So many names at once suggest that the kernel's queue overflowed, of which nobody is told.
+LARGE_BATCH = 2000
+#: A thread that did not come round for so long may have missed an overflow as well.
+LATE_SECONDS = 1.0
+
+
+class Entry:
+    """One watched path. Belongs to the scanner's thread, but for ``path``."""
+
+    __slots__ = (
+        "called_at",
+        "doubt",
+        "doubt_at",
+        "due",
+        "interval",
+        "key",
+        "known",
+        "live",
+        "path",
+        "route",
+        "sample",
+        "state",
+    )
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.route: Route | None = None
+        self.state: FileState | None = None
+        #: What is compared first: states with the same one are the same.
+        self.key: tuple[int, ...] | None = None
+        self.known = False
+        #: What this hub's files of that inode had done when the state was taken.
+        self.sample: Sample | None = None
+        #: When we last did something that makes the kernel tell of an event.
+        self.called_at = -math.inf
+        #: The state before a difference that a poll took for our own mapped stores, and when: an
+        #: event that follows says that somebody else wrote as well.
+        self.doubt: FileState | None = None
+        self.doubt_at = -math.inf
+        self.interval = math.inf
+        self.due = math.inf
+        self.live = True
+
+    def __lt__(self, other: Entry) -> bool:
+        return self.due < other.due
+
+
+class Found:
+    """What the thread tells the loop: a change, or the state that somebody asked for."""
+
+    __slots__ = ("change", "entry", "sample", "state", "token")
+
+    def __init__(self, entry: Entry, change: Change | None, token: object = None) -> None:
+        self.entry = entry
+        self.change = change
+        self.token = token
+        self.state = entry.state
+        self.sample = entry.sample
+
+
+def stat_of(path: str) -> os.stat_result | None:
+    """Look at a path; None if it names nothing."""
+    try:
+        return os.stat(path)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise
+
+
+def _key(found: os.stat_result | None) -> tuple[int, ...] | None:
+    if found is None:
+        return None
+    return (found.st_ctime_ns, found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev)
+
+
+#: Takes what was found, in this thread; answers False when nobody is left to take it.
+Deliver = Callable[[list[Found]], bool]
+
+
+class Scanner:
+    """Looks after entries in a thread of its own, until it is told to end.
+
+    Args:
+        own: says what this hub's files did.
+        deliver: takes findings; when it answers False, the thread ends.
+        notify: whether to ask the kernel; False on network file systems, whose changes it does
+            not see, and where a look may hang.
+        poll_seconds: how often entries are looked at without a reason, at best.
+    """
+
+    def __init__(
+        self,
+        own: OwnChanges,
+        deliver: Deliver,
+        *,
+        notify: bool,
+        poll_seconds: float = POLL_SECONDS,
+    ) -> None:
+        self._own = own
+        self._deliver = deliver
+        self._poll_seconds = poll_seconds
+        self._set: WatchSet[Entry] = WatchSet(notify=notify)
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._found: list[Found] = []
+        self._entries: set[Entry] = set()
+        #: Entries whose state was asked for and that are not watched yet, and who asked.
+        self._asked: list[tuple[Entry, object]] = []
+        self._ring: deque[Entry | str] = deque()
+        self._timed: list[Entry] = []
+        self._owed = 0.0
+        self._look_seconds = LOOK_SECONDS
+        self._ticked_at = self._tick_at = time.monotonic()
+        self._over = False
+
+    # Any thread.
+
+    def add(self, entry: Entry, interval: float | None, token: object) -> None:
+        """Watch a path, and tell its state once it is watched."""
+        self._commands.put(lambda: self._add(entry, interval, token))
+
+    def remove(self, entry: Entry) -> None:
+        """Watch a path no longer."""
+        self._commands.put(lambda: self._remove(entry))
+
+    def end(self) -> None:
+        """End the thread soon."""
+        self._over = True
+        self._commands.put(lambda: None)
+
+    # The scanner's thread only, from here on.
+
+    def run(self) -> None:
+        """Look until the end."""
+        while not self._over:
+            try:
+                self._round()
+            except Exception:  # N4
+                _log.exception("watching files met an error and begins afresh")
+                self._set.close()
+                time.sleep(TICK_SECONDS)
+        self._set.close()
+
+    def is_set(self) -> bool:
+        """Do what is due; tell whether the notifier has to be left. It asks at every step."""
+        if not self._commands.empty():
+            self._obey()
+        if time.monotonic() >= self._tick_at:
+            self._tick()
+        self._set.find_routes()
+        self._send()
+        return self._over or self._set.incomplete
+
+    def _round(self) -> None:
+        self._obey()
+        if self._set.incomplete:
+            self._rewatch()
+        notifier = self._set.notifier
+        if notifier is None:
+            self._wait()
+        else:
+            labels = notifier.watch(1, STEP_MS, 0, self)
+            if not isinstance(labels, str):
+                self._handle(labels)
+        self.is_set()
+
+    def _wait(self) -> None:
+        """Wait for a command, or until a look is due."""
+        seconds = self._tick_at - time.monotonic() if self._entries else None
+        try:
+            command = self._commands.get(timeout=seconds and max(seconds, 0.001))
+        except queue.Empty:
+            return
+        command()
+        self._obey()
+
+    def _obey(self) -> None:
+        while not self._commands.empty():
+            self._commands.get()()
+        self._set.find_routes()
+        self._answer()
+
+    def _answer(self) -> None:
+        """Tell the states that were asked for, if all is watched (N2)."""
+        if self._asked and not self._set.incomplete:
+            asked, self._asked = self._asked, []
+            for entry, token in asked:
+                if entry.known:
+                    self._look(entry, "poll")
+                else:
+                    self._begin(entry)
+                self._tell(Found(entry, None, token))
+
+    def _add(self, entry: Entry, interval: float | None, token: object) -> None:
+        if interval is not None and interval < entry.interval:
+            entry.interval = interval
+            entry.due = time.monotonic() + interval
+            heapq.heappush(self._timed, entry)
+        if entry not in self._entries:
+            self._entries.add(entry)
+            self._ring.append(entry)
+            self._set.add(entry)
+        self._asked.append((entry, token))
+
+    def _remove(self, entry: Entry) -> None:
+        entry.live = False
+        self._entries.discard(entry)
+        self._set.discard(entry)
+
+    def _rewatch(self) -> None:
+        self._set.rebuild()
+        if self._set.incomplete:  # directories come and go at the moment
+            time.sleep(STEP_MS / 1000)
+        self._ring = deque([*self._entries, *self._set.directories])
+        self._look_at_all()
+        self._answer()
+
+    # Looking.
+
+    def _handle(self, labels: Iterable[tuple[int, str]]) -> None:
+        """Look at what the kernel named; what it says of it does not matter."""
+        names = {name for _, name in labels}
+        for name in names:
+            for path in self._set.paths(name):
+                for entry in self._set.entries(path):
+                    self._set.reroute(entry)
+                    self._look(entry, "event")
+                if self._set.is_watched(path):
+                    self._look_at_directory(path)
+        if len(names) >= LARGE_BATCH:
+            self._look_at_all()
+
+    def _look_at_all(self) -> None:
+        for entry in tuple(self._entries):
+            self._look(entry, "poll")
+
+    def _look_at_directory(self, path: str) -> None:
+        if self._set.has_moved(path):
+            self._set.lose(path)
+
+    def _tick(self) -> None:
+        """Look at whatever it is the turn of."""
+        now = time.monotonic()
+        elapsed, self._ticked_at = now - self._ticked_at, now
+        if elapsed > LATE_SECONDS:
+            self._look_at_all()
+        self._tick_at = now + TICK_SECONDS
+        while self._timed and self._timed[0].due <= now:
+            entry = heapq.heappop(self._timed)
+            if entry.live:
+                self._look(entry, "poll")
+                entry.due = now + entry.interval
+                heapq.heappush(self._timed, entry)
+        if self._timed:
+            self._tick_at = min(self._tick_at, self._timed[0].due)
+        self._go_round(elapsed)
+
+    def _go_round(self, elapsed: float) -> None:
+        period = max(self._poll_seconds, len(self._ring) * self._look_seconds / POLL_SHARE)
+        self._owed = min(self._owed + elapsed * len(self._ring) / period, len(self._ring))
+        count = min(int(self._owed), MOST_LOOKS)
+        if not count:
+            return
+        self._owed -= count
+        began = time.thread_time()
+        for _ in range(count):
+            turn = self._ring.popleft()
+            if isinstance(turn, str):
+                if not self._set.is_watched(turn):
+                    continue
+                self._look_at_directory(turn)
+            elif turn.live:
+                self._look(turn, "poll")
+            else:
+                continue
+            self._ring.append(turn)
+        spent = (time.thread_time() - began) / count
+        self._look_seconds += (spent - self._look_seconds) / 16
+
+    def _look(self, entry: Entry, source: str) -> None:
+        """Compare a path with what was last told of it."""
+        if not entry.known:
+            return  # its first state has not been taken yet (N2)
+        old = entry.state
+        before = None if old is None else self._own.sample((old.device, old.inode))
+        now = time.monotonic()
+        if (before or entry.sample) and called(entry.sample, before):
+            entry.called_at = now
+        try:
+            found = stat_of(entry.path)
+        except OSError:
+            return  # not to be seen at the moment: EACCES, EIO, ESTALE
+        told = source == "event" and now - entry.called_at > EVENT_DELAY_SECONDS
+        if _key(found) != entry.key:
+            self._compare(entry, found, before, told=told, source=source)
+        elif told and entry.doubt is not None and now - entry.doubt_at < EVENT_DELAY_SECONDS:
+            self._tell_change(entry, entry.doubt, source)
+        else:
+            entry.sample = before
+
+    def _compare(
+        self,
+        entry: Entry,
+        found: os.stat_result | None,
+        before: Sample | None,
+        *,
+        told: bool,
+        source: str,
+    ) -> None:
+        old, new = entry.state, found and FileState.of(found)
+        own = False
+        if old is not None and new is not None and old.is_same_file(new):
+            after = self._own.sample((old.device, old.inode))
+            if after is not None and after.resizing:
+                return  # O4: the next look sees what came of it
+            if (after or entry.sample) and called(entry.sample, after):
+                entry.called_at, told = time.monotonic(), False
+            own = is_own(old, new, entry.sample, after, told=told)
+        elif new is not None:
+            before = self._own.sample((new.device, new.inode))
+        entry.state, entry.key, entry.sample = new, _key(found), before
+        if not own:
+            self._tell_change(entry, old, source)
+        elif not told:
+            entry.doubt, entry.doubt_at = old, time.monotonic()
+
+    def _tell_change(self, entry: Entry, old: FileState | None, source: str) -> None:
+        entry.doubt = None
+        new = entry.state
+        kind = classify(old, new)
+        if kind is None:
+            return
+        if kind in (ChangeKind.CREATED, ChangeKind.REMOVED, ChangeKind.REPLACED):
+            self._set.reroute(entry)
+        change = Change(kind, entry.path, old, new, 0, source, time.time_ns())
+        self._tell(Found(entry, change))
+
+    def _begin(self, entry: Entry) -> None:
+        """Take the first state."""
+        try:
+            found = stat_of(entry.path)
+        except OSError:
+            found = None
+        entry.known = True
+        entry.key = _key(found)
+        entry.state = new = found and FileState.of(found)
+        # Taken afterwards, so a store in between goes for somebody else's: better than the reverse.
+        entry.sample = None if new is None else self._own.sample((new.device, new.inode))
+
+    def _tell(self, found: Found) -> None:
+        self._found.append(found)
+        if len(self._found) >= MOST_LOOKS:
+            self._send()
+
+    def _send(self) -> None:
+        if self._found:
+            found, self._found = self._found, []
+            if not self._deliver(found):
+                self._over = True
