@@ -33,7 +33,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from ._change import Change, ChangeKind, FileState, classify
-from ._own_changes import OwnChanges, Sample, called, is_own
+from ._own_changes import OwnChanges, Sample, called, without_own
 from ._routes import Route
 from ._watch_set import WatchSet
 
@@ -41,7 +41,7 @@ _log = logging.getLogger("aiommap")
 
 #: The notifier looks every so often whether the kernel told it something, and answers one such
 #: step after it did: an event takes one and a half steps on average.
-STEP_MS = 4
+STEP_MS = 5
 #: How often every entry is looked at without a reason, if there are few.
 POLL_SECONDS = 0.25
 #: At most this share of one core goes into that.
@@ -55,6 +55,8 @@ TICK_SECONDS = 0.05
 EVENT_DELAY_SECONDS = 0.25
 #: So many names at once suggest that the kernel's queue overflowed, of which nobody is told.
 LARGE_BATCH = 2000
+#: How often the thread makes sure that somebody is left to be told.
+ALIVE_SECONDS = 10.0
 #: A thread that did not come round for so long may have missed an overflow as well.
 LATE_SECONDS = 1.0
 
@@ -165,7 +167,7 @@ class Scanner:
         self._timed: list[Entry] = []
         self._owed = 0.0
         self._look_seconds = LOOK_SECONDS
-        self._ticked_at = self._tick_at = time.monotonic()
+        self._ticked_at = self._tick_at = self._alive_at = time.monotonic()
         self._over = False
 
     # Any thread.
@@ -299,6 +301,9 @@ class Scanner:
         elapsed, self._ticked_at = now - self._ticked_at, now
         if elapsed > LATE_SECONDS:
             self._look_at_all()
+        if now > self._alive_at:
+            self._alive_at = now + ALIVE_SECONDS
+            self._over = self._over or not self._deliver([])
         self._tick_at = now + TICK_SECONDS
         while self._timed and self._timed[0].due <= now:
             entry = heapq.heappop(self._timed)
@@ -363,21 +368,21 @@ class Scanner:
         source: str,
     ) -> None:
         old, new = entry.state, found and FileState.of(found)
-        own = False
+        was = old
         if old is not None and new is not None and old.is_same_file(new):
             after = self._own.sample((old.device, old.inode))
             if after is not None and after.resizing:
                 return  # O4: the next look sees what came of it
             if (after or entry.sample) and called(entry.sample, after):
                 entry.called_at, told = time.monotonic(), False
-            own = is_own(old, new, entry.sample, after, told=told)
+            old = without_own(old, new, entry.sample, after, told=told)
         elif new is not None:
             before = self._own.sample((new.device, new.inode))
         entry.state, entry.key, entry.sample = new, _key(found), before
-        if not own:
+        if old != new:
             self._tell_change(entry, old, source)
-        elif not told:
-            entry.doubt, entry.doubt_at = old, time.monotonic()
+        else:
+            entry.doubt, entry.doubt_at = was, time.monotonic()
 
     def _tell_change(self, entry: Entry, old: FileState | None, source: str) -> None:
         entry.doubt = None

@@ -46,7 +46,7 @@ class _Watched:
 class _Running:
     """A scanner with its thread."""
 
-    __slots__ = ("ended", "paths", "remote", "scanner")
+    __slots__ = ("abandoned", "ended", "paths", "remote", "scanner")
 
     def __init__(self, scanner: Scanner, ended: Event, *, remote: bool) -> None:
         self.scanner = scanner
@@ -54,6 +54,8 @@ class _Running:
         self.remote = remote
         self.ended = ended
         self.paths = 0
+        #: Ends it if the watcher is garbage before it was closed.
+        self.abandoned: weakref.finalize[..., Watcher] | None = None
 
 
 class Watcher:
@@ -204,13 +206,16 @@ class Watcher:
             workers.call_from_thread(told)
 
         run_in_thread(run)
-        weakref.finalize(self, scanner.end).atexit = False
+        running.abandoned = weakref.finalize(self, scanner.end)
+        running.abandoned.atexit = False
         return running
 
     def _end(self, running: _Running) -> None:
         del self._running[running.remote]
         if not running.remote:
             self._ending.add(running)
+        if running.abandoned is not None:
+            running.abandoned.detach()
         running.scanner.end()
 
     def receive(self, found: list[Found]) -> None:
