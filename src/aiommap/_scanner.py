@@ -31,6 +31,7 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from ._change import Change, ChangeKind, FileState, classify
 from ._own_changes import OwnChanges, Sample, called, without_own
@@ -52,7 +53,9 @@ LOOK_SECONDS = 5e-6
 MOST_LOOKS = 256
 TICK_SECONDS = 0.05
 #: An event may follow the call that caused it by this much.
-EVENT_DELAY_SECONDS = 0.25
+EVENT_DELAY_SECONDS = 0.1
+#: A poll lets events go first, which know more, by this much.
+POLL_DELAY_SECONDS = 3 * STEP_MS / 1000
 #: So many names at once suggest that the kernel's queue overflowed, of which nobody is told.
 LARGE_BATCH = 2000
 #: How often the thread makes sure that somebody is left to be told.
@@ -66,8 +69,6 @@ class Entry:
 
     __slots__ = (
         "called_at",
-        "doubt",
-        "doubt_at",
         "due",
         "interval",
         "key",
@@ -77,6 +78,7 @@ class Entry:
         "route",
         "sample",
         "state",
+        "suspect",
     )
 
     def __init__(self, path: str) -> None:
@@ -90,10 +92,8 @@ class Entry:
         self.sample: Sample | None = None
         #: When we last did something that makes the kernel tell of an event.
         self.called_at = -math.inf
-        #: The state before a difference that a poll took for our own mapped stores, and when: an
-        #: event that follows says that somebody else wrote as well.
-        self.doubt: FileState | None = None
-        self.doubt_at = -math.inf
+        #: Whether a poll found a difference that an event may still tell of.
+        self.suspect = False
         self.interval = math.inf
         self.due = math.inf
         self.live = True
@@ -165,6 +165,8 @@ class Scanner:
         self._asked: list[tuple[Entry, object]] = []
         self._ring: deque[Entry | str] = deque()
         self._timed: list[Entry] = []
+        #: What a poll found and when to look at it, in that order.
+        self._suspects: deque[tuple[float, Entry]] = deque()
         self._owed = 0.0
         self._look_seconds = LOOK_SECONDS
         self._ticked_at = self._tick_at = self._alive_at = time.monotonic()
@@ -308,14 +310,20 @@ class Scanner:
         while self._timed and self._timed[0].due <= now:
             entry = heapq.heappop(self._timed)
             if entry.live:
-                self._look(entry, "poll")
+                self._poll(entry, now)
                 entry.due = now + entry.interval
                 heapq.heappush(self._timed, entry)
+        while self._suspects and self._suspects[0][0] <= now:
+            _, entry = self._suspects.popleft()
+            if entry.suspect and entry.live:
+                self._look(entry, "poll")
         if self._timed:
             self._tick_at = min(self._tick_at, self._timed[0].due)
-        self._go_round(elapsed)
+        if self._suspects:
+            self._tick_at = min(self._tick_at, self._suspects[0][0])
+        self._go_round(now, elapsed)
 
-    def _go_round(self, elapsed: float) -> None:
+    def _go_round(self, now: float, elapsed: float) -> None:
         period = max(self._poll_seconds, len(self._ring) * self._look_seconds / POLL_SHARE)
         self._owed = min(self._owed + elapsed * len(self._ring) / period, len(self._ring))
         count = min(int(self._owed), MOST_LOOKS)
@@ -330,17 +338,28 @@ class Scanner:
                     continue
                 self._look_at_directory(turn)
             elif turn.live:
-                self._look(turn, "poll")
+                self._poll(turn, now)
             else:
                 continue
             self._ring.append(turn)
         spent = (time.thread_time() - began) / count
         self._look_seconds += (spent - self._look_seconds) / 16
 
+    def _poll(self, entry: Entry, now: float) -> None:
+        """Look without a reason, but leave what is found to an event that is on its way."""
+        if self._set.notifier is None:
+            self._look(entry, "poll")
+        elif entry.known and not entry.suspect:
+            with suppress(OSError):
+                if _key(stat_of(entry.path)) != entry.key:
+                    entry.suspect = True
+                    self._suspects.append((now + POLL_DELAY_SECONDS, entry))
+
     def _look(self, entry: Entry, source: str) -> None:
         """Compare a path with what was last told of it."""
         if not entry.known:
             return  # its first state has not been taken yet (N2)
+        entry.suspect = False
         old = entry.state
         before = None if old is None else self._own.sample((old.device, old.inode))
         now = time.monotonic()
@@ -351,12 +370,10 @@ class Scanner:
         except OSError:
             return  # not to be seen at the moment: EACCES, EIO, ESTALE
         told = source == "event" and now - entry.called_at > EVENT_DELAY_SECONDS
-        if _key(found) != entry.key:
-            self._compare(entry, found, before, told=told, source=source)
-        elif told and entry.doubt is not None and now - entry.doubt_at < EVENT_DELAY_SECONDS:
-            self._tell_change(entry, entry.doubt, source)
-        else:
+        if _key(found) == entry.key:
             entry.sample = before
+        else:
+            self._compare(entry, found, before, told=told, source=source)
 
     def _compare(
         self,
@@ -368,7 +385,6 @@ class Scanner:
         source: str,
     ) -> None:
         old, new = entry.state, found and FileState.of(found)
-        was = old
         if old is not None and new is not None and old.is_same_file(new):
             after = self._own.sample((old.device, old.inode))
             if after is not None and after.resizing:
@@ -379,13 +395,9 @@ class Scanner:
         elif new is not None:
             before = self._own.sample((new.device, new.inode))
         entry.state, entry.key, entry.sample = new, _key(found), before
-        if old != new:
-            self._tell_change(entry, old, source)
-        else:
-            entry.doubt, entry.doubt_at = was, time.monotonic()
+        self._tell_change(entry, old, source)
 
     def _tell_change(self, entry: Entry, old: FileState | None, source: str) -> None:
-        entry.doubt = None
         new = entry.state
         kind = classify(old, new)
         if kind is None:

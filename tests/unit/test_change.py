@@ -57,7 +57,7 @@ def test_every_combination_of_differences_has_the_kind_that_comes_first():
 
 def test_a_shorter_file_is_truncated_whatever_else_happened():
     for names in combinations():
-        new = replace(BASE, **{name: FIELDS[name][0] for name in names}, **{})
+        new = replace(BASE, **{name: FIELDS[name][0] for name in names})
         new = replace(new, size=99)
         moved = {"device", "inode"} & set(names)
         assert classify(BASE, new) is (ChangeKind.REPLACED if moved else ChangeKind.TRUNCATED)
