@@ -171,6 +171,7 @@ class Scanner:
         self._look_seconds = LOOK_SECONDS
         self._ticked_at = self._tick_at = self._alive_at = time.monotonic()
         self._over = False
+        self._warned = False
 
     # Any thread.
 
@@ -218,10 +219,22 @@ class Scanner:
         if notifier is None:
             self._wait()
         else:
-            labels = notifier.watch(1, STEP_MS, 0, self)
+            try:
+                labels = notifier.watch(1, STEP_MS, 0, self)
+            except RuntimeError as error:
+                self._begin_afresh(error)
+                return
             if not isinstance(labels, str):
                 self._handle(labels)
         self.is_set()
+
+    def _begin_afresh(self, error: RuntimeError) -> None:
+        """Give up a notifier that failed; a name that is no text is enough for that."""
+        if not self._warned:
+            self._warned = True
+            _log.warning("what tells of changed files failed, and begins afresh: %s", error)
+        self._set.close()
+        time.sleep(TICK_SECONDS)
 
     def _wait(self) -> None:
         """Wait for a command, or until a look is due."""
