@@ -213,7 +213,7 @@ class WatchedVerbs:
             with anyio.CancelScope(shield=True):
                 await self._hub.release(new)
             raise
-        # R2: no waiting from here on.
+        # M2: no waiting from here on.
         self._auto.stop()
         self._hub.move(old, new)
         self._assemble(new, self._flusher.failed)

@@ -5,11 +5,11 @@ for paths on local file systems, which asks the kernel, and one for paths on net
 where a look may hang and must not keep the others waiting.
 
 Invariants.
-  H1  A scanner runs while there is a path for it, and ends with the last one, with the hub, or
+  E1  A scanner runs while there is a path for it, and ends with the last one, with the hub, or
       with the event loop; the hub's end waits for it.
-  H2  A subscriber that began gets every change that is found from then on, and first what its own
+  E2  A subscriber that began gets every change that is found from then on, and first what its own
       ``since`` calls a change already.
-  H3  A forked child never touches the parent's scanners (I10).
+  E3  A forked child never touches the parent's scanners (I10).
 """
 
 from __future__ import annotations
