@@ -485,3 +485,47 @@ async def test_everything_is_looked_at_after_a_batch_so_large_that_events_may_be
         os.truncate(near, 5)
         await fetch(others)
         await reach(changes, missing)
+
+
+@pytest.mark.parametrize(
+    ("release", "coarse"),
+    [("6.12.9-arch1", True), ("5.15.0-91-generic", True), ("6.13.0", False), ("7.0-rc1", False)],
+)
+def test_kernels_with_coarse_file_times_are_known(release, coarse):
+    assert _scanner._has_coarse_times(release) is coarse
+
+
+async def test_a_second_change_within_a_tick_is_told_where_times_are_coarse(
+    hub, tmp_path, monkeypatch
+):
+    """Simulated by a stat that goes on showing the state after the first of two changes."""
+    path = tmp_path / "f"
+    path.write_bytes(b"x")
+    monkeypatch.setattr(_scanner, "COARSE_TIMES", True)
+    monkeypatch.setattr(_scanner, "TICK_NS", 10**12)
+    monkeypatch.setattr(_scanner, "POLL_SECONDS", 1e9)
+    async with watch(hub, path) as changes:
+        os.truncate(path, 5)
+        first = (await reach(changes, size(5)))[0]
+        assert first is ChangeKind.GROWN
+        frozen = os.stat(path)
+        monkeypatch.setattr(_scanner, "stat_of", lambda _: frozen)
+        os.truncate(path, 4)
+        os.truncate(path, 5)
+        change = await fetch(changes)
+        assert (change.kind, change.old) == (ChangeKind.MODIFIED, change.new)
+
+
+async def test_the_shortest_interval_that_is_asked_for_holds(hub, tmp_path, monkeypatch):
+    from watchfiles import _rust_notify
+
+    monkeypatch.setattr(_rust_notify, "RustNotify", Deaf)
+    monkeypatch.setattr(_scanner, "POLL_SECONDS", 1e9)
+    path = tmp_path / "f"
+    path.write_bytes(b"x")
+    async with watch(hub, path, poll_interval=1e6) as slow:
+        async with watch(hub, path, poll_interval=0.01) as quick:
+            for length in range(2, 6):
+                os.truncate(path, length)
+                await reach(quick, size(length))
+        await reach(slow, size(5))

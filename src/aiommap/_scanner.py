@@ -49,6 +49,8 @@ POLL_SECONDS = 0.25
 POLL_SHARE = 0.0025
 #: What one look costs, to begin with; it is measured.
 LOOK_SECONDS = 5e-6
+#: The longest tick of a kernel (HZ=100), which is how coarse the times of files may be.
+TICK_NS = 10_000_000
 #: The longest the thread looks without telling what it found.
 MOST_LOOKS = 256
 TICK_SECONDS = 0.05
@@ -75,6 +77,7 @@ class Entry:
         "known",
         "live",
         "path",
+        "recent",
         "route",
         "sample",
         "state",
@@ -92,27 +95,25 @@ class Entry:
         self.sample: Sample | None = None
         #: When we last did something that makes the kernel tell of an event.
         self.called_at = -math.inf
+        #: Whether the file could be changed once more without its times moving.
+        self.recent = False
         #: Whether a poll found a difference that an event may still tell of.
         self.suspect = False
         self.interval = math.inf
         self.due = math.inf
         self.live = True
 
-    def __lt__(self, other: Entry) -> bool:
-        return self.due < other.due
-
 
 class Found:
     """What the thread tells the loop: a change, or the state that somebody asked for."""
 
-    __slots__ = ("change", "entry", "sample", "state", "token")
+    __slots__ = ("change", "entry", "state", "token")
 
     def __init__(self, entry: Entry, change: Change | None, token: object = None) -> None:
         self.entry = entry
         self.change = change
         self.token = token
         self.state = entry.state
-        self.sample = entry.sample
 
 
 def stat_of(path: str) -> os.stat_result | None:
@@ -129,6 +130,24 @@ def _key(found: os.stat_result | None) -> tuple[int, ...] | None:
     if found is None:
         return None
     return (found.st_ctime_ns, found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev)
+
+
+def _has_coarse_times(release: str) -> bool:
+    """Tell whether files that change twice within a tick of the kernel may keep their times.
+
+    Since Linux 6.13 the times that somebody has looked at are told from those of later changes.
+    """
+    numbers = [int(part) for part in release.split("-")[0].split(".")[:2] if part.isdigit()]
+    return numbers < [6, 13]
+
+
+COARSE_TIMES = _has_coarse_times(os.uname().release)
+
+
+def _is_recent(state: FileState | None) -> bool:
+    if not COARSE_TIMES or state is None:
+        return False
+    return abs(time.time_ns() - state.ctime_ns) < 2 * TICK_NS
 
 
 #: Takes what was found, in this thread; answers False when nobody is left to take it.
@@ -164,7 +183,7 @@ class Scanner:
         #: Entries whose state was asked for and that are not watched yet, and who asked.
         self._asked: list[tuple[Entry, object]] = []
         self._ring: deque[Entry | str] = deque()
-        self._timed: list[Entry] = []
+        self._timed: list[tuple[float, int, Entry]] = []
         #: What a poll found and when to look at it, in that order.
         self._suspects: deque[tuple[float, Entry]] = deque()
         self._owed = 0.0
@@ -266,13 +285,18 @@ class Scanner:
     def _add(self, entry: Entry, interval: float | None, token: object) -> None:
         if interval is not None and interval < entry.interval:
             entry.interval = interval
-            entry.due = time.monotonic() + interval
-            heapq.heappush(self._timed, entry)
+            self._time(entry)
         if entry not in self._entries:
             self._entries.add(entry)
             self._ring.append(entry)
             self._set.add(entry)
         self._asked.append((entry, token))
+
+    def _time(self, entry: Entry) -> None:
+        """Look at an entry when its interval is over."""
+        entry.due = time.monotonic() + entry.interval
+        heapq.heappush(self._timed, (entry.due, id(entry), entry))
+        self._tick_at = min(self._tick_at, entry.due)
 
     def _remove(self, entry: Entry) -> None:
         entry.live = False
@@ -320,18 +344,17 @@ class Scanner:
             self._alive_at = now + ALIVE_SECONDS
             self._over = self._over or not self._deliver([])
         self._tick_at = now + TICK_SECONDS
-        while self._timed and self._timed[0].due <= now:
-            entry = heapq.heappop(self._timed)
-            if entry.live:
+        while self._timed and self._timed[0][0] <= now:
+            due, _, entry = heapq.heappop(self._timed)
+            if entry.live and due == entry.due:  # else it was put in again, for an earlier time
                 self._poll(entry, now)
-                entry.due = now + entry.interval
-                heapq.heappush(self._timed, entry)
+                self._time(entry)
         while self._suspects and self._suspects[0][0] <= now:
             _, entry = self._suspects.popleft()
             if entry.suspect and entry.live:
                 self._look(entry, "poll")
         if self._timed:
-            self._tick_at = min(self._tick_at, self._timed[0].due)
+            self._tick_at = min(self._tick_at, self._timed[0][0])
         if self._suspects:
             self._tick_at = min(self._tick_at, self._suspects[0][0])
         self._go_round(now, elapsed)
@@ -385,6 +408,9 @@ class Scanner:
         told = source == "event" and now - entry.called_at > EVENT_DELAY_SECONDS
         if _key(found) == entry.key:
             entry.sample = before
+            if told and entry.recent:
+                entry.recent = _is_recent(entry.state)
+                self._tell(Found(entry, self._change(entry, ChangeKind.MODIFIED, old, source)))
         else:
             self._compare(entry, found, before, told=told, source=source)
 
@@ -408,6 +434,7 @@ class Scanner:
         elif new is not None:
             before = self._own.sample((new.device, new.inode))
         entry.state, entry.key, entry.sample = new, _key(found), before
+        entry.recent = _is_recent(new)
         self._tell_change(entry, old, source)
 
     def _tell_change(self, entry: Entry, old: FileState | None, source: str) -> None:
@@ -417,8 +444,10 @@ class Scanner:
             return
         if kind in (ChangeKind.CREATED, ChangeKind.REMOVED, ChangeKind.REPLACED):
             self._set.reroute(entry)
-        change = Change(kind, entry.path, old, new, 0, source, time.time_ns())
-        self._tell(Found(entry, change))
+        self._tell(Found(entry, self._change(entry, kind, old, source)))
+
+    def _change(self, entry: Entry, kind: ChangeKind, old: FileState | None, source: str) -> Change:
+        return Change(kind, entry.path, old, entry.state, 0, source, time.time_ns())
 
     def _begin(self, entry: Entry) -> None:
         """Take the first state."""
@@ -429,6 +458,7 @@ class Scanner:
         entry.known = True
         entry.key = _key(found)
         entry.state = new = found and FileState.of(found)
+        entry.recent = _is_recent(new)
         # Taken afterwards, so a store in between goes for somebody else's: better than the reverse.
         entry.sample = None if new is None else self._own.sample((new.device, new.inode))
 
