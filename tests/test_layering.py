@@ -31,6 +31,7 @@ LAYERS = (
     "_advice",
     "_routes",
     "_watch_set",
+    "_looking",
     "_scanner",
     "_threads",
     "_workers",

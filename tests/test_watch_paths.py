@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 import aiommap
-from aiommap import ChangeKind, _scanner, _watch_set
+from aiommap import ChangeKind, _looking, _scanner, _watch_set
 from aiommap._routes import Router, is_remote
 
 pytestmark = pytest.mark.anyio
@@ -492,7 +492,7 @@ async def test_everything_is_looked_at_after_a_batch_so_large_that_events_may_be
     [("6.12.9-arch1", True), ("5.15.0-91-generic", True), ("6.13.0", False), ("7.0-rc1", False)],
 )
 def test_kernels_with_coarse_file_times_are_known(release, coarse):
-    assert _scanner._has_coarse_times(release) is coarse
+    assert _looking._has_coarse_times(release) is coarse
 
 
 async def test_a_second_change_within_a_tick_is_told_where_times_are_coarse(
@@ -501,15 +501,15 @@ async def test_a_second_change_within_a_tick_is_told_where_times_are_coarse(
     """Simulated by a stat that goes on showing the state after the first of two changes."""
     path = tmp_path / "f"
     path.write_bytes(b"x")
-    monkeypatch.setattr(_scanner, "COARSE_TIMES", True)
-    monkeypatch.setattr(_scanner, "TICK_NS", 10**12)
+    monkeypatch.setattr(_looking, "COARSE_TIMES", True)
+    monkeypatch.setattr(_looking, "TICK_NS", 10**12)
     monkeypatch.setattr(_scanner, "POLL_SECONDS", 1e9)
     async with watch(hub, path) as changes:
         os.truncate(path, 5)
         first = (await reach(changes, size(5)))[0]
         assert first is ChangeKind.GROWN
         frozen = os.stat(path)
-        monkeypatch.setattr(_scanner, "stat_of", lambda _: frozen)
+        monkeypatch.setattr(_looking, "stat_of", lambda _: frozen)
         os.truncate(path, 4)
         os.truncate(path, 5)
         change = await fetch(changes)

@@ -12,30 +12,24 @@ everything is going to be looked at anyway, and all other work is done in the "s
 callback that it makes every few milliseconds.
 
 Invariants.
-  N1  An entry's state is what was last reported: no difference is ever lost, only merged with a
-      later one, and none is reported twice.
-  N2  The directories of an entry are watched before its first state is taken, so what comes after
+  N1  The directories of an entry are watched before its first state is taken, so what comes after
       that cannot be missed.
-  N3  Entries belong to this thread alone; the loop sends commands and is sent findings.
-  N4  Whatever fails here is logged, and everything is looked at afresh.
+  N2  Entries belong to this thread alone; the loop sends commands and is sent findings.
+  N3  Whatever fails here is logged, and everything is looked at afresh.
 """
 
 from __future__ import annotations
 
-import errno
 import heapq
 import logging
-import math
-import os
 import queue
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 
-from ._change import Change, ChangeKind, FileState, classify
-from ._own_changes import OwnChanges, Sample, called, without_own
-from ._routes import Route
+from ._change import Change
+from ._looking import Entry, Looker
+from ._own_changes import OwnChanges
 from ._watch_set import WatchSet
 
 _log = logging.getLogger("aiommap")
@@ -49,13 +43,9 @@ POLL_SECONDS = 0.25
 POLL_SHARE = 0.0025
 #: What one look costs, to begin with; it is measured.
 LOOK_SECONDS = 5e-6
-#: The longest tick of a kernel (HZ=100), which is how coarse the times of files may be.
-TICK_NS = 10_000_000
 #: The longest the thread looks without telling what it found.
 MOST_LOOKS = 256
 TICK_SECONDS = 0.05
-#: An event may follow the call that caused it by this much.
-EVENT_DELAY_SECONDS = 0.1
 #: A poll lets events go first, which know more, by this much.
 POLL_DELAY_SECONDS = 3 * STEP_MS / 1000
 #: So many names at once suggest that the kernel's queue overflowed, of which nobody is told.
@@ -64,44 +54,6 @@ LARGE_BATCH = 2000
 ALIVE_SECONDS = 10.0
 #: A thread that did not come round for so long may have missed an overflow as well.
 LATE_SECONDS = 1.0
-
-
-class Entry:
-    """One watched path. Belongs to the scanner's thread, but for ``path``."""
-
-    __slots__ = (
-        "called_at",
-        "due",
-        "interval",
-        "key",
-        "known",
-        "live",
-        "path",
-        "recent",
-        "route",
-        "sample",
-        "state",
-        "suspect",
-    )
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.route: Route | None = None
-        self.state: FileState | None = None
-        #: What is compared first: states with the same one are the same.
-        self.key: tuple[int, ...] | None = None
-        self.known = False
-        #: What this hub's files of that inode had done when the state was taken.
-        self.sample: Sample | None = None
-        #: When we last did something that makes the kernel tell of an event.
-        self.called_at = -math.inf
-        #: Whether the file could be changed once more without its times moving.
-        self.recent = False
-        #: Whether a poll found a difference that an event may still tell of.
-        self.suspect = False
-        self.interval = math.inf
-        self.due = math.inf
-        self.live = True
 
 
 class Found:
@@ -114,40 +66,6 @@ class Found:
         self.change = change
         self.token = token
         self.state = entry.state
-
-
-def stat_of(path: str) -> os.stat_result | None:
-    """Look at a path; None if it names nothing."""
-    try:
-        return os.stat(path)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            return None
-        raise
-
-
-def _key(found: os.stat_result | None) -> tuple[int, ...] | None:
-    if found is None:
-        return None
-    return (found.st_ctime_ns, found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev)
-
-
-def _has_coarse_times(release: str) -> bool:
-    """Tell whether files that change twice within a tick of the kernel may keep their times.
-
-    Since Linux 6.13 the times that somebody has looked at are told from those of later changes.
-    """
-    numbers = [int(part) for part in release.split("-")[0].split(".")[:2] if part.isdigit()]
-    return numbers < [6, 13]
-
-
-COARSE_TIMES = _has_coarse_times(os.uname().release)
-
-
-def _is_recent(state: FileState | None) -> bool:
-    if not COARSE_TIMES or state is None:
-        return False
-    return abs(time.time_ns() - state.ctime_ns) < 2 * TICK_NS
 
 
 #: Takes what was found, in this thread; answers False when nobody is left to take it.
@@ -173,10 +91,10 @@ class Scanner:
         notify: bool,
         poll_seconds: float = POLL_SECONDS,
     ) -> None:
-        self._own = own
         self._deliver = deliver
         self._poll_seconds = poll_seconds
         self._set: WatchSet[Entry] = WatchSet(notify=notify)
+        self._looker = Looker(own, lambda *found: self._tell(Found(*found)), self._set.reroute)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._found: list[Found] = []
         self._entries: set[Entry] = set()
@@ -214,7 +132,7 @@ class Scanner:
         while not self._over:
             try:
                 self._round()
-            except Exception:  # N4
+            except Exception:  # N3
                 _log.exception("watching files met an error and begins afresh")
                 self._set.close()
                 time.sleep(TICK_SECONDS)
@@ -272,14 +190,14 @@ class Scanner:
         self._answer()
 
     def _answer(self) -> None:
-        """Tell the states that were asked for, if all is watched (N2)."""
+        """Tell the states that were asked for, if all is watched (N1)."""
         if self._asked and not self._set.incomplete:
             asked, self._asked = self._asked, []
             for entry, token in asked:
                 if entry.known:
-                    self._look(entry, "poll")
+                    self._looker.look(entry, "poll")
                 else:
-                    self._begin(entry)
+                    self._looker.begin(entry)
                 self._tell(Found(entry, None, token))
 
     def _add(self, entry: Entry, interval: float | None, token: object) -> None:
@@ -320,7 +238,7 @@ class Scanner:
             for path in self._set.paths(name):
                 for entry in self._set.entries(path):
                     self._set.reroute(entry)
-                    self._look(entry, "event")
+                    self._looker.look(entry, "event")
                 if self._set.is_watched(path):
                     self._look_at_directory(path)
         if len(names) >= LARGE_BATCH:
@@ -328,7 +246,7 @@ class Scanner:
 
     def _look_at_all(self) -> None:
         for entry in tuple(self._entries):
-            self._look(entry, "poll")
+            self._looker.look(entry, "poll")
 
     def _look_at_directory(self, path: str) -> None:
         if self._set.has_moved(path):
@@ -352,7 +270,7 @@ class Scanner:
         while self._suspects and self._suspects[0][0] <= now:
             _, entry = self._suspects.popleft()
             if entry.suspect and entry.live:
-                self._look(entry, "poll")
+                self._looker.look(entry, "poll")
         if self._timed:
             self._tick_at = min(self._tick_at, self._timed[0][0])
         if self._suspects:
@@ -384,83 +302,10 @@ class Scanner:
     def _poll(self, entry: Entry, now: float) -> None:
         """Look without a reason, but leave what is found to an event that is on its way."""
         if self._set.notifier is None:
-            self._look(entry, "poll")
-        elif entry.known and not entry.suspect:
-            with suppress(OSError):
-                if _key(stat_of(entry.path)) != entry.key:
-                    entry.suspect = True
-                    self._suspects.append((now + POLL_DELAY_SECONDS, entry))
-
-    def _look(self, entry: Entry, source: str) -> None:
-        """Compare a path with what was last told of it."""
-        if not entry.known:
-            return  # its first state has not been taken yet (N2)
-        entry.suspect = False
-        old = entry.state
-        before = None if old is None else self._own.sample((old.device, old.inode))
-        now = time.monotonic()
-        if (before or entry.sample) and called(entry.sample, before):
-            entry.called_at = now
-        try:
-            found = stat_of(entry.path)
-        except OSError:
-            return  # not to be seen at the moment: EACCES, EIO, ESTALE
-        told = source == "event" and now - entry.called_at > EVENT_DELAY_SECONDS
-        if _key(found) == entry.key:
-            entry.sample = before
-            if told and entry.recent:
-                entry.recent = _is_recent(entry.state)
-                self._tell(Found(entry, self._change(entry, ChangeKind.MODIFIED, old, source)))
-        else:
-            self._compare(entry, found, before, told=told, source=source)
-
-    def _compare(
-        self,
-        entry: Entry,
-        found: os.stat_result | None,
-        before: Sample | None,
-        *,
-        told: bool,
-        source: str,
-    ) -> None:
-        old, new = entry.state, found and FileState.of(found)
-        if old is not None and new is not None and old.is_same_file(new):
-            after = self._own.sample((old.device, old.inode))
-            if after is not None and after.resizing:
-                return  # O4: the next look sees what came of it
-            if (after or entry.sample) and called(entry.sample, after):
-                entry.called_at, told = time.monotonic(), False
-            old = without_own(old, new, entry.sample, after, told=told)
-        elif new is not None:
-            before = self._own.sample((new.device, new.inode))
-        entry.state, entry.key, entry.sample = new, _key(found), before
-        entry.recent = _is_recent(new)
-        self._tell_change(entry, old, source)
-
-    def _tell_change(self, entry: Entry, old: FileState | None, source: str) -> None:
-        new = entry.state
-        kind = classify(old, new)
-        if kind is None:
-            return
-        if kind in (ChangeKind.CREATED, ChangeKind.REMOVED, ChangeKind.REPLACED):
-            self._set.reroute(entry)
-        self._tell(Found(entry, self._change(entry, kind, old, source)))
-
-    def _change(self, entry: Entry, kind: ChangeKind, old: FileState | None, source: str) -> Change:
-        return Change(kind, entry.path, old, entry.state, 0, source, time.time_ns())
-
-    def _begin(self, entry: Entry) -> None:
-        """Take the first state."""
-        try:
-            found = stat_of(entry.path)
-        except OSError:
-            found = None
-        entry.known = True
-        entry.key = _key(found)
-        entry.state = new = found and FileState.of(found)
-        entry.recent = _is_recent(new)
-        # Taken afterwards, so a store in between goes for somebody else's: better than the reverse.
-        entry.sample = None if new is None else self._own.sample((new.device, new.inode))
+            self._looker.look(entry, "poll")
+        elif entry.known and not entry.suspect and self._looker.differs(entry):
+            entry.suspect = True
+            self._suspects.append((now + POLL_DELAY_SECONDS, entry))
 
     def _tell(self, found: Found) -> None:
         self._found.append(found)

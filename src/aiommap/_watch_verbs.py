@@ -15,9 +15,9 @@ from ._core import Core
 from ._errors import AccessModeError, FlushError
 from ._flush import Flusher
 from ._listeners import Listeners, Subscription
+from ._looking import TICK_NS
 from ._reopening import Refresher, Retired, Surroundings, bring_home
 from ._resizing import Resizer
-from ._scanner import TICK_NS
 from ._subscribers import DEFAULT_BUFFER, Changes, ErrorCallback, call_on_change
 from ._watching import Watcher
 

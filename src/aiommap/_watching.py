@@ -23,9 +23,10 @@ from functools import partial
 import anyio
 
 from ._change import Change, FileState, classify
+from ._looking import Entry
 from ._own_changes import OwnChanges
 from ._routes import is_remote
-from ._scanner import POLL_SECONDS, Entry, Found, Scanner
+from ._scanner import POLL_SECONDS, Found, Scanner
 from ._subscribers import DEFAULT_BUFFER, Changes, Since, Subscriber, from_now
 from ._threads import run_in_thread
 from ._workers import Event, Workers
