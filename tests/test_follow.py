@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 import os
 import random
 import shutil
@@ -242,6 +243,7 @@ async def test_a_replacement_is_served_and_the_old_one_let_go(path, how, prewarm
 
 async def test_a_kubernetes_volume_is_followed(tmp_path):
     """Its files are links through ``..data``, a link to a folder that is replaced as a whole."""
+
     def mount(number):
         folder = tmp_path / f"..{number}"
         folder.mkdir()
@@ -647,9 +649,7 @@ async def test_a_path_replaced_faster_than_validated_moves_on_all_the_same(path)
                     done.set()
                     break
         assert served[0] == 0
-        assert [b - a for a, b in zip(served, served[1:], strict=False)] == [
-            MOST_OVERTAKEN + 1
-        ] * 2
+        assert [b - a for a, b in itertools.pairwise(served)] == [MOST_OVERTAKEN + 1] * 2
         await until_serves(live, b"good %d" % (number + 1))
 
 

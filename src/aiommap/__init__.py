@@ -41,8 +41,8 @@ from ._snapshot_file import SnapshotFile as SnapshotFile
 from ._statistics import Distribution as Distribution
 from ._statistics import FileStatistics as FileStatistics
 from ._statistics import LeasedRange as LeasedRange
-from ._typed import Records as Records
 from ._subscribers import Changes as Changes
+from ._typed import Records as Records
 from ._view import View as View
 
 __all__ = (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn, Self, SupportsIndex, cast, overload
@@ -67,8 +67,8 @@ class MappedFile(RangedVerbs, PagedVerbs, WatchedVerbs):
         "_flusher",
         "_hub",
         "_mapping",
-        "_options",
         "_moving",
+        "_options",
         "_pager",
         "_reader",
         "_resizer",

@@ -63,7 +63,7 @@ class Generation(Snapshot):
         weakref.finalize(self, _close_soon, file).atexit = False
 
     @property
-    def file(self) -> MappedFile:
+    def mapped(self) -> MappedFile:
         """The file itself; whoever keeps it does not keep it open."""
         return self._file
 
@@ -289,7 +289,7 @@ class Follower:
         generation = Generation(await self._hub._open(self._options))  # noqa: SLF001  as for any snapshot
         self._alive.add(generation)
         self._files = {file for file in self._files if not file._core.mapping.closed}  # noqa: SLF001
-        self._files.add(generation.file)
+        self._files.add(generation.mapped)
         return generation
 
     async def _examine(self, candidate: Generation) -> None:
@@ -301,7 +301,7 @@ class Follower:
             if await answer is False:
                 raise ValueError(f"{self.path}: validate returned False, so it is not served")
         if self._prewarm:
-            await candidate.file.prewarm()
+            await candidate.mapped.prewarm()
         await candidate.verify()
 
     def _put_in_service(self, generation: Generation) -> None:
