@@ -29,7 +29,6 @@ Invariants.
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections.abc import Awaitable, Callable
 
@@ -41,6 +40,7 @@ from ._errors import StaleSnapshotError
 from ._file import MappedFile
 from ._hub import Hub
 from ._listeners import Listeners
+from ._logs import WATCHING
 from ._opening import OpenOptions
 from ._snapshot import Snapshot
 from ._workers import spawn_foreign
@@ -49,8 +49,6 @@ from ._workers import spawn_foreign
 MOST_OVERTAKEN = 3
 
 Validate = Callable[[Snapshot], Awaitable[object]]
-
-_log = logging.getLogger("aiommap")
 
 
 class Generation(Snapshot):
@@ -221,7 +219,7 @@ class Follower:
                     await self._listen()
                     group.cancel_scope.cancel()
         except Exception:
-            _log.exception("following %s met an error and has ended", self.path)
+            WATCHING.exception("following %s met an error and has ended", self.path)
         finally:
             self._changes.close()
             self._end()

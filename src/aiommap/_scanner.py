@@ -21,18 +21,16 @@ Invariants.
 from __future__ import annotations
 
 import heapq
-import logging
 import queue
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
 from ._change import Change
+from ._logs import WATCHING
 from ._looking import Entry, Looker
 from ._own_changes import OwnChanges
 from ._watch_set import WatchSet
-
-_log = logging.getLogger("aiommap")
 
 #: The notifier looks every so often whether the kernel told it something, and answers one such
 #: step after it did: an event takes one and a half steps on average.
@@ -133,7 +131,7 @@ class Scanner:
             try:
                 self._round()
             except Exception:  # N3
-                _log.exception("watching files met an error and begins afresh")
+                WATCHING.exception("watching files met an error and begins afresh")
                 self._set.close()
                 time.sleep(TICK_SECONDS)
         self._set.close()
@@ -169,7 +167,7 @@ class Scanner:
         """Give up a notifier that failed; a name that is no text is enough for that."""
         if not self._warned:
             self._warned = True
-            _log.warning("what tells of changed files failed, and begins afresh: %s", error)
+            WATCHING.warning("what tells of changed files failed, and begins afresh: %s", error)
         self._set.close()
         time.sleep(TICK_SECONDS)
 

@@ -6,7 +6,6 @@ a subscriber does with it, and how long that takes, is between it and its own bu
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Protocol, Self
@@ -17,12 +16,12 @@ import anyio.lowlevel
 from ._change import Change, FileState
 from ._change_buffer import ChangeBuffer
 from ._listeners import Subscription
+from ._logs import CALLBACKS
 from ._workers import Event, Workers, spawn_foreign
 
 #: How many changes a subscriber may be behind before they are merged.
 DEFAULT_BUFFER = 64
 
-_log = logging.getLogger("aiommap")
 
 #: Given the state a path had when watching began, says which state to compare that with.
 Since = Callable[[FileState | None], FileState | None]
@@ -232,7 +231,7 @@ async def _report(
         try:
             await _call(on_error, error, change)
         except Exception:
-            _log.exception("%r failed when it was told of %r", on_error, error)
+            CALLBACKS.exception("%r failed when it was told of %r", on_error, error)
         return
     told = "watching could not begin" if change is None else f"it was told of {change!r}"
-    _log.error("%r failed: %s", callback, told, exc_info=error)
+    CALLBACKS.error("%r failed: %s", callback, told, exc_info=error)

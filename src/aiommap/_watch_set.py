@@ -7,17 +7,15 @@ which is up to the caller. Scanner thread only.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import time
 from collections.abc import Iterable
 from typing import Generic, Protocol, TypeVar
 
+from ._logs import WATCHING
 from ._own_changes import Inode
 from ._routes import Route, Router
-
-_log = logging.getLogger("aiommap")
 
 #: After the kernel refused to watch, it is asked again.
 RETRY_SECONDS = 5.0
@@ -198,7 +196,7 @@ class WatchSet(Generic[Entry]):
             if not isinstance(error, FileNotFoundError):
                 self._retry_at = time.monotonic() + RETRY_SECONDS
                 text = "the kernel refused to watch %d directories, so they are polled: %s"
-                _log.warning(text, len(directories), error)
+                WATCHING.warning(text, len(directories), error)
             return None
         return made
 
