@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 import os
 import random
 import shutil
@@ -665,7 +666,7 @@ async def test_a_path_replaced_faster_than_validated_moves_on_all_the_same(path)
                     done.set()
                     break
         assert served[0] == 0
-        assert [b - a for a, b in zip(served, served[1:], strict=False)] == [MOST_OVERTAKEN + 1] * 2
+        assert [b - a for a, b in itertools.pairwise(served)] == [MOST_OVERTAKEN + 1] * 2
         await until_serves(live, b"good %d" % (number + 1))
 
 
