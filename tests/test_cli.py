@@ -25,6 +25,7 @@ PAGE = aiommap.PAGE_SIZE
 ROOT = Path(__file__).parent.parent
 HELP_FILE = ROOT / "docs" / "cli_help.txt"
 COMMANDS = ("info", "residency", "prewarm", "bench", "demo")
+ALL_COMMANDS = (*COMMANDS, "watch")
 SHORT = ("--seconds", "0.05", "--tasks", "2")
 
 Run = Callable[..., tuple[int, str, str]]
@@ -100,7 +101,7 @@ def make_cold(path: Path) -> None:
 def render_help() -> str:
     """Return the help of the program and of every command, as docs/cli_help.txt holds it."""
     parts = []
-    for arguments in ((), *((name,) for name in COMMANDS)):
+    for arguments in ((), *((name,) for name in ALL_COMMANDS)):
         with contextlib.redirect_stdout(io.StringIO()) as output:
             assert main([*arguments, "--help"]) == 0
         parts.append(f"$ {' '.join(('aiommap', *arguments, '--help'))}\n{output.getvalue()}")
@@ -119,6 +120,8 @@ class TestHelp:
     def test_exit_codes_are_documented(self, run: Run, code: str) -> None:
         for arguments in ((), *((name,) for name in COMMANDS)):
             assert f"\n  {code:<4}" in run(*arguments, "--help")[1]
+        # Being stopped is how watching ends, and no failure.
+        assert (f"\n  {code:<4}" in run("watch", "--help")[1]) == (code != "130")
         assert f"| {code} |" in (ROOT / "docs" / "cli.md").read_text()
 
     def test_version(self, run: Run) -> None:
@@ -148,6 +151,7 @@ class TestBadInput:
             pytest.param(["bench", "x", "--seconds", "nan"], id="nan"),
             pytest.param(["bench", "x", "--seconds", "inf"], id="infinity"),
             pytest.param(["bench", "x", "y"], id="two files"),
+            pytest.param(["watch"], id="nothing to watch"),
             pytest.param(["demo", "--size", "1K"], id="demo too small"),
             pytest.param(["demo", "--dir", "/nonexistent"], id="no such folder"),
             pytest.param(["demo", "x", "--dir", "."], id="folder beside file"),

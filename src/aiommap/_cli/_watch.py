@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -33,13 +32,23 @@ AIOMMAP_OLD_SIZE and AIOMMAP_NEW_SIZE (empty where there is no file) and AIOMMAP
 environment; for one path one after another, and for several paths at once. With --json what it
 prints goes to standard error"""
 
+_EXIT_CODES = """\
+exit codes:
+  0    stopped by Ctrl-C or SIGTERM
+  1    the same, and a command that was run for a change had failed
+  2    the command line is wrong; nothing was done
+  141  the reader of standard output went away (as in "| head")
+"""
+
 #: A command that does not end when it is told to is killed after so many seconds.
 _GRACE_SECONDS = 5.0
 
 
 def add_parser(commands: Any) -> None:
     """Add the command to the command line."""
-    parser: argparse.ArgumentParser = commands.add_parser("watch", description=_DESCRIPTION)
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "watch", description=_DESCRIPTION, epilog=_EXIT_CODES
+    )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a file, there or not")
     parser.add_argument("--exec", metavar="CMD", dest="command", help=_EXEC_HELP)
     parser.add_argument(
@@ -52,24 +61,26 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace, screen: Screen) -> None:
     """Watch until a signal comes."""
-    anyio.run(_watch_all, [*dict.fromkeys(options.paths)], options.command, screen)
+    anyio.run(_watch_all, options, screen)
 
 
-async def _watch_all(paths: list[str], command: str | None, screen: Screen) -> None:
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with aiommap.Hub() as hub, anyio.create_task_group() as group:
-            async with AsyncExitStack() as stack:
-                told = await _begin(stack, hub, paths)
-                ran = await _begin(stack, hub, paths if command else [])
-                screen.line(f"watching {plural(len(paths), 'path')}")
-                screen.record(command="watch", paths=paths)
-                for path, changes in told.items():
-                    group.start_soon(_tell, path, changes, screen)
-                for path, changes in ran.items():
-                    group.start_soon(_run_for_each, path, changes, command, screen)
-                async for _ in signals:
-                    break
-                group.cancel_scope.cancel()
+async def _watch_all(options: argparse.Namespace, screen: Screen) -> None:
+    paths = [*dict.fromkeys(options.paths)]
+    async with AsyncExitStack() as stack:
+        signals = stack.enter_context(anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM))
+        hub = await stack.enter_async_context(aiommap.Hub())
+        group = await stack.enter_async_context(anyio.create_task_group())
+        told = await _begin(stack, hub, paths)
+        ran = await _begin(stack, hub, paths if options.command else [])
+        screen.line(f"watching {plural(len(paths), 'path')}")
+        screen.record(command="watch", paths=paths)
+        for path, changes in told.items():
+            group.start_soon(_tell, path, changes, screen)
+        for path, changes in ran.items():
+            group.start_soon(_run_for_each, path, changes, options, screen)
+        async for _ in signals:
+            break
+        group.cancel_scope.cancel()
 
 
 async def _begin(
@@ -127,42 +138,35 @@ def _latency(change: aiommap.Change) -> float | None:
 
 
 async def _run_for_each(
-    path: str, changes: aiommap.Changes, command: str | None, screen: Screen
+    path: str, changes: aiommap.Changes, options: argparse.Namespace, screen: Screen
 ) -> None:
     """Run the command for one change after the other; the next ones wait in their buffer."""
     async for change in changes:
-        code = await _run(["/bin/sh", "-c", command or ""], _environment(change), screen)
+        process = await anyio.open_process(
+            ["/bin/sh", "-c", options.command],
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr if options.json else None,
+            stderr=None,
+            env=_environment(change),
+            start_new_session=True,  # Ctrl-C is for us, who then end all that it started
+        )
+        code = await _end_of(process)
         if code:
             screen.problem(path, ChildProcessError(_ending(code)))
 
 
-async def _run(line: list[str], environment: dict[str, str], screen: Screen) -> int:
-    """Run a command to its end; cancelled, end it and everything it started."""
-    process = await anyio.open_process(
-        line,
-        stdin=subprocess.DEVNULL,
-        stdout=screen.output_of_commands(),
-        stderr=None,
-        env=environment,
-        start_new_session=True,  # Ctrl-C is for us; and so all of it can be ended at once
-    )
-    with _ended(process):
+async def _end_of(process: Process) -> int:
+    """Wait until a command ends; cancelled, end it and everything it started."""
+    async with process:
         try:
             return await process.wait()
         except BaseException:
             _send(process, signal.SIGTERM)
             with anyio.move_on_after(_GRACE_SECONDS, shield=True):
                 await process.wait()
+            if process.returncode is None:
+                _send(process, signal.SIGKILL)
             raise
-
-
-@contextmanager
-def _ended(process: Process) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        if process.returncode is None:
-            _send(process, signal.SIGKILL)
 
 
 def _send(process: Process, number: signal.Signals) -> None:
