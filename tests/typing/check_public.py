@@ -16,7 +16,11 @@ import aiommap
 from aiommap import (
     Advice,
     AllocatedRange,
+    Change,
+    ChangeKind,
+    Changes,
     Distribution,
+    FileState,
     FileStatistics,
     FlushError,
     FlushPolicy,
@@ -181,6 +185,23 @@ async def allocating(file: MappedFile, state: bytes) -> None:
     assert_type(allocator.state(), bytes)
     assert_type(allocator.close(), None)
     assert_type((aiommap.align_up(5), aiommap.align_down(5, 2)), tuple[int, int])
+
+
+async def watching(file: MappedFile) -> None:
+    async def later(change: Change) -> None: ...
+
+    assert_type(file.orphaned, bool)
+    async with file.watch(buffer=8, poll_interval=0.1) as changes:
+        assert_type(changes, Changes)
+        async for change in changes:
+            assert_type(change, Change)
+            assert_type(change.kind, ChangeKind)
+            assert_type((change.old, change.new), tuple[FileState | None, FileState | None])
+    assert_type((changes.ended, changes.close(), changes.end()), tuple[bool, None, None])
+    assert_type(file.on_change(later), Subscription)
+    assert_type(file.on_change(print, on_error=print, buffer=1), Subscription)
+    assert_type(await file.refresh(), None)
+    assert_type(await file.reopen(discard=True), None)
 
 
 def errors(bounds: OutOfBoundsError, fault: MappingFaultError, flush: FlushError) -> None:
