@@ -197,11 +197,13 @@ async def watching(file: MappedFile) -> None:
             assert_type(change, Change)
             assert_type(change.kind, ChangeKind)
             assert_type((change.old, change.new), tuple[FileState | None, FileState | None])
-    assert_type((changes.ended, changes.close(), changes.end()), tuple[bool, None, None])
+    assert_type(changes.ended, bool)
+    changes.end()
+    changes.close()
     assert_type(file.on_change(later), Subscription)
     assert_type(file.on_change(print, on_error=print, buffer=1), Subscription)
-    assert_type(await file.refresh(), None)
-    assert_type(await file.reopen(discard=True), None)
+    await file.refresh()
+    await file.reopen(discard=True)
 
 
 def errors(bounds: OutOfBoundsError, fault: MappingFaultError, flush: FlushError) -> None:
