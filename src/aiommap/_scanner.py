@@ -20,11 +20,14 @@ Invariants.
 
 from __future__ import annotations
 
+import atexit
 import heapq
+import os
 import queue
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from ._change import Change
 from ._logs import WATCHING
@@ -52,6 +55,25 @@ LARGE_BATCH = 2000
 ALIVE_SECONDS = 10.0
 #: A thread that did not come round for so long may have missed an overflow as well.
 LATE_SECONDS = 1.0
+
+
+#: How long the interpreter waits for a thread that may hang when it ends.
+END_SECONDS = 1.0
+
+#: Scanners whose thread runs.
+_running: set[Scanner] = set()
+os.register_at_fork(after_in_child=_running.clear)
+
+
+@atexit.register
+def _end_all() -> None:
+    """End all threads while the interpreter still stands.
+
+    It ends a daemon thread by unwinding its stack, and the notifier's native frames do not take
+    that: the process would abort.
+    """
+    for scanner in tuple(_running):
+        scanner.end_now()
 
 
 class Found:
@@ -105,6 +127,7 @@ class Scanner:
         self._owed = 0.0
         self._look_seconds = LOOK_SECONDS
         self._ticked_at = self._tick_at = self._alive_at = time.monotonic()
+        self._ended: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._over = False
         self._warned = False
 
@@ -123,10 +146,17 @@ class Scanner:
         self._over = True
         self._commands.put(lambda: None)
 
+    def end_now(self) -> None:
+        """End the thread, and wait for that; not for one that hangs."""
+        self.end()
+        with suppress(queue.Empty):
+            self._ended.get(timeout=END_SECONDS)
+
     # The scanner's thread only, from here on.
 
     def run(self) -> None:
         """Look until the end."""
+        _running.add(self)
         while not self._over:
             try:
                 self._round()
@@ -135,6 +165,8 @@ class Scanner:
                 self._set.close()
                 time.sleep(TICK_SECONDS)
         self._set.close()
+        _running.discard(self)
+        self._ended.put(None)
 
     def is_set(self) -> bool:
         """Do what is due; tell whether the notifier has to be left. It asks at every step."""
