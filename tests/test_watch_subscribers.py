@@ -93,7 +93,7 @@ async def test_a_raising_callback_is_logged_and_goes_on(path, caplog):
         await expect(changes, ChangeKind.TRUNCATED)
         await until(lambda: len(seen) == 2 and len(caplog.records) == 2)
     record = caplog.records[0]
-    assert (record.name, record.levelno) == ("aiommap", logging.ERROR)
+    assert (record.name, record.levelno) == ("aiommap.callbacks", logging.ERROR)
     assert "the callback's own" in record.exc_text
     assert "truncated" in record.getMessage().lower()
 
