@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from ._advice import Advice as Advice
 from ._allocating import RangeAllocator as RangeAllocator
+from ._async_lock import AsyncLock as AsyncLock
+from ._atomics import AtomicU32 as AtomicU32
+from ._atomics import AtomicU32Array as AtomicU32Array
+from ._atomics import AtomicU64 as AtomicU64
+from ._atomics import AtomicU64Array as AtomicU64Array
 from ._errors import AccessModeError as AccessModeError
 from ._errors import AlignmentError as AlignmentError
 from ._errors import FlushError as FlushError
@@ -36,6 +41,11 @@ __all__ = (
     "Advice",
     "AlignmentError",
     "AllocatedRange",
+    "AsyncLock",
+    "AtomicU32",
+    "AtomicU32Array",
+    "AtomicU64",
+    "AtomicU64Array",
     "Distribution",
     "FileStatistics",
     "FlushError",

@@ -16,6 +16,7 @@ from ._autoflush import AutoFlush
 from ._closing import Closer
 from ._core import Core, byte_count
 from ._errors import AccessModeError, FlushError, ReceiptError
+from ._file_locks import FileLocks
 from ._flush import Flusher, Request
 from ._listeners import Subscription
 from ._native import PAGE_SIZE
@@ -29,6 +30,7 @@ from ._reading import Reader
 from ._receipt import WriteReceipt
 from ._resizing import Resizer
 from ._scheduler import FlushScheduler
+from ._shared_verbs import SharedVerbs
 from ._statistics import Distribution, FileStatistics, oldest_dirty_seconds
 from ._view import View
 from ._writing import Writer
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from ._typing import Buffer
 
 
-class MappedFile(RangedVerbs, PagedVerbs):
+class MappedFile(RangedVerbs, PagedVerbs, SharedVerbs):
     """A memory-mapped file whose verbs never stall the event loop; made by ``aiommap.open``.
 
     Verbs that find their data in memory answer on the loop thread, within a microsecond or so, and
@@ -58,6 +60,7 @@ class MappedFile(RangedVerbs, PagedVerbs):
         "_closer",
         "_core",
         "_flusher",
+        "_locks",
         "_mapping",
         "_pager",
         "_reader",
@@ -81,9 +84,11 @@ class MappedFile(RangedVerbs, PagedVerbs):
         self._pager = Pager(core)
         self._resizer = Resizer(core, self._pager)
         allocators = self._allocators = Allocators(core)
+        locks = self._locks = FileLocks(core)
 
         async def let_go(core: Core) -> None:
             allocators.close()
+            await locks.aclose()
             await release(core)
 
         self._closer = Closer(core, self._flusher, self._auto, let_go)

@@ -54,6 +54,10 @@ class Request:
     stores: list[tuple[int, memoryview]] = field(default_factory=list)
     error: OSError | None = None
 
+    def stores_to(self, offset: int, end: int) -> bool:
+        """Tell whether a store touches a part of a range."""
+        return any(start < end and offset < start + len(data) for start, data in self.stores)
+
 
 @dataclass(slots=True)
 class Change:
@@ -134,6 +138,13 @@ class Flusher:
     async def flush_everything(self) -> None:
         """Make everything durable; for a file that no verb can reach any more."""
         await self._lane.submit(Request(0, self._core.mapping.size))
+
+    def storing(self, offset: int, end: int) -> bool:
+        """Tell whether stores to a part of a range are still under way here (F4)."""
+        return any(
+            isinstance(item, Request) and item.stores_to(offset, end)
+            for item in self._lane.unfinished()
+        )
 
     def has_work(self) -> bool:
         """Tell whether a flush would do anything."""

@@ -269,6 +269,13 @@ class Workers:
             return False
         return True
 
+    def call_on_loop(self, function: Callable[[], None]) -> None:
+        """Call a function on the loop: at once in its own thread, soon in any other."""
+        if self._here():
+            function()
+        else:
+            self.call_from_thread(function)
+
     def check_loop(self) -> None:
         """Raise unless this is the loop these workers answer to; any other would wait for ever."""
         if not self._here():
