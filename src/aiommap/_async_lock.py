@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from types import TracebackType
-from typing import SupportsIndex
+from typing import Self, SupportsIndex
 
 import anyio
 
@@ -147,7 +147,7 @@ class AsyncLock:
                     self._turn.fetch_add(1)
                     self._turn.notify()
 
-    async def __aenter__(self) -> AsyncLock:
+    async def __aenter__(self) -> Self:
         await self.acquire()
         return self
 

@@ -7,7 +7,7 @@ go on by itself.
 from __future__ import annotations
 
 import operator
-from typing import NoReturn, SupportsIndex
+from typing import NoReturn, Self, SupportsIndex
 
 import anyio
 
@@ -99,7 +99,7 @@ class AtomicU64(Word):
 
     __slots__ = ("__weakref__",)
 
-    def __new__(cls, gate: Gate, offset: SupportsIndex) -> AtomicU64:
+    def __new__(cls, gate: Gate, offset: SupportsIndex) -> Self:
         start = _locate(offset, U64_BYTES, U64_BYTES, gate.core)
         return super().__new__(cls, gate.core.mapping, gate, start, U64_BYTES)
 
@@ -119,7 +119,7 @@ class AtomicU32(Word):
 
     __slots__ = ("__weakref__",)
 
-    def __new__(cls, gate: Gate, offset: SupportsIndex) -> AtomicU32:
+    def __new__(cls, gate: Gate, offset: SupportsIndex) -> Self:
         start = _locate(offset, U32_BYTES, U32_BYTES, gate.core)
         return super().__new__(cls, gate.core.mapping, gate, start, U32_BYTES)
 
@@ -171,7 +171,7 @@ class AtomicU32(Word):
         return self._notify(min(count, (1 << 31) - 1))
 
     def _shared(self, operation: str) -> Core:
-        core = self._gate.core
+        core: Core = self._gate.core
         core.check_usable()
         if core.mode == "c":
             remedy = 'no other process sees its words: use "r+"'
@@ -195,7 +195,7 @@ class AtomicU64Array(WordArray):
 
     __slots__ = ("__weakref__",)
 
-    def __new__(cls, gate: Gate, offset: SupportsIndex, count: SupportsIndex) -> AtomicU64Array:
+    def __new__(cls, gate: Gate, offset: SupportsIndex, count: SupportsIndex) -> Self:
         number = operator.index(count)
         start = _locate(offset, number * U64_BYTES, U64_BYTES, gate.core)
         return super().__new__(cls, gate.core.mapping, gate, start, U64_BYTES, number)
@@ -218,7 +218,7 @@ class AtomicU32Array(WordArray):
 
     __slots__ = ("__weakref__",)
 
-    def __new__(cls, gate: Gate, offset: SupportsIndex, count: SupportsIndex) -> AtomicU32Array:
+    def __new__(cls, gate: Gate, offset: SupportsIndex, count: SupportsIndex) -> Self:
         number = operator.index(count)
         start = _locate(offset, number * U32_BYTES, U32_BYTES, gate.core)
         return super().__new__(cls, gate.core.mapping, gate, start, U32_BYTES, number)

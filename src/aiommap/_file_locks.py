@@ -212,4 +212,3 @@ def _drop_all() -> None:
 
 
 os.register_at_fork(after_in_child=_drop_all)
-

@@ -76,7 +76,7 @@ class SharedVerbs(WordVerbs):
         self,
         offset: SupportsIndex,
         length: SupportsIndex,
-        shared: bool = False,  # noqa: FBT001, FBT002
+        shared: bool = False,
         timeout: float | None = None,
     ) -> AsyncIterator[None]:
         """Lock a range against other tasks and processes that lock it, for the block.
