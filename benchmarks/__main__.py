@@ -22,6 +22,8 @@ QUESTIONS = (
     "durable",
     "scattered",
     "many_files",
+    "atomics",
+    "wake",
 )
 
 

@@ -39,7 +39,7 @@ POST_WAITERS = WAIT_MOST
 class _Waiter:
     """One task that waits. ``outcome`` is set once, under ``_books``, before it is told."""
 
-    __slots__ = ("_call", "expected", "outcome", "post", "told", "word")
+    __slots__ = ("_call", "abandoned", "expected", "outcome", "post", "told", "word")
 
     def __init__(self, word: Word, expected: int, event: Event, call: _Call) -> None:
         self.word = word
@@ -48,8 +48,10 @@ class _Waiter:
         self._call = call
         self.post: _Post | None = None
         self.outcome: int | BaseException | None = None
+        #: Its loop has ended; set by a finalizer, which must not wait for ``_books``.
+        self.abandoned = False
 
-    def look(self, problem: int) -> int | BaseException | None:
+    def look(self, refusal: Exception | None) -> int | BaseException | None:
         """Look at the word; None while there is nothing to tell."""
         try:
             seen = self.word.load()
@@ -57,7 +59,7 @@ class _Waiter:
             return error
         if seen != self.expected:
             return seen
-        return _refusal(problem)
+        return refusal
 
     def tell(self) -> None:
         """Wake the task, or if its loop is gone, somebody else."""
@@ -72,6 +74,12 @@ class _Waiter:
         with suppress(MappedFileError, OSError, anyio.ClosedResourceError):
             if self.word.load() != self.expected:
                 self.word._notify(1)  # noqa: SLF001  the two are one mechanism
+
+    def abandon(self) -> None:
+        """End the wait without a lock: the coroutine is being collected, wherever that happens."""
+        self.abandoned = True
+        if self.post is not None:
+            self.post.alarm.ring()
 
     def close(self) -> None:
         """End the wait, as the file is being closed; on the loop thread."""
@@ -96,10 +104,23 @@ class _Post:
         self.gone: list[_Waiter] = []
 
     def serve(self) -> None:
-        """Wait until nobody waits here any more; the thread's job."""
+        """Wait until nobody waits here any more; the thread's job, which does not raise."""
+        try:
+            self._serve()
+        except Exception as error:
+            with _books:
+                _posts.remove(self)
+                waiters, self.waiters = self.waiters, []
+                for waiter in waiters:
+                    waiter.outcome = error
+            for waiter in waiters:
+                waiter.tell()
+
+    def _serve(self) -> None:
         while True:
             with _books:
                 rings = self.alarm.rings()
+                self.waiters = [waiter for waiter in self.waiters if not waiter.abandoned]
                 waiting, gone = self.waiters[:], self.gone[:]
                 self.gone.clear()
                 if not waiting and not gone:
@@ -107,12 +128,13 @@ class _Post:
                     return
             for waiter in gone:
                 waiter.pass_on()
-            problem = self.alarm.wait(rings, [(w.word, w.expected) for w in waiting])
-            self._settle(waiting, problem)
+            problem, changed = self.alarm.wait(rings, [(w.word, w.expected) for w in waiting])
+            refusal = _refusal(problem)
+            self._settle([waiting[i] for i in changed] if refusal is None else waiting, refusal)
 
-    def _settle(self, waiting: list[_Waiter], problem: int) -> None:
+    def _settle(self, waiting: list[_Waiter], refusal: Exception | None) -> None:
         for waiter in waiting:
-            outcome = waiter.look(problem)
+            outcome = waiter.look(refusal)
             if outcome is None:
                 continue
             with _books:
@@ -192,10 +214,12 @@ async def wait_for_change(core: Core, word: Word, expected: int) -> int:
     core.at_close.add(waiter.close)
     try:
         await waiter.told.wait()
+    except GeneratorExit:
+        waiter.abandon()
+        raise
     except BaseException:
-        if waiter.outcome is None and _leave(waiter):
-            raise
-        waiter.pass_on()
+        if not _leave(waiter):
+            waiter.pass_on()
         raise
     finally:
         core.at_close.discard(waiter.close)

@@ -317,9 +317,9 @@ class Alarm:
     def ring(self) -> None:
         """Wake the thread that waits, also if it only begins to."""
 
-    def wait(self, rings: int, words: list[tuple[Word, int]], /) -> int:
+    def wait(self, rings: int, words: list[tuple[Word, int]], /) -> tuple[int, list[int]]:
         """Wait until a word is notified or not what is expected, or it rang since ``rings``.
 
-        Returns 0, or the errno of futex_waitv(2): look at the words in either case. At once if a
-        word cannot be reached any more. At most WAIT_MOST words, of 4 bytes each.
+        Returns the errno of futex_waitv(2), or 0, and the numbers of the words that are not what is
+        expected, or cannot be reached. At most WAIT_MOST words, of 4 bytes each.
         """

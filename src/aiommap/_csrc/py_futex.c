@@ -8,6 +8,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "atomics.h"
+#include "guard.h"
 #include "py_atomics.h"
 
 /* Of futex(2); numbers of Linux, where headers may be older than the kernel. */
@@ -64,10 +66,11 @@ PyObject *words_notify(Words *self, PyObject *const *args, Py_ssize_t count)
     return woken < 0 ? os_error(-woken) : PyLong_FromLong(woken);
 }
 
-/* What a wait needs: memory for both, and how many are in use. */
+/* What a wait needs, and how much of it is in use. Entry 0 is the alarm; word i is entry i + 1. */
 struct waiting { /* the caller's own */
     struct futex_entry entries[WAIT_MOST + 1];
     struct hold holds[WAIT_MOST];
+    bool changed[WAIT_MOST];
     size_t count;
 };
 
@@ -93,13 +96,44 @@ static bool take_in(struct waiting *waiting, PyTypeObject *type, PyObject *item)
     return true;
 }
 
+/* Look at every word, as the kernel names only one of several that were woken. */
+static void look(struct waiting *waiting)
+{
+    int64_t now = coarse_clock();
+    for (size_t i = 0; i < waiting->count; i++) {
+        const struct futex_entry *entry = &waiting->entries[i + 1];
+        /* SAFETY: as in take_in; a page that is gone counts as a change. */
+        struct word_call call = {.at = (void *)(uintptr_t)entry->address,
+                                 .width = sizeof(uint32_t),
+                                 .operation = WORD_LOAD,
+                                 .order = ORDER_SEQ_CST};
+        waiting->changed[i] = !guard_word(&call, now) || call.seen != entry->value;
+    }
+}
+
 static int wait_for(struct waiting *waiting)
 {
     int error;
     Py_BEGIN_ALLOW_THREADS
     error = wait_any(waiting->entries, waiting->count + 1);
+    look(waiting);
     Py_END_ALLOW_THREADS
     return error;
+}
+
+/* (errno, [index of each word to look at]) */
+static PyObject *answer(const struct waiting *waiting, int error)
+{
+    PyObject *indices = PyList_New(0);
+    for (size_t i = 0; indices && i < waiting->count; i++) {
+        PyObject *index = waiting->changed[i] ? PyLong_FromSize_t(i) : NULL;
+        if (index && PyList_Append(indices, index))
+            Py_CLEAR(indices);
+        Py_XDECREF(index);
+        if (PyErr_Occurred())
+            Py_CLEAR(indices);
+    }
+    return indices ? Py_BuildValue("(iN)", error, indices) : NULL;
 }
 
 static PyObject *alarm_wait(Alarm *self, PyObject *args)
@@ -120,11 +154,17 @@ static PyObject *alarm_wait(Alarm *self, PyObject *args)
     bool all = true;
     for (Py_ssize_t i = 0; all && i < PyList_GET_SIZE(list); i++)
         all = take_in(waiting, state->word_type, PyList_GET_ITEM(list, i));
-    int error = all ? wait_for(waiting) : 0;
+    PyObject *found = NULL;
+    if (all) {
+        int error = wait_for(waiting);
+        found = answer(waiting, error);
+    } else if (!PyErr_Occurred()) {
+        found = Py_BuildValue("(i[n])", 0, (Py_ssize_t)waiting->count);
+    }
     while (waiting->count)
         hold_end(&waiting->holds[--waiting->count]);
     PyMem_Free(waiting);
-    return PyErr_Occurred() ? NULL : PyLong_FromLong(error);
+    return found;
 }
 
 static PyObject *alarm_ring(Alarm *self, PyObject *Py_UNUSED(unused))
