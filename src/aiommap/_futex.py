@@ -13,7 +13,9 @@ Invariants.
       These threads take no token of any limiter (I12), and no waiter needs one to be cancelled.
   X3  A notification that may have gone to a waiter who is gone is passed on, after the kernel let
       go of that waiter's word.
-  X4  A forked child starts with no posts.
+  X4  A post keeps its waiters alive, so none is ever ended by a finalizer, which could not take
+      ``_books``; if a loop ends without ending its waits, the next change of the word does.
+  X5  A forked child starts with no posts.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ POST_WAITERS = WAIT_MOST
 class _Waiter:
     """One task that waits. ``outcome`` is set once, under ``_books``, before it is told."""
 
-    __slots__ = ("_call", "abandoned", "expected", "outcome", "post", "told", "word")
+    __slots__ = ("_call", "expected", "outcome", "post", "told", "word")
 
     def __init__(self, word: Word, expected: int, event: Event, call: _Call) -> None:
         self.word = word
@@ -48,8 +50,6 @@ class _Waiter:
         self._call = call
         self.post: _Post | None = None
         self.outcome: int | BaseException | None = None
-        #: Its loop has ended; set by a finalizer, which must not wait for ``_books``.
-        self.abandoned = False
 
     def look(self, refusal: Exception | None) -> int | BaseException | None:
         """Look at the word; None while there is nothing to tell."""
@@ -74,12 +74,6 @@ class _Waiter:
         with suppress(MappedFileError, OSError, anyio.ClosedResourceError):
             if self.word.load() != self.expected:
                 self.word._notify(1)  # noqa: SLF001  the two are one mechanism
-
-    def abandon(self) -> None:
-        """End the wait without a lock: the coroutine is being collected, wherever that happens."""
-        self.abandoned = True
-        if self.post is not None:
-            self.post.alarm.ring()
 
     def close(self) -> None:
         """End the wait, as the file is being closed; on the loop thread."""
@@ -120,7 +114,6 @@ class _Post:
         while True:
             with _books:
                 rings = self.alarm.rings()
-                self.waiters = [waiter for waiter in self.waiters if not waiter.abandoned]
                 waiting, gone = self.waiters[:], self.gone[:]
                 self.gone.clear()
                 if not waiting and not gone:
@@ -128,9 +121,13 @@ class _Post:
                     return
             for waiter in gone:
                 waiter.pass_on()
+            if not waiting:
+                continue  # nobody would ring any more
             problem, changed = self.alarm.wait(rings, [(w.word, w.expected) for w in waiting])
-            refusal = _refusal(problem)
-            self._settle([waiting[i] for i in changed] if refusal is None else waiting, refusal)
+            if changed:
+                self._settle([waiting[i] for i in changed], None)
+            elif problem not in (0, errno.EAGAIN, errno.EINTR):
+                self._settle(waiting, _refusal(problem))
 
     def _settle(self, waiting: list[_Waiter], refusal: Exception | None) -> None:
         for waiter in waiting:
@@ -151,17 +148,15 @@ _posts: list[_Post] = []
 
 def _forget() -> None:
     global _books
-    _books = Mutex()  # X4: the thread that may have held the other one is not in this process
+    _books = Mutex()  # X5: the thread that may have held the other one is not in this process
     _posts.clear()
 
 
 os.register_at_fork(after_in_child=_forget)
 
 
-def _refusal(problem: int) -> Exception | None:
-    """Say what keeps the kernel from waiting for a word that can be loaded."""
-    if problem in (0, errno.EAGAIN, errno.EINTR):
-        return None
+def _refusal(problem: int) -> UnsupportedError:
+    """Say what keeps the kernel from waiting for words that can be loaded."""
     reason = os.strerror(problem)
     if problem == errno.ENOSYS:
         reason = "the kernel has no futex_waitv(2), which came with Linux 5.16"
@@ -214,9 +209,6 @@ async def wait_for_change(core: Core, word: Word, expected: int) -> int:
     core.at_close.add(waiter.close)
     try:
         await waiter.told.wait()
-    except GeneratorExit:
-        waiter.abandon()
-        raise
     except BaseException:
         if not _leave(waiter):
             waiter.pass_on()
