@@ -77,7 +77,7 @@ class Claim:
 
     def conflicts(self, other: Claim) -> bool:
         """Tell whether the two cannot be held at once."""
-        overlap = self.offset < other.end and other.offset < self.end
+        overlap = max(self.offset, other.offset) < min(self.end, other.end)
         return overlap and not (self.shared and other.shared)
 
 
