@@ -254,7 +254,7 @@ async def test_where_a_lock_cannot_be(f, path):
                 aiommap.AsyncLock(other, 0)
 
 
-HOLDER = """
+HOLDER = r"""
 import os, sys, anyio, aiommap
 path, what = sys.argv[1:]
 
