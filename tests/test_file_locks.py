@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 
 import anyio
@@ -347,3 +348,23 @@ async def test_processes_exclude_each_other(f, path):
         for _ in range(3):
             group.start_soon(anyio.run_process, [sys.executable, "-c", ADDER, str(path), "50"])
     assert int.from_bytes(await f.read(0, 8), "little") == 300
+
+
+async def test_files_that_were_locked_and_waited_for_leave_nothing_behind(path):
+    def descriptors():
+        return len(os.listdir("/proc/self/fd"))
+
+    async def turn():
+        async with aiommap.open(path, "r+", flush=aiommap.FlushPolicy.never()) as f:
+            await f.write(0, bytes(256))
+            word = f.atomic_u32(0)
+            async with f.file_lock(128, 8), aiommap.AsyncLock(f, 64):
+                with pytest.raises(TimeoutError):
+                    await word.wait(0, timeout=0.0001)
+
+    await turn()
+    before = descriptors(), threading.active_count()
+    for _ in range(30):
+        await turn()
+    assert descriptors() == before[0]
+    assert threading.active_count() <= before[1] + 1
