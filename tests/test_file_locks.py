@@ -367,4 +367,4 @@ async def test_files_that_were_locked_and_waited_for_leave_nothing_behind(path):
     for _ in range(30):
         await turn()
     assert descriptors() == before[0]
-    assert threading.active_count() <= before[1] + 1
+    assert threading.active_count() < before[1] + 15  # idle workers of all kinds, not one a turn
