@@ -22,7 +22,8 @@ Invariants.
   D1  One commit at a time; a batch that was begun is stored at its place, byte for byte the same
       at each try, before any other.
   D2  What lies behind the end of the log when it is opened is cut off before anything is
-      appended, and what is recovered is made durable: it may have been in the page cache only.
+      appended, and what is recovered is made durable, and the name of the file with it: they may
+      have been in the page cache only.
   D3  The first commit that fails ends the log. What of it reached the disk, recovery will tell.
 
 One process at a time. Records of up to some KiB: their checksums are made on the event loop.
@@ -42,6 +43,7 @@ from typing import NamedTuple, Self
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 
 import aiommap
 from aiommap import FlushPolicy
@@ -78,6 +80,15 @@ def encode(place: int, sequence: int, settled: int, data: bytes) -> bytes:
     """Make the bytes of a record that is going to lie at a place."""
     crc = checksum(place, sequence, settled, data)
     return HEADER.pack(MAGIC, crc, len(data), sequence, settled) + data
+
+
+def sync_directory(path: str) -> None:
+    """Make the name of a file durable that another process may have given it."""
+    folder = os.open(os.path.dirname(os.path.realpath(path)), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 @dataclass(slots=True, eq=False)
@@ -226,6 +237,7 @@ class DurableLog:
         await file.resize(0 if new else self._end)
         # After a change of size this is an fsync(2), also of what another process had written.
         await file.flush()
+        await anyio.to_thread.run_sync(sync_directory, file.path)
         if new:
             await self._make_room(len(SIGNATURE))
             await file.write(0, SIGNATURE)

@@ -109,3 +109,67 @@ run(first())
 run(second())
 """
     assert run(script, path, "asyncio") == ["refused"]
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_an_open_that_the_end_of_the_loop_cancels_is_undone(path, loop):
+    script = """
+import os
+async def make(hub, made):
+    await hub.open(made, "x+", size=PAGE)
+    os.unlink(made)  # opened in time
+
+async def main():
+    hub = aiommap.Hub()
+    main.tasks = [asyncio.create_task(make(hub, name)) for name in names]
+    await asyncio.sleep(0)
+
+names = [f"{path}.{i}" for i in range(8)]
+run(main())
+print(any(map(os.path.exists, names)))
+"""
+    assert run(script, path, loop) == ["False"]
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_flushes_that_are_due_at_the_end_of_the_loop_leave_no_task_behind(path, loop):
+    """More files than may be flushed at once, so that the later turns begin during the end."""
+    script = """
+from aiommap._flush import Flusher
+from aiommap._workers import _background
+import time
+write_out = Flusher._write_out
+def slowly(self, hulls, *, everything):
+    time.sleep(0.05)  # a slow disk
+    write_out(self, hulls, everything=everything)
+Flusher._write_out = slowly
+
+async def main():
+    main.hub = hub = aiommap.Hub()
+    for i in range(12):
+        policy = FlushPolicy.every_writes(1)
+        f = await hub.open(f"{path}.{i}", "w+", size=PAGE, flush=policy)
+        await f.write(0, b"x")
+
+run(main())
+print(len(_background))
+"""
+    assert run(script, path, loop) == ["0"]
+
+
+def test_a_write_that_waits_for_its_flush_is_not_overtaken_by_closing(path):
+    """The policy becomes ``always`` while the write waits for a worker."""
+    script = """
+async def main():
+    async with aiommap.open(path, "r+") as f:
+        await f.resize(1 << 20)
+        first = asyncio.create_task(f.write(0, b"a" * (1 << 20)))
+        await asyncio.sleep(0)
+        f.flush_policy = FlushPolicy.always()
+        second = asyncio.create_task(f.write(0, b"b" * (1 << 20)))
+        await asyncio.sleep(0)
+        await f.aclose()
+        print((await second).durable)
+run(main())
+"""
+    assert run(script, path, "asyncio") == ["True"]

@@ -251,7 +251,8 @@ class MappedFile(RangedVerbs, PagedVerbs, SharedVerbs):
         Returns:
             One receipt for all: it spans from the lowest offset to the highest end.
         Raises:
-            As ``write``; every range is checked before any is written.
+            As ``write``; every range is checked before any is written. A ``resize`` under way
+                that cuts later items off may let the first ones be stored.
         Cancellation: withdrawn whole if nothing was stored yet; once a part was, the rest is
             applied before the cancellation is delivered.
         Durability: as ``write``.

@@ -79,6 +79,12 @@ def _acts(item: Request | Change) -> bool:
     return isinstance(item, Change) or bool(item.stores)
 
 
+def _take_error(item: Request | Change) -> Exception | None:
+    """Take an item's error out: its traceback refers to the item."""
+    error, item.error = item.error, None
+    return error
+
+
 class Flusher:
     """Makes ranges of one file durable; also the owner that its receipts ask."""
 
@@ -178,7 +184,7 @@ class Flusher:
             self._told = True
             self.failed.tell(self._core.failure)
         self.after_batch()
-        done([item.error or failure for item in items])
+        done([_take_error(item) or failure for item in items])
 
     def _failure(self) -> FlushError | None:
         try:

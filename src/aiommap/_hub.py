@@ -24,7 +24,7 @@ from ._native import Mapping
 from ._opening import Opened, OpenOptions, open_mapping
 from ._policy import FlushPolicy
 from ._scheduler import FlushScheduler
-from ._workers import Workers, spawn
+from ._workers import Workers
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -178,7 +178,7 @@ class Hub:
         workers = self._limiters()
         opened = await self._opening.submit(options)
         if self._closed:
-            await self._releasing.submit(_Release.of(opened))
+            await self._releasing.submit(_Release.of(opened), withdrawable=False)
             raise anyio.ClosedResourceError("the hub was closed while it opened the file")
         core = Core(
             opened.mapping,
@@ -205,13 +205,10 @@ class Hub:
         self._files.pop(core, None)
         await self._releasing.submit(_Release(core.mapping, core.path, core.identity, core.undo))
 
-    def _discard(self, opened: Opened) -> None:
-        """Close, or undo, what was opened for a task that is gone."""
-        spawn(self._give_back, _Release.of(opened))
-
-    async def _give_back(self, release: _Release) -> None:
+    async def _discard(self, opened: Opened) -> None:
+        """Close, or undo, what was opened for a task that was cancelled."""
         with suppress(OSError):  # there is nobody left to tell, and nothing to lose
-            await self._releasing.submit(release)
+            await self._releasing.submit(_Release.of(opened), withdrawable=False)
 
 
 def _attempt_all(
@@ -224,7 +221,10 @@ def _attempt_all(
             outcomes.append(function(item))
         except Exception as error:
             outcomes.append(error)
-    return outcomes
+    try:
+        return outcomes
+    finally:
+        del outcomes  # or they and the tracebacks of errors among them would keep each other alive
 
 
 class Opening:

@@ -17,7 +17,7 @@ Invariants.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -54,6 +54,9 @@ def batches(
     return begin
 
 
+_TAKEN = RuntimeError("the outcome of an item was asked for twice")
+
+
 class _Entry(Generic[Item, Result]):
     __slots__ = ("item", "outcome")
 
@@ -62,6 +65,16 @@ class _Entry(Generic[Item, Result]):
         self.outcome: Result | BaseException = anyio.ClosedResourceError(
             "the event loop ended before the operation did"
         )
+
+    def take(self) -> Result:
+        """Return or raise the outcome, once: its traceback refers to this entry."""
+        outcome, self.outcome = self.outcome, _TAKEN
+        if not isinstance(outcome, BaseException):
+            return outcome
+        try:
+            raise outcome
+        finally:
+            del outcome
 
 
 class _Batch(Generic[Item, Result]):
@@ -84,7 +97,8 @@ class Lane(Generic[Item, Result]):
     Args:
         begin: begins one batch, given its items, and has the second argument called on the loop
             with one result, or exception, per item, at once or later; does not raise.
-        discard: frees a result that nobody gets because its waiter was cancelled.
+        discard: frees a result that nobody gets because its waiter was cancelled; the waiter
+            waits for it, and it must not be cancellable.
     """
 
     __slots__ = ("_begin", "_discard", "_flying", "_gathering", "_last", "_workers")
@@ -93,7 +107,7 @@ class Lane(Generic[Item, Result]):
         self,
         workers: Workers,
         begin: Begin[Item, Result],
-        discard: Callable[[Result], None] | None = None,
+        discard: Callable[[Result], Awaitable[None]] | None = None,
     ) -> None:
         self._workers = workers
         self._begin = begin
@@ -124,13 +138,13 @@ class Lane(Generic[Item, Result]):
                 await self._workers.give_way()
             else:
                 await wait_or_withdraw(batch.done, lambda: withdrawable and batch.withdraw(entry))
+        except GeneratorExit:
+            raise
         except BaseException:
             if self._discard is not None and not isinstance(entry.outcome, BaseException):
-                self._discard(entry.outcome)
+                await self._discard(entry.outcome)
             raise
-        if isinstance(entry.outcome, BaseException):
-            raise entry.outcome
-        return entry.outcome
+        return entry.take()
 
     def waiting(self) -> list[Item]:
         """The items of the gathering batch."""

@@ -1,4 +1,10 @@
-"""Prewarm, residency, advice and locking: what is in memory, and making it so."""
+"""Prewarm, residency, advice and locking: what is in memory, and making it so.
+
+Invariants.
+  P1  A range is published, so that reads of it make no system call, only while every page of it is
+      pinned. Nothing is published while pages are mapped anew; afterwards they are pinned again.
+  P2  A range that was being pinned meanwhile is pinned again from its start: ``_generation`` tells.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +13,14 @@ import math
 import os
 import resource
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from ._advice import Advice
 from ._core import Core
 from ._errors import UnsupportedError
 from ._native import PAGE_SIZE, PIECE_BYTES, Mapping
-from ._ranges import RangeSet, align_down, align_up
+from ._ranges import RangeSet, align_down, align_up, check_range
 from ._read_ahead import ReadAhead, kernel_reads_far_ahead
 from ._residency import Residency
 from ._workers import Mutex
@@ -31,7 +37,7 @@ Progress = Callable[[int, int], object]
 class Pager:
     """Paging verbs of one file. Ranges are checked by the caller."""
 
-    __slots__ = ("_core", "_locks", "_pinning", "_wanted")
+    __slots__ = ("_core", "_generation", "_locks", "_moving", "_pinning", "_publishing", "_wanted")
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -40,6 +46,12 @@ class Pager:
         #: Keeps pinning and unpinning apart. Taken in worker threads only.
         self._pinning = Mutex()
         self._locks: list[tuple[int, int]] = []
+        #: How often pages were mapped anew; and whether they are, or could not be pinned again.
+        #: Written in the worker that does, one at a time.
+        self._generation = 0
+        self._moving = False
+        #: Keeps what is published in step with ``_moving``; in any thread, for a moment.
+        self._publishing = Mutex()
 
     async def prewarm(
         self, offset: int, length: int, *, write: bool, progress: Progress | None
@@ -105,23 +117,31 @@ class Pager:
 
     async def lock(self, offset: int, length: int) -> tuple[int, int]:
         """Pin a range; the result goes to ``unlock``."""
-        core = self._core
         span = align_down(offset, PAGE_SIZE), align_up(offset + length, PAGE_SIZE)
-        at, end = offset, offset + length
         self._wanted.append(span)
         try:
-            while at < end:
-                core.check_usable()
-                piece = min(PIECE_BYTES, end - at)
-                await core.finish(core.workers.reads, self._lock_piece, at, piece)
-                at += piece
+            while True:
+                generation = self._generation
+                await self._pin(offset, offset + length)
+                self._locks.append(span)  # before looking: mapping anew counts, and then pins these
+                if generation == self._generation:
+                    break
+                self._locks.remove(span)
+                self._publish()
         except BaseException:
             self._wanted.remove(span)
             await self._unpin(span)
             raise
-        self._locks.append(span)
         self._publish()
         return span
+
+    async def _pin(self, at: int, end: int) -> None:
+        core = self._core
+        while at < end:
+            core.check_usable()
+            piece = min(PIECE_BYTES, end - at)
+            await core.finish(core.workers.reads, self._lock_piece, at, piece)
+            at += piece
 
     async def unlock(self, span: tuple[int, int]) -> None:
         """Unpin a range, but for what other locks still cover."""
@@ -137,18 +157,32 @@ class Pager:
                 await core.workers.complete(core.workers.control, self._unlock_rest, span)
 
     def _publish(self) -> None:
-        self._core.mapping.set_locked(list(RangeSet(self._locks)))
+        with self._publishing:
+            ranges = [] if self._moving else list(RangeSet(self._locks))
+            self._core.mapping.set_locked(ranges)
 
     # Worker threads only, from here on.
 
-    def relock(self) -> None:
-        """Pin everything again after pages were mapped anew."""
-        for offset, end in RangeSet(self._locks).within(0, self._core.mapping.size):
-            try:
-                self._core.mapping.lock(offset, end - offset)
-            except OSError as error:
-                self._core.mapping.set_locked([])  # no read may count on it any more
-                raise self._explain_lock(error, offset, end - offset) from error
+    @contextmanager
+    def mapping_anew(self) -> Iterator[None]:
+        """Map pages anew in this block: what was pinned is pinned again at its end (P1)."""
+        self._moving = True
+        self._publish()
+        try:
+            yield
+        finally:
+            self._generation += 1
+            self._relock()  # if that fails, nothing is published until it succeeds
+            self._moving = False
+            self._publish()
+
+    def _relock(self) -> None:
+        with self._pinning:
+            for offset, end in RangeSet(self._locks).within(0, self._core.mapping.size):
+                try:
+                    self._core.mapping.lock(offset, end - offset)
+                except OSError as error:
+                    raise self._explain_lock(error, offset, end - offset) from error
 
     def _stretch(self, at: int, end: int, write: bool, seconds: float = STRETCH_SECONDS) -> int:
         """Map pages for so long and return the next byte to map."""
@@ -185,6 +219,7 @@ class Pager:
             os.posix_fadvise(mapping.fd, offset, length, advice.fadvise)
 
     def _lock_piece(self, offset: int, length: int) -> None:
+        check_range(offset, length, self._core.mapping.size)  # it may have shrunk meanwhile
         # Read in first: mlock2(2) of a page that cannot be read never returns (seen on Linux 6.18).
         with suppress(UnsupportedError):
             self._stretch(offset, offset + length, write=False, seconds=math.inf)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import nullcontext
 
 from ._core import Core
 from ._errors import UnsupportedError
@@ -59,13 +60,12 @@ class Resizer:
     def _address(self, old: int, size: int) -> None:
         mapping = self._core.mapping
         moved = size > mapping.capacity
-        if moved:
-            mapping.rebase(size)
-        if self.fenced:
-            mapping.unfence(align_up(old, PAGE_SIZE), align_up(size, PAGE_SIZE))
-        mapping.set_size(size)
-        if moved or self.fenced:
-            self._pager.relock()
+        with self._pager.mapping_anew() if moved or self.fenced else nullcontext():
+            if moved:
+                mapping.rebase(size)
+            if self.fenced:
+                mapping.unfence(align_up(old, PAGE_SIZE), align_up(size, PAGE_SIZE))
+            mapping.set_size(size)
 
     def _shrink(self, old: int, size: int) -> None:
         mapping = self._core.mapping

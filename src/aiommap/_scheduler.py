@@ -60,7 +60,7 @@ class FlushScheduler:
 
     def _look(self) -> None:
         for target in self._schedule.start(time.monotonic()):
-            spawn(self._flush, target)
+            spawn(self._take_turns, target)
         self._sleep()
 
     def _sleep(self) -> None:
@@ -77,9 +77,17 @@ class FlushScheduler:
         self._wake_at, self._cancel = math.inf, None
         self._look()
 
-    async def _flush(self, target: Target) -> None:
-        try:
+    async def _take_turns(self, target: Target) -> None:
+        """Flush a file, and then whichever is next.
+
+        In one task: one that began only when the loop was being ended would be stuck.
+        """
+        turns = [target]
+        while turns:
+            target, *others = turns
+            for other in others:
+                spawn(self._take_turns, other)
             await target.flush_unasked()
-        finally:
             self._schedule.finished(target)
-            self._look()
+            turns = self._schedule.start(time.monotonic())
+        self._sleep()

@@ -126,6 +126,8 @@ async def wait_or_withdraw(done: Event, withdraw: Callable[[], bool]) -> None:
     """Wait; on cancellation withdraw what has not begun, or else wait it out first (W2)."""
     try:
         await done.wait()
+    except GeneratorExit:
+        raise  # the loop is gone, and nothing can be awaited any more
     except BaseException:
         if withdraw():
             raise
@@ -136,6 +138,10 @@ async def wait_or_withdraw(done: Event, withdraw: Callable[[], bool]) -> None:
                 except anyio.get_cancelled_exc_class():
                     continue  # asyncio's own cancel again; the first one is delivered below
         raise
+
+
+def _nothing() -> None:
+    """Stand in for what was called, so that nothing it refers to is kept."""
 
 
 class _Job:
@@ -168,7 +174,9 @@ class _Job:
                 self.error = error
 
     def end(self) -> None:
-        self._ended()
+        """Tell whoever waits, once; what is told refers to the job, and must not outlive it."""
+        ended, self._ended, self._function = self._ended, _nothing, _nothing
+        ended()
 
     def outcome(self) -> Any:
         if self.error is not None:
@@ -335,7 +343,14 @@ class Workers:
         ended: Callable[[T | None, BaseException | None], object],
     ) -> None:
         """Run a job that nobody withdraws; its result or error is told on the loop."""
-        job = self._start(limiter, function, lambda: ended(job.result, job.error))
+
+        def tell() -> None:
+            # Taken out: the traceback of an error in the result refers to the job it ran in.
+            result, job.result = job.result, None
+            error, job.error = job.error, None
+            ended(result, error)
+
+        job = self._start(limiter, function, tell)
 
     def _start(
         self,

@@ -114,9 +114,10 @@ class Writer:
         each = core.policy.flush_each_write and core.shared_writable
         if core.durable_stores or (each and not core.queued_bytes):
             return await self._store_durably(write)
-        receipt = await self._store(write, withdrawable=withdrawable)
-        if each:
-            await receipt.wait_durable()
+        with core.activity():  # closing must not come between the store and its flush
+            receipt = await self._store(write, withdrawable=withdrawable)
+            if each:
+                await self._flusher.submit(Request(write.offset, write.end, receipt))
         return receipt
 
     async def _store_durably(self, write: Request) -> WriteReceipt:
@@ -136,10 +137,8 @@ class Writer:
         queued = sum(len(view) for _, view in write.stores)
         core.queued_bytes += queued
         try:
-            core.begin_activity()
             sequence = await self._lane.submit(write, withdrawable=withdrawable)
         finally:
-            core.end_activity()
             core.queued_bytes -= queued
             self._auto.plan()
         length = write.end - write.offset

@@ -1,0 +1,83 @@
+"""Verbs leave no reference cycles behind: what they held is freed when they return, not later."""
+
+from __future__ import annotations
+
+import gc
+import os
+from contextlib import suppress
+
+import pytest
+
+import aiommap
+from aiommap import PAGE_SIZE as PAGE
+from aiommap import FlushPolicy
+
+pytestmark = pytest.mark.anyio
+LARGE = 64 * PAGE  # stores of this size go through the lane
+
+
+async def garbage_of(verb, times=20):
+    """How many objects a verb leaves to the collector; the first call may fill caches."""
+    await verb()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(times):
+            await verb()
+        return gc.collect()
+    finally:
+        gc.enable()
+
+
+@pytest.fixture
+async def large(path):
+    os.truncate(path, LARGE)
+    async with aiommap.Hub() as hub, hub.open(path, "r+") as f:
+        yield f
+
+
+async def test_a_store_through_the_lane_is_freed_at_once(large):
+    data = b"x" * LARGE
+    assert await garbage_of(lambda: large.write(0, data)) == 0
+
+
+async def test_a_durable_write_is_freed_at_once(large):
+    large.flush_policy = FlushPolicy.always()
+    assert await garbage_of(lambda: large.write(0, b"x")) == 0
+
+
+async def test_a_cold_read_is_freed_at_once(large):
+    async def cold():
+        os.posix_fadvise(large._mapping.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        await large.read(0, LARGE)
+
+    await large.flush()
+    assert await garbage_of(cold) == 0
+
+
+async def test_a_store_that_faults_is_freed_at_once(large):
+    async def fault():
+        with suppress(aiommap.MappingFaultError):
+            await large.write(0, b"x" * LARGE)
+
+    os.truncate(large.path, PAGE)
+    large.flush_policy = FlushPolicy.never()
+    assert await garbage_of(fault) == 0
+
+
+async def test_an_open_that_fails_is_freed_at_once(path):
+    async with aiommap.Hub() as hub:
+
+        async def missing():
+            with suppress(FileNotFoundError):
+                await hub.open(f"{path}.missing")
+
+        assert await garbage_of(missing) == 0
+
+
+async def test_a_resize_that_fails_is_freed_at_once(large):
+    async def fail():
+        with suppress(OSError):
+            await large.resize(1 << 46)
+
+    assert await garbage_of(fail) == 0

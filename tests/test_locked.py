@@ -1,0 +1,107 @@
+"""Pinning beside changes of size: what is published as locked is locked, by the kernel's word."""
+
+from __future__ import annotations
+
+import re
+import threading
+
+import anyio
+import pytest
+
+import aiommap
+from aiommap._native import PIECE_BYTES
+from aiommap._paging import Pager
+
+pytestmark = pytest.mark.anyio
+SIZE = 3 * PIECE_BYTES
+
+
+def locked_bytes(path):
+    """Bytes of a file that are pinned in this process."""
+    total, ours = 0, False
+    with open("/proc/self/smaps") as lines:
+        for line in lines:
+            if re.match(r"[0-9a-f]+-", line):
+                ours = str(path) in line
+            elif ours and line.startswith("Locked:"):
+                total += int(line.split()[1]) << 10
+    return total
+
+
+@pytest.fixture
+def stopped_after_one_piece(monkeypatch):
+    """Stop the pinning of a range after its first piece, until the test goes on."""
+    stopped, go_on = threading.Event(), threading.Event()
+    pin = Pager._lock_piece
+
+    def pin_and_stop(self, offset, length):
+        pin(self, offset, length)
+        stopped.set()
+        go_on.wait()
+
+    monkeypatch.setattr(Pager, "_lock_piece", pin_and_stop)
+    yield stopped, go_on
+    go_on.set()
+
+
+async def wait(event):
+    await anyio.to_thread.run_sync(event.wait)
+
+
+async def resize_beyond_the_capacity(f):
+    await f.resize(f.capacity + PIECE_BYTES)
+
+
+async def cut_off_and_grow_again(f):
+    await f.resize(SIZE // 2)
+    await f.resize(SIZE)
+
+
+@pytest.mark.parametrize("change", [resize_beyond_the_capacity, cut_off_and_grow_again])
+async def test_a_range_that_is_being_pinned_when_pages_are_mapped_anew_is_pinned_whole(
+    tmp_path, stopped_after_one_piece, change
+):
+    stopped, go_on = stopped_after_one_piece
+    path = tmp_path / "file"
+    async with aiommap.open(path, "w+", size=SIZE) as f:
+        before = locked_bytes(path)
+
+        async def pin():
+            async with f.locked(0, SIZE):
+                assert locked_bytes(path) - before >= SIZE
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(pin)
+            await wait(stopped)
+            await change(f)
+            go_on.set()
+
+
+async def test_a_range_that_is_cut_off_while_it_is_being_pinned_is_out_of_bounds(
+    tmp_path, stopped_after_one_piece
+):
+    stopped, go_on = stopped_after_one_piece
+    async with aiommap.open(tmp_path / "file", "w+", size=SIZE) as f:
+        errors = []
+
+        async def pin():
+            try:
+                async with f.locked(0, SIZE):
+                    pass
+            except aiommap.OutOfBoundsError as error:
+                errors.append(error)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(pin)
+            await wait(stopped)
+            await f.resize(PIECE_BYTES)
+            go_on.set()
+        assert [error.limit for error in errors] == [PIECE_BYTES]
+
+
+async def test_what_was_pinned_is_pinned_again_in_the_new_mapping(tmp_path):
+    path = tmp_path / "file"
+    async with aiommap.open(path, "w+", size=SIZE) as f, f.locked(0, SIZE):
+        await f.resize(f.capacity + PIECE_BYTES)
+        assert f._mapping.size > SIZE
+        assert locked_bytes(path) >= SIZE
