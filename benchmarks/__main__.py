@@ -24,6 +24,8 @@ QUESTIONS = (
     "many_files",
     "spans",
     "watch",
+    "atomics",
+    "wake",
 )
 
 

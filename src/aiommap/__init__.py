@@ -10,6 +10,11 @@ from ._backend import StorageBackend as StorageBackend
 from ._change import Change as Change
 from ._change import ChangeKind as ChangeKind
 from ._change import FileState as FileState
+from ._async_lock import AsyncLock as AsyncLock
+from ._atomics import AtomicU32 as AtomicU32
+from ._atomics import AtomicU32Array as AtomicU32Array
+from ._atomics import AtomicU64 as AtomicU64
+from ._atomics import AtomicU64Array as AtomicU64Array
 from ._errors import AccessModeError as AccessModeError
 from ._errors import AlignmentError as AlignmentError
 from ._errors import FlushError as FlushError
@@ -54,6 +59,11 @@ __all__ = (
     "Change",
     "ChangeKind",
     "Changes",
+    "AsyncLock",
+    "AtomicU32",
+    "AtomicU32Array",
+    "AtomicU64",
+    "AtomicU64Array",
     "Distribution",
     "FileBackend",
     "FileState",

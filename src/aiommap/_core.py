@@ -48,6 +48,7 @@ class Core:
     __slots__ = (
         "_active",
         "_idle",
+        "at_close",
         "changes",
         "closing",
         "created",
@@ -72,6 +73,7 @@ class Core:
         "state",
         "touches",
         "touching",
+        "storing",
         "undo",
         "workers",
     )
@@ -124,6 +126,10 @@ class Core:
         self.changes: Mutex = Mutex()
         #: Told after the file may have become dirty by other means than a write.
         self.dirtied: Callable[[], None] = _nothing
+        #: Told on the loop when closing begins: what ends waits that nothing else would end.
+        self.at_close: set[Callable[[], None]] = set()
+        #: Whether a write to a part of [offset, end) is still under way.
+        self.storing: Callable[[int, int], bool] = _nothing_stored
         self.closing: bool = False
         #: Opening failed or was cancelled after the file had been created: remove it again.
         self.undo: bool = False
@@ -256,6 +262,10 @@ async def _nothing_to_await() -> None:
 
 def _nothing() -> None:
     """Stand in where nobody listens."""
+
+
+def _nothing_stored(offset: int, end: int) -> bool:  # noqa: ARG001  stands in for Writer.storing
+    return False
 
 
 def plain_integers(*numbers: object) -> bool:

@@ -19,6 +19,7 @@ from ._autoflush import AutoFlush
 from ._closing import Closer
 from ._core import Core, byte_count
 from ._errors import AccessModeError, FlushError, ReceiptError, UnsupportedError
+from ._file_locks import FileLocks
 from ._flush import Flusher, Request
 from ._listeners import Listeners, Subscription
 from ._native import PAGE_SIZE
@@ -32,6 +33,7 @@ from ._reading import Reader
 from ._receipt import WriteReceipt
 from ._reopening import Retired, Surroundings
 from ._resizing import Resizer
+from ._shared_verbs import SharedVerbs
 from ._statistics import Distribution, FileStatistics, oldest_dirty_seconds, oldest_leases
 from ._view import View
 from ._watch_verbs import FileWatch, WatchedVerbs
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
     from ._typing import Buffer
 
 
-class MappedFile(RangedVerbs, PagedVerbs, WatchedVerbs):
+class MappedFile(RangedVerbs, PagedVerbs, SharedVerbs, WatchedVerbs):
     """A memory-mapped file whose verbs never stall the event loop; made by ``aiommap.open``.
 
     Verbs that find their data in memory answer on the loop thread, within a microsecond or so, and
@@ -66,6 +68,8 @@ class MappedFile(RangedVerbs, PagedVerbs, WatchedVerbs):
         "_core",
         "_flusher",
         "_hub",
+        "_leave",
+        "_locks",
         "_mapping",
         "_moving",
         "_options",
@@ -96,14 +100,21 @@ class MappedFile(RangedVerbs, PagedVerbs, WatchedVerbs):
         self._pager = Pager(core)
         self._resizer = Resizer(core, self._pager)
         allocators = self._allocators = Allocators(core)
+        locks = self._locks = FileLocks(core)
         watch, retired, release = self._watch, self._retired, self._hub.release
         watch.core = core
 
-        async def let_go(core: Core) -> None:
+        async def leave() -> None:
             allocators.close()
+            await locks.aclose()
+
+        async def let_go(core: Core) -> None:
             watch.end()
+            await leave()
             await retired.wait()
             await release(core)
+
+        self._leave = leave
 
         self._closer = Closer(core, self._flusher, self._auto, let_go)
         core.mapping.attach(self._flusher, WriteReceipt)

@@ -56,6 +56,10 @@ class Request:
     stores: list[tuple[int, memoryview]] = field(default_factory=list)
     error: OSError | None = None
 
+    def stores_to(self, offset: int, end: int) -> bool:
+        """Tell whether a store touches a part of a range."""
+        return any(start < end and offset < start + len(data) for start, data in self.stores)
+
 
 @dataclass(slots=True)
 class Change:
@@ -151,6 +155,13 @@ class Flusher:
         with observed(name, self._core.path, request.offset, length) as seen:
             seen.hop_if(lambda: bool(request.stores) or self.has_work())
             await self._lane.submit(request)
+
+    def storing(self, offset: int, end: int) -> bool:
+        """Tell whether stores to a part of a range are still under way here (F4)."""
+        return any(
+            isinstance(item, Request) and item.stores_to(offset, end)
+            for item in self._lane.unfinished()
+        )
 
     def has_work(self) -> bool:
         """Tell whether a flush would do anything."""

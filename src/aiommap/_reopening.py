@@ -67,17 +67,19 @@ class Retired:
         self._release = release
         self._left: dict[Core, anyio.Event] = {}
 
-    def add(self, core: Core) -> None:
-        """Give a core up once no verb uses it."""
+    def add(self, core: Core, leave: Callable[[], Awaitable[None]]) -> None:
+        """Give a core up once no verb uses it, and before it what depends on it."""
         self._left[core] = anyio.Event()
-        spawn(self._retire, core)
+        for end_wait in tuple(core.at_close):
+            end_wait()
+        spawn(self._retire, core, leave)
 
     async def wait(self) -> None:
         """Wait until all are given up."""
         for done in list(self._left.values()):
             await wait_or_withdraw(done, lambda: False)
 
-    async def _retire(self, core: Core) -> None:
+    async def _retire(self, core: Core, leave: Callable[[], Awaitable[None]]) -> None:
         try:
             # Inline verbs that gave way to the loop count as nothing; they return in a turn.
             for _ in range(2):
@@ -86,6 +88,7 @@ class Retired:
             await core.wait_idle()
             core.closing = True
             core.mapping.retiring = True
+            await leave()
             await self._release(core)
         except OSError:
             pass  # close(2) of a file that was given up: there is nothing left to lose

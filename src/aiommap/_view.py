@@ -15,6 +15,7 @@ from ._native import Lease
 from ._ranges import Name, check_disjoint, check_range, check_tail
 from ._receipt import WriteReceipt
 from ._residency import Residency
+from ._shared_verbs import WordVerbs
 from ._statistics import caller_outside
 from ._typed import Records, check_array, check_records
 
@@ -45,7 +46,7 @@ class Verbs(Protocol):
     async def advise(self, advice: Advice, offset: int = 0, length: int | None = None) -> None: ...
 
 
-class View:
+class View(WordVerbs):
     """A range of a mapped file: the same verbs, with offsets relative to the view.
 
     A view pins the pages it covers: they stay mapped until it is released, also after the file
@@ -266,6 +267,10 @@ class View:
         if self._lease is None:
             raise anyio.ClosedResourceError("the view was released: make a new one to go on")
         return self._lease
+
+    def _span(self, offset: SupportsIndex, length: int) -> tuple[int, int]:
+        self._core.check_usable()
+        return self._range(offset, length)
 
     def _range(self, offset: SupportsIndex, length: SupportsIndex) -> tuple[int, int]:
         self._pinned()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -82,6 +82,7 @@ class WatchedVerbs:
         _core: Core
         _flusher: Flusher
         _hub: Surroundings
+        _leave: Callable[[], Awaitable[None]]
         _moving: anyio.Lock
         _resizer: Resizer
         _retired: Retired
@@ -214,5 +215,6 @@ class WatchedVerbs:
         # M2: no waiting from here on.
         self._auto.stop()
         self._hub.move(old, new)
+        leave = self._leave
         self._assemble(new, self._flusher.failed)
-        self._retired.add(old)
+        self._retired.add(old, leave)

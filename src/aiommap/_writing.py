@@ -43,7 +43,13 @@ class Writer:
             workers, batches(workers, workers.stores, self._apply, self._shrink_span)
         )
         core.settle = self._lane.settle
+        core.storing = self.storing
         self._start = self._end = 0  # S1: bounds of what is queued or in flight
+
+    def storing(self, offset: int, end: int) -> bool:
+        """Tell whether a write to a part of a range is still under way."""
+        queued = any(write.stores_to(offset, end) for write in self._lane.unfinished())
+        return queued or self._flusher.storing(offset, end)
 
     async def write(self, offset: int, data: object) -> WriteReceipt:
         """Write after ``write_inline`` answered None."""
