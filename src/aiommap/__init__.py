@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from ._advice import Advice as Advice
 from ._allocating import RangeAllocator as RangeAllocator
+from ._async_lock import AsyncLock as AsyncLock
+from ._atomics import AtomicU32 as AtomicU32
+from ._atomics import AtomicU32Array as AtomicU32Array
+from ._atomics import AtomicU64 as AtomicU64
+from ._atomics import AtomicU64Array as AtomicU64Array
 from ._backend import FileBackend as FileBackend
 from ._backend import MappedBackend as MappedBackend
 from ._backend import StorageBackend as StorageBackend
 from ._change import Change as Change
 from ._change import ChangeKind as ChangeKind
 from ._change import FileState as FileState
-from ._async_lock import AsyncLock as AsyncLock
-from ._atomics import AtomicU32 as AtomicU32
-from ._atomics import AtomicU32Array as AtomicU32Array
-from ._atomics import AtomicU64 as AtomicU64
-from ._atomics import AtomicU64Array as AtomicU64Array
 from ._errors import AccessModeError as AccessModeError
 from ._errors import AlignmentError as AlignmentError
 from ._errors import FlushError as FlushError

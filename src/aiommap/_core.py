@@ -71,9 +71,9 @@ class Core:
         "size_changes",
         "sparse",
         "state",
+        "storing",
         "touches",
         "touching",
-        "storing",
         "undo",
         "workers",
     )

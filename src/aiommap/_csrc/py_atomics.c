@@ -219,15 +219,15 @@ static bool parse(const Words *self, PyObject *const *args, Py_ssize_t count, Py
 {
     unsigned numbers = operations[call->operation].numbers;
     const char *name = operations[call->operation].name;
-    Py_ssize_t named = names ? PyTuple_GET_SIZE(names) : 0;
+    Py_ssize_t named = names ? PyTuple_Size(names) : 0;
     if (count != (Py_ssize_t)numbers + self->indexed || named > 1) {
         PyErr_Format(PyExc_TypeError, "%s takes %u positional arguments and order=, %zd were given",
                      name, numbers + self->indexed, count);
         return false;
     }
-    if (named && PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, 0), "order")) {
+    if (named && PyUnicode_CompareWithASCIIString(PyTuple_GetItem(names, 0), "order")) {
         PyErr_Format(PyExc_TypeError, "%s has no argument %R: it takes order=", name,
-                     PyTuple_GET_ITEM(names, 0));
+                     PyTuple_GetItem(names, 0));
         return false;
     }
     *at = self->offset;
@@ -275,8 +275,9 @@ METHOD(compare_exchange, WORD_COMPARE)
 /* The state of the module whose native type `type` is, or is a subclass of. */
 static struct native_state *state_of(PyTypeObject *type)
 {
-    while (type->tp_base != &PyBaseObject_Type)
-        type = type->tp_base;
+    PyTypeObject *base;
+    while ((base = PyType_GetSlot(type, Py_tp_base)) != &PyBaseObject_Type)
+        type = base;
     return PyType_GetModuleState(type);
 }
 
@@ -294,7 +295,7 @@ static PyObject *words_make(PyTypeObject *type, PyObject *args, bool indexed)
         PyErr_SetString(PyExc_ValueError, "words are 4 or 8 bytes, aligned, inside of a file");
         return NULL;
     }
-    Words *self = (Words *)type->tp_alloc(type, 0);
+    Words *self = (Words *)PyType_GenericAlloc(type, 0);
     if (!self)
         return NULL;
     self->mapping = (Mapping *)Py_NewRef((PyObject *)mapping);
@@ -320,7 +321,7 @@ static Py_ssize_t words_length(const Words *self) { return (Py_ssize_t)self->cou
 
 static int words_traverse(Words *self, visitproc visit, void *arg)
 {
-    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(Py_TYPE((PyObject *)self));
     Py_VISIT(self->mapping);
     Py_VISIT(self->gate);
     return 0;
@@ -328,12 +329,10 @@ static int words_traverse(Words *self, visitproc visit, void *arg)
 
 static void words_dealloc(Words *self)
 {
-    PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
-    Py_XDECREF(self->mapping);
+    Py_XDECREF((PyObject *)self->mapping);
     Py_XDECREF(self->gate);
-    type->tp_free(self);
-    Py_DECREF(type);
+    object_free(self);
 }
 
 #define FAST(name, arguments, doc)                                                                \

@@ -140,10 +140,10 @@ static PyObject *alarm_wait(Alarm *self, PyObject *args)
 {
     unsigned int rings;
     PyObject *list;
-    struct native_state *state = PyType_GetModuleState(Py_TYPE(self));
+    struct native_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
     if (!PyArg_ParseTuple(args, "IO!:wait", &rings, &PyList_Type, &list))
         return NULL;
-    if (PyList_GET_SIZE(list) > WAIT_MOST)
+    if (PyList_Size(list) > WAIT_MOST)
         return PyErr_Format(PyExc_ValueError, "one wait is for at most %d words", WAIT_MOST);
     struct waiting *waiting = PyMem_Calloc(1, sizeof *waiting);
     if (!waiting)
@@ -152,8 +152,8 @@ static PyObject *alarm_wait(Alarm *self, PyObject *args)
                                                .address = (uintptr_t)&self->rings,
                                                .flags = WORD_OF_32_BITS | PRIVATE};
     bool all = true;
-    for (Py_ssize_t i = 0; all && i < PyList_GET_SIZE(list); i++)
-        all = take_in(waiting, state->word_type, PyList_GET_ITEM(list, i));
+    for (Py_ssize_t i = 0; all && i < PyList_Size(list); i++)
+        all = take_in(waiting, state->word_type, PyList_GetItem(list, i));
     PyObject *found = NULL;
     if (all) {
         int error = wait_for(waiting);
@@ -188,9 +188,7 @@ static PyMethodDef alarm_methods[] = { /* documented in _native.pyi */
 
 static void alarm_dealloc(Alarm *self)
 {
-    PyTypeObject *type = Py_TYPE(self);
-    type->tp_free(self);
-    Py_DECREF(type);
+    object_free(self);
 }
 
 static PyType_Slot alarm_slots[] = {
