@@ -18,7 +18,7 @@ CASES = re.findall(r'^    \{"(\w+)", \w+\},$', HARNESS.read_text(encoding="utf-8
 FILES = sorted(path.name for pattern in ("*.c", "*.h") for path in CSRC.glob(pattern))
 
 #: These never see Python, so nothing Pythonic can happen in them.
-WITHOUT_PYTHON = ("guard.c", "pages.c", "mapping.c", "file_io.c")
+WITHOUT_PYTHON = ("guard.c", "watched.c", "pages.c", "mapping.c", "file_io.c")
 
 MOST_LINES = 500
 SOURCE_FOLDERS = ("src", "tests", "benchmarks", "examples")
@@ -173,7 +173,7 @@ def harness(tmp_path_factory):
     empty = run(compiler, *undefined, "-xc", "-", "-o", folder / "empty", input="int main(){}")
     if empty.returncode:
         pytest.skip("the C compiler has no UBSan runtime")
-    sources = [f"-I{CSRC}", CSRC / "guard.c", HARNESS]
+    sources = [f"-I{CSRC}", CSRC / "guard.c", CSRC / "watched.c", HARNESS]
     made = run(compiler, *strict, *undefined, *sources, "-o", folder / "guard_harness")
     assert made.returncode == 0, made.stderr
     return folder / "guard_harness"

@@ -73,6 +73,8 @@ class Closer:
             await self._core.wait_idle()
             if self._core.shared_writable and not self._core.undo:
                 await self._flush()
+            if not self._core.undo:
+                self._core.check_whole()
         except Exception as error:
             self._error = error
         finally:

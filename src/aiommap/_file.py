@@ -391,7 +391,7 @@ class MappedFile(RangedVerbs, PagedVerbs):
             flushed_bytes=flusher.flushed_bytes,
             flush_group=Distribution.of(flusher.groups),
             flush_seconds=Distribution.of(flusher.seconds),
-            faults=mapping.faults,
+            faults=mapping.faults + mapping.foreign_faults,
             leases=mapping.lease_count,
             flush_failed=self._core.failure is not None,
         )
@@ -404,6 +404,7 @@ class MappedFile(RangedVerbs, PagedVerbs):
 
         Raises:
             FlushError: if the flush fails, or an earlier one did.
+            MappingFaultError: if a load or store through a view met a page that the file lost.
         Cancellation: waited out; the file is closed before the cancellation is delivered.
         Durability: as ``flush``, or none under ``FlushPolicy.never()``.
         """

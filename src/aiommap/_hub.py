@@ -21,7 +21,7 @@ from ._core import Core, Identity
 from ._file import MappedFile
 from ._lane import Lane, batches
 from ._native import Mapping
-from ._opening import Opened, OpenOptions, open_mapping
+from ._opening import Opened, OpenOptions, open_mapping, warn_if_unguarded
 from ._policy import FlushPolicy
 from ._scheduler import FlushScheduler
 from ._workers import Workers, spawn
@@ -100,6 +100,7 @@ class Hub:
         huge_pages: bool = False,
     ) -> Opening:
         """Open a file in this hub; arguments and errors as for ``aiommap.open``."""
+        warn_if_unguarded()
         options = OpenOptions.check(
             path,
             mode,

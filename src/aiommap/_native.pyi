@@ -30,6 +30,9 @@ MADV_PAGEOUT: int
 def filesystem_type(fd: int, /) -> int:
     """Return the magic number of statfs(2); 0 where the platform has none."""
 
+def sigbus_blocked() -> bool:
+    """Tell whether this thread blocks SIGBUS: then the kernel kills it for a fault of its own."""
+
 def slice_spent() -> bool:
     """Tell whether this thread has to give way before the next inline verb."""
 
@@ -82,6 +85,15 @@ class Mapping:
     def address(self) -> int: ...
     @property
     def forked(self) -> bool: ...
+    @property
+    def first_bad(self) -> int | None:
+        """Offset of the page that a foreign load or store could not reach first, or None.
+
+        A page of zeros was laid there, so from then on inline verbs answer None and copies count 0.
+        """
+
+    @property
+    def foreign_faults(self) -> int: ...
     @property
     def leases(self) -> list[tuple[int, int]]:
         """Ranges (offset, end) of the live leases, newest first."""

@@ -53,7 +53,7 @@ class FileStatistics:
         flushed_bytes: bytes in the dirty pages that they wrote.
         flush_group: how many requests each of them answered.
         flush_seconds: how long each of them took, in seconds.
-        faults: copies that met a page that could not be reached.
+        faults: how often a page could not be reached, in a copy or through a view.
         leases: views that still pin the mapping.
         flush_failed: whether a flush failed: nothing written since is believed, see FlushError.
     """

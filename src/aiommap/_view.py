@@ -80,10 +80,12 @@ class View:
 
         Read-only in mode "r", and also if it is first asked for after the file was closed. While
         it is writable its range counts as dirty. Touching a page that is not in memory blocks the
-        calling thread, and touching one whose bytes the file has lost raises SIGBUS: prewarm
-        first, and see docs/safety. No verb of the file needs it.
+        calling thread: prewarm first. Touching one whose bytes the file has lost reads zeros, or
+        stores nothing, and poisons the file: every later verb raises. See docs/safety. No verb of
+        the file needs it.
 
         Raises:
+            MappingFaultError: if the file is poisoned already.
             anyio.ClosedResourceError: if the view was released.
             OutOfBoundsError: if the file was resized to end before the view does.
             ForkedError: if the file was opened by another process.
@@ -92,6 +94,7 @@ class View:
             lease = self._pinned()
             if self._core.mapping.forked:
                 raise ForkedError(self._core.path)
+            self._core.check_whole()
             if self._core.mode != "r" and not self._core.mapping.closed:
                 check_range(self._offset, self._length, self._core.mapping.size)
                 lease = self._core.mapping.lease(self._offset, self._length, True)

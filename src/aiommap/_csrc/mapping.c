@@ -23,7 +23,7 @@ size_t page_size(void)
 static size_t page_down(size_t offset) { return offset - offset % page_size(); }
 
 int region_map(struct region **out, int fd, size_t length, bool writable, bool private_copy,
-               bool huge)
+               bool huge, struct damage *damage)
 {
     struct region *region = calloc(1, sizeof *region);
     if (!region)
@@ -43,13 +43,20 @@ int region_map(struct region **out, int fd, size_t length, bool writable, bool p
     (void)huge;
 #endif
     *region = (struct region){
-        .base = base, .length = length, .writable = writable, .holders = 1};
+        .base = base, .length = length, .writable = writable, .damage = damage, .holders = 1};
+    region->entry = watch(&(struct watched){(uintptr_t)base, length, protection, damage});
+    if (!region->entry) {
+        munmap(base, length);
+        free(region);
+        return ENOMEM;
+    }
     *out = region;
     return 0;
 }
 
 void region_unmap(struct region *region)
 {
+    unwatch(region->entry); /* first: W4 */
     munmap(region->base, region->length);
     free(region);
 }
@@ -160,10 +167,12 @@ static size_t copy_pieces(char *to, const char *from, size_t length)
 
 size_t region_copy_out(const struct region *region, size_t offset, char *to, size_t length)
 {
-    return copy_pieces(to, region->base + offset, length);
+    size_t copied = copy_pieces(to, region->base + offset, length);
+    return is_damaged(region->damage) ? 0 : copied;
 }
 
 size_t region_copy_in(const struct region *region, size_t offset, const char *from, size_t length)
 {
-    return copy_pieces(region->base + offset, from, length);
+    size_t copied = copy_pieces(region->base + offset, from, length);
+    return is_damaged(region->damage) ? 0 : copied;
 }

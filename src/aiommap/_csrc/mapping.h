@@ -13,6 +13,8 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 
+#include "watched.h"
+
 /* No single system call or copy handles more than this, so that each can be interrupted. */
 #define PIECE_BYTES ((size_t)4 << 20)
 
@@ -27,13 +29,15 @@ struct region {
     char *base;     /* constant */
     size_t length;  /* constant; whole pages */
     bool writable;  /* constant */
+    struct damage *damage; /* constant; what faults did to the file, see watched.h */
+    struct entry *entry;   /* constant; its place in the table of watched mappings */
     long holders;   /* GIL */
 };
 
 size_t page_size(void);
 
 int region_map(struct region **out, int fd, size_t length, bool writable, bool private_copy,
-               bool huge);
+               bool huge, struct damage *damage);
 void region_unmap(struct region *region);
 
 /* Lay private zero pages over [offset, end of region), so that leases survive a file that ends
@@ -54,7 +58,8 @@ int region_advise(const struct region *region, size_t offset, size_t length, int
 int region_lock(const struct region *region, size_t offset, size_t length, bool lock);
 int region_sync(const struct region *region, size_t offset, size_t length);
 
-/* Guarded copies in pieces; the exact number of bytes copied. */
+/* Guarded copies in pieces; the exact number of bytes copied. 0 if the mapping is damaged: then it
+ * may be zeros that were read, or a page of zeros that took the bytes and keeps them from the file. */
 size_t region_copy_out(const struct region *region, size_t offset, char *to, size_t length);
 size_t region_copy_in(const struct region *region, size_t offset, const char *from, size_t length);
 

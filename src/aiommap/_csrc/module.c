@@ -46,8 +46,14 @@ static PyObject *filesystem_type(PyObject *Py_UNUSED(module), PyObject *descript
     return error ? os_error(error) : PyLong_FromLongLong(type);
 }
 
+static PyObject *sigbus_blocked(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
+{
+    return PyBool_FromLong(guard_is_blocked());
+}
+
 static PyMethodDef functions[] = { /* documented in _native.pyi */
     {"filesystem_type", filesystem_type, METH_O, NULL},
+    {"sigbus_blocked", sigbus_blocked, METH_NOARGS, NULL},
     {"slice_spent", slice_spent, METH_NOARGS, NULL},
     {"slice_yield", slice_yield, METH_NOARGS, NULL},
     {"slice_renew", slice_renew, METH_O, NULL},

@@ -1,4 +1,5 @@
 /* py_lease.c: Lease, an exported buffer over part of a mapping; Receipt, proof of one write. */
+#include "guard.h"
 #include "py_mapping.h"
 
 #include <structmember.h>
@@ -46,6 +47,7 @@ PyObject *mapping_lease(Mapping *self, PyObject *args)
         lease->region->holders++;
     }
     lease_link(lease);
+    guard_refresh(); /* its memory is going to be touched by others */
     /* Stored to, or in mode "c" made private, at any moment from here on. Marking them now also
      * allocates the bitmap, so that marking them again when the lease ends cannot fail. */
     size_t first, end;

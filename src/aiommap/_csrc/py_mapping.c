@@ -46,7 +46,8 @@ void hold_end(struct hold *hold)
 
 bool mapping_is_usable(const Mapping *self)
 {
-    return !self->closed && !self->retiring && self->fork_generation == fork_generation;
+    return !self->closed && !self->retiring && self->fork_generation == fork_generation &&
+           !is_damaged(&self->damage);
 }
 
 bool mapping_check(const Mapping *self)
@@ -99,7 +100,7 @@ static int map_file(Mapping *self, int64_t capacity)
     size_t length = pages_for(capacity) * page_size();
     Py_BEGIN_ALLOW_THREADS
     error = region_map(&self->region, self->fd, length, self->writable, self->private_copy,
-                       self->huge);
+                       self->huge, &self->damage);
     Py_END_ALLOW_THREADS
     return error;
 }
@@ -128,6 +129,7 @@ static PyObject *mapping_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     self->fd = fd;
     self->fd_to_close = -1;
     self->size = size;
+    self->damage.first_bad = DAMAGE_NONE;
     self->writable = writable;
     self->private_copy = private_copy;
     self->huge = huge;
@@ -233,10 +235,25 @@ static PyObject *get_leases(Mapping *self, void *Py_UNUSED(closure))
     return ranges;
 }
 
+static PyObject *get_first_bad(Mapping *self, void *Py_UNUSED(closure))
+{
+    uint64_t offset = __atomic_load_n(&self->damage.first_bad, __ATOMIC_SEQ_CST);
+    if (offset == DAMAGE_NONE)
+        Py_RETURN_NONE;
+    return PyLong_FromUnsignedLongLong(offset);
+}
+
+static PyObject *get_foreign_faults(Mapping *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromUnsignedLongLong(__atomic_load_n(&self->damage.faults, __ATOMIC_RELAXED));
+}
+
 static PyGetSetDef mapping_getset[] = {
     {"capacity", (getter)get_capacity, NULL, "Bytes of reserved address space.", NULL},
     {"address", (getter)get_address, NULL, "Where byte 0 is mapped.", NULL},
     {"forked", (getter)get_forked, NULL, "Whether this is a forked child of the opener.", NULL},
+    {"first_bad", (getter)get_first_bad, NULL, "Where a foreign load or store faulted.", NULL},
+    {"foreign_faults", (getter)get_foreign_faults, NULL, "How many of them did.", NULL},
     {"leases", (getter)get_leases, NULL, "Ranges (offset, end) of the live leases.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

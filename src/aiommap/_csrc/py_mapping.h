@@ -67,6 +67,7 @@ typedef struct {
     bool retiring;         /* GIL; being closed: inline verbs answer None */
     bool inline_writes;    /* GIL; off for policy "always", after a failed flush, while closing */
     int64_t size;          /* GIL; bytes of the file that verbs may address */
+    struct damage damage;  /* atomic; written by the signal handler */
     unsigned long fork_generation; /* constant */
     unsigned long in_flight; /* GIL; holds that are out; the descriptor outlives them */
     int fd_to_close;       /* GIL; the descriptor of a closed mapping, for the last hold */

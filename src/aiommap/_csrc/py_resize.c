@@ -34,7 +34,7 @@ PyObject *mapping_rebase(Mapping *self, PyObject *args)
     struct hold hold;
     int error;
     WITHOUT_GIL(hold, self, error = region_map(&region, hold.fd, pages * page, self->writable,
-                                               false, self->huge););
+                                               false, self->huge, &self->damage););
     if (error)
         return os_error(error);
     struct region *old = self->region;
