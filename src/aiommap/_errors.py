@@ -123,9 +123,9 @@ class MappingFaultError(MappedFileError, OSError):
     """Bytes of the mapping are not there any more: the file was truncated, or the device failed.
 
     If a verb met them, that verb failed and the file can be used on. If a load or store through a
-    view's memory met them, by NumPy or ``struct`` for instance, it read zeros, or stored what nobody
-    will ever find in the file; so the mapping is *poisoned*: every later verb, ``flush`` and
-    ``aclose`` raises this error.
+    view's memory met them, by NumPy or ``struct`` for instance, it read zeros, or stored what never
+    gets into the file; so the mapping is *poisoned*: every later verb, ``flush`` and ``aclose``
+    raises this error.
 
     Attributes:
         offset: first byte that could not be reached, from the start of the file.

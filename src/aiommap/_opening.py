@@ -57,7 +57,7 @@ MODES = {
 
 def warn_if_unguarded() -> None:
     """Warn, once a process, if foreign loads and stores of this thread could not be survived."""
-    global _warned  # noqa: PLW0603  once a process is what it says
+    global _warned
     if _warned or not sigbus_blocked():
         return
     _warned = True

@@ -1,6 +1,6 @@
-"""Every fault against every way of access, on every loop: see guard_matrix.py for what is measured.
+"""Every fault against every way of access, on every loop; guard_matrix.py is what measures.
 
-The rules are few. The process lives. What read, or stored, something else than the file has was told
+The rules are few. The process lives. What read or stored something else than the file has was told
 so, by its own error or by a poisoned mapping. Once poisoned, every verb says so, with the offset.
 """
 

@@ -26,6 +26,10 @@ static _Thread_local struct jump jump __attribute__((tls_model("initial-exec")))
 
 enum { LEVELS = 4 };
 
+/* So many faults of one file get a page each, from then on all that follows goes at once: a hole is
+ * a mapping of its own, and at vm.max_map_count of them the kernel refuses the next. */
+enum { SINGLE_PAGES = 64 };
+
 static pthread_mutex_t install_lock = PTHREAD_MUTEX_INITIALIZER;
 static unsigned installs;              /* install_lock */
 static int highest = -1;               /* install_lock; the level installed last that is in use */
@@ -71,19 +75,9 @@ static void forward(const struct sigaction *previous, int number, siginfo_t *inf
 static bool map_zeros(const struct watched *mapping, uintptr_t start, uintptr_t end)
 {
     /* SAFETY: [start, end) lies in the watched mapping, which stays as long as the thread that
-     * faulted in it (W1), so nothing of anybody else's is mapped over. */
+     * faulted in it (M1), so nothing of anybody else's is mapped over. */
     return mmap((void *)start, end - start, mapping->protection,
                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) != MAP_FAILED;
-}
-
-/* Make the page at an address readable again, as zeros. A process may have so many mappings only
- * that one more hole in this one is refused; then all that follows goes, or all of it: that leaves
- * fewer mappings than there were. */
-static bool lay_zeros(const struct watched *mapping, uintptr_t start, size_t span)
-{
-    uintptr_t end = mapping->base + mapping->length;
-    return map_zeros(mapping, start, end - start < span ? end : start + span) ||
-           map_zeros(mapping, start, end) || map_zeros(mapping, mapping->base, end);
 }
 
 /* G5. False if the address is nobody's who asked to be watched. */
@@ -98,8 +92,11 @@ static bool survive(uintptr_t address, size_t span)
     uint64_t none = DAMAGE_NONE;
     __atomic_compare_exchange_n(&mapping.damage->first_bad, &none, offset, false,
                                 __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-    __atomic_fetch_add(&mapping.damage->faults, 1, __ATOMIC_RELAXED);
-    bool laid = lay_zeros(&mapping, mapping.base + offset, span);
+    uint64_t before = __atomic_fetch_add(&mapping.damage->faults, 1, __ATOMIC_RELAXED);
+    uintptr_t start = mapping.base + offset, end = mapping.base + mapping.length;
+    bool laid = (before < SINGLE_PAGES &&
+                 map_zeros(&mapping, start, end - start < span ? end : start + span)) ||
+                map_zeros(&mapping, start, end);
     errno = saved;
     return laid;
 }

@@ -56,7 +56,7 @@ int region_map(struct region **out, int fd, size_t length, bool writable, bool p
 
 void region_unmap(struct region *region)
 {
-    unwatch(region->entry); /* first: W4 */
+    unwatch(region->entry); /* first: M4 */
     munmap(region->base, region->length);
     free(region);
 }
