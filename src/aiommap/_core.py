@@ -147,7 +147,14 @@ class Core:
         first = self.mapping.first_bad
         if first is None:
             return None
-        return MappingFaultError(first, copied, None, self.path, poisoned=True)
+        number = self.mapping.damage_errno
+        return MappingFaultError(first, copied, None, self.path, number, poisoned=True)
+
+    def check_growable(self, operation: str) -> None:
+        """Raise unless the file can become longer."""
+        self.check_writable(operation)
+        if self.mode == "c":
+            raise AccessModeError(operation, "c", 'a private file has a fixed size: use "r+"')
 
     def check_writable(self, operation: str) -> None:
         """Raise unless stores are allowed and believed in."""

@@ -60,14 +60,18 @@ class AlignmentError(MappedFileError, ValueError):
     Attributes:
         required: the alignment in bytes.
         offset: the offset that was asked for.
+        reason: what is at fault, where it is not the offset that was asked for.
     """
 
-    def __init__(self, required: int, offset: int) -> None:
-        super().__init__(required, offset)
+    def __init__(self, required: int, offset: int, reason: str = "") -> None:
+        super().__init__(required, offset, reason)
         self.required = required
         self.offset = offset
+        self.reason = reason
 
     def __str__(self) -> str:
+        if self.reason:
+            return self.reason
         below = self.offset - self.offset % self.required
         return (
             f"offset {self.offset} is not a multiple of {self.required}: "
@@ -159,9 +163,11 @@ class MappingFaultError(MappedFileError, OSError):
     def __str__(self) -> str:
         head = f"{self.path or 'the mapped file'}: byte {self.offset} cannot be reached"
         if self.poisoned:
+            full = self.errno in (errno.ENOSPC, errno.EDQUOT)
+            why = "the disk has no room for" if full else "the file lost"
             return (
-                f"{head}: a load or store through a view met a page that the file lost, and found "
-                "zeros there instead; what was read or stored through views since then cannot be "
+                f"{head}: a load or store through a view met a page that {why}, and found zeros "
+                "there instead; what was read or stored through views since then cannot be "
                 "trusted: reopen the file and check it"
             )
         tail = f" ({self.copied} bytes were copied before it)"

@@ -139,6 +139,8 @@ class Flusher:
     def has_work(self) -> bool:
         """Tell whether a flush would do anything."""
         core = self._core
+        if core.mapping.take_growth():  # by stores beyond the end, through a growable view
+            core.size_changed = core.resized = True
         return core.size_changed or core.created or core.mapping.dirty_bytes() > 0
 
     def _begin(self, items: list[Request | Change], done: Done) -> None:

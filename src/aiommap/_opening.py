@@ -247,6 +247,7 @@ def _map(fd: int, found: os.stat_result, options: OpenOptions) -> Mapping:
         nowait_works(os.uname()),
         filesystem_type(fd) in _IN_MEMORY,
         _sees_residency(found, options),
+        options.sparse,
     )
 
 

@@ -51,14 +51,26 @@ class View:
     Concurrency: as for the file. Several views may cover the same bytes.
     """
 
-    __slots__ = ("__weakref__", "_core", "_file", "_lease", "_length", "_memory", "_offset")
+    __slots__ = (
+        "__weakref__",
+        "_core",
+        "_file",
+        "_growable",
+        "_lease",
+        "_length",
+        "_memory",
+        "_offset",
+    )
 
-    def __init__(self, file: Verbs, core: Core, offset: int, length: int) -> None:
+    def __init__(
+        self, file: Verbs, core: Core, offset: int, length: int, *, growable: bool = False
+    ) -> None:
         self._file = file
         self._core = core
         self._offset = offset
         self._length = length
-        self._lease: Lease | None = core.mapping.lease(offset, length, False)
+        self._growable = growable
+        self._lease: Lease | None = self._pin(writable=growable)
         self._memory: memoryview | None = None
 
     @property
@@ -96,12 +108,18 @@ class View:
                 raise ForkedError(self._core.path)
             self._core.check_whole()
             if self._core.mode != "r" and not self._core.mapping.closed:
-                check_range(self._offset, self._length, self._core.mapping.size)
-                lease = self._core.mapping.lease(self._offset, self._length, True)
+                lease = self._pin(writable=True)
             self._lease = lease
             self._memory = memoryview(lease)
             self._core.dirtied()
         return self._memory
+
+    def _pin(self, *, writable: bool) -> Lease:
+        mapping = self._core.mapping
+        if self._growable:
+            return mapping.lease_growable(self._offset, self._length)
+        check_range(self._offset, self._length, mapping.size)
+        return mapping.lease(self._offset, self._length, writable)
 
     def release(self) -> None:
         """Let go of the pages; what was made from ``memory`` keeps them until it is gone too."""
@@ -129,7 +147,8 @@ class View:
         self._pinned()
         self._core.check_usable()
         start, count = check_tail(offset, length, self._length)
-        return View(self._file, self._core, self._offset + start, count)
+        start += self._offset
+        return View(self._file, self._core, start, count, growable=self._growable)
 
     def split_at(self, position: SupportsIndex) -> tuple[View, View]:
         """Replace this view by two that meet at a position and cover the same bytes.

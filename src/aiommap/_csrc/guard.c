@@ -1,4 +1,5 @@
 #include "guard.h"
+#include "growth.h"
 #include "watched.h"
 
 #include <errno.h>
@@ -19,6 +20,7 @@ struct jump {
     uintptr_t dst, src;  /* starts of the two copied ranges */
     size_t length;       /* their common length */
     uintptr_t fault;     /* of the last fault that the handler saw */
+    uintptr_t retried;   /* page that was there after all when the handler last looked, or 0 */
 };
 
 /* initial-exec: the handler must not enter the dynamic TLS allocator. */
@@ -80,25 +82,63 @@ static bool map_zeros(const struct watched *mapping, uintptr_t start, uintptr_t 
                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) != MAP_FAILED;
 }
 
+static void note_damage(struct damage *damage, uint64_t offset, int error)
+{
+    int unset = 0;
+    uint64_t none = DAMAGE_NONE;
+    __atomic_compare_exchange_n(&damage->error, &unset, error ? error : EFAULT, false,
+                                __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    __atomic_compare_exchange_n(&damage->first_bad, &none, offset, false, __ATOMIC_SEQ_CST,
+                                __ATOMIC_SEQ_CST);
+}
+
+/* Lay zeros at [offset, offset + span), or from there to the end. */
+static bool lay_zeros(const struct watched *mapping, uintptr_t offset, size_t span)
+{
+    uintptr_t start = mapping->base + offset, end = mapping->base + mapping->length;
+    return (span && map_zeros(mapping, start, end - start < span ? end : start + span)) ||
+           map_zeros(mapping, start, end);
+}
+
+/* Whether a fault in a growable region just has to happen again; if not, why its page is lost. */
+static bool has_grown(const struct watched *mapping, uintptr_t offset, bool *beyond, int *error)
+{
+    uintptr_t before = jump.retried;
+    jump.retried = 0;
+    switch (growth_reach(mapping->growth, (int64_t)offset, (int64_t)mapping->length, error)) {
+    case GROWTH_AGAIN:
+        return true;
+    case GROWTH_THERE:
+        jump.retried = mapping->base + offset;
+        return jump.retried != before;
+    case GROWTH_BEYOND:
+        *beyond = true;
+        return false;
+    default:
+        return false;
+    }
+}
+
 /* G5. False if the address is nobody's who asked to be watched. */
 static bool survive(uintptr_t address, size_t span)
 {
     struct watched mapping;
     if (!find_watched(address, &mapping))
         return false;
-    int saved = errno;
+    int saved = errno, error = 0;
     uintptr_t offset = address - mapping.base;
     offset -= offset % span;
-    uint64_t none = DAMAGE_NONE;
-    __atomic_compare_exchange_n(&mapping.damage->first_bad, &none, offset, false,
-                                __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-    uint64_t before = __atomic_fetch_add(&mapping.damage->faults, 1, __ATOMIC_RELAXED);
-    uintptr_t start = mapping.base + offset, end = mapping.base + mapping.length;
-    bool laid = (before < SINGLE_PAGES &&
-                 map_zeros(&mapping, start, end - start < span ? end : start + span)) ||
-                map_zeros(&mapping, start, end);
+    bool beyond = false;
+    bool done = mapping.growth && has_grown(&mapping, offset, &beyond, &error);
+    if (!done && beyond) {
+        done = lay_zeros(&mapping, offset, 0);
+    } else if (!done) {
+        note_damage(mapping.damage, offset, error);
+        uint64_t faults = __atomic_fetch_add(&mapping.damage->faults, 1, __ATOMIC_RELAXED);
+        done = lay_zeros(&mapping, offset, faults < SINGLE_PAGES ? span : 0);
+    }
     errno = saved;
-    return laid;
+    return done;
 }
 
 /* Where the thread faulted last, also when this is another signal; 0 where nobody tells. */

@@ -16,7 +16,8 @@
  *       that faults with SIGBUS blocked, whatever handler there is.
  *   G5  A fault outside of a guarded region, at an address of a watched mapping, gets a page of
  *       zeros laid under it and goes on. The damage is noted before the page is laid, so whoever
- *       has stored into such a page finds the damage noted.
+ *       has stored into such a page finds the damage noted. Unless the mapping grows: then growth.h
+ *       says what becomes of the fault.
  *   G6  Every other SIGBUS goes to whoever was installed before us. Each time the handler is put on
  *       top of another one it has an entry point of its own, a level, which hands on to what was
  *       below that: the chain leads downward only, whoever calls whom.

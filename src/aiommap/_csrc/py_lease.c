@@ -13,12 +13,14 @@ static void lease_link(Lease *lease)
     mapping->leases = lease;
     mapping->lease_count++;
     mapping->writable_leases += lease->writable;
+    mapping->growable_leases += lease->region && lease->region->growth;
 }
 
 static void lease_unlink(Lease *lease)
 {
     lease->mapping->lease_count--;
     lease->mapping->writable_leases -= lease->writable;
+    lease->mapping->growable_leases -= lease->region && lease->region->growth;
     if (lease->previous)
         lease->previous->next = lease->next;
     else
@@ -27,14 +29,10 @@ static void lease_unlink(Lease *lease)
         lease->next->previous = lease->previous;
 }
 
-PyObject *mapping_lease(Mapping *self, PyObject *args)
+Lease *lease_make(Mapping *self, struct region *region, int64_t offset, int64_t length,
+                  bool writable)
 {
-    long long offset, length;
-    int writable;
     struct native_state *state = PyType_GetModuleState(Py_TYPE(self));
-    if (!PyArg_ParseTuple(args, "LLp:lease", &offset, &length, &writable) ||
-        !mapping_range(self, offset, length))
-        return NULL;
     Lease *lease = (Lease *)state->lease_type->tp_alloc(state->lease_type, 0);
     if (!lease)
         return NULL;
@@ -43,20 +41,33 @@ PyObject *mapping_lease(Mapping *self, PyObject *args)
     lease->length = (Py_ssize_t)length;
     lease->writable = writable && self->writable;
     if (length) {
-        lease->region = self->region;
+        lease->region = region;
         lease->region->holders++;
     }
     lease_link(lease);
     guard_refresh(); /* its memory is going to be touched by others */
     /* Stored to, or in mode "c" made private, at any moment from here on. Marking them now also
      * allocates the bitmap, so that marking them again when the lease ends cannot fail. */
+    int64_t left = mapping_size(self) - offset;
     size_t first, end;
-    if (lease->writable && pages_of(offset, length, &first, &end) &&
+    if (lease->writable && left > 0 &&
+        pages_of(offset, length < left ? length : left, &first, &end) &&
         !mapping_dirty(self, first, end, slice_clock())) {
         Py_DECREF(lease);
-        return PyErr_NoMemory();
+        PyErr_NoMemory();
+        return NULL;
     }
-    return (PyObject *)lease;
+    return lease;
+}
+
+PyObject *mapping_lease(Mapping *self, PyObject *args)
+{
+    long long offset, length;
+    int writable;
+    if (!PyArg_ParseTuple(args, "LLp:lease", &offset, &length, &writable) ||
+        !mapping_range(self, offset, length))
+        return NULL;
+    return (PyObject *)lease_make(self, self->region, offset, length, writable);
 }
 
 static int lease_getbuffer(Lease *self, Py_buffer *view, int flags)
@@ -82,7 +93,7 @@ static void lease_dealloc(Lease *self)
     PyObject_GC_UnTrack(self);
     lease_unlink(self);
     /* It may have been stored through after the last flush began. */
-    int64_t left = mapping->size - self->offset;
+    int64_t left = mapping_size(mapping) - self->offset;
     size_t first, end;
     if (self->writable && !mapping->closed && left > 0 &&
         pages_of(self->offset, self->length < left ? self->length : left, &first, &end))

@@ -63,6 +63,7 @@ static void fill(struct entry *entry, const struct watched *mapping)
     STORE(entry->mapping.length, mapping->length);
     STORE(entry->mapping.protection, mapping->protection);
     STORE(entry->mapping.damage, mapping->damage);
+    STORE(entry->mapping.growth, mapping->growth);
     __atomic_store_n(&entry->version, version + 2, __ATOMIC_RELEASE);
 }
 
@@ -95,6 +96,7 @@ static bool read_entry(const struct entry *entry, struct watched *found)
     found->length = LOAD(entry->mapping.length);
     found->protection = LOAD(entry->mapping.protection);
     found->damage = LOAD(entry->mapping.damage);
+    found->growth = LOAD(entry->mapping.growth);
     __atomic_thread_fence(__ATOMIC_ACQUIRE);
     return !(version & 1) && LOAD(entry->version) == version;
 }

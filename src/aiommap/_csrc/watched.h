@@ -13,8 +13,8 @@
  *   M2  So an entry that a reader sees changing is not the one it looks for: it passes on, and never
  *       waits. Nor can it mistake one for another: it believes only what had the same even version
  *       before and after.
- *   M3  What an entry points at (its damage) belongs to the owner of the mapping, and lives longer
- *       than it. A reader follows the pointer only of the entry that covers its own fault, and that
+ *   M3  What an entry points at (damage, growth) belongs to the owner of the mapping, and lives
+ *       longer than it. A reader follows the pointer only of the entry that covers its own fault, and that
  *       mapping is alive (M1).
  *   M4  An address range can be another mapping's only after ours was unmapped, which came after
  *       its entry was emptied; a thread that faults there came to know the address later still. So
@@ -32,6 +32,7 @@
 /* What faults did to one file. */
 struct damage {
     uint64_t first_bad; /* atomic; offset of the page that faulted first, or DAMAGE_NONE */
+    int error;          /* atomic; set before it: why, as an errno number; EFAULT if nobody says */
     uint64_t faults;    /* atomic; how many there were */
 };
 
@@ -41,9 +42,11 @@ struct watched {           /* constant: a copy */
     size_t length;         /* 0 in an entry that is free */
     int protection;        /* of mmap(2) */
     struct damage *damage; /* M3 */
+    struct growth *growth; /* M3; NULL unless a fault beyond the end of file makes it longer */
 };
 
 struct entry;
+struct growth;
 
 /* Fill an entry in; NULL when out of memory. */
 struct entry *watch(const struct watched *mapping);
