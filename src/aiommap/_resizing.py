@@ -87,14 +87,14 @@ class Resizer:
     def ensure(self, size: int) -> None:
         """Make the file at least ``size`` bytes long, and end it at a page boundary."""
         core, mapping = self._core, self._core.mapping
-        old = mapping.size
+        old, floor = mapping.size, mapping.floor
         try:
             self._grow(old, max(old, size), whole_pages=True)
         except OSError as error:
             if error.filename is None:
                 error.filename = core.path
             raise
-        mapping.floor = max(mapping.floor, size)
+        mapping.floor = max(floor, size)  # what stores brought about is not asked for by this
         core.size_changed = core.resized = True
 
     def check_whole_pages(self) -> None:

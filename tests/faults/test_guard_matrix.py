@@ -7,16 +7,14 @@ so, by its own error or by a poisoned mapping. Once poisoned, every verb says so
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from aiommap import PAGE_SIZE as PAGE
-from powercut.mount import missing, mounted
+from faults.disks import disk_with
 
 MATRIX = Path(__file__).with_name("guard_matrix.py")
 BAD = 10 * PAGE
@@ -36,33 +34,9 @@ POISONING = {
 }
 
 
-def must(*command):
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"{' '.join(map(str, command))}: {done.stderr.strip()}")
-
-
 @pytest.fixture
 def folder(fault, tmp_path):
-    """Make a folder where the fault can be had."""
-    folder = tmp_path / "disk"
-    with ExitStack() as stack:
-        if fault == "eio":
-            if missing():
-                pytest.skip(missing())
-            yield stack.enter_context(mounted(tmp_path)).path
-            return
-        folder.mkdir()
-        if fault == "full_tmpfs":
-            must("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder)
-            stack.callback(must, "umount", "--lazy", folder)
-        if fault == "full_ext4":
-            if shutil.which("mkfs.ext4") is None:
-                pytest.skip("mkfs.ext4 is not installed")
-            must("truncate", "-s", "4m", tmp_path / "image")
-            must("mkfs.ext4", "-qFm", "0", "-O", "^has_journal", tmp_path / "image")
-            must("mount", "-o", "loop", tmp_path / "image", folder)
-            stack.callback(must, "umount", "--lazy", folder)
+    with disk_with(fault, tmp_path) as folder:
         yield folder
 
 

@@ -1,54 +1,5 @@
-/* guard_harness.c: one case of the SIGBUS guard per run, without Python.
- *
- * Usage: guard_harness CASE FILE. FILE is made anew with four pages. A case that holds exits 0; one
- * that does not prints the broken expectation and exits 1. The foreign_* cases die of SIGBUS.
- */
-#include "guard.h"
-#include "watched.h"
-
-#include <errno.h>
-#include <fcntl.h>
-#include <pthread.h>
-#include <signal.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
-#define PAGES 4
-
-#define EXPECT(condition)                                                                         \
-    do {                                                                                          \
-        if (!(condition)) {                                                                       \
-            fprintf(stderr, "line %d: expected %s\n", __LINE__, #condition);                      \
-            exit(1);                                                                              \
-        }                                                                                         \
-    } while (0)
-
-static size_t page;
-static char *mapped;   /* PAGES pages of the file */
-static int file;
-static char *plain;    /* as many bytes of ordinary memory */
-
-static void set_up(const char *path)
-{
-    page = (size_t)sysconf(_SC_PAGESIZE);
-    file = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
-    EXPECT(file >= 0 && ftruncate(file, (off_t)(PAGES * page)) == 0);
-    mapped = mmap(NULL, PAGES * page, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-    plain = malloc(PAGES * page);
-    EXPECT(mapped != MAP_FAILED && plain);
-    memset(mapped, 'm', PAGES * page);
-    memset(plain, 'p', PAGES * page);
-}
-
-static void truncate_to(size_t pages)
-{
-    EXPECT(ftruncate(file, (off_t)(pages * page)) == 0);
-}
+/* guard_harness.c: cases of the SIGBUS guard, see harness.h. */
+#include "harness.h"
 
 static bool in_page(const void *fault, size_t number)
 {
@@ -211,13 +162,11 @@ static void foreign_signal(void)
     raise(SIGBUS);
 }
 
-static struct damage damage = {.first_bad = DAMAGE_NONE};
-
 static struct entry *watch_pages(struct damage *noted)
 {
     int protection = PROT_READ | PROT_WRITE;
     struct entry *entry =
-        watch(&(struct watched){(uintptr_t)mapped, PAGES * page, protection, noted});
+        watch(&(struct watched){(uintptr_t)mapped, PAGES * page, protection, noted, NULL});
     EXPECT(entry);
     return entry;
 }
@@ -262,7 +211,7 @@ static void watched_many(void)
             maps[i] = mmap(NULL, 2 * page, PROT_READ, MAP_SHARED, file, 0);
             EXPECT(maps[i] != MAP_FAILED);
             entries[i] = watch(&(struct watched){(uintptr_t)maps[i], 2 * page, PROT_READ,
-                                                 &noted[i]});
+                                                 &noted[i], NULL});
             EXPECT(entries[i]);
         }
         for (size_t i = 0; i < MANY; i += 7)
@@ -284,7 +233,8 @@ static void *change_table(void *unused)
     while (!stop_changing) {
         size_t length = page; /* each time another one, so that a torn look at it would be wrong */
         for (; length <= PAGES * page; length += page)
-            unwatch(watch(&(struct watched){(uintptr_t)elsewhere, length, PROT_READ, &none}));
+            unwatch(watch(
+                &(struct watched){(uintptr_t)elsewhere, length, PROT_READ, &none, NULL}));
     }
     EXPECT(!is_damaged(&none));
     munmap(elsewhere, PAGES * page);
@@ -298,7 +248,7 @@ static void *fault_often(void *unused)
         char *own = mmap(NULL, 2 * page, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
         EXPECT(own != MAP_FAILED);
         struct entry *entry = watch(
-            &(struct watched){(uintptr_t)own, 2 * page, PROT_READ | PROT_WRITE, &noted});
+            &(struct watched){(uintptr_t)own, 2 * page, PROT_READ | PROT_WRITE, &noted, NULL});
         *(volatile char *)(own + page + 1) = 's';
         EXPECT(own[page + 1] == 's' && noted.first_bad == page && noted.faults == 1);
         unwatch(entry);
@@ -405,10 +355,7 @@ static void foreign_signal_after_a_fault(void)
     raise(SIGBUS);
 }
 
-static const struct {
-    const char *name;
-    void (*run)(void);
-} cases[] = {
+static const struct test_case cases[] = {
     {"whole_copy", whole_copy},
     {"truncated_source", truncated_source},
     {"truncated_target", truncated_target},
@@ -434,16 +381,4 @@ static const struct {
     {"foreign_signal", foreign_signal},
 };
 
-int main(int count, char **arguments)
-{
-    for (size_t i = 0; count == 3 && i < sizeof cases / sizeof *cases; i++) {
-        if (strcmp(arguments[1], cases[i].name) != 0)
-            continue;
-        set_up(arguments[2]);
-        EXPECT(guard_install() == 0);
-        cases[i].run();
-        return 0;
-    }
-    fprintf(stderr, "usage: guard_harness CASE FILE\n");
-    return 2;
-}
+RUN_CASES
