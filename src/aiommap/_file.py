@@ -115,8 +115,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SharedVerbs, WatchedVerbs):
             await release(core)
 
         self._leave = leave
-
-        self._closer = Closer(core, self._flusher, self._auto, let_go)
+        self._closer = Closer(core, self._flusher, self._auto, self._resizer, let_go)
         core.mapping.attach(self._flusher, WriteReceipt)
 
     async def _prepare(self, options: OpenOptions) -> None:
@@ -353,11 +352,29 @@ class MappedFile(RangedVerbs, PagedVerbs, SharedVerbs, WatchedVerbs):
         Cancellation: one that has begun is waited out.
         Durability: visible; the size is durable with the next ``flush``, of whatever range.
         """
-        self._core.check_writable("resize")
-        if self._core.mode == "c":
-            raise AccessModeError("resize", "c", 'a private file has a fixed size: use "r+"')
+        self._core.check_growable("resize")
         size = byte_count(new_size, "new_size")
         await self._change(partial(self._resizer.resize, size))
+
+    async def ensure(self, size: SupportsIndex) -> None:
+        """Make sure that bytes up to ``size`` are there, with blocks reserved unless sparse.
+
+        The way to let a system call (``recv_into``, ``readinto``) store beyond the end through a
+        growable view: the kernel grows no file for those, they fail with EFAULT. Nothing moves, and
+        nothing is ever cut off. While it is open the file ends at a page boundary from then on.
+
+        Args:
+            size: bytes; at most ``capacity``.
+        Raises:
+            AccessModeError: in modes "r" and "c".
+            OutOfBoundsError: if it is more than ``capacity``.
+            OSError: ENOSPC if the disk is full; the file then has its old size.
+        Cancellation: one that has begun is waited out.
+        Durability: as ``resize``.
+        """
+        self._core.check_growable("grow")
+        wanted, _ = check_range(size, 0, self.capacity)
+        await self._change(partial(self._resizer.ensure, wanted))
 
     async def punch_hole(self, offset: SupportsIndex, length: SupportsIndex) -> None:
         """Give the blocks of a range back to the file system; the bytes then read as zeros.
@@ -382,14 +399,36 @@ class MappedFile(RangedVerbs, PagedVerbs, SharedVerbs, WatchedVerbs):
             await self._core.settle()
             await self._flusher.change(act)
 
-    def view(self, offset: SupportsIndex = 0, length: SupportsIndex | None = None) -> View:
+    def view(
+        self,
+        offset: SupportsIndex = 0,
+        length: SupportsIndex | None = None,
+        *,
+        growable: bool = False,
+    ) -> View:
         """Make a view: a range with verbs of its own and, as ``memory``, its bytes uncopied.
 
+        A growable view reaches up to ``capacity``. Touching its ``memory`` beyond the end of the
+        file makes the file longer, by as much again as it has, at least 64 KiB and at most 64 MiB;
+        ``size`` follows. ``aclose`` cuts off what was not used: bytes are used up to the last size
+        that ``resize`` or ``ensure`` set, or verb wrote, and beyond that up to the end of the last
+        page that is not all zeros. So ``resize`` to the exact length before closing.
+
+        Args:
+            growable: let stores make the file longer; see also ``ensure``.
         Raises:
-            OutOfBoundsError: if the range leaves the file.
+            OutOfBoundsError: if the range leaves the file, or the capacity if growable.
+            AccessModeError: if growable in modes "r" and "c".
+            AlignmentError: if growable, and the file does not end at a page boundary: ``ensure``
+                makes it do so.
         """
         self._core.check_usable()
-        return View(self, self._core, *check_tail(offset, length, self.size))
+        if not growable:
+            return View(self, self._core, *check_tail(offset, length, self.size))
+        self._core.check_growable("grow")
+        start, count = check_tail(offset, length, self.capacity)
+        self._resizer.check_whole_pages()
+        return View(self, self._core, start, count, growable=True)
 
     def carve(self, parts: Mapping[Name, tuple[SupportsIndex, SupportsIndex]]) -> dict[Name, View]:
         """Make named views of disjoint parts of the file, all of them or none.
@@ -442,7 +481,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SharedVerbs, WatchedVerbs):
             flushed_bytes=flusher.flushed_bytes,
             flush_group=Distribution.of(flusher.groups),
             flush_seconds=Distribution.of(flusher.seconds),
-            faults=mapping.faults,
+            faults=mapping.faults + mapping.foreign_faults,
             huge_page_bytes=self._core.huge_page_bytes,
             leases=mapping.lease_count,
             leased=oldest_leases(mapping.leases),
@@ -457,6 +496,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SharedVerbs, WatchedVerbs):
 
         Raises:
             FlushError: if the flush fails, or an earlier one did.
+            MappingFaultError: if a load or store through a view met a page that the file lost.
         Cancellation: waited out; the file is closed before the cancellation is delivered.
         Durability: as ``flush``, or none under ``FlushPolicy.never()``.
         """
