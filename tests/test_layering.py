@@ -62,6 +62,7 @@ LAYERS = (
     "_writing",
     "_opening",
     "_resizing",
+    "_size_verbs",
     "_typed",
     "_reopening",
     "_closing",

@@ -9,7 +9,6 @@ import operator
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, NoReturn, Self, SupportsIndex, cast, overload
 
 import anyio
@@ -17,8 +16,8 @@ import anyio
 from . import _chunks
 from ._autoflush import AutoFlush
 from ._closing import Closer
-from ._core import Core, byte_count
-from ._errors import AccessModeError, FlushError, ReceiptError, UnsupportedError
+from ._core import Core
+from ._errors import FlushError, ReceiptError, UnsupportedError
 from ._file_locks import FileLocks
 from ._flush import Flusher, Request
 from ._listeners import Listeners, Subscription
@@ -34,6 +33,7 @@ from ._receipt import WriteReceipt
 from ._reopening import Retired, Surroundings
 from ._resizing import Resizer
 from ._shared_verbs import SharedVerbs
+from ._size_verbs import SizedVerbs
 from ._statistics import Distribution, FileStatistics, oldest_dirty_seconds, oldest_leases
 from ._view import View
 from ._watch_verbs import FileWatch, WatchedVerbs
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from ._typing import Buffer
 
 
-class MappedFile(RangedVerbs, PagedVerbs, SharedVerbs, WatchedVerbs):
+class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs):
     """A memory-mapped file whose verbs never stall the event loop; made by ``aiommap.open``.
 
     Verbs that find their data in memory answer on the loop thread, within a microsecond or so, and
@@ -337,67 +337,6 @@ class MappedFile(RangedVerbs, PagedVerbs, SharedVerbs, WatchedVerbs):
             raise ReceiptError(f"{receipt!r} is not a receipt of {self.path}: ask its own file")
         if self._core.shared_writable:
             await receipt.wait_durable()
-
-    async def resize(self, new_size: SupportsIndex) -> None:
-        """Change the size of the file.
-
-        Up to ``capacity`` nothing moves. Beyond it the file is mapped anew, and views made before
-        keep the old mapping of the same bytes. Views of a part that is cut off read zeros there.
-
-        Raises:
-            AccessModeError: in modes "r" and "c".
-            ValueError: if the size is negative, or more than a process can map.
-            FlushError: if a flush failed earlier.
-            OSError: ENOSPC if the disk is full; the file then has its old size.
-        Cancellation: one that has begun is waited out.
-        Durability: visible; the size is durable with the next ``flush``, of whatever range.
-        """
-        self._core.check_growable("resize")
-        size = byte_count(new_size, "new_size")
-        await self._change(partial(self._resizer.resize, size))
-
-    async def ensure(self, size: SupportsIndex) -> None:
-        """Make sure that bytes up to ``size`` are there, with blocks reserved unless sparse.
-
-        The way to let a system call (``recv_into``, ``readinto``) store beyond the end through a
-        growable view: the kernel grows no file for those, they fail with EFAULT. Nothing moves, and
-        nothing is ever cut off. While it is open the file ends at a page boundary from then on.
-
-        Args:
-            size: bytes; at most ``capacity``.
-        Raises:
-            AccessModeError: in modes "r" and "c".
-            OutOfBoundsError: if it is more than ``capacity``.
-            OSError: ENOSPC if the disk is full; the file then has its old size.
-        Cancellation: one that has begun is waited out.
-        Durability: as ``resize``.
-        """
-        self._core.check_growable("grow")
-        wanted, _ = check_range(size, 0, self.capacity)
-        await self._change(partial(self._resizer.ensure, wanted))
-
-    async def punch_hole(self, offset: SupportsIndex, length: SupportsIndex) -> None:
-        """Give the blocks of a range back to the file system; the bytes then read as zeros.
-
-        Raises:
-            AccessModeError: in modes "r" and "c".
-            OutOfBoundsError: if the range leaves the file.
-            UnsupportedError: if the file system has no holes.
-        Cancellation: one that has begun is waited out.
-        Durability: visible; durable with the next ``flush``, of whatever range.
-        Source: fallocate(2) with FALLOC_FL_PUNCH_HOLE.
-        """
-        self._core.check_writable("punch a hole in")
-        if self._core.mode == "c":
-            raise AccessModeError("punch a hole in", "c", 'private changes are not files: use "r+"')
-        start, count = check_range(offset, length, self.size)
-        await self._change(partial(self._resizer.punch_hole, start, count))
-
-    async def _change(self, act: Callable[[], None]) -> None:
-        """Change the file after the writes submitted so far."""
-        with self._core.activity():
-            await self._core.settle()
-            await self._flusher.change(act)
 
     def view(
         self,
