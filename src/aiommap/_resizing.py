@@ -114,7 +114,8 @@ class Resizer:
     def wants_trim(self) -> bool:
         """Whether the file may be longer than what is used of it."""
         mapping = self._core.mapping
-        return max(mapping.size, mapping.file_end) > mapping.floor
+        longest = max(mapping.size, mapping.file_end, mapping.reserved_end)
+        return longest > mapping.floor
 
     def trim(self) -> None:
         """Cut the file to its used length, and let it grow no more."""
@@ -127,6 +128,7 @@ class Resizer:
         if used < end:
             self._shrink(end, used)
         else:
+            mapping.truncate(end)  # of the same length: gives blocks behind it back
             mapping.set_size(end)
         core.size_changed = core.resized = True
 
