@@ -149,6 +149,16 @@ async def test_a_store_behind_an_odd_size_is_not_lost(path):
     assert path.read_bytes() == b"x" * 10 + b"\0\7" + bytes(PAGE - 12)
 
 
+async def test_resize_to_the_same_size_cuts_off_what_was_stored_behind_it(path):
+    async with grown(path) as f:
+        with f.view(growable=True) as view:
+            await f.resize(10)
+            view.memory[11] = 7
+            await f.resize(10)
+            assert view.memory[11] == 0
+    assert path.read_bytes() == bytes(10)
+
+
 async def test_a_file_of_odd_size_has_to_be_ensured_first(path):
     path.write_bytes(b"o" * 100)
     async with aiommap.open(path, "r+", capacity=CAPACITY) as f:

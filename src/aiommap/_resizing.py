@@ -32,13 +32,13 @@ class Resizer:
 
     def resize(self, size: int) -> None:
         """Make the file ``size`` bytes long; on failure it has its old size."""
-        core = self._core
-        old = core.mapping.size
+        core, mapping = self._core, self._core.mapping
+        old = mapping.size
         try:
             if size > old:
                 self._grow(old, size)
-            elif size < old:
-                self._shrink(old, size)
+            elif size < max(old, mapping.file_end, mapping.reserved_end):
+                self._shrink(old, size)  # also what was stored, or reserved, behind the size
         except OSError as error:
             if error.filename is None:
                 error.filename = core.path
