@@ -75,6 +75,23 @@ async def test_steps_grow_with_the_file_up_to_a_bound(path):
     assert sizes[-1] == CAPACITY  # the last step ends there
 
 
+@pytest.mark.parametrize("exact", [True, False])
+async def test_blocks_are_reserved_ahead_and_given_back(path, exact):
+    used = 10 * MIB
+    async with grown(path) as f:
+        with f.view(growable=True) as view:
+            for at in range(0, used, 100 * PAGE):
+                view.memory[at] = 1
+            view.memory[used - 1] = 1
+            assert used <= f.size <= used + 256 * KIB
+            assert path.stat().st_blocks * 512 >= f.size + 5 * MIB
+        if exact:
+            await f.resize(f.size)
+    found = path.stat()
+    assert found.st_size >= used
+    assert found.st_blocks * 512 <= found.st_size + 64 * KIB
+
+
 async def test_a_load_beyond_the_end_reads_zeros_and_is_trimmed_again(path):
     async with grown(path) as f:
         with f.view(growable=True) as view:
@@ -130,6 +147,16 @@ async def test_a_store_behind_an_odd_size_is_not_lost(path):
             view.memory[11] = 7
             await f.flush()
     assert path.read_bytes() == b"x" * 10 + b"\0\7" + bytes(PAGE - 12)
+
+
+async def test_resize_to_the_same_size_cuts_off_what_was_stored_behind_it(path):
+    async with grown(path) as f:
+        with f.view(growable=True) as view:
+            await f.resize(10)
+            view.memory[11] = 7
+            await f.resize(10)
+            assert view.memory[11] == 0
+    assert path.read_bytes() == bytes(10)
 
 
 async def test_a_file_of_odd_size_has_to_be_ensured_first(path):

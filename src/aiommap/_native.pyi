@@ -240,6 +240,10 @@ class Mapping:
     def file_end(self) -> int:
         """Where the file was made to end: at ``size``, or at a page boundary behind it."""
 
+    @property
+    def reserved_end(self) -> int:
+        """Up to where stores have reserved blocks; may lie behind ``file_end``."""
+
     def lease_growable(self, offset: int, length: int, place: str | None = None, /) -> Lease:
         """Export a range within the capacity; stores beyond file_end, whole pages, move that."""
 

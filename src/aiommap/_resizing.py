@@ -33,13 +33,13 @@ class Resizer:
 
     def resize(self, size: int) -> None:
         """Make the file ``size`` bytes long; on failure it has its old size."""
-        core = self._core
-        old = core.mapping.size
+        core, mapping = self._core, self._core.mapping
+        old = mapping.size
         try:
             if size > old:
                 self._grow(old, size)
-            elif size < old:
-                self._shrink(old, size)
+            elif size < max(old, mapping.file_end, mapping.reserved_end):
+                self._shrink(old, size)  # also what was stored, or reserved, behind the size
         except OSError as error:
             if error.filename is None:
                 error.filename = core.path
@@ -129,7 +129,8 @@ class Resizer:
     def wants_trim(self) -> bool:
         """Whether the file may be longer than what is used of it."""
         mapping = self._core.mapping
-        return max(mapping.size, mapping.file_end) > mapping.floor
+        longest = max(mapping.size, mapping.file_end, mapping.reserved_end)
+        return longest > mapping.floor
 
     def trim(self) -> None:
         """Cut the file to its used length, and let it grow no more."""
@@ -142,6 +143,7 @@ class Resizer:
         if used < end:
             self._shrink(end, used)
         else:
+            mapping.truncate(end)  # of the same length: gives blocks behind it back
             mapping.set_size(end)
         core.size_changed = core.resized = True
 

@@ -19,15 +19,20 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* How far ahead of a store the file is made longer: as much again as there is, within these. */
+/* How far ahead of a store: as much again as there is, within these. So far blocks are reserved, and a
+ * sparse file is made longer. A file that is not is made longer by zeros that are written, a window
+ * of them: pages that are in memory and dirty already are stored to by one fault for many, where
+ * each page of a reserved block takes its own (docs/decisions.md). */
 #define GROWTH_LEAST_BYTES (INT64_C(64) << 10)
 #define GROWTH_MOST_BYTES (INT64_C(64) << 20)
+#define GROWTH_WINDOW_BYTES (INT64_C(256) << 10)
 
 struct growth {
     int busy;      /* atomic; a lock: the process whose thread has it, or 0 */
     int fd;        /* under busy, a lock; -1 once growth is over */
     bool sparse;   /* constant; do not reserve blocks */
     int64_t end;   /* atomic; where the file ends as far as we made or saw it; written under busy */
+    int64_t reserved; /* under busy, a lock; up to where blocks are reserved */
     int64_t grown; /* atomic; where the handler made it end, 0 if it did nothing since; likewise */
 };
 

@@ -31,6 +31,11 @@ int64_t mapping_size(Mapping *self)
     return self->size;
 }
 
+PyObject *mapping_get_reserved_end(Mapping *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromLongLong(self->growth.reserved);
+}
+
 PyObject *mapping_get_file_end(Mapping *self, void *Py_UNUSED(closure))
 {
     return PyLong_FromLongLong(__atomic_load_n(&self->growth.end, __ATOMIC_ACQUIRE));

@@ -300,6 +300,7 @@ static PyGetSetDef mapping_getset[] = {
     {"size", (getter)get_size, NULL, "Bytes of the file that verbs may address.", NULL},
     {"damage_errno", (getter)get_damage_errno, NULL, "Why it faulted, an errno number.", NULL},
     {"file_end", (getter)mapping_get_file_end, NULL, "Where the file was made to end.", NULL},
+    {"reserved_end", (getter)mapping_get_reserved_end, NULL, "Up to where it has blocks.", NULL},
     {"first_bad", (getter)get_first_bad, NULL, "Where a foreign load or store faulted.", NULL},
     {"foreign_faults", (getter)get_foreign_faults, NULL, "How many of them did.", NULL},
     {"leases", (getter)get_leases, NULL, "Offset, end and place of the live leases.", NULL},

@@ -222,6 +222,7 @@ PyObject *mapping_extend(Mapping *self, PyObject *args);
 PyObject *mapping_take_growth(Mapping *self, PyObject *unused);
 PyObject *mapping_stop_growth(Mapping *self, PyObject *unused);
 PyObject *mapping_get_file_end(Mapping *self, void *closure);
+PyObject *mapping_get_reserved_end(Mapping *self, void *closure);
 
 /* py_lease.c */
 Lease *lease_make(Mapping *self, struct region *region, int64_t offset, int64_t length,
