@@ -22,6 +22,7 @@ QUESTIONS = (
     "durable",
     "scattered",
     "many_files",
+    "spans",
 )
 
 

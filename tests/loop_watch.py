@@ -30,6 +30,7 @@ STANDARD = {
         "replace rmdir scandir stat statvfs symlink sync truncate unlink write".split()
     ),
     "io": frozenset({"open", "open_code"}),
+    "_io": frozenset({"open", "open_code"}),  # their name since Python 3.12
     "time": frozenset({"sleep"}),
 }
 

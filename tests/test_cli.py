@@ -25,7 +25,8 @@ PAGE = aiommap.PAGE_SIZE
 ROOT = Path(__file__).parent.parent
 HELP_FILE = ROOT / "docs" / "cli_help.txt"
 COMMANDS = ("info", "residency", "prewarm", "bench", "demo")
-ALL_COMMANDS = (*COMMANDS, "watch")
+#: Those that take a file, and the one that does not.
+ALL_COMMANDS = (*COMMANDS, "completion")
 SHORT = ("--seconds", "0.05", "--tasks", "2")
 
 Run = Callable[..., tuple[int, str, str]]
@@ -118,7 +119,7 @@ class TestHelp:
 
     @pytest.mark.parametrize("code", ["0", "1", "2", "130", "141"])
     def test_exit_codes_are_documented(self, run: Run, code: str) -> None:
-        for arguments in ((), *((name,) for name in COMMANDS)):
+        for arguments in ((), *((name,) for name in ALL_COMMANDS)):
             assert f"\n  {code:<4}" in run(*arguments, "--help")[1]
         # Being stopped is how watching ends, and no failure.
         assert (f"\n  {code:<4}" in run("watch", "--help")[1]) == (code != "130")
@@ -155,6 +156,8 @@ class TestBadInput:
             pytest.param(["demo", "--size", "1K"], id="demo too small"),
             pytest.param(["demo", "--dir", "/nonexistent"], id="no such folder"),
             pytest.param(["demo", "x", "--dir", "."], id="folder beside file"),
+            pytest.param(["completion"], id="no shell"),
+            pytest.param(["completion", "csh"], id="unknown shell"),
         ],
     )
     def test_usage_error_is_one_line_and_code_2(self, run: Run, arguments: list[str]) -> None:

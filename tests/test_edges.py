@@ -138,6 +138,14 @@ async def split_at(subject, offset, length):
         assert low.length == int(offset)
 
 
+async def carve(subject, offset, length):
+    # An empty part shares bytes with nobody.
+    made = subject.target.carve({"none": (0, 0), "part": (offset, length)})
+    with made["none"] as none, made["part"] as carved:
+        assert none.length == 0
+        assert carved.memory == part(subject, offset, length)
+
+
 VERBS = {
     "read": Verb(read),
     "read_nowait": Verb(read_nowait),
@@ -154,6 +162,7 @@ VERBS = {
     "punch_hole": Verb(punch_hole),
     "view": Verb(view),
     "split_at": Verb(split_at, length="nothing"),
+    "carve": Verb(carve),
 }
 
 
@@ -169,7 +178,7 @@ def bounded(owner, *parameters):
 CASES = [
     pytest.param(owner, name, id=f"{owner.__name__}.{name}")
     for owner in (MappedFile, View)
-    for name in sorted(bounded(owner, "offset", "ranges", "items", "position"))
+    for name in sorted(bounded(owner, "offset", "ranges", "items", "position", "parts"))
 ]
 TAIL_CASES = [
     pytest.param(owner, name, id=f"{owner.__name__}.{name}")

@@ -43,6 +43,7 @@ async def test_every_bytes_flushes_when_that_much_was_written_and_not_before(pat
         assert f.statistics().flushes == 0
         receipts.append(await f.write(900, b"x" * 100))
         await until(lambda: all(receipt.durable for receipt in receipts))
+        await settled(f)
         assert f.statistics().flushes == 1
         assert f.statistics().dirty_bytes == 0
 
@@ -248,8 +249,8 @@ async def test_one_scheduler_serves_many_files(tmp_path):
         ]
         receipts = [await f.write(0, b"x") for f in files[:10]]
         await until(lambda: all(receipt.durable for receipt in receipts))
-        assert [f.statistics().flushes for f in files] == [1] * 10 + [0] * 30
         await until(lambda: hub._scheduler.idle)
+        assert [f.statistics().flushes for f in files] == [1] * 10 + [0] * 30
 
 
 async def test_statistics_tell_of_flushes(path):

@@ -37,9 +37,12 @@ from ._range_verbs import align_up as align_up
 from ._receipt import WriteReceipt as WriteReceipt
 from ._residency import Residency as Residency
 from ._snapshot import Snapshot as Snapshot
+from ._snapshot_file import SnapshotFile as SnapshotFile
 from ._statistics import Distribution as Distribution
 from ._statistics import FileStatistics as FileStatistics
+from ._statistics import LeasedRange as LeasedRange
 from ._subscribers import Changes as Changes
+from ._typed import Records as Records
 from ._view import View as View
 
 __all__ = (
@@ -60,6 +63,7 @@ __all__ = (
     "ForkedError",
     "Generations",
     "Hub",
+    "LeasedRange",
     "LiveSnapshot",
     "MappedBackend",
     "MappedFile",
@@ -70,8 +74,10 @@ __all__ = (
     "OverlapError",
     "RangeAllocator",
     "ReceiptError",
+    "Records",
     "Residency",
     "Snapshot",
+    "SnapshotFile",
     "StaleSnapshotError",
     "StorageBackend",
     "Subscription",

@@ -164,7 +164,8 @@ class RangeAllocator:
         """Hold a range again that was allocated when the state was saved.
 
         Args:
-            offset, length: those of a range that was valid at the time, or was unclaimed.
+            offset: that of a range that was valid at the time, or was unclaimed.
+            length: likewise.
         Raises:
             ReceiptError: if no such range was allocated then, or it was claimed already.
             anyio.ClosedResourceError: if the allocator or the file is closed.

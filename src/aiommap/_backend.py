@@ -2,7 +2,8 @@
 
 A *backend* is anything with the three members of ``StorageBackend``; code written against them
 runs over a mapped file, over a descriptor where mapping is no good, and over a user's own.
-``aiommap.testing.StorageBackendSuite`` holds all of them to one contract.
+``aiommap.testing.StorageBackendSuite`` holds all of them to one contract. Ours pickle as openings
+of the same path.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import warnings
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -25,6 +28,7 @@ from ._hub import Hub, Opening
 from ._native import read_file
 from ._ranges import check_range
 from ._snapshot import Snapshot
+from ._threads import Forks
 from ._workers import Mutex, Workers
 
 _UNREADABLE = (
@@ -32,19 +36,6 @@ _UNREADABLE = (
     (stat.S_ISFIFO, "a pipe", errno.ESPIPE),
     (stat.S_ISSOCK, "a socket", errno.ENXIO),
 )
-
-
-class _Forks:
-    """Counts how often this process is a forked child of one that had loaded this module."""
-
-    count = 0
-
-    @classmethod
-    def add(cls) -> None:
-        cls.count += 1
-
-
-os.register_at_fork(after_in_child=_Forks.add)
 
 
 @runtime_checkable
@@ -55,9 +46,11 @@ class StorageBackend(Protocol):
     """
 
     @property
+    @abstractmethod
     def size(self) -> int:
         """How many bytes there are; constant, answered at once, also after ``aclose``."""
 
+    @abstractmethod
     async def read_exact(self, offset: int, length: int, /) -> bytes:
         """Read bytes: all of them, or an error.
 
@@ -67,6 +60,7 @@ class StorageBackend(Protocol):
             anyio.ClosedResourceError: if the backend is closed.
         """
 
+    @abstractmethod
     async def aclose(self) -> None:
         """Close, also if cancelled; a second call does nothing."""
 
@@ -131,8 +125,20 @@ class MappedBackend(_Closing):
         """Close the file."""
         await self._source.aclose()
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return _reopen, (self._source,)
+
     def __repr__(self) -> str:
         return f"<MappedBackend of {self._source!r}>"
+
+
+def _reopen(source: Opening[Snapshot] | Opening[MappedFile]) -> Opening[MappedBackend]:
+    """Make of a pickled backend an opening of what it read from."""
+
+    async def begin() -> MappedBackend:
+        return MappedBackend(await source)
+
+    return Opening(begin)
 
 
 class _Descriptor:
@@ -169,8 +175,13 @@ class _Descriptor:
         if last:
             os.close(self._fd)
 
+    def __del__(self) -> None:
+        if self._users:
+            os.close(self._fd)
+
     def close_copy(self) -> None:
         """Close a forked child's own copy; a thread that is not here may hold the lock (I10)."""
+        self._users = 0
         os.close(self._fd)
 
 
@@ -192,7 +203,7 @@ class FileBackend(_Closing):
         self._size = 0
         self._descriptor: _Descriptor | None = None
         self._closed = False
-        self._forks = _Forks.count
+        self._forks = Forks.count
 
     @staticmethod
     def open(
@@ -259,7 +270,7 @@ class FileBackend(_Closing):
         self._closed = True
         if descriptor is None:
             return
-        if self._forks != _Forks.count:
+        if self._forks != Forks.count:
             descriptor.close_copy()
             return
         await self._workers.complete(self._workers.control, descriptor.release)
@@ -267,9 +278,17 @@ class FileBackend(_Closing):
     def _usable(self) -> _Descriptor:
         if self._descriptor is None:
             raise anyio.ClosedResourceError(f"{self._path} is closed: open it again to use it")
-        if self._forks != _Forks.count:
+        if self._forks != Forks.count:
             raise ForkedError(self._path)
         return self._descriptor
+
+    def __del__(self) -> None:
+        # Missing when __init__ failed.
+        if getattr(self, "_descriptor", None) is not None and self._forks == Forks.count:
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return partial(FileBackend.open, self._path, size=self._size), ()
 
     # Worker threads only, from here on.
 

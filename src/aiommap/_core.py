@@ -54,6 +54,7 @@ class Core:
         "dirtied",
         "durable_stores",
         "failure",
+        "huge_page_bytes",
         "identity",
         "mapping",
         "mode",
@@ -89,44 +90,47 @@ class Core:
         state: FileState,
         workers: Workers,
     ) -> None:
-        self.mapping = mapping
-        self.path = path
-        self.mode = mode
-        self.policy = policy
-        self.sparse = sparse
-        self.identity = identity
+        self.mapping: Mapping = mapping
+        self.path: str = path
+        self.mode: str = mode
+        self.policy: FlushPolicy = policy
+        self.sparse: bool = sparse
+        self.identity: Identity = identity
         #: What stat(2) said when the file was opened.
-        self.state = state
+        self.state: FileState = state
         #: Whether the path was last seen to name another file, or none.
-        self.orphaned = False
-        self.workers = workers
+        self.orphaned: bool = False
+        self.workers: Workers = workers
         #: The directory entry is not durable yet. Cleared by the flush worker, one at a time.
-        self.created = created
+        self.created: bool = created
         #: The size, or which blocks there are, was changed since the last flush of everything.
-        self.size_changed = size_changed
+        self.size_changed: bool = size_changed
         #: The size was; so the next flush also looks whether the file still has it.
-        self.resized = size_changed
+        self.resized: bool = size_changed
         # For watchers, which must not take for somebody else's what we do ourselves.
         #: Odd while a worker changes the size or the blocks of the file.
-        self.size_changes = 2 if size_changed else 0
+        self.size_changes: int = 2 if size_changed else 0
         #: Operations that moved the times of the file without storing, and those under way.
-        self.touches = self.touching = 0
+        self.touches: int = 0
+        self.touching: int = 0
         self.failure: FlushError | None = None
         #: Bytes of writes that wait in the lane or are being applied there.
-        self.queued_bytes = 0
+        self.queued_bytes: int = 0
         #: Writes that wait in the flush lane, or are being applied there.
-        self.durable_stores = 0
+        self.durable_stores: int = 0
         #: Waits until the writes submitted so far have been applied.
         self.settle: Callable[[], Awaitable[None]] = _nothing_to_await
         #: Keeps stores and changes of size apart. Taken in worker threads only.
-        self.changes = Mutex()
+        self.changes: Mutex = Mutex()
         #: Told after the file may have become dirty by other means than a write.
         self.dirtied: Callable[[], None] = _nothing
-        self.closing = False
+        self.closing: bool = False
         #: Opening failed or was cancelled after the file had been created: remove it again.
-        self.undo = False
-        self.offloaded_reads = 0
-        self.offloaded_writes = 0
+        self.undo: bool = False
+        #: What the last count of them found. Set in worker threads, one at a time is enough.
+        self.huge_page_bytes: int | None = None
+        self.offloaded_reads: int = 0
+        self.offloaded_writes: int = 0
         self._active = 0
         self._idle: anyio.Event | None = None
 

@@ -100,19 +100,28 @@ class OverlapError(MappedFileError, ValueError):
     Attributes:
         first: ``(offset, end)`` of the one range.
         second: ``(offset, end)`` of the other.
+        names: what the caller called the two, or None where they have no names.
     """
 
-    def __init__(self, first: tuple[int, int], second: tuple[int, int]) -> None:
-        super().__init__(first, second)
+    def __init__(
+        self,
+        first: tuple[int, int],
+        second: tuple[int, int],
+        names: tuple[object, object] | None = None,
+    ) -> None:
+        super().__init__(first, second, names)
         self.first = first
         self.second = second
+        self.names = names
 
     def __str__(self) -> str:
         low, high = max(self.first[0], self.second[0]), min(self.first[1], self.second[1])
-        return (
-            f"ranges [{self.first[0]}, {self.first[1]}) and [{self.second[0]}, {self.second[1]}) "
-            f"share bytes [{low}, {high}): ask for disjoint ranges"
-        )
+        one, other = f"[{self.first[0]}, {self.first[1]})", f"[{self.second[0]}, {self.second[1]})"
+        if self.names is None:
+            pair = f"ranges {one} and {other}"
+        else:
+            pair = f"{self.names[0]!r} {one} and {self.names[1]!r} {other}"
+        return f"{pair} share bytes [{low}, {high}): ask for disjoint ranges"
 
 
 class ReceiptError(MappedFileError, ValueError):
@@ -160,7 +169,7 @@ class MappingFaultError(MappedFileError, OSError):
 
 
 class StaleSnapshotError(MappingFaultError):
-    """The file behind a snapshot was changed in place since it was opened.
+    """The file of a snapshot is not as it was: changed in place, or replaced before reopening.
 
     Attributes:
         offset: the first byte that is not known to be as it was: 0, as any may have changed.
@@ -180,9 +189,8 @@ class StaleSnapshotError(MappingFaultError):
 
     def __str__(self) -> str:
         return (
-            f"{self.path} was changed in place since it was opened as a snapshot (of "
-            f"{self.opened_size} bytes; it has {self.size}): do not believe what was read, open "
-            "it again, and have files replaced by a rename instead of overwritten"
+            f"{self.path} was changed since it was opened as a snapshot (of {self.opened_size} "
+            f"bytes; it has {self.size}): do not believe what was read, and open it again"
         )
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn, Self, SupportsIndex, cast, overload
 
@@ -17,7 +18,7 @@ from . import _chunks
 from ._autoflush import AutoFlush
 from ._closing import Closer
 from ._core import Core, byte_count
-from ._errors import AccessModeError, FlushError, ReceiptError
+from ._errors import AccessModeError, FlushError, ReceiptError, UnsupportedError
 from ._flush import Flusher, Request
 from ._listeners import Listeners, Subscription
 from ._native import PAGE_SIZE
@@ -26,12 +27,12 @@ from ._page_verbs import PagedVerbs
 from ._paging import Pager
 from ._policy import FlushPolicy
 from ._range_verbs import Allocators, RangedVerbs
-from ._ranges import check_range, check_tail
+from ._ranges import Name, check_disjoint, check_range, check_tail
 from ._reading import Reader
 from ._receipt import WriteReceipt
 from ._reopening import Retired, Surroundings
 from ._resizing import Resizer
-from ._statistics import Distribution, FileStatistics, oldest_dirty_seconds
+from ._statistics import Distribution, FileStatistics, oldest_dirty_seconds, oldest_leases
 from ._view import View
 from ._watch_verbs import FileWatch, WatchedVerbs
 from ._writing import Writer
@@ -50,6 +51,9 @@ class MappedFile(RangedVerbs, PagedVerbs, WatchedVerbs):
     a pending cancellation, within every millisecond. All other verbs hop to a worker thread and
     are checkpoints.
 
+    Pickled, it becomes an ``Opening`` of its path, in mode "r+" if it was writable: ``async with``
+    or ``await`` that in the other process. Mode "c" is refused, as its stores would be lost.
+
     Concurrency: for tasks of the event loop it was opened in. Verbs on disjoint ranges do not wait
     for one another; overlapping writes are applied in the order they were submitted.
     """
@@ -64,6 +68,7 @@ class MappedFile(RangedVerbs, PagedVerbs, WatchedVerbs):
         "_hub",
         "_mapping",
         "_moving",
+        "_options",
         "_pager",
         "_reader",
         "_resizer",
@@ -105,12 +110,16 @@ class MappedFile(RangedVerbs, PagedVerbs, WatchedVerbs):
 
     async def _prepare(self, options: OpenOptions) -> None:
         """Do what opening was asked to do beyond mapping."""
+        self._options = options
         if options.advice is not None:
             await self.advise(options.advice)
         if options.lock:
             await self._pager.lock(0, self.size)
         if options.prewarm:
             await self.prewarm()
+        if options.huge_pages:
+            with suppress(UnsupportedError):
+                await self.huge_page_bytes()
 
     @property
     def path(self) -> str:
@@ -371,6 +380,22 @@ class MappedFile(RangedVerbs, PagedVerbs, WatchedVerbs):
         self._core.check_usable()
         return View(self, self._core, *check_tail(offset, length, self.size))
 
+    def carve(self, parts: Mapping[Name, tuple[SupportsIndex, SupportsIndex]]) -> dict[Name, View]:
+        """Make named views of disjoint parts of the file, all of them or none.
+
+        Args:
+            parts: (offset, length) by name, in any order, with gaps or without. Parts may begin
+                and end at any byte; ``flush``, ``prewarm`` and the like round to pages.
+        Returns:
+            One view a part, under the same names in the same order.
+        Raises:
+            OutOfBoundsError: if a part leaves the file.
+            OverlapError: if two parts share a byte. Its message names both.
+        """
+        self._core.check_usable()
+        checked = check_disjoint(parts, self.size)
+        return {name: View(self, self._core, *part) for name, part in checked.items()}
+
     def chunks(self, size: SupportsIndex) -> AsyncIterator[bytes]:
         """Iterate over the file in pieces, the next being read in while you hold this one.
 
@@ -407,7 +432,9 @@ class MappedFile(RangedVerbs, PagedVerbs, WatchedVerbs):
             flush_group=Distribution.of(flusher.groups),
             flush_seconds=Distribution.of(flusher.seconds),
             faults=mapping.faults,
+            huge_page_bytes=self._core.huge_page_bytes,
             leases=mapping.lease_count,
+            leased=oldest_leases(mapping.leases),
             flush_failed=self._core.failure is not None,
         )
 
@@ -446,8 +473,12 @@ class MappedFile(RangedVerbs, PagedVerbs, WatchedVerbs):
                 source=self,
             )
 
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(f"{self!r} cannot be copied or pickled: open its path again instead")
+    # What pickling makes of it stands beside ``open``, in ``_hub``.
+    def __copy__(self) -> NoReturn:
+        raise TypeError(f"{self!r} cannot be copied: share it, or open its path again")
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        self.__copy__()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self.size} bytes"

@@ -32,7 +32,9 @@ from ._errors import AccessModeError, FlushError
 from ._histogram import Histogram
 from ._lane import Lane
 from ._listeners import Listeners
+from ._logs import FLUSHES
 from ._native import PAGE_SIZE
+from ._observing import observed
 from ._policy import FlushLedger
 from ._ranges import RangeSet, align_down, align_up
 from ._receipt import WriteReceipt
@@ -131,7 +133,7 @@ class Flusher:
         core.check_flushed()
         core.begin_activity()
         try:
-            await self._lane.submit(request)
+            await self._observe(request)
         finally:
             core.end_activity()
 
@@ -141,7 +143,14 @@ class Flusher:
 
     async def flush_everything(self) -> None:
         """Make everything durable; for a file that no verb can reach any more."""
-        await self._lane.submit(Request(0, self._core.mapping.size))
+        await self._observe(Request(0, self._core.mapping.size))
+
+    async def _observe(self, request: Request) -> None:
+        name = "write" if request.stores else "flush"
+        length = request.end - request.offset
+        with observed(name, self._core.path, request.offset, length) as seen:
+            seen.hop_if(lambda: bool(request.stores) or self.has_work())
+            await self._lane.submit(request)
 
     def has_work(self) -> bool:
         """Tell whether a flush would do anything."""
@@ -173,6 +182,7 @@ class Flusher:
                 item.receipt._settled = True  # noqa: SLF001  the two are one mechanism
         if self._core.failure is not None and not told_before:
             self._told = True
+            FLUSHES.error("%s", self._core.failure)
             self.failed.tell(self._core.failure)
         self.after_batch()
         done([_take_error(item) or failure for item in items])

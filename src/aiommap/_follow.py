@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -17,11 +16,10 @@ import anyio.lowlevel
 from ._following import Follower
 from ._hub import Hub, Opening
 from ._listeners import Listeners
+from ._logs import FOLLOWING
 from ._opening import OpenOptions
 from ._policy import FlushPolicy
 from ._snapshot import Snapshot
-
-_log = logging.getLogger("aiommap")
 
 
 class LiveSnapshot:
@@ -212,4 +210,4 @@ def follow(
 
 
 def _log_failure(path: str, error: Exception) -> None:
-    _log.error("following %s met what it cannot serve: %s", path, error, exc_info=error)
+    FOLLOWING.error("following %s met what it cannot serve: %s", path, error, exc_info=error)

@@ -29,7 +29,6 @@ Invariants.
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections.abc import Awaitable, Callable
 
@@ -41,6 +40,7 @@ from ._errors import StaleSnapshotError
 from ._file import MappedFile
 from ._hub import Hub
 from ._listeners import Listeners
+from ._logs import FOLLOWING
 from ._opening import OpenOptions
 from ._snapshot import Snapshot
 from ._workers import spawn_foreign
@@ -49,8 +49,6 @@ from ._workers import spawn_foreign
 MOST_OVERTAKEN = 3
 
 Validate = Callable[[Snapshot], Awaitable[object]]
-
-_log = logging.getLogger("aiommap")
 
 
 class Generation(Snapshot):
@@ -63,7 +61,7 @@ class Generation(Snapshot):
         weakref.finalize(self, _close_soon, file).atexit = False
 
     @property
-    def file(self) -> MappedFile:
+    def mapped(self) -> MappedFile:
         """The file itself; whoever keeps it does not keep it open."""
         return self._file
 
@@ -221,7 +219,7 @@ class Follower:
                     await self._listen()
                     group.cancel_scope.cancel()
         except Exception:
-            _log.exception("following %s met an error and has ended", self.path)
+            FOLLOWING.exception("following %s met an error and has ended", self.path)
         finally:
             self._changes.close()
             self._end()
@@ -289,7 +287,7 @@ class Follower:
         generation = Generation(await self._hub._open(self._options))  # noqa: SLF001  as for any snapshot
         self._alive.add(generation)
         self._files = {file for file in self._files if not file._core.mapping.closed}  # noqa: SLF001
-        self._files.add(generation.file)
+        self._files.add(generation.mapped)
         return generation
 
     async def _examine(self, candidate: Generation) -> None:
@@ -301,7 +299,7 @@ class Follower:
             if await answer is False:
                 raise ValueError(f"{self.path}: validate returned False, so it is not served")
         if self._prewarm:
-            await candidate.file.prewarm()
+            await candidate.mapped.prewarm()
         await candidate.verify()
 
     def _put_in_service(self, generation: Generation) -> None:
@@ -309,6 +307,9 @@ class Follower:
             return
         self._current = generation
         self.number += 1
+        FOLLOWING.info(
+            "%s: generation %d is in service: %d bytes", self.path, self.number, generation.size
+        )
         moved, self._moved = self._moved, anyio.Event()
         moved.set()
 

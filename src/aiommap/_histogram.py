@@ -19,9 +19,9 @@ class Histogram:
 
     def __init__(self) -> None:
         self._buckets: dict[int, int] = {}
-        self.count = 0
-        self.total = 0.0
-        self.maximum = 0.0
+        self.count: int = 0
+        self.total: float = 0.0
+        self.maximum: float = 0.0
 
     def record(self, value: float) -> None:
         """Count a value above 0."""

@@ -6,6 +6,7 @@ hops. ``aiommap.open`` makes a private hub for one file.
 
 from __future__ import annotations
 
+import copyreg
 import os
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
@@ -19,9 +20,12 @@ import anyio
 from ._advice import Advice
 from ._change import FileState
 from ._core import Core, Identity
+from ._errors import AccessModeError
 from ._file import MappedFile
 from ._lane import Lane, batches
+from ._logs import FILES
 from ._native import Mapping
+from ._observing import observed
 from ._opening import Opened, OpenOptions, open_mapping, reopening
 from ._own_changes import OwnChanges
 from ._policy import FlushPolicy
@@ -221,7 +225,10 @@ class Hub:
 
     async def _open(self, options: OpenOptions) -> MappedFile:
         workers = self._limiters()
-        opened = await self._opening.submit(options)
+        with observed("open", options.path, 0, options.size or 0) as seen:
+            seen.hop()
+            opened = await self._opening.submit(options)
+            seen.covers(opened.mapping.size)
         if self._closed:
             await self._releasing.submit(_Release.of(opened), withdrawable=False)
             raise anyio.ClosedResourceError("the hub was closed while it opened the file")
@@ -231,6 +238,7 @@ class Hub:
         file = MappedFile(core, hub)
         self._files[core] = file
         self._register(core)
+        FILES.debug('opened %s in mode "%s": %d bytes', core.path, core.mode, core.mapping.size)
         try:
             await file._prepare(options)  # noqa: SLF001  half of the constructor
         except BaseException:
@@ -259,6 +267,7 @@ class Hub:
     async def _release(self, core: Core) -> None:
         self._files.pop(core, None)
         self._unregister(core)
+        FILES.debug("closed %s", core.path)
         await self._releasing.submit(_Release(core.mapping, core.path, core.identity, core.undo))
 
     def _register(self, core: Core) -> None:
@@ -371,7 +380,9 @@ def open(
         advice: how the whole file is going to be used.
         prewarm: make the whole file resident before returning.
         lock: pin the whole file in memory for as long as it is open.
-        huge_pages: ask for huge pages, where the file system has them.
+        huge_pages: ask for huge pages, where the file system has them; what that obtained is in
+            ``statistics().huge_page_bytes``. On tmpfs mounted with huge=advise, pages that were
+            reserved before they were mapped are small: create the file with ``sparse=True``.
     Returns:
         An object to use with ``async with``, or to ``await`` for a MappedFile to ``aclose``.
     Raises:
@@ -396,3 +407,28 @@ def open(
         lock=lock,
         huge_pages=huge_pages,
     )
+
+
+def _reopen(file: MappedFile) -> tuple[Callable[..., Any], tuple[()]]:
+    """Say what a pickled file is: an ``Opening`` of its path, with the options it has."""
+    options = file._options  # noqa: SLF001  they were given here
+    if options.mode.private:
+        raise AccessModeError("pickle", "c", "its private stores would be lost")
+    if file.closed:
+        raise anyio.ClosedResourceError(f"{file.path} is closed: pickle it while it is open")
+    reopen = partial(
+        open,
+        file.path,
+        "r+" if options.mode.writable else "r",  # what "w+" and "x+" make is there by now
+        capacity=None if options.capacity is None else file.capacity,
+        sparse=options.sparse,
+        flush=file.flush_policy,
+        advice=options.advice,
+        prewarm=options.prewarm,
+        lock=options.lock,
+        huge_pages=options.huge_pages,
+    )
+    return reopen, ()
+
+
+copyreg.pickle(MappedFile, _reopen)

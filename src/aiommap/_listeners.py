@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
+from ._logs import CALLBACKS
 from ._workers import spawn_foreign
 
 T = TypeVar("T")
-
-_log = logging.getLogger("aiommap")
 
 
 class Subscription:
@@ -57,4 +55,4 @@ async def _call(callback: Callable[[T], object], value: T) -> None:
         if isinstance(answer, Awaitable):
             await answer
     except Exception:
-        _log.exception("%r failed when it was told of %r", callback, value)
+        CALLBACKS.exception("%r failed when it was told of %r", callback, value)

@@ -86,8 +86,8 @@ class Mapping:
     @property
     def forked(self) -> bool: ...
     @property
-    def leases(self) -> list[tuple[int, int]]:
-        """Ranges (offset, end) of the live leases, newest first."""
+    def leases(self) -> list[tuple[int, int, str | None]]:
+        """Offset, end and place of the live leases, newest first."""
 
     def attach(self, owner: object, receipt_type: type[Receipt], /) -> None:
         """Say what receipts of write_inline are made of and refer to."""
@@ -194,8 +194,8 @@ class Mapping:
     def set_locked(self, ranges: list[tuple[int, int]], /) -> None:
         """Say which sorted disjoint ranges are pinned and need no residency check."""
 
-    def lease(self, offset: int, length: int, writable: bool, /) -> Lease:
-        """Export a range as a buffer that keeps its pages mapped."""
+    def lease(self, offset: int, length: int, writable: bool, place: str | None = None, /) -> Lease:
+        """Export a range as a buffer that keeps its pages mapped; place is for ``leases``."""
 
     # Resizing; the file itself is resized by the caller.
     def set_size(self, size: int, /) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, SupportsIndex
 
 from ._advice import Advice
 from ._core import Core
+from ._huge_pages import count_huge_bytes
 from ._paging import Pager
 from ._ranges import check_tail
 from ._residency import Residency
@@ -81,6 +82,20 @@ class PagedVerbs:
         """
         self._core.check_usable()
         return await self._pager.residency(*check_tail(offset, length, self.size))
+
+    async def huge_page_bytes(self) -> int:
+        """Count the bytes of the file that are mapped by huge pages at this moment.
+
+        Opening with ``huge_pages=True`` asks for them, once, and counts what it got; what file
+        system, mount options and free memory allow is another matter, and so is when: the kernel
+        may also do it later, in the background. ``statistics()`` has the last count.
+
+        Raises:
+            UnsupportedError: if the kernel does not tell.
+        Source: proc_pid_smaps(5); AnonHugePages, ShmemPmdMapped and FilePmdMapped.
+        """
+        self._core.check_usable()
+        return await self._core.finish(self._core.workers.reads, count_huge_bytes, self._core)
 
     async def advise(
         self, advice: Advice, offset: SupportsIndex = 0, length: SupportsIndex | None = None

@@ -20,6 +20,7 @@ from ._advice import Advice
 from ._core import Core
 from ._errors import UnsupportedError
 from ._native import PAGE_SIZE, PIECE_BYTES, Mapping
+from ._observing import observed
 from ._ranges import RangeSet, align_down, align_up, check_range
 from ._read_ahead import ReadAhead, kernel_reads_far_ahead
 from ._residency import Residency
@@ -59,13 +60,15 @@ class Pager:
         """Make a range resident and return how many of its bytes are."""
         core, at, end = self._core, offset, offset + length
         ahead = await self._read_ahead(offset, end)
-        while at < end:
-            core.check_usable()
-            if ahead is not None:
-                ahead.reach(at)
-            at = await core.finish(core.workers.reads, self._stretch, at, end, write)
-            if progress is not None:
-                progress(at - offset, length)
+        with observed("prewarm", core.path, offset, length) as seen:
+            while at < end:
+                core.check_usable()
+                if ahead is not None:
+                    ahead.reach(at)
+                seen.hop()
+                at = await core.finish(core.workers.reads, self._stretch, at, end, write)
+                if progress is not None:
+                    progress(at - offset, length)
         if not core.mapping.residency_visible:
             return length
         return (await self.residency(offset, length)).resident_bytes
@@ -152,7 +155,8 @@ class Pager:
 
     async def _unpin(self, span: tuple[int, int]) -> None:
         core = self._core
-        if not core.closing:  # closing unmaps, and that unlocks
+        # Closing unmaps, and that unlocks; a forked child inherits no locks (mlock(2)).
+        if not core.closing and not core.mapping.forked:
             with core.activity():
                 await core.workers.complete(core.workers.control, self._unlock_rest, span)
 

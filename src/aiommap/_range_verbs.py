@@ -195,7 +195,6 @@ class RangedVerbs:
 
         Raises:
             ReceiptError: if the range was freed or split, or is another file's.
-            As ``read``.
         """
         self._core.check_usable()
         return await self.read(*self._allocators.locate(allocated))

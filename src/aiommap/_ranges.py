@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import operator
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
-from typing import SupportsIndex
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from itertools import pairwise
+from typing import SupportsIndex, TypeVar
 
-from ._errors import OutOfBoundsError
+from ._errors import OutOfBoundsError, OverlapError
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 def check_range(offset: SupportsIndex, length: SupportsIndex, limit: int) -> tuple[int, int]:
@@ -35,6 +38,35 @@ def check_tail(offset: SupportsIndex, length: SupportsIndex | None, limit: int) 
         start = operator.index(offset)
         return check_range(start, max(0, limit - start) if start <= limit else 1, limit)
     return check_range(offset, length, limit)
+
+
+def check_disjoint(
+    parts: Mapping[Name, tuple[SupportsIndex, SupportsIndex]], limit: int
+) -> dict[Name, tuple[int, int]]:
+    """Return named (offset, length) pairs once all lie within the limit and no two share a byte.
+
+    Raises:
+        OutOfBoundsError: if a range is not within [0, limit); it names the range.
+        OverlapError: if two share a byte; it names both.
+    """
+    checked = {name: _check_named(name, *part, limit) for name, part in parts.items()}
+    ranges = [(at, at + length, name) for name, (at, length) in checked.items() if length]
+    # Of ranges in order of their starts, the first that overlaps anything overlaps the next one.
+    ranges.sort(key=lambda item: item[0])
+    for (low, end, one), (start, high, other) in pairwise(ranges):
+        if start < end:
+            raise OverlapError((low, end), (start, high), (one, other))
+    return checked
+
+
+def _check_named(
+    name: object, offset: SupportsIndex, length: SupportsIndex, limit: int
+) -> tuple[int, int]:
+    try:
+        return check_range(offset, length, limit)
+    except OutOfBoundsError as error:
+        reason = f"{name!r}: {error}"
+        raise OutOfBoundsError(error.offset, error.length, error.limit, reason) from None
 
 
 def align_down(offset: int, alignment: int) -> int:

@@ -9,6 +9,7 @@ import anyio
 
 from ._core import Core, plain_integers
 from ._errors import OutOfBoundsError
+from ._observing import observed
 from ._ranges import check_range
 
 #: After so many items a loop looks whether it has to give way.
@@ -42,8 +43,9 @@ class Reader:
     async def _offload(self, offset: int, length: int) -> bytes:
         core = self._core
         core.offloaded_reads += 1
-        with core.activity():
-            return await core.workers.read(self._read_whole, offset, length)
+        with core.activity(), observed("read", core.path, offset, length) as seen:
+            seen.hop()
+            return await core.workers.read(self.read_whole, offset, length)
 
     async def read_into(self, offset: int, buffer: object) -> int:
         """Fill a buffer after ``read_into_inline`` answered None."""
@@ -59,7 +61,9 @@ class Reader:
                 return done
         core.offloaded_reads += 1
         # A job: the thread writes into memory of the caller, so it is never left behind.
-        await core.finish(core.workers.reads, self._read_into_whole, offset, view)
+        with observed("read", core.path, offset, length) as seen:
+            seen.hop()
+            await core.finish(core.workers.reads, self.read_into_whole, offset, view)
         return length
 
     def read_nowait(self, offset: int, length: int) -> bytes:
@@ -100,17 +104,21 @@ class Reader:
         core = self._core
         core.offloaded_reads += len(missing)
         wanted = [ranges[i] for i in missing]
-        with core.activity():
+        first = min(offset for offset, _ in wanted)
+        end = max(offset + length for offset, length in wanted)
+        with core.activity(), observed("read", core.path, first, end - first) as seen:
+            seen.hop()
             parts = await core.workers.read(self._read_parts, wanted)
         for i, data in zip(missing, parts, strict=True):
             found[i] = data
 
-    # Worker threads only, from here on.
+    # Threads that may wait only, from here on.
 
     def _read_parts(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        return [self._read_whole(offset, length) for offset, length in ranges]
+        return [self.read_whole(offset, length) for offset, length in ranges]
 
-    def _read_whole(self, offset: int, length: int) -> bytes:
+    def read_whole(self, offset: int, length: int) -> bytes:
+        """Read a range that was checked."""
         try:
             data = self._core.mapping.read(offset, length)
         except ValueError as error:  # resized since the range was checked
@@ -121,7 +129,8 @@ class Reader:
             raise self._core.fault(offset, length, len(data))
         return data
 
-    def _read_into_whole(self, offset: int, view: memoryview) -> None:
+    def read_into_whole(self, offset: int, view: memoryview) -> None:
+        """Fill a view of bytes from a range that was checked."""
         try:
             copied = self._core.mapping.read_into(offset, view)
         except ValueError as error:

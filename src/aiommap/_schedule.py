@@ -28,7 +28,7 @@ class Timer(Generic[Target]):
         self, schedule: Schedule[Target], deadline: float, order: int, target: Target
     ) -> None:
         self._schedule = schedule
-        self.deadline = deadline
+        self.deadline: float = deadline
         self._order = order
         self.target: Target | None = target
 
@@ -60,7 +60,7 @@ class Schedule(Generic[Target]):
         self._order = 0
         self._timers: list[Timer[Target]] = []
         #: Entries of cancelled timers; swept out once they are more than half.
-        self.empty_timers = 0
+        self.empty_timers: int = 0
         self._waiting: dict[Target, None] = {}  # in order; a set that a deque would have to scan
         self._running: set[Target] = set()
         self._again: set[Target] = set()

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
-from typing import Self, SupportsIndex
+from typing import Any, NoReturn, Self, SupportsIndex
 
 import anyio
 
@@ -28,6 +28,7 @@ from ._hub import Hub, Opening
 from ._opening import OpenOptions
 from ._policy import FlushPolicy
 from ._ranges import check_tail
+from ._snapshot_file import SnapshotFile
 from ._view import View
 
 
@@ -39,6 +40,9 @@ class Snapshot:
     the same is found out so: bytes cut off are a ``MappingFaultError`` at every read of them, bytes
     overwritten a ``StaleSnapshotError`` at the next ``verify``. Bytes appended never
     become part of it.
+
+    Pickled, it becomes an ``Opening`` of the same path: ``async with`` or ``await`` that in another
+    process. It raises ``StaleSnapshotError`` if another file is there by then.
 
     Concurrency: for tasks of the event loop it was opened in; reads never wait for one another.
     """
@@ -173,13 +177,29 @@ class Snapshot:
             anyio.ClosedResourceError: if ``aclose`` was called.
         Concurrency: for the event loop's thread; holds nest, and any number may be out.
         """
-        if self._retired or self.closed:
-            raise anyio.ClosedResourceError(f"{self.path} is closed: open it again to use it")
-        self._holds += 1
+        self._take_hold()
         try:
             yield self
         finally:
             self._let_go()
+
+    def file(self) -> SnapshotFile:
+        """Make a binary file object of it, for pandas, pyarrow, zipfile, fsspec and the like.
+
+        It holds the snapshot until it is closed, and is to be read in worker threads.
+
+        Raises:
+            anyio.ClosedResourceError: if ``aclose`` was called.
+        """
+        self._take_hold()
+        reader = self._file._reader  # noqa: SLF001  a snapshot is made of its file
+        return SnapshotFile(self._core, reader, self._let_go)
+
+    def _take_hold(self) -> None:
+        self._core.check_usable()
+        if self._retired:
+            raise anyio.ClosedResourceError(f"{self.path} is closed: open it again to use it")
+        self._holds += 1
 
     def _let_go(self) -> None:
         """End a hold; the last one after ``aclose`` closes, in the background as it cannot wait."""
@@ -213,6 +233,19 @@ class Snapshot:
     ) -> None:
         await self.aclose()
 
+    def __reduce__(self) -> tuple[object, ...]:
+        if self.closed:
+            raise anyio.ClosedResourceError(f"{self.path} is closed: pickle it while it is open")
+        options = self._file._options  # noqa: SLF001  a snapshot is made of its file
+        keywords = {name: getattr(options, name) for name in _PICKLED}
+        return _reopen, (self.path, self._size, self._core.state.mtime_ns, keywords)
+
+    def __copy__(self) -> NoReturn:
+        raise TypeError(f"{self!r} cannot be copied: share it, or open its path again")
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        self.__copy__()
+
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self._size} bytes"
         return f"<Snapshot {self.path} {state}>"
@@ -221,3 +254,20 @@ class Snapshot:
 async def _open(hub: Hub, options: OpenOptions) -> Snapshot:
     """Open within a hub."""
     return Snapshot(await hub._open(options))  # noqa: SLF001  a snapshot is a kind of its files
+
+
+_PICKLED = ("advice", "prewarm", "lock", "huge_pages")
+
+
+def _reopen(path: str, size: int, modified: int, keywords: dict[str, Any]) -> Opening[Snapshot]:
+    """Make of a pickled snapshot an opening of the same bytes, or of nothing."""
+
+    async def begin() -> Snapshot:
+        snapshot = await Snapshot.open(path, **keywords)
+        core = snapshot._core  # noqa: SLF001  same module
+        if (snapshot.size, core.state.mtime_ns) != (size, modified):
+            await snapshot.aclose()
+            raise StaleSnapshotError(path, size, snapshot.size)
+        return snapshot
+
+    return Opening(begin)

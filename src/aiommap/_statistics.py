@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
+from types import FrameType
 from typing import Protocol
 
 from ._histogram import Histogram
@@ -35,6 +37,22 @@ class Distribution:
 
 
 @dataclass(frozen=True, slots=True)
+class LeasedRange:
+    """A range whose pages a view, or something made from its memory, still pins.
+
+    Attributes:
+        offset: first byte, from the start of the file.
+        end: first byte behind it.
+        taken_at: file, line and function that asked for the view or its memory; known in Python's
+            development mode only (``python -X dev``), else None.
+    """
+
+    offset: int
+    end: int
+    taken_at: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class FileStatistics:
     """What a mapped file has done since it was opened.
 
@@ -54,7 +72,10 @@ class FileStatistics:
         flush_group: how many requests each of them answered.
         flush_seconds: how long each of them took, in seconds.
         faults: copies that met a page that could not be reached.
+        huge_page_bytes: what ``huge_page_bytes()`` last found, or opening with ``huge_pages=True``;
+            None if neither has counted.
         leases: views that still pin the mapping.
+        leased: the ranges of the oldest of them, at most 64, oldest first.
         flush_failed: whether a flush failed: nothing written since is believed, see FlushError.
     """
 
@@ -71,8 +92,32 @@ class FileStatistics:
     flush_group: Distribution
     flush_seconds: Distribution
     faults: int
+    huge_page_bytes: int | None
     leases: int
+    leased: tuple[LeasedRange, ...]
     flush_failed: bool
+
+
+#: However many views there are: statistics are for asking often.
+_MOST_LEASES_NAMED = 64
+
+
+def oldest_leases(found: list[tuple[int, int, str | None]]) -> tuple[LeasedRange, ...]:
+    """Name the leases that are out longest, of all of them with the newest first."""
+    return tuple(LeasedRange(*lease) for lease in found[: -_MOST_LEASES_NAMED - 1 : -1])
+
+
+def caller_outside() -> str | None:
+    """Say where the package was called from; None outside of development mode, as it costs."""
+    if not sys.flags.dev_mode:
+        return None
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  inspect would read source files
+    while frame is not None:
+        code = frame.f_code
+        if frame.f_globals.get("__name__", "").partition(".")[0] != __package__:
+            return f"{code.co_filename}:{frame.f_lineno} in {code.co_qualname}"
+        frame = frame.f_back
+    return None
 
 
 class DirtyTimes(Protocol):

@@ -26,6 +26,20 @@ _idle: deque[_Worker] = deque()
 os.register_at_fork(after_in_child=_idle.clear)
 
 
+class Forks:
+    """Counts the forks between the process that loaded this module and this one (I10)."""
+
+    count = 0
+
+    @classmethod
+    def add(cls) -> None:
+        """Count one; called in the child."""
+        cls.count += 1
+
+
+os.register_at_fork(after_in_child=Forks.add)
+
+
 def run_in_thread(job: Job) -> None:
     """Run a job in a thread of its own; it must not raise. Who bounds their number is the caller.
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self, SupportsIndex
+from typing import TYPE_CHECKING, Any, Protocol, Self, SupportsIndex
 
 import anyio
 
@@ -12,11 +12,15 @@ from ._advice import Advice
 from ._core import Core
 from ._errors import ForkedError
 from ._native import Lease
-from ._ranges import check_range, check_tail
+from ._ranges import Name, check_disjoint, check_range, check_tail
 from ._receipt import WriteReceipt
 from ._residency import Residency
+from ._statistics import caller_outside
+from ._typed import Records, check_array, check_records
 
 if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
     from ._typing import Buffer
 
 
@@ -69,7 +73,7 @@ class View:
         self._core = core
         self._offset = offset
         self._length = length
-        self._lease: Lease | None = core.mapping.lease(offset, length, False)
+        self._lease: Lease | None = core.mapping.lease(offset, length, False, caller_outside())
         self._memory: memoryview | None = None
         #: What has to live for as long as somebody may use the view.
         self._keeps = keeps
@@ -107,7 +111,8 @@ class View:
                 raise ForkedError(self._core.path)
             if self._core.mode != "r" and not self._core.mapping.closed:
                 check_range(self._offset, self._length, self._core.mapping.size)
-                lease = self._core.mapping.lease(self._offset, self._length, True)
+                place = caller_outside()
+                lease = self._core.mapping.lease(self._offset, self._length, True, place)
             self._lease = lease
             self._memory = memoryview(lease)
             self._core.dirtied()
@@ -155,6 +160,56 @@ class View:
         parts = self.view(0, low), self.view(low, self._length - low)
         self.release()
         return parts
+
+    def carve(self, parts: Mapping[Name, tuple[SupportsIndex, SupportsIndex]]) -> dict[Name, View]:
+        """Make named views of disjoint parts of this view, which stays; see ``MappedFile.carve``.
+
+        Args:
+            parts: (offset, length) by name, in bytes from the start of this view.
+        Raises:
+            OutOfBoundsError: if a part leaves this view.
+            OverlapError: if two parts share a byte.
+        """
+        checked = check_disjoint(parts, self._length)
+        return {name: self.view(*part) for name, part in checked.items()}
+
+    def struct(self, layout: str) -> Records:
+        """Lay records of a ``struct`` format over the memory of the view, without a copy.
+
+        What holds for ``memory`` holds for them: in writable modes the view counts as dirty for
+        as long as they are held, and they keep its pages after ``release``.
+
+        Args:
+            layout: a format as ``struct`` has it, of one record. Any byte order, any alignment.
+        Raises:
+            ValueError: if the view is no whole number of records, or a record has no bytes.
+            struct.error: if the format is none.
+            As ``memory``.
+        """
+        record = check_records(layout, self._length)
+        return Records(record, self.memory)
+
+    def array(self, dtype: DTypeLike) -> Any:
+        """Lay an array over the memory of the view, without a copy.
+
+        What holds for ``memory`` holds for it: in writable modes the view counts as dirty for as
+        long as it is held, and it keeps its pages after ``release``.
+
+        Args:
+            dtype: what the elements are, in NumPy's words: "<f8", ">u2". With NumPy anything that
+                ``numpy.dtype`` takes but objects.
+        Returns:
+            A NumPy array if the program has imported NumPy, else a memoryview. Both index, slice
+            and assign, and have ``tolist``. NumPy is not imported here: that would read files on
+            the loop thread (I1).
+        Raises:
+            ValueError: if the view is no whole number of elements, or an element has no bytes.
+            UnsupportedError: without NumPy, if the byte order is not the machine's, or the type is
+                no integer of 1, 2, 4 or 8 bytes, float of 4 or 8, or bool.
+            As ``memory``.
+        """
+        lay = check_array(dtype, self._length)
+        return lay(self.memory)
 
     async def read(self, offset: SupportsIndex, length: SupportsIndex) -> bytes:
         """Read bytes of the view; see ``MappedFile.read``."""

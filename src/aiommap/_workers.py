@@ -28,7 +28,7 @@ from typing import Any, Protocol, TypeVar, TypeVarTuple, Unpack, cast
 import anyio
 
 from . import _native
-from ._threads import run_in_thread
+from ._threads import Forks, run_in_thread
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -153,7 +153,7 @@ class _Job:
         self._claim = threading.Lock()
         self._function = function
         self._ended = ended
-        self.withdrawn = False
+        self.withdrawn: bool = False
         self.result: Any = None
         self.error: BaseException | None = None
 
@@ -196,7 +196,7 @@ class Limiter:
     __slots__ = ("_free", "_waiting", "total_tokens")
 
     def __init__(self, tokens: int) -> None:
-        self.total_tokens = tokens
+        self.total_tokens: int = tokens
         self._free = tokens
         self._waiting: deque[_Job] = deque()
 
@@ -230,6 +230,7 @@ class Workers:
     """The limiters of one hub, and the ways to run something in a worker thread; for one loop."""
 
     __slots__ = (
+        "_forks",
         "_from_thread",
         "_here",
         "_turn",
@@ -243,6 +244,8 @@ class Workers:
 
     def __init__(self, readers: int | None = None) -> None:
         trio = _trio()
+        #: A forked child has a copy of the loop, which must not answer for it.
+        self._forks = Forks.count
         #: Gives way to other tasks and sees a pending cancellation. On asyncio ``sleep(0)`` does
         #: all that anyio's checkpoint does, in half the time, and inline verbs pay nothing else.
         self._turn: Callable[[], Awaitable[None]]
@@ -264,10 +267,10 @@ class Workers:
             self._turn = trio.lowlevel.checkpoint
             self.call_soon = self._from_thread = token.run_sync_soon
             self.event = trio.Event
-        self.reads = Limiter(readers or DEFAULT_READERS)
-        self.stores = Limiter(STORE_WORKERS)
-        self.flushes = Limiter(FLUSH_WORKERS)
-        self.control = Limiter(CONTROL_WORKERS)
+        self.reads: Limiter = Limiter(readers or DEFAULT_READERS)
+        self.stores: Limiter = Limiter(STORE_WORKERS)
+        self.flushes: Limiter = Limiter(FLUSH_WORKERS)
+        self.control: Limiter = Limiter(CONTROL_WORKERS)
 
     def call_from_thread(self, function: Callable[[], None]) -> bool:
         """Call a function on the loop soon, from any thread; tell if the loop was still there."""
@@ -277,17 +280,23 @@ class Workers:
             return False
         return True
 
+    def on_loop(self) -> bool:
+        """Tell whether this thread is the one that runs the loop."""
+        return self._here()
+
     def check_loop(self) -> None:
         """Raise unless this is the loop these workers answer to; any other would wait for ever."""
-        if not self._here():
+        if self._forks != Forks.count or not self._here():
             raise RuntimeError(
                 "a file or hub is used outside of the event loop it was opened in, or after that "
-                "ended: open it again in this one"
+                "ended, or in a forked child: open it again in this one"
             )
 
     async def give_way(self) -> bool:
         """Let other tasks run, and see a cancellation, if the slice is spent; tell if it was."""
-        if not _native.slice_spent():
+        # In a forked child other tasks must not run: their copies would do the parent's work, and
+        # take events out of the queue that the two loops share.
+        if not _native.slice_spent() or self._forks != Forks.count:
             return False
         before = _native.slice_yield()
         await self._turn()

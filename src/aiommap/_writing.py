@@ -18,6 +18,7 @@ from ._autoflush import AutoFlush
 from ._core import Core, contiguous
 from ._flush import Flusher, Request
 from ._lane import Lane, batches
+from ._observing import observed
 from ._ranges import check_range
 from ._reading import ITEMS_A_LOOK
 from ._receipt import WriteReceipt
@@ -131,7 +132,9 @@ class Writer:
         queued = sum(len(view) for _, view in write.stores)
         core.queued_bytes += queued
         try:
-            sequence = await self._lane.submit(write, withdrawable=withdrawable)
+            with observed("write", core.path, write.offset, write.end - write.offset) as seen:
+                seen.hop()
+                sequence = await self._lane.submit(write, withdrawable=withdrawable)
         finally:
             core.queued_bytes -= queued
             self._auto.plan()

@@ -28,10 +28,10 @@ try:
         SummaryMetricFamily,
     )
     from prometheus_client.registry import Collector
-except ImportError as error:
+except ImportError as _missing:
     raise ImportError(
         'aiommap.prometheus needs prometheus-client: pip install "aiommap[prometheus]"'
-    ) from error
+    ) from _missing
 
 __all__ = ("FileCollector",)
 

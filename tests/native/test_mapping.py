@@ -6,6 +6,7 @@ import gc
 import itertools
 import mmap
 import os
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -140,7 +141,7 @@ def test_lease_keeps_its_pages_after_close_and_gives_them_back(mapping, tmp_path
 
     mapping.write_many([(PAGE_SIZE, memoryview(b"kept"))])
     memory = memoryview(mapping.lease(PAGE_SIZE, 4, True))
-    assert mapping.leases == [(PAGE_SIZE, PAGE_SIZE + 4)]
+    assert mapping.leases == [(PAGE_SIZE, PAGE_SIZE + 4, None)]
     mapping.close()
     assert bytes(memory) == b"kept"
     assert mapped() == 1
@@ -168,6 +169,17 @@ def test_read_only_lease_is_not_dirty_and_not_writable(mapping):
     lease = mapping.lease(0, PAGE_SIZE, False)
     assert mapping.dirty_runs() == []
     assert memoryview(lease).readonly
+
+
+def test_a_lease_says_where_it_was_taken_and_lets_go_of_that(mapping):
+    place = "app.py:12 in main " * 2
+    before = sys.getrefcount(place)
+    leases = [mapping.lease(0, 4, False, place) for _ in range(100)]
+    for _ in range(100):
+        assert mapping.leases == [(0, 4, place)] * 100
+    assert sys.getrefcount(place) == before + 100
+    del leases
+    assert sys.getrefcount(place) == before
 
 
 def test_rebase_keeps_dirty_pages_and_old_leases(mapping, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 
 import pytest
 
@@ -31,12 +32,15 @@ def test_leases_that_die_while_they_are_listed(mapping):
         cycle = [graph]
         cycle.append(cycle)
         del graph, cycle
-        assert all(bounds == (0, 10) for bounds in mapping.leases)
+        assert all(found == (0, 10, None) for found in mapping.leases)
     gc.collect()
     assert mapping.leases == []
     assert mapping.lease_count == 0
 
 
+@pytest.mark.skipif(
+    sys.version_info >= (3, 12), reason="since Python 3.12 no native call collects garbage"
+)
 def test_a_page_stored_to_while_a_flush_takes_its_runs_stays_dirty(mapping):
     mapping.write_many([(page * PAGE_SIZE, memoryview(b"a")) for page in range(100, PAGES, 2)])
     stored = []

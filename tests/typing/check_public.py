@@ -10,7 +10,7 @@ from array import array
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import assert_type
+from typing import Any, assert_type
 
 import aiommap
 from aiommap import (
@@ -22,6 +22,7 @@ from aiommap import (
     FlushError,
     FlushPolicy,
     Hub,
+    LeasedRange,
     MappedBackend,
     MappedFile,
     MappedFileError,
@@ -29,8 +30,10 @@ from aiommap import (
     Opening,
     OutOfBoundsError,
     RangeAllocator,
+    Records,
     Residency,
     Snapshot,
+    SnapshotFile,
     StorageBackend,
     Subscription,
     View,
@@ -44,6 +47,7 @@ async def snapshot(path: Path, hub: Hub) -> None:
         assert_type(opened, Snapshot)
         assert_type(await opened.read_exact(0, 1), bytes)
         assert_type(opened.view(), View)
+        assert_type(opened.file(), SnapshotFile)
         with opened.hold() as held:
             assert_type(held, Snapshot)
     Snapshot.open(path, mode="r+")  # type: ignore[call-arg]
@@ -170,6 +174,8 @@ async def sizing_and_closing(file: MappedFile) -> None:
     assert_type(await file.punch_hole(0, 4096), None)
     assert_type(file.statistics(), FileStatistics)
     assert_type(file.statistics().inline_reads, int)
+    assert_type(file.statistics().leased, tuple[LeasedRange, ...])
+    assert_type(file.statistics().leased[0].taken_at, str | None)
     assert_type(file.statistics().oldest_dirty_seconds, float | None)
     assert_type(file.statistics().flush_seconds, Distribution)
     assert_type(file.on_error(lambda error: print(error.ranges)), Subscription)
@@ -184,6 +190,16 @@ async def viewing(file: MappedFile) -> None:
     assert_type(view.memory, memoryview)
     assert_type(view.view(1, 2), View)
     assert_type(view.split_at(50), tuple[View, View])
+    assert_type(view.carve({"header": (0, 16), "rest": (16, 4)}), dict[str, View])
+    assert_type(file.carve(dict(enumerate([(0, 4), (4, 12)]))), dict[int, View])
+    records = view.struct("!Ld")
+    assert_type(records, Records)
+    assert_type(records[0], tuple[Any, ...])
+    assert_type(records[2:4], Records)
+    assert_type(list(records), list[tuple[Any, ...]])
+    assert_type((records.layout, records.itemsize, len(records)), tuple[str, int, int])
+    records[0] = (1, 2.0)
+    assert_type(view.array("<f8"), Any)
     assert_type(await view.read(0, 10), bytes)
     assert_type(view.read_nowait(0, 10), bytes)
     assert_type(await view.read_into(0, bytearray(4)), int)

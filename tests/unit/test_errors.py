@@ -125,7 +125,7 @@ CASES = {
     ),
     "stale-snapshot": Case(
         StaleSnapshotError("a/file", 100, 120),
-        ("a/file was changed in place", "of 100 bytes", "it has 120", "open it again"),
+        ("a/file was changed", "of 100 bytes", "it has 120", "open it again"),
         {"path": "a/file", "opened_size": 100, "size": 120, "offset": 0, "errno": errno.ESTALE},
         (MappingFaultError, OSError),
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +22,8 @@ def test_a_quantile_is_within_a_bucket_of_the_exact_one(values, share):
     exact = sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
     assert exact / RATIO <= found.quantile(share) <= exact * RATIO
     assert found.maximum == max(values)
-    assert (found.count, found.total) == (len(values), sum(values))
+    assert found.count == len(values)
+    assert found.total == pytest.approx(sum(values))  # sum() rounds less since Python 3.12
 
 
 def test_an_empty_histogram_answers_zero():

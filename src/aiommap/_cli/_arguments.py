@@ -24,6 +24,11 @@ exit codes:
 """
 
 
+def with_examples(*lines: str) -> str:
+    """Return the end of a command's help: examples, then the exit codes."""
+    return "\n".join(("examples:", *(f"  {line}" for line in lines), "", EXIT_CODES))
+
+
 class UsageError(Exception):
     """The command line is wrong; the message is one line."""
 

@@ -11,7 +11,7 @@ import anyio.to_thread
 
 import aiommap
 
-from ._arguments import add_json_option, add_load_options, size
+from ._arguments import add_json_option, add_load_options, size, with_examples
 from ._contenders import Contender, Reader, available_contenders
 from ._measure import Measurement, Operation, measure_repeated
 from ._screen import Screen
@@ -23,6 +23,10 @@ Read FILE at random offsets through aiommap, stdlib mmap in a thread, pread in a
 and aiofiles and aiofile where they are installed; one after the other, in this process,
 on asyncio. FILE is only read. The worst stall is the longest gap between two ticks of a
 1 ms heartbeat on the same loop; 1 to 3 ms is an idle loop."""
+
+_EPILOG = with_examples(
+    "aiommap bench model.bin", "aiommap bench model.bin --tasks 64 --block 64K --cold"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,9 @@ class _Result:
 
 def add_parser(commands: Any) -> None:
     """Add the command to the command line."""
-    parser: argparse.ArgumentParser = commands.add_parser("bench", description=_DESCRIPTION)
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "bench", description=_DESCRIPTION, epilog=_EPILOG
+    )
     parser.add_argument("file", metavar="FILE", help="a regular file; only read")
     add_load_options(parser, tasks=16, what="read", duration="each contender reads")
     parser.add_argument(

@@ -15,7 +15,7 @@ import anyio
 
 import aiommap
 
-from ._arguments import UsageError, add_json_option, add_load_options, size
+from ._arguments import UsageError, add_json_option, add_load_options, size, with_examples
 from ._demo_outside import change_from_outside
 from ._demo_read import draw_residency, prewarm, read_cold, read_warm
 from ._demo_write import create, flush_much, write_durably
@@ -31,12 +31,16 @@ Without FILE: in a temporary folder that is removed at the end, durable writers,
 flush, cold and warm reads, prewarm, and another process that writes to the file and
 truncates it. With FILE: the reads and the prewarm, on your file; never writes to it."""
 
+_EPILOG = with_examples("aiommap demo", "aiommap demo --dir . --size 1G", "aiommap demo model.bin")
+
 _IDLE_SECONDS = 0.3
 
 
 def add_parser(commands: Any) -> None:
     """Add the command to the command line."""
-    parser: argparse.ArgumentParser = commands.add_parser("demo", description=_DESCRIPTION)
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "demo", description=_DESCRIPTION, epilog=_EPILOG
+    )
     parser.add_argument("file", nargs="?", metavar="FILE", help="a file of yours; only read")
     parser.add_argument(
         "--size",

@@ -12,7 +12,7 @@ import anyio.to_thread
 
 import aiommap
 
-from ._arguments import add_json_option
+from ._arguments import add_json_option, with_examples
 from ._each import for_each_file
 from ._screen import Screen
 from ._system import HIDDEN, CacheState, cache_state, file_system, visible_residency
@@ -21,6 +21,10 @@ from ._text import format_bytes, format_share, plural, printable
 _DESCRIPTION = """\
 Tell what a file is and what aiommap would use on it. Reads one byte of the file, to
 learn whether the kernel serves reads of cached data without waiting."""
+
+_EPILOG = with_examples(
+    "aiommap info model.bin", "aiommap info --json *.npy | jq .files[].file_system"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,9 @@ class _Facts:
 
 def add_parser(commands: Any) -> None:
     """Add the command to the command line."""
-    parser: argparse.ArgumentParser = commands.add_parser("info", description=_DESCRIPTION)
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "info", description=_DESCRIPTION, epilog=_EPILOG
+    )
     parser.add_argument("files", nargs="+", metavar="FILE", help="a regular file")
     add_json_option(parser)
     parser.set_defaults(run=run)

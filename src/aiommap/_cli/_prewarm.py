@@ -13,7 +13,7 @@ import anyio.to_thread
 
 import aiommap
 
-from ._arguments import add_json_option
+from ._arguments import add_json_option, with_examples
 from ._each import for_each_file
 from ._screen import Screen
 from ._system import HIDDEN, cache_state, visible_residency
@@ -23,6 +23,8 @@ _DESCRIPTION = """\
 Bring whole files into memory, then count which of their pages really are there. Files
 that do not fit push each other out again, and nothing keeps a page in memory once the
 command has ended: the count says what was true when it was taken."""
+
+_EPILOG = with_examples("aiommap prewarm model.bin index.bin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,9 @@ class _Outcome:
 
 def add_parser(commands: Any) -> None:
     """Add the command to the command line."""
-    parser: argparse.ArgumentParser = commands.add_parser("prewarm", description=_DESCRIPTION)
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "prewarm", description=_DESCRIPTION, epilog=_EPILOG
+    )
     parser.add_argument("files", nargs="+", metavar="FILE", help="a regular file")
     add_json_option(parser)
     parser.set_defaults(run=run)

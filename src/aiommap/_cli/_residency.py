@@ -13,7 +13,7 @@ import anyio.to_thread
 
 import aiommap
 
-from ._arguments import add_json_option, count
+from ._arguments import add_json_option, count, with_examples
 from ._screen import Screen
 from ._system import HIDDEN, files_below, visible_residency
 from ._text import format_bytes, format_share, plural, printable
@@ -23,6 +23,8 @@ Draw which pages of each file are in memory, one line per file: a chart from the
 of the file to its end (a blank cell is empty, a full block is all in memory), resident
 and total pages and bytes, per cent. Folders are searched. Nothing is read from the
 files, and nothing keeps a page in memory after it was counted."""
+
+_EPILOG = with_examples("aiommap residency model.bin", "aiommap residency . | sort -n | tail")
 
 # Files that are looked at together: their opens share thread hops, their descriptors stay few.
 _TOGETHER = 64
@@ -39,7 +41,9 @@ class _Picture:
 
 def add_parser(commands: Any) -> None:
     """Add the command to the command line."""
-    parser: argparse.ArgumentParser = commands.add_parser("residency", description=_DESCRIPTION)
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "residency", description=_DESCRIPTION, epilog=_EPILOG
+    )
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help="a file, or a folder to search for files"
     )

@@ -2,6 +2,7 @@
 #include "guard.h"
 #include "py_mapping.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <sys/mman.h>
 
@@ -57,7 +58,7 @@ static PyObject *read_file(PyObject *Py_UNUSED(module), PyObject *args)
     if (!bytes)
         return NULL;
     /* SAFETY: nobody else knows the new object yet, so its bytes can be filled without the GIL. */
-    char *to = PyBytes_AS_STRING(bytes);
+    char *to = PyBytes_AsString(bytes);
     Py_BEGIN_ALLOW_THREADS
     got = file_read(fd, to, (size_t)length, offset);
     Py_END_ALLOW_THREADS
@@ -65,9 +66,11 @@ static PyObject *read_file(PyObject *Py_UNUSED(module), PyObject *args)
         Py_DECREF(bytes);
         return os_error((int)-got);
     }
-    if (got < length)
-        _PyBytes_Resize(&bytes, got); /* NULL with MemoryError when it fails */
-    return bytes;
+    if (got == length)
+        return bytes;
+    PyObject *part = PyBytes_FromStringAndSize(to, (Py_ssize_t)got);
+    Py_DECREF(bytes);
+    return part;
 }
 
 static PyMethodDef functions[] = { /* documented in _native.pyi */
@@ -111,6 +114,13 @@ static int native_exec(PyObject *module)
 {
     static bool forks_counted; /* GIL; the fork handler is process-wide and cannot be removed */
     struct native_state *state = PyModule_GetState(module);
+    /* The SIGBUS action is the process's: one interpreter owns it, and that is the main one. */
+    if (PyInterpreterState_GetID(PyInterpreterState_Get()) != 0) {
+        PyErr_SetString(PyExc_ImportError, "aiommap handles SIGBUS for the whole process and "
+                                           "cannot be loaded in a subinterpreter: import it "
+                                           "in the main one");
+        return -1;
+    }
     state->mapping_type = add_type(module, &mapping_spec);
     state->lease_type = add_type(module, &lease_spec);
     state->receipt_type = add_type(module, &receipt_spec);
@@ -151,10 +161,6 @@ static void native_free(void *module) { native_clear(module); }
 
 static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, native_exec},
-#ifdef Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED
-    /* The SIGBUS action is the process's; one interpreter owns it. */
-    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
-#endif
     {0, NULL},
 };
 

@@ -34,14 +34,16 @@ PyObject *mapping_read(Mapping *self, PyObject *args)
     PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
     if (!bytes || length == 0)
         return bytes;
-    ssize_t got = read_waiting(self, PyBytes_AS_STRING(bytes), offset, (size_t)length);
+    ssize_t got = read_waiting(self, PyBytes_AsString(bytes), offset, (size_t)length);
     if (got < 0) {
         Py_DECREF(bytes);
         return os_error((int)-got);
     }
-    if (got < length)
-        _PyBytes_Resize(&bytes, got); /* NULL with MemoryError when it fails */
-    return bytes;
+    if (got == length)
+        return bytes;
+    PyObject *part = PyBytes_FromStringAndSize(PyBytes_AsString(bytes), got);
+    Py_DECREF(bytes);
+    return part;
 }
 
 PyObject *mapping_read_into(Mapping *self, PyObject *args)
@@ -148,10 +150,10 @@ static void apply_stores(const struct hold *hold, struct store *stores, Py_ssize
 
 static bool load_stores(Mapping *self, PyObject *items, struct store *stores, Py_ssize_t *loaded)
 {
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(items); i++) {
+    for (Py_ssize_t i = 0; i < PyList_Size(items); i++) {
         long long offset;
         struct store *store = &stores[i];
-        if (!PyArg_ParseTuple(PyList_GET_ITEM(items, i), "Ly*:write_many", &offset, &store->data))
+        if (!PyArg_ParseTuple(PyList_GetItem(items, i), "Ly*:write_many", &offset, &store->data))
             return false;
         ++*loaded;
         size_t first, end;
@@ -187,7 +189,7 @@ static PyObject *settle_stores(Mapping *self, struct store *stores, Py_ssize_t c
         if (!result)
             Py_CLEAR(results);
         else
-            PyList_SET_ITEM(results, i, result);
+            PyList_SetItem(results, i, result);
     }
     return results;
 }
@@ -197,7 +199,7 @@ PyObject *mapping_write_many(Mapping *self, PyObject *items)
     if (!PyList_CheckExact(items))
         return PyErr_Format(PyExc_TypeError, "write_many needs a list of (offset, buffer)");
     PyObject *results = NULL;
-    Py_ssize_t count = PyList_GET_SIZE(items), loaded = 0;
+    Py_ssize_t count = PyList_Size(items), loaded = 0;
     struct store *stores = PyMem_Calloc(count ? (size_t)count : 1, sizeof *stores);
     if (!stores)
         return PyErr_NoMemory();

@@ -43,7 +43,7 @@ PyObject *list_of_runs(const struct run *runs, Py_ssize_t count)
         if (!item)
             Py_CLEAR(list);
         else
-            PyList_SET_ITEM(list, i, item);
+            PyList_SetItem(list, i, item);
     }
     return list;
 }
@@ -111,10 +111,10 @@ PyObject *mapping_flush_begin(Mapping *self, PyObject *args)
 
 static bool mark_dirty(Mapping *self, PyObject *runs)
 {
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(runs); i++) {
+    for (Py_ssize_t i = 0; i < PyList_Size(runs); i++) {
         long long offset, end;
         size_t first, stop;
-        if (!PyArg_ParseTuple(PyList_GET_ITEM(runs, i), "LL", &offset, &end))
+        if (!PyArg_ParseTuple(PyList_GetItem(runs, i), "LL", &offset, &end))
             return false;
         end = end < self->size ? end : self->size;
         if (offset >= 0 && offset < end && pages_of(offset, end - offset, &first, &stop) &&
@@ -193,13 +193,13 @@ PyObject *mapping_set_locked(Mapping *self, PyObject *ranges)
 {
     if (!PyList_CheckExact(ranges))
         return PyErr_Format(PyExc_TypeError, "set_locked needs a list of (offset, end)");
-    Py_ssize_t count = PyList_GET_SIZE(ranges);
+    Py_ssize_t count = PyList_Size(ranges);
     int64_t *bounds = PyMem_Calloc(count ? (size_t)count : 1, 2 * sizeof *bounds);
     if (!bounds)
         return PyErr_NoMemory();
     for (Py_ssize_t i = 0; i < count; i++) {
         long long start, end;
-        if (!PyArg_ParseTuple(PyList_GET_ITEM(ranges, i), "LL", &start, &end)) {
+        if (!PyArg_ParseTuple(PyList_GetItem(ranges, i), "LL", &start, &end)) {
             PyMem_Free(bounds);
             return NULL;
         }

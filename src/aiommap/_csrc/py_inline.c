@@ -132,7 +132,7 @@ static PyObject *read_bytes(Mapping *self, int64_t offset, int64_t length)
     PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
     if (!bytes)
         return NULL;
-    if (read_counted(self, PyBytes_AS_STRING(bytes), offset, (size_t)length))
+    if (read_counted(self, PyBytes_AsString(bytes), offset, (size_t)length))
         return bytes;
     Py_DECREF(bytes);
     Py_RETURN_NONE;

@@ -30,17 +30,19 @@ PyObject *mapping_lease(Mapping *self, PyObject *args)
 {
     long long offset, length;
     int writable;
-    struct native_state *state = PyType_GetModuleState(Py_TYPE(self));
-    if (!PyArg_ParseTuple(args, "LLp:lease", &offset, &length, &writable) ||
+    PyObject *place = Py_None;
+    struct native_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
+    if (!PyArg_ParseTuple(args, "LLp|O:lease", &offset, &length, &writable, &place) ||
         !mapping_range(self, offset, length))
         return NULL;
-    Lease *lease = (Lease *)state->lease_type->tp_alloc(state->lease_type, 0);
+    Lease *lease = (Lease *)PyType_GenericAlloc(state->lease_type, 0);
     if (!lease)
         return NULL;
     lease->mapping = (Mapping *)Py_NewRef((PyObject *)self);
     lease->offset = offset;
     lease->length = (Py_ssize_t)length;
     lease->writable = writable && self->writable;
+    lease->place = Py_NewRef(place);
     if (length) {
         lease->region = self->region;
         lease->region->holders++;
@@ -68,14 +70,14 @@ static int lease_getbuffer(Lease *self, Py_buffer *view, int flags)
 
 static int lease_traverse(Lease *self, visitproc visit, void *arg)
 {
-    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(Py_TYPE((PyObject *)self));
     Py_VISIT(self->mapping);
+    Py_VISIT(self->place);
     return 0;
 }
 
 static void lease_dealloc(Lease *self)
 {
-    PyTypeObject *type = Py_TYPE(self);
     Mapping *mapping = self->mapping;
     PyObject_GC_UnTrack(self);
     lease_unlink(self);
@@ -86,9 +88,9 @@ static void lease_dealloc(Lease *self)
         pages_of(self->offset, self->length < left ? self->length : left, &first, &end))
         mapping_dirty(mapping, first, end, slice_clock());
     region_release(self->region);
+    Py_DECREF(self->place);
     Py_DECREF(mapping);
-    type->tp_free(self);
-    Py_DECREF(type);
+    object_free(self);
 }
 
 static PyType_Slot lease_slots[] = {
@@ -110,7 +112,7 @@ PyObject *receipt_make(Mapping *self, int64_t offset, int64_t length, uint64_t s
 {
     if (!self->receipt_type || !self->owner)
         return PyErr_Format(PyExc_RuntimeError, "attach() an owner before writing");
-    Receipt *receipt = (Receipt *)self->receipt_type->tp_alloc(self->receipt_type, 0);
+    Receipt *receipt = (Receipt *)PyType_GenericAlloc(self->receipt_type, 0);
     if (receipt) {
         receipt->owner = Py_NewRef(self->owner);
         receipt->offset = offset;
@@ -127,7 +129,7 @@ static PyObject *receipt_new(PyTypeObject *type, PyObject *args, PyObject *Py_UN
     unsigned long long sequence;
     if (!PyArg_ParseTuple(args, "OLLK:Receipt", &owner, &offset, &length, &sequence))
         return NULL;
-    Receipt *self = (Receipt *)type->tp_alloc(type, 0);
+    Receipt *self = (Receipt *)PyType_GenericAlloc(type, 0);
     if (self) {
         self->owner = Py_NewRef(owner);
         self->offset = offset;
@@ -139,10 +141,8 @@ static PyObject *receipt_new(PyTypeObject *type, PyObject *args, PyObject *Py_UN
 
 static void receipt_dealloc(Receipt *self)
 {
-    PyTypeObject *type = Py_TYPE(self);
     Py_XDECREF(self->owner);
-    type->tp_free(self);
-    Py_DECREF(type);
+    object_free(self);
 }
 
 #define FIELD(name, field, kind, flags, doc) {name, kind, offsetof(Receipt, field), flags, doc}

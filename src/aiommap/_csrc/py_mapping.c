@@ -1,6 +1,7 @@
 /* py_mapping.c: the Mapping type: making, closing and freeing one. */
 #include "py_mapping.h"
 
+#include <errno.h>
 #include <structmember.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -74,6 +75,13 @@ bool parse_range(Mapping *self, PyObject *args, long long *offset, long long *le
     return PyArg_ParseTuple(args, "LL", offset, length) && mapping_range(self, *offset, *length);
 }
 
+void object_free(void *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
+    Py_DECREF(type);
+}
+
 PyObject *os_error(int number)
 {
     errno = number;
@@ -120,7 +128,7 @@ static PyObject *mapping_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     }
     if (guard_install())
         return PyErr_SetFromErrno(PyExc_OSError);
-    Mapping *self = (Mapping *)type->tp_alloc(type, 0);
+    Mapping *self = (Mapping *)PyType_GenericAlloc(type, 0);
     if (!self) {
         guard_remove();
         return NULL;
@@ -170,14 +178,17 @@ static PyObject *mapping_attach(Mapping *self, PyObject *args)
     PyTypeObject *type;
     if (!PyArg_ParseTuple(args, "OO!:attach", &owner, &PyType_Type, &type))
         return NULL;
-    Py_XSETREF(self->owner, Py_NewRef(owner));
-    Py_XSETREF(self->receipt_type, (PyTypeObject *)Py_NewRef((PyObject *)type));
+    PyObject *old_owner = self->owner, *old_type = (PyObject *)self->receipt_type;
+    self->owner = Py_NewRef(owner);
+    self->receipt_type = (PyTypeObject *)Py_NewRef((PyObject *)type);
+    Py_XDECREF(old_owner);
+    Py_XDECREF(old_type);
     Py_RETURN_NONE;
 }
 
 static int mapping_traverse(Mapping *self, visitproc visit, void *arg)
 {
-    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(Py_TYPE((PyObject *)self));
     Py_VISIT(self->owner);
     Py_VISIT(self->receipt_type);
     return 0;
@@ -192,7 +203,6 @@ static int mapping_clear(Mapping *self)
 
 static void mapping_dealloc(Mapping *self)
 {
-    PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     Py_XDECREF(mapping_close(self, NULL));
     mapping_clear(self);
@@ -200,8 +210,7 @@ static void mapping_dealloc(Mapping *self)
     pages_free(&self->ready);
     PyMem_Free(self->locked.bounds);
     guard_remove();
-    type->tp_free(self);
-    Py_DECREF(type);
+    object_free(self);
 }
 
 static PyObject *get_capacity(Mapping *self, void *Py_UNUSED(closure))
@@ -222,22 +231,34 @@ static PyObject *get_forked(Mapping *self, void *Py_UNUSED(closure))
 static PyObject *get_leases(Mapping *self, void *Py_UNUSED(closure))
 {
     /* Copied first: making Python objects can collect garbage, and with it the lease at hand. */
-    Py_ssize_t count = 0;
-    struct run *bounds = PyMem_Calloc((size_t)self->lease_count + 1, sizeof *bounds);
-    if (!bounds)
+    Py_ssize_t count = 0, made = 0;
+    struct { long long offset, end; PyObject *place; } *found;
+    found = PyMem_Calloc((size_t)self->lease_count + 1, sizeof *found);
+    if (!found)
         return PyErr_NoMemory();
-    for (Lease *lease = self->leases; lease; lease = lease->next)
-        bounds[count++] = (struct run){lease->offset, lease->offset + lease->length};
-    PyObject *ranges = list_of_runs(bounds, count);
-    PyMem_Free(bounds);
-    return ranges;
+    for (Lease *lease = self->leases; lease; lease = lease->next, count++) {
+        found[count].offset = lease->offset;
+        found[count].end = lease->offset + lease->length;
+        found[count].place = Py_NewRef(lease->place);
+    }
+    PyObject *list = PyList_New(count), *item = list;
+    for (; item && made < count; made++) {
+        item = Py_BuildValue("LLO", found[made].offset, found[made].end, found[made].place);
+        PyList_SetItem(list, made, item);
+    }
+    if (!item)
+        Py_CLEAR(list);
+    while (count)
+        Py_DECREF(found[--count].place);
+    PyMem_Free(found);
+    return list;
 }
 
 static PyGetSetDef mapping_getset[] = {
     {"capacity", (getter)get_capacity, NULL, "Bytes of reserved address space.", NULL},
     {"address", (getter)get_address, NULL, "Where byte 0 is mapped.", NULL},
     {"forked", (getter)get_forked, NULL, "Whether this is a forked child of the opener.", NULL},
-    {"leases", (getter)get_leases, NULL, "Ranges (offset, end) of the live leases.", NULL},
+    {"leases", (getter)get_leases, NULL, "Offset, end and place of the live leases.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -1,0 +1,17 @@
+"""The loggers: ``aiommap`` and those below it; silent unless the application configures logging."""
+
+from __future__ import annotations
+
+import logging
+
+#: Files opened and closed, DEBUG.
+FILES = logging.getLogger("aiommap.files")
+#: The flush failure that latches, ERROR.
+FLUSHES = logging.getLogger("aiommap.flushes")
+#: New generations of followed paths, INFO; what could not be served, ERROR with its traceback.
+FOLLOWING = logging.getLogger("aiommap.following")
+#: What an application's callback or observer raised, ERROR with its traceback.
+CALLBACKS = logging.getLogger("aiommap.callbacks")
+
+# Without it Python would print what no handler takes.
+logging.getLogger("aiommap").addHandler(logging.NullHandler())

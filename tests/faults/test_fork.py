@@ -1,0 +1,303 @@
+"""Forked children: told by every verb, and harmless to the parent (I10)."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import aiommap
+
+#: How to call every public method, and with that which there are.
+VERBS = {
+    "MappedFile": {
+        "advise": "f.advise(aiommap.Advice.NORMAL)",
+        "allocator": "f.allocator(0, end=100)",
+        "carve": "f.carve({'a': (0, 1)})",
+        "chunks": "f.chunks(100)",
+        "flush": "f.flush()",
+        "flush_range": "f.flush_range(0, 100)",
+        "huge_page_bytes": "f.huge_page_bytes()",
+        "locked": "f.locked()",
+        "pages": "f.pages()",
+        "prewarm": "f.prewarm()",
+        "punch_hole": "f.punch_hole(0, 100)",
+        "read": "f.read(0, 1)",
+        "read_into": "f.read_into(0, bytearray(1))",
+        "read_many": "f.read_many([(0, 1)])",
+        "read_nowait": "f.read_nowait(0, 1)",
+        "read_range": "f.read_range(allocated)",
+        "residency": "f.residency()",
+        "resize": "f.resize(100)",
+        "start_writeback": "f.start_writeback()",
+        "view": "f.view()",
+        "write": "f.write(0, b'child')",
+        "write_many": "f.write_many([(0, b'child')])",
+        "write_range": "f.write_range(allocated, b'x' * 10)",
+    },
+    "View": {
+        "advise": "view.advise(aiommap.Advice.NORMAL)",
+        "array": "view.array('<u1')",
+        "carve": "view.carve({'a': (0, 1)})",
+        "flush": "view.flush()",
+        "memory": "view.memory",
+        "prewarm": "view.prewarm()",
+        "read": "view.read(0, 1)",
+        "read_into": "view.read_into(0, bytearray(1))",
+        "read_nowait": "view.read_nowait(0, 1)",
+        "residency": "view.residency()",
+        "split_at": "view.split_at(1)",
+        "start_writeback": "view.start_writeback()",
+        "struct": "view.struct('B')",
+        "view": "view.view()",
+        "write": "view.write(0, b'child')",
+    },
+    "RangeAllocator": {
+        "acquire": "allocator.acquire(1)",
+        "allocate": "allocator.allocate(1)",
+        "claim": "allocator.claim(0, 1)",
+        "close": "allocator.close()",
+        "free": "allocator.free(allocated)",
+        "split": "allocator.split(allocated, 1)",
+        "state": "allocator.state()",
+    },
+    "AllocatedRange": {"split_at": "allocated.split_at(1)"},
+    "WriteReceipt": {"wait_durable": "receipt.wait_durable()"},
+    "Snapshot": {
+        "file": "snapshot.file()",
+        "hold": "snapshot.hold()",
+        "read_exact": "snapshot.read_exact(0, 1)",
+        "verify": "snapshot.verify()",
+        "view": "snapshot.view()",
+    },
+    "MappedBackend": {"read_exact": "mapped.read_exact(0, 1)"},
+    "FileBackend": {"read_exact": "backend.read_exact(0, 1)"},
+}
+#: What goes on from what the parent began.
+BEGUN = {"an iteration": "anext(iteration)", "the setter of": "setattr(f, 'flush_policy', policy)"}
+
+#: What is no use of the file: it answers, and harms nobody.
+HARMLESS = {
+    "MappedFile": {"on_error": "f.on_error(print)", "statistics": "f.statistics()"},
+    "View": {"release": "f_view.release()"},
+    "RangeAllocator": {"is_valid": "allocator.is_valid(allocated)"},
+    "Subscription": {"cancel": "subscription.cancel()"},
+    "a block": {"locked": "locked.__aexit__(None, None, None)", "hold": "held.__exit__(*nothing)"},
+    # Closing comes last, and twice.
+    "closing": {
+        name: "closing(aclose)".replace("aclose", f"{name}.aclose")
+        for name in ("f", "mapped", "snapshot", "backend", "hub")
+    },
+}
+CLOSES = {cls: {"aclose"} for cls in ("MappedFile", "Snapshot", "MappedBackend", "FileBackend")}
+#: Made by the class, not by an object that was opened.
+CONSTRUCTORS = {"open"}
+
+CHILD = """
+import json, os, signal, sys, anyio, aiommap
+path, expressions, backend, options = sys.argv[1], *map(json.loads, sys.argv[2:])
+
+async def outcome(expression, names):
+    try:
+        made = eval(expression, globals(), names)
+        if hasattr(made, "__await__"):
+            await made
+        elif hasattr(made, "__anext__"):
+            await anext(made)
+        elif hasattr(made, "__aenter__"):
+            await made.__aenter__()
+        elif hasattr(made, "__enter__"):
+            made.__enter__()
+    except Exception as error:
+        return type(error).__name__
+    return "done"
+
+async def closing(aclose):
+    await aclose()
+    await aclose()
+
+async def prepare(hub, f):
+    allocator = f.allocator(0, end=4096)
+    snapshot = await aiommap.Snapshot.open(path, hub=hub)
+    names = dict(
+        hub=hub, f=f, view=f.view(), f_view=f.view(), allocator=allocator, nothing=(None,) * 3,
+        allocated=allocator.allocate(10), receipt=await f.write(0, b"parent"),
+        snapshot=snapshot, mapped=aiommap.MappedBackend(snapshot), locked=f.locked(0, 100),
+        backend=await aiommap.FileBackend.open(path, hub=hub), iteration=f.chunks(100),
+        subscription=f.on_error(print), held=snapshot.hold(), policy=aiommap.FlushPolicy.never(),
+    )
+    await anext(names["iteration"])
+    await names["locked"].__aenter__()
+    names["held"].__enter__()
+    names["f_view"].memory[-1]
+    return names
+
+async def main():
+    async with aiommap.Hub() as hub, hub.open(path, "r+") as f:
+        names = await prepare(hub, f)
+        turned = []
+        # Before the fork: a thread that is not in the child may hold the lock of trio's queue.
+        f._core.workers.call_soon(lambda: turned.append(True))
+        child = os.fork()
+        if not child:
+            signal.alarm(30)
+            aiommap._native.slice_spent = lambda: True  # so that verbs want to give way
+            found = {key: await outcome(e, names) for key, e in expressions.items()}
+            assert not turned, "the parent's tasks ran in the child"
+            print(json.dumps(found), flush=True)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        await names["locked"].__aexit__(None, None, None)
+        names["held"].__exit__(None, None, None)
+        assert await f.read(0, 6) == b"parent" == await names["backend"].read_exact(0, 6)
+        await names["receipt"].wait_durable()
+        await names["backend"].aclose()
+        await names["iteration"].aclose()
+
+anyio.run(main, backend=backend, backend_options=options)
+"""
+
+LANE = """
+import json, os, signal, struct, sys, anyio, aiommap
+path, backend, options = sys.argv[1], *map(json.loads, sys.argv[2:])
+WRITERS, ROUNDS, FORKS = 64, 40, 4
+busy = 0
+children = []
+
+async def child(f):
+    signal.alarm(40)
+    for verb in (lambda: f.write(0, b"child"), f.flush, lambda: f.read(0, 8), f.prewarm):
+        try:
+            await verb()
+        except aiommap.ForkedError:
+            continue
+        os._exit(1)
+    await f.aclose()
+
+async def fork(f):
+    global busy
+    busy += bool(f._core.durable_stores)
+    hear, tell = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.close(tell)
+        await child(f)
+        os.read(hear, 1)  # alive until the parent is done
+        os._exit(0)
+    os.close(hear)
+    children.append((pid, tell))
+
+async def main():
+    receipts = []
+    async with aiommap.open(path, "w+", size=WRITERS * 8, flush=aiommap.FlushPolicy.always()) as f:
+
+        async def writer(slot):
+            for n in range(1, ROUNDS + 1):
+                receipts.append(await f.write(slot * 8, struct.pack("<Q", n)))
+
+        async with anyio.create_task_group() as group:
+            for slot in range(WRITERS):
+                group.start_soon(writer, slot)
+            for n in range(1, FORKS + 1):
+                while len(receipts) < n * WRITERS * ROUNDS // (FORKS + 1):
+                    await anyio.lowlevel.checkpoint()
+                await fork(f)
+        assert all(receipt.durable for receipt in receipts)
+    for _, tell in children:  # later children have copies of what the earlier ones wait for
+        os.close(tell)
+    for pid, _ in children:
+        assert os.waitpid(pid, 0)[1] == 0
+    assert sorted(r.sequence for r in receipts) == list(range(1, WRITERS * ROUNDS + 1))
+    assert busy, "nothing was in flight"
+
+anyio.run(main, backend=backend, backend_options=options)
+with open(path, "rb") as file:
+    assert set(struct.iter_unpack("<Q", file.read())) == {(ROUNDS,)}
+print("alive")
+"""
+
+#: A child that ends like any program, with the parent's file still open in it.
+EXITS = """
+import os, sys, anyio, aiommap
+kept = []
+
+async def main():
+    kept.append(await aiommap.open(sys.argv[1], "r+"))
+    kept.append(await aiommap.Snapshot.open(sys.argv[1]))
+    kept.append(await aiommap.FileBackend.open(sys.argv[1]))
+    await kept[0].write(0, b"parent")
+
+anyio.run(main)
+child = os.fork()
+if not child:
+    sys.exit(0)
+assert os.waitpid(child, 0)[1] == 0
+print("alive", flush=True)
+os._exit(0)
+"""
+
+LOOPS = {
+    "asyncio": ("asyncio", {"use_uvloop": False}),
+    "uvloop": ("asyncio", {"use_uvloop": True}),
+    "trio": ("trio", {}),
+}
+every_loop = pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
+
+
+def run(script, *arguments):
+    command = [sys.executable, "-W", "error", "-c", script, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=55, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    return done.stdout
+
+
+def flat(tables):
+    return {f"{kind}.{name}": e for kind, table in tables.items() for name, e in table.items()}
+
+
+def public_methods(name):
+    methods = inspect.getmembers(getattr(aiommap, name), inspect.isfunction)
+    return {method for method, _ in methods if not method.startswith("_")}
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_no_verb_is_missing_from_the_tables(name):
+    listed = set(VERBS[name]) | set(HARMLESS.get(name, ())) | CLOSES.get(name, set()) | CONSTRUCTORS
+    assert public_methods(name) <= listed, f"put {public_methods(name) - listed} into VERBS"
+
+
+@every_loop
+def test_every_verb_tells_a_forked_child(path, loop):
+    verbs = {**flat(VERBS), **BEGUN}
+    found = json.loads(run(CHILD, path, json.dumps(verbs), *map(json.dumps, loop)))
+    assert {key: what for key, what in found.items() if what != "ForkedError"} == {}
+    assert path.read_bytes()[:7] == b"parentA"
+
+
+@every_loop
+def test_what_is_no_use_of_the_file_harms_nobody(path, loop):
+    found = json.loads(run(CHILD, path, json.dumps(flat(HARMLESS)), *map(json.dumps, loop)))
+    assert {key: what for key, what in found.items() if what != "done"} == {}
+
+
+@every_loop
+def test_a_hub_does_not_open_files_for_a_forked_child(path, loop):
+    expressions = json.dumps({"open": "hub.open(path)"})
+    found = json.loads(run(CHILD, path, expressions, *map(json.dumps, loop)))
+    assert found == {"open": "RuntimeError"}
+
+
+@pytest.mark.slow
+@every_loop
+def test_writes_in_flight_are_applied_once(path, loop):
+    assert run(LANE, path, *map(json.dumps, loop)) == "alive\n"
+
+
+def test_a_child_that_ends_as_programs_do_harms_nobody(path):
+    assert run(EXITS, path) == "alive\n"
+    assert path.read_bytes()[:6] == b"parent"
+    assert os.stat(path).st_size == 16 * aiommap.PAGE_SIZE
