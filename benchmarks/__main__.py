@@ -23,6 +23,7 @@ QUESTIONS = (
     "scattered",
     "many_files",
     "spans",
+    "watch",
 )
 
 

@@ -33,6 +33,7 @@ LAYERS = (
     "_observing",
     "_routes",
     "_watch_set",
+    "_looking",
     "_scanner",
     "_threads",
     "_workers",

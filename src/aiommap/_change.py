@@ -103,10 +103,6 @@ class FileState:
         """Tell whether two states are of one file."""
         return (self.device, self.inode) == (other.device, other.inode)
 
-    def differs_in_times_only(self, other: FileState) -> bool:
-        """Tell whether nothing but the times moved."""
-        return replace(self, mtime_ns=other.mtime_ns, ctime_ns=other.ctime_ns) == other
-
 
 @dataclass(frozen=True, slots=True)
 class Change:

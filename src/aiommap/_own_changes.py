@@ -4,17 +4,17 @@ The kernel does not say who changed a file, so this is decided from two *samples
 hub's files did, one from before the earlier stat and one from after the later one.
 
 Invariants.
-  O1  What only moves times is our own if a file of this hub that is the same inode stored,
+  O1  Times that moved are our own doing if a file of this hub that is the same inode stored,
       resized or was about to in between; if the kernel told of an event, mapped stores do not
       count, since it tells of none of them.
-  O2  Another size is our own only if one of our resizes ended in between and left just that size.
-  O3  Another inode, owner or permission is never our own.
+  O2  Another size is our own doing only if one of our resizes ended in between and left just it.
+  O3  Another inode, owner, permission or number of links is never our own doing.
   O4  While a resize of ours is under way nothing can be said: one looks again afterwards.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ._change import FileState
@@ -61,7 +61,8 @@ class Sample:
     """What the files of one inode had done at one moment.
 
     ``stores`` counts mapped stores, of which the kernel tells nobody, and ``calls`` all that it
-    tells of; ``storing`` and ``calling`` say whether more of it was under way.
+    tells of; ``storing`` and ``calling`` say whether more of it was under way. ``sizes`` are what
+    the files that were ever resized were left with.
     """
 
     stores: int
@@ -122,7 +123,7 @@ class OwnChanges:
             storing=any(file.mapping.writable_leases or file.touching for file in files),
             calling=any(file.queued_bytes or file.durable_stores for file in files),
             resizing=any(file.size_changes % 2 for file in files),
-            sizes=frozenset(file.mapping.size for file in files),
+            sizes=frozenset(file.mapping.size for file in files if file.size_changes),
         )
 
 
@@ -146,31 +147,24 @@ def stored(before: Sample | None, after: Sample | None) -> bool:
     return before.stores != after.stores or before.storing or after.storing
 
 
-def _resized(before: Sample | None, after: Sample | None, size: int) -> bool:
-    """Tell whether we set just that size."""
+def _left(old: int, new: int, before: Sample | None, after: Sample | None) -> int:
+    """Say which size we left the file with; what it has now, where that is one of several."""
     if after is None:
-        return before is not None and before.resizing
-    return (before or _NOTHING).resizes != after.resizes and size in after.sizes
+        return new if before is not None and before.resizing else old
+    if (before or _NOTHING).resizes == after.resizes or not after.sizes:
+        return old
+    return new if new in after.sizes else max(after.sizes)
 
 
-def is_own(
+def without_own(
     old: FileState, new: FileState, before: Sample | None, after: Sample | None, *, told: bool
-) -> bool:
-    """Decide whether what we did explains a difference of two states of one file.
+) -> FileState:
+    """Return the old state with what we did ourselves put in: equal to the new one if that is all.
 
     Args:
         told: whether an event of the kernel led here, and none that our own calls may have made.
     """
-    if old.size != new.size:
-        explained = _resized(before, after, new.size)
-    else:
-        explained = called(before, after) or (not told and stored(before, after))
-    unmoved = (old.device, old.inode, old.mode, old.links, old.user, old.group)
-    return explained and unmoved == (
-        new.device,
-        new.inode,
-        new.mode,
-        new.links,
-        new.user,
-        new.group,
-    )
+    size = _left(old.size, new.size, before, after)
+    if not (called(before, after) or (not told and stored(before, after))):
+        return replace(old, size=size)
+    return replace(old, size=size, mtime_ns=new.mtime_ns, ctime_ns=new.ctime_ns)

@@ -12,121 +12,82 @@ everything is going to be looked at anyway, and all other work is done in the "s
 callback that it makes every few milliseconds.
 
 Invariants.
-  N1  An entry's state is what was last reported: no difference is ever lost, only merged with a
-      later one, and none is reported twice.
-  N2  The directories of an entry are watched before its first state is taken, so what comes after
+  N1  The directories of an entry are watched before its first state is taken, so what comes after
       that cannot be missed.
-  N3  Entries belong to this thread alone; the loop sends commands and is sent findings.
-  N4  Whatever fails here is logged, and everything is looked at afresh.
+  N2  Entries belong to this thread alone; the loop sends commands and is sent findings.
+  N3  Whatever fails here is logged, and everything is looked at afresh.
 """
 
 from __future__ import annotations
 
-import errno
+import atexit
 import heapq
 import logging
-import math
 import os
 import queue
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
-from ._change import Change, ChangeKind, FileState, classify
-from ._own_changes import OwnChanges, Sample, called, is_own
-from ._routes import Route
+from ._change import Change
+from ._looking import Entry, Looker
+from ._own_changes import OwnChanges
 from ._watch_set import WatchSet
 
 _log = logging.getLogger("aiommap")
 
 #: The notifier looks every so often whether the kernel told it something, and answers one such
 #: step after it did: an event takes one and a half steps on average.
-STEP_MS = 4
+STEP_MS = 5
 #: How often every entry is looked at without a reason, if there are few.
 POLL_SECONDS = 0.25
 #: At most this share of one core goes into that.
-POLL_SHARE = 0.0025
+POLL_SHARE = 0.0015
 #: What one look costs, to begin with; it is measured.
 LOOK_SECONDS = 5e-6
 #: The longest the thread looks without telling what it found.
 MOST_LOOKS = 256
 TICK_SECONDS = 0.05
-#: An event may follow the call that caused it by this much.
-EVENT_DELAY_SECONDS = 0.25
+#: A poll lets events go first, which know more, by this much.
+POLL_DELAY_SECONDS = 3 * STEP_MS / 1000
 #: So many names at once suggest that the kernel's queue overflowed, of which nobody is told.
 LARGE_BATCH = 2000
+#: How often the thread makes sure that somebody is left to be told.
+ALIVE_SECONDS = 10.0
 #: A thread that did not come round for so long may have missed an overflow as well.
 LATE_SECONDS = 1.0
 
 
-class Entry:
-    """One watched path. Belongs to the scanner's thread, but for ``path``."""
+#: How long the interpreter waits for a thread that may hang when it ends.
+END_SECONDS = 1.0
 
-    __slots__ = (
-        "called_at",
-        "doubt",
-        "doubt_at",
-        "due",
-        "interval",
-        "key",
-        "known",
-        "live",
-        "path",
-        "route",
-        "sample",
-        "state",
-    )
+#: Scanners whose thread runs.
+_running: set[Scanner] = set()
+os.register_at_fork(after_in_child=_running.clear)
 
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.route: Route | None = None
-        self.state: FileState | None = None
-        #: What is compared first: states with the same one are the same.
-        self.key: tuple[int, ...] | None = None
-        self.known = False
-        #: What this hub's files of that inode had done when the state was taken.
-        self.sample: Sample | None = None
-        #: When we last did something that makes the kernel tell of an event.
-        self.called_at = -math.inf
-        #: The state before a difference that a poll took for our own mapped stores, and when: an
-        #: event that follows says that somebody else wrote as well.
-        self.doubt: FileState | None = None
-        self.doubt_at = -math.inf
-        self.interval = math.inf
-        self.due = math.inf
-        self.live = True
 
-    def __lt__(self, other: Entry) -> bool:
-        return self.due < other.due
+@atexit.register
+def _end_all() -> None:
+    """End all threads while the interpreter still stands.
+
+    It ends a daemon thread by unwinding its stack, and the notifier's native frames do not take
+    that: the process would abort.
+    """
+    for scanner in tuple(_running):
+        scanner.end_now()
 
 
 class Found:
     """What the thread tells the loop: a change, or the state that somebody asked for."""
 
-    __slots__ = ("change", "entry", "sample", "state", "token")
+    __slots__ = ("change", "entry", "state", "token")
 
     def __init__(self, entry: Entry, change: Change | None, token: object = None) -> None:
         self.entry = entry
         self.change = change
         self.token = token
         self.state = entry.state
-        self.sample = entry.sample
-
-
-def stat_of(path: str) -> os.stat_result | None:
-    """Look at a path; None if it names nothing."""
-    try:
-        return os.stat(path)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            return None
-        raise
-
-
-def _key(found: os.stat_result | None) -> tuple[int, ...] | None:
-    if found is None:
-        return None
-    return (found.st_ctime_ns, found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev)
 
 
 #: Takes what was found, in this thread; answers False when nobody is left to take it.
@@ -152,21 +113,25 @@ class Scanner:
         notify: bool,
         poll_seconds: float = POLL_SECONDS,
     ) -> None:
-        self._own = own
         self._deliver = deliver
         self._poll_seconds = poll_seconds
         self._set: WatchSet[Entry] = WatchSet(notify=notify)
+        self._looker = Looker(own, lambda *found: self._tell(Found(*found)), self._set.reroute)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._found: list[Found] = []
         self._entries: set[Entry] = set()
         #: Entries whose state was asked for and that are not watched yet, and who asked.
         self._asked: list[tuple[Entry, object]] = []
         self._ring: deque[Entry | str] = deque()
-        self._timed: list[Entry] = []
+        self._timed: list[tuple[float, int, Entry]] = []
+        #: What a poll found and when to look at it, in that order.
+        self._suspects: deque[tuple[float, Entry]] = deque()
         self._owed = 0.0
         self._look_seconds = LOOK_SECONDS
-        self._ticked_at = self._tick_at = time.monotonic()
+        self._ticked_at = self._tick_at = self._alive_at = time.monotonic()
+        self._ended: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._over = False
+        self._warned = False
 
     # Any thread.
 
@@ -183,18 +148,27 @@ class Scanner:
         self._over = True
         self._commands.put(lambda: None)
 
+    def end_now(self) -> None:
+        """End the thread, and wait for that; not for one that hangs."""
+        self.end()
+        with suppress(queue.Empty):
+            self._ended.get(timeout=END_SECONDS)
+
     # The scanner's thread only, from here on.
 
     def run(self) -> None:
         """Look until the end."""
+        _running.add(self)
         while not self._over:
             try:
                 self._round()
-            except Exception:  # N4
+            except Exception:  # N3
                 _log.exception("watching files met an error and begins afresh")
                 self._set.close()
                 time.sleep(TICK_SECONDS)
         self._set.close()
+        _running.discard(self)
+        self._ended.put(None)
 
     def is_set(self) -> bool:
         """Do what is due; tell whether the notifier has to be left. It asks at every step."""
@@ -214,10 +188,22 @@ class Scanner:
         if notifier is None:
             self._wait()
         else:
-            labels = notifier.watch(1, STEP_MS, 0, self)
+            try:
+                labels = notifier.watch(1, STEP_MS, 0, self)
+            except RuntimeError as error:
+                self._begin_afresh(error)
+                return
             if not isinstance(labels, str):
                 self._handle(labels)
         self.is_set()
+
+    def _begin_afresh(self, error: RuntimeError) -> None:
+        """Give up a notifier that failed; a name that is no text is enough for that."""
+        if not self._warned:
+            self._warned = True
+            _log.warning("what tells of changed files failed, and begins afresh: %s", error)
+        self._set.close()
+        time.sleep(TICK_SECONDS)
 
     def _wait(self) -> None:
         """Wait for a command, or until a look is due."""
@@ -236,26 +222,31 @@ class Scanner:
         self._answer()
 
     def _answer(self) -> None:
-        """Tell the states that were asked for, if all is watched (N2)."""
+        """Tell the states that were asked for, if all is watched (N1)."""
         if self._asked and not self._set.incomplete:
             asked, self._asked = self._asked, []
             for entry, token in asked:
                 if entry.known:
-                    self._look(entry, "poll")
+                    self._looker.look(entry, "poll")
                 else:
-                    self._begin(entry)
+                    self._looker.begin(entry)
                 self._tell(Found(entry, None, token))
 
     def _add(self, entry: Entry, interval: float | None, token: object) -> None:
         if interval is not None and interval < entry.interval:
             entry.interval = interval
-            entry.due = time.monotonic() + interval
-            heapq.heappush(self._timed, entry)
+            self._time(entry)
         if entry not in self._entries:
             self._entries.add(entry)
             self._ring.append(entry)
             self._set.add(entry)
         self._asked.append((entry, token))
+
+    def _time(self, entry: Entry) -> None:
+        """Look at an entry when its interval is over."""
+        entry.due = time.monotonic() + entry.interval
+        heapq.heappush(self._timed, (entry.due, id(entry), entry))
+        self._tick_at = min(self._tick_at, entry.due)
 
     def _remove(self, entry: Entry) -> None:
         entry.live = False
@@ -279,7 +270,7 @@ class Scanner:
             for path in self._set.paths(name):
                 for entry in self._set.entries(path):
                     self._set.reroute(entry)
-                    self._look(entry, "event")
+                    self._looker.look(entry, "event")
                 if self._set.is_watched(path):
                     self._look_at_directory(path)
         if len(names) >= LARGE_BATCH:
@@ -287,7 +278,7 @@ class Scanner:
 
     def _look_at_all(self) -> None:
         for entry in tuple(self._entries):
-            self._look(entry, "poll")
+            self._looker.look(entry, "poll")
 
     def _look_at_directory(self, path: str) -> None:
         if self._set.has_moved(path):
@@ -299,18 +290,26 @@ class Scanner:
         elapsed, self._ticked_at = now - self._ticked_at, now
         if elapsed > LATE_SECONDS:
             self._look_at_all()
+        if now > self._alive_at:
+            self._alive_at = now + ALIVE_SECONDS
+            self._over = self._over or not self._deliver([])
         self._tick_at = now + TICK_SECONDS
-        while self._timed and self._timed[0].due <= now:
-            entry = heapq.heappop(self._timed)
-            if entry.live:
-                self._look(entry, "poll")
-                entry.due = now + entry.interval
-                heapq.heappush(self._timed, entry)
+        while self._timed and self._timed[0][0] <= now:
+            due, _, entry = heapq.heappop(self._timed)
+            if entry.live and due == entry.due:  # else it was put in again, for an earlier time
+                self._poll(entry, now)
+                self._time(entry)
+        while self._suspects and self._suspects[0][0] <= now:
+            _, entry = self._suspects.popleft()
+            if entry.suspect and entry.live:
+                self._looker.look(entry, "poll")
         if self._timed:
-            self._tick_at = min(self._tick_at, self._timed[0].due)
-        self._go_round(elapsed)
+            self._tick_at = min(self._tick_at, self._timed[0][0])
+        if self._suspects:
+            self._tick_at = min(self._tick_at, self._suspects[0][0])
+        self._go_round(now, elapsed)
 
-    def _go_round(self, elapsed: float) -> None:
+    def _go_round(self, now: float, elapsed: float) -> None:
         period = max(self._poll_seconds, len(self._ring) * self._look_seconds / POLL_SHARE)
         self._owed = min(self._owed + elapsed * len(self._ring) / period, len(self._ring))
         count = min(int(self._owed), MOST_LOOKS)
@@ -325,82 +324,20 @@ class Scanner:
                     continue
                 self._look_at_directory(turn)
             elif turn.live:
-                self._look(turn, "poll")
+                self._poll(turn, now)
             else:
                 continue
             self._ring.append(turn)
         spent = (time.thread_time() - began) / count
         self._look_seconds += (spent - self._look_seconds) / 16
 
-    def _look(self, entry: Entry, source: str) -> None:
-        """Compare a path with what was last told of it."""
-        if not entry.known:
-            return  # its first state has not been taken yet (N2)
-        old = entry.state
-        before = None if old is None else self._own.sample((old.device, old.inode))
-        now = time.monotonic()
-        if (before or entry.sample) and called(entry.sample, before):
-            entry.called_at = now
-        try:
-            found = stat_of(entry.path)
-        except OSError:
-            return  # not to be seen at the moment: EACCES, EIO, ESTALE
-        told = source == "event" and now - entry.called_at > EVENT_DELAY_SECONDS
-        if _key(found) != entry.key:
-            self._compare(entry, found, before, told=told, source=source)
-        elif told and entry.doubt is not None and now - entry.doubt_at < EVENT_DELAY_SECONDS:
-            self._tell_change(entry, entry.doubt, source)
-        else:
-            entry.sample = before
-
-    def _compare(
-        self,
-        entry: Entry,
-        found: os.stat_result | None,
-        before: Sample | None,
-        *,
-        told: bool,
-        source: str,
-    ) -> None:
-        old, new = entry.state, found and FileState.of(found)
-        own = False
-        if old is not None and new is not None and old.is_same_file(new):
-            after = self._own.sample((old.device, old.inode))
-            if after is not None and after.resizing:
-                return  # O4: the next look sees what came of it
-            if (after or entry.sample) and called(entry.sample, after):
-                entry.called_at, told = time.monotonic(), False
-            own = is_own(old, new, entry.sample, after, told=told)
-        elif new is not None:
-            before = self._own.sample((new.device, new.inode))
-        entry.state, entry.key, entry.sample = new, _key(found), before
-        if not own:
-            self._tell_change(entry, old, source)
-        elif not told:
-            entry.doubt, entry.doubt_at = old, time.monotonic()
-
-    def _tell_change(self, entry: Entry, old: FileState | None, source: str) -> None:
-        entry.doubt = None
-        new = entry.state
-        kind = classify(old, new)
-        if kind is None:
-            return
-        if kind in (ChangeKind.CREATED, ChangeKind.REMOVED, ChangeKind.REPLACED):
-            self._set.reroute(entry)
-        change = Change(kind, entry.path, old, new, 0, source, time.time_ns())
-        self._tell(Found(entry, change))
-
-    def _begin(self, entry: Entry) -> None:
-        """Take the first state."""
-        try:
-            found = stat_of(entry.path)
-        except OSError:
-            found = None
-        entry.known = True
-        entry.key = _key(found)
-        entry.state = new = found and FileState.of(found)
-        # Taken afterwards, so a store in between goes for somebody else's: better than the reverse.
-        entry.sample = None if new is None else self._own.sample((new.device, new.inode))
+    def _poll(self, entry: Entry, now: float) -> None:
+        """Look without a reason, but leave what is found to an event that is on its way."""
+        if self._set.notifier is None:
+            self._looker.look(entry, "poll")
+        elif entry.known and not entry.suspect and self._looker.differs(entry):
+            entry.suspect = True
+            self._suspects.append((now + POLL_DELAY_SECONDS, entry))
 
     def _tell(self, found: Found) -> None:
         self._found.append(found)

@@ -78,9 +78,9 @@ class WatchSet(Generic[Entry]):
     @property
     def incomplete(self) -> bool:
         """Whether ``rebuild`` has something to do: until then, an entry may not be watched."""
-        if self._notify and self.notifier is None and self._entries:
-            return time.monotonic() >= self._retry_at
-        return self._incomplete
+        if self._incomplete or not self._notify or self.notifier is not None:
+            return self._incomplete
+        return bool(self._entries) and time.monotonic() >= self._retry_at
 
     def add(self, entry: Entry) -> None:
         """Watch an entry from the next ``find_routes`` on."""
@@ -180,8 +180,7 @@ class WatchSet(Generic[Entry]):
         for directory, inode in inodes.items():
             name = first.setdefault(inode, directory)
             self._aliases.setdefault(name, []).append(directory)
-        # What we may not list the kernel does not watch for us: such a directory is polled.
-        wanted = [name for name in first.values() if os.access(name, os.R_OK)]
+        wanted = [name for name in first.values() if _can_be_watched(name)]
         old, self.notifier = self.notifier, self._make_notifier(wanted)
         if old is not None:
             old.close()
@@ -195,13 +194,25 @@ class WatchSet(Generic[Entry]):
 
         try:
             made: Notifier = RustNotify(directories, False, False, 0, False, False)
-        except (OSError, RuntimeError, UnicodeError) as error:
+        except (OSError, RuntimeError) as error:
             if not isinstance(error, FileNotFoundError):
                 self._retry_at = time.monotonic() + RETRY_SECONDS
                 text = "the kernel refused to watch %d directories, so they are polled: %s"
                 _log.warning(text, len(directories), error)
             return None
         return made
+
+
+def _can_be_watched(directory: str) -> bool:
+    """Tell whether the kernel watches a directory for us, and the notifier can name it.
+
+    It has to be readable, and text. Others are polled.
+    """
+    try:
+        directory.encode()
+    except UnicodeEncodeError:
+        return False
+    return os.access(directory, os.R_OK)
 
 
 def inode_of(path: str) -> Inode | None:

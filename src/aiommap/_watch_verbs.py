@@ -15,13 +15,11 @@ from ._core import Core
 from ._errors import AccessModeError, FlushError
 from ._flush import Flusher
 from ._listeners import Listeners, Subscription
+from ._looking import TICK_NS
 from ._reopening import Refresher, Retired, Surroundings, bring_home
 from ._resizing import Resizer
 from ._subscribers import DEFAULT_BUFFER, Changes, ErrorCallback, call_on_change
 from ._watching import Watcher
-
-#: The times of files come from a clock that may be behind by so much.
-FILE_CLOCK_TICK_NS = 10_000_000
 
 
 class FileWatch:
@@ -145,7 +143,7 @@ class WatchedVerbs:
             anyio.ClosedResourceError: if the file is closed.
         """
         self._core.check_usable()
-        called = time.time_ns() - FILE_CLOCK_TICK_NS
+        called = time.time_ns() - TICK_NS
         changes = self._watch.subscribe(
             buffer=buffer, poll_interval=poll_interval, called_ns=called
         )
@@ -213,7 +211,7 @@ class WatchedVerbs:
             with anyio.CancelScope(shield=True):
                 await self._hub.release(new)
             raise
-        # R2: no waiting from here on.
+        # M2: no waiting from here on.
         self._auto.stop()
         self._hub.move(old, new)
         self._assemble(new, self._flusher.failed)

@@ -5,11 +5,11 @@ for paths on local file systems, which asks the kernel, and one for paths on net
 where a look may hang and must not keep the others waiting.
 
 Invariants.
-  H1  A scanner runs while there is a path for it, and ends with the last one, with the hub, or
+  E1  A scanner runs while there is a path for it, and ends with the last one, with the hub, or
       with the event loop; the hub's end waits for it.
-  H2  A subscriber that began gets every change that is found from then on, and first what its own
+  E2  A subscriber that began gets every change that is found from then on, and first what its own
       ``since`` calls a change already.
-  H3  A forked child never touches the parent's scanners (I10).
+  E3  A forked child never touches the parent's scanners (I10).
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from functools import partial
 import anyio
 
 from ._change import Change, FileState, classify
+from ._looking import Entry
 from ._own_changes import OwnChanges
 from ._routes import is_remote
-from ._scanner import POLL_SECONDS, Entry, Found, Scanner
+from ._scanner import POLL_SECONDS, Found, Scanner
 from ._subscribers import DEFAULT_BUFFER, Changes, Since, Subscriber, from_now
 from ._threads import run_in_thread
 from ._workers import Event, Workers
@@ -46,7 +47,7 @@ class _Watched:
 class _Running:
     """A scanner with its thread."""
 
-    __slots__ = ("ended", "paths", "remote", "scanner")
+    __slots__ = ("abandoned", "ended", "paths", "remote", "scanner")
 
     def __init__(self, scanner: Scanner, ended: Event, *, remote: bool) -> None:
         self.scanner = scanner
@@ -54,6 +55,8 @@ class _Running:
         self.remote = remote
         self.ended = ended
         self.paths = 0
+        #: Ends it if the watcher is garbage before it was closed.
+        self.abandoned: weakref.finalize[..., Watcher] | None = None
 
 
 class Watcher:
@@ -204,13 +207,16 @@ class Watcher:
             workers.call_from_thread(told)
 
         run_in_thread(run)
-        weakref.finalize(self, scanner.end).atexit = False
+        running.abandoned = weakref.finalize(self, scanner.end)
+        running.abandoned.atexit = False
         return running
 
     def _end(self, running: _Running) -> None:
         del self._running[running.remote]
         if not running.remote:
             self._ending.add(running)
+        if running.abandoned is not None:
+            running.abandoned.detach()
         running.scanner.end()
 
     def receive(self, found: list[Found]) -> None:

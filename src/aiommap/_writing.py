@@ -65,6 +65,11 @@ class Writer:
         """Write items in order, in one hop at most."""
         core = self._core
         core.check_writable("write to")
+        with core.activity():  # it may give way many times, and reopen() must not overtake it
+            return await self._write_many(items)
+
+    async def _write_many(self, items: Iterable[tuple[int, object]]) -> WriteReceipt:
+        core = self._core
         stores: list[tuple[int, memoryview]] = []
         for offset, data in items:
             view = contiguous(data)

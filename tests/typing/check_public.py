@@ -16,8 +16,12 @@ import aiommap
 from aiommap import (
     Advice,
     AllocatedRange,
+    Change,
+    ChangeKind,
+    Changes,
     Distribution,
     FileBackend,
+    FileState,
     FileStatistics,
     FlushError,
     FlushPolicy,
@@ -229,6 +233,25 @@ async def allocating(file: MappedFile, state: bytes) -> None:
     assert_type(allocator.state(), bytes)
     assert_type(allocator.close(), None)
     assert_type((aiommap.align_up(5), aiommap.align_down(5, 2)), tuple[int, int])
+
+
+async def watching(file: MappedFile) -> None:
+    async def later(change: Change) -> None: ...
+
+    assert_type(file.orphaned, bool)
+    async with file.watch(buffer=8, poll_interval=0.1) as changes:
+        assert_type(changes, Changes)
+        async for change in changes:
+            assert_type(change, Change)
+            assert_type(change.kind, ChangeKind)
+            assert_type((change.old, change.new), tuple[FileState | None, FileState | None])
+    assert_type(changes.ended, bool)
+    changes.end()
+    changes.close()
+    assert_type(file.on_change(later), Subscription)
+    assert_type(file.on_change(print, on_error=print, buffer=1), Subscription)
+    await file.refresh()
+    await file.reopen(discard=True)
 
 
 def errors(bounds: OutOfBoundsError, fault: MappingFaultError, flush: FlushError) -> None:
