@@ -123,8 +123,9 @@ class Generations:
         return self
 
     async def __anext__(self) -> Snapshot:
-        await anyio.lowlevel.checkpoint()
         follower = self._follower
+        follower.check_process()
+        await anyio.lowlevel.checkpoint()
         while not follower.over and follower.number == self._seen:
             await follower.moved()
         if follower.over:

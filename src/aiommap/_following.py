@@ -29,6 +29,7 @@ Invariants.
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Awaitable, Callable
 
@@ -36,7 +37,7 @@ import anyio
 import anyio.lowlevel
 
 from ._change import FileState
-from ._errors import StaleSnapshotError
+from ._errors import ForkedError, StaleSnapshotError
 from ._file import MappedFile
 from ._hub import Hub
 from ._listeners import Listeners
@@ -131,6 +132,7 @@ class Follower:
         validate: Validate | None,
         failed: Listeners[Exception],
     ) -> None:
+        self._pid = os.getpid()
         self._hub = hub
         self._options = options
         self._prewarm = prewarm
@@ -196,8 +198,17 @@ class Follower:
         """Wait until there is another generation, or there will be none."""
         await self._moved.wait()
 
+    def check_process(self) -> None:
+        """Raise in a forked child, where nothing is listened to (I10)."""
+        if self._pid != os.getpid():
+            raise ForkedError(self.path)
+
     async def aclose(self) -> None:
         """End following, and close every generation that nobody holds, then the others."""
+        if self._pid != os.getpid():
+            for file in self._files:
+                await file.aclose()
+            return
         self._changes.close()
         self._end()
         self._running.cancel()
