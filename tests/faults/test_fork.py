@@ -29,6 +29,7 @@ VERBS = {
         "flush_range": "f.flush_range(0, 100)",
         "huge_page_bytes": "f.huge_page_bytes()",
         "locked": "f.locked()",
+        "on_change": "f.on_change(print)",
         "pages": "f.pages()",
         "on_change": "f.on_change(print)",
         "prewarm": "f.prewarm()",
@@ -92,7 +93,12 @@ VERBS = {
     "FileBackend": {"read_exact": "backend.read_exact(0, 1)"},
 }
 #: What goes on from what the parent began.
-BEGUN = {"an iteration": "anext(iteration)", "the setter of": "setattr(f, 'flush_policy', policy)"}
+BEGUN = {
+    "an iteration": "anext(iteration)",
+    "generations": "anext(generations)",
+    "the snapshot in service": "live.current.read_exact(0, 1)",
+    "the setter of": "setattr(f, 'flush_policy', policy)",
+}
 
 #: What is no use of the file: it answers, and harms nobody.
 HARMLESS = {
@@ -104,7 +110,7 @@ HARMLESS = {
     # Closing comes last, and twice.
     "closing": {
         name: "closing(aclose)".replace("aclose", f"{name}.aclose")
-        for name in ("f", "mapped", "snapshot", "backend", "hub")
+        for name in ("live", "f", "mapped", "snapshot", "backend", "hub")
     },
 }
 CLOSES = {cls: {"aclose"} for cls in ("MappedFile", "Snapshot", "MappedBackend", "FileBackend")}
@@ -137,8 +143,10 @@ async def closing(aclose):
 async def prepare(hub, f):
     allocator = f.allocator(0, end=4096)
     snapshot = await aiommap.Snapshot.open(path, hub=hub)
+    live = await aiommap.follow(path, hub=hub)
     names = dict(
-        hub=hub, f=f, view=f.view(), f_view=f.view(), allocator=allocator, nothing=(None,) * 3,
+        live=live, generations=aiter(live), hub=hub, f=f, view=f.view(), f_view=f.view(),
+        allocator=allocator, nothing=(None,) * 3,
         allocated=allocator.allocate(10), receipt=await f.write(0, b"parent"),
         snapshot=snapshot, mapped=aiommap.MappedBackend(snapshot), locked=f.locked(0, 100),
         backend=await aiommap.FileBackend.open(path, hub=hub), iteration=f.chunks(100),
@@ -243,6 +251,7 @@ async def main():
     kept.append(await aiommap.open(sys.argv[1], "r+"))
     kept.append(await aiommap.Snapshot.open(sys.argv[1]))
     kept.append(await aiommap.FileBackend.open(sys.argv[1]))
+    kept.append(await aiommap.follow(sys.argv[1]))
     await kept[0].write(0, b"parent")
 
 anyio.run(main)
