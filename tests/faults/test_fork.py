@@ -31,7 +31,6 @@ VERBS = {
         "locked": "f.locked()",
         "on_change": "f.on_change(print)",
         "pages": "f.pages()",
-        "on_change": "f.on_change(print)",
         "prewarm": "f.prewarm()",
         "punch_hole": "f.punch_hole(0, 100)",
         "read": "f.read(0, 1)",
