@@ -149,14 +149,15 @@ async def test_a_store_behind_an_odd_size_is_not_lost(path):
     assert path.read_bytes() == b"x" * 10 + b"\0\7" + bytes(PAGE - 12)
 
 
-async def test_resize_to_the_same_size_cuts_off_what_was_stored_behind_it(path):
+@pytest.mark.parametrize("size", [10, 15])
+async def test_resize_cuts_off_what_was_stored_behind_the_size(path, size):
     async with grown(path) as f:
         with f.view(growable=True) as view:
             await f.resize(10)
-            view.memory[11] = 7
-            await f.resize(10)
-            assert view.memory[11] == 0
-    assert path.read_bytes() == bytes(10)
+            view.memory[11] = view.memory[20] = 7
+            await f.resize(size)
+            assert view.memory[20] == 0
+    assert path.read_bytes() == (b"\0" * 11 + b"\7").ljust(15, b"\0")[:size]
 
 
 async def test_a_file_of_odd_size_has_to_be_ensured_first(path):
@@ -349,7 +350,7 @@ async def test_somebody_elses_growth_is_not_cut_off(path):
     assert path.stat().st_size == 10 * MIB
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=100)
 @given(
     steps=st.lists(
         st.tuples(

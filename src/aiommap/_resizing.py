@@ -36,10 +36,11 @@ class Resizer:
         core, mapping = self._core, self._core.mapping
         old = mapping.size
         try:
-            if size > old:
+            # Not only what verbs can address: stores behind an odd size, and blocks ahead, go too.
+            if size < max(old, mapping.file_end) or size == old < mapping.reserved_end:
+                self._shrink(old, size)
+            elif size > old:
                 self._grow(old, size)
-            elif size < max(old, mapping.file_end, mapping.reserved_end):
-                self._shrink(old, size)  # also what was stored, or reserved, behind the size
         except OSError as error:
             if error.filename is None:
                 error.filename = core.path
