@@ -315,7 +315,17 @@ async def test_the_same_file_moved_away_and_back_is_no_new_generation(path, erro
 # Until when old ones are kept.
 
 
-async def test_an_old_generation_is_open_while_it_is_referred_to_and_then_unmapped(path):
+@pytest.fixture
+def no_collector():
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+async def test_an_old_generation_is_open_while_it_is_referred_to_and_then_unmapped(
+    path, no_collector
+):
     async with aiommap.follow(path) as live:
         old = live.current
         replace(path, b"good 1")
@@ -518,6 +528,19 @@ async def test_a_file_truncated_while_it_is_validated_is_refused(path, errors):
         os.truncate(path, 6)
         gate.opened.set()
         await until_serves(live, b"good 1")  # tried again as it is, and never as it was
+        assert live.generation == 2
+
+
+async def test_a_file_truncated_by_the_end_of_its_validation_is_refused(path):
+    """Sooner than the watcher can tell of it."""
+
+    async def validate(snapshot):
+        if snapshot.size > 6:
+            await anyio.to_thread.run_sync(os.truncate, path, 6)
+
+    async with aiommap.follow(path, validate=validate, prewarm=False) as live:
+        replace(path, b"good 1" + bytes(PAGE))
+        await until_serves(live, b"good 1")  # no read of this fails
         assert live.generation == 2
 
 
