@@ -1,0 +1,143 @@
+"""What tests of following share: ways to replace a file, and waiting for what comes of it."""
+
+from __future__ import annotations
+
+import os
+
+import anyio
+import anyio.to_thread
+
+import aiommap
+
+
+def replace(path, content):
+    other = path.with_name("incoming")
+    other.write_bytes(content)
+    other.replace(path)
+
+
+async def replace_off_loop(path, content):
+    """Replace within what the package calls, where the loop must not wait."""
+    await anyio.to_thread.run_sync(replace, path, content)
+
+
+async def content(snapshot):
+    return await snapshot.read_exact(0, snapshot.size)
+
+
+async def check_good(snapshot):
+    """Refuse what is not good, as a user's validation does."""
+    found = await content(snapshot)
+    if not found.startswith(b"good"):
+        raise ValueError(f"not good: {found!r}")
+
+
+async def until(condition):
+    """Wait for what another task or thread brings about, and fail if it never does."""
+    with anyio.fail_after(20):
+        while not await condition():
+            await anyio.sleep(0.001)
+
+
+async def until_serves(live, expected):
+    async def serves():
+        return await content(live.current) == expected
+
+    await until(serves)
+
+
+async def until_serves_stably(live, expected):
+    """The same where a snapshot may lose bytes while it is read."""
+
+    async def serves():
+        try:
+            return await content(live.current) == expected
+        except aiommap.MappingFaultError:
+            return False
+
+    await until(serves)
+
+
+def mappings(path):
+    with open("/proc/self/maps") as lines:
+        return sum(path.name in line for line in lines)
+
+
+async def until_mapped(path, count):
+    async def mapped():
+        return mappings(path) == count
+
+    await until(mapped)
+
+
+class Errors:
+    """What ``on_error`` was told."""
+
+    def __init__(self):
+        self.found = []
+        self._told = anyio.Event()
+
+    def __call__(self, error):
+        self.found.append(error)
+        self._told.set()
+        self._told = anyio.Event()
+
+    async def wait(self, kind, match=""):
+        """Wait for an error of a kind; what came before it is forgotten."""
+        with anyio.fail_after(20):
+            while True:
+                while self.found:
+                    error = self.found.pop(0)
+                    if isinstance(error, kind) and match in str(error):
+                        return error
+                await self._told.wait()
+
+
+class Gate:
+    """A validation that tells when it began, and waits until it is let through."""
+
+    def __init__(self):
+        self.begun, self.opened = anyio.Event(), anyio.Event()
+        self.calls, self.cancelled = 0, 0
+
+    async def __call__(self, snapshot):
+        self.calls += 1
+        if self.calls == 1:
+            return  # the first file
+        self.begun.set()
+        try:
+            await self.opened.wait()
+        except anyio.get_cancelled_exc_class():
+            self.cancelled += 1
+            raise
+        await check_good(snapshot)
+
+
+def link_swap(path, content):
+    """Turn a symbolic link, as ``ln -sfn`` does."""
+    target = path.with_name(f"target-{content.decode()}")
+    target.write_bytes(content)
+    link = path.with_name("link")
+    link.symlink_to(target)
+    link.replace(path)
+
+
+def unlink_and_create(path, content):
+    path.unlink()
+    path.write_bytes(content)
+
+
+def hard_link(path, content):
+    other = path.with_name("other")
+    other.write_bytes(content)
+    path.unlink()
+    os.link(other, path)
+    other.unlink()
+
+
+def move_away(path, content):
+    path.rename(path.with_name("backup"))
+    path.write_bytes(content)
+
+
+REPLACEMENTS = [replace, link_swap, unlink_and_create, hard_link, move_away]
