@@ -43,7 +43,7 @@ STEP_MS = 5
 #: How often every entry is looked at without a reason, if there are few.
 POLL_SECONDS = 0.25
 #: At most this share of one core goes into that.
-POLL_SHARE = 0.0025
+POLL_SHARE = 0.0015
 #: What one look costs, to begin with; it is measured.
 LOOK_SECONDS = 5e-6
 #: The longest the thread looks without telling what it found.
