@@ -3,59 +3,110 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import gc
+import mmap
 import os
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from typing import Any
 
 import watchfiles
 
 import aiommap
+from aiommap import _scanner
 
-from ._harness import Report, heartbeat
+from ._harness import MIB, Report, heartbeat
 
 Next = Callable[[], Awaitable[object]]
 
+IN_MODIFY = 2
+PAGE = mmap.PAGESIZE
 
-async def latencies(path: str, wait: Next, rounds: int) -> list[float]:
-    """Write from outside of the loop at random moments; milliseconds until it is known."""
+#: Stores one byte for each line it is sent, and says when.
+WRITER = """
+import mmap, os, sys, time
+fd = os.open(sys.argv[1], os.O_RDWR)
+memory = mmap.mmap(fd, 0)
+for _ in sys.stdin.buffer:
+    start = time.perf_counter()
+    if sys.argv[2] == "mapped":
+        memory[0] = 1
+    else:
+        os.pwrite(fd, b"x", 0)
+    print(start, flush=True)
+    memory.flush()  # or the next store would fault nowhere, and move no time
+"""
+
+
+async def latencies(path: str, wait: Next, rounds: int, how: str = "written") -> list[float]:
+    """Have another process store at random moments; milliseconds until it is known."""
+    command = [sys.executable, "-c", WRITER, path, how]
     found = []
-    for _ in range(rounds):
-        waiter = asyncio.ensure_future(wait())
-        await asyncio.sleep(0.03 + random.random() / 50)
-        fd = os.open(path, os.O_WRONLY)
-        start = time.perf_counter()
-        os.pwrite(fd, os.urandom(1), 0)
-        await waiter
-        found.append((time.perf_counter() - start) * 1e3)
-        os.close(fd)
-        await asyncio.sleep(0.06)  # until the slowest of them has gathered what belongs together
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        for _ in range(rounds):
+            waiter = asyncio.ensure_future(wait())
+            await asyncio.sleep(0.03 + random.random() / 50)
+            writer.stdin.write(b"\n")
+            writer.stdin.flush()
+            await waiter
+            known = time.perf_counter()  # one clock for all processes
+            found.append((known - float(writer.stdout.readline())) * 1e3)
+            await asyncio.sleep(0.06)  # until the slowest has gathered what belongs together
     return sorted(found)
 
 
-async def ours(path: str, rounds: int) -> list[float]:
+async def ours(path: str, rounds: int, how: str = "written") -> list[float]:
     async with aiommap.open(path) as f, f.watch() as changes:
-        return await latencies(path, lambda: anext(changes), rounds)
+        return await latencies(path, lambda: anext(changes), rounds, how)
 
 
 async def peers(path: str, rounds: int) -> list[float]:
     """watchfiles.awatch as it comes."""
     stop = asyncio.Event()
     stream: Any = watchfiles.awatch(os.path.dirname(path), stop_event=stop)
-    first = asyncio.ensure_future(anext(stream))
+    batches: asyncio.Queue[object] = asyncio.Queue()
+
+    async def collect() -> None:
+        async for batch in stream:
+            batches.put_nowait(batch)
+
+    task = asyncio.create_task(collect())
     await asyncio.sleep(0.3)  # it does not say when it has begun
-    os.utime(path)
-    await first
-    found = await latencies(path, lambda: anext(stream), rounds)
+    found = await latencies(path, batches.get, rounds)
     stop.set()
+    await task
     return found
+
+
+async def raw(path: str, rounds: int) -> list[float]:
+    """inotify alone, read by the loop as soon as there is something: what the kernel can do."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    libc.inotify_add_watch(fd, os.fsencode(os.path.dirname(path)), IN_MODIFY)
+    loop = asyncio.get_running_loop()
+
+    async def wait() -> None:
+        readable = asyncio.Event()
+        loop.add_reader(fd, readable.set)
+        try:
+            await readable.wait()
+            os.read(fd, 1 << 16)
+        finally:
+            loop.remove_reader(fd)
+
+    try:
+        return await latencies(path, wait, rounds)
+    finally:
+        os.close(fd)
 
 
 def quantile(found: list[float], share: float) -> float:
@@ -82,6 +133,15 @@ async def idle_share(folder: str, count: int, seconds: float) -> float:
         return (time.process_time() - used) / (time.perf_counter() - start) * 100
 
 
+def waking_share(times: int) -> float:
+    """Wake a thread as often as the watcher's, for nothing; per cent of one core."""
+    step = _scanner.STEP_MS / 1000
+    start, used = time.perf_counter(), time.thread_time()
+    for _ in range(times):
+        time.sleep(step)
+    return (time.thread_time() - used) / (time.perf_counter() - start) * 100
+
+
 STORM = """
 import os, sys, time
 folder, changes = sys.argv[1], int(sys.argv[2])
@@ -95,56 +155,96 @@ for i in range(changes):
 """
 
 
-async def storm(folder: str, files: int, changes: int) -> tuple[float, int]:
-    """Ten thousand changes a second in one directory: worst stall in ms, and files left behind."""
+def make(folder: str, files: int) -> list[str]:
+    """Make empty files."""
     paths = [os.path.join(folder, f"{i:05}") for i in range(files)]
     for path in paths:
         with open(path, "wb"):
             pass
+    return paths
+
+
+async def stalls(folder: str, changes: int, tasks: Iterable[asyncio.Task[None]] = ()) -> float:
+    """Worst stall in ms while another process makes ten thousand changes a second."""
+    gc.collect()
+    gc.freeze()  # or a collection walks through all that the application has, in 25 ms
+    try:
+        writer = subprocess.Popen([sys.executable, "-c", STORM, folder, str(changes)])
+        async with heartbeat() as stall:
+            await asyncio.to_thread(writer.wait)
+            if tasks:
+                await asyncio.wait(tasks, timeout=10)
+        return stall.worst
+    finally:
+        gc.unfreeze()
+
+
+def resident() -> float:
+    """MiB of memory that this process has."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * PAGE / MIB
+
+
+async def storm(folder: str, files: int, changes: int) -> tuple[float, int, float]:
+    """A storm in one directory, all watched: worst stall, files left behind, MiB more memory."""
+    paths = make(folder, files)
     final = -(-changes // files)
     behind = set(paths)
     async with aiommap.Hub() as hub, AsyncExitStack() as stack:
 
-        async def follow(changes: aiommap.Changes) -> None:
-            async for change in changes:
+        async def follow(stream: aiommap.Changes) -> None:
+            async for change in stream:
                 if change.new is not None and change.new.size == final:
                     behind.discard(change.path)
                     return
 
-        streams = [
-            await stack.enter_async_context(hub._watcher.subscribe(path, buffer=4))
-            for path in paths
-        ]
+        subscribe = hub._watcher.subscribe
+        streams = [await stack.enter_async_context(subscribe(path, buffer=4)) for path in paths]
         tasks = [asyncio.create_task(follow(stream)) for stream in streams]
-        writer = subprocess.Popen([sys.executable, "-c", STORM, folder, str(changes)])
-        async with heartbeat() as stall:
-            await asyncio.to_thread(writer.wait)
-            await asyncio.wait(tasks, timeout=10)
+        await asyncio.sleep(0.1)
+        before = resident()
+        worst = await stalls(folder, changes, tasks)
         for task in tasks:
             task.cancel()
-        return stall.worst, len(behind)
+        return worst, len(behind), resident() - before
 
 
 async def run(report: Report, *, smoke: bool) -> None:
-    """Latency beside watchfiles' own, the cost of ten thousand idle files, and a storm."""
+    """Latency beside what others take, the cost of ten thousand idle files, and a storm."""
     rounds, files, seconds = (5, 200, 0.5) if smoke else (300, 10_000, 20.0)
     with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "file")
-        with open(path, "wb") as file:
-            file.write(bytes(4096))
-        found = await ours(path, rounds)
-        report.row(
-            "external write to subscriber, p50", statistics.median(found), "ms", 10, most=True
-        )
-        report.row("external write to subscriber, p99", quantile(found, 0.99), "ms", 50, most=True)
-        other = await peers(path, min(rounds, 50))
-        report.row("watchfiles.awatch, p50", statistics.median(other), "ms")
-        report.row("watchfiles.awatch, p99", quantile(other, 0.99), "ms")
+        await run_latency(report, os.path.join(folder, "file"), rounds)
     with tempfile.TemporaryDirectory() as folder:
         share = await idle_share(folder, files, seconds)
         report.row(f"idle, {files} files in 100 directories", share, "% of a core", 1, most=True)
+        waking = await asyncio.to_thread(waking_share, 20 if smoke else 2000)
+        report.row("a thread that only wakes as often", waking, "% of a core")
     with tempfile.TemporaryDirectory() as folder:
-        stall, behind = await storm(folder, min(files, 1000), files * 3)
-        report.row("10,000 changes a second: worst stall", stall, "ms", 10, most=True)
+        make(folder, min(files, 1000))
+        nobody = await stalls(folder, files * 3)
+        report.row("10,000 changes a second, none watched: stall", nobody, "ms")
+    with tempfile.TemporaryDirectory() as folder:
+        worst, behind, grown = await storm(folder, min(files, 1000), files * 3)
+        report.row("10,000 changes a second, all watched: stall", worst, "ms", 10, most=True)
         report.row("10,000 changes a second: files left behind", behind, "files", 0, most=True)
+        report.row("10,000 changes a second: memory", grown, "MiB more", 16, most=True)
         report.row("threads", threading.active_count(), "")
+
+
+async def run_latency(report: Report, path: str, rounds: int) -> None:
+    """From a store of another process to the subscriber."""
+    with open(path, "wb") as file:
+        file.write(bytes(PAGE))
+    found = await ours(path, rounds)
+    report.row("external write to subscriber, p50", quantile(found, 0.5), "ms", 10, most=True)
+    report.row("external write to subscriber, p99", quantile(found, 0.99), "ms", 50, most=True)
+    few = min(rounds, 50)
+    contenders: dict[str, Awaitable[list[float]]] = {
+        "watchfiles.awatch": peers(path, few),
+        "inotify alone": raw(path, few),
+        "mapped store to subscriber": ours(path, few, "mapped"),
+    }
+    for name, contender in contenders.items():
+        found = await contender
+        report.row(f"{name}, p50", quantile(found, 0.5), "ms")
+        report.row(f"{name}, p99", quantile(found, 0.99), "ms")

@@ -169,7 +169,15 @@ class Scanner:
         self._ended.put(None)
 
     def is_set(self) -> bool:
-        """Do what is due; tell whether the notifier has to be left. It asks at every step."""
+        """Do what is due; tell whether the notifier has to be left. It asks at every step.
+
+        That is two hundred times a second, so nearly always nothing is due, and little is asked.
+        """
+        if self._commands.empty() and not self._found and time.monotonic() < self._tick_at:
+            return False
+        return self._step()
+
+    def _step(self) -> bool:
         if not self._commands.empty():
             self._obey()
         if time.monotonic() >= self._tick_at:
@@ -193,7 +201,7 @@ class Scanner:
                 return
             if not isinstance(labels, str):
                 self._handle(labels)
-        self.is_set()
+        self._step()
 
     def _begin_afresh(self, error: RuntimeError) -> None:
         """Give up a notifier that failed; a name that is no text is enough for that."""
