@@ -66,8 +66,13 @@ class _FullDisk(InjectedFault):
         self._core = core
         self._path = path
 
-    def holds(self, fd: int) -> bool:
-        """Tell whether a descriptor's file is on this disk (worker thread)."""
+    def refuse(self, fd: int) -> None:
+        """Raise if a descriptor's file is on this disk (worker thread)."""
+        if self._holds(fd):
+            self._count_hit()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _holds(self, fd: int) -> bool:
         if self._core is not None:
             return Identity.of(os.fstat(fd)) == self._core.identity
         path = os.readlink(f"/proc/self/fd/{fd}")
@@ -96,9 +101,7 @@ def _allocate_if_room(fd: int, offset: int, length: int) -> None:
     """Allocate blocks, unless that would take new ones of a full disk (worker thread)."""
     if os.fstat(fd).st_blocks * 512 < offset + length:
         for disk in tuple(_full):
-            if disk.holds(fd):
-                disk._count_hit()
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            disk.refuse(fd)
     _allocate(fd, offset, length)
 
 
