@@ -1,6 +1,7 @@
 """README and docs: every Python block runs, every link leads somewhere, and no machine is named.
 
-A block that defines tests is run by pytest, in a folder of its own, and has to pass. A block that cannot run has ``<!-- no-run -->`` on the line before it.
+A block that defines tests is run by pytest. A block that cannot run has ``<!-- no-run -->`` on the
+line before it.
 """
 
 from __future__ import annotations

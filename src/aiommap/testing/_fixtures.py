@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from typing import Protocol, TypeVar
@@ -14,6 +15,7 @@ T = TypeVar("T")
 class InjectFault(Protocol):
     """What the fixture ``inject_fault`` is: enters a context manager for the rest of the test."""
 
+    @abstractmethod
     def __call__(self, fault: AbstractContextManager[T], /) -> T:
         """Put a fault in place and return what ``with`` would bind."""
 
