@@ -62,7 +62,7 @@ def called_by_us(frame) -> bool:
         if module == "logging":  # what handlers do is the application's choice
             return False
         if module.partition(".")[0] == PACKAGE:
-            return not module.startswith(PACKAGE + "._cli")
+            return not module.startswith((PACKAGE + "._cli", PACKAGE + ".testing"))
         frame = frame.f_back
     return False
 

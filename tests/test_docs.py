@@ -1,6 +1,7 @@
 """README and docs: every Python block runs, every link leads somewhere, and no machine is named.
 
-A block that cannot run has ``<!-- no-run -->`` on the line before it.
+A block that defines tests is run by pytest. A block that cannot run has ``<!-- no-run -->`` on the
+line before it.
 """
 
 from __future__ import annotations
@@ -76,14 +77,17 @@ def test_every_block_is_closed_and_found():
 @pytest.mark.parametrize("code", SNIPPETS)
 def test_snippets_run(code, tmp_path):
     (tmp_path / "snippet.py").write_text(code, encoding="utf-8")
+    # pytest-asyncio warns of an option that nobody has set there.
+    options = "-m pytest -q -p no:cacheprovider -p no:asyncio".split()
+    tests = options if "def test_" in code else []
     done = subprocess.run(
-        [sys.executable, "-W", "error", "snippet.py"],
+        [sys.executable, "-W", "error", *tests, "snippet.py"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=50,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert not done.stderr  # what fails in a destructor is only printed
 
 

@@ -14,7 +14,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar, TypeVarTuple, Unpack
+from typing import TYPE_CHECKING, Protocol, TypeVar, TypeVarTuple, Unpack
 
 import anyio
 
@@ -24,6 +24,9 @@ from ._native import Mapping
 from ._policy import FlushPolicy
 from ._ranges import RangeSet
 from ._workers import Limiter, Mutex, Workers
+
+if TYPE_CHECKING:
+    from ._typing import Buffer
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -42,6 +45,21 @@ class Identity:
         return cls(found.st_dev, found.st_ino)
 
 
+class Disk(Protocol):
+    """What a mapping does that waits for the disk and fails with it; the words are ``Mapping``'s.
+
+    For worker threads. They ask ``Core.disk`` anew each time and keep no reference to it, because
+    ``aiommap.testing`` lays a disk that fails or waits over it while a file is open.
+    """
+
+    def read(self, offset: int, length: int, /) -> bytes: ...
+    def read_into(self, offset: int, buffer: Buffer, /) -> int: ...
+    def write_many(self, items: list[tuple[int, memoryview]], /) -> list[tuple[int, int, int]]: ...
+    def populate(self, offset: int, length: int, write: bool, /) -> int: ...
+    def sync(self, metadata: bool, /) -> None: ...
+    def sync_range(self, offset: int, length: int, /) -> None: ...
+
+
 class Core:
     """The shared state of one mapped file; touched on the loop thread unless it says otherwise."""
 
@@ -53,6 +71,7 @@ class Core:
         "closing",
         "created",
         "dirtied",
+        "disk",
         "durable_stores",
         "failure",
         "huge_page_bytes",
@@ -93,6 +112,8 @@ class Core:
         workers: Workers,
     ) -> None:
         self.mapping: Mapping = mapping
+        #: The mapping again, where a worker asks the disk through it.
+        self.disk: Disk = mapping
         self.path: str = path
         self.mode: str = mode
         self.policy: FlushPolicy = policy

@@ -281,7 +281,7 @@ class Flusher:
         stores = [store for request in requests for store in request.stores]
         if not stores:
             return
-        outcomes = iter(core.mapping.write_many(stores))
+        outcomes = iter(core.disk.write_many(stores))
         core.offloaded_writes += len(stores)
         sequence = 0
         for request in requests:
@@ -299,10 +299,10 @@ class Flusher:
         if core.resized:
             end = core.mapping.size
         if everything and (hulls or core.size_changed):
-            core.mapping.sync(core.size_changed)
+            core.disk.sync(core.size_changed)
         elif not everything:
             for offset, stop in hulls:
-                core.mapping.sync_range(offset, stop - offset)
+                core.disk.sync_range(offset, stop - offset)
         if core.created:
             # Of the file itself: the path may be a symbolic link that was there before.
             sync_directory(os.path.dirname(os.path.realpath(core.path)))

@@ -227,6 +227,15 @@ def _make_content(fd: int, old: int, options: OpenOptions) -> None:
         os.pwrite(fd, zeros[: min(len(zeros), min(old, size) - at)], at)
 
 
+def _allocate(fd: int, offset: int, length: int) -> None:
+    """Allocate blocks, and make the file reach as far as they do."""
+    os.posix_fallocate(fd, offset, length)
+
+
+#: Looked up at each call, because ``aiommap.testing`` fills the disk here.
+allocate: Callable[[int, int, int], None] = _allocate
+
+
 def reserve(fd: int, offset: int, length: int, old: int) -> None:
     """Allocate the blocks of a range that may reach beyond the end of the file.
 
@@ -235,7 +244,7 @@ def reserve(fd: int, offset: int, length: int, old: int) -> None:
     if not length:
         return
     try:
-        os.posix_fallocate(fd, offset, length)
+        allocate(fd, offset, length)
     except OSError:
         if offset + length > old:
             os.ftruncate(fd, old)

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from ._advice import Advice
 from ._core import Core
 from ._errors import UnsupportedError
-from ._native import PAGE_SIZE, PIECE_BYTES, Mapping
+from ._native import PAGE_SIZE, PIECE_BYTES
 from ._observing import observed
 from ._ranges import RangeSet, align_down, align_up, check_range
 from ._read_ahead import ReadAhead, kernel_reads_far_ahead
@@ -192,12 +192,12 @@ class Pager:
         """Map pages for so long and return the next byte to map."""
         stop = time.monotonic() + seconds
         while at < end and time.monotonic() < stop:
-            at += self._populate(self._core.mapping, at, end - at, write)
+            at += self._populate(at, end - at, write)
         return at
 
-    def _populate(self, mapping: Mapping, offset: int, length: int, write: bool) -> int:
+    def _populate(self, offset: int, length: int, write: bool) -> int:
         try:
-            return mapping.populate(offset, length, write)
+            return self._core.disk.populate(offset, length, write)
         except OSError as error:
             if error.errno in (errno.EINVAL, errno.ENOSYS):
                 raise UnsupportedError(

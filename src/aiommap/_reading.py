@@ -125,7 +125,7 @@ class Reader:
     def read_whole(self, offset: int, length: int) -> bytes:
         """Read a range that was checked."""
         try:
-            data = self._core.mapping.read(offset, length)
+            data = self._core.disk.read(offset, length)
         except ValueError as error:  # resized since the range was checked
             raise OutOfBoundsError(offset, length, self._core.mapping.size) from error
         except OSError as error:
@@ -137,7 +137,7 @@ class Reader:
     def read_into_whole(self, offset: int, view: memoryview) -> None:
         """Fill a view of bytes from a range that was checked."""
         try:
-            copied = self._core.mapping.read_into(offset, view)
+            copied = self._core.disk.read_into(offset, view)
         except ValueError as error:
             raise OutOfBoundsError(offset, len(view), self._core.mapping.size) from error
         except OSError as error:

@@ -169,7 +169,7 @@ class Writer:
     def _apply(self, writes: list[Request]) -> list[int | BaseException]:
         core = self._core
         with core.changes:
-            outcomes = core.mapping.write_many([s for write in writes for s in write.stores])
+            outcomes = core.disk.write_many([s for write in writes for s in write.stores])
         core.offloaded_writes += len(outcomes)
         results: list[int | BaseException] = []
         at = 0

@@ -1,0 +1,127 @@
+"""Faults that anybody can cause, as the real thing: a file cut off, replaced or removed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from aiommap import MappedFile, Snapshot
+from aiommap._typing import Buffer
+
+Target = MappedFile | Snapshot | str | os.PathLike[str]
+
+
+def _path_of(target: Target) -> str:
+    if isinstance(target, MappedFile | Snapshot):
+        return target.path
+    return os.path.abspath(target)
+
+
+@contextmanager
+def truncated_file(target: Target, size: int) -> Iterator[None]:
+    """Cut a file off behind the back of whoever has it open, for a block.
+
+    Done with a descriptor of its own, which to the kernel is what another process does. At the end
+    of the block the size and the bytes that were cut off are put back, unless somebody gave the
+    file another size meanwhile.
+
+    Args:
+        target: an open file, or a path.
+        size: how many bytes are left; less than the file has.
+    Raises:
+        ValueError: if the file does not have more than that.
+        OSError: as ``open`` and ``os.ftruncate``.
+    Source: ftruncate(2).
+    Example: ``with truncated_file(f, 100): ...``
+    """
+    path = _path_of(target)
+    with open(path, "r+b", buffering=0) as file:
+        found = os.fstat(file.fileno()).st_size
+        if not 0 <= size < found:
+            raise ValueError(f"size is {size}, but {path} has {found} bytes: cut some of them off")
+        tail = _read(file.fileno(), size, found)
+        os.ftruncate(file.fileno(), size)
+        try:
+            yield
+        finally:
+            if os.fstat(file.fileno()).st_size == size:
+                _write(file.fileno(), size, tail)
+
+
+def _read(fd: int, offset: int, end: int) -> bytes:
+    parts: list[bytes] = []
+    while offset < end and (part := os.pread(fd, end - offset, offset)):
+        parts.append(part)
+        offset += len(part)
+    return b"".join(parts)
+
+
+def _write(fd: int, offset: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        done = os.pwrite(fd, rest, offset)
+        offset, rest = offset + done, rest[done:]
+
+
+@contextmanager
+def replaced_file(target: Target, content: Buffer) -> Iterator[None]:
+    """Put another file at a path, in one step, for a block.
+
+    The file that was there lives on for whoever has it open, and comes back to its path, in one
+    step again, at the end of the block.
+
+    Args:
+        target: an open file, or a path.
+        content: what the other file holds; it has the permissions of the first.
+    Raises:
+        OSError: as ``open``, ``os.link`` and ``os.rename``; the path is as it was then.
+    Source: link(2), rename(2).
+    Example: ``with replaced_file(f, b"new"): ...``
+    """
+    path = _path_of(target)
+    with _kept_aside(path) as other:
+        fd = os.open(other, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.fchmod(fd, os.stat(path).st_mode & 0o7777)
+            _write(fd, 0, bytes(content))
+        finally:
+            os.close(fd)
+        os.rename(other, path)
+        yield
+
+
+@contextmanager
+def removed_file(target: Target) -> Iterator[None]:
+    """Unlink a path for a block.
+
+    The file lives on for whoever has it open, and comes back to its path at the end of the block.
+
+    Args:
+        target: an open file, or a path.
+    Raises:
+        OSError: as ``os.link`` and ``os.unlink``.
+    Source: link(2), unlink(2).
+    Example: ``with removed_file(f): ...``
+    """
+    path = _path_of(target)
+    with _kept_aside(path):
+        os.unlink(path)
+        yield
+
+
+@contextmanager
+def _kept_aside(path: str) -> Iterator[str]:
+    """Keep what is at a path under a name beside it, and yield a further name that is free."""
+    folder, name = os.path.split(path)
+    aside = os.path.join(folder, f".{name}.{secrets.token_hex(4)}")
+    os.link(path, aside, follow_symlinks=False)
+    try:
+        yield f"{aside}.new"
+    finally:
+        os.rename(aside, path)
+        # Renaming one name of a file over another one does nothing: then it was never replaced.
+        for left_over in (aside, f"{aside}.new"):
+            with suppress(FileNotFoundError):
+                os.unlink(left_over)

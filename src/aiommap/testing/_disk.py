@@ -1,0 +1,145 @@
+"""The seam: a disk laid over the real one of one open file, which fails or waits as it is told.
+
+Theory of operation. Worker threads reach the disk through ``Core.disk``, which is the native
+mapping. While a fault is in place, it is a ``FaultyDisk`` that asks the fault first and then hands
+the call on to the mapping. Everything around the call is the library's own code: what it does
+about an error, or while it waits, is what it does in production.
+
+Invariants.
+  D1  A file has one faulty disk at most, with any number of faults, put in place and taken away in
+      any order. With the last one the mapping is back in its place.
+  D2  Where a fault has to see reads or stores, inline verbs answer None, as for data that is not in
+      memory, so that the verb takes its way through a worker.
+  D3  Faults know one file. What calls no mapping, allocating blocks, is told apart by descriptor.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from aiommap import MappedFile, Snapshot
+from aiommap._core import Core
+from aiommap._typing import Buffer
+from aiommap._workers import Mutex
+
+#: What a worker asks of the disk: bytes, to take bytes, or to have them on stable storage.
+Call = Literal["read", "write", "flush"]
+
+
+class InjectedFault:
+    """A fault that is in place.
+
+    Attributes:
+        hits: how many calls met it so far; a test that means to prove something looks that there
+            was one.
+    """
+
+    #: Whether reads and stores have to come by (D2).
+    _sees_inline_verbs = False
+
+    def __init__(self) -> None:
+        self.hits: int = 0
+        self._changing = Mutex()
+
+    # Worker threads only, from here on.
+
+    def _count_hit(self) -> None:
+        with self._changing:
+            self.hits += 1
+
+    def _meet(self, call: Call) -> None:
+        """Wait or raise before a call."""
+
+    def _room(self, offset: int, length: int) -> int:  # noqa: ARG002  for those that have less
+        """Say how many bytes of a store the disk takes."""
+        return length
+
+
+class FaultyDisk:
+    """The disk of one file while there are faults."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._real = core.disk
+        self._faults: list[InjectedFault] = []
+
+    def add(self, fault: InjectedFault) -> None:
+        """Put a fault in place; loop thread only."""
+        self._faults.append(fault)
+        self._core.disk = self
+        self._choose_way()
+
+    def remove(self, fault: InjectedFault) -> None:
+        """Take a fault away; loop thread only."""
+        self._faults.remove(fault)
+        if not self._faults:
+            self._core.disk = self._real
+        self._choose_way()
+
+    def _choose_way(self) -> None:
+        seen = any(fault._sees_inline_verbs for fault in self._faults)  # noqa: SLF001  its other half
+        self._core.mapping.retiring = seen or self._core.closing
+
+    # Worker threads only, from here on.
+
+    def _meet(self, call: Call) -> None:
+        for fault in tuple(self._faults):
+            fault._meet(call)  # noqa: SLF001  its other half
+
+    def read(self, offset: int, length: int, /) -> bytes:
+        """Read as the mapping does."""
+        self._meet("read")
+        return self._real.read(offset, length)
+
+    def read_into(self, offset: int, buffer: Buffer, /) -> int:
+        """Fill a buffer as the mapping does."""
+        self._meet("read")
+        return self._real.read_into(offset, buffer)
+
+    def populate(self, offset: int, length: int, write: bool, /) -> int:
+        """Make pages present as the mapping does."""
+        self._meet("read")
+        return self._real.populate(offset, length, write)
+
+    def sync(self, metadata: bool, /) -> None:
+        """Flush everything as the mapping does."""
+        self._meet("flush")
+        self._real.sync(metadata)
+
+    def sync_range(self, offset: int, length: int, /) -> None:
+        """Flush a range as the mapping does."""
+        self._meet("flush")
+        self._real.sync_range(offset, length)
+
+    def write_many(self, items: list[tuple[int, memoryview]], /) -> list[tuple[int, int, int]]:
+        """Store what there is room for; what was not stored carries the errno of a full disk."""
+        self._meet("write")
+        return [self._write(offset, view) for offset, view in items]
+
+    def _write(self, offset: int, view: memoryview) -> tuple[int, int, int]:
+        rooms = [fault._room(offset, len(view)) for fault in tuple(self._faults)]  # noqa: SLF001
+        room = min(rooms, default=len(view))
+        ((copied, sequence, number),) = self._real.write_many([(offset, view[:room])])
+        cut = room < len(view) and copied == room
+        return copied, sequence, errno.ENOSPC if cut else number
+
+
+def core_of(file: MappedFile | Snapshot) -> Core:
+    """Return what an open file's verbs share."""
+    core = file._core  # noqa: SLF001  the seam is there
+    core.check_usable()
+    return core
+
+
+@contextmanager
+def in_place(core: Core, fault: InjectedFault) -> Iterator[None]:
+    """Keep a fault in place for a block, however the block ends (D1)."""
+    disk = core.disk if isinstance(core.disk, FaultyDisk) else FaultyDisk(core)
+    disk.add(fault)
+    try:
+        yield
+    finally:
+        disk.remove(fault)
