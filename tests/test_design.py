@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from test_layering import LAYERS, PACKAGE, rows_imported
 
 ROOT = Path(__file__).parents[1]
@@ -95,7 +96,8 @@ def test_an_invariant_is_kept_by_modules_and_tested_by_files_that_exist(name):
     tested = QUOTED.findall(INVARIANTS[name]["tested"])
     here = {path.name for path in PACKAGE.rglob("*.*")} | {path.stem for path in PACKAGE.rglob("*")}
     tests = {path.name for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*")}
-    assert kept and tested
+    assert kept
+    assert tested
     assert [module for module in kept if module.partition(".")[0] not in here] == []
     assert [file for file in tested if file not in tests] == []
 
