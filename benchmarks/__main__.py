@@ -23,6 +23,9 @@ QUESTIONS = (
     "scattered",
     "many_files",
     "spans",
+    "watch",
+    "atomics",
+    "wake",
 )
 
 

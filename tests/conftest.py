@@ -34,6 +34,7 @@ def loop_never_waits():
         abspath = busters.functions["os.path.abspath"]
         abspath.can_block_in("aiommap/_opening.py", "check")
         abspath.can_block_in("aiommap/_backend.py", "open")
+        abspath.can_block_in("aiommap/_hub.py", "watch")
         with LoopWatch() as watch:
             yield
     assert not watch.found, "\n".join(watch.found)

@@ -25,8 +25,8 @@ PAGE = aiommap.PAGE_SIZE
 ROOT = Path(__file__).parent.parent
 HELP_FILE = ROOT / "docs" / "cli_help.txt"
 COMMANDS = ("info", "residency", "prewarm", "bench", "demo")
-#: Those that take a file, and the one that does not.
-ALL_COMMANDS = (*COMMANDS, "completion")
+#: Those that take a file, and those that do not.
+ALL_COMMANDS = (*COMMANDS, "watch", "completion")
 SHORT = ("--seconds", "0.05", "--tasks", "2")
 
 Run = Callable[..., tuple[int, str, str]]
@@ -119,8 +119,10 @@ class TestHelp:
 
     @pytest.mark.parametrize("code", ["0", "1", "2", "130", "141"])
     def test_exit_codes_are_documented(self, run: Run, code: str) -> None:
-        for arguments in ((), *((name,) for name in ALL_COMMANDS)):
+        for arguments in ((), *((name,) for name in (*COMMANDS, "completion"))):
             assert f"\n  {code:<4}" in run(*arguments, "--help")[1]
+        # Being stopped is how watching ends, and no failure.
+        assert (f"\n  {code:<4}" in run("watch", "--help")[1]) == (code != "130")
         assert f"| {code} |" in (ROOT / "docs" / "cli.md").read_text()
 
     def test_version(self, run: Run) -> None:
@@ -150,6 +152,7 @@ class TestBadInput:
             pytest.param(["bench", "x", "--seconds", "nan"], id="nan"),
             pytest.param(["bench", "x", "--seconds", "inf"], id="infinity"),
             pytest.param(["bench", "x", "y"], id="two files"),
+            pytest.param(["watch"], id="nothing to watch"),
             pytest.param(["demo", "--size", "1K"], id="demo too small"),
             pytest.param(["demo", "--dir", "/nonexistent"], id="no such folder"),
             pytest.param(["demo", "x", "--dir", "."], id="folder beside file"),

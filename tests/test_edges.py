@@ -6,6 +6,7 @@ Which verbs those are is asked of the classes themselves, so that none can be fo
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -44,7 +45,8 @@ class Verb(NamedTuple):
     """How to call a verb on a range and see that it did what it should.
 
     ``length`` says where its length comes from: an "argument", a "buffer" (so that it is a size
-    that a buffer can have), or "nothing" (a position has none).
+    that a buffer can have), "nothing" (a position has none), "u32" or "u64" (the width of a word),
+    or "words" (so many of them).
     """
 
     call: Callable[[Subject, object, object], Awaitable[None]]
@@ -126,6 +128,36 @@ async def view(subject, offset, length):
         assert made.memory == part(subject, offset, length)
 
 
+def word(name, width):
+    """Make atomic words, or see them refused where they would not be aligned."""
+
+    async def make(subject, offset, length):
+        verb = getattr(subject.target, name)
+        arguments = (length // width,) if name.endswith("array") else ()
+        start = subject.offset + int(offset)
+        if start % width and 0 <= int(offset) <= len(subject.content) - length and length >= 0:
+            with pytest.raises(aiommap.AlignmentError, match="multiple") as caught:
+                verb(offset, *arguments)
+            assert (caught.value.required, caught.value.offset) == (width, start)
+            return
+        made = verb(offset, *arguments)
+        assert made.offset == start
+        if arguments:
+            assert len(made) == length // width
+            seen = [made.load(index) for index in range(min(len(made), 4))]
+        else:
+            seen = [made.load()]
+        found = part(subject, offset, width * len(seen))
+        assert b"".join(value.to_bytes(width, sys.byteorder) for value in seen) == found
+
+    return make
+
+
+async def file_lock(subject, offset, length):
+    async with subject.target.file_lock(offset, length):
+        await read(subject, offset, length)
+
+
 async def split_at(subject, offset, length):
     whole = subject.target.view()
     try:
@@ -160,6 +192,11 @@ VERBS = {
     "advise": Verb(advise),
     "locked": Verb(locked),
     "punch_hole": Verb(punch_hole),
+    "atomic_u32": Verb(word("atomic_u32", 4), length="u32"),
+    "atomic_u64": Verb(word("atomic_u64", 8), length="u64"),
+    "atomic_u32_array": Verb(word("atomic_u32_array", 4), length="words"),
+    "atomic_u64_array": Verb(word("atomic_u64_array", 8), length="words"),
+    "file_lock": Verb(file_lock),
     "view": Verb(view),
     "split_at": Verb(split_at, length="nothing"),
     "carve": Verb(carve),
@@ -200,6 +237,9 @@ def pairs(verb, end):
         "argument": edges(end),
         "buffer": tuple(length for length in edges(end) if 0 <= length <= end + 1),
         "nothing": (0,),
+        "u32": (4,),
+        "u64": (8,),
+        "words": (0, 8, PAGE, end - end % 8, end + 8, 2**63, 2**64, -8),
     }[verb.length]
     for offset in edges(end):
         for length in lengths:
@@ -250,7 +290,7 @@ async def test_ranges_within_bounds_are_served(path, owner, name):
                 await VERBS[name].call(subject, offset, length)
                 subject.content = await subject.target.read(0, len(subject.content))
                 served += 1
-        assert served >= len(edges(0)) - 6  # every edge up to the end, at least once
+        assert served >= len(edges(0)) - 8  # every edge up to the end, at least once
 
 
 @pytest.mark.parametrize(("owner", "name"), TAIL_CASES)
@@ -300,7 +340,8 @@ class Index:
 async def test_whatever_is_an_integer_will_do_and_a_float_will_not(path, owner, name):
     async with opened(path, owner) as subject:
         verb = VERBS[name]
-        length = {"argument": Index(PAGE), "buffer": PAGE, "nothing": 0}[verb.length]
+        lengths = {"argument": Index(PAGE), "nothing": 0, "u32": 4, "u64": 8}
+        length = lengths.get(verb.length, PAGE)
         if name != "write_many":  # its own check adds the numbers up
             await verb.call(subject, Index(1), length)
         with pytest.raises(TypeError, match="float"):

@@ -20,6 +20,9 @@ LAYERS = (
     "_ledger",
     "_policy",
     "_residency",
+    "_change",
+    "_change_buffer",
+    "_own_changes",
     "_histogram",
     "_schedule",
     "_statistics",
@@ -28,12 +31,23 @@ LAYERS = (
     "_advice",
     "_logs",
     "_observing",
+    "_routes",
+    "_watch_set",
+    "_looking",
+    "_scanner",
     "_threads",
     "_workers",
     "_lane",
     "_listeners",
+    "_subscribers",
+    "_watching",
     "_scheduler",
     "_core",
+    "_futex",
+    "_atomics",
+    "_file_locks",
+    "_shared_verbs",
+    "_async_lock",
     "_allocating",
     "_range_verbs",
     "_read_ahead",
@@ -50,10 +64,14 @@ LAYERS = (
     "_opening",
     "_resizing",
     "_typed",
+    "_reopening",
     "_view",
+    "_watch_verbs",
     "_file",
     "_hub",
     "_snapshot",
+    "_following",
+    "_follow",
     "_backend",
     "__init__",
     "opentelemetry",
@@ -64,7 +82,18 @@ LAYERS = (
 )
 
 #: Decided without a loop, a file or a clock, so that they are tested without them.
-PURE = ("_errors", "_ranges", "_ledger", "_policy", "_residency", "_histogram", "_schedule")
+PURE = (
+    "_errors",
+    "_ranges",
+    "_ledger",
+    "_policy",
+    "_residency",
+    "_change",
+    "_change_buffer",
+    "_own_changes",
+    "_histogram",
+    "_schedule",
+)
 IMPURE = {"anyio", "asyncio", "io", "mmap", "os", "pathlib", "socket", "threading", "time", "trio"}
 
 #: Every door into another thread that Python and the event loops offer.

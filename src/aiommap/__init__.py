@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from ._advice import Advice as Advice
 from ._allocating import RangeAllocator as RangeAllocator
+from ._async_lock import AsyncLock as AsyncLock
+from ._atomics import AtomicU32 as AtomicU32
+from ._atomics import AtomicU32Array as AtomicU32Array
+from ._atomics import AtomicU64 as AtomicU64
+from ._atomics import AtomicU64Array as AtomicU64Array
 from ._backend import FileBackend as FileBackend
 from ._backend import MappedBackend as MappedBackend
 from ._backend import StorageBackend as StorageBackend
+from ._change import Change as Change
+from ._change import ChangeKind as ChangeKind
+from ._change import FileState as FileState
 from ._errors import AccessModeError as AccessModeError
 from ._errors import AlignmentError as AlignmentError
 from ._errors import FlushError as FlushError
@@ -19,6 +27,9 @@ from ._errors import ReceiptError as ReceiptError
 from ._errors import StaleSnapshotError as StaleSnapshotError
 from ._errors import UnsupportedError as UnsupportedError
 from ._file import MappedFile as MappedFile
+from ._follow import Generations as Generations
+from ._follow import LiveSnapshot as LiveSnapshot
+from ._follow import follow as follow
 from ._hub import Hub as Hub
 from ._hub import Opening as Opening
 from ._hub import open as open
@@ -35,6 +46,7 @@ from ._snapshot_file import SnapshotFile as SnapshotFile
 from ._statistics import Distribution as Distribution
 from ._statistics import FileStatistics as FileStatistics
 from ._statistics import LeasedRange as LeasedRange
+from ._subscribers import Changes as Changes
 from ._typed import Records as Records
 from ._view import View as View
 
@@ -44,14 +56,25 @@ __all__ = (
     "Advice",
     "AlignmentError",
     "AllocatedRange",
+    "Change",
+    "ChangeKind",
+    "Changes",
+    "AsyncLock",
+    "AtomicU32",
+    "AtomicU32Array",
+    "AtomicU64",
+    "AtomicU64Array",
     "Distribution",
     "FileBackend",
+    "FileState",
     "FileStatistics",
     "FlushError",
     "FlushPolicy",
     "ForkedError",
+    "Generations",
     "Hub",
     "LeasedRange",
+    "LiveSnapshot",
     "MappedBackend",
     "MappedFile",
     "MappedFileError",
@@ -73,6 +96,7 @@ __all__ = (
     "WriteReceipt",
     "align_down",
     "align_up",
+    "follow",
     "open",
 )
 

@@ -18,6 +18,7 @@ from typing import TypeVar, TypeVarTuple, Unpack
 
 import anyio
 
+from ._change import FileState
 from ._errors import AccessModeError, FlushError, ForkedError, MappingFaultError
 from ._native import Mapping
 from ._policy import FlushPolicy
@@ -47,6 +48,7 @@ class Core:
     __slots__ = (
         "_active",
         "_idle",
+        "at_close",
         "changes",
         "closing",
         "created",
@@ -57,16 +59,21 @@ class Core:
         "identity",
         "mapping",
         "mode",
-        "modified",
         "offloaded_reads",
         "offloaded_writes",
+        "orphaned",
         "path",
         "policy",
         "queued_bytes",
         "resized",
         "settle",
         "size_changed",
+        "size_changes",
         "sparse",
+        "state",
+        "storing",
+        "touches",
+        "touching",
         "undo",
         "workers",
     )
@@ -82,7 +89,7 @@ class Core:
         created: bool,
         size_changed: bool,
         identity: Identity,
-        modified: int,
+        state: FileState,
         workers: Workers,
     ) -> None:
         self.mapping: Mapping = mapping
@@ -91,8 +98,10 @@ class Core:
         self.policy: FlushPolicy = policy
         self.sparse: bool = sparse
         self.identity: Identity = identity
-        #: The st_mtime_ns that the file had when it was opened.
-        self.modified: int = modified
+        #: What stat(2) said when the file was opened.
+        self.state: FileState = state
+        #: Whether the path was last seen to name another file, or none.
+        self.orphaned: bool = False
         self.workers: Workers = workers
         #: The directory entry is not durable yet. Cleared by the flush worker, one at a time.
         self.created: bool = created
@@ -100,6 +109,12 @@ class Core:
         self.size_changed: bool = size_changed
         #: The size was; so the next flush also looks whether the file still has it.
         self.resized: bool = size_changed
+        # For watchers, which must not take for somebody else's what we do ourselves.
+        #: Odd while a worker changes the size or the blocks of the file.
+        self.size_changes: int = 2 if size_changed else 0
+        #: Operations that moved the times of the file without storing, and those under way.
+        self.touches: int = 0
+        self.touching: int = 0
         self.failure: FlushError | None = None
         #: Bytes of writes that wait in the lane or are being applied there.
         self.queued_bytes: int = 0
@@ -111,6 +126,10 @@ class Core:
         self.changes: Mutex = Mutex()
         #: Told after the file may have become dirty by other means than a write.
         self.dirtied: Callable[[], None] = _nothing
+        #: Told on the loop when closing begins: what ends waits that nothing else would end.
+        self.at_close: set[Callable[[], None]] = set()
+        #: Whether a write to a part of [offset, end) is still under way.
+        self.storing: Callable[[int, int], bool] = _nothing_stored
         self.closing: bool = False
         #: Opening failed or was cancelled after the file had been created: remove it again.
         self.undo: bool = False
@@ -120,6 +139,11 @@ class Core:
         self.offloaded_writes: int = 0
         self._active = 0
         self._idle: anyio.Event | None = None
+
+    @property
+    def inode(self) -> tuple[int, int]:
+        """The identity, in the form that watchers use."""
+        return self.identity.device, self.identity.inode
 
     @property
     def shared_writable(self) -> bool:
@@ -169,6 +193,16 @@ class Core:
             yield
         finally:
             self.end_activity()
+
+    @contextmanager
+    def touch(self) -> Iterator[None]:
+        """Say that the block may move the times of the file."""
+        self.touching += 1
+        try:
+            yield
+        finally:
+            self.touching -= 1
+            self.touches += 1
 
     def begin_activity(self) -> None:
         """Keep ``wait_idle`` waiting until ``end_activity``."""
@@ -228,6 +262,10 @@ async def _nothing_to_await() -> None:
 
 def _nothing() -> None:
     """Stand in where nobody listens."""
+
+
+def _nothing_stored(offset: int, end: int) -> bool:  # noqa: ARG001  stands in for Writer.storing
+    return False
 
 
 def plain_integers(*numbers: object) -> bool:

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn, Self, SupportsIndex, cast, overload
+
+import anyio
 
 from . import _chunks
 from ._autoflush import AutoFlush
 from ._closing import Closer
 from ._core import Core, byte_count
 from ._errors import AccessModeError, FlushError, ReceiptError, UnsupportedError
+from ._file_locks import FileLocks
 from ._flush import Flusher, Request
-from ._listeners import Subscription
+from ._listeners import Listeners, Subscription
 from ._native import PAGE_SIZE
 from ._opening import OpenOptions, check_policy
 from ._page_verbs import PagedVerbs
@@ -28,10 +31,12 @@ from ._range_verbs import Allocators, RangedVerbs
 from ._ranges import Name, check_disjoint, check_range, check_tail
 from ._reading import Reader
 from ._receipt import WriteReceipt
+from ._reopening import Retired, Surroundings
 from ._resizing import Resizer
-from ._scheduler import FlushScheduler
+from ._shared_verbs import SharedVerbs
 from ._statistics import Distribution, FileStatistics, oldest_dirty_seconds, oldest_leases
 from ._view import View
+from ._watch_verbs import FileWatch, WatchedVerbs
 from ._writing import Writer
 
 if TYPE_CHECKING:
@@ -40,7 +45,7 @@ if TYPE_CHECKING:
     from ._typing import Buffer
 
 
-class MappedFile(RangedVerbs, PagedVerbs):
+class MappedFile(RangedVerbs, PagedVerbs, SharedVerbs, WatchedVerbs):
     """A memory-mapped file whose verbs never stall the event loop; made by ``aiommap.open``.
 
     Verbs that find their data in memory answer on the loop thread, within a microsecond or so, and
@@ -62,34 +67,54 @@ class MappedFile(RangedVerbs, PagedVerbs):
         "_closer",
         "_core",
         "_flusher",
+        "_hub",
+        "_leave",
+        "_locks",
         "_mapping",
+        "_moving",
         "_options",
         "_pager",
         "_reader",
         "_resizer",
+        "_retired",
+        "_watch",
         "_writer",
     )
 
-    def __init__(
-        self,
-        core: Core,
-        scheduler: FlushScheduler,
-        release: Callable[[Core], Awaitable[None]],
-    ) -> None:
+    def __init__(self, core: Core, hub: Surroundings) -> None:
+        self._hub = hub
+        self._moving = anyio.Lock()
+        self._retired = Retired(hub.release)
+        self._watch = FileWatch(hub.watcher)
+        self._assemble(core, Listeners())
+
+    def _assemble(self, core: Core, failed: Listeners[FlushError]) -> None:
+        """Make everything that belongs to one core; ``reopen`` does it again for another one."""
         core.choose_inline_writes()
         self._core = core
         self._mapping = core.mapping
-        self._flusher = Flusher(core)
-        self._auto = AutoFlush(core, self._flusher, scheduler)
+        self._flusher = Flusher(core, failed)
+        self._auto = AutoFlush(core, self._flusher, self._hub.scheduler)
         self._reader = Reader(core)
         self._writer = Writer(core, self._flusher, self._auto)
         self._pager = Pager(core)
         self._resizer = Resizer(core, self._pager)
         allocators = self._allocators = Allocators(core)
+        locks = self._locks = FileLocks(core)
+        watch, retired, release = self._watch, self._retired, self._hub.release
+        watch.core = core
+
+        async def leave() -> None:
+            allocators.close()
+            await locks.aclose()
 
         async def let_go(core: Core) -> None:
-            allocators.close()
+            watch.end()
+            await leave()
+            await retired.wait()
             await release(core)
+
+        self._leave = leave
 
         self._closer = Closer(core, self._flusher, self._auto, let_go)
         core.mapping.attach(self._flusher, WriteReceipt)

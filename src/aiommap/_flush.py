@@ -56,12 +56,18 @@ class Request:
     stores: list[tuple[int, memoryview]] = field(default_factory=list)
     error: OSError | None = None
 
+    def stores_to(self, offset: int, end: int) -> bool:
+        """Tell whether a store touches a part of a range."""
+        return any(start < end and offset < start + len(data) for start, data in self.stores)
+
 
 @dataclass(slots=True)
 class Change:
     """Something to do to the file between two flushes, in a worker."""
 
     act: Callable[[], None]
+    #: Whether it is we who change the file, and not somebody else who did.
+    ours: bool = True
     error: Exception | None = None
 
     def run(self) -> None:
@@ -98,7 +104,7 @@ class Flusher:
         "seconds",
     )
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, failed: Listeners[FlushError]) -> None:
         self._core = core
         self._lane: Lane[Request | Change, None] = Lane(core.workers, self._begin)
         self._told = False
@@ -106,7 +112,7 @@ class Flusher:
         #: Told on the loop after every batch.
         self.after_batch: Callable[[], None] = core.dirtied
         #: Told on the loop of the failure that latches.
-        self.failed: Listeners[FlushError] = Listeners()
+        self.failed = failed
         # Kept by the flush worker, one at a time.
         self.flushed_bytes = 0
         self.groups = Histogram()
@@ -135,9 +141,9 @@ class Flusher:
         finally:
             core.end_activity()
 
-    async def change(self, act: Callable[[], None]) -> None:
-        """Run what changes the size or the blocks of the file (F5)."""
-        await self._lane.submit(Change(act))
+    async def change(self, act: Callable[[], None], *, ours: bool = True) -> None:
+        """Run what changes the size or the blocks of the file, or takes a new size over (F5)."""
+        await self._lane.submit(Change(act, ours))
 
     async def flush_everything(self) -> None:
         """Make everything durable; for a file that no verb can reach any more."""
@@ -149,6 +155,13 @@ class Flusher:
         with observed(name, self._core.path, request.offset, length) as seen:
             seen.hop_if(lambda: bool(request.stores) or self.has_work())
             await self._lane.submit(request)
+
+    def storing(self, offset: int, end: int) -> bool:
+        """Tell whether stores to a part of a range are still under way here (F4)."""
+        return any(
+            isinstance(item, Request) and item.stores_to(offset, end)
+            for item in self._lane.unfinished()
+        )
 
     def has_work(self) -> bool:
         """Tell whether a flush would do anything."""
@@ -204,7 +217,9 @@ class Flusher:
             for change in group:
                 assert isinstance(change, Change)
                 with self._core.changes:
+                    self._core.size_changes += change.ours
                     change.run()
+                    self._core.size_changes += change.ours
 
     def _flush(self, requests: list[Request]) -> None:
         self._store(requests)

@@ -18,6 +18,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import anyio
 
 from ._advice import Advice
+from ._change import FileState
 from ._core import Core, Identity
 from ._errors import AccessModeError
 from ._file import MappedFile
@@ -25,9 +26,13 @@ from ._lane import Lane, batches
 from ._logs import FILES
 from ._native import Mapping
 from ._observing import observed
-from ._opening import Opened, OpenOptions, open_mapping
+from ._opening import Opened, OpenOptions, open_mapping, reopening
+from ._own_changes import OwnChanges
 from ._policy import FlushPolicy
+from ._reopening import Surroundings
 from ._scheduler import FlushScheduler
+from ._subscribers import DEFAULT_BUFFER, Changes
+from ._watching import Watcher
 from ._workers import Workers
 
 Item = TypeVar("Item")
@@ -95,6 +100,9 @@ class Hub:
         self._closed = False
         self._scheduler = FlushScheduler()
         self._files: dict[Core, MappedFile] = {}
+        self._at: dict[str, set[Core]] = {}
+        self._own = OwnChanges()
+        self._watcher = Watcher(self._limiters, self._own, self._seen)
 
     @property
     def files(self) -> tuple[MappedFile, ...]:
@@ -133,6 +141,22 @@ class Hub:
         )
         return Opening(partial(self._open, options))
 
+    def watch(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        buffer: int = DEFAULT_BUFFER,
+        poll_interval: float | None = None,
+    ) -> Changes:
+        """Watch a path for changes by others: ``async with hub.watch(path) as changes: ...``.
+
+        The path need not exist yet: a file that comes is ``ChangeKind.CREATED``. Changes are told
+        from the moment on at which the block begins. See ``MappedFile.watch``, which watches the
+        path of an open file, for arguments, errors and limits.
+        """
+        name = os.path.abspath(os.fsdecode(path))
+        return self._watcher.subscribe(name, buffer=buffer, poll_interval=poll_interval)
+
     async def aclose(self) -> None:
         """Close every file that is still open, then the hub.
 
@@ -141,6 +165,12 @@ class Hub:
         Cancellation: waited out, as for each file.
         """
         self._closed = True
+        try:
+            await self._close_files()
+        finally:
+            await self._watcher.aclose()
+
+    async def _close_files(self) -> None:
         failures: list[Exception] = []
         files = list(self._files.values())
         for file in files:
@@ -202,20 +232,12 @@ class Hub:
         if self._closed:
             await self._releasing.submit(_Release.of(opened), withdrawable=False)
             raise anyio.ClosedResourceError("the hub was closed while it opened the file")
-        core = Core(
-            opened.mapping,
-            path=options.path,
-            mode=options.mode.name,
-            policy=options.flush,
-            sparse=options.sparse,
-            created=opened.created,
-            size_changed=options.mode.makes,
-            identity=opened.identity,
-            modified=opened.modified,
-            workers=workers,
-        )
-        file = MappedFile(core, self._scheduler, self._release)
+        core = _core_of(opened, options, workers)
+        open_again = partial(self._open_again, options)
+        hub = Surroundings(self._scheduler, self._watcher, self._release, open_again, self._move)
+        file = MappedFile(core, hub)
         self._files[core] = file
+        self._register(core)
         FILES.debug('opened %s in mode "%s": %d bytes', core.path, core.mode, core.mapping.size)
         try:
             await file._prepare(options)  # noqa: SLF001  half of the constructor
@@ -225,15 +247,65 @@ class Hub:
             raise
         return file
 
+    async def _open_again(self, options: OpenOptions, old: Core) -> Core | None:
+        """Open what the path of a file names by now; None if that is the same file."""
+        workers = self._limiters()
+        options = reopening(options)
+        opened = await self._opening.submit(options)
+        if opened.identity == old.identity:
+            await self._releasing.submit(_Release.of(opened))
+            return None
+        core = _core_of(opened, options, workers)
+        core.mode, core.policy = old.mode, old.policy
+        return core
+
+    def _move(self, old: Core, new: Core) -> None:
+        """Count a file as the one that it was reopened to."""
+        self._files[new] = self._files.pop(old)
+        self._register(new)
+
     async def _release(self, core: Core) -> None:
         self._files.pop(core, None)
+        self._unregister(core)
         FILES.debug("closed %s", core.path)
         await self._releasing.submit(_Release(core.mapping, core.path, core.identity, core.undo))
+
+    def _register(self, core: Core) -> None:
+        self._at.setdefault(core.path, set()).add(core)
+        if core.shared_writable:
+            self._own.add(core)
+
+    def _unregister(self, core: Core) -> None:
+        self._own.remove(core)
+        others = self._at.get(core.path, set())
+        others.discard(core)
+        if not others:
+            self._at.pop(core.path, None)
+
+    def _seen(self, path: str, state: FileState | None) -> None:
+        """Take note of which file a path names by now."""
+        for core in self._at.get(path, ()):
+            core.orphaned = state is None or (state.device, state.inode) != core.inode
 
     async def _discard(self, opened: Opened) -> None:
         """Close, or undo, what was opened for a task that was cancelled."""
         with suppress(OSError):  # there is nobody left to tell, and nothing to lose
             await self._releasing.submit(_Release.of(opened), withdrawable=False)
+
+
+def _core_of(opened: Opened, options: OpenOptions, workers: Workers) -> Core:
+    return Core(
+        opened.mapping,
+        path=options.path,
+        mode=options.mode.name,
+        policy=options.flush,
+        sparse=options.sparse,
+        created=opened.created,
+        size_changed=options.mode.makes,
+        identity=opened.identity,
+        state=opened.state,
+        workers=workers,
+    )
 
 
 def _attempt_all(

@@ -150,6 +150,11 @@ class Lane(Generic[Item, Result]):
         """The items of the gathering batch."""
         return [entry.item for entry in self._gathering.entries] if self._gathering else []
 
+    def unfinished(self) -> list[Item]:
+        """The items that have not run to their end."""
+        batches = (self._flying, self._gathering)
+        return [entry.item for batch in batches if batch is not None for entry in batch.entries]
+
     async def settle(self) -> None:
         """Wait until everything submitted so far has run."""
         for batch in (self._flying, self._gathering):

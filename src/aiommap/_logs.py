@@ -8,6 +8,8 @@ import logging
 FILES = logging.getLogger("aiommap.files")
 #: The flush failure that latches, ERROR.
 FLUSHES = logging.getLogger("aiommap.flushes")
+#: Changes of files: what cannot be watched, what cannot be served, WARNING and ERROR.
+WATCHING = logging.getLogger("aiommap.watching")
 #: What an application's callback or observer raised, ERROR with its traceback.
 CALLBACKS = logging.getLogger("aiommap.callbacks")
 

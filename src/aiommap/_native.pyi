@@ -8,7 +8,7 @@ wait and release the GIL while they do (I2). A count short of the request is a f
 behind the next byte cannot be reached. System call errors are raised as ``OSError``.
 """
 
-from typing import Any, Self, final
+from typing import Any, Protocol, Self, SupportsIndex, final
 
 from typing_extensions import Buffer
 
@@ -16,6 +16,8 @@ PAGE_SIZE: int
 #: One system call or copy never handles more than this many bytes.
 PIECE_BYTES: int
 TRIP_NEVER: int
+#: How many words one Alarm.wait can be given.
+WAIT_MOST: int
 MADV_NORMAL: int
 MADV_RANDOM: int
 MADV_SEQUENTIAL: int
@@ -226,3 +228,101 @@ class Receipt:
     _settled: bool
 
     def __new__(cls, owner: object, offset: int, length: int, sequence: int, /) -> Self: ...
+
+class _Gate(Protocol):
+    """What Words ask, in whatever thread they are used."""
+
+    @property
+    def core(self) -> Any: ...
+    def check(self, offset: int, length: int, store: bool, /) -> None:
+        """Raise what forbids an operation that the mapping does not simply allow."""
+
+    def fault(self, offset: int, size: int, /) -> None:
+        """Raise the error for a fault; the size of the file is -1 if it could not be asked."""
+
+    def stored(self) -> None:
+        """Hear that a store has reached the trip."""
+
+class Word:
+    """A word of 4 or 8 bytes with atomic operations; base of AtomicU32 and AtomicU64.
+
+    An operation on a page that is not known to be in memory, or that a flush is writing, releases
+    the GIL and may wait; any other takes a fraction of a microsecond.
+    """
+
+    offset: int
+    _gate: Any
+
+    def __new__(cls, mapping: Mapping, gate: _Gate, offset: int, width: int, /) -> Self: ...
+    def load(self, /, *, order: str = "seq_cst") -> int: ...
+    def store(self, value: SupportsIndex, /, *, order: str = "seq_cst") -> None: ...
+    def swap(self, value: SupportsIndex, /, *, order: str = "seq_cst") -> int: ...
+    def fetch_add(self, value: SupportsIndex, /, *, order: str = "seq_cst") -> int: ...
+    def fetch_sub(self, value: SupportsIndex, /, *, order: str = "seq_cst") -> int: ...
+    def fetch_and(self, value: SupportsIndex, /, *, order: str = "seq_cst") -> int: ...
+    def fetch_or(self, value: SupportsIndex, /, *, order: str = "seq_cst") -> int: ...
+    def fetch_xor(self, value: SupportsIndex, /, *, order: str = "seq_cst") -> int: ...
+    def compare_exchange(
+        self, expected: SupportsIndex, new: SupportsIndex, /, *, order: str = "seq_cst"
+    ) -> tuple[bool, int]: ...
+    def _notify(self, n: int, /) -> int:
+        """FUTEX_WAKE; how many waiters of the kernel were woken."""
+
+class WordArray:
+    """Words side by side; the operations of Word, with the number of the word before the values."""
+
+    offset: int
+    _gate: Any
+
+    def __new__(
+        cls, mapping: Mapping, gate: _Gate, offset: int, width: int, count: int, /
+    ) -> Self: ...
+    def __len__(self) -> int: ...
+    def load(self, index: SupportsIndex, /, *, order: str = "seq_cst") -> int: ...
+    def store(
+        self, index: SupportsIndex, value: SupportsIndex, /, *, order: str = "seq_cst"
+    ) -> None: ...
+    def swap(
+        self, index: SupportsIndex, value: SupportsIndex, /, *, order: str = "seq_cst"
+    ) -> int: ...
+    def fetch_add(
+        self, index: SupportsIndex, value: SupportsIndex, /, *, order: str = "seq_cst"
+    ) -> int: ...
+    def fetch_sub(
+        self, index: SupportsIndex, value: SupportsIndex, /, *, order: str = "seq_cst"
+    ) -> int: ...
+    def fetch_and(
+        self, index: SupportsIndex, value: SupportsIndex, /, *, order: str = "seq_cst"
+    ) -> int: ...
+    def fetch_or(
+        self, index: SupportsIndex, value: SupportsIndex, /, *, order: str = "seq_cst"
+    ) -> int: ...
+    def fetch_xor(
+        self, index: SupportsIndex, value: SupportsIndex, /, *, order: str = "seq_cst"
+    ) -> int: ...
+    def compare_exchange(
+        self,
+        index: SupportsIndex,
+        expected: SupportsIndex,
+        new: SupportsIndex,
+        /,
+        *,
+        order: str = "seq_cst",
+    ) -> tuple[bool, int]: ...
+
+@final
+class Alarm:
+    """What a thread waits with, for words and for being rung; a private futex."""
+
+    def rings(self) -> int:
+        """How often it rang, modulo 2**32."""
+
+    def ring(self) -> None:
+        """Wake the thread that waits, also if it only begins to."""
+
+    def wait(self, rings: int, words: list[tuple[Word, int]], /) -> tuple[int, list[int]]:
+        """Wait until a word is notified or not what is expected, or it rang since ``rings``.
+
+        Returns the errno of futex_waitv(2), or 0, and the numbers of the words that are not what is
+        expected, or cannot be reached. At most WAIT_MOST words, of 4 bytes each.
+        """

@@ -6,9 +6,10 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ._advice import Advice
+from ._change import FileState
 from ._core import Identity, byte_count
 from ._errors import UnsupportedError
 from ._native import Mapping, filesystem_type
@@ -73,6 +74,8 @@ class OpenOptions:
     prewarm: bool
     lock: bool
     huge_pages: bool
+    #: Whether a file was open at this path before: another one there may need more capacity.
+    again: bool = False
 
     @classmethod
     def check(
@@ -126,13 +129,19 @@ _SIZE_REMEDY = {
 }
 
 
+def reopening(options: OpenOptions) -> OpenOptions:
+    """Say how to open what is at the path by now, without making anything."""
+    mode = MODES["r+"] if options.mode.makes else options.mode
+    return replace(options, mode=mode, size=None, again=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Opened:
     """What opening found."""
 
     mapping: Mapping
     identity: Identity
-    modified: int  # st_mtime_ns
+    state: FileState
     created: bool
     path: str
 
@@ -154,7 +163,7 @@ def open_mapping(options: OpenOptions) -> Opened:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = options.path
         raise
-    return Opened(mapping, Identity.of(found), found.st_mtime_ns, created, options.path)
+    return Opened(mapping, Identity.of(found), FileState.of(found), created, options.path)
 
 
 def check_kind(path: str, found: os.stat_result) -> None:
@@ -218,6 +227,8 @@ def reserve(fd: int, offset: int, length: int, old: int) -> None:
 def _map(fd: int, found: os.stat_result, options: OpenOptions) -> Mapping:
     mode, size = options.mode, found.st_size
     capacity = size if options.capacity is None else options.capacity
+    if capacity < size and options.again:
+        capacity = size
     if capacity < size:
         raise ValueError(f"capacity is {capacity}, but {options.path} has {size} bytes already")
     return Mapping(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, SupportsIndex
 
 from ._advice import Advice
@@ -67,7 +67,8 @@ class PagedVerbs:
         if write:
             self._core.check_writable("prewarm for writing")
         start, count = check_tail(offset, length, self.size)
-        return await self._pager.prewarm(start, count, write=write, progress=progress)
+        with self._core.touch() if write else nullcontext():
+            return await self._pager.prewarm(start, count, write=write, progress=progress)
 
     async def residency(
         self, offset: SupportsIndex = 0, length: SupportsIndex | None = None
@@ -125,8 +126,9 @@ class PagedVerbs:
         Source: mlock2(2).
         """
         self._core.check_usable()
-        span = await self._pager.lock(*check_tail(offset, length, self.size))
+        pager = self._pager  # the one of the file that is mapped now
+        span = await pager.lock(*check_tail(offset, length, self.size))
         try:
             yield
         finally:
-            await self._pager.unlock(span)
+            await pager.unlock(span)

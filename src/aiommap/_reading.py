@@ -80,6 +80,11 @@ class Reader:
         """Read ranges: inline what is in memory, the rest in one hop."""
         core = self._core
         core.check_usable()
+        with core.activity():  # it may give way many times, and reopen() must not overtake it
+            return await self._read_many(ranges)
+
+    async def _read_many(self, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
+        core = self._core
         checked: list[tuple[int, int]] = []
         for offset, length in ranges:
             checked.append(check_range(offset, length, core.mapping.size))

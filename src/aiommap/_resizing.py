@@ -57,6 +57,21 @@ class Resizer:
             os.ftruncate(mapping.fd, actual)
             raise
 
+    def follow(self, size: int) -> None:
+        """Address as many bytes as the file has, since somebody else changed that."""
+        mapping = self._core.mapping
+        old = mapping.size
+        if size < old:
+            mapping.set_size(size)
+            mapping.fence(align_up(size, PAGE_SIZE))
+            self.fenced = True
+            return
+        try:
+            self._address(old, size)
+        except BaseException:
+            mapping.set_size(old)
+            raise
+
     def _address(self, old: int, size: int) -> None:
         mapping = self._core.mapping
         moved = size > mapping.capacity

@@ -27,6 +27,7 @@ from ._file import MappedFile
 from ._hub import Hub, Opening
 from ._opening import OpenOptions
 from ._policy import FlushPolicy
+from ._ranges import check_tail
 from ._snapshot_file import SnapshotFile
 from ._view import View
 
@@ -136,7 +137,10 @@ class Snapshot:
             OutOfBoundsError: if the range leaves the snapshot.
             anyio.ClosedResourceError: if the snapshot is closed.
         """
-        return self._file.view(offset, length)
+        self._core.check_usable()
+        start, count = check_tail(offset, length, self._size)
+        # Kept by its views: a snapshot that is followed is closed when it is garbage.
+        return View(self._file, self._core, start, count, self)
 
     async def verify(self) -> None:
         """Raise if the file was changed in place since it was opened.
@@ -159,7 +163,7 @@ class Snapshot:
     def _verify(self) -> None:
         """Compare with what was opened (worker thread)."""
         found = os.fstat(self._core.mapping.fd)
-        if found.st_size != self._size or found.st_mtime_ns != self._core.modified:
+        if found.st_size != self._size or found.st_mtime_ns != self._core.state.mtime_ns:
             raise StaleSnapshotError(self.path, self._size, found.st_size)
 
     @contextmanager
@@ -234,7 +238,7 @@ class Snapshot:
             raise anyio.ClosedResourceError(f"{self.path} is closed: pickle it while it is open")
         options = self._file._options  # noqa: SLF001  a snapshot is made of its file
         keywords = {name: getattr(options, name) for name in _PICKLED}
-        return _reopen, (self.path, self._size, self._core.modified, keywords)
+        return _reopen, (self.path, self._size, self._core.state.mtime_ns, keywords)
 
     def __copy__(self) -> NoReturn:
         raise TypeError(f"{self!r} cannot be copied: share it, or open its path again")
@@ -261,7 +265,7 @@ def _reopen(path: str, size: int, modified: int, keywords: dict[str, Any]) -> Op
     async def begin() -> Snapshot:
         snapshot = await Snapshot.open(path, **keywords)
         core = snapshot._core  # noqa: SLF001  same module
-        if (snapshot.size, core.modified) != (size, modified):
+        if (snapshot.size, core.state.mtime_ns) != (size, modified):
             await snapshot.aclose()
             raise StaleSnapshotError(path, size, snapshot.size)
         return snapshot

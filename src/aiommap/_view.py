@@ -15,6 +15,7 @@ from ._native import Lease
 from ._ranges import Name, check_disjoint, check_range, check_tail
 from ._receipt import WriteReceipt
 from ._residency import Residency
+from ._shared_verbs import WordVerbs
 from ._statistics import caller_outside
 from ._typed import Records, check_array, check_records
 
@@ -45,7 +46,7 @@ class Verbs(Protocol):
     async def advise(self, advice: Advice, offset: int = 0, length: int | None = None) -> None: ...
 
 
-class View:
+class View(WordVerbs):
     """A range of a mapped file: the same verbs, with offsets relative to the view.
 
     A view pins the pages it covers: they stay mapped until it is released, also after the file
@@ -55,15 +56,28 @@ class View:
     Concurrency: as for the file. Several views may cover the same bytes.
     """
 
-    __slots__ = ("__weakref__", "_core", "_file", "_lease", "_length", "_memory", "_offset")
+    __slots__ = (
+        "__weakref__",
+        "_core",
+        "_file",
+        "_keeps",
+        "_lease",
+        "_length",
+        "_memory",
+        "_offset",
+    )
 
-    def __init__(self, file: Verbs, core: Core, offset: int, length: int) -> None:
+    def __init__(
+        self, file: Verbs, core: Core, offset: int, length: int, keeps: object = None
+    ) -> None:
         self._file = file
         self._core = core
         self._offset = offset
         self._length = length
         self._lease: Lease | None = core.mapping.lease(offset, length, False, caller_outside())
         self._memory: memoryview | None = None
+        #: What has to live for as long as somebody may use the view.
+        self._keeps = keeps
 
     @property
     def offset(self) -> int:
@@ -109,6 +123,7 @@ class View:
         """Let go of the pages; what was made from ``memory`` keeps them until it is gone too."""
         self._memory = None
         self._lease = None
+        self._keeps = None
 
     def __enter__(self) -> Self:
         return self
@@ -131,7 +146,7 @@ class View:
         self._pinned()
         self._core.check_usable()
         start, count = check_tail(offset, length, self._length)
-        return View(self._file, self._core, self._offset + start, count)
+        return View(self._file, self._core, self._offset + start, count, self._keeps)
 
     def split_at(self, position: SupportsIndex) -> tuple[View, View]:
         """Replace this view by two that meet at a position and cover the same bytes.
@@ -252,6 +267,10 @@ class View:
         if self._lease is None:
             raise anyio.ClosedResourceError("the view was released: make a new one to go on")
         return self._lease
+
+    def _span(self, offset: SupportsIndex, length: int) -> tuple[int, int]:
+        self._core.check_usable()
+        return self._range(offset, length)
 
     def _range(self, offset: SupportsIndex, length: SupportsIndex) -> tuple[int, int]:
         self._pinned()

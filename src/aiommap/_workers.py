@@ -284,6 +284,13 @@ class Workers:
         """Tell whether this thread is the one that runs the loop."""
         return self._here()
 
+    def call_on_loop(self, function: Callable[[], None]) -> None:
+        """Call a function on the loop: at once in its own thread, soon in any other."""
+        if self._here():
+            function()
+        else:
+            self.call_from_thread(function)
+
     def check_loop(self) -> None:
         """Raise unless this is the loop these workers answer to; any other would wait for ever."""
         if self._forks != Forks.count or not self._here():

@@ -43,7 +43,13 @@ class Writer:
             workers, batches(workers, workers.stores, self._apply, self._shrink_span)
         )
         core.settle = self._lane.settle
+        core.storing = self.storing
         self._start = self._end = 0  # S1: bounds of what is queued or in flight
+
+    def storing(self, offset: int, end: int) -> bool:
+        """Tell whether a write to a part of a range is still under way."""
+        queued = any(write.stores_to(offset, end) for write in self._lane.unfinished())
+        return queued or self._flusher.storing(offset, end)
 
     async def write(self, offset: int, data: object) -> WriteReceipt:
         """Write after ``write_inline`` answered None."""
@@ -65,6 +71,11 @@ class Writer:
         """Write items in order, in one hop at most."""
         core = self._core
         core.check_writable("write to")
+        with core.activity():  # it may give way many times, and reopen() must not overtake it
+            return await self._write_many(items)
+
+    async def _write_many(self, items: Iterable[tuple[int, object]]) -> WriteReceipt:
+        core = self._core
         stores: list[tuple[int, memoryview]] = []
         for offset, data in items:
             view = contiguous(data)

@@ -3,6 +3,7 @@
  * Usage: guard_harness CASE FILE. FILE is made anew with four pages. A case that holds exits 0; one
  * that does not prints the broken expectation and exits 1. The foreign_* cases die of SIGBUS.
  */
+#include "atomics.h"
 #include "guard.h"
 
 #include <fcntl.h>
@@ -87,6 +88,44 @@ static void truncated_target(void)
     EXPECT(guard_copy(mapped + 7, plain, 2 * page, &fault) == page - 7);
     EXPECT(in_page(fault, 1));
     EXPECT(mapped[6] == 'm' && mapped[7] == 'p' && mapped[page - 1] == 'p');
+}
+
+static bool add_one(size_t offset, int64_t tick, uint64_t *seen)
+{
+    struct word_call call = {.at = mapped + offset,
+                             .width = sizeof(uint64_t),
+                             .operation = WORD_ADD,
+                             .order = ORDER_SEQ_CST,
+                             .value = 1};
+    bool done = guard_word(&call, tick);
+    *seen = call.seen;
+    return done;
+}
+
+static void word(void)
+{
+    uint64_t seen;
+    memset(mapped, 0, page);
+    EXPECT(add_one(8, 1, &seen) && seen == 0);
+    EXPECT(add_one(8, 1, &seen) && seen == 1);
+    truncate_to(2);
+    EXPECT(!add_one(3 * page, 1, &seen)); /* in a tick that was looked at */
+    EXPECT(!add_one(3 * page, 2, &seen)); /* and in a new one */
+    EXPECT(add_one(8, 2, &seen) && seen == 2);
+}
+
+static void word_with_sigbus_blocked(void)
+{
+    uint64_t seen;
+    sigset_t bus;
+    sigemptyset(&bus);
+    sigaddset(&bus, SIGBUS);
+    pthread_sigmask(SIG_BLOCK, &bus, NULL);
+    truncate_to(1);
+    for (int turn = 0; turn < 2; turn++) { /* twice in one tick: it is not remembered as open */
+        EXPECT(!add_one(2 * page, 1, &seen) && is_blocked());
+        EXPECT(add_one(0, 1, &seen) && is_blocked());
+    }
 }
 
 static void signal_mask(void)
@@ -216,6 +255,8 @@ static const struct {
     {"whole_copy", whole_copy},
     {"truncated_source", truncated_source},
     {"truncated_target", truncated_target},
+    {"word", word},
+    {"word_with_sigbus_blocked", word_with_sigbus_blocked},
     {"signal_mask", signal_mask},
     {"threads", threads},
     {"counted", counted},

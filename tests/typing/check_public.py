@@ -16,8 +16,17 @@ import aiommap
 from aiommap import (
     Advice,
     AllocatedRange,
+    AsyncLock,
+    AtomicU32,
+    AtomicU32Array,
+    AtomicU64,
+    AtomicU64Array,
+    Change,
+    ChangeKind,
+    Changes,
     Distribution,
     FileBackend,
+    FileState,
     FileStatistics,
     FlushError,
     FlushPolicy,
@@ -229,6 +238,45 @@ async def allocating(file: MappedFile, state: bytes) -> None:
     assert_type(allocator.state(), bytes)
     assert_type(allocator.close(), None)
     assert_type((aiommap.align_up(5), aiommap.align_down(5, 2)), tuple[int, int])
+
+
+async def watching(file: MappedFile) -> None:
+    async def later(change: Change) -> None: ...
+
+    assert_type(file.orphaned, bool)
+    async with file.watch(buffer=8, poll_interval=0.1) as changes:
+        assert_type(changes, Changes)
+        async for change in changes:
+            assert_type(change, Change)
+            assert_type(change.kind, ChangeKind)
+            assert_type((change.old, change.new), tuple[FileState | None, FileState | None])
+    assert_type(changes.ended, bool)
+    changes.end()
+    changes.close()
+    assert_type(file.on_change(later), Subscription)
+    assert_type(file.on_change(print, on_error=print, buffer=1), Subscription)
+    await file.refresh()
+    await file.reopen(discard=True)
+
+
+async def sharing(file: MappedFile, view: View) -> None:
+    word, wide = file.atomic_u32(0), view.atomic_u64(8)
+    assert_type((word, wide), tuple[AtomicU32, AtomicU64])
+    assert_type(file.atomic_u32_array(0, 4), AtomicU32Array)
+    array = file.atomic_u64_array(0, 4)
+    assert_type(array, AtomicU64Array)
+    assert_type((array[0], len(array)), tuple[AtomicU64, int])
+    assert_type((word.load(), wide.fetch_add(1, order="relaxed")), tuple[int, int])
+    assert_type(array.swap(0, 1), int)
+    assert_type(word.store(1), None)
+    assert_type(word.compare_exchange(0, 1), tuple[bool, int])
+    assert_type(await word.wait(0, timeout=1.5), int)
+    assert_type(word.notify(3), int)
+    locking: AbstractAsyncContextManager[None] = file.file_lock(0, 8, shared=True, timeout=1)
+    async with locking, AsyncLock(file, 0) as lock:
+        assert_type(lock, AsyncLock)
+    assert_type(await lock.acquire(timeout=1), bool)
+    assert_type((lock.owner_died, lock.locked, lock.offset), tuple[bool, bool, int])
 
 
 def errors(bounds: OutOfBoundsError, fault: MappingFaultError, flush: FlushError) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import aiommap
 
-from . import _bench, _completion, _demo, _info, _prewarm, _residency
+from . import _bench, _completion, _demo, _info, _prewarm, _residency, _watch
 from ._arguments import Parser, ShowVersion, UsageError
 from ._screen import choose_screen, describe
 from ._text import printable
@@ -26,6 +26,7 @@ commands:
   prewarm FILE...    bring files into memory
   bench FILE         measure reads of a file, beside other libraries
   demo [FILE]        see the library at work on a real file
+  watch PATH...      tell of changes of files as they happen
   completion SHELL   print a script that completes this command line"""
 
 
@@ -36,7 +37,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(
         metavar="COMMAND", required=True, help="one of the above; each has its own --help"
     )
-    for command in (_info, _residency, _prewarm, _bench, _demo):
+    for command in (_info, _residency, _prewarm, _bench, _demo, _watch):
         command.add_parser(commands)
     _completion.add_parser(commands, build_parser)
     return parser

@@ -79,6 +79,9 @@ class Screen:
     def document(self, command: str, **content: object) -> None:
         """Write a command's whole outcome; nothing here, it has been written line by line."""
 
+    def record(self, **content: object) -> None:
+        """Write one of many documents, each on a line; nothing here, as for ``document``."""
+
     def chart(self, residency: aiommap.Residency, width: int) -> str:
         """Draw residency as one line of characters that the stream can carry."""
         drawn = residency.chart(width)
@@ -104,6 +107,11 @@ class JsonScreen(Screen):
         # ASCII with escapes: a name that is not UTF-8 keeps its bytes, as Python writes them.
         json.dump(whole, self._stream, indent=2, allow_nan=False)
         self._stream.write("\n")
+        self._stream.flush()
+
+    def record(self, **content: object) -> None:
+        """Write a document on one line, as soon as it is true."""
+        self._stream.write(json.dumps(content, allow_nan=False) + "\n")
         self._stream.flush()
 
 

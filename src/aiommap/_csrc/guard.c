@@ -8,6 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "atomics.h"
+
 /* One per thread; touched only by its own thread, in and out of the handler. */
 struct jump {
     sigjmp_buf target;
@@ -166,5 +168,46 @@ size_t guard_copy(void *dst, const void *src, size_t n, const void **fault)
     }
     if (sigismember(&before, SIGBUS))
         pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return done;
+}
+
+/* As copy_armed. */
+static __attribute__((noinline)) bool word_armed(struct word_call *call)
+{
+    jump.dst = jump.src = (uintptr_t)call->at;
+    jump.length = call->width;
+    if (sigsetjmp(jump.target, 0))
+        return false;
+    jump.armed = 1;
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    word_act(call);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    jump.armed = 0;
+    return true;
+}
+
+static __attribute__((noinline)) bool word_unblocked(struct word_call *call, bool *blocked)
+{
+    sigset_t bus, before;
+    sigemptyset(&bus);
+    sigaddset(&bus, SIGBUS);
+    guard_refresh();
+    pthread_sigmask(SIG_UNBLOCK, &bus, &before); /* G4 */
+    bool done = word_armed(call);
+    *blocked = sigismember(&before, SIGBUS);
+    if (*blocked)
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return done;
+}
+
+bool guard_word(struct word_call *call, int64_t tick)
+{
+    /* The tick at which this thread was last seen with SIGBUS unblocked. */
+    static _Thread_local int64_t open_at __attribute__((tls_model("initial-exec"))) = -1;
+    if (open_at == tick)
+        return word_armed(call);
+    bool blocked;
+    bool done = word_unblocked(call, &blocked);
+    open_at = blocked ? -1 : tick;
     return done;
 }

@@ -1,4 +1,4 @@
-/* guard.h: copies that survive SIGBUS.
+/* guard.h: copies, and atomic operations on one word, that survive SIGBUS.
  *
  * This header and guard.c know nothing of Python: nothing Pythonic can run in a guarded region.
  *
@@ -7,7 +7,7 @@
  * it (truncated), no room behind it (disk full) or an unreadable device behind it.
  *
  * Invariants.
- *   G1  Only a memcpy runs in a guarded region.
+ *   G1  Only a memcpy, or one atomic operation, runs in a guarded region.
  *   G2  The handler jumps only for BUS_ADRERR at an address inside one of the two copied ranges;
  *       every other SIGBUS goes to whoever was installed before us.
  *   G3  The jump target is thread-local: a fault never leaves its own thread.
@@ -17,7 +17,11 @@
 #ifndef AIOMMAP_GUARD_H
 #define AIOMMAP_GUARD_H
 
+#include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
+
+struct word_call;
 
 /* Install the handler; counted, so every call needs its guard_remove. 0, or -1 with errno. */
 int guard_install(void);
@@ -29,5 +33,10 @@ void guard_refresh(void);
  * page that faulted. Either side may be mapped; the two must not overlap. *fault, if a fault
  * happened, is the address that could not be reached. The handler must be installed. */
 size_t guard_copy(void *dst, const void *src, size_t n, const void **fault);
+
+/* Run one operation of atomics.h on a word; false if its page cannot be reached, and then nothing
+ * was stored. `tick` is a clock of a few milliseconds: handler and signal mask are looked at once a
+ * tick in each thread, as two system calls would cost more than ten of these. */
+bool guard_word(struct word_call *call, int64_t tick);
 
 #endif

@@ -1,5 +1,6 @@
 /* module.c: the module aiommap._native; its contract is _native.pyi. */
 #include "guard.h"
+#include "py_atomics.h"
 #include "py_mapping.h"
 
 #include <errno.h>
@@ -95,6 +96,7 @@ static const struct {
     long value;
 } constants[] = {
     {"PIECE_BYTES", PIECE_BYTES},
+    {"WAIT_MOST", WAIT_MOST},
     {"TRIP_NEVER", TRIP_NEVER},
     {"MADV_NORMAL", MADV_NORMAL},
     {"MADV_RANDOM", MADV_RANDOM},
@@ -124,7 +126,11 @@ static int native_exec(PyObject *module)
     state->mapping_type = add_type(module, &mapping_spec);
     state->lease_type = add_type(module, &lease_spec);
     state->receipt_type = add_type(module, &receipt_spec);
-    if (!state->mapping_type || !state->lease_type || !state->receipt_type)
+    state->word_type = add_type(module, &word_spec);
+    state->word_array_type = add_type(module, &word_array_spec);
+    state->alarm_type = add_type(module, &alarm_spec);
+    if (!state->mapping_type || !state->lease_type || !state->receipt_type || !state->word_type ||
+        !state->word_array_type || !state->alarm_type)
         return -1;
     if (PyModule_AddIntConstant(module, "PAGE_SIZE", (long)page_size()))
         return -1;
@@ -145,6 +151,9 @@ static int native_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->mapping_type);
     Py_VISIT(state->lease_type);
     Py_VISIT(state->receipt_type);
+    Py_VISIT(state->word_type);
+    Py_VISIT(state->word_array_type);
+    Py_VISIT(state->alarm_type);
     return 0;
 }
 
@@ -154,6 +163,9 @@ static int native_clear(PyObject *module)
     Py_CLEAR(state->mapping_type);
     Py_CLEAR(state->lease_type);
     Py_CLEAR(state->receipt_type);
+    Py_CLEAR(state->word_type);
+    Py_CLEAR(state->word_array_type);
+    Py_CLEAR(state->alarm_type);
     return 0;
 }
 

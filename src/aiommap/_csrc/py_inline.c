@@ -178,9 +178,13 @@ PyObject *mapping_read_into_inline(Mapping *self, PyObject *const *args, Py_ssiz
     return PyLong_FromSsize_t(length);
 }
 
-static bool overlap(int64_t start, int64_t end, int64_t other_start, int64_t other_end)
+bool mapping_is_ready(Mapping *self, size_t first, size_t end, int64_t now)
 {
-    return start < other_end && other_start < end;
+    if (now - self->ready_since > READY_NS) {
+        pages_clear(&self->ready);
+        self->ready_since = now;
+    }
+    return pages_has_all(&self->ready, first, end);
 }
 
 /* Whether a store would find every page present and no flush of ours at work on it; a store under
@@ -189,15 +193,11 @@ static bool store_cannot_wait(Mapping *self, int64_t offset, int64_t length, int
 {
     size_t first, end;
     int64_t stop = offset + length;
-    if (overlap(offset, stop, self->flight_start, self->flight_end) ||
-        overlap(offset, stop, self->lane_start, self->lane_end)) /* I9 */
+    if (runs_overlap(offset, stop, self->flight_start, self->flight_end) ||
+        runs_overlap(offset, stop, self->lane_start, self->lane_end)) /* I9 */
         return false;
-    if (now - self->ready_since > READY_NS) {
-        pages_clear(&self->ready);
-        self->ready_since = now;
-    }
     pages_of(offset, length, &first, &end);
-    return pages_has_all(&self->ready, first, end) ||
+    return mapping_is_ready(self, first, end, now) ||
            region_is_resident(self->region, (size_t)offset, (size_t)length);
 }
 

@@ -77,7 +77,7 @@ typedef struct {
     unsigned long in_flight; /* GIL; holds that are out; the descriptor outlives them */
     int fd_to_close;       /* GIL; the descriptor of a closed mapping, for the last hold */
     struct pages dirty;    /* GIL; stored to since the last flush; in "c": private pages */
-    struct pages ready;    /* GIL; stored to within READY_NS: present and writable */
+    struct pages ready;    /* GIL; stored to, or a word in it loaded, within READY_NS: present */
     int64_t ready_since;   /* GIL; when `ready` was last emptied */
     int64_t dirty_since;   /* GIL; when the oldest page of `dirty` was stored to; 0 when clean */
     int64_t flight_start, flight_end; /* GIL; the range that a flush is writing */
@@ -120,6 +120,7 @@ typedef struct {
 /* Per-module state: the heap types. */
 struct native_state { /* constant once the module has been executed */
     PyTypeObject *mapping_type, *lease_type, *receipt_type;
+    PyTypeObject *word_type, *word_array_type, *alarm_type;
 };
 
 /* What a verb may use while it does not hold the GIL. */
@@ -152,10 +153,16 @@ bool mapping_dirty(Mapping *self, size_t first, size_t end, int64_t now);
 /* Note that `stored` bytes were stored at a time, and whether their pages can now be stored to
  * without a fault. Behind a fault nothing is dirty. False when out of memory. */
 bool mapping_stored(Mapping *self, int64_t offset, size_t stored, bool ready, int64_t now);
+/* Whether pages [first, end) were touched within READY_NS. */
+bool mapping_is_ready(Mapping *self, size_t first, size_t end, int64_t now);
 PyObject *receipt_make(Mapping *self, int64_t offset, int64_t length, uint64_t sequence);
+static inline bool runs_overlap(int64_t start, int64_t end, int64_t other_start, int64_t other_end)
+{
+    return start < other_end && other_start < end;
+}
 bool spans_cover(const struct spans *spans, int64_t offset, int64_t end);
 
-extern PyType_Spec mapping_spec, lease_spec, receipt_spec;
+extern PyType_Spec mapping_spec, lease_spec, receipt_spec, word_spec, word_array_spec, alarm_spec;
 extern unsigned long fork_generation; /* grows in every forked child */
 struct slice *thread_slice(void);
 

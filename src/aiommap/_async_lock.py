@@ -1,0 +1,164 @@
+"""A lock for tasks of several processes that outlives the death of whoever holds it.
+
+Theory of operation. Who is inside is what the kernel says: a lock on the eight bytes, which goes
+when the process dies (see ``_file_locks``). Two words in those bytes make it quick and telling:
+
+    +0  u32 turn    grows with every release; those who wait sleep on it
+    +4  u32 holder  process id of who is inside, 0 when nobody is
+
+A release changes and notifies ``turn``, so the next one is in after a wake-up, not after a pause.
+A process that dies inside notifies nobody, and leaves ``holder`` as it is: those who wait look by
+themselves every ``POLL_SECONDS``, and who comes in next finds that the word is not 0.
+"""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import Self, SupportsIndex
+
+import anyio
+
+from ._atomics import AtomicU32
+from ._core import Core
+from ._errors import AccessModeError
+from ._file_locks import Claim
+from ._shared_verbs import SharedVerbs
+
+#: How long it takes at most until a death is noticed.
+POLL_SECONDS = 0.1
+LOCK_BYTES = 8
+
+
+class _Turns:
+    """Pauses that end with the next release; see ``_file_locks.Pauses``."""
+
+    def __init__(self, turn: AtomicU32) -> None:
+        self._turn = turn
+        self._seen = 0
+
+    def look(self) -> None:
+        self._seen = self._turn.load()
+
+    async def pause(self) -> None:
+        with anyio.move_on_after(POLL_SECONDS):
+            await self._turn.wait(self._seen)
+
+
+class AsyncLock:
+    """A lock between tasks, of this process and of others that map the same file.
+
+    Eight bytes of the file are the lock; zeros are a lock that is free. Every process makes its
+    own object for them.
+
+    If a process dies inside, the lock is free again within a tenth of a second, and the next one
+    to come in is told by ``owner_died``: what the lock protects may be half done. An exception
+    inside the block is no such death.
+
+    ``async with lock`` acquires it and is the object, so that ``owner_died`` can be asked.
+
+    Args:
+        file: a mapped file of this process, writable and shared.
+        offset: first of the eight bytes, from the start of the file; a multiple of 4.
+    Raises:
+        OutOfBoundsError, AlignmentError: if the eight bytes cannot be there.
+        AccessModeError: in modes "r" and "c".
+    Concurrency: any number of tasks may share an object, or have one each for the same bytes. Those
+        of one process get it in the order in which they asked; among processes there is no order.
+        A process can hold it only in the event loop that opened the file; a forked child must open
+        the file anew.
+    Source: fcntl(2), F_OFD_SETLK; futex(2).
+    """
+
+    __slots__ = ("__weakref__", "_claim", "_file", "_holder", "_owner_died", "_turn")
+
+    def __init__(self, file: SharedVerbs, offset: SupportsIndex) -> None:
+        core: Core = file._core  # noqa: SLF001  a part of the file that has a name of its own
+        core.check_usable()
+        if not core.shared_writable:
+            raise AccessModeError("keep a lock in", core.mode, 'other processes need it: use "r+"')
+        start, _ = file._span(offset, LOCK_BYTES)  # noqa: SLF001
+        self._file = file
+        self._turn = file.atomic_u32(start)
+        self._holder = file.atomic_u32(start + 4)
+        self._claim: Claim | None = None
+        self._owner_died = False
+
+    @property
+    def offset(self) -> int:
+        """First of the eight bytes, from the start of the file."""
+        return self._turn.offset
+
+    @property
+    def locked(self) -> bool:
+        """Whether a task holds it through this object."""
+        return self._claim is not None
+
+    @property
+    def owner_died(self) -> bool:
+        """Whether the process that held it before died inside; asked by who holds it."""
+        return self._owner_died
+
+    async def acquire(self, timeout: float | None = None) -> bool:
+        """Wait for the lock and take it.
+
+        Args:
+            timeout: how long to wait, in seconds; None means no limit.
+        Returns:
+            ``owner_died``: whether to repair what the lock protects, before it is released.
+        Raises:
+            TimeoutError: if others still hold it after so long.
+            UnsupportedError: if the system has no such locks.
+            anyio.ClosedResourceError: if the file is closed, also meanwhile.
+            As ``AtomicU32``.
+        Cancellation: at any time; it is not held then.
+        """
+        locks = self._file._locks  # noqa: SLF001
+        claim = await locks.acquire(
+            self.offset, LOCK_BYTES, shared=False, timeout=timeout, pauses=_Turns(self._turn)
+        )
+        try:
+            self._owner_died = self._holder.swap(os.getpid()) != 0
+        except BaseException:
+            await locks.release(claim)
+            raise
+        self._claim = claim
+        return self._owner_died
+
+    async def release(self) -> None:
+        """Give the lock back, to whoever waits for it.
+
+        Raises:
+            RuntimeError: if it is not held through this object.
+        Cancellation: waited out; it is free when the cancellation is delivered.
+        """
+        claim, self._claim = self._claim, None
+        if claim is None:
+            raise RuntimeError(f"{self!r} is not held: acquire it first")
+        core = self._file._core  # noqa: SLF001
+        try:
+            if not core.closing:
+                self._holder.store(0)
+        finally:
+            try:
+                await self._file._locks.release(claim)  # noqa: SLF001
+            finally:
+                if not core.closing:
+                    self._turn.fetch_add(1)
+                    self._turn.notify()
+
+    async def __aenter__(self) -> Self:
+        await self.acquire()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.release()
+
+    def __repr__(self) -> str:
+        state = "held" if self.locked else "not held"
+        return f"<AsyncLock at {self.offset} of {self._file._core.path} {state}>"  # noqa: SLF001

@@ -1,0 +1,191 @@
+"""``aiommap watch``: one line for each change of a file, and a command run for each, if asked."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import AsyncExitStack, suppress
+from dataclasses import asdict
+from typing import Any
+
+import anyio
+from anyio.abc import Process
+
+import aiommap
+
+from ._screen import Screen
+from ._text import format_bytes, format_seconds, plural, printable
+
+_DESCRIPTION = """\
+Tell of every change of files, one line each: when it was found, its kind, the sizes
+before and after, how long ago it had happened, the path. Runs until Ctrl-C or SIGTERM.
+A path need not exist yet. The kinds: created, removed, replaced (the path names another
+file), truncated, grown, modified, metadata."""
+
+_EXEC_HELP = """\
+run this shell command for each change, with AIOMMAP_PATH, AIOMMAP_KIND,
+AIOMMAP_OLD_SIZE and AIOMMAP_NEW_SIZE (empty where there is no file) and AIOMMAP_MERGED in its
+environment; for one path one after another, and for several paths at once. With --json what it
+prints goes to standard error"""
+
+_EXIT_CODES = """\
+exit codes:
+  0    stopped by Ctrl-C or SIGTERM
+  1    the same, and a command that was run for a change had failed
+  2    the command line is wrong; nothing was done
+  141  the reader of standard output went away (as in "| head")
+"""
+
+#: A command that does not end when it is told to is killed after so many seconds.
+_GRACE_SECONDS = 5.0
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the command line."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "watch", description=_DESCRIPTION, epilog=_EXIT_CODES
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="a file, there or not")
+    parser.add_argument("--exec", metavar="CMD", dest="command", help=_EXEC_HELP)
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print JSON instead: one document a line, the first when watching has begun",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, screen: Screen) -> None:
+    """Watch until a signal comes."""
+    anyio.run(_watch_all, options, screen)
+
+
+async def _watch_all(options: argparse.Namespace, screen: Screen) -> None:
+    paths = [*dict.fromkeys(options.paths)]
+    async with AsyncExitStack() as stack:
+        signals = stack.enter_context(anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM))
+        hub = await stack.enter_async_context(aiommap.Hub())
+        group = await stack.enter_async_context(anyio.create_task_group())
+        told = await _begin(stack, hub, paths)
+        ran = await _begin(stack, hub, paths if options.command else [])
+        screen.line(f"watching {plural(len(paths), 'path')}")
+        screen.record(command="watch", paths=paths)
+        for path, changes in told.items():
+            group.start_soon(_tell, path, changes, screen)
+        for path, changes in ran.items():
+            group.start_soon(_run_for_each, path, changes, options, screen)
+        async for _ in signals:
+            break
+        group.cancel_scope.cancel()
+
+
+async def _begin(
+    stack: AsyncExitStack, hub: aiommap.Hub, paths: list[str]
+) -> dict[str, aiommap.Changes]:
+    """Watch all paths at once: each takes some milliseconds to begin."""
+    watched = {path: hub.watch(path) for path in paths}
+    async with anyio.create_task_group() as group:
+        for changes in watched.values():
+            group.start_soon(stack.enter_async_context, changes)
+    return watched
+
+
+async def _tell(path: str, changes: aiommap.Changes, screen: Screen) -> None:
+    async for change in changes:
+        latency = _latency(change)
+        found = time.strftime("%H:%M:%S", time.localtime(change.detected_ns // 10**9))
+        screen.line(
+            f"{found}.{change.detected_ns // 10**6 % 1000:03}  ",
+            (f"{change.kind.value:<9}", "bold"),
+            f"  {_size(change.old):>10} -> {_size(change.new):<10}",
+            f"  {'-' if latency is None else format_seconds(latency):>7}",
+            f"  {printable(path)}",
+            f"  (and {change.merged:,} more)" if change.merged else "",
+        )
+        screen.record(
+            path=path,
+            kind=change.kind.value,
+            old=change.old and asdict(change.old),
+            new=change.new and asdict(change.new),
+            latency_seconds=latency,
+            merged=change.merged,
+            source=change.source,
+            detected_ns=change.detected_ns,
+        )
+
+
+def _size(state: aiommap.FileState | None) -> str:
+    return "-" if state is None else format_bytes(state.size)
+
+
+def _latency(change: aiommap.Change) -> float | None:
+    """Say how long ago a change had happened when it was found, in seconds, if that is known.
+
+    A file remembers when it was changed or renamed. It knows nothing of its removal, nor of a
+    symbolic link that was turned to it.
+    """
+    moved = change.kind in (aiommap.ChangeKind.CREATED, aiommap.ChangeKind.REPLACED)
+    if change.new is None or (moved and os.path.realpath(change.path) != change.path):
+        return None
+    return max(change.detected_ns - change.new.ctime_ns, 0) / 10**9
+
+
+# Commands.
+
+
+async def _run_for_each(
+    path: str, changes: aiommap.Changes, options: argparse.Namespace, screen: Screen
+) -> None:
+    """Run the command for one change after the other; the next ones wait in their buffer."""
+    async for change in changes:
+        process = await anyio.open_process(
+            ["/bin/sh", "-c", options.command],
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr if options.json else None,
+            stderr=None,
+            env=_environment(change),
+            start_new_session=True,  # Ctrl-C is for us, who then end all that it started
+        )
+        code = await _end_of(process)
+        if code:
+            screen.problem(path, ChildProcessError(_ending(code)))
+
+
+async def _end_of(process: Process) -> int:
+    """Wait until a command ends; cancelled, end it and everything it started."""
+    async with process:
+        try:
+            return await process.wait()
+        except BaseException:
+            _send(process, signal.SIGTERM)
+            with anyio.move_on_after(_GRACE_SECONDS, shield=True):
+                await process.wait()
+            if process.returncode is None:
+                _send(process, signal.SIGKILL)
+            raise
+
+
+def _send(process: Process, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def _environment(change: aiommap.Change) -> dict[str, str]:
+    return {
+        **os.environ,
+        "AIOMMAP_PATH": change.path,
+        "AIOMMAP_KIND": change.kind.value,
+        "AIOMMAP_OLD_SIZE": str(change.old.size) if change.old else "",
+        "AIOMMAP_NEW_SIZE": str(change.new.size) if change.new else "",
+        "AIOMMAP_MERGED": str(change.merged),
+    }
+
+
+def _ending(code: int) -> str:
+    if code < 0:
+        return f"the command was killed by {signal.Signals(-code).name}"
+    return f"the command ended with code {code}"

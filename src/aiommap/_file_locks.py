@@ -1,0 +1,214 @@
+"""Locks on byte ranges of a file, between processes and between the tasks of one.
+
+Theory of operation. Between processes it is the kernel that locks: "open file description" locks
+of fcntl(2) on a descriptor opened for nothing else, which go when the process dies. They do not
+keep the tasks of one process apart, so those take turns first, in the order in which they came.
+Who has the turn asks the kernel, again and again with growing pauses: a call that waits in the
+kernel would cost a thread for each waiter, and nothing could cancel it.
+
+Invariants.
+  K1  Of the claims of one file, those that have their turn do not conflict; a claim never overtakes
+      an earlier one that it conflicts with.
+  K2  Calls to the kernel are made one at a time, in the order in which they were asked for, in a
+      thread that takes no token of reads or stores (I12).
+  K3  What a claim gives back is only what no other claim that has its turn covers: shared claims
+      of one process may overlap, and the kernel keeps one lock for all of them.
+  K4  A forked child closes its copy of the descriptor: it would keep the parent's locks alive.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import weakref
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import anyio
+
+from ._core import Core
+from ._errors import UnsupportedError
+from ._ranges import RangeSet
+from ._workers import Limiter
+
+FIRST_PAUSE_SECONDS = 0.0005
+LONGEST_PAUSE_SECONDS = 0.02
+
+#: None where the system has no such locks.
+_SET_LOCK = getattr(fcntl, "F_OFD_SETLK", None)
+#: struct flock, with the padding behind its last field.
+_FLOCK = struct.Struct("hhqqi0q")
+
+
+class Pauses(Protocol):
+    """What to do between two questions to the kernel."""
+
+    def look(self) -> None:
+        """Note how things stand, before asking."""
+
+    async def pause(self) -> None:
+        """Wait for them to change, after having been refused."""
+
+
+class Backoff:
+    """Pauses that grow: other programs say nothing when they unlock."""
+
+    def __init__(self) -> None:
+        self._seconds = FIRST_PAUSE_SECONDS
+
+    def look(self) -> None:
+        """See ``Pauses``: there is nothing to note."""
+
+    async def pause(self) -> None:
+        """Sleep, half as long again each time."""
+        await anyio.sleep(self._seconds)
+        self._seconds = min(self._seconds * 1.5, LONGEST_PAUSE_SECONDS)
+
+
+@dataclass(eq=False, slots=True)
+class Claim:
+    """A range that a task holds, or waits for; ``turn`` is set once no earlier one conflicts."""
+
+    offset: int
+    end: int
+    shared: bool
+    turn: anyio.Event = field(default_factory=anyio.Event)
+
+    def conflicts(self, other: Claim) -> bool:
+        """Tell whether the two cannot be held at once."""
+        overlap = max(self.offset, other.offset) < min(self.end, other.end)
+        return overlap and not (self.shared and other.shared)
+
+
+class FileLocks:
+    """The locks that one mapped file holds and waits for; for the loop thread."""
+
+    __slots__ = ("__weakref__", "_claims", "_core", "_descriptor", "_limiter")
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._claims: list[Claim] = []
+        self._descriptor = -1
+        self._limiter = Limiter(1)  # K2
+        _all.add(self)
+
+    async def acquire(
+        self,
+        offset: int,
+        length: int,
+        *,
+        shared: bool,
+        timeout: float | None = None,
+        pauses: Pauses | None = None,
+    ) -> Claim:
+        """Lock a range, and return what ``release`` takes."""
+        claim = Claim(offset, offset + length, shared)
+        try:
+            with anyio.fail_after(timeout):
+                await self._take(claim, pauses or Backoff())
+        except TimeoutError as error:
+            raise TimeoutError(
+                f"{self._core.path}: bytes [{offset}, {claim.end}) are still locked after "
+                f"{timeout} seconds"
+            ) from error
+        return claim
+
+    async def release(self, claim: Claim) -> None:
+        """Unlock what was acquired; a cancellation is delivered afterwards."""
+        try:
+            rest = RangeSet([(claim.offset, claim.end)])
+            for other in self._claims:  # K3
+                if other is not claim and other.turn.is_set():
+                    rest.discard(other.offset, other.end)
+            if rest and self._descriptor >= 0:
+                await self._core.workers.complete(self._limiter, self._unlock, list(rest))
+        finally:
+            self._claims.remove(claim)
+            self._serve()
+
+    async def aclose(self) -> None:
+        """Give up the descriptor, and with it every lock."""
+        if self._descriptor >= 0:
+            await self._core.workers.complete(self._limiter, self.drop)
+
+    async def _take(self, claim: Claim, pauses: Pauses) -> None:
+        core = self._core
+        self._claims.append(claim)
+        core.at_close.add(claim.turn.set)
+        try:
+            self._serve()
+            await claim.turn.wait()
+            if claim.offset == claim.end:
+                await anyio.lowlevel.checkpoint()
+                return
+            while True:
+                core.check_usable()
+                pauses.look()
+                if await core.workers.finish(self._limiter, self._lock, claim):
+                    return
+                await pauses.pause()
+        except BaseException:
+            await self.release(claim)
+            raise
+        finally:
+            core.at_close.discard(claim.turn.set)
+
+    def _serve(self) -> None:
+        """Give the turn to every claim that no earlier one keeps from it (K1)."""
+        for number, claim in enumerate(self._claims):
+            if not claim.turn.is_set() and not any(map(claim.conflicts, self._claims[:number])):
+                claim.turn.set()
+
+    # Worker threads only, from here on; one at a time (K2).
+
+    def _lock(self, claim: Claim) -> bool:
+        """Ask the kernel; false if another process has a part of the range."""
+        if _SET_LOCK is None:
+            raise UnsupportedError(f"lock bytes of {self._core.path}", "the system cannot")
+        if self._descriptor < 0:
+            self._descriptor = self._open()
+        kind = fcntl.F_RDLCK if claim.shared else fcntl.F_WRLCK
+        try:
+            self._set(kind, claim.offset, claim.end)
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError as error:
+            error.filename = self._core.path
+            raise
+        return True
+
+    def _unlock(self, ranges: list[tuple[int, int]]) -> None:
+        for offset, end in ranges:
+            if self._descriptor >= 0:
+                self._set(fcntl.F_UNLCK, offset, end)
+
+    def _set(self, kind: int, offset: int, end: int) -> None:
+        assert _SET_LOCK is not None
+        request = _FLOCK.pack(kind, os.SEEK_SET, offset, end - offset, 0)
+        fcntl.fcntl(self._descriptor, _SET_LOCK, request)
+
+    def _open(self) -> int:
+        core = self._core
+        if core.mapping.closed:
+            raise anyio.ClosedResourceError(f"{core.path} is closed: open it again to use it")
+        access = os.O_RDWR if core.shared_writable else os.O_RDONLY
+        # Through the descriptor: the path may name another file by now.
+        return os.open(f"/proc/self/fd/{core.mapping.fd}", access | os.O_CLOEXEC)
+
+    def drop(self) -> None:
+        """Close the descriptor; also in a forked child (K4)."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+_all: weakref.WeakSet[FileLocks] = weakref.WeakSet()
+
+
+def _drop_all() -> None:
+    for locks in list(_all):
+        locks.drop()
+
+
+os.register_at_fork(after_in_child=_drop_all)

@@ -1,0 +1,222 @@
+"""Waiting until a word that several processes share has changed, in few threads for many waiters.
+
+Theory of operation. ``futex_waitv(2)`` waits for up to 127 words at once, and for the alarm by
+which we reach the thread that waits. So all waiters of a process share one thread, called a post,
+and a second one only beyond that number. A post whose call returns looks at each of its words
+itself, as the kernel names only one of those that were notified: a waiter is done when its word is
+not what it expected any more, and never before. A notification is thus a hint to look, and one too
+many does no harm.
+
+Invariants.
+  X1  ``_posts`` and the lists of each post are touched under ``_books``, which is held for moments.
+  X2  A post has a thread exactly while it is in ``_posts``, and leaves once nobody waits there.
+      These threads take no token of any limiter (I12), and no waiter needs one to be cancelled.
+  X3  A notification that may have gone to a waiter who is gone is passed on, after the kernel let
+      go of that waiter's word.
+  X4  A post keeps its waiters alive, so none is ever ended by a finalizer, which could not take
+      ``_books``; if a loop ends without ending its waits, the next change of the word does.
+  X5  A forked child starts with no posts.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
+
+import anyio
+
+from ._core import Core
+from ._errors import MappedFileError, UnsupportedError
+from ._native import WAIT_MOST, Alarm, Word
+from ._threads import run_in_thread
+from ._workers import Event, Mutex
+
+#: How many waiters share a thread; docs/decisions has the numbers of one thread for each.
+POST_WAITERS = WAIT_MOST
+
+
+class _Waiter:
+    """One task that waits. ``outcome`` is set once, under ``_books``, before it is told."""
+
+    __slots__ = ("_call", "expected", "outcome", "post", "told", "word")
+
+    def __init__(self, word: Word, expected: int, event: Event, call: _Call) -> None:
+        self.word = word
+        self.expected = expected
+        self.told = event
+        self._call = call
+        self.post: _Post | None = None
+        self.outcome: int | BaseException | None = None
+
+    def look(self, refusal: Exception | None) -> int | BaseException | None:
+        """Look at the word; None while there is nothing to tell."""
+        try:
+            seen = self.word.load()
+        except Exception as error:
+            return error
+        if seen != self.expected:
+            return seen
+        return refusal
+
+    def tell(self) -> None:
+        """Wake the task, or if its loop is gone, somebody else."""
+        if not self._call(self._wake):
+            self.pass_on()
+
+    def _wake(self) -> None:
+        self.told.set()
+
+    def pass_on(self) -> None:
+        """Let another waiter have a notification that this one may have got (X3)."""
+        with suppress(MappedFileError, OSError, anyio.ClosedResourceError):
+            if self.word.load() != self.expected:
+                self.word._notify(1)  # noqa: SLF001  the two are one mechanism
+
+    def close(self) -> None:
+        """End the wait, as the file is being closed; on the loop thread."""
+        if _leave(self):
+            self.outcome = anyio.ClosedResourceError("the file was closed while a task waited")
+        self.told.set()
+
+
+class _Call(Protocol):
+    def __call__(self, function: Callable[[], None], /) -> bool: ...
+
+
+class _Post:
+    """One thread and those who wait in it."""
+
+    __slots__ = ("alarm", "gone", "waiters")
+
+    def __init__(self) -> None:
+        self.alarm = Alarm()
+        self.waiters: list[_Waiter] = []
+        #: Left before they were told; the kernel may know of them until the call returns.
+        self.gone: list[_Waiter] = []
+
+    def serve(self) -> None:
+        """Wait until nobody waits here any more; the thread's job, which does not raise."""
+        try:
+            self._serve()
+        except Exception as error:
+            with _books:
+                _posts.remove(self)
+                waiters, self.waiters = self.waiters, []
+                for waiter in waiters:
+                    waiter.outcome = error
+            for waiter in waiters:
+                waiter.tell()
+
+    def _serve(self) -> None:
+        while True:
+            with _books:
+                rings = self.alarm.rings()
+                waiting, gone = self.waiters[:], self.gone[:]
+                self.gone.clear()
+                if not waiting and not gone:
+                    _posts.remove(self)  # X2
+                    return
+            for waiter in gone:
+                waiter.pass_on()
+            if not waiting:
+                continue  # nobody would ring any more
+            problem, changed = self.alarm.wait(rings, [(w.word, w.expected) for w in waiting])
+            if changed:
+                self._settle([waiting[i] for i in changed], None)
+            elif problem not in (0, errno.EAGAIN, errno.EINTR):
+                self._settle(waiting, _refusal(problem))
+
+    def _settle(self, waiting: list[_Waiter], refusal: Exception | None) -> None:
+        for waiter in waiting:
+            outcome = waiter.look(refusal)
+            if outcome is None:
+                continue
+            with _books:
+                if waiter not in self.waiters:
+                    continue  # it is among the gone
+                self.waiters.remove(waiter)
+                waiter.outcome = outcome
+            waiter.tell()
+
+
+_books = Mutex()
+_posts: list[_Post] = []
+
+
+def _forget() -> None:
+    global _books
+    _books = Mutex()  # X5: the thread that may have held the other one is not in this process
+    _posts.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def _refusal(problem: int) -> UnsupportedError:
+    """Say what keeps the kernel from waiting for words that can be loaded."""
+    reason = os.strerror(problem)
+    if problem == errno.ENOSYS:
+        reason = "the kernel has no futex_waitv(2), which came with Linux 5.16"
+    return UnsupportedError("wait for a word to change", reason, problem)
+
+
+def _enter(waiter: _Waiter) -> None:
+    """Have a post wait for a word from now on."""
+    with _books:
+        post = next((post for post in _posts if len(post.waiters) < POST_WAITERS), None)
+        fresh = post is None
+        if post is None:
+            post = _Post()
+            _posts.append(post)
+        post.waiters.append(waiter)
+        waiter.post = post
+    if not fresh:
+        post.alarm.ring()
+        return
+    try:
+        run_in_thread(post.serve)
+    except RuntimeError:  # no thread can be started
+        with _books:
+            _posts.remove(post)
+        raise
+
+
+def _leave(waiter: _Waiter) -> bool:
+    """Take a waiter out before it is told; false if its outcome was there first."""
+    post = waiter.post
+    assert post is not None
+    with _books:
+        if waiter not in post.waiters:
+            return False
+        post.waiters.remove(waiter)
+        post.gone.append(waiter)
+    post.alarm.ring()
+    return True
+
+
+async def wait_for_change(core: Core, word: Word, expected: int) -> int:
+    """Wait until a word is not what is expected, and return what it then was."""
+    seen = word.load()
+    if seen != expected:
+        await core.workers.give_way()
+        return seen
+    core.workers.check_loop()
+    waiter = _Waiter(word, expected, core.workers.event(), core.workers.call_from_thread)
+    _enter(waiter)
+    core.at_close.add(waiter.close)
+    try:
+        await waiter.told.wait()
+    except BaseException:
+        if not _leave(waiter):
+            waiter.pass_on()
+        raise
+    finally:
+        core.at_close.discard(waiter.close)
+    outcome = waiter.outcome
+    assert outcome is not None
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome

@@ -1,0 +1,135 @@
+"""Moving a mapped file to whatever its path names by now, and letting go of what it had.
+
+The mapped file gets a new core with everything that belongs to it, in one step on the loop. The
+old core is *retired*: verbs that had begun finish on it, then its mapping is given up; memory of
+views made before keeps its pages (I7).
+
+Invariants.
+  M1  What was written and is not known to be durable is never left behind unless that was asked
+      for: an orphan that is dirty stays (I4).
+  M2  Between the last look for such writes and the step to the new core, no other task runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import anyio
+import anyio.lowlevel
+
+from ._core import Core
+from ._flush import Flusher
+from ._native import PAGE_SIZE
+from ._ranges import align_up
+from ._resizing import Resizer
+from ._scheduler import FlushScheduler
+from ._watching import Watcher
+from ._workers import spawn, wait_or_withdraw
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a mapped file needs of its hub."""
+
+    scheduler: FlushScheduler
+    watcher: Watcher
+    #: Gives up what a core holds.
+    release: Callable[[Core], Awaitable[None]]
+    #: Opens the path again; None if it still names the file of that core.
+    open_again: Callable[[Core], Awaitable[Core | None]]
+    #: Told, on the loop, that a file went from one core to another.
+    move: Callable[[Core, Core], None]
+
+
+async def bring_home(core: Core, flusher: Flusher) -> None:
+    """Flush until nothing is left to lose (M1); returns without giving way after the last look."""
+    if not core.shared_writable:
+        return
+    core.check_flushed()
+    while True:
+        await core.settle()
+        # As when it is closed: a policy that does not flush then lets stores go.
+        dirty = core.policy.flush_at_close and flusher.has_work()
+        if not dirty and not core.queued_bytes and not core.durable_stores:
+            return
+        if dirty:
+            await flusher.flush_everything()
+
+
+class Retired:
+    """Cores that a file has moved on from, until they are given up."""
+
+    __slots__ = ("_left", "_release")
+
+    def __init__(self, release: Callable[[Core], Awaitable[None]]) -> None:
+        self._release = release
+        self._left: dict[Core, anyio.Event] = {}
+
+    def add(self, core: Core, leave: Callable[[], Awaitable[None]]) -> None:
+        """Give a core up once no verb uses it, and before it what depends on it."""
+        self._left[core] = anyio.Event()
+        for end_wait in tuple(core.at_close):
+            end_wait()
+        spawn(self._retire, core, leave)
+
+    async def wait(self) -> None:
+        """Wait until all are given up."""
+        for done in list(self._left.values()):
+            await wait_or_withdraw(done, lambda: False)
+
+    async def _retire(self, core: Core, leave: Callable[[], Awaitable[None]]) -> None:
+        try:
+            # Inline verbs that gave way to the loop count as nothing; they return in a turn.
+            for _ in range(2):
+                await core.wait_idle()
+                await anyio.lowlevel.checkpoint()
+            await core.wait_idle()
+            core.closing = True
+            core.mapping.retiring = True
+            await leave()
+            await self._release(core)
+        except OSError:
+            pass  # close(2) of a file that was given up: there is nothing left to lose
+        finally:
+            self._left.pop(core).set()
+
+
+class Refresher:
+    """Takes over the size that others gave to a file."""
+
+    __slots__ = ("_core", "_flusher", "_resizer")
+
+    def __init__(self, core: Core, flusher: Flusher, resizer: Resizer) -> None:
+        self._core = core
+        self._flusher = flusher
+        self._resizer = resizer
+
+    async def refresh(self) -> None:
+        """Address as many bytes as the file has."""
+        core = self._core
+        with core.activity():
+            await core.settle()
+            lost = False
+
+            def act() -> None:
+                nonlocal lost
+                lost = not self._take_over()
+
+            await self._flusher.change(act, ours=False)
+            if lost:
+                await self._flusher.flush_everything()  # which finds out, and latches (I5)
+
+    # Worker threads only, from here on.
+
+    def _take_over(self) -> bool:
+        """Follow the size; answer False if that would hide that stores were cut off."""
+        core = self._core
+        actual = os.fstat(core.mapping.fd).st_size
+        if actual < core.mapping.size and core.shared_writable:
+            end = align_up(actual, PAGE_SIZE)
+            if any(stop > end for _, stop in core.mapping.dirty_runs()):
+                return False
+        self._resizer.follow(actual)
+        return True

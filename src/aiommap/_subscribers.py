@@ -1,0 +1,237 @@
+"""Subscribers of changes: an iterator with a bounded buffer, and callbacks fed from one.
+
+Everything here runs on the loop thread. Whoever pushes a change never waits and never fails; what
+a subscriber does with it, and how long that takes, is between it and its own buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Protocol, Self
+
+import anyio
+import anyio.lowlevel
+
+from ._change import Change, FileState
+from ._change_buffer import ChangeBuffer
+from ._listeners import Subscription
+from ._logs import CALLBACKS
+from ._workers import Event, Workers, spawn_foreign
+
+#: How many changes a subscriber may be behind before they are merged.
+DEFAULT_BUFFER = 64
+
+
+#: Given the state a path had when watching began, says which state to compare that with.
+Since = Callable[[FileState | None], FileState | None]
+
+
+def from_now(state: FileState | None) -> FileState | None:
+    """Compare with what is found: whatever happened before does not count."""
+    return state
+
+
+class Source(Protocol):
+    """Where subscribers get their changes from."""
+
+    @property
+    def workers(self) -> Workers: ...
+    def begin(self, subscriber: Subscriber) -> None: ...
+    def forget(self, subscriber: Subscriber) -> None: ...
+
+
+class Subscriber:
+    """One subscription, as the watcher sees it.
+
+    Args:
+        path: absolute; need not exist.
+        buffer: how many changes may wait to be fetched before they are merged.
+        poll_interval: seconds between looks that nothing asked for; None for the default.
+        since: says what counts as having happened already when watching began.
+    """
+
+    __slots__ = (
+        "_arrived",
+        "_buffer",
+        "_error",
+        "_started",
+        "ended",
+        "path",
+        "poll_interval",
+        "since",
+    )
+
+    def __init__(
+        self, path: str, *, buffer: int, poll_interval: float | None, since: Since
+    ) -> None:
+        if buffer < 1:
+            raise ValueError(f"buffer is {buffer}: it has to hold at least 1 change")
+        if poll_interval is not None and not poll_interval > 0:
+            raise ValueError(f"poll_interval is {poll_interval}: give a positive number of seconds")
+        self.path = path
+        self.poll_interval = poll_interval
+        self.since = since
+        self.ended = False
+        self._buffer = ChangeBuffer(buffer)
+        self._arrived: Event | None = None
+        self._started: Event | None = None
+        self._error: BaseException | None = None
+
+    def push(self, change: Change) -> None:
+        """Hand a change over."""
+        if not self.ended:
+            self._buffer.push(change)
+            self._wake()
+
+    def start(self, error: BaseException | None = None) -> None:
+        """Say that everything from now on will be pushed, or why not."""
+        self._error = error
+        if self._started is not None:
+            self._started.set()
+
+    def end(self) -> None:
+        """Say that there will be no more."""
+        self.ended = True
+        self._wake()
+        self.start(self._error)
+
+    async def wait_started(self, source: Source) -> None:
+        """Begin, and wait for ``start``."""
+        if self._started is not None:
+            raise RuntimeError("a subscription is entered once: call watch() again for another")
+        self._started = source.workers.event()
+        source.begin(self)
+        await self._started.wait()
+        if self._error is not None:
+            raise self._error
+
+    async def fetch(self, source: Source) -> Change | None:
+        """Take the oldest change out, once there is one; None if there will be none."""
+        if self._started is None:
+            raise RuntimeError("nothing is watched yet: use async with on what watch() returns")
+        await anyio.lowlevel.checkpoint()
+        while not self._buffer:
+            if self.ended:
+                return None
+            self._arrived = source.workers.event()
+            await self._arrived.wait()
+        return self._buffer.pop()
+
+    def drop(self) -> None:
+        """Forget what was not fetched."""
+        while self._buffer:
+            self._buffer.pop()
+
+    def _wake(self) -> None:
+        if self._arrived is not None:
+            self._arrived.set()
+
+
+class Changes:
+    """External changes as they come: ``async with f.watch() as changes: async for c in changes``.
+
+    The iteration ends when the file or the hub is closed; what was found before that is still
+    handed out. A subscriber that is slow finds changes merged, see ``Change.merged``, and delays
+    nobody else.
+    """
+
+    __slots__ = ("__weakref__", "_source", "_subscriber")
+
+    def __init__(self, source: Source, subscriber: Subscriber) -> None:
+        self._source = source
+        self._subscriber = subscriber
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will be found; what was found may still wait to be fetched."""
+        return self._subscriber.ended
+
+    def close(self) -> None:
+        """Watch no longer: the iteration ends, and what was not fetched yet is dropped."""
+        self.end()
+        self._subscriber.drop()
+
+    def end(self) -> None:
+        """Watch no longer: the iteration ends after what was found before."""
+        if not self._subscriber.ended:
+            self._source.forget(self._subscriber)
+        self._subscriber.end()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._subscriber.wait_started(self._source)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Change:
+        change = await self._subscriber.fetch(self._source)
+        if change is None:
+            raise StopAsyncIteration
+        return change
+
+
+ChangeCallback = Callable[[Change], object]
+ErrorCallback = Callable[[Exception, Change | None], object]
+
+
+def call_on_change(
+    changes: Changes, callback: ChangeCallback, on_error: ErrorCallback | None
+) -> Subscription:
+    """Call a function, sync or async, with each change; a call begins after the last one ended."""
+    for function in (callback, on_error):
+        if function is not None and not callable(function):
+            raise TypeError(f"asked to call {function!r}: pass a function")
+    spawn_foreign(_call_with_each, changes, callback, on_error)
+    return Subscription(lambda _: changes.close())
+
+
+async def _call_with_each(
+    changes: Changes, callback: ChangeCallback, on_error: ErrorCallback | None
+) -> None:
+    try:
+        async with changes:
+            async for change in changes:
+                try:
+                    await _call(callback, change)
+                except Exception as error:
+                    await _report(error, change, callback, on_error)
+    except anyio.ClosedResourceError:
+        return
+    except Exception as error:
+        await _report(error, None, callback, on_error)
+
+
+async def _call(function: Callable[..., object], *arguments: object) -> None:
+    answer = function(*arguments)
+    if isinstance(answer, Awaitable):
+        await answer
+
+
+async def _report(
+    error: Exception,
+    change: Change | None,
+    callback: ChangeCallback,
+    on_error: ErrorCallback | None,
+) -> None:
+    if on_error is not None:
+        try:
+            await _call(on_error, error, change)
+        except Exception:
+            CALLBACKS.exception("%r failed when it was told of %r", on_error, error)
+        return
+    told = "watching could not begin" if change is None else f"it was told of {change!r}"
+    CALLBACKS.error("%r failed: %s", callback, told, exc_info=error)

@@ -1,0 +1,220 @@
+"""The verbs of a mapped file that speak of what others do to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import anyio
+
+from ._autoflush import AutoFlush
+from ._change import Change, FileState
+from ._core import Core
+from ._errors import AccessModeError, FlushError
+from ._flush import Flusher
+from ._listeners import Listeners, Subscription
+from ._looking import TICK_NS
+from ._reopening import Refresher, Retired, Surroundings, bring_home
+from ._resizing import Resizer
+from ._subscribers import DEFAULT_BUFFER, Changes, ErrorCallback, call_on_change
+from ._watching import Watcher
+
+
+class FileWatch:
+    """The subscriptions of one mapped file."""
+
+    __slots__ = ("_subscribers", "_watcher", "core")
+
+    core: Core
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        self._subscribers: set[Changes] = set()
+
+    def subscribe(
+        self, *, buffer: int, poll_interval: float | None, called_ns: int | None = None
+    ) -> Changes:
+        """Make a subscription, of changes since a moment that is given or else since it begins."""
+        changes = self._watcher.subscribe(
+            self.core.path,
+            buffer=buffer,
+            poll_interval=poll_interval,
+            since=self._since(called_ns),
+        )
+        self._subscribers = {other for other in self._subscribers if not other.ended}
+        self._subscribers.add(changes)
+        return changes
+
+    def end(self) -> None:
+        """End all subscriptions."""
+        for changes in self._subscribers:
+            changes.end()
+
+    def _since(self, called_ns: int | None) -> Callable[[FileState | None], FileState | None]:
+        core, done = self.core, self._done()
+
+        def since(state: FileState | None) -> FileState | None:
+            if self.core is not core:
+                return state  # reopened while watching began
+            opened = replace(core.state, size=core.mapping.size)
+            if state is None or not state.is_same_file(opened):
+                return opened
+            if core.size_changes % 2 or self._done() != done:
+                return state  # we are at it ourselves
+            touched = called_ns is not None and state.ctime_ns >= called_ns
+            return opened if touched or state.size != opened.size else state
+
+        return since
+
+    def _done(self) -> tuple[int, int]:
+        return self.core.mapping.sequence, self.core.size_changes
+
+
+class WatchedVerbs:
+    """What ``MappedFile`` does about changes by others."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+        _auto: AutoFlush
+        _core: Core
+        _flusher: Flusher
+        _hub: Surroundings
+        _leave: Callable[[], Awaitable[None]]
+        _moving: anyio.Lock
+        _resizer: Resizer
+        _retired: Retired
+        _watch: FileWatch
+
+        def _assemble(self, core: Core, failed: Listeners[FlushError]) -> None: ...
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether the path was last seen to name another file, or none.
+
+        Found out while this path is watched, and by ``reopen``. An orphan can be read; what is
+        written to it reaches no path, and flushing it raises ``FlushError``.
+        """
+        return self._core.orphaned
+
+    def watch(self, *, buffer: int = DEFAULT_BUFFER, poll_interval: float | None = None) -> Changes:
+        """Watch the path for changes by others: ``async with f.watch() as changes: async for ...``.
+
+        The block begins when the path is watched. What this hub itself writes, flushes or resizes
+        is not reported. If the path already names another file than the one that is mapped, or
+        that has another size, this is the first change. See docs/watching for the limits.
+
+        Args:
+            buffer: how many changes may wait to be fetched; beyond that they are merged.
+            poll_interval: seconds between looks for what the kernel tells nobody, as stores
+                through a mapping of another process; by default 0.25, or more for many files.
+        Raises:
+            ValueError: if an argument is not positive.
+            anyio.ClosedResourceError: if the file is closed; when entered, if the hub is.
+        Cancellation: ends the subscription; nothing else is affected.
+        Concurrency: any number of subscriptions; each gets every change, and none waits for
+            another.
+        Source: inotify(7), stat(2).
+        """
+        self._core.check_usable()
+        return self._watch.subscribe(buffer=buffer, poll_interval=poll_interval)
+
+    def on_change(
+        self,
+        callback: Callable[[Change], object],
+        *,
+        on_error: ErrorCallback | None = None,
+        buffer: int = DEFAULT_BUFFER,
+        poll_interval: float | None = None,
+    ) -> Subscription:
+        """Have a function, sync or async, called on the loop with each change by others.
+
+        One call ends before the next begins; meanwhile changes are buffered as for ``watch``.
+
+        Args:
+            on_error: called with an exception that the callback raised, and the change; or with
+                None for a change if watching could not begin. By default it is logged.
+            buffer, poll_interval: as for ``watch``.
+        Returns:
+            A subscription; its ``cancel`` ends it.
+        Raises:
+            ValueError, TypeError: for arguments that cannot be meant.
+            anyio.ClosedResourceError: if the file is closed.
+        """
+        self._core.check_usable()
+        called = time.time_ns() - TICK_NS
+        changes = self._watch.subscribe(
+            buffer=buffer, poll_interval=poll_interval, called_ns=called
+        )
+        return call_on_change(changes, callback, on_error)
+
+    async def refresh(self) -> None:
+        """Take over the size that others gave to the file: ``size`` is then what the file has.
+
+        A tail that others appended can be read and written from then on; up to ``capacity``
+        nothing moves, and beyond it the file is mapped anew as ``resize`` does. If others cut the
+        file off, ``size`` shrinks, and views of what is gone read zeros.
+
+        Raises:
+            AccessModeError: in mode "c", whose size is fixed.
+            FlushError: if bytes were cut off that were written here and not flushed; it latches.
+        Cancellation: one that has begun is waited out.
+        Durability: none.
+        """
+        core = self._core
+        core.check_usable()
+        if core.mode == "c":
+            raise AccessModeError("refresh", "c", "a private file has a fixed size: open it again")
+        await Refresher(core, self._flusher, self._resizer).refresh()
+
+    async def reopen(self, *, discard: bool = False) -> None:
+        """Move to the file that the path names by now; if that is this one, only ``refresh``.
+
+        Verbs that have begun finish on the old file. Memory of views that were made before keeps
+        showing the old one, and so do atomics and allocators: make them anew. Subscriptions and
+        ``on_error`` go on; statistics begin again, and so do advice and pinned pages.
+
+        Args:
+            discard: let go of what was written to the old file and is not durable, also if a
+                flush of it failed before. Receipts of it never become durable.
+        Raises:
+            FlushError: if something was written to the old file that cannot be made durable, as
+                it is an orphan. Nothing is lost yet: the old file stays until ``discard=True``.
+                Not raised under ``FlushPolicy.never()``, which lets such bytes go.
+            FileNotFoundError, PermissionError, UnsupportedError: as ``aiommap.open``; the old
+                file stays.
+        Cancellation: before the move it leaves the old file; afterwards there is nothing to wait
+            for.
+        Durability: what was written before is durable, or discarded.
+        """
+        self._core.check_usable()
+        async with self._moving:
+            old = self._core
+            old.check_usable()
+            new = await self._hub.open_again(old)
+            if new is not None:
+                await self._move_to(new, discard=discard)
+                return
+        old.orphaned = False
+        if old.mode != "c":
+            await self.refresh()
+
+    async def _move_to(self, new: Core, *, discard: bool) -> None:
+        old = self._core
+        try:
+            old.orphaned = True
+            if not discard:
+                await bring_home(old, self._flusher)
+            old.check_usable()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._hub.release(new)
+            raise
+        # M2: no waiting from here on.
+        self._auto.stop()
+        self._hub.move(old, new)
+        leave = self._leave
+        self._assemble(new, self._flusher.failed)
+        self._retired.add(old, leave)

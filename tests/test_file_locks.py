@@ -1,0 +1,370 @@
+"""Byte-range locks and AsyncLock: exclusion, turns, timeouts, cancellation, death of the holder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+
+import anyio
+import pytest
+
+import aiommap
+from aiommap import PAGE_SIZE as PAGE
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def f(path):
+    async with aiommap.open(path, "r+", flush=aiommap.FlushPolicy.never()) as opened:
+        await opened.write(0, bytes(256))
+        yield opened
+
+
+class Stranger:
+    """A program that locks the same file with fcntl(2) by itself."""
+
+    def __init__(self, fd):
+        self.fd = fd
+
+    def lock(self, offset, length, kind=fcntl.F_WRLCK):
+        request = struct.pack("hhqqi0q", kind, os.SEEK_SET, offset, length, 0)
+        try:
+            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, request)
+        except BlockingIOError:
+            return False
+        return True
+
+    def unlock(self, offset, length):
+        assert self.lock(offset, length, fcntl.F_UNLCK)
+
+    def free(self, offset, length):
+        """Tell which bytes it could lock for itself."""
+        found = []
+        for at in range(offset, offset + length):
+            if self.lock(at, 1):
+                self.unlock(at, 1)
+                found.append(at)
+        return found
+
+
+@pytest.fixture
+def stranger(path):
+    fd = os.open(path, os.O_RDWR)
+    yield Stranger(fd)
+    os.close(fd)
+
+
+async def test_a_locked_range_is_locked_for_others_and_nothing_else_is(f, stranger):
+    async with f.file_lock(3, 4):
+        assert stranger.free(0, 10) == [0, 1, 2, 7, 8, 9]
+        async with f.file_lock(8, 1):
+            assert stranger.free(0, 10) == [0, 1, 2, 7, 9]
+    assert stranger.free(0, 10) == [*range(10)]
+
+
+async def test_shared_locks_go_together_and_overlap(f, stranger):
+    """K3: what one of them gives back, the other may still cover."""
+    async with f.file_lock(4, 4, shared=True):
+        async with f.file_lock(0, 6, shared=True):
+            assert stranger.lock(0, 10, fcntl.F_RDLCK)
+            stranger.unlock(0, 10)
+            assert stranger.free(0, 10) == [8, 9]
+        assert stranger.free(0, 10) == [0, 1, 2, 3, 8, 9]
+    assert stranger.free(0, 10) == [*range(10)]
+
+
+async def test_a_lock_waits_for_a_stranger_to_unlock(f, stranger):
+    assert stranger.lock(0, 10)
+    entered = anyio.Event()
+
+    async def enter():
+        async with f.file_lock(5, 10):
+            entered.set()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(enter)
+        with pytest.raises(TimeoutError, match=r"bytes \[2, 3\) are still locked after 0.02"):
+            async with f.file_lock(2, 1, timeout=0.02):
+                raise AssertionError
+        assert not entered.is_set()
+        stranger.unlock(0, 10)
+        with anyio.fail_after(10):
+            await entered.wait()
+    assert stranger.free(0, 20) == [*range(20)]
+
+
+async def test_tasks_get_overlapping_ranges_in_the_order_in_which_they_asked(f):
+    order = []
+
+    async def enter(number, offset, length, shared):
+        async with f.file_lock(offset, length, shared=shared):
+            order.append(number)
+            await anyio.sleep(0.01)
+
+    async with anyio.create_task_group() as group, f.file_lock(0, 10):
+        for number, claim in enumerate(
+            [(0, 4, False), (2, 4, True), (3, 1, True), (3, 4, False), (5, 1, True)]
+        ):
+            group.start_soon(enter, number, *claim)
+            await anyio.wait_all_tasks_blocked()
+        assert order == []
+    assert order[0] == 0
+    assert sorted(order[1:3]) == [1, 2]
+    assert order[3:] == [3, 4]
+
+
+async def test_disjoint_ranges_do_not_wait_for_each_other(f):
+    async with f.file_lock(0, 4), f.file_lock(4, 4), f.file_lock(2 * PAGE, PAGE), f.file_lock(2, 0):
+        pass
+
+
+async def test_a_cancelled_task_has_locked_nothing(f, stranger):
+    async with anyio.create_task_group() as group:
+
+        async def enter():
+            async with f.file_lock(0, 4):
+                raise AssertionError
+
+        async with f.file_lock(0, 4):
+            group.start_soon(enter)
+            await anyio.wait_all_tasks_blocked()
+            group.cancel_scope.cancel()
+    assert stranger.free(0, 4) == [*range(4)]
+    assert f._locks._claims == []
+
+
+async def test_a_task_cancelled_while_the_kernel_is_asked_has_locked_nothing(f, stranger):
+    for _ in range(20):
+        with anyio.move_on_after(0) as scope:
+            async with f.file_lock(0, 4):
+                raise AssertionError
+        assert scope.cancelled_caught
+        async with anyio.create_task_group() as group:
+
+            async def enter():
+                async with f.file_lock(0, 4):
+                    await anyio.sleep_forever()
+
+            group.start_soon(enter)
+            await anyio.lowlevel.checkpoint()
+            group.cancel_scope.cancel()
+        assert stranger.free(0, 4) == [*range(4)]
+    assert f._locks._claims == []
+
+
+async def test_two_files_of_one_process_exclude_each_other(f, path):
+    async with aiommap.open(path, "r+") as other:
+        async with f.file_lock(0, 4):
+            with pytest.raises(TimeoutError, match="still locked"):
+                async with other.file_lock(0, 1, timeout=0.01):
+                    pass
+        async with other.file_lock(0, 4):
+            pass
+
+
+async def test_readers_may_share_only(path):
+    for mode in ("r", "c"):
+        async with aiommap.open(path, mode) as f:
+            async with f.file_lock(0, 4, shared=True):
+                pass
+            with pytest.raises(aiommap.AccessModeError, match="shared=True"):
+                async with f.file_lock(0, 4):
+                    pass
+
+
+async def test_closing_the_file_unlocks_and_ends_waiting(path, stranger):
+    f = await aiommap.open(path, "r+")
+    async with anyio.create_task_group() as group:
+
+        async def enter(offset):
+            with pytest.raises(anyio.ClosedResourceError, match="closed"):
+                async with f.file_lock(offset, 4):
+                    pass
+
+        assert stranger.lock(100, 1)
+        async with f.file_lock(0, 4):
+            group.start_soon(enter, 0)
+            group.start_soon(enter, 98)
+            await anyio.wait_all_tasks_blocked()
+            with anyio.fail_after(10):
+                await f.aclose()
+            assert stranger.free(0, 4) == [*range(4)]
+    with pytest.raises(anyio.ClosedResourceError, match="closed"):
+        async with f.file_lock(0, 1):
+            pass
+
+
+async def test_an_async_lock_lets_one_task_in_at_a_time(f):
+    lock, same = aiommap.AsyncLock(f, 64), aiommap.AsyncLock(f, 64)
+    inside = 0
+
+    async def work(own):
+        nonlocal inside
+        async with own as held:
+            assert held is own
+            assert not own.owner_died
+            inside += 1
+            assert inside == 1
+            assert f.atomic_u32(68).load() == os.getpid()
+            await anyio.sleep(0)
+            inside -= 1
+
+    async with anyio.create_task_group() as group:
+        for number in range(20):
+            group.start_soon(work, (lock, same)[number % 2])
+    assert not lock.locked
+    assert f.atomic_u32(68).load() == 0
+
+
+async def test_an_async_lock_can_be_waited_for_so_long_only(f):
+    lock = aiommap.AsyncLock(f, 64)
+    assert await lock.acquire() is False
+    with pytest.raises(TimeoutError, match="still locked"):
+        await aiommap.AsyncLock(f, 64).acquire(timeout=0.01)
+    await lock.release()
+    assert await lock.acquire(timeout=0.5) is False
+    await lock.release()
+    with pytest.raises(RuntimeError, match="not held"):
+        await lock.release()
+
+
+async def test_an_exception_inside_is_no_death(f):
+    lock = aiommap.AsyncLock(f, 64)
+    with pytest.raises(ZeroDivisionError):
+        async with lock:
+            raise ZeroDivisionError
+    async with lock:
+        assert not lock.owner_died
+
+
+async def test_where_a_lock_cannot_be(f, path):
+    with pytest.raises(aiommap.AlignmentError, match="multiple of 4"):
+        aiommap.AsyncLock(f, 2)
+    with pytest.raises(aiommap.OutOfBoundsError, match="only"):
+        aiommap.AsyncLock(f, f.size - 4)
+    for mode in ("r", "c"):
+        async with aiommap.open(path, mode) as other:
+            with pytest.raises(aiommap.AccessModeError, match="keep a lock in"):
+                aiommap.AsyncLock(other, 0)
+
+
+HOLDER = r"""
+import os, sys, anyio, aiommap
+path, what = sys.argv[1:]
+
+async def main():
+    f = await aiommap.open(path, "r+", flush=aiommap.FlushPolicy.never())
+    async with aiommap.AsyncLock(f, 64) as lock, f.file_lock(128, 8):
+        if what == "with child" and not os.fork():
+            while True:
+                os.read(0, 1) or os._exit(0)
+        os.write(1, b"held\n")
+        await anyio.sleep_forever()
+
+anyio.run(main)
+"""
+
+
+@contextmanager
+def holder(path, what="alone"):
+    """Another process that is inside of both locks."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path), what],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.kill()
+        process.stdin.close()
+        process.stdout.close()
+        process.wait()
+
+
+@pytest.mark.parametrize("what", ["alone", "with child"])
+async def test_the_death_of_a_holder_is_told_to_the_next(f, path, what):
+    """Also where a forked child of the dead one lives on (K4)."""
+    with holder(path, what) as process:
+        lock = aiommap.AsyncLock(f, 64)
+        with pytest.raises(TimeoutError, match="still locked"):
+            await lock.acquire(timeout=0.05)
+        with pytest.raises(TimeoutError, match="still locked"):
+            async with f.file_lock(130, 1, timeout=0.05):
+                pass
+        found = []
+
+        async def enter():
+            async with lock:
+                found.append(lock.owner_died)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(enter)
+            await anyio.wait_all_tasks_blocked()
+            process.send_signal(signal.SIGKILL)
+            with anyio.fail_after(10):
+                while not found:
+                    await anyio.sleep(0.001)
+        assert found == [True]
+        async with lock, f.file_lock(128, 8, timeout=10):
+            assert not lock.owner_died
+
+
+ADDER = """
+import sys, anyio, aiommap
+path, times = sys.argv[1], int(sys.argv[2])
+
+async def main():
+    async with aiommap.open(path, "r+", flush=aiommap.FlushPolicy.never()) as f:
+        lock = aiommap.AsyncLock(f, 64)
+
+        async def work():
+            for _ in range(times):
+                async with lock:
+                    assert not lock.owner_died
+                    value = int.from_bytes(await f.read(0, 8), "little")
+                    await anyio.sleep(0)
+                    await f.write(0, (value + 1).to_bytes(8, "little"))
+
+        async with anyio.create_task_group() as group:
+            for _ in range(2):
+                group.start_soon(work)
+
+anyio.run(main)
+"""
+
+
+async def test_processes_exclude_each_other(f, path):
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(anyio.run_process, [sys.executable, "-c", ADDER, str(path), "50"])
+    assert int.from_bytes(await f.read(0, 8), "little") == 300
+
+
+async def test_files_that_were_locked_and_waited_for_leave_nothing_behind(path):
+    def descriptors():
+        return len(os.listdir("/proc/self/fd"))
+
+    async def turn():
+        async with aiommap.open(path, "r+", flush=aiommap.FlushPolicy.never()) as f:
+            await f.write(0, bytes(256))
+            word = f.atomic_u32(0)
+            async with f.file_lock(128, 8), aiommap.AsyncLock(f, 64):
+                with pytest.raises(TimeoutError):
+                    await word.wait(0, timeout=0.0001)
+
+    await turn()
+    before = descriptors(), threading.active_count()
+    for _ in range(30):
+        await turn()
+    assert descriptors() == before[0]
+    assert threading.active_count() < before[1] + 15  # idle workers of all kinds, not one a turn

@@ -1,0 +1,179 @@
+"""Telling our own changes of a file from those of others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from aiommap._change import ChangeKind, FileState, classify
+from aiommap._own_changes import OwnChanges, without_own
+
+OLD = FileState(
+    device=1, inode=2, size=100, mode=0o100644, links=1, user=0, group=0, mtime_ns=10, ctime_ns=10
+)
+TOUCHED = replace(OLD, mtime_ns=11, ctime_ns=11)
+INODE = (1, 2)
+
+
+@dataclass
+class FakeMapping:
+    size: int = 100
+    sequence: int = 0
+    writable_leases: int = 0
+
+
+@dataclass(eq=False)
+class FakeFile:
+    mapping: FakeMapping = field(default_factory=FakeMapping)
+    inode: tuple[int, int] = INODE
+    offloaded_writes: int = 0
+    queued_bytes: int = 0
+    durable_stores: int = 0
+    size_changes: int = 0
+    touches: int = 0
+    touching: int = 0
+
+
+def is_own(old, new, before, after, *, told):
+    return without_own(old, new, before, after, told=told) == new
+
+
+def judge(act, new=TOUCHED, *, told=False):
+    """Say whether what ``act`` does to a file of ours explains a difference."""
+    own, file = OwnChanges(), FakeFile()
+    own.add(file)
+    before = own.sample(INODE)
+    act(own, file)
+    return is_own(OLD, new, before, own.sample(INODE), told=told)
+
+
+def store(own, file):
+    file.mapping.sequence += 1
+
+
+def call(own, file):
+    file.mapping.sequence += 1
+    file.offloaded_writes += 1
+
+
+def resize(own, file):
+    file.size_changes += 2
+    file.mapping.size = 200
+
+
+def nothing(own, file):
+    pass
+
+
+def test_without_files_of_ours_everything_is_somebody_elses():
+    own = OwnChanges()
+    assert own.sample(INODE) is None
+    assert not is_own(OLD, TOUCHED, None, None, told=False)
+
+
+def test_an_idle_file_explains_nothing():
+    assert not judge(nothing)
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["polled", "told"])
+def test_mapped_stores_explain_times_unless_the_kernel_told(told):
+    assert judge(store, told=told) is not told
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["polled", "told"])
+def test_calls_explain_times_also_when_the_kernel_told(told):
+    assert judge(call, told=told)
+
+
+@pytest.mark.parametrize("name", ["queued_bytes", "durable_stores"])
+def test_calls_under_way_explain_times(name):
+    assert judge(lambda own, file: setattr(file, name, 1), told=True)
+
+
+@pytest.mark.parametrize("name", ["touches", "touching"])
+def test_touching_pages_explains_times_unless_the_kernel_told(name):
+    assert judge(lambda own, file: setattr(file, name, 1))
+    assert not judge(lambda own, file: setattr(file, name, 1), told=True)
+
+
+def test_writable_memory_explains_times_unless_the_kernel_told():
+    def lend(own, file):
+        file.mapping.writable_leases = 1
+
+    assert judge(lend)
+    assert not judge(lend, told=True)
+
+
+def test_a_resize_explains_its_own_size_only():
+    assert judge(resize, replace(TOUCHED, size=200), told=True)
+    assert not judge(resize, replace(TOUCHED, size=300))
+    assert not judge(store, replace(TOUCHED, size=200))
+
+
+def test_a_size_that_others_set_back_is_not_our_own():
+    assert not judge(resize, replace(TOUCHED, size=100))
+
+
+def test_the_size_of_a_file_that_was_not_resized_is_nobodys_doing():
+    own, file, other = OwnChanges(), FakeFile(), FakeFile()
+    own.add(file)
+    own.add(other)
+    before = own.sample(INODE)
+    resize(own, file)
+    new = replace(TOUCHED, size=100)
+    assert not is_own(OLD, new, before, own.sample(INODE), told=False)
+
+
+@pytest.mark.parametrize("name", ["mode", "links", "user", "group", "inode", "device"])
+def test_nothing_of_ours_explains_another_owner_or_permission(name):
+    for act in (store, call, resize):
+        assert not judge(act, replace(TOUCHED, **{name: 77}))
+
+
+def test_what_we_stored_does_not_hide_what_others_did_nor_change_its_kind():
+    own, file = OwnChanges(), FakeFile()
+    own.add(file)
+    before = own.sample(INODE)
+    store(own, file)
+    new = replace(TOUCHED, mode=0o100600)
+    old = without_own(OLD, new, before, own.sample(INODE), told=False)
+    assert classify(old, new) is ChangeKind.METADATA
+
+
+def test_what_a_closed_file_did_still_counts():
+    def close(own, file):
+        other = FakeFile()
+        own.add(other)
+        store(own, file)
+        own.remove(file)
+
+    assert judge(close)
+
+
+def test_closing_an_idle_file_beside_another_explains_nothing():
+    own, file, other = OwnChanges(), FakeFile(), FakeFile(mapping=FakeMapping(sequence=5))
+    own.add(file)
+    own.add(other)
+    before = own.sample(INODE)
+    own.remove(other)
+    assert not is_own(OLD, TOUCHED, before, own.sample(INODE), told=False)
+
+
+def test_closing_the_last_file_explains_the_times_that_closing_moves():
+    assert judge(lambda own, file: own.remove(file))
+
+
+def test_opening_a_file_explains_nothing():
+    own = OwnChanges()
+    before = own.sample(INODE)
+    own.add(FakeFile())
+    assert not is_own(OLD, TOUCHED, before, own.sample(INODE), told=False)
+    own.add(FakeFile(size_changes=2))
+    assert is_own(OLD, TOUCHED, before, own.sample(INODE), told=True)
+
+
+def test_removing_what_was_never_added_does_nothing():
+    own = OwnChanges()
+    own.remove(FakeFile())
+    assert own.sample(INODE) is None

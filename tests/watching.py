@@ -1,0 +1,95 @@
+"""What tests of watching share: fetching changes, and what other programs do to files."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import anyio
+
+from aiommap import ChangeKind
+
+
+async def fetch(changes):
+    with anyio.fail_after(20):
+        return await anext(changes)
+
+
+async def expect(changes, *kinds):
+    """Fetch changes, and check that they are of these kinds."""
+    found = [await fetch(changes) for _ in kinds]
+    assert [change.kind for change in found] == list(kinds)
+    return found[-1]
+
+
+async def fence(path, changes):
+    """Show that all that was found has been fetched: the next change is the one made here."""
+    size = os.stat(path).st_size + 1
+    os.truncate(path, size)
+    change = await expect(changes, ChangeKind.GROWN)
+    assert (change.new.size, change.merged) == (size, 0)
+
+
+async def until(condition):
+    with anyio.fail_after(20):
+        while not condition():
+            await anyio.sleep(0.005)
+
+
+def write(path, offset=0, data=b"by another"):
+    fd = os.open(path, os.O_WRONLY)
+    os.pwrite(fd, data, offset)
+    os.close(fd)
+
+
+def store_from_another_process(path):
+    code = (
+        "import mmap, sys\n"
+        "with open(sys.argv[1], 'r+b') as f, mmap.mmap(f.fileno(), 0) as m: m[0] = 1 + m[0] % 200"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True)
+
+
+def replace_by_rename(path):
+    other = path.with_name("other")
+    other.write_bytes(b"new")
+    os.replace(other, path)
+
+
+async def reach(changes, state):
+    """Fetch changes until one ends in a state, and return the kinds on the way."""
+    kinds = []
+    while True:
+        change = await fetch(changes)
+        kinds.append(change.kind)
+        if state(change.new):
+            return kinds
+
+
+def missing(new):
+    return new is None
+
+
+def size(count):
+    return lambda new: new is not None and new.size == count
+
+
+class Deaf:
+    """A notifier that never says anything: every event is lost, as after an overflow."""
+
+    def __init__(self, *_):
+        pass
+
+    def watch(self, debounce_ms, step_ms, timeout_ms, stop_event):
+        while not stop_event.is_set():
+            time.sleep(step_ms / 1000)
+        return "stop"
+
+    def close(self):
+        pass
+
+
+def watch(hub, path, **options):
+    return hub._watcher.subscribe(str(path), **options)
