@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import aiofiles.threadpool.binary
-import numpy
+import numpy as np
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -39,7 +39,7 @@ FILES = [
     [
         ("from_mmap.md", MMAP),
         ("from_aiofiles.md", sorted(set(FILES) - {"raw"})),
-        ("from_numpy_memmap.md", [*public(numpy.memmap), "filename", "offset", "mode"]),
+        ("from_numpy_memmap.md", [*public(np.memmap), "filename", "offset", "mode"]),
     ],
     ids=["mmap", "aiofiles", "numpy.memmap"],
 )
