@@ -268,3 +268,33 @@ async def test_a_cancelled_reopen_leaves_one_file_or_the_other(path):
             assert len(await f.read(0, 7)) == 7
         await f.reopen()
         assert await f.read(0, 7) == b"another"
+
+
+@pytest.mark.parametrize("loss", ["read", "stored"])
+async def test_reopen_heals_a_poisoned_file(path, outside, loss):
+    """Its path still names it; what a view may have stored has to be let go of by word."""
+    data = path.read_bytes()
+    async with aiommap.open(path, "r" if loss == "read" else "r+") as f:
+        with f.view() as view:
+            memory = view.memory
+            outside(path, PAGE)
+            if loss == "read":
+                assert memory[5 * PAGE] == 0
+            else:
+                memory[5 * PAGE] = 7
+            path.write_bytes(data)
+            with pytest.raises(aiommap.MappingFaultError, match="reopen") as caught:
+                await f.read(0, 1)
+            assert (caught.value.poisoned, caught.value.offset) == (True, 5 * PAGE)
+            if loss == "stored":
+                with pytest.raises(aiommap.MappingFaultError, match="reopen"):
+                    await f.reopen()
+                assert not f.orphaned
+            await f.reopen(discard=loss == "stored")
+            assert await f.read(0, len(data)) == data
+            assert memory[5 * PAGE] == (0 if loss == "read" else 7)  # of the old mapping
+            del memory
+        if loss == "stored":
+            receipt = await f.write(5 * PAGE, b"healed")
+            await receipt.wait_durable()
+            assert path.read_bytes()[5 * PAGE :][:6] == b"healed"

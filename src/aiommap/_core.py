@@ -181,12 +181,16 @@ class Core:
         self.mapping.inline_writes = self.mode != "r" and not each and self.failure is None
 
     def check_usable(self) -> None:
+        """Raise unless the file is open, in this process, and whole."""
+        self.check_open()
+        self.check_whole()
+
+    def check_open(self) -> None:
         """Raise unless the file is open, and open in this process."""
         if self.closing:
             raise anyio.ClosedResourceError(f"{self.path} is closed: open it again to use it")
         if self.mapping.forked:
             raise ForkedError(self.path)
-        self.check_whole()
 
     def check_whole(self) -> None:
         """Raise if a load or store through a view met a page that is gone."""

@@ -249,12 +249,12 @@ class Hub:
         return file
 
     async def _open_again(self, options: OpenOptions, old: Core) -> Core | None:
-        """Open what the path of a file names by now; None if that is the same file."""
+        """Open what the path of a file names by now; None if that is the same file, and whole."""
         workers = self._limiters()
         options = reopening(options)
         opened = await self._opening.submit(options)
-        if opened.identity == old.identity:
-            await self._releasing.submit(_Release.of(opened))
+        if opened.identity == old.identity and old.damage() is None:
+            await self._releasing.submit(_Release.of(opened), withdrawable=False)
             return None
         core = _core_of(opened, options, workers)
         core.mode, core.policy = old.mode, old.policy

@@ -172,6 +172,8 @@ class WatchedVerbs:
     async def reopen(self, *, discard: bool = False) -> None:
         """Move to the file that the path names by now; if that is this one, only ``refresh``.
 
+        A poisoned file is mapped anew and usable again, also if it is the same one.
+
         Verbs that have begun finish on the old file. Memory of views that were made before keeps
         showing the old one, and so do atomics and allocators: make them anew. Subscriptions and
         ``on_error`` go on; statistics begin again, and so do advice and pinned pages.
@@ -183,16 +185,17 @@ class WatchedVerbs:
             FlushError: if something was written to the old file that cannot be made durable, as
                 it is an orphan. Nothing is lost yet: the old file stays until ``discard=True``.
                 Not raised under ``FlushPolicy.never()``, which lets such bytes go.
+            MappingFaultError: the same if the file is poisoned, and was or could be stored to.
             FileNotFoundError, PermissionError, UnsupportedError: as ``aiommap.open``; the old
                 file stays.
         Cancellation: before the move it leaves the old file; afterwards there is nothing to wait
             for.
         Durability: what was written before is durable, or discarded.
         """
-        self._core.check_usable()
+        self._core.check_open()
         async with self._moving:
             old = self._core
-            old.check_usable()
+            old.check_open()
             new = await self._hub.open_again(old)
             if new is not None:
                 await self._move_to(new, discard=discard)
@@ -204,10 +207,10 @@ class WatchedVerbs:
     async def _move_to(self, new: Core, *, discard: bool) -> None:
         old = self._core
         try:
-            old.orphaned = True
+            old.orphaned = new.identity != old.identity
             if not discard:
                 await bring_home(old, self._flusher)
-            old.check_usable()
+            old.check_open()
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self._hub.release(new)
