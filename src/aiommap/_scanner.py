@@ -174,7 +174,7 @@ class Scanner:
         That is two hundred times a second, so nearly always nothing is due, and little is asked.
         """
         if self._commands.empty() and not self._found and time.monotonic() < self._tick_at:
-            return False
+            return self._over or self._set.incomplete
         return self._step()
 
     def _step(self) -> bool:
