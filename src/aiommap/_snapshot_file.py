@@ -38,8 +38,8 @@ class SnapshotFile(io.RawIOBase):
         self._reader = reader
         self._release = release
         self._position = 0
-        self.path = core.path
-        self.size = core.mapping.size
+        self.path: str = core.path
+        self.size: int = core.mapping.size
 
     @property
     def name(self) -> str:

@@ -187,15 +187,18 @@ async def account_of_sparse_stores(f, is_full):
             lambda: f.write(4 << 20, b"x"),
             lambda: f.write(4 << 20, b"x" * PAGE * 20),
             lambda: f.write_many([(0, b"fits"), (4 << 20, b"x" * PAGE)]),
+            lambda: f.write(0, b"x" * 20 * PAGE),
             lambda: f.write(0, b"still"),
         ):
-            account += [await outcome(verb), await f.read(4 << 20, 20 * PAGE)]
+            account += [await outcome(verb), await f.read(0, 20 * PAGE)]
+            account += [await f.read(4 << 20, 20 * PAGE)]
     await f.write(4 << 20, b"room again")
     await f.flush()
     return [*account, f.statistics().flush_failed, await f.read(0, 8)]
 
 
-async def test_a_sparse_store_on_a_disk_made_full_fails_like_on_a_real_one(small_disk):
+@pytest.mark.parametrize("policy", [FlushPolicy.manual(), FlushPolicy.always()], ids=repr)
+async def test_a_sparse_store_on_a_disk_made_full_fails_like_on_a_real_one(small_disk, policy):
     path = small_disk.folder / "file"
     filler = small_disk.folder / "filler"
 
@@ -207,7 +210,7 @@ async def test_a_sparse_store_on_a_disk_made_full_fails_like_on_a_real_one(small
 
     accounts = []
     for is_full in (real, full_disk):
-        async with aiommap.open(path, "x+", size=8 << 20, sparse=True) as f:
+        async with aiommap.open(path, "x+", size=8 << 20, sparse=True, flush=policy) as f:
             await f.write(0, b"safe")
             accounts.append(await account_of_sparse_stores(f, is_full))
         path.unlink()

@@ -49,6 +49,7 @@ from aiommap import (
     Subscription,
     View,
     WriteReceipt,
+    testing,
 )
 
 
@@ -317,6 +318,19 @@ def errors(bounds: OutOfBoundsError, fault: MappingFaultError, flush: FlushError
     assert_type(fault.copied, int)
     assert_type(fault.size, int | None)
     assert_type(flush.ranges, tuple[tuple[int, int], ...])
+
+
+async def injected(file: MappedFile, snapshot: Snapshot, inject: testing.InjectFault) -> None:
+    with testing.failing_flush(file, 5) as failing, testing.full_disk("folder") as full:
+        assert_type((failing, full.hits), tuple[testing.InjectedFault, int])
+    with testing.slow_disk(snapshot, seconds=1, only="read") as disk:
+        assert_type(await disk.wait_stalled(2), None)
+        disk.release(1)
+        assert_type(disk.stalled, int)
+    assert_type(inject(testing.slow_disk(file)), testing.SlowDisk)
+    assert_type(inject(testing.replaced_file(file, b"other")), None)
+    testing.slow_disk(file, only="sync")  # type: ignore[arg-type]
+    testing.failing_flush(snapshot)  # type: ignore[arg-type]
 
 
 async def refused(file: MappedFile, receipt: WriteReceipt, policy: FlushPolicy) -> None:

@@ -16,6 +16,7 @@ Invariants.
 from __future__ import annotations
 
 import errno
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -53,9 +54,9 @@ class InjectedFault:
     def _meet(self, call: Call) -> None:
         """Wait or raise before a call."""
 
-    def _room(self, offset: int, length: int) -> int:  # noqa: ARG002  for those that have less
-        """Say how many bytes of a store the disk takes."""
-        return length
+    def _has_room(self, offset: int, length: int) -> bool:  # noqa: ARG002  for those that look
+        """Tell whether the disk takes a store."""
+        return True
 
 
 class FaultyDisk:
@@ -115,16 +116,19 @@ class FaultyDisk:
         self._real.sync_range(offset, length)
 
     def write_many(self, items: list[tuple[int, memoryview]], /) -> list[tuple[int, int, int]]:
-        """Store what there is room for; what was not stored carries the errno of a full disk."""
-        self._meet("write")
-        return [self._write(offset, view) for offset, view in items]
+        """Store what there is room for; the rest carries the errno of a full disk.
 
-    def _write(self, offset: int, view: memoryview) -> tuple[int, int, int]:
-        rooms = [fault._room(offset, len(view)) for fault in tuple(self._faults)]  # noqa: SLF001
-        room = min(rooms, default=len(view))
-        ((copied, sequence, number),) = self._real.write_many([(offset, view[:room])])
-        cut = room < len(view) and copied == room
-        return copied, sequence, errno.ENOSPC if cut else number
+        Of a store that the disk has no room for, nothing is stored: the mapping, too, makes all of
+        its pages writable before it copies the first byte.
+        """
+        self._meet("write")
+        taken = [self._has_room(offset, len(view)) for offset, view in items]
+        stored = iter(self._real.write_many([*itertools.compress(items, taken)]))
+        refused = (0, self._core.mapping.sequence, errno.ENOSPC)
+        return [next(stored) if room else refused for room in taken]
+
+    def _has_room(self, offset: int, length: int) -> bool:
+        return all(fault._has_room(offset, length) for fault in tuple(self._faults))  # noqa: SLF001
 
 
 def core_of(file: MappedFile | Snapshot) -> Core:

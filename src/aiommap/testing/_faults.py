@@ -78,18 +78,18 @@ class _FullDisk(InjectedFault):
         path = os.readlink(f"/proc/self/fd/{fd}")
         return os.path.commonpath([path, self._path]) == self._path
 
-    def _room(self, offset: int, length: int) -> int:
-        """Count the bytes up to the first hole (worker thread)."""
+    def _has_room(self, offset: int, length: int) -> bool:
+        """Tell whether a store meets no hole (worker thread)."""
         core = self._core
         if core is None or not core.sparse or not length:
-            return length
+            return True
         try:
-            room = os.lseek(core.mapping.fd, offset, os.SEEK_HOLE) - offset
+            hole = os.lseek(core.mapping.fd, offset, os.SEEK_HOLE)
         except OSError:  # the file ends before; what that means is for the real call to find out
-            return length
-        if room < length:
+            return True
+        if hole < offset + length:
             self._count_hit()
-        return min(room, length)
+        return hole >= offset + length
 
 
 #: The full disks that there are. ``_opening.allocate`` is replaced while there is any.
@@ -110,8 +110,9 @@ def full_disk(target: MappedFile | str | os.PathLike[str]) -> Iterator[InjectedF
     """Let there be no free block on the disk.
 
     For an open file, ``resize`` to more than it has blocks for fails, and so does a store into a
-    hole of a file that was opened with ``sparse=True``. For a path, creating and growing files
-    there or anywhere below fails, stores into holes do not. What has its blocks works as always.
+    hole of a file that was opened with ``sparse=True``: nothing of it is stored then. For a path,
+    creating and growing files there or anywhere below fails, stores into holes do not. What has
+    its blocks works as always.
 
     A real file system also runs out of blocks for its own metadata and for copies of what is
     overwritten (copy on write), and some notice only during write-back; for that there is

@@ -39,7 +39,7 @@ class StorageBackendSuite:
         readers: how many tasks read at once in the tests of concurrency.
     """
 
-    pytestmark = pytest.mark.anyio
+    pytestmark: ClassVar[pytest.MarkDecorator] = pytest.mark.anyio
 
     content: ClassVar[bytes] = _pattern(3 * PAGE_SIZE + 5)
     readers: ClassVar[int] = 64
