@@ -26,6 +26,7 @@ QUESTIONS = (
     "watch",
     "atomics",
     "wake",
+    "growth",
 )
 
 

@@ -23,6 +23,7 @@ class Watching:
             [sys.executable, "-m", "aiommap", "watch", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            bufsize=0,  # or lines would wait where select does not see them
             **options,
         )
 

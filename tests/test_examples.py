@@ -184,9 +184,9 @@ def spans(ranges):
 class Server:
     """The service as a process of its own, its port learnt from what it prints."""
 
-    def __init__(self, path):
+    def __init__(self, path, script=SCRIPT):
         self.path = path
-        command = [sys.executable, str(SCRIPT), str(path), "--port", "0"]
+        command = [sys.executable, str(script), str(path), "--port", "0"]
         environment = {**os.environ, "PYTHONDEVMODE": "1"}  # it tells of files left open
         self.process = subprocess.Popen(
             command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment

@@ -13,12 +13,16 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "src" / "aiommap" / "_csrc"
-HARNESS = ROOT / "tests" / "native" / "guard_harness.c"
-CASES = re.findall(r'^    \{"(\w+)", \w+\},$', HARNESS.read_text(encoding="utf-8"), re.MULTILINE)
+HARNESSES = [*(ROOT / "tests" / "native").glob("*_harness.c")]
+CASES = {
+    case: harness.stem
+    for harness in HARNESSES
+    for case in re.findall(r'^    \{"(\w+)", \w+\},$', harness.read_text("utf-8"), re.MULTILINE)
+}
 FILES = sorted(path.name for pattern in ("*.c", "*.h") for path in CSRC.glob(pattern))
 
 #: These never see Python, so nothing Pythonic can happen in them.
-WITHOUT_PYTHON = ("guard.c", "pages.c", "mapping.c", "file_io.c")
+WITHOUT_PYTHON = ("guard.c", "watched.c", "growth.c", "pages.c", "mapping.c", "file_io.c")
 
 MOST_LINES = 500
 SOURCE_FOLDERS = ("src", "tests", "benchmarks", "examples")
@@ -162,7 +166,7 @@ def run(*command, **options):
 
 
 @pytest.fixture(scope="module")
-def harness(tmp_path_factory):
+def harnesses(tmp_path_factory):
     """The guard and its harness, compiled without Python under UBSan, warnings being errors."""
     compiler = shutil.which("cc")
     if compiler is None:
@@ -173,22 +177,23 @@ def harness(tmp_path_factory):
     empty = run(compiler, *undefined, "-xc", "-", "-o", folder / "empty", input="int main(){}")
     if empty.returncode:
         pytest.skip("the C compiler has no UBSan runtime")
-    sources = [f"-I{CSRC}", CSRC / "guard.c", HARNESS]
-    made = run(compiler, *strict, *undefined, *sources, "-o", folder / "guard_harness")
-    assert made.returncode == 0, made.stderr
-    return folder / "guard_harness"
+    sources = [f"-I{CSRC}", *(CSRC / f"{name}.c" for name in ("guard", "watched", "growth"))]
+    for harness in HARNESSES:
+        made = run(compiler, *strict, *undefined, *sources, harness, "-o", folder / harness.stem)
+        assert made.returncode == 0, made.stderr
+    return folder
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("foreign_")])
-def test_the_guard_by_itself(harness, tmp_path, case):
-    done = run(harness, case, tmp_path / "file")
+def test_the_guard_by_itself(harnesses, tmp_path, case):
+    done = run(harnesses / CASES[case], case, tmp_path / "file")
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.startswith("foreign_")])
-def test_a_foreign_sigbus_still_kills(harness, tmp_path, case):
-    assert run(harness, case, tmp_path / "file").returncode == -signal.SIGBUS
+def test_a_foreign_sigbus_still_kills(harnesses, tmp_path, case):
+    assert run(harnesses / CASES[case], case, tmp_path / "file").returncode == -signal.SIGBUS
 
 
-def test_the_harness_refuses_a_case_it_does_not_have(harness, tmp_path):
-    assert run(harness, "unheard_of", tmp_path / "file").returncode == 2
+def test_a_harness_refuses_a_case_it_does_not_have(harnesses, tmp_path):
+    assert run(harnesses / "guard_harness", "unheard_of", tmp_path / "file").returncode == 2

@@ -62,7 +62,8 @@ class AutoFlush:
         """Look what is due, ask for it, and set the trip of inline stores."""
         core = self._core
         idle = core.policy.passive and not self._waiting
-        if idle or not core.shared_writable or core.closing or core.failure:
+        failed = core.failure is not None or self._flusher.told
+        if idle or not core.shared_writable or core.closing or failed:
             core.mapping.set_trip(TRIP_NEVER, TRIP_NEVER, TRIP_NEVER)
             return
         since = self._dirty_since()

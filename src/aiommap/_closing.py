@@ -10,24 +10,27 @@ from ._autoflush import AutoFlush
 from ._core import Core
 from ._errors import MappedFileError
 from ._flush import Flusher
+from ._resizing import Resizer
 from ._workers import spawn, wait_or_withdraw
 
 
 class Closer:
     """Closes one file once. It runs in the background, so no cancellation can stop it half-way."""
 
-    __slots__ = ("_auto", "_core", "_done", "_error", "_flusher", "_release")
+    __slots__ = ("_auto", "_core", "_done", "_error", "_flusher", "_release", "_resizer")
 
     def __init__(
         self,
         core: Core,
         flusher: Flusher,
         auto: AutoFlush,
+        resizer: Resizer,
         release: Callable[[Core], Awaitable[None]],
     ) -> None:
         self._core = core
         self._flusher = flusher
         self._auto = auto
+        self._resizer = resizer
         self._release = release
         self._done: anyio.Event | None = None
         self._error: BaseException | None = None
@@ -75,6 +78,8 @@ class Closer:
             await self._core.wait_idle()
             if self._core.shared_writable and not self._core.undo:
                 await self._flush()
+            if not self._core.undo:
+                self._core.check_whole()
         except Exception as error:
             self._error = error
         finally:
@@ -87,5 +92,7 @@ class Closer:
 
     async def _flush(self) -> None:
         self._core.check_flushed()
+        if self._resizer.wants_trim:
+            await self._flusher.change(self._resizer.trim)
         if self._core.policy.flush_at_close and self._flusher.has_work():
             await self._flusher.flush_everything()

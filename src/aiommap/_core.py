@@ -165,6 +165,26 @@ class Core:
             raise anyio.ClosedResourceError(f"{self.path} is closed: open it again to use it")
         if self.mapping.forked:
             raise ForkedError(self.path)
+        self.check_whole()
+
+    def check_whole(self) -> None:
+        """Raise if a load or store through a view met a page that is gone."""
+        if self.mapping.first_bad is not None:
+            raise self._poisoned(0)
+
+    def damage(self, copied: int = 0) -> MappingFaultError | None:
+        """Make the error for a poisoned mapping, if it is; in any thread."""
+        return None if self.mapping.first_bad is None else self._poisoned(copied)
+
+    def _poisoned(self, copied: int) -> MappingFaultError:
+        first, number = self.mapping.first_bad or 0, self.mapping.damage_errno
+        return MappingFaultError(first, copied, None, self.path, number, poisoned=True)
+
+    def check_growable(self, operation: str) -> None:
+        """Raise unless the file can become longer."""
+        self.check_writable(operation)
+        if self.mode == "c":
+            raise AccessModeError(operation, "c", 'a private file has a fixed size: use "r+"')
 
     def check_writable(self, operation: str) -> None:
         """Raise unless stores are allowed and believed in."""
@@ -236,6 +256,9 @@ class Core:
         self, offset: int, length: int, copied: int, number: int = errno.EFAULT
     ) -> MappingFaultError:
         """Make the error for a copy of [offset, offset + length) that stopped."""
+        damage = self.damage(copied)
+        if damage is not None:
+            return damage
         size = os.fstat(self.mapping.fd).st_size
         unreachable = offset + copied
         if size < offset + length:  # a page may read as zeros beyond the end of the file
@@ -247,7 +270,8 @@ class Core:
         if number not in (0, errno.EIO, errno.EFAULT):
             return OSError(number, os.strerror(number), self.path)
         fault = self.fault(offset, length, copied, number or errno.EFAULT)
-        if self.shared_writable and (fault.size or 0) >= offset + length:
+        reached = not fault.poisoned and (fault.size or 0) >= offset + length
+        if self.shared_writable and reached:
             try:
                 # Asking for the blocks says what the store could not: ENOSPC, EDQUOT, EIO.
                 os.posix_fallocate(self.mapping.fd, offset, length)

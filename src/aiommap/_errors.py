@@ -60,14 +60,18 @@ class AlignmentError(MappedFileError, ValueError):
     Attributes:
         required: the alignment in bytes.
         offset: the offset that was asked for.
+        reason: what is at fault, where it is not the offset that was asked for.
     """
 
-    def __init__(self, required: int, offset: int) -> None:
-        super().__init__(required, offset)
+    def __init__(self, required: int, offset: int, reason: str = "") -> None:
+        super().__init__(required, offset, reason)
         self.required = required
         self.offset = offset
+        self.reason = reason
 
     def __str__(self) -> str:
+        if self.reason:
+            return self.reason
         below = self.offset - self.offset % self.required
         return (
             f"offset {self.offset} is not a multiple of {self.required}: "
@@ -131,12 +135,18 @@ class ReceiptError(MappedFileError, ValueError):
 class MappingFaultError(MappedFileError, OSError):
     """Bytes of the mapping are not there any more: the file was truncated, or the device failed.
 
+    If a verb met them, that verb failed and the file can be used on. If a load or store through a
+    view's memory met them, by NumPy or ``struct`` for instance, it read zeros, or stored what never
+    gets into the file; so the mapping is *poisoned*: every later verb, ``flush`` and ``aclose``
+    raises this error.
+
     Attributes:
         offset: first byte that could not be reached, from the start of the file.
         copied: how many bytes of the operation were done before it.
         size: the size of the file at the time, in bytes; None when it could not be read.
         path: the file.
         errno: the operating system's error number; EFAULT where it gave none.
+        poisoned: whether a load or store through a view met them, and the mapping is poisoned.
     """
 
     def __init__(
@@ -146,19 +156,29 @@ class MappingFaultError(MappedFileError, OSError):
         size: int | None = None,
         path: str = "",
         number: int = errno.EFAULT,
+        poisoned: bool = False,
     ) -> None:
         super().__init__(number, "mapped page cannot be reached", path)
         self.offset = offset
         self.copied = copied
         self.size = size
         self.path = path
+        self.poisoned = poisoned
 
     def __reduce__(self) -> tuple[object, ...]:
-        arguments = (self.offset, self.copied, self.size, self.path, self.errno)
-        return type(self), arguments, self.__dict__
+        found = (self.offset, self.copied, self.size, self.path, self.errno, self.poisoned)
+        return type(self), found, self.__dict__
 
     def __str__(self) -> str:
         head = f"{self.path or 'the mapped file'}: byte {self.offset} cannot be reached"
+        if self.poisoned:
+            full = self.errno in (errno.ENOSPC, errno.EDQUOT)
+            why = "the disk has no room for" if full else "the file lost"
+            return (
+                f"{head}: a load or store through a view met a page that {why}, and found zeros "
+                "there instead; what was read or stored through views since then cannot be "
+                "trusted: reopen the file and check it"
+            )
         tail = f" ({self.copied} bytes were copied before it)"
         if self.size is not None and self.size <= self.offset:
             return (

@@ -9,7 +9,6 @@ import operator
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, NoReturn, Self, SupportsIndex, cast, overload
 
 import anyio
@@ -17,8 +16,8 @@ import anyio
 from . import _chunks
 from ._autoflush import AutoFlush
 from ._closing import Closer
-from ._core import Core, byte_count
-from ._errors import AccessModeError, FlushError, ReceiptError, UnsupportedError
+from ._core import Core
+from ._errors import FlushError, ReceiptError, UnsupportedError
 from ._file_locks import FileLocks
 from ._flush import Flusher, Request
 from ._listeners import Listeners, Subscription
@@ -34,6 +33,7 @@ from ._receipt import WriteReceipt
 from ._reopening import Retired, Surroundings
 from ._resizing import Resizer
 from ._shared_verbs import SharedVerbs
+from ._size_verbs import SizedVerbs
 from ._statistics import Distribution, FileStatistics, oldest_dirty_seconds, oldest_leases
 from ._view import View
 from ._watch_verbs import FileWatch, WatchedVerbs
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from ._typing import Buffer
 
 
-class MappedFile(RangedVerbs, PagedVerbs, SharedVerbs, WatchedVerbs):
+class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs):
     """A memory-mapped file whose verbs never stall the event loop; made by ``aiommap.open``.
 
     Verbs that find their data in memory answer on the loop thread, within a microsecond or so, and
@@ -115,8 +115,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SharedVerbs, WatchedVerbs):
             await release(core)
 
         self._leave = leave
-
-        self._closer = Closer(core, self._flusher, self._auto, let_go)
+        self._closer = Closer(core, self._flusher, self._auto, self._resizer, let_go)
         core.mapping.attach(self._flusher, WriteReceipt)
 
     async def _prepare(self, options: OpenOptions) -> None:
@@ -339,57 +338,37 @@ class MappedFile(RangedVerbs, PagedVerbs, SharedVerbs, WatchedVerbs):
         if self._core.shared_writable:
             await receipt.wait_durable()
 
-    async def resize(self, new_size: SupportsIndex) -> None:
-        """Change the size of the file.
-
-        Up to ``capacity`` nothing moves. Beyond it the file is mapped anew, and views made before
-        keep the old mapping of the same bytes. Views of a part that is cut off read zeros there.
-
-        Raises:
-            AccessModeError: in modes "r" and "c".
-            ValueError: if the size is negative, or more than a process can map.
-            FlushError: if a flush failed earlier.
-            OSError: ENOSPC if the disk is full; the file then has its old size.
-        Cancellation: one that has begun is waited out.
-        Durability: visible; the size is durable with the next ``flush``, of whatever range.
-        """
-        self._core.check_writable("resize")
-        if self._core.mode == "c":
-            raise AccessModeError("resize", "c", 'a private file has a fixed size: use "r+"')
-        size = byte_count(new_size, "new_size")
-        await self._change(partial(self._resizer.resize, size))
-
-    async def punch_hole(self, offset: SupportsIndex, length: SupportsIndex) -> None:
-        """Give the blocks of a range back to the file system; the bytes then read as zeros.
-
-        Raises:
-            AccessModeError: in modes "r" and "c".
-            OutOfBoundsError: if the range leaves the file.
-            UnsupportedError: if the file system has no holes.
-        Cancellation: one that has begun is waited out.
-        Durability: visible; durable with the next ``flush``, of whatever range.
-        Source: fallocate(2) with FALLOC_FL_PUNCH_HOLE.
-        """
-        self._core.check_writable("punch a hole in")
-        if self._core.mode == "c":
-            raise AccessModeError("punch a hole in", "c", 'private changes are not files: use "r+"')
-        start, count = check_range(offset, length, self.size)
-        await self._change(partial(self._resizer.punch_hole, start, count))
-
-    async def _change(self, act: Callable[[], None]) -> None:
-        """Change the file after the writes submitted so far."""
-        with self._core.activity():
-            await self._core.settle()
-            await self._flusher.change(act)
-
-    def view(self, offset: SupportsIndex = 0, length: SupportsIndex | None = None) -> View:
+    def view(
+        self,
+        offset: SupportsIndex = 0,
+        length: SupportsIndex | None = None,
+        *,
+        growable: bool = False,
+    ) -> View:
         """Make a view: a range with verbs of its own and, as ``memory``, its bytes uncopied.
 
+        A growable view reaches up to ``capacity``. Touching its ``memory`` beyond the end of the
+        file makes the file longer, by as much again as it has, at least 64 KiB and at most 256 KiB
+        (64 MiB if sparse); ``size`` follows. ``aclose`` cuts off what was not used: bytes are used
+        up to the last size that ``resize`` or ``ensure`` set, or verb wrote, and beyond that up to
+        the end of the last page that is not all zeros. So ``resize`` to the exact length before
+        closing.
+
+        Args:
+            growable: let stores make the file longer; see also ``ensure``.
         Raises:
-            OutOfBoundsError: if the range leaves the file.
+            OutOfBoundsError: if the range leaves the file, or the capacity if growable.
+            AccessModeError: if growable in modes "r" and "c".
+            AlignmentError: if growable, and the file does not end at a page boundary: ``ensure``
+                makes it do so.
         """
         self._core.check_usable()
-        return View(self, self._core, *check_tail(offset, length, self.size))
+        if not growable:
+            return View(self, self._core, *check_tail(offset, length, self.size))
+        self._core.check_growable("grow")
+        start, count = check_tail(offset, length, self.capacity)
+        self._resizer.check_whole_pages()
+        return View(self, self._core, start, count, growable=True)
 
     def carve(self, parts: Mapping[Name, tuple[SupportsIndex, SupportsIndex]]) -> dict[Name, View]:
         """Make named views of disjoint parts of the file, all of them or none.
@@ -442,7 +421,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SharedVerbs, WatchedVerbs):
             flushed_bytes=flusher.flushed_bytes,
             flush_group=Distribution.of(flusher.groups),
             flush_seconds=Distribution.of(flusher.seconds),
-            faults=mapping.faults,
+            faults=mapping.faults + mapping.foreign_faults,
             huge_page_bytes=self._core.huge_page_bytes,
             leases=mapping.lease_count,
             leased=oldest_leases(mapping.leases),
@@ -457,6 +436,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SharedVerbs, WatchedVerbs):
 
         Raises:
             FlushError: if the flush fails, or an earlier one did.
+            MappingFaultError: if a load or store through a view met a page that the file lost.
         Cancellation: waited out; the file is closed before the cancellation is delivered.
         Durability: as ``flush``, or none under ``FlushPolicy.never()``.
         """

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from ._core import Core, Identity
-from ._errors import AccessModeError, FlushError
+from ._errors import AccessModeError, FlushError, MappingFaultError
 from ._histogram import Histogram
 from ._lane import Lane
 from ._listeners import Listeners
@@ -95,23 +95,24 @@ class Flusher:
     __slots__ = (
         "_core",
         "_lane",
-        "_told",
         "after_batch",
         "failed",
         "flushed_bytes",
         "groups",
         "ledger",
         "seconds",
+        "told",
     )
 
     def __init__(self, core: Core, failed: Listeners[FlushError]) -> None:
         self._core = core
         self._lane: Lane[Request | Change, None] = Lane(core.workers, self._begin)
-        self._told = False
+        #: A failure was told to whoever listens; nothing is flushed any more.
+        self.told = False
         self.ledger = FlushLedger(core.policy)
         #: Told on the loop after every batch.
         self.after_batch: Callable[[], None] = core.dirtied
-        #: Told on the loop of the failure that latches.
+        #: Told on the loop of the failure that latches, or of a poisoned mapping.
         self.failed = failed
         # Kept by the flush worker, one at a time.
         self.flushed_bytes = 0
@@ -166,12 +167,14 @@ class Flusher:
     def has_work(self) -> bool:
         """Tell whether a flush would do anything."""
         core = self._core
+        if core.mapping.take_growth():  # by stores beyond the end, through a growable view
+            core.size_changed = core.resized = True
         return core.size_changed or core.created or core.mapping.dirty_bytes() > 0
 
     def _begin(self, items: list[Request | Change], done: Done) -> None:
         core = self._core
         idle = not self.has_work() and not any(_acts(item) for item in items)
-        if idle or core.failure is not None:
+        if idle or self._failure() is not None:
             self._ended(items, done, None, None)
         else:
             workers = core.workers
@@ -186,24 +189,33 @@ class Flusher:
         _: None,
         error: BaseException | None,
     ) -> None:
-        told_before = self._told
         failure = error or self._failure()
         for item in items:
             if failure is None and isinstance(item, Request) and item.receipt is not None:
                 item.receipt._settled = True  # noqa: SLF001  the two are one mechanism
-        if self._core.failure is not None and not told_before:
-            self._told = True
-            FLUSHES.error("%s", self._core.failure)
-            self.failed.tell(self._core.failure)
+        self._tell()
         self.after_batch()
         done([_take_error(item) or failure for item in items])
 
-    def _failure(self) -> FlushError | None:
+    def _failure(self) -> FlushError | MappingFaultError | None:
         try:
+            self._core.check_whole()
             self._core.check_flushed()
-        except FlushError as error:
+        except (FlushError, MappingFaultError) as error:
             return error
         return None
+
+    def _tell(self) -> None:
+        """Tell whoever listens, once, that flushes fail from now on."""
+        core = self._core
+        failure, damage = core.failure, core.damage()
+        if failure is None and damage is not None:
+            ranges = tuple(core.mapping.dirty_runs())
+            failure = FlushError(core.path, str(damage), ranges, damage.errno or errno.EFAULT)
+        if failure is not None and not self.told:
+            self.told = True
+            FLUSHES.error("%s", failure)
+            self.failed.tell(failure)
 
     # Worker threads only, from here on; one batch is in flight at a time.
 
@@ -241,6 +253,8 @@ class Flusher:
             self._write_out(hulls, everything=not outside)
         except BaseException as error:
             mapping.flush_end(runs)
+            if isinstance(error, MappingFaultError):
+                return  # poisoned: every verb says so, until the file is reopened
             self._latch(error)
             if not isinstance(error, OSError):
                 raise
@@ -298,6 +312,7 @@ class Flusher:
     def _verify(self, end: int) -> None:
         """Check that what was flushed is still part of the file at the path (I4)."""
         core = self._core
+        core.check_whole()
         size = os.fstat(core.mapping.fd).st_size
         if size < end:
             raise OSError(

@@ -16,7 +16,7 @@ import anyio.lowlevel
 from ._following import Follower
 from ._hub import Hub, Opening
 from ._listeners import Listeners
-from ._logs import WATCHING
+from ._logs import FOLLOWING
 from ._opening import OpenOptions
 from ._policy import FlushPolicy
 from ._snapshot import Snapshot
@@ -123,8 +123,9 @@ class Generations:
         return self
 
     async def __anext__(self) -> Snapshot:
-        await anyio.lowlevel.checkpoint()
         follower = self._follower
+        follower.check_process()
+        await anyio.lowlevel.checkpoint()
         while not follower.over and follower.number == self._seen:
             await follower.moved()
         if follower.over:
@@ -210,4 +211,4 @@ def follow(
 
 
 def _log_failure(path: str, error: Exception) -> None:
-    WATCHING.error("following %s met what it cannot serve: %s", path, error, exc_info=error)
+    FOLLOWING.error("following %s met what it cannot serve: %s", path, error, exc_info=error)

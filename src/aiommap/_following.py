@@ -16,19 +16,20 @@ the file in the background. Leases that readers must take would have to be taken
 the snapshot, and the one that forgets reads from a closed file on the day of a swap.
 
 Invariants.
-  L1  ``current`` is always a generation that was found good; it is replaced in one step on the
+  V1  ``current`` is always a generation that was found good; it is replaced in one step on the
       loop thread, so whoever asks gets the old one or the new one, open.
-  L2  A generation is not closed while it is referred to, unless the follower or the hub is.
+  V2  A generation is not closed while it is referred to, unless the follower or the hub is.
       Nothing in here refers to one but ``_current`` and ``_candidate``.
-  L3  What is overtaken is never put in service, and its failure is nobody's concern; but after
+  V3  What is overtaken is never put in service, and its failure is nobody's concern; but after
       ``MOST_OVERTAKEN`` trials in a row the next one counts all the same, or a path that is
       replaced faster than files can be tried would be served from its first file for ever.
-  L4  If the path stops changing, what it names is tried last; found good, it is ``current``.
-  L5  A failed trial changes nothing but that it is reported.
+  V4  If the path stops changing, what it names is tried last; found good, it is ``current``.
+  V5  A failed trial changes nothing but that it is reported.
 """
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Awaitable, Callable
 
@@ -36,11 +37,11 @@ import anyio
 import anyio.lowlevel
 
 from ._change import FileState
-from ._errors import StaleSnapshotError
+from ._errors import ForkedError, StaleSnapshotError
 from ._file import MappedFile
 from ._hub import Hub
 from ._listeners import Listeners
-from ._logs import WATCHING
+from ._logs import FOLLOWING
 from ._opening import OpenOptions
 from ._snapshot import Snapshot
 from ._workers import spawn_foreign
@@ -131,6 +132,7 @@ class Follower:
         validate: Validate | None,
         failed: Listeners[Exception],
     ) -> None:
+        self._pid = os.getpid()
         self._hub = hub
         self._options = options
         self._prewarm = prewarm
@@ -163,7 +165,7 @@ class Follower:
 
     @property
     def current(self) -> Snapshot:
-        """The generation in service (L1)."""
+        """The generation in service (V1)."""
         if self.over or self._current is None:
             raise anyio.ClosedResourceError(f"{self.path} is not followed any more: follow it anew")
         return self._current
@@ -196,8 +198,17 @@ class Follower:
         """Wait until there is another generation, or there will be none."""
         await self._moved.wait()
 
+    def check_process(self) -> None:
+        """Raise in a forked child, where nothing is listened to (I10)."""
+        if self._pid != os.getpid():
+            raise ForkedError(self.path)
+
     async def aclose(self) -> None:
         """End following, and close every generation that nobody holds, then the others."""
+        if self._pid != os.getpid():
+            for file in self._files:
+                await file.aclose()
+            return
         self._changes.close()
         self._end()
         self._running.cancel()
@@ -219,7 +230,7 @@ class Follower:
                     await self._listen()
                     group.cancel_scope.cancel()
         except Exception:
-            WATCHING.exception("following %s met an error and has ended", self.path)
+            FOLLOWING.exception("following %s met an error and has ended", self.path)
         finally:
             self._changes.close()
             self._end()
@@ -307,6 +318,9 @@ class Follower:
             return
         self._current = generation
         self.number += 1
+        FOLLOWING.info(
+            "%s: generation %d is in service: %d bytes", self.path, self.number, generation.size
+        )
         moved, self._moved = self._moved, anyio.Event()
         moved.set()
 

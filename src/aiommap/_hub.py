@@ -26,7 +26,7 @@ from ._lane import Lane, batches
 from ._logs import FILES
 from ._native import Mapping
 from ._observing import observed
-from ._opening import Opened, OpenOptions, open_mapping, reopening
+from ._opening import Opened, OpenOptions, open_mapping, reopening, warn_if_unguarded
 from ._own_changes import OwnChanges
 from ._policy import FlushPolicy
 from ._reopening import Surroundings
@@ -127,6 +127,7 @@ class Hub:
         huge_pages: bool = False,
     ) -> Opening[MappedFile]:
         """Open a file in this hub; arguments and errors as for ``aiommap.open``."""
+        warn_if_unguarded()
         options = OpenOptions.check(
             path,
             mode,

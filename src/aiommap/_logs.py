@@ -8,8 +8,10 @@ import logging
 FILES = logging.getLogger("aiommap.files")
 #: The flush failure that latches, ERROR.
 FLUSHES = logging.getLogger("aiommap.flushes")
-#: Changes of files: what cannot be watched, what cannot be served, WARNING and ERROR.
+#: What keeps files from being watched, WARNING and ERROR.
 WATCHING = logging.getLogger("aiommap.watching")
+#: New generations of followed paths, INFO; what could not be served, ERROR with its traceback.
+FOLLOWING = logging.getLogger("aiommap.following")
 #: What an application's callback or observer raised, ERROR with its traceback.
 CALLBACKS = logging.getLogger("aiommap.callbacks")
 

@@ -35,6 +35,9 @@ def filesystem_type(fd: int, /) -> int:
 def read_file(fd: int, offset: int, length: int, /) -> bytes:
     """Read a descriptor without any mapping; shorter than ``length`` only at the end (waits)."""
 
+def sigbus_blocked() -> bool:
+    """Tell whether this thread blocks SIGBUS: then the kernel kills it for a fault of its own."""
+
 def slice_spent() -> bool:
     """Tell whether this thread has to give way before the next inline verb."""
 
@@ -49,7 +52,8 @@ class Mapping:
     """One open file, mapped. Owns the descriptor from the moment the constructor returns."""
 
     fd: int  # -1 once closed
-    size: int
+    floor: int  # settable: bytes that were asked for, or written by a verb
+    growable_leases: int
     closed: bool
     nowait: bool  # reads through the descriptor can be tried without waiting
     residency_visible: bool
@@ -78,8 +82,16 @@ class Mapping:
         nowait: bool,
         in_memory: bool,
         residency_visible: bool,
+        sparse: bool = False,
     ) -> Self:
-        """Map max(size, capacity) bytes, rounded up to pages; nothing at all for 0 bytes."""
+        """Map max(size, capacity) bytes, rounded up to pages; nothing at all for 0 bytes.
+
+        If sparse, stores that make the file longer reserve no blocks.
+        """
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file that verbs may address, with all growth so far."""
 
     @property
     def capacity(self) -> int: ...
@@ -87,6 +99,17 @@ class Mapping:
     def address(self) -> int: ...
     @property
     def forked(self) -> bool: ...
+    @property
+    def first_bad(self) -> int | None:
+        """Offset of the page that a foreign load or store could not reach first, or None.
+
+        A page of zeros was laid there, so from then on inline verbs answer None and copies count 0.
+        """
+
+    @property
+    def damage_errno(self) -> int: ...
+    @property
+    def foreign_faults(self) -> int: ...
     @property
     def leases(self) -> list[tuple[int, int, str | None]]:
         """Offset, end and place of the live leases, newest first."""
@@ -211,6 +234,30 @@ class Mapping:
 
     def unfence(self, offset: int, end: int, /) -> None:
         """Put the file back behind the pages of [offset, end), which it must reach."""
+
+    # Growing by stores beyond the end.
+    @property
+    def file_end(self) -> int:
+        """Where the file was made to end: at ``size``, or at a page boundary behind it."""
+
+    @property
+    def reserved_end(self) -> int:
+        """Up to where stores have reserved blocks; may lie behind ``file_end``."""
+
+    def lease_growable(self, offset: int, length: int, place: str | None = None, /) -> Lease:
+        """Export a range within the capacity; stores beyond file_end, whole pages, move that."""
+
+    def truncate(self, length: int, /) -> None:
+        """ftruncate(2), and to whole pages behind that while there are growable leases."""
+
+    def extend(self, end: int, /) -> None:
+        """ftruncate(2), unless the file is that long."""
+
+    def take_growth(self) -> bool:
+        """Tell whether stores have made the file longer since this was asked last."""
+
+    def stop_growth(self) -> None:
+        """From now on what lies beyond the end reads as zeros, and stores there are lost."""
 
 @final
 class Lease:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -12,7 +13,7 @@ from ._advice import Advice
 from ._change import FileState
 from ._core import Identity, byte_count
 from ._errors import UnsupportedError
-from ._native import Mapping, filesystem_type
+from ._native import Mapping, filesystem_type, sigbus_blocked
 from ._policy import FlushPolicy
 
 #: statfs(2) numbers of file systems whose files are memory: tmpfs, ramfs.
@@ -20,6 +21,8 @@ _IN_MEMORY = frozenset({0x01021994, 0x858458F6})
 
 #: Linux 5.9 and 5.10 return short NOWAIT reads of cached data (tokio-rs/tokio#3803).
 _BROKEN_NOWAIT = ((5, 9), (5, 10))
+
+_warned = False
 
 _KINDS: tuple[tuple[Callable[[int], bool], str, int], ...] = (
     (stat.S_ISDIR, "a directory", errno.EISDIR),
@@ -51,6 +54,21 @@ MODES = {
         Mode("c", os.O_RDONLY, writable=True, private=True),
     )
 }
+
+
+def warn_if_unguarded() -> None:
+    """Warn, once a process, if foreign loads and stores of this thread could not be survived."""
+    global _warned
+    if _warned or not sigbus_blocked():
+        return
+    _warned = True
+    warnings.warn(
+        "SIGBUS is blocked in the thread that opens the file, so a load or store through a view "
+        "kills the process if the file loses the page; verbs are safe. Unblock it with "
+        "signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGBUS})",
+        RuntimeWarning,
+        stacklevel=4,
+    )
 
 
 def check_policy(policy: object) -> FlushPolicy:
@@ -241,6 +259,7 @@ def _map(fd: int, found: os.stat_result, options: OpenOptions) -> Mapping:
         nowait_works(os.uname()),
         filesystem_type(fd) in _IN_MEMORY,
         _sees_residency(found, options),
+        options.sparse,
     )
 
 

@@ -5,9 +5,9 @@ old core is *retired*: verbs that had begun finish on it, then its mapping is gi
 views made before keeps its pages (I7).
 
 Invariants.
-  M1  What was written and is not known to be durable is never left behind unless that was asked
+  Q1  What was written and is not known to be durable is never left behind unless that was asked
       for: an orphan that is dirty stays (I4).
-  M2  Between the last look for such writes and the step to the new core, no other task runs.
+  Q2  Between the last look for such writes and the step to the new core, no other task runs.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Surroundings:
 
 
 async def bring_home(core: Core, flusher: Flusher) -> None:
-    """Flush until nothing is left to lose (M1); returns without giving way after the last look."""
+    """Flush until nothing is left to lose (Q1); returns without giving way after the last look."""
     if not core.shared_writable:
         return
     core.check_flushed()

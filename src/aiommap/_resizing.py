@@ -7,11 +7,14 @@ import os
 from contextlib import nullcontext
 
 from ._core import Core
-from ._errors import UnsupportedError
+from ._errors import AlignmentError, UnsupportedError
 from ._native import PAGE_SIZE
 from ._opening import reserve
 from ._paging import Pager
 from ._ranges import align_up
+
+#: Unused room is looked through in pieces of so many bytes.
+TRIM_BYTES = 1 << 20
 
 
 class Resizer:
@@ -30,31 +33,31 @@ class Resizer:
 
     def resize(self, size: int) -> None:
         """Make the file ``size`` bytes long; on failure it has its old size."""
-        core = self._core
-        old = core.mapping.size
+        core, mapping = self._core, self._core.mapping
+        old = mapping.size
         try:
             if size > old:
                 self._grow(old, size)
-            elif size < old:
-                self._shrink(old, size)
+            elif size < max(old, mapping.file_end, mapping.reserved_end):
+                self._shrink(old, size)  # also what was stored, or reserved, behind the size
         except OSError as error:
             if error.filename is None:
                 error.filename = core.path
             raise
         core.size_changed = core.resized = True
 
-    def _grow(self, old: int, size: int) -> None:
+    def _grow(self, old: int, size: int, *, whole_pages: bool = False) -> None:
         mapping = self._core.mapping
         actual = os.fstat(mapping.fd).st_size
+        end = align_up(size, PAGE_SIZE) if whole_pages or mapping.growable_leases else size
         if not self._core.sparse:
-            reserve(mapping.fd, old, size - old, actual)
-        elif actual < size:
-            os.ftruncate(mapping.fd, size)
+            reserve(mapping.fd, old, end - old, actual)
+        mapping.extend(end)
         try:
             self._address(old, size)
         except BaseException:
             mapping.set_size(old)
-            os.ftruncate(mapping.fd, actual)
+            mapping.truncate(actual)
             raise
 
     def follow(self, size: int) -> None:
@@ -89,11 +92,77 @@ class Resizer:
         try:
             mapping.fence(tail)
             self.fenced = True
-            os.ftruncate(mapping.fd, size)
+            mapping.truncate(size)
         except OSError:
             mapping.unfence(tail, align_up(old, PAGE_SIZE))
             mapping.set_size(old)
             raise
+        mapping.set_size(size)  # again: a store may have made it longer just before
+
+    def ensure(self, size: int) -> None:
+        """Make the file at least ``size`` bytes long, and end it at a page boundary."""
+        core, mapping = self._core, self._core.mapping
+        old, floor = mapping.size, mapping.floor
+        try:
+            self._grow(old, max(old, size), whole_pages=True)
+        except OSError as error:
+            if error.filename is None:
+                error.filename = core.path
+            raise
+        mapping.floor = max(floor, size)  # what stores brought about is not asked for by this
+        core.size_changed = core.resized = True
+
+    def check_whole_pages(self) -> None:
+        """Raise unless the file ends at a page boundary; on the loop thread.
+
+        A store into the rest of its last page would fault nowhere, and never get into the file.
+        """
+        end = self._core.mapping.file_end
+        if end % PAGE_SIZE:
+            reason = (
+                f"{self._core.path} ends at byte {end}, and a file can only grow from a page "
+                f"boundary: call ensure({end}) first"
+            )
+            raise AlignmentError(PAGE_SIZE, end, reason)
+
+    @property
+    def wants_trim(self) -> bool:
+        """Whether the file may be longer than what is used of it."""
+        mapping = self._core.mapping
+        longest = max(mapping.size, mapping.file_end, mapping.reserved_end)
+        return longest > mapping.floor
+
+    def trim(self) -> None:
+        """Cut the file to its used length, and let it grow no more."""
+        core, mapping = self._core, self._core.mapping
+        mapping.stop_growth()
+        end = mapping.file_end
+        if os.fstat(mapping.fd).st_size != end:  # somebody else made it longer, or shorter
+            return
+        used = self._used(mapping.floor, end)
+        if used < end:
+            self._shrink(end, used)
+        else:
+            mapping.truncate(end)  # of the same length: gives blocks behind it back
+            mapping.set_size(end)
+        core.size_changed = core.resized = True
+
+    def _used(self, floor: int, end: int) -> int:
+        """Find the end of the last page behind ``floor`` that holds anything but zeros."""
+        fd = self._core.mapping.fd
+        while end > floor:
+            start = max(floor, end - TRIM_BYTES)
+            try:
+                data = os.lseek(fd, start, os.SEEK_DATA) < end
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                data = False  # a hole up to the end of the file
+            kept = os.pread(fd, end - start, start).rstrip(b"\0") if data else b""
+            if kept:
+                return min(end, align_up(start + len(kept), PAGE_SIZE))
+            end = start
+        return floor
 
     def punch_hole(self, offset: int, length: int) -> None:
         """Deallocate the blocks of a range."""

@@ -140,7 +140,7 @@ class Snapshot:
         self._core.check_usable()
         start, count = check_tail(offset, length, self._size)
         # Kept by its views: a snapshot that is followed is closed when it is garbage.
-        return View(self._file, self._core, start, count, self)
+        return View(self._file, self._core, start, count, keeps=self)
 
     async def verify(self) -> None:
         """Raise if the file was changed in place since it was opened.

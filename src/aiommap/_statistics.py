@@ -71,7 +71,7 @@ class FileStatistics:
         flushed_bytes: bytes in the dirty pages that they wrote.
         flush_group: how many requests each of them answered.
         flush_seconds: how long each of them took, in seconds.
-        faults: copies that met a page that could not be reached.
+        faults: how often a page could not be reached, in a copy or through a view.
         huge_page_bytes: what ``huge_page_bytes()`` last found, or opening with ``huge_pages=True``;
             None if neither has counted.
         leases: views that still pin the mapping.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -64,6 +65,8 @@ class _Worker:
         self._jobs.put(job)
 
     def _run(self) -> None:
+        # A thread inherits the mask of who started it; one that blocks SIGBUS dies of a fault.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGBUS})
         while True:
             try:
                 job = self._jobs.get(timeout=IDLE_SECONDS)

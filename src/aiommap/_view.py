@@ -60,6 +60,7 @@ class View(WordVerbs):
         "__weakref__",
         "_core",
         "_file",
+        "_growable",
         "_keeps",
         "_lease",
         "_length",
@@ -68,13 +69,21 @@ class View(WordVerbs):
     )
 
     def __init__(
-        self, file: Verbs, core: Core, offset: int, length: int, keeps: object = None
+        self,
+        file: Verbs,
+        core: Core,
+        offset: int,
+        length: int,
+        *,
+        growable: bool = False,
+        keeps: object = None,
     ) -> None:
         self._file = file
         self._core = core
         self._offset = offset
         self._length = length
-        self._lease: Lease | None = core.mapping.lease(offset, length, False, caller_outside())
+        self._growable = growable
+        self._lease: Lease | None = self._pin(writable=growable)
         self._memory: memoryview | None = None
         #: What has to live for as long as somebody may use the view.
         self._keeps = keeps
@@ -98,10 +107,12 @@ class View(WordVerbs):
 
         Read-only in mode "r", and also if it is first asked for after the file was closed. While
         it is writable its range counts as dirty. Touching a page that is not in memory blocks the
-        calling thread, and touching one whose bytes the file has lost raises SIGBUS: prewarm
-        first, and see docs/safety. No verb of the file needs it.
+        calling thread: prewarm first. Touching one whose bytes the file has lost reads zeros, or
+        stores nothing, and poisons the file: every later verb raises. See docs/safety. No verb of
+        the file needs it.
 
         Raises:
+            MappingFaultError: if the file is poisoned already.
             anyio.ClosedResourceError: if the view was released.
             OutOfBoundsError: if the file was resized to end before the view does.
             ForkedError: if the file was opened by another process.
@@ -110,14 +121,20 @@ class View(WordVerbs):
             lease = self._pinned()
             if self._core.mapping.forked:
                 raise ForkedError(self._core.path)
+            self._core.check_whole()
             if self._core.mode != "r" and not self._core.mapping.closed:
-                check_range(self._offset, self._length, self._core.mapping.size)
-                place = caller_outside()
-                lease = self._core.mapping.lease(self._offset, self._length, True, place)
+                lease = self._pin(writable=True)
             self._lease = lease
             self._memory = memoryview(lease)
             self._core.dirtied()
         return self._memory
+
+    def _pin(self, *, writable: bool) -> Lease:
+        mapping = self._core.mapping
+        if self._growable:
+            return mapping.lease_growable(self._offset, self._length, caller_outside())
+        check_range(self._offset, self._length, mapping.size)
+        return mapping.lease(self._offset, self._length, writable, caller_outside())
 
     def release(self) -> None:
         """Let go of the pages; what was made from ``memory`` keeps them until it is gone too."""
@@ -146,7 +163,10 @@ class View(WordVerbs):
         self._pinned()
         self._core.check_usable()
         start, count = check_tail(offset, length, self._length)
-        return View(self._file, self._core, self._offset + start, count, self._keeps)
+        start += self._offset
+        return View(
+            self._file, self._core, start, count, growable=self._growable, keeps=self._keeps
+        )
 
     def split_at(self, position: SupportsIndex) -> tuple[View, View]:
         """Replace this view by two that meet at a position and cover the same bytes.

@@ -212,7 +212,7 @@ class WatchedVerbs:
             with anyio.CancelScope(shield=True):
                 await self._hub.release(new)
             raise
-        # M2: no waiting from here on.
+        # Q2: no waiting from here on.
         self._auto.stop()
         self._hub.move(old, new)
         leave = self._leave

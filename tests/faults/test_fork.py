@@ -17,14 +17,20 @@ VERBS = {
     "MappedFile": {
         "advise": "f.advise(aiommap.Advice.NORMAL)",
         "allocator": "f.allocator(0, end=100)",
+        "atomic_u32": "f.atomic_u32(0)",
+        "atomic_u32_array": "f.atomic_u32_array(0, 1)",
+        "atomic_u64": "f.atomic_u64(0)",
+        "atomic_u64_array": "f.atomic_u64_array(0, 1)",
         "carve": "f.carve({'a': (0, 1)})",
         "chunks": "f.chunks(100)",
+        "ensure": "f.ensure(100)",
+        "file_lock": "f.file_lock(0, 1)",
         "flush": "f.flush()",
         "flush_range": "f.flush_range(0, 100)",
         "huge_page_bytes": "f.huge_page_bytes()",
         "locked": "f.locked()",
-        "pages": "f.pages()",
         "on_change": "f.on_change(print)",
+        "pages": "f.pages()",
         "prewarm": "f.prewarm()",
         "punch_hole": "f.punch_hole(0, 100)",
         "read": "f.read(0, 1)",
@@ -46,6 +52,10 @@ VERBS = {
     "View": {
         "advise": "view.advise(aiommap.Advice.NORMAL)",
         "array": "view.array('<u1')",
+        "atomic_u32": "view.atomic_u32(0)",
+        "atomic_u32_array": "view.atomic_u32_array(0, 1)",
+        "atomic_u64": "view.atomic_u64(0)",
+        "atomic_u64_array": "view.atomic_u64_array(0, 1)",
         "carve": "view.carve({'a': (0, 1)})",
         "flush": "view.flush()",
         "memory": "view.memory",
@@ -82,7 +92,12 @@ VERBS = {
     "FileBackend": {"read_exact": "backend.read_exact(0, 1)"},
 }
 #: What goes on from what the parent began.
-BEGUN = {"an iteration": "anext(iteration)", "the setter of": "setattr(f, 'flush_policy', policy)"}
+BEGUN = {
+    "an iteration": "anext(iteration)",
+    "generations": "anext(generations)",
+    "the snapshot in service": "live.current.read_exact(0, 1)",
+    "the setter of": "setattr(f, 'flush_policy', policy)",
+}
 
 #: What is no use of the file: it answers, and harms nobody.
 HARMLESS = {
@@ -94,7 +109,7 @@ HARMLESS = {
     # Closing comes last, and twice.
     "closing": {
         name: "closing(aclose)".replace("aclose", f"{name}.aclose")
-        for name in ("f", "mapped", "snapshot", "backend", "hub")
+        for name in ("live", "f", "mapped", "snapshot", "backend", "hub")
     },
 }
 CLOSES = {cls: {"aclose"} for cls in ("MappedFile", "Snapshot", "MappedBackend", "FileBackend")}
@@ -127,8 +142,10 @@ async def closing(aclose):
 async def prepare(hub, f):
     allocator = f.allocator(0, end=4096)
     snapshot = await aiommap.Snapshot.open(path, hub=hub)
+    live = await aiommap.follow(path, hub=hub)
     names = dict(
-        hub=hub, f=f, view=f.view(), f_view=f.view(), allocator=allocator, nothing=(None,) * 3,
+        live=live, generations=aiter(live), hub=hub, f=f, view=f.view(), f_view=f.view(),
+        allocator=allocator, nothing=(None,) * 3,
         allocated=allocator.allocate(10), receipt=await f.write(0, b"parent"),
         snapshot=snapshot, mapped=aiommap.MappedBackend(snapshot), locked=f.locked(0, 100),
         backend=await aiommap.FileBackend.open(path, hub=hub), iteration=f.chunks(100),
@@ -233,6 +250,7 @@ async def main():
     kept.append(await aiommap.open(sys.argv[1], "r+"))
     kept.append(await aiommap.Snapshot.open(sys.argv[1]))
     kept.append(await aiommap.FileBackend.open(sys.argv[1]))
+    kept.append(await aiommap.follow(sys.argv[1]))
     await kept[0].write(0, b"parent")
 
 anyio.run(main)

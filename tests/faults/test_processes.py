@@ -47,7 +47,8 @@ anyio.run(main, backend=backend)
 """
 
 BLOCKED = """
-import os, signal, sys, anyio, aiommap
+import os, signal, sys, warnings, anyio, aiommap
+warnings.simplefilter("ignore", RuntimeWarning)  # open() says that loads through views are not safe
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGBUS})
 path = sys.argv[1]
 PAGE = aiommap.PAGE_SIZE

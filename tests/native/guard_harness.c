@@ -1,53 +1,7 @@
-/* guard_harness.c: one case of the SIGBUS guard per run, without Python.
- *
- * Usage: guard_harness CASE FILE. FILE is made anew with four pages. A case that holds exits 0; one
- * that does not prints the broken expectation and exits 1. The foreign_* cases die of SIGBUS.
- */
+/* guard_harness.c: cases of the SIGBUS guard, see harness.h. */
+#include "harness.h"
+
 #include "atomics.h"
-#include "guard.h"
-
-#include <fcntl.h>
-#include <pthread.h>
-#include <signal.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
-#define PAGES 4
-
-#define EXPECT(condition)                                                                         \
-    do {                                                                                          \
-        if (!(condition)) {                                                                       \
-            fprintf(stderr, "line %d: expected %s\n", __LINE__, #condition);                      \
-            exit(1);                                                                              \
-        }                                                                                         \
-    } while (0)
-
-static size_t page;
-static char *mapped;   /* PAGES pages of the file */
-static int file;
-static char *plain;    /* as many bytes of ordinary memory */
-
-static void set_up(const char *path)
-{
-    page = (size_t)sysconf(_SC_PAGESIZE);
-    file = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
-    EXPECT(file >= 0 && ftruncate(file, (off_t)(PAGES * page)) == 0);
-    mapped = mmap(NULL, PAGES * page, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-    plain = malloc(PAGES * page);
-    EXPECT(mapped != MAP_FAILED && plain);
-    memset(mapped, 'm', PAGES * page);
-    memset(plain, 'p', PAGES * page);
-}
-
-static void truncate_to(size_t pages)
-{
-    EXPECT(ftruncate(file, (off_t)(pages * page)) == 0);
-}
 
 static bool in_page(const void *fault, size_t number)
 {
@@ -248,10 +202,200 @@ static void foreign_signal(void)
     raise(SIGBUS);
 }
 
-static const struct {
-    const char *name;
-    void (*run)(void);
-} cases[] = {
+static struct entry *watch_pages(struct damage *noted)
+{
+    int protection = PROT_READ | PROT_WRITE;
+    struct entry *entry =
+        watch(&(struct watched){(uintptr_t)mapped, PAGES * page, protection, noted, NULL});
+    EXPECT(entry);
+    return entry;
+}
+
+/* A load and a store at a lost page go on, the errno of the thread stays, the damage is noted. */
+static void watched_pages(void)
+{
+    watch_pages(&damage);
+    EXPECT(!is_damaged(&damage));
+    truncate_to(1);
+    errno = EXDEV;
+    EXPECT(*(volatile char *)(mapped + 3 * page + 7) == 0);
+    EXPECT(damage.first_bad == 3 * page && damage.faults == 1);
+    *(volatile char *)(mapped + page) = 's';
+    EXPECT(mapped[page] == 's' && errno == EXDEV);
+    EXPECT(damage.first_bad == 3 * page && damage.faults == 2); /* the first stays noted */
+    EXPECT(mapped[0] == 'm'); /* what was not lost is still there */
+    EXPECT(ftruncate(file, (off_t)(PAGES * page)) == 0);
+    EXPECT(pread(file, plain, 1, (off_t)page) == 1 && plain[0] == 0); /* the store is not */
+}
+
+/* A copy of our own jumps out, and notes no damage: whoever asked for it is told. */
+static void watched_copy(void)
+{
+    watch_pages(&damage);
+    truncate_to(1);
+    EXPECT(guard_copy(plain, mapped, 2 * page, NULL) == page && !is_damaged(&damage));
+    EXPECT(guard_copy(mapped + page, plain, 1, NULL) == 0 && !is_damaged(&damage));
+}
+
+/* More mappings than one chunk of the table has room for, each with damage of its own. */
+static void watched_many(void)
+{
+    enum { MANY = 1000 };
+    static struct damage noted[MANY];
+    static char *maps[MANY];
+    static struct entry *entries[MANY];
+    truncate_to(1);
+    for (size_t round = 0; round < 3; round++) {
+        for (size_t i = 0; i < MANY; i++) {
+            noted[i] = (struct damage){.first_bad = DAMAGE_NONE};
+            maps[i] = mmap(NULL, 2 * page, PROT_READ, MAP_SHARED, file, 0);
+            EXPECT(maps[i] != MAP_FAILED);
+            entries[i] = watch(&(struct watched){(uintptr_t)maps[i], 2 * page, PROT_READ,
+                                                 &noted[i], NULL});
+            EXPECT(entries[i]);
+        }
+        for (size_t i = 0; i < MANY; i += 7)
+            EXPECT(*(volatile char *)(maps[i] + page) == 0);
+        for (size_t i = 0; i < MANY; i++) {
+            EXPECT(noted[i].first_bad == (i % 7 ? DAMAGE_NONE : page));
+            unwatch(entries[i]);
+            munmap(maps[i], 2 * page);
+        }
+    }
+}
+
+static volatile bool stop_changing;
+
+static void *change_table(void *unused)
+{
+    char *elsewhere = mmap(NULL, PAGES * page, PROT_READ, MAP_SHARED, file, 0);
+    struct damage none = {.first_bad = DAMAGE_NONE};
+    while (!stop_changing) {
+        size_t length = page; /* each time another one, so that a torn look at it would be wrong */
+        for (; length <= PAGES * page; length += page)
+            unwatch(watch(
+                &(struct watched){(uintptr_t)elsewhere, length, PROT_READ, &none, NULL}));
+    }
+    EXPECT(!is_damaged(&none));
+    munmap(elsewhere, PAGES * page);
+    return unused;
+}
+
+static void *fault_often(void *unused)
+{
+    for (int i = 0; i < 500; i++) {
+        struct damage noted = {.first_bad = DAMAGE_NONE};
+        char *own = mmap(NULL, 2 * page, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+        EXPECT(own != MAP_FAILED);
+        struct entry *entry = watch(
+            &(struct watched){(uintptr_t)own, 2 * page, PROT_READ | PROT_WRITE, &noted, NULL});
+        *(volatile char *)(own + page + 1) = 's';
+        EXPECT(own[page + 1] == 's' && noted.first_bad == page && noted.faults == 1);
+        unwatch(entry);
+        munmap(own, 2 * page);
+    }
+    return unused;
+}
+
+/* Faults in several threads while others fill in and empty entries. */
+static void watched_threads(void)
+{
+    pthread_t faulting[4], changing[2];
+    truncate_to(1);
+    for (size_t i = 0; i < 2; i++)
+        EXPECT(pthread_create(&changing[i], NULL, change_table, NULL) == 0);
+    for (size_t i = 0; i < 4; i++)
+        EXPECT(pthread_create(&faulting[i], NULL, fault_often, NULL) == 0);
+    for (size_t i = 0; i < 4; i++)
+        EXPECT(pthread_join(faulting[i], NULL) == 0);
+    stop_changing = true;
+    for (size_t i = 0; i < 2; i++)
+        EXPECT(pthread_join(changing[i], NULL) == 0);
+}
+
+static struct sigaction before_later;
+static volatile int later_calls;
+
+/* As faulthandler does it: put the earlier action back, then send the signal to it. */
+static void hand_on(int number)
+{
+    later_calls++;
+    sigaction(number, &before_later, NULL);
+    raise(number);
+}
+
+static void install_later(void (*handler)(int))
+{
+    struct sigaction later = {.sa_handler = handler, .sa_flags = SA_NODEFER};
+    EXPECT(sigaction(SIGBUS, &later, &before_later) == 0);
+}
+
+/* Installed over the guard, it is asked first until the guard looks, and last from then on. */
+static void later_that_hands_on(void)
+{
+    watch_pages(&damage);
+    truncate_to(1);
+    install_later(hand_on);
+    load_lost_page();
+    EXPECT(later_calls == 1 && damage.first_bad == 3 * page && plain[0] == 0);
+    install_later(hand_on);
+    EXPECT(guard_copy(plain, mapped + page, 1, NULL) == 0 && later_calls == 2);
+    install_later(hand_on);
+    guard_refresh();
+    EXPECT(*(volatile char *)(mapped + 2 * page) == 0 && later_calls == 2);
+    EXPECT(damage.faults == 2);
+}
+
+/* One that hands nothing on, as Python's own: the guard goes on top of it, again and again. */
+static void later_that_leaves(void)
+{
+    watch_pages(&damage);
+    truncate_to(1);
+    for (size_t i = 1; i < 4; i++) {
+        install_later(leave);
+        guard_refresh();
+        EXPECT(*(volatile char *)(mapped + i * page) == 0 && damage.faults == i);
+    }
+    raise(SIGBUS); /* not ours: down to the one that leaves */
+    EXPECT(!"the action below leaves");
+}
+
+/* Gone and installed again while one that hands on stays: the chain must not become a ring. */
+static void foreign_ring(void)
+{
+    install_later(hand_on);
+    guard_remove();
+    EXPECT(guard_install() == 0);
+    raise(SIGBUS);
+}
+
+static void foreign_unwatched(void)
+{
+    unwatch(watch_pages(&damage));
+    truncate_to(1);
+    load_lost_page();
+}
+
+static void foreign_beside_watched(void)
+{
+    watch_pages(&damage);
+    char *other = mmap(NULL, page, PROT_READ, MAP_SHARED, file, 0);
+    truncate_to(0);
+    load_lost_page();
+    plain[0] = *(volatile char *)other;
+}
+
+/* What the kernel kept of a fault that is over does not make a signal that was sent survivable. */
+static void foreign_signal_after_a_fault(void)
+{
+    watch_pages(&damage);
+    truncate_to(1);
+    load_lost_page();
+    EXPECT(is_damaged(&damage));
+    raise(SIGBUS);
+}
+
+static const struct test_case cases[] = {
     {"whole_copy", whole_copy},
     {"truncated_source", truncated_source},
     {"truncated_target", truncated_target},
@@ -264,21 +408,19 @@ static const struct {
     {"earlier_action", earlier_action},
     {"later_action", later_action},
     {"ignored_signal", ignored_signal},
+    {"watched_pages", watched_pages},
+    {"watched_copy", watched_copy},
+    {"watched_many", watched_many},
+    {"watched_threads", watched_threads},
+    {"later_that_hands_on", later_that_hands_on},
+    {"later_that_leaves", later_that_leaves},
+    {"foreign_ring", foreign_ring},
+    {"foreign_unwatched", foreign_unwatched},
+    {"foreign_beside_watched", foreign_beside_watched},
+    {"foreign_signal_after_a_fault", foreign_signal_after_a_fault},
     {"foreign_load", foreign_load},
     {"foreign_load_ignored", foreign_load_ignored},
     {"foreign_signal", foreign_signal},
 };
 
-int main(int count, char **arguments)
-{
-    for (size_t i = 0; count == 3 && i < sizeof cases / sizeof *cases; i++) {
-        if (strcmp(arguments[1], cases[i].name) != 0)
-            continue;
-        set_up(arguments[2]);
-        EXPECT(guard_install() == 0);
-        cases[i].run();
-        return 0;
-    }
-    fprintf(stderr, "usage: guard_harness CASE FILE\n");
-    return 2;
-}
+RUN_CASES

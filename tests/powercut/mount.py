@@ -46,7 +46,7 @@ class RecordingMount:
         return load(self.log_path)
 
     def fail(self, kind: str, name: str, nth: int = 1) -> None:
-        """Let the nth request of a kind, "fsync" or "write", for a file fail from now on."""
+        """Let the nth "fsync", "write" or "read" request for a file fail from now on."""
         (self.path / ".control").write_text(f"{kind} {name} {nth}")
 
 

@@ -10,7 +10,8 @@ arrives as a WRITE when the page is written back, and write(2) as a WRITE before
 log is the order in which the client saw things happen.
 
 Writing ``fsync NAME N`` or ``write NAME N`` to the file ``.control`` makes the N-th such request
-for that file from then on fail with EIO. The file need not exist yet; ``.`` is the folder.
+for that file from then on fail with EIO. The file need not exist yet; ``.`` is the folder. After
+``read NAME N`` all later reads fail as well: the kernel asks again for single pages.
 
 A file that is unlinked while it is open is renamed by libfuse to ``.fuse_hidden…`` first, and the
 log says so.
@@ -118,6 +119,7 @@ class RecordingFS(Operations):
 
     def read(self, path, size, offset, handle):
         with self._lock:
+            self._fail_if_armed("read", handle)
             return bytes(self._contents[handle][offset : offset + size])
 
     def write(self, path, data, offset, handle):
@@ -201,7 +203,7 @@ class RecordingFS(Operations):
             for (armed, name), left in self._failing.items():
                 if armed == kind and self._names.get(name) == inode:
                     self._failing[armed, name] = left - 1
-                    if left == 1:
+                    if left == 1 or (left < 1 and kind == "read"):
                         raise FuseOSError(errno.EIO)
 
 

@@ -30,8 +30,10 @@ from aiommap import (
     FileStatistics,
     FlushError,
     FlushPolicy,
+    Generations,
     Hub,
     LeasedRange,
+    LiveSnapshot,
     MappedBackend,
     MappedFile,
     MappedFileError,
@@ -60,6 +62,33 @@ async def snapshot(path: Path, hub: Hub) -> None:
         with opened.hold() as held:
             assert_type(held, Snapshot)
     Snapshot.open(path, mode="r+")  # type: ignore[call-arg]
+
+
+async def following(path: Path, hub: Hub) -> None:
+    async def check(snapshot: Snapshot) -> None: ...
+    async def is_good(snapshot: Snapshot) -> bool:
+        return bool(await snapshot.read_exact(0, 1))
+
+    def sync(snapshot: Snapshot) -> bool:
+        return snapshot.size > 0
+
+    def told(error: Exception) -> None: ...
+    async def told_later(error: Exception) -> None: ...
+
+    assert_type(aiommap.follow(path), Opening[LiveSnapshot])
+    async with aiommap.follow(path, prewarm=False, validate=check, on_error=told, hub=hub) as live:
+        assert_type(live, LiveSnapshot)
+        assert_type(live.current, Snapshot)
+        assert_type((live.generation, live.path, live.closed), tuple[int, str, bool])
+        assert_type(aiter(live), Generations)
+        async for snapshot in live:
+            assert_type(snapshot, Snapshot)
+        assert_type(aiter(live).skipped, int)
+    assert_type(await aiommap.follow(path, validate=is_good, on_error=told_later), LiveSnapshot)
+    aiommap.follow(path, validate=sync)  # type: ignore[arg-type]
+    aiommap.follow(path, check)  # type: ignore[call-arg, arg-type]
+    async with hub.watch(path, buffer=1, poll_interval=0.5) as changes:
+        assert_type(changes, Changes)
 
 
 async def backends(path: Path, hub: Hub, file: MappedFile, snapshot: Snapshot) -> None:

@@ -1,11 +1,16 @@
 #include "guard.h"
+#include "growth.h"
+#include "watched.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 #include "atomics.h"
@@ -16,15 +21,33 @@ struct jump {
     volatile sig_atomic_t armed;
     uintptr_t dst, src;  /* starts of the two copied ranges */
     size_t length;       /* their common length */
-    uintptr_t fault;     /* written by the handler before it jumps */
+    uintptr_t fault;     /* of the last fault that the handler saw */
+    uintptr_t retried;   /* page that was there after all when the handler last looked, or 0 */
 };
 
 /* initial-exec: the handler must not enter the dynamic TLS allocator. */
 static _Thread_local struct jump jump __attribute__((tls_model("initial-exec")));
 
+enum { LEVELS = 4 };
+
+/* So many faults of one file get a page each, from then on all that follows goes at once: a hole is
+ * a mapping of its own, and at vm.max_map_count of them the kernel refuses the next. */
+enum { SINGLE_PAGES = 64 };
+
 static pthread_mutex_t install_lock = PTHREAD_MUTEX_INITIALIZER;
-static unsigned installs;            /* install_lock */
-static struct sigaction previous;    /* written under install_lock before the handler goes live */
+static unsigned installs;              /* install_lock */
+static int highest = -1;               /* install_lock; the level installed last that is in use */
+static struct sigaction below[LEVELS]; /* written under install_lock before its level goes live */
+static uintptr_t page;                 /* written under install_lock before the handler goes live */
+
+/* A forked child has one thread, so nobody would ever release a lock that another one held. */
+static void lock_installs(void) { pthread_mutex_lock(&install_lock); }
+static void unlock_installs(void) { pthread_mutex_unlock(&install_lock); }
+static pthread_once_t forks = PTHREAD_ONCE_INIT;
+static void follow_forks(void)
+{
+    pthread_atfork(lock_installs, unlock_installs, unlock_installs);
+}
 
 static bool within(uintptr_t address, uintptr_t start, size_t length)
 {
@@ -32,18 +55,18 @@ static bool within(uintptr_t address, uintptr_t start, size_t length)
 }
 
 /* Hand a signal that is not ours to the action that was there before us. */
-static void forward(int number, siginfo_t *info, void *context)
+static void forward(const struct sigaction *previous, int number, siginfo_t *info, void *context)
 {
-    if (previous.sa_flags & SA_SIGINFO) {
-        previous.sa_sigaction(number, info, context);
+    if (previous->sa_flags & SA_SIGINFO) {
+        previous->sa_sigaction(number, info, context);
         return;
     }
-    if (previous.sa_handler != SIG_DFL && previous.sa_handler != SIG_IGN) {
-        previous.sa_handler(number);
+    if (previous->sa_handler != SIG_DFL && previous->sa_handler != SIG_IGN) {
+        previous->sa_handler(number);
         return;
     }
     bool sent = info->si_code <= 0; /* by kill() and friends, not by a faulting instruction */
-    if (sent && previous.sa_handler == SIG_IGN)
+    if (sent && previous->sa_handler == SIG_IGN)
         return;
     /* A fault happens again on return and then meets the default action; a sent signal does not,
      * so it is sent anew. */
@@ -53,44 +76,182 @@ static void forward(int number, siginfo_t *info, void *context)
         raise(number);
 }
 
-static void on_sigbus(int number, siginfo_t *info, void *context)
+static bool map_zeros(const struct watched *mapping, uintptr_t start, uintptr_t end)
 {
-    uintptr_t address = (uintptr_t)info->si_addr;
-    bool ours = info->si_code == BUS_ADRERR &&
-                (within(address, jump.dst, jump.length) || within(address, jump.src, jump.length));
-    /* A handler that was installed over this one, such as faulthandler's, took the fault, and
-     * sends the signal on from within it: then the armed copy is what it interrupted. */
-    bool handed_on = info->si_code == SI_TKILL && info->si_pid == getpid();
-    if (jump.armed && (ours || handed_on)) {
-        jump.armed = 0;
-        jump.fault = address;
-        siglongjmp(jump.target, 1); /* G2, G3 */
-    }
-    forward(number, info, context);
+    /* SAFETY: [start, end) lies in the watched mapping, which stays as long as the thread that
+     * faulted in it (M1), so nothing of anybody else's is mapped over. */
+    return mmap((void *)start, end - start, mapping->protection,
+                MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) != MAP_FAILED;
 }
 
-/* Under the lock. Takes over from nobody, or from whoever put the default back over us, as
- * faulthandler.disable() does; another handler over ours is left alone: it chains to ours. */
+static void note_damage(struct damage *damage, uint64_t offset, int error)
+{
+    int unset = 0;
+    uint64_t none = DAMAGE_NONE;
+    __atomic_compare_exchange_n(&damage->error, &unset, error ? error : EFAULT, false,
+                                __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    __atomic_compare_exchange_n(&damage->first_bad, &none, offset, false, __ATOMIC_SEQ_CST,
+                                __ATOMIC_SEQ_CST);
+}
+
+/* Lay zeros at [offset, offset + span), or from there to the end. */
+static bool lay_zeros(const struct watched *mapping, uintptr_t offset, size_t span)
+{
+    uintptr_t start = mapping->base + offset, end = mapping->base + mapping->length;
+    return (span && map_zeros(mapping, start, end - start < span ? end : start + span)) ||
+           map_zeros(mapping, start, end);
+}
+
+/* Whether a fault in a growable region just has to happen again; if not, why its page is lost. */
+static bool has_grown(const struct watched *mapping, uintptr_t offset, bool *beyond, int *error)
+{
+    uintptr_t before = jump.retried;
+    jump.retried = 0;
+    switch (growth_reach(mapping->growth, (int64_t)offset, (int64_t)mapping->length, error)) {
+    case GROWTH_AGAIN:
+        return true;
+    case GROWTH_THERE:
+        jump.retried = mapping->base + offset;
+        return jump.retried != before;
+    case GROWTH_BEYOND:
+        *beyond = true;
+        return false;
+    default:
+        return false;
+    }
+}
+
+/* G5. False if the address is nobody's who asked to be watched. */
+static bool survive(uintptr_t address, size_t span)
+{
+    struct watched mapping;
+    if (!find_watched(address, &mapping))
+        return false;
+    int saved = errno, error = 0;
+    uintptr_t offset = address - mapping.base;
+    offset -= offset % span;
+    bool beyond = false;
+    bool done = mapping.growth && has_grown(&mapping, offset, &beyond, &error);
+    if (!done && beyond) {
+        done = lay_zeros(&mapping, offset, 0);
+    } else if (!done) {
+        note_damage(mapping.damage, offset, error);
+        uint64_t faults = __atomic_fetch_add(&mapping.damage->faults, 1, __ATOMIC_RELAXED);
+        done = lay_zeros(&mapping, offset, faults < SINGLE_PAGES ? span : 0);
+    }
+    errno = saved;
+    return done;
+}
+
+/* Where the thread faulted last, also when this is another signal; 0 where nobody tells. */
+static uintptr_t last_fault(const ucontext_t *context)
+{
+#if defined(__linux__) && defined(__x86_64__)
+    return (uintptr_t)context->uc_mcontext.gregs[REG_CR2];
+#elif defined(__linux__) && defined(__aarch64__)
+    return (uintptr_t)context->uc_mcontext.fault_address;
+#else
+    (void)context;
+    return 0;
+#endif
+}
+
+/* How much memory a fault made unusable; 0 if the signal is not one. */
+static size_t lost_by(const siginfo_t *info)
+{
+#ifdef BUS_MCEERR_AR
+    if (info->si_code == BUS_MCEERR_AR) {
+        size_t broken = (size_t)1 << info->si_addr_lsb;
+        return broken > page ? broken : page;
+    }
+#endif
+    return info->si_code == BUS_ADRERR ? page : 0;
+}
+
+static void on_sigbus(int level, int number, siginfo_t *info, void *context)
+{
+    uintptr_t address = (uintptr_t)info->si_addr, faulted = jump.fault;
+    size_t lost = lost_by(info);
+    bool copied = within(address, jump.dst, jump.length) || within(address, jump.src, jump.length);
+    /* A handler that was installed over this one, such as faulthandler's, took the fault, and
+     * sends the signal on from within it: then the armed copy is what it interrupted, or else the
+     * instruction that it returns to. The kernel keeps the address of that; it also keeps the one
+     * of a fault that is long over, which is the one that was dealt with here. */
+    bool handed_on = info->si_code == SI_TKILL && info->si_pid == getpid();
+    if (handed_on)
+        address = last_fault(context);
+    if (lost || handed_on)
+        jump.fault = address;
+    if (jump.armed && ((lost && copied) || handed_on)) {
+        jump.armed = 0;
+        siglongjmp(jump.target, 1); /* G2, G3 */
+    }
+    if (lost && survive(address, lost))
+        return;
+    if (handed_on && address != faulted && survive(address, page))
+        return;
+    forward(&below[level], number, info, context);
+}
+
+#define LEVEL(number)                                                                             \
+    static void on_sigbus_##number(int signal, siginfo_t *info, void *context)                    \
+    {                                                                                             \
+        on_sigbus(number, signal, info, context);                                                 \
+    }
+LEVEL(0)
+LEVEL(1)
+LEVEL(2)
+LEVEL(3)
+static void (*const entry_points[LEVELS])(int, siginfo_t *, void *) = {on_sigbus_0, on_sigbus_1,
+                                                                        on_sigbus_2, on_sigbus_3};
+
+/* Which of our entry points an action is; -1 if it is somebody else's. */
+static int level_of(const struct sigaction *action)
+{
+    for (int level = 0; level < LEVELS; level++)
+        if ((action->sa_flags & SA_SIGINFO) && action->sa_sigaction == entry_points[level])
+            return level;
+    return -1;
+}
+
+static bool is_default(const struct sigaction *action)
+{
+    return !(action->sa_flags & SA_SIGINFO) &&
+           (action->sa_handler == SIG_DFL || action->sa_handler == SIG_IGN);
+}
+
+/* Under the lock. Take over from whoever is there: nobody, or who put the default back over us, as
+ * faulthandler.disable() does, or a handler above our highest level, on one more level (G6). Above
+ * the last of them it is left alone: most handlers hand on what they do not know. */
 static int take_over(void)
 {
     struct sigaction current;
     if (sigaction(SIGBUS, NULL, &current))
         return -1;
-    bool gone = !(current.sa_flags & SA_SIGINFO) &&
-                (current.sa_handler == SIG_DFL || current.sa_handler == SIG_IGN);
-    if (installs && !gone)
+    int level = level_of(&current);
+    if (level >= 0) { /* whoever was above it has left */
+        highest = level;
+        return 0;
+    }
+    level = is_default(&current) ? 0 : highest + 1;
+    if (level == LEVELS)
         return 0;
     /* SA_NODEFER: the jump does not restore the signal mask, so it must never change. */
-    struct sigaction ours = {.sa_sigaction = on_sigbus,
+    struct sigaction ours = {.sa_sigaction = entry_points[level],
                              .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK};
     sigemptyset(&ours.sa_mask);
-    previous = current;
-    return sigaction(SIGBUS, &ours, NULL);
+    below[level] = current;
+    if (sigaction(SIGBUS, &ours, NULL))
+        return -1;
+    highest = level;
+    return 0;
 }
 
 int guard_install(void)
 {
+    pthread_once(&forks, follow_forks);
     pthread_mutex_lock(&install_lock);
+    page = (uintptr_t)sysconf(_SC_PAGESIZE);
     int failed = take_over();
     if (!failed)
         installs++;
@@ -112,11 +273,17 @@ void guard_remove(void)
     if (--installs == 0) {
         struct sigaction current;
         /* Whoever was installed over us keeps a pointer to our handler; leave the chain whole. */
-        if (!sigaction(SIGBUS, NULL, &current) && (current.sa_flags & SA_SIGINFO) &&
-            current.sa_sigaction == on_sigbus)
-            sigaction(SIGBUS, &previous, NULL);
+        int level = sigaction(SIGBUS, NULL, &current) ? -1 : level_of(&current);
+        if (level >= 0 && !sigaction(SIGBUS, &below[level], NULL))
+            highest = level - 1;
     }
     pthread_mutex_unlock(&install_lock);
+}
+
+bool guard_is_blocked(void)
+{
+    sigset_t now;
+    return !pthread_sigmask(SIG_SETMASK, NULL, &now) && sigismember(&now, SIGBUS) == 1;
 }
 
 /* The guarded region itself (G1). Returns false when it faulted. Kept out of line so that no
@@ -140,7 +307,7 @@ static __attribute__((noinline)) bool copy_armed(void *dst, const void *src, siz
  * copying again page by page of either side. */
 static size_t copy_prefix(char *dst, const char *src, size_t n)
 {
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), done = 0;
+    size_t done = 0;
     while (done < n) {
         size_t dst_left = page - (uintptr_t)(dst + done) % page;
         size_t src_left = page - (uintptr_t)(src + done) % page;

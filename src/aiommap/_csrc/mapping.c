@@ -22,14 +22,13 @@ size_t page_size(void)
 
 static size_t page_down(size_t offset) { return offset - offset % page_size(); }
 
-int region_map(struct region **out, int fd, size_t length, bool writable, bool private_copy,
-               bool huge)
+int region_map(struct region **out, int fd, size_t length, const struct region_options *options)
 {
     struct region *region = calloc(1, sizeof *region);
     if (!region)
         return ENOMEM;
-    int protection = PROT_READ | (writable ? PROT_WRITE : 0);
-    int flags = (private_copy ? MAP_PRIVATE : MAP_SHARED) | MAP_NORESERVE;
+    int protection = PROT_READ | (options->writable ? PROT_WRITE : 0);
+    int flags = (options->private_copy ? MAP_PRIVATE : MAP_SHARED) | MAP_NORESERVE;
     void *base = mmap(NULL, length, protection, flags, fd, 0);
     if (base == MAP_FAILED) {
         int error = errno;
@@ -37,19 +36,29 @@ int region_map(struct region **out, int fd, size_t length, bool writable, bool p
         return error;
     }
 #ifdef MADV_HUGEPAGE
-    if (huge)
+    if (options->huge)
         madvise(base, length, MADV_HUGEPAGE); /* best effort, as documented */
-#else
-    (void)huge;
 #endif
-    *region = (struct region){
-        .base = base, .length = length, .writable = writable, .holders = 1};
+    *region = (struct region){.base = base,
+                              .length = length,
+                              .writable = options->writable,
+                              .damage = options->damage,
+                              .growth = options->growth,
+                              .holders = 1};
+    region->entry = watch(&(struct watched){(uintptr_t)base, length, protection,
+                                            options->damage, options->growth});
+    if (!region->entry) {
+        munmap(base, length);
+        free(region);
+        return ENOMEM;
+    }
     *out = region;
     return 0;
 }
 
 void region_unmap(struct region *region)
 {
+    unwatch(region->entry); /* first: M4 */
     munmap(region->base, region->length);
     free(region);
 }
@@ -160,10 +169,12 @@ static size_t copy_pieces(char *to, const char *from, size_t length)
 
 size_t region_copy_out(const struct region *region, size_t offset, char *to, size_t length)
 {
-    return copy_pieces(to, region->base + offset, length);
+    size_t copied = copy_pieces(to, region->base + offset, length);
+    return is_damaged(region->damage) ? 0 : copied;
 }
 
 size_t region_copy_in(const struct region *region, size_t offset, const char *from, size_t length)
 {
-    return copy_pieces(region->base + offset, from, length);
+    size_t copied = copy_pieces(region->base + offset, from, length);
+    return is_damaged(region->damage) ? 0 : copied;
 }

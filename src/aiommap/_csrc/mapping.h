@@ -13,8 +13,19 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 
+#include "growth.h"
+#include "watched.h"
+
 /* No single system call or copy handles more than this, so that each can be interrupted. */
 #define PIECE_BYTES ((size_t)4 << 20)
+
+struct region_options { /* the caller's own */
+    bool writable;
+    bool private_copy;
+    bool huge;
+    struct damage *damage;
+    struct growth *growth;
+};
 
 /* One mapped address range. Pages beyond the end of the file are reserved, not backed:
  *
@@ -27,13 +38,15 @@ struct region {
     char *base;     /* constant */
     size_t length;  /* constant; whole pages */
     bool writable;  /* constant */
+    struct damage *damage; /* constant; what faults did to the file, see watched.h */
+    struct growth *growth; /* constant; NULL unless stores beyond the end of file make it longer */
+    struct entry *entry;   /* constant; its place in the table of watched mappings */
     long holders;   /* GIL */
 };
 
 size_t page_size(void);
 
-int region_map(struct region **out, int fd, size_t length, bool writable, bool private_copy,
-               bool huge);
+int region_map(struct region **out, int fd, size_t length, const struct region_options *options);
 void region_unmap(struct region *region);
 
 /* Lay private zero pages over [offset, end of region), so that leases survive a file that ends
@@ -54,7 +67,8 @@ int region_advise(const struct region *region, size_t offset, size_t length, int
 int region_lock(const struct region *region, size_t offset, size_t length, bool lock);
 int region_sync(const struct region *region, size_t offset, size_t length);
 
-/* Guarded copies in pieces; the exact number of bytes copied. */
+/* Guarded copies in pieces; the exact number of bytes copied. 0 if the mapping is damaged: then it
+ * may be zeros that were read, or a page of zeros that took the bytes and keeps them from the file. */
 size_t region_copy_out(const struct region *region, size_t offset, char *to, size_t length);
 size_t region_copy_in(const struct region *region, size_t offset, const char *from, size_t length);
 

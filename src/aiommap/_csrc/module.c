@@ -74,9 +74,15 @@ static PyObject *read_file(PyObject *Py_UNUSED(module), PyObject *args)
     return part;
 }
 
+static PyObject *sigbus_blocked(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
+{
+    return PyBool_FromLong(guard_is_blocked());
+}
+
 static PyMethodDef functions[] = { /* documented in _native.pyi */
     {"filesystem_type", filesystem_type, METH_O, NULL},
     {"read_file", read_file, METH_VARARGS, NULL},
+    {"sigbus_blocked", sigbus_blocked, METH_NOARGS, NULL},
     {"slice_spent", slice_spent, METH_NOARGS, NULL},
     {"slice_yield", slice_yield, METH_NOARGS, NULL},
     {"slice_renew", slice_renew, METH_O, NULL},

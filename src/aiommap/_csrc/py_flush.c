@@ -16,6 +16,8 @@ bool mapping_stored(Mapping *self, int64_t offset, size_t stored, bool ready, in
     if (ready && !pages_insert(&self->ready, first, end))
         return false;
     self->written_bytes += stored;
+    if (offset + (int64_t)stored > self->floor)
+        self->floor = offset + (int64_t)stored;
     return mapping_dirty(self, first, end, now);
 }
 
@@ -23,6 +25,7 @@ bool mapping_stored(Mapping *self, int64_t offset, size_t stored, bool ready, in
 static bool absorb_leases(Mapping *self)
 {
     int64_t now = slice_clock();
+    mapping_size(self);
     for (Lease *lease = self->leases; lease; lease = lease->next) {
         int64_t left = self->size - lease->offset;
         int64_t length = lease->length < left ? lease->length : left;

@@ -1,4 +1,5 @@
 /* py_lease.c: Lease, an exported buffer over part of a mapping; Receipt, proof of one write. */
+#include "guard.h"
 #include "py_mapping.h"
 
 #include <structmember.h>
@@ -12,12 +13,14 @@ static void lease_link(Lease *lease)
     mapping->leases = lease;
     mapping->lease_count++;
     mapping->writable_leases += lease->writable;
+    mapping->growable_leases += lease->region && lease->region->growth;
 }
 
 static void lease_unlink(Lease *lease)
 {
     lease->mapping->lease_count--;
     lease->mapping->writable_leases -= lease->writable;
+    lease->mapping->growable_leases -= lease->region && lease->region->growth;
     if (lease->previous)
         lease->previous->next = lease->next;
     else
@@ -26,15 +29,10 @@ static void lease_unlink(Lease *lease)
         lease->next->previous = lease->previous;
 }
 
-PyObject *mapping_lease(Mapping *self, PyObject *args)
+Lease *lease_make(Mapping *self, struct region *region, int64_t offset, int64_t length,
+                  bool writable, PyObject *place)
 {
-    long long offset, length;
-    int writable;
-    PyObject *place = Py_None;
     struct native_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
-    if (!PyArg_ParseTuple(args, "LLp|O:lease", &offset, &length, &writable, &place) ||
-        !mapping_range(self, offset, length))
-        return NULL;
     Lease *lease = (Lease *)PyType_GenericAlloc(state->lease_type, 0);
     if (!lease)
         return NULL;
@@ -44,19 +42,34 @@ PyObject *mapping_lease(Mapping *self, PyObject *args)
     lease->writable = writable && self->writable;
     lease->place = Py_NewRef(place);
     if (length) {
-        lease->region = self->region;
+        lease->region = region;
         lease->region->holders++;
     }
     lease_link(lease);
+    guard_refresh(); /* its memory is going to be touched by others */
     /* Stored to, or in mode "c" made private, at any moment from here on. Marking them now also
      * allocates the bitmap, so that marking them again when the lease ends cannot fail. */
+    int64_t left = mapping_size(self) - offset;
     size_t first, end;
-    if (lease->writable && pages_of(offset, length, &first, &end) &&
+    if (lease->writable && left > 0 &&
+        pages_of(offset, length < left ? length : left, &first, &end) &&
         !mapping_dirty(self, first, end, slice_clock())) {
         Py_DECREF(lease);
-        return PyErr_NoMemory();
+        PyErr_NoMemory();
+        return NULL;
     }
-    return (PyObject *)lease;
+    return lease;
+}
+
+PyObject *mapping_lease(Mapping *self, PyObject *args)
+{
+    long long offset, length;
+    int writable;
+    PyObject *place = Py_None;
+    if (!PyArg_ParseTuple(args, "LLp|O:lease", &offset, &length, &writable, &place) ||
+        !mapping_range(self, offset, length))
+        return NULL;
+    return (PyObject *)lease_make(self, self->region, offset, length, writable, place);
 }
 
 static int lease_getbuffer(Lease *self, Py_buffer *view, int flags)
@@ -82,7 +95,7 @@ static void lease_dealloc(Lease *self)
     PyObject_GC_UnTrack(self);
     lease_unlink(self);
     /* It may have been stored through after the last flush began. */
-    int64_t left = mapping->size - self->offset;
+    int64_t left = mapping_size(mapping) - self->offset;
     size_t first, end;
     if (self->writable && !mapping->closed && left > 0 &&
         pages_of(self->offset, self->length < left ? self->length : left, &first, &end))

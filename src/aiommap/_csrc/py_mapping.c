@@ -47,7 +47,8 @@ void hold_end(struct hold *hold)
 
 bool mapping_is_usable(const Mapping *self)
 {
-    return !self->closed && !self->retiring && self->fork_generation == fork_generation;
+    return !self->closed && !self->retiring && self->fork_generation == fork_generation &&
+           !is_damaged(&self->damage);
 }
 
 bool mapping_check(const Mapping *self)
@@ -99,15 +100,23 @@ bool pages_of(int64_t offset, int64_t length, size_t *first, size_t *end)
 /* Whole pages that `bytes` take. */
 static size_t pages_for(int64_t bytes) { return ((size_t)bytes + page_size() - 1) / page_size(); }
 
+struct region_options mapping_options(Mapping *self)
+{
+    return (struct region_options){.writable = self->writable,
+                                   .private_copy = self->private_copy,
+                                   .huge = self->huge,
+                                   .damage = &self->damage};
+}
+
 static int map_file(Mapping *self, int64_t capacity)
 {
     if (capacity == 0)
         return 0; /* an empty file: mmap(2) refuses length 0, and nothing can be addressed */
     int error;
     size_t length = pages_for(capacity) * page_size();
+    struct region_options options = mapping_options(self);
     Py_BEGIN_ALLOW_THREADS
-    error = region_map(&self->region, self->fd, length, self->writable, self->private_copy,
-                       self->huge);
+    error = region_map(&self->region, self->fd, length, &options);
     Py_END_ALLOW_THREADS
     return error;
 }
@@ -115,12 +124,12 @@ static int map_file(Mapping *self, int64_t capacity)
 static PyObject *mapping_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"fd", "size", "capacity", "writable", "private_copy", "huge",
-                            "nowait", "in_memory", "residency_visible", NULL};
-    int fd, writable, private_copy, huge, nowait, in_memory, visible;
+                            "nowait", "in_memory", "residency_visible", "sparse", NULL};
+    int fd, writable, private_copy, huge, nowait, in_memory, visible, sparse = false;
     long long size, capacity;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iLLpppppp:Mapping", names, &fd, &size,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iLLpppppp|p:Mapping", names, &fd, &size,
                                      &capacity, &writable, &private_copy, &huge, &nowait,
-                                     &in_memory, &visible))
+                                     &in_memory, &visible, &sparse))
         return NULL;
     if (size < 0 || capacity < size || capacity > (int64_t)PTRDIFF_MAX - (int64_t)page_size()) {
         PyErr_SetString(PyExc_ValueError, "size and capacity must satisfy 0 <= size <= capacity");
@@ -136,6 +145,10 @@ static PyObject *mapping_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     self->fd = fd;
     self->fd_to_close = -1;
     self->size = size;
+    self->floor = size;
+    self->fence = INT64_MAX;
+    self->damage.first_bad = DAMAGE_NONE;
+    self->growth = (struct growth){.fd = fd, .sparse = sparse, .end = size};
     self->writable = writable;
     self->private_copy = private_copy;
     self->huge = huge;
@@ -161,10 +174,13 @@ static PyObject *mapping_close(Mapping *self, PyObject *Py_UNUSED(unused))
 {
     struct region *region = self->region;
     int fd = self->fd;
+    struct region *growable = self->growable;
+    growth_stop(&self->growth);
     self->closed = true;
-    self->region = NULL;
+    self->region = self->growable = NULL;
     self->fd = -1;
     region_release(region);
+    region_release(growable);
     if (fd >= 0 && self->in_flight)
         self->fd_to_close = fd;
     else if (fd >= 0)
@@ -254,10 +270,39 @@ static PyObject *get_leases(Mapping *self, void *Py_UNUSED(closure))
     return list;
 }
 
+static PyObject *get_size(Mapping *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromLongLong(mapping_size(self));
+}
+
+static PyObject *get_damage_errno(Mapping *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromLong(__atomic_load_n(&self->damage.error, __ATOMIC_SEQ_CST));
+}
+
+static PyObject *get_first_bad(Mapping *self, void *Py_UNUSED(closure))
+{
+    uint64_t offset = __atomic_load_n(&self->damage.first_bad, __ATOMIC_SEQ_CST);
+    if (offset == DAMAGE_NONE)
+        Py_RETURN_NONE;
+    return PyLong_FromUnsignedLongLong(offset);
+}
+
+static PyObject *get_foreign_faults(Mapping *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromUnsignedLongLong(__atomic_load_n(&self->damage.faults, __ATOMIC_RELAXED));
+}
+
 static PyGetSetDef mapping_getset[] = {
     {"capacity", (getter)get_capacity, NULL, "Bytes of reserved address space.", NULL},
     {"address", (getter)get_address, NULL, "Where byte 0 is mapped.", NULL},
     {"forked", (getter)get_forked, NULL, "Whether this is a forked child of the opener.", NULL},
+    {"size", (getter)get_size, NULL, "Bytes of the file that verbs may address.", NULL},
+    {"damage_errno", (getter)get_damage_errno, NULL, "Why it faulted, an errno number.", NULL},
+    {"file_end", (getter)mapping_get_file_end, NULL, "Where the file was made to end.", NULL},
+    {"reserved_end", (getter)mapping_get_reserved_end, NULL, "Up to where it has blocks.", NULL},
+    {"first_bad", (getter)get_first_bad, NULL, "Where a foreign load or store faulted.", NULL},
+    {"foreign_faults", (getter)get_foreign_faults, NULL, "How many of them did.", NULL},
     {"leases", (getter)get_leases, NULL, "Offset, end and place of the live leases.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
@@ -266,7 +311,8 @@ static PyGetSetDef mapping_getset[] = {
 #define COUNTER(name) {#name, T_ULONGLONG, offsetof(Mapping, counters.name), READONLY, NULL}
 static PyMemberDef mapping_members[] = {
     FIELD(fd, T_INT, READONLY),
-    FIELD(size, T_LONGLONG, READONLY),
+    FIELD(floor, T_LONGLONG, 0),
+    FIELD(growable_leases, T_PYSSIZET, READONLY),
     FIELD(closed, T_BOOL, READONLY),
     FIELD(nowait, T_BOOL, READONLY),
     FIELD(residency_visible, T_BOOL, READONLY),
@@ -323,6 +369,11 @@ static PyMethodDef mapping_methods[] = { /* documented in _native.pyi */
     ARGS("fence", mapping_fence),
     ARGS("unfence", mapping_unfence),
     ARGS("lease", mapping_lease),
+    ARGS("lease_growable", mapping_lease_growable),
+    ARGS("truncate", mapping_truncate),
+    ARGS("extend", mapping_extend),
+    NONE("take_growth", mapping_take_growth),
+    NONE("stop_growth", mapping_stop_growth),
     ARGS("attach", mapping_attach),
     NONE("close", mapping_close),
     {NULL, NULL, 0, NULL},

@@ -72,7 +72,14 @@ typedef struct {
     bool residency_visible; /* constant: mincore(2) tells the truth about this file */
     bool retiring;         /* GIL; being closed: inline verbs answer None */
     bool inline_writes;    /* GIL; off for policy "always", after a failed flush, while closing */
-    int64_t size;          /* GIL; bytes of the file that verbs may address */
+    int64_t size;          /* GIL; bytes of the file that verbs may address; see mapping_size */
+    int64_t floor;         /* GIL; what closing may not cut off: asked for, or written by a verb */
+    struct damage damage;  /* atomic; written by the signal handler */
+    struct growth growth;  /* atomic; written by the signal handler */
+    bool growth_seen;      /* GIL; the file grew since take_growth was asked */
+    int64_t fence;         /* GIL; where private zero pages begin, INT64_MAX without any */
+    struct region *growable; /* GIL; where stores beyond the end make the file longer, or NULL */
+    Py_ssize_t growable_leases; /* GIL; how many leases on such a region there are */
     unsigned long fork_generation; /* constant */
     unsigned long in_flight; /* GIL; holds that are out; the descriptor outlives them */
     int fd_to_close;       /* GIL; the descriptor of a closed mapping, for the last hold */
@@ -137,6 +144,9 @@ void hold_end(struct hold *hold);
 void region_release(struct region *region);
 bool mapping_is_usable(const Mapping *self); /* open, of this process, not being closed */
 bool mapping_check(const Mapping *self);     /* open, of this process; with an exception set */
+struct region_options mapping_options(Mapping *self); /* for another region of its */
+/* The size, once growth that the signal handler brought about has been taken into account. */
+int64_t mapping_size(Mapping *self);
 /* I3: no address is formed before this said true. */
 static inline bool range_is_valid(int64_t offset, int64_t length, int64_t limit)
 {
@@ -205,7 +215,18 @@ PyObject *mapping_rebase(Mapping *self, PyObject *args);
 PyObject *mapping_fence(Mapping *self, PyObject *args);
 PyObject *mapping_unfence(Mapping *self, PyObject *args);
 
+/* py_growth.c */
+PyObject *mapping_lease_growable(Mapping *self, PyObject *args);
+PyObject *mapping_truncate(Mapping *self, PyObject *args);
+PyObject *mapping_extend(Mapping *self, PyObject *args);
+PyObject *mapping_take_growth(Mapping *self, PyObject *unused);
+PyObject *mapping_stop_growth(Mapping *self, PyObject *unused);
+PyObject *mapping_get_file_end(Mapping *self, void *closure);
+PyObject *mapping_get_reserved_end(Mapping *self, void *closure);
+
 /* py_lease.c */
+Lease *lease_make(Mapping *self, struct region *region, int64_t offset, int64_t length,
+                  bool writable, PyObject *place); /* NULL with an exception */
 PyObject *mapping_lease(Mapping *self, PyObject *args);
 
 /* Run a call without the GIL while a hold keeps the mapping's parts alive. */

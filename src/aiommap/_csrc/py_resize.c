@@ -14,7 +14,7 @@ PyObject *mapping_set_size(Mapping *self, PyObject *args)
     size_t kept = ((size_t)size + page - 1) / page;
     pages_remove(&self->dirty, kept, self->dirty.count);
     pages_remove(&self->ready, kept, self->ready.count);
-    self->size = size;
+    self->size = self->floor = size;
     Py_RETURN_NONE;
 }
 
@@ -31,10 +31,10 @@ PyObject *mapping_rebase(Mapping *self, PyObject *args)
     if (!pages_reserve(&self->dirty, pages) || !pages_reserve(&self->ready, pages))
         return PyErr_NoMemory();
     struct region *region = NULL;
+    struct region_options options = mapping_options(self);
     struct hold hold;
     int error;
-    WITHOUT_GIL(hold, self, error = region_map(&region, hold.fd, pages * page, self->writable,
-                                               false, self->huge););
+    WITHOUT_GIL(hold, self, error = region_map(&region, hold.fd, pages * page, &options););
     if (error)
         return os_error(error);
     struct region *old = self->region;
@@ -51,7 +51,7 @@ static size_t hold_regions(Mapping *self, struct region **regions)
     if (self->region)
         regions[count++] = self->region;
     for (Lease *lease = self->leases; lease; lease = lease->next) {
-        bool known = !lease->region;
+        bool known = !lease->region || lease->region->growth; /* that one grows again instead */
         for (size_t i = 0; i < count && !known; i++)
             known = regions[i] == lease->region;
         if (!known)
@@ -85,6 +85,10 @@ static PyObject *move_fence(Mapping *self, long long offset, long long end)
     PyMem_Free(regions);
     if (error)
         return os_error(error);
+    if (end < 0)
+        self->fence = offset;
+    else if (end > self->fence)
+        self->fence = end;
     Py_RETURN_NONE;
 }
 

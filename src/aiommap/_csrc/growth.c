@@ -1,0 +1,196 @@
+#include "growth.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#define LOAD(field) __atomic_load_n(&(field), __ATOMIC_ACQUIRE)
+#define STORE(field, value) __atomic_store_n(&(field), (value), __ATOMIC_RELEASE)
+
+/* A forked child takes a lock over that a thread of its parent had: this copy is nobody's. */
+static bool try_lock(struct growth *growth)
+{
+    int us = getpid(), holder = 0;
+    return __atomic_compare_exchange_n(&growth->busy, &holder, us, false, __ATOMIC_ACQUIRE,
+                                       __ATOMIC_RELAXED) ||
+           (holder != us &&
+            __atomic_compare_exchange_n(&growth->busy, &holder, us, false, __ATOMIC_ACQUIRE,
+                                        __ATOMIC_RELAXED));
+}
+
+static void lock(struct growth *growth)
+{
+    while (!try_lock(growth))
+        sched_yield();
+}
+
+static void unlock(struct growth *growth) { STORE(growth->busy, 0); }
+
+static int64_t page_bytes(void) { return (int64_t)sysconf(_SC_PAGESIZE); }
+
+static int64_t page_up(int64_t offset)
+{
+    int64_t page = page_bytes();
+    return (offset + page - 1) / page * page;
+}
+
+static int64_t length_of(int fd)
+{
+    struct stat found;
+    return fstat(fd, &found) ? -1 : (int64_t)found.st_size;
+}
+
+static int allocate(int fd, int mode, int64_t from, int64_t end)
+{
+    int failed;
+    do
+        failed = fallocate(fd, mode, (off_t)from, (off_t)(end - from));
+    while (failed && errno == EINTR);
+    return failed ? errno : 0;
+}
+
+static bool is_missing(int error) { return error == EOPNOTSUPP || error == ENOSYS; }
+
+static bool is_full(int error) { return error == ENOSPC || error == EDQUOT || error == EFBIG; }
+
+/* As much again as there is, but no less than the least and no more than the most. */
+static int64_t again(int64_t end, int64_t most)
+{
+    return end < GROWTH_LEAST_BYTES ? GROWTH_LEAST_BYTES : end > most ? most : end;
+}
+
+static int64_t least_of(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t most_of(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* Under the lock: take over what a call got done that failed. A store may have gone there already,
+ * so nothing is cut off. */
+static int take_over(struct growth *growth, int64_t offset, int error)
+{
+    int64_t length = length_of(growth->fd), end = page_up(length);
+    if (length <= LOAD(growth->end) || (end > length && ftruncate(growth->fd, (off_t)end)))
+        return error;
+    STORE(growth->end, end);
+    STORE(growth->grown, end);
+    return offset < end ? 0 : error;
+}
+
+/* Make the file longer without writing. None of this makes a file shorter that somebody else has
+ * made longer meanwhile, but for file systems without fallocate(2): ftruncate(2) would. */
+static int extend(const struct growth *growth, int64_t end, int64_t target)
+{
+    int error = allocate(growth->fd, 0, growth->sparse ? target - 1 : end, target);
+    if (!is_missing(error) || length_of(growth->fd) >= target)
+        return is_missing(error) ? 0 : error;
+    return ftruncate(growth->fd, (off_t)target) ? errno : 0;
+}
+
+/* Reserve blocks beyond the end, for several windows at once. A file system that cannot do so finds
+ * the room when the zeros are written. */
+static int reserve(struct growth *growth, int64_t end, int64_t target, int64_t limit)
+{
+    int64_t from = most_of(growth->reserved, end);
+    int64_t far = most_of(target, least_of(limit, end + again(end, GROWTH_MOST_BYTES)));
+    if (target <= growth->reserved)
+        return 0;
+    int error = allocate(growth->fd, FALLOC_FL_KEEP_SIZE, from, far);
+    if (is_full(error) && far > target)
+        error = allocate(growth->fd, FALLOC_FL_KEEP_SIZE, from, far = target);
+    if (!error)
+        growth->reserved = far;
+    return is_missing(error) ? 0 : error;
+}
+
+/* At most a window. Appended, wherever the end is by then: what another process has put there since
+ * is not written over, and neither is what another thread stores: it can only do so behind us. */
+static int append_zeros(int fd, int64_t end, int64_t target)
+{
+    static const char zeros[1 << 16];
+    enum { PIECES = GROWTH_WINDOW_BYTES / sizeof zeros };
+    while (end < target) {
+        struct iovec pieces[PIECES];
+        int count = 0;
+        for (int64_t left = target - end; left > 0 && count < PIECES; left -= sizeof zeros)
+            pieces[count++] = (struct iovec){
+                (void *)zeros, (size_t)least_of(left, (int64_t)sizeof zeros)};
+        ssize_t put = pwritev2(fd, pieces, count, 0, RWF_APPEND);
+        if (put <= 0 && errno != EINTR)
+            return put ? errno : EIO;
+        end = length_of(fd);
+    }
+    return 0;
+}
+
+/* Under the lock. A full disk may still have room for the page itself. */
+static int grow(struct growth *growth, int64_t offset, int64_t limit)
+{
+    int64_t end = LOAD(growth->end), least = page_up(offset + 1);
+    int64_t window = again(end, growth->sparse ? GROWTH_MOST_BYTES : GROWTH_WINDOW_BYTES);
+    int64_t target = most_of(least, least_of(limit, end + window));
+    bool written = !growth->sparse && least - end <= window; /* not a page far away */
+    int error = written ? reserve(growth, end, target, limit) : extend(growth, end, target);
+    if (is_full(error) && target > least) {
+        target = least;
+        error = written ? reserve(growth, end, target, limit) : extend(growth, end, target);
+    }
+    if (written && !error)
+        error = append_zeros(growth->fd, end, target);
+    if (error)
+        return take_over(growth, offset, error);
+    STORE(growth->end, target);
+    STORE(growth->grown, target);
+    return 0;
+}
+
+enum growth_outcome growth_reach(struct growth *growth, int64_t offset, int64_t limit, int *error)
+{
+    enum growth_outcome outcome = GROWTH_LOST;
+    *error = 0;
+    if (!try_lock(growth)) {
+        sched_yield();
+        return GROWTH_AGAIN;
+    }
+    if (offset < LOAD(growth->end)) /* X3, unless another thread has made it longer just now */
+        outcome = growth->fd < 0 || length_of(growth->fd) > offset ? GROWTH_THERE : GROWTH_LOST;
+    else if (growth->fd < 0)
+        outcome = GROWTH_BEYOND;
+    else if (!(*error = grow(growth, offset, limit)))
+        outcome = GROWTH_AGAIN;
+    unlock(growth);
+    return outcome;
+}
+
+int growth_truncate(struct growth *growth, int fd, int64_t length, bool whole_pages)
+{
+    lock(growth);
+    int64_t end = whole_pages ? page_up(length) : length;
+    int error = ftruncate(fd, (off_t)length) ? errno : 0;
+    if (!error && end > length)
+        error = ftruncate(fd, (off_t)end) ? errno : 0;
+    if (!error) {
+        STORE(growth->end, end);
+        STORE(growth->grown, 0);
+        growth->reserved = end;
+    }
+    unlock(growth);
+    return error;
+}
+
+int growth_extend(struct growth *growth, int fd, int64_t end)
+{
+    lock(growth);
+    int error = length_of(fd) < end && ftruncate(fd, (off_t)end) ? errno : 0;
+    if (!error && end > LOAD(growth->end))
+        STORE(growth->end, end);
+    unlock(growth);
+    return error;
+}
+
+void growth_stop(struct growth *growth)
+{
+    lock(growth);
+    growth->fd = -1;
+    unlock(growth);
+}

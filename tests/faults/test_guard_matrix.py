@@ -1,0 +1,83 @@
+"""Every fault against every way of access, on every loop; guard_matrix.py is what measures.
+
+The rules are few. The process lives. What read or stored something else than the file has was told
+so, by its own error or by a poisoned mapping. Once poisoned, every verb says so, with the offset.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aiommap import PAGE_SIZE as PAGE
+from faults.disks import disk_with
+
+MATRIX = Path(__file__).with_name("guard_matrix.py")
+BAD = 10 * PAGE
+
+TRUNCATED = ("truncate_0", "truncate_mid", "truncate_earlier")
+FAULTS = (*TRUNCATED, "hole", "full_tmpfs", "full_ext4", "eio")
+LOADS = {"numpy_read", "memory_slice", "unpack_from"}
+STORES = {"numpy_write", "memory_store", "pack_into"}
+#: The kernel loads or stores for these: a page it cannot reach is an error of the call.
+CALLS = {"send": "OSError EFAULT", "recv_into": "OSError EFAULT"}
+
+#: Which foreign accesses meet a page that is not there. In tmpfs also a load needs room for a page.
+POISONING = {
+    **dict.fromkeys((*TRUNCATED, "eio", "full_tmpfs"), LOADS | STORES),
+    "full_ext4": STORES,
+    "hole": set(),
+}
+
+
+@pytest.fixture
+def folder(fault, tmp_path):
+    with disk_with(fault, tmp_path) as folder:
+        yield folder
+
+
+@pytest.fixture
+def results(folder, fault, backend):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", MATRIX, folder, fault, backend],
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0, f"after {results[-1:]}: {done.stderr}"
+    return {result["access"]: result for result in results}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_access_survives_and_no_loss_is_reported_as_success(results, fault):
+    foreign = LOADS | STORES | set(CALLS)
+    assert foreign < set(results)
+    assert len(results) > 20
+    poisoned = {name for name, result in results.items() if result["first_bad"] is not None}
+    assert poisoned == POISONING[fault]
+    for name, result in results.items():
+        told = result["error"] is not None
+        if name in poisoned:
+            assert result["first_bad"] == BAD, result
+            assert not told, result  # a load or store cannot be told: it is the verbs that are
+            zeros = fault == "full_tmpfs" and name in LOADS  # which a hole is, with or without room
+            assert result["right"] == zeros, result
+            # Every single verb, and aclose, raise, and each the same offset.
+            assert (result["silent"], result["offsets"]) == ([], [BAD]), result
+        else:
+            assert result["offsets"] == [], result
+            assert told or result["right"], result
+        if told and name in CALLS:
+            assert result["error"] == CALLS[name], result
+    if fault == "hole":
+        assert [name for name, result in results.items() if result["error"]] == []
+    else:
+        lossy = {"read", "read_into", "write", "write_many"} if fault in TRUNCATED else set()
+        assert all(results[name]["error"].startswith("MappingFault") for name in lossy)
