@@ -1,7 +1,7 @@
-"""docs/design.md says what is true: its table of modules, and where its invariants are kept.
+"""docs/design.md says what is true: its tables of modules, and where its invariants are kept.
 
-``python tests/test_design.py`` writes the order and the imports of the table. What a module is for
-is written by hand, and kept.
+``python tests/test_design.py`` writes which modules there are, in order, and what they import, and
+what the C sources include. What each is for is written by hand, and kept.
 """
 
 from __future__ import annotations
@@ -16,18 +16,40 @@ from test_layering import LAYERS, PACKAGE, rows_imported
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "design.md"
 
-TABLE = re.compile(
-    r"^\| `src/aiommap/` \| responsibility \| imports \|\n\|---\|---\|---\|\n(?P<rows>(?:\|.*\n)+)",
-    re.MULTILINE,
-)
-ROW = re.compile(r"\| `(?P<name>[^`]+)`[^|]*\| (?P<duty>[^|]*?) \| ?(?P<imports>[^|]*?) ?\|")
-
+MODULES = "| `src/aiommap/` | responsibility | imports |\n|---|---|---|\n"
+C_SOURCES = "| `src/aiommap/_csrc/` | responsibility | includes |\n|---|---|---|\n"
 INVARIANT = re.compile(
     r"^\| \*\*(?P<name>I\d+)\*\* \|[^|]*\|(?P<kept>[^|]*)\|(?P<tested>[^|]*)\|$", re.MULTILINE
 )
 QUOTED = re.compile(r"`([^`]+)`")
+INCLUDE = re.compile(r'^#include "([^"]+)"', re.MULTILINE)
 
 MISSING = "TODO: what is it for?"
+
+
+def read():
+    return PAGE.read_text(encoding="utf-8")
+
+
+def lines_of(text, head):
+    """Return the rows below the head of a table."""
+    start = text.index(head) + len(head)
+    return text[start : text.index("\n\n", start)].splitlines()
+
+
+def rows_of(text, head):
+    """Return the rows as (names of files, responsibility)."""
+    cells = [[cell.strip() for cell in line.split("|")] for line in lines_of(text, head)]
+    return [(tuple(QUOTED.findall(files)), duty) for _, files, duty, *_ in cells]
+
+
+def line_of(files, duty, column):
+    cells = [", ".join(f"`{name}`" for name in files), duty, " ".join(f"`{x}`" for x in column)]
+    return "".join(f"| {cell} " if cell else "| " for cell in cells) + "|"
+
+
+def replace(text, head, lines):
+    return text.replace("\n".join([head[:-1], *lines_of(text, head)]), head + "\n".join(lines))
 
 
 def file_of(entry):
@@ -37,53 +59,44 @@ def file_of(entry):
     return f"{entry}.py" if (PACKAGE / f"{entry}.py").exists() else f"{entry}.pyi"
 
 
-def imports_of(entry):
-    found = rows_imported(entry)
-    return " ".join(f"`{row}`" for row in LAYERS if row in found)
+def with_true_modules(text):
+    duties = dict(rows_of(text, MODULES))
+    lines = []
+    for entry in LAYERS:
+        found, files = rows_imported(entry), (file_of(entry),)
+        lines.append(
+            line_of(files, duties.get(files, MISSING), [row for row in LAYERS if row in found])
+        )
+    return replace(text, MODULES, lines)
 
 
-def table_of(text):
-    """Read the table: rows of (file, responsibility, imports)."""
-    found = TABLE.search(text)
-    assert found, "docs/design.md has no table of modules"
-    return [ROW.fullmatch(line).group("name", "duty", "imports") for line in rows_of(found)]
+def with_true_includes(text):
+    rows = rows_of(text, C_SOURCES)
+    order = [name for files, _ in rows for name in files]
+    lines = []
+    for files, duty in rows:
+        sources = [(PACKAGE / "_csrc" / name).read_text(encoding="utf-8") for name in files]
+        found = {name for source in sources for name in INCLUDE.findall(source)} - set(files)
+        lines.append(line_of(files, duty, sorted(found, key=order.index)))
+    return replace(text, C_SOURCES, lines)
 
 
-def rows_of(found):
-    return found["rows"].splitlines()
+def test_the_modules_are_all_there_in_order_with_what_they_import():
+    assert read() == with_true_modules(read()), "run `python tests/test_design.py`"
 
 
-def with_true_table(text):
-    """Rewrite the table, with the responsibilities that it has."""
-    duties = {name: duty for name, duty, _ in table_of(text)}
-    rows = [
-        f"| `{name}` | {duties.get(name, MISSING)} | {imports} |".replace("|  |", "| |")
-        for name, imports in ((file_of(entry), imports_of(entry)) for entry in LAYERS)
-    ]
-    found = TABLE.search(text)
-    return text[: found.start("rows")] + "\n".join(rows) + "\n" + text[found.end("rows") :]
+def test_the_c_sources_are_all_there_with_what_they_include():
+    listed = [name for files, _ in rows_of(read(), C_SOURCES) for name in files]
+    assert sorted(listed) == sorted(path.name for path in (PACKAGE / "_csrc").glob("*.[ch]"))
+    assert read() == with_true_includes(read()), "run `python tests/test_design.py`"
 
 
-def test_the_table_has_every_module_in_order_with_what_it_imports():
-    text = PAGE.read_text(encoding="utf-8")
-    assert text == with_true_table(text), f"run `python tests/{Path(__file__).name}`"
+@pytest.mark.parametrize("head", [MODULES, C_SOURCES], ids=["python", "c"])
+def test_every_module_has_a_responsibility(head):
+    assert [files for files, duty in rows_of(read(), head) if duty in ("", MISSING)] == []
 
 
-def test_every_module_has_a_responsibility():
-    text = PAGE.read_text(encoding="utf-8")
-    assert [name for name, duty, _ in table_of(text) if duty in ("", MISSING)] == []
-
-
-def test_every_c_source_is_in_the_other_table():
-    text = PAGE.read_text(encoding="utf-8")
-    sources = {path.name for path in (PACKAGE / "_csrc").iterdir()}
-    start = text.index("| `src/aiommap/_csrc/` |")
-    assert sources <= set(QUOTED.findall(text[start : text.index("\n\n", start)]))
-
-
-INVARIANTS = {
-    found["name"]: found for found in INVARIANT.finditer(PAGE.read_text(encoding="utf-8"))
-}
+INVARIANTS = {found["name"]: found for found in INVARIANT.finditer(read())}
 
 
 def test_every_invariant_has_a_row():
@@ -94,13 +107,14 @@ def test_every_invariant_has_a_row():
 def test_an_invariant_is_kept_by_modules_and_tested_by_files_that_exist(name):
     kept = QUOTED.findall(INVARIANTS[name]["kept"])
     tested = QUOTED.findall(INVARIANTS[name]["tested"])
-    here = {path.name for path in PACKAGE.rglob("*.*")} | {path.stem for path in PACKAGE.rglob("*")}
+    sources = [path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".c", ".h")]
+    here = {path.name for path in sources} | {path.stem for path in sources}
     tests = {path.name for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*")}
     assert kept
     assert tested
-    assert [module for module in kept if module.partition(".")[0] not in here] == []
+    assert [module for module in kept if module not in here] == []
     assert [file for file in tested if file not in tests] == []
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_true_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(with_true_includes(with_true_modules(read())), encoding="utf-8")
