@@ -6,10 +6,9 @@ import argparse
 import asyncio
 import importlib
 import json
-import os
-import platform
 
 from ._harness import Report
+from ._machine import describe, in_words
 
 QUESTIONS = (
     "warm_read",
@@ -22,6 +21,7 @@ QUESTIONS = (
     "durable",
     "scattered",
     "many_files",
+    "latency",
     "spans",
     "watch",
     "atomics",
@@ -40,18 +40,19 @@ def main() -> None:
     unknown = [name for name in options.question if name not in QUESTIONS]
     if unknown:
         parser.error(f"no question {unknown[0]!r}: choose from " + ", ".join(QUESTIONS))
-    kernel, python = platform.release(), platform.python_version()
-    machine = f"{platform.system()} {kernel}, {os.cpu_count()} cores, Python {python}"
-    print(machine)
-    rows = []
+    machine = describe()
+    print(in_words(machine))
+    rows, curves = [], []
     for name in options.question or QUESTIONS:
         report = Report(name)
         module = importlib.import_module(f".bench_{name}", __package__)
         asyncio.run(module.run(report, smoke=options.smoke))
         rows += [{"question": name, **row} for row in report.rows]
+        curves += [{"question": name, **curve} for curve in report.curves]
     if options.json:
         with open(options.json, "w") as file:
-            json.dump({"machine": machine, "figures": rows}, file, indent=1)
+            run = {"machine": machine, "smoke": options.smoke, "figures": rows, "series": curves}
+            json.dump(run, file)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
@@ -21,6 +21,7 @@ class Report:
 
     question: str
     rows: list[dict[str, object]] = field(default_factory=list)
+    curves: list[dict[str, object]] = field(default_factory=list)
 
     def row(
         self,
@@ -38,6 +39,11 @@ class Report:
             verdict = f"  target {'<=' if most else '>='} {target:g}: {'PASS' if met else 'MISS'}"
         print(f"{self.question:<11} {label:<52} {value:>12.3f} {unit}{verdict}", flush=True)
         self.rows.append({"label": label, "value": value, "unit": unit, "target": target})
+
+    def series(self, label: str, points: Sequence[tuple[float, float]]) -> None:
+        """Keep a curve for the plots."""
+        rounded = [(float(f"{x:.5g}"), float(f"{y:.4g}")) for x, y in points]
+        self.curves.append({"label": label, "points": rounded})
 
 
 @contextmanager
@@ -59,10 +65,19 @@ def make_cold(path: str) -> None:
     os.close(fd)
 
 
+@dataclass
 class Stall:
-    """The worst delay of a heartbeat, in milliseconds."""
+    """Delays of a heartbeat, in milliseconds: the worst, and each with its time in seconds."""
 
-    worst = 0.0
+    worst: float = 0.0
+    beats: list[tuple[float, float]] = field(default_factory=list)
+
+    def curve(self, points: int = 200) -> list[tuple[float, float]]:
+        """Thin the beats out, keeping the worst of each stretch."""
+        step = -(-len(self.beats) // points) or 1
+        stretches = (self.beats[at : at + step] for at in range(0, len(self.beats), step))
+        worst = [max(stretch, key=lambda beat: beat[1]) for stretch in stretches]
+        return [(seconds - worst[0][0], late) for seconds, late in worst]
 
 
 @asynccontextmanager
@@ -71,16 +86,19 @@ async def heartbeat() -> AsyncIterator[Stall]:
     stall = Stall()
 
     async def beat() -> None:
-        last = time.perf_counter()
+        start = last = time.perf_counter()
         while True:
             await asyncio.sleep(0.001)
             now = time.perf_counter()
-            stall.worst = max(stall.worst, (now - last - 0.001) * 1e3)
+            late = max((now - last - 0.001) * 1e3, 0.0)
+            stall.worst = max(stall.worst, late)
+            stall.beats.append((now - start, late))
             last = now
 
     task = asyncio.create_task(beat())
     await asyncio.sleep(0.01)
     stall.worst = 0.0
+    stall.beats.clear()
     try:
         yield stall
     finally:

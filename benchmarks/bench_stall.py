@@ -11,33 +11,33 @@ from functools import partial
 import aiommap
 from aiommap import FlushPolicy
 
-from ._harness import MIB, Report, heartbeat, make_cold, scratch_file
+from ._harness import MIB, Report, Stall, heartbeat, make_cold, scratch_file
 
 POPULATE_READ = 22
 
 
-async def worst(work: Callable[[], Awaitable[object]]) -> float:
-    """Worst lateness of the heartbeat while the work runs; freeing its result is not part of it."""
+async def beside(work: Callable[[], Awaitable[object]]) -> Stall:
+    """Lateness of the heartbeat while the work runs; freeing its result is not part of it."""
     async with heartbeat() as stall:
         result = await work()
     del result
-    return stall.worst
+    return stall
 
 
-async def ours(path: str, size: int, dirty: int) -> dict[str, float]:
+async def ours(path: str, size: int, dirty: int) -> dict[str, Stall]:
     """The four works through aiommap."""
     found = {}
     make_cold(path)
     async with aiommap.open(path) as f:
-        found["cold read"] = await worst(lambda: f.read(0, size))
+        found["cold read"] = await beside(lambda: f.read(0, size))
     make_cold(path)
     async with aiommap.open(path) as f:
-        found["prewarm"] = await worst(f.prewarm)
+        found["prewarm"] = await beside(f.prewarm)
     f = await aiommap.open(path, "r+", flush=FlushPolicy.manual())
     await f.prewarm(0, dirty, write=True)
-    found["flush"] = await worst(f.flush)
+    found["flush"] = await beside(f.flush)
     await f.prewarm(0, dirty, write=True)
-    found["close"] = await worst(f.aclose)
+    found["close"] = await beside(f.aclose)
     return found
 
 
@@ -47,22 +47,24 @@ def flush_and_close(mapping: mmap.mmap) -> None:
     mapping.close()
 
 
-async def theirs(path: str, size: int, dirty: int) -> dict[str, float]:
+async def theirs(path: str, size: int, dirty: int) -> dict[str, Stall]:
     """The same works, each in one call through the standard library, in a thread."""
-    found: dict[str, float] = {}
+    found: dict[str, Stall] = {}
     for name in ("cold read", "prewarm"):
         make_cold(path)
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as m:
             if name == "cold read":
-                found[name] = await worst(partial(asyncio.to_thread, m.__getitem__, slice(0, size)))
+                found[name] = await beside(
+                    partial(asyncio.to_thread, m.__getitem__, slice(0, size))
+                )
             else:
-                found[name] = await worst(partial(asyncio.to_thread, m.madvise, POPULATE_READ))
+                found[name] = await beside(partial(asyncio.to_thread, m.madvise, POPULATE_READ))
     for name in ("flush", "close"):
         with open(path, "r+b") as writable:
             m = mmap.mmap(writable.fileno(), 0)
             m[:dirty] = bytes(dirty)
             end = m.flush if name == "flush" else partial(flush_and_close, m)
-            found[name] = await worst(partial(asyncio.to_thread, end))
+            found[name] = await beside(partial(asyncio.to_thread, end))
     return found
 
 
@@ -73,8 +75,10 @@ async def run(report: Report, *, smoke: bool) -> None:
         mine = [await ours(path, size, dirty) for _ in range(rounds)]
         others = [await theirs(path, size, dirty) for _ in range(rounds)]
     for name in mine[0]:
-        a = statistics.median(found[name] for found in mine)
-        b = statistics.median(found[name] for found in others)
+        for who, runs in (("aiommap", mine), ("stdlib mmap in a thread", others)):
+            report.series(f"{name}: {who}", runs[0][name].curve())
+        a = statistics.median(found[name].worst for found in mine)
+        b = statistics.median(found[name].worst for found in others)
         report.row(f"{name}: aiommap", a, "ms", 25, most=True)
         report.row(f"{name}: stdlib mmap in a thread", b, "ms")
         report.row(f"{name}: aiommap / stdlib", a / b if b else 0.0, "x", 0.1, most=True)

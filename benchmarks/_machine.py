@@ -1,0 +1,52 @@
+"""What a run was measured on: figures mean nothing without it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+from datetime import UTC, datetime
+
+import aiommap
+
+
+def describe() -> dict[str, object]:
+    """Record machine, kernel, file system of the scratch folder, and versions."""
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * aiommap.PAGE_SIZE / (1 << 30)),
+        "file_system": _file_system(tempfile.gettempdir()),
+        "python": platform.python_version(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def in_words(machine: dict[str, object]) -> str:
+    """Write the description as the first line of a run."""
+    return (
+        "{system}, {file_system}, {cores} cores ({processor}), {memory_gib} GiB, Python {python}"
+    ).format(**machine)
+
+
+def _processor() -> str:
+    with open("/proc/cpuinfo") as lines:
+        for line in lines:
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.machine()
+
+
+def _file_system(path: str) -> str:
+    """Find the type of the mount that a folder lies in: the last one of its device."""
+    device = os.stat(path).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    found = "unknown"
+    with open("/proc/self/mountinfo") as lines:
+        for line in lines:
+            fields, _, rest = line.partition(" - ")
+            if fields.split()[2] == wanted:
+                found = rest.split()[0]
+    return found

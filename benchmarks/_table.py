@@ -1,0 +1,134 @@
+"""README's table, out of the figures of one whole run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ._machine import in_words
+
+BEGIN = "<!-- figures: written by `python -m benchmarks.report` -->\n"
+END = "<!-- end of figures -->\n"
+
+Figures = dict[tuple[str, str], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One figure and how it is written."""
+
+    question: str
+    label: str
+    text: str
+
+    def write(self, figures: Figures) -> str:
+        """Fill the figure in; one that the run lacks is an error, not a gap."""
+        return self.text.format(_rounded(figures[self.question, self.label]))
+
+
+def _rounded(value: float) -> str:
+    """Two digits that count, as a reader would say the number."""
+    if value >= 1000:
+        return f"{round(value, -3):,.0f}" if value >= 10_000 else f"{round(value, -2):,.0f}"
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+
+
+def _rates(question: str, tasks: int, *parts: tuple[str, str]) -> list[Cell]:
+    return [Cell(question, f"{tasks} tasks: aiommap / {peer}", text) for peer, text in parts]
+
+
+def _stall(work: str, size: str) -> tuple[str, list[Cell], list[Cell]]:
+    return (
+        f"worst loop stall, {work} of {size}",
+        [Cell("stall", f"{work}: aiommap", "{} ms")],
+        [Cell("stall", f"{work}: stdlib mmap in a thread", "{} ms (stdlib mmap in a thread)")],
+    )
+
+
+def _reads(tasks: int) -> tuple[str, list[Cell], list[Cell]]:
+    noun = "task" if tasks == 1 else "tasks"
+    return (
+        f"warm 4 KiB reads, {tasks} {noun}",
+        _rates("warm_read", tasks, ("bare slice", "{} of a bare `mm[a:b]`")),
+        _rates("warm_read", tasks, ("aiofiles", "{} × aiofiles"), ("aiofile", "{} × aiofile")),
+    )
+
+
+def _records(tasks: int) -> tuple[str, list[Cell], list[Cell]]:
+    noun = "task" if tasks == 1 else "tasks"
+    peers = [("thread", "{} × `pwrite` + `fdatasync` in a thread"), ("aiofiles", "{} × aiofiles")]
+    return (
+        f"durable 128-byte records, {tasks} {noun}",
+        [Cell("durable", f"{tasks} tasks: aiommap", "{} a second")],
+        _rates("durable", tasks, *peers, ("aiofile", "{} × aiofile")),
+    )
+
+
+#: What a reader of README wants to know first: (what, ours, beside).
+ROWS: tuple[tuple[str, list[Cell], list[Cell]], ...] = (
+    _reads(1),
+    _reads(64),
+    (
+        "warm 1 MiB reads",
+        [Cell("large_read", "aiommap / bare slice", "{} of a bare `mm[a:b]`")],
+        [],
+    ),
+    (
+        "4 KiB writes, 64 tasks",
+        _rates("write", 64, ("bare store", "{} of a bare store")),
+        _rates("write", 64, ("aiofiles", "{} × aiofiles")),
+    ),
+    _records(1),
+    _records(64),
+    _records(256),
+    _stall("cold read", "512 MiB"),
+    _stall("flush", "256 MiB"),
+    _stall("prewarm", "512 MiB"),
+    (
+        "a change by another process, median",
+        [Cell("watch", "external write to subscriber, p50", "{} ms")],
+        [Cell("watch", "awatch at its defaults, p50", "{} ms (`watchfiles.awatch`)")],
+    ),
+    (
+        "`fetch_add` on a shared counter",
+        [Cell("atomics", "fetch_add: aiommap", "{} a second")],
+        [
+            Cell("atomics", "aiommap / atomics", "{} × atomics"),
+            Cell("atomics", "aiommap / multiprocessing.Value", "{} × `multiprocessing.Value`"),
+        ],
+    ),
+    (
+        "growing to 1 GiB by 64 KiB stores",
+        [Cell("growth", "aiommap", "{} MiB/s")],
+        [
+            Cell("growth", "aiommap / file.write", "{} × `file.write`"),
+            Cell("growth", "aiommap / remap for each append", "{} × a remap for each"),
+        ],
+    ),
+)
+
+
+def table(run: dict[str, object]) -> str:
+    """Write the section of README that one run stands for."""
+    rows = run["figures"]
+    assert isinstance(rows, list)
+    figures: Figures = {(row["question"], row["label"]): row["value"] for row in rows}
+    machine = run["machine"]
+    assert isinstance(machine, dict)
+    lines = [
+        f"Measured on {in_words(machine)}.",
+        "`python -m benchmarks` (extra `bench`) measures again:",
+        "",
+        "| | aiommap | beside |",
+        "|---|---|---|",
+    ]
+    for what, *columns in ROWS:
+        ours, beside = (", ".join(cell.write(figures) for cell in cells) for cells in columns)
+        lines.append(f"| {what} | {ours} | {beside} |")
+    return "\n".join(lines) + "\n"
+
+
+def put_into(page: str, section: str) -> str:
+    """Replace the section between the marks of a page."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return before + BEGIN + section + END + after

@@ -1,0 +1,29 @@
+"""``python -m benchmarks.report RUN.json``: write README's table and the plots of one whole run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from ._plots import draw
+from ._table import put_into, table
+
+ROOT = Path(__file__).parents[1]
+
+
+def main() -> None:
+    """Write what a run of all questions says into README and docs."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("run", type=Path, help="what `python -m benchmarks --json` wrote")
+    options = parser.parse_args()
+    text = options.run.read_text()
+    run = json.loads(text)
+    readme = ROOT / "README.md"
+    readme.write_text(put_into(readme.read_text(), table(run)))
+    (ROOT / "docs" / "benchmarks.json").write_text(text)
+    draw(run, ROOT / "docs" / "plots")
+
+
+if __name__ == "__main__":
+    main()
