@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 from collections import Counter
@@ -66,6 +67,38 @@ async def test_a_validation_that_returns_false_refuses(path, errors):
         await errors.wait(ValueError, "validate returned False")
         replace(path, b"good 1")
         await until_serves(live, b"good 1")
+
+
+async def test_a_validation_that_ends_by_a_stray_cancellation_refuses(path, errors, anyio_backend):
+    """As asyncio raises where somebody waits for a future that somebody else has cancelled."""
+    if anyio_backend[0] == "trio":
+        pytest.skip("trio has no cancellation without a scope that was cancelled")
+
+    async def validate(snapshot):
+        if await content(snapshot) == b"bad":
+            future = asyncio.get_running_loop().create_future()
+            future.cancel()
+            await future
+
+    async with aiommap.follow(path, validate=validate, on_error=errors) as live:
+        replace(path, b"bad")
+        await errors.wait(RuntimeError, "ended by a cancellation of its own")
+        assert await content(live.current) == b"good 0"
+        replace(path, b"good 1")
+        await until_serves(live, b"good 1")
+
+
+async def test_an_empty_file_is_tried_like_any_other(path, errors):
+    tried = []
+
+    async def validate(snapshot):
+        tried.append(snapshot.size)
+        await anyio.sleep(0.05)  # until the watcher has told of it
+
+    async with aiommap.follow(path, validate=validate, on_error=errors) as live:
+        replace(path, b"")
+        await until_serves(live, b"")
+        assert (tried, errors.found) == ([6, 0], [])
 
 
 def make_folder(path):

@@ -117,7 +117,7 @@ class Generations:
     def __init__(self, follower: Follower) -> None:
         self._follower = follower
         self._seen: int | None = None
-        self.skipped = 0
+        self.skipped: int = 0
 
     def __aiter__(self) -> Self:
         return self

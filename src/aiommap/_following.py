@@ -112,6 +112,35 @@ def _close_soon(file: MappedFile) -> None:
         core.workers.call_from_thread(closer.start)
 
 
+class _Verdict:
+    """What came of a validation; a cancellation until something did."""
+
+    __slots__ = ("_answer", "_error")
+
+    def __init__(self) -> None:
+        self._answer: object = None
+        self._error: Exception | None = RuntimeError("validate ended by a cancellation of its own")
+
+    async def ask(self, validate: Validate, candidate: Snapshot) -> None:
+        """Validate, and keep the outcome."""
+        try:
+            answer = validate(candidate)
+            if not isinstance(answer, Awaitable):
+                raise TypeError(f"{validate!r} returned {answer!r}: validate has to be async")
+            self._answer = await answer
+            self._error = None
+        except Exception as error:
+            self._error = error
+
+    def check(self, path: str) -> None:
+        """Raise unless the candidate is good."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        if self._answer is False:
+            raise ValueError(f"{path}: validate returned False, so it is not served")
+
+
 class Follower:
     """Keeps the newest good file of a path in service.
 
@@ -142,9 +171,9 @@ class Follower:
         self._current: Generation | None = None
         self._candidate: Generation | None = None
         #: Number of the generation in service, from 1.
-        self.number = 0
+        self.number: int = 0
         #: Nothing will be put in service any more.
-        self.over = False
+        self.over: bool = False
         #: What the path was last heard to name.
         self._named: FileState | None = None
         #: Whether something is to be tried that neither serves nor is on trial.
@@ -246,7 +275,7 @@ class Follower:
 
     def _has(self, state: FileState | None) -> bool:
         """Tell whether a state is of what is on trial, or else in service."""
-        newest = self._candidate or self._current
+        newest = self._current if self._candidate is None else self._candidate
         return newest is not None and newest.is_of(state)
 
     async def _try_each(self) -> None:
@@ -286,7 +315,8 @@ class Follower:
         if candidate.is_of(self._named):
             self._wanted = anyio.Event()  # asked for while it was being opened
         current = self._current
-        assert current is not None
+        if current is None:
+            return False
         if current.is_changed_in(candidate):
             self._failed.tell(StaleSnapshotError(self.path, current.size, candidate.size))
         return not current.is_same_as(candidate) and not self._is_overtaken()
@@ -304,11 +334,12 @@ class Follower:
     async def _examine(self, candidate: Generation) -> None:
         """Raise unless a candidate is good, and make it resident."""
         if self._validate is not None:
-            answer = self._validate(candidate)
-            if not isinstance(answer, Awaitable):
-                raise TypeError(f"{self._validate!r} returned {answer!r}: validate has to be async")
-            if await answer is False:
-                raise ValueError(f"{self.path}: validate returned False, so it is not served")
+            verdict = _Verdict()
+            # A task of its own: asyncio's code may raise a cancellation that nobody asked for, and
+            # it would end the following and not just the trial.
+            async with anyio.create_task_group() as group:
+                group.start_soon(verdict.ask, self._validate, candidate)
+            verdict.check(self.path)
         if self._prewarm:
             await candidate.mapped.prewarm()
         await candidate.verify()
