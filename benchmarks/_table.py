@@ -86,7 +86,7 @@ ROWS: tuple[tuple[str, list[Cell], list[Cell]], ...] = (
     (
         "a change by another process, median",
         [Cell("watch", "external write to subscriber, p50", "{} ms")],
-        [Cell("watch", "awatch at its defaults, p50", "{} ms (`watchfiles.awatch`)")],
+        [Cell("watch", "watchfiles.awatch, p50", "{} ms (`watchfiles.awatch`)")],
     ),
     (
         "`fetch_add` on a shared counter",

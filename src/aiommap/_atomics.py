@@ -27,7 +27,7 @@ class Gate:
     __slots__ = ("_planning", "core")
 
     def __init__(self, core: Core) -> None:
-        self.core = core
+        self.core: Core = core
         self._planning = False
 
     def check(self, offset: int, length: int, store: bool) -> None:

@@ -69,10 +69,10 @@ class Subscriber:
             raise ValueError(f"buffer is {buffer}: it has to hold at least 1 change")
         if poll_interval is not None and not poll_interval > 0:
             raise ValueError(f"poll_interval is {poll_interval}: give a positive number of seconds")
-        self.path = path
-        self.poll_interval = poll_interval
-        self.since = since
-        self.ended = False
+        self.path: str = path
+        self.poll_interval: float | None = poll_interval
+        self.since: Since = since
+        self.ended: bool = False
         self._buffer = ChangeBuffer(buffer)
         self._arrived: Event | None = None
         self._started: Event | None = None
