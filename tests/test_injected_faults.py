@@ -196,6 +196,7 @@ async def test_reads_wait_in_a_worker_and_the_loop_goes_on(f):
             disk.release()
         assert sorted(read) == [b"AA", b"BB"]
         assert await f.read(2 * PAGE, 2) == b"CC"  # the disk is fast from now on
+        assert disk.hits == 2
     assert f.read_nowait(0, 2) == b"AA"
 
 
@@ -259,6 +260,27 @@ async def test_a_cancelled_read_leaves_its_worker_behind(f):
             await disk.wait_stalled()
             group.cancel_scope.cancel()
         assert disk.stalled == 1
+    assert disk.stalled == 0
+
+
+async def test_waiting_for_calls_goes_on_until_there_are_enough(f):
+    enough = anyio.Event()
+
+    async def wait_for_two(disk):
+        await disk.wait_stalled(2)
+        enough.set()
+
+    with slow_disk(f) as disk:
+        async with anyio.create_task_group() as group:
+            group.start_soon(wait_for_two, disk)
+            await anyio.wait_all_tasks_blocked()
+            group.start_soon(f.read, 0, 1)
+            await disk.wait_stalled(1)
+            await anyio.wait_all_tasks_blocked()
+            assert not enough.is_set()
+            group.start_soon(f.read, 0, 1)
+            await enough.wait()
+            disk.release()
 
 
 async def test_a_call_nobody_releases_goes_on_by_itself(f):

@@ -180,7 +180,8 @@ class SlowDisk(InjectedFault):
         Cancellation: ends the wait.
         """
         while self.stalled < calls:
-            self._told = self._told or self._workers.event()
+            if self._told is None:  # trio's events have no truth value
+                self._told = self._workers.event()
             await self._told.wait()
 
     def release(self, calls: int | None = None) -> None:
