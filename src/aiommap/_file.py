@@ -11,8 +11,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn, Self, SupportsIndex, cast, overload
 
-import anyio
-
 from . import _chunks
 from ._autoflush import AutoFlush
 from ._closing import Closer
@@ -71,7 +69,6 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         "_leave",
         "_locks",
         "_mapping",
-        "_moving",
         "_options",
         "_pager",
         "_reader",
@@ -83,7 +80,6 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
 
     def __init__(self, core: Core, hub: Surroundings) -> None:
         self._hub = hub
-        self._moving = anyio.Lock()
         self._retired = Retired(hub.release)
         self._watch = FileWatch(hub.watcher)
         self._assemble(core, Listeners())

@@ -90,8 +90,7 @@ class FileLocks:
         self._core = core
         self._claims: list[Claim] = []
         self._descriptor = -1
-        self._limiter = Limiter(1)  # K2
-        _all.add(self)
+        self._limiter: Limiter | None = None
 
     async def acquire(
         self,
@@ -114,6 +113,13 @@ class FileLocks:
             ) from error
         return claim
 
+    def _turns(self) -> Limiter:
+        """The one token (K2). Made when first needed: few files are locked, and many are open."""
+        if self._limiter is None:
+            self._limiter = Limiter(1)
+            _all.add(self)
+        return self._limiter
+
     async def release(self, claim: Claim) -> None:
         """Unlock what was acquired; a cancellation is delivered afterwards."""
         try:
@@ -122,7 +128,7 @@ class FileLocks:
                 if other is not claim and other.turn.is_set():
                     rest.discard(other.offset, other.end)
             if rest and self._descriptor >= 0:
-                await self._core.workers.complete(self._limiter, self._unlock, list(rest))
+                await self._core.workers.complete(self._turns(), self._unlock, list(rest))
         finally:
             self._claims.remove(claim)
             self._serve()
@@ -130,7 +136,7 @@ class FileLocks:
     async def aclose(self) -> None:
         """Give up the descriptor, and with it every lock."""
         if self._descriptor >= 0:
-            await self._core.workers.complete(self._limiter, self.drop)
+            await self._core.workers.complete(self._turns(), self.drop)
 
     async def _take(self, claim: Claim, pauses: Pauses) -> None:
         core = self._core
@@ -145,7 +151,7 @@ class FileLocks:
             while True:
                 core.check_usable()
                 pauses.look()
-                if await core.workers.finish(self._limiter, self._lock, claim):
+                if await core.workers.finish(self._turns(), self._lock, claim):
                     return
                 await pauses.pause()
         except BaseException:

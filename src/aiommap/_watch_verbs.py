@@ -23,15 +23,16 @@ from ._watching import Watcher
 
 
 class FileWatch:
-    """The subscriptions of one mapped file."""
+    """The subscriptions of one mapped file, and the turns of those who move it."""
 
-    __slots__ = ("_subscribers", "_watcher", "core")
+    __slots__ = ("_moving", "_subscribers", "_watcher", "core")
 
     core: Core
 
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
-        self._subscribers: set[Changes] = set()
+        self._subscribers: tuple[Changes, ...] = ()
+        self._moving: anyio.Lock | None = None
 
     def subscribe(
         self, *, buffer: int, poll_interval: float | None, called_ns: int | None = None
@@ -43,9 +44,15 @@ class FileWatch:
             poll_interval=poll_interval,
             since=self._since(called_ns),
         )
-        self._subscribers = {other for other in self._subscribers if not other.ended}
-        self._subscribers.add(changes)
+        alive = (other for other in self._subscribers if not other.ended)
+        self._subscribers = (*alive, changes)
         return changes
+
+    def moving(self) -> anyio.Lock:
+        """Return the lock for moving; made when first needed, as few of many files are moved."""
+        if self._moving is None:
+            self._moving = anyio.Lock()
+        return self._moving
 
     def end(self) -> None:
         """End all subscriptions."""
@@ -83,7 +90,6 @@ class WatchedVerbs:
         _flusher: Flusher
         _hub: Surroundings
         _leave: Callable[[], Awaitable[None]]
-        _moving: anyio.Lock
         _resizer: Resizer
         _retired: Retired
         _watch: FileWatch
@@ -193,7 +199,7 @@ class WatchedVerbs:
         Durability: what was written before is durable, or discarded.
         """
         self._core.check_open()
-        async with self._moving:
+        async with self._watch.moving():
             old = self._core
             old.check_open()
             new = await self._hub.open_again(old)
