@@ -71,6 +71,7 @@ class Closer:
     async def _run(self, done: anyio.Event) -> None:
         try:
             await self._core.wait_idle()
+            await self._flusher.settle()
             if self._core.shared_writable and not self._core.undo:
                 await self._flush()
         except Exception as error:

@@ -23,36 +23,33 @@ import errno
 import itertools
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
-from ._core import Core, Identity
+from ._core import Core, Identity, Store
 from ._errors import AccessModeError, FlushError
 from ._histogram import Histogram
 from ._lane import Lane
 from ._listeners import Listeners
-from ._native import PAGE_SIZE
+from ._native import PAGE_SIZE, Receipt
 from ._policy import FlushLedger
 from ._ranges import RangeSet, align_down, align_up
 from ._receipt import WriteReceipt
-
-Done = Callable[[Sequence[BaseException | None]], None]
 
 
 @dataclass(slots=True)
 class Request:
     """A range to make durable, the stores of one caller in it, or both, stores first.
 
-    In the store lane there are only stores. ``receipt`` is the receipt to mark as durable; for
-    stores in the flush lane it is made when they have been applied.
+    In the store lane there are only stores. ``receipt`` is the receipt to mark as durable.
     """
 
     offset: int
     end: int
     receipt: WriteReceipt | None = None
-    stores: list[tuple[int, memoryview]] = field(default_factory=list)
-    error: OSError | None = None
+    stores: Sequence[Store] = ()
 
 
 @dataclass(slots=True)
@@ -60,25 +57,43 @@ class Change:
     """Something to do to the file between two flushes, in a worker."""
 
     act: Callable[[], None]
-    error: Exception | None = None
 
-    def run(self) -> None:
-        """Act, and keep what it raises for whoever waits. Worker threads only."""
+    def run(self) -> Exception | None:
+        """Act, and return what it raises, for whoever waits. Worker threads only."""
         try:
             self.act()
         except Exception as error:
-            self.error = error
+            return error
+        return None
 
 
-def _acts(item: Request | Change) -> bool:
+#: A single store to make durable is itself its request: most are, and each costs the loop time.
+Item = Store | Request | Change
+Outcome = WriteReceipt | BaseException | None
+Done = Callable[[Sequence[Outcome]], None]
+
+
+def _acts(item: Item) -> bool:
     """Tell whether an item has something to do even if nothing is dirty."""
-    return isinstance(item, Change) or bool(item.stores)
+    return not isinstance(item, Request) or bool(item.stores)
 
 
-def _take_error(item: Request | Change) -> Exception | None:
-    """Take an item's error out: its traceback refers to the item."""
-    error, item.error = item.error, None
-    return error
+def _stores_of(request: Store | Request) -> Sequence[Store]:
+    return request.stores if isinstance(request, Request) else (request,)
+
+
+def _bounds(request: Store | Request) -> tuple[int, int]:
+    if isinstance(request, Request):
+        return request.offset, request.end
+    offset, data = request
+    return offset, offset + len(data)
+
+
+def _settle(receipts: Iterable[object]) -> None:
+    """Mark receipts whose own ranges are durable, though ``durable_sequence`` may not say so."""
+    for receipt in receipts:
+        if isinstance(receipt, WriteReceipt):
+            receipt._settled = True  # noqa: SLF001  the two are one mechanism
 
 
 class Flusher:
@@ -98,7 +113,7 @@ class Flusher:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._lane: Lane[Request | Change, None] = Lane(core.workers, self._begin)
+        self._lane: Lane[Item, WriteReceipt | None] = Lane(core.workers, self._begin)
         self._told = False
         self.ledger = FlushLedger(core.policy)
         #: Told on the loop after every batch.
@@ -123,15 +138,23 @@ class Flusher:
             raise AccessModeError("make durable what was written to", self._core.mode, remedy)
         await self.submit(Request(receipt.offset, receipt.offset + receipt.length, receipt))
 
-    async def submit(self, request: Request) -> None:
-        """Serve a request in the next flush."""
-        core = self._core
-        core.check_flushed()
-        core.begin_activity()
-        try:
-            await self._lane.submit(request)
-        finally:
-            core.end_activity()
+    async def submit(self, request: Request) -> WriteReceipt | None:
+        """Serve a request in the next flush; the receipt of its stores, if it has any."""
+        self._core.check_flushed()
+        return await self._lane.submit(request)
+
+    def write(self, store: Store) -> Awaitable[WriteReceipt]:
+        """Store and make durable in the next flush; for a file none of whose flushes failed."""
+        return cast("Awaitable[WriteReceipt]", self._lane.submit(store))
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is being served or waits for it."""
+        return self._lane.busy
+
+    async def settle(self) -> None:
+        """Wait until everything submitted so far has been served."""
+        await self._lane.settle()
 
     async def change(self, act: Callable[[], None]) -> None:
         """Run what changes the size or the blocks of the file (F5)."""
@@ -146,34 +169,40 @@ class Flusher:
         core = self._core
         return core.size_changed or core.created or core.mapping.dirty_bytes() > 0
 
-    def _begin(self, items: list[Request | Change], done: Done) -> None:
+    def _begin(self, items: list[Item], done: Done) -> None:
         core = self._core
-        idle = not self.has_work() and not any(_acts(item) for item in items)
+        idle = not any(_acts(item) for item in items) and not self.has_work()
         if idle or core.failure is not None:
-            self._ended(items, done, None, None)
+            self._ended(items, done, [None] * len(items), None)
         else:
             workers = core.workers
-            flushing = any(isinstance(item, Request) for item in items)
+            flushing = any(not isinstance(item, Change) for item in items)
             limiter = workers.flushes if flushing else workers.control
             workers.start(limiter, partial(self._serve, items), partial(self._ended, items, done))
 
     def _ended(
         self,
-        items: list[Request | Change],
+        items: list[Item],
         done: Done,
-        _: None,
+        outcomes: list[Outcome] | None,
         error: BaseException | None,
     ) -> None:
-        told_before = self._told
+        core = self._core
         failure = error or self._failure()
-        for item in items:
-            if failure is None and isinstance(item, Request) and item.receipt is not None:
-                item.receipt._settled = True  # noqa: SLF001  the two are one mechanism
-        if self._core.failure is not None and not told_before:
+        if outcomes is None:
+            outcomes = [failure] * len(items)
+        elif failure is not None:
+            outcomes = [o if isinstance(o, BaseException) else failure for o in outcomes]
+        else:
+            _settle([item.receipt for item in items if isinstance(item, Request)])
+        if core.failure is not None and not self._told:
             self._told = True
-            self.failed.tell(self._core.failure)
+            self.failed.tell(core.failure)
+        if core.draining and not self._lane.waiting():
+            core.draining = False
+            core.choose_inline_writes()
         self.after_batch()
-        done([_take_error(item) or failure for item in items])
+        done(outcomes)
 
     def _failure(self) -> FlushError | None:
         try:
@@ -184,107 +213,137 @@ class Flusher:
 
     # Worker threads only, from here on; one batch is in flight at a time.
 
-    def _serve(self, items: list[Request | Change]) -> None:
-        for kind, group in itertools.groupby(items, type):
+    def _serve(self, items: list[Item]) -> list[Outcome]:
+        if Change not in {*map(type, items)}:
+            return self._flush(cast("list[Store | Request]", items))
+        outcomes: list[Outcome] = []
+        for changes, group in itertools.groupby(items, lambda item: isinstance(item, Change)):
             if self._core.failure is not None:
-                return
-            if kind is Request:
-                self._flush([item for item in group if isinstance(item, Request)])
-                continue
-            for change in group:
-                assert isinstance(change, Change)
-                with self._core.changes:
-                    change.run()
+                break
+            if changes:
+                outcomes += self._change(cast("Iterable[Change]", group))
+            else:
+                outcomes += self._flush(cast("list[Store | Request]", list(group)))
+        return outcomes + [None] * (len(items) - len(outcomes))
 
-    def _flush(self, requests: list[Request]) -> None:
-        self._store(requests)
+    def _change(self, changes: Iterable[Change]) -> list[Outcome]:
+        with self._core.changes:
+            return [change.run() for change in changes]
+
+    def _flush(self, requests: list[Store | Request]) -> list[Outcome]:
+        """Store what is to be stored, and make it durable with what else was asked for."""
+        core, mapping = self._core, self._core.mapping
+        clean = not mapping.dirty_bytes()
+        outcomes = self._store(requests)
         if not self.has_work():
-            return
-        mapping = self._core.mapping
+            _settle(outcomes)
+            return outcomes
         start = time.monotonic()
         written, sequence = mapping.written_bytes, mapping.sequence  # F2: before the runs are taken
-        spans = self._spans([request for request in requests if request.error is None])
-        outside = [run for run in mapping.dirty_runs() if not spans.covers(*run)]
-        taken = [mapping.flush_begin(offset, end - offset) for offset, end in spans]
-        runs = [run for runs in taken for run in runs]
-        if not outside:
+        dirty = mapping.dirty_runs()
+        if clean or core.size_changed:
+            # Where all was clean, only these stores are dirty. And only fsync(2) syncs a size, and
+            # it writes everything.
+            spans, everything = RangeSet(dirty), True
+        else:
+            spans = self._spans(requests, outcomes)
+            everything = all(spans.covers(*run) for run in dirty)
+        if everything:
             self.ledger.began(written, sequence)
+        if not self._write_out(spans, everything=everything):
+            return outcomes
+        if everything:
+            mapping.durable_sequence = max(mapping.durable_sequence, sequence)
+        else:
+            _settle(outcomes)
+        self.groups.record(len(requests))
+        self.seconds.record(max(time.monotonic() - start, 1e-9))
+        return outcomes
+
+    def _store(self, requests: list[Store | Request]) -> list[Outcome]:
+        """Apply the stores (F4); the receipt or error of each request, None where none were."""
+        core = self._core
+        stores = [store for request in requests for store in _stores_of(request)]
+        if not stores:
+            return [None] * len(requests)
+        results = core.mapping.write_many(stores)
+        core.offloaded_writes += len(stores)
+        if Request not in {*map(type, requests)} and tuple not in {*map(type, results)}:
+            return cast("list[Outcome]", results)
+        found = iter(results)
+        return [self._outcome(request, found) for request in requests]
+
+    def _outcome(
+        self, request: Store | Request, results: Iterator[Receipt | tuple[int, int]]
+    ) -> Outcome:
+        stores = _stores_of(request)
+        if not stores:
+            return None
+        outcome = self._core.outcome(stores, list(itertools.islice(results, len(stores))))
+        if isinstance(outcome, OSError):
+            return outcome
+        offset, end = _bounds(request)
+        return WriteReceipt(self, offset, end - offset, outcome)
+
+    def _spans(self, requests: Sequence[Store | Request], outcomes: Sequence[Outcome]) -> RangeSet:
+        """Round the ranges of requests to pages and merge them, within the file."""
+        size = self._core.mapping.size
+        spans = RangeSet()
+        for request, outcome in zip(requests, outcomes, strict=True):
+            if not isinstance(outcome, BaseException):
+                offset, end = _bounds(request)
+                spans.add(align_down(offset, PAGE_SIZE), min(align_up(end, PAGE_SIZE), size))
+        return spans
+
+    def _write_out(self, spans: RangeSet, *, everything: bool) -> bool:
+        """Write the dirty pages of the spans back and wait; tell whether they are durable."""
+        mapping = self._core.mapping
+        bounds = list(spans)
+        if everything and bounds:  # one piece, as one system call writes it
+            bounds = [(bounds[0][0], bounds[-1][1])]
+        taken = [mapping.flush_begin(offset, end - offset) for offset, end in bounds]
+        runs = [run for runs in taken for run in runs]
         try:
             # One call from the first to the last dirty page of each span: what lies between them
             # is clean, and each call waits for the device anew.
-            hulls = [(runs[0][0], runs[-1][1]) for runs in taken if runs]
-            self._write_out(hulls, everything=not outside)
+            self._sync([(runs[0][0], runs[-1][1]) for runs in taken if runs], everything=everything)
         except BaseException as error:
             mapping.flush_end(runs)
             self._latch(error)
             if not isinstance(error, OSError):
                 raise
-            return
+            return False
         mapping.flush_end([])
-        if not outside:
-            mapping.durable_sequence = max(mapping.durable_sequence, sequence)
         self.flushed_bytes += sum(end - offset for offset, end in runs)
-        self.groups.record(len(requests))
-        self.seconds.record(max(time.monotonic() - start, 1e-9))
+        return True
 
-    def _spans(self, requests: list[Request]) -> RangeSet:
-        """Round the requested ranges to pages and merge them, within the file."""
-        size = self._core.mapping.size
-        if self._core.size_changed:
-            return RangeSet([(0, size)])  # only fsync(2) syncs a size, and it writes everything
-        return RangeSet(
-            (align_down(request.offset, PAGE_SIZE), min(align_up(request.end, PAGE_SIZE), size))
-            for request in requests
-        )
-
-    def _store(self, requests: list[Request]) -> None:
+    def _sync(self, hulls: list[tuple[int, int]], *, everything: bool) -> None:
         core = self._core
-        stores = [store for request in requests for store in request.stores]
-        if not stores:
-            return
-        outcomes = iter(core.mapping.write_many(stores))
-        core.offloaded_writes += len(stores)
-        sequence = 0
-        for request in requests:
-            for offset, data in request.stores:
-                copied, sequence, number = next(outcomes)
-                if copied < len(data) and request.error is None:
-                    request.error = core.store_fault(offset, len(data), copied, number)
-            if request.stores:
-                length = request.end - request.offset
-                request.receipt = WriteReceipt(self, request.offset, length, sequence)
-
-    def _write_out(self, hulls: list[tuple[int, int]], *, everything: bool) -> None:
-        core = self._core
+        mapping = core.mapping
         end = max((end for _, end in hulls), default=0)
         if core.resized:
-            end = core.mapping.size
-        if everything and (hulls or core.size_changed):
-            core.mapping.sync(core.size_changed)
-        elif not everything:
-            for offset, stop in hulls:
-                core.mapping.sync_range(offset, stop - offset)
+            end = mapping.size
         if core.created:
             # Of the file itself: the path may be a symbolic link that was there before.
             sync_directory(os.path.dirname(os.path.realpath(core.path)))
-        self._verify(end)
+        if everything and (hulls or core.size_changed):
+            size, *found = mapping.sync(core.size_changed, core.path)
+        else:
+            for offset, stop in hulls:
+                mapping.sync_range(offset, stop - offset)
+            size, *found = mapping.look(core.path)
+        self._verify(end, size, Identity(*found))
         core.size_changed = core.created = core.resized = False
 
-    def _verify(self, end: int) -> None:
+    def _verify(self, end: int, size: int, found: Identity) -> None:
         """Check that what was flushed is still part of the file at the path (I4)."""
-        core = self._core
-        size = os.fstat(core.mapping.fd).st_size
         if size < end:
             raise OSError(
                 errno.EIO,
                 f"the file was truncated to {size} bytes while bytes up to {end} were dirty",
             )
-        try:
-            found: Identity | None = Identity.of(os.stat(core.path))
-        except FileNotFoundError:
-            found = None
-        if found != core.identity:
-            what = "was removed" if found is None else "now names another file"
+        if found != self._core.identity:
+            what = "now names another file" if found.inode else "was removed"
             raise OSError(errno.ESTALE, f"the path {what}, so the flushed data is orphaned")
 
     def _latch(self, error: BaseException) -> None:

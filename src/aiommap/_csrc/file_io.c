@@ -89,6 +89,15 @@ int file_sync(int fd, bool metadata)
 #endif
 }
 
+int file_look(int fd, const char *path, struct sighting *out)
+{
+    struct stat open_file, named = {0};
+    if (fstat(fd, &open_file) || (stat(path, &named) && errno != ENOENT))
+        return errno;
+    *out = (struct sighting){open_file.st_size, named.st_dev, named.st_ino};
+    return 0;
+}
+
 int file_start_writeback(int fd, off_t offset, off_t length)
 {
 #if defined(__linux__)
