@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
-from ._core import Core, Identity, Store
+from ._core import Core, Store
 from ._errors import AccessModeError, FlushError
 from ._histogram import Histogram
 from ._lane import Lane
@@ -170,14 +170,12 @@ class Flusher:
         return core.size_changed or core.created or core.mapping.dirty_bytes() > 0
 
     def _begin(self, items: list[Item], done: Done) -> None:
-        core = self._core
+        core, workers = self._core, self._core.workers
         idle = not any(_acts(item) for item in items) and not self.has_work()
         if idle or core.failure is not None:
             self._ended(items, done, [None] * len(items), None)
         else:
-            workers = core.workers
-            flushing = any(not isinstance(item, Change) for item in items)
-            limiter = workers.flushes if flushing else workers.control
+            limiter = workers.control if {*map(type, items)} == {Change} else workers.flushes
             workers.start(limiter, partial(self._serve, items), partial(self._ended, items, done))
 
     def _ended(
@@ -224,7 +222,10 @@ class Flusher:
                 outcomes += self._change(cast("Iterable[Change]", group))
             else:
                 outcomes += self._flush(cast("list[Store | Request]", list(group)))
-        return outcomes + [None] * (len(items) - len(outcomes))
+        try:
+            return outcomes + [None] * (len(items) - len(outcomes))
+        finally:
+            del outcomes  # the traceback of an error in it refers to this frame
 
     def _change(self, changes: Iterable[Change]) -> list[Outcome]:
         with self._core.changes:
@@ -241,16 +242,18 @@ class Flusher:
         start = time.monotonic()
         written, sequence = mapping.written_bytes, mapping.sequence  # F2: before the runs are taken
         dirty = mapping.dirty_runs()
-        if clean or core.size_changed:
-            # Where all was clean, only these stores are dirty. And only fsync(2) syncs a size, and
-            # it writes everything.
-            spans, everything = RangeSet(dirty), True
-        else:
+        # Where all was clean, only these stores are dirty. And only fsync(2) syncs a size, and it
+        # writes everything.
+        everything = clean or core.size_changed
+        if not everything:
             spans = self._spans(requests, outcomes)
             everything = all(spans.covers(*run) for run in dirty)
         if everything:
             self.ledger.began(written, sequence)
-        if not self._write_out(spans, everything=everything):
+            flushed = self._write_out([(dirty[0][0], dirty[-1][1])] if dirty else [], sync=True)
+        else:
+            flushed = self._write_out(list(spans), sync=False)
+        if not flushed:
             return outcomes
         if everything:
             mapping.durable_sequence = max(mapping.durable_sequence, sequence)
@@ -263,12 +266,15 @@ class Flusher:
     def _store(self, requests: list[Store | Request]) -> list[Outcome]:
         """Apply the stores (F4); the receipt or error of each request, None where none were."""
         core = self._core
-        stores = [store for request in requests for store in _stores_of(request)]
+        mixed = Request in {*map(type, requests)}
+        stores = (
+            [store for request in requests for store in _stores_of(request)] if mixed else requests
+        )
         if not stores:
             return [None] * len(requests)
-        results = core.mapping.write_many(stores)
+        results = core.mapping.write_many(cast("list[Store]", stores))
         core.offloaded_writes += len(stores)
-        if Request not in {*map(type, requests)} and tuple not in {*map(type, results)}:
+        if not mixed and tuple not in {*map(type, results)}:
             return cast("list[Outcome]", results)
         found = iter(results)
         return [self._outcome(request, found) for request in requests]
@@ -295,18 +301,15 @@ class Flusher:
                 spans.add(align_down(offset, PAGE_SIZE), min(align_up(end, PAGE_SIZE), size))
         return spans
 
-    def _write_out(self, spans: RangeSet, *, everything: bool) -> bool:
+    def _write_out(self, spans: list[tuple[int, int]], *, sync: bool) -> bool:
         """Write the dirty pages of the spans back and wait; tell whether they are durable."""
         mapping = self._core.mapping
-        bounds = list(spans)
-        if everything and bounds:  # one piece, as one system call writes it
-            bounds = [(bounds[0][0], bounds[-1][1])]
-        taken = [mapping.flush_begin(offset, end - offset) for offset, end in bounds]
+        taken = [mapping.flush_begin(offset, end - offset) for offset, end in spans]
         runs = [run for runs in taken for run in runs]
         try:
             # One call from the first to the last dirty page of each span: what lies between them
             # is clean, and each call waits for the device anew.
-            self._sync([(runs[0][0], runs[-1][1]) for runs in taken if runs], everything=everything)
+            self._sync([(runs[0][0], runs[-1][1]) for runs in taken if runs], whole=sync)
         except BaseException as error:
             mapping.flush_end(runs)
             self._latch(error)
@@ -317,33 +320,32 @@ class Flusher:
         self.flushed_bytes += sum(end - offset for offset, end in runs)
         return True
 
-    def _sync(self, hulls: list[tuple[int, int]], *, everything: bool) -> None:
+    def _sync(self, hulls: list[tuple[int, int]], *, whole: bool) -> None:
         core = self._core
         mapping = core.mapping
-        end = max((end for _, end in hulls), default=0)
-        if core.resized:
-            end = mapping.size
+        end = mapping.size if core.resized else max((end for _, end in hulls), default=0)
         if core.created:
             # Of the file itself: the path may be a symbolic link that was there before.
             sync_directory(os.path.dirname(os.path.realpath(core.path)))
-        if everything and (hulls or core.size_changed):
-            size, *found = mapping.sync(core.size_changed, core.path)
+        if whole and (hulls or core.size_changed):
+            found = mapping.sync(core.size_changed, core.path)
         else:
             for offset, stop in hulls:
                 mapping.sync_range(offset, stop - offset)
-            size, *found = mapping.look(core.path)
-        self._verify(end, size, Identity(*found))
+            found = mapping.look(core.path)
+        self._verify(end, *found)
         core.size_changed = core.created = core.resized = False
 
-    def _verify(self, end: int, size: int, found: Identity) -> None:
+    def _verify(self, end: int, size: int, device: int, inode: int) -> None:
         """Check that what was flushed is still part of the file at the path (I4)."""
         if size < end:
             raise OSError(
                 errno.EIO,
                 f"the file was truncated to {size} bytes while bytes up to {end} were dirty",
             )
-        if found != self._core.identity:
-            what = "now names another file" if found.inode else "was removed"
+        identity = self._core.identity
+        if (device, inode) != (identity.device, identity.inode):
+            what = "now names another file" if inode else "was removed"
             raise OSError(errno.ESTALE, f"the path {what}, so the flushed data is orphaned")
 
     def _latch(self, error: BaseException) -> None:

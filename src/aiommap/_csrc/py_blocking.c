@@ -215,12 +215,10 @@ PyObject *mapping_write_many(Mapping *self, PyObject *items)
     return results;
 }
 
-static PyObject *sighting(const struct sighting *found, int error)
+static PyObject *sightings(const struct sighting *open_file, const struct sighting *named)
 {
-    if (error)
-        return os_error(error);
-    return Py_BuildValue("(LKK)", (long long)found->size, (unsigned long long)found->device,
-                         (unsigned long long)found->inode);
+    return Py_BuildValue("(LKK)", (long long)open_file->size, (unsigned long long)named->device,
+                         (unsigned long long)named->inode);
 }
 
 PyObject *mapping_sync(Mapping *self, PyObject *args)
@@ -228,7 +226,7 @@ PyObject *mapping_sync(Mapping *self, PyObject *args)
     int metadata, error;
     PyObject *path;
     struct hold hold;
-    struct sighting found;
+    struct sighting open_file, named;
     if (!PyArg_ParseTuple(args, "pO&:sync", &metadata, PyUnicode_FSConverter, &path))
         return NULL;
     if (!mapping_check(self)) {
@@ -237,9 +235,10 @@ PyObject *mapping_sync(Mapping *self, PyObject *args)
     }
     /* One call without the GIL: each time it is asked for, a busy loop may keep it for a while. */
     WITHOUT_GIL(hold, self, error = file_sync(hold.fd, metadata);
-                if (!error) error = file_look(hold.fd, PyBytes_AS_STRING(path), &found););
+                error = error ? error
+                              : file_look(hold.fd, PyBytes_AS_STRING(path), &open_file, &named););
     Py_DECREF(path);
-    return sighting(&found, error);
+    return error ? os_error(error) : sightings(&open_file, &named);
 }
 
 PyObject *mapping_look(Mapping *self, PyObject *args)
@@ -247,16 +246,17 @@ PyObject *mapping_look(Mapping *self, PyObject *args)
     int error;
     PyObject *path;
     struct hold hold;
-    struct sighting found;
+    struct sighting open_file, named;
     if (!PyArg_ParseTuple(args, "O&:look", PyUnicode_FSConverter, &path))
         return NULL;
     if (!mapping_check(self)) {
         Py_DECREF(path);
         return NULL;
     }
-    WITHOUT_GIL(hold, self, error = file_look(hold.fd, PyBytes_AS_STRING(path), &found););
+    WITHOUT_GIL(hold, self,
+                error = file_look(hold.fd, PyBytes_AS_STRING(path), &open_file, &named););
     Py_DECREF(path);
-    return sighting(&found, error);
+    return error ? os_error(error) : sightings(&open_file, &named);
 }
 
 /* What a verb on a non-empty range of the mapping or of the descriptor has to call. Length 0 is
