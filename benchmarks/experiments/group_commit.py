@@ -2,8 +2,8 @@
 
 No library, no checks, no receipts, no cancellation: a list of futures, and one thread that calls
 ``pwritev`` and ``fdatasync`` for all of them. ``no disk`` is the same without the thread: tasks
-that await a future which a callback sets. Run with ``python -m benchmarks.experiments.group_commit``
-from the root of the repository, on a quiet machine; take ratios.
+that await a future which a callback sets. From the root of the repository, on a quiet machine:
+``python -m benchmarks.experiments.group_commit``; take ratios.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ import threading
 
 import aiofile
 import aiofiles
+from benchmarks._harness import MIB, Action, compare
 
 import aiommap
-
-from .._harness import MIB, Action, compare
 
 RECORD = bytes(128)
 SLOTS = 16 * MIB // len(RECORD)

@@ -109,12 +109,16 @@ class Flusher:
         "groups",
         "ledger",
         "seconds",
+        "write",
     )
 
     def __init__(self, core: Core) -> None:
         self._core = core
         self._lane: Lane[Item, WriteReceipt | None] = Lane(core.workers, self._begin)
         self._told = False
+        #: Stores and makes durable in the next flush, for a file none of whose flushes failed. The
+        #: lane's own function, as every step between costs each durable write.
+        self.write = cast("Callable[[Store], Awaitable[WriteReceipt]]", self._lane.submit)
         self.ledger = FlushLedger(core.policy)
         #: Told on the loop after every batch.
         self.after_batch: Callable[[], None] = core.dirtied
@@ -142,10 +146,6 @@ class Flusher:
         """Serve a request in the next flush; the receipt of its stores, if it has any."""
         self._core.check_flushed()
         return await self._lane.submit(request)
-
-    def write(self, store: Store) -> Awaitable[WriteReceipt]:
-        """Store and make durable in the next flush; for a file none of whose flushes failed."""
-        return cast("Awaitable[WriteReceipt]", self._lane.submit(store))
 
     @property
     def busy(self) -> bool:
@@ -324,14 +324,15 @@ class Flusher:
         core = self._core
         mapping = core.mapping
         end = mapping.size if core.resized else max((end for _, end in hulls), default=0)
-        if core.created:
-            # Of the file itself: the path may be a symbolic link that was there before.
-            sync_directory(os.path.dirname(os.path.realpath(core.path)))
         if whole and (hulls or core.size_changed):
             found = mapping.sync(core.size_changed, core.path)
         else:
             for offset, stop in hulls:
                 mapping.sync_range(offset, stop - offset)
+            found = mapping.look(core.path)
+        if core.created:
+            # Of the file itself: the path may be a symbolic link that was there before.
+            sync_directory(os.path.dirname(os.path.realpath(core.path)))
             found = mapping.look(core.path)
         self._verify(end, *found)
         core.size_changed = core.created = core.resized = False

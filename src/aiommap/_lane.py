@@ -119,14 +119,15 @@ class Lane(Generic[Item, Result]):
         self._workers.check_loop()
         waiter: Waiter[Result | BaseException] = self._workers.waiter()
         batch = self._gathering
+        fresh = batch is None
         if batch is None:
             batch = self._gathering = _Batch()
         batch.items.append(item)
         batch.waiters.append(waiter)
-        if self._flying is None and len(batch.items) == 1:
+        if fresh and self._flying is None:
             self._start()
         try:
-            if waiter.done():  # answered without a hop: as an inline verb is
+            if fresh and waiter.done():  # answered without a hop: as an inline verb is
                 await self._workers.give_way()
             outcome = await waiter
         except GeneratorExit:

@@ -8,12 +8,12 @@ wait and release the GIL while they do (I2). A count short of the request is a f
 behind the next byte cannot be reached. System call errors are raised as ``OSError``.
 """
 
-from typing import Any, Self, final
+from typing import Any, Self, TypeAlias, final
 
 from typing_extensions import Buffer
 
 #: A write that was checked: an offset, and the bytes to store there.
-_Store = tuple[int, bytes | memoryview]
+_Store: TypeAlias = tuple[int, bytes | memoryview]
 
 PAGE_SIZE: int
 #: One system call or copy never handles more than this many bytes.

@@ -46,14 +46,6 @@ CONTROL_WORKERS = 2
 _background: set[asyncio.Task[None]] = set()
 
 
-def _loop_is(loop: asyncio.AbstractEventLoop) -> bool:
-    """Tell whether a loop is what runs this thread."""
-    try:
-        return asyncio.get_running_loop() is loop
-    except RuntimeError:
-        return False
-
-
 class Event(Protocol):
     """What asyncio's, trio's and anyio's events have in common."""
 
@@ -264,7 +256,8 @@ class Workers:
 
     __slots__ = (
         "_from_thread",
-        "_here",
+        "_loop",
+        "_running",
         "_turn",
         "call_soon",
         "control",
@@ -277,6 +270,9 @@ class Workers:
 
     def __init__(self, readers: int | None = None) -> None:
         trio = _trio()
+        #: What runs the loop, and what tells it in the thread of a loop, or raises RuntimeError.
+        self._loop: object
+        self._running: Callable[[], object]
         #: Gives way to other tasks and sees a pending cancellation. On asyncio ``sleep(0)`` does
         #: all that anyio's checkpoint does, in half the time, and inline verbs pay nothing else.
         self._turn: Callable[[], Awaitable[None]]
@@ -288,16 +284,14 @@ class Workers:
         self.waiter: Callable[[], Waiter[Any]]
         if trio is None:
             loop = asyncio.get_running_loop()
-            self._here: Callable[[], bool] = partial(_loop_is, loop)
+            self._loop, self._running = loop, asyncio.get_running_loop
             self._turn = partial(asyncio.sleep, 0)
             self.call_soon, self._from_thread = loop.call_soon, loop.call_soon_threadsafe
             self.event = asyncio.Event
             self.waiter = loop.create_future
         else:
             token = trio.lowlevel.current_trio_token()
-            self._here = lambda: (
-                _trio() is not None and (trio.lowlevel.current_trio_token() is token)
-            )
+            self._loop, self._running = token, trio.lowlevel.current_trio_token
             self._turn = trio.lowlevel.checkpoint
             self.call_soon = self._from_thread = token.run_sync_soon
             self.event = trio.Event
@@ -317,7 +311,11 @@ class Workers:
 
     def check_loop(self) -> None:
         """Raise unless this is the loop these workers answer to; any other would wait for ever."""
-        if not self._here():
+        try:
+            here = self._running() is self._loop
+        except RuntimeError:
+            here = False
+        if not here:
             raise RuntimeError(
                 "a file or hub is used outside of the event loop it was opened in, or after that "
                 "ended: open it again in this one"

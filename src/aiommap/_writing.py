@@ -47,18 +47,16 @@ class Writer:
     def write(self, offset: int, data: object) -> Awaitable[WriteReceipt]:
         """Write after ``write_inline`` answered None."""
         core = self._core
-        store = self._stage(offset, data)
+        store = core.mapping.stage(offset, data) if core.failure is None else None  # type: ignore[arg-type]
+        if store is None:
+            store = self._check(offset, data)
         if core.durable_writes and not core.queued_bytes and not self._auto.may_be_full:
             return self._flusher.write(store)  # S2
         return self._write(store)
 
-    def _stage(self, offset: int, data: object) -> Store:
-        """Check a write, and pin its bytes."""
+    def _check(self, offset: int, data: object) -> Store:
+        """Check a write with an error for each check; what passes is not stored yet."""
         core = self._core
-        if core.failure is None:
-            store = core.mapping.stage(offset, data)  # type: ignore[arg-type]
-            if store is not None:
-                return store
         core.check_writable("write to")
         view = contiguous(data)
         return check_range(offset, len(view), core.mapping.size)[0], view
@@ -82,7 +80,7 @@ class Writer:
         core.check_writable("write to")
         stores: list[Store] = []
         for offset, data in items:
-            stores.append(self._stage(offset, data))
+            stores.append(self._check(offset, data))
             if not len(stores) % ITEMS_A_LOOK:
                 await core.workers.give_way()
         core.check_writable("write to")
