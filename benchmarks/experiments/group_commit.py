@@ -73,15 +73,68 @@ class Bare:
             self._loop.call_soon(self._begin)
 
 
+class Overlapping(Bare):
+    """Two groups by turns: one is on its way to the disk while the tasks of the other run.
+
+    A group begins as soon as half of those whom the last one answered have come again, and the
+    thread goes on with what has gathered, if that is half a group, before anybody hands it over.
+    """
+
+    _last = 0
+
+    async def write(self, offset: int) -> None:
+        waiter: Waiter = self._loop.create_future()
+        self._waiting.append((offset, waiter))
+        if not self._busy and 2 * len(self._waiting) >= self._last:
+            self._busy = True
+            self._begin()
+        await waiter
+
+    def _begin(self) -> None:
+        self._jobs.put(self._take())
+
+    def _take(self) -> list[tuple[int, Waiter]]:
+        """Take what waits; in two steps that the GIL makes safe beside ``append``."""
+        group = self._waiting[:]
+        del self._waiting[: len(group)]
+        self._last = len(group)
+        return group
+
+    def _work(self) -> None:
+        while True:
+            group = self._jobs.get()
+            while group:
+                os.pwritev(self._fd, [RECORD] * len(group), min(offset for offset, _ in group))
+                os.fdatasync(self._fd)
+                following = self._take() if 2 * len(self._waiting) >= len(group) else []
+                self._loop.call_soon_threadsafe(self._over, group, bool(following))
+                group = following
+
+    def _over(self, group: list[tuple[int, Waiter]], busy: bool) -> None:
+        for _, waiter in group:
+            waiter.set_result(None)
+        if not busy:
+            self._busy = False
+            self._loop.call_soon(self._begin_rest)
+
+    def _begin_rest(self) -> None:
+        """What comes in the turn in which a group was answered, but is less than half of it."""
+        if not self._busy and self._waiting:
+            self._busy = True
+            self._begin()
+
+
 async def main() -> None:
     """Print medians of interleaved rounds."""
     with tempfile.TemporaryDirectory() as folder:
-        paths = [os.path.join(folder, name) for name in ("bare", "ours", "aiofiles", "caio", "th")]
+        paths = [
+            os.path.join(folder, name) for name in ("bare", "ours", "aiofiles", "caio", "th", "two")
+        ]
         for path in paths:
             with open(path, "wb") as file:
                 file.write(bytes(SLOTS * len(RECORD)))
                 os.fsync(file.fileno())
-        bare, no_disk = Bare(paths[0]), Bare(None)
+        bare, no_disk, two = Bare(paths[0]), Bare(None), Overlapping(paths[5])
         descriptor = os.open(paths[4], os.O_RDWR)
         always = aiommap.FlushPolicy.always()
         async with (
@@ -110,6 +163,7 @@ async def main() -> None:
                 actions: dict[str, tuple[Action, int]] = {
                     "no disk": (lambda i: no_disk.write(at(i)), many),
                     "bare": (lambda i: bare.write(at(i)), many // 4),
+                    "overlapping": (lambda i: two.write(at(i)), many // 4),
                     "aiommap": (lambda i: mapped.write(at(i), RECORD), many // 4),
                     "thread": (lambda i: asyncio.to_thread(store, i), few),
                     "aiofiles": (by_aiofiles, few),
@@ -119,7 +173,7 @@ async def main() -> None:
                 print(f"{tasks:>4} tasks  records/s        us  x thread  x aiofiles  x aiofile")
                 for name, value in found.items():
                     ratios = [value / found[peer] for peer in ("thread", "aiofiles", "aiofile")]
-                    line = f"{name:>10} {value:>10.0f} {1e6 / value:>9.2f}"
+                    line = f"{name:>11} {value:>10.0f} {1e6 / value:>9.2f}"
                     print(line, *(f"{ratio:>10.2f}" for ratio in ratios), flush=True)
 
 

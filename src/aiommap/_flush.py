@@ -325,27 +325,26 @@ class Flusher:
         mapping = core.mapping
         end = mapping.size if core.resized else max((end for _, end in hulls), default=0)
         if whole and (hulls or core.size_changed):
-            found = mapping.sync(core.size_changed, core.path)
-        else:
+            mapping.sync(core.size_changed)
+        elif not whole:
             for offset, stop in hulls:
                 mapping.sync_range(offset, stop - offset)
-            found = mapping.look(core.path)
         if core.created:
             # Of the file itself: the path may be a symbolic link that was there before.
             sync_directory(os.path.dirname(os.path.realpath(core.path)))
-            found = mapping.look(core.path)
-        self._verify(end, *found)
+        self._verify(end)
         core.size_changed = core.created = core.resized = False
 
-    def _verify(self, end: int, size: int, device: int, inode: int) -> None:
+    def _verify(self, end: int) -> None:
         """Check that what was flushed is still part of the file at the path (I4)."""
+        core = self._core
+        size, device, inode = core.mapping.look(core.path)
         if size < end:
             raise OSError(
                 errno.EIO,
                 f"the file was truncated to {size} bytes while bytes up to {end} were dirty",
             )
-        identity = self._core.identity
-        if (device, inode) != (identity.device, identity.inode):
+        if (device, inode) != (core.identity.device, core.identity.inode):
             what = "now names another file" if inode else "was removed"
             raise OSError(errno.ESTALE, f"the path {what}, so the flushed data is orphaned")
 

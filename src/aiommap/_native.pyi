@@ -132,8 +132,8 @@ class Mapping:
         the range was checked.
         """
 
-    def sync(self, metadata: bool, path: str, /) -> tuple[int, int, int]:
-        """fsync(2) or fdatasync(2), F_FULLFSYNC on macOS; and then ``look``."""
+    def sync(self, metadata: bool, /) -> None:
+        """fsync(2) or fdatasync(2); F_FULLFSYNC on macOS."""
 
     def look(self, path: str, /) -> tuple[int, int, int]:
         """Size of the open file; device and inode of what is at the path, zeros if nothing is."""

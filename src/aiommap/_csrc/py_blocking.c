@@ -215,48 +215,37 @@ PyObject *mapping_write_many(Mapping *self, PyObject *items)
     return results;
 }
 
-static PyObject *sightings(const struct sighting *open_file, const struct sighting *named)
-{
-    return Py_BuildValue("(LKK)", (long long)open_file->size, (unsigned long long)named->device,
-                         (unsigned long long)named->inode);
-}
-
 PyObject *mapping_sync(Mapping *self, PyObject *args)
 {
     int metadata, error;
-    PyObject *path;
+    if (!PyArg_ParseTuple(args, "p:sync", &metadata) || !mapping_check(self))
+        return NULL;
     struct hold hold;
-    struct sighting open_file, named;
-    if (!PyArg_ParseTuple(args, "pO&:sync", &metadata, PyUnicode_FSConverter, &path))
-        return NULL;
-    if (!mapping_check(self)) {
-        Py_DECREF(path);
-        return NULL;
-    }
-    /* One call without the GIL: each time it is asked for, a busy loop may keep it for a while. */
-    WITHOUT_GIL(hold, self, error = file_sync(hold.fd, metadata);
-                error = error ? error
-                              : file_look(hold.fd, PyBytes_AS_STRING(path), &open_file, &named););
-    Py_DECREF(path);
-    return error ? os_error(error) : sightings(&open_file, &named);
+    WITHOUT_GIL(hold, self, error = file_sync(hold.fd, metadata););
+    if (error)
+        return os_error(error);
+    Py_RETURN_NONE;
 }
 
 PyObject *mapping_look(Mapping *self, PyObject *args)
 {
     int error;
-    PyObject *path;
+    PyObject *encoded;
     struct hold hold;
     struct sighting open_file, named;
-    if (!PyArg_ParseTuple(args, "O&:look", PyUnicode_FSConverter, &path))
+    if (!PyArg_ParseTuple(args, "O&:look", PyUnicode_FSConverter, &encoded))
         return NULL;
     if (!mapping_check(self)) {
-        Py_DECREF(path);
+        Py_DECREF(encoded);
         return NULL;
     }
-    WITHOUT_GIL(hold, self,
-                error = file_look(hold.fd, PyBytes_AS_STRING(path), &open_file, &named););
-    Py_DECREF(path);
-    return error ? os_error(error) : sightings(&open_file, &named);
+    const char *path = PyBytes_AS_STRING(encoded);
+    WITHOUT_GIL(hold, self, error = file_look(hold.fd, path, &open_file, &named););
+    Py_DECREF(encoded);
+    if (error)
+        return os_error(error);
+    return Py_BuildValue("(LKK)", (long long)open_file.size, (unsigned long long)named.device,
+                         (unsigned long long)named.inode);
 }
 
 /* What a verb on a non-empty range of the mapping or of the descriptor has to call. Length 0 is
