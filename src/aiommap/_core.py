@@ -2,7 +2,7 @@
 
 Invariants.
   C1  No verb passes ``check_usable`` once ``closing`` is set; what passed before is counted in
-      ``_active`` until it is done, and closing waits for it.
+      ``_active``, or waits in the flush lane, until it is done, and closing waits for both.
   C2  ``failure`` is set once and never cleared: the first failed flush latches (I5).
 """
 

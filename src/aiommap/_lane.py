@@ -5,7 +5,9 @@ hop, or a single flush, answers many tasks. A batch starts as soon as the lane i
 waits for company, but for the rest of a turn of the loop when the last batch had company: tasks
 that one batch answered wake in the same turn, and belong into one batch again.
 
-Everything here runs on the loop thread, in tasks and in callbacks; no task is needed to serve.
+Everything here runs on the loop thread, in tasks and in callbacks; no task is needed to serve. An
+item costs one future, which is set to its outcome: where a flush serves hundreds of writes, what
+each of them costs the loop is what bounds their number (docs/decisions.md).
 
 Invariants.
   L1  At most one batch is in flight; items run in the order of submission (I9).

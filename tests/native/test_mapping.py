@@ -240,3 +240,47 @@ def test_residency_agrees_with_the_python_mmap_of_the_same_file(mapping, tmp_pat
         resident, total, runs = mapping.residency(1, SIZE - 2)
     assert (resident, total) == (PAGES, PAGES)
     assert runs == [(1, SIZE - 1)]
+
+
+def test_a_staged_store_is_bytes_as_they_are_or_a_pinned_view(mapping):
+    data, buffer = b"never changes", bytearray(b"may change")
+    assert mapping.stage(3, data) == (3, data)
+    assert mapping.stage(3, data)[1] is data
+    offset, view = mapping.stage(SIZE - len(buffer), buffer)
+    assert (offset, bytes(view)) == (SIZE - len(buffer), bytes(buffer))
+    with pytest.raises(BufferError):
+        buffer.extend(b"more")
+    assert mapping.stage(0, memoryview(buffer)[2:5])[1] == buffer[2:5]
+
+
+@pytest.mark.parametrize(
+    ("offset", "data"),
+    [
+        (SIZE, b"x"),
+        (-1, b"x"),
+        (1 << 63, b"x"),
+        ("0", b"x"),
+        (0, "x"),
+        (0, memoryview(b"strided")[::2]),
+        (0, memoryview(bytes(8)).cast("Q")),
+        (0, memoryview(bytes(8)).cast("B", (2, 4))),
+    ],
+    ids=["end", "before", "overflow", "text", "no buffer", "strided", "words", "table"],
+)
+def test_a_store_that_has_to_be_looked_at_is_not_staged(mapping, offset, data):
+    assert mapping.stage(offset, data) is None
+
+
+def test_nothing_is_staged_for_a_mapping_that_is_being_closed(mapping):
+    mapping.retiring = True
+    assert mapping.stage(0, b"x") is None
+
+
+def test_a_look_tells_size_and_identity_and_zeros_for_what_is_gone(mapping, tmp_path):
+    here, gone = tmp_path / "here", tmp_path / "gone"
+    here.write_bytes(b"x")
+    found = here.stat()
+    assert mapping.look(str(here)) == (SIZE, found.st_dev, found.st_ino)
+    assert mapping.look(str(gone)) == (SIZE, 0, 0)
+    with pytest.raises(NotADirectoryError):
+        mapping.look(str(here / "below"))
