@@ -144,28 +144,6 @@ async def test_a_policy_is_replaced_while_the_file_is_open(path):
         f.flush_policy = FlushPolicy.manual()
 
 
-async def test_writes_of_a_policy_that_was_replaced_come_first(path):
-    """A durable one waits for a thread; a later one, which could be stored at once, does not
-    overtake it (I9); and when all of them are done, stores are inline again."""
-    async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
-        await f.write(0, b"first")
-        workers = f._core.workers
-        while workers.flushes.take():
-            pass
-        async with anyio.create_task_group() as group:
-            group.start_soon(f.write, 0, b"early")
-            await until(lambda: workers.flushes.queued)
-            f.flush_policy = FlushPolicy.manual()
-            group.start_soon(f.write, 0, b"later")
-            await nothing_happens()
-            for _ in range(workers.flushes.total_tokens):
-                workers.release(workers.flushes)
-        assert await f.read(0, 5) == b"later"
-        assert f.statistics().inline_writes == 0
-        assert not (await f.write(0, b"after")).durable
-        assert f.statistics().inline_writes == 1
-
-
 async def test_a_writer_waits_for_room_and_no_other_writer_passes_it(path):
     policy = FlushPolicy.max_dirty(4 * PAGE)
     async with aiommap.open(path, "r+", flush=policy) as f:
