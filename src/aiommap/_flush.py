@@ -250,9 +250,9 @@ class Flusher:
             everything = all(spans.covers(*run) for run in dirty)
         if everything:
             self.ledger.began(written, sequence)
-            flushed = self._write_out([(dirty[0][0], dirty[-1][1])] if dirty else [], sync=True)
+            flushed = self._write_out([(dirty[0][0], dirty[-1][1])] if dirty else [], whole=True)
         else:
-            flushed = self._write_out(list(spans), sync=False)
+            flushed = self._write_out(list(spans), whole=False)
         if not flushed:
             return outcomes
         if everything:
@@ -301,7 +301,7 @@ class Flusher:
                 spans.add(align_down(offset, PAGE_SIZE), min(align_up(end, PAGE_SIZE), size))
         return spans
 
-    def _write_out(self, spans: list[tuple[int, int]], *, sync: bool) -> bool:
+    def _write_out(self, spans: list[tuple[int, int]], *, whole: bool) -> bool:
         """Write the dirty pages of the spans back and wait; tell whether they are durable."""
         mapping = self._core.mapping
         taken = [mapping.flush_begin(offset, end - offset) for offset, end in spans]
@@ -309,7 +309,7 @@ class Flusher:
         try:
             # One call from the first to the last dirty page of each span: what lies between them
             # is clean, and each call waits for the device anew.
-            self._sync([(runs[0][0], runs[-1][1]) for runs in taken if runs], whole=sync)
+            self._sync([(runs[0][0], runs[-1][1]) for runs in taken if runs], whole=whole)
         except BaseException as error:
             mapping.flush_end(runs)
             self._latch(error)
