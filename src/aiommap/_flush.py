@@ -173,7 +173,7 @@ class Flusher:
         core, workers = self._core, self._core.workers
         idle = not any(_acts(item) for item in items) and not self.has_work()
         if idle or core.failure is not None:
-            self._ended(items, done, [None] * len(items), None)
+            self._ended(items, done, [None for _ in items], None)
         else:
             limiter = workers.control if {*map(type, items)} == {Change} else workers.flushes
             workers.start(limiter, partial(self._serve, items), partial(self._ended, items, done))
@@ -223,7 +223,7 @@ class Flusher:
             else:
                 outcomes += self._flush(cast("list[Store | Request]", list(group)))
         try:
-            return outcomes + [None] * (len(items) - len(outcomes))
+            return [*outcomes, *[None] * (len(items) - len(outcomes))]
         finally:
             del outcomes  # the traceback of an error in it refers to this frame
 
@@ -244,16 +244,13 @@ class Flusher:
         dirty = mapping.dirty_runs()
         # Where all was clean, only these stores are dirty. And only fsync(2) syncs a size, and it
         # writes everything.
-        everything = clean or core.size_changed
-        if not everything:
-            spans = self._spans(requests, outcomes)
-            everything = all(spans.covers(*run) for run in dirty)
+        asked = RangeSet(dirty) if clean or core.size_changed else self._spans(requests, outcomes)
+        everything = all(asked.covers(*run) for run in dirty)
+        spans = list(asked)
         if everything:
             self.ledger.began(written, sequence)
-            flushed = self._write_out([(dirty[0][0], dirty[-1][1])] if dirty else [], whole=True)
-        else:
-            flushed = self._write_out(list(spans), whole=False)
-        if not flushed:
+            spans = [(dirty[0][0], dirty[-1][1])] if dirty else []
+        if not self._write_out(spans, whole=everything):
             return outcomes
         if everything:
             mapping.durable_sequence = max(mapping.durable_sequence, sequence)
@@ -271,7 +268,7 @@ class Flusher:
             [store for request in requests for store in _stores_of(request)] if mixed else requests
         )
         if not stores:
-            return [None] * len(requests)
+            return [None for _ in requests]
         results = core.mapping.write_many(cast("list[Store]", stores))
         core.offloaded_writes += len(stores)
         if not mixed and tuple not in {*map(type, results)}:
