@@ -18,7 +18,7 @@ PACKAGE = "aiommap"
 
 #: Verbs of the native module for worker threads: they may wait for a disk.
 NATIVE = frozenset(
-    "advise cachestat close fence filesystem_type lock populate punch_hole read read_ahead "
+    "advise cachestat close fence filesystem_type lock look populate punch_hole read read_ahead "
     "read_into rebase residency start_writeback sync sync_range unfence unlock write_many".split()
 )
 

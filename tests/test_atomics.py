@@ -304,6 +304,29 @@ async def test_no_change_overtakes_a_write_that_is_under_way(zeros):
         assert (word.load(), other.load()) == (3, 1)
 
 
+@pytest.mark.parametrize("verb", ["write", "write_many"])
+async def test_no_change_overtakes_a_durable_write_that_has_not_begun(zeros, verb):
+    async with aiommap.open(zeros, "r+", flush=FlushPolicy.always()) as f:
+        word, other, workers = f.atomic_u64(PAGE), f.atomic_u64(0), f._core.workers
+        store = (PAGE, b"\xff" * 8)
+        while workers.flushes.take():
+            pass
+        async with anyio.create_task_group() as group:
+            group.start_soon(*((f.write, *store) if verb == "write" else (f.write_many, [store])))
+            while not workers.flushes.queued:
+                await anyio.lowlevel.checkpoint()
+            try:
+                with pytest.raises(anyio.BusyResourceError, match="write to"):
+                    word.store(1)
+                other.store(1)
+            finally:
+                for _ in range(workers.flushes.total_tokens):
+                    workers.release(workers.flushes)
+        assert word.load() == 2**64 - 1
+        word.store(3)
+        assert (word.load(), other.load()) == (3, 1)
+
+
 async def test_under_always_a_change_is_left_to_the_next_flush(zeros):
     async with aiommap.open(zeros, "r+", flush=FlushPolicy.always()) as f:
         f.atomic_u64(0).store(5)

@@ -273,3 +273,31 @@ async def test_cancelled_writes_land_whole_or_never(path, monkeypatch):
         assert ended[1] == (b"1", True)
         assert await f.read(0, big) == b"1" * big
         assert await f.read(30 * PAGE, big) == bytes(big)
+
+
+async def test_closing_waits_for_a_durable_write_that_has_not_begun(path):
+    f = await aiommap.open(path, "r+", flush=aiommap.FlushPolicy.always())
+    workers, receipts, closed = f._core.workers, [], []
+
+    async def write():
+        receipts.append(await f.write(0, b"x"))
+
+    async def close():
+        await f.aclose()
+        closed.append(True)
+
+    while workers.flushes.take():
+        pass
+    async with anyio.create_task_group() as group:
+        group.start_soon(write)
+        while not workers.flushes.queued:
+            await anyio.lowlevel.checkpoint()
+        group.start_soon(close)
+        for _ in range(50):
+            await anyio.lowlevel.checkpoint()
+        early = closed[:]
+        for _ in range(workers.flushes.total_tokens):
+            workers.release(workers.flushes)
+    assert not early
+    assert receipts[0].durable
+    assert path.read_bytes()[:1] == b"x"

@@ -100,6 +100,44 @@ async def test_what_was_flushed_before_lets_a_file_move(path):
         assert await f.read(0, 7) == b"another"
 
 
+@pytest.mark.parametrize("discard", [False, True])
+async def test_a_durable_write_that_has_not_begun_ends_on_the_old_file(path, discard):
+    f = await aiommap.open(path, "r+", flush=FlushPolicy.always())
+    core, workers = f._core, f._core.workers
+
+    async def write():
+        with pytest.raises(aiommap.FlushError, match="now names another file"):
+            await f.write(0, b"old")
+
+    async def reopen():
+        if discard:
+            await f.reopen(discard=True)
+        else:
+            with pytest.raises(aiommap.FlushError, match="now names another file"):
+                await f.reopen()
+
+    with path.open("rb") as old:
+        put_another(path)
+        while workers.flushes.take():
+            pass
+        async with anyio.create_task_group() as group:
+            group.start_soon(write)
+            while not workers.flushes.queued:
+                await anyio.lowlevel.checkpoint()
+            group.start_soon(reopen)
+            while f._core is core if discard else not core.orphaned:
+                await anyio.sleep(0)
+            for _ in range(50):
+                await anyio.lowlevel.checkpoint()
+            for _ in range(workers.flushes.total_tokens):
+                workers.release(workers.flushes)
+        assert old.read(3) == b"old"
+    if not discard:
+        await f.reopen(discard=True)
+    assert await f.read(0, 7) == b"another"
+    await f.aclose()
+
+
 async def test_a_policy_that_never_flushes_lets_stores_go(path):
     async with aiommap.open(path, "r+", flush=FlushPolicy.never()) as f:
         await f.write(0, b"let go")

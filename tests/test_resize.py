@@ -76,7 +76,7 @@ def let_go(workers, limiter):
 async def submitted(f, count):
     """Wait until the flush lane holds this many items, in flight or gathering."""
     lane = f._flusher._lane
-    while len(lane.waiting()) + (len(lane._flying.entries) if lane._flying else 0) < count:
+    while len(lane.waiting()) + (len(lane._flying.items) if lane._flying else 0) < count:
         await anyio.lowlevel.checkpoint()
 
 

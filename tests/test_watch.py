@@ -127,6 +127,26 @@ async def test_own_writes_and_flushes_are_not_reported(path, policy):
         await fence(path, changes)
 
 
+async def test_a_durable_write_is_known_to_be_ours_while_it_is_applied(path):
+    async with aiommap.Hub() as hub, hub.open(path, "r+", flush=POLICIES["always"]) as f:
+        core, samples = f._core, []
+        mapping = core.mapping
+
+        class Looking:
+            def __getattr__(self, name):
+                return getattr(mapping, name)
+
+            def write_many(self, stores):
+                samples.append(hub._own.sample(core.inode))
+                return mapping.write_many(stores)
+
+        core.mapping = Looking()
+        await f.write(0, b"own")
+        core.mapping = mapping
+        samples.append(hub._own.sample(core.inode))
+        assert [(sample.calling, sample.calls) for sample in samples] == [(True, 0), (False, 1)]
+
+
 async def test_large_own_writes_are_not_reported(tmp_path):
     path = tmp_path / "large"
     async with (

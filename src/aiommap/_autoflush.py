@@ -47,6 +47,7 @@ class AutoFlush:
     def replace(self, policy: FlushPolicy) -> None:
         """Go on with another policy."""
         core = self._core
+        core.draining = core.durable_writes and self._flusher.busy
         core.policy = self._flusher.ledger.policy = policy
         core.choose_inline_writes()
         self._drop_timer()
@@ -89,6 +90,11 @@ class AutoFlush:
         finally:
             self._asked = False
             self.plan()
+
+    @property
+    def may_be_full(self) -> bool:
+        """Whether there is any point in asking ``is_full``."""
+        return self._waiting > 0 or self._core.policy.dirty_limit is not None
 
     def is_full(self, ranges: Sequence[tuple[int, int]]) -> bool:
         """Tell whether stores to these (offset, length) ranges have to wait in ``make_room``."""

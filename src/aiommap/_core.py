@@ -2,7 +2,7 @@
 
 Invariants.
   C1  No verb passes ``check_usable`` once ``closing`` is set; what passed before is counted in
-      ``_active`` until it is done, and closing waits for it.
+      ``_active``, or waits in the flush lane, until it is done, and closing waits for both.
   C2  ``failure`` is set once and never cleared: the first failed flush latches (I5).
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import operator
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar, TypeVarTuple, Unpack
@@ -20,7 +20,7 @@ import anyio
 
 from ._change import FileState
 from ._errors import AccessModeError, FlushError, ForkedError, MappingFaultError
-from ._native import Mapping
+from ._native import Mapping, Receipt
 from ._policy import FlushPolicy
 from ._ranges import RangeSet
 from ._workers import Limiter, Mutex, Workers
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+#: A write that was checked: an offset, and the bytes to store there.
+Store = tuple[int, bytes | memoryview]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ class Disk(Protocol):
 
     def read(self, offset: int, length: int, /) -> bytes: ...
     def read_into(self, offset: int, buffer: Buffer, /) -> int: ...
-    def write_many(self, items: list[tuple[int, memoryview]], /) -> list[tuple[int, int, int]]: ...
+    def write_many(self, items: list[Store], /) -> list[Receipt | tuple[int, int]]: ...
     def populate(self, offset: int, length: int, write: bool, /) -> int: ...
     def sync(self, metadata: bool, /) -> None: ...
     def sync_range(self, offset: int, length: int, /) -> None: ...
@@ -72,7 +75,9 @@ class Core:
         "created",
         "dirtied",
         "disk",
+        "draining",
         "durable_stores",
+        "durable_writes",
         "failure",
         "huge_page_bytes",
         "identity",
@@ -85,6 +90,7 @@ class Core:
         "policy",
         "queued_bytes",
         "resized",
+        "served",
         "settle",
         "size_changed",
         "size_changes",
@@ -139,10 +145,16 @@ class Core:
         self.failure: FlushError | None = None
         #: Bytes of writes that wait in the lane or are being applied there.
         self.queued_bytes: int = 0
-        #: Writes that wait in the flush lane, or are being applied there.
+        #: Writes that a flush worker is applying.
         self.durable_stores: int = 0
+        #: Writes of a policy that was replaced may still wait in the flush lane.
+        self.draining: bool = False
+        #: Writes are requests of the flush lane, unless others still wait in the store lane.
+        self.durable_writes: bool = False
         #: Waits until the writes submitted so far have been applied.
         self.settle: Callable[[], Awaitable[None]] = _nothing_to_await
+        #: Waits until what was submitted to the flush lane so far has been served.
+        self.served: Callable[[], Awaitable[None]] = _nothing_to_await
         #: Keeps stores and changes of size apart. Taken in worker threads only.
         self.changes: Mutex = Mutex()
         #: Told after the file may have become dirty by other means than a write.
@@ -177,8 +189,10 @@ class Core:
         Not while writes wait in the flush lane either, of a policy that was replaced: they come
         first (I9).
         """
-        each = self.durable_stores > 0 or (self.policy.flush_each_write and self.shared_writable)
-        self.mapping.inline_writes = self.mode != "r" and not each and self.failure is None
+        each = self.policy.flush_each_write and self.shared_writable
+        self.durable_writes = each or self.draining
+        inline = self.mode != "r" and not self.durable_writes and self.failure is None
+        self.mapping.inline_writes = inline
 
     def check_usable(self) -> None:
         """Raise unless the file is open, in this process, and whole."""
@@ -264,6 +278,7 @@ class Core:
         while self._active:
             self._idle = anyio.Event()
             await self._idle.wait()
+        await self.served()
 
     async def finish(
         self,
@@ -289,6 +304,17 @@ class Core:
         if size < offset + length:  # a page may read as zeros beyond the end of the file
             unreachable = max(unreachable, size)
         return MappingFaultError(unreachable, copied, size, self.path, number)
+
+    def outcome(
+        self, stores: Sequence[Store], results: Sequence[Receipt | tuple[int, int]]
+    ) -> int | OSError:
+        """Take the last one's sequence, or make the error for the first that stopped short."""
+        sequence = self.mapping.sequence
+        for (offset, data), result in zip(stores, results, strict=True):
+            if isinstance(result, tuple):
+                return self.store_fault(offset, len(data), *result)
+            sequence = result.sequence
+        return sequence
 
     def store_fault(self, offset: int, length: int, copied: int, number: int = 0) -> OSError:
         """Make the error for a store that stopped; a full disk is told from a lost page."""

@@ -23,42 +23,39 @@ import errno
 import itertools
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
-from ._core import Core, Identity
+from ._core import Core, Store
 from ._errors import AccessModeError, FlushError, MappingFaultError
 from ._histogram import Histogram
 from ._lane import Lane
 from ._listeners import Listeners
 from ._logs import FLUSHES
-from ._native import PAGE_SIZE
+from ._native import PAGE_SIZE, Receipt
 from ._observing import observed
 from ._policy import FlushLedger
 from ._ranges import RangeSet, align_down, align_up
 from ._receipt import WriteReceipt
-
-Done = Callable[[Sequence[BaseException | None]], None]
 
 
 @dataclass(slots=True)
 class Request:
     """A range to make durable, the stores of one caller in it, or both, stores first.
 
-    In the store lane there are only stores. ``receipt`` is the receipt to mark as durable; for
-    stores in the flush lane it is made when they have been applied.
+    In the store lane there are only stores. ``receipt`` is the receipt to mark as durable.
     """
 
     offset: int
     end: int
     receipt: WriteReceipt | None = None
-    stores: list[tuple[int, memoryview]] = field(default_factory=list)
-    error: OSError | None = None
+    stores: Sequence[Store] = ()
 
     def stores_to(self, offset: int, end: int) -> bool:
         """Tell whether a store touches a part of a range."""
-        return any(start < end and offset < start + len(data) for start, data in self.stores)
+        return _touch(self.stores, offset, end)
 
 
 @dataclass(slots=True)
@@ -68,25 +65,47 @@ class Change:
     act: Callable[[], None]
     #: Whether it is we who change the file, and not somebody else who did.
     ours: bool = True
-    error: Exception | None = None
 
-    def run(self) -> None:
-        """Act, and keep what it raises for whoever waits. Worker threads only."""
+    def run(self) -> Exception | None:
+        """Act, and return what it raises, for whoever waits. Worker threads only."""
         try:
             self.act()
         except Exception as error:
-            self.error = error
+            return error
+        return None
 
 
-def _acts(item: Request | Change) -> bool:
+#: A single store to make durable is itself its request: most are, and each costs the loop time.
+Item = Store | Request | Change
+Outcome = WriteReceipt | BaseException | None
+Done = Callable[[Sequence[Outcome]], None]
+
+
+def _acts(item: Item) -> bool:
     """Tell whether an item has something to do even if nothing is dirty."""
-    return isinstance(item, Change) or bool(item.stores)
+    return not isinstance(item, Request) or bool(item.stores)
 
 
-def _take_error(item: Request | Change) -> Exception | None:
-    """Take an item's error out: its traceback refers to the item."""
-    error, item.error = item.error, None
-    return error
+def _touch(stores: Iterable[Store], offset: int, end: int) -> bool:
+    return any(start < end and offset < start + len(data) for start, data in stores)
+
+
+def _stores_of(request: Store | Request) -> Sequence[Store]:
+    return request.stores if isinstance(request, Request) else (request,)
+
+
+def _bounds(request: Store | Request) -> tuple[int, int]:
+    if isinstance(request, Request):
+        return request.offset, request.end
+    offset, data = request
+    return offset, offset + len(data)
+
+
+def _settle(receipts: Iterable[object]) -> None:
+    """Mark receipts whose own ranges are durable, though ``durable_sequence`` may not say so."""
+    for receipt in receipts:
+        if isinstance(receipt, WriteReceipt):
+            receipt._settled = True  # noqa: SLF001  the two are one mechanism
 
 
 class Flusher:
@@ -102,13 +121,18 @@ class Flusher:
         "ledger",
         "seconds",
         "told",
+        "write",
     )
 
     def __init__(self, core: Core, failed: Listeners[FlushError]) -> None:
         self._core = core
-        self._lane: Lane[Request | Change, None] = Lane(core.workers, self._begin)
+        self._lane: Lane[Item, WriteReceipt | None] = Lane(core.workers, self._begin)
+        core.served = self._lane.settle
         #: A failure was told to whoever listens; nothing is flushed any more.
         self.told = False
+        #: Stores and makes durable in the next flush, for a file none of whose flushes failed, and
+        #: unobserved. The lane's own function, as every step between costs each durable write.
+        self.write = cast("Callable[[Store], Awaitable[WriteReceipt]]", self._lane.submit)
         self.ledger = FlushLedger(core.policy)
         #: Told on the loop after every batch.
         self.after_batch: Callable[[], None] = core.dirtied
@@ -132,15 +156,15 @@ class Flusher:
             raise AccessModeError("make durable what was written to", self._core.mode, remedy)
         await self.submit(Request(receipt.offset, receipt.offset + receipt.length, receipt))
 
-    async def submit(self, request: Request) -> None:
-        """Serve a request in the next flush."""
-        core = self._core
-        core.check_flushed()
-        core.begin_activity()
-        try:
-            await self._observe(request)
-        finally:
-            core.end_activity()
+    async def submit(self, request: Request) -> WriteReceipt | None:
+        """Serve a request in the next flush; the receipt of its stores, if it has any."""
+        self._core.check_flushed()
+        return await self._observe(request)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is being served or waits for it."""
+        return self._lane.busy
 
     async def change(self, act: Callable[[], None], *, ours: bool = True) -> None:
         """Run what changes the size or the blocks of the file, or takes a new size over (F5)."""
@@ -150,17 +174,17 @@ class Flusher:
         """Make everything durable; for a file that no verb can reach any more."""
         await self._observe(Request(0, self._core.mapping.size))
 
-    async def _observe(self, request: Request) -> None:
+    async def _observe(self, request: Request) -> WriteReceipt | None:
         name = "write" if request.stores else "flush"
         length = request.end - request.offset
         with observed(name, self._core.path, request.offset, length) as seen:
             seen.hop_if(lambda: bool(request.stores) or self.has_work())
-            await self._lane.submit(request)
+            return await self._lane.submit(request)
 
     def storing(self, offset: int, end: int) -> bool:
         """Tell whether stores to a part of a range are still under way here (F4)."""
         return any(
-            isinstance(item, Request) and item.stores_to(offset, end)
+            not isinstance(item, Change) and _touch(_stores_of(item), offset, end)
             for item in self._lane.unfinished()
         )
 
@@ -171,31 +195,36 @@ class Flusher:
             core.size_changed = core.resized = True
         return core.size_changed or core.created or core.mapping.dirty_bytes() > 0
 
-    def _begin(self, items: list[Request | Change], done: Done) -> None:
-        core = self._core
-        idle = not self.has_work() and not any(_acts(item) for item in items)
+    def _begin(self, items: list[Item], done: Done) -> None:
+        workers = self._core.workers
+        idle = not any(_acts(item) for item in items) and not self.has_work()
         if idle or self._failure() is not None:
-            self._ended(items, done, None, None)
+            self._ended(items, done, [None for _ in items], None)
         else:
-            workers = core.workers
-            flushing = any(isinstance(item, Request) for item in items)
-            limiter = workers.flushes if flushing else workers.control
+            limiter = workers.control if {*map(type, items)} == {Change} else workers.flushes
             workers.start(limiter, partial(self._serve, items), partial(self._ended, items, done))
 
     def _ended(
         self,
-        items: list[Request | Change],
+        items: list[Item],
         done: Done,
-        _: None,
+        outcomes: list[Outcome] | None,
         error: BaseException | None,
     ) -> None:
+        core = self._core
         failure = error or self._failure()
-        for item in items:
-            if failure is None and isinstance(item, Request) and item.receipt is not None:
-                item.receipt._settled = True  # noqa: SLF001  the two are one mechanism
+        if outcomes is None:
+            outcomes = [failure] * len(items)
+        elif failure is not None:
+            outcomes = [o if isinstance(o, BaseException) else failure for o in outcomes]
+        else:
+            _settle([item.receipt for item in items if isinstance(item, Request)])
         self._tell()
+        if core.draining and not self._lane.waiting():
+            core.draining = False
+            core.choose_inline_writes()
         self.after_batch()
-        done([_take_error(item) or failure for item in items])
+        done(outcomes)
 
     def _failure(self) -> FlushError | MappingFaultError | None:
         try:
@@ -219,88 +248,132 @@ class Flusher:
 
     # Worker threads only, from here on; one batch is in flight at a time.
 
-    def _serve(self, items: list[Request | Change]) -> None:
-        for kind, group in itertools.groupby(items, type):
+    def _serve(self, items: list[Item]) -> list[Outcome]:
+        if Change not in {*map(type, items)}:
+            return self._flush(cast("list[Store | Request]", items))
+        outcomes: list[Outcome] = []
+        for changes, group in itertools.groupby(items, lambda item: isinstance(item, Change)):
             if self._core.failure is not None:
-                return
-            if kind is Request:
-                self._flush([item for item in group if isinstance(item, Request)])
-                continue
-            for change in group:
-                assert isinstance(change, Change)
-                with self._core.changes:
-                    self._core.size_changes += change.ours
-                    change.run()
-                    self._core.size_changes += change.ours
+                break
+            if changes:
+                outcomes += self._change(cast("Iterable[Change]", group))
+            else:
+                outcomes += self._flush(cast("list[Store | Request]", list(group)))
+        try:
+            return [*outcomes, *[None] * (len(items) - len(outcomes))]
+        finally:
+            del outcomes  # the traceback of an error in it refers to this frame
 
-    def _flush(self, requests: list[Request]) -> None:
-        self._store(requests)
+    def _change(self, changes: Iterable[Change]) -> list[Outcome]:
+        with self._core.changes:
+            return [self._act(change) for change in changes]
+
+    def _act(self, change: Change) -> Exception | None:
+        self._core.size_changes += change.ours
+        try:
+            return change.run()
+        finally:
+            self._core.size_changes += change.ours
+
+    def _flush(self, requests: list[Store | Request]) -> list[Outcome]:
+        """Store what is to be stored, and make it durable with what else was asked for."""
+        core, mapping = self._core, self._core.mapping
+        clean = not mapping.dirty_bytes()
+        outcomes = self._store(requests)
         if not self.has_work():
-            return
-        mapping = self._core.mapping
+            _settle(outcomes)
+            return outcomes
         start = time.monotonic()
         written, sequence = mapping.written_bytes, mapping.sequence  # F2: before the runs are taken
-        spans = self._spans([request for request in requests if request.error is None])
-        outside = [run for run in mapping.dirty_runs() if not spans.covers(*run)]
+        dirty = mapping.dirty_runs()
+        # Where all was clean, only these stores are dirty. And only fsync(2) syncs a size, and it
+        # writes everything.
+        asked = RangeSet(dirty) if clean or core.size_changed else self._spans(requests, outcomes)
+        everything = all(asked.covers(*run) for run in dirty)
+        spans = list(asked)
+        if everything:
+            self.ledger.began(written, sequence)
+            spans = [(dirty[0][0], dirty[-1][1])] if dirty else []
+        if not self._write_out(spans, whole=everything):
+            return outcomes
+        if everything:
+            mapping.durable_sequence = max(mapping.durable_sequence, sequence)
+        else:
+            _settle(outcomes)
+        self.groups.record(len(requests))
+        self.seconds.record(max(time.monotonic() - start, 1e-9))
+        return outcomes
+
+    def _store(self, requests: list[Store | Request]) -> list[Outcome]:
+        """Apply the stores (F4); the receipt or error of each request, None where none were."""
+        core = self._core
+        mixed = Request in {*map(type, requests)}
+        stores = (
+            [store for request in requests for store in _stores_of(request)] if mixed else requests
+        )
+        if not stores:
+            return [None for _ in requests]
+        core.durable_stores = len(stores)
+        try:
+            results = core.disk.write_many(cast("list[Store]", stores))
+            core.offloaded_writes += len(stores)
+        finally:
+            core.durable_stores = 0
+        if not mixed and tuple not in {*map(type, results)}:
+            return cast("list[Outcome]", results)
+        found = iter(results)
+        return [self._outcome(request, found) for request in requests]
+
+    def _outcome(
+        self, request: Store | Request, results: Iterator[Receipt | tuple[int, int]]
+    ) -> Outcome:
+        stores = _stores_of(request)
+        if not stores:
+            return None
+        outcome = self._core.outcome(stores, list(itertools.islice(results, len(stores))))
+        if isinstance(outcome, OSError):
+            return outcome
+        offset, end = _bounds(request)
+        return WriteReceipt(self, offset, end - offset, outcome)
+
+    def _spans(self, requests: Sequence[Store | Request], outcomes: Sequence[Outcome]) -> RangeSet:
+        """Round the ranges of requests to pages and merge them, within the file."""
+        size = self._core.mapping.size
+        spans = RangeSet()
+        for request, outcome in zip(requests, outcomes, strict=True):
+            if not isinstance(outcome, BaseException):
+                offset, end = _bounds(request)
+                spans.add(align_down(offset, PAGE_SIZE), min(align_up(end, PAGE_SIZE), size))
+        return spans
+
+    def _write_out(self, spans: list[tuple[int, int]], *, whole: bool) -> bool:
+        """Write the dirty pages of the spans back and wait; tell whether they are durable."""
+        mapping = self._core.mapping
         taken = [mapping.flush_begin(offset, end - offset) for offset, end in spans]
         runs = [run for runs in taken for run in runs]
-        if not outside:
-            self.ledger.began(written, sequence)
         try:
             # One call from the first to the last dirty page of each span: what lies between them
             # is clean, and each call waits for the device anew.
-            hulls = [(runs[0][0], runs[-1][1]) for runs in taken if runs]
-            self._write_out(hulls, everything=not outside)
+            self._sync([(runs[0][0], runs[-1][1]) for runs in taken if runs], whole=whole)
         except BaseException as error:
             mapping.flush_end(runs)
             if isinstance(error, MappingFaultError):
-                return  # poisoned: every verb says so, until the file is reopened
+                return False  # poisoned: every verb says so, until the file is reopened
             self._latch(error)
             if not isinstance(error, OSError):
                 raise
-            return
+            return False
         mapping.flush_end([])
-        if not outside:
-            mapping.durable_sequence = max(mapping.durable_sequence, sequence)
         self.flushed_bytes += sum(end - offset for offset, end in runs)
-        self.groups.record(len(requests))
-        self.seconds.record(max(time.monotonic() - start, 1e-9))
+        return True
 
-    def _spans(self, requests: list[Request]) -> RangeSet:
-        """Round the requested ranges to pages and merge them, within the file."""
-        size = self._core.mapping.size
-        if self._core.size_changed:
-            return RangeSet([(0, size)])  # only fsync(2) syncs a size, and it writes everything
-        return RangeSet(
-            (align_down(request.offset, PAGE_SIZE), min(align_up(request.end, PAGE_SIZE), size))
-            for request in requests
-        )
-
-    def _store(self, requests: list[Request]) -> None:
+    def _sync(self, hulls: list[tuple[int, int]], *, whole: bool) -> None:
         core = self._core
-        stores = [store for request in requests for store in request.stores]
-        if not stores:
-            return
-        outcomes = iter(core.disk.write_many(stores))
-        core.offloaded_writes += len(stores)
-        sequence = 0
-        for request in requests:
-            for offset, data in request.stores:
-                copied, sequence, number = next(outcomes)
-                if copied < len(data) and request.error is None:
-                    request.error = core.store_fault(offset, len(data), copied, number)
-            if request.stores:
-                length = request.end - request.offset
-                request.receipt = WriteReceipt(self, request.offset, length, sequence)
-
-    def _write_out(self, hulls: list[tuple[int, int]], *, everything: bool) -> None:
-        core = self._core
-        end = max((end for _, end in hulls), default=0)
-        if core.resized:
-            end = core.mapping.size
-        if everything and (hulls or core.size_changed):
+        mapping = core.mapping
+        end = mapping.size if core.resized else max((end for _, end in hulls), default=0)
+        if whole and (hulls or core.size_changed):
             core.disk.sync(core.size_changed)
-        elif not everything:
+        elif not whole:
             for offset, stop in hulls:
                 core.disk.sync_range(offset, stop - offset)
         if core.created:
@@ -313,18 +386,14 @@ class Flusher:
         """Check that what was flushed is still part of the file at the path (I4)."""
         core = self._core
         core.check_whole()
-        size = os.fstat(core.mapping.fd).st_size
+        size, device, inode = core.mapping.look(core.path)
         if size < end:
             raise OSError(
                 errno.EIO,
                 f"the file was truncated to {size} bytes while bytes up to {end} were dirty",
             )
-        try:
-            found: Identity | None = Identity.of(os.stat(core.path))
-        except FileNotFoundError:
-            found = None
-        if found != core.identity:
-            what = "was removed" if found is None else "now names another file"
+        if (device, inode) != (core.identity.device, core.identity.inode):
+            what = "now names another file" if inode else "was removed"
             raise OSError(errno.ESTALE, f"the path {what}, so the flushed data is orphaned")
 
     def _latch(self, error: BaseException) -> None:

@@ -5,7 +5,9 @@ hop, or a single flush, answers many tasks. A batch starts as soon as the lane i
 waits for company, but for the rest of a turn of the loop when the last batch had company: tasks
 that one batch answered wake in the same turn, and belong into one batch again.
 
-Everything here runs on the loop thread, in tasks and in callbacks; no task is needed to serve.
+Everything here runs on the loop thread, in tasks and in callbacks; no task is needed to serve. An
+item costs one future, which is set to its outcome: where a flush serves hundreds of writes, what
+each of them costs the loop is what bounds their number (docs/decisions.md).
 
 Invariants.
   L1  At most one batch is in flight; items run in the order of submission (I9).
@@ -21,9 +23,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Generic, TypeVar
 
-import anyio
-
-from ._workers import Event, Limiter, Workers, wait_or_withdraw
+from ._workers import Event, Limiter, Waiter, Workers, wait_out
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -54,41 +54,38 @@ def batches(
     return begin
 
 
-_TAKEN = RuntimeError("the outcome of an item was asked for twice")
-
-
-class _Entry(Generic[Item, Result]):
-    __slots__ = ("item", "outcome")
-
-    def __init__(self, item: Item) -> None:
-        self.item = item
-        self.outcome: Result | BaseException = anyio.ClosedResourceError(
-            "the event loop ended before the operation did"
-        )
-
-    def take(self) -> Result:
-        """Return or raise the outcome, once: its traceback refers to this entry."""
-        outcome, self.outcome = self.outcome, _TAKEN
-        if not isinstance(outcome, BaseException):
-            return outcome
-        try:
-            raise outcome
-        finally:
-            del outcome
-
-
 class _Batch(Generic[Item, Result]):
-    __slots__ = ("begun", "done", "entries")
+    """Items, and at the same places those who wait for them."""
 
-    def __init__(self, done: Event) -> None:
-        self.entries: list[_Entry[Item, Result]] = []
+    __slots__ = ("_over", "begun", "items", "outcomes", "waiters")
+
+    def __init__(self) -> None:
+        self.items: list[Item] = []
+        self.waiters: list[Waiter[Result | BaseException]] = []
         self.begun = False
-        self.done = done
+        self.outcomes: Outcomes[Result] | None = None
+        self._over: Event | None = None
 
-    def withdraw(self, entry: _Entry[Item, Result]) -> bool:
+    def withdraw(self, waiter: Waiter[Result | BaseException]) -> bool:
         if not self.begun:
-            self.entries.remove(entry)
+            at = self.waiters.index(waiter)
+            del self.items[at], self.waiters[at]
         return not self.begun
+
+    def end(self, outcomes: Outcomes[Result]) -> None:
+        self.outcomes = outcomes
+        for waiter, outcome in zip(self.waiters, outcomes, strict=True):
+            if not waiter.done():  # else its task was cancelled
+                waiter.set_result(outcome)
+        if self._over is not None:
+            self._over.set()
+
+    def over(self, event: Callable[[], Event]) -> Event:
+        """What is set when it ends; few ask."""
+        self._over = self._over or event()
+        if self.outcomes is not None:
+            self._over.set()
+        return self._over
 
 
 class Lane(Generic[Item, Result]):
@@ -122,44 +119,72 @@ class Lane(Generic[Item, Result]):
         An item that is not withdrawable runs even if its waiter is cancelled before it begins.
         """
         self._workers.check_loop()
+        waiter: Waiter[Result | BaseException] = self._workers.waiter()
         batch = self._gathering
         fresh = batch is None
         if batch is None:
-            batch = self._gathering = _Batch(self._workers.event())
-        entry: _Entry[Item, Result] = _Entry(item)
-        batch.entries.append(entry)
+            batch = self._gathering = _Batch()
+        batch.items.append(item)
+        batch.waiters.append(waiter)
         if fresh and self._flying is None:
-            if self._last > 1:
-                self._workers.call_soon(self._advance)
-            else:
-                self._advance()
+            self._start()
         try:
-            if batch.done.is_set():  # answered without a hop: as an inline verb is
+            if fresh and waiter.done():  # answered without a hop: as an inline verb is
                 await self._workers.give_way()
-            else:
-                await wait_or_withdraw(batch.done, lambda: withdrawable and batch.withdraw(entry))
+            outcome = await waiter
         except GeneratorExit:
-            raise
+            raise  # the loop is gone, and nothing can be awaited any more
         except BaseException:
-            if self._discard is not None and not isinstance(entry.outcome, BaseException):
-                await self._discard(entry.outcome)
+            await self._leave(batch, waiter, withdrawable=withdrawable)
             raise
-        return entry.take()
+        if not isinstance(outcome, BaseException):
+            return outcome
+        try:
+            raise outcome
+        finally:
+            del batch, waiter, outcome  # its traceback refers to this frame
+
+    async def _leave(
+        self,
+        batch: _Batch[Item, Result],
+        waiter: Waiter[Result | BaseException],
+        *,
+        withdrawable: bool,
+    ) -> None:
+        """Withdraw an item whose waiter was cancelled, or else wait it out (L3)."""
+        if withdrawable and batch.withdraw(waiter):
+            return
+        await wait_out(batch.over(self._workers.event))
+        assert batch.outcomes is not None
+        outcome = batch.outcomes[batch.waiters.index(waiter)]
+        if self._discard is not None and not isinstance(outcome, BaseException):
+            await self._discard(outcome)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a batch is in flight or gathering."""
+        return self._flying is not None or self._gathering is not None
 
     def waiting(self) -> list[Item]:
         """The items of the gathering batch."""
-        return [entry.item for entry in self._gathering.entries] if self._gathering else []
+        return self._gathering.items if self._gathering else []
 
     def unfinished(self) -> list[Item]:
         """The items that have not run to their end."""
         batches = (self._flying, self._gathering)
-        return [entry.item for batch in batches if batch is not None for entry in batch.entries]
+        return [item for batch in batches if batch is not None for item in batch.items]
 
     async def settle(self) -> None:
         """Wait until everything submitted so far has run."""
         for batch in (self._flying, self._gathering):
             if batch is not None:
-                await batch.done.wait()
+                await batch.over(self._workers.event).wait()
+
+    def _start(self) -> None:
+        if self._last > 1:
+            self._workers.call_soon(self._advance)
+        else:
+            self._advance()
 
     def _advance(self) -> None:
         batch = self._gathering
@@ -167,14 +192,12 @@ class Lane(Generic[Item, Result]):
             return
         self._gathering, self._flying = None, batch
         batch.begun = True
-        self._last = len(batch.entries)
-        self._begin([entry.item for entry in batch.entries], partial(self._end, batch))
+        self._last = len(batch.items)
+        self._begin(batch.items, partial(self._end, batch))
 
     def _end(self, batch: _Batch[Item, Result], outcomes: Outcomes[Result]) -> None:
-        for entry, outcome in zip(batch.entries, outcomes, strict=True):
-            entry.outcome = outcome
         self._flying = None
-        batch.done.set()
+        batch.end(outcomes)
         if self._gathering is not None:
             # Not at once: those whom this batch answered wake first, and may belong into the next.
             self._workers.call_soon(self._advance)

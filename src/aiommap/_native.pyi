@@ -8,9 +8,12 @@ wait and release the GIL while they do (I2). A count short of the request is a f
 behind the next byte cannot be reached. System call errors are raised as ``OSError``.
 """
 
-from typing import Any, Protocol, Self, SupportsIndex, final
+from typing import Any, Protocol, Self, SupportsIndex, TypeAlias, final
 
 from typing_extensions import Buffer
+
+#: A write that was checked: an offset, and the bytes to store there.
+_Store: TypeAlias = tuple[int, bytes | memoryview]
 
 PAGE_SIZE: int
 #: One system call or copy never handles more than this many bytes.
@@ -139,6 +142,9 @@ class Mapping:
     def write_now(self, offset: int, data: Buffer, /) -> Receipt | None:
         """Store as write_inline does, whatever the slice and the trip say."""
 
+    def stage(self, offset: int, data: Buffer, /) -> _Store | None:
+        """Check a write and pin its bytes, for write_many; None says what write_inline's does."""
+
     # Verbs that may wait.
     def read(self, offset: int, length: int, /) -> bytes:
         """Read; a result shorter than asked for is a fault at its end."""
@@ -146,17 +152,19 @@ class Mapping:
     def read_into(self, offset: int, buffer: Buffer, /) -> int:
         """Fill a writable contiguous buffer; returns the bytes read."""
 
-    def write_many(self, items: list[tuple[int, memoryview]], /) -> list[tuple[int, int, int]]:
-        """Store in list order; (bytes copied, sequence of the write, errno) for each.
+    def write_many(self, items: list[_Store], /) -> list[Receipt | tuple[int, int]]:
+        """Store in list order; a receipt for each, or (bytes copied, errno) if it stopped short.
 
-        The errno says why pwrite(2) was short; it is 0 for a fault, and where nothing went wrong.
-
-        0 bytes copied of a non-empty item means that nothing of it was stored: its pages cannot
-        be reached, or it lies beyond a size that was set after its range was checked.
+        The errno says why pwrite(2) was short; it is 0 for a fault. 0 bytes copied means that
+        nothing was stored: the pages cannot be reached, or lie beyond a size that was set after
+        the range was checked.
         """
 
     def sync(self, metadata: bool, /) -> None:
         """fsync(2) or fdatasync(2); F_FULLFSYNC on macOS."""
+
+    def look(self, path: str, /) -> tuple[int, int, int]:
+        """Size of the open file; device and inode of what is at the path, zeros if nothing is."""
 
     def sync_range(self, offset: int, length: int, /) -> None:
         """msync(2) with MS_SYNC."""

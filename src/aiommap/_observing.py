@@ -31,6 +31,11 @@ def set_observer(observer: Observer | None) -> None:
     _observer = observer
 
 
+def somebody_observes() -> bool:
+    """Tell whether ``observed`` does anything, for ways that are too short to pass through it."""
+    return _observer is not None
+
+
 class Operation:
     """One operation, from its beginning to its end.
 

@@ -50,9 +50,10 @@ async def bring_home(core: Core, flusher: Flusher) -> None:
     core.check_flushed()
     while True:
         await core.settle()
+        await core.served()
         # As when it is closed: a policy that does not flush then lets stores go.
         dirty = core.policy.flush_at_close and flusher.has_work()
-        if not dirty and not core.queued_bytes and not core.durable_stores:
+        if not dirty and not core.queued_bytes and not flusher.busy:
             return
         if dirty:
             await flusher.flush_everything()

@@ -20,7 +20,7 @@ import asyncio
 import sys
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol, TypeVar, TypeVarTuple, Unpack, cast
@@ -46,26 +46,47 @@ CONTROL_WORKERS = 2
 _background: set[asyncio.Task[None]] = set()
 
 
-def _loop_is(loop: asyncio.AbstractEventLoop) -> bool:
-    """Tell whether a loop is what runs this thread."""
-    try:
-        return asyncio.get_running_loop() is loop
-    except RuntimeError:
-        return False
-
-
 class Event(Protocol):
     """What asyncio's, trio's and anyio's events have in common."""
 
     def set(self) -> object: ...
     def is_set(self) -> bool: ...
-    async def wait(self) -> object: ...
+    def wait(self) -> Coroutine[Any, Any, object]: ...
+
+
+class Waiter(Protocol[T]):
+    """What one task waits for: asyncio's own future, or what stands for it in trio."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: T, /) -> None: ...
+    def __await__(self) -> Generator[Any, None, T]: ...
 
 
 def _trio() -> Any:
     """Return the trio module if trio is what runs this thread; also right in a callback."""
     trio = sys.modules.get("trio")
     return trio if trio is not None and trio.lowlevel.in_trio_run() else None
+
+
+class _TrioWaiter:
+    """As much of a future as a ``Waiter`` needs."""
+
+    __slots__ = ("_event", "_result")
+
+    def __init__(self, event: Event) -> None:
+        self._event = event
+
+    def done(self) -> bool:
+        return self._event.is_set()
+
+    def set_result(self, result: Any) -> None:
+        self._result = result
+        self._event.set()
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        if not self._event.is_set():
+            yield from self._event.wait().__await__()
+        return self._result
 
 
 class _Background(asyncio.Task[None]):
@@ -129,15 +150,19 @@ async def wait_or_withdraw(done: Event, withdraw: Callable[[], bool]) -> None:
     except GeneratorExit:
         raise  # the loop is gone, and nothing can be awaited any more
     except BaseException:
-        if withdraw():
-            raise
-        with anyio.CancelScope(shield=True):
-            while not done.is_set():
-                try:
-                    await done.wait()
-                except anyio.get_cancelled_exc_class():
-                    continue  # asyncio's own cancel again; the first one is delivered below
+        if not withdraw():
+            await wait_out(done)
         raise
+
+
+async def wait_out(done: Event) -> None:
+    """Wait with a cancellation in hand, which is delivered afterwards, and whatever more come."""
+    with anyio.CancelScope(shield=True):
+        while not done.is_set():
+            try:
+                await done.wait()
+            except anyio.get_cancelled_exc_class():
+                continue  # asyncio's own cancel again
 
 
 def _nothing() -> None:
@@ -232,7 +257,8 @@ class Workers:
     __slots__ = (
         "_forks",
         "_from_thread",
-        "_here",
+        "_loop",
+        "_running",
         "_turn",
         "call_soon",
         "control",
@@ -240,12 +266,16 @@ class Workers:
         "flushes",
         "reads",
         "stores",
+        "waiter",
     )
 
     def __init__(self, readers: int | None = None) -> None:
         trio = _trio()
         #: A forked child has a copy of the loop, which must not answer for it.
         self._forks = Forks.count
+        #: What runs the loop, and what tells it in the thread of a loop, or raises RuntimeError.
+        self._loop: object
+        self._running: Callable[[], object]
         #: Gives way to other tasks and sees a pending cancellation. On asyncio ``sleep(0)`` does
         #: all that anyio's checkpoint does, in half the time, and inline verbs pay nothing else.
         self._turn: Callable[[], Awaitable[None]]
@@ -253,20 +283,22 @@ class Workers:
         self.call_soon: Callable[[Callable[[], None]], object]
         #: Makes an event of this loop's own kind: anyio's costs each waiter a microsecond more.
         self.event: Callable[[], Event]
+        #: Makes what a single task waits for: half of what an event costs.
+        self.waiter: Callable[[], Waiter[Any]]
         if trio is None:
             loop = asyncio.get_running_loop()
-            self._here: Callable[[], bool] = lambda: _loop_is(loop)
+            self._loop, self._running = loop, asyncio.get_running_loop
             self._turn = partial(asyncio.sleep, 0)
             self.call_soon, self._from_thread = loop.call_soon, loop.call_soon_threadsafe
             self.event = asyncio.Event
+            self.waiter = loop.create_future
         else:
             token = trio.lowlevel.current_trio_token()
-            self._here = lambda: (
-                _trio() is not None and (trio.lowlevel.current_trio_token() is token)
-            )
+            self._loop, self._running = token, trio.lowlevel.current_trio_token
             self._turn = trio.lowlevel.checkpoint
             self.call_soon = self._from_thread = token.run_sync_soon
             self.event = trio.Event
+            self.waiter = lambda: _TrioWaiter(trio.Event())
         self.reads: Limiter = Limiter(readers or DEFAULT_READERS)
         self.stores: Limiter = Limiter(STORE_WORKERS)
         self.flushes: Limiter = Limiter(FLUSH_WORKERS)
@@ -282,18 +314,21 @@ class Workers:
 
     def on_loop(self) -> bool:
         """Tell whether this thread is the one that runs the loop."""
-        return self._here()
+        try:
+            return self._running() is self._loop
+        except RuntimeError:
+            return False
 
     def call_on_loop(self, function: Callable[[], None]) -> None:
         """Call a function on the loop: at once in its own thread, soon in any other."""
-        if self._here():
+        if self.on_loop():
             function()
         else:
             self.call_from_thread(function)
 
     def check_loop(self) -> None:
         """Raise unless this is the loop these workers answer to; any other would wait for ever."""
-        if self._forks != Forks.count or not self._here():
+        if self._forks != Forks.count or not self.on_loop():
             raise RuntimeError(
                 "a file or hub is used outside of the event loop it was opened in, or after that "
                 "ended, or in a forked child: open it again in this one"

@@ -11,14 +11,14 @@ Invariants.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import cast
 
 from ._autoflush import AutoFlush
-from ._core import Core, contiguous
+from ._core import Core, Store, contiguous
 from ._flush import Flusher, Request
 from ._lane import Lane, batches
-from ._observing import observed
+from ._observing import observed, somebody_observes
 from ._ranges import check_range
 from ._reading import ITEMS_A_LOOK
 from ._receipt import WriteReceipt
@@ -51,18 +51,33 @@ class Writer:
         queued = any(write.stores_to(offset, end) for write in self._lane.unfinished())
         return queued or self._flusher.storing(offset, end)
 
-    async def write(self, offset: int, data: object) -> WriteReceipt:
+    def write(self, offset: int, data: object) -> Awaitable[WriteReceipt]:
         """Write after ``write_inline`` answered None."""
+        core = self._core
+        store = core.mapping.stage(offset, data) if core.failure is None else None  # type: ignore[arg-type]
+        if store is None:
+            store = self._check(offset, data)
+        full = core.queued_bytes or self._auto.may_be_full
+        if core.durable_writes and not full and not somebody_observes():
+            return self._flusher.write(store)  # S2
+        return self._write(store)
+
+    def _check(self, offset: int, data: object) -> Store:
+        """Check a write with an error for each check; what passes is not stored yet."""
         core = self._core
         core.check_writable("write to")
         view = contiguous(data)
-        offset, length = check_range(offset, len(view), core.mapping.size)
-        if self._auto.is_full([(offset, length)]):
-            await self._make_room([(offset, length)])
+        return check_range(offset, len(view), core.mapping.size)[0], view
+
+    async def _write(self, store: Store) -> WriteReceipt:
+        core = self._core
+        offset, view = store
+        if self._auto.is_full([(offset, len(view))]):
+            await self._make_room([(offset, len(view))])
         # Stored before giving way: whoever writes meanwhile must not come first (I9).
         receipt = core.mapping.write_now(offset, view)
         if receipt is None:
-            return await self._submit(Request(offset, offset + length, stores=[(offset, view)]))
+            return await self._submit(Request(offset, offset + len(view), stores=[store]))
         self._auto.plan()
         await core.workers.give_way()
         return cast("WriteReceipt", receipt)
@@ -76,10 +91,9 @@ class Writer:
 
     async def _write_many(self, items: Iterable[tuple[int, object]]) -> WriteReceipt:
         core = self._core
-        stores: list[tuple[int, memoryview]] = []
+        stores: list[Store] = []
         for offset, data in items:
-            view = contiguous(data)
-            stores.append((check_range(offset, len(view), core.mapping.size)[0], view))
+            stores.append(self._check(offset, data))
             if not len(stores) % ITEMS_A_LOOK:
                 await core.workers.give_way()
         core.check_writable("write to")
@@ -97,9 +111,7 @@ class Writer:
         await core.workers.give_way()
         return WriteReceipt(self._flusher, first, end - first, sequence)
 
-    def _store_inline(
-        self, stores: Sequence[tuple[int, memoryview]]
-    ) -> list[tuple[int, memoryview]]:
+    def _store_inline(self, stores: Sequence[Store]) -> list[Store]:
         """Store up to the first one that has to wait; what is left keeps its order (I9)."""
         budget = INLINE_BATCH_BYTES
         for done, (offset, view) in enumerate(stores):
@@ -117,25 +129,14 @@ class Writer:
 
     async def _submit(self, write: Request, *, withdrawable: bool = True) -> WriteReceipt:
         core = self._core
+        if core.durable_writes and not core.queued_bytes:
+            return cast("WriteReceipt", await self._flusher.submit(write))
         each = core.policy.flush_each_write and core.shared_writable
-        if core.durable_stores or (each and not core.queued_bytes):
-            return await self._store_durably(write)
         with core.activity():  # closing must not come between the store and its flush
             receipt = await self._store(write, withdrawable=withdrawable)
             if each:
                 await self._flusher.submit(Request(write.offset, write.end, receipt))
         return receipt
-
-    async def _store_durably(self, write: Request) -> WriteReceipt:
-        core = self._core
-        core.durable_stores += 1
-        try:
-            await self._flusher.submit(write)
-        finally:
-            core.durable_stores -= 1
-            core.choose_inline_writes()
-        assert write.receipt is not None
-        return write.receipt
 
     async def _store(self, write: Request, *, withdrawable: bool) -> WriteReceipt:
         core = self._core
@@ -174,14 +175,6 @@ class Writer:
         results: list[int | BaseException] = []
         at = 0
         for write in writes:
-            results.append(self._result(write, outcomes[at : at + len(write.stores)]))
+            results.append(core.outcome(write.stores, outcomes[at : at + len(write.stores)]))
             at += len(write.stores)
         return results
-
-    def _result(
-        self, write: Request, outcomes: Sequence[tuple[int, int, int]]
-    ) -> int | BaseException:
-        for (offset, view), (copied, _, number) in zip(write.stores, outcomes, strict=True):
-            if copied < len(view):
-                return self._core.store_fault(offset, len(view), copied, number)
-        return outcomes[-1][1] if outcomes else self._core.mapping.sequence

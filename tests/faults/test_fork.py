@@ -201,7 +201,7 @@ async def child(f):
 
 async def fork(f):
     global busy
-    busy += bool(f._core.durable_stores)
+    busy += f._flusher.busy
     hear, tell = os.pipe()
     pid = os.fork()
     if not pid:

@@ -102,13 +102,17 @@ def test_dirty_runs_match_a_set_of_pages(tmp_path_factory, steps):
     mapping.close()
 
 
+def sequences(receipts):
+    return [receipt.sequence for receipt in receipts]
+
+
 def test_store_under_a_flush_goes_to_the_lane(mapping):
     assert mapping.write_now(0, b"no") is None  # a hole: not in memory yet
-    assert mapping.write_many([(0, memoryview(b"x"))]) == [(1, 1, 0)]
+    assert sequences(mapping.write_many([(0, memoryview(b"x"))])) == [1]
     assert mapping.write_now(0, b"resident") is not None
     mapping.flush_begin(0, PAGE_SIZE)
     assert mapping.write_now(0, b"no") is None
-    assert mapping.write_many([(5 * PAGE_SIZE, memoryview(b"x"))]) == [(1, 3, 0)]
+    assert sequences(mapping.write_many([(5 * PAGE_SIZE, memoryview(b"x"))])) == [3]
     assert mapping.write_now(5 * PAGE_SIZE, b"elsewhere") is not None
     mapping.flush_end([])
     assert mapping.write_now(0, b"yes") is not None
@@ -233,7 +237,9 @@ def test_read_into_exports_are_released_on_failure(mapping):
     target.extend(b"still resizable")
     data = bytearray(10)
     stores = [(0, memoryview(b"a")), (SIZE, memoryview(data)), (1, memoryview(b"b"))]
-    assert [copied for copied, _, _ in mapping.write_many(stores)] == [1, 0, 1]
+    first, outside, last = mapping.write_many(stores)
+    assert sequences([first, last]) == [1, 2]
+    assert outside == (0, 0)
     del stores
     gc.collect()
     data.extend(b"still resizable")
@@ -246,3 +252,47 @@ def test_residency_agrees_with_the_python_mmap_of_the_same_file(mapping, tmp_pat
         resident, total, runs = mapping.residency(1, SIZE - 2)
     assert (resident, total) == (PAGES, PAGES)
     assert runs == [(1, SIZE - 1)]
+
+
+def test_a_staged_store_is_bytes_as_they_are_or_a_pinned_view(mapping):
+    data, buffer = b"never changes", bytearray(b"may change")
+    assert mapping.stage(3, data) == (3, data)
+    assert mapping.stage(3, data)[1] is data
+    offset, view = mapping.stage(SIZE - len(buffer), buffer)
+    assert (offset, bytes(view)) == (SIZE - len(buffer), bytes(buffer))
+    with pytest.raises(BufferError):
+        buffer.extend(b"more")
+    assert mapping.stage(0, memoryview(buffer)[2:5])[1] == buffer[2:5]
+
+
+@pytest.mark.parametrize(
+    ("offset", "data"),
+    [
+        (SIZE, b"x"),
+        (-1, b"x"),
+        (1 << 63, b"x"),
+        ("0", b"x"),
+        (0, "x"),
+        (0, memoryview(b"strided")[::2]),
+        (0, memoryview(bytes(8)).cast("Q")),
+        (0, memoryview(bytes(8)).cast("B", (2, 4))),
+    ],
+    ids=["end", "before", "overflow", "text", "no buffer", "strided", "words", "table"],
+)
+def test_a_store_that_has_to_be_looked_at_is_not_staged(mapping, offset, data):
+    assert mapping.stage(offset, data) is None
+
+
+def test_nothing_is_staged_for_a_mapping_that_is_being_closed(mapping):
+    mapping.retiring = True
+    assert mapping.stage(0, b"x") is None
+
+
+def test_a_look_tells_size_and_identity_and_zeros_for_what_is_gone(mapping, tmp_path):
+    here, gone = tmp_path / "here", tmp_path / "gone"
+    here.write_bytes(b"x")
+    found = here.stat()
+    assert mapping.look(str(here)) == (SIZE, found.st_dev, found.st_ino)
+    assert mapping.look(str(gone)) == (SIZE, 0, 0)
+    with pytest.raises(NotADirectoryError):
+        mapping.look(str(here / "below"))

@@ -85,6 +85,13 @@ bool file_is_solid(int fd, off_t end);
 /* Whether the file is at least this long; false also when it cannot be asked. */
 bool file_reaches(int fd, off_t end);
 int file_sync(int fd, bool metadata);
+/* What stat(2) would say about a file, without its times. */
+struct sighting { /* the caller's own */
+    int64_t size, blocks;
+    uint64_t device, inode;
+};
+/* Look at the open file and at what is at a path, all zeros if nothing is. */
+int file_look(int fd, const char *path, struct sighting *open_file, struct sighting *named);
 int file_start_writeback(int fd, off_t offset, off_t length);
 /* The magic number of statfs(2); 0 where there is none. */
 int file_system_type(int fd, int64_t *type);

@@ -167,25 +167,26 @@ static bool load_stores(Mapping *self, PyObject *items, struct store *stores, Py
     return true;
 }
 
-/* What each store copied, the sequence number it got, and its error: [(copied, sequence, error),
- * ...]. */
+/* Count one store, and make its receipt, or (copied, error) for one that stopped short. */
+static PyObject *settle_store(Mapping *self, struct store *store, int64_t now)
+{
+    bool whole = !store->outside && store->copied == (size_t)store->data.len;
+    if (!mapping_stored(self, store->offset, store->copied, whole && store->ready, now))
+        return PyErr_NoMemory();
+    if (!whole) {
+        self->counters.faults++;
+        return Py_BuildValue("(ni)", (Py_ssize_t)store->copied, store->error);
+    }
+    self->sequence += store->copied > 0;
+    return receipt_make(self, store->offset, store->data.len, self->sequence);
+}
+
 static PyObject *settle_stores(Mapping *self, struct store *stores, Py_ssize_t count)
 {
     PyObject *results = PyList_New(count);
     int64_t now = slice_clock();
     for (Py_ssize_t i = 0; results && i < count; i++) {
-        struct store *store = &stores[i];
-        bool whole = !store->outside && store->copied == (size_t)store->data.len;
-        if (!mapping_stored(self, store->offset, store->copied, whole && store->ready, now)) {
-            Py_DECREF(results);
-            return PyErr_NoMemory();
-        }
-        if (!whole)
-            self->counters.faults++;
-        if (whole && store->copied)
-            self->sequence++;
-        PyObject *result = Py_BuildValue("(nKi)", (Py_ssize_t)store->copied,
-                                         (unsigned long long)self->sequence, store->error);
+        PyObject *result = settle_store(self, &stores[i], now);
         if (!result)
             Py_CLEAR(results);
         else
@@ -226,6 +227,27 @@ PyObject *mapping_sync(Mapping *self, PyObject *args)
     if (error)
         return os_error(error);
     Py_RETURN_NONE;
+}
+
+PyObject *mapping_look(Mapping *self, PyObject *args)
+{
+    int error;
+    PyObject *encoded;
+    struct hold hold;
+    struct sighting open_file, named;
+    if (!PyArg_ParseTuple(args, "O&:look", PyUnicode_FSConverter, &encoded))
+        return NULL;
+    if (!mapping_check(self)) {
+        Py_DECREF(encoded);
+        return NULL;
+    }
+    const char *path = PyBytes_AsString(encoded);
+    WITHOUT_GIL(hold, self, error = file_look(hold.fd, path, &open_file, &named););
+    Py_DECREF(encoded);
+    if (error)
+        return os_error(error);
+    return Py_BuildValue("(LKK)", (long long)open_file.size, (unsigned long long)named.device,
+                         (unsigned long long)named.inode);
 }
 
 /* What a verb on a non-empty range of the mapping or of the descriptor has to call. Length 0 is

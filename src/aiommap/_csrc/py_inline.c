@@ -6,6 +6,7 @@
 #include "py_mapping.h"
 
 #include <errno.h>
+#include <string.h>
 
 static bool parse_integer(PyObject *object, int64_t *value)
 {
@@ -269,4 +270,46 @@ PyObject *mapping_write_inline(Mapping *self, PyObject *const *args, Py_ssize_t 
 PyObject *mapping_write_now(Mapping *self, PyObject *const *args, Py_ssize_t count)
 {
     return write_now(self, args, count, true);
+}
+
+/* Bytes neither change nor move; what does is exported until the write is over. NULL without an
+ * exception for what the caller has to look at. */
+static PyObject *pinned(PyObject *data)
+{
+    if (PyBytes_CheckExact(data))
+        return Py_NewRef(data);
+    PyObject *view = PyMemoryView_FromObject(data);
+    if (!view) {
+        PyErr_Clear();
+        return NULL;
+    }
+    Py_buffer buffer;
+    bool plain = false;
+    if (PyObject_GetBuffer(view, &buffer, PyBUF_FULL_RO)) {
+        PyErr_Clear();
+    } else {
+        plain = buffer.ndim == 1 && PyBuffer_IsContiguous(&buffer, 'C') &&
+                (!buffer.format || !strcmp(buffer.format, "B"));
+        PyBuffer_Release(&buffer);
+    }
+    if (!plain)
+        Py_CLEAR(view);
+    return view;
+}
+
+PyObject *mapping_stage(Mapping *self, PyObject *const *args, Py_ssize_t count)
+{
+    int64_t offset;
+    if (!self->writable || count != 2 || !parse_integer(args[0], &offset) ||
+        !mapping_is_usable(self))
+        Py_RETURN_NONE;
+    PyObject *data = pinned(args[1]), *store = NULL;
+    if (!data)
+        Py_RETURN_NONE;
+    if (range_is_valid(offset, PyObject_Size(data), self->size))
+        store = PyTuple_Pack(2, args[0], data);
+    else
+        store = Py_NewRef(Py_None);
+    Py_DECREF(data);
+    return store;
 }

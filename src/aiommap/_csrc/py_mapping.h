@@ -181,6 +181,7 @@ PyObject *mapping_read_inline(Mapping *self, PyObject *const *args, Py_ssize_t c
 PyObject *mapping_read_into_inline(Mapping *self, PyObject *const *args, Py_ssize_t count);
 PyObject *mapping_read_nowait(Mapping *self, PyObject *const *args, Py_ssize_t count);
 PyObject *mapping_write_inline(Mapping *self, PyObject *const *args, Py_ssize_t count);
+PyObject *mapping_stage(Mapping *self, PyObject *const *args, Py_ssize_t count);
 PyObject *mapping_write_now(Mapping *self, PyObject *const *args, Py_ssize_t count);
 
 /* py_blocking.c, py_paging.c: verbs of worker threads; they may wait, without the GIL. */
@@ -188,6 +189,7 @@ PyObject *mapping_read(Mapping *self, PyObject *args);
 PyObject *mapping_read_into(Mapping *self, PyObject *args);
 PyObject *mapping_write_many(Mapping *self, PyObject *items);
 PyObject *mapping_sync(Mapping *self, PyObject *args);
+PyObject *mapping_look(Mapping *self, PyObject *args);
 PyObject *mapping_sync_range(Mapping *self, PyObject *args);
 PyObject *mapping_start_writeback(Mapping *self, PyObject *args);
 PyObject *mapping_read_ahead(Mapping *self, PyObject *args);

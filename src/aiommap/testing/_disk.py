@@ -22,7 +22,8 @@ from contextlib import contextmanager
 from typing import Literal
 
 from aiommap import MappedFile, Snapshot
-from aiommap._core import Core
+from aiommap._core import Core, Store
+from aiommap._native import Receipt
 from aiommap._typing import Buffer
 from aiommap._workers import Mutex
 
@@ -115,7 +116,7 @@ class FaultyDisk:
         self._meet("flush")
         self._real.sync_range(offset, length)
 
-    def write_many(self, items: list[tuple[int, memoryview]], /) -> list[tuple[int, int, int]]:
+    def write_many(self, items: list[Store], /) -> list[Receipt | tuple[int, int]]:
         """Store what there is room for; the rest carries the errno of a full disk.
 
         Of a store that the disk has no room for, nothing is stored: the mapping, too, makes all of
@@ -124,7 +125,7 @@ class FaultyDisk:
         self._meet("write")
         taken = [self._has_room(offset, len(view)) for offset, view in items]
         stored = iter(self._real.write_many([*itertools.compress(items, taken)]))
-        refused = (0, self._core.mapping.sequence, errno.ENOSPC)
+        refused = (0, errno.ENOSPC)
         return [next(stored) if room else refused for room in taken]
 
     def _has_room(self, offset: int, length: int) -> bool:
