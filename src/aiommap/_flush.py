@@ -369,10 +369,24 @@ class Flusher:
 
     def _sync(self, hulls: list[tuple[int, int]], *, whole: bool) -> None:
         core = self._core
-        mapping = core.mapping
-        end = mapping.size if core.resized else max((end for _, end in hulls), default=0)
-        if whole and (hulls or core.size_changed):
-            core.disk.sync(core.size_changed)
+        changed, resized = core.size_changed, core.resized
+        # Cleared before: growth that is noticed while the disk works belongs to the next flush.
+        core.size_changed = core.resized = False
+        end = core.mapping.size if resized else max((end for _, end in hulls), default=0)
+        try:
+            self._sync_to(hulls, end, whole=whole, changed=changed)
+        except BaseException:
+            core.size_changed |= changed
+            core.resized |= resized
+            raise
+        core.created = False
+
+    def _sync_to(
+        self, hulls: list[tuple[int, int]], end: int, *, whole: bool, changed: bool
+    ) -> None:
+        core = self._core
+        if whole and (hulls or changed):
+            core.disk.sync(changed)
         elif not whole:
             for offset, stop in hulls:
                 core.disk.sync_range(offset, stop - offset)
@@ -380,7 +394,6 @@ class Flusher:
             # Of the file itself: the path may be a symbolic link that was there before.
             sync_directory(os.path.dirname(os.path.realpath(core.path)))
         self._verify(end)
-        core.size_changed = core.created = core.resized = False
 
     def _verify(self, end: int) -> None:
         """Check that what was flushed is still part of the file at the path (I4)."""
