@@ -130,19 +130,19 @@ async def test_own_writes_and_flushes_are_not_reported(path, policy):
 async def test_a_durable_write_is_known_to_be_ours_while_it_is_applied(path):
     async with aiommap.Hub() as hub, hub.open(path, "r+", flush=POLICIES["always"]) as f:
         core, samples = f._core, []
-        mapping = core.mapping
+        disk = core.disk
 
         class Looking:
             def __getattr__(self, name):
-                return getattr(mapping, name)
+                return getattr(disk, name)
 
             def write_many(self, stores):
                 samples.append(hub._own.sample(core.inode))
-                return mapping.write_many(stores)
+                return disk.write_many(stores)
 
-        core.mapping = Looking()
+        core.disk = Looking()
         await f.write(0, b"own")
-        core.mapping = mapping
+        core.disk = disk
         samples.append(hub._own.sample(core.inode))
         assert [(sample.calling, sample.calls) for sample in samples] == [(True, 0), (False, 1)]
 
