@@ -6,10 +6,10 @@ import hashlib
 import itertools
 
 import anyio
-import anyio.to_thread
 
 import aiommap
 
+from .memory import load
 from .outside import HEADER, numbered
 from .stage import BrokenOracleError, Scene, expect, make, until
 
@@ -83,8 +83,9 @@ async def reopening(scene: Scene) -> None:
             await f.reopen(discard=dirty)
             found = number_of(await f.read(0, f.size))
             expect(found == number, f"reopened file {found}, and not {number}")
-            same = await anyio.to_thread.run_sync(memory.__eq__, kept)
-            expect(same, "memory of a view changed with reopen")
+            if dirty:
+                same = await load(memory, 0, 4) == kept
+                expect(same, "memory of a view changed with reopen")
             memory.release()
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 
 import anyio
-import anyio.to_thread
 
 import aiommap
 
+from .memory import load, store
 from .stage import PAGE, BrokenOracleError, Scene, expect, expect_content, look, make
 
 SIZE = 64 * PAGE
@@ -101,7 +101,7 @@ async def _lose_pages(scene: Scene, path: str) -> None:
     memory = f.view().memory
     await scene.outsider.do("truncate", path, 0)
     scene.counts["truncations"] += 1
-    zeros = await anyio.to_thread.run_sync(bytes, memory[-PAGE:])
+    zeros = await load(memory, len(memory) - PAGE, PAGE)
     expect(not any(zeros), "a page that is lost holds something")
     await _expect_lost(f.read(0, 1), "read")
     memory.release()
@@ -122,19 +122,16 @@ async def growth(scene: Scene) -> None:
     async with scene.hub.open(path, "w+", size=0, capacity=1 << 36) as f:
         with f.view(growable=True) as view:
             memory = view.memory
-            early = memory[:PAGE]
             for _ in range(40):
                 piece = scene.rng.randbytes(int(2 ** scene.rng.uniform(0, 18)))
                 at = len(oracle)
-                await anyio.to_thread.run_sync(
-                    memory.__setitem__, slice(at, at + len(piece)), piece
-                )
+                await store(memory, at, piece)
                 oracle += piece
                 found = await f.read(at, len(piece))
                 expect(found == piece, f"stored {len(piece)} bytes at {at}, and read others")
-            same = await anyio.to_thread.run_sync(early.__eq__, oracle[:PAGE])
-            expect(same or at == 0, "the first page moved")
-            early.release()
+            first = oracle[:PAGE]
+            same = await load(memory, 0, len(first)) == first
+            expect(same, "the first page moved")
             memory.release()
         await f.resize(len(oracle))
         await f.flush()
@@ -161,7 +158,7 @@ async def sizes(scene: Scene) -> None:
             if scene.rng.random() < 0.2:
                 await f.punch_hole(0, size)
                 oracle[:] = bytes(size)
-            shown = await anyio.to_thread.run_sync(bytes, memory)
+            shown = await load(memory, 0, 100)
             expect(shown == oracle[:100], "an old view shows other bytes")
             expect(await look(path) == oracle, f"resized to {size}, and other bytes are there")
         memory.release()

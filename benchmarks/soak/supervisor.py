@@ -84,6 +84,8 @@ class Soak:
         cycles = max(1, math.ceil(self.seconds / LONGEST_ROUND_SECONDS / len(self.loops)))
         rounds = cycles * len(self.loops)
         first: dict[str, Footprint] = {}
+        for loop in self.loops:  # what loops keep for good, such as libuv's pipe for signals
+            self._run_in(loop, self._warm_up)
         before = footprint(self.folder)
         for number in range(rounds):
             loop = self.loops[number % len(self.loops)]
@@ -107,15 +109,27 @@ class Soak:
             say(f"FAILED {what}")
 
     def _round(self, number: int, loop: str, seconds: float) -> None:
-        backend = "trio" if loop == "trio" else "asyncio"
-        options = {} if loop == "trio" else {"use_uvloop": loop == "uvloop"}
         folder = os.path.join(self.folder, str(number))
         os.mkdir(folder)
-        anyio.run(self._play, number, folder, seconds, backend=backend, backend_options=options)
+        self._run_in(loop, self._play, number, folder, seconds)
         shutil.rmtree(folder)
+
+    @staticmethod
+    def _run_in(loop: str, function: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        backend = "trio" if loop == "trio" else "asyncio"
+        options = {} if loop == "trio" else {"use_uvloop": loop == "uvloop"}
+        anyio.run(function, *arguments, backend=backend, backend_options=options)
+
+    @staticmethod
+    async def _warm_up() -> None:
+        outsider = await Outsider.start()
+        await outsider.stop()
 
     async def _play(self, number: int, folder: str, seconds: float) -> None:
         idle, *outsiders = [await Outsider.start() for _ in (None, *CAST)]
+        async with anyio.create_task_group() as threads:  # starting them is what a loop waits for
+            for _ in CAST:
+                threads.start_soon(anyio.to_thread.run_sync, time.sleep, 0.1)
         end = anyio.current_time() + seconds
         with StallWatch() as stalls:
             async with anyio.create_task_group() as watch:
