@@ -50,6 +50,8 @@ async def _write(
         expect(found in (old, data), f"slot {number}: a cancelled write of {length} is torn")
         oracle[start:end] = found
         await anyio.sleep(rng.random() * 0.001)
+        if "late-write" in scene.sabotage and number == 0:
+            await scene.outsider.do("overwrite", f.path, start, rng.randbytes(8).hex())
         found = await f.read(start, SLOT)
         expect(
             found == oracle[start : start + SLOT], f"slot {number}: changed after the verb ended"

@@ -16,9 +16,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, help="what the actors draw from; by default any")
     parser.add_argument("--loop", choices=LOOPS, help="only this event loop, not all in turn")
     parser.add_argument("--folder", help="where to make files, say on another file system")
-    parser.add_argument("--sabotage", choices=SABOTAGE, help="break this on purpose: it must fail")
+    parser.add_argument(
+        "--sabotage",
+        action="append",
+        choices=SABOTAGE,
+        default=[],
+        help="break this on purpose, and so fail; may be repeated",
+    )
     options = parser.parse_args(arguments)
     seed = random.randrange(1 << 32) if options.seed is None else options.seed
     loops = (options.loop,) if options.loop else LOOPS
     with tempfile.TemporaryDirectory(prefix="soak-", dir=options.folder) as folder:
-        return Soak(options.minutes * 60, seed, folder, options.sabotage, loops).run()
+        return Soak(options.minutes * 60, seed, folder, frozenset(options.sabotage), loops).run()

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 
-#: The library and trio keep a thread that has nothing to do for ten seconds.
+#: trio keeps a thread that has nothing to do for ten seconds.
 THREADS_SECONDS = 15.0
 #: What caches of the interpreter and of libraries may take from round to round.
 SPARE_BLOCKS = 20_000
@@ -77,7 +77,7 @@ def _objects() -> Counter[str]:
     for thing in gc.get_objects():
         kind = type(thing)
         # A worker is a thread, and counted as such; its time to end has not come yet.
-        if str(kind.__module__).startswith("aiommap.") and kind.__name__ != "_Worker":
+        if str(kind.__module__).partition(".")[0] == "aiommap" and kind.__name__ != "_Worker":
             found[kind.__qualname__] += 1
     return found
 

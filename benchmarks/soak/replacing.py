@@ -34,7 +34,7 @@ async def replacements(scene: Scene) -> None:
         for _ in range(4):
             tasks.start_soon(_read_until, scene, live, last)
         for number in range(1, last + 1):
-            size = scene.rng.randrange(1, 200_000)
+            size = scene.rng.randrange(100, 200_000)
             await scene.outsider.do("replace", path, number, size)
             scene.counts["replacements"] += 1
             await anyio.sleep(scene.rng.choice([0, 0.005, 0.02]))
@@ -43,6 +43,9 @@ async def replacements(scene: Scene) -> None:
             return number_of(await _content(live.current)) == last
 
         await until(served, f"the last of {last} replacements to be served")
+        if "mixed-table" in scene.sabotage:
+            await scene.outsider.do("overwrite", path, HEADER.size, "00ff" * 8)
+        number_of(await _content(live.current))
 
 
 async def _content(snapshot: aiommap.Snapshot) -> bytes:
@@ -123,6 +126,8 @@ async def watched(scene: Scene) -> None:
 
         await until(told_the_last, f"the watcher to tell of {expected}")
         changes.end()
+    if "lost-change" in scene.sabotage:
+        del told[len(told) // 2]
     for earlier, later in itertools.pairwise(told):
         expect(later.old == earlier.new, f"a change is missing between {earlier} and {later}")
     scene.counts["changes told"] += len(told)

@@ -22,6 +22,8 @@ async def truncations(scene: Scene) -> None:
     await make(path, content)
     await make(original, content)
     async with scene.hub.open(path) as f:
+        if "wrong-read" in scene.sabotage:
+            await scene.outsider.do("overwrite", path, 0, "00" * PAGE)
         cut = Cut(scene, f, content)
         async with anyio.create_task_group() as tasks:
             for _ in range(4):

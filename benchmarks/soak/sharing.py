@@ -22,7 +22,9 @@ async def counters(scene: Scene) -> None:
         tasks.start_soon(scene.outsider.do, add.__name__, path, times)
         for _ in range(2):
             tasks.start_soon(add, path, times)
-    async with scene.hub.open(path) as f:
+    async with scene.hub.open(path, "r+") as f:
+        if "miscount" in scene.sabotage:
+            f.atomic_u64(0).fetch_add(1)
         for offset, how in ((0, "by fetch_add"), (16, "under AsyncLock"), (24, "under file_lock")):
             found = int.from_bytes(await f.read(offset, 8), "little")
             expect(found == 3 * times, f"counted to {found} {how}, not {3 * times}")

@@ -41,7 +41,7 @@ class Scene:
     #: What was done, for the progress lines.
     counts: Counter[str]
     #: What to break on purpose.
-    sabotage: str | None = None
+    sabotage: frozenset[str] = frozenset()
 
     def path(self, name: str = "file") -> str:
         """Give a path in the scene's own folder."""

@@ -20,6 +20,7 @@ import anyio
 import anyio.to_thread
 
 import aiommap
+from aiommap import _threads
 
 from .cancelling import storm
 from .leaks import Footprint, footprint, leaks, wait_for_threads
@@ -50,11 +51,14 @@ CAST: tuple[Actor, ...] = (
     turns,
     ranges,
 )
-#: Ways to break an oracle on purpose.
-SABOTAGE = ("lost-write", "descriptor", "mapping", "thread", "object")
+#: Ways to break on purpose what oracles and the look for leaks guard.
+SABOTAGE = (
+    *("lost-write", "lost-record", "late-write", "mixed-table", "lost-change", "wrong-read"),
+    *("miscount", "descriptor", "mapping", "thread", "object"),
+)
 LOOPS = ("asyncio", "uvloop", "trio")
 #: Enough to see what is wrong; an actor that fails all the time fills no screen.
-MOST_FAILURES_SHOWN = 20
+MOST_FAILURES_SHOWN = 50
 LONGEST_ROUND_SECONDS = 30.0
 PROGRESS_SECONDS = 10.0
 SCENE_SECONDS = 2 * PATIENCE_SECONDS
@@ -67,7 +71,7 @@ class Soak:
     seconds: float
     seed: int
     folder: str
-    sabotage: str | None = None
+    sabotage: frozenset[str] = frozenset()
     loops: tuple[str, ...] = LOOPS
     failures: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
@@ -76,13 +80,14 @@ class Soak:
     idle_stall: float = 0.0
     began: float = field(default_factory=time.monotonic)
     #: Kept alive by sabotage.
-    hostages: list[object] = field(default_factory=list)
+    hostages: dict[str, object] = field(default_factory=dict)
 
     def run(self) -> int:
         """Run all rounds; the exit status."""
         say(f"soak: seed {self.seed}, {self.seconds:g} s, loops {', '.join(self.loops)}")
         cycles = max(1, math.ceil(self.seconds / LONGEST_ROUND_SECONDS / len(self.loops)))
         rounds = cycles * len(self.loops)
+        _threads.IDLE_SECONDS = 0.2  # so that threads come and go all the time
         first: dict[str, Footprint] = {}
         for loop in self.loops:  # what loops keep for good, such as libuv's pipe for signals
             self._run_in(loop, self._warm_up)
@@ -169,16 +174,14 @@ class Soak:
 
     def _spoil(self, hub: aiommap.Hub) -> None:
         """Leave behind what must not be left behind, if that was asked for."""
-        if self.sabotage == "descriptor":
-            self.hostages.append(socket.socket())
-        elif self.sabotage == "object":
-            self.hostages.append(hub)
-        elif self.sabotage == "mapping":
-            self.hostages.append(hostage_mapping(self.folder))
-        elif self.sabotage == "thread" and not self.hostages:
-            thread = threading.Thread(target=threading.Event().wait, daemon=True)
-            thread.start()
-            self.hostages.append(thread)
+        ways: dict[str, Callable[[], object]] = {
+            "descriptor": socket.socket,
+            "object": lambda: hub,
+            "mapping": lambda: hostage_mapping(self.folder),
+            "thread": hostage_thread,
+        }
+        for name in self.sabotage & ways.keys():
+            self.hostages.setdefault(name, ways[name]())
 
     async def _compare_stalls(self, idle: Outsider, seconds: float) -> None:
         """Have another process measure how late the machine is by itself."""
@@ -227,3 +230,10 @@ def hostage_mapping(folder: str) -> mmap.mmap:
     with open(os.path.join(folder, "hostage"), "wb+") as file:
         file.truncate(mmap.PAGESIZE)
         return mmap.mmap(file.fileno(), mmap.PAGESIZE)
+
+
+def hostage_thread() -> threading.Thread:
+    """Start a thread that never ends."""
+    thread = threading.Thread(target=threading.Event().wait, daemon=True)
+    thread.start()
+    return thread
