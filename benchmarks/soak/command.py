@@ -6,7 +6,8 @@ import argparse
 import random
 import tempfile
 
-from .supervisor import LOOPS, SABOTAGE, Soak
+from .spoiling import SABOTAGE
+from .supervisor import LOOPS, Soak
 
 
 def main(arguments: list[str]) -> int:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-import mmap
 import os
 import random
 import shutil
-import socket
-import threading
 import time
 import traceback
 from collections import Counter
@@ -22,40 +19,13 @@ import anyio.to_thread
 import aiommap
 from aiommap import _threads
 
-from .cancelling import storm
+from .cast import CAST, Actor
 from .leaks import Footprint, footprint, leaks, wait_for_threads
 from .outsider import Outsider
-from .reading import readers
-from .replacing import reopening, replacements, watched
-from .resizing import growth, sizes, truncations
-from .sharing import counters, ranges, turns
+from .spoiling import take_hostages
 from .stage import PATIENCE_SECONDS, BrokenOracleError, Scene
 from .stalls import BEAT_SECONDS, StallWatch
-from .writing import journal, killed, policies
 
-Actor = Callable[[Scene], Awaitable[None]]
-
-CAST: tuple[Actor, ...] = (
-    readers,
-    journal,
-    policies,
-    killed,
-    storm,
-    replacements,
-    reopening,
-    watched,
-    truncations,
-    growth,
-    sizes,
-    counters,
-    turns,
-    ranges,
-)
-#: Ways to break on purpose what oracles and the look for leaks guard.
-SABOTAGE = (
-    *("lost-write", "lost-record", "late-write", "mixed-table", "lost-change", "wrong-read"),
-    *("miscount", "descriptor", "mapping", "thread", "object"),
-)
 LOOPS = ("asyncio", "uvloop", "trio")
 #: Enough to see what is wrong; an actor that fails all the time fills no screen.
 MOST_FAILURES_SHOWN = 50
@@ -88,22 +58,18 @@ class Soak:
         cycles = max(1, math.ceil(self.seconds / LONGEST_ROUND_SECONDS / len(self.loops)))
         rounds = cycles * len(self.loops)
         _threads.IDLE_SECONDS = 0.2  # so that threads come and go all the time
-        first: dict[str, Footprint] = {}
         for loop in self.loops:  # what loops keep for good, such as libuv's pipe for signals
             self._run_in(loop, self._warm_up)
         before = footprint(self.folder)
+        first: dict[str, Footprint] = {}
         for number in range(rounds):
-            loop = self.loops[number % len(self.loops)]
+            loop, last = self.loops[number % len(self.loops)], number + 1 == rounds
             self._round(number, loop, self.seconds / rounds)
-            if number + 1 == rounds:
+            if last:
                 wait_for_threads(before.threads)
             after = footprint(self.folder)
             self._tell(f"round {number + 1} of {rounds}, {loop}: {after.line()}")
-            # The last one waited for threads that loops keep for a while.
-            found = leaks(
-                before, first.setdefault(loop, after), after, threads=number + 1 == rounds
-            )
-            for leak in found:
+            for leak in leaks(before, first.setdefault(loop, after), after, threads=last):
                 self.fail(f"after round {number + 1}, {loop}: {leak}")
         return self._verdict()
 
@@ -147,7 +113,7 @@ class Soak:
                         own = os.path.join(folder, actor.__name__)
                         role = Scene(own, hub, rng, outsider, self.counts, self.sabotage)
                         actors.start_soon(self._perform, actor, role, end)
-                    self._spoil(hub)
+                    self.hostages = self.hostages or take_hostages(self.sabotage, self.folder, hub)
                 watch.cancel_scope.cancel()
         for outsider in (idle, *outsiders):
             await outsider.stop()
@@ -171,17 +137,6 @@ class Soak:
                 await actor(scene)
         except Exception as error:
             self.fail(f"{actor.__name__}: {describe(error)}")
-
-    def _spoil(self, hub: aiommap.Hub) -> None:
-        """Leave behind what must not be left behind, if that was asked for."""
-        ways: dict[str, Callable[[], object]] = {
-            "descriptor": socket.socket,
-            "object": lambda: hub,
-            "mapping": lambda: hostage_mapping(self.folder),
-            "thread": hostage_thread,
-        }
-        for name in self.sabotage & ways.keys():
-            self.hostages.setdefault(name, ways[name]())
 
     async def _compare_stalls(self, idle: Outsider, seconds: float) -> None:
         """Have another process measure how late the machine is by itself."""
@@ -223,17 +178,3 @@ def describe(error: BaseException) -> str:
     if isinstance(error, BrokenOracleError):
         return str(error)
     return "".join(traceback.format_exception(error)).rstrip()
-
-
-def hostage_mapping(folder: str) -> mmap.mmap:
-    """Map a file of the soak and forget it."""
-    with open(os.path.join(folder, "hostage"), "wb+") as file:
-        file.truncate(mmap.PAGESIZE)
-        return mmap.mmap(file.fileno(), mmap.PAGESIZE)
-
-
-def hostage_thread() -> threading.Thread:
-    """Start a thread that never ends."""
-    thread = threading.Thread(target=threading.Event().wait, daemon=True)
-    thread.start()
-    return thread
