@@ -23,7 +23,7 @@ async def truncations(scene: Scene) -> None:
     await make(original, content)
     async with scene.hub.open(path) as f:
         if "wrong-read" in scene.sabotage:
-            await scene.outsider.do("overwrite", path, 0, "00" * PAGE)
+            await scene.outsider.do("overwrite", path, 0, "00" * (SIZE // 2))
         cut = Cut(scene, f, content)
         async with anyio.create_task_group() as tasks:
             for _ in range(4):

@@ -10,7 +10,7 @@ import shutil
 import time
 import traceback
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import anyio
@@ -172,9 +172,17 @@ def brief(counts: Counter[str]) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """Say what an oracle found in a line; of anything else also where it came from."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    if isinstance(error, BrokenOracleError):
-        return str(error)
+    """Say what oracles found in a line; of anything else also where it came from."""
+    found = list(leaves(error))
+    if all(isinstance(leaf, BrokenOracleError) for leaf in found):
+        return "; ".join(map(str, found))
     return "".join(traceback.format_exception(error)).rstrip()
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """Find the exceptions in a group, in its groups and so on."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from leaves(inner)
+    else:
+        yield error
