@@ -1,4 +1,4 @@
-"""``python -m benchmarks [QUESTION ...] [--smoke] [--json FILE]``."""
+"""``python -m benchmarks [QUESTION ...] [--smoke] [--json FILE]``, or ``... soak``."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import argparse
 import asyncio
 import importlib
 import json
+import sys
 
 from ._harness import Report
 from ._machine import describe, in_words
+from .soak.command import main as soak
 
 QUESTIONS = (
     "warm_read",
@@ -31,8 +33,12 @@ QUESTIONS = (
 
 
 def main() -> None:
-    """Run the questions that were asked, or all of them."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    """Run the questions that were asked, or all of them; or the soak, which is no question."""
+    if sys.argv[1:2] == ["soak"]:
+        sys.exit(soak(sys.argv[2:]))
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", epilog="Not one of them: soak, which has a --help of its own."
+    )
     parser.add_argument("question", nargs="*", help="one of: " + ", ".join(QUESTIONS))
     parser.add_argument("--smoke", action="store_true", help="small sizes: does it run at all?")
     parser.add_argument("--json", metavar="FILE", help="also write the figures to a file")

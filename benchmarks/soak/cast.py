@@ -1,0 +1,22 @@
+"""Who plays: each actor an async function that plays one scene, and knows what must come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from .cancelling import storm
+from .reading import readers
+from .replacing import reopening, replacements, watched
+from .resizing import growth, sizes, truncations
+from .sharing import counters, ranges, turns
+from .stage import Scene
+from .writing import journal, killed, policies
+
+Actor = Callable[[Scene], Awaitable[None]]
+
+CAST: tuple[Actor, ...] = (
+    *(readers, journal, policies, killed, storm),
+    *(replacements, reopening, watched),
+    *(truncations, growth, sizes),
+    *(counters, turns, ranges),
+)
