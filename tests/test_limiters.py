@@ -18,6 +18,8 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import Advice, FlushPolicy
+from aiommap._lane import Lane
+from aiommap._workers import Workers
 
 pytestmark = pytest.mark.anyio
 SIZE = 1024 * PAGE
@@ -165,3 +167,29 @@ async def test_our_own_kinds_of_work_do_not_starve_one_another(path, held):
             for kind, verb in KINDS.items():
                 if kind != held:
                     await finish(group, lambda verb=verb: verb(f))
+
+
+async def test_all_waiters_of_a_batch_that_are_cancelled_at_work_wait_it_out():
+    begun = []
+    lane = Lane(Workers(), lambda items, done: begun.append((items, done)))
+    ended = []
+
+    async def submit(item, scope):
+        with scope:
+            await lane.submit(item)
+        ended.append((item, scope.cancelled_caught))
+
+    scopes = [anyio.CancelScope() for _ in range(3)]
+    async with anyio.create_task_group() as tasks:
+        for item, scope in enumerate(scopes):
+            tasks.start_soon(submit, item, scope)
+            await anyio.wait_all_tasks_blocked()
+        begun[0][1]([None])
+        await anyio.wait_all_tasks_blocked()
+        assert [items for items, _ in begun] == [[0], [1, 2]]
+        for scope in scopes[1:]:
+            scope.cancel()
+        await anyio.wait_all_tasks_blocked()
+        assert ended == [(0, False)]
+        begun[1][1]([None, None])
+    assert sorted(ended) == [(0, False), (1, True), (2, True)]

@@ -82,7 +82,8 @@ class _Batch(Generic[Item, Result]):
 
     def over(self, event: Callable[[], Event]) -> Event:
         """What is set when it ends; few ask."""
-        self._over = self._over or event()
+        if self._over is None:  # not `or`: trio's events have no truth value
+            self._over = event()
         if self.outcomes is not None:
             self._over.set()
         return self._over
