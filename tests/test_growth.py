@@ -138,6 +138,14 @@ async def test_what_ensure_made_and_verbs_wrote_is_used_though_it_is_zeros(path)
     assert path.stat().st_size == 150 * PAGE + 10
 
 
+async def test_what_an_atomic_wrote_is_used_though_it_is_zeros(path):
+    async with grown(path) as f:
+        with f.view(growable=True) as view:
+            view.memory[0] = 1
+            f.atomic_u64(9 * PAGE).fetch_add(0)
+    assert path.stat().st_size == 9 * PAGE + 8
+
+
 async def test_a_store_behind_an_odd_size_is_not_lost(path):
     """In the last page nothing faults, so the file has to end at a page boundary meanwhile."""
     async with grown(path) as f:

@@ -261,6 +261,9 @@ class Mapping:
     def extend(self, end: int, /) -> None:
         """ftruncate(2), unless the file is that long."""
 
+    def follow(self, length: int, /) -> None:
+        """Let growth go on from the length that others cut the file to."""
+
     def take_growth(self) -> bool:
         """Tell whether stores have made the file longer since this was asked last."""
 

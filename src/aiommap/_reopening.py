@@ -21,8 +21,6 @@ import anyio.lowlevel
 
 from ._core import Core
 from ._flush import Flusher
-from ._native import PAGE_SIZE
-from ._ranges import align_up
 from ._resizing import Resizer
 from ._scheduler import FlushScheduler
 from ._watching import Watcher
@@ -128,9 +126,7 @@ class Refresher:
         """Follow the size; answer False if that would hide that stores were cut off."""
         core = self._core
         actual = os.fstat(core.mapping.fd).st_size
-        if actual < core.mapping.size and core.shared_writable:
-            end = align_up(actual, PAGE_SIZE)
-            if any(stop > end for _, stop in core.mapping.dirty_runs()):
-                return False
+        if self._resizer.hides_loss(actual, core.mapping.size):
+            return False
         self._resizer.follow(actual)
         return True

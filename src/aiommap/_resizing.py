@@ -31,9 +31,25 @@ class Resizer:
         self._pager = pager
         self.fenced = False
 
-    def resize(self, size: int) -> None:
-        """Make the file ``size`` bytes long; on failure it has its old size."""
+    def hides_loss(self, actual: int, size: int) -> bool:
+        """Whether others cut off to ``actual`` what may be dirty below ``size``.
+
+        Dirty are whole pages: any that goes beyond the end counts, as it does for a flush.
+        """
+        core = self._core
+        if actual >= min(size, core.mapping.size) or not core.shared_writable:
+            return False
+        return any(start < size and stop > actual for start, stop in core.mapping.dirty_runs())
+
+    def resize(self, size: int) -> bool:
+        """Make the file ``size`` bytes long; on failure it has its old size.
+
+        Answer False, with nothing done, if zeros would take the place of stores that others cut
+        off: a flush then finds that out.
+        """
         core, mapping = self._core, self._core.mapping
+        if self.hides_loss(os.fstat(mapping.fd).st_size, size):
+            return False
         old = mapping.size
         try:
             # Not only what verbs can address: stores behind an odd size, and blocks ahead, go too.
@@ -46,6 +62,7 @@ class Resizer:
                 error.filename = core.path
             raise
         core.size_changed = core.resized = True
+        return True
 
     def _grow(self, old: int, size: int, *, whole_pages: bool = False) -> None:
         mapping = self._core.mapping
@@ -68,6 +85,7 @@ class Resizer:
         if size < old:
             mapping.set_size(size)
             mapping.fence(align_up(size, PAGE_SIZE))
+            mapping.follow(size)
             self.fenced = True
             return
         try:
@@ -100,10 +118,15 @@ class Resizer:
             raise
         mapping.set_size(size)  # again: a store may have made it longer just before
 
-    def ensure(self, size: int) -> None:
-        """Make the file at least ``size`` bytes long, and end it at a page boundary."""
+    def ensure(self, size: int) -> bool:
+        """Make the file at least ``size`` bytes long, and end it at a page boundary.
+
+        Answer False as ``resize`` does.
+        """
         core, mapping = self._core, self._core.mapping
         old, floor = mapping.size, mapping.floor
+        if self.hides_loss(os.fstat(mapping.fd).st_size, max(old, size)):
+            return False
         try:
             self._grow(old, max(old, size), whole_pages=True)
         except OSError as error:
@@ -112,6 +135,7 @@ class Resizer:
             raise
         mapping.floor = max(floor, size)  # what stores brought about is not asked for by this
         core.size_changed = core.resized = True
+        return True
 
     def check_whole_pages(self) -> None:
         """Raise unless the file ends at a page boundary; on the loop thread.

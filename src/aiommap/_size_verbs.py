@@ -37,14 +37,15 @@ class SizedVerbs:
         Raises:
             AccessModeError: in modes "r" and "c".
             ValueError: if the size is negative, or more than a process can map.
-            FlushError: if a flush failed earlier.
+            FlushError: if a flush failed earlier, or others cut off what was written here and
+                not flushed; it latches.
             OSError: ENOSPC if the disk is full; the file then has its old size.
         Cancellation: one that has begun is waited out.
         Durability: visible; the size is durable with the next ``flush``, of whatever range.
         """
         self._core.check_growable("resize")
         size = byte_count(new_size, "new_size")
-        await self._change(partial(self._resizer.resize, size))
+        await self._change_size(partial(self._resizer.resize, size))
 
     async def ensure(self, size: SupportsIndex) -> None:
         """Make sure that bytes up to ``size`` are there, with blocks reserved unless sparse.
@@ -58,13 +59,14 @@ class SizedVerbs:
         Raises:
             AccessModeError: in modes "r" and "c".
             OutOfBoundsError: if it is more than ``capacity``.
+            FlushError: as ``resize``.
             OSError: ENOSPC if the disk is full; the file then has its old size.
         Cancellation: one that has begun is waited out.
         Durability: as ``resize``.
         """
         self._core.check_growable("grow")
         wanted, _ = check_range(size, 0, self.capacity)
-        await self._change(partial(self._resizer.ensure, wanted))
+        await self._change_size(partial(self._resizer.ensure, wanted))
 
     async def punch_hole(self, offset: SupportsIndex, length: SupportsIndex) -> None:
         """Give the blocks of a range back to the file system; the bytes then read as zeros.
@@ -82,6 +84,19 @@ class SizedVerbs:
             raise AccessModeError("punch a hole in", "c", 'private changes are not files: use "r+"')
         start, count = check_range(offset, length, self.size)
         await self._change(partial(self._resizer.punch_hole, start, count))
+
+    async def _change_size(self, act: Callable[[], bool]) -> None:
+        """Change the size; if that would hide that stores were cut off, fail as a flush does."""
+        lost = False
+
+        def change() -> None:
+            nonlocal lost
+            lost = not act()
+
+        with self._core.activity():
+            await self._change(change)
+            if lost:
+                await self._flusher.flush_everything()  # which finds out, and latches (I5)
 
     async def _change(self, act: Callable[[], None]) -> None:
         """Change the file after the writes submitted so far."""

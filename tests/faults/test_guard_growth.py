@@ -107,6 +107,60 @@ def test_what_others_cut_off_is_lost_and_does_not_grow_back(tmp_path, backend):
     )
 
 
+def test_a_store_beyond_the_old_end_does_not_cover_what_others_cut_off(tmp_path, backend):
+    expect_alive(
+        """
+        async def main():
+            name = os.path.join(path, "grown")
+            f = await aiommap.open(name, "w+", size=4 * PAGE, capacity=1 << 30)
+            await f.flush()
+            memory = f.view(growable=True).memory
+            receipt = await f.write(PAGE + 100, b"x")
+            os.truncate(name, PAGE)
+            memory[9 * PAGE] = 1
+            assert os.stat(name).st_size == PAGE
+            await expect_poisoned(
+                9 * PAGE, receipt.wait_durable, f.flush, lambda: f.ensure(PAGE), f.aclose
+            )
+            assert not receipt.durable
+            assert os.stat(name).st_size == PAGE
+            print("alive")
+
+        run(main)
+        """,
+        tmp_path,
+        backend,
+    )
+
+
+def test_a_size_that_was_taken_over_is_where_growth_goes_on(tmp_path, backend):
+    expect_alive(
+        """
+        async def main():
+            name = os.path.join(path, "grown")
+            f = await aiommap.open(name, "w+", size=4 * PAGE, capacity=1 << 30)
+            await f.flush()
+            os.truncate(name, PAGE)
+            await f.refresh()
+            memory = f.view(growable=True).memory
+            memory[2 * PAGE] = memory[9 * PAGE] = 1
+            await f.flush()
+            assert f.size == os.stat(name).st_size > 9 * PAGE
+            assert f.statistics().faults == 0
+            del memory
+            await f.aclose()
+            with open(name, "rb") as file:
+                kept = file.read()
+            assert (len(kept), kept[2 * PAGE], kept[9 * PAGE]) == (10 * PAGE, 1, 1)
+            print("alive")
+
+        run(main)
+        """,
+        tmp_path,
+        backend,
+    )
+
+
 def test_a_view_that_outlives_its_file_grows_nothing(tmp_path, backend):
     expect_alive(
         """

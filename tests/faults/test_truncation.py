@@ -275,6 +275,52 @@ async def test_data_lost_before_a_flush_fails_it(path, verb, lose, number, reaso
     await expect_lost(f, verb, number, reason, receipt)
 
 
+SIZE_CHANGES = {
+    "refresh": lambda f: f.refresh(),
+    "reopen": lambda f: f.reopen(),
+    "ensure": lambda f: f.ensure(2 * SIZE),
+    "ensure_less": lambda f: f.ensure(PAGE),
+    "resize": lambda f: f.resize(2 * SIZE),
+    "resize_beyond_the_capacity": lambda f: f.resize(8 * SIZE),
+    "resize_to_less": lambda f: f.resize(SIZE - PAGE),
+}
+
+
+@pytest.mark.parametrize("cut", [PAGE, 50, 0], ids=["before", "within", "at"])
+@pytest.mark.parametrize("change", SIZE_CHANGES.values(), ids=SIZE_CHANGES)
+async def test_no_change_of_size_hides_that_stores_were_cut_off(path, outside, change, cut):
+    at = SIZE // 2
+    f = await aiommap.open(path, "r+", capacity=4 * SIZE)
+    receipt = await f.write(at + 100, b"n")
+    kept = at - PAGE if cut == PAGE else at + cut
+    outside(path, kept)
+    with pytest.raises(aiommap.FlushError, match=f"truncated to {kept} bytes"):
+        await change(f)
+    assert path.stat().st_size == kept
+    assert not receipt.durable
+    for again in (f.flush, receipt.wait_durable, f.aclose):
+        with pytest.raises(aiommap.FlushError, match=f"truncated to {kept} bytes"):
+            await again()
+
+
+@pytest.mark.parametrize("change", SIZE_CHANGES.values(), ids=SIZE_CHANGES)
+async def test_a_cut_behind_what_is_dirty_leaves_the_size_free_to_change(path, outside, change):
+    async with aiommap.open(path, "r+", capacity=4 * SIZE) as f:
+        receipt = await f.write(SIZE // 2, b"n" * PAGE)
+        outside(path, SIZE // 2 + PAGE)
+        await change(f)
+        await receipt.wait_durable()
+        await f.flush_range(receipt)
+
+
+async def test_what_is_cut_off_by_resize_itself_is_nothing_lost(path, outside):
+    async with aiommap.open(path, "r+") as f:
+        await f.write(SIZE // 2, b"n" * PAGE)
+        outside(path, SIZE // 2)
+        await f.resize(SIZE // 2)
+        await f.flush()
+
+
 @pytest.mark.parametrize(("lose", "number", "reason"), LOSSES.values(), ids=LOSSES)
 @pytest.mark.parametrize("when", ["begun", "synced"])
 async def test_data_lost_during_a_flush_fails_it(

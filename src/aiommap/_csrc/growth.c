@@ -156,6 +156,8 @@ enum growth_outcome growth_reach(struct growth *growth, int64_t offset, int64_t 
         outcome = growth->fd < 0 || length_of(growth->fd) > offset ? GROWTH_THERE : GROWTH_LOST;
     else if (growth->fd < 0)
         outcome = GROWTH_BEYOND;
+    else if (length_of(growth->fd) < LOAD(growth->end))
+        outcome = GROWTH_LOST; /* zeros of ours would hide what others cut off */
     else if (!(*error = grow(growth, offset, limit)))
         outcome = GROWTH_AGAIN;
     unlock(growth);
@@ -186,6 +188,15 @@ int growth_extend(struct growth *growth, int fd, int64_t end)
         STORE(growth->end, end);
     unlock(growth);
     return error;
+}
+
+void growth_follow(struct growth *growth, int64_t length)
+{
+    lock(growth);
+    STORE(growth->end, length);
+    STORE(growth->grown, 0);
+    growth->reserved = length;
+    unlock(growth);
 }
 
 void growth_stop(struct growth *growth)

@@ -52,6 +52,8 @@ enum growth_outcome growth_reach(struct growth *growth, int64_t offset, int64_t 
 int growth_truncate(struct growth *growth, int fd, int64_t length, bool whole_pages);
 /* Make the file at least this long; blocks are the caller's to reserve. 0 or an errno number. */
 int growth_extend(struct growth *growth, int fd, int64_t end);
+/* Take over the length that others cut the file to. */
+void growth_follow(struct growth *growth, int64_t length);
 /* From now on a fault beyond the end finds zeros, and the descriptor is not used any more. */
 void growth_stop(struct growth *growth);
 

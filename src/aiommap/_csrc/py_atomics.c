@@ -85,6 +85,8 @@ static bool account(const Words *self, int64_t at, bool stored, int64_t now)
     if (!pages_has_all(&mapping->dirty, first, end) && !mapping_dirty(mapping, first, end, now))
         return PyErr_NoMemory() != NULL;
     mapping->written_bytes += self->width;
+    if (at + self->width > mapping->floor)
+        mapping->floor = at + self->width;
     mapping->sequence++;
     const struct trip *trip = &mapping->trip;
     if (mapping->written_bytes < trip->bytes && mapping->sequence < trip->sequence)

@@ -109,6 +109,16 @@ PyObject *mapping_extend(Mapping *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+PyObject *mapping_follow(Mapping *self, PyObject *args)
+{
+    long long length;
+    if (!PyArg_ParseTuple(args, "L:follow", &length) || !mapping_check(self))
+        return NULL;
+    struct hold hold;
+    WITHOUT_GIL(hold, self, growth_follow(&self->growth, length););
+    Py_RETURN_NONE;
+}
+
 PyObject *mapping_take_growth(Mapping *self, PyObject *Py_UNUSED(unused))
 {
     mapping_size(self);

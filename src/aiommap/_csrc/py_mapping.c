@@ -374,6 +374,7 @@ static PyMethodDef mapping_methods[] = { /* documented in _native.pyi */
     ARGS("lease_growable", mapping_lease_growable),
     ARGS("truncate", mapping_truncate),
     ARGS("extend", mapping_extend),
+    ARGS("follow", mapping_follow),
     NONE("take_growth", mapping_take_growth),
     NONE("stop_growth", mapping_stop_growth),
     ARGS("attach", mapping_attach),

@@ -221,6 +221,7 @@ PyObject *mapping_unfence(Mapping *self, PyObject *args);
 PyObject *mapping_lease_growable(Mapping *self, PyObject *args);
 PyObject *mapping_truncate(Mapping *self, PyObject *args);
 PyObject *mapping_extend(Mapping *self, PyObject *args);
+PyObject *mapping_follow(Mapping *self, PyObject *args);
 PyObject *mapping_take_growth(Mapping *self, PyObject *unused);
 PyObject *mapping_stop_growth(Mapping *self, PyObject *unused);
 PyObject *mapping_get_file_end(Mapping *self, void *closure);
