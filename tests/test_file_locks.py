@@ -372,22 +372,19 @@ async def test_files_that_were_locked_and_waited_for_leave_nothing_behind(path):
 
 async def test_shared_locks_left_in_the_same_turn_leave_nothing_locked(f, stranger):
     """K3: neither may take the other for one that still covers what they share."""
-    go = anyio.Event()
 
-    async def hold(offset):
+    async def hold(offset, go, *, task_status):
         async with f.file_lock(offset, 10, shared=True):
+            task_status.started()
             await go.wait()
 
     for _ in range(5):
         async with anyio.create_task_group() as group:
-            group.start_soon(hold, 0)
-            group.start_soon(hold, 5)
-            with anyio.fail_after(10):
-                while len(f._locks._granted) < 2:
-                    await anyio.sleep(0.001)
+            go = anyio.Event()
+            await group.start(hold, 0, go)
+            await group.start(hold, 5, go)
             go.set()
         assert stranger.free(0, 20) == [*range(20)]
-        go = anyio.Event()
 
 
 async def test_what_a_refused_claim_would_cover_is_given_back(f, stranger):

@@ -77,7 +77,9 @@ class _Waiter:
     def close(self) -> None:
         """End the wait, as the file is being closed or was reopened; on the loop thread."""
         if _leave(self):
-            self.outcome = self._core.ended()
+            told = "the file was closed while a task waited"
+            retired = self._core.retired
+            self.outcome = self._core.ended() if retired else anyio.ClosedResourceError(told)
         self.told.set()
 
 
