@@ -293,7 +293,7 @@ def holder(path, what="alone"):
 
 @pytest.mark.parametrize("what", ["alone", "with child"])
 async def test_the_death_of_a_holder_is_told_to_the_next(f, path, what):
-    """Also where a forked child of the dead one lives on (K4)."""
+    """Also where a forked child of the dead one lives on (K5)."""
     with holder(path, what) as process:
         lock = aiommap.AsyncLock(f, 64)
         with pytest.raises(TimeoutError, match="still locked"):
@@ -368,3 +368,141 @@ async def test_files_that_were_locked_and_waited_for_leave_nothing_behind(path):
         await turn()
     assert descriptors() == before[0]
     assert threading.active_count() < before[1] + 15  # idle workers of all kinds, not one a turn
+
+
+async def test_shared_locks_left_in_the_same_turn_leave_nothing_locked(f, stranger):
+    """K3: neither may take the other for one that still covers what they share."""
+
+    async def hold(offset, go, *, task_status):
+        async with f.file_lock(offset, 10, shared=True):
+            task_status.started()
+            await go.wait()
+
+    for _ in range(5):
+        async with anyio.create_task_group() as group:
+            go = anyio.Event()
+            await group.start(hold, 0, go)
+            await group.start(hold, 5, go)
+            go.set()
+        assert stranger.free(0, 20) == [*range(20)]
+
+
+async def test_what_a_refused_claim_would_cover_is_given_back(f, stranger):
+    """K3: only what the kernel granted counts, not what it may grant later."""
+    assert stranger.lock(15, 1)
+    async with anyio.create_task_group() as group:
+
+        async def enter():
+            async with f.file_lock(5, 15, shared=True):
+                raise AssertionError
+
+        async with f.file_lock(0, 10, shared=True):
+            group.start_soon(enter)
+            await anyio.sleep(0.01)  # refused at least once by then, or not: both are right
+        with anyio.fail_after(10):
+            while not stranger.lock(5, 1):
+                await anyio.sleep(0.001)
+        group.cancel_scope.cancel()
+
+
+async def test_without_time_to_wait_what_is_free_is_had_and_what_is_not_is_not(f, stranger):
+    async with f.file_lock(0, 4, timeout=0):
+        assert stranger.free(0, 5) == [4]
+        with pytest.raises(TimeoutError, match="still locked after 0 seconds"):
+            async with f.file_lock(3, 1, timeout=0):
+                raise AssertionError
+        async with f.file_lock(8, 4, shared=True, timeout=-1):
+            pass
+    assert stranger.lock(0, 4)
+    with pytest.raises(TimeoutError, match="still locked after 0 seconds"):
+        async with f.file_lock(3, 4, timeout=0):
+            raise AssertionError
+    lock = aiommap.AsyncLock(f, 64)
+    assert await lock.acquire(0) is False
+    with pytest.raises(TimeoutError):
+        await aiommap.AsyncLock(f, 64).acquire(0)
+    await lock.release()
+
+
+def replace(path):
+    other = path.with_name("other")
+    other.write_bytes(bytes(4 * PAGE))
+    os.replace(other, path)
+
+
+async def retired(core):
+    with anyio.fail_after(10):
+        while not core.mapping.closed:
+            await anyio.sleep(0.001)
+
+
+async def test_reopening_inside_a_lock_keeps_the_old_bytes_locked_until_it_is_left(
+    f, path, stranger
+):
+    old = f._core
+    async with f.file_lock(0, 4):
+        async with f.file_lock(8, 2):
+            replace(path)
+            await f.reopen()
+            await retired(old)
+            assert stranger.free(0, 12) == [4, 5, 6, 7, 10, 11]
+            async with f.file_lock(0, 4, timeout=10):  # of the new file, which is another one
+                pass
+        assert stranger.free(0, 12) == [*range(4, 12)]
+    assert stranger.free(0, 12) == [*range(12)]
+
+
+async def test_closing_a_reopened_file_gives_up_the_locks_of_the_old_one(path, stranger):
+    async with aiommap.open(path, "r+") as f:
+        old = f._core
+        lock = aiommap.AsyncLock(f, 0)
+        await lock.acquire()
+        replace(path)
+        await f.reopen(discard=True)
+        await retired(old)
+        assert stranger.free(0, 10) == [8, 9]
+    assert stranger.free(0, 10) == [*range(10)]
+    await lock.release()
+
+
+async def test_who_waits_for_a_lock_of_a_reopened_file_is_not_let_in(f, path, stranger):
+    ended = []
+
+    async def enter(offset):
+        with pytest.raises(anyio.ClosedResourceError, match="was reopened"):
+            async with f.file_lock(offset, 1):
+                raise AssertionError
+        ended.append(offset)
+
+    assert stranger.lock(20, 1)
+    async with f.file_lock(0, 4), anyio.create_task_group() as group:
+        for offset in (1, 1, 3, 20):  # those behind a task, and one behind a stranger
+            group.start_soon(enter, offset)
+        await anyio.wait_all_tasks_blocked()
+        replace(path)
+        await f.reopen()
+        with anyio.fail_after(10):
+            while len(ended) < 4:
+                await anyio.sleep(0.001)
+        assert stranger.free(0, 5) == [4]
+
+
+async def test_an_async_lock_belongs_to_the_file_as_it_was_made(f, path):
+    held, waiting, free = (aiommap.AsyncLock(f, offset) for offset in (0, 0, 8))
+    async with held, anyio.create_task_group() as group:
+
+        async def enter():
+            with pytest.raises(anyio.ClosedResourceError, match="was reopened"):
+                await waiting.acquire()
+
+        group.start_soon(enter)
+        await anyio.wait_all_tasks_blocked()
+        replace(path)
+        await f.reopen(discard=True)
+        with pytest.raises(anyio.ClosedResourceError, match="was reopened"):
+            await free.acquire()
+        async with aiommap.AsyncLock(f, 0) as anew:
+            assert not anew.owner_died
+    assert not held.locked
+    with pytest.raises(anyio.ClosedResourceError, match="was reopened"):
+        await held.acquire()

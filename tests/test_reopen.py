@@ -337,3 +337,15 @@ async def test_reopen_heals_a_poisoned_file(path, outside, loss):
             receipt = await f.write(5 * PAGE, b"healed")
             await receipt.wait_durable()
             assert path.read_bytes()[5 * PAGE :][:6] == b"healed"
+
+
+async def test_private_stores_are_not_left_behind_unasked(path):
+    async with aiommap.open(path, "c") as f:
+        await f.write(0, b"only here")
+        await f.reopen()  # of the same file: nothing is lost
+        put_another(path)
+        with pytest.raises(aiommap.AccessModeError, match="private stores would be lost"):
+            await f.reopen()
+        assert await f.read(0, 9) == b"only here"
+        await f.reopen(discard=True)
+        assert await f.read(0, 7) == b"another"

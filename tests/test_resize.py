@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 import anyio
 import anyio.lowlevel
@@ -110,3 +111,43 @@ async def test_the_old_policy_s_durable_writes_come_before_inline_ones(path):
         assert await f.read(0, 2) == b"ba"
         await f.write(0, b"c")
         assert f.statistics().inline_writes == 1
+
+
+@pytest.mark.parametrize("verb", ["prewarm", "residency", "advise", "locked", "punch_hole"])
+async def test_a_range_that_is_cut_off_under_a_verb_is_out_of_bounds(path, verb):
+    """The check of the verb came before, and what native code then finds is told the same way."""
+    async with aiommap.open(path, "r+", flush=aiommap.FlushPolicy.never()) as f:
+        await f.resize(16 * PAGE)
+        act = {
+            "prewarm": lambda: f._pager._stretch(0, 16 * PAGE, False),
+            "residency": lambda: f._core.within(f._core.mapping.residency, 0, 16 * PAGE),
+            "advise": lambda: f._pager._advise(aiommap.Advice.NORMAL, 0, 16 * PAGE),
+            "locked": lambda: f._pager._lock_piece(0, 16 * PAGE),
+            "punch_hole": lambda: f._resizer.punch_hole(0, 16 * PAGE),
+        }[verb]
+        await f.resize(PAGE)
+        with pytest.raises(aiommap.OutOfBoundsError):
+            await anyio.to_thread.run_sync(act)
+
+
+async def test_verbs_beside_a_shrink_say_what_is_out_of_bounds(path):
+    async with aiommap.open(path, "r+", sparse=True, flush=aiommap.FlushPolicy.never()) as f:
+        for _ in range(10):
+            await f.resize(1024 * PAGE)
+
+            async def attempt(verb):
+                with suppress(aiommap.OutOfBoundsError, aiommap.MappingFaultError):
+                    await verb
+
+            async def pin():
+                async with f.locked():
+                    pass
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(attempt, f.prewarm())
+                group.start_soon(attempt, f.residency())
+                group.start_soon(attempt, pin())
+                group.start_soon(attempt, f.start_writeback())
+                group.start_soon(attempt, f.advise(aiommap.Advice.WILL_NEED))
+                group.start_soon(attempt, f.punch_hole(PAGE, 1023 * PAGE))
+                group.start_soon(f.resize, PAGE)

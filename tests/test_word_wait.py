@@ -12,7 +12,7 @@ import pytest
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
-from aiommap import _futex
+from aiommap import _futex, _native
 
 pytestmark = pytest.mark.anyio
 
@@ -334,7 +334,7 @@ def test_a_forked_child_has_neither_words_nor_waiters(path):
 
 LOST_LOOP = """
 import asyncio, gc, sys, threading, aiommap
-from aiommap import _futex
+from aiommap import _futex, _native
 
 async def begin():
     f = await aiommap.open(sys.argv[1], "r+")
@@ -369,3 +369,47 @@ def test_a_wait_whose_loop_has_ended_goes_with_the_next_change(path):
         timeout=50,
     )
     assert done.stdout.strip() == "left", done.stderr
+
+
+async def test_a_word_that_differs_is_seen_without_time_to_wait_at_the_end_of_a_slice(f):
+    word = f.atomic_u32(0)
+    word.store(5)
+    for _ in range(20):
+        while not _native.slice_spent():
+            pass
+        assert await word.wait(4, timeout=0) == 5
+    with pytest.raises(TimeoutError):
+        await word.wait(5, timeout=0)
+
+
+async def test_who_waits_for_a_word_that_is_cut_off_by_us_is_told(path):
+    async with aiommap.open(path, "r+", flush=aiommap.FlushPolicy.never()) as f:
+        word = f.atomic_u32(2 * PAGE)
+
+        async def wait():
+            with pytest.raises(aiommap.OutOfBoundsError):
+                await word.wait(word.load())
+
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as group:
+                group.start_soon(wait)
+                await until_waiting(1)
+                await f.resize(PAGE)
+
+
+async def test_who_waits_for_a_word_of_a_reopened_file_is_told_and_nobody_waits_anew(f, path):
+    word = f.atomic_u32(0)
+
+    async def wait():
+        with pytest.raises(anyio.ClosedResourceError, match="was reopened"):
+            await word.wait(0)
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            group.start_soon(wait)
+            await until_waiting(1)
+            other = path.with_name("other")
+            other.write_bytes(bytes(PAGE))
+            other.replace(path)
+            await f.reopen()
+            await wait()

@@ -22,7 +22,7 @@ import anyio
 from ._atomics import AtomicU32
 from ._core import Core
 from ._errors import AccessModeError
-from ._file_locks import Claim
+from ._file_locks import Claim, FileLocks
 from ._shared_verbs import SharedVerbs
 
 #: How long it takes at most until a death is noticed.
@@ -66,11 +66,12 @@ class AsyncLock:
     Concurrency: any number of tasks may share an object, or have one each for the same bytes. Those
         of one process get it in the order in which they asked; among processes there is no order.
         A process can hold it only in the event loop that opened the file; a forked child must open
-        the file anew.
+        the file anew. It belongs to the file as it was when the object was made: after a ``reopen``
+        that moved, who is inside stays inside there, and the next one needs a new object.
     Source: fcntl(2), F_OFD_SETLK; futex(2).
     """
 
-    __slots__ = ("__weakref__", "_claim", "_file", "_holder", "_owner_died", "_turn")
+    __slots__ = ("__weakref__", "_claim", "_core", "_holder", "_locks", "_owner_died", "_turn")
 
     def __init__(self, file: SharedVerbs, offset: SupportsIndex) -> None:
         core: Core = file._core  # noqa: SLF001  a part of the file that has a name of its own
@@ -78,7 +79,9 @@ class AsyncLock:
         if not core.shared_writable:
             raise AccessModeError("keep a lock in", core.mode, 'other processes need it: use "r+"')
         start, _ = file._span(offset, LOCK_BYTES)  # noqa: SLF001
-        self._file = file
+        # Those of the file as it is now; ``reopen`` moves it to others.
+        self._core = core
+        self._locks: FileLocks = file._locks  # noqa: SLF001
         self._turn = file.atomic_u32(start)
         self._holder = file.atomic_u32(start + 4)
         self._claim: Claim | None = None
@@ -103,24 +106,24 @@ class AsyncLock:
         """Wait for the lock and take it.
 
         Args:
-            timeout: how long to wait, in seconds; None means no limit.
+            timeout: how long to wait, in seconds; None means no limit, and 0 only tries.
         Returns:
             ``owner_died``: whether to repair what the lock protects, before it is released.
         Raises:
             TimeoutError: if others still hold it after so long.
             UnsupportedError: if the system has no such locks.
-            anyio.ClosedResourceError: if the file is closed, also meanwhile.
+            anyio.ClosedResourceError: if the file is closed, or moved to another one by
+                ``reopen``; also meanwhile.
             As ``AtomicU32``.
         Cancellation: at any time; it is not held then.
         """
-        locks = self._file._locks  # noqa: SLF001
-        claim = await locks.acquire(
+        claim = await self._locks.acquire(
             self.offset, LOCK_BYTES, shared=False, timeout=timeout, pauses=_Turns(self._turn)
         )
         try:
             self._owner_died = self._holder.swap(os.getpid()) != 0
         except BaseException:
-            await locks.release(claim)
+            await self._locks.release(claim)
             raise
         self._claim = claim
         return self._owner_died
@@ -135,15 +138,18 @@ class AsyncLock:
         claim, self._claim = self._claim, None
         if claim is None:
             raise RuntimeError(f"{self!r} is not held: acquire it first")
-        core = self._file._core  # noqa: SLF001
+        core = self._core
+        # Of a file that was closed or moved away from, the words may be out of reach: whoever is
+        # next there is told that we died, and finds the lock free when it looks.
+        reachable = not core.closing and not (core.retired and core.damage())
         try:
-            if not core.closing:
+            if reachable:
                 self._holder.store(0)
         finally:
             try:
-                await self._file._locks.release(claim)  # noqa: SLF001
+                await self._locks.release(claim)
             finally:
-                if not core.closing:
+                if reachable and not core.closing:
                     self._turn.fetch_add(1)
                     self._turn.notify()
 
@@ -161,4 +167,4 @@ class AsyncLock:
 
     def __repr__(self) -> str:
         state = "held" if self.locked else "not held"
-        return f"<AsyncLock at {self.offset} of {self._file._core.path} {state}>"  # noqa: SLF001
+        return f"<AsyncLock at {self.offset} of {self._core.path} {state}>"

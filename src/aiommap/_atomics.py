@@ -131,12 +131,13 @@ class AtomicU32(Word):
 
         Args:
             expected: the value to wait for the end of.
-            timeout: how long to wait, in seconds; None means no limit.
+            timeout: how long to wait, in seconds; None means no limit, and 0 only looks.
         Raises:
             TimeoutError: if the word is still the same after so long.
             AccessModeError: in mode "c", whose words nobody else changes.
             UnsupportedError: before Linux 5.16.
-            anyio.ClosedResourceError: if the file is closed, also meanwhile.
+            anyio.ClosedResourceError: if the file is closed, or moved to another one by
+                ``reopen``; also meanwhile.
             OutOfBoundsError, MappingFaultError, ForkedError: as for ``load``.
         Cancellation: at any time; a notification that had just come goes to another waiter.
         Concurrency: any number of tasks; all that one process has share a thread, which takes
@@ -147,10 +148,7 @@ class AtomicU32(Word):
         number = operator.index(expected)
         if not 0 <= number < 1 << 32:
             raise OverflowError(f"{number} is no unsigned integer of 32 bits: the word never is it")
-        if timeout is None:
-            return await wait_for_change(core, self, number)
-        with anyio.fail_after(timeout):
-            return await wait_for_change(core, self, number)
+        return await wait_for_change(core, self, number, timeout)
 
     def notify(self, n: SupportsIndex = 1) -> int:
         """Wake tasks that wait for the word, in any process, after having changed it.

@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, TypeVarTuple, Unpack
 import anyio
 
 from ._change import FileState
-from ._errors import AccessModeError, FlushError, ForkedError, MappingFaultError
+from ._errors import (
+    AccessModeError,
+    FlushError,
+    ForkedError,
+    MappingFaultError,
+    OutOfBoundsError,
+)
 from ._native import Mapping, Receipt
 from ._policy import FlushPolicy
 from ._ranges import RangeSet
@@ -90,6 +96,7 @@ class Core:
         "policy",
         "queued_bytes",
         "resized",
+        "retired",
         "served",
         "settle",
         "size_changed",
@@ -159,11 +166,13 @@ class Core:
         self.changes: Mutex = Mutex()
         #: Told after the file may have become dirty by other means than a write.
         self.dirtied: Callable[[], None] = _nothing
-        #: Told on the loop when closing begins: what ends waits that nothing else would end.
+        #: Told on the loop when closing or retiring begins: ends waits that nothing else would end.
         self.at_close: set[Callable[[], None]] = set()
         #: Whether a write to a part of [offset, end) is still under way.
         self.storing: Callable[[int, int], bool] = _nothing_stored
         self.closing: bool = False
+        #: The mapped file went on to another core. Verbs that had begun finish on this one.
+        self.retired: bool = False
         #: Opening failed or was cancelled after the file had been created: remove it again.
         self.undo: bool = False
         #: What the last count of them found. Set in worker threads, one at a time is enough.
@@ -199,10 +208,28 @@ class Core:
         self.check_open()
         self.check_whole()
 
+    def check_current(self) -> None:
+        """Raise unless the file is usable, and its path was not reopened: nobody waits here then.
+
+        For what waits for others, and would be ended by nothing once ``at_close`` was told.
+        """
+        self.check_usable()
+        if self.retired:
+            raise self.ended()
+
+    def ended(self) -> anyio.ClosedResourceError:
+        """Make the error for a wait that closing or reopening ends."""
+        if self.retired:
+            return anyio.ClosedResourceError(
+                f"{self.path} was reopened, and this belongs to the file that it was before: lock "
+                "it again, with an AsyncLock or a word made anew"
+            )
+        return anyio.ClosedResourceError(f"{self.path} is closed: open it again to use it")
+
     def check_open(self) -> None:
         """Raise unless the file is open, and open in this process."""
         if self.closing:
-            raise anyio.ClosedResourceError(f"{self.path} is closed: open it again to use it")
+            raise self.ended()
         if self.mapping.forked:
             raise ForkedError(self.path)
 
@@ -291,6 +318,18 @@ class Core:
             return await self.workers.finish(limiter, function, *args)
 
     # Worker threads only, from here on: these ask the file system.
+
+    def within(
+        self, function: Callable[[int, int, Unpack[Ts]], T], offset: int, length: int, *args: *Ts
+    ) -> T:
+        """Call a native function of a range that was checked, but may be cut off by now."""
+        try:
+            return function(offset, length, *args)
+        except ValueError as error:
+            limit = self.mapping.size
+            if offset + length > limit:
+                raise OutOfBoundsError(offset, length, limit) from error
+            raise
 
     def fault(
         self, offset: int, length: int, copied: int, number: int = errno.EFAULT

@@ -102,11 +102,12 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
 
         async def leave() -> None:
             allocators.close()
-            await locks.aclose()
+            await retired.leave(locks)
 
         async def let_go(core: Core) -> None:
             watch.end()
-            await leave()
+            allocators.close()
+            await locks.aclose()
             await retired.wait()
             await release(core)
 

@@ -11,14 +11,17 @@ Invariants.
       an earlier one that it conflicts with.
   K2  Calls to the kernel are made one at a time, in the order in which they were asked for, in a
       thread that takes no token of reads or stores (I12).
-  K3  What a claim gives back is only what no other claim that has its turn covers: shared claims
-      of one process may overlap, and the kernel keeps one lock for all of them.
-  K4  A forked child closes its copy of the descriptor: it would keep the parent's locks alive.
+  K3  What a claim gives back is only what no other claim covers that the kernel granted: shared
+      claims of one process may overlap, and the kernel keeps one lock for all of them. ``_granted``
+      is what the kernel was last told, so it is touched in the calls to it only (K2).
+  K4  Closing and reopening wake who waits, and give nobody the turn: who wakes looks (Q3).
+  K5  A forked child closes its copy of the descriptor: it would keep the parent's locks alive.
 """
 
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import struct
 import weakref
@@ -68,12 +71,15 @@ class Backoff:
 
 @dataclass(eq=False, slots=True)
 class Claim:
-    """A range that a task holds, or waits for; ``turn`` is set once no earlier one conflicts."""
+    """A range that a task holds, or waits for."""
 
     offset: int
     end: int
     shared: bool
-    turn: anyio.Event = field(default_factory=anyio.Event)
+    #: No earlier claim conflicts any more.
+    has_turn: bool = False
+    #: Told when it has its turn, or will not get it any more.
+    woken: anyio.Event = field(default_factory=anyio.Event)
 
     def conflicts(self, other: Claim) -> bool:
         """Tell whether the two cannot be held at once."""
@@ -84,12 +90,23 @@ class Claim:
 class FileLocks:
     """The locks that one mapped file holds and waits for; for the loop thread."""
 
-    __slots__ = ("__weakref__", "_claims", "_core", "_descriptor", "_limiter")
+    __slots__ = (
+        "__weakref__",
+        "_claims",
+        "_core",
+        "_descriptor",
+        "_granted",
+        "_leaving",
+        "_limiter",
+    )
 
     def __init__(self, core: Core) -> None:
         self._core = core
         self._claims: list[Claim] = []
+        self._granted: list[Claim] = []
         self._descriptor = -1
+        #: Whether the last one out closes the descriptor. For the calls to the kernel (K2).
+        self._leaving = False
         self._limiter: Limiter | None = None
 
     async def acquire(
@@ -101,11 +118,13 @@ class FileLocks:
         timeout: float | None = None,
         pauses: Pauses | None = None,
     ) -> Claim:
-        """Lock a range, and return what ``release`` takes."""
+        """Lock a range, and return what ``release`` takes.
+
+        The time limit is for waiting: a range that is free is had in any case.
+        """
         claim = Claim(offset, offset + length, shared)
         try:
-            with anyio.fail_after(timeout):
-                await self._take(claim, pauses or Backoff())
+            await self._take(claim, pauses or Backoff(), timeout)
         except TimeoutError as error:
             raise TimeoutError(
                 f"{self._core.path}: bytes [{offset}, {claim.end}) are still locked after "
@@ -123,48 +142,66 @@ class FileLocks:
     async def release(self, claim: Claim) -> None:
         """Unlock what was acquired; a cancellation is delivered afterwards."""
         try:
-            rest = RangeSet([(claim.offset, claim.end)])
-            for other in self._claims:  # K3
-                if other is not claim and other.turn.is_set():
-                    rest.discard(other.offset, other.end)
-            if rest and self._descriptor >= 0:
-                await self._core.workers.complete(self._turns(), self._unlock, list(rest))
+            if claim.has_turn and self._descriptor >= 0:
+                await self._core.workers.complete(self._turns(), self._unlock, claim)
         finally:
             self._claims.remove(claim)
             self._serve()
+
+    @property
+    def held(self) -> bool:
+        """Whether the kernel keeps anything locked for us; when no call to it is under way."""
+        return self._descriptor >= 0
+
+    async def leave(self) -> None:
+        """Give up the descriptor as soon as nobody is inside; nobody comes in any more."""
+        if self._descriptor >= 0:
+            await self._core.workers.complete(self._turns(), self._leave)
 
     async def aclose(self) -> None:
         """Give up the descriptor, and with it every lock."""
         if self._descriptor >= 0:
             await self._core.workers.complete(self._turns(), self.drop)
 
-    async def _take(self, claim: Claim, pauses: Pauses) -> None:
+    async def _take(self, claim: Claim, pauses: Pauses, timeout: float | None) -> None:
         core = self._core
+        core.check_current()
+        deadline = math.inf if timeout is None else anyio.current_time() + timeout
         self._claims.append(claim)
-        core.at_close.add(claim.turn.set)
+        core.at_close.add(claim.woken.set)
         try:
             self._serve()
-            await claim.turn.wait()
-            if claim.offset == claim.end:
-                await anyio.lowlevel.checkpoint()
+            if claim.has_turn and await self._ask(claim, pauses):
                 return
-            while True:
-                core.check_usable()
-                pauses.look()
-                if await core.workers.finish(self._turns(), self._lock, claim):
-                    return
-                await pauses.pause()
+            with anyio.fail_after(deadline - anyio.current_time()):
+                await self._wait(claim, pauses)
         except BaseException:
             await self.release(claim)
             raise
         finally:
-            core.at_close.discard(claim.turn.set)
+            core.at_close.discard(claim.woken.set)
+
+    async def _wait(self, claim: Claim, pauses: Pauses) -> None:
+        if claim.has_turn:
+            await pauses.pause()
+        await claim.woken.wait()
+        while not await self._ask(claim, pauses):
+            await pauses.pause()
+
+    async def _ask(self, claim: Claim, pauses: Pauses) -> bool:
+        self._core.check_current()
+        if claim.offset == claim.end:
+            await anyio.lowlevel.checkpoint()
+            return True
+        pauses.look()
+        return await self._core.finish(self._turns(), self._lock, claim)
 
     def _serve(self) -> None:
         """Give the turn to every claim that no earlier one keeps from it (K1)."""
         for number, claim in enumerate(self._claims):
-            if not claim.turn.is_set() and not any(map(claim.conflicts, self._claims[:number])):
-                claim.turn.set()
+            if not claim.has_turn and not any(map(claim.conflicts, self._claims[:number])):
+                claim.has_turn = True
+                claim.woken.set()
 
     # Worker threads only, from here on; one at a time (K2).
 
@@ -182,12 +219,25 @@ class FileLocks:
         except OSError as error:
             error.filename = self._core.path
             raise
+        self._granted.append(claim)
         return True
 
-    def _unlock(self, ranges: list[tuple[int, int]]) -> None:
-        for offset, end in ranges:
-            if self._descriptor >= 0:
-                self._set(fcntl.F_UNLCK, offset, end)
+    def _unlock(self, claim: Claim) -> None:
+        if claim not in self._granted:  # the kernel never gave it, or it went with the descriptor
+            return
+        self._granted.remove(claim)
+        rest = RangeSet([(claim.offset, claim.end)])
+        for other in self._granted:  # K3
+            rest.discard(other.offset, other.end)
+        for offset, end in rest:
+            self._set(fcntl.F_UNLCK, offset, end)
+        if self._leaving:
+            self._leave()
+
+    def _leave(self) -> None:
+        self._leaving = True
+        if not self._granted:
+            self.drop()
 
     def _set(self, kind: int, offset: int, end: int) -> None:
         assert _SET_LOCK is not None
@@ -203,7 +253,8 @@ class FileLocks:
         return os.open(f"/proc/self/fd/{core.mapping.fd}", access | os.O_CLOEXEC)
 
     def drop(self) -> None:
-        """Close the descriptor; also in a forked child (K4)."""
+        """Close the descriptor; also in a forked child (K5)."""
+        self._granted.clear()
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)

@@ -22,9 +22,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Protocol
+from contextlib import nullcontext, suppress
 
 import anyio
 
@@ -41,13 +39,14 @@ POST_WAITERS = WAIT_MOST
 class _Waiter:
     """One task that waits. ``outcome`` is set once, under ``_books``, before it is told."""
 
-    __slots__ = ("_call", "expected", "outcome", "post", "told", "word")
+    __slots__ = ("_call", "_core", "expected", "outcome", "post", "told", "word")
 
-    def __init__(self, word: Word, expected: int, event: Event, call: _Call) -> None:
+    def __init__(self, core: Core, word: Word, expected: int) -> None:
         self.word = word
         self.expected = expected
-        self.told = event
-        self._call = call
+        self.told: Event = core.workers.event()
+        self._core = core
+        self._call = core.workers.call_from_thread
         self.post: _Post | None = None
         self.outcome: int | BaseException | None = None
 
@@ -76,14 +75,12 @@ class _Waiter:
                 self.word._notify(1)  # noqa: SLF001  the two are one mechanism
 
     def close(self) -> None:
-        """End the wait, as the file is being closed; on the loop thread."""
+        """End the wait, as the file is being closed or was reopened; on the loop thread."""
         if _leave(self):
-            self.outcome = anyio.ClosedResourceError("the file was closed while a task waited")
+            told = "the file was closed while a task waited"
+            retired = self._core.retired
+            self.outcome = self._core.ended() if retired else anyio.ClosedResourceError(told)
         self.told.set()
-
-
-class _Call(Protocol):
-    def __call__(self, function: Callable[[], None], /) -> bool: ...
 
 
 class _Post:
@@ -197,18 +194,33 @@ def _leave(waiter: _Waiter) -> bool:
     return True
 
 
-async def wait_for_change(core: Core, word: Word, expected: int) -> int:
-    """Wait until a word is not what is expected, and return what it then was."""
+def look_again() -> None:
+    """Have all posts look at their words, as a file became shorter; in any thread."""
+    with _books:
+        posts = _posts[:]
+    for post in posts:
+        post.alarm.ring()
+
+
+async def wait_for_change(
+    core: Core, word: Word, expected: int, timeout: float | None = None
+) -> int:
+    """Wait until a word is not what is expected, and return what it then was.
+
+    The time limit is for waiting: a word that differs already is looked at in any case.
+    """
+    core.check_current()
     seen = word.load()
     if seen != expected:
         await core.workers.give_way()
         return seen
     core.workers.check_loop()
-    waiter = _Waiter(word, expected, core.workers.event(), core.workers.call_from_thread)
+    waiter = _Waiter(core, word, expected)
     _enter(waiter)
     core.at_close.add(waiter.close)
     try:
-        await waiter.told.wait()
+        with nullcontext() if timeout is None else anyio.fail_after(timeout):
+            await waiter.told.wait()
     except BaseException:
         if not _leave(waiter):
             waiter.pass_on()

@@ -18,10 +18,10 @@ from contextlib import contextmanager, suppress
 
 from ._advice import Advice
 from ._core import Core
-from ._errors import UnsupportedError
+from ._errors import OutOfBoundsError, UnsupportedError
 from ._native import PAGE_SIZE, PIECE_BYTES
 from ._observing import observed
-from ._ranges import RangeSet, align_down, align_up, check_range
+from ._ranges import RangeSet, align_down, align_up
 from ._read_ahead import ReadAhead, kernel_reads_far_ahead
 from ._residency import Residency
 from ._workers import Mutex
@@ -92,7 +92,7 @@ class Pager:
                 errno.EPERM,
             )
         resident, total, runs = await core.finish(
-            core.workers.reads, core.mapping.residency, offset, length
+            core.workers.reads, core.within, core.mapping.residency, offset, length
         )
         return Residency(resident, total, tuple(runs), offset, length)
 
@@ -111,7 +111,9 @@ class Pager:
         """Begin to write dirty pages back."""
         core = self._core
         try:
-            await core.finish(core.workers.flushes, core.mapping.start_writeback, offset, length)
+            await core.finish(
+                core.workers.flushes, core.within, core.mapping.start_writeback, offset, length
+            )
         except OSError as error:
             if error.errno != errno.ENOSYS:
                 raise
@@ -197,7 +199,7 @@ class Pager:
 
     def _populate(self, offset: int, length: int, write: bool) -> int:
         try:
-            return self._core.disk.populate(offset, length, write)
+            return self._core.within(self._core.disk.populate, offset, length, write)
         except OSError as error:
             if error.errno in (errno.EINVAL, errno.ENOSYS):
                 raise UnsupportedError(
@@ -215,7 +217,7 @@ class Pager:
     def _advise(self, advice: Advice, offset: int, length: int) -> None:
         mapping = self._core.mapping
         assert advice.madvise is not None
-        mapping.advise(offset, length, advice.madvise)
+        self._core.within(mapping.advise, offset, length, advice.madvise)
         # Reads go through the descriptor, whose read-ahead mode is one for the whole file.
         whole = length == mapping.size
         ranged = advice in (Advice.WILL_NEED, Advice.DONT_NEED)
@@ -223,13 +225,12 @@ class Pager:
             os.posix_fadvise(mapping.fd, offset, length, advice.fadvise)
 
     def _lock_piece(self, offset: int, length: int) -> None:
-        check_range(offset, length, self._core.mapping.size)  # it may have shrunk meanwhile
         # Read in first: mlock2(2) of a page that cannot be read never returns (seen on Linux 6.18).
         with suppress(UnsupportedError):
             self._stretch(offset, offset + length, write=False, seconds=math.inf)
         try:
             with self._pinning:
-                self._core.mapping.lock(offset, length)
+                self._core.within(self._core.mapping.lock, offset, length)
         except OSError as error:
             raise self._explain_lock(error, offset, length) from error
 
@@ -254,4 +255,5 @@ class Pager:
             for offset, end in tuple(self._wanted):
                 free.discard(offset, end)
             for offset, end in free.within(0, self._core.mapping.size):
-                self._core.mapping.unlock(offset, end - offset)
+                with suppress(OutOfBoundsError):  # what is cut off is not pinned any more
+                    self._core.within(self._core.mapping.unlock, offset, end - offset)

@@ -6,8 +6,10 @@ views made before keeps its pages (I7).
 
 Invariants.
   Q1  What was written and is not known to be durable is never left behind unless that was asked
-      for: an orphan that is dirty stays (I4).
+      for: an orphan that is dirty stays (I4), and so do private stores.
   Q2  Between the last look for such writes and the step to the new core, no other task runs.
+  Q3  Nobody waits for a word or a lock of a retired core: it is told by ``at_close``, and who comes
+      later finds ``retired``. Who is inside such a lock stays inside, until it is left.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ import anyio
 import anyio.lowlevel
 
 from ._core import Core
+from ._errors import AccessModeError
+from ._file_locks import FileLocks
 from ._flush import Flusher
 from ._resizing import Resizer
 from ._scheduler import FlushScheduler
@@ -44,6 +48,7 @@ class Surroundings:
 async def bring_home(core: Core, flusher: Flusher) -> None:
     """Flush until nothing is left to lose (Q1); returns without giving way after the last look."""
     if not core.shared_writable:
+        await _check_private(core)
         return
     core.check_flushed()
     while True:
@@ -57,26 +62,46 @@ async def bring_home(core: Core, flusher: Flusher) -> None:
             await flusher.flush_everything()
 
 
+async def _check_private(core: Core) -> None:
+    """Raise if stores of mode "c" would be left behind: no flush can bring them home."""
+    await core.settle()
+    while core.queued_bytes:
+        await core.settle()
+    if core.mapping.dirty_bytes():
+        remedy = "its private stores would be lost: copy them, then pass discard=True"
+        raise AccessModeError("reopen", core.mode, remedy)
+
+
 class Retired:
     """Cores that a file has moved on from, until they are given up."""
 
-    __slots__ = ("_left", "_release")
+    __slots__ = ("_left", "_locks", "_release")
 
     def __init__(self, release: Callable[[Core], Awaitable[None]]) -> None:
         self._release = release
         self._left: dict[Core, anyio.Event] = {}
+        #: Those that somebody was inside of when they were left.
+        self._locks: list[FileLocks] = []
 
     def add(self, core: Core, leave: Callable[[], Awaitable[None]]) -> None:
         """Give a core up once no verb uses it, and before it what depends on it."""
         self._left[core] = anyio.Event()
+        core.retired = True
         for end_wait in tuple(core.at_close):
             end_wait()
         spawn(self._retire, core, leave)
 
+    async def leave(self, locks: FileLocks) -> None:
+        """Give up the locks of a core, but for those that somebody is inside of (Q3)."""
+        await locks.leave()
+        self._locks = [kept for kept in (*self._locks, locks) if kept.held]
+
     async def wait(self) -> None:
-        """Wait until all are given up."""
+        """Wait until all are given up; locks go now, whoever is inside."""
         for done in list(self._left.values()):
             await wait_or_withdraw(done, lambda: False)
+        for locks in self._locks:
+            await locks.aclose()
 
     async def _retire(self, core: Core, leave: Callable[[], Awaitable[None]]) -> None:
         try:

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 
 from ._core import Core
 from ._errors import AlignmentError, UnsupportedError
+from ._futex import look_again
 from ._native import PAGE_SIZE
 from ._opening import reserve
 from ._paging import Pager
@@ -87,6 +88,7 @@ class Resizer:
             mapping.fence(align_up(size, PAGE_SIZE))
             mapping.follow(size)
             self.fenced = True
+            look_again()
             return
         try:
             self._address(old, size)
@@ -117,6 +119,7 @@ class Resizer:
             mapping.set_size(old)
             raise
         mapping.set_size(size)  # again: a store may have made it longer just before
+        look_again()
 
     def ensure(self, size: int) -> bool:
         """Make the file at least ``size`` bytes long, and end it at a page boundary.
@@ -193,7 +196,7 @@ class Resizer:
         """Deallocate the blocks of a range."""
         core = self._core
         try:
-            core.mapping.punch_hole(offset, length)
+            core.within(core.mapping.punch_hole, offset, length)
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
                 raise

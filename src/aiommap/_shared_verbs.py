@@ -89,17 +89,19 @@ class SharedVerbs(WordVerbs):
             offset: first byte, from the start of the file.
             length: number of bytes.
             shared: let others have it shared, too.
-            timeout: how long to wait, in seconds; None means no limit.
+            timeout: how long to wait, in seconds; None means no limit, and 0 only tries.
         Raises:
             TimeoutError: if others still have a part of it after so long.
             OutOfBoundsError: if the range leaves the file.
             AccessModeError: in modes "r" and "c" unless shared.
             UnsupportedError: if the system has no such locks.
-            anyio.ClosedResourceError: if the file is closed, also meanwhile.
+            anyio.ClosedResourceError: if the file is closed, or moved to another one by
+                ``reopen``; also meanwhile.
         Cancellation: at any time; nothing stays locked.
         Concurrency: tasks of one file get overlapping ranges in the order in which they asked. It
-            is not reentrant. While another process has the range, it is asked for every 20 ms at
-            the latest; ``AsyncLock`` is quicker.
+            is not reentrant. ``reopen`` inside the block keeps the old file's bytes locked, and
+            none of the new one's. While another process has the range, it is asked for every 20 ms
+            at the latest; ``AsyncLock`` is quicker.
         Source: fcntl(2), F_OFD_SETLK.
         """
         core = self._core
@@ -107,8 +109,9 @@ class SharedVerbs(WordVerbs):
         if not shared and not core.shared_writable:
             remedy = 'use shared=True, or open it with "r+"'
             raise AccessModeError("lock bytes for oneself in", core.mode, remedy)
-        claim = await self._locks.acquire(start, count, shared=shared, timeout=timeout)
+        locks = self._locks  # those of the file that is mapped now
+        claim = await locks.acquire(start, count, shared=shared, timeout=timeout)
         try:
             yield
         finally:
-            await self._locks.release(claim)
+            await locks.release(claim)

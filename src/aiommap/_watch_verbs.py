@@ -181,8 +181,11 @@ class WatchedVerbs:
         A poisoned file is mapped anew and usable again, also if it is the same one.
 
         Verbs that have begun finish on the old file. Memory of views that were made before keeps
-        showing the old one, and so do atomics and allocators: make them anew. Subscriptions and
-        ``on_error`` go on; statistics begin again, and so do advice and pinned pages.
+        showing the old one, and so do atomics and allocators: make them anew. Locks belong to the
+        old file, too: who is inside a ``file_lock`` or an ``AsyncLock`` stays inside until the
+        block ends, who waits for one or for a word gets ``anyio.ClosedResourceError``, and an
+        ``AsyncLock`` has to be made anew. Subscriptions and ``on_error`` go on; statistics begin
+        again, and so do advice and pinned pages.
 
         Args:
             discard: let go of what was written to the old file and is not durable, also if a
@@ -191,6 +194,7 @@ class WatchedVerbs:
             FlushError: if something was written to the old file that cannot be made durable, as
                 it is an orphan. Nothing is lost yet: the old file stays until ``discard=True``.
                 Not raised under ``FlushPolicy.never()``, which lets such bytes go.
+            AccessModeError: in mode "c" if there are private stores, which would be lost.
             MappingFaultError: the same if the file is poisoned, and was or could be stored to.
             FileNotFoundError, PermissionError, UnsupportedError: as ``aiommap.open``; the old
                 file stays.
