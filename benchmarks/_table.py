@@ -27,6 +27,8 @@ class Cell:
 
 def _rounded(value: float) -> str:
     """Two digits that count, as a reader would say the number."""
+    if value >= 1e6:
+        return f"{value / 1e6:.1f} million"
     if value >= 1000:
         return f"{round(value, -3):,.0f}" if value >= 10_000 else f"{round(value, -2):,.0f}"
     return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"

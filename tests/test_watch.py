@@ -184,6 +184,52 @@ async def test_stores_through_own_memory_are_not_reported(path):
             del memory
 
 
+async def test_stores_through_memory_that_was_given_back_are_not_reported(path):
+    async with aiommap.open(path, "r+") as f, f.watch(poll_interval=0.05) as changes:
+        for i in range(5):
+            with f.view(0, PAGE) as view:
+                view.memory[i] = 1
+            await f.flush()  # the next store moves the times again
+            await anyio.sleep(0.06)
+        await fence(path, changes)
+
+
+async def test_growth_by_own_stores_and_its_trim_are_not_reported(path):
+    async with aiommap.Hub() as hub, hub.open(path, "r+") as f, f.watch() as changes:
+        g = await hub.open(path, "r+", capacity=1 << 20)
+        before = path.stat().st_size
+        with g.view(growable=True) as view:
+            memory = view.memory
+            for offset in range(before, before + (1 << 19), 1 << 16):
+                memory[offset] = 1
+                await anyio.sleep(0.02)
+            memory.release()
+        grown = path.stat().st_size
+        await g.aclose()
+        assert before < path.stat().st_size < grown
+        await fence(path, changes)
+
+
+async def test_what_a_file_that_closes_at_once_resized_is_not_reported(path):
+    async with aiommap.Hub() as hub, hub.open(path, "r+") as f, f.watch() as changes:
+        for pages in (20, 3, 40):
+            async with hub.open(path, "r+") as g:
+                await g.resize(pages * PAGE)
+            await fence(path, changes)
+
+
+async def test_a_truncation_by_others_of_what_stores_made_longer_is_reported(path):
+    async with aiommap.open(path, "r+", capacity=1 << 20) as f, f.watch() as changes:
+        before = path.stat().st_size
+        with f.view(growable=True) as view:
+            view.memory[before] = 1
+            grown = path.stat().st_size
+            os.truncate(path, before)
+            change = await expect(changes, ChangeKind.TRUNCATED)
+            assert (change.old.size, change.new.size) == (grown, before)
+            os.truncate(path, grown)
+
+
 async def test_files_of_one_hub_at_one_path_do_not_report_each_other(path):
     async with (
         aiommap.Hub() as hub,

@@ -16,11 +16,13 @@ import time
 from collections.abc import Callable
 
 from ._change import Change, ChangeKind, FileState, classify
-from ._own_changes import OwnChanges, Sample, called, without_own
+from ._own_changes import OwnChanges, Sample, called, settled, without_own
 from ._routes import Route
 
 #: An event may follow the call that caused it by this much.
 EVENT_DELAY_SECONDS = 0.1
+#: So often one looks again at once because a resize of ours came in between.
+LOOKS = 8
 #: The longest tick of a kernel (HZ=100), which is how coarse the times of files may be.
 TICK_NS = 10_000_000
 
@@ -130,6 +132,12 @@ class Looker:
         if not entry.known:
             return  # its first state has not been taken yet
         entry.suspect = False
+        for _ in range(LOOKS):
+            if self._look_once(entry, source):
+                break
+
+    def _look_once(self, entry: Entry, source: str) -> bool:
+        """Look; False if nothing can be said now (O4): a later look sees what came of it."""
         old = entry.state
         before = None if old is None else self._own.sample((old.device, old.inode))
         now = time.monotonic()
@@ -138,15 +146,15 @@ class Looker:
         try:
             found = stat_of(entry.path)
         except OSError:
-            return  # not to be seen at the moment: EACCES, EIO, ESTALE
+            return True  # not to be seen at the moment: EACCES, EIO, ESTALE
         told = source == "event" and now - entry.called_at > EVENT_DELAY_SECONDS
         if _key(found) == entry.key:
             entry.sample = before
             if told and entry.recent:
                 entry.recent = _is_recent(entry.state)
                 self._tell(entry, _change(entry, ChangeKind.MODIFIED, old, source))
-        else:
-            self._compare(entry, found, before, told=told, source=source)
+            return True
+        return self._compare(entry, found, before, told=told, source=source)
 
     def _compare(
         self,
@@ -156,12 +164,12 @@ class Looker:
         *,
         told: bool,
         source: str,
-    ) -> None:
+    ) -> bool:
         old, new = entry.state, found and FileState.of(found)
         if old is not None and new is not None and old.is_same_file(new):
             after = self._own.sample((old.device, old.inode))
-            if after is not None and after.resizing:
-                return  # O4: the next look sees what came of it
+            if not settled(before, after):
+                return False
             if (after or entry.sample) and called(entry.sample, after):
                 entry.called_at, told = time.monotonic(), False
             old = without_own(old, new, entry.sample, after, told=told)
@@ -170,6 +178,7 @@ class Looker:
         entry.state, entry.key, entry.sample = new, _key(found), before
         entry.recent = _is_recent(new)
         self._tell_change(entry, old, source)
+        return True
 
     def _tell_change(self, entry: Entry, old: FileState | None, source: str) -> None:
         new = entry.state

@@ -67,6 +67,7 @@ class Mapping:
     written_bytes: int
     lease_count: int
     writable_leases: int
+    ended_leases: int  # writable ones that there were
     dirty_since: int  # CLOCK_MONOTONIC nanoseconds of the oldest dirty page; 0 when there is none
     flight_since: int  # the same, of what a flush in flight is writing
     inline_reads: int
@@ -247,6 +248,14 @@ class Mapping:
     @property
     def file_end(self) -> int:
         """Where the file was made to end: at ``size``, or at a page boundary behind it."""
+
+    @property
+    def grown(self) -> int:
+        """Where a store through a growable lease made the file end; 0 if none since a truncate."""
+
+    @property
+    def growing(self) -> bool:
+        """Whether such a store, or a truncate, is changing the length right now."""
 
     @property
     def reserved_end(self) -> int:

@@ -7,30 +7,44 @@ Invariants.
   O1  Times that moved are our own doing if a file of this hub that is the same inode stored,
       resized or was about to in between; if the kernel told of an event, mapped stores do not
       count, since it tells of none of them.
-  O2  Another size is our own doing only if one of our resizes ended in between and left just it.
+  O2  Another size is our own doing only if one of our resizes, or the growth that a store through
+      a growable view brought about, ended in between and left just it.
   O3  Another inode, owner, permission or number of links is never our own doing.
-  O4  While a resize of ours is under way nothing can be said: one looks again afterwards.
+  O4  While a resize or growth of ours is under way, or if one ended while the later stat was made,
+      nothing can be said: one looks again afterwards. So the later stat stands between two samples.
+  O5  A file that was closed is kept in account while another of its inode is open.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ._change import FileState
 
 Inode = tuple[int, int]
+
+#: So many files of an inode are remembered once they are closed, for the size that they left.
+CLOSED_FILES = 8
 
 
 class Mapped(Protocol):
     """What is asked of a mapping; every answer is one step under the GIL."""
 
     @property
-    def size(self) -> int: ...
+    def file_end(self) -> int: ...
+    @property
+    def grown(self) -> int: ...
+    @property
+    def growing(self) -> bool: ...
     @property
     def sequence(self) -> int: ...
     @property
     def writable_leases(self) -> int: ...
+    @property
+    def ended_leases(self) -> int: ...
 
 
 class Writing(Protocol):
@@ -56,78 +70,119 @@ class Writing(Protocol):
     def __hash__(self) -> int: ...
 
 
+class Left(NamedTuple):
+    """The size that one file left the inode with; equal to another one if it changed none since.
+
+    Growth by a store is counted by nobody, but until the next resize each is longer than the last.
+    """
+
+    number: int
+    resizes: int
+    grown: int
+    size: int
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """What the files of one inode had done at one moment.
 
     ``stores`` counts mapped stores, of which the kernel tells nobody, and ``calls`` all that it
-    tells of; ``storing`` and ``calling`` say whether more of it was under way. ``sizes`` are what
-    the files that were ever resized were left with.
+    tells of; ``storing`` and ``calling`` say whether more of it was under way. ``left`` has the
+    files that ever changed the size.
     """
 
     stores: int
     calls: int
-    resizes: int
     storing: bool
     calling: bool
     resizing: bool
-    sizes: frozenset[int]
+    left: frozenset[Left]
+
+
+class _Files(NamedTuple):
+    """The open files of one inode, numbered, and what the closed ones had done."""
+
+    opened: tuple[tuple[int, Writing], ...] = ()
+    stores: int = 0
+    calls: int = 0
+    left: tuple[Left, ...] = ()
 
 
 class OwnChanges:
     """The writable files of one hub, by inode.
 
     Files come and go on the loop thread; samples are taken in any thread, which is safe because
-    a list is replaced and never changed.
+    what there is of an inode is replaced as a whole and never changed.
     """
 
-    __slots__ = ("_ended", "_files")
+    __slots__ = ("_files", "_numbers")
 
     def __init__(self) -> None:
-        self._files: dict[Inode, tuple[Writing, ...]] = {}
-        #: What closed files had done, so that the counts of a sample only ever grow.
-        self._ended: dict[Inode, tuple[int, int, int]] = {}
+        self._files: dict[Inode, _Files] = {}
+        self._numbers = itertools.count()
 
     def add(self, file: Writing) -> None:
         """Count what a file does from now on."""
-        self._files[file.inode] = (*self._files.get(file.inode, ()), file)
+        files = self._files.get(file.inode, _Files())
+        opened = (*files.opened, (next(self._numbers), file))
+        self._files[file.inode] = files._replace(opened=opened)
 
     def remove(self, file: Writing) -> None:
         """Keep what a file has done, and let go of it."""
-        files = self._files.get(file.inode, ())
-        others = tuple(other for other in files if other is not file)
-        if len(others) == len(files):
+        files = self._files.get(file.inode, _Files())
+        closed = [entry for entry in files.opened if entry[1] is file]
+        if not closed:
             return
-        if others:
-            stores, calls, resizes = self._ended.get(file.inode, (0, 0, 0))
-            self._ended[file.inode] = (
-                stores + file.mapping.sequence + file.touches,
-                calls + file.offloaded_writes,
-                resizes + file.size_changes,
-            )
-            self._files[file.inode] = others
-        else:
-            self._files.pop(file.inode, None)
-            self._ended.pop(file.inode, None)
+        opened = tuple(entry for entry in files.opened if entry[1] is not file)
+        if not opened:
+            del self._files[file.inode]
+            return
+        self._files[file.inode] = _Files(
+            opened,
+            files.stores + _stores(file),
+            files.calls + file.offloaded_writes,
+            (*files.left, *_left_by(closed))[-CLOSED_FILES:],
+        )
 
     def sample(self, inode: Inode) -> Sample | None:
         """Say what this hub's files of an inode have done so far; None if it has none."""
-        files = self._files.get(inode)
-        if files is None:
+        entry = self._files.get(inode)
+        if entry is None:
             return None
-        stores, calls, resizes = self._ended.get(inode, (0, 0, 0))
+        files = [file for _, file in entry.opened]
+        # First, so that a change which this does not see under way is seen below.
+        resizing = any(file.size_changes % 2 or file.mapping.growing for file in files)
         return Sample(
-            stores=stores + sum(file.mapping.sequence + file.touches for file in files),
-            calls=calls + sum(file.offloaded_writes for file in files),
-            resizes=resizes + sum(file.size_changes for file in files),
+            stores=entry.stores + sum(map(_stores, files)),
+            calls=entry.calls + sum(file.offloaded_writes for file in files),
             storing=any(file.mapping.writable_leases or file.touching for file in files),
             calling=any(file.queued_bytes or file.durable_stores for file in files),
-            resizing=any(file.size_changes % 2 for file in files),
-            sizes=frozenset(file.mapping.size for file in files if file.size_changes),
+            resizing=resizing,
+            left=frozenset((*entry.left, *_left_by(entry.opened))),
         )
 
 
-_NOTHING = Sample(0, 0, 0, storing=False, calling=False, resizing=False, sizes=frozenset())
+def _stores(file: Writing) -> int:
+    mapping = file.mapping  # what was stored through memory that was lent is told by nothing else
+    return mapping.sequence + mapping.ended_leases + file.touches
+
+
+def _left_by(files: Iterable[tuple[int, Writing]]) -> list[Left]:
+    return [
+        Left(number, file.size_changes, file.mapping.grown, file.mapping.file_end)
+        for number, file in files
+        if file.size_changes or file.mapping.grown
+    ]
+
+
+_NOTHING = Sample(0, 0, storing=False, calling=False, resizing=False, left=frozenset())
+
+
+def settled(before: Sample | None, after: Sample | None) -> bool:
+    """Tell whether no size of ours can have changed between two samples (O4)."""
+    if after is None or before is None:
+        return after is None or not after.resizing
+    return not (before.resizing or after.resizing) and before.left == after.left
 
 
 def called(before: Sample | None, after: Sample | None) -> bool:
@@ -135,7 +190,7 @@ def called(before: Sample | None, after: Sample | None) -> bool:
     if after is None:
         return before is not None  # closed meanwhile, with whatever that flushed
     before = before or _NOTHING
-    moved = (before.calls, before.resizes) != (after.calls, after.resizes)
+    moved = before.calls != after.calls or not after.left <= before.left
     return moved or before.calling or after.calling
 
 
@@ -151,9 +206,8 @@ def _left(old: int, new: int, before: Sample | None, after: Sample | None) -> in
     """Say which size we left the file with; what it has now, where that is one of several."""
     if after is None:
         return new if before is not None and before.resizing else old
-    if (before or _NOTHING).resizes == after.resizes or not after.sizes:
-        return old
-    return new if new in after.sizes else max(after.sizes)
+    sizes = {left.size for left in after.left - (before or _NOTHING).left}
+    return new if new in sizes else max(sizes, default=old)
 
 
 def without_own(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 
 import pytest
 
 from aiommap._change import ChangeKind, FileState, classify
-from aiommap._own_changes import OwnChanges, without_own
+from aiommap._looking import Entry, Looker
+from aiommap._own_changes import OwnChanges, settled, without_own
 
 OLD = FileState(
     device=1, inode=2, size=100, mode=0o100644, links=1, user=0, group=0, mtime_ns=10, ctime_ns=10
@@ -18,9 +20,12 @@ INODE = (1, 2)
 
 @dataclass
 class FakeMapping:
-    size: int = 100
+    file_end: int = 100
+    grown: int = 0
+    growing: bool = False
     sequence: int = 0
     writable_leases: int = 0
+    ended_leases: int = 0
 
 
 @dataclass(eq=False)
@@ -59,7 +64,7 @@ def call(own, file):
 
 def resize(own, file):
     file.size_changes += 2
-    file.mapping.size = 200
+    file.mapping.file_end = 200
 
 
 def nothing(own, file):
@@ -177,3 +182,83 @@ def test_removing_what_was_never_added_does_nothing():
     own = OwnChanges()
     own.remove(FakeFile())
     assert own.sample(INODE) is None
+
+
+def grow(own, file):
+    file.mapping.grown = file.mapping.file_end = 200
+
+
+def test_growth_by_a_store_explains_its_own_size_only():
+    assert judge(grow, replace(TOUCHED, size=200), told=True)
+    assert not judge(grow, replace(TOUCHED, size=300))
+    assert not judge(grow, replace(TOUCHED, size=100))
+
+
+def test_memory_that_was_given_back_explains_times_unless_the_kernel_told():
+    def lend(own, file):
+        file.mapping.ended_leases += 1
+
+    assert judge(lend)
+    assert not judge(lend, told=True)
+
+
+def test_the_size_that_a_closed_file_left_still_counts_and_only_once():
+    own, file, other = OwnChanges(), FakeFile(), FakeFile(size_changes=2)
+    own.add(file)
+    own.add(other)
+    before = own.sample(INODE)
+    resize(own, file)
+    own.remove(file)
+    after = own.sample(INODE)
+    new = replace(TOUCHED, size=200)
+    assert is_own(OLD, new, before, after, told=True)
+    assert without_own(OLD, new, after, own.sample(INODE), told=True).size == OLD.size
+    shorter = replace(TOUCHED, size=150)  # shorter than what we left, longer than what it was
+    old = without_own(OLD, shorter, before, after, told=True)
+    assert classify(old, shorter) is ChangeKind.TRUNCATED
+
+
+@pytest.mark.parametrize("act", [resize, grow], ids=["resize", "growth"])
+def test_nothing_can_be_said_while_a_size_changes(act):
+    own, file = OwnChanges(), FakeFile()
+    own.add(file)
+    before = own.sample(INODE)
+    assert settled(before, own.sample(INODE))
+    act(own, file)
+    after = own.sample(INODE)
+    assert not settled(before, after)
+    assert settled(after, own.sample(INODE))
+    file.mapping.growing = True
+    assert not settled(own.sample(INODE), own.sample(INODE))
+
+
+def test_one_looks_again_if_a_resize_ends_while_one_looks(tmp_path, monkeypatch):
+    """The first stat finds the size before last, which none of the samples has."""
+    path, told = tmp_path / "file", []
+    path.write_bytes(bytes(100))
+    inode = (path.stat().st_dev, path.stat().st_ino)
+    own, file, entry = OwnChanges(), FakeFile(inode=inode), Entry(str(path))
+    own.add(file)
+    looker = Looker(own, lambda _, change: told.append(change), lambda _: None)
+    looker.begin(entry)
+
+    def change(size):
+        os.truncate(path, size)
+        file.size_changes += 2
+        file.mapping.file_end = size
+
+    def stat_and_resize(name):
+        found = os.stat(name)
+        if found.st_size == 300:
+            change(200)
+        return found
+
+    monkeypatch.setattr("aiommap._looking.stat_of", stat_and_resize)
+    change(300)
+    looker.look(entry, "poll")
+    assert not told
+    assert entry.state.size == 200
+    os.truncate(path, 300)  # now by somebody else
+    monkeypatch.undo()
+    looker.look(entry, "poll")
+    assert [(one.kind, one.old.size) for one in told] == [(ChangeKind.GROWN, 200)]

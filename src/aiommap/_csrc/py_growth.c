@@ -41,6 +41,16 @@ PyObject *mapping_get_file_end(Mapping *self, void *Py_UNUSED(closure))
     return PyLong_FromLongLong(__atomic_load_n(&self->growth.end, __ATOMIC_ACQUIRE));
 }
 
+PyObject *mapping_get_grown(Mapping *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromLongLong(__atomic_load_n(&self->growth.grown, __ATOMIC_ACQUIRE));
+}
+
+PyObject *mapping_get_growing(Mapping *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(__atomic_load_n(&self->growth.busy, __ATOMIC_ACQUIRE) != 0);
+}
+
 /* Map as much as is reserved once more, unless that was done. NULL with an exception. */
 static struct region *growable_region(Mapping *self)
 {

@@ -20,6 +20,7 @@ static void lease_unlink(Lease *lease)
 {
     lease->mapping->lease_count--;
     lease->mapping->writable_leases -= lease->writable;
+    lease->mapping->ended_leases += lease->writable;
     lease->mapping->growable_leases -= lease->region && lease->region->growth;
     if (lease->previous)
         lease->previous->next = lease->next;

@@ -100,6 +100,7 @@ typedef struct {
     Lease *leases;         /* GIL; live leases, newest first */
     Py_ssize_t lease_count; /* GIL; how many there are */
     Py_ssize_t writable_leases; /* GIL; how many of them are writable */
+    uint64_t ended_leases; /* GIL; how many writable ones there were */
     PyObject *owner;       /* GIL; what receipts refer to; may be NULL */
     PyTypeObject *receipt_type; /* GIL; may be NULL */
 } Mapping;
@@ -225,6 +226,8 @@ PyObject *mapping_follow(Mapping *self, PyObject *args);
 PyObject *mapping_take_growth(Mapping *self, PyObject *unused);
 PyObject *mapping_stop_growth(Mapping *self, PyObject *unused);
 PyObject *mapping_get_file_end(Mapping *self, void *closure);
+PyObject *mapping_get_grown(Mapping *self, void *closure);
+PyObject *mapping_get_growing(Mapping *self, void *closure);
 PyObject *mapping_get_reserved_end(Mapping *self, void *closure);
 
 /* py_lease.c */
