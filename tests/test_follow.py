@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 import weakref
+from functools import partial
 
 import anyio
 import anyio.to_thread
@@ -287,6 +288,28 @@ async def test_a_cancelled_start_leaves_nothing(path):
         scope.cancel()
         await aiommap.follow(path)
     await until_mapped(path, 0)
+
+
+async def test_a_start_that_is_cancelled_while_watching_begins_ends(path):
+    for turns in range(12):
+        start = partial(aiommap.follow(path).__aenter__)
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as group:
+                group.start_soon(start)
+                for _ in range(turns):
+                    await anyio.lowlevel.checkpoint()
+                group.cancel_scope.cancel()
+    await until_mapped(path, 0)
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["fresh", "used"])
+async def test_a_closed_hub_follows_nothing(path, used):
+    async with aiommap.Hub() as hub:
+        if used:
+            async with aiommap.follow(path, hub=hub):
+                pass
+    with anyio.fail_after(20), pytest.raises(anyio.ClosedResourceError, match="the hub is closed"):
+        await aiommap.follow(path, hub=hub)
 
 
 async def test_a_hub_serves_many_followed_paths_and_outlives_them(tmp_path):

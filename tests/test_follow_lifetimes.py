@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 from collections import Counter
 
 import anyio
@@ -111,6 +112,32 @@ async def test_a_generation_that_ends_in_another_thread_is_closed(path):
         await until_serves(live, b"good 1")
         await anyio.to_thread.run_sync(kept.clear)
         await until_mapped(path, 1)
+
+
+@pytest.mark.parametrize("live_one", [False, True], ids=["old", "live"])
+async def test_a_lost_page_of_an_old_generation_does_not_fail_closing(path, caplog, live_one):
+    kept = path.with_name("kept")
+    path.write_bytes(bytes(4 * PAGE))
+    async with contextlib.AsyncExitStack() as stack:
+        live = await aiommap.follow(path)
+        stack.push_async_callback(live.aclose)
+        old = live.current
+        memory = old.view().memory
+        os.link(path, kept)
+        if not live_one:
+            replace(path, b"good 1")
+            await until_serves(live, b"good 1")
+        newest = live.current
+        os.truncate(kept, 0)
+        assert memory[2 * PAGE] == 0
+        if live_one:
+            with pytest.raises(aiommap.MappingFaultError):
+                await live.aclose()
+        else:
+            await live.aclose()
+            assert "closing an old generation failed" in caplog.text
+        assert old.closed
+        assert newest.closed
 
 
 async def test_closing_the_current_one_by_hand_disturbs_nobody(path):

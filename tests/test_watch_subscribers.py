@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import os
@@ -119,6 +120,49 @@ async def test_on_error_is_told_instead_of_the_log(path, caplog, asynchronous):
     assert not caplog.records
 
 
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+async def test_a_callback_that_ends_by_a_stray_cancellation_goes_on(
+    path, anyio_backend, asynchronous
+):
+    if anyio_backend[0] == "trio":
+        pytest.skip("trio has no cancellation without a scope that was cancelled")
+    seen, told = [], []
+    cancelled = asyncio.get_running_loop().create_future()
+    cancelled.cancel()
+
+    async def later(change):
+        seen.append(change)
+        await cancelled
+
+    def at_once(change):
+        seen.append(change)
+        cancelled.result()
+
+    async with aiommap.open(path) as f:
+        callback = later if asynchronous else at_once
+        f.on_change(callback, on_error=lambda error, _: told.append(str(error)))
+        os.truncate(path, PAGE)
+        await until(lambda: told)
+        os.truncate(path, 2 * PAGE)
+        await until(lambda: len(told) == 2)
+    assert len(seen) == 2
+    assert "cancellation of its own" in told[0]
+
+
+async def test_an_on_error_that_ends_by_a_stray_cancellation_is_logged(path, caplog, anyio_backend):
+    if anyio_backend[0] == "trio":
+        pytest.skip("trio has no cancellation without a scope that was cancelled")
+
+    async def fail(*_):
+        raise asyncio.CancelledError
+
+    async with aiommap.open(path) as f:
+        f.on_change(fail, on_error=fail)
+        os.truncate(path, PAGE)
+        await until(lambda: caplog.records)
+    assert "cancellation of its own" in caplog.records[0].exc_text
+
+
 async def test_an_on_error_that_raises_is_logged_too(path, caplog):
     def fail(*_):
         raise ValueError("again")
@@ -208,6 +252,34 @@ async def test_closing_ends_iterators_and_callbacks(path, what):
             with anyio.fail_after(20):
                 await (f if what == "file" else hub).aclose()
         assert ended == [[]]
+
+
+async def test_a_second_task_cannot_wait_for_the_same_changes(path):
+    first = []
+    async with aiommap.open(path) as f, f.watch() as changes:
+
+        async def iterate():
+            async for change in changes:
+                first.append(change.kind)  # noqa: PERF401  looked at meanwhile
+
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as group:
+                group.start_soon(iterate)
+                await until(lambda: changes._subscriber._arrived is not None)
+                with pytest.raises(anyio.BusyResourceError, match="call watch"):
+                    await anext(changes)
+                os.truncate(path, PAGE)
+                await until(lambda: first)
+                await f.aclose()
+    assert first == [ChangeKind.TRUNCATED]
+
+
+async def test_a_wait_that_is_cancelled_leaves_the_changes_to_others(path):
+    async with aiommap.open(path) as f, f.watch() as changes:
+        with anyio.move_on_after(0.01):
+            await anext(changes)
+        os.truncate(path, PAGE)
+        await expect(changes, ChangeKind.TRUNCATED)
 
 
 async def test_what_was_found_before_the_end_is_handed_out(path):

@@ -252,7 +252,7 @@ class FlushError(MappedFileError, OSError):
 
 
 class ForkedError(MappedFileError):
-    """The file was opened in another process; a forked child has to open it anew.
+    """The file or its hub is another process's; a forked child has to open both anew.
 
     Attributes:
         path: the file.
@@ -264,8 +264,8 @@ class ForkedError(MappedFileError):
 
     def __str__(self) -> str:
         return (
-            f"{self.path} was opened before this process was forked and cannot be used in it: "
-            "open it again here"
+            f"{self.path} was opened, or its hub was entered, before this process was forked and "
+            "cannot be used in it: open it again here, in a hub of this process"
         )
 
 

@@ -40,7 +40,7 @@ from ._change import FileState
 from ._errors import ForkedError, StaleSnapshotError
 from ._file import MappedFile
 from ._hub import Hub
-from ._listeners import Listeners
+from ._listeners import Listeners, call_apart
 from ._logs import FOLLOWING
 from ._opening import OpenOptions
 from ._snapshot import Snapshot
@@ -112,33 +112,11 @@ def _close_soon(file: MappedFile) -> None:
         core.workers.call_from_thread(closer.start)
 
 
-class _Verdict:
-    """What came of a validation; a cancellation until something did."""
-
-    __slots__ = ("_answer", "_error")
-
-    def __init__(self) -> None:
-        self._answer: object = None
-        self._error: Exception | None = RuntimeError("validate ended by a cancellation of its own")
-
-    async def ask(self, validate: Validate, candidate: Snapshot) -> None:
-        """Validate, and keep the outcome."""
-        try:
-            answer = validate(candidate)
-            if not isinstance(answer, Awaitable):
-                raise TypeError(f"{validate!r} returned {answer!r}: validate has to be async")
-            self._answer = await answer
-            self._error = None
-        except Exception as error:
-            self._error = error
-
-    def check(self, path: str) -> None:
-        """Raise unless the candidate is good."""
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
-        if self._answer is False:
-            raise ValueError(f"{path}: validate returned False, so it is not served")
+async def _ask(validate: Validate, candidate: Snapshot) -> object:
+    answer = validate(candidate)
+    if not isinstance(answer, Awaitable):
+        raise TypeError(f"{validate!r} returned {answer!r}: validate has to be async")
+    return await answer
 
 
 class Follower:
@@ -169,6 +147,8 @@ class Follower:
         self._failed = failed
         self._changes = hub.watch(options.path, buffer=1)
         self._current: Generation | None = None
+        #: The file of the generation that is in service, or was when following ended.
+        self._serving: MappedFile | None = None
         self._candidate: Generation | None = None
         #: Number of the generation in service, from 1.
         self.number: int = 0
@@ -201,9 +181,9 @@ class Follower:
 
     async def start(self) -> None:
         """Put the first file in service, or raise what is wrong with it."""
-        # Watched before it is opened, so that no change falls in between (I11).
-        await self._changes.__aenter__()
         try:
+            # Watched before it is opened, so that no change falls in between (I11).
+            await self._changes.__aenter__()
             first = await self._open()
             try:
                 await self._examine(first)
@@ -244,10 +224,23 @@ class Follower:
         for generation in [*self._alive]:
             generation.retire()
         await self._ended.wait()
-        for generation in [*self._alive]:
-            await generation.ended()
-        for file in [*self._files]:
-            await file.aclose()
+        await self._wait_closed()
+
+    async def _wait_closed(self) -> None:
+        """Wait for every file; only what is wrong with the one in service is an error of ours."""
+        closing = {file: file.aclose for file in self._files}
+        closing |= {generation.mapped: generation.ended for generation in self._alive}
+        failure: Exception | None = None
+        for file, ended in closing.items():
+            try:
+                await ended()
+            except Exception as error:
+                if file is self._serving:
+                    failure = error
+                else:
+                    FOLLOWING.warning("%s: closing an old generation failed: %s", self.path, error)
+        if failure is not None:
+            raise failure
 
     # The background task, from here on.
 
@@ -334,12 +327,10 @@ class Follower:
     async def _examine(self, candidate: Generation) -> None:
         """Raise unless a candidate is good, and make it resident."""
         if self._validate is not None:
-            verdict = _Verdict()
-            # A task of its own: asyncio's code may raise a cancellation that nobody asked for, and
-            # it would end the following and not just the trial.
-            async with anyio.create_task_group() as group:
-                group.start_soon(verdict.ask, self._validate, candidate)
-            verdict.check(self.path)
+            # Apart, or a stray cancellation would end the following and not just the trial.
+            answer = await call_apart(_ask, self._validate, candidate)
+            if answer is False:
+                raise ValueError(f"{self.path}: validate returned False, so it is not served")
         if self._prewarm:
             await candidate.mapped.prewarm()
         await candidate.verify()
@@ -347,7 +338,7 @@ class Follower:
     def _put_in_service(self, generation: Generation) -> None:
         if self.over:
             return
-        self._current = generation
+        self._current, self._serving = generation, generation.mapped
         self.number += 1
         FOLLOWING.info(
             "%s: generation %d is in service: %d bytes", self.path, self.number, generation.size

@@ -20,7 +20,7 @@ import anyio
 from ._advice import Advice
 from ._change import FileState
 from ._core import Core, Identity
-from ._errors import AccessModeError
+from ._errors import AccessModeError, ForkedError
 from ._file import MappedFile
 from ._lane import Lane, batches
 from ._logs import FILES
@@ -156,6 +156,7 @@ class Hub:
         path of an open file, for arguments, errors and limits.
         """
         name = os.path.abspath(os.fsdecode(path))
+        self._check_process(name)
         return self._watcher.subscribe(name, buffer=buffer, poll_interval=poll_interval)
 
     async def aclose(self) -> None:
@@ -224,7 +225,13 @@ class Hub:
             self._releasing: Lane[_Release, None] = Lane(workers, releasing)
         return self._workers
 
+    def _check_process(self, path: str) -> None:
+        """Raise if a path is to be used with a hub of the parent process (I10)."""
+        if self._workers is not None and self._workers.forked:
+            raise ForkedError(path)
+
     async def _open(self, options: OpenOptions) -> MappedFile:
+        self._check_process(options.path)
         workers = self._limiters()
         with observed("open", options.path, 0, options.size or 0) as seen:
             seen.hop()

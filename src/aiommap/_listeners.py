@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
+import anyio
+
 from ._logs import CALLBACKS
 from ._workers import spawn_foreign
 
@@ -49,10 +51,49 @@ class Listeners(Generic[T]):
         self._callbacks.pop(subscription, None)
 
 
+async def call_apart(function: Callable[..., object], *arguments: object) -> object:
+    """Call a function of the application, sync or async; return its answer or raise its error.
+
+    It has a task of its own: asyncio's code may raise a cancellation that nobody asked for, as by
+    awaiting a task that somebody else cancelled. That is a failure of the function, a RuntimeError,
+    and not the end of whoever calls it.
+    """
+    outcome = _Outcome()
+    async with anyio.create_task_group() as group:
+        group.start_soon(outcome.keep, function, arguments)
+    return outcome.take()
+
+
+class _Outcome:
+    """What came of a call; a cancellation until something did."""
+
+    __slots__ = ("_answer", "_error")
+
+    def __init__(self) -> None:
+        self._answer: object = None
+        self._error: Exception | None = RuntimeError(
+            "what was called ended by a cancellation of its own: catch it there if it is expected"
+        )
+
+    async def keep(self, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
+        """Call, and keep the outcome."""
+        try:
+            answer = function(*arguments)
+            self._answer = await answer if isinstance(answer, Awaitable) else answer
+            self._error = None
+        except Exception as error:
+            self._error = error
+
+    def take(self) -> object:
+        """Return the answer or raise the error."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        return self._answer
+
+
 async def _call(callback: Callable[[T], object], value: T) -> None:
     try:
-        answer = callback(value)
-        if isinstance(answer, Awaitable):
-            await answer
+        await call_apart(callback, value)
     except Exception:
         CALLBACKS.exception("%r failed when it was told of %r", callback, value)

@@ -6,7 +6,7 @@ a subscriber does with it, and how long that takes, is between it and its own bu
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -15,7 +15,7 @@ import anyio.lowlevel
 
 from ._change import Change, FileState
 from ._change_buffer import ChangeBuffer
-from ._listeners import Subscription
+from ._listeners import Subscription, call_apart
 from ._logs import CALLBACKS
 from ._workers import Event, Workers, spawn_foreign
 
@@ -39,6 +39,7 @@ class Source(Protocol):
     def workers(self) -> Workers: ...
     def begin(self, subscriber: Subscriber) -> None: ...
     def forget(self, subscriber: Subscriber) -> None: ...
+    def check_process(self, path: str) -> None: ...
 
 
 class Subscriber:
@@ -100,6 +101,7 @@ class Subscriber:
         """Begin, and wait for ``start``."""
         if self._started is not None:
             raise RuntimeError("a subscription is entered once: call watch() again for another")
+        source.check_process(self.path)
         self._started = source.workers.event()
         source.begin(self)
         await self._started.wait()
@@ -110,13 +112,24 @@ class Subscriber:
         """Take the oldest change out, once there is one; None if there will be none."""
         if self._started is None:
             raise RuntimeError("nothing is watched yet: use async with on what watch() returns")
+        source.check_process(self.path)
         await anyio.lowlevel.checkpoint()
         while not self._buffer:
             if self.ended:
                 return None
-            self._arrived = source.workers.event()
-            await self._arrived.wait()
+            await self._wait_arrived(source)
         return self._buffer.pop()
+
+    async def _wait_arrived(self, source: Source) -> None:
+        if self._arrived is not None:
+            raise anyio.BusyResourceError(
+                f"fetching changes of {self.path} (call watch() once for each task) from"
+            )
+        self._arrived = source.workers.event()
+        try:
+            await self._arrived.wait()
+        finally:
+            self._arrived = None
 
     def drop(self) -> None:
         """Forget what was not fetched."""
@@ -134,6 +147,8 @@ class Changes:
     The iteration ends when the file or the hub is closed; what was found before that is still
     handed out. A subscriber that is slow finds changes merged, see ``Change.merged``, and delays
     nobody else.
+
+    It is for one task: a second one that waits for a change meanwhile gets BusyResourceError.
     """
 
     __slots__ = ("__weakref__", "_source", "_subscriber")
@@ -206,19 +221,13 @@ async def _call_with_each(
         async with changes:
             async for change in changes:
                 try:
-                    await _call(callback, change)
+                    await call_apart(callback, change)
                 except Exception as error:
                     await _report(error, change, callback, on_error)
     except anyio.ClosedResourceError:
         return
     except Exception as error:
         await _report(error, None, callback, on_error)
-
-
-async def _call(function: Callable[..., object], *arguments: object) -> None:
-    answer = function(*arguments)
-    if isinstance(answer, Awaitable):
-        await answer
 
 
 async def _report(
@@ -229,7 +238,7 @@ async def _report(
 ) -> None:
     if on_error is not None:
         try:
-            await _call(on_error, error, change)
+            await call_apart(on_error, error, change)
         except Exception:
             CALLBACKS.exception("%r failed when it was told of %r", on_error, error)
         return

@@ -23,6 +23,7 @@ from functools import partial
 import anyio
 
 from ._change import Change, FileState, classify
+from ._errors import ForkedError
 from ._looking import Entry
 from ._own_changes import OwnChanges
 from ._routes import is_remote
@@ -126,6 +127,11 @@ class Watcher:
             return
         ended = partial(self._looked_up, subscriber)
         workers.start(workers.control, partial(is_remote, subscriber.path), ended)
+
+    def check_process(self, path: str) -> None:
+        """Raise in a forked child of the process that watches (E3)."""
+        if self._bound is not None and self._bound.forked:
+            raise ForkedError(path)
 
     def forget(self, subscriber: Subscriber) -> None:
         """Tell a subscriber nothing more."""

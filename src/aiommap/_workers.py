@@ -326,9 +326,14 @@ class Workers:
         else:
             self.call_from_thread(function)
 
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a child of the one whose loop these workers answer to."""
+        return self._forks != Forks.count
+
     def check_loop(self) -> None:
         """Raise unless this is the loop these workers answer to; any other would wait for ever."""
-        if self._forks != Forks.count or not self.on_loop():
+        if self.forked or not self.on_loop():
             raise RuntimeError(
                 "a file or hub is used outside of the event loop it was opened in, or after that "
                 "ended, or in a forked child: open it again in this one"

@@ -94,6 +94,8 @@ VERBS = {
 #: What goes on from what the parent began.
 BEGUN = {
     "an iteration": "anext(iteration)",
+    "changes": "anext(changes)",
+    "changes not begun": "unwatched.__aenter__()",
     "generations": "anext(generations)",
     "the snapshot in service": "live.current.read_exact(0, 1)",
     "the setter of": "setattr(f, 'flush_policy', policy)",
@@ -149,6 +151,7 @@ async def prepare(hub, f):
         allocated=allocator.allocate(10), receipt=await f.write(0, b"parent"),
         snapshot=snapshot, mapped=aiommap.MappedBackend(snapshot), locked=f.locked(0, 100),
         backend=await aiommap.FileBackend.open(path, hub=hub), iteration=f.chunks(100),
+        changes=await f.watch().__aenter__(), unwatched=f.watch(),
         subscription=f.on_error(print), held=snapshot.hold(), policy=aiommap.FlushPolicy.never(),
     )
     await anext(names["iteration"])
@@ -307,10 +310,16 @@ def test_what_is_no_use_of_the_file_harms_nobody(path, loop):
 
 
 @every_loop
-def test_a_hub_does_not_open_files_for_a_forked_child(path, loop):
-    expressions = json.dumps({"open": "hub.open(path)"})
-    found = json.loads(run(CHILD, path, expressions, *map(json.dumps, loop)))
-    assert found == {"open": "RuntimeError"}
+def test_a_hub_does_nothing_for_a_forked_child(path, loop):
+    expressions = {
+        "open": "hub.open(path)",
+        "snapshot": "aiommap.Snapshot.open(path, hub=hub)",
+        "backend": "aiommap.FileBackend.open(path, hub=hub)",
+        "watch": "hub.watch(path)",
+        "follow": "aiommap.follow(path, hub=hub)",
+    }
+    found = json.loads(run(CHILD, path, json.dumps(expressions), *map(json.dumps, loop)))
+    assert found == dict.fromkeys(expressions, "ForkedError")
 
 
 @pytest.mark.slow

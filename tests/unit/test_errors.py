@@ -114,7 +114,7 @@ CASES = {
     ),
     "forked": Case(
         ForkedError("data.bin"),
-        ("data.bin", "was opened before", "was forked", "open it again"),
+        ("data.bin", "was opened, or its hub", "was forked", "open it again"),
         {"path": "data.bin"},
     ),
     "unsupported": Case(
