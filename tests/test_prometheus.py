@@ -291,7 +291,7 @@ async def test_scrapes_in_another_thread_see_counters_that_never_fall(tmp_path, 
     for before, after in itertools.pairwise(seen):
         assert not {key for key in before if after[key] < before[key]}
     assert seen[0][("aiommap_writes_total", "inline")] < last[("aiommap_writes_total", "inline")]
-    assert last[("aiommap_flushes_total",)] == found.flushes > 1
+    assert last[("aiommap_flushes_total",)] == found.flushes >= 1
 
 
 @pytest.mark.slow
