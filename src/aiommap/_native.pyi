@@ -16,6 +16,8 @@ from typing_extensions import Buffer
 _Store: TypeAlias = tuple[int, bytes | memoryview]
 
 PAGE_SIZE: int
+"""Bytes of a page of memory, the unit in which files are mapped; asked of the system."""
+
 #: One system call or copy never handles more than this many bytes.
 PIECE_BYTES: int
 TRIP_NEVER: int
