@@ -235,15 +235,16 @@ class Core:
 
     def check_whole(self) -> None:
         """Raise if a load or store through a view met a page that is gone."""
-        if self.mapping.first_bad is not None:
-            raise self._poisoned(0)
+        damage = self.damage()
+        if damage is not None:
+            raise damage
 
     def damage(self, copied: int = 0) -> MappingFaultError | None:
         """Make the error for a poisoned mapping, if it is; in any thread."""
-        return None if self.mapping.first_bad is None else self._poisoned(copied)
-
-    def _poisoned(self, copied: int) -> MappingFaultError:
-        first, number = self.mapping.first_bad or 0, self.mapping.damage_errno
+        first = self.mapping.first_bad
+        if first is None:
+            return None
+        number = self.mapping.damage_errno
         return MappingFaultError(first, copied, None, self.path, number, poisoned=True)
 
     def check_growable(self, operation: str) -> None:
