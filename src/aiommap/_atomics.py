@@ -7,7 +7,7 @@ go on by itself.
 from __future__ import annotations
 
 import operator
-from typing import NoReturn, Self, SupportsIndex
+from typing import ClassVar, NoReturn, Self, SupportsIndex
 
 import anyio
 
@@ -67,7 +67,43 @@ def _locate(offset: SupportsIndex, length: int, width: int, core: Core) -> int:
     return start
 
 
-class AtomicU64(Word):
+class _SizedWord(Word):
+    """A word of the width of its class."""
+
+    __slots__ = ()
+    _width: ClassVar[int]
+
+    def __new__(cls, gate: Gate, offset: SupportsIndex) -> Self:
+        start = _locate(offset, cls._width, cls._width, gate.core)
+        return super().__new__(cls, gate.core.mapping, gate, start, cls._width)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} at {self.offset} of {self._gate.core.path}>"
+
+
+class _SizedArray(WordArray):
+    """Words side by side, of the width of their class."""
+
+    __slots__ = ()
+    _width: ClassVar[int]
+
+    def __new__(cls, gate: Gate, offset: SupportsIndex, count: SupportsIndex) -> Self:
+        number = operator.index(count)
+        start = _locate(offset, number * cls._width, cls._width, gate.core)
+        return super().__new__(cls, gate.core.mapping, gate, start, cls._width, number)
+
+    def _locate_one(self, index: SupportsIndex) -> int:
+        number = operator.index(index)
+        if not 0 <= number < len(self):
+            raise IndexError(f"word {number} of an array of {len(self)}: they count from 0")
+        return self.offset + number * self._width
+
+    def __repr__(self) -> str:
+        name = type(self).__name__
+        return f"<{name} of {len(self)} at {self.offset} of {self._gate.core.path}>"
+
+
+class AtomicU64(_SizedWord):
     """An unsigned 64-bit word of a file, changed by single machine instructions.
 
     Made by ``MappedFile.atomic_u64``. Its operations are atomic against those of every thread and
@@ -98,16 +134,10 @@ class AtomicU64(Word):
     """
 
     __slots__ = ("__weakref__",)
-
-    def __new__(cls, gate: Gate, offset: SupportsIndex) -> Self:
-        start = _locate(offset, U64_BYTES, U64_BYTES, gate.core)
-        return super().__new__(cls, gate.core.mapping, gate, start, U64_BYTES)
-
-    def __repr__(self) -> str:
-        return f"<AtomicU64 at {self.offset} of {self._gate.core.path}>"
+    _width = U64_BYTES
 
 
-class AtomicU32(Word):
+class AtomicU32(_SizedWord):
     """An unsigned 32-bit word of a file; what tasks of several processes can wait for.
 
     Made by ``MappedFile.atomic_u32``; operations, errors and promises are those of ``AtomicU64``,
@@ -118,10 +148,7 @@ class AtomicU32(Word):
     """
 
     __slots__ = ("__weakref__",)
-
-    def __new__(cls, gate: Gate, offset: SupportsIndex) -> Self:
-        start = _locate(offset, U32_BYTES, U32_BYTES, gate.core)
-        return super().__new__(cls, gate.core.mapping, gate, start, U32_BYTES)
+    _width = U32_BYTES
 
     async def wait(self, expected: SupportsIndex, timeout: float | None = None) -> int:
         """Wait until the word is not what is expected, and return what it is then.
@@ -176,11 +203,8 @@ class AtomicU32(Word):
             raise AccessModeError(f"{operation} a word of", "c", remedy)
         return core
 
-    def __repr__(self) -> str:
-        return f"<AtomicU32 at {self.offset} of {self._gate.core.path}>"
 
-
-class AtomicU64Array(WordArray):
+class AtomicU64Array(_SizedArray):
     """Unsigned 64-bit words of a file, side by side: the operations of ``AtomicU64`` by number.
 
     Made by ``MappedFile.atomic_u64_array``. The number of the word is the first argument:
@@ -192,20 +216,13 @@ class AtomicU64Array(WordArray):
     """
 
     __slots__ = ("__weakref__",)
-
-    def __new__(cls, gate: Gate, offset: SupportsIndex, count: SupportsIndex) -> Self:
-        number = operator.index(count)
-        start = _locate(offset, number * U64_BYTES, U64_BYTES, gate.core)
-        return super().__new__(cls, gate.core.mapping, gate, start, U64_BYTES, number)
+    _width = U64_BYTES
 
     def __getitem__(self, index: SupportsIndex) -> AtomicU64:
-        return AtomicU64(self._gate, _element(self, index, U64_BYTES))
-
-    def __repr__(self) -> str:
-        return f"<AtomicU64Array of {len(self)} at {self.offset} of {self._gate.core.path}>"
+        return AtomicU64(self._gate, self._locate_one(index))
 
 
-class AtomicU32Array(WordArray):
+class AtomicU32Array(_SizedArray):
     """Unsigned 32-bit words of a file, side by side: the operations of ``AtomicU32`` by number.
 
     Made by ``MappedFile.atomic_u32_array``; as ``AtomicU64Array``. ``array[3].wait(0)`` waits.
@@ -215,22 +232,7 @@ class AtomicU32Array(WordArray):
     """
 
     __slots__ = ("__weakref__",)
-
-    def __new__(cls, gate: Gate, offset: SupportsIndex, count: SupportsIndex) -> Self:
-        number = operator.index(count)
-        start = _locate(offset, number * U32_BYTES, U32_BYTES, gate.core)
-        return super().__new__(cls, gate.core.mapping, gate, start, U32_BYTES, number)
+    _width = U32_BYTES
 
     def __getitem__(self, index: SupportsIndex) -> AtomicU32:
-        return AtomicU32(self._gate, _element(self, index, U32_BYTES))
-
-    def __repr__(self) -> str:
-        return f"<AtomicU32Array of {len(self)} at {self.offset} of {self._gate.core.path}>"
-
-
-def _element(words: WordArray, index: SupportsIndex, width: int) -> int:
-    """Where one word of an array is."""
-    number = operator.index(index)
-    if not 0 <= number < len(words):
-        raise IndexError(f"word {number} of an array of {len(words)}: they count from 0")
-    return words.offset + number * width
+        return AtomicU32(self._gate, self._locate_one(index))
