@@ -16,10 +16,10 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from types import TracebackType
-from typing import Protocol, Self, SupportsIndex, runtime_checkable
+from typing import Protocol, SupportsIndex, runtime_checkable
 
 import anyio
+from anyio.abc import AsyncResource
 
 from ._core import byte_count
 from ._errors import ForkedError, OutOfBoundsError, UnsupportedError
@@ -65,27 +65,7 @@ class StorageBackend(Protocol):
         """Close, also if cancelled; a second call does nothing."""
 
 
-class _Closing:
-    """Closes at the end of an ``async with`` block."""
-
-    __slots__ = ()
-
-    async def aclose(self) -> None:
-        raise NotImplementedError
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
-
-class MappedBackend(_Closing):
+class MappedBackend(AsyncResource):
     """A backend over a mapped file: data in memory is read without a hop to a worker thread.
 
     Args:
@@ -185,7 +165,7 @@ class _Descriptor:
         os.close(self._fd)
 
 
-class FileBackend(_Closing):
+class FileBackend(AsyncResource):
     """A backend that reads through a descriptor, in worker threads; made by ``FileBackend.open``.
 
     For what should not be mapped, like files of network mounts whose server may go away, or

@@ -8,21 +8,20 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable
 from functools import partial
-from types import TracebackType
 from typing import Self
 
 import anyio.lowlevel
+from anyio.abc import AsyncResource
 
 from ._following import Follower
 from ._hub import Hub, Opening
 from ._listeners import Listeners
 from ._logs import FOLLOWING
 from ._opening import OpenOptions
-from ._policy import FlushPolicy
 from ._snapshot import Snapshot
 
 
-class LiveSnapshot:
+class LiveSnapshot(AsyncResource):
     """The newest good file of a path, as a snapshot; made by ``aiommap.follow``.
 
     Ask for ``current`` whenever a piece of work begins, and use what you got to its end: it is one
@@ -84,17 +83,6 @@ class LiveSnapshot:
         finally:
             if self._hub is not None and not self._follower.held:
                 await self._hub.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"generation {self.generation}"
@@ -181,18 +169,7 @@ def follow(
     for function in (validate, on_error):
         if function is not None and not callable(function):
             raise TypeError(f"asked to call {function!r}: pass a function of one argument")
-    options = OpenOptions.check(
-        path,
-        "r",
-        size=None,
-        capacity=None,
-        sparse=False,
-        flush=FlushPolicy.manual(),
-        advice=None,
-        prewarm=False,
-        lock=False,
-        huge_pages=False,
-    )
+    options = OpenOptions.check(path, "r")
     failed: Listeners[Exception] = Listeners()
     failed.add(on_error or partial(_log_failure, options.path))
 

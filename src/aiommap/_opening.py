@@ -71,6 +71,9 @@ def warn_if_unguarded() -> None:
     )
 
 
+_MANUAL = FlushPolicy.manual()
+
+
 def check_policy(policy: object) -> FlushPolicy:
     """Refuse what is no flush policy."""
     if not isinstance(policy, FlushPolicy):
@@ -101,16 +104,16 @@ class OpenOptions:
         path: str | os.PathLike[str],
         mode: str,
         *,
-        size: int | None,
-        capacity: int | None,
-        sparse: bool,
-        flush: FlushPolicy,
-        advice: Advice | None,
-        prewarm: bool,
-        lock: bool,
-        huge_pages: bool,
+        size: int | None = None,
+        capacity: int | None = None,
+        sparse: bool = False,
+        flush: FlushPolicy = _MANUAL,
+        advice: Advice | None = None,
+        prewarm: bool = False,
+        lock: bool = False,
+        huge_pages: bool = False,
     ) -> OpenOptions:
-        """Refuse what cannot be meant, before anything is touched."""
+        """Refuse what cannot be meant, before anything is touched; defaults as for ``open``."""
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}: use one of " + ", ".join(map(repr, MODES)))
         makes = MODES[mode].makes

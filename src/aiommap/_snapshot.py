@@ -16,23 +16,22 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from types import TracebackType
 from typing import Any, NoReturn, Self, SupportsIndex
 
 import anyio
+from anyio.abc import AsyncResource
 
 from ._advice import Advice
 from ._errors import StaleSnapshotError
 from ._file import MappedFile
 from ._hub import Hub, Opening
 from ._opening import OpenOptions
-from ._policy import FlushPolicy
 from ._ranges import check_tail
 from ._snapshot_file import SnapshotFile
 from ._view import View
 
 
-class Snapshot:
+class Snapshot(AsyncResource):
     """An immutable file, mapped for reading; made by ``Snapshot.open``.
 
     It is for files that are complete when they are opened and replaced, not changed, afterwards: a
@@ -82,16 +81,7 @@ class Snapshot:
         Cancellation: as ``aiommap.open``.
         """
         options = OpenOptions.check(
-            path,
-            "r",
-            size=None,
-            capacity=None,
-            sparse=False,
-            flush=FlushPolicy.manual(),
-            advice=advice,
-            prewarm=prewarm,
-            lock=lock,
-            huge_pages=huge_pages,
+            path, "r", advice=advice, prewarm=prewarm, lock=lock, huge_pages=huge_pages
         )
         return Opening(partial(_open, hub or Hub(), options))
 
@@ -221,17 +211,6 @@ class Snapshot:
             self._ended = self._ended or anyio.Event()
             await self._ended.wait()
         await self._file.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
     def __reduce__(self) -> tuple[object, ...]:
         if self.closed:
