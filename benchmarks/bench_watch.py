@@ -135,10 +135,9 @@ async def idle_share(folder: str, count: int, seconds: float) -> float:
 
 def waking_share(times: int) -> float:
     """Wake a thread as often as the watcher's, for nothing; per cent of one core."""
-    step = _scanner.STEP_MS / 1000
     start, used = time.perf_counter(), time.thread_time()
     for _ in range(times):
-        time.sleep(step)
+        time.sleep(_scanner.STEP_SECONDS)
     return (time.thread_time() - used) / (time.perf_counter() - start) * 100
 
 

@@ -83,7 +83,7 @@ class Deaf:
         pass
 
     def watch(self, debounce_ms, step_ms, timeout_ms, stop_event):
-        while not stop_event.is_set():
+        while not stop_event.is_set():  # which sleeps
             time.sleep(step_ms / 1000)
         return "stop"
 

@@ -299,7 +299,13 @@ NO_FILE = [
     Way("rm", "removed", "rm d/f", size=None),
     Way("mv-away", "removed", "mv d/f d/g", size=None),
     Way("gzip", "removed", "gzip d/f", size=None, needs=("gzip",)),
-    Way("shred", "(modified | metadata)* removed", "shred -n 1 -u d/f", None, needs=("shred",)),
+    Way(
+        "shred",
+        "(modified | metadata | grown)* truncated? removed",
+        "shred -n 1 -u d/f",
+        None,
+        needs=("shred",),
+    ),
 ]
 
 DIRECTORIES = [

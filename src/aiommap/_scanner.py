@@ -9,7 +9,9 @@ kernel tells nobody: mapped stores of other processes, renamed ancestors, mounts
 
 The notifier forgets what it has gathered when it is asked to stop. So that is asked only when
 everything is going to be looked at anyway, and all other work is done in the "shall I stop"
-callback that it makes every few milliseconds.
+callback that it makes before each look at what it has. It answers as soon as two looks in a row
+found the same; so the callback sleeps before every other one, and the notifier itself never does.
+An event then takes half a step on average, where sleeping before each look takes one and a half.
 
 Invariants.
   N1  The directories of an entry are watched before its first state is taken, so what comes after
@@ -35,9 +37,8 @@ from ._looking import Entry, Looker
 from ._own_changes import OwnChanges
 from ._watch_set import WatchSet
 
-#: The notifier looks every so often whether the kernel told it something, and answers one such
-#: step after it did: an event takes one and a half steps on average.
-STEP_MS = 5
+#: How often it is seen whether the kernel told something: the longest that an event takes.
+STEP_SECONDS = 0.008
 #: How often every entry is looked at without a reason, if there are few.
 POLL_SECONDS = 0.25
 #: At most this share of one core goes into that.
@@ -46,9 +47,13 @@ POLL_SHARE = 0.0015
 LOOK_SECONDS = 5e-6
 #: The longest the thread looks without telling what it found.
 MOST_LOOKS = 256
+#: So many looks in a row, about a millisecond, then the loop may have the interpreter: a look gives
+#: it back for the moment of a system call only, which is too short for another thread to wake in.
+LOOKS_IN_A_ROW = 32
+GIVE_WAY_SECONDS = 5e-5
 TICK_SECONDS = 0.05
 #: A poll lets events go first, which know more, by this much.
-POLL_DELAY_SECONDS = 3 * STEP_MS / 1000
+POLL_DELAY_SECONDS = 2 * STEP_SECONDS
 #: So many names at once suggest that the kernel's queue overflowed, of which nobody is told.
 LARGE_BATCH = 2000
 #: How often the thread makes sure that somebody is left to be told.
@@ -125,11 +130,14 @@ class Scanner:
         #: What a poll found and when to look at it, in that order.
         self._suspects: deque[tuple[float, Entry]] = deque()
         self._owed = 0.0
+        self._looks = 0
         self._look_seconds = LOOK_SECONDS
         self._ticked_at = self._tick_at = self._alive_at = time.monotonic()
         self._ended: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._over = False
         self._warned = False
+        #: Whether the notifier's next look is its second one, for which nobody sleeps.
+        self._looked = False
 
     # Any thread.
 
@@ -169,10 +177,13 @@ class Scanner:
         self._ended.put(None)
 
     def is_set(self) -> bool:
-        """Do what is due; tell whether the notifier has to be left. It asks at every step.
+        """Sleep, and do what is due; tell whether the notifier has to be left.
 
-        That is two hundred times a second, so nearly always nothing is due, and little is asked.
+        It asks twice a step, hundreds of times a second, so little is done if nothing is due.
         """
+        self._looked = not self._looked
+        if self._looked:
+            time.sleep(STEP_SECONDS)
         if self._commands.empty() and not self._found and time.monotonic() < self._tick_at:
             return self._over or self._set.incomplete
         return self._step()
@@ -195,7 +206,8 @@ class Scanner:
             self._wait()
         else:
             try:
-                labels = notifier.watch(1, STEP_MS, 0, self)
+                self._looked = False
+                labels = notifier.watch(0, 0, 0, self)
             except RuntimeError as error:
                 self._begin_afresh(error)
                 return
@@ -262,7 +274,7 @@ class Scanner:
     def _rewatch(self) -> None:
         self._set.rebuild()
         if self._set.incomplete:  # directories come and go at the moment
-            time.sleep(STEP_MS / 1000)
+            time.sleep(STEP_SECONDS)
         self._ring = deque([*self._entries, *self._set.directories])
         self._look_at_all()
         self._answer()
@@ -276,7 +288,7 @@ class Scanner:
             for path in self._set.paths(name):
                 for entry in self._set.entries(path):
                     self._set.reroute(entry)
-                    self._looker.look(entry, "event")
+                    self._look(entry, "event")
                 if self._set.is_watched(path):
                     self._look_at_directory(path)
         if len(names) >= LARGE_BATCH:
@@ -284,7 +296,14 @@ class Scanner:
 
     def _look_at_all(self) -> None:
         for entry in tuple(self._entries):
-            self._looker.look(entry, "poll")
+            self._look(entry, "poll")
+
+    def _look(self, entry: Entry, source: str) -> None:
+        """Look at one of many."""
+        self._looker.look(entry, source)
+        self._looks += 1
+        if self._looks % LOOKS_IN_A_ROW == 0:
+            time.sleep(GIVE_WAY_SECONDS)
 
     def _look_at_directory(self, path: str) -> None:
         if self._set.has_moved(path):

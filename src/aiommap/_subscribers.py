@@ -6,9 +6,9 @@ a subscriber does with it, and how long that takes, is between it and its own bu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import anyio
 import anyio.lowlevel
@@ -17,7 +17,7 @@ from ._change import Change, FileState
 from ._change_buffer import ChangeBuffer
 from ._listeners import Subscription, call_apart
 from ._logs import CALLBACKS
-from ._workers import Event, Workers, spawn_foreign
+from ._workers import Event, Waiter, Workers, spawn_foreign
 
 #: How many changes a subscriber may be behind before they are merged.
 DEFAULT_BUFFER = 64
@@ -75,7 +75,7 @@ class Subscriber:
         self.since: Since = since
         self.ended: bool = False
         self._buffer = ChangeBuffer(buffer)
-        self._arrived: Event | None = None
+        self._arrived: Waiter[None] | None = None
         self._started: Event | None = None
         self._error: BaseException | None = None
 
@@ -108,28 +108,31 @@ class Subscriber:
         if self._error is not None:
             raise self._error
 
-    async def fetch(self, source: Source) -> Change | None:
-        """Take the oldest change out, once there is one; None if there will be none."""
+    async def fetch(self, source: Source) -> Change:
+        """Take the oldest change out, once there is one; ends the iteration if there will be none.
+
+        A thousand subscribers may wait here, and wake in the same turn of the loop: what each of
+        them makes anew, the garbage collector goes through in between, at a microsecond apiece.
+        So it is a single coroutine and a single future.
+        """
         if self._started is None:
             raise RuntimeError("nothing is watched yet: use async with on what watch() returns")
         source.check_process(self.path)
-        await anyio.lowlevel.checkpoint()
+        if self._buffer:
+            await anyio.lowlevel.checkpoint()
         while not self._buffer:
             if self.ended:
-                return None
-            await self._wait_arrived(source)
+                raise StopAsyncIteration
+            if self._arrived is not None:
+                raise anyio.BusyResourceError(
+                    f"fetching changes of {self.path} (call watch() once for each task) from"
+                )
+            self._arrived = source.workers.waiter()
+            try:
+                await self._arrived
+            finally:
+                self._arrived = None
         return self._buffer.pop()
-
-    async def _wait_arrived(self, source: Source) -> None:
-        if self._arrived is not None:
-            raise anyio.BusyResourceError(
-                f"fetching changes of {self.path} (call watch() once for each task) from"
-            )
-        self._arrived = source.workers.event()
-        try:
-            await self._arrived.wait()
-        finally:
-            self._arrived = None
 
     def drop(self) -> None:
         """Forget what was not fetched."""
@@ -137,8 +140,8 @@ class Subscriber:
             self._buffer.pop()
 
     def _wake(self) -> None:
-        if self._arrived is not None:
-            self._arrived.set()
+        if self._arrived is not None and not self._arrived.done():
+            self._arrived.set_result(None)
 
 
 class Changes:
@@ -192,11 +195,8 @@ class Changes:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Change:
-        change = await self._subscriber.fetch(self._source)
-        if change is None:
-            raise StopAsyncIteration
-        return change
+    def __anext__(self) -> Coroutine[Any, Any, Change]:
+        return self._subscriber.fetch(self._source)
 
 
 ChangeCallback = Callable[[Change], object]
