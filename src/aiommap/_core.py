@@ -203,6 +203,11 @@ class Core:
         inline = self.mode != "r" and not self.durable_writes and self.failure is None
         self.mapping.inline_writes = inline
 
+    @property
+    def sound(self) -> bool:
+        """Whether no flush failed and no page is gone: what ``check_whole`` and others raise."""
+        return self.failure is None and self.mapping.first_bad is None
+
     def check_usable(self) -> None:
         """Raise unless the file is open, in this process, and whole."""
         self.check_open()

@@ -26,7 +26,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 from ._core import Core, Store
 from ._errors import AccessModeError, FlushError, MappingFaultError
@@ -197,12 +197,14 @@ class Flusher:
 
     def _begin(self, items: list[Item], done: Done) -> None:
         workers = self._core.workers
-        idle = not any(_acts(item) for item in items) and not self.has_work()
-        if idle or self._failure() is not None:
+        idle = not any(map(_acts, items)) and not self.has_work()
+        if idle or not self._core.sound:
             self._ended(items, done, [None for _ in items], None)
-        else:
-            limiter = workers.control if {*map(type, items)} == {Change} else workers.flushes
-            workers.start(limiter, partial(self._serve, items), partial(self._ended, items, done))
+            return
+        kinds = {*map(type, items)}
+        limiter = workers.control if kinds == {Change} else workers.flushes
+        serve: Callable[[Any], list[Outcome]] = self._serve if Change in kinds else self._flush
+        workers.start(limiter, partial(serve, items), partial(self._ended, items, done))
 
     def _ended(
         self,
@@ -212,14 +214,14 @@ class Flusher:
         error: BaseException | None,
     ) -> None:
         core = self._core
-        failure = error or self._failure()
-        if outcomes is None:
-            outcomes = [failure] * len(items)
-        elif failure is not None:
+        if error is not None or not core.sound:
+            failure = error or self._failure()
+            outcomes = outcomes or [failure] * len(items)
             outcomes = [o if isinstance(o, BaseException) else failure for o in outcomes]
-        else:
+            self._tell()
+        elif Request in {*map(type, items)}:
             _settle([item.receipt for item in items if isinstance(item, Request)])
-        self._tell()
+        assert outcomes is not None
         if core.draining and not self._lane.waiting():
             core.draining = False
             core.choose_inline_writes()
@@ -249,8 +251,7 @@ class Flusher:
     # Worker threads only, from here on; one batch is in flight at a time.
 
     def _serve(self, items: list[Item]) -> list[Outcome]:
-        if Change not in {*map(type, items)}:
-            return self._flush(cast("list[Store | Request]", items))
+        """Do what is in a batch with changes, in its order."""
         outcomes: list[Outcome] = []
         for changes, group in itertools.groupby(items, lambda item: isinstance(item, Change)):
             if self._core.failure is not None:
@@ -277,32 +278,91 @@ class Flusher:
 
     def _flush(self, requests: list[Store | Request]) -> list[Outcome]:
         """Store what is to be stored, and make it durable with what else was asked for."""
-        core, mapping = self._core, self._core.mapping
-        clean = not mapping.dirty_bytes()
+        core = self._core
+        plain = core.disk is core.mapping and Request not in {*map(type, requests)}
+        if plain and not self.has_work():
+            outcomes = self._commit(cast("list[Store]", requests))
+            if outcomes is not None:
+                return outcomes
+        clean = not core.mapping.dirty_bytes()
         outcomes = self._store(requests)
+        self._make_durable(requests, outcomes, clean=clean)
+        return outcomes
+
+    def _commit(self, stores: list[Store]) -> list[Outcome] | None:
+        """Store and make durable in one native call; None if something else became dirty first.
+
+        The way of nearly all groups of durable writes: the general one is a dozen steps of Python,
+        which cost a single writer a tenth of its rate (docs/decisions.md).
+        """
+        core, mapping = self._core, self._core.mapping
+        start = time.monotonic()
+        core.durable_stores = len(stores)
+        try:
+            done = mapping.commit(stores, core.path)
+        except OSError as error:
+            self._latch(error)
+            return [None for _ in stores]
+        finally:
+            core.offloaded_writes += len(stores)
+            core.durable_stores = 0
+        if done is None:
+            return None
+        if isinstance(done, list):
+            return self._make_rest_durable(stores, done)
+        receipts, alone, flushed, end, place = done
+        try:
+            self._verify(end, place)
+        except (OSError, MappingFaultError) as error:
+            self._give_up(error, [*map(_bounds, stores)])
+            return cast("list[Outcome]", receipts)
+        mapping.flush_end([])
+        self.flushed_bytes += flushed
+        if alone:
+            sequence = receipts[-1].sequence
+            self.ledger.began(mapping.written_bytes, sequence)
+            mapping.durable_sequence = max(mapping.durable_sequence, sequence)
+        else:
+            _settle(receipts)
+        self._record(len(stores), start)
+        return cast("list[Outcome]", receipts)
+
+    def _make_rest_durable(
+        self, stores: list[Store], results: list[Receipt | tuple[int, int]]
+    ) -> list[Outcome]:
+        """Flush what was stored, after one of the stores stopped short."""
+        found = iter(results)
+        outcomes = [self._outcome(store, found) for store in stores]
+        self._make_durable(stores, outcomes, clean=True)
+        return outcomes
+
+    def _make_durable(
+        self, requests: Sequence[Store | Request], outcomes: Sequence[Outcome], *, clean: bool
+    ) -> None:
+        core, mapping = self._core, self._core.mapping
         if not self.has_work():
             _settle(outcomes)
-            return outcomes
+            return
         start = time.monotonic()
         written, sequence = mapping.written_bytes, mapping.sequence  # F2: before the runs are taken
         dirty = mapping.dirty_runs()
         # Where all was clean, only these stores are dirty. And only fsync(2) syncs a size, and it
         # writes everything.
-        asked = RangeSet(dirty) if clean or core.size_changed else self._spans(requests, outcomes)
-        everything = all(asked.covers(*run) for run in dirty)
-        spans = list(asked)
-        if everything:
+        asked = None if clean or core.size_changed else self._spans(requests, outcomes)
+        if asked is None or all(asked.covers(*run) for run in dirty):
             self.ledger.began(written, sequence)
-            spans = [(dirty[0][0], dirty[-1][1])] if dirty else []
-        if not self._write_out(spans, whole=everything):
-            return outcomes
-        if everything:
+            if not self._write_out([(dirty[0][0], dirty[-1][1])] if dirty else [], whole=True):
+                return
             mapping.durable_sequence = max(mapping.durable_sequence, sequence)
         else:
+            if not self._write_out([*asked], whole=False):
+                return
             _settle(outcomes)
-        self.groups.record(len(requests))
+        self._record(len(requests), start)
+
+    def _record(self, requests: int, start: float) -> None:
+        self.groups.record(requests)
         self.seconds.record(max(time.monotonic() - start, 1e-9))
-        return outcomes
 
     def _store(self, requests: list[Store | Request]) -> list[Outcome]:
         """Apply the stores (F4); the receipt or error of each request, None where none were."""
@@ -356,23 +416,27 @@ class Flusher:
             # is clean, and each call waits for the device anew.
             self._sync([(runs[0][0], runs[-1][1]) for runs in taken if runs], whole=whole)
         except BaseException as error:
-            mapping.flush_end(runs)
-            if isinstance(error, MappingFaultError):
-                return False  # poisoned: every verb says so, until the file is reopened
-            self._latch(error)
-            if not isinstance(error, OSError):
+            self._give_up(error, runs)
+            if not isinstance(error, (OSError, MappingFaultError)):
                 raise
             return False
         mapping.flush_end([])
         self.flushed_bytes += sum(end - offset for offset, end in runs)
         return True
 
+    def _give_up(self, error: BaseException, runs: list[tuple[int, int]]) -> None:
+        """Note why what was being flushed is dirty as before."""
+        self._core.mapping.flush_end(runs)
+        if not isinstance(error, MappingFaultError):  # every verb tells of that until a reopen
+            self._latch(error)
+
     def _sync(self, hulls: list[tuple[int, int]], *, whole: bool) -> None:
         core = self._core
         changed, resized = core.size_changed, core.resized
         # Cleared before: growth that is noticed while the disk works belongs to the next flush.
         core.size_changed = core.resized = False
-        end = core.mapping.size if resized else max((end for _, end in hulls), default=0)
+        last = hulls[-1][1] if hulls else 0
+        end = core.mapping.size if resized else last
         try:
             self._sync_to(hulls, end, whole=whole, changed=changed)
         except BaseException:
@@ -395,11 +459,11 @@ class Flusher:
             sync_directory(os.path.dirname(os.path.realpath(core.path)))
         self._verify(end)
 
-    def _verify(self, end: int) -> None:
+    def _verify(self, end: int, place: tuple[int, int, int] | None = None) -> None:
         """Check that what was flushed is still part of the file at the path (I4)."""
         core = self._core
         core.check_whole()
-        size, device, inode = core.mapping.look(core.path)
+        size, device, inode = place or core.mapping.look(core.path)
         if size < end:
             raise OSError(
                 errno.EIO,

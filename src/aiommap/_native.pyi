@@ -14,6 +14,7 @@ from typing_extensions import Buffer
 
 #: A write that was checked: an offset, and the bytes to store there.
 _Store: TypeAlias = tuple[int, bytes | memoryview]
+_Commit: TypeAlias = tuple[list[Receipt], bool, int, int, tuple[int, int, int]]
 
 PAGE_SIZE: int
 """Bytes of a page of memory, the unit in which files are mapped; asked of the system."""
@@ -161,6 +162,18 @@ class Mapping:
         The errno says why pwrite(2) was short; it is 0 for a fault. 0 bytes copied means that
         nothing was stored: the pages cannot be reached, or lie beyond a size that was set after
         the range was checked.
+        """
+
+    def commit(
+        self, items: list[_Store], path: str, /
+    ) -> _Commit | list[Receipt | tuple[int, int]] | None:
+        """Store, fdatasync(2) and look, if nothing was dirty before; else None, and do nothing.
+
+        Returns receipts; whether no other write was counted meanwhile; how many bytes of pages
+        were flushed; where the last store ends; and what ``look`` says. The stores count as being
+        flushed from then on, until ``flush_end``. If one of them stopped short, nothing is flushed,
+        and the result is that of ``write_many``. Raises OSError if the flush failed; what was
+        stored is dirty then.
         """
 
     def sync(self, metadata: bool, /) -> None:

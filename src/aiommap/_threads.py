@@ -4,13 +4,15 @@ Neither anyio's nor concurrent.futures' pool, because a hop through them costs t
 (docs/decisions), and a hop is most of what a durable write costs beside the disk itself.
 
 Invariants.
-  T1  A worker is in ``_idle`` only while it waits for a job; whoever takes it out owns it and must
-      give it one. Taking out and putting in are single operations, so no lock is needed.
+  T1  A worker is in ``_idle`` only while it waits for a job, or is about to; whoever takes it out
+      owns it and must give it one. Taking out and putting in are single operations, so no lock is
+      needed.
   T2  A forked child starts with no workers.
 """
 
 from __future__ import annotations
 
+import _thread
 import os
 import queue
 import signal
@@ -41,8 +43,11 @@ class Forks:
 os.register_at_fork(after_in_child=Forks.add)
 
 
-def run_in_thread(job: Job) -> None:
+def run_in_thread(job: Job, tell: Job | None = None) -> None:
     """Run a job in a thread of its own; it must not raise. Who bounds their number is the caller.
+
+    What tells that the job is done is called when the thread can be had for the next one: else
+    who is told, and has a next one at once, would wake another thread with colder caches.
 
     The threads are daemons: a job that hangs, on a dead network file system for instance, does
     not keep the interpreter from ending.
@@ -51,32 +56,43 @@ def run_in_thread(job: Job) -> None:
         worker = _idle.pop()  # the one that was busy last has the warmest caches
     except IndexError:
         worker = _Worker()
-    worker.give(job)
+    worker.give(job, tell)
 
 
 class _Worker:
     __slots__ = ("_jobs",)
 
     def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
-        threading.Thread(target=self._run, name="aiommap worker", daemon=True).start()
+        self._jobs: queue.SimpleQueue[tuple[Job, Job | None]] = queue.SimpleQueue()
+        thread = threading.Thread(target=self._run, name="aiommap worker", daemon=True)
+        # Not from here: start() waits until the thread runs, and so for the GIL, which others may
+        # keep for as long as they like while the event loop stands still.
+        _thread.start_new_thread(self._start, (thread,))
 
-    def give(self, job: Job) -> None:
-        self._jobs.put(job)
+    def _start(self, thread: threading.Thread) -> None:
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads: this one has to do
+            self._run()
+
+    def give(self, job: Job, tell: Job | None) -> None:
+        self._jobs.put((job, tell))
 
     def _run(self) -> None:
         # A thread inherits the mask of who started it; one that blocks SIGBUS dies of a fault.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGBUS})
         while True:
             try:
-                job = self._jobs.get(timeout=IDLE_SECONDS)
+                job, tell = self._jobs.get(timeout=IDLE_SECONDS)
             except queue.Empty:
                 try:
                     _idle.remove(self)
                 except ValueError:  # T1: somebody has just taken it out, and a job is on its way
-                    job = self._jobs.get()
+                    job, tell = self._jobs.get()
                 else:
                     return
             job()
-            del job  # what it refers to must not live until the next one comes
             _idle.append(self)
+            if tell is not None:
+                tell()
+            del job, tell  # what they refer to must not live until the next one comes

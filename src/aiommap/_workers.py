@@ -333,7 +333,11 @@ class Workers:
 
     def check_loop(self) -> None:
         """Raise unless this is the loop these workers answer to; any other would wait for ever."""
-        if self.forked or not self.on_loop():
+        try:  # as ``on_loop`` has it, without its call: each durable write pays for this
+            here = self._running() is self._loop
+        except RuntimeError:
+            here = False
+        if not here or self._forks != Forks.count:
             raise RuntimeError(
                 "a file or hub is used outside of the event loop it was opened in, or after that "
                 "ended, or in a forked child: open it again in this one"
@@ -352,6 +356,7 @@ class Workers:
 
     async def read(self, function: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
         """Run what only fills a buffer of its own; a cancelled caller leaves it behind."""
+        self.check_loop()
         done = self.event()
         job = self._start(self.reads, partial(function, *args), done.set)
         try:
@@ -380,6 +385,7 @@ class Workers:
         return await self._run(limiter, partial(function, *args), withdrawable=False)
 
     async def _run(self, limiter: Limiter, call: Callable[[], T], *, withdrawable: bool) -> T:
+        self.check_loop()
         done = self.event()
         job = self._start(limiter, call, done.set)
         await wait_or_withdraw(done, lambda: withdrawable and job.withdraw())
@@ -391,7 +397,10 @@ class Workers:
         function: Callable[[], T],
         ended: Callable[[T | None, BaseException | None], object],
     ) -> None:
-        """Run a job that nobody withdraws; its result or error is told on the loop."""
+        """Run a job that nobody withdraws; its result or error is told on the loop.
+
+        For the loop thread, which the caller has made sure of.
+        """
 
         def tell() -> None:
             # Taken out: the traceback of an error in the result refers to the job it ran in.
@@ -407,7 +416,6 @@ class Workers:
         function: Callable[[], T],
         ended: Callable[[], object],
     ) -> _Job:
-        self.check_loop()
         job = _Job(function, ended)
         if limiter.take():
             self._launch(limiter, job)
@@ -424,14 +432,13 @@ class Workers:
             self.release(limiter)
             job.end()
 
-        def run() -> None:
-            job.run()
+        def tell() -> None:
             # A loop that has ended answers RuntimeError; nobody is left there to be told.
             with suppress(RuntimeError):
                 self._from_thread(end)
 
         try:
-            run_in_thread(run)
+            run_in_thread(job.run, tell)
         except RuntimeError as error:  # no thread can be started
             job.error = error
             self.call_soon(end)

@@ -1,12 +1,10 @@
-/* py_blocking.c: reads, writes and syncs of worker threads. They may wait, without the GIL (I2).
+/* py_blocking.c: reads and syncs of worker threads. They may wait, without the GIL (I2).
  *
  * Verbs that copy report how much they copied; a number short of the request is a fault, and the
  * caller finds out why. Errors of system calls are raised as OSError.
  */
 #include "guard.h"
 #include "py_mapping.h"
-
-#include <errno.h>
 
 /* Fill `to` from the file, or from the mapping where only the mapping has the bytes. */
 static ssize_t read_waiting(Mapping *self, char *to, int64_t offset, size_t length)
@@ -60,161 +58,6 @@ PyObject *mapping_read_into(Mapping *self, PyObject *args)
     if (!valid)
         return NULL;
     return got < 0 ? os_error((int)-got) : PyLong_FromSsize_t(got);
-}
-
-struct store {
-    Py_buffer data;
-    int64_t offset;
-    bool outside;  /* the file was made shorter since the range was checked: nothing is stored */
-    bool ready;    /* its pages are known to be present and writable; result: whether they are */
-    size_t copied; /* result */
-    int error;     /* result: what the kernel said when it refused the rest; 0 for a fault */
-};
-
-/* Without the GIL. Every page is made writable before the first byte is stored, so that a full
- * disk or a truncated file is found while nothing has been changed yet. */
-static void store_mapped(const struct region *region, struct store *store)
-{
-    size_t length = (size_t)store->data.len, offset = (size_t)store->offset;
-    for (size_t at = 0; !store->ready && at < length;) {
-        ssize_t step = region_populate(region, offset + at, length - at, true);
-        if (step == -EINVAL || step == -ENOSYS)
-            break; /* no MADV_POPULATE_WRITE before Linux 5.14: the guard has to do */
-        if (step == -EINTR || step == -EAGAIN)
-            continue;
-        if (step < 0)
-            return;
-        at += (size_t)step;
-    }
-    store->copied = region_copy_in(region, offset, store->data.buf, length);
-    store->ready = store->copied == length;
-}
-
-static bool is_next(const struct store *store, const struct store *last)
-{
-    return !store->outside && !store->ready && store->data.len &&
-           store->offset == last->offset + last->data.len;
-}
-
-/* Without the GIL. Write stores that lie one behind the other, from the first on; how many. */
-static Py_ssize_t store_through(int fd, struct store *stores, Py_ssize_t count)
-{
-    enum { RUN = 64 };
-    struct iovec pieces[RUN];
-    size_t total = 0;
-    Py_ssize_t run = 0;
-    do {
-        pieces[run] = (struct iovec){stores[run].data.buf, (size_t)stores[run].data.len};
-        total += (size_t)stores[run++].data.len;
-    } while (run < count && run < RUN && is_next(&stores[run], &stores[run - 1]) &&
-             total + (size_t)stores[run].data.len <= PIECE_BYTES);
-    int error = 0;
-    size_t done = 0;
-    if (total <= PIECE_BYTES)
-        done = file_write(fd, pieces, (int)run, (off_t)stores->offset, &error);
-    for (size_t put = 1; total > PIECE_BYTES && done < total && put; done += put) {
-        size_t length = total - done < PIECE_BYTES ? total - done : PIECE_BYTES;
-        struct iovec piece = {(char *)stores->data.buf + done, length};
-        put = file_write(fd, &piece, 1, (off_t)stores->offset + (off_t)done, &error);
-    }
-    for (Py_ssize_t i = 0; i < run; i++) {
-        size_t length = (size_t)stores[i].data.len;
-        stores[i].copied = done < length ? done : length;
-        stores[i].error = done < length ? error : 0;
-        done -= stores[i].copied;
-    }
-    return run;
-}
-
-/* Without the GIL. Stores into a file with all of its blocks go through the descriptor: that makes
- * only their own blocks dirty, where a store through the mapping makes whole folios so, and a flush
- * then writes up to a megabyte for each (docs/decisions.md). */
-static void apply_stores(const struct hold *hold, struct store *stores, Py_ssize_t count,
-                         bool shared)
-{
-    int64_t end = 0;
-    guard_refresh();
-    for (Py_ssize_t i = 0; i < count; i++)
-        if (!stores[i].outside && stores[i].offset + stores[i].data.len > end)
-            end = stores[i].offset + stores[i].data.len;
-    bool solid = shared && file_is_solid(hold->fd, (off_t)end);
-    for (Py_ssize_t i = 0; i < count;) {
-        if (stores[i].outside || !stores[i].data.len)
-            i++;
-        else if (solid && !stores[i].ready)
-            i += store_through(hold->fd, &stores[i], count - i);
-        else
-            store_mapped(hold->region, &stores[i++]);
-    }
-}
-
-static bool load_stores(Mapping *self, PyObject *items, struct store *stores, Py_ssize_t *loaded)
-{
-    for (Py_ssize_t i = 0; i < PyList_Size(items); i++) {
-        long long offset;
-        struct store *store = &stores[i];
-        if (!PyArg_ParseTuple(PyList_GetItem(items, i), "Ly*:write_many", &offset, &store->data))
-            return false;
-        ++*loaded;
-        size_t first, end;
-        store->offset = offset;
-        store->outside = !range_is_valid(offset, store->data.len, self->size);
-        if (store->outside)
-            continue;
-        store->ready = !pages_of(offset, store->data.len, &first, &end) ||
-                       pages_has_all(&self->ready, first, end);
-    }
-    return true;
-}
-
-/* Count one store, and make its receipt, or (copied, error) for one that stopped short. */
-static PyObject *settle_store(Mapping *self, struct store *store, int64_t now)
-{
-    bool whole = !store->outside && store->copied == (size_t)store->data.len;
-    if (!mapping_stored(self, store->offset, store->copied, whole && store->ready, now))
-        return PyErr_NoMemory();
-    if (!whole) {
-        self->counters.faults++;
-        return Py_BuildValue("(ni)", (Py_ssize_t)store->copied, store->error);
-    }
-    self->sequence += store->copied > 0;
-    return receipt_make(self, store->offset, store->data.len, self->sequence);
-}
-
-static PyObject *settle_stores(Mapping *self, struct store *stores, Py_ssize_t count)
-{
-    PyObject *results = PyList_New(count);
-    int64_t now = slice_clock();
-    for (Py_ssize_t i = 0; results && i < count; i++) {
-        PyObject *result = settle_store(self, &stores[i], now);
-        if (!result)
-            Py_CLEAR(results);
-        else
-            PyList_SetItem(results, i, result);
-    }
-    return results;
-}
-
-PyObject *mapping_write_many(Mapping *self, PyObject *items)
-{
-    if (!PyList_CheckExact(items))
-        return PyErr_Format(PyExc_TypeError, "write_many needs a list of (offset, buffer)");
-    PyObject *results = NULL;
-    Py_ssize_t count = PyList_Size(items), loaded = 0;
-    struct store *stores = PyMem_Calloc(count ? (size_t)count : 1, sizeof *stores);
-    if (!stores)
-        return PyErr_NoMemory();
-    if (mapping_check(self) && load_stores(self, items, stores, &loaded)) {
-        struct hold hold;
-        /* SAFETY: the buffers are exported to us until they are released below, so nobody can
-         * free or move them while the copy runs. */
-        WITHOUT_GIL(hold, self, apply_stores(&hold, stores, count, !self->private_copy););
-        results = settle_stores(self, stores, count);
-    }
-    for (Py_ssize_t i = 0; i < loaded; i++)
-        PyBuffer_Release(&stores[i].data);
-    PyMem_Free(stores);
-    return results;
 }
 
 PyObject *mapping_sync(Mapping *self, PyObject *args)

@@ -8,6 +8,13 @@ bool mapping_dirty(Mapping *self, size_t first, size_t end, int64_t now)
     return pages_insert(&self->dirty, first, end);
 }
 
+void mapping_count(Mapping *self, int64_t offset, size_t stored)
+{
+    self->written_bytes += stored;
+    if (stored && offset + (int64_t)stored > self->floor)
+        self->floor = offset + (int64_t)stored;
+}
+
 bool mapping_stored(Mapping *self, int64_t offset, size_t stored, bool ready, int64_t now)
 {
     size_t first, end;
@@ -15,14 +22,11 @@ bool mapping_stored(Mapping *self, int64_t offset, size_t stored, bool ready, in
         return true;
     if (ready && !pages_insert(&self->ready, first, end))
         return false;
-    self->written_bytes += stored;
-    if (offset + (int64_t)stored > self->floor)
-        self->floor = offset + (int64_t)stored;
+    mapping_count(self, offset, stored);
     return mapping_dirty(self, first, end, now);
 }
 
-/* A writable lease may be stored through at any moment: its pages are dirty while it lives. */
-static bool absorb_leases(Mapping *self)
+bool mapping_absorb_leases(Mapping *self)
 {
     int64_t now = slice_clock();
     mapping_size(self);
@@ -72,8 +76,7 @@ static struct run *collect_runs(Mapping *self, size_t first, size_t end, Py_ssiz
     return runs;
 }
 
-/* Take the pages of [first, end) out of the dirty ones, as those that a flush is writing. */
-static void take_off(Mapping *self, size_t first, size_t end)
+void mapping_take_off(Mapping *self, size_t first, size_t end)
 {
     size_t page = page_size();
     self->flight_pages += end - first - pages_missing(&self->dirty, first, end);
@@ -98,11 +101,11 @@ PyObject *mapping_flush_begin(Mapping *self, PyObject *args)
         return NULL;
     if (!pages_of(offset, length, &first, &end))
         return PyList_New(0);
-    struct run *runs = absorb_leases(self) ? collect_runs(self, first, end, &count) : NULL;
+    struct run *runs = mapping_absorb_leases(self) ? collect_runs(self, first, end, &count) : NULL;
     if (!runs)
         return PyErr_NoMemory();
     if (count)
-        take_off(self, first, end);
+        mapping_take_off(self, first, end);
     PyObject *list = list_of_runs(runs, count);
     if (!list) /* nothing will be written: all of it is dirty as before */
         for (Py_ssize_t i = 0; i < count; i++)
@@ -129,14 +132,19 @@ static bool mark_dirty(Mapping *self, PyObject *runs)
     return true;
 }
 
-PyObject *mapping_flush_end(Mapping *self, PyObject *failed)
+void mapping_land(Mapping *self)
 {
     self->flight_start = self->flight_end = 0;
     self->flight_pages = 0;
+    self->flight_since = 0;
+}
+
+PyObject *mapping_flush_end(Mapping *self, PyObject *failed)
+{
     if (!PyList_CheckExact(failed))
         return PyErr_Format(PyExc_TypeError, "flush_end needs the list of runs that failed");
     bool marked = mark_dirty(self, failed);
-    self->flight_since = 0;
+    mapping_land(self);
     if (!marked)
         return NULL;
     Py_RETURN_NONE;
@@ -145,7 +153,7 @@ PyObject *mapping_flush_end(Mapping *self, PyObject *failed)
 PyObject *mapping_dirty_runs(Mapping *self, PyObject *Py_UNUSED(unused))
 {
     Py_ssize_t count;
-    struct run *runs = absorb_leases(self) ? collect_runs(self, 0, self->dirty.count, &count) : NULL;
+    struct run *runs = mapping_absorb_leases(self) ? collect_runs(self, 0, self->dirty.count, &count) : NULL;
     if (!runs)
         return PyErr_NoMemory();
     PyObject *list = list_of_runs(runs, count);
@@ -155,7 +163,7 @@ PyObject *mapping_dirty_runs(Mapping *self, PyObject *Py_UNUSED(unused))
 
 PyObject *mapping_dirty_bytes(Mapping *self, PyObject *Py_UNUSED(unused))
 {
-    if (!absorb_leases(self))
+    if (!mapping_absorb_leases(self))
         return PyErr_NoMemory();
     return PyLong_FromSize_t(self->dirty.members * page_size());
 }

@@ -349,6 +349,7 @@ static PyMethodDef mapping_methods[] = { /* documented in _native.pyi */
     ARGS("read", mapping_read),
     ARGS("read_into", mapping_read_into),
     ONE("write_many", mapping_write_many),
+    ARGS("commit", mapping_commit),
     ARGS("sync", mapping_sync),
     ARGS("look", mapping_look),
     ARGS("sync_range", mapping_sync_range),

@@ -164,6 +164,13 @@ bool mapping_dirty(Mapping *self, size_t first, size_t end, int64_t now);
 /* Note that `stored` bytes were stored at a time, and whether their pages can now be stored to
  * without a fault. Behind a fault nothing is dirty. False when out of memory. */
 bool mapping_stored(Mapping *self, int64_t offset, size_t stored, bool ready, int64_t now);
+void mapping_count(Mapping *self, int64_t offset, size_t stored); /* the same, but for the pages */
+/* A writable lease may be stored through at any moment: its pages are dirty while it lives. False
+ * when out of memory. */
+bool mapping_absorb_leases(Mapping *self);
+/* Take the pages of [first, end) out of the dirty ones, as those that a flush is writing. */
+void mapping_take_off(Mapping *self, size_t first, size_t end);
+void mapping_land(Mapping *self); /* the flush is over */
 /* Whether pages [first, end) were touched within READY_NS. */
 bool mapping_is_ready(Mapping *self, size_t first, size_t end, int64_t now);
 PyObject *receipt_make(Mapping *self, int64_t offset, int64_t length, uint64_t sequence);
@@ -185,10 +192,12 @@ PyObject *mapping_write_inline(Mapping *self, PyObject *const *args, Py_ssize_t 
 PyObject *mapping_stage(Mapping *self, PyObject *const *args, Py_ssize_t count);
 PyObject *mapping_write_now(Mapping *self, PyObject *const *args, Py_ssize_t count);
 
-/* py_blocking.c, py_paging.c: verbs of worker threads; they may wait, without the GIL. */
+/* py_stores.c, py_blocking.c, py_paging.c: verbs of worker threads; they may wait, without the
+ * GIL. */
 PyObject *mapping_read(Mapping *self, PyObject *args);
 PyObject *mapping_read_into(Mapping *self, PyObject *args);
 PyObject *mapping_write_many(Mapping *self, PyObject *items);
+PyObject *mapping_commit(Mapping *self, PyObject *args);
 PyObject *mapping_sync(Mapping *self, PyObject *args);
 PyObject *mapping_look(Mapping *self, PyObject *args);
 PyObject *mapping_sync_range(Mapping *self, PyObject *args);

@@ -1,0 +1,286 @@
+/* py_stores.c: what worker threads store, and make durable in the same breath, without the GIL. */
+#include "guard.h"
+#include "py_mapping.h"
+
+#include <errno.h>
+
+struct store {
+    Py_buffer data;
+    int64_t offset;
+    bool outside;  /* the file was made shorter since the range was checked: nothing is stored */
+    bool ready;    /* its pages are known to be present and writable; result: whether they are */
+    size_t copied; /* result */
+    int error;     /* result: what the kernel said when it refused the rest; 0 for a fault */
+};
+
+/* Without the GIL. Every page is made writable before the first byte is stored, so that a full
+ * disk or a truncated file is found while nothing has been changed yet. */
+static void store_mapped(const struct region *region, struct store *store)
+{
+    size_t length = (size_t)store->data.len, offset = (size_t)store->offset;
+    for (size_t at = 0; !store->ready && at < length;) {
+        ssize_t step = region_populate(region, offset + at, length - at, true);
+        if (step == -EINVAL || step == -ENOSYS)
+            break; /* no MADV_POPULATE_WRITE before Linux 5.14: the guard has to do */
+        if (step == -EINTR || step == -EAGAIN)
+            continue;
+        if (step < 0)
+            return;
+        at += (size_t)step;
+    }
+    store->copied = region_copy_in(region, offset, store->data.buf, length);
+    store->ready = store->copied == length;
+}
+
+static bool is_next(const struct store *store, const struct store *last)
+{
+    return !store->outside && !store->ready && store->data.len &&
+           store->offset == last->offset + last->data.len;
+}
+
+/* Without the GIL. Write stores that lie one behind the other, from the first on; how many. */
+static Py_ssize_t store_through(int fd, struct store *stores, Py_ssize_t count)
+{
+    enum { RUN = 64 };
+    struct iovec pieces[RUN];
+    size_t total = 0;
+    Py_ssize_t run = 0;
+    do {
+        pieces[run] = (struct iovec){stores[run].data.buf, (size_t)stores[run].data.len};
+        total += (size_t)stores[run++].data.len;
+    } while (run < count && run < RUN && is_next(&stores[run], &stores[run - 1]) &&
+             total + (size_t)stores[run].data.len <= PIECE_BYTES);
+    int error = 0;
+    size_t done = 0;
+    if (total <= PIECE_BYTES)
+        done = file_write(fd, pieces, (int)run, (off_t)stores->offset, &error);
+    for (size_t put = 1; total > PIECE_BYTES && done < total && put; done += put) {
+        size_t length = total - done < PIECE_BYTES ? total - done : PIECE_BYTES;
+        struct iovec piece = {(char *)stores->data.buf + done, length};
+        put = file_write(fd, &piece, 1, (off_t)stores->offset + (off_t)done, &error);
+    }
+    for (Py_ssize_t i = 0; i < run; i++) {
+        size_t length = (size_t)stores[i].data.len;
+        stores[i].copied = done < length ? done : length;
+        stores[i].error = done < length ? error : 0;
+        done -= stores[i].copied;
+    }
+    return run;
+}
+
+/* Without the GIL. Stores into a file with all of its blocks go through the descriptor: that makes
+ * only their own blocks dirty, where a store through the mapping makes whole folios so, and a flush
+ * then writes up to a megabyte for each (docs/decisions.md). */
+static void apply_stores(const struct hold *hold, struct store *stores, Py_ssize_t count,
+                         bool shared)
+{
+    int64_t end = 0;
+    guard_refresh();
+    for (Py_ssize_t i = 0; i < count; i++)
+        if (!stores[i].outside && stores[i].offset + stores[i].data.len > end)
+            end = stores[i].offset + stores[i].data.len;
+    bool solid = shared && file_is_solid(hold->fd, (off_t)end);
+    for (Py_ssize_t i = 0; i < count;) {
+        if (stores[i].outside || !stores[i].data.len)
+            i++;
+        else if (solid && !stores[i].ready)
+            i += store_through(hold->fd, &stores[i], count - i);
+        else
+            store_mapped(hold->region, &stores[i++]);
+    }
+}
+
+static bool load_stores(Mapping *self, PyObject *items, struct store *stores, Py_ssize_t *loaded)
+{
+    for (Py_ssize_t i = 0; i < PyList_Size(items); i++) {
+        long long offset;
+        struct store *store = &stores[i];
+        if (!PyArg_ParseTuple(PyList_GetItem(items, i), "Ly*:write_many", &offset, &store->data))
+            return false;
+        ++*loaded;
+        size_t first, end;
+        store->offset = offset;
+        store->outside = !range_is_valid(offset, store->data.len, self->size);
+        if (store->outside)
+            continue;
+        store->ready = !pages_of(offset, store->data.len, &first, &end) ||
+                       pages_has_all(&self->ready, first, end);
+    }
+    return true;
+}
+
+static bool is_whole(const struct store *store)
+{
+    return !store->outside && store->copied == (size_t)store->data.len;
+}
+
+/* Count one store, and make its receipt, or (copied, error) for one that stopped short. What was
+ * `flushed` already is not dirty. */
+static PyObject *settle_store(Mapping *self, struct store *store, bool flushed, int64_t now)
+{
+    bool whole = is_whole(store);
+    if (flushed)
+        mapping_count(self, store->offset, store->copied);
+    else if (!mapping_stored(self, store->offset, store->copied, whole && store->ready, now))
+        return PyErr_NoMemory();
+    if (!whole) {
+        self->counters.faults++;
+        return Py_BuildValue("(ni)", (Py_ssize_t)store->copied, store->error);
+    }
+    self->sequence += store->copied > 0;
+    return receipt_make(self, store->offset, store->data.len, self->sequence);
+}
+
+static PyObject *settle_stores(Mapping *self, struct store *stores, Py_ssize_t count, bool flushed)
+{
+    PyObject *results = PyList_New(count);
+    int64_t now = slice_clock();
+    for (Py_ssize_t i = 0; results && i < count; i++) {
+        PyObject *result = settle_store(self, &stores[i], flushed, now);
+        if (!result)
+            Py_CLEAR(results);
+        else
+            PyList_SetItem(results, i, result);
+    }
+    return results;
+}
+
+static void release_stores(struct store *stores, Py_ssize_t loaded)
+{
+    for (Py_ssize_t i = 0; i < loaded; i++)
+        PyBuffer_Release(&stores[i].data);
+    PyMem_Free(stores);
+}
+
+static struct store *make_stores(PyObject *items, Py_ssize_t *count)
+{
+    if (!PyList_CheckExact(items)) {
+        PyErr_SetString(PyExc_TypeError, "stores have to be a list of (offset, buffer)");
+        return NULL;
+    }
+    *count = PyList_Size(items);
+    struct store *stores = PyMem_Calloc(*count ? (size_t)*count : 1, sizeof *stores);
+    return stores ? stores : (struct store *)PyErr_NoMemory();
+}
+
+PyObject *mapping_write_many(Mapping *self, PyObject *items)
+{
+    PyObject *results = NULL;
+    Py_ssize_t count, loaded = 0;
+    struct store *stores = make_stores(items, &count);
+    if (!stores)
+        return NULL;
+    if (mapping_check(self) && load_stores(self, items, stores, &loaded)) {
+        struct hold hold;
+        /* SAFETY: the buffers are exported to us until they are released below, so nobody can
+         * free or move them while the copy runs. */
+        WITHOUT_GIL(hold, self, apply_stores(&hold, stores, count, !self->private_copy););
+        results = settle_stores(self, stores, count, false);
+    }
+    release_stores(stores, loaded);
+    return results;
+}
+
+/* What a commit found out without the GIL. */
+struct commit {
+    bool stored; /* all of it; nothing is flushed otherwise */
+    int error;   /* of the flush or of the look */
+    struct sighting open_file, named;
+};
+
+/* Without the GIL. */
+static struct commit commit_stores(const struct hold *hold, struct store *stores, Py_ssize_t count,
+                                   bool shared, const char *path)
+{
+    struct commit done = {.stored = true};
+    apply_stores(hold, stores, count, shared);
+    for (Py_ssize_t i = 0; i < count; i++)
+        done.stored = done.stored && is_whole(&stores[i]);
+    if (done.stored)
+        done.error = file_sync(hold->fd, false);
+    if (done.stored && !done.error)
+        done.error = file_look(hold->fd, path, &done.open_file, &done.named);
+    return done;
+}
+
+/* Let the pages of stores be those that a flush is writing, as if they were stored to already; where
+ * the last one ends, or -1 when out of memory. */
+static int64_t fly(Mapping *self, const struct store *stores, Py_ssize_t count)
+{
+    size_t first, end, low = SIZE_MAX, high = 0;
+    int64_t now = slice_clock(), last = 0;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        int64_t stop = stores[i].offset + (int64_t)stores[i].data.len;
+        if (stores[i].outside || !pages_of(stores[i].offset, stores[i].data.len, &first, &end))
+            continue;
+        if (!mapping_dirty(self, first, end, now))
+            return -1;
+        low = first < low ? first : low;
+        high = end > high ? end : high;
+        last = stop > last ? stop : last;
+    }
+    if (low < high)
+        mapping_take_off(self, low, high);
+    return last;
+}
+
+/* Bytes of the pages that a flush is writing, up to the end of the file. */
+static int64_t flying_bytes(const Mapping *self, int64_t last)
+{
+    int64_t page = (int64_t)page_size(), end = (last + page - 1) / page * page;
+    return (int64_t)self->flight_pages * page - (end > self->size ? end - self->size : 0);
+}
+
+/* With the GIL again. What was flushed is being written still, until `flush_end`. */
+static PyObject *end_commit(Mapping *self, struct store *stores, Py_ssize_t count,
+                            const struct commit *done, int64_t last, bool alone)
+{
+    bool flushed = done->stored && !done->error;
+    PyObject *results = settle_stores(self, stores, count, flushed);
+    if (results && flushed)
+        return Py_BuildValue("(NOLL(LKK))", results, alone ? Py_True : Py_False,
+                             (long long)flying_bytes(self, last), (long long)last,
+                             (long long)done->open_file.size,
+                             (unsigned long long)done->named.device,
+                             (unsigned long long)done->named.inode);
+    mapping_land(self);
+    if (results && done->error) {
+        Py_DECREF(results);
+        return os_error(done->error);
+    }
+    return results;
+}
+
+/* One release of the GIL where `write_many`, `flush_begin`, `sync` and `look` would be four, with
+ * a thread's wait for the GIL after each. */
+PyObject *mapping_commit(Mapping *self, PyObject *args)
+{
+    PyObject *items, *encoded, *result = NULL;
+    Py_ssize_t count, loaded = 0;
+    struct store *stores;
+    if (!PyArg_ParseTuple(args, "OO&:commit", &items, PyUnicode_FSConverter, &encoded))
+        return NULL;
+    stores = make_stores(items, &count);
+    if (stores && mapping_check(self) && load_stores(self, items, stores, &loaded)) {
+        int64_t last = -1;
+        bool absorbed = mapping_absorb_leases(self), clean = absorbed && !self->dirty.members;
+        if (!absorbed || (clean && (last = fly(self, stores, count)) < 0))
+            PyErr_NoMemory();
+        else if (!clean)
+            result = Py_NewRef(Py_None);
+        else {
+            struct hold hold;
+            struct commit done;
+            uint64_t sequence = self->sequence;
+            const char *path = PyBytes_AsString(encoded);
+            bool shared = !self->private_copy;
+            /* SAFETY: as in `write_many`; `encoded` is ours. */
+            WITHOUT_GIL(hold, self, done = commit_stores(&hold, stores, count, shared, path););
+            result = end_commit(self, stores, count, &done, last, sequence == self->sequence);
+        }
+    }
+    if (stores)
+        release_stores(stores, loaded);
+    Py_DECREF(encoded);
+    return result;
+}
