@@ -292,7 +292,7 @@ async def test_no_change_overtakes_a_write_that_is_under_way(zeros):
         async with anyio.create_task_group() as group:
             with f._core.changes:  # what the worker needs for storing
                 group.start_soon(f.write, PAGE, big)
-                while not f._core.storing(PAGE, PAGE + 8):
+                while not f._core.lanes.storing(PAGE, PAGE + 8):
                     await anyio.lowlevel.checkpoint()
                 for act in (lambda: word.store(1), lambda: word.fetch_add(1)):
                     with pytest.raises(anyio.BusyResourceError, match="write to"):

@@ -88,7 +88,7 @@ async def test_a_new_policy_does_not_let_a_write_overtake_one_that_waits(path):
         hold(f._core.workers.stores)
         async with anyio.create_task_group() as group:
             group.start_soon(f.write, 0, b"a" * (128 << 10))
-            while not f._core.queued_bytes:
+            while not f._core.doing.queued_bytes:
                 await anyio.lowlevel.checkpoint()
             f.flush_policy = FlushPolicy.always()
             group.start_soon(f.write, 0, b"b")

@@ -21,7 +21,7 @@ from typing import Protocol, SupportsIndex, runtime_checkable
 import anyio
 from anyio.abc import AsyncResource
 
-from ._core import byte_count
+from ._arguments import byte_count
 from ._errors import ForkedError, OutOfBoundsError, UnsupportedError
 from ._file import MappedFile
 from ._hub import Hub, Opening

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 class ChangeKind(Enum):
@@ -56,6 +56,18 @@ class StatResult(Protocol):
     def st_mtime_ns(self) -> int: ...
     @property
     def st_ctime_ns(self) -> int: ...
+
+
+class Identity(NamedTuple):
+    """What tells a file from another one at the same path."""
+
+    device: int
+    inode: int
+
+    @classmethod
+    def of(cls, found: StatResult) -> Identity:
+        """Take the identity out of a stat result."""
+        return cls(found.st_dev, found.st_ino)
 
 
 @dataclass(frozen=True, slots=True)

@@ -410,7 +410,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
             offloaded_reads=self._core.offloaded_reads,
             fell_back_reads=mapping.fell_back_reads,
             inline_writes=mapping.inline_writes_done,
-            offloaded_writes=self._core.offloaded_writes,
+            offloaded_writes=self._core.doing.offloaded_writes,
             dirty_bytes=mapping.dirty_bytes(),
             oldest_dirty_seconds=oldest_dirty_seconds(mapping),
             flushes=flusher.seconds.count,

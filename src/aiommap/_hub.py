@@ -18,8 +18,8 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import anyio
 
 from ._advice import Advice
-from ._change import FileState
-from ._core import Core, Identity
+from ._change import FileState, Identity
+from ._core import Core
 from ._errors import AccessModeError, ForkedError
 from ._file import MappedFile
 from ._lane import Lane, batches
@@ -281,10 +281,10 @@ class Hub:
     def _register(self, core: Core) -> None:
         self._at.setdefault(core.path, set()).add(core)
         if core.shared_writable:
-            self._own.add(core)
+            self._own.add(core.doing)
 
     def _unregister(self, core: Core) -> None:
-        self._own.remove(core)
+        self._own.remove(core.doing)
         others = self._at.get(core.path, set())
         others.discard(core)
         if not others:
@@ -293,7 +293,7 @@ class Hub:
     def _seen(self, path: str, state: FileState | None) -> None:
         """Take note of which file a path names by now."""
         for core in self._at.get(path, ()):
-            core.orphaned = state is None or (state.device, state.inode) != core.inode
+            core.orphaned = state is None or (state.device, state.inode) != core.identity
 
     async def _discard(self, opened: Opened) -> None:
         """Close, or undo, what was opened for a task that was cancelled."""

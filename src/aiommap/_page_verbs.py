@@ -67,7 +67,7 @@ class PagedVerbs:
         if write:
             self._core.check_writable("prewarm for writing")
         start, count = check_tail(offset, length, self.size)
-        with self._core.touch() if write else nullcontext():
+        with self._core.doing.touch() if write else nullcontext():
             return await self._pager.prewarm(start, count, write=write, progress=progress)
 
     async def residency(

@@ -52,11 +52,11 @@ async def bring_home(core: Core, flusher: Flusher) -> None:
         return
     core.check_flushed()
     while True:
-        await core.settle()
-        await core.served()
+        await core.lanes.wait_stored()
+        await core.lanes.wait_served()
         # As when it is closed: a policy that does not flush then lets stores go.
         dirty = core.policy.flush_at_close and flusher.has_work()
-        if not dirty and not core.queued_bytes and not flusher.busy:
+        if not dirty and not core.doing.queued_bytes and not flusher.busy:
             return
         if dirty:
             await flusher.flush_everything()
@@ -64,9 +64,9 @@ async def bring_home(core: Core, flusher: Flusher) -> None:
 
 async def _check_private(core: Core) -> None:
     """Raise if stores of mode "c" would be left behind: no flush can bring them home."""
-    await core.settle()
-    while core.queued_bytes:
-        await core.settle()
+    await core.lanes.wait_stored()
+    while core.doing.queued_bytes:
+        await core.lanes.wait_stored()
     if core.mapping.dirty_bytes():
         remedy = "its private stores would be lost: copy them, then pass discard=True"
         raise AccessModeError("reopen", core.mode, remedy)
@@ -134,7 +134,7 @@ class Refresher:
         """Address as many bytes as the file has."""
         core = self._core
         with core.activity():
-            await core.settle()
+            await core.lanes.wait_stored()
             lost = False
 
             def act() -> None:

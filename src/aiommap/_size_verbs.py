@@ -6,7 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, SupportsIndex
 
-from ._core import Core, byte_count
+from ._arguments import byte_count
+from ._core import Core
 from ._errors import AccessModeError
 from ._flush import Flusher
 from ._ranges import check_range
@@ -101,5 +102,5 @@ class SizedVerbs:
     async def _change(self, act: Callable[[], None]) -> None:
         """Change the file after the writes submitted so far."""
         with self._core.activity():
-            await self._core.settle()
+            await self._core.lanes.wait_stored()
             await self._flusher.change(act)

@@ -68,7 +68,7 @@ class FileWatch:
             opened = replace(core.state, size=core.mapping.size)
             if state is None or not state.is_same_file(opened):
                 return opened
-            if core.size_changes % 2 or self._done() != done:
+            if core.doing.size_changes % 2 or self._done() != done:
                 return state  # we are at it ourselves
             touched = called_ns is not None and state.ctime_ns >= called_ns
             return opened if touched or state.size != opened.size else state
@@ -76,7 +76,7 @@ class FileWatch:
         return since
 
     def _done(self) -> tuple[int, int]:
-        return self.core.mapping.sequence, self.core.size_changes
+        return self.core.mapping.sequence, self.core.doing.size_changes
 
 
 class WatchedVerbs:

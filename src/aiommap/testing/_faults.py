@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from aiommap import AccessModeError, MappedFile, Snapshot, _opening
-from aiommap._core import Core, Identity
+from aiommap._change import Identity
+from aiommap._core import Core
 from aiommap._workers import Event, Mutex
 
 from ._disk import Call, InjectedFault, core_of, in_place
