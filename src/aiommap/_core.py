@@ -25,6 +25,7 @@ from ._errors import (
     OutOfBoundsError,
 )
 from ._native import Mapping, Receipt
+from ._opening import Opened, OpenOptions
 from ._own_changes import Doing
 from ._policy import FlushPolicy
 from ._ranges import RangeSet
@@ -97,53 +98,41 @@ class Core:
         "mapping",
         "mode",
         "offloaded_reads",
+        "options",
         "orphaned",
         "path",
         "policy",
         "resized",
         "retired",
         "size_changed",
-        "sparse",
         "state",
         "undo",
         "workers",
     )
 
-    def __init__(
-        self,
-        mapping: Mapping,
-        *,
-        path: str,
-        mode: str,
-        policy: FlushPolicy,
-        sparse: bool,
-        created: bool,
-        size_changed: bool,
-        identity: Identity,
-        state: FileState,
-        workers: Workers,
-    ) -> None:
-        self.mapping: Mapping = mapping
+    def __init__(self, opened: Opened, options: OpenOptions, workers: Workers) -> None:
+        self.options: OpenOptions = options
+        self.mapping: Mapping = opened.mapping
         #: The mapping again, where a worker asks the disk through it.
-        self.disk: Disk = mapping
-        self.path: str = path
-        self.mode: str = mode
-        self.policy: FlushPolicy = policy
-        self.sparse: bool = sparse
-        self.identity: Identity = identity
+        self.disk: Disk = opened.mapping
+        self.path: str = options.path
+        self.mode: str = options.mode.name
+        self.policy: FlushPolicy = options.flush
+        self.identity: Identity = opened.identity
         #: What stat(2) said when the file was opened.
-        self.state: FileState = state
+        self.state: FileState = opened.state
         #: Whether the path was last seen to name another file, or none.
         self.orphaned: bool = False
         self.workers: Workers = workers
         #: The directory entry is not durable yet. Cleared by the flush worker, one at a time.
-        self.created: bool = created
+        self.created: bool = opened.created
+        made = options.mode.makes
         #: The size, or which blocks there are, was changed since the last flush of everything.
-        self.size_changed: bool = size_changed
+        self.size_changed: bool = made
         #: The size was; so the next flush also looks whether the file still has it.
-        self.resized: bool = size_changed
+        self.resized: bool = made
         #: What watchers must not take for somebody else's doing.
-        self.doing: Doing = Doing(mapping, identity, size_changed=size_changed)
+        self.doing: Doing = Doing(opened.mapping, opened.identity, size_changed=made)
         self.lanes: Lanes = Lanes()
         self.failure: FlushError | None = None
         #: Keeps stores and changes of size apart. Taken in worker threads only.

@@ -20,7 +20,7 @@ from ._file_locks import FileLocks
 from ._flush import Flusher, Request
 from ._listeners import Listeners, Subscription
 from ._native import PAGE_SIZE
-from ._opening import OpenOptions, check_policy
+from ._opening import check_policy
 from ._page_verbs import PagedVerbs
 from ._paging import Pager
 from ._policy import FlushPolicy
@@ -69,7 +69,6 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         "_leave",
         "_locks",
         "_mapping",
-        "_options",
         "_pager",
         "_reader",
         "_resizer",
@@ -115,9 +114,9 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         self._closer = Closer(core, self._flusher, self._auto, self._resizer, let_go)
         core.mapping.attach(self._flusher, WriteReceipt)
 
-    async def _prepare(self, options: OpenOptions) -> None:
+    async def _prepare(self) -> None:
         """Do what opening was asked to do beyond mapping."""
-        self._options = options
+        options = self._core.options
         if options.advice is not None:
             await self.advise(options.advice)
         if options.lock:

@@ -240,30 +240,31 @@ class Hub:
         if self._closed:
             await self._releasing.submit(_Release.of(opened), withdrawable=False)
             raise anyio.ClosedResourceError("the hub was closed while it opened the file")
-        core = _core_of(opened, options, workers)
-        open_again = partial(self._open_again, options)
-        hub = Surroundings(self._scheduler, self._watcher, self._release, open_again, self._move)
+        core = Core(opened, options, workers)
+        hub = Surroundings(
+            self._scheduler, self._watcher, self._release, self._open_again, self._move
+        )
         file = MappedFile(core, hub)
         self._files[core] = file
         self._register(core)
         FILES.debug('opened %s in mode "%s": %d bytes', core.path, core.mode, core.mapping.size)
         try:
-            await file._prepare(options)  # noqa: SLF001  half of the constructor
+            await file._prepare()  # noqa: SLF001  half of the constructor
         except BaseException:
             core.undo = core.created
             await file.aclose()
             raise
         return file
 
-    async def _open_again(self, options: OpenOptions, old: Core) -> Core | None:
+    async def _open_again(self, old: Core) -> Core | None:
         """Open what the path of a file names by now; None if that is the same file, and whole."""
         workers = self._limiters()
-        options = reopening(options)
+        options = reopening(old.options)
         opened = await self._opening.submit(options)
         if opened.identity == old.identity and old.damage() is None:
             await self._releasing.submit(_Release.of(opened), withdrawable=False)
             return None
-        core = _core_of(opened, options, workers)
+        core = Core(opened, options, workers)
         core.mode, core.policy = old.mode, old.policy
         return core
 
@@ -299,21 +300,6 @@ class Hub:
         """Close, or undo, what was opened for a task that was cancelled."""
         with suppress(OSError):  # there is nobody left to tell, and nothing to lose
             await self._releasing.submit(_Release.of(opened), withdrawable=False)
-
-
-def _core_of(opened: Opened, options: OpenOptions, workers: Workers) -> Core:
-    return Core(
-        opened.mapping,
-        path=options.path,
-        mode=options.mode.name,
-        policy=options.flush,
-        sparse=options.sparse,
-        created=opened.created,
-        size_changed=options.mode.makes,
-        identity=opened.identity,
-        state=opened.state,
-        workers=workers,
-    )
 
 
 def _attempt_all(
@@ -419,7 +405,7 @@ def open(
 
 def _reopen(file: MappedFile) -> tuple[Callable[..., Any], tuple[()]]:
     """Say what a pickled file is: an ``Opening`` of its path, with the options it has."""
-    options = file._options  # noqa: SLF001  they were given here
+    options = file._core.options  # noqa: SLF001  they were given here
     if options.mode.private:
         raise AccessModeError("pickle", "c", "its private stores would be lost")
     if file.closed:

@@ -69,7 +69,7 @@ class Resizer:
         mapping = self._core.mapping
         actual = os.fstat(mapping.fd).st_size
         end = align_up(size, PAGE_SIZE) if whole_pages or mapping.growable_leases else size
-        if not self._core.sparse:
+        if not self._core.options.sparse:
             reserve(mapping.fd, old, end - old, actual)
         mapping.extend(end)
         try:

@@ -215,7 +215,7 @@ class Snapshot(AsyncResource):
     def __reduce__(self) -> tuple[object, ...]:
         if self.closed:
             raise anyio.ClosedResourceError(f"{self.path} is closed: pickle it while it is open")
-        options = self._file._options  # noqa: SLF001  a snapshot is made of its file
+        options = self._core.options
         keywords = {name: getattr(options, name) for name in _PICKLED}
         return _reopen, (self.path, self._size, self._core.state.mtime_ns, keywords)
 

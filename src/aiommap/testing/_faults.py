@@ -82,7 +82,7 @@ class _FullDisk(InjectedFault):
     def _has_room(self, offset: int, length: int) -> bool:
         """Tell whether a store meets no hole (worker thread)."""
         core = self._core
-        if core is None or not core.sparse or not length:
+        if core is None or not core.options.sparse or not length:
             return True
         try:
             hole = os.lseek(core.mapping.fd, offset, os.SEEK_HOLE)
