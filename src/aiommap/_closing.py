@@ -48,8 +48,7 @@ class Closer:
         core.workers.check_loop()
         core.closing = True
         core.mapping.retiring = True
-        for end_wait in tuple(core.at_close):
-            end_wait()
+        core.end_waits()
         self._auto.stop()
         self._done = anyio.Event()
         spawn(self._run, self._done)

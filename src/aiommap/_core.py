@@ -139,7 +139,7 @@ class Core:
         self.changes: Mutex = Mutex()
         #: Told after the file may have become dirty by other means than a write.
         self.dirtied: Callable[[], None] = _nothing
-        #: Told on the loop when closing or retiring begins: ends waits that nothing else would end.
+        #: End waits that nothing else would end, once closing or retiring begins; on the loop.
         self.at_close: set[Callable[[], None]] = set()
         self.closing: bool = False
         #: The mapped file went on to another core. Verbs that had begun finish on this one.
@@ -190,6 +190,11 @@ class Core:
                 "it again, with an AsyncLock or a word made anew"
             )
         return anyio.ClosedResourceError(f"{self.path} is closed: open it again to use it")
+
+    def end_waits(self) -> None:
+        """Tell whoever waits for others that closing or retiring begins."""
+        for end_wait in tuple(self.at_close):
+            end_wait()
 
     def check_open(self) -> None:
         """Raise unless the file is open, and open in this process."""

@@ -16,8 +16,8 @@ from ._errors import AccessModeError, FlushError
 from ._flush import Flusher
 from ._listeners import Listeners, Subscription
 from ._looking import TICK_NS
-from ._reopening import Refresher, Retired, Surroundings, bring_home
-from ._resizing import Resizer
+from ._reopening import Retired, Surroundings, bring_home
+from ._resizing import Resizer, change_size
 from ._subscribers import DEFAULT_BUFFER, Changes, ErrorCallback, call_on_change
 from ._watching import Watcher
 
@@ -173,7 +173,7 @@ class WatchedVerbs:
         core.check_usable()
         if core.mode == "c":
             raise AccessModeError("refresh", "c", "a private file has a fixed size: open it again")
-        await Refresher(core, self._flusher, self._resizer).refresh()
+        await change_size(core, self._flusher, self._resizer.follow, ours=False)
 
     async def reopen(self, *, discard: bool = False) -> None:
         """Move to the file that the path names by now; if that is this one, only ``refresh``.
