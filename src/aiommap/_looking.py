@@ -3,7 +3,7 @@
 Scanner thread only. See ``_scanner`` for when one looks, and ``_own_changes`` for what is our own.
 
 Invariants.
-  K1  An entry's state is what was last reported, or our own doing since: no difference is ever
+  N4  An entry's state is what was last reported, or our own doing since: no difference is ever
       lost, only merged with a later one, and none is reported twice.
 """
 
