@@ -28,7 +28,6 @@ from ._hub import Hub, Opening
 from ._native import read_file
 from ._ranges import check_range
 from ._snapshot import Snapshot
-from ._threads import Forks
 from ._workers import Mutex, Workers
 
 _UNREADABLE = (
@@ -137,7 +136,7 @@ class _Descriptor:
 
     @contextmanager
     def using(self) -> Iterator[int]:
-        """Lend the descriptor (worker thread)."""
+        """Lend the descriptor. Worker threads only."""
         with self._lock:
             if not self._users:
                 raise anyio.ClosedResourceError("the backend was closed before it could read")
@@ -148,7 +147,7 @@ class _Descriptor:
             self.release()
 
     def release(self) -> None:
-        """Close it, unless others use it (worker thread)."""
+        """Close it, unless others use it. Worker threads only."""
         with self._lock:
             self._users -= 1
             last = not self._users
@@ -175,7 +174,7 @@ class FileBackend(AsyncResource):
     hub has worker threads.
     """
 
-    __slots__ = ("_closed", "_descriptor", "_forks", "_path", "_size", "_workers")
+    __slots__ = ("_closed", "_descriptor", "_path", "_size", "_workers")
 
     def __init__(self, workers: Workers, path: str) -> None:
         self._workers = workers
@@ -183,7 +182,6 @@ class FileBackend(AsyncResource):
         self._size = 0
         self._descriptor: _Descriptor | None = None
         self._closed = False
-        self._forks = Forks.count
 
     @staticmethod
     def open(
@@ -250,7 +248,7 @@ class FileBackend(AsyncResource):
         self._closed = True
         if descriptor is None:
             return
-        if self._forks != Forks.count:
+        if self._workers.forked:
             descriptor.close_copy()
             return
         await self._workers.complete(self._workers.control, descriptor.release)
@@ -258,13 +256,13 @@ class FileBackend(AsyncResource):
     def _usable(self) -> _Descriptor:
         if self._descriptor is None:
             raise anyio.ClosedResourceError(f"{self._path} is closed: open it again to use it")
-        if self._forks != Forks.count:
+        if self._workers.forked:
             raise ForkedError(self._path)
         return self._descriptor
 
     def __del__(self) -> None:
         # Missing when __init__ failed.
-        if getattr(self, "_descriptor", None) is not None and self._forks == Forks.count:
+        if getattr(self, "_descriptor", None) is not None and not self._workers.forked:
             warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -324,14 +322,14 @@ async def _open_file(hub: Hub, path: str, size: int | None) -> FileBackend:
 
 
 def _check_kind(path: str, found: os.stat_result) -> None:
-    """Raise unless a path can be read at any offset (worker thread)."""
+    """Raise unless a path can be read at any offset. Worker threads only."""
     for test, kind, number in _UNREADABLE:
         if test(found.st_mode):
             raise UnsupportedError(f"read {path} at an offset", f"it is {kind}", number)
 
 
 def _size_of(path: str, fd: int, found: os.stat_result) -> int:
-    """Ask the system how much there is to read (worker thread)."""
+    """Ask the system how much there is to read. Worker threads only."""
     if stat.S_ISREG(found.st_mode):
         return found.st_size
     if stat.S_ISBLK(found.st_mode):

@@ -168,7 +168,7 @@ class Opened:
 
 
 def open_mapping(options: OpenOptions) -> Opened:
-    """Open, create or overwrite the file and map it (worker thread)."""
+    """Open, create or overwrite the file and map it. Worker threads only."""
     fd, created = _open_descriptor(options)
     try:
         found = os.fstat(fd)

@@ -151,7 +151,7 @@ class Snapshot(AsyncResource):
         await self._core.finish(self._core.workers.reads, self._verify)
 
     def _verify(self) -> None:
-        """Compare with what was opened (worker thread)."""
+        """Compare with what was opened. Worker threads only."""
         found = os.fstat(self._core.mapping.fd)
         if found.st_size != self._size or found.st_mtime_ns != self._core.state.mtime_ns:
             raise StaleSnapshotError(self.path, self._size, found.st_size)

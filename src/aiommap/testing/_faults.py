@@ -68,7 +68,7 @@ class _FullDisk(InjectedFault):
         self._path = path
 
     def refuse(self, fd: int) -> None:
-        """Raise if a descriptor's file is on this disk (worker thread)."""
+        """Raise if a descriptor's file is on this disk. Worker threads only."""
         if self._holds(fd):
             self._count_hit()
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -80,7 +80,7 @@ class _FullDisk(InjectedFault):
         return os.path.commonpath([path, self._path]) == self._path
 
     def _has_room(self, offset: int, length: int) -> bool:
-        """Tell whether a store meets no hole (worker thread)."""
+        """Tell whether a store meets no hole. Worker threads only."""
         core = self._core
         if core is None or not core.options.sparse or not length:
             return True
@@ -99,7 +99,7 @@ _allocate = _opening.allocate
 
 
 def _allocate_if_room(fd: int, offset: int, length: int) -> None:
-    """Allocate blocks, unless that would take new ones of a full disk (worker thread)."""
+    """Allocate blocks, unless that would take new ones of a full disk. Worker threads only."""
     if os.fstat(fd).st_blocks * 512 < offset + length:
         for disk in tuple(_full):
             disk.refuse(fd)
