@@ -41,7 +41,7 @@ class RangeAllocator:
     process unless ``state`` is saved, and is not part of any flush.
 
     Concurrency: safe from several threads, except that ``acquire`` belongs to tasks of the file's
-    event loop; not from finalizers or signal handlers.
+        event loop; not from finalizers or signal handlers.
     """
 
     __slots__ = ("__weakref__", "_call", "_closed", "_core", "_ledger", "_lock", "_waiters")

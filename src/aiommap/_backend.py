@@ -57,6 +57,7 @@ class StorageBackend(Protocol):
             OutOfBoundsError: if [offset, offset + length) is not within [0, size), negative
                 numbers included; with the two and the size as attributes.
             anyio.ClosedResourceError: if the backend is closed.
+        Cancellation: at any time; other reads go on.
         """
 
     @abstractmethod
@@ -94,14 +95,14 @@ class MappedBackend(AsyncResource):
         return self._size
 
     async def read_exact(self, offset: SupportsIndex, length: SupportsIndex) -> bytes:
-        """Read bytes, all of them; errors as for ``MappedFile.read``."""
+        """Read bytes, all of them; arguments, errors and cancellation as ``MappedFile.read``."""
         start, count = check_range(offset, length, self._size)
         if isinstance(self._source, MappedFile):
             return await self._source.read(start, count)
         return await self._source.read_exact(start, count)
 
     async def aclose(self) -> None:
-        """Close the file."""
+        """Close the file or snapshot; errors and cancellation as its own ``aclose``."""
         await self._source.aclose()
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -171,7 +172,7 @@ class FileBackend(AsyncResource):
     cannot be: block devices, and files that the kernel makes up as they are read.
 
     Concurrency: for tasks of the event loop it was opened in; at most as many reads at once as its
-    hub has worker threads.
+        hub has worker threads.
     """
 
     __slots__ = ("_closed", "_descriptor", "_path", "_size", "_workers")

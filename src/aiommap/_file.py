@@ -55,7 +55,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
     or ``await`` that in the other process. Mode "c" is refused, as its stores would be lost.
 
     Concurrency: for tasks of the event loop it was opened in. Verbs on disjoint ranges do not wait
-    for one another; overlapping writes are applied in the order they were submitted.
+        for one another; overlapping writes are applied in the order they were submitted.
     """
 
     __slots__ = (
@@ -239,6 +239,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
             One bytes object a pair, in the order of the pairs.
         Raises:
             As ``read``; every range is checked before any is read.
+        Cancellation: as ``read``.
         """
         return await self._reader.read_many(ranges)
 
@@ -272,6 +273,8 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
     async def write_many(self, items: Iterable[tuple[int, Buffer]]) -> WriteReceipt:
         """Write several pieces in order, in one hop to a worker at most.
 
+        Args:
+            items: (offset, data) pairs, as for ``write``.
         Returns:
             One receipt for all: it spans from the lowest offset to the highest end.
         Raises:
@@ -311,10 +314,14 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
 
         The range is rounded outward to pages; other dirty pages stay dirty.
 
+        Args:
+            offset: a receipt of this file; or the first byte, from the start of the file.
+            length: number of bytes, if the offset is no receipt.
         Raises:
             ReceiptError: if the receipt is another file's.
             OutOfBoundsError: if the range leaves the file.
             FlushError: as ``flush``.
+        Cancellation: as ``flush``.
         Durability: durable for the range; metadata as far as reading the range back needs it.
         Source: msync(2) with MS_SYNC.
         """
@@ -351,6 +358,8 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         closing.
 
         Args:
+            offset: first byte, from the start of the file.
+            length: number of bytes; None means to the end, of the capacity if growable.
             growable: let stores make the file longer; see also ``ensure``.
         Raises:
             OutOfBoundsError: if the range leaves the file, or the capacity if growable.

@@ -34,6 +34,8 @@ class SizedVerbs:
         Up to ``capacity`` nothing moves. Beyond it the file is mapped anew, and views made before
         keep the old mapping of the same bytes. Views of a part that is cut off read zeros there.
 
+        Args:
+            new_size: bytes that the file is to have.
         Raises:
             AccessModeError: in modes "r" and "c".
             ValueError: if the size is negative, or more than a process can map.
@@ -71,6 +73,9 @@ class SizedVerbs:
     async def punch_hole(self, offset: SupportsIndex, length: SupportsIndex) -> None:
         """Give the blocks of a range back to the file system; the bytes then read as zeros.
 
+        Args:
+            offset: first byte, from the start of the file.
+            length: number of bytes.
         Raises:
             AccessModeError: in modes "r" and "c".
             OutOfBoundsError: if the range leaves the file.

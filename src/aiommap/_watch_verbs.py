@@ -140,6 +140,7 @@ class WatchedVerbs:
         One call ends before the next begins; meanwhile changes are buffered as for ``watch``.
 
         Args:
+            callback: a function of one argument, the change.
             on_error: called with an exception that the callback raised, and the change; or with
                 None for a change if watching could not begin. By default it is logged.
             buffer, poll_interval: as for ``watch``.

@@ -44,6 +44,7 @@ def failing_flush(file: MappedFile, number: int = errno.EIO) -> Iterator[Injecte
     cannot prove what a reader finds after a crash.
 
     Args:
+        file: a mapped file, open in mode "r+", "w+" or "x+".
         number: the errno; EIO for a broken device, ENOSPC or EDQUOT where blocks are only looked
             for during write-back (thin provisioning, network mounts).
     Raises:
@@ -231,6 +232,7 @@ def slow_disk(
     there, ``read_nowait`` raises ``WouldBlock``. The end of the block releases whatever waits.
 
     Args:
+        file: an open file or snapshot.
         seconds: how long each call waits if ``SlowDisk.release`` is not called before. There is
             always an end to it, so that a test which waits for a write or a close inside the
             block, where cancelling is waited out, is slow and does not hang.
