@@ -47,7 +47,7 @@ class Closer:
             return
         core.workers.check_loop()
         core.closing = True
-        core.mapping.retiring = True
+        core.mapping.declining = True
         core.end_waits()
         self._auto.stop()
         self._done = anyio.Event()

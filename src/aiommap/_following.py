@@ -92,7 +92,7 @@ class Generation(Snapshot):
 
     def retire(self) -> None:
         """Close, once nobody holds it; references count no longer."""
-        self._retired = True
+        self._closing = True
         if not self._holds:
             self._file._closer.start()  # noqa: SLF001  a snapshot is made of its file
 

@@ -108,7 +108,7 @@ class Retired:
                 await anyio.lowlevel.checkpoint()
             await core.wait_idle()
             core.closing = True
-            core.mapping.retiring = True
+            core.mapping.declining = True
             await leave()
             await self._release(core)
         except OSError:

@@ -47,7 +47,7 @@ void hold_end(struct hold *hold)
 
 bool mapping_is_usable(const Mapping *self)
 {
-    return !self->closed && !self->retiring && self->fork_generation == fork_generation &&
+    return !self->closed && !self->declining && self->fork_generation == fork_generation &&
            !is_damaged(&self->damage);
 }
 
@@ -319,7 +319,7 @@ static PyMemberDef mapping_members[] = {
     FIELD(nowait, T_BOOL, READONLY),
     FIELD(residency_visible, T_BOOL, READONLY),
     FIELD(inline_writes, T_BOOL, 0),
-    FIELD(retiring, T_BOOL, 0),
+    FIELD(declining, T_BOOL, 0),
     FIELD(sequence, T_ULONGLONG, READONLY),
     FIELD(durable_sequence, T_ULONGLONG, 0),
     FIELD(written_bytes, T_ULONGLONG, READONLY),

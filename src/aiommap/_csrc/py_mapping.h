@@ -70,7 +70,7 @@ typedef struct {
     bool nowait;           /* GIL; latched off when the file system refuses RWF_NOWAIT */
     bool in_memory;        /* constant: tmpfs and the like, where pread(2) never waits */
     bool residency_visible; /* constant: mincore(2) tells the truth about this file */
-    bool retiring;         /* GIL; being closed: inline verbs answer None */
+    bool declining;        /* GIL; inline verbs answer None: it is being closed, or a test says so */
     bool inline_writes;    /* GIL; off for policy "always", after a failed flush, while closing */
     int64_t size;          /* GIL; bytes of the file that verbs may address; see mapping_size */
     int64_t floor;         /* GIL; what closing may not cut off: asked for, or written by a verb */
@@ -143,7 +143,7 @@ void object_free(void *self); /* the last step of every tp_dealloc */
 void hold_begin(struct hold *hold, Mapping *mapping);
 void hold_end(struct hold *hold);
 void region_release(struct region *region);
-bool mapping_is_usable(const Mapping *self); /* open, of this process, not being closed */
+bool mapping_is_usable(const Mapping *self); /* open, of this process, whole, not declining */
 bool mapping_check(const Mapping *self);     /* open, of this process; with an exception set */
 struct region_options mapping_options(Mapping *self); /* for another region of its */
 /* The size, once growth that the signal handler brought about has been taken into account. */
