@@ -412,7 +412,7 @@ async def test_a_cancelled_open_leaves_no_file_that_it_created(path, way, gate, 
 
 async def test_an_open_cancelled_in_the_queue_never_opens(path, way):
     async with aiommap.Hub() as hub, anyio.create_task_group() as group:
-        with occupied(hub._limiters()) as queued:
+        with occupied(hub._running_workers()) as queued:
             group.start_soon(hub.open(path).__aenter__)
             await until(queued)
             attempt = Attempt(way, hub.open(path).__aenter__).start_in(group)

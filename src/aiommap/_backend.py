@@ -312,7 +312,7 @@ class FileBackend(AsyncResource):
 async def _open_file(hub: Hub, path: str, size: int | None) -> FileBackend:
     """Open within a hub."""
     hub._check_process(path)  # noqa: SLF001  as for its files
-    workers = hub._limiters()  # noqa: SLF001  a backend is one more user of its threads
+    workers = hub._running_workers()  # noqa: SLF001  a backend is one more user of its threads
     backend = FileBackend(workers, path)
     try:
         await workers.finish(workers.control, backend._open, size)  # noqa: SLF001  its other half

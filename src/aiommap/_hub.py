@@ -102,7 +102,7 @@ class Hub:
         self._files: dict[Core, MappedFile] = {}
         self._at: dict[str, set[Core]] = {}
         self._own = OwnChanges()
-        self._watcher = Watcher(self._limiters, self._own, self._seen)
+        self._watcher = Watcher(self._running_workers, self._own, self._seen)
 
     @property
     def files(self) -> tuple[MappedFile, ...]:
@@ -195,7 +195,7 @@ class Hub:
             raise ExceptionGroup("several files could not be closed cleanly", failures)
 
     async def __aenter__(self) -> Self:
-        self._limiters()
+        self._running_workers()
         return self
 
     async def __aexit__(
@@ -211,8 +211,8 @@ class Hub:
                 raise
             error.add_note(f"closing the hub failed, too: {failure}")
 
-    def _limiters(self) -> Workers:
-        """The limiters belong to a running event loop, so they are made on first use there."""
+    def _running_workers(self) -> Workers:
+        """Return the workers; made on first use, as they belong to the event loop that runs."""
         if self._closed:
             raise anyio.ClosedResourceError("the hub is closed: open files in a new one")
         if self._workers is not None:
@@ -232,7 +232,7 @@ class Hub:
 
     async def _open(self, options: OpenOptions) -> MappedFile:
         self._check_process(options.path)
-        workers = self._limiters()
+        workers = self._running_workers()
         with observed("open", options.path, 0, options.size or 0) as seen:
             seen.hop()
             opened = await self._opening.submit(options)
@@ -258,7 +258,7 @@ class Hub:
 
     async def _open_again(self, old: Core) -> Core | None:
         """Open what the path of a file names by now; None if that is the same file, and whole."""
-        workers = self._limiters()
+        workers = self._running_workers()
         options = reopening(old.options)
         opened = await self._opening.submit(options)
         if opened.identity == old.identity and old.damage() is None:

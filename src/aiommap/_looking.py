@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable
 
-from ._change import Change, ChangeKind, FileState, Identity, classify
+from ._change import MOVES, Change, ChangeKind, FileState, Identity, classify
 from ._own_changes import OwnChanges, Sample, called, settled, without_own
 from ._routes import Route
 
@@ -185,7 +185,7 @@ class Looker:
         kind = classify(old, new)
         if kind is None:
             return
-        if kind in (ChangeKind.CREATED, ChangeKind.REMOVED, ChangeKind.REPLACED):
+        if kind in MOVES:
             self._reroute(entry)
         self._tell(entry, _change(entry, kind, old, source))
 
