@@ -62,7 +62,7 @@ PyObject *mapping_read_into(Mapping *self, PyObject *args)
     return got < 0 ? os_error((int)-got) : PyLong_FromSsize_t(got);
 }
 
-struct store {
+struct store { /* the caller's own */
     Py_buffer data;
     int64_t offset;
     bool outside;  /* the file was made shorter since the range was checked: nothing is stored */

@@ -89,16 +89,14 @@ PyObject *os_error(int number)
     return PyErr_SetFromErrno(PyExc_OSError);
 }
 
+size_t pages_for(int64_t end) { return ((size_t)end + page_size() - 1) / page_size(); }
+
 bool pages_of(int64_t offset, int64_t length, size_t *first, size_t *end)
 {
-    size_t page = page_size();
-    *first = (size_t)offset / page;
-    *end = ((size_t)offset + (size_t)length + page - 1) / page;
+    *first = (size_t)offset / page_size();
+    *end = pages_for(offset + length);
     return length > 0;
 }
-
-/* Whole pages that `bytes` take. */
-static size_t pages_for(int64_t bytes) { return ((size_t)bytes + page_size() - 1) / page_size(); }
 
 struct region_options mapping_options(Mapping *self)
 {

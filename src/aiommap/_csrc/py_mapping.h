@@ -132,7 +132,7 @@ struct native_state { /* constant once the module has been executed */
 };
 
 /* What a verb may use while it does not hold the GIL. */
-struct hold {
+struct hold { /* the caller's own */
     Mapping *mapping;
     struct region *region;
     int fd;
@@ -158,6 +158,8 @@ bool mapping_range(const Mapping *self, int64_t offset, int64_t length); /* with
 bool parse_range(Mapping *self, PyObject *args, long long *offset, long long *length);
 PyObject *os_error(int number);
 PyObject *list_of_runs(const struct run *runs, Py_ssize_t count); /* [(start, end), ...] */
+/* The whole pages that bytes [0, end) take; and those that a range touches, false if it is empty. */
+size_t pages_for(int64_t end);
 bool pages_of(int64_t offset, int64_t length, size_t *first, size_t *end);
 /* Mark pages [first, end) as stored to from this moment on. False when out of memory. */
 bool mapping_dirty(Mapping *self, size_t first, size_t end, int64_t now);
