@@ -65,8 +65,8 @@ class Doing:
     )
 
     def __init__(self, mapping: Mapped, identity: Identity, *, size_changed: bool) -> None:
-        self.mapping = mapping
-        self.identity = identity
+        self.mapping: Mapped = mapping
+        self.identity: Identity = identity
         #: Writes that workers have applied.
         self.offloaded_writes: int = 0
         #: Bytes of writes that wait in the store lane or are being applied there.
