@@ -128,17 +128,17 @@ class _Descriptor:
     could be another file's by the next system call.
     """
 
-    __slots__ = ("_fd", "_lock", "_users")
+    __slots__ = ("_fd", "_mutex", "_users")
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._users = 1  # whoever opened it
-        self._lock = Mutex()
+        self._mutex = Mutex()
 
     @contextmanager
     def using(self) -> Iterator[int]:
         """Lend the descriptor. Worker threads only."""
-        with self._lock:
+        with self._mutex:
             if not self._users:
                 raise anyio.ClosedResourceError("the backend was closed before it could read")
             self._users += 1
@@ -149,7 +149,7 @@ class _Descriptor:
 
     def release(self) -> None:
         """Close it, unless others use it. Worker threads only."""
-        with self._lock:
+        with self._mutex:
             self._users -= 1
             last = not self._users
         if last:
@@ -160,7 +160,7 @@ class _Descriptor:
             os.close(self._fd)
 
     def close_copy(self) -> None:
-        """Close a forked child's own copy; a thread that is not here may hold the lock (I10)."""
+        """Close a forked child's own copy; a thread that is not here may hold the mutex (I10)."""
         self._users = 0
         os.close(self._fd)
 

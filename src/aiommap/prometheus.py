@@ -4,7 +4,7 @@
 
 Theory of operation. A scrape asks every open file for its ``statistics()`` and keeps nothing but
 the labels of the files it saw. It may run in any thread while the loop runs: the numbers are plain
-integers that only grow, each read in one step, and no lock is shared with the loop.
+integers that only grow, each read in one step, and no mutex is shared with the loop.
 
 Invariants.
   U1  Every file that is open has a series of its own, whose counters never fall: two files open at
@@ -72,7 +72,7 @@ class FileCollector(Collector):
             if not isinstance(source, Hub | MappedFile):
                 raise TypeError(f"FileCollector got {source!r}: give it hubs and mapped files")
         self._sources = tuple(ref(source) for source in sources)
-        # Replaced as a whole, so that scrapes that run at once need no lock.
+        # Replaced as a whole, so that scrapes that run at once need no mutex.
         self._labels: dict[ref[MappedFile], _FileLabels] = {}
 
     def describe(self) -> Iterable[Metric]:
