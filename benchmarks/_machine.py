@@ -8,6 +8,7 @@ import tempfile
 from datetime import UTC, datetime
 
 import aiommap
+from aiommap._cli._system import file_system
 
 
 def describe() -> dict[str, object]:
@@ -17,7 +18,7 @@ def describe() -> dict[str, object]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * aiommap.PAGE_SIZE / (1 << 30)),
-        "file_system": _file_system(tempfile.gettempdir()),
+        "file_system": file_system(tempfile.gettempdir()),
         "python": platform.python_version(),
         "date": datetime.now(UTC).date().isoformat(),
     }
@@ -37,16 +38,3 @@ def _processor() -> str:
             if name.strip() == "model name":
                 return value.strip()
     return platform.machine()
-
-
-def _file_system(path: str) -> str:
-    """Find the type of the mount that a folder lies in: the last one of its device."""
-    device = os.stat(path).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    found = "unknown"
-    with open("/proc/self/mountinfo") as lines:
-        for line in lines:
-            fields, _, rest = line.partition(" - ")
-            if fields.split()[2] == wanted:
-                found = rest.split()[0]
-    return found

@@ -328,7 +328,7 @@ async def test_tasks_that_wait_are_served_by_threads_that_free(file):
 
 async def test_a_forked_child_is_told_and_never_waits_for_a_lock(alloc):
     allocated = alloc.allocate(10)
-    alloc._lock.acquire()  # as another thread could hold it at the moment of the fork
+    alloc._mutex.acquire()  # as another thread could hold it at the moment of the fork
     child = os.fork()
     if not child:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -348,5 +348,5 @@ async def test_a_forked_child_is_told_and_never_waits_for_a_lock(alloc):
                 continue
             os._exit(1)
         os._exit(0)
-    alloc._lock.release()
+    alloc._mutex.release()
     assert os.waitpid(child, 0)[1] == 0

@@ -14,6 +14,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
+from limiters import held
 
 pytestmark = pytest.mark.anyio
 WIDTHS = [pytest.param(4, id="u32"), pytest.param(8, id="u64")]
@@ -292,7 +293,7 @@ async def test_no_change_overtakes_a_write_that_is_under_way(zeros):
         async with anyio.create_task_group() as group:
             with f._core.changes:  # what the worker needs for storing
                 group.start_soon(f.write, PAGE, big)
-                while not f._core.storing(PAGE, PAGE + 8):
+                while not f._core.lanes.storing(PAGE, PAGE + 8):
                     await anyio.lowlevel.checkpoint()
                 for act in (lambda: word.store(1), lambda: word.fetch_add(1)):
                     with pytest.raises(anyio.BusyResourceError, match="write to"):
@@ -309,19 +310,16 @@ async def test_no_change_overtakes_a_durable_write_that_has_not_begun(zeros, ver
     async with aiommap.open(zeros, "r+", flush=FlushPolicy.always()) as f:
         word, other, workers = f.atomic_u64(PAGE), f.atomic_u64(0), f._core.workers
         store = (PAGE, b"\xff" * 8)
-        while workers.flushes.take():
-            pass
         async with anyio.create_task_group() as group:
-            group.start_soon(*((f.write, *store) if verb == "write" else (f.write_many, [store])))
-            while not workers.flushes.queued:
-                await anyio.lowlevel.checkpoint()
-            try:
+            with held(workers, workers.flushes):
+                group.start_soon(
+                    *((f.write, *store) if verb == "write" else (f.write_many, [store]))
+                )
+                while not workers.flushes.queued:
+                    await anyio.lowlevel.checkpoint()
                 with pytest.raises(anyio.BusyResourceError, match="write to"):
                     word.store(1)
                 other.store(1)
-            finally:
-                for _ in range(workers.flushes.total_tokens):
-                    workers.release(workers.flushes)
         assert word.load() == 2**64 - 1
         word.store(3)
         assert (word.load(), other.load()) == (3, 1)

@@ -3,6 +3,7 @@
 Each case runs with the cancel scopes of anyio on all three loops, and with asyncio's own
 ``Task.cancel``, from which no scope shields. Nothing here waits for time to pass: a hop is kept
 from beginning by taking the tokens of its limiter, and kept from ending by a gate in its thread.
+from limiters import held
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from aiommap import PAGE_SIZE as PAGE
 from aiommap import Advice, FlushPolicy
 from aiommap._flush import Flusher
 from aiommap._workers import Workers
+from limiters import held
 
 SIZE = 512 * PAGE
 
@@ -175,13 +177,8 @@ def path(tmp_path):
 def occupied(workers):
     """Take every token, so that no hop can begin; yields a test for hops that queue."""
     limiters = workers.reads, workers.stores, workers.flushes, workers.control
-    taken = [limiter for limiter in limiters for _ in range(limiter.total_tokens)]
-    assert all(limiter.take() for limiter in taken)
-    try:
+    with held(workers, *limiters):
         yield lambda: any(limiter.queued for limiter in limiters)
-    finally:
-        for limiter in taken:
-            workers.release(limiter)
 
 
 async def until(condition):
@@ -415,7 +412,7 @@ async def test_a_cancelled_open_leaves_no_file_that_it_created(path, way, gate, 
 
 async def test_an_open_cancelled_in_the_queue_never_opens(path, way):
     async with aiommap.Hub() as hub, anyio.create_task_group() as group:
-        with occupied(hub._limiters()) as queued:
+        with occupied(hub._running_workers()) as queued:
             group.start_soon(hub.open(path).__aenter__)
             await until(queued)
             attempt = Attempt(way, hub.open(path).__aenter__).start_in(group)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import random
 import struct
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import aiommap
+from example_scripts import EXAMPLES, load
 
 pytestmark = pytest.mark.anyio
-SCRIPT = Path(__file__).parent.parent / "examples" / "capnp_builder.py"
+SCRIPT = EXAMPLES / "capnp_builder.py"
 SCHEMA = """@0xbf5147cbbecf40c1;
 struct Track {
   id @0 :UInt64;
@@ -33,15 +32,7 @@ struct Part { start @0 :Int32; end @1 :UInt16; name @2 :Text; }
 TRACK, PART = {"data": 2, "pointers": 5}, {"data": 1, "pointers": 1}
 
 
-def load():
-    spec = importlib.util.spec_from_file_location("capnp_builder", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-example = load()
+example = load(SCRIPT)
 MessageBuilder = example.MessageBuilder
 
 

@@ -21,7 +21,10 @@ C_SOURCES = "| `src/aiommap/_csrc/` | responsibility | includes |\n|---|---|---|
 INVARIANT = re.compile(
     r"^\| \*\*(?P<name>I\d+)\*\* \|[^|]*\|(?P<kept>[^|]*)\|(?P<tested>[^|]*)\|$", re.MULTILINE
 )
+TO = "\N{EN DASH}"
 QUOTED = re.compile(r"`([^`]+)`")
+#: How a module's head numbers an invariant of its own.
+OWN_INVARIANT = re.compile(r"^(?:  | \*   )([A-Z]\d)  ", re.MULTILINE)
 INCLUDE = re.compile(r'^#include "([^"]+)"', re.MULTILINE)
 
 MISSING = "TODO: what is it for?"
@@ -94,6 +97,27 @@ def test_the_c_sources_are_all_there_with_what_they_include():
 @pytest.mark.parametrize("head", [MODULES, C_SOURCES], ids=["python", "c"])
 def test_every_module_has_a_responsibility(head):
     assert [files for files, duty in rows_of(read(), head) if duty in ("", MISSING)] == []
+
+
+def own_invariants():
+    """Return the labels of each file that numbers invariants of its own, in their order."""
+    sources = sorted(path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".h"))
+    found = {path: OWN_INVARIANT.findall(path.read_text(encoding="utf-8")) for path in sources}
+    return {path.name.removesuffix(".py"): labels for path, labels in found.items() if labels}
+
+
+def test_no_two_invariants_of_modules_have_one_label():
+    labels = [label for found in own_invariants().values() for label in found]
+    assert sorted(labels) == sorted({*labels} - {*INVARIANTS})
+
+
+def test_the_page_says_which_module_has_which_invariants_of_its_own():
+    spans = {
+        name: found[0] if len(found) == 1 else f"{found[0]}{TO}{found[-1]}"
+        for name, found in own_invariants().items()
+    }
+    told = re.findall(rf"([A-Z]\d(?:{TO}[A-Z]\d)?) in `([^`]+)`", " ".join(read().split()))
+    assert {name: span for span, name in told} == spans
 
 
 INVARIANTS = {found["name"]: found for found in INVARIANT.finditer(read())}

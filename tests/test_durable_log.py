@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import random
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import anyio
 import anyio.lowlevel
 import pytest
 
 import aiommap
+from example_scripts import EXAMPLES, load
 
-SCRIPT = Path(__file__).parent.parent / "examples" / "durable_log.py"
+SCRIPT = EXAMPLES / "durable_log.py"
 STEP = 16 << 10
 
 
-def load():
-    spec = importlib.util.spec_from_file_location("durable_log", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-example = load()
+example = load(SCRIPT)
 DurableLog, LogError = example.DurableLog, example.LogError
 
 

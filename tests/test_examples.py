@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import random
 import re
@@ -18,8 +17,9 @@ import pytest
 from starlette.datastructures import Headers
 
 import aiommap
+from example_scripts import EXAMPLES, load
 
-SCRIPT = Path(__file__).parent.parent / "examples" / "range_service.py"
+SCRIPT = EXAMPLES / "range_service.py"
 MIB = 1 << 20
 # More than the socket buffers of both ends hold: a response of this size waits for its reader.
 HUGE = 128 * MIB
@@ -31,15 +31,7 @@ MALFORMED = [
 ]
 
 
-def load():
-    spec = importlib.util.spec_from_file_location("range_service", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-service = load()
+service = load(SCRIPT)
 
 
 class TestParseRanges:

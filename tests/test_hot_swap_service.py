@@ -11,11 +11,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from example_scripts import EXAMPLES
 from test_examples import Server
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = Path(__file__).parent.parent / "examples" / "hot_swap_service.py"
+SCRIPT = EXAMPLES / "hot_swap_service.py"
 #: Longer than a page, so that a record of two tables would show.
 LENGTH = 10_000
 RECORDS = 8

@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "aiommap"
 LAYERS = (
     "_errors",
     "_typing",
+    "_arguments",
     "_ranges",
     "_ledger",
     "_policy",
@@ -42,6 +43,7 @@ LAYERS = (
     "_subscribers",
     "_watching",
     "_scheduler",
+    "_opening",
     "_core",
     "_futex",
     "_atomics",
@@ -60,7 +62,6 @@ LAYERS = (
     "_flush",
     "_autoflush",
     "_writing",
-    "_opening",
     "_resizing",
     "_size_verbs",
     "_typed",
@@ -85,6 +86,8 @@ LAYERS = (
 #: Decided without a loop, a file or a clock, so that they are tested without them.
 PURE = (
     "_errors",
+    "_arguments",
+    "_arguments",
     "_ranges",
     "_ledger",
     "_policy",

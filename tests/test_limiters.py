@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 
 import anyio
 import anyio.lowlevel
@@ -20,6 +20,7 @@ from aiommap import PAGE_SIZE as PAGE
 from aiommap import Advice, FlushPolicy
 from aiommap._lane import Lane
 from aiommap._workers import Workers
+from limiters import held
 
 pytestmark = pytest.mark.anyio
 SIZE = 1024 * PAGE
@@ -141,16 +142,6 @@ async def test_a_whole_life_of_a_file_needs_no_thread_of_the_application(path):
         await finish(group, lambda: whole_life(path))
 
 
-@contextmanager
-def held_tokens(workers, limiter):
-    assert all(limiter.take() for _ in range(limiter.total_tokens))
-    try:
-        yield
-    finally:
-        for _ in range(limiter.total_tokens):
-            workers.release(limiter)
-
-
 KINDS = {
     "reads": lambda f: f.residency(),
     "stores": lambda f: f.write(0, b"n" * SIZE),
@@ -159,13 +150,13 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("held", KINDS)
-async def test_our_own_kinds_of_work_do_not_starve_one_another(path, held):
+@pytest.mark.parametrize("busy", KINDS)
+async def test_our_own_kinds_of_work_do_not_starve_one_another(path, busy):
     """W1: all the threads of one kind are taken, and every other kind goes on."""
     async with aiommap.open(path, "r+") as f, anyio.create_task_group() as group:
-        with held_tokens(f._core.workers, getattr(f._core.workers, held)):
+        with held(f._core.workers, getattr(f._core.workers, busy)):
             for kind, verb in KINDS.items():
-                if kind != held:
+                if kind != busy:
                     await finish(group, lambda verb=verb: verb(f))
 
 

@@ -16,6 +16,7 @@ import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import _workers
 from aiommap._writing import Writer
+from limiters import held
 
 pytestmark = pytest.mark.anyio
 
@@ -286,18 +287,15 @@ async def test_closing_waits_for_a_durable_write_that_has_not_begun(path):
         await f.aclose()
         closed.append(True)
 
-    while workers.flushes.take():
-        pass
     async with anyio.create_task_group() as group:
-        group.start_soon(write)
-        while not workers.flushes.queued:
-            await anyio.lowlevel.checkpoint()
-        group.start_soon(close)
-        for _ in range(50):
-            await anyio.lowlevel.checkpoint()
-        early = closed[:]
-        for _ in range(workers.flushes.total_tokens):
-            workers.release(workers.flushes)
+        with held(workers, workers.flushes):
+            group.start_soon(write)
+            while not workers.flushes.queued:
+                await anyio.lowlevel.checkpoint()
+            group.start_soon(close)
+            for _ in range(50):
+                await anyio.lowlevel.checkpoint()
+            early = closed[:]
     assert not early
     assert receipts[0].durable
     assert path.read_bytes()[:1] == b"x"

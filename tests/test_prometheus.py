@@ -201,7 +201,7 @@ async def test_series_end_with_the_file_and_begin_again_at_zero(path, registry):
 
 @asynchronous
 async def test_files_at_one_path_keep_their_series_when_another_is_closed(path, registry):
-    """P1: a sum of both, or a number that moves up, would fall when the first one closes."""
+    """U1: a sum of both, or a number that moves up, would fall when the first one closes."""
     async with aiommap.Hub() as hub, hub.open(path) as first, hub.open(path) as second:
         registry.register(FileCollector(hub))
         for _ in range(3):

@@ -11,6 +11,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import ChangeKind, FlushPolicy
+from limiters import held
 
 pytestmark = pytest.mark.anyio
 
@@ -118,19 +119,16 @@ async def test_a_durable_write_that_has_not_begun_ends_on_the_old_file(path, dis
 
     with path.open("rb") as old:
         put_another(path)
-        while workers.flushes.take():
-            pass
         async with anyio.create_task_group() as group:
-            group.start_soon(write)
-            while not workers.flushes.queued:
-                await anyio.lowlevel.checkpoint()
-            group.start_soon(reopen)
-            while f._core is core if discard else not core.orphaned:
-                await anyio.sleep(0)
-            for _ in range(50):
-                await anyio.lowlevel.checkpoint()
-            for _ in range(workers.flushes.total_tokens):
-                workers.release(workers.flushes)
+            with held(workers, workers.flushes):
+                group.start_soon(write)
+                while not workers.flushes.queued:
+                    await anyio.lowlevel.checkpoint()
+                group.start_soon(reopen)
+                while f._core is core if discard else not core.orphaned:
+                    await anyio.sleep(0)
+                for _ in range(50):
+                    await anyio.lowlevel.checkpoint()
         assert old.read(3) == b"old"
     if not discard:
         await f.reopen(discard=True)

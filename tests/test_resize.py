@@ -12,6 +12,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
+from limiters import held
 
 pytestmark = pytest.mark.anyio
 
@@ -47,31 +48,20 @@ async def test_a_durable_write_that_comes_after_shrinking_fails_alone(path):
             except Exception as error:
                 outcomes[name] = error
 
-        hold(f._core.workers.flushes)
         async with anyio.create_task_group() as group:
-            group.start_soon(attempt, "first", f.write, 0, b"kept")
-            await submitted(f, 1)
-            group.start_soon(attempt, "shrink", f.resize, 4 * PAGE)
-            await submitted(f, 2)
-            group.start_soon(attempt, "outside", f.write, 8 * PAGE, b"lost")
-            group.start_soon(attempt, "inside", f.write, PAGE, b"kept")
-            await submitted(f, 4)
-            let_go(f._core.workers, f._core.workers.flushes)
+            with held(f._core.workers, f._core.workers.flushes):
+                group.start_soon(attempt, "first", f.write, 0, b"kept")
+                await submitted(f, 1)
+                group.start_soon(attempt, "shrink", f.resize, 4 * PAGE)
+                await submitted(f, 2)
+                group.start_soon(attempt, "outside", f.write, 8 * PAGE, b"lost")
+                group.start_soon(attempt, "inside", f.write, PAGE, b"kept")
+                await submitted(f, 4)
         assert isinstance(outcomes["outside"], aiommap.MappingFaultError)
         assert outcomes["first"].durable
         assert outcomes["inside"].durable
         assert f.size == 4 * PAGE
     assert os.stat(path).st_size == 4 * PAGE
-
-
-def hold(limiter):
-    """Take every token, so that no job of this kind begins."""
-    assert all(limiter.take() for _ in range(limiter.total_tokens))
-
-
-def let_go(workers, limiter):
-    for _ in range(limiter.total_tokens):
-        workers.release(limiter)
 
 
 async def submitted(f, count):
@@ -85,29 +75,27 @@ async def test_a_new_policy_does_not_let_a_write_overtake_one_that_waits(path):
     """I9 across both lanes: the store lane is held while the policy changes."""
     async with aiommap.open(path, "r+") as f:
         await f.resize(1 << 20)
-        hold(f._core.workers.stores)
         async with anyio.create_task_group() as group:
-            group.start_soon(f.write, 0, b"a" * (128 << 10))
-            while not f._core.queued_bytes:
-                await anyio.lowlevel.checkpoint()
-            f.flush_policy = FlushPolicy.always()
-            group.start_soon(f.write, 0, b"b")
-            while len(f._writer._lane.waiting()) == 0:
-                await anyio.lowlevel.checkpoint()
-            let_go(f._core.workers, f._core.workers.stores)
+            with held(f._core.workers, f._core.workers.stores):
+                group.start_soon(f.write, 0, b"a" * (128 << 10))
+                while not f._core.doing.queued_bytes:
+                    await anyio.lowlevel.checkpoint()
+                f.flush_policy = FlushPolicy.always()
+                group.start_soon(f.write, 0, b"b")
+                while len(f._writer._lane.waiting()) == 0:
+                    await anyio.lowlevel.checkpoint()
         assert await f.read(0, 2) == b"ba"
 
 
 async def test_the_old_policy_s_durable_writes_come_before_inline_ones(path):
     async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
-        hold(f._core.workers.flushes)
         async with anyio.create_task_group() as group:
-            group.start_soon(f.write, 0, b"a" * 100)
-            await submitted(f, 1)
-            f.flush_policy = FlushPolicy.manual()
-            group.start_soon(f.write, 0, b"b")
-            await submitted(f, 2)
-            let_go(f._core.workers, f._core.workers.flushes)
+            with held(f._core.workers, f._core.workers.flushes):
+                group.start_soon(f.write, 0, b"a" * 100)
+                await submitted(f, 1)
+                f.flush_policy = FlushPolicy.manual()
+                group.start_soon(f.write, 0, b"b")
+                await submitted(f, 2)
         assert await f.read(0, 2) == b"ba"
         await f.write(0, b"c")
         assert f.statistics().inline_writes == 1

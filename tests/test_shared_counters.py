@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
-SCRIPT = Path(__file__).parent.parent / "examples" / "shared_counters.py"
+from example_scripts import EXAMPLES
+
+SCRIPT = EXAMPLES / "shared_counters.py"
 
 
 def test_no_request_of_any_worker_is_lost(tmp_path):

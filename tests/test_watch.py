@@ -137,13 +137,13 @@ async def test_a_durable_write_is_known_to_be_ours_while_it_is_applied(path):
                 return getattr(disk, name)
 
             def write_many(self, stores):
-                samples.append(hub._own.sample(core.inode))
+                samples.append(hub._own.sample(core.identity))
                 return disk.write_many(stores)
 
         core.disk = Looking()
         await f.write(0, b"own")
         core.disk = disk
-        samples.append(hub._own.sample(core.inode))
+        samples.append(hub._own.sample(core.identity))
         assert [(sample.calling, sample.calls) for sample in samples] == [(True, 0), (False, 1)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import re
@@ -17,24 +16,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import aiommap
+from example_scripts import EXAMPLES, load
 
 whisper = pytest.importorskip("whisper")
 pytestmark = pytest.mark.anyio
-SCRIPT = Path(__file__).parent.parent / "examples" / "whisper_store.py"
+SCRIPT = EXAMPLES / "whisper_store.py"
 NOW = 1_700_000_123
 ARCHIVES = [(60, 10), (300, 7), (1800, 4)]
 METHODS = sorted(whisper.aggregationMethods)
 
 
-def load():
-    spec = importlib.util.spec_from_file_location("whisper_store", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-example = load()
+example = load(SCRIPT)
 WhisperStore, WhisperError = example.WhisperStore, example.WhisperError
 
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(autouse=True)
 def no_post_is_left_behind():
-    """X2: the thread that waited goes once nobody does."""
+    """J2: the thread that waited goes once nobody does."""
     yield
     for _ in range(1000):
         if not _futex._posts:
@@ -109,7 +109,7 @@ async def test_a_cancelled_wait_ends_at_once(f):
 
 
 async def test_a_notification_that_a_cancelled_task_got_goes_to_another(f):
-    """X3, with the moment between the two made certain: the told task is cancelled first."""
+    """J3, with the moment between the two made certain: the told task is cancelled first."""
     word = f.atomic_u32(0)
     notified = []
     async with anyio.create_task_group() as group:

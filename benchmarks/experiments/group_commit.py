@@ -17,17 +17,13 @@ import threading
 import aiofile
 import aiofiles
 from benchmarks._harness import MIB, Action, compare
+from benchmarks.bench_durable import RECORD, in_thread, slots
 
 import aiommap
 
-RECORD = bytes(128)
-SLOTS = 16 * MIB // len(RECORD)
+SIZE = 16 * MIB
 Waiter = asyncio.Future[None]
-
-
-def at(i: int) -> int:
-    """Say where record i goes: one after the other, round and round."""
-    return i % SLOTS * len(RECORD)
+at = slots(SIZE)
 
 
 class Bare:
@@ -132,7 +128,7 @@ async def main() -> None:
         ]
         for path in paths:
             with open(path, "wb") as file:
-                file.write(bytes(SLOTS * len(RECORD)))
+                file.write(bytes(SIZE))
                 os.fsync(file.fileno())
         bare, no_disk, two = Bare(paths[0]), Bare(None), Overlapping(paths[5])
         descriptor = os.open(paths[4], os.O_RDWR)
@@ -165,7 +161,7 @@ async def main() -> None:
                     "bare": (lambda i: bare.write(at(i)), many // 4),
                     "overlapping": (lambda i: two.write(at(i)), many // 4),
                     "aiommap": (lambda i: mapped.write(at(i), RECORD), many // 4),
-                    "thread": (lambda i: asyncio.to_thread(store, i), few),
+                    "thread": (in_thread(store), few),
                     "aiofiles": (by_aiofiles, few),
                     "aiofile": (by_aiofile, few),
                 }

@@ -1,9 +1,9 @@
-"""The allocator: a lock around the ledger, and tasks that wait for space.
+"""The allocator: a mutex around the ledger, and tasks that wait for space.
 
 Invariants (see ``_ledger`` for R1 to R3).
-  B1  Every look at a ledger that decides something happens under its allocator's lock. It is held
+  B1  Every look at a ledger that decides something happens under its allocator's mutex. It is held
       for moments: no wait, no callback and no wake-up happens inside.
-  B2  Whoever changes what is free also serves the queue, under the same lock and from its head
+  B2  Whoever changes what is free also serves the queue, under the same mutex and from its head
       on, so a task that waits never sees space go by that it could have had.
   B3  A range granted to a task that is gone goes back: its cancellation frees it, and if its loop
       ended before it could be told, whoever granted it does.
@@ -24,7 +24,7 @@ from ._workers import Mutex
 
 
 class _Waiter:
-    """One task that waits for space; ``granted`` is set under the lock, before it is told."""
+    """One task that waits for space; ``granted`` is set under the mutex, before it is told."""
 
     __slots__ = ("granted", "length", "told")
 
@@ -41,16 +41,16 @@ class RangeAllocator:
     process unless ``state`` is saved, and is not part of any flush.
 
     Concurrency: safe from several threads, except that ``acquire`` belongs to tasks of the file's
-    event loop; not from finalizers or signal handlers.
+        event loop; not from finalizers or signal handlers.
     """
 
-    __slots__ = ("__weakref__", "_call", "_closed", "_core", "_ledger", "_lock", "_waiters")
+    __slots__ = ("__weakref__", "_call", "_closed", "_core", "_ledger", "_mutex", "_waiters")
 
     def __init__(self, core: Core, layout: Layout) -> None:
         self._core = core
         self._call = core.workers.call_from_thread
         self._ledger = Ledger(self, layout)
-        self._lock = Mutex()
+        self._mutex = Mutex()
         self._waiters: deque[_Waiter] = deque()
         self._closed = False
 
@@ -207,7 +207,7 @@ class RangeAllocator:
             await waiter.told.wait()
         except GeneratorExit:
             # The coroutine is being collected, its loop long gone. That may happen anywhere, also
-            # while this thread holds the lock; whoever serves the waiter will notice (B3).
+            # while this thread holds the mutex; whoever serves the waiter will notice (B3).
             raise
         except BaseException:
             self._withdraw(waiter)
@@ -246,10 +246,10 @@ class RangeAllocator:
                 granted = self._serve()
 
     def _books(self) -> Mutex:
-        """Give the lock (B1); in a forked child a thread that is not there may hold it (I10)."""
+        """Give the mutex (B1); in a forked child a thread that is not there may hold it (I10)."""
         if self._core.mapping.forked:
             raise ForkedError(self._core.path)
-        return self._lock
+        return self._mutex
 
     def _check_length(self, length: SupportsIndex) -> int:
         self._core.check_usable()

@@ -38,7 +38,7 @@ class Gate:
         if not store:
             return
         core.check_writable("change a word of")
-        if core.storing(offset, offset + length):  # I9
+        if core.lanes.storing(offset, offset + length):  # I9
             raise anyio.BusyResourceError(
                 f"changing a word that a write to [{offset}, {offset + length}) has not reached yet"
             )

@@ -47,7 +47,7 @@ class AutoFlush:
     def replace(self, policy: FlushPolicy) -> None:
         """Go on with another policy."""
         core = self._core
-        core.draining = core.durable_writes and self._flusher.busy
+        core.lanes.draining = core.lanes.durable_writes and self._flusher.busy
         core.policy = self._flusher.ledger.policy = policy
         core.choose_inline_writes()
         self._drop_timer()
@@ -117,7 +117,7 @@ class AutoFlush:
     async def _flush_until_they_fit(self, ranges: Sequence[tuple[int, int]]) -> None:
         core = self._core
         while self._exceeds(ranges):
-            await core.settle()  # what waits in the lane is dirty only afterwards
+            await core.lanes.wait_stored()  # what waits in the lane is dirty only afterwards
             await self._flusher.submit(Request(0, core.mapping.size))
             if core.mapping.writable_leases:
                 return  # what such a view covers is dirty again at once
@@ -127,7 +127,7 @@ class AutoFlush:
         limit, mapping = self._core.policy.dirty_limit, self._core.mapping
         if limit is None or not self._core.shared_writable:
             return False
-        others = mapping.would_dirty(0, 0) + self._core.queued_bytes
+        others = mapping.would_dirty(0, 0) + self._core.doing.queued_bytes
         added = sum(mapping.would_dirty(*item) - mapping.would_dirty(0, 0) for item in ranges)
         return others > 0 and added > 0 and others + added > limit
 

@@ -21,14 +21,13 @@ from typing import Protocol, SupportsIndex, runtime_checkable
 import anyio
 from anyio.abc import AsyncResource
 
-from ._core import byte_count
+from ._arguments import byte_count
 from ._errors import ForkedError, OutOfBoundsError, UnsupportedError
 from ._file import MappedFile
 from ._hub import Hub, Opening
 from ._native import read_file
 from ._ranges import check_range
 from ._snapshot import Snapshot
-from ._threads import Forks
 from ._workers import Mutex, Workers
 
 _UNREADABLE = (
@@ -58,6 +57,7 @@ class StorageBackend(Protocol):
             OutOfBoundsError: if [offset, offset + length) is not within [0, size), negative
                 numbers included; with the two and the size as attributes.
             anyio.ClosedResourceError: if the backend is closed.
+        Cancellation: at any time; other reads go on.
         """
 
     @abstractmethod
@@ -95,14 +95,14 @@ class MappedBackend(AsyncResource):
         return self._size
 
     async def read_exact(self, offset: SupportsIndex, length: SupportsIndex) -> bytes:
-        """Read bytes, all of them; errors as for ``MappedFile.read``."""
+        """Read bytes, all of them; arguments, errors and cancellation as ``MappedFile.read``."""
         start, count = check_range(offset, length, self._size)
         if isinstance(self._source, MappedFile):
             return await self._source.read(start, count)
         return await self._source.read_exact(start, count)
 
     async def aclose(self) -> None:
-        """Close the file."""
+        """Close the file or snapshot; errors and cancellation as its own ``aclose``."""
         await self._source.aclose()
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -128,17 +128,17 @@ class _Descriptor:
     could be another file's by the next system call.
     """
 
-    __slots__ = ("_fd", "_lock", "_users")
+    __slots__ = ("_fd", "_mutex", "_users")
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._users = 1  # whoever opened it
-        self._lock = Mutex()
+        self._mutex = Mutex()
 
     @contextmanager
     def using(self) -> Iterator[int]:
-        """Lend the descriptor (worker thread)."""
-        with self._lock:
+        """Lend the descriptor. Worker threads only."""
+        with self._mutex:
             if not self._users:
                 raise anyio.ClosedResourceError("the backend was closed before it could read")
             self._users += 1
@@ -148,8 +148,8 @@ class _Descriptor:
             self.release()
 
     def release(self) -> None:
-        """Close it, unless others use it (worker thread)."""
-        with self._lock:
+        """Close it, unless others use it. Worker threads only."""
+        with self._mutex:
             self._users -= 1
             last = not self._users
         if last:
@@ -160,7 +160,7 @@ class _Descriptor:
             os.close(self._fd)
 
     def close_copy(self) -> None:
-        """Close a forked child's own copy; a thread that is not here may hold the lock (I10)."""
+        """Close a forked child's own copy; a thread that is not here may hold the mutex (I10)."""
         self._users = 0
         os.close(self._fd)
 
@@ -172,10 +172,10 @@ class FileBackend(AsyncResource):
     cannot be: block devices, and files that the kernel makes up as they are read.
 
     Concurrency: for tasks of the event loop it was opened in; at most as many reads at once as its
-    hub has worker threads.
+        hub has worker threads.
     """
 
-    __slots__ = ("_closed", "_descriptor", "_forks", "_path", "_size", "_workers")
+    __slots__ = ("_closed", "_descriptor", "_path", "_size", "_workers")
 
     def __init__(self, workers: Workers, path: str) -> None:
         self._workers = workers
@@ -183,7 +183,6 @@ class FileBackend(AsyncResource):
         self._size = 0
         self._descriptor: _Descriptor | None = None
         self._closed = False
-        self._forks = Forks.count
 
     @staticmethod
     def open(
@@ -250,7 +249,7 @@ class FileBackend(AsyncResource):
         self._closed = True
         if descriptor is None:
             return
-        if self._forks != Forks.count:
+        if self._workers.forked:
             descriptor.close_copy()
             return
         await self._workers.complete(self._workers.control, descriptor.release)
@@ -258,13 +257,13 @@ class FileBackend(AsyncResource):
     def _usable(self) -> _Descriptor:
         if self._descriptor is None:
             raise anyio.ClosedResourceError(f"{self._path} is closed: open it again to use it")
-        if self._forks != Forks.count:
+        if self._workers.forked:
             raise ForkedError(self._path)
         return self._descriptor
 
     def __del__(self) -> None:
         # Missing when __init__ failed.
-        if getattr(self, "_descriptor", None) is not None and self._forks == Forks.count:
+        if getattr(self, "_descriptor", None) is not None and not self._workers.forked:
             warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -313,7 +312,7 @@ class FileBackend(AsyncResource):
 async def _open_file(hub: Hub, path: str, size: int | None) -> FileBackend:
     """Open within a hub."""
     hub._check_process(path)  # noqa: SLF001  as for its files
-    workers = hub._limiters()  # noqa: SLF001  a backend is one more user of its threads
+    workers = hub._running_workers()  # noqa: SLF001  a backend is one more user of its threads
     backend = FileBackend(workers, path)
     try:
         await workers.finish(workers.control, backend._open, size)  # noqa: SLF001  its other half
@@ -324,14 +323,14 @@ async def _open_file(hub: Hub, path: str, size: int | None) -> FileBackend:
 
 
 def _check_kind(path: str, found: os.stat_result) -> None:
-    """Raise unless a path can be read at any offset (worker thread)."""
+    """Raise unless a path can be read at any offset. Worker threads only."""
     for test, kind, number in _UNREADABLE:
         if test(found.st_mode):
             raise UnsupportedError(f"read {path} at an offset", f"it is {kind}", number)
 
 
 def _size_of(path: str, fd: int, found: os.stat_result) -> int:
-    """Ask the system how much there is to read (worker thread)."""
+    """Ask the system how much there is to read. Worker threads only."""
     if stat.S_ISREG(found.st_mode):
         return found.st_size
     if stat.S_ISBLK(found.st_mode):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 class ChangeKind(Enum):
@@ -56,6 +56,18 @@ class StatResult(Protocol):
     def st_mtime_ns(self) -> int: ...
     @property
     def st_ctime_ns(self) -> int: ...
+
+
+class Identity(NamedTuple):
+    """What tells a file from another one at the same path."""
+
+    device: int
+    inode: int
+
+    @classmethod
+    def of(cls, found: StatResult) -> Identity:
+        """Take the identity out of a stat result."""
+        return cls(found.st_dev, found.st_ino)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +158,8 @@ def classify(old: FileState | None, new: FileState | None) -> ChangeKind | None:
     return ChangeKind.METADATA
 
 
-#: After one of these the path named another file, or none.
-_MOVES = (ChangeKind.REPLACED, ChangeKind.REMOVED, ChangeKind.CREATED)
+#: After one of these the path names another file, or none.
+MOVES = (ChangeKind.REPLACED, ChangeKind.REMOVED, ChangeKind.CREATED)
 
 
 def merge(first: Change, last: Change) -> Change:
@@ -157,7 +169,7 @@ def merge(first: Change, last: Change) -> Change:
     was given to the new file; what was created and removed again counts as removed.
     """
     kind = classify(first.old, last.new) or last.kind
-    moved = first.kind in _MOVES or last.kind in _MOVES
+    moved = first.kind in MOVES or last.kind in MOVES
     if moved and first.old is not None and last.new is not None:
         kind = ChangeKind.REPLACED
     return replace(last, kind=kind, old=first.old, merged=first.merged + last.merged + 1)

@@ -47,9 +47,8 @@ class Closer:
             return
         core.workers.check_loop()
         core.closing = True
-        core.mapping.retiring = True
-        for end_wait in tuple(core.at_close):
-            end_wait()
+        core.mapping.declining = True
+        core.end_waits()
         self._auto.stop()
         self._done = anyio.Event()
         spawn(self._run, self._done)

@@ -9,16 +9,14 @@ Invariants.
 from __future__ import annotations
 
 import errno
-import operator
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar, TypeVarTuple, Unpack
 
 import anyio
 
-from ._change import FileState
+from ._change import FileState, Identity
 from ._errors import (
     AccessModeError,
     FlushError,
@@ -27,6 +25,8 @@ from ._errors import (
     OutOfBoundsError,
 )
 from ._native import Mapping, Receipt
+from ._opening import Opened, OpenOptions
+from ._own_changes import Doing
 from ._policy import FlushPolicy
 from ._ranges import RangeSet
 from ._workers import Limiter, Mutex, Workers
@@ -39,19 +39,6 @@ Ts = TypeVarTuple("Ts")
 
 #: A write that was checked: an offset, and the bytes to store there.
 Store = tuple[int, bytes | memoryview]
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What tells a file from another one at the same path."""
-
-    device: int
-    inode: int
-
-    @classmethod
-    def of(cls, found: os.stat_result) -> Identity:
-        """Take the identity out of a stat result."""
-        return cls(found.st_dev, found.st_ino)
 
 
 class Disk(Protocol):
@@ -69,6 +56,28 @@ class Disk(Protocol):
     def sync_range(self, offset: int, length: int, /) -> None: ...
 
 
+class Lanes:
+    """What others ask of the two lanes in which the writes of one file wait.
+
+    ``Writer`` has the store lane; ``Flusher`` has the flush lane, in which writes that have to be
+    durable ride. Both are built on the core, and enter here how they are asked.
+    """
+
+    __slots__ = ("draining", "durable_writes", "storing", "wait_served", "wait_stored")
+
+    def __init__(self) -> None:
+        #: Writes are requests of the flush lane, unless others still wait in the store lane.
+        self.durable_writes: bool = False
+        #: Writes of a policy that was replaced may still wait in the flush lane.
+        self.draining: bool = False
+        #: Whether a write to a part of [offset, end) is still under way.
+        self.storing: Callable[[int, int], bool] = _nothing_stored
+        #: Waits until the writes submitted so far have been applied.
+        self.wait_stored: Callable[[], Awaitable[None]] = _nothing_to_await
+        #: Waits until what was submitted to the flush lane so far has been served.
+        self.wait_served: Callable[[], Awaitable[None]] = _nothing_to_await
+
+
 class Core:
     """The shared state of one mapped file; touched on the loop thread unless it says otherwise."""
 
@@ -81,95 +90,57 @@ class Core:
         "created",
         "dirtied",
         "disk",
-        "draining",
-        "durable_stores",
-        "durable_writes",
+        "doing",
         "failure",
         "huge_page_bytes",
         "identity",
+        "lanes",
         "mapping",
         "mode",
         "offloaded_reads",
-        "offloaded_writes",
+        "options",
         "orphaned",
         "path",
         "policy",
-        "queued_bytes",
         "resized",
         "retired",
-        "served",
-        "settle",
         "size_changed",
-        "size_changes",
-        "sparse",
         "state",
-        "storing",
-        "touches",
-        "touching",
         "undo",
         "workers",
     )
 
-    def __init__(
-        self,
-        mapping: Mapping,
-        *,
-        path: str,
-        mode: str,
-        policy: FlushPolicy,
-        sparse: bool,
-        created: bool,
-        size_changed: bool,
-        identity: Identity,
-        state: FileState,
-        workers: Workers,
-    ) -> None:
-        self.mapping: Mapping = mapping
+    def __init__(self, opened: Opened, options: OpenOptions, workers: Workers) -> None:
+        self.options: OpenOptions = options
+        self.mapping: Mapping = opened.mapping
         #: The mapping again, where a worker asks the disk through it.
-        self.disk: Disk = mapping
-        self.path: str = path
-        self.mode: str = mode
-        self.policy: FlushPolicy = policy
-        self.sparse: bool = sparse
-        self.identity: Identity = identity
+        self.disk: Disk = opened.mapping
+        self.path: str = options.path
+        self.mode: str = options.mode.name
+        self.policy: FlushPolicy = options.flush
+        self.identity: Identity = opened.identity
         #: What stat(2) said when the file was opened.
-        self.state: FileState = state
+        self.state: FileState = opened.state
         #: Whether the path was last seen to name another file, or none.
         self.orphaned: bool = False
         self.workers: Workers = workers
         #: The directory entry is not durable yet. Cleared by the flush worker, one at a time.
-        self.created: bool = created
+        self.created: bool = opened.created
+        made = options.mode.makes
         #: The size, or which blocks there are, was changed since the last flush of everything.
-        self.size_changed: bool = size_changed
+        self.size_changed: bool = made
         #: The size was; so the next flush also looks whether the file still has it.
-        self.resized: bool = size_changed
-        # For watchers, which must not take for somebody else's what we do ourselves.
-        #: Odd while a worker changes the size or the blocks of the file.
-        self.size_changes: int = 2 if size_changed else 0
-        #: Operations that moved the times of the file without storing, and those under way.
-        self.touches: int = 0
-        self.touching: int = 0
+        self.resized: bool = made
+        #: What watchers must not take for somebody else's doing.
+        self.doing: Doing = Doing(opened.mapping, opened.identity, size_changed=made)
+        self.lanes: Lanes = Lanes()
         self.failure: FlushError | None = None
-        #: Bytes of writes that wait in the lane or are being applied there.
-        self.queued_bytes: int = 0
-        #: Writes that a flush worker is applying.
-        self.durable_stores: int = 0
-        #: Writes of a policy that was replaced may still wait in the flush lane.
-        self.draining: bool = False
-        #: Writes are requests of the flush lane, unless others still wait in the store lane.
-        self.durable_writes: bool = False
-        #: Waits until the writes submitted so far have been applied.
-        self.settle: Callable[[], Awaitable[None]] = _nothing_to_await
-        #: Waits until what was submitted to the flush lane so far has been served.
-        self.served: Callable[[], Awaitable[None]] = _nothing_to_await
         #: Keeps stores and changes of size apart. Taken in worker threads only.
         self.changes: Mutex = Mutex()
         #: Told after the file may have become dirty by other means than a write.
         self.dirtied: Callable[[], None] = _nothing
-        #: Told on the loop when closing or retiring begins: ends waits that nothing else would end.
+        #: End waits that nothing else would end, once closing or retiring begins; on the loop.
         self.at_close: set[Callable[[], None]] = set()
-        #: Whether a write to a part of [offset, end) is still under way.
-        self.storing: Callable[[int, int], bool] = _nothing_stored
         self.closing: bool = False
         #: The mapped file went on to another core. Verbs that had begun finish on this one.
         self.retired: bool = False
@@ -178,14 +149,8 @@ class Core:
         #: What the last count of them found. Set in worker threads, one at a time is enough.
         self.huge_page_bytes: int | None = None
         self.offloaded_reads: int = 0
-        self.offloaded_writes: int = 0
         self._active = 0
         self._idle: anyio.Event | None = None
-
-    @property
-    def inode(self) -> tuple[int, int]:
-        """The identity, in the form that watchers use."""
-        return self.identity.device, self.identity.inode
 
     @property
     def shared_writable(self) -> bool:
@@ -199,8 +164,8 @@ class Core:
         first (I9).
         """
         each = self.policy.flush_each_write and self.shared_writable
-        self.durable_writes = each or self.draining
-        inline = self.mode != "r" and not self.durable_writes and self.failure is None
+        self.lanes.durable_writes = each or self.lanes.draining
+        inline = self.mode != "r" and not self.lanes.durable_writes and self.failure is None
         self.mapping.inline_writes = inline
 
     @property
@@ -230,6 +195,11 @@ class Core:
                 "it again, with an AsyncLock or a word made anew"
             )
         return anyio.ClosedResourceError(f"{self.path} is closed: open it again to use it")
+
+    def end_waits(self) -> None:
+        """Tell whoever waits for others that closing or retiring begins."""
+        for end_wait in tuple(self.at_close):
+            end_wait()
 
     def check_open(self) -> None:
         """Raise unless the file is open, and open in this process."""
@@ -286,16 +256,6 @@ class Core:
         finally:
             self.end_activity()
 
-    @contextmanager
-    def touch(self) -> Iterator[None]:
-        """Say that the block may move the times of the file."""
-        self.touching += 1
-        try:
-            yield
-        finally:
-            self.touching -= 1
-            self.touches += 1
-
     def begin_activity(self) -> None:
         """Keep ``wait_idle`` waiting until ``end_activity``."""
         self._active += 1
@@ -311,7 +271,7 @@ class Core:
         while self._active:
             self._idle = anyio.Event()
             await self._idle.wait()
-        await self.served()
+        await self.lanes.wait_served()
 
     async def finish(
         self,
@@ -386,32 +346,3 @@ def _nothing() -> None:
 
 def _nothing_stored(offset: int, end: int) -> bool:  # noqa: ARG001  stands in for Writer.storing
     return False
-
-
-def plain_integers(*numbers: object) -> bool:
-    """Tell whether the native verbs take these as they are; NumPy's integers they do not."""
-    return all(isinstance(number, int) for number in numbers)
-
-
-def contiguous(data: object) -> memoryview:
-    """View a C-contiguous buffer as bytes, without a copy."""
-    view = memoryview(data)  # type: ignore[arg-type]  # its TypeError is the one to raise
-    if not view.c_contiguous:
-        raise BufferError("asked to use a buffer that is not C-contiguous: make a copy of it first")
-    if view.ndim == 1 and view.format == "B":
-        return view
-    return view.cast("B") if view.nbytes else memoryview(b"")
-
-
-#: No process can map more: half of what 48 bits address.
-MOST_BYTES = 1 << 47
-
-
-def byte_count(size: object, name: str) -> int:
-    """Check a size given by the caller."""
-    count = operator.index(size)  # type: ignore[arg-type]  # its TypeError is the one to raise
-    if count < 0:
-        raise ValueError(f"{name} is {count}: it is a number of bytes and cannot be negative")
-    if count > MOST_BYTES:
-        raise ValueError(f"{name} is {count}: no process can map more than {MOST_BYTES} bytes")
-    return count

@@ -20,7 +20,7 @@ from ._file_locks import FileLocks
 from ._flush import Flusher, Request
 from ._listeners import Listeners, Subscription
 from ._native import PAGE_SIZE
-from ._opening import OpenOptions, check_policy
+from ._opening import check_policy
 from ._page_verbs import PagedVerbs
 from ._paging import Pager
 from ._policy import FlushPolicy
@@ -55,7 +55,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
     or ``await`` that in the other process. Mode "c" is refused, as its stores would be lost.
 
     Concurrency: for tasks of the event loop it was opened in. Verbs on disjoint ranges do not wait
-    for one another; overlapping writes are applied in the order they were submitted.
+        for one another; overlapping writes are applied in the order they were submitted.
     """
 
     __slots__ = (
@@ -69,7 +69,6 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         "_leave",
         "_locks",
         "_mapping",
-        "_options",
         "_pager",
         "_reader",
         "_resizer",
@@ -115,9 +114,9 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         self._closer = Closer(core, self._flusher, self._auto, self._resizer, let_go)
         core.mapping.attach(self._flusher, WriteReceipt)
 
-    async def _prepare(self, options: OpenOptions) -> None:
+    async def _prepare(self) -> None:
         """Do what opening was asked to do beyond mapping."""
-        self._options = options
+        options = self._core.options
         if options.advice is not None:
             await self.advise(options.advice)
         if options.lock:
@@ -240,6 +239,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
             One bytes object a pair, in the order of the pairs.
         Raises:
             As ``read``; every range is checked before any is read.
+        Cancellation: as ``read``.
         """
         return await self._reader.read_many(ranges)
 
@@ -273,6 +273,8 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
     async def write_many(self, items: Iterable[tuple[int, Buffer]]) -> WriteReceipt:
         """Write several pieces in order, in one hop to a worker at most.
 
+        Args:
+            items: (offset, data) pairs, as for ``write``.
         Returns:
             One receipt for all: it spans from the lowest offset to the highest end.
         Raises:
@@ -312,10 +314,14 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
 
         The range is rounded outward to pages; other dirty pages stay dirty.
 
+        Args:
+            offset: a receipt of this file; or the first byte, from the start of the file.
+            length: number of bytes, if the offset is no receipt.
         Raises:
             ReceiptError: if the receipt is another file's.
             OutOfBoundsError: if the range leaves the file.
             FlushError: as ``flush``.
+        Cancellation: as ``flush``.
         Durability: durable for the range; metadata as far as reading the range back needs it.
         Source: msync(2) with MS_SYNC.
         """
@@ -352,6 +358,8 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         closing.
 
         Args:
+            offset: first byte, from the start of the file.
+            length: number of bytes; None means to the end, of the capacity if growable.
             growable: let stores make the file longer; see also ``ensure``.
         Raises:
             OutOfBoundsError: if the range leaves the file, or the capacity if growable.
@@ -410,7 +418,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
             offloaded_reads=self._core.offloaded_reads,
             fell_back_reads=mapping.fell_back_reads,
             inline_writes=mapping.inline_writes_done,
-            offloaded_writes=self._core.offloaded_writes,
+            offloaded_writes=self._core.doing.offloaded_writes,
             dirty_bytes=mapping.dirty_bytes(),
             oldest_dirty_seconds=oldest_dirty_seconds(mapping),
             flushes=flusher.seconds.count,

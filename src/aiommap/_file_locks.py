@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import anyio
+import anyio.lowlevel
 
 from ._core import Core
 from ._errors import UnsupportedError
@@ -247,7 +248,7 @@ class FileLocks:
     def _open(self) -> int:
         core = self._core
         if core.mapping.closed:
-            raise anyio.ClosedResourceError(f"{core.path} is closed: open it again to use it")
+            raise core.ended()
         access = os.O_RDWR if core.shared_writable else os.O_RDONLY
         # Through the descriptor: the path may name another file by now.
         return os.open(f"/proc/self/fd/{core.mapping.fd}", access | os.O_CLOEXEC)

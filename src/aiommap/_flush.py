@@ -127,7 +127,7 @@ class Flusher:
     def __init__(self, core: Core, failed: Listeners[FlushError]) -> None:
         self._core = core
         self._lane: Lane[Item, WriteReceipt | None] = Lane(core.workers, self._begin)
-        core.served = self._lane.settle
+        core.lanes.wait_served = self._lane.settle
         #: A failure was told to whoever listens; nothing is flushed any more.
         self.told = False
         #: Stores and makes durable in the next flush, for a file none of whose flushes failed, and
@@ -222,8 +222,8 @@ class Flusher:
         elif Request in {*map(type, items)}:
             _settle([item.receipt for item in items if isinstance(item, Request)])
         assert outcomes is not None
-        if core.draining and not self._lane.waiting():
-            core.draining = False
+        if core.lanes.draining and not self._lane.waiting():
+            core.lanes.draining = False
             core.choose_inline_writes()
         self.after_batch()
         done(outcomes)
@@ -270,11 +270,11 @@ class Flusher:
             return [self._act(change) for change in changes]
 
     def _act(self, change: Change) -> Exception | None:
-        self._core.size_changes += change.ours
+        self._core.doing.size_changes += change.ours
         try:
             return change.run()
         finally:
-            self._core.size_changes += change.ours
+            self._core.doing.size_changes += change.ours
 
     def _flush(self, requests: list[Store | Request]) -> list[Outcome]:
         """Store what is to be stored, and make it durable with what else was asked for."""
@@ -297,15 +297,15 @@ class Flusher:
         """
         core, mapping = self._core, self._core.mapping
         start = time.monotonic()
-        core.durable_stores = len(stores)
+        core.doing.durable_stores = len(stores)
         try:
             done = mapping.commit(stores, core.path)
         except OSError as error:
             self._latch(error)
             return [None for _ in stores]
         finally:
-            core.offloaded_writes += len(stores)
-            core.durable_stores = 0
+            core.doing.offloaded_writes += len(stores)
+            core.doing.durable_stores = 0
         if done is None:
             return None
         if isinstance(done, list):
@@ -373,12 +373,12 @@ class Flusher:
         )
         if not stores:
             return [None for _ in requests]
-        core.durable_stores = len(stores)
+        core.doing.durable_stores = len(stores)
         try:
             results = core.disk.write_many(cast("list[Store]", stores))
-            core.offloaded_writes += len(stores)
+            core.doing.offloaded_writes += len(stores)
         finally:
-            core.durable_stores = 0
+            core.doing.durable_stores = 0
         if not mixed and tuple not in {*map(type, results)}:
             return cast("list[Outcome]", results)
         found = iter(results)
@@ -469,7 +469,7 @@ class Flusher:
                 errno.EIO,
                 f"the file was truncated to {size} bytes while bytes up to {end} were dirty",
             )
-        if (device, inode) != (core.identity.device, core.identity.inode):
+        if (device, inode) != core.identity:
             what = "now names another file" if inode else "was removed"
             raise OSError(errno.ESTALE, f"the path {what}, so the flushed data is orphaned")
 

@@ -29,7 +29,6 @@ Invariants.
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Awaitable, Callable
 
@@ -44,6 +43,7 @@ from ._listeners import Listeners, call_apart
 from ._logs import FOLLOWING
 from ._opening import OpenOptions
 from ._snapshot import Snapshot
+from ._threads import Forks
 from ._workers import spawn_foreign
 
 #: So many overtaken trials in a row are abandoned.
@@ -92,7 +92,7 @@ class Generation(Snapshot):
 
     def retire(self) -> None:
         """Close, once nobody holds it; references count no longer."""
-        self._retired = True
+        self._closing = True
         if not self._holds:
             self._file._closer.start()  # noqa: SLF001  a snapshot is made of its file
 
@@ -139,7 +139,7 @@ class Follower:
         validate: Validate | None,
         failed: Listeners[Exception],
     ) -> None:
-        self._pid = os.getpid()
+        self._forks = Forks.count
         self._hub = hub
         self._options = options
         self._prewarm = prewarm
@@ -209,12 +209,12 @@ class Follower:
 
     def check_process(self) -> None:
         """Raise in a forked child, where nothing is listened to (I10)."""
-        if self._pid != os.getpid():
+        if self._forks != Forks.count:
             raise ForkedError(self.path)
 
     async def aclose(self) -> None:
         """End following, and close every generation that nobody holds, then the others."""
-        if self._pid != os.getpid():
+        if self._forks != Forks.count:
             for file in self._files:
                 await file.aclose()
             return

@@ -8,14 +8,14 @@ not what it expected any more, and never before. A notification is thus a hint t
 many does no harm.
 
 Invariants.
-  X1  ``_posts`` and the lists of each post are touched under ``_books``, which is held for moments.
-  X2  A post has a thread exactly while it is in ``_posts``, and leaves once nobody waits there.
+  J1  ``_posts`` and the lists of each post are touched under ``_books``, which is held for moments.
+  J2  A post has a thread exactly while it is in ``_posts``, and leaves once nobody waits there.
       These threads take no token of any limiter (I12), and no waiter needs one to be cancelled.
-  X3  A notification that may have gone to a waiter who is gone is passed on, after the kernel let
+  J3  A notification that may have gone to a waiter who is gone is passed on, after the kernel let
       go of that waiter's word.
-  X4  A post keeps its waiters alive, so none is ever ended by a finalizer, which could not take
+  J4  A post keeps its waiters alive, so none is ever ended by a finalizer, which could not take
       ``_books``; if a loop ends without ending its waits, the next change of the word does.
-  X5  A forked child starts with no posts.
+  J5  A forked child starts with no posts.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class _Waiter:
         self.told.set()
 
     def pass_on(self) -> None:
-        """Let another waiter have a notification that this one may have got (X3)."""
+        """Let another waiter have a notification that this one may have got (J3)."""
         with suppress(MappedFileError, OSError, anyio.ClosedResourceError):
             if self.word.load() != self.expected:
                 self.word._notify(1)  # noqa: SLF001  the two are one mechanism
@@ -114,7 +114,7 @@ class _Post:
                 waiting, gone = self.waiters[:], self.gone[:]
                 self.gone.clear()
                 if not waiting and not gone:
-                    _posts.remove(self)  # X2
+                    _posts.remove(self)  # J2
                     return
             for waiter in gone:
                 waiter.pass_on()
@@ -145,7 +145,7 @@ _posts: list[_Post] = []
 
 def _forget() -> None:
     global _books
-    _books = Mutex()  # X5: the thread that may have held the other one is not in this process
+    _books = Mutex()  # J5: the thread that may have held the other one is not in this process
     _posts.clear()
 
 

@@ -18,8 +18,8 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import anyio
 
 from ._advice import Advice
-from ._change import FileState
-from ._core import Core, Identity
+from ._change import FileState, Identity
+from ._core import Core
 from ._errors import AccessModeError, ForkedError
 from ._file import MappedFile
 from ._lane import Lane, batches
@@ -102,7 +102,7 @@ class Hub:
         self._files: dict[Core, MappedFile] = {}
         self._at: dict[str, set[Core]] = {}
         self._own = OwnChanges()
-        self._watcher = Watcher(self._limiters, self._own, self._seen)
+        self._watcher = Watcher(self._running_workers, self._own, self._seen)
 
     @property
     def files(self) -> tuple[MappedFile, ...]:
@@ -195,7 +195,7 @@ class Hub:
             raise ExceptionGroup("several files could not be closed cleanly", failures)
 
     async def __aenter__(self) -> Self:
-        self._limiters()
+        self._running_workers()
         return self
 
     async def __aexit__(
@@ -211,8 +211,8 @@ class Hub:
                 raise
             error.add_note(f"closing the hub failed, too: {failure}")
 
-    def _limiters(self) -> Workers:
-        """The limiters belong to a running event loop, so they are made on first use there."""
+    def _running_workers(self) -> Workers:
+        """Return the workers; made on first use, as they belong to the event loop that runs."""
         if self._closed:
             raise anyio.ClosedResourceError("the hub is closed: open files in a new one")
         if self._workers is not None:
@@ -232,7 +232,7 @@ class Hub:
 
     async def _open(self, options: OpenOptions) -> MappedFile:
         self._check_process(options.path)
-        workers = self._limiters()
+        workers = self._running_workers()
         with observed("open", options.path, 0, options.size or 0) as seen:
             seen.hop()
             opened = await self._opening.submit(options)
@@ -240,30 +240,31 @@ class Hub:
         if self._closed:
             await self._releasing.submit(_Release.of(opened), withdrawable=False)
             raise anyio.ClosedResourceError("the hub was closed while it opened the file")
-        core = _core_of(opened, options, workers)
-        open_again = partial(self._open_again, options)
-        hub = Surroundings(self._scheduler, self._watcher, self._release, open_again, self._move)
+        core = Core(opened, options, workers)
+        hub = Surroundings(
+            self._scheduler, self._watcher, self._release, self._open_again, self._move
+        )
         file = MappedFile(core, hub)
         self._files[core] = file
         self._register(core)
         FILES.debug('opened %s in mode "%s": %d bytes', core.path, core.mode, core.mapping.size)
         try:
-            await file._prepare(options)  # noqa: SLF001  half of the constructor
+            await file._prepare()  # noqa: SLF001  half of the constructor
         except BaseException:
             core.undo = core.created
             await file.aclose()
             raise
         return file
 
-    async def _open_again(self, options: OpenOptions, old: Core) -> Core | None:
+    async def _open_again(self, old: Core) -> Core | None:
         """Open what the path of a file names by now; None if that is the same file, and whole."""
-        workers = self._limiters()
-        options = reopening(options)
+        workers = self._running_workers()
+        options = reopening(old.options)
         opened = await self._opening.submit(options)
         if opened.identity == old.identity and old.damage() is None:
             await self._releasing.submit(_Release.of(opened), withdrawable=False)
             return None
-        core = _core_of(opened, options, workers)
+        core = Core(opened, options, workers)
         core.mode, core.policy = old.mode, old.policy
         return core
 
@@ -281,10 +282,10 @@ class Hub:
     def _register(self, core: Core) -> None:
         self._at.setdefault(core.path, set()).add(core)
         if core.shared_writable:
-            self._own.add(core)
+            self._own.add(core.doing)
 
     def _unregister(self, core: Core) -> None:
-        self._own.remove(core)
+        self._own.remove(core.doing)
         others = self._at.get(core.path, set())
         others.discard(core)
         if not others:
@@ -293,27 +294,12 @@ class Hub:
     def _seen(self, path: str, state: FileState | None) -> None:
         """Take note of which file a path names by now."""
         for core in self._at.get(path, ()):
-            core.orphaned = state is None or (state.device, state.inode) != core.inode
+            core.orphaned = state is None or (state.device, state.inode) != core.identity
 
     async def _discard(self, opened: Opened) -> None:
         """Close, or undo, what was opened for a task that was cancelled."""
         with suppress(OSError):  # there is nobody left to tell, and nothing to lose
             await self._releasing.submit(_Release.of(opened), withdrawable=False)
-
-
-def _core_of(opened: Opened, options: OpenOptions, workers: Workers) -> Core:
-    return Core(
-        opened.mapping,
-        path=options.path,
-        mode=options.mode.name,
-        policy=options.flush,
-        sparse=options.sparse,
-        created=opened.created,
-        size_changed=options.mode.makes,
-        identity=opened.identity,
-        state=opened.state,
-        workers=workers,
-    )
 
 
 def _attempt_all(
@@ -419,7 +405,7 @@ def open(
 
 def _reopen(file: MappedFile) -> tuple[Callable[..., Any], tuple[()]]:
     """Say what a pickled file is: an ``Opening`` of its path, with the options it has."""
-    options = file._options  # noqa: SLF001  they were given here
+    options = file._core.options  # noqa: SLF001  they were given here
     if options.mode.private:
         raise AccessModeError("pickle", "c", "its private stores would be lost")
     if file.closed:

@@ -1,6 +1,6 @@
 """Allocated ranges and the ledger of who holds which bytes.
 
-Pure: no file, no loop, no lock. ``_allocating`` puts one lock around each call.
+Pure: no file, no loop, no mutex. ``_allocating`` puts one around each call.
 
 Invariants.
   R1  The span [start, end) is at all times the disjoint union of the free bytes, the ranges that

@@ -3,7 +3,7 @@
 Scanner thread only. See ``_scanner`` for when one looks, and ``_own_changes`` for what is our own.
 
 Invariants.
-  K1  An entry's state is what was last reported, or our own doing since: no difference is ever
+  N4  An entry's state is what was last reported, or our own doing since: no difference is ever
       lost, only merged with a later one, and none is reported twice.
 """
 
@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable
 
-from ._change import Change, ChangeKind, FileState, classify
+from ._change import MOVES, Change, ChangeKind, FileState, Identity, classify
 from ._own_changes import OwnChanges, Sample, called, settled, without_own
 from ._routes import Route
 
@@ -139,7 +139,7 @@ class Looker:
     def _look_once(self, entry: Entry, source: str) -> bool:
         """Look; False if nothing can be said now (O4): a later look sees what came of it."""
         old = entry.state
-        before = None if old is None else self._own.sample((old.device, old.inode))
+        before = self._sample(old)
         now = time.monotonic()
         if (before or entry.sample) and called(entry.sample, before):
             entry.called_at = now
@@ -167,14 +167,14 @@ class Looker:
     ) -> bool:
         old, new = entry.state, found and FileState.of(found)
         if old is not None and new is not None and old.is_same_file(new):
-            after = self._own.sample((old.device, old.inode))
+            after = self._sample(old)
             if not settled(before, after):
                 return False
             if (after or entry.sample) and called(entry.sample, after):
                 entry.called_at, told = time.monotonic(), False
             old = without_own(old, new, entry.sample, after, told=told)
         elif new is not None:
-            before = self._own.sample((new.device, new.inode))
+            before = self._sample(new)
         entry.state, entry.key, entry.sample = new, _key(found), before
         entry.recent = _is_recent(new)
         self._tell_change(entry, old, source)
@@ -185,7 +185,7 @@ class Looker:
         kind = classify(old, new)
         if kind is None:
             return
-        if kind in (ChangeKind.CREATED, ChangeKind.REMOVED, ChangeKind.REPLACED):
+        if kind in MOVES:
             self._reroute(entry)
         self._tell(entry, _change(entry, kind, old, source))
 
@@ -200,7 +200,12 @@ class Looker:
         entry.state = new = found and FileState.of(found)
         entry.recent = _is_recent(new)
         # Taken afterwards, so a store in between goes for somebody else's: better than the reverse.
-        entry.sample = None if new is None else self._own.sample((new.device, new.inode))
+        entry.sample = self._sample(new)
+
+    def _sample(self, state: FileState | None) -> Sample | None:
+        if state is None:
+            return None
+        return self._own.sample(Identity(state.device, state.inode))
 
 
 def _change(entry: Entry, kind: ChangeKind, old: FileState | None, source: str) -> Change:

@@ -64,7 +64,7 @@ class Mapping:
     nowait: bool  # reads through the descriptor can be tried without waiting
     residency_visible: bool
     inline_writes: bool  # settable: whether write_inline may store at all
-    retiring: bool  # settable: inline verbs answer None from now on
+    declining: bool  # settable: inline verbs answer None
     sequence: int
     durable_sequence: int  # settable
     written_bytes: int

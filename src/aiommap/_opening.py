@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ._advice import Advice
-from ._change import FileState
-from ._core import Identity, byte_count
+from ._arguments import byte_count
+from ._change import FileState, Identity
 from ._errors import UnsupportedError
 from ._native import Mapping, filesystem_type, sigbus_blocked
 from ._policy import FlushPolicy
@@ -168,7 +168,7 @@ class Opened:
 
 
 def open_mapping(options: OpenOptions) -> Opened:
-    """Open, create or overwrite the file and map it (worker thread)."""
+    """Open, create or overwrite the file and map it. Worker threads only."""
     fd, created = _open_descriptor(options)
     try:
         found = os.fstat(fd)

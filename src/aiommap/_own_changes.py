@@ -18,13 +18,12 @@ Invariants.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
-from ._change import FileState
-
-Inode = tuple[int, int]
+from ._change import FileState, Identity
 
 #: So many files of an inode are remembered once they are closed, for the size that they left.
 CLOSED_FILES = 8
@@ -47,27 +46,53 @@ class Mapped(Protocol):
     def ended_leases(self) -> int: ...
 
 
-class Writing(Protocol):
-    """What is asked of an open file."""
+class Doing:
+    """What one open file does to its inode, but for what its mapping counts itself.
+
+    Each number is kept by one side, the loop or the one worker whose turn it is, and is asked for
+    in any thread.
+    """
+
+    __slots__ = (
+        "durable_stores",
+        "identity",
+        "mapping",
+        "offloaded_writes",
+        "queued_bytes",
+        "size_changes",
+        "touches",
+        "touching",
+    )
+
+    def __init__(self, mapping: Mapped, identity: Identity, *, size_changed: bool) -> None:
+        self.mapping: Mapped = mapping
+        self.identity: Identity = identity
+        #: Writes that workers have applied.
+        self.offloaded_writes: int = 0
+        #: Bytes of writes that wait in the store lane or are being applied there.
+        self.queued_bytes: int = 0
+        #: Writes that a flush worker is applying.
+        self.durable_stores: int = 0
+        #: Odd while a worker changes the size or the blocks of the file.
+        self.size_changes: int = 2 if size_changed else 0
+        #: Operations that moved the times of the file without storing, and those under way.
+        self.touches: int = 0
+        self.touching: int = 0
 
     @property
-    def mapping(self) -> Mapped: ...
-    @property
-    def inode(self) -> Inode: ...
-    @property
-    def offloaded_writes(self) -> int: ...
-    @property
-    def queued_bytes(self) -> int: ...
-    @property
-    def durable_stores(self) -> int: ...
-    @property
-    def size_changes(self) -> int: ...
-    @property
-    def touches(self) -> int: ...
-    @property
-    def touching(self) -> int: ...
+    def resizing(self) -> bool:
+        """Whether the size is being changed, by a verb or by a store beyond the end."""
+        return self.size_changes % 2 == 1 or self.mapping.growing
 
-    def __hash__(self) -> int: ...
+    @contextmanager
+    def touch(self) -> Iterator[None]:
+        """Say that the block may move the times of the file."""
+        self.touching += 1
+        try:
+            yield
+        finally:
+            self.touching -= 1
+            self.touches += 1
 
 
 class Left(NamedTuple):
@@ -102,7 +127,7 @@ class Sample:
 class _Files(NamedTuple):
     """The open files of one inode, numbered, and what the closed ones had done."""
 
-    opened: tuple[tuple[int, Writing], ...] = ()
+    opened: tuple[tuple[int, Doing], ...] = ()
     stores: int = 0
     calls: int = 0
     left: tuple[Left, ...] = ()
@@ -118,40 +143,40 @@ class OwnChanges:
     __slots__ = ("_files", "_numbers")
 
     def __init__(self) -> None:
-        self._files: dict[Inode, _Files] = {}
+        self._files: dict[Identity, _Files] = {}
         self._numbers = itertools.count()
 
-    def add(self, file: Writing) -> None:
+    def add(self, file: Doing) -> None:
         """Count what a file does from now on."""
-        files = self._files.get(file.inode, _Files())
+        files = self._files.get(file.identity, _Files())
         opened = (*files.opened, (next(self._numbers), file))
-        self._files[file.inode] = files._replace(opened=opened)
+        self._files[file.identity] = files._replace(opened=opened)
 
-    def remove(self, file: Writing) -> None:
+    def remove(self, file: Doing) -> None:
         """Keep what a file has done, and let go of it."""
-        files = self._files.get(file.inode, _Files())
+        files = self._files.get(file.identity, _Files())
         closed = [entry for entry in files.opened if entry[1] is file]
         if not closed:
             return
         opened = tuple(entry for entry in files.opened if entry[1] is not file)
         if not opened:
-            del self._files[file.inode]
+            del self._files[file.identity]
             return
-        self._files[file.inode] = _Files(
+        self._files[file.identity] = _Files(
             opened,
             files.stores + _stores(file),
             files.calls + file.offloaded_writes,
             (*files.left, *_left_by(closed))[-CLOSED_FILES:],
         )
 
-    def sample(self, inode: Inode) -> Sample | None:
+    def sample(self, inode: Identity) -> Sample | None:
         """Say what this hub's files of an inode have done so far; None if it has none."""
         entry = self._files.get(inode)
         if entry is None:
             return None
         files = [file for _, file in entry.opened]
         # First, so that a change which this does not see under way is seen below.
-        resizing = any(file.size_changes % 2 or file.mapping.growing for file in files)
+        resizing = any(file.resizing for file in files)
         return Sample(
             stores=entry.stores + sum(map(_stores, files)),
             calls=entry.calls + sum(file.offloaded_writes for file in files),
@@ -162,12 +187,12 @@ class OwnChanges:
         )
 
 
-def _stores(file: Writing) -> int:
+def _stores(file: Doing) -> int:
     mapping = file.mapping  # what was stored through memory that was lent is told by nothing else
     return mapping.sequence + mapping.ended_leases + file.touches
 
 
-def _left_by(files: Iterable[tuple[int, Writing]]) -> list[Left]:
+def _left_by(files: Iterable[tuple[int, Doing]]) -> list[Left]:
     return [
         Left(number, file.size_changes, file.mapping.grown, file.mapping.file_end)
         for number, file in files

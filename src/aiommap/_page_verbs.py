@@ -31,8 +31,15 @@ class PagedVerbs:
     ) -> None:
         """Begin to write dirty pages back, without waiting and without any promise.
 
+        Args:
+            offset: first byte, from the start of the file.
+            length: number of bytes; None means to the end of the file.
+        Raises:
+            OutOfBoundsError: if the range leaves the file.
+            UnsupportedError: if the platform lacks the call.
+        Cancellation: one that has begun is waited out.
         Durability: none; it only makes a later ``flush`` shorter.
-        Source: sync_file_range(2) with SYNC_FILE_RANGE_WRITE; UnsupportedError elsewhere.
+        Source: sync_file_range(2) with SYNC_FILE_RANGE_WRITE.
         """
         self._core.check_usable()
         start, count = check_tail(offset, length, self.size)
@@ -52,6 +59,8 @@ class PagedVerbs:
         The kernel may drop pages again at any moment; only ``locked`` prevents that.
 
         Args:
+            offset: first byte, from the start of the file.
+            length: number of bytes; None means to the end of the file.
             write: also make the pages writable without a fault; they become dirty by it.
             progress: called on the loop, with (bytes done, bytes in all), about every 10 ms.
         Returns:
@@ -67,7 +76,7 @@ class PagedVerbs:
         if write:
             self._core.check_writable("prewarm for writing")
         start, count = check_tail(offset, length, self.size)
-        with self._core.touch() if write else nullcontext():
+        with self._core.doing.touch() if write else nullcontext():
             return await self._pager.prewarm(start, count, write=write, progress=progress)
 
     async def residency(
@@ -75,9 +84,12 @@ class PagedVerbs:
     ) -> Residency:
         """Ask which pages of a range are in memory at this moment.
 
+        Args:
+            offset, length: as for ``prewarm``.
         Raises:
             UnsupportedError: if the kernel hides it: the file is somebody else's and we may not
                 write it (Linux 5.2 and later).
+        Cancellation: one that has begun is waited out.
         Source: mincore(2).
         """
         self._core.check_usable()
@@ -92,6 +104,7 @@ class PagedVerbs:
 
         Raises:
             UnsupportedError: if the kernel does not tell.
+        Cancellation: one that has begun is waited out.
         Source: proc_pid_smaps(5); AnonHugePages, ShmemPmdMapped and FilePmdMapped.
         """
         self._core.check_usable()
@@ -104,8 +117,13 @@ class PagedVerbs:
 
         Advice on the whole file also sets the read-ahead of reads through the descriptor.
 
+        Args:
+            advice: a member of ``Advice``.
+            offset, length: as for ``prewarm``.
         Raises:
             UnsupportedError: if the platform lacks the advice; for DONT_NEED in mode "c".
+            TypeError: if it is no advice.
+        Cancellation: one that has begun is waited out.
         Source: madvise(2), posix_fadvise(2).
         """
         self._core.check_usable()
@@ -119,6 +137,8 @@ class PagedVerbs:
     ) -> AsyncIterator[None]:
         """Pin a range in memory for the length of the block; reads of it need no system call.
 
+        Args:
+            offset, length: as for ``prewarm``.
         Raises:
             OSError: if the limit on locked memory refuses it; the message has the numbers.
             MappingFaultError: if the file was truncated below the range.

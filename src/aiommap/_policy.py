@@ -54,17 +54,29 @@ class FlushPolicy:
 
     @classmethod
     def every_bytes(cls, count: SupportsIndex) -> FlushPolicy:
-        """Flush in the background whenever this many bytes were written."""
+        """Flush in the background whenever this many bytes were written.
+
+        Raises:
+            ValueError: if the count is not positive.
+        """
         return cls(due_bytes=_positive(count, "every_bytes"))
 
     @classmethod
     def every_writes(cls, count: SupportsIndex) -> FlushPolicy:
-        """Flush in the background after this many writes; each item of ``write_many`` is one."""
+        """Flush in the background after this many writes; each item of ``write_many`` is one.
+
+        Raises:
+            ValueError: if the count is not positive.
+        """
         return cls(due_writes=_positive(count, "every_writes"))
 
     @classmethod
     def every_interval(cls, seconds: SupportsFloat) -> FlushPolicy:
-        """Flush in the background once the oldest dirty byte is this old; a clean file rests."""
+        """Flush in the background once the oldest dirty byte is this old; a clean file rests.
+
+        Raises:
+            ValueError: if the seconds are not finite and above 0.
+        """
         period = float(seconds)
         if not (period > 0 and math.isfinite(period)):
             raise ValueError(f"every_interval got {seconds}: give seconds, finite and above 0")
@@ -75,6 +87,9 @@ class FlushPolicy:
         """Let a write that would make more bytes than this dirty wait for a flush first.
 
         Counted in whole pages. A single write above the limit waits until nothing else is dirty.
+
+        Raises:
+            ValueError: if the count is not positive.
         """
         return cls(dirty_limit=_positive(count, "max_dirty"))
 

@@ -177,6 +177,7 @@ class RangedVerbs:
             OutOfBoundsError: if the data has another length than the range, or if the file was cut
                 off below its end. Nothing was written then, nor after a ReceiptError.
             As ``write``.
+        Cancellation: as ``write``.
         """
         self._core.check_writable("write to")
         offset, length = self._allocators.locate(allocated)
@@ -193,8 +194,12 @@ class RangedVerbs:
     async def read_range(self, allocated: AllocatedRange) -> bytes:
         """Read an allocated range, all of it; otherwise as ``read``.
 
+        Args:
+            allocated: a valid range of this file.
         Raises:
             ReceiptError: if the range was freed or split, or is another file's.
+            As ``read``.
+        Cancellation: as ``read``.
         """
         self._core.check_usable()
         return await self.read(*self._allocators.locate(allocated))

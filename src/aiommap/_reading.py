@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 
 import anyio
 
-from ._core import Core, plain_integers
+from ._arguments import plain_integers, writable
+from ._core import Core
 from ._errors import OutOfBoundsError
 from ._observing import observed
 from ._ranges import check_range
@@ -51,7 +52,7 @@ class Reader:
         """Fill a buffer after ``read_into_inline`` answered None."""
         core = self._core
         core.check_usable()
-        view = _writable(buffer)
+        view = writable(buffer)
         plain = plain_integers(offset)
         offset, length = check_range(offset, len(view), core.mapping.size)
         if await core.workers.give_way() or not plain:
@@ -144,13 +145,3 @@ class Reader:
             raise self._core.fault(offset, len(view), 0, error.errno or errno.EIO) from error
         if copied < len(view):
             raise self._core.fault(offset, len(view), copied)
-
-
-def _writable(buffer: object) -> memoryview:
-    """View a writable C-contiguous buffer as bytes."""
-    view = memoryview(buffer)  # type: ignore[arg-type]  # its TypeError is the one to raise
-    if view.readonly:
-        raise TypeError("asked to read into a read-only buffer: pass a bytearray or the like")
-    if not view.c_contiguous:
-        raise BufferError("asked to read into a buffer that is not C-contiguous: use another one")
-    return view.cast("B") if view.nbytes else memoryview(bytearray())

@@ -14,7 +14,6 @@ Invariants.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -25,7 +24,6 @@ from ._core import Core
 from ._errors import AccessModeError
 from ._file_locks import FileLocks
 from ._flush import Flusher
-from ._resizing import Resizer
 from ._scheduler import FlushScheduler
 from ._watching import Watcher
 from ._workers import spawn, wait_or_withdraw
@@ -52,11 +50,11 @@ async def bring_home(core: Core, flusher: Flusher) -> None:
         return
     core.check_flushed()
     while True:
-        await core.settle()
-        await core.served()
+        await core.lanes.wait_stored()
+        await core.lanes.wait_served()
         # As when it is closed: a policy that does not flush then lets stores go.
         dirty = core.policy.flush_at_close and flusher.has_work()
-        if not dirty and not core.queued_bytes and not flusher.busy:
+        if not dirty and not core.doing.queued_bytes and not flusher.busy:
             return
         if dirty:
             await flusher.flush_everything()
@@ -64,9 +62,9 @@ async def bring_home(core: Core, flusher: Flusher) -> None:
 
 async def _check_private(core: Core) -> None:
     """Raise if stores of mode "c" would be left behind: no flush can bring them home."""
-    await core.settle()
-    while core.queued_bytes:
-        await core.settle()
+    await core.lanes.wait_stored()
+    while core.doing.queued_bytes:
+        await core.lanes.wait_stored()
     if core.mapping.dirty_bytes():
         remedy = "its private stores would be lost: copy them, then pass discard=True"
         raise AccessModeError("reopen", core.mode, remedy)
@@ -87,8 +85,7 @@ class Retired:
         """Give a core up once no verb uses it, and before it what depends on it."""
         self._left[core] = anyio.Event()
         core.retired = True
-        for end_wait in tuple(core.at_close):
-            end_wait()
+        core.end_waits()
         spawn(self._retire, core, leave)
 
     async def leave(self, locks: FileLocks) -> None:
@@ -111,47 +108,10 @@ class Retired:
                 await anyio.lowlevel.checkpoint()
             await core.wait_idle()
             core.closing = True
-            core.mapping.retiring = True
+            core.mapping.declining = True
             await leave()
             await self._release(core)
         except OSError:
             pass  # close(2) of a file that was given up: there is nothing left to lose
         finally:
             self._left.pop(core).set()
-
-
-class Refresher:
-    """Takes over the size that others gave to a file."""
-
-    __slots__ = ("_core", "_flusher", "_resizer")
-
-    def __init__(self, core: Core, flusher: Flusher, resizer: Resizer) -> None:
-        self._core = core
-        self._flusher = flusher
-        self._resizer = resizer
-
-    async def refresh(self) -> None:
-        """Address as many bytes as the file has."""
-        core = self._core
-        with core.activity():
-            await core.settle()
-            lost = False
-
-            def act() -> None:
-                nonlocal lost
-                lost = not self._take_over()
-
-            await self._flusher.change(act, ours=False)
-            if lost:
-                await self._flusher.flush_everything()  # which finds out, and latches (I5)
-
-    # Worker threads only, from here on.
-
-    def _take_over(self) -> bool:
-        """Follow the size; answer False if that would hide that stores were cut off."""
-        core = self._core
-        actual = os.fstat(core.mapping.fd).st_size
-        if self._resizer.hides_loss(actual, core.mapping.size):
-            return False
-        self._resizer.follow(actual)
-        return True

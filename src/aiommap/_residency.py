@@ -49,6 +49,8 @@ class Residency:
             width: number of cells; at least 1.
         Returns:
             One share (0.0 to 1.0) per cell, shape (width,); all 1.0 for an empty range.
+        Raises:
+            ValueError: if the width is not positive.
         """
         if width < 1:
             raise ValueError(f"asked for a chart of {width} cells: it needs at least 1")

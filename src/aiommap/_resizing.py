@@ -1,13 +1,19 @@
-"""Resizing: in place within the capacity, by a second mapping beyond it; views stay valid."""
+"""Resizing: in place within the capacity, by a second mapping beyond it; views stay valid.
+
+Every change of size is an item of the flush lane (F5), and made by ``change_size``. ``Resizer`` is
+its half in the worker thread.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 from ._core import Core
 from ._errors import AlignmentError, UnsupportedError
+from ._flush import Flusher
 from ._futex import look_again
 from ._native import PAGE_SIZE
 from ._opening import reserve
@@ -16,6 +22,29 @@ from ._ranges import align_up
 
 #: Unused room is looked through in pieces of so many bytes.
 TRIM_BYTES = 1 << 20
+
+
+async def change_size(
+    core: Core, flusher: Flusher, act: Callable[[], bool], *, ours: bool = True
+) -> None:
+    """Change the size after the writes submitted so far.
+
+    Args:
+        act: changes it, in a worker; answers False, with nothing done, if that would hide that
+            stores were cut off. This fails then, as a flush does.
+        ours: whether it is we who change the file, and not somebody else who did.
+    """
+    lost = False
+
+    def change() -> None:
+        nonlocal lost
+        lost = not act()
+
+    with core.activity():
+        await core.lanes.wait_stored()
+        await flusher.change(change, ours=ours)
+        if lost:
+            await flusher.flush_everything()  # which finds out, and latches (I5)
 
 
 class Resizer:
@@ -32,8 +61,8 @@ class Resizer:
         self._pager = pager
         self.fenced = False
 
-    def hides_loss(self, actual: int, size: int) -> bool:
-        """Whether others cut off to ``actual`` what may be dirty below ``size``.
+    def _hides_loss(self, actual: int, size: int) -> bool:
+        """Tell whether others cut off to ``actual`` what may be dirty below ``size``.
 
         Dirty are whole pages: any that goes beyond the end counts, as it does for a flush.
         """
@@ -46,30 +75,37 @@ class Resizer:
         """Make the file ``size`` bytes long; on failure it has its old size.
 
         Answer False, with nothing done, if zeros would take the place of stores that others cut
-        off: a flush then finds that out.
+        off.
         """
-        core, mapping = self._core, self._core.mapping
-        if self.hides_loss(os.fstat(mapping.fd).st_size, size):
+        mapping = self._core.mapping
+        if self._hides_loss(os.fstat(mapping.fd).st_size, size):
             return False
         old = mapping.size
-        try:
+        with self._resizing():
             # Not only what verbs can address: stores behind an odd size, and blocks ahead, go too.
             if size < max(old, mapping.file_end) or size == old < mapping.reserved_end:
                 self._shrink(old, size)
             elif size > old:
                 self._grow(old, size)
+        return True
+
+    @contextmanager
+    def _resizing(self) -> Iterator[None]:
+        """Name the file in errors of the block, and have the next flush sync what it did."""
+        core = self._core
+        try:
+            yield
         except OSError as error:
             if error.filename is None:
                 error.filename = core.path
             raise
         core.size_changed = core.resized = True
-        return True
 
     def _grow(self, old: int, size: int, *, whole_pages: bool = False) -> None:
         mapping = self._core.mapping
         actual = os.fstat(mapping.fd).st_size
         end = align_up(size, PAGE_SIZE) if whole_pages or mapping.growable_leases else size
-        if not self._core.sparse:
+        if not self._core.options.sparse:
             reserve(mapping.fd, old, end - old, actual)
         mapping.extend(end)
         try:
@@ -79,8 +115,19 @@ class Resizer:
             mapping.truncate(actual)
             raise
 
-    def follow(self, size: int) -> None:
-        """Address as many bytes as the file has, since somebody else changed that."""
+    def follow(self) -> bool:
+        """Address as many bytes as the file has by now, whoever changed that.
+
+        Answer False as ``resize`` does.
+        """
+        mapping = self._core.mapping
+        actual = os.fstat(mapping.fd).st_size
+        if self._hides_loss(actual, mapping.size):
+            return False
+        self._follow(actual)
+        return True
+
+    def _follow(self, size: int) -> None:
         mapping = self._core.mapping
         old = mapping.size
         if size < old:
@@ -126,18 +173,13 @@ class Resizer:
 
         Answer False as ``resize`` does.
         """
-        core, mapping = self._core, self._core.mapping
+        mapping = self._core.mapping
         old, floor = mapping.size, mapping.floor
-        if self.hides_loss(os.fstat(mapping.fd).st_size, max(old, size)):
+        if self._hides_loss(os.fstat(mapping.fd).st_size, max(old, size)):
             return False
-        try:
+        with self._resizing():
             self._grow(old, max(old, size), whole_pages=True)
-        except OSError as error:
-            if error.filename is None:
-                error.filename = core.path
-            raise
-        mapping.floor = max(floor, size)  # what stores brought about is not asked for by this
-        core.size_changed = core.resized = True
+            mapping.floor = max(floor, size)  # what stores brought about is not asked for by this
         return True
 
     def check_whole_pages(self) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, SupportsIndex
 
-from ._core import Core, byte_count
+from ._arguments import byte_count
+from ._core import Core
 from ._errors import AccessModeError
 from ._flush import Flusher
 from ._ranges import check_range
-from ._resizing import Resizer
+from ._resizing import Resizer, change_size
 
 
 class SizedVerbs:
@@ -34,6 +34,8 @@ class SizedVerbs:
         Up to ``capacity`` nothing moves. Beyond it the file is mapped anew, and views made before
         keep the old mapping of the same bytes. Views of a part that is cut off read zeros there.
 
+        Args:
+            new_size: bytes that the file is to have.
         Raises:
             AccessModeError: in modes "r" and "c".
             ValueError: if the size is negative, or more than a process can map.
@@ -45,7 +47,7 @@ class SizedVerbs:
         """
         self._core.check_growable("resize")
         size = byte_count(new_size, "new_size")
-        await self._change_size(partial(self._resizer.resize, size))
+        await change_size(self._core, self._flusher, partial(self._resizer.resize, size))
 
     async def ensure(self, size: SupportsIndex) -> None:
         """Make sure that bytes up to ``size`` are there, with blocks reserved unless sparse.
@@ -66,11 +68,14 @@ class SizedVerbs:
         """
         self._core.check_growable("grow")
         wanted, _ = check_range(size, 0, self.capacity)
-        await self._change_size(partial(self._resizer.ensure, wanted))
+        await change_size(self._core, self._flusher, partial(self._resizer.ensure, wanted))
 
     async def punch_hole(self, offset: SupportsIndex, length: SupportsIndex) -> None:
         """Give the blocks of a range back to the file system; the bytes then read as zeros.
 
+        Args:
+            offset: first byte, from the start of the file.
+            length: number of bytes.
         Raises:
             AccessModeError: in modes "r" and "c".
             OutOfBoundsError: if the range leaves the file.
@@ -83,23 +88,6 @@ class SizedVerbs:
         if self._core.mode == "c":
             raise AccessModeError("punch a hole in", "c", 'private changes are not files: use "r+"')
         start, count = check_range(offset, length, self.size)
-        await self._change(partial(self._resizer.punch_hole, start, count))
-
-    async def _change_size(self, act: Callable[[], bool]) -> None:
-        """Change the size; if that would hide that stores were cut off, fail as a flush does."""
-        lost = False
-
-        def change() -> None:
-            nonlocal lost
-            lost = not act()
-
         with self._core.activity():
-            await self._change(change)
-            if lost:
-                await self._flusher.flush_everything()  # which finds out, and latches (I5)
-
-    async def _change(self, act: Callable[[], None]) -> None:
-        """Change the file after the writes submitted so far."""
-        with self._core.activity():
-            await self._core.settle()
-            await self._flusher.change(act)
+            await self._core.lanes.wait_stored()
+            await self._flusher.change(partial(self._resizer.punch_hole, start, count))

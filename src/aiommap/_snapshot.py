@@ -5,8 +5,8 @@ replacing or unlinking the path changes nothing for it. Only a change in place c
 promised about those is stated by ``Snapshot``.
 
 Invariants.
-  S1  The size is the one at opening, for ever; every range is checked against it (I3).
-  S2  While somebody holds the snapshot its file is open: ``aclose`` leaves closing to the last
+  Z1  The size is the one at opening, for ever; every range is checked against it (I3).
+  Z2  While somebody holds the snapshot its file is open: ``aclose`` leaves closing to the last
       hold, and takes no new ones.
 """
 
@@ -46,14 +46,14 @@ class Snapshot(AsyncResource):
     Concurrency: for tasks of the event loop it was opened in; reads never wait for one another.
     """
 
-    __slots__ = ("__weakref__", "_core", "_ended", "_file", "_holds", "_retired", "_size")
+    __slots__ = ("__weakref__", "_closing", "_core", "_ended", "_file", "_holds", "_size")
 
     def __init__(self, file: MappedFile) -> None:
         self._file = file
         self._core = file._core  # noqa: SLF001  a snapshot is made of its file
         self._size = file.size
         self._holds = 0
-        self._retired = False
+        self._closing = False
         self._ended: anyio.Event | None = None
 
     @staticmethod
@@ -151,7 +151,7 @@ class Snapshot(AsyncResource):
         await self._core.finish(self._core.workers.reads, self._verify)
 
     def _verify(self) -> None:
-        """Compare with what was opened (worker thread)."""
+        """Compare with what was opened. Worker threads only."""
         found = os.fstat(self._core.mapping.fd)
         if found.st_size != self._size or found.st_mtime_ns != self._core.state.mtime_ns:
             raise StaleSnapshotError(self.path, self._size, found.st_size)
@@ -187,14 +187,14 @@ class Snapshot(AsyncResource):
 
     def _take_hold(self) -> None:
         self._core.check_usable()
-        if self._retired:
+        if self._closing:
             raise anyio.ClosedResourceError(f"{self.path} is closed: open it again to use it")
         self._holds += 1
 
     def _let_go(self) -> None:
         """End a hold; the last one after ``aclose`` closes, in the background as it cannot wait."""
         self._holds -= 1
-        if self._retired and not self._holds:
+        if self._closing and not self._holds:
             self._file._closer.start()  # noqa: SLF001  a snapshot is made of its file
             if self._ended is not None:
                 self._ended.set()
@@ -206,7 +206,7 @@ class Snapshot(AsyncResource):
 
         Cancellation: ends the wait for those who hold it; the last of them closes it anyway.
         """
-        self._retired = True
+        self._closing = True
         if self._holds and not self.closed and not self._core.mapping.forked:
             self._ended = self._ended or anyio.Event()
             await self._ended.wait()
@@ -215,7 +215,7 @@ class Snapshot(AsyncResource):
     def __reduce__(self) -> tuple[object, ...]:
         if self.closed:
             raise anyio.ClosedResourceError(f"{self.path} is closed: pickle it while it is open")
-        options = self._file._options  # noqa: SLF001  a snapshot is made of its file
+        options = self._core.options
         keywords = {name: getattr(options, name) for name in _PICKLED}
         return _reopen, (self.path, self._size, self._core.state.mtime_ns, keywords)
 

@@ -21,13 +21,13 @@ class SnapshotFile(io.RawIOBase):
     for the disk, so they belong into a worker thread, ``anyio.to_thread.run_sync`` for instance; on
     the event loop's own thread they are refused. It holds the snapshot until it is closed.
 
-    Concurrency: as any file object it has one position, so one thread at a time; make as many files
-    of one snapshot as there are threads.
-
     Attributes:
         path: the path of the snapshot.
         size: its size in bytes.
         mode: "rb".
+
+    Concurrency: as any file object it has one position, so one thread at a time; make as many files
+        of one snapshot as there are threads.
     """
 
     mode = "rb"

@@ -33,7 +33,7 @@ class Records(Sequence[tuple[Any, ...]]):
     copied but the record that is asked for.
 
     Concurrency: reading a record while another thread or process stores it may see a part of
-    each; readers and writers of one record have to agree on turns.
+        each; readers and writers of one record have to agree on turns.
     """
 
     __slots__ = ("_memory", "_places", "_struct")

@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterable
 from typing import Generic, Protocol, TypeVar
 
+from ._change import Identity
 from ._logs import WATCHING
-from ._own_changes import Inode
 from ._routes import Route, Router
 
 #: After the kernel refused to watch, it is asked again.
@@ -62,7 +62,7 @@ class WatchSet(Generic[Entry]):
         #: Entries whose route is to be found, or found again.
         self._astray: set[Entry] = set()
         #: Watched directories, and which inode each of them was.
-        self._inodes: dict[str, Inode] = {}
+        self._inodes: dict[str, Identity] = {}
         #: All paths of a directory that is watched under one of them: the kernel knows inodes.
         self._aliases: dict[str, list[str]] = {}
         self._incomplete = False
@@ -107,7 +107,7 @@ class WatchSet(Generic[Entry]):
         """Watch the directories that are needed now."""
         self._incomplete = False
         needed = {os.path.dirname(name) for name in self._entries}
-        inodes = {name: inode for name in needed if (inode := inode_of(name)) is not None}
+        inodes = {name: inode for name in needed if (inode := identity_of(name)) is not None}
         self._replace_notifier(inodes)
         self._inodes = inodes
         # A directory may have come or gone while this went on; links may have turned.
@@ -123,7 +123,7 @@ class WatchSet(Generic[Entry]):
 
     def has_moved(self, directory: str) -> bool:
         """Tell whether a watched directory is another one by now, or none."""
-        return inode_of(directory) != self._inodes.get(directory)
+        return identity_of(directory) != self._inodes.get(directory)
 
     def lose(self, directory: str) -> None:
         """Say that a directory is not the one that is watched under its path."""
@@ -172,8 +172,8 @@ class WatchSet(Generic[Entry]):
                 if not others:
                     del self._entries[name]
 
-    def _replace_notifier(self, inodes: dict[str, Inode]) -> None:
-        first: dict[Inode, str] = {}
+    def _replace_notifier(self, inodes: dict[str, Identity]) -> None:
+        first: dict[Identity, str] = {}
         self._aliases = {}
         for directory, inode in inodes.items():
             name = first.setdefault(inode, directory)
@@ -213,10 +213,10 @@ def _can_be_watched(directory: str) -> bool:
     return os.access(directory, os.R_OK)
 
 
-def inode_of(path: str) -> Inode | None:
-    """Tell which inode a path names; None if that cannot be found out."""
+def identity_of(path: str) -> Identity | None:
+    """Tell which file a path names; None if that cannot be found out."""
     try:
         found = os.stat(path)
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return Identity.of(found)

@@ -16,8 +16,8 @@ from ._errors import AccessModeError, FlushError
 from ._flush import Flusher
 from ._listeners import Listeners, Subscription
 from ._looking import TICK_NS
-from ._reopening import Refresher, Retired, Surroundings, bring_home
-from ._resizing import Resizer
+from ._reopening import Retired, Surroundings, bring_home
+from ._resizing import Resizer, change_size
 from ._subscribers import DEFAULT_BUFFER, Changes, ErrorCallback, call_on_change
 from ._watching import Watcher
 
@@ -68,7 +68,7 @@ class FileWatch:
             opened = replace(core.state, size=core.mapping.size)
             if state is None or not state.is_same_file(opened):
                 return opened
-            if core.size_changes % 2 or self._done() != done:
+            if core.doing.size_changes % 2 or self._done() != done:
                 return state  # we are at it ourselves
             touched = called_ns is not None and state.ctime_ns >= called_ns
             return opened if touched or state.size != opened.size else state
@@ -76,7 +76,7 @@ class FileWatch:
         return since
 
     def _done(self) -> tuple[int, int]:
-        return self.core.mapping.sequence, self.core.size_changes
+        return self.core.mapping.sequence, self.core.doing.size_changes
 
 
 class WatchedVerbs:
@@ -140,6 +140,7 @@ class WatchedVerbs:
         One call ends before the next begins; meanwhile changes are buffered as for ``watch``.
 
         Args:
+            callback: a function of one argument, the change.
             on_error: called with an exception that the callback raised, and the change; or with
                 None for a change if watching could not begin. By default it is logged.
             buffer, poll_interval: as for ``watch``.
@@ -173,7 +174,7 @@ class WatchedVerbs:
         core.check_usable()
         if core.mode == "c":
             raise AccessModeError("refresh", "c", "a private file has a fixed size: open it again")
-        await Refresher(core, self._flusher, self._resizer).refresh()
+        await change_size(core, self._flusher, self._resizer.follow, ours=False)
 
     async def reopen(self, *, discard: bool = False) -> None:
         """Move to the file that the path names by now; if that is this one, only ``refresh``.

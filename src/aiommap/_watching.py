@@ -29,7 +29,7 @@ from ._own_changes import OwnChanges
 from ._routes import is_remote
 from ._scanner import POLL_SECONDS, Found, Scanner
 from ._subscribers import DEFAULT_BUFFER, Changes, Since, Subscriber, from_now
-from ._threads import run_in_thread
+from ._threads import Forks, run_in_thread
 from ._workers import Event, Workers
 
 
@@ -79,7 +79,7 @@ class Watcher:
         self._own = own
         self._seen = seen
         self._bound: Workers | None = None
-        self._pid = os.getpid()
+        self._forks = Forks.count
         self._closed = False
         self._paths: dict[str, _Watched] = {}
         self._running: dict[bool, _Running] = {}
@@ -141,7 +141,7 @@ class Watcher:
             return
         watched.live.discard(subscriber)
         watched.waiting.discard(subscriber)
-        if watched.live or watched.waiting or self._pid != os.getpid():
+        if watched.live or watched.waiting or self._forks != Forks.count:
             return
         del self._paths[subscriber.path]
         running = watched.scanner
@@ -159,7 +159,7 @@ class Watcher:
             for subscriber in (*watched.live, *watched.waiting):
                 subscriber.end()
         self._paths.clear()
-        if self._pid != os.getpid():
+        if self._forks != Forks.count:
             return
         for running in list(self._running.values()):
             self._end(running)

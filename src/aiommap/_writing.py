@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Iterable, Sequence
 from typing import cast
 
+from ._arguments import contiguous
 from ._autoflush import AutoFlush
-from ._core import Core, Store, contiguous
+from ._core import Core, Store
 from ._flush import Flusher, Request
 from ._lane import Lane, batches
 from ._observing import observed, somebody_observes
@@ -42,8 +43,8 @@ class Writer:
         self._lane: Lane[Request, int] = Lane(
             workers, batches(workers, workers.stores, self._apply, self._shrink_span)
         )
-        core.settle = self._lane.settle
-        core.storing = self.storing
+        core.lanes.wait_stored = self._lane.settle
+        core.lanes.storing = self.storing
         self._start = self._end = 0  # S1: bounds of what is queued or in flight
 
     def storing(self, offset: int, end: int) -> bool:
@@ -57,8 +58,8 @@ class Writer:
         store = core.mapping.stage(offset, data) if core.failure is None else None  # type: ignore[arg-type]
         if store is None:
             store = self._check(offset, data)
-        full = core.queued_bytes or self._auto.may_be_full
-        if core.durable_writes and not full and not somebody_observes():
+        full = core.doing.queued_bytes or self._auto.may_be_full
+        if core.lanes.durable_writes and not full and not somebody_observes():
             return self._flusher.write(store)  # S2
         return self._write(store)
 
@@ -129,7 +130,7 @@ class Writer:
 
     async def _submit(self, write: Request, *, withdrawable: bool = True) -> WriteReceipt:
         core = self._core
-        if core.durable_writes and not core.queued_bytes:
+        if core.lanes.durable_writes and not core.doing.queued_bytes:
             return cast("WriteReceipt", await self._flusher.submit(write))
         each = core.policy.flush_each_write and core.shared_writable
         with core.activity():  # closing must not come between the store and its flush
@@ -142,13 +143,13 @@ class Writer:
         core = self._core
         self._extend_span(write)
         queued = sum(len(view) for _, view in write.stores)
-        core.queued_bytes += queued
+        core.doing.queued_bytes += queued
         try:
             with observed("write", core.path, write.offset, write.end - write.offset) as seen:
                 seen.hop()
                 sequence = await self._lane.submit(write, withdrawable=withdrawable)
         finally:
-            core.queued_bytes -= queued
+            core.doing.queued_bytes -= queued
             self._auto.plan()
         length = write.end - write.offset
         return WriteReceipt(self._flusher, write.offset, length, sequence)
@@ -171,7 +172,7 @@ class Writer:
         core = self._core
         with core.changes:
             outcomes = core.disk.write_many([s for write in writes for s in write.stores])
-        core.offloaded_writes += len(outcomes)
+        core.doing.offloaded_writes += len(outcomes)
         results: list[int | BaseException] = []
         at = 0
         for write in writes:

@@ -4,12 +4,12 @@
 
 Theory of operation. A scrape asks every open file for its ``statistics()`` and keeps nothing but
 the labels of the files it saw. It may run in any thread while the loop runs: the numbers are plain
-integers that only grow, each read in one step, and no lock is shared with the loop.
+integers that only grow, each read in one step, and no mutex is shared with the loop.
 
 Invariants.
-  P1  Every file that is open has a series of its own, whose counters never fall: two files open at
+  U1  Every file that is open has a series of its own, whose counters never fall: two files open at
       one path differ in the label ``opening``, and each keeps its own for as long as it is open.
-  P2  The collector holds weak references only; during a scrape it holds the files it reports.
+  U2  The collector holds weak references only; during a scrape it holds the files it reports.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class FileCollector(Collector):
             if not isinstance(source, Hub | MappedFile):
                 raise TypeError(f"FileCollector got {source!r}: give it hubs and mapped files")
         self._sources = tuple(ref(source) for source in sources)
-        # Replaced as a whole, so that scrapes that run at once need no lock.
+        # Replaced as a whole, so that scrapes that run at once need no mutex.
         self._labels: dict[ref[MappedFile], _FileLabels] = {}
 
     def describe(self) -> Iterable[Metric]:
@@ -98,7 +98,7 @@ class FileCollector(Collector):
         return list(found)
 
     def _label(self, files: list[MappedFile]) -> dict[ref[MappedFile], _FileLabels]:
-        """Keep the labels that files have, and give others the first that are free (P1)."""
+        """Keep the labels that files have, and give others the first that are free (U1)."""
         before = self._labels
         labels = {key: before[key] for key in map(ref, files) if key in before}
         taken = set(labels.values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import pytest
 
 from faults.disks import disk_with
@@ -13,35 +15,45 @@ def backend(request):
     return request.param
 
 
-FULL = """
+FRAME = """
 async def main():
     name = os.path.join(path, "grown")
-    f = await aiommap.open(name, "w+", size=0, capacity=1 << 30)
-    view = f.view(growable=True)
-    memory = view.memory
-    at = 0
-    while f._mapping.first_bad is None:
-        memory[at : at + PAGE] = b"x" * PAGE
-        at += PAGE
-    lost = at - PAGE
-    assert lost > 256 << 10, lost  # what there was room for was used, down to the last page
-    assert f.size == lost == os.stat(name).st_size
-    assert memory[lost] == ord("x")  # in a page of zeros that took the store
-    try:
-        await f.flush()
-    except aiommap.MappingFaultError as error:
-        assert (error.errno, error.offset, error.poisoned) == (errno.ENOSPC, lost, True), error
-        assert "the disk has no room for" in str(error), error
-    await expect_poisoned(
-        lost, lambda: f.read(0, 1), lambda: f.write(0, b"x"), f.flush,
-        lambda: f.ensure(0), lambda: f.resize(0), f.aclose,
-    )
-    with open(name, "rb") as file:
-        assert file.read() == b"x" * lost
-    memory[lost + 10 * PAGE] = 1
+{body}
     print("alive")
 
 run(main)
+"""
+
+
+def expect_growth(body, folder, backend="asyncio"):
+    """Run the body of a script's ``main``, where the file is to be called ``name``."""
+    expect_alive(FRAME.format(body=textwrap.indent(textwrap.dedent(body), "    ")), folder, backend)
+
+
+FULL = """
+f = await aiommap.open(name, "w+", size=0, capacity=1 << 30)
+view = f.view(growable=True)
+memory = view.memory
+at = 0
+while f._mapping.first_bad is None:
+    memory[at : at + PAGE] = b"x" * PAGE
+    at += PAGE
+lost = at - PAGE
+assert lost > 256 << 10, lost  # what there was room for was used, down to the last page
+assert f.size == lost == os.stat(name).st_size
+assert memory[lost] == ord("x")  # in a page of zeros that took the store
+try:
+    await f.flush()
+except aiommap.MappingFaultError as error:
+    assert (error.errno, error.offset, error.poisoned) == (errno.ENOSPC, lost, True), error
+    assert "the disk has no room for" in str(error), error
+await expect_poisoned(
+    lost, lambda: f.read(0, 1), lambda: f.write(0, b"x"), f.flush,
+    lambda: f.ensure(0), lambda: f.resize(0), f.aclose,
+)
+with open(name, "rb") as file:
+    assert file.read() == b"x" * lost
+memory[lost + 10 * PAGE] = 1
 """
 
 
@@ -49,35 +61,30 @@ run(main)
 @pytest.mark.parametrize("fault", ["full_tmpfs", "full_ext4"])
 def test_a_full_disk_under_growth_is_an_error_at_the_next_verb(tmp_path, fault, backend):
     with disk_with(fault, tmp_path) as folder:
-        expect_alive(FULL, folder, backend)
+        expect_growth(FULL, folder, backend)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["full_tmpfs", "full_ext4"])
 def test_ensure_on_a_full_disk_fails_and_changes_nothing(tmp_path, fault, backend):
     with disk_with(fault, tmp_path) as folder:
-        expect_alive(
+        expect_growth(
             """
-            async def main():
-                name = os.path.join(path, "grown")
-                async with aiommap.open(name, "w+", size=0, capacity=1 << 30) as f:
-                    with f.view(growable=True) as view:
-                        view.memory[0] = 1
-                        size = f.size
-                        try:
-                            await f.ensure(1 << 29)
-                        except OSError as error:
-                            assert error.errno == errno.ENOSPC and error.filename == name, error
-                        else:
-                            raise AssertionError("no error")
-                        assert f.size == os.stat(name).st_size == size
-                        view.memory[size] = 2  # and it can still grow
-                        assert f.size == os.stat(name).st_size > size
-                assert f.statistics().faults == 0
-                assert os.stat(name).st_size == size + PAGE
-                print("alive")
-
-            run(main)
+            async with aiommap.open(name, "w+", size=0, capacity=1 << 30) as f:
+                with f.view(growable=True) as view:
+                    view.memory[0] = 1
+                    size = f.size
+                    try:
+                        await f.ensure(1 << 29)
+                    except OSError as error:
+                        assert error.errno == errno.ENOSPC and error.filename == name, error
+                    else:
+                        raise AssertionError("no error")
+                    assert f.size == os.stat(name).st_size == size
+                    view.memory[size] = 2  # and it can still grow
+                    assert f.size == os.stat(name).st_size > size
+            assert f.statistics().faults == 0
+            assert os.stat(name).st_size == size + PAGE
             """,
             folder,
             backend,
@@ -85,22 +92,17 @@ def test_ensure_on_a_full_disk_fails_and_changes_nothing(tmp_path, fault, backen
 
 
 def test_what_others_cut_off_is_lost_and_does_not_grow_back(tmp_path, backend):
-    expect_alive(
+    expect_growth(
         """
-        async def main():
-            name = os.path.join(path, "grown")
-            f = await aiommap.open(name, "w+", size=0, capacity=1 << 30)
-            view = f.view(growable=True)
-            memory = view.memory
-            memory[: 40 * PAGE] = b"x" * 40 * PAGE
-            os.truncate(name, PAGE)
-            assert memory[3 * PAGE] == 0
-            assert os.stat(name).st_size == PAGE
-            await expect_poisoned(3 * PAGE, f.flush, lambda: f.read(0, 1), f.aclose)
-            assert os.stat(name).st_size == PAGE
-            print("alive")
-
-        run(main)
+        f = await aiommap.open(name, "w+", size=0, capacity=1 << 30)
+        view = f.view(growable=True)
+        memory = view.memory
+        memory[: 40 * PAGE] = b"x" * 40 * PAGE
+        os.truncate(name, PAGE)
+        assert memory[3 * PAGE] == 0
+        assert os.stat(name).st_size == PAGE
+        await expect_poisoned(3 * PAGE, f.flush, lambda: f.read(0, 1), f.aclose)
+        assert os.stat(name).st_size == PAGE
         """,
         tmp_path,
         backend,
@@ -108,25 +110,20 @@ def test_what_others_cut_off_is_lost_and_does_not_grow_back(tmp_path, backend):
 
 
 def test_a_store_beyond_the_old_end_does_not_cover_what_others_cut_off(tmp_path, backend):
-    expect_alive(
+    expect_growth(
         """
-        async def main():
-            name = os.path.join(path, "grown")
-            f = await aiommap.open(name, "w+", size=4 * PAGE, capacity=1 << 30)
-            await f.flush()
-            memory = f.view(growable=True).memory
-            receipt = await f.write(PAGE + 100, b"x")
-            os.truncate(name, PAGE)
-            memory[9 * PAGE] = 1
-            assert os.stat(name).st_size == PAGE
-            await expect_poisoned(
-                9 * PAGE, receipt.wait_durable, f.flush, lambda: f.ensure(PAGE), f.aclose
-            )
-            assert not receipt.durable
-            assert os.stat(name).st_size == PAGE
-            print("alive")
-
-        run(main)
+        f = await aiommap.open(name, "w+", size=4 * PAGE, capacity=1 << 30)
+        await f.flush()
+        memory = f.view(growable=True).memory
+        receipt = await f.write(PAGE + 100, b"x")
+        os.truncate(name, PAGE)
+        memory[9 * PAGE] = 1
+        assert os.stat(name).st_size == PAGE
+        await expect_poisoned(
+            9 * PAGE, receipt.wait_durable, f.flush, lambda: f.ensure(PAGE), f.aclose
+        )
+        assert not receipt.durable
+        assert os.stat(name).st_size == PAGE
         """,
         tmp_path,
         backend,
@@ -134,27 +131,22 @@ def test_a_store_beyond_the_old_end_does_not_cover_what_others_cut_off(tmp_path,
 
 
 def test_a_size_that_was_taken_over_is_where_growth_goes_on(tmp_path, backend):
-    expect_alive(
+    expect_growth(
         """
-        async def main():
-            name = os.path.join(path, "grown")
-            f = await aiommap.open(name, "w+", size=4 * PAGE, capacity=1 << 30)
-            await f.flush()
-            os.truncate(name, PAGE)
-            await f.refresh()
-            memory = f.view(growable=True).memory
-            memory[2 * PAGE] = memory[9 * PAGE] = 1
-            await f.flush()
-            assert f.size == os.stat(name).st_size > 9 * PAGE
-            assert f.statistics().faults == 0
-            del memory
-            await f.aclose()
-            with open(name, "rb") as file:
-                kept = file.read()
-            assert (len(kept), kept[2 * PAGE], kept[9 * PAGE]) == (10 * PAGE, 1, 1)
-            print("alive")
-
-        run(main)
+        f = await aiommap.open(name, "w+", size=4 * PAGE, capacity=1 << 30)
+        await f.flush()
+        os.truncate(name, PAGE)
+        await f.refresh()
+        memory = f.view(growable=True).memory
+        memory[2 * PAGE] = memory[9 * PAGE] = 1
+        await f.flush()
+        assert f.size == os.stat(name).st_size > 9 * PAGE
+        assert f.statistics().faults == 0
+        del memory
+        await f.aclose()
+        with open(name, "rb") as file:
+            kept = file.read()
+        assert (len(kept), kept[2 * PAGE], kept[9 * PAGE]) == (10 * PAGE, 1, 1)
         """,
         tmp_path,
         backend,
@@ -162,27 +154,22 @@ def test_a_size_that_was_taken_over_is_where_growth_goes_on(tmp_path, backend):
 
 
 def test_a_view_that_outlives_its_file_grows_nothing(tmp_path, backend):
-    expect_alive(
+    expect_growth(
         """
-        async def main():
-            name = os.path.join(path, "grown")
-            async with aiommap.open(name, "w+", size=0, capacity=1 << 30) as f:
-                view = f.view(growable=True)
-                memory = view.memory
-                memory[0] = 1
-                await f.resize(1)
-            # Its descriptor is another file's now.
-            with open(os.path.join(path, "other"), "wb") as other:
-                other.write(b"other")
-                other.flush()
-                memory[1 << 20] = 1
-                memory[5 * PAGE] = 1
-                assert os.fstat(other.fileno()).st_size == 5
-            assert os.stat(name).st_size == 1
-            assert f.statistics().faults == 0  # nothing of the file was lost
-            print("alive")
-
-        run(main)
+        async with aiommap.open(name, "w+", size=0, capacity=1 << 30) as f:
+            view = f.view(growable=True)
+            memory = view.memory
+            memory[0] = 1
+            await f.resize(1)
+        # Its descriptor is another file's now.
+        with open(os.path.join(path, "other"), "wb") as other:
+            other.write(b"other")
+            other.flush()
+            memory[1 << 20] = 1
+            memory[5 * PAGE] = 1
+            assert os.fstat(other.fileno()).st_size == 5
+        assert os.stat(name).st_size == 1
+        assert f.statistics().faults == 0  # nothing of the file was lost
         """,
         tmp_path,
         backend,
@@ -190,40 +177,35 @@ def test_a_view_that_outlives_its_file_grows_nothing(tmp_path, backend):
 
 
 def test_a_forked_child_may_store_and_close_while_a_thread_of_its_parent_grows(tmp_path):
-    expect_alive(
+    expect_growth(
         """
-        async def main():
-            name = os.path.join(path, "grown")
-            warnings.simplefilter("ignore", DeprecationWarning)  # of threads and fork
-            async with aiommap.open(name, "w+", size=0, capacity=1 << 32, sparse=True) as f:
-                view = f.view(growable=True)
-                array = np.frombuffer(view.memory, dtype="u1")
-                stop = threading.Event()
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads and fork
+        async with aiommap.open(name, "w+", size=0, capacity=1 << 32, sparse=True) as f:
+            view = f.view(growable=True)
+            array = np.frombuffer(view.memory, dtype="u1")
+            stop = threading.Event()
 
-                def store():
-                    # Beyond the end all the time, so that most of it is spent in the handler.
-                    for at in range(0, 1 << 32, PAGE * 64):
-                        array[at : at + PAGE * 2] = 1
-                        if stop.is_set():
-                            break
+            def store():
+                # Beyond the end all the time, so that most of it is spent in the handler.
+                for at in range(0, 1 << 32, PAGE * 64):
+                    array[at : at + PAGE * 2] = 1
+                    if stop.is_set():
+                        break
 
-                thread = threading.Thread(target=store)
-                thread.start()
-                for i in range(30):
-                    child = os.fork()
-                    if not child:
-                        array[(1 << 32) - PAGE] = 1
-                        f._mapping.close()
-                        os._exit(0)
-                    assert os.waitpid(child, 0)[1] == 0
-                stop.set()
-                thread.join()
-                del array
-                view.release()
-                await f.resize(0)
-            print("alive")
-
-        run(main)
+            thread = threading.Thread(target=store)
+            thread.start()
+            for i in range(30):
+                child = os.fork()
+                if not child:
+                    array[(1 << 32) - PAGE] = 1
+                    f._mapping.close()
+                    os._exit(0)
+                assert os.waitpid(child, 0)[1] == 0
+            stop.set()
+            thread.join()
+            del array
+            view.release()
+            await f.resize(0)
         """,
         tmp_path,
     )

@@ -7,11 +7,9 @@ then with the fault injected and the device well; both must leave the same accou
 from __future__ import annotations
 
 import errno
-import importlib.util
 import os
 import subprocess
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import pytest
 
@@ -19,14 +17,9 @@ import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
 from aiommap.testing import failing_flush, full_disk, truncated_file
+from faults import devices
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
-
-_spec = importlib.util.spec_from_file_location(
-    "aiommap_test_devices", Path(__file__).with_name("test_devices.py")
-)
-devices = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(devices)
 
 FAILURES = pytest.mark.parametrize("failure", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
 
@@ -35,16 +28,6 @@ FAILURES = pytest.mark.parametrize("failure", [errno.EIO, errno.ENOSPC], ids=["E
 def anyio_backend():
     """A device does not know which loop asks for it."""
     return "asyncio"
-
-
-@pytest.fixture
-def disk(tmp_path):
-    yield from devices.make_disk(tmp_path, devices.DEVICE_BYTES)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    yield from devices.make_disk(tmp_path, 4 << 20)
 
 
 def told(error):
@@ -106,14 +89,8 @@ BEGIN = {
 @FAILURES
 @pytest.mark.parametrize("begin", BEGIN.values(), ids=BEGIN)
 async def test_a_flush_that_is_made_to_fail_fails_like_a_real_one(disk, failure, begin):
-    @contextmanager
-    def real(_):
-        disk.fail(failure)
-        yield
-        disk.work_again()
-
     accounts = []
-    for fault in (real, lambda f: failing_flush(f, failure)):
+    for fault in (lambda _: disk.failing(failure), lambda f: failing_flush(f, failure)):
         async with devices.opened(disk) as f:
             receipt = await f.write(100 * PAGE, b"lost" * 5 * PAGE)
             with fault(f):
@@ -126,14 +103,8 @@ async def test_a_flush_that_is_made_to_fail_fails_like_a_real_one(disk, failure,
 
 @FAILURES
 async def test_a_durable_write_meets_the_injected_failure_as_the_real_one(disk, failure):
-    @contextmanager
-    def real(_):
-        disk.fail(failure)
-        yield
-        disk.work_again()
-
     accounts = []
-    for fault in (real, lambda f: failing_flush(f, failure)):
+    for fault in (lambda _: disk.failing(failure), lambda f: failing_flush(f, failure)):
         async with devices.opened(disk, flush=FlushPolicy.always()) as f:
             receipt = await f.write(PAGE, b"fine")
             with fault(f):

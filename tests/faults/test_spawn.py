@@ -115,8 +115,8 @@ async def test_a_file_is_pickled_as_its_path_and_options(tmp_path, path, mode):
             assert again.mode == ("r" if mode == "r" else "r+")
             assert (again.path, again.size) == (f.path, 16 * PAGE)
             assert (again.capacity, again.flush_policy) == (64 * PAGE, f.flush_policy)
-            assert again._options.advice is Advice.RANDOM
-            assert again._options.prewarm
+            assert again._core.options.advice is Advice.RANDOM
+            assert again._core.options.prewarm
             assert await again.read(0, 4) == await f.read(0, 4)
         assert os.stat(path).st_size == 16 * PAGE
 

@@ -284,7 +284,7 @@ def test_a_store_that_has_to_be_looked_at_is_not_staged(mapping, offset, data):
 
 
 def test_nothing_is_staged_for_a_mapping_that_is_being_closed(mapping):
-    mapping.retiring = True
+    mapping.declining = True
     assert mapping.stage(0, b"x") is None
 
 

@@ -7,10 +7,8 @@ the records in their order, as far as was promised or further, and nothing else.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import random
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +16,13 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-from powercut.mount import TESTS, RecordingMount
+from example_scripts import EXAMPLES, load
+from powercut.mount import RecordingMount
 from powercut.records import Record, SyncEnd
 from powercut.replay import Choose, Disk, nothing_survives
 from powercut.workload import Acknowledgements, Promise, promises
 
-SCRIPT = TESTS.parent / "examples" / "durable_log.py"
+SCRIPT = EXAMPLES / "durable_log.py"
 
 NAME = "log"
 APPENDERS = 24
@@ -34,15 +33,7 @@ SIZES = range(16, 900)
 AFTER = b"after"
 
 
-def load():
-    spec = importlib.util.spec_from_file_location("durable_log", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-example = load()
+example = load(SCRIPT)
 DurableLog, LogError = example.DurableLog, example.LogError
 
 

@@ -54,28 +54,11 @@ ALIGNED = range(28, 29)
 TORN = 5
 
 
-@pytest.fixture
-def anyio_backend():
-    return "asyncio"
-
-
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch):
     """Let a log grow often, and take more than one commit for a round of its appenders."""
     monkeypatch.setattr(example, "STEP_BYTES", STEP)
     monkeypatch.setattr(example, "MAX_BATCH", BATCH)
-
-
-@pytest.fixture
-def mount(tmp_path):
-    with mounted(tmp_path) as mount:
-        yield mount
-
-
-@pytest.fixture
-def said(mount):
-    with acknowledging(mount.path) as said:
-        yield said
 
 
 @pytest.fixture

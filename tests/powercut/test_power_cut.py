@@ -18,7 +18,7 @@ import pytest
 import aiommap
 from aiommap import FlushPolicy
 from aiommap._ranges import RangeSet
-from powercut.mount import missing, mounted
+from powercut.mount import missing
 from powercut.records import DIRECTORY, SyncBegin, SyncEnd
 from powercut.replay import Disk, nothing_survives
 from powercut.workload import (
@@ -26,7 +26,6 @@ from powercut.workload import (
     SLOT_BYTES,
     Promise,
     Writer,
-    acknowledging,
     ask_nothing,
     broken,
     content,
@@ -55,23 +54,6 @@ CUTS = 80
 #: Slots a writer, and how often it writes each.
 SLOTS_EACH = 4
 GENERATIONS = 5
-
-
-@pytest.fixture
-def anyio_backend():
-    return "asyncio"
-
-
-@pytest.fixture
-def mount(tmp_path):
-    with mounted(tmp_path) as mount:
-        yield mount
-
-
-@pytest.fixture
-def said(mount):
-    with acknowledging(mount.path) as said:
-        yield said
 
 
 async def write_and_ask(path, policy, ways, said, *, sparse):

@@ -12,18 +12,12 @@ from contextlib import contextmanager
 
 import pytest
 
-from powercut.mount import TESTS, missing, mounted
+from powercut.mount import TESTS, missing
 from powercut.records import DIRECTORY, Create, Rename, Resize, SyncBegin, SyncEnd, Write
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"no FUSE here: {missing()}")
 
 PAGE = mmap.PAGESIZE
-
-
-@pytest.fixture
-def mount(tmp_path):
-    with mounted(tmp_path) as mount:
-        yield mount
 
 
 @contextmanager

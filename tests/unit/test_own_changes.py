@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import pytest
 
-from aiommap._change import ChangeKind, FileState, classify
+from aiommap._change import ChangeKind, FileState, Identity, classify
 from aiommap._looking import Entry, Looker
-from aiommap._own_changes import OwnChanges, settled, without_own
+from aiommap._own_changes import Doing, OwnChanges, settled, without_own
 
 OLD = FileState(
     device=1, inode=2, size=100, mode=0o100644, links=1, user=0, group=0, mtime_ns=10, ctime_ns=10
 )
 TOUCHED = replace(OLD, mtime_ns=11, ctime_ns=11)
-INODE = (1, 2)
+INODE = Identity(1, 2)
 
 
 @dataclass
@@ -28,16 +28,8 @@ class FakeMapping:
     ended_leases: int = 0
 
 
-@dataclass(eq=False)
-class FakeFile:
-    mapping: FakeMapping = field(default_factory=FakeMapping)
-    inode: tuple[int, int] = INODE
-    offloaded_writes: int = 0
-    queued_bytes: int = 0
-    durable_stores: int = 0
-    size_changes: int = 0
-    touches: int = 0
-    touching: int = 0
+def opened(identity=INODE, *, size_changed=False):
+    return Doing(FakeMapping(), identity, size_changed=size_changed)
 
 
 def is_own(old, new, before, after, *, told):
@@ -46,7 +38,7 @@ def is_own(old, new, before, after, *, told):
 
 def judge(act, new=TOUCHED, *, told=False):
     """Say whether what ``act`` does to a file of ours explains a difference."""
-    own, file = OwnChanges(), FakeFile()
+    own, file = OwnChanges(), opened()
     own.add(file)
     before = own.sample(INODE)
     act(own, file)
@@ -121,7 +113,7 @@ def test_a_size_that_others_set_back_is_not_our_own():
 
 
 def test_the_size_of_a_file_that_was_not_resized_is_nobodys_doing():
-    own, file, other = OwnChanges(), FakeFile(), FakeFile()
+    own, file, other = OwnChanges(), opened(), opened()
     own.add(file)
     own.add(other)
     before = own.sample(INODE)
@@ -137,7 +129,7 @@ def test_nothing_of_ours_explains_another_owner_or_permission(name):
 
 
 def test_what_we_stored_does_not_hide_what_others_did_nor_change_its_kind():
-    own, file = OwnChanges(), FakeFile()
+    own, file = OwnChanges(), opened()
     own.add(file)
     before = own.sample(INODE)
     store(own, file)
@@ -148,7 +140,7 @@ def test_what_we_stored_does_not_hide_what_others_did_nor_change_its_kind():
 
 def test_what_a_closed_file_did_still_counts():
     def close(own, file):
-        other = FakeFile()
+        other = opened()
         own.add(other)
         store(own, file)
         own.remove(file)
@@ -157,7 +149,8 @@ def test_what_a_closed_file_did_still_counts():
 
 
 def test_closing_an_idle_file_beside_another_explains_nothing():
-    own, file, other = OwnChanges(), FakeFile(), FakeFile(mapping=FakeMapping(sequence=5))
+    own, file, other = OwnChanges(), opened(), opened()
+    other.mapping.sequence = 5
     own.add(file)
     own.add(other)
     before = own.sample(INODE)
@@ -172,15 +165,15 @@ def test_closing_the_last_file_explains_the_times_that_closing_moves():
 def test_opening_a_file_explains_nothing():
     own = OwnChanges()
     before = own.sample(INODE)
-    own.add(FakeFile())
+    own.add(opened())
     assert not is_own(OLD, TOUCHED, before, own.sample(INODE), told=False)
-    own.add(FakeFile(size_changes=2))
+    own.add(opened(size_changed=True))
     assert is_own(OLD, TOUCHED, before, own.sample(INODE), told=True)
 
 
 def test_removing_what_was_never_added_does_nothing():
     own = OwnChanges()
-    own.remove(FakeFile())
+    own.remove(opened())
     assert own.sample(INODE) is None
 
 
@@ -203,7 +196,7 @@ def test_memory_that_was_given_back_explains_times_unless_the_kernel_told():
 
 
 def test_the_size_that_a_closed_file_left_still_counts_and_only_once():
-    own, file, other = OwnChanges(), FakeFile(), FakeFile(size_changes=2)
+    own, file, other = OwnChanges(), opened(), opened(size_changed=True)
     own.add(file)
     own.add(other)
     before = own.sample(INODE)
@@ -220,7 +213,7 @@ def test_the_size_that_a_closed_file_left_still_counts_and_only_once():
 
 @pytest.mark.parametrize("act", [resize, grow], ids=["resize", "growth"])
 def test_nothing_can_be_said_while_a_size_changes(act):
-    own, file = OwnChanges(), FakeFile()
+    own, file = OwnChanges(), opened()
     own.add(file)
     before = own.sample(INODE)
     assert settled(before, own.sample(INODE))
@@ -236,8 +229,8 @@ def test_one_looks_again_if_a_resize_ends_while_one_looks(tmp_path, monkeypatch)
     """The first stat finds the size before last, which none of the samples has."""
     path, told = tmp_path / "file", []
     path.write_bytes(bytes(100))
-    inode = (path.stat().st_dev, path.stat().st_ino)
-    own, file, entry = OwnChanges(), FakeFile(inode=inode), Entry(str(path))
+    inode = Identity.of(path.stat())
+    own, file, entry = OwnChanges(), opened(inode), Entry(str(path))
     own.add(file)
     looker = Looker(own, lambda _, change: told.append(change), lambda _: None)
     looker.begin(entry)

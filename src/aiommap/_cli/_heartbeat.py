@@ -42,7 +42,7 @@ class Heartbeat:
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        trace: TracebackType | None,
+        traceback: TracebackType | None,
     ) -> None:
         # Work that blocked the loop to its very end left no tick behind to notice.
         self._note()

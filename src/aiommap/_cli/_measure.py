@@ -76,7 +76,7 @@ def random_offsets(span: int, block: int, tasks: int) -> list[Iterator[int]]:
     All of it is drawn here, before anything is measured: drawing one number takes as long as a
     warm read, and a table per task would be the worst stall of the run.
     """
-    draw = random.Random(0)  # noqa: S311 - offsets are no secret
+    draw = random.Random(0)  # noqa: S311  offsets are no secret
     blocks = max(1, span // block)
     table = [draw.randrange(blocks) * block for _ in range(_OFFSETS)]
     starts = (task * _OFFSETS // tasks for task in range(tasks))

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-_T = TypeVar("_T")
+T = TypeVar("T")
 
 
-async def in_thread(call: Callable[[], _T]) -> _T:
+async def in_thread(call: Callable[[], T]) -> T:
     """Call something in a worker thread, by asyncio: its hop costs half of what anyio's does."""
     return await asyncio.to_thread(call)
 

@@ -88,6 +88,8 @@ static void note_damage(struct damage *damage, uint64_t offset, int error)
 {
     int unset = 0;
     uint64_t none = DAMAGE_NONE;
+    /* SAFETY: the first fault wins, whichever thread it struck; and the reason goes in before the
+     * place, so that who sees that there is damage finds out why. */
     __atomic_compare_exchange_n(&damage->error, &unset, error ? error : EFAULT, false,
                                 __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
     __atomic_compare_exchange_n(&damage->first_bad, &none, offset, false, __ATOMIC_SEQ_CST,
@@ -184,7 +186,9 @@ static void on_sigbus(int level, int number, siginfo_t *info, void *context)
         jump.fault = address;
     if (jump.armed && ((lost && copied) || handed_on)) {
         jump.armed = 0;
-        siglongjmp(jump.target, 1); /* G2, G3 */
+        /* SAFETY: the frame that set the target is still there, in this same thread, and nothing
+         * but a memcpy or one instruction is left half done (G1, G2, G3). */
+        siglongjmp(jump.target, 1);
     }
     if (lost && survive(address, lost))
         return;
@@ -296,6 +300,8 @@ static __attribute__((noinline)) bool copy_armed(void *dst, const void *src, siz
     if (sigsetjmp(jump.target, 0))
         return false;
     jump.armed = 1;
+    /* SAFETY: both ranges are the caller's to touch (I3); what they lack is a page, and that jumps
+     * back. The fences keep the copy between arming and disarming, as the handler sees them. */
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
     memcpy(dst, src, n);
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
@@ -338,7 +344,7 @@ size_t guard_copy(void *dst, const void *src, size_t n, const void **fault)
     return done;
 }
 
-/* As copy_armed. */
+/* SAFETY: as in copy_armed, for one word. */
 static __attribute__((noinline)) bool word_armed(struct word_call *call)
 {
     jump.dst = jump.src = (uintptr_t)call->at;

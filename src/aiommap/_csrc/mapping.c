@@ -63,6 +63,9 @@ void region_unmap(struct region *region)
     free(region);
 }
 
+/* SAFETY, from here on: offset and length were checked against the size (I3), or are whole pages of
+ * the region; both lie within it, and the base is page-aligned, so rounding down stays inside. */
+
 int region_fence(struct region *region, size_t offset)
 {
     if (offset >= region->length)

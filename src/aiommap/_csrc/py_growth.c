@@ -8,7 +8,7 @@
 /* Put the file back behind pages that shrinking had fenced, up to where it reaches again. */
 static bool lift_fence(Mapping *self, int64_t end)
 {
-    size_t page = page_size(), stop = ((size_t)end + page - 1) / page * page;
+    size_t stop = pages_for(end) * page_size();
     if (self->fence >= end)
         return true;
     if (self->region && region_unfence(self->region, self->fd, (size_t)self->fence, stop))

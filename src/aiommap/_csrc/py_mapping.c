@@ -47,7 +47,7 @@ void hold_end(struct hold *hold)
 
 bool mapping_is_usable(const Mapping *self)
 {
-    return !self->closed && !self->retiring && self->fork_generation == fork_generation &&
+    return !self->closed && !self->declining && self->fork_generation == fork_generation &&
            !is_damaged(&self->damage);
 }
 
@@ -89,16 +89,14 @@ PyObject *os_error(int number)
     return PyErr_SetFromErrno(PyExc_OSError);
 }
 
+size_t pages_for(int64_t end) { return ((size_t)end + page_size() - 1) / page_size(); }
+
 bool pages_of(int64_t offset, int64_t length, size_t *first, size_t *end)
 {
-    size_t page = page_size();
-    *first = (size_t)offset / page;
-    *end = ((size_t)offset + (size_t)length + page - 1) / page;
+    *first = (size_t)offset / page_size();
+    *end = pages_for(offset + length);
     return length > 0;
 }
-
-/* Whole pages that `bytes` take. */
-static size_t pages_for(int64_t bytes) { return ((size_t)bytes + page_size() - 1) / page_size(); }
 
 struct region_options mapping_options(Mapping *self)
 {
@@ -319,7 +317,7 @@ static PyMemberDef mapping_members[] = {
     FIELD(nowait, T_BOOL, READONLY),
     FIELD(residency_visible, T_BOOL, READONLY),
     FIELD(inline_writes, T_BOOL, 0),
-    FIELD(retiring, T_BOOL, 0),
+    FIELD(declining, T_BOOL, 0),
     FIELD(sequence, T_ULONGLONG, READONLY),
     FIELD(durable_sequence, T_ULONGLONG, 0),
     FIELD(written_bytes, T_ULONGLONG, READONLY),

@@ -70,7 +70,7 @@ typedef struct {
     bool nowait;           /* GIL; latched off when the file system refuses RWF_NOWAIT */
     bool in_memory;        /* constant: tmpfs and the like, where pread(2) never waits */
     bool residency_visible; /* constant: mincore(2) tells the truth about this file */
-    bool retiring;         /* GIL; being closed: inline verbs answer None */
+    bool declining;        /* GIL; inline verbs answer None: it is being closed, or a test says so */
     bool inline_writes;    /* GIL; off for policy "always", after a failed flush, while closing */
     int64_t size;          /* GIL; bytes of the file that verbs may address; see mapping_size */
     int64_t floor;         /* GIL; what closing may not cut off: asked for, or written by a verb */
@@ -132,7 +132,7 @@ struct native_state { /* constant once the module has been executed */
 };
 
 /* What a verb may use while it does not hold the GIL. */
-struct hold {
+struct hold { /* the caller's own */
     Mapping *mapping;
     struct region *region;
     int fd;
@@ -143,7 +143,7 @@ void object_free(void *self); /* the last step of every tp_dealloc */
 void hold_begin(struct hold *hold, Mapping *mapping);
 void hold_end(struct hold *hold);
 void region_release(struct region *region);
-bool mapping_is_usable(const Mapping *self); /* open, of this process, not being closed */
+bool mapping_is_usable(const Mapping *self); /* open, of this process, whole, not declining */
 bool mapping_check(const Mapping *self);     /* open, of this process; with an exception set */
 struct region_options mapping_options(Mapping *self); /* for another region of its */
 /* The size, once growth that the signal handler brought about has been taken into account. */
@@ -158,6 +158,8 @@ bool mapping_range(const Mapping *self, int64_t offset, int64_t length); /* with
 bool parse_range(Mapping *self, PyObject *args, long long *offset, long long *length);
 PyObject *os_error(int number);
 PyObject *list_of_runs(const struct run *runs, Py_ssize_t count); /* [(start, end), ...] */
+/* The whole pages that bytes [0, end) take; and those that a range touches, false if it is empty. */
+size_t pages_for(int64_t end);
 bool pages_of(int64_t offset, int64_t length, size_t *first, size_t *end);
 /* Mark pages [first, end) as stored to from this moment on. False when out of memory. */
 bool mapping_dirty(Mapping *self, size_t first, size_t end, int64_t now);

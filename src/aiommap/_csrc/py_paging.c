@@ -43,7 +43,7 @@ PyObject *mapping_advise(Mapping *self, PyObject *args)
 }
 
 /* Runs of resident pages, gathered from one window of mincore(2) flags after the other. */
-struct residency {
+struct residency { /* the caller's own */
     PyObject *runs; /* list of (offset, end) */
     size_t resident;
     int64_t run_start; /* -1 outside a run */
@@ -96,7 +96,7 @@ static bool scan(Mapping *self, struct residency *found, unsigned char *flags)
             os_error(error);
             return false;
         }
-        if (!add_flags(found, at, flags, (size_t)((span + page - 1) / page)))
+        if (!add_flags(found, at, flags, pages_for(span)))
             return false;
         at += span;
         if (!mapping_check(self)) /* closed while the GIL was away */

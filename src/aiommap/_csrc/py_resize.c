@@ -6,12 +6,11 @@
 PyObject *mapping_set_size(Mapping *self, PyObject *args)
 {
     long long size;
-    size_t page = page_size();
     if (!PyArg_ParseTuple(args, "L:set_size", &size) || !mapping_check(self))
         return NULL;
     if (size < 0 || (uint64_t)size > (self->region ? self->region->length : 0))
         return PyErr_Format(PyExc_ValueError, "size %lld leaves the reserved range", size);
-    size_t kept = ((size_t)size + page - 1) / page;
+    size_t kept = pages_for(size);
     pages_remove(&self->dirty, kept, self->dirty.count);
     pages_remove(&self->ready, kept, self->ready.count);
     self->size = self->floor = size;
@@ -27,7 +26,7 @@ PyObject *mapping_rebase(Mapping *self, PyObject *args)
         return NULL;
     if (capacity < self->size || capacity > PTRDIFF_MAX - (long long)page || self->private_copy)
         return PyErr_Format(PyExc_ValueError, "cannot rebase to %lld bytes", capacity);
-    size_t pages = ((size_t)capacity + page - 1) / page;
+    size_t pages = pages_for(capacity);
     if (!pages_reserve(&self->dirty, pages) || !pages_reserve(&self->ready, pages))
         return PyErr_NoMemory();
     struct region *region = NULL;

@@ -4,7 +4,7 @@
 
 #include <errno.h>
 
-struct store {
+struct store { /* the caller's own */
     Py_buffer data;
     int64_t offset;
     bool outside;  /* the file was made shorter since the range was checked: nothing is stored */
@@ -182,7 +182,7 @@ PyObject *mapping_write_many(Mapping *self, PyObject *items)
 }
 
 /* What a commit found out without the GIL. */
-struct commit {
+struct commit { /* the caller's own */
     bool stored; /* all of it; nothing is flushed otherwise */
     int error;   /* of the flush or of the look */
     struct sighting open_file, named;

@@ -83,7 +83,7 @@ class FaultyDisk:
 
     def _choose_way(self) -> None:
         seen = any(fault._sees_inline_verbs for fault in self._faults)  # noqa: SLF001  its other half
-        self._core.mapping.retiring = seen or self._core.closing
+        self._core.mapping.declining = seen or self._core.closing
 
     # Worker threads only, from here on.
 

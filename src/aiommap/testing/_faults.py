@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from aiommap import AccessModeError, MappedFile, Snapshot, _opening
-from aiommap._core import Core, Identity
+from aiommap._change import Identity
+from aiommap._core import Core
 from aiommap._workers import Event, Mutex
 
 from ._disk import Call, InjectedFault, core_of, in_place
@@ -43,6 +44,7 @@ def failing_flush(file: MappedFile, number: int = errno.EIO) -> Iterator[Injecte
     cannot prove what a reader finds after a crash.
 
     Args:
+        file: a mapped file, open in mode "r+", "w+" or "x+".
         number: the errno; EIO for a broken device, ENOSPC or EDQUOT where blocks are only looked
             for during write-back (thin provisioning, network mounts).
     Raises:
@@ -67,7 +69,7 @@ class _FullDisk(InjectedFault):
         self._path = path
 
     def refuse(self, fd: int) -> None:
-        """Raise if a descriptor's file is on this disk (worker thread)."""
+        """Raise if a descriptor's file is on this disk. Worker threads only."""
         if self._holds(fd):
             self._count_hit()
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -79,9 +81,9 @@ class _FullDisk(InjectedFault):
         return os.path.commonpath([path, self._path]) == self._path
 
     def _has_room(self, offset: int, length: int) -> bool:
-        """Tell whether a store meets no hole (worker thread)."""
+        """Tell whether a store meets no hole. Worker threads only."""
         core = self._core
-        if core is None or not core.sparse or not length:
+        if core is None or not core.options.sparse or not length:
             return True
         try:
             hole = os.lseek(core.mapping.fd, offset, os.SEEK_HOLE)
@@ -98,7 +100,7 @@ _allocate = _opening.allocate
 
 
 def _allocate_if_room(fd: int, offset: int, length: int) -> None:
-    """Allocate blocks, unless that would take new ones of a full disk (worker thread)."""
+    """Allocate blocks, unless that would take new ones of a full disk. Worker threads only."""
     if os.fstat(fd).st_blocks * 512 < offset + length:
         for disk in tuple(_full):
             disk.refuse(fd)
@@ -230,6 +232,7 @@ def slow_disk(
     there, ``read_nowait`` raises ``WouldBlock``. The end of the block releases whatever waits.
 
     Args:
+        file: an open file or snapshot.
         seconds: how long each call waits if ``SlowDisk.release`` is not called before. There is
             always an end to it, so that a test which waits for a write or a close inside the
             block, where cancelling is waited out, is slow and does not hang.

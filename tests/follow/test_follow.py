@@ -18,7 +18,6 @@ from aiommap import PAGE_SIZE as PAGE
 from aiommap import Snapshot
 from following import (
     REPLACEMENTS,
-    Errors,
     Gate,
     check_good,
     content,
@@ -30,18 +29,6 @@ from following import (
 )
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def path(tmp_path):
-    made = tmp_path / "table"
-    made.write_bytes(b"good 0")
-    return made
-
-
-@pytest.fixture
-def errors():
-    return Errors()
 
 
 # The first file.

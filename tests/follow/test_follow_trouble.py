@@ -15,7 +15,6 @@ import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap._following import MOST_OVERTAKEN
 from following import (
-    Errors,
     Gate,
     check_good,
     content,
@@ -27,18 +26,6 @@ from following import (
 )
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def path(tmp_path):
-    made = tmp_path / "table"
-    made.write_bytes(b"good 0")
-    return made
-
-
-@pytest.fixture
-def errors():
-    return Errors()
 
 
 # Bad files.

@@ -26,13 +26,6 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def path(tmp_path):
-    made = tmp_path / "table"
-    made.write_bytes(b"good 0")
-    return made
-
-
-@pytest.fixture
 def no_collector():
     gc.collect()
     gc.disable()

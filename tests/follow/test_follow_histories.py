@@ -20,13 +20,6 @@ from following import (
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def path(tmp_path):
-    made = tmp_path / "table"
-    made.write_bytes(b"good 0")
-    return made
-
-
 def append(path, content):
     with path.open("ab") as file:
         file.write(content)

@@ -1,0 +1,26 @@
+"""Fixtures of the power cuts: the recorded disk, and what was acknowledged of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from powercut.mount import mounted
+from powercut.workload import acknowledging
+
+
+@pytest.fixture
+def anyio_backend():
+    """A disk does not know which loop asks for it."""
+    return "asyncio"
+
+
+@pytest.fixture
+def mount(tmp_path):
+    with mounted(tmp_path) as mount:
+        yield mount
+
+
+@pytest.fixture
+def said(mount):
+    with acknowledging(mount.path) as said:
+        yield said
