@@ -165,6 +165,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
     @flush_policy.setter
     def flush_policy(self, policy: FlushPolicy) -> None:
         self._core.check_usable()
+        self._core.workers.check_loop()
         self._auto.replace(check_policy(policy))
 
     def on_error(self, callback: Callable[[FlushError], object]) -> Subscription:
