@@ -74,6 +74,18 @@ async def test_verbs_of_old_views_do_not_reach_the_new_file(path):
     assert path.read_bytes().startswith(b"another")
 
 
+@pytest.mark.parametrize("mode", ["w+", "x+"])
+async def test_an_allocator_takes_nothing_for_free_in_the_new_file(tmp_path, mode):
+    """The old one was filled with zeros by opening; what is in this one nobody here knows."""
+    path = tmp_path / "made"
+    async with aiommap.open(path, mode, size=PAGE) as f:
+        put_another(path)
+        await f.reopen(discard=True)
+        with pytest.raises(ValueError, match="may hold ranges that were handed out before"):
+            f.allocator()
+        assert f.allocator(start=PAGE).start == PAGE
+
+
 async def test_reopen_of_the_same_file_takes_over_its_size(path):
     async with aiommap.open(path, "r+") as f:
         core = f._core
