@@ -9,6 +9,7 @@ import operator
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn, Self, SupportsIndex, cast, overload
 
 from . import _chunks
@@ -365,8 +366,8 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
             return View(self, self._core, *check_tail(offset, length, self.size))
         self._core.check_growable("grow")
         start, count = check_tail(offset, length, self.capacity)
-        self._resizer.check_whole_pages()
-        return View(self, self._core, start, count, growable=True)
+        make = partial(View, self, self._core, start, count, growable=True)
+        return self._resizer.with_whole_pages(make)
 
     def carve(self, parts: Mapping[Name, tuple[SupportsIndex, SupportsIndex]]) -> dict[Name, View]:
         """Make named views of disjoint parts of the file, all of them or none.
