@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import anyio
 
@@ -46,13 +47,22 @@ class Closer:
         if core.closing:
             return
         core.workers.check_loop()
+        done = anyio.Event()
+        spawn(self._run, done)  # first: it fails at the end of trio's run, and nothing has begun
         core.closing = True
         core.mapping.retiring = True
         for end_wait in tuple(core.at_close):
             end_wait()
         self._auto.stop()
-        self._done = anyio.Event()
-        spawn(self._run, self._done)
+        self._done = done
+
+    def start_unasked(self) -> None:
+        """Begin to close what nobody waits for; in a loop that takes no more tasks, do nothing.
+
+        The mapping is then given up as garbage. It is called where nobody could be told.
+        """
+        with suppress(RuntimeError):
+            self.start()
 
     async def aclose(self) -> None:
         """Close, or wait for the call that does; the first to wait is told of a failure."""

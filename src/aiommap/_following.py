@@ -110,7 +110,7 @@ def _close_soon(file: MappedFile) -> None:
     """Close a file that nobody refers to any more; called in any thread, at any point."""
     core, closer = file._core, file._closer  # noqa: SLF001  a snapshot is made of its file
     if not core.mapping.forked:
-        core.workers.call_from_thread(closer.start)
+        core.workers.call_from_thread(closer.start_unasked)
 
 
 async def _ask(validate: Validate, candidate: Snapshot) -> object:
