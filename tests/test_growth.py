@@ -182,6 +182,23 @@ async def test_a_file_of_odd_size_has_to_be_ensured_first(path):
     assert path.read_bytes() == b"o" * 100 + b"new"
 
 
+async def test_a_file_that_was_rotated_away_is_trimmed_when_it_is_given_up(path):
+    """As closing does: it lives on under another name."""
+    rotated = path.with_name("rotated")
+    async with grown(path) as f:
+        with f.view(growable=True) as view:
+            memory = view.memory
+            memory[:5] = b"hello"
+            memory.release()
+        await f.flush()
+        path.rename(rotated)
+        path.write_bytes(b"another")
+        await f.reopen()
+        assert await f.read(0, 7) == b"another"
+    assert rotated.stat().st_size == PAGE
+    assert rotated.read_bytes().rstrip(b"\0") == b"hello"
+
+
 @pytest.mark.parametrize("to", [PAGE + 100, 3 * PAGE - 100])
 async def test_no_growable_view_while_a_resize_is_going_to_end_the_file_within_a_page(
     path, to, monkeypatch

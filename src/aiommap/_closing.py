@@ -100,6 +100,17 @@ class Closer:
             finally:
                 done.set()
 
+    async def give_up(self) -> None:
+        """Leave a file that was reopened as closing would: without what growth made and none used.
+
+        It may live on under another name. One that cannot be believed is left as it is.
+        """
+        core = self._core
+        whole = core.failure is None and core.damage() is None
+        if core.shared_writable and whole and self._resizer.wants_trim:
+            with suppress(OSError):  # nobody waits, and what was written is in it
+                await self._flusher.change(self._resizer.trim)
+
     async def _flush(self) -> None:
         self._core.check_flushed()
         if self._resizer.wants_trim:

@@ -103,6 +103,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
 
         async def leave() -> None:
             allocators.close()
+            await closer.give_up()
             await retired.leave(locks)
 
         async def let_go(core: Core) -> None:
@@ -113,7 +114,8 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
             await release(core)
 
         self._leave = leave
-        self._closer = Closer(core, self._flusher, self._auto, self._resizer, let_go)
+        closer = Closer(core, self._flusher, self._auto, self._resizer, let_go)
+        self._closer = closer
         core.mapping.attach(self._flusher, WriteReceipt)
 
     async def _prepare(self, options: OpenOptions) -> None:
