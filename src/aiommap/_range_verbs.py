@@ -54,7 +54,7 @@ class Allocators:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        # Opening gave it its size and filled it with zeros, all of them free; ``reopen`` never does.
+        # Opening made it, of zeros, all of them free; ``reopen`` makes nothing.
         self._fresh = core.resized
         self._open: list[RangeAllocator] = []
 
