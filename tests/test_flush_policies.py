@@ -100,6 +100,45 @@ async def test_stores_through_a_view_are_flushed_by_the_interval(path):
     assert path.read_bytes()[0] == 90
 
 
+@pytest.mark.parametrize(
+    "policy", [FlushPolicy.every_interval(0.01), FlushPolicy.every_writes(1)], ids=str
+)
+async def test_memory_that_is_lent_in_a_thread_keeps_no_file_of_the_hub_from_its_flushes(
+    path, tmp_path, policy
+):
+    """No timer can be set there: the loop has to do it."""
+
+    def store(view):
+        memory = view.memory
+        memory[0] = 90
+        memory.release()
+        view.release()
+
+    async with (
+        aiommap.Hub() as hub,
+        hub.open(path, "r+", flush=policy) as f,
+        hub.open(tmp_path / "other", "w+", size=PAGE, flush=policy) as other,
+    ):
+        await anyio.to_thread.run_sync(store, f.view(0, PAGE))
+        receipts = [await f.write(PAGE, b"x"), await other.write(0, b"x")]
+        await until(lambda: all(receipt.durable for receipt in receipts))
+        await until(lambda: f.statistics().dirty_bytes == 0)
+
+
+async def test_a_policy_cannot_be_replaced_in_another_thread(path):
+    async with aiommap.open(path, "r+") as f:
+        receipt = await f.write(0, b"x")
+
+        def replace():
+            f.flush_policy = FlushPolicy.every_interval(0.01)
+
+        with pytest.raises(RuntimeError, match="outside of the event loop"):
+            await anyio.to_thread.run_sync(replace)
+        assert f.flush_policy == FlushPolicy.manual()
+        replace()
+        await until(lambda: receipt.durable)
+
+
 async def test_combined_policies_flush_at_whichever_comes_first(path):
     both = FlushPolicy.every_bytes(100) | FlushPolicy.every_writes(3)
     async with aiommap.open(path, "r+", flush=both) as f:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import weakref
 from contextlib import suppress
 
 import pytest
@@ -87,3 +88,22 @@ async def test_a_resize_that_fails_is_freed_at_once(large):
             await large.resize(1 << 46)
 
     assert await garbage_of(fail) == 0
+
+
+async def test_who_is_told_of_failures_may_keep_what_the_file_made(path):
+    class Log:
+        async def fill(self):
+            async with aiommap.open(path, "r+") as f:
+                f.on_error(self.fail)
+                self.kept = f, f.view(), f.atomic_u32(0), f.allocator(0), aiommap.AsyncLock(f, 8)
+                self.receipt = await f.write(0, b"x")
+
+        def fail(self, error):
+            raise NotImplementedError
+
+    log = Log()
+    await log.fill()
+    gone = weakref.ref(log)
+    del log
+    gc.collect()
+    assert gone() is None

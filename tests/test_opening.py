@@ -299,3 +299,18 @@ async def test_closing_waits_for_a_durable_write_that_has_not_begun(path):
     assert not early
     assert receipts[0].durable
     assert path.read_bytes()[:1] == b"x"
+
+
+async def test_an_opening_is_entered_by_one_block_at_a_time(path):
+    """It closes what it opened last, and would leave the other one open."""
+    opening = aiommap.open(path)
+    for _ in range(2):
+        async with opening as f:
+            with pytest.raises(RuntimeError, match="by one block at a time"):
+                await opening.__aenter__()
+            assert await f.read(0, 1)
+        assert f.closed
+    missing = aiommap.open(f"{path}.missing")
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError):
+            await missing.__aenter__()

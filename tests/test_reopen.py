@@ -49,6 +49,44 @@ async def test_memory_of_old_views_keeps_showing_the_old_file(path, mode):
             del memory
 
 
+async def test_verbs_of_old_views_do_not_reach_the_new_file(path):
+    """A flush through one would be told as done of stores that went to the old file."""
+    async with aiommap.open(path, "r+") as f:
+        with f.view(0, PAGE) as view:
+            memory = view.memory
+            put_another(path)
+            await f.reopen(discard=True)
+            memory[0] = ord("Z")
+            for verb in (
+                view.flush,
+                lambda: view.read(0, 1),
+                lambda: view.read_into(0, bytearray(1)),
+                lambda: view.write(0, b"x"),
+                view.start_writeback,
+                view.prewarm,
+                view.residency,
+            ):
+                with pytest.raises(anyio.ClosedResourceError, match="was reopened"):
+                    await verb()
+            for make in (view.view, lambda: view.split_at(1), lambda: view.atomic_u32(0)):
+                with pytest.raises(anyio.ClosedResourceError, match="was reopened"):
+                    make()
+            memory.release()
+    assert path.read_bytes().startswith(b"another")
+
+
+@pytest.mark.parametrize("mode", ["w+", "x+"])
+async def test_an_allocator_takes_nothing_for_free_in_the_new_file(tmp_path, mode):
+    """The old one was filled with zeros by opening; what is in this one nobody here knows."""
+    path = tmp_path / "made"
+    async with aiommap.open(path, mode, size=PAGE) as f:
+        put_another(path)
+        await f.reopen(discard=True)
+        with pytest.raises(ValueError, match="may hold ranges that were handed out before"):
+            f.allocator()
+        assert f.allocator(start=PAGE).start == PAGE
+
+
 async def test_reopen_of_the_same_file_takes_over_its_size(path):
     async with aiommap.open(path, "r+") as f:
         core = f._core

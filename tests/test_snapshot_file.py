@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import os
 import random
+import threading
+import warnings
 import zipfile
+from pathlib import Path
 
 import anyio
 import anyio.to_thread
 import pytest
+import trio
+import trio.testing
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
@@ -149,3 +155,38 @@ async def test_zarr_reads_through_it_and_fsspec(tmp_path):
 
     found = await in_thread(read, path)
     assert numpy.array_equal(found, data)
+
+
+def test_a_file_that_is_closed_while_trio_ends_harms_nothing(tmp_path):
+    """No task can be started then: what the file held is given up as garbage."""
+    path = tmp_path / "f"
+    path.write_bytes(b"x")
+    kept = []
+
+    async def main():
+        snapshot = await Snapshot.open(path)
+        file = snapshot.file()
+        with trio.move_on_after(0):
+            await snapshot.aclose()  # waits for the file
+
+        async def close_at_the_end():
+            try:
+                yield
+            finally:
+                thread = threading.Thread(target=file.close)
+                thread.start()
+                thread.join()
+                with trio.CancelScope(shield=True):
+                    await trio.testing.wait_all_tasks_blocked()
+
+        generator = close_at_the_end()
+        kept.append(generator)
+        await generator.__anext__()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        trio.run(main)
+        del main
+        kept.clear()
+        gc.collect()
+    assert str(path) not in Path("/proc/self/maps").read_text()

@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 import aiommap
-from aiommap import ChangeKind, _looking, _scanner, _watch_set
+from aiommap import ChangeKind, _looking, _scanner, _watch_set, _watching
 from watching import Deaf, fetch, missing, reach, size, watch
 
 pytestmark = pytest.mark.anyio
@@ -63,6 +63,25 @@ async def test_a_kernel_that_refuses_is_polled_and_asked_again(hub, tmp_path, mo
                     os.truncate(path, length)
                     if (await fetch(changes)).source == "event":
                         break
+
+
+async def test_watching_that_gets_no_thread_says_so_and_can_be_begun_again(
+    hub, tmp_path, monkeypatch
+):
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    path = tmp_path / "f"
+    path.write_bytes(b"x")
+    with monkeypatch.context() as patches, anyio.fail_after(20):
+        patches.setattr(_watching, "run_in_thread", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            await hub.watch(path).__aenter__()
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            await aiommap.follow(path, hub=hub)
+    async with watch(hub, path) as changes:
+        os.truncate(path, 5)
+        assert (await fetch(changes)).kind is ChangeKind.GROWN
 
 
 async def test_a_notifier_that_fails_is_made_anew(hub, tmp_path, monkeypatch, caplog):

@@ -9,6 +9,8 @@ Invariants.
       after a flush always gets here, and sets the timer. Otherwise inline stores cost nothing.
   A2  At most one timer and one request are out for a file; both are dropped when it closes.
   A3  A writer that waits for room is passed by no other writer (I9), and the loop never waits.
+  A4  Timers and requests are made on the loop thread only: a view's memory is lent in any thread,
+      and a timer that no loop runs would keep all files of the hub from being flushed.
 """
 
 from __future__ import annotations
@@ -62,6 +64,9 @@ class AutoFlush:
     def plan(self) -> None:
         """Look what is due, ask for it, and set the trip of inline stores."""
         core = self._core
+        if not core.workers.on_loop():
+            core.workers.call_from_thread(self.plan)  # A4
+            return
         idle = core.policy.passive and not self._waiting
         failed = core.failure is not None or self._flusher.told
         if idle or not core.shared_writable or core.closing or failed:

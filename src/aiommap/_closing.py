@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import anyio
 
@@ -46,12 +47,21 @@ class Closer:
         if core.closing:
             return
         core.workers.check_loop()
+        done = anyio.Event()
+        spawn(self._run, done)  # first: it fails at the end of trio's run, and nothing has begun
         core.closing = True
         core.mapping.declining = True
         core.end_waits()
         self._auto.stop()
-        self._done = anyio.Event()
-        spawn(self._run, self._done)
+        self._done = done
+
+    def start_unasked(self) -> None:
+        """Begin to close what nobody waits for; in a loop that takes no more tasks, do nothing.
+
+        The mapping is then given up as garbage. It is called where nobody could be told.
+        """
+        with suppress(RuntimeError):
+            self.start()
 
     async def aclose(self) -> None:
         """Close, or wait for the call that does; the first to wait is told of a failure."""
@@ -88,6 +98,17 @@ class Closer:
                 self._error = self._error or error
             finally:
                 done.set()
+
+    async def give_up(self) -> None:
+        """Leave a file that was reopened as closing would: without what growth made and none used.
+
+        It may live on under another name. One that cannot be believed is left as it is.
+        """
+        core = self._core
+        whole = core.failure is None and core.damage() is None
+        if core.shared_writable and whole and self._resizer.wants_trim:
+            with suppress(OSError):  # nobody waits, and what was written is in it
+                await self._flusher.change(self._resizer.trim)
 
     async def _flush(self) -> None:
         self._core.check_flushed()

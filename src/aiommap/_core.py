@@ -191,8 +191,8 @@ class Core:
         """Make the error for a wait that closing or reopening ends."""
         if self.retired:
             return anyio.ClosedResourceError(
-                f"{self.path} was reopened, and this belongs to the file that it was before: lock "
-                "it again, with an AsyncLock or a word made anew"
+                f"{self.path} was reopened, and this belongs to the file that it was before: make "
+                "it anew, a view or a word as well as an AsyncLock"
             )
         return anyio.ClosedResourceError(f"{self.path} is closed: open it again to use it")
 

@@ -9,6 +9,7 @@ import operator
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn, Self, SupportsIndex, cast, overload
 
 from . import _chunks
@@ -101,6 +102,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
 
         async def leave() -> None:
             allocators.close()
+            await closer.give_up()
             await retired.leave(locks)
 
         async def let_go(core: Core) -> None:
@@ -111,7 +113,8 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
             await release(core)
 
         self._leave = leave
-        self._closer = Closer(core, self._flusher, self._auto, self._resizer, let_go)
+        closer = Closer(core, self._flusher, self._auto, self._resizer, let_go)
+        self._closer = closer
         core.mapping.attach(self._flusher, WriteReceipt)
 
     async def _prepare(self) -> None:
@@ -164,6 +167,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
     @flush_policy.setter
     def flush_policy(self, policy: FlushPolicy) -> None:
         self._core.check_usable()
+        self._core.workers.check_loop()
         self._auto.replace(check_policy(policy))
 
     def on_error(self, callback: Callable[[FlushError], object]) -> Subscription:
@@ -372,8 +376,8 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
             return View(self, self._core, *check_tail(offset, length, self.size))
         self._core.check_growable("grow")
         start, count = check_tail(offset, length, self.capacity)
-        self._resizer.check_whole_pages()
-        return View(self, self._core, start, count, growable=True)
+        make = partial(View, self, self._core, start, count, growable=True)
+        return self._resizer.with_whole_pages(make)
 
     def carve(self, parts: Mapping[Name, tuple[SupportsIndex, SupportsIndex]]) -> dict[Name, View]:
         """Make named views of disjoint parts of the file, all of them or none.

@@ -23,7 +23,8 @@ Invariants.
   V3  What is overtaken is never put in service, and its failure is nobody's concern; but after
       ``MOST_OVERTAKEN`` trials in a row the next one counts all the same, or a path that is
       replaced faster than files can be tried would be served from its first file for ever.
-  V4  If the path stops changing, what it names is tried last; found good, it is ``current``.
+  V4  If the path stops changing, what it names is tried last; found good, it is ``current``. While
+      a file is being opened nobody knows yet which one it is, so whatever is heard counts.
   V5  A failed trial changes nothing but that it is reported.
 """
 
@@ -109,7 +110,7 @@ def _close_soon(file: MappedFile) -> None:
     """Close a file that nobody refers to any more; called in any thread, at any point."""
     core, closer = file._core, file._closer  # noqa: SLF001  a snapshot is made of its file
     if not core.mapping.forked:
-        core.workers.call_from_thread(closer.start)
+        core.workers.call_from_thread(closer.start_unasked)
 
 
 async def _ask(validate: Validate, candidate: Snapshot) -> object:
@@ -156,6 +157,8 @@ class Follower:
         self.over: bool = False
         #: What the path was last heard to name.
         self._named: FileState | None = None
+        #: Whether what it names is being opened.
+        self._opening: bool = False
         #: Whether something is to be tried that neither serves nor is on trial.
         self._wanted = anyio.Event()
         self._overtaken = 0
@@ -261,7 +264,7 @@ class Follower:
     async def _listen(self) -> None:
         async for change in self._changes:
             self._named = change.new
-            if not self._has(change.new):
+            if self._opening or not self._has(change.new):
                 self._wanted.set()
                 if self._candidate is not None and self._overtaken < MOST_OVERTAKEN:
                     self._trial.cancel()
@@ -284,11 +287,14 @@ class Follower:
 
     async def _try(self) -> None:
         """Open what the path names, and put it in service if it is good."""
+        self._opening = True
         try:
             candidate = await self._open()
         except Exception as error:
             self._reject(error)
             return
+        finally:
+            self._opening = False
         self._candidate = candidate
         try:
             if not self._is_news(candidate):

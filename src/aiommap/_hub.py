@@ -321,17 +321,25 @@ def _attempt_all(
 class Opening(Generic[Resource]):
     """What opening returns: ``async with`` it, or ``await`` it and call ``aclose`` yourself."""
 
-    __slots__ = ("_begin", "_opened")
+    __slots__ = ("_begin", "_entered", "_opened")
 
     def __init__(self, begin: Callable[[], Coroutine[Any, Any, Resource]]) -> None:
         self._begin = begin
+        self._entered = False
         self._opened: Resource | None = None
 
     def __await__(self) -> Generator[Any, Any, Resource]:
         return self._begin().__await__()
 
     async def __aenter__(self) -> Resource:
-        self._opened = opened = await self._begin()
+        if self._entered:  # it could close only one of the two
+            raise RuntimeError("an opening is entered by one block at a time: make another one")
+        self._entered = True
+        try:
+            self._opened = opened = await self._begin()
+        except BaseException:
+            self._entered = False
+            raise
         return opened
 
     async def __aexit__(
@@ -340,8 +348,10 @@ class Opening(Generic[Resource]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        assert self._opened is not None
-        await self._opened.__aexit__(kind, error, traceback)
+        opened, self._opened = self._opened, None
+        self._entered = False
+        assert opened is not None
+        await opened.__aexit__(kind, error, traceback)
 
 
 def open(

@@ -54,7 +54,8 @@ class Allocators:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._fresh = core.mode in ("w+", "x+")  # opening filled it with zeros, all of them free
+        # Opening made it, of zeros, all of them free; ``reopen`` makes nothing.
+        self._fresh = core.resized
         self._open: list[RangeAllocator] = []
 
     def make(

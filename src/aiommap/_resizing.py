@@ -2,6 +2,12 @@
 
 Every change of size is an item of the flush lane (F5), and made by ``change_size``. ``Resizer`` is
 its half in the worker thread.
+
+Invariants.
+  M1  Where a growable view is, the file ends at a page boundary: a store into the rest of its last
+      page would fault nowhere, and never get into the file. A worker first says where it is going
+      to end the file and then looks for such views; who makes one first makes it and then looks
+      for that. So one of the two finds the other, whichever came first.
 """
 
 from __future__ import annotations
@@ -19,6 +25,8 @@ from ._native import PAGE_SIZE
 from ._opening import reserve
 from ._paging import Pager
 from ._ranges import align_up
+
+Made = TypeVar("Made")
 
 #: Unused room is looked through in pieces of so many bytes.
 TRIM_BYTES = 1 << 20
@@ -54,11 +62,13 @@ class Resizer:
     page of ours is left that could fault.
     """
 
-    __slots__ = ("_core", "_pager", "fenced")
+    __slots__ = ("_core", "_ending", "_pager", "fenced")
 
     def __init__(self, core: Core, pager: Pager) -> None:
         self._core = core
         self._pager = pager
+        #: Where a change that is under way may end the file, if that is within a page (M1).
+        self._ending: int | None = None
         self.fenced = False
 
     def _hides_loss(self, actual: int, size: int) -> bool:
@@ -104,16 +114,26 @@ class Resizer:
     def _grow(self, old: int, size: int, *, whole_pages: bool = False) -> None:
         mapping = self._core.mapping
         actual = os.fstat(mapping.fd).st_size
-        end = align_up(size, PAGE_SIZE) if whole_pages or mapping.growable_leases else size
-        if not self._core.options.sparse:
-            reserve(mapping.fd, old, end - old, actual)
-        mapping.extend(end)
+        with self._end_for(size, whole_pages=whole_pages) as end:
+            if not self._core.options.sparse:
+                reserve(mapping.fd, old, end - old, actual)
+            mapping.extend(end)
+            try:
+                self._address(old, size)
+            except BaseException:
+                mapping.set_size(old)
+                mapping.truncate(actual)
+                raise
+
+    @contextmanager
+    def _end_for(self, size: int, *, whole_pages: bool = False) -> Iterator[int]:
+        """Say where a file that is to be so long has to end, and let it end there (M1)."""
+        self._ending = size if size % PAGE_SIZE and not whole_pages else None
         try:
-            self._address(old, size)
-        except BaseException:
-            mapping.set_size(old)
-            mapping.truncate(actual)
-            raise
+            whole = whole_pages or self._core.mapping.growable_leases
+            yield align_up(size, PAGE_SIZE) if whole else size
+        finally:
+            self._ending = None
 
     def follow(self) -> bool:
         """Address as many bytes as the file has by now, whoever changed that.
@@ -133,15 +153,25 @@ class Resizer:
         if size < old:
             mapping.set_size(size)
             mapping.fence(align_up(size, PAGE_SIZE))
-            mapping.follow(size)
+            self._follow_end(old, size)
             self.fenced = True
             look_again()
             return
         try:
             self._address(old, size)
+            self._follow_end(old, size)
         except BaseException:
             mapping.set_size(old)
             raise
+
+    def _follow_end(self, old: int, size: int) -> None:
+        """Take over where the file ends; for growable views, make that a page boundary (M1)."""
+        mapping = self._core.mapping
+        with self._end_for(size) as end:
+            if size < old or not mapping.growable_leases:  # else a store may just be growing it
+                mapping.follow(size)
+            if end != mapping.file_end:
+                mapping.extend(end)
 
     def _address(self, old: int, size: int) -> None:
         mapping = self._core.mapping
@@ -160,7 +190,8 @@ class Resizer:
         try:
             mapping.fence(tail)
             self.fenced = True
-            mapping.truncate(size)
+            with self._end_for(size):
+                mapping.truncate(size)
         except OSError:
             mapping.unfence(tail, align_up(old, PAGE_SIZE))
             mapping.set_size(old)
@@ -183,17 +214,25 @@ class Resizer:
         return True
 
     def check_whole_pages(self) -> None:
-        """Raise unless the file ends at a page boundary; on the loop thread.
-
-        A store into the rest of its last page would fault nowhere, and never get into the file.
-        """
-        end = self._core.mapping.file_end
+        """Raise unless the file ends at a page boundary, and is left so; on the loop thread."""
+        end = self._ending or self._core.mapping.file_end
         if end % PAGE_SIZE:
             reason = (
-                f"{self._core.path} ends at byte {end}, and a file can only grow from a page "
-                f"boundary: call ensure({end}) first"
+                f"{self._core.path} ends at byte {end}, or is being made to, and a file can only "
+                f"grow from a page boundary: call ensure({end}) first"
             )
             raise AlignmentError(PAGE_SIZE, end, reason)
+
+    def with_whole_pages(self, make: Callable[[], Made]) -> Made:
+        """Make a growable view, or raise as ``check_whole_pages`` (M1); on the loop thread."""
+        self.check_whole_pages()
+        try:
+            made = make()
+        except ValueError:
+            self.check_whole_pages()
+            raise
+        self.check_whole_pages()
+        return made
 
     @property
     def wants_trim(self) -> bool:

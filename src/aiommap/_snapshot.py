@@ -195,7 +195,7 @@ class Snapshot(AsyncResource):
         """End a hold; the last one after ``aclose`` closes, in the background as it cannot wait."""
         self._holds -= 1
         if self._closing and not self._holds:
-            self._file._closer.start()  # noqa: SLF001  a snapshot is made of its file
+            self._file._closer.start_unasked()  # noqa: SLF001  a snapshot is made of its file
             if self._ended is not None:
                 self._ended.set()
 

@@ -53,6 +53,9 @@ class View(WordVerbs):
     was resized within its capacity or closed. Releasing happens by ``release``, at the end of a
     ``with`` block, or when the view and everything made from its ``memory`` are garbage.
 
+    It belongs to the file as it was when the view was made: after a ``reopen`` that moved, its
+    ``memory`` goes on, and its verbs raise ``anyio.ClosedResourceError``.
+
     Concurrency: as for the file. Several views may cover the same bytes.
     """
 
@@ -160,7 +163,7 @@ class View(WordVerbs):
             OutOfBoundsError: if the part leaves this view.
             anyio.ClosedResourceError: if the file is closed or this view was released.
         """
-        self._pinned()
+        self._check_current()
         self._core.check_usable()
         start, count = check_tail(offset, length, self._length)
         start += self._offset
@@ -292,13 +295,19 @@ class View(WordVerbs):
         self._core.check_usable()
         return self._range(offset, length)
 
-    def _range(self, offset: SupportsIndex, length: SupportsIndex) -> tuple[int, int]:
+    def _check_current(self) -> None:
+        """Raise if the file moved on: its verbs would reach other bytes than the memory does."""
         self._pinned()
+        if self._core.retired:
+            raise self._core.ended()
+
+    def _range(self, offset: SupportsIndex, length: SupportsIndex) -> tuple[int, int]:
+        self._check_current()
         start, count = check_range(offset, length, self._length)
         return self._offset + start, count
 
     def _tail(self, offset: SupportsIndex, length: SupportsIndex | None) -> tuple[int, int]:
-        self._pinned()
+        self._check_current()
         start, count = check_tail(offset, length, self._length)
         return self._offset + start, count
 

@@ -181,12 +181,13 @@ class WatchedVerbs:
 
         A poisoned file is mapped anew and usable again, also if it is the same one.
 
-        Verbs that have begun finish on the old file. Memory of views that were made before keeps
-        showing the old one, and so do atomics and allocators: make them anew. Locks belong to the
-        old file, too: who is inside a ``file_lock`` or an ``AsyncLock`` stays inside until the
-        block ends, who waits for one or for a word gets ``anyio.ClosedResourceError``, and an
-        ``AsyncLock`` has to be made anew. Subscriptions and ``on_error`` go on; statistics begin
-        again, and so do advice and pinned pages.
+        Verbs that have begun finish on the old file. Views, atomics and allocators that were made
+        before belong to it: make them anew. Memory keeps showing the old file, and verbs of such a
+        view raise ``anyio.ClosedResourceError``. Locks belong to the old file, too: who is inside a
+        ``file_lock`` or an ``AsyncLock`` stays inside until the block ends, who waits for one or
+        for a word gets ``anyio.ClosedResourceError``, and an ``AsyncLock`` has to be made anew.
+        Subscriptions and ``on_error`` go on; statistics begin again, and so do advice and pinned
+        pages.
 
         Args:
             discard: let go of what was written to the old file and is not durable, also if a

@@ -172,16 +172,24 @@ class Watcher:
     ) -> None:
         if subscriber.ended or self._closed:
             subscriber.end()
-        elif error is not None:
+            return
+        try:
+            if error is not None:
+                raise error
+            watched = self._watched(subscriber.path, remote=bool(remote))
+        except Exception as failure:  # no thread can be started, for one; this is a callback
             self._beginning.discard(subscriber)
-            subscriber.start(error)
+            subscriber.start(failure)
         else:
-            watched = self._paths.get(subscriber.path)
-            if watched is None:
-                running = self._scanner(remote=bool(remote))
-                running.paths += 1
-                watched = self._paths[subscriber.path] = _Watched(subscriber.path, running)
             self._add(subscriber, watched)
+
+    def _watched(self, path: str, *, remote: bool) -> _Watched:
+        watched = self._paths.get(path)
+        if watched is None:
+            running = self._scanner(remote=remote)
+            running.paths += 1
+            watched = self._paths[path] = _Watched(path, running)
+        return watched
 
     def _add(self, subscriber: Subscriber, watched: _Watched) -> None:
         self._beginning.discard(subscriber)
@@ -200,7 +208,7 @@ class Watcher:
             notify=not remote and asked is None,
             poll_seconds=asked or POLL_SECONDS,
         )
-        running = self._running[remote] = _Running(scanner, ended, remote=remote)
+        running = _Running(scanner, ended, remote=remote)
 
         ending = self._ending
 
@@ -213,6 +221,7 @@ class Watcher:
             workers.call_from_thread(told)
 
         run_in_thread(run)
+        self._running[remote] = running
         running.abandoned = weakref.finalize(self, scanner.end)
         running.abandoned.atexit = False
         return running

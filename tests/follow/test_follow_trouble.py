@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import threading
 from collections import Counter
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
+from aiommap import _opening
 from aiommap._following import MOST_OVERTAKEN
 from following import (
     Gate,
@@ -256,6 +259,47 @@ async def test_a_trial_that_is_overtaken_is_cancelled_and_the_newest_tried(path,
         await until_serves(live, b"good 2")
         assert (live.generation, gate.cancelled, errors.found) == (2, 1, [])
         await until_mapped(path, 1)
+
+
+async def test_a_file_that_is_taken_back_while_it_is_opened_is_not_served(path, monkeypatch):
+    """A roll-back: what is heard of while nobody knows yet which file was opened counts, too."""
+    old, new = path.with_name("old"), path.with_name("new")
+    path.rename(old)
+    new.write_bytes(b"good 1")
+    opened, answered = threading.Event(), threading.Event()
+    map_file = _opening._map
+
+    def map_slowly(fd, found, options):
+        made = map_file(fd, found, options)
+        if found.st_ino == new.stat().st_ino:
+            opened.set()
+            assert answered.wait(20)
+        return made
+
+    def turn_to(target):
+        link = path.with_name("link")
+        link.symlink_to(target)
+        link.replace(path)
+
+    turn_to(old)
+    monkeypatch.setattr(_opening, "_map", map_slowly)
+    async with (
+        aiommap.Hub() as hub,
+        aiommap.follow(path, hub=hub) as live,
+        hub.watch(path) as changes,
+    ):
+        first = live.current
+        await anyio.to_thread.run_sync(turn_to, new)
+        assert await anyio.to_thread.run_sync(opened.wait, 20)
+        await anyio.to_thread.run_sync(turn_to, old)
+        async for change in changes:
+            if change.new is not None and change.new.inode == first.mapped._core.identity.inode:
+                break
+        await anyio.lowlevel.checkpoint()  # the follower hears the same in the same turn
+        answered.set()
+        await until_mapped(new, 0)
+        await until_mapped(old, 1)
+        assert live.current is first
 
 
 async def test_the_failure_of_an_overtaken_trial_is_not_reported(path, errors):

@@ -153,8 +153,17 @@ static PyObject *receipt_new(PyTypeObject *type, PyObject *args, PyObject *Py_UN
     return (PyObject *)self;
 }
 
+/* Its owner knows those who are to be told of a failure, and they may well keep receipts. */
+static int receipt_traverse(Receipt *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE((PyObject *)self));
+    Py_VISIT(self->owner);
+    return 0;
+}
+
 static void receipt_dealloc(Receipt *self)
 {
+    PyObject_GC_UnTrack(self);
     Py_XDECREF(self->owner);
     object_free(self);
 }
@@ -173,6 +182,7 @@ static PyMemberDef receipt_members[] = {
 static PyType_Slot receipt_slots[] = {
     {Py_tp_new, receipt_new},
     {Py_tp_dealloc, receipt_dealloc},
+    {Py_tp_traverse, receipt_traverse},
     {Py_tp_members, receipt_members},
     {0, NULL},
 };
@@ -180,6 +190,7 @@ static PyType_Slot receipt_slots[] = {
 PyType_Spec receipt_spec = {
     .name = "aiommap._native.Receipt",
     .basicsize = sizeof(Receipt),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_IMMUTABLETYPE,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE |
+             Py_TPFLAGS_IMMUTABLETYPE,
     .slots = receipt_slots,
 };
