@@ -3,8 +3,8 @@
 Every change of size is an item of the flush lane (F5), and made by ``change_size``. ``Resizer`` is
 its half in the worker thread.
 
-Invariants.
-  M1  Where a growable view is, the file ends at a page boundary: a store into the rest of its last
+Invariant.
+  P3  Where a growable view is, the file ends at a page boundary: a store into the rest of its last
       page would fault nowhere, and never get into the file. A worker first says where it is going
       to end the file and then looks for such views; who makes one first makes it and then looks
       for that. So one of the two finds the other, whichever came first.
@@ -16,6 +16,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import TypeVar
 
 from ._core import Core
 from ._errors import AlignmentError, UnsupportedError
@@ -67,7 +68,7 @@ class Resizer:
     def __init__(self, core: Core, pager: Pager) -> None:
         self._core = core
         self._pager = pager
-        #: Where a change that is under way may end the file, if that is within a page (M1).
+        #: Where a change that is under way may end the file, if that is within a page (P3).
         self._ending: int | None = None
         self.fenced = False
 
@@ -127,7 +128,7 @@ class Resizer:
 
     @contextmanager
     def _end_for(self, size: int, *, whole_pages: bool = False) -> Iterator[int]:
-        """Say where a file that is to be so long has to end, and let it end there (M1)."""
+        """Say where a file that is to be so long has to end, and let it end there (P3)."""
         self._ending = size if size % PAGE_SIZE and not whole_pages else None
         try:
             whole = whole_pages or self._core.mapping.growable_leases
@@ -165,7 +166,7 @@ class Resizer:
             raise
 
     def _follow_end(self, old: int, size: int) -> None:
-        """Take over where the file ends; for growable views, make that a page boundary (M1)."""
+        """Take over where the file ends; for growable views, make that a page boundary (P3)."""
         mapping = self._core.mapping
         with self._end_for(size) as end:
             if size < old or not mapping.growable_leases:  # else a store may just be growing it
@@ -224,7 +225,7 @@ class Resizer:
             raise AlignmentError(PAGE_SIZE, end, reason)
 
     def with_whole_pages(self, make: Callable[[], Made]) -> Made:
-        """Make a growable view, or raise as ``check_whole_pages`` (M1); on the loop thread."""
+        """Make a growable view, or raise as ``check_whole_pages`` (P3); on the loop thread."""
         self.check_whole_pages()
         try:
             made = make()

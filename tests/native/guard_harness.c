@@ -360,6 +360,26 @@ static void later_that_leaves(void)
     EXPECT(!"the action below leaves");
 }
 
+static void name_the_page(int number, siginfo_t *info, void *context)
+{
+    char *address = info->si_addr;
+    info->si_addr = address - (uintptr_t)address % page;
+    before_later.sa_sigaction(number, info, context);
+}
+
+/* For broken memory the kernel names its first byte, and arm64 may name any byte of the page: such
+ * an address lies in front of a range that begins within the page. */
+static void address_beside_the_range(void)
+{
+    const void *fault = NULL;
+    struct sigaction later = {.sa_sigaction = name_the_page, .sa_flags = SA_SIGINFO | SA_NODEFER};
+    EXPECT(sigaction(SIGBUS, &later, &before_later) == 0);
+    truncate_to(1);
+    EXPECT(guard_copy(plain, mapped + page + 7, page, &fault) == 0);
+    EXPECT(in_page(fault, 1));
+    EXPECT(guard_copy(mapped + 9, plain, page, NULL) == page - 9);
+}
+
 /* Gone and installed again while one that hands on stays: the chain must not become a ring. */
 static void foreign_ring(void)
 {
@@ -414,6 +434,7 @@ static const struct test_case cases[] = {
     {"watched_threads", watched_threads},
     {"later_that_hands_on", later_that_hands_on},
     {"later_that_leaves", later_that_leaves},
+    {"address_beside_the_range", address_beside_the_range},
     {"foreign_ring", foreign_ring},
     {"foreign_unwatched", foreign_unwatched},
     {"foreign_beside_watched", foreign_beside_watched},

@@ -4,9 +4,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/uio.h>
 #if defined(__linux__)
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
 #endif
@@ -14,9 +14,13 @@
 
 ssize_t file_read_nowait(int fd, char *to, size_t length, off_t offset)
 {
-#ifdef RWF_NOWAIT
+#if defined(__linux__)
+    /* The call itself, and its number: musl has a function for it only since 1.2.5. The kernel takes
+     * the offset in halves, and on 64 bits makes nothing of the second. */
+    const int nowait = 8;
     struct iovec piece = {.iov_base = to, .iov_len = length};
-    ssize_t got = preadv2(fd, &piece, 1, offset, RWF_NOWAIT);
+    long low = (long)offset, high = (long)(offset >> 32);
+    ssize_t got = syscall(SYS_preadv2, fd, &piece, 1, low, high, nowait);
     return got < 0 ? -errno : got;
 #else
     (void)fd, (void)to, (void)length, (void)offset;

@@ -4,8 +4,19 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <sys/stat.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#endif
 #include <sys/uio.h>
 #include <unistd.h>
+
+/* Of fallocate(2) and pwritev2(2); numbers of Linux, where headers may be older than the kernel. */
+enum { KEEP_SIZE = 1, APPEND = 16 };
+#ifdef __linux__
+enum { CAN_APPEND = true };
+#else
+enum { CAN_APPEND = false };
+#endif
 
 #define LOAD(field) __atomic_load_n(&(field), __ATOMIC_ACQUIRE)
 #define STORE(field, value) __atomic_store_n(&(field), (value), __ATOMIC_RELEASE)
@@ -45,11 +56,28 @@ static int64_t length_of(int fd)
 
 static int allocate(int fd, int mode, int64_t from, int64_t end)
 {
+#ifdef __linux__
     int failed;
     do
         failed = fallocate(fd, mode, (off_t)from, (off_t)(end - from));
     while (failed && errno == EINTR);
     return failed ? errno : 0;
+#else
+    (void)fd, (void)mode, (void)from, (void)end;
+    return ENOSYS;
+#endif
+}
+
+/* The call itself: musl has had a function for it only since 1.2.5. */
+static ssize_t append(int fd, const struct iovec *pieces, int count)
+{
+#ifdef __linux__
+    return syscall(SYS_pwritev2, fd, pieces, count, 0L, 0L, APPEND);
+#else
+    (void)fd, (void)pieces, (void)count;
+    errno = ENOSYS;
+    return -1;
+#endif
 }
 
 static bool is_missing(int error) { return error == EOPNOTSUPP || error == ENOSYS; }
@@ -95,9 +123,9 @@ static int reserve(struct growth *growth, int64_t end, int64_t target, int64_t l
     int64_t far = most_of(target, least_of(limit, end + again(end, GROWTH_MOST_BYTES)));
     if (target <= growth->reserved)
         return 0;
-    int error = allocate(growth->fd, FALLOC_FL_KEEP_SIZE, from, far);
+    int error = allocate(growth->fd, KEEP_SIZE, from, far);
     if (is_full(error) && far > target)
-        error = allocate(growth->fd, FALLOC_FL_KEEP_SIZE, from, far = target);
+        error = allocate(growth->fd, KEEP_SIZE, from, far = target);
     if (!error)
         growth->reserved = far;
     return is_missing(error) ? 0 : error;
@@ -115,9 +143,11 @@ static int append_zeros(int fd, int64_t end, int64_t target)
         for (int64_t left = target - end; left > 0 && count < PIECES; left -= sizeof zeros)
             pieces[count++] = (struct iovec){
                 (void *)zeros, (size_t)least_of(left, (int64_t)sizeof zeros)};
-        ssize_t put = pwritev2(fd, pieces, count, 0, RWF_APPEND);
-        if (put <= 0 && errno != EINTR)
-            return put ? errno : EIO;
+        ssize_t put = append(fd, pieces, count);
+        if (put == 0)
+            return EIO;
+        if (put < 0 && errno != EINTR)
+            return errno;
         end = length_of(fd);
     }
     return 0;
@@ -129,14 +159,17 @@ static int grow(struct growth *growth, int64_t offset, int64_t limit)
     int64_t end = LOAD(growth->end), least = page_up(offset + 1);
     int64_t window = again(end, growth->sparse ? GROWTH_MOST_BYTES : GROWTH_WINDOW_BYTES);
     int64_t target = most_of(least, least_of(limit, end + window));
-    bool written = !growth->sparse && least - end <= window; /* not a page far away */
+    bool written = CAN_APPEND && !growth->sparse && least - end <= window; /* not a page far away */
     int error = written ? reserve(growth, end, target, limit) : extend(growth, end, target);
     if (is_full(error) && target > least) {
         target = least;
         error = written ? reserve(growth, end, target, limit) : extend(growth, end, target);
     }
-    if (written && !error)
+    if (written && !error) {
         error = append_zeros(growth->fd, end, target);
+        if (is_missing(error)) /* sandboxes and emulators lack it, which kernels do not */
+            error = extend(growth, end, target);
+    }
     if (error)
         return take_over(growth, offset, error);
     STORE(growth->end, target);

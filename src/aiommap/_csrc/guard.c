@@ -10,14 +10,14 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <ucontext.h>
 #include <unistd.h>
 
 #include "atomics.h"
 
-/* One per thread; touched only by its own thread, in and out of the handler. */
+/* One per thread; touched only by its own thread, in and out of the handler. Kept small: what a
+ * library takes of a thread's static block others lack, and a jump target has 312 bytes on arm64. */
 struct jump {
-    sigjmp_buf target;
+    sigjmp_buf *target; /* on the stack of whoever armed it */
     volatile sig_atomic_t armed;
     uintptr_t dst, src;  /* starts of the two copied ranges */
     size_t length;       /* their common length */
@@ -25,8 +25,15 @@ struct jump {
     uintptr_t retried;   /* page that was there after all when the handler last looked, or 0 */
 };
 
-/* initial-exec: the handler must not enter the dynamic TLS allocator. */
-static _Thread_local struct jump jump __attribute__((tls_model("initial-exec")));
+/* initial-exec: the handler must not enter the dynamic TLS allocator. musl has none, as loading a
+ * library allots its part to all threads, and loads no library that asks for initial-exec. */
+#ifdef __GLIBC__
+#define PER_THREAD _Thread_local __attribute__((tls_model("initial-exec")))
+#else
+#define PER_THREAD _Thread_local
+#endif
+
+static PER_THREAD struct jump jump;
 
 enum { LEVELS = 4 };
 
@@ -49,9 +56,13 @@ static void follow_forks(void)
     pthread_atfork(lock_installs, unlock_installs, unlock_installs);
 }
 
-static bool within(uintptr_t address, uintptr_t start, size_t length)
+/* Whether the block of lost memory around an address meets a range. The address alone may lie just
+ * outside: for broken memory the kernel names the first byte of the block, and arm64 any byte of
+ * the page when a wide vector instruction faulted (FAR not precise). */
+static bool meets(uintptr_t address, size_t lost, uintptr_t start, size_t length)
 {
-    return address - start < length; /* wraps to a huge number below start */
+    uintptr_t block = address - address % lost;
+    return block - start < length || (length && start - block < lost); /* below 0 it wraps: huge */
 }
 
 /* Hand a signal that is not ours to the action that was there before us. */
@@ -158,6 +169,16 @@ static uintptr_t last_fault(const ucontext_t *context)
 #endif
 }
 
+static bool is_sent_by_us(const siginfo_t *info)
+{
+#ifdef SI_TKILL
+    return info->si_code == SI_TKILL && info->si_pid == getpid();
+#else
+    (void)info;
+    return false;
+#endif
+}
+
 /* How much memory a fault made unusable; 0 if the signal is not one. */
 static size_t lost_by(const siginfo_t *info)
 {
@@ -174,21 +195,22 @@ static void on_sigbus(int level, int number, siginfo_t *info, void *context)
 {
     uintptr_t address = (uintptr_t)info->si_addr, faulted = jump.fault;
     size_t lost = lost_by(info);
-    bool copied = within(address, jump.dst, jump.length) || within(address, jump.src, jump.length);
+    bool copied = lost && (meets(address, lost, jump.dst, jump.length) ||
+                           meets(address, lost, jump.src, jump.length));
     /* A handler that was installed over this one, such as faulthandler's, took the fault, and
      * sends the signal on from within it: then the armed copy is what it interrupted, or else the
      * instruction that it returns to. The kernel keeps the address of that; it also keeps the one
      * of a fault that is long over, which is the one that was dealt with here. */
-    bool handed_on = info->si_code == SI_TKILL && info->si_pid == getpid();
+    bool handed_on = is_sent_by_us(info);
     if (handed_on)
         address = last_fault(context);
     if (lost || handed_on)
         jump.fault = address;
-    if (jump.armed && ((lost && copied) || handed_on)) {
+    if (jump.armed && (copied || handed_on)) {
         jump.armed = 0;
         /* SAFETY: the frame that set the target is still there, in this same thread, and nothing
          * but a memcpy or one instruction is left half done (G1, G2, G3). */
-        siglongjmp(jump.target, 1);
+        siglongjmp(*jump.target, 1);
     }
     if (lost && survive(address, lost))
         return;
@@ -294,10 +316,12 @@ bool guard_is_blocked(void)
  * local of a caller lives across the second return of sigsetjmp. */
 static __attribute__((noinline)) bool copy_armed(void *dst, const void *src, size_t n)
 {
+    sigjmp_buf target;
     jump.dst = (uintptr_t)dst;
     jump.src = (uintptr_t)src;
     jump.length = n;
-    if (sigsetjmp(jump.target, 0))
+    jump.target = &target;
+    if (sigsetjmp(target, 0))
         return false;
     jump.armed = 1;
     /* SAFETY: both ranges are the caller's to touch (I3); what they lack is a page, and that jumps
@@ -347,9 +371,11 @@ size_t guard_copy(void *dst, const void *src, size_t n, const void **fault)
 /* SAFETY: as in copy_armed, for one word. */
 static __attribute__((noinline)) bool word_armed(struct word_call *call)
 {
+    sigjmp_buf target;
     jump.dst = jump.src = (uintptr_t)call->at;
     jump.length = call->width;
-    if (sigsetjmp(jump.target, 0))
+    jump.target = &target;
+    if (sigsetjmp(target, 0))
         return false;
     jump.armed = 1;
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
@@ -376,7 +402,7 @@ static __attribute__((noinline)) bool word_unblocked(struct word_call *call, boo
 bool guard_word(struct word_call *call, int64_t tick)
 {
     /* The tick at which this thread was last seen with SIGBUS unblocked. */
-    static _Thread_local int64_t open_at __attribute__((tls_model("initial-exec"))) = -1;
+    static PER_THREAD int64_t open_at = -1;
     if (open_at == tick)
         return word_armed(call);
     bool blocked;

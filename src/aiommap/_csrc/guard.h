@@ -10,7 +10,7 @@
  *
  * Invariants.
  *   G1  Only a memcpy, or one atomic operation, runs in a guarded region.
- *   G2  The handler jumps only for a fault at an address inside one of the two ranges in use.
+ *   G2  The handler jumps only for a fault whose page meets one of the two ranges in use.
  *   G3  The jump target is thread-local: a fault never leaves its own thread.
  *   G4  SIGBUS is unblocked for the length of a guarded region, since the kernel kills a thread
  *       that faults with SIGBUS blocked, whatever handler there is.

@@ -3,7 +3,9 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#if defined(__linux__)
 #include <sys/syscall.h>
+#endif
 #include <unistd.h>
 
 #include "guard.h"
@@ -173,11 +175,16 @@ static size_t copy_pieces(char *to, const char *from, size_t length)
 size_t region_copy_out(const struct region *region, size_t offset, char *to, size_t length)
 {
     size_t copied = copy_pieces(to, region->base + offset, length);
+    /* SAFETY: whoever lays a page of zeros notes the damage first (G5), but arm64 may look at the
+     * note before it loads the zeros; an acquire fence keeps the loads in order. */
+    __atomic_thread_fence(__ATOMIC_ACQUIRE);
     return is_damaged(region->damage) ? 0 : copied;
 }
 
 size_t region_copy_in(const struct region *region, size_t offset, const char *from, size_t length)
 {
     size_t copied = copy_pieces(region->base + offset, from, length);
+    /* SAFETY: as above, but only a full fence keeps a load behind stores. */
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
     return is_damaged(region->damage) ? 0 : copied;
 }

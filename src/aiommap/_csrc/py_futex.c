@@ -5,7 +5,9 @@
  */
 #include <errno.h>
 #include <limits.h>
+#ifdef __linux__
 #include <sys/syscall.h>
+#endif
 #include <unistd.h>
 
 #include "atomics.h"
