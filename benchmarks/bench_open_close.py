@@ -17,10 +17,10 @@ async def run(report: Report, *, smoke: bool) -> None:
     hops = 0
     run_in_thread = _threads.run_in_thread
 
-    def counted(job: Callable[[], None]) -> None:
+    def counted(job: Callable[[], None], tell: Callable[[], None] | None) -> None:
         nonlocal hops
         hops += 1
-        run_in_thread(job)
+        run_in_thread(job, tell)
 
     count = 100 if smoke else 1000
     vars(_workers)["run_in_thread"] = counted

@@ -216,10 +216,10 @@ async def test_hundreds_of_opens_share_hops(path, monkeypatch):
     hops = 0
     run_in_thread = _workers.run_in_thread
 
-    def counted(job):
+    def counted(job, tell):
         nonlocal hops
         hops += 1
-        run_in_thread(job)
+        run_in_thread(job, tell)
 
     monkeypatch.setattr(_workers, "run_in_thread", counted)
     async with aiommap.Hub() as hub:
