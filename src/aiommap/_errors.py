@@ -22,6 +22,10 @@ class MappedFileError(Exception):
             raise TypeError("MappedFileError is abstract: raise one of its subclasses")
         super().__init__(*args)
 
+    def __repr__(self) -> str:
+        # What tracebacks of groups, logs of %r and asserts show: the text, not the bare numbers.
+        return f"{type(self).__name__}({str(self)!r})"
+
 
 class OutOfBoundsError(MappedFileError, ValueError):
     """A range leaves the mapped file; nothing was touched.
