@@ -378,6 +378,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         Raises:
             OutOfBoundsError: if a part leaves the file.
             OverlapError: if two parts share a byte. Its message names both.
+            TypeError: if a part is no pair of integers. Its message names it.
         """
         self._core.check_usable()
         checked = check_disjoint(parts, self.size)
