@@ -354,7 +354,8 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         Args:
             growable: let stores make the file longer; see also ``ensure``.
         Raises:
-            OutOfBoundsError: if the range leaves the file, or the capacity if growable.
+            OutOfBoundsError: if the range leaves the file, or the capacity if growable; or if
+                growable and the file was opened without capacity beyond its size.
             AccessModeError: if growable in modes "r" and "c".
             AlignmentError: if growable, and the file does not end at a page boundary: ``ensure``
                 makes it do so.
@@ -363,6 +364,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         if not growable:
             return View(self, self._core, *check_tail(offset, length, self.size))
         self._core.check_growable("grow")
+        self._resizer.check_room(self._options.capacity)
         start, count = check_tail(offset, length, self.capacity)
         self._resizer.check_whole_pages()
         return View(self, self._core, start, count, growable=True)

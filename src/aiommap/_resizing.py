@@ -7,7 +7,7 @@ import os
 from contextlib import nullcontext
 
 from ._core import Core
-from ._errors import AlignmentError, UnsupportedError
+from ._errors import AlignmentError, OutOfBoundsError, UnsupportedError
 from ._futex import look_again
 from ._native import PAGE_SIZE
 from ._opening import reserve
@@ -139,6 +139,20 @@ class Resizer:
         mapping.floor = max(floor, size)  # what stores brought about is not asked for by this
         core.size_changed = core.resized = True
         return True
+
+    def check_room(self, capacity: int | None) -> None:
+        """Raise if no capacity was asked for and there is none; on the loop thread.
+
+        A file that has used up the capacity it was given is no mistake: its size decides that.
+        """
+        mapping, path = self._core.mapping, self._core.path
+        end, room = mapping.file_end, mapping.capacity
+        if capacity is None and align_up(end, PAGE_SIZE) >= room:
+            reason = (
+                f"{path} was opened without capacity, so that stores cannot make it longer than "
+                f"its {end} bytes: open it with capacity=, the most bytes that it may get"
+            )
+            raise OutOfBoundsError(end, 1, room, reason)
 
     def check_whole_pages(self) -> None:
         """Raise unless the file ends at a page boundary; on the loop thread.
