@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, Self, TypeVar
 
 import anyio
 
@@ -356,6 +356,25 @@ class Opening(Generic[Resource]):
     ) -> None:
         assert self._opened is not None
         await self._opened.__aexit__(kind, error, traceback)
+
+    # Type checkers have to find these mistakes themselves.
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise AttributeError(_not_open(f"has no {name!r}"), name=name, obj=self)
+
+        def __enter__(self) -> NoReturn:
+            raise TypeError(_not_open('cannot be used in a plain "with"'))
+
+        def __exit__(self, *_: object) -> NoReturn:
+            raise AssertionError("unreachable: __enter__ raises")
+
+
+def _not_open(what: str) -> str:
+    return (
+        f'an Opening {what}, as nothing is open yet: write "async with aiommap.open(...) as f", '
+        'or "f = await aiommap.open(...)"'
+    )
 
 
 def open(
