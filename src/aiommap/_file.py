@@ -407,13 +407,14 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
 
     def statistics(self) -> FileStatistics:
         """Count what the file has done so far; also after it was closed."""
-        mapping, flusher = self._core.mapping, self._flusher
+        core, mapping, flusher = self._core, self._core.mapping, self._flusher
+        poisoned = mapping.first_bad is not None
         return FileStatistics(
             inline_reads=mapping.inline_reads,
-            offloaded_reads=self._core.offloaded_reads,
+            offloaded_reads=core.offloaded_reads,
             fell_back_reads=mapping.fell_back_reads,
             inline_writes=mapping.inline_writes_done,
-            offloaded_writes=self._core.offloaded_writes,
+            offloaded_writes=core.offloaded_writes,
             dirty_bytes=mapping.dirty_bytes(),
             oldest_dirty_seconds=oldest_dirty_seconds(mapping),
             flushes=flusher.seconds.count,
@@ -422,10 +423,11 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
             flush_group=Distribution.of(flusher.groups),
             flush_seconds=Distribution.of(flusher.seconds),
             faults=mapping.faults + mapping.foreign_faults,
-            huge_page_bytes=self._core.huge_page_bytes,
+            huge_page_bytes=core.huge_page_bytes,
             leases=mapping.lease_count,
             leased=oldest_leases(mapping.leases),
-            flush_failed=self._core.failure is not None,
+            flush_failed=core.failure is not None or (poisoned and core.shared_writable),
+            poisoned=poisoned,
         )
 
     async def aclose(self) -> None:

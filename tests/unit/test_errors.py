@@ -97,6 +97,16 @@ CASES = {
         ("the mapped file", "byte 5", "failed to provide its page"),
         {"offset": 5, "copied": 0, "size": None, "path": "", "errno": errno.EFAULT},
     ),
+    "poisoned": Case(
+        MappingFaultError(8192, 0, None, "data.bin", poisoned=True),
+        ("data.bin", "byte 8192", "that the file lost", "cannot be trusted", "reopen the file"),
+        {"poisoned": True, "discards": False, "errno": errno.EFAULT},
+    ),
+    "poisoned-by-a-full-disk": Case(
+        MappingFaultError(0, 0, None, "data.bin", errno.ENOSPC, poisoned=True, discards=True),
+        ("data.bin", "no room", "cannot be trusted", "reopen(discard=True)", "not flushed"),
+        {"poisoned": True, "discards": True, "errno": errno.ENOSPC},
+    ),
     "flush": Case(
         FlushError("data.bin", "no space left", ((0, 10), (20, 25)), errno.ENOSPC),
         ("data.bin", "no space left", "15 bytes in 2 ranges", "not known", "reopen it"),
