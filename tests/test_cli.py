@@ -153,6 +153,8 @@ class TestBadInput:
             pytest.param(["bench", "x", "--seconds", "inf"], id="infinity"),
             pytest.param(["bench", "x", "y"], id="two files"),
             pytest.param(["watch"], id="nothing to watch"),
+            pytest.param(["watch", "x", "."], id="watch a folder"),
+            *(pytest.param([name, ""], id=f"{name} empty path") for name in (*COMMANDS, "watch")),
             pytest.param(["demo", "--size", "1K"], id="demo too small"),
             pytest.param(["demo", "--dir", "/nonexistent"], id="no such folder"),
             pytest.param(["demo", "x", "--dir", "."], id="folder beside file"),
@@ -198,6 +200,8 @@ class TestBadInput:
         assert code == 1
         assert data.name in out
         assert err == f"aiommap: {missing}: No such file or directory\n"
+        if name == "residency":
+            assert out.splitlines()[-1].endswith("  total of 1 file, 1 could not be used")
         document = json.loads(run(name, missing, data, "--json")[1])
         assert [entry["path"] for entry in document["files"]] == [str(data)]
         assert document["errors"] == [{"path": str(missing), "error": "No such file or directory"}]
@@ -310,7 +314,25 @@ class TestResidency:
     def test_residency_of_empty_file(self, run: Run, empty: Path) -> None:
         code, out, err = run("residency", empty)
         assert (code, err) == (0, "")
-        assert "0/0 pages" in out
+        picture, total = out.splitlines()
+        assert picture.split()[:3] == total.split()[:3] == ["empty", "0/0", "pages"]
+        assert f"[{' ' * 40}]" in picture
+
+    def test_residency_of_nothing_claims_nothing(self, run: Run, tmp_path: Path) -> None:
+        missing = [tmp_path / "missing", tmp_path / "gone"]
+        assert run("residency", *missing)[:2] == (
+            1,
+            "no file was looked at, 2 could not be used\n",
+        )
+        assert run("residency", tmp_path) == (0, "no file was looked at\n", "")
+
+    def test_watch_says_what_to_name_instead_of_a_folder(self, run: Run, tmp_path: Path) -> None:
+        code, out, err = run("watch", tmp_path)
+        assert (code, out) == (2, "")
+        assert err == (
+            f"aiommap: {tmp_path} is a folder, of which changes of files do not show: name the "
+            f"files in it, as in: aiommap watch {tmp_path}/*\n"
+        )
 
     def test_hidden_residency_is_said(self) -> None:
         if os.geteuid() != 0:
@@ -344,6 +366,8 @@ class TestResidency:
                 )
                 assert (result.returncode, result.stderr) == (0, "")
                 assert "hidden" in result.stdout
+                if name == "residency":
+                    assert result.stdout.endswith("\nno file was looked at, 1 hidden\n")
 
     def test_awkward_names_stay_on_one_line(self, tmp_path: Path) -> None:
         raw = os.fsencode(tmp_path) + b"/new\nline \xe9 [red]"

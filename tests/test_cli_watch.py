@@ -71,7 +71,7 @@ def wait_for(condition):
 def test_each_change_is_a_line_until_a_signal_ends_it(watch, tmp_path, number):
     path = tmp_path / "file"
     watching = watch(path)
-    assert watching.line() == "watching 1 path\n"
+    assert watching.line() == f"watching 1 path; not there yet: {path}\n"
     lines = []
     for act, words in (
         (lambda: path.write_bytes(b"x" * 100), None),

@@ -152,8 +152,10 @@ class Hub:
         """Watch a path for changes by others: ``async with hub.watch(path) as changes: ...``.
 
         The path need not exist yet: a file that comes is ``ChangeKind.CREATED``. Changes are told
-        from the moment on at which the block begins. See ``MappedFile.watch``, which watches the
-        path of an open file, for arguments, errors and limits.
+        from the moment on at which the block begins. Of a directory, names that come and go are
+        ``MODIFIED``, without saying which, and what its files hold is not watched. See
+        ``MappedFile.watch``, which watches the path of an open file, for arguments, errors and
+        limits.
         """
         name = os.path.abspath(os.fsdecode(path))
         self._check_process(name)
