@@ -53,6 +53,30 @@ def test_who_takes_a_plain_with_is_told(tmp_path):
             pass
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        aiommap.open,
+        aiommap.Hub().open,
+        aiommap.Hub().watch,
+        aiommap.Snapshot.open,
+        aiommap.MappedBackend.open,
+        aiommap.FileBackend.open,
+        aiommap.follow,
+    ],
+    ids=lambda use: use.__qualname__,
+)
+def test_an_empty_path_is_not_the_current_directory(use):
+    with pytest.raises(ValueError, match="path is empty: name a file"):
+        use("")
+
+
+@pytest.mark.parametrize("cls", [aiommap.Snapshot, aiommap.MappedBackend])
+def test_what_is_made_of_something_open_says_how_to_open_a_path(cls):
+    with pytest.raises(TypeError, match=rf"'data.bin': .*{cls.__name__}\.open\(path\)"):
+        cls("data.bin")
+
+
 @pytest.mark.parametrize("mode", ["r", "r+", "c", "w+", "x+"])
 async def test_empty_files_work_in_every_mode(tmp_path, mode):
     path = tmp_path / "empty"

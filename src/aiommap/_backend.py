@@ -26,6 +26,7 @@ from ._errors import ForkedError, OutOfBoundsError, UnsupportedError
 from ._file import MappedFile
 from ._hub import Hub, Opening
 from ._native import read_file
+from ._opening import absolute_path
 from ._ranges import check_range
 from ._snapshot import Snapshot
 from ._threads import Forks
@@ -112,6 +113,10 @@ class MappedBackend(AsyncResource):
     __slots__ = ("_size", "_source")
 
     def __init__(self, source: Snapshot | MappedFile) -> None:
+        if not isinstance(source, Snapshot | MappedFile):
+            raise TypeError(
+                f"source is {source!r}: give what is open already, or use MappedBackend.open(path)"
+            )
         self._source = source
         self._size = source.size
 
@@ -120,11 +125,7 @@ class MappedBackend(AsyncResource):
         path: str | os.PathLike[str], *, hub: Hub | None = None, prewarm: bool = False
     ) -> Opening[MappedBackend]:
         """Open a file as a snapshot and read from that; arguments as for ``Snapshot.open``."""
-
-        async def begin() -> MappedBackend:
-            return MappedBackend(await Snapshot.open(path, hub=hub, prewarm=prewarm))
-
-        return Opening(begin)
+        return _reopen(Snapshot.open(path, hub=hub, prewarm=prewarm))
 
     @property
     def size(self) -> int:
@@ -150,7 +151,7 @@ class MappedBackend(AsyncResource):
 
 
 def _reopen(source: Opening[Snapshot] | Opening[MappedFile]) -> Opening[MappedBackend]:
-    """Make of a pickled backend an opening of what it read from."""
+    """Make an opening of a backend out of one of what it is to read from; also when unpickled."""
 
     async def begin() -> MappedBackend:
         return MappedBackend(await source)
@@ -241,7 +242,7 @@ class FileBackend(AsyncResource):
         Cancellation: an open that has begun in a worker is waited out and then undone.
         """
         length = None if size is None else byte_count(size, "size")
-        where = os.path.abspath(os.fsdecode(path))
+        where = absolute_path(path)
         return Opening(partial(_open_file, hub or Hub(), where, length))
 
     @property

@@ -26,7 +26,14 @@ from ._lane import Lane, batches
 from ._logs import FILES
 from ._native import Mapping
 from ._observing import observed
-from ._opening import Opened, OpenOptions, open_mapping, reopening, warn_if_unguarded
+from ._opening import (
+    Opened,
+    OpenOptions,
+    absolute_path,
+    open_mapping,
+    reopening,
+    warn_if_unguarded,
+)
 from ._own_changes import OwnChanges
 from ._policy import FlushPolicy
 from ._reopening import Surroundings
@@ -157,7 +164,7 @@ class Hub:
         ``MappedFile.watch``, which watches the path of an open file, for arguments, errors and
         limits.
         """
-        name = os.path.abspath(os.fsdecode(path))
+        name = absolute_path(path)
         self._check_process(name)
         return self._watcher.subscribe(name, buffer=buffer, poll_interval=poll_interval)
 
