@@ -78,7 +78,7 @@ def _check_named(
     except (TypeError, ValueError) as error:  # no two things, or not both of them integers
         raise TypeError(
             f"part {name!r} is {reprlib.repr(part)}: give (offset, length), two integers in bytes, "
-            "such as (0, 16)"
+            f"such as (0, 16) ({error})"
         ) from error
 
 
