@@ -1,16 +1,21 @@
-"""AsyncLock between processes: exclusion, and the death of a holder, which the next is told of."""
+"""AsyncLock: other processes, deaths that the next one is told of, and asking again for it."""
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from functools import partial
 
 import anyio
 import pytest
 
 import aiommap
+from aiommap import PAGE_SIZE as PAGE
+from aiommap import _file_locks
+from aiommap.testing import slow_disk
 
 pytestmark = pytest.mark.anyio
 
@@ -115,3 +120,123 @@ async def test_processes_exclude_each_other(f, path):
         for _ in range(3):
             group.start_soon(anyio.run_process, [sys.executable, "-c", ADDER, str(path), "50"])
     assert int.from_bytes(await f.read(0, 8), "little") == 300
+
+
+# A task that would wait for itself.
+
+
+async def test_a_task_that_locks_again_what_it_has_locked_is_told(f, path):
+    """K6: through whatever object; with a limit it is a TimeoutError as ever."""
+    async with aiommap.open(path, "r+") as other:
+        lock = aiommap.AsyncLock(f, 64)
+        again = [lock, aiommap.AsyncLock(f, 64), aiommap.AsyncLock(other, 64)]
+        ranges = [partial(file.file_lock, 66, 1) for file in (f, other)]
+        async with lock:
+            for attempt in again:
+                with anyio.fail_after(10):
+                    with pytest.raises(RuntimeError, match=r"bytes \[64, 72\) .* not reentrant"):
+                        await attempt.acquire()
+                    with pytest.raises(TimeoutError, match=r"after 0 seconds: .* this very task"):
+                        await attempt.acquire(0)
+            for attempt in ranges:
+                with anyio.fail_after(10), pytest.raises(RuntimeError, match="not reentrant"):
+                    async with attempt():
+                        raise AssertionError
+            assert lock.locked
+        for attempt in again:
+            async with attempt:
+                assert not attempt.owner_died
+    assert _file_locks._claimed == set()
+
+
+async def test_a_shared_lock_cannot_be_made_exclusive_by_its_task(f):
+    async with f.file_lock(0, 4, shared=True), f.file_lock(2, 4, shared=True):
+        with anyio.fail_after(10), pytest.raises(RuntimeError, match="not reentrant"):
+            async with f.file_lock(3, 1):
+                raise AssertionError
+
+
+async def test_other_tasks_wait_as_ever(f, path):
+    """Also for one that has ended, and whose lock another task gives back."""
+    lock = aiommap.AsyncLock(f, 64)
+    entered = []
+
+    async def enter(own):
+        async with own:
+            entered.append(own)
+
+    async with aiommap.open(path, "r+") as other:
+        async with anyio.create_task_group() as group:
+            group.start_soon(lock.acquire)
+        async with anyio.create_task_group() as group:
+            group.start_soon(enter, aiommap.AsyncLock(f, 64))
+            group.start_soon(enter, aiommap.AsyncLock(other, 64))
+            with pytest.raises(TimeoutError, match=r"after 0 seconds$"):
+                await aiommap.AsyncLock(f, 64).acquire(0)
+            assert entered == []
+            await lock.release()
+        assert len(entered) == 2
+
+
+# Leaving an AsyncLock whose file has gone on.
+
+
+async def move_on(f, path):
+    """Have a file go to another one at its path, and give up the old one."""
+    old = f._core
+    other = path.with_name("other")
+    other.write_bytes(bytes(PAGE))
+    os.replace(other, path)
+    await f.reopen(discard=True)
+    with anyio.fail_after(10):
+        while not old.mapping.closed:
+            await anyio.sleep(0.001)
+
+
+async def test_leaving_a_lock_of_a_file_that_moved_on_is_no_death(f, path):
+    kept = path.with_name("kept")
+    os.link(path, kept)
+    async with aiommap.open(kept, "r+") as old:
+        turn = old.atomic_u32(64)
+        before = turn.load()
+        async with aiommap.AsyncLock(f, 64):
+            await move_on(f, path)
+            with pytest.raises(TimeoutError):
+                await aiommap.AsyncLock(old, 64).acquire(0)
+            assert old.atomic_u32(68).load() == os.getpid()
+        assert turn.load() == before + 1
+        async with aiommap.AsyncLock(old, 64) as lock:
+            assert not lock.owner_died
+
+
+async def test_leaving_a_lock_of_a_file_that_was_cut_off_does_not_make_it_longer(f, path):
+    kept = path.with_name("kept")
+    os.link(path, kept)
+    async with aiommap.AsyncLock(f, 64):
+        await move_on(f, path)
+        os.truncate(kept, 70)
+    assert kept.stat().st_size == 70
+
+
+async def test_leaving_a_lock_while_the_file_is_being_closed_is_no_death(path):
+    f = await aiommap.open(path, "r+")
+    await f.write(64, bytes(8))
+    lock = aiommap.AsyncLock(f, 64)
+    await lock.acquire()
+    async with anyio.create_task_group() as group:
+        with slow_disk(f, only="flush") as disk:
+            group.start_soon(f.aclose)
+            await disk.wait_stalled()
+            await lock.release()
+    async with aiommap.open(path, "r+") as anew, aiommap.AsyncLock(anew, 64) as found:
+        assert not found.owner_died
+
+
+async def test_closing_a_file_inside_of_its_lock_is_a_death(path):
+    """The lock is lost while somebody is inside, who may not have been done."""
+    f = await aiommap.open(path, "r+")
+    await f.write(64, bytes(8))
+    async with aiommap.AsyncLock(f, 64):
+        await f.aclose()
+    async with aiommap.open(path, "r+") as anew, aiommap.AsyncLock(anew, 64) as found:
+        assert found.owner_died

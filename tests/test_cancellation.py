@@ -464,15 +464,15 @@ async def test_a_block_left_by_cancellation_closes_its_file(path, way):
 
 async def test_a_cancelled_hub_waits_for_every_file(path, way, monkeypatch):
     """The first file lets go while the second one is still being flushed."""
-    flushing, gates = Flusher._serve, {}
+    flushing, gates = Flusher._flush, {}
 
     def held(self, requests):
         begun, leave = gates[self._core.path]
         begun.set()
         assert leave.wait(20), "the test never opened the gate"
-        flushing(self, requests)
+        return flushing(self, requests)
 
-    monkeypatch.setattr(Flusher, "_serve", held)
+    monkeypatch.setattr(Flusher, "_flush", held)
     hub = aiommap.Hub()
     for name in ("first", "second"):
         made = path.with_name(name)

@@ -153,6 +153,8 @@ class TestBadInput:
             pytest.param(["bench", "x", "--seconds", "inf"], id="infinity"),
             pytest.param(["bench", "x", "y"], id="two files"),
             pytest.param(["watch"], id="nothing to watch"),
+            pytest.param(["watch", "x", "."], id="watch a folder"),
+            *(pytest.param([name, ""], id=f"{name} empty path") for name in (*COMMANDS, "watch")),
             pytest.param(["demo", "--size", "1K"], id="demo too small"),
             pytest.param(["demo", "--dir", "/nonexistent"], id="no such folder"),
             pytest.param(["demo", "x", "--dir", "."], id="folder beside file"),
@@ -198,6 +200,7 @@ class TestBadInput:
         assert code == 1
         assert data.name in out
         assert err == f"aiommap: {missing}: No such file or directory\n"
+        assert name != "residency" or out.endswith("  total of 1 file, 1 could not be used\n")
         document = json.loads(run(name, missing, data, "--json")[1])
         assert [entry["path"] for entry in document["files"]] == [str(data)]
         assert document["errors"] == [{"path": str(missing), "error": "No such file or directory"}]
@@ -310,7 +313,14 @@ class TestResidency:
     def test_residency_of_empty_file(self, run: Run, empty: Path) -> None:
         code, out, err = run("residency", empty)
         assert (code, err) == (0, "")
-        assert "0/0 pages" in out
+        picture, total = out.splitlines()
+        assert picture.split()[:3] == total.split()[:3] == ["empty", "0/0", "pages"]
+        assert f"[{' ' * 40}]" in picture
+
+    def test_residency_of_nothing_claims_nothing(self, run: Run, tmp_path: Path) -> None:
+        said = "no file was looked at, 2 could not be used\n"
+        assert run("residency", tmp_path / "missing", tmp_path / "gone")[:2] == (1, said)
+        assert run("residency", tmp_path) == (0, "no file was looked at\n", "")
 
     def test_hidden_residency_is_said(self) -> None:
         if os.geteuid() != 0:
@@ -343,7 +353,7 @@ class TestResidency:
                     check=False,
                 )
                 assert (result.returncode, result.stderr) == (0, "")
-                assert "hidden" in result.stdout
+                assert (", 1 hidden\n" if name == "residency" else "hidden") in result.stdout
 
     def test_awkward_names_stay_on_one_line(self, tmp_path: Path) -> None:
         raw = os.fsencode(tmp_path) + b"/new\nline \xe9 [red]"

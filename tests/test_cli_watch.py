@@ -71,7 +71,7 @@ def wait_for(condition):
 def test_each_change_is_a_line_until_a_signal_ends_it(watch, tmp_path, number):
     path = tmp_path / "file"
     watching = watch(path)
-    assert watching.line() == "watching 1 path\n"
+    assert watching.line() == f"watching 1 path; not there yet: {path}\n"
     lines = []
     for act, words in (
         (lambda: path.write_bytes(b"x" * 100), None),
@@ -246,3 +246,13 @@ def is_running(process):
             return b"1000" in file.read()
     except OSError:
         return False
+
+
+def test_a_folder_is_refused_with_what_to_name_instead(watch, tmp_path):
+    watching = watch(tmp_path)
+    out, err = watching.process.communicate(timeout=20)
+    assert (watching.process.returncode, out) == (2, b"")
+    assert err.decode() == (
+        f"aiommap: {tmp_path} is a folder, of which changes of files do not show: name the files "
+        f"in it, as in: aiommap watch {tmp_path}/*\n"
+    )

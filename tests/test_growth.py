@@ -208,10 +208,33 @@ async def test_bounds_are_those_of_the_capacity(path):
         assert await f.read(MIB + 5, 1) == b"\5"
 
 
-async def test_no_growable_view_of_a_file_without_capacity(path):
-    async with aiommap.open(path, "w+", size=0) as f:
-        view = f.view(growable=True)
-        assert len(view.memory) == 0
+@pytest.mark.parametrize("size", [0, 100, PAGE, 3 * PAGE], ids=str)
+async def test_no_growable_view_of_a_file_without_capacity(path, size):
+    """Nothing could be stored beyond the end, which is all that such a view is for."""
+    async with aiommap.open(path, "w+", size=size) as f:
+        said = rf"opened without capacity.* its {size} bytes: open it with capacity="
+        for part in ((), (0, 0), (0, CAPACITY)):
+            with pytest.raises(aiommap.OutOfBoundsError, match=said) as caught:
+                f.view(*part, growable=True)
+        assert (caught.value.offset, caught.value.limit) == (size, f.capacity)
+        assert f.statistics().leases == 0
+
+
+async def test_a_file_that_has_used_up_its_capacity_still_has_growable_views(path):
+    async with aiommap.open(path, "w+", size=0, capacity=2 * PAGE) as f:
+        with f.view(growable=True) as view:
+            view.memory[2 * PAGE - 1] = 1
+        assert f.size == 2 * PAGE
+        with f.view(growable=True) as view:
+            assert len(view.memory) == 2 * PAGE
+    async with aiommap.open(path, "r+", capacity=2 * PAGE) as f:
+        with f.view(growable=True) as view:
+            view.memory[0] = 2
+    async with aiommap.open(path, "r+") as f:
+        await f.resize(PAGE)
+        with f.view(growable=True) as view:  # up to where the file was mapped when it was opened
+            view.memory[PAGE] = 3
+    assert path.read_bytes()[PAGE] == 3
 
 
 async def test_a_system_call_beyond_the_end_fails_until_it_is_ensured(path):

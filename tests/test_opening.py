@@ -35,6 +35,49 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(mount)], check=True)
 
 
+HINT = r'nothing is open yet: write "async with aiommap\.open\(\.\.\.\) as f", or "f = await'
+
+
+@pytest.mark.parametrize("name", ["read", "size", "no_such_thing"])
+def test_who_forgets_to_await_is_told(tmp_path, name):
+    """Nothing is touched before: the path need not exist."""
+    opening = aiommap.open(tmp_path / "file")
+    with pytest.raises(AttributeError, match=rf"has no '{name}', as {HINT}") as caught:
+        getattr(opening, name)
+    assert (caught.value.name, caught.value.obj) == (name, opening)
+    assert not hasattr(opening, name)
+
+
+def test_who_takes_a_plain_with_is_told(tmp_path):
+    with pytest.raises(TypeError, match=f'plain "with", as {HINT}'):  # noqa: SIM117
+        with aiommap.open(tmp_path / "file"):
+            pass
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        aiommap.open,
+        aiommap.Hub().open,
+        aiommap.Hub().watch,
+        aiommap.Snapshot.open,
+        aiommap.MappedBackend.open,
+        aiommap.FileBackend.open,
+        aiommap.follow,
+    ],
+    ids=lambda use: use.__qualname__,
+)
+def test_an_empty_path_is_not_the_current_directory(use):
+    with pytest.raises(ValueError, match="path is empty: name a file"):
+        use("")
+
+
+@pytest.mark.parametrize("cls", [aiommap.Snapshot, aiommap.MappedBackend])
+def test_what_is_made_of_something_open_says_how_to_open_a_path(cls):
+    with pytest.raises(TypeError, match=rf"'data.bin': .*{cls.__name__}\.open\(path\)"):
+        cls("data.bin")
+
+
 @pytest.mark.parametrize("mode", ["r", "r+", "c", "w+", "x+"])
 async def test_empty_files_work_in_every_mode(tmp_path, mode):
     path = tmp_path / "empty"

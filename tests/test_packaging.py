@@ -43,3 +43,23 @@ def test_no_wheel_is_declared_for_free_threaded_python():
     assert not [text for text in PROJECT["project"]["classifiers"] if "Free Threading" in text]
     sources = (ROOT / "src" / "aiommap" / "_csrc").glob("*.c")
     assert not [path for path in sources if "Py_mod_gil" in path.read_text(encoding="utf-8")]
+
+
+def brought(requirements):
+    """Name what an extra brings: other extras in backquotes, as README has them."""
+    names = set()
+    for text in requirements:
+        name, extras = re.match(r"([\w.-]+)(?:\[([\w,-]+)\])?", text).groups()
+        names |= {f"`{extra}`" for extra in extras.split(",")} if name == "aiommap" else {name}
+    return names
+
+
+def test_readme_lists_the_extras_and_what_they_bring():
+    extras = PROJECT["project"]["optional-dependencies"]
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Extras\n")[2]
+    rows = re.findall(r"^\| `(\w+)` \| .+ \| (.+) \|$", table.partition("\n## ")[0], re.MULTILINE)
+    assert {name: set(found.split(", ")) for name, found in rows} == {
+        name: brought(requirements) for name, requirements in extras.items()
+    }
+    needed = brought(PROJECT["project"]["dependencies"])
+    assert f"aiommap itself needs {' and '.join(sorted(needed))}." in table

@@ -44,6 +44,7 @@ METRICS = {
     "aiommap_oldest_dirty_seconds": "gauge",
     "aiommap_leases": "gauge",
     "aiommap_flush_failed": "gauge",
+    "aiommap_poisoned": "gauge",
 }
 
 
@@ -113,6 +114,7 @@ async def test_a_scrape_shows_the_statistics_of_a_file(path, registry):
         ("aiommap_dirty_bytes",): found.dirty_bytes,
         ("aiommap_leases",): found.leases,
         ("aiommap_flush_failed",): 0,
+        ("aiommap_poisoned",): 0,
     }
 
 

@@ -345,30 +345,37 @@ async def test_a_cancelled_reopen_leaves_one_file_or_the_other(path):
         assert await f.read(0, 7) == b"another"
 
 
-@pytest.mark.parametrize("loss", ["read", "stored"])
+@pytest.mark.parametrize("loss", ["read", "private", "stored"])
 async def test_reopen_heals_a_poisoned_file(path, outside, loss):
     """Its path still names it; what a view may have stored has to be let go of by word."""
     data = path.read_bytes()
-    async with aiommap.open(path, "r" if loss == "read" else "r+") as f:
+    async with aiommap.open(path, {"read": "r", "private": "c", "stored": "r+"}[loss]) as f:
         with f.view() as view:
             memory = view.memory
             outside(path, PAGE)
-            if loss == "read":
+            if loss != "stored":
                 assert memory[5 * PAGE] == 0
             else:
                 memory[5 * PAGE] = 7
             path.write_bytes(data)
-            with pytest.raises(aiommap.MappingFaultError, match="reopen") as caught:
+            remedy = "trusted: reopen the" if loss == "read" else r"after reopen\(discard=True\)"
+            with pytest.raises(aiommap.MappingFaultError, match=remedy) as caught:
                 await f.read(0, 1)
             assert (caught.value.poisoned, caught.value.offset) == (True, 5 * PAGE)
-            if loss == "stored":
-                with pytest.raises(aiommap.MappingFaultError, match="reopen"):
+            assert caught.value.discards == (loss != "read")
+            found = f.statistics()
+            assert (found.poisoned, found.flush_failed) == (True, loss == "stored")
+            if loss != "read":
+                refused = (aiommap.MappingFaultError, aiommap.AccessModeError)
+                with pytest.raises(refused, match="discard=True"):
                     await f.reopen()
                 assert not f.orphaned
-            await f.reopen(discard=loss == "stored")
+            await f.reopen(discard=loss != "read")
             assert await f.read(0, len(data)) == data
-            assert memory[5 * PAGE] == (0 if loss == "read" else 7)  # of the old mapping
+            assert memory[5 * PAGE] == (7 if loss == "stored" else 0)  # of the old mapping
             del memory
+        found = f.statistics()
+        assert (found.poisoned, found.flush_failed) == (False, False)
         if loss == "stored":
             receipt = await f.write(5 * PAGE, b"healed")
             await receipt.wait_durable()

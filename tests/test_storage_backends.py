@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -396,3 +397,15 @@ async def test_both_share_a_hub(path):
             assert f"Snapshot {path}" in repr(m)
             assert file.path == str(path)
         assert file.closed
+
+
+def test_the_protocol_says_what_a_backend_of_ones_own_has_to_keep_to():
+    sections = {
+        StorageBackend: {"Concurrency"},
+        StorageBackend.read_exact: {"Args", "Returns", "Raises", "Cancellation", "Concurrency"},
+        StorageBackend.aclose: {"Raises", "Cancellation", "Concurrency"},
+    }
+    for subject, wanted in sections.items():
+        found = set(re.findall(r"^(\w+):", inspect.getdoc(subject), re.MULTILINE))
+        assert found == wanted, subject
+    assert "Constant" in inspect.getdoc(StorageBackend.size)

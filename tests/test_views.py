@@ -94,6 +94,27 @@ async def test_carve_names_the_part_that_leaves_the_file(path):
         f.carve({})
 
 
+@pytest.mark.parametrize(
+    "part",
+    [7, None, (), (0,), (0, 8, 16), "ab", (0, None), (None, 8), (0, 8.0), ("0", 8), b"x" * 9999],
+    ids=repr,
+)
+async def test_carve_names_the_part_that_is_no_pair_of_integers(path, part):
+    async with aiommap.open(path) as f:
+        said = r"^part 'points' is .{1,80}: give \(offset, length\), two integers in bytes"
+        for subject in (f, f.view(0, 100)):
+            with pytest.raises(TypeError, match=said):
+                subject.carve({"header": (0, 16), "points": part})
+        assert f.statistics().leases == 1
+
+
+@pytest.mark.parametrize("parts", [[(0, 16)], None, "ab", 7], ids=repr)
+async def test_carve_wants_a_mapping(path, parts):
+    async with aiommap.open(path) as f:
+        with pytest.raises(TypeError, match=r"^parts is .*: give a mapping of names to \(offset"):
+            f.carve(parts)
+
+
 def first_overlap(parts):
     """Tell by counting bytes whether any is in two parts."""
     owner = {}
@@ -281,6 +302,16 @@ async def test_native_arrays_are_the_memory_itself(path, numpy_imported, name, o
         assert await f.read(offset + 128 - size, size) == oracle[:1].tobytes()
 
 
+@pytest.mark.parametrize("name", "int8 int64 uint16 uint64 float32 float64 bool".split(" "))
+async def test_the_long_names_mean_the_same(path, numpy_imported, name):
+    async with aiommap.open(path, "r+") as f:
+        assert isinstance(f.view(0, 8).array("u8"), np.ndarray if numpy_imported else memoryview)
+        array = f.view(1, 64).array(name)
+        assert array.itemsize == np.dtype(name).itemsize
+        array[0] = 1
+        assert (await f.read(1, 64))[: array.itemsize] == np.ones(1, name).tobytes()
+
+
 @pytest.mark.parametrize("offset", [0, 1, 6], ids=["aligned", "odd", "even"])
 @pytest.mark.parametrize("name", ["u2", "i8", "f4", "f8", "c16", "f2"])
 async def test_foreign_byte_order_is_for_numpy(path, name, offset):
@@ -293,12 +324,13 @@ async def test_foreign_byte_order_is_for_numpy(path, name, offset):
 
 
 @pytest.mark.parametrize(
-    "dtype", [FOREIGN + "f8", "f2", "c16", "S4", "<f8,<f8", "x", "", np.dtype("f8")]
+    "dtype", [FOREIGN + "f8", "f2", "c16", "S4", "<f8,<f8", "x", "", "<uint64", np.dtype("f8")]
 )
 @pytest.mark.usefixtures("without_numpy")
 async def test_without_numpy_what_needs_it_is_refused(path, dtype):
     async with aiommap.open(path, "r+") as f:
-        with pytest.raises(UnsupportedError, match=r"without NumPy .* import numpy before"):
+        said = r"without NumPy .* i1 i2 .* uint64, .* import numpy before, .* struct\(\)"
+        with pytest.raises(UnsupportedError, match=said):
             f.view(0, 160).array(dtype if isinstance(dtype, str) else [("t", "u4")])
         assert f.statistics().dirty_bytes == 0
 

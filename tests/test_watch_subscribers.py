@@ -68,6 +68,16 @@ async def test_a_callback_is_called_with_each_change(path, asynchronous):
         assert len(seen) == 2
 
 
+async def test_no_function_is_refused_at_once(path):
+    async with aiommap.open(path) as f:
+        for arguments in ((None,), ("later",)):
+            with pytest.raises(TypeError, match="pass a function"):
+                f.on_change(*arguments)
+        with pytest.raises(TypeError, match="asked to call 'later'"):
+            f.on_change(print, on_error="later")
+        f.on_change(print, on_error=None).cancel()
+
+
 async def test_a_write_right_after_on_change_returned_is_reported(path):
     os.utime(path, (0, 0))
     async with aiommap.open(path) as f:

@@ -14,6 +14,8 @@ themselves every ``POLL_SECONDS``, and who comes in next finds that the word is 
 from __future__ import annotations
 
 import os
+import struct
+from contextlib import suppress
 from types import TracebackType
 from typing import Self, SupportsIndex
 
@@ -28,6 +30,7 @@ from ._shared_verbs import SharedVerbs
 #: How long it takes at most until a death is noticed.
 POLL_SECONDS = 0.1
 LOCK_BYTES = 8
+_WORDS = struct.Struct("=II")
 
 
 class _Turns:
@@ -67,7 +70,8 @@ class AsyncLock:
         of one process get it in the order in which they asked; among processes there is no order.
         A process can hold it only in the event loop that opened the file; a forked child must open
         the file anew. It belongs to the file as it was when the object was made: after a ``reopen``
-        that moved, who is inside stays inside there, and the next one needs a new object.
+        that moved, who is inside stays inside there, and the next one needs a new object. Not
+        reentrant.
     Source: fcntl(2), F_OFD_SETLK; futex(2).
     """
 
@@ -110,7 +114,8 @@ class AsyncLock:
         Returns:
             ``owner_died``: whether to repair what the lock protects, before it is released.
         Raises:
-            TimeoutError: if others still hold it after so long.
+            TimeoutError: if it is still held after so long.
+            RuntimeError: without a time limit, if this task acquired it and it is still held.
             UnsupportedError: if the system has no such locks.
             anyio.ClosedResourceError: if the file is closed, or moved to another one by
                 ``reopen``; also meanwhile.
@@ -139,19 +144,30 @@ class AsyncLock:
         if claim is None:
             raise RuntimeError(f"{self!r} is not held: acquire it first")
         core = self._core
-        # Of a file that was closed or moved away from, the words may be out of reach: whoever is
-        # next there is told that we died, and finds the lock free when it looks.
+        # The words of a file that was moved away from are mapped no more.
         reachable = not core.closing and not (core.retired and core.damage())
         try:
             if reachable:
                 self._holder.store(0)
         finally:
             try:
-                await self._locks.release(claim)
+                await self._locks.release(claim, None if reachable else self._sign_off)
             finally:
                 if reachable and not core.closing:
                     self._turn.fetch_add(1)
                     self._turn.notify()
+
+    def _sign_off(self, descriptor: int) -> None:
+        """Leave the words as ``release`` does, while the kernel still keeps others out (worker).
+
+        Who sleeps on the turn is not woken, but looks by itself. If the words cannot be written,
+        the next one is told that we died, which is the worst that it has to expect.
+        """
+        with suppress(OSError):
+            words = os.pread(descriptor, LOCK_BYTES, self.offset)
+            if len(words) == LOCK_BYTES:  # a file that was cut off is not made longer again
+                turn, _ = _WORDS.unpack(words)
+                os.pwrite(descriptor, _WORDS.pack((turn + 1) % (1 << 32), 0), self.offset)
 
     async def __aenter__(self) -> Self:
         await self.acquire()

@@ -26,6 +26,7 @@ from ._errors import ForkedError, OutOfBoundsError, UnsupportedError
 from ._file import MappedFile
 from ._hub import Hub, Opening
 from ._native import read_file
+from ._opening import absolute_path
 from ._ranges import check_range
 from ._snapshot import Snapshot
 from ._workers import Mutex, Workers
@@ -41,28 +42,64 @@ _UNREADABLE = (
 class StorageBackend(Protocol):
     """Immutable bytes that can be read at any offset; ``Snapshot`` is one as well.
 
-    A backend reads for any number of tasks at once, and a read that is cancelled does it no harm.
+    The bytes [0, ``size``) never change: two reads of one range give the same, whoever reads and
+    whenever. Opening is not part of the protocol, as what it takes differs; a backend is open when
+    it is handed to somebody. The methods are all that is asked for: a backend need derive from
+    nothing, and ``isinstance`` looks at the names alone. ``aiommap.testing.StorageBackendSuite``
+    holds one to what is said here.
+
+    Concurrency: any number of tasks of one event loop read at once, also overlapping ranges. None
+        has to wait for another, but may, as when the backend has a few connections.
     """
 
     @property
     @abstractmethod
     def size(self) -> int:
-        """How many bytes there are; constant, answered at once, also after ``aclose``."""
+        """How many bytes there are, from the first to the last that can be asked for.
+
+        Constant, and answered at once: not a coroutine, no call that may wait. It is known before
+        the backend is handed out, and still there after ``aclose``. 0 is a size like any other.
+        """
 
     @abstractmethod
     async def read_exact(self, offset: int, length: int, /) -> bytes:
         """Read bytes: all of them, or an error.
 
+        A read that the source answers short is continued until it is whole. If it cannot be, that
+        is an error, never fewer bytes and never zeros in place of the rest.
+
+        Args:
+            offset: first byte, from 0; 0 <= offset <= size. Passed by position.
+            length: number of bytes; offset + length <= size. 0 is allowed, also at the very end,
+                and answers ``b""``.
+        Returns:
+            Exactly ``length`` bytes, as ``bytes`` and not another buffer.
         Raises:
             OutOfBoundsError: if [offset, offset + length) is not within [0, size), negative
-                numbers included; with the two and the size as attributes.
-            anyio.ClosedResourceError: if the backend is closed.
-        Cancellation: at any time; other reads go on.
+                numbers and such beyond 64 bits included, with the two and the size as attributes;
+                before anything is read. Also for bytes within that the source turned out not to
+                have, ``limit`` being where it ends; a mapped one is a ``MappingFaultError`` there.
+            TypeError: if a number is none, or a float: nothing is rounded.
+            OSError: what else keeps the source from giving the bytes. The backend stays usable, and
+                the next read may succeed.
+            anyio.ClosedResourceError: if the backend is closed, also for an empty range.
+        Cancellation: at any time; what was read by then is dropped. It harms no other read, leaves
+            nothing locked or half sent, and the backend can be read again at once.
+        Concurrency: see the class. A read that is under way when ``aclose`` is called is answered
+            with the right bytes or with ``anyio.ClosedResourceError``, and never left waiting.
         """
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Close, also if cancelled; a second call does nothing."""
+        """Give up what the backend holds; from then on ``read_exact`` refuses.
+
+        A second call does nothing.
+
+        Raises:
+            OSError: if giving up fails; the backend is closed all the same.
+        Cancellation: it is closed all the same. Release in a shielded scope what has to be awaited.
+        Concurrency: by any task, also while others read.
+        """
 
 
 class MappedBackend(AsyncResource):
@@ -75,6 +112,10 @@ class MappedBackend(AsyncResource):
     __slots__ = ("_size", "_source")
 
     def __init__(self, source: Snapshot | MappedFile) -> None:
+        if not isinstance(source, Snapshot | MappedFile):
+            raise TypeError(
+                f"source is {source!r}: give what is open already, or use MappedBackend.open(path)"
+            )
         self._source = source
         self._size = source.size
 
@@ -83,11 +124,7 @@ class MappedBackend(AsyncResource):
         path: str | os.PathLike[str], *, hub: Hub | None = None, prewarm: bool = False
     ) -> Opening[MappedBackend]:
         """Open a file as a snapshot and read from that; arguments as for ``Snapshot.open``."""
-
-        async def begin() -> MappedBackend:
-            return MappedBackend(await Snapshot.open(path, hub=hub, prewarm=prewarm))
-
-        return Opening(begin)
+        return _reopen(Snapshot.open(path, hub=hub, prewarm=prewarm))
 
     @property
     def size(self) -> int:
@@ -113,7 +150,7 @@ class MappedBackend(AsyncResource):
 
 
 def _reopen(source: Opening[Snapshot] | Opening[MappedFile]) -> Opening[MappedBackend]:
-    """Make of a pickled backend an opening of what it read from."""
+    """Make an opening of a backend out of one of what it is to read from; also when unpickled."""
 
     async def begin() -> MappedBackend:
         return MappedBackend(await source)
@@ -203,7 +240,7 @@ class FileBackend(AsyncResource):
         Cancellation: an open that has begun in a worker is waited out and then undone.
         """
         length = None if size is None else byte_count(size, "size")
-        where = os.path.abspath(os.fsdecode(path))
+        where = absolute_path(path)
         return Opening(partial(_open_file, hub or Hub(), where, length))
 
     @property

@@ -220,7 +220,10 @@ class Core:
         if first is None:
             return None
         number = self.mapping.damage_errno
-        return MappingFaultError(first, copied, None, self.path, number, poisoned=True)
+        discards = self.shared_writable or (self.mode == "c" and self.mapping.dirty_bytes() > 0)
+        return MappingFaultError(
+            first, copied, None, self.path, number, poisoned=True, discards=discards
+        )
 
     def check_growable(self, operation: str) -> None:
         """Raise unless the file can become longer."""

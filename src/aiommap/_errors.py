@@ -22,6 +22,10 @@ class MappedFileError(Exception):
             raise TypeError("MappedFileError is abstract: raise one of its subclasses")
         super().__init__(*args)
 
+    def __repr__(self) -> str:
+        # What tracebacks of groups, logs of %r and asserts show: the text, not the bare numbers.
+        return f"{type(self).__name__}({str(self)!r})"
+
 
 class OutOfBoundsError(MappedFileError, ValueError):
     """A range leaves the mapped file; nothing was touched.
@@ -147,6 +151,7 @@ class MappingFaultError(MappedFileError, OSError):
         path: the file.
         errno: the operating system's error number; EFAULT where it gave none.
         poisoned: whether a load or store through a view met them, and the mapping is poisoned.
+        discards: whether reopening needs ``discard=True``, as stores may be lost with the mapping.
     """
 
     def __init__(
@@ -157,6 +162,7 @@ class MappingFaultError(MappedFileError, OSError):
         path: str = "",
         number: int = errno.EFAULT,
         poisoned: bool = False,
+        discards: bool = False,
     ) -> None:
         super().__init__(number, "mapped page cannot be reached", path)
         self.offset = offset
@@ -164,9 +170,10 @@ class MappingFaultError(MappedFileError, OSError):
         self.size = size
         self.path = path
         self.poisoned = poisoned
+        self.discards = discards
 
     def __reduce__(self) -> tuple[object, ...]:
-        found = (self.offset, self.copied, self.size, self.path, self.errno, self.poisoned)
+        found = (self.offset, self.copied, self.size, self.path, self.errno)
         return type(self), found, self.__dict__
 
     def __str__(self) -> str:
@@ -174,10 +181,16 @@ class MappingFaultError(MappedFileError, OSError):
         if self.poisoned:
             full = self.errno in (errno.ENOSPC, errno.EDQUOT)
             why = "the disk has no room for" if full else "the file lost"
+            remedy = "reopen the file and check it"
+            if self.discards:
+                remedy = (
+                    "check the file after reopen(discard=True), which lets go of stores that were "
+                    "not flushed, or after opening it anew"
+                )
             return (
                 f"{head}: a load or store through a view met a page that {why}, and found zeros "
                 "there instead; what was read or stored through views since then cannot be "
-                "trusted: reopen the file and check it"
+                f"trusted: {remedy}"
             )
         tail = f" ({self.copied} bytes were copied before it)"
         if self.size is not None and self.size <= self.offset:

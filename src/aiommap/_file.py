@@ -366,7 +366,8 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
             length: number of bytes; None means to the end, of the capacity if growable.
             growable: let stores make the file longer; see also ``ensure``.
         Raises:
-            OutOfBoundsError: if the range leaves the file, or the capacity if growable.
+            OutOfBoundsError: if the range leaves the file, or the capacity if growable; or if
+                growable and the file was opened without capacity beyond its size.
             AccessModeError: if growable in modes "r" and "c".
             AlignmentError: if growable, and the file does not end at a page boundary: ``ensure``
                 makes it do so.
@@ -375,6 +376,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         if not growable:
             return View(self, self._core, *check_tail(offset, length, self.size))
         self._core.check_growable("grow")
+        self._resizer.check_room(self._core.options.capacity)
         start, count = check_tail(offset, length, self.capacity)
         make = partial(View, self, self._core, start, count, growable=True)
         return self._resizer.with_whole_pages(make)
@@ -390,6 +392,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         Raises:
             OutOfBoundsError: if a part leaves the file.
             OverlapError: if two parts share a byte. Its message names both.
+            TypeError: if a part is no pair of integers. Its message names it.
         """
         self._core.check_usable()
         checked = check_disjoint(parts, self.size)
@@ -416,13 +419,14 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
 
     def statistics(self) -> FileStatistics:
         """Count what the file has done so far; also after it was closed."""
-        mapping, flusher = self._core.mapping, self._flusher
+        core, mapping, flusher = self._core, self._core.mapping, self._flusher
+        poisoned = mapping.first_bad is not None
         return FileStatistics(
             inline_reads=mapping.inline_reads,
-            offloaded_reads=self._core.offloaded_reads,
+            offloaded_reads=core.offloaded_reads,
             fell_back_reads=mapping.fell_back_reads,
             inline_writes=mapping.inline_writes_done,
-            offloaded_writes=self._core.doing.offloaded_writes,
+            offloaded_writes=core.doing.offloaded_writes,
             dirty_bytes=mapping.dirty_bytes(),
             oldest_dirty_seconds=oldest_dirty_seconds(mapping),
             flushes=flusher.seconds.count,
@@ -431,10 +435,11 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
             flush_group=Distribution.of(flusher.groups),
             flush_seconds=Distribution.of(flusher.seconds),
             faults=mapping.faults + mapping.foreign_faults,
-            huge_page_bytes=self._core.huge_page_bytes,
+            huge_page_bytes=core.huge_page_bytes,
             leases=mapping.lease_count,
             leased=oldest_leases(mapping.leases),
-            flush_failed=self._core.failure is not None,
+            flush_failed=core.failure is not None or (poisoned and core.shared_writable),
+            poisoned=poisoned,
         )
 
     async def aclose(self) -> None:

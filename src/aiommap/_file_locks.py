@@ -16,6 +16,8 @@ Invariants.
       is what the kernel was last told, so it is touched in the calls to it only (K2).
   K4  Closing and reopening wake who waits, and give nobody the turn: who wakes looks (Q3).
   K5  A forked child closes its copy of the descriptor: it would keep the parent's locks alive.
+  K6  No task waits without limit for what it has locked itself: it is told so. ``_claimed`` is for
+      that alone, across all mapped files of the process.
 """
 
 from __future__ import annotations
@@ -25,12 +27,14 @@ import math
 import os
 import struct
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import anyio
 import anyio.lowlevel
 
+from ._change import Identity
 from ._core import Core
 from ._errors import UnsupportedError
 from ._ranges import RangeSet
@@ -74,18 +78,40 @@ class Backoff:
 class Claim:
     """A range that a task holds, or waits for."""
 
+    file: Identity
     offset: int
     end: int
     shared: bool
+    task: anyio.TaskInfo = field(default_factory=anyio.get_current_task)
     #: No earlier claim conflicts any more.
     has_turn: bool = False
     #: Told when it has its turn, or will not get it any more.
     woken: anyio.Event = field(default_factory=anyio.Event)
 
     def conflicts(self, other: Claim) -> bool:
-        """Tell whether the two cannot be held at once."""
+        """Tell whether the two, of one file, cannot be held at once."""
         overlap = max(self.offset, other.offset) < min(self.end, other.end)
         return overlap and not (self.shared and other.shared)
+
+    def waits_for_itself(self) -> bool:
+        """Tell whether the task that asks for this is the one that has what keeps it waiting (K6).
+
+        A task that waits asks for nothing else meanwhile, so its other claims are granted.
+        """
+        return any(
+            other is not self
+            and other.task.coro is self.task.coro  # kept alive, so not a later task's
+            and other.file == self.file
+            and other.conflicts(self)
+            for other in list(_claimed)
+        )
+
+    def __str__(self) -> str:
+        return f"bytes [{self.offset}, {self.end})"
+
+
+#: All that is held or waited for in this process.
+_claimed: set[Claim] = set()
 
 
 class FileLocks:
@@ -123,13 +149,13 @@ class FileLocks:
 
         The time limit is for waiting: a range that is free is had in any case.
         """
-        claim = Claim(offset, offset + length, shared)
+        claim = Claim(self._core.identity, offset, offset + length, shared)
         try:
             await self._take(claim, pauses or Backoff(), timeout)
         except TimeoutError as error:
+            by = ": it is this very task that locked them" if claim.waits_for_itself() else ""
             raise TimeoutError(
-                f"{self._core.path}: bytes [{offset}, {claim.end}) are still locked after "
-                f"{timeout} seconds"
+                f"{self._core.path}: {claim} are still locked after {timeout} seconds{by}"
             ) from error
         return claim
 
@@ -140,13 +166,18 @@ class FileLocks:
             _all.add(self)
         return self._limiter
 
-    async def release(self, claim: Claim) -> None:
-        """Unlock what was acquired; a cancellation is delivered afterwards."""
+    async def release(self, claim: Claim, before: Callable[[int], None] | None = None) -> None:
+        """Unlock what was acquired; a cancellation is delivered afterwards.
+
+        Args:
+            before: called in a worker, with a descriptor of the file, while it is still locked.
+        """
         try:
             if claim.has_turn and self._descriptor >= 0:
-                await self._core.workers.complete(self._turns(), self._unlock, claim)
+                await self._core.workers.complete(self._turns(), self._unlock, claim, before)
         finally:
             self._claims.remove(claim)
+            _claimed.discard(claim)
             self._serve()
 
     @property
@@ -169,11 +200,18 @@ class FileLocks:
         core.check_current()
         deadline = math.inf if timeout is None else anyio.current_time() + timeout
         self._claims.append(claim)
+        _claimed.add(claim)
         core.at_close.add(claim.woken.set)
         try:
             self._serve()
             if claim.has_turn and await self._ask(claim, pauses):
                 return
+            if timeout is None and claim.waits_for_itself():
+                raise RuntimeError(
+                    f"{core.path}: {claim} were asked for by the very task that has them locked, "
+                    "and would wait for itself: locks are not reentrant, so leave the first one "
+                    "before, or call what is inside of it without locking again"
+                )
             with anyio.fail_after(deadline - anyio.current_time()):
                 await self._wait(claim, pauses)
         except BaseException:
@@ -223,9 +261,11 @@ class FileLocks:
         self._granted.append(claim)
         return True
 
-    def _unlock(self, claim: Claim) -> None:
+    def _unlock(self, claim: Claim, before: Callable[[int], None] | None) -> None:
         if claim not in self._granted:  # the kernel never gave it, or it went with the descriptor
             return
+        if before is not None:
+            before(self._descriptor)
         self._granted.remove(claim)
         rest = RangeSet([(claim.offset, claim.end)])
         for other in self._granted:  # K3
@@ -265,6 +305,7 @@ _all: weakref.WeakSet[FileLocks] = weakref.WeakSet()
 
 
 def _drop_all() -> None:
+    _claimed.clear()
     for locks in list(_all):
         locks.drop()
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, Self, TypeVar
 
 import anyio
 
@@ -26,7 +26,14 @@ from ._lane import Lane, batches
 from ._logs import FILES
 from ._native import Mapping
 from ._observing import observed
-from ._opening import Opened, OpenOptions, open_mapping, reopening, warn_if_unguarded
+from ._opening import (
+    Opened,
+    OpenOptions,
+    absolute_path,
+    open_mapping,
+    reopening,
+    warn_if_unguarded,
+)
 from ._own_changes import OwnChanges
 from ._policy import FlushPolicy
 from ._reopening import Surroundings
@@ -152,10 +159,12 @@ class Hub:
         """Watch a path for changes by others: ``async with hub.watch(path) as changes: ...``.
 
         The path need not exist yet: a file that comes is ``ChangeKind.CREATED``. Changes are told
-        from the moment on at which the block begins. See ``MappedFile.watch``, which watches the
-        path of an open file, for arguments, errors and limits.
+        from the moment on at which the block begins. Of a directory, names that come and go are
+        ``MODIFIED``, without saying which, and what its files hold is not watched. See
+        ``MappedFile.watch``, which watches the path of an open file, for arguments, errors and
+        limits.
         """
-        name = os.path.abspath(os.fsdecode(path))
+        name = absolute_path(path)
         self._check_process(name)
         return self._watcher.subscribe(name, buffer=buffer, poll_interval=poll_interval)
 
@@ -352,6 +361,25 @@ class Opening(Generic[Resource]):
         self._entered = False
         assert opened is not None
         await opened.__aexit__(kind, error, traceback)
+
+    # Type checkers have to find these mistakes themselves.
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise AttributeError(_not_open(f"has no {name!r}"), name=name, obj=self)
+
+        def __enter__(self) -> NoReturn:
+            raise TypeError(_not_open('cannot be used in a plain "with"'))
+
+        def __exit__(self, *_: object) -> NoReturn:
+            raise AssertionError("unreachable: __enter__ raises")
+
+
+def _not_open(what: str) -> str:
+    return (
+        f'an Opening {what}, as nothing is open yet: write "async with aiommap.open(...) as f", '
+        'or "f = await aiommap.open(...)"'
+    )
 
 
 def open(

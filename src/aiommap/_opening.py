@@ -74,6 +74,14 @@ def warn_if_unguarded() -> None:
 _MANUAL = FlushPolicy.manual()
 
 
+def absolute_path(path: str | os.PathLike[str]) -> str:
+    """Return where a path leads from here; an empty one would lead to the current directory."""
+    text = os.fsdecode(path)
+    if not text:
+        raise ValueError("path is empty: name a file")
+    return os.path.abspath(text)
+
+
 def check_policy(policy: object) -> FlushPolicy:
     """Refuse what is no flush policy."""
     if not isinstance(policy, FlushPolicy):
@@ -131,7 +139,7 @@ class OpenOptions:
         if advice is not None and not isinstance(advice, Advice):
             raise TypeError(f"advice is {advice!r}: use a member of Advice")
         return cls(
-            path=os.path.abspath(os.fsdecode(path)),
+            path=absolute_path(path),
             mode=MODES[mode],
             size=length,
             capacity=room,

@@ -6,6 +6,7 @@ Pure: no file, no loop, no clock. Ranges are half-open, ``[offset, end)``, in by
 from __future__ import annotations
 
 import operator
+import reprlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from itertools import pairwise
@@ -48,8 +49,14 @@ def check_disjoint(
     Raises:
         OutOfBoundsError: if a range is not within [0, limit); it names the range.
         OverlapError: if two share a byte; it names both.
+        TypeError: if these are no named pairs of integers; it names the one that is not.
     """
-    checked = {name: _check_named(name, *part, limit) for name, part in parts.items()}
+    if not isinstance(parts, Mapping):
+        raise TypeError(
+            f"parts is {reprlib.repr(parts)}: give a mapping of names to (offset, length), such as "
+            '{"header": (0, 16)}'
+        )
+    checked = {name: _check_named(name, part, limit) for name, part in parts.items()}
     ranges = [(at, at + length, name) for name, (at, length) in checked.items() if length]
     # Of ranges in order of their starts, the first that overlaps anything overlaps the next one.
     ranges.sort(key=lambda item: item[0])
@@ -60,13 +67,19 @@ def check_disjoint(
 
 
 def _check_named(
-    name: object, offset: SupportsIndex, length: SupportsIndex, limit: int
+    name: object, part: tuple[SupportsIndex, SupportsIndex], limit: int
 ) -> tuple[int, int]:
     try:
+        offset, length = part
         return check_range(offset, length, limit)
     except OutOfBoundsError as error:
         reason = f"{name!r}: {error}"
         raise OutOfBoundsError(error.offset, error.length, error.limit, reason) from None
+    except (TypeError, ValueError) as error:  # no two things, or not both of them integers
+        raise TypeError(
+            f"part {name!r} is {reprlib.repr(part)}: give (offset, length), two integers in bytes, "
+            f"such as (0, 16) ({error})"
+        ) from error
 
 
 def align_down(offset: int, alignment: int) -> int:

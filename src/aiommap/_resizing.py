@@ -19,7 +19,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 from ._core import Core
-from ._errors import AlignmentError, UnsupportedError
+from ._errors import AlignmentError, OutOfBoundsError, UnsupportedError
 from ._flush import Flusher
 from ._futex import look_again
 from ._native import PAGE_SIZE
@@ -213,6 +213,20 @@ class Resizer:
             self._grow(old, max(old, size), whole_pages=True)
             mapping.floor = max(floor, size)  # what stores brought about is not asked for by this
         return True
+
+    def check_room(self, capacity: int | None) -> None:
+        """Raise if no capacity was asked for and there is none; on the loop thread.
+
+        A file that has used up the capacity it was given is no mistake: its size decides that.
+        """
+        mapping, path = self._core.mapping, self._core.path
+        end, room = mapping.file_end, mapping.capacity
+        if capacity is None and align_up(end, PAGE_SIZE) >= room:
+            reason = (
+                f"{path} was opened without capacity, so that stores cannot make it longer than "
+                f"its {end} bytes: open it with capacity=, the most bytes that it may get"
+            )
+            raise OutOfBoundsError(end, 1, room, reason)
 
     def check_whole_pages(self) -> None:
         """Raise unless the file ends at a page boundary, and is left so; on the loop thread."""

@@ -91,7 +91,8 @@ class SharedVerbs(WordVerbs):
             shared: let others have it shared, too.
             timeout: how long to wait, in seconds; None means no limit, and 0 only tries.
         Raises:
-            TimeoutError: if others still have a part of it after so long.
+            TimeoutError: if a part of it is still locked after so long.
+            RuntimeError: without a time limit, if this task itself has locked a part of it.
             OutOfBoundsError: if the range leaves the file.
             AccessModeError: in modes "r" and "c" unless shared.
             UnsupportedError: if the system has no such locks.

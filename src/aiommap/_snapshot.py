@@ -49,6 +49,8 @@ class Snapshot(AsyncResource):
     __slots__ = ("__weakref__", "_closing", "_core", "_ended", "_file", "_holds", "_size")
 
     def __init__(self, file: MappedFile) -> None:
+        if not isinstance(file, MappedFile):
+            raise TypeError(f"cannot make a Snapshot of {file!r}: use Snapshot.open(path)")
         self._file = file
         self._core = file._core  # noqa: SLF001  a snapshot is made of its file
         self._size = file.size

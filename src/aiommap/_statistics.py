@@ -76,7 +76,10 @@ class FileStatistics:
             None if neither has counted.
         leases: views that still pin the mapping.
         leased: the ranges of the oldest of them, at most 64, oldest first.
-        flush_failed: whether a flush failed: nothing written since is believed, see FlushError.
+        flush_failed: whether a flush failed, or every flush would as the file, a writable one, is
+            poisoned: nothing written since is believed, see FlushError and MappingFaultError.
+        poisoned: whether a load or store through a view met a page that cannot be reached, so that
+            every verb raises MappingFaultError until the file is reopened.
     """
 
     inline_reads: int
@@ -96,6 +99,7 @@ class FileStatistics:
     leases: int
     leased: tuple[LeasedRange, ...]
     flush_failed: bool
+    poisoned: bool
 
 
 #: However many views there are: statistics are for asking often.

@@ -207,8 +207,8 @@ def call_on_change(
     changes: Changes, callback: ChangeCallback, on_error: ErrorCallback | None
 ) -> Subscription:
     """Call a function, sync or async, with each change; a call begins after the last one ended."""
-    for function in (callback, on_error):
-        if function is not None and not callable(function):
+    for function in (callback,) if on_error is None else (callback, on_error):
+        if not callable(function):
             raise TypeError(f"asked to call {function!r}: pass a function")
     spawn_foreign(_call_with_each, changes, callback, on_error)
     return Subscription(lambda _: changes.close())

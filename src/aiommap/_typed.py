@@ -5,7 +5,6 @@ Sizes are checked before the memory is asked for, as asking makes a writable vie
 
 from __future__ import annotations
 
-import re
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,13 +15,20 @@ from ._errors import UnsupportedError
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
-#: NumPy's names of the types that a memoryview knows as well, and its own codes for them.
-_CODES = {
-    f"{kind}{struct.calcsize(code)}": code
-    for kind, codes in {"i": "bhiq", "u": "BHIQ", "f": "fd", "b": "?"}.items()
-    for code in codes
-}
 _NATIVE_ORDER = "<" if sys.byteorder == "little" else ">"
+
+
+def _spellings() -> Iterator[tuple[str, str]]:
+    """Yield NumPy's names of the types that a memoryview knows as well, each with its own code."""
+    for word, codes in {"int": "bhiq", "uint": "BHIQ", "float": "fd", "bool": "?"}.items():
+        for code in codes:
+            size = struct.calcsize(code)
+            yield word if word == "bool" else f"{word}{8 * size}", code
+            orders = ("", "=", "|", "<", ">") if size == 1 else ("", "=", _NATIVE_ORDER)
+            yield from ((f"{order}{word[0]}{size}", code) for order in orders)
+
+
+_CODES = dict(_spellings())
 
 
 class Records(Sequence[tuple[Any, ...]]):
@@ -112,15 +118,15 @@ def check_array(dtype: DTypeLike, length: int) -> Callable[[memoryview], Any]:
 
 def _native_code(dtype: object) -> str:
     """Translate a NumPy name into the code of a memoryview, which knows native types alone."""
-    parsed = re.fullmatch(r"([<>=|]?)(\w+)", str(dtype))
-    code = _CODES.get(parsed[2]) if parsed else None
-    if parsed and code and (parsed[1] in ("", "=", _NATIVE_ORDER) or struct.calcsize(code) == 1):
-        return code
-    raise UnsupportedError(
-        f"lay an array of {dtype!r} over a view",
-        "without NumPy there are native integers, floats and bools only: import numpy before, or "
-        "use struct()",
-    )
+    code = _CODES.get(str(dtype))
+    if code is None:
+        raise UnsupportedError(
+            f"lay an array of {dtype!r} over a view",
+            "without NumPy it has to be one of i1 i2 i4 i8 u1 u2 u4 u8 f4 f8 b1, or like uint64, "
+            f"in this machine's byte order ({_NATIVE_ORDER}): import numpy before, for all that "
+            "numpy.dtype knows, or use struct()",
+        )
+    return code
 
 
 def _check_whole(length: int, size: int, layout: object) -> None:

@@ -193,6 +193,7 @@ class View(WordVerbs):
         Raises:
             OutOfBoundsError: if a part leaves this view.
             OverlapError: if two parts share a byte.
+            TypeError: if a part is no pair of integers. Its message names it.
         """
         checked = check_disjoint(parts, self._length)
         return {name: self.view(*part) for name, part in checked.items()}
@@ -220,8 +221,8 @@ class View(WordVerbs):
         long as it is held, and it keeps its pages after ``release``.
 
         Args:
-            dtype: what the elements are, in NumPy's words: "<f8", ">u2". With NumPy anything that
-                ``numpy.dtype`` takes but objects.
+            dtype: what the elements are, in NumPy's words: "<f8", ">u2", "uint64". With NumPy
+                anything that ``numpy.dtype`` takes but objects.
         Returns:
             A NumPy array if the program has imported NumPy, else a memoryview. Both index, slice
             and assign, and have ``tolist``. NumPy is not imported here: that would read files on

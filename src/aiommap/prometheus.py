@@ -54,7 +54,8 @@ class FileCollector(Collector):
     - ``aiommap_flush_duration_seconds``, ``aiommap_flush_group_requests``: summaries, with the
       quantiles 0.5 and 0.99 since the file was opened; NaN before its first flush.
     - ``aiommap_dirty_bytes``, ``aiommap_oldest_dirty_seconds`` (0 if nothing is dirty),
-      ``aiommap_leases``, ``aiommap_flush_failed`` (1 after a flush failed: alert on it): gauges.
+      ``aiommap_leases``, ``aiommap_flush_failed`` and ``aiommap_poisoned`` (0 or 1, as in
+      ``FileStatistics``: alert on both): gauges.
 
     Args:
         sources: hubs, for all files that are open in them at the time of a scrape, and single
@@ -134,6 +135,7 @@ class _Families:
         self.oldest = _gauge("oldest_dirty_seconds", "Age of the oldest dirty byte.", "seconds")
         self.leases = _gauge("leases", "Views that pin the mapping.")
         self.failed = _gauge("flush_failed", "Whether a flush failed, and nothing is believed.")
+        self.poisoned = _gauge("poisoned", "Whether a view met a lost page, and every verb raises.")
 
     def __iter__(self) -> Iterator[Metric]:
         return iter(vars(self).values())
@@ -154,6 +156,7 @@ class _Families:
         self.oldest.add_metric(file, found.oldest_dirty_seconds or 0.0)
         self.leases.add_metric(file, found.leases)
         self.failed.add_metric(file, float(found.flush_failed))
+        self.poisoned.add_metric(file, float(found.poisoned))
 
 
 def _counter(name: str, text: str, *labels: str, unit: str = "") -> CounterMetricFamily:

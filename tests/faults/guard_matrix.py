@@ -81,8 +81,9 @@ def relent(path: Path, fault: str) -> None:
 class Access:
     """What an access works on."""
 
-    def __init__(self, f: aiommap.MappedFile) -> None:
+    def __init__(self, f: aiommap.MappedFile, old: bytes) -> None:
         self.f = f
+        self.old = old  # what is there once the fault has struck, if it can be had
         self.view = f.view()
         self.receipt: aiommap.WriteReceipt | None = None
         self.memory = memoryview(b"")
@@ -172,6 +173,14 @@ async def locked_read(a: Access) -> bytes:
         return await a.f.read(AT, 8)
 
 
+def words(a: Access) -> list[aiommap.AtomicU32]:
+    return [a.f.atomic_u32(AT), a.f.atomic_u32(AT + 4)]
+
+
+async def atomic_load(a: Access) -> bytes:
+    return b"".join(word.load().to_bytes(4, sys.byteorder) for word in words(a))
+
+
 async def prewarmed_read(a: Access) -> bytes:
     await a.f.prewarm()
     return await a.f.read(AT, 8)
@@ -192,6 +201,17 @@ async def view_write(a: Access) -> None:
 async def prewarmed_write(a: Access) -> None:
     await a.f.prewarm(write=True)
     a.receipt = await a.f.write(AT, NEW)
+
+
+async def fetch_add(a: Access) -> None:
+    wanted, old = (int.from_bytes(text[:4], sys.byteorder) for text in (NEW, a.old))
+    for word in words(a):
+        word.fetch_add((wanted - old) % (1 << 32))
+
+
+async def atomic_store(a: Access) -> None:
+    for word in words(a):
+        word.store(int.from_bytes(NEW[:4], sys.byteorder))
 
 
 async def flushed_write(a: Access) -> None:
@@ -227,12 +247,23 @@ READS = {
         chunks,
         view_read,
         locked_read,
+        atomic_load,
         prewarmed_read,
     )
 }
 WRITES = {
     f.__name__: f
-    for f in (write, write_many, view_write, prewarmed_write, flushed_write, punch_hole, resize)
+    for f in (
+        write,
+        write_many,
+        view_write,
+        prewarmed_write,
+        flushed_write,
+        fetch_add,
+        atomic_store,
+        punch_hole,
+        resize,
+    )
 }
 #: A verb that needs no page, beside those that do.
 AFTERWARDS: dict[str, Callable[[Access], Any]] = {
@@ -285,7 +316,8 @@ async def run(folder: Path, fault: str, name: str) -> dict[str, object]:
     path = folder / name
     make(path, fault)
     f = await aiommap.open(path, "r+", flush=aiommap.FlushPolicy.manual())
-    a = Access(f)
+    old = ZERO if fault in HOLES else OLD
+    a = Access(f, old)
     stores = name in FOREIGN_WRITES or name in WRITES
     access = (FOREIGN_READS | FOREIGN_WRITES | READS | WRITES)[name]
     if name in FOREIGN_READS or name in FOREIGN_WRITES:
@@ -297,7 +329,7 @@ async def run(folder: Path, fault: str, name: str) -> dict[str, object]:
     relent(path, fault)
     if stores:
         found = path.read_bytes()[AT : AT + 8]
-    right = found == (NEW if stores else ZERO if fault in HOLES else OLD)
+    right = found == (NEW if stores else old)
     with suppress(FileNotFoundError):
         path.unlink()
     return {

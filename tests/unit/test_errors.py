@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import errno
+import multiprocessing
 import pickle
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 
 import pytest
@@ -95,6 +97,16 @@ CASES = {
         ("the mapped file", "byte 5", "failed to provide its page"),
         {"offset": 5, "copied": 0, "size": None, "path": "", "errno": errno.EFAULT},
     ),
+    "poisoned": Case(
+        MappingFaultError(8192, 0, None, "data.bin", poisoned=True),
+        ("data.bin", "byte 8192", "that the file lost", "cannot be trusted", "reopen the file"),
+        {"poisoned": True, "discards": False, "errno": errno.EFAULT},
+    ),
+    "poisoned-by-a-full-disk": Case(
+        MappingFaultError(0, 0, None, "data.bin", errno.ENOSPC, poisoned=True, discards=True),
+        ("data.bin", "no room", "cannot be trusted", "reopen(discard=True)", "not flushed"),
+        {"poisoned": True, "discards": True, "errno": errno.ENOSPC},
+    ),
     "flush": Case(
         FlushError("data.bin", "no space left", ((0, 10), (20, 25)), errno.ENOSPC),
         ("data.bin", "no space left", "15 bytes in 2 ranges", "not known", "reopen it"),
@@ -139,8 +151,19 @@ CASES = {
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 
-def through_pickle(error):
-    return pickle.loads(pickle.dumps(error))
+def through_pickle(protocol):
+    def clone(error):
+        return pickle.loads(pickle.dumps(error, protocol))
+
+    clone.__name__ = f"pickle-{protocol}"
+    return clone
+
+
+def raise_it(error):
+    raise error
+
+
+CLONES = [copy.copy, copy.deepcopy, *map(through_pickle, range(pickle.HIGHEST_PROTOCOL + 1))]
 
 
 def test_every_public_error_has_a_case():
@@ -177,13 +200,34 @@ def test_messages_say_what_was_asked_what_was_found_and_what_to_do(case):
 
 
 @every_case
-@pytest.mark.parametrize("clone", [copy.copy, through_pickle], ids=["copy", "pickle"])
+def test_the_repr_shows_the_message(case):
+    assert repr(case.error) == f"{type(case.error).__name__}({str(case.error)!r})"
+
+
+def assert_equal(cloned, error):
+    assert type(cloned) is type(error)
+    assert (vars(cloned), cloned.args) == (vars(error), error.args)
+    assert (str(cloned), repr(cloned)) == (str(error), repr(error))
+    if isinstance(error, OSError):
+        for name in ("errno", "strerror", "filename"):
+            assert getattr(cloned, name) == getattr(error, name)
+
+
+@every_case
+@pytest.mark.parametrize("clone", CLONES, ids=lambda clone: clone.__name__)
 def test_errors_survive_copies_and_pickles(case, clone):
-    cloned = clone(case.error)
-    assert type(cloned) is type(case.error)
-    assert {name: getattr(cloned, name) for name in case.attributes} == case.attributes
-    assert str(cloned) == str(case.error)
-    assert cloned.args == case.error.args
+    error = copy.copy(case.error)
+    error.add_note("found by the checker")
+    assert_equal(clone(error), error)
+
+
+def test_errors_cross_from_another_process():
+    """As a pool does it, which wraps the cause around them as well."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        for case in CASES.values():
+            with pytest.raises(type(case.error)) as caught:
+                pool.submit(raise_it, case.error).result(60)
+            assert_equal(caught.value, case.error)
 
 
 @pytest.mark.parametrize("name", [n for n in CASES if isinstance(CASES[n].error, OSError)])

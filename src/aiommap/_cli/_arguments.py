@@ -63,6 +63,13 @@ class ShowVersion(argparse.Action):
         parser.exit()
 
 
+def file_name(text: str) -> str:
+    """Refuse an empty path, which the system takes for the current folder or for nothing."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path names no file: is a variable unset?")
+    return text
+
+
 def size(minimum: int) -> Callable[[str], int]:
     """Return a parser of byte counts that are at least the minimum."""
 

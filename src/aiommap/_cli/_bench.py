@@ -11,7 +11,7 @@ import anyio.to_thread
 
 import aiommap
 
-from ._arguments import add_json_option, add_load_options, size, with_examples
+from ._arguments import add_json_option, add_load_options, file_name, size, with_examples
 from ._contenders import Contender, Reader, available_contenders
 from ._measure import Measurement, Operation, measure_repeated
 from ._screen import Screen
@@ -51,7 +51,7 @@ def add_parser(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "bench", description=_DESCRIPTION, epilog=_EPILOG
     )
-    parser.add_argument("file", metavar="FILE", help="a regular file; only read")
+    parser.add_argument("file", type=file_name, metavar="FILE", help="a regular file; only read")
     add_load_options(parser, tasks=16, what="read", duration="each contender reads")
     parser.add_argument(
         "--block",

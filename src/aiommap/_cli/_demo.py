@@ -15,7 +15,14 @@ import anyio
 
 import aiommap
 
-from ._arguments import UsageError, add_json_option, add_load_options, size, with_examples
+from ._arguments import (
+    UsageError,
+    add_json_option,
+    add_load_options,
+    file_name,
+    size,
+    with_examples,
+)
 from ._demo_outside import change_from_outside
 from ._demo_read import draw_residency, prewarm, read_cold, read_warm
 from ._demo_write import create, flush_much, write_durably
@@ -41,7 +48,9 @@ def add_parser(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "demo", description=_DESCRIPTION, epilog=_EPILOG
     )
-    parser.add_argument("file", nargs="?", metavar="FILE", help="a file of yours; only read")
+    parser.add_argument(
+        "file", nargs="?", type=file_name, metavar="FILE", help="a file of yours; only read"
+    )
     parser.add_argument(
         "--size",
         type=size(MIB),

@@ -54,8 +54,8 @@ async def read_warm(stage: Stage) -> None:
         theirs = await measure(_slicers(mapping, stage.span, block, stage.tasks))
     stage.compare(f"warm reads, {plural(stage.tasks, 'task')}", ours, theirs)
     stage.screen.line(
-        f"  aiommap read {statistics.inline_reads:,} times on the loop itself and "
-        f"{statistics.offloaded_reads:,} times in a worker"
+        f"  aiommap read {plural(statistics.inline_reads, 'time')} on the loop itself and "
+        f"{plural(statistics.offloaded_reads, 'time')} in a worker"
     )
 
 

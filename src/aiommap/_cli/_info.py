@@ -12,7 +12,7 @@ import anyio.to_thread
 
 import aiommap
 
-from ._arguments import add_json_option, with_examples
+from ._arguments import add_json_option, file_name, with_examples
 from ._each import for_each_file
 from ._screen import Screen
 from ._system import HIDDEN, CacheState, cache_state, file_system, visible_residency
@@ -45,7 +45,7 @@ def add_parser(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "info", description=_DESCRIPTION, epilog=_EPILOG
     )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="a regular file")
+    parser.add_argument("files", nargs="+", type=file_name, metavar="FILE", help="a regular file")
     add_json_option(parser)
     parser.set_defaults(run=run)
 

@@ -13,7 +13,7 @@ import anyio.to_thread
 
 import aiommap
 
-from ._arguments import add_json_option, count, with_examples
+from ._arguments import add_json_option, count, file_name, with_examples
 from ._screen import Screen
 from ._system import HIDDEN, files_below, visible_residency
 from ._text import format_bytes, format_share, plural, printable
@@ -45,7 +45,11 @@ def add_parser(commands: Any) -> None:
         "residency", description=_DESCRIPTION, epilog=_EPILOG
     )
     parser.add_argument(
-        "paths", nargs="+", metavar="PATH", help="a file, or a folder to search for files"
+        "paths",
+        nargs="+",
+        type=file_name,
+        metavar="PATH",
+        help="a file, or a folder to search for files",
     )
     parser.add_argument(
         "--width",
@@ -67,10 +71,12 @@ def run(options: argparse.Namespace, screen: Screen) -> None:
     total = sum(residency.total for residency in shown)
     resident_bytes = sum(residency.resident_bytes for residency in shown)
     size = sum(residency.length for residency in shown)
-    screen.line(
-        _counts(resident, total, resident_bytes, size),
-        f"  total of {plural(len(shown), 'file')}",
-    )
+    kept_out = _kept_out(len(screen.problems), len(pictures) - len(shown))
+    if shown:
+        counts = _counts(resident, total, resident_bytes, size)
+        screen.line(counts, f"  total of {plural(len(shown), 'file')}{kept_out}")
+    else:
+        screen.line(f"no file was looked at{kept_out}")
     screen.document(
         "residency",
         page_size=aiommap.PAGE_SIZE,
@@ -83,6 +89,12 @@ def run(options: argparse.Namespace, screen: Screen) -> None:
             "bytes": size,
         },
     )
+
+
+def _kept_out(failed: int, hidden: int) -> str:
+    """Say which files the total leaves out."""
+    counts = ((failed, "could not be used"), (hidden, "hidden"))
+    return "".join(f", {count:,} {why}" for count, why in counts if count)
 
 
 def _all_files(paths: Iterable[str], screen: Screen) -> Iterator[str]:
@@ -136,13 +148,15 @@ def _show(picture: _Picture, width: int, screen: Screen) -> None:
     counts = _counts(
         residency.resident, residency.total, residency.resident_bytes, residency.length
     )
-    screen.line(counts, "  [", (screen.chart(residency, width), "green"), "]  ", name)
+    chart = screen.chart(residency, width) if residency.length else " " * width
+    screen.line(counts, "  [", (chart, "green"), "]  ", name)
 
 
 def _counts(resident: int, total: int, resident_bytes: int, size: int) -> str:
     pages = f"{resident}/{total} pages"
     amount = f"{format_bytes(resident_bytes)}/{format_bytes(size)}"
-    return f"{format_share(resident_bytes, size):>7}  {pages:>19}  {amount:>21}"
+    share = format_share(resident_bytes, size) if size else "empty"
+    return f"{share:>7}  {pages:>19}  {amount:>21}"
 
 
 def _as_json(picture: _Picture) -> dict[str, object]:

@@ -17,14 +17,15 @@ from anyio.abc import Process
 
 import aiommap
 
+from ._arguments import UsageError, file_name
 from ._screen import Screen
 from ._text import format_bytes, format_seconds, plural, printable
 
 _DESCRIPTION = """\
 Tell of every change of files, one line each: when it was found, its kind, the sizes
 before and after, how long ago it had happened, the path. Runs until Ctrl-C or SIGTERM.
-A path need not exist yet. The kinds: created, removed, replaced (the path names another
-file), truncated, grown, modified, metadata."""
+A path need not exist yet. A folder is refused: name the files in it. The kinds: created,
+removed, replaced (the path names another file), truncated, grown, modified, metadata."""
 
 _EXEC_HELP = """\
 run this shell command for each change, with AIOMMAP_PATH, AIOMMAP_KIND,
@@ -49,7 +50,9 @@ def add_parser(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "watch", description=_DESCRIPTION, epilog=_EXIT_CODES
     )
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="a file, there or not")
+    parser.add_argument(
+        "paths", nargs="+", type=file_name, metavar="PATH", help="a file, there or not"
+    )
     parser.add_argument("--exec", metavar="CMD", dest="command", help=_EXEC_HELP)
     parser.add_argument(
         "--json",
@@ -61,18 +64,29 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace, screen: Screen) -> None:
     """Watch until a signal comes."""
-    anyio.run(_watch_all, options, screen)
-
-
-async def _watch_all(options: argparse.Namespace, screen: Screen) -> None:
     paths = [*dict.fromkeys(options.paths)]
+    for path in paths:
+        if os.path.isdir(path):
+            name = printable(path)
+            raise UsageError(
+                f"{name} is a folder, of which changes of files do not show: name the files in it, "
+                f"as in: aiommap watch {os.path.join(name, '*')}"
+            )
+    missing = [path for path in paths if not os.path.exists(path)]
+    anyio.run(_watch_all, options, paths, missing, screen)
+
+
+async def _watch_all(
+    options: argparse.Namespace, paths: list[str], missing: list[str], screen: Screen
+) -> None:
     async with AsyncExitStack() as stack:
         signals = stack.enter_context(anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM))
         hub = await stack.enter_async_context(aiommap.Hub())
         group = await stack.enter_async_context(anyio.create_task_group())
         told = await _begin(stack, hub, paths)
         ran = await _begin(stack, hub, paths if options.command else [])
-        screen.line(f"watching {plural(len(paths), 'path')}")
+        absent = f"; not there yet: {', '.join(map(printable, missing))}" if missing else ""
+        screen.line(f"watching {plural(len(paths), 'path')}{absent}")
         screen.record(command="watch", paths=paths)
         for path, changes in told.items():
             group.start_soon(_tell, path, changes, screen)
