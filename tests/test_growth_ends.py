@@ -145,3 +145,19 @@ async def test_stores_behind_an_odd_end_that_others_cut_to_are_not_lost(path):
         await f.flush()
     content = path.read_bytes()
     assert all(content[at] for at in range(4 * PAGE, 68 * PAGE, PAGE))
+
+
+async def test_what_others_append_does_not_leave_the_end_within_a_page(path):
+    """Growth appends behind them, and up to a page boundary: the rest of the page is in the file."""
+    async with aiommap.open(path, "w+", size=PAGE, capacity=CAPACITY) as f:
+        with f.view(growable=True) as view, view.memory as memory:
+            with open(path, "ab") as others:
+                others.write(b"x" * 100)
+            memory[2 * PAGE + 808] = 1
+            end = path.stat().st_size
+            assert end % PAGE == 0
+            memory[end - 1] = 7
+            await f.flush()
+            found = path.read_bytes()
+            assert (found[PAGE : PAGE + 100], found[2 * PAGE + 808]) == (b"x" * 100, 1)
+            assert (found[end - 1], len(found)) == (7, end)

@@ -131,16 +131,17 @@ static int reserve(struct growth *growth, int64_t end, int64_t target, int64_t l
     return is_missing(error) ? 0 : error;
 }
 
-/* At most a window. Appended, wherever the end is by then: what another process has put there since
- * is not written over, and neither is what another thread stores: it can only do so behind us. */
-static int append_zeros(int fd, int64_t end, int64_t target)
+/* At most a window, or up to a page boundary where others have ended the file within a page (X1).
+ * Appended, wherever the end is by then: what another process has put there since is not written
+ * over, and neither is what another thread stores: it can only do so behind us. */
+static int append_zeros(int fd, int64_t *end, int64_t target)
 {
     static const char zeros[1 << 16];
     enum { PIECES = GROWTH_WINDOW_BYTES / sizeof zeros };
-    while (end < target) {
+    for (int64_t to = target; *end < to; to = most_of(target, page_up(*end))) {
         struct iovec pieces[PIECES];
         int count = 0;
-        for (int64_t left = target - end; left > 0 && count < PIECES; left -= sizeof zeros)
+        for (int64_t left = to - *end; left > 0 && count < PIECES; left -= sizeof zeros)
             pieces[count++] = (struct iovec){
                 (void *)zeros, (size_t)least_of(left, (int64_t)sizeof zeros)};
         ssize_t put = append(fd, pieces, count);
@@ -148,7 +149,7 @@ static int append_zeros(int fd, int64_t end, int64_t target)
             return EIO;
         if (put < 0 && errno != EINTR)
             return errno;
-        end = length_of(fd);
+        *end = length_of(fd);
     }
     return 0;
 }
@@ -166,14 +167,14 @@ static int grow(struct growth *growth, int64_t offset, int64_t limit)
         error = written ? reserve(growth, end, target, limit) : extend(growth, end, target);
     }
     if (written && !error) {
-        error = append_zeros(growth->fd, end, target);
+        error = append_zeros(growth->fd, &end, target);
         if (is_missing(error)) /* sandboxes and emulators lack it, which kernels do not */
             error = extend(growth, end, target);
     }
     if (error)
         return take_over(growth, offset, error);
-    STORE(growth->end, target);
-    STORE(growth->grown, target);
+    STORE(growth->end, most_of(end, target));
+    STORE(growth->grown, most_of(end, target));
     return 0;
 }
 
