@@ -8,6 +8,7 @@ import gc
 import mmap
 import os
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -218,16 +219,27 @@ async def run(report: Report, *, smoke: bool) -> None:
         report.row(f"idle, {files} files in 100 directories", share, "% of a core", 1, most=True)
         waking = await asyncio.to_thread(waking_share, 20 if smoke else 2000)
         report.row("a thread that only wakes as often", waking, "% of a core")
-    with tempfile.TemporaryDirectory() as folder:
-        make(folder, min(files, 1000))
-        nobody = await stalls(folder, files * 3)
-        report.row("10,000 changes a second, none watched: stall", nobody, "ms")
-    with tempfile.TemporaryDirectory() as folder:
-        worst, behind, grown = await storm(folder, min(files, 1000), files * 3)
-        report.row("10,000 changes a second, all watched: stall", worst, "ms", 10, most=True)
-        report.row("10,000 changes a second: files left behind", behind, "files", 0, most=True)
-        report.row("10,000 changes a second: memory", grown, "MiB more", 16, most=True)
-        report.row("threads", threading.active_count(), "")
+    await run_storms(report, min(files, 1000), files * 3, 1 if smoke else 5)
+
+
+async def run_storms(report: Report, files: int, changes: int, rounds: int) -> None:
+    """Several, since a virtual machine may stand still for longer than a storm delays the loop."""
+    nobody, worst, behind, grown = [], [], 0, 0.0
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            make(folder, files)
+            nobody.append(await stalls(folder, changes))
+        with tempfile.TemporaryDirectory() as folder:
+            stall, left, more = await storm(folder, files, changes)
+            worst.append(stall)
+            behind, grown = behind + left, max(grown, more)
+    name = "10,000 changes a second"
+    report.row(f"{name}, none watched: stall", statistics.median(nobody), "ms")
+    report.row(f"{name}, all watched: stall", statistics.median(worst), "ms", 10, most=True)
+    report.row(f"{name}, all watched: worst of {rounds}", max(worst), "ms")
+    report.row(f"{name}: files left behind", behind, "files", 0, most=True)
+    report.row(f"{name}: memory", grown, "MiB more", 16, most=True)
+    report.row("threads", threading.active_count(), "")
 
 
 async def run_latency(report: Report, path: str, rounds: int) -> None:

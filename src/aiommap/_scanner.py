@@ -38,7 +38,7 @@ from ._own_changes import OwnChanges
 from ._watch_set import WatchSet
 
 #: How often it is seen whether the kernel told something: the longest that an event takes.
-STEP_SECONDS = 0.008
+STEP_SECONDS = 0.014
 #: How often every entry is looked at without a reason, if there are few.
 POLL_SECONDS = 0.25
 #: At most this share of one core goes into that.
@@ -51,9 +51,9 @@ MOST_LOOKS = 256
 #: it back for the moment of a system call only, which is too short for another thread to wake in.
 LOOKS_IN_A_ROW = 32
 GIVE_WAY_SECONDS = 5e-5
-TICK_SECONDS = 0.05
+TICK_SECONDS = 0.1
 #: A poll lets events go first, which know more, by this much.
-POLL_DELAY_SECONDS = 2 * STEP_SECONDS
+POLL_DELAY_SECONDS = 1.5 * STEP_SECONDS
 #: So many names at once suggest that the kernel's queue overflowed, of which nobody is told.
 LARGE_BATCH = 2000
 #: How often the thread makes sure that somebody is left to be told.
@@ -179,11 +179,12 @@ class Scanner:
     def is_set(self) -> bool:
         """Sleep, and do what is due; tell whether the notifier has to be left.
 
-        It asks twice a step, hundreds of times a second, so little is done if nothing is due.
+        It asks twice a step, so nearly always nothing is due, and little is done.
         """
         self._looked = not self._looked
-        if self._looked:
-            time.sleep(STEP_SECONDS)
+        if not self._looked:
+            return False
+        time.sleep(STEP_SECONDS)
         if self._commands.empty() and not self._found and time.monotonic() < self._tick_at:
             return self._over or self._set.incomplete
         return self._step()
