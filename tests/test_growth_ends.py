@@ -148,7 +148,7 @@ async def test_stores_behind_an_odd_end_that_others_cut_to_are_not_lost(path):
 
 
 async def test_what_others_append_does_not_leave_the_end_within_a_page(path):
-    """Growth appends behind them, and up to a page boundary: the rest of the page is in the file."""
+    """Growth appends behind it, up to a page boundary, and all of the last page is in the file."""
     async with aiommap.open(path, "w+", size=PAGE, capacity=CAPACITY) as f:
         with f.view(growable=True) as view, view.memory as memory:
             with open(path, "ab") as others:

@@ -59,6 +59,7 @@ LAYERS = (
     "_paging",
     "_huge_pages",
     "_page_verbs",
+    "_requests",
     "_flush",
     "_autoflush",
     "_writing",

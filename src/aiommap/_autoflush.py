@@ -22,9 +22,10 @@ import anyio
 
 from ._core import Core
 from ._errors import FlushError
-from ._flush import Flusher, Request
+from ._flush import Flusher
 from ._native import TRIP_NEVER
 from ._policy import FlushPolicy
+from ._requests import Request
 from ._schedule import Timer
 from ._scheduler import FlushScheduler, Target
 

@@ -18,7 +18,7 @@ from ._closing import Closer
 from ._core import Core
 from ._errors import FlushError, ReceiptError, UnsupportedError
 from ._file_locks import FileLocks
-from ._flush import Flusher, Request
+from ._flush import Flusher
 from ._listeners import Listeners, Subscription
 from ._native import PAGE_SIZE
 from ._opening import check_policy
@@ -30,6 +30,7 @@ from ._ranges import Name, check_disjoint, check_range, check_tail
 from ._reading import Reader
 from ._receipt import WriteReceipt
 from ._reopening import Retired, Surroundings
+from ._requests import Request
 from ._resizing import Resizer
 from ._shared_verbs import SharedVerbs
 from ._size_verbs import SizedVerbs

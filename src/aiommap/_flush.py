@@ -24,7 +24,6 @@ import itertools
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -39,73 +38,7 @@ from ._observing import observed
 from ._policy import FlushLedger
 from ._ranges import RangeSet, align_down, align_up
 from ._receipt import WriteReceipt
-
-
-@dataclass(slots=True)
-class Request:
-    """A range to make durable, the stores of one caller in it, or both, stores first.
-
-    In the store lane there are only stores. ``receipt`` is the receipt to mark as durable.
-    """
-
-    offset: int
-    end: int
-    receipt: WriteReceipt | None = None
-    stores: Sequence[Store] = ()
-
-    def stores_to(self, offset: int, end: int) -> bool:
-        """Tell whether a store touches a part of a range."""
-        return _touch(self.stores, offset, end)
-
-
-@dataclass(slots=True)
-class Change:
-    """Something to do to the file between two flushes, in a worker."""
-
-    act: Callable[[], None]
-    #: Whether it is we who change the file, and not somebody else who did.
-    ours: bool = True
-
-    def run(self) -> Exception | None:
-        """Act, and return what it raises, for whoever waits. Worker threads only."""
-        try:
-            self.act()
-        except Exception as error:
-            return error
-        return None
-
-
-#: A single store to make durable is itself its request: most are, and each costs the loop time.
-Item = Store | Request | Change
-Outcome = WriteReceipt | BaseException | None
-Done = Callable[[Sequence[Outcome]], None]
-
-
-def _acts(item: Item) -> bool:
-    """Tell whether an item has something to do even if nothing is dirty."""
-    return not isinstance(item, Request) or bool(item.stores)
-
-
-def _touch(stores: Iterable[Store], offset: int, end: int) -> bool:
-    return any(start < end and offset < start + len(data) for start, data in stores)
-
-
-def _stores_of(request: Store | Request) -> Sequence[Store]:
-    return request.stores if isinstance(request, Request) else (request,)
-
-
-def _bounds(request: Store | Request) -> tuple[int, int]:
-    if isinstance(request, Request):
-        return request.offset, request.end
-    offset, data = request
-    return offset, offset + len(data)
-
-
-def _settle(receipts: Iterable[object]) -> None:
-    """Mark receipts whose own ranges are durable, though ``durable_sequence`` may not say so."""
-    for receipt in receipts:
-        if isinstance(receipt, WriteReceipt):
-            receipt._settled = True  # noqa: SLF001  the two are one mechanism
+from ._requests import Change, Done, Item, Outcome, Request, acts, bounds, settle, stores_of, touch
 
 
 class Flusher:
@@ -184,7 +117,7 @@ class Flusher:
     def storing(self, offset: int, end: int) -> bool:
         """Tell whether stores to a part of a range are still under way here (F4)."""
         return any(
-            not isinstance(item, Change) and _touch(_stores_of(item), offset, end)
+            not isinstance(item, Change) and touch(stores_of(item), offset, end)
             for item in self._lane.unfinished()
         )
 
@@ -197,7 +130,7 @@ class Flusher:
 
     def _begin(self, items: list[Item], done: Done) -> None:
         workers = self._core.workers
-        idle = not any(map(_acts, items)) and not self.has_work()
+        idle = not any(map(acts, items)) and not self.has_work()
         if idle or not self._core.sound:
             self._ended(items, done, [None for _ in items], None)
             return
@@ -220,7 +153,7 @@ class Flusher:
             outcomes = [o if isinstance(o, BaseException) else failure for o in outcomes]
             self._tell()
         elif Request in {*map(type, items)}:
-            _settle([item.receipt for item in items if isinstance(item, Request)])
+            settle([item.receipt for item in items if isinstance(item, Request)])
         assert outcomes is not None
         if core.lanes.draining and not self._lane.waiting():
             core.lanes.draining = False
@@ -314,7 +247,7 @@ class Flusher:
         try:
             self._verify(end, place)
         except (OSError, MappingFaultError) as error:
-            self._give_up(error, [*map(_bounds, stores)])
+            self._give_up(error, [*map(bounds, stores)])
             return cast("list[Outcome]", receipts)
         mapping.flush_end([])
         self.flushed_bytes += flushed
@@ -323,7 +256,7 @@ class Flusher:
             self.ledger.began(mapping.written_bytes, sequence)
             mapping.durable_sequence = max(mapping.durable_sequence, sequence)
         else:
-            _settle(receipts)
+            settle(receipts)
         self._record(len(stores), start)
         return cast("list[Outcome]", receipts)
 
@@ -341,7 +274,7 @@ class Flusher:
     ) -> None:
         core, mapping = self._core, self._core.mapping
         if not self.has_work():
-            _settle(outcomes)
+            settle(outcomes)
             return
         start = time.monotonic()
         written, sequence = mapping.written_bytes, mapping.sequence  # F2: before the runs are taken
@@ -357,7 +290,7 @@ class Flusher:
         else:
             if not self._write_out([*asked], whole=False):
                 return
-            _settle(outcomes)
+            settle(outcomes)
         self._record(len(requests), start)
 
     def _record(self, requests: int, start: float) -> None:
@@ -369,7 +302,7 @@ class Flusher:
         core = self._core
         mixed = Request in {*map(type, requests)}
         stores = (
-            [store for request in requests for store in _stores_of(request)] if mixed else requests
+            [store for request in requests for store in stores_of(request)] if mixed else requests
         )
         if not stores:
             return [None for _ in requests]
@@ -387,13 +320,13 @@ class Flusher:
     def _outcome(
         self, request: Store | Request, results: Iterator[Receipt | tuple[int, int]]
     ) -> Outcome:
-        stores = _stores_of(request)
+        stores = stores_of(request)
         if not stores:
             return None
         outcome = self._core.outcome(stores, list(itertools.islice(results, len(stores))))
         if isinstance(outcome, OSError):
             return outcome
-        offset, end = _bounds(request)
+        offset, end = bounds(request)
         return WriteReceipt(self, offset, end - offset, outcome)
 
     def _spans(self, requests: Sequence[Store | Request], outcomes: Sequence[Outcome]) -> RangeSet:
@@ -402,7 +335,7 @@ class Flusher:
         spans = RangeSet()
         for request, outcome in zip(requests, outcomes, strict=True):
             if not isinstance(outcome, BaseException):
-                offset, end = _bounds(request)
+                offset, end = bounds(request)
                 spans.add(align_down(offset, PAGE_SIZE), min(align_up(end, PAGE_SIZE), size))
         return spans
 

@@ -17,12 +17,13 @@ from typing import cast
 from ._arguments import contiguous
 from ._autoflush import AutoFlush
 from ._core import Core, Store
-from ._flush import Flusher, Request
+from ._flush import Flusher
 from ._lane import Lane, batches
 from ._observing import observed, somebody_observes
 from ._ranges import check_range
 from ._reading import ITEMS_A_LOOK
 from ._receipt import WriteReceipt
+from ._requests import Request
 
 #: What write_many may store on the loop thread, about 0.1 ms of copying; the rest takes a hop.
 INLINE_BATCH_BYTES = 512 << 10
