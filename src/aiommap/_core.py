@@ -208,6 +208,17 @@ class Core:
         """Whether no flush failed and no page is gone: what ``check_whole`` and others raise."""
         return self.failure is None and self.mapping.first_bad is None
 
+    def check_loop(self) -> None:
+        """Raise unless on the loop of the file, which may have gone on in another thread.
+
+        Where the inline way ends: native code knows the thread, but not the loop.
+        """
+        if self.workers.on_loop():
+            self.mapping.settle()
+        else:
+            self.check_open()
+            self.workers.check_loop(self.path)
+
     def check_usable(self) -> None:
         """Raise unless the file is open, in this process, and whole."""
         self.check_open()

@@ -198,6 +198,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         """
         data = self._mapping.read_inline(offset, length)  # type: ignore[arg-type]
         if data is None:
+            self._core.check_loop()
             data = await self._reader.read(offset, length)  # type: ignore[arg-type]
         return data
 
@@ -218,6 +219,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         """
         done = self._mapping.read_into_inline(offset, buffer)  # type: ignore[arg-type]
         if done is None:
+            self._core.check_loop()
             done = await self._reader.read_into(offset, buffer)  # type: ignore[arg-type]
         return done
 
@@ -241,6 +243,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         Raises:
             As ``read``; every range is checked before any is read.
         """
+        self._core.check_loop()
         return await self._reader.read_many(ranges)
 
     async def write(self, offset: SupportsIndex, data: Buffer) -> WriteReceipt:
@@ -267,6 +270,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         """
         receipt = self._mapping.write_inline(offset, data)  # type: ignore[arg-type]
         if receipt is None:
+            self._core.check_loop()
             return await self._writer.write(offset, data)  # type: ignore[arg-type]
         return cast("WriteReceipt", receipt)
 
@@ -282,6 +286,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
             applied before the cancellation is delivered.
         Durability: as ``write``.
         """
+        self._core.check_loop()
         return await self._writer.write_many(items)
 
     async def flush(self) -> None:
