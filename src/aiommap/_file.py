@@ -78,7 +78,9 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         "_writer",
     )
 
-    def __init__(self, core: Core, hub: Surroundings) -> None:
+    def __init__(self, core: Core, hub: Surroundings | None = None) -> None:
+        if hub is None:
+            raise TypeError(f"cannot make a MappedFile of {core!r}: use aiommap.open(path)")
         self._hub = hub
         self._retired = Retired(hub.release)
         self._watch = FileWatch(hub.watcher)
@@ -165,7 +167,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
     @flush_policy.setter
     def flush_policy(self, policy: FlushPolicy) -> None:
         self._core.check_usable()
-        self._auto.replace(check_policy(policy))
+        self._auto.replace(check_policy(policy, "flush_policy"))
 
     def on_error(self, callback: Callable[[FlushError], object]) -> Subscription:
         """Have a function, sync or async, told when a flush fails, also one nobody waits for.
@@ -445,6 +447,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         await self._closer.aclose()
 
     async def __aenter__(self) -> Self:
+        self._core.check_open()
         return self
 
     async def __aexit__(

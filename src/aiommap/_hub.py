@@ -29,6 +29,7 @@ from ._observing import observed
 from ._opening import Opened, OpenOptions, open_mapping, reopening, warn_if_unguarded
 from ._own_changes import OwnChanges
 from ._policy import FlushPolicy
+from ._ranges import integer
 from ._reopening import Surroundings
 from ._scheduler import FlushScheduler
 from ._subscribers import DEFAULT_BUFFER, Changes
@@ -93,7 +94,7 @@ class Hub:
     """
 
     def __init__(self, *, workers: int | None = None) -> None:
-        if workers is not None and workers < 1:
+        if workers is not None and integer(workers, "workers") < 1:
             raise ValueError(f"workers is {workers}: a hub needs at least 1 to read with")
         self._readers = workers
         self._workers: Workers | None = None
