@@ -71,8 +71,8 @@ class FileCollector(Collector):
         for source in sources:
             if not isinstance(source, Hub | MappedFile):
                 raise TypeError(
-                    f"FileCollector got {source!r}: give it hubs and mapped files; a snapshot is a file "
-                    "of the hub= that it was opened with"
+                    f"FileCollector got {source!r}: give it hubs and mapped files; a snapshot is a "
+                    "file of the hub= that it was opened with"
                 )
         self._sources = tuple(ref(source) for source in sources)
         # Replaced as a whole, so that scrapes that run at once need no lock.
