@@ -9,8 +9,8 @@ Invariants.
 from __future__ import annotations
 
 import errno
-import operator
 import os
+import reprlib
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from ._errors import (
 )
 from ._native import Mapping, Receipt
 from ._policy import FlushPolicy
-from ._ranges import RangeSet
+from ._ranges import RangeSet, integer
 from ._workers import Limiter, Mutex, Workers
 
 if TYPE_CHECKING:
@@ -208,6 +208,17 @@ class Core:
         """Whether no flush failed and no page is gone: what ``check_whole`` and others raise."""
         return self.failure is None and self.mapping.first_bad is None
 
+    def check_loop(self) -> None:
+        """Raise unless on the loop of the file, which may have gone on in another thread.
+
+        Where the inline way ends: native code knows the thread, but not the loop.
+        """
+        if self.workers.on_loop():
+            self.mapping.settle()
+        else:
+            self.check_open()
+            self.workers.check_loop(self.path)
+
     def check_usable(self) -> None:
         """Raise unless the file is open, in this process, and whole."""
         self.check_open()
@@ -257,17 +268,17 @@ class Core:
 
     def check_growable(self, operation: str) -> None:
         """Raise unless the file can become longer."""
-        self.check_writable(operation)
+        self.check_writable(operation, 'open it with "r+"')
         if self.mode == "c":
             raise AccessModeError(operation, "c", 'a private file has a fixed size: use "r+"')
 
-    def check_writable(self, operation: str) -> None:
+    def check_writable(
+        self, operation: str, remedy: str = 'open it with "r+", or with "c" for private changes'
+    ) -> None:
         """Raise unless stores are allowed and believed in."""
         self.check_usable()
         if self.mode == "r":
-            raise AccessModeError(
-                operation, self.mode, 'open it with "r+", or with "c" for private changes'
-            )
+            raise AccessModeError(operation, self.mode, remedy)
         self.check_flushed()
 
     def check_flushed(self) -> None:
@@ -398,7 +409,13 @@ def plain_integers(*numbers: object) -> bool:
 
 def contiguous(data: object) -> memoryview:
     """View a C-contiguous buffer as bytes, without a copy."""
-    view = memoryview(data)  # type: ignore[arg-type]  # its TypeError is the one to raise
+    try:
+        view = memoryview(data)  # type: ignore[arg-type]  # this finds out
+    except TypeError:
+        hint = ": encode it first" if isinstance(data, str) else ""
+        raise TypeError(
+            f"data is {reprlib.repr(data)}, not bytes or another buffer of them{hint}"
+        ) from None
     if not view.c_contiguous:
         raise BufferError("asked to use a buffer that is not C-contiguous: make a copy of it first")
     if view.ndim == 1 and view.format == "B":
@@ -412,7 +429,7 @@ MOST_BYTES = 1 << 47
 
 def byte_count(size: object, name: str) -> int:
     """Check a size given by the caller."""
-    count = operator.index(size)  # type: ignore[arg-type]  # its TypeError is the one to raise
+    count = integer(size, name)
     if count < 0:
         raise ValueError(f"{name} is {count}: it is a number of bytes and cannot be negative")
     if count > MOST_BYTES:

@@ -65,7 +65,10 @@ class FlushPolicy:
     @classmethod
     def every_interval(cls, seconds: SupportsFloat) -> FlushPolicy:
         """Flush in the background once the oldest dirty byte is this old; a clean file rests."""
-        period = float(seconds)
+        try:
+            period = float(seconds)
+        except (TypeError, ValueError):
+            raise TypeError(f"every_interval got {seconds!r}: give a number of seconds") from None
         if not (period > 0 and math.isfinite(period)):
             raise ValueError(f"every_interval got {seconds}: give seconds, finite and above 0")
         return cls(due_seconds=period)
@@ -168,7 +171,10 @@ class FlushLedger:
 
 
 def _positive(count: SupportsIndex, name: str) -> int:
-    number = operator.index(count)
+    try:
+        number = operator.index(count)
+    except TypeError:
+        raise TypeError(f"{name} got {count!r}: give an integer") from None
     if number < 1:
         raise ValueError(f"{name} got {number}: give at least 1")
     return number
