@@ -211,6 +211,23 @@ class TestBadInput:
         assert code == 1
         assert err == f"aiommap: {empty}: the file is empty: there is nothing to read\n"
 
+    @pytest.mark.parametrize("name", ["info", "residency", "prewarm", "bench", "demo"])
+    def test_a_path_is_named_once_and_as_it_was_given(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        code, _, err = run(name, "no-such-file")
+        assert (code, err) == (1, "aiommap: no-such-file: No such file or directory\n")
+        if name != "residency":  # which searches folders
+            _, _, err = run(name, ".")
+            assert err.startswith("aiommap: .: cannot be mapped: it is a directory")
+            assert str(tmp_path) not in err
+
+    def test_an_unknown_option_refers_to_the_help_of_its_command(self, run: Run) -> None:
+        code, _, err = run("residency", "file", "--widht", "3")
+        assert code == 2
+        assert "--widht 3 (see aiommap residency --help)" in err
+
     def test_process_writes_no_traceback(self, tmp_path: Path) -> None:
         result = spawn("info", tmp_path / "missing")
         assert result.returncode == 1

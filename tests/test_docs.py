@@ -54,11 +54,19 @@ def blocks(path):
             yield line, code, not found["mark"]
 
 
+#: The first line of a block that lies beside the other ones of its page, and is not run by itself.
+CONFTEST = "# conftest.py\n"
+
+
+def conftest_of(path):
+    return "".join(code for _, code, _ in blocks(path) if code.startswith(CONFTEST))
+
+
 SNIPPETS = [
-    pytest.param(code, id=f"{name_of(path)}:{line}")
+    pytest.param(code, conftest_of(path), id=f"{name_of(path)}:{line}")
     for path in PAGES
     for line, code, runs in blocks(path)
-    if runs
+    if runs and not code.startswith(CONFTEST)
 ]
 
 
@@ -74,8 +82,9 @@ def test_every_block_is_closed_and_found():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", SNIPPETS)
-def test_snippets_run(code, tmp_path):
+@pytest.mark.parametrize(("code", "conftest"), SNIPPETS)
+def test_snippets_run(code, conftest, tmp_path):
+    (tmp_path / "conftest.py").write_text(conftest, encoding="utf-8")
     (tmp_path / "snippet.py").write_text(code, encoding="utf-8")
     # pytest-asyncio warns of an option that nobody has set there.
     options = "-m pytest -q -p no:cacheprovider -p no:asyncio".split()

@@ -344,7 +344,7 @@ async def test_whatever_is_an_integer_will_do_and_a_float_will_not(path, owner, 
         length = lengths.get(verb.length, PAGE)
         if name != "write_many":  # its own check adds the numbers up
             await verb.call(subject, Index(1), length)
-        with pytest.raises(TypeError, match="float"):
+        with pytest.raises(TypeError, match=r"float|is 1\.0: give an integer"):
             await verb.call(subject, 1.0, 1)
         for offset in (Index(-1), Index(2**64)):
             with pytest.raises(aiommap.OutOfBoundsError, match=r"only \d+:|negative"):

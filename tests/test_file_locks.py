@@ -221,11 +221,12 @@ async def test_an_async_lock_lets_one_task_in_at_a_time(f):
 
 async def test_an_async_lock_can_be_waited_for_so_long_only(f):
     lock = aiommap.AsyncLock(f, 64)
-    assert await lock.acquire() is False
+    assert await lock.acquire() is True
+    assert not lock.owner_died
     with pytest.raises(TimeoutError, match="still locked"):
         await aiommap.AsyncLock(f, 64).acquire(timeout=0.01)
     await lock.release()
-    assert await lock.acquire(timeout=0.5) is False
+    assert await lock.acquire(timeout=0.5) is True
     await lock.release()
     with pytest.raises(RuntimeError, match="not held"):
         await lock.release()
@@ -320,7 +321,7 @@ async def test_without_time_to_wait_what_is_free_is_had_and_what_is_not_is_not(f
         async with f.file_lock(3, 4, timeout=0):
             raise AssertionError
     lock = aiommap.AsyncLock(f, 64)
-    assert await lock.acquire(0) is False
+    assert await lock.acquire(0) is True
     with pytest.raises(TimeoutError):
         await aiommap.AsyncLock(f, 64).acquire(0)
     await lock.release()

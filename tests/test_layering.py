@@ -16,8 +16,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "aiommap"
 LAYERS = (
     "_errors",
     "_typing",
-    "_arguments",
     "_ranges",
+    "_arguments",
     "_ledger",
     "_policy",
     "_residency",
@@ -87,9 +87,8 @@ LAYERS = (
 #: Decided without a loop, a file or a clock, so that they are tested without them.
 PURE = (
     "_errors",
-    "_arguments",
-    "_arguments",
     "_ranges",
+    "_arguments",
     "_ledger",
     "_policy",
     "_residency",

@@ -111,6 +111,117 @@ run(second())
     assert run(script, path, "asyncio") == ["refused"]
 
 
+WARM_USES = {
+    "read": "f.read(0, 8)",
+    "read_into": "f.read_into(0, bytearray(8))",
+    "read_many": "f.read_many([(0, 8)])",
+    "write": "f.write(0, b'x')",
+    "write_many": "f.write_many([(0, b'x')])",
+    "view": "f.view(0, PAGE).write(0, b'x')",
+    "snapshot": "s.read_exact(0, 8)",
+}
+
+ELSEWHERE = """
+import threading
+
+async def first():
+    global f, s
+    f = await aiommap.open(path, "r+", flush=FlushPolicy.every_interval(30))
+    s = await aiommap.Snapshot.open(path)
+    await f.write(0, b"A")  # from here on, writes of this page ask nobody
+    await f.read(0, 8)
+    await asyncio.to_thread(run, elsewhere())
+    print((await f.read(0, 1)).decode(), f.statistics().dirty_bytes == PAGE)
+    await s.aclose()
+    await f.aclose()
+"""
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("use", WARM_USES.values(), ids=WARM_USES)
+def test_what_hops_nowhere_is_refused_in_another_threads_loop_too(path, use, loop):
+    """Or a write would be stored, and the timer of its flush would go to a loop that ends."""
+    script = f"""
+async def elsewhere():
+    async with aiommap.open(path) as own:  # this thread has a slice of time, too
+        await own.read(0, 1)
+        try:
+            await {use}
+        except RuntimeError as error:
+            assert str(error).startswith(path + " is used in another event loop"), error
+            print("refused")
+
+run(first())
+"""
+    assert run(ELSEWHERE + script, path, loop) == ["refused", "A", "True"]
+
+
+def test_what_is_closed_says_so_in_another_threads_loop(path):
+    script = """
+import anyio
+async def elsewhere():
+    try:
+        await f.read(0, 1)
+    except anyio.ClosedResourceError:
+        print("closed")
+
+async def closed():
+    global f
+    async with aiommap.open(path) as f:
+        pass
+    await asyncio.to_thread(run, elsewhere())
+
+run(closed())
+"""
+    assert run(script, path, "asyncio") == ["closed"]
+
+
+def test_a_loop_that_goes_on_in_another_thread_takes_its_files_along(path):
+    script = """
+import threading
+loop = asyncio.new_event_loop()
+f = loop.run_until_complete(aiommap.open(path, "r+").__aenter__())
+
+async def use():
+    for _ in range(2000):
+        await f.read(0, 8)
+        await f.write(0, b"x")
+
+def go_on():
+    loop.run_until_complete(use())
+    found = f.statistics()
+    # Only a slice of time that is spent may still end the inline way.
+    print(found.offloaded_reads + found.offloaded_writes < 10)
+
+thread = threading.Thread(target=go_on)
+thread.start()
+thread.join()
+loop.run_until_complete(f.aclose())
+loop.close()
+"""
+    assert run(script, path, "asyncio") == ["True"]
+
+
+def test_the_write_that_sets_a_timer_is_refused_in_a_second_loop(path):
+    script = """
+async def first():
+    global f
+    f = await aiommap.open(path, "r+", flush=FlushPolicy.every_interval(30))
+    await f.write(0, b"A")
+    await f.flush()
+
+async def second():
+    try:
+        await f.write(0, b"x")
+    except RuntimeError:
+        print("refused", f.statistics().dirty_bytes)
+
+run(first())
+run(second())
+"""
+    assert run(script, path, "asyncio") == ["refused", "0"]
+
+
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_an_open_that_the_end_of_the_loop_cancels_is_undone(path, loop):
     script = """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import operator
+import reprlib
+
+from ._ranges import integer
 
 #: No process can map more: half of what 48 bits address.
 MOST_BYTES = 1 << 47
@@ -15,7 +17,7 @@ def plain_integers(*numbers: object) -> bool:
 
 def byte_count(size: object, name: str) -> int:
     """Check a size given by the caller."""
-    count = operator.index(size)  # type: ignore[arg-type]  # its TypeError is the one to raise
+    count = integer(size, name)
     if count < 0:
         raise ValueError(f"{name} is {count}: it is a number of bytes and cannot be negative")
     if count > MOST_BYTES:
@@ -25,7 +27,13 @@ def byte_count(size: object, name: str) -> int:
 
 def contiguous(data: object) -> memoryview:
     """View a C-contiguous buffer as bytes, without a copy."""
-    view = memoryview(data)  # type: ignore[arg-type]  # its TypeError is the one to raise
+    try:
+        view = memoryview(data)  # type: ignore[arg-type]  # this finds out
+    except TypeError:
+        hint = ": encode it first" if isinstance(data, str) else ""
+        raise TypeError(
+            f"data is {reprlib.repr(data)}, not bytes or another buffer of them{hint}"
+        ) from None
     if not view.c_contiguous:
         raise BufferError("asked to use a buffer that is not C-contiguous: make a copy of it first")
     if view.ndim == 1 and view.format == "B":

@@ -17,7 +17,7 @@ import os
 import struct
 from contextlib import suppress
 from types import TracebackType
-from typing import Self, SupportsIndex
+from typing import Literal, Self, SupportsIndex
 
 import anyio
 
@@ -51,8 +51,9 @@ class _Turns:
 class AsyncLock:
     """A lock between tasks, of this process and of others that map the same file.
 
-    Eight bytes of the file are the lock; zeros are a lock that is free. Every process makes its
-    own object for them.
+    Eight bytes of the file are the lock; zeros are a lock that is free. Other bytes
+    are no error, but look like a lock whose owner died. Every process makes its own object for
+    them.
 
     If a process dies inside, the lock is free again within a tenth of a second, and the next one
     to come in is told by ``owner_died``: what the lock protects may be half done. An exception
@@ -106,13 +107,13 @@ class AsyncLock:
         """Whether the process that held it before died inside; asked by who holds it."""
         return self._owner_died
 
-    async def acquire(self, timeout: float | None = None) -> bool:
-        """Wait for the lock and take it.
+    async def acquire(self, timeout: float | None = None) -> Literal[True]:
+        """Wait for the lock and take it; then ask ``owner_died``.
 
         Args:
             timeout: how long to wait, in seconds; None means no limit, and 0 only tries.
         Returns:
-            ``owner_died``: whether to repair what the lock protects, before it is released.
+            True, as ``asyncio.Lock.acquire`` does.
         Raises:
             TimeoutError: if it is still held after so long.
             RuntimeError: without a time limit, if this task acquired it and it is still held.
@@ -131,7 +132,7 @@ class AsyncLock:
             await self._locks.release(claim)
             raise
         self._claim = claim
-        return self._owner_died
+        return True
 
     async def release(self) -> None:
         """Give the lock back, to whoever waits for it.

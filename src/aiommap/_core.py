@@ -173,6 +173,17 @@ class Core:
         """Whether no flush failed and no page is gone: what ``check_whole`` and others raise."""
         return self.failure is None and self.mapping.first_bad is None
 
+    def check_loop(self) -> None:
+        """Raise unless on the loop of the file, which may have gone on in another thread.
+
+        Where the inline way ends: native code knows the thread, but not the loop.
+        """
+        if self.workers.on_loop():
+            self.mapping.settle()
+        else:
+            self.check_open()
+            self.workers.check_loop(self.path)
+
     def check_usable(self) -> None:
         """Raise unless the file is open, in this process, and whole."""
         self.check_open()
@@ -227,17 +238,17 @@ class Core:
 
     def check_growable(self, operation: str) -> None:
         """Raise unless the file can become longer."""
-        self.check_writable(operation)
+        self.check_writable(operation, 'open it with "r+"')
         if self.mode == "c":
             raise AccessModeError(operation, "c", 'a private file has a fixed size: use "r+"')
 
-    def check_writable(self, operation: str) -> None:
+    def check_writable(
+        self, operation: str, remedy: str = 'open it with "r+", or with "c" for private changes'
+    ) -> None:
         """Raise unless stores are allowed and believed in."""
         self.check_usable()
         if self.mode == "r":
-            raise AccessModeError(
-                operation, self.mode, 'open it with "r+", or with "c" for private changes'
-            )
+            raise AccessModeError(operation, self.mode, remedy)
         self.check_flushed()
 
     def check_flushed(self) -> None:

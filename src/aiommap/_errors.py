@@ -278,7 +278,8 @@ class ForkedError(MappedFileError):
     def __str__(self) -> str:
         return (
             f"{self.path} was opened, or its hub was entered, before this process was forked and "
-            "cannot be used in it: open it again here, in a hub of this process"
+            "cannot be used in it: open it again here, in a hub of this process (multiprocessing: "
+            'use the context "spawn" or "forkserver", which pickle it)'
         )
 
 

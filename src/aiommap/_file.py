@@ -79,7 +79,9 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         "_writer",
     )
 
-    def __init__(self, core: Core, hub: Surroundings) -> None:
+    def __init__(self, core: Core, hub: Surroundings | None = None) -> None:
+        if hub is None:
+            raise TypeError(f"cannot make a MappedFile of {core!r}: use aiommap.open(path)")
         self._hub = hub
         self._retired = Retired(hub.release)
         self._watch = FileWatch(hub.watcher)
@@ -169,7 +171,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
     def flush_policy(self, policy: FlushPolicy) -> None:
         self._core.check_usable()
         self._core.workers.check_loop()
-        self._auto.replace(check_policy(policy))
+        self._auto.replace(check_policy(policy, "flush_policy"))
 
     def on_error(self, callback: Callable[[FlushError], object]) -> Subscription:
         """Have a function, sync or async, told when a flush fails, also one nobody waits for.
@@ -202,6 +204,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         """
         data = self._mapping.read_inline(offset, length)  # type: ignore[arg-type]
         if data is None:
+            self._core.check_loop()
             data = await self._reader.read(offset, length)  # type: ignore[arg-type]
         return data
 
@@ -222,6 +225,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         """
         done = self._mapping.read_into_inline(offset, buffer)  # type: ignore[arg-type]
         if done is None:
+            self._core.check_loop()
             done = await self._reader.read_into(offset, buffer)  # type: ignore[arg-type]
         return done
 
@@ -246,6 +250,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
             As ``read``; every range is checked before any is read.
         Cancellation: as ``read``.
         """
+        self._core.check_loop()
         return await self._reader.read_many(ranges)
 
     async def write(self, offset: SupportsIndex, data: Buffer) -> WriteReceipt:
@@ -272,6 +277,8 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         """
         receipt = self._mapping.write_inline(offset, data)  # type: ignore[arg-type]
         if receipt is None:
+            if not self._core.lanes.durable_writes:  # the flush lane looks at the loop itself
+                self._core.check_loop()
             return await self._writer.write(offset, data)  # type: ignore[arg-type]
         return cast("WriteReceipt", receipt)
 
@@ -289,6 +296,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
             applied before the cancellation is delivered.
         Durability: as ``write``.
         """
+        self._core.check_loop()
         return await self._writer.write_many(items)
 
     async def flush(self) -> None:
@@ -458,6 +466,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         await self._closer.aclose()
 
     async def __aenter__(self) -> Self:
+        self._core.check_open()
         return self
 
     async def __aexit__(

@@ -36,6 +36,7 @@ from ._opening import (
 )
 from ._own_changes import OwnChanges
 from ._policy import FlushPolicy
+from ._ranges import integer
 from ._reopening import Surroundings
 from ._scheduler import FlushScheduler
 from ._subscribers import DEFAULT_BUFFER, Changes
@@ -100,7 +101,7 @@ class Hub:
     """
 
     def __init__(self, *, workers: int | None = None) -> None:
-        if workers is not None and workers < 1:
+        if workers is not None and integer(workers, "workers") < 1:
             raise ValueError(f"workers is {workers}: a hub needs at least 1 to read with")
         self._readers = workers
         self._workers: Workers | None = None

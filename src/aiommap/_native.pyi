@@ -122,7 +122,13 @@ class Mapping:
         """Offset, end and place of the live leases, newest first."""
 
     def attach(self, owner: object, receipt_type: type[Receipt], /) -> None:
-        """Say what receipts of write_inline are made of and refer to."""
+        """Say what receipts of write_inline are made of and refer to; settles."""
+
+    def settle(self) -> None:
+        """Let read_inline, read_into_inline and write_inline answer in this thread, and no other.
+
+        They answer in any thread before the first ``attach``.
+        """
 
     def close(self) -> None:
         """Close the descriptor and give up the mapping; leases keep their pages (I7)."""

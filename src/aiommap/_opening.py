@@ -82,10 +82,10 @@ def absolute_path(path: str | os.PathLike[str]) -> str:
     return os.path.abspath(text)
 
 
-def check_policy(policy: object) -> FlushPolicy:
+def check_policy(policy: object, name: str = "flush") -> FlushPolicy:
     """Refuse what is no flush policy."""
     if not isinstance(policy, FlushPolicy):
-        raise TypeError(f"flush is {policy!r}: use one of the FlushPolicy class methods")
+        raise TypeError(f"{name} is {policy!r}: use one of the FlushPolicy class methods")
     return policy
 
 
@@ -138,6 +138,10 @@ class OpenOptions:
             raise ValueError(f"capacity is {room}, less than size {length}: make it at least that")
         if advice is not None and not isinstance(advice, Advice):
             raise TypeError(f"advice is {advice!r}: use a member of Advice")
+        switches = {"sparse": sparse, "prewarm": prewarm, "lock": lock, "huge_pages": huge_pages}
+        for name, switch in switches.items():
+            if not isinstance(switch, bool):
+                raise TypeError(f"{name} is {switch!r}: it is either True or False")
         return cls(
             path=absolute_path(path),
             mode=MODES[mode],
@@ -231,7 +235,16 @@ def _make_content(fd: int, old: int, options: OpenOptions) -> None:
     """Make the file ``size`` zero bytes long; on failure it has its old size and bytes."""
     size = options.size or 0
     if not options.sparse:
-        reserve(fd, 0, size, old)
+        try:
+            reserve(fd, 0, size, old)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            reason = (
+                f"{os.strerror(errno.ENOSPC)} for the {size} bytes to reserve: ask for a smaller "
+                "size, or pass sparse=True to take blocks only where something is stored"
+            )
+            raise OSError(errno.ENOSPC, reason, options.path) from error
     os.ftruncate(fd, size)
     zeros = bytes(1 << 20)
     for at in range(0, min(old, size), len(zeros)):
@@ -269,18 +282,27 @@ def _map(fd: int, found: os.stat_result, options: OpenOptions) -> Mapping:
         capacity = size
     if capacity < size:
         raise ValueError(f"capacity is {capacity}, but {options.path} has {size} bytes already")
-    return Mapping(
-        fd,
-        size,
-        capacity,
-        mode.writable,
-        mode.private,
-        options.huge_pages,
-        nowait_works(os.uname()),
-        filesystem_type(fd) in _IN_MEMORY,
-        _sees_residency(found, options),
-        options.sparse,
-    )
+    try:
+        return Mapping(
+            fd,
+            size,
+            capacity,
+            mode.writable,
+            mode.private,
+            options.huge_pages,
+            nowait_works(os.uname()),
+            filesystem_type(fd) in _IN_MEMORY,
+            _sees_residency(found, options),
+            options.sparse,
+        )
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        reason = (
+            f"{os.strerror(errno.ENOMEM)}: the process has no {capacity} bytes of address space "
+            "left to map it in: ask for less capacity, or map fewer files at once"
+        )
+        raise OSError(errno.ENOMEM, reason, options.path) from error
 
 
 def nowait_works(kernel: os.uname_result) -> bool:

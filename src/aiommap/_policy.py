@@ -77,7 +77,10 @@ class FlushPolicy:
         Raises:
             ValueError: if the seconds are not finite and above 0.
         """
-        period = float(seconds)
+        try:
+            period = float(seconds)
+        except (TypeError, ValueError):
+            raise TypeError(f"every_interval got {seconds!r}: give a number of seconds") from None
         if not (period > 0 and math.isfinite(period)):
             raise ValueError(f"every_interval got {seconds}: give seconds, finite and above 0")
         return cls(due_seconds=period)
@@ -183,7 +186,10 @@ class FlushLedger:
 
 
 def _positive(count: SupportsIndex, name: str) -> int:
-    number = operator.index(count)
+    try:
+        number = operator.index(count)
+    except TypeError:
+        raise TypeError(f"{name} got {count!r}: give an integer") from None
     if number < 1:
         raise ValueError(f"{name} got {number}: give at least 1")
     return number

@@ -17,6 +17,14 @@ from ._errors import OutOfBoundsError, OverlapError
 Name = TypeVar("Name", bound=Hashable)
 
 
+def integer(value: object, name: str) -> int:
+    """Return a plain integer; the error for what is none says which argument it was."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]  # this finds out
+    except TypeError:
+        raise TypeError(f"{name} is {reprlib.repr(value)}: give an integer") from None
+
+
 def check_range(offset: SupportsIndex, length: SupportsIndex, limit: int) -> tuple[int, int]:
     """Return offset and length as plain integers once they are known to lie within the limit.
 
@@ -27,7 +35,7 @@ def check_range(offset: SupportsIndex, length: SupportsIndex, limit: int) -> tup
         OutOfBoundsError: if [offset, offset + length) is not within [0, limit).
         TypeError: if either is not an integer.
     """
-    start, count = operator.index(offset), operator.index(length)
+    start, count = integer(offset, "offset"), integer(length, "length")
     if start < 0 or count < 0 or start + count > limit:
         raise OutOfBoundsError(start, count, limit)
     return start, count
@@ -36,8 +44,14 @@ def check_range(offset: SupportsIndex, length: SupportsIndex, limit: int) -> tup
 def check_tail(offset: SupportsIndex, length: SupportsIndex | None, limit: int) -> tuple[int, int]:
     """Check a range whose length None means "to the end"."""
     if length is None:
-        start = operator.index(offset)
-        return check_range(start, max(0, limit - start) if start <= limit else 1, limit)
+        start = integer(offset, "offset")
+        if start > limit:
+            reason = (
+                f"asked for bytes from {start} on but there are only {limit}: begin earlier, or "
+                "resize() the file first"
+            )
+            raise OutOfBoundsError(start, 0, limit, reason)
+        return check_range(start, max(0, limit - start), limit)
     return check_range(offset, length, limit)
 
 

@@ -84,7 +84,7 @@ class SizedVerbs:
         Durability: visible; durable with the next ``flush``, of whatever range.
         Source: fallocate(2) with FALLOC_FL_PUNCH_HOLE.
         """
-        self._core.check_writable("punch a hole in")
+        self._core.check_writable("punch a hole in", 'open it with "r+"')
         if self._core.mode == "c":
             raise AccessModeError("punch a hole in", "c", 'private changes are not files: use "r+"')
         start, count = check_range(offset, length, self.size)

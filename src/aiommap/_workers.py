@@ -331,17 +331,29 @@ class Workers:
         """Whether this process is a child of the one whose loop these workers answer to."""
         return self._forks != Forks.count
 
-    def check_loop(self) -> None:
+    def check_loop(self, what: str = "a file or hub") -> None:
         """Raise unless this is the loop these workers answer to; any other would wait for ever."""
         try:  # as ``on_loop`` has it, without its call: each durable write pays for this
             here = self._running() is self._loop
         except RuntimeError:
             here = False
         if not here or self._forks != Forks.count:
-            raise RuntimeError(
-                "a file or hub is used outside of the event loop it was opened in, or after that "
-                "ended, or in a forked child: open it again in this one"
-            )
+            raise RuntimeError(self._elsewhere(what))
+
+    def _elsewhere(self, what: str) -> str:
+        """Say where something is used that belongs to this loop and no other."""
+        if self.forked:
+            return f"{what} is used in a forked child: open it again in there"
+        try:
+            self._running()
+        except RuntimeError:
+            where = "a thread that runs no event loop"
+        else:
+            where = "another event loop"
+        return (
+            f"{what} is used in {where}, but it belongs to the event loop it was opened in: use it "
+            "there, or open it again in this one"
+        )
 
     async def give_way(self) -> bool:
         """Let other tasks run, and see a cancellation, if the slice is spent; tell if it was."""

@@ -48,6 +48,8 @@ def instrument(tracer_provider: TracerProvider | None = None, *, threshold: floa
     Concurrency: spans are made on the loop thread: use a processor that does not export there,
         such as ``BatchSpanProcessor``.
     """
+    if isinstance(tracer_provider, int | float):
+        raise TypeError(f"tracer_provider is {tracer_provider}: write threshold={tracer_provider}")
     if not 0 <= threshold < math.inf:
         raise ValueError(f"threshold is {threshold}: give seconds, 0 for a span of everything")
     tracer = get_tracer("aiommap", _VERSION, tracer_provider)

@@ -71,7 +71,10 @@ class FileCollector(Collector):
     def __init__(self, *sources: Hub | MappedFile) -> None:
         for source in sources:
             if not isinstance(source, Hub | MappedFile):
-                raise TypeError(f"FileCollector got {source!r}: give it hubs and mapped files")
+                raise TypeError(
+                    f"FileCollector got {source!r}: give it hubs and mapped files; a snapshot is a "
+                    "file of the hub= that it was opened with"
+                )
         self._sources = tuple(ref(source) for source in sources)
         # Replaced as a whole, so that scrapes that run at once need no mutex.
         self._labels: dict[ref[MappedFile], _FileLabels] = {}

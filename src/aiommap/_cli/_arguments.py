@@ -18,8 +18,9 @@ EXIT_CODES = """\
 exit codes:
   0    everything was done
   1    a file could not be opened or used; every other file was still done
+       (completion: an extra is not installed)
   2    the command line is wrong; nothing was done
-  130  stopped by Ctrl-C (or SIGTERM), cleaned up
+  130  stopped by Ctrl-C (demo: or by SIGTERM), cleaned up
   141  the reader of standard output went away (as in "| head")
 """
 

@@ -9,7 +9,7 @@ from functools import partial
 import aiommap
 from aiommap import Advice
 
-from ._measure import Operation, measure_once, measure_repeated, measure_shared
+from ._measure import Operation, measure_once, measure_repeated, measure_shared, middle
 from ._stage import Stage
 from ._stdlib import in_thread, stdlib_mapping
 from ._system import HIDDEN, visible_residency
@@ -17,6 +17,7 @@ from ._text import KIB, MIB, format_bytes, format_share, plural
 
 _COLD_CHUNK = MIB
 _COLD_READERS = 8
+_COLD_ROUNDS = 3
 _WARM_BLOCK = 4 * KIB
 
 # MADV_POPULATE_READ of madvise(2), Linux 5.14; the mmap module of Python 3.11 has no name for it.
@@ -27,16 +28,18 @@ async def read_cold(stage: Stage) -> None:
     """Read everything from the disk, several tasks at once."""
     stage.screen.heading(
         f"Cold read of {format_bytes(stage.span)}: {_COLD_READERS} tasks, "
-        f"{format_bytes(_COLD_CHUNK)} at a time"
+        f"{format_bytes(_COLD_CHUNK)} at a time; the middle one of {_COLD_ROUNDS} rounds"
     )
     measure = partial(measure_shared, span=stage.span, block=_COLD_CHUNK)
-    await stage.make_cold()
-    async with aiommap.open(stage.path) as file:
-        ours = await measure(_readers(file, stage.span, _COLD_CHUNK, _COLD_READERS))
-    await stage.make_cold()
-    async with stdlib_mapping(stage.path) as mapping:
-        theirs = await measure(_slicers(mapping, stage.span, _COLD_CHUNK, _COLD_READERS))
-    stage.compare("cold read, whole file", ours, theirs)
+    ours, theirs = [], []
+    for _ in range(_COLD_ROUNDS):
+        await stage.make_cold()
+        async with aiommap.open(stage.path) as file:
+            ours.append(await measure(_readers(file, stage.span, _COLD_CHUNK, _COLD_READERS)))
+        await stage.make_cold()
+        async with stdlib_mapping(stage.path) as mapping:
+            theirs.append(await measure(_slicers(mapping, stage.span, _COLD_CHUNK, _COLD_READERS)))
+    stage.compare("cold read, whole file", middle(ours), middle(theirs))
 
 
 async def read_warm(stage: Stage) -> None:

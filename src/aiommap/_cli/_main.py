@@ -35,7 +35,10 @@ def build_parser() -> Parser:
     parser = Parser(prog="aiommap", description=_DESCRIPTION)
     parser.add_argument("--version", action=ShowVersion)
     commands = parser.add_subparsers(
-        metavar="COMMAND", required=True, help="one of the above; each has its own --help"
+        metavar="COMMAND",
+        dest="name",
+        required=True,
+        help="one of the above; each has its own --help",
     )
     for command in (_info, _residency, _prewarm, _bench, _demo, _watch):
         command.add_parser(commands)
@@ -69,18 +72,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        options = build_parser().parse_args(argv)
+        options, unknown = build_parser().parse_known_args(argv)
     except SystemExit as stop:
         # Help and version end the parser this way, and may sit in a buffer that no one reads.
         sys.stdout.flush()
         return stop.code if isinstance(stop.code, int) else _USAGE
+    if unknown:  # argparse itself would refer to the help of the whole
+        words = " ".join(unknown)
+        raise UsageError(f"unrecognized arguments: {words} (see aiommap {options.name} --help)")
     screen = choose_screen(as_json=options.json)
     try:
         options.run(options, screen)
-    except BaseExceptionGroup as group:
+    except BaseException as error:
         # Tasks fail in groups; one line can tell of one failure, and the first caused the rest.
-        raise _first(group) from group
+        failure = _first(error)
+        if isinstance(failure, OSError) and _is_about(getattr(options, "file", None), failure):
+            screen.problem(options.file, failure)
+        elif failure is error:
+            raise
+        else:
+            raise failure from error
     return _FAILED if screen.problems else 0
+
+
+def _is_about(path: str | None, failure: OSError) -> bool:
+    """Tell whether what failed is the one file of the command; errors have its absolute path."""
+    if path is None:
+        return False
+    whole = os.path.abspath(path)
+    if isinstance(failure, aiommap.UnsupportedError):
+        return failure.operation == f"map {whole}"
+    found: object = failure.filename
+    return found == whole
 
 
 def _first(error: BaseException) -> BaseException:

@@ -129,6 +129,11 @@ async def measure_once(work: Callable[[], Awaitable[object]], length: int) -> Me
     return Measurement(1, length, elapsed, beat.worst_gap)
 
 
+def middle(rounds: Sequence[Measurement]) -> Measurement:
+    """Return the round with the median worst stall: a lone one may be the machine's, not ours."""
+    return sorted(rounds, key=lambda measured: measured.worst_gap)[len(rounds) // 2]
+
+
 async def measure_shared(operations: Sequence[Operation], *, span: int, block: int) -> Measurement:
     """Let one task per operation take the next block in order until the span has been done."""
     remaining = iter(range(0, span, block))

@@ -135,6 +135,8 @@ def describe(error: Exception) -> str:
         text = error.strerror or str(error)
     else:
         text = str(error)
+        if isinstance(error, aiommap.UnsupportedError) and error.operation.startswith("map "):
+            text = f"cannot be mapped: {error.reason}"
     return printable(" ".join(text.split())) or type(error).__name__
 
 

@@ -17,7 +17,18 @@ static bool parse_integer(PyObject *object, int64_t *value)
     return !overflow;
 }
 
-static bool slice_allows(void) { return !slice_is_spent(thread_slice(), slice_clock()); }
+/* Whether this is the thread of the file's loop. Its slice tells it from any other thread alive;
+ * a mapping that nobody attached belongs to none. */
+static bool is_home(const Mapping *self, const struct slice *slice)
+{
+    return self->home == slice || !self->home;
+}
+
+static bool turn_allows(const Mapping *self)
+{
+    const struct slice *slice = thread_slice();
+    return is_home(self, slice) && !slice_is_spent(slice, slice_clock());
+}
 
 bool spans_cover(const struct spans *spans, int64_t offset, int64_t end)
 {
@@ -144,7 +155,7 @@ PyObject *mapping_read_inline(Mapping *self, PyObject *const *args, Py_ssize_t c
     int64_t offset, length;
     if (count != 2 || !parse_integer(args[0], &offset) || !parse_integer(args[1], &length) ||
         !mapping_is_usable(self) || !range_is_valid(offset, length, self->size) ||
-        (uint64_t)length > INLINE_READ_LIMIT_BYTES || !slice_allows())
+        (uint64_t)length > INLINE_READ_LIMIT_BYTES || !turn_allows(self))
         Py_RETURN_NONE;
     return read_bytes(self, offset, length);
 }
@@ -163,7 +174,7 @@ PyObject *mapping_read_into_inline(Mapping *self, PyObject *const *args, Py_ssiz
     int64_t offset;
     Py_buffer view;
     if (count != 2 || !parse_integer(args[0], &offset) || !mapping_is_usable(self) ||
-        !slice_allows())
+        !turn_allows(self))
         Py_RETURN_NONE;
     if (PyObject_GetBuffer(args[1], &view, PyBUF_WRITABLE)) {
         PyErr_Clear();
@@ -225,7 +236,8 @@ static PyObject *store_now(Mapping *self, int64_t offset, const Py_buffer *data,
     if (!range_is_valid(offset, data->len, self->size) ||
         (size_t)data->len > INLINE_WRITE_LIMIT_BYTES)
         Py_RETURN_NONE;
-    if (!asked && slice_is_spent(thread_slice(), now))
+    const struct slice *slice = thread_slice();
+    if (!asked && (!is_home(self, slice) || slice_is_spent(slice, now)))
         Py_RETURN_NONE;
     if (data->len == 0)
         return receipt_make(self, offset, 0, self->sequence);

@@ -195,8 +195,15 @@ static PyObject *mapping_attach(Mapping *self, PyObject *args)
     PyObject *old_owner = self->owner, *old_type = (PyObject *)self->receipt_type;
     self->owner = Py_NewRef(owner);
     self->receipt_type = (PyTypeObject *)Py_NewRef((PyObject *)type);
+    self->home = thread_slice();
     Py_XDECREF(old_owner);
     Py_XDECREF(old_type);
+    Py_RETURN_NONE;
+}
+
+static PyObject *mapping_settle(Mapping *self, PyObject *Py_UNUSED(unused))
+{
+    self->home = thread_slice();
     Py_RETURN_NONE;
 }
 
@@ -380,6 +387,7 @@ static PyMethodDef mapping_methods[] = { /* documented in _native.pyi */
     NONE("take_growth", mapping_take_growth),
     NONE("stop_growth", mapping_stop_growth),
     ARGS("attach", mapping_attach),
+    NONE("settle", mapping_settle),
     NONE("close", mapping_close),
     {NULL, NULL, 0, NULL},
 };

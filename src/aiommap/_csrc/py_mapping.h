@@ -103,6 +103,7 @@ typedef struct {
     uint64_t ended_leases; /* GIL; how many writable ones there were */
     PyObject *owner;       /* GIL; what receipts refer to; may be NULL */
     PyTypeObject *receipt_type; /* GIL; may be NULL */
+    const struct slice *home; /* GIL; of the thread its loop runs in; never read through */
 } Mapping;
 
 struct lease {

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from types import FunctionType
 
-import pytest
+try:
+    import pytest
+except ImportError as _missing:
+    raise ImportError("aiommap.testing needs pytest: pip install pytest") from _missing
 
 # Before it is loaded, so that a failing assertion shows its values in a user's project, too.
 pytest.register_assert_rewrite("aiommap.testing._storage_backend")

@@ -134,6 +134,8 @@ class FaultyDisk:
 
 def core_of(file: MappedFile | Snapshot) -> Core:
     """Return what an open file's verbs share."""
+    if not isinstance(file, MappedFile | Snapshot):
+        raise TypeError(f"cannot make faults in {file!r}: give an open file or a snapshot")
     core = file._core  # noqa: SLF001  the seam is there
     core.check_usable()
     return core

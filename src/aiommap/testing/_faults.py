@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import get_args
 
 from aiommap import AccessModeError, MappedFile, Snapshot, _opening
 from aiommap._change import Identity
@@ -49,10 +50,13 @@ def failing_flush(file: MappedFile, number: int = errno.EIO) -> Iterator[Injecte
             for during write-back (thin provisioning, network mounts).
     Raises:
         AccessModeError: in modes "r" and "c", where nothing is flushed.
+        ValueError: if the number is no errno.
         anyio.ClosedResourceError: if the file is closed.
     Concurrency: for the event loop's thread.
     Example: ``with failing_flush(f) as fault: ...``
     """
+    if number not in errno.errorcode:
+        raise ValueError(f"number is {number!r}: give an errno, such as errno.EIO")
     fault = _FailingFlush(number)
     with in_place(_writable(file, "make the flush fail of"), fault):
         yield fault
@@ -239,11 +243,13 @@ def slow_disk(
         only: "read" (``prewarm`` included), "write" or "flush" for only these calls; reads and
             stores then stay inline if only flushes are slow.
     Raises:
-        ValueError: if seconds is not positive, or infinite.
+        ValueError: if seconds is not positive, or infinite; if only is no such word.
         anyio.ClosedResourceError: if the file is closed.
     Concurrency: for the event loop's thread.
     Example: ``with slow_disk(f) as disk: ...``
     """
+    if only not in (None, *get_args(Call)):
+        raise ValueError(f'only is {only!r}: give one of "read", "write" and "flush", or None')
     if not 0 < seconds < math.inf:
         raise ValueError(f"seconds is {seconds}: a slow disk takes some time, and not for ever")
     core = core_of(file)
