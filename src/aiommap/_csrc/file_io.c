@@ -45,6 +45,20 @@ ssize_t file_read(int fd, char *to, size_t length, off_t offset)
     return (ssize_t)done;
 }
 
+ssize_t file_read_own(int fd, char *to, size_t length, off_t offset)
+{
+    ssize_t got = file_read(fd, to, length, offset);
+    return got < 0 ? got : (ssize_t)file_own(fd, offset, (size_t)got);
+}
+
+size_t file_own(int fd, off_t offset, size_t got)
+{
+    off_t end = lseek(fd, 0, SEEK_END);
+    if (end < 0 || end - offset >= (off_t)got)
+        return got;
+    return end > offset ? (size_t)(end - offset) : 0;
+}
+
 size_t file_write(int fd, struct iovec *pieces, int count, off_t offset, int *error)
 {
     size_t done = 0;

@@ -17,7 +17,7 @@ static ssize_t read_waiting(Mapping *self, char *to, int64_t offset, size_t leng
         WITHOUT_GIL(hold, self,
                     got = (ssize_t)region_copy_out(hold.region, (size_t)offset, to, length););
     else
-        WITHOUT_GIL(hold, self, got = file_read(hold.fd, to, length, (off_t)offset););
+        WITHOUT_GIL(hold, self, got = file_read_own(hold.fd, to, length, (off_t)offset););
     if (got >= 0 && (size_t)got < length)
         self->counters.faults++;
     return got;

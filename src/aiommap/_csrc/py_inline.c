@@ -105,7 +105,7 @@ static bool read_cached(Mapping *self, char *to, int64_t offset, size_t length)
     }
     if (got == -EOPNOTSUPP || got == -EPERM || got == -ENOSYS)
         self->nowait = false; /* this file system, sandbox or kernel has no NOWAIT reads */
-    return got == (ssize_t)length;
+    return got == (ssize_t)length && file_own(self->fd, (off_t)offset, length) == length;
 }
 
 /* True when `length` bytes were read without waiting. Needs a valid range. */

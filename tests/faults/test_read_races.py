@@ -1,0 +1,51 @@
+"""Reads that meet a truncation half-way: the kernel gives zeros for what it has just cut off.
+
+It looks at the size, then copies; a page that goes in between is copied as zeros, and the call says
+that it read everything. That takes an unlucky moment (once in some 200,000 reads of a busy machine
+whose file is cut all the time), so here strace(1) makes the look at the size that follows the copy
+answer what it would then.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from faults.tracing import missing
+
+SCRIPT = """
+import sys, anyio, aiommap
+
+async def main():
+    async with aiommap.open(sys.argv[1], **eval(sys.argv[2])) as f:
+        if sys.argv[3] == "warm":
+            await f.prewarm()
+        print(await f.read(0, 100) == b"x" * 100)
+        try:
+            await f.read(50, 100)
+        except aiommap.MappingFaultError as error:
+            print("fault", error.copied)
+
+anyio.run(main)
+"""
+
+
+@pytest.mark.parametrize("way", ["warm", "cold"])
+@pytest.mark.parametrize("options", [{}, {"mode": "c"}], ids=["shared", "private"])
+def test_bytes_that_were_cut_off_while_they_were_copied_are_a_fault(tmp_path, options, way):
+    lacking = missing()
+    if lacking is not None:
+        pytest.skip(lacking)
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 16 * 4096)
+    strace = ["strace", "-f", "-o", tmp_path / "log", "-P", path, "-e", "trace=lseek"]
+    command = [sys.executable, "-c", SCRIPT, path, repr(options), way]
+    done = subprocess.run(
+        [*strace, "-e", "inject=lseek:retval=100", *command],
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert done.stdout.splitlines() == ["True", "fault 50"], done.stderr
