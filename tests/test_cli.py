@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import io
 import json
@@ -25,7 +24,6 @@ PAGE = aiommap.PAGE_SIZE
 ROOT = Path(__file__).parent.parent
 HELP_FILE = ROOT / "docs" / "cli_help.txt"
 COMMANDS = ("info", "residency", "prewarm", "bench", "demo")
-#: Those that take a file, and those that do not.
 ALL_COMMANDS = (*COMMANDS, "watch", "completion")
 SHORT = ("--seconds", "0.05", "--tasks", "2")
 
@@ -495,21 +493,6 @@ class TestOutput:
         code, out = on_terminal("info", data, "--json")
         assert code == 0
         assert json.loads(out)["command"] == "info"
-
-
-def test_cli_uses_public_names_only() -> None:
-    """The commands are examples of the library's use: what they need, a user can have."""
-    public = set(aiommap.__all__)
-    for source in Path(main.__code__.co_filename).parent.glob("*.py"):
-        for node in ast.walk(ast.parse(source.read_text())):
-            if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "aiommap":
-                assert node.attr in public, f"{source.name}:{node.lineno}"
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                assert not (node.module or "").startswith("aiommap."), source.name
-                if node.module == "aiommap":
-                    assert {alias.name for alias in node.names} <= public, source.name
-            elif isinstance(node, ast.ImportFrom):
-                assert node.level == 1, f"{source.name}:{node.lineno}"
 
 
 if __name__ == "__main__":

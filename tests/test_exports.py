@@ -16,6 +16,7 @@ import aiommap
 
 PUBLIC = {name: getattr(aiommap, name) for name in aiommap.__all__}
 CLASSES = {name: value for name, value in PUBLIC.items() if inspect.isclass(value)}
+COMMANDS = Path(aiommap.__file__).parent / "_cli"
 FUNCTIONS = {name: value for name, value in PUBLIC.items() if inspect.isfunction(value)}
 
 
@@ -84,3 +85,17 @@ def test_every_field_of_a_dataclass_is_documented(name):
     text = inspect.getdoc(CLASSES[name])
     for field in dataclasses.fields(CLASSES[name]):
         assert f"    {field.name}: " in text
+
+
+def test_the_commands_use_public_names_only():
+    """The commands are examples of the library's use: what they need, a user can have."""
+    for source in COMMANDS.glob("*.py"):
+        for node in ast.walk(ast.parse(source.read_text())):
+            if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "aiommap":
+                assert node.attr in PUBLIC, f"{source.name}:{node.lineno}"
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                assert not (node.module or "").startswith("aiommap."), source.name
+                if node.module == "aiommap":
+                    assert {alias.name for alias in node.names} <= PUBLIC.keys(), source.name
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 1, f"{source.name}:{node.lineno}"

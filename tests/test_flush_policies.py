@@ -132,7 +132,7 @@ async def test_a_policy_cannot_be_replaced_in_another_thread(path):
         def replace():
             f.flush_policy = FlushPolicy.every_interval(0.01)
 
-        with pytest.raises(RuntimeError, match="outside of the event loop"):
+        with pytest.raises(RuntimeError, match="belongs to the event loop it was opened in"):
             await anyio.to_thread.run_sync(replace)
         assert f.flush_policy == FlushPolicy.manual()
         replace()

@@ -127,6 +127,14 @@ class Looker:
         except OSError:
             return False
 
+    def changed_within(self, entry: Entry, seconds: float) -> bool:
+        """Tell whether the file changed so shortly ago that an event of it may be on its way."""
+        try:
+            found = stat_of(entry.path)
+        except OSError:
+            return False
+        return found is not None and abs(time.time_ns() - found.st_ctime_ns) < seconds * 1e9
+
     def look(self, entry: Entry, source: str) -> None:
         """Compare a path with what was last told of it."""
         if not entry.known:

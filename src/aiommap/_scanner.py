@@ -52,8 +52,10 @@ MOST_LOOKS = 256
 LOOKS_IN_A_ROW = 32
 GIVE_WAY_SECONDS = 5e-5
 TICK_SECONDS = 0.1
-#: A poll lets events go first, which know more, by this much.
-POLL_DELAY_SECONDS = 1.5 * STEP_SECONDS
+#: A poll lets events go first, which know more, by this much, and those of later changes as well,
+#: unless the file never rests.
+POLL_DELAY_SECONDS = 3 * STEP_SECONDS
+LONGEST_DELAY_SECONDS = 0.5
 #: So many names at once suggest that the kernel's queue overflowed, of which nobody is told.
 LARGE_BATCH = 2000
 #: How often the thread makes sure that somebody is left to be told.
@@ -127,8 +129,8 @@ class Scanner:
         self._asked: list[tuple[Entry, object]] = []
         self._ring: deque[Entry | str] = deque()
         self._timed: list[tuple[float, int, Entry]] = []
-        #: What a poll found and when to look at it, in that order.
-        self._suspects: deque[tuple[float, Entry]] = deque()
+        #: When to look at what a poll found, in that order, what, and when that was.
+        self._suspects: deque[tuple[float, Entry, float]] = deque()
         self._owed = 0.0
         self._looks = 0
         self._look_seconds = LOOK_SECONDS
@@ -326,9 +328,9 @@ class Scanner:
                 self._poll(entry, now)
                 self._time(entry)
         while self._suspects and self._suspects[0][0] <= now:
-            _, entry = self._suspects.popleft()
+            _, entry, since = self._suspects.popleft()
             if entry.suspect and entry.live:
-                self._looker.look(entry, "poll")
+                self._look_at_suspect(entry, now, since)
         if self._timed:
             self._tick_at = min(self._tick_at, self._timed[0][0])
         if self._suspects:
@@ -363,7 +365,15 @@ class Scanner:
             self._looker.look(entry, "poll")
         elif entry.known and not entry.suspect and self._looker.differs(entry):
             entry.suspect = True
-            self._suspects.append((now + POLL_DELAY_SECONDS, entry))
+            self._suspects.append((now + POLL_DELAY_SECONDS, entry, now))
+
+    def _look_at_suspect(self, entry: Entry, now: float, since: float) -> None:
+        """Look, unless the file has changed once more and an event may be on its way."""
+        patient = now - since < LONGEST_DELAY_SECONDS
+        if patient and self._looker.changed_within(entry, POLL_DELAY_SECONDS):
+            self._suspects.append((now + POLL_DELAY_SECONDS, entry, since))
+        else:
+            self._looker.look(entry, "poll")
 
     def _tell(self, found: Found) -> None:
         self._found.append(found)
