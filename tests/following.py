@@ -60,7 +60,7 @@ async def until_serves_stably(live, expected):
 
 def mappings(path):
     with open("/proc/self/maps") as lines:
-        return sum(path.name in line for line in lines)
+        return sum(str(path) in line for line in lines)
 
 
 async def until_mapped(path, count):
