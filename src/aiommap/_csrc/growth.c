@@ -18,6 +18,8 @@ enum { CAN_APPEND = true };
 enum { CAN_APPEND = false };
 #endif
 
+/* SAFETY: read by the handler and by threads at any moment. Who sees a new `end` has to see what
+ * was done to the file before it, so they are released and acquired. */
 #define LOAD(field) __atomic_load_n(&(field), __ATOMIC_ACQUIRE)
 #define STORE(field, value) __atomic_store_n(&(field), (value), __ATOMIC_RELEASE)
 
@@ -136,7 +138,7 @@ static int reserve(struct growth *growth, int64_t end, int64_t target, int64_t l
  * over, and neither is what another thread stores: it can only do so behind us. */
 static int append_zeros(int fd, int64_t *end, int64_t target)
 {
-    static const char zeros[1 << 16];
+    static const char zeros[1 << 16]; /* SAFETY: constant, so also for two handlers at once */
     enum { PIECES = GROWTH_WINDOW_BYTES / sizeof zeros };
     for (int64_t to = target; *end < to; to = most_of(target, page_up(*end))) {
         struct iovec pieces[PIECES];
@@ -178,6 +180,9 @@ static int grow(struct growth *growth, int64_t offset, int64_t limit)
     return 0;
 }
 
+/* SAFETY: runs in the signal handler. It makes only system calls that are async-signal-safe, or
+ * thin wrappers of them, on a descriptor that `busy` keeps open; it allocates nothing, and never
+ * waits (X2). */
 enum growth_outcome growth_reach(struct growth *growth, int64_t offset, int64_t limit, int *error)
 {
     enum growth_outcome outcome = GROWTH_LOST;
