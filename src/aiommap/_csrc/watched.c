@@ -18,6 +18,7 @@ struct chunk {
 
 static struct chunk table;             /* the first chunk; the rest hangs on it, for ever */
 static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct chunk *recent = &table;  /* atomic; where the last fault was: growth makes many */
 static struct entry *free_entries;     /* table_lock */
 static size_t unused = 0;              /* table_lock; entries of the last chunk that were handed out */
 static struct chunk *last = &table;    /* table_lock */
@@ -101,12 +102,24 @@ static bool read_entry(const struct entry *entry, struct watched *found)
     return !(version & 1) && LOAD(entry->version) == version;
 }
 
+static bool find_in(const struct chunk *chunk, uintptr_t address, struct watched *found)
+{
+    for (size_t i = 0; i < CHUNK; i++) /* the difference wraps to a huge number below base */
+        if (read_entry(&chunk->entries[i], found) && address - found->base < found->length)
+            return true;
+    return false;
+}
+
 bool find_watched(uintptr_t address, struct watched *found)
 {
-    const struct chunk *chunk = &table;
+    /* SAFETY: chunks are never freed, and whichever it is, it is only where to look first. */
+    struct chunk *first = __atomic_load_n(&recent, __ATOMIC_ACQUIRE), *chunk = &table;
+    if (find_in(first, address, found))
+        return true;
     for (; chunk; chunk = __atomic_load_n(&chunk->next, __ATOMIC_ACQUIRE))
-        for (size_t i = 0; i < CHUNK; i++) /* the difference wraps to a huge number below base */
-            if (read_entry(&chunk->entries[i], found) && address - found->base < found->length)
-                return true;
+        if (chunk != first && find_in(chunk, address, found)) {
+            __atomic_store_n(&recent, chunk, __ATOMIC_RELEASE);
+            return true;
+        }
     return false;
 }
