@@ -27,8 +27,8 @@ from .stage import PATIENCE_SECONDS, BrokenOracleError, Scene
 from .stalls import BEAT_SECONDS, StallWatch
 
 LOOPS = ("asyncio", "uvloop", "trio")
-#: Enough to see what is wrong; an actor that fails all the time fills no screen.
-MOST_FAILURES_SHOWN = 50
+#: Of each actor, and of what is left behind: one that fails all the time hides no other.
+MOST_FAILURES_SHOWN = 20
 LONGEST_ROUND_SECONDS = 30.0
 PROGRESS_SECONDS = 10.0
 SCENE_SECONDS = 2 * PATIENCE_SECONDS
@@ -43,7 +43,8 @@ class Soak:
     folder: str
     sabotage: frozenset[str] = frozenset()
     loops: tuple[str, ...] = LOOPS
-    failures: list[str] = field(default_factory=list)
+    #: How often each actor failed, and each round left something behind.
+    failures: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
     stall: float = 0.0
     stalled_at: str = ""
@@ -70,14 +71,14 @@ class Soak:
             after = footprint(self.folder)
             self._tell(f"round {number + 1} of {rounds}, {loop}: {after.line()}")
             for leak in leaks(before, first.setdefault(loop, after), after, threads=last):
-                self.fail(f"after round {number + 1}, {loop}: {leak}")
+                self.fail(f"after round {number + 1}, {loop}", leak)
         return self._verdict()
 
-    def fail(self, what: str) -> None:
+    def fail(self, where: str, what: str) -> None:
         """Note a failure, and show it at once."""
-        self.failures.append(what)
-        if len(self.failures) <= MOST_FAILURES_SHOWN:
-            say(f"FAILED {what}")
+        self.failures[where] += 1
+        if self.failures[where] <= MOST_FAILURES_SHOWN:
+            say(f"FAILED {where}: {what}")
 
     def _round(self, number: int, loop: str, seconds: float) -> None:
         folder = os.path.join(self.folder, str(number))
@@ -136,7 +137,7 @@ class Soak:
             with anyio.fail_after(SCENE_SECONDS):
                 await actor(scene)
         except Exception as error:
-            self.fail(f"{actor.__name__}: {describe(error)}")
+            self.fail(actor.__name__, describe(error))
 
     async def _compare_stalls(self, idle: Outsider, seconds: float) -> None:
         """Have another process measure how late the machine is by itself."""
@@ -149,14 +150,17 @@ class Soak:
             self._tell(brief(self.counts))
 
     def _tell(self, what: str) -> None:
-        say(f"{time.monotonic() - self.began:7.1f} s  {len(self.failures)} failed  {what}")
+        say(f"{time.monotonic() - self.began:7.1f} s  {self.failures.total()} failed  {what}")
 
     def _verdict(self) -> int:
         for name, count in sorted(self.counts.items()):
             say(f"{count:>14,} {name}")
         say(f"{self.stall * 1e3:>14.1f} ms worst stall of the loop: {self.stalled_at}")
         say(f"{self.idle_stall * 1e3:>14.1f} ms worst stall of a process with nothing to do")
-        say(f"{len(self.failures):>14,} failures, seed {self.seed}")
+        for where, count in self.failures.items():
+            if count > MOST_FAILURES_SHOWN:
+                say(f"{count:>14,} failures of {where}; the first {MOST_FAILURES_SHOWN} are shown")
+        say(f"{self.failures.total():>14,} failures, seed {self.seed}")
         return 1 if self.failures else 0
 
 
