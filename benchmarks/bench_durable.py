@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from typing import Any
 
 import aiofile
 import aiofiles
@@ -44,31 +45,14 @@ async def run(report: Report, *, smoke: bool) -> None:
         ):
             descriptor = os.open(paths[1], os.O_RDWR)
 
-            def store(i: int) -> None:
-                os.pwrite(descriptor, RECORD, at(i))
-                os.fdatasync(descriptor)
-
-            position = asyncio.Lock()  # the file has one, and others move it between two hops
-
-            async def by_aiofiles(i: int) -> None:
-                async with position:
-                    await slow.seek(at(i))
-                    await slow.write(RECORD)
-                await asyncio.to_thread(os.fdatasync, slow.fileno())
-
-            async def by_aiofile(i: int) -> None:
-                await caio.file.write_bytes(RECORD, at(i))
-                await caio.file.fdsync()
-
+            peers = peer_actions(descriptor, slow, caio, at)
             for tasks in (1, 64, 256):
                 # A single task is as slow with all of them; else the peers need much longer.
                 few = max(tasks, count // 10)
                 many = few if tasks == 1 else count * 10
                 actions: dict[str, tuple[Action, int]] = {
                     "aiommap": (lambda i: mapped.write(at(i), RECORD), many),
-                    "pwrite + fdatasync in a thread": (in_thread(store), few),
-                    "aiofiles + fdatasync": (by_aiofiles, few),
-                    "aiofile + fdsync": (by_aiofile, few),
+                    **{name: (action, few) for name, action in peers.items()},
                 }
                 rounds = 20 if tasks == 1 else 9
                 found = await compare(actions, tasks, 1 if smoke else rounds)
@@ -76,9 +60,32 @@ async def run(report: Report, *, smoke: bool) -> None:
             os.close(descriptor)
 
 
-def in_thread(function: Callable[[int], None]) -> Callable[[int], Awaitable[None]]:
-    """Make an action of a blocking function."""
-    return lambda i: asyncio.to_thread(function, i)
+def peer_actions(
+    descriptor: int, slow: Any, caio: Any, at: Callable[[int], int]
+) -> dict[str, Action]:
+    """Say how others make record i durable: a thread, aiofiles, and aiofile."""
+
+    def store(i: int) -> None:
+        os.pwrite(descriptor, RECORD, at(i))
+        os.fdatasync(descriptor)
+
+    position = asyncio.Lock()  # the file has one, and others move it between two hops
+
+    async def by_aiofiles(i: int) -> None:
+        async with position:
+            await slow.seek(at(i))
+            await slow.write(RECORD)
+        await asyncio.to_thread(os.fdatasync, slow.fileno())
+
+    async def by_aiofile(i: int) -> None:
+        await caio.file.write_bytes(RECORD, at(i))
+        await caio.file.fdsync()
+
+    return {
+        "pwrite + fdatasync in a thread": lambda i: asyncio.to_thread(store, i),
+        "aiofiles + fdatasync": by_aiofiles,
+        "aiofile + fdsync": by_aiofile,
+    }
 
 
 def tell(report: Report, tasks: int, found: dict[str, float]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 
+import anyio.lowlevel
+
 
 @contextmanager
 def held(workers, *limiters):
@@ -15,3 +17,9 @@ def held(workers, *limiters):
     finally:
         for limiter in taken:
             workers.release(limiter)
+
+
+async def until_queued(limiter):
+    """Let other tasks run until a job waits for a token."""
+    while not limiter.queued:
+        await anyio.lowlevel.checkpoint()

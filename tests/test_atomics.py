@@ -14,7 +14,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
-from limiters import held
+from limiters import held, until_queued
 
 pytestmark = pytest.mark.anyio
 WIDTHS = [pytest.param(4, id="u32"), pytest.param(8, id="u64")]
@@ -315,8 +315,7 @@ async def test_no_change_overtakes_a_durable_write_that_has_not_begun(zeros, ver
                 group.start_soon(
                     *((f.write, *store) if verb == "write" else (f.write_many, [store]))
                 )
-                while not workers.flushes.queued:
-                    await anyio.lowlevel.checkpoint()
+                await until_queued(workers.flushes)
                 with pytest.raises(anyio.BusyResourceError, match="write to"):
                     word.store(1)
                 other.store(1)

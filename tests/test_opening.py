@@ -16,7 +16,7 @@ import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import _workers
 from aiommap._writing import Writer
-from limiters import held
+from limiters import held, until_queued
 
 pytestmark = pytest.mark.anyio
 
@@ -333,8 +333,7 @@ async def test_closing_waits_for_a_durable_write_that_has_not_begun(path):
     async with anyio.create_task_group() as group:
         with held(workers, workers.flushes):
             group.start_soon(write)
-            while not workers.flushes.queued:
-                await anyio.lowlevel.checkpoint()
+            await until_queued(workers.flushes)
             group.start_soon(close)
             for _ in range(50):
                 await anyio.lowlevel.checkpoint()

@@ -11,7 +11,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import ChangeKind, FlushPolicy
-from limiters import held
+from limiters import held, until_queued
 
 pytestmark = pytest.mark.anyio
 
@@ -160,8 +160,7 @@ async def test_a_durable_write_that_has_not_begun_ends_on_the_old_file(path, dis
         async with anyio.create_task_group() as group:
             with held(workers, workers.flushes):
                 group.start_soon(write)
-                while not workers.flushes.queued:
-                    await anyio.lowlevel.checkpoint()
+                await until_queued(workers.flushes)
                 group.start_soon(reopen)
                 while f._core is core if discard else not core.orphaned:
                     await anyio.sleep(0)

@@ -17,7 +17,7 @@ import threading
 import aiofile
 import aiofiles
 from benchmarks._harness import MIB, Action, compare
-from benchmarks.bench_durable import RECORD, in_thread, slots
+from benchmarks.bench_durable import RECORD, peer_actions, slots
 
 import aiommap
 
@@ -120,6 +120,10 @@ class Overlapping(Bare):
             self._begin()
 
 
+#: The peers of ``bench_durable``, by shorter names.
+PEERS = ("thread", "aiofiles", "aiofile")
+
+
 async def main() -> None:
     """Print medians of interleaved rounds."""
     with tempfile.TemporaryDirectory() as folder:
@@ -138,22 +142,8 @@ async def main() -> None:
             aiofiles.open(paths[2], "r+b", buffering=0) as slow,
             aiofile.async_open(paths[3], "r+b") as caio,
         ):
-            position = asyncio.Lock()
-
-            def store(i: int) -> None:
-                os.pwrite(descriptor, RECORD, at(i))
-                os.fdatasync(descriptor)
-
-            async def by_aiofiles(i: int) -> None:
-                async with position:
-                    await slow.seek(at(i))
-                    await slow.write(RECORD)
-                await asyncio.to_thread(os.fdatasync, slow.fileno())
-
-            async def by_aiofile(i: int) -> None:
-                await caio.file.write_bytes(RECORD, at(i))
-                await caio.file.fdsync()
-
+            actions_of = peer_actions(descriptor, slow, caio, at).values()
+            peers = dict(zip(PEERS, actions_of, strict=True))
             for tasks in (1, 64, 256):
                 many, few = 8000 * min(tasks, 8), max(2 * tasks, 500)
                 actions: dict[str, tuple[Action, int]] = {
@@ -161,14 +151,12 @@ async def main() -> None:
                     "bare": (lambda i: bare.write(at(i)), many // 4),
                     "overlapping": (lambda i: two.write(at(i)), many // 4),
                     "aiommap": (lambda i: mapped.write(at(i), RECORD), many // 4),
-                    "thread": (in_thread(store), few),
-                    "aiofiles": (by_aiofiles, few),
-                    "aiofile": (by_aiofile, few),
+                    **{name: (action, few) for name, action in peers.items()},
                 }
                 found = await compare(actions, tasks, 7)
                 print(f"{tasks:>4} tasks  records/s        us  x thread  x aiofiles  x aiofile")
                 for name, value in found.items():
-                    ratios = [value / found[peer] for peer in ("thread", "aiofiles", "aiofile")]
+                    ratios = [value / found[peer] for peer in PEERS]
                     line = f"{name:>11} {value:>10.0f} {1e6 / value:>9.2f}"
                     print(line, *(f"{ratio:>10.2f}" for ratio in ratios), flush=True)
 

@@ -241,8 +241,10 @@ class Flusher:
             core.doing.durable_stores = 0
         if done is None:
             return None
-        if isinstance(done, list):
-            return self._make_rest_durable(stores, done)
+        if isinstance(done, list):  # a store stopped short; the others are to be flushed
+            outcomes = self._outcomes(stores, done)
+            self._make_durable(stores, outcomes, clean=True)
+            return outcomes
         receipts, alone, flushed, end, place = done
         try:
             self._verify(end, place)
@@ -259,15 +261,6 @@ class Flusher:
             settle(receipts)
         self._record(len(stores), start)
         return cast("list[Outcome]", receipts)
-
-    def _make_rest_durable(
-        self, stores: list[Store], results: list[Receipt | tuple[int, int]]
-    ) -> list[Outcome]:
-        """Flush what was stored, after one of the stores stopped short."""
-        found = iter(results)
-        outcomes = [self._outcome(store, found) for store in stores]
-        self._make_durable(stores, outcomes, clean=True)
-        return outcomes
 
     def _make_durable(
         self, requests: Sequence[Store | Request], outcomes: Sequence[Outcome], *, clean: bool
@@ -314,6 +307,13 @@ class Flusher:
             core.doing.durable_stores = 0
         if not mixed and tuple not in {*map(type, results)}:
             return cast("list[Outcome]", results)
+        return self._outcomes(requests, results)
+
+    def _outcomes(
+        self,
+        requests: Sequence[Store | Request],
+        results: Iterable[Receipt | tuple[int, int]],
+    ) -> list[Outcome]:
         found = iter(results)
         return [self._outcome(request, found) for request in requests]
 

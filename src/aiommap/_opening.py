@@ -6,7 +6,8 @@ import errno
 import os
 import stat
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from ._advice import Advice
@@ -231,20 +232,27 @@ def _open_descriptor(options: OpenOptions) -> tuple[int, bool]:
                     path = os.path.realpath(path)
 
 
+@contextmanager
+def _explained(number: int, advice: str, path: str) -> Iterator[None]:
+    """Say of an error with this number what was asked, and what to do; let others pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != number:
+            raise
+        raise OSError(number, os.strerror(number) + advice, path) from error
+
+
 def _make_content(fd: int, old: int, options: OpenOptions) -> None:
     """Make the file ``size`` zero bytes long; on failure it has its old size and bytes."""
     size = options.size or 0
     if not options.sparse:
-        try:
+        advice = (
+            f" for the {size} bytes to reserve: ask for a smaller size, or pass sparse=True to "
+            "take blocks only where something is stored"
+        )
+        with _explained(errno.ENOSPC, advice, options.path):
             reserve(fd, 0, size, old)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            reason = (
-                f"{os.strerror(errno.ENOSPC)} for the {size} bytes to reserve: ask for a smaller "
-                "size, or pass sparse=True to take blocks only where something is stored"
-            )
-            raise OSError(errno.ENOSPC, reason, options.path) from error
     os.ftruncate(fd, size)
     zeros = bytes(1 << 20)
     for at in range(0, min(old, size), len(zeros)):
@@ -282,7 +290,11 @@ def _map(fd: int, found: os.stat_result, options: OpenOptions) -> Mapping:
         capacity = size
     if capacity < size:
         raise ValueError(f"capacity is {capacity}, but {options.path} has {size} bytes already")
-    try:
+    advice = (
+        f": the process has no {capacity} bytes of address space left to map it in: ask for less "
+        "capacity, or map fewer files at once"
+    )
+    with _explained(errno.ENOMEM, advice, options.path):
         return Mapping(
             fd,
             size,
@@ -295,14 +307,6 @@ def _map(fd: int, found: os.stat_result, options: OpenOptions) -> Mapping:
             _sees_residency(found, options),
             options.sparse,
         )
-    except OSError as error:
-        if error.errno != errno.ENOMEM:
-            raise
-        reason = (
-            f"{os.strerror(errno.ENOMEM)}: the process has no {capacity} bytes of address space "
-            "left to map it in: ask for less capacity, or map fewer files at once"
-        )
-        raise OSError(errno.ENOMEM, reason, options.path) from error
 
 
 def nowait_works(kernel: os.uname_result) -> bool:

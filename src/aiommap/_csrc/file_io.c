@@ -120,12 +120,6 @@ bool file_is_solid(int fd, off_t end)
     return look(fd, "", &found) == 0 && found.size >= end && found.blocks * 512 >= found.size;
 }
 
-bool file_reaches(int fd, off_t end)
-{
-    struct sighting found;
-    return look(fd, "", &found) == 0 && found.size >= end;
-}
-
 int file_sync(int fd, bool metadata)
 {
 #if defined(__APPLE__)

@@ -175,8 +175,9 @@ static int grow(struct growth *growth, int64_t offset, int64_t limit)
     }
     if (error)
         return take_over(growth, offset, error);
-    STORE(growth->end, most_of(end, target));
-    STORE(growth->grown, most_of(end, target));
+    end = most_of(end, target);
+    STORE(growth->end, end);
+    STORE(growth->grown, end);
     return 0;
 }
 

@@ -88,8 +88,6 @@ size_t file_write(int fd, struct iovec *pieces, int count, off_t offset, int *er
 /* Whether the file is at least this long and has blocks behind all of its bytes: then a write up
  * to there neither makes the file longer nor meets a full disk half-way. */
 bool file_is_solid(int fd, off_t end);
-/* Whether the file is at least this long; false also when it cannot be asked. */
-bool file_reaches(int fd, off_t end);
 int file_sync(int fd, bool metadata);
 /* What stat(2) would say about a file, without its times. */
 struct sighting { /* the caller's own */

@@ -153,7 +153,8 @@ PyObject *mapping_flush_end(Mapping *self, PyObject *failed)
 PyObject *mapping_dirty_runs(Mapping *self, PyObject *Py_UNUSED(unused))
 {
     Py_ssize_t count;
-    struct run *runs = mapping_absorb_leases(self) ? collect_runs(self, 0, self->dirty.count, &count) : NULL;
+    struct run *runs =
+        mapping_absorb_leases(self) ? collect_runs(self, 0, self->dirty.count, &count) : NULL;
     if (!runs)
         return PyErr_NoMemory();
     PyObject *list = list_of_runs(runs, count);

@@ -75,7 +75,7 @@ static size_t copy_checked(const struct region *region, int fd, char *to, size_t
         if (copied < piece)
             break;
     }
-    return file_reaches(fd, (off_t)(offset + done)) ? done : 0;
+    return file_own(fd, (off_t)offset, done);
 }
 
 static bool read_mapped(Mapping *self, char *to, int64_t offset, size_t length)
