@@ -364,7 +364,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         """Make a view: a range with verbs of its own and, as ``memory``, its bytes uncopied.
 
         A growable view reaches up to ``capacity``. Touching its ``memory`` beyond the end of the
-        file makes the file longer, by as much again as it has, at least 64 KiB and at most 256 KiB
+        file makes the file longer, by as much again as it has, at least 64 KiB and at most 512 KiB
         (64 MiB if sparse); ``size`` follows. ``aclose`` cuts off what was not used: bytes are used
         up to the last size that ``resize`` or ``ensure`` set, or verb wrote, and beyond that up to
         the end of the last page that is not all zeros. So ``resize`` to the exact length before

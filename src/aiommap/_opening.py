@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from ._advice import Advice
@@ -190,6 +191,7 @@ def open_mapping(options: OpenOptions) -> Opened:
             _make_content(fd, found.st_size, options)
             found = os.fstat(fd)
         mapping = _map(fd, found, options)
+        _stop_noting_reads(fd)
     except BaseException as error:
         os.close(fd)
         if created:
@@ -307,6 +309,17 @@ def _map(fd: int, found: os.stat_result, options: OpenOptions) -> Mapping:
             _sees_residency(found, options),
             options.sparse,
         )
+
+
+def _stop_noting_reads(fd: int) -> None:
+    """Leave the time of access as mapping the file has set it, as loads from memory do.
+
+    Noting it makes a read join the file system's journal, for which RWF_NOWAIT waits too, on the
+    loop thread (docs/decisions.md). Only the owner of the file may turn it off.
+    """
+    if hasattr(os, "O_NOATIME"):
+        with suppress(OSError):
+            fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_NOATIME)
 
 
 def nowait_works(kernel: os.uname_result) -> bool:

@@ -25,7 +25,7 @@
  * each page of a reserved block takes its own (docs/decisions.md). */
 #define GROWTH_LEAST_BYTES (INT64_C(64) << 10)
 #define GROWTH_MOST_BYTES (INT64_C(64) << 20)
-#define GROWTH_WINDOW_BYTES (INT64_C(256) << 10)
+#define GROWTH_WINDOW_BYTES (INT64_C(512) << 10)
 
 struct growth {
     int busy;      /* atomic; a lock: the process whose thread has it, or 0 */
