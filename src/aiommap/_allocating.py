@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import operator
 from collections import deque
-from typing import SupportsIndex
+from typing import NoReturn, SupportsIndex
 
 import anyio
 
@@ -276,6 +276,12 @@ class RangeAllocator:
             f"piece ({ledger.remaining} bytes are free in {ledger.runs()} runs, alignment is "
             f"{ledger.alignment}); ask for less"
             + ("" if never else ", free a range, or wait for one with acquire()"),
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{self!r} cannot be copied or pickled: pass the file and state(), and make another "
+            "one from those"
         )
 
     def __repr__(self) -> str:

@@ -17,7 +17,7 @@ import os
 import struct
 from contextlib import suppress
 from types import TracebackType
-from typing import Literal, Self, SupportsIndex
+from typing import Literal, NoReturn, Self, SupportsIndex
 
 import anyio
 
@@ -181,6 +181,12 @@ class AsyncLock:
         traceback: TracebackType | None,
     ) -> None:
         await self.release()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{self!r} cannot be copied or pickled: pass the file and the offset, and make another "
+            "one for the same bytes"
+        )
 
     def __repr__(self) -> str:
         state = "held" if self.locked else "not held"

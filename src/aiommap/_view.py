@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, SupportsIndex
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self, SupportsIndex
 
 import anyio
 
@@ -311,6 +311,12 @@ class View(WordVerbs):
         self._check_current()
         start, count = check_tail(offset, length, self._length)
         return self._offset + start, count
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{self!r} cannot be copied or pickled: pass the file, and the offset and length of "
+            "the view, and make another one"
+        )
 
     def __repr__(self) -> str:
         state = "released" if self._lease is None else "pinned"
