@@ -3,7 +3,7 @@
 One hub, and one mapping that all requests share: bytes in the page cache are answered on the event
 loop, all others by the hub's workers, so that no cold page ever delays another client.
 
-Each answer is of one *version* of the file, named by its ETag: inode, size and time of change.
+Each answer is of one *version* of the file, named by its ETag: inode, size, time of modification.
 Every request looks for a newer one. A file replaced at its path is sent to its end to whoever
 began it. A file truncated under a response ends that response's connection, because the length it
 promised cannot be kept, and nothing else. A file overwritten in place is sent as it is found:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import gc
 import io
 import os
+import pickle
 import random
 import threading
 import warnings
@@ -96,6 +98,14 @@ async def test_it_holds_the_snapshot_until_it_is_closed(path):
         assert await anyio.to_thread.run_sync(file.read, 2) == b"AA"
         await anyio.to_thread.run_sync(file.close)
     assert s.closed
+
+
+async def test_it_is_not_copied_as_a_copy_would_give_back_the_same_hold(path):
+    async with Snapshot.open(path) as s:
+        with s.hold(), s.file() as file:
+            for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
+                with pytest.raises(TypeError, match="cannot be copied or pickled: make another"):
+                    duplicate(file)
 
 
 async def test_a_truncated_file_is_a_typed_error(path, outside):

@@ -91,10 +91,10 @@ async def test_a_notification_without_change_wakes_nobody(f):
 
 async def test_a_wait_can_be_limited(f):
     word = f.atomic_u32(0)
-    with pytest.raises(TimeoutError):
-        await word.wait(0, timeout=0.01)
-    with pytest.raises(TimeoutError):
-        await word.wait(0, timeout=0)
+    for seconds in (0.01, 0):
+        told = rf"the word at 0 is still 0 after {seconds} seconds"
+        with pytest.raises(TimeoutError, match=told):
+            await word.wait(0, timeout=seconds)
     assert waiters() == 0
 
 

@@ -200,7 +200,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
             MappingFaultError: if the file was truncated below the range, or a page is unreadable.
             anyio.ClosedResourceError: if the file is closed.
         Cancellation: a read under way in a worker is left behind; it harms nothing.
-        Source: preadv2(2) with RWF_NOWAIT for data in the page cache, else pread(2) in a worker.
+        Source: preadv2(2) with RWF_NOWAIT, from 32 KiB on mincore(2) and a copy; else pread(2).
         """
         data = self._mapping.read_inline(offset, length)  # type: ignore[arg-type]
         if data is None:
@@ -325,7 +325,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
     ) -> None:
         """Make a range, or the bytes of one receipt, durable.
 
-        The range is rounded outward to pages; other dirty pages stay dirty.
+        The range is rounded outward to pages. Others stay dirty, unless the size was changed.
 
         Args:
             offset: a receipt of this file; or the first byte, from the start of the file.
@@ -336,7 +336,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
             FlushError: as ``flush``.
         Cancellation: as ``flush``.
         Durability: durable for the range; metadata as far as reading the range back needs it.
-        Source: msync(2) with MS_SYNC.
+        Source: msync(2) with MS_SYNC; as ``flush`` where nothing else is dirty.
         """
         self._core.check_usable()
         if isinstance(offset, WriteReceipt):

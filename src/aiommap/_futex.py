@@ -221,9 +221,12 @@ async def wait_for_change(
     try:
         with nullcontext() if timeout is None else anyio.fail_after(timeout):
             await waiter.told.wait()
-    except BaseException:
+    except BaseException as error:
         if not _leave(waiter):
             waiter.pass_on()
+        if isinstance(error, TimeoutError):
+            still = f"the word at {word.offset} is still {expected} after {timeout} seconds"
+            raise TimeoutError(f"{core.path}: {still}") from error
         raise
     finally:
         core.at_close.discard(waiter.close)

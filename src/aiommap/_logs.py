@@ -10,7 +10,8 @@ FILES = logging.getLogger("aiommap.files")
 FLUSHES = logging.getLogger("aiommap.flushes")
 #: What keeps files from being watched, WARNING and ERROR.
 WATCHING = logging.getLogger("aiommap.watching")
-#: New generations of followed paths, INFO; what could not be served, ERROR with its traceback.
+#: New generations of followed paths, INFO; trouble closing an old one, WARNING; what could not be
+#: served, or ended following, ERROR with its traceback.
 FOLLOWING = logging.getLogger("aiommap.following")
 #: What an application's callback or observer raised, ERROR with its traceback.
 CALLBACKS = logging.getLogger("aiommap.callbacks")

@@ -67,8 +67,11 @@ class PagedVerbs:
             Bytes of the range that were resident when it had finished; the length of the range
             where the kernel hides residency (files of others that we may not write).
         Raises:
+            OutOfBoundsError: if the range leaves the file.
             MappingFaultError: if the file was truncated below the range.
             UnsupportedError: if the kernel cannot populate mappings (before Linux 5.14).
+            AccessModeError, FlushError: with ``write``, as ``MappedFile.write``.
+            OSError: with ``write``, ENOSPC if the disk is full behind a sparse file.
         Cancellation: between steps of about 10 ms; pages made resident stay so.
         Source: posix_fadvise(2) ahead of madvise(2) with MADV_POPULATE_READ or _WRITE.
         """
@@ -87,6 +90,7 @@ class PagedVerbs:
         Args:
             offset, length: as for ``prewarm``.
         Raises:
+            OutOfBoundsError: if the range leaves the file.
             UnsupportedError: if the kernel hides it: the file is somebody else's and we may not
                 write it (Linux 5.2 and later).
         Cancellation: one that has begun is waited out.
@@ -121,6 +125,7 @@ class PagedVerbs:
             advice: a member of ``Advice``.
             offset, length: as for ``prewarm``.
         Raises:
+            OutOfBoundsError: if the range leaves the file.
             UnsupportedError: if the platform lacks the advice; for DONT_NEED in mode "c".
             TypeError: if it is no advice.
         Cancellation: one that has begun is waited out.
@@ -140,6 +145,7 @@ class PagedVerbs:
         Args:
             offset, length: as for ``prewarm``.
         Raises:
+            OutOfBoundsError: if the range leaves the file.
             OSError: if the limit on locked memory refuses it; the message has the numbers.
             MappingFaultError: if the file was truncated below the range.
         Cancellation: between steps of 4 MiB; nothing stays pinned.

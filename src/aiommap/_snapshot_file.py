@@ -111,6 +111,9 @@ class SnapshotFile(io.RawIOBase):
             super().close()
             self._core.workers.call_from_thread(self._release)
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self!r} cannot be copied or pickled: make another file of the snapshot")
+
     def _length(self, wanted: int) -> int:
         """Say how much there is to read of what is wanted, once it may be read."""
         self._check_open()
