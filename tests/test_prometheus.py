@@ -34,6 +34,7 @@ asynchronous = pytest.mark.anyio
 METRICS = {
     "aiommap_reads_total": "counter",
     "aiommap_fell_back_reads_total": "counter",
+    "aiommap_fell_back_writes_total": "counter",
     "aiommap_writes_total": "counter",
     "aiommap_flushes_total": "counter",
     "aiommap_flushed_bytes_total": "counter",
@@ -98,6 +99,7 @@ async def test_a_scrape_shows_the_statistics_of_a_file(path, registry):
         ("aiommap_reads_total", "inline"): found.inline_reads,
         ("aiommap_reads_total", "offloaded"): found.offloaded_reads,
         ("aiommap_fell_back_reads_total",): found.fell_back_reads,
+        ("aiommap_fell_back_writes_total",): found.fell_back_writes,
         ("aiommap_writes_total", "inline"): found.inline_writes,
         ("aiommap_writes_total", "offloaded"): found.offloaded_writes,
         ("aiommap_flushes_total",): found.flushes,

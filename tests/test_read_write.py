@@ -100,6 +100,23 @@ async def test_warm_reads_and_writes_are_inline(path):
         assert after.offloaded_reads == before.offloaded_reads
 
 
+async def test_a_write_that_would_have_waited_is_counted_once(tmp_path):
+    async with aiommap.open(tmp_path / "new", "x+", size=64 * PAGE) as f:
+        counts = []
+        for offset, data in (
+            (0, b"its page is not in memory"),
+            (0, b"it is by now"),
+            (8 * PAGE, bytes(32 * PAGE)),  # too large to be tried
+        ):
+            await f.write(offset, data)
+            found = f.statistics()
+            counts.append((found.fell_back_writes, found.inline_writes, found.offloaded_writes))
+        assert counts == [(1, 0, 1), (1, 1, 1), (1, 1, 2)]
+        f.flush_policy = aiommap.FlushPolicy.always()
+        await f.write(60 * PAGE, b"not tried either")
+        assert f.statistics().fell_back_writes == 1
+
+
 @pytest.mark.parametrize(
     ("data", "error"),
     [("text", TypeError), (7, TypeError), (memoryview(b"abcd")[::2], BufferError)],

@@ -48,10 +48,9 @@ if TYPE_CHECKING:
 class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs):
     """A memory-mapped file whose verbs never stall the event loop; made by ``aiommap.open``.
 
-    Verbs that find their data in memory answer on the loop thread, within a microsecond or so, and
-    are then not a checkpoint each: a task that does nothing else gives way to the loop, and sees
-    a pending cancellation, within every millisecond. All other verbs hop to a worker thread and
-    are checkpoints.
+    Verbs that find their data in memory answer on the loop thread within a microsecond or so. They
+    are no checkpoints: a task that does nothing else gives way, and sees a cancellation, once in a
+    millisecond. All other verbs hop to a worker thread and are checkpoints.
 
     Pickled, it becomes an ``Opening`` of its path, in mode "r+" if it was writable: ``async with``
     or ``await`` that in the other process. Mode "c" is refused, as its stores would be lost.
@@ -436,6 +435,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
             fell_back_reads=mapping.fell_back_reads,
             inline_writes=mapping.inline_writes_done,
             offloaded_writes=core.doing.offloaded_writes,
+            fell_back_writes=mapping.fell_back_writes,
             dirty_bytes=mapping.dirty_bytes(),
             oldest_dirty_seconds=oldest_dirty_seconds(mapping),
             flushes=flusher.seconds.count,

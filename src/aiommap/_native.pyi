@@ -75,6 +75,7 @@ class Mapping:
     flight_since: int  # the same, of what a flush in flight is writing
     inline_reads: int
     fell_back_reads: int
+    fell_back_writes: int
     inline_writes_done: int
     faults: int
 

@@ -63,6 +63,8 @@ class FileStatistics:
             the data was not in memory, or the file system has no NOWAIT reads.
         inline_writes: writes stored on the loop thread.
         offloaded_writes: writes stored by a worker thread.
+        fell_back_writes: attempts to store inline that would have waited: a page was not in memory,
+            or a flush or an earlier write was at work on it.
         dirty_bytes: bytes in pages stored to and not flushed since; in mode "c" the bytes in
             private pages. A writable ``View.memory`` counts while it is held.
         oldest_dirty_seconds: how long ago the oldest of them was stored to; None if all is clean.
@@ -87,6 +89,7 @@ class FileStatistics:
     fell_back_reads: int
     inline_writes: int
     offloaded_writes: int
+    fell_back_writes: int
     dirty_bytes: int
     oldest_dirty_seconds: float | None
     flushes: int

@@ -49,8 +49,9 @@ class FileCollector(Collector):
     "0" but for a file that was opened while others were open at the same path.
 
     - ``aiommap_reads_total``, ``aiommap_writes_total``: also by ``way``, "inline" or "offloaded".
-    - ``aiommap_fell_back_reads_total``, ``aiommap_flushes_total``,
-      ``aiommap_flushed_bytes_total``, ``aiommap_faults_total``: as in ``FileStatistics``.
+    - ``aiommap_fell_back_reads_total``, ``aiommap_fell_back_writes_total``,
+      ``aiommap_flushes_total``, ``aiommap_flushed_bytes_total``, ``aiommap_faults_total``: as in
+      ``FileStatistics``.
     - ``aiommap_flush_duration_seconds``, ``aiommap_flush_group_requests``: summaries, with the
       quantiles 0.5 and 0.99 since the file was opened; NaN before its first flush.
     - ``aiommap_dirty_bytes``, ``aiommap_oldest_dirty_seconds`` (0 if nothing is dirty),
@@ -127,8 +128,9 @@ class _Families:
 
     def __init__(self) -> None:
         self.reads = _counter("reads", "Reads, by the way they were answered.", "way")
-        self.fell_back = _counter("fell_back_reads", "Reads whose data was not in memory.")
+        self.reads_back = _counter("fell_back_reads", "Reads whose data was not in memory.")
         self.writes = _counter("writes", "Writes, by the way they were stored.", "way")
+        self.writes_back = _counter("fell_back_writes", "Writes that would have waited inline.")
         self.flushes = _counter("flushes", "Flushes that ran.")
         self.flushed = _counter("flushed_bytes", "Bytes in the dirty pages flushed.", unit="bytes")
         self.faults = _counter("faults", "Copies that met a page that could not be reached.")
@@ -147,9 +149,10 @@ class _Families:
         """Add the samples of one file."""
         self.reads.add_metric([*file, "inline"], found.inline_reads)
         self.reads.add_metric([*file, "offloaded"], found.offloaded_reads)
-        self.fell_back.add_metric(file, found.fell_back_reads)
+        self.reads_back.add_metric(file, found.fell_back_reads)
         self.writes.add_metric([*file, "inline"], found.inline_writes)
         self.writes.add_metric([*file, "offloaded"], found.offloaded_writes)
+        self.writes_back.add_metric(file, found.fell_back_writes)
         self.flushes.add_metric(file, found.flushes)
         self.flushed.add_metric(file, found.flushed_bytes)
         self.faults.add_metric(file, found.faults)

@@ -243,8 +243,10 @@ static PyObject *store_now(Mapping *self, int64_t offset, const Py_buffer *data,
         return receipt_make(self, offset, 0, self->sequence);
     if (!asked && trips(self, offset, data->len))
         Py_RETURN_NONE;
-    if (!store_cannot_wait(self, offset, data->len, now))
+    if (!store_cannot_wait(self, offset, data->len, now)) {
+        self->counters.fell_back_writes += asked; /* any other is asked about right after */
         Py_RETURN_NONE;
+    }
     size_t copied =
         region_copy_in(self->region, (size_t)offset, data->buf, (size_t)data->len);
     bool whole = copied == (size_t)data->len;

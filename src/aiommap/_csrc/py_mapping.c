@@ -335,6 +335,7 @@ static PyMemberDef mapping_members[] = {
     FIELD(flight_since, T_LONGLONG, READONLY),
     COUNTER(inline_reads),
     COUNTER(fell_back_reads),
+    COUNTER(fell_back_writes),
     COUNTER(inline_writes_done),
     COUNTER(faults),
     {NULL, 0, 0, 0, NULL},

@@ -41,7 +41,7 @@ struct spans { /* GIL */
 };
 
 struct counters { /* GIL */
-    uint64_t inline_reads, fell_back_reads, inline_writes_done, faults;
+    uint64_t inline_reads, fell_back_reads, inline_writes_done, fell_back_writes, faults;
 };
 
 /* What inline stores may reach without asking the flush policy: the one that would get there
