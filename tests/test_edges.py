@@ -86,7 +86,7 @@ async def write(subject, offset, length):
 async def write_many(subject, offset, length):
     data = b"m" * length
     receipt = await subject.target.write_many([(0, b"!"), (offset, data)])
-    assert (receipt.offset, receipt.length) == (0, max(1, offset + length))
+    assert (receipt.offset, receipt.length) == (subject.offset, max(1, offset + length))
     assert await subject.target.read(offset, length) == data
 
 

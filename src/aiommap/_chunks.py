@@ -1,9 +1,10 @@
-"""Chunks: a file front to back, the next piece being read in while the caller holds this one."""
+"""Chunks: bytes front to back, the next piece being read in while the caller holds this one."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import AsyncIterator
-from typing import Protocol
+from typing import Protocol, SupportsIndex
 
 from ._core import Core
 from ._native import PIECE_BYTES
@@ -11,19 +12,35 @@ from ._read_ahead import ReadAhead
 
 
 class Reads(Protocol):
-    """What chunks need of a file."""
+    """What chunks need of a file, or of a view."""
 
     async def read(self, offset: int, length: int) -> bytes: ...
 
 
-async def iterate(file: Reads, core: Core, size: int) -> AsyncIterator[bytes]:
-    """Yield chunks of ``size`` bytes, the last one shorter."""
+def chunks(
+    source: Reads, core: Core, size: SupportsIndex, start: int = 0, length: int | None = None
+) -> AsyncIterator[bytes]:
+    """Iterate over a source that begins at a byte of the file, in pieces of so many bytes.
+
+    A length of None means as many as the file has, however many that become meanwhile.
+    """
+    count = operator.index(size)
+    if count < 1:
+        raise ValueError(f"chunk size is {count}: ask for at least 1 byte a chunk")
+    most = core.mapping.size if length is None else length
+    return _iterate(source, core, min(count, max(most, 1)), start, length)
+
+
+async def _iterate(
+    source: Reads, core: Core, size: int, start: int, length: int | None
+) -> AsyncIterator[bytes]:
+    end = start + (core.mapping.size if length is None else length)
     # A window of at least PIECE_BYTES: a hop for each page would cost more than reading it.
-    ahead = ReadAhead(core, size, core.mapping.size, max(2 * size, PIECE_BYTES))
+    ahead = ReadAhead(core, start + size, end, max(2 * size, PIECE_BYTES))
     offset = 0
-    while offset < core.mapping.size:
-        length = min(size, core.mapping.size - offset)
-        data = await file.read(offset, length)
-        offset += length
-        ahead.reach(offset)
+    while offset < (most := core.mapping.size if length is None else length):
+        count = min(size, most - offset)
+        data = await source.read(offset, count)
+        offset += count
+        ahead.reach(start + offset)
         yield data

@@ -5,15 +5,14 @@ It checks, takes the inline way where that can answer, and delegates everything 
 
 from __future__ import annotations
 
-import operator
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn, Self, SupportsIndex, cast, overload
 
-from . import _chunks
 from ._autoflush import AutoFlush
+from ._chunks import chunks
 from ._closing import Closer
 from ._core import Core
 from ._errors import FlushError, ReceiptError, UnsupportedError
@@ -416,10 +415,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
             As ``read``, from the iteration.
         """
         self._core.check_usable()
-        count = operator.index(size)
-        if count < 1:
-            raise ValueError(f"chunk size is {count}: ask for at least 1 byte a chunk")
-        return _chunks.iterate(self, self._core, min(count, max(self.size, 1)))
+        return chunks(self, self._core, size)
 
     def pages(self) -> AsyncIterator[bytes]:
         """Iterate over the file in pieces of one page of memory (``aiommap.PAGE_SIZE`` bytes)."""

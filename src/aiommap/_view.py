@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self, SupportsIndex
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self, SupportsIndex, overload
 
 import anyio
 
 from ._advice import Advice
+from ._chunks import chunks
 from ._core import Core
 from ._errors import ForkedError
-from ._native import Lease
+from ._native import PAGE_SIZE, Lease
 from ._ranges import Name, check_disjoint, check_range, check_tail
 from ._receipt import WriteReceipt
 from ._residency import Residency
@@ -31,7 +33,12 @@ class Verbs(Protocol):
     async def read(self, offset: int, length: int) -> bytes: ...
     async def read_into(self, offset: int, buffer: Buffer) -> int: ...
     def read_nowait(self, offset: int, length: int) -> bytes: ...
+    async def read_many(self, ranges: Iterable[tuple[int, int]]) -> list[bytes]: ...
     async def write(self, offset: int, data: Buffer) -> WriteReceipt: ...
+    async def write_many(self, items: Iterable[tuple[int, Buffer]]) -> WriteReceipt: ...
+    @overload
+    async def flush_range(self, offset: WriteReceipt, /) -> None: ...
+    @overload
     async def flush_range(self, offset: int, length: int) -> None: ...
     async def start_writeback(self, offset: int = 0, length: int | None = None) -> None: ...
     async def prewarm(
@@ -44,6 +51,9 @@ class Verbs(Protocol):
     ) -> int: ...
     async def residency(self, offset: int = 0, length: int | None = None) -> Residency: ...
     async def advise(self, advice: Advice, offset: int = 0, length: int | None = None) -> None: ...
+    def locked(
+        self, offset: int = 0, length: int | None = None
+    ) -> AbstractAsyncContextManager[None]: ...
 
 
 class View(WordVerbs):
@@ -251,18 +261,46 @@ class View(WordVerbs):
         start, count = self._range(offset, length)
         return self._file.read_nowait(start, count)
 
+    async def read_many(self, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
+        """Read several ranges of the view, in one hop at most; see ``MappedFile.read_many``."""
+        return await self._file.read_many(self._range(*pair) for pair in ranges)
+
     async def write(self, offset: SupportsIndex, data: Buffer) -> WriteReceipt:
         """Write into the view, never beyond it; see ``MappedFile.write``."""
         start, _ = self._range(offset, memoryview(data).nbytes)
         return await self._file.write(start, data)
 
+    async def write_many(self, items: Iterable[tuple[int, Buffer]]) -> WriteReceipt:
+        """Write several pieces into the view, in order; see ``MappedFile.write_many``."""
+        return await self._file.write_many(
+            (self._range(offset, memoryview(data).nbytes)[0], data) for offset, data in items
+        )
+
     async def flush(self) -> None:
         """Make the bytes of the view durable; see ``MappedFile.flush_range``."""
         await self._file.flush_range(*self._range(0, self._length))
 
-    async def start_writeback(self) -> None:
-        """Begin to write the view back; see ``MappedFile.start_writeback``."""
-        await self._file.start_writeback(*self._range(0, self._length))
+    @overload
+    async def flush_range(self, offset: WriteReceipt, /) -> None: ...
+    @overload
+    async def flush_range(self, offset: SupportsIndex, length: SupportsIndex) -> None: ...
+    async def flush_range(
+        self, offset: SupportsIndex | WriteReceipt, length: SupportsIndex | None = None
+    ) -> None:
+        """Make a part of the view, or the bytes of a receipt, durable; as ``MappedFile`` does."""
+        if isinstance(offset, WriteReceipt):
+            self._check_current()
+            await self._file.flush_range(offset)
+            return
+        if length is None:
+            raise TypeError("flush_range takes a receipt, or an offset and a length")
+        await self._file.flush_range(*self._range(offset, length))
+
+    async def start_writeback(
+        self, offset: SupportsIndex = 0, length: SupportsIndex | None = None
+    ) -> None:
+        """Begin to write the view, or a part of it, back; see ``MappedFile.start_writeback``."""
+        await self._file.start_writeback(*self._tail(offset, length))
 
     async def prewarm(
         self,
@@ -286,6 +324,24 @@ class View(WordVerbs):
     ) -> None:
         """Say how the view is going to be used; see ``MappedFile.advise``."""
         await self._file.advise(advice, *self._tail(offset, length))
+
+    @asynccontextmanager
+    async def locked(
+        self, offset: SupportsIndex = 0, length: SupportsIndex | None = None
+    ) -> AsyncIterator[None]:
+        """Pin the view, or a part of it, in memory for the block; see ``MappedFile.locked``."""
+        async with self._file.locked(*self._tail(offset, length)):
+            yield
+
+    def chunks(self, size: SupportsIndex) -> AsyncIterator[bytes]:
+        """Iterate over the view in pieces, reading ahead; see ``MappedFile.chunks``."""
+        self._check_current()
+        self._core.check_usable()
+        return chunks(self, self._core, size, self._offset, self._length)
+
+    def pages(self) -> AsyncIterator[bytes]:
+        """Iterate over the view in pieces of ``aiommap.PAGE_SIZE`` bytes, from its first on."""
+        return self.chunks(PAGE_SIZE)
 
     def _pinned(self) -> Lease:
         if self._lease is None:
