@@ -10,7 +10,7 @@ from array import array
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 
 import aiommap
 from aiommap import (
@@ -243,8 +243,17 @@ async def viewing(file: MappedFile) -> None:
     assert_type(view.read_nowait(0, 10), bytes)
     assert_type(await view.read_into(0, bytearray(4)), int)
     assert_type(await view.write(0, b"data"), WriteReceipt)
+    assert_type(await view.read_many([(0, 1)]), list[bytes])
+    receipt = await view.write_many([(0, b"data")])
+    assert_type(receipt, WriteReceipt)
     assert_type(await view.flush(), None)
-    assert_type(await view.prewarm(), int)
+    assert_type(await view.flush_range(receipt), None)
+    assert_type(await view.flush_range(0, 4), None)
+    pinned: AbstractAsyncContextManager[None] = view.locked(0, 4)
+    async with pinned:
+        assert_type(await view.prewarm(), int)
+    assert_type([chunk async for chunk in view.chunks(4)], list[bytes])
+    assert_type([page async for page in view.pages()], list[bytes])
     assert_type(await view.residency(), Residency)
     assert_type(view.release(), None)
 
@@ -305,7 +314,7 @@ async def sharing(file: MappedFile, view: View) -> None:
     locking: AbstractAsyncContextManager[None] = file.file_lock(0, 8, shared=True, timeout=1)
     async with locking, AsyncLock(file, 0) as lock:
         assert_type(lock, AsyncLock)
-    assert_type(await lock.acquire(timeout=1), bool)
+    assert_type(await lock.acquire(timeout=1), Literal[True])
     assert_type((lock.owner_died, lock.locked, lock.offset), tuple[bool, bool, int])
 
 
