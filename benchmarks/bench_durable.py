@@ -14,7 +14,7 @@ import aiofiles
 import aiommap
 from aiommap import FlushPolicy
 
-from ._harness import MIB, Action, Report, compare
+from ._harness import MIB, Action, Report, compare, heartbeat, rate
 
 RECORD = bytes(128)
 #: How often each is required to be as fast as a peer, by number of tasks.
@@ -57,6 +57,9 @@ async def run(report: Report, *, smoke: bool) -> None:
                 rounds = 20 if tasks == 1 else 9
                 found = await compare(actions, tasks, 1 if smoke else rounds)
                 tell(report, tasks, found)
+                async with heartbeat() as stall:
+                    await rate(actions["aiommap"][0], many, tasks)
+                report.row(f"{tasks} tasks: worst stall", stall.worst, "ms", 10, most=True)
             os.close(descriptor)
 
 
