@@ -179,8 +179,7 @@ class MappingFaultError(MappedFileError, OSError):
     def __str__(self) -> str:
         head = f"{self.path or 'the mapped file'}: byte {self.offset} cannot be reached"
         if self.poisoned:
-            full = self.errno in (errno.ENOSPC, errno.EDQUOT)
-            why = "the disk has no room for" if full else "the file lost"
+            why = _WITHOUT_ROOM.get(self.errno or 0, "the file lost")
             remedy = "reopen the file and check it"
             if self.discards:
                 remedy = (
@@ -199,6 +198,13 @@ class MappingFaultError(MappedFileError, OSError):
                 "bytes below that are still usable, reopen to go on with the rest"
             )
         return f"{head}: the device or file system failed to provide its page{tail}"
+
+
+_WITHOUT_ROOM = {
+    errno.ENOSPC: "the disk has no room for",
+    errno.EDQUOT: "the disk has no room for",
+    errno.EFBIG: "the limit on the size of files (RLIMIT_FSIZE) leaves no room for",
+}
 
 
 class StaleSnapshotError(MappingFaultError):

@@ -64,6 +64,33 @@ def test_a_full_disk_under_growth_is_an_error_at_the_next_verb(tmp_path, fault, 
         expect_growth(FULL, folder, backend)
 
 
+LIMITED = """
+import resource
+
+limit = 256 * PAGE + 100
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+f = await aiommap.open(name, "w+", size=0, capacity=1 << 30)
+memory = f.view(growable=True).memory
+for at in range(0, 256 * PAGE, PAGE):
+    memory[at : at + PAGE] = b"x" * PAGE
+await f.flush()
+memory[limit - 50] = 1
+assert f.size == 256 * PAGE == os.stat(name).st_size
+try:
+    await f.flush()
+except aiommap.MappingFaultError as error:
+    assert (error.errno, error.offset, error.poisoned) == (errno.EFBIG, f.size, True), error
+    assert "RLIMIT_FSIZE" in str(error), error
+await expect_poisoned(f.size, f.aclose)
+with open(name, "rb") as file:
+    assert file.read() == b"x" * (256 * PAGE)
+"""
+
+
+def test_a_limit_on_file_sizes_leaves_room_for_all_pages_below_it(tmp_path, backend):
+    expect_growth(LIMITED, tmp_path, backend)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["full_tmpfs", "full_ext4"])
 def test_ensure_on_a_full_disk_fails_and_changes_nothing(tmp_path, fault, backend):

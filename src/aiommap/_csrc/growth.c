@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #ifdef __linux__
 #include <sys/syscall.h>
@@ -95,6 +96,15 @@ static int64_t again(int64_t end, int64_t most)
 static int64_t least_of(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t most_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
+/* How long the process may make the file. A write up to a limit within a page would end it there (X1). */
+static int64_t allowed(int64_t end)
+{
+    struct rlimit most;
+    if (getrlimit(RLIMIT_FSIZE, &most) || most.rlim_cur >= (rlim_t)end)
+        return end;
+    return (int64_t)most.rlim_cur / page_bytes() * page_bytes();
+}
+
 /* Under the lock: take over what a call got done that failed. A store may have gone there already,
  * so nothing is cut off. */
 static int take_over(struct growth *growth, int64_t offset, int error)
@@ -160,6 +170,9 @@ static int append_zeros(int fd, int64_t *end, int64_t target)
 static int grow(struct growth *growth, int64_t offset, int64_t limit)
 {
     int64_t end = LOAD(growth->end), least = page_up(offset + 1);
+    limit = allowed(limit);
+    if (least > limit)
+        return take_over(growth, offset, EFBIG);
     int64_t window = again(end, growth->sparse ? GROWTH_MOST_BYTES : GROWTH_WINDOW_BYTES);
     int64_t target = most_of(least, least_of(limit, end + window));
     bool written = CAN_APPEND && !growth->sparse && least - end <= window; /* not a page far away */
