@@ -9,7 +9,7 @@ import pytest
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
-from aiommap import ChangeKind, FlushPolicy
+from aiommap import ChangeKind, FlushPolicy, _looking
 from watching import (
     expect,
     fence,
@@ -42,6 +42,30 @@ async def test_a_change_is_reported_with_the_states_before_and_after(path, act, 
         after = os.stat(path) if path.exists() else None
         assert (change.new and change.new.mtime_ns) == (after and after.st_mtime_ns)
         assert f.orphaned == (kind in (ChangeKind.REPLACED, ChangeKind.REMOVED))
+
+
+async def test_an_odd_size_below_the_end_that_growth_needs_is_our_own(path):
+    async with aiommap.open(path, "r+", capacity=64 * PAGE) as f:
+        memory = f.view(growable=True).memory
+        await f.resize(3 * PAGE + 5)
+        assert (len(memory), os.stat(path).st_size) == (64 * PAGE, 4 * PAGE)
+        async with f.watch() as changes:
+            await fence(path, changes)
+
+
+async def test_growth_by_a_store_while_watching_begins_is_our_own(path, monkeypatch):
+    begin = _looking.Looker.begin
+
+    def begin_and_grow(looker, entry):
+        begin(looker, entry)
+        memory[20 * PAGE] = 1
+
+    monkeypatch.setattr(_looking.Looker, "begin", begin_and_grow)
+    async with aiommap.open(path, "r+", capacity=64 * PAGE) as f:
+        memory = f.view(growable=True).memory
+        async with f.watch() as changes:
+            assert f.size > 20 * PAGE
+            await fence(path, changes)
 
 
 async def test_a_removed_file_that_is_created_again_is_reported_and_watched_on(path):

@@ -65,6 +65,37 @@ async def test_a_kernel_that_refuses_is_polled_and_asked_again(hub, tmp_path, mo
                         break
 
 
+def test_the_first_watch_begins_without_a_descriptor_to_be_had(tmp_path):
+    code = """
+import os, resource, sys
+import anyio, aiommap
+
+async def main():
+    async with aiommap.open(sys.argv[1], "r+") as f:
+        assert "watchfiles" not in sys.modules
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        taken = []
+        try:
+            while True:
+                taken.append(os.dup(0))
+        except OSError:
+            pass
+        with anyio.fail_after(20):
+            async with f.watch() as changes:
+                os.truncate(sys.argv[1], 5)
+                assert (await anext(changes)).source == "poll"
+        for fd in taken:
+            os.close(fd)
+
+anyio.run(main)
+"""
+    path = tmp_path / "f"
+    path.write_bytes(b"x")
+    command = [sys.executable, "-c", code, path]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0, done.stderr
+
+
 async def test_watching_that_gets_no_thread_says_so_and_can_be_begun_again(
     hub, tmp_path, monkeypatch
 ):

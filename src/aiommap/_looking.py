@@ -75,6 +75,15 @@ def stat_of(path: str) -> os.stat_result | None:
         raise
 
 
+def _state_of(path: str) -> tuple[FileState | None, tuple[int, ...] | None]:
+    """Tell the state of a path, and what is compared of it first; as missing if it is not seen."""
+    try:
+        found = stat_of(path)
+    except OSError:
+        found = None
+    return found and FileState.of(found), _key(found)
+
+
 def _key(found: os.stat_result | None) -> tuple[int, ...] | None:
     if found is None:
         return None
@@ -199,16 +208,17 @@ class Looker:
 
     def begin(self, entry: Entry) -> None:
         """Take the first state."""
-        try:
-            found = stat_of(entry.path)
-        except OSError:
-            found = None
+        for _ in range(LOOKS):
+            entry.state, entry.key = _state_of(entry.path)
+            # Taken afterwards, so a store in between goes for somebody else's: better than the
+            # reverse. What shows by another look is in neither: then both are taken again.
+            entry.sample = self._sample(entry.state)
+            if _state_of(entry.path)[1] == entry.key:
+                break
         entry.known = True
-        entry.key = _key(found)
-        entry.state = new = found and FileState.of(found)
-        entry.recent = _is_recent(new)
-        # Taken afterwards, so a store in between goes for somebody else's: better than the reverse.
-        entry.sample = self._sample(new)
+        entry.recent = _is_recent(entry.state)
+        if called(None, entry.sample):  # an event of that may be on its way
+            entry.called_at = time.monotonic()
 
     def _sample(self, state: FileState | None) -> Sample | None:
         if state is None:

@@ -187,10 +187,10 @@ class WatchSet(Generic[Entry]):
         if not directories:
             self._retry_at = time.monotonic() + RETRY_SECONDS
             return None
-        # Only here, so that nobody imports it who watches nothing.
-        from watchfiles._rust_notify import RustNotify  # noqa: PLC0415
-
         try:
+            # Only here, so that nobody imports it who watches nothing; that takes descriptors, too.
+            from watchfiles._rust_notify import RustNotify  # noqa: PLC0415
+
             made: Notifier = RustNotify(directories, False, False, 0, False, False)
         except (OSError, RuntimeError) as error:
             if not isinstance(error, FileNotFoundError):

@@ -65,18 +65,19 @@ class FileWatch:
         def since(state: FileState | None) -> FileState | None:
             if self.core is not core:
                 return state  # reopened while watching began
-            opened = replace(core.state, size=core.mapping.size)
+            opened = replace(core.state, size=core.mapping.file_end)
             if state is None or not state.is_same_file(opened):
                 return opened
-            if core.doing.size_changes % 2 or self._done() != done:
+            if core.doing.resizing or self._done() != done:
                 return state  # we are at it ourselves
             touched = called_ns is not None and state.ctime_ns >= called_ns
             return opened if touched or state.size != opened.size else state
 
         return since
 
-    def _done(self) -> tuple[int, int]:
-        return self.core.mapping.sequence, self.core.doing.size_changes
+    def _done(self) -> tuple[int, int, int]:
+        mapping = self.core.mapping
+        return mapping.sequence, self.core.doing.size_changes, mapping.file_end
 
 
 class WatchedVerbs:

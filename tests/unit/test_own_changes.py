@@ -255,3 +255,41 @@ def test_one_looks_again_if_a_resize_ends_while_one_looks(tmp_path, monkeypatch)
     monkeypatch.undo()
     looker.look(entry, "poll")
     assert [(one.kind, one.old.size) for one in told] == [(ChangeKind.GROWN, 200)]
+
+
+def test_a_resize_while_the_first_state_is_taken_is_our_own(tmp_path, monkeypatch):
+    path, told = tmp_path / "file", []
+    path.write_bytes(bytes(100))
+    own, file = OwnChanges(), opened(Identity.of(path.stat()))
+    own.add(file)
+    looker = Looker(own, lambda _, change: told.append(change), lambda _: None)
+
+    def stat_and_resize(name):
+        found = os.stat(name)
+        if found.st_size == 100:
+            os.truncate(path, 200)
+            file.size_changes += 2
+            file.mapping.file_end = 200
+        return found
+
+    monkeypatch.setattr("aiommap._looking.stat_of", stat_and_resize)
+    entry = Entry(str(path))
+    looker.begin(entry)
+    looker.look(entry, "event")
+    assert not told
+    assert entry.state.size == 200
+
+
+def test_an_event_of_a_call_that_came_before_the_first_state_is_our_own(tmp_path):
+    """It is on its way when the state is taken, and what we store then moves the times."""
+    path, told = tmp_path / "file", []
+    path.write_bytes(bytes(100))
+    own, file, entry = OwnChanges(), opened(Identity.of(path.stat())), Entry(str(path))
+    own.add(file)
+    looker = Looker(own, lambda _, change: told.append(change), lambda _: None)
+    file.offloaded_writes += 1
+    looker.begin(entry)
+    file.mapping.sequence += 1
+    os.utime(path)
+    looker.look(entry, "event")
+    assert not told
