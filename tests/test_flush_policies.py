@@ -13,6 +13,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
+from aiommap._scheduler import BACKGROUND_FLUSHES
 
 pytestmark = pytest.mark.anyio
 
@@ -304,3 +305,18 @@ async def test_statistics_tell_of_flushes(path):
         assert found.flush_seconds.count == found.flush_group.count == 1
         assert 0 < found.flush_seconds.p50 <= found.flush_seconds.maximum
         assert found.flush_group.maximum == 1
+
+
+async def test_flushes_for_which_there_was_no_thread_are_made_up_for(path, monkeypatch, caplog):
+    def refuse(*_):
+        raise RuntimeError("can't start new thread")
+
+    async with aiommap.Hub() as hub:
+        policy = FlushPolicy.every_interval(0.01)
+        files = [await hub.open(path, "r+", flush=policy) for _ in range(2 * BACKGROUND_FLUSHES)]
+        with monkeypatch.context() as patches:
+            patches.setattr("aiommap._workers.run_in_thread", refuse)
+            receipts = [await f.write(i * PAGE, b"x") for i, f in enumerate(files)]
+            await until(lambda: len(caplog.records) >= BACKGROUND_FLUSHES)
+        await until(lambda: all(receipt.durable for receipt in receipts))
+        assert "was not flushed, and will be tried again" in caplog.records[0].getMessage()

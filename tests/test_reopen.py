@@ -11,6 +11,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import ChangeKind, FlushPolicy
+from aiommap._threads import run_in_thread
 from limiters import held, until_queued
 
 pytestmark = pytest.mark.anyio
@@ -391,3 +392,20 @@ async def test_private_stores_are_not_left_behind_unasked(path):
         assert await f.read(0, 9) == b"only here"
         await f.reopen(discard=True)
         assert await f.read(0, 7) == b"another"
+
+
+async def test_an_old_file_for_whose_end_there_is_no_thread_is_closed_as_garbage(path, monkeypatch):
+    async with aiommap.open(path, "r+") as f:
+        old = f._core
+
+        def refuse_afterwards(job, tell):
+            if f._core is not old:
+                raise RuntimeError("can't start new thread")
+            run_in_thread(job, tell)
+
+        put_another(path)
+        with monkeypatch.context() as patches:
+            patches.setattr("aiommap._workers.run_in_thread", refuse_afterwards)
+            await f.reopen()
+            await f._retired.wait()
+        assert await f.read(0, 2) == b"an"

@@ -96,6 +96,23 @@ anyio.run(main)
     assert done.returncode == 0, done.stderr
 
 
+async def test_a_notifier_that_would_get_no_thread_is_not_asked_for_one(hub, tmp_path, monkeypatch):
+    """It would abort the process."""
+    from watchfiles import _rust_notify
+
+    def refuse():
+        raise RuntimeError("can't start new thread")
+
+    path = tmp_path / "f"
+    path.write_bytes(b"x")
+    monkeypatch.setattr(_rust_notify, "RustNotify", Deaf)
+    monkeypatch.setattr(Deaf, "__init__", lambda *_: os.abort())
+    monkeypatch.setattr(_watch_set, "check_threads", refuse)
+    async with watch(hub, path) as changes:
+        os.truncate(path, 5)
+        assert (await fetch(changes)).source == "poll"
+
+
 async def test_watching_that_gets_no_thread_says_so_and_can_be_begun_again(
     hub, tmp_path, monkeypatch
 ):

@@ -23,11 +23,15 @@ import anyio
 from ._core import Core
 from ._errors import FlushError
 from ._flush import Flusher
+from ._logs import FLUSHES
 from ._native import TRIP_NEVER
 from ._policy import FlushPolicy
 from ._requests import Request
 from ._schedule import Timer
 from ._scheduler import FlushScheduler, Target
+
+#: A flush for which there was no thread is tried again after so long.
+RETRY_SECONDS = 0.25
 
 
 class AutoFlush:
@@ -93,6 +97,9 @@ class AutoFlush:
                 await self._flusher.submit(Request(0, core.mapping.size))
         except (FlushError, OSError):
             pass  # latched: whoever writes, flushes, waits or closes is told, and so are listeners
+        except Exception as error:  # no thread can be started, for one
+            FLUSHES.error("%s was not flushed, and will be tried again: %s", core.path, error)
+            await anyio.sleep(RETRY_SECONDS)
         finally:
             self._asked = False
             self.plan()

@@ -24,6 +24,7 @@ from ._core import Core
 from ._errors import AccessModeError
 from ._file_locks import FileLocks
 from ._flush import Flusher
+from ._logs import FILES
 from ._scheduler import FlushScheduler
 from ._watching import Watcher
 from ._workers import spawn, wait_or_withdraw
@@ -111,7 +112,9 @@ class Retired:
             core.mapping.declining = True
             await leave()
             await self._release(core)
-        except OSError:
-            pass  # close(2) of a file that was given up: there is nothing left to lose
+        except Exception as error:
+            # close(2) failed, or no thread could be started for it, and it is closed as garbage:
+            # there is nothing left to lose in a file that was given up.
+            FILES.debug("%s was not closed cleanly after it was reopened: %s", core.path, error)
         finally:
             self._left.pop(core).set()

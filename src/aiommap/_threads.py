@@ -59,6 +59,23 @@ def run_in_thread(job: Job, tell: Job | None = None) -> None:
     worker.give(job, tell)
 
 
+def check_threads() -> None:
+    """Raise RuntimeError if no thread can be started, for code that would not survive that.
+
+    Two are started at once, as the end of one may take a moment more than waiting for it.
+    """
+    held, probes = threading.Event(), []
+    try:
+        for _ in range(2):
+            probe = threading.Thread(target=held.wait, name="aiommap probe", daemon=True)
+            probe.start()
+            probes.append(probe)
+    finally:
+        held.set()
+        for probe in probes:
+            probe.join()
+
+
 class _Worker:
     __slots__ = ("_jobs",)
 

@@ -16,6 +16,7 @@ from typing import Generic, Protocol, TypeVar
 from ._change import Identity
 from ._logs import WATCHING
 from ._routes import Route, Router
+from ._threads import check_threads
 
 #: After the kernel refused to watch, it is asked again.
 RETRY_SECONDS = 5.0
@@ -191,6 +192,7 @@ class WatchSet(Generic[Entry]):
             # Only here, so that nobody imports it who watches nothing; that takes descriptors, too.
             from watchfiles._rust_notify import RustNotify  # noqa: PLC0415
 
+            check_threads()  # it starts one, and aborts the process if it gets none
             made: Notifier = RustNotify(directories, False, False, 0, False, False)
         except (OSError, RuntimeError) as error:
             if not isinstance(error, FileNotFoundError):
