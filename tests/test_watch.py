@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import anyio
 import pytest
@@ -51,6 +52,24 @@ async def test_an_odd_size_below_the_end_that_growth_needs_is_our_own(path):
         assert (len(memory), os.stat(path).st_size) == (64 * PAGE, 4 * PAGE)
         async with f.watch() as changes:
             await fence(path, changes)
+
+
+async def test_growth_by_a_store_is_our_own_also_after_a_refresh(path, monkeypatch):
+    look, rested, looked = _looking.Looker.look, threading.Event(), threading.Event()
+
+    def look_later(looker, entry, source):
+        rested.wait(20)
+        look(looker, entry, source)
+        looked.set()
+
+    async with aiommap.open(path, "r+", capacity=64 * PAGE) as f, f.watch() as changes:
+        monkeypatch.setattr(_looking.Looker, "look", look_later)
+        with f.view(growable=True) as view:
+            view.memory[20 * PAGE] = 1
+        await f.refresh()
+        rested.set()
+        assert await anyio.to_thread.run_sync(looked.wait, 20)
+        await fence(path, changes)
 
 
 async def test_growth_by_a_store_while_watching_begins_is_our_own(path, monkeypatch):

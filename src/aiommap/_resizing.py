@@ -169,7 +169,9 @@ class Resizer:
         """Take over where the file ends; for growable views, make that a page boundary (P3)."""
         mapping = self._core.mapping
         with self._end_for(size) as end:
-            if size < old or not mapping.growable_leases:  # else a store may just be growing it
+            # Not under a growable view: a store may just be growing it. And what such a store has
+            # made of it remains known as our own doing.
+            if size < old or not (mapping.growable_leases or size == mapping.file_end):
                 mapping.follow(size)
             if end != mapping.file_end:
                 mapping.extend(end)
