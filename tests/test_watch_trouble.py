@@ -13,6 +13,7 @@ import pytest
 
 import aiommap
 from aiommap import ChangeKind, _looking, _scanner, _watch_set, _watching
+from aiommap._own_changes import OwnChanges
 from watching import Deaf, fetch, missing, reach, size, watch
 
 pytestmark = pytest.mark.anyio
@@ -111,6 +112,21 @@ async def test_a_notifier_that_would_get_no_thread_is_not_asked_for_one(hub, tmp
     async with watch(hub, path) as changes:
         os.truncate(path, 5)
         assert (await fetch(changes)).source == "poll"
+
+
+@pytest.mark.parametrize("notify", [True, False])
+async def test_watching_ends_though_it_is_told_to_while_it_looks_for_whom_to_tell(notify):
+    """A hub that was closed just after watching began waited for that thread without end."""
+
+    def deliver(found):
+        if not found:
+            scanner.end()
+        return True
+
+    scanner = _scanner.Scanner(OwnChanges(), deliver, notify=notify)
+    scanner.add(_looking.Entry("/"), None, None)
+    with anyio.fail_after(20):
+        await anyio.to_thread.run_sync(scanner.run, abandon_on_cancel=True)
 
 
 async def test_watching_that_gets_no_thread_says_so_and_can_be_begun_again(

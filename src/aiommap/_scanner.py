@@ -320,7 +320,8 @@ class Scanner:
             self._look_at_all()
         if now > self._alive_at:
             self._alive_at = now + ALIVE_SECONDS
-            self._over = self._over or not self._deliver([])
+            if not self._deliver([]):  # no other value is ever put there: ``end`` may come between
+                self._over = True
         self._tick_at = now + TICK_SECONDS
         while self._timed and self._timed[0][0] <= now:
             due, _, entry = heapq.heappop(self._timed)
