@@ -6,6 +6,9 @@ promised, and none twice.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -374,3 +377,32 @@ def test_a_range_of_a_new_file_syncs_size_and_name_too(syncs, path, page):
             await f.flush_range({page} * PAGE, PAGE)
             mark("closed")
     """) == {"open": [], "range": ["fsync file", "fsync directory"], "closed": []}
+
+
+INTERRUPTED = """
+import sys, anyio, aiommap
+from aiommap import PAGE_SIZE as PAGE, FlushPolicy
+
+async def main():
+    async with aiommap.open(sys.argv[1], "r+", flush=FlushPolicy.always()) as f:
+        await f.write(0, b"x")
+        f.flush_policy = FlushPolicy.manual()
+        await f.write(0, b"x")
+        await f.write(3 * PAGE, b"x")
+        await f.flush_range(0, PAGE)
+        await f.flush()
+        await f.resize(PAGE)
+        await f.flush()
+
+anyio.run(main)
+"""
+
+
+@pytest.mark.parametrize("call", ["fdatasync", "msync", "fsync"])
+def test_a_flush_that_a_signal_interrupts_goes_on(strace, path, call):
+    """As on FUSE, whose server is told of the signal and may answer EINTR."""
+    inject = f"inject={call}:error=EINTR:when=1"
+    options = ["-f", "-o", os.devnull, "-e", f"trace={call}", "-e", inject]
+    command = ["strace", *options, sys.executable, "-c", INTERRUPTED, path]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0, done.stderr

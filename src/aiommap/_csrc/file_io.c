@@ -129,7 +129,11 @@ int file_sync(int fd, bool metadata)
         return 0;
     return fsync(fd) ? errno : 0;
 #else
-    return (metadata ? fsync(fd) : fdatasync(fd)) ? errno : 0;
+    int failed; /* a signal may end the wait for a FUSE or NFS server, which says nothing of the data */
+    do
+        failed = metadata ? fsync(fd) : fdatasync(fd);
+    while (failed && errno == EINTR);
+    return failed ? errno : 0;
 #endif
 }
 

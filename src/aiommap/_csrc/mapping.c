@@ -156,7 +156,11 @@ int region_lock(const struct region *region, size_t offset, size_t length, bool 
 int region_sync(const struct region *region, size_t offset, size_t length)
 {
     size_t start = page_down(offset);
-    return msync(region->base + start, offset + length - start, MS_SYNC) ? errno : 0;
+    int failed;
+    do
+        failed = msync(region->base + start, offset + length - start, MS_SYNC);
+    while (failed && errno == EINTR);
+    return failed ? errno : 0;
 }
 
 static size_t copy_pieces(char *to, const char *from, size_t length)
