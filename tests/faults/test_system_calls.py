@@ -391,6 +391,7 @@ async def main():
         await f.write(3 * PAGE, b"x")
         await f.flush_range(0, PAGE)
         await f.flush()
+        await f.punch_hole(0, PAGE)
         await f.resize(PAGE)
         await f.flush()
 
@@ -398,8 +399,8 @@ anyio.run(main)
 """
 
 
-@pytest.mark.parametrize("call", ["fdatasync", "msync", "fsync"])
-def test_a_flush_that_a_signal_interrupts_goes_on(strace, path, call):
+@pytest.mark.parametrize("call", ["fdatasync", "msync", "fsync", "fallocate", "ftruncate"])
+def test_what_a_signal_interrupts_goes_on(strace, path, call):
     """As on FUSE, whose server is told of the signal and may answer EINTR."""
     inject = f"inject={call}:error=EINTR:when=1"
     options = ["-f", "-o", os.devnull, "-e", f"trace={call}", "-e", inject]

@@ -165,7 +165,11 @@ int file_punch_hole(int fd, off_t offset, off_t length)
 {
 #if defined(__linux__)
     int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
-    return fallocate(fd, mode, offset, length) ? errno : 0;
+    int failed;
+    do
+        failed = fallocate(fd, mode, offset, length);
+    while (failed && errno == EINTR);
+    return failed ? errno : 0;
 #else
     (void)fd, (void)offset, (void)length;
     return ENOSYS;

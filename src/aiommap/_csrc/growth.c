@@ -57,6 +57,16 @@ static int64_t length_of(int fd)
     return fstat(fd, &found) ? -1 : (int64_t)found.st_size;
 }
 
+/* A signal may end the wait for the server of a FUSE or NFS file. */
+static int set_length(int fd, int64_t length)
+{
+    int failed;
+    do
+        failed = ftruncate(fd, (off_t)length);
+    while (failed && errno == EINTR);
+    return failed;
+}
+
 static int allocate(int fd, int mode, int64_t from, int64_t end)
 {
 #ifdef __linux__
@@ -110,7 +120,7 @@ static int64_t allowed(int64_t end)
 static int take_over(struct growth *growth, int64_t offset, int error)
 {
     int64_t length = length_of(growth->fd), end = page_up(length);
-    if (length <= LOAD(growth->end) || (end > length && ftruncate(growth->fd, (off_t)end)))
+    if (length <= LOAD(growth->end) || (end > length && set_length(growth->fd, end)))
         return error;
     STORE(growth->end, end);
     STORE(growth->grown, end);
@@ -124,7 +134,7 @@ static int extend(const struct growth *growth, int64_t end, int64_t target)
     int error = allocate(growth->fd, 0, growth->sparse ? target - 1 : end, target);
     if (!is_missing(error) || length_of(growth->fd) >= target)
         return is_missing(error) ? 0 : error;
-    return ftruncate(growth->fd, (off_t)target) ? errno : 0;
+    return set_length(growth->fd, target) ? errno : 0;
 }
 
 /* Reserve blocks beyond the end, for several windows at once. A file system that cannot do so finds
@@ -221,9 +231,9 @@ int growth_truncate(struct growth *growth, int fd, int64_t length, bool whole_pa
 {
     lock(growth);
     int64_t end = whole_pages ? page_up(length) : length;
-    int error = ftruncate(fd, (off_t)length) ? errno : 0;
+    int error = set_length(fd, length) ? errno : 0;
     if (!error && end > length)
-        error = ftruncate(fd, (off_t)end) ? errno : 0;
+        error = set_length(fd, end) ? errno : 0;
     if (!error) {
         STORE(growth->end, end);
         STORE(growth->grown, 0);
@@ -236,7 +246,7 @@ int growth_truncate(struct growth *growth, int fd, int64_t length, bool whole_pa
 int growth_extend(struct growth *growth, int fd, int64_t end)
 {
     lock(growth);
-    int error = length_of(fd) < end && ftruncate(fd, (off_t)end) ? errno : 0;
+    int error = length_of(fd) < end && set_length(fd, end) ? errno : 0;
     if (!error && end > LOAD(growth->end))
         STORE(growth->end, end);
     unlock(growth);
