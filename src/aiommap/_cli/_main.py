@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code; ``aiommap --help`` lists them.
     """
+    _open_closed_streams()
     try:
         return _run(argv)
     except UsageError as error:
@@ -121,6 +122,14 @@ def _with_path(error: Exception) -> str:
 
 def _complain(message: str) -> None:
     sys.stderr.write(f"aiommap: {message}\n")
+
+
+def _open_closed_streams() -> None:
+    """Let what was closed before we began, as by ``>&-``, take what nobody wants to read."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  until the process ends
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  likewise
 
 
 def _abandon_output() -> None:
