@@ -9,6 +9,8 @@ import anyio
 import pytest
 
 import aiommap
+from aiommap import PAGE_SIZE as PAGE
+from aiommap import Advice, UnsupportedError
 from aiommap._native import PIECE_BYTES
 from aiommap._paging import Pager
 
@@ -105,3 +107,14 @@ async def test_what_was_pinned_is_pinned_again_in_the_new_mapping(tmp_path):
         await f.resize(f.capacity + PIECE_BYTES)
         assert f._mapping.size > SIZE
         assert locked_bytes(path) >= SIZE
+
+
+@pytest.mark.parametrize("advice", [Advice.DONT_NEED, Advice.COLD, Advice.PAGE_OUT])
+async def test_advice_that_pinned_pages_refuse_says_so(path, advice):
+    async with aiommap.open(path, "r+") as f:
+        async with f.locked(2 * PAGE, PAGE):
+            await f.advise(advice, 0, 2 * PAGE)
+            with pytest.raises(UnsupportedError, match="pinned") as caught:
+                await f.advise(advice)
+            assert str(path) in str(caught.value)
+        await f.advise(advice)

@@ -126,7 +126,8 @@ class PagedVerbs:
             offset, length: as for ``prewarm``.
         Raises:
             OutOfBoundsError: if the range leaves the file.
-            UnsupportedError: if the platform lacks the advice; for DONT_NEED in mode "c".
+            UnsupportedError: if the platform lacks the advice; for DONT_NEED in mode "c"; for
+                DONT_NEED, COLD and PAGE_OUT of pages that are pinned.
             TypeError: if it is no advice.
         Cancellation: one that has begun is waited out.
         Source: madvise(2), posix_fadvise(2).

@@ -217,7 +217,16 @@ class Pager:
     def _advise(self, advice: Advice, offset: int, length: int) -> None:
         mapping = self._core.mapping
         assert advice.madvise is not None
-        self._core.within(mapping.advise, offset, length, advice.madvise)
+        try:
+            self._core.within(mapping.advise, offset, length, advice.madvise)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            reason = "this kernel has no such advice"
+            if any(start < offset + length and offset < end for start, end in (*self._wanted,)):
+                reason = "pages of the range are pinned, by locked() or lock=True: unpin them first"
+            what = f"advise {advice.name} of {self._core.path}"
+            raise UnsupportedError(what, reason, errno.EINVAL) from error
         # Reads go through the descriptor, whose read-ahead mode is one for the whole file.
         whole = length == mapping.size
         ranged = advice in (Advice.WILL_NEED, Advice.DONT_NEED)
