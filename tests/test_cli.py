@@ -464,18 +464,6 @@ class TestOutput:
             os.close(theirs)
         assert (result.returncode, result.stderr) == (141, b"")
 
-    @pytest.mark.parametrize("arguments", [["residency"], ["info", "--json"]], ids=" ".join)
-    @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
-    def test_closed_streams_take_what_is_written(
-        self, data: Path, arguments: list[str], closed: str
-    ) -> None:
-        missing = data.with_name("missing")
-        for path, code in ((data, 0), (missing, 1)):
-            line = ["/bin/sh", "-c", f'"$@" {closed}', "sh", *command(*arguments, path)]
-            result = subprocess.run(line, capture_output=True, check=False, text=True, timeout=60)
-            assert result.returncode == code, result.stderr
-            assert "Traceback" not in result.stderr
-
     def test_terminal_gets_colour_and_progress(self, data: Path) -> None:
         pytest.importorskip("rich")
         code, out = on_terminal("prewarm", data)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import anyio
 import pytest
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
-from aiommap import FlushPolicy
+from aiommap import FlushError, FlushPolicy
 
 pytestmark = pytest.mark.anyio
 
@@ -106,6 +108,58 @@ async def test_lost_data_fails_the_flush_and_latches(path, outside, loss):
     with pytest.raises(aiommap.FlushError, match="flush failed"):
         await f.aclose()
     assert f.closed
+
+
+PRIVILEGES = """
+import os, sys, anyio, aiommap
+from aiommap import FlushPolicy
+
+async def main():
+    f = await aiommap.open(sys.argv[1], "r+", flush=FlushPolicy.always())
+    os.setuid(54321)
+    try:
+        os.stat(sys.argv[1])
+    except PermissionError:
+        print((await f.write(0, b"x")).durable, flush=True)
+    f.flush_policy = FlushPolicy.manual()
+    await f.write(0, b"y")
+    sys.stdin.readline()
+    try:
+        await f.flush()
+        await f.aclose()
+    except aiommap.FlushError as error:
+        print("was removed" in str(error))
+    else:
+        print("flushed")
+
+anyio.run(main)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up its privileges")
+@pytest.mark.parametrize(("removed", "told"), [(False, "flushed"), (True, "True")])
+def test_a_path_that_may_not_be_looked_at_any_more_is_believed(path, removed, told):
+    path.parent.chmod(0o700)
+    command = [sys.executable, "-c", PRIVILEGES, path]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1, text=True) as process:
+        first = process.stdout.readline()
+        if removed:
+            path.unlink()
+        rest, errors = process.communicate("\n", timeout=50)
+    assert (first, rest) == ("True\n", f"{told}\n"), errors
+
+
+async def test_a_path_through_a_file_is_a_removed_one(tmp_path):
+    path = tmp_path / "folder" / "file"
+    path.parent.mkdir()
+    path.write_bytes(b"old")
+    f = await aiommap.open(path, "r+", flush=FlushPolicy.always())
+    path.parent.rename(tmp_path / "away")
+    path.parent.write_bytes(b"")
+    with pytest.raises(FlushError, match="was removed"):
+        await f.write(0, b"new")
+    with pytest.raises(FlushError):
+        await f.aclose()
 
 
 async def test_truncation_while_open_is_a_typed_error_and_the_rest_stays_usable(path, outside):

@@ -92,15 +92,17 @@ static int look(int fd, const char *path, struct sighting *out)
 #ifdef STATX_SIZE
     struct statx found;
     int flags = *path ? 0 : AT_EMPTY_PATH;
-    if (statx(fd, path, flags, STATX_SIZE | STATX_BLOCKS | STATX_INO, &found))
+    if (statx(fd, path, flags, STATX_SIZE | STATX_BLOCKS | STATX_INO | STATX_NLINK, &found))
         return errno;
     *out = (struct sighting){(int64_t)found.stx_size, (int64_t)found.stx_blocks,
-                             makedev(found.stx_dev_major, found.stx_dev_minor), found.stx_ino};
+                             makedev(found.stx_dev_major, found.stx_dev_minor), found.stx_ino,
+                             found.stx_nlink};
 #else
     struct stat found;
     if (*path ? stat(path, &found) : fstat(fd, &found))
         return errno;
-    *out = (struct sighting){found.st_size, found.st_blocks, found.st_dev, found.st_ino};
+    *out = (struct sighting){found.st_size, found.st_blocks, found.st_dev, found.st_ino,
+                             found.st_nlink};
 #endif
     return 0;
 }
@@ -111,7 +113,9 @@ int file_look(int fd, const char *path, struct sighting *open_file, struct sight
     if (error)
         return error;
     error = look(AT_FDCWD, path, named);
-    return error == ENOENT ? 0 : error;
+    if (error == EACCES && open_file->links)
+        *named = *open_file;
+    return error == ENOENT || error == ENOTDIR || error == ELOOP || error == EACCES ? 0 : error;
 }
 
 bool file_is_solid(int fd, off_t end)
