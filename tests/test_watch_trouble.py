@@ -148,13 +148,18 @@ async def test_watching_that_gets_no_thread_says_so_and_can_be_begun_again(
         assert (await fetch(changes)).kind is ChangeKind.GROWN
 
 
-async def test_a_notifier_that_fails_is_made_anew(hub, tmp_path, monkeypatch, caplog):
+class Panic(BaseException):
+    """What a panic in Rust becomes."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError, Panic])
+async def test_a_notifier_that_fails_is_made_anew(hub, tmp_path, monkeypatch, caplog, error):
     from watchfiles import _rust_notify
 
     class Broken(Deaf):
         def watch(self, *_):
             monkeypatch.undo()
-            raise _rust_notify.WatchfilesRustInternalError("error in underlying watcher")
+            raise error("error in underlying watcher")
 
     monkeypatch.setattr(_rust_notify, "RustNotify", Broken)
     path = tmp_path / "f"

@@ -170,7 +170,7 @@ class Scanner:
         while not self._over:
             try:
                 self._round()
-            except Exception:  # N3
+            except BaseException:  # N3; a panic of the notifier is no Exception
                 WATCHING.exception("watching files met an error and begins afresh")
                 self._set.close()
                 time.sleep(TICK_SECONDS)
