@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
+from aiommap.testing import failing_flush
+from limiters import held, until_queued
 
 pytestmark = pytest.mark.anyio
 
@@ -19,6 +23,21 @@ def dirty(f, offset, length):
         return f._mapping.cachestat(offset, length)[1]
     except OSError as error:
         pytest.skip(f"cachestat(2) is missing here: {error}")
+
+
+@pytest.fixture
+async def f(path, anyio_backend):
+    """A file with a dirty page, one of whose flushes is going to fail."""
+    file = await aiommap.open(path, "r+")
+    await file.write(0, b"lost")
+    yield file
+    with pytest.raises(aiommap.FlushError):
+        await file.aclose()
+
+
+async def expect_failure(verb):
+    with pytest.raises(aiommap.FlushError, match="flush failed"):
+        await verb()
 
 
 async def test_flush_range_cleans_its_pages_and_no_others(path):
@@ -106,6 +125,46 @@ async def test_lost_data_fails_the_flush_and_latches(path, outside, loss):
     with pytest.raises(aiommap.FlushError, match="flush failed"):
         await f.aclose()
     assert f.closed
+
+
+async def test_nothing_is_stored_inline_once_a_flush_failed(f):
+    with failing_flush(f), pytest.raises(aiommap.FlushError):
+        await f.flush()
+    assert f._mapping.write_now(0, b"x") is None
+    assert f._mapping.write_inline(0, b"x") is None
+
+
+async def test_what_gathered_behind_a_flush_that_failed_is_not_tried(f):
+    later = await f.write(PAGE, b"later")
+    with failing_flush(f) as fault:
+        async with anyio.create_task_group() as group:
+            with held(f._core.workers, f._core.workers.flushes):
+                group.start_soon(expect_failure, f.flush)
+                await until_queued(f._core.workers.flushes)
+                group.start_soon(expect_failure, later.wait_durable)
+                while not f._flusher._lane.waiting():
+                    await anyio.lowlevel.checkpoint()
+        assert fault.hits == 1
+    assert not later.durable
+
+
+async def test_a_change_of_size_behind_a_flush_that_failed_is_not_made(f, path):
+    """All three are one batch: the flush fails, the change is not made, nothing is flushed."""
+    later = await f.write(PAGE, b"later")
+    with failing_flush(f) as fault:
+        async with anyio.create_task_group() as group:
+            with held(f._core.workers, f._core.workers.control):
+                group.start_soon(f.punch_hole, 8 * PAGE, PAGE)
+                await until_queued(f._core.workers.control)
+                for count, verb in enumerate(
+                    (f.flush, partial(f.resize, 4 * PAGE), later.wait_durable), 1
+                ):
+                    group.start_soon(expect_failure, verb)
+                    while len(f._flusher._lane.waiting()) < count:
+                        await anyio.lowlevel.checkpoint()
+        assert fault.hits == 1
+    assert not later.durable
+    assert (f.size, path.stat().st_size) == (16 * PAGE, 16 * PAGE)
 
 
 async def test_truncation_while_open_is_a_typed_error_and_the_rest_stays_usable(path, outside):

@@ -101,6 +101,23 @@ async def test_the_old_policy_s_durable_writes_come_before_inline_ones(path):
         assert f.statistics().inline_writes == 1
 
 
+async def test_no_inline_write_overtakes_the_last_durable_one_of_the_old_policy(path):
+    async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
+
+        async def write_twice():
+            await f.write(0, b"a")
+            await f.write(0, b"c")  # the batch of "b" has not begun yet
+
+        async with anyio.create_task_group() as group:
+            with held(f._core.workers, f._core.workers.flushes):
+                group.start_soon(write_twice)
+                await submitted(f, 1)
+                group.start_soon(f.write, 0, b"b")
+                await submitted(f, 2)
+                f.flush_policy = FlushPolicy.manual()
+        assert await f.read(0, 1) == b"c"
+
+
 @pytest.mark.parametrize("verb", ["prewarm", "residency", "advise", "locked", "punch_hole"])
 async def test_a_range_that_is_cut_off_under_a_verb_is_out_of_bounds(path, verb):
     """The check of the verb came before, and what native code then finds is told the same way."""

@@ -275,6 +275,17 @@ async def test_data_lost_before_a_flush_fails_it(path, verb, lose, number, reaso
     await expect_lost(f, verb, number, reason, receipt)
 
 
+async def test_a_single_byte_that_was_cut_off_fails_the_flush(path, outside):
+    f = await aiommap.open(path, "r+")
+    receipt = await f.write(SIZE - 1, b"n")
+    outside(path, SIZE - 1)
+    with pytest.raises(aiommap.FlushError, match=f"truncated to {SIZE - 1} bytes"):
+        await f.flush()
+    assert not receipt.durable
+    with pytest.raises(aiommap.FlushError):
+        await f.aclose()
+
+
 SIZE_CHANGES = {
     "refresh": lambda f: f.refresh(),
     "reopen": lambda f: f.reopen(),
