@@ -7,6 +7,7 @@ from functools import partial
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
 import aiommap
@@ -135,6 +136,8 @@ async def test_nothing_is_stored_inline_once_a_flush_failed(f):
 
 
 async def test_what_gathered_behind_a_flush_that_failed_is_not_tried(f):
+    told = []
+    f.on_error(told.append)
     later = await f.write(PAGE, b"later")
     with failing_flush(f) as fault:
         async with anyio.create_task_group() as group:
@@ -146,6 +149,21 @@ async def test_what_gathered_behind_a_flush_that_failed_is_not_tried(f):
                     await anyio.lowlevel.checkpoint()
         assert fault.hits == 1
     assert not later.durable
+    assert len(told) == 1
+
+
+async def test_a_store_under_way_while_a_flush_fails_is_among_what_is_not_durable(f):
+    await f.resize(32 * PAGE)
+    async with anyio.create_task_group() as group:
+        with held(f._core.workers, f._core.workers.stores):
+            group.start_soon(f.write, 4 * PAGE, b"x" * 17 * PAGE)
+            await until_queued(f._core.workers.stores)
+            with failing_flush(f), pytest.raises(aiommap.FlushError) as caught:
+                await f.flush()
+            assert caught.value.ranges == ((0, PAGE),)
+    with pytest.raises(aiommap.FlushError) as caught:
+        await f.flush()
+    assert caught.value.ranges == ((0, PAGE), (4 * PAGE, 21 * PAGE))
 
 
 async def test_a_change_of_size_behind_a_flush_that_failed_is_not_made(f, path):
@@ -165,6 +183,50 @@ async def test_a_change_of_size_behind_a_flush_that_failed_is_not_made(f, path):
         assert fault.hits == 1
     assert not later.durable
     assert (f.size, path.stat().st_size) == (16 * PAGE, 16 * PAGE)
+
+
+async def test_a_durable_write_beside_one_that_cannot_be_stored_is_durable(path, outside):
+    """One batch, in which the other store stops short: its range was cut off by others."""
+    async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
+        receipts = []
+
+        async def write(offset):
+            receipts.append(await f.write(offset, b"kept"))
+
+        async def lose():
+            with pytest.raises(aiommap.MappingFaultError):
+                await f.write(8 * PAGE, b"lost")
+
+        async with anyio.create_task_group() as group:
+            with held(f._core.workers, f._core.workers.flushes):
+                group.start_soon(write, 0)
+                await until_queued(f._core.workers.flushes)
+                group.start_soon(write, PAGE)
+                group.start_soon(lose)
+                while len(f._flusher._lane.waiting()) < 2:
+                    await anyio.lowlevel.checkpoint()
+                outside(path, 4 * PAGE)
+        assert [receipt.durable for receipt in receipts] == [True, True]
+        assert f.statistics().dirty_bytes == 0
+
+
+async def test_a_word_changed_while_a_write_becomes_durable_is_not_durable(path):
+    """F2: the write is, and its receipt says so, but not everything up to it."""
+    async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
+        word = f.atomic_u64(8 * PAGE)
+
+        def change_during_the_flush():
+            while not f._mapping.flight_since:
+                pass
+            word.store(1)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(anyio.to_thread.run_sync, change_during_the_flush)
+            receipt = await f.write(0, b"x")
+        assert receipt.durable
+        assert receipt.sequence == 2
+        assert f._mapping.durable_sequence == 0
+        assert f.statistics().dirty_bytes == PAGE
 
 
 async def test_truncation_while_open_is_a_typed_error_and_the_rest_stays_usable(path, outside):

@@ -118,6 +118,26 @@ async def test_no_inline_write_overtakes_the_last_durable_one_of_the_old_policy(
         assert await f.read(0, 1) == b"c"
 
 
+@pytest.mark.parametrize("verb", ["resize", "write"])
+async def test_a_store_and_a_change_of_size_keep_out_of_each_others_way(path, verb):
+    async with aiommap.open(path, "r+") as f:
+        ended = []
+
+        async def act():
+            await (f.resize(4 * PAGE) if verb == "resize" else f.write(0, b"x" * 32 * PAGE))
+            ended.append(verb)
+
+        await f.resize(32 * PAGE)
+        async with anyio.create_task_group() as group:
+            with f._core.changes:  # as the other one has it
+                group.start_soon(act)
+                for _ in range(5):  # hops, during which the worker gets as far as it can
+                    async with aiommap.open(path, "r"):
+                        pass
+                assert not ended
+        assert ended == [verb]
+
+
 @pytest.mark.parametrize("verb", ["prewarm", "residency", "advise", "locked", "punch_hole"])
 async def test_a_range_that_is_cut_off_under_a_verb_is_out_of_bounds(path, verb):
     """The check of the verb came before, and what native code then finds is told the same way."""
