@@ -126,6 +126,7 @@ async def test_lost_data_fails_the_flush_and_latches(path, outside, loss):
     with pytest.raises(aiommap.FlushError, match="flush failed"):
         await f.aclose()
     assert f.closed
+    await f.aclose()  # the first to wait was told
 
 
 async def test_nothing_is_stored_inline_once_a_flush_failed(f):
@@ -164,6 +165,21 @@ async def test_a_store_under_way_while_a_flush_fails_is_among_what_is_not_durabl
     with pytest.raises(aiommap.FlushError) as caught:
         await f.flush()
     assert caught.value.ranges == ((0, PAGE), (4 * PAGE, 21 * PAGE))
+
+
+async def test_write_many_stores_nothing_if_a_flush_fails_while_it_collects(f, path):
+    def items():
+        yield 0, b"not stored"
+        while f._core.failure is None:  # set by the worker that flushes
+            pass
+
+    with failing_flush(f):
+        async with anyio.create_task_group() as group:
+            group.start_soon(expect_failure, f.flush)
+            while not f._flusher.busy:
+                await anyio.lowlevel.checkpoint()
+            await expect_failure(partial(f.write_many, items()))
+    assert path.read_bytes()[:4] == b"lost"
 
 
 async def test_a_change_of_size_behind_a_flush_that_failed_is_not_made(f, path):

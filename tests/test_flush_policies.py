@@ -219,6 +219,14 @@ async def test_a_write_above_the_limit_goes_alone(path):
         assert f.statistics().dirty_bytes == 4 * PAGE
 
 
+async def test_a_view_that_is_dirty_for_as_long_as_it_lives_keeps_no_writer_waiting(path):
+    async with aiommap.open(path, "r+", flush=FlushPolicy.max_dirty(2 * PAGE)) as f:
+        with f.view(0, 4 * PAGE) as view:
+            view.memory[0] = 1
+            await f.write(8 * PAGE, b"x")
+            assert f.statistics().flushes == 1
+
+
 async def test_dirty_bytes_stay_under_the_limit_while_many_write(tmp_path):
     limit = 64 * PAGE
     policy = FlushPolicy.max_dirty(limit)

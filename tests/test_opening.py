@@ -319,28 +319,31 @@ async def test_cancelled_writes_land_whole_or_never(path, monkeypatch):
         assert await f.read(30 * PAGE, big) == bytes(big)
 
 
-async def test_closing_waits_for_a_durable_write_that_has_not_begun(path):
-    f = await aiommap.open(path, "r+", flush=aiommap.FlushPolicy.always())
+@pytest.mark.parametrize("policy", ["always", "manual"])
+async def test_closing_waits_for_a_write_that_has_not_begun(path, policy):
+    f = await aiommap.open(path, "r+", flush=getattr(aiommap.FlushPolicy, policy)())
+    await f.resize(32 * PAGE)
     workers, receipts, closed = f._core.workers, [], []
+    limiter = workers.flushes if policy == "always" else workers.stores
 
     async def write():
-        receipts.append(await f.write(0, b"x"))
+        receipts.append(await f.write(0, b"x" * 17 * PAGE))
 
     async def close():
         await f.aclose()
         closed.append(True)
 
     async with anyio.create_task_group() as group:
-        with held(workers, workers.flushes):
+        with held(workers, limiter):
             group.start_soon(write)
-            await until_queued(workers.flushes)
+            await until_queued(limiter)
             group.start_soon(close)
             for _ in range(50):
                 await anyio.lowlevel.checkpoint()
             early = closed[:]
     assert not early
     assert receipts[0].durable
-    assert path.read_bytes()[:1] == b"x"
+    assert path.read_bytes()[: 17 * PAGE] == b"x" * 17 * PAGE
 
 
 async def test_an_opening_is_entered_by_one_block_at_a_time(path):

@@ -234,6 +234,23 @@ async def test_view_verbs_stay_inside_the_view(path):
             await low.read(0, 1)
 
 
+@pytest.mark.parametrize("policy", ["always", "manual"])
+async def test_pieces_of_one_write_land_where_they_belong(path, policy):
+    """Some meet and some do not, more than go into one system call, one longer than it may be."""
+    async with aiommap.open(path, "r+", flush=getattr(FlushPolicy, policy)()) as f:
+        size = 10 << 20
+        await f.resize(size)
+        model = bytearray(size)
+        model[: 16 * PAGE] = path.read_bytes()[: 16 * PAGE]
+        offsets = [i * 100 + (i > 70) * 50 + (i > 150) for i in range(200)]
+        items = [(offset, bytes([i + 1]) * 100) for i, offset in enumerate(offsets)]
+        items += [(1 << 20, b"l" * (5 << 20)), (6 << 20, b"m" * 100), (7 << 20, b"n" * 100)]
+        await f.write_many(items)
+        for offset, data in items:
+            model[offset : offset + len(data)] = data
+        assert path.read_bytes() == model
+
+
 async def test_write_many_that_is_cancelled_with_a_part_stored_stores_the_rest(path):
     """I8: the part went inline, so the rest cannot be withdrawn though it has not begun."""
     async with aiommap.open(path, "r+") as f:

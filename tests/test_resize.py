@@ -101,11 +101,14 @@ async def test_the_old_policy_s_durable_writes_come_before_inline_ones(path):
         assert f.statistics().inline_writes == 1
 
 
-async def test_no_inline_write_overtakes_the_last_durable_one_of_the_old_policy(path):
+@pytest.mark.parametrize("replaced", ["before", "between"])
+async def test_no_inline_write_overtakes_the_last_durable_one_of_the_old_policy(path, replaced):
     async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
 
         async def write_twice():
             await f.write(0, b"a")
+            if replaced == "between":
+                f.flush_policy = FlushPolicy.manual()
             await f.write(0, b"c")  # the batch of "b" has not begun yet
 
         async with anyio.create_task_group() as group:
@@ -114,8 +117,29 @@ async def test_no_inline_write_overtakes_the_last_durable_one_of_the_old_policy(
                 await submitted(f, 1)
                 group.start_soon(f.write, 0, b"b")
                 await submitted(f, 2)
-                f.flush_policy = FlushPolicy.manual()
+                if replaced == "before":
+                    f.flush_policy = FlushPolicy.manual()
         assert await f.read(0, 1) == b"c"
+
+
+async def test_a_change_of_size_waits_for_the_writes_that_gather_too(path):
+    async with aiommap.open(path, "r+") as f:
+        long, left = b"x" * 17 * PAGE, []
+        await f.resize(64 * PAGE)
+
+        async def wait():
+            await f._core.lanes.wait_stored()
+            left.append(f._core.doing.queued_bytes)
+
+        async with anyio.create_task_group() as group:
+            with held(f._core.workers, f._core.workers.stores):
+                for count in (1, 2):
+                    group.start_soon(f.write, 0, long)
+                    while len(f._writer._lane.unfinished()) < count:
+                        await anyio.lowlevel.checkpoint()
+                group.start_soon(wait)
+                await anyio.lowlevel.checkpoint()
+        assert left == [0]
 
 
 @pytest.mark.parametrize("verb", ["resize", "write"])
