@@ -136,6 +136,14 @@ async def test_nothing_is_stored_inline_once_a_flush_failed(f):
     assert f._mapping.write_inline(0, b"x") is None
 
 
+async def test_a_file_that_never_flushes_unasked_tells_of_a_failure_when_it_is_closed(path):
+    f = await aiommap.open(path, "r+", flush=FlushPolicy.never())
+    await f.write(0, b"lost")
+    with failing_flush(f):
+        await expect_failure(f.flush)
+    await expect_failure(f.aclose)
+
+
 async def test_what_gathered_behind_a_flush_that_failed_is_not_tried(f):
     told = []
     f.on_error(told.append)

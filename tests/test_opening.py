@@ -346,6 +346,56 @@ async def test_closing_waits_for_a_write_that_has_not_begun(path, policy):
     assert path.read_bytes()[: 17 * PAGE] == b"x" * 17 * PAGE
 
 
+async def test_no_verb_gets_in_while_a_file_is_given_up(path):
+    """C1: what was stored inline by then would be flushed by nobody."""
+    f = await aiommap.open(path, "r+")
+    await f.write(0, b"x")
+    async with anyio.create_task_group() as group:
+        with held(f._core.workers, f._core.workers.control):
+            group.start_soon(f.aclose)
+            await until_queued(f._core.workers.control)
+            for verb in (f.write, f.read):
+                with pytest.raises(anyio.ClosedResourceError):
+                    await verb(0, b"lost" if verb == f.write else 4)
+    assert path.read_bytes()[:4] == b"xAAA"
+
+
+async def test_a_file_that_cannot_be_given_up_is_closed_all_the_same(path):
+    f = await aiommap.open(path, "r+")
+    release = f._closer._release
+
+    async def fail(core):
+        await release(core)
+        raise OSError("close(2) failed")
+
+    f._closer._release = fail
+    with pytest.raises(OSError, match="close"):
+        await f.aclose()
+    await f.aclose()
+    assert f._mapping.closed
+
+
+async def test_closing_waits_for_what_begins_before_the_last_verb_ends(path):
+    f = await aiommap.open(path, "r+")
+    core, closed = f._core, []
+
+    async def close():
+        await f.aclose()
+        closed.append(True)
+
+    async with anyio.create_task_group() as group:
+        core.begin_activity()
+        group.start_soon(close)
+        for _ in range(5):
+            await anyio.lowlevel.checkpoint()
+        core.end_activity()
+        core.begin_activity()
+        for _ in range(50):
+            await anyio.lowlevel.checkpoint()
+        assert not closed
+        core.end_activity()
+
+
 async def test_an_opening_is_entered_by_one_block_at_a_time(path):
     """It closes what it opened last, and would leave the other one open."""
     opening = aiommap.open(path)

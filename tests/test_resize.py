@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from contextlib import suppress
 
@@ -74,6 +75,11 @@ async def submitted(f, count):
 async def test_a_new_policy_does_not_let_a_write_overtake_one_that_waits(path):
     """I9 across both lanes: the store lane is held while the policy changes."""
     async with aiommap.open(path, "r+") as f:
+        receipts = []
+
+        async def write():
+            receipts.append(await f.write(0, b"b"))
+
         await f.resize(1 << 20)
         async with anyio.create_task_group() as group:
             with held(f._core.workers, f._core.workers.stores):
@@ -81,10 +87,11 @@ async def test_a_new_policy_does_not_let_a_write_overtake_one_that_waits(path):
                 while not f._core.doing.queued_bytes:
                     await anyio.lowlevel.checkpoint()
                 f.flush_policy = FlushPolicy.always()
-                group.start_soon(f.write, 0, b"b")
+                group.start_soon(write)
                 while len(f._writer._lane.waiting()) == 0:
                     await anyio.lowlevel.checkpoint()
         assert await f.read(0, 2) == b"ba"
+        assert receipts[0].durable
 
 
 async def test_the_old_policy_s_durable_writes_come_before_inline_ones(path):
@@ -200,3 +207,21 @@ async def test_verbs_beside_a_shrink_say_what_is_out_of_bounds(path):
                 group.start_soon(attempt, f.advise(aiommap.Advice.WILL_NEED))
                 group.start_soon(attempt, f.punch_hole(PAGE, 1023 * PAGE))
                 group.start_soon(f.resize, PAGE)
+
+
+async def test_a_file_that_cannot_shrink_is_as_it_was():
+    """Sealed, so that ftruncate(2) refuses; by then its tail was fenced."""
+    descriptor = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
+    try:
+        os.write(descriptor, b"x" * 8 * PAGE)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        async with aiommap.open(f"/proc/self/fd/{descriptor}", "r+") as f:
+            with f.view() as view:
+                with pytest.raises(PermissionError):
+                    await f.resize(4 * PAGE)
+                assert f.size == 8 * PAGE
+                assert bytes(view.memory) == b"x" * 8 * PAGE
+                await f.write(7 * PAGE, b"y")
+                assert view.memory[7 * PAGE] == ord("y")
+    finally:
+        os.close(descriptor)

@@ -314,12 +314,24 @@ async def test_no_change_of_size_hides_that_stores_were_cut_off(path, outside, c
             await again()
 
 
-@pytest.mark.parametrize("change", SIZE_CHANGES.values(), ids=SIZE_CHANGES)
+SIZES = {
+    "refresh": SIZE // 2 + PAGE,
+    "reopen": SIZE // 2 + PAGE,
+    "ensure": 2 * SIZE,
+    "ensure_less": SIZE,
+    "resize": 2 * SIZE,
+    "resize_beyond_the_capacity": 8 * SIZE,
+    "resize_to_less": SIZE - PAGE,
+}
+
+
+@pytest.mark.parametrize("change", SIZE_CHANGES)
 async def test_a_cut_behind_what_is_dirty_leaves_the_size_free_to_change(path, outside, change):
     async with aiommap.open(path, "r+", capacity=4 * SIZE) as f:
         receipt = await f.write(SIZE // 2, b"n" * PAGE)
         outside(path, SIZE // 2 + PAGE)
-        await change(f)
+        await SIZE_CHANGES[change](f)
+        assert f.size == path.stat().st_size == SIZES[change]
         await receipt.wait_durable()
         await f.flush_range(receipt)
 
