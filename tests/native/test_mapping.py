@@ -114,6 +114,9 @@ def test_store_under_a_flush_goes_to_the_lane(mapping):
     assert mapping.write_now(0, b"no") is None
     assert sequences(mapping.write_many([(5 * PAGE_SIZE, memoryview(b"x"))])) == [3]
     assert mapping.write_now(5 * PAGE_SIZE, b"elsewhere") is not None
+    mapping.flush_begin(5 * PAGE_SIZE, PAGE_SIZE)  # of the same flush
+    assert mapping.write_now(0, b"no") is None
+    assert mapping.write_now(5 * PAGE_SIZE, b"no") is None
     mapping.flush_end([])
     assert mapping.write_now(0, b"yes") is not None
 
