@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 
 import anyio
+import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushError, FlushPolicy
+from aiommap.testing import failing_flush
+from limiters import held, until_queued
 
 pytestmark = pytest.mark.anyio
 
@@ -21,6 +26,21 @@ def dirty(f, offset, length):
         return f._mapping.cachestat(offset, length)[1]
     except OSError as error:
         pytest.skip(f"cachestat(2) is missing here: {error}")
+
+
+@pytest.fixture
+async def f(path, anyio_backend):
+    """A file with a dirty page, one of whose flushes is going to fail."""
+    file = await aiommap.open(path, "r+")
+    await file.write(0, b"lost")
+    yield file
+    with pytest.raises(aiommap.FlushError):
+        await file.aclose()
+
+
+async def expect_failure(verb):
+    with pytest.raises(aiommap.FlushError, match="flush failed"):
+        await verb()
 
 
 async def test_flush_range_cleans_its_pages_and_no_others(path):
@@ -108,6 +128,131 @@ async def test_lost_data_fails_the_flush_and_latches(path, outside, loss):
     with pytest.raises(aiommap.FlushError, match="flush failed"):
         await f.aclose()
     assert f.closed
+    await f.aclose()  # the first to wait was told
+
+
+async def test_nothing_is_stored_inline_once_a_flush_failed(f):
+    with failing_flush(f), pytest.raises(aiommap.FlushError):
+        await f.flush()
+    assert f._mapping.write_now(0, b"x") is None
+    assert f._mapping.write_inline(0, b"x") is None
+
+
+async def test_a_file_that_never_flushes_unasked_tells_of_a_failure_when_it_is_closed(path):
+    f = await aiommap.open(path, "r+", flush=FlushPolicy.never())
+    await f.write(0, b"lost")
+    with failing_flush(f):
+        await expect_failure(f.flush)
+    await expect_failure(f.aclose)
+
+
+async def test_what_gathered_behind_a_flush_that_failed_is_not_tried(f):
+    told = []
+    f.on_error(told.append)
+    later = await f.write(PAGE, b"later")
+    with failing_flush(f) as fault:
+        async with anyio.create_task_group() as group:
+            with held(f._core.workers, f._core.workers.flushes):
+                group.start_soon(expect_failure, f.flush)
+                await until_queued(f._core.workers.flushes)
+                group.start_soon(expect_failure, later.wait_durable)
+                while not f._flusher._lane.waiting():
+                    await anyio.lowlevel.checkpoint()
+        assert fault.hits == 1
+    assert not later.durable
+    assert len(told) == 1
+
+
+async def test_a_store_under_way_while_a_flush_fails_is_among_what_is_not_durable(f):
+    await f.resize(32 * PAGE)
+    async with anyio.create_task_group() as group:
+        with held(f._core.workers, f._core.workers.stores):
+            group.start_soon(f.write, 4 * PAGE, b"x" * 17 * PAGE)
+            await until_queued(f._core.workers.stores)
+            with failing_flush(f), pytest.raises(aiommap.FlushError) as caught:
+                await f.flush()
+            assert caught.value.ranges == ((0, PAGE),)
+    with pytest.raises(aiommap.FlushError) as caught:
+        await f.flush()
+    assert caught.value.ranges == ((0, PAGE), (4 * PAGE, 21 * PAGE))
+
+
+async def test_write_many_stores_nothing_if_a_flush_fails_while_it_collects(f, path):
+    def items():
+        yield 0, b"not stored"
+        while f._core.failure is None:  # set by the worker that flushes
+            pass
+
+    with failing_flush(f):
+        async with anyio.create_task_group() as group:
+            group.start_soon(expect_failure, f.flush)
+            while not f._flusher.busy:
+                await anyio.lowlevel.checkpoint()
+            await expect_failure(partial(f.write_many, items()))
+    assert path.read_bytes()[:4] == b"lost"
+
+
+async def test_a_change_of_size_behind_a_flush_that_failed_is_not_made(f, path):
+    """All three are one batch: the flush fails, the change is not made, nothing is flushed."""
+    later = await f.write(PAGE, b"later")
+    with failing_flush(f) as fault:
+        async with anyio.create_task_group() as group:
+            with held(f._core.workers, f._core.workers.control):
+                group.start_soon(f.punch_hole, 8 * PAGE, PAGE)
+                await until_queued(f._core.workers.control)
+                for count, verb in enumerate(
+                    (f.flush, partial(f.resize, 4 * PAGE), later.wait_durable), 1
+                ):
+                    group.start_soon(expect_failure, verb)
+                    while len(f._flusher._lane.waiting()) < count:
+                        await anyio.lowlevel.checkpoint()
+        assert fault.hits == 1
+    assert not later.durable
+    assert (f.size, path.stat().st_size) == (16 * PAGE, 16 * PAGE)
+
+
+async def test_a_durable_write_beside_one_that_cannot_be_stored_is_durable(path, outside):
+    """One batch, in which the other store stops short: its range was cut off by others."""
+    async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
+        receipts = []
+
+        async def write(offset):
+            receipts.append(await f.write(offset, b"kept"))
+
+        async def lose():
+            with pytest.raises(aiommap.MappingFaultError):
+                await f.write(8 * PAGE, b"lost")
+
+        async with anyio.create_task_group() as group:
+            with held(f._core.workers, f._core.workers.flushes):
+                group.start_soon(write, 0)
+                await until_queued(f._core.workers.flushes)
+                group.start_soon(write, PAGE)
+                group.start_soon(lose)
+                while len(f._flusher._lane.waiting()) < 2:
+                    await anyio.lowlevel.checkpoint()
+                outside(path, 4 * PAGE)
+        assert [receipt.durable for receipt in receipts] == [True, True]
+        assert f.statistics().dirty_bytes == 0
+
+
+async def test_a_word_changed_while_a_write_becomes_durable_is_not_durable(path):
+    """F2: the write is, and its receipt says so, but not everything up to it."""
+    async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
+        word = f.atomic_u64(8 * PAGE)
+
+        def change_during_the_flush():
+            while not f._mapping.flight_since:
+                pass
+            word.store(1)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(anyio.to_thread.run_sync, change_during_the_flush)
+            receipt = await f.write(0, b"x")
+        assert receipt.durable
+        assert receipt.sequence == 2
+        assert f._mapping.durable_sequence == 0
+        assert f.statistics().dirty_bytes == PAGE
 
 
 PRIVILEGES = """

@@ -89,16 +89,26 @@ async def test_every_interval_flushes_what_is_dirty_and_lets_a_clean_file_rest(p
 
 async def test_stores_through_a_view_are_flushed_by_the_interval(path):
     async with aiommap.open(path, "r+", flush=FlushPolicy.every_interval(0.01)) as f:
+        flushes = f._flusher.groups  # unlike asking for statistics, looking changes nothing
         view = f.view(0, PAGE)
         memory = view.memory
-        await until(lambda: f.statistics().flushes >= 2)
+        await until(lambda: flushes.count >= 2)
         memory[0] = 90
-        seen = f.statistics().flushes
-        await until(lambda: f.statistics().flushes >= seen + 2)
+        seen = flushes.count
+        await until(lambda: flushes.count >= seen + 2)
         memory.release()
         view.release()
         await until(lambda: f.statistics().dirty_bytes == 0)
     assert path.read_bytes()[0] == 90
+
+
+async def test_a_closed_file_leaves_nothing_with_the_scheduler(path):
+    async with aiommap.Hub() as hub:
+        f = await hub.open(path, "r+", flush=FlushPolicy.every_interval(3600))
+        await f.write(0, b"x")
+        assert not hub._scheduler.idle
+        await f.aclose()
+        assert hub._scheduler.idle
 
 
 @pytest.mark.parametrize(
@@ -218,6 +228,14 @@ async def test_a_write_above_the_limit_goes_alone(path):
         await f.write(0, b"x" * 4 * PAGE)
         assert f.statistics().flushes == 1
         assert f.statistics().dirty_bytes == 4 * PAGE
+
+
+async def test_a_view_that_is_dirty_for_as_long_as_it_lives_keeps_no_writer_waiting(path):
+    async with aiommap.open(path, "r+", flush=FlushPolicy.max_dirty(2 * PAGE)) as f:
+        with f.view(0, 4 * PAGE) as view:
+            view.memory[0] = 1
+            await f.write(8 * PAGE, b"x")
+            assert f.statistics().flushes == 1
 
 
 async def test_dirty_bytes_stay_under_the_limit_while_many_write(tmp_path):

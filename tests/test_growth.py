@@ -381,6 +381,13 @@ async def test_somebody_elses_growth_is_not_cut_off(path):
     assert path.stat().st_size == 10 * MIB
 
 
+async def test_ensuring_room_cuts_off_nothing_that_others_appended(path):
+    async with grown(path) as f:
+        os.truncate(path, 10 * MIB)
+        await f.ensure(MIB)
+        assert path.stat().st_size == 10 * MIB
+
+
 @settings(deadline=None, max_examples=100)
 @given(
     steps=st.lists(

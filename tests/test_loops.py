@@ -250,22 +250,23 @@ from aiommap._flush import Flusher
 from aiommap._workers import _background
 import time
 write_out = Flusher._write_out
-def slowly(self, hulls, *, everything):
+def slowly(self, spans, *, whole):
     time.sleep(0.05)  # a slow disk
-    write_out(self, hulls, everything=everything)
+    return write_out(self, spans, whole=whole)
 Flusher._write_out = slowly
+receipts = []
 
 async def main():
     main.hub = hub = aiommap.Hub()
     for i in range(12):
         policy = FlushPolicy.every_writes(1)
         f = await hub.open(f"{path}.{i}", "w+", size=PAGE, flush=policy)
-        await f.write(0, b"x")
+        receipts.append(await f.write(0, b"x"))
 
 run(main())
-print(len(_background))
+print(len(_background), all(receipt.durable for receipt in receipts))
 """
-    assert run(script, path, loop) == ["0"]
+    assert run(script, path, loop) == ["0", "True"]
 
 
 def test_a_write_that_waits_for_its_flush_is_not_overtaken_by_closing(path):
@@ -284,3 +285,78 @@ async def main():
 run(main())
 """
     assert run(script, path, "asyncio") == ["True"]
+
+
+def test_a_worker_that_ends_after_its_loop_serves_the_next_one(path):
+    """A read that was left behind: nobody is there any more to be told of it."""
+    script = """
+import threading
+from aiommap import _threads
+go, gone = threading.Event(), threading.Event()
+threading.excepthook = lambda args: print("thread died of", args.exc_value)
+
+async def main():
+    async with aiommap.Hub() as hub:
+        f = await hub.open(path, "r")
+        task = asyncio.create_task(f._core.workers.read(go.wait))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+
+def tell():
+    gone.set()
+
+run(main())
+before = set(_threads._idle)
+go.set()
+while set(_threads._idle) == before:
+    pass
+for worker in list(_threads._idle):
+    gone.clear()
+    _threads._idle.remove(worker)
+    worker.give(gone.set, None)
+    print(gone.wait(10))
+"""
+    assert set(run(script, path, "asyncio")) == {"True"}
+
+
+UNDER_WAY = {
+    "lane": "f.flush()",
+    "durable write": "f.write(0, b'x')",
+    "finish": "f.read_into(0, bytearray(4 << 20))",
+}
+
+
+@pytest.mark.parametrize("verb", UNDER_WAY.values(), ids=UNDER_WAY)
+def test_a_verb_whose_loop_is_gone_can_be_collected(path, verb):
+    """Nothing can be awaited then, not even what has begun."""
+    script = f"""
+import gc, os, threading
+go = threading.Event()
+sys.unraisablehook = lambda args: print("unraisable", args.exc_value)
+
+async def begin(loop):
+    f = await aiommap.open(path, "r+", flush=FlushPolicy.always())
+    await f.resize(8 << 20)
+    f._core.disk = Stalled(f._core.mapping)
+    f._core.mapping.declining = True
+    return f
+
+class Stalled:
+    def __init__(self, mapping): self.mapping = mapping
+    def __getattr__(self, name):
+        go.wait(10)
+        return getattr(self.mapping, name)
+
+loop = asyncio.new_event_loop()
+f = loop.run_until_complete(begin(loop))
+verb = {verb}
+task = loop.create_task(verb)
+loop.run_until_complete(asyncio.sleep(0.05))
+loop.close()
+verb.close() if hasattr(verb, "close") else None
+print("closed")
+sys.stdout.flush()
+os._exit(0)
+"""
+    assert run(script, path, "asyncio") == ["closed"]

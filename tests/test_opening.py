@@ -319,28 +319,81 @@ async def test_cancelled_writes_land_whole_or_never(path, monkeypatch):
         assert await f.read(30 * PAGE, big) == bytes(big)
 
 
-async def test_closing_waits_for_a_durable_write_that_has_not_begun(path):
-    f = await aiommap.open(path, "r+", flush=aiommap.FlushPolicy.always())
+@pytest.mark.parametrize("policy", ["always", "manual"])
+async def test_closing_waits_for_a_write_that_has_not_begun(path, policy):
+    f = await aiommap.open(path, "r+", flush=getattr(aiommap.FlushPolicy, policy)())
+    await f.resize(32 * PAGE)
     workers, receipts, closed = f._core.workers, [], []
+    limiter = workers.flushes if policy == "always" else workers.stores
 
     async def write():
-        receipts.append(await f.write(0, b"x"))
+        receipts.append(await f.write(0, b"x" * 17 * PAGE))
 
     async def close():
         await f.aclose()
         closed.append(True)
 
     async with anyio.create_task_group() as group:
-        with held(workers, workers.flushes):
+        with held(workers, limiter):
             group.start_soon(write)
-            await until_queued(workers.flushes)
+            await until_queued(limiter)
             group.start_soon(close)
             for _ in range(50):
                 await anyio.lowlevel.checkpoint()
             early = closed[:]
     assert not early
     assert receipts[0].durable
-    assert path.read_bytes()[:1] == b"x"
+    assert path.read_bytes()[: 17 * PAGE] == b"x" * 17 * PAGE
+
+
+async def test_no_verb_gets_in_while_a_file_is_given_up(path):
+    """C1: what was stored inline by then would be flushed by nobody."""
+    f = await aiommap.open(path, "r+")
+    await f.write(0, b"x")
+    async with anyio.create_task_group() as group:
+        with held(f._core.workers, f._core.workers.control):
+            group.start_soon(f.aclose)
+            await until_queued(f._core.workers.control)
+            for verb in (f.write, f.read):
+                with pytest.raises(anyio.ClosedResourceError):
+                    await verb(0, b"lost" if verb == f.write else 4)
+    assert path.read_bytes()[:4] == b"xAAA"
+
+
+async def test_a_file_that_cannot_be_given_up_is_closed_all_the_same(path):
+    f = await aiommap.open(path, "r+")
+    release = f._closer._release
+
+    async def fail(core):
+        await release(core)
+        raise OSError("close(2) failed")
+
+    f._closer._release = fail
+    with pytest.raises(OSError, match="close"):
+        await f.aclose()
+    await f.aclose()
+    assert f._mapping.closed
+
+
+async def test_closing_waits_for_what_begins_before_the_last_verb_ends(path):
+    f = await aiommap.open(path, "r+")
+    core, closed = f._core, []
+
+    async def close():
+        await f.aclose()
+        closed.append(True)
+
+    async with anyio.create_task_group() as group:
+        core.begin_activity()
+        group.start_soon(close)
+        for _ in range(5):
+            await anyio.lowlevel.checkpoint()
+        core.end_activity()
+        core.begin_activity()
+        for _ in range(50):
+            await anyio.lowlevel.checkpoint()
+        assert not closed
+        core.end_activity()
 
 
 async def test_an_opening_is_entered_by_one_block_at_a_time(path):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
+from limiters import held
 
 pytestmark = pytest.mark.anyio
 SIZE = 16 * PAGE
@@ -230,3 +232,105 @@ async def test_view_verbs_stay_inside_the_view(path):
         low.release()
         with pytest.raises(anyio.ClosedResourceError, match="released"):
             await low.read(0, 1)
+
+
+@pytest.mark.parametrize("policy", ["always", "manual"])
+async def test_pieces_of_one_write_land_where_they_belong(path, policy):
+    """Some meet and some do not, more than go into one system call, one longer than it may be."""
+    async with aiommap.open(path, "r+", flush=getattr(FlushPolicy, policy)()) as f:
+        size = 10 << 20
+        await f.resize(size)
+        model = bytearray(size)
+        model[: 16 * PAGE] = path.read_bytes()[: 16 * PAGE]
+        offsets = [i * 100 + (i > 70) * 50 + (i > 150) for i in range(200)]
+        items = [(offset, bytes([i + 1]) * 100) for i, offset in enumerate(offsets)]
+        items += [(1 << 20, b"l" * (5 << 20)), (6 << 20, b"m" * 100), (7 << 20, b"n" * 100)]
+        await f.write_many(items)
+        for offset, data in items:
+            model[offset : offset + len(data)] = data
+        assert path.read_bytes() == model
+
+
+async def test_write_many_that_is_cancelled_with_a_part_stored_stores_the_rest(path):
+    """I8: the part went inline, so the rest cannot be withdrawn though it has not begun."""
+    async with aiommap.open(path, "r+") as f:
+        workers, long, scope = f._core.workers, b"y" * 17 * PAGE, anyio.CancelScope()
+
+        async def write():
+            with scope:
+                await f.write_many([(0, b"part"), (PAGE, long)])
+
+        await f.resize(64 * PAGE)
+        await f.write(0, b"x")
+        async with anyio.create_task_group() as group:
+            with held(workers, workers.stores):
+                group.start_soon(f.write, 40 * PAGE, long)
+                await until(lambda: submitted(f) == 1)
+                group.start_soon(write)
+                await until(lambda: submitted(f) == 2)
+                scope.cancel()
+                for _ in range(5):
+                    await anyio.lowlevel.checkpoint()
+        assert scope.cancelled_caught
+        assert await f.read(0, 4) == b"part"
+        assert await f.read(PAGE, len(long)) == long
+
+
+LONG = 17 * PAGE  # more than is stored inline
+
+
+@pytest.mark.parametrize(
+    "queued",
+    [
+        pytest.param([(0, LONG)], id="one"),
+        pytest.param([(0, LONG), (40 * PAGE, LONG)], id="below_the_last"),
+        pytest.param([(40 * PAGE, LONG), (0, LONG)], id="above_the_last"),
+    ],
+)
+async def test_no_write_overtakes_one_that_waits_for_a_worker(path, queued):
+    """I9, S1: an inline store to what a queued write covers would be overwritten by that."""
+    async with aiommap.open(path, "r+") as f:
+        workers = f._core.workers
+        await f.resize(64 * PAGE)
+        async with anyio.create_task_group() as group:
+            with held(workers, workers.stores):
+                for count, (offset, length) in enumerate(queued):
+                    group.start_soon(f.write, offset, b"a" * length)
+                    await until(lambda count=count: submitted(f) > count)
+                for count, (offset, _) in enumerate(queued, len(queued)):
+                    group.start_soon(f.write, offset, b"b")
+                    await until(lambda count=count: submitted(f) > count)
+        for offset, _ in queued:
+            assert await f.read(offset, 2) == b"ba"
+
+
+async def test_no_write_overtakes_one_that_gathers_behind_a_batch(path):
+    async with aiommap.open(path, "r+") as f:
+        workers = f._core.workers
+        await f.resize(64 * PAGE)
+
+        async def write_twice():
+            await f.write(40 * PAGE, b"a" * LONG)
+            await f.write(0, b"b")  # the batch of the other one has not begun yet
+
+        async with anyio.create_task_group() as group:
+            with held(workers, workers.stores):
+                group.start_soon(write_twice)
+                await until(lambda: submitted(f) == 1)
+                group.start_soon(f.write, 0, b"a" * LONG)
+                await until(lambda: submitted(f) == 2)
+        assert await f.read(0, 2) == b"ba"
+        before = f.statistics().inline_writes
+        await f.write(0, b"c")
+        assert f.statistics().inline_writes == before + 1
+
+
+def submitted(f):
+    """Count the writes in the store lane."""
+    return len(f._writer._lane.unfinished())
+
+
+async def until(condition):
+    """Let the loop run until something holds; the test's own timeout is the limit."""
+    while not condition():
+        await anyio.lowlevel.checkpoint()

@@ -409,3 +409,27 @@ async def test_an_old_file_for_whose_end_there_is_no_thread_is_closed_as_garbage
             await f.reopen()
             await f._retired.wait()
         assert await f.read(0, 2) == b"an"
+
+
+async def test_private_stores_that_wait_for_a_worker_are_not_left_behind(path):
+    async with aiommap.open(path, "c") as f:
+        workers, refused, long = f._core.workers, [], b"x" * 16 * PAGE
+
+        async def move():
+            with pytest.raises(aiommap.AccessModeError, match="private stores would be lost"):
+                await f.reopen()
+            refused.append(True)
+
+        async with anyio.create_task_group() as group:
+            with held(workers, workers.stores):
+                f._mapping.inline_writes = False  # the file is too short for a write that queues
+                group.start_soon(f.write, 0, long)
+                await until_queued(workers.stores)
+                put_another(path)
+                group.start_soon(move)
+                for _ in range(5):  # it opens the path again in a worker
+                    async with aiommap.open(path, "r"):
+                        pass
+                assert not refused
+        assert refused
+        assert await f.read(0, len(long)) == long

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from contextlib import suppress
 
@@ -74,6 +75,11 @@ async def submitted(f, count):
 async def test_a_new_policy_does_not_let_a_write_overtake_one_that_waits(path):
     """I9 across both lanes: the store lane is held while the policy changes."""
     async with aiommap.open(path, "r+") as f:
+        receipts = []
+
+        async def write():
+            receipts.append(await f.write(0, b"b"))
+
         await f.resize(1 << 20)
         async with anyio.create_task_group() as group:
             with held(f._core.workers, f._core.workers.stores):
@@ -81,10 +87,11 @@ async def test_a_new_policy_does_not_let_a_write_overtake_one_that_waits(path):
                 while not f._core.doing.queued_bytes:
                     await anyio.lowlevel.checkpoint()
                 f.flush_policy = FlushPolicy.always()
-                group.start_soon(f.write, 0, b"b")
+                group.start_soon(write)
                 while len(f._writer._lane.waiting()) == 0:
                     await anyio.lowlevel.checkpoint()
         assert await f.read(0, 2) == b"ba"
+        assert receipts[0].durable
 
 
 async def test_the_old_policy_s_durable_writes_come_before_inline_ones(path):
@@ -99,6 +106,67 @@ async def test_the_old_policy_s_durable_writes_come_before_inline_ones(path):
         assert await f.read(0, 2) == b"ba"
         await f.write(0, b"c")
         assert f.statistics().inline_writes == 1
+
+
+@pytest.mark.parametrize("replaced", ["before", "between"])
+async def test_no_inline_write_overtakes_the_last_durable_one_of_the_old_policy(path, replaced):
+    async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
+
+        async def write_twice():
+            await f.write(0, b"a")
+            if replaced == "between":
+                f.flush_policy = FlushPolicy.manual()
+            await f.write(0, b"c")  # the batch of "b" has not begun yet
+
+        async with anyio.create_task_group() as group:
+            with held(f._core.workers, f._core.workers.flushes):
+                group.start_soon(write_twice)
+                await submitted(f, 1)
+                group.start_soon(f.write, 0, b"b")
+                await submitted(f, 2)
+                if replaced == "before":
+                    f.flush_policy = FlushPolicy.manual()
+        assert await f.read(0, 1) == b"c"
+
+
+async def test_a_change_of_size_waits_for_the_writes_that_gather_too(path):
+    async with aiommap.open(path, "r+") as f:
+        long, left = b"x" * 17 * PAGE, []
+        await f.resize(64 * PAGE)
+
+        async def wait():
+            await f._core.lanes.wait_stored()
+            left.append(f._core.doing.queued_bytes)
+
+        async with anyio.create_task_group() as group:
+            with held(f._core.workers, f._core.workers.stores):
+                for count in (1, 2):
+                    group.start_soon(f.write, 0, long)
+                    while len(f._writer._lane.unfinished()) < count:
+                        await anyio.lowlevel.checkpoint()
+                group.start_soon(wait)
+                await anyio.lowlevel.checkpoint()
+        assert left == [0]
+
+
+@pytest.mark.parametrize("verb", ["resize", "write"])
+async def test_a_store_and_a_change_of_size_keep_out_of_each_others_way(path, verb):
+    async with aiommap.open(path, "r+") as f:
+        ended = []
+
+        async def act():
+            await (f.resize(4 * PAGE) if verb == "resize" else f.write(0, b"x" * 32 * PAGE))
+            ended.append(verb)
+
+        await f.resize(32 * PAGE)
+        async with anyio.create_task_group() as group:
+            with f._core.changes:  # as the other one has it
+                group.start_soon(act)
+                for _ in range(5):  # hops, during which the worker gets as far as it can
+                    async with aiommap.open(path, "r"):
+                        pass
+                assert not ended
+        assert ended == [verb]
 
 
 @pytest.mark.parametrize("verb", ["prewarm", "residency", "advise", "locked", "punch_hole"])
@@ -139,3 +207,21 @@ async def test_verbs_beside_a_shrink_say_what_is_out_of_bounds(path):
                 group.start_soon(attempt, f.advise(aiommap.Advice.WILL_NEED))
                 group.start_soon(attempt, f.punch_hole(PAGE, 1023 * PAGE))
                 group.start_soon(f.resize, PAGE)
+
+
+async def test_a_file_that_cannot_shrink_is_as_it_was():
+    """Sealed, so that ftruncate(2) refuses; by then its tail was fenced."""
+    descriptor = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
+    try:
+        os.write(descriptor, b"x" * 8 * PAGE)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        async with aiommap.open(f"/proc/self/fd/{descriptor}", "r+") as f:
+            with f.view() as view:
+                with pytest.raises(PermissionError):
+                    await f.resize(4 * PAGE)
+                assert f.size == 8 * PAGE
+                assert bytes(view.memory) == b"x" * 8 * PAGE
+                await f.write(7 * PAGE, b"y")
+                assert view.memory[7 * PAGE] == ord("y")
+    finally:
+        os.close(descriptor)

@@ -63,7 +63,6 @@ async def bring_home(core: Core, flusher: Flusher) -> None:
 
 async def _check_private(core: Core) -> None:
     """Raise if stores of mode "c" would be left behind: no flush can bring them home."""
-    await core.lanes.wait_stored()
     while core.doing.queued_bytes:
         await core.lanes.wait_stored()
     if core.mapping.dirty_bytes():

@@ -24,7 +24,7 @@ async def main():
             await f.prewarm()
         print(await f.read(0, 100) == b"x" * 100)
         try:
-            await f.read(50, 100)
+            await f.read(50, int(sys.argv[4]))
         except aiommap.MappingFaultError as error:
             print("fault", error.copied)
 
@@ -34,14 +34,15 @@ anyio.run(main)
 
 @pytest.mark.parametrize("way", ["warm", "cold"])
 @pytest.mark.parametrize("options", [{}, {"mode": "c"}], ids=["shared", "private"])
-def test_bytes_that_were_cut_off_while_they_were_copied_are_a_fault(tmp_path, options, way):
+@pytest.mark.parametrize("length", [100, 40_000], ids=["short", "long"])
+def test_bytes_that_were_cut_off_while_they_were_copied_are_a_fault(tmp_path, options, way, length):
     lacking = missing()
     if lacking is not None:
         pytest.skip(lacking)
     path = tmp_path / "file"
     path.write_bytes(b"x" * 16 * 4096)
     strace = ["strace", "-f", "-o", tmp_path / "log", "-P", path, "-e", "trace=lseek"]
-    command = [sys.executable, "-c", SCRIPT, path, repr(options), way]
+    command = [sys.executable, "-c", SCRIPT, path, repr(options), way, str(length)]
     done = subprocess.run(
         [*strace, "-e", "inject=lseek:retval=100", *command],
         capture_output=True,

@@ -275,6 +275,17 @@ async def test_data_lost_before_a_flush_fails_it(path, verb, lose, number, reaso
     await expect_lost(f, verb, number, reason, receipt)
 
 
+async def test_a_single_byte_that_was_cut_off_fails_the_flush(path, outside):
+    f = await aiommap.open(path, "r+")
+    receipt = await f.write(SIZE - 1, b"n")
+    outside(path, SIZE - 1)
+    with pytest.raises(aiommap.FlushError, match=f"truncated to {SIZE - 1} bytes"):
+        await f.flush()
+    assert not receipt.durable
+    with pytest.raises(aiommap.FlushError):
+        await f.aclose()
+
+
 SIZE_CHANGES = {
     "refresh": lambda f: f.refresh(),
     "reopen": lambda f: f.reopen(),
@@ -303,12 +314,24 @@ async def test_no_change_of_size_hides_that_stores_were_cut_off(path, outside, c
             await again()
 
 
-@pytest.mark.parametrize("change", SIZE_CHANGES.values(), ids=SIZE_CHANGES)
+SIZES = {
+    "refresh": SIZE // 2 + PAGE,
+    "reopen": SIZE // 2 + PAGE,
+    "ensure": 2 * SIZE,
+    "ensure_less": SIZE,
+    "resize": 2 * SIZE,
+    "resize_beyond_the_capacity": 8 * SIZE,
+    "resize_to_less": SIZE - PAGE,
+}
+
+
+@pytest.mark.parametrize("change", SIZE_CHANGES)
 async def test_a_cut_behind_what_is_dirty_leaves_the_size_free_to_change(path, outside, change):
     async with aiommap.open(path, "r+", capacity=4 * SIZE) as f:
         receipt = await f.write(SIZE // 2, b"n" * PAGE)
         outside(path, SIZE // 2 + PAGE)
-        await change(f)
+        await SIZE_CHANGES[change](f)
+        assert f.size == path.stat().st_size == SIZES[change]
         await receipt.wait_durable()
         await f.flush_range(receipt)
 

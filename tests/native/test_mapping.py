@@ -102,6 +102,25 @@ def test_dirty_runs_match_a_set_of_pages(tmp_path_factory, steps):
     mapping.close()
 
 
+def test_page_sets_are_exact_where_their_words_meet(tmp_path):
+    edges = (0, 1, 62, 63, 64, 65, 127, 128, 129, 200)
+    mapping = make_mapping(tmp_path / "file", 200 * PAGE_SIZE)
+    mapping.attach(object(), _native.Receipt)
+    whole = memoryview(bytes(200 * PAGE_SIZE))
+    for first, end in itertools.combinations(edges, 2):
+        offset, stop = first * PAGE_SIZE, end * PAGE_SIZE
+        mapping.write_many([(offset, whole[offset:stop])])
+        assert mapping.dirty_runs() == [(offset, stop)]
+        assert mapping.dirty_bytes() == stop - offset
+        mapping.write_many([(0, whole)])
+        assert mapping.flush_begin(offset, stop - offset) == [(offset, stop)]
+        left = [(a, b) for a, b in ((0, offset), (stop, len(whole))) if a < b]
+        assert mapping.dirty_runs() == left
+        mapping.flush_begin(0, len(whole))
+        mapping.flush_end([])
+    mapping.close()
+
+
 def sequences(receipts):
     return [receipt.sequence for receipt in receipts]
 
@@ -114,6 +133,9 @@ def test_store_under_a_flush_goes_to_the_lane(mapping):
     assert mapping.write_now(0, b"no") is None
     assert sequences(mapping.write_many([(5 * PAGE_SIZE, memoryview(b"x"))])) == [3]
     assert mapping.write_now(5 * PAGE_SIZE, b"elsewhere") is not None
+    mapping.flush_begin(5 * PAGE_SIZE, PAGE_SIZE)  # of the same flush
+    assert mapping.write_now(0, b"no") is None
+    assert mapping.write_now(5 * PAGE_SIZE, b"no") is None
     mapping.flush_end([])
     assert mapping.write_now(0, b"yes") is not None
 
@@ -125,6 +147,55 @@ def test_store_that_would_overtake_the_lane_is_declined(mapping):
     assert mapping.write_now(200, b"x") is not None
     mapping.set_lane(0, 0)
     assert mapping.write_now(199, b"x") is not None
+
+
+def inline(mapping, offset, data):
+    """Store inline; a slice may be over before it is used, so it is granted more than once."""
+    for _ in range(100):
+        _native.slice_renew(_native.slice_yield())
+        receipt = mapping.write_inline(offset, data)
+        if receipt is not None:
+            return receipt
+    return None
+
+
+def test_inline_stores_stop_where_the_policy_is_to_be_asked(mapping):
+    mapping.populate(0, SIZE, True)
+    mapping.flush_begin(0, SIZE)
+    mapping.flush_end([])
+    mapping.set_trip(100, _native.TRIP_NEVER, _native.TRIP_NEVER)
+    assert inline(mapping, 0, b"x" * 99) is not None
+    assert inline(mapping, 0, b"x") is None
+    mapping.set_trip(_native.TRIP_NEVER, mapping.sequence + 2, _native.TRIP_NEVER)
+    assert inline(mapping, 0, b"x") is not None
+    assert inline(mapping, 0, b"x") is None
+    mapping.set_trip(_native.TRIP_NEVER, _native.TRIP_NEVER, 2 * PAGE_SIZE)
+    assert inline(mapping, PAGE_SIZE, b"x") is not None
+    assert inline(mapping, 2 * PAGE_SIZE, b"x") is None
+    mapping.flush_begin(0, PAGE_SIZE)  # what is being written counts as well
+    assert inline(mapping, 2 * PAGE_SIZE, b"x") is None
+    mapping.flush_end([])
+    assert inline(mapping, 2 * PAGE_SIZE, b"x") is not None
+
+
+def test_a_page_that_was_cut_off_is_not_taken_to_be_present(mapping, tmp_path):
+    mapping.populate(0, SIZE, True)
+    mapping.set_size(4 * PAGE_SIZE)
+    assert mapping.dirty_runs() == [(0, 4 * PAGE_SIZE)]
+    os.truncate(tmp_path / "file", 4 * PAGE_SIZE)
+    os.truncate(tmp_path / "file", SIZE)
+    mapping.set_size(SIZE)
+    assert mapping.write_now(8 * PAGE_SIZE, b"no") is None  # a hole: the store would wait
+    assert mapping.write_now(0, b"yes") is not None
+
+
+def test_a_read_that_leaves_what_is_locked_does_not_touch_its_pages(mapping, tmp_path):
+    mapping.populate(0, PAGE_SIZE, True)
+    mapping.set_locked([(0, PAGE_SIZE)])
+    os.truncate(tmp_path / "file", PAGE_SIZE)
+    assert mapping.read_nowait(0, PAGE_SIZE) == bytes(PAGE_SIZE)
+    assert mapping.read_nowait(0, PAGE_SIZE + 1) is None
+    assert mapping.faults == 0
 
 
 def test_slice_spent_after_half_a_millisecond_and_renewed_by_yielding(mapping):
@@ -187,7 +258,7 @@ def test_a_lease_says_where_it_was_taken_and_lets_go_of_that(mapping):
 
 
 def test_rebase_keeps_dirty_pages_and_old_leases(mapping, tmp_path):
-    mapping.write_many([(0, memoryview(b"first"))])
+    mapping.write_many([(0, memoryview(b"first")), (3 * PAGE_SIZE, memoryview(b"more"))])
     memory = memoryview(mapping.lease(0, 5, True))
     os.truncate(tmp_path / "file", 300 * PAGE_SIZE)
     mapping.rebase(300 * PAGE_SIZE)
@@ -197,6 +268,7 @@ def test_rebase_keeps_dirty_pages_and_old_leases(mapping, tmp_path):
     assert mapping.read(0, 5) == b"FIRST"
     assert mapping.dirty_runs() == [
         (0, PAGE_SIZE),
+        (3 * PAGE_SIZE, 4 * PAGE_SIZE),
         (299 * PAGE_SIZE, 300 * PAGE_SIZE),
     ]
 
