@@ -287,39 +287,6 @@ run(main())
     assert run(script, path, "asyncio") == ["True"]
 
 
-def test_a_worker_that_ends_after_its_loop_serves_the_next_one(path):
-    """A read that was left behind: nobody is there any more to be told of it."""
-    script = """
-import threading
-from aiommap import _threads
-go, gone = threading.Event(), threading.Event()
-threading.excepthook = lambda args: print("thread died of", args.exc_value)
-
-async def main():
-    async with aiommap.Hub() as hub:
-        f = await hub.open(path, "r")
-        task = asyncio.create_task(f._core.workers.read(go.wait))
-        await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.wait([task])
-
-def tell():
-    gone.set()
-
-run(main())
-before = set(_threads._idle)
-go.set()
-while set(_threads._idle) == before:
-    pass
-for worker in list(_threads._idle):
-    gone.clear()
-    _threads._idle.remove(worker)
-    worker.give(gone.set, None)
-    print(gone.wait(10))
-"""
-    assert set(run(script, path, "asyncio")) == {"True"}
-
-
 UNDER_WAY = {
     "lane": "f.flush()",
     "durable write": "f.write(0, b'x')",
