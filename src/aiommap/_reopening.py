@@ -59,12 +59,14 @@ async def bring_home(core: Core, flusher: Flusher) -> None:
             return
         if dirty:
             await flusher.flush_everything()
+        await anyio.lowlevel.checkpoint()  # as in _check_private
 
 
 async def _check_private(core: Core) -> None:
     """Raise if stores of mode "c" would be left behind: no flush can bring them home."""
     while core.doing.queued_bytes:
         await core.lanes.wait_stored()
+        await anyio.lowlevel.checkpoint()  # the writer may wake after us, and counts until then
     if core.mapping.dirty_bytes():
         remedy = "its private stores would be lost: copy them, then pass discard=True"
         raise AccessModeError("reopen", core.mode, remedy)
