@@ -178,21 +178,6 @@ async def test_a_store_under_way_while_a_flush_fails_is_among_what_is_not_durabl
     assert caught.value.ranges == ((0, PAGE), (4 * PAGE, 21 * PAGE))
 
 
-async def test_write_many_stores_nothing_if_a_flush_fails_while_it_collects(f, path):
-    def items():
-        yield 0, b"not stored"
-        while f._core.failure is None:  # set by the worker that flushes
-            pass
-
-    with failing_flush(f):
-        async with anyio.create_task_group() as group:
-            group.start_soon(expect_failure, f.flush)
-            while not f._flusher.busy:
-                await anyio.lowlevel.checkpoint()
-            await expect_failure(partial(f.write_many, items()))
-    assert path.read_bytes()[:4] == b"lost"
-
-
 async def test_a_change_of_size_behind_a_flush_that_failed_is_not_made(f, path):
     """All three are one batch: the flush fails, the change is not made, nothing is flushed."""
     later = await f.write(PAGE, b"later")
