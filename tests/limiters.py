@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 
-import anyio.lowlevel
+from waiting import until
 
 
 @contextmanager
@@ -21,5 +21,4 @@ def held(workers, *limiters):
 
 async def until_queued(limiter):
     """Let other tasks run until a job waits for a token."""
-    while not limiter.queued:
-        await anyio.lowlevel.checkpoint()
+    await until(lambda: limiter.queued)

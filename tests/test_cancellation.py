@@ -3,7 +3,6 @@
 Each case runs with the cancel scopes of anyio on all three loops, and with asyncio's own
 ``Task.cancel``, from which no scope shields. Nothing here waits for time to pass: a hop is kept
 from beginning by taking the tokens of its limiter, and kept from ending by a gate in its thread.
-from limiters import held
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from aiommap import Advice, FlushPolicy
 from aiommap._flush import Flusher
 from aiommap._workers import Workers
 from limiters import held
+from waiting import until
 
 SIZE = 512 * PAGE
 
@@ -179,12 +179,6 @@ def occupied(workers):
     limiters = workers.reads, workers.stores, workers.flushes, workers.control
     with held(workers, *limiters):
         yield lambda: any(limiter.queued for limiter in limiters)
-
-
-async def until(condition):
-    with anyio.fail_after(20):
-        while not condition():
-            await anyio.lowlevel.checkpoint()
 
 
 async def settle():

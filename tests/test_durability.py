@@ -18,6 +18,7 @@ from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushError, FlushPolicy
 from aiommap.testing import failing_flush
 from limiters import held, until_queued
+from waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -157,8 +158,7 @@ async def test_what_gathered_behind_a_flush_that_failed_is_not_tried(f):
                 group.start_soon(expect_failure, f.flush)
                 await until_queued(f._core.workers.flushes)
                 group.start_soon(expect_failure, later.wait_durable)
-                while not f._flusher._lane.waiting():
-                    await anyio.lowlevel.checkpoint()
+                await until(f._flusher._lane.waiting)
         assert fault.hits == 1
     assert not later.durable
     assert len(told) == 1
@@ -190,8 +190,7 @@ async def test_a_change_of_size_behind_a_flush_that_failed_is_not_made(f, path):
                     (f.flush, partial(f.resize, 4 * PAGE), later.wait_durable), 1
                 ):
                     group.start_soon(expect_failure, verb)
-                    while len(f._flusher._lane.waiting()) < count:
-                        await anyio.lowlevel.checkpoint()
+                    await until(lambda count=count: len(f._flusher._lane.waiting()) >= count)
         assert fault.hits == 1
     assert not later.durable
     assert (f.size, path.stat().st_size) == (16 * PAGE, 16 * PAGE)
@@ -215,8 +214,7 @@ async def test_a_durable_write_beside_one_that_cannot_be_stored_is_durable(path,
                 await until_queued(f._core.workers.flushes)
                 group.start_soon(write, PAGE)
                 group.start_soon(lose)
-                while len(f._flusher._lane.waiting()) < 2:
-                    await anyio.lowlevel.checkpoint()
+                await until(lambda: len(f._flusher._lane.waiting()) >= 2)
                 outside(path, 4 * PAGE)
         assert [receipt.durable for receipt in receipts] == [True, True]
         assert f.statistics().dirty_bytes == 0
@@ -237,8 +235,10 @@ async def test_a_word_changed_while_a_write_becomes_durable_is_not_durable(path)
             before, over = f._mapping.sequence, threading.Event()
             async with anyio.create_task_group() as group:
                 group.start_soon(anyio.to_thread.run_sync, change_during_the_flush, over)
-                receipt = await f.write(0, b"x")
-                over.set()
+                try:
+                    receipt = await f.write(0, b"x")
+                finally:
+                    over.set()  # or that thread would never end
             assert receipt.durable
             if receipt.sequence == before + 2:  # the word was changed in time
                 break

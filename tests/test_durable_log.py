@@ -15,6 +15,7 @@ import pytest
 
 import aiommap
 from example_scripts import EXAMPLES, load
+from waiting import until
 
 SCRIPT = EXAMPLES / "durable_log.py"
 STEP = 16 << 10
@@ -78,13 +79,6 @@ async def submit(group, log, data):
     before = len(log) + len(log._batch) + len(log._waiting)
     group.start_soon(log.append, data)
     await until(lambda: len(log) + len(log._batch) + len(log._waiting) > before)
-
-
-async def until(condition):
-    """Let the loop run until something holds; the test's own timeout is the limit."""
-    with anyio.fail_after(20):
-        while not condition():
-            await anyio.lowlevel.checkpoint()
 
 
 @pytest.mark.anyio

@@ -14,15 +14,9 @@ import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
 from aiommap._scheduler import BACKGROUND_FLUSHES
+from waiting import until
 
 pytestmark = pytest.mark.anyio
-
-
-async def until(condition):
-    """Let the loop run until something holds; the test's own timeout is the limit."""
-    with anyio.fail_after(20):
-        while not condition():
-            await anyio.lowlevel.checkpoint()
 
 
 async def nothing_happens():

@@ -10,6 +10,7 @@ import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
 from limiters import held
+from waiting import until
 
 pytestmark = pytest.mark.anyio
 SIZE = 16 * PAGE
@@ -328,9 +329,3 @@ async def test_no_write_overtakes_one_that_gathers_behind_a_batch(path):
 def submitted(f):
     """Count the writes in the store lane."""
     return len(f._writer._lane.unfinished())
-
-
-async def until(condition):
-    """Let the loop run until something holds; the test's own timeout is the limit."""
-    while not condition():
-        await anyio.lowlevel.checkpoint()

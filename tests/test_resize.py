@@ -14,6 +14,7 @@ import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
 from limiters import held
+from waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -84,12 +85,10 @@ async def test_a_new_policy_does_not_let_a_write_overtake_one_that_waits(path):
         async with anyio.create_task_group() as group:
             with held(f._core.workers, f._core.workers.stores):
                 group.start_soon(f.write, 0, b"a" * (128 << 10))
-                while not f._core.doing.queued_bytes:
-                    await anyio.lowlevel.checkpoint()
+                await until(lambda: f._core.doing.queued_bytes)
                 f.flush_policy = FlushPolicy.always()
                 group.start_soon(write)
-                while len(f._writer._lane.waiting()) == 0:
-                    await anyio.lowlevel.checkpoint()
+                await until(f._writer._lane.waiting)
         assert await f.read(0, 2) == b"ba"
         assert receipts[0].durable
 
@@ -142,8 +141,7 @@ async def test_a_change_of_size_waits_for_the_writes_that_gather_too(path):
             with held(f._core.workers, f._core.workers.stores):
                 for count in (1, 2):
                     group.start_soon(f.write, 0, long)
-                    while len(f._writer._lane.unfinished()) < count:
-                        await anyio.lowlevel.checkpoint()
+                    await until(lambda count=count: len(f._writer._lane.unfinished()) >= count)
                 group.start_soon(wait)
                 await anyio.lowlevel.checkpoint()
         assert left == [False]

@@ -18,7 +18,7 @@ from typing import NoReturn, SupportsIndex
 import anyio
 
 from ._core import Core
-from ._errors import ForkedError, OutOfBoundsError
+from ._errors import ForkedError, OutOfBoundsError, not_copied
 from ._ledger import AllocatedRange, Layout, Ledger
 from ._workers import Mutex
 
@@ -279,10 +279,7 @@ class RangeAllocator:
         )
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            f"{self!r} cannot be copied or pickled: pass the file and state(), and make another "
-            "one from those"
-        )
+        raise not_copied(self, "pass the file and state(), and make another one from those")
 
     def __repr__(self) -> str:
         ledger, state = self._ledger, " closed" if self._closed else ""

@@ -23,7 +23,7 @@ import anyio
 
 from ._atomics import AtomicU32
 from ._core import Core
-from ._errors import AccessModeError
+from ._errors import AccessModeError, not_copied
 from ._file_locks import Claim, FileLocks
 from ._shared_verbs import SharedVerbs
 
@@ -183,10 +183,8 @@ class AsyncLock:
         await self.release()
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            f"{self!r} cannot be copied or pickled: pass the file and the offset, and make another "
-            "one for the same bytes"
-        )
+        remedy = "pass the file and the offset, and make another one for the same bytes"
+        raise not_copied(self, remedy)
 
     def __repr__(self) -> str:
         state = "held" if self.locked else "not held"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol, SupportsIndex
 
 from ._core import Core
@@ -18,27 +18,25 @@ class Reads(Protocol):
 
 
 def chunks(
-    source: Reads, core: Core, size: SupportsIndex, start: int = 0, length: int | None = None
+    source: Reads, core: Core, size: SupportsIndex, start: int, length: Callable[[], int]
 ) -> AsyncIterator[bytes]:
     """Iterate over a source that begins at a byte of the file, in pieces of so many bytes.
 
-    A length of None means as many as the file has, however many that become meanwhile.
+    Its length is asked for before each piece: a file may become longer or shorter meanwhile.
     """
     count = operator.index(size)
     if count < 1:
         raise ValueError(f"chunk size is {count}: ask for at least 1 byte a chunk")
-    most = core.mapping.size if length is None else length
-    return _iterate(source, core, min(count, max(most, 1)), start, length)
+    return _iterate(source, core, min(count, max(length(), 1)), start, length)
 
 
 async def _iterate(
-    source: Reads, core: Core, size: int, start: int, length: int | None
+    source: Reads, core: Core, size: int, start: int, length: Callable[[], int]
 ) -> AsyncIterator[bytes]:
-    end = start + (core.mapping.size if length is None else length)
     # A window of at least PIECE_BYTES: a hop for each page would cost more than reading it.
-    ahead = ReadAhead(core, start + size, end, max(2 * size, PIECE_BYTES))
+    ahead = ReadAhead(core, start + size, start + length(), max(2 * size, PIECE_BYTES))
     offset = 0
-    while offset < (most := core.mapping.size if length is None else length):
+    while offset < (most := length()):
         count = min(size, most - offset)
         data = await source.read(offset, count)
         offset += count

@@ -308,3 +308,8 @@ class UnsupportedError(MappedFileError, OSError):
 
     def __str__(self) -> str:
         return f"cannot {self.operation}: {self.reason}"
+
+
+def not_copied(thing: object, remedy: str) -> TypeError:
+    """Make the error of what has no meaning beside the object that it was made by."""
+    return TypeError(f"{thing!r} cannot be copied or pickled: {remedy}")

@@ -415,7 +415,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
             As ``read``, from the iteration.
         """
         self._core.check_usable()
-        return chunks(self, self._core, size)
+        return chunks(self, self._core, size, 0, lambda: self.size)
 
     def pages(self) -> AsyncIterator[bytes]:
         """Iterate over the file in pieces of one page of memory (``aiommap.PAGE_SIZE`` bytes)."""

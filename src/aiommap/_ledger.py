@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NoReturn, Protocol, Self, SupportsIndex, final
 
-from ._errors import ReceiptError
+from ._errors import ReceiptError, not_copied
 from ._ranges import RangeSet, align_up, check_range
 
 _MAGIC = b"aioAlloc"
@@ -95,10 +95,8 @@ class AllocatedRange:
         return self._keeper.split(self, position)
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            f"{self!r} cannot be copied or pickled: keep its offset and length, and claim() it "
-            "from an allocator made from the saved state"
-        )
+        remedy = "claim() it from an allocator made from the saved state"
+        raise not_copied(self, f"keep its offset and length, and {remedy}")
 
     def __repr__(self) -> str:
         state = "valid" if self.valid else "not valid"

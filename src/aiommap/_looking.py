@@ -75,13 +75,12 @@ def stat_of(path: str) -> os.stat_result | None:
         raise
 
 
-def _state_of(path: str) -> tuple[FileState | None, tuple[int, ...] | None]:
-    """Tell the state of a path, and what is compared of it first; as missing if it is not seen."""
+def _seen(path: str) -> os.stat_result | None:
+    """Look at a path; None also if it may not be looked at."""
     try:
-        found = stat_of(path)
+        return stat_of(path)
     except OSError:
-        found = None
-    return found and FileState.of(found), _key(found)
+        return None
 
 
 def _key(found: os.stat_result | None) -> tuple[int, ...] | None:
@@ -209,11 +208,12 @@ class Looker:
     def begin(self, entry: Entry) -> None:
         """Take the first state."""
         for _ in range(LOOKS):
-            entry.state, entry.key = _state_of(entry.path)
+            found = _seen(entry.path)
+            entry.state, entry.key = found and FileState.of(found), _key(found)
             # Taken afterwards, so a store in between goes for somebody else's: better than the
             # reverse. What shows by another look is in neither: then both are taken again.
             entry.sample = self._sample(entry.state)
-            if _state_of(entry.path)[1] == entry.key:
+            if _key(_seen(entry.path)) == entry.key:
                 break
         entry.known = True
         entry.recent = _is_recent(entry.state)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from ._core import Core
+from ._errors import not_copied
 from ._reading import Reader
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class SnapshotFile(io.RawIOBase):
             self._core.workers.call_from_thread(self._release)
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(f"{self!r} cannot be copied or pickled: make another file of the snapshot")
+        raise not_copied(self, "make another file of the snapshot")
 
     def _length(self, wanted: int) -> int:
         """Say how much there is to read of what is wanted, once it may be read."""

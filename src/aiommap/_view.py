@@ -12,7 +12,7 @@ import anyio
 from ._advice import Advice
 from ._chunks import chunks
 from ._core import Core
-from ._errors import ForkedError
+from ._errors import ForkedError, not_copied
 from ._native import PAGE_SIZE, Lease
 from ._ranges import Name, check_disjoint, check_range, check_tail
 from ._receipt import WriteReceipt
@@ -337,7 +337,7 @@ class View(WordVerbs):
         """Iterate over the view in pieces, reading ahead; see ``MappedFile.chunks``."""
         self._check_current()
         self._core.check_usable()
-        return chunks(self, self._core, size, self._offset, self._length)
+        return chunks(self, self._core, size, self._offset, lambda: self._length)
 
     def pages(self) -> AsyncIterator[bytes]:
         """Iterate over the view in pieces of ``aiommap.PAGE_SIZE`` bytes, from its first on."""
@@ -369,10 +369,8 @@ class View(WordVerbs):
         return self._offset + start, count
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            f"{self!r} cannot be copied or pickled: pass the file, and the offset and length of "
-            "the view, and make another one"
-        )
+        remedy = "pass the file, and the offset and length of the view, and make another one"
+        raise not_copied(self, remedy)
 
     def __repr__(self) -> str:
         state = "released" if self._lease is None else "pinned"

@@ -12,6 +12,8 @@
 #endif
 #include <unistd.h>
 
+#include "retry.h"
+
 ssize_t file_read_nowait(int fd, char *to, size_t length, off_t offset)
 {
 #if defined(__linux__)
@@ -133,10 +135,8 @@ int file_sync(int fd, bool metadata)
         return 0;
     return fsync(fd) ? errno : 0;
 #else
-    int failed; /* a signal may end the wait for a FUSE or NFS server, which says nothing of the data */
-    do
-        failed = metadata ? fsync(fd) : fdatasync(fd);
-    while (failed && errno == EINTR);
+    int failed;
+    UNINTERRUPTED(failed, metadata ? fsync(fd) : fdatasync(fd));
     return failed ? errno : 0;
 #endif
 }
@@ -170,9 +170,7 @@ int file_punch_hole(int fd, off_t offset, off_t length)
 #if defined(__linux__)
     int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
     int failed;
-    do
-        failed = fallocate(fd, mode, offset, length);
-    while (failed && errno == EINTR);
+    UNINTERRUPTED(failed, fallocate(fd, mode, offset, length));
     return failed ? errno : 0;
 #else
     (void)fd, (void)offset, (void)length;

@@ -11,6 +11,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "retry.h"
+
 /* Of fallocate(2) and pwritev2(2); numbers of Linux, where headers may be older than the kernel. */
 enum { KEEP_SIZE = 1, APPEND = 16 };
 #ifdef __linux__
@@ -57,13 +59,10 @@ static int64_t length_of(int fd)
     return fstat(fd, &found) ? -1 : (int64_t)found.st_size;
 }
 
-/* A signal may end the wait for the server of a FUSE or NFS file. */
 static int set_length(int fd, int64_t length)
 {
     int failed;
-    do
-        failed = ftruncate(fd, (off_t)length);
-    while (failed && errno == EINTR);
+    UNINTERRUPTED(failed, ftruncate(fd, (off_t)length));
     return failed;
 }
 
@@ -71,9 +70,7 @@ static int allocate(int fd, int mode, int64_t from, int64_t end)
 {
 #ifdef __linux__
     int failed;
-    do
-        failed = fallocate(fd, mode, (off_t)from, (off_t)(end - from));
-    while (failed && errno == EINTR);
+    UNINTERRUPTED(failed, fallocate(fd, mode, (off_t)from, (off_t)(end - from)));
     return failed ? errno : 0;
 #else
     (void)fd, (void)mode, (void)from, (void)end;

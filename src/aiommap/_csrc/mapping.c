@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "guard.h"
+#include "retry.h"
 
 #ifndef MAP_NORESERVE
 #define MAP_NORESERVE 0
@@ -157,9 +158,7 @@ int region_sync(const struct region *region, size_t offset, size_t length)
 {
     size_t start = page_down(offset);
     int failed;
-    do
-        failed = msync(region->base + start, offset + length - start, MS_SYNC);
-    while (failed && errno == EINTR);
+    UNINTERRUPTED(failed, msync(region->base + start, offset + length - start, MS_SYNC));
     return failed ? errno : 0;
 }
 
