@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from functools import partial
 
 import anyio
@@ -15,7 +16,7 @@ import pytest
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
-from aiommap import FlushError, FlushPolicy
+from aiommap import FlushPolicy
 from aiommap.testing import failing_flush
 from limiters import held, until_queued
 from waiting import until
@@ -119,7 +120,7 @@ async def test_lost_data_fails_the_flush_and_latches(path, outside, loss):
     else:
         path.unlink()
     for _ in range(2):
-        with pytest.raises(aiommap.FlushError, match=r"truncated|names another|removed") as caught:
+        with pytest.raises(aiommap.FlushError, match=r"truncated|no name left") as caught:
             await f.flush()
         assert caught.value.ranges == ((10 * PAGE, 11 * PAGE),)
     for verb in (lambda: f.write(0, b"x"), receipt.wait_durable, lambda: f.flush_range(0, 1)):
@@ -287,17 +288,110 @@ def test_a_path_that_may_not_be_looked_at_any_more_is_believed(path, removed, to
     assert (first, rest) == ("True\n", f"{told}\n"), errors
 
 
-async def test_a_path_through_a_file_is_a_removed_one(tmp_path):
-    path = tmp_path / "folder" / "file"
-    path.parent.mkdir()
-    path.write_bytes(b"old")
-    f = await aiommap.open(path, "r+", flush=FlushPolicy.always())
-    path.parent.rename(tmp_path / "away")
+def rename(path, aside):
+    path.rename(aside)
+
+
+def rename_and_replace(path, aside):
+    path.rename(aside)
+    path.write_bytes(b"another" * PAGE)
+
+
+def link_and_remove(path, aside):
+    os.link(path, aside)
+    path.unlink()
+
+
+def put_a_file_above(path, aside):
+    path.parent.rename(f"{path.parent}.old")
     path.parent.write_bytes(b"")
-    with pytest.raises(FlushError, match="was removed"):
-        await f.write(0, b"new")
-    with pytest.raises(FlushError):
+    aside.symlink_to(f"{path.parent}.old/{path.name}")
+
+
+def mount_over(path, aside):
+    os.link(path, aside)
+    done = subprocess.run(["mount", "-t", "tmpfs", "none", path.parent], capture_output=True)
+    if done.returncode:
+        pytest.skip(f"cannot mount: {done.stderr.decode()}")
+
+
+MOVES = [rename, rename_and_replace, link_and_remove, put_a_file_above, mount_over]
+VERBS = {
+    "flush": lambda f, receipt: f.flush(),
+    "flush_range": lambda f, receipt: f.flush_range(0, 1),
+    "wait_durable": lambda f, receipt: receipt.wait_durable(),
+    "view": lambda f, receipt: f.view(0, PAGE).flush(),
+    "reopen": lambda f, receipt: f.reopen(discard=False),
+    "aclose": lambda f, receipt: f.aclose(),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
+@pytest.mark.parametrize("move", MOVES, ids=lambda move: move.__name__)
+async def test_flush_renamed_or_linked_elsewhere(tmp_path, move, verb):
+    path, aside = tmp_path / "folder" / "file", tmp_path / "aside"
+    path.parent.mkdir()
+    path.write_bytes(bytes(4 * PAGE))
+    f = await aiommap.open(path, "r+")
+    receipt = await f.write(0, b"kept")
+    move(path, aside)
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError):  # reopen finds nothing there
+            await verb(f, receipt)
+        assert receipt.durable or verb is VERBS["reopen"]
+        if not f.closed:
+            await f.write(PAGE, b"more")
+            await f.aclose()
+        assert aside.read_bytes()[:4] == b"kept"
+    finally:
         await f.aclose()
+        if move is mount_over:
+            subprocess.run(["umount", "--lazy", path.parent], check=True)
+
+
+async def test_flush_renamed_under_always(path):
+    async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
+        path.rename(f"{path}.1")
+        assert (await f.write(0, b"kept")).durable
+        assert (await f.write_many([(0, b"kept"), (PAGE, b"kept")])).durable
+
+
+async def test_flush_once_the_last_name_goes(path):
+    """Every name counts, not the one that it was opened by."""
+    f = await aiommap.open(path, "r+")
+    os.link(path, f"{path}.1")
+    path.unlink()
+    await f.write(0, b"kept")
+    await f.flush()
+    os.unlink(f"{path}.1")
+    await f.write(0, b"lost")
+    await expect_failure(f.flush)
+    await expect_failure(f.aclose)
+
+
+@pytest.mark.parametrize("kind", ["memfd", "tmpfile"])
+async def test_flush_a_file_that_never_had_a_name(tmp_path, kind):
+    if kind == "memfd":
+        fd = os.memfd_create("nameless")
+    else:
+        try:
+            fd = os.open(tmp_path, os.O_TMPFILE | os.O_RDWR)
+        except OSError as error:
+            pytest.skip(f"no O_TMPFILE here: {error}")
+    try:
+        os.ftruncate(fd, 4 * PAGE)
+        async with aiommap.open(f"/proc/self/fd/{fd}", "r+") as f:
+            receipt = await f.write(0, b"kept")
+            await f.flush()
+            assert receipt.durable
+            if kind == "tmpfile":  # from here on it has a name to lose
+                # Without a descriptor Python calls link(2), which does not follow.
+                os.link(f"/proc/self/fd/{fd}", tmp_path / "named", src_dir_fd=fd)
+                await f.write(0, b"kept")
+                await f.flush()
+        assert os.pread(fd, 4, 0) == b"kept"
+    finally:
+        os.close(fd)
 
 
 async def test_truncation_while_open_is_a_typed_error_and_the_rest_stays_usable(path, outside):

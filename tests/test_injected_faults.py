@@ -389,8 +389,7 @@ async def test_a_replaced_file_is_another_one_and_comes_back(f, path):
         assert path.stat().st_ino != first.st_ino
         assert await f.read(0, 1) == b"A"
         await f.write(0, b"orphaned")
-        with pytest.raises(aiommap.FlushError, match="now names another file"):
-            await f.flush()
+        await f.flush()  # it has a name yet, by which it comes back
     assert path.stat().st_ino == first.st_ino
     assert path.read_bytes()[:8] == b"orphaned"
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
@@ -400,8 +399,7 @@ async def test_a_removed_file_lives_on_and_comes_back(f, path):
     with removed_file(f):
         assert not path.exists()
         await f.write(0, b"orphaned")
-        with pytest.raises(aiommap.FlushError, match="was removed"):
-            await f.flush()
+        await f.flush()
     assert path.read_bytes()[:8] == b"orphaned"
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
 

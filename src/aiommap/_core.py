@@ -97,6 +97,7 @@ class Core:
         "lanes",
         "mapping",
         "mode",
+        "named",
         "offloaded_reads",
         "options",
         "orphaned",
@@ -119,6 +120,9 @@ class Core:
         self.mode: str = options.mode.name
         self.policy: FlushPolicy = options.flush
         self.identity: Identity = opened.identity
+        #: Whether it ever had a name, as memfd_create(2), O_TMPFILE and some FUSE drivers give
+        #: none. By the flush worker, once it is open.
+        self.named: bool = opened.named
         #: What stat(2) said when the file was opened.
         self.state: FileState = opened.state
         #: Whether the path was last seen to name another file, or none.

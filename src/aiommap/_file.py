@@ -305,7 +305,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
 
         Raises:
             FlushError: if this or an earlier flush failed, or if what was flushed is no longer
-                part of the file at the path. Latches: see ``FlushError``.
+                part of a file that has a name. Latches: see ``FlushError``.
         Cancellation: a flush that has begun is waited out.
         Durability: durable, data and metadata, if the device honours flushes.
         Source: fdatasync(2), or fsync(2) after a change of size; fsync(2) of the directory.

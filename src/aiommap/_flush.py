@@ -2,9 +2,9 @@
 
 Theory of operation. Every request to make something durable goes through one lane. While a flush
 runs, requests gather; the next flush serves all of them at once. A flush takes the dirty runs of
-the requested ranges, writes them back and waits, then looks whether the file is still the one at
-the path and still long enough: the kernel reports success also for pages of a file that was
-truncated or replaced meanwhile.
+the requested ranges, writes them back and waits, then looks whether the file is still long enough
+and still has a name: the kernel reports success also for pages of a file that was truncated or
+removed meanwhile.
 
 Invariants.
   F1  A flush answers only requests made before it began (I4): the lane keeps them apart.
@@ -232,7 +232,7 @@ class Flusher:
         start = time.monotonic()
         core.doing.durable_stores = len(stores)
         try:
-            done = mapping.commit(stores, core.path)
+            done = mapping.commit(stores)
         except OSError as error:
             self._latch(error)
             return [None for _ in stores]
@@ -245,9 +245,9 @@ class Flusher:
             outcomes = self._outcomes(stores, done)
             self._make_durable(stores, outcomes, clean=True)
             return outcomes
-        receipts, alone, flushed, end, place = done
+        receipts, alone, flushed, end, seen = done
         try:
-            self._verify(end, place)
+            self._verify(end, seen)
         except (OSError, MappingFaultError) as error:
             self._give_up(error, [*map(bounds, stores)])
             return cast("list[Outcome]", receipts)
@@ -392,19 +392,24 @@ class Flusher:
             sync_directory(os.path.dirname(os.path.realpath(core.path)))
         self._verify(end)
 
-    def _verify(self, end: int, place: tuple[int, int, int] | None = None) -> None:
-        """Check that what was flushed is still part of the file at the path (I4)."""
+    def _verify(self, end: int, seen: tuple[int, int] | None = None) -> None:
+        """Check that what was flushed is still part of a file that has a name (I4)."""
         core = self._core
         core.check_whole()
-        size, device, inode = place or core.mapping.look(core.path)
+        size, names = seen or core.mapping.look()
         if size < end:
             raise OSError(
                 errno.EIO,
                 f"the file was truncated to {size} bytes while bytes up to {end} were dirty",
             )
-        if (device, inode) != core.identity:
-            what = "now names another file" if inode else "was removed"
-            raise OSError(errno.ESTALE, f"the path {what}, so the flushed data is orphaned")
+        if names:
+            core.named = True
+        elif core.named:
+            raise OSError(
+                errno.ESTALE,
+                "the file was removed or replaced and has no name left, so the flushed data is "
+                "orphaned: it is gone once the file is closed",
+            )
 
     def _latch(self, error: BaseException) -> None:
         core = self._core

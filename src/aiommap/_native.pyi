@@ -14,7 +14,7 @@ from typing_extensions import Buffer
 
 #: A write that was checked: an offset, and the bytes to store there.
 _Store: TypeAlias = tuple[int, bytes | memoryview]
-_Commit: TypeAlias = tuple[list[Receipt], bool, int, int, tuple[int, int, int]]
+_Commit: TypeAlias = tuple[list[Receipt], bool, int, int, tuple[int, int]]
 
 PAGE_SIZE: int
 """Bytes of a page of memory, the unit in which files are mapped; asked of the system."""
@@ -171,9 +171,7 @@ class Mapping:
         the range was checked.
         """
 
-    def commit(
-        self, items: list[_Store], path: str, /
-    ) -> _Commit | list[Receipt | tuple[int, int]] | None:
+    def commit(self, items: list[_Store], /) -> _Commit | list[Receipt | tuple[int, int]] | None:
         """Store, fdatasync(2) and look, if nothing was dirty before; else None, and do nothing.
 
         Returns receipts; whether no other write was counted meanwhile; how many bytes of pages
@@ -186,8 +184,8 @@ class Mapping:
     def sync(self, metadata: bool, /) -> None:
         """fsync(2) or fdatasync(2); F_FULLFSYNC on macOS."""
 
-    def look(self, path: str, /) -> tuple[int, int, int]:
-        """Size of the open file; device and inode of what is at the path, zeros if nothing is."""
+    def look(self) -> tuple[int, int]:
+        """Size of the open file, and how many names it has; statx(2) without the times."""
 
     def sync_range(self, offset: int, length: int, /) -> None:
         """msync(2) with MS_SYNC."""

@@ -178,6 +178,7 @@ class Opened:
     identity: Identity
     state: FileState
     created: bool
+    named: bool
     path: str
 
 
@@ -199,7 +200,14 @@ def open_mapping(options: OpenOptions) -> Opened:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = options.path
         raise
-    return Opened(mapping, Identity.of(found), FileState.of(found), created, options.path)
+    return Opened(
+        mapping,
+        Identity.of(found),
+        FileState.of(found),
+        created,
+        named=found.st_nlink > 0,
+        path=options.path,
+    )
 
 
 def check_kind(path: str, found: os.stat_result) -> None:

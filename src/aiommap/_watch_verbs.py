@@ -101,8 +101,9 @@ class WatchedVerbs:
     def orphaned(self) -> bool:
         """Whether the path was last seen to name another file, or none.
 
-        Found out while this path is watched, and by ``reopen``. An orphan can be read; what is
-        written to it reaches no path, and flushing it raises ``FlushError``.
+        Found out while this path is watched, and by ``reopen``. An orphan can be read, written
+        and flushed for as long as the file has any name, as one that was renamed has. When it has
+        none any more, flushing it raises ``FlushError``: what was written is gone at close.
         """
         return self._core.orphaned
 
@@ -195,7 +196,7 @@ class WatchedVerbs:
                 flush of it failed before. Receipts of it never become durable.
         Raises:
             FlushError: if something was written to the old file that cannot be made durable, as
-                it is an orphan. Nothing is lost yet: the old file stays until ``discard=True``.
+                it has no name left. Nothing is lost yet: the old file stays until ``discard=True``.
                 Not raised under ``FlushPolicy.never()``, which lets such bytes go.
             AccessModeError: in mode "c" if there are private stores, which would be lost.
             MappingFaultError: the same if the file is poisoned, and was or could be stored to.

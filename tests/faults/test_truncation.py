@@ -236,7 +236,7 @@ def remove(path):
 
 LOSSES = {
     "truncated": (truncate, errno.EIO, f"truncated to {KEPT} bytes"),
-    "replaced": (replace, errno.ESTALE, "now names another file"),
+    "replaced": (replace, errno.ESTALE, "was removed or replaced"),
     "removed": (remove, errno.ESTALE, "was removed"),
 }
 FLUSHES = {

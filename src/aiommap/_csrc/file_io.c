@@ -7,7 +7,6 @@
 #include <sys/uio.h>
 #if defined(__linux__)
 #include <sys/syscall.h>
-#include <sys/sysmacros.h>
 #include <sys/vfs.h>
 #endif
 #include <unistd.h>
@@ -84,46 +83,30 @@ size_t file_write(int fd, struct iovec *pieces, int count, off_t offset, int *er
     return done;
 }
 
-/* Look at the file at a path, or at the open one if that is empty. Not by stat(2): who asks for the
- * times of a file makes its next write take a fresh one (multigrain timestamps, Linux 6.13), which
- * dirties the inode and makes the flush after it wait for longer (docs/decisions.md). All zeros
- * when it fails. */
-static int look(int fd, const char *path, struct sighting *out)
+/* Not by stat(2): who asks for the times of a file makes its next write take a fresh one (multigrain
+ * timestamps, Linux 6.13), which dirties the inode and makes the flush after it wait for longer
+ * (docs/decisions.md). */
+int file_look(int fd, struct sighting *out)
 {
     *out = (struct sighting){0};
 #ifdef STATX_SIZE
     struct statx found;
-    int flags = *path ? 0 : AT_EMPTY_PATH;
-    if (statx(fd, path, flags, STATX_SIZE | STATX_BLOCKS | STATX_INO | STATX_NLINK, &found))
+    if (statx(fd, "", AT_EMPTY_PATH, STATX_SIZE | STATX_BLOCKS | STATX_NLINK, &found))
         return errno;
-    *out = (struct sighting){(int64_t)found.stx_size, (int64_t)found.stx_blocks,
-                             makedev(found.stx_dev_major, found.stx_dev_minor), found.stx_ino,
-                             found.stx_nlink};
+    *out = (struct sighting){(int64_t)found.stx_size, (int64_t)found.stx_blocks, found.stx_nlink};
 #else
     struct stat found;
-    if (*path ? stat(path, &found) : fstat(fd, &found))
+    if (fstat(fd, &found))
         return errno;
-    *out = (struct sighting){found.st_size, found.st_blocks, found.st_dev, found.st_ino,
-                             found.st_nlink};
+    *out = (struct sighting){found.st_size, found.st_blocks, found.st_nlink};
 #endif
     return 0;
-}
-
-int file_look(int fd, const char *path, struct sighting *open_file, struct sighting *named)
-{
-    int error = look(fd, "", open_file);
-    if (error)
-        return error;
-    error = look(AT_FDCWD, path, named);
-    if (error == EACCES && open_file->links)
-        *named = *open_file;
-    return error == ENOENT || error == ENOTDIR || error == ELOOP || error == EACCES ? 0 : error;
 }
 
 bool file_is_solid(int fd, off_t end)
 {
     struct sighting found;
-    return look(fd, "", &found) == 0 && found.size >= end && found.blocks * 512 >= found.size;
+    return file_look(fd, &found) == 0 && found.size >= end && found.blocks * 512 >= found.size;
 }
 
 int file_sync(int fd, bool metadata)

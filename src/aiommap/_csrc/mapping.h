@@ -92,11 +92,10 @@ int file_sync(int fd, bool metadata);
 /* What stat(2) would say about a file, without its times. */
 struct sighting { /* the caller's own */
     int64_t size, blocks;
-    uint64_t device, inode, links;
+    uint64_t links; /* how many names it has */
 };
-/* Look at the open file and at what is at a path, all zeros if nothing is. A path that may not be
- * looked at, as after setuid(2), is taken for the open file's for as long as that has a name. */
-int file_look(int fd, const char *path, struct sighting *open_file, struct sighting *named);
+/* Look at the open file; all zeros when that fails. */
+int file_look(int fd, struct sighting *out);
 int file_start_writeback(int fd, off_t offset, off_t length);
 /* The magic number of statfs(2); 0 where there is none. */
 int file_system_type(int fd, int64_t *type);

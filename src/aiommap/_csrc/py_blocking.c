@@ -72,25 +72,17 @@ PyObject *mapping_sync(Mapping *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-PyObject *mapping_look(Mapping *self, PyObject *args)
+PyObject *mapping_look(Mapping *self, PyObject *Py_UNUSED(unused))
 {
     int error;
-    PyObject *encoded;
     struct hold hold;
-    struct sighting open_file, named;
-    if (!PyArg_ParseTuple(args, "O&:look", PyUnicode_FSConverter, &encoded))
+    struct sighting found;
+    if (!mapping_check(self))
         return NULL;
-    if (!mapping_check(self)) {
-        Py_DECREF(encoded);
-        return NULL;
-    }
-    const char *path = PyBytes_AsString(encoded);
-    WITHOUT_GIL(hold, self, error = file_look(hold.fd, path, &open_file, &named););
-    Py_DECREF(encoded);
+    WITHOUT_GIL(hold, self, error = file_look(hold.fd, &found););
     if (error)
         return os_error(error);
-    return Py_BuildValue("(LKK)", (long long)open_file.size, (unsigned long long)named.device,
-                         (unsigned long long)named.inode);
+    return Py_BuildValue("(LK)", (long long)found.size, (unsigned long long)found.links);
 }
 
 /* What a verb on a non-empty range of the mapping or of the descriptor has to call. Length 0 is

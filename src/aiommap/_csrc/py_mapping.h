@@ -200,9 +200,9 @@ PyObject *mapping_write_now(Mapping *self, PyObject *const *args, Py_ssize_t cou
 PyObject *mapping_read(Mapping *self, PyObject *args);
 PyObject *mapping_read_into(Mapping *self, PyObject *args);
 PyObject *mapping_write_many(Mapping *self, PyObject *items);
-PyObject *mapping_commit(Mapping *self, PyObject *args);
+PyObject *mapping_commit(Mapping *self, PyObject *items);
 PyObject *mapping_sync(Mapping *self, PyObject *args);
-PyObject *mapping_look(Mapping *self, PyObject *args);
+PyObject *mapping_look(Mapping *self, PyObject *unused);
 PyObject *mapping_sync_range(Mapping *self, PyObject *args);
 PyObject *mapping_start_writeback(Mapping *self, PyObject *args);
 PyObject *mapping_read_ahead(Mapping *self, PyObject *args);

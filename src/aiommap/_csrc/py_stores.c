@@ -185,12 +185,12 @@ PyObject *mapping_write_many(Mapping *self, PyObject *items)
 struct commit { /* the caller's own */
     bool stored; /* all of it; nothing is flushed otherwise */
     int error;   /* of the flush or of the look */
-    struct sighting open_file, named;
+    struct sighting seen;
 };
 
 /* Without the GIL. */
 static struct commit commit_stores(const struct hold *hold, struct store *stores, Py_ssize_t count,
-                                   bool shared, const char *path)
+                                   bool shared)
 {
     struct commit done = {.stored = true};
     apply_stores(hold, stores, count, shared);
@@ -199,7 +199,7 @@ static struct commit commit_stores(const struct hold *hold, struct store *stores
     if (done.stored)
         done.error = file_sync(hold->fd, false);
     if (done.stored && !done.error)
-        done.error = file_look(hold->fd, path, &done.open_file, &done.named);
+        done.error = file_look(hold->fd, &done.seen);
     return done;
 }
 
@@ -238,11 +238,10 @@ static PyObject *end_commit(Mapping *self, struct store *stores, Py_ssize_t coun
     bool flushed = done->stored && !done->error;
     PyObject *results = settle_stores(self, stores, count, flushed);
     if (results && flushed)
-        return Py_BuildValue("(NOLL(LKK))", results, alone ? Py_True : Py_False,
+        return Py_BuildValue("(NOLL(LK))", results, alone ? Py_True : Py_False,
                              (long long)flying_bytes(self, last), (long long)last,
-                             (long long)done->open_file.size,
-                             (unsigned long long)done->named.device,
-                             (unsigned long long)done->named.inode);
+                             (long long)done->seen.size,
+                             (unsigned long long)done->seen.links);
     mapping_land(self);
     if (results && done->error) {
         Py_DECREF(results);
@@ -253,14 +252,11 @@ static PyObject *end_commit(Mapping *self, struct store *stores, Py_ssize_t coun
 
 /* One release of the GIL where `write_many`, `flush_begin`, `sync` and `look` would be four, with
  * a thread's wait for the GIL after each. */
-PyObject *mapping_commit(Mapping *self, PyObject *args)
+PyObject *mapping_commit(Mapping *self, PyObject *items)
 {
-    PyObject *items, *encoded, *result = NULL;
+    PyObject *result = NULL;
     Py_ssize_t count, loaded = 0;
-    struct store *stores;
-    if (!PyArg_ParseTuple(args, "OO&:commit", &items, PyUnicode_FSConverter, &encoded))
-        return NULL;
-    stores = make_stores(items, &count);
+    struct store *stores = make_stores(items, &count);
     if (stores && mapping_check(self) && load_stores(self, items, stores, &loaded)) {
         int64_t last = -1;
         bool absorbed = mapping_absorb_leases(self), clean = absorbed && !self->dirty.members;
@@ -272,15 +268,13 @@ PyObject *mapping_commit(Mapping *self, PyObject *args)
             struct hold hold;
             struct commit done;
             uint64_t sequence = self->sequence;
-            const char *path = PyBytes_AsString(encoded);
             bool shared = !self->private_copy;
-            /* SAFETY: as in `write_many`; `encoded` is ours. */
-            WITHOUT_GIL(hold, self, done = commit_stores(&hold, stores, count, shared, path););
+            /* SAFETY: as in `write_many`. */
+            WITHOUT_GIL(hold, self, done = commit_stores(&hold, stores, count, shared););
             result = end_commit(self, stores, count, &done, last, sequence == self->sequence);
         }
     }
     if (stores)
         release_stores(stores, loaded);
-    Py_DECREF(encoded);
     return result;
 }
