@@ -1,10 +1,14 @@
-"""What callers pass, as the verbs take it: buffers as bytes, integers, numbers of bytes; pure."""
+"""What callers pass, as the verbs take it: integers, numbers of bytes; pure."""
 
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 from ._ranges import integer
+
+T = TypeVar("T")
 
 #: No process can map more: half of what 48 bits address.
 MOST_BYTES = 1 << 47
@@ -25,27 +29,29 @@ def byte_count(size: object, name: str) -> int:
     return count
 
 
-def contiguous(data: object) -> memoryview:
-    """View a C-contiguous buffer as bytes, without a copy."""
+def pairs(items: Iterable[tuple[T, Any]], name: str, example: str) -> Iterator[tuple[T, Any]]:
+    """Yield pairs; the error for what is none says which item it was."""
     try:
-        view = memoryview(data)  # type: ignore[arg-type]  # this finds out
+        each = iter(items)
     except TypeError:
-        hint = ": encode it first" if isinstance(data, str) else ""
         raise TypeError(
-            f"data is {reprlib.repr(data)}, not bytes or another buffer of them{hint}"
+            f"{name} is {reprlib.repr(items)}: give pairs, such as [{example}]"
         ) from None
-    if not view.c_contiguous:
-        raise BufferError("asked to use a buffer that is not C-contiguous: make a copy of it first")
-    if view.ndim == 1 and view.format == "B":
-        return view
-    return view.cast("B") if view.nbytes else memoryview(b"")
+    for at, item in enumerate(each):
+        try:
+            first, second = item
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"{name}[{at}] is {reprlib.repr(item)}: give a pair, such as {example}"
+            ) from None
+        yield first, second
 
 
-def writable(buffer: object) -> memoryview:
-    """View a writable C-contiguous buffer as bytes."""
-    view = memoryview(buffer)  # type: ignore[arg-type]  # its TypeError is the one to raise
-    if view.readonly:
-        raise TypeError("asked to read into a read-only buffer: pass a bytearray or the like")
-    if not view.c_contiguous:
-        raise BufferError("asked to read into a buffer that is not C-contiguous: use another one")
-    return view.cast("B") if view.nbytes else memoryview(bytearray())
+def ranges_of(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield what ``read_many`` was given, as it has to be."""
+    return pairs(ranges, "ranges", "(0, 16)")
+
+
+def items_of(items: Iterable[tuple[int, object]]) -> Iterator[tuple[int, object]]:
+    """Yield what ``write_many`` was given, as it has to be."""
+    return pairs(items, "items", '(0, b"data")')

@@ -211,13 +211,14 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
 
         Args:
             offset: first byte, from the start of the file.
-            buffer: writable and C-contiguous; its size in bytes says how much is read.
+            buffer: any writable C-contiguous memory but Python objects, whatever its elements; its
+                size in bytes says how much is read.
         Returns:
             The size of the buffer in bytes.
         Raises:
             OutOfBoundsError: if the range leaves the file; the buffer is untouched.
             MappingFaultError: as ``read``; the buffer then holds ``copied`` good bytes.
-            TypeError: if the buffer is read-only or no buffer.
+            TypeError: if the buffer is read-only, no buffer, or one of Python objects.
             BufferError: if it is not C-contiguous.
         Cancellation: waits for a worker that has begun, since it writes into the buffer.
         """
@@ -260,13 +261,15 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
 
         Args:
             offset: first byte, from the start of the file.
-            data: any C-contiguous buffer; a view of this same file must not overlap the range.
+            data: any C-contiguous memory but Python objects, whatever its elements; a view of this
+                same file must not overlap the range.
         Raises:
             OutOfBoundsError: if the range leaves the file; use ``resize`` first.
             AccessModeError: in mode "r".
             FlushError: if a flush failed, now or earlier.
             MappingFaultError: if the file was truncated below the range.
-            BufferError: if the buffer is not C-contiguous.
+            TypeError: if the data is no buffer, or one of Python objects.
+            BufferError: if it is not C-contiguous.
             OSError: ENOSPC if the disk is full behind a sparse file. Nothing was stored then, or
                 the first pages, if only later ones had no blocks.
         Cancellation: a write not yet begun is withdrawn and never applied; one that has begun is

@@ -8,7 +8,7 @@ wait and release the GIL while they do (I2). A count short of the request is a f
 behind the next byte cannot be reached. System call errors are raised as ``OSError``.
 """
 
-from typing import Any, Protocol, Self, SupportsIndex, TypeAlias, final
+from typing import Any, Literal, Protocol, Self, SupportsIndex, TypeAlias, final, overload
 
 from typing_extensions import Buffer
 
@@ -40,6 +40,19 @@ def filesystem_type(fd: int, /) -> int:
 
 def read_file(fd: int, offset: int, length: int, /) -> bytes:
     """Read a descriptor without any mapping; shorter than ``length`` only at the end (waits)."""
+
+@overload
+def pin(data: object, /) -> bytes | memoryview: ...
+@overload
+def pin(data: object, writable: Literal[True], /) -> memoryview:
+    """View any C-contiguous memory as bytes; its owner cannot move or free it meanwhile.
+
+    Bytes that are not to be written are returned as they are.
+
+    Raises:
+        TypeError: if it is no buffer, holds Python objects, or has to be writable and is not.
+        BufferError: if it is not C-contiguous.
+    """
 
 def sigbus_blocked() -> bool:
     """Tell whether this thread blocks SIGBUS: then the kernel kills it for a fault of its own."""

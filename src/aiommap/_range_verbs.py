@@ -13,7 +13,7 @@ from ._allocating import RangeAllocator
 from ._core import Core
 from ._errors import OutOfBoundsError, OverlapError, ReceiptError
 from ._ledger import AllocatedRange, Layout, check_alignment
-from ._native import PAGE_SIZE
+from ._native import PAGE_SIZE, pin
 from ._ranges import align_down as _align_down
 from ._ranges import align_up as _align_up
 from ._ranges import check_tail
@@ -99,7 +99,7 @@ class Allocators:
         return Layout(low, low + count, 1 if alignment is None else _alignment(alignment))
 
     def _saved_layout(self, state: Buffer) -> Layout:
-        layout = Layout.decode(bytes(memoryview(state)))
+        layout = Layout.decode(bytes(pin(state)))
         size = self._core.mapping.size
         if layout.end > size:
             raise ValueError(
@@ -182,7 +182,8 @@ class RangedVerbs:
         """
         self._core.check_writable("write to")
         offset, length = self._allocators.locate(allocated)
-        count = memoryview(data).nbytes
+        view = pin(data)
+        count = len(view)
         if count != length:
             raise OutOfBoundsError(
                 offset,
@@ -190,7 +191,7 @@ class RangedVerbs:
                 length,
                 f"{count} bytes for {allocated!r}: exactly {length} are needed",
             )
-        return await self.write(offset, data)
+        return await self.write(offset, view)
 
     async def read_range(self, allocated: AllocatedRange) -> bytes:
         """Read an allocated range, all of it; otherwise as ``read``.

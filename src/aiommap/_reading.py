@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 
 import anyio
 
-from ._arguments import plain_integers, writable
+from ._arguments import plain_integers, ranges_of
 from ._core import Core
 from ._errors import OutOfBoundsError
+from ._native import pin
 from ._observing import observed
 from ._ranges import check_range
 
@@ -52,7 +53,7 @@ class Reader:
         """Fill a buffer after ``read_into_inline`` answered None."""
         core = self._core
         core.check_usable()
-        view = writable(buffer)
+        view = pin(buffer, True)
         plain = plain_integers(offset)
         offset, length = check_range(offset, len(view), core.mapping.size)
         if await core.workers.give_way() or not plain:
@@ -87,7 +88,7 @@ class Reader:
     async def _read_many(self, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
         core = self._core
         checked: list[tuple[int, int]] = []
-        for offset, length in ranges:
+        for offset, length in ranges_of(ranges):
             checked.append(check_range(offset, length, core.mapping.size))
             if not len(checked) % ITEMS_A_LOOK:
                 await core.workers.give_way()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ._core import Core
 from ._errors import not_copied
+from ._native import pin
 from ._reading import Reader
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class SnapshotFile(io.RawIOBase):
 
     def readinto(self, buffer: Buffer, /) -> int:
         """Fill a buffer as far as there are bytes; see ``read``."""
-        view = memoryview(buffer).cast("B")
+        view = pin(buffer, True)
         length = self._length(len(view))
         if length:
             self._reader.read_into_whole(self._position, view[:length])

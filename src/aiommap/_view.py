@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self, SupportsIndex, 
 import anyio
 
 from ._advice import Advice
+from ._arguments import items_of, ranges_of
 from ._chunks import chunks
 from ._core import Core
 from ._errors import ForkedError, not_copied
-from ._native import PAGE_SIZE, Lease
+from ._native import PAGE_SIZE, Lease, pin
 from ._ranges import Name, check_disjoint, check_range, check_tail
 from ._receipt import WriteReceipt
 from ._residency import Residency
@@ -253,8 +254,9 @@ class View(WordVerbs):
 
     async def read_into(self, offset: SupportsIndex, buffer: Buffer) -> int:
         """Fill a buffer from the view; see ``MappedFile.read_into``."""
-        start, _ = self._range(offset, memoryview(buffer).nbytes)
-        return await self._file.read_into(start, buffer)
+        view = pin(buffer, True)
+        start, _ = self._range(offset, len(view))
+        return await self._file.read_into(start, view)
 
     def read_nowait(self, offset: SupportsIndex, length: SupportsIndex) -> bytes:
         """Read bytes that are in memory; see ``MappedFile.read_nowait``."""
@@ -263,17 +265,19 @@ class View(WordVerbs):
 
     async def read_many(self, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
         """Read several ranges of the view, in one hop at most; see ``MappedFile.read_many``."""
-        return await self._file.read_many(self._range(*pair) for pair in ranges)
+        return await self._file.read_many(self._range(*pair) for pair in ranges_of(ranges))
 
     async def write(self, offset: SupportsIndex, data: Buffer) -> WriteReceipt:
         """Write into the view, never beyond it; see ``MappedFile.write``."""
-        start, _ = self._range(offset, memoryview(data).nbytes)
-        return await self._file.write(start, data)
+        view = pin(data)
+        start, _ = self._range(offset, len(view))
+        return await self._file.write(start, view)
 
     async def write_many(self, items: Iterable[tuple[int, Buffer]]) -> WriteReceipt:
         """Write several pieces into the view, in order; see ``MappedFile.write_many``."""
+        pinned = ((offset, pin(data)) for offset, data in items_of(items))
         return await self._file.write_many(
-            (self._range(offset, memoryview(data).nbytes)[0], data) for offset, data in items
+            (self._range(offset, len(view))[0], view) for offset, view in pinned
         )
 
     async def flush(self) -> None:

@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Iterable, Sequence
 from typing import cast
 
-from ._arguments import contiguous
+from ._arguments import items_of
 from ._autoflush import AutoFlush
 from ._core import Core, Store
 from ._flush import Flusher
 from ._lane import Lane, batches
+from ._native import pin
 from ._observing import observed, somebody_observes
 from ._ranges import check_range
 from ._reading import ITEMS_A_LOOK
@@ -68,7 +69,7 @@ class Writer:
         """Check a write with an error for each check; what passes is not stored yet."""
         core = self._core
         core.check_writable("write to")
-        view = contiguous(data)
+        view = pin(data)
         return check_range(offset, len(view), core.mapping.size)[0], view
 
     async def _write(self, store: Store) -> WriteReceipt:
@@ -94,7 +95,7 @@ class Writer:
     async def _write_many(self, items: Iterable[tuple[int, object]]) -> WriteReceipt:
         core = self._core
         stores: list[Store] = []
-        for offset, data in items:
+        for offset, data in items_of(items):
             stores.append(self._check(offset, data))
             if not len(stores) % ITEMS_A_LOOK:
                 await core.workers.give_way()

@@ -79,8 +79,19 @@ static PyObject *sigbus_blocked(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED
     return PyBool_FromLong(guard_is_blocked());
 }
 
+static PyObject *pin(PyObject *module, PyObject *args)
+{
+    PyObject *data;
+    int writable = 0;
+    if (!PyArg_ParseTuple(args, "O|p:pin", &data, &writable))
+        return NULL;
+    struct native_state *state = PyModule_GetState(module);
+    return buffer_pin(state->pin_type, data, writable);
+}
+
 static PyMethodDef functions[] = { /* documented in _native.pyi */
     {"filesystem_type", filesystem_type, METH_O, NULL},
+    {"pin", pin, METH_VARARGS, NULL},
     {"read_file", read_file, METH_VARARGS, NULL},
     {"sigbus_blocked", sigbus_blocked, METH_NOARGS, NULL},
     {"slice_spent", slice_spent, METH_NOARGS, NULL},
@@ -135,8 +146,9 @@ static int native_exec(PyObject *module)
     state->word_type = add_type(module, &word_spec);
     state->word_array_type = add_type(module, &word_array_spec);
     state->alarm_type = add_type(module, &alarm_spec);
+    state->pin_type = add_type(module, &pin_spec);
     if (!state->mapping_type || !state->lease_type || !state->receipt_type || !state->word_type ||
-        !state->word_array_type || !state->alarm_type)
+        !state->word_array_type || !state->alarm_type || !state->pin_type)
         return -1;
     if (PyModule_AddIntConstant(module, "PAGE_SIZE", (long)page_size()))
         return -1;
@@ -160,6 +172,7 @@ static int native_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->word_type);
     Py_VISIT(state->word_array_type);
     Py_VISIT(state->alarm_type);
+    Py_VISIT(state->pin_type);
     return 0;
 }
 
@@ -172,6 +185,7 @@ static int native_clear(PyObject *module)
     Py_CLEAR(state->word_type);
     Py_CLEAR(state->word_array_type);
     Py_CLEAR(state->alarm_type);
+    Py_CLEAR(state->pin_type);
     return 0;
 }
 

@@ -6,7 +6,6 @@
 #include "py_mapping.h"
 
 #include <errno.h>
-#include <string.h>
 
 static bool parse_integer(PyObject *object, int64_t *value)
 {
@@ -173,14 +172,13 @@ PyObject *mapping_read_into_inline(Mapping *self, PyObject *const *args, Py_ssiz
 {
     int64_t offset;
     Py_buffer view;
-    if (count != 2 || !parse_integer(args[0], &offset) || !mapping_is_usable(self) ||
-        !turn_allows(self))
+    if (count != 2 || !parse_integer(args[0], &offset) || !turn_allows(self))
         Py_RETURN_NONE;
-    if (PyObject_GetBuffer(args[1], &view, PyBUF_WRITABLE)) {
+    if (!buffer_take(args[1], &view, true)) {
         PyErr_Clear();
         Py_RETURN_NONE;
     }
-    bool done = range_is_valid(offset, view.len, self->size) &&
+    bool done = mapping_is_usable(self) && range_is_valid(offset, view.len, self->size) &&
                 (size_t)view.len <= INLINE_READ_LIMIT_BYTES &&
                 read_counted(self, view.buf, offset, (size_t)view.len);
     Py_ssize_t length = view.len;
@@ -264,14 +262,15 @@ static PyObject *write_now(Mapping *self, PyObject *const *args, Py_ssize_t coun
 {
     int64_t offset;
     Py_buffer data;
-    if (!self->inline_writes || count != 2 || !parse_integer(args[0], &offset) ||
-        !mapping_is_usable(self))
+    if (count != 2 || !parse_integer(args[0], &offset))
         Py_RETURN_NONE;
-    if (PyObject_GetBuffer(args[1], &data, PyBUF_SIMPLE)) {
+    if (!buffer_take(args[1], &data, false)) {
         PyErr_Clear();
         Py_RETURN_NONE;
     }
-    PyObject *receipt = store_now(self, offset, &data, asked);
+    PyObject *receipt = self->inline_writes && mapping_is_usable(self)
+                            ? store_now(self, offset, &data, asked)
+                            : Py_NewRef(Py_None);
     PyBuffer_Release(&data);
     return receipt;
 }
@@ -286,41 +285,19 @@ PyObject *mapping_write_now(Mapping *self, PyObject *const *args, Py_ssize_t cou
     return write_now(self, args, count, true);
 }
 
-/* Bytes neither change nor move; what does is exported until the write is over. NULL without an
- * exception for what the caller has to look at. */
-static PyObject *pinned(PyObject *data)
-{
-    if (PyBytes_CheckExact(data))
-        return Py_NewRef(data);
-    PyObject *view = PyMemoryView_FromObject(data);
-    if (!view) {
-        PyErr_Clear();
-        return NULL;
-    }
-    Py_buffer buffer;
-    bool plain = false;
-    if (PyObject_GetBuffer(view, &buffer, PyBUF_FULL_RO)) {
-        PyErr_Clear();
-    } else {
-        plain = buffer.ndim == 1 && PyBuffer_IsContiguous(&buffer, 'C') &&
-                (!buffer.format || !strcmp(buffer.format, "B"));
-        PyBuffer_Release(&buffer);
-    }
-    if (!plain)
-        Py_CLEAR(view);
-    return view;
-}
-
+/* Bytes neither change nor move; what does is exported until the write is over. */
 PyObject *mapping_stage(Mapping *self, PyObject *const *args, Py_ssize_t count)
 {
     int64_t offset;
-    if (!self->writable || count != 2 || !parse_integer(args[0], &offset) ||
-        !mapping_is_usable(self))
+    if (!self->writable || count != 2 || !parse_integer(args[0], &offset))
         Py_RETURN_NONE;
-    PyObject *data = pinned(args[1]), *store = NULL;
-    if (!data)
+    struct native_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
+    PyObject *data = buffer_pin(state->pin_type, args[1], false), *store;
+    if (!data) {
+        PyErr_Clear();
         Py_RETURN_NONE;
-    if (range_is_valid(offset, PyObject_Size(data), self->size))
+    }
+    if (mapping_is_usable(self) && range_is_valid(offset, PyObject_Size(data), self->size))
         store = PyTuple_Pack(2, args[0], data);
     else
         store = Py_NewRef(Py_None);

@@ -129,7 +129,7 @@ typedef struct {
 /* Per-module state: the heap types. */
 struct native_state { /* constant once the module has been executed */
     PyTypeObject *mapping_type, *lease_type, *receipt_type;
-    PyTypeObject *word_type, *word_array_type, *alarm_type;
+    PyTypeObject *word_type, *word_array_type, *alarm_type, *pin_type;
 };
 
 /* What a verb may use while it does not hold the GIL. */
@@ -184,8 +184,15 @@ static inline bool runs_overlap(int64_t start, int64_t end, int64_t other_start,
 bool spans_cover(const struct spans *spans, int64_t offset, int64_t end);
 
 extern PyType_Spec mapping_spec, lease_spec, receipt_spec, word_spec, word_array_spec, alarm_spec;
+extern PyType_Spec pin_spec;
 extern unsigned long fork_generation; /* grows in every forked child */
 struct slice *thread_slice(void);
+
+/* py_buffer.c. May run the caller's code, so look at the mapping afterwards. */
+/* Export memory to store, or to fill, until PyBuffer_Release; false with an exception. */
+bool buffer_take(PyObject *data, Py_buffer *view, bool writable);
+/* The same as an object: bytes that cannot change as they are, else a memoryview of bytes. */
+PyObject *buffer_pin(PyTypeObject *pin_type, PyObject *data, bool writable);
 
 /* py_inline.c: verbs of the loop thread; they never wait. */
 PyObject *mapping_read_inline(Mapping *self, PyObject *const *args, Py_ssize_t count);

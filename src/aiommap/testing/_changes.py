@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from aiommap import MappedFile, Snapshot
+from aiommap._native import pin
 from aiommap._typing import Buffer
 
 Target = MappedFile | Snapshot | str | os.PathLike[str]
@@ -85,7 +86,7 @@ def replaced_file(target: Target, content: Buffer) -> Iterator[None]:
         fd = os.open(other, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             os.fchmod(fd, os.stat(path).st_mode & 0o7777)
-            _write(fd, 0, bytes(content))
+            _write(fd, 0, bytes(pin(content)))
         finally:
             os.close(fd)
         os.rename(other, path)
