@@ -71,7 +71,7 @@ class _Outcome:
 
     def __init__(self) -> None:
         self._answer: object = None
-        self._error: Exception | None = RuntimeError(
+        self._error: BaseException | None = RuntimeError(
             "what was called ended by a cancellation of its own: catch it there if it is expected"
         )
 
@@ -81,7 +81,9 @@ class _Outcome:
             answer = function(*arguments)
             self._answer = await answer if isinstance(answer, Awaitable) else answer
             self._error = None
-        except Exception as error:
+        except (anyio.get_cancelled_exc_class(), GeneratorExit):
+            raise
+        except BaseException as error:
             self._error = error
 
     def take(self) -> object:

@@ -12,6 +12,8 @@ Invariants.
   W3  Background tasks belong to no scope of the caller: a file may be closed in another task than
       the one that opened it, and what fails in them reaches a waiter, never the event loop. Nobody
       can cancel them: not even the end of ``asyncio.run``, which cancels all tasks it knows of.
+  W4  What ends a program, as KeyboardInterrupt and SystemExit do, leaves the loop from a callback of
+      the application as it does from any other task; on trio it leaves through the main task.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
 from functools import partial
-from typing import Any, Protocol, TypeVar, TypeVarTuple, Unpack, cast
+from typing import Any, NoReturn, Protocol, TypeVar, TypeVarTuple, Unpack, cast
 
 import anyio
 
@@ -41,6 +43,9 @@ DEFAULT_READERS = 16
 STORE_WORKERS = 4
 FLUSH_WORKERS = 4
 CONTROL_WORKERS = 2
+
+#: How soon an exception is raised in a task again that could not take it at that moment.
+RAISE_SECONDS = 0.001
 
 #: asyncio keeps only weak references to tasks; these live until they are done.
 _background: set[asyncio.Task[None]] = set()
@@ -114,15 +119,59 @@ def _spawn(
 ) -> None:
     trio = _trio()
     if trio is not None:
-        trio.lowlevel.spawn_system_task(function, *args)
+        trio.lowlevel.spawn_system_task(_run_for_trio, trio, partial(function, *args))
         return
 
     async def run() -> None:
-        await function(*args)
+        try:
+            await function(*args)
+        except BaseExceptionGroup as error:
+            raise _ends_the_program(error, asyncio.CancelledError) or error from None
 
     task = kind(run(), loop=asyncio.get_running_loop())
     _background.add(task)
     task.add_done_callback(_background.discard)
+
+
+async def _run_for_trio(trio: Any, function: Callable[[], Awaitable[None]]) -> None:
+    """Run a background task whose KeyboardInterrupt or SystemExit leaves ``trio.run`` (W4)."""
+    try:
+        await function()
+    except BaseException as error:
+        end = _ends_the_program(error, trio.Cancelled)
+        main = _main_task(trio)
+        if end is None or main is None:
+            raise
+        _raise_in(trio, main, end)
+
+
+def _ends_the_program(error: BaseException, cancelled: type[BaseException]) -> BaseException | None:
+    """Find what no task may keep to itself in an exception, or in a group of several."""
+    if isinstance(error, BaseExceptionGroup):
+        found = (_ends_the_program(part, cancelled) for part in error.exceptions)
+        return next((end for end in found if end is not None), None)
+    return None if isinstance(error, (Exception, GeneratorExit, cancelled)) else error
+
+
+def _main_task(trio: Any) -> Any:
+    """Return the task that ``trio.run`` was given, unless it is over."""
+    root = trio.lowlevel.current_root_task()
+    tasks = root.child_nurseries[-1].child_tasks if root.child_nurseries else ()
+    return next((task for task in tasks if hasattr(task, "_attempt_abort")), None)
+
+
+def _raise_in(trio: Any, main: Any, error: BaseException) -> None:
+    """Raise an exception in trio's main task where it waits next, as trio does with Ctrl-C."""
+    if main is not _main_task(trio):
+        return  # over by now, and whatever ended it ends the program
+    if main._abort_func is None:  # noqa: SLF001  it has no public name
+        call_later(RAISE_SECONDS, partial(_raise_in, trio, main, error))
+        return
+
+    def throw(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    main._attempt_abort(throw)  # noqa: SLF001  likewise
 
 
 def call_later(delay: float, function: Callable[[], None]) -> Callable[[], object]:

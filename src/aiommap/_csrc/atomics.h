@@ -62,8 +62,10 @@ _Static_assert(__atomic_always_lock_free(4, 0) && __atomic_always_lock_free(8, 0
         case WORD_OR: seen = __atomic_fetch_or(at, value, order); break;                          \
         case WORD_XOR: seen = __atomic_fetch_xor(at, value, order); break;                        \
         case WORD_COMPARE:                                                                        \
-            seen = (type)call->expected;                                                          \
-            __atomic_compare_exchange_n(at, &seen, value, false, order, LOAD_PART(order));        \
+            /* Looked at first: the instruction makes the page dirty also where it fails. */      \
+            seen = __atomic_load_n(at, LOAD_PART(order));                                         \
+            if (seen == (type)call->expected)                                                     \
+                __atomic_compare_exchange_n(at, &seen, value, false, order, LOAD_PART(order));    \
             break;                                                                                \
         }                                                                                         \
         call->seen = seen;                                                                        \

@@ -48,6 +48,25 @@ static int wait_any(struct futex_entry *entries, size_t count)
 #endif
 }
 
+/* Hold what the kernel is to look for a futex in. It faults a page that it finds writable in for
+ * writing, which makes it dirty and moves the times of the file, though no byte is changed; it
+ * finds the same futex through a mapping that cannot be written to. Where there is no room for one
+ * the page gets dirty. */
+static void hold_quietly(struct hold *hold, Mapping *mapping)
+{
+    if (mapping->region && mapping->region->writable && !mapping->quiet) {
+        struct region_options options = mapping_options(mapping);
+        options.writable = false;
+        region_map(&mapping->quiet, mapping->fd, mapping->region->length, &options);
+    }
+    hold_begin(hold, mapping);
+    if (mapping->quiet) {
+        mapping->quiet->holders++;
+        region_release(hold->region);
+        hold->region = mapping->quiet;
+    }
+}
+
 /* A fault of the page is the kernel's to find, and an errno. */
 PyObject *words_notify(Words *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -57,14 +76,18 @@ PyObject *words_notify(Words *self, PyObject *const *args, Py_ssize_t count)
         return PyErr_Occurred() ? NULL : os_error(EINVAL);
     if (!words_allowed(self, self->offset, false))
         return NULL;
+    struct hold hold;
+    hold_quietly(&hold, self->mapping);
     /* SAFETY: words_allowed; the region is held while the GIL is not. */
+    const uint32_t *at = (uint32_t *)(hold.region->base + self->offset);
     if (words_present(self, self->offset, coarse_clock())) {
-        woken = wake((uint32_t *)(self->mapping->region->base + self->offset), (int)most, 0);
+        woken = wake(at, (int)most, 0);
     } else {
-        struct hold hold;
-        WITHOUT_GIL(hold, self->mapping,
-                    woken = wake((uint32_t *)(hold.region->base + self->offset), (int)most, 0););
+        Py_BEGIN_ALLOW_THREADS
+        woken = wake(at, (int)most, 0);
+        Py_END_ALLOW_THREADS
     }
+    hold_end(&hold);
     return woken < 0 ? os_error(-woken) : PyLong_FromLong(woken);
 }
 
@@ -89,7 +112,7 @@ static bool take_in(struct waiting *waiting, PyTypeObject *type, PyObject *item)
         !range_is_valid(words->offset, sizeof(uint32_t), mapping->size))
         return false;
     struct hold *hold = &waiting->holds[waiting->count++];
-    hold_begin(hold, mapping);
+    hold_quietly(hold, mapping);
     /* SAFETY: just checked, and held until the wait is over. */
     waiting->entries[waiting->count] =
         (struct futex_entry){.value = (uint32_t)expected,

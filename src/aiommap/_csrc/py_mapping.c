@@ -172,13 +172,14 @@ static PyObject *mapping_close(Mapping *self, PyObject *Py_UNUSED(unused))
 {
     struct region *region = self->region;
     int fd = self->fd;
-    struct region *growable = self->growable;
+    struct region *growable = self->growable, *quiet = self->quiet;
     growth_stop(&self->growth);
     self->closed = true;
-    self->region = self->growable = NULL;
+    self->region = self->growable = self->quiet = NULL;
     self->fd = -1;
     region_release(region);
     region_release(growable);
+    region_release(quiet);
     if (fd >= 0 && self->in_flight)
         self->fd_to_close = fd;
     else if (fd >= 0)

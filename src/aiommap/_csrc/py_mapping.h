@@ -80,6 +80,7 @@ typedef struct {
     int64_t fence;         /* GIL; where private zero pages begin, INT64_MAX without any */
     struct region *growable; /* GIL; where stores beyond the end make the file longer, or NULL */
     Py_ssize_t growable_leases; /* GIL; how many leases on such a region there are */
+    struct region *quiet;  /* GIL; as long as region and read-only, for futexes; NULL until needed */
     unsigned long fork_generation; /* constant */
     unsigned long in_flight; /* GIL; holds that are out; the descriptor outlives them */
     int fd_to_close;       /* GIL; the descriptor of a closed mapping, for the last hold */

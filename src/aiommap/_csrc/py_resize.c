@@ -36,9 +36,11 @@ PyObject *mapping_rebase(Mapping *self, PyObject *args)
     WITHOUT_GIL(hold, self, error = region_map(&region, hold.fd, pages * page, &options););
     if (error)
         return os_error(error);
-    struct region *old = self->region;
+    struct region *old = self->region, *quiet = self->quiet;
     self->region = region;
+    self->quiet = NULL; /* shorter; made anew when needed */
     region_release(old);
+    region_release(quiet);
     Py_RETURN_NONE;
 }
 
