@@ -17,7 +17,7 @@ path, backend, loop, what, where = sys.argv[1:]
 def end(*_):
     if what == "signal":
         signal.raise_signal(signal.SIGINT)
-    raise {"KeyboardInterrupt": KeyboardInterrupt, "SystemExit": SystemExit}.get(what, ValueError)(7)
+    raise KeyboardInterrupt if what == "KeyboardInterrupt" else SystemExit(7)
 
 async def end_later(*_):
     await anyio.sleep(0)

@@ -120,7 +120,7 @@ async def test_bytes_that_were_cut_off_are_an_error(path, outside, kept):
         assert caught.value.errno == errno.ESTALE
 
 
-@pytest.mark.parametrize("change", ["overwrite", "append", "truncate-and-extend"])
+@pytest.mark.parametrize("change", ["overwrite", "overwrite-p", "append", "truncate-and-extend"])
 async def test_a_change_in_place_is_found_by_verify(path, change):
     os.utime(path, ns=(0, 0))  # so that the change cannot fall into the same tick
     async with Snapshot.open(path) as s:
@@ -131,6 +131,8 @@ async def test_a_change_in_place_is_found_by_verify(path, change):
         else:
             with path.open("ab" if change == "append" else "r+b") as file:
                 file.write(b"changed")
+        if change == "overwrite-p":
+            os.utime(path, ns=(0, 0))
         with pytest.raises(aiommap.StaleSnapshotError, match="was changed"):
             await s.verify()
         assert s.size == SIZE

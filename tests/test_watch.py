@@ -25,6 +25,7 @@ pytestmark = pytest.mark.anyio
 BASIC = {
     "modified": (write, ChangeKind.MODIFIED),
     "metadata": (lambda path: path.chmod(0o600), ChangeKind.METADATA),
+    "changed": (lambda path: os.setxattr(path, "user.name", b"value"), ChangeKind.CHANGED),
     "grown": (lambda path: os.truncate(path, 17 * PAGE), ChangeKind.GROWN),
     "truncated": (lambda path: os.truncate(path, PAGE), ChangeKind.TRUNCATED),
     "replaced": (replace_by_rename, ChangeKind.REPLACED),

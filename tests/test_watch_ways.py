@@ -100,7 +100,10 @@ def kind_of(old, new):
         return ChangeKind.REPLACED
     if old.size != new.size:
         return ChangeKind.GROWN if old.size < new.size else ChangeKind.TRUNCATED
-    return ChangeKind.METADATA if old.mtime_ns == new.mtime_ns else ChangeKind.MODIFIED
+    if old.mtime_ns != new.mtime_ns:
+        return ChangeKind.MODIFIED
+    shown = [(s.mode, s.links, s.user, s.group) for s in (old, new)]
+    return ChangeKind.CHANGED if shown[0] == shown[1] else ChangeKind.METADATA
 
 
 def check(found, way, before, after):

@@ -22,9 +22,10 @@ SIZE, LONG, SHORT = 64 << 10, 80 << 10, 12 << 10
 
 #: What another file in place of the old one looks like: moved there, or removed and made there.
 MOVED = "(replaced | removed created)"
-MADE = f"{MOVED} grown* (modified | metadata)*"
+REPLACED = "replaced (metadata | changed)*"
+MADE = f"{MOVED} grown* (modified | metadata | changed)*"
 #: What writing a file anew looks like, in place, if it is longer afterwards.
-REWRITTEN = "truncated? grown+ (modified | metadata)*"
+REWRITTEN = "truncated? grown+ (modified | metadata | changed)*"
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,14 @@ IN_PLACE = [
     Way("rsync-inplace", REWRITTEN, "rsync --inplace long d/f", size=LONG, needs=("rsync",)),
     Way(
         "rsync-inplace-shorter",
-        "modified* truncated (modified | metadata)*",
+        "modified* truncated (modified | metadata | changed)*",
         "rsync -a --inplace short d/f",
         size=SHORT,
         needs=("rsync",),
     ),
     Way(
         "rsync-append",
-        "grown+ (modified | metadata)*",
+        "grown+ (modified | metadata | changed)*",
         "rsync --append more d/f",
         size=SIZE + 5,
         before="cp d/f more; echo more >> more",
@@ -157,10 +158,10 @@ with open("d/f", "r+b") as f, mmap.mmap(f.fileno(), 0) as m: m[5] = 0'""",
 ATTRIBUTES = [
     Way("touch", "modified", "touch d/f"),
     Way("touch-date", "modified", "touch -d 1999-12-31 d/f"),
-    Way("touch-access", "metadata", "touch -a d/f", silent=True),
+    Way("touch-access", "changed", "touch -a d/f", silent=True),
     Way("chmod", "metadata", "chmod 600 d/f"),
     Way("chown", "metadata", "chown 12345:12345 d/f", root=True),
-    Way("setfattr", "metadata", "setfattr -n user.name -v value d/f", needs=("setfattr",)),
+    Way("setfattr", "changed", "setfattr -n user.name -v value d/f", needs=("setfattr",)),
     Way("hard-link", "metadata", "ln d/f d/g", silent=True),
 ]
 
@@ -180,8 +181,15 @@ ANOTHER_FILE = [
     Way("mv-as-long", "replaced", "mv same d/f", same=False),
     Way("cp-remove", MADE, "cp -p --remove-destination long d/f", size=LONG, same=False),
     Way("install", MADE, "install -m 644 long d/f", size=LONG, same=False),
-    Way("rsync", "replaced metadata*", "rsync -a long d/f", LONG, same=False, needs=("rsync",)),
-    Way("sed-i", "replaced metadata*", "sed -i 's/^/x/' d/f", SIZE + LINES, same=False),
+    Way(
+        "rsync",
+        "replaced (metadata | changed)*",
+        "rsync -a long d/f",
+        LONG,
+        same=False,
+        needs=("rsync",),
+    ),
+    Way("sed-i", REPLACED, "sed -i 's/^/x/' d/f", SIZE + LINES, same=False),
     Way(
         "perl-i",
         MADE,
@@ -301,7 +309,7 @@ NO_FILE = [
     Way("gzip", "removed", "gzip d/f", size=None, needs=("gzip",)),
     Way(
         "shred",
-        "(modified | metadata | grown)* truncated? removed",
+        "(modified | metadata | changed | grown)* truncated? removed",
         "shred -n 1 -u d/f",
         None,
         needs=("shred",),

@@ -14,15 +14,18 @@ class ChangeKind(Enum):
     """What happened to a path, as far as the states before and after it tell.
 
     The first of these that applies is the kind, in this order: ``CREATED``, ``REMOVED``,
-    ``REPLACED``, ``TRUNCATED`` or ``GROWN``, ``MODIFIED``, ``METADATA``. A file that was
-    rewritten and has another size now is therefore ``TRUNCATED`` or ``GROWN``: the states tell
+    ``REPLACED``, ``TRUNCATED`` or ``GROWN``, ``MODIFIED``, ``METADATA``, ``CHANGED``. A file that
+    was rewritten and has another size now is therefore ``TRUNCATED`` or ``GROWN``: the states tell
     the rest.
     """
 
     #: The size is the same and the time of modification moved: it was written to, or touched.
     MODIFIED = "modified"
-    #: Owner, permissions, links, or times other than that of modification.
+    #: Owner, permissions or number of links.
     METADATA = "metadata"
+    #: Only the time of change moved, which nobody can set: bytes were overwritten and the time of
+    #: modification set back, as ``cp -p`` does, or something was changed that no state shows.
+    CHANGED = "changed"
     #: The file is longer.
     GROWN = "grown"
     #: The file is shorter: bytes beyond its end are gone.
@@ -155,7 +158,9 @@ def classify(old: FileState | None, new: FileState | None) -> ChangeKind | None:
         return ChangeKind.GROWN if new.size > old.size else ChangeKind.TRUNCATED
     if old.mtime_ns != new.mtime_ns:
         return ChangeKind.MODIFIED
-    return ChangeKind.METADATA
+    if replace(old, ctime_ns=new.ctime_ns) != new:
+        return ChangeKind.METADATA
+    return ChangeKind.CHANGED
 
 
 #: After one of these the path names another file, or none.
@@ -166,9 +171,13 @@ def merge(first: Change, last: Change) -> Change:
     """Make one change of two of the same path.
 
     What was removed and created again counts as replaced, even if the number of the old inode
-    was given to the new file; what was created and removed again counts as removed.
+    was given to the new file; what was created and removed again counts as removed. What was
+    written to and has its old size and times again counts as changed.
     """
     kind = classify(first.old, last.new) or last.kind
+    if kind in (ChangeKind.METADATA, ChangeKind.CHANGED):
+        harmless = first.kind is last.kind is ChangeKind.METADATA
+        kind = ChangeKind.METADATA if harmless else ChangeKind.CHANGED
     moved = first.kind in MOVES or last.kind in MOVES
     if moved and first.old is not None and last.new is not None:
         kind = ChangeKind.REPLACED

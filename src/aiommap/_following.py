@@ -36,7 +36,7 @@ from collections.abc import Awaitable, Callable
 import anyio
 import anyio.lowlevel
 
-from ._change import FileState
+from ._change import ChangeKind, FileState
 from ._errors import ForkedError, StaleSnapshotError
 from ._file import MappedFile
 from ._hub import Hub
@@ -67,10 +67,15 @@ class Generation(Snapshot):
         """The file itself; whoever keeps it does not keep it open."""
         return self._file
 
-    def is_of(self, state: FileState | None) -> bool:
-        """Tell whether a state is the one in which this was opened."""
+    def is_of(self, state: FileState | None, *, strictly: bool = False) -> bool:
+        """Tell whether a state is the one in which this was opened.
+
+        Strictly so if the time of change is, too, which also tells of new names and permissions.
+        """
         mine = self._core.state
-        return state is not None and (mine.size, mine.mtime_ns, mine.device, mine.inode) == (
+        if state is None or (strictly and mine.ctime_ns != state.ctime_ns):
+            return False
+        return (mine.size, mine.mtime_ns, mine.device, mine.inode) == (
             state.size,
             state.mtime_ns,
             state.device,
@@ -157,6 +162,8 @@ class Follower:
         self.over: bool = False
         #: What the path was last heard to name.
         self._named: FileState | None = None
+        #: Whether bytes of what serves may have been overwritten with no trace but the time.
+        self._doubted: bool = False
         #: Whether what it names is being opened.
         self._opening: bool = False
         #: Whether something is to be tried that neither serves nor is on trial.
@@ -264,15 +271,17 @@ class Follower:
     async def _listen(self) -> None:
         async for change in self._changes:
             self._named = change.new
-            if self._opening or not self._has(change.new):
+            only_times = change.kind is ChangeKind.CHANGED
+            if self._opening or not self._has(change.new, strictly=only_times):
+                self._doubted = self._doubted or only_times
                 self._wanted.set()
                 if self._candidate is not None and self._overtaken < MOST_OVERTAKEN:
                     self._trial.cancel()
 
-    def _has(self, state: FileState | None) -> bool:
+    def _has(self, state: FileState | None, *, strictly: bool) -> bool:
         """Tell whether a state is of what is on trial, or else in service."""
         newest = self._current if self._candidate is None else self._candidate
-        return newest is not None and newest.is_of(state)
+        return newest is not None and newest.is_of(state, strictly=strictly)
 
     async def _try_each(self) -> None:
         while True:
@@ -311,14 +320,15 @@ class Follower:
 
     def _is_news(self, candidate: Generation) -> bool:
         """Tell whether a candidate is worth a trial; say so if it is what serves, but changed."""
-        if candidate.is_of(self._named):
+        if candidate.is_of(self._named, strictly=True):
             self._wanted = anyio.Event()  # asked for while it was being opened
         current = self._current
         if current is None:
             return False
-        if current.is_changed_in(candidate):
+        same = current.is_same_as(candidate)
+        if current.is_changed_in(candidate) or (same and self._doubted):
             self._failed.tell(StaleSnapshotError(self.path, current.size, candidate.size))
-        return not current.is_same_as(candidate) and not self._is_overtaken()
+        return (self._doubted or not same) and not self._is_overtaken()
 
     def _is_overtaken(self) -> bool:
         return self._wanted.is_set() and self._overtaken < MOST_OVERTAKEN
@@ -345,6 +355,7 @@ class Follower:
         if self.over:
             return
         self._current, self._serving = generation, generation.mapped
+        self._doubted = self._doubted and self._wanted.is_set()
         self.number += 1
         FOLLOWING.info(
             "%s: generation %d is in service: %d bytes", self.path, self.number, generation.size

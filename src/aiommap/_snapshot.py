@@ -22,6 +22,7 @@ import anyio
 from anyio.abc import AsyncResource
 
 from ._advice import Advice
+from ._change import ChangeKind, FileState, Identity, classify
 from ._errors import StaleSnapshotError
 from ._file import MappedFile
 from ._hub import Hub, Opening
@@ -138,25 +139,37 @@ class Snapshot(AsyncResource):
         """Raise if the file was changed in place since it was opened.
 
         Ask it after reading: what was read before a ``verify`` that returns is what the file held
-        when it was opened. It believes the modification time of the file, and so does not see a
-        change within the tick of the clock in which the file was opened (milliseconds), one whose
-        author set the time back, and stores through another process's mapping to pages that were
-        dirty already, on tmpfs any. It cannot tell an append from an overwrite.
+        when it was opened. It believes the times of the file, and so does not see a change within
+        the tick of the clock in which the file was opened (milliseconds), one whose author set the
+        time of modification back and also changed permissions, owner or links, or moved the file
+        to another name, and stores through another process's mapping to pages that were dirty
+        already, on tmpfs any. It cannot tell an append from an overwrite, nor what set no other
+        time than that of change (``touch -a``, ``setfattr``) from ``cp -p``.
 
         Raises:
-            StaleSnapshotError: if the file was written to or truncated.
+            StaleSnapshotError: if the file was written to or truncated, or may have been.
             anyio.ClosedResourceError, ForkedError: as ``read_exact``.
         Cancellation: a check that has begun is waited out.
-        Source: fstat(2), st_mtime and st_size.
+        Source: fstat(2), st_mtime, st_ctime and st_size.
         """
         self._core.check_usable()
         await self._core.finish(self._core.workers.reads, self._verify)
 
     def _verify(self) -> None:
         """Compare with what was opened. Worker threads only."""
-        found = os.fstat(self._core.mapping.fd)
-        if found.st_size != self._size or found.st_mtime_ns != self._core.state.mtime_ns:
-            raise StaleSnapshotError(self.path, self._size, found.st_size)
+        found = FileState.of(os.fstat(self._core.mapping.fd))
+        kind = classify(self._core.state, found)
+        # Moving a file to another name sets its time of change, too.
+        if kind is ChangeKind.CHANGED and not self._has_its_name():
+            return
+        if kind not in (None, ChangeKind.METADATA):
+            raise StaleSnapshotError(self.path, self._size, found.size)
+
+    def _has_its_name(self) -> bool:
+        try:
+            return Identity.of(os.stat(self.path)) == self._core.identity
+        except OSError:
+            return False
 
     @contextmanager
     def hold(self) -> Iterator[Self]:

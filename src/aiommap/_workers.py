@@ -12,8 +12,8 @@ Invariants.
   W3  Background tasks belong to no scope of the caller: a file may be closed in another task than
       the one that opened it, and what fails in them reaches a waiter, never the event loop. Nobody
       can cancel them: not even the end of ``asyncio.run``, which cancels all tasks it knows of.
-  W4  What ends a program, as KeyboardInterrupt and SystemExit do, leaves the loop from a callback of
-      the application as it does from any other task; on trio it leaves through the main task.
+  W4  What ends a program, as KeyboardInterrupt and SystemExit do, leaves the loop from a callback
+      of the application as it does from any other task; on trio it leaves through the main task.
 """
 
 from __future__ import annotations

@@ -221,6 +221,42 @@ async def test_a_change_in_place_for_the_worse_is_reported_and_nothing_else(path
         assert live.generation == 1
 
 
+def overwrite_and_set_back(path, content):
+    """What ``cp -p`` does to a file of the same size, with a build whose times are all alike."""
+    with path.open("r+b", buffering=0) as file:
+        file.write(content)
+        os.utime(file.fileno(), ns=(0, 0))
+
+
+async def test_an_overwrite_that_keeps_size_and_mtime_is_tried_anew(path, errors):
+    os.utime(path, ns=(0, 0))
+    async with aiommap.follow(path, validate=check_good, on_error=errors) as live:
+        first = live.current
+        overwrite_and_set_back(path, b"bad! 1")
+        await errors.wait(aiommap.StaleSnapshotError)
+        await errors.wait(ValueError, "not good")
+        assert live.generation == 1
+        with pytest.raises(aiommap.StaleSnapshotError):
+            await first.verify()
+        overwrite_and_set_back(path, b"good 2")
+        with anyio.fail_after(20):
+            while live.generation < 2:
+                await anyio.sleep(0.001)
+        assert await content(live.current) == b"good 2"
+
+
+async def test_a_served_file_that_is_moved_and_linked_is_no_change(path, errors):
+    async with aiommap.follow(path, validate=check_good, on_error=errors) as live:
+        first = live.current
+        path.with_name("linked").hardlink_to(path)
+        path.rename(path.with_name("moved"))
+        replace(path, b"good 1")
+        await until_serves(live, b"good 1")
+        await first.verify()
+        assert live.generation == 2
+        assert not errors.found
+
+
 async def test_a_file_written_slowly_is_served_whole_in_the_end(path, errors):
     async with aiommap.follow(path, on_error=errors) as live:
         path.unlink()

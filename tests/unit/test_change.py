@@ -25,7 +25,7 @@ FIELDS = {
     "links": (2, ChangeKind.METADATA),
     "user": (1, ChangeKind.METADATA),
     "group": (1, ChangeKind.METADATA),
-    "ctime_ns": (11, ChangeKind.METADATA),
+    "ctime_ns": (11, ChangeKind.CHANGED),
 }
 PRECEDENCE = [
     ChangeKind.CREATED,
@@ -35,6 +35,7 @@ PRECEDENCE = [
     ChangeKind.GROWN,
     ChangeKind.MODIFIED,
     ChangeKind.METADATA,
+    ChangeKind.CHANGED,
 ]
 
 
@@ -90,6 +91,15 @@ def test_removed_and_created_again_is_replaced(inode):
     again = replace(BASE, inode=inode, mtime_ns=20)
     merged = merge(change(BASE, None), change(None, again))
     assert (merged.kind, merged.old, merged.new) == (ChangeKind.REPLACED, BASE, again)
+
+
+def test_what_was_written_and_set_back_is_not_harmless_when_merged():
+    written, back = replace(BASE, mtime_ns=20, ctime_ns=20), replace(BASE, ctime_ns=30, mode=1)
+    assert merge(change(BASE, written), change(written, back)).kind is ChangeKind.CHANGED
+    copied = replace(BASE, ctime_ns=20)
+    assert merge(change(BASE, copied), change(copied, back)).kind is ChangeKind.CHANGED
+    mode, again = replace(BASE, mode=1, ctime_ns=20), replace(BASE, ctime_ns=30)
+    assert merge(change(BASE, mode), change(mode, again)).kind is ChangeKind.METADATA
 
 
 def test_created_and_removed_again_is_removed():

@@ -25,7 +25,7 @@ _DESCRIPTION = """\
 Tell of every change of files, one line each: when it was found, its kind, the sizes
 before and after, how long ago it had happened, the path. Runs until Ctrl-C or SIGTERM.
 A path need not exist yet. A folder is refused: name the files in it. The kinds: created,
-removed, replaced (the path names another file), truncated, grown, modified, metadata."""
+removed, replaced (the path names another file), truncated, grown, modified, metadata, changed."""
 
 _EXEC_HELP = """\
 run this shell command for each change, with AIOMMAP_PATH, AIOMMAP_KIND,
