@@ -34,6 +34,7 @@ LAYERS = (
     "_observing",
     "_routes",
     "_threads",
+    "_clock",
     "_watch_set",
     "_looking",
     "_scanner",

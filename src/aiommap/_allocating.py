@@ -20,7 +20,7 @@ import anyio
 from ._core import Core
 from ._errors import ForkedError, OutOfBoundsError, not_copied
 from ._ledger import AllocatedRange, Layout, Ledger
-from ._workers import Mutex
+from ._threads import Mutex
 
 
 class _Waiter:

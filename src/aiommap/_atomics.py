@@ -24,11 +24,10 @@ U64_BYTES = 8
 class Gate:
     """What the words of one file ask; in whichever thread they are used."""
 
-    __slots__ = ("_planning", "core")
+    __slots__ = ("core",)
 
     def __init__(self, core: Core) -> None:
         self.core: Core = core
-        self._planning = False
 
     def check(self, offset: int, length: int, store: bool) -> None:
         """Raise what forbids an operation on a word; nothing if nothing does."""
@@ -48,13 +47,7 @@ class Gate:
         raise MappingFaultError(offset, 0, None if size < 0 else size, self.core.path)
 
     def stored(self) -> None:
-        """Have the flush policy look at what is due, on the loop."""
-        if not self._planning:
-            self._planning = True
-            self.core.workers.call_on_loop(self._plan)
-
-    def _plan(self) -> None:
-        self._planning = False
+        """Have the flush policy look at what is due, in whatever thread stored."""
         self.core.dirtied()
 
 

@@ -3,25 +3,26 @@
 Theory of operation. Inline stores run in native code, which knows only a *trip*: counts of bytes,
 writes and dirty pages that it may not reach. The store that would get there takes the slow way,
 and ends up in ``plan``, which looks what is due, asks the scheduler, and sets the next trip.
+Neither planning nor flushing needs the loop: it may be busy, or at rest between two runs.
 
 Invariants.
   A1  While a file is clean and its policy has an interval, the trip is at zero: the first store
       after a flush always gets here, and sets the timer. Otherwise inline stores cost nothing.
   A2  At most one timer and one request are out for a file; both are dropped when it closes.
   A3  A writer that waits for room is passed by no other writer (I9), and the loop never waits.
-  A4  Timers and requests are made on the loop thread only: a view's memory is lent in any thread,
-      and a timer that no loop runs would keep all files of the hub from being flushed.
+  A4  Whatever makes the file dirty, or leaves it so, plans in its own thread before it returns: for
+      as long as the file is open, the oldest dirty byte has a timer (A1) or is being flushed.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import anyio
 
+from ._clock import clock
 from ._core import Core
-from ._errors import FlushError
 from ._flush import Flusher
 from ._logs import FLUSHES
 from ._native import TRIP_NEVER
@@ -29,15 +30,28 @@ from ._policy import FlushPolicy
 from ._requests import Request
 from ._schedule import Timer
 from ._scheduler import FlushScheduler, Target
+from ._threads import ReentrantMutex
 
-#: A flush for which there was no thread is tried again after so long.
+#: A flush that could not be made, for want of memory for instance, is tried again after so long.
 RETRY_SECONDS = 0.25
 
 
 class AutoFlush:
     """Keeps one file's flush policy; a target of its hub's scheduler."""
 
-    __slots__ = ("_asked", "_core", "_flusher", "_queue", "_scheduler", "_timer", "_waiting")
+    __slots__ = (
+        "__weakref__",
+        "_asked",
+        "_core",
+        "_flusher",
+        "_let_clock_go",
+        "_not_before",
+        "_planning",
+        "_queue",
+        "_scheduler",
+        "_timer",
+        "_waiting",
+    )
 
     def __init__(self, core: Core, flusher: Flusher, scheduler: FlushScheduler) -> None:
         self._core = core
@@ -45,8 +59,15 @@ class AutoFlush:
         self._scheduler = scheduler
         self._timer: Timer[Target] | None = None
         self._asked = False
+        #: A flush that could not be made is not tried again before.
+        self._not_before = 0.0
+        #: Held while what is due is decided.
+        self._planning = ReentrantMutex()
+        self._let_clock_go: Callable[[], object] = _nothing
         self._queue: anyio.Lock | None = None
         self._waiting = 0
+        if core.shared_writable:
+            self._keep_clock(core.policy)
         flusher.after_batch = self.plan
         core.dirtied = self.plan
         self.plan()
@@ -54,6 +75,8 @@ class AutoFlush:
     def replace(self, policy: FlushPolicy) -> None:
         """Go on with another policy."""
         core = self._core
+        if core.shared_writable:
+            self._keep_clock(policy)
         core.lanes.draining = core.lanes.durable_writes and self._flusher.busy
         core.policy = self._flusher.ledger.policy = policy
         core.choose_inline_writes()
@@ -62,45 +85,55 @@ class AutoFlush:
 
     def stop(self) -> None:
         """Ask for nothing more; called when the file closes."""
-        self._drop_timer()
-        self._asked = False
-        self._scheduler.forget(self)
+        with self._planning:
+            self._drop_timer()
+            self._asked = False
+            self._scheduler.forget(self)
+        self._let_clock_go()
+
+    def _keep_clock(self, policy: FlushPolicy) -> None:
+        """Have the clock's thread for as long as a policy may need it."""
+        let_go, self._let_clock_go = self._let_clock_go, _nothing
+        if not policy.passive:
+            self._let_clock_go = clock.keep(self)
+        let_go()
 
     def plan(self) -> None:
         """Look what is due, ask for it, and set the trip of inline stores."""
         core = self._core
-        if not core.workers.on_loop():
-            core.workers.call_from_thread(self.plan)  # A4
-            return
-        idle = core.policy.passive and not self._waiting
-        failed = core.failure is not None or self._flusher.told
-        if idle or not core.shared_writable or core.closing or failed:
-            core.mapping.set_trip(TRIP_NEVER, TRIP_NEVER, TRIP_NEVER)
-            return
-        since = self._dirty_since()
-        if not self._asked:
-            if self._due(since):
-                self._asked = True
-                self._drop_timer()
-                self._scheduler.soon(self)
-            else:
-                self._set_timer(since)
-        self._set_trip(since)
+        with self._planning:
+            idle = core.policy.passive and not self._waiting
+            if idle or not core.shared_writable or core.closing or not core.sound:
+                core.mapping.set_trip(TRIP_NEVER, TRIP_NEVER, TRIP_NEVER)
+                return
+            since = self._dirty_since()
+            if not self._asked:
+                if self._due(since):
+                    self._ask()
+                else:
+                    self._set_timer(since)
+            self._set_trip(since)
 
-    async def flush_unasked(self) -> None:
-        """Take the turn that was asked for."""
-        core = self._core
-        self._asked = True
+    def _ask(self) -> None:
         self._drop_timer()
+        if self._not_before > time.monotonic():
+            self._timer = self._scheduler.at(self._not_before, self)
+        else:
+            self._asked = True
+            self._scheduler.soon(self)
+
+    def flush_unasked(self) -> None:
+        """Take the turn that was asked for. Worker threads only."""
+        with self._planning:
+            self._asked = True
+            self._drop_timer()
+        again = True
         try:
-            if not core.closing and core.failure is None and self._due(self._dirty_since()):
-                await self._flusher.submit(Request(0, core.mapping.size))
-        except (FlushError, OSError):
-            pass  # latched: whoever writes, flushes, waits or closes is told, and so are listeners
-        except Exception as error:  # no thread can be started, for one
-            FLUSHES.error("%s was not flushed, and will be tried again: %s", core.path, error)
-            await anyio.sleep(RETRY_SECONDS)
-        finally:
+            again = self._flusher.flush_unasked(lambda: self._due(self._dirty_since()))
+        except Exception as error:  # no memory, for one
+            FLUSHES.error("%s was not flushed, and will be tried again: %s", self._core.path, error)
+        with self._planning:
+            self._not_before = time.monotonic() + RETRY_SECONDS if again else 0.0
             self._asked = False
             self.plan()
 
@@ -163,7 +196,7 @@ class AutoFlush:
 
     def _drop_timer(self) -> None:
         if self._timer is not None:
-            self._timer.cancel()
+            self._scheduler.cancel(self._timer)
             self._timer = None
 
     def _set_trip(self, since: float | None) -> None:
@@ -182,3 +215,7 @@ class AutoFlush:
                 TRIP_NEVER if writes_due is None else writes_due,
             )
         self._core.mapping.set_trip(*trip, room)
+
+
+def _nothing() -> None:
+    """Stand in where the clock is not kept."""

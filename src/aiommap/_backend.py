@@ -29,7 +29,8 @@ from ._native import read_file
 from ._opening import absolute_path
 from ._ranges import check_range
 from ._snapshot import Snapshot
-from ._workers import Mutex, Workers
+from ._threads import Mutex
+from ._workers import Workers
 
 _UNREADABLE = (
     (stat.S_ISDIR, "a directory", errno.EISDIR),

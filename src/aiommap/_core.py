@@ -29,7 +29,8 @@ from ._opening import Opened, OpenOptions
 from ._own_changes import Doing
 from ._policy import FlushPolicy
 from ._ranges import RangeSet
-from ._workers import Limiter, Mutex, Workers
+from ._threads import Mutex
+from ._workers import Limiter, Workers
 
 if TYPE_CHECKING:
     from ._typing import Buffer
@@ -141,7 +142,7 @@ class Core:
         self.failure: FlushError | None = None
         #: Keeps stores and changes of size apart. Taken in worker threads only.
         self.changes: Mutex = Mutex()
-        #: Told after the file may have become dirty by other means than a write.
+        #: Told, in any thread, after the file may have become dirty by other means than a write.
         self.dirtied: Callable[[], None] = _nothing
         #: End waits that nothing else would end, once closing or retiring begins; on the loop.
         self.at_close: set[Callable[[], None]] = set()

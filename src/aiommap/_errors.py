@@ -240,11 +240,15 @@ class FlushError(MappedFileError, OSError):
     were dropped, so every later write, flush and ``aclose`` of the file raises this error. Reads
     go on working. To recover, close the file, reopen it and compare what is really there.
 
+    Where only a step beside the data failed, such as syncing the directory of a new file, nothing
+    is lost and nothing latches: ``latched`` is False, and the next flush tries again.
+
     Attributes:
         path: the file.
         reason: what happened.
         ranges: the ``(offset, end)`` byte ranges written since the last durable point.
         errno: the operating system's error number; EIO where our own check found the loss.
+        latched: whether every later flush of the file fails, too.
     """
 
     def __init__(
@@ -253,20 +257,24 @@ class FlushError(MappedFileError, OSError):
         reason: str,
         ranges: tuple[tuple[int, int], ...] = (),
         number: int = errno.EIO,
+        *,
+        latched: bool = True,
     ) -> None:
         super().__init__(number, reason, path)
         self.path = path
         self.reason = reason
         self.ranges = ranges
+        self.latched = latched
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.path, self.reason, self.ranges, self.errno), self.__dict__
 
     def __str__(self) -> str:
         lost = sum(end - offset for offset, end in self.ranges)
+        remedy = "close the file, reopen it and check them" if self.latched else "flush again"
         return (
             f"{self.path}: flush failed: {self.reason}; {lost} bytes in {len(self.ranges)} ranges "
-            "are not known to be durable; close the file, reopen it and check them"
+            f"are not known to be durable; {remedy}"
         )
 
 

@@ -39,6 +39,7 @@ from ._policy import FlushLedger
 from ._ranges import RangeSet, align_down, align_up
 from ._receipt import WriteReceipt
 from ._requests import Change, Done, Item, Outcome, Request, acts, bounds, settle, stores_of, touch
+from ._threads import Mutex
 
 
 class Flusher:
@@ -47,6 +48,8 @@ class Flusher:
     __slots__ = (
         "_core",
         "_lane",
+        "_passing",
+        "_turn",
         "after_batch",
         "failed",
         "flushed_bytes",
@@ -60,6 +63,10 @@ class Flusher:
     def __init__(self, core: Core, failed: Listeners[FlushError]) -> None:
         self._core = core
         self._lane: Lane[Item, WriteReceipt | None] = Lane(core.workers, self._begin)
+        #: Held by whoever flushes or changes the size: the lane's batch, or who flushes unasked.
+        self._turn = Mutex()
+        #: What the last flush failed of, if the next one can try again. For who has the turn.
+        self._passing: FlushError | None = None
         core.lanes.wait_served = self._lane.settle
         #: A failure was told to whoever listens; nothing is flushed any more.
         self.told = False
@@ -67,7 +74,7 @@ class Flusher:
         #: unobserved. The lane's own function, as every step between costs each durable write.
         self.write = cast("Callable[[Store], Awaitable[WriteReceipt]]", self._lane.submit)
         self.ledger = FlushLedger(core.policy)
-        #: Told on the loop after every batch.
+        #: Told after every batch, and where a flush left something dirty.
         self.after_batch: Callable[[], None] = core.dirtied
         #: Told on the loop of the failure that latches, or of a poisoned mapping.
         self.failed = failed
@@ -97,7 +104,12 @@ class Flusher:
     @property
     def busy(self) -> bool:
         """Whether anything is being served or waits for it."""
-        return self._lane.busy
+        return self._lane.busy or self._turn.locked()
+
+    async def quiesce(self) -> None:
+        """Wait out a flush that nobody asked for; for a file for which no other one can begin."""
+        if self._turn.locked():
+            await self.change(_nothing, ours=False)
 
     async def change(self, act: Callable[[], None], *, ours: bool = True) -> None:
         """Run what changes the size or the blocks of the file, or takes a new size over (F5)."""
@@ -122,7 +134,16 @@ class Flusher:
         )
 
     def has_work(self) -> bool:
-        """Tell whether a flush would do anything."""
+        """Tell whether a flush would do anything, or wait for one under way; on the loop."""
+        if not self._turn.acquire(blocking=False):
+            return True
+        try:
+            return self._finds_work()
+        finally:
+            self._turn.release()
+
+    def _finds_work(self) -> bool:
+        """Tell whether anything is not durable; for who has the turn."""
         core = self._core
         if core.mapping.take_growth():  # by stores beyond the end, through a growable view
             core.size_changed = core.resized = True
@@ -137,7 +158,9 @@ class Flusher:
         kinds = {*map(type, items)}
         limiter = workers.control if kinds == {Change} else workers.flushes
         serve: Callable[[Any], list[Outcome]] = self._serve if Change in kinds else self._flush
-        workers.start(limiter, partial(serve, items), partial(self._ended, items, done))
+        workers.start(
+            limiter, partial(self._in_turn, serve, items), partial(self._ended, items, done)
+        )
 
     def _ended(
         self,
@@ -181,7 +204,32 @@ class Flusher:
             FLUSHES.error("%s", failure)
             self.failed.tell(failure)
 
-    # Worker threads only, from here on; one batch is in flight at a time.
+    def _unasked_ended(self) -> None:
+        if not self._core.sound:
+            self._tell()
+        self.after_batch()
+
+    # Worker threads only, from here on; one has the turn at a time.
+
+    def flush_unasked(self, due: Callable[[], bool]) -> bool:
+        """Make everything durable if that is due; tell whether it has to be tried again.
+
+        Beside the lane, which needs the loop. The loop is told when it has time.
+        """
+        core = self._core
+        with self._turn:
+            if core.closing or core.retired or not core.sound or not due():
+                return False
+            self._make_durable([Request(0, core.mapping.size)], [None], clean=False)
+            failed = self._passing
+        core.workers.call_from_thread(self._unasked_ended)
+        if failed is not None:
+            FLUSHES.warning("%s", failed)
+        return failed is not None
+
+    def _in_turn(self, serve: Callable[[Any], list[Outcome]], items: list[Item]) -> list[Outcome]:
+        with self._turn:
+            return serve(items)
 
     def _serve(self, items: list[Item]) -> list[Outcome]:
         """Do what is in a batch with changes, in its order."""
@@ -213,14 +261,18 @@ class Flusher:
         """Store what is to be stored, and make it durable with what else was asked for."""
         core = self._core
         plain = core.disk is core.mapping and Request not in {*map(type, requests)}
-        if plain and not self.has_work():
+        if plain and not self._finds_work():
             outcomes = self._commit(cast("list[Store]", requests))
             if outcomes is not None:
                 return outcomes
         clean = not core.mapping.dirty_bytes()
         outcomes = self._store(requests)
         self._make_durable(requests, outcomes, clean=clean)
-        return outcomes
+        failed = self._passing
+        if failed is None:
+            return outcomes
+        self.after_batch()  # here: what is dirty again must not wait for the loop
+        return [o if isinstance(o, BaseException) else failed for o in outcomes]
 
     def _commit(self, stores: list[Store]) -> list[Outcome] | None:
         """Store and make durable in one native call; None if something else became dirty first.
@@ -266,7 +318,8 @@ class Flusher:
         self, requests: Sequence[Store | Request], outcomes: Sequence[Outcome], *, clean: bool
     ) -> None:
         core, mapping = self._core, self._core.mapping
-        if not self.has_work():
+        self._passing = None
+        if not self._finds_work():
             settle(outcomes)
             return
         start = time.monotonic()
@@ -360,7 +413,9 @@ class Flusher:
     def _give_up(self, error: BaseException, runs: list[tuple[int, int]]) -> None:
         """Note why what was being flushed is dirty as before."""
         self._core.mapping.flush_end(runs)
-        if not isinstance(error, MappingFaultError):  # every verb tells of that until a reopen
+        if isinstance(error, NameNotSyncedError):
+            self._passing = self._failure_of(error, latched=False)
+        elif not isinstance(error, MappingFaultError):  # every verb tells of that until a reopen
             self._latch(error)
 
     def _sync(self, hulls: list[tuple[int, int]], *, whole: bool) -> None:
@@ -388,9 +443,16 @@ class Flusher:
             for offset, stop in hulls:
                 core.disk.sync_range(offset, stop - offset)
         if core.created:
-            # Of the file itself: the path may be a symbolic link that was there before.
-            sync_directory(os.path.dirname(os.path.realpath(core.path)))
+            self._sync_name()
         self._verify(end)
+
+    def _sync_name(self) -> None:
+        """Make the directory entry of a new file durable."""
+        try:
+            # Of the file itself: the path may be a symbolic link that was there before.
+            sync_directory(os.path.dirname(os.path.realpath(self._core.path)))
+        except OSError as error:
+            raise NameNotSyncedError(error.errno, error.strerror) from error
 
     def _verify(self, end: int, seen: tuple[int, int] | None = None) -> None:
         """Check that what was flushed is still part of a file that has a name (I4)."""
@@ -412,15 +474,21 @@ class Flusher:
             )
 
     def _latch(self, error: BaseException) -> None:
-        core = self._core
+        self._core.failure = self._failure_of(error)
+        self._core.choose_inline_writes()
+
+    def _failure_of(self, error: BaseException, *, latched: bool = True) -> FlushError:
         reason, number = str(error), None
         if isinstance(error, OSError):
             reason, number = error.strerror or reason, error.errno
-        core.failure = FlushError(
-            core.path, reason, tuple(core.mapping.dirty_runs()), number or errno.EIO
-        )
-        core.failure.__cause__ = error
-        core.choose_inline_writes()
+        ranges = tuple(self._core.mapping.dirty_runs())
+        failure = FlushError(self._core.path, reason, ranges, number or errno.EIO, latched=latched)
+        failure.__cause__ = error
+        return failure
+
+
+class NameNotSyncedError(OSError):
+    """The data is on the disk, the directory entry may not be: a step that can be tried again."""
 
 
 def sync_directory(path: str) -> None:
@@ -430,3 +498,7 @@ def sync_directory(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _nothing() -> None:
+    """Stand in for a change where only its turn is waited for."""

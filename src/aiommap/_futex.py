@@ -29,8 +29,8 @@ import anyio
 from ._core import Core
 from ._errors import MappedFileError, UnsupportedError
 from ._native import WAIT_MOST, Alarm, Word
-from ._threads import run_in_thread
-from ._workers import Event, Mutex
+from ._threads import Mutex, run_in_thread
+from ._workers import Event
 
 #: How many waiters share a thread; docs/decisions has the numbers of one thread for each.
 POST_WAITERS = WAIT_MOST

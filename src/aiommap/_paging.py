@@ -24,7 +24,7 @@ from ._observing import observed
 from ._ranges import RangeSet, align_down, align_up
 from ._read_ahead import ReadAhead, kernel_reads_far_ahead
 from ._residency import Residency
-from ._workers import Mutex
+from ._threads import Mutex
 
 #: A prewarm hop goes on for this long: short enough to cancel and to report progress, long enough
 #: for the hop itself not to count.

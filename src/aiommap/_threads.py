@@ -22,6 +22,12 @@ from collections.abc import Callable
 
 Job = Callable[[], None]
 
+#: A lock between threads, for state that several of them touch; held for moments, never over a
+#: wait, so that the loop thread may take it too.
+Mutex = threading.Lock
+#: The same, where what runs at any moment, as finalizers do, may take it in a thread that has it.
+ReentrantMutex = threading.RLock
+
 #: A thread that had nothing to do for so long ends.
 IDLE_SECONDS = 10.0
 

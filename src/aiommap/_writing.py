@@ -180,4 +180,5 @@ class Writer:
         for write in writes:
             results.append(core.outcome(write.stores, outcomes[at : at + len(write.stores)]))
             at += len(write.stores)
+        core.dirtied()  # the loop that is told of them may be busy for long
         return results

@@ -24,8 +24,8 @@ from typing import Literal
 from aiommap import MappedFile, Snapshot
 from aiommap._core import Core, Store
 from aiommap._native import Receipt
+from aiommap._threads import Mutex
 from aiommap._typing import Buffer
-from aiommap._workers import Mutex
 
 #: What a worker asks of the disk: bytes, to take bytes, or to have them on stable storage.
 Call = Literal["read", "write", "flush"]

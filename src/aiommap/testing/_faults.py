@@ -12,7 +12,8 @@ from typing import get_args
 from aiommap import AccessModeError, MappedFile, Snapshot, _opening
 from aiommap._change import Identity
 from aiommap._core import Core
-from aiommap._workers import Event, Mutex
+from aiommap._threads import Mutex
+from aiommap._workers import Event
 
 from ._disk import Call, InjectedFault, core_of, in_place
 
