@@ -8,12 +8,10 @@ of the same path.
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Protocol, SupportsIndex, runtime_checkable
@@ -25,18 +23,14 @@ from ._arguments import byte_count
 from ._errors import ForkedError, OutOfBoundsError, UnsupportedError
 from ._file import MappedFile
 from ._hub import Hub, Opening
+from ._kinds import check_readable, size_of
+from ._leases import LeasedError, past_leases
 from ._native import read_file
-from ._opening import absolute_path
+from ._paths import FilePath
 from ._ranges import check_range
 from ._snapshot import Snapshot
 from ._threads import Mutex
 from ._workers import Workers
-
-_UNREADABLE = (
-    (stat.S_ISDIR, "a directory", errno.EISDIR),
-    (stat.S_ISFIFO, "a pipe", errno.ESPIPE),
-    (stat.S_ISSOCK, "a socket", errno.ENXIO),
-)
 
 
 @runtime_checkable
@@ -231,17 +225,19 @@ class FileBackend(AsyncResource):
         Args:
             path: a regular file, or a block or character device; kept as an absolute path.
             size: bytes that can be asked for; None means the size of the file or block device as
-                it is now. Needed where the system cannot tell, as for files below /proc.
+                it is now. Needed where the system cannot tell, as for files below /proc; if it is
+                more than there is, a read beyond the end says where that is (``limit``).
             hub: shares its worker threads; None gives the backend limits of its own. Close the
                 backend before the hub is left.
         Raises:
             ValueError: if the size is negative, at once.
             FileNotFoundError, PermissionError: as ``open``.
-            UnsupportedError: if the path is a directory, pipe or socket.
+            UnsupportedError: if the path is a directory, pipe or socket; without a size, also if
+                it is a character device, or made up as it is read.
         Cancellation: an open that has begun in a worker is waited out and then undone.
         """
         length = None if size is None else byte_count(size, "size")
-        where = absolute_path(path)
+        where = FilePath.check(path)
         return Opening(partial(_open_file, hub or Hub(), where, length))
 
     @property
@@ -309,20 +305,32 @@ class FileBackend(AsyncResource):
 
     # Worker threads only, from here on.
 
-    def _open(self, size: int | None) -> None:
+    def _open(self, where: FilePath, size: int | None) -> None:
         """Open the descriptor, and find out how much there is to read."""
-        # Looked at first, because merely opening a pipe can have effects; should the path become
-        # one meanwhile, O_NONBLOCK does not wait for its other end.
-        _check_kind(self._path, os.stat(self._path))
-        fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
         try:
-            found = os.fstat(fd)
-            _check_kind(self._path, found)
-            self._size = _size_of(self._path, fd, found) if size is None else size
-        except BaseException:
-            os.close(fd)
+            fd = self._open_descriptor(where)
+            try:
+                found = os.fstat(fd)
+                check_readable(self._path, found)
+                self._size = size_of(self._path, fd, found) if size is None else size
+            except BaseException:
+                os.close(fd)
+                raise
+        except BlockingIOError:
+            raise LeasedError(self._path) from None
+        except OSError as error:
+            if not isinstance(error, UnsupportedError):
+                error.filename = self._path
             raise
         self._descriptor = _Descriptor(fd)
+
+    def _open_descriptor(self, where: FilePath) -> int:
+        with where.beginning() as (path, start):
+            # Looked at first, because merely opening a pipe can have effects; should the path
+            # become one meanwhile, O_NONBLOCK does not wait for its other end.
+            check_readable(self._path, os.stat(path, dir_fd=start))
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+            return os.open(path, flags, dir_fd=start)
 
     def _read_whole(self, descriptor: _Descriptor, offset: int, length: int) -> bytes:
         with descriptor.using() as fd:
@@ -347,30 +355,18 @@ class FileBackend(AsyncResource):
         return f"<FileBackend {self._path} {state}>"
 
 
-async def _open_file(hub: Hub, path: str, size: int | None) -> FileBackend:
+async def _open_file(hub: Hub, where: FilePath, size: int | None) -> FileBackend:
     """Open within a hub."""
-    hub._check_process(path)  # noqa: SLF001  as for its files
+    hub._check_process(where.whole)  # noqa: SLF001  as for its files
     workers = hub._running_workers()  # noqa: SLF001  a backend is one more user of its threads
-    backend = FileBackend(workers, path)
+    backend = FileBackend(workers, where.whole)
+
+    def attempt() -> Awaitable[None]:
+        return workers.finish(workers.control, backend._open, where, size)  # noqa: SLF001  its half
+
     try:
-        await workers.finish(workers.control, backend._open, size)  # noqa: SLF001  its other half
+        await past_leases(attempt)
     except BaseException:
         await backend.aclose()
         raise
     return backend
-
-
-def _check_kind(path: str, found: os.stat_result) -> None:
-    """Raise unless a path can be read at any offset. Worker threads only."""
-    for test, kind, number in _UNREADABLE:
-        if test(found.st_mode):
-            raise UnsupportedError(f"read {path} at an offset", f"it is {kind}", number)
-
-
-def _size_of(path: str, fd: int, found: os.stat_result) -> int:
-    """Ask the system how much there is to read. Worker threads only."""
-    if stat.S_ISREG(found.st_mode):
-        return found.st_size
-    if stat.S_ISBLK(found.st_mode):
-        return os.lseek(fd, 0, os.SEEK_END)
-    raise UnsupportedError(f"tell the size of {path}", "it is a character device: pass size=")

@@ -27,6 +27,7 @@ from ._errors import (
 from ._native import Mapping, Receipt
 from ._opening import Opened, OpenOptions
 from ._own_changes import Doing
+from ._paths import NewName
 from ._policy import FlushPolicy
 from ._ranges import RangeSet
 from ._threads import Mutex
@@ -96,6 +97,7 @@ class Core:
         "huge_page_bytes",
         "identity",
         "lanes",
+        "made",
         "mapping",
         "mode",
         "named",
@@ -129,8 +131,10 @@ class Core:
         #: Whether the path was last seen to name another file, or none.
         self.orphaned: bool = False
         self.workers: Workers = workers
+        #: The name that this opening gave to the file; it also holds the directory open.
+        self.made: NewName | None = opened.made
         #: The directory entry is not durable yet. Cleared by the flush worker, one at a time.
-        self.created: bool = opened.created
+        self.created: bool = opened.made is not None
         made = options.mode.makes
         #: The size, or which blocks there are, was changed since the last flush of everything.
         self.size_changed: bool = made

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copyreg
 import os
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,18 +23,19 @@ from ._core import Core
 from ._errors import AccessModeError, ForkedError
 from ._file import MappedFile
 from ._lane import Lane, batches
+from ._leases import past_leases
 from ._logs import FILES
 from ._native import Mapping
 from ._observing import observed
 from ._opening import (
     Opened,
     OpenOptions,
-    absolute_path,
     open_mapping,
     reopening,
     warn_if_unguarded,
 )
 from ._own_changes import OwnChanges
+from ._paths import NewName, absolute_path
 from ._policy import FlushPolicy
 from ._ranges import integer
 from ._reopening import Surroundings
@@ -69,22 +70,25 @@ class _Release:
     """What is given up when a file is closed, and whether opening it is to be undone."""
 
     mapping: Mapping
-    path: str
     identity: Identity
-    undo: bool
+    made: NewName | None
+    undo: bool = True
 
     @classmethod
     def of(cls, opened: Opened) -> _Release:
         """Give up what no file was made of."""
-        return cls(opened.mapping, opened.path, opened.identity, opened.created)
+        return cls(opened.mapping, opened.identity, opened.made)
 
     def run(self) -> None:
         """Close, and remove a file that a cancelled or failed open created. Worker threads only."""
-        self.mapping.close()
-        if self.undo:
-            with suppress(FileNotFoundError):
-                if Identity.of(os.stat(self.path)) == self.identity:
-                    os.unlink(self.path)
+        try:
+            # While it is open: its inode could be another file's afterwards.
+            if self.made is not None and self.undo:
+                self.made.remove(self.identity)
+        finally:
+            if self.made is not None:
+                self.made.close()
+            self.mapping.close()
 
 
 class Hub:
@@ -245,7 +249,7 @@ class Hub:
         workers = self._running_workers()
         with observed("open", options.path, 0, options.size or 0) as seen:
             seen.hop()
-            opened = await self._opening.submit(options)
+            opened = await self._open_mapping(options)
             seen.covers(opened.mapping.size)
         if self._closed:
             await self._releasing.submit(_Release.of(opened), withdrawable=False)
@@ -266,11 +270,20 @@ class Hub:
             raise
         return file
 
+    async def _open_mapping(self, options: OpenOptions) -> Opened:
+        """Open in a worker, together with what else is to be opened."""
+
+        def attempt() -> Awaitable[Opened]:
+            self._running_workers()  # the hub may have been closed while one waited
+            return self._opening.submit(options)
+
+        return await past_leases(attempt)
+
     async def _open_again(self, old: Core) -> Core | None:
         """Open what the path of a file names by now; None if that is the same file, and whole."""
         workers = self._running_workers()
         options = reopening(old.options)
-        opened = await self._opening.submit(options)
+        opened = await self._open_mapping(options)
         if opened.identity == old.identity and old.damage() is None:
             await self._releasing.submit(_Release.of(opened), withdrawable=False)
             return None
@@ -287,7 +300,9 @@ class Hub:
         self._files.pop(core, None)
         self._unregister(core)
         FILES.debug("closed %s", core.path)
-        await self._releasing.submit(_Release(core.mapping, core.path, core.identity, core.undo))
+        await self._releasing.submit(
+            _Release(core.mapping, core.identity, core.made, undo=core.undo)
+        )
 
     def _register(self, core: Core) -> None:
         self._at.setdefault(core.path, set()).add(core)
@@ -401,7 +416,9 @@ def open(
     The file gets limits on worker threads of its own; to share them use ``Hub.open``.
 
     Args:
-        path: a regular file; kept as an absolute path.
+        path: a regular file, named as for open(2): ``..`` and links lead where the kernel goes, and
+            a slash at the end asks for a directory. A relative path starts at the working directory
+            of this call. Kept as an absolute path, in which links and ``..`` stay as they are.
         mode: "r" shared, read-only; "r+" shared, writable; "w+" the same, created or overwritten
             with zeros; "x+" the same, but the file must not exist; "c" private and writable: its
             stores never reach the file.
@@ -421,11 +438,16 @@ def open(
     Raises:
         ValueError, TypeError: for options that cannot be meant, before anything is touched.
         FileNotFoundError, FileExistsError, PermissionError: as ``open``.
-        UnsupportedError: if the path is a directory, pipe, socket or device.
-        OSError: ENOSPC if the disk is full; a new file is then gone again, and one that was there
-            has its old size and bytes, unless ``sparse`` let it be overwritten in part.
-    Cancellation: an open that has begun in a worker is waited out and then undone: a file it
-        created is removed again. One that "w+" has overwritten stays so.
+        UnsupportedError: if the path is a directory, pipe, socket or device, a file that the kernel
+            makes up as it is read (/proc, /sys), or one on hugetlbfs: use FileBackend for those; if
+            the file system says that a new file is as long as asked, and it is not.
+        BlockingIOError: if another process keeps its lease on the file for longer than the kernel
+            grants it; until then opening waits, as open(2) does.
+        OSError: ENOSPC if the disk is full, EFBIG beyond RLIMIT_FSIZE, ENOMEM; a new file is then
+            gone again, and one that was there has its old size and bytes.
+    Cancellation: an open that has begun in a worker is waited out and then undone: the name of a
+        file it created is removed again, if it still names that file. What "w+" has overwritten
+        stays so. Waiting for a lease ends at once.
     Source: mmap(2), posix_fallocate(3).
     """
     return Hub().open(

@@ -5,34 +5,27 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import stat
+import resource
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from ._advice import Advice
 from ._arguments import byte_count
 from ._change import FileState, Identity
 from ._errors import UnsupportedError
-from ._native import Mapping, filesystem_type, sigbus_blocked
+from ._kinds import cannot_map, check_mappable, check_regular, is_in_memory
+from ._leases import LeasedError
+from ._native import Mapping, sigbus_blocked
+from ._paths import FilePath, NewName, open_new, open_or_new
 from ._policy import FlushPolicy
-
-#: statfs(2) numbers of file systems whose files are memory: tmpfs, ramfs.
-_IN_MEMORY = frozenset({0x01021994, 0x858458F6})
 
 #: Linux 5.9 and 5.10 return short NOWAIT reads of cached data (tokio-rs/tokio#3803).
 _BROKEN_NOWAIT = ((5, 9), (5, 10))
 
 _warned = False
-
-_KINDS: tuple[tuple[Callable[[int], bool], str, int], ...] = (
-    (stat.S_ISDIR, "a directory", errno.EISDIR),
-    (stat.S_ISFIFO, "a pipe", errno.ESPIPE),
-    (stat.S_ISSOCK, "a socket", errno.ENODEV),
-    (stat.S_ISCHR, "a character device", errno.ENODEV),
-    (stat.S_ISBLK, "a block device", errno.ENODEV),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +69,6 @@ def warn_if_unguarded() -> None:
 _MANUAL = FlushPolicy.manual()
 
 
-def absolute_path(path: str | os.PathLike[str]) -> str:
-    """Return where a path leads from here; an empty one would lead to the current directory."""
-    text = os.fsdecode(path)
-    if not text:
-        raise ValueError("path is empty: name a file")
-    return os.path.abspath(text)
-
-
 def check_policy(policy: object, name: str = "flush") -> FlushPolicy:
     """Refuse what is no flush policy."""
     if not isinstance(policy, FlushPolicy):
@@ -95,7 +80,7 @@ def check_policy(policy: object, name: str = "flush") -> FlushPolicy:
 class OpenOptions:
     """Everything ``open`` was asked for, checked."""
 
-    path: str
+    where: FilePath
     mode: Mode
     size: int | None
     capacity: int | None
@@ -107,6 +92,11 @@ class OpenOptions:
     huge_pages: bool
     #: Whether a file was open at this path before: another one there may need more capacity.
     again: bool = False
+
+    @property
+    def path(self) -> str:
+        """The path from the root."""
+        return self.where.whole
 
     @classmethod
     def check(
@@ -145,7 +135,7 @@ class OpenOptions:
             if not isinstance(switch, bool):
                 raise TypeError(f"{name} is {switch!r}: it is either True or False")
         return cls(
-            path=absolute_path(path),
+            where=FilePath.check(path),
             mode=MODES[mode],
             size=length,
             capacity=room,
@@ -177,69 +167,78 @@ class Opened:
     mapping: Mapping
     identity: Identity
     state: FileState
-    created: bool
     named: bool
-    path: str
+    #: The name that was given to the file, if it was this opening that created it.
+    made: NewName | None
 
 
 def open_mapping(options: OpenOptions) -> Opened:
-    """Open, create or overwrite the file and map it. Worker threads only."""
-    fd, created = _open_descriptor(options)
+    """Open, create or overwrite the file and map it. Worker threads only.
+
+    Raises:
+        LeasedError: before anything is touched; to be tried again.
+    """
+    fd, made = _open_descriptor(options)
+    close: Callable[[], object] = partial(os.close, fd)
     try:
         found = os.fstat(fd)
-        check_kind(options.path, found)
-        if options.size is not None:
-            _make_content(fd, found.st_size, options)
-            found = os.fstat(fd)
+        check_mappable(options.path, fd, found)
+        # Mapped before it is overwritten: where that fails, the old bytes are still there.
         mapping = _map(fd, found, options)
+        close = mapping.close
+        if options.size is not None:
+            _make_content(mapping, found, options)
+            found = os.fstat(fd)
         _stop_noting_reads(fd)
     except BaseException as error:
-        os.close(fd)
-        if created:
-            os.unlink(options.path)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = options.path
+        if made is not None:
+            _undo(made, fd, error)
+        close()
+        _name(error, options.path)
         raise
     return Opened(
-        mapping,
-        Identity.of(found),
-        FileState.of(found),
-        created,
-        named=found.st_nlink > 0,
-        path=options.path,
+        mapping, Identity.of(found), FileState.of(found), named=found.st_nlink > 0, made=made
     )
 
 
-def check_kind(path: str, found: os.stat_result) -> None:
-    """Raise unless a path is a regular file, saying what it is instead."""
-    for test, kind, number in _KINDS:
-        if test(found.st_mode):
-            reason = f"it is {kind}, and only regular files can be mapped"
-            raise UnsupportedError(f"map {path}", reason, number)
-
-
-def _open_descriptor(options: OpenOptions) -> tuple[int, bool]:
-    """Open the path without ever truncating it; tell whether this call created it."""
-    path, flags = options.path, options.mode.flags | os.O_CLOEXEC | os.O_NOCTTY
+def _undo(made: NewName, fd: int, error: BaseException) -> None:
+    """Remove what was created, while its descriptor keeps the inode from being another file's."""
     try:
-        # Looked at first, because merely opening a pipe or a device can have effects.
-        check_kind(path, os.stat(path))
-    except FileNotFoundError:
-        if not options.mode.makes:
-            raise
+        made.remove(Identity.of(os.fstat(fd)))
+    except OSError as failure:
+        error.add_note(f"the file that was created could not be removed again: {failure}")
+    made.close()
+
+
+def _name(error: BaseException, path: str) -> None:
+    """Have an error of the system name the path that was asked for."""
+    if isinstance(error, OSError) and not isinstance(error, UnsupportedError):
+        error.filename = path
+
+
+def _open_descriptor(options: OpenOptions) -> tuple[int, NewName | None]:
+    """Open the path without ever truncating it; tell whether this call created it."""
+    mode = options.mode
     # O_NONBLOCK: should the path have become a pipe meanwhile, do not wait for its other end.
-    flags |= os.O_NONBLOCK
-    if options.mode.name != "w+":
-        return os.open(path, flags, 0o666), options.mode.makes
-    while True:
-        try:
-            return os.open(path, flags | os.O_EXCL, 0o666), True
-        except FileExistsError:
+    flags = mode.flags | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+    try:
+        with options.where.beginning() as (path, start):
             try:
-                return os.open(path, flags & ~os.O_CREAT), False
+                # Looked at first, because merely opening a pipe or a device can have effects.
+                check_regular(options.path, os.stat(path, dir_fd=start))
             except FileNotFoundError:
-                if os.path.islink(path):  # dangling, and O_EXCL never follows a link
-                    path = os.path.realpath(path)
+                if not mode.makes:
+                    raise
+            if mode.name == "w+":
+                return open_or_new(path, start, flags)
+            if mode.makes:
+                return open_new(path, start, flags)
+            return os.open(path, flags, dir_fd=start), None
+    except BlockingIOError:
+        raise LeasedError(options.path) from None
+    except OSError as error:
+        _name(error, options.path)
+        raise
 
 
 @contextmanager
@@ -253,20 +252,86 @@ def _explained(number: int, advice: str, path: str) -> Iterator[None]:
         raise OSError(number, os.strerror(number) + advice, path) from error
 
 
-def _make_content(fd: int, old: int, options: OpenOptions) -> None:
-    """Make the file ``size`` zero bytes long; on failure it has its old size and bytes."""
-    size = options.size or 0
+def _make_content(mapping: Mapping, found: os.stat_result, options: OpenOptions) -> None:
+    """Make the file ``size`` zero bytes long; where that is refused, it is as it was.
+
+    What can be refused comes first: room, then the size, and the old bytes go last.
+    """
+    fd, size, old = mapping.fd, options.size or 0, found.st_size
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if resource.RLIM_INFINITY != limit < size:
+        reason = f"{os.strerror(errno.EFBIG)}: {size} bytes, and RLIMIT_FSIZE allows {limit}"
+        raise OSError(errno.EFBIG, reason, options.path)
     if not options.sparse:
         advice = (
             f" for the {size} bytes to reserve: ask for a smaller size, or pass sparse=True to "
             "take blocks only where something is stored"
         )
         with _explained(errno.ENOSPC, advice, options.path):
+            _check_room(fd, size - found.st_blocks * 512, found)
             reserve(fd, 0, size, old)
+    set_length(fd, size, old, options.path)
+    kept = min(old, size)
+    if options.sparse and kept:
+        try:
+            mapping.punch_hole(0, kept)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM):
+                raise
+            _store_zeros(fd, kept)
+    else:
+        _store_zeros(fd, kept)
+
+
+def _check_room(fd: int, wanted: int, found: os.stat_result) -> None:
+    """Raise if the holes of a file that is there would fill the disk, which takes them first."""
+    disk = os.fstatvfs(fd)
+    # Some file systems count nothing; only where there is a figure is it an answer.
+    if found.st_size and disk.f_blocks and wanted > disk.f_bfree * disk.f_frsize:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def set_length(fd: int, size: int, old: int, path: str) -> None:
+    """Change the length of a file, and look whether it has it: some FUSE drivers only say so."""
     os.ftruncate(fd, size)
-    zeros = bytes(1 << 20)
-    for at in range(0, min(old, size), len(zeros)):
-        os.pwrite(fd, zeros[: min(len(zeros), min(old, size) - at)], at)
+    found = os.fstat(fd).st_size
+    if found == size:
+        return
+    with suppress(OSError):
+        os.ftruncate(fd, old)
+    raise cannot_resize(path, size, found)
+
+
+def cannot_resize(path: str, size: int, found: int) -> UnsupportedError:
+    """Make the error for a file system that said it did what it did not."""
+    reason = (
+        f"its file system answered that this was done, but the file has {found} bytes: make it on "
+        "another one, or have something else write it whole"
+    )
+    return UnsupportedError(f"make {path} {size} bytes long", reason)
+
+
+def _store_zeros(fd: int, end: int) -> None:
+    """Overwrite what a file holds up to there; holes are zeros already, and stay holes."""
+    zeros, at = bytes(1 << 20), 0
+    while (found := _data(fd, at, end)) is not None:
+        at, stop = found
+        while at < stop:
+            at += os.pwrite(fd, zeros[: min(len(zeros), stop - at)], at)
+
+
+def _data(fd: int, at: int, end: int) -> tuple[int, int] | None:
+    """Find the next run of a file that is no hole, from there on."""
+    if at >= end:
+        return None
+    try:
+        start = os.lseek(fd, at, os.SEEK_DATA)
+        stop = os.lseek(fd, start, os.SEEK_HOLE)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a hole up to the end of the file
+            return None
+        return at, end  # it cannot tell, so all of it counts as data
+    return (start, min(stop, end)) if start < end else None
 
 
 def _allocate(fd: int, offset: int, length: int) -> None:
@@ -294,17 +359,14 @@ def reserve(fd: int, offset: int, length: int, old: int) -> None:
 
 
 def _map(fd: int, found: os.stat_result, options: OpenOptions) -> Mapping:
-    mode, size = options.mode, found.st_size
+    mode = options.mode
+    size = found.st_size if options.size is None else options.size
     capacity = size if options.capacity is None else options.capacity
     if capacity < size and options.again:
         capacity = size
     if capacity < size:
         raise ValueError(f"capacity is {capacity}, but {options.path} has {size} bytes already")
-    advice = (
-        f": the process has no {capacity} bytes of address space left to map it in: ask for less "
-        "capacity, or map fewer files at once"
-    )
-    with _explained(errno.ENOMEM, advice, options.path):
+    try:
         return Mapping(
             fd,
             size,
@@ -313,10 +375,40 @@ def _map(fd: int, found: os.stat_result, options: OpenOptions) -> Mapping:
             mode.private,
             options.huge_pages,
             nowait_works(os.uname()),
-            filesystem_type(fd) in _IN_MEMORY,
-            _sees_residency(found, options),
+            is_in_memory(fd),
+            _sees_residency(fd, found, options),
             options.sparse,
         )
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            raise cannot_map(options.path) from error
+        if error.errno == errno.ENOMEM:
+            reason = os.strerror(errno.ENOMEM) + _no_memory(capacity, options)
+            raise OSError(errno.ENOMEM, reason, options.path) from error
+        raise
+
+
+def _no_memory(capacity: int, options: OpenOptions) -> str:
+    """Say what was missing to map a file, and what to do."""
+    if options.mode.private and _counts_private_pages():
+        return (
+            f": vm.overcommit_memory is 2, so the {capacity} bytes count as memory that a private "
+            'mapping may come to need, and there is not as much left: use mode "r" or "r+", or '
+            "raise vm.overcommit_ratio"
+        )
+    return (
+        f": the process has no {capacity} bytes of address space left to map it in: ask for less "
+        "capacity, or map fewer files at once"
+    )
+
+
+def _counts_private_pages() -> bool:
+    """Tell whether the kernel promises no memory that it may not have (strict overcommit)."""
+    try:
+        with open("/proc/sys/vm/overcommit_memory", encoding="ascii") as file:
+            return file.read().strip() == "2"
+    except OSError:
+        return False
 
 
 def _stop_noting_reads(fd: int) -> None:
@@ -338,9 +430,12 @@ def nowait_works(kernel: os.uname_result) -> bool:
     return tuple(int(n) for n in numbers if n.isdigit()) not in _BROKEN_NOWAIT
 
 
-def _sees_residency(found: os.stat_result, options: OpenOptions) -> bool:
+def _sees_residency(fd: int, found: os.stat_result, options: OpenOptions) -> bool:
     """Tell whether mincore(2) answers truthfully: to owners and writers only, since Linux 5.2."""
     if options.mode.writable and not options.mode.private:
         return True
     user = os.geteuid()
-    return user in (0, found.st_uid) or os.access(options.path, os.W_OK, effective_ids=True)
+    if user in (0, found.st_uid):
+        return True
+    # Of this file: its path may name another one by now.
+    return os.access(f"/proc/self/fd/{fd}", os.W_OK, effective_ids=True)

@@ -10,9 +10,7 @@ import os
 from dataclasses import dataclass
 
 from ._native import filesystem_type
-
-#: What the kernel follows before it calls the path a loop.
-MOST_LINKS = 40
+from ._paths import MOST_LINKS
 
 #: statfs(2) numbers of file systems that others change behind this kernel's back, which then
 #: tells of nothing: NFS, SMB and CIFS, 9p, Ceph, AFS, Coda, GFS2, OCFS2, Lustre, FUSE.
@@ -54,33 +52,45 @@ class Route:
         return tuple(dict.fromkeys(os.path.dirname(name) for name in self.names))
 
 
+#: Where a path ends, the links on the way, and whether that end exists. If it does not, the last
+#: "link" is the name that is missing, or one link more than the kernel follows.
+_Way = tuple[str, tuple[str, ...], bool]
+
+
 class Router:
     """Finds routes, looking only once at what many paths share; for one batch of paths."""
 
     __slots__ = ("_known",)
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[str, tuple[str, ...], bool]] = {}
+        self._known: dict[str, _Way] = {}
 
     def route(self, path: str) -> Route:
-        """Follow an absolute path."""
+        """Follow a path from the root."""
         end, links, reached = self._follow(path, 0)
         return Route((*links, end) if reached else links, reached)
 
-    def _follow(self, path: str, depth: int) -> tuple[str, tuple[str, ...], bool]:
-        """Return where a path ends, the links on the way, and whether that end exists.
+    def _follow(self, path: str, depth: int) -> _Way:
+        """Go name by name, from the longest part of the path that is known."""
+        known = path.rstrip("/")
+        names: list[str] = []
+        while known and known not in self._known:
+            known, _, name = known.rpartition("/")
+            names.append(name)
+        way = self._known[known] if known else ("/", (), True)
+        while names:
+            name = names.pop()
+            way = self._step(way, name, depth)
+            known = f"{known}/{name}"
+            if names and (way[2] or not depth):
+                self._known[known] = way
+        return way
 
-        If it does not, the last "link" is the name that is missing.
-        """
-        parent, name = os.path.split(path.rstrip("/"))
-        if not name:
-            return "/", (), True
-        if parent not in self._known:
-            self._known[parent] = self._follow(parent, depth)
-        real, links, reached = self._known[parent]
+    def _step(self, way: _Way, name: str, depth: int) -> _Way:
+        real, links, reached = way
         if not reached:
-            return real, links, False
-        if name in (".", ".."):
+            return way
+        if name in ("", ".", ".."):
             return os.path.dirname(real) if name == ".." else real, links, True
         full = os.path.join(real, name)
         try:
@@ -91,7 +101,27 @@ class Router:
         if depth >= MOST_LINKS:
             return full, (*links, full), False
         end, further, reached = self._follow(os.path.join(real, target), depth + 1)
-        return end, (*links, full, *further), reached
+        links = (*links, full, *further)
+        if len(links) > MOST_LINKS:
+            return full, links[: MOST_LINKS + 1], False
+        if reached:
+            self._known[full] = end, (full, *further), True
+        return end, links, reached
+
+
+def check_watchable(path: str) -> None:
+    """Raise if a path can name nothing that ``open`` would open, whatever comes to be there.
+
+    Raises:
+        OSError: ENAMETOOLONG; ENOTDIR for a file with a slash at the end, which asks for a
+            directory.
+    """
+    try:
+        os.stat(path)
+    except OSError as error:
+        refused = error.errno == errno.ENOTDIR and path.endswith("/") and os.path.exists(path[:-1])
+        if refused or error.errno == errno.ENAMETOOLONG:
+            raise
 
 
 def is_remote(path: str) -> bool:

@@ -80,7 +80,8 @@ class Snapshot(AsyncResource):
             An object to use with ``async with``, or to ``await`` for a Snapshot to ``aclose``.
         Raises:
             FileNotFoundError, PermissionError: as ``open``.
-            UnsupportedError: if the path is a directory, pipe, socket or device: use FileBackend.
+            UnsupportedError: if the path is a directory, pipe, socket or device, or a file that
+                cannot be mapped, as below /proc: use FileBackend.
         Cancellation: as ``aiommap.open``.
         """
         options = OpenOptions.check(

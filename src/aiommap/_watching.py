@@ -26,7 +26,7 @@ from ._change import Change, FileState, classify
 from ._errors import ForkedError
 from ._looking import Entry
 from ._own_changes import OwnChanges
-from ._routes import is_remote
+from ._routes import check_watchable, is_remote
 from ._scanner import POLL_SECONDS, Found, Scanner
 from ._subscribers import DEFAULT_BUFFER, Changes, Since, Subscriber, from_now
 from ._threads import Forks, run_in_thread
@@ -126,7 +126,7 @@ class Watcher:
             self._add(subscriber, watched)
             return
         ended = partial(self._looked_up, subscriber)
-        workers.start(workers.control, partial(is_remote, subscriber.path), ended)
+        workers.start(workers.control, partial(_look_up, subscriber.path), ended)
 
     def check_process(self, path: str) -> None:
         """Raise in a forked child of the process that watches (E3)."""
@@ -256,6 +256,12 @@ class Watcher:
             now = time.time_ns()
             subscriber.push(Change(kind, subscriber.path, old, state, 0, "start", now))
         subscriber.start()
+
+
+def _look_up(path: str) -> bool:
+    """Tell whether a path is one for the scanner of network file systems. Worker threads only."""
+    check_watchable(path)
+    return is_remote(path)
 
 
 def _deliverer(watcher: Watcher, workers: Workers) -> Callable[[list[Found]], bool]:

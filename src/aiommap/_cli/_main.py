@@ -100,11 +100,11 @@ def _is_about(path: str | None, failure: OSError) -> bool:
     """Tell whether what failed is the one file of the command; errors have its absolute path."""
     if path is None:
         return False
-    whole = os.path.abspath(path)
+    named: object = failure.filename
     if isinstance(failure, aiommap.UnsupportedError):
-        return failure.operation == f"map {whole}"
-    found: object = failure.filename
-    return found == whole
+        named = failure.operation.removeprefix("map ")
+    # Only compared, as text: what both collapse alike is the same.
+    return isinstance(named, str) and os.path.abspath(named) == os.path.abspath(path)
 
 
 def _first(error: BaseException) -> BaseException:

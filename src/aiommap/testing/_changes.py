@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 
 from aiommap import MappedFile, Snapshot
 from aiommap._native import pin
+from aiommap._paths import absolute_path
 from aiommap._typing import Buffer
 
 Target = MappedFile | Snapshot | str | os.PathLike[str]
@@ -17,7 +18,7 @@ Target = MappedFile | Snapshot | str | os.PathLike[str]
 def _path_of(target: Target) -> str:
     if isinstance(target, MappedFile | Snapshot):
         return target.path
-    return os.path.abspath(target)
+    return absolute_path(target)
 
 
 @contextmanager

@@ -1,0 +1,68 @@
+"""Files under a lease: opening one waits until it is given back, as open(2) does.
+
+Samba's oplocks and the delegations of NFS servers are leases (fcntl(2), F_SETLEASE). An opening
+with O_NONBLOCK has the kernel ask the holder, and fails at once. So it is tried again, and nothing
+is held while one waits: neither a thread nor the lane in which other files are opened.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import anyio
+
+T = TypeVar("T")
+
+#: The first wait and the longest one between two attempts.
+FIRST_SECONDS = 0.002
+MOST_SECONDS = 0.05
+
+#: How long the kernel lets a holder keep a lease that it was asked for, unless told otherwise.
+_BREAK_SECONDS = 45
+
+
+class LeasedError(BlockingIOError):
+    """Somebody has a lease on the file, and was asked for it by this attempt; nothing is touched.
+
+    Attributes:
+        patience: how many seconds it makes sense to wait for that.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.patience = _break_seconds()
+        reason = (
+            f"{os.strerror(errno.EAGAIN)}: another process has a lease on it (fcntl F_SETLEASE, as "
+            "Samba and NFS servers take them) and does not give it back"
+        )
+        super().__init__(errno.EAGAIN, reason, path)
+
+
+def _break_seconds() -> float:
+    """Say for how long a holder may keep a lease; worker threads only."""
+    try:
+        with open("/proc/sys/fs/lease-break-time", encoding="ascii") as file:
+            seconds = int(file.read())
+    except (OSError, ValueError):
+        return _BREAK_SECONDS
+    return seconds or float("inf")
+
+
+async def past_leases(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Open what may be under a lease.
+
+    Raises:
+        LeasedError: if it is kept for twice as long as the kernel lets a holder keep it.
+    Cancellation: between two attempts at once, within one as that attempt.
+    """
+    began, pause = anyio.current_time(), FIRST_SECONDS
+    while True:
+        try:
+            return await attempt()
+        except LeasedError as error:
+            if anyio.current_time() - began > 2 * error.patience:
+                raise
+        await anyio.sleep(pause)
+        pause = min(2 * pause, MOST_SECONDS)
