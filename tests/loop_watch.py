@@ -18,8 +18,9 @@ PACKAGE = "aiommap"
 
 #: Verbs of the native module for worker threads: they may wait for a disk.
 NATIVE = frozenset(
-    "advise cachestat close fence filesystem_type lock look populate punch_hole read read_ahead "
-    "read_into rebase residency start_writeback sync sync_range unfence unlock write_many".split()
+    "adopt advise cachestat close commit extend filesystem_type lock look populate punch_hole read "
+    "read_ahead read_into rebase residency start_writeback sync sync_range truncate unlock "
+    "write_many".split()
 )
 
 #: System calls of the standard library that touch a file, and sleeping.

@@ -174,7 +174,7 @@ async def test_a_range_that_is_cut_off_under_a_verb_is_out_of_bounds(path, verb)
         await f.resize(16 * PAGE)
         act = {
             "prewarm": lambda: f._pager._stretch(0, 16 * PAGE, False),
-            "residency": lambda: f._core.within(f._core.mapping.residency, 0, 16 * PAGE),
+            "residency": lambda: f._core.mapping.residency(0, 16 * PAGE),
             "advise": lambda: f._pager._advise(aiommap.Advice.NORMAL, 0, 16 * PAGE),
             "locked": lambda: f._pager._lock_piece(0, 16 * PAGE),
             "punch_hole": lambda: f._resizer.punch_hole(0, 16 * PAGE),

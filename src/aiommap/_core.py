@@ -22,7 +22,6 @@ from ._errors import (
     FlushError,
     ForkedError,
     MappingFaultError,
-    OutOfBoundsError,
 )
 from ._native import Mapping, Receipt
 from ._opening import Opened, OpenOptions
@@ -307,18 +306,6 @@ class Core:
             return await self.workers.finish(limiter, function, *args)
 
     # Worker threads only, from here on: these ask the file system.
-
-    def within(
-        self, function: Callable[[int, int, Unpack[Ts]], T], offset: int, length: int, *args: *Ts
-    ) -> T:
-        """Call a native function of a range that was checked, but may be cut off by now."""
-        try:
-            return function(offset, length, *args)
-        except ValueError as error:
-            limit = self.mapping.size
-            if offset + length > limit:
-                raise OutOfBoundsError(offset, length, limit) from error
-            raise
 
     def fault(
         self, offset: int, length: int, copied: int, number: int = errno.EFAULT

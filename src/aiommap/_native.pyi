@@ -1,11 +1,12 @@
 """The contract of the native module: mapped pages, guarded copies, and no waiting with the GIL.
 
 Conventions. Offsets and lengths are bytes from the start of the file, plain ``int``, checked
-against ``Mapping.size`` before an address is formed (I3); the public layer reports a bad range
-itself, so here it is just ``ValueError``. Page rounding is done inside. Verbs marked *inline* run
-on the loop thread, never wait, and return None when they cannot answer at once; all others may
-wait and release the GIL while they do (I2). A count short of the request is a fault: the page
-behind the next byte cannot be reached. System call errors are raised as ``OSError``.
+against ``Mapping.size`` before an address is formed (I3); a range that leaves it, also because the
+file was made shorter while the verb was at work, is an ``OutOfBoundsError``. Page rounding is done
+inside. Verbs marked *inline* run on the loop thread, never wait, and return None when they cannot
+answer at once; all others may wait and release the GIL while they do (I2). A count short of the
+request is a fault: the page behind the next byte cannot be reached. System call errors are raised
+as ``OSError``.
 """
 
 from typing import Any, Literal, Protocol, Self, SupportsIndex, TypeAlias, final, overload
@@ -78,6 +79,7 @@ class Mapping:
     residency_visible: bool
     inline_writes: bool  # settable: whether write_inline may store at all
     declining: bool  # settable: inline verbs answer None
+    generation: int  # how often it changed: size, fence, region, closing; begun and ended count
     sequence: int
     durable_sequence: int  # settable
     written_bytes: int
@@ -264,18 +266,34 @@ class Mapping:
     def lease(self, offset: int, length: int, writable: bool, place: str | None = None, /) -> Lease:
         """Export a range as a buffer that keeps its pages mapped; place is for ``leases``."""
 
-    # Resizing; the file itself is resized by the caller.
-    def set_size(self, size: int, /) -> None:
-        """Change how much of the reserved range verbs may address."""
+    # Changes: each is one step, of which nobody sees a part, and not two at a time. One that fails
+    # leaves all as it was. Views of bytes that the file gives up read zeros.
+    @property
+    def fenced(self) -> bool:
+        """Whether zeros lie over some of the pages, so that growing maps them anew, unpinned."""
 
     def rebase(self, capacity: int, /) -> None:
-        """Map the file anew over a larger range; leases keep the old one."""
+        """Map the file anew over a larger range, its pages unpinned; leases keep the old one."""
 
-    def fence(self, offset: int, /) -> None:
-        """Lay private zero pages over everything from a page boundary on."""
+    def truncate(self, length: int, /) -> None:
+        """Make the file this long, and address so much of it; it is never longer than it was.
 
-    def unfence(self, offset: int, end: int, /) -> None:
-        """Put the file back behind the pages of [offset, end), which it must reach."""
+        While there are growable leases, zeros behind that end it at a page boundary.
+        """
+
+    def extend(self, size: int, end: int, back: int, floor: int, /) -> None:
+        """Make the file at least ``end`` bytes long, and address ``size``, within the capacity.
+
+        If that fails it is ``back`` bytes long again, unless a store has made it longer. The floor
+        becomes no less than ``floor``.
+        """
+
+    def adopt(self, size: int, end: int, forget: bool, /) -> None:
+        """Address as many bytes as others have made it long, within the capacity.
+
+        Where ``end`` is not where the file ends, it is made so long; and if ``forget``, growth goes
+        on from ``size``, whatever stores have made of it before.
+        """
 
     # Growing by stores beyond the end.
     @property
@@ -296,15 +314,6 @@ class Mapping:
 
     def lease_growable(self, offset: int, length: int, place: str | None = None, /) -> Lease:
         """Export a range within the capacity; stores beyond file_end, whole pages, move that."""
-
-    def truncate(self, length: int, /) -> None:
-        """ftruncate(2), and to whole pages behind that while there are growable leases."""
-
-    def extend(self, end: int, /) -> None:
-        """ftruncate(2), unless the file is that long."""
-
-    def follow(self, length: int, /) -> None:
-        """Let growth go on from the length that others cut the file to."""
 
     def take_growth(self) -> bool:
         """Tell whether stores have made the file longer since this was asked last."""

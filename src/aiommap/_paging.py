@@ -92,7 +92,7 @@ class Pager:
                 errno.EPERM,
             )
         resident, total, runs = await core.finish(
-            core.workers.reads, core.within, core.mapping.residency, offset, length
+            core.workers.reads, core.mapping.residency, offset, length
         )
         return Residency(resident, total, tuple(runs), offset, length)
 
@@ -111,9 +111,7 @@ class Pager:
         """Begin to write dirty pages back."""
         core = self._core
         try:
-            await core.finish(
-                core.workers.flushes, core.within, core.mapping.start_writeback, offset, length
-            )
+            await core.finish(core.workers.flushes, core.mapping.start_writeback, offset, length)
         except OSError as error:
             if error.errno != errno.ENOSYS:
                 raise
@@ -199,7 +197,7 @@ class Pager:
 
     def _populate(self, offset: int, length: int, write: bool) -> int:
         try:
-            return self._core.within(self._core.disk.populate, offset, length, write)
+            return self._core.disk.populate(offset, length, write)
         except OSError as error:
             if error.errno in (errno.EINVAL, errno.ENOSYS):
                 raise UnsupportedError(
@@ -218,7 +216,7 @@ class Pager:
         mapping = self._core.mapping
         assert advice.madvise is not None
         try:
-            self._core.within(mapping.advise, offset, length, advice.madvise)
+            mapping.advise(offset, length, advice.madvise)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
@@ -239,7 +237,7 @@ class Pager:
             self._stretch(offset, offset + length, write=False, seconds=math.inf)
         try:
             with self._pinning:
-                self._core.within(self._core.mapping.lock, offset, length)
+                self._core.mapping.lock(offset, length)
         except OSError as error:
             raise self._explain_lock(error, offset, length) from error
 
@@ -265,4 +263,4 @@ class Pager:
                 free.discard(offset, end)
             for offset, end in free.within(0, self._core.mapping.size):
                 with suppress(OutOfBoundsError):  # what is cut off is not pinned any more
-                    self._core.within(self._core.mapping.unlock, offset, end - offset)
+                    self._core.mapping.unlock(offset, end - offset)

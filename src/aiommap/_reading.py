@@ -9,7 +9,6 @@ import anyio
 
 from ._arguments import plain_integers, ranges_of
 from ._core import Core
-from ._errors import OutOfBoundsError
 from ._native import pin
 from ._observing import observed
 from ._ranges import check_range
@@ -128,8 +127,6 @@ class Reader:
         """Read a range that was checked."""
         try:
             data = self._core.disk.read(offset, length)
-        except ValueError as error:  # resized since the range was checked
-            raise OutOfBoundsError(offset, length, self._core.mapping.size) from error
         except OSError as error:
             raise self._core.fault(offset, length, 0, error.errno or errno.EIO) from error
         if len(data) < length:
@@ -140,8 +137,6 @@ class Reader:
         """Fill a view of bytes from a range that was checked."""
         try:
             copied = self._core.disk.read_into(offset, view)
-        except ValueError as error:
-            raise OutOfBoundsError(offset, len(view), self._core.mapping.size) from error
         except OSError as error:
             raise self._core.fault(offset, len(view), 0, error.errno or errno.EIO) from error
         if copied < len(view):

@@ -60,17 +60,22 @@ class Resizer:
     """Changes the size of one file. Worker threads only; one change at a time, and no flush then.
 
     Shrinking fences the tail before the file gives it up: live views read zeros there, and no
-    page of ours is left that could fault.
+    page of ours is left that could fault. Each change is one step of the mapping (CH3): all of it
+    is done, or nothing.
     """
 
-    __slots__ = ("_core", "_ending", "_pager", "fenced")
+    __slots__ = ("_core", "_ending", "_pager")
 
     def __init__(self, core: Core, pager: Pager) -> None:
         self._core = core
         self._pager = pager
         #: Where a change that is under way may end the file, if that is within a page (P3).
         self._ending: int | None = None
-        self.fenced = False
+
+    @property
+    def fenced(self) -> bool:
+        """Whether pages were taken from live views, and have to be mapped anew when it grows."""
+        return self._core.mapping.fenced
 
     def _hides_loss(self, actual: int, size: int) -> bool:
         """Tell whether others cut off to ``actual`` what may be dirty below ``size``.
@@ -95,9 +100,9 @@ class Resizer:
         with self._resizing():
             # Not only what verbs can address: stores behind an odd size, and blocks ahead, go too.
             if size < max(old, mapping.file_end) or size == old < mapping.reserved_end:
-                self._shrink(old, size)
+                self._shrink(size)
             elif size > old:
-                self._grow(old, size)
+                self._grow(old, size, floor=size)
         return True
 
     @contextmanager
@@ -112,19 +117,26 @@ class Resizer:
             raise
         core.size_changed = core.resized = True
 
-    def _grow(self, old: int, size: int, *, whole_pages: bool = False) -> None:
+    def _grow(self, old: int, size: int, *, floor: int, whole_pages: bool = False) -> None:
         mapping = self._core.mapping
         actual = os.fstat(mapping.fd).st_size
+        self._make_room(size)
         with self._end_for(size, whole_pages=whole_pages) as end:
             if not self._core.options.sparse:
                 reserve(mapping.fd, old, end - old, actual)
-            mapping.extend(end)
             try:
-                self._address(old, size)
+                with self._pager.mapping_anew() if self.fenced else nullcontext():
+                    mapping.extend(size, end, actual, floor)
             except BaseException:
-                mapping.set_size(old)
-                mapping.truncate(actual)
+                if mapping.size > old:  # pages could not be pinned again
+                    mapping.truncate(old)
                 raise
+
+    def _make_room(self, size: int) -> None:
+        """Have addresses for so many bytes; the file is as before."""
+        if size > self._core.mapping.capacity:
+            with self._pager.mapping_anew():
+                self._core.mapping.rebase(size)
 
     @contextmanager
     def _end_for(self, size: int, *, whole_pages: bool = False) -> Iterator[int]:
@@ -151,55 +163,21 @@ class Resizer:
     def _follow(self, size: int) -> None:
         mapping = self._core.mapping
         old = mapping.size
-        if size < old:
-            mapping.set_size(size)
-            mapping.fence(align_up(size, PAGE_SIZE))
-            self._follow_end(old, size)
-            self.fenced = True
-            look_again()
-            return
-        try:
-            self._address(old, size)
-            self._follow_end(old, size)
-        except BaseException:
-            mapping.set_size(old)
-            raise
-
-    def _follow_end(self, old: int, size: int) -> None:
-        """Take over where the file ends; for growable views, make that a page boundary (P3)."""
-        mapping = self._core.mapping
-        with self._end_for(size) as end:
+        self._make_room(size)
+        with (
+            self._end_for(size) as end,
+            self._pager.mapping_anew() if (self.fenced and size > old) else nullcontext(),
+        ):
             # Not under a growable view: a store may just be growing it. And what such a store has
             # made of it remains known as our own doing.
-            if size < old or not (mapping.growable_leases or size == mapping.file_end):
-                mapping.follow(size)
-            if end != mapping.file_end:
-                mapping.extend(end)
+            growing = mapping.growable_leases or size == mapping.file_end
+            mapping.adopt(size, end, size < old or not growing)
+        if size < old:
+            look_again()
 
-    def _address(self, old: int, size: int) -> None:
-        mapping = self._core.mapping
-        moved = size > mapping.capacity
-        with self._pager.mapping_anew() if moved or self.fenced else nullcontext():
-            if moved:
-                mapping.rebase(size)
-            if self.fenced:
-                mapping.unfence(align_up(old, PAGE_SIZE), align_up(size, PAGE_SIZE))
-            mapping.set_size(size)
-
-    def _shrink(self, old: int, size: int) -> None:
-        mapping = self._core.mapping
-        mapping.set_size(size)
-        tail = align_up(size, PAGE_SIZE)
-        try:
-            mapping.fence(tail)
-            self.fenced = True
-            with self._end_for(size):
-                mapping.truncate(size)
-        except OSError:
-            mapping.unfence(tail, align_up(old, PAGE_SIZE))
-            mapping.set_size(old)
-            raise
-        mapping.set_size(size)  # again: a store may have made it longer just before
+    def _shrink(self, size: int) -> None:
+        with self._end_for(size):
+            self._core.mapping.truncate(size)
         look_again()
 
     def ensure(self, size: int) -> bool:
@@ -208,12 +186,12 @@ class Resizer:
         Answer False as ``resize`` does.
         """
         mapping = self._core.mapping
-        old, floor = mapping.size, mapping.floor
+        old = mapping.size
         if self._hides_loss(os.fstat(mapping.fd).st_size, max(old, size)):
             return False
         with self._resizing():
-            self._grow(old, max(old, size), whole_pages=True)
-            mapping.floor = max(floor, size)  # what stores brought about is not asked for by this
+            # What stores brought about is not asked for by this.
+            self._grow(old, max(old, size), floor=size, whole_pages=True)
         return True
 
     def check_room(self, capacity: int | None) -> None:
@@ -266,11 +244,7 @@ class Resizer:
         if os.fstat(mapping.fd).st_size != end:  # somebody else made it longer, or shorter
             return
         used = self._used(mapping.floor, end)
-        if used < end:
-            self._shrink(end, used)
-        else:
-            mapping.truncate(end)  # of the same length: gives blocks behind it back
-            mapping.set_size(end)
+        self._shrink(used)  # also to the same length: that gives blocks behind it back
         core.size_changed = core.resized = True
 
     def _used(self, floor: int, end: int) -> int:
@@ -294,7 +268,7 @@ class Resizer:
         """Deallocate the blocks of a range."""
         core = self._core
         try:
-            core.within(core.mapping.punch_hole, offset, length)
+            core.mapping.punch_hole(offset, length)
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
                 raise

@@ -50,7 +50,7 @@ def test_native_bounds_agree_with_check_range(mapping, offset, length):
         assert mapping.read(offset, length) == bytes(length)
         assert mapping.read_nowait(offset, length) in (bytes(length), None)
     else:
-        with pytest.raises(ValueError, match="leaves the"):
+        with pytest.raises(OutOfBoundsError):
             mapping.read(offset, length)
         assert mapping.read_nowait(offset, length) is None
         assert mapping.read_inline(offset, length) is None
@@ -178,13 +178,11 @@ def test_inline_stores_stop_where_the_policy_is_to_be_asked(mapping):
     assert inline(mapping, 2 * PAGE_SIZE, b"x") is not None
 
 
-def test_a_page_that_was_cut_off_is_not_taken_to_be_present(mapping, tmp_path):
+def test_a_page_that_was_cut_off_is_not_taken_to_be_present(mapping):
     mapping.populate(0, SIZE, True)
-    mapping.set_size(4 * PAGE_SIZE)
+    mapping.truncate(4 * PAGE_SIZE)
     assert mapping.dirty_runs() == [(0, 4 * PAGE_SIZE)]
-    os.truncate(tmp_path / "file", 4 * PAGE_SIZE)
-    os.truncate(tmp_path / "file", SIZE)
-    mapping.set_size(SIZE)
+    mapping.extend(SIZE, SIZE, 0, SIZE)
     assert mapping.write_now(8 * PAGE_SIZE, b"no") is None  # a hole: the store would wait
     assert mapping.write_now(0, b"yes") is not None
 
@@ -257,12 +255,12 @@ def test_a_lease_says_where_it_was_taken_and_lets_go_of_that(mapping):
     assert sys.getrefcount(place) == before
 
 
-def test_rebase_keeps_dirty_pages_and_old_leases(mapping, tmp_path):
+def test_rebase_keeps_dirty_pages_and_old_leases(mapping):
     mapping.write_many([(0, memoryview(b"first")), (3 * PAGE_SIZE, memoryview(b"more"))])
     memory = memoryview(mapping.lease(0, 5, True))
-    os.truncate(tmp_path / "file", 300 * PAGE_SIZE)
     mapping.rebase(300 * PAGE_SIZE)
-    mapping.set_size(300 * PAGE_SIZE)
+    assert mapping.size == SIZE
+    mapping.extend(300 * PAGE_SIZE, 300 * PAGE_SIZE, SIZE, 0)
     mapping.write_many([(299 * PAGE_SIZE, memoryview(b"last"))])
     memory[:5] = b"FIRST"
     assert mapping.read(0, 5) == b"FIRST"
@@ -273,13 +271,40 @@ def test_rebase_keeps_dirty_pages_and_old_leases(mapping, tmp_path):
     ]
 
 
-def test_fence_hides_the_file_and_unfence_shows_it(mapping):
+def test_truncate_fences_and_extend_shows_the_file_again(mapping, tmp_path):
     mapping.write_many([(4 * PAGE_SIZE, memoryview(b"tail"))])
     memory = memoryview(mapping.lease(0, SIZE, True))
-    mapping.fence(4 * PAGE_SIZE)
-    assert bytes(memory[4 * PAGE_SIZE : 4 * PAGE_SIZE + 4]) == bytes(4)
-    mapping.unfence(4 * PAGE_SIZE, SIZE)
-    assert bytes(memory[4 * PAGE_SIZE : 4 * PAGE_SIZE + 4]) == b"tail"
+    tail = slice(4 * PAGE_SIZE, 4 * PAGE_SIZE + 4)
+    mapping.truncate(4 * PAGE_SIZE)
+    assert mapping.fenced
+    assert bytes(memory[tail]) == bytes(4)
+    memory[tail] = b"lost"
+    mapping.extend(SIZE, SIZE, 0, SIZE)
+    assert not mapping.fenced
+    assert bytes(memory[tail]) == bytes(4)
+    memory[tail] = b"tail"
+    assert (tmp_path / "file").read_bytes()[tail] == b"tail"
+
+
+def test_adopt_takes_over_what_others_cut_and_append(mapping, tmp_path):
+    memory = memoryview(mapping.lease(0, SIZE, True))
+    os.truncate(tmp_path / "file", PAGE_SIZE)
+    mapping.adopt(PAGE_SIZE, PAGE_SIZE, True)
+    assert mapping.size == mapping.file_end == PAGE_SIZE
+    assert bytes(memory) == bytes(SIZE)
+    os.truncate(tmp_path / "file", SIZE)
+    mapping.adopt(SIZE, SIZE, True)
+    memory[-1] = 1
+    assert (tmp_path / "file").read_bytes()[-1] == 1
+    assert mapping.first_bad is None
+
+
+@pytest.mark.parametrize("change", ["truncate", "extend", "adopt", "rebase"])
+def test_each_change_begins_and_ends_a_generation(mapping, change):
+    before = mapping.generation
+    arguments = {"extend": (SIZE, SIZE, SIZE, SIZE), "adopt": (SIZE, SIZE, True)}
+    getattr(mapping, change)(*arguments.get(change, (SIZE,)))
+    assert mapping.generation == before + 2
 
 
 def test_private_stores_never_reach_the_file(tmp_path):
@@ -304,7 +329,7 @@ def test_verbs_of_a_closed_mapping_raise(mapping, verb):
 
 def test_read_into_exports_are_released_on_failure(mapping):
     target = bytearray(10)
-    with pytest.raises(ValueError, match="leaves the"):
+    with pytest.raises(OutOfBoundsError):
         mapping.read_into(SIZE, target)
     target.extend(b"still resizable")
     data = bytearray(10)

@@ -9,6 +9,7 @@
 #include <sys/syscall.h>
 #endif
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "retry.h"
@@ -39,8 +40,12 @@ static bool try_lock(struct growth *growth)
 
 static void lock(struct growth *growth)
 {
-    while (!try_lock(growth))
-        sched_yield();
+    const struct timespec moment = {.tv_nsec = 50000}; /* the holder may wait for a disk */
+    for (int tries = 0; !try_lock(growth); tries++)
+        if (tries < 100)
+            sched_yield();
+        else
+            nanosleep(&moment, NULL);
 }
 
 static void unlock(struct growth *growth) { STORE(growth->busy, 0); }
@@ -256,6 +261,12 @@ void growth_follow(struct growth *growth, int64_t length)
     STORE(growth->end, length);
     STORE(growth->grown, 0);
     growth->reserved = length;
+    unlock(growth);
+}
+
+void growth_wait(struct growth *growth)
+{
+    lock(growth);
     unlock(growth);
 }
 

@@ -54,6 +54,8 @@ int growth_truncate(struct growth *growth, int fd, int64_t length, bool whole_pa
 int growth_extend(struct growth *growth, int fd, int64_t end);
 /* Take over the length that others cut the file to. */
 void growth_follow(struct growth *growth, int64_t length);
+/* Wait until nobody is at work on the length. */
+void growth_wait(struct growth *growth);
 /* From now on a fault beyond the end finds zeros, and the descriptor is not used any more. */
 void growth_stop(struct growth *growth);
 

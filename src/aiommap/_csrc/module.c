@@ -150,6 +150,11 @@ static int native_exec(PyObject *module)
     if (!state->mapping_type || !state->lease_type || !state->receipt_type || !state->word_type ||
         !state->word_array_type || !state->alarm_type || !state->pin_type)
         return -1;
+    PyObject *errors = PyImport_ImportModule("aiommap._errors");
+    state->out_of_bounds = errors ? PyObject_GetAttrString(errors, "OutOfBoundsError") : NULL;
+    Py_XDECREF(errors);
+    if (!state->out_of_bounds)
+        return -1;
     if (PyModule_AddIntConstant(module, "PAGE_SIZE", (long)page_size()))
         return -1;
     for (size_t i = 0; constants[i].name; i++)
@@ -173,6 +178,7 @@ static int native_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->word_array_type);
     Py_VISIT(state->alarm_type);
     Py_VISIT(state->pin_type);
+    Py_VISIT(state->out_of_bounds);
     return 0;
 }
 
@@ -186,6 +192,7 @@ static int native_clear(PyObject *module)
     Py_CLEAR(state->word_array_type);
     Py_CLEAR(state->alarm_type);
     Py_CLEAR(state->pin_type);
+    Py_CLEAR(state->out_of_bounds);
     return 0;
 }
 

@@ -27,7 +27,7 @@ int64_t coarse_clock(void)
 static bool is_free(const Words *self, int64_t at, bool store)
 {
     const Mapping *mapping = self->mapping;
-    return mapping_is_usable(mapping) && range_is_valid(at, self->width, mapping->size) &&
+    return mapping_is_usable(mapping) && range_is_valid(at, self->width, mapping_reach(mapping)) &&
            (!store || (mapping->inline_writes &&
                        !runs_overlap(at, at + self->width, mapping->lane_start,
                                      mapping->lane_end))); /* I9 */
@@ -35,16 +35,20 @@ static bool is_free(const Words *self, int64_t at, bool store)
 
 bool words_allowed(const Words *self, int64_t at, bool store)
 {
+    Mapping *mapping = self->mapping;
     if (is_free(self, at, store))
         return true;
-    PyObject *answer = PyObject_CallMethod(self->gate, "check", "LIO", (long long)at, self->width,
-                                           store ? Py_True : Py_False);
-    if (!answer)
-        return false;
-    Py_DECREF(answer);
-    if (!mapping_range(self->mapping, at, self->width)) /* I3, whatever the gate thinks */
-        return false;
-    if (store && !self->mapping->writable) {
+    do {
+        mapping_settled(mapping); /* a change may be at work on its page (CH3) */
+        PyObject *answer = PyObject_CallMethod(self->gate, "check", "LIO", (long long)at,
+                                               self->width, store ? Py_True : Py_False);
+        if (!answer)
+            return false;
+        Py_DECREF(answer);
+        if (!mapping_range(mapping, at, self->width)) /* I3, whatever the gate thinks */
+            return false;
+    } while (!range_is_valid(at, self->width, mapping_reach(mapping)));
+    if (store && !mapping->writable) {
         PyErr_SetString(PyExc_ValueError, "the mapping is read-only");
         return false;
     }
@@ -78,15 +82,13 @@ static bool account(const Words *self, int64_t at, bool stored, int64_t now)
     Mapping *mapping = self->mapping;
     size_t first, end;
     pages_of(at, self->width, &first, &end);
-    if (!pages_has_all(&mapping->ready, first, end) && !pages_insert(&mapping->ready, first, end))
+    if (!pages_has_all(&mapping->ready, first, end) && !mapping_ready(mapping, first, end))
         return PyErr_NoMemory() != NULL;
     if (!stored)
         return true;
     if (!pages_has_all(&mapping->dirty, first, end) && !mapping_dirty(mapping, first, end, now))
         return PyErr_NoMemory() != NULL;
-    mapping->written_bytes += self->width;
-    if (at + self->width > mapping->floor)
-        mapping->floor = at + self->width;
+    mapping_count(mapping, at, self->width);
     mapping->sequence++;
     const struct trip *trip = &mapping->trip;
     if (mapping->written_bytes < trip->bytes && mapping->sequence < trip->sequence)
@@ -99,8 +101,11 @@ static bool account(const Words *self, int64_t at, bool stored, int64_t now)
 static bool report_fault(const Words *self, int64_t at)
 {
     struct stat found;
+    struct hold hold;
+    int failed;
     self->mapping->counters.faults++;
-    long long size = fstat(self->mapping->fd, &found) ? -1 : (long long)found.st_size;
+    WITHOUT_GIL(hold, self->mapping, failed = fstat(hold.fd, &found););
+    long long size = failed ? -1 : (long long)found.st_size;
     PyObject *answer = PyObject_CallMethod(self->gate, "fault", "LL", (long long)at, size);
     if (answer) {
         Py_DECREF(answer);
@@ -113,20 +118,28 @@ static bool report_fault(const Words *self, int64_t at)
 static bool operate(const Words *self, int64_t at, struct word_call *call)
 {
     Mapping *mapping = self->mapping;
-    bool store = call->operation != WORD_LOAD, done;
-    if (!words_allowed(self, at, store))
-        return false;
+    bool store = call->operation != WORD_LOAD, done, again;
+    int64_t now;
     call->width = self->width;
-    int64_t now = coarse_clock();
-    /* Under a flush of ours a store waits for the disk now and then: docs/decisions.md. */
-    bool flushed = store && runs_overlap(at, at + self->width, mapping->flight_start,
-                                         mapping->flight_end);
-    if (!flushed && words_present(self, at, now)) {
-        done = act(mapping->region, at, call, now);
-    } else {
-        struct hold hold;
-        WITHOUT_GIL(hold, mapping, done = act(hold.region, at, call, now););
-    }
+    do {
+        struct hold hold = {0};
+        if (!words_allowed(self, at, store))
+            return false;
+        now = coarse_clock();
+        /* Under a flush of ours a store waits for the disk now and then: docs/decisions.md. */
+        bool flushed = store && runs_overlap(at, at + self->width, mapping->flight_start,
+                                             mapping->flight_end);
+        if (!flushed && words_present(self, at, now))
+            done = act(mapping->region, at, call, now);
+        else
+            WITHOUT_GIL(hold, mapping, done = act(hold.region, at, call, now););
+        /* What has stored is not repeated; but if its page was cut off, it has gone nowhere. */
+        again = hold.moved && (!done || !store);
+        if (hold.moved && !again && !mapping->closed &&
+            !range_is_valid(at, self->width, mapping_reach(mapping)) &&
+            !words_allowed(self, at, false))
+            return false;
+    } while (again);
     if (!done)
         return report_fault(self, at);
     bool stored = store && (call->operation != WORD_COMPARE || call->seen == call->expected);

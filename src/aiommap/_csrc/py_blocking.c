@@ -6,21 +6,41 @@
 #include "guard.h"
 #include "py_mapping.h"
 
-/* Fill `to` from the file, or from the mapping where only the mapping has the bytes. */
+#include <limits.h>
+
+/* No errno number is this large. */
+enum { GONE = INT_MIN };
+
+/* Fill `to` from the file, or from the mapping where only the mapping has the bytes: how many bytes,
+ * a negative errno number, or GONE, with an exception, for a range that the file does not have any
+ * more. */
 static ssize_t read_waiting(Mapping *self, char *to, int64_t offset, size_t length)
 {
     struct hold hold;
     ssize_t got;
     size_t first, end;
+    enum meanwhile meanwhile;
     pages_of(offset, (int64_t)length, &first, &end);
-    if (self->private_copy && pages_has_any(&self->dirty, first, end))
-        WITHOUT_GIL(hold, self,
-                    got = (ssize_t)region_copy_out(hold.region, (size_t)offset, to, length););
-    else
-        WITHOUT_GIL(hold, self, got = file_read_own(hold.fd, to, length, (off_t)offset););
-    if (got >= 0 && (size_t)got < length)
-        self->counters.faults++;
+    do {
+        if (self->private_copy && pages_has_any(&self->dirty, first, end))
+            WITHOUT_GIL(hold, self,
+                        got = (ssize_t)region_copy_out(hold.region, (size_t)offset, to, length););
+        else
+            WITHOUT_GIL(hold, self, got = file_read_own(hold.fd, to, length, (off_t)offset););
+        if (got == (ssize_t)length)
+            return got;
+        meanwhile = mapping_meanwhile(self, &hold, offset, (int64_t)length);
+    } while (meanwhile == RANGE_MOVED);
+    if (meanwhile == RANGE_GONE)
+        return GONE;
+    self->counters.faults += got >= 0;
     return got;
+}
+
+/* The exception for what read_waiting could not read. */
+static PyObject *refused(ssize_t got)
+{
+    return got == GONE ? NULL : os_error((int)-got);
 }
 
 PyObject *mapping_read(Mapping *self, PyObject *args)
@@ -35,7 +55,7 @@ PyObject *mapping_read(Mapping *self, PyObject *args)
     ssize_t got = read_waiting(self, PyBytes_AsString(bytes), offset, (size_t)length);
     if (got < 0) {
         Py_DECREF(bytes);
-        return os_error((int)-got);
+        return refused(got);
     }
     if (got == length)
         return bytes;
@@ -57,7 +77,7 @@ PyObject *mapping_read_into(Mapping *self, PyObject *args)
     PyBuffer_Release(&view);
     if (!valid)
         return NULL;
-    return got < 0 ? os_error((int)-got) : PyLong_FromSsize_t(got);
+    return got < 0 ? refused(got) : PyLong_FromSsize_t(got);
 }
 
 PyObject *mapping_sync(Mapping *self, PyObject *args)
@@ -86,25 +106,36 @@ PyObject *mapping_look(Mapping *self, PyObject *Py_UNUSED(unused))
 }
 
 /* What a verb on a non-empty range of the mapping or of the descriptor has to call. Length 0 is
- * left out here: to several system calls it would mean "to the end". */
-#define RANGE_VERB(name, call)                                                                    \
+ * left out here: to several system calls it would mean "to the end". What failed is asked again if
+ * the file or its region changed meanwhile, and what pins pages also if it did not fail. */
+#define RANGE_VERB(name, pins, call)                                                              \
     PyObject *name(Mapping *self, PyObject *args)                                                 \
     {                                                                                             \
         long long offset, length;                                                                 \
         int error = 0;                                                                            \
         struct hold hold;                                                                         \
+        enum meanwhile meanwhile;                                                                 \
         if (!parse_range(self, args, &offset, &length))                                           \
             return NULL;                                                                          \
-        if (length)                                                                               \
+        do {                                                                                      \
+            meanwhile = RANGE_SAME;                                                               \
+            if (length == 0)                                                                      \
+                break;                                                                            \
             WITHOUT_GIL(hold, self, error = call;);                                               \
+            if (error || ((pins) && hold.moved))                                                  \
+                meanwhile = mapping_meanwhile(self, &hold, offset, length);                       \
+        } while (meanwhile == RANGE_MOVED);                                                       \
+        if (meanwhile == RANGE_GONE)                                                              \
+            return NULL;                                                                          \
         if (error)                                                                                \
             return os_error(error);                                                               \
         Py_RETURN_NONE;                                                                           \
     }
 
-RANGE_VERB(mapping_sync_range, region_sync(hold.region, (size_t)offset, (size_t)length))
-RANGE_VERB(mapping_start_writeback, file_start_writeback(hold.fd, (off_t)offset, (off_t)length))
-RANGE_VERB(mapping_read_ahead, file_read_ahead(hold.fd, (off_t)offset, (size_t)length))
-RANGE_VERB(mapping_punch_hole, file_punch_hole(hold.fd, (off_t)offset, (off_t)length))
-RANGE_VERB(mapping_lock, region_lock(hold.region, (size_t)offset, (size_t)length, true))
-RANGE_VERB(mapping_unlock, region_lock(hold.region, (size_t)offset, (size_t)length, false))
+RANGE_VERB(mapping_sync_range, false, region_sync(hold.region, (size_t)offset, (size_t)length))
+RANGE_VERB(mapping_start_writeback, false,
+           file_start_writeback(hold.fd, (off_t)offset, (off_t)length))
+RANGE_VERB(mapping_read_ahead, false, file_read_ahead(hold.fd, (off_t)offset, (size_t)length))
+RANGE_VERB(mapping_punch_hole, false, file_punch_hole(hold.fd, (off_t)offset, (off_t)length))
+RANGE_VERB(mapping_lock, true, region_lock(hold.region, (size_t)offset, (size_t)length, true))
+RANGE_VERB(mapping_unlock, true, region_lock(hold.region, (size_t)offset, (size_t)length, false))

@@ -1,8 +1,15 @@
 /* py_flush.c: what is dirty, what a flush in flight covers, what waits for a worker. */
 #include "py_mapping.h"
 
+bool mapping_ready(Mapping *self, size_t first, size_t end)
+{
+    return pages_insert(&self->ready, first, end < self->pages ? end : self->pages);
+}
+
 bool mapping_dirty(Mapping *self, size_t first, size_t end, int64_t now)
 {
+    if (end > self->pages)
+        end = self->pages;
     if (!self->dirty.members && first < end)
         self->dirty_since = now;
     return pages_insert(&self->dirty, first, end);
@@ -10,9 +17,12 @@ bool mapping_dirty(Mapping *self, size_t first, size_t end, int64_t now)
 
 void mapping_count(Mapping *self, int64_t offset, size_t stored)
 {
+    int64_t end = offset + (int64_t)stored;
     self->written_bytes += stored;
-    if (stored && offset + (int64_t)stored > self->floor)
-        self->floor = offset + (int64_t)stored;
+    if (end > self->size) /* cut off since */
+        end = self->size;
+    if (stored && end > self->floor)
+        self->floor = end;
 }
 
 bool mapping_stored(Mapping *self, int64_t offset, size_t stored, bool ready, int64_t now)
@@ -20,7 +30,7 @@ bool mapping_stored(Mapping *self, int64_t offset, size_t stored, bool ready, in
     size_t first, end;
     if (!pages_of(offset, (int64_t)stored, &first, &end))
         return true;
-    if (ready && !pages_insert(&self->ready, first, end))
+    if (ready && !mapping_ready(self, first, end))
         return false;
     mapping_count(self, offset, stored);
     return mapping_dirty(self, first, end, now);
@@ -115,13 +125,35 @@ PyObject *mapping_flush_begin(Mapping *self, PyObject *args)
     return list;
 }
 
-static bool mark_dirty(Mapping *self, PyObject *runs)
+/* Take [(start, end), ...] in, for PyMem_Free. In C at first, because reading Python objects can run
+ * code, which may change the list, and the mapping. NULL with an exception. */
+static struct run *runs_of(PyObject *list, Py_ssize_t *count)
 {
-    for (Py_ssize_t i = 0; i < PyList_Size(runs); i++) {
-        long long offset, end;
+    PyObject *items = PyList_AsTuple(list);
+    if (!items)
+        return NULL;
+    *count = PyTuple_Size(items);
+    struct run *runs = PyMem_Calloc((size_t)*count + 1, sizeof *runs);
+    if (!runs)
+        PyErr_NoMemory();
+    for (Py_ssize_t i = 0; runs && i < *count; i++) {
+        long long start, end;
+        if (!PyArg_ParseTuple(PyTuple_GetItem(items, i), "LL", &start, &end)) {
+            PyMem_Free(runs);
+            runs = NULL;
+        } else {
+            runs[i] = (struct run){start, end};
+        }
+    }
+    Py_DECREF(items);
+    return runs;
+}
+
+static bool mark_dirty(Mapping *self, const struct run *runs, Py_ssize_t count)
+{
+    for (Py_ssize_t i = 0; i < count; i++) {
+        int64_t offset = runs[i].start, end = runs[i].end;
         size_t first, stop;
-        if (!PyArg_ParseTuple(PyList_GetItem(runs, i), "LL", &offset, &end))
-            return false;
         end = end < self->size ? end : self->size;
         if (offset >= 0 && offset < end && pages_of(offset, end - offset, &first, &stop) &&
             !mapping_dirty(self, first, stop, self->flight_since)) {
@@ -143,7 +175,10 @@ PyObject *mapping_flush_end(Mapping *self, PyObject *failed)
 {
     if (!PyList_CheckExact(failed))
         return PyErr_Format(PyExc_TypeError, "flush_end needs the list of runs that failed");
-    bool marked = mark_dirty(self, failed);
+    Py_ssize_t count = 0;
+    struct run *runs = runs_of(failed, &count);
+    bool marked = runs && mark_dirty(self, runs, count);
+    PyMem_Free(runs);
     mapping_land(self);
     if (!marked)
         return NULL;
@@ -205,20 +240,11 @@ PyObject *mapping_set_locked(Mapping *self, PyObject *ranges)
 {
     if (!PyList_CheckExact(ranges))
         return PyErr_Format(PyExc_TypeError, "set_locked needs a list of (offset, end)");
-    Py_ssize_t count = PyList_Size(ranges);
-    int64_t *bounds = PyMem_Calloc(count ? (size_t)count : 1, 2 * sizeof *bounds);
-    if (!bounds)
-        return PyErr_NoMemory();
-    for (Py_ssize_t i = 0; i < count; i++) {
-        long long start, end;
-        if (!PyArg_ParseTuple(PyList_GetItem(ranges, i), "LL", &start, &end)) {
-            PyMem_Free(bounds);
-            return NULL;
-        }
-        bounds[2 * i] = start;
-        bounds[2 * i + 1] = end;
-    }
-    PyMem_Free(self->locked.bounds);
-    self->locked = (struct spans){.bounds = bounds, .count = (size_t)count};
+    Py_ssize_t count = 0;
+    struct run *runs = runs_of(ranges, &count);
+    if (!runs)
+        return NULL;
+    PyMem_Free(self->locked.runs);
+    self->locked = (struct spans){.runs = runs, .count = (size_t)count};
     Py_RETURN_NONE;
 }

@@ -9,7 +9,7 @@
 static bool lift_fence(Mapping *self, int64_t end)
 {
     size_t stop = pages_for(end) * page_size();
-    if (self->fence >= end)
+    if (self->fence >= (int64_t)stop)
         return true;
     if (self->region && region_unfence(self->region, self->fd, (size_t)self->fence, stop))
         return false;
@@ -24,9 +24,10 @@ static bool lift_fence(Mapping *self, int64_t end)
 int64_t mapping_size(Mapping *self)
 {
     int64_t grown = __atomic_load_n(&self->growth.grown, __ATOMIC_ACQUIRE);
-    if (grown > self->size && !self->closed && lift_fence(self, grown)) {
-        self->size = grown;
-        self->growth_seen = true;
+    if (grown > self->size && !self->closed && self->moving == INT64_MAX && /* CH4 */
+        lift_fence(self, grown)) {
+        mapping_set_size(self, grown);
+        self->growth_seen = true; /* no change that verbs must know of: what they checked is true */
     }
     return self->size;
 }
@@ -51,82 +52,60 @@ PyObject *mapping_get_growing(Mapping *self, void *Py_UNUSED(closure))
     return PyBool_FromLong(__atomic_load_n(&self->growth.busy, __ATOMIC_ACQUIRE) != 0);
 }
 
-/* Map as much as is reserved once more, unless that was done. NULL with an exception. */
-static struct region *growable_region(Mapping *self)
+/* Map as much as is reserved once more, unless that was done; false with an exception. */
+static bool map_growable(Mapping *self)
 {
-    size_t length = self->region ? self->region->length : 0;
-    if (self->growable && self->growable->length >= length)
-        return self->growable;
-    struct region_options options = mapping_options(self);
-    struct region *region = NULL;
-    struct hold hold;
-    int error;
-    options.growth = &self->growth;
-    WITHOUT_GIL(hold, self, error = region_map(&region, hold.fd, length, &options););
-    if (error) {
-        os_error(error);
-        return NULL;
+    while (mapping_check(self)) {
+        size_t length = self->region ? self->region->length : 0;
+        if (self->growable && self->growable->length >= length)
+            return true;
+        struct region_options options = mapping_options(self);
+        struct region *region = NULL, *old;
+        struct hold hold;
+        int error;
+        options.growth = &self->growth;
+        WITHOUT_GIL(hold, self, error = region_map(&region, hold.fd, length, &options););
+        if (error) {
+            os_error(error);
+            return false;
+        }
+        /* Another thread may have been first, or the mapping closed: then ours is of no use. */
+        bool wanted = !self->closed && (!self->growable || self->growable->length < length);
+        old = wanted ? self->growable : region;
+        if (wanted)
+            self->growable = region;
+        region_release(old); /* leases on it keep it */
     }
-    region_release(self->growable); /* leases on it keep it */
-    self->growable = region;
-    return region;
+    return false;
+}
+
+static bool can_grow(const Mapping *self, int64_t offset, int64_t length)
+{
+    int64_t limit = self->region ? (int64_t)self->region->length : 0;
+    int64_t end = __atomic_load_n(&self->growth.end, __ATOMIC_ACQUIRE);
+    if (!mapping_check(self))
+        return false;
+    if (range_is_valid(offset, length, limit) && end % (int64_t)page_size() == 0 && /* X1 */
+        self->writable && !self->private_copy)
+        return true;
+    PyErr_Format(PyExc_ValueError, "%lld bytes at %lld: cannot grow from %lld", (long long)length,
+                 (long long)offset, (long long)end);
+    return false;
 }
 
 PyObject *mapping_lease_growable(Mapping *self, PyObject *args)
 {
     long long offset, length;
     PyObject *place = Py_None;
-    if (!PyArg_ParseTuple(args, "LL|O:lease_growable", &offset, &length, &place) ||
-        !mapping_check(self))
+    if (!PyArg_ParseTuple(args, "LL|O:lease_growable", &offset, &length, &place))
         return NULL;
-    int64_t limit = self->region ? (int64_t)self->region->length : 0;
-    int64_t end = __atomic_load_n(&self->growth.end, __ATOMIC_ACQUIRE);
-    if (!range_is_valid(offset, length, limit) || end % (int64_t)page_size() || /* X1 */
-        !self->writable || self->private_copy)
-        return PyErr_Format(PyExc_ValueError, "cannot grow from %lld to %lld", (long long)end,
-                            offset + length);
-    struct region *region = length ? growable_region(self) : NULL;
-    if (length && !region)
-        return NULL;
-    return (PyObject *)lease_make(self, region, offset, length, true, place);
-}
-
-PyObject *mapping_truncate(Mapping *self, PyObject *args)
-{
-    long long length;
-    int error;
-    if (!PyArg_ParseTuple(args, "L:truncate", &length) || !mapping_check(self))
-        return NULL;
-    bool whole_pages = self->growable_leases > 0 && self->growth.fd >= 0;
-    struct hold hold;
-    WITHOUT_GIL(hold, self,
-                error = growth_truncate(&self->growth, hold.fd, length, whole_pages););
-    if (error)
-        return os_error(error);
-    Py_RETURN_NONE;
-}
-
-PyObject *mapping_extend(Mapping *self, PyObject *args)
-{
-    long long end;
-    int error;
-    if (!PyArg_ParseTuple(args, "L:extend", &end) || !mapping_check(self))
-        return NULL;
-    struct hold hold;
-    WITHOUT_GIL(hold, self, error = growth_extend(&self->growth, hold.fd, end););
-    if (error)
-        return os_error(error);
-    Py_RETURN_NONE;
-}
-
-PyObject *mapping_follow(Mapping *self, PyObject *args)
-{
-    long long length;
-    if (!PyArg_ParseTuple(args, "L:follow", &length) || !mapping_check(self))
-        return NULL;
-    struct hold hold;
-    WITHOUT_GIL(hold, self, growth_follow(&self->growth, length););
-    Py_RETURN_NONE;
+    Lease *lease = lease_make(self, place);
+    /* The region last: nothing lets the GIL go between finding it there and binding it (CH6). */
+    if (lease && (!can_grow(self, offset, length) || (length && !map_growable(self)) ||
+                  !can_grow(self, offset, length) ||
+                  !lease_bind(lease, self->growable, offset, length, true)))
+        Py_CLEAR(lease);
+    return (PyObject *)lease;
 }
 
 PyObject *mapping_take_growth(Mapping *self, PyObject *Py_UNUSED(unused))

@@ -34,28 +34,27 @@ bool spans_cover(const struct spans *spans, int64_t offset, int64_t end)
     size_t low = 0, high = spans->count;
     while (low < high) { /* the last span that starts at or before offset */
         size_t middle = (low + high) / 2;
-        if (spans->bounds[2 * middle] <= offset)
+        if (spans->runs[middle].start <= offset)
             low = middle + 1;
         else
             high = middle;
     }
-    return low > 0 && end <= spans->bounds[2 * low - 1];
+    return low > 0 && end <= spans->runs[low - 1].end;
 }
 
 /* A guarded copy out of pages that are known to be present. */
 static bool copy_present(Mapping *self, char *to, int64_t offset, size_t length)
 {
     size_t copied;
-    if (length <= GIL_COPY_LIMIT_BYTES) {
+    struct hold hold = {0};
+    if (length <= GIL_COPY_LIMIT_BYTES)
         copied = region_copy_out(self->region, (size_t)offset, to, length);
-    } else {
-        struct hold hold;
+    else
         WITHOUT_GIL(hold, self,
                     copied = region_copy_out(hold.region, (size_t)offset, to, length););
-    }
-    if (copied < length)
+    if (copied < length && !hold.moved)
         self->counters.faults++;
-    return copied == length;
+    return copied == length && !hold.moved;
 }
 
 /* Check and copy piece by piece, so that little time passes between the two. The size is looked at
@@ -80,31 +79,37 @@ static size_t copy_checked(const struct region *region, int fd, char *to, size_t
 static bool read_mapped(Mapping *self, char *to, int64_t offset, size_t length)
 {
     size_t done;
-    if (length <= GIL_COPY_LIMIT_BYTES) {
+    struct hold hold = {0};
+    if (length <= GIL_COPY_LIMIT_BYTES)
         done = copy_checked(self->region, self->fd, to, (size_t)offset, length);
-    } else {
-        struct hold hold;
+    else
         WITHOUT_GIL(hold, self,
                     done = copy_checked(hold.region, hold.fd, to, (size_t)offset, length););
-    }
-    return done == length;
+    return done == length && !hold.moved;
+}
+
+/* file_read_nowait, or an equal that does not wait; and of what was read only what is its own. */
+static ssize_t read_own(int fd, char *to, size_t length, int64_t offset, bool nowait)
+{
+    if (!nowait)
+        return file_read_own(fd, to, length, (off_t)offset);
+    ssize_t got = file_read_nowait(fd, to, length, (off_t)offset);
+    return got == (ssize_t)length ? (ssize_t)file_own(fd, (off_t)offset, length) : got;
 }
 
 /* Read through the descriptor, which never waits and never faults. */
 static bool read_cached(Mapping *self, char *to, int64_t offset, size_t length)
 {
-    struct hold hold;
     ssize_t got;
-    if (self->nowait && length <= GIL_COPY_LIMIT_BYTES) {
-        got = file_read_nowait(self->fd, to, length, offset);
-    } else if (self->nowait) {
-        WITHOUT_GIL(hold, self, got = file_read_nowait(hold.fd, to, length, offset););
-    } else {
-        WITHOUT_GIL(hold, self, got = file_read(hold.fd, to, length, offset););
-    }
+    struct hold hold = {0};
+    bool nowait = self->nowait;
+    if (nowait && length <= GIL_COPY_LIMIT_BYTES)
+        got = read_own(self->fd, to, length, offset, nowait);
+    else
+        WITHOUT_GIL(hold, self, got = read_own(hold.fd, to, length, offset, nowait););
     if (got == -EOPNOTSUPP || got == -EPERM || got == -ENOSYS)
         self->nowait = false; /* this file system, sandbox or kernel has no NOWAIT reads */
-    return got == (ssize_t)length && file_own(self->fd, (off_t)offset, length) == length;
+    return got == (ssize_t)length && !hold.moved;
 }
 
 /* True when `length` bytes were read without waiting. Needs a valid range. */
@@ -140,6 +145,7 @@ static bool read_counted(Mapping *self, char *to, int64_t offset, size_t length)
 
 static PyObject *read_bytes(Mapping *self, int64_t offset, int64_t length)
 {
+    /* Bytes are nothing that garbage collection knows, so making them runs no Python code (CH2). */
     PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
     if (!bytes)
         return NULL;
@@ -153,7 +159,7 @@ PyObject *mapping_read_inline(Mapping *self, PyObject *const *args, Py_ssize_t c
 {
     int64_t offset, length;
     if (count != 2 || !parse_integer(args[0], &offset) || !parse_integer(args[1], &length) ||
-        !mapping_is_usable(self) || !range_is_valid(offset, length, self->size) ||
+        !mapping_is_usable(self) || !range_is_valid(offset, length, mapping_reach(self)) ||
         (uint64_t)length > INLINE_READ_LIMIT_BYTES || !turn_allows(self))
         Py_RETURN_NONE;
     return read_bytes(self, offset, length);
@@ -163,7 +169,7 @@ PyObject *mapping_read_nowait(Mapping *self, PyObject *const *args, Py_ssize_t c
 {
     int64_t offset, length;
     if (count != 2 || !parse_integer(args[0], &offset) || !parse_integer(args[1], &length) ||
-        !mapping_is_usable(self) || !range_is_valid(offset, length, self->size))
+        !mapping_is_usable(self) || !range_is_valid(offset, length, mapping_reach(self)))
         Py_RETURN_NONE;
     return read_bytes(self, offset, length);
 }
@@ -178,7 +184,8 @@ PyObject *mapping_read_into_inline(Mapping *self, PyObject *const *args, Py_ssiz
         PyErr_Clear();
         Py_RETURN_NONE;
     }
-    bool done = mapping_is_usable(self) && range_is_valid(offset, view.len, self->size) &&
+    bool done = mapping_is_usable(self) && /* after the buffer, which may be Python's (CH2) */
+                range_is_valid(offset, view.len, mapping_reach(self)) &&
                 (size_t)view.len <= INLINE_READ_LIMIT_BYTES &&
                 read_counted(self, view.buf, offset, (size_t)view.len);
     Py_ssize_t length = view.len;
@@ -231,7 +238,7 @@ static bool trips(const Mapping *self, int64_t offset, int64_t length)
 static PyObject *store_now(Mapping *self, int64_t offset, const Py_buffer *data, bool asked)
 {
     int64_t now = slice_clock();
-    if (!range_is_valid(offset, data->len, self->size) ||
+    if (!range_is_valid(offset, data->len, mapping_reach(self)) ||
         (size_t)data->len > INLINE_WRITE_LIMIT_BYTES)
         Py_RETURN_NONE;
     const struct slice *slice = thread_slice();
@@ -268,7 +275,7 @@ static PyObject *write_now(Mapping *self, PyObject *const *args, Py_ssize_t coun
         PyErr_Clear();
         Py_RETURN_NONE;
     }
-    PyObject *receipt = self->inline_writes && mapping_is_usable(self)
+    PyObject *receipt = self->inline_writes && mapping_is_usable(self) /* after the buffer (CH2) */
                             ? store_now(self, offset, &data, asked)
                             : Py_NewRef(Py_None);
     PyBuffer_Release(&data);
@@ -297,7 +304,8 @@ PyObject *mapping_stage(Mapping *self, PyObject *const *args, Py_ssize_t count)
         PyErr_Clear();
         Py_RETURN_NONE;
     }
-    if (mapping_is_usable(self) && range_is_valid(offset, PyObject_Size(data), self->size))
+    if (mapping_is_usable(self) &&
+        range_is_valid(offset, PyObject_Size(data), mapping_reach(self)))
         store = PyTuple_Pack(2, args[0], data);
     else
         store = Py_NewRef(Py_None);

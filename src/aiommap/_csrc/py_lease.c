@@ -7,6 +7,7 @@
 static void lease_link(Lease *lease)
 {
     Mapping *mapping = lease->mapping;
+    lease->linked = true;
     lease->next = mapping->leases;
     if (lease->next)
         lease->next->previous = lease;
@@ -22,6 +23,7 @@ static void lease_unlink(Lease *lease)
     lease->mapping->writable_leases -= lease->writable;
     lease->mapping->ended_leases += lease->writable;
     lease->mapping->growable_leases -= lease->region && lease->region->growth;
+    lease->linked = false;
     if (lease->previous)
         lease->previous->next = lease->next;
     else
@@ -30,18 +32,23 @@ static void lease_unlink(Lease *lease)
         lease->next->previous = lease->previous;
 }
 
-Lease *lease_make(Mapping *self, struct region *region, int64_t offset, int64_t length,
-                  bool writable, PyObject *place)
+Lease *lease_make(Mapping *self, PyObject *place)
 {
     struct native_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
     Lease *lease = (Lease *)PyType_GenericAlloc(state->lease_type, 0);
     if (!lease)
         return NULL;
     lease->mapping = (Mapping *)Py_NewRef((PyObject *)self);
+    lease->place = Py_NewRef(place);
+    return lease;
+}
+
+bool lease_bind(Lease *lease, struct region *region, int64_t offset, int64_t length, bool writable)
+{
+    Mapping *self = lease->mapping;
     lease->offset = offset;
     lease->length = (Py_ssize_t)length;
     lease->writable = writable && self->writable;
-    lease->place = Py_NewRef(place);
     if (length) {
         lease->region = region;
         lease->region->holders++;
@@ -55,11 +62,10 @@ Lease *lease_make(Mapping *self, struct region *region, int64_t offset, int64_t 
     if (lease->writable && left > 0 &&
         pages_of(offset, length < left ? length : left, &first, &end) &&
         !mapping_dirty(self, first, end, slice_clock())) {
-        Py_DECREF(lease);
         PyErr_NoMemory();
-        return NULL;
+        return false;
     }
-    return lease;
+    return true;
 }
 
 PyObject *mapping_lease(Mapping *self, PyObject *args)
@@ -67,10 +73,13 @@ PyObject *mapping_lease(Mapping *self, PyObject *args)
     long long offset, length;
     int writable;
     PyObject *place = Py_None;
-    if (!PyArg_ParseTuple(args, "LLp|O:lease", &offset, &length, &writable, &place) ||
-        !mapping_range(self, offset, length))
+    if (!PyArg_ParseTuple(args, "LLp|O:lease", &offset, &length, &writable, &place))
         return NULL;
-    return (PyObject *)lease_make(self, self->region, offset, length, writable, place);
+    Lease *lease = lease_make(self, place);
+    if (lease && (!mapping_range(self, offset, length) ||
+                  !lease_bind(lease, self->region, offset, length, writable)))
+        Py_CLEAR(lease);
+    return (PyObject *)lease;
 }
 
 static int lease_getbuffer(Lease *self, Py_buffer *view, int flags)
@@ -94,7 +103,8 @@ static void lease_dealloc(Lease *self)
 {
     Mapping *mapping = self->mapping;
     PyObject_GC_UnTrack(self);
-    lease_unlink(self);
+    if (self->linked)
+        lease_unlink(self);
     /* It may have been stored through after the last flush began. */
     int64_t left = mapping_size(mapping) - self->offset;
     size_t first, end;

@@ -29,6 +29,8 @@ void hold_begin(struct hold *hold, Mapping *mapping)
     hold->mapping = mapping;
     hold->region = mapping->region;
     hold->fd = mapping->fd;
+    hold->generation = mapping->generation;
+    hold->moved = false;
     if (hold->region)
         hold->region->holders++;
     mapping->in_flight++;
@@ -43,6 +45,8 @@ void hold_end(struct hold *hold)
         mapping->fd_to_close = -1;
         descriptor_close(fd);
     }
+    /* Last, as both of the above may let the GIL go. */
+    hold->moved = hold->generation != mapping->generation;
 }
 
 bool mapping_is_usable(const Mapping *self)
@@ -60,15 +64,44 @@ bool mapping_check(const Mapping *self)
     return false;
 }
 
-bool mapping_range(const Mapping *self, int64_t offset, int64_t length)
+static bool check_range(const Mapping *self, int64_t offset, int64_t length, int64_t limit)
 {
     if (!mapping_check(self))
         return false;
-    if (range_is_valid(offset, length, self->size))
+    if (range_is_valid(offset, length, limit))
         return true;
-    PyErr_Format(PyExc_ValueError, "range of %lld bytes at %lld leaves the %lld mapped bytes",
-                 (long long)length, (long long)offset, (long long)self->size);
+    struct native_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
+    PyObject *error = PyObject_CallFunction(state->out_of_bounds, "LLL", (long long)offset,
+                                            (long long)length, (long long)limit);
+    if (error)
+        PyErr_SetObject(state->out_of_bounds, error);
+    Py_XDECREF(error);
     return false;
+}
+
+bool mapping_range(const Mapping *self, int64_t offset, int64_t length)
+{
+    return check_range(self, offset, length, self->size);
+}
+
+enum meanwhile mapping_meanwhile(const Mapping *self, const struct hold *hold, int64_t offset,
+                                 int64_t length)
+{
+    if (!hold->moved && self->moving == INT64_MAX)
+        return RANGE_SAME;
+    if (!check_range(self, offset, length, mapping_reach(self)))
+        return RANGE_GONE;
+    return hold->moved ? RANGE_MOVED : RANGE_SAME;
+}
+
+void mapping_set_size(Mapping *self, int64_t size)
+{
+    self->size = size;
+    self->pages = pages_for(size);
+    pages_remove(&self->dirty, self->pages, self->dirty.count);
+    pages_remove(&self->ready, self->pages, self->ready.count);
+    if (!self->dirty.members)
+        self->dirty_since = 0;
 }
 
 bool parse_range(Mapping *self, PyObject *args, long long *offset, long long *length)
@@ -143,8 +176,9 @@ static PyObject *mapping_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     self->fd = fd;
     self->fd_to_close = -1;
     self->size = size;
+    self->pages = pages_for(size);
     self->floor = size;
-    self->fence = INT64_MAX;
+    self->moving = self->fence = INT64_MAX;
     self->damage.first_bad = DAMAGE_NONE;
     self->growth = (struct growth){.fd = fd, .sparse = sparse, .end = size};
     self->writable = writable;
@@ -170,13 +204,17 @@ static PyObject *mapping_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
 
 static PyObject *mapping_close(Mapping *self, PyObject *Py_UNUSED(unused))
 {
-    struct region *region = self->region;
+    struct region *region = self->region, *growable = self->growable, *quiet = self->quiet;
     int fd = self->fd;
-    struct region *growable = self->growable, *quiet = self->quiet;
-    growth_stop(&self->growth);
     self->closed = true;
     self->region = self->growable = self->quiet = NULL;
     self->fd = -1;
+    self->generation++;
+    if (fd >= 0) {
+        Py_BEGIN_ALLOW_THREADS /* it waits for a change that is under way, and with it for a disk */
+        growth_stop(&self->growth);
+        Py_END_ALLOW_THREADS
+    }
     region_release(region);
     region_release(growable);
     region_release(quiet);
@@ -230,7 +268,7 @@ static void mapping_dealloc(Mapping *self)
     mapping_clear(self);
     pages_free(&self->dirty);
     pages_free(&self->ready);
-    PyMem_Free(self->locked.bounds);
+    PyMem_Free(self->locked.runs);
     guard_remove();
     object_free(self);
 }
@@ -281,6 +319,11 @@ static PyObject *get_size(Mapping *self, void *Py_UNUSED(closure))
     return PyLong_FromLongLong(mapping_size(self));
 }
 
+static PyObject *get_fenced(Mapping *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(self->fence != INT64_MAX);
+}
+
 static PyObject *get_damage_errno(Mapping *self, void *Py_UNUSED(closure))
 {
     return PyLong_FromLong(__atomic_load_n(&self->damage.error, __ATOMIC_SEQ_CST));
@@ -304,6 +347,7 @@ static PyGetSetDef mapping_getset[] = {
     {"address", (getter)get_address, NULL, "Where byte 0 is mapped.", NULL},
     {"forked", (getter)get_forked, NULL, "Whether this is a forked child of the opener.", NULL},
     {"size", (getter)get_size, NULL, "Bytes of the file that verbs may address.", NULL},
+    {"fenced", (getter)get_fenced, NULL, "Whether zeros lie over some of the pages.", NULL},
     {"damage_errno", (getter)get_damage_errno, NULL, "Why it faulted, an errno number.", NULL},
     {"file_end", (getter)mapping_get_file_end, NULL, "Where the file was made to end.", NULL},
     {"grown", (getter)mapping_get_grown, NULL, "Where a store made it end, or 0.", NULL},
@@ -326,6 +370,7 @@ static PyMemberDef mapping_members[] = {
     FIELD(residency_visible, T_BOOL, READONLY),
     FIELD(inline_writes, T_BOOL, 0),
     FIELD(declining, T_BOOL, 0),
+    FIELD(generation, T_ULONGLONG, READONLY),
     FIELD(sequence, T_ULONGLONG, READONLY),
     FIELD(durable_sequence, T_ULONGLONG, 0),
     FIELD(written_bytes, T_ULONGLONG, READONLY),
@@ -377,15 +422,12 @@ static PyMethodDef mapping_methods[] = { /* documented in _native.pyi */
     ARGS("set_trip", mapping_set_trip),
     ARGS("set_lane", mapping_set_lane),
     ONE("set_locked", mapping_set_locked),
-    ARGS("set_size", mapping_set_size),
     ARGS("rebase", mapping_rebase),
-    ARGS("fence", mapping_fence),
-    ARGS("unfence", mapping_unfence),
-    ARGS("lease", mapping_lease),
-    ARGS("lease_growable", mapping_lease_growable),
     ARGS("truncate", mapping_truncate),
     ARGS("extend", mapping_extend),
-    ARGS("follow", mapping_follow),
+    ARGS("adopt", mapping_adopt),
+    ARGS("lease", mapping_lease),
+    ARGS("lease_growable", mapping_lease_growable),
     NONE("take_growth", mapping_take_growth),
     NONE("stop_growth", mapping_stop_growth),
     ARGS("attach", mapping_attach),

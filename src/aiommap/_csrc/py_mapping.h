@@ -3,6 +3,26 @@
  * Locking. "GIL" behind a field means: read and written only while holding the GIL. A verb that
  * gives the GIL up first takes a hold (hold_begin), which keeps region and descriptor alive, and
  * then touches nothing but the hold, the caller's buffer and constants.
+ *
+ * Changes. What a verb checked under the GIL may be another's by the time it has the GIL back. A
+ * *change* is a change of size, of the fence, of the region, or closing. Growth that is taken over is
+ * none: it adds bytes that nobody has checked for, and all that was checked stays true.
+ *   CH1  `generation` moves, under the GIL, when a change begins and when it ends.
+ *   CH2  Whoever has let the GIL go believes nothing that it had checked before: `hold.moved` says
+ *        whether there was a change. Then it clips what it enters into the books, repeats what has
+ *        no effect, or declines. So does whoever may have run Python code, which is: made or
+ *        dropped an object that garbage collection knows, asked for a buffer, called the gate. It
+ *        checks after that, not before.
+ *   CH3  A change is one native step (py_resize.c). While it is under way `moving` says from which
+ *        byte on pages come and go, and size and fence are as before. From there on no verb touches
+ *        the mapping: inline verbs decline, stores of workers count as outside, words wait. Through
+ *        the descriptor the file is as it is.
+ *   CH4  Changes come one after the other: they are items of the flush lane (F5), and a second one
+ *        is refused. While one is under way nobody takes growth over, so none meets another's fence.
+ *   CH5  No page beyond the size is dirty or ready, and the floor does not lie beyond it: whoever
+ *        enters something into the books is clipped, however late it comes.
+ *   CH6  A region is used by those who hold it, and they hold it before they do anything that may
+ *        let the GIL go. A pointer to it is replaced before what it pointed at is released.
  */
 #ifndef AIOMMAP_PY_MAPPING_H
 #define AIOMMAP_PY_MAPPING_H
@@ -34,9 +54,13 @@
 /* How long a page that was stored to is trusted to be still in memory. */
 #define READY_NS INT64_C(1000000000)
 
-/* A sorted array of disjoint byte ranges [starts[i], ends[i]). */
+/* Bytes [start, end) of the file. */
+struct run { /* the caller's own */
+    int64_t start, end;
+};
+
 struct spans { /* GIL */
-    int64_t *bounds; /* start, end, start, end, ... */
+    struct run *runs; /* sorted and disjoint */
     size_t count;
 };
 
@@ -50,11 +74,6 @@ struct trip { /* GIL */
     uint64_t bytes;    /* of written_bytes */
     uint64_t sequence; /* of sequence */
     uint64_t pages;    /* dirty or being flushed; this many are still allowed */
-};
-
-/* Bytes [start, end) of the file. */
-struct run { /* the caller's own */
-    int64_t start, end;
 };
 
 typedef struct lease Lease;
@@ -73,6 +92,9 @@ typedef struct {
     bool declining;        /* GIL; inline verbs answer None: it is being closed, or a test says so */
     bool inline_writes;    /* GIL; off for policy "always", after a failed flush, while closing */
     int64_t size;          /* GIL; bytes of the file that verbs may address; see mapping_size */
+    size_t pages;          /* GIL; the whole pages that they take */
+    uint64_t generation;   /* GIL; CH1 */
+    int64_t moving;        /* GIL; CH3; INT64_MAX while no change is under way */
     int64_t floor;         /* GIL; what closing may not cut off: asked for, or written by a verb */
     struct damage damage;  /* atomic; written by the signal handler */
     struct growth growth;  /* atomic; written by the signal handler */
@@ -114,6 +136,7 @@ struct lease {
     int64_t offset;        /* constant */
     Py_ssize_t length;     /* constant */
     bool writable;         /* constant */
+    bool linked;           /* GIL; it is one of Mapping.leases: all above is as it will be */
     PyObject *place;       /* constant, strong; a string that says where it was taken, or None */
     Lease *next, *previous; /* GIL; links of Mapping.leases */
 };
@@ -131,6 +154,7 @@ typedef struct {
 struct native_state { /* constant once the module has been executed */
     PyTypeObject *mapping_type, *lease_type, *receipt_type;
     PyTypeObject *word_type, *word_array_type, *alarm_type, *pin_type;
+    PyObject *out_of_bounds; /* OutOfBoundsError */
 };
 
 /* What a verb may use while it does not hold the GIL. */
@@ -138,6 +162,8 @@ struct hold { /* the caller's own */
     Mapping *mapping;
     struct region *region;
     int fd;
+    uint64_t generation; /* at its beginning */
+    bool moved;          /* set at its end: there was a change, or one is under way (CH2) */
 };
 
 /* All of these need the GIL. */
@@ -155,7 +181,23 @@ static inline bool range_is_valid(int64_t offset, int64_t length, int64_t limit)
 {
     return offset >= 0 && length >= 0 && offset <= limit && length <= limit - offset;
 }
+/* As far as verbs may touch the mapping at this moment (CH3). */
+static inline int64_t mapping_reach(const Mapping *self)
+{
+    return self->moving < self->size ? self->moving : self->size;
+}
+void mapping_set_size(Mapping *self, int64_t size);
 bool mapping_range(const Mapping *self, int64_t offset, int64_t length); /* with an exception */
+/* What became of a range while the GIL was away; asked by who did not get what it wanted (CH2). */
+enum meanwhile {
+    RANGE_SAME,  /* nothing: it is to blame */
+    RANGE_MOVED, /* it is inside still, and asking again may do */
+    RANGE_GONE,  /* it is not, and there is an exception */
+};
+enum meanwhile mapping_meanwhile(const Mapping *self, const struct hold *hold, int64_t offset,
+                                 int64_t length);
+/* Wait, without the GIL, until the change that is under way is over, if one is. */
+void mapping_settled(Mapping *self);
 /* Parse (offset, length) of a verb on a range, and check it. */
 bool parse_range(Mapping *self, PyObject *args, long long *offset, long long *length);
 PyObject *os_error(int number);
@@ -163,7 +205,9 @@ PyObject *list_of_runs(const struct run *runs, Py_ssize_t count); /* [(start, en
 /* The whole pages that bytes [0, end) take; and those that a range touches, false if it is empty. */
 size_t pages_for(int64_t end);
 bool pages_of(int64_t offset, int64_t length, size_t *first, size_t *end);
-/* Mark pages [first, end) as stored to from this moment on. False when out of memory. */
+/* Mark those of pages [first, end) that the file has (CH5): as stored to from this moment on, and as
+ * in memory. False when out of memory. */
+bool mapping_ready(Mapping *self, size_t first, size_t end);
 bool mapping_dirty(Mapping *self, size_t first, size_t end, int64_t now);
 /* Note that `stored` bytes were stored at a time, and whether their pages can now be stored to
  * without a fault. Behind a fault nothing is dirty. False when out of memory. */
@@ -233,16 +277,13 @@ PyObject *mapping_set_lane(Mapping *self, PyObject *args);
 PyObject *mapping_set_locked(Mapping *self, PyObject *ranges);
 
 /* py_resize.c */
-PyObject *mapping_set_size(Mapping *self, PyObject *args);
 PyObject *mapping_rebase(Mapping *self, PyObject *args);
-PyObject *mapping_fence(Mapping *self, PyObject *args);
-PyObject *mapping_unfence(Mapping *self, PyObject *args);
+PyObject *mapping_truncate(Mapping *self, PyObject *args);
+PyObject *mapping_extend(Mapping *self, PyObject *args);
+PyObject *mapping_adopt(Mapping *self, PyObject *args);
 
 /* py_growth.c */
 PyObject *mapping_lease_growable(Mapping *self, PyObject *args);
-PyObject *mapping_truncate(Mapping *self, PyObject *args);
-PyObject *mapping_extend(Mapping *self, PyObject *args);
-PyObject *mapping_follow(Mapping *self, PyObject *args);
 PyObject *mapping_take_growth(Mapping *self, PyObject *unused);
 PyObject *mapping_stop_growth(Mapping *self, PyObject *unused);
 PyObject *mapping_get_file_end(Mapping *self, void *closure);
@@ -250,9 +291,11 @@ PyObject *mapping_get_grown(Mapping *self, void *closure);
 PyObject *mapping_get_growing(Mapping *self, void *closure);
 PyObject *mapping_get_reserved_end(Mapping *self, void *closure);
 
-/* py_lease.c */
-Lease *lease_make(Mapping *self, struct region *region, int64_t offset, int64_t length,
-                  bool writable, PyObject *place); /* NULL with an exception */
+/* py_lease.c: made first, and then bound to a range that is checked when nothing else can happen
+ * any more (CH2). Binding takes a holder of the region; false with an exception. */
+Lease *lease_make(Mapping *self, PyObject *place);
+bool lease_bind(Lease *lease, struct region *region, int64_t offset, int64_t length,
+                bool writable);
 PyObject *mapping_lease(Mapping *self, PyObject *args);
 
 /* Run a call without the GIL while a hold keeps the mapping's parts alive. */

@@ -14,13 +14,19 @@ PyObject *mapping_populate(Mapping *self, PyObject *args)
         return PyLong_FromLong(0);
     struct hold hold;
     ssize_t done;
-    WITHOUT_GIL(hold, self,
-                done = region_populate(hold.region, (size_t)offset, (size_t)length, write););
+    enum meanwhile meanwhile;
+    do {
+        WITHOUT_GIL(hold, self,
+                    done = region_populate(hold.region, (size_t)offset, (size_t)length, write););
+        meanwhile = done < 0 ? mapping_meanwhile(self, &hold, offset, length) : RANGE_SAME;
+    } while (meanwhile == RANGE_MOVED);
+    if (meanwhile == RANGE_GONE)
+        return NULL;
     if (done < 0)
         return os_error((int)-done);
     size_t first, end;
     if (write && pages_of(offset, done, &first, &end) && /* the kernel made them dirty */
-        (!pages_insert(&self->ready, first, end) ||
+        ((!hold.moved && !mapping_ready(self, first, end)) ||
          !mapping_dirty(self, first, end, slice_clock())))
         return PyErr_NoMemory();
     return PyLong_FromSsize_t(done);
@@ -29,14 +35,21 @@ PyObject *mapping_populate(Mapping *self, PyObject *args)
 PyObject *mapping_advise(Mapping *self, PyObject *args)
 {
     long long offset, length;
-    int advice, error = 0;
+    int advice, error;
     if (!PyArg_ParseTuple(args, "LLi:advise", &offset, &length, &advice) ||
         !mapping_range(self, offset, length))
         return NULL;
+    if (length == 0)
+        Py_RETURN_NONE;
     struct hold hold;
-    if (length)
+    enum meanwhile meanwhile;
+    do { /* a new region needs it as well */
         WITHOUT_GIL(hold, self, error = region_advise(hold.region, (size_t)offset,
                                                       (size_t)length, advice););
+        meanwhile = mapping_meanwhile(self, &hold, offset, length);
+    } while (meanwhile == RANGE_MOVED);
+    if (meanwhile == RANGE_GONE)
+        return NULL;
     if (error)
         return os_error(error);
     Py_RETURN_NONE;
@@ -92,15 +105,21 @@ static bool scan(Mapping *self, struct residency *found, unsigned char *flags)
         struct hold hold;
         WITHOUT_GIL(hold, self, error = region_mincore(hold.region, (size_t)at, (size_t)span,
                                                        flags););
+        enum meanwhile meanwhile =
+            mapping_meanwhile(self, &hold, found->offset, found->end - found->offset);
+        if (meanwhile == RANGE_MOVED)
+            continue;
+        if (meanwhile == RANGE_GONE)
+            return false;
         if (error) {
             os_error(error);
             return false;
         }
-        if (!add_flags(found, at, flags, pages_for(span)))
+        /* Making objects may run Python code (CH2). */
+        if (!add_flags(found, at, flags, pages_for(span)) ||
+            !mapping_range(self, found->offset, found->end - found->offset))
             return false;
         at += span;
-        if (!mapping_check(self)) /* closed while the GIL was away */
-            return false;
     }
     return close_run(found, found->end);
 }
@@ -108,19 +127,19 @@ static bool scan(Mapping *self, struct residency *found, unsigned char *flags)
 PyObject *mapping_residency(Mapping *self, PyObject *args)
 {
     long long offset, length;
-    if (!parse_range(self, args, &offset, &length))
-        return NULL;
-    struct residency found = {
-        .runs = PyList_New(0), .run_start = -1, .offset = offset, .end = offset + length};
-    unsigned char *flags = PyMem_Malloc(WINDOW_PAGES);
     size_t first, end;
-    size_t total = pages_of(offset, length, &first, &end) ? end - first : 0;
-    PyObject *result = NULL;
+    PyObject *result = NULL, *runs = PyList_New(0); /* before the range is checked (CH2) */
+    struct residency found = {.runs = runs, .run_start = -1};
+    unsigned char *flags = PyMem_Malloc(WINDOW_PAGES);
     if (!flags)
         PyErr_NoMemory();
-    else if (found.runs && (length == 0 || scan(self, &found, flags)))
-        result = Py_BuildValue("(nnO)", (Py_ssize_t)found.resident, (Py_ssize_t)total,
-                               found.runs);
+    else if (runs && parse_range(self, args, &offset, &length)) {
+        size_t total = pages_of(offset, length, &first, &end) ? end - first : 0;
+        found.offset = offset;
+        found.end = offset + length;
+        if (length == 0 || scan(self, &found, flags))
+            result = Py_BuildValue("(nnO)", (Py_ssize_t)found.resident, (Py_ssize_t)total, runs);
+    }
     PyMem_Free(flags);
     Py_XDECREF(found.runs);
     return result;

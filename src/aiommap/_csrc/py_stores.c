@@ -90,21 +90,30 @@ static void apply_stores(const struct hold *hold, struct store *stores, Py_ssize
     }
 }
 
-static bool load_stores(Mapping *self, PyObject *items, struct store *stores, Py_ssize_t *loaded)
+static bool load_stores(PyObject *items, struct store *stores, Py_ssize_t *loaded)
 {
-    for (Py_ssize_t i = 0; i < PyList_Size(items); i++) {
+    for (Py_ssize_t i = 0; i < PyTuple_Size(items); i++) {
         long long offset;
         struct store *store = &stores[i];
-        if (!PyArg_ParseTuple(PyList_GetItem(items, i), "Ly*:write_many", &offset, &store->data))
+        if (!PyArg_ParseTuple(PyTuple_GetItem(items, i), "Ly*:write_many", &offset, &store->data))
             return false;
-        ++*loaded;
-        size_t first, end;
         store->offset = offset;
-        store->outside = !range_is_valid(offset, store->data.len, self->size);
-        if (store->outside)
-            continue;
-        store->ready = !pages_of(offset, store->data.len, &first, &end) ||
-                       pages_has_all(&self->ready, first, end);
+        ++*loaded;
+    }
+    return true;
+}
+
+/* Once all are loaded, as a buffer may be Python's (CH2); false with an exception. */
+static bool check_stores(const Mapping *self, struct store *stores, Py_ssize_t count)
+{
+    size_t first, end;
+    if (!mapping_check(self))
+        return false;
+    for (struct store *store = stores; store < stores + count; store++) {
+        store->outside = !range_is_valid(store->offset, store->data.len, mapping_reach(self));
+        store->ready = !store->outside &&
+                       (!pages_of(store->offset, store->data.len, &first, &end) ||
+                        pages_has_all(&self->ready, first, end));
     }
     return true;
 }
@@ -152,25 +161,37 @@ static void release_stores(struct store *stores, Py_ssize_t loaded)
     PyMem_Free(stores);
 }
 
-static struct store *make_stores(PyObject *items, Py_ssize_t *count)
+/* Load a list, of which a copy is made: a buffer that is Python's may change it. NULL with an
+ * exception; what was loaded until then is to be released all the same. */
+static struct store *make_stores(PyObject *list, Py_ssize_t *count, Py_ssize_t *loaded, bool *all)
 {
-    if (!PyList_CheckExact(items)) {
+    *all = false;
+    if (!PyList_CheckExact(list)) {
         PyErr_SetString(PyExc_TypeError, "stores have to be a list of (offset, buffer)");
         return NULL;
     }
-    *count = PyList_Size(items);
+    PyObject *items = PyList_AsTuple(list);
+    if (!items)
+        return NULL;
+    *count = PyTuple_Size(items);
     struct store *stores = PyMem_Calloc(*count ? (size_t)*count : 1, sizeof *stores);
-    return stores ? stores : (struct store *)PyErr_NoMemory();
+    if (stores)
+        *all = load_stores(items, stores, loaded);
+    else
+        PyErr_NoMemory();
+    Py_DECREF(items);
+    return stores;
 }
 
 PyObject *mapping_write_many(Mapping *self, PyObject *items)
 {
     PyObject *results = NULL;
     Py_ssize_t count, loaded = 0;
-    struct store *stores = make_stores(items, &count);
+    bool all;
+    struct store *stores = make_stores(items, &count, &loaded, &all);
     if (!stores)
         return NULL;
-    if (mapping_check(self) && load_stores(self, items, stores, &loaded)) {
+    if (all && check_stores(self, stores, count)) {
         struct hold hold;
         /* SAFETY: the buffers are exported to us until they are released below, so nobody can
          * free or move them while the copy runs. */
@@ -256,8 +277,9 @@ PyObject *mapping_commit(Mapping *self, PyObject *items)
 {
     PyObject *result = NULL;
     Py_ssize_t count, loaded = 0;
-    struct store *stores = make_stores(items, &count);
-    if (stores && mapping_check(self) && load_stores(self, items, stores, &loaded)) {
+    bool all;
+    struct store *stores = make_stores(items, &count, &loaded, &all);
+    if (all && check_stores(self, stores, count)) {
         int64_t last = -1;
         bool absorbed = mapping_absorb_leases(self), clean = absorbed && !self->dirty.members;
         if (!absorbed || (clean && (last = fly(self, stores, count)) < 0))
