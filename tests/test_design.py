@@ -24,7 +24,7 @@ INVARIANT = re.compile(
 TO = "\N{EN DASH}"
 QUOTED = re.compile(r"`([^`]+)`")
 #: How a module's head numbers an invariant of its own.
-OWN_INVARIANT = re.compile(r"^(?:  | \*   )([A-Z]\d)  ", re.MULTILINE)
+OWN_INVARIANT = re.compile(r"^(?:  | \*   )([A-Z]+\d)  ", re.MULTILINE)
 INCLUDE = re.compile(r'^#include "([^"]+)"', re.MULTILINE)
 
 MISSING = "TODO: what is it for?"
@@ -116,7 +116,7 @@ def test_the_page_says_which_module_has_which_invariants_of_its_own():
         name: found[0] if len(found) == 1 else f"{found[0]}{TO}{found[-1]}"
         for name, found in own_invariants().items()
     }
-    told = re.findall(rf"([A-Z]\d(?:{TO}[A-Z]\d)?) in `([^`]+)`", " ".join(read().split()))
+    told = re.findall(rf"([A-Z]+\d(?:{TO}[A-Z]+\d)?) in `([^`]+)`", " ".join(read().split()))
     assert {name: span for span, name in told} == spans
 
 
