@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import re
+import resource
+import subprocess
+import sys
 
 import anyio
 import pytest
@@ -13,6 +18,9 @@ from aiommap import FlushPolicy
 from aiommap.opentelemetry import instrument
 from aiommap.testing import failing_flush, slow_disk
 from conftest import PAGE
+
+#: Linux 5.1; the module fcntl has no name for it.
+F_SEAL_FUTURE_WRITE = 0x0010
 
 #: A call with an open file, the error, and what its message has to hold.
 MISTAKES = {
@@ -87,3 +95,97 @@ async def test_what_the_disk_has_no_room_for_says_how_much_that_was(tmp_path):
     with pytest.raises(OSError, match=rf"for the {size} bytes .*sparse=True"):
         await aiommap.open(tmp_path / "new", "x+", size=size)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("mode", ["r", "c", "r+"])
+async def test_read_beyond_the_end_advises_what_works(path, mode):
+    """Only a file that is open for writing can be made longer."""
+    async with aiommap.open(path, mode) as f:
+        end = f.size
+        calls = [
+            lambda: f.read(end, 1),
+            lambda: f.read_into(end, bytearray(1)),
+            lambda: f.read_many([(end, 1)]),
+        ]
+        if mode != "r":
+            calls.append(lambda: f.write(end, b"x"))
+        for call in calls:
+            with pytest.raises(aiommap.OutOfBoundsError, match="ask for less") as caught:
+                await call()
+            assert ("resize()" in str(caught.value)) is (mode == "r+")
+            assert (caught.value.offset, caught.value.limit) == (end, end)
+        for call in (lambda: f.read_nowait(end, 1), lambda: f.view(end + 1)):
+            with pytest.raises(aiommap.OutOfBoundsError) as caught:
+                call()
+            assert ("resize()" in str(caught.value)) is (mode == "r+")
+
+
+@pytest.mark.anyio
+async def test_punch_hole_of_a_sealed_file_names_it():
+    fd = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
+    try:
+        os.truncate(fd, 1 << 16)
+        path = f"/proc/{os.getpid()}/fd/{fd}"
+        async with aiommap.open(path, "r+") as f:
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, F_SEAL_FUTURE_WRITE)
+            with pytest.raises(PermissionError) as caught:
+                await f.punch_hole(0, 1 << 16)
+            assert caught.value.filename == path
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.anyio
+async def test_private_mapping_under_strict_overcommit(path, monkeypatch):
+    """The kernel is not made strict for that: all processes of this machine would be."""
+    monkeypatch.setattr("aiommap._opening._counts_private_pages", lambda: True)
+    with open(path, "ab") as file:
+        file.truncate(1 << 40)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 39, hard))
+    try:
+        with pytest.raises(OSError, match=r"vm\.overcommit_memory is 2") as caught:
+            await aiommap.open(path, "c")
+        with pytest.raises(OSError, match="address space"):
+            await aiommap.open(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOMEM, str(path))
+
+
+ADVISE_AT_THE_LIMIT = """
+import asyncio, mmap, sys, aiommap
+
+async def main():
+    taken = []
+    async with aiommap.open(sys.argv[1]) as f:
+        await f.read(0, 1)
+        await f.advise(aiommap.Advice.NORMAL, 0, aiommap.PAGE_SIZE)
+        try:
+            while True:
+                # Of two kinds in turn, which the kernel cannot merge.
+                taken.append(mmap.mmap(-1, 4096, prot=mmap.PROT_READ))
+                taken.append(mmap.mmap(-1, 4096))
+        except OSError:
+            pass
+        try:
+            await f.advise(aiommap.Advice.RANDOM, aiommap.PAGE_SIZE, aiommap.PAGE_SIZE)
+        except aiommap.UnsupportedError as error:
+            print(error)
+        for mapping in taken:
+            mapping.close()
+
+asyncio.run(main())
+"""
+
+
+def test_advise_at_the_limit_of_mappings(path):
+    with open("/proc/sys/vm/max_map_count") as file:
+        if int(file.read()) > 1 << 18:
+            pytest.skip("vm.max_map_count is out of reach")
+    done = subprocess.run(
+        [sys.executable, "-c", ADVISE_AT_THE_LIMIT, path], capture_output=True, text=True
+    )
+    assert done.stdout.startswith(f"cannot advise RANDOM of {path}: "), done.stderr
+    assert "vm.max_map_count" in done.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import subprocess
 import threading
@@ -129,6 +130,39 @@ async def test_options_that_cannot_be_meant_are_refused(path, mode, options, mes
     with pytest.raises(ValueError, match=message):
         aiommap.open(path, mode, **options)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("mode", "meant"),
+    [
+        ("rb", '"r"'),
+        ("rt", '"r", and what is read and written is bytes'),
+        ("r+b", r'"r\+"'),
+        ("rb+", r'"r\+"'),
+        ("w", r'"w\+" with size='),
+        ("wb", r'"w\+" with size='),
+        ("w+b", r'"w\+" with size='),
+        ("xb", r'"x\+" with size='),
+        ("a", r'"r\+", with resize\(\)'),
+        ("ab", r'"r\+", with resize\(\)'),
+    ],
+)
+def test_modes_of_open_get_a_hint(path, mode, meant):
+    with pytest.raises(ValueError, match=rf"use one of .*; for '{re.escape(mode)}' .*{meant}"):
+        aiommap.open(path, mode)
+
+
+@pytest.mark.parametrize("mode", [None, 0, ["r"], b"r", os.O_RDWR])
+def test_modes_that_are_no_text(path, mode):
+    with pytest.raises(TypeError, match="use one of 'r', 'r"):
+        aiommap.open(path, mode)
+
+
+@pytest.mark.parametrize("mode", ["", "rw", "+", "b", "R"])
+def test_modes_that_mean_nothing(path, mode):
+    with pytest.raises(ValueError, match="use one of 'r', 'r") as caught:
+        aiommap.open(path, mode)
+    assert "; for" not in str(caught.value)
 
 
 @pytest.mark.parametrize("mode", ["r", "r+", "w+"])

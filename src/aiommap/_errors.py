@@ -54,7 +54,7 @@ class OutOfBoundsError(MappedFileError, ValueError):
             )
         return (
             f"asked for bytes [{self.offset}, {self.offset + self.length}) but there are only "
-            f"{self.limit}: ask for less, or resize() the file first"
+            f"{self.limit}: ask for less"
         )
 
 

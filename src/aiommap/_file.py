@@ -384,7 +384,11 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         """
         self._core.check_usable()
         if not growable:
-            return View(self, self._core, *check_tail(offset, length, self.size))
+            return View(
+                self,
+                self._core,
+                *check_tail(offset, length, self.size, self._core.shared_writable),
+            )
         self._core.check_growable("grow")
         self._resizer.check_room(self._core.options.capacity)
         start, count = check_tail(offset, length, self.capacity)

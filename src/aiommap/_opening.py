@@ -114,8 +114,7 @@ class OpenOptions:
         huge_pages: bool = False,
     ) -> OpenOptions:
         """Refuse what cannot be meant, before anything is touched; defaults as for ``open``."""
-        if mode not in MODES:
-            raise ValueError(f"mode is {mode!r}: use one of " + ", ".join(map(repr, MODES)))
+        check_mode(mode)
         makes = MODES[mode].makes
         if makes != (size is not None):
             need = "needs" if makes else "takes no"
@@ -147,6 +146,34 @@ class OpenOptions:
             huge_pages=huge_pages,
         )
 
+
+def check_mode(mode: object) -> None:
+    """Refuse what is none of the mode letters, with what somebody who knows ``open`` meant."""
+    if isinstance(mode, str) and mode in MODES:
+        return
+    error = f"mode is {mode!r}: use one of " + ", ".join(map(repr, MODES))
+    if not isinstance(mode, str):
+        raise TypeError(error)
+    letters = "".join(sorted(mode.replace("b", "").replace("t", "")))
+    meant = _MEANT.get("".join(dict.fromkeys(letters)))
+    if meant is not None:
+        error += f"; for {mode!r} that is {meant}"
+        if "t" in mode:
+            error += ", and what is read and written is bytes, not text"
+    raise ValueError(error)
+
+
+#: What modes of the built-in ``open`` come to here, by their letters in order, without "b" and "t".
+_MEANT = {
+    "r": '"r"',
+    "+r": '"r+"',
+    "w": '"w+" with size=, the number of bytes to create',
+    "+w": '"w+" with size=, the number of bytes to create',
+    "x": '"x+" with size=, the number of bytes to create',
+    "+x": '"x+" with size=, the number of bytes to create',
+    "a": '"r+", with resize() before what is written at the end',
+    "+a": '"r+", with resize() before what is written at the end',
+}
 
 _SIZE_REMEDY = {
     True: "pass size=, the number of bytes to create",
@@ -299,14 +326,14 @@ def set_length(fd: int, size: int, old: int, path: str) -> None:
         return
     with suppress(OSError):
         os.ftruncate(fd, old)
-    raise cannot_resize(path, size, found)
+    raise cannot_resize(path, size)
 
 
-def cannot_resize(path: str, size: int, found: int) -> UnsupportedError:
+def cannot_resize(path: str, size: int) -> UnsupportedError:
     """Make the error for a file system that said it did what it did not."""
     reason = (
-        f"its file system answered that this was done, but the file has {found} bytes: make it on "
-        "another one, or have something else write it whole"
+        "its file system answered that this was done, but the file has another length: it can only "
+        "be read, or be written whole by something else; use another file system"
     )
     return UnsupportedError(f"make {path} {size} bytes long", reason)
 

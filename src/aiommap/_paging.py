@@ -114,6 +114,7 @@ class Pager:
             await core.finish(core.workers.flushes, core.mapping.start_writeback, offset, length)
         except OSError as error:
             if error.errno != errno.ENOSYS:
+                error.filename = core.path
                 raise
             reason = "this platform has no sync_file_range(2)"
             raise UnsupportedError("start write-back", reason, errno.ENOSYS) from error
@@ -210,6 +211,7 @@ class Pager:
             if error.errno == errno.EFAULT:
                 make = self._core.store_fault if write else self._core.fault
                 raise make(offset, min(length, PIECE_BYTES), 0) from error
+            error.filename = self._core.path
             raise
 
     def _advise(self, advice: Advice, offset: int, length: int) -> None:
@@ -218,13 +220,21 @@ class Pager:
         try:
             mapping.advise(offset, length, advice.madvise)
         except OSError as error:
-            if error.errno != errno.EINVAL:
+            if error.errno not in (errno.EINVAL, errno.EAGAIN):
+                error.filename = self._core.path
                 raise
             reason = "this kernel has no such advice"
-            if any(start < offset + length and offset < end for start, end in (*self._wanted,)):
+            if error.errno == errno.EAGAIN:
+                # What madvise(2) makes of the ENOMEM for one mapping too many.
+                reason = (
+                    "advice for a part of a file takes mappings of its own, and the process has "
+                    "as many as vm.max_map_count allows: advise the whole file, map fewer files, "
+                    "or raise that limit"
+                )
+            elif any(start < offset + length and offset < end for start, end in (*self._wanted,)):
                 reason = "pages of the range are pinned, by locked() or lock=True: unpin them first"
             what = f"advise {advice.name} of {self._core.path}"
-            raise UnsupportedError(what, reason, errno.EINVAL) from error
+            raise UnsupportedError(what, reason, error.errno) from error
         # Reads go through the descriptor, whose read-ahead mode is one for the whole file.
         whole = length == mapping.size
         ranged = advice in (Advice.WILL_NEED, Advice.DONT_NEED)

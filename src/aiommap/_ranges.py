@@ -25,34 +25,44 @@ def integer(value: object, name: str) -> int:
         raise TypeError(f"{name} is {reprlib.repr(value)}: give an integer") from None
 
 
-def check_range(offset: SupportsIndex, length: SupportsIndex, limit: int) -> tuple[int, int]:
+def check_range(
+    offset: SupportsIndex, length: SupportsIndex, limit: int, resizable: bool = False
+) -> tuple[int, int]:
     """Return offset and length as plain integers once they are known to lie within the limit.
 
     Python integers do not overflow, so this form of the check is complete; the native module has
     the same comparison in 64 bits, and a test holds the two to one edge table.
 
+    Args:
+        offset, length: what was asked for.
+        limit: how many bytes there are.
+        resizable: whether who asked can have more, by ``resize``; for the error.
     Raises:
         OutOfBoundsError: if [offset, offset + length) is not within [0, limit).
         TypeError: if either is not an integer.
     """
     start, count = integer(offset, "offset"), integer(length, "length")
     if start < 0 or count < 0 or start + count > limit:
-        raise OutOfBoundsError(start, count, limit)
+        error = OutOfBoundsError(start, count, limit)
+        if resizable and start >= 0 and count >= 0:
+            raise OutOfBoundsError(start, count, limit, f"{error}, or resize() the file first")
+        raise error
     return start, count
 
 
-def check_tail(offset: SupportsIndex, length: SupportsIndex | None, limit: int) -> tuple[int, int]:
-    """Check a range whose length None means "to the end"."""
+def check_tail(
+    offset: SupportsIndex, length: SupportsIndex | None, limit: int, resizable: bool = False
+) -> tuple[int, int]:
+    """Check a range whose length None means "to the end"; the rest as ``check_range``."""
     if length is None:
         start = integer(offset, "offset")
         if start > limit:
-            reason = (
-                f"asked for bytes from {start} on but there are only {limit}: begin earlier, or "
-                "resize() the file first"
-            )
+            reason = f"asked for bytes from {start} on but there are only {limit}: begin earlier"
+            if resizable:
+                reason += ", or resize() the file first"
             raise OutOfBoundsError(start, 0, limit, reason)
-        return check_range(start, max(0, limit - start), limit)
-    return check_range(offset, length, limit)
+        return check_range(start, max(0, limit - start), limit, resizable)
+    return check_range(offset, length, limit, resizable)
 
 
 def check_disjoint(

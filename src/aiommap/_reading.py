@@ -35,7 +35,7 @@ class Reader:
             return data
         core.check_usable()
         plain = plain_integers(offset, length)
-        offset, length = check_range(offset, length, core.mapping.size)
+        offset, length = check_range(offset, length, core.mapping.size, core.shared_writable)
         data = None if plain else core.mapping.read_inline(offset, length)
         if data is not None:
             return data
@@ -54,7 +54,7 @@ class Reader:
         core.check_usable()
         view = pin(buffer, True)
         plain = plain_integers(offset)
-        offset, length = check_range(offset, len(view), core.mapping.size)
+        offset, length = check_range(offset, len(view), core.mapping.size, core.shared_writable)
         if await core.workers.give_way() or not plain:
             core.check_usable()
             done = core.mapping.read_into_inline(offset, view)
@@ -71,7 +71,7 @@ class Reader:
         """Read what is in memory, or raise WouldBlock."""
         core = self._core
         core.check_usable()
-        offset, length = check_range(offset, length, core.mapping.size)
+        offset, length = check_range(offset, length, core.mapping.size, core.shared_writable)
         data = core.mapping.read_nowait(offset, length)
         if data is None:
             raise anyio.WouldBlock
@@ -88,7 +88,7 @@ class Reader:
         core = self._core
         checked: list[tuple[int, int]] = []
         for offset, length in ranges_of(ranges):
-            checked.append(check_range(offset, length, core.mapping.size))
+            checked.append(check_range(offset, length, core.mapping.size, core.shared_writable))
             if not len(checked) % ITEMS_A_LOOK:
                 await core.workers.give_way()
         found: list[bytes | None] = []

@@ -23,7 +23,7 @@ from ._errors import AlignmentError, OutOfBoundsError, UnsupportedError
 from ._flush import Flusher
 from ._futex import look_again
 from ._native import PAGE_SIZE
-from ._opening import reserve
+from ._opening import cannot_resize, reserve
 from ._paging import Pager
 from ._ranges import align_up
 
@@ -97,7 +97,7 @@ class Resizer:
         if self._hides_loss(os.fstat(mapping.fd).st_size, size):
             return False
         old = mapping.size
-        with self._resizing():
+        with self._resizing(size):
             # Not only what verbs can address: stores behind an odd size, and blocks ahead, go too.
             if size < max(old, mapping.file_end) or size == old < mapping.reserved_end:
                 self._shrink(size)
@@ -106,12 +106,14 @@ class Resizer:
         return True
 
     @contextmanager
-    def _resizing(self) -> Iterator[None]:
+    def _resizing(self, size: int) -> Iterator[None]:
         """Name the file in errors of the block, and have the next flush sync what it did."""
         core = self._core
         try:
             yield
         except OSError as error:
+            if error.errno == errno.EPROTO:  # native code looked, and the length was another one
+                raise cannot_resize(core.path, size) from error
             if error.filename is None:
                 error.filename = core.path
             raise
@@ -189,7 +191,7 @@ class Resizer:
         old = mapping.size
         if self._hides_loss(os.fstat(mapping.fd).st_size, max(old, size)):
             return False
-        with self._resizing():
+        with self._resizing(max(old, size)):
             # What stores brought about is not asked for by this.
             self._grow(old, max(old, size), floor=size, whole_pages=True)
         return True
@@ -271,6 +273,7 @@ class Resizer:
             core.mapping.punch_hole(offset, length)
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+                error.filename = core.path
                 raise
             reason = "this file system has no holes"
             raise UnsupportedError(f"punch a hole in {core.path}", reason, error.errno) from error

@@ -32,7 +32,7 @@ class WordVerbs:
     def _span(self, offset: SupportsIndex, length: int) -> tuple[int, int]:
         """Check a range, and give it as a range of the file."""
         self._core.check_usable()
-        return check_range(offset, length, self._core.mapping.size)
+        return check_range(offset, length, self._core.mapping.size, self._core.shared_writable)
 
     def atomic_u32(self, offset: SupportsIndex) -> AtomicU32:
         """Make an object for the unsigned 32-bit word at an offset; nothing is touched.

@@ -70,7 +70,7 @@ class Writer:
         core = self._core
         core.check_writable("write to")
         view = pin(data)
-        return check_range(offset, len(view), core.mapping.size)[0], view
+        return check_range(offset, len(view), core.mapping.size, core.shared_writable)[0], view
 
     async def _write(self, store: Store) -> WriteReceipt:
         core = self._core
@@ -128,7 +128,7 @@ class Writer:
         await self._auto.make_room(ranges)
         self._core.check_flushed()
         for offset, length in ranges:
-            check_range(offset, length, self._core.mapping.size)
+            check_range(offset, length, self._core.mapping.size, self._core.shared_writable)
 
     async def _submit(self, write: Request, *, withdrawable: bool = True) -> WriteReceipt:
         core = self._core

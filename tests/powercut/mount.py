@@ -51,13 +51,13 @@ class RecordingMount:
 
 
 @contextmanager
-def mounted(folder: Path) -> Iterator[RecordingMount]:
-    """Mount a recording file system below a folder; unmount it whatever happens."""
+def mounted(folder: Path, server: str = "powercut.recording_fs") -> Iterator[RecordingMount]:
+    """Mount a recording file system, or another one, below a folder; unmount it in any case."""
     mount = RecordingMount(folder / "disk", folder / "log")
     mount.path.mkdir()
     # libfuse 2 may be installed beside it, and would be taken first.
     environment = os.environ | {"PYTHONPATH": str(TESTS), "FUSE_LIBRARY_NAME": "fuse3"}
-    command = [sys.executable, "-m", "powercut.recording_fs", mount.path, mount.log_path]
+    command = [sys.executable, "-m", server, mount.path, mount.log_path]
     with (
         (folder / "server.err").open("w+") as errors,
         subprocess.Popen(
@@ -67,15 +67,15 @@ def mounted(folder: Path) -> Iterator[RecordingMount]:
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-        ) as server,
+        ) as process,
     ):
         try:
-            if server.stdout.readline() != "ready\n":
+            if process.stdout.readline() != "ready\n":
                 errors.seek(0)
                 raise RuntimeError(f"the file system did not mount:\n{errors.read()}")
             yield mount
         finally:
-            _stop(server, mount.path)
+            _stop(process, mount.path)
 
 
 def _stop(server: subprocess.Popen, path: Path) -> None:

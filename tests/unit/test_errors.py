@@ -40,7 +40,7 @@ class Case:
 CASES = {
     "out-of-bounds": Case(
         OutOfBoundsError(90, 20, 100),
-        ("[90, 110)", "only 100", "ask for less, or resize()"),
+        ("[90, 110)", "only 100", "ask for less"),
         {"offset": 90, "length": 20, "limit": 100},
         (ValueError,),
     ),

@@ -50,15 +50,6 @@ static void lock(struct growth *growth)
 
 static void unlock(struct growth *growth) { STORE(growth->busy, 0); }
 
-/* Under the lock. Unique in the process: of a file whose address was another's before, nobody takes
- * a page for one that was tried already. */
-static void set_end(struct growth *growth, int64_t end)
-{
-    static uint64_t latest;
-    growth->generation = __atomic_add_fetch(&latest, 1, __ATOMIC_RELAXED);
-    STORE(growth->end, end);
-}
-
 static int64_t page_bytes(void) { return (int64_t)sysconf(_SC_PAGESIZE); }
 
 static int64_t page_up(int64_t offset)
@@ -73,11 +64,23 @@ static int64_t length_of(int fd)
     return fstat(fd, &found) ? -1 : (int64_t)found.st_size;
 }
 
+/* Looks whether it was done: there are FUSE drivers that only say so. Others may change the length
+ * between the two calls, so it is tried again: they do not come in between each time. A file that
+ * is longer than it was has been appended to. */
 static int set_length(int fd, int64_t length)
 {
-    int failed;
-    UNINTERRUPTED(failed, ftruncate(fd, (off_t)length));
-    return failed;
+    for (int attempt = 0; attempt < 4; attempt++) {
+        int failed;
+        int64_t before = length_of(fd);
+        UNINTERRUPTED(failed, ftruncate(fd, (off_t)length));
+        if (failed)
+            return failed;
+        int64_t after = length_of(fd);
+        if (after == length || (after > length && after != before))
+            return 0;
+    }
+    errno = EPROTO;
+    return -1;
 }
 
 static int allocate(int fd, int mode, int64_t from, int64_t end)
@@ -133,7 +136,7 @@ static int take_over(struct growth *growth, int64_t offset, int error)
     int64_t length = length_of(growth->fd), end = page_up(length);
     if (length <= LOAD(growth->end) || (end > length && set_length(growth->fd, end)))
         return error;
-    set_end(growth, end);
+    STORE(growth->end, end);
     STORE(growth->grown, end);
     return offset < end ? 0 : error;
 }
@@ -210,7 +213,7 @@ static int grow(struct growth *growth, int64_t offset, int64_t limit)
     if (error)
         return take_over(growth, offset, error);
     end = most_of(end, target);
-    set_end(growth, end);
+    STORE(growth->end, end);
     STORE(growth->grown, end);
     return 0;
 }
@@ -218,12 +221,10 @@ static int grow(struct growth *growth, int64_t offset, int64_t limit)
 /* SAFETY: runs in the signal handler. It makes only system calls that are async-signal-safe, or
  * thin wrappers of them, on a descriptor that `busy` keeps open; it allocates nothing, and never
  * waits (X2). */
-enum growth_outcome growth_reach(struct growth *growth, int64_t offset, int64_t limit, int *error,
-                                 uint64_t *generation)
+enum growth_outcome growth_reach(struct growth *growth, int64_t offset, int64_t limit, int *error)
 {
     enum growth_outcome outcome = GROWTH_LOST;
     *error = 0;
-    *generation = 0;
     if (!try_lock(growth)) {
         sched_yield();
         return GROWTH_AGAIN;
@@ -236,7 +237,6 @@ enum growth_outcome growth_reach(struct growth *growth, int64_t offset, int64_t 
         outcome = GROWTH_LOST; /* zeros of ours would hide what others cut off */
     else if (!(*error = grow(growth, offset, limit)))
         outcome = GROWTH_AGAIN;
-    *generation = growth->generation;
     unlock(growth);
     return outcome;
 }
@@ -249,7 +249,7 @@ int growth_truncate(struct growth *growth, int fd, int64_t length, bool whole_pa
     if (!error && end > length)
         error = set_length(fd, end) ? errno : 0;
     if (!error) {
-        set_end(growth, end);
+        STORE(growth->end, end);
         STORE(growth->grown, 0);
         growth->reserved = end;
     }
@@ -262,7 +262,7 @@ int growth_extend(struct growth *growth, int fd, int64_t end)
     lock(growth);
     int error = length_of(fd) < end && set_length(fd, end) ? errno : 0;
     if (!error && end > LOAD(growth->end))
-        set_end(growth, end);
+        STORE(growth->end, end);
     unlock(growth);
     return error;
 }
@@ -270,7 +270,7 @@ int growth_extend(struct growth *growth, int fd, int64_t end)
 void growth_follow(struct growth *growth, int64_t length)
 {
     lock(growth);
-    set_end(growth, length);
+    STORE(growth->end, length);
     STORE(growth->grown, 0);
     growth->reserved = length;
     unlock(growth);
