@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING, SupportsIndex
 
 from ._advice import Advice
+from ._blocks import Block
 from ._core import Core
 from ._huge_pages import count_huge_bytes
 from ._paging import Pager
@@ -137,10 +138,9 @@ class PagedVerbs:
             raise TypeError(f"advice is {advice!r}: use a member of Advice")
         await self._pager.advise(advice, *check_tail(offset, length, self.size))
 
-    @asynccontextmanager
-    async def locked(
+    def locked(
         self, offset: SupportsIndex = 0, length: SupportsIndex | None = None
-    ) -> AsyncIterator[None]:
+    ) -> AbstractAsyncContextManager[None]:
         """Pin a range in memory for the length of the block; reads of it need no system call.
 
         Args:
@@ -152,10 +152,14 @@ class PagedVerbs:
         Cancellation: between steps of 4 MiB; nothing stays pinned.
         Source: mlock2(2).
         """
-        self._core.check_usable()
-        pager = self._pager  # the one of the file that is mapped now
-        span = await pager.lock(*check_tail(offset, length, self.size))
-        try:
-            yield
-        finally:
+
+        async def lock() -> tuple[Pager, tuple[int, int]]:
+            self._core.check_usable()
+            pager = self._pager  # the one of the file that is mapped now
+            return pager, await pager.lock(*check_tail(offset, length, self.size))
+
+        async def unlock(locked: tuple[Pager, tuple[int, int]]) -> None:
+            pager, span = locked
             await pager.unlock(span)
+
+        return Block(lock, unlock)

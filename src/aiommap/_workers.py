@@ -19,6 +19,7 @@ Invariants.
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import threading
 from collections import deque
@@ -43,8 +44,20 @@ CONTROL_WORKERS = 2
 #: How soon an exception is raised in a task again that could not take it at that moment.
 RAISE_SECONDS = 0.001
 
-#: asyncio keeps only weak references to tasks; these live until they are done.
+#: asyncio keeps only weak references to tasks; these live until they are done, or their loop is.
 _background: set[asyncio.Task[None]] = set()
+
+
+def _forget_ended(phase: str, info: dict[str, int]) -> None:
+    """Let go of tasks whose loop was closed, before garbage is collected: they are a part of it."""
+    if phase == "start" and info["generation"] > 0:
+        for task in tuple(_background):
+            if task.get_loop().is_closed():
+                task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
+                _background.discard(task)
+
+
+gc.callbacks.append(_forget_ended)
 
 
 class Event(Protocol):
@@ -357,6 +370,12 @@ class Workers:
             function()
         else:
             self.call_from_thread(function)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the loop was closed, which ends tasks that wait without a word; any thread."""
+        closed = getattr(self._loop, "is_closed", None)
+        return closed is not None and bool(closed())
 
     @property
     def forked(self) -> bool:
