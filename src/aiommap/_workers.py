@@ -174,7 +174,7 @@ def _raise_in(trio: Any, main: Any, error: BaseException) -> None:
     if main is not _main_task(trio):
         return  # over by now, and whatever ended it ends the program
     if main._abort_func is None:  # noqa: SLF001  it has no public name
-        trio.lowlevel.spawn_system_task(_raise_later, trio, main, error)
+        call_later(RAISE_SECONDS, partial(_raise_in, trio, main, error))
         return
 
     def throw(*_: object, **__: object) -> NoReturn:
@@ -183,9 +183,22 @@ def _raise_in(trio: Any, main: Any, error: BaseException) -> None:
     main._attempt_abort(throw)  # noqa: SLF001  likewise
 
 
-async def _raise_later(trio: Any, main: Any, error: BaseException) -> None:
-    await trio.sleep(RAISE_SECONDS)
-    _raise_in(trio, main, error)
+def call_later(delay: float, function: Callable[[], object]) -> Callable[[], object]:
+    """Call a function on the running loop after so many seconds; returns what cancels that."""
+    trio = _trio()
+    if trio is None:
+        return asyncio.get_running_loop().call_later(delay, function).cancel
+    scope = trio.CancelScope()
+
+    async def wait() -> None:
+        with scope:
+            await trio.sleep(delay)
+        if not scope.cancelled_caught:
+            function()
+
+    trio.lowlevel.spawn_system_task(wait)
+    cancel: Callable[[], object] = scope.cancel
+    return cancel
 
 
 async def wait_or_withdraw(done: Event, withdraw: Callable[[], bool]) -> None:
