@@ -36,6 +36,7 @@ LAYERS = (
     "_kinds",
     "_leases",
     "_routes",
+    "_blocks",
     "_threads",
     "_clock",
     "_watch_set",
