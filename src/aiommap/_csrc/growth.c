@@ -50,6 +50,15 @@ static void lock(struct growth *growth)
 
 static void unlock(struct growth *growth) { STORE(growth->busy, 0); }
 
+/* Under the lock. Unique in the process: of a file whose address was another's before, nobody takes
+ * a page for one that was tried already. */
+static void set_end(struct growth *growth, int64_t end)
+{
+    static uint64_t latest;
+    growth->generation = __atomic_add_fetch(&latest, 1, __ATOMIC_RELAXED);
+    STORE(growth->end, end);
+}
+
 static int64_t page_bytes(void) { return (int64_t)sysconf(_SC_PAGESIZE); }
 
 static int64_t page_up(int64_t offset)
@@ -136,7 +145,7 @@ static int take_over(struct growth *growth, int64_t offset, int error)
     int64_t length = length_of(growth->fd), end = page_up(length);
     if (length <= LOAD(growth->end) || (end > length && set_length(growth->fd, end)))
         return error;
-    STORE(growth->end, end);
+    set_end(growth, end);
     STORE(growth->grown, end);
     return offset < end ? 0 : error;
 }
@@ -213,7 +222,7 @@ static int grow(struct growth *growth, int64_t offset, int64_t limit)
     if (error)
         return take_over(growth, offset, error);
     end = most_of(end, target);
-    STORE(growth->end, end);
+    set_end(growth, end);
     STORE(growth->grown, end);
     return 0;
 }
@@ -221,10 +230,12 @@ static int grow(struct growth *growth, int64_t offset, int64_t limit)
 /* SAFETY: runs in the signal handler. It makes only system calls that are async-signal-safe, or
  * thin wrappers of them, on a descriptor that `busy` keeps open; it allocates nothing, and never
  * waits (X2). */
-enum growth_outcome growth_reach(struct growth *growth, int64_t offset, int64_t limit, int *error)
+enum growth_outcome growth_reach(struct growth *growth, int64_t offset, int64_t limit, int *error,
+                                 uint64_t *generation)
 {
     enum growth_outcome outcome = GROWTH_LOST;
     *error = 0;
+    *generation = 0;
     if (!try_lock(growth)) {
         sched_yield();
         return GROWTH_AGAIN;
@@ -237,6 +248,7 @@ enum growth_outcome growth_reach(struct growth *growth, int64_t offset, int64_t 
         outcome = GROWTH_LOST; /* zeros of ours would hide what others cut off */
     else if (!(*error = grow(growth, offset, limit)))
         outcome = GROWTH_AGAIN;
+    *generation = growth->generation;
     unlock(growth);
     return outcome;
 }
@@ -249,7 +261,7 @@ int growth_truncate(struct growth *growth, int fd, int64_t length, bool whole_pa
     if (!error && end > length)
         error = set_length(fd, end) ? errno : 0;
     if (!error) {
-        STORE(growth->end, end);
+        set_end(growth, end);
         STORE(growth->grown, 0);
         growth->reserved = end;
     }
@@ -262,7 +274,7 @@ int growth_extend(struct growth *growth, int fd, int64_t end)
     lock(growth);
     int error = length_of(fd) < end && set_length(fd, end) ? errno : 0;
     if (!error && end > LOAD(growth->end))
-        STORE(growth->end, end);
+        set_end(growth, end);
     unlock(growth);
     return error;
 }
@@ -270,7 +282,7 @@ int growth_extend(struct growth *growth, int fd, int64_t end)
 void growth_follow(struct growth *growth, int64_t length)
 {
     lock(growth);
-    STORE(growth->end, length);
+    set_end(growth, length);
     STORE(growth->grown, 0);
     growth->reserved = length;
     unlock(growth);

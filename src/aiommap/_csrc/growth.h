@@ -34,18 +34,22 @@ struct growth {
     int64_t end;   /* atomic; where the file ends as far as we made or saw it; written under busy */
     int64_t reserved; /* under busy, a lock; up to where blocks are reserved */
     int64_t grown; /* atomic; where the handler made it end, 0 if it did nothing since; likewise */
+    uint64_t generation; /* under busy, a lock; another number after each change of `end` */
 };
 
 /* What became of a fault. */
 enum growth_outcome {
     GROWTH_AGAIN,  /* nothing yet, or somebody else was there first: let it happen again */
-    GROWTH_THERE,  /* the page is there, so let it happen again; once, for it may be unreadable */
+    GROWTH_THERE,  /* the page is there, so let it happen again; once in a generation, for it may be
+                    * unreadable */
     GROWTH_BEYOND, /* growth is over, and nothing of the file is lost */
     GROWTH_LOST,   /* see the error */
 };
 
-/* For the handler: deal with a fault at an offset, which lies below the limit of the mapping. */
-enum growth_outcome growth_reach(struct growth *growth, int64_t offset, int64_t limit, int *error);
+/* For the handler: deal with a fault at an offset, which lies below the limit of the mapping. The
+ * generation is set with GROWTH_THERE. */
+enum growth_outcome growth_reach(struct growth *growth, int64_t offset, int64_t limit, int *error,
+                                 uint64_t *generation);
 
 /* Make the file this long, by another descriptor, and forget what the handler did. If it is to end
  * at a page boundary (X1) it does so with zeros behind the given length. 0 or an errno number. */
