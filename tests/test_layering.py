@@ -57,6 +57,7 @@ LAYERS = (
     "_async_lock",
     "_allocating",
     "_range_verbs",
+    "_holes",
     "_read_ahead",
     "_chunks",
     "_reading",

@@ -31,6 +31,7 @@ WITHOUT_PYTHON = (
     "pages.c",
     "mapping.c",
     "file_io.c",
+    "refused.c",
 )
 
 MOST_LINES = 500

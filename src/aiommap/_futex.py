@@ -184,7 +184,9 @@ def _refusal(problem: int) -> UnsupportedError:
     """Say what keeps the kernel from waiting for words that can be loaded."""
     reason = os.strerror(problem)
     if problem == errno.ENOSYS:
-        reason = "the kernel has no futex_waitv(2), which came with Linux 5.16"
+        reason = (
+            "the kernel has no futex_waitv(2), which came with Linux 5.16, or a sandbox refuses it"
+        )
     return UnsupportedError("wait for a word to change", reason, problem)
 
 

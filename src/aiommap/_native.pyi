@@ -76,7 +76,8 @@ class Mapping:
     growable_leases: int
     closed: bool
     nowait: bool  # reads through the descriptor can be tried without waiting
-    residency_visible: bool
+    in_memory: bool  # tmpfs and the like, where they never wait
+    residency_visible: bool  # mincore(2) tells the truth about this file
     inline_writes: bool  # settable: whether write_inline may store at all
     declining: bool  # settable: inline verbs answer None
     generation: int  # how often it changed: size, fence, region, closing; begun and ended count
@@ -223,6 +224,9 @@ class Mapping:
     def lock(self, offset: int, length: int, /) -> None:
         """mlock2(2): the pages are present when it returns."""
 
+    def lock_later(self, offset: int, length: int, /) -> None:
+        """The same for those pages that are present, and for others once they come."""
+
     def unlock(self, offset: int, length: int, /) -> None:
         """munlock(2)."""
 
@@ -346,7 +350,7 @@ class _Gate(Protocol):
     def check(self, offset: int, length: int, store: bool, /) -> None:
         """Raise what forbids an operation that the mapping does not simply allow."""
 
-    def fault(self, offset: int, size: int, /) -> None:
+    def fault(self, offset: int, size: int, number: int, /) -> None:
         """Raise the error for a fault; the size of the file is -1 if it could not be asked."""
 
     def stored(self) -> None:

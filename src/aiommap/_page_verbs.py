@@ -66,15 +66,17 @@ class PagedVerbs:
             progress: called on the loop, with (bytes done, bytes in all), about every 10 ms.
         Returns:
             Bytes of the range that were resident when it had finished; the length of the range
-            where the kernel hides residency (files of others that we may not write).
+            where the kernel hides residency (files of others that we may not write) or a sandbox
+            does. Holes of a file in tmpfs count, and are left alone: they take no memory and are
+            read without waiting.
         Raises:
             OutOfBoundsError: if the range leaves the file.
             MappingFaultError: if the file was truncated below the range.
-            UnsupportedError: if the kernel cannot populate mappings (before Linux 5.14).
             AccessModeError, FlushError: with ``write``, as ``MappedFile.write``.
             OSError: with ``write``, ENOSPC if the disk is full behind a sparse file.
         Cancellation: between steps of about 10 ms; pages made resident stay so.
-        Source: posix_fadvise(2) ahead of madvise(2) with MADV_POPULATE_READ or _WRITE.
+        Source: posix_fadvise(2) ahead of madvise(2) with MADV_POPULATE_READ or _WRITE; a touch of
+            each page where these are lacking (before Linux 5.14, in sandboxes).
         """
         self._core.check_usable()
         if write:
@@ -93,7 +95,7 @@ class PagedVerbs:
         Raises:
             OutOfBoundsError: if the range leaves the file.
             UnsupportedError: if the kernel hides it: the file is somebody else's and we may not
-                write it (Linux 5.2 and later).
+                write it (Linux 5.2 and later); or if a sandbox refuses mincore(2).
         Cancellation: one that has begun is waited out.
         Source: mincore(2).
         """
@@ -142,6 +144,8 @@ class PagedVerbs:
         self, offset: SupportsIndex = 0, length: SupportsIndex | None = None
     ) -> AbstractAsyncContextManager[None]:
         """Pin a range in memory for the length of the block; reads of it need no system call.
+
+        Holes of a file in tmpfs stay holes; a page that is stored there meanwhile is pinned then.
 
         Args:
             offset, length: as for ``prewarm``.

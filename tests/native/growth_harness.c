@@ -14,7 +14,7 @@ static char *map_growable(bool sparse)
     char *base = mmap(NULL, capacity, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, file, 0);
     EXPECT(base != MAP_FAILED);
     EXPECT(watch(&(struct watched){(uintptr_t)base, capacity, PROT_READ | PROT_WRITE, &damage,
-                                   &growth}));
+                                   &growth, NULL}));
     return base;
 }
 

@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #ifdef __linux__
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #endif
 #include <sys/uio.h>
 #include <time.h>
@@ -116,9 +117,12 @@ static ssize_t append(int fd, const struct iovec *pieces, int count)
 #endif
 }
 
-static bool is_missing(int error) { return error == EOPNOTSUPP || error == ENOSYS; }
-
-static bool is_full(int error) { return error == ENOSPC || error == EDQUOT || error == EFBIG; }
+/* Whether there is a plainer way to go: file systems and kernels may lack a call, sandboxes refuse
+ * it with EPERM. Where EPERM is about the file, the plainer way has the same answer. */
+static bool is_missing(int error)
+{
+    return error == EOPNOTSUPP || error == ENOSYS || error == EPERM || error == EINVAL;
+}
 
 /* As much again as there is, but no less than the least and no more than the most. */
 static int64_t again(int64_t end, int64_t most)
@@ -225,6 +229,46 @@ static int grow(struct growth *growth, int64_t offset, int64_t limit)
     set_end(growth, end);
     STORE(growth->grown, end);
     return 0;
+}
+
+/* Whether a file system that takes new blocks also where there are some, as btrfs does, has any left. */
+static bool has_room(int fd)
+{
+#ifdef __linux__
+    struct statfs found;
+    return fstatfs(fd, &found) || found.f_bavail >= (uint64_t)(FOLIO_BYTES / found.f_bsize);
+#else
+    (void)fd;
+    return true;
+#endif
+}
+
+/* Under the lock. As much as pages of a range can want at a time, or else just the range. */
+static int fill(int fd, int64_t offset, int64_t length, int *again)
+{
+    int64_t size = length_of(fd), start = offset / FOLIO_BYTES * FOLIO_BYTES;
+    int64_t end = (offset + length + FOLIO_BYTES - 1) / FOLIO_BYTES * FOLIO_BYTES;
+    if (size <= offset)
+        return EFAULT;
+    int error = allocate(fd, KEEP_SIZE, start, least_of(end, page_up(size)));
+    if (error == EBADF) /* open for reading: of a hole that is there, only room can be missing */
+        return lseek(fd, (off_t)offset, SEEK_HOLE) == offset ? ENOSPC : EFAULT;
+    *again = is_full(error) ? error : has_room(fd) ? EFAULT : ENOSPC;
+    if (!is_full(error))
+        return error ? EFAULT : 0;
+    return allocate(fd, KEEP_SIZE, offset, offset + length);
+}
+
+int growth_fill(struct growth *growth, int64_t offset, int64_t length, int *again)
+{
+    *again = EFAULT;
+    if (!try_lock(growth)) {
+        sched_yield();
+        return EAGAIN;
+    }
+    int error = growth->fd < 0 ? EFAULT : fill(growth->fd, offset, length, again);
+    unlock(growth);
+    return error;
 }
 
 /* SAFETY: runs in the signal handler. It makes only system calls that are async-signal-safe, or

@@ -41,7 +41,9 @@ static int wake(const uint32_t *at, int count, int flags)
 static int wait_any(struct futex_entry *entries, size_t count)
 {
 #ifdef __linux__
-    return syscall(SYSTEM_CALL_WAITV, entries, (unsigned)count, 0, NULL, 0) < 0 ? errno : 0;
+    if (syscall(SYSTEM_CALL_WAITV, entries, (unsigned)count, 0, NULL, 0) >= 0)
+        return 0;
+    return call_is_refused(CALL_FUTEX_WAITV, errno) ? ENOSYS : errno;
 #else
     (void)entries, (void)count;
     return ENOSYS;

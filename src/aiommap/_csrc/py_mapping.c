@@ -136,7 +136,8 @@ struct region_options mapping_options(Mapping *self)
     return (struct region_options){.writable = self->writable,
                                    .private_copy = self->private_copy,
                                    .huge = self->huge,
-                                   .damage = &self->damage};
+                                   .damage = &self->damage,
+                                   .file = self->private_copy ? NULL : &self->growth};
 }
 
 static int map_file(Mapping *self, int64_t capacity)
@@ -342,7 +343,13 @@ static PyObject *get_foreign_faults(Mapping *self, void *Py_UNUSED(closure))
     return PyLong_FromUnsignedLongLong(__atomic_load_n(&self->damage.faults, __ATOMIC_RELAXED));
 }
 
+static PyObject *get_residency_visible(Mapping *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(sees_residency(self));
+}
+
 static PyGetSetDef mapping_getset[] = {
+    {"residency_visible", (getter)get_residency_visible, NULL, "Whether mincore(2) tells.", NULL},
     {"capacity", (getter)get_capacity, NULL, "Bytes of reserved address space.", NULL},
     {"address", (getter)get_address, NULL, "Where byte 0 is mapped.", NULL},
     {"forked", (getter)get_forked, NULL, "Whether this is a forked child of the opener.", NULL},
@@ -367,7 +374,7 @@ static PyMemberDef mapping_members[] = {
     FIELD(growable_leases, T_PYSSIZET, READONLY),
     FIELD(closed, T_BOOL, READONLY),
     FIELD(nowait, T_BOOL, READONLY),
-    FIELD(residency_visible, T_BOOL, READONLY),
+    FIELD(in_memory, T_BOOL, READONLY),
     FIELD(inline_writes, T_BOOL, 0),
     FIELD(declining, T_BOOL, 0),
     FIELD(generation, T_ULONGLONG, READONLY),
@@ -411,6 +418,7 @@ static PyMethodDef mapping_methods[] = { /* documented in _native.pyi */
     ARGS("populate", mapping_populate),
     ARGS("advise", mapping_advise),
     ARGS("lock", mapping_lock),
+    ARGS("lock_later", mapping_lock_later),
     ARGS("unlock", mapping_unlock),
     ARGS("residency", mapping_residency),
     ARGS("cachestat", mapping_cachestat),

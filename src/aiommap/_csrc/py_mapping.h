@@ -38,6 +38,7 @@
 
 #include "mapping.h"
 #include "pages.h"
+#include "refused.h"
 #include "slice.h"
 
 /* Copies up to this size are cheaper than giving the GIL up and getting it back (I2). */
@@ -228,6 +229,12 @@ static inline bool runs_overlap(int64_t start, int64_t end, int64_t other_start,
 }
 bool spans_cover(const struct spans *spans, int64_t offset, int64_t end);
 
+/* Whether mincore(2) can be asked about this file. */
+static inline bool sees_residency(const Mapping *self)
+{
+    return self->residency_visible && !call_was_refused(CALL_MINCORE);
+}
+
 extern PyType_Spec mapping_spec, lease_spec, receipt_spec, word_spec, word_array_spec, alarm_spec;
 extern PyType_Spec pin_spec;
 extern unsigned long fork_generation; /* grows in every forked child */
@@ -262,6 +269,7 @@ PyObject *mapping_punch_hole(Mapping *self, PyObject *args);
 PyObject *mapping_populate(Mapping *self, PyObject *args);
 PyObject *mapping_advise(Mapping *self, PyObject *args);
 PyObject *mapping_lock(Mapping *self, PyObject *args);
+PyObject *mapping_lock_later(Mapping *self, PyObject *args);
 PyObject *mapping_unlock(Mapping *self, PyObject *args);
 PyObject *mapping_residency(Mapping *self, PyObject *args);
 PyObject *mapping_cachestat(Mapping *self, PyObject *args);

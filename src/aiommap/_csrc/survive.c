@@ -22,6 +22,13 @@ static PER_THREAD struct {
     uint64_t generation;
 } retried;
 
+/* A page that blocks were put behind when this thread last faulted, or 0; and what it means, as an errno
+ * number, if it faults again. */
+static PER_THREAD struct {
+    uintptr_t page;
+    int reason;
+} filled;
+
 static bool map_zeros(const struct watched *mapping, uintptr_t start, uintptr_t end)
 {
     /* SAFETY: [start, end) lies in the watched mapping, which stays as long as the thread that
@@ -89,6 +96,23 @@ static bool has_grown(const struct watched *mapping, uintptr_t start, bool *beyo
     }
 }
 
+/* Whether a page within the file got its blocks now, so that the fault has to happen again; if not, why
+ * it is lost. Once for a page: it may be unreadable. */
+static bool is_filled(const struct watched *mapping, uintptr_t start, size_t lost, int *error)
+{
+    uintptr_t before = filled.page;
+    filled.page = 0;
+    if (mapping->file && before == start)
+        *error = filled.reason;
+    if (!mapping->file || before == start)
+        return false;
+    int64_t offset = (int64_t)(start - mapping->base);
+    *error = growth_fill(mapping->file, offset, (int64_t)lost, &filled.reason);
+    if (!*error)
+        filled.page = start;
+    return !*error || *error == EAGAIN;
+}
+
 bool survive_fault(uintptr_t address, size_t lost)
 {
     struct watched mapping;
@@ -103,6 +127,8 @@ bool survive_fault(uintptr_t address, size_t lost)
         end = mapping.base + mapping.length;
     bool beyond = false;
     bool done = mapping.growth && has_grown(&mapping, start, &beyond, &error);
+    if (!done && !beyond && !error)
+        done = is_filled(&mapping, start, lost, &error);
     if (!done && beyond) {
         done = lay_zeros(&mapping, start, end, false);
     } else if (!done) {
