@@ -80,6 +80,7 @@ class Mapping:
     residency_visible: bool  # mincore(2) tells the truth about this file
     inline_writes: bool  # settable: whether write_inline may store at all
     declining: bool  # settable: inline verbs answer None
+    cut_suspected: bool  # settable: a store may have hidden that others cut the file
     generation: int  # how often it changed: size, fence, region, closing; begun and ended count
     sequence: int
     durable_sequence: int  # settable

@@ -376,6 +376,7 @@ static PyMemberDef mapping_members[] = {
     FIELD(nowait, T_BOOL, READONLY),
     FIELD(in_memory, T_BOOL, READONLY),
     FIELD(inline_writes, T_BOOL, 0),
+    FIELD(cut_suspected, T_BOOL, 0),
     FIELD(declining, T_BOOL, 0),
     FIELD(generation, T_ULONGLONG, READONLY),
     FIELD(sequence, T_ULONGLONG, READONLY),

@@ -90,6 +90,7 @@ typedef struct {
     bool nowait;           /* GIL; latched off when the file system refuses RWF_NOWAIT */
     bool in_memory;        /* constant: tmpfs and the like, where pread(2) never waits */
     bool residency_visible; /* constant: mincore(2) tells the truth about this file */
+    bool cut_suspected;    /* GIL; a flush has to look whether what it wrote is there still */
     bool declining;        /* GIL; inline verbs answer None: it is being closed, or a test says so */
     bool inline_writes;    /* GIL; off for policy "always", after a failed flush, while closing */
     int64_t size;          /* GIL; bytes of the file that verbs may address; see mapping_size */

@@ -127,8 +127,7 @@ static void store_otherwise(const struct hold *hold, struct store *store, enum w
 }
 
 /* Without the GIL. */
-static void apply_stores(const struct hold *hold, struct store *stores, Py_ssize_t count,
-                         bool shared)
+static void put_stores(const struct hold *hold, struct store *stores, Py_ssize_t count, bool shared)
 {
     int64_t end = 0;
     guard_refresh();
@@ -147,6 +146,19 @@ static void apply_stores(const struct hold *hold, struct store *stores, Py_ssize
         for (Py_ssize_t at = i; at < i + done; at++)
             store_otherwise(hold, &stores[at], way, &target);
     }
+}
+
+/* Without the GIL; true if others seem to have cut the file off meanwhile. pwrite(2) makes it as long
+ * again then, with a hole where bytes were that are not durable; nothing tells but that it has fewer
+ * blocks. A file system that compresses gives blocks back as well, so whoever flushes has to see. */
+static bool apply_stores(const struct hold *hold, struct store *stores, Py_ssize_t count,
+                         bool shared)
+{
+    struct sighting before, after;
+    bool seen = shared && file_look(hold->fd, &before) == 0;
+    put_stores(hold, stores, count, shared);
+    return seen && file_look(hold->fd, &after) == 0 && after.blocks < before.blocks &&
+           after.blocks * 512 < after.size;
 }
 
 static bool load_stores(PyObject *items, struct store *stores, Py_ssize_t *loaded)
@@ -249,7 +261,9 @@ PyObject *mapping_write_many(Mapping *self, PyObject *items)
         struct hold hold;
         /* SAFETY: the buffers are exported to us until they are released below, so nobody can
          * free or move them while the copy runs. */
-        WITHOUT_GIL(hold, self, apply_stores(&hold, stores, count, !self->private_copy););
+        bool cut, shared = !self->private_copy;
+        WITHOUT_GIL(hold, self, cut = apply_stores(&hold, stores, count, shared););
+        self->cut_suspected = self->cut_suspected || cut;
         results = settle_stores(self, stores, count, false);
     }
     release_stores(stores, loaded);
@@ -259,6 +273,7 @@ PyObject *mapping_write_many(Mapping *self, PyObject *items)
 /* What a commit found out without the GIL. */
 struct commit { /* the caller's own */
     bool stored; /* all of it; nothing is flushed otherwise */
+    bool cut;    /* see apply_stores */
     int error;   /* of the flush or of the look */
     struct sighting seen;
 };
@@ -268,7 +283,7 @@ static struct commit commit_stores(const struct hold *hold, struct store *stores
                                    bool shared)
 {
     struct commit done = {.stored = true};
-    apply_stores(hold, stores, count, shared);
+    done.cut = apply_stores(hold, stores, count, shared);
     for (Py_ssize_t i = 0; i < count; i++)
         done.stored = done.stored && is_whole(&stores[i]);
     if (done.stored)
@@ -347,6 +362,7 @@ PyObject *mapping_commit(Mapping *self, PyObject *items)
             bool shared = !self->private_copy;
             /* SAFETY: as in `write_many`. */
             WITHOUT_GIL(hold, self, done = commit_stores(&hold, stores, count, shared););
+            self->cut_suspected = self->cut_suspected || done.cut;
             result = end_commit(self, stores, count, &done, last, sequence == self->sequence);
         }
     }
