@@ -58,15 +58,31 @@ class _Waiter:
         """Whether nobody can be told any more."""
         return self._core.workers.ended
 
-    def look(self, refusal: Exception | None) -> int | BaseException | None:
-        """Look at the word; None while there is nothing to tell."""
+    def look(self, problem: int) -> int | BaseException | None:
+        """Look at the word; None while there is nothing to tell.
+
+        A problem is the errno with which the kernel refuses to wait for it, or 0.
+        """
         try:
             seen = self.word.load()
         except Exception as error:
             return error
         if seen != self.expected:
             return seen
-        return refusal
+        return self._refusal(problem) if problem else None
+
+    def _refusal(self, problem: int) -> Exception:
+        """Say what keeps the kernel from waiting for a word that can be loaded."""
+        reason = os.strerror(problem)
+        if problem == errno.ENOSYS:
+            reason = (
+                "the kernel has no futex_waitv(2), which came with Linux 5.16, or a sandbox "
+                "refuses it"
+            )
+        elif problem == errno.EFAULT:
+            reason = "the kernel cannot reach the page that holds it"
+        what = f"wait for the word at {self.word.offset} of {self._core.path} to change"
+        return UnsupportedError(what, reason, problem)
 
     def tell(self) -> None:
         """Wake the task, or if its loop is gone, somebody else."""
@@ -137,15 +153,12 @@ class _Post:
                 gone.pop().pass_on()
             if not waiting:
                 continue  # nobody would ring any more
-            problem, changed = self.alarm.wait(rings, [(w.word, w.expected) for w in waiting])
-            if changed:
-                self._settle([waiting[i] for i in changed], None)
-            elif problem not in (0, errno.EAGAIN, errno.EINTR):
-                self._settle(waiting, _refusal(problem))
+            found = self.alarm.wait(rings, [(w.word, w.expected) for w in waiting])
+            self._settle([(waiting[i], problem) for i, problem in found])
 
-    def _settle(self, waiting: list[_Waiter], refusal: Exception | None) -> None:
-        for waiter in waiting:
-            outcome = waiter.look(refusal)
+    def _settle(self, found: list[tuple[_Waiter, int]]) -> None:
+        for waiter, problem in found:
+            outcome = waiter.look(problem)
             if outcome is None:
                 continue
             with _books:
@@ -178,16 +191,6 @@ def _find_abandoned(phase: str, info: dict[str, int]) -> None:
 
 
 gc.callbacks.append(_find_abandoned)
-
-
-def _refusal(problem: int) -> UnsupportedError:
-    """Say what keeps the kernel from waiting for words that can be loaded."""
-    reason = os.strerror(problem)
-    if problem == errno.ENOSYS:
-        reason = (
-            "the kernel has no futex_waitv(2), which came with Linux 5.16, or a sandbox refuses it"
-        )
-    return UnsupportedError("wait for a word to change", reason, problem)
 
 
 def _enter(waiter: _Waiter) -> None:

@@ -434,9 +434,10 @@ class Alarm:
     def ring(self) -> None:
         """Wake the thread that waits, also if it only begins to."""
 
-    def wait(self, rings: int, words: list[tuple[Word, int]], /) -> tuple[int, list[int]]:
+    def wait(self, rings: int, words: list[tuple[Word, int]], /) -> list[tuple[int, int]]:
         """Wait until a word is notified or not what is expected, or it rang since ``rings``.
 
-        Returns the errno of futex_waitv(2), or 0, and the numbers of the words that are not what is
-        expected, or cannot be reached. At most WAIT_MOST words, of 4 bytes each.
+        Returns ``(number, 0)`` for each word that is not what is expected, or cannot be reached,
+        and ``(number, errno)`` for each that the kernel cannot wait for. At most WAIT_MOST words,
+        of 4 bytes each.
         """

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-
 import pytest
 
 from faults.scripts import expect_alive
+from faults.shims import compile_shim
 
 #: Crash reporters and other runtimes: everything blocked, and chained by calling.
 CHAIN = r"""
-#define _GNU_SOURCE
 #include <signal.h>
 static struct sigaction previous[8];
 static int installed, calls;
@@ -42,14 +39,7 @@ int chain_calls(void) { return calls; }
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
     """Compile the handler that chains."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler")
-    folder = tmp_path_factory.mktemp("chain")
-    (folder / "chain.c").write_text(CHAIN, "utf-8")
-    command = [compiler, "-shared", "-fPIC", folder / "chain.c", "-o", folder / "chain.so"]
-    subprocess.run(command, check=True, timeout=50)
-    return folder / "chain.so"
+    return compile_shim(tmp_path_factory.mktemp("chain"), CHAIN)
 
 
 @pytest.fixture(params=["asyncio", "uvloop", "trio"])

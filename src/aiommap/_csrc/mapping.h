@@ -43,6 +43,7 @@ struct region {
     struct growth *growth; /* constant; NULL unless stores beyond the end of file make it longer */
     struct entry *entry;   /* constant; its place in the table of watched mappings */
     long holders;   /* GIL */
+    long held;      /* GIL; how many of them are calls without the GIL */
 };
 
 size_t page_size(void);

@@ -24,6 +24,21 @@ static void descriptor_close(int fd)
     Py_END_ALLOW_THREADS
 }
 
+static void region_hold(struct region *region)
+{
+    if (!region)
+        return;
+    region->holders++;
+    region->held++;
+}
+
+static void region_let_go(struct region *region)
+{
+    if (region)
+        region->held--;
+    region_release(region);
+}
+
 void hold_begin(struct hold *hold, Mapping *mapping)
 {
     hold->mapping = mapping;
@@ -31,15 +46,44 @@ void hold_begin(struct hold *hold, Mapping *mapping)
     hold->fd = mapping->fd;
     hold->generation = mapping->generation;
     hold->moved = false;
-    if (hold->region)
-        hold->region->holders++;
+    region_hold(hold->region);
     mapping->in_flight++;
+}
+
+void hold_instead(struct hold *hold, struct region *region)
+{
+    struct region *before = hold->region;
+    region_hold(region);
+    hold->region = region;
+    region_let_go(before);
+}
+
+static void forget_region(struct region *region)
+{
+    if (!region)
+        return;
+    region->holders -= region->held;
+    region->held = 0;
+}
+
+/* In a forked child: the threads whose calls were in flight are not there to end them. */
+static void forget_holds(Mapping *self)
+{
+    forget_region(self->region);
+    forget_region(self->growable);
+    forget_region(self->quiet);
+    for (Lease *lease = self->leases; lease; lease = lease->next)
+        forget_region(lease->region);
+    self->in_flight = 0;
+    if (self->fd_to_close >= 0)
+        close(self->fd_to_close);
+    self->fd_to_close = -1;
 }
 
 void hold_end(struct hold *hold)
 {
     Mapping *mapping = hold->mapping;
-    region_release(hold->region);
+    region_let_go(hold->region);
     if (--mapping->in_flight == 0 && mapping->fd_to_close >= 0) {
         int fd = mapping->fd_to_close;
         mapping->fd_to_close = -1;
@@ -207,6 +251,8 @@ static PyObject *mapping_close(Mapping *self, PyObject *Py_UNUSED(unused))
 {
     struct region *region = self->region, *growable = self->growable, *quiet = self->quiet;
     int fd = self->fd;
+    if (self->fork_generation != fork_generation)
+        forget_holds(self);
     self->closed = true;
     self->region = self->growable = self->quiet = NULL;
     self->fd = -1;

@@ -172,6 +172,7 @@ struct hold { /* the caller's own */
 void object_free(void *self); /* the last step of every tp_dealloc */
 void hold_begin(struct hold *hold, Mapping *mapping);
 void hold_end(struct hold *hold);
+void hold_instead(struct hold *hold, struct region *region); /* of the same mapping */
 void region_release(struct region *region);
 bool mapping_is_usable(const Mapping *self); /* open, of this process, whole, not declining */
 bool mapping_check(const Mapping *self);     /* open, of this process; with an exception set */
