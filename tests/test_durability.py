@@ -128,10 +128,10 @@ async def test_lost_data_fails_the_flush_and_latches(path, outside, loss):
             await verb()
     assert await f.read(0, 1) == b"A"
     assert not receipt.durable
-    with pytest.raises(aiommap.FlushError, match="flush failed"):
-        await f.aclose()
-    assert f.closed
-    await f.aclose()  # the first to wait was told
+    for _ in range(2):
+        with pytest.raises(aiommap.FlushError, match="flush failed"):
+            await f.aclose()
+        assert f.closed
 
 
 async def test_nothing_is_stored_inline_once_a_flush_failed(f):

@@ -18,7 +18,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
-from aiommap._clock import clock
+from aiommap._kept_threads import clock
 from aiommap._scheduler import BACKGROUND_FLUSHES
 from aiommap.testing import failing_flush, slow_disk
 from waiting import until
@@ -327,8 +327,6 @@ async def test_statistics_tell_of_flushes(path):
 
 
 async def test_flushes_unasked_without_a_thread(path, monkeypatch):
-    """The clock has one in any case."""
-
     def refuse(*_):
         raise RuntimeError("can't start new thread")
 
@@ -336,7 +334,7 @@ async def test_flushes_unasked_without_a_thread(path, monkeypatch):
         policy = FlushPolicy.every_interval(0.01)
         files = [await hub.open(path, "r+", flush=policy) for _ in range(2 * BACKGROUND_FLUSHES)]
         with monkeypatch.context() as patches:
-            patches.setattr("aiommap._scheduler.run_in_thread", refuse)
+            patches.setattr("aiommap._kept_threads.run_in_thread", refuse)
             receipts = [await f.write(i * PAGE, b"x") for i, f in enumerate(files)]
             await until(lambda: all(receipt.durable for receipt in receipts))
             await until(lambda: hub._scheduler.idle)
@@ -510,18 +508,18 @@ async def test_reopen_while_it_is_flushed_unasked(path, discard):
 
 
 async def test_no_clock_without_a_policy_that_needs_it(path):
-    await until(lambda: not clock._runs)
+    await until(lambda: not clock.runs)
     async with aiommap.open(path, "r+") as f:
-        assert not clock._runs
+        assert not clock.runs
         f.flush_policy = FlushPolicy.every_interval(3600)
-        assert clock._runs
+        assert clock.runs
         f.flush_policy = FlushPolicy.every_writes(10)
         f.flush_policy = FlushPolicy.manual()
-        await until(lambda: not clock._runs)
+        await until(lambda: not clock.runs)
         f.flush_policy = FlushPolicy.every_interval(0.01)
         receipt = await f.write(0, b"x")
         await until(lambda: receipt.durable)
-    await until(lambda: not clock._runs)
+    await until(lambda: not clock.runs)
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -535,7 +533,7 @@ async def test_a_dropped_file_lets_the_clock_go(path):
 
     def is_gone():
         gc.collect()
-        return [reference() for reference in gone] == [None, None] and not clock._runs
+        return [reference() for reference in gone] == [None, None] and not clock.runs
 
     await until(is_gone)
 

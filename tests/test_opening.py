@@ -291,14 +291,14 @@ async def test_our_verbs_do_not_wait_for_the_applications_threads(path):
 
 async def test_hundreds_of_opens_share_hops(path, monkeypatch):
     hops = 0
-    run_in_thread = _workers.run_in_thread
+    run_in_some_thread = _workers.run_in_some_thread
 
     def counted(job, tell):
         nonlocal hops
         hops += 1
-        run_in_thread(job, tell)
+        run_in_some_thread(job, tell)
 
-    monkeypatch.setattr(_workers, "run_in_thread", counted)
+    monkeypatch.setattr(_workers, "run_in_some_thread", counted)
     async with aiommap.Hub() as hub:
         async with hub.open(path) as f:
             assert hops == 1
@@ -403,9 +403,9 @@ async def test_a_file_that_cannot_be_given_up_is_closed_all_the_same(path):
         raise OSError("close(2) failed")
 
     f._closer._release = fail
-    with pytest.raises(OSError, match="close"):
-        await f.aclose()
-    await f.aclose()
+    for _ in range(2):
+        with pytest.raises(OSError, match="close"):
+            await f.aclose()
     assert f._mapping.closed
 
 

@@ -394,7 +394,7 @@ async def test_private_stores_are_not_left_behind_unasked(path):
         assert await f.read(0, 7) == b"another"
 
 
-async def test_an_old_file_for_whose_end_there_is_no_thread_is_closed_as_garbage(path, monkeypatch):
+async def test_reopen_closes_the_old_file_without_a_thread(path, monkeypatch):
     async with aiommap.open(path, "r+") as f:
         old = f._core
 
@@ -405,9 +405,10 @@ async def test_an_old_file_for_whose_end_there_is_no_thread_is_closed_as_garbage
 
         put_another(path)
         with monkeypatch.context() as patches:
-            patches.setattr("aiommap._workers.run_in_thread", refuse_afterwards)
+            patches.setattr("aiommap._kept_threads.run_in_thread", refuse_afterwards)
             await f.reopen()
             await f._retired.wait()
+            assert old.mapping.closed
         assert await f.read(0, 2) == b"an"
 
 

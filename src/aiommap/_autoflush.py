@@ -21,9 +21,9 @@ from collections.abc import Callable, Sequence
 
 import anyio
 
-from ._clock import clock
 from ._core import Core
 from ._flush import Flusher
+from ._kept_threads import clock
 from ._logs import FLUSHES
 from ._native import TRIP_NEVER
 from ._policy import FlushPolicy

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-
-import anyio
+from copy import copy
 
 from ._autoflush import AutoFlush
 from ._core import Core
 from ._errors import MappedFileError
 from ._flush import Flusher
 from ._resizing import Resizer
-from ._workers import spawn, wait_or_withdraw
+from ._workers import Event, spawn, wait_or_withdraw
 
 
 class Closer:
@@ -33,8 +32,8 @@ class Closer:
         self._auto = auto
         self._resizer = resizer
         self._release = release
-        self._done: anyio.Event | None = None
-        self._error: BaseException | None = None
+        self._done: Event | None = None
+        self._error: Exception | None = None
 
     def start(self) -> None:
         """Begin to close, unless that was done before."""
@@ -47,7 +46,7 @@ class Closer:
         if core.closing:
             return
         core.workers.check_loop()
-        done = anyio.Event()
+        done = core.workers.event()
         spawn(self._run, done)  # first: it fails at the end of trio's run, and nothing has begun
         core.closing = True
         core.mapping.declining = True
@@ -64,14 +63,14 @@ class Closer:
             self.start()
 
     async def aclose(self) -> None:
-        """Close, or wait for the call that does; the first to wait is told of a failure."""
+        """Close, or wait for the call that does; whoever asks is told of a failure (I15)."""
         self.start()
         if self._done is None:
             return
         await wait_or_withdraw(self._done, lambda: False)
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        if self._error is not None:
+            # A copy: the traceback of what is raised refers to frames that refer to this.
+            raise copy(self._error) from self._error.__cause__
 
     async def leave(self, error: BaseException | None) -> None:
         """Close at the end of a block; an exception that is under way is not replaced."""
@@ -82,22 +81,27 @@ class Closer:
                 raise
             error.add_note(f"closing {self._core.path} failed, too: {failure}")
 
-    async def _run(self, done: anyio.Event) -> None:
+    async def _run(self, done: Event) -> None:
         try:
             await self._core.wait_idle()
+            await self._flusher.quiesce()
             if self._core.shared_writable and not self._core.undo:
                 await self._flush()
             if not self._core.undo:
                 self._core.check_whole()
         except Exception as error:
-            self._error = error
+            self._note(error)
         finally:
             try:
                 await self._release(self._core)
             except Exception as error:
-                self._error = self._error or error
+                self._note(error)
             finally:
                 done.set()
+
+    def _note(self, error: Exception) -> None:
+        if self._error is None:
+            self._error = error.with_traceback(None)
 
     async def give_up(self) -> None:
         """Leave a file that was reopened as closing would: without what growth made and none used.
@@ -105,6 +109,7 @@ class Closer:
         It may live on under another name. One that cannot be believed is left as it is.
         """
         core = self._core
+        await self._flusher.quiesce()
         whole = core.failure is None and core.damage() is None
         if core.shared_writable and whole and self._resizer.wants_trim:
             with suppress(OSError):  # nobody waits, and what was written is in it

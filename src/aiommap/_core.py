@@ -30,16 +30,13 @@ from ._paths import NewName
 from ._policy import FlushPolicy
 from ._ranges import RangeSet
 from ._threads import Mutex
-from ._workers import Limiter, Workers
+from ._workers import Event, Limiter, Workers
 
 if TYPE_CHECKING:
     from ._typing import Buffer
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-
-#: Errors that say there is no room: on the disk, for a user, or for the size of files of a process.
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 #: A write that was checked: an offset, and the bytes to store there.
 Store = tuple[int, bytes | memoryview]
@@ -161,7 +158,7 @@ class Core:
         self.huge_page_bytes: int | None = None
         self.offloaded_reads: int = 0
         self._active = 0
-        self._idle: anyio.Event | None = None
+        self._idle: Event | None = None
 
     @property
     def shared_writable(self) -> bool:
@@ -294,7 +291,7 @@ class Core:
     async def wait_idle(self) -> None:
         """Wait until no verb is under way, nor begun by one that was; called when closing."""
         while self._active:
-            self._idle = anyio.Event()
+            self._idle = self.workers.event()
             await self._idle.wait()
         await self.lanes.wait_served()
 
@@ -336,16 +333,17 @@ class Core:
 
     def store_fault(self, offset: int, length: int, copied: int, number: int = 0) -> OSError:
         """Make the error for a store that stopped; a full disk is told from a lost page."""
-        if number in FULL:
-            return self.no_room(number, offset, length)
         if number not in (0, errno.EIO, errno.EFAULT):
             return OSError(number, os.strerror(number), self.path)
-        return self.fault(offset, length, copied, number or errno.EFAULT)
-
-    def no_room(self, number: int, offset: int, length: int) -> OSError:
-        """Make the error for a range that the disk has no blocks for."""
-        reason = f"{os.strerror(number)} for {length} bytes at {offset}, where the file has a hole"
-        return OSError(number, f"{reason}: make room, and repeat what was asked", self.path)
+        fault = self.fault(offset, length, copied, number or errno.EFAULT)
+        reached = not fault.poisoned and (fault.size or 0) >= offset + length
+        if self.shared_writable and reached:
+            try:
+                # Asking for the blocks says what the store could not: ENOSPC, EDQUOT, EIO.
+                os.posix_fallocate(self.mapping.fd, offset, length)
+            except OSError as error:
+                return OSError(error.errno, os.strerror(error.errno or errno.EIO), self.path)
+        return fault
 
 
 async def _nothing_to_await() -> None:

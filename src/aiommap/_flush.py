@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -35,10 +34,23 @@ from ._listeners import Listeners
 from ._logs import FLUSHES
 from ._native import PAGE_SIZE, Receipt
 from ._observing import observed
+from ._paths import NameNotSyncedError
 from ._policy import FlushLedger
 from ._ranges import RangeSet, align_down, align_up
 from ._receipt import WriteReceipt
-from ._requests import Change, Done, Item, Outcome, Request, acts, bounds, settle, stores_of, touch
+from ._requests import (
+    Change,
+    Done,
+    Item,
+    Outcome,
+    Request,
+    acts,
+    bounds,
+    is_error,
+    settle,
+    stores_of,
+    touch,
+)
 from ._threads import Mutex
 
 
@@ -173,10 +185,12 @@ class Flusher:
         if error is not None or not core.sound:
             failure = error or self._failure()
             outcomes = outcomes or [failure] * len(items)
-            outcomes = [o if isinstance(o, BaseException) else failure for o in outcomes]
+            outcomes = [o if is_error(o) else failure for o in outcomes]
             self._tell()
         elif Request in {*map(type, items)}:
-            settle([item.receipt for item in items if isinstance(item, Request)])
+            assert outcomes is not None
+            asked = zip(items, outcomes, strict=True)
+            settle([i.receipt for i, o in asked if isinstance(i, Request) and not is_error(o)])
         assert outcomes is not None
         if core.lanes.draining and not self._lane.waiting():
             core.lanes.draining = False
@@ -221,11 +235,11 @@ class Flusher:
             if core.closing or core.retired or not core.sound or not due():
                 return False
             self._make_durable([Request(0, core.mapping.size)], [None], clean=False)
-            failed = self._passing
+            failure = self._passing
         core.workers.call_from_thread(self._unasked_ended)
-        if failed is not None:
-            FLUSHES.warning("%s", failed)
-        return failed is not None
+        if failure is not None:
+            FLUSHES.warning("%s", failure)
+        return failure is not None
 
     def _in_turn(self, serve: Callable[[Any], list[Outcome]], items: list[Item]) -> list[Outcome]:
         with self._turn:
@@ -268,11 +282,11 @@ class Flusher:
         clean = not core.mapping.dirty_bytes()
         outcomes = self._store(requests)
         self._make_durable(requests, outcomes, clean=clean)
-        failed = self._passing
-        if failed is None:
+        failure = self._passing
+        if failure is None:
             return outcomes
         self.after_batch()  # here: what is dirty again must not wait for the loop
-        return [o if isinstance(o, BaseException) else failed for o in outcomes]
+        return [o if is_error(o) else failure for o in outcomes]
 
     def _commit(self, stores: list[Store]) -> list[Outcome] | None:
         """Store and make durable in one native call; None if something else became dirty first.
@@ -300,8 +314,6 @@ class Flusher:
         receipts, alone, flushed, end, seen = done
         try:
             self._verify(end, seen)
-            if mapping.cut_suspected:
-                self._check_holes(map(bounds, stores))
         except (OSError, MappingFaultError) as error:
             self._give_up(error, [*map(bounds, stores)])
             return cast("list[Outcome]", receipts)
@@ -403,8 +415,6 @@ class Flusher:
             # One call from the first to the last dirty page of each span: what lies between them
             # is clean, and each call waits for the device anew.
             self._sync([(runs[0][0], runs[-1][1]) for runs in taken if runs], whole=whole)
-            if mapping.cut_suspected:
-                self._check_holes(runs)
         except BaseException as error:
             self._give_up(error, runs)
             if not isinstance(error, (OSError, MappingFaultError)):
@@ -435,7 +445,9 @@ class Flusher:
             core.size_changed |= changed
             core.resized |= resized
             raise
-        core.created = False
+        if core.made is not None and core.created:
+            core.created = False
+            core.made.close()
 
     def _sync_to(
         self, hulls: list[tuple[int, int]], end: int, *, whole: bool, changed: bool
@@ -446,17 +458,9 @@ class Flusher:
         elif not whole:
             for offset, stop in hulls:
                 core.disk.sync_range(offset, stop - offset)
-        if core.created:
-            self._sync_name()
+        if core.made is not None and core.created:
+            core.made.sync(core.mapping.fd)
         self._verify(end)
-
-    def _sync_name(self) -> None:
-        """Make the directory entry of a new file durable."""
-        try:
-            # Of the file itself: the path may be a symbolic link that was there before.
-            sync_directory(os.path.dirname(os.path.realpath(self._core.path)))
-        except OSError as error:
-            raise NameNotSyncedError(error.errno, error.strerror) from error
 
     def _verify(self, end: int, seen: tuple[int, int] | None = None) -> None:
         """Check that what was flushed is still part of a file that has a name (I4)."""
@@ -477,23 +481,6 @@ class Flusher:
                 "orphaned: it is gone once the file is closed",
             )
 
-    def _check_holes(self, runs: Iterable[tuple[int, int]]) -> None:
-        """Check that no hole is where bytes were flushed: a store may have hidden a truncation.
-
-        What others cut off, a write behind it makes long again with holes. A file system that has
-        none never tells of one.
-        """
-        mapping = self._core.mapping
-        for start, end in runs:
-            hole = end if start == end else os.lseek(mapping.fd, start, os.SEEK_HOLE)
-            if hole < end:
-                raise OSError(
-                    errno.EIO,
-                    f"the file was truncated and made longer again while bytes at {hole} were "
-                    "dirty: they are zeros now",
-                )
-        mapping.cut_suspected = bool(mapping.dirty_bytes())
-
     def _latch(self, error: BaseException) -> None:
         self._core.failure = self._failure_of(error)
         self._core.choose_inline_writes()
@@ -506,19 +493,6 @@ class Flusher:
         failure = FlushError(self._core.path, reason, ranges, number or errno.EIO, latched=latched)
         failure.__cause__ = error
         return failure
-
-
-class NameNotSyncedError(OSError):
-    """The data is on the disk, the directory entry may not be: a step that can be tried again."""
-
-
-def sync_directory(path: str) -> None:
-    """Make the entries of a directory durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _nothing() -> None:

@@ -112,6 +112,8 @@ class Hub:
         self._closed = False
         self._scheduler = FlushScheduler()
         self._files: dict[Core, MappedFile] = {}
+        #: Closed with an error by ``aclose``, which raises it each time it is called (I15).
+        self._failed: list[MappedFile] = []
         self._at: dict[str, set[Core]] = {}
         self._own = OwnChanges()
         self._watcher = Watcher(self._running_workers, self._own, self._seen)
@@ -177,7 +179,8 @@ class Hub:
         """Close every file that is still open, then the hub.
 
         Raises:
-            FlushError: if closing one file fails; an ExceptionGroup if several do.
+            FlushError: if closing one file fails; an ExceptionGroup if several do. Raised by every
+                later call, too.
         Cancellation: waited out, as for each file.
         """
         self._closed = True
@@ -188,7 +191,8 @@ class Hub:
 
     async def _close_files(self) -> None:
         failures: list[Exception] = []
-        files = list(self._files.values())
+        files = [*self._failed, *self._files.values()]
+        self._failed = []
         for file in files:
             file._closer.start()  # noqa: SLF001  all at once, so that they share hops
         cancellation: BaseException | None = None
@@ -197,6 +201,7 @@ class Hub:
                 await file.aclose()
             except Exception as error:
                 failures.append(error)
+                self._failed.append(file)
             except BaseException as error:  # each file waits it out, and so does the hub
                 cancellation = cancellation or error
         if cancellation is not None:

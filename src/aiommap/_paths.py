@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from ._change import Identity
+from ._logs import FLUSHES
+from ._native import sync_filesystem
 
 #: How many symbolic links the kernel follows before it calls a path a loop.
 MOST_LINKS = 40
@@ -105,6 +107,29 @@ def _open_start(start: str) -> int | None:
     return None
 
 
+#: The directory was not written: as for a file, the kernel may say so only once.
+_WRITE_FAILED = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT})
+#: What file systems answer that cannot sync a directory, FUSE drivers in particular.
+_CANNOT_SYNC = frozenset(
+    {
+        errno.EACCES,
+        errno.EINVAL,
+        errno.EISDIR,
+        errno.ENOSYS,
+        errno.ENOTTY,
+        errno.EOPNOTSUPP,
+        errno.EPERM,
+    }
+)
+
+#: Devices of file systems that cannot, and of which that was told.
+_told: set[int] = set()
+
+
+class NameNotSyncedError(OSError):
+    """The name of a new file may not be durable, and syncing it can be tried again."""
+
+
 class NewName:
     """The name that a new file was given, held by the descriptor of its directory.
 
@@ -114,7 +139,7 @@ class NewName:
     __slots__ = ("directory", "name")
 
     def __init__(self, directory: int, name: str) -> None:
-        #: Descriptor of the directory (``O_PATH``); -1 once it is closed.
+        #: Descriptor of the directory, ``O_PATH`` if it may not be read; -1 once it is closed.
         self.directory: int = directory
         self.name = name
 
@@ -129,6 +154,37 @@ class NewName:
         except FileNotFoundError:
             return
 
+    def sync(self, file: int) -> None:
+        """Make the name durable as far as the file system can. Worker threads only.
+
+        Args:
+            file: a descriptor of the file itself.
+        Raises:
+            NameNotSyncedError: if that failed, and can be tried again.
+            OSError: EIO, ENOSPC or EDQUOT, if the directory could not be written.
+        """
+        try:
+            os.fsync(self.directory)
+        except OSError as error:
+            if error.errno in _CANNOT_SYNC:
+                self._tell_unable(error)
+            elif error.errno == errno.EBADF:  # O_PATH: nothing but the whole file system is left
+                _attempt(sync_filesystem, file)
+            else:
+                raise _explained(error) from error
+
+    def _tell_unable(self, error: OSError) -> None:
+        """Say once of a file system what it cannot do, and that nothing will be done about it."""
+        device = os.fstat(self.directory).st_dev
+        if device not in _told:
+            _told.add(device)
+            FLUSHES.warning(
+                "the file system of %r cannot sync directories (%s), so a power cut may take the "
+                "name of a new file away, and the file with it: see docs/durability",
+                self.name,
+                error.strerror,
+            )
+
     def close(self) -> None:
         """Let the directory go; what was made stays."""
         directory, self.directory = self.directory, -1
@@ -137,6 +193,29 @@ class NewName:
 
     def __del__(self) -> None:
         self.close()
+
+
+def _attempt(sync: Callable[[int], None], fd: int) -> None:
+    try:
+        sync(fd)
+    except OSError as error:
+        raise _explained(error) from error
+
+
+def _explained(error: OSError) -> OSError:
+    """Tell a directory that could not be written from a step that can be tried again."""
+    kind = OSError if error.errno in _WRITE_FAILED else NameNotSyncedError
+    reason = f"{error.strerror} as the directory of the new file was synced"
+    return kind(error.errno or errno.EIO, reason)
+
+
+def _open_directory(path: str, start: int | None) -> int:
+    """Open a directory so that it can be synced if it may be read, and else without."""
+    flags = os.O_DIRECTORY | os.O_CLOEXEC
+    try:
+        return os.open(path, os.O_RDONLY | flags, dir_fd=start)
+    except PermissionError:
+        return os.open(path, os.O_PATH | flags, dir_fd=start)
 
 
 def open_new(path: str, start: int | None, flags: int) -> tuple[int, NewName]:
@@ -150,10 +229,9 @@ def open_new(path: str, start: int | None, flags: int) -> tuple[int, NewName]:
     parent, name = os.path.split(path)
     if not name:  # the kernel's own answer to a slash at the end
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    directory = os.open(parent or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=start)
-    made = NewName(directory, name)
+    made = NewName(_open_directory(parent or ".", start), name)
     try:
-        return os.open(name, flags, 0o666, dir_fd=directory), made
+        return os.open(name, flags, 0o666, dir_fd=made.directory), made
     except BaseException:
         made.close()
         raise

@@ -114,8 +114,7 @@ class Retired:
             await leave()
             await self._release(core)
         except Exception as error:
-            # close(2) failed, or no thread could be started for it, and it is closed as garbage:
-            # there is nothing left to lose in a file that was given up.
+            # close(2) failed; there is nothing left to lose in a file that was given up.
             FILES.debug("%s was not closed cleanly after it was reopened: %s", core.path, error)
         finally:
             self._left.pop(core).set()

@@ -72,6 +72,11 @@ def bounds(request: Store | Request) -> tuple[int, int]:
     return offset, offset + len(data)
 
 
+def is_error(outcome: Outcome) -> bool:
+    """Tell whether a request failed."""
+    return isinstance(outcome, BaseException)
+
+
 def settle(receipts: Iterable[object]) -> None:
     """Mark receipts whose own ranges are durable, though ``durable_sequence`` may not say so."""
     for receipt in receipts:

@@ -178,9 +178,7 @@ class Resizer:
             look_again()
 
     def _shrink(self, size: int) -> None:
-        # If it is refused its tail is mapped anew.
-        anew = self._pager.mapping_anew() if self._pager.pins_beyond(size) else nullcontext()
-        with self._end_for(size), anew:
+        with self._end_for(size):
             self._core.mapping.truncate(size)
         look_again()
 

@@ -13,9 +13,9 @@ import weakref
 from functools import partial
 from typing import Protocol
 
-from ._clock import clock
+from ._kept_threads import clock, run_in_some_thread
 from ._schedule import Schedule, Timer
-from ._threads import ReentrantMutex, run_in_thread
+from ._threads import ReentrantMutex
 
 #: How many files of a hub are flushed unasked at a time: a disk that hangs holds so many threads.
 BACKGROUND_FLUSHES = 3
@@ -80,11 +80,7 @@ class FlushScheduler:
         return started
 
     def _launch(self, target: Target) -> None:
-        turns = partial(self._take_turns, target)
-        try:
-            run_in_thread(turns)
-        except RuntimeError:  # no more threads: the clock's has to do
-            clock.call_at(0, lambda: turns)
+        run_in_some_thread(partial(self._take_turns, target))
 
     def _set_alarm(self) -> None:
         """See to it that the next deadline is not missed; an earlier waking does no harm."""

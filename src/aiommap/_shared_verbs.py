@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, SupportsIndex
 
 from ._atomics import (
@@ -14,10 +15,9 @@ from ._atomics import (
     AtomicU64Array,
     Gate,
 )
-from ._blocks import Block
 from ._core import Core
 from ._errors import AccessModeError
-from ._file_locks import Claim, FileLocks
+from ._file_locks import FileLocks
 from ._ranges import check_range
 
 
@@ -71,13 +71,14 @@ class SharedVerbs(WordVerbs):
     if TYPE_CHECKING:
         _locks: FileLocks
 
-    def file_lock(
+    @asynccontextmanager
+    async def file_lock(
         self,
         offset: SupportsIndex,
         length: SupportsIndex,
         shared: bool = False,
         timeout: float | None = None,
-    ) -> AbstractAsyncContextManager[None]:
+    ) -> AsyncIterator[None]:
         """Lock a range against other tasks and processes that lock it, for the block.
 
         Nobody else is kept from reading or writing; only from locking. A process that dies has
@@ -104,18 +105,14 @@ class SharedVerbs(WordVerbs):
             at the latest; ``AsyncLock`` is quicker.
         Source: fcntl(2), F_OFD_SETLK.
         """
-
-        async def lock() -> tuple[FileLocks, Claim]:
-            core = self._core
-            start, count = self._span(offset, length.__index__())
-            if not shared and not core.shared_writable:
-                remedy = 'use shared=True, or open it with "r+"'
-                raise AccessModeError("lock bytes for oneself in", core.mode, remedy)
-            locks = self._locks  # those of the file that is mapped now
-            return locks, await locks.acquire(start, count, shared=shared, timeout=timeout)
-
-        async def unlock(locked: tuple[FileLocks, Claim]) -> None:
-            locks, claim = locked
+        core = self._core
+        start, count = self._span(offset, length.__index__())
+        if not shared and not core.shared_writable:
+            remedy = 'use shared=True, or open it with "r+"'
+            raise AccessModeError("lock bytes for oneself in", core.mode, remedy)
+        locks = self._locks  # those of the file that is mapped now
+        claim = await locks.acquire(start, count, shared=shared, timeout=timeout)
+        try:
+            yield
+        finally:
             await locks.release(claim)
-
-        return Block(lock, unlock)

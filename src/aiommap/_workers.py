@@ -19,19 +19,20 @@ Invariants.
 from __future__ import annotations
 
 import asyncio
-import gc
 import sys
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from typing import Any, NoReturn, Protocol, TypeVar, TypeVarTuple, Unpack, cast
 
 import anyio
 
 from . import _native
-from ._threads import Forks, run_in_thread
+from ._kept_threads import reserve, run_in_some_thread
+from ._threads import Forks
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -44,20 +45,21 @@ CONTROL_WORKERS = 2
 #: How soon an exception is raised in a task again that could not take it at that moment.
 RAISE_SECONDS = 0.001
 
-#: asyncio keeps only weak references to tasks; these live until they are done, or their loop is.
+#: asyncio keeps only weak references to tasks; these live until they are done.
 _background: set[asyncio.Task[None]] = set()
 
 
-def _forget_ended(phase: str, info: dict[str, int]) -> None:
-    """Let go of tasks whose loop was closed, before garbage is collected: they are a part of it."""
-    if phase == "start" and info["generation"] > 0:
-        for task in tuple(_background):
-            if task.get_loop().is_closed():
-                task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
-                _background.discard(task)
+def _load_backend() -> None:
+    """Have what anyio needs for the loop that runs here; it imports that when first asked.
+
+    That could be when a file is closed: without a descriptor, in a chroot or without the privilege
+    to read the modules it would fail there (I15). A part of it is imported together with us.
+    """
+    anyio.get_cancelled_exc_class()
+    anyio.CancelScope()
 
 
-gc.callbacks.append(_forget_ended)
+import_module("anyio._backends._asyncio")
 
 
 class Event(Protocol):
@@ -174,7 +176,7 @@ def _raise_in(trio: Any, main: Any, error: BaseException) -> None:
     if main is not _main_task(trio):
         return  # over by now, and whatever ended it ends the program
     if main._abort_func is None:  # noqa: SLF001  it has no public name
-        call_later(RAISE_SECONDS, partial(_raise_in, trio, main, error))
+        trio.lowlevel.spawn_system_task(_raise_later, trio, main, error)
         return
 
     def throw(*_: object, **__: object) -> NoReturn:
@@ -183,22 +185,9 @@ def _raise_in(trio: Any, main: Any, error: BaseException) -> None:
     main._attempt_abort(throw)  # noqa: SLF001  likewise
 
 
-def call_later(delay: float, function: Callable[[], object]) -> Callable[[], object]:
-    """Call a function on the running loop after so many seconds; returns what cancels that."""
-    trio = _trio()
-    if trio is None:
-        return asyncio.get_running_loop().call_later(delay, function).cancel
-    scope = trio.CancelScope()
-
-    async def wait() -> None:
-        with scope:
-            await trio.sleep(delay)
-        if not scope.cancelled_caught:
-            function()
-
-    trio.lowlevel.spawn_system_task(wait)
-    cancel: Callable[[], object] = scope.cancel
-    return cancel
+async def _raise_later(trio: Any, main: Any, error: BaseException) -> None:
+    await trio.sleep(RAISE_SECONDS)
+    _raise_in(trio, main, error)
 
 
 async def wait_or_withdraw(done: Event, withdraw: Callable[[], bool]) -> None:
@@ -313,6 +302,7 @@ class Workers:
     """The limiters of one hub, and the ways to run something in a worker thread; for one loop."""
 
     __slots__ = (
+        "__weakref__",
         "_forks",
         "_from_thread",
         "_loop",
@@ -328,6 +318,8 @@ class Workers:
     )
 
     def __init__(self, readers: int | None = None) -> None:
+        _load_backend()
+        reserve.keep(self)
         trio = _trio()
         #: A forked child has a copy of the loop, which must not answer for it.
         self._forks = Forks.count
@@ -383,12 +375,6 @@ class Workers:
             function()
         else:
             self.call_from_thread(function)
-
-    @property
-    def ended(self) -> bool:
-        """Whether the loop was closed, which ends tasks that wait without a word; any thread."""
-        closed = getattr(self._loop, "is_closed", None)
-        return closed is not None and bool(closed())
 
     @property
     def forked(self) -> bool:
@@ -513,8 +499,4 @@ class Workers:
             with suppress(RuntimeError):
                 self._from_thread(end)
 
-        try:
-            run_in_thread(job.run, tell)
-        except RuntimeError as error:  # no thread can be started
-            job.error = error
-            self.call_soon(end)
+        run_in_some_thread(job.run, tell)

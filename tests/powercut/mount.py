@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes.util
+import errno
 import importlib.util
 import os
 import subprocess
@@ -45,9 +46,9 @@ class RecordingMount:
         """Read what was recorded so far."""
         return load(self.log_path)
 
-    def fail(self, kind: str, name: str, nth: int = 1) -> None:
+    def fail(self, kind: str, name: str, nth: int = 1, number: int = errno.EIO) -> None:
         """Let the nth "fsync", "write" or "read" request for a file fail from now on."""
-        (self.path / ".control").write_text(f"{kind} {name} {nth}")
+        (self.path / ".control").write_text(f"{kind} {name} {nth} {number}")
 
 
 @contextmanager

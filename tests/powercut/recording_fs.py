@@ -65,6 +65,7 @@ class RecordingFS(Operations):
         self._blocks: dict[int, set[int]] = {}
         #: (kind, name) -> how many requests of the kind until the one that fails.
         self._failing: dict[tuple[str, str], int] = {}
+        self._numbers: dict[tuple[str, str], int] = {}
 
     def init(self, path):
         print("ready", flush=True)
@@ -195,8 +196,9 @@ class RecordingFS(Operations):
             append(self._log, record)
 
     def _arm(self, order: str) -> None:
-        kind, name, nth = order.split()
+        kind, name, nth, number = order.split()
         self._failing[kind, name] = int(nth)
+        self._numbers[kind, name] = int(number)
 
     def _fail_if_armed(self, kind: str, inode: int) -> None:
         with self._lock:
@@ -204,7 +206,7 @@ class RecordingFS(Operations):
                 if armed == kind and self._names.get(name) == inode:
                     self._failing[armed, name] = left - 1
                     if left == 1 or (left < 1 and kind == "read"):
-                        raise FuseOSError(errno.EIO)
+                        raise FuseOSError(self._numbers[armed, name])
 
 
 def blocks(start: int, end: int) -> set[int]:

@@ -35,6 +35,19 @@ static PyObject *slice_renew(PyObject *Py_UNUSED(module), PyObject *before)
     Py_RETURN_NONE;
 }
 
+static PyObject *sync_filesystem(PyObject *Py_UNUSED(module), PyObject *descriptor)
+{
+    int error, fd = PyObject_AsFileDescriptor(descriptor);
+    if (fd < 0)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    error = file_system_sync(fd);
+    Py_END_ALLOW_THREADS
+    if (error)
+        return os_error(error);
+    Py_RETURN_NONE;
+}
+
 static PyObject *filesystem_type(PyObject *Py_UNUSED(module), PyObject *descriptor)
 {
     int fd = PyObject_AsFileDescriptor(descriptor);
@@ -97,6 +110,7 @@ static PyMethodDef functions[] = { /* documented in _native.pyi */
     {"slice_spent", slice_spent, METH_NOARGS, NULL},
     {"slice_yield", slice_yield, METH_NOARGS, NULL},
     {"slice_renew", slice_renew, METH_O, NULL},
+    {"sync_filesystem", sync_filesystem, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 
