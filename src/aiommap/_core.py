@@ -105,6 +105,7 @@ class Core:
         "orphaned",
         "path",
         "policy",
+        "prepared",
         "resized",
         "retired",
         "size_changed",
@@ -132,6 +133,8 @@ class Core:
         self.workers: Workers = workers
         #: The name that this opening gave to the file; it also holds the directory open.
         self.made: NewName | None = opened.made
+        #: Opening is over, and will not be undone.
+        self.prepared: bool = False
         #: The directory entry is not durable yet. Cleared by the flush worker, one at a time.
         self.created: bool = opened.made is not None
         made = options.mode.makes
@@ -159,6 +162,21 @@ class Core:
         self.offloaded_reads: int = 0
         self._active = 0
         self._idle: Event | None = None
+
+    def name_is_durable(self) -> None:
+        """Take note that the directory entry is; in the flush worker."""
+        self.created = False
+        self.release_directory()
+
+    def end_opening(self) -> None:
+        """Take note that opening will not be undone; on the loop."""
+        self.prepared = True
+        self.release_directory()
+
+    def release_directory(self) -> None:
+        """Close the directory of a new file once neither undoing nor syncing needs it."""
+        if self.made is not None and self.prepared and not self.created:
+            self.made.close()
 
     @property
     def shared_writable(self) -> bool:

@@ -446,8 +446,7 @@ class Flusher:
             core.resized |= resized
             raise
         if core.made is not None and core.created:
-            core.created = False
-            core.made.close()
+            core.name_is_durable()
 
     def _sync_to(
         self, hulls: list[tuple[int, int]], end: int, *, whole: bool, changed: bool

@@ -270,9 +270,10 @@ class Hub:
         try:
             await file._prepare()  # noqa: SLF001  half of the constructor
         except BaseException:
-            core.undo = core.created
+            core.undo = core.made is not None
             await file.aclose()
             raise
+        core.end_opening()
         return file
 
     async def _open_mapping(self, options: OpenOptions) -> Opened:

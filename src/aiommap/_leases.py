@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -57,12 +58,12 @@ async def past_leases(attempt: Callable[[], Awaitable[T]]) -> T:
         LeasedError: if it is kept for twice as long as the kernel lets a holder keep it.
     Cancellation: between two attempts at once, within one as that attempt.
     """
-    began, pause = anyio.current_time(), FIRST_SECONDS
+    began, pause = time.monotonic(), FIRST_SECONDS
     while True:
         try:
             return await attempt()
         except LeasedError as error:
-            if anyio.current_time() - began > 2 * error.patience:
+            if time.monotonic() - began > 2 * error.patience:
                 raise
         await anyio.sleep(pause)
         pause = min(2 * pause, MOST_SECONDS)

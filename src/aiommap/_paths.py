@@ -55,7 +55,9 @@ class FilePath:
             return cls(_from_root("/", given), given, None)
         try:
             start = os.getcwd()
-        except OSError:  # removed, or out of reach: what starts there has no path from the root
+        except OSError:
+            start = ""
+        if not start.startswith("/"):  # removed, or out of reach: it has no path from the root
             return cls(given, given, None)
         return cls(_from_root(start, given), given, start)
 
@@ -133,15 +135,23 @@ class NameNotSyncedError(OSError):
 class NewName:
     """The name that a new file was given, held by the descriptor of its directory.
 
-    The descriptor is closed by ``close``, or with the last reference. In any thread, one at a time.
+    The descriptor is closed by ``close``, or with the last reference. In worker threads, one at a
+    time; ``close`` in any.
     """
 
-    __slots__ = ("directory", "name")
+    __slots__ = ("_held", "name")
 
     def __init__(self, directory: int, name: str) -> None:
-        #: Descriptor of the directory, ``O_PATH`` if it may not be read; -1 once it is closed.
-        self.directory: int = directory
         self.name = name
+        #: The descriptor, until it is closed: by whoever takes it out, which is one step.
+        self._held = [directory]
+
+    @property
+    def directory(self) -> int:
+        """Descriptor of the directory, ``O_PATH`` if it may not be read; -1 once it is closed."""
+        for directory in self._held:
+            return directory
+        return -1
 
     def remove(self, identity: Identity) -> None:
         """Take the name back if it still names that file, which has to be open meanwhile."""
@@ -187,9 +197,9 @@ class NewName:
 
     def close(self) -> None:
         """Let the directory go; what was made stays."""
-        directory, self.directory = self.directory, -1
-        if directory >= 0:
-            os.close(directory)
+        while self._held:
+            with suppress(IndexError):  # another thread was first
+                os.close(self._held.pop())
 
     def __del__(self) -> None:
         self.close()

@@ -113,9 +113,12 @@ def check_watchable(path: str) -> None:
     """Raise if a path can name nothing that ``open`` would open, whatever comes to be there.
 
     Raises:
-        OSError: ENAMETOOLONG; ENOTDIR for a file with a slash at the end, which asks for a
-            directory.
+        OSError: ENOENT if it starts at a directory that was removed; ENAMETOOLONG; ENOTDIR for a
+            file with a slash at the end, which asks for a directory.
     """
+    if not path.startswith("/"):
+        reason = "it starts at the working directory, which was removed or is out of reach"
+        raise FileNotFoundError(errno.ENOENT, reason, path)
     try:
         os.stat(path)
     except OSError as error:

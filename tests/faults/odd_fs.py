@@ -1,8 +1,8 @@
-"""A FUSE file system that says it made a file longer, and did not; and one file without a size.
+"""A FUSE file system that says it made a file longer, and did not, and syncs no directory.
 
 Run as ``python -m faults.odd_fs MOUNTPOINT LOG``, by ``powercut.mount.mounted``. ``kept`` has four
-bytes, and no truncation or write changes them; ``growing`` becomes as long as asked up to 8192
-bytes; any other file stays empty.
+bytes, and no truncation or write changes them; files called ``growing…`` become as long as asked up
+to 8192 bytes; any other file stays empty.
 """
 
 from __future__ import annotations
@@ -62,8 +62,11 @@ class OddFS(Operations):
     def write(self, path, data, offset, handle):
         return len(data)
 
+    def fsyncdir(self, path, datasync, handle):
+        raise FuseOSError(errno.EINVAL)
+
     def truncate(self, path, length, handle=None):
-        if path == "/growing":
+        if path.startswith("/growing"):
             self._sizes[path] = min(length, MOST)
         return 0
 

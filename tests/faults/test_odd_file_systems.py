@@ -127,3 +127,9 @@ async def test_resize_where_files_do_not_grow(odd_disk):
         assert f.size == os.stat(f.path).st_size == 4096
         await f.resize(8192)
         assert f.size == os.stat(f.path).st_size == 8192
+
+
+async def test_flush_where_directories_cannot_be_synced(odd_disk):
+    async with aiommap.open(odd_disk / "growing-new", "x+", size=4096, sparse=True) as f:
+        await f.flush()
+        assert not f.statistics().flush_failed
