@@ -37,9 +37,10 @@ def stopped_after_one_piece(monkeypatch):
     pin = Pager._lock_piece
 
     def pin_and_stop(self, offset, length):
-        pin(self, offset, length)
+        whole = pin(self, offset, length)
         stopped.set()
         go_on.wait()
+        return whole
 
     monkeypatch.setattr(Pager, "_lock_piece", pin_and_stop)
     yield stopped, go_on

@@ -22,7 +22,17 @@ CASES = {
 FILES = sorted(path.name for pattern in ("*.c", "*.h") for path in CSRC.glob(pattern))
 
 #: These never see Python, so nothing Pythonic can happen in them.
-WITHOUT_PYTHON = ("guard.c", "watched.c", "growth.c", "pages.c", "mapping.c", "file_io.c")
+WITHOUT_PYTHON = (
+    "guard.c",
+    "survive.c",
+    "spare.c",
+    "watched.c",
+    "growth.c",
+    "pages.c",
+    "mapping.c",
+    "file_io.c",
+    "refused.c",
+)
 
 MOST_LINES = 500
 SOURCE_FOLDERS = ("src", "tests", "benchmarks", "examples")
@@ -177,7 +187,7 @@ def harnesses(tmp_path_factory):
     empty = run(compiler, *undefined, "-xc", "-", "-o", folder / "empty", input="int main(){}")
     if empty.returncode:
         pytest.skip("the C compiler has no UBSan runtime")
-    sources = [f"-I{CSRC}", *(CSRC / f"{name}.c" for name in ("guard", "watched", "growth"))]
+    sources = [f"-I{CSRC}", *(CSRC / name for name in WITHOUT_PYTHON)]
     for harness in HARNESSES:
         made = run(compiler, *strict, *undefined, *sources, harness, "-o", folder / harness.stem)
         assert made.returncode == 0, made.stderr

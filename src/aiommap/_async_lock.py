@@ -19,8 +19,6 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Literal, NoReturn, Self, SupportsIndex
 
-import anyio
-
 from ._atomics import AtomicU32
 from ._core import Core
 from ._errors import AccessModeError, not_copied
@@ -43,9 +41,9 @@ class _Turns:
     def look(self) -> None:
         self._seen = self._turn.load()
 
-    async def pause(self) -> None:
-        with anyio.move_on_after(POLL_SECONDS):
-            await self._turn.wait(self._seen)
+    async def pause(self, longest: float) -> None:
+        with suppress(TimeoutError):
+            await self._turn.wait(self._seen, min(POLL_SECONDS, longest))
 
 
 class AsyncLock:

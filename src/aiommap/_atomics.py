@@ -11,7 +11,7 @@ from typing import ClassVar, NoReturn, Self, SupportsIndex
 
 import anyio
 
-from ._core import Core
+from ._core import FULL, Core
 from ._errors import AccessModeError, AlignmentError, MappingFaultError
 from ._futex import wait_for_change
 from ._native import Word, WordArray
@@ -42,8 +42,10 @@ class Gate:
                 f"changing a word that a write to [{offset}, {offset + length}) has not reached yet"
             )
 
-    def fault(self, offset: int, size: int) -> NoReturn:
+    def fault(self, offset: int, size: int, number: int) -> NoReturn:
         """Raise the error for a word that cannot be reached; the size is -1 if it is not known."""
+        if number in FULL:
+            raise self.core.no_room(number, offset, 1)
         raise MappingFaultError(offset, 0, None if size < 0 else size, self.core.path)
 
     def stored(self) -> None:
@@ -117,6 +119,7 @@ class AtomicU64(_SizedWord):
         AccessModeError: in mode "r", for all but ``load``.
         FlushError: if a flush failed earlier, for all but ``load``.
         MappingFaultError: if the file was truncated below the word.
+        OSError: ENOSPC if the disk is full behind a sparse file; nothing was changed.
         anyio.BusyResourceError: if a ``write`` to the same bytes is still under way.
         anyio.ClosedResourceError, ForkedError: as for the file.
         OverflowError, ValueError: for a value that does not fit, an order that has no meaning.

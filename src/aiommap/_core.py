@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
+#: Errors that say there is no room: on the disk, for a user, or for the size of files of a process.
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
 #: A write that was checked: an offset, and the bytes to store there.
 Store = tuple[int, bytes | memoryview]
 
@@ -351,17 +354,16 @@ class Core:
 
     def store_fault(self, offset: int, length: int, copied: int, number: int = 0) -> OSError:
         """Make the error for a store that stopped; a full disk is told from a lost page."""
+        if number in FULL:
+            return self.no_room(number, offset, length)
         if number not in (0, errno.EIO, errno.EFAULT):
             return OSError(number, os.strerror(number), self.path)
-        fault = self.fault(offset, length, copied, number or errno.EFAULT)
-        reached = not fault.poisoned and (fault.size or 0) >= offset + length
-        if self.shared_writable and reached:
-            try:
-                # Asking for the blocks says what the store could not: ENOSPC, EDQUOT, EIO.
-                os.posix_fallocate(self.mapping.fd, offset, length)
-            except OSError as error:
-                return OSError(error.errno, os.strerror(error.errno or errno.EIO), self.path)
-        return fault
+        return self.fault(offset, length, copied, number or errno.EFAULT)
+
+    def no_room(self, number: int, offset: int, length: int) -> OSError:
+        """Make the error for a range that the disk has no blocks for."""
+        reason = f"{os.strerror(number)} for {length} bytes at {offset}, where the file has a hole"
+        return OSError(number, f"{reason}: make room, and repeat what was asked", self.path)
 
 
 async def _nothing_to_await() -> None:

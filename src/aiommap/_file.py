@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn, Self, SupportsIndex, cast, overload
 
 from ._autoflush import AutoFlush
-from ._chunks import chunks
+from ._chunks import Chunks
 from ._closing import Closer
 from ._core import Core
 from ._errors import FlushError, ReceiptError, UnsupportedError
@@ -422,7 +422,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
             As ``read``, from the iteration.
         """
         self._core.check_usable()
-        return chunks(self, self._core, size, 0, lambda: self.size)
+        return Chunks(self, self._core, size, 0, lambda: self.size)
 
     def pages(self) -> AsyncIterator[bytes]:
         """Iterate over the file in pieces of one page of memory (``aiommap.PAGE_SIZE`` bytes)."""

@@ -1,7 +1,9 @@
 """Locks on byte ranges of a file, between processes and between the tasks of one.
 
 Theory of operation. Between processes it is the kernel that locks: "open file description" locks
-of fcntl(2) on a descriptor opened for nothing else, which go when the process dies. They do not
+of fcntl(2) on a descriptor opened for nothing else, which go when the process dies. Where none can
+be opened (privileges were given up, there is no /proc, no descriptor is left) they are taken on the
+file's own, which its mappings keep open as well; so they have to be undone by a call. They do not
 keep the tasks of one process apart, so those take turns first, in the order in which they came.
 Who has the turn asks the kernel, again and again with growing pauses: a call that waits in the
 kernel would cost a thread for each waiter, and nothing could cancel it.
@@ -15,9 +17,11 @@ Invariants.
       claims of one process may overlap, and the kernel keeps one lock for all of them. ``_granted``
       is what the kernel was last told, so it is touched in the calls to it only (K2).
   K4  Closing and reopening wake who waits, and give nobody the turn: who wakes looks (Q3).
-  K5  A forked child closes its copy of the descriptor: it would keep the parent's locks alive.
+  K5  A forked child closes its copy of the descriptor: it would keep the parent's locks alive. Of
+      the file's own it gives up the mapping, too; only memory of views that it has keeps them then.
   K6  No task waits without limit for what it has locked itself: it is told so. ``_claimed`` is for
-      that alone, across all mapped files of the process.
+      that alone, across all mapped files of the process. It keeps nothing alive: a claim refers to
+      its task, and that to the file.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ import os
 import struct
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -38,7 +43,7 @@ from ._change import Identity
 from ._core import Core
 from ._errors import UnsupportedError
 from ._ranges import RangeSet
-from ._workers import Limiter
+from ._workers import Limiter, call_later
 
 FIRST_PAUSE_SECONDS = 0.0005
 LONGEST_PAUSE_SECONDS = 0.02
@@ -55,8 +60,8 @@ class Pauses(Protocol):
     def look(self) -> None:
         """Note how things stand, before asking."""
 
-    async def pause(self) -> None:
-        """Wait for them to change, after having been refused."""
+    async def pause(self, longest: float) -> None:
+        """Wait for them to change, after having been refused; at most so many seconds."""
 
 
 class Backoff:
@@ -68,13 +73,13 @@ class Backoff:
     def look(self) -> None:
         """See ``Pauses``: there is nothing to note."""
 
-    async def pause(self) -> None:
+    async def pause(self, longest: float) -> None:
         """Sleep, half as long again each time."""
-        await anyio.sleep(self._seconds)
+        await anyio.sleep(min(self._seconds, longest))
         self._seconds = min(self._seconds * 1.5, LONGEST_PAUSE_SECONDS)
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Claim:
     """A range that a task holds, or waits for."""
 
@@ -87,6 +92,8 @@ class Claim:
     has_turn: bool = False
     #: Told when it has its turn, or will not get it any more.
     woken: anyio.Event = field(default_factory=anyio.Event)
+    #: What ``_claimed`` has of it.
+    entry: weakref.ref[Claim] | None = None
 
     def conflicts(self, other: Claim) -> bool:
         """Tell whether the two, of one file, cannot be held at once."""
@@ -98,20 +105,42 @@ class Claim:
 
         A task that waits asks for nothing else meanwhile, so its other claims are granted.
         """
+        others = (reference() for reference in tuple(_claimed.get(self._key, ())))
         return any(
-            other is not self
-            and other.task.coro is self.task.coro  # kept alive, so not a later task's
-            and other.file == self.file
-            and other.conflicts(self)
-            for other in list(_claimed)
+            other is not None and other is not self and other.conflicts(self) for other in others
         )
+
+    def enter(self) -> None:
+        """Have it found by ``waits_for_itself``."""
+        key = self._key
+
+        def forget(reference: weakref.ref[Claim]) -> None:
+            claims = _claimed.get(key, set())
+            claims.discard(reference)
+            if not claims:
+                _claimed.pop(key, None)
+
+        self.entry = weakref.ref(self, forget)
+        _claimed.setdefault(key, set()).add(self.entry)
+
+    def leave(self) -> None:
+        """Have it found no more."""
+        claims = _claimed.get(self._key, set())
+        if self.entry is not None:
+            claims.discard(self.entry)
+        if not claims:
+            _claimed.pop(self._key, None)
+
+    @property
+    def _key(self) -> tuple[Identity, int]:
+        return self.file, id(self.task.coro)  # kept alive, so not a later task's
 
     def __str__(self) -> str:
         return f"bytes [{self.offset}, {self.end})"
 
 
-#: All that is held or waited for in this process.
-_claimed: set[Claim] = set()
+#: All that is held or waited for in this process, by file and task.
+_claimed: dict[tuple[Identity, int], set[weakref.ref[Claim]]] = {}
 
 
 class FileLocks:
@@ -119,6 +148,7 @@ class FileLocks:
 
     __slots__ = (
         "__weakref__",
+        "_apart",
         "_claims",
         "_core",
         "_descriptor",
@@ -132,6 +162,8 @@ class FileLocks:
         self._claims: list[Claim] = []
         self._granted: list[Claim] = []
         self._descriptor = -1
+        #: Whether the descriptor was opened for nothing else; see ``_open``.
+        self._apart = False
         #: Whether the last one out closes the descriptor. For the calls to the kernel (K2).
         self._leaving = False
         self._limiter: Limiter | None = None
@@ -177,7 +209,7 @@ class FileLocks:
                 await self._core.workers.complete(self._turns(), self._unlock, claim, before)
         finally:
             self._claims.remove(claim)
-            _claimed.discard(claim)
+            claim.leave()
             self._serve()
 
     @property
@@ -200,8 +232,9 @@ class FileLocks:
         core.check_current()
         deadline = math.inf if timeout is None else anyio.current_time() + timeout
         self._claims.append(claim)
-        _claimed.add(claim)
+        claim.enter()
         core.at_close.add(claim.woken.set)
+        cancel = None
         try:
             self._serve()
             if claim.has_turn and await self._ask(claim, pauses):
@@ -212,20 +245,35 @@ class FileLocks:
                     "and would wait for itself: locks are not reentrant, so leave the first one "
                     "before, or call what is inside of it without locking again"
                 )
-            with anyio.fail_after(deadline - anyio.current_time()):
-                await self._wait(claim, pauses)
+            if timeout is not None:  # not a scope of anyio's: see wait_for_change
+                left = max(deadline - anyio.current_time(), 0)
+                cancel = call_later(left, claim.woken.set)
+            await self._wait(claim, pauses, deadline)
+        except GeneratorExit:
+            raise  # the loop is gone, and nothing can be awaited any more
         except BaseException:
             await self.release(claim)
             raise
         finally:
             core.at_close.discard(claim.woken.set)
+            if cancel is not None:
+                cancel()
 
-    async def _wait(self, claim: Claim, pauses: Pauses) -> None:
+    async def _wait(self, claim: Claim, pauses: Pauses, deadline: float) -> None:
         if claim.has_turn:
-            await pauses.pause()
+            await self._pause(pauses, deadline)
         await claim.woken.wait()
+        self._core.check_current()
+        if not claim.has_turn:
+            raise TimeoutError
         while not await self._ask(claim, pauses):
-            await pauses.pause()
+            await self._pause(pauses, deadline)
+
+    async def _pause(self, pauses: Pauses, deadline: float) -> None:
+        left = deadline - anyio.current_time()
+        if left <= 0:
+            raise TimeoutError
+        await pauses.pause(left)
 
     async def _ask(self, claim: Claim, pauses: Pauses) -> bool:
         self._core.check_current()
@@ -248,16 +296,12 @@ class FileLocks:
         """Ask the kernel; false if another process has a part of the range."""
         if _SET_LOCK is None:
             raise UnsupportedError(f"lock bytes of {self._core.path}", "the system cannot")
-        if self._descriptor < 0:
-            self._descriptor = self._open()
-        kind = fcntl.F_RDLCK if claim.shared else fcntl.F_WRLCK
+        if self._descriptor < 0 or not (self._apart or self._granted):
+            self._open()
         try:
-            self._set(kind, claim.offset, claim.end)
+            self._set(fcntl.F_RDLCK if claim.shared else fcntl.F_WRLCK, claim.offset, claim.end)
         except (BlockingIOError, PermissionError):
             return False
-        except OSError as error:
-            error.filename = self._core.path
-            raise
         self._granted.append(claim)
         return True
 
@@ -279,26 +323,55 @@ class FileLocks:
         self._leaving = True
         if not self._granted:
             self.drop()
+        elif self._descriptor == self._core.mapping.fd:  # which is going to be closed
+            self._descriptor = os.dup(self._descriptor)
 
     def _set(self, kind: int, offset: int, end: int) -> None:
         assert _SET_LOCK is not None
         request = _FLOCK.pack(kind, os.SEEK_SET, offset, end - offset, 0)
-        fcntl.fcntl(self._descriptor, _SET_LOCK, request)
+        try:
+            fcntl.fcntl(self._descriptor, _SET_LOCK, request)
+        except OSError as error:
+            error.filename = self._core.path
+            raise
 
-    def _open(self) -> int:
+    def _open(self) -> None:
         core = self._core
         if core.mapping.closed:
             raise core.ended()
         access = os.O_RDWR if core.shared_writable else os.O_RDONLY
-        # Through the descriptor: the path may name another file by now.
-        return os.open(f"/proc/self/fd/{core.mapping.fd}", access | os.O_CLOEXEC)
+        own = core.mapping.fd
+        try:
+            # Through the descriptor: the path may name another file by now.
+            self._descriptor = os.open(f"/proc/self/fd/{own}", access | os.O_CLOEXEC)
+            self._apart = True
+        except OSError:
+            self._descriptor, self._apart = own, False
 
     def drop(self) -> None:
-        """Close the descriptor; also in a forked child (K5)."""
-        self._granted.clear()
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
+        """Give up the descriptor, and with it every lock; in any thread, also as garbage."""
+        held, self._granted = self._granted, []
+        descriptor = self._descriptor
+        if descriptor < 0:
+            return
+        if held and not self._apart:
+            with suppress(OSError):
+                self._set(fcntl.F_UNLCK, 0, 0)  # to the end
+        self._descriptor = -1
+        if descriptor != self._core.mapping.fd:
             os.close(descriptor)
+
+    def drop_in_child(self) -> None:
+        """Close what a forked child has of it (K5); an unlocking call would be the parent's."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0 and descriptor != self._core.mapping.fd:
+            os.close(descriptor)
+        if not self._apart and self._granted:
+            self._core.mapping.close()
+        self._granted = []
+
+    def __del__(self) -> None:
+        self.drop()
 
 
 _all: weakref.WeakSet[FileLocks] = weakref.WeakSet()
@@ -307,7 +380,7 @@ _all: weakref.WeakSet[FileLocks] = weakref.WeakSet()
 def _drop_all() -> None:
     _claimed.clear()
     for locks in list(_all):
-        locks.drop()
+        locks.drop_in_child()
 
 
 os.register_at_fork(after_in_child=_drop_all)

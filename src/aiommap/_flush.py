@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -314,6 +315,8 @@ class Flusher:
         receipts, alone, flushed, end, seen = done
         try:
             self._verify(end, seen)
+            if mapping.cut_suspected:
+                self._check_holes(map(bounds, stores))
         except (OSError, MappingFaultError) as error:
             self._give_up(error, [*map(bounds, stores)])
             return cast("list[Outcome]", receipts)
@@ -415,6 +418,8 @@ class Flusher:
             # One call from the first to the last dirty page of each span: what lies between them
             # is clean, and each call waits for the device anew.
             self._sync([(runs[0][0], runs[-1][1]) for runs in taken if runs], whole=whole)
+            if mapping.cut_suspected:
+                self._check_holes(runs)
         except BaseException as error:
             self._give_up(error, runs)
             if not isinstance(error, (OSError, MappingFaultError)):
@@ -479,6 +484,23 @@ class Flusher:
                 "the file was removed or replaced and has no name left, so the flushed data is "
                 "orphaned: it is gone once the file is closed",
             )
+
+    def _check_holes(self, runs: Iterable[tuple[int, int]]) -> None:
+        """Check that no hole is where bytes were flushed: a store may have hidden a truncation.
+
+        What others cut off, a write behind it makes long again with holes. A file system that has
+        none never tells of one.
+        """
+        mapping = self._core.mapping
+        for start, end in runs:
+            hole = end if start == end else os.lseek(mapping.fd, start, os.SEEK_HOLE)
+            if hole < end:
+                raise OSError(
+                    errno.EIO,
+                    f"the file was truncated and made longer again while bytes at {hole} were "
+                    "dirty: they are zeros now",
+                )
+        mapping.cut_suspected = bool(mapping.dirty_bytes())
 
     def _latch(self, error: BaseException) -> None:
         self._core.failure = self._failure_of(error)

@@ -14,15 +14,18 @@ Invariants.
   J3  A notification that may have gone to a waiter who is gone is passed on, after the kernel let
       go of that waiter's word.
   J4  A post keeps its waiters alive, so none is ever ended by a finalizer, which could not take
-      ``_books``; if a loop ends without ending its waits, the next change of the word does.
+      ``_books``; if a loop ends without ending its waits, the next change of the word does, or the
+      post, which collecting garbage makes look.
   J5  A forked child starts with no posts.
 """
 
 from __future__ import annotations
 
 import errno
+import gc
 import os
-from contextlib import nullcontext, suppress
+from contextlib import suppress
+from functools import partial
 
 import anyio
 
@@ -30,7 +33,7 @@ from ._core import Core
 from ._errors import MappedFileError, UnsupportedError
 from ._native import WAIT_MOST, Alarm, Word
 from ._threads import Mutex, run_in_thread
-from ._workers import Event
+from ._workers import Event, call_later
 
 #: How many waiters share a thread; docs/decisions has the numbers of one thread for each.
 POST_WAITERS = WAIT_MOST
@@ -50,15 +53,36 @@ class _Waiter:
         self.post: _Post | None = None
         self.outcome: int | BaseException | None = None
 
-    def look(self, refusal: Exception | None) -> int | BaseException | None:
-        """Look at the word; None while there is nothing to tell."""
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody can be told any more."""
+        return self._core.workers.ended
+
+    def look(self, problem: int) -> int | BaseException | None:
+        """Look at the word; None while there is nothing to tell.
+
+        A problem is the errno with which the kernel refuses to wait for it, or 0.
+        """
         try:
             seen = self.word.load()
         except Exception as error:
             return error
         if seen != self.expected:
             return seen
-        return refusal
+        return self._refusal(problem) if problem else None
+
+    def _refusal(self, problem: int) -> Exception:
+        """Say what keeps the kernel from waiting for a word that can be loaded."""
+        reason = os.strerror(problem)
+        if problem == errno.ENOSYS:
+            reason = (
+                "the kernel has no futex_waitv(2), which came with Linux 5.16, or a sandbox "
+                "refuses it"
+            )
+        elif problem == errno.EFAULT:
+            reason = "the kernel cannot reach the page that holds it"
+        what = f"wait for the word at {self.word.offset} of {self._core.path} to change"
+        return UnsupportedError(what, reason, problem)
 
     def tell(self) -> None:
         """Wake the task, or if its loop is gone, somebody else."""
@@ -81,6 +105,13 @@ class _Waiter:
             retired = self._core.retired
             self.outcome = self._core.ended() if retired else anyio.ClosedResourceError(told)
         self.told.set()
+
+    def expire(self, timeout: float) -> None:
+        """End the wait, as its time is over; on the loop thread."""
+        if _leave(self):
+            still = f"the word at {self.word.offset} is still {self.expected}"
+            self.outcome = TimeoutError(f"{self._core.path}: {still} after {timeout} seconds")
+            self.told.set()
 
 
 class _Post:
@@ -111,24 +142,23 @@ class _Post:
         while True:
             with _books:
                 rings = self.alarm.rings()
+                self.gone += [waiter for waiter in self.waiters if waiter.abandoned]
+                self.waiters = [waiter for waiter in self.waiters if not waiter.abandoned]
                 waiting, gone = self.waiters[:], self.gone[:]
                 self.gone.clear()
                 if not waiting and not gone:
                     _posts.remove(self)  # J2
                     return
-            for waiter in gone:
-                waiter.pass_on()
+            while gone:
+                gone.pop().pass_on()
             if not waiting:
                 continue  # nobody would ring any more
-            problem, changed = self.alarm.wait(rings, [(w.word, w.expected) for w in waiting])
-            if changed:
-                self._settle([waiting[i] for i in changed], None)
-            elif problem not in (0, errno.EAGAIN, errno.EINTR):
-                self._settle(waiting, _refusal(problem))
+            found = self.alarm.wait(rings, [(w.word, w.expected) for w in waiting])
+            self._settle([(waiting[i], problem) for i, problem in found])
 
-    def _settle(self, waiting: list[_Waiter], refusal: Exception | None) -> None:
-        for waiter in waiting:
-            outcome = waiter.look(refusal)
+    def _settle(self, found: list[tuple[_Waiter, int]]) -> None:
+        for waiter, problem in found:
+            outcome = waiter.look(problem)
             if outcome is None:
                 continue
             with _books:
@@ -152,12 +182,15 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-def _refusal(problem: int) -> UnsupportedError:
-    """Say what keeps the kernel from waiting for words that can be loaded."""
-    reason = os.strerror(problem)
-    if problem == errno.ENOSYS:
-        reason = "the kernel has no futex_waitv(2), which came with Linux 5.16"
-    return UnsupportedError("wait for a word to change", reason, problem)
+def _find_abandoned(phase: str, info: dict[str, int]) -> None:
+    """Have posts look for waiters whose loop was closed, before garbage is collected (J4)."""
+    if phase == "start" and info["generation"] > 0:
+        for post in tuple(_posts):  # not under _books: it may be this thread that has them
+            if any(waiter.abandoned for waiter in tuple(post.waiters)):
+                post.alarm.ring()
+
+
+gc.callbacks.append(_find_abandoned)
 
 
 def _enter(waiter: _Waiter) -> None:
@@ -218,18 +251,20 @@ async def wait_for_change(
     waiter = _Waiter(core, word, expected)
     _enter(waiter)
     core.at_close.add(waiter.close)
+    # No scope of anyio's: it keeps the tasks in it alive when their loop is closed.
+    cancel = (
+        None if timeout is None else call_later(max(timeout, 0), partial(waiter.expire, timeout))
+    )
     try:
-        with nullcontext() if timeout is None else anyio.fail_after(timeout):
-            await waiter.told.wait()
-    except BaseException as error:
+        await waiter.told.wait()
+    except BaseException:
         if not _leave(waiter):
             waiter.pass_on()
-        if isinstance(error, TimeoutError):
-            still = f"the word at {word.offset} is still {expected} after {timeout} seconds"
-            raise TimeoutError(f"{core.path}: {still}") from error
         raise
     finally:
         core.at_close.discard(waiter.close)
+        if cancel is not None:
+            cancel()
     outcome = waiter.outcome
     assert outcome is not None
     if isinstance(outcome, BaseException):

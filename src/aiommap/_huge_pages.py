@@ -33,8 +33,12 @@ def count_huge_bytes(core: Core) -> int:
     try:
         with open(_SMAPS, encoding="ascii", errors="replace") as lines:
             count = huge_bytes(lines, start, start + core.mapping.capacity)
-    except FileNotFoundError as error:
-        reason = f"{_SMAPS} is not there"
-        raise UnsupportedError("count huge pages", reason, errno.ENOSYS) from error
+    except (FileNotFoundError, PermissionError) as error:
+        reason = "the kernel tells it in /proc, which is not there or may not be read any more"
+        what = f"count the huge pages of {core.path}"
+        raise UnsupportedError(what, reason, errno.ENOSYS) from error
+    except OSError as error:  # no descriptor is left, for one
+        reason = f"{error.strerror}, while its huge pages were to be counted"
+        raise OSError(error.errno, reason, core.path) from error
     core.huge_page_bytes = count
     return count

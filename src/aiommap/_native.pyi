@@ -79,9 +79,11 @@ class Mapping:
     growable_leases: int
     closed: bool
     nowait: bool  # reads through the descriptor can be tried without waiting
-    residency_visible: bool
+    in_memory: bool  # tmpfs and the like, where they never wait
+    residency_visible: bool  # mincore(2) tells the truth about this file
     inline_writes: bool  # settable: whether write_inline may store at all
     declining: bool  # settable: inline verbs answer None
+    cut_suspected: bool  # settable: a store may have hidden that others cut the file
     generation: int  # how often it changed: size, fence, region, closing; begun and ended count
     sequence: int
     durable_sequence: int  # settable
@@ -226,6 +228,9 @@ class Mapping:
     def lock(self, offset: int, length: int, /) -> None:
         """mlock2(2): the pages are present when it returns."""
 
+    def lock_later(self, offset: int, length: int, /) -> None:
+        """The same for those pages that are present, and for others once they come."""
+
     def unlock(self, offset: int, length: int, /) -> None:
         """munlock(2)."""
 
@@ -349,7 +354,7 @@ class _Gate(Protocol):
     def check(self, offset: int, length: int, store: bool, /) -> None:
         """Raise what forbids an operation that the mapping does not simply allow."""
 
-    def fault(self, offset: int, size: int, /) -> None:
+    def fault(self, offset: int, size: int, number: int, /) -> None:
         """Raise the error for a fault; the size of the file is -1 if it could not be asked."""
 
     def stored(self) -> None:
@@ -432,9 +437,10 @@ class Alarm:
     def ring(self) -> None:
         """Wake the thread that waits, also if it only begins to."""
 
-    def wait(self, rings: int, words: list[tuple[Word, int]], /) -> tuple[int, list[int]]:
+    def wait(self, rings: int, words: list[tuple[Word, int]], /) -> list[tuple[int, int]]:
         """Wait until a word is notified or not what is expected, or it rang since ``rings``.
 
-        Returns the errno of futex_waitv(2), or 0, and the numbers of the words that are not what is
-        expected, or cannot be reached. At most WAIT_MOST words, of 4 bytes each.
+        Returns ``(number, 0)`` for each word that is not what is expected, or cannot be reached,
+        and ``(number, errno)`` for each that the kernel cannot wait for. At most WAIT_MOST words,
+        of 4 bytes each.
         """

@@ -361,9 +361,32 @@ def _data(fd: int, at: int, end: int) -> tuple[int, int] | None:
     return (start, min(stop, end)) if start < end else None
 
 
+#: How sandboxes answer, and file systems that cannot, where libc does not write zeros by itself.
+_NOT_ALLOCATED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM})
+
+
 def _allocate(fd: int, offset: int, length: int) -> None:
     """Allocate blocks, and make the file reach as far as they do."""
-    os.posix_fallocate(fd, offset, length)
+    try:
+        os.posix_fallocate(fd, offset, length)
+    except OSError as error:
+        if error.errno not in _NOT_ALLOCATED:
+            raise
+        _fill_holes(fd, offset, offset + length)  # of a sealed file, that fails in the same way
+
+
+def _fill_holes(fd: int, offset: int, end: int) -> None:
+    """Write zeros where a range has no blocks."""
+    zeros = bytes(1 << 20)
+    while offset < end:
+        if offset < os.fstat(fd).st_size:
+            offset = os.lseek(fd, offset, os.SEEK_HOLE)
+        try:
+            stop = min(os.lseek(fd, offset, os.SEEK_DATA), end)
+        except OSError:  # ENXIO: a hole up to the end of the file
+            stop = end
+        while offset < stop:
+            offset += os.pwrite(fd, zeros[: stop - offset], offset)
 
 
 #: Looked up at each call, because ``aiommap.testing`` fills the disk here.

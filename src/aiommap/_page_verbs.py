@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING, SupportsIndex
 
 from ._advice import Advice
+from ._blocks import Block
 from ._core import Core
 from ._huge_pages import count_huge_bytes
 from ._paging import Pager
@@ -65,15 +66,17 @@ class PagedVerbs:
             progress: called on the loop, with (bytes done, bytes in all), about every 10 ms.
         Returns:
             Bytes of the range that were resident when it had finished; the length of the range
-            where the kernel hides residency (files of others that we may not write).
+            where the kernel hides residency (files of others that we may not write) or a sandbox
+            does. Holes of a file in tmpfs count, and are left alone: they take no memory and are
+            read without waiting.
         Raises:
             OutOfBoundsError: if the range leaves the file.
             MappingFaultError: if the file was truncated below the range.
-            UnsupportedError: if the kernel cannot populate mappings (before Linux 5.14).
             AccessModeError, FlushError: with ``write``, as ``MappedFile.write``.
             OSError: with ``write``, ENOSPC if the disk is full behind a sparse file.
         Cancellation: between steps of about 10 ms; pages made resident stay so.
-        Source: posix_fadvise(2) ahead of madvise(2) with MADV_POPULATE_READ or _WRITE.
+        Source: posix_fadvise(2) ahead of madvise(2) with MADV_POPULATE_READ or _WRITE; a touch of
+            each page where these are lacking (before Linux 5.14, in sandboxes).
         """
         self._core.check_usable()
         if write:
@@ -92,7 +95,7 @@ class PagedVerbs:
         Raises:
             OutOfBoundsError: if the range leaves the file.
             UnsupportedError: if the kernel hides it: the file is somebody else's and we may not
-                write it (Linux 5.2 and later).
+                write it (Linux 5.2 and later); or if a sandbox refuses mincore(2).
         Cancellation: one that has begun is waited out.
         Source: mincore(2).
         """
@@ -137,11 +140,12 @@ class PagedVerbs:
             raise TypeError(f"advice is {advice!r}: use a member of Advice")
         await self._pager.advise(advice, *check_tail(offset, length, self.size))
 
-    @asynccontextmanager
-    async def locked(
+    def locked(
         self, offset: SupportsIndex = 0, length: SupportsIndex | None = None
-    ) -> AsyncIterator[None]:
+    ) -> AbstractAsyncContextManager[None]:
         """Pin a range in memory for the length of the block; reads of it need no system call.
+
+        Holes of a file in tmpfs stay holes; a page that is stored there meanwhile is pinned then.
 
         Args:
             offset, length: as for ``prewarm``.
@@ -152,10 +156,14 @@ class PagedVerbs:
         Cancellation: between steps of 4 MiB; nothing stays pinned.
         Source: mlock2(2).
         """
-        self._core.check_usable()
-        pager = self._pager  # the one of the file that is mapped now
-        span = await pager.lock(*check_tail(offset, length, self.size))
-        try:
-            yield
-        finally:
+
+        async def lock() -> tuple[Pager, tuple[int, int]]:
+            self._core.check_usable()
+            pager = self._pager  # the one of the file that is mapped now
+            return pager, await pager.lock(*check_tail(offset, length, self.size))
+
+        async def unlock(locked: tuple[Pager, tuple[int, int]]) -> None:
+            pager, span = locked
             await pager.unlock(span)
+
+        return Block(lock, unlock)

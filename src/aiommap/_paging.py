@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from ._advice import Advice
-from ._core import Core
+from ._core import FULL, Core
 from ._errors import OutOfBoundsError, UnsupportedError
+from ._holes import holes, keeps_holes, next_data
 from ._native import PAGE_SIZE, PIECE_BYTES
 from ._observing import observed
 from ._ranges import RangeSet, align_down, align_up
@@ -38,7 +39,16 @@ Progress = Callable[[int, int], object]
 class Pager:
     """Paging verbs of one file. Ranges are checked by the caller."""
 
-    __slots__ = ("_core", "_generation", "_locks", "_moving", "_pinning", "_publishing", "_wanted")
+    __slots__ = (
+        "_core",
+        "_generation",
+        "_locks",
+        "_moving",
+        "_pinning",
+        "_publishing",
+        "_sparse_locks",
+        "_wanted",
+    )
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -47,6 +57,8 @@ class Pager:
         #: Keeps pinning and unpinning apart. Taken in worker threads only.
         self._pinning = Mutex()
         self._locks: list[tuple[int, int]] = []
+        #: Pinned but for holes that were left alone, so never published.
+        self._sparse_locks: list[tuple[int, int]] = []
         #: How often pages were mapped anew; and whether they are, or could not be pinned again.
         #: Written in the worker that does, one at a time.
         self._generation = 0
@@ -69,9 +81,14 @@ class Pager:
                 at = await core.finish(core.workers.reads, self._stretch, at, end, write)
                 if progress is not None:
                     progress(at - offset, length)
-        if not core.mapping.residency_visible:
+        try:
+            found = await self.residency(offset, length)
+        except UnsupportedError:
             return length
-        return (await self.residency(offset, length)).resident_bytes
+        if write or found.resident == found.total:
+            return found.resident_bytes
+        free = await core.finish(core.workers.reads, self._free, offset, end)
+        return RangeSet([*found.runs, *free]).total()
 
     async def _read_ahead(self, offset: int, end: int) -> ReadAhead | None:
         """Make the reader that runs ahead of a prewarm, where one makes it faster."""
@@ -85,16 +102,21 @@ class Pager:
     async def residency(self, offset: int, length: int) -> Residency:
         """Ask the kernel which pages of a range are in memory."""
         core = self._core
-        if not core.mapping.residency_visible:
-            raise UnsupportedError(
-                f"see which pages of {core.path} are in memory",
-                "the kernel shows that only to its owner or to who may write it",
-                errno.EPERM,
-            )
-        resident, total, runs = await core.finish(
-            core.workers.reads, core.mapping.residency, offset, length
+        try:
+            if core.mapping.residency_visible:
+                resident, total, runs = await core.finish(
+                    core.workers.reads, core.mapping.residency, offset, length
+                )
+                return Residency(resident, total, tuple(runs), offset, length)
+        except OSError:
+            if core.mapping.residency_visible:
+                raise
+        raise UnsupportedError(
+            f"see which pages of {core.path} are in memory",
+            "the kernel shows that only to its owner or to who may write it, and a sandbox may "
+            "refuse mincore(2) to everybody",
+            errno.EPERM,
         )
-        return Residency(resident, total, tuple(runs), offset, length)
 
     async def advise(self, advice: Advice, offset: int, length: int) -> None:
         """Pass advice on to the mapping and to the descriptor."""
@@ -116,7 +138,7 @@ class Pager:
             if error.errno != errno.ENOSYS:
                 error.filename = core.path
                 raise
-            reason = "this platform has no sync_file_range(2)"
+            reason = "the kernel has no sync_file_range(2), or a sandbox refuses it"
             raise UnsupportedError("start write-back", reason, errno.ENOSYS) from error
 
     async def lock(self, offset: int, length: int) -> tuple[int, int]:
@@ -126,11 +148,13 @@ class Pager:
         try:
             while True:
                 generation = self._generation
-                await self._pin(offset, offset + length)
-                self._locks.append(span)  # before looking: mapping anew counts, and then pins these
+                whole = await self._pin(offset, offset + length)
+                # Before looking: mapping anew counts, and then pins these.
+                locks = self._locks if whole else self._sparse_locks
+                locks.append(span)
                 if generation == self._generation:
                     break
-                self._locks.remove(span)
+                locks.remove(span)
                 self._publish()
         except BaseException:
             self._wanted.remove(span)
@@ -139,17 +163,20 @@ class Pager:
         self._publish()
         return span
 
-    async def _pin(self, at: int, end: int) -> None:
+    async def _pin(self, at: int, end: int) -> bool:
+        """Pin a range; tell whether every page of it is there, so that no hole was left alone."""
         core = self._core
+        whole = True
         while at < end:
             core.check_usable()
             piece = min(PIECE_BYTES, end - at)
-            await core.finish(core.workers.reads, self._lock_piece, at, piece)
+            whole &= await core.finish(core.workers.reads, self._lock_piece, at, piece)
             at += piece
+        return whole
 
     async def unlock(self, span: tuple[int, int]) -> None:
         """Unpin a range, but for what other locks still cover."""
-        self._locks.remove(span)
+        (self._locks if span in self._locks else self._sparse_locks).remove(span)
         self._wanted.remove(span)
         self._publish()
         await self._unpin(span)
@@ -181,33 +208,46 @@ class Pager:
             self._moving = False
             self._publish()
 
+    def pins_beyond(self, size: int) -> bool:
+        """Tell whether a published range reaches beyond a size."""
+        return any(end > size for _, end in (*self._locks,))
+
     def _relock(self) -> None:
         with self._pinning:
-            for offset, end in RangeSet(self._locks).within(0, self._core.mapping.size):
+            size = self._core.mapping.size
+            sparse = [(*span, True) for span in RangeSet(self._sparse_locks).within(0, size)]
+            whole = [(*span, False) for span in RangeSet(self._locks).within(0, size)]
+            for offset, end, later in (*sparse, *whole):
                 try:
-                    self._core.mapping.lock(offset, end - offset)
+                    lock = self._core.mapping.lock_later if later else self._core.mapping.lock
+                    lock(offset, end - offset)
                 except OSError as error:
                     raise self._explain_lock(error, offset, end - offset) from error
 
     def _stretch(self, at: int, end: int, write: bool, seconds: float = STRETCH_SECONDS) -> int:
         """Map pages for so long and return the next byte to map."""
         stop = time.monotonic() + seconds
+        mapping = self._core.mapping
+        sparse = not write and keeps_holes(mapping)
         while at < end and time.monotonic() < stop:
-            at += self._populate(at, end - at, write)
+            at, until = next_data(mapping.fd, at, end) if sparse else (at, end)
+            if at < until:
+                at += self._populate(at, until - at, write)
         return at
+
+    def _free(self, offset: int, end: int) -> list[tuple[int, int]]:
+        """Find what can be read without waiting though no page of it is in memory."""
+        mapping = self._core.mapping
+        return [*holes(mapping.fd, offset, end)] if keeps_holes(mapping) else []
 
     def _populate(self, offset: int, length: int, write: bool) -> int:
         try:
             return self._core.disk.populate(offset, length, write)
         except OSError as error:
-            if error.errno in (errno.EINVAL, errno.ENOSYS):
-                raise UnsupportedError(
-                    f"prewarm {self._core.path}",
-                    "the kernel has no MADV_POPULATE_READ (Linux 5.14)",
-                    error.errno,
-                ) from error
             if error.errno in (errno.EINTR, errno.EAGAIN):
                 return 0
+            if error.errno in FULL:
+                raise self._core.no_room(error.errno, offset, length) from error
             if error.errno == errno.EFAULT:
                 make = self._core.store_fault if write else self._core.fault
                 raise make(offset, min(length, PIECE_BYTES), 0) from error
@@ -220,10 +260,10 @@ class Pager:
         try:
             mapping.advise(offset, length, advice.madvise)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EAGAIN):
+            if error.errno not in (errno.EINVAL, errno.EAGAIN, errno.EPERM, errno.ENOSYS):
                 error.filename = self._core.path
                 raise
-            reason = "this kernel has no such advice"
+            reason = "this kernel has no such advice, or a sandbox refuses it"
             if error.errno == errno.EAGAIN:
                 # What madvise(2) makes of the ENOMEM for one mapping too many.
                 reason = (
@@ -239,17 +279,24 @@ class Pager:
         whole = length == mapping.size
         ranged = advice in (Advice.WILL_NEED, Advice.DONT_NEED)
         if advice.fadvise is not None and length and (whole or ranged):
-            os.posix_fadvise(mapping.fd, offset, length, advice.fadvise)
+            try:
+                os.posix_fadvise(mapping.fd, offset, length, advice.fadvise)
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOSYS):  # a sandbox's: only a hint
+                    raise
 
-    def _lock_piece(self, offset: int, length: int) -> None:
+    def _lock_piece(self, offset: int, length: int) -> bool:
+        later = keeps_holes(self._core.mapping)  # pages that come are pinned then
         # Read in first: mlock2(2) of a page that cannot be read never returns (seen on Linux 6.18).
         with suppress(UnsupportedError):
             self._stretch(offset, offset + length, write=False, seconds=math.inf)
         try:
             with self._pinning:
-                self._core.mapping.lock(offset, length)
+                lock = self._core.mapping.lock_later if later else self._core.mapping.lock
+                lock(offset, length)
         except OSError as error:
             raise self._explain_lock(error, offset, length) from error
+        return not later
 
     def _explain_lock(self, error: OSError, offset: int, length: int) -> OSError:
         number = error.errno or errno.ENOMEM

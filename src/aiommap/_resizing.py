@@ -178,7 +178,9 @@ class Resizer:
             look_again()
 
     def _shrink(self, size: int) -> None:
-        with self._end_for(size):
+        # If it is refused its tail is mapped anew.
+        anew = self._pager.mapping_anew() if self._pager.pins_beyond(size) else nullcontext()
+        with self._end_for(size), anew:
             self._core.mapping.truncate(size)
         look_again()
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, SupportsIndex
 
 from ._atomics import (
@@ -15,9 +14,10 @@ from ._atomics import (
     AtomicU64Array,
     Gate,
 )
+from ._blocks import Block
 from ._core import Core
 from ._errors import AccessModeError
-from ._file_locks import FileLocks
+from ._file_locks import Claim, FileLocks
 from ._ranges import check_range
 
 
@@ -71,14 +71,13 @@ class SharedVerbs(WordVerbs):
     if TYPE_CHECKING:
         _locks: FileLocks
 
-    @asynccontextmanager
-    async def file_lock(
+    def file_lock(
         self,
         offset: SupportsIndex,
         length: SupportsIndex,
         shared: bool = False,
         timeout: float | None = None,
-    ) -> AsyncIterator[None]:
+    ) -> AbstractAsyncContextManager[None]:
         """Lock a range against other tasks and processes that lock it, for the block.
 
         Nobody else is kept from reading or writing; only from locking. A process that dies has
@@ -105,14 +104,18 @@ class SharedVerbs(WordVerbs):
             at the latest; ``AsyncLock`` is quicker.
         Source: fcntl(2), F_OFD_SETLK.
         """
-        core = self._core
-        start, count = self._span(offset, length.__index__())
-        if not shared and not core.shared_writable:
-            remedy = 'use shared=True, or open it with "r+"'
-            raise AccessModeError("lock bytes for oneself in", core.mode, remedy)
-        locks = self._locks  # those of the file that is mapped now
-        claim = await locks.acquire(start, count, shared=shared, timeout=timeout)
-        try:
-            yield
-        finally:
+
+        async def lock() -> tuple[FileLocks, Claim]:
+            core = self._core
+            start, count = self._span(offset, length.__index__())
+            if not shared and not core.shared_writable:
+                remedy = 'use shared=True, or open it with "r+"'
+                raise AccessModeError("lock bytes for oneself in", core.mode, remedy)
+            locks = self._locks  # those of the file that is mapped now
+            return locks, await locks.acquire(start, count, shared=shared, timeout=timeout)
+
+        async def unlock(locked: tuple[FileLocks, Claim]) -> None:
+            locks, claim = locked
             await locks.release(claim)
+
+        return Block(lock, unlock)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self, SupportsIndex, overload
 
@@ -11,7 +11,7 @@ import anyio
 
 from ._advice import Advice
 from ._arguments import items_of, ranges_of
-from ._chunks import chunks
+from ._chunks import Chunks
 from ._core import Core
 from ._errors import ForkedError, not_copied
 from ._native import PAGE_SIZE, Lease, pin
@@ -329,19 +329,17 @@ class View(WordVerbs):
         """Say how the view is going to be used; see ``MappedFile.advise``."""
         await self._file.advise(advice, *self._tail(offset, length))
 
-    @asynccontextmanager
-    async def locked(
+    def locked(
         self, offset: SupportsIndex = 0, length: SupportsIndex | None = None
-    ) -> AsyncIterator[None]:
+    ) -> AbstractAsyncContextManager[None]:
         """Pin the view, or a part of it, in memory for the block; see ``MappedFile.locked``."""
-        async with self._file.locked(*self._tail(offset, length)):
-            yield
+        return self._file.locked(*self._tail(offset, length))
 
     def chunks(self, size: SupportsIndex) -> AsyncIterator[bytes]:
         """Iterate over the view in pieces, reading ahead; see ``MappedFile.chunks``."""
         self._check_current()
         self._core.check_usable()
-        return chunks(self, self._core, size, self._offset, lambda: self._length)
+        return Chunks(self, self._core, size, self._offset, lambda: self._length)
 
     def pages(self) -> AsyncIterator[bytes]:
         """Iterate over the view in pieces of ``aiommap.PAGE_SIZE`` bytes, from its first on."""

@@ -153,7 +153,9 @@ class WatchedVerbs:
             anyio.ClosedResourceError: if the file is closed.
         """
         self._core.check_usable()
-        called = time.time_ns() - TICK_NS
+        called = time.time_ns()
+        if not self._core.mapping.sequence:  # else what we stored just now would count, too
+            called -= TICK_NS
         changes = self._watch.subscribe(
             buffer=buffer, poll_interval=poll_interval, called_ns=called
         )

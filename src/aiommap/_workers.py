@@ -19,6 +19,7 @@ Invariants.
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import threading
 from collections import deque
@@ -45,8 +46,20 @@ CONTROL_WORKERS = 2
 #: How soon an exception is raised in a task again that could not take it at that moment.
 RAISE_SECONDS = 0.001
 
-#: asyncio keeps only weak references to tasks; these live until they are done.
+#: asyncio keeps only weak references to tasks; these live until they are done, or their loop is.
 _background: set[asyncio.Task[None]] = set()
+
+
+def _forget_ended(phase: str, info: dict[str, int]) -> None:
+    """Let go of tasks whose loop was closed, before garbage is collected: they are a part of it."""
+    if phase == "start" and info["generation"] > 0:
+        for task in tuple(_background):
+            if task.get_loop().is_closed():
+                task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
+                _background.discard(task)
+
+
+gc.callbacks.append(_forget_ended)
 
 
 def _load_backend() -> None:
@@ -176,7 +189,7 @@ def _raise_in(trio: Any, main: Any, error: BaseException) -> None:
     if main is not _main_task(trio):
         return  # over by now, and whatever ended it ends the program
     if main._abort_func is None:  # noqa: SLF001  it has no public name
-        trio.lowlevel.spawn_system_task(_raise_later, trio, main, error)
+        call_later(RAISE_SECONDS, partial(_raise_in, trio, main, error))
         return
 
     def throw(*_: object, **__: object) -> NoReturn:
@@ -185,9 +198,22 @@ def _raise_in(trio: Any, main: Any, error: BaseException) -> None:
     main._attempt_abort(throw)  # noqa: SLF001  likewise
 
 
-async def _raise_later(trio: Any, main: Any, error: BaseException) -> None:
-    await trio.sleep(RAISE_SECONDS)
-    _raise_in(trio, main, error)
+def call_later(delay: float, function: Callable[[], object]) -> Callable[[], object]:
+    """Call a function on the running loop after so many seconds; returns what cancels that."""
+    trio = _trio()
+    if trio is None:
+        return asyncio.get_running_loop().call_later(delay, function).cancel
+    scope = trio.CancelScope()
+
+    async def wait() -> None:
+        with scope:
+            await trio.sleep(delay)
+        if not scope.cancelled_caught:
+            function()
+
+    trio.lowlevel.spawn_system_task(wait)
+    cancel: Callable[[], object] = scope.cancel
+    return cancel
 
 
 async def wait_or_withdraw(done: Event, withdraw: Callable[[], bool]) -> None:
@@ -375,6 +401,12 @@ class Workers:
             function()
         else:
             self.call_from_thread(function)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the loop was closed, which ends tasks that wait without a word; any thread."""
+        closed = getattr(self._loop, "is_closed", None)
+        return closed is not None and bool(closed())
 
     @property
     def forked(self) -> bool:

@@ -271,6 +271,62 @@ print("alive", flush=True)
 os._exit(0)
 """
 
+#: The parent waits for a word in a thread, in native code: that thread is not in the child.
+HELD = """
+import fcntl, json, os, signal, sys, traceback, anyio, aiommap
+path, backend, options = sys.argv[1], *map(json.loads, sys.argv[2:])
+PAGE = aiommap.PAGE_SIZE
+
+def traces():
+    with open("/proc/self/maps") as maps:
+        mapped = sum(path in line for line in maps)
+    links = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+    return mapped, links.count(os.path.realpath(path))
+
+async def child(f, view, hear, tell):
+    signal.alarm(30)
+    await f.aclose()
+    await f.aclose()
+    assert traces() == (1, 0), traces()
+    assert view.memory[0] == 0  # the last lease unmaps, here as well
+    view.release()
+    assert traces() == (0, 0), traces()
+    os.write(tell, b"x")
+    os.read(hear, 1)  # alive until the parent has tried
+    os._exit(0)
+
+async def main():
+    async with aiommap.open(path, "w+", size=PAGE, capacity=4 * PAGE) as f:
+        word, view = f.atomic_u32(8), f.view(0, 4)
+        view.memory[0]
+        fcntl.flock(f._mapping.fd, fcntl.LOCK_EX)
+        async with anyio.create_task_group() as group:
+            group.start_soon(word.wait, 0)
+            while traces()[0] < 2:  # the thread looks for the word through a mapping of its own
+                await anyio.sleep(0.001)
+            hear, tell = os.pipe()
+            told, child_tells = os.pipe()
+            pid = os.fork()
+            if not pid:
+                os.close(tell)
+                try:
+                    await child(f, view, hear, child_tells)
+                finally:
+                    traceback.print_exc()
+                    os._exit(1)
+            os.close(child_tells)
+            assert os.read(told, 1) == b"x", "the child failed"
+            word.store(1)
+            word.notify()
+        view.release()
+    with open(path, "r+b") as file:  # the child's copy of the descriptor does not keep the lock
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(tell)
+    assert os.waitpid(pid, 0)[1] == 0
+
+anyio.run(main, backend=backend, backend_options=options)
+"""
+
 LOOPS = {
     "asyncio": ("asyncio", {"use_uvloop": False}),
     "uvloop": ("asyncio", {"use_uvloop": True}),
@@ -307,6 +363,11 @@ def test_every_verb_tells_a_forked_child(path, loop):
     found = json.loads(run(CHILD, path, json.dumps(verbs), *map(json.dumps, loop)))
     assert {key: what for key, what in found.items() if what != "ForkedError"} == {}
     assert path.read_bytes()[:7] == b"parentA"
+
+
+@every_loop
+def test_a_child_lets_go_of_what_was_in_use(path, loop):
+    run(HELD, path, *map(json.dumps, loop))
 
 
 @every_loop

@@ -190,7 +190,10 @@ async def test_a_sparse_store_on_a_disk_made_full_fails_like_on_a_real_one(small
         path.unlink()
     assert accounts[0][0][:3] == (
         OSError,
-        f"[Errno 28] No space left on device: '{path}'",
+        (
+            "[Errno 28] No space left on device for 1 bytes at 4194304, where the file has a hole: "
+            f"make room, and repeat what was asked: '{path}'"
+        ),
         errno.ENOSPC,
     )
     assert accounts[1] == accounts[0]

@@ -1,6 +1,8 @@
 /* growth_harness.c: cases of growth by the SIGBUS handler, see harness.h. */
 #include "harness.h"
 
+#include <sys/syscall.h>
+
 static struct growth growth;
 
 /* A capacity of a gibibyte over a file without a byte. */
@@ -12,7 +14,7 @@ static char *map_growable(bool sparse)
     char *base = mmap(NULL, capacity, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, file, 0);
     EXPECT(base != MAP_FAILED);
     EXPECT(watch(&(struct watched){(uintptr_t)base, capacity, PROT_READ | PROT_WRITE, &damage,
-                                   &growth}));
+                                   &growth, NULL}));
     return base;
 }
 
@@ -90,11 +92,54 @@ static void growing_without_room(void)
     EXPECT(base[0] == 'a' && length_of_file() == 10 * (int64_t)page);
 }
 
+static volatile int other_may_store, other_has_stored; /* no bool: UBSan of GCC 12 reads one once */
+static _Thread_local volatile int waits_for_the_other;
+
+/* The first that the handler asks when it looks at growth: there one thread waits for the other. */
+pid_t getpid(void)
+{
+    if (waits_for_the_other) {
+        waits_for_the_other = 0;
+        other_may_store = 1;
+        while (!other_has_stored)
+            continue;
+    }
+    return (pid_t)syscall(SYS_getpid);
+}
+
+static void *store_when_asked(void *at)
+{
+    while (!other_may_store)
+        continue;
+    *(volatile char *)at = 'o';
+    other_has_stored = 1;
+    return NULL;
+}
+
+/* Each time the page is there when the handler looks, as the other thread was quicker: what was tried
+ * again before the file was cut says nothing of the page that there is now. */
+static void growing_again_after_a_cut(void)
+{
+    char *base = map_growable(false);
+    EXPECT(growth_truncate(&growth, file, 0, true) == 0);
+    for (int turn = 0; turn < 3; turn++) {
+        pthread_t other;
+        other_may_store = other_has_stored = 0;
+        EXPECT(pthread_create(&other, NULL, store_when_asked, base + 9 * page) == 0);
+        waits_for_the_other = 1;
+        *(volatile char *)(base + 9 * page + 1) = 'u';
+        EXPECT(pthread_join(other, NULL) == 0);
+        EXPECT(faults_noted() == 0 && base[9 * page] == 'o' && base[9 * page + 1] == 'u');
+        EXPECT(growth_truncate(&growth, file, 0, true) == 0);
+    }
+}
+
 static const struct test_case cases[] = {
     {"growing", growing},
     {"growing_cut_off", growing_cut_off},
     {"growing_threads", growing_threads},
     {"growing_without_room", growing_without_room},
+    {"growing_again_after_a_cut", growing_again_after_a_cut},
 };
 
 RUN_CASES

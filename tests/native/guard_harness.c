@@ -206,7 +206,7 @@ static struct entry *watch_pages(struct damage *noted)
 {
     int protection = PROT_READ | PROT_WRITE;
     struct entry *entry =
-        watch(&(struct watched){(uintptr_t)mapped, PAGES * page, protection, noted, NULL});
+        watch(&(struct watched){(uintptr_t)mapped, PAGES * page, protection, noted, NULL, NULL});
     EXPECT(entry);
     return entry;
 }
@@ -251,7 +251,7 @@ static void watched_many(void)
             maps[i] = mmap(NULL, 2 * page, PROT_READ, MAP_SHARED, file, 0);
             EXPECT(maps[i] != MAP_FAILED);
             entries[i] = watch(&(struct watched){(uintptr_t)maps[i], 2 * page, PROT_READ,
-                                                 &noted[i], NULL});
+                                                 &noted[i], NULL, NULL});
             EXPECT(entries[i]);
         }
         for (size_t i = 0; i < MANY; i += 7)
@@ -274,7 +274,7 @@ static void *change_table(void *unused)
         size_t length = page; /* each time another one, so that a torn look at it would be wrong */
         for (; length <= PAGES * page; length += page)
             unwatch(watch(
-                &(struct watched){(uintptr_t)elsewhere, length, PROT_READ, &none, NULL}));
+                &(struct watched){(uintptr_t)elsewhere, length, PROT_READ, &none, NULL, NULL}));
     }
     EXPECT(!is_damaged(&none));
     munmap(elsewhere, PAGES * page);
@@ -288,7 +288,7 @@ static void *fault_often(void *unused)
         char *own = mmap(NULL, 2 * page, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
         EXPECT(own != MAP_FAILED);
         struct entry *entry = watch(
-            &(struct watched){(uintptr_t)own, 2 * page, PROT_READ | PROT_WRITE, &noted, NULL});
+            &(struct watched){(uintptr_t)own, 2 * page, PROT_READ | PROT_WRITE, &noted, NULL, NULL});
         *(volatile char *)(own + page + 1) = 's';
         EXPECT(own[page + 1] == 's' && noted.first_bad == page && noted.faults == 1);
         unwatch(entry);

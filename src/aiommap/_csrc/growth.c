@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #ifdef __linux__
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #endif
 #include <sys/uio.h>
 #include <time.h>
@@ -49,6 +50,15 @@ static void lock(struct growth *growth)
 }
 
 static void unlock(struct growth *growth) { STORE(growth->busy, 0); }
+
+/* Under the lock. Unique in the process: of a file whose address was another's before, nobody takes
+ * a page for one that was tried already. */
+static void set_end(struct growth *growth, int64_t end)
+{
+    static uint64_t latest;
+    growth->generation = __atomic_add_fetch(&latest, 1, __ATOMIC_RELAXED);
+    STORE(growth->end, end);
+}
 
 static int64_t page_bytes(void) { return (int64_t)sysconf(_SC_PAGESIZE); }
 
@@ -107,9 +117,12 @@ static ssize_t append(int fd, const struct iovec *pieces, int count)
 #endif
 }
 
-static bool is_missing(int error) { return error == EOPNOTSUPP || error == ENOSYS; }
-
-static bool is_full(int error) { return error == ENOSPC || error == EDQUOT || error == EFBIG; }
+/* Whether there is a plainer way to go: file systems and kernels may lack a call, sandboxes refuse
+ * it with EPERM. Where EPERM is about the file, the plainer way has the same answer. */
+static bool is_missing(int error)
+{
+    return error == EOPNOTSUPP || error == ENOSYS || error == EPERM || error == EINVAL;
+}
 
 /* As much again as there is, but no less than the least and no more than the most. */
 static int64_t again(int64_t end, int64_t most)
@@ -136,7 +149,7 @@ static int take_over(struct growth *growth, int64_t offset, int error)
     int64_t length = length_of(growth->fd), end = page_up(length);
     if (length <= LOAD(growth->end) || (end > length && set_length(growth->fd, end)))
         return error;
-    STORE(growth->end, end);
+    set_end(growth, end);
     STORE(growth->grown, end);
     return offset < end ? 0 : error;
 }
@@ -213,18 +226,60 @@ static int grow(struct growth *growth, int64_t offset, int64_t limit)
     if (error)
         return take_over(growth, offset, error);
     end = most_of(end, target);
-    STORE(growth->end, end);
+    set_end(growth, end);
     STORE(growth->grown, end);
     return 0;
+}
+
+/* Whether a file system that takes new blocks also where there are some, as btrfs does, has any left. */
+static bool has_room(int fd)
+{
+#ifdef __linux__
+    struct statfs found;
+    return fstatfs(fd, &found) || found.f_bavail >= (uint64_t)(FOLIO_BYTES / found.f_bsize);
+#else
+    (void)fd;
+    return true;
+#endif
+}
+
+/* Under the lock. As much as pages of a range can want at a time, or else just the range. */
+static int fill(int fd, int64_t offset, int64_t length, int *again)
+{
+    int64_t size = length_of(fd), start = offset / FOLIO_BYTES * FOLIO_BYTES;
+    int64_t end = (offset + length + FOLIO_BYTES - 1) / FOLIO_BYTES * FOLIO_BYTES;
+    if (size <= offset)
+        return EFAULT;
+    int error = allocate(fd, KEEP_SIZE, start, least_of(end, page_up(size)));
+    if (error == EBADF) /* open for reading: of a hole that is there, only room can be missing */
+        return lseek(fd, (off_t)offset, SEEK_HOLE) == offset ? ENOSPC : EFAULT;
+    *again = is_full(error) ? error : has_room(fd) ? EFAULT : ENOSPC;
+    if (!is_full(error))
+        return error ? EFAULT : 0;
+    return allocate(fd, KEEP_SIZE, offset, offset + length);
+}
+
+int growth_fill(struct growth *growth, int64_t offset, int64_t length, int *again)
+{
+    *again = EFAULT;
+    if (!try_lock(growth)) {
+        sched_yield();
+        return EAGAIN;
+    }
+    int error = growth->fd < 0 ? EFAULT : fill(growth->fd, offset, length, again);
+    unlock(growth);
+    return error;
 }
 
 /* SAFETY: runs in the signal handler. It makes only system calls that are async-signal-safe, or
  * thin wrappers of them, on a descriptor that `busy` keeps open; it allocates nothing, and never
  * waits (X2). */
-enum growth_outcome growth_reach(struct growth *growth, int64_t offset, int64_t limit, int *error)
+enum growth_outcome growth_reach(struct growth *growth, int64_t offset, int64_t limit, int *error,
+                                 uint64_t *generation)
 {
     enum growth_outcome outcome = GROWTH_LOST;
     *error = 0;
+    *generation = 0;
     if (!try_lock(growth)) {
         sched_yield();
         return GROWTH_AGAIN;
@@ -237,6 +292,7 @@ enum growth_outcome growth_reach(struct growth *growth, int64_t offset, int64_t 
         outcome = GROWTH_LOST; /* zeros of ours would hide what others cut off */
     else if (!(*error = grow(growth, offset, limit)))
         outcome = GROWTH_AGAIN;
+    *generation = growth->generation;
     unlock(growth);
     return outcome;
 }
@@ -249,7 +305,7 @@ int growth_truncate(struct growth *growth, int fd, int64_t length, bool whole_pa
     if (!error && end > length)
         error = set_length(fd, end) ? errno : 0;
     if (!error) {
-        STORE(growth->end, end);
+        set_end(growth, end);
         STORE(growth->grown, 0);
         growth->reserved = end;
     }
@@ -262,7 +318,7 @@ int growth_extend(struct growth *growth, int fd, int64_t end)
     lock(growth);
     int error = length_of(fd) < end && set_length(fd, end) ? errno : 0;
     if (!error && end > LOAD(growth->end))
-        STORE(growth->end, end);
+        set_end(growth, end);
     unlock(growth);
     return error;
 }
@@ -270,7 +326,7 @@ int growth_extend(struct growth *growth, int fd, int64_t end)
 void growth_follow(struct growth *growth, int64_t length)
 {
     lock(growth);
-    STORE(growth->end, length);
+    set_end(growth, length);
     STORE(growth->grown, 0);
     growth->reserved = length;
     unlock(growth);

@@ -16,6 +16,7 @@
 #ifndef AIOMMAP_GROWTH_H
 #define AIOMMAP_GROWTH_H
 
+#include <errno.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -26,6 +27,14 @@
 #define GROWTH_LEAST_BYTES (INT64_C(64) << 10)
 #define GROWTH_MOST_BYTES (INT64_C(64) << 20)
 #define GROWTH_WINDOW_BYTES (INT64_C(512) << 10)
+/* The most that one page in the page cache takes with it. */
+#define FOLIO_BYTES (INT64_C(2) << 20)
+
+/* Whether an errno number says that there is no room: on the disk, for a user, or for a process. */
+static inline bool is_full(int error)
+{
+    return error == ENOSPC || error == EDQUOT || error == EFBIG;
+}
 
 struct growth {
     int busy;      /* atomic; a lock: the process whose thread has it, or 0 */
@@ -34,18 +43,29 @@ struct growth {
     int64_t end;   /* atomic; where the file ends as far as we made or saw it; written under busy */
     int64_t reserved; /* under busy, a lock; up to where blocks are reserved */
     int64_t grown; /* atomic; where the handler made it end, 0 if it did nothing since; likewise */
+    uint64_t generation; /* under busy, a lock; another number after each change of `end` */
 };
 
 /* What became of a fault. */
 enum growth_outcome {
     GROWTH_AGAIN,  /* nothing yet, or somebody else was there first: let it happen again */
-    GROWTH_THERE,  /* the page is there, so let it happen again; once, for it may be unreadable */
+    GROWTH_THERE,  /* the page is there, so let it happen again; once in a generation, for it may be
+                    * unreadable */
     GROWTH_BEYOND, /* growth is over, and nothing of the file is lost */
     GROWTH_LOST,   /* see the error */
 };
 
-/* For the handler: deal with a fault at an offset, which lies below the limit of the mapping. */
-enum growth_outcome growth_reach(struct growth *growth, int64_t offset, int64_t limit, int *error);
+/* For the handler: deal with a fault at an offset, which lies below the limit of the mapping. The
+ * generation is set with GROWTH_THERE. */
+enum growth_outcome growth_reach(struct growth *growth, int64_t offset, int64_t limit, int *error,
+                                 uint64_t *generation);
+
+/* Have blocks behind a range of the file where a page could not be had: a store takes blocks for all of
+ * a folio, and where the disk lacks these, nothing says so but the fault. 0 if there are some now, and
+ * *again is what it means if the page still cannot be had; or else why there are none: the errno number
+ * of a full disk, EFAULT for any other reason, EAGAIN while another thread has the lock. Also for the
+ * handler, and for files that never grow. */
+int growth_fill(struct growth *growth, int64_t offset, int64_t length, int *again);
 
 /* Make the file this long, by another descriptor, and forget what the handler did. If it is to end
  * at a page boundary (X1) it does so with zeros behind the given length. 0 or an errno number. */

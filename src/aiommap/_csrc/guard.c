@@ -1,6 +1,4 @@
 #include "guard.h"
-#include "growth.h"
-#include "watched.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -9,37 +7,43 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "atomics.h"
+#include "per_thread.h"
+#include "spare.h"
+#include "survive.h"
+
+/* On the stack of whoever armed it. The rest the handler leaves behind: a foreign one that called it
+ * may have blocked signals, and the kernel puts an alternate stack with SS_AUTODISARM out of use
+ * until the handler returns; so whoever jumps out has to undo that. */
+struct landing {
+    sigjmp_buf target;
+    bool told;     /* whether the two below are those of the faulting code, and not of a handler */
+    sigset_t mask; /* signals that were blocked where the fault struck */
+    stack_t stack; /* the alternate stack there */
+};
 
 /* One per thread; touched only by its own thread, in and out of the handler. Kept small: what a
  * library takes of a thread's static block others lack, and a jump target has 312 bytes on arm64. */
 struct jump {
-    sigjmp_buf *target; /* on the stack of whoever armed it */
+    struct landing *landing;
     volatile sig_atomic_t armed;
     uintptr_t dst, src;  /* starts of the two copied ranges */
     size_t length;       /* their common length */
     uintptr_t fault;     /* of the last fault that the handler saw */
-    uintptr_t retried;   /* page that was there after all when the handler last looked, or 0 */
 };
-
-/* initial-exec: the handler must not enter the dynamic TLS allocator. musl has none, as loading a
- * library allots its part to all threads, and loads no library that asks for initial-exec. */
-#ifdef __GLIBC__
-#define PER_THREAD _Thread_local __attribute__((tls_model("initial-exec")))
-#else
-#define PER_THREAD _Thread_local
-#endif
 
 static PER_THREAD struct jump jump;
 
-enum { LEVELS = 4 };
+/* Of sigaltstack(2); a number of Linux 4.7, which headers of C libraries lack. */
+#ifdef __linux__
+enum { AUTODISARM = 1U << 31 };
+#else
+enum { AUTODISARM = 0 };
+#endif
 
-/* So many faults of one file get a page each, from then on all that follows goes at once: a hole is
- * a mapping of its own, and at vm.max_map_count of them the kernel refuses the next. */
-enum { SINGLE_PAGES = 64 };
+enum { LEVELS = 4 };
 
 static pthread_mutex_t install_lock = PTHREAD_MUTEX_INITIALIZER;
 static unsigned installs;              /* install_lock */
@@ -65,15 +69,37 @@ static bool meets(uintptr_t address, size_t lost, uintptr_t start, size_t length
     return block - start < length || (length && start - block < lost); /* below 0 it wraps: huge */
 }
 
-/* Hand a signal that is not ours to the action that was there before us. */
-static void forward(const struct sigaction *previous, int number, siginfo_t *info, void *context)
+static bool is_default(const struct sigaction *action)
 {
-    if (previous->sa_flags & SA_SIGINFO) {
-        previous->sa_sigaction(number, info, context);
-        return;
+    return !(action->sa_flags & SA_SIGINFO) &&
+           (action->sa_handler == SIG_DFL || action->sa_handler == SIG_IGN);
+}
+
+/* Call a handler as the kernel would have: with what it wants blocked, and once only if it says so. */
+static void call(struct sigaction *previous, int number, siginfo_t *info, void *context)
+{
+    struct sigaction action = *previous;
+    sigset_t before;
+    if (!(action.sa_flags & SA_NODEFER))
+        sigaddset(&action.sa_mask, number);
+    if (action.sa_flags & (int)SA_RESETHAND) {
+        /* SAFETY: the flags first: another thread then still finds a handler, if not all of it. */
+        __atomic_store_n(&previous->sa_flags, 0, __ATOMIC_RELEASE);
+        __atomic_store_n(&previous->sa_handler, SIG_DFL, __ATOMIC_RELEASE);
     }
-    if (previous->sa_handler != SIG_DFL && previous->sa_handler != SIG_IGN) {
-        previous->sa_handler(number);
+    pthread_sigmask(SIG_BLOCK, &action.sa_mask, &before);
+    if (action.sa_flags & SA_SIGINFO)
+        action.sa_sigaction(number, info, context);
+    else
+        action.sa_handler(number);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+/* Hand a signal that is not ours to the action that was there before us. */
+static void forward(struct sigaction *previous, int number, siginfo_t *info, void *context)
+{
+    if (!is_default(previous)) {
+        call(previous, number, info, context);
         return;
     }
     bool sent = info->si_code <= 0; /* by kill() and friends, not by a faulting instruction */
@@ -87,84 +113,16 @@ static void forward(const struct sigaction *previous, int number, siginfo_t *inf
         raise(number);
 }
 
-static bool map_zeros(const struct watched *mapping, uintptr_t start, uintptr_t end)
-{
-    /* SAFETY: [start, end) lies in the watched mapping, which stays as long as the thread that
-     * faulted in it (M1), so nothing of anybody else's is mapped over. */
-    return mmap((void *)start, end - start, mapping->protection,
-                MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) != MAP_FAILED;
-}
-
-static void note_damage(struct damage *damage, uint64_t offset, int error)
-{
-    int unset = 0;
-    uint64_t none = DAMAGE_NONE;
-    /* SAFETY: the first fault wins, whichever thread it struck; and the reason goes in before the
-     * place, so that who sees that there is damage finds out why. */
-    __atomic_compare_exchange_n(&damage->error, &unset, error ? error : EFAULT, false,
-                                __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-    __atomic_compare_exchange_n(&damage->first_bad, &none, offset, false, __ATOMIC_SEQ_CST,
-                                __ATOMIC_SEQ_CST);
-}
-
-/* Lay zeros at [offset, offset + span), or from there to the end. */
-static bool lay_zeros(const struct watched *mapping, uintptr_t offset, size_t span)
-{
-    uintptr_t start = mapping->base + offset, end = mapping->base + mapping->length;
-    return (span && map_zeros(mapping, start, end - start < span ? end : start + span)) ||
-           map_zeros(mapping, start, end);
-}
-
-/* Whether a fault in a growable region just has to happen again; if not, why its page is lost. */
-static bool has_grown(const struct watched *mapping, uintptr_t offset, bool *beyond, int *error)
-{
-    uintptr_t before = jump.retried;
-    jump.retried = 0;
-    switch (growth_reach(mapping->growth, (int64_t)offset, (int64_t)mapping->length, error)) {
-    case GROWTH_AGAIN:
-        return true;
-    case GROWTH_THERE:
-        jump.retried = mapping->base + offset;
-        return jump.retried != before;
-    case GROWTH_BEYOND:
-        *beyond = true;
-        return false;
-    default:
-        return false;
-    }
-}
-
-/* G5. False if the address is nobody's who asked to be watched. */
-static bool survive(uintptr_t address, size_t span)
-{
-    struct watched mapping;
-    if (!find_watched(address, &mapping))
-        return false;
-    int saved = errno, error = 0;
-    uintptr_t offset = address - mapping.base;
-    offset -= offset % span;
-    bool beyond = false;
-    bool done = mapping.growth && has_grown(&mapping, offset, &beyond, &error);
-    if (!done && beyond) {
-        done = lay_zeros(&mapping, offset, 0);
-    } else if (!done) {
-        note_damage(mapping.damage, offset, error);
-        uint64_t faults = __atomic_fetch_add(&mapping.damage->faults, 1, __ATOMIC_RELAXED);
-        done = lay_zeros(&mapping, offset, faults < SINGLE_PAGES ? span : 0);
-    }
-    errno = saved;
-    return done;
-}
-
 /* Where the thread faulted last, also when this is another signal; 0 where nobody tells. */
 static uintptr_t last_fault(const ucontext_t *context)
 {
+    if (!context)
+        return 0;
 #if defined(__linux__) && defined(__x86_64__)
     return (uintptr_t)context->uc_mcontext.gregs[REG_CR2];
 #elif defined(__linux__) && defined(__aarch64__)
     return (uintptr_t)context->uc_mcontext.fault_address;
 #else
-    (void)context;
     return 0;
 #endif
 }
@@ -207,14 +165,21 @@ static void on_sigbus(int level, int number, siginfo_t *info, void *context)
     if (lost || handed_on)
         jump.fault = address;
     if (jump.armed && (copied || handed_on)) {
+        const ucontext_t *interrupted = context;
+        struct landing *landing = jump.landing;
         jump.armed = 0;
+        landing->told = interrupted && !handed_on;
+        if (landing->told) {
+            landing->mask = interrupted->uc_sigmask;
+            landing->stack = interrupted->uc_stack;
+        }
         /* SAFETY: the frame that set the target is still there, in this same thread, and nothing
          * but a memcpy or one instruction is left half done (G1, G2, G3). */
-        siglongjmp(*jump.target, 1);
+        siglongjmp(landing->target, 1);
     }
-    if (lost && survive(address, lost))
+    if (lost && survive_fault(address, lost))
         return;
-    if (handed_on && address != faulted && survive(address, page))
+    if (handed_on && address != faulted && survive_fault(address, page))
         return;
     forward(&below[level], number, info, context);
 }
@@ -240,12 +205,6 @@ static int level_of(const struct sigaction *action)
     return -1;
 }
 
-static bool is_default(const struct sigaction *action)
-{
-    return !(action->sa_flags & SA_SIGINFO) &&
-           (action->sa_handler == SIG_DFL || action->sa_handler == SIG_IGN);
-}
-
 /* Under the lock. Take over from whoever is there: nobody, or who put the default back over us, as
  * faulthandler.disable() does, or a handler above our highest level, on one more level (G6). Above
  * the last of them it is left alone: most handlers hand on what they do not know. */
@@ -262,7 +221,7 @@ static int take_over(void)
     level = is_default(&current) ? 0 : highest + 1;
     if (level == LEVELS)
         return 0;
-    /* SA_NODEFER: the jump does not restore the signal mask, so it must never change. */
+    /* SA_NODEFER, and no mask: where nobody is above, a jump then leaves the signal mask as it was. */
     struct sigaction ours = {.sa_sigaction = entry_points[level],
                              .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK};
     sigemptyset(&ours.sa_mask);
@@ -279,8 +238,10 @@ int guard_install(void)
     pthread_mutex_lock(&install_lock);
     page = (uintptr_t)sysconf(_SC_PAGESIZE);
     int failed = take_over();
-    if (!failed)
+    if (!failed) {
         installs++;
+        spare_keep();
+    }
     pthread_mutex_unlock(&install_lock);
     return failed;
 }
@@ -288,8 +249,10 @@ int guard_install(void)
 void guard_refresh(void)
 {
     pthread_mutex_lock(&install_lock);
-    if (installs)
+    if (installs) {
         take_over();
+        spare_keep();
+    }
     pthread_mutex_unlock(&install_lock);
 }
 
@@ -312,17 +275,42 @@ bool guard_is_blocked(void)
     return !pthread_sigmask(SIG_SETMASK, NULL, &now) && sigismember(&now, SIGBUS) == 1;
 }
 
+/* Bytes of a signal set that the kernel knows; C libraries keep room for more. */
+enum { MASK_BYTES = sizeof(sigset_t) < 8 ? sizeof(sigset_t) : 8 };
+
+/* What the thread blocked when guard_word last looked. */
+static PER_THREAD char seen_mask[MASK_BYTES];
+
+/* G8, with the mask from before the copy if there is one: nobody looked at it for one word. Not in
+ * the handler: signals that are let through there would run on top of it. */
+static __attribute__((noinline)) void land(const struct landing *landing, const sigset_t *mask)
+{
+    sigset_t open;
+    sigemptyset(&open);
+    if (mask)
+        open = *mask;
+    else
+        memcpy(&open, landing->told ? (const void *)&landing->mask : seen_mask, MASK_BYTES);
+    sigdelset(&open, SIGBUS); /* G4 */
+    if (landing->told && (unsigned)landing->stack.ss_flags & AUTODISARM)
+        sigaltstack(&landing->stack, NULL);
+    pthread_sigmask(SIG_SETMASK, &open, NULL);
+}
+
 /* The guarded region itself (G1). Returns false when it faulted. Kept out of line so that no
  * local of a caller lives across the second return of sigsetjmp. */
-static __attribute__((noinline)) bool copy_armed(void *dst, const void *src, size_t n)
+static __attribute__((noinline)) bool copy_armed(void *dst, const void *src, size_t n,
+                                                 const sigset_t *mask)
 {
-    sigjmp_buf target;
+    struct landing landing;
     jump.dst = (uintptr_t)dst;
     jump.src = (uintptr_t)src;
     jump.length = n;
-    jump.target = &target;
-    if (sigsetjmp(target, 0))
+    jump.landing = &landing;
+    if (sigsetjmp(landing.target, 0)) {
+        land(&landing, mask);
         return false;
+    }
     jump.armed = 1;
     /* SAFETY: both ranges are the caller's to touch (I3); what they lack is a page, and that jumps
      * back. The fences keep the copy between arming and disarming, as the handler sees them. */
@@ -335,7 +323,7 @@ static __attribute__((noinline)) bool copy_armed(void *dst, const void *src, siz
 
 /* memcpy may touch the end of a range first, so after a fault the exact prefix is found by
  * copying again page by page of either side. */
-static size_t copy_prefix(char *dst, const char *src, size_t n)
+static size_t copy_prefix(char *dst, const char *src, size_t n, const sigset_t *mask)
 {
     size_t done = 0;
     while (done < n) {
@@ -344,7 +332,7 @@ static size_t copy_prefix(char *dst, const char *src, size_t n)
         size_t step = dst_left < src_left ? dst_left : src_left;
         if (step > n - done)
             step = n - done;
-        if (!copy_armed(dst + done, src + done, step))
+        if (!copy_armed(dst + done, src + done, step, mask))
             break;
         done += step;
     }
@@ -358,8 +346,8 @@ size_t guard_copy(void *dst, const void *src, size_t n, const void **fault)
     sigaddset(&bus, SIGBUS);
     pthread_sigmask(SIG_UNBLOCK, &bus, &before); /* G4 */
     size_t done = n;
-    if (!copy_armed(dst, src, n)) {
-        done = copy_prefix(dst, src, n);
+    if (!copy_armed(dst, src, n, &before)) {
+        done = copy_prefix(dst, src, n, &before);
         if (done < n && fault)
             *fault = (const void *)jump.fault;
     }
@@ -371,12 +359,14 @@ size_t guard_copy(void *dst, const void *src, size_t n, const void **fault)
 /* SAFETY: as in copy_armed, for one word. */
 static __attribute__((noinline)) bool word_armed(struct word_call *call)
 {
-    sigjmp_buf target;
+    struct landing landing;
     jump.dst = jump.src = (uintptr_t)call->at;
     jump.length = call->width;
-    jump.target = &target;
-    if (sigsetjmp(target, 0))
+    jump.landing = &landing;
+    if (sigsetjmp(landing.target, 0)) {
+        land(&landing, NULL);
         return false;
+    }
     jump.armed = 1;
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
     word_act(call);
@@ -392,6 +382,7 @@ static __attribute__((noinline)) bool word_unblocked(struct word_call *call, boo
     sigaddset(&bus, SIGBUS);
     guard_refresh();
     pthread_sigmask(SIG_UNBLOCK, &bus, &before); /* G4 */
+    memcpy(seen_mask, &before, MASK_BYTES);
     bool done = word_armed(call);
     *blocked = sigismember(&before, SIGBUS);
     if (*blocked)

@@ -17,12 +17,14 @@
  *   G5  A fault outside of a guarded region, at an address of a watched mapping, gets a page of
  *       zeros laid under it and goes on. The damage is noted before the page is laid, so whoever
  *       has stored into such a page finds the damage noted. Unless the mapping grows: then growth.h
- *       says what becomes of the fault.
+ *       says what becomes of the fault. Nor does it fail at the kernel's limit on mappings: spare.h.
  *   G6  Every other SIGBUS goes to whoever was installed before us. Each time the handler is put on
  *       top of another one it has an entry point of its own, a level, which hands on to what was
  *       below that: the chain leads downward only, whoever calls whom.
  *   G7  The handler calls nothing that is not safe in a signal handler, and preserves errno. mmap(2)
  *       is not on the list of POSIX; in Linux libraries it is no more than the system call.
+ *   G8  A jump leaves the thread with the signal mask and the alternate stack of before the fault,
+ *       whatever a handler that was asked before ours, and called it, had blocked or used up.
  */
 #ifndef AIOMMAP_GUARD_H
 #define AIOMMAP_GUARD_H

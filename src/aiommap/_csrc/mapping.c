@@ -3,12 +3,15 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <time.h>
 #if defined(__linux__)
 #include <sys/syscall.h>
 #endif
 #include <unistd.h>
 
+#include "atomics.h"
 #include "guard.h"
+#include "refused.h"
 #include "retry.h"
 
 #ifndef MAP_NORESERVE
@@ -49,7 +52,7 @@ int region_map(struct region **out, int fd, size_t length, const struct region_o
                               .growth = options->growth,
                               .holders = 1};
     region->entry = watch(&(struct watched){(uintptr_t)base, length, protection,
-                                            options->damage, options->growth});
+                                            options->damage, options->growth, options->file});
     if (!region->entry) {
         munmap(base, length);
         free(region);
@@ -96,7 +99,11 @@ int region_unfence(struct region *region, int fd, size_t offset, size_t end)
 int region_mincore(const struct region *region, size_t offset, size_t length,
                    unsigned char *flags)
 {
-    return mincore(region->base + offset, length, (void *)flags) ? errno : 0;
+    if (call_was_refused(CALL_MINCORE))
+        return ENOSYS;
+    if (!mincore(region->base + offset, length, (void *)flags))
+        return 0;
+    return call_is_refused(CALL_MINCORE, errno) ? ENOSYS : errno;
 }
 
 bool region_is_resident(const struct region *region, size_t offset, size_t length)
@@ -115,21 +122,41 @@ bool region_is_resident(const struct region *region, size_t offset, size_t lengt
     return true;
 }
 
+/* Touch every page of [start, end): load a byte, or store to it what is there. 0 or EFAULT. */
+static int touch(const struct region *region, size_t start, size_t end, bool write)
+{
+    char byte;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    for (size_t at = start; at < end; at += page_size()) {
+        struct word_call call = {.at = region->base + at,
+                                 .width = sizeof(uint32_t),
+                                 .operation = WORD_OR,
+                                 .order = ORDER_RELAXED};
+        bool reached = write ? guard_word(&call, now.tv_sec)
+                             : guard_copy(&byte, region->base + at, 1, NULL) == 1;
+        if (!reached || is_damaged(region->damage))
+            return EFAULT;
+    }
+    return 0;
+}
+
 ssize_t region_populate(const struct region *region, size_t offset, size_t length, bool write)
 {
-#if defined(__linux__)
-    /* Numbers of Linux 5.14; headers may be older than the kernel. */
-    const int populate_read = 22, populate_write = 23;
     size_t start = page_down(offset), end = offset + length;
     if (end - start > PIECE_BYTES)
         end = start + PIECE_BYTES;
-    if (madvise(region->base + start, end - start, write ? populate_write : populate_read))
-        return -errno;
-    return (ssize_t)(end - offset);
-#else
-    (void)region, (void)offset, (void)length, (void)write;
-    return -ENOSYS;
+    enum call call = write ? CALL_POPULATE_WRITE : CALL_POPULATE_READ;
+    int error = ENOSYS;
+#if defined(__linux__)
+    /* Numbers of Linux 5.14; headers may be older than the kernel. */
+    const int advice = write ? 23 : 22;
+    if (!call_was_refused(call))
+        error = madvise(region->base + start, end - start, advice) ? errno : 0;
 #endif
+    if (error == EINVAL || call_was_refused(call) || call_is_refused(call, error))
+        error = touch(region, start, end, write);
+    return error ? -error : (ssize_t)(end - offset);
 }
 
 int region_advise(const struct region *region, size_t offset, size_t length, int advice)
@@ -138,19 +165,33 @@ int region_advise(const struct region *region, size_t offset, size_t length, int
     return madvise(region->base + start, offset + length - start, advice) ? errno : 0;
 }
 
-int region_lock(const struct region *region, size_t offset, size_t length, bool lock)
+int region_lock(const struct region *region, size_t offset, size_t length, bool later)
 {
     size_t start = page_down(offset);
     char *at = region->base + start;
     size_t span = offset + length - start;
 #if defined(__linux__)
-    /* The call itself, as mlock2: sanitizers replace munlock(3) by nothing, and then it stays. */
-    if (!lock)
-        return syscall(SYS_munlock, at, span) ? errno : 0;
-    /* Without MLOCK_ONFAULT: a locked range is read without any check, so it must be present. */
-    return mlock2(at, span, 0) ? errno : 0;
+    /* Without MLOCK_ONFAULT a locked range is read without any check, so it must be present. */
+    if (!call_was_refused(CALL_MLOCK2)) {
+        int failed = mlock2(at, span, later ? MLOCK_ONFAULT : 0);
+        if (!failed || !call_is_refused(CALL_MLOCK2, errno))
+            return failed ? errno : 0;
+    }
+#endif
+    (void)later;
+    return mlock(at, span) ? errno : 0;
+}
+
+int region_unlock(const struct region *region, size_t offset, size_t length)
+{
+    size_t start = page_down(offset);
+    char *at = region->base + start;
+    size_t span = offset + length - start;
+#if defined(__linux__)
+    /* The call itself: sanitizers replace munlock(3) by nothing, and then it stays. */
+    return syscall(SYS_munlock, at, span) ? errno : 0;
 #else
-    return (lock ? mlock(at, span) : munlock(at, span)) ? errno : 0;
+    return munlock(at, span) ? errno : 0;
 #endif
 }
 
@@ -159,7 +200,9 @@ int region_sync(const struct region *region, size_t offset, size_t length)
     size_t start = page_down(offset);
     int failed;
     UNINTERRUPTED(failed, msync(region->base + start, offset + length - start, MS_SYNC));
-    return failed ? errno : 0;
+    if (!failed)
+        return 0;
+    return call_is_refused(CALL_MSYNC, errno) ? ENOSYS : errno;
 }
 
 static size_t copy_pieces(char *to, const char *from, size_t length)

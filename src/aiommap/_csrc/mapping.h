@@ -24,7 +24,8 @@ struct region_options { /* the caller's own */
     bool private_copy;
     bool huge;
     struct damage *damage;
-    struct growth *growth;
+    struct growth *growth; /* NULL unless stores beyond the end of file make it longer */
+    struct growth *file;   /* NULL if private */
 };
 
 /* One mapped address range. Pages beyond the end of the file are reserved, not backed:
@@ -42,6 +43,7 @@ struct region {
     struct growth *growth; /* constant; NULL unless stores beyond the end of file make it longer */
     struct entry *entry;   /* constant; its place in the table of watched mappings */
     long holders;   /* GIL */
+    long held;      /* GIL; how many of them are calls without the GIL */
 };
 
 size_t page_size(void);
@@ -61,10 +63,13 @@ bool region_is_resident(const struct region *region, size_t offset, size_t lengt
 int region_mincore(const struct region *region, size_t offset, size_t length,
                    unsigned char *flags);
 
-/* Make the pages of a range present, at most PIECE_BYTES of it; the number of bytes handled. */
+/* Make the pages of a range present, at most PIECE_BYTES of it; the number of bytes handled. Where
+ * the kernel or a sandbox lacks the call for it, each page is touched. */
 ssize_t region_populate(const struct region *region, size_t offset, size_t length, bool write);
 int region_advise(const struct region *region, size_t offset, size_t length, int advice);
-int region_lock(const struct region *region, size_t offset, size_t length, bool lock);
+/* Pin pages: all of them now, or those that are present, and others when they come. */
+int region_lock(const struct region *region, size_t offset, size_t length, bool later);
+int region_unlock(const struct region *region, size_t offset, size_t length);
 int region_sync(const struct region *region, size_t offset, size_t length);
 
 /* Guarded copies in pieces; the exact number of bytes copied. 0 if the mapping is damaged: then it
@@ -85,9 +90,12 @@ size_t file_own(int fd, off_t offset, size_t got);
 /* Write pieces one behind the other, which it uses up; the number of bytes written, and why it is
  * short if it is. */
 size_t file_write(int fd, struct iovec *pieces, int count, off_t offset, int *error);
-/* Whether the file is at least this long and has blocks behind all of its bytes: then a write up
- * to there neither makes the file longer nor meets a full disk half-way. */
-bool file_is_solid(int fd, off_t end);
+/* Whether the file is at least this long, so that a write up to there does not make it longer; and
+ * whether it is *solid*, with blocks behind all of its bytes: then none meets a full disk half-way. */
+bool file_reaches(int fd, off_t end, bool *solid);
+/* Have blocks behind a range of the file, whose bytes they leave as they are. The errno number of a
+ * full disk; 0 also where blocks cannot be had but by writing. */
+int file_fill_holes(int fd, off_t offset, off_t end);
 int file_sync(int fd, bool metadata);
 /* What stat(2) would say about a file, without its times. */
 struct sighting { /* the caller's own */

@@ -7,6 +7,7 @@
  */
 #include "py_atomics.h"
 
+#include <errno.h>
 #include <structmember.h>
 #include <sys/stat.h>
 
@@ -64,7 +65,7 @@ bool words_present(const Words *self, int64_t at, int64_t now)
         return true;
     if (mapping->locked.count && spans_cover(&mapping->locked, at, at + self->width))
         return true;
-    return mapping->residency_visible &&
+    return sees_residency(mapping) &&
            region_is_resident(mapping->region, (size_t)at, self->width);
 }
 
@@ -98,7 +99,21 @@ static bool account(const Words *self, int64_t at, bool stored, int64_t now)
     return answer != NULL;
 }
 
-static bool report_fault(const Words *self, int64_t at)
+/* Have blocks behind a word, where the disk may have had none: 0, and in *reason what it means if the
+ * page still cannot be had; or why there are none, also there. Errno numbers. */
+static int fill(const Words *self, int64_t at, int *reason)
+{
+    Mapping *mapping = self->mapping;
+    struct hold hold;
+    int error = mapping->private_copy ? EFAULT : EAGAIN;
+    while (error == EAGAIN)
+        WITHOUT_GIL(hold, mapping, error = growth_fill(&mapping->growth, at, self->width, reason););
+    if (error)
+        *reason = error;
+    return error;
+}
+
+static bool report_fault(const Words *self, int64_t at, int error)
 {
     struct stat found;
     struct hold hold;
@@ -106,7 +121,7 @@ static bool report_fault(const Words *self, int64_t at)
     self->mapping->counters.faults++;
     WITHOUT_GIL(hold, self->mapping, failed = fstat(hold.fd, &found););
     long long size = failed ? -1 : (long long)found.st_size;
-    PyObject *answer = PyObject_CallMethod(self->gate, "fault", "LL", (long long)at, size);
+    PyObject *answer = PyObject_CallMethod(self->gate, "fault", "LLi", (long long)at, size, error);
     if (answer) {
         Py_DECREF(answer);
         PyErr_SetString(PyExc_SystemError, "a fault was not reported");
@@ -118,7 +133,8 @@ static bool report_fault(const Words *self, int64_t at)
 static bool operate(const Words *self, int64_t at, struct word_call *call)
 {
     Mapping *mapping = self->mapping;
-    bool store = call->operation != WORD_LOAD, done, again;
+    bool store = call->operation != WORD_LOAD, done, again, filled = false;
+    int reason = EFAULT;
     int64_t now;
     call->width = self->width;
     do {
@@ -139,9 +155,13 @@ static bool operate(const Words *self, int64_t at, struct word_call *call)
             !range_is_valid(at, self->width, mapping_reach(mapping)) &&
             !words_allowed(self, at, false))
             return false;
+        if (!done && !again && !filled) {
+            filled = true;
+            again = !fill(self, at, &reason);
+        }
     } while (again);
     if (!done)
-        return report_fault(self, at);
+        return report_fault(self, at, reason);
     bool stored = store && (call->operation != WORD_COMPARE || call->seen == call->expected);
     return account(self, at, stored, now);
 }

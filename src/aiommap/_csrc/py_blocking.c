@@ -6,6 +6,7 @@
 #include "guard.h"
 #include "py_mapping.h"
 
+#include <errno.h>
 #include <limits.h>
 
 /* No errno number is this large. */
@@ -132,10 +133,18 @@ PyObject *mapping_look(Mapping *self, PyObject *Py_UNUSED(unused))
         Py_RETURN_NONE;                                                                           \
     }
 
-RANGE_VERB(mapping_sync_range, false, region_sync(hold.region, (size_t)offset, (size_t)length))
+/* Where msync(2) is refused to the process, the whole file is synced instead. */
+static int sync_range(const struct hold *hold, size_t offset, size_t length)
+{
+    int error = region_sync(hold->region, offset, length);
+    return error == ENOSYS ? file_sync(hold->fd, false) : error;
+}
+
+RANGE_VERB(mapping_sync_range, false, sync_range(&hold, (size_t)offset, (size_t)length))
 RANGE_VERB(mapping_start_writeback, false,
            file_start_writeback(hold.fd, (off_t)offset, (off_t)length))
 RANGE_VERB(mapping_read_ahead, false, file_read_ahead(hold.fd, (off_t)offset, (size_t)length))
 RANGE_VERB(mapping_punch_hole, false, file_punch_hole(hold.fd, (off_t)offset, (off_t)length))
-RANGE_VERB(mapping_lock, true, region_lock(hold.region, (size_t)offset, (size_t)length, true))
-RANGE_VERB(mapping_unlock, true, region_lock(hold.region, (size_t)offset, (size_t)length, false))
+RANGE_VERB(mapping_lock, true, region_lock(hold.region, (size_t)offset, (size_t)length, false))
+RANGE_VERB(mapping_lock_later, true, region_lock(hold.region, (size_t)offset, (size_t)length, true))
+RANGE_VERB(mapping_unlock, true, region_unlock(hold.region, (size_t)offset, (size_t)length))

@@ -5,6 +5,7 @@
  */
 #include <errno.h>
 #include <limits.h>
+#include <time.h>
 #ifdef __linux__
 #include <sys/syscall.h>
 #endif
@@ -22,6 +23,8 @@ struct futex_entry { /* the caller's own; the kernel's struct futex_waitv */
     uint32_t flags, reserved;
 };
 
+struct moment { int64_t seconds, nanoseconds; }; /* the kernel's struct timespec of 64 bits */
+
 typedef struct {
     PyObject_HEAD
     uint32_t rings; /* atomic; how often it rang: a private futex */
@@ -38,12 +41,15 @@ static int wake(const uint32_t *at, int count, int flags)
 #endif
 }
 
-static int wait_any(struct futex_entry *entries, size_t count)
+/* Wait until one of the words is not as expected or somebody wakes it, or the moment comes. */
+static int wait_any(struct futex_entry *entries, size_t count, const struct moment *until)
 {
 #ifdef __linux__
-    return syscall(SYSTEM_CALL_WAITV, entries, (unsigned)count, 0, NULL, 0) < 0 ? errno : 0;
+    if (syscall(SYSTEM_CALL_WAITV, entries, (unsigned)count, 0, until, CLOCK_MONOTONIC) >= 0)
+        return 0;
+    return call_is_refused(CALL_FUTEX_WAITV, errno) ? ENOSYS : errno;
 #else
-    (void)entries, (void)count;
+    (void)entries, (void)count, (void)until;
     return ENOSYS;
 #endif
 }
@@ -60,11 +66,8 @@ static void hold_quietly(struct hold *hold, Mapping *mapping)
         region_map(&mapping->quiet, mapping->fd, mapping->region->length, &options);
     }
     hold_begin(hold, mapping);
-    if (mapping->quiet) {
-        mapping->quiet->holders++;
-        region_release(hold->region);
-        hold->region = mapping->quiet;
-    }
+    if (mapping->quiet)
+        hold_instead(hold, mapping->quiet);
 }
 
 /* A fault of the page is the kernel's to find, and an errno. */
@@ -96,6 +99,7 @@ struct waiting { /* the caller's own */
     struct futex_entry entries[WAIT_MOST + 1];
     struct hold holds[WAIT_MOST];
     bool changed[WAIT_MOST];
+    int refused[WAIT_MOST]; /* why the kernel cannot wait for the word, or 0 */
     size_t count;
 };
 
@@ -136,29 +140,46 @@ static void look(struct waiting *waiting)
     }
 }
 
-static int wait_for(struct waiting *waiting)
+/* A wait that fails does not say which word is to blame: ask for each by itself, without waiting. If
+ * it is none, one of their pages was gone for a moment, or the kernel cannot wait for so many. */
+static void ask_each(struct waiting *waiting, int failure)
 {
-    int error;
-    Py_BEGIN_ALLOW_THREADS
-    error = wait_any(waiting->entries, waiting->count + 1);
-    look(waiting);
-    Py_END_ALLOW_THREADS
-    return error;
+    const struct moment past = {0};
+    bool any = failure == EFAULT;
+    for (size_t i = 0; i < waiting->count; i++) {
+        int error = wait_any(&waiting->entries[i + 1], 1, &past);
+        bool can = !error || error == ETIMEDOUT || error == EAGAIN || error == EINTR;
+        waiting->refused[i] = can ? 0 : error;
+        any = any || !can;
+    }
+    for (size_t i = 0; i < waiting->count && !any; i++)
+        waiting->refused[i] = failure;
 }
 
-/* (errno, [index of each word to look at]) */
-static PyObject *answer(const struct waiting *waiting, int error)
+static void wait_for(struct waiting *waiting)
 {
-    PyObject *indices = PyList_New(0);
-    for (size_t i = 0; indices && i < waiting->count; i++) {
-        PyObject *index = waiting->changed[i] ? PyLong_FromSize_t(i) : NULL;
-        if (index && PyList_Append(indices, index))
-            Py_CLEAR(indices);
-        Py_XDECREF(index);
-        if (PyErr_Occurred())
-            Py_CLEAR(indices);
+    Py_BEGIN_ALLOW_THREADS
+    int error = wait_any(waiting->entries, waiting->count + 1, NULL);
+    if (error && error != EAGAIN && error != EINTR)
+        ask_each(waiting, error);
+    look(waiting);
+    Py_END_ALLOW_THREADS
+}
+
+/* [(index, errno) of each word to look at]; errno is 0 where it changed. */
+static PyObject *answer(const struct waiting *waiting)
+{
+    PyObject *found = PyList_New(0);
+    for (size_t i = 0; found && i < waiting->count; i++) {
+        if (!waiting->changed[i] && !waiting->refused[i])
+            continue;
+        PyObject *item = Py_BuildValue("(ni)", (Py_ssize_t)i,
+                                       waiting->changed[i] ? 0 : waiting->refused[i]);
+        if (!item || PyList_Append(found, item))
+            Py_CLEAR(found);
+        Py_XDECREF(item);
     }
-    return indices ? Py_BuildValue("(iN)", error, indices) : NULL;
+    return found;
 }
 
 static PyObject *alarm_wait(Alarm *self, PyObject *args)
@@ -181,10 +202,10 @@ static PyObject *alarm_wait(Alarm *self, PyObject *args)
         all = take_in(waiting, state->word_type, PyList_GetItem(list, i));
     PyObject *found = NULL;
     if (all) {
-        int error = wait_for(waiting);
-        found = answer(waiting, error);
+        wait_for(waiting);
+        found = answer(waiting);
     } else if (!PyErr_Occurred()) {
-        found = Py_BuildValue("(i[n])", 0, (Py_ssize_t)waiting->count);
+        found = Py_BuildValue("[(ni)]", (Py_ssize_t)waiting->count, 0);
     }
     while (waiting->count)
         hold_end(&waiting->holds[--waiting->count]);

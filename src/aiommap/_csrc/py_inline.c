@@ -124,11 +124,11 @@ static bool read_now(Mapping *self, char *to, int64_t offset, size_t length)
         pages_of(offset, (int64_t)length, &first, &end);
         /* Private pages are not in the file: only the mapping has them. */
         if (pages_has_any(&self->dirty, first, end))
-            return self->residency_visible && read_mapped(self, to, offset, length);
+            return sees_residency(self) && read_mapped(self, to, offset, length);
     }
     if (!self->nowait && !self->in_memory)
         return false;
-    if (length >= MAPPED_READ_BYTES && self->residency_visible)
+    if (length >= MAPPED_READ_BYTES && sees_residency(self))
         return read_mapped(self, to, offset, length);
     return read_cached(self, to, offset, length);
 }

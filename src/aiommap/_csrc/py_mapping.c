@@ -24,6 +24,21 @@ static void descriptor_close(int fd)
     Py_END_ALLOW_THREADS
 }
 
+static void region_hold(struct region *region)
+{
+    if (!region)
+        return;
+    region->holders++;
+    region->held++;
+}
+
+static void region_let_go(struct region *region)
+{
+    if (region)
+        region->held--;
+    region_release(region);
+}
+
 void hold_begin(struct hold *hold, Mapping *mapping)
 {
     hold->mapping = mapping;
@@ -31,15 +46,44 @@ void hold_begin(struct hold *hold, Mapping *mapping)
     hold->fd = mapping->fd;
     hold->generation = mapping->generation;
     hold->moved = false;
-    if (hold->region)
-        hold->region->holders++;
+    region_hold(hold->region);
     mapping->in_flight++;
+}
+
+void hold_instead(struct hold *hold, struct region *region)
+{
+    struct region *before = hold->region;
+    region_hold(region);
+    hold->region = region;
+    region_let_go(before);
+}
+
+static void forget_region(struct region *region)
+{
+    if (!region)
+        return;
+    region->holders -= region->held;
+    region->held = 0;
+}
+
+/* In a forked child: the threads whose calls were in flight are not there to end them. */
+static void forget_holds(Mapping *self)
+{
+    forget_region(self->region);
+    forget_region(self->growable);
+    forget_region(self->quiet);
+    for (Lease *lease = self->leases; lease; lease = lease->next)
+        forget_region(lease->region);
+    self->in_flight = 0;
+    if (self->fd_to_close >= 0)
+        close(self->fd_to_close);
+    self->fd_to_close = -1;
 }
 
 void hold_end(struct hold *hold)
 {
     Mapping *mapping = hold->mapping;
-    region_release(hold->region);
+    region_let_go(hold->region);
     if (--mapping->in_flight == 0 && mapping->fd_to_close >= 0) {
         int fd = mapping->fd_to_close;
         mapping->fd_to_close = -1;
@@ -136,7 +180,8 @@ struct region_options mapping_options(Mapping *self)
     return (struct region_options){.writable = self->writable,
                                    .private_copy = self->private_copy,
                                    .huge = self->huge,
-                                   .damage = &self->damage};
+                                   .damage = &self->damage,
+                                   .file = self->private_copy ? NULL : &self->growth};
 }
 
 static int map_file(Mapping *self, int64_t capacity)
@@ -206,6 +251,8 @@ static PyObject *mapping_close(Mapping *self, PyObject *Py_UNUSED(unused))
 {
     struct region *region = self->region, *growable = self->growable, *quiet = self->quiet;
     int fd = self->fd;
+    if (self->fork_generation != fork_generation)
+        forget_holds(self);
     self->closed = true;
     self->region = self->growable = self->quiet = NULL;
     self->fd = -1;
@@ -342,7 +389,13 @@ static PyObject *get_foreign_faults(Mapping *self, void *Py_UNUSED(closure))
     return PyLong_FromUnsignedLongLong(__atomic_load_n(&self->damage.faults, __ATOMIC_RELAXED));
 }
 
+static PyObject *get_residency_visible(Mapping *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(sees_residency(self));
+}
+
 static PyGetSetDef mapping_getset[] = {
+    {"residency_visible", (getter)get_residency_visible, NULL, "Whether mincore(2) tells.", NULL},
     {"capacity", (getter)get_capacity, NULL, "Bytes of reserved address space.", NULL},
     {"address", (getter)get_address, NULL, "Where byte 0 is mapped.", NULL},
     {"forked", (getter)get_forked, NULL, "Whether this is a forked child of the opener.", NULL},
@@ -367,8 +420,9 @@ static PyMemberDef mapping_members[] = {
     FIELD(growable_leases, T_PYSSIZET, READONLY),
     FIELD(closed, T_BOOL, READONLY),
     FIELD(nowait, T_BOOL, READONLY),
-    FIELD(residency_visible, T_BOOL, READONLY),
+    FIELD(in_memory, T_BOOL, READONLY),
     FIELD(inline_writes, T_BOOL, 0),
+    FIELD(cut_suspected, T_BOOL, 0),
     FIELD(declining, T_BOOL, 0),
     FIELD(generation, T_ULONGLONG, READONLY),
     FIELD(sequence, T_ULONGLONG, READONLY),
@@ -411,6 +465,7 @@ static PyMethodDef mapping_methods[] = { /* documented in _native.pyi */
     ARGS("populate", mapping_populate),
     ARGS("advise", mapping_advise),
     ARGS("lock", mapping_lock),
+    ARGS("lock_later", mapping_lock_later),
     ARGS("unlock", mapping_unlock),
     ARGS("residency", mapping_residency),
     ARGS("cachestat", mapping_cachestat),

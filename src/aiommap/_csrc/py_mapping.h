@@ -38,6 +38,7 @@
 
 #include "mapping.h"
 #include "pages.h"
+#include "refused.h"
 #include "slice.h"
 
 /* Copies up to this size are cheaper than giving the GIL up and getting it back (I2). */
@@ -89,6 +90,7 @@ typedef struct {
     bool nowait;           /* GIL; latched off when the file system refuses RWF_NOWAIT */
     bool in_memory;        /* constant: tmpfs and the like, where pread(2) never waits */
     bool residency_visible; /* constant: mincore(2) tells the truth about this file */
+    bool cut_suspected;    /* GIL; a flush has to look whether what it wrote is there still */
     bool declining;        /* GIL; inline verbs answer None: it is being closed, or a test says so */
     bool inline_writes;    /* GIL; off for policy "always", after a failed flush, while closing */
     int64_t size;          /* GIL; bytes of the file that verbs may address; see mapping_size */
@@ -170,6 +172,7 @@ struct hold { /* the caller's own */
 void object_free(void *self); /* the last step of every tp_dealloc */
 void hold_begin(struct hold *hold, Mapping *mapping);
 void hold_end(struct hold *hold);
+void hold_instead(struct hold *hold, struct region *region); /* of the same mapping */
 void region_release(struct region *region);
 bool mapping_is_usable(const Mapping *self); /* open, of this process, whole, not declining */
 bool mapping_check(const Mapping *self);     /* open, of this process; with an exception set */
@@ -228,6 +231,12 @@ static inline bool runs_overlap(int64_t start, int64_t end, int64_t other_start,
 }
 bool spans_cover(const struct spans *spans, int64_t offset, int64_t end);
 
+/* Whether mincore(2) can be asked about this file. */
+static inline bool sees_residency(const Mapping *self)
+{
+    return self->residency_visible && !call_was_refused(CALL_MINCORE);
+}
+
 extern PyType_Spec mapping_spec, lease_spec, receipt_spec, word_spec, word_array_spec, alarm_spec;
 extern PyType_Spec pin_spec;
 extern unsigned long fork_generation; /* grows in every forked child */
@@ -262,6 +271,7 @@ PyObject *mapping_punch_hole(Mapping *self, PyObject *args);
 PyObject *mapping_populate(Mapping *self, PyObject *args);
 PyObject *mapping_advise(Mapping *self, PyObject *args);
 PyObject *mapping_lock(Mapping *self, PyObject *args);
+PyObject *mapping_lock_later(Mapping *self, PyObject *args);
 PyObject *mapping_unlock(Mapping *self, PyObject *args);
 PyObject *mapping_residency(Mapping *self, PyObject *args);
 PyObject *mapping_cachestat(Mapping *self, PyObject *args);

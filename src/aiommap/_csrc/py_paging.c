@@ -3,6 +3,21 @@
 
 #include <errno.h>
 
+/* Have blocks behind a range whose pages cannot be had; RANGE_MOVED if there are some now, and in
+ * *reason what it means if that does not help, or why there are none: errno numbers. */
+static enum meanwhile fill(Mapping *self, int64_t offset, int64_t length, int *reason)
+{
+    int64_t span = length < (int64_t)PIECE_BYTES ? length : (int64_t)PIECE_BYTES;
+    int error = EAGAIN;
+    struct hold hold;
+    while (error == EAGAIN)
+        WITHOUT_GIL(hold, self, error = growth_fill(&self->growth, offset, span, reason););
+    if (!error)
+        return RANGE_MOVED;
+    *reason = error;
+    return RANGE_SAME;
+}
+
 PyObject *mapping_populate(Mapping *self, PyObject *args)
 {
     long long offset, length;
@@ -15,13 +30,18 @@ PyObject *mapping_populate(Mapping *self, PyObject *args)
     struct hold hold;
     ssize_t done;
     enum meanwhile meanwhile;
+    int reason = 0; /* why there are no blocks behind the range; EFAULT unless the disk is full */
     do {
         WITHOUT_GIL(hold, self,
                     done = region_populate(hold.region, (size_t)offset, (size_t)length, write););
         meanwhile = done < 0 ? mapping_meanwhile(self, &hold, offset, length) : RANGE_SAME;
+        if (done == -EFAULT && meanwhile == RANGE_SAME && write && !self->private_copy && !reason)
+            meanwhile = fill(self, offset, length, &reason);
     } while (meanwhile == RANGE_MOVED);
     if (meanwhile == RANGE_GONE)
         return NULL;
+    if (done == -EFAULT && is_full(reason))
+        return os_error(reason);
     if (done < 0)
         return os_error((int)-done);
     size_t first, end;

@@ -4,6 +4,15 @@
 
 #include <errno.h>
 
+/* Which way a store of a worker takes. */
+enum way {
+    WAY_NONE,       /* none: it is empty, or the file ends before it */
+    WAY_MAPPING,    /* through the mapping */
+    WAY_DESCRIPTOR, /* by pwrite(2): that makes only its own blocks dirty, and takes only these from
+                       the disk, where a store through the mapping does so with whole folios, of
+                       up to two megabytes (docs/decisions.md) */
+};
+
 struct store { /* the caller's own */
     Py_buffer data;
     int64_t offset;
@@ -13,15 +22,27 @@ struct store { /* the caller's own */
     int error;     /* result: what the kernel said when it refused the rest; 0 for a fault */
 };
 
+/* What is known of the file while stores are applied. */
+struct target { /* the caller's own */
+    bool reached; /* it is shared, and as long as the stores need it: pwrite(2) makes it no longer */
+    bool solid;   /* it has all of its blocks */
+};
+
+static enum way way_of(const struct store *store, const struct target *target)
+{
+    if (store->outside || !store->data.len)
+        return WAY_NONE;
+    return target->reached && !store->ready ? WAY_DESCRIPTOR : WAY_MAPPING;
+}
+
 /* Without the GIL. Every page is made writable before the first byte is stored, so that a full
  * disk or a truncated file is found while nothing has been changed yet. */
 static void store_mapped(const struct region *region, struct store *store)
 {
     size_t length = (size_t)store->data.len, offset = (size_t)store->offset;
+    store->error = 0;
     for (size_t at = 0; !store->ready && at < length;) {
         ssize_t step = region_populate(region, offset + at, length - at, true);
-        if (step == -EINVAL || step == -ENOSYS)
-            break; /* no MADV_POPULATE_WRITE before Linux 5.14: the guard has to do */
         if (step == -EINTR || step == -EAGAIN)
             continue;
         if (step < 0)
@@ -34,12 +55,22 @@ static void store_mapped(const struct region *region, struct store *store)
 
 static bool is_next(const struct store *store, const struct store *last)
 {
-    return !store->outside && !store->ready && store->data.len &&
-           store->offset == last->offset + last->data.len;
+    return store->offset == last->offset + last->data.len;
+}
+
+/* Without the GIL. What a write of several pages may find missing half-way is looked for before it, so
+ * that a full disk is found while nothing has been changed yet: an errno number, or 0. */
+static int make_room(int fd, int64_t offset, size_t length, const struct target *target)
+{
+    int64_t page = (int64_t)page_size(), end = offset + (int64_t)length;
+    if (target->solid || offset / page == (end - 1) / page)
+        return 0;
+    return file_fill_holes(fd, (off_t)offset, (off_t)end);
 }
 
 /* Without the GIL. Write stores that lie one behind the other, from the first on; how many. */
-static Py_ssize_t store_through(int fd, struct store *stores, Py_ssize_t count)
+static Py_ssize_t store_through(int fd, struct store *stores, Py_ssize_t count,
+                                const struct target *target)
 {
     enum { RUN = 64 };
     struct iovec pieces[RUN];
@@ -48,9 +79,16 @@ static Py_ssize_t store_through(int fd, struct store *stores, Py_ssize_t count)
     do {
         pieces[run] = (struct iovec){stores[run].data.buf, (size_t)stores[run].data.len};
         total += (size_t)stores[run++].data.len;
-    } while (run < count && run < RUN && is_next(&stores[run], &stores[run - 1]) &&
+    } while (run < count && run < RUN && way_of(&stores[run], target) == WAY_DESCRIPTOR &&
+             is_next(&stores[run], &stores[run - 1]) &&
              total + (size_t)stores[run].data.len <= PIECE_BYTES);
-    int error = 0;
+    int error = make_room(fd, stores->offset, total, target);
+    if (error && run > 1) /* there may be room for the first ones */
+        return store_through(fd, stores, 1, target);
+    if (error) {
+        stores->error = error;
+        return 1;
+    }
     size_t done = 0;
     if (total <= PIECE_BYTES)
         done = file_write(fd, pieces, (int)run, (off_t)stores->offset, &error);
@@ -68,26 +106,59 @@ static Py_ssize_t store_through(int fd, struct store *stores, Py_ssize_t count)
     return run;
 }
 
-/* Without the GIL. Stores into a file with all of its blocks go through the descriptor: that makes
- * only their own blocks dirty, where a store through the mapping makes whole folios so, and a flush
- * then writes up to a megabyte for each (docs/decisions.md). */
-static void apply_stores(const struct hold *hold, struct store *stores, Py_ssize_t count,
-                         bool shared)
+static bool is_whole(const struct store *store)
+{
+    return !store->outside && store->copied == (size_t)store->data.len;
+}
+
+/* Without the GIL. Go the other way where the first one is closed: a limit on the size of files, a
+ * seal or a sandbox may refuse a write where the mapping works; and a page that was there a moment
+ * ago may have no block, or not be there any more. */
+static void store_otherwise(const struct hold *hold, struct store *store, enum way way,
+                            const struct target *target)
+{
+    if (is_whole(store))
+        return;
+    if (way == WAY_DESCRIPTOR && (store->error == EFBIG || store->error == EPERM ||
+                                  store->error == ENOSYS || store->error == EINVAL))
+        store_mapped(hold->region, store);
+    else if (way == WAY_MAPPING && target->reached)
+        store_through(hold->fd, store, 1, target);
+}
+
+/* Without the GIL. */
+static void put_stores(const struct hold *hold, struct store *stores, Py_ssize_t count, bool shared)
 {
     int64_t end = 0;
     guard_refresh();
     for (Py_ssize_t i = 0; i < count; i++)
         if (!stores[i].outside && stores[i].offset + stores[i].data.len > end)
             end = stores[i].offset + stores[i].data.len;
-    bool solid = shared && file_is_solid(hold->fd, (off_t)end);
-    for (Py_ssize_t i = 0; i < count;) {
-        if (stores[i].outside || !stores[i].data.len)
-            i++;
-        else if (solid && !stores[i].ready)
-            i += store_through(hold->fd, &stores[i], count - i);
-        else
-            store_mapped(hold->region, &stores[i++]);
+    struct target target = {0};
+    target.reached = shared && file_reaches(hold->fd, (off_t)end, &target.solid);
+    for (Py_ssize_t i = 0, done; i < count; i += done) {
+        enum way way = way_of(&stores[i], &target);
+        done = 1;
+        if (way == WAY_DESCRIPTOR)
+            done = store_through(hold->fd, &stores[i], count - i, &target);
+        else if (way == WAY_MAPPING)
+            store_mapped(hold->region, &stores[i]);
+        for (Py_ssize_t at = i; at < i + done; at++)
+            store_otherwise(hold, &stores[at], way, &target);
     }
+}
+
+/* Without the GIL; true if others seem to have cut the file off meanwhile. pwrite(2) makes it as long
+ * again then, with a hole where bytes were that are not durable; nothing tells but that it has fewer
+ * blocks. A file system that compresses gives blocks back as well, so whoever flushes has to see. */
+static bool apply_stores(const struct hold *hold, struct store *stores, Py_ssize_t count,
+                         bool shared)
+{
+    struct sighting before, after;
+    bool seen = shared && file_look(hold->fd, &before) == 0;
+    put_stores(hold, stores, count, shared);
+    return seen && file_look(hold->fd, &after) == 0 && after.blocks < before.blocks &&
+           after.blocks * 512 < after.size;
 }
 
 static bool load_stores(PyObject *items, struct store *stores, Py_ssize_t *loaded)
@@ -116,11 +187,6 @@ static bool check_stores(const Mapping *self, struct store *stores, Py_ssize_t c
                         pages_has_all(&self->ready, first, end));
     }
     return true;
-}
-
-static bool is_whole(const struct store *store)
-{
-    return !store->outside && store->copied == (size_t)store->data.len;
 }
 
 /* Count one store, and make its receipt, or (copied, error) for one that stopped short. What was
@@ -195,7 +261,9 @@ PyObject *mapping_write_many(Mapping *self, PyObject *items)
         struct hold hold;
         /* SAFETY: the buffers are exported to us until they are released below, so nobody can
          * free or move them while the copy runs. */
-        WITHOUT_GIL(hold, self, apply_stores(&hold, stores, count, !self->private_copy););
+        bool cut, shared = !self->private_copy;
+        WITHOUT_GIL(hold, self, cut = apply_stores(&hold, stores, count, shared););
+        self->cut_suspected = self->cut_suspected || cut;
         results = settle_stores(self, stores, count, false);
     }
     release_stores(stores, loaded);
@@ -205,6 +273,7 @@ PyObject *mapping_write_many(Mapping *self, PyObject *items)
 /* What a commit found out without the GIL. */
 struct commit { /* the caller's own */
     bool stored; /* all of it; nothing is flushed otherwise */
+    bool cut;    /* see apply_stores */
     int error;   /* of the flush or of the look */
     struct sighting seen;
 };
@@ -214,7 +283,7 @@ static struct commit commit_stores(const struct hold *hold, struct store *stores
                                    bool shared)
 {
     struct commit done = {.stored = true};
-    apply_stores(hold, stores, count, shared);
+    done.cut = apply_stores(hold, stores, count, shared);
     for (Py_ssize_t i = 0; i < count; i++)
         done.stored = done.stored && is_whole(&stores[i]);
     if (done.stored)
@@ -293,6 +362,7 @@ PyObject *mapping_commit(Mapping *self, PyObject *items)
             bool shared = !self->private_copy;
             /* SAFETY: as in `write_many`. */
             WITHOUT_GIL(hold, self, done = commit_stores(&hold, stores, count, shared););
+            self->cut_suspected = self->cut_suspected || done.cut;
             result = end_commit(self, stores, count, &done, last, sequence == self->sequence);
         }
     }

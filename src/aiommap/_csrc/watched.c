@@ -65,6 +65,7 @@ static void fill(struct entry *entry, const struct watched *mapping)
     STORE(entry->mapping.protection, mapping->protection);
     STORE(entry->mapping.damage, mapping->damage);
     STORE(entry->mapping.growth, mapping->growth);
+    STORE(entry->mapping.file, mapping->file);
     __atomic_store_n(&entry->version, version + 2, __ATOMIC_RELEASE);
 }
 
@@ -98,6 +99,7 @@ static bool read_entry(const struct entry *entry, struct watched *found)
     found->protection = LOAD(entry->mapping.protection);
     found->damage = LOAD(entry->mapping.damage);
     found->growth = LOAD(entry->mapping.growth);
+    found->file = LOAD(entry->mapping.file);
     __atomic_thread_fence(__ATOMIC_ACQUIRE);
     return !(version & 1) && LOAD(entry->version) == version;
 }

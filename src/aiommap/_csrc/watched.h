@@ -43,6 +43,7 @@ struct watched {           /* constant: a copy */
     int protection;        /* of mmap(2) */
     struct damage *damage; /* M3 */
     struct growth *growth; /* M3; NULL unless a fault beyond the end of file makes it longer */
+    struct growth *file;   /* M3; tells what a page within the file lacks; NULL if nobody can */
 };
 
 struct entry;

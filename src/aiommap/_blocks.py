@@ -1,0 +1,45 @@
+"""Blocks: what ``async with`` enters and leaves, of two functions."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Block(AbstractAsyncContextManager[None], Generic[T]):
+    """One block.
+
+    Not made of an async generator: those are finalized by their loop, and a loop that was closed
+    never does it, so that what they hold would be held for good.
+
+    Args:
+        enter: called at the beginning; what it returns is given to ``leave``.
+        leave: called at the end, however that comes.
+    """
+
+    __slots__ = ("_enter", "_held", "_leave")
+
+    def __init__(
+        self, enter: Callable[[], Awaitable[T]], leave: Callable[[T], Awaitable[object]]
+    ) -> None:
+        self._enter: Callable[[], Awaitable[T]] | None = enter
+        self._leave = leave
+        self._held: list[T] = []
+
+    async def __aenter__(self) -> None:
+        enter, self._enter = self._enter, None
+        if enter is None:
+            raise RuntimeError("a block is entered once: make another one by the same call")
+        self._held.append(await enter())
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._leave(self._held.pop())

@@ -1,0 +1,13 @@
+/* per_thread.h: variables of a thread that a signal handler uses. */
+#ifndef AIOMMAP_PER_THREAD_H
+#define AIOMMAP_PER_THREAD_H
+
+/* initial-exec: the handler must not enter the dynamic TLS allocator. musl has none, as loading a
+ * library allots its part to all threads, and loads no library that asks for initial-exec. */
+#ifdef __GLIBC__
+#define PER_THREAD _Thread_local __attribute__((tls_model("initial-exec")))
+#else
+#define PER_THREAD _Thread_local
+#endif
+
+#endif

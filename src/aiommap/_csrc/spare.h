@@ -1,0 +1,18 @@
+/* spare.h: mappings kept back, for the moment when the kernel allows no more. Knows nothing of Python.
+ *
+ * A process may have vm.max_map_count mappings, and a page laid into one of them takes up to two
+ * more. The SIGBUS handler must not be refused, so it gives up one of these and takes its place.
+ * Safe in a signal handler, and in several threads at once.
+ */
+#ifndef AIOMMAP_SPARE_H
+#define AIOMMAP_SPARE_H
+
+#include <stdbool.h>
+
+/* Take what is missing, as far as the kernel allows; cheap when nothing is. */
+void spare_keep(void);
+/* Unmap one; false if there was none. */
+bool spare_give_up(void);
+int spare_count(void);
+
+#endif

@@ -1,0 +1,136 @@
+/* gate.c: preloaded, holds or fails one system call of the process, so that a test says what happens
+ * in the middle of a native step. Calls are named as in the list at the end. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+static char armed[32], failing[32];
+static atomic_int is_armed, fails_in, reached, is_open, gate_after, fails_with, once;
+static void (*_Atomic act_before)(void);
+
+/* Hold the next such call, before it is made or after. */
+void gate_arm(const char *name, int after)
+{
+    strncpy(armed, name, sizeof armed - 1);
+    atomic_store(&reached, 0);
+    atomic_store(&is_open, 0);
+    atomic_store(&gate_after, after);
+    atomic_store(&is_armed, 1);
+}
+
+static void rest(void) { nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL); }
+
+/* Whether a call is held; asked for at most ten seconds. */
+int gate_reached(void)
+{
+    for (int tries = 0; !atomic_load(&reached) && tries < 100000; tries++)
+        rest();
+    return atomic_load(&reached);
+}
+
+void gate_open(void) { atomic_store(&is_open, 1); }
+
+/* Fail the nth such call from now on, and if `on` all after it. */
+void gate_fail(const char *name, int nth, int error, int on)
+{
+    strncpy(failing, name, sizeof failing - 1);
+    atomic_store(&fails_with, error);
+    atomic_store(&once, !on);
+    atomic_store(&fails_in, nth);
+}
+
+/* How many such calls are left until one fails; 0 once it did. */
+int gate_left(void) { return atomic_load(&fails_in); }
+
+/* Called before the next such call is made. */
+void gate_before(const char *name, void (*act)(void))
+{
+    strncpy(armed, name, sizeof armed - 1);
+    atomic_store(&act_before, act);
+    atomic_store(&is_armed, 1);
+}
+
+static int takes(const char *name)
+{
+    int yes = 1;
+    return atomic_load(&is_armed) && !strcmp(name, armed) &&
+           atomic_compare_exchange_strong(&is_armed, &yes, 0);
+}
+
+static void hold(void)
+{
+    void (*act)(void) = atomic_exchange(&act_before, NULL);
+    if (act) {
+        act();
+        return;
+    }
+    atomic_store(&reached, 1);
+    while (!atomic_load(&is_open))
+        rest();
+}
+
+static int fails(const char *name)
+{
+    if (!atomic_load(&fails_in) || strcmp(name, failing))
+        return 0;
+    if (atomic_load(&fails_in) > 1 && atomic_fetch_sub(&fails_in, 1) > 1)
+        return 0;
+    if (atomic_load(&once))
+        atomic_store(&fails_in, 0);
+    errno = atomic_load(&fails_with);
+    return 1;
+}
+
+#define GATED(type, function, name, when, failure, parameters, ...)                               \
+    type function parameters                                                                      \
+    {                                                                                             \
+        static type(*real) parameters;                                                            \
+        if (!real)                                                                                \
+            real = (type(*) parameters)dlsym(RTLD_NEXT, #function);                               \
+        if (!(when))                                                                              \
+            return real(__VA_ARGS__);                                                             \
+        if (fails(name))                                                                          \
+            return failure;                                                                       \
+        int held = takes(name), after = atomic_load(&gate_after);                                 \
+        if (held && !after)                                                                       \
+            hold();                                                                               \
+        type result = real(__VA_ARGS__);                                                          \
+        int error = errno;                                                                        \
+        if (held && after)                                                                        \
+            hold();                                                                               \
+        errno = error;                                                                            \
+        return result;                                                                            \
+    }
+
+#define FENCE (MAP_FIXED | MAP_ANONYMOUS)
+#define MMAP(function)                                                                            \
+    GATED(void *, function,                                                                       \
+          (f & FENCE) == FENCE ? "fence" : f & MAP_FIXED ? "unfence" : "map",                     \
+          (f & FENCE) == FENCE || fd >= 0, MAP_FAILED,                                            \
+          (void *a, size_t n, int p, int f, int fd, off_t o), a, n, p, f, fd, o)
+#define VECTOR(function)                                                                          \
+    GATED(ssize_t, function, "pwritev", 1, -1, (int fd, const struct iovec *v, int n, off_t o),   \
+          fd, v, n, o)
+MMAP(mmap)
+MMAP(mmap64)
+VECTOR(pwritev)
+VECTOR(pwritev64)
+GATED(int, ftruncate, "ftruncate", 1, -1, (int fd, off_t n), fd, n)
+GATED(int, ftruncate64, "ftruncate", 1, -1, (int fd, off_t n), fd, n)
+GATED(int, fallocate, "fallocate", 1, -1, (int fd, int m, off_t o, off_t n), fd, m, o, n)
+GATED(int, fallocate64, "fallocate", 1, -1, (int fd, int m, off_t o, off_t n), fd, m, o, n)
+GATED(int, posix_fallocate, "reserve", 1, errno, (int fd, off_t o, off_t n), fd, o, n)
+GATED(int, posix_fallocate64, "reserve", 1, errno, (int fd, off_t o, off_t n), fd, o, n)
+GATED(ssize_t, pread, "pread", 1, -1, (int fd, void *b, size_t n, off_t o), fd, b, n, o)
+GATED(ssize_t, pread64, "pread", 1, -1, (int fd, void *b, size_t n, off_t o), fd, b, n, o)
+GATED(int, madvise, "populate", h == 22 || h == 23, -1, (void *a, size_t n, int h), a, n, h)
+GATED(int, mincore, "mincore", 1, -1, (void *a, size_t n, unsigned char *v), a, n, v)
+GATED(int, mlock2, "mlock2", 1, -1, (const void *a, size_t n, unsigned f), a, n, f)
+GATED(int, munmap, "munmap", 1, -1, (void *a, size_t n), a, n)
