@@ -17,7 +17,7 @@ from ._workers import Event, spawn, wait_or_withdraw
 class Closer:
     """Closes one file once. It runs in the background, so no cancellation can stop it half-way."""
 
-    __slots__ = ("_auto", "_core", "_done", "_error", "_flusher", "_release", "_resizer")
+    __slots__ = ("_auto", "_core", "_done", "_error", "_flusher", "_release", "_resizer", "_told")
 
     def __init__(
         self,
@@ -34,6 +34,7 @@ class Closer:
         self._release = release
         self._done: Event | None = None
         self._error: Exception | None = None
+        self._told = False
 
     def start(self) -> None:
         """Begin to close, unless that was done before."""
@@ -69,11 +70,17 @@ class Closer:
             return
         await wait_or_withdraw(self._done, lambda: False)
         if self._error is not None:
+            self._told = True
             # A copy: the traceback of what is raised refers to frames that refer to this.
             raise copy(self._error) from self._error.__cause__
 
     async def leave(self, error: BaseException | None) -> None:
-        """Close at the end of a block; an exception that is under way is not replaced."""
+        """Close at the end of a block; an exception that is under way is not replaced.
+
+        Nor is told again what ``aclose`` raised inside of the block, to whoever went on from there.
+        """
+        if self._told:
+            return
         try:
             await self.aclose()
         except (MappedFileError, OSError) as failure:

@@ -223,6 +223,7 @@ class Hub:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._failed = []  # told by `aclose`, to whoever went on from there
         try:
             await self.aclose()
         except Exception as failure:

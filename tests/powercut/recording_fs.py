@@ -10,8 +10,9 @@ arrives as a WRITE when the page is written back, and write(2) as a WRITE before
 log is the order in which the client saw things happen.
 
 Writing ``fsync NAME N`` or ``write NAME N`` to the file ``.control`` makes the N-th such request
-for that file from then on fail with EIO. The file need not exist yet; ``.`` is the folder. After
-``read NAME N`` all later reads fail as well: the kernel asks again for single pages.
+for that file from then on fail with EIO, or the errno that follows. The file need not exist yet;
+``.`` is the folder. After ``read NAME N`` all later reads fail as well: the kernel asks again for
+single pages.
 
 A file that is unlinked while it is open is renamed by libfuse to ``.fuse_hidden…`` first, and the
 log says so.
@@ -196,9 +197,9 @@ class RecordingFS(Operations):
             append(self._log, record)
 
     def _arm(self, order: str) -> None:
-        kind, name, nth, number = order.split()
+        kind, name, nth, *number = order.split()
         self._failing[kind, name] = int(nth)
-        self._numbers[kind, name] = int(number)
+        self._numbers[kind, name] = int(number[0]) if number else errno.EIO
 
     def _fail_if_armed(self, kind: str, inode: int) -> None:
         with self._lock:
