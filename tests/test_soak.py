@@ -41,6 +41,7 @@ BROKEN = {
     "mixed-table": r"replacements: .*file \d+ is mixed up with another",
     "lost-change": r"watched: a change is missing between .*",
     "wrong-read": r"truncations: read \d+\+\d+ of a cut file is made up",
+    "made-up": r"resizes: .* at \d+: kept bytes are made up",
     "miscount": r"counters: counted to 181 by fetch_add, not 180",
     "descriptor": r"leaked 1 descriptors: socket",
     "mapping": r"leaked the mapping .*hostage",

@@ -10,6 +10,7 @@ from .replacing import reopening, replacements, watched
 from .resizing import growth, sizes, truncations
 from .sharing import counters, ranges, turns
 from .stage import Scene
+from .storming import intrusions, outgrowths, refusals, resizes
 from .writing import journal, killed, policies
 
 Actor = Callable[[Scene], Awaitable[None]]
@@ -18,5 +19,6 @@ CAST: tuple[Actor, ...] = (
     *(readers, journal, policies, killed, storm),
     *(replacements, reopening, watched),
     *(truncations, growth, sizes),
+    *(resizes, refusals, outgrowths, intrusions),
     *(counters, turns, ranges),
 )

@@ -13,6 +13,7 @@ import aiommap
 #: The first seven are done by the scenes whose oracles have to find them, the others here.
 SABOTAGE = (
     *("lost-write", "lost-record", "late-write", "mixed-table", "lost-change", "wrong-read"),
+    "made-up",
     *("miscount", "descriptor", "mapping", "thread", "object"),
 )
 

@@ -208,10 +208,6 @@ class Pager:
             self._moving = False
             self._publish()
 
-    def pins_beyond(self, size: int) -> bool:
-        """Tell whether a published range reaches beyond a size."""
-        return any(end > size for _, end in (*self._locks,))
-
     def _relock(self) -> None:
         with self._pinning:
             size = self._core.mapping.size

@@ -59,9 +59,8 @@ async def change_size(
 class Resizer:
     """Changes the size of one file. Worker threads only; one change at a time, and no flush then.
 
-    Shrinking fences the tail before the file gives it up: live views read zeros there, and no
-    page of ours is left that could fault. Each change is one step of the mapping (CH3): all of it
-    is done, or nothing.
+    Shrinking fences the tail once the file has given it up: live views read zeros there. Each
+    change is one step of the mapping (CH3): all of it is done, or nothing.
     """
 
     __slots__ = ("_core", "_ending", "_pager")
@@ -178,9 +177,7 @@ class Resizer:
             look_again()
 
     def _shrink(self, size: int) -> None:
-        # If it is refused its tail is mapped anew.
-        anew = self._pager.mapping_anew() if self._pager.pins_beyond(size) else nullcontext()
-        with self._end_for(size), anew:
+        with self._end_for(size):
             self._core.mapping.truncate(size)
         look_again()
 

@@ -96,11 +96,11 @@ static int fails(const char *name)
             real = (type(*) parameters)dlsym(RTLD_NEXT, #function);                               \
         if (!(when))                                                                              \
             return real(__VA_ARGS__);                                                             \
-        if (fails(name))                                                                          \
-            return failure;                                                                       \
         int held = takes(name), after = atomic_load(&gate_after);                                 \
         if (held && !after)                                                                       \
             hold();                                                                               \
+        if (fails(name))                                                                          \
+            return failure;                                                                       \
         type result = real(__VA_ARGS__);                                                          \
         int error = errno;                                                                        \
         if (held && after)                                                                        \

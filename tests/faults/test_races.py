@@ -103,10 +103,16 @@ def test_a_read_beside_our_own_shrink_gives_no_zeros(tmp_path, refused, locked):
             fail("ftruncate", 1, errno.EPERM)
         for length in (PAGE, 16 * PAGE, 64 * PAGE):  # with the GIL, without, and all
             assert m.read_nowait(64 * PAGE - length, length) == old[:length]
-        with held("fence", m.truncate, PAGE, after=True) as future:
+        view = memoryview(m.lease(0, 64 * PAGE, True))
+        with held("{"ftruncate" if refused else "fence"}", m.truncate, PAGE) as future:
             for length in (PAGE, 16 * PAGE, 64 * PAGE):
                 assert m.read_nowait(64 * PAGE - length, length) is None
-                assert m.read(64 * PAGE - length, length) == old[:length]
+                if {refused}:
+                    assert m.read(64 * PAGE - length, length) == old[:length]
+                    view[63 * PAGE] = view[63 * PAGE]
+                else:
+                    assert outcome(pool.submit(m.read, 8 * PAGE, length)) == "OutOfBoundsError"
+            assert view[63 * PAGE] == (old[0] if {refused} else 0) and m.first_bad is None
             assert m.read_nowait(0, PAGE) == old[:PAGE]
             assert m.write_now(8 * PAGE, b"x") is None
             assert m.size == 64 * PAGE
@@ -131,7 +137,7 @@ def test_a_word_beside_our_own_shrink_waits_for_it(tmp_path):
                 for refused in (True, False):
                     if refused:
                         fail("ftruncate", 1, errno.EPERM)
-                    arm("fence", True)
+                    arm("ftruncate")
                     shrink = asyncio.ensure_future(f.resize(PAGE))
                     await anyio.to_thread.run_sync(gate.gate_reached)
                     add = pool.submit(word.fetch_add, 1)

@@ -297,14 +297,30 @@ enum growth_outcome growth_reach(struct growth *growth, int64_t offset, int64_t 
     return outcome;
 }
 
+enum growth_outcome growth_leave(struct growth *growth, int64_t offset)
+{
+    if (!try_lock(growth)) {
+        sched_yield();
+        return GROWTH_AGAIN;
+    }
+    if (offset >= LOAD(growth->end))
+        return GROWTH_BEYOND;
+    unlock(growth);
+    return GROWTH_LOST;
+}
+
+void growth_return(struct growth *growth) { unlock(growth); }
+
 int growth_truncate(struct growth *growth, int fd, int64_t length, bool whole_pages)
 {
     lock(growth);
     int64_t end = whole_pages ? page_up(length) : length;
     int error = set_length(fd, length) ? errno : 0;
-    if (!error && end > length)
-        error = set_length(fd, end) ? errno : 0;
     if (!error) {
+        if (end > length && set_length(fd, end)) {
+            error = errno; /* it is shorter all the same */
+            end = length;
+        }
         set_end(growth, end);
         STORE(growth->grown, 0);
         growth->reserved = end;

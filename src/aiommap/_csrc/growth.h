@@ -67,6 +67,11 @@ enum growth_outcome growth_reach(struct growth *growth, int64_t offset, int64_t 
  * handler, and for files that never grow. */
 int growth_fill(struct growth *growth, int64_t offset, int64_t length, int *again);
 
+/* For the handler: GROWTH_BEYOND for a page behind the end of the file, in a region that does not grow;
+ * nobody changes the length then until growth_return. */
+enum growth_outcome growth_leave(struct growth *growth, int64_t offset);
+void growth_return(struct growth *growth);
+
 /* Make the file this long, by another descriptor, and forget what the handler did. If it is to end
  * at a page boundary (X1) it does so with zeros behind the given length. 0 or an errno number. */
 int growth_truncate(struct growth *growth, int fd, int64_t length, bool whole_pages);

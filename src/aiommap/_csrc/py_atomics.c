@@ -28,7 +28,7 @@ int64_t coarse_clock(void)
 static bool is_free(const Words *self, int64_t at, bool store)
 {
     const Mapping *mapping = self->mapping;
-    return mapping_is_usable(mapping) && range_is_valid(at, self->width, mapping_reach(mapping)) &&
+    return mapping_is_usable(mapping) && range_is_valid(at, self->width, mapping->reach) &&
            (!store || (mapping->inline_writes &&
                        !runs_overlap(at, at + self->width, mapping->lane_start,
                                      mapping->lane_end))); /* I9 */
@@ -48,7 +48,7 @@ bool words_allowed(const Words *self, int64_t at, bool store)
         Py_DECREF(answer);
         if (!mapping_range(mapping, at, self->width)) /* I3, whatever the gate thinks */
             return false;
-    } while (!range_is_valid(at, self->width, mapping_reach(mapping)));
+    } while (!range_is_valid(at, self->width, mapping->reach));
     if (store && !mapping->writable) {
         PyErr_SetString(PyExc_ValueError, "the mapping is read-only");
         return false;
@@ -138,7 +138,8 @@ static bool operate(const Words *self, int64_t at, struct word_call *call)
     int64_t now;
     call->width = self->width;
     do {
-        struct hold hold = {0};
+        struct hold hold;
+        hold.moved = false;
         if (!words_allowed(self, at, store))
             return false;
         now = coarse_clock();
@@ -152,7 +153,7 @@ static bool operate(const Words *self, int64_t at, struct word_call *call)
         /* What has stored is not repeated; but if its page was cut off, it has gone nowhere. */
         again = hold.moved && (!done || !store);
         if (hold.moved && !again && !mapping->closed &&
-            !range_is_valid(at, self->width, mapping_reach(mapping)) &&
+            !range_is_valid(at, self->width, mapping->reach) &&
             !words_allowed(self, at, false))
             return false;
         if (!done && !again && !filled) {

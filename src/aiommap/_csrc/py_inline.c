@@ -159,7 +159,7 @@ PyObject *mapping_read_inline(Mapping *self, PyObject *const *args, Py_ssize_t c
 {
     int64_t offset, length;
     if (count != 2 || !parse_integer(args[0], &offset) || !parse_integer(args[1], &length) ||
-        !mapping_is_usable(self) || !range_is_valid(offset, length, mapping_reach(self)) ||
+        !mapping_is_usable(self) || !range_is_valid(offset, length, self->reach) ||
         (uint64_t)length > INLINE_READ_LIMIT_BYTES || !turn_allows(self))
         Py_RETURN_NONE;
     return read_bytes(self, offset, length);
@@ -169,7 +169,7 @@ PyObject *mapping_read_nowait(Mapping *self, PyObject *const *args, Py_ssize_t c
 {
     int64_t offset, length;
     if (count != 2 || !parse_integer(args[0], &offset) || !parse_integer(args[1], &length) ||
-        !mapping_is_usable(self) || !range_is_valid(offset, length, mapping_reach(self)))
+        !mapping_is_usable(self) || !range_is_valid(offset, length, self->reach))
         Py_RETURN_NONE;
     return read_bytes(self, offset, length);
 }
@@ -185,7 +185,7 @@ PyObject *mapping_read_into_inline(Mapping *self, PyObject *const *args, Py_ssiz
         Py_RETURN_NONE;
     }
     bool done = mapping_is_usable(self) && /* after the buffer, which may be Python's (CH2) */
-                range_is_valid(offset, view.len, mapping_reach(self)) &&
+                range_is_valid(offset, view.len, self->reach) &&
                 (size_t)view.len <= INLINE_READ_LIMIT_BYTES &&
                 read_counted(self, view.buf, offset, (size_t)view.len);
     Py_ssize_t length = view.len;
@@ -238,7 +238,7 @@ static bool trips(const Mapping *self, int64_t offset, int64_t length)
 static PyObject *store_now(Mapping *self, int64_t offset, const Py_buffer *data, bool asked)
 {
     int64_t now = slice_clock();
-    if (!range_is_valid(offset, data->len, mapping_reach(self)) ||
+    if (!range_is_valid(offset, data->len, self->reach) ||
         (size_t)data->len > INLINE_WRITE_LIMIT_BYTES)
         Py_RETURN_NONE;
     const struct slice *slice = thread_slice();
@@ -305,7 +305,7 @@ PyObject *mapping_stage(Mapping *self, PyObject *const *args, Py_ssize_t count)
         Py_RETURN_NONE;
     }
     if (mapping_is_usable(self) &&
-        range_is_valid(offset, PyObject_Size(data), mapping_reach(self)))
+        range_is_valid(offset, PyObject_Size(data), self->reach))
         store = PyTuple_Pack(2, args[0], data);
     else
         store = Py_NewRef(Py_None);

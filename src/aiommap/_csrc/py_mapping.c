@@ -133,14 +133,21 @@ enum meanwhile mapping_meanwhile(const Mapping *self, const struct hold *hold, i
 {
     if (!hold->moved && self->moving == INT64_MAX)
         return RANGE_SAME;
-    if (!check_range(self, offset, length, mapping_reach(self)))
+    if (!check_range(self, offset, length, self->reach))
         return RANGE_GONE;
     return hold->moved ? RANGE_MOVED : RANGE_SAME;
+}
+
+void mapping_set_moving(Mapping *self, int64_t from)
+{
+    self->moving = from;
+    self->reach = from < self->size ? from : self->size;
 }
 
 void mapping_set_size(Mapping *self, int64_t size)
 {
     self->size = size;
+    mapping_set_moving(self, self->moving);
     self->pages = pages_for(size);
     pages_remove(&self->dirty, self->pages, self->dirty.count);
     pages_remove(&self->ready, self->pages, self->ready.count);
@@ -220,10 +227,10 @@ static PyObject *mapping_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     }
     self->fd = fd;
     self->fd_to_close = -1;
-    self->size = size;
+    self->size = self->floor = size;
     self->pages = pages_for(size);
-    self->floor = size;
-    self->moving = self->fence = INT64_MAX;
+    self->fence = INT64_MAX;
+    mapping_set_moving(self, INT64_MAX);
     self->damage.first_bad = DAMAGE_NONE;
     self->growth = (struct growth){.fd = fd, .sparse = sparse, .end = size};
     self->writable = writable;

@@ -97,6 +97,7 @@ typedef struct {
     size_t pages;          /* GIL; the whole pages that they take */
     uint64_t generation;   /* GIL; CH1 */
     int64_t moving;        /* GIL; CH3; INT64_MAX while no change is under way */
+    int64_t reach;         /* GIL; as far as verbs may touch it: the lesser of size and moving */
     int64_t floor;         /* GIL; what closing may not cut off: asked for, or written by a verb */
     struct damage damage;  /* atomic; written by the signal handler */
     struct growth growth;  /* atomic; written by the signal handler */
@@ -184,12 +185,9 @@ static inline bool range_is_valid(int64_t offset, int64_t length, int64_t limit)
 {
     return offset >= 0 && length >= 0 && offset <= limit && length <= limit - offset;
 }
-/* As far as verbs may touch the mapping at this moment (CH3). */
-static inline int64_t mapping_reach(const Mapping *self)
-{
-    return self->moving < self->size ? self->moving : self->size;
-}
 void mapping_set_size(Mapping *self, int64_t size);
+/* Say from which byte on a change is under way (CH3); INT64_MAX when it is over. */
+void mapping_set_moving(Mapping *self, int64_t from);
 bool mapping_range(const Mapping *self, int64_t offset, int64_t length); /* with an exception */
 /* What became of a range while the GIL was away; asked by who did not get what it wanted (CH2). */
 enum meanwhile {

@@ -43,7 +43,7 @@ static bool change_begin(Mapping *self, struct change *change, int64_t from)
         return false;
     }
     hold_regions(self, change);
-    self->moving = from;
+    mapping_set_moving(self, from);
     self->generation++;
     hold_begin(&change->hold, self);
     return true;
@@ -52,7 +52,7 @@ static bool change_begin(Mapping *self, struct change *change, int64_t from)
 /* With the GIL again, and all that changed noted: the answer of the verb. */
 static PyObject *change_end(Mapping *self, struct change *change, int error)
 {
-    self->moving = INT64_MAX;
+    mapping_set_moving(self, INT64_MAX);
     self->generation++;
     for (size_t i = 0; i < change->count; i++)
         region_release(change->regions[i]);
@@ -77,14 +77,6 @@ void mapping_settled(Mapping *self)
 
 static size_t page_up(int64_t offset) { return pages_for(offset) * page_size(); }
 
-static int fence(const struct change *change, size_t from)
-{
-    int error = 0;
-    for (size_t i = 0; i < change->count && !error; i++)
-        error = region_fence(change->regions[i], from);
-    return error;
-}
-
 static int unfence(const struct change *change, size_t from, size_t end)
 {
     int error = 0;
@@ -93,32 +85,12 @@ static int unfence(const struct change *change, size_t from, size_t end)
     return error;
 }
 
-/* How a change went. */
-struct outcome { /* the caller's own */
-    int error;
-    bool undone; /* after an error: all is as it was before */
-};
-
-/* Fence from a page on; what was fenced from `before` on stays so if that is refused. */
-static struct outcome lay_fence(const struct change *change, size_t from, size_t before)
+/* Lay a fence over what the file does not have any more. Where the kernel refuses it a load or store
+ * faults, and the handler lays zeros there (growth_leave). */
+static void fence(const struct change *change, size_t from, size_t before)
 {
-    struct outcome outcome = {.error = from < before ? fence(change, from) : 0, .undone = true};
-    if (outcome.error)
-        outcome.undone = !unfence(change, from, before);
-    return outcome;
-}
-
-static struct outcome cut(struct growth *growth, const struct change *change, int64_t length,
-                          size_t before, bool whole_pages)
-{
-    size_t from = page_up(length);
-    struct outcome outcome = lay_fence(change, from, before);
-    if (outcome.error)
-        return outcome;
-    outcome.error = growth_truncate(growth, change->hold.fd, length, whole_pages);
-    if (outcome.error)
-        outcome.undone = from >= before || !unfence(change, from, before);
-    return outcome;
+    for (size_t i = 0; from < before && i < change->count; i++)
+        region_fence(change->regions[i], from);
 }
 
 /* Put the file back behind pages of a fence, as far as it reaches again. */
@@ -126,7 +98,7 @@ static int lift_to(const struct change *change, int64_t size, size_t before)
 {
     int error = before < page_up(size) ? unfence(change, before, page_up(size)) : 0;
     if (error)
-        fence(change, before); /* where that is refused as well the file ends there all the same */
+        fence(change, before, SIZE_MAX);
     return error;
 }
 
@@ -159,20 +131,25 @@ static void note_cut(Mapping *self, int64_t size)
 PyObject *mapping_truncate(Mapping *self, PyObject *args)
 {
     long long length;
+    int error;
     struct change change;
-    struct outcome outcome;
+    struct growth *growth = &self->growth;
     if (!PyArg_ParseTuple(args, "L:truncate", &length) || !mapping_check(self) ||
         !check_size(self, length) ||
         !change_begin(self, &change, length < self->size ? length : self->size))
         return NULL;
     size_t before = (size_t)self->fence;
-    bool whole_pages = self->growable_leases > 0 && self->growth.fd >= 0;
+    bool whole_pages = self->growable_leases > 0 && growth->fd >= 0, cut;
+    /* The file first: if that is refused nothing was touched, and no store went into a fence. */
     Py_BEGIN_ALLOW_THREADS
-    outcome = cut(&self->growth, &change, length, before, whole_pages);
+    error = growth_truncate(growth, change.hold.fd, length, whole_pages);
+    cut = !error || __atomic_load_n(&growth->end, __ATOMIC_ACQUIRE) == length;
+    if (cut)
+        fence(&change, page_up(length), before);
     Py_END_ALLOW_THREADS
-    if (!outcome.error || !outcome.undone)
+    if (cut)
         note_cut(self, length);
-    return change_end(self, &change, outcome.error);
+    return change_end(self, &change, error);
 }
 
 PyObject *mapping_extend(Mapping *self, PyObject *args)
@@ -206,8 +183,8 @@ PyObject *mapping_adopt(Mapping *self, PyObject *args)
 {
     long long size, end;
     int follow;
+    int error = 0;
     struct change change;
-    struct outcome outcome = {.undone = true};
     if (!PyArg_ParseTuple(args, "LLp:adopt", &size, &end, &follow) || !mapping_check(self) ||
         !check_size(self, size) ||
         !change_begin(self, &change, size < self->size ? size : self->size))
@@ -215,24 +192,24 @@ PyObject *mapping_adopt(Mapping *self, PyObject *args)
     size_t before = (size_t)self->fence;
     bool shorter = size < self->size;
     Py_BEGIN_ALLOW_THREADS
-    if (shorter)
-        outcome = lay_fence(&change, page_up(size), before);
-    if (!outcome.error && follow)
+    if (follow)
         growth_follow(&self->growth, size);
-    if (!outcome.error && end != __atomic_load_n(&self->growth.end, __ATOMIC_ACQUIRE))
-        outcome.error = growth_extend(&self->growth, change.hold.fd, end);
-    if (!outcome.error && !shorter)
-        outcome.error = lift_to(&change, size, before);
+    if (shorter)
+        fence(&change, page_up(size), before);
+    if (end != __atomic_load_n(&self->growth.end, __ATOMIC_ACQUIRE))
+        error = growth_extend(&self->growth, change.hold.fd, end);
+    if (!error && !shorter)
+        error = lift_to(&change, size, before);
     Py_END_ALLOW_THREADS
-    if (shorter && (!outcome.error || !outcome.undone)) {
+    if (shorter) {
         note_cut(self, size);
-    } else if (!outcome.error) {
+    } else if (!error) {
         mapping_set_size(self, size > self->size ? size : self->size);
         self->floor = size;
         if (before < page_up(size))
             note_fence(self, page_up(size));
     }
-    return change_end(self, &change, outcome.error);
+    return change_end(self, &change, error);
 }
 
 /* Move to a new, larger address range; leases keep the old one. */

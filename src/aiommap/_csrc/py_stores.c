@@ -181,7 +181,7 @@ static bool check_stores(const Mapping *self, struct store *stores, Py_ssize_t c
     if (!mapping_check(self))
         return false;
     for (struct store *store = stores; store < stores + count; store++) {
-        store->outside = !range_is_valid(store->offset, store->data.len, mapping_reach(self));
+        store->outside = !range_is_valid(store->offset, store->data.len, self->reach);
         store->ready = !store->outside &&
                        (!pages_of(store->offset, store->data.len, &first, &end) ||
                         pages_has_all(&self->ready, first, end));

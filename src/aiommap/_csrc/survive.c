@@ -113,6 +113,22 @@ static bool is_filled(const struct watched *mapping, uintptr_t start, size_t los
     return !*error || *error == EAGAIN;
 }
 
+/* Whether a page lies where we have ended the file ourselves: nothing of it is lost there, and nothing
+ * makes it longer again. Zeros are laid under the lock, as the next to make it longer takes them away. */
+static bool is_cut_off(const struct watched *mapping, uintptr_t start, uintptr_t end, bool *done)
+{
+    switch (growth_leave(mapping->file, (int64_t)(start - mapping->base))) {
+    case GROWTH_AGAIN:
+        return *done = true;
+    case GROWTH_BEYOND:
+        *done = lay_zeros(mapping, start, end, false);
+        growth_return(mapping->file);
+        return true;
+    default:
+        return false;
+    }
+}
+
 bool survive_fault(uintptr_t address, size_t lost)
 {
     struct watched mapping;
@@ -125,8 +141,12 @@ bool survive_fault(uintptr_t address, size_t lost)
         start = mapping.base;
     if (end > mapping.base + mapping.length)
         end = mapping.base + mapping.length;
-    bool beyond = false;
-    bool done = mapping.growth && has_grown(&mapping, start, &beyond, &error);
+    bool beyond = false, done = false;
+    if (mapping.file && !mapping.growth && is_cut_off(&mapping, start, end, &done)) {
+        errno = saved;
+        return done;
+    }
+    done = mapping.growth && has_grown(&mapping, start, &beyond, &error);
     if (!done && !beyond && !error)
         done = is_filled(&mapping, start, lost, &error);
     if (!done && beyond) {
