@@ -329,7 +329,12 @@ async def test_tasks_that_wait_are_served_by_threads_that_free(file):
 async def test_a_forked_child_is_told_and_never_waits_for_a_lock(alloc):
     allocated = alloc.allocate(10)
     alloc._mutex.acquire()  # as another thread could hold it at the moment of the fork
-    child = os.fork()
+    child = None
+    try:
+        child = os.fork()
+    finally:
+        if child != 0:
+            alloc._mutex.release()
     if not child:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(10)  # the end of a child that does wait
@@ -348,5 +353,4 @@ async def test_a_forked_child_is_told_and_never_waits_for_a_lock(alloc):
                 continue
             os._exit(1)
         os._exit(0)
-    alloc._mutex.release()
     assert os.waitpid(child, 0)[1] == 0

@@ -266,21 +266,3 @@ async def test_memory_is_let_go(f, take):
     gc.collect()
     buffer.extend(b"can be resized")
     assert sys.getrefcount(when) == held
-
-
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="__buffer__ is Python 3.12's")
-async def test_a_buffer_that_closes_the_file_is_refused(path):
-    class Closing:
-        def __init__(self, f):
-            self.f = f
-
-        def __buffer__(self, flags):
-            self.f._mapping.close()
-            return memoryview(bytearray(8))
-
-    for take in (aiommap.MappedFile.write, aiommap.MappedFile.read_into):
-        f = await aiommap.open(path, "r+")
-        await f.write(0, b"x" * 8)
-        with pytest.raises(Exception, match="closed"):
-            await take(f, 0, Closing(f))
-        await f.aclose()

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from strict import PYTHON
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -90,7 +91,7 @@ def test_snippets_run(code, conftest, tmp_path):
     options = "-m pytest -q -p no:cacheprovider -p no:asyncio".split()
     tests = options if "def test_" in code else []
     done = subprocess.run(
-        [sys.executable, "-W", "error", *tests, "snippet.py"],
+        [*PYTHON, *tests, "snippet.py"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -7,7 +7,6 @@ import os
 import random
 import re
 import subprocess
-import sys
 
 import anyio
 import anyio.lowlevel
@@ -15,6 +14,7 @@ import pytest
 
 import aiommap
 from example_scripts import EXAMPLES, load
+from strict import PYTHON
 from waiting import until
 
 SCRIPT = EXAMPLES / "durable_log.py"
@@ -411,7 +411,7 @@ class TestRecovery:
 
 @pytest.mark.slow
 def test_the_command_appends_and_recovers(path):
-    command = [sys.executable, "-W", "error", SCRIPT, path, "--appenders", "8", "--seconds", "0.2"]
+    command = [*PYTHON, SCRIPT, path, "--appenders", "8", "--seconds", "0.2"]
     before = 0
     for _ in range(2):
         done = subprocess.run(command, capture_output=True, text=True, timeout=50)

@@ -21,7 +21,8 @@ def words_of(page):
     return set(re.findall(r"\w+", (DOCS / page).read_text(encoding="utf-8")))
 
 
-MMAP = public(mmap.mmap)
+#: Also what only later Pythons have.
+MMAP = sorted({*public(mmap.mmap), "set_name", "MS_ASYNC"})
 FILES = [
     name
     for cls in (

@@ -24,7 +24,7 @@ async def test_chunks_of_a_view_make_up_the_view(path, size):
         )
         assert [len(chunk) async for chunk in view.pages()] == [PAGE] * 3
         assert [chunk async for chunk in f.view(7, 0).chunks(size)] == []
-        with pytest.raises(ValueError, match="chunk size is 0: ask for at least 1 byte"):
+        with pytest.raises(ValueError, match="size is 0: ask for at least 1 byte"):
             view.chunks(0)
 
 

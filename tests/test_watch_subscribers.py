@@ -7,7 +7,6 @@ import gc
 import logging
 import os
 import subprocess
-import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import ChangeKind
+from strict import PYTHON
 from watching import expect, fence, fetch, until, write
 
 pytestmark = pytest.mark.anyio
@@ -410,7 +410,7 @@ async def test_a_forked_child_leaves_the_watcher_alone(path):
 
 def run_script(code, *arguments):
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, *map(str, arguments)],
+        [*PYTHON, "-c", code, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=50,

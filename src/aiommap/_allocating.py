@@ -11,12 +11,12 @@ Invariants (see ``_ledger`` for R1 to R3).
 
 from __future__ import annotations
 
-import operator
 from collections import deque
 from typing import NoReturn, SupportsIndex
 
 import anyio
 
+from ._arguments import at_least
 from ._core import Core
 from ._errors import ForkedError, OutOfBoundsError, not_copied
 from ._ledger import AllocatedRange, Layout, Ledger
@@ -253,10 +253,7 @@ class RangeAllocator:
 
     def _check_length(self, length: SupportsIndex) -> int:
         self._core.check_usable()
-        count = operator.index(length)
-        if count < 1:
-            raise ValueError(f"length is {count}: a range has at least 1 byte")
-        return count
+        return at_least(1, length, "length", "a range has at least 1 byte")
 
     def _check_open(self) -> None:
         if self._closed:

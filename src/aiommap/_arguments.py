@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
@@ -27,6 +28,44 @@ def byte_count(size: object, name: str) -> int:
     if count > MOST_BYTES:
         raise ValueError(f"{name} is {count}: no process can map more than {MOST_BYTES} bytes")
     return count
+
+
+def at_least(least: int, value: object, name: str, reason: str) -> int:
+    """Check a number given by the caller that makes no sense below a bound."""
+    number = integer(value, name)
+    if number < least:
+        raise ValueError(f"{name} is {number}: {reason}")
+    return number
+
+
+def flag(value: object, name: str) -> bool:
+    """Check a switch: what only counts as true is more likely a mistake."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {reprlib.repr(value)}: use True or False")
+    return value
+
+
+def seconds(value: object, name: str) -> float:
+    """Check a duration given by the caller; an infinite one is no limit."""
+    duration = value if isinstance(value, int | float) else None
+    if duration is None and hasattr(value, "__float__"):  # a number of NumPy's, a fraction
+        duration = float(value)
+    if duration is None:
+        raise TypeError(f"{name} is {reprlib.repr(value)}: give a number of seconds")
+    if math.isnan(duration):
+        raise ValueError(f"{name} is {value}: give a number of seconds")
+    return duration
+
+
+def time_limit(timeout: object) -> float | None:
+    """Check how long to wait at most; None means no limit."""
+    return None if timeout is None else seconds(timeout, "timeout")
+
+
+def function(value: object, name: str) -> None:
+    """Refuse what cannot be called, before it would be."""
+    if not callable(value):
+        raise TypeError(f"{name} is {reprlib.repr(value)}: give a function")
 
 
 def pairs(items: Iterable[tuple[T, Any]], name: str, example: str) -> Iterator[tuple[T, Any]]:

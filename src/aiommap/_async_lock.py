@@ -19,6 +19,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Literal, NoReturn, Self, SupportsIndex
 
+from ._arguments import time_limit
 from ._atomics import AtomicU32
 from ._core import Core
 from ._errors import AccessModeError, not_copied
@@ -77,6 +78,8 @@ class AsyncLock:
     __slots__ = ("__weakref__", "_claim", "_core", "_holder", "_locks", "_owner_died", "_turn")
 
     def __init__(self, file: SharedVerbs, offset: SupportsIndex) -> None:
+        if not isinstance(file, SharedVerbs):
+            raise TypeError(f"file is {file!r}: pass an open MappedFile")
         core: Core = file._core  # noqa: SLF001  a part of the file that has a name of its own
         core.check_usable()
         if not core.shared_writable:
@@ -121,8 +124,9 @@ class AsyncLock:
             As ``AtomicU32``.
         Cancellation: at any time; it is not held then.
         """
+        limit = time_limit(timeout)
         claim = await self._locks.acquire(
-            self.offset, LOCK_BYTES, shared=False, timeout=timeout, pauses=_Turns(self._turn)
+            self.offset, LOCK_BYTES, shared=False, timeout=limit, pauses=_Turns(self._turn)
         )
         try:
             self._owner_died = self._holder.swap(os.getpid()) != 0

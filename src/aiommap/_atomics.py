@@ -6,16 +6,16 @@ go on by itself.
 
 from __future__ import annotations
 
-import operator
 from typing import ClassVar, NoReturn, Self, SupportsIndex
 
 import anyio
 
+from ._arguments import at_least, time_limit
 from ._core import FULL, Core
 from ._errors import AccessModeError, AlignmentError, MappingFaultError
 from ._futex import wait_for_change
 from ._native import Word, WordArray
-from ._ranges import check_range
+from ._ranges import check_range, integer
 
 U32_BYTES = 4
 U64_BYTES = 8
@@ -83,12 +83,12 @@ class _SizedArray(WordArray):
     _width: ClassVar[int]
 
     def __new__(cls, gate: Gate, offset: SupportsIndex, count: SupportsIndex) -> Self:
-        number = operator.index(count)
+        number = integer(count, "count")
         start = _locate(offset, number * cls._width, cls._width, gate.core)
         return super().__new__(cls, gate.core.mapping, gate, start, cls._width, number)
 
     def _locate_one(self, index: SupportsIndex) -> int:
-        number = operator.index(index)
+        number = integer(index, "index")
         if not 0 <= number < len(self):
             raise IndexError(f"word {number} of an array of {len(self)}: they count from 0")
         return self.offset + number * self._width
@@ -168,10 +168,10 @@ class AtomicU32(_SizedWord):
         Source: futex_waitv(2).
         """
         core = self._shared("wait for")
-        number = operator.index(expected)
+        number = integer(expected, "expected")
         if not 0 <= number < 1 << 32:
             raise OverflowError(f"{number} is no unsigned integer of 32 bits: the word never is it")
-        return await wait_for_change(core, self, number, timeout)
+        return await wait_for_change(core, self, number, time_limit(timeout))
 
     def notify(self, n: SupportsIndex = 1) -> int:
         """Wake tasks that wait for the word, in any process, after having changed it.
@@ -186,9 +186,7 @@ class AtomicU32(_SizedWord):
         Source: futex(2) with FUTEX_WAKE.
         """
         self._shared("notify the waiters of")
-        count = operator.index(n)
-        if count < 0:
-            raise ValueError(f"n is {count}: it is how many waiters to wake")
+        count = at_least(0, n, "n", "it is how many waiters to wake")
         return self._notify(min(count, (1 << 31) - 1))
 
     def _shared(self, operation: str) -> Core:

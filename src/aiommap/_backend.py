@@ -22,7 +22,7 @@ from anyio.abc import AsyncResource
 from ._arguments import byte_count
 from ._errors import ForkedError, OutOfBoundsError, UnsupportedError
 from ._file import MappedFile
-from ._hub import Hub, Opening
+from ._hub import Hub, Opening, hub_or_new
 from ._kinds import check_readable, size_of
 from ._leases import LeasedError, past_leases
 from ._native import read_file
@@ -238,7 +238,7 @@ class FileBackend(AsyncResource):
         """
         length = None if size is None else byte_count(size, "size")
         where = FilePath.check(path)
-        return Opening(partial(_open_file, hub or Hub(), where, length))
+        return Opening(partial(_open_file, hub_or_new(hub), where, length))
 
     @property
     def path(self) -> str:

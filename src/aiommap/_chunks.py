@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol, SupportsIndex
 
 import anyio
 
+from ._arguments import at_least
 from ._core import Core
 from ._native import PIECE_BYTES
 from ._read_ahead import ReadAhead
@@ -36,9 +36,7 @@ class Chunks(AsyncIterator[bytes]):
         start: int,
         length: Callable[[], int],
     ) -> None:
-        count = operator.index(size)
-        if count < 1:
-            raise ValueError(f"chunk size is {count}: ask for at least 1 byte a chunk")
+        count = at_least(1, size, "size", "ask for at least 1 byte a chunk")
         self._source: Reads | None = source
         self._core = core
         self._size = min(count, max(length(), 1))

@@ -11,6 +11,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn, Self, SupportsIndex, cast, overload
 
+from ._arguments import flag
 from ._autoflush import AutoFlush
 from ._chunks import Chunks
 from ._closing import Closer
@@ -383,7 +384,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
                 makes it do so.
         """
         self._core.check_usable()
-        if not growable:
+        if not flag(growable, "growable"):
             return View(
                 self,
                 self._core,

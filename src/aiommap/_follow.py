@@ -13,8 +13,9 @@ from typing import Self
 import anyio.lowlevel
 from anyio.abc import AsyncResource
 
+from ._arguments import flag
 from ._following import Follower
-from ._hub import Hub, Opening
+from ._hub import Hub, Opening, hub_or_new
 from ._listeners import Listeners
 from ._logs import FOLLOWING
 from ._opening import OpenOptions
@@ -169,6 +170,8 @@ def follow(
     for function in (validate, on_error):
         if function is not None and not callable(function):
             raise TypeError(f"asked to call {function!r}: pass a function of one argument")
+    hub_or_new(hub)  # refused before it begins, if it is none
+    flag(prewarm, "prewarm")
     options = OpenOptions.check(path, "r")
     failed: Listeners[Exception] = Listeners()
     failed.add(on_error or partial(_log_failure, options.path))

@@ -350,6 +350,15 @@ def _attempt_all(
         del outcomes  # or they and the tracebacks of errors among them would keep each other alive
 
 
+def hub_or_new(hub: Hub | None) -> Hub:
+    """Return the hub that a caller gave, or one of its own for what is opened without."""
+    if hub is None:
+        return Hub()
+    if not isinstance(hub, Hub):
+        raise TypeError(f"hub is {hub!r}: pass an aiommap.Hub")
+    return hub
+
+
 class Opening(Generic[Resource]):
     """What opening returns: ``async with`` it, or ``await`` it and call ``aclose`` yourself."""
 

@@ -12,7 +12,6 @@ Invariants.
 
 from __future__ import annotations
 
-import operator
 import struct
 import zlib
 from bisect import bisect_right
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from typing import NoReturn, Protocol, Self, SupportsIndex, final
 
 from ._errors import ReceiptError, not_copied
-from ._ranges import RangeSet, align_up, check_range
+from ._ranges import RangeSet, align_up, check_range, integer
 
 _MAGIC = b"aioAlloc"
 _VERSION = 1
@@ -276,7 +275,7 @@ class Ledger:
 
     def claim(self, offset: SupportsIndex, length: SupportsIndex) -> AllocatedRange:
         """Hold a range that was allocated when the state was saved."""
-        start, count = operator.index(offset), operator.index(length)
+        start, count = integer(offset, "offset"), integer(length, "length")
         if self._unclaimed.get(start) != count:
             raise ReceiptError(f"cannot claim [{start}, {start + count}): " + self._reason(start))
         del self._unclaimed[start]
@@ -291,7 +290,9 @@ class Ledger:
 
     def is_valid(self, allocated: AllocatedRange) -> bool:
         """Tell whether a range is held (R2)."""
-        return self._held.get(allocated.offset) is allocated
+        return isinstance(allocated, AllocatedRange) and (
+            self._held.get(allocated.offset) is allocated
+        )
 
     def check(self, allocated: AllocatedRange) -> None:
         """Raise ReceiptError unless a range is held, and of this ledger (R2)."""

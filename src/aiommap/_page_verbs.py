@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING, SupportsIndex
 
 from ._advice import Advice
+from ._arguments import flag, function
 from ._blocks import Block
 from ._core import Core
 from ._huge_pages import count_huge_bytes
@@ -79,8 +80,10 @@ class PagedVerbs:
             each page where these are lacking (before Linux 5.14, in sandboxes).
         """
         self._core.check_usable()
-        if write:
+        if flag(write, "write"):
             self._core.check_writable("prewarm for writing")
+        if progress is not None:
+            function(progress, "progress")
         start, count = check_tail(offset, length, self.size)
         with self._core.doing.touch() if write else nullcontext():
             return await self._pager.prewarm(start, count, write=write, progress=progress)

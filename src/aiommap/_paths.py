@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import reprlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -39,7 +40,12 @@ class FilePath:
     @classmethod
     def check(cls, path: str | os.PathLike[str]) -> FilePath:
         """Take a path, or refuse what no file can be called; it is for the loop thread, too."""
-        given = os.fsdecode(path)
+        try:
+            given = os.fsdecode(path)
+        except TypeError:
+            raise TypeError(
+                f"path is {reprlib.repr(path)}: give a str, or an object with a path"
+            ) from None
         if not given:
             raise ValueError("path is empty: name a file")
         if "\0" in given:

@@ -6,7 +6,6 @@ Invariant.
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING, SupportsIndex
 
 from ._allocating import RangeAllocator
@@ -16,7 +15,7 @@ from ._ledger import AllocatedRange, Layout, check_alignment
 from ._native import PAGE_SIZE, pin
 from ._ranges import align_down as _align_down
 from ._ranges import align_up as _align_up
-from ._ranges import check_tail
+from ._ranges import check_tail, integer
 from ._receipt import WriteReceipt
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def align_down(offset: SupportsIndex, alignment: SupportsIndex = PAGE_SIZE) -> i
     Raises:
         ValueError: if the alignment is no power of two.
     """
-    return _align_down(operator.index(offset), _alignment(alignment))
+    return _align_down(integer(offset, "offset"), _alignment(alignment))
 
 
 def align_up(offset: SupportsIndex, alignment: SupportsIndex = PAGE_SIZE) -> int:
@@ -38,11 +37,11 @@ def align_up(offset: SupportsIndex, alignment: SupportsIndex = PAGE_SIZE) -> int
     Raises:
         ValueError: if the alignment is no power of two.
     """
-    return _align_up(operator.index(offset), _alignment(alignment))
+    return _align_up(integer(offset, "offset"), _alignment(alignment))
 
 
 def _alignment(alignment: SupportsIndex) -> int:
-    number = operator.index(alignment)
+    number = integer(alignment, "alignment")
     check_alignment(number)
     return number
 
@@ -93,8 +92,8 @@ class Allocators:
                 f"{self._core.path} may hold ranges that were handed out before: pass state=, "
                 "saved with RangeAllocator.state(), or start=, the first byte that is free"
             )
-        low = 0 if start is None else operator.index(start)
-        length = None if end is None else operator.index(end) - low
+        low = 0 if start is None else integer(start, "start")
+        length = None if end is None else integer(end, "end") - low
         low, count = check_tail(low, length, self._core.mapping.size)
         return Layout(low, low + count, 1 if alignment is None else _alignment(alignment))
 

@@ -93,17 +93,18 @@ def check_disjoint(
 def _check_named(
     name: object, part: tuple[SupportsIndex, SupportsIndex], limit: int
 ) -> tuple[int, int]:
+    example = "give (offset, length), two integers in bytes, such as (0, 16)"
     try:
         offset, length = part
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"part {name!r} is {reprlib.repr(part)}: {example}") from error
+    try:
         return check_range(offset, length, limit)
     except OutOfBoundsError as error:
         reason = f"{name!r}: {error}"
         raise OutOfBoundsError(error.offset, error.length, error.limit, reason) from None
-    except (TypeError, ValueError) as error:  # no two things, or not both of them integers
-        raise TypeError(
-            f"part {name!r} is {reprlib.repr(part)}: give (offset, length), two integers in bytes, "
-            f"such as (0, 16) ({error})"
-        ) from error
+    except TypeError as error:
+        raise TypeError(f"part {name!r} is {reprlib.repr(part)}: {example} ({error})") from error
 
 
 def align_down(offset: int, alignment: int) -> int:

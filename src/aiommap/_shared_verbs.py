@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, SupportsIndex
 
+from ._arguments import flag, time_limit
 from ._atomics import (
     U32_BYTES,
     U64_BYTES,
@@ -18,7 +19,7 @@ from ._blocks import Block
 from ._core import Core
 from ._errors import AccessModeError
 from ._file_locks import Claim, FileLocks
-from ._ranges import check_range
+from ._ranges import check_range, integer
 
 
 class WordVerbs:
@@ -54,12 +55,12 @@ class WordVerbs:
 
     def atomic_u32_array(self, offset: SupportsIndex, count: SupportsIndex) -> AtomicU32Array:
         """Make an object for so many 32-bit words in a row; errors as ``atomic_u32``."""
-        start = self._span(offset, count.__index__() * U32_BYTES)[0]
+        start = self._span(offset, integer(count, "count") * U32_BYTES)[0]
         return AtomicU32Array(Gate(self._core), start, count)
 
     def atomic_u64_array(self, offset: SupportsIndex, count: SupportsIndex) -> AtomicU64Array:
         """Make an object for so many 64-bit words in a row; errors as ``atomic_u64``."""
-        start = self._span(offset, count.__index__() * U64_BYTES)[0]
+        start = self._span(offset, integer(count, "count") * U64_BYTES)[0]
         return AtomicU64Array(Gate(self._core), start, count)
 
 
@@ -107,12 +108,13 @@ class SharedVerbs(WordVerbs):
 
         async def lock() -> tuple[FileLocks, Claim]:
             core = self._core
-            start, count = self._span(offset, length.__index__())
-            if not shared and not core.shared_writable:
+            start, count = self._span(offset, integer(length, "length"))
+            limit = time_limit(timeout)
+            if not flag(shared, "shared") and not core.shared_writable:
                 remedy = 'use shared=True, or open it with "r+"'
                 raise AccessModeError("lock bytes for oneself in", core.mode, remedy)
             locks = self._locks  # those of the file that is mapped now
-            return locks, await locks.acquire(start, count, shared=shared, timeout=timeout)
+            return locks, await locks.acquire(start, count, shared=shared, timeout=limit)
 
         async def unlock(locked: tuple[FileLocks, Claim]) -> None:
             locks, claim = locked

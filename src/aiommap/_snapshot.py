@@ -25,7 +25,7 @@ from ._advice import Advice
 from ._change import ChangeKind, FileState, Identity, classify
 from ._errors import StaleSnapshotError
 from ._file import MappedFile
-from ._hub import Hub, Opening
+from ._hub import Hub, Opening, hub_or_new
 from ._opening import OpenOptions
 from ._ranges import check_tail
 from ._snapshot_file import SnapshotFile
@@ -87,7 +87,7 @@ class Snapshot(AsyncResource):
         options = OpenOptions.check(
             path, "r", advice=advice, prewarm=prewarm, lock=lock, huge_pages=huge_pages
         )
-        return Opening(partial(_open, hub or Hub(), options))
+        return Opening(partial(_open, hub_or_new(hub), options))
 
     @property
     def path(self) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Protocol, Self
 import anyio
 import anyio.lowlevel
 
+from ._arguments import at_least, seconds
 from ._change import Change, FileState
 from ._change_buffer import ChangeBuffer
 from ._listeners import Subscription, call_apart
@@ -66,15 +67,14 @@ class Subscriber:
     def __init__(
         self, path: str, *, buffer: int, poll_interval: float | None, since: Since
     ) -> None:
-        if buffer < 1:
-            raise ValueError(f"buffer is {buffer}: it has to hold at least 1 change")
-        if poll_interval is not None and not poll_interval > 0:
+        limit = at_least(1, buffer, "buffer", "it has to hold at least 1 change")
+        if poll_interval is not None and seconds(poll_interval, "poll_interval") <= 0:
             raise ValueError(f"poll_interval is {poll_interval}: give a positive number of seconds")
         self.path: str = path
         self.poll_interval: float | None = poll_interval
         self.since: Since = since
         self.ended: bool = False
-        self._buffer = ChangeBuffer(buffer)
+        self._buffer = ChangeBuffer(limit)
         self._arrived: Waiter[None] | None = None
         self._started: Event | None = None
         self._error: BaseException | None = None

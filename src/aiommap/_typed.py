@@ -98,6 +98,8 @@ class Records(Sequence[tuple[Any, ...]]):
 
 def check_records(layout: str, length: int) -> struct.Struct:
     """Compile a format once it is known that a view of so many bytes is whole records of it."""
+    if not isinstance(layout, str | bytes):
+        raise TypeError(f"layout is {layout!r}: give a format of struct, such as '<IH'")
     record = struct.Struct(layout)
     _check_whole(length, record.size, layout)
     return record

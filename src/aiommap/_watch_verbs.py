@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from ._arguments import flag
 from ._autoflush import AutoFlush
 from ._change import Change, FileState
 from ._core import Core
@@ -208,6 +209,7 @@ class WatchedVerbs:
             for.
         Durability: what was written before is durable, or discarded.
         """
+        flag(discard, "discard")
         self._core.check_open()
         async with self._watch.moving():
             old = self._core

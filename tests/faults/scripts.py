@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import textwrap
+
+from strict import PYTHON
 
 PREAMBLE = """
 import asyncio, ctypes, errno, faulthandler, gc, mmap, os, random, signal, sys, threading, time
@@ -45,7 +46,7 @@ async def expect_poisoned(offset, *verbs):
 
 def run_script(code, folder, backend="asyncio", seconds=0.0):
     script = PREAMBLE + textwrap.dedent(code)
-    command = [sys.executable, "-X", "dev", "-W", "error", "-c", script, str(folder), backend]
+    command = [*PYTHON, "-X", "dev", "-c", script, str(folder), backend]
     return subprocess.run(
         [*command, str(seconds)], capture_output=True, text=True, timeout=50 + seconds
     )

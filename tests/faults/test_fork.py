@@ -6,11 +6,11 @@ import inspect
 import json
 import os
 import subprocess
-import sys
 
 import pytest
 
 import aiommap
+from strict import PYTHON
 
 #: How to call every public method, and with that which there are.
 VERBS = {
@@ -336,7 +336,7 @@ every_loop = pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
 
 
 def run(script, *arguments):
-    command = [sys.executable, "-W", "error", "-c", script, *map(str, arguments)]
+    command = [*PYTHON, "-c", script, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=55, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     return done.stdout

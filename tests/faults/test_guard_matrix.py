@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from aiommap import PAGE_SIZE as PAGE
 from faults.disks import disk_with
+from strict import PYTHON
 
 MATRIX = Path(__file__).with_name("guard_matrix.py")
 BAD = 10 * PAGE
@@ -45,7 +45,7 @@ def folder(fault, tmp_path):
 @pytest.fixture
 def results(folder, fault, backend):
     done = subprocess.run(
-        [sys.executable, "-W", "error", MATRIX, folder, fault, backend],
+        [*PYTHON, MATRIX, folder, fault, backend],
         capture_output=True,
         text=True,
         timeout=50,

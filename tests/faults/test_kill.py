@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import random
 import subprocess
-import sys
 
 import anyio
 import pytest
 
 from faults import kill_writers
 from faults.kill_writers import POLICIES, RECORDS, WRITERS, content, durable_log
+from strict import PYTHON
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ LINES = 2 + WRITERS * RECORDS
 @pytest.fixture(scope="module")
 def kill():
     """Run a writer until it is killed; return what it acknowledged."""
-    command = [sys.executable, "-W", "error", kill_writers.__file__]
+    command = [*PYTHON, kill_writers.__file__]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def kill(what, path, seed, draw):

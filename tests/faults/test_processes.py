@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 
 import pytest
+
+from strict import PYTHON
 
 RACE = """
 import os, sys, threading, time, anyio, aiommap
@@ -119,7 +120,7 @@ anyio.run(main)
 
 def run(script, *arguments):
     return subprocess.run(
-        [sys.executable, "-W", "error", "-c", script, *map(str, arguments)],
+        [*PYTHON, "-c", script, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=50,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import subprocess
-import sys
 
 import pytest
 
@@ -17,6 +16,7 @@ from aiommap import PAGE_SIZE as PAGE
 from aiommap import Advice, FlushPolicy
 from aiommap._flush import Flusher
 from aiommap._workers import Workers
+from strict import PYTHON
 
 pytestmark = pytest.mark.anyio
 
@@ -402,7 +402,7 @@ async def test_truncation_above_the_dirty_bytes_does_not_fail_a_flush(path, outs
 )
 def test_a_verb_survives_a_race_with_truncation(path, verb, times, backend):
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", RACE, path, verb, backend, str(times)],
+        [*PYTHON, "-c", RACE, path, verb, backend, str(times)],
         capture_output=True,
         text=True,
         timeout=50,

@@ -10,11 +10,11 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import aiommap
+from strict import PYTHON
 
 #: Every call that makes bytes durable, or begins to, and those that store bytes.
 SYNCS = ("fsync", "fdatasync", "msync", "sync_file_range", "sync", "syncfs")
@@ -73,7 +73,7 @@ def trace(body: str, path: Path, log: Path) -> dict[str, list[str]]:
     script = SCRIPT.format(body=textwrap.indent(textwrap.dedent(body), "    "))
     options = ["-f", "-y", "-s", "200", "-e", f"trace={TRACED}", "-e", "signal=none", "-o", log]
     subprocess.run(
-        ["strace", *options, sys.executable, "-W", "error", "-c", script, path],
+        ["strace", *options, *PYTHON, "-c", script, path],
         check=True,
         timeout=50,
     )

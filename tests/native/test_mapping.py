@@ -380,6 +380,17 @@ def test_a_store_that_has_to_be_looked_at_is_not_staged(mapping, offset, data):
     assert mapping.stage(offset, data) is None
 
 
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="__buffer__ came with Python 3.12")
+@pytest.mark.parametrize("verb", ["write_inline", "write_now", "stage", "read_into_inline"])
+def test_a_buffer_that_closes_the_mapping_is_declined(mapping, verb):
+    class Closing:
+        def __buffer__(self, flags):
+            mapping.close()
+            return memoryview(bytearray(8))
+
+    assert getattr(mapping, verb)(0, Closing()) is None
+
+
 def test_nothing_is_staged_for_a_mapping_that_is_being_closed(mapping):
     mapping.declining = True
     assert mapping.stage(0, b"x") is None

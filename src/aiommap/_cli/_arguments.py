@@ -40,6 +40,8 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         options.setdefault("epilog", EXIT_CODES)
+        if sys.version_info >= (3, 14):
+            options.setdefault("color", False)  # a pipe would get it, too, where FORCE_COLOR is set
         # A prefix that works today would become ambiguous with the next option.
         super().__init__(allow_abbrev=False, **options)
 

@@ -221,8 +221,11 @@ static bool parse_order(PyObject *name, struct word_call *call)
 static bool parse_value(const Words *self, PyObject *object, uint64_t *value)
 {
     PyObject *integer = PyNumber_Index(object);
-    if (!integer)
+    if (!integer) {
+        if (PyErr_ExceptionMatches(PyExc_TypeError))
+            PyErr_Format(PyExc_TypeError, "value is %R: give an integer", object);
         return false;
+    }
     *value = PyLong_AsUnsignedLongLong(integer);
     Py_DECREF(integer);
     bool failed = *value == UINT64_MAX && PyErr_Occurred();
@@ -239,8 +242,11 @@ static bool parse_value(const Words *self, PyObject *object, uint64_t *value)
 static bool parse_index(const Words *self, PyObject *object, int64_t *at)
 {
     Py_ssize_t index = PyNumber_AsSsize_t(object, PyExc_IndexError);
-    if (index == -1 && PyErr_Occurred())
+    if (index == -1 && PyErr_Occurred()) {
+        if (PyErr_ExceptionMatches(PyExc_TypeError))
+            PyErr_Format(PyExc_TypeError, "index is %R: give an integer", object);
         return false;
+    }
     if (index < 0 || index >= self->count) {
         PyErr_Format(PyExc_IndexError, "word %zd of an array of %lld: they count from 0", index,
                      (long long)self->count);

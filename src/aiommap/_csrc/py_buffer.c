@@ -43,7 +43,7 @@ static bool refuse_type(PyObject *data, const char *name)
     const char *hint = PyUnicode_Check(data) ? ": encode it first" : "";
     PyObject *reprlib = PyImport_ImportModule("reprlib"), *shown = NULL;
     if (reprlib)
-        shown = PyObject_CallMethod(reprlib, "repr", "O", data);
+        shown = PyObject_CallMethod(reprlib, "repr", "(O)", data);
     if (shown)
         PyErr_Format(PyExc_TypeError, "%s is %S, not bytes or another buffer of them%s", name,
                      shown, hint);

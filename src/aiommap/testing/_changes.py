@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from aiommap import MappedFile, Snapshot
 from aiommap._native import pin
 from aiommap._paths import absolute_path
+from aiommap._ranges import integer
 from aiommap._typing import Buffer
 
 Target = MappedFile | Snapshot | str | os.PathLike[str]
@@ -38,18 +39,18 @@ def truncated_file(target: Target, size: int) -> Iterator[None]:
     Source: ftruncate(2).
     Example: ``with truncated_file(f, 100): ...``
     """
-    path = _path_of(target)
+    path, left = _path_of(target), integer(size, "size")
     with open(path, "r+b", buffering=0) as file:
         found = os.fstat(file.fileno()).st_size
-        if not 0 <= size < found:
-            raise ValueError(f"size is {size}, but {path} has {found} bytes: cut some of them off")
-        tail = _read(file.fileno(), size, found)
-        os.ftruncate(file.fileno(), size)
+        if not 0 <= left < found:
+            raise ValueError(f"size is {left}, but {path} has {found} bytes: cut some of them off")
+        tail = _read(file.fileno(), left, found)
+        os.ftruncate(file.fileno(), left)
         try:
             yield
         finally:
-            if os.fstat(file.fileno()).st_size == size:
-                _write(file.fileno(), size, tail)
+            if os.fstat(file.fileno()).st_size == left:
+                _write(file.fileno(), left, tail)
 
 
 def _read(fd: int, offset: int, end: int) -> bytes:

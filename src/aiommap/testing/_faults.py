@@ -56,7 +56,7 @@ def failing_flush(file: MappedFile, number: int = errno.EIO) -> Iterator[Injecte
     Concurrency: for the event loop's thread.
     Example: ``with failing_flush(f) as fault: ...``
     """
-    if number not in errno.errorcode:
+    if not isinstance(number, int) or number not in errno.errorcode:
         raise ValueError(f"number is {number!r}: give an errno, such as errno.EIO")
     fault = _FailingFlush(number)
     with in_place(_writable(file, "make the flush fail of"), fault):
@@ -139,6 +139,8 @@ def full_disk(target: MappedFile | str | os.PathLike[str]) -> Iterator[InjectedF
         with _registered(fault), in_place(core, fault):
             yield fault
     else:
+        if not isinstance(target, str | os.PathLike):
+            raise TypeError(f"target is {target!r}: pass an open file, or a path")
         fault = _FullDisk(None, os.path.realpath(target))
         with _registered(fault):
             yield fault
@@ -251,8 +253,8 @@ def slow_disk(
     """
     if only not in (None, *get_args(Call)):
         raise ValueError(f'only is {only!r}: give one of "read", "write" and "flush", or None')
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"seconds is {seconds}: a slow disk takes some time, and not for ever")
+    if not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+        raise ValueError(f"seconds is {seconds!r}: a slow disk takes some time, and not for ever")
     core = core_of(file)
     disk = SlowDisk(core, seconds, only)
     with in_place(core, disk):
