@@ -313,3 +313,36 @@ async def test_flushed_new_file_holds_one_descriptor(tmp_path):
     async with aiommap.open(tmp_path / "new", "x+", size=PAGE) as f:
         await f.flush()
         assert len(os.listdir("/proc/self/fd")) == before + 1
+
+
+async def test_failed_create_that_was_flushed(tmp_path, monkeypatch):
+    """A policy may flush a new file while its opening goes on."""
+    prepare = aiommap.MappedFile._prepare
+
+    async def fail(self):
+        await prepare(self)
+        await self.flush()
+        raise MemoryError("no room for what else there is to do")
+
+    monkeypatch.setattr(aiommap.MappedFile, "_prepare", fail)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(MemoryError):
+        await aiommap.open(tmp_path / "new", "x+", size=PAGE)
+    assert os.listdir(tmp_path) == []
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.usefixtures("short_files")
+async def test_overwrite_of_a_longer_file_by_a_hole(tmp_path):
+    """The limit is on what is written, and nothing is."""
+    old = tmp_path / "old"
+    subprocess.run(["truncate", "-s", "8M", str(old)], check=True, preexec_fn=lift_limit)
+    async with aiommap.open(old, "w+", size=4 << 20, sparse=True) as f:
+        assert f.size == old.stat().st_size == 4 << 20
+    with pytest.raises(OSError, match="RLIMIT_FSIZE"):
+        await aiommap.open(old, "w+", size=4 << 20)
+
+
+def lift_limit():
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))

@@ -385,11 +385,8 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         """
         self._core.check_usable()
         if not flag(growable, "growable"):
-            return View(
-                self,
-                self._core,
-                *check_tail(offset, length, self.size, self._core.shared_writable),
-            )
+            span = check_tail(offset, length, self.size, self._core.shared_writable)
+            return View(self, self._core, *span)
         self._core.check_growable("grow")
         self._resizer.check_room(self._core.options.capacity)
         start, count = check_tail(offset, length, self.capacity)

@@ -286,7 +286,8 @@ def _make_content(mapping: Mapping, found: os.stat_result, options: OpenOptions)
     """
     fd, size, old = mapping.fd, options.size or 0, found.st_size
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if resource.RLIM_INFINITY != limit < size:
+    longer = size > old or not options.sparse  # a hole can be punched anywhere
+    if longer and resource.RLIM_INFINITY != limit < size:
         reason = f"{os.strerror(errno.EFBIG)}: {size} bytes, and RLIMIT_FSIZE allows {limit}"
         raise OSError(errno.EFBIG, reason, options.path)
     if not options.sparse:
