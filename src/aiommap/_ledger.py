@@ -15,7 +15,7 @@ from __future__ import annotations
 import struct
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NoReturn, Protocol, Self, SupportsIndex, final
 
@@ -160,29 +160,133 @@ def check_alignment(alignment: int) -> None:
         raise ValueError(f"alignment is {alignment}: use a power of two, for example PAGE_SIZE")
 
 
-class _FreeRuns(RangeSet):
-    """The free bytes."""
+#: So many runs a block has at most.
+BLOCK_RUNS = 512
 
-    __slots__ = ()
 
-    def since(self, offset: int) -> Iterator[tuple[int, int]]:
-        """Yield the runs that end behind an offset, lowest first."""
-        for at in range(bisect_right(self._ends, offset), len(self._ends)):
-            yield self._starts[at], self._ends[at]
+class _Block:
+    """Neighbouring free runs; ``most`` is no less than the room in any of them."""
+
+    __slots__ = ("ends", "most", "starts")
+
+    def __init__(self, starts: list[int], ends: list[int], most: int) -> None:
+        self.starts = starts
+        self.ends = ends
+        self.most = most
+
+
+class _FreeRuns:
+    """The free bytes: disjoint runs in ascending order, no two of which touch.
+
+    They are kept in blocks, so that what is done to one run moves and passes by the runs of its
+    block only, and the others by a look at each block.
+
+    Args:
+        runs: ascending; may touch.
+        alignment: what the offset of everything handed out is a multiple of; *room* is what is
+            left of a run behind the first such offset.
+    """
+
+    __slots__ = ("_alignment", "_blocks", "_firsts", "count")
+
+    def __init__(self, runs: Iterable[tuple[int, int]], alignment: int) -> None:
+        self._alignment = alignment
+        self._blocks: list[_Block] = []
+        #: Where the first run of each block begins.
+        self._firsts: list[int] = []
+        self.count = 0
+        whole = list(RangeSet(runs))
+        for at in range(0, len(whole), BLOCK_RUNS // 2):
+            part = whole[at : at + BLOCK_RUNS // 2]
+            block = _Block([low for low, _ in part], [end for _, end in part], 0)
+            self._measure(block)
+            self._blocks.append(block)
+            self._firsts.append(part[0][0])
+            self.count += len(part)
+
+    def total(self) -> int:
+        """Return the number of bytes."""
+        return sum(sum(block.ends) - sum(block.starts) for block in self._blocks)
+
+    def most(self) -> int:
+        """Return the room of the run that has the most."""
+        while self._blocks:
+            block = max(self._blocks, key=lambda block: block.most)
+            believed = block.most
+            self._measure(block)
+            if block.most == believed:
+                return believed
+        return 0
+
+    def take(self, length: int) -> int | None:
+        """Take the lowest aligned bytes out; return where they are, or None if there are none."""
+        for number, block in enumerate(self._blocks):
+            if block.most < length:
+                continue
+            for at, (low, end) in enumerate(zip(block.starts, block.ends, strict=True)):
+                offset = align_up(low, self._alignment)
+                if end - offset >= length:
+                    kept = [(low, offset), (offset + length, end)]
+                    self._replace(number, at, at + 1, [run for run in kept if run[0] < run[1]])
+                    return offset
+            self._measure(block)
+        return None
+
+    def add(self, offset: int, end: int) -> None:
+        """Put bytes back that are not in it; free neighbours become one run."""
+        if not self._blocks:
+            self._blocks.append(_Block([offset], [end], self._room(offset, end)))
+            self._firsts.append(offset)
+            self.count += 1
+            return
+        number = max(bisect_right(self._firsts, offset) - 1, 0)
+        block = self._blocks[number]
+        at = until = bisect_right(block.starts, offset)
+        if at and block.ends[at - 1] == offset:
+            at -= 1
+            offset = block.starts[at]
+        if until < len(block.starts):
+            if block.starts[until] == end:
+                end = block.ends[until]
+                until += 1
+        elif number + 1 < len(self._blocks) and self._firsts[number + 1] == end:
+            end = self._blocks[number + 1].ends[0]
+            self._replace(number + 1, 0, 1, [])
+        self._replace(number, at, until, [(offset, end)])
+
+    def _replace(self, number: int, at: int, until: int, runs: list[tuple[int, int]]) -> None:
+        """Put runs in the place of some of a block."""
+        block = self._blocks[number]
+        block.starts[at:until] = [low for low, _ in runs]
+        block.ends[at:until] = [end for _, end in runs]
+        block.most = max(block.most, *(self._room(*run) for run in runs), 0)
+        self.count += len(runs) - (until - at)
+        if not block.starts:
+            del self._blocks[number], self._firsts[number]
+            return
+        self._firsts[number] = block.starts[0]
+        if len(block.starts) > BLOCK_RUNS:
+            half = BLOCK_RUNS // 2
+            other = _Block(block.starts[half:], block.ends[half:], block.most)
+            del block.starts[half:], block.ends[half:]
+            self._measure(block)
+            self._measure(other)
+            self._blocks.insert(number + 1, other)
+            self._firsts.insert(number + 1, other.starts[0])
+
+    def _measure(self, block: _Block) -> None:
+        block.most = max(map(self._room, block.starts, block.ends))
+
+    def _room(self, low: int, end: int) -> int:
+        return max(end - align_up(low, self._alignment), 0)
 
 
 class Ledger:
-    """Who holds which bytes of one span; handed out first-fit.
-
-    A search begins where it can succeed: no run that begins below ``_hopeless[k]`` has room for
-    2**(k - 1) bytes, the least number that is k bits long. Otherwise each search would pass all
-    the gaps that alignment leaves between ranges, one a range.
-    """
+    """Who holds which bytes of one span; handed out first-fit."""
 
     __slots__ = (
         "_free",
         "_held",
-        "_hopeless",
         "_keeper",
         "_unclaimed",
         "alignment",
@@ -196,18 +300,29 @@ class Ledger:
         self.start, self.end, self.alignment = layout.start, layout.end, layout.alignment
         self._unclaimed = dict(layout.allocated)
         self._held: dict[int, AllocatedRange] = {}
-        self._hopeless = [self.start] * ((self.end - self.start).bit_length() + 1)
-        self._free = _FreeRuns([(self.start, self.end)])
-        for offset, length in layout.allocated:
-            self._free.discard(offset, offset + length)
+        ends = [self.start, *(offset + length for offset, length in layout.allocated)]
+        starts = [*(offset for offset, _ in layout.allocated), self.end]
+        self._free = _FreeRuns(zip(ends, starts, strict=True), self.alignment)
         #: Free bytes.
         self.remaining = self._free.total()
 
+    def copy(self) -> Callable[[], Layout]:
+        """Note what is allocated, held or not; what is returned makes a layout of it, anywhere.
+
+        Noting is quick, and making takes long where there are many.
+        """
+        held, unclaimed = self._held.copy(), self._unclaimed.copy()
+
+        def make() -> Layout:
+            lengths = {offset: allocated.length for offset, allocated in held.items()}
+            allocated = tuple(sorted({**unclaimed, **lengths}.items()))
+            return Layout(self.start, self.end, self.alignment, allocated)
+
+        return make
+
     def layout(self) -> Layout:
         """Say what is allocated, held or not."""
-        held = {offset: allocated.length for offset, allocated in self._held.items()}
-        allocated = tuple(sorted({**self._unclaimed, **held}.items()))
-        return Layout(self.start, self.end, self.alignment, allocated)
+        return self.copy()()
 
     def unclaimed(self) -> tuple[tuple[int, int], ...]:
         """(offset, length) of what is allocated and held by nobody, in ascending order."""
@@ -215,49 +330,29 @@ class Ledger:
 
     def capacity(self) -> int:
         """Length of the longest range that could be handed out if everything were free."""
-        return self._longest([(self.start, self.end)])
+        return max(0, self.end - align_up(self.start, self.alignment))
 
     def largest(self) -> int:
         """Length of the longest range that can be handed out."""
-        return self._longest(self._free)
+        return self._free.most()
 
     def runs(self) -> int:
         """Number of free runs that have other bytes between them."""
-        return len(self._free)
-
-    def _longest(self, runs: Iterable[tuple[int, int]]) -> int:
-        lengths = (end - align_up(low, self.alignment) for low, end in runs)
-        return max(0, max(lengths, default=0))
+        return self._free.count
 
     def take(self, length: int) -> AllocatedRange | None:
         """Hand out the lowest aligned bytes that are free; None if there is no such run."""
-        offset = self._find(length) if length <= self.remaining else None
+        offset = self._free.take(length) if length <= self.remaining else None
         if offset is None:
             return None
-        self._free.discard(offset, offset + length)
         self.remaining -= length
         return self._hold(offset, length)
-
-    def _find(self, length: int) -> int | None:
-        bits = length.bit_length()
-        hope, found = self.end, None
-        for low, end in self._free.since(max(self._hopeless[: bits + 1])):
-            offset = align_up(low, self.alignment)
-            if end - offset >= 1 << (bits - 1):
-                hope = min(hope, low)
-            if end - offset >= length:
-                found = offset
-                break
-        self._hopeless[bits] = hope
-        return found
 
     def free(self, allocated: AllocatedRange) -> None:
         """Take a range back; free neighbours become one run."""
         self.check(allocated)
         del self._held[allocated.offset]
         self._free.add(allocated.offset, allocated.end)
-        low, _ = next(self._free.since(allocated.offset))
-        self._hopeless = [min(mark, low) for mark in self._hopeless]
         self.remaining += allocated.length
 
     def split(

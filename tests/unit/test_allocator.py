@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiommap import OutOfBoundsError, ReceiptError
-from aiommap._ledger import AllocatedRange, Layout, Ledger, _FreeRuns, check_alignment
+from aiommap import OutOfBoundsError, ReceiptError, _ledger
+from aiommap._ledger import AllocatedRange, Layout, Ledger, check_alignment
+from aiommap._ranges import align_up
 from strategies import LARGEST, PAGE, disjoint_windows
 
 NO_DEADLINE = settings(deadline=None)
@@ -76,24 +77,28 @@ def test_take_aligns_offsets_and_leaves_the_gaps_free():
     assert ledger.largest() == SPAN - 80
 
 
-def test_a_search_does_not_pass_all_the_gaps_that_alignment_leaves(monkeypatch):
-    looked_at, since = [], _FreeRuns.since
+def test_a_search_does_not_pass_all_the_gaps(monkeypatch):
+    """What is too small is passed by a block at a time, whether alignment or freeing left it."""
+    looked_at = []
 
-    def counted(runs, offset):
-        for run in since(runs, offset):
-            looked_at.append(run)
-            yield run
+    def counted(offset, alignment):
+        looked_at.append(offset)
+        return align_up(offset, alignment)
 
-    monkeypatch.setattr(_FreeRuns, "since", counted)
-    ledger = ledger_of(end=64 * 1000, alignment=64)
-    ranges = [ledger.take(50) for _ in range(1000)]
+    ledger = ledger_of(end=64 * 100_000, alignment=64)
+    ranges = [ledger.take(50) for _ in range(50_000)]
     assert places(ranges[999]) == [(64 * 999, 50)]
-    assert ledger.runs() == 1000
-    assert len(looked_at) <= 2 * 1000  # the gap that the one before left, and where it fits
-    ledger.free(ranges[3])
-    looked_at.clear()
-    assert places(ledger.take(50)) == [(64 * 3, 50)]
-    assert len(looked_at) == 1
+    for allocated in ranges[::2]:
+        ledger.free(allocated)
+    runs = ledger.runs()
+    assert runs == 25_001
+    monkeypatch.setattr(_ledger, "align_up", counted)
+    beyond = ledger.take(200)
+    assert beyond.offset == 64 * 50_000
+    ledger.free(beyond)
+    assert ledger.largest() == 64 * 50_000
+    assert places(ledger.take(50)) == [(0, 50)]
+    assert len(looked_at) < 8 * _ledger.BLOCK_RUNS
 
 
 @pytest.mark.parametrize(
