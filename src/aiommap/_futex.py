@@ -33,7 +33,7 @@ from ._core import Core
 from ._errors import MappedFileError, UnsupportedError
 from ._native import WAIT_MOST, Alarm, Word
 from ._threads import Mutex, run_in_thread
-from ._workers import Event, call_later
+from ._workers import OLD_GENERATION, Event, call_later
 
 #: How many waiters share a thread; docs/decisions has the numbers of one thread for each.
 POST_WAITERS = WAIT_MOST
@@ -184,7 +184,7 @@ os.register_at_fork(after_in_child=_forget)
 
 def _find_abandoned(phase: str, info: dict[str, int]) -> None:
     """Have posts look for waiters whose loop was closed, before garbage is collected (J4)."""
-    if phase == "start" and info["generation"] > 0:
+    if phase == "start" and info["generation"] >= OLD_GENERATION:
         for post in tuple(_posts):  # not under _books: it may be this thread that has them
             if any(waiter.abandoned for waiter in tuple(post.waiters)):
                 post.alarm.ring()

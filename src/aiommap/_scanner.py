@@ -186,9 +186,14 @@ class Scanner:
         self._looked = not self._looked
         if not self._looked:
             return False
-        time.sleep(STEP_SECONDS)
-        if self._commands.empty() and not self._found and time.monotonic() < self._tick_at:
-            return self._over or self._set.incomplete
+        try:
+            command = self._commands.get(timeout=STEP_SECONDS)
+        except queue.Empty:
+            if not self._found and time.monotonic() < self._tick_at:
+                return self._over or self._set.incomplete
+        else:
+            command()
+            self._obey()
         return self._step()
 
     def _step(self) -> bool:

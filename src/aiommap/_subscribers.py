@@ -154,11 +154,18 @@ class Changes:
     It is for one task: a second one that waits for a change meanwhile gets BusyResourceError.
     """
 
-    __slots__ = ("__weakref__", "_source", "_subscriber")
+    __slots__ = ("__weakref__", "_ended", "_source", "_subscriber")
 
-    def __init__(self, source: Source, subscriber: Subscriber) -> None:
+    def __init__(
+        self,
+        source: Source,
+        subscriber: Subscriber,
+        ended: Callable[[Changes], object] | None = None,
+    ) -> None:
         self._source = source
         self._subscriber = subscriber
+        #: Told once that it ended; dropped then, as whoever is told may refer to it.
+        self._ended = ended
 
     @property
     def ended(self) -> bool:
@@ -175,6 +182,9 @@ class Changes:
         if not self._subscriber.ended:
             self._source.forget(self._subscriber)
         self._subscriber.end()
+        told, self._ended = self._ended, None
+        if told is not None:
+            told(self)
 
     async def __aenter__(self) -> Self:
         try:

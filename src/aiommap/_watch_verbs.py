@@ -32,7 +32,8 @@ class FileWatch:
 
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
-        self._subscribers: tuple[Changes, ...] = ()
+        #: Those that have not ended; they leave by themselves, so that none passes by the others.
+        self._subscribers: dict[Changes, None] = {}
         self._moving: anyio.Lock | None = None
 
     def subscribe(
@@ -44,10 +45,13 @@ class FileWatch:
             buffer=buffer,
             poll_interval=poll_interval,
             since=self._since(called_ns),
+            ended=self._forget,
         )
-        alive = (other for other in self._subscribers if not other.ended)
-        self._subscribers = (*alive, changes)
+        self._subscribers[changes] = None
         return changes
+
+    def _forget(self, changes: Changes) -> None:
+        self._subscribers.pop(changes, None)
 
     def moving(self) -> anyio.Lock:
         """Return the lock for moving; made when first needed, as few of many files are moved."""
@@ -57,7 +61,7 @@ class FileWatch:
 
     def end(self) -> None:
         """End all subscriptions."""
-        for changes in self._subscribers:
+        for changes in tuple(self._subscribers):
             changes.end()
 
     def _since(self, called_ns: int | None) -> Callable[[FileState | None], FileState | None]:

@@ -14,9 +14,11 @@ Invariants.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 
@@ -31,6 +33,9 @@ from ._scanner import POLL_SECONDS, Found, Scanner
 from ._subscribers import DEFAULT_BUFFER, Changes, Since, Subscriber, from_now
 from ._threads import Forks, run_in_thread
 from ._workers import Event, Workers
+
+#: So many subscribers are told in one turn of the loop.
+TOLD_IN_A_TURN = 64
 
 
 class _Watched:
@@ -86,6 +91,10 @@ class Watcher:
         self._ending: set[_Running] = set()
         #: Subscribers whose path is being looked up.
         self._beginning: set[Subscriber] = set()
+        #: What was found and is still to be told, and to whom; in order, a few in each turn.
+        self._telling: deque[Found] = deque()
+        #: Who is still to be told of the first of them.
+        self._told_next: list[Subscriber] | None = None
 
     @property
     def workers(self) -> Workers:
@@ -101,6 +110,7 @@ class Watcher:
         buffer: int = DEFAULT_BUFFER,
         poll_interval: float | None = None,
         since: Since = from_now,
+        ended: Callable[[Changes], object] | None = None,
     ) -> Changes:
         """Make a subscription to a path, which need not exist; it begins when it is entered.
 
@@ -110,9 +120,10 @@ class Watcher:
             poll_interval: seconds between looks for what the kernel does not tell.
             since: given the state found when watching began, returns the one to compare it with:
                 a difference is the first change.
+            ended: told when the subscription was ended by whoever has it.
         """
         subscriber = Subscriber(path, buffer=buffer, poll_interval=poll_interval, since=since)
-        return Changes(self, subscriber)
+        return Changes(self, subscriber, ended)
 
     def begin(self, subscriber: Subscriber) -> None:
         """Have a subscriber told of changes, from a moment on that it is told, too."""
@@ -153,6 +164,8 @@ class Watcher:
     async def aclose(self) -> None:
         """End every subscription, and wait until no thread of ours looks any more."""
         self._closed = True
+        if self._telling:
+            self._tell(math.inf)
         for subscriber in self._beginning:
             subscriber.end()
         for watched in self._paths.values():
@@ -241,13 +254,43 @@ class Watcher:
             if watched is None or watched.entry is not item.entry:
                 continue
             self._seen(item.entry.path, item.state)
-            if item.change is not None:
-                for subscriber in (*watched.live,):
-                    subscriber.push(item.change)
-            elif isinstance(item.token, Subscriber) and item.token in watched.waiting:
-                watched.waiting.discard(item.token)
-                watched.live.add(item.token)
-                self._start(item.token, item.state)
+            idle = not self._telling
+            self._telling.append(item)
+            if idle:
+                self._tell()
+
+    def _tell(self, most: float = TOLD_IN_A_TURN) -> None:
+        """Tell what was found; the rest in the next turn, as each of many wakes a task."""
+        while self._telling:
+            item = self._telling[0]
+            if self._told_next is None:  # not earlier: who began before this was found is in it
+                self._told_next = self._who_is_told(item)
+            while self._told_next and most > 0:
+                assert item.change is not None
+                self._told_next.pop().push(item.change)
+                most -= 1
+            if self._told_next:
+                self.workers.call_soon(self._tell)
+                return
+            self._told_next = None
+            self._telling.popleft()
+            self._begun(item)
+
+    def _who_is_told(self, item: Found) -> list[Subscriber]:
+        watched = self._paths.get(item.entry.path)
+        if item.change is None or watched is None or watched.entry is not item.entry:
+            return []
+        return [*watched.live]
+
+    def _begun(self, item: Found) -> None:
+        """Begin to tell the subscriber that asked for a state, if that is what was found."""
+        watched, token = self._paths.get(item.entry.path), item.token
+        if item.change is not None or watched is None or watched.entry is not item.entry:
+            return
+        if isinstance(token, Subscriber) and token in watched.waiting:
+            watched.waiting.discard(token)
+            watched.live.add(token)
+            self._start(token, item.state)
 
     def _start(self, subscriber: Subscriber, state: FileState | None) -> None:
         old = subscriber.since(state)

@@ -47,16 +47,26 @@ CONTROL_WORKERS = 2
 RAISE_SECONDS = 0.001
 
 #: asyncio keeps only weak references to tasks; these live until they are done, or their loop is.
-_background: set[asyncio.Task[None]] = set()
+_background: dict[asyncio.AbstractEventLoop, set[asyncio.Task[None]]] = {}
+#: Collections of what is old; since Python 3.14 they are done in steps, and are the second kind.
+OLD_GENERATION = 1 if sys.version_info >= (3, 14) else 2
 
 
 def _forget_ended(phase: str, info: dict[str, int]) -> None:
     """Let go of tasks whose loop was closed, before garbage is collected: they are a part of it."""
-    if phase == "start" and info["generation"] > 0:
-        for task in tuple(_background):
-            if task.get_loop().is_closed():
-                task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
-                _background.discard(task)
+    if phase == "start" and info["generation"] >= OLD_GENERATION:
+        for loop in tuple(_background):
+            if loop.is_closed():
+                for task in _background.pop(loop, ()):
+                    task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+def _forget_done(task: asyncio.Task[None]) -> None:
+    loop = task.get_loop()
+    tasks = _background.get(loop, set())
+    tasks.discard(task)
+    if not tasks:
+        _background.pop(loop, None)
 
 
 gc.callbacks.append(_forget_ended)
@@ -153,8 +163,8 @@ def _spawn(
             raise _ends_the_program(error, asyncio.CancelledError) or error from None
 
     task = kind(run(), loop=asyncio.get_running_loop())
-    _background.add(task)
-    task.add_done_callback(_background.discard)
+    _background.setdefault(task.get_loop(), set()).add(task)
+    task.add_done_callback(_forget_done)
 
 
 async def _run_for_trio(trio: Any, function: Callable[[], Awaitable[None]]) -> None:

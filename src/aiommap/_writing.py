@@ -19,7 +19,7 @@ from ._autoflush import AutoFlush
 from ._core import Core, Store
 from ._flush import Flusher
 from ._lane import Lane, batches
-from ._native import pin
+from ._native import Receipt, pin
 from ._observing import observed, somebody_observes
 from ._ranges import check_range
 from ._reading import ITEMS_A_LOOK
@@ -28,6 +28,8 @@ from ._requests import Request
 
 #: What write_many may store on the loop thread, about 0.1 ms of copying; the rest takes a hop.
 INLINE_BATCH_BYTES = 512 << 10
+#: So many stores are handed to native code at a time, about half a millisecond of the GIL.
+STORES_A_CALL = 2048
 #: What each item counts beside its bytes: a store costs about a microsecond however small.
 INLINE_ITEM_BYTES = 4 << 10
 
@@ -95,14 +97,17 @@ class Writer:
     async def _write_many(self, items: Iterable[tuple[int, object]]) -> WriteReceipt:
         core = self._core
         stores: list[Store] = []
+        ranges: list[tuple[int, int]] = []
+        first, end = core.mapping.size, 0
         for offset, data in items_of(items):
-            stores.append(self._check(offset, data))
+            at, view = store = self._check(offset, data)
+            stores.append(store)
+            ranges.append((at, len(view)))
+            first, end = min(first, at), max(end, at + len(view))
             if not len(stores) % ITEMS_A_LOOK:
                 await core.workers.give_way()
         core.check_writable("write to")
-        first = min((offset for offset, _ in stores), default=0)
-        end = max((offset + len(view) for offset, view in stores), default=0)
-        ranges = [(offset, len(view)) for offset, view in stores]
+        first = min(first, end)
         if self._auto.is_full(ranges):
             await self._make_room(ranges)
         rest = self._store_inline(stores)
@@ -172,8 +177,12 @@ class Writer:
 
     def _apply(self, writes: list[Request]) -> list[int | BaseException]:
         core = self._core
+        stores = [store for write in writes for store in write.stores]
+        outcomes: list[Receipt | tuple[int, int]] = []
         with core.changes:
-            outcomes = core.disk.write_many([s for write in writes for s in write.stores])
+            # In parts: native code takes them in, and makes the outcomes, with the GIL.
+            for at in range(0, len(stores), STORES_A_CALL):
+                outcomes += core.disk.write_many(stores[at : at + STORES_A_CALL])
         core.doing.offloaded_writes += len(outcomes)
         results: list[int | BaseException] = []
         at = 0
