@@ -231,7 +231,10 @@ static sigjmp_buf theirs;
 
 static void jump_out(int number)
 {
-    EXPECT(is_blocked(number) && is_blocked(SIGUSR2) && !is_blocked(SIGUSR1));
+    EXPECT(is_blocked(number) && is_blocked(SIGUSR2));
+#ifndef THREAD_SANITIZER /* it blocks every signal in every handler */
+    EXPECT(!is_blocked(SIGUSR1));
+#endif
     siglongjmp(theirs, 1);
 }
 

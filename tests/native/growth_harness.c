@@ -60,7 +60,7 @@ static void growing_cut_off(void)
 static void *grow_often(void *base)
 {
     for (size_t at = 0; at < (size_t)64 << 20; at += 3 * page)
-        *(volatile char *)((char *)base + at) = 'g';
+        __atomic_store_n((char *)base + at, 'g', __ATOMIC_RELAXED);
     return NULL;
 }
 
@@ -92,7 +92,7 @@ static void growing_without_room(void)
     EXPECT(base[0] == 'a' && length_of_file() == 10 * (int64_t)page);
 }
 
-static volatile int other_may_store, other_has_stored; /* no bool: UBSan of GCC 12 reads one once */
+static int other_may_store, other_has_stored; /* atomic */
 static _Thread_local volatile int waits_for_the_other;
 
 /* The first that the handler asks when it looks at growth: there one thread waits for the other. */
@@ -100,8 +100,8 @@ pid_t getpid(void)
 {
     if (waits_for_the_other) {
         waits_for_the_other = 0;
-        other_may_store = 1;
-        while (!other_has_stored)
+        SET(other_may_store, 1);
+        while (!GET(other_has_stored))
             continue;
     }
     return (pid_t)syscall(SYS_getpid);
@@ -109,10 +109,10 @@ pid_t getpid(void)
 
 static void *store_when_asked(void *at)
 {
-    while (!other_may_store)
+    while (!GET(other_may_store))
         continue;
     *(volatile char *)at = 'o';
-    other_has_stored = 1;
+    SET(other_has_stored, 1);
     return NULL;
 }
 
@@ -124,7 +124,8 @@ static void growing_again_after_a_cut(void)
     EXPECT(growth_truncate(&growth, file, 0, true) == 0);
     for (int turn = 0; turn < 3; turn++) {
         pthread_t other;
-        other_may_store = other_has_stored = 0;
+        SET(other_may_store, 0);
+        SET(other_has_stored, 0);
         EXPECT(pthread_create(&other, NULL, store_when_asked, base + 9 * page) == 0);
         waits_for_the_other = 1;
         *(volatile char *)(base + 9 * page + 1) = 'u';

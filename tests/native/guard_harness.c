@@ -264,13 +264,13 @@ static void watched_many(void)
     }
 }
 
-static volatile bool stop_changing;
+static int stop_changing; /* atomic */
 
 static void *change_table(void *unused)
 {
     char *elsewhere = mmap(NULL, PAGES * page, PROT_READ, MAP_SHARED, file, 0);
     struct damage none = {.first_bad = DAMAGE_NONE};
-    while (!stop_changing) {
+    while (!GET(stop_changing)) {
         size_t length = page; /* each time another one, so that a torn look at it would be wrong */
         for (; length <= PAGES * page; length += page)
             unwatch(watch(
@@ -308,7 +308,7 @@ static void watched_threads(void)
         EXPECT(pthread_create(&faulting[i], NULL, fault_often, NULL) == 0);
     for (size_t i = 0; i < 4; i++)
         EXPECT(pthread_join(faulting[i], NULL) == 0);
-    stop_changing = true;
+    SET(stop_changing, 1);
     for (size_t i = 0; i < 2; i++)
         EXPECT(pthread_join(changing[i], NULL) == 0);
 }

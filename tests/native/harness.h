@@ -35,6 +35,9 @@
         }                                                                                         \
     } while (0)
 
+#define GET(variable) __atomic_load_n(&(variable), __ATOMIC_SEQ_CST)
+#define SET(variable, value) __atomic_store_n(&(variable), (value), __ATOMIC_SEQ_CST)
+
 static size_t page;
 static char *mapped;   /* PAGES pages of the file */
 static int file;

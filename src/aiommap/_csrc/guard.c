@@ -27,8 +27,7 @@ struct landing {
 /* One per thread; touched only by its own thread, in and out of the handler. Kept small: what a
  * library takes of a thread's static block others lack, and a jump target has 312 bytes on arm64. */
 struct jump {
-    struct landing *landing;
-    volatile sig_atomic_t armed;
+    struct landing *volatile landing; /* NULL unless armed */
     uintptr_t dst, src;  /* starts of the two copied ranges */
     size_t length;       /* their common length */
     uintptr_t fault;     /* of the last fault that the handler saw */
@@ -164,10 +163,10 @@ static void on_sigbus(int level, int number, siginfo_t *info, void *context)
         address = last_fault(context);
     if (lost || handed_on)
         jump.fault = address;
-    if (jump.armed && (copied || handed_on)) {
+    struct landing *landing = jump.landing;
+    if (landing && (copied || handed_on)) {
         const ucontext_t *interrupted = context;
-        struct landing *landing = jump.landing;
-        jump.armed = 0;
+        jump.landing = NULL;
         landing->told = interrupted && !handed_on;
         if (landing->told) {
             landing->mask = interrupted->uc_sigmask;
@@ -306,18 +305,17 @@ static __attribute__((noinline)) bool copy_armed(void *dst, const void *src, siz
     jump.dst = (uintptr_t)dst;
     jump.src = (uintptr_t)src;
     jump.length = n;
-    jump.landing = &landing;
     if (sigsetjmp(landing.target, 0)) {
         land(&landing, mask);
         return false;
     }
-    jump.armed = 1;
+    jump.landing = &landing;
     /* SAFETY: both ranges are the caller's to touch (I3); what they lack is a page, and that jumps
      * back. The fences keep the copy between arming and disarming, as the handler sees them. */
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
     memcpy(dst, src, n);
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    jump.armed = 0;
+    jump.landing = NULL;
     return true;
 }
 
@@ -362,16 +360,15 @@ static __attribute__((noinline)) bool word_armed(struct word_call *call)
     struct landing landing;
     jump.dst = jump.src = (uintptr_t)call->at;
     jump.length = call->width;
-    jump.landing = &landing;
     if (sigsetjmp(landing.target, 0)) {
         land(&landing, NULL);
         return false;
     }
-    jump.armed = 1;
+    jump.landing = &landing;
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
     word_act(call);
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    jump.armed = 0;
+    jump.landing = NULL;
     return true;
 }
 

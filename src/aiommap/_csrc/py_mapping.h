@@ -175,6 +175,9 @@ void hold_begin(struct hold *hold, Mapping *mapping);
 void hold_end(struct hold *hold);
 void hold_instead(struct hold *hold, struct region *region); /* of the same mapping */
 void region_release(struct region *region);
+void descriptor_close(int fd);
+/* In a forked child, for whoever closes: end the holds of threads that are not there. */
+void forget_holds(Mapping *self);
 bool mapping_is_usable(const Mapping *self); /* open, of this process, whole, not declining */
 bool mapping_check(const Mapping *self);     /* open, of this process; with an exception set */
 struct region_options mapping_options(Mapping *self); /* for another region of its */
