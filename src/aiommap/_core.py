@@ -187,14 +187,15 @@ class Core:
         return self.mode not in ("r", "c")
 
     def choose_inline_writes(self) -> None:
-        """Let native code store on the loop thread, unless the policy or a failure forbids it.
+        """Let native code store on the loop thread, unless option, policy or a failure forbid it.
 
         Not while writes wait in the flush lane either, of a policy that was replaced: they come
         first (I9).
         """
         each = self.policy.flush_each_write and self.shared_writable
         self.lanes.durable_writes = each or self.lanes.draining
-        inline = self.mode != "r" and not self.lanes.durable_writes and self.failure is None
+        inline = self.options.inline_writes and self.mode != "r"
+        inline = inline and not self.lanes.durable_writes and self.failure is None
         self.mapping.inline_writes = inline
 
     @property

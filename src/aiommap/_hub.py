@@ -139,6 +139,7 @@ class Hub:
         prewarm: bool = False,
         lock: bool = False,
         huge_pages: bool = False,
+        inline_writes: bool = True,
     ) -> Opening[MappedFile]:
         """Open a file in this hub; arguments and errors as for ``aiommap.open``."""
         warn_if_unguarded()
@@ -153,6 +154,7 @@ class Hub:
             prewarm=prewarm,
             lock=lock,
             huge_pages=huge_pages,
+            inline_writes=inline_writes,
         )
         return Opening(partial(self._open, options))
 
@@ -426,6 +428,7 @@ def open(
     prewarm: bool = False,
     lock: bool = False,
     huge_pages: bool = False,
+    inline_writes: bool = True,
 ) -> Opening[MappedFile]:
     """Open a file and map it: ``async with aiommap.open(path) as f``.
 
@@ -449,6 +452,11 @@ def open(
         huge_pages: ask for huge pages, where the file system has them; what that obtained is in
             ``statistics().huge_page_bytes``. On tmpfs mounted with huge=advise, pages that were
             reserved before they were mapped are small: create the file with ``sparse=True``.
+        inline_writes: whether a ``write`` may store on the loop thread, where that need not wait
+            for the disk as far as can be told. It cannot where a file system is frozen (for a
+            snapshot, by ``fsfreeze``), and hardly where it is over a network or its writers are
+            throttled: with False every store runs in a worker, all that wait at one time together.
+            Words and stores through views run in the thread that makes them, either way.
     Returns:
         An object to use with ``async with``, or to ``await`` for a MappedFile to ``aclose``.
     Raises:
@@ -477,6 +485,7 @@ def open(
         prewarm=prewarm,
         lock=lock,
         huge_pages=huge_pages,
+        inline_writes=inline_writes,
     )
 
 
@@ -498,6 +507,7 @@ def _reopen(file: MappedFile) -> tuple[Callable[..., Any], tuple[()]]:
         prewarm=options.prewarm,
         lock=options.lock,
         huge_pages=options.huge_pages,
+        inline_writes=options.inline_writes,
     )
     return reopen, ()
 

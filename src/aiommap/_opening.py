@@ -90,6 +90,7 @@ class OpenOptions:
     prewarm: bool
     lock: bool
     huge_pages: bool
+    inline_writes: bool
     #: Whether a file was open at this path before: another one there may need more capacity.
     again: bool = False
 
@@ -112,6 +113,7 @@ class OpenOptions:
         prewarm: bool = False,
         lock: bool = False,
         huge_pages: bool = False,
+        inline_writes: bool = True,
     ) -> OpenOptions:
         """Refuse what cannot be meant, before anything is touched; defaults as for ``open``."""
         check_mode(mode)
@@ -129,7 +131,13 @@ class OpenOptions:
             raise ValueError(f"capacity is {room}, less than size {length}: make it at least that")
         if advice is not None and not isinstance(advice, Advice):
             raise TypeError(f"advice is {advice!r}: use a member of Advice")
-        switches = {"sparse": sparse, "prewarm": prewarm, "lock": lock, "huge_pages": huge_pages}
+        switches = {
+            "sparse": sparse,
+            "prewarm": prewarm,
+            "lock": lock,
+            "huge_pages": huge_pages,
+            "inline_writes": inline_writes,
+        }
         for name, switch in switches.items():
             if not isinstance(switch, bool):
                 raise TypeError(f"{name} is {switch!r}: it is either True or False")
@@ -144,6 +152,7 @@ class OpenOptions:
             prewarm=prewarm,
             lock=lock,
             huge_pages=huge_pages,
+            inline_writes=inline_writes,
         )
 
 
@@ -285,7 +294,7 @@ def _make_content(mapping: Mapping, found: os.stat_result, options: OpenOptions)
     What can be refused comes first: room, then the size, and the old bytes go last.
     """
     fd, size, old = mapping.fd, options.size or 0, found.st_size
-    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit = _size_limit()
     longer = size > old or not options.sparse  # a hole can be punched anywhere
     if longer and resource.RLIM_INFINITY != limit < size:
         reason = f"{os.strerror(errno.EFBIG)}: {size} bytes, and RLIMIT_FSIZE allows {limit}"
@@ -311,9 +320,19 @@ def _make_content(mapping: Mapping, found: os.stat_result, options: OpenOptions)
         _store_zeros(fd, kept)
 
 
+def _size_limit() -> int:
+    try:
+        return resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    except OSError:  # a sandbox's: then the file system says it
+        return resource.RLIM_INFINITY
+
+
 def _check_room(fd: int, wanted: int, found: os.stat_result) -> None:
     """Raise if the holes of a file that is there would fill the disk, which takes them first."""
-    disk = os.fstatvfs(fd)
+    try:
+        disk = os.fstatvfs(fd)
+    except OSError:  # a sandbox's: then it is found while blocks are reserved
+        return
     # Some file systems count nothing; only where there is a figure is it an answer.
     if found.st_size and disk.f_blocks and wanted > disk.f_bfree * disk.f_frsize:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -128,6 +128,7 @@ async def opening(path: Path) -> None:
             prewarm=True,
             lock=True,
             huge_pages=True,
+            inline_writes=False,
         ),
         MappedFile,
     )

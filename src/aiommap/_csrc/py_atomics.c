@@ -129,6 +129,21 @@ static bool report_fault(const Words *self, int64_t at, int error)
     return false;
 }
 
+/* Whether a store to a word does not enter the kernel, where it may wait: for a flush of ours now and
+ * then, and in a frozen file system until it thaws. Unless the kernel has written its page back within
+ * the last second, which nothing tells; to give the GIL up for each would cost them half of their rate
+ * (docs/decisions.md). */
+static bool word_is_hot(const Words *self, int64_t at, int64_t now)
+{
+    Mapping *mapping = self->mapping;
+    size_t first, end;
+    pages_of(at, self->width, &first, &end);
+    return mapping->inline_writes && /* if stores are to be kept off the loop, nothing is trusted */
+           !runs_overlap(at, at + self->width, mapping->flight_start, mapping->flight_end) &&
+           mapping_is_ready(mapping, first, end, now) &&
+           pages_has_all(&mapping->dirty, first, end);
+}
+
 /* Do it; false with an exception set. */
 static bool operate(const Words *self, int64_t at, struct word_call *call)
 {
@@ -143,10 +158,7 @@ static bool operate(const Words *self, int64_t at, struct word_call *call)
         if (!words_allowed(self, at, store))
             return false;
         now = coarse_clock();
-        /* Under a flush of ours a store waits for the disk now and then: docs/decisions.md. */
-        bool flushed = store && runs_overlap(at, at + self->width, mapping->flight_start,
-                                             mapping->flight_end);
-        if (!flushed && words_present(self, at, now))
+        if (store ? word_is_hot(self, at, now) : words_present(self, at, now))
             done = act(mapping->region, at, call, now);
         else
             WITHOUT_GIL(hold, mapping, done = act(hold.region, at, call, now););

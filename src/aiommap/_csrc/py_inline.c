@@ -204,18 +204,30 @@ bool mapping_is_ready(Mapping *self, size_t first, size_t end, int64_t now)
     return pages_has_all(&self->ready, first, end);
 }
 
-/* Whether a store would find every page present and no flush of ours at work on it; a store under
- * a flush waits for the disk for milliseconds (docs/decisions.md has the measurements). */
-static bool store_cannot_wait(Mapping *self, int64_t offset, int64_t length, int64_t now)
+/* Which way a store takes that the loop thread has to make; of a worker's, `way_of` decides. */
+enum inline_way {
+    WAY_WORKER,      /* it would wait: a page is not in memory, or a flush of ours is at work on it,
+                        under which a store waits for milliseconds (docs/decisions.md) */
+    WAY_WITHOUT_GIL, /* the first store to a clean page enters the file system, which waits where that
+                        is frozen, for its journal, or for its own write-back; and nothing tells
+                        whether the kernel has made a page clean */
+    WAY_WITH_GIL,    /* there is no file system: the pages are private, or on tmpfs */
+};
+
+static enum inline_way way_of_inline(Mapping *self, int64_t offset, int64_t length, int64_t now)
 {
     size_t first, end;
     int64_t stop = offset + length;
     if (runs_overlap(offset, stop, self->flight_start, self->flight_end) ||
         runs_overlap(offset, stop, self->lane_start, self->lane_end)) /* I9 */
-        return false;
+        return WAY_WORKER;
     pages_of(offset, length, &first, &end);
-    return mapping_is_ready(self, first, end, now) ||
-           region_is_resident(self->region, (size_t)offset, (size_t)length);
+    bool ready = mapping_is_ready(self, first, end, now);
+    if (ready && (self->private_copy || self->in_memory))
+        return WAY_WITH_GIL;
+    if (ready || region_is_resident(self->region, (size_t)offset, (size_t)length))
+        return WAY_WITHOUT_GIL;
+    return WAY_WORKER;
 }
 
 /* Whether the flush policy wants to be asked about this store. */
@@ -248,19 +260,25 @@ static PyObject *store_now(Mapping *self, int64_t offset, const Py_buffer *data,
         return receipt_make(self, offset, 0, self->sequence);
     if (!asked && trips(self, offset, data->len))
         Py_RETURN_NONE;
-    if (!store_cannot_wait(self, offset, data->len, now)) {
+    enum inline_way way = way_of_inline(self, offset, data->len, now);
+    if (way == WAY_WORKER) {
         self->counters.fell_back_writes += asked; /* any other is asked about right after */
         Py_RETURN_NONE;
     }
-    size_t copied =
-        region_copy_in(self->region, (size_t)offset, data->buf, (size_t)data->len);
-    bool whole = copied == (size_t)data->len;
-    if (!mapping_stored(self, offset, copied, whole, now))
+    struct hold hold = {0};
+    size_t length = (size_t)data->len, copied;
+    /* SAFETY: the buffer is exported to us, the region is held. */
+    if (way == WAY_WITH_GIL)
+        copied = region_copy_in(self->region, (size_t)offset, data->buf, length);
+    else
+        WITHOUT_GIL(hold, self,
+                    copied = region_copy_in(hold.region, (size_t)offset, data->buf, length););
+    bool whole = copied == length;
+    if (!mapping_stored(self, offset, copied, whole && !hold.moved, now))
         return PyErr_NoMemory();
-    if (!whole) {
-        self->counters.faults++;
+    self->counters.faults += !whole;
+    if (!whole || hold.moved) /* what may have been cut off meanwhile is stored once more (CH2) */
         Py_RETURN_NONE;
-    }
     self->counters.inline_writes_done++;
     return receipt_make(self, offset, data->len, ++self->sequence);
 }

@@ -1,0 +1,177 @@
+"""A frozen file system, as each LVM or VM backup makes one: what waits for the thaw, what not."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import threading
+from functools import partial
+
+import anyio
+import pytest
+
+import aiommap
+from aiommap import PAGE_SIZE as PAGE
+from aiommap import FlushPolicy
+from faults.disks import must
+
+pytestmark = pytest.mark.anyio
+
+#: How often something has to get its turn during a freeze to have gone on.
+TURNS = 20
+#: After so long a freeze ends in any case, and the test fails.
+LONGEST_SECONDS = 15
+
+
+class Freezer:
+    """Freezes a file system, and thaws it, at the latest after a time."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self._watchdog = None
+
+    def freeze(self):
+        must("fsfreeze", "-f", self.folder)
+        late = f"sleep {LONGEST_SECONDS}; fsfreeze -u {self.folder}"
+        self._watchdog = subprocess.Popen(["sh", "-c", late], start_new_session=True)
+
+    def thaw(self):
+        """End the freeze; tell whether it had lasted until now."""
+        done = subprocess.run(["fsfreeze", "-u", self.folder], capture_output=True)
+        if self._watchdog is not None:
+            self._watchdog.kill()
+            self._watchdog.wait()
+            self._watchdog = None
+        return done.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def frozen_folder(tmp_path_factory):
+    top = tmp_path_factory.mktemp("frozen")
+    if shutil.which("mkfs.ext4") is None or shutil.which("fsfreeze") is None:
+        pytest.skip("mkfs.ext4 or fsfreeze is not installed")
+    folder = top / "disk"
+    folder.mkdir()
+    must("truncate", "-s", "64m", top / "image")
+    must("mkfs.ext4", "-qF", top / "image")
+    must("mount", "-o", "loop", top / "image", folder)
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.fixture
+def freezer(frozen_folder):
+    freezer = Freezer(frozen_folder)
+    yield freezer
+    freezer.thaw()
+
+
+async def make_warm(folder, **options):
+    """Open a file whose pages are in memory, and clean."""
+    f = await aiommap.open(folder / "file", "w+", size=64 * PAGE, **options)
+    await f.write(0, b"warm" * PAGE)
+    await f.flush()
+    await f.prewarm()
+    return f
+
+
+async def turns():
+    for _ in range(TURNS):
+        await anyio.sleep(0.005)
+
+
+WRITES = {
+    "write": lambda f, at: f.write(at, b"x"),
+    "write_many": lambda f, at: f.write_many([(at, b"x"), (at + PAGE, b"y")]),
+    "view": lambda f, at: f.view(at, PAGE).write(0, b"x"),
+}
+
+
+@pytest.mark.parametrize("policy", [FlushPolicy.manual(), FlushPolicy.every_writes(2)], ids=str)
+@pytest.mark.parametrize("verb", WRITES)
+async def test_loop_goes_on_without_inline_writes(freezer, verb, policy):
+    f = await make_warm(freezer.folder, inline_writes=False, flush=policy)
+    done = []
+
+    async def write(at):
+        await WRITES[verb](f, at)
+        done.append(at)
+
+    freezer.freeze()
+    async with anyio.create_task_group() as group:
+        for i in range(8):
+            group.start_soon(write, 4 * i * PAGE)
+        await turns()
+        assert not done
+        assert await f.read(0, 4) == b"warm"
+        assert freezer.thaw()
+    assert sorted(done) == [4 * i * PAGE for i in range(8)]
+    assert [await f.read(4 * i * PAGE, 1) for i in range(8)] == [b"x"] * 8
+    assert f.statistics().inline_writes == 0
+    await f.aclose()
+
+
+def count_and_thaw(freezer, counted):
+    """Count turns of this thread during a freeze, and then end it."""
+    while len(counted) < TURNS:
+        counted.append(1)
+        threading.Event().wait(0.005)
+    counted.append(freezer.thaw())
+
+
+@pytest.mark.parametrize("inline_writes", [False, True])
+async def test_threads_go_on_beside_a_word(freezer, inline_writes):
+    """A word is used by plain calls, which wait: but nobody else does."""
+    f = await make_warm(freezer.folder, inline_writes=inline_writes)
+    word, counted = f.atomic_u64(0), []
+    before = word.load()
+    freezer.freeze()
+    thread = threading.Thread(target=count_and_thaw, args=(freezer, counted))
+    thread.start()
+    user = threading.Thread(target=partial(word.fetch_add, 1))
+    user.start()
+    await turns()
+    await anyio.to_thread.run_sync(thread.join)
+    await anyio.to_thread.run_sync(user.join)
+    assert counted == [1] * TURNS + [True]
+    assert word.load() == before + 1
+    await f.aclose()
+
+
+@pytest.mark.parametrize("hot", [False, True])
+async def test_threads_go_on_beside_an_inline_write(freezer, hot):
+    f = await make_warm(freezer.folder)
+    counted = []
+    if hot:
+        await f.write(0, b"h")
+    freezer.freeze()  # has the kernel write that back
+    thread = threading.Thread(target=count_and_thaw, args=(freezer, counted))
+    thread.start()
+    await f.write(0, b"x")  # the loop waits for the thaw here, and it alone
+    await anyio.to_thread.run_sync(thread.join)
+    assert counted == [1] * TURNS + [True]
+    assert f.statistics().inline_writes > 0
+    await f.aclose()
+
+
+async def test_writes_that_wait_together_cost_one_hop(tmp_path):
+    """All but the first, which has gone already when the others come."""
+    async with aiommap.open(tmp_path / "file", "w+", size=64 * PAGE, inline_writes=False) as f:
+        sizes = []
+        real = f._core.disk.write_many
+
+        class Counting:
+            def __getattr__(self, name):
+                return getattr(f._core.mapping, name)
+
+            def write_many(self, items):
+                sizes.append(len(items))
+                return real(items)
+
+        f._core.disk = Counting()
+        async with anyio.create_task_group() as group:
+            for i in range(50):
+                group.start_soon(f.write, i * PAGE, b"x" * 10)
+        assert sum(sizes) == 50
+        assert len(sizes) <= 2
+        f._core.disk = f._core.mapping
