@@ -22,6 +22,7 @@ from ._errors import (
     FlushError,
     ForkedError,
     MappingFaultError,
+    UnsupportedError,
 )
 from ._native import Mapping, Receipt
 from ._opening import Opened, OpenOptions
@@ -218,6 +219,17 @@ class Core:
         """Raise unless the file is open, in this process, and whole."""
         self.check_open()
         self.check_whole()
+        if self.mode == "c":
+            self.check_mapped()  # its verbs answer from the mapping where there are private stores
+
+    def check_mapped(self) -> None:
+        """Raise if the mapping shows another file than the one that reads and ``reopen`` find."""
+        if not self.mapping.current:
+            reason = (
+                "overlayfs has copied it up since it was opened, as somebody opened it to write, "
+                "and its mapping keeps the old bytes: call reopen()"
+            )
+            raise UnsupportedError(f"map {self.path}", reason, errno.ESTALE)
 
     def check_current(self) -> None:
         """Raise unless the file is usable, and its path was not reopened: nobody waits here then.

@@ -384,6 +384,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
                 makes it do so.
         """
         self._core.check_usable()
+        self._core.check_mapped()
         if not flag(growable, "growable"):
             span = check_tail(offset, length, self.size, self._core.shared_writable)
             return View(self, self._core, *span)

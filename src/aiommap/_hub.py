@@ -293,7 +293,7 @@ class Hub:
         workers = self._running_workers()
         options = reopening(old.options)
         opened = await self._open_mapping(options)
-        if opened.identity == old.identity and old.damage() is None:
+        if opened.identity == old.identity and old.damage() is None and old.mapping.current:
             await self._releasing.submit(_Release.of(opened), withdrawable=False)
             return None
         core = Core(opened, options, workers)

@@ -128,6 +128,8 @@ class Mapping:
     @property
     def forked(self) -> bool: ...
     @property
+    def current(self) -> bool: ...
+    @property
     def first_bad(self) -> int | None:
         """Offset of the page that a foreign load or store could not reach first, or None.
 

@@ -80,6 +80,7 @@ class PagedVerbs:
             each page where these are lacking (before Linux 5.14, in sandboxes).
         """
         self._core.check_usable()
+        self._core.check_mapped()
         if flag(write, "write"):
             self._core.check_writable("prewarm for writing")
         if progress is not None:
@@ -103,6 +104,7 @@ class PagedVerbs:
         Source: mincore(2).
         """
         self._core.check_usable()
+        self._core.check_mapped()
         return await self._pager.residency(*check_tail(offset, length, self.size))
 
     async def huge_page_bytes(self) -> int:
@@ -162,6 +164,7 @@ class PagedVerbs:
 
         async def lock() -> tuple[Pager, tuple[int, int]]:
             self._core.check_usable()
+            self._core.check_mapped()
             pager = self._pager  # the one of the file that is mapped now
             return pager, await pager.lock(*check_tail(offset, length, self.size))
 

@@ -136,6 +136,7 @@ class View(WordVerbs):
             if self._core.mapping.forked:
                 raise ForkedError(self._core.path)
             self._core.check_whole()
+            self._core.check_mapped()
             if self._core.mode != "r" and not self._core.mapping.closed:
                 lease = self._pin(writable=True)
             self._lease = lease

@@ -176,6 +176,8 @@ class WatchedVerbs:
         Raises:
             AccessModeError: in mode "c", whose size is fixed.
             FlushError: if bytes were cut off that were written here and not flushed; it latches.
+            UnsupportedError: if overlayfs has copied the file up, and the path leads elsewhere by
+                now. Else it is mapped anew, as ``reopen`` would.
         Cancellation: one that has begun is waited out.
         Durability: none.
         """
@@ -183,12 +185,16 @@ class WatchedVerbs:
         core.check_usable()
         if core.mode == "c":
             raise AccessModeError("refresh", "c", "a private file has a fixed size: open it again")
+        if not core.mapping.current:
+            await self._map_copy()
+            return
         await change_size(core, self._flusher, self._resizer.follow, ours=False)
 
     async def reopen(self, *, discard: bool = False) -> None:
         """Move to the file that the path names by now; if that is this one, only ``refresh``.
 
-        A poisoned file is mapped anew and usable again, also if it is the same one.
+        A poisoned file is mapped anew and usable again, also if it is the same one; so is one that
+        overlayfs has copied up.
 
         Verbs that have begun finish on the old file. Views, atomics and allocators that were made
         before belong to it: make them anew. Memory keeps showing the old file, and verbs of such a
@@ -225,6 +231,17 @@ class WatchedVerbs:
         old.orphaned = False
         if old.mode != "c":
             await self.refresh()
+
+    async def _map_copy(self) -> None:
+        """Move to the copy that overlayfs has made of this same file."""
+        async with self._watch.moving():
+            old = self._core
+            new = await self._hub.open_again(old)
+            if new is not None and new.identity == old.identity:
+                await self._move_to(new, discard=False)
+            elif new is not None:
+                await self._hub.release(new)
+                old.check_mapped()
 
     async def _move_to(self, new: Core, *, discard: bool) -> None:
         old = self._core

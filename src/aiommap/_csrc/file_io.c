@@ -178,6 +178,18 @@ int file_start_writeback(int fd, off_t offset, off_t length)
 #endif
 }
 
+int64_t file_birth(int fd)
+{
+#if defined(STATX_BTIME)
+    struct statx found;
+    if (!statx(fd, "", AT_EMPTY_PATH, STATX_BTIME, &found) && found.stx_mask & STATX_BTIME)
+        return (int64_t)found.stx_btime.tv_sec * 1000000000 + found.stx_btime.tv_nsec;
+#else
+    (void)fd;
+#endif
+    return -1;
+}
+
 int file_system_sync(int fd)
 {
 #if defined(__linux__)

@@ -105,6 +105,9 @@ struct sighting { /* the caller's own */
 /* Look at the open file; all zeros when that fails. */
 int file_look(int fd, struct sighting *out);
 int file_start_writeback(int fd, off_t offset, off_t length);
+/* When the inode came to be, in nanoseconds; -1 where that is not known. What is below an overlayfs
+ * mount is copied up by the first who opens it to write: the same inode number, another birth. */
+int64_t file_birth(int fd);
 /* Sync everything of the file system that a file is on; ENOSYS where there is no such call. */
 int file_system_sync(int fd);
 /* The magic number of statfs(2); 0 where there is none. */

@@ -117,18 +117,20 @@ static bool read_now(Mapping *self, char *to, int64_t offset, size_t length)
 {
     if (length == 0)
         return true;
-    if (self->locked.count && spans_cover(&self->locked, offset, offset + (int64_t)length))
+    if (self->locked.count && spans_cover(&self->locked, offset, offset + (int64_t)length) &&
+        mapping_is_current(self))
         return copy_present(self, to, offset, length);
     if (self->private_copy) {
         size_t first, end;
         pages_of(offset, (int64_t)length, &first, &end);
         /* Private pages are not in the file: only the mapping has them. */
         if (pages_has_any(&self->dirty, first, end))
-            return sees_residency(self) && read_mapped(self, to, offset, length);
+            return sees_residency(self) && mapping_is_current(self) &&
+                   read_mapped(self, to, offset, length);
     }
     if (!self->nowait && !self->in_memory)
         return false;
-    if (length >= MAPPED_READ_BYTES && sees_residency(self))
+    if (length >= MAPPED_READ_BYTES && sees_residency(self) && mapping_is_current(self))
         return read_mapped(self, to, offset, length);
     return read_cached(self, to, offset, length);
 }

@@ -150,6 +150,10 @@ static PyObject *mapping_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     self->growth = (struct growth){.fd = fd, .sparse = sparse, .end = size};
     self->writable = writable;
     self->private_copy = private_copy;
+    int64_t kind;
+    enum { OVERLAYFS = 0x794c7630 };
+    self->layered = (!writable || private_copy) && !file_system_type(fd, &kind) && kind == OVERLAYFS;
+    self->birth = self->layered ? file_birth(fd) : 0;
     self->huge = huge;
     self->nowait = nowait && !in_memory; /* pread(2) does not wait there, and tmpfs refuses */
     self->in_memory = in_memory;
@@ -252,6 +256,11 @@ static PyObject *get_address(Mapping *self, void *Py_UNUSED(closure))
     return PyLong_FromVoidPtr(self->region ? self->region->base : NULL);
 }
 
+static PyObject *get_current(Mapping *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(mapping_is_current(self));
+}
+
 static PyObject *get_forked(Mapping *self, void *Py_UNUSED(closure))
 {
     return PyBool_FromLong(self->fork_generation != fork_generation);
@@ -320,6 +329,7 @@ static PyGetSetDef mapping_getset[] = {
     {"residency_visible", (getter)get_residency_visible, NULL, "Whether mincore(2) tells.", NULL},
     {"capacity", (getter)get_capacity, NULL, "Bytes of reserved address space.", NULL},
     {"address", (getter)get_address, NULL, "Where byte 0 is mapped.", NULL},
+    {"current", (getter)get_current, NULL, "Whether the mapping shows what the file holds.", NULL},
     {"forked", (getter)get_forked, NULL, "Whether this is a forked child of the opener.", NULL},
     {"size", (getter)get_size, NULL, "Bytes of the file that verbs may address.", NULL},
     {"fenced", (getter)get_fenced, NULL, "Whether zeros lie over some of the pages.", NULL},

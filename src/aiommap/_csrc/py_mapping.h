@@ -89,6 +89,8 @@ typedef struct {
     bool huge;             /* constant: huge pages were asked for */
     bool nowait;           /* GIL; latched off when the file system refuses RWF_NOWAIT */
     bool in_memory;        /* constant: tmpfs and the like, where pread(2) never waits */
+    bool layered;          /* constant: on overlayfs, and opened without having it copied up */
+    int64_t birth;         /* constant: of the inode that is mapped, if layered */
     bool residency_visible; /* constant: mincore(2) tells the truth about this file */
     bool cut_suspected;    /* GIL; a flush has to look whether what it wrote is there still */
     bool declining;        /* GIL; inline verbs answer None: it is being closed, or a test says so */
@@ -231,6 +233,13 @@ static inline bool runs_overlap(int64_t start, int64_t end, int64_t other_start,
     return start < other_end && other_start < end;
 }
 bool spans_cover(const struct spans *spans, int64_t offset, int64_t end);
+
+/* Whether the mapping shows the file that the descriptor reads: a mapping of the lower layer of an
+ * overlayfs stays there when the file is copied up. Asks the inode, and waits for nothing. */
+static inline bool mapping_is_current(const Mapping *self)
+{
+    return !self->layered || file_birth(self->fd) == self->birth;
+}
 
 /* Whether mincore(2) can be asked about this file. */
 static inline bool sees_residency(const Mapping *self)
