@@ -1,4 +1,4 @@
-"""``python -m benchmarks soak [--minutes N] [--seed N]``."""
+"""``python -m benchmarks soak [--minutes N] [--seed N] [--actor NAME ...]``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import random
 import tempfile
 
+from .cast import CAST
 from .spoiling import SABOTAGE
 from .supervisor import LOOPS, Soak
 
@@ -17,6 +18,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, help="what the actors draw from; by default any")
     parser.add_argument("--loop", choices=LOOPS, help="only this event loop, not all in turn")
     parser.add_argument("--folder", help="where to make files, say on another file system")
+    named = {actor.__name__: actor for actor in CAST}
+    parser.add_argument(
+        "--actor", action="append", choices=named, help="only this one; may be repeated"
+    )
     parser.add_argument(
         "--sabotage",
         action="append",
@@ -27,5 +32,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     seed = random.randrange(1 << 32) if options.seed is None else options.seed
     loops = (options.loop,) if options.loop else LOOPS
+    cast = tuple(named[name] for name in options.actor or named)
+    broken = frozenset(options.sabotage)
     with tempfile.TemporaryDirectory(prefix="soak-", dir=options.folder) as folder:
-        return Soak(options.minutes * 60, seed, folder, frozenset(options.sabotage), loops).run()
+        return Soak(options.minutes * 60, seed, folder, broken, loops, cast).run()

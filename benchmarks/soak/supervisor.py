@@ -43,6 +43,7 @@ class Soak:
     folder: str
     sabotage: frozenset[str] = frozenset()
     loops: tuple[str, ...] = LOOPS
+    cast: tuple[Actor, ...] = CAST
     #: How often each actor failed, and each round left something behind.
     failures: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
@@ -98,9 +99,9 @@ class Soak:
         await outsider.stop()
 
     async def _play(self, number: int, folder: str, seconds: float) -> None:
-        idle, *outsiders = [await Outsider.start() for _ in (None, *CAST)]
+        idle, *outsiders = [await Outsider.start() for _ in (None, *self.cast)]
         async with anyio.create_task_group() as threads:  # starting them is what a loop waits for
-            for _ in CAST:
+            for _ in self.cast:
                 threads.start_soon(anyio.to_thread.run_sync, time.sleep, 0.1)
         end = anyio.current_time() + seconds
         with StallWatch() as stalls:
@@ -109,7 +110,7 @@ class Soak:
                 watch.start_soon(self._progress)
                 watch.start_soon(self._compare_stalls, idle, seconds)
                 async with aiommap.Hub() as hub, anyio.create_task_group() as actors:
-                    for actor, outsider in zip(CAST, outsiders, strict=True):
+                    for actor, outsider in zip(self.cast, outsiders, strict=True):
                         rng = random.Random(f"{self.seed} {number} {actor.__name__}")
                         own = os.path.join(folder, actor.__name__)
                         role = Scene(own, hub, rng, outsider, self.counts, self.sabotage)
