@@ -27,6 +27,7 @@ LAYERS = (
     "_histogram",
     "_schedule",
     "_statistics",
+    "_mapping_limit",
     "_native",
     "_receipt",
     "_advice",

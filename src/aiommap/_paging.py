@@ -20,6 +20,7 @@ from ._advice import Advice
 from ._core import FULL, Core
 from ._errors import OutOfBoundsError, UnsupportedError
 from ._holes import holes, keeps_holes, next_data
+from ._mapping_limit import mapping_limit
 from ._native import PAGE_SIZE, PIECE_BYTES
 from ._observing import observed
 from ._ranges import RangeSet, align_down, align_up
@@ -299,6 +300,9 @@ class Pager:
         limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
         unlimited = limit == resource.RLIM_INFINITY or os.geteuid() == 0
         short = os.fstat(self._core.mapping.fd).st_size < offset + length
+        if not short and number == errno.ENOMEM and (full := mapping_limit()):
+            reason = f"cannot pin {length} bytes at {offset}: {full}"
+            return OSError(number, reason, self._core.path)
         # ENOMEM also means that the file was shorter at that moment; it may have grown again.
         if short or (unlimited and number == errno.ENOMEM):
             return self._core.fault(offset, length, 0)
