@@ -2,7 +2,7 @@
 
 Run as ``python -m faults.odd_fs MOUNTPOINT LOG``, by ``powercut.mount.mounted``. ``kept`` has four
 bytes, and no truncation or write changes them; files called ``growing…`` become as long as asked up
-to 8192 bytes; any other file stays empty.
+to 8192 bytes; ``hung`` has 8192 that no read ever gets; any other file stays empty.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class OddFS(Operations):
     use_ns = True
 
     def __init__(self) -> None:
-        self._sizes = {"/kept": 4, "/growing": 0}
+        self._sizes = {"/kept": 4, "/growing": 0, "/hung": MOST}
 
     def init(self, path):
         print("ready", flush=True)
@@ -57,6 +57,9 @@ class OddFS(Operations):
         return 0
 
     def read(self, path, size, offset, handle):
+        if path == "/hung":
+            threading.Event().wait(60)
+            raise FuseOSError(errno.EIO)
         return (b"kept" * (MOST // 4))[: self._sizes[path]][offset : offset + size]
 
     def write(self, path, data, offset, handle):

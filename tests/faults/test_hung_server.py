@@ -1,0 +1,55 @@
+"""Verbs that wait for a server that never answers end when they are cancelled."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from powercut.mount import missing, mounted
+
+LACKING = missing()
+pytestmark = pytest.mark.skipif(LACKING is not None, reason=str(LACKING))
+
+SCRIPT = """
+import sys
+import anyio, aiommap
+
+path, backend, verb = sys.argv[1:]
+
+async def main():
+    async with aiommap.open(path) as f:
+        print("begun", flush=True)
+        if verb == "prewarm":
+            await f.prewarm()
+        elif verb == "read":
+            await f.read(0, 4)
+        else:
+            async with f.locked():
+                pass
+
+anyio.run(main, backend=backend)
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("verb", ["prewarm", "locked", "read"])
+def test_an_interrupt_ends_a_wait_for_a_server(tmp_path, backend, verb):
+    with mounted(tmp_path, "faults.odd_fs") as mount:
+        command = [sys.executable, "-c", SCRIPT, str(mount.path / "hung"), backend, verb]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                assert process.stdout.readline() == "begun\n"
+                for _ in range(3):
+                    try:
+                        process.wait(3)
+                    except subprocess.TimeoutExpired:
+                        process.send_signal(signal.SIGINT)
+                process.wait(10)
+                assert "KeyboardInterrupt" in process.stderr.read()
+            finally:
+                process.kill()
