@@ -255,8 +255,8 @@ class WatchedVerbs:
                 await self._hub.release(new)
             raise
         # Q2: no waiting from here on.
-        self._auto.stop()
+        auto, leave = self._auto, self._leave
         self._hub.move(old, new)
-        leave = self._leave
         self._assemble(new, self._flusher.failed)
+        auto.stop()  # now: the clock's thread must not end in between, another one may not be had
         self._retired.add(old, leave)
