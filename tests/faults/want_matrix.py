@@ -1,0 +1,215 @@
+"""One row of the matrix of wants, in a process of its own: what every verb does in such a want.
+
+``python want_matrix.py FOLDER WANT BACKEND`` prints one JSON object a line, a verb each:
+
+    verb     its name
+    error    what it raised while there was the want, with its type, or null
+    named    whether that error names the file
+    after    what went wrong once the want was over, or null
+    left     descriptors and mappings of the file that closing left behind
+
+It judges nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import resource
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+import aiommap
+from aiommap import PAGE_SIZE as PAGE
+
+SIZE = 16 * PAGE
+OLD, NEW = b"o" * 8, b"n" * 8
+LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC.mmap.restype = ctypes.c_void_p
+LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+LIBC.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+
+def no_descriptor(path: Path) -> Callable[[], None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def no_thread(path: Path) -> Callable[[], None]:
+    threading.stack_size(1 << 46)  # more than there is room for
+    return lambda: threading.stack_size(0) and None
+
+
+def mapping_limit(path: Path) -> Callable[[], None]:
+    most = int(Path("/proc/sys/vm/max_map_count").read_text())
+    length = 2 * most * PAGE
+    start = LIBC.mmap(None, length, 0, 0x4022, -1, 0)  # PRIVATE | ANONYMOUS | NORESERVE
+    at = start
+    while at < start + length and LIBC.mprotect(at, PAGE, 1) == 0:
+        at += 2 * PAGE
+    return lambda: LIBC.munmap(start, length) and None
+
+
+def renamed(path: Path) -> Callable[[], None]:
+    path.rename(path.with_suffix(".1"))
+    return lambda: None
+
+
+def frozen(path: Path) -> Callable[[], None]:
+    subprocess.run(["fsfreeze", "-f", path.parent], check=True)
+    return lambda: subprocess.run(["fsfreeze", "-u", path.parent], check=True) and None
+
+
+def copied_up(path: Path) -> Callable[[], None]:
+    with open(path, "r+b") as file:
+        file.write(OLD)
+    return lambda: None
+
+
+WANTS = {
+    f.__name__: f for f in (no_descriptor, no_thread, mapping_limit, renamed, frozen, copied_up)
+}
+
+
+async def drained(iterator: Any) -> bytes:
+    return b"".join([piece async for piece in iterator])
+
+
+async def locked(f: aiommap.MappedFile) -> bytes:
+    async with f.locked(0, PAGE):
+        return await f.read(0, 8)
+
+
+async def filled(f: aiommap.MappedFile) -> bytes:
+    buffer = bytearray(8)
+    await f.read_into(0, buffer)
+    return bytes(buffer)
+
+
+async def file_locked(f: aiommap.MappedFile) -> None:
+    async with f.file_lock(0, 8, timeout=1):
+        pass
+
+
+async def written(f: aiommap.MappedFile) -> None:
+    await (await f.write(PAGE, NEW)).wait_durable()
+
+
+#: The result, where there is one, has to begin with OLD.
+READS: dict[str, Callable[[aiommap.MappedFile], Any]] = {
+    "read": lambda f: f.read(0, 8),
+    "read_whole": lambda f: f.read(0, SIZE),
+    "read_into": filled,
+    "read_many": lambda f: f.read_many([(0, 8), (PAGE, 8)]),
+    "chunks": lambda f: drained(f.chunks(3 * PAGE)),
+    "view_read": lambda f: f.view(0, PAGE).read(0, 8),
+    "prewarm": lambda f: f.prewarm(),
+    "residency": lambda f: f.residency(),
+    "advise": lambda f: f.advise(aiommap.Advice.WILL_NEED),
+    "locked": locked,
+    "refresh": lambda f: f.refresh(),
+}
+WRITES: dict[str, Callable[[aiommap.MappedFile], Any]] = {
+    "write": lambda f: f.write(PAGE, NEW),
+    "write_long": lambda f: f.write(PAGE, NEW * (PAGE // 4)),
+    "write_many": lambda f: f.write_many([(PAGE, NEW), (3 * PAGE, NEW)]),
+    "write_durably": written,
+    "flush": lambda f: f.flush(),
+    "start_writeback": lambda f: f.start_writeback(),
+    "prewarm_write": lambda f: f.prewarm(write=True),
+    "punch_hole": lambda f: f.punch_hole(8 * PAGE, PAGE),
+    "shrink": lambda f: f.resize(SIZE - PAGE),
+    "grow": lambda f: f.resize(SIZE + PAGE),
+    "outgrow": lambda f: f.resize(8 * SIZE),
+    "file_lock": file_locked,
+}
+
+
+def held(path: Path) -> list[str]:
+    gc.collect()
+    with open("/proc/self/maps") as maps:
+        found = [line.split()[-1] for line in maps if str(path) in line]
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:
+            continue
+        if target.startswith(str(path)):
+            found.append(target)
+    return found
+
+
+async def works(f: aiommap.MappedFile, mode: str) -> str | None:
+    """Use the file once nothing is wanting, and close it; what went wrong."""
+    try:
+        with anyio.fail_after(20):
+            if (await f.read(0, SIZE // 2))[:8] != OLD:
+                return "read other bytes"
+            if mode != "r":
+                await f.write(0, OLD)
+                await f.flush()
+                await f.resize(SIZE)
+                if os.fstat(f._mapping.fd).st_size != f.size:
+                    return "the sizes differ"
+            await f.aclose()
+    except Exception as error:
+        return repr(error)
+    return None
+
+
+async def run(folder: Path, want: str, name: str) -> dict[str, object]:
+    path = folder / name
+    mode = "r" if want == "copied_up" else "r+"
+    if mode != "r":
+        path.write_bytes(OLD * (SIZE // 8))
+    f = await aiommap.open(path, mode)
+    relieve = WANTS[want](path)
+    error = None
+    try:
+        with anyio.fail_after(20):
+            result = await (READS | WRITES)[name](f)
+        if isinstance(result, list):
+            result = result[0]
+        if isinstance(result, bytes) and result[:8] != OLD:
+            error = RuntimeError(f"read {result[:8]!r}")
+    except Exception as raised:
+        error = raised
+    finally:
+        relieve()
+    after = await works(f, mode)
+    return {
+        "verb": name,
+        "error": error and f"{type(error).__name__}: {error}",
+        "named": error is None or str(path) in str(error),
+        "after": after,
+        "left": held(path),
+    }
+
+
+async def main(folder: Path, want: str) -> None:
+    for name in READS if want in ("copied_up", "frozen") else READS | WRITES:
+        print(json.dumps(await run(folder, want, name)), flush=True)
+
+
+if __name__ == "__main__":
+    backend = sys.argv[3]
+    options = {"use_uvloop": backend == "uvloop"} if backend != "trio" else {}
+    anyio.run(
+        main,
+        Path(sys.argv[1]),
+        sys.argv[2],
+        backend="asyncio" if backend != "trio" else "trio",
+        backend_options=options,
+    )
