@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 
 import aiommap
-from aiommap import _threads, _workers
+from aiommap._runtime import threads as _threads
+from aiommap._runtime import workers as _workers
 
 from ._harness import MIB, Report, scratch_file
 

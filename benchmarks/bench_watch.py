@@ -21,7 +21,7 @@ from typing import Any
 import watchfiles
 
 import aiommap
-from aiommap import _scanner
+from aiommap._watch import scanner as _scanner
 
 from ._harness import MIB, Report, heartbeat
 

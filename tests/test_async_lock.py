@@ -14,7 +14,7 @@ import pytest
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
-from aiommap import _file_locks
+from aiommap._ipc import file_locks as _file_locks
 from aiommap.testing import slow_disk
 
 pytestmark = pytest.mark.anyio

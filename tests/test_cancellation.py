@@ -20,8 +20,8 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import Advice, FlushPolicy
-from aiommap._flush import Flusher
-from aiommap._workers import Workers
+from aiommap._flush.flusher import Flusher
+from aiommap._runtime.workers import Workers
 from limiters import held
 from waiting import until
 

@@ -16,7 +16,7 @@ import anyio
 import pytest
 
 import aiommap
-from aiommap._cli import _demo, main
+from aiommap._cli import main
 from aiommap._cli._heartbeat import Heartbeat
 from aiommap._cli._measure import Measurement, measure_shared, random_offsets
 from aiommap._cli._text import (
@@ -27,6 +27,7 @@ from aiommap._cli._text import (
     plural,
     printable,
 )
+from aiommap._cli.demo import command
 
 QUICK = ("--size", "8M", "--seconds", "0.05", "--tasks", "4")
 BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
@@ -137,7 +138,7 @@ class TestDemo:
         async def fail(stage: object) -> None:
             raise OSError(28, "No space left on device", "demo.bin")
 
-        monkeypatch.setattr(_demo, "flush_much", fail)
+        monkeypatch.setattr(command, "flush_much", fail)
         assert main(["demo", *QUICK, "--dir", str(tmp_path)]) == 1
         assert capsys.readouterr().err == "aiommap: demo.bin: No space left on device\n"
         assert list(tmp_path.iterdir()) == []

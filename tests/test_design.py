@@ -1,22 +1,25 @@
 """docs/design.md says what is true: its tables of modules, and where its invariants are kept.
 
-``python tests/test_design.py`` writes which modules there are, in order, and what they import, and
-what the C sources include. What each is for is written by hand, and kept.
+``python tests/test_design.py`` writes which wings there are, from the roof down, and what they
+import; which modules each wing has; and what the C sources include. What each is for is written by
+hand, and kept.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 
-from test_layering import LAYERS, PACKAGE, rows_imported
+from test_layering import ENTRIES, PACKAGE, entries_imported
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "design.md"
 
-MODULES = "| `src/aiommap/` | responsibility | imports |\n|---|---|---|\n"
+WINGS = "| `src/aiommap/` | responsibility | imports |\n|---|---|---|\n"
+MODULES = "| module | responsibility |\n|---|---|\n"
 C_SOURCES = "| `src/aiommap/_csrc/` | responsibility | includes |\n|---|---|---|\n"
 INVARIANT = re.compile(
     r"^\| \*\*(?P<name>I\d+)\*\* \|[^|]*\|(?P<kept>[^|]*)\|(?P<tested>[^|]*)\|$", re.MULTILINE
@@ -56,21 +59,38 @@ def replace(text, head, lines):
 
 
 def file_of(entry):
-    """Say how the table names a row of the layers."""
+    """Say how the table names an entry."""
     if (PACKAGE / entry).is_dir():
         return f"{entry}/"
     return f"{entry}.py" if (PACKAGE / f"{entry}.py").exists() else f"{entry}.pyi"
 
 
-def with_true_modules(text):
-    duties = dict(rows_of(text, MODULES))
+def with_true_wings(text):
+    duties = dict(rows_of(text, WINGS))
     lines = []
-    for entry in LAYERS:
-        found, files = rows_imported(entry), (file_of(entry),)
-        lines.append(
-            line_of(files, duties.get(files, MISSING), [row for row in LAYERS if row in found])
-        )
+    for entry in ENTRIES:
+        found, files = entries_imported(entry), (file_of(entry),)
+        column = [other for other in ENTRIES if other in found]
+        lines.append(line_of(files, duties.get(files, MISSING), column))
+    return replace(text, WINGS, lines)
+
+
+def with_true_modules(text):
+    """List the modules of the private wings, a wing after the other, by name."""
+    duties = dict(rows_of(text, MODULES))
+    wings = [entry for entry in ENTRIES if (PACKAGE / entry).is_dir() and entry[0] == "_"]
+    wings.remove("_cli")  # its modules are its commands
+    paths = [path for wing in wings for path in sorted((PACKAGE / wing).rglob("*.py"))]
+    names = [str(path.relative_to(PACKAGE)) for path in paths if path.name != "__init__.py"]
+    lines = [f"| `{name}` | {duties.get((name,), MISSING)} |" for name in names]
     return replace(text, MODULES, lines)
+
+
+def included(file):
+    """Name what a C source includes, as the table names it."""
+    path = PACKAGE / "_csrc" / file
+    for name in INCLUDE.findall(path.read_text(encoding="utf-8")):
+        yield os.path.relpath(path.parent / name, PACKAGE / "_csrc")
 
 
 def with_true_includes(text):
@@ -78,23 +98,28 @@ def with_true_includes(text):
     order = [name for files, _ in rows for name in files]
     lines = []
     for files, duty in rows:
-        sources = [(PACKAGE / "_csrc" / name).read_text(encoding="utf-8") for name in files]
-        found = {name for source in sources for name in INCLUDE.findall(source)} - set(files)
+        found = {name for file in files for name in included(file)} - set(files)
         lines.append(line_of(files, duty, sorted(found, key=order.index)))
     return replace(text, C_SOURCES, lines)
 
 
-def test_the_modules_are_all_there_in_order_with_what_they_import():
+def test_the_wings_are_all_there_in_order_with_what_they_import():
+    assert read() == with_true_wings(read()), "run `python tests/test_design.py`"
+
+
+def test_the_modules_of_each_wing_are_all_there():
     assert read() == with_true_modules(read()), "run `python tests/test_design.py`"
 
 
 def test_the_c_sources_are_all_there_with_what_they_include():
     listed = [name for files, _ in rows_of(read(), C_SOURCES) for name in files]
-    assert sorted(listed) == sorted(path.name for path in (PACKAGE / "_csrc").glob("*.[ch]"))
+    assert sorted(listed) == sorted(
+        str(path.relative_to(PACKAGE / "_csrc")) for path in (PACKAGE / "_csrc").rglob("*.[ch]")
+    )
     assert read() == with_true_includes(read()), "run `python tests/test_design.py`"
 
 
-@pytest.mark.parametrize("head", [MODULES, C_SOURCES], ids=["python", "c"])
+@pytest.mark.parametrize("head", [WINGS, MODULES, C_SOURCES], ids=["wings", "modules", "c"])
 def test_every_module_has_a_responsibility(head):
     assert [files for files, duty in rows_of(read(), head) if duty in ("", MISSING)] == []
 
@@ -103,7 +128,12 @@ def own_invariants():
     """Return the labels of each file that numbers invariants of its own, in their order."""
     sources = sorted(path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".h"))
     found = {path: OWN_INVARIANT.findall(path.read_text(encoding="utf-8")) for path in sources}
-    return {path.name.removesuffix(".py"): labels for path, labels in found.items() if labels}
+    return {name_of(path): labels for path, labels in found.items() if labels}
+
+
+def name_of(path):
+    """Say how pages name a module: from its wing on, a C file with its ending."""
+    return str(path.relative_to(PACKAGE)).removeprefix("_csrc/").removesuffix(".py")
 
 
 def test_no_two_invariants_of_modules_have_one_label():
@@ -132,7 +162,10 @@ def test_an_invariant_is_kept_by_modules_and_tested_by_files_that_exist(name):
     kept = QUOTED.findall(INVARIANTS[name]["kept"])
     tested = QUOTED.findall(INVARIANTS[name]["tested"])
     sources = [path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".c", ".h")]
-    here = {path.name for path in sources} | {path.stem for path in sources}
+    paths = [path.relative_to(PACKAGE) for path in sources]
+    here = {
+        str(name).removeprefix("_csrc/") for path in paths for name in (path, path.with_suffix(""))
+    }
     tests = {path.name for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*")}
     assert kept
     assert tested
@@ -141,4 +174,6 @@ def test_an_invariant_is_kept_by_modules_and_tested_by_files_that_exist(name):
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_true_includes(with_true_modules(read())), encoding="utf-8")
+    PAGE.write_text(
+        with_true_includes(with_true_modules(with_true_wings(read()))), encoding="utf-8"
+    )

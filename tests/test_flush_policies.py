@@ -18,8 +18,8 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
-from aiommap._kept_threads import clock
-from aiommap._scheduler import BACKGROUND_FLUSHES
+from aiommap._flush.scheduler import BACKGROUND_FLUSHES
+from aiommap._runtime.kept_threads import clock
 from aiommap.testing import failing_flush, slow_disk
 from waiting import until
 
@@ -334,7 +334,7 @@ async def test_flushes_unasked_without_a_thread(path, monkeypatch):
         policy = FlushPolicy.every_interval(0.01)
         files = [await hub.open(path, "r+", flush=policy) for _ in range(2 * BACKGROUND_FLUSHES)]
         with monkeypatch.context() as patches:
-            patches.setattr("aiommap._kept_threads.run_in_thread", refuse)
+            patches.setattr("aiommap._runtime.kept_threads.run_in_thread", refuse)
             receipts = [await f.write(i * PAGE, b"x") for i, f in enumerate(files)]
             await until(lambda: all(receipt.durable for receipt in receipts))
             await until(lambda: hub._scheduler.idle)
@@ -347,7 +347,7 @@ async def test_a_flush_without_memory_is_made_up_for(path, monkeypatch, caplog):
             def fail(*_):
                 raise MemoryError
 
-            patches.setattr("aiommap._flush.Flusher._finds_work", fail)
+            patches.setattr("aiommap._flush.flusher.flusher.Flusher._finds_work", fail)
             receipt = await f.write(0, b"x")
             await until(lambda: caplog.records)
         await until(lambda: receipt.durable)

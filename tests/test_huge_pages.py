@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import aiommap
-import aiommap._huge_pages as huge_pages
+import aiommap._pages.huge_pages as huge_pages
 
 MIB = 1 << 20
 

@@ -18,8 +18,8 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import Advice, FlushPolicy
-from aiommap._lane import Lane
-from aiommap._workers import Workers
+from aiommap._runtime.batching import Lane
+from aiommap._runtime.workers import Workers
 from limiters import held
 
 pytestmark = pytest.mark.anyio

@@ -12,7 +12,7 @@ import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import Advice, UnsupportedError
 from aiommap._native import PIECE_BYTES
-from aiommap._paging import Pager
+from aiommap._pages.pager import Pager
 
 pytestmark = pytest.mark.anyio
 SIZE = 3 * PIECE_BYTES

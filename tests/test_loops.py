@@ -246,8 +246,8 @@ print(any(map(os.path.exists, names)))
 def test_flushes_that_are_due_at_the_end_of_the_loop_leave_no_task_behind(path, loop):
     """More files than may be flushed at once, so that the later turns begin during the end."""
     script = """
-from aiommap._flush import Flusher
-from aiommap._workers import _background
+from aiommap._flush.flusher import Flusher
+from aiommap._runtime.loops import _background
 import time
 write_out = Flusher._write_out
 def slowly(self, spans, *, whole):

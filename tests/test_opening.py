@@ -15,8 +15,8 @@ import pytest
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
-from aiommap import _workers
-from aiommap._writing import Writer
+from aiommap._file.writing import Writer
+from aiommap._runtime import workers as _workers
 from limiters import held, until_queued
 
 pytestmark = pytest.mark.anyio

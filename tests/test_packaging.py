@@ -17,7 +17,7 @@ OLDEST = re.fullmatch(r">=3\.(\d+)", PROJECT["project"]["requires-python"])[1]
 
 
 def test_the_stable_abi_is_that_of_the_oldest_python():
-    header = (ROOT / "src" / "aiommap" / "_csrc" / "py_mapping.h").read_text(encoding="utf-8")
+    header = (ROOT / "src" / "aiommap" / "_csrc" / "py" / "mapping.h").read_text(encoding="utf-8")
     assert f"#define Py_LIMITED_API 0x03{int(OLDEST):02X}0000\n" in header
     wheels = PROJECT["tool"]["cibuildwheel"]
     assert wheels["build"] == f"cp3{OLDEST}-*"
@@ -41,7 +41,7 @@ def test_the_native_module_is_one_for_all_versions():
 
 def test_no_wheel_is_declared_for_free_threaded_python():
     assert not [text for text in PROJECT["project"]["classifiers"] if "Free Threading" in text]
-    sources = (ROOT / "src" / "aiommap" / "_csrc").glob("*.c")
+    sources = (ROOT / "src" / "aiommap" / "_csrc").rglob("*.c")
     assert not [path for path in sources if "Py_mod_gil" in path.read_text(encoding="utf-8")]
 
 

@@ -11,7 +11,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import ChangeKind, FlushPolicy
-from aiommap._threads import run_in_thread
+from aiommap._runtime.threads import run_in_thread
 from limiters import held, until_queued
 
 pytestmark = pytest.mark.anyio
@@ -405,7 +405,7 @@ async def test_reopen_closes_the_old_file_without_a_thread(path, monkeypatch):
 
         put_another(path)
         with monkeypatch.context() as patches:
-            patches.setattr("aiommap._kept_threads.run_in_thread", refuse_afterwards)
+            patches.setattr("aiommap._runtime.kept_threads.run_in_thread", refuse_afterwards)
             await f.reopen()
             await f._retired.wait()
             assert old.mapping.closed

@@ -360,7 +360,7 @@ async def test_reads_left_behind_keep_the_descriptor_until_they_are_done(tmp_pat
     """A read that hangs in its thread must not end up reading somebody else's file."""
     import threading
 
-    import aiommap._backend as module
+    import aiommap._storage.descriptor as module
 
     begun, go = threading.Event(), threading.Event()
     real, found = module.read_file, []

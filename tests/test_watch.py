@@ -10,7 +10,8 @@ import pytest
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
-from aiommap import ChangeKind, FlushPolicy, _looking
+from aiommap import ChangeKind, FlushPolicy
+from aiommap._watch import stat_differ as _looking
 from watching import (
     expect,
     fence,

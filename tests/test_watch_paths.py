@@ -10,7 +10,7 @@ import pytest
 
 import aiommap
 from aiommap import ChangeKind
-from aiommap._routes import Router, is_remote
+from aiommap._watch.path_resolution import Router, is_remote
 from watching import fetch, missing, reach, size, watch
 
 pytestmark = pytest.mark.anyio

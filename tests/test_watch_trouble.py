@@ -12,8 +12,12 @@ import anyio
 import pytest
 
 import aiommap
-from aiommap import ChangeKind, _looking, _scanner, _watch_set, _watching
-from aiommap._own_changes import OwnChanges
+from aiommap import ChangeKind
+from aiommap._watch import notifier as _watch_set
+from aiommap._watch import scanner as _scanner
+from aiommap._watch import stat_differ as _looking
+from aiommap._watch import watcher as _watching
+from aiommap._watch.attribution import OwnChanges
 from watching import Deaf, fetch, missing, reach, size, watch
 
 pytestmark = pytest.mark.anyio
@@ -189,7 +193,7 @@ async def test_polling_can_be_forced(hub, tmp_path, monkeypatch):
 
 
 async def test_network_file_systems_have_a_thread_of_their_own(hub, tmp_path, monkeypatch):
-    from aiommap import _watching
+    from aiommap._watch import watcher as _watching
 
     monkeypatch.setattr(_watching, "is_remote", lambda path: path.endswith("remote"))
     for name in ("remote", "local"):

@@ -12,7 +12,8 @@ import pytest
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
-from aiommap import _futex, _native
+from aiommap import _native
+from aiommap._ipc import futex as _futex
 
 pytestmark = pytest.mark.anyio
 
@@ -334,7 +335,8 @@ def test_a_forked_child_has_neither_words_nor_waiters(path):
 
 LOST_LOOP = """
 import asyncio, gc, sys, threading, aiommap
-from aiommap import _futex, _native
+from aiommap import _native
+from aiommap._ipc import futex as _futex
 
 async def begin():
     f = await aiommap.open(sys.argv[1], "r+")

@@ -17,7 +17,7 @@ import anyio
 import anyio.to_thread
 
 import aiommap
-from aiommap import _threads
+from aiommap._runtime import threads as _threads
 
 from .cast import CAST, Actor
 from .leaks import Footprint, footprint, leaks, wait_for_threads

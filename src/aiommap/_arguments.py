@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import operator
 import reprlib
-from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from itertools import pairwise
+from typing import Any, SupportsIndex, TypeVar
 
-from ._ranges import integer
+from ._errors import OutOfBoundsError, OverlapError
 
 T = TypeVar("T")
 
@@ -94,3 +96,96 @@ def ranges_of(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
 def items_of(items: Iterable[tuple[int, object]]) -> Iterator[tuple[int, object]]:
     """Yield what ``write_many`` was given, as it has to be."""
     return pairs(items, "items", '(0, b"data")')
+
+
+Name = TypeVar("Name", bound=Hashable)
+
+
+def integer(value: object, name: str) -> int:
+    """Return a plain integer; the error for what is none says which argument it was."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]  # this finds out
+    except TypeError:
+        raise TypeError(f"{name} is {reprlib.repr(value)}: give an integer") from None
+
+
+def check_range(
+    offset: SupportsIndex, length: SupportsIndex, limit: int, resizable: bool = False
+) -> tuple[int, int]:
+    """Return offset and length as plain integers once they are known to lie within the limit.
+
+    Python integers do not overflow, so this form of the check is complete; the native module has
+    the same comparison in 64 bits, and a test holds the two to one edge table.
+
+    Args:
+        offset, length: what was asked for.
+        limit: how many bytes there are.
+        resizable: whether who asked can have more, by ``resize``; for the error.
+    Raises:
+        OutOfBoundsError: if [offset, offset + length) is not within [0, limit).
+        TypeError: if either is not an integer.
+    """
+    start, count = integer(offset, "offset"), integer(length, "length")
+    if start < 0 or count < 0 or start + count > limit:
+        error = OutOfBoundsError(start, count, limit)
+        if resizable and start >= 0 and count >= 0:
+            raise OutOfBoundsError(start, count, limit, f"{error}, or resize() the file first")
+        raise error
+    return start, count
+
+
+def check_tail(
+    offset: SupportsIndex, length: SupportsIndex | None, limit: int, resizable: bool = False
+) -> tuple[int, int]:
+    """Check a range whose length None means "to the end"; the rest as ``check_range``."""
+    if length is None:
+        start = integer(offset, "offset")
+        if start > limit:
+            reason = f"asked for bytes from {start} on but there are only {limit}: begin earlier"
+            if resizable:
+                reason += ", or resize() the file first"
+            raise OutOfBoundsError(start, 0, limit, reason)
+        return check_range(start, max(0, limit - start), limit, resizable)
+    return check_range(offset, length, limit, resizable)
+
+
+def check_disjoint(
+    parts: Mapping[Name, tuple[SupportsIndex, SupportsIndex]], limit: int
+) -> dict[Name, tuple[int, int]]:
+    """Return named (offset, length) pairs once all lie within the limit and no two share a byte.
+
+    Raises:
+        OutOfBoundsError: if a range is not within [0, limit); it names the range.
+        OverlapError: if two share a byte; it names both.
+        TypeError: if these are no named pairs of integers; it names the one that is not.
+    """
+    if not isinstance(parts, Mapping):
+        raise TypeError(
+            f"parts is {reprlib.repr(parts)}: give a mapping of names to (offset, length), such as "
+            '{"header": (0, 16)}'
+        )
+    checked = {name: _check_named(name, part, limit) for name, part in parts.items()}
+    ranges = [(at, at + length, name) for name, (at, length) in checked.items() if length]
+    # Of ranges in order of their starts, the first that overlaps anything overlaps the next one.
+    ranges.sort(key=lambda item: item[0])
+    for (low, end, one), (start, high, other) in pairwise(ranges):
+        if start < end:
+            raise OverlapError((low, end), (start, high), (one, other))
+    return checked
+
+
+def _check_named(
+    name: object, part: tuple[SupportsIndex, SupportsIndex], limit: int
+) -> tuple[int, int]:
+    example = "give (offset, length), two integers in bytes, such as (0, 16)"
+    try:
+        offset, length = part
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"part {name!r} is {reprlib.repr(part)}: {example}") from error
+    try:
+        return check_range(offset, length, limit)
+    except OutOfBoundsError as error:
+        reason = f"{name!r}: {error}"
+        raise OutOfBoundsError(error.offset, error.length, error.limit, reason) from None
+    except TypeError as error:
+        raise TypeError(f"part {name!r} is {reprlib.repr(part)}: {example} ({error})") from error

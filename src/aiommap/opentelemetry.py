@@ -11,7 +11,7 @@ import importlib.metadata
 import math
 from functools import partial
 
-from ._observing import Operation, set_observer
+from ._runtime.tracing import Operation, set_observer
 
 try:
     from opentelemetry.trace import Status, StatusCode, Tracer, TracerProvider, get_tracer

@@ -234,7 +234,7 @@ def test_where_sigbus_is_blocked_verbs_work_and_the_kernel_kills_for_a_load(tmp_
 def test_workers_have_sigbus_unblocked_whoever_starts_them(tmp_path):
     expect_alive(
         """
-        from aiommap._threads import run_in_thread
+        from aiommap._runtime.threads import run_in_thread
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGBUS})
         done, blocked = threading.Event(), []
 
@@ -280,7 +280,7 @@ def test_background_flushes_of_a_poisoned_file_are_told_once_and_end(tmp_path, b
 
 
 UNDER_A_VERB = """
-from aiommap._workers import Workers
+from aiommap._runtime.workers import Workers
 
 start, actions = Workers._start, []
 

@@ -11,7 +11,8 @@ import pytest
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
-from aiommap import FlushPolicy, _paths
+from aiommap import FlushPolicy
+from aiommap._core import paths as _paths
 from faults.scripts import expect_alive
 from powercut.mount import missing, mounted
 from waiting import until

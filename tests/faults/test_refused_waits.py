@@ -39,7 +39,7 @@ long syscall(long number, ...)
 
 FRAME = """
 import sys, anyio, aiommap
-from aiommap import _futex
+from aiommap._ipc import futex as _futex
 
 path, other_path, backend, number = sys.argv[1:]
 

@@ -61,7 +61,7 @@ run(main)
 NO_THREAD = """
 async def scarce():
     if not IDLE:
-        from aiommap import _threads
+        from aiommap._runtime import threads as _threads
         while _threads._idle:  # as after ten seconds
             worker = _threads._idle.pop()
     threading.stack_size(1 << 46)

@@ -15,8 +15,8 @@ import pytest
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
-from aiommap import _opening
-from aiommap._following import MOST_OVERTAKEN
+from aiommap._core import opening as _opening
+from aiommap._snapshot.follower import MOST_OVERTAKEN
 from following import (
     Gate,
     check_good,

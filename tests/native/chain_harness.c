@@ -4,7 +4,7 @@
 #include <setjmp.h>
 #include <sys/wait.h>
 
-#include "atomics.h"
+#include "atomic_word.h"
 
 /* Of sigaltstack(2), since Linux 4.7. */
 static const unsigned autodisarm = 1U << 31;

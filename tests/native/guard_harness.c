@@ -1,7 +1,7 @@
 /* guard_harness.c: cases of the SIGBUS guard, see harness.h. */
 #include "harness.h"
 
-#include "atomics.h"
+#include "atomic_word.h"
 
 static bool in_page(const void *fault, size_t number)
 {

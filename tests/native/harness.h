@@ -10,7 +10,7 @@
 
 #include "growth.h"
 #include "guard.h"
-#include "watched.h"
+#include "fault_table.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiommap import _native
+from aiommap._arguments import check_range
 from aiommap._errors import OutOfBoundsError
 from aiommap._native import PAGE_SIZE, Mapping
-from aiommap._ranges import check_range
 
 PAGES = 16
 SIZE = PAGES * PAGE_SIZE

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from aiommap._opening import nowait_works
+from aiommap._core.opening import nowait_works
 
 PREADV2 = {"x86_64": 327, "aarch64": 286}
 

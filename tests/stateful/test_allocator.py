@@ -18,8 +18,8 @@ from hypothesis.stateful import (
 )
 
 from aiommap import OutOfBoundsError, ReceiptError
-from aiommap._allocating import RangeAllocator
-from aiommap._ledger import AllocatedRange, Layout
+from aiommap._allocation.allocator import RangeAllocator
+from aiommap._allocation.table import AllocatedRange, Layout
 from strategies import LARGEST
 
 SPAN = 40

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from aiommap import FlushPolicy
-from aiommap._policy import FlushLedger
-from aiommap._schedule import Schedule
+from aiommap._flush.flush_queue import Schedule
+from aiommap._flush.trigger import FlushLedger
 
 FILES = st.integers(0, 5)
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import aiommap
 from aiommap import Change, ChangeKind, FileState
-from aiommap._change import classify
+from aiommap._watch.changes import classify
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiommap import OutOfBoundsError, ReceiptError, _ledger
-from aiommap._ledger import AllocatedRange, Layout, Ledger, check_alignment
+from aiommap import OutOfBoundsError, ReceiptError
+from aiommap._allocation import table as _ledger
+from aiommap._allocation.table import AllocatedRange, Layout, Ledger, check_alignment
 from aiommap._ranges import align_up
 from strategies import LARGEST, PAGE, disjoint_windows
 

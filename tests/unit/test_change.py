@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiommap._change import Change, ChangeKind, FileState, classify, merge
-from aiommap._change_buffer import ChangeBuffer
+from aiommap._core.file_state import FileState
+from aiommap._watch.changes import Change, ChangeBuffer, ChangeKind, classify, merge
 
 BASE = FileState(
     device=1, inode=2, size=100, mode=0o100644, links=1, user=0, group=0, mtime_ns=10, ctime_ns=10

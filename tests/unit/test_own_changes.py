@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from aiommap._change import ChangeKind, FileState, Identity, classify
-from aiommap._looking import Entry, Looker
-from aiommap._own_changes import Doing, OwnChanges, settled, without_own
+from aiommap._core.file_state import FileState, Identity
+from aiommap._core.own_activity import Doing
+from aiommap._watch.attribution import OwnChanges, settled, without_own
+from aiommap._watch.changes import ChangeKind, classify
+from aiommap._watch.stat_differ import Entry, Looker
 
 OLD = FileState(
     device=1, inode=2, size=100, mode=0o100644, links=1, user=0, group=0, mtime_ns=10, ctime_ns=10
@@ -246,7 +248,7 @@ def test_one_looks_again_if_a_resize_ends_while_one_looks(tmp_path, monkeypatch)
             change(200)
         return found
 
-    monkeypatch.setattr("aiommap._looking.stat_of", stat_and_resize)
+    monkeypatch.setattr("aiommap._watch.stat_differ.stat_of", stat_and_resize)
     change(300)
     looker.look(entry, "poll")
     assert not told
@@ -272,7 +274,7 @@ def test_a_resize_while_the_first_state_is_taken_is_our_own(tmp_path, monkeypatc
             file.mapping.file_end = 200
         return found
 
-    monkeypatch.setattr("aiommap._looking.stat_of", stat_and_resize)
+    monkeypatch.setattr("aiommap._watch.stat_differ.stat_of", stat_and_resize)
     entry = Entry(str(path))
     looker.begin(entry)
     looker.look(entry, "event")

@@ -10,7 +10,7 @@ import pickle
 import pytest
 
 from aiommap import FlushPolicy
-from aiommap._policy import FlushLedger
+from aiommap._flush.trigger import FlushLedger
 
 POLICIES = {
     "never": FlushPolicy.never(),

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 
 import aiommap
 
-from . import _bench, _completion, _demo, _info, _prewarm, _residency, _watch
+from . import _bench, _completion, _info, _prewarm, _residency, _watch
 from ._arguments import Parser, ShowVersion, UsageError
-from ._screen import choose_screen, describe
+from ._output import choose_screen
+from ._screen import describe
 from ._text import printable
+from .demo import command as demo
 
 _FAILED, _USAGE, _INTERRUPTED, _BROKEN_PIPE = 1, 2, 130, 141
 
@@ -40,7 +42,7 @@ def build_parser() -> Parser:
         required=True,
         help="one of the above; each has its own --help",
     )
-    for command in (_info, _residency, _prewarm, _bench, _demo, _watch):
+    for command in (_info, _residency, _prewarm, _bench, demo, _watch):
         command.add_parser(commands)
     _completion.add_parser(commands, build_parser)
     return parser

@@ -7,7 +7,6 @@ to standard error, one line each, in every form.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -113,20 +112,6 @@ class JsonScreen(Screen):
         """Write a document on one line, as soon as it is true."""
         self._stream.write(json.dumps(content, allow_nan=False) + "\n")
         self._stream.flush()
-
-
-def choose_screen(*, as_json: bool) -> Screen:
-    """Return the screen for standard output: JSON if asked for, rich on a terminal, else plain."""
-    if as_json:
-        return JsonScreen(sys.stdout)
-    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
-        try:
-            # Only here: rich is an extra, and takes longer to import than a short command to run.
-            from ._terminal import TerminalScreen  # noqa: PLC0415
-        except ImportError:
-            return Screen(sys.stdout)
-        return TerminalScreen(sys.stdout)
-    return Screen(sys.stdout)
 
 
 def describe(error: Exception) -> str:

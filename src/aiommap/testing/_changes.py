@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from aiommap import MappedFile, Snapshot
+from aiommap._arguments import integer
+from aiommap._core.paths import absolute_path
 from aiommap._native import pin
-from aiommap._paths import absolute_path
-from aiommap._ranges import integer
 from aiommap._typing import Buffer
 
 Target = MappedFile | Snapshot | str | os.PathLike[str]

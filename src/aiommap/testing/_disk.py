@@ -22,9 +22,10 @@ from contextlib import contextmanager
 from typing import Literal
 
 from aiommap import MappedFile, Snapshot
-from aiommap._core import Core, Store
+from aiommap._core.disk import Store
+from aiommap._core.file_core import Core
 from aiommap._native import Receipt
-from aiommap._threads import Mutex
+from aiommap._runtime.threads import Mutex
 from aiommap._typing import Buffer
 
 #: What a worker asks of the disk: bytes, to take bytes, or to have them on stable storage.

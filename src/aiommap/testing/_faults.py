@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import get_args
 
-from aiommap import AccessModeError, MappedFile, Snapshot, _opening
-from aiommap._change import Identity
-from aiommap._core import Core
-from aiommap._threads import Mutex
-from aiommap._workers import Event
+from aiommap import AccessModeError, MappedFile, Snapshot
+from aiommap._core import opening as _opening
+from aiommap._core.file_core import Core
+from aiommap._core.file_state import Identity
+from aiommap._runtime.loops import Event
+from aiommap._runtime.threads import Mutex
 
 from ._disk import Call, InjectedFault, core_of, in_place
 
@@ -99,7 +100,7 @@ class _FullDisk(InjectedFault):
         return hole >= offset + length
 
 
-#: The full disks that there are. ``_opening.allocate`` is replaced while there is any.
+#: The full disks that there are. ``_core/opening.allocate`` is replaced while there is any.
 _full: list[_FullDisk] = []
 _allocate = _opening.allocate
 

@@ -1,0 +1,1 @@
+"""Ranges of a file handed out once: the pure table, and the allocator over it."""

@@ -1,0 +1,405 @@
+"""Allocated ranges and the ledger of who holds which bytes.
+
+Pure: no file, no loop, no mutex. ``_allocation/allocator`` puts one around each call.
+
+Invariants.
+  R1  The span [start, end) is at all times the disjoint union of the free bytes, the ranges that
+      are held, and those allocated before a state was saved that nobody has claimed yet.
+  R2  A range is valid while the ledger holds that very object. No copy of it is, and it never is
+      again after ``free`` or ``split``, even if the same bytes are handed out anew.
+  R3  What is refused changes nothing.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NoReturn, Protocol, Self, SupportsIndex, final
+
+from .._arguments import check_range, integer
+from .._errors import ReceiptError, not_copied
+from .._ranges import RangeSet, align_up
+
+_MAGIC = b"aioAlloc"
+_VERSION = 1
+#: Magic, version, start, end, alignment, number of ranges; then (offset, length) of each range in
+#: ascending order; then the CRC-32 of all that. Little-endian.
+_HEADER = struct.Struct("<8sIQQQQ")
+_PAIR = struct.Struct("<QQ")
+_CHECKSUM = struct.Struct("<I")
+
+
+class Keeper(Protocol):
+    """What a range asks of the allocator that it came from."""
+
+    def is_valid(self, allocated: AllocatedRange) -> bool: ...
+
+    def split(
+        self, allocated: AllocatedRange, position: SupportsIndex
+    ) -> tuple[AllocatedRange, AllocatedRange]: ...
+
+
+@final
+class AllocatedRange:
+    """Bytes of one file that belong to whoever holds this object; made by ``RangeAllocator``.
+
+    Immutable, compared by identity, and bound to its allocator and with that to its file. It is
+    valid until it is freed or split, or its allocator is closed. It cannot be copied or pickled:
+    ``RangeAllocator.claim`` gets at the same bytes after the file was opened again.
+
+    Concurrency: safe from several threads.
+    """
+
+    __slots__ = ("__weakref__", "_keeper", "_length", "_offset")
+
+    def __init__(self, keeper: Keeper, offset: int, length: int) -> None:
+        self._keeper = keeper
+        self._offset = offset
+        self._length = length
+
+    @property
+    def offset(self) -> int:
+        """First byte, from the start of the file."""
+        return self._offset
+
+    @property
+    def length(self) -> int:
+        """Number of bytes; at least 1."""
+        return self._length
+
+    @property
+    def end(self) -> int:
+        """First byte behind the range, from the start of the file."""
+        return self._offset + self._length
+
+    @property
+    def valid(self) -> bool:
+        """Whether it can be used: neither freed nor split, and its allocator not closed."""
+        return self._keeper.is_valid(self)
+
+    def split_at(self, position: SupportsIndex) -> tuple[AllocatedRange, AllocatedRange]:
+        """Replace this range by two that meet at a position and cover the same bytes.
+
+        Args:
+            position: length of the first one, in bytes; 0 < position < length. To split on a page
+                of the file: ``align_up(r.offset + n) - r.offset``.
+        Raises:
+            OutOfBoundsError: if the position is outside the range, which then stays valid.
+            ValueError: if one of the two would be empty; likewise.
+            ReceiptError: if this range was freed or split.
+            anyio.ClosedResourceError: if its allocator, or the file, is closed.
+        """
+        return self._keeper.split(self, position)
+
+    def __reduce__(self) -> NoReturn:
+        remedy = "claim() it from an allocator made from the saved state"
+        raise not_copied(self, f"keep its offset and length, and {remedy}")
+
+    def __repr__(self) -> str:
+        state = "valid" if self.valid else "not valid"
+        return f"<AllocatedRange [{self._offset}, {self.end}) {state}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """All that a saved state says: the span, the alignment, and what of it is allocated.
+
+    The ranges are kept rather than the gaps between them, because neighbours would otherwise melt
+    into one, and a claim could not be checked to be of a range that was really handed out.
+    """
+
+    start: int
+    end: int
+    alignment: int
+    allocated: tuple[tuple[int, int], ...] = ()
+
+    def encode(self) -> bytes:
+        """Write the layout as bytes: 48 of them and 16 a range."""
+        body = _HEADER.pack(
+            _MAGIC, _VERSION, self.start, self.end, self.alignment, len(self.allocated)
+        ) + b"".join(_PAIR.pack(*pair) for pair in self.allocated)
+        return body + _CHECKSUM.pack(zlib.crc32(body))
+
+    @classmethod
+    def decode(cls, state: bytes) -> Self:
+        """Read a layout; ValueError unless it is one that ``encode`` could have written."""
+        if not state.startswith(_MAGIC):
+            raise ValueError("these bytes are not the saved state of an allocator")
+        if len(state) < _HEADER.size + _CHECKSUM.size:
+            raise ValueError(f"the saved state is cut off after {len(state)} bytes")
+        body, checksum = state[: -_CHECKSUM.size], state[-_CHECKSUM.size :]
+        if _CHECKSUM.unpack(checksum) != (zlib.crc32(body),):
+            raise ValueError(f"the saved state of {len(state)} bytes is damaged: its CRC is wrong")
+        _, version, start, end, alignment, count = _HEADER.unpack_from(body)
+        if version != _VERSION:
+            raise ValueError(f"the saved state has version {version}, and only 1 is known")
+        table = body[_HEADER.size :]
+        if len(table) != count * _PAIR.size:
+            raise ValueError(f"the saved state has no room for the {count} ranges it announces")
+        layout = cls(start, end, alignment, tuple(_PAIR.iter_unpack(table)))
+        layout._check_consistent()
+        return layout
+
+    def _check_consistent(self) -> None:
+        """A right checksum says that the bytes are whole, not that they make sense."""
+        check_alignment(self.alignment)
+        at = self.start
+        for offset, length in self.allocated:
+            if offset < at or length < 1:
+                raise ValueError(f"the saved state has an impossible range at {offset}")
+            at = offset + length
+        if at > self.end:
+            raise ValueError(f"the saved state reaches to {at}, beyond its own end {self.end}")
+
+
+def check_alignment(alignment: int) -> None:
+    """Raise ValueError unless it is a power of two."""
+    if alignment < 1 or alignment & (alignment - 1):
+        raise ValueError(f"alignment is {alignment}: use a power of two, for example PAGE_SIZE")
+
+
+#: So many runs a block has at most.
+BLOCK_RUNS = 512
+
+
+class _Block:
+    """Neighbouring free runs; ``most`` is no less than the room in any of them."""
+
+    __slots__ = ("ends", "most", "starts")
+
+    def __init__(self, starts: list[int], ends: list[int], most: int) -> None:
+        self.starts = starts
+        self.ends = ends
+        self.most = most
+
+
+class _FreeRuns:
+    """The free bytes: disjoint runs in ascending order, no two of which touch.
+
+    They are kept in blocks, so that what is done to one run moves and passes by the runs of its
+    block only, and the others by a look at each block.
+
+    Args:
+        runs: ascending; may touch.
+        alignment: what the offset of everything handed out is a multiple of; *room* is what is
+            left of a run behind the first such offset.
+    """
+
+    __slots__ = ("_alignment", "_blocks", "_firsts", "count")
+
+    def __init__(self, runs: Iterable[tuple[int, int]], alignment: int) -> None:
+        self._alignment = alignment
+        self._blocks: list[_Block] = []
+        #: Where the first run of each block begins.
+        self._firsts: list[int] = []
+        self.count = 0
+        whole = list(RangeSet(runs))
+        for at in range(0, len(whole), BLOCK_RUNS // 2):
+            part = whole[at : at + BLOCK_RUNS // 2]
+            block = _Block([low for low, _ in part], [end for _, end in part], 0)
+            self._measure(block)
+            self._blocks.append(block)
+            self._firsts.append(part[0][0])
+            self.count += len(part)
+
+    def total(self) -> int:
+        """Return the number of bytes."""
+        return sum(sum(block.ends) - sum(block.starts) for block in self._blocks)
+
+    def most(self) -> int:
+        """Return the room of the run that has the most."""
+        while self._blocks:
+            block = max(self._blocks, key=lambda block: block.most)
+            believed = block.most
+            self._measure(block)
+            if block.most == believed:
+                return believed
+        return 0
+
+    def take(self, length: int) -> int | None:
+        """Take the lowest aligned bytes out; return where they are, or None if there are none."""
+        for number, block in enumerate(self._blocks):
+            if block.most < length:
+                continue
+            for at, (low, end) in enumerate(zip(block.starts, block.ends, strict=True)):
+                offset = align_up(low, self._alignment)
+                if end - offset >= length:
+                    kept = [(low, offset), (offset + length, end)]
+                    self._replace(number, at, at + 1, [run for run in kept if run[0] < run[1]])
+                    return offset
+            self._measure(block)
+        return None
+
+    def add(self, offset: int, end: int) -> None:
+        """Put bytes back that are not in it; free neighbours become one run."""
+        if not self._blocks:
+            self._blocks.append(_Block([offset], [end], self._room(offset, end)))
+            self._firsts.append(offset)
+            self.count += 1
+            return
+        number = max(bisect_right(self._firsts, offset) - 1, 0)
+        block = self._blocks[number]
+        at = until = bisect_right(block.starts, offset)
+        if at and block.ends[at - 1] == offset:
+            at -= 1
+            offset = block.starts[at]
+        if until < len(block.starts):
+            if block.starts[until] == end:
+                end = block.ends[until]
+                until += 1
+        elif number + 1 < len(self._blocks) and self._firsts[number + 1] == end:
+            end = self._blocks[number + 1].ends[0]
+            self._replace(number + 1, 0, 1, [])
+        self._replace(number, at, until, [(offset, end)])
+
+    def _replace(self, number: int, at: int, until: int, runs: list[tuple[int, int]]) -> None:
+        """Put runs in the place of some of a block."""
+        block = self._blocks[number]
+        block.starts[at:until] = [low for low, _ in runs]
+        block.ends[at:until] = [end for _, end in runs]
+        block.most = max(block.most, *(self._room(*run) for run in runs), 0)
+        self.count += len(runs) - (until - at)
+        if not block.starts:
+            del self._blocks[number], self._firsts[number]
+            return
+        self._firsts[number] = block.starts[0]
+        if len(block.starts) > BLOCK_RUNS:
+            half = BLOCK_RUNS // 2
+            other = _Block(block.starts[half:], block.ends[half:], block.most)
+            del block.starts[half:], block.ends[half:]
+            self._measure(block)
+            self._measure(other)
+            self._blocks.insert(number + 1, other)
+            self._firsts.insert(number + 1, other.starts[0])
+
+    def _measure(self, block: _Block) -> None:
+        block.most = max(map(self._room, block.starts, block.ends))
+
+    def _room(self, low: int, end: int) -> int:
+        return max(end - align_up(low, self._alignment), 0)
+
+
+class Ledger:
+    """Who holds which bytes of one span; handed out first-fit."""
+
+    __slots__ = (
+        "_free",
+        "_held",
+        "_keeper",
+        "_unclaimed",
+        "alignment",
+        "end",
+        "remaining",
+        "start",
+    )
+
+    def __init__(self, keeper: Keeper, layout: Layout) -> None:
+        self._keeper = keeper
+        self.start, self.end, self.alignment = layout.start, layout.end, layout.alignment
+        self._unclaimed = dict(layout.allocated)
+        self._held: dict[int, AllocatedRange] = {}
+        ends = [self.start, *(offset + length for offset, length in layout.allocated)]
+        starts = [*(offset for offset, _ in layout.allocated), self.end]
+        self._free = _FreeRuns(zip(ends, starts, strict=True), self.alignment)
+        #: Free bytes.
+        self.remaining = self._free.total()
+
+    def copy(self) -> Callable[[], Layout]:
+        """Note what is allocated, held or not; what is returned makes a layout of it, anywhere.
+
+        Noting is quick, and making takes long where there are many.
+        """
+        held, unclaimed = self._held.copy(), self._unclaimed.copy()
+
+        def make() -> Layout:
+            lengths = {offset: allocated.length for offset, allocated in held.items()}
+            allocated = tuple(sorted({**unclaimed, **lengths}.items()))
+            return Layout(self.start, self.end, self.alignment, allocated)
+
+        return make
+
+    def layout(self) -> Layout:
+        """Say what is allocated, held or not."""
+        return self.copy()()
+
+    def unclaimed(self) -> tuple[tuple[int, int], ...]:
+        """(offset, length) of what is allocated and held by nobody, in ascending order."""
+        return tuple(sorted(self._unclaimed.items()))
+
+    def capacity(self) -> int:
+        """Length of the longest range that could be handed out if everything were free."""
+        return max(0, self.end - align_up(self.start, self.alignment))
+
+    def largest(self) -> int:
+        """Length of the longest range that can be handed out."""
+        return self._free.most()
+
+    def runs(self) -> int:
+        """Number of free runs that have other bytes between them."""
+        return self._free.count
+
+    def take(self, length: int) -> AllocatedRange | None:
+        """Hand out the lowest aligned bytes that are free; None if there is no such run."""
+        offset = self._free.take(length) if length <= self.remaining else None
+        if offset is None:
+            return None
+        self.remaining -= length
+        return self._hold(offset, length)
+
+    def free(self, allocated: AllocatedRange) -> None:
+        """Take a range back; free neighbours become one run."""
+        self.check(allocated)
+        del self._held[allocated.offset]
+        self._free.add(allocated.offset, allocated.end)
+        self.remaining += allocated.length
+
+    def split(
+        self, allocated: AllocatedRange, position: SupportsIndex
+    ) -> tuple[AllocatedRange, AllocatedRange]:
+        """Replace a range by two."""
+        self.check(allocated)
+        low, _ = check_range(position, 0, allocated.length)
+        if low in (0, allocated.length):
+            raise ValueError(
+                f"split at {low} leaves one part empty: use 1 to {allocated.length - 1}"
+            )
+        start, rest = allocated.offset, allocated.length - low
+        return self._hold(start, low), self._hold(start + low, rest)
+
+    def claim(self, offset: SupportsIndex, length: SupportsIndex) -> AllocatedRange:
+        """Hold a range that was allocated when the state was saved."""
+        start, count = integer(offset, "offset"), integer(length, "length")
+        if self._unclaimed.get(start) != count:
+            raise ReceiptError(f"cannot claim [{start}, {start + count}): " + self._reason(start))
+        del self._unclaimed[start]
+        return self._hold(start, count)
+
+    def _reason(self, offset: int) -> str:
+        if offset in self._held:
+            return "it is held already, as " + repr(self._held[offset])
+        if offset in self._unclaimed:
+            return f"the range allocated there has length {self._unclaimed[offset]}"
+        return "no range that was allocated when the state was saved begins there"
+
+    def is_valid(self, allocated: AllocatedRange) -> bool:
+        """Tell whether a range is held (R2)."""
+        return isinstance(allocated, AllocatedRange) and (
+            self._held.get(allocated.offset) is allocated
+        )
+
+    def check(self, allocated: AllocatedRange) -> None:
+        """Raise ReceiptError unless a range is held, and of this ledger (R2)."""
+        if not isinstance(allocated, AllocatedRange):
+            raise TypeError(f"{allocated!r} is no AllocatedRange: get one from allocate()")
+        if allocated._keeper is not self._keeper:  # noqa: SLF001  the two are one mechanism
+            raise ReceiptError(f"{allocated!r} was allocated by another allocator")
+        if not self.is_valid(allocated):
+            raise ReceiptError(f"{allocated!r} was freed or split: allocate another one")
+
+    def _hold(self, offset: int, length: int) -> AllocatedRange:
+        allocated = AllocatedRange(self._keeper, offset, length)
+        self._held[offset] = allocated
+        return allocated

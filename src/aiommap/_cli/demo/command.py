@@ -1,0 +1,161 @@
+"""``aiommap demo``: the library's main job on a real file, measured beside stdlib mmap."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+import aiommap
+
+from .._arguments import (
+    UsageError,
+    add_json_option,
+    add_load_options,
+    file_name,
+    size,
+    with_examples,
+)
+from .._heartbeat import Heartbeat
+from .._screen import Screen
+from .._text import MIB, format_bytes, format_seconds, printable
+from .outside import change_from_outside
+from .reading import draw_residency, prewarm, read_cold, read_warm
+from .stage import HEADERS, Stage
+from .writing import create, flush_much, write_durably
+
+_DESCRIPTION = """\
+Do the library's main job on a real file and measure it beside stdlib mmap in a thread.
+
+Without FILE: in a temporary folder that is removed at the end, durable writers, a large
+flush, cold and warm reads, prewarm, and another process that writes to the file and
+truncates it. With FILE: the reads and the prewarm, on your file; never writes to it."""
+
+_EPILOG = with_examples("aiommap demo", "aiommap demo --dir . --size 1G", "aiommap demo model.bin")
+
+_IDLE_SECONDS = 0.3
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the command line."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "demo", description=_DESCRIPTION, epilog=_EPILOG
+    )
+    parser.add_argument(
+        "file", nargs="?", type=file_name, metavar="FILE", help="a file of yours; only read"
+    )
+    parser.add_argument(
+        "--size",
+        type=size(MIB),
+        default=256 * MIB,
+        metavar="SIZE",
+        help="size of the temporary file, or how much of FILE to use (default: 256M)",
+    )
+    add_load_options(parser, tasks=64, what="write or read", duration="each timed part runs")
+    parser.add_argument(
+        "--dir",
+        metavar="DIR",
+        help="where to make the temporary folder (default: the system's; pick a real disk)",
+    )
+    add_json_option(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, screen: Screen) -> None:
+    """Run the whole demo, or its read half on the user's file."""
+    with _terminate_like_interrupt():
+        if options.file is not None:
+            if options.dir is not None:
+                raise UsageError(
+                    "--dir says where to make a temporary file: leave it out with FILE"
+                )
+            anyio.run(_on_users_file, options, screen)
+            return
+        if options.dir is not None and not Path(options.dir).is_dir():
+            raise UsageError(f"--dir {printable(options.dir)}: there is no such folder")
+        with tempfile.TemporaryDirectory(prefix="aiommap-demo-", dir=options.dir) as folder:
+            anyio.run(_on_own_file, str(Path(folder, "demo.bin")), options, screen)
+
+
+@contextmanager
+def _terminate_like_interrupt() -> Iterator[None]:
+    """Let SIGTERM take the way of Ctrl-C, which cleans up; only the main thread may arrange it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+async def _on_own_file(path: str, options: argparse.Namespace, screen: Screen) -> None:
+    stage = Stage(screen, path, options.size, options.tasks, options.seconds)
+    idle = await _listen_to_idle_loop(screen)
+    created = await create(stage)
+    groups = await write_durably(stage)
+    await flush_much(stage)
+    await _read_half(stage)
+    outside = await change_from_outside(stage)
+    _close(stage, idle, created=created.as_json(), durable_writes=groups, other_processes=outside)
+
+
+async def _on_users_file(options: argparse.Namespace, screen: Screen) -> None:
+    async with aiommap.open(options.file) as file:
+        span = min(file.size, options.size)
+        part = "" if span == file.size else f", the first {format_bytes(span)} of it"
+        screen.line(
+            (printable(options.file), "bold"), f": {format_bytes(file.size)}{part}; only read"
+        )
+    if not span:
+        screen.problem(options.file, ValueError("the file is empty: there is nothing to read"))
+        return
+    stage = Stage(screen, options.file, span, options.tasks, options.seconds)
+    idle = await _listen_to_idle_loop(screen)
+    await _read_half(stage)
+    _close(stage, idle)
+
+
+async def _read_half(stage: Stage) -> None:
+    await read_cold(stage)
+    await draw_residency(stage)
+    await prewarm(stage)
+    await read_warm(stage)
+
+
+async def _listen_to_idle_loop(screen: Screen) -> float:
+    async with Heartbeat() as beat:
+        await anyio.sleep(_IDLE_SECONDS)
+    screen.line(
+        "A 1 ms heartbeat runs on the event loop all the time; its longest gap is the worst stall. "
+        f"With nothing to do: {format_seconds(beat.worst_gap)}."
+    )
+    return beat.worst_gap
+
+
+def _close(stage: Stage, idle: float, **content: object) -> None:
+    """Show the closing table: what was measured, beside stdlib mmap in a thread."""
+    stage.screen.heading("Measured in this run: aiommap beside stdlib mmap in a thread")
+    stage.screen.table(HEADERS, [comparison.row() for comparison in stage.comparisons])
+    stage.screen.document(
+        "demo",
+        path=stage.path,
+        bytes=stage.span,
+        tasks=stage.tasks,
+        idle_gap_seconds=idle,
+        pages_could_be_dropped=not stage.never_cold,
+        comparisons=[comparison.as_json() for comparison in stage.comparisons],
+        **content,
+    )

@@ -1,0 +1,1 @@
+"""What every part of one open file shares."""

@@ -1,0 +1,135 @@
+"""Kinds of files: which can be mapped, which can only be read, and what to use for the others.
+
+Worker threads only: everything here asks the file system.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+
+from .._errors import UnsupportedError
+from .._native import filesystem_type
+
+#: statfs(2) numbers of file systems whose files are memory: tmpfs, ramfs.
+_IN_MEMORY = frozenset({0x01021994, 0x858458F6})
+
+_HUGETLBFS = 0x958458F6
+
+#: Those whose files the kernel makes up as they are read: proc, sysfs, debugfs, tracefs, cgroup,
+#: cgroup2, securityfs, configfs, bpf, selinuxfs, smackfs, binfmt_misc, fusectl.
+_MADE_UP = frozenset(
+    {
+        0x9FA0,
+        0x62656572,
+        0x64626720,
+        0x74726163,
+        0x27E0EB,
+        0x63677270,
+        0x73636673,
+        0x62656570,
+        0xCAFE4A11,
+        0xF97CFF8C,
+        0x43415D53,
+        0x42494E4D,
+        0x65735543,
+    }
+)
+
+_OTHER_KINDS: tuple[tuple[Callable[[int], bool], str, int], ...] = (
+    (stat.S_ISDIR, "a directory", errno.EISDIR),
+    (stat.S_ISFIFO, "a pipe", errno.ESPIPE),
+    (stat.S_ISSOCK, "a socket", errno.ENODEV),
+    (stat.S_ISCHR, "a character device", errno.ENODEV),
+    (stat.S_ISBLK, "a block device", errno.ENODEV),
+)
+
+_UNREADABLE = (
+    (stat.S_ISDIR, "a directory", errno.EISDIR),
+    (stat.S_ISFIFO, "a pipe", errno.ESPIPE),
+    (stat.S_ISSOCK, "a socket", errno.ENXIO),
+)
+
+_USE_BACKEND = "read it with FileBackend.open(path, size=…)"
+
+
+def check_regular(path: str, found: os.stat_result) -> None:
+    """Raise unless a path is a regular file, saying what it is instead."""
+    for test, kind, number in _OTHER_KINDS:
+        if test(found.st_mode):
+            reason = f"it is {kind}, and only regular files can be mapped"
+            raise UnsupportedError(f"map {path}", reason, number)
+
+
+def check_readable(path: str, found: os.stat_result) -> None:
+    """Raise unless a path can be read at any offset."""
+    for test, kind, number in _UNREADABLE:
+        if test(found.st_mode):
+            raise UnsupportedError(f"read {path} at an offset", f"it is {kind}", number)
+
+
+def check_mappable(path: str, fd: int, found: os.stat_result) -> None:
+    """Raise unless the bytes of an open file can be mapped, and its size be believed."""
+    check_regular(path, found)
+    check_file_system(path, fd)
+    if is_made_up(fd, found):
+        reason = (
+            "it reports no bytes, but has some: they are made up as it is read, so there is "
+            f"nothing to map; {_USE_BACKEND}"
+        )
+        raise UnsupportedError(f"map {path}", reason, errno.ENODEV)
+
+
+def check_file_system(path: str, fd: int) -> None:
+    """Raise if files of the file system of a file or directory cannot be mapped safely."""
+    if filesystem_type(fd) == _HUGETLBFS:
+        # A page that the file loses can only be replaced by a huge one, and the kernel has none
+        # to give: the load or store could not be survived (I6).
+        reason = (
+            "it lies on hugetlbfs, whose pages cannot be replaced when the file loses them, nor "
+            "written out; use a file on tmpfs mounted with huge=advise, and huge_pages=True, or "
+            "read it with FileBackend"
+        )
+        raise UnsupportedError(f"map {path}", reason, errno.ENODEV)
+
+
+def cannot_map(path: str) -> UnsupportedError:
+    """Make the error for a file whose file system answers mmap(2) with ENODEV."""
+    reason = (
+        "its file system maps no files: those below /proc and /sys are made up as they are read, "
+        f"and some FUSE drivers have no page cache; {_USE_BACKEND}"
+    )
+    return UnsupportedError(f"map {path}", reason, errno.ENODEV)
+
+
+def is_made_up(fd: int, found: os.stat_result) -> bool:
+    """Tell whether a regular file has bytes, or may have, although its size is 0."""
+    if found.st_size or not stat.S_ISREG(found.st_mode):
+        return False
+    if filesystem_type(fd) in _MADE_UP:
+        return True
+    try:
+        # Somebody may be appending to it; then it has a size after that.
+        return bool(os.pread(fd, 1, 0)) and not os.fstat(fd).st_size
+    except OSError:
+        return False
+
+
+def is_in_memory(fd: int) -> bool:
+    """Tell whether reading a file never waits for a device."""
+    return filesystem_type(fd) in _IN_MEMORY
+
+
+def size_of(path: str, fd: int, found: os.stat_result) -> int:
+    """Ask the system how much there is to read."""
+    if stat.S_ISBLK(found.st_mode):
+        return os.lseek(fd, 0, os.SEEK_END)
+    if stat.S_ISREG(found.st_mode) and not is_made_up(fd, found):
+        return found.st_size
+    kind = "a character device"
+    if stat.S_ISREG(found.st_mode):
+        kind = "made up as it is read, and reports no bytes"
+    reason = f"it is {kind}: pass size=, the bytes that are to be read, or more than there may be"
+    raise UnsupportedError(f"tell the size of {path}", reason)

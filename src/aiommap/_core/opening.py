@@ -1,0 +1,356 @@
+"""Opening: from a path and options to a mapping, in a worker thread, leaving nothing half done."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import resource
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+
+from .._errors import UnsupportedError
+from .._native import Mapping, sigbus_blocked
+from .file_kinds import cannot_map, check_mappable, check_regular, is_in_memory
+from .file_state import FileState, Identity
+from .leases import LeasedError
+from .options import OpenOptions
+from .paths import NewName, open_new, open_or_new
+
+#: Linux 5.9 and 5.10 return short NOWAIT reads of cached data (tokio-rs/tokio#3803).
+_BROKEN_NOWAIT = ((5, 9), (5, 10))
+
+_warned = False
+
+
+def warn_if_unguarded() -> None:
+    """Warn, once a process, if foreign loads and stores of this thread could not be survived."""
+    global _warned
+    if _warned or not sigbus_blocked():
+        return
+    _warned = True
+    warnings.warn(
+        "SIGBUS is blocked in the thread that opens the file, so a load or store through a view "
+        "kills the process if the file loses the page; verbs are safe. Unblock it with "
+        "signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGBUS})",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What opening found."""
+
+    mapping: Mapping
+    identity: Identity
+    state: FileState
+    named: bool
+    #: The name that was given to the file, if it was this opening that created it.
+    made: NewName | None
+
+
+def open_mapping(options: OpenOptions) -> Opened:
+    """Open, create or overwrite the file and map it. Worker threads only.
+
+    Raises:
+        LeasedError: before anything is touched; to be tried again.
+    """
+    fd, made = _open_descriptor(options)
+    close: Callable[[], object] = partial(os.close, fd)
+    try:
+        found = os.fstat(fd)
+        check_mappable(options.path, fd, found)
+        # Mapped before it is overwritten: where that fails, the old bytes are still there.
+        mapping = _map(fd, found, options)
+        close = mapping.close
+        if options.size is not None:
+            _make_content(mapping, found, options)
+            found = os.fstat(fd)
+        _stop_noting_reads(fd)
+    except BaseException as error:
+        if made is not None:
+            _undo(made, fd, error)
+        close()
+        _name(error, options.path)
+        raise
+    return Opened(
+        mapping, Identity.of(found), FileState.of(found), named=found.st_nlink > 0, made=made
+    )
+
+
+def _undo(made: NewName, fd: int, error: BaseException) -> None:
+    """Remove what was created, while its descriptor keeps the inode from being another file's."""
+    try:
+        made.remove(Identity.of(os.fstat(fd)))
+    except OSError as failure:
+        error.add_note(f"the file that was created could not be removed again: {failure}")
+    made.close()
+
+
+def _name(error: BaseException, path: str) -> None:
+    """Have an error of the system name the path that was asked for."""
+    if isinstance(error, OSError) and not isinstance(error, UnsupportedError):
+        error.filename = path
+
+
+def _open_descriptor(options: OpenOptions) -> tuple[int, NewName | None]:
+    """Open the path without ever truncating it; tell whether this call created it."""
+    mode = options.mode
+    # O_NONBLOCK: should the path have become a pipe meanwhile, do not wait for its other end.
+    flags = mode.flags | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+    try:
+        with options.where.beginning() as (path, start):
+            try:
+                # Looked at first, because merely opening a pipe or a device can have effects.
+                check_regular(options.path, os.stat(path, dir_fd=start))
+            except FileNotFoundError:
+                if not mode.makes:
+                    raise
+            if mode.name == "w+":
+                return open_or_new(path, start, flags)
+            if mode.makes:
+                return open_new(path, start, flags)
+            return os.open(path, flags, dir_fd=start), None
+    except BlockingIOError:
+        raise LeasedError(options.path) from None
+    except OSError as error:
+        _name(error, options.path)
+        raise
+
+
+@contextmanager
+def _explained(number: int, advice: str, path: str) -> Iterator[None]:
+    """Say of an error with this number what was asked, and what to do; let others pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != number:
+            raise
+        raise OSError(number, os.strerror(number) + advice, path) from error
+
+
+def _make_content(mapping: Mapping, found: os.stat_result, options: OpenOptions) -> None:
+    """Make the file ``size`` zero bytes long; where that is refused, it is as it was.
+
+    What can be refused comes first: room, then the size, and the old bytes go last.
+    """
+    fd, size, old = mapping.fd, options.size or 0, found.st_size
+    limit = _size_limit()
+    longer = size > old or not options.sparse  # a hole can be punched anywhere
+    if longer and resource.RLIM_INFINITY != limit < size:
+        reason = f"{os.strerror(errno.EFBIG)}: {size} bytes, and RLIMIT_FSIZE allows {limit}"
+        raise OSError(errno.EFBIG, reason, options.path)
+    if not options.sparse:
+        advice = (
+            f" for the {size} bytes to reserve: ask for a smaller size, or pass sparse=True to "
+            "take blocks only where something is stored"
+        )
+        with _explained(errno.ENOSPC, advice, options.path):
+            _check_room(fd, size - found.st_blocks * 512, found)
+            reserve(fd, 0, size, old)
+    set_length(fd, size, old, options.path)
+    kept = min(old, size)
+    if options.sparse and kept:
+        try:
+            mapping.punch_hole(0, kept)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM):
+                raise
+            _store_zeros(fd, kept)
+    else:
+        _store_zeros(fd, kept)
+
+
+def _size_limit() -> int:
+    try:
+        return resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    except OSError:  # a sandbox's: then the file system says it
+        return resource.RLIM_INFINITY
+
+
+def _check_room(fd: int, wanted: int, found: os.stat_result) -> None:
+    """Raise if the holes of a file that is there would fill the disk, which takes them first."""
+    try:
+        disk = os.fstatvfs(fd)
+    except OSError:  # a sandbox's: then it is found while blocks are reserved
+        return
+    # Some file systems count nothing; only where there is a figure is it an answer.
+    if found.st_size and disk.f_blocks and wanted > disk.f_bfree * disk.f_frsize:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def set_length(fd: int, size: int, old: int, path: str) -> None:
+    """Change the length of a file, and look whether it has it: some FUSE drivers only say so."""
+    os.ftruncate(fd, size)
+    found = os.fstat(fd).st_size
+    if found == size:
+        return
+    with suppress(OSError):
+        os.ftruncate(fd, old)
+    raise cannot_resize(path, size)
+
+
+def cannot_resize(path: str, size: int) -> UnsupportedError:
+    """Make the error for a file system that said it did what it did not."""
+    reason = (
+        "its file system answered that this was done, but the file has another length: it can only "
+        "be read, or be written whole by something else; use another file system"
+    )
+    return UnsupportedError(f"make {path} {size} bytes long", reason)
+
+
+def _store_zeros(fd: int, end: int) -> None:
+    """Overwrite what a file holds up to there; holes are zeros already, and stay holes."""
+    zeros, at = bytes(1 << 20), 0
+    while (found := _data(fd, at, end)) is not None:
+        at, stop = found
+        while at < stop:
+            at += os.pwrite(fd, zeros[: min(len(zeros), stop - at)], at)
+
+
+def _data(fd: int, at: int, end: int) -> tuple[int, int] | None:
+    """Find the next run of a file that is no hole, from there on."""
+    if at >= end:
+        return None
+    try:
+        start = os.lseek(fd, at, os.SEEK_DATA)
+        stop = os.lseek(fd, start, os.SEEK_HOLE)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a hole up to the end of the file
+            return None
+        return at, end  # it cannot tell, so all of it counts as data
+    return (start, min(stop, end)) if start < end else None
+
+
+#: How sandboxes answer, and file systems that cannot, where libc does not write zeros by itself.
+_NOT_ALLOCATED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM})
+
+
+def _allocate(fd: int, offset: int, length: int) -> None:
+    """Allocate blocks, and make the file reach as far as they do."""
+    try:
+        os.posix_fallocate(fd, offset, length)
+    except OSError as error:
+        if error.errno not in _NOT_ALLOCATED:
+            raise
+        _fill_holes(fd, offset, offset + length)  # of a sealed file, that fails in the same way
+
+
+def _fill_holes(fd: int, offset: int, end: int) -> None:
+    """Write zeros where a range has no blocks."""
+    zeros = bytes(1 << 20)
+    while offset < end:
+        if offset < os.fstat(fd).st_size:
+            offset = os.lseek(fd, offset, os.SEEK_HOLE)
+        try:
+            stop = min(os.lseek(fd, offset, os.SEEK_DATA), end)
+        except OSError:  # ENXIO: a hole up to the end of the file
+            stop = end
+        while offset < stop:
+            offset += os.pwrite(fd, zeros[: stop - offset], offset)
+
+
+#: Looked up at each call, because ``aiommap.testing`` fills the disk here.
+allocate: Callable[[int, int, int], None] = _allocate
+
+
+def reserve(fd: int, offset: int, length: int, old: int) -> None:
+    """Allocate the blocks of a range that may reach beyond the end of the file.
+
+    posix_fallocate(3) that fails leaves the file grown and the disk full, so it is cut back.
+    """
+    if not length:
+        return
+    try:
+        allocate(fd, offset, length)
+    except OSError:
+        if offset + length > old:
+            os.ftruncate(fd, old)
+        raise
+
+
+def _map(fd: int, found: os.stat_result, options: OpenOptions) -> Mapping:
+    mode = options.mode
+    size = found.st_size if options.size is None else options.size
+    capacity = size if options.capacity is None else options.capacity
+    if capacity < size and options.again:
+        capacity = size
+    if capacity < size:
+        raise ValueError(f"capacity is {capacity}, but {options.path} has {size} bytes already")
+    try:
+        return Mapping(
+            fd,
+            size,
+            capacity,
+            mode.writable,
+            mode.private,
+            options.huge_pages,
+            nowait_works(os.uname()),
+            is_in_memory(fd),
+            _sees_residency(fd, found, options),
+            options.sparse,
+        )
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            raise cannot_map(options.path) from error
+        if error.errno == errno.ENOMEM:
+            reason = os.strerror(errno.ENOMEM) + _no_memory(capacity, options)
+            raise OSError(errno.ENOMEM, reason, options.path) from error
+        raise
+
+
+def _no_memory(capacity: int, options: OpenOptions) -> str:
+    """Say what was missing to map a file, and what to do."""
+    if options.mode.private and _counts_private_pages():
+        return (
+            f": vm.overcommit_memory is 2, so the {capacity} bytes count as memory that a private "
+            'mapping may come to need, and there is not as much left: use mode "r" or "r+", or '
+            "raise vm.overcommit_ratio"
+        )
+    return (
+        f": the process has no {capacity} bytes of address space left to map it in: ask for less "
+        "capacity, or map fewer files at once"
+    )
+
+
+def _counts_private_pages() -> bool:
+    """Tell whether the kernel promises no memory that it may not have (strict overcommit)."""
+    try:
+        with open("/proc/sys/vm/overcommit_memory", encoding="ascii") as file:
+            return file.read().strip() == "2"
+    except OSError:
+        return False
+
+
+def _stop_noting_reads(fd: int) -> None:
+    """Leave the time of access as mapping the file has set it, as loads from memory do.
+
+    Noting it makes a read join the file system's journal, for which RWF_NOWAIT waits too, on the
+    loop thread (docs/decisions.md). Only the owner of the file may turn it off.
+    """
+    if hasattr(os, "O_NOATIME"):
+        with suppress(OSError):
+            fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_NOATIME)
+
+
+def nowait_works(kernel: os.uname_result) -> bool:
+    """Tell whether this kernel can be trusted with NOWAIT reads."""
+    if kernel.sysname != "Linux":
+        return False
+    numbers = kernel.release.split("-")[0].split(".")[:2]
+    return tuple(int(n) for n in numbers if n.isdigit()) not in _BROKEN_NOWAIT
+
+
+def _sees_residency(fd: int, found: os.stat_result, options: OpenOptions) -> bool:
+    """Tell whether mincore(2) answers truthfully: to owners and writers only, since Linux 5.2."""
+    if options.mode.writable and not options.mode.private:
+        return True
+    user = os.geteuid()
+    if user in (0, found.st_uid):
+        return True
+    # Of this file: its path may name another one by now.
+    return os.access(f"/proc/self/fd/{fd}", os.W_OK, effective_ids=True)

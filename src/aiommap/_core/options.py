@@ -1,0 +1,164 @@
+"""The options of opening, checked before anything is touched."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+from .._advice import Advice
+from .._arguments import byte_count
+from .._flush_policy import FlushPolicy
+from .paths import FilePath
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """What one of the five mode letters means."""
+
+    name: str
+    flags: int
+    writable: bool = False
+    private: bool = False
+    makes: bool = False
+
+
+MODES = {
+    mode.name: mode
+    for mode in (
+        Mode("r", os.O_RDONLY),
+        Mode("r+", os.O_RDWR, writable=True),
+        Mode("w+", os.O_RDWR | os.O_CREAT, writable=True, makes=True),
+        Mode("x+", os.O_RDWR | os.O_CREAT | os.O_EXCL, writable=True, makes=True),
+        Mode("c", os.O_RDONLY, writable=True, private=True),
+    )
+}
+
+
+_MANUAL = FlushPolicy.manual()
+
+
+def check_policy(policy: object, name: str = "flush") -> FlushPolicy:
+    """Refuse what is no flush policy."""
+    if not isinstance(policy, FlushPolicy):
+        raise TypeError(f"{name} is {policy!r}: use one of the FlushPolicy class methods")
+    return policy
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOptions:
+    """Everything ``open`` was asked for, checked."""
+
+    where: FilePath
+    mode: Mode
+    size: int | None
+    capacity: int | None
+    sparse: bool
+    flush: FlushPolicy
+    advice: Advice | None
+    prewarm: bool
+    lock: bool
+    huge_pages: bool
+    inline_writes: bool
+    #: Whether a file was open at this path before: another one there may need more capacity.
+    again: bool = False
+
+    @property
+    def path(self) -> str:
+        """The path from the root."""
+        return self.where.whole
+
+    @classmethod
+    def check(
+        cls,
+        path: str | os.PathLike[str],
+        mode: str,
+        *,
+        size: int | None = None,
+        capacity: int | None = None,
+        sparse: bool = False,
+        flush: FlushPolicy = _MANUAL,
+        advice: Advice | None = None,
+        prewarm: bool = False,
+        lock: bool = False,
+        huge_pages: bool = False,
+        inline_writes: bool = True,
+    ) -> OpenOptions:
+        """Refuse what cannot be meant, before anything is touched; defaults as for ``open``."""
+        check_mode(mode)
+        makes = MODES[mode].makes
+        if makes != (size is not None):
+            need = "needs" if makes else "takes no"
+            raise ValueError(f'mode "{mode}" {need} size: ' + _SIZE_REMEDY[makes])
+        if sparse and not MODES[mode].writable:
+            raise ValueError(f'sparse=True has no meaning in mode "{mode}": nothing is reserved')
+        length = None if size is None else byte_count(size, "size")
+        room = None if capacity is None else byte_count(capacity, "capacity")
+        if room is not None and MODES[mode].private:
+            raise ValueError('mode "c" takes no capacity: a private file cannot grow')
+        if length is not None and room is not None and room < length:
+            raise ValueError(f"capacity is {room}, less than size {length}: make it at least that")
+        if advice is not None and not isinstance(advice, Advice):
+            raise TypeError(f"advice is {advice!r}: use a member of Advice")
+        switches = {
+            "sparse": sparse,
+            "prewarm": prewarm,
+            "lock": lock,
+            "huge_pages": huge_pages,
+            "inline_writes": inline_writes,
+        }
+        for name, switch in switches.items():
+            if not isinstance(switch, bool):
+                raise TypeError(f"{name} is {switch!r}: it is either True or False")
+        return cls(
+            where=FilePath.check(path),
+            mode=MODES[mode],
+            size=length,
+            capacity=room,
+            sparse=sparse,
+            flush=check_policy(flush),
+            advice=advice,
+            prewarm=prewarm,
+            lock=lock,
+            huge_pages=huge_pages,
+            inline_writes=inline_writes,
+        )
+
+
+def check_mode(mode: object) -> None:
+    """Refuse what is none of the mode letters, with what somebody who knows ``open`` meant."""
+    if isinstance(mode, str) and mode in MODES:
+        return
+    error = f"mode is {mode!r}: use one of " + ", ".join(map(repr, MODES))
+    if not isinstance(mode, str):
+        raise TypeError(error)
+    letters = "".join(sorted(mode.replace("b", "").replace("t", "")))
+    meant = _MEANT.get("".join(dict.fromkeys(letters)))
+    if meant is not None:
+        error += f"; for {mode!r} that is {meant}"
+        if "t" in mode:
+            error += ", and what is read and written is bytes, not text"
+    raise ValueError(error)
+
+
+#: What modes of the built-in ``open`` come to here, by their letters in order, without "b" and "t".
+_MEANT = {
+    "r": '"r"',
+    "+r": '"r+"',
+    "w": '"w+" with size=, the number of bytes to create',
+    "+w": '"w+" with size=, the number of bytes to create',
+    "x": '"x+" with size=, the number of bytes to create',
+    "+x": '"x+" with size=, the number of bytes to create',
+    "a": '"r+", with resize() before what is written at the end',
+    "+a": '"r+", with resize() before what is written at the end',
+}
+
+_SIZE_REMEDY = {
+    True: "pass size=, the number of bytes to create",
+    False: "the size is the file's own; use resize() once it is open",
+}
+
+
+def reopening(options: OpenOptions) -> OpenOptions:
+    """Say how to open what is at the path by now, without making anything."""
+    mode = MODES["r+"] if options.mode.makes else options.mode
+    return replace(options, mode=mode, size=None, again=True)

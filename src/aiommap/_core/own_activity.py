@@ -1,0 +1,75 @@
+"""What this process itself does to one file, so that watchers tell it from others' doing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from .file_state import Identity
+
+
+class Mapped(Protocol):
+    """What is asked of a mapping; every answer is one step under the GIL."""
+
+    @property
+    def file_end(self) -> int: ...
+    @property
+    def grown(self) -> int: ...
+    @property
+    def growing(self) -> bool: ...
+    @property
+    def sequence(self) -> int: ...
+    @property
+    def writable_leases(self) -> int: ...
+    @property
+    def ended_leases(self) -> int: ...
+
+
+class Doing:
+    """What one open file does to its inode, but for what its mapping counts itself.
+
+    Each number is kept by one side, the loop or the one worker whose turn it is, and is asked for
+    in any thread.
+    """
+
+    __slots__ = (
+        "durable_stores",
+        "identity",
+        "mapping",
+        "offloaded_writes",
+        "queued_bytes",
+        "size_changes",
+        "touches",
+        "touching",
+    )
+
+    def __init__(self, mapping: Mapped, identity: Identity, *, size_changed: bool) -> None:
+        self.mapping: Mapped = mapping
+        self.identity: Identity = identity
+        #: Writes that workers have applied.
+        self.offloaded_writes: int = 0
+        #: Bytes of writes that wait in the store lane or are being applied there.
+        self.queued_bytes: int = 0
+        #: Writes that a flush worker is applying.
+        self.durable_stores: int = 0
+        #: Odd while a worker changes the size or the blocks of the file.
+        self.size_changes: int = 2 if size_changed else 0
+        #: Operations that moved the times of the file without storing, and those under way.
+        self.touches: int = 0
+        self.touching: int = 0
+
+    @property
+    def resizing(self) -> bool:
+        """Whether the size is being changed, by a verb or by a store beyond the end."""
+        return self.size_changes % 2 == 1 or self.mapping.growing
+
+    @contextmanager
+    def touch(self) -> Iterator[None]:
+        """Say that the block may move the times of the file."""
+        self.touching += 1
+        try:
+            yield
+        finally:
+            self.touching -= 1
+            self.touches += 1

@@ -1,0 +1,289 @@
+"""Paths: what one means at the moment it is asked for, and the name of a new file (I14).
+
+A path is handed to the kernel as it was given. Nothing is collapsed: ``..`` after a symbolic link
+leads to the parent of what the link names, and a slash at the end asks for a directory. A relative
+path starts at the directory that is the working directory when it is passed to us, whatever that
+is by the time a worker thread opens it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import reprlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from .._logs import FLUSHES
+from .._native import sync_filesystem
+from .file_state import Identity
+
+#: How many symbolic links the kernel follows before it calls a path a loop.
+MOST_LINKS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class FilePath:
+    """A path as a caller gave it, and where it starts.
+
+    Attributes:
+        whole: the path from the root, for names, for errors and for whatever comes later.
+        given: what was given.
+        start: the working directory it starts at; None if it starts at the root.
+    """
+
+    whole: str
+    given: str
+    start: str | None
+
+    @classmethod
+    def check(cls, path: str | os.PathLike[str]) -> FilePath:
+        """Take a path, or refuse what no file can be called; it is for the loop thread, too."""
+        try:
+            given = os.fsdecode(path)
+        except TypeError:
+            raise TypeError(
+                f"path is {reprlib.repr(path)}: give a str, or an object with a path"
+            ) from None
+        if not given:
+            raise ValueError("path is empty: name a file")
+        if "\0" in given:
+            raise ValueError(f"path is {given!r}: a name cannot hold a null character")
+        try:
+            os.fsencode(given)
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"path is {given!r}, which cannot be written in the file system's encoding: "
+                f"{error.reason}; make it with os.fsdecode"
+            ) from None
+        if given.startswith("/"):
+            return cls(_from_root("/", given), given, None)
+        try:
+            start = os.getcwd()
+        except OSError:
+            start = ""
+        if not start.startswith("/"):  # removed, or out of reach: it has no path from the root
+            return cls(given, given, None)
+        return cls(_from_root(start, given), given, start)
+
+    @contextmanager
+    def beginning(self) -> Iterator[tuple[str, int | None]]:
+        """Lend what to open, and the directory descriptor to open it at. Worker threads only."""
+        if self.start is None:
+            yield self.given, None
+            return
+        directory = _open_start(self.start)
+        if directory is None:
+            yield self.whole, None
+            return
+        try:
+            yield self.given, directory
+        finally:
+            os.close(directory)
+
+
+def absolute_path(path: str | os.PathLike[str]) -> str:
+    """Return a path from the root that means what the path means from here."""
+    return FilePath.check(path).whole
+
+
+def _from_root(start: str, path: str) -> str:
+    """Join a path to a directory that is named without links, and drop what has no meaning."""
+    names = path.split("/")
+    asks_for_directory = names[-1] in ("", ".")
+    base = [name for name in start.split("/") if name]
+    below = [name for name in names if name not in ("", ".")]
+    while below and below[0] == "..":  # no link comes before it
+        del below[0]
+        del base[-1:]
+    return "/" + "/".join(base + below) + ("/" if below and asks_for_directory else "")
+
+
+def _open_start(start: str) -> int | None:
+    """Open the working directory if it is still the one of that name, or else None."""
+    try:
+        if os.getcwd() != start:
+            return None
+        directory = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    with suppress(OSError):
+        if os.getcwd() == start:  # or another thread changed it in between
+            return directory
+    os.close(directory)
+    return None
+
+
+#: The directory was not written: as for a file, the kernel may say so only once.
+_WRITE_FAILED = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT})
+#: What file systems answer that cannot sync a directory, FUSE drivers in particular.
+_CANNOT_SYNC = frozenset(
+    {
+        errno.EACCES,
+        errno.EINVAL,
+        errno.EISDIR,
+        errno.ENOSYS,
+        errno.ENOTTY,
+        errno.EOPNOTSUPP,
+        errno.EPERM,
+    }
+)
+
+#: Devices of file systems that cannot, and of which that was told.
+_told: set[int] = set()
+
+
+class NameNotSyncedError(OSError):
+    """The name of a new file may not be durable, and syncing it can be tried again."""
+
+
+class NewName:
+    """The name that a new file was given, held by the descriptor of its directory.
+
+    The descriptor is closed by ``close``, or with the last reference. In worker threads, one at a
+    time; ``close`` in any.
+    """
+
+    __slots__ = ("_held", "name")
+
+    def __init__(self, directory: int, name: str) -> None:
+        self.name = name
+        #: The descriptor, until it is closed: by whoever takes it out, which is one step.
+        self._held = [directory]
+
+    @property
+    def directory(self) -> int:
+        """Descriptor of the directory, ``O_PATH`` if it may not be read; -1 once it is closed."""
+        for directory in self._held:
+            return directory
+        return -1
+
+    def remove(self, identity: Identity) -> None:
+        """Take the name back if it still names that file, which has to be open meanwhile."""
+        if self.directory < 0:
+            return
+        try:
+            found = os.stat(self.name, dir_fd=self.directory, follow_symlinks=False)
+            if Identity.of(found) == identity:
+                os.unlink(self.name, dir_fd=self.directory)
+        except FileNotFoundError:
+            return
+
+    def sync(self, file: int) -> None:
+        """Make the name durable as far as the file system can. Worker threads only.
+
+        Args:
+            file: a descriptor of the file itself.
+        Raises:
+            NameNotSyncedError: if that failed, and can be tried again.
+            OSError: EIO, ENOSPC or EDQUOT, if the directory could not be written.
+        """
+        try:
+            os.fsync(self.directory)
+        except OSError as error:
+            if error.errno in _CANNOT_SYNC:
+                self._tell_unable(error)
+            elif error.errno == errno.EBADF:  # O_PATH: nothing but the whole file system is left
+                _attempt(sync_filesystem, file)
+            else:
+                raise _explained(error) from error
+
+    def _tell_unable(self, error: OSError) -> None:
+        """Say once of a file system what it cannot do, and that nothing will be done about it."""
+        device = os.fstat(self.directory).st_dev
+        if device not in _told:
+            _told.add(device)
+            FLUSHES.warning(
+                "the file system of %r cannot sync directories (%s), so a power cut may take the "
+                "name of a new file away, and the file with it: see docs/durability",
+                self.name,
+                error.strerror,
+            )
+
+    def close(self) -> None:
+        """Let the directory go; what was made stays."""
+        while self._held:
+            with suppress(IndexError):  # another thread was first
+                os.close(self._held.pop())
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _attempt(sync: Callable[[int], None], fd: int) -> None:
+    try:
+        sync(fd)
+    except OSError as error:
+        raise _explained(error) from error
+
+
+def _explained(error: OSError) -> OSError:
+    """Tell a directory that could not be written from a step that can be tried again."""
+    kind = OSError if error.errno in _WRITE_FAILED else NameNotSyncedError
+    reason = f"{error.strerror} as the directory of the new file was synced"
+    return kind(error.errno or errno.EIO, reason)
+
+
+def _open_directory(path: str, start: int | None) -> int:
+    """Open a directory so that it can be synced if it may be read, and else without."""
+    flags = os.O_DIRECTORY | os.O_CLOEXEC
+    try:
+        return os.open(path, os.O_RDONLY | flags, dir_fd=start)
+    except PermissionError:
+        return os.open(path, os.O_PATH | flags, dir_fd=start)
+
+
+def open_new(path: str, start: int | None, flags: int) -> tuple[int, NewName]:
+    """Create a file, or raise FileExistsError if anything has its name, a dangling link included.
+
+    Args:
+        path: what to create.
+        start: descriptor of the directory that it starts at, if it is relative.
+        flags: those of open(2), O_CREAT and O_EXCL among them.
+    """
+    parent, name = os.path.split(path)
+    if not name:  # the kernel's own answer to a slash at the end
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    made = NewName(_open_directory(parent or ".", start), name)
+    try:
+        return os.open(name, flags, 0o666, dir_fd=made.directory), made
+    except BaseException:
+        made.close()
+        raise
+
+
+def open_or_new(path: str, start: int | None, flags: int) -> tuple[int, NewName | None]:
+    """Open a file, or create it where its name or the links behind that lead.
+
+    Never by O_CREAT alone, which does not tell whether it was this call that made the file. Other
+    arguments as for ``open_new``, without O_EXCL.
+    """
+    links, held = 0, -1
+    try:
+        while True:
+            try:
+                return open_new(path, start, flags | os.O_EXCL)
+            except FileExistsError:
+                pass
+            try:
+                return os.open(path, flags & ~os.O_CREAT, dir_fd=start), None
+            except FileNotFoundError:
+                pass  # a dangling link, which O_EXCL never follows; or it has just been removed
+            parent, name = os.path.split(path)
+            start = os.open(parent or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=start)
+            if held >= 0:
+                os.close(held)
+            path, held = name, start
+            try:
+                path = os.readlink(name, dir_fd=start)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ENOENT):
+                    raise
+                continue
+            links += 1
+            if links > MOST_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+    finally:
+        if held >= 0:
+            os.close(held)

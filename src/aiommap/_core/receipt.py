@@ -1,0 +1,58 @@
+"""Write receipts: proof of one write, and the way to learn that it is durable."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from .._native import Receipt
+
+
+class ReceiptOwner(Protocol):
+    """What a receipt asks about its file."""
+
+    @property
+    def durable_sequence(self) -> int: ...
+
+    async def flush_receipt(self, receipt: WriteReceipt) -> None: ...
+
+
+class WriteReceipt(Receipt):
+    """Proof that one write was applied: visible to every other mapper of the file at once.
+
+    Attributes:
+        offset: first byte written, from the start of the file.
+        length: number of bytes written.
+        sequence: number of the write among the writes of its file; later writes have higher ones.
+    """
+
+    __slots__ = ()
+    _owner: ReceiptOwner
+
+    @property
+    def durable(self) -> bool:
+        """Whether the write is known to be on stable storage.
+
+        False may also mean "not known": a flush of a range that merely includes the bytes is not
+        counted, a flush of the receipt, or of everything that was dirty, is.
+        """
+        return self._settled or self.sequence <= self._owner.durable_sequence
+
+    async def wait_durable(self) -> None:
+        """Make the write durable, whatever the flush policy, and return when it is.
+
+        Raises:
+            FlushError: if the flush fails, or an earlier one did.
+            anyio.ClosedResourceError: if the file was closed before the write became durable.
+            AccessModeError: in mode "c", whose writes never reach the file.
+        Cancellation: a flush that has begun is waited out, then the cancellation is delivered.
+        Durability: durable, for the bytes of this write.
+        Concurrency: requests made while a flush runs are answered together by the next one.
+        """
+        if not self.durable:
+            await self._owner.flush_receipt(self)
+
+    def __repr__(self) -> str:
+        state = "durable" if self.durable else "not known to be durable"
+        return (
+            f"<WriteReceipt {self.sequence}: [{self.offset}, {self.offset + self.length}) {state}>"
+        )

@@ -1,0 +1,150 @@
+/* blocking.c: reads and syncs of worker threads. They may wait, without the GIL (I2).
+ *
+ * Verbs that copy report how much they copied; a number short of the request is a fault, and the
+ * caller finds out why. Errors of system calls are raised as OSError.
+ */
+#include "../sys/guard.h"
+#include "mapping.h"
+
+#include <errno.h>
+#include <limits.h>
+
+/* No errno number is this large. */
+enum { GONE = INT_MIN };
+
+/* Fill `to` from the file, or from the mapping where only the mapping has the bytes: how many bytes,
+ * a negative errno number, or GONE, with an exception, for a range that the file does not have any
+ * more. */
+static ssize_t read_waiting(Mapping *self, char *to, int64_t offset, size_t length)
+{
+    struct hold hold;
+    ssize_t got;
+    size_t first, end;
+    enum meanwhile meanwhile;
+    pages_of(offset, (int64_t)length, &first, &end);
+    do {
+        if (self->private_copy && pages_has_any(&self->dirty, first, end))
+            WITHOUT_GIL(hold, self,
+                        got = (ssize_t)region_copy_out(hold.region, (size_t)offset, to, length););
+        else
+            WITHOUT_GIL(hold, self, got = file_read_own(hold.fd, to, length, (off_t)offset););
+        if (got == (ssize_t)length)
+            return got;
+        meanwhile = mapping_meanwhile(self, &hold, offset, (int64_t)length);
+    } while (meanwhile == RANGE_MOVED);
+    if (meanwhile == RANGE_GONE)
+        return GONE;
+    self->counters.faults += got >= 0;
+    return got;
+}
+
+/* The exception for what read_waiting could not read. */
+static PyObject *refused(ssize_t got)
+{
+    return got == GONE ? NULL : os_error((int)-got);
+}
+
+PyObject *mapping_read(Mapping *self, PyObject *args)
+{
+    long long offset, length;
+    if (!PyArg_ParseTuple(args, "LL:read", &offset, &length) ||
+        !mapping_range(self, offset, length))
+        return NULL;
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
+    if (!bytes || length == 0)
+        return bytes;
+    ssize_t got = read_waiting(self, PyBytes_AsString(bytes), offset, (size_t)length);
+    if (got < 0) {
+        Py_DECREF(bytes);
+        return refused(got);
+    }
+    if (got == length)
+        return bytes;
+    PyObject *part = PyBytes_FromStringAndSize(PyBytes_AsString(bytes), got);
+    Py_DECREF(bytes);
+    return part;
+}
+
+PyObject *mapping_read_into(Mapping *self, PyObject *args)
+{
+    long long offset;
+    Py_buffer view;
+    if (!PyArg_ParseTuple(args, "Lw*:read_into", &offset, &view))
+        return NULL;
+    ssize_t got = 0;
+    bool valid = mapping_range(self, offset, view.len);
+    if (valid && view.len)
+        got = read_waiting(self, view.buf, offset, (size_t)view.len);
+    PyBuffer_Release(&view);
+    if (!valid)
+        return NULL;
+    return got < 0 ? refused(got) : PyLong_FromSsize_t(got);
+}
+
+PyObject *mapping_sync(Mapping *self, PyObject *args)
+{
+    int metadata, error;
+    if (!PyArg_ParseTuple(args, "p:sync", &metadata) || !mapping_check(self))
+        return NULL;
+    struct hold hold;
+    WITHOUT_GIL(hold, self, error = file_sync(hold.fd, metadata););
+    if (error)
+        return os_error(error);
+    Py_RETURN_NONE;
+}
+
+PyObject *mapping_look(Mapping *self, PyObject *Py_UNUSED(unused))
+{
+    int error;
+    struct hold hold;
+    struct sighting found;
+    if (!mapping_check(self))
+        return NULL;
+    WITHOUT_GIL(hold, self, error = file_look(hold.fd, &found););
+    if (error)
+        return os_error(error);
+    return Py_BuildValue("(LK)", (long long)found.size, (unsigned long long)found.links);
+}
+
+/* What a verb on a non-empty range of the mapping or of the descriptor has to call. Length 0 is
+ * left out here: to several system calls it would mean "to the end". What failed is asked again if
+ * the file or its region changed meanwhile, and what pins pages also if it did not fail. */
+#define RANGE_VERB(name, pins, call)                                                              \
+    PyObject *name(Mapping *self, PyObject *args)                                                 \
+    {                                                                                             \
+        long long offset, length;                                                                 \
+        int error = 0;                                                                            \
+        struct hold hold;                                                                         \
+        enum meanwhile meanwhile;                                                                 \
+        if (!parse_range(self, args, &offset, &length))                                           \
+            return NULL;                                                                          \
+        do {                                                                                      \
+            meanwhile = RANGE_SAME;                                                               \
+            if (length == 0)                                                                      \
+                break;                                                                            \
+            WITHOUT_GIL(hold, self, error = call;);                                               \
+            if (error || ((pins) && hold.moved))                                                  \
+                meanwhile = mapping_meanwhile(self, &hold, offset, length);                       \
+        } while (meanwhile == RANGE_MOVED);                                                       \
+        if (meanwhile == RANGE_GONE)                                                              \
+            return NULL;                                                                          \
+        if (error)                                                                                \
+            return os_error(error);                                                               \
+        Py_RETURN_NONE;                                                                           \
+    }
+
+/* Where msync(2) is refused to the process, the whole file is synced instead. */
+static int sync_range(const struct hold *hold, size_t offset, size_t length)
+{
+    int error = region_sync(hold->region, offset, length);
+    return error == ENOSYS ? file_sync(hold->fd, false) : error;
+}
+
+RANGE_VERB(mapping_sync_range, false, sync_range(&hold, (size_t)offset, (size_t)length))
+RANGE_VERB(mapping_start_writeback, false,
+           file_start_writeback(hold.fd, (off_t)offset, (off_t)length))
+RANGE_VERB(mapping_read_ahead, false, file_read_ahead(hold.fd, (off_t)offset, (size_t)length))
+RANGE_VERB(mapping_punch_hole, false, file_punch_hole(hold.fd, (off_t)offset, (off_t)length))
+RANGE_VERB(mapping_lock, true, region_lock(hold.region, (size_t)offset, (size_t)length, false))
+RANGE_VERB(mapping_lock_later, true, region_lock(hold.region, (size_t)offset, (size_t)length, true))
+RANGE_VERB(mapping_unlock, true, region_unlock(hold.region, (size_t)offset, (size_t)length))

@@ -1,0 +1,155 @@
+/* buffer.c: what counts as bytes: which memory of callers is stored, or filled.
+ *
+ * Any C-contiguous memory does, whatever its elements are; only pointers to Python objects are no
+ * data. Both ways of a verb ask here, so that they cannot differ in what they take.
+ */
+#include "mapping.h"
+
+#include <string.h>
+
+typedef struct {
+    PyObject_HEAD
+    Py_buffer memory; /* constant */
+} Pin;
+
+/* Whether a format of PEP 3118 has objects; the names of fields stand between colons. */
+static bool format_has_objects(const char *format)
+{
+    bool name = false;
+    for (; format && *format; format++) {
+        if (*format == ':')
+            name = !name;
+        else if (*format == 'O' && !name)
+            return true;
+    }
+    return false;
+}
+
+/* The same of an exporter that cannot put its elements in such a format, as NumPy cannot for dates
+ * and strings of any width. */
+static bool dtype_has_objects(PyObject *data)
+{
+    PyObject *dtype = PyObject_GetAttrString(data, "dtype");
+    PyObject *answer = dtype ? PyObject_GetAttrString(dtype, "hasobject") : NULL;
+    int has = answer ? PyObject_IsTrue(answer) : 0;
+    PyErr_Clear();
+    Py_XDECREF(answer);
+    Py_XDECREF(dtype);
+    return has > 0;
+}
+
+static bool refuse_type(PyObject *data, const char *name)
+{
+    const char *hint = PyUnicode_Check(data) ? ": encode it first" : "";
+    PyObject *reprlib = PyImport_ImportModule("reprlib"), *shown = NULL;
+    if (reprlib)
+        shown = PyObject_CallMethod(reprlib, "repr", "(O)", data);
+    if (shown)
+        PyErr_Format(PyExc_TypeError, "%s is %S, not bytes or another buffer of them%s", name,
+                     shown, hint);
+    Py_XDECREF(shown);
+    Py_XDECREF(reprlib);
+    return false;
+}
+
+static bool exports(PyObject *data, int flags)
+{
+    Py_buffer view;
+    if (PyObject_GetBuffer(data, &view, flags)) {
+        PyErr_Clear();
+        return false;
+    }
+    PyBuffer_Release(&view);
+    return true;
+}
+
+/* Say why memory was not to be had. */
+static bool refuse_memory(PyObject *data, const char *name, int flags)
+{
+    Py_buffer view;
+    if (flags == PyBUF_WRITABLE && exports(data, PyBUF_SIMPLE)) {
+        PyErr_Format(PyExc_TypeError,
+                     "%s is a read-only buffer: pass a bytearray or the like to read into", name);
+    } else if (exports(data, PyBUF_INDIRECT)) {
+        PyErr_Format(PyExc_BufferError,
+                     "%s is a buffer that is not C-contiguous: make a copy of it first", name);
+    } else if (!PyObject_GetBuffer(data, &view, flags)) { /* else its owner has said why */
+        PyBuffer_Release(&view);
+        PyErr_Format(PyExc_BufferError, "%s is a buffer that comes and goes", name);
+    }
+    return false;
+}
+
+bool buffer_take(PyObject *data, Py_buffer *view, bool writable)
+{
+    const char *name = writable ? "buffer" : "data";
+    int flags = writable ? PyBUF_WRITABLE : PyBUF_SIMPLE;
+    bool objects;
+    if (!PyObject_CheckBuffer(data))
+        return refuse_type(data, name);
+    if (!PyObject_GetBuffer(data, view, flags | PyBUF_ND | PyBUF_FORMAT)) {
+        objects = format_has_objects(view->format);
+    } else {
+        PyErr_Clear();
+        if (PyObject_GetBuffer(data, view, flags)) {
+            PyErr_Clear();
+            return refuse_memory(data, name, flags);
+        }
+        objects = dtype_has_objects(data);
+    }
+    if (!objects)
+        return true;
+    PyBuffer_Release(view);
+    PyErr_Format(PyExc_TypeError,
+                 "%s holds Python objects, whose pointers are no data: convert them first", name);
+    return false;
+}
+
+PyObject *buffer_pin(PyTypeObject *pin_type, PyObject *data, bool writable)
+{
+    if (!writable && PyBytes_CheckExact(data))
+        return Py_NewRef(data);
+    Pin *pin = (Pin *)PyType_GenericAlloc(pin_type, 0);
+    if (!pin)
+        return NULL;
+    PyObject *view = NULL;
+    if (buffer_take(data, &pin->memory, writable))
+        view = PyMemoryView_FromObject((PyObject *)pin);
+    Py_DECREF(pin);
+    return view;
+}
+
+static int pin_getbuffer(Pin *self, Py_buffer *view, int flags)
+{
+    return PyBuffer_FillInfo(view, (PyObject *)self, self->memory.buf, self->memory.len,
+                             self->memory.readonly, flags);
+}
+
+static int pin_traverse(Pin *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE((PyObject *)self));
+    Py_VISIT(self->memory.obj);
+    return 0;
+}
+
+static void pin_dealloc(Pin *self)
+{
+    PyObject_GC_UnTrack(self);
+    PyBuffer_Release(&self->memory); /* nothing, where nothing was taken */
+    object_free(self);
+}
+
+static PyType_Slot pin_slots[] = {
+    {Py_tp_dealloc, pin_dealloc},
+    {Py_tp_traverse, pin_traverse},
+    {Py_bf_getbuffer, pin_getbuffer},
+    {0, NULL},
+};
+
+PyType_Spec pin_spec = {
+    .name = "aiommap._native.Pin",
+    .basicsize = sizeof(Pin),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
+             Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = pin_slots,
+};

@@ -1,0 +1,251 @@
+/* futex.c: the Alarm type, for a thread that waits for words to change; and waking such threads.
+ *
+ * Words are waited for as shared futexes: the kernel finds them by file and offset, so a process
+ * is woken whatever address the other one has them mapped at.
+ */
+#include <errno.h>
+#include <limits.h>
+#include <time.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#endif
+#include <unistd.h>
+
+#include "../sys/atomic_word.h"
+#include "../sys/guard.h"
+#include "atomics.h"
+
+/* Of futex(2); numbers of Linux, where headers may be older than the kernel. */
+enum { WAKE = 1, PRIVATE = 128, WORD_OF_32_BITS = 2, SYSTEM_CALL_WAITV = 449 };
+
+struct futex_entry { /* the caller's own; the kernel's struct futex_waitv */
+    uint64_t value, address;
+    uint32_t flags, reserved;
+};
+
+struct moment { int64_t seconds, nanoseconds; }; /* the kernel's struct timespec of 64 bits */
+
+typedef struct {
+    PyObject_HEAD
+    uint32_t rings; /* atomic; how often it rang: a private futex */
+} Alarm;
+
+static int wake(const uint32_t *at, int count, int flags)
+{
+#ifdef __linux__
+    long woken = syscall(SYS_futex, at, WAKE | flags, count, NULL, NULL, 0);
+    return woken < 0 ? -errno : (int)woken;
+#else
+    (void)at, (void)count, (void)flags;
+    return -ENOSYS;
+#endif
+}
+
+/* Wait until one of the words is not as expected or somebody wakes it, or the moment comes. */
+static int wait_any(struct futex_entry *entries, size_t count, const struct moment *until)
+{
+#ifdef __linux__
+    if (syscall(SYSTEM_CALL_WAITV, entries, (unsigned)count, 0, until, CLOCK_MONOTONIC) >= 0)
+        return 0;
+    return call_is_refused(CALL_FUTEX_WAITV, errno) ? ENOSYS : errno;
+#else
+    (void)entries, (void)count, (void)until;
+    return ENOSYS;
+#endif
+}
+
+/* Hold what the kernel is to look for a futex in. It faults a page that it finds writable in for
+ * writing, which makes it dirty and moves the times of the file, though no byte is changed; it
+ * finds the same futex through a mapping that cannot be written to. Where there is no room for one
+ * the page gets dirty. */
+static void hold_quietly(struct hold *hold, Mapping *mapping)
+{
+    if (mapping->region && mapping->region->writable && !mapping->quiet) {
+        struct region_options options = mapping_options(mapping);
+        options.writable = false;
+        region_map(&mapping->quiet, mapping->fd, mapping->region->length, &options);
+    }
+    hold_begin(hold, mapping);
+    if (mapping->quiet)
+        hold_instead(hold, mapping->quiet);
+}
+
+/* A fault of the page is the kernel's to find, and an errno. */
+PyObject *words_notify(Words *self, PyObject *const *args, Py_ssize_t count)
+{
+    int woken;
+    long most = count == 1 ? PyLong_AsLong(args[0]) : -1;
+    if (most < 0 || most > INT_MAX)
+        return PyErr_Occurred() ? NULL : os_error(EINVAL);
+    if (!words_allowed(self, self->offset, false))
+        return NULL;
+    struct hold hold;
+    hold_quietly(&hold, self->mapping);
+    /* SAFETY: words_allowed; the region is held while the GIL is not. */
+    const uint32_t *at = (uint32_t *)(hold.region->base + self->offset);
+    if (words_present(self, self->offset, coarse_clock())) {
+        woken = wake(at, (int)most, 0);
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        woken = wake(at, (int)most, 0);
+        Py_END_ALLOW_THREADS
+    }
+    hold_end(&hold);
+    return woken < 0 ? os_error(-woken) : PyLong_FromLong(woken);
+}
+
+/* What a wait needs, and how much of it is in use. Entry 0 is the alarm; word i is entry i + 1. */
+struct waiting { /* the caller's own */
+    struct futex_entry entries[WAIT_MOST + 1];
+    struct hold holds[WAIT_MOST];
+    bool changed[WAIT_MOST];
+    int refused[WAIT_MOST]; /* why the kernel cannot wait for the word, or 0 */
+    size_t count;
+};
+
+/* Take one (Words, expected) in; false with an exception, or without one when the word cannot be
+ * reached any more. */
+static bool take_in(struct waiting *waiting, PyTypeObject *type, PyObject *item)
+{
+    Words *words;
+    unsigned long expected;
+    if (!PyArg_ParseTuple(item, "O!k", type, &words, &expected))
+        return false;
+    Mapping *mapping = words->mapping;
+    if (!mapping_is_usable(mapping) ||
+        !range_is_valid(words->offset, sizeof(uint32_t), mapping->size))
+        return false;
+    struct hold *hold = &waiting->holds[waiting->count++];
+    hold_quietly(hold, mapping);
+    /* SAFETY: just checked, and held until the wait is over. */
+    waiting->entries[waiting->count] =
+        (struct futex_entry){.value = (uint32_t)expected,
+                             .address = (uintptr_t)(hold->region->base + words->offset),
+                             .flags = WORD_OF_32_BITS};
+    return true;
+}
+
+/* Look at every word, as the kernel names only one of several that were woken. */
+static void look(struct waiting *waiting)
+{
+    int64_t now = coarse_clock();
+    for (size_t i = 0; i < waiting->count; i++) {
+        const struct futex_entry *entry = &waiting->entries[i + 1];
+        /* SAFETY: as in take_in; a page that is gone counts as a change. */
+        struct word_call call = {.at = (void *)(uintptr_t)entry->address,
+                                 .width = sizeof(uint32_t),
+                                 .operation = WORD_LOAD,
+                                 .order = ORDER_SEQ_CST};
+        waiting->changed[i] = !guard_word(&call, now) || call.seen != entry->value;
+    }
+}
+
+/* A wait that fails does not say which word is to blame: ask for each by itself, without waiting. If
+ * it is none, one of their pages was gone for a moment, or the kernel cannot wait for so many. */
+static void ask_each(struct waiting *waiting, int failure)
+{
+    const struct moment past = {0};
+    bool any = failure == EFAULT;
+    for (size_t i = 0; i < waiting->count; i++) {
+        int error = wait_any(&waiting->entries[i + 1], 1, &past);
+        bool can = !error || error == ETIMEDOUT || error == EAGAIN || error == EINTR;
+        waiting->refused[i] = can ? 0 : error;
+        any = any || !can;
+    }
+    for (size_t i = 0; i < waiting->count && !any; i++)
+        waiting->refused[i] = failure;
+}
+
+static void wait_for(struct waiting *waiting)
+{
+    Py_BEGIN_ALLOW_THREADS
+    int error = wait_any(waiting->entries, waiting->count + 1, NULL);
+    if (error && error != EAGAIN && error != EINTR)
+        ask_each(waiting, error);
+    look(waiting);
+    Py_END_ALLOW_THREADS
+}
+
+/* [(index, errno) of each word to look at]; errno is 0 where it changed. */
+static PyObject *answer(const struct waiting *waiting)
+{
+    PyObject *found = PyList_New(0);
+    for (size_t i = 0; found && i < waiting->count; i++) {
+        if (!waiting->changed[i] && !waiting->refused[i])
+            continue;
+        PyObject *item = Py_BuildValue("(ni)", (Py_ssize_t)i,
+                                       waiting->changed[i] ? 0 : waiting->refused[i]);
+        if (!item || PyList_Append(found, item))
+            Py_CLEAR(found);
+        Py_XDECREF(item);
+    }
+    return found;
+}
+
+static PyObject *alarm_wait(Alarm *self, PyObject *args)
+{
+    unsigned int rings;
+    PyObject *list;
+    struct native_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
+    if (!PyArg_ParseTuple(args, "IO!:wait", &rings, &PyList_Type, &list))
+        return NULL;
+    if (PyList_Size(list) > WAIT_MOST)
+        return PyErr_Format(PyExc_ValueError, "one wait is for at most %d words", WAIT_MOST);
+    struct waiting *waiting = PyMem_Calloc(1, sizeof *waiting);
+    if (!waiting)
+        return PyErr_NoMemory();
+    waiting->entries[0] = (struct futex_entry){.value = rings,
+                                               .address = (uintptr_t)&self->rings,
+                                               .flags = WORD_OF_32_BITS | PRIVATE};
+    bool all = true;
+    for (Py_ssize_t i = 0; all && i < PyList_Size(list); i++)
+        all = take_in(waiting, state->word_type, PyList_GetItem(list, i));
+    PyObject *found = NULL;
+    if (all) {
+        wait_for(waiting);
+        found = answer(waiting);
+    } else if (!PyErr_Occurred()) {
+        found = Py_BuildValue("[(ni)]", (Py_ssize_t)waiting->count, 0);
+    }
+    while (waiting->count)
+        hold_end(&waiting->holds[--waiting->count]);
+    PyMem_Free(waiting);
+    return found;
+}
+
+static PyObject *alarm_ring(Alarm *self, PyObject *Py_UNUSED(unused))
+{
+    __atomic_fetch_add(&self->rings, 1, __ATOMIC_SEQ_CST);
+    wake(&self->rings, 1, PRIVATE);
+    Py_RETURN_NONE;
+}
+
+static PyObject *alarm_rings(Alarm *self, PyObject *Py_UNUSED(unused))
+{
+    return PyLong_FromUnsignedLong(__atomic_load_n(&self->rings, __ATOMIC_SEQ_CST));
+}
+
+static PyMethodDef alarm_methods[] = { /* documented in _native.pyi */
+    {"wait", (PyCFunction)alarm_wait, METH_VARARGS, NULL},
+    {"ring", (PyCFunction)alarm_ring, METH_NOARGS, NULL},
+    {"rings", (PyCFunction)alarm_rings, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static void alarm_dealloc(Alarm *self)
+{
+    object_free(self);
+}
+
+static PyType_Slot alarm_slots[] = {
+    {Py_tp_dealloc, alarm_dealloc},
+    {Py_tp_methods, alarm_methods},
+    {0, NULL},
+};
+
+PyType_Spec alarm_spec = {
+    .name = "aiommap._native.Alarm",
+    .basicsize = sizeof(Alarm),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = alarm_slots,
+};

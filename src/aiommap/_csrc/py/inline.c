@@ -1,0 +1,334 @@
+/* inline.c: the verbs of the loop thread. They never wait for a disk (I1).
+ *
+ * Each returns None when it cannot answer at once; then nothing has happened, and the caller
+ * takes the slow way, which also forms the error if there is one to form.
+ */
+#include "mapping.h"
+
+#include <errno.h>
+
+static bool parse_integer(PyObject *object, int64_t *value)
+{
+    if (!PyLong_Check(object))
+        return false;
+    int overflow;
+    *value = PyLong_AsLongLongAndOverflow(object, &overflow);
+    return !overflow;
+}
+
+/* Whether this is the thread of the file's loop. Its slice tells it from any other thread alive;
+ * a mapping that nobody attached belongs to none. */
+static bool is_home(const Mapping *self, const struct slice *slice)
+{
+    return self->home == slice || !self->home;
+}
+
+static bool turn_allows(const Mapping *self)
+{
+    const struct slice *slice = thread_slice();
+    return is_home(self, slice) && !slice_is_spent(slice, slice_clock());
+}
+
+bool spans_cover(const struct spans *spans, int64_t offset, int64_t end)
+{
+    size_t low = 0, high = spans->count;
+    while (low < high) { /* the last span that starts at or before offset */
+        size_t middle = (low + high) / 2;
+        if (spans->runs[middle].start <= offset)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low > 0 && end <= spans->runs[low - 1].end;
+}
+
+/* A guarded copy out of pages that are known to be present. */
+static bool copy_present(Mapping *self, char *to, int64_t offset, size_t length)
+{
+    size_t copied;
+    struct hold hold = {0};
+    if (length <= GIL_COPY_LIMIT_BYTES)
+        copied = region_copy_out(self->region, (size_t)offset, to, length);
+    else
+        WITHOUT_GIL(hold, self,
+                    copied = region_copy_out(hold.region, (size_t)offset, to, length););
+    if (copied < length && !hold.moved)
+        self->counters.faults++;
+    return copied == length && !hold.moved;
+}
+
+/* Check and copy piece by piece, so that little time passes between the two. The size is looked at
+ * last: past the end of a truncated file its last page still reads, as zeros. */
+static size_t copy_checked(const struct region *region, int fd, char *to, size_t offset,
+                           size_t length)
+{
+    size_t done = 0;
+    while (done < length) {
+        size_t piece = length - done < MAPPED_READ_PIECE_BYTES ? length - done
+                                                               : MAPPED_READ_PIECE_BYTES;
+        if (!region_is_resident(region, offset + done, piece))
+            break;
+        size_t copied = region_copy_out(region, offset + done, to + done, piece);
+        done += copied;
+        if (copied < piece)
+            break;
+    }
+    return file_own(fd, (off_t)offset, done);
+}
+
+static bool read_mapped(Mapping *self, char *to, int64_t offset, size_t length)
+{
+    size_t done;
+    struct hold hold = {0};
+    if (length <= GIL_COPY_LIMIT_BYTES)
+        done = copy_checked(self->region, self->fd, to, (size_t)offset, length);
+    else
+        WITHOUT_GIL(hold, self,
+                    done = copy_checked(hold.region, hold.fd, to, (size_t)offset, length););
+    return done == length && !hold.moved;
+}
+
+/* file_read_nowait, or an equal that does not wait; and of what was read only what is its own. */
+static ssize_t read_own(int fd, char *to, size_t length, int64_t offset, bool nowait)
+{
+    if (!nowait)
+        return file_read_own(fd, to, length, (off_t)offset);
+    ssize_t got = file_read_nowait(fd, to, length, (off_t)offset);
+    return got == (ssize_t)length ? (ssize_t)file_own(fd, (off_t)offset, length) : got;
+}
+
+/* Read through the descriptor, which never waits and never faults. */
+static bool read_cached(Mapping *self, char *to, int64_t offset, size_t length)
+{
+    ssize_t got;
+    struct hold hold = {0};
+    bool nowait = self->nowait;
+    if (nowait && length <= GIL_COPY_LIMIT_BYTES)
+        got = read_own(self->fd, to, length, offset, nowait);
+    else
+        WITHOUT_GIL(hold, self, got = read_own(hold.fd, to, length, offset, nowait););
+    if (got == -EOPNOTSUPP || got == -EPERM || got == -ENOSYS)
+        self->nowait = false; /* this file system, sandbox or kernel has no NOWAIT reads */
+    return got == (ssize_t)length && !hold.moved;
+}
+
+/* True when `length` bytes were read without waiting. Needs a valid range. */
+static bool read_now(Mapping *self, char *to, int64_t offset, size_t length)
+{
+    if (length == 0)
+        return true;
+    if (self->locked.count && spans_cover(&self->locked, offset, offset + (int64_t)length) &&
+        mapping_is_current(self))
+        return copy_present(self, to, offset, length);
+    if (self->private_copy) {
+        size_t first, end;
+        pages_of(offset, (int64_t)length, &first, &end);
+        /* Private pages are not in the file: only the mapping has them. */
+        if (pages_has_any(&self->dirty, first, end))
+            return sees_residency(self) && mapping_is_current(self) &&
+                   read_mapped(self, to, offset, length);
+    }
+    if (!self->nowait && !self->in_memory)
+        return false;
+    if (length >= MAPPED_READ_BYTES && sees_residency(self) && mapping_is_current(self))
+        return read_mapped(self, to, offset, length);
+    return read_cached(self, to, offset, length);
+}
+
+static bool read_counted(Mapping *self, char *to, int64_t offset, size_t length)
+{
+    bool done = read_now(self, to, offset, length);
+    if (done)
+        self->counters.inline_reads++;
+    else
+        self->counters.fell_back_reads++;
+    return done;
+}
+
+static PyObject *read_bytes(Mapping *self, int64_t offset, int64_t length)
+{
+    /* Bytes are nothing that garbage collection knows, so making them runs no Python code (CH2). */
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
+    if (!bytes)
+        return NULL;
+    if (read_counted(self, PyBytes_AsString(bytes), offset, (size_t)length))
+        return bytes;
+    Py_DECREF(bytes);
+    Py_RETURN_NONE;
+}
+
+PyObject *mapping_read_inline(Mapping *self, PyObject *const *args, Py_ssize_t count)
+{
+    int64_t offset, length;
+    if (count != 2 || !parse_integer(args[0], &offset) || !parse_integer(args[1], &length) ||
+        !mapping_is_usable(self) || !range_is_valid(offset, length, self->reach) ||
+        (uint64_t)length > INLINE_READ_LIMIT_BYTES || !turn_allows(self))
+        Py_RETURN_NONE;
+    return read_bytes(self, offset, length);
+}
+
+PyObject *mapping_read_nowait(Mapping *self, PyObject *const *args, Py_ssize_t count)
+{
+    int64_t offset, length;
+    if (count != 2 || !parse_integer(args[0], &offset) || !parse_integer(args[1], &length) ||
+        !mapping_is_usable(self) || !range_is_valid(offset, length, self->reach))
+        Py_RETURN_NONE;
+    return read_bytes(self, offset, length);
+}
+
+PyObject *mapping_read_into_inline(Mapping *self, PyObject *const *args, Py_ssize_t count)
+{
+    int64_t offset;
+    Py_buffer view;
+    if (count != 2 || !parse_integer(args[0], &offset) || !turn_allows(self))
+        Py_RETURN_NONE;
+    if (!buffer_take(args[1], &view, true)) {
+        PyErr_Clear();
+        Py_RETURN_NONE;
+    }
+    bool done = mapping_is_usable(self) && /* after the buffer, which may be Python's (CH2) */
+                range_is_valid(offset, view.len, self->reach) &&
+                (size_t)view.len <= INLINE_READ_LIMIT_BYTES &&
+                read_counted(self, view.buf, offset, (size_t)view.len);
+    Py_ssize_t length = view.len;
+    PyBuffer_Release(&view);
+    if (!done)
+        Py_RETURN_NONE;
+    return PyLong_FromSsize_t(length);
+}
+
+bool mapping_is_ready(Mapping *self, size_t first, size_t end, int64_t now)
+{
+    if (now - self->ready_since > READY_NS) {
+        pages_clear(&self->ready);
+        self->ready_since = now;
+    }
+    return pages_has_all(&self->ready, first, end);
+}
+
+/* Which way a store takes that the loop thread has to make; of a worker's, `way_of` decides. */
+enum inline_way {
+    WAY_WORKER,      /* it would wait: a page is not in memory, or a flush of ours is at work on it,
+                        under which a store waits for milliseconds (docs/decisions.md) */
+    WAY_WITHOUT_GIL, /* the first store to a clean page enters the file system, which waits where that
+                        is frozen, for its journal, or for its own write-back; and nothing tells
+                        whether the kernel has made a page clean */
+    WAY_WITH_GIL,    /* there is no file system: the pages are private, or on tmpfs */
+};
+
+static enum inline_way way_of_inline(Mapping *self, int64_t offset, int64_t length, int64_t now)
+{
+    size_t first, end;
+    int64_t stop = offset + length;
+    if (runs_overlap(offset, stop, self->flight_start, self->flight_end) ||
+        runs_overlap(offset, stop, self->lane_start, self->lane_end)) /* I9 */
+        return WAY_WORKER;
+    pages_of(offset, length, &first, &end);
+    bool ready = mapping_is_ready(self, first, end, now);
+    if (ready && (self->private_copy || self->in_memory))
+        return WAY_WITH_GIL;
+    if (ready || region_is_resident(self->region, (size_t)offset, (size_t)length))
+        return WAY_WITHOUT_GIL;
+    return WAY_WORKER;
+}
+
+/* Whether the flush policy wants to be asked about this store. */
+static bool trips(const Mapping *self, int64_t offset, int64_t length)
+{
+    const struct trip *trip = &self->trip;
+    if (self->written_bytes + (uint64_t)length >= trip->bytes ||
+        self->sequence + 1 >= trip->sequence)
+        return true;
+    if (trip->pages == TRIP_NEVER)
+        return false;
+    size_t first, end;
+    pages_of(offset, length, &first, &end);
+    return self->dirty.members + self->flight_pages + pages_missing(&self->dirty, first, end) >
+           trip->pages;
+}
+
+/* The receipt, None when the store has to take the slow way, or NULL with MemoryError. A store
+ * that was asked about before is bound neither by the slice nor by the flush policy. */
+static PyObject *store_now(Mapping *self, int64_t offset, const Py_buffer *data, bool asked)
+{
+    int64_t now = slice_clock();
+    if (!range_is_valid(offset, data->len, self->reach) ||
+        (size_t)data->len > INLINE_WRITE_LIMIT_BYTES)
+        Py_RETURN_NONE;
+    const struct slice *slice = thread_slice();
+    if (!asked && (!is_home(self, slice) || slice_is_spent(slice, now)))
+        Py_RETURN_NONE;
+    if (data->len == 0)
+        return receipt_make(self, offset, 0, self->sequence);
+    if (!asked && trips(self, offset, data->len))
+        Py_RETURN_NONE;
+    enum inline_way way = way_of_inline(self, offset, data->len, now);
+    if (way == WAY_WORKER) {
+        self->counters.fell_back_writes += asked; /* any other is asked about right after */
+        Py_RETURN_NONE;
+    }
+    struct hold hold = {0};
+    size_t length = (size_t)data->len, copied;
+    /* SAFETY: the buffer is exported to us, the region is held. */
+    if (way == WAY_WITH_GIL)
+        copied = region_copy_in(self->region, (size_t)offset, data->buf, length);
+    else
+        WITHOUT_GIL(hold, self,
+                    copied = region_copy_in(hold.region, (size_t)offset, data->buf, length););
+    bool whole = copied == length;
+    if (!mapping_stored(self, offset, copied, whole && !hold.moved, now))
+        return PyErr_NoMemory();
+    self->counters.faults += !whole;
+    if (!whole || hold.moved) /* what may have been cut off meanwhile is stored once more (CH2) */
+        Py_RETURN_NONE;
+    self->counters.inline_writes_done++;
+    return receipt_make(self, offset, data->len, ++self->sequence);
+}
+
+static PyObject *write_now(Mapping *self, PyObject *const *args, Py_ssize_t count, bool asked)
+{
+    int64_t offset;
+    Py_buffer data;
+    if (count != 2 || !parse_integer(args[0], &offset))
+        Py_RETURN_NONE;
+    if (!buffer_take(args[1], &data, false)) {
+        PyErr_Clear();
+        Py_RETURN_NONE;
+    }
+    PyObject *receipt = self->inline_writes && mapping_is_usable(self) /* after the buffer (CH2) */
+                            ? store_now(self, offset, &data, asked)
+                            : Py_NewRef(Py_None);
+    PyBuffer_Release(&data);
+    return receipt;
+}
+
+PyObject *mapping_write_inline(Mapping *self, PyObject *const *args, Py_ssize_t count)
+{
+    return write_now(self, args, count, false);
+}
+
+PyObject *mapping_write_now(Mapping *self, PyObject *const *args, Py_ssize_t count)
+{
+    return write_now(self, args, count, true);
+}
+
+/* Bytes neither change nor move; what does is exported until the write is over. */
+PyObject *mapping_stage(Mapping *self, PyObject *const *args, Py_ssize_t count)
+{
+    int64_t offset;
+    if (!self->writable || count != 2 || !parse_integer(args[0], &offset))
+        Py_RETURN_NONE;
+    struct native_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
+    PyObject *data = buffer_pin(state->pin_type, args[1], false), *store;
+    if (!data) {
+        PyErr_Clear();
+        Py_RETURN_NONE;
+    }
+    if (mapping_is_usable(self) &&
+        range_is_valid(offset, PyObject_Size(data), self->reach))
+        store = PyTuple_Pack(2, args[0], data);
+    else
+        store = Py_NewRef(Py_None);
+    Py_DECREF(data);
+    return store;
+}

@@ -1,0 +1,231 @@
+/* module.c: the module aiommap._native; its contract is _native.pyi. */
+#include "../sys/guard.h"
+#include "atomics.h"
+#include "mapping.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <sys/mman.h>
+
+unsigned long fork_generation;
+
+static void count_fork(void) { fork_generation++; }
+
+static _Thread_local struct slice slice;
+
+struct slice *thread_slice(void) { return &slice; }
+
+static PyObject *slice_spent(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
+{
+    return PyBool_FromLong(slice_is_spent(&slice, slice_clock()));
+}
+
+static PyObject *slice_yield(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
+{
+    return PyLong_FromUnsignedLongLong(slice.yields++);
+}
+
+static PyObject *slice_renew(PyObject *Py_UNUSED(module), PyObject *before)
+{
+    unsigned long long yields = PyLong_AsUnsignedLongLong(before);
+    if (yields == (unsigned long long)-1 && PyErr_Occurred())
+        return NULL;
+    slice_grant(&slice, yields);
+    guard_refresh(); /* so that an inline copy never trusts it for longer than a slice */
+    Py_RETURN_NONE;
+}
+
+static PyObject *sync_filesystem(PyObject *Py_UNUSED(module), PyObject *descriptor)
+{
+    int error, fd = PyObject_AsFileDescriptor(descriptor);
+    if (fd < 0)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    error = file_system_sync(fd);
+    Py_END_ALLOW_THREADS
+    if (error)
+        return os_error(error);
+    Py_RETURN_NONE;
+}
+
+static PyObject *filesystem_type(PyObject *Py_UNUSED(module), PyObject *descriptor)
+{
+    int fd = PyObject_AsFileDescriptor(descriptor);
+    int64_t type = 0;
+    int error;
+    if (fd < 0)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    error = file_system_type(fd, &type);
+    Py_END_ALLOW_THREADS
+    return error ? os_error(error) : PyLong_FromLongLong(type);
+}
+
+static PyObject *read_file(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    int fd;
+    long long offset, length;
+    ssize_t got;
+    if (!PyArg_ParseTuple(args, "iLL:read_file", &fd, &offset, &length))
+        return NULL;
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
+    if (!bytes)
+        return NULL;
+    /* SAFETY: nobody else knows the new object yet, so its bytes can be filled without the GIL. */
+    char *to = PyBytes_AsString(bytes);
+    Py_BEGIN_ALLOW_THREADS
+    got = file_read(fd, to, (size_t)length, offset);
+    Py_END_ALLOW_THREADS
+    if (got < 0) {
+        Py_DECREF(bytes);
+        return os_error((int)-got);
+    }
+    if (got == length)
+        return bytes;
+    PyObject *part = PyBytes_FromStringAndSize(to, (Py_ssize_t)got);
+    Py_DECREF(bytes);
+    return part;
+}
+
+static PyObject *sigbus_blocked(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
+{
+    return PyBool_FromLong(guard_is_blocked());
+}
+
+static PyObject *pin(PyObject *module, PyObject *args)
+{
+    PyObject *data;
+    int writable = 0;
+    if (!PyArg_ParseTuple(args, "O|p:pin", &data, &writable))
+        return NULL;
+    struct native_state *state = PyModule_GetState(module);
+    return buffer_pin(state->pin_type, data, writable);
+}
+
+static PyMethodDef functions[] = { /* documented in _native.pyi */
+    {"filesystem_type", filesystem_type, METH_O, NULL},
+    {"pin", pin, METH_VARARGS, NULL},
+    {"read_file", read_file, METH_VARARGS, NULL},
+    {"sigbus_blocked", sigbus_blocked, METH_NOARGS, NULL},
+    {"slice_spent", slice_spent, METH_NOARGS, NULL},
+    {"slice_yield", slice_yield, METH_NOARGS, NULL},
+    {"slice_renew", slice_renew, METH_O, NULL},
+    {"sync_filesystem", sync_filesystem, METH_O, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyTypeObject *add_type(PyObject *module, PyType_Spec *spec)
+{
+    PyTypeObject *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, NULL);
+    if (type && PyModule_AddType(module, type))
+        Py_CLEAR(type);
+    return type;
+}
+
+static const struct {
+    const char *name;
+    long value;
+} constants[] = {
+    {"PIECE_BYTES", PIECE_BYTES},
+    {"WAIT_MOST", WAIT_MOST},
+    {"TRIP_NEVER", TRIP_NEVER},
+    {"MADV_NORMAL", MADV_NORMAL},
+    {"MADV_RANDOM", MADV_RANDOM},
+    {"MADV_SEQUENTIAL", MADV_SEQUENTIAL},
+    {"MADV_WILLNEED", MADV_WILLNEED},
+    {"MADV_DONTNEED", MADV_DONTNEED},
+#ifdef __linux__
+    {"MADV_HUGEPAGE", 14},
+    {"MADV_NOHUGEPAGE", 15},
+    {"MADV_COLD", 20},
+    {"MADV_PAGEOUT", 21},
+#endif
+    {NULL, 0},
+};
+
+static int native_exec(PyObject *module)
+{
+    static bool forks_counted; /* GIL; the fork handler is process-wide and cannot be removed */
+    struct native_state *state = PyModule_GetState(module);
+    /* The SIGBUS action is the process's: one interpreter owns it, and that is the main one. */
+    if (PyInterpreterState_GetID(PyInterpreterState_Get()) != 0) {
+        PyErr_SetString(PyExc_ImportError, "aiommap handles SIGBUS for the whole process and "
+                                           "cannot be loaded in a subinterpreter: import it "
+                                           "in the main one");
+        return -1;
+    }
+    state->mapping_type = add_type(module, &mapping_spec);
+    state->lease_type = add_type(module, &lease_spec);
+    state->receipt_type = add_type(module, &receipt_spec);
+    state->word_type = add_type(module, &word_spec);
+    state->word_array_type = add_type(module, &word_array_spec);
+    state->alarm_type = add_type(module, &alarm_spec);
+    state->pin_type = add_type(module, &pin_spec);
+    if (!state->mapping_type || !state->lease_type || !state->receipt_type || !state->word_type ||
+        !state->word_array_type || !state->alarm_type || !state->pin_type)
+        return -1;
+    PyObject *errors = PyImport_ImportModule("aiommap._errors");
+    state->out_of_bounds = errors ? PyObject_GetAttrString(errors, "OutOfBoundsError") : NULL;
+    Py_XDECREF(errors);
+    if (!state->out_of_bounds)
+        return -1;
+    if (PyModule_AddIntConstant(module, "PAGE_SIZE", (long)page_size()))
+        return -1;
+    for (size_t i = 0; constants[i].name; i++)
+        if (PyModule_AddIntConstant(module, constants[i].name, constants[i].value))
+            return -1;
+    if (!forks_counted && pthread_atfork(NULL, NULL, count_fork)) {
+        os_error(ENOMEM);
+        return -1;
+    }
+    forks_counted = true;
+    return 0;
+}
+
+static int native_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    struct native_state *state = PyModule_GetState(module);
+    Py_VISIT(state->mapping_type);
+    Py_VISIT(state->lease_type);
+    Py_VISIT(state->receipt_type);
+    Py_VISIT(state->word_type);
+    Py_VISIT(state->word_array_type);
+    Py_VISIT(state->alarm_type);
+    Py_VISIT(state->pin_type);
+    Py_VISIT(state->out_of_bounds);
+    return 0;
+}
+
+static int native_clear(PyObject *module)
+{
+    struct native_state *state = PyModule_GetState(module);
+    Py_CLEAR(state->mapping_type);
+    Py_CLEAR(state->lease_type);
+    Py_CLEAR(state->receipt_type);
+    Py_CLEAR(state->word_type);
+    Py_CLEAR(state->word_array_type);
+    Py_CLEAR(state->alarm_type);
+    Py_CLEAR(state->pin_type);
+    Py_CLEAR(state->out_of_bounds);
+    return 0;
+}
+
+static void native_free(void *module) { native_clear(module); }
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, native_exec},
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "aiommap._native",
+    .m_size = sizeof(struct native_state),
+    .m_methods = functions,
+    .m_slots = slots,
+    .m_traverse = native_traverse,
+    .m_clear = native_clear,
+    .m_free = native_free,
+};
+
+PyMODINIT_FUNC PyInit__native(void) { return PyModuleDef_Init(&definition); }

@@ -1,0 +1,253 @@
+/* resize.c: changes of size, of the fence and of the region; each is one step (CH3). */
+#include "mapping.h"
+
+#include <errno.h>
+
+/* A change that is under way. */
+struct change { /* the caller's own */
+    struct hold hold;
+    struct region **regions; /* held: all that are fenced when the file becomes shorter */
+    size_t count;
+};
+
+/* Every region of the file that somebody can still touch: the current one and those that leases
+ * kept when the mapping moved; but no growable one, which makes the file longer again instead. */
+static void hold_regions(const Mapping *self, struct change *change)
+{
+    if (self->region)
+        change->regions[change->count++] = self->region;
+    for (const Lease *lease = self->leases; lease; lease = lease->next) {
+        bool known = !lease->region || lease->region->growth;
+        for (size_t i = 0; i < change->count && !known; i++)
+            known = change->regions[i] == lease->region;
+        if (!known)
+            change->regions[change->count++] = lease->region;
+    }
+    for (size_t i = 0; i < change->count; i++)
+        change->regions[i]->holders++;
+}
+
+/* Begin a change of what lies from a byte on; false with an exception. */
+static bool change_begin(Mapping *self, struct change *change, int64_t from)
+{
+    *change = (struct change){0};
+    if (!mapping_check(self))
+        return false;
+    if (self->moving != INT64_MAX) { /* CH4 */
+        PyErr_SetString(PyExc_RuntimeError, "the size of this file is being changed already");
+        return false;
+    }
+    change->regions = PyMem_Calloc((size_t)self->lease_count + 1, sizeof *change->regions);
+    if (!change->regions) {
+        PyErr_NoMemory();
+        return false;
+    }
+    hold_regions(self, change);
+    mapping_set_moving(self, from);
+    self->generation++;
+    hold_begin(&change->hold, self);
+    return true;
+}
+
+/* With the GIL again, and all that changed noted: the answer of the verb. */
+static PyObject *change_end(Mapping *self, struct change *change, int error)
+{
+    mapping_set_moving(self, INT64_MAX);
+    self->generation++;
+    for (size_t i = 0; i < change->count; i++)
+        region_release(change->regions[i]);
+    PyMem_Free(change->regions);
+    hold_end(&change->hold);
+    if (error)
+        return os_error(error);
+    if (!mapping_check(self))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+void mapping_settled(Mapping *self)
+{
+    while (self->moving != INT64_MAX && self->fork_generation == fork_generation) {
+        struct hold hold;
+        WITHOUT_GIL(hold, self, growth_wait(&self->growth););
+    }
+}
+
+/* Without the GIL, from here on to the verbs. */
+
+static size_t page_up(int64_t offset) { return pages_for(offset) * page_size(); }
+
+static int unfence(const struct change *change, size_t from, size_t end)
+{
+    int error = 0;
+    for (size_t i = 0; i < change->count && !error; i++)
+        error = region_unfence(change->regions[i], change->hold.fd, from, end);
+    return error;
+}
+
+/* Lay a fence over what the file does not have any more. Where the kernel refuses it a load or store
+ * faults, and the handler lays zeros there (growth_leave). */
+static void fence(const struct change *change, size_t from, size_t before)
+{
+    for (size_t i = 0; from < before && i < change->count; i++)
+        region_fence(change->regions[i], from);
+}
+
+/* Put the file back behind pages of a fence, as far as it reaches again. */
+static int lift_to(const struct change *change, int64_t size, size_t before)
+{
+    int error = before < page_up(size) ? unfence(change, before, page_up(size)) : 0;
+    if (error)
+        fence(change, before, SIZE_MAX);
+    return error;
+}
+
+/* The verbs, with the GIL. */
+
+static size_t reserved(const Mapping *self) { return self->region ? self->region->length : 0; }
+
+static bool check_size(const Mapping *self, int64_t size)
+{
+    if (size >= 0 && (uint64_t)size <= reserved(self) && !self->private_copy)
+        return true;
+    PyErr_Format(PyExc_ValueError, "size %lld leaves the reserved range", (long long)size);
+    return false;
+}
+
+static void note_fence(Mapping *self, size_t from)
+{
+    self->fence = from < reserved(self) ? (int64_t)from : INT64_MAX;
+}
+
+/* The file ends here from now on, whoever made it so. */
+static void note_cut(Mapping *self, int64_t size)
+{
+    mapping_set_size(self, size);
+    self->floor = size;
+    if ((int64_t)page_up(size) < self->fence)
+        note_fence(self, page_up(size));
+}
+
+PyObject *mapping_truncate(Mapping *self, PyObject *args)
+{
+    long long length;
+    int error;
+    struct change change;
+    struct growth *growth = &self->growth;
+    if (!PyArg_ParseTuple(args, "L:truncate", &length) || !mapping_check(self) ||
+        !check_size(self, length) ||
+        !change_begin(self, &change, length < self->size ? length : self->size))
+        return NULL;
+    size_t before = (size_t)self->fence;
+    bool whole_pages = self->growable_leases > 0 && growth->fd >= 0, cut;
+    /* The file first: if that is refused nothing was touched, and no store went into a fence. */
+    Py_BEGIN_ALLOW_THREADS
+    error = growth_truncate(growth, change.hold.fd, length, whole_pages);
+    cut = !error || __atomic_load_n(&growth->end, __ATOMIC_ACQUIRE) == length;
+    if (cut)
+        fence(&change, page_up(length), before);
+    Py_END_ALLOW_THREADS
+    if (cut)
+        note_cut(self, length);
+    return change_end(self, &change, error);
+}
+
+PyObject *mapping_extend(Mapping *self, PyObject *args)
+{
+    long long size, end, back, floor;
+    struct change change;
+    int error;
+    if (!PyArg_ParseTuple(args, "LLLL:extend", &size, &end, &back, &floor) ||
+        !mapping_check(self) || !check_size(self, size) ||
+        !change_begin(self, &change, self->size))
+        return NULL;
+    size_t before = (size_t)self->fence;
+    struct growth *growth = &self->growth;
+    Py_BEGIN_ALLOW_THREADS
+    error = growth_extend(growth, change.hold.fd, end);
+    if (!error)
+        error = lift_to(&change, size, before);
+    if (error && __atomic_load_n(&growth->grown, __ATOMIC_ACQUIRE) <= back)
+        growth_truncate(growth, change.hold.fd, back, false);
+    Py_END_ALLOW_THREADS
+    if (!error) {
+        mapping_set_size(self, size > self->size ? size : self->size);
+        self->floor = floor > self->floor ? floor : self->floor;
+        if (before < page_up(size))
+            note_fence(self, page_up(size));
+    }
+    return change_end(self, &change, error);
+}
+
+PyObject *mapping_adopt(Mapping *self, PyObject *args)
+{
+    long long size, end;
+    int follow;
+    int error = 0;
+    struct change change;
+    if (!PyArg_ParseTuple(args, "LLp:adopt", &size, &end, &follow) || !mapping_check(self) ||
+        !check_size(self, size) ||
+        !change_begin(self, &change, size < self->size ? size : self->size))
+        return NULL;
+    size_t before = (size_t)self->fence;
+    bool shorter = size < self->size;
+    Py_BEGIN_ALLOW_THREADS
+    if (follow)
+        growth_follow(&self->growth, size);
+    if (shorter)
+        fence(&change, page_up(size), before);
+    if (end != __atomic_load_n(&self->growth.end, __ATOMIC_ACQUIRE))
+        error = growth_extend(&self->growth, change.hold.fd, end);
+    if (!error && !shorter)
+        error = lift_to(&change, size, before);
+    Py_END_ALLOW_THREADS
+    if (shorter) {
+        note_cut(self, size);
+    } else if (!error) {
+        mapping_set_size(self, size > self->size ? size : self->size);
+        self->floor = size;
+        if (before < page_up(size))
+            note_fence(self, page_up(size));
+    }
+    return change_end(self, &change, error);
+}
+
+/* Move to a new, larger address range; leases keep the old one. */
+PyObject *mapping_rebase(Mapping *self, PyObject *args)
+{
+    long long capacity;
+    size_t page = page_size();
+    if (!PyArg_ParseTuple(args, "L:rebase", &capacity) || !mapping_check(self))
+        return NULL;
+    if (capacity < self->size || capacity > PTRDIFF_MAX - (long long)page || self->private_copy)
+        return PyErr_Format(PyExc_ValueError, "cannot rebase to %lld bytes", capacity);
+    size_t pages = pages_for(capacity);
+    if (!pages_reserve(&self->dirty, pages) || !pages_reserve(&self->ready, pages))
+        return PyErr_NoMemory();
+    struct region *region = NULL, *old = NULL, *quiet = NULL;
+    struct region_options options = mapping_options(self);
+    struct change change;
+    int error;
+    if (!change_begin(self, &change, self->size))
+        return NULL;
+    int64_t fence_at = self->fence;
+    Py_BEGIN_ALLOW_THREADS
+    error = region_map(&region, change.hold.fd, pages * page, &options);
+    if (!error && fence_at != INT64_MAX && (error = region_fence(region, (size_t)fence_at))) {
+        region_unmap(region);
+        region = NULL;
+    }
+    Py_END_ALLOW_THREADS
+    if (region && !self->closed) {
+        old = self->region;
+        quiet = self->quiet;
+        self->region = region;
+        self->quiet = NULL; /* shorter; made anew when needed */
+        region = NULL;
+    }
+    PyObject *answer = change_end(self, &change, error);
+    region_release(old);
+    region_release(quiet);
+    region_release(region);
+    return answer;
+}

@@ -1,0 +1,400 @@
+#include "guard.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "atomic_word.h"
+#include "per_thread.h"
+#include "spare.h"
+#include "survive.h"
+
+/* On the stack of whoever armed it. The rest the handler leaves behind: a foreign one that called it
+ * may have blocked signals, and the kernel puts an alternate stack with SS_AUTODISARM out of use
+ * until the handler returns; so whoever jumps out has to undo that. */
+struct landing {
+    sigjmp_buf target;
+    bool told;     /* whether the two below are those of the faulting code, and not of a handler */
+    sigset_t mask; /* signals that were blocked where the fault struck */
+    stack_t stack; /* the alternate stack there */
+};
+
+/* One per thread; touched only by its own thread, in and out of the handler. Kept small: what a
+ * library takes of a thread's static block others lack, and a jump target has 312 bytes on arm64. */
+struct jump {
+    struct landing *volatile landing; /* NULL unless armed */
+    uintptr_t dst, src;  /* starts of the two copied ranges */
+    size_t length;       /* their common length */
+    uintptr_t fault;     /* of the last fault that the handler saw */
+};
+
+static PER_THREAD struct jump jump;
+
+/* Of sigaltstack(2); a number of Linux 4.7, which headers of C libraries lack. */
+#ifdef __linux__
+enum { AUTODISARM = 1U << 31 };
+#else
+enum { AUTODISARM = 0 };
+#endif
+
+enum { LEVELS = 4 };
+
+static pthread_mutex_t install_lock = PTHREAD_MUTEX_INITIALIZER;
+static unsigned installs;              /* install_lock */
+static int highest = -1;               /* install_lock; the level installed last that is in use */
+static struct sigaction below[LEVELS]; /* written under install_lock before its level goes live */
+static uintptr_t page;                 /* written under install_lock before the handler goes live */
+
+/* A forked child has one thread, so nobody would ever release a lock that another one held. */
+static void lock_installs(void) { pthread_mutex_lock(&install_lock); }
+static void unlock_installs(void) { pthread_mutex_unlock(&install_lock); }
+static pthread_once_t forks = PTHREAD_ONCE_INIT;
+static void follow_forks(void)
+{
+    pthread_atfork(lock_installs, unlock_installs, unlock_installs);
+}
+
+/* Whether the block of lost memory around an address meets a range. The address alone may lie just
+ * outside: for broken memory the kernel names the first byte of the block, and arm64 any byte of
+ * the page when a wide vector instruction faulted (FAR not precise). */
+static bool meets(uintptr_t address, size_t lost, uintptr_t start, size_t length)
+{
+    uintptr_t block = address - address % lost;
+    return block - start < length || (length && start - block < lost); /* below 0 it wraps: huge */
+}
+
+static bool is_default(const struct sigaction *action)
+{
+    return !(action->sa_flags & SA_SIGINFO) &&
+           (action->sa_handler == SIG_DFL || action->sa_handler == SIG_IGN);
+}
+
+/* Call a handler as the kernel would have: with what it wants blocked, and once only if it says so. */
+static void call(struct sigaction *previous, int number, siginfo_t *info, void *context)
+{
+    struct sigaction action = *previous;
+    sigset_t before;
+    if (!(action.sa_flags & SA_NODEFER))
+        sigaddset(&action.sa_mask, number);
+    if (action.sa_flags & (int)SA_RESETHAND) {
+        /* SAFETY: the flags first: another thread then still finds a handler, if not all of it. */
+        __atomic_store_n(&previous->sa_flags, 0, __ATOMIC_RELEASE);
+        __atomic_store_n(&previous->sa_handler, SIG_DFL, __ATOMIC_RELEASE);
+    }
+    pthread_sigmask(SIG_BLOCK, &action.sa_mask, &before);
+    if (action.sa_flags & SA_SIGINFO)
+        action.sa_sigaction(number, info, context);
+    else
+        action.sa_handler(number);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+/* Hand a signal that is not ours to the action that was there before us. */
+static void forward(struct sigaction *previous, int number, siginfo_t *info, void *context)
+{
+    if (!is_default(previous)) {
+        call(previous, number, info, context);
+        return;
+    }
+    bool sent = info->si_code <= 0; /* by kill() and friends, not by a faulting instruction */
+    if (sent && previous->sa_handler == SIG_IGN)
+        return;
+    /* A fault happens again on return and then meets the default action; a sent signal does not,
+     * so it is sent anew. */
+    struct sigaction fatal = {.sa_handler = SIG_DFL};
+    sigaction(number, &fatal, NULL);
+    if (sent)
+        raise(number);
+}
+
+/* Where the thread faulted last, also when this is another signal; 0 where nobody tells. */
+static uintptr_t last_fault(const ucontext_t *context)
+{
+    if (!context)
+        return 0;
+#if defined(__linux__) && defined(__x86_64__)
+    return (uintptr_t)context->uc_mcontext.gregs[REG_CR2];
+#elif defined(__linux__) && defined(__aarch64__)
+    return (uintptr_t)context->uc_mcontext.fault_address;
+#else
+    return 0;
+#endif
+}
+
+static bool is_sent_by_us(const siginfo_t *info)
+{
+#ifdef SI_TKILL
+    return info->si_code == SI_TKILL && info->si_pid == getpid();
+#else
+    (void)info;
+    return false;
+#endif
+}
+
+/* How much memory a fault made unusable; 0 if the signal is not one. */
+static size_t lost_by(const siginfo_t *info)
+{
+#ifdef BUS_MCEERR_AR
+    if (info->si_code == BUS_MCEERR_AR) {
+        size_t broken = (size_t)1 << info->si_addr_lsb;
+        return broken > page ? broken : page;
+    }
+#endif
+    return info->si_code == BUS_ADRERR ? page : 0;
+}
+
+static void on_sigbus(int level, int number, siginfo_t *info, void *context)
+{
+    uintptr_t address = (uintptr_t)info->si_addr, faulted = jump.fault;
+    size_t lost = lost_by(info);
+    bool copied = lost && (meets(address, lost, jump.dst, jump.length) ||
+                           meets(address, lost, jump.src, jump.length));
+    /* A handler that was installed over this one, such as faulthandler's, took the fault, and
+     * sends the signal on from within it: then the armed copy is what it interrupted, or else the
+     * instruction that it returns to. The kernel keeps the address of that; it also keeps the one
+     * of a fault that is long over, which is the one that was dealt with here. */
+    bool handed_on = is_sent_by_us(info);
+    if (handed_on)
+        address = last_fault(context);
+    if (lost || handed_on)
+        jump.fault = address;
+    struct landing *landing = jump.landing;
+    if (landing && (copied || handed_on)) {
+        const ucontext_t *interrupted = context;
+        jump.landing = NULL;
+        landing->told = interrupted && !handed_on;
+        if (landing->told) {
+            landing->mask = interrupted->uc_sigmask;
+            landing->stack = interrupted->uc_stack;
+        }
+        /* SAFETY: the frame that set the target is still there, in this same thread, and nothing
+         * but a memcpy or one instruction is left half done (G1, G2, G3). */
+        siglongjmp(landing->target, 1);
+    }
+    if (lost && survive_fault(address, lost))
+        return;
+    if (handed_on && address != faulted && survive_fault(address, page))
+        return;
+    forward(&below[level], number, info, context);
+}
+
+#define LEVEL(number)                                                                             \
+    static void on_sigbus_##number(int signal, siginfo_t *info, void *context)                    \
+    {                                                                                             \
+        on_sigbus(number, signal, info, context);                                                 \
+    }
+LEVEL(0)
+LEVEL(1)
+LEVEL(2)
+LEVEL(3)
+static void (*const entry_points[LEVELS])(int, siginfo_t *, void *) = {on_sigbus_0, on_sigbus_1,
+                                                                        on_sigbus_2, on_sigbus_3};
+
+/* Which of our entry points an action is; -1 if it is somebody else's. */
+static int level_of(const struct sigaction *action)
+{
+    for (int level = 0; level < LEVELS; level++)
+        if ((action->sa_flags & SA_SIGINFO) && action->sa_sigaction == entry_points[level])
+            return level;
+    return -1;
+}
+
+/* Under the lock. Take over from whoever is there: nobody, or who put the default back over us, as
+ * faulthandler.disable() does, or a handler above our highest level, on one more level (G6). Above
+ * the last of them it is left alone: most handlers hand on what they do not know. */
+static int take_over(void)
+{
+    struct sigaction current;
+    if (sigaction(SIGBUS, NULL, &current))
+        return -1;
+    int level = level_of(&current);
+    if (level >= 0) { /* whoever was above it has left */
+        highest = level;
+        return 0;
+    }
+    level = is_default(&current) ? 0 : highest + 1;
+    if (level == LEVELS)
+        return 0;
+    /* SA_NODEFER, and no mask: where nobody is above, a jump then leaves the signal mask as it was. */
+    struct sigaction ours = {.sa_sigaction = entry_points[level],
+                             .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK};
+    sigemptyset(&ours.sa_mask);
+    below[level] = current;
+    if (sigaction(SIGBUS, &ours, NULL))
+        return -1;
+    highest = level;
+    return 0;
+}
+
+int guard_install(void)
+{
+    pthread_once(&forks, follow_forks);
+    pthread_mutex_lock(&install_lock);
+    page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    int failed = take_over();
+    if (!failed) {
+        installs++;
+        spare_keep();
+    }
+    pthread_mutex_unlock(&install_lock);
+    return failed;
+}
+
+void guard_refresh(void)
+{
+    pthread_mutex_lock(&install_lock);
+    if (installs) {
+        take_over();
+        spare_keep();
+    }
+    pthread_mutex_unlock(&install_lock);
+}
+
+void guard_remove(void)
+{
+    pthread_mutex_lock(&install_lock);
+    if (--installs == 0) {
+        struct sigaction current;
+        /* Whoever was installed over us keeps a pointer to our handler; leave the chain whole. */
+        int level = sigaction(SIGBUS, NULL, &current) ? -1 : level_of(&current);
+        if (level >= 0 && !sigaction(SIGBUS, &below[level], NULL))
+            highest = level - 1;
+    }
+    pthread_mutex_unlock(&install_lock);
+}
+
+bool guard_is_blocked(void)
+{
+    sigset_t now;
+    return !pthread_sigmask(SIG_SETMASK, NULL, &now) && sigismember(&now, SIGBUS) == 1;
+}
+
+/* Bytes of a signal set that the kernel knows; C libraries keep room for more. */
+enum { MASK_BYTES = sizeof(sigset_t) < 8 ? sizeof(sigset_t) : 8 };
+
+/* What the thread blocked when guard_word last looked. */
+static PER_THREAD char seen_mask[MASK_BYTES];
+
+/* G8, with the mask from before the copy if there is one: nobody looked at it for one word. Not in
+ * the handler: signals that are let through there would run on top of it. */
+static __attribute__((noinline)) void land(const struct landing *landing, const sigset_t *mask)
+{
+    sigset_t open;
+    sigemptyset(&open);
+    if (mask)
+        open = *mask;
+    else
+        memcpy(&open, landing->told ? (const void *)&landing->mask : seen_mask, MASK_BYTES);
+    sigdelset(&open, SIGBUS); /* G4 */
+    if (landing->told && (unsigned)landing->stack.ss_flags & AUTODISARM)
+        sigaltstack(&landing->stack, NULL);
+    pthread_sigmask(SIG_SETMASK, &open, NULL);
+}
+
+/* The guarded region itself (G1). Returns false when it faulted. Kept out of line so that no
+ * local of a caller lives across the second return of sigsetjmp. */
+static __attribute__((noinline)) bool copy_armed(void *dst, const void *src, size_t n,
+                                                 const sigset_t *mask)
+{
+    struct landing landing;
+    jump.dst = (uintptr_t)dst;
+    jump.src = (uintptr_t)src;
+    jump.length = n;
+    if (sigsetjmp(landing.target, 0)) {
+        land(&landing, mask);
+        return false;
+    }
+    jump.landing = &landing;
+    /* SAFETY: both ranges are the caller's to touch (I3); what they lack is a page, and that jumps
+     * back. The fences keep the copy between arming and disarming, as the handler sees them. */
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    memcpy(dst, src, n);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    jump.landing = NULL;
+    return true;
+}
+
+/* memcpy may touch the end of a range first, so after a fault the exact prefix is found by
+ * copying again page by page of either side. */
+static size_t copy_prefix(char *dst, const char *src, size_t n, const sigset_t *mask)
+{
+    size_t done = 0;
+    while (done < n) {
+        size_t dst_left = page - (uintptr_t)(dst + done) % page;
+        size_t src_left = page - (uintptr_t)(src + done) % page;
+        size_t step = dst_left < src_left ? dst_left : src_left;
+        if (step > n - done)
+            step = n - done;
+        if (!copy_armed(dst + done, src + done, step, mask))
+            break;
+        done += step;
+    }
+    return done;
+}
+
+size_t guard_copy(void *dst, const void *src, size_t n, const void **fault)
+{
+    sigset_t bus, before;
+    sigemptyset(&bus);
+    sigaddset(&bus, SIGBUS);
+    pthread_sigmask(SIG_UNBLOCK, &bus, &before); /* G4 */
+    size_t done = n;
+    if (!copy_armed(dst, src, n, &before)) {
+        done = copy_prefix(dst, src, n, &before);
+        if (done < n && fault)
+            *fault = (const void *)jump.fault;
+    }
+    if (sigismember(&before, SIGBUS))
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return done;
+}
+
+/* SAFETY: as in copy_armed, for one word. */
+static __attribute__((noinline)) bool word_armed(struct word_call *call)
+{
+    struct landing landing;
+    jump.dst = jump.src = (uintptr_t)call->at;
+    jump.length = call->width;
+    if (sigsetjmp(landing.target, 0)) {
+        land(&landing, NULL);
+        return false;
+    }
+    jump.landing = &landing;
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    word_act(call);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    jump.landing = NULL;
+    return true;
+}
+
+static __attribute__((noinline)) bool word_unblocked(struct word_call *call, bool *blocked)
+{
+    sigset_t bus, before;
+    sigemptyset(&bus);
+    sigaddset(&bus, SIGBUS);
+    guard_refresh();
+    pthread_sigmask(SIG_UNBLOCK, &bus, &before); /* G4 */
+    memcpy(seen_mask, &before, MASK_BYTES);
+    bool done = word_armed(call);
+    *blocked = sigismember(&before, SIGBUS);
+    if (*blocked)
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return done;
+}
+
+bool guard_word(struct word_call *call, int64_t tick)
+{
+    /* The tick at which this thread was last seen with SIGBUS unblocked. */
+    static PER_THREAD int64_t open_at = -1;
+    if (open_at == tick)
+        return word_armed(call);
+    bool blocked;
+    bool done = word_unblocked(call, &blocked);
+    open_at = blocked ? -1 : tick;
+    return done;
+}

@@ -1,0 +1,58 @@
+/* guard.h: copies, atomic operations on one word, and foreign loads and stores, that survive SIGBUS.
+ *
+ * This header and sys/guard.c know nothing of Python: nothing Pythonic can run in a guarded region.
+ *
+ * Terms. A *guarded region* is the time between arming the calling thread's jump target and
+ * disarming it. A *fault* is SIGBUS with BUS_ADRERR: the page at that address has no file behind
+ * it (truncated), no room behind it (disk full) or an unreadable device behind it; or with
+ * BUS_MCEERR_AR: its memory is broken. BUS_MCEERR_AO is no fault: nobody touched the page, and only
+ * processes that asked to die early are sent it.
+ *
+ * Invariants.
+ *   G1  Only a memcpy, or one atomic operation, runs in a guarded region.
+ *   G2  The handler jumps only for a fault whose page meets one of the two ranges in use.
+ *   G3  The jump target is thread-local: a fault never leaves its own thread.
+ *   G4  SIGBUS is unblocked for the length of a guarded region, since the kernel kills a thread
+ *       that faults with SIGBUS blocked, whatever handler there is.
+ *   G5  A fault outside of a guarded region, at an address of a watched mapping, gets a page of
+ *       zeros laid under it and goes on. The damage is noted before the page is laid, so whoever
+ *       has stored into such a page finds the damage noted. Unless the mapping grows: then sys/growth.h
+ *       says what becomes of the fault. Nor does it fail at the kernel's limit on mappings: sys/spare.h.
+ *   G6  Every other SIGBUS goes to whoever was installed before us. Each time the handler is put on
+ *       top of another one it has an entry point of its own, a level, which hands on to what was
+ *       below that: the chain leads downward only, whoever calls whom.
+ *   G7  The handler calls nothing that is not safe in a signal handler, and preserves errno. mmap(2)
+ *       is not on the list of POSIX; in Linux libraries it is no more than the system call.
+ *   G8  A jump leaves the thread with the signal mask and the alternate stack of before the fault,
+ *       whatever a handler that was asked before ours, and called it, had blocked or used up.
+ */
+#ifndef AIOMMAP_GUARD_H
+#define AIOMMAP_GUARD_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct word_call;
+
+/* Install the handler; counted, so every call needs its guard_remove. 0, or -1 with errno. */
+int guard_install(void);
+void guard_remove(void);
+/* Put the handler back on top if somebody has reset SIGBUS, or installed over it, since; cheap
+ * enough for every hop. */
+void guard_refresh(void);
+
+/* Copy n bytes and return how many were copied: n, or the exact length of the prefix before the
+ * page that faulted. Either side may be mapped; the two must not overlap. *fault, if a fault
+ * happened, is the address that could not be reached. The handler must be installed. */
+size_t guard_copy(void *dst, const void *src, size_t n, const void **fault);
+
+/* Run one operation of sys/atomic_word.h on a word; false if its page cannot be reached, and then nothing
+ * was stored. `tick` is a clock of a few milliseconds: handler and signal mask are looked at once a
+ * tick in each thread, as two system calls would cost more than ten of these. */
+bool guard_word(struct word_call *call, int64_t tick);
+
+/* Whether the calling thread blocks SIGBUS, so that a foreign load in it cannot survive. */
+bool guard_is_blocked(void);
+
+#endif

@@ -1,0 +1,161 @@
+#include "survive.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+
+#include "growth.h"
+#include "per_thread.h"
+#include "spare.h"
+#include "fault_table.h"
+
+/* So many faults of one file get a page each, from then on all that follows goes at once: a hole is
+ * a mapping of its own, and at vm.max_map_count of them the kernel refuses the next. */
+enum { SINGLE_PAGES = 64 };
+
+/* One for the rest of a mapping, and one for its beginning. */
+enum { LEAST_SPARES = 2 };
+
+/* A page of a growable region that was there after all when this thread last looked, or 0; and the
+ * generation of growth at that moment. */
+static PER_THREAD struct {
+    uintptr_t page;
+    uint64_t generation;
+} retried;
+
+/* A page that blocks were put behind when this thread last faulted, or 0; and what it means, as an errno
+ * number, if it faults again. */
+static PER_THREAD struct {
+    uintptr_t page;
+    int reason;
+} filled;
+
+static bool map_zeros(const struct watched *mapping, uintptr_t start, uintptr_t end)
+{
+    /* SAFETY: [start, end) lies in the watched mapping, which stays as long as the thread that
+     * faulted in it (M1), so nothing of anybody else's is mapped over. */
+    return mmap((void *)start, end - start, mapping->protection,
+                MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) != MAP_FAILED;
+}
+
+static void note_damage(struct damage *damage, uint64_t offset, int error)
+{
+    int unset = 0;
+    uint64_t none = DAMAGE_NONE;
+    /* SAFETY: the first fault wins, whichever thread it struck; and the reason goes in before the
+     * place, so that who sees that there is damage finds out why. */
+    __atomic_compare_exchange_n(&damage->error, &unset, error ? error : EFAULT, false,
+                                __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    __atomic_compare_exchange_n(&damage->first_bad, &none, offset, false, __ATOMIC_SEQ_CST,
+                                __ATOMIC_SEQ_CST);
+}
+
+/* Lay zeros over what was lost; with many faults over all that follows it as well. Where the kernel
+ * refuses the one it may allow the other: a page takes up to two mappings more, the rest of a
+ * mapping one, and more memory to account for. */
+static bool lay_zeros(const struct watched *mapping, uintptr_t start, uintptr_t end, bool alone)
+{
+    uintptr_t limit = mapping->base + mapping->length;
+    if (map_zeros(mapping, start, alone ? end : limit) ||
+        map_zeros(mapping, start, alone ? limit : end))
+        return true;
+    /* At vm.max_map_count. */
+    bool done = false;
+    while (!done && spare_give_up())
+        done = map_zeros(mapping, start, limit);
+    spare_keep();
+    /* It took a place for good, and the next fault needs one too. Zeros over all of this mapping, whose
+     * file is poisoned anyhow, take the place of all its parts. */
+    if (done && spare_count() < LEAST_SPARES && spare_give_up()) {
+        map_zeros(mapping, mapping->base, limit);
+        spare_keep();
+    }
+    return done;
+}
+
+/* Whether a fault in a growable region just has to happen again; if not, why its page is lost. */
+static bool has_grown(const struct watched *mapping, uintptr_t start, bool *beyond, int *error)
+{
+    uintptr_t before = retried.page;
+    uint64_t generation;
+    retried.page = 0;
+    switch (growth_reach(mapping->growth, (int64_t)(start - mapping->base),
+                         (int64_t)mapping->length, error, &generation)) {
+    case GROWTH_AGAIN:
+        return true;
+    case GROWTH_THERE:
+        retried.page = start;
+        /* SAFETY: of the same page, and nothing was changed since: it cannot be read. */
+        bool again = before == start && retried.generation == generation;
+        retried.generation = generation;
+        return !again;
+    case GROWTH_BEYOND:
+        *beyond = true;
+        return false;
+    default:
+        return false;
+    }
+}
+
+/* Whether a page within the file got its blocks now, so that the fault has to happen again; if not, why
+ * it is lost. Once for a page: it may be unreadable. */
+static bool is_filled(const struct watched *mapping, uintptr_t start, size_t lost, int *error)
+{
+    uintptr_t before = filled.page;
+    filled.page = 0;
+    if (mapping->file && before == start)
+        *error = filled.reason;
+    if (!mapping->file || before == start)
+        return false;
+    int64_t offset = (int64_t)(start - mapping->base);
+    *error = growth_fill(mapping->file, offset, (int64_t)lost, &filled.reason);
+    if (!*error)
+        filled.page = start;
+    return !*error || *error == EAGAIN;
+}
+
+/* Whether a page lies where we have ended the file ourselves: nothing of it is lost there, and nothing
+ * makes it longer again. Zeros are laid under the lock, as the next to make it longer takes them away. */
+static bool is_cut_off(const struct watched *mapping, uintptr_t start, uintptr_t end, bool *done)
+{
+    switch (growth_leave(mapping->file, (int64_t)(start - mapping->base))) {
+    case GROWTH_AGAIN:
+        return *done = true;
+    case GROWTH_BEYOND:
+        *done = lay_zeros(mapping, start, end, false);
+        growth_return(mapping->file);
+        return true;
+    default:
+        return false;
+    }
+}
+
+bool survive_fault(uintptr_t address, size_t lost)
+{
+    struct watched mapping;
+    if (!find_watched(address, &mapping))
+        return false;
+    int saved = errno, error = 0;
+    /* Blocks of broken memory are aligned to their size; the mapping only to a page. */
+    uintptr_t start = address - address % lost, end = start + lost;
+    if (start < mapping.base)
+        start = mapping.base;
+    if (end > mapping.base + mapping.length)
+        end = mapping.base + mapping.length;
+    bool beyond = false, done = false;
+    if (mapping.file && !mapping.growth && is_cut_off(&mapping, start, end, &done)) {
+        errno = saved;
+        return done;
+    }
+    done = mapping.growth && has_grown(&mapping, start, &beyond, &error);
+    if (!done && !beyond && !error)
+        done = is_filled(&mapping, start, lost, &error);
+    if (!done && beyond) {
+        done = lay_zeros(&mapping, start, end, false);
+    } else if (!done) {
+        note_damage(mapping.damage, start - mapping.base, error);
+        uint64_t faults = __atomic_fetch_add(&mapping.damage->faults, 1, __ATOMIC_RELAXED);
+        done = lay_zeros(&mapping, start, end, faults < SINGLE_PAGES);
+    }
+    errno = saved;
+    return done;
+}

@@ -1,0 +1,1 @@
+"""The mapped file and the view: verbs, and what stands behind each."""

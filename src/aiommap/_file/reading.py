@@ -1,0 +1,142 @@
+"""The slow way of a read: what ``read_inline`` could not answer at once."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Sequence
+
+import anyio
+
+from .._arguments import check_range, plain_integers, ranges_of
+from .._core.file_core import Core
+from .._native import pin
+from .._runtime.tracing import observed
+
+#: After so many items a loop looks whether it has to give way.
+ITEMS_A_LOOK = 256
+
+
+class Reader:
+    """Reads of one file that have to yield, wait for a worker, or fail."""
+
+    __slots__ = ("_core",)
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Read after ``read_inline`` answered None."""
+        core = self._core
+        # First, because a spent slice is by far the most frequent reason to come here.
+        spent = await core.workers.give_way()
+        data = core.mapping.read_inline(offset, length) if spent else None
+        if data is not None:
+            return data
+        core.check_usable()
+        plain = plain_integers(offset, length)
+        offset, length = check_range(offset, length, core.mapping.size, core.shared_writable)
+        data = None if plain else core.mapping.read_inline(offset, length)
+        if data is not None:
+            return data
+        return await self._offload(offset, length)
+
+    async def _offload(self, offset: int, length: int) -> bytes:
+        core = self._core
+        core.offloaded_reads += 1
+        with core.activity(), observed("read", core.path, offset, length) as seen:
+            seen.hop()
+            return await core.workers.read(self.read_whole, offset, length)
+
+    async def read_into(self, offset: int, buffer: object) -> int:
+        """Fill a buffer after ``read_into_inline`` answered None."""
+        core = self._core
+        core.check_usable()
+        view = pin(buffer, True)
+        plain = plain_integers(offset)
+        offset, length = check_range(offset, len(view), core.mapping.size, core.shared_writable)
+        if await core.workers.give_way() or not plain:
+            core.check_usable()
+            done = core.mapping.read_into_inline(offset, view)
+            if done is not None:
+                return done
+        core.offloaded_reads += 1
+        # A job: the thread writes into memory of the caller, so it is never left behind.
+        with observed("read", core.path, offset, length) as seen:
+            seen.hop()
+            await core.finish(core.workers.reads, self.read_into_whole, offset, view)
+        return length
+
+    def read_nowait(self, offset: int, length: int) -> bytes:
+        """Read what is in memory, or raise WouldBlock."""
+        core = self._core
+        core.check_usable()
+        offset, length = check_range(offset, length, core.mapping.size, core.shared_writable)
+        data = core.mapping.read_nowait(offset, length)
+        if data is None:
+            raise anyio.WouldBlock
+        return data
+
+    async def read_many(self, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
+        """Read ranges: inline what is in memory, the rest in one hop."""
+        core = self._core
+        core.check_usable()
+        with core.activity():  # it may give way many times, and reopen() must not overtake it
+            return await self._read_many(ranges)
+
+    async def _read_many(self, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
+        core = self._core
+        checked: list[tuple[int, int]] = []
+        for offset, length in ranges_of(ranges):
+            checked.append(check_range(offset, length, core.mapping.size, core.shared_writable))
+            if not len(checked) % ITEMS_A_LOOK:
+                await core.workers.give_way()
+        found: list[bytes | None] = []
+        for offset, length in checked:
+            data = core.mapping.read_inline(offset, length)
+            if data is None and await core.workers.give_way():
+                core.check_usable()
+                data = core.mapping.read_inline(offset, length)
+            found.append(data)
+        missing = [i for i, data in enumerate(found) if data is None]
+        if missing:
+            core.check_usable()
+            await self._fill(found, checked, missing)
+        return [data for data in found if data is not None]
+
+    async def _fill(
+        self, found: list[bytes | None], ranges: Sequence[tuple[int, int]], missing: list[int]
+    ) -> None:
+        core = self._core
+        core.offloaded_reads += len(missing)
+        wanted = [ranges[i] for i in missing]
+        first = min(offset for offset, _ in wanted)
+        end = max(offset + length for offset, length in wanted)
+        with core.activity(), observed("read", core.path, first, end - first) as seen:
+            seen.hop()
+            parts = await core.workers.read(self._read_parts, wanted)
+        for i, data in zip(missing, parts, strict=True):
+            found[i] = data
+
+    # Threads that may wait only, from here on.
+
+    def _read_parts(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        return [self.read_whole(offset, length) for offset, length in ranges]
+
+    def read_whole(self, offset: int, length: int) -> bytes:
+        """Read a range that was checked."""
+        try:
+            data = self._core.disk.read(offset, length)
+        except OSError as error:
+            raise self._core.fault(offset, length, 0, error.errno or errno.EIO) from error
+        if len(data) < length:
+            raise self._core.fault(offset, length, len(data))
+        return data
+
+    def read_into_whole(self, offset: int, view: memoryview) -> None:
+        """Fill a view of bytes from a range that was checked."""
+        try:
+            copied = self._core.disk.read_into(offset, view)
+        except OSError as error:
+            raise self._core.fault(offset, len(view), 0, error.errno or errno.EIO) from error
+        if copied < len(view):
+            raise self._core.fault(offset, len(view), copied)

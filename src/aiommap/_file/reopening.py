@@ -1,0 +1,120 @@
+"""Moving a mapped file to whatever its path names by now, and letting go of what it had.
+
+The mapped file gets a new core with everything that belongs to it, in one step on the loop. The
+old core is *retired*: verbs that had begun finish on it, then its mapping is given up; memory of
+views made before keeps its pages (I7).
+
+Invariants.
+  Q1  What was written and is not known to be durable is never left behind unless that was asked
+      for: an orphan that is dirty stays (I4), and so do private stores.
+  Q2  Between the last look for such writes and the step to the new core, no other task runs.
+  Q3  Nobody waits for a word or a lock of a retired core: it is told by ``at_close``, and who comes
+      later finds ``retired``. Who is inside such a lock stays inside, until it is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import anyio
+import anyio.lowlevel
+
+from .._core.file_core import Core
+from .._errors import AccessModeError
+from .._flush.flusher import Flusher
+from .._flush.scheduler import FlushScheduler
+from .._ipc.file_locks import FileLocks
+from .._logs import FILES
+from .._runtime.loops import spawn, wait_or_withdraw
+from .._watch.watcher import Watcher
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a mapped file needs of its hub."""
+
+    scheduler: FlushScheduler
+    watcher: Watcher
+    #: Gives up what a core holds.
+    release: Callable[[Core], Awaitable[None]]
+    #: Opens the path again; None if it still names the file of that core.
+    open_again: Callable[[Core], Awaitable[Core | None]]
+    #: Told, on the loop, that a file went from one core to another.
+    move: Callable[[Core, Core], None]
+
+
+async def bring_home(core: Core, flusher: Flusher) -> None:
+    """Flush until nothing is left to lose (Q1); returns without giving way after the last look."""
+    if not core.shared_writable:
+        await _check_private(core)
+        return
+    core.check_flushed()
+    while True:
+        await core.lanes.wait_stored()
+        await core.lanes.wait_served()
+        # As when it is closed: a policy that does not flush then lets stores go.
+        dirty = core.policy.flush_at_close and flusher.has_work()
+        if not dirty and not core.doing.queued_bytes and not flusher.busy:
+            return
+        if dirty:
+            await flusher.flush_everything()
+        await anyio.lowlevel.checkpoint()  # as in _check_private
+
+
+async def _check_private(core: Core) -> None:
+    """Raise if stores of mode "c" would be left behind: no flush can bring them home."""
+    while core.doing.queued_bytes:
+        await core.lanes.wait_stored()
+        await anyio.lowlevel.checkpoint()  # the writer may wake after us, and counts until then
+    if core.mapping.dirty_bytes():
+        remedy = "its private stores would be lost: copy them, then pass discard=True"
+        raise AccessModeError("reopen", core.mode, remedy)
+
+
+class Retired:
+    """Cores that a file has moved on from, until they are given up."""
+
+    __slots__ = ("_left", "_locks", "_release")
+
+    def __init__(self, release: Callable[[Core], Awaitable[None]]) -> None:
+        self._release = release
+        self._left: dict[Core, anyio.Event] = {}
+        #: Those that somebody was inside of when they were left.
+        self._locks: list[FileLocks] = []
+
+    def add(self, core: Core, leave: Callable[[], Awaitable[None]]) -> None:
+        """Give a core up once no verb uses it, and before it what depends on it."""
+        self._left[core] = anyio.Event()
+        core.retired = True
+        core.end_waits()
+        spawn(self._retire, core, leave)
+
+    async def leave(self, locks: FileLocks) -> None:
+        """Give up the locks of a core, but for those that somebody is inside of (Q3)."""
+        await locks.leave()
+        self._locks = [kept for kept in (*self._locks, locks) if kept.held]
+
+    async def wait(self) -> None:
+        """Wait until all are given up; locks go now, whoever is inside."""
+        for done in list(self._left.values()):
+            await wait_or_withdraw(done, lambda: False)
+        for locks in self._locks:
+            await locks.aclose()
+
+    async def _retire(self, core: Core, leave: Callable[[], Awaitable[None]]) -> None:
+        try:
+            # Inline verbs that gave way to the loop count as nothing; they return in a turn.
+            for _ in range(2):
+                await core.wait_idle()
+                await anyio.lowlevel.checkpoint()
+            await core.wait_idle()
+            core.closing = True
+            core.mapping.declining = True
+            await leave()
+            await self._release(core)
+        except Exception as error:
+            # close(2) failed; there is nothing left to lose in a file that was given up.
+            FILES.debug("%s was not closed cleanly after it was reopened: %s", core.path, error)
+        finally:
+            self._left.pop(core).set()

@@ -1,0 +1,361 @@
+"""Resizing: in place within the capacity, by a second mapping beyond it; views stay valid.
+
+Every change of size is an item of the flush lane (F5), and made by ``change_size``. ``Resizer`` is
+its half in the worker thread.
+
+Invariant.
+  P3  Where a growable view is, the file ends at a page boundary: a store into the rest of its last
+      page would fault nowhere, and never get into the file. A worker first says where it is going
+      to end the file and then looks for such views; who makes one first makes it and then looks
+      for that. So one of the two finds the other, whichever came first.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, SupportsIndex, TypeVar
+
+from .._arguments import byte_count, check_range
+from .._core.file_core import Core
+from .._core.opening import cannot_resize, reserve
+from .._errors import AccessModeError, AlignmentError, OutOfBoundsError, UnsupportedError
+from .._flush.flusher import Flusher
+from .._ipc.futex import look_again
+from .._native import PAGE_SIZE
+from .._pages.pager import Pager
+from .._ranges import align_up
+
+Made = TypeVar("Made")
+
+#: Unused room is looked through in pieces of so many bytes.
+TRIM_BYTES = 1 << 20
+
+
+async def change_size(
+    core: Core, flusher: Flusher, act: Callable[[], bool], *, ours: bool = True
+) -> None:
+    """Change the size after the writes submitted so far.
+
+    Args:
+        act: changes it, in a worker; answers False, with nothing done, if that would hide that
+            stores were cut off. This fails then, as a flush does.
+        ours: whether it is we who change the file, and not somebody else who did.
+    """
+    lost = False
+
+    def change() -> None:
+        nonlocal lost
+        lost = not act()
+
+    with core.activity():
+        await core.lanes.wait_stored()
+        await flusher.change(change, ours=ours)
+        if lost:
+            await flusher.flush_everything()  # which finds out, and latches (I5)
+
+
+class Resizer:
+    """Changes the size of one file. Worker threads only; one change at a time, and no flush then.
+
+    Shrinking fences the tail once the file has given it up: live views read zeros there. Each
+    change is one step of the mapping (CH3): all of it is done, or nothing.
+    """
+
+    __slots__ = ("_core", "_ending", "_pager")
+
+    def __init__(self, core: Core, pager: Pager) -> None:
+        self._core = core
+        self._pager = pager
+        #: Where a change that is under way may end the file, if that is within a page (P3).
+        self._ending: int | None = None
+
+    @property
+    def fenced(self) -> bool:
+        """Whether pages were taken from live views, and have to be mapped anew when it grows."""
+        return self._core.mapping.fenced
+
+    def _hides_loss(self, actual: int, size: int) -> bool:
+        """Tell whether others cut off to ``actual`` what may be dirty below ``size``.
+
+        Dirty are whole pages: any that goes beyond the end counts, as it does for a flush.
+        """
+        core = self._core
+        if actual >= min(size, core.mapping.size) or not core.shared_writable:
+            return False
+        return any(start < size and stop > actual for start, stop in core.mapping.dirty_runs())
+
+    def resize(self, size: int) -> bool:
+        """Make the file ``size`` bytes long; on failure it has its old size.
+
+        Answer False, with nothing done, if zeros would take the place of stores that others cut
+        off.
+        """
+        mapping = self._core.mapping
+        if self._hides_loss(os.fstat(mapping.fd).st_size, size):
+            return False
+        old = mapping.size
+        with self._resizing(size):
+            # Not only what verbs can address: stores behind an odd size, and blocks ahead, go too.
+            if size < max(old, mapping.file_end) or size == old < mapping.reserved_end:
+                self._shrink(size)
+            elif size > old:
+                self._grow(old, size, floor=size)
+        return True
+
+    @contextmanager
+    def _resizing(self, size: int) -> Iterator[None]:
+        """Name the file in errors of the block, and have the next flush sync what it did."""
+        core = self._core
+        try:
+            yield
+        except OSError as error:
+            if error.errno == errno.EPROTO:  # native code looked, and the length was another one
+                raise cannot_resize(core.path, size) from error
+            if error.filename is None:
+                error.filename = core.path
+            raise
+        core.size_changed = core.resized = True
+
+    def _grow(self, old: int, size: int, *, floor: int, whole_pages: bool = False) -> None:
+        mapping = self._core.mapping
+        actual = os.fstat(mapping.fd).st_size
+        self._make_room(size)
+        with self._end_for(size, whole_pages=whole_pages) as end:
+            if not self._core.options.sparse:
+                reserve(mapping.fd, old, end - old, actual)
+            try:
+                with self._pager.mapping_anew() if self.fenced else nullcontext():
+                    mapping.extend(size, end, actual, floor)
+            except BaseException:
+                if mapping.size > old:  # pages could not be pinned again
+                    mapping.truncate(old)
+                raise
+
+    def _make_room(self, size: int) -> None:
+        """Have addresses for so many bytes; the file is as before."""
+        if size > self._core.mapping.capacity:
+            with self._pager.mapping_anew():
+                self._core.mapping.rebase(size)
+
+    @contextmanager
+    def _end_for(self, size: int, *, whole_pages: bool = False) -> Iterator[int]:
+        """Say where a file that is to be so long has to end, and let it end there (P3)."""
+        self._ending = size if size % PAGE_SIZE and not whole_pages else None
+        try:
+            whole = whole_pages or self._core.mapping.growable_leases
+            yield align_up(size, PAGE_SIZE) if whole else size
+        finally:
+            self._ending = None
+
+    def follow(self) -> bool:
+        """Address as many bytes as the file has by now, whoever changed that.
+
+        Answer False as ``resize`` does.
+        """
+        mapping = self._core.mapping
+        actual = os.fstat(mapping.fd).st_size
+        if self._hides_loss(actual, mapping.size):
+            return False
+        self._follow(actual)
+        return True
+
+    def _follow(self, size: int) -> None:
+        mapping = self._core.mapping
+        old = mapping.size
+        self._make_room(size)
+        with (
+            self._end_for(size) as end,
+            self._pager.mapping_anew() if (self.fenced and size > old) else nullcontext(),
+        ):
+            # Not under a growable view: a store may just be growing it. And what such a store has
+            # made of it remains known as our own doing.
+            growing = mapping.growable_leases or size == mapping.file_end
+            mapping.adopt(size, end, size < old or not growing)
+        if size < old:
+            look_again()
+
+    def _shrink(self, size: int) -> None:
+        with self._end_for(size):
+            self._core.mapping.truncate(size)
+        look_again()
+
+    def ensure(self, size: int) -> bool:
+        """Make the file at least ``size`` bytes long, and end it at a page boundary.
+
+        Answer False as ``resize`` does.
+        """
+        mapping = self._core.mapping
+        old = mapping.size
+        if self._hides_loss(os.fstat(mapping.fd).st_size, max(old, size)):
+            return False
+        with self._resizing(max(old, size)):
+            # What stores brought about is not asked for by this.
+            self._grow(old, max(old, size), floor=size, whole_pages=True)
+        return True
+
+    def check_room(self, capacity: int | None) -> None:
+        """Raise if no capacity was asked for and there is none; on the loop thread.
+
+        A file that has used up the capacity it was given is no mistake: its size decides that.
+        """
+        mapping, path = self._core.mapping, self._core.path
+        end, room = mapping.file_end, mapping.capacity
+        if capacity is None and align_up(end, PAGE_SIZE) >= room:
+            reason = (
+                f"{path} was opened without capacity, so that stores cannot make it longer than "
+                f"its {end} bytes: open it with capacity=, the most bytes that it may get"
+            )
+            raise OutOfBoundsError(end, 1, room, reason)
+
+    def check_whole_pages(self) -> None:
+        """Raise unless the file ends at a page boundary, and is left so; on the loop thread."""
+        end = self._ending or self._core.mapping.file_end
+        if end % PAGE_SIZE:
+            reason = (
+                f"{self._core.path} ends at byte {end}, or is being made to, and a file can only "
+                f"grow from a page boundary: call ensure({end}) first"
+            )
+            raise AlignmentError(PAGE_SIZE, end, reason)
+
+    def with_whole_pages(self, make: Callable[[], Made]) -> Made:
+        """Make a growable view, or raise as ``check_whole_pages`` (P3); on the loop thread."""
+        self.check_whole_pages()
+        try:
+            made = make()
+        except ValueError:
+            self.check_whole_pages()
+            raise
+        self.check_whole_pages()
+        return made
+
+    @property
+    def wants_trim(self) -> bool:
+        """Whether the file may be longer than what is used of it."""
+        mapping = self._core.mapping
+        longest = max(mapping.size, mapping.file_end, mapping.reserved_end)
+        return longest > mapping.floor
+
+    def trim(self) -> None:
+        """Cut the file to its used length, and let it grow no more."""
+        core, mapping = self._core, self._core.mapping
+        mapping.stop_growth()
+        end = mapping.file_end
+        if os.fstat(mapping.fd).st_size != end:  # somebody else made it longer, or shorter
+            return
+        used = self._used(mapping.floor, end)
+        self._shrink(used)  # also to the same length: that gives blocks behind it back
+        core.size_changed = core.resized = True
+
+    def _used(self, floor: int, end: int) -> int:
+        """Find the end of the last page behind ``floor`` that holds anything but zeros."""
+        fd = self._core.mapping.fd
+        while end > floor:
+            start = max(floor, end - TRIM_BYTES)
+            try:
+                data = os.lseek(fd, start, os.SEEK_DATA) < end
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                data = False  # a hole up to the end of the file
+            kept = os.pread(fd, end - start, start).rstrip(b"\0") if data else b""
+            if kept:
+                return min(end, align_up(start + len(kept), PAGE_SIZE))
+            end = start
+        return floor
+
+    def punch_hole(self, offset: int, length: int) -> None:
+        """Deallocate the blocks of a range."""
+        core = self._core
+        try:
+            core.mapping.punch_hole(offset, length)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+                error.filename = core.path
+                raise
+            reason = "this file system has no holes"
+            raise UnsupportedError(f"punch a hole in {core.path}", reason, error.errno) from error
+        core.size_changed = True  # metadata: fdatasync(2) need not cover it
+
+
+class SizedVerbs:
+    """What ``MappedFile`` does about its size."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+        _core: Core
+        _flusher: Flusher
+        _resizer: Resizer
+
+        @property
+        def size(self) -> int: ...
+        @property
+        def capacity(self) -> int: ...
+
+    async def resize(self, new_size: SupportsIndex) -> None:
+        """Change the size of the file.
+
+        Up to ``capacity`` nothing moves. Beyond it the file is mapped anew, and views made before
+        keep the old mapping of the same bytes. Views of a part that is cut off read zeros there.
+
+        Args:
+            new_size: bytes that the file is to have.
+        Raises:
+            AccessModeError: in modes "r" and "c".
+            ValueError: if the size is negative, or more than a process can map.
+            FlushError: if a flush failed earlier, or others cut off what was written here and
+                not flushed; it latches.
+            OSError: ENOSPC if the disk is full; the file then has its old size.
+        Cancellation: one that has begun is waited out.
+        Durability: visible; the size is durable with the next ``flush``, of whatever range.
+        """
+        self._core.check_growable("resize")
+        size = byte_count(new_size, "new_size")
+        await change_size(self._core, self._flusher, partial(self._resizer.resize, size))
+
+    async def ensure(self, size: SupportsIndex) -> None:
+        """Make sure that bytes up to ``size`` are there, with blocks reserved unless sparse.
+
+        The way to let a system call (``recv_into``, ``readinto``) store beyond the end through a
+        growable view: the kernel grows no file for those, they fail with EFAULT. Nothing moves, and
+        nothing is ever cut off. While it is open the file ends at a page boundary from then on.
+
+        Args:
+            size: bytes; at most ``capacity``.
+        Raises:
+            AccessModeError: in modes "r" and "c".
+            OutOfBoundsError: if it is more than ``capacity``.
+            FlushError: as ``resize``.
+            OSError: ENOSPC if the disk is full; the file then has its old size.
+        Cancellation: one that has begun is waited out.
+        Durability: as ``resize``.
+        """
+        self._core.check_growable("grow")
+        wanted, _ = check_range(size, 0, self.capacity)
+        await change_size(self._core, self._flusher, partial(self._resizer.ensure, wanted))
+
+    async def punch_hole(self, offset: SupportsIndex, length: SupportsIndex) -> None:
+        """Give the blocks of a range back to the file system; the bytes then read as zeros.
+
+        Args:
+            offset: first byte, from the start of the file.
+            length: number of bytes.
+        Raises:
+            AccessModeError: in modes "r" and "c".
+            OutOfBoundsError: if the range leaves the file.
+            UnsupportedError: if the file system has no holes.
+        Cancellation: one that has begun is waited out.
+        Durability: visible; durable with the next ``flush``, of whatever range.
+        Source: fallocate(2) with FALLOC_FL_PUNCH_HOLE.
+        """
+        self._core.check_writable("punch a hole in", 'open it with "r+"')
+        if self._core.mode == "c":
+            raise AccessModeError("punch a hole in", "c", 'private changes are not files: use "r+"')
+        start, count = check_range(offset, length, self.size)
+        with self._core.activity():
+            await self._core.lanes.wait_stored()
+            await self._flusher.change(partial(self._resizer.punch_hole, start, count))

@@ -1,0 +1,142 @@
+"""Statistics of one mapped file, as a frozen snapshot."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from types import FrameType
+from typing import Protocol
+
+from .._flush.histogram import Histogram
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """How large the values of one kind were, to five per cent; zeros while there is none.
+
+    Attributes:
+        count: how many there were.
+        total: their sum.
+        p50: half of them were at most this large.
+        p99: ninety-nine in a hundred were at most this large.
+        maximum: the largest, exactly.
+    """
+
+    count: int
+    total: float
+    p50: float
+    p99: float
+    maximum: float
+
+    @classmethod
+    def of(cls, found: Histogram) -> Distribution:
+        """Take a snapshot of a histogram."""
+        p50, p99 = found.quantile(0.5), found.quantile(0.99)
+        return cls(found.count, found.total, p50, p99, found.maximum)
+
+
+@dataclass(frozen=True, slots=True)
+class LeasedRange:
+    """A range whose pages a view, or something made from its memory, still pins.
+
+    Attributes:
+        offset: first byte, from the start of the file.
+        end: first byte behind it.
+        taken_at: file, line and function that asked for the view or its memory; known in Python's
+            development mode only (``python -X dev``), else None.
+    """
+
+    offset: int
+    end: int
+    taken_at: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class FileStatistics:
+    """What a mapped file has done since it was opened.
+
+    Attributes:
+        inline_reads: reads answered on the loop thread, without a worker.
+        offloaded_reads: reads answered by a worker thread.
+        fell_back_reads: attempts to read inline that the kernel, or the residency check, refused:
+            the data was not in memory, or the file system has no NOWAIT reads.
+        inline_writes: writes stored on the loop thread.
+        offloaded_writes: writes stored by a worker thread.
+        fell_back_writes: attempts to store inline that would have waited: a page was not in memory,
+            or a flush or an earlier write was at work on it.
+        dirty_bytes: bytes in pages stored to and not flushed since; in mode "c" the bytes in
+            private pages. A writable ``View.memory`` counts while it is held.
+        oldest_dirty_seconds: how long ago the oldest of them was stored to; None if all is clean.
+        flushes: flushes that ran.
+        flush_requests: requests that they answered.
+        flushed_bytes: bytes in the dirty pages that they wrote.
+        flush_group: how many requests each of them answered.
+        flush_seconds: how long each of them took, in seconds.
+        faults: how often a page could not be reached, in a copy or through a view.
+        huge_page_bytes: what ``huge_page_bytes()`` last found, or opening with ``huge_pages=True``;
+            None if neither has counted.
+        leases: views that still pin the mapping.
+        leased: the ranges of the oldest of them, at most 64, oldest first.
+        flush_failed: whether a flush failed, or every flush would as the file, a writable one, is
+            poisoned: nothing written since is believed, see FlushError and MappingFaultError.
+        poisoned: whether a load or store through a view met a page that cannot be reached, so that
+            every verb raises MappingFaultError until the file is reopened.
+    """
+
+    inline_reads: int
+    offloaded_reads: int
+    fell_back_reads: int
+    inline_writes: int
+    offloaded_writes: int
+    fell_back_writes: int
+    dirty_bytes: int
+    oldest_dirty_seconds: float | None
+    flushes: int
+    flush_requests: int
+    flushed_bytes: int
+    flush_group: Distribution
+    flush_seconds: Distribution
+    faults: int
+    huge_page_bytes: int | None
+    leases: int
+    leased: tuple[LeasedRange, ...]
+    flush_failed: bool
+    poisoned: bool
+
+
+#: However many views there are: statistics are for asking often.
+_MOST_LEASES_NAMED = 64
+
+
+def oldest_leases(found: list[tuple[int, int, str | None]]) -> tuple[LeasedRange, ...]:
+    """Name the leases that are out longest, of all of them with the newest first."""
+    return tuple(LeasedRange(*lease) for lease in found[: -_MOST_LEASES_NAMED - 1 : -1])
+
+
+def caller_outside() -> str | None:
+    """Say where the package was called from; None outside of development mode, as it costs."""
+    if not sys.flags.dev_mode:
+        return None
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  inspect would read source files
+    while frame is not None:
+        code = frame.f_code
+        if frame.f_globals.get("__name__", "").partition(".")[0] != __package__:
+            return f"{code.co_filename}:{frame.f_lineno} in {code.co_qualname}"
+        frame = frame.f_back
+    return None
+
+
+class DirtyTimes(Protocol):
+    """What is asked about the age of dirty bytes."""
+
+    @property
+    def dirty_since(self) -> int: ...
+    @property
+    def flight_since(self) -> int: ...
+
+
+def oldest_dirty_seconds(mapping: DirtyTimes) -> float | None:
+    """Say how old the oldest dirty byte is, also while a flush is writing it."""
+    since = [moment for moment in (mapping.dirty_since, mapping.flight_since) if moment]
+    return (time.monotonic_ns() - min(since)) / 1e9 if since else None

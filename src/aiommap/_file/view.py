@@ -1,0 +1,380 @@
+"""Views: sub-ranges that share one mapping and keep its pages alive."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self, SupportsIndex, overload
+
+import anyio
+
+from .._advice import Advice
+from .._arguments import Name, check_disjoint, check_range, check_tail, items_of, ranges_of
+from .._core.file_core import Core
+from .._core.receipt import WriteReceipt
+from .._errors import ForkedError, not_copied
+from .._ipc.sharing_mixin import WordVerbs
+from .._native import PAGE_SIZE, Lease, pin
+from .._pages.read_ahead import Chunks
+from .._pages.residency import Residency
+from .records import Records, check_array, check_records
+from .statistics import caller_outside
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
+    from .._typing import Buffer
+
+
+class Verbs(Protocol):
+    """The verbs of a mapped file that a view offers relative to its own start."""
+
+    async def read(self, offset: int, length: int) -> bytes: ...
+    async def read_into(self, offset: int, buffer: Buffer) -> int: ...
+    def read_nowait(self, offset: int, length: int) -> bytes: ...
+    async def read_many(self, ranges: Iterable[tuple[int, int]]) -> list[bytes]: ...
+    async def write(self, offset: int, data: Buffer) -> WriteReceipt: ...
+    async def write_many(self, items: Iterable[tuple[int, Buffer]]) -> WriteReceipt: ...
+    @overload
+    async def flush_range(self, offset: WriteReceipt, /) -> None: ...
+    @overload
+    async def flush_range(self, offset: int, length: int) -> None: ...
+    async def start_writeback(self, offset: int = 0, length: int | None = None) -> None: ...
+    async def prewarm(
+        self,
+        offset: int = 0,
+        length: int | None = None,
+        *,
+        write: bool = False,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> int: ...
+    async def residency(self, offset: int = 0, length: int | None = None) -> Residency: ...
+    async def advise(self, advice: Advice, offset: int = 0, length: int | None = None) -> None: ...
+    def locked(
+        self, offset: int = 0, length: int | None = None
+    ) -> AbstractAsyncContextManager[None]: ...
+
+
+class View(WordVerbs):
+    """A range of a mapped file: the same verbs, with offsets relative to the view.
+
+    A view pins the pages it covers: they stay mapped until it is released, also after the file
+    was resized within its capacity or closed. Releasing happens by ``release``, at the end of a
+    ``with`` block, or when the view and everything made from its ``memory`` are garbage.
+
+    It belongs to the file as it was when the view was made: after a ``reopen`` that moved, its
+    ``memory`` goes on, and its verbs raise ``anyio.ClosedResourceError``.
+
+    Concurrency: as for the file. Several views may cover the same bytes.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_core",
+        "_file",
+        "_growable",
+        "_keeps",
+        "_lease",
+        "_length",
+        "_memory",
+        "_offset",
+    )
+
+    def __init__(
+        self,
+        file: Verbs,
+        core: Core,
+        offset: int,
+        length: int,
+        *,
+        growable: bool = False,
+        keeps: object = None,
+    ) -> None:
+        self._file = file
+        self._core = core
+        self._offset = offset
+        self._length = length
+        self._growable = growable
+        self._lease: Lease | None = self._pin(writable=growable)
+        self._memory: memoryview | None = None
+        #: What has to live for as long as somebody may use the view.
+        self._keeps = keeps
+
+    @property
+    def offset(self) -> int:
+        """First byte of the view, from the start of the file."""
+        return self._offset
+
+    @property
+    def length(self) -> int:
+        """Length of the view in bytes."""
+        return self._length
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def memory(self) -> memoryview:
+        """The bytes themselves, without a copy: shape (length,), format 'B'.
+
+        Read-only in mode "r", and also if it is first asked for after the file was closed. While
+        it is writable its range counts as dirty. Touching a page that is not in memory blocks the
+        calling thread: prewarm first. Touching one whose bytes the file has lost reads zeros, or
+        stores nothing, and poisons the file: every later verb raises. See docs/safety. No verb of
+        the file needs it.
+
+        Raises:
+            MappingFaultError: if the file is poisoned already.
+            anyio.ClosedResourceError: if the view was released.
+            OutOfBoundsError: if the file was resized to end before the view does.
+            ForkedError: if the file was opened by another process.
+        """
+        if self._memory is None:
+            lease = self._pinned()
+            if self._core.mapping.forked:
+                raise ForkedError(self._core.path)
+            self._core.check_whole()
+            self._core.check_mapped()
+            if self._core.mode != "r" and not self._core.mapping.closed:
+                lease = self._pin(writable=True)
+            self._lease = lease
+            self._memory = memoryview(lease)
+            self._core.dirtied()
+        return self._memory
+
+    def _pin(self, *, writable: bool) -> Lease:
+        mapping = self._core.mapping
+        if self._growable:
+            return mapping.lease_growable(self._offset, self._length, caller_outside())
+        check_range(self._offset, self._length, mapping.size)
+        return mapping.lease(self._offset, self._length, writable, caller_outside())
+
+    def release(self) -> None:
+        """Let go of the pages; what was made from ``memory`` keeps them until it is gone too."""
+        self._memory = None
+        self._lease = None
+        self._keeps = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def view(self, offset: SupportsIndex = 0, length: SupportsIndex | None = None) -> View:
+        """Make a view of a part of this view.
+
+        Raises:
+            OutOfBoundsError: if the part leaves this view.
+            anyio.ClosedResourceError: if the file is closed or this view was released.
+        """
+        self._check_current()
+        self._core.check_usable()
+        start, count = check_tail(offset, length, self._length)
+        start += self._offset
+        return View(
+            self._file, self._core, start, count, growable=self._growable, keeps=self._keeps
+        )
+
+    def split_at(self, position: SupportsIndex) -> tuple[View, View]:
+        """Replace this view by two that meet at a position and cover the same bytes.
+
+        Args:
+            position: where the second view starts, in bytes from the start of this one;
+                0 <= position <= length.
+        Raises:
+            OutOfBoundsError: if the position is outside the view, which then stays as it is.
+        """
+        low, _ = check_range(position, 0, self._length)
+        parts = self.view(0, low), self.view(low, self._length - low)
+        self.release()
+        return parts
+
+    def carve(self, parts: Mapping[Name, tuple[SupportsIndex, SupportsIndex]]) -> dict[Name, View]:
+        """Make named views of disjoint parts of this view, which stays; see ``MappedFile.carve``.
+
+        Args:
+            parts: (offset, length) by name, in bytes from the start of this view.
+        Raises:
+            OutOfBoundsError: if a part leaves this view.
+            OverlapError: if two parts share a byte.
+            TypeError: if a part is no pair of integers. Its message names it.
+        """
+        checked = check_disjoint(parts, self._length)
+        return {name: self.view(*part) for name, part in checked.items()}
+
+    def struct(self, layout: str) -> Records:
+        """Lay records of a ``struct`` format over the memory of the view, without a copy.
+
+        What holds for ``memory`` holds for them: in writable modes the view counts as dirty for
+        as long as they are held, and they keep its pages after ``release``.
+
+        Args:
+            layout: a format as ``struct`` has it, of one record. Any byte order, any alignment.
+        Raises:
+            ValueError: if the view is no whole number of records, or a record has no bytes.
+            struct.error: if the format is none.
+            As ``memory``.
+        """
+        record = check_records(layout, self._length)
+        return Records(record, self.memory)
+
+    def array(self, dtype: DTypeLike) -> Any:
+        """Lay an array over the memory of the view, without a copy.
+
+        What holds for ``memory`` holds for it: in writable modes the view counts as dirty for as
+        long as it is held, and it keeps its pages after ``release``.
+
+        Args:
+            dtype: what the elements are, in NumPy's words: "<f8", ">u2", "uint64". With NumPy
+                anything that ``numpy.dtype`` takes but objects.
+        Returns:
+            A NumPy array if the program has imported NumPy, else a memoryview. Both index, slice
+            and assign, and have ``tolist``. NumPy is not imported here: that would read files on
+            the loop thread (I1).
+        Raises:
+            ValueError: if the view is no whole number of elements, or an element has no bytes.
+            UnsupportedError: without NumPy, if the byte order is not the machine's, or the type is
+                no integer of 1, 2, 4 or 8 bytes, float of 4 or 8, or bool.
+            As ``memory``.
+        """
+        lay = check_array(dtype, self._length)
+        return lay(self.memory)
+
+    async def read(self, offset: SupportsIndex, length: SupportsIndex) -> bytes:
+        """Read bytes of the view; see ``MappedFile.read``."""
+        start, count = self._range(offset, length)
+        return await self._file.read(start, count)
+
+    async def read_into(self, offset: SupportsIndex, buffer: Buffer) -> int:
+        """Fill a buffer from the view; see ``MappedFile.read_into``."""
+        view = pin(buffer, True)
+        start, _ = self._range(offset, len(view))
+        return await self._file.read_into(start, view)
+
+    def read_nowait(self, offset: SupportsIndex, length: SupportsIndex) -> bytes:
+        """Read bytes that are in memory; see ``MappedFile.read_nowait``."""
+        start, count = self._range(offset, length)
+        return self._file.read_nowait(start, count)
+
+    async def read_many(self, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
+        """Read several ranges of the view, in one hop at most; see ``MappedFile.read_many``."""
+        return await self._file.read_many(self._range(*pair) for pair in ranges_of(ranges))
+
+    async def write(self, offset: SupportsIndex, data: Buffer) -> WriteReceipt:
+        """Write into the view, never beyond it; see ``MappedFile.write``."""
+        view = pin(data)
+        start, _ = self._range(offset, len(view))
+        return await self._file.write(start, view)
+
+    async def write_many(self, items: Iterable[tuple[int, Buffer]]) -> WriteReceipt:
+        """Write several pieces into the view, in order; see ``MappedFile.write_many``."""
+        pinned = ((offset, pin(data)) for offset, data in items_of(items))
+        return await self._file.write_many(
+            (self._range(offset, len(view))[0], view) for offset, view in pinned
+        )
+
+    async def flush(self) -> None:
+        """Make the bytes of the view durable; see ``MappedFile.flush_range``."""
+        await self._file.flush_range(*self._range(0, self._length))
+
+    @overload
+    async def flush_range(self, offset: WriteReceipt, /) -> None: ...
+    @overload
+    async def flush_range(self, offset: SupportsIndex, length: SupportsIndex) -> None: ...
+    async def flush_range(
+        self, offset: SupportsIndex | WriteReceipt, length: SupportsIndex | None = None
+    ) -> None:
+        """Make a part of the view, or the bytes of a receipt, durable; as ``MappedFile`` does."""
+        if isinstance(offset, WriteReceipt):
+            self._check_current()
+            await self._file.flush_range(offset)
+            return
+        if length is None:
+            raise TypeError("flush_range takes a receipt, or an offset and a length")
+        await self._file.flush_range(*self._range(offset, length))
+
+    async def start_writeback(
+        self, offset: SupportsIndex = 0, length: SupportsIndex | None = None
+    ) -> None:
+        """Begin to write the view, or a part of it, back; see ``MappedFile.start_writeback``."""
+        await self._file.start_writeback(*self._tail(offset, length))
+
+    async def prewarm(
+        self,
+        offset: SupportsIndex = 0,
+        length: SupportsIndex | None = None,
+        *,
+        write: bool = False,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> int:
+        """Make the view, or a part of it, resident; see ``MappedFile.prewarm``."""
+        return await self._file.prewarm(*self._tail(offset, length), write=write, progress=progress)
+
+    async def residency(
+        self, offset: SupportsIndex = 0, length: SupportsIndex | None = None
+    ) -> Residency:
+        """Ask which pages of the view are in memory; see ``MappedFile.residency``."""
+        return await self._file.residency(*self._tail(offset, length))
+
+    async def advise(
+        self, advice: Advice, offset: SupportsIndex = 0, length: SupportsIndex | None = None
+    ) -> None:
+        """Say how the view is going to be used; see ``MappedFile.advise``."""
+        await self._file.advise(advice, *self._tail(offset, length))
+
+    def locked(
+        self, offset: SupportsIndex = 0, length: SupportsIndex | None = None
+    ) -> AbstractAsyncContextManager[None]:
+        """Pin the view, or a part of it, in memory for the block; see ``MappedFile.locked``."""
+        return self._file.locked(*self._tail(offset, length))
+
+    def chunks(self, size: SupportsIndex) -> AsyncIterator[bytes]:
+        """Iterate over the view in pieces, reading ahead; see ``MappedFile.chunks``."""
+        self._check_current()
+        self._core.check_usable()
+        return Chunks(self, self._core, size, self._offset, lambda: self._length)
+
+    def pages(self) -> AsyncIterator[bytes]:
+        """Iterate over the view in pieces of ``aiommap.PAGE_SIZE`` bytes, from its first on."""
+        return self.chunks(PAGE_SIZE)
+
+    def _pinned(self) -> Lease:
+        if self._lease is None:
+            raise anyio.ClosedResourceError("the view was released: make a new one to go on")
+        return self._lease
+
+    def _span(self, offset: SupportsIndex, length: int) -> tuple[int, int]:
+        self._core.check_usable()
+        return self._range(offset, length)
+
+    def _check_current(self) -> None:
+        """Raise if the file moved on: its verbs would reach other bytes than the memory does."""
+        self._pinned()
+        if self._core.retired:
+            raise self._core.ended()
+
+    def _range(self, offset: SupportsIndex, length: SupportsIndex) -> tuple[int, int]:
+        self._check_current()
+        start, count = check_range(offset, length, self._length)
+        return self._offset + start, count
+
+    def _tail(self, offset: SupportsIndex, length: SupportsIndex | None) -> tuple[int, int]:
+        self._check_current()
+        start, count = check_tail(offset, length, self._length)
+        return self._offset + start, count
+
+    def __reduce__(self) -> NoReturn:
+        remedy = "pass the file, and the offset and length of the view, and make another one"
+        raise not_copied(self, remedy)
+
+    def __repr__(self) -> str:
+        state = "released" if self._lease is None else "pinned"
+        end = self._offset + self._length
+        return f"<View of {self._core.path} [{self._offset}, {end}) {state}>"

@@ -1,0 +1,193 @@
+"""The slow way of a write: what ``write_inline`` could not store at once.
+
+Invariants.
+  S1  While a write waits in the lane, no inline store touches the span it lies in: the mapping
+      knows the bounds of everything queued (I9).
+  S2  Under a policy that flushes each write, stores and flush are one request of the flush lane:
+      one hop, and the flush begins after the store by construction.
+  S3  When the policy is replaced, writes go on through the lane that is still busy, so that none
+      overtakes one in the other lane (I9).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Iterable, Sequence
+from typing import cast
+
+from .._arguments import check_range, items_of
+from .._core.disk import Store
+from .._core.file_core import Core
+from .._core.receipt import WriteReceipt
+from .._flush.background import AutoFlush
+from .._flush.flusher import Flusher
+from .._flush.requests import Request
+from .._native import Receipt, pin
+from .._runtime.batching import Lane, batches
+from .._runtime.tracing import observed, somebody_observes
+from .reading import ITEMS_A_LOOK
+
+#: What write_many may store on the loop thread, about 0.1 ms of copying; the rest takes a hop.
+INLINE_BATCH_BYTES = 512 << 10
+#: So many stores are handed to native code at a time, about half a millisecond of the GIL.
+STORES_A_CALL = 2048
+#: What each item counts beside its bytes: a store costs about a microsecond however small.
+INLINE_ITEM_BYTES = 4 << 10
+
+
+class Writer:
+    """Writes of one file that have to yield, wait for a worker, or fail."""
+
+    __slots__ = ("_auto", "_core", "_end", "_flusher", "_lane", "_start")
+
+    def __init__(self, core: Core, flusher: Flusher, auto: AutoFlush) -> None:
+        self._core = core
+        self._flusher = flusher
+        self._auto = auto
+        workers = core.workers
+        self._lane: Lane[Request, int] = Lane(
+            workers, batches(workers, workers.stores, self._apply, self._shrink_span)
+        )
+        core.lanes.wait_stored = self._lane.settle
+        core.lanes.storing = self.storing
+        self._start = self._end = 0  # S1: bounds of what is queued or in flight
+
+    def storing(self, offset: int, end: int) -> bool:
+        """Tell whether a write to a part of a range is still under way."""
+        queued = any(write.stores_to(offset, end) for write in self._lane.unfinished())
+        return queued or self._flusher.storing(offset, end)
+
+    def write(self, offset: int, data: object) -> Awaitable[WriteReceipt]:
+        """Write after ``write_inline`` answered None."""
+        core = self._core
+        store = core.mapping.stage(offset, data) if core.failure is None else None  # type: ignore[arg-type]
+        if store is None:
+            store = self._check(offset, data)
+        full = core.doing.queued_bytes or self._auto.may_be_full
+        if core.lanes.durable_writes and not full and not somebody_observes():
+            return self._flusher.write(store)  # S2
+        return self._write(store)
+
+    def _check(self, offset: int, data: object) -> Store:
+        """Check a write with an error for each check; what passes is not stored yet."""
+        core = self._core
+        core.check_writable("write to")
+        view = pin(data)
+        return check_range(offset, len(view), core.mapping.size, core.shared_writable)[0], view
+
+    async def _write(self, store: Store) -> WriteReceipt:
+        core = self._core
+        offset, view = store
+        if self._auto.is_full([(offset, len(view))]):
+            await self._make_room([(offset, len(view))])
+        # Stored before giving way: whoever writes meanwhile must not come first (I9).
+        receipt = core.mapping.write_now(offset, view)
+        if receipt is None:
+            return await self._submit(Request(offset, offset + len(view), stores=[store]))
+        self._auto.plan()
+        await core.workers.give_way()
+        return cast("WriteReceipt", receipt)
+
+    async def write_many(self, items: Iterable[tuple[int, object]]) -> WriteReceipt:
+        """Write items in order, in one hop at most."""
+        core = self._core
+        core.check_writable("write to")
+        with core.activity():  # it may give way many times, and reopen() must not overtake it
+            return await self._write_many(items)
+
+    async def _write_many(self, items: Iterable[tuple[int, object]]) -> WriteReceipt:
+        core = self._core
+        stores: list[Store] = []
+        ranges: list[tuple[int, int]] = []
+        first, end = core.mapping.size, 0
+        for offset, data in items_of(items):
+            at, view = store = self._check(offset, data)
+            stores.append(store)
+            ranges.append((at, len(view)))
+            first, end = min(first, at), max(end, at + len(view))
+            if not len(stores) % ITEMS_A_LOOK:
+                await core.workers.give_way()
+        core.check_writable("write to")
+        first = min(first, end)
+        if self._auto.is_full(ranges):
+            await self._make_room(ranges)
+        rest = self._store_inline(stores)
+        self._auto.plan()
+        if rest:
+            whole = len(rest) == len(stores)
+            return await self._submit(Request(first, end, stores=rest), withdrawable=whole)
+        sequence = core.mapping.sequence
+        await core.workers.give_way()
+        return WriteReceipt(self._flusher, first, end - first, sequence)
+
+    def _store_inline(self, stores: Sequence[Store]) -> list[Store]:
+        """Store up to the first one that has to wait; what is left keeps its order (I9)."""
+        budget = INLINE_BATCH_BYTES
+        for done, (offset, view) in enumerate(stores):
+            budget -= len(view) + INLINE_ITEM_BYTES
+            if budget < 0 or self._core.mapping.write_now(offset, view) is None:
+                return list(stores[done:])
+        return []
+
+    async def _make_room(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Wait for room under the policy's limit; the file may have been resized meanwhile."""
+        await self._auto.make_room(ranges)
+        self._core.check_flushed()
+        for offset, length in ranges:
+            check_range(offset, length, self._core.mapping.size, self._core.shared_writable)
+
+    async def _submit(self, write: Request, *, withdrawable: bool = True) -> WriteReceipt:
+        core = self._core
+        if core.lanes.durable_writes and not core.doing.queued_bytes:
+            return cast("WriteReceipt", await self._flusher.submit(write))
+        each = core.policy.flush_each_write and core.shared_writable
+        with core.activity():  # closing must not come between the store and its flush
+            receipt = await self._store(write, withdrawable=withdrawable)
+            if each:
+                await self._flusher.submit(Request(write.offset, write.end, receipt))
+        return receipt
+
+    async def _store(self, write: Request, *, withdrawable: bool) -> WriteReceipt:
+        core = self._core
+        self._extend_span(write)
+        queued = sum(len(view) for _, view in write.stores)
+        core.doing.queued_bytes += queued
+        try:
+            with observed("write", core.path, write.offset, write.end - write.offset) as seen:
+                seen.hop()
+                sequence = await self._lane.submit(write, withdrawable=withdrawable)
+        finally:
+            core.doing.queued_bytes -= queued
+            self._auto.plan()
+        length = write.end - write.offset
+        return WriteReceipt(self._flusher, write.offset, length, sequence)
+
+    def _extend_span(self, write: Request) -> None:
+        idle = self._start == self._end
+        self._start = write.offset if idle else min(self._start, write.offset)
+        self._end = write.end if idle else max(self._end, write.end)
+        self._core.mapping.set_lane(self._start, self._end)
+
+    def _shrink_span(self) -> None:
+        waiting = self._lane.waiting()
+        self._start = min((write.offset for write in waiting), default=0)
+        self._end = max((write.end for write in waiting), default=0)
+        self._core.mapping.set_lane(self._start, self._end)
+
+    # Worker threads only, from here on.
+
+    def _apply(self, writes: list[Request]) -> list[int | BaseException]:
+        core = self._core
+        stores = [store for write in writes for store in write.stores]
+        outcomes: list[Receipt | tuple[int, int]] = []
+        with core.changes:
+            # In parts: native code takes them in, and makes the outcomes, with the GIL.
+            for at in range(0, len(stores), STORES_A_CALL):
+                outcomes += core.disk.write_many(stores[at : at + STORES_A_CALL])
+        core.doing.offloaded_writes += len(outcomes)
+        results: list[int | BaseException] = []
+        at = 0
+        for write in writes:
+            results.append(core.outcome(write.stores, outcomes[at : at + len(write.stores)]))
+            at += len(write.stores)
+        core.dirtied()  # the loop that is told of them may be busy for long
+        return results

@@ -1,0 +1,1 @@
+"""When and how written bytes become durable."""

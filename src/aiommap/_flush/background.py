@@ -1,0 +1,221 @@
+"""Flushes that nobody asked for, and writers that have to wait: one file's flush policy at work.
+
+Theory of operation. Inline stores run in native code, which knows only a *trip*: counts of bytes,
+writes and dirty pages that it may not reach. The store that would get there takes the slow way,
+and ends up in ``plan``, which looks what is due, asks the scheduler, and sets the next trip.
+Neither planning nor flushing needs the loop: it may be busy, or at rest between two runs.
+
+Invariants.
+  A1  While a file is clean and its policy has an interval, the trip is at zero: the first store
+      after a flush always gets here, and sets the timer. Otherwise inline stores cost nothing.
+  A2  At most one timer and one request are out for a file; both are dropped when it closes.
+  A3  A writer that waits for room is passed by no other writer (I9), and the loop never waits.
+  A4  Whatever makes the file dirty, or leaves it so, plans in its own thread before it returns: for
+      as long as the file is open, the oldest dirty byte has a timer (A1) or is being flushed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import anyio
+
+from .._core.file_core import Core
+from .._flush_policy import FlushPolicy
+from .._logs import FLUSHES
+from .._native import TRIP_NEVER
+from .._runtime.kept_threads import clock
+from .._runtime.threads import ReentrantMutex
+from .flush_queue import Timer
+from .flusher import Flusher
+from .requests import Request
+from .scheduler import FlushScheduler, Target
+
+#: A flush that could not be made, for want of memory for instance, is tried again after so long.
+RETRY_SECONDS = 0.25
+
+
+class AutoFlush:
+    """Keeps one file's flush policy; a target of its hub's scheduler."""
+
+    __slots__ = (
+        "__weakref__",
+        "_asked",
+        "_core",
+        "_flusher",
+        "_let_clock_go",
+        "_not_before",
+        "_planning",
+        "_queue",
+        "_scheduler",
+        "_timer",
+        "_waiting",
+    )
+
+    def __init__(self, core: Core, flusher: Flusher, scheduler: FlushScheduler) -> None:
+        self._core = core
+        self._flusher = flusher
+        self._scheduler = scheduler
+        self._timer: Timer[Target] | None = None
+        self._asked = False
+        #: A flush that could not be made is not tried again before.
+        self._not_before = 0.0
+        #: Held while what is due is decided.
+        self._planning = ReentrantMutex()
+        self._let_clock_go: Callable[[], object] = _nothing
+        self._queue: anyio.Lock | None = None
+        self._waiting = 0
+        if core.shared_writable:
+            self._keep_clock(core.policy)
+        flusher.after_batch = self.plan
+        core.dirtied = self.plan
+        self.plan()
+
+    def replace(self, policy: FlushPolicy) -> None:
+        """Go on with another policy."""
+        core = self._core
+        if core.shared_writable:
+            self._keep_clock(policy)
+        core.lanes.draining = core.lanes.durable_writes and self._flusher.busy
+        core.policy = self._flusher.ledger.policy = policy
+        core.choose_inline_writes()
+        self._drop_timer()
+        self.plan()
+
+    def stop(self) -> None:
+        """Ask for nothing more; called when the file closes."""
+        with self._planning:
+            self._drop_timer()
+            self._asked = False
+            self._scheduler.forget(self)
+        self._let_clock_go()
+
+    def _keep_clock(self, policy: FlushPolicy) -> None:
+        """Have the clock's thread for as long as a policy may need it."""
+        let_go, self._let_clock_go = self._let_clock_go, _nothing
+        if not policy.passive:
+            self._let_clock_go = clock.keep(self)
+        let_go()
+
+    def plan(self) -> None:
+        """Look what is due, ask for it, and set the trip of inline stores."""
+        core = self._core
+        with self._planning:
+            idle = core.policy.passive and not self._waiting
+            if idle or not core.shared_writable or core.closing or not core.sound:
+                core.mapping.set_trip(TRIP_NEVER, TRIP_NEVER, TRIP_NEVER)
+                return
+            since = self._dirty_since()
+            if not self._asked:
+                if self._due(since):
+                    self._ask()
+                else:
+                    self._set_timer(since)
+            self._set_trip(since)
+
+    def _ask(self) -> None:
+        self._drop_timer()
+        if self._not_before > time.monotonic():
+            self._timer = self._scheduler.at(self._not_before, self)
+        else:
+            self._asked = True
+            self._scheduler.soon(self)
+
+    def flush_unasked(self) -> None:
+        """Take the turn that was asked for. Worker threads only."""
+        with self._planning:
+            self._asked = True
+            self._drop_timer()
+        again = True
+        try:
+            again = self._flusher.flush_unasked(lambda: self._due(self._dirty_since()))
+        except Exception as error:  # no memory, for one
+            FLUSHES.error("%s was not flushed, and will be tried again: %s", self._core.path, error)
+        with self._planning:
+            self._not_before = time.monotonic() + RETRY_SECONDS if again else 0.0
+            self._asked = False
+            self.plan()
+
+    @property
+    def may_be_full(self) -> bool:
+        """Whether there is any point in asking ``is_full``."""
+        return self._waiting > 0 or self._core.policy.dirty_limit is not None
+
+    def is_full(self, ranges: Sequence[tuple[int, int]]) -> bool:
+        """Tell whether stores to these (offset, length) ranges have to wait in ``make_room``."""
+        return self._waiting > 0 or self._exceeds(ranges)
+
+    async def make_room(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Wait until the stores fit under the limit, and until all who wait already do (A3)."""
+        if self._queue is None:
+            self._queue = anyio.Lock()
+        self._waiting += 1
+        self.plan()
+        try:
+            with self._core.activity():
+                async with self._queue:
+                    await self._flush_until_they_fit(ranges)
+        finally:
+            self._waiting -= 1
+            self.plan()
+
+    async def _flush_until_they_fit(self, ranges: Sequence[tuple[int, int]]) -> None:
+        core = self._core
+        while self._exceeds(ranges):
+            await core.lanes.wait_stored()  # what waits in the lane is dirty only afterwards
+            await self._flusher.submit(Request(0, core.mapping.size))
+            if core.mapping.writable_leases:
+                return  # what such a view covers is dirty again at once
+
+    def _exceeds(self, ranges: Sequence[tuple[int, int]]) -> bool:
+        """Tell whether the stores exceed the limit by being added to others' dirty bytes."""
+        limit, mapping = self._core.policy.dirty_limit, self._core.mapping
+        if limit is None or not self._core.shared_writable:
+            return False
+        others = mapping.would_dirty(0, 0) + self._core.doing.queued_bytes
+        added = sum(mapping.would_dirty(*item) - mapping.would_dirty(0, 0) for item in ranges)
+        return others > 0 and added > 0 and others + added > limit
+
+    def _due(self, since: float | None) -> bool:
+        mapping = self._core.mapping
+        ledger = self._flusher.ledger
+        return ledger.due(mapping.written_bytes, mapping.sequence, since, time.monotonic())
+
+    def _dirty_since(self) -> float | None:
+        """When the oldest byte was stored that no flush has begun to write."""
+        mapping = self._core.mapping
+        if not mapping.dirty_since and mapping.writable_leases:
+            mapping.dirty_bytes()  # counts what such a lease covers as dirty from this moment on
+        return mapping.dirty_since / 1e9 or None
+
+    def _set_timer(self, since: float | None) -> None:
+        deadline = self._flusher.ledger.deadline(since)
+        if deadline is not None and self._timer is None:
+            self._timer = self._scheduler.at(deadline, self)
+
+    def _drop_timer(self) -> None:
+        if self._timer is not None:
+            self._scheduler.cancel(self._timer)
+            self._timer = None
+
+    def _set_trip(self, since: float | None) -> None:
+        policy = self._core.policy
+        room = TRIP_NEVER if policy.dirty_limit is None else policy.dirty_limit
+        if self._waiting:
+            room = 0
+        if self._asked:
+            trip = (TRIP_NEVER, TRIP_NEVER)
+        elif since is None and policy.due_seconds is not None:
+            trip = (0, 0)
+        else:
+            bytes_due, writes_due = self._flusher.ledger.trip()
+            trip = (
+                TRIP_NEVER if bytes_due is None else bytes_due,
+                TRIP_NEVER if writes_due is None else writes_due,
+            )
+        self._core.mapping.set_trip(*trip, room)
+
+
+def _nothing() -> None:
+    """Stand in where the clock is not kept."""

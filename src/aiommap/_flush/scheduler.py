@@ -1,0 +1,107 @@
+"""The flush scheduler: one per hub, which flushes any number of files when it is their turn.
+
+No loop takes part, so that what is due is flushed while it is busy, or at rest between two runs.
+The clock's thread wakes it for the next deadline, each flush runs in a thread of ours, and clean
+files cost nothing. All of it may be called in any thread.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import weakref
+from functools import partial
+from typing import Protocol
+
+from .._runtime.kept_threads import clock, run_in_some_thread
+from .._runtime.threads import ReentrantMutex
+from .flush_queue import Schedule, Timer
+
+#: How many files of a hub are flushed unasked at a time: a disk that hangs holds so many threads.
+BACKGROUND_FLUSHES = 3
+
+
+class Target(Protocol):
+    """A file that the scheduler flushes."""
+
+    def flush_unasked(self) -> None:
+        """Flush, in a worker thread, if that is still due; keep errors to itself."""
+
+    def __hash__(self) -> int: ...
+
+
+class FlushScheduler:
+    """Runs the flushes of a ``Schedule``. Who asks for one keeps the clock."""
+
+    __slots__ = ("__weakref__", "_mutex", "_schedule", "_wake_at")
+
+    def __init__(self) -> None:
+        self._mutex = ReentrantMutex()
+        self._schedule: Schedule[Target] = Schedule(BACKGROUND_FLUSHES)
+        self._wake_at = math.inf
+
+    def at(self, deadline: float, target: Target) -> Timer[Target]:
+        """Flush a file at a time of ``time.monotonic``."""
+        with self._mutex:
+            timer = self._schedule.at(deadline, target)
+            self._set_alarm()
+        return timer
+
+    def cancel(self, timer: Timer[Target]) -> None:
+        """Take a request back that ``at`` made."""
+        with self._mutex:
+            timer.cancel()
+
+    def soon(self, target: Target) -> None:
+        """Flush a file at its next turn."""
+        with self._mutex:
+            self._schedule.soon(target)
+        self._look()
+
+    def forget(self, target: Target) -> None:
+        """Drop what was requested for a file; a flush that runs goes on."""
+        with self._mutex:
+            self._schedule.forget(target)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is requested and nothing runs."""
+        with self._mutex:
+            return self._schedule.idle
+
+    def _look(self) -> None:
+        for target in self._start():
+            self._launch(target)
+
+    def _start(self) -> list[Target]:
+        with self._mutex:
+            started = self._schedule.start(time.monotonic())
+            self._set_alarm()
+        return started
+
+    def _launch(self, target: Target) -> None:
+        run_in_some_thread(partial(self._take_turns, target))
+
+    def _set_alarm(self) -> None:
+        """See to it that the next deadline is not missed; an earlier waking does no harm."""
+        deadline = self._schedule.next_deadline()
+        if deadline is not None and deadline < self._wake_at:
+            self._wake_at = deadline
+            clock.call_at(deadline, weakref.WeakMethod(self._wake))
+
+    def _wake(self) -> None:
+        with self._mutex:
+            self._wake_at = math.inf
+        self._look()
+
+    def _take_turns(self, target: Target) -> None:
+        """Flush a file, and then whichever is next."""
+        turns = [target]
+        while turns:
+            target, *others = turns
+            for other in others:
+                self._launch(other)
+            target.flush_unasked()
+            with self._mutex:
+                self._schedule.finished(target)
+            turns = self._start()

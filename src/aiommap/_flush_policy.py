@@ -1,0 +1,154 @@
+"""Flush policies: when written bytes are made durable without anybody asking.
+
+Pure: a policy is a value; what is due is decided from counts and times that the caller passes in.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass
+from typing import SupportsFloat, SupportsIndex, TypeVar
+
+Limit = TypeVar("Limit", int, float)
+
+
+@dataclass(frozen=True, slots=True)
+class FlushPolicy:
+    """When writes are flushed; made by its class methods, never changed afterwards.
+
+    Every policy leaves explicit ``flush``, ``flush_range`` and ``wait_durable`` as they are: they
+    always make durable what they name. A policy only adds flushes nobody asked for. Policies
+    combine with ``|``: a flush is due as soon as one of them says so.
+
+    Attributes:
+        flush_at_close: whether ``aclose`` flushes what is still dirty.
+        flush_each_write: whether ``write`` returns only once its bytes are durable.
+        due_bytes: a flush is due once this many bytes were written since the last one began.
+        due_writes: the same, counted in writes.
+        due_seconds: a flush is due once the oldest dirty byte is this old.
+        dirty_limit: bytes that may be dirty, or on their way to the disk, before a write waits.
+    """
+
+    flush_at_close: bool = True
+    flush_each_write: bool = False
+    due_bytes: int | None = None
+    due_writes: int | None = None
+    due_seconds: float | None = None
+    dirty_limit: int | None = None
+
+    @classmethod
+    def never(cls) -> FlushPolicy:
+        """Leave write-back to the operating system, also at close."""
+        return cls(flush_at_close=False)
+
+    @classmethod
+    def manual(cls) -> FlushPolicy:
+        """Flush when asked, and once more at close."""
+        return cls()
+
+    @classmethod
+    def always(cls) -> FlushPolicy:
+        """Make every write durable before it returns; concurrent writes share one flush."""
+        return cls(flush_each_write=True)
+
+    @classmethod
+    def every_bytes(cls, count: SupportsIndex) -> FlushPolicy:
+        """Flush in the background whenever this many bytes were written.
+
+        Raises:
+            ValueError: if the count is not positive.
+        """
+        return cls(due_bytes=_positive(count, "every_bytes"))
+
+    @classmethod
+    def every_writes(cls, count: SupportsIndex) -> FlushPolicy:
+        """Flush in the background after this many writes; each item of ``write_many`` is one.
+
+        Raises:
+            ValueError: if the count is not positive.
+        """
+        return cls(due_writes=_positive(count, "every_writes"))
+
+    @classmethod
+    def every_interval(cls, seconds: SupportsFloat) -> FlushPolicy:
+        """Flush in the background once the oldest dirty byte is this old; a clean file rests.
+
+        Raises:
+            ValueError: if the seconds are not finite and above 0.
+        """
+        try:
+            period = float(seconds)
+        except (TypeError, ValueError):
+            raise TypeError(f"every_interval got {seconds!r}: give a number of seconds") from None
+        if not (period > 0 and math.isfinite(period)):
+            raise ValueError(f"every_interval got {seconds}: give seconds, finite and above 0")
+        return cls(due_seconds=period)
+
+    @classmethod
+    def max_dirty(cls, count: SupportsIndex) -> FlushPolicy:
+        """Let a write that would make more bytes than this dirty wait for a flush first.
+
+        Counted in whole pages. A single write above the limit waits until nothing else is dirty.
+
+        Raises:
+            ValueError: if the count is not positive.
+        """
+        return cls(dirty_limit=_positive(count, "max_dirty"))
+
+    def __or__(self, other: object) -> FlushPolicy:
+        """Combine two policies: whichever comes first."""
+        if not isinstance(other, FlushPolicy):
+            return NotImplemented
+        if self == other:
+            return self
+        if not (self.flush_at_close and other.flush_at_close):
+            raise ValueError(
+                "never() promises that nothing is flushed unasked, so it cannot be combined: "
+                "start from manual(), which flushes at close only"
+            )
+        return FlushPolicy(
+            flush_each_write=self.flush_each_write or other.flush_each_write,
+            due_bytes=_first(self.due_bytes, other.due_bytes),
+            due_writes=_first(self.due_writes, other.due_writes),
+            due_seconds=_first(self.due_seconds, other.due_seconds),
+            dirty_limit=_first(self.dirty_limit, other.dirty_limit),
+        )
+
+    @property
+    def passive(self) -> bool:
+        """Whether it asks for no flush between writing and closing."""
+        limits = (self.due_bytes, self.due_writes, self.due_seconds, self.dirty_limit)
+        return limits == (None, None, None, None)
+
+    def __repr__(self) -> str:
+        parts = [
+            f"{name}({value})"
+            for name, value in (
+                ("every_bytes", self.due_bytes),
+                ("every_writes", self.due_writes),
+                ("every_interval", self.due_seconds),
+                ("max_dirty", self.dirty_limit),
+            )
+            if value is not None
+        ]
+        if self.flush_each_write:
+            parts.insert(0, "always()")
+        if not parts:
+            parts = ["manual()" if self.flush_at_close else "never()"]
+        return " | ".join(f"FlushPolicy.{part}" for part in parts)
+
+
+def _positive(count: SupportsIndex, name: str) -> int:
+    try:
+        number = operator.index(count)
+    except TypeError:
+        raise TypeError(f"{name} got {count!r}: give an integer") from None
+    if number < 1:
+        raise ValueError(f"{name} got {number}: give at least 1")
+    return number
+
+
+def _first(a: Limit | None, b: Limit | None) -> Limit | None:
+    """Whichever limit is reached first; None is never reached."""
+    return min((limit for limit in (a, b) if limit is not None), default=None)

@@ -1,0 +1,1 @@
+"""What many open files share."""

@@ -1,0 +1,441 @@
+"""The hub: limits on worker threads, lanes for opening and closing, and the flush scheduler.
+
+Opening and closing are batches of lanes, so that a thousand files opened at once take a handful of
+hops. ``aiommap.open`` makes a private hub for one file.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import anyio
+
+from .._advice import Advice
+from .._arguments import integer
+from .._core.file_core import Core
+from .._core.file_state import FileState, Identity
+from .._core.leases import past_leases
+from .._core.opening import Opened, open_mapping, warn_if_unguarded
+from .._core.options import OpenOptions, reopening
+from .._core.paths import NewName, absolute_path
+from .._errors import AccessModeError, ForkedError
+from .._file.mapped_file import MappedFile
+from .._file.reopening import Surroundings
+from .._flush.scheduler import FlushScheduler
+from .._flush_policy import FlushPolicy
+from .._logs import FILES
+from .._native import Mapping
+from .._runtime.batching import Lane, batches
+from .._runtime.tracing import observed
+from .._runtime.workers import Workers
+from .._watch.attribution import OwnChanges
+from .._watch.subscriptions import DEFAULT_BUFFER, Changes
+from .._watch.watcher import Watcher
+from .opening import Opening
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_MANUAL = FlushPolicy.manual()
+
+
+@dataclass(frozen=True, slots=True)
+class _Release:
+    """What is given up when a file is closed, and whether opening it is to be undone."""
+
+    mapping: Mapping
+    identity: Identity
+    made: NewName | None
+    undo: bool = True
+
+    @classmethod
+    def of(cls, opened: Opened) -> _Release:
+        """Give up what no file was made of."""
+        return cls(opened.mapping, opened.identity, opened.made)
+
+    def run(self) -> None:
+        """Close, and remove a file that a cancelled or failed open created. Worker threads only."""
+        try:
+            # While it is open: its inode could be another file's afterwards.
+            if self.made is not None and self.undo:
+                self.made.remove(self.identity)
+        finally:
+            if self.made is not None:
+                self.made.close()
+            self.mapping.close()
+
+
+class Hub:
+    """Shares worker threads and lanes among any number of mapped files.
+
+    Leaving the block closes every file that is still open.
+
+    Args:
+        workers: how many threads may read for this hub at once; None means 16. Stores, flushes,
+            and opening and closing have a few of their own, so none waits for another, nor for
+            the application's own threads.
+    Raises:
+        ValueError: if workers is not positive.
+    """
+
+    def __init__(self, *, workers: int | None = None) -> None:
+        if workers is not None and integer(workers, "workers") < 1:
+            raise ValueError(f"workers is {workers}: a hub needs at least 1 to read with")
+        self._readers = workers
+        self._workers: Workers | None = None
+        self._closed = False
+        self._scheduler = FlushScheduler()
+        self._files: dict[Core, MappedFile] = {}
+        #: Closed with an error by ``aclose``, which raises it each time it is called (I15).
+        self._failed: list[MappedFile] = []
+        self._at: dict[str, set[Core]] = {}
+        self._own = OwnChanges()
+        self._watcher = Watcher(self._running_workers, self._own, self._seen)
+
+    @property
+    def files(self) -> tuple[MappedFile, ...]:
+        """The files that are open, in the order they were opened; may be asked in any thread."""
+        # Unpacking takes the values in one step; tuple() could be interrupted, and find the
+        # dictionary changed by the loop.
+        files = (*self._files.values(),)
+        return tuple(file for file in files if not file.closed)
+
+    def open(
+        self,
+        path: str | os.PathLike[str],
+        mode: str = "r",
+        *,
+        size: int | None = None,
+        capacity: int | None = None,
+        sparse: bool = False,
+        flush: FlushPolicy = _MANUAL,
+        advice: Advice | None = None,
+        prewarm: bool = False,
+        lock: bool = False,
+        huge_pages: bool = False,
+        inline_writes: bool = True,
+    ) -> Opening[MappedFile]:
+        """Open a file in this hub; arguments and errors as for ``aiommap.open``."""
+        warn_if_unguarded()
+        options = OpenOptions.check(
+            path,
+            mode,
+            size=size,
+            capacity=capacity,
+            sparse=sparse,
+            flush=flush,
+            advice=advice,
+            prewarm=prewarm,
+            lock=lock,
+            huge_pages=huge_pages,
+            inline_writes=inline_writes,
+        )
+        return Opening(partial(self._open, options))
+
+    def watch(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        buffer: int = DEFAULT_BUFFER,
+        poll_interval: float | None = None,
+    ) -> Changes:
+        """Watch a path for changes by others: ``async with hub.watch(path) as changes: ...``.
+
+        The path need not exist yet: a file that comes is ``ChangeKind.CREATED``. Changes are told
+        from the moment on at which the block begins. Of a directory, names that come and go are
+        ``MODIFIED``, without saying which, and what its files hold is not watched. See
+        ``MappedFile.watch``, which watches the path of an open file, for arguments, errors and
+        limits.
+        """
+        name = absolute_path(path)
+        self._check_process(name)
+        return self._watcher.subscribe(name, buffer=buffer, poll_interval=poll_interval)
+
+    async def aclose(self) -> None:
+        """Close every file that is still open, then the hub.
+
+        Raises:
+            FlushError: if closing one file fails; an ExceptionGroup if several do. Raised by every
+                later call, too.
+        Cancellation: waited out, as for each file.
+        """
+        self._closed = True
+        try:
+            await self._close_files()
+        finally:
+            await self._watcher.aclose()
+
+    async def _close_files(self) -> None:
+        failures: list[Exception] = []
+        files = [*self._failed, *self._files.values()]
+        self._failed = []
+        for file in files:
+            file._closer.start()  # noqa: SLF001  all at once, so that they share hops
+        cancellation: BaseException | None = None
+        for file in files:
+            try:
+                await file.aclose()
+            except Exception as error:
+                failures.append(error)
+                self._failed.append(file)
+            except BaseException as error:  # each file waits it out, and so does the hub
+                cancellation = cancellation or error
+        if cancellation is not None:
+            for failure in failures:
+                cancellation.add_note(f"closing a file failed, too: {failure}")
+            raise cancellation
+        if len(failures) == 1:
+            raise failures[0]
+        if failures:
+            raise ExceptionGroup("several files could not be closed cleanly", failures)
+
+    async def __aenter__(self) -> Self:
+        self._running_workers()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._failed = []  # told by `aclose`, to whoever went on from there
+        try:
+            await self.aclose()
+        except Exception as failure:
+            if error is None:
+                raise
+            error.add_note(f"closing the hub failed, too: {failure}")
+
+    def _running_workers(self) -> Workers:
+        """Return the workers; made on first use, as they belong to the event loop that runs."""
+        if self._closed:
+            raise anyio.ClosedResourceError("the hub is closed: open files in a new one")
+        if self._workers is not None:
+            self._workers.check_loop()
+        else:
+            self._workers = workers = Workers(self._readers)
+            opening = batches(workers, workers.control, partial(_attempt_all, open_mapping))
+            releasing = batches(workers, workers.control, partial(_attempt_all, _Release.run))
+            self._opening: Lane[OpenOptions, Opened] = Lane(workers, opening, self._discard)
+            self._releasing: Lane[_Release, None] = Lane(workers, releasing)
+        return self._workers
+
+    def _check_process(self, path: str) -> None:
+        """Raise if a path is to be used with a hub of the parent process (I10)."""
+        if self._workers is not None and self._workers.forked:
+            raise ForkedError(path)
+
+    async def _open(self, options: OpenOptions) -> MappedFile:
+        self._check_process(options.path)
+        workers = self._running_workers()
+        with observed("open", options.path, 0, options.size or 0) as seen:
+            seen.hop()
+            opened = await self._open_mapping(options)
+            seen.covers(opened.mapping.size)
+        if self._closed:
+            await self._releasing.submit(_Release.of(opened), withdrawable=False)
+            raise anyio.ClosedResourceError("the hub was closed while it opened the file")
+        core = Core(opened, options, workers)
+        hub = Surroundings(
+            self._scheduler, self._watcher, self._release, self._open_again, self._move
+        )
+        file = MappedFile(core, hub)
+        self._files[core] = file
+        self._register(core)
+        FILES.debug('opened %s in mode "%s": %d bytes', core.path, core.mode, core.mapping.size)
+        try:
+            await file._prepare()  # noqa: SLF001  half of the constructor
+        except BaseException:
+            core.undo = core.made is not None
+            await file.aclose()
+            raise
+        core.end_opening()
+        return file
+
+    async def _open_mapping(self, options: OpenOptions) -> Opened:
+        """Open in a worker, together with what else is to be opened."""
+
+        def attempt() -> Awaitable[Opened]:
+            self._running_workers()  # the hub may have been closed while one waited
+            return self._opening.submit(options)
+
+        return await past_leases(attempt)
+
+    async def _open_again(self, old: Core) -> Core | None:
+        """Open what the path of a file names by now; None if that is the same file, and whole."""
+        workers = self._running_workers()
+        options = reopening(old.options)
+        opened = await self._open_mapping(options)
+        if opened.identity == old.identity and old.damage() is None and old.mapping.current:
+            await self._releasing.submit(_Release.of(opened), withdrawable=False)
+            return None
+        core = Core(opened, options, workers)
+        core.mode, core.policy = old.mode, old.policy
+        return core
+
+    def _move(self, old: Core, new: Core) -> None:
+        """Count a file as the one that it was reopened to."""
+        self._files[new] = self._files.pop(old)
+        self._register(new)
+
+    async def _release(self, core: Core) -> None:
+        self._files.pop(core, None)
+        self._unregister(core)
+        FILES.debug("closed %s", core.path)
+        await self._releasing.submit(
+            _Release(core.mapping, core.identity, core.made, undo=core.undo)
+        )
+
+    def _register(self, core: Core) -> None:
+        self._at.setdefault(core.path, set()).add(core)
+        if core.shared_writable:
+            self._own.add(core.doing)
+
+    def _unregister(self, core: Core) -> None:
+        self._own.remove(core.doing)
+        others = self._at.get(core.path, set())
+        others.discard(core)
+        if not others:
+            self._at.pop(core.path, None)
+
+    def _seen(self, path: str, state: FileState | None) -> None:
+        """Take note of which file a path names by now."""
+        for core in self._at.get(path, ()):
+            core.orphaned = state is None or (state.device, state.inode) != core.identity
+
+    async def _discard(self, opened: Opened) -> None:
+        """Close, or undo, what was opened for a task that was cancelled."""
+        with suppress(OSError):  # there is nobody left to tell, and nothing to lose
+            await self._releasing.submit(_Release.of(opened), withdrawable=False)
+
+
+def _attempt_all(
+    function: Callable[[Item], Result], items: list[Item]
+) -> list[Result | BaseException]:
+    """Apply a function to every item of a batch; one that fails does not stop the others."""
+    outcomes: list[Result | BaseException] = []
+    for item in items:
+        try:
+            outcomes.append(function(item))
+        except Exception as error:
+            outcomes.append(error)
+    try:
+        return outcomes
+    finally:
+        del outcomes  # or they and the tracebacks of errors among them would keep each other alive
+
+
+def hub_or_new(hub: Hub | None) -> Hub:
+    """Return the hub that a caller gave, or one of its own for what is opened without."""
+    if hub is None:
+        return Hub()
+    if not isinstance(hub, Hub):
+        raise TypeError(f"hub is {hub!r}: pass an aiommap.Hub")
+    return hub
+
+
+def open(
+    path: str | os.PathLike[str],
+    mode: str = "r",
+    *,
+    size: int | None = None,
+    capacity: int | None = None,
+    sparse: bool = False,
+    flush: FlushPolicy = _MANUAL,
+    advice: Advice | None = None,
+    prewarm: bool = False,
+    lock: bool = False,
+    huge_pages: bool = False,
+    inline_writes: bool = True,
+) -> Opening[MappedFile]:
+    """Open a file and map it: ``async with aiommap.open(path) as f``.
+
+    The file gets limits on worker threads of its own; to share them use ``Hub.open``.
+
+    Args:
+        path: a regular file, named as for open(2): ``..`` and links lead where the kernel goes, and
+            a slash at the end asks for a directory. A relative path starts at the working directory
+            of this call. Kept as an absolute path, in which links and ``..`` stay as they are.
+        mode: "r" shared, read-only; "r+" shared, writable; "w+" the same, created or overwritten
+            with zeros; "x+" the same, but the file must not exist; "c" private and writable: its
+            stores never reach the file.
+        size: bytes to create, needed by "w+" and "x+", refused elsewhere.
+        capacity: bytes of address space to reserve, so that ``resize`` up to there moves nothing.
+        sparse: do not reserve disk blocks when the file is created or grows; a full disk then
+            shows at a later ``write`` instead of here.
+        flush: when written bytes are made durable unasked; by default ``FlushPolicy.manual()``.
+        advice: how the whole file is going to be used.
+        prewarm: make the whole file resident before returning.
+        lock: pin the whole file in memory for as long as it is open.
+        huge_pages: ask for huge pages, where the file system has them; what that obtained is in
+            ``statistics().huge_page_bytes``. On tmpfs mounted with huge=advise, pages that were
+            reserved before they were mapped are small: create the file with ``sparse=True``.
+        inline_writes: whether a ``write`` may store on the loop thread, where that need not wait
+            for the disk as far as can be told. It cannot where a file system is frozen (for a
+            snapshot, by ``fsfreeze``), and hardly where it is over a network or its writers are
+            throttled: with False every store runs in a worker, all that wait at one time together.
+            Words and stores through views run in the thread that makes them, either way.
+    Returns:
+        An object to use with ``async with``, or to ``await`` for a MappedFile to ``aclose``.
+    Raises:
+        ValueError, TypeError: for options that cannot be meant, before anything is touched.
+        FileNotFoundError, FileExistsError, PermissionError: as ``open``.
+        UnsupportedError: if the path is a directory, pipe, socket or device, a file that the kernel
+            makes up as it is read (/proc, /sys), or one on hugetlbfs: use FileBackend for those; if
+            the file system says that a new file is as long as asked, and it is not.
+        BlockingIOError: if another process keeps its lease on the file for longer than the kernel
+            grants it; until then opening waits, as open(2) does.
+        OSError: ENOSPC if the disk is full, EFBIG beyond RLIMIT_FSIZE, ENOMEM; a new file is then
+            gone again, and one that was there has its old size and bytes.
+    Cancellation: an open that has begun in a worker is waited out and then undone: the name of a
+        file it created is removed again, if it still names that file. What "w+" has overwritten
+        stays so. Waiting for a lease ends at once.
+    Source: mmap(2), posix_fallocate(3).
+    """
+    return Hub().open(
+        path,
+        mode,
+        size=size,
+        capacity=capacity,
+        sparse=sparse,
+        flush=flush,
+        advice=advice,
+        prewarm=prewarm,
+        lock=lock,
+        huge_pages=huge_pages,
+        inline_writes=inline_writes,
+    )
+
+
+def _reopen(file: MappedFile) -> tuple[Callable[..., Any], tuple[()]]:
+    """Say what a pickled file is: an ``Opening`` of its path, with the options it has."""
+    options = file._core.options  # noqa: SLF001  they were given here
+    if options.mode.private:
+        raise AccessModeError("pickle", "c", "its private stores would be lost")
+    if file.closed:
+        raise anyio.ClosedResourceError(f"{file.path} is closed: pickle it while it is open")
+    reopen = partial(
+        open,
+        file.path,
+        "r+" if options.mode.writable else "r",  # what "w+" and "x+" make is there by now
+        capacity=None if options.capacity is None else file.capacity,
+        sparse=options.sparse,
+        flush=file.flush_policy,
+        advice=options.advice,
+        prewarm=options.prewarm,
+        lock=options.lock,
+        huge_pages=options.huge_pages,
+        inline_writes=options.inline_writes,
+    )
+    return reopen, ()
+
+
+copyreg.pickle(MappedFile, _reopen)

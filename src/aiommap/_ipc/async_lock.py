@@ -1,0 +1,193 @@
+"""A lock for tasks of several processes that outlives the death of whoever holds it.
+
+Theory of operation. Who is inside is what the kernel says: a lock on the eight bytes, which goes
+when the process dies (see ``_ipc/file_locks``). Two words in those bytes make it quick and telling:
+
+    +0  u32 turn    grows with every release; those who wait sleep on it
+    +4  u32 holder  process id of who is inside, 0 when nobody is
+
+A release changes and notifies ``turn``, so the next one is in after a wake-up, not after a pause.
+A process that dies inside notifies nobody, and leaves ``holder`` as it is: those who wait look by
+themselves every ``POLL_SECONDS``, and who comes in next finds that the word is not 0.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from contextlib import suppress
+from types import TracebackType
+from typing import Literal, NoReturn, Self, SupportsIndex
+
+from .._arguments import time_limit
+from .._core.file_core import Core
+from .._errors import AccessModeError, not_copied
+from .atomics import AtomicU32
+from .file_locks import Claim, FileLocks
+from .sharing_mixin import SharedVerbs
+
+#: How long it takes at most until a death is noticed.
+POLL_SECONDS = 0.1
+LOCK_BYTES = 8
+_WORDS = struct.Struct("=II")
+
+
+class _Turns:
+    """Pauses that end with the next release; see ``_ipc/file_locks.Pauses``."""
+
+    def __init__(self, turn: AtomicU32) -> None:
+        self._turn = turn
+        self._seen = 0
+
+    def look(self) -> None:
+        self._seen = self._turn.load()
+
+    async def pause(self, longest: float) -> None:
+        with suppress(TimeoutError):
+            await self._turn.wait(self._seen, min(POLL_SECONDS, longest))
+
+
+class AsyncLock:
+    """A lock between tasks, of this process and of others that map the same file.
+
+    Eight bytes of the file are the lock; zeros are a lock that is free. Other bytes
+    are no error, but look like a lock whose owner died. Every process makes its own object for
+    them.
+
+    If a process dies inside, the lock is free again within a tenth of a second, and the next one
+    to come in is told by ``owner_died``: what the lock protects may be half done. An exception
+    inside the block is no such death.
+
+    ``async with lock`` acquires it and is the object, so that ``owner_died`` can be asked.
+
+    Args:
+        file: a mapped file of this process, writable and shared.
+        offset: first of the eight bytes, from the start of the file; a multiple of 4.
+    Raises:
+        OutOfBoundsError, AlignmentError: if the eight bytes cannot be there.
+        AccessModeError: in modes "r" and "c".
+    Concurrency: any number of tasks may share an object, or have one each for the same bytes. Those
+        of one process get it in the order in which they asked; among processes there is no order.
+        A process can hold it only in the event loop that opened the file; a forked child must open
+        the file anew. It belongs to the file as it was when the object was made: after a ``reopen``
+        that moved, who is inside stays inside there, and the next one needs a new object. Not
+        reentrant.
+    Source: fcntl(2), F_OFD_SETLK; futex(2).
+    """
+
+    __slots__ = ("__weakref__", "_claim", "_core", "_holder", "_locks", "_owner_died", "_turn")
+
+    def __init__(self, file: SharedVerbs, offset: SupportsIndex) -> None:
+        if not isinstance(file, SharedVerbs):
+            raise TypeError(f"file is {file!r}: pass an open MappedFile")
+        core: Core = file._core  # noqa: SLF001  a part of the file that has a name of its own
+        core.check_usable()
+        if not core.shared_writable:
+            raise AccessModeError("keep a lock in", core.mode, 'other processes need it: use "r+"')
+        start, _ = file._span(offset, LOCK_BYTES)  # noqa: SLF001
+        # Those of the file as it is now; ``reopen`` moves it to others.
+        self._core = core
+        self._locks: FileLocks = file._locks  # noqa: SLF001
+        self._turn = file.atomic_u32(start)
+        self._holder = file.atomic_u32(start + 4)
+        self._claim: Claim | None = None
+        self._owner_died = False
+
+    @property
+    def offset(self) -> int:
+        """First of the eight bytes, from the start of the file."""
+        return self._turn.offset
+
+    @property
+    def locked(self) -> bool:
+        """Whether a task holds it through this object."""
+        return self._claim is not None
+
+    @property
+    def owner_died(self) -> bool:
+        """Whether the process that held it before died inside; asked by who holds it."""
+        return self._owner_died
+
+    async def acquire(self, timeout: float | None = None) -> Literal[True]:
+        """Wait for the lock and take it; then ask ``owner_died``.
+
+        Args:
+            timeout: how long to wait, in seconds; None means no limit, and 0 only tries.
+        Returns:
+            True, as ``asyncio.Lock.acquire`` does.
+        Raises:
+            TimeoutError: if it is still held after so long.
+            RuntimeError: without a time limit, if this task acquired it and it is still held.
+            UnsupportedError: if the system has no such locks.
+            anyio.ClosedResourceError: if the file is closed, or moved to another one by
+                ``reopen``; also meanwhile.
+            As ``AtomicU32``.
+        Cancellation: at any time; it is not held then.
+        """
+        limit = time_limit(timeout)
+        claim = await self._locks.acquire(
+            self.offset, LOCK_BYTES, shared=False, timeout=limit, pauses=_Turns(self._turn)
+        )
+        try:
+            self._owner_died = self._holder.swap(os.getpid()) != 0
+        except BaseException:
+            await self._locks.release(claim)
+            raise
+        self._claim = claim
+        return True
+
+    async def release(self) -> None:
+        """Give the lock back, to whoever waits for it.
+
+        Raises:
+            RuntimeError: if it is not held through this object.
+        Cancellation: waited out; it is free when the cancellation is delivered.
+        """
+        claim, self._claim = self._claim, None
+        if claim is None:
+            raise RuntimeError(f"{self!r} is not held: acquire it first")
+        core = self._core
+        # The words of a file that was moved away from are mapped no more.
+        reachable = not core.closing and not (core.retired and core.damage())
+        try:
+            if reachable:
+                self._holder.store(0)
+        finally:
+            try:
+                await self._locks.release(claim, None if reachable else self._sign_off)
+            finally:
+                if reachable and not core.closing:
+                    self._turn.fetch_add(1)
+                    self._turn.notify()
+
+    def _sign_off(self, descriptor: int) -> None:
+        """Leave the words as ``release`` does, while the kernel still keeps others out (worker).
+
+        Who sleeps on the turn is not woken, but looks by itself. If the words cannot be written,
+        the next one is told that we died, which is the worst that it has to expect.
+        """
+        with suppress(OSError):
+            words = os.pread(descriptor, LOCK_BYTES, self.offset)
+            if len(words) == LOCK_BYTES:  # a file that was cut off is not made longer again
+                turn, _ = _WORDS.unpack(words)
+                os.pwrite(descriptor, _WORDS.pack((turn + 1) % (1 << 32), 0), self.offset)
+
+    async def __aenter__(self) -> Self:
+        await self.acquire()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.release()
+
+    def __reduce__(self) -> NoReturn:
+        remedy = "pass the file and the offset, and make another one for the same bytes"
+        raise not_copied(self, remedy)
+
+    def __repr__(self) -> str:
+        state = "held" if self.locked else "not held"
+        return f"<AsyncLock at {self.offset} of {self._core.path} {state}>"

@@ -1,0 +1,231 @@
+"""Words of a mapped file that processes change and look at without locks.
+
+The operations are native; here is what they are made of, and what native code asks when it may not
+go on by itself.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, NoReturn, Self, SupportsIndex
+
+import anyio
+
+from .._arguments import at_least, check_range, integer, time_limit
+from .._core.file_core import FULL, Core
+from .._errors import AccessModeError, AlignmentError, MappingFaultError
+from .._native import Word, WordArray
+from .futex import wait_for_change
+
+U32_BYTES = 4
+U64_BYTES = 8
+
+
+class Gate:
+    """What the words of one file ask; in whichever thread they are used."""
+
+    __slots__ = ("core",)
+
+    def __init__(self, core: Core) -> None:
+        self.core: Core = core
+
+    def check(self, offset: int, length: int, store: bool) -> None:
+        """Raise what forbids an operation on a word; nothing if nothing does."""
+        core = self.core
+        core.check_usable()
+        check_range(offset, length, core.mapping.size)
+        if not store:
+            return
+        core.check_writable("change a word of")
+        if core.lanes.storing(offset, offset + length):  # I9
+            raise anyio.BusyResourceError(
+                f"changing a word that a write to [{offset}, {offset + length}) has not reached yet"
+            )
+
+    def fault(self, offset: int, size: int, number: int) -> NoReturn:
+        """Raise the error for a word that cannot be reached; the size is -1 if it is not known."""
+        if number in FULL:
+            raise self.core.no_room(number, offset, 1)
+        raise MappingFaultError(offset, 0, None if size < 0 else size, self.core.path)
+
+    def stored(self) -> None:
+        """Have the flush policy look at what is due, in whatever thread stored."""
+        self.core.dirtied()
+
+
+def _locate(offset: SupportsIndex, length: int, width: int, core: Core) -> int:
+    """Check where words are to be, before they are made."""
+    core.check_usable()
+    start, _ = check_range(offset, length, core.mapping.size)
+    if start % width:
+        raise AlignmentError(width, start)
+    return start
+
+
+class _SizedWord(Word):
+    """A word of the width of its class."""
+
+    __slots__ = ()
+    _width: ClassVar[int]
+
+    def __new__(cls, gate: Gate, offset: SupportsIndex) -> Self:
+        start = _locate(offset, cls._width, cls._width, gate.core)
+        return super().__new__(cls, gate.core.mapping, gate, start, cls._width)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} at {self.offset} of {self._gate.core.path}>"
+
+
+class _SizedArray(WordArray):
+    """Words side by side, of the width of their class."""
+
+    __slots__ = ()
+    _width: ClassVar[int]
+
+    def __new__(cls, gate: Gate, offset: SupportsIndex, count: SupportsIndex) -> Self:
+        number = integer(count, "count")
+        start = _locate(offset, number * cls._width, cls._width, gate.core)
+        return super().__new__(cls, gate.core.mapping, gate, start, cls._width, number)
+
+    def _locate_one(self, index: SupportsIndex) -> int:
+        number = integer(index, "index")
+        if not 0 <= number < len(self):
+            raise IndexError(f"word {number} of an array of {len(self)}: they count from 0")
+        return self.offset + number * self._width
+
+    def __repr__(self) -> str:
+        name = type(self).__name__
+        return f"<{name} of {len(self)} at {self.offset} of {self._gate.core.path}>"
+
+
+class AtomicU64(_SizedWord):
+    """An unsigned 64-bit word of a file, changed by single machine instructions.
+
+    Made by ``MappedFile.atomic_u64``. Its operations are atomic against those of every thread and
+    process that maps the file, also at another address; they count modulo 2**64, in the byte order
+    of the machine. ``order`` is what other words' loads and stores must not pass it: "seq_cst",
+    "acq_rel", "acquire", "release", "relaxed" as in C11; a ``load`` has no release and a ``store``
+    no acquire part.
+
+    The operations are plain calls that take a fraction of a microsecond where the page is in
+    memory. Where it is not they wait for it, the loop with them: ``prewarm`` it with ``write=True``
+    first, or keep it ``locked``. In mode "c" the word is this object's own.
+
+    Attributes:
+        offset: first byte, from the start of the file.
+
+    Raises, from each operation:
+        OutOfBoundsError: if the file was resized to end before the word does.
+        AccessModeError: in mode "r", for all but ``load``.
+        FlushError: if a flush failed earlier, for all but ``load``.
+        MappingFaultError: if the file was truncated below the word.
+        OSError: ENOSPC if the disk is full behind a sparse file; nothing was changed.
+        anyio.BusyResourceError: if a ``write`` to the same bytes is still under way.
+        anyio.ClosedResourceError, ForkedError: as for the file.
+        OverflowError, ValueError: for a value that does not fit, an order that has no meaning.
+    Durability: visible; a change counts as a write of the word's bytes for ``flush`` and for the
+        flush policy, but never waits: also under ``FlushPolicy.always()`` and ``max_dirty`` it is
+        the next flush that makes it durable.
+    Concurrency: any thread; end such use before the file is closed.
+    """
+
+    __slots__ = ("__weakref__",)
+    _width = U64_BYTES
+
+
+class AtomicU32(_SizedWord):
+    """An unsigned 32-bit word of a file; what tasks of several processes can wait for.
+
+    Made by ``MappedFile.atomic_u32``; operations, errors and promises are those of ``AtomicU64``,
+    modulo 2**32.
+
+    Attributes:
+        offset: first byte, from the start of the file.
+    """
+
+    __slots__ = ("__weakref__",)
+    _width = U32_BYTES
+
+    async def wait(self, expected: SupportsIndex, timeout: float | None = None) -> int:
+        """Wait until the word is not what is expected, and return what it is then.
+
+        Returns at once if it is something else already. Whoever changes it has to ``notify``:
+        a change by itself wakes nobody. A word that was changed and changed back may go unnoticed.
+
+        Args:
+            expected: the value to wait for the end of.
+            timeout: how long to wait, in seconds; None means no limit, and 0 only looks.
+        Raises:
+            TimeoutError: if the word is still the same after so long.
+            AccessModeError: in mode "c", whose words nobody else changes.
+            UnsupportedError: before Linux 5.16.
+            anyio.ClosedResourceError: if the file is closed, or moved to another one by
+                ``reopen``; also meanwhile.
+            OutOfBoundsError, MappingFaultError, ForkedError: as for ``load``.
+        Cancellation: at any time; a notification that had just come goes to another waiter.
+        Concurrency: any number of tasks; all that one process has share a thread, which takes
+            nothing from reads and writes.
+        Source: futex_waitv(2).
+        """
+        core = self._shared("wait for")
+        number = integer(expected, "expected")
+        if not 0 <= number < 1 << 32:
+            raise OverflowError(f"{number} is no unsigned integer of 32 bits: the word never is it")
+        return await wait_for_change(core, self, number, time_limit(timeout))
+
+    def notify(self, n: SupportsIndex = 1) -> int:
+        """Wake tasks that wait for the word, in any process, after having changed it.
+
+        Args:
+            n: at least how many are to look at the word again, if so many wait.
+        Returns:
+            How many were found waiting; several tasks of a process may count as one.
+        Raises:
+            AccessModeError: in mode "c".
+            ValueError: if n is negative.
+        Source: futex(2) with FUTEX_WAKE.
+        """
+        self._shared("notify the waiters of")
+        count = at_least(0, n, "n", "it is how many waiters to wake")
+        return self._notify(min(count, (1 << 31) - 1))
+
+    def _shared(self, operation: str) -> Core:
+        core: Core = self._gate.core
+        core.check_usable()
+        if core.mode == "c":
+            remedy = 'no other process sees its words: use "r+"'
+            raise AccessModeError(f"{operation} a word of", "c", remedy)
+        return core
+
+
+class AtomicU64Array(_SizedArray):
+    """Unsigned 64-bit words of a file, side by side: the operations of ``AtomicU64`` by number.
+
+    Made by ``MappedFile.atomic_u64_array``. The number of the word is the first argument:
+    ``array.fetch_add(3, 1)`` adds 1 to word 3; ``array[3]`` is that word by itself. A number
+    outside the array is an IndexError.
+
+    Attributes:
+        offset: first byte of word 0, from the start of the file.
+    """
+
+    __slots__ = ("__weakref__",)
+    _width = U64_BYTES
+
+    def __getitem__(self, index: SupportsIndex) -> AtomicU64:
+        return AtomicU64(self._gate, self._locate_one(index))
+
+
+class AtomicU32Array(_SizedArray):
+    """Unsigned 32-bit words of a file, side by side: the operations of ``AtomicU32`` by number.
+
+    Made by ``MappedFile.atomic_u32_array``; as ``AtomicU64Array``. ``array[3].wait(0)`` waits.
+
+    Attributes:
+        offset: first byte of word 0, from the start of the file.
+    """
+
+    __slots__ = ("__weakref__",)
+    _width = U32_BYTES
+
+    def __getitem__(self, index: SupportsIndex) -> AtomicU32:
+        return AtomicU32(self._gate, self._locate_one(index))

@@ -1,0 +1,1 @@
+"""Which pages are in memory: prewarm, residency, advice, pinning, read-ahead."""

@@ -1,0 +1,323 @@
+"""Prewarm, residency, advice and locking: what is in memory, and making it so.
+
+Invariants.
+  P1  A range is published, so that reads of it make no system call, only while every page of it is
+      pinned. Nothing is published while pages are mapped anew; afterwards they are pinned again.
+  P2  A range that was being pinned meanwhile is pinned again from its start: ``_generation`` tells.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from .._advice import Advice
+from .._core.file_core import FULL, Core
+from .._core.mapping_limit import mapping_limit
+from .._errors import OutOfBoundsError, UnsupportedError
+from .._native import PAGE_SIZE, PIECE_BYTES
+from .._ranges import RangeSet, align_down, align_up
+from .._runtime.threads import Mutex
+from .._runtime.tracing import observed
+from .holes import holes, keeps_holes, next_data
+from .read_ahead import ReadAhead, kernel_reads_far_ahead
+from .residency import Residency
+
+#: A prewarm hop goes on for this long: short enough to cancel and to report progress, long enough
+#: for the hop itself not to count.
+STRETCH_SECONDS = 0.01
+#: How far reading in runs ahead of mapping pages.
+READ_AHEAD_BYTES = 32 * PIECE_BYTES
+
+Progress = Callable[[int, int], object]
+
+
+class Pager:
+    """Paging verbs of one file. Ranges are checked by the caller."""
+
+    __slots__ = (
+        "_core",
+        "_generation",
+        "_locks",
+        "_moving",
+        "_pinning",
+        "_publishing",
+        "_sparse_locks",
+        "_wanted",
+    )
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        #: Also what is being pinned at the moment: leaving a block must not unpin it.
+        self._wanted: list[tuple[int, int]] = []
+        #: Keeps pinning and unpinning apart. Taken in worker threads only.
+        self._pinning = Mutex()
+        self._locks: list[tuple[int, int]] = []
+        #: Pinned but for holes that were left alone, so never published.
+        self._sparse_locks: list[tuple[int, int]] = []
+        #: How often pages were mapped anew; and whether they are, or could not be pinned again.
+        #: Written in the worker that does, one at a time.
+        self._generation = 0
+        self._moving = False
+        #: Keeps what is published in step with ``_moving``; in any thread, for a moment.
+        self._publishing = Mutex()
+
+    async def prewarm(
+        self, offset: int, length: int, *, write: bool, progress: Progress | None
+    ) -> int:
+        """Make a range resident and return how many of its bytes are."""
+        core, at, end = self._core, offset, offset + length
+        ahead = await self._read_ahead(offset, end)
+        with observed("prewarm", core.path, offset, length) as seen:
+            while at < end:
+                core.check_usable()
+                if ahead is not None:
+                    ahead.reach(at)
+                seen.hop()
+                at = await core.finish(core.workers.reads, self._stretch, at, end, write)
+                if progress is not None:
+                    progress(at - offset, length)
+        try:
+            found = await self.residency(offset, length)
+        except UnsupportedError:
+            return length
+        if write or found.resident == found.total:
+            return found.resident_bytes
+        free = await core.finish(core.workers.reads, self._free, offset, end)
+        return RangeSet([*found.runs, *free]).total()
+
+    async def _read_ahead(self, offset: int, end: int) -> ReadAhead | None:
+        """Make the reader that runs ahead of a prewarm, where one makes it faster."""
+        core = self._core
+        if end - offset <= PIECE_BYTES or await core.finish(
+            core.workers.reads, kernel_reads_far_ahead, core.identity.device
+        ):
+            return None
+        return ReadAhead(core, offset, end, READ_AHEAD_BYTES)
+
+    async def residency(self, offset: int, length: int) -> Residency:
+        """Ask the kernel which pages of a range are in memory."""
+        core = self._core
+        try:
+            if core.mapping.residency_visible:
+                resident, total, runs = await core.finish(
+                    core.workers.reads, core.mapping.residency, offset, length
+                )
+                return Residency(resident, total, tuple(runs), offset, length)
+        except OSError:
+            if core.mapping.residency_visible:
+                raise
+        raise UnsupportedError(
+            f"see which pages of {core.path} are in memory",
+            "the kernel shows that only to its owner or to who may write it, and a sandbox may "
+            "refuse mincore(2) to everybody",
+            errno.EPERM,
+        )
+
+    async def advise(self, advice: Advice, offset: int, length: int) -> None:
+        """Pass advice on to the mapping and to the descriptor."""
+        core = self._core
+        if advice is Advice.DONT_NEED and core.mode == "c":
+            raise UnsupportedError(
+                f"drop private pages of {core.path}", 'in mode "c" they hold its only stores'
+            )
+        if advice.madvise is None:
+            raise UnsupportedError(f"advise {advice.name}", "this platform has no such advice")
+        await core.finish(core.workers.control, self._advise, advice, offset, length)
+
+    async def start_writeback(self, offset: int, length: int) -> None:
+        """Begin to write dirty pages back."""
+        core = self._core
+        try:
+            await core.finish(core.workers.flushes, core.mapping.start_writeback, offset, length)
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                error.filename = core.path
+                raise
+            reason = "the kernel has no sync_file_range(2), or a sandbox refuses it"
+            raise UnsupportedError("start write-back", reason, errno.ENOSYS) from error
+
+    async def lock(self, offset: int, length: int) -> tuple[int, int]:
+        """Pin a range; the result goes to ``unlock``."""
+        span = align_down(offset, PAGE_SIZE), align_up(offset + length, PAGE_SIZE)
+        self._wanted.append(span)
+        try:
+            while True:
+                generation = self._generation
+                whole = await self._pin(offset, offset + length)
+                # Before looking: mapping anew counts, and then pins these.
+                locks = self._locks if whole else self._sparse_locks
+                locks.append(span)
+                if generation == self._generation:
+                    break
+                locks.remove(span)
+                self._publish()
+        except BaseException:
+            self._wanted.remove(span)
+            await self._unpin(span)
+            raise
+        self._publish()
+        return span
+
+    async def _pin(self, at: int, end: int) -> bool:
+        """Pin a range; tell whether every page of it is there, so that no hole was left alone."""
+        core = self._core
+        whole = True
+        while at < end:
+            core.check_usable()
+            piece = min(PIECE_BYTES, end - at)
+            whole &= await core.finish(core.workers.reads, self._lock_piece, at, piece)
+            at += piece
+        return whole
+
+    async def unlock(self, span: tuple[int, int]) -> None:
+        """Unpin a range, but for what other locks still cover."""
+        (self._locks if span in self._locks else self._sparse_locks).remove(span)
+        self._wanted.remove(span)
+        self._publish()
+        await self._unpin(span)
+
+    async def _unpin(self, span: tuple[int, int]) -> None:
+        core = self._core
+        # Closing unmaps, and that unlocks; a forked child inherits no locks (mlock(2)).
+        if not core.closing and not core.mapping.forked:
+            with core.activity():
+                await core.workers.complete(core.workers.control, self._unlock_rest, span)
+
+    def _publish(self) -> None:
+        with self._publishing:
+            ranges = [] if self._moving else list(RangeSet(self._locks))
+            self._core.mapping.set_locked(ranges)
+
+    # Worker threads only, from here on.
+
+    @contextmanager
+    def mapping_anew(self) -> Iterator[None]:
+        """Map pages anew in this block: what was pinned is pinned again at its end (P1)."""
+        self._moving = True
+        self._publish()
+        try:
+            yield
+        finally:
+            self._generation += 1
+            self._relock()  # if that fails, nothing is published until it succeeds
+            self._moving = False
+            self._publish()
+
+    def _relock(self) -> None:
+        with self._pinning:
+            size = self._core.mapping.size
+            sparse = [(*span, True) for span in RangeSet(self._sparse_locks).within(0, size)]
+            whole = [(*span, False) for span in RangeSet(self._locks).within(0, size)]
+            for offset, end, later in (*sparse, *whole):
+                try:
+                    lock = self._core.mapping.lock_later if later else self._core.mapping.lock
+                    lock(offset, end - offset)
+                except OSError as error:
+                    raise self._explain_lock(error, offset, end - offset) from error
+
+    def _stretch(self, at: int, end: int, write: bool, seconds: float = STRETCH_SECONDS) -> int:
+        """Map pages for so long and return the next byte to map."""
+        stop = time.monotonic() + seconds
+        mapping = self._core.mapping
+        sparse = not write and keeps_holes(mapping)
+        while at < end and time.monotonic() < stop:
+            at, until = next_data(mapping.fd, at, end) if sparse else (at, end)
+            if at < until:
+                at += self._populate(at, until - at, write)
+        return at
+
+    def _free(self, offset: int, end: int) -> list[tuple[int, int]]:
+        """Find what can be read without waiting though no page of it is in memory."""
+        mapping = self._core.mapping
+        return [*holes(mapping.fd, offset, end)] if keeps_holes(mapping) else []
+
+    def _populate(self, offset: int, length: int, write: bool) -> int:
+        try:
+            return self._core.disk.populate(offset, length, write)
+        except OSError as error:
+            if error.errno in (errno.EINTR, errno.EAGAIN):
+                return 0
+            if error.errno in FULL:
+                raise self._core.no_room(error.errno, offset, length) from error
+            if error.errno == errno.EFAULT:
+                make = self._core.store_fault if write else self._core.fault
+                raise make(offset, min(length, PIECE_BYTES), 0) from error
+            error.filename = self._core.path
+            raise
+
+    def _advise(self, advice: Advice, offset: int, length: int) -> None:
+        mapping = self._core.mapping
+        assert advice.madvise is not None
+        try:
+            mapping.advise(offset, length, advice.madvise)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EAGAIN, errno.EPERM, errno.ENOSYS):
+                error.filename = self._core.path
+                raise
+            reason = "this kernel has no such advice, or a sandbox refuses it"
+            if error.errno == errno.EAGAIN:
+                # What madvise(2) makes of the ENOMEM for one mapping too many.
+                reason = (
+                    "advice for a part of a file takes mappings of its own, and the process has "
+                    "as many as vm.max_map_count allows: advise the whole file, map fewer files, "
+                    "or raise that limit"
+                )
+            elif any(start < offset + length and offset < end for start, end in (*self._wanted,)):
+                reason = "pages of the range are pinned, by locked() or lock=True: unpin them first"
+            what = f"advise {advice.name} of {self._core.path}"
+            raise UnsupportedError(what, reason, error.errno) from error
+        # Reads go through the descriptor, whose read-ahead mode is one for the whole file.
+        whole = length == mapping.size
+        ranged = advice in (Advice.WILL_NEED, Advice.DONT_NEED)
+        if advice.fadvise is not None and length and (whole or ranged):
+            try:
+                os.posix_fadvise(mapping.fd, offset, length, advice.fadvise)
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOSYS):  # a sandbox's: only a hint
+                    raise
+
+    def _lock_piece(self, offset: int, length: int) -> bool:
+        later = keeps_holes(self._core.mapping)  # pages that come are pinned then
+        # Read in first: mlock2(2) of a page that cannot be read never returns (seen on Linux 6.18).
+        with suppress(UnsupportedError):
+            self._stretch(offset, offset + length, write=False, seconds=math.inf)
+        try:
+            with self._pinning:
+                lock = self._core.mapping.lock_later if later else self._core.mapping.lock
+                lock(offset, length)
+        except OSError as error:
+            raise self._explain_lock(error, offset, length) from error
+        return not later
+
+    def _explain_lock(self, error: OSError, offset: int, length: int) -> OSError:
+        number = error.errno or errno.ENOMEM
+        limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        unlimited = limit == resource.RLIM_INFINITY or os.geteuid() == 0
+        short = os.fstat(self._core.mapping.fd).st_size < offset + length
+        if not short and number == errno.ENOMEM and (full := mapping_limit()):
+            reason = f"cannot pin {length} bytes at {offset}: {full}"
+            return OSError(number, reason, self._core.path)
+        # ENOMEM also means that the file was shorter at that moment; it may have grown again.
+        if short or (unlimited and number == errno.ENOMEM):
+            return self._core.fault(offset, length, 0)
+        found = "no limit" if limit == resource.RLIM_INFINITY else f"{limit} bytes"
+        reason = (
+            f"{os.strerror(number)} while pinning {length} bytes at {offset}; RLIMIT_MEMLOCK is "
+            f"{found}: raise it, or lock less (CAP_IPC_LOCK lifts it)"
+        )
+        return OSError(number, reason, self._core.path)
+
+    def _unlock_rest(self, span: tuple[int, int]) -> None:
+        free = RangeSet([span])
+        with self._pinning:
+            for offset, end in tuple(self._wanted):
+                free.discard(offset, end)
+            for offset, end in free.within(0, self._core.mapping.size):
+                with suppress(OutOfBoundsError):  # what is cut off is not pinned any more
+                    self._core.mapping.unlock(offset, end - offset)

@@ -1,0 +1,139 @@
+"""Read-ahead: a window of pages being read in by another worker, ahead of whoever walks the file.
+
+Where the kernel's own read-ahead is short, a walk alone leaves the device idle between requests;
+two threads keep it busy. Where it is long they only get in each other's way (docs/decisions).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import Protocol, SupportsIndex
+
+import anyio
+
+from .._arguments import at_least
+from .._core.file_core import Core
+from .._native import PIECE_BYTES
+
+#: From here on the kernel's read-ahead alone keeps a device busy, and in larger folios than ours.
+LONG_READ_AHEAD_KIB = 512
+#: Where Linux tells it: for whole devices and network file systems, and for partitions.
+_SYSFS = ("/sys/class/bdi/{}:{}/read_ahead_kb", "/sys/dev/block/{}:{}/../queue/read_ahead_kb")
+
+
+def kernel_reads_far_ahead(device: int) -> bool:
+    """Tell whether a walk through a file of this device needs no help. Worker threads only."""
+    for place in _SYSFS:
+        try:
+            with open(place.format(os.major(device), os.minor(device)), "rb") as setting:
+                return int(setting.read()) >= LONG_READ_AHEAD_KIB
+        except (OSError, ValueError):
+            continue
+    return False
+
+
+class ReadAhead:
+    """Keeps reading in one window ahead of a position; at most one request is under way.
+
+    Args:
+        window: bytes to ask for at a time; asked for once less than half of it is left.
+    """
+
+    __slots__ = ("_asked", "_busy", "_core", "_end", "_window")
+
+    def __init__(self, core: Core, offset: int, end: int, window: int) -> None:
+        self._core = core
+        self._end = end
+        self._window = max(window, PIECE_BYTES)
+        self._asked = offset
+        self._busy = False
+
+    def reach(self, position: int) -> None:
+        """Say how far the walk has come; asks for the next window when it is time."""
+        if self._busy or self._core.closing or self._asked - position >= self._window // 2:
+            return
+        start = max(self._asked, position)
+        stop = min(start + self._window, self._end, self._core.mapping.size)
+        if start < stop:
+            self._asked = stop
+            self._busy = True
+            core = self._core
+            core.begin_activity()
+            run = partial(self._advise, start, stop)
+            core.workers.start(core.workers.reads, run, self._advised)
+
+    def _advised(self, _result: None, _error: BaseException | None) -> None:
+        self._busy = False
+        self._core.end_activity()
+
+    def _advise(self, start: int, stop: int) -> None:
+        for at in range(start, stop, PIECE_BYTES):
+            if self._core.closing:
+                return
+            try:
+                self._core.mapping.read_ahead(at, min(PIECE_BYTES, stop - at))
+            except (OSError, ValueError):
+                return  # only a hint: the walk meets the same trouble and reports it
+
+
+class Reads(Protocol):
+    """What chunks need of a file, or of a view."""
+
+    async def read(self, offset: int, length: int) -> bytes: ...
+
+
+class Chunks(AsyncIterator[bytes]):
+    """Pieces of a source that begins at a byte of the file, of so many bytes each; for one task.
+
+    The length of the source is asked for before each piece: a file may become longer or shorter
+    meanwhile. No async generator, as those that a ``break`` leaves have to be finalized.
+    """
+
+    __slots__ = ("_ahead", "_busy", "_core", "_length", "_offset", "_size", "_source", "_start")
+
+    def __init__(
+        self,
+        source: Reads,
+        core: Core,
+        size: SupportsIndex,
+        start: int,
+        length: Callable[[], int],
+    ) -> None:
+        count = at_least(1, size, "size", "ask for at least 1 byte a chunk")
+        self._source: Reads | None = source
+        self._core = core
+        self._size = min(count, max(length(), 1))
+        self._start = start
+        self._length = length
+        self._offset = 0
+        self._ahead: ReadAhead | None = None
+        self._busy = False
+
+    async def __anext__(self) -> bytes:
+        if self._busy:
+            raise anyio.BusyResourceError("reading chunks of one iteration (make one a task) from")
+        most = self._length()
+        if self._source is None or self._offset >= most:
+            raise StopAsyncIteration
+        if self._ahead is None:
+            self._ahead = self._make_ahead(most)
+        count = min(self._size, most - self._offset)
+        self._busy = True
+        try:
+            data = await self._source.read(self._offset, count)
+        finally:
+            self._busy = False
+        self._offset += count
+        self._ahead.reach(self._start + self._offset)
+        return data
+
+    def _make_ahead(self, most: int) -> ReadAhead:
+        # A window of at least PIECE_BYTES: a hop for each page would cost more than reading it.
+        window = max(2 * self._size, PIECE_BYTES)
+        return ReadAhead(self._core, self._start + self._size, self._start + most, window)
+
+    async def aclose(self) -> None:
+        """End the iteration; nothing has to be waited for, so leaving it open does no harm."""
+        self._source = None

@@ -1,0 +1,1 @@
+"""Threads, event loops, batching, callbacks and tracing; knows nothing of files."""

@@ -1,0 +1,205 @@
+"""A lane: one batch in flight, the next one gathering.
+
+While a batch runs, whatever is submitted gathers and makes up the next batch, so that a single
+hop, or a single flush, answers many tasks. A batch starts as soon as the lane is free; nothing
+waits for company, but for the rest of a turn of the loop when the last batch had company: tasks
+that one batch answered wake in the same turn, and belong into one batch again.
+
+Everything here runs on the loop thread, in tasks and in callbacks; no task is needed to serve. An
+item costs one future, which is set to its outcome: where a flush serves hundreds of writes, what
+each of them costs the loop is what bounds their number (docs/decisions.md).
+
+Invariants.
+  L1  At most one batch is in flight; items run in the order of submission (I9).
+  L2  An item submitted while a batch is in flight is never part of it: what answers it began
+      after it was asked for (I4).
+  L3  An item whose waiter is cancelled before its batch begins is taken out and never runs;
+      afterwards it is waited out (I8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Generic, TypeVar
+
+from .loops import Event, Waiter, wait_out
+from .workers import Limiter, Workers
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+Outcomes = Sequence[Result | BaseException]
+Begin = Callable[[list[Item], Callable[[Outcomes[Result]], None]], None]
+
+
+def batches(
+    workers: Workers,
+    limiter: Limiter,
+    run: Callable[[list[Item]], Outcomes[Result]],
+    after: Callable[[], None] | None = None,
+) -> Begin[Item, Result]:
+    """Make the ``begin`` of a lane whose batches are one job each, and what follows each."""
+
+    def begin(items: list[Item], done: Callable[[Outcomes[Result]], None]) -> None:
+        def ended(results: Outcomes[Result] | None, error: BaseException | None) -> None:
+            if after is not None:
+                after()
+            if results is None:
+                results = [error or RuntimeError("a batch gave no results")] * len(items)
+            done(results)
+
+        workers.start(limiter, partial(run, items), ended)
+
+    return begin
+
+
+class _Batch(Generic[Item, Result]):
+    """Items, and at the same places those who wait for them."""
+
+    __slots__ = ("_over", "begun", "items", "outcomes", "waiters")
+
+    def __init__(self) -> None:
+        self.items: list[Item] = []
+        self.waiters: list[Waiter[Result | BaseException]] = []
+        self.begun = False
+        self.outcomes: Outcomes[Result] | None = None
+        self._over: Event | None = None
+
+    def withdraw(self, waiter: Waiter[Result | BaseException]) -> bool:
+        if not self.begun:
+            at = self.waiters.index(waiter)
+            del self.items[at], self.waiters[at]
+        return not self.begun
+
+    def end(self, outcomes: Outcomes[Result]) -> None:
+        self.outcomes = outcomes
+        for waiter, outcome in zip(self.waiters, outcomes, strict=True):
+            if not waiter.done():  # else its task was cancelled
+                waiter.set_result(outcome)
+        if self._over is not None:
+            self._over.set()
+
+    def over(self, event: Callable[[], Event]) -> Event:
+        """What is set when it ends; few ask."""
+        if self._over is None:  # not `or`: trio's events have no truth value
+            self._over = event()
+        if self.outcomes is not None:
+            self._over.set()
+        return self._over
+
+
+class Lane(Generic[Item, Result]):
+    """Runs submitted items in batches.
+
+    Args:
+        begin: begins one batch, given its items, and has the second argument called on the loop
+            with one result, or exception, per item, at once or later; does not raise.
+        discard: frees a result that nobody gets because its waiter was cancelled; the waiter
+            waits for it, and it must not be cancellable.
+    """
+
+    __slots__ = ("_begin", "_discard", "_flying", "_gathering", "_last", "_workers")
+
+    def __init__(
+        self,
+        workers: Workers,
+        begin: Begin[Item, Result],
+        discard: Callable[[Result], Awaitable[None]] | None = None,
+    ) -> None:
+        self._workers = workers
+        self._begin = begin
+        self._discard = discard
+        self._gathering: _Batch[Item, Result] | None = None
+        self._flying: _Batch[Item, Result] | None = None
+        self._last = 0
+
+    async def submit(self, item: Item, *, withdrawable: bool = True) -> Result:
+        """Run an item in the next batch; return its result or raise its exception.
+
+        An item that is not withdrawable runs even if its waiter is cancelled before it begins.
+        """
+        self._workers.check_loop()
+        waiter: Waiter[Result | BaseException] = self._workers.waiter()
+        batch = self._gathering
+        fresh = batch is None
+        if batch is None:
+            batch = self._gathering = _Batch()
+        batch.items.append(item)
+        batch.waiters.append(waiter)
+        if fresh and self._flying is None:
+            self._start()
+        try:
+            if fresh and waiter.done():  # answered without a hop: as an inline verb is
+                await self._workers.give_way()
+            outcome = await waiter
+        except GeneratorExit:
+            raise  # the loop is gone, and nothing can be awaited any more
+        except BaseException:
+            await self._leave(batch, waiter, withdrawable=withdrawable)
+            raise
+        if not isinstance(outcome, BaseException):
+            return outcome
+        try:
+            raise outcome
+        finally:
+            del batch, waiter, outcome  # its traceback refers to this frame
+
+    async def _leave(
+        self,
+        batch: _Batch[Item, Result],
+        waiter: Waiter[Result | BaseException],
+        *,
+        withdrawable: bool,
+    ) -> None:
+        """Withdraw an item whose waiter was cancelled, or else wait it out (L3)."""
+        if withdrawable and batch.withdraw(waiter):
+            return
+        await wait_out(batch.over(self._workers.event))
+        assert batch.outcomes is not None
+        outcome = batch.outcomes[batch.waiters.index(waiter)]
+        if self._discard is not None and not isinstance(outcome, BaseException):
+            await self._discard(outcome)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a batch is in flight or gathering."""
+        return self._flying is not None or self._gathering is not None
+
+    def waiting(self) -> list[Item]:
+        """The items of the gathering batch."""
+        return self._gathering.items if self._gathering else []
+
+    def unfinished(self) -> list[Item]:
+        """The items that have not run to their end."""
+        batches = (self._flying, self._gathering)
+        return [item for batch in batches if batch is not None for item in batch.items]
+
+    async def settle(self) -> None:
+        """Wait until everything submitted so far has run."""
+        for batch in (self._flying, self._gathering):
+            if batch is not None:
+                await batch.over(self._workers.event).wait()
+
+    def _start(self) -> None:
+        if self._last > 1:
+            self._workers.call_soon(self._advance)
+        else:
+            self._advance()
+
+    def _advance(self) -> None:
+        batch = self._gathering
+        if batch is None or self._flying is not None:
+            return
+        self._gathering, self._flying = None, batch
+        batch.begun = True
+        self._last = len(batch.items)
+        self._begin(batch.items, partial(self._end, batch))
+
+    def _end(self, batch: _Batch[Item, Result], outcomes: Outcomes[Result]) -> None:
+        self._flying = None
+        batch.end(outcomes)
+        if self._gathering is not None:
+            # Not at once: those whom this batch answered wake first, and may belong into the next.
+            self._workers.call_soon(self._advance)

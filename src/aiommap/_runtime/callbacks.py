@@ -1,0 +1,101 @@
+"""Callbacks, sync or async: told on the event loop, kept apart from one another."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+import anyio
+
+from .._logs import CALLBACKS
+from .loops import spawn_foreign
+
+T = TypeVar("T")
+
+
+class Subscription:
+    """Stands for one registered callback; ``cancel`` ends it."""
+
+    __slots__ = ("_end",)
+
+    def __init__(self, end: Callable[[Subscription], object]) -> None:
+        self._end = end
+
+    def cancel(self) -> None:
+        """Call the callback no more; a call under way goes on. Twice is once."""
+        self._end(self)
+
+
+class Listeners(Generic[T]):
+    """Registered callbacks of one kind."""
+
+    __slots__ = ("_callbacks",)
+
+    def __init__(self) -> None:
+        self._callbacks: dict[Subscription, Callable[[T], object]] = {}
+
+    def add(self, callback: Callable[[T], object]) -> Subscription:
+        """Register a function or a coroutine function of one argument."""
+        if not callable(callback):
+            raise TypeError(f"asked to call {callback!r}: pass a function of one argument")
+        subscription = Subscription(self._remove)
+        self._callbacks[subscription] = callback
+        return subscription
+
+    def tell(self, value: T) -> None:
+        """Call them all in the background; one that raises is logged and stops no other."""
+        for callback in list(self._callbacks.values()):
+            spawn_foreign(_call, callback, value)
+
+    def _remove(self, subscription: Subscription) -> None:
+        self._callbacks.pop(subscription, None)
+
+
+async def call_apart(function: Callable[..., object], *arguments: object) -> object:
+    """Call a function of the application, sync or async; return its answer or raise its error.
+
+    It has a task of its own: asyncio's code may raise a cancellation that nobody asked for, as by
+    awaiting a task that somebody else cancelled. That is a failure of the function, a RuntimeError,
+    and not the end of whoever calls it.
+    """
+    outcome = _Outcome()
+    async with anyio.create_task_group() as group:
+        group.start_soon(outcome.keep, function, arguments)
+    return outcome.take()
+
+
+class _Outcome:
+    """What came of a call; a cancellation until something did."""
+
+    __slots__ = ("_answer", "_error")
+
+    def __init__(self) -> None:
+        self._answer: object = None
+        self._error: BaseException | None = RuntimeError(
+            "what was called ended by a cancellation of its own: catch it there if it is expected"
+        )
+
+    async def keep(self, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
+        """Call, and keep the outcome."""
+        try:
+            answer = function(*arguments)
+            self._answer = await answer if isinstance(answer, Awaitable) else answer
+            self._error = None
+        except (anyio.get_cancelled_exc_class(), GeneratorExit):
+            raise
+        except BaseException as error:
+            self._error = error
+
+    def take(self) -> object:
+        """Return the answer or raise the error."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        return self._answer
+
+
+async def _call(callback: Callable[[T], object], value: T) -> None:
+    try:
+        await call_apart(callback, value)
+    except Exception:
+        CALLBACKS.exception("%r failed when it was told of %r", callback, value)

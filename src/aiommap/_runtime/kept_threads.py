@@ -1,0 +1,134 @@
+"""Threads of the process that are there before they are needed.
+
+``clock`` wakes whoever has something due, whether or not a loop runs: a timer of an event loop
+fires when the loop has time, which is not during a long computation, nor at rest between two runs.
+``reserve`` runs jobs for which no thread can be started, at a limit on processes for instance:
+what was opened can then still be flushed and closed (I15).
+
+Theory of operation. A thread exists for as long as somebody *keeps* it. It alone touches the
+alarms; who sets one, or stops keeping it, puts that into a queue, which garbage collection may do
+at any moment, as putting never waits.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import queue
+import time
+import weakref
+from collections.abc import Callable
+
+from .._logs import FLUSHES
+from .threads import Job, Mutex, run_in_thread
+
+#: Returns what is to be called, or None if that is gone: a weak reference, for one.
+Reference = Callable[[], Job | None]
+Alarm = tuple[float, int, Reference]
+
+#: Longer waits are made of several: the system cannot wait for as long as a float can say.
+LONGEST_WAIT_SECONDS = 3600.0
+
+
+class KeptThread:
+    """Calls functions, one after the other, at times of ``time.monotonic``."""
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Have no thread, and no mutex that one may have held: in a forked child."""
+        self._mutex = Mutex()
+        self._keepers = 0
+        self._runs = False
+        self._order = itertools.count()
+        #: An alarm to add; or None: one keeper less.
+        self._orders: queue.SimpleQueue[Alarm | None] = queue.SimpleQueue()
+        self._alarms: list[Alarm] = []
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is a thread."""
+        return self._runs
+
+    def keep(self, owner: object) -> Callable[[], object]:
+        """Keep the thread until the owner is garbage, or what is returned is called.
+
+        Raises:
+            RuntimeError: if no thread can be started.
+        """
+        with self._mutex:
+            if not self._runs:
+                run_in_thread(self._run)
+                self._runs = True
+            self._keepers += 1
+        stop = weakref.finalize(owner, self._orders.put, None)
+        stop.atexit = False
+        return stop
+
+    def call_at(self, when: float, reference: Reference) -> None:
+        """Call what a reference leads to, once that time has come; for who keeps the thread."""
+        self._orders.put((when, next(self._order), reference))
+
+    def call(self, function: Job) -> None:
+        """Call a function when those before it are done; for who keeps the thread."""
+        self.call_at(0, lambda: function)
+
+    def _run(self) -> None:
+        while self._obey():
+            while self._alarms and self._alarms[0][0] <= time.monotonic():
+                self._call(heapq.heappop(self._alarms)[2])
+
+    def _obey(self) -> bool:
+        """Wait for an order or the next alarm; tell whether to go on."""
+        try:
+            order = self._orders.get(timeout=self._wait_seconds())
+        except queue.Empty:
+            return True
+        if order is None:
+            return not self._let_go()
+        heapq.heappush(self._alarms, order)
+        return True
+
+    def _wait_seconds(self) -> float | None:
+        if not self._alarms:
+            return None
+        return min(max(self._alarms[0][0] - time.monotonic(), 0), LONGEST_WAIT_SECONDS)
+
+    def _let_go(self) -> bool:
+        """Count one keeper less; tell whether it was the last."""
+        with self._mutex:
+            self._keepers -= 1
+            self._runs = self._keepers > 0
+            if not self._runs:
+                self._alarms.clear()
+            return not self._runs
+
+    def _call(self, reference: Reference) -> None:
+        function = reference()
+        try:
+            if function is not None:
+                function()
+        except Exception:  # no memory, for one; others wait for their turn
+            FLUSHES.exception("what was due in the background could not be done")
+
+
+clock = KeptThread()
+reserve = KeptThread()
+for _thread in (clock, reserve):
+    os.register_at_fork(after_in_child=_thread.renew)
+
+
+def run_in_some_thread(job: Job, tell: Job | None = None) -> None:
+    """As ``run_in_thread``, or in the reserve if no thread can be started; for who keeps that."""
+    try:
+        run_in_thread(job, tell)
+    except RuntimeError:
+
+        def both() -> None:
+            job()
+            if tell is not None:
+                tell()
+
+        reserve.call(both)

@@ -1,0 +1,136 @@
+"""Who wants to be told of operations that left the loop thread, and of what.
+
+Theory of operation. The slow ways of verbs run inside ``observed``. While nobody observes, that is
+one look at a variable beside a hop of some 35 microseconds. Otherwise the observer is told once of
+each operation, after it ended, in the task that asked for it and so in that task's context.
+
+Invariants.
+  Y1  Inline verbs do not come here: an operation is observed only if it may wait.
+  Y2  What an observer raises is logged, and changes nothing about the operation.
+  Y3  One observer at a time; an operation tells the one that was there when it began.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from .._logs import CALLBACKS
+
+#: Told of an operation that has ended; on the loop thread, so it must not wait.
+Observer = Callable[["Operation"], object]
+
+_observer: Observer | None = None
+
+
+def set_observer(observer: Observer | None) -> None:
+    """Have a function told of every operation that begins from now on; None for nobody."""
+    global _observer
+    _observer = observer
+
+
+def somebody_observes() -> bool:
+    """Tell whether ``observed`` does anything, for ways that are too short to pass through it."""
+    return _observer is not None
+
+
+class Operation:
+    """One operation, from its beginning to its end.
+
+    Attributes:
+        name: "open", "read", "write", "flush" or "prewarm".
+        path: the absolute path of the file.
+        offset: the first byte that was asked for.
+        length: bytes from there to the end of what was asked for.
+        hops: trips to a worker thread that were made for it; a trip shared with others counts.
+        started: when it began, in nanoseconds since the epoch.
+        seconds: how long it took.
+        error: what it raised, a cancellation included; None if it succeeded.
+    """
+
+    __slots__ = (
+        "_begun",
+        "_tell",
+        "error",
+        "hops",
+        "length",
+        "name",
+        "offset",
+        "path",
+        "seconds",
+        "started",
+    )
+
+    def __init__(self, tell: Observer, name: str, path: str, offset: int, length: int) -> None:
+        self._tell: Observer = tell
+        self.name: str = name
+        self.path: str = path
+        self.offset: int = offset
+        self.length: int = length
+        self.hops: int = 0
+        self.started: int = 0
+        self.seconds: float = 0.0
+        self.error: BaseException | None = None
+
+    def hop(self) -> None:
+        """Count a trip to a worker thread."""
+        self.hops += 1
+
+    def hop_if(self, needed: Callable[[], bool]) -> None:
+        """Count a trip if one is needed; asked only while somebody observes."""
+        self.hops += needed()
+
+    def covers(self, length: int) -> None:
+        """Say how many bytes it is about, if only now known."""
+        self.length = length
+
+    def __enter__(self) -> Self:
+        self.started, self._begun = time.time_ns(), time.perf_counter()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.seconds = time.perf_counter() - self._begun
+        self.error = error
+        try:
+            self._tell(self)
+        except Exception:
+            CALLBACKS.exception("the observer failed when it was told of a %s", self.name)
+        finally:
+            self.error = None  # or its traceback and this object would keep each other alive
+
+
+class _Unobserved:
+    """What stands for an operation while nobody observes."""
+
+    __slots__ = ()
+
+    def hop(self) -> None:
+        """Count nothing."""
+
+    def hop_if(self, needed: Callable[[], bool]) -> None:
+        """Do not even ask."""
+
+    def covers(self, length: int) -> None:
+        """Keep nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+_UNOBSERVED = _Unobserved()
+
+
+def observed(name: str, path: str, offset: int, length: int) -> Operation | _Unobserved:
+    """Begin what stands around the slow way of a verb, in a ``with`` statement."""
+    tell = _observer
+    return _UNOBSERVED if tell is None else Operation(tell, name, path, offset, length)

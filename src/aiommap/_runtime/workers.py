@@ -1,0 +1,340 @@
+"""Worker threads: who may use how many of them, and the rules for leaving a wait early.
+
+Terms. A *hop* is one trip to a worker thread and back, some 40 microseconds. A *job* is one hop
+that runs to its end once a thread has begun it.
+
+Invariants.
+  W1  Every hop takes a token of one of our own limiters, never of the application's (I12); reads,
+      stores, flushes and opening or closing have separate ones, so none can starve another.
+  W2  A job that was begun is finished before the cancellation of its waiter is delivered; one
+      that was not begun is withdrawn and never runs (I8). This also holds for asyncio's own
+      ``Task.cancel``, from which an anyio cancel scope does not shield.
+  W3  Background tasks belong to no scope of the caller: a file may be closed in another task than
+      the one that opened it, and what fails in them reaches a waiter, never the event loop. Nobody
+      can cancel them: not even the end of ``asyncio.run``, which cancels all tasks it knows of.
+  W4  What ends a program, as KeyboardInterrupt and SystemExit do, leaves the loop from a callback
+      of the application as it does from any other task; on trio it leaves through the main task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from importlib import import_module
+from typing import Any, TypeVar, TypeVarTuple, Unpack, cast
+
+from .._native import slice_renew, slice_spent, slice_yield
+from .kept_threads import reserve, run_in_some_thread
+from .loops import Event, Waiter, _load_backend, _trio, _TrioWaiter, wait_or_withdraw
+from .threads import Forks
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+DEFAULT_READERS = 16
+STORE_WORKERS = 4
+FLUSH_WORKERS = 4
+CONTROL_WORKERS = 2
+
+
+import_module("anyio._backends._asyncio")
+
+
+def _nothing() -> None:
+    """Stand in for what was called, so that nothing it refers to is kept."""
+
+
+class _Job:
+    """One hop with a claim: whoever takes it first, the thread or the cancellation, decides."""
+
+    __slots__ = ("_claim", "_ended", "_function", "error", "result", "withdrawn")
+
+    def __init__(self, function: Callable[[], Any], ended: Callable[[], object]) -> None:
+        self._claim = threading.Lock()
+        self._function = function
+        self._ended = ended
+        self.withdrawn: bool = False
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def claim(self) -> bool:
+        return self._claim.acquire(blocking=False)
+
+    def withdraw(self) -> bool:
+        """Keep it from running, if it has not begun; tell whether that was in time."""
+        self.withdrawn = self.withdrawn or self.claim()
+        return self.withdrawn
+
+    def run(self) -> None:
+        """Run in a worker, unless it was withdrawn."""
+        if self.claim():
+            try:
+                self.result = self._function()
+            except BaseException as error:
+                self.error = error
+
+    def end(self) -> None:
+        """Tell whoever waits, once; what is told refers to the job, and must not outlive it."""
+        ended, self._ended, self._function = self._ended, _nothing, _nothing
+        ended()
+
+    def outcome(self) -> Any:
+        if self.error is not None:
+            try:
+                raise self.error
+            finally:
+                self.error = None  # or the traceback and the job would keep each other alive
+        return self.result
+
+
+class Limiter:
+    """Tokens for jobs, and the jobs that wait for one, first come, first served.
+
+    For the loop thread. No task waits here: a task could be cancelled in a job's place.
+    """
+
+    __slots__ = ("_free", "_waiting", "total_tokens")
+
+    def __init__(self, tokens: int) -> None:
+        self.total_tokens: int = tokens
+        self._free = tokens
+        self._waiting: deque[_Job] = deque()
+
+    def take(self) -> bool:
+        """Take a token if one is free."""
+        if not self._free:
+            return False
+        self._free -= 1
+        return True
+
+    @property
+    def queued(self) -> int:
+        """How many jobs wait."""
+        return sum(not job.withdrawn for job in self._waiting)
+
+    def queue(self, job: _Job) -> None:
+        """Have a job launched when its turn comes."""
+        self._waiting.append(job)
+
+    def give(self, launch: Callable[[_Job], None]) -> None:
+        """Give a token back: the next job that still wants to run gets it."""
+        self._free += 1
+        while self._free and self._waiting:
+            job = self._waiting.popleft()
+            if not job.withdrawn:
+                self._free -= 1
+                launch(job)
+
+
+class Workers:
+    """The limiters of one hub, and the ways to run something in a worker thread; for one loop."""
+
+    __slots__ = (
+        "__weakref__",
+        "_forks",
+        "_from_thread",
+        "_loop",
+        "_running",
+        "_turn",
+        "call_soon",
+        "control",
+        "event",
+        "flushes",
+        "reads",
+        "stores",
+        "waiter",
+    )
+
+    def __init__(self, readers: int | None = None) -> None:
+        _load_backend()
+        reserve.keep(self)
+        trio = _trio()
+        #: A forked child has a copy of the loop, which must not answer for it.
+        self._forks = Forks.count
+        #: What runs the loop, and what tells it in the thread of a loop, or raises RuntimeError.
+        self._loop: object
+        self._running: Callable[[], object]
+        #: Gives way to other tasks and sees a pending cancellation. On asyncio ``sleep(0)`` does
+        #: all that anyio's checkpoint does, in half the time, and inline verbs pay nothing else.
+        self._turn: Callable[[], Awaitable[None]]
+        #: Calls a function in the next turn of the loop; for the loop thread.
+        self.call_soon: Callable[[Callable[[], None]], object]
+        #: Makes an event of this loop's own kind: anyio's costs each waiter a microsecond more.
+        self.event: Callable[[], Event]
+        #: Makes what a single task waits for: half of what an event costs.
+        self.waiter: Callable[[], Waiter[Any]]
+        if trio is None:
+            loop = asyncio.get_running_loop()
+            self._loop, self._running = loop, asyncio.get_running_loop
+            self._turn = partial(asyncio.sleep, 0)
+            self.call_soon, self._from_thread = loop.call_soon, loop.call_soon_threadsafe
+            self.event = asyncio.Event
+            self.waiter = loop.create_future
+        else:
+            token = trio.lowlevel.current_trio_token()
+            self._loop, self._running = token, trio.lowlevel.current_trio_token
+            self._turn = trio.lowlevel.checkpoint
+            self.call_soon = self._from_thread = token.run_sync_soon
+            self.event = trio.Event
+            self.waiter = lambda: _TrioWaiter(trio.Event())
+        self.reads: Limiter = Limiter(readers or DEFAULT_READERS)
+        self.stores: Limiter = Limiter(STORE_WORKERS)
+        self.flushes: Limiter = Limiter(FLUSH_WORKERS)
+        self.control: Limiter = Limiter(CONTROL_WORKERS)
+
+    def call_from_thread(self, function: Callable[[], None]) -> bool:
+        """Call a function on the loop soon, from any thread; tell if the loop was still there."""
+        try:
+            self._from_thread(function)
+        except RuntimeError:
+            return False
+        return True
+
+    def on_loop(self) -> bool:
+        """Tell whether this thread is the one that runs the loop."""
+        try:
+            return self._running() is self._loop
+        except RuntimeError:
+            return False
+
+    def call_on_loop(self, function: Callable[[], None]) -> None:
+        """Call a function on the loop: at once in its own thread, soon in any other."""
+        if self.on_loop():
+            function()
+        else:
+            self.call_from_thread(function)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the loop was closed, which ends tasks that wait without a word; any thread."""
+        closed = getattr(self._loop, "is_closed", None)
+        return closed is not None and bool(closed())
+
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a child of the one whose loop these workers answer to."""
+        return self._forks != Forks.count
+
+    def check_loop(self, what: str = "a file or hub") -> None:
+        """Raise unless this is the loop these workers answer to; any other would wait for ever."""
+        try:  # as ``on_loop`` has it, without its call: each durable write pays for this
+            here = self._running() is self._loop
+        except RuntimeError:
+            here = False
+        if not here or self._forks != Forks.count:
+            raise RuntimeError(self._elsewhere(what))
+
+    def _elsewhere(self, what: str) -> str:
+        """Say where something is used that belongs to this loop and no other."""
+        if self.forked:
+            return f"{what} is used in a forked child: open it again in there"
+        try:
+            self._running()
+        except RuntimeError:
+            where = "a thread that runs no event loop"
+        else:
+            where = "another event loop"
+        return (
+            f"{what} is used in {where}, but it belongs to the event loop it was opened in: use it "
+            "there, or open it again in this one"
+        )
+
+    async def give_way(self) -> bool:
+        """Let other tasks run, and see a cancellation, if the slice is spent; tell if it was."""
+        # In a forked child other tasks must not run: their copies would do the parent's work, and
+        # take events out of the queue that the two loops share.
+        if not slice_spent() or self._forks != Forks.count:
+            return False
+        before = slice_yield()
+        await self._turn()
+        slice_renew(before)
+        return True
+
+    async def read(self, function: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
+        """Run what only fills a buffer of its own; a cancelled caller leaves it behind."""
+        self.check_loop()
+        done = self.event()
+        job = self._start(self.reads, partial(function, *args), done.set)
+        try:
+            await done.wait()
+        except BaseException:
+            job.withdraw()
+            raise
+        return cast("T", job.outcome())
+
+    async def finish(
+        self,
+        limiter: Limiter,
+        function: Callable[[Unpack[Ts]], T],
+        *args: *Ts,
+    ) -> T:
+        """Run a job (W2)."""
+        return await self._run(limiter, partial(function, *args), withdrawable=True)
+
+    async def complete(
+        self,
+        limiter: Limiter,
+        function: Callable[[Unpack[Ts]], T],
+        *args: *Ts,
+    ) -> T:
+        """Run a job that a cancellation waits out even before it has begun: one that undoes."""
+        return await self._run(limiter, partial(function, *args), withdrawable=False)
+
+    async def _run(self, limiter: Limiter, call: Callable[[], T], *, withdrawable: bool) -> T:
+        self.check_loop()
+        done = self.event()
+        job = self._start(limiter, call, done.set)
+        await wait_or_withdraw(done, lambda: withdrawable and job.withdraw())
+        return cast("T", job.outcome())
+
+    def start(
+        self,
+        limiter: Limiter,
+        function: Callable[[], T],
+        ended: Callable[[T | None, BaseException | None], object],
+    ) -> None:
+        """Run a job that nobody withdraws; its result or error is told on the loop.
+
+        For the loop thread, which the caller has made sure of.
+        """
+
+        def tell() -> None:
+            # Taken out: the traceback of an error in the result refers to the job it ran in.
+            result, job.result = job.result, None
+            error, job.error = job.error, None
+            ended(result, error)
+
+        job = self._start(limiter, function, tell)
+
+    def _start(
+        self,
+        limiter: Limiter,
+        function: Callable[[], T],
+        ended: Callable[[], object],
+    ) -> _Job:
+        job = _Job(function, ended)
+        if limiter.take():
+            self._launch(limiter, job)
+        else:
+            limiter.queue(job)
+        return job
+
+    def release(self, limiter: Limiter) -> None:
+        """Give a token back that ``limiter.take`` took."""
+        limiter.give(partial(self._launch, limiter))
+
+    def _launch(self, limiter: Limiter, job: _Job) -> None:
+        def end() -> None:
+            self.release(limiter)
+            job.end()
+
+        def tell() -> None:
+            # A loop that has ended answers RuntimeError; nobody is left there to be told.
+            with suppress(RuntimeError):
+                self._from_thread(end)
+
+        run_in_some_thread(job.run, tell)

@@ -1,0 +1,1 @@
+"""Immutable files: snapshots, and following a file that is replaced."""

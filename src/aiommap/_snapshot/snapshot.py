@@ -1,0 +1,270 @@
+"""Snapshots: immutable files, mapped and read by any number of tasks without locks.
+
+A *snapshot* is the file that was at a path when it was opened, held by its descriptor and mapping:
+replacing or unlinking the path changes nothing for it. Only a change in place can, and what is
+promised about those is stated by ``Snapshot``.
+
+Invariants.
+  Z1  The size is the one at opening, for ever; every range is checked against it (I3).
+  Z2  While somebody holds the snapshot its file is open: ``aclose`` leaves closing to the last
+      hold, and takes no new ones.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NoReturn, Self, SupportsIndex
+
+import anyio
+from anyio.abc import AsyncResource
+
+from .._advice import Advice
+from .._arguments import check_tail
+from .._core.file_state import FileState, Identity
+from .._core.options import OpenOptions
+from .._errors import StaleSnapshotError
+from .._file.mapped_file import MappedFile
+from .._file.view import View
+from .._hub.hub import Hub, hub_or_new
+from .._hub.opening import Opening
+from .._watch.changes import ChangeKind, classify
+from .snapshot_file import SnapshotFile
+
+
+class Snapshot(AsyncResource):
+    """An immutable file, mapped for reading; made by ``Snapshot.open``.
+
+    It is for files that are complete when they are opened and replaced, not changed, afterwards: a
+    new file renamed over the path leaves a snapshot as it is. A file that is changed in place all
+    the same is found out so: bytes cut off are a ``MappingFaultError`` at every read of them, bytes
+    overwritten a ``StaleSnapshotError`` at the next ``verify``. Bytes appended never
+    become part of it.
+
+    Pickled, it becomes an ``Opening`` of the same path: ``async with`` or ``await`` that in another
+    process. It raises ``StaleSnapshotError`` if another file is there by then.
+
+    Concurrency: for tasks of the event loop it was opened in; reads never wait for one another.
+    """
+
+    __slots__ = ("__weakref__", "_closing", "_core", "_ended", "_file", "_holds", "_size")
+
+    def __init__(self, file: MappedFile) -> None:
+        if not isinstance(file, MappedFile):
+            raise TypeError(f"cannot make a Snapshot of {file!r}: use Snapshot.open(path)")
+        self._file = file
+        self._core = file._core  # noqa: SLF001  a snapshot is made of its file
+        self._size = file.size
+        self._holds = 0
+        self._closing = False
+        self._ended: anyio.Event | None = None
+
+    @staticmethod
+    def open(
+        path: str | os.PathLike[str],
+        *,
+        hub: Hub | None = None,
+        advice: Advice | None = None,
+        prewarm: bool = False,
+        lock: bool = False,
+        huge_pages: bool = False,
+    ) -> Opening[Snapshot]:
+        """Open a file as a snapshot: ``async with Snapshot.open(path) as s``.
+
+        Args:
+            path: a regular file; kept as an absolute path.
+            hub: shares its worker threads; None gives the snapshot limits of its own. The hub
+                closes the snapshot when it is left.
+            advice, prewarm, lock, huge_pages: as for ``aiommap.open``.
+        Returns:
+            An object to use with ``async with``, or to ``await`` for a Snapshot to ``aclose``.
+        Raises:
+            FileNotFoundError, PermissionError: as ``open``.
+            UnsupportedError: if the path is a directory, pipe, socket or device, or a file that
+                cannot be mapped, as below /proc: use FileBackend.
+        Cancellation: as ``aiommap.open``.
+        """
+        options = OpenOptions.check(
+            path, "r", advice=advice, prewarm=prewarm, lock=lock, huge_pages=huge_pages
+        )
+        return Opening(partial(_open, hub_or_new(hub), options))
+
+    @property
+    def path(self) -> str:
+        """The absolute path it was opened at; another file may be there by now."""
+        return self._file.path
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file when it was opened; asked of memory, never of the file."""
+        return self._size
+
+    @property
+    def closed(self) -> bool:
+        """Whether it can be read no more; False while a hold outlives ``aclose``."""
+        return self._file.closed
+
+    def __len__(self) -> int:
+        return self._size
+
+    async def read_exact(self, offset: SupportsIndex, length: SupportsIndex) -> bytes:
+        """Read bytes: all of them, or an error.
+
+        Args:
+            offset: first byte, from the start of the file; 0 <= offset <= size.
+            length: number of bytes; offset + length <= size.
+        Returns:
+            Exactly ``length`` bytes.
+        Raises:
+            OutOfBoundsError: if [offset, offset + length) leaves the snapshot.
+            MappingFaultError: if the file was truncated below the range, or a page is unreadable.
+            anyio.ClosedResourceError: if the snapshot is closed.
+            ForkedError: if it was opened by another process.
+        Cancellation: a read under way in a worker is left behind; it harms nothing.
+        """
+        return await self._file.read(offset, length)
+
+    def view(self, offset: SupportsIndex = 0, length: SupportsIndex | None = None) -> View:
+        """Make a read-only view of a part, to the end by default; see ``MappedFile.view``.
+
+        Raises:
+            OutOfBoundsError: if the range leaves the snapshot.
+            anyio.ClosedResourceError: if the snapshot is closed.
+        """
+        self._core.check_usable()
+        start, count = check_tail(offset, length, self._size)
+        # Kept by its views: a snapshot that is followed is closed when it is garbage.
+        return View(self._file, self._core, start, count, keeps=self)
+
+    async def verify(self) -> None:
+        """Raise if the file was changed in place since it was opened.
+
+        Ask it after reading: what was read before a ``verify`` that returns is what the file held
+        when it was opened. It believes the times of the file, and so does not see a change within
+        the tick of the clock in which the file was opened (milliseconds), one whose author set the
+        time of modification back and also changed permissions, owner or links, or moved the file
+        to another name, and stores through another process's mapping to pages that were dirty
+        already, on tmpfs any. It cannot tell an append from an overwrite, nor what set no other
+        time than that of change (``touch -a``, ``setfattr``) from ``cp -p``.
+
+        Raises:
+            StaleSnapshotError: if the file was written to or truncated, or may have been.
+            anyio.ClosedResourceError, ForkedError: as ``read_exact``.
+        Cancellation: a check that has begun is waited out.
+        Source: fstat(2), st_mtime, st_ctime and st_size.
+        """
+        self._core.check_usable()
+        await self._core.finish(self._core.workers.reads, self._verify)
+
+    def _verify(self) -> None:
+        """Compare with what was opened. Worker threads only."""
+        found = FileState.of(os.fstat(self._core.mapping.fd))
+        kind = classify(self._core.state, found)
+        # Moving a file to another name sets its time of change, too.
+        if kind is ChangeKind.CHANGED and not self._has_its_name():
+            return
+        if kind not in (None, ChangeKind.METADATA):
+            raise StaleSnapshotError(self.path, self._size, found.size)
+
+    def _has_its_name(self) -> bool:
+        try:
+            return Identity.of(os.stat(self.path)) == self._core.identity
+        except OSError:
+            return False
+
+    @contextmanager
+    def hold(self) -> Iterator[Self]:
+        """Keep the snapshot open for a block, whoever closes it meanwhile: ``with s.hold():``.
+
+        Do not wait for ``aclose`` inside of the block: it waits for the block to end. A hub that
+        is left closes its snapshots held or not.
+
+        Raises:
+            anyio.ClosedResourceError: if ``aclose`` was called.
+        Concurrency: for the event loop's thread; holds nest, and any number may be out.
+        """
+        self._take_hold()
+        try:
+            yield self
+        finally:
+            self._let_go()
+
+    def file(self) -> SnapshotFile:
+        """Make a binary file object of it, for pandas, pyarrow, zipfile, fsspec and the like.
+
+        It holds the snapshot until it is closed, and is to be read in worker threads.
+
+        Raises:
+            anyio.ClosedResourceError: if ``aclose`` was called.
+        """
+        self._take_hold()
+        reader = self._file._reader  # noqa: SLF001  a snapshot is made of its file
+        return SnapshotFile(self._core, reader, self._let_go)
+
+    def _take_hold(self) -> None:
+        self._core.check_usable()
+        if self._closing:
+            raise anyio.ClosedResourceError(f"{self.path} is closed: open it again to use it")
+        self._holds += 1
+
+    def _let_go(self) -> None:
+        """End a hold; the last one after ``aclose`` closes, in the background as it cannot wait."""
+        self._holds -= 1
+        if self._closing and not self._holds:
+            self._file._closer.start_unasked()  # noqa: SLF001  a snapshot is made of its file
+            if self._ended is not None:
+                self._ended.set()
+
+    async def aclose(self) -> None:
+        """Close as soon as nobody holds the snapshot, and wait for that.
+
+        Views keep their pages. A second call waits like the first.
+
+        Cancellation: ends the wait for those who hold it; the last of them closes it anyway.
+        """
+        self._closing = True
+        if self._holds and not self.closed and not self._core.mapping.forked:
+            self._ended = self._ended or anyio.Event()
+            await self._ended.wait()
+        await self._file.aclose()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        if self.closed:
+            raise anyio.ClosedResourceError(f"{self.path} is closed: pickle it while it is open")
+        options = self._core.options
+        keywords = {name: getattr(options, name) for name in _PICKLED}
+        return _reopen, (self.path, self._size, self._core.state.mtime_ns, keywords)
+
+    def __copy__(self) -> NoReturn:
+        raise TypeError(f"{self!r} cannot be copied: share it, or open its path again")
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        self.__copy__()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{self._size} bytes"
+        return f"<Snapshot {self.path} {state}>"
+
+
+async def _open(hub: Hub, options: OpenOptions) -> Snapshot:
+    """Open within a hub."""
+    return Snapshot(await hub._open(options))  # noqa: SLF001  a snapshot is a kind of its files
+
+
+_PICKLED = ("advice", "prewarm", "lock", "huge_pages")
+
+
+def _reopen(path: str, size: int, modified: int, keywords: dict[str, Any]) -> Opening[Snapshot]:
+    """Make of a pickled snapshot an opening of the same bytes, or of nothing."""
+
+    async def begin() -> Snapshot:
+        snapshot = await Snapshot.open(path, **keywords)
+        core = snapshot._core  # noqa: SLF001  same module
+        if (snapshot.size, core.state.mtime_ns) != (size, modified):
+            await snapshot.aclose()
+            raise StaleSnapshotError(path, size, snapshot.size)
+        return snapshot
+
+    return Opening(begin)

@@ -1,0 +1,1 @@
+"""Where exact reads come from: a mapping or a descriptor."""

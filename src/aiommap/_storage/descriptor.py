@@ -1,0 +1,249 @@
+"""Storage backends: where exact reads of immutable bytes come from, mapped or not.
+
+A *backend* is anything with the three members of ``StorageBackend``; code written against them
+runs over a mapped file, over a descriptor where mapping is no good, and over a user's own.
+``aiommap.testing.StorageBackendSuite`` holds all of them to one contract. Ours pickle as openings
+of the same path.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import SupportsIndex
+
+import anyio
+from anyio.abc import AsyncResource
+
+from .._arguments import byte_count, check_range
+from .._core.file_kinds import check_readable, size_of
+from .._core.leases import LeasedError, past_leases
+from .._core.paths import FilePath
+from .._errors import ForkedError, OutOfBoundsError, UnsupportedError
+from .._hub.hub import Hub, hub_or_new
+from .._hub.opening import Opening
+from .._native import read_file
+from .._runtime.threads import Mutex
+from .._runtime.workers import Workers
+
+
+class _Descriptor:
+    """A descriptor that outlives its closing for as long as a thread reads through it.
+
+    A cancelled read is left behind in its thread; were the descriptor closed under it, its number
+    could be another file's by the next system call.
+    """
+
+    __slots__ = ("_fd", "_mutex", "_users")
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._users = 1  # whoever opened it
+        self._mutex = Mutex()
+
+    @contextmanager
+    def using(self) -> Iterator[int]:
+        """Lend the descriptor. Worker threads only."""
+        with self._mutex:
+            if not self._users:
+                raise anyio.ClosedResourceError("the backend was closed before it could read")
+            self._users += 1
+        try:
+            yield self._fd
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Close it, unless others use it. Worker threads only."""
+        with self._mutex:
+            self._users -= 1
+            last = not self._users
+        if last:
+            os.close(self._fd)
+
+    def __del__(self) -> None:
+        if self._users:
+            os.close(self._fd)
+
+    def close_copy(self) -> None:
+        """Close a forked child's own copy; a thread that is not here may hold the mutex (I10)."""
+        self._users = 0
+        os.close(self._fd)
+
+
+class FileBackend(AsyncResource):
+    """A backend that reads through a descriptor, in worker threads; made by ``FileBackend.open``.
+
+    For what should not be mapped, like files of network mounts whose server may go away, or
+    cannot be: block devices, and files that the kernel makes up as they are read.
+
+    Concurrency: for tasks of the event loop it was opened in; at most as many reads at once as its
+        hub has worker threads.
+    """
+
+    __slots__ = ("_closed", "_descriptor", "_path", "_size", "_workers")
+
+    def __init__(self, workers: Workers, path: str) -> None:
+        self._workers = workers
+        self._path = path
+        self._size = 0
+        self._descriptor: _Descriptor | None = None
+        self._closed = False
+
+    @staticmethod
+    def open(
+        path: str | os.PathLike[str], *, size: int | None = None, hub: Hub | None = None
+    ) -> Opening[FileBackend]:
+        """Open a file, or a device, for exact reads.
+
+        Args:
+            path: a regular file, or a block or character device; kept as an absolute path.
+            size: bytes that can be asked for; None means the size of the file or block device as
+                it is now. Needed where the system cannot tell, as for files below /proc; if it is
+                more than there is, a read beyond the end says where that is (``limit``).
+            hub: shares its worker threads; None gives the backend limits of its own. Close the
+                backend before the hub is left.
+        Raises:
+            ValueError: if the size is negative, at once.
+            FileNotFoundError, PermissionError: as ``open``.
+            UnsupportedError: if the path is a directory, pipe or socket; without a size, also if
+                it is a character device, or made up as it is read.
+        Cancellation: an open that has begun in a worker is waited out and then undone.
+        """
+        length = None if size is None else byte_count(size, "size")
+        where = FilePath.check(path)
+        return Opening(partial(_open_file, hub_or_new(hub), where, length))
+
+    @property
+    def path(self) -> str:
+        """The absolute path it was opened at."""
+        return self._path
+
+    @property
+    def size(self) -> int:
+        """Bytes that can be asked for, as found or given when it was opened."""
+        return self._size
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``aclose`` was called."""
+        return self._closed
+
+    async def read_exact(self, offset: SupportsIndex, length: SupportsIndex) -> bytes:
+        """Read bytes: all of them, or an error.
+
+        Args:
+            offset: first byte, from the start of the file; 0 <= offset <= size.
+            length: number of bytes; offset + length <= size.
+        Raises:
+            OutOfBoundsError: if the range leaves what can be asked for, or if the file turns out
+                to end before it: ``limit`` is then where it ends.
+            OSError: of the file system or the device.
+            anyio.ClosedResourceError: if the backend is closed.
+            ForkedError: if it was opened by another process.
+        Cancellation: a read under way in a worker is left behind; it harms nothing.
+        Source: pread(2); interrupted and short ones are continued.
+        """
+        descriptor = self._usable()
+        start, count = check_range(offset, length, self._size)
+        return await self._workers.read(self._read_whole, descriptor, start, count)
+
+    async def aclose(self) -> None:
+        """Close; reads under way are answered all the same.
+
+        Cancellation: waited out.
+        """
+        descriptor, self._descriptor = self._descriptor, None
+        self._closed = True
+        if descriptor is None:
+            return
+        if self._workers.forked:
+            descriptor.close_copy()
+            return
+        await self._workers.complete(self._workers.control, descriptor.release)
+
+    def _usable(self) -> _Descriptor:
+        if self._descriptor is None:
+            raise anyio.ClosedResourceError(f"{self._path} is closed: open it again to use it")
+        if self._workers.forked:
+            raise ForkedError(self._path)
+        return self._descriptor
+
+    def __del__(self) -> None:
+        # Missing when __init__ failed.
+        if getattr(self, "_descriptor", None) is not None and not self._workers.forked:
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return partial(FileBackend.open, self._path, size=self._size), ()
+
+    # Worker threads only, from here on.
+
+    def _open(self, where: FilePath, size: int | None) -> None:
+        """Open the descriptor, and find out how much there is to read."""
+        try:
+            fd = self._open_descriptor(where)
+            try:
+                found = os.fstat(fd)
+                check_readable(self._path, found)
+                self._size = size_of(self._path, fd, found) if size is None else size
+            except BaseException:
+                os.close(fd)
+                raise
+        except BlockingIOError:
+            raise LeasedError(self._path) from None
+        except OSError as error:
+            if not isinstance(error, UnsupportedError):
+                error.filename = self._path
+            raise
+        self._descriptor = _Descriptor(fd)
+
+    def _open_descriptor(self, where: FilePath) -> int:
+        with where.beginning() as (path, start):
+            # Looked at first, because merely opening a pipe can have effects; should the path
+            # become one meanwhile, O_NONBLOCK does not wait for its other end.
+            check_readable(self._path, os.stat(path, dir_fd=start))
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+            return os.open(path, flags, dir_fd=start)
+
+    def _read_whole(self, descriptor: _Descriptor, offset: int, length: int) -> bytes:
+        with descriptor.using() as fd:
+            data = read_file(fd, offset, length)
+        if len(data) < length:
+            raise self._ended(offset, length, len(data))
+        return data
+
+    def _ended(self, offset: int, length: int, done: int) -> OutOfBoundsError:
+        end = offset + done
+        return OutOfBoundsError(
+            offset,
+            length,
+            end,
+            f"asked for bytes [{offset}, {offset + length}) of {self._path}, which ends at {end} "
+            f"or before: it was truncated since it was opened, or the size {self._size} given "
+            "then was too large; open it again",
+        )
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{self._size} bytes"
+        return f"<FileBackend {self._path} {state}>"
+
+
+async def _open_file(hub: Hub, where: FilePath, size: int | None) -> FileBackend:
+    """Open within a hub."""
+    hub._check_process(where.whole)  # noqa: SLF001  as for its files
+    workers = hub._running_workers()  # noqa: SLF001  a backend is one more user of its threads
+    backend = FileBackend(workers, where.whole)
+
+    def attempt() -> Awaitable[None]:
+        return workers.finish(workers.control, backend._open, where, size)  # noqa: SLF001  its half
+
+    try:
+        await past_leases(attempt)
+    except BaseException:
+        await backend.aclose()
+        raise
+    return backend

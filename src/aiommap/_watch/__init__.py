@@ -1,0 +1,1 @@
+"""Changes by others: notifier, stat, attribution, subscriptions."""

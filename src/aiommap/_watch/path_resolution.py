@@ -1,0 +1,144 @@
+"""The way the kernel takes from a path to a file: every directory whose change can redirect it.
+
+Worker threads only: everything here asks the file system.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+
+from .._core.paths import MOST_LINKS
+from .._native import filesystem_type
+
+#: statfs(2) numbers of file systems that others change behind this kernel's back, which then
+#: tells of nothing: NFS, SMB and CIFS, 9p, Ceph, AFS, Coda, GFS2, OCFS2, Lustre, FUSE.
+_REMOTE = frozenset(
+    {
+        0x6969,
+        0x517B,
+        0xFF534D42,
+        0xFE534D42,
+        0x01021997,
+        0x00C36400,
+        0x5346414F,
+        0x6B414653,
+        0x73757245,
+        0x01161970,
+        0x7461636F,
+        0x0BD00BD0,
+        0x65735546,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a path leads.
+
+    Attributes:
+        names: full paths of the directory entries that decide it, none of them below a symbolic
+            link: each link on the way, and last the file, or the first name that is missing.
+        whole: whether the last of them is the file itself.
+    """
+
+    names: tuple[str, ...]
+    whole: bool
+
+    @property
+    def directories(self) -> tuple[str, ...]:
+        """The directories that hold those entries."""
+        return tuple(dict.fromkeys(os.path.dirname(name) for name in self.names))
+
+
+#: Where a path ends, the links on the way, and whether that end exists. If it does not, the last
+#: "link" is the name that is missing, or one link more than the kernel follows.
+_Way = tuple[str, tuple[str, ...], bool]
+
+
+class Router:
+    """Finds routes, looking only once at what many paths share; for one batch of paths."""
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: dict[str, _Way] = {}
+
+    def route(self, path: str) -> Route:
+        """Follow a path from the root."""
+        end, links, reached = self._follow(path, 0)
+        return Route((*links, end) if reached else links, reached)
+
+    def _follow(self, path: str, depth: int) -> _Way:
+        """Go name by name, from the longest part of the path that is known."""
+        known = path.rstrip("/")
+        names: list[str] = []
+        while known and known not in self._known:
+            known, _, name = known.rpartition("/")
+            names.append(name)
+        way = self._known[known] if known else ("/", (), True)
+        while names:
+            name = names.pop()
+            way = self._step(way, name, depth)
+            known = f"{known}/{name}"
+            if names and (way[2] or not depth):
+                self._known[known] = way
+        return way
+
+    def _step(self, way: _Way, name: str, depth: int) -> _Way:
+        real, links, reached = way
+        if not reached:
+            return way
+        if name in ("", ".", ".."):
+            return os.path.dirname(real) if name == ".." else real, links, True
+        full = os.path.join(real, name)
+        try:
+            target = os.readlink(full)
+        except OSError as error:
+            plain = error.errno == errno.EINVAL
+            return full, links if plain else (*links, full), plain
+        if depth >= MOST_LINKS:
+            return full, (*links, full), False
+        end, further, reached = self._follow(os.path.join(real, target), depth + 1)
+        links = (*links, full, *further)
+        if len(links) > MOST_LINKS:
+            return full, links[: MOST_LINKS + 1], False
+        if reached:
+            self._known[full] = end, (full, *further), True
+        return end, links, reached
+
+
+def check_watchable(path: str) -> None:
+    """Raise if a path can name nothing that ``open`` would open, whatever comes to be there.
+
+    Raises:
+        OSError: ENOENT if it starts at a directory that was removed; ENAMETOOLONG; ENOTDIR for a
+            file with a slash at the end, which asks for a directory.
+    """
+    if not path.startswith("/"):
+        reason = "it starts at the working directory, which was removed or is out of reach"
+        raise FileNotFoundError(errno.ENOENT, reason, path)
+    try:
+        os.stat(path)
+    except OSError as error:
+        refused = error.errno == errno.ENOTDIR and path.endswith("/") and os.path.exists(path[:-1])
+        if refused or error.errno == errno.ENAMETOOLONG:
+            raise
+
+
+def is_remote(path: str) -> bool:
+    """Tell whether a path, or the nearest directory there is, lies on a network file system."""
+    while True:
+        try:
+            fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            parent = os.path.dirname(path)
+            if parent == path:
+                return False
+            path = parent
+            continue
+        try:
+            return filesystem_type(fd) in _REMOTE
+        finally:
+            os.close(fd)
