@@ -63,6 +63,11 @@ class Closer:
         with suppress(RuntimeError):
             self.start()
 
+    @property
+    def under_way(self) -> bool:
+        """Whether closing was begun, and is not over."""
+        return self._done is not None and not self._done.is_set()
+
     async def aclose(self) -> None:
         """Close, or wait for the call that does; whoever asks is told of a failure (I15)."""
         self.start()

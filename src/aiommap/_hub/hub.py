@@ -186,6 +186,8 @@ class Hub:
                 failures.append(error)
                 self._failed.append(file)
             except BaseException as error:  # each file waits it out, and so does the hub
+                if file._closer.under_way:  # noqa: SLF001  but for what ends the program
+                    raise
                 cancellation = cancellation or error
         if cancellation is not None:
             for failure in failures:

@@ -17,6 +17,8 @@ Ts = TypeVarTuple("Ts")
 
 #: How soon an exception is raised in a task again that could not take it at that moment.
 RAISE_SECONDS = 0.001
+#: How soon a task that waits a job out learns of a Ctrl-C that trio has nobody to tell.
+INTERRUPT_SECONDS = 0.1
 
 #: asyncio keeps only weak references to tasks; these live until they are done, or their loop is.
 _background: dict[asyncio.AbstractEventLoop, set[asyncio.Task[None]]] = {}
@@ -143,6 +145,8 @@ async def _run_for_trio(trio: Any, function: Callable[[], Awaitable[None]]) -> N
     except BaseException as error:
         end = _ends_the_program(error, trio.Cancelled)
         main = _main_task(trio)
+        if isinstance(end, KeyboardInterrupt) and _interrupt_is_pending(trio):
+            return  # the one that trio raises itself
         if end is None or main is None:
             raise
         _raise_in(trio, main, end)
@@ -208,10 +212,30 @@ async def wait_or_withdraw(done: Event, withdraw: Callable[[], bool]) -> None:
 
 
 async def wait_out(done: Event) -> None:
-    """Wait with a cancellation in hand, which is delivered afterwards, and whatever more come."""
+    """Wait with a cancellation in hand, which is delivered afterwards, and whatever more come.
+
+    What ends the program does not wait: a job may hang for good, on a dead server for instance.
+    asyncio throws that out of its loop, trio into its main task only, so that other tasks look.
+
+    Raises:
+        KeyboardInterrupt: on trio, if Ctrl-C was pressed and no task can be told of it.
+    """
+    trio = _trio()
     with anyio.CancelScope(shield=True):
         while not done.is_set():
             try:
-                await done.wait()
+                if trio is None:
+                    await done.wait()
+                    continue
+                with trio.move_on_after(INTERRUPT_SECONDS):
+                    await done.wait()
             except anyio.get_cancelled_exc_class():
                 continue  # asyncio's own cancel again
+            if not done.is_set() and _interrupt_is_pending(trio):
+                raise KeyboardInterrupt
+
+
+def _interrupt_is_pending(trio: Any) -> bool:
+    """Tell whether trio has a Ctrl-C that it could not raise: its main task was told already."""
+    runner = trio.lowlevel.current_task()._runner  # noqa: SLF001  it has no public name
+    return bool(runner.ki_pending)
