@@ -65,7 +65,7 @@ def holder(path, what="alone"):
 
 @pytest.mark.parametrize("what", ["alone", "with child"])
 async def test_the_death_of_a_holder_is_told_to_the_next(f, path, what):
-    """Also where a forked child of the dead one lives on (K5)."""
+    """Also where a forked child of the dead one lives on (file_locks.5)."""
     with holder(path, what) as process:
         lock = aiommap.AsyncLock(f, 64)
         with pytest.raises(TimeoutError, match="still locked"):

@@ -24,10 +24,10 @@ C_SOURCES = "| `src/aiommap/_csrc/` | responsibility | includes |\n|---|---|---|
 INVARIANT = re.compile(
     r"^\| \*\*(?P<name>I\d+)\*\* \|[^|]*\|(?P<kept>[^|]*)\|(?P<tested>[^|]*)\|$", re.MULTILINE
 )
-TO = "\N{EN DASH}"
 QUOTED = re.compile(r"`([^`]+)`")
-#: How a module's head numbers an invariant of its own.
-OWN_INVARIANT = re.compile(r"^(?:  | \*   )([A-Z]+\d)  ", re.MULTILINE)
+#: How a module's head numbers an invariant of its own, and how one is cited: ``flusher.3``.
+OWN_INVARIANT = re.compile(r"^(?:  | \*   )(\d+)  ", re.MULTILINE)
+CITED = re.compile(r"(?<![\w./\"-])(?P<name>[a-z][a-z_]+)\.(?P<number>\d+)(?![\w\"])")
 INCLUDE = re.compile(r'^#include "([^"]+)"', re.MULTILINE)
 
 MISSING = "TODO: what is it for?"
@@ -125,29 +125,43 @@ def test_every_module_has_a_responsibility(head):
 
 
 def own_invariants():
-    """Return the labels of each file that numbers invariants of its own, in their order."""
-    sources = sorted(path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".h"))
-    found = {path: OWN_INVARIANT.findall(path.read_text(encoding="utf-8")) for path in sources}
-    return {name_of(path): labels for path, labels in found.items() if labels}
+    """Return (name, numbers) of each file that numbers invariants of its own."""
+    for path in sorted(PACKAGE.rglob("*")):
+        if path.suffix in (".py", ".h"):
+            _, _, rest = path.read_text(encoding="utf-8").partition("Invariants.\n")
+            if numbers := OWN_INVARIANT.findall(rest):
+                yield path.stem.lstrip("_"), [int(number) for number in numbers]
 
 
-def name_of(path):
-    """Say how pages name a module: from its wing on, a C file with its ending."""
-    return str(path.relative_to(PACKAGE)).removeprefix("_csrc/").removesuffix(".py")
+def texts_that_cite():
+    """Yield what may cite an invariant of a module: sources, tests and the page."""
+    for folder in (PACKAGE, ROOT / "tests"):
+        for path in folder.rglob("*"):
+            if path.suffix in (".py", ".pyi", ".c", ".h") and path != Path(__file__):
+                yield path, path.read_text(encoding="utf-8")
+    yield PAGE, read()
 
 
-def test_no_two_invariants_of_modules_have_one_label():
-    labels = [label for found in own_invariants().values() for label in found]
-    assert sorted(labels) == sorted({*labels} - {*INVARIANTS})
+def test_own_invariants_are_numbered_from_one():
+    assert [
+        (name, found) for name, found in own_invariants() if found != [*range(1, len(found) + 1)]
+    ] == []
 
 
-def test_the_page_says_which_module_has_which_invariants_of_its_own():
-    spans = {
-        name: found[0] if len(found) == 1 else f"{found[0]}{TO}{found[-1]}"
-        for name, found in own_invariants().items()
-    }
-    told = re.findall(rf"([A-Z]+\d(?:{TO}[A-Z]+\d)?) in `([^`]+)`", " ".join(read().split()))
-    assert {name: span for span, name in told} == spans
+def test_own_invariants_have_one_file_a_name():
+    names = [name for name, _ in own_invariants()]
+    assert sorted(names) == sorted({*names})
+
+
+def test_cited_invariants_exist():
+    owned = {name: len(numbers) for name, numbers in own_invariants()}
+    cited = [
+        (str(path.relative_to(ROOT)), found[0])
+        for path, text in texts_that_cite()
+        for found in CITED.finditer(text)
+        if not 1 <= int(found["number"]) <= owned.get(found["name"], 0)
+    ]
+    assert cited == []
 
 
 INVARIANTS = {found["name"]: found for found in INVARIANT.finditer(read())}

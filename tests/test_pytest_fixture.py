@@ -1,4 +1,4 @@
-"""Files and hubs opened in fixtures: set up in one task, torn down in another (W3).
+"""Files and hubs opened in fixtures: set up in one task, torn down in another (workers.3).
 
 A close that leaned on the task or on a cancel scope of the open would fail or hang here.
 """

@@ -289,7 +289,7 @@ LONG = 17 * PAGE  # more than is stored inline
     ],
 )
 async def test_no_write_overtakes_one_that_waits_for_a_worker(path, queued):
-    """I9, S1: an inline store to what a queued write covers would be overwritten by that."""
+    """I9, writing.1: an inline store to what a queued write covers would be overwritten by that."""
     async with aiommap.open(path, "r+") as f:
         workers = f._core.workers
         await f.resize(64 * PAGE)

@@ -7,9 +7,9 @@ the labels of the files it saw. It may run in any thread while the loop runs: th
 integers that only grow, each read in one step, and no mutex is shared with the loop.
 
 Invariants.
-  U1  Every file that is open has a series of its own, whose counters never fall: two files open at
+  1  Every file that is open has a series of its own, whose counters never fall: two files open at
       one path differ in the label ``opening``, and each keeps its own for as long as it is open.
-  U2  The collector holds weak references only; during a scrape it holds the files it reports.
+  2  The collector holds weak references only; during a scrape it holds the files it reports.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class FileCollector(Collector):
         return list(found)
 
     def _label(self, files: list[MappedFile]) -> dict[ref[MappedFile], _FileLabels]:
-        """Keep the labels that files have, and give others the first that are free (U1)."""
+        """Keep the labels that files have, and give others the first free ones (prometheus.1)."""
         before = self._labels
         labels = {key: before[key] for key in map(ref, files) if key in before}
         taken = set(labels.values())

@@ -1,4 +1,4 @@
-"""A check under the GIL, work without it, bookkeeping after it: changes in between (CH1-CH6)."""
+"""A check under the GIL, work without it, bookkeeping after: changes in between (mapping.1)."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ class Follower:
     async def take(self) -> Change:
         with anyio.fail_after(20):
             change = await anext(self.changes)
-        assert change.old == self.state  # N4: nothing is left out in between
+        assert change.old == self.state  # stat_differ.1: nothing is left out in between
         assert change.kind is ChangeKind.REPLACED or classify(change.old, change.new) is change.kind
         self.state = change.new
         return change

@@ -1,7 +1,7 @@
 """The verbs of a mapped file that speak of allocated ranges, and the allocators of one file.
 
-Invariant.
-  B4  The open allocators of one file have disjoint spans.
+Invariants.
+  1  The open allocators of one file have disjoint spans.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """The allocator: a mutex around the ledger, and tasks that wait for space.
 
-Invariants (see ``_allocation/table`` for R1 to R3).
-  B1  Every look at a ledger that decides something happens under its allocator's mutex. It is held
+Invariants.
+  1  Every look at a ledger that decides something happens under its allocator's mutex. It is held
       for moments: no wait, no callback and no wake-up happens inside.
-  B2  Whoever changes what is free also serves the queue, under the same mutex and from its head
+  2  Whoever changes what is free also serves the queue, under the same mutex and from its head
       on, so a task that waits never sees space go by that it could have had.
-  B3  A range granted to a task that is gone goes back: its cancellation frees it, and if its loop
+  3  A range granted to a task that is gone goes back: its cancellation frees it, and if its loop
       ended before it could be told, whoever granted it does.
 """
 
@@ -209,7 +209,8 @@ class RangeAllocator:
             await waiter.told.wait()
         except GeneratorExit:
             # The coroutine is being collected, its loop long gone. That may happen anywhere, also
-            # while this thread holds the mutex; whoever serves the waiter will notice (B3).
+            # while this thread holds the mutex; whoever serves the waiter notices
+            # (allocator.3).
             raise
         except BaseException:
             self._withdraw(waiter)
@@ -228,7 +229,10 @@ class RangeAllocator:
         self._tell(granted)
 
     def _serve(self) -> list[_Waiter]:
-        """Grant what fits to the head of the queue (B2); the caller tells them, unlocked (B1)."""
+        """Grant what fits to the head of the queue (allocator.2).
+
+        The caller tells them, unlocked (allocator.1).
+        """
         granted = []
         while self._waiters:
             waiter = self._waiters[0]
@@ -248,7 +252,10 @@ class RangeAllocator:
                 granted = self._serve()
 
     def _books(self) -> Mutex:
-        """Give the mutex (B1); in a forked child a thread that is not there may hold it (I10)."""
+        """Give the mutex (allocator.1).
+
+        In a forked child a thread that is not there may hold it (I10).
+        """
         if self._core.mapping.forked:
             raise ForkedError(self._core.path)
         return self._mutex

@@ -3,11 +3,11 @@
 Pure: no file, no loop, no mutex. ``_allocation/allocator`` puts one around each call.
 
 Invariants.
-  R1  The span [start, end) is at all times the disjoint union of the free bytes, the ranges that
+  1  The span [start, end) is at all times the disjoint union of the free bytes, the ranges that
       are held, and those allocated before a state was saved that nobody has claimed yet.
-  R2  A range is valid while the ledger holds that very object. No copy of it is, and it never is
+  2  A range is valid while the ledger holds that very object. No copy of it is, and it never is
       again after ``free`` or ``split``, even if the same bytes are handed out anew.
-  R3  What is refused changes nothing.
+  3  What is refused changes nothing.
 """
 
 from __future__ import annotations
@@ -385,13 +385,13 @@ class Ledger:
         return "no range that was allocated when the state was saved begins there"
 
     def is_valid(self, allocated: AllocatedRange) -> bool:
-        """Tell whether a range is held (R2)."""
+        """Tell whether a range is held (table.2)."""
         return isinstance(allocated, AllocatedRange) and (
             self._held.get(allocated.offset) is allocated
         )
 
     def check(self, allocated: AllocatedRange) -> None:
-        """Raise ReceiptError unless a range is held, and of this ledger (R2)."""
+        """Raise ReceiptError unless a range is held, and of this ledger (table.2)."""
         if not isinstance(allocated, AllocatedRange):
             raise TypeError(f"{allocated!r} is no AllocatedRange: get one from allocate()")
         if allocated._keeper is not self._keeper:  # noqa: SLF001  the two are one mechanism

@@ -1,9 +1,9 @@
 """What all verbs of one mapped file share: its mapping, its state, and the checks before a verb.
 
 Invariants.
-  C1  No verb passes ``check_usable`` once ``closing`` is set; what passed before is counted in
+  1  No verb passes ``check_usable`` once ``closing`` is set; what passed before is counted in
       ``_active``, or waits in the flush lane, until it is done, and closing waits for both.
-  C2  ``failure`` is set once and never cleared: the first failed flush latches (I5).
+  2  ``failure`` is set once and never cleared: the first failed flush latches (I5).
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@ old core is *retired*: verbs that had begun finish on it, then its mapping is gi
 views made before keeps its pages (I7).
 
 Invariants.
-  Q1  What was written and is not known to be durable is never left behind unless that was asked
+  1  What was written and is not known to be durable is never left behind unless that was asked
       for: an orphan that is dirty stays (I4), and so do private stores.
-  Q2  Between the last look for such writes and the step to the new core, no other task runs.
-  Q3  Nobody waits for a word or a lock of a retired core: it is told by ``at_close``, and who comes
+  2  Between the last look for such writes and the step to the new core, no other task runs.
+  3  Nobody waits for a word or a lock of a retired core: it is told by ``at_close``, and who comes
       later finds ``retired``. Who is inside such a lock stays inside, until it is left.
 """
 
@@ -45,7 +45,10 @@ class Surroundings:
 
 
 async def bring_home(core: Core, flusher: Flusher) -> None:
-    """Flush until nothing is left to lose (Q1); returns without giving way after the last look."""
+    """Flush until nothing is left to lose (reopening.1).
+
+    Returns without giving way after the last look.
+    """
     if not core.shared_writable:
         await _check_private(core)
         return
@@ -91,7 +94,7 @@ class Retired:
         spawn(self._retire, core, leave)
 
     async def leave(self, locks: FileLocks) -> None:
-        """Give up the locks of a core, but for those that somebody is inside of (Q3)."""
+        """Give up the locks of a core, but for those that somebody is inside of (reopening.3)."""
         await locks.leave()
         self._locks = [kept for kept in (*self._locks, locks) if kept.held]
 

@@ -1,10 +1,10 @@
 """Resizing: in place within the capacity, by a second mapping beyond it; views stay valid.
 
-Every change of size is an item of the flush lane (F5), and made by ``change_size``. ``Resizer`` is
-its half in the worker thread.
+Every change of size is an item of the flush lane (flusher.5), and made by ``change_size``.
+``Resizer`` is its half in the worker thread.
 
-Invariant.
-  P3  Where a growable view is, the file ends at a page boundary: a store into the rest of its last
+Invariants.
+  1  Where a growable view is, the file ends at a page boundary: a store into the rest of its last
       page would fault nowhere, and never get into the file. A worker first says where it is going
       to end the file and then looks for such views; who makes one first makes it and then looks
       for that. So one of the two finds the other, whichever came first.
@@ -62,7 +62,7 @@ class Resizer:
     """Changes the size of one file. Worker threads only; one change at a time, and no flush then.
 
     Shrinking fences the tail once the file has given it up: live views read zeros there. Each
-    change is one step of the mapping (CH3): all of it is done, or nothing.
+    change is one step of the mapping (mapping.3): all of it is done, or nothing.
     """
 
     __slots__ = ("_core", "_ending", "_pager")
@@ -70,7 +70,7 @@ class Resizer:
     def __init__(self, core: Core, pager: Pager) -> None:
         self._core = core
         self._pager = pager
-        #: Where a change that is under way may end the file, if that is within a page (P3).
+        #: Where a change that is under way may end the file, if that is within a page (resizing.1).
         self._ending: int | None = None
 
     @property
@@ -143,7 +143,7 @@ class Resizer:
 
     @contextmanager
     def _end_for(self, size: int, *, whole_pages: bool = False) -> Iterator[int]:
-        """Say where a file that is to be so long has to end, and let it end there (P3)."""
+        """Say where a file that is to be so long has to end, and let it end there (resizing.1)."""
         self._ending = size if size % PAGE_SIZE and not whole_pages else None
         try:
             whole = whole_pages or self._core.mapping.growable_leases
@@ -222,7 +222,10 @@ class Resizer:
             raise AlignmentError(PAGE_SIZE, end, reason)
 
     def with_whole_pages(self, make: Callable[[], Made]) -> Made:
-        """Make a growable view, or raise as ``check_whole_pages`` (P3); on the loop thread."""
+        """Make a growable view, or raise as ``check_whole_pages``; on the loop thread.
+
+        See resizing.1.
+        """
         self.check_whole_pages()
         try:
             made = make()

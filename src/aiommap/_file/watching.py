@@ -255,7 +255,7 @@ class WatchedVerbs:
             with anyio.CancelScope(shield=True):
                 await self._hub.release(new)
             raise
-        # Q2: no waiting from here on.
+        # reopening.2: no waiting from here on.
         auto, leave = self._auto, self._leave
         self._hub.move(old, new)
         self._assemble(new, self._flusher.failed)

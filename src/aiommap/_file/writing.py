@@ -1,11 +1,11 @@
 """The slow way of a write: what ``write_inline`` could not store at once.
 
 Invariants.
-  S1  While a write waits in the lane, no inline store touches the span it lies in: the mapping
+  1  While a write waits in the lane, no inline store touches the span it lies in: the mapping
       knows the bounds of everything queued (I9).
-  S2  Under a policy that flushes each write, stores and flush are one request of the flush lane:
+  2  Under a policy that flushes each write, stores and flush are one request of the flush lane:
       one hop, and the flush begins after the store by construction.
-  S3  When the policy is replaced, writes go on through the lane that is still busy, so that none
+  3  When the policy is replaced, writes go on through the lane that is still busy, so that none
       overtakes one in the other lane (I9).
 """
 
@@ -49,7 +49,7 @@ class Writer:
         )
         core.lanes.wait_stored = self._lane.settle
         core.lanes.storing = self.storing
-        self._start = self._end = 0  # S1: bounds of what is queued or in flight
+        self._start = self._end = 0  # writing.1: bounds of what is queued or in flight
 
     def storing(self, offset: int, end: int) -> bool:
         """Tell whether a write to a part of a range is still under way."""
@@ -64,7 +64,7 @@ class Writer:
             store = self._check(offset, data)
         full = core.doing.queued_bytes or self._auto.may_be_full
         if core.lanes.durable_writes and not full and not somebody_observes():
-            return self._flusher.write(store)  # S2
+            return self._flusher.write(store)  # writing.2
         return self._write(store)
 
     def _check(self, offset: int, data: object) -> Store:

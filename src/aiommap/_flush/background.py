@@ -6,12 +6,13 @@ and ends up in ``plan``, which looks what is due, asks the scheduler, and sets t
 Neither planning nor flushing needs the loop: it may be busy, or at rest between two runs.
 
 Invariants.
-  A1  While a file is clean and its policy has an interval, the trip is at zero: the first store
+  1  While a file is clean and its policy has an interval, the trip is at zero: the first store
       after a flush always gets here, and sets the timer. Otherwise inline stores cost nothing.
-  A2  At most one timer and one request are out for a file; both are dropped when it closes.
-  A3  A writer that waits for room is passed by no other writer (I9), and the loop never waits.
-  A4  Whatever makes the file dirty, or leaves it so, plans in its own thread before it returns: for
-      as long as the file is open, the oldest dirty byte has a timer (A1) or is being flushed.
+  2  At most one timer and one request are out for a file; both are dropped when it closes.
+  3  A writer that waits for room is passed by no other writer (I9), and the loop never waits.
+  4  Whatever makes the file dirty, or leaves it so, plans in its own thread before it returns: for
+      as long as the file is open, the oldest dirty byte has a timer (background.1) or is being
+      flushed.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ class AutoFlush:
         return self._waiting > 0 or self._exceeds(ranges)
 
     async def make_room(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Wait until the stores fit under the limit, and until all who wait already do (A3)."""
+        """Wait until the stores fit under the limit, and all who wait already do (background.3)."""
         if self._queue is None:
             self._queue = anyio.Lock()
         self._waiting += 1

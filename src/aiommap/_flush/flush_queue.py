@@ -3,10 +3,10 @@
 Pure: the clock is passed in, and starting a flush is the caller's part.
 
 Invariants.
-  H1  A file is waiting for its turn at most once, and never while it is being flushed; a request
+  1  A file is waiting for its turn at most once, and never while it is being flushed; a request
       made meanwhile is kept and gets the next turn.
-  H2  At most ``limit`` files are being flushed at a time.
-  H3  Turns are given in the order of the requests, so no file waits for more than one flush of
+  2  At most ``limit`` files are being flushed at a time.
+  3  Turns are given in the order of the requests, so no file waits for more than one flush of
       each other file.
 """
 

@@ -7,13 +7,13 @@ and still has a name: the kernel reports success also for pages of a file that w
 removed meanwhile.
 
 Invariants.
-  F1  A flush answers only requests made before it began (I4): the lane keeps them apart.
-  F2  ``durable_sequence`` grows only when everything that was dirty has been flushed, and only to
+  1  A flush answers only requests made before it began (I4): the lane keeps them apart.
+  2  ``durable_sequence`` grows only when everything that was dirty has been flushed, and only to
       the number of the newest write applied before the flush began.
-  F3  The first failure latches (I5): it is raised for every request from then on, and inline
+  3  The first failure latches (I5): it is raised for every request from then on, and inline
       stores are switched off.
-  F4  Stores that ask for durability ride in the flush's own hop, before it takes the dirty runs.
-  F5  What changes the size of the file is an item of the same lane: no flush sees it half done,
+  4  Stores that ask for durability ride in the flush's own hop, before it takes the dirty runs.
+  5  What changes the size of the file is an item of the same lane: no flush sees it half done,
       or mistakes our own shrinking for somebody else's.
 """
 
@@ -126,7 +126,7 @@ class Flusher:
             await self.change(_nothing, ours=False)
 
     async def change(self, act: Callable[[], None], *, ours: bool = True) -> None:
-        """Run what changes the size or the blocks of the file, or takes a new size over (F5)."""
+        """Run what changes the size or the blocks, or takes a new size over (flusher.5)."""
         await self._lane.submit(Change(act, ours))
 
     async def flush_everything(self) -> None:
@@ -141,7 +141,7 @@ class Flusher:
             return await self._lane.submit(request)
 
     def storing(self, offset: int, end: int) -> bool:
-        """Tell whether stores to a part of a range are still under way here (F4)."""
+        """Tell whether stores to a part of a range are still under way here (flusher.4)."""
         return any(
             not isinstance(item, Change) and touch(stores_of(item), offset, end)
             for item in self._lane.unfinished()
@@ -341,7 +341,8 @@ class Flusher:
             settle(outcomes)
             return
         start = time.monotonic()
-        written, sequence = mapping.written_bytes, mapping.sequence  # F2: before the runs are taken
+        # flusher.2: before the runs are taken.
+        written, sequence = mapping.written_bytes, mapping.sequence
         dirty = mapping.dirty_runs()
         # Where all was clean, only these stores are dirty. And only fsync(2) syncs a size, and it
         # writes everything.
@@ -362,7 +363,7 @@ class Flusher:
         self.seconds.record(max(time.monotonic() - start, 1e-9))
 
     def _store(self, requests: list[Store | Request]) -> list[Outcome]:
-        """Apply the stores (F4); the receipt or error of each request, None where none were."""
+        """Apply the stores (flusher.4); the receipt or error of each request, None without any."""
         core = self._core
         mixed = Request in {*map(type, requests)}
         stores = (

@@ -9,17 +9,17 @@ Who has the turn asks the kernel, again and again with growing pauses: a call th
 kernel would cost a thread for each waiter, and nothing could cancel it.
 
 Invariants.
-  K1  Of the claims of one file, those that have their turn do not conflict; a claim never overtakes
+  1  Of the claims of one file, those that have their turn do not conflict; a claim never overtakes
       an earlier one that it conflicts with.
-  K2  Calls to the kernel are made one at a time, in the order in which they were asked for, in a
+  2  Calls to the kernel are made one at a time, in the order in which they were asked for, in a
       thread that takes no token of reads or stores (I12).
-  K3  What a claim gives back is only what no other claim covers that the kernel granted: shared
+  3  What a claim gives back is only what no other claim covers that the kernel granted: shared
       claims of one process may overlap, and the kernel keeps one lock for all of them. ``_granted``
-      is what the kernel was last told, so it is touched in the calls to it only (K2).
-  K4  Closing and reopening wake who waits, and give nobody the turn: who wakes looks (Q3).
-  K5  A forked child closes its copy of the descriptor: it would keep the parent's locks alive. Of
+      is what the kernel was last told, so it is touched in the calls to it only (file_locks.2).
+  4  Closing and reopening wake who waits, and give nobody the turn: who wakes looks (reopening.3).
+  5  A forked child closes its copy of the descriptor: it would keep the parent's locks alive. Of
       the file's own it gives up the mapping, too; only memory of views that it has keeps them then.
-  K6  No task waits without limit for what it has locked itself: it is told so. ``_claimed`` is for
+  6  No task waits without limit for what it has locked itself: it is told so. ``_claimed`` is for
       that alone, across all mapped files of the process. It keeps nothing alive: a claim refers to
       its task, and that to the file.
 """
@@ -102,7 +102,7 @@ class Claim:
         return overlap and not (self.shared and other.shared)
 
     def waits_for_itself(self) -> bool:
-        """Tell whether the task that asks for this is the one that has what keeps it waiting (K6).
+        """Tell whether the task that asks is the one that keeps it waiting (file_locks.6).
 
         A task that waits asks for nothing else meanwhile, so its other claims are granted.
         """
@@ -165,7 +165,7 @@ class FileLocks:
         self._descriptor = -1
         #: Whether the descriptor was opened for nothing else; see ``_open``.
         self._apart = False
-        #: Whether the last one out closes the descriptor. For the calls to the kernel (K2).
+        #: Whether the last one out closes the descriptor. For calls to the kernel (file_locks.2).
         self._leaving = False
         self._limiter: Limiter | None = None
 
@@ -193,7 +193,7 @@ class FileLocks:
         return claim
 
     def _turns(self) -> Limiter:
-        """The one token (K2). Made when first needed: few files are locked, and many are open."""
+        """The one token (file_locks.2). Made when first needed: few of many files are locked."""
         if self._limiter is None:
             self._limiter = Limiter(1)
             _all.add(self)
@@ -285,13 +285,13 @@ class FileLocks:
         return await self._core.finish(self._turns(), self._lock, claim)
 
     def _serve(self) -> None:
-        """Give the turn to every claim that no earlier one keeps from it (K1)."""
+        """Give the turn to every claim that no earlier one keeps from it (file_locks.1)."""
         for number, claim in enumerate(self._claims):
             if not claim.has_turn and not any(map(claim.conflicts, self._claims[:number])):
                 claim.has_turn = True
                 claim.woken.set()
 
-    # Worker threads only, from here on; one at a time (K2).
+    # Worker threads only, from here on; one at a time (file_locks.2).
 
     def _lock(self, claim: Claim) -> bool:
         """Ask the kernel; false if another process has a part of the range."""
@@ -313,7 +313,7 @@ class FileLocks:
             before(self._descriptor)
         self._granted.remove(claim)
         rest = RangeSet([(claim.offset, claim.end)])
-        for other in self._granted:  # K3
+        for other in self._granted:  # file_locks.3
             rest.discard(other.offset, other.end)
         for offset, end in rest:
             self._set(fcntl.F_UNLCK, offset, end)
@@ -363,7 +363,7 @@ class FileLocks:
             os.close(descriptor)
 
     def drop_in_child(self) -> None:
-        """Close what a forked child has of it (K5); an unlocking call would be the parent's."""
+        """Close what a forked child has of it (file_locks.5); unlocking would be the parent's."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0 and descriptor != self._core.mapping.fd:
             os.close(descriptor)

@@ -8,15 +8,15 @@ not what it expected any more, and never before. A notification is thus a hint t
 many does no harm.
 
 Invariants.
-  J1  ``_posts`` and the lists of each post are touched under ``_books``, which is held for moments.
-  J2  A post has a thread exactly while it is in ``_posts``, and leaves once nobody waits there.
+  1  ``_posts`` and the lists of each post are touched under ``_books``, which is held for moments.
+  2  A post has a thread exactly while it is in ``_posts``, and leaves once nobody waits there.
       These threads take no token of any limiter (I12), and no waiter needs one to be cancelled.
-  J3  A notification that may have gone to a waiter who is gone is passed on, after the kernel let
+  3  A notification that may have gone to a waiter who is gone is passed on, after the kernel let
       go of that waiter's word.
-  J4  A post keeps its waiters alive, so none is ever ended by a finalizer, which could not take
+  4  A post keeps its waiters alive, so none is ever ended by a finalizer, which could not take
       ``_books``; if a loop ends without ending its waits, the next change of the word does, or the
       post, which collecting garbage makes look.
-  J5  A forked child starts with no posts.
+  5  A forked child starts with no posts.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class _Waiter:
         self.told.set()
 
     def pass_on(self) -> None:
-        """Let another waiter have a notification that this one may have got (J3)."""
+        """Let another waiter have a notification that this one may have got (futex.3)."""
         with suppress(MappedFileError, OSError, anyio.ClosedResourceError):
             if self.word.load() != self.expected:
                 self.word._notify(1)  # noqa: SLF001  the two are one mechanism
@@ -147,7 +147,7 @@ class _Post:
                 waiting, gone = self.waiters[:], self.gone[:]
                 self.gone.clear()
                 if not waiting and not gone:
-                    _posts.remove(self)  # J2
+                    _posts.remove(self)  # futex.2
                     return
             while gone:
                 gone.pop().pass_on()
@@ -175,7 +175,7 @@ _posts: list[_Post] = []
 
 def _forget() -> None:
     global _books
-    _books = Mutex()  # J5: the thread that may have held the other one is not in this process
+    _books = Mutex()  # futex.5: the thread that may have held the other one is not in this process
     _posts.clear()
 
 
@@ -183,7 +183,7 @@ os.register_at_fork(after_in_child=_forget)
 
 
 def _find_abandoned(phase: str, info: dict[str, int]) -> None:
-    """Have posts look for waiters whose loop was closed, before garbage is collected (J4)."""
+    """Have posts look for waiters whose loop was closed, before garbage is collected (futex.4)."""
     if phase == "start" and info["generation"] >= OLD_GENERATION:
         for post in tuple(_posts):  # not under _books: it may be this thread that has them
             if any(waiter.abandoned for waiter in tuple(post.waiters)):

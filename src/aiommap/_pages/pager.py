@@ -1,9 +1,9 @@
 """Prewarm, residency, advice and locking: what is in memory, and making it so.
 
 Invariants.
-  P1  A range is published, so that reads of it make no system call, only while every page of it is
+  1  A range is published, so that reads of it make no system call, only while every page of it is
       pinned. Nothing is published while pages are mapped anew; afterwards they are pinned again.
-  P2  A range that was being pinned meanwhile is pinned again from its start: ``_generation`` tells.
+  2  A range that was being pinned meanwhile is pinned again from its start: ``_generation`` tells.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ class Pager:
 
     @contextmanager
     def mapping_anew(self) -> Iterator[None]:
-        """Map pages anew in this block: what was pinned is pinned again at its end (P1)."""
+        """Map pages anew in this block: what was pinned is pinned again at its end (pager.1)."""
         self._moving = True
         self._publish()
         try:

@@ -10,10 +10,10 @@ item costs one future, which is set to its outcome: where a flush serves hundred
 each of them costs the loop is what bounds their number (docs/decisions.md).
 
 Invariants.
-  L1  At most one batch is in flight; items run in the order of submission (I9).
-  L2  An item submitted while a batch is in flight is never part of it: what answers it began
+  1  At most one batch is in flight; items run in the order of submission (I9).
+  2  An item submitted while a batch is in flight is never part of it: what answers it began
       after it was asked for (I4).
-  L3  An item whose waiter is cancelled before its batch begins is taken out and never runs;
+  3  An item whose waiter is cancelled before its batch begins is taken out and never runs;
       afterwards it is waited out (I8).
 """
 
@@ -153,7 +153,7 @@ class Lane(Generic[Item, Result]):
         *,
         withdrawable: bool,
     ) -> None:
-        """Withdraw an item whose waiter was cancelled, or else wait it out (L3)."""
+        """Withdraw an item whose waiter was cancelled, or else wait it out (batching.3)."""
         if withdrawable and batch.withdraw(waiter):
             return
         await wait_out(batch.over(self._workers.event))

@@ -108,7 +108,7 @@ class _Background(asyncio.Task[None]):
 
 
 def spawn(function: Callable[[Unpack[Ts]], Awaitable[None]], *args: *Ts) -> None:
-    """Start a background task that nothing cancels; the function must not raise (W3)."""
+    """Start a background task that nothing cancels; the function must not raise (workers.3)."""
     _spawn(_Background, function, *args)
 
 
@@ -139,7 +139,7 @@ def _spawn(
 
 
 async def _run_for_trio(trio: Any, function: Callable[[], Awaitable[None]]) -> None:
-    """Run a background task whose KeyboardInterrupt or SystemExit leaves ``trio.run`` (W4)."""
+    """Run a background task whose KeyboardInterrupt or SystemExit leaves trio (workers.4)."""
     try:
         await function()
     except BaseException as error:
@@ -200,7 +200,7 @@ def call_later(delay: float, function: Callable[[], object]) -> Callable[[], obj
 
 
 async def wait_or_withdraw(done: Event, withdraw: Callable[[], bool]) -> None:
-    """Wait; on cancellation withdraw what has not begun, or else wait it out first (W2)."""
+    """Wait; on cancellation withdraw what has not begun, or else wait it out first (workers.2)."""
     try:
         await done.wait()
     except GeneratorExit:

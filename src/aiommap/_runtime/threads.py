@@ -4,10 +4,10 @@ Neither anyio's nor concurrent.futures' pool, because a hop through them costs t
 (docs/decisions), and a hop is most of what a durable write costs beside the disk itself.
 
 Invariants.
-  T1  A worker is in ``_idle`` only while it waits for a job, or is about to; whoever takes it out
+  1  A worker is in ``_idle`` only while it waits for a job, or is about to; whoever takes it out
       owns it and must give it one. Taking out and putting in are single operations, so no lock is
       needed.
-  T2  A forked child starts with no workers.
+  2  A forked child starts with no workers.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class _Worker:
             except queue.Empty:
                 try:
                     _idle.remove(self)
-                except ValueError:  # T1: somebody has just taken it out, and a job is on its way
+                except ValueError:  # threads.1: somebody has just taken it out, with a job
                     job, tell = self._jobs.get()
                 else:
                     return

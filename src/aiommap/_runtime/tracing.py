@@ -5,9 +5,9 @@ one look at a variable beside a hop of some 35 microseconds. Otherwise the obser
 each operation, after it ended, in the task that asked for it and so in that task's context.
 
 Invariants.
-  Y1  Inline verbs do not come here: an operation is observed only if it may wait.
-  Y2  What an observer raises is logged, and changes nothing about the operation.
-  Y3  One observer at a time; an operation tells the one that was there when it began.
+  1  Inline verbs do not come here: an operation is observed only if it may wait.
+  2  What an observer raises is logged, and changes nothing about the operation.
+  3  One observer at a time; an operation tells the one that was there when it began.
 """
 
 from __future__ import annotations

@@ -4,15 +4,15 @@ Terms. A *hop* is one trip to a worker thread and back, some 40 microseconds. A 
 that runs to its end once a thread has begun it.
 
 Invariants.
-  W1  Every hop takes a token of one of our own limiters, never of the application's (I12); reads,
+  1  Every hop takes a token of one of our own limiters, never of the application's (I12); reads,
       stores, flushes and opening or closing have separate ones, so none can starve another.
-  W2  A job that was begun is finished before the cancellation of its waiter is delivered; one
+  2  A job that was begun is finished before the cancellation of its waiter is delivered; one
       that was not begun is withdrawn and never runs (I8). This also holds for asyncio's own
       ``Task.cancel``, from which an anyio cancel scope does not shield.
-  W3  Background tasks belong to no scope of the caller: a file may be closed in another task than
+  3  Background tasks belong to no scope of the caller: a file may be closed in another task than
       the one that opened it, and what fails in them reaches a waiter, never the event loop. Nobody
       can cancel them: not even the end of ``asyncio.run``, which cancels all tasks it knows of.
-  W4  What ends a program, as KeyboardInterrupt and SystemExit do, leaves the loop from a callback
+  4  What ends a program, as KeyboardInterrupt and SystemExit do, leaves the loop from a callback
       of the application as it does from any other task; on trio it leaves through the main task.
 """
 
@@ -272,7 +272,7 @@ class Workers:
         function: Callable[[Unpack[Ts]], T],
         *args: *Ts,
     ) -> T:
-        """Run a job (W2)."""
+        """Run a job (workers.2)."""
         return await self._run(limiter, partial(function, *args), withdrawable=True)
 
     async def complete(

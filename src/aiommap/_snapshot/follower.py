@@ -16,16 +16,16 @@ the file in the background. Leases that readers must take would have to be taken
 the snapshot, and the one that forgets reads from a closed file on the day of a swap.
 
 Invariants.
-  V1  ``current`` is always a generation that was found good; it is replaced in one step on the
+  1  ``current`` is always a generation that was found good; it is replaced in one step on the
       loop thread, so whoever asks gets the old one or the new one, open.
-  V2  A generation is not closed while it is referred to, unless the follower or the hub is.
+  2  A generation is not closed while it is referred to, unless the follower or the hub is.
       Nothing in here refers to one but ``_current`` and ``_candidate``.
-  V3  What is overtaken is never put in service, and its failure is nobody's concern; but after
+  3  What is overtaken is never put in service, and its failure is nobody's concern; but after
       ``MOST_OVERTAKEN`` trials in a row the next one counts all the same, or a path that is
       replaced faster than files can be tried would be served from its first file for ever.
-  V4  If the path stops changing, what it names is tried last; found good, it is ``current``. While
+  4  If the path stops changing, what it names is tried last; found good, it is ``current``. While
       a file is being opened nobody knows yet which one it is, so whatever is heard counts.
-  V5  A failed trial changes nothing but that it is reported.
+  5  A failed trial changes nothing but that it is reported.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ class Follower:
 
     @property
     def current(self) -> Snapshot:
-        """The generation in service (V1)."""
+        """The generation in service (follower.1)."""
         if self.over or self._current is None:
             raise anyio.ClosedResourceError(f"{self.path} is not followed any more: follow it anew")
         return self._current

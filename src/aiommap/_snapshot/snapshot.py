@@ -5,8 +5,8 @@ replacing or unlinking the path changes nothing for it. Only a change in place c
 promised about those is stated by ``Snapshot``.
 
 Invariants.
-  Z1  The size is the one at opening, for ever; every range is checked against it (I3).
-  Z2  While somebody holds the snapshot its file is open: ``aclose`` leaves closing to the last
+  1  The size is the one at opening, for ever; every range is checked against it (I3).
+  2  While somebody holds the snapshot its file is open: ``aclose`` leaves closing to the last
       hold, and takes no new ones.
 """
 

@@ -4,15 +4,15 @@ The kernel does not say who changed a file, so this is decided from two *samples
 hub's files did, one from before the earlier stat and one from after the later one.
 
 Invariants.
-  O1  Times that moved are our own doing if a file of this hub that is the same inode stored,
+  1  Times that moved are our own doing if a file of this hub that is the same inode stored,
       resized or was about to in between; if the kernel told of an event, mapped stores do not
       count, since it tells of none of them.
-  O2  Another size is our own doing only if one of our resizes, or the growth that a store through
+  2  Another size is our own doing only if one of our resizes, or the growth that a store through
       a growable view brought about, ended in between and left just it.
-  O3  Another inode, owner, permission or number of links is never our own doing.
-  O4  While a resize or growth of ours is under way, or if one ended while the later stat was made,
+  3  Another inode, owner, permission or number of links is never our own doing.
+  4  While a resize or growth of ours is under way, or if one ended while the later stat was made,
       nothing can be said: one looks again afterwards. So the later stat stands between two samples.
-  O5  A file that was closed is kept in account while another of its inode is open.
+  5  A file that was closed is kept in account while another of its inode is open.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ _NOTHING = Sample(0, 0, storing=False, calling=False, resizing=False, left=froze
 
 
 def settled(before: Sample | None, after: Sample | None) -> bool:
-    """Tell whether no size of ours can have changed between two samples (O4)."""
+    """Tell whether no size of ours can have changed between two samples (attribution.4)."""
     if after is None or before is None:
         return after is None or not after.resizing
     return not (before.resizing or after.resizing) and before.left == after.left

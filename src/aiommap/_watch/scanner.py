@@ -14,10 +14,10 @@ found the same; so the callback sleeps before every other one, and the notifier 
 An event then takes half a step on average, where sleeping before each look takes one and a half.
 
 Invariants.
-  N1  The directories of an entry are watched before its first state is taken, so what comes after
+  1  The directories of an entry are watched before its first state is taken, so what comes after
       that cannot be missed.
-  N2  Entries belong to this thread alone; the loop sends commands and is sent findings.
-  N3  Whatever fails here is logged, and everything is looked at afresh.
+  2  Entries belong to this thread alone; the loop sends commands and is sent findings.
+  3  Whatever fails here is logged, and everything is looked at afresh.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class Scanner:
         while not self._over:
             try:
                 self._round()
-            except BaseException:  # N3; a panic of the notifier is no Exception
+            except BaseException:  # scanner.3; a panic of the notifier is no Exception
                 WATCHING.exception("watching files met an error and begins afresh")
                 self._set.close()
                 time.sleep(TICK_SECONDS)
@@ -248,7 +248,7 @@ class Scanner:
         self._answer()
 
     def _answer(self) -> None:
-        """Tell the states that were asked for, if all is watched (N1)."""
+        """Tell the states that were asked for, if all is watched (scanner.1)."""
         if self._asked and not self._set.incomplete:
             asked, self._asked = self._asked, []
             for entry, token in asked:

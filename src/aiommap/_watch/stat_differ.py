@@ -4,7 +4,7 @@ Scanner thread only. See ``_watch/scanner`` for when one looks, and ``_watch/att
 is our own.
 
 Invariants.
-  N4  An entry's state is what was last reported, or our own doing since: no difference is ever
+  1  An entry's state is what was last reported, or our own doing since: no difference is ever
       lost, only merged with a later one, and none is reported twice.
 """
 
@@ -155,7 +155,7 @@ class Looker:
                 break
 
     def _look_once(self, entry: Entry, source: str) -> bool:
-        """Look; False if nothing can be said now (O4): a later look sees what came of it."""
+        """Look; False if nothing can be said now (attribution.4): a later look sees it."""
         old = entry.state
         before = self._sample(old)
         now = time.monotonic()

@@ -5,11 +5,11 @@ one for paths on local file systems, which asks the kernel, and one for paths on
 systems, where a look may hang and must not keep the others waiting.
 
 Invariants.
-  E1  A scanner runs while there is a path for it, and ends with the last one, with the hub, or
+  1  A scanner runs while there is a path for it, and ends with the last one, with the hub, or
       with the event loop; the hub's end waits for it.
-  E2  A subscriber that began gets every change that is found from then on, and first what its own
+  2  A subscriber that began gets every change that is found from then on, and first what its own
       ``since`` calls a change already.
-  E3  A forked child never touches the parent's scanners (I10).
+  3  A forked child never touches the parent's scanners (I10).
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class Watcher:
         workers.start(workers.control, partial(_look_up, subscriber.path), ended)
 
     def check_process(self, path: str) -> None:
-        """Raise in a forked child of the process that watches (E3)."""
+        """Raise in a forked child of the process that watches (watcher.3)."""
         if self._bound is not None and self._bound.forked:
             raise ForkedError(path)
 

@@ -6,11 +6,11 @@ the call on to the mapping. Everything around the call is the library's own code
 about an error, or while it waits, is what it does in production.
 
 Invariants.
-  D1  A file has one faulty disk at most, with any number of faults, put in place and taken away in
+  1  A file has one faulty disk at most, with any number of faults, put in place and taken away in
       any order. With the last one the mapping is back in its place.
-  D2  Where a fault has to see reads or stores, inline verbs answer None, as for data that is not in
+  2  Where a fault has to see reads or stores, inline verbs answer None, as for data that is not in
       memory, so that the verb takes its way through a worker.
-  D3  Faults know one file. What calls no mapping, allocating blocks, is told apart by descriptor.
+  3  Faults know one file. What calls no mapping, allocating blocks, is told apart by descriptor.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class InjectedFault:
             was one.
     """
 
-    #: Whether reads and stores have to come by (D2).
+    #: Whether reads and stores have to come by (disk.2).
     _sees_inline_verbs = False
 
     def __init__(self) -> None:
@@ -144,7 +144,7 @@ def core_of(file: MappedFile | Snapshot) -> Core:
 
 @contextmanager
 def in_place(core: Core, fault: InjectedFault) -> Iterator[None]:
-    """Keep a fault in place for a block, however the block ends (D1)."""
+    """Keep a fault in place for a block, however the block ends (disk.1)."""
     disk = core.disk if isinstance(core.disk, FaultyDisk) else FaultyDisk(core)
     disk.add(fault)
     try:

@@ -40,7 +40,7 @@ bool words_allowed(const Words *self, int64_t at, bool store)
     if (is_free(self, at, store))
         return true;
     do {
-        mapping_settled(mapping); /* a change may be at work on its page (CH3) */
+        mapping_settled(mapping); /* a change may be at work on its page (mapping.3) */
         PyObject *answer = PyObject_CallMethod(self->gate, "check", "LIO", (long long)at,
                                                self->width, store ? Py_True : Py_False);
         if (!answer)

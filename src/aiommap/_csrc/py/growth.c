@@ -24,7 +24,7 @@ static bool lift_fence(Mapping *self, int64_t end)
 int64_t mapping_size(Mapping *self)
 {
     int64_t grown = __atomic_load_n(&self->growth.grown, __ATOMIC_ACQUIRE);
-    if (grown > self->size && !self->closed && self->moving == INT64_MAX && /* CH4 */
+    if (grown > self->size && !self->closed && self->moving == INT64_MAX && /* mapping.4 */
         lift_fence(self, grown)) {
         mapping_set_size(self, grown);
         self->growth_seen = true; /* no change that verbs must know of: what they checked is true */
@@ -85,7 +85,7 @@ static bool can_grow(const Mapping *self, int64_t offset, int64_t length)
     int64_t end = __atomic_load_n(&self->growth.end, __ATOMIC_ACQUIRE);
     if (!mapping_check(self))
         return false;
-    if (range_is_valid(offset, length, limit) && end % (int64_t)page_size() == 0 && /* X1 */
+    if (range_is_valid(offset, length, limit) && end % (int64_t)page_size() == 0 && /* growth.1 */
         self->writable && !self->private_copy)
         return true;
     PyErr_Format(PyExc_ValueError, "%lld bytes at %lld: cannot grow from %lld", (long long)length,
@@ -100,7 +100,7 @@ PyObject *mapping_lease_growable(Mapping *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "LL|O:lease_growable", &offset, &length, &place))
         return NULL;
     Lease *lease = lease_make(self, place);
-    /* The region last: nothing lets the GIL go between finding it there and binding it (CH6). */
+    /* The region last: nothing lets the GIL go between finding it there and binding it (mapping.6). */
     if (lease && (!can_grow(self, offset, length) || (length && !map_growable(self)) ||
                   !can_grow(self, offset, length) ||
                   !lease_bind(lease, self->growable, offset, length, true)))

@@ -147,7 +147,7 @@ static bool read_counted(Mapping *self, char *to, int64_t offset, size_t length)
 
 static PyObject *read_bytes(Mapping *self, int64_t offset, int64_t length)
 {
-    /* Bytes are nothing that garbage collection knows, so making them runs no Python code (CH2). */
+    /* Bytes are nothing that garbage collection knows, so making them runs no Python code (mapping.2). */
     PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
     if (!bytes)
         return NULL;
@@ -186,7 +186,7 @@ PyObject *mapping_read_into_inline(Mapping *self, PyObject *const *args, Py_ssiz
         PyErr_Clear();
         Py_RETURN_NONE;
     }
-    bool done = mapping_is_usable(self) && /* after the buffer, which may be Python's (CH2) */
+    bool done = mapping_is_usable(self) && /* after the buffer, which may be Python's (mapping.2) */
                 range_is_valid(offset, view.len, self->reach) &&
                 (size_t)view.len <= INLINE_READ_LIMIT_BYTES &&
                 read_counted(self, view.buf, offset, (size_t)view.len);
@@ -279,7 +279,7 @@ static PyObject *store_now(Mapping *self, int64_t offset, const Py_buffer *data,
     if (!mapping_stored(self, offset, copied, whole && !hold.moved, now))
         return PyErr_NoMemory();
     self->counters.faults += !whole;
-    if (!whole || hold.moved) /* what may have been cut off meanwhile is stored once more (CH2) */
+    if (!whole || hold.moved) /* what may have been cut off meanwhile is stored once more (mapping.2) */
         Py_RETURN_NONE;
     self->counters.inline_writes_done++;
     return receipt_make(self, offset, data->len, ++self->sequence);
@@ -295,7 +295,7 @@ static PyObject *write_now(Mapping *self, PyObject *const *args, Py_ssize_t coun
         PyErr_Clear();
         Py_RETURN_NONE;
     }
-    PyObject *receipt = self->inline_writes && mapping_is_usable(self) /* after the buffer (CH2) */
+    PyObject *receipt = self->inline_writes && mapping_is_usable(self) /* after the buffer (mapping.2) */
                             ? store_now(self, offset, &data, asked)
                             : Py_NewRef(Py_None);
     PyBuffer_Release(&data);

@@ -7,21 +7,22 @@
  * Changes. What a verb checked under the GIL may be another's by the time it has the GIL back. A
  * *change* is a change of size, of the fence, of the region, or closing. Growth that is taken over is
  * none: it adds bytes that nobody has checked for, and all that was checked stays true.
- *   CH1  `generation` moves, under the GIL, when a change begins and when it ends.
- *   CH2  Whoever has let the GIL go believes nothing that it had checked before: `hold.moved` says
+ * Invariants.
+ *   1  `generation` moves, under the GIL, when a change begins and when it ends.
+ *   2  Whoever has let the GIL go believes nothing that it had checked before: `hold.moved` says
  *        whether there was a change. Then it clips what it enters into the books, repeats what has
  *        no effect, or declines. So does whoever may have run Python code, which is: made or
  *        dropped an object that garbage collection knows, asked for a buffer, called the gate. It
  *        checks after that, not before.
- *   CH3  A change is one native step (py/resize.c). While it is under way `moving` says from which
+ *   3  A change is one native step (py/resize.c). While it is under way `moving` says from which
  *        byte on pages come and go, and size and fence are as before. From there on no verb touches
  *        the mapping: inline verbs decline, stores of workers count as outside, words wait. Through
  *        the descriptor the file is as it is.
- *   CH4  Changes come one after the other: they are items of the flush lane (F5), and a second one
+ *   4  Changes come one after the other: they are items of the flush lane (flusher.5), and a second one
  *        is refused. While one is under way nobody takes growth over, so none meets another's fence.
- *   CH5  No page beyond the size is dirty or ready, and the floor does not lie beyond it: whoever
+ *   5  No page beyond the size is dirty or ready, and the floor does not lie beyond it: whoever
  *        enters something into the books is clipped, however late it comes.
- *   CH6  A region is used by those who hold it, and they hold it before they do anything that may
+ *   6  A region is used by those who hold it, and they hold it before they do anything that may
  *        let the GIL go. A pointer to it is replaced before what it pointed at is released.
  */
 #ifndef AIOMMAP_PY_MAPPING_H
@@ -97,8 +98,8 @@ typedef struct {
     bool inline_writes;    /* GIL; off for policy "always", after a failed flush, while closing */
     int64_t size;          /* GIL; bytes of the file that verbs may address; see mapping_size */
     size_t pages;          /* GIL; the whole pages that they take */
-    uint64_t generation;   /* GIL; CH1 */
-    int64_t moving;        /* GIL; CH3; INT64_MAX while no change is under way */
+    uint64_t generation;   /* GIL; mapping.1 */
+    int64_t moving;        /* GIL; mapping.3; INT64_MAX while no change is under way */
     int64_t reach;         /* GIL; as far as verbs may touch it: the lesser of size and moving */
     int64_t floor;         /* GIL; what closing may not cut off: asked for, or written by a verb */
     struct damage damage;  /* atomic; written by the signal handler */
@@ -168,7 +169,7 @@ struct hold { /* the caller's own */
     struct region *region;
     int fd;
     uint64_t generation; /* at its beginning */
-    bool moved;          /* set at its end: there was a change, or one is under way (CH2) */
+    bool moved;          /* set at its end: there was a change, or one is under way (mapping.2) */
 };
 
 /* All of these need the GIL. */
@@ -191,10 +192,10 @@ static inline bool range_is_valid(int64_t offset, int64_t length, int64_t limit)
     return offset >= 0 && length >= 0 && offset <= limit && length <= limit - offset;
 }
 void mapping_set_size(Mapping *self, int64_t size);
-/* Say from which byte on a change is under way (CH3); INT64_MAX when it is over. */
+/* Say from which byte on a change is under way (mapping.3); INT64_MAX when it is over. */
 void mapping_set_moving(Mapping *self, int64_t from);
 bool mapping_range(const Mapping *self, int64_t offset, int64_t length); /* with an exception */
-/* What became of a range while the GIL was away; asked by who did not get what it wanted (CH2). */
+/* What became of a range while the GIL was away; asked by who did not get what it wanted (mapping.2). */
 enum meanwhile {
     RANGE_SAME,  /* nothing: it is to blame */
     RANGE_MOVED, /* it is inside still, and asking again may do */
@@ -211,7 +212,7 @@ PyObject *list_of_runs(const struct run *runs, Py_ssize_t count); /* [(start, en
 /* The whole pages that bytes [0, end) take; and those that a range touches, false if it is empty. */
 size_t pages_for(int64_t end);
 bool pages_of(int64_t offset, int64_t length, size_t *first, size_t *end);
-/* Mark those of pages [first, end) that the file has (CH5): as stored to from this moment on, and as
+/* Mark those of pages [first, end) that the file has (mapping.5): as stored to from this moment on, and as
  * in memory. False when out of memory. */
 bool mapping_ready(Mapping *self, size_t first, size_t end);
 bool mapping_dirty(Mapping *self, size_t first, size_t end, int64_t now);
@@ -312,7 +313,7 @@ PyObject *mapping_get_growing(Mapping *self, void *closure);
 PyObject *mapping_get_reserved_end(Mapping *self, void *closure);
 
 /* py/lease.c: made first, and then bound to a range that is checked when nothing else can happen
- * any more (CH2). Binding takes a holder of the region; false with an exception. */
+ * any more (mapping.2). Binding takes a holder of the region; false with an exception. */
 Lease *lease_make(Mapping *self, PyObject *place);
 bool lease_bind(Lease *lease, struct region *region, int64_t offset, int64_t length,
                 bool writable);

@@ -135,7 +135,7 @@ static bool scan(Mapping *self, struct residency *found, unsigned char *flags)
             os_error(error);
             return false;
         }
-        /* Making objects may run Python code (CH2). */
+        /* Making objects may run Python code (mapping.2). */
         if (!add_flags(found, at, flags, pages_for(span)) ||
             !mapping_range(self, found->offset, found->end - found->offset))
             return false;
@@ -148,7 +148,7 @@ PyObject *mapping_residency(Mapping *self, PyObject *args)
 {
     long long offset, length;
     size_t first, end;
-    PyObject *result = NULL, *runs = PyList_New(0); /* before the range is checked (CH2) */
+    PyObject *result = NULL, *runs = PyList_New(0); /* before the range is checked (mapping.2) */
     struct residency found = {.runs = runs, .run_start = -1};
     unsigned char *flags = PyMem_Malloc(WINDOW_PAGES);
     if (!flags)

@@ -1,4 +1,4 @@
-/* resize.c: changes of size, of the fence and of the region; each is one step (CH3). */
+/* resize.c: changes of size, of the fence and of the region; each is one step (mapping.3). */
 #include "mapping.h"
 
 #include <errno.h>
@@ -33,7 +33,7 @@ static bool change_begin(Mapping *self, struct change *change, int64_t from)
     *change = (struct change){0};
     if (!mapping_check(self))
         return false;
-    if (self->moving != INT64_MAX) { /* CH4 */
+    if (self->moving != INT64_MAX) { /* mapping.4 */
         PyErr_SetString(PyExc_RuntimeError, "the size of this file is being changed already");
         return false;
     }

@@ -174,7 +174,7 @@ static bool load_stores(PyObject *items, struct store *stores, Py_ssize_t *loade
     return true;
 }
 
-/* Once all are loaded, as a buffer may be Python's (CH2); false with an exception. */
+/* Once all are loaded, as a buffer may be Python's (mapping.2); false with an exception. */
 static bool check_stores(const Mapping *self, struct store *stores, Py_ssize_t count)
 {
     size_t first, end;

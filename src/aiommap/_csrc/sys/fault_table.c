@@ -89,7 +89,7 @@ void unwatch(struct entry *entry)
     unlock_table();
 }
 
-/* False if the entry was changed meanwhile (M2). */
+/* False if the entry was changed meanwhile (fault_table.2). */
 static bool read_entry(const struct entry *entry, struct watched *found)
 {
     /* SAFETY: acquire and the fence keep the loads between the two looks at the version. */

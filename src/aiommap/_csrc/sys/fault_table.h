@@ -6,17 +6,18 @@
  * How the table is read while it is being changed. Entries live in chunks that are never freed, so
  * a reader may look at any of them at any time. Its owner's version is odd while an entry changes
  * and different afterwards.
- *   M1  An entry is filled in before anybody has a pointer into its mapping, and emptied before
+ * Invariants.
+ *   1  An entry is filled in before anybody has a pointer into its mapping, and emptied before
  *       that mapping goes. So while a thread is at an address of a mapping, which keeps the mapping
  *       alive, the entry that covers the address stands still, also for the handler of the fault
  *       that this thread takes there.
- *   M2  So an entry that a reader sees changing is not the one it looks for: it passes on, and never
+ *   2  So an entry that a reader sees changing is not the one it looks for: it passes on, and never
  *       waits. Nor can it mistake one for another: it believes only what had the same even version
  *       before and after.
- *   M3  What an entry points at (damage, growth) belongs to the owner of the mapping, and lives
+ *   3  What an entry points at (damage, growth) belongs to the owner of the mapping, and lives
  *       longer than it. A reader follows the pointer only of the entry that covers its own fault, and that
- *       mapping is alive (M1).
- *   M4  An address range can be another mapping's only after ours was unmapped, which came after
+ *       mapping is alive (fault_table.1).
+ *   4  An address range can be another mapping's only after ours was unmapped, which came after
  *       its entry was emptied; a thread that faults there came to know the address later still. So
  *       no fault in a foreign mapping finds an entry of ours.
  */
@@ -41,9 +42,9 @@ struct watched {           /* constant: a copy */
     uintptr_t base;
     size_t length;         /* 0 in an entry that is free */
     int protection;        /* of mmap(2) */
-    struct damage *damage; /* M3 */
-    struct growth *growth; /* M3; NULL unless a fault beyond the end of file makes it longer */
-    struct growth *file;   /* M3; tells what a page within the file lacks; NULL if nobody can */
+    struct damage *damage; /* fault_table.3 */
+    struct growth *growth; /* fault_table.3; NULL unless a fault beyond the end of file makes it longer */
+    struct growth *file;   /* fault_table.3; tells what a page within the file lacks; NULL if nobody can */
 };
 
 struct entry;

@@ -133,7 +133,8 @@ static int64_t again(int64_t end, int64_t most)
 static int64_t least_of(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t most_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
-/* How long the process may make the file. A write up to a limit within a page would end it there (X1). */
+/* How long the process may make the file. A write up to a limit within a page would end it there
+ * (growth.1). */
 static int64_t allowed(int64_t end)
 {
     struct rlimit most;
@@ -180,7 +181,7 @@ static int reserve(struct growth *growth, int64_t end, int64_t target, int64_t l
     return is_missing(error) ? 0 : error;
 }
 
-/* At most a window, or up to a page boundary where others have ended the file within a page (X1).
+/* At most a window, or up to a page boundary where others have ended the file within a page (growth.1).
  * Appended, wherever the end is by then: what another process has put there since is not written
  * over, and neither is what another thread stores: it can only do so behind us. */
 static int append_zeros(int fd, int64_t *end, int64_t target)
@@ -273,7 +274,7 @@ int growth_fill(struct growth *growth, int64_t offset, int64_t length, int *agai
 
 /* SAFETY: runs in the signal handler. It makes only system calls that are async-signal-safe, or
  * thin wrappers of them, on a descriptor that `busy` keeps open; it allocates nothing, and never
- * waits (X2). */
+ * waits (growth.2). */
 enum growth_outcome growth_reach(struct growth *growth, int64_t offset, int64_t limit, int *error,
                                  uint64_t *generation)
 {
@@ -284,7 +285,7 @@ enum growth_outcome growth_reach(struct growth *growth, int64_t offset, int64_t 
         sched_yield();
         return GROWTH_AGAIN;
     }
-    if (offset < LOAD(growth->end)) /* X3, unless another thread has made it longer just now */
+    if (offset < LOAD(growth->end)) /* growth.3, unless another thread has made it longer just now */
         outcome = growth->fd < 0 || length_of(growth->fd) > offset ? GROWTH_THERE : GROWTH_LOST;
     else if (growth->fd < 0)
         outcome = GROWTH_BEYOND;

@@ -6,12 +6,12 @@
  * whoever asks for the size of the mapping finds it there.
  *
  * Invariants.
- *   X1  While a growable region exists the file ends at a page boundary, for a store into the rest of
+ *   1  While a growable region exists the file ends at a page boundary, for a store into the rest of
  *       the last page faults nowhere and would never reach the file.
- *   X2  Who holds `busy` makes a few system calls and nothing else: it never waits for the GIL, which
+ *   2  Who holds `busy` makes a few system calls and nothing else: it never waits for the GIL, which
  *       a thread that stores may hold while it waits for `busy`. The handler does not even wait: it
  *       returns, the store faults again, and it looks again.
- *   X3  A fault below `end` is not for growth to heal: that part of the file was there, and is lost.
+ *   3  A fault below `end` is not for growth to heal: that part of the file was there, and is lost.
  */
 #ifndef AIOMMAP_GROWTH_H
 #define AIOMMAP_GROWTH_H
@@ -73,7 +73,7 @@ enum growth_outcome growth_leave(struct growth *growth, int64_t offset);
 void growth_return(struct growth *growth);
 
 /* Make the file this long, by another descriptor, and forget what the handler did. If it is to end
- * at a page boundary (X1) it does so with zeros behind the given length. 0 or an errno number. */
+ * at a page boundary (growth.1) it does so with zeros behind the given length. 0 or an errno number. */
 int growth_truncate(struct growth *growth, int fd, int64_t length, bool whole_pages);
 /* Make the file at least this long; blocks are the caller's to reserve. 0 or an errno number. */
 int growth_extend(struct growth *growth, int fd, int64_t end);

@@ -173,7 +173,7 @@ static void on_sigbus(int level, int number, siginfo_t *info, void *context)
             landing->stack = interrupted->uc_stack;
         }
         /* SAFETY: the frame that set the target is still there, in this same thread, and nothing
-         * but a memcpy or one instruction is left half done (G1, G2, G3). */
+         * but a memcpy or one instruction is left half done (guard.1, guard.2, guard.3). */
         siglongjmp(landing->target, 1);
     }
     if (lost && survive_fault(address, lost))
@@ -205,7 +205,7 @@ static int level_of(const struct sigaction *action)
 }
 
 /* Under the lock. Take over from whoever is there: nobody, or who put the default back over us, as
- * faulthandler.disable() does, or a handler above our highest level, on one more level (G6). Above
+ * faulthandler.disable() does, or a handler above our highest level, on one more level (guard.6). Above
  * the last of them it is left alone: most handlers hand on what they do not know. */
 static int take_over(void)
 {
@@ -280,7 +280,7 @@ enum { MASK_BYTES = sizeof(sigset_t) < 8 ? sizeof(sigset_t) : 8 };
 /* What the thread blocked when guard_word last looked. */
 static PER_THREAD char seen_mask[MASK_BYTES];
 
-/* G8, with the mask from before the copy if there is one: nobody looked at it for one word. Not in
+/* guard.8, with the mask from before the copy if there is one: nobody looked at it for one word. Not in
  * the handler: signals that are let through there would run on top of it. */
 static __attribute__((noinline)) void land(const struct landing *landing, const sigset_t *mask)
 {
@@ -290,13 +290,13 @@ static __attribute__((noinline)) void land(const struct landing *landing, const 
         open = *mask;
     else
         memcpy(&open, landing->told ? (const void *)&landing->mask : seen_mask, MASK_BYTES);
-    sigdelset(&open, SIGBUS); /* G4 */
+    sigdelset(&open, SIGBUS); /* guard.4 */
     if (landing->told && (unsigned)landing->stack.ss_flags & AUTODISARM)
         sigaltstack(&landing->stack, NULL);
     pthread_sigmask(SIG_SETMASK, &open, NULL);
 }
 
-/* The guarded region itself (G1). Returns false when it faulted. Kept out of line so that no
+/* The guarded region itself (guard.1). Returns false when it faulted. Kept out of line so that no
  * local of a caller lives across the second return of sigsetjmp. */
 static __attribute__((noinline)) bool copy_armed(void *dst, const void *src, size_t n,
                                                  const sigset_t *mask)
@@ -342,7 +342,7 @@ size_t guard_copy(void *dst, const void *src, size_t n, const void **fault)
     sigset_t bus, before;
     sigemptyset(&bus);
     sigaddset(&bus, SIGBUS);
-    pthread_sigmask(SIG_UNBLOCK, &bus, &before); /* G4 */
+    pthread_sigmask(SIG_UNBLOCK, &bus, &before); /* guard.4 */
     size_t done = n;
     if (!copy_armed(dst, src, n, &before)) {
         done = copy_prefix(dst, src, n, &before);
@@ -378,7 +378,7 @@ static __attribute__((noinline)) bool word_unblocked(struct word_call *call, boo
     sigemptyset(&bus);
     sigaddset(&bus, SIGBUS);
     guard_refresh();
-    pthread_sigmask(SIG_UNBLOCK, &bus, &before); /* G4 */
+    pthread_sigmask(SIG_UNBLOCK, &bus, &before); /* guard.4 */
     memcpy(seen_mask, &before, MASK_BYTES);
     bool done = word_armed(call);
     *blocked = sigismember(&before, SIGBUS);

@@ -9,21 +9,21 @@
  * processes that asked to die early are sent it.
  *
  * Invariants.
- *   G1  Only a memcpy, or one atomic operation, runs in a guarded region.
- *   G2  The handler jumps only for a fault whose page meets one of the two ranges in use.
- *   G3  The jump target is thread-local: a fault never leaves its own thread.
- *   G4  SIGBUS is unblocked for the length of a guarded region, since the kernel kills a thread
+ *   1  Only a memcpy, or one atomic operation, runs in a guarded region.
+ *   2  The handler jumps only for a fault whose page meets one of the two ranges in use.
+ *   3  The jump target is thread-local: a fault never leaves its own thread.
+ *   4  SIGBUS is unblocked for the length of a guarded region, since the kernel kills a thread
  *       that faults with SIGBUS blocked, whatever handler there is.
- *   G5  A fault outside of a guarded region, at an address of a watched mapping, gets a page of
+ *   5  A fault outside of a guarded region, at an address of a watched mapping, gets a page of
  *       zeros laid under it and goes on. The damage is noted before the page is laid, so whoever
  *       has stored into such a page finds the damage noted. Unless the mapping grows: then sys/growth.h
  *       says what becomes of the fault. Nor does it fail at the kernel's limit on mappings: sys/spare.h.
- *   G6  Every other SIGBUS goes to whoever was installed before us. Each time the handler is put on
+ *   6  Every other SIGBUS goes to whoever was installed before us. Each time the handler is put on
  *       top of another one it has an entry point of its own, a level, which hands on to what was
  *       below that: the chain leads downward only, whoever calls whom.
- *   G7  The handler calls nothing that is not safe in a signal handler, and preserves errno. mmap(2)
+ *   7  The handler calls nothing that is not safe in a signal handler, and preserves errno. mmap(2)
  *       is not on the list of POSIX; in Linux libraries it is no more than the system call.
- *   G8  A jump leaves the thread with the signal mask and the alternate stack of before the fault,
+ *   8  A jump leaves the thread with the signal mask and the alternate stack of before the fault,
  *       whatever a handler that was asked before ours, and called it, had blocked or used up.
  */
 #ifndef AIOMMAP_GUARD_H

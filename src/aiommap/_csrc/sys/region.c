@@ -64,7 +64,7 @@ int region_map(struct region **out, int fd, size_t length, const struct region_o
 
 void region_unmap(struct region *region)
 {
-    unwatch(region->entry); /* first: M4 */
+    unwatch(region->entry); /* first: fault_table.4 */
     munmap(region->base, region->length);
     free(region);
 }
@@ -221,7 +221,7 @@ static size_t copy_pieces(char *to, const char *from, size_t length)
 size_t region_copy_out(const struct region *region, size_t offset, char *to, size_t length)
 {
     size_t copied = copy_pieces(to, region->base + offset, length);
-    /* SAFETY: whoever lays a page of zeros notes the damage first (G5), but arm64 may look at the
+    /* SAFETY: whoever lays a page of zeros notes the damage first (guard.5), but arm64 may look at the
      * note before it loads the zeros; an acquire fence keeps the loads in order. */
     __atomic_thread_fence(__ATOMIC_ACQUIRE);
     return is_damaged(region->damage) ? 0 : copied;

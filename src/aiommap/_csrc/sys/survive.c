@@ -32,7 +32,7 @@ static PER_THREAD struct {
 static bool map_zeros(const struct watched *mapping, uintptr_t start, uintptr_t end)
 {
     /* SAFETY: [start, end) lies in the watched mapping, which stays as long as the thread that
-     * faulted in it (M1), so nothing of anybody else's is mapped over. */
+     * faulted in it (fault_table.1), so nothing of anybody else's is mapped over. */
     return mmap((void *)start, end - start, mapping->protection,
                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) != MAP_FAILED;
 }

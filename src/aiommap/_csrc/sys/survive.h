@@ -1,4 +1,4 @@
-/* survive.h: a foreign load or store at a lost page goes on (G5). For the SIGBUS handler, and without
+/* survive.h: a foreign load or store at a lost page goes on (guard.5). For the SIGBUS handler, and without
  * Python. */
 #ifndef AIOMMAP_SURVIVE_H
 #define AIOMMAP_SURVIVE_H
