@@ -78,8 +78,22 @@ def copied_up(path: Path) -> Callable[[], None]:
     return lambda: None
 
 
+class NoImports:
+    """As in a chroot, or where the files of the interpreter may not be read any more."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        raise ModuleNotFoundError(f"no import of {name}")
+
+
+def no_import(path: Path) -> Callable[[], None]:
+    imports: Any = NoImports()
+    sys.meta_path.insert(0, imports)
+    return lambda: sys.meta_path.remove(imports)
+
+
 WANTS = {
-    f.__name__: f for f in (no_descriptor, no_thread, mapping_limit, renamed, frozen, copied_up)
+    f.__name__: f
+    for f in (no_descriptor, no_thread, no_import, mapping_limit, renamed, frozen, copied_up)
 }
 
 
@@ -103,6 +117,11 @@ async def file_locked(f: aiommap.MappedFile) -> None:
         pass
 
 
+async def watched(f: aiommap.MappedFile) -> None:
+    async with f.watch():
+        pass
+
+
 async def written(f: aiommap.MappedFile) -> None:
     await (await f.write(PAGE, NEW)).wait_durable()
 
@@ -120,6 +139,8 @@ READS: dict[str, Callable[[aiommap.MappedFile], Any]] = {
     "advise": lambda f: f.advise(aiommap.Advice.WILL_NEED),
     "locked": locked,
     "refresh": lambda f: f.refresh(),
+    "watch": watched,
+    "huge_page_bytes": lambda f: f.huge_page_bytes(),
 }
 WRITES: dict[str, Callable[[aiommap.MappedFile], Any]] = {
     "write": lambda f: f.write(PAGE, NEW),

@@ -44,7 +44,7 @@ class LeasedError(BlockingIOError):
 def _break_seconds() -> float:
     """Say for how long a holder may keep a lease; worker threads only."""
     try:
-        with open("/proc/sys/fs/lease-break-time", encoding="ascii") as file:
+        with open("/proc/sys/fs/lease-break-time", encoding="utf-8") as file:
             seconds = int(file.read())
     except (OSError, ValueError):
         return _BREAK_SECONDS

@@ -11,7 +11,7 @@ NEAR = 2
 def mapping_limit() -> str:
     """Say that the limit is reached, and what to do; empty if it is not. For worker threads."""
     with suppress(OSError, ValueError):
-        with open("/proc/sys/vm/max_map_count", encoding="ascii") as file:
+        with open("/proc/sys/vm/max_map_count", encoding="utf-8") as file:
             limit = int(file.read())
         with open("/proc/self/maps", "rb") as file:
             count = sum(1 for _ in file)

@@ -320,7 +320,7 @@ def _no_memory(capacity: int, options: OpenOptions) -> str:
 def _counts_private_pages() -> bool:
     """Tell whether the kernel promises no memory that it may not have (strict overcommit)."""
     try:
-        with open("/proc/sys/vm/overcommit_memory", encoding="ascii") as file:
+        with open("/proc/sys/vm/overcommit_memory", encoding="utf-8") as file:
             return file.read().strip() == "2"
     except OSError:
         return False

@@ -31,7 +31,7 @@ def count_huge_bytes(core: Core) -> int:
     """Ask the kernel, and remember the answer for statistics. Worker threads only."""
     start = core.mapping.address
     try:
-        with open(_SMAPS, encoding="ascii", errors="replace") as lines:
+        with open(_SMAPS, encoding="utf-8", errors="replace") as lines:
             count = huge_bytes(lines, start, start + core.mapping.capacity)
     except (FileNotFoundError, PermissionError) as error:
         reason = "the kernel tells it in /proc, which is not there or may not be read any more"

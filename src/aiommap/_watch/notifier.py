@@ -194,11 +194,13 @@ class WatchSet(Generic[Entry]):
 
             check_threads()  # it starts one, and aborts the process if it gets none
             made: Notifier = RustNotify(directories, False, False, 0, False, False)
-        except (OSError, RuntimeError) as error:
+        except (
+            BaseException
+        ) as error:  # nor can be imported after a chroot; a panic is no Exception
             if not isinstance(error, FileNotFoundError):
                 self._retry_at = time.monotonic() + RETRY_SECONDS
-                text = "the kernel refused to watch %d directories, so they are polled: %s"
-                WATCHING.warning(text, len(directories), error)
+                text = "%d directories cannot be watched by the kernel, so they are polled: %s"
+                WATCHING.warning(text, len(directories), str(error) or repr(error))
             return None
         return made
 
