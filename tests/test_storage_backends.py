@@ -409,3 +409,9 @@ def test_the_protocol_says_what_a_backend_of_ones_own_has_to_keep_to():
         found = set(re.findall(r"^(\w+):", inspect.getdoc(subject), re.MULTILINE))
         assert found == wanted, subject
     assert "Constant" in inspect.getdoc(StorageBackend.size)
+
+
+async def test_read_that_fails_names_the_file():
+    async with FileBackend.open("/proc/self/mem", size=PAGE) as backend:
+        with pytest.raises(OSError, match="/proc/self/mem"):  # nothing is mapped at 0
+            await backend.read_exact(0, 1)

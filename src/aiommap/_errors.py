@@ -27,6 +27,12 @@ class MappedFileError(Exception):
         return f"{type(self).__name__}({str(self)!r})"
 
 
+def name_file(error: BaseException, path: str) -> None:
+    """Have an error of the system name the path that was asked for; ours say it themselves."""
+    if isinstance(error, OSError) and not isinstance(error, MappedFileError):
+        error.filename = path
+
+
 class OutOfBoundsError(MappedFileError, ValueError):
     """A range leaves the mapped file; nothing was touched.
 

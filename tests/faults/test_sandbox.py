@@ -83,6 +83,7 @@ async def attempt(name, verb):
     try:
         return await verb()
     except aiommap.UnsupportedError as error:
+        assert path in str(error), error
         unsupported.append(name)
     except Exception:
         print(name)
@@ -303,3 +304,47 @@ def test_quota_that_is_used_up(tmp_path, call):
     """Of a file system with quotas, as far as it can be had without one: by its answers."""
     done = run(QUOTA, tmp_path / "file", number_of(call))
     assert done.stdout == "ok\n", done.stdout + done.stderr
+
+
+#: Calls that have no other way, and what fails for want of them.
+LAST_RESORTS = {
+    "fcntl": ((72, 25), "f.file_lock(0, 8, timeout=5).__aenter__()"),
+    "munlock": ((150, 229), "pinned(f)"),
+}
+
+REFUSED_IN_THE_END = (
+    REFUSE
+    + """
+import anyio, aiommap, os, sys
+
+async def pinned(f):
+    async with f.locked(0, 8):
+        pass
+
+async def main():
+    async with aiommap.open(sys.argv[1], "r+") as f:
+        refuse(int(sys.argv[2]), 1)
+        try:
+            await eval(sys.argv[3])
+        except PermissionError as error:
+            assert sys.argv[1] in str(error), error
+            print("told")
+
+anyio.run(main)
+"""
+)
+
+
+@pytest.mark.parametrize("call", LAST_RESORTS)
+def test_refused_for_good_names_the_file(tmp_path, call):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(8192))
+    numbers, verb = LAST_RESORTS[call]
+    number = numbers[platform.machine() == "aarch64"]
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSED_IN_THE_END, path, str(number), verb],
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert done.stdout == "told\n", done.stderr

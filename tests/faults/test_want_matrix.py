@@ -33,6 +33,7 @@ READS, WRITES = 13, 12
 REFUSED = {
     "no_descriptor": {"huge_page_bytes": "Too many open files"},
     "mapping_limit": {"locked": "vm.max_map_count"},
+    "copied_up": {"view_read": "call reopen()"},
 }
 
 

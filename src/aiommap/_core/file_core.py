@@ -16,7 +16,14 @@ from typing import TypeVar, TypeVarTuple, Unpack
 
 import anyio
 
-from .._errors import AccessModeError, FlushError, ForkedError, MappingFaultError, UnsupportedError
+from .._errors import (
+    AccessModeError,
+    FlushError,
+    ForkedError,
+    MappingFaultError,
+    UnsupportedError,
+    name_file,
+)
 from .._flush_policy import FlushPolicy
 from .._native import Mapping, Receipt
 from .._ranges import RangeSet
@@ -313,7 +320,11 @@ class Core:
     ) -> T:
         """Run a job that closing waits for."""
         with self.activity():
-            return await self.workers.finish(limiter, function, *args)
+            try:
+                return await self.workers.finish(limiter, function, *args)
+            except OSError as error:
+                name_file(error, self.path)
+                raise
 
     # Worker threads only, from here on: these ask the file system.
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
-from .._errors import UnsupportedError
+from .._errors import UnsupportedError, name_file
 from .._native import Mapping, sigbus_blocked
 from .file_kinds import cannot_map, check_mappable, check_regular, is_in_memory
 from .file_state import FileState, Identity
@@ -75,7 +75,7 @@ def open_mapping(options: OpenOptions) -> Opened:
         if made is not None:
             _undo(made, fd, error)
         close()
-        _name(error, options.path)
+        name_file(error, options.path)
         raise
     return Opened(
         mapping, Identity.of(found), FileState.of(found), named=found.st_nlink > 0, made=made
@@ -89,12 +89,6 @@ def _undo(made: NewName, fd: int, error: BaseException) -> None:
     except OSError as failure:
         error.add_note(f"the file that was created could not be removed again: {failure}")
     made.close()
-
-
-def _name(error: BaseException, path: str) -> None:
-    """Have an error of the system name the path that was asked for."""
-    if isinstance(error, OSError) and not isinstance(error, UnsupportedError):
-        error.filename = path
 
 
 def _open_descriptor(options: OpenOptions) -> tuple[int, NewName | None]:
@@ -118,7 +112,7 @@ def _open_descriptor(options: OpenOptions) -> tuple[int, NewName | None]:
     except BlockingIOError:
         raise LeasedError(options.path) from None
     except OSError as error:
-        _name(error, options.path)
+        name_file(error, options.path)
         raise
 
 

@@ -22,7 +22,13 @@ from typing import TYPE_CHECKING, SupportsIndex, TypeVar
 from .._arguments import byte_count, check_range
 from .._core.file_core import Core
 from .._core.opening import cannot_resize, reserve
-from .._errors import AccessModeError, AlignmentError, OutOfBoundsError, UnsupportedError
+from .._errors import (
+    AccessModeError,
+    AlignmentError,
+    OutOfBoundsError,
+    UnsupportedError,
+    name_file,
+)
 from .._flush.flusher import Flusher
 from .._ipc.futex import look_again
 from .._native import PAGE_SIZE
@@ -231,6 +237,9 @@ class Resizer:
             made = make()
         except ValueError:
             self.check_whole_pages()
+            raise
+        except OSError as error:
+            name_file(error, self._core.path)
             raise
         self.check_whole_pages()
         return made

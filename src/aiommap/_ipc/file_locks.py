@@ -26,6 +26,7 @@ Invariants.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import math
 import os
@@ -301,8 +302,10 @@ class FileLocks:
             self._open()
         try:
             self._set(fcntl.F_RDLCK if claim.shared else fcntl.F_WRLCK, claim.offset, claim.end)
-        except (BlockingIOError, PermissionError):
-            return False
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            raise
         self._granted.append(claim)
         return True
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from .._advice import Advice
 from .._core.file_core import FULL, Core
 from .._core.mapping_limit import mapping_limit
-from .._errors import OutOfBoundsError, UnsupportedError
+from .._errors import OutOfBoundsError, UnsupportedError, name_file
 from .._native import PAGE_SIZE, PIECE_BYTES
 from .._ranges import RangeSet, align_down, align_up
 from .._runtime.threads import Mutex
@@ -137,10 +137,10 @@ class Pager:
             await core.finish(core.workers.flushes, core.mapping.start_writeback, offset, length)
         except OSError as error:
             if error.errno != errno.ENOSYS:
-                error.filename = core.path
                 raise
             reason = "the kernel has no sync_file_range(2), or a sandbox refuses it"
-            raise UnsupportedError("start write-back", reason, errno.ENOSYS) from error
+            what = f"start write-back of {core.path}"
+            raise UnsupportedError(what, reason, errno.ENOSYS) from error
 
     async def lock(self, offset: int, length: int) -> tuple[int, int]:
         """Pin a range; the result goes to ``unlock``."""
@@ -187,7 +187,11 @@ class Pager:
         # Closing unmaps, and that unlocks; a forked child inherits no locks (mlock(2)).
         if not core.closing and not core.mapping.forked:
             with core.activity():
-                await core.workers.complete(core.workers.control, self._unlock_rest, span)
+                try:
+                    await core.workers.complete(core.workers.control, self._unlock_rest, span)
+                except OSError as error:
+                    name_file(error, core.path)
+                    raise
 
     def _publish(self) -> None:
         with self._publishing:
@@ -248,7 +252,6 @@ class Pager:
             if error.errno == errno.EFAULT:
                 make = self._core.store_fault if write else self._core.fault
                 raise make(offset, min(length, PIECE_BYTES), 0) from error
-            error.filename = self._core.path
             raise
 
     def _advise(self, advice: Advice, offset: int, length: int) -> None:
@@ -258,7 +261,6 @@ class Pager:
             mapping.advise(offset, length, advice.madvise)
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.EAGAIN, errno.EPERM, errno.ENOSYS):
-                error.filename = self._core.path
                 raise
             reason = "this kernel has no such advice, or a sandbox refuses it"
             if error.errno == errno.EAGAIN:

@@ -22,7 +22,7 @@ from .._arguments import byte_count, check_range
 from .._core.file_kinds import check_readable, size_of
 from .._core.leases import LeasedError, past_leases
 from .._core.paths import FilePath
-from .._errors import ForkedError, OutOfBoundsError, UnsupportedError
+from .._errors import ForkedError, OutOfBoundsError, name_file
 from .._hub.hub import Hub, hub_or_new
 from .._hub.opening import Opening
 from .._native import read_file
@@ -196,8 +196,7 @@ class FileBackend(AsyncResource):
         except BlockingIOError:
             raise LeasedError(self._path) from None
         except OSError as error:
-            if not isinstance(error, UnsupportedError):
-                error.filename = self._path
+            name_file(error, self._path)
             raise
         self._descriptor = _Descriptor(fd)
 
@@ -211,7 +210,11 @@ class FileBackend(AsyncResource):
 
     def _read_whole(self, descriptor: _Descriptor, offset: int, length: int) -> bytes:
         with descriptor.using() as fd:
-            data = read_file(fd, offset, length)
+            try:
+                data = read_file(fd, offset, length)
+            except OSError as error:
+                name_file(error, self._path)
+                raise
         if len(data) < length:
             raise self._ended(offset, length, len(data))
         return data
