@@ -139,7 +139,7 @@ async def test_punch_hole_of_a_sealed_file_names_it():
 @pytest.mark.anyio
 async def test_private_mapping_under_strict_overcommit(path, monkeypatch):
     """The kernel is not made strict for that: all processes of this machine would be."""
-    monkeypatch.setattr("aiommap._core.file_core.opening._counts_private_pages", lambda: True)
+    monkeypatch.setattr("aiommap._core.opening._counts_private_pages", lambda: True)
     with open(path, "ab") as file:
         file.truncate(1 << 40)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)

@@ -33,7 +33,7 @@ READS, WRITES = 13, 12
 REFUSED = {
     "no_descriptor": {"huge_page_bytes": "Too many open files"},
     "mapping_limit": {"locked": "vm.max_map_count"},
-    "copied_up": {"view_read": "call reopen()"},
+    "copied_up": dict.fromkeys(("view_read", "prewarm", "residency", "locked"), "call reopen()"),
 }
 
 
