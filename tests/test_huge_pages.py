@@ -82,5 +82,7 @@ async def test_a_kernel_that_does_not_tell_is_said_so_and_opening_goes_on(path, 
     monkeypatch.setattr(huge_pages, "_SMAPS", str(Path("/proc/self/no-smaps")))
     async with aiommap.open(path, huge_pages=True) as f:
         assert f.statistics().huge_page_bytes is None
-        with pytest.raises(aiommap.UnsupportedError, match="no-smaps is not there"):
+        with pytest.raises(aiommap.UnsupportedError, match="/proc, which is not there") as caught:
             await f.huge_page_bytes()
+    assert str(path) in str(caught.value)
+    assert "no-smaps" not in str(caught.value)  # the user's file, not one of ours

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 
 
 async def until(condition):
@@ -11,3 +12,10 @@ async def until(condition):
     with anyio.fail_after(20):
         while not condition():
             await anyio.lowlevel.checkpoint()
+
+
+async def nothing_happens():
+    """Give what should not run every chance to."""
+    for _ in range(50):
+        await anyio.lowlevel.checkpoint()
+    await anyio.to_thread.run_sync(int)

@@ -396,12 +396,12 @@ def test_nothing_is_staged_for_a_mapping_that_is_being_closed(mapping):
     assert mapping.stage(0, b"x") is None
 
 
-def test_a_look_tells_size_and_identity_and_zeros_for_what_is_gone(mapping, tmp_path):
-    here, gone = tmp_path / "here", tmp_path / "gone"
-    here.write_bytes(b"x")
-    found = here.stat()
-    assert mapping.look(str(here)) == (SIZE, found.st_dev, found.st_ino)
-    assert mapping.look(str(gone)) == (SIZE, 0, 0)
-    assert mapping.look(str(here / "below")) == (SIZE, 0, 0)
-    with pytest.raises(OSError, match="too long"):
-        mapping.look(str(tmp_path / ("x" * 300)))
+def test_a_look_tells_size_and_number_of_names(mapping, tmp_path):
+    path, second = tmp_path / "file", tmp_path / "second"
+    assert mapping.look() == (SIZE, 1)
+    os.link(path, second)
+    os.truncate(path, PAGE_SIZE)
+    assert mapping.look() == (PAGE_SIZE, 2)
+    path.unlink()
+    second.unlink()
+    assert mapping.look() == (PAGE_SIZE, 0)
