@@ -32,7 +32,7 @@ def loop_never_waits():
     with blockbuster_ctx("aiommap", excluded_modules=applications) as busters:
         # getcwd(2) asks no disk, and the answer must be the one of the moment of the call.
         getcwd = busters.functions["os.getcwd"]
-        getcwd.can_block_in("aiommap/_paths.py", "check")
+        getcwd.can_block_in("aiommap/_core/paths.py", "check")
         with LoopWatch() as watch:
             yield
     assert not watch.found, "\n".join(watch.found)
