@@ -332,7 +332,7 @@ async def test_a_flush_without_memory_is_made_up_for(path, monkeypatch, caplog):
             def fail(*_):
                 raise MemoryError
 
-            patches.setattr("aiommap._flush.flusher.flusher.Flusher._finds_work", fail)
+            patches.setattr("aiommap._flush.flusher.Flusher._finds_work", fail)
             receipt = await f.write(0, b"x")
             await until(lambda: caplog.records)
         await until(lambda: receipt.durable)

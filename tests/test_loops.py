@@ -8,10 +8,14 @@ import sys
 import pytest
 
 PRELUDE = """
-import asyncio, sys, aiommap, uvloop
+import asyncio, sys, aiommap, trio, uvloop
 from aiommap import PAGE_SIZE as PAGE, FlushPolicy
 path, loop = sys.argv[1:]
-run = uvloop.run if loop == "uvloop" else asyncio.run
+def run(main):
+    if loop == "trio":
+        trio.run(lambda: main)
+    else:
+        (uvloop.run if loop == "uvloop" else asyncio.run)(main)
 """
 
 TEARDOWN = {
@@ -242,7 +246,7 @@ print(any(map(os.path.exists, names)))
     assert run(script, path, loop) == ["False"]
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop", "trio"])
 def test_flushes_that_are_due_at_the_end_of_the_loop_leave_no_task_behind(path, loop):
     """More files than may be flushed at once, so that the later turns begin during the end."""
     script = """

@@ -122,6 +122,11 @@ class Schedule(Generic[Target]):
         return self._timers[0].deadline if self._timers else None
 
     @property
+    def busy(self) -> bool:
+        """Whether a flush runs, or waits for its turn."""
+        return bool(self._waiting or self._running)
+
+    @property
     def idle(self) -> bool:
         """Whether nothing is requested and nothing runs."""
-        return not (self._waiting or self._running) and self.next_deadline() is None
+        return not self.busy and self.next_deadline() is None

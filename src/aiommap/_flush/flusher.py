@@ -232,12 +232,15 @@ class Flusher:
 
         Beside the lane, which needs the loop. The loop is told when it has time.
         """
-        core = self._core
+        core, failure = self._core, None
         with self._turn:
-            if core.closing or core.retired or not core.sound or not due():
+            if core.closing or core.retired:
                 return False
-            self._make_durable([Request(0, core.mapping.size)], [None], clean=False)
-            failure = self._passing
+            if core.sound:
+                if not due():
+                    return False
+                self._make_durable([Request(0, core.mapping.size)], [None], clean=False)
+                failure = self._passing
         core.workers.call_from_thread(self._unasked_ended)
         if failure is not None:
             FLUSHES.warning("%s", failure)

@@ -1,8 +1,11 @@
 """The flush scheduler: one per hub, which flushes any number of files when it is their turn.
 
-No loop takes part, so that what is due is flushed while it is busy, or at rest between two runs.
-The clock's thread wakes it for the next deadline, each flush runs in a thread of ours, and clean
-files cost nothing. All of it may be called in any thread.
+No flush needs the loop, so that what is due is flushed while it is busy, or at rest between two
+runs. The clock's thread wakes the scheduler for the next deadline, each flush runs in a thread of
+ours, and clean files cost nothing. All of it may be called in any thread.
+
+The loop does one thing: while flushes are due, a task that nothing cancels waits for them. So
+``asyncio.run`` and ``trio.run`` return only after what was due before their end is flushed.
 """
 
 from __future__ import annotations
@@ -14,7 +17,9 @@ from functools import partial
 from typing import Protocol
 
 from .._runtime.kept_threads import clock, run_in_some_thread
+from .._runtime.loops import Event, spawn, wait_out
 from .._runtime.threads import ReentrantMutex
+from .._runtime.workers import Workers
 from .flush_queue import Schedule, Timer
 
 #: How many files of a hub are flushed unasked at a time: a disk that hangs holds so many threads.
@@ -33,9 +38,12 @@ class Target(Protocol):
 class FlushScheduler:
     """Runs the flushes of a ``Schedule``. Who asks for one keeps the clock."""
 
-    __slots__ = ("__weakref__", "_mutex", "_schedule", "_wake_at")
+    __slots__ = ("__weakref__", "_done", "_mutex", "_schedule", "_wake_at", "_workers")
 
-    def __init__(self) -> None:
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+        #: Ends the task that keeps the loop from ending; None while no flush is due.
+        self._done: Event | None = None
         self._mutex = ReentrantMutex()
         self._schedule: Schedule[Target] = Schedule(BACKGROUND_FLUSHES)
         self._wake_at = math.inf
@@ -77,7 +85,17 @@ class FlushScheduler:
         with self._mutex:
             started = self._schedule.start(time.monotonic())
             self._set_alarm()
+            self._keep_loop()
         return started
+
+    def _keep_loop(self) -> None:
+        """Have a task on the loop for as long as flushes are due."""
+        if self._schedule.busy and self._done is None:
+            self._done = self._workers.event()
+            self._workers.call_on_loop(partial(spawn, wait_out, self._done))
+        elif self._done is not None and not self._schedule.busy:
+            done, self._done = self._done, None
+            self._workers.call_on_loop(done.set)
 
     def _launch(self, target: Target) -> None:
         run_in_some_thread(partial(self._take_turns, target))

@@ -91,7 +91,6 @@ class Hub:
         self._readers = workers
         self._workers: Workers | None = None
         self._closed = False
-        self._scheduler = FlushScheduler()
         self._files: dict[Core, MappedFile] = {}
         #: Closed with an error by ``aclose``, which raises it each time it is called (I15).
         self._failed: list[MappedFile] = []
@@ -224,6 +223,7 @@ class Hub:
             self._workers.check_loop()
         else:
             self._workers = workers = Workers(self._readers)
+            self._scheduler = FlushScheduler(workers)
             opening = batches(workers, workers.control, partial(_attempt_all, open_mapping))
             releasing = batches(workers, workers.control, partial(_attempt_all, _Release.run))
             self._opening: Lane[OpenOptions, Opened] = Lane(workers, opening, self._discard)

@@ -162,7 +162,7 @@ class Workers:
         #: all that anyio's checkpoint does, in half the time, and inline verbs pay nothing else.
         self._turn: Callable[[], Awaitable[None]]
         #: Calls a function in the next turn of the loop; for the loop thread.
-        self.call_soon: Callable[[Callable[[], None]], object]
+        self.call_soon: Callable[[Callable[[], object]], object]
         #: Makes an event of this loop's own kind: anyio's costs each waiter a microsecond more.
         self.event: Callable[[], Event]
         #: Makes what a single task waits for: half of what an event costs.
@@ -186,7 +186,7 @@ class Workers:
         self.flushes: Limiter = Limiter(FLUSH_WORKERS)
         self.control: Limiter = Limiter(CONTROL_WORKERS)
 
-    def call_from_thread(self, function: Callable[[], None]) -> bool:
+    def call_from_thread(self, function: Callable[[], object]) -> bool:
         """Call a function on the loop soon, from any thread; tell if the loop was still there."""
         try:
             self._from_thread(function)
@@ -201,7 +201,7 @@ class Workers:
         except RuntimeError:
             return False
 
-    def call_on_loop(self, function: Callable[[], None]) -> None:
+    def call_on_loop(self, function: Callable[[], object]) -> None:
         """Call a function on the loop: at once in its own thread, soon in any other."""
         if self.on_loop():
             function()
