@@ -228,7 +228,7 @@ async def test_a_word_changed_while_a_write_becomes_durable_is_not_durable(path)
 
         def change_during_the_flush(over):
             while not over.is_set():
-                if f._mapping.flight_since:
+                if f._mapping.writeback_since:
                     word.store(1)
                     break
 

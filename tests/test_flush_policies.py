@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 async def settled(f):
     """Let what was begun in the background end: a flush that runs shows as bytes in flight."""
-    await until(lambda: not f._mapping.flight_since and not f._auto._asked)
+    await until(lambda: not f._mapping.writeback_since and not f._auto._asked)
 
 
 async def test_every_bytes_flushes_when_that_much_was_written_and_not_before(path):

@@ -380,7 +380,7 @@ async def test_a_word_that_differs_is_seen_without_time_to_wait_at_the_end_of_a_
     word = f.atomic_u32(0)
     word.store(5)
     for _ in range(20):
-        while not _native.slice_spent():
+        while not _native.time_slice_spent():
             pass
         assert await word.wait(4, timeout=0) == 5
     with pytest.raises(TimeoutError):

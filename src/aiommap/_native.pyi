@@ -22,9 +22,9 @@ PAGE_SIZE: int
 
 #: One system call or copy never handles more than this many bytes.
 PIECE_BYTES: int
-TRIP_NEVER: int
-#: How many words one Alarm.wait can be given.
-WAIT_MOST: int
+NO_LIMIT: int
+#: How many words one Wakeup.wait can be given.
+MAX_WAIT_WORDS: int
 MADV_NORMAL: int
 MADV_RANDOM: int
 MADV_SEQUENTIAL: int
@@ -46,9 +46,9 @@ def read_file(fd: int, offset: int, length: int, /) -> bytes:
     """Read a descriptor without any mapping; shorter than ``length`` only at the end (waits)."""
 
 @overload
-def pin(data: object, /) -> bytes | memoryview: ...
+def export_bytes(data: object, /) -> bytes | memoryview: ...
 @overload
-def pin(data: object, writable: Literal[True], /) -> memoryview:
+def export_bytes(data: object, writable: Literal[True], /) -> memoryview:
     """View any C-contiguous memory as bytes; its owner cannot move or free it meanwhile.
 
     Bytes that are not to be written are returned as they are.
@@ -61,21 +61,21 @@ def pin(data: object, writable: Literal[True], /) -> memoryview:
 def sigbus_blocked() -> bool:
     """Tell whether this thread blocks SIGBUS: then the kernel kills it for a fault of its own."""
 
-def slice_spent() -> bool:
+def time_slice_spent() -> bool:
     """Tell whether this thread has to give way before the next inline verb."""
 
-def slice_yield() -> int:
+def time_slice_yield() -> int:
     """Count a yield of this thread and return how many there were before it."""
 
-def slice_renew(before: int, /) -> None:
-    """Grant a slice, shared by all tasks that yielded since ``slice_yield`` returned ``before``."""
+def time_slice_renew(before: int, /) -> None:
+    """Grant a time slice, shared by all that yielded since ``time_slice_yield`` said ``before``."""
 
 @final
 class Mapping:
     """One open file, mapped. Owns the descriptor from the moment the constructor returns."""
 
     fd: int  # -1 once closed
-    floor: int  # settable: bytes that were asked for, or written by a verb
+    min_kept_length: int  # settable: bytes that were asked for, or written by a verb
     growable_leases: int
     closed: bool
     nowait: bool  # reads through the descriptor can be tried without waiting
@@ -92,7 +92,7 @@ class Mapping:
     writable_leases: int
     ended_leases: int  # writable ones that there were
     dirty_since: int  # CLOCK_MONOTONIC nanoseconds of the oldest dirty page; 0 when there is none
-    flight_since: int  # the same, of what a flush in flight is writing
+    writeback_since: int  # the same, of what a flush in flight is writing
     inline_reads: int
     fell_back_reads: int
     fell_back_writes: int
@@ -145,9 +145,9 @@ class Mapping:
         """Offset, end and place of the live leases, newest first."""
 
     def attach(self, owner: object, receipt_type: type[Receipt], /) -> None:
-        """Say what receipts of write_inline are made of and refer to; settles."""
+        """Say what receipts of write_inline are made of and refer to; binds the loop thread."""
 
-    def settle(self) -> None:
+    def bind_loop_thread(self) -> None:
         """Let read_inline, read_into_inline and write_inline answer in this thread, and no other.
 
         They answer in any thread before the first ``attach``.
@@ -167,16 +167,16 @@ class Mapping:
         """Read any length, whatever the slice says."""
 
     def write_inline(self, offset: int, data: Buffer, /) -> Receipt | None:
-        """Store at most 64 KiB into pages that are present, short of the trip.
+        """Store at most 64 KiB into pages that are present, short of the inline limits.
 
-        None also means that a fault struck in the middle; the lane then finds out why.
+        None also means that a fault struck in the middle; the worker then finds out why.
         """
 
     def write_now(self, offset: int, data: Buffer, /) -> Receipt | None:
-        """Store as write_inline does, whatever the slice and the trip say."""
+        """Store as write_inline does, whatever the time slice and the inline limits say."""
 
     def stage(self, offset: int, data: Buffer, /) -> _Store | None:
-        """Check a write and pin its bytes, for write_many; None says what write_inline's does."""
+        """Check a write and export its bytes, for write_many; None as of write_inline."""
 
     # Verbs that may wait.
     def read(self, offset: int, length: int, /) -> bytes:
@@ -194,10 +194,10 @@ class Mapping:
         """
 
     def commit(self, items: list[_Store], /) -> _Commit | list[Receipt | tuple[int, int]] | None:
-        """Store, fdatasync(2) and look, if nothing was dirty before; else None, and do nothing.
+        """Store, fdatasync(2) and stat, if nothing was dirty before; else None, and do nothing.
 
         Returns receipts; whether no other write was counted meanwhile; how many bytes of pages
-        were flushed; where the last store ends; and what ``look`` says. The stores count as being
+        were flushed; where the last store ends; and what ``stat`` says. The stores count as being
         flushed from then on, until ``flush_end``. If one of them stopped short, nothing is flushed,
         and the result is that of ``write_many``. Raises OSError if the flush failed; what was
         stored is dirty then.
@@ -206,7 +206,7 @@ class Mapping:
     def sync(self, metadata: bool, /) -> None:
         """fsync(2) or fdatasync(2); F_FULLFSYNC on macOS."""
 
-    def look(self) -> tuple[int, int]:
+    def stat(self) -> tuple[int, int]:
         """Size of the open file, and how many names it has; statx(2) without the times."""
 
     def sync_range(self, offset: int, length: int, /) -> None:
@@ -261,13 +261,13 @@ class Mapping:
     def would_dirty(self, offset: int, length: int, /) -> int:
         """Bytes that were dirty or being flushed if this range were stored to; leases aside."""
 
-    def set_trip(self, written_bytes: int, sequence: int, dirty_bytes: int, /) -> None:
+    def set_inline_limits(self, written_bytes: int, sequence: int, dirty_bytes: int, /) -> None:
         """Say which counts write_inline may not reach, and how much it may make dirty in all.
 
-        TRIP_NEVER is out of reach.
+        NO_LIMIT is out of reach.
         """
 
-    def set_lane(self, start: int, end: int, /) -> None:
+    def set_queued(self, start: int, end: int, /) -> None:
         """Say where writes wait for a worker: inline stores must not overtake them (I9)."""
 
     def set_locked(self, ranges: list[tuple[int, int]], /) -> None:
@@ -291,11 +291,11 @@ class Mapping:
         While there are growable leases, zeros behind that end it at a page boundary.
         """
 
-    def extend(self, size: int, end: int, back: int, floor: int, /) -> None:
+    def extend(self, size: int, end: int, back: int, min_kept: int, /) -> None:
         """Make the file at least ``end`` bytes long, and address ``size``, within the capacity.
 
-        If that fails it is ``back`` bytes long again, unless a store has made it longer. The floor
-        becomes no less than ``floor``.
+        If that fails it is ``back`` bytes long again, unless a store has made it longer. The
+        minimum kept length becomes no less than ``min_kept``.
         """
 
     def adopt(self, size: int, end: int, forget: bool, /) -> None:
@@ -360,7 +360,7 @@ class _Gate(Protocol):
         """Raise the error for a fault; the size of the file is -1 if it could not be asked."""
 
     def stored(self) -> None:
-        """Hear that a store has reached the trip."""
+        """Hear that a store has reached the inline limits."""
 
 class Word:
     """A word of 4 or 8 bytes with atomic operations; base of AtomicU32 and AtomicU64.
@@ -430,19 +430,19 @@ class WordArray:
     ) -> tuple[bool, int]: ...
 
 @final
-class Alarm:
-    """What a thread waits with, for words and for being rung; a private futex."""
+class Wakeup:
+    """What a thread waits with, for words and for being woken; a private futex."""
 
-    def rings(self) -> int:
-        """How often it rang, modulo 2**32."""
+    def count(self) -> int:
+        """How often it was woken, modulo 2**32."""
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Wake the thread that waits, also if it only begins to."""
 
-    def wait(self, rings: int, words: list[tuple[Word, int]], /) -> list[tuple[int, int]]:
-        """Wait until a word is notified or not what is expected, or it rang since ``rings``.
+    def wait(self, count: int, words: list[tuple[Word, int]], /) -> list[tuple[int, int]]:
+        """Wait until a word is notified or not what is expected, or it was woken since ``count``.
 
         Returns ``(number, 0)`` for each word that is not what is expected, or cannot be reached,
-        and ``(number, errno)`` for each that the kernel cannot wait for. At most WAIT_MOST words,
-        of 4 bytes each.
+        and ``(number, errno)`` for each that the kernel cannot wait for. At most MAX_WAIT_WORDS
+        words, of 4 bytes each.
         """

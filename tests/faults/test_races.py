@@ -32,7 +32,7 @@ def test_a_verb_cut_off_half_way(tmp_path, verb):
         found = outcome(future)
         assert found == ({answer} if {answer[0].isdigit()} else "{answer}"), found
         assert all(end <= PAGE for _, end in m.dirty_runs()), m.dirty_runs()
-        assert m.floor <= m.size == PAGE
+        assert m.min_kept_length <= m.size == PAGE
         m.flush_begin(0, PAGE)
         m.close()
         """.replace(f"({answer} if", f"({answer if answer[0].isdigit() else 0} if"),
@@ -80,7 +80,8 @@ def test_stores_of_a_worker_that_are_cut_off_dirty_nothing(tmp_path):
         stores = [(0, memoryview(b"a" * PAGE)), (8 * PAGE, memoryview(b"b" * PAGE))]
         with held("pwritev", m.write_many, stores, after=True):
             m.truncate(PAGE)
-        assert m.dirty_runs() == [(0, PAGE)] and m.floor == PAGE, (m.dirty_runs(), m.floor)
+        found = m.dirty_runs(), m.min_kept_length
+        assert found == ([(0, PAGE)], PAGE), found
         m.close()
         """,
         tmp_path,
@@ -311,7 +312,7 @@ CLOSED_BY_BUFFER = """
 fd = os.open(make(), os.O_RDWR)
 m = aiommap._native.Mapping(fd, SIZE, SIZE, True, False, False, True, False, True)
 m.attach(object(), aiommap._native.Receipt)
-aiommap._native.slice_renew(aiommap._native.slice_yield())
+aiommap._native.time_slice_renew(aiommap._native.time_slice_yield())
 
 class Evil:
     def __init__(self, length):

@@ -10,7 +10,7 @@ import pytest
 SCRIPT = """
 import gc, os, sys
 from aiommap import _native
-from aiommap._native import Alarm, Mapping, PAGE_SIZE, Word, WordArray
+from aiommap._native import Wakeup, Mapping, PAGE_SIZE, Word, WordArray
 
 path = sys.argv[1]
 size = 64 * PAGE_SIZE
@@ -34,9 +34,9 @@ def turn():
     array.store(3, 2**64 - 1)
     array.compare_exchange(3, 0, 1)
     word._notify(1)
-    alarm = Alarm()
-    alarm.ring()
-    alarm.wait(0, [(word, 5), (word, 6)])
+    wakeup = Wakeup()
+    wakeup.wake()
+    wakeup.wait(0, [(word, 5), (word, 6)])
     memory = memoryview(mapping.lease(10, 4000, True))
     mapping.rebase(2 * size)
     for bad in ((size, 1), (-1, 1)):

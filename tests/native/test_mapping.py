@@ -142,17 +142,17 @@ def test_store_under_a_flush_goes_to_the_lane(mapping):
 
 def test_store_that_would_overtake_the_lane_is_declined(mapping):
     mapping.populate(0, SIZE, True)
-    mapping.set_lane(100, 200)
+    mapping.set_queued(100, 200)
     assert mapping.write_now(199, b"x") is None
     assert mapping.write_now(200, b"x") is not None
-    mapping.set_lane(0, 0)
+    mapping.set_queued(0, 0)
     assert mapping.write_now(199, b"x") is not None
 
 
 def inline(mapping, offset, data):
     """Store inline; a slice may be over before it is used, so it is granted more than once."""
     for _ in range(100):
-        _native.slice_renew(_native.slice_yield())
+        _native.time_slice_renew(_native.time_slice_yield())
         receipt = mapping.write_inline(offset, data)
         if receipt is not None:
             return receipt
@@ -163,13 +163,13 @@ def test_inline_stores_stop_where_the_policy_is_to_be_asked(mapping):
     mapping.populate(0, SIZE, True)
     mapping.flush_begin(0, SIZE)
     mapping.flush_end([])
-    mapping.set_trip(100, _native.TRIP_NEVER, _native.TRIP_NEVER)
+    mapping.set_inline_limits(100, _native.NO_LIMIT, _native.NO_LIMIT)
     assert inline(mapping, 0, b"x" * 99) is not None
     assert inline(mapping, 0, b"x") is None
-    mapping.set_trip(_native.TRIP_NEVER, mapping.sequence + 2, _native.TRIP_NEVER)
+    mapping.set_inline_limits(_native.NO_LIMIT, mapping.sequence + 2, _native.NO_LIMIT)
     assert inline(mapping, 0, b"x") is not None
     assert inline(mapping, 0, b"x") is None
-    mapping.set_trip(_native.TRIP_NEVER, _native.TRIP_NEVER, 2 * PAGE_SIZE)
+    mapping.set_inline_limits(_native.NO_LIMIT, _native.NO_LIMIT, 2 * PAGE_SIZE)
     assert inline(mapping, PAGE_SIZE, b"x") is not None
     assert inline(mapping, 2 * PAGE_SIZE, b"x") is None
     mapping.flush_begin(0, PAGE_SIZE)  # what is being written counts as well
@@ -198,12 +198,12 @@ def test_a_read_that_leaves_what_is_locked_does_not_touch_its_pages(mapping, tmp
 
 def test_slice_spent_after_half_a_millisecond_and_renewed_by_yielding(mapping):
     mapping.populate(0, SIZE, True)
-    _native.slice_renew(_native.slice_yield())
-    while not _native.slice_spent():
+    _native.time_slice_renew(_native.time_slice_yield())
+    while not _native.time_slice_spent():
         pass
     assert mapping.read_inline(0, 1) is None
     assert mapping.write_inline(0, b"x") is None
-    _native.slice_renew(_native.slice_yield())
+    _native.time_slice_renew(_native.time_slice_yield())
     assert mapping.read_inline(0, 1) == b"\0"
 
 
@@ -396,12 +396,12 @@ def test_nothing_is_staged_for_a_mapping_that_is_being_closed(mapping):
     assert mapping.stage(0, b"x") is None
 
 
-def test_a_look_tells_size_and_number_of_names(mapping, tmp_path):
-    path, second = tmp_path / "file", tmp_path / "second"
-    assert mapping.look() == (SIZE, 1)
-    os.link(path, second)
-    os.truncate(path, PAGE_SIZE)
-    assert mapping.look() == (PAGE_SIZE, 2)
-    path.unlink()
-    second.unlink()
-    assert mapping.look() == (PAGE_SIZE, 0)
+def test_stat_tells_size_and_names(mapping, tmp_path):
+    (name,) = tmp_path.iterdir()
+    assert mapping.stat() == (SIZE, 1)
+    (tmp_path / "other").hardlink_to(name)
+    os.truncate(name, SIZE - 1)
+    assert mapping.stat() == (SIZE - 1, 2)
+    name.unlink()
+    (tmp_path / "other").unlink()
+    assert mapping.stat() == (SIZE - 1, 0)

@@ -12,7 +12,7 @@ from .._arguments import check_tail, integer
 from .._core.file_core import Core
 from .._core.receipt import WriteReceipt
 from .._errors import OutOfBoundsError, OverlapError, ReceiptError
-from .._native import PAGE_SIZE, pin
+from .._native import PAGE_SIZE, export_bytes
 from .._ranges import align_down as _align_down
 from .._ranges import align_up as _align_up
 from .allocator import RangeAllocator
@@ -98,7 +98,7 @@ class Allocators:
         return Layout(low, low + count, 1 if alignment is None else _alignment(alignment))
 
     def _saved_layout(self, state: Buffer) -> Layout:
-        layout = Layout.decode(bytes(pin(state)))
+        layout = Layout.decode(bytes(export_bytes(state)))
         size = self._core.mapping.size
         if layout.end > size:
             raise ValueError(
@@ -181,7 +181,7 @@ class RangedVerbs:
         """
         self._core.check_writable("write to")
         offset, length = self._allocators.locate(allocated)
-        view = pin(data)
+        view = export_bytes(data)
         count = len(view)
         if count != length:
             raise OutOfBoundsError(

@@ -193,7 +193,7 @@ class Core:
         Where the inline way ends: native code knows the thread, but not the loop.
         """
         if self.workers.on_loop():
-            self.mapping.settle()
+            self.mapping.bind_loop_thread()
         else:
             self.check_open()
             self.workers.check_loop(self.path)

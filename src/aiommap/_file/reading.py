@@ -9,7 +9,7 @@ import anyio
 
 from .._arguments import check_range, plain_integers, ranges_of
 from .._core.file_core import Core
-from .._native import pin
+from .._native import export_bytes
 from .._runtime.tracing import observed
 
 #: After so many items a loop looks whether it has to give way.
@@ -51,7 +51,7 @@ class Reader:
         """Fill a buffer after ``read_into_inline`` answered None."""
         core = self._core
         core.check_usable()
-        view = pin(buffer, True)
+        view = export_bytes(buffer, True)
         plain = plain_integers(offset)
         offset, length = check_range(offset, len(view), core.mapping.size, core.shared_writable)
         if await core.workers.give_way() or not plain:

@@ -249,7 +249,7 @@ class Resizer:
         """Whether the file may be longer than what is used of it."""
         mapping = self._core.mapping
         longest = max(mapping.size, mapping.file_end, mapping.reserved_end)
-        return longest > mapping.floor
+        return longest > mapping.min_kept_length
 
     def trim(self) -> None:
         """Cut the file to its used length, and let it grow no more."""
@@ -258,7 +258,7 @@ class Resizer:
         end = mapping.file_end
         if os.fstat(mapping.fd).st_size != end:  # somebody else made it longer, or shorter
             return
-        used = self._used(mapping.floor, end)
+        used = self._used(mapping.min_kept_length, end)
         self._shrink(used)  # also to the same length: that gives blocks behind it back
         core.size_changed = core.resized = True
 

@@ -133,10 +133,10 @@ class DirtyTimes(Protocol):
     @property
     def dirty_since(self) -> int: ...
     @property
-    def flight_since(self) -> int: ...
+    def writeback_since(self) -> int: ...
 
 
 def oldest_dirty_seconds(mapping: DirtyTimes) -> float | None:
     """Say how old the oldest dirty byte is, also while a flush is writing it."""
-    since = [moment for moment in (mapping.dirty_since, mapping.flight_since) if moment]
+    since = [moment for moment in (mapping.dirty_since, mapping.writeback_since) if moment]
     return (time.monotonic_ns() - min(since)) / 1e9 if since else None

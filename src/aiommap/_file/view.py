@@ -15,7 +15,7 @@ from .._core.file_core import Core
 from .._core.receipt import WriteReceipt
 from .._errors import ForkedError, not_copied
 from .._ipc.sharing_mixin import WordVerbs
-from .._native import PAGE_SIZE, Lease, pin
+from .._native import PAGE_SIZE, Lease, export_bytes
 from .._pages.read_ahead import Chunks
 from .._pages.residency import Residency
 from .records import Records, check_array, check_records
@@ -254,7 +254,7 @@ class View(WordVerbs):
 
     async def read_into(self, offset: SupportsIndex, buffer: Buffer) -> int:
         """Fill a buffer from the view; see ``MappedFile.read_into``."""
-        view = pin(buffer, True)
+        view = export_bytes(buffer, True)
         start, _ = self._range(offset, len(view))
         return await self._file.read_into(start, view)
 
@@ -269,13 +269,13 @@ class View(WordVerbs):
 
     async def write(self, offset: SupportsIndex, data: Buffer) -> WriteReceipt:
         """Write into the view, never beyond it; see ``MappedFile.write``."""
-        view = pin(data)
+        view = export_bytes(data)
         start, _ = self._range(offset, len(view))
         return await self._file.write(start, view)
 
     async def write_many(self, items: Iterable[tuple[int, Buffer]]) -> WriteReceipt:
         """Write several pieces into the view, in order; see ``MappedFile.write_many``."""
-        pinned = ((offset, pin(data)) for offset, data in items_of(items))
+        pinned = ((offset, export_bytes(data)) for offset, data in items_of(items))
         return await self._file.write_many(
             (self._range(offset, len(view))[0], view) for offset, view in pinned
         )

@@ -21,7 +21,7 @@ from .._core.receipt import WriteReceipt
 from .._flush.background import AutoFlush
 from .._flush.flusher import Flusher
 from .._flush.requests import Request
-from .._native import Receipt, pin
+from .._native import Receipt, export_bytes
 from .._runtime.batching import Lane, batches
 from .._runtime.tracing import observed, somebody_observes
 from .reading import ITEMS_A_LOOK
@@ -71,7 +71,7 @@ class Writer:
         """Check a write with an error for each check; what passes is not stored yet."""
         core = self._core
         core.check_writable("write to")
-        view = pin(data)
+        view = export_bytes(data)
         return check_range(offset, len(view), core.mapping.size, core.shared_writable)[0], view
 
     async def _write(self, store: Store) -> WriteReceipt:
@@ -165,13 +165,13 @@ class Writer:
         idle = self._start == self._end
         self._start = write.offset if idle else min(self._start, write.offset)
         self._end = write.end if idle else max(self._end, write.end)
-        self._core.mapping.set_lane(self._start, self._end)
+        self._core.mapping.set_queued(self._start, self._end)
 
     def _shrink_span(self) -> None:
         waiting = self._lane.waiting()
         self._start = min((write.offset for write in waiting), default=0)
         self._end = max((write.end for write in waiting), default=0)
-        self._core.mapping.set_lane(self._start, self._end)
+        self._core.mapping.set_queued(self._start, self._end)
 
     # Worker threads only, from here on.
 

@@ -25,7 +25,7 @@ import anyio
 from .._core.file_core import Core
 from .._flush_policy import FlushPolicy
 from .._logs import FLUSHES
-from .._native import TRIP_NEVER
+from .._native import NO_LIMIT
 from .._runtime.kept_threads import clock
 from .._runtime.threads import ReentrantMutex
 from .flush_queue import Timer
@@ -105,7 +105,7 @@ class AutoFlush:
         with self._planning:
             idle = core.policy.passive and not self._waiting
             if idle or not core.shared_writable or core.closing or not core.sound:
-                core.mapping.set_trip(TRIP_NEVER, TRIP_NEVER, TRIP_NEVER)
+                core.mapping.set_inline_limits(NO_LIMIT, NO_LIMIT, NO_LIMIT)
                 return
             since = self._dirty_since()
             if not self._asked:
@@ -202,20 +202,20 @@ class AutoFlush:
 
     def _set_trip(self, since: float | None) -> None:
         policy = self._core.policy
-        room = TRIP_NEVER if policy.dirty_limit is None else policy.dirty_limit
+        room = NO_LIMIT if policy.dirty_limit is None else policy.dirty_limit
         if self._waiting:
             room = 0
         if self._asked:
-            trip = (TRIP_NEVER, TRIP_NEVER)
+            trip = (NO_LIMIT, NO_LIMIT)
         elif since is None and policy.due_seconds is not None:
             trip = (0, 0)
         else:
             bytes_due, writes_due = self._flusher.ledger.trip()
             trip = (
-                TRIP_NEVER if bytes_due is None else bytes_due,
-                TRIP_NEVER if writes_due is None else writes_due,
+                NO_LIMIT if bytes_due is None else bytes_due,
+                NO_LIMIT if writes_due is None else writes_due,
             )
-        self._core.mapping.set_trip(*trip, room)
+        self._core.mapping.set_inline_limits(*trip, room)
 
 
 def _nothing() -> None:

@@ -475,7 +475,7 @@ class Flusher:
         """Check that what was flushed is still part of a file that has a name (I4)."""
         core = self._core
         core.check_whole()
-        size, names = seen or core.mapping.look()
+        size, names = seen or core.mapping.stat()
         if size < end:
             raise OSError(
                 errno.EIO,

@@ -1,6 +1,6 @@
 """Waiting until a word that several processes share has changed, in few threads for many waiters.
 
-Theory of operation. ``futex_waitv(2)`` waits for up to 127 words at once, and for the alarm by
+Theory of operation. ``futex_waitv(2)`` waits for up to 127 words at once, and for the wakeup by
 which we reach the thread that waits. So all waiters of a process share one thread, called a post,
 and a second one only beyond that number. A post whose call returns looks at each of its words
 itself, as the kernel names only one of those that were notified: a waiter is done when its word is
@@ -31,12 +31,12 @@ import anyio
 
 from .._core.file_core import Core
 from .._errors import MappedFileError, UnsupportedError
-from .._native import WAIT_MOST, Alarm, Word
+from .._native import MAX_WAIT_WORDS, Wakeup, Word
 from .._runtime.loops import OLD_GENERATION, Event, call_later
 from .._runtime.threads import Mutex, run_in_thread
 
 #: How many waiters share a thread; docs/decisions has the numbers of one thread for each.
-POST_WAITERS = WAIT_MOST
+POST_WAITERS = MAX_WAIT_WORDS
 
 
 class _Waiter:
@@ -117,10 +117,10 @@ class _Waiter:
 class _Post:
     """One thread and those who wait in it."""
 
-    __slots__ = ("alarm", "gone", "waiters")
+    __slots__ = ("gone", "waiters", "wakeup")
 
     def __init__(self) -> None:
-        self.alarm = Alarm()
+        self.wakeup = Wakeup()
         self.waiters: list[_Waiter] = []
         #: Left before they were told; the kernel may know of them until the call returns.
         self.gone: list[_Waiter] = []
@@ -141,7 +141,7 @@ class _Post:
     def _serve(self) -> None:
         while True:
             with _books:
-                rings = self.alarm.rings()
+                count = self.wakeup.count()
                 self.gone += [waiter for waiter in self.waiters if waiter.abandoned]
                 self.waiters = [waiter for waiter in self.waiters if not waiter.abandoned]
                 waiting, gone = self.waiters[:], self.gone[:]
@@ -153,7 +153,7 @@ class _Post:
                 gone.pop().pass_on()
             if not waiting:
                 continue  # nobody would ring any more
-            found = self.alarm.wait(rings, [(w.word, w.expected) for w in waiting])
+            found = self.wakeup.wait(count, [(w.word, w.expected) for w in waiting])
             self._settle([(waiting[i], problem) for i, problem in found])
 
     def _settle(self, found: list[tuple[_Waiter, int]]) -> None:
@@ -187,7 +187,7 @@ def _find_abandoned(phase: str, info: dict[str, int]) -> None:
     if phase == "start" and info["generation"] >= OLD_GENERATION:
         for post in tuple(_posts):  # not under _books: it may be this thread that has them
             if any(waiter.abandoned for waiter in tuple(post.waiters)):
-                post.alarm.ring()
+                post.wakeup.wake()
 
 
 gc.callbacks.append(_find_abandoned)
@@ -204,7 +204,7 @@ def _enter(waiter: _Waiter) -> None:
         post.waiters.append(waiter)
         waiter.post = post
     if not fresh:
-        post.alarm.ring()
+        post.wakeup.wake()
         return
     try:
         run_in_thread(post.serve)
@@ -223,7 +223,7 @@ def _leave(waiter: _Waiter) -> bool:
             return False
         post.waiters.remove(waiter)
         post.gone.append(waiter)
-    post.alarm.ring()
+    post.wakeup.wake()
     return True
 
 
@@ -232,7 +232,7 @@ def look_again() -> None:
     with _books:
         posts = _posts[:]
     for post in posts:
-        post.alarm.ring()
+        post.wakeup.wake()
 
 
 async def wait_for_change(

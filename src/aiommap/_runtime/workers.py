@@ -27,7 +27,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any, TypeVar, TypeVarTuple, Unpack, cast
 
-from .._native import slice_renew, slice_spent, slice_yield
+from .._native import time_slice_renew, time_slice_spent, time_slice_yield
 from .kept_threads import reserve, run_in_some_thread
 from .loops import Event, Waiter, _load_backend, _trio, _TrioWaiter, wait_or_withdraw
 from .threads import Forks
@@ -247,11 +247,11 @@ class Workers:
         """Let other tasks run, and see a cancellation, if the slice is spent; tell if it was."""
         # In a forked child other tasks must not run: their copies would do the parent's work, and
         # take events out of the queue that the two loops share.
-        if not slice_spent() or self._forks != Forks.count:
+        if not time_slice_spent() or self._forks != Forks.count:
             return False
-        before = slice_yield()
+        before = time_slice_yield()
         await self._turn()
-        slice_renew(before)
+        time_slice_renew(before)
         return True
 
     async def read(self, function: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 from .._core.file_core import Core
 from .._errors import not_copied
 from .._file.reading import Reader
-from .._native import pin
+from .._native import export_bytes
 
 if TYPE_CHECKING:
     from .._typing import Buffer
@@ -96,7 +96,7 @@ class SnapshotFile(io.RawIOBase):
 
     def readinto(self, buffer: Buffer, /) -> int:
         """Fill a buffer as far as there are bytes; see ``read``."""
-        view = pin(buffer, True)
+        view = export_bytes(buffer, True)
         length = self._length(len(view))
         if length:
             self._reader.read_into_whole(self._position, view[:length])

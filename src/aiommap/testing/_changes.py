@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from aiommap import MappedFile, Snapshot
 from aiommap._arguments import integer
 from aiommap._core.paths import absolute_path
-from aiommap._native import pin
+from aiommap._native import export_bytes
 from aiommap._typing import Buffer
 
 Target = MappedFile | Snapshot | str | os.PathLike[str]
@@ -88,7 +88,7 @@ def replaced_file(target: Target, content: Buffer) -> Iterator[None]:
         fd = os.open(other, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             os.fchmod(fd, os.stat(path).st_mode & 0o7777)
-            _write(fd, 0, bytes(pin(content)))
+            _write(fd, 0, bytes(export_bytes(content)))
         finally:
             os.close(fd)
         os.rename(other, path)

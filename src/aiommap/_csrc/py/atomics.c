@@ -30,8 +30,8 @@ static bool is_free(const Words *self, int64_t at, bool store)
     const Mapping *mapping = self->mapping;
     return mapping_is_usable(mapping) && range_is_valid(at, self->width, mapping->reach) &&
            (!store || (mapping->inline_writes &&
-                       !runs_overlap(at, at + self->width, mapping->lane_start,
-                                     mapping->lane_end))); /* I9 */
+                       !runs_overlap(at, at + self->width, mapping->queued_start,
+                                     mapping->queued_end))); /* I9 */
 }
 
 bool words_allowed(const Words *self, int64_t at, bool store)
@@ -91,8 +91,8 @@ static bool account(const Words *self, int64_t at, bool stored, int64_t now)
         return PyErr_NoMemory() != NULL;
     mapping_count(mapping, at, self->width);
     mapping->sequence++;
-    const struct trip *trip = &mapping->trip;
-    if (mapping->written_bytes < trip->bytes && mapping->sequence < trip->sequence)
+    const struct inline_limits *limits = &mapping->inline_limits;
+    if (mapping->written_bytes < limits->bytes && mapping->sequence < limits->sequence)
         return true;
     PyObject *answer = PyObject_CallMethod(self->gate, "stored", NULL);
     Py_XDECREF(answer);
@@ -104,10 +104,10 @@ static bool account(const Words *self, int64_t at, bool stored, int64_t now)
 static int fill(const Words *self, int64_t at, int *reason)
 {
     Mapping *mapping = self->mapping;
-    struct hold hold;
+    struct pin pin;
     int error = mapping->private_copy ? EFAULT : EAGAIN;
     while (error == EAGAIN)
-        WITHOUT_GIL(hold, mapping, error = growth_fill(&mapping->growth, at, self->width, reason););
+        WITHOUT_GIL(pin, mapping, error = growth_fill(&mapping->growth, at, self->width, reason););
     if (error)
         *reason = error;
     return error;
@@ -116,10 +116,10 @@ static int fill(const Words *self, int64_t at, int *reason)
 static bool report_fault(const Words *self, int64_t at, int error)
 {
     struct stat found;
-    struct hold hold;
+    struct pin pin;
     int failed;
     self->mapping->counters.faults++;
-    WITHOUT_GIL(hold, self->mapping, failed = fstat(hold.fd, &found););
+    WITHOUT_GIL(pin, self->mapping, failed = fstat(pin.fd, &found););
     long long size = failed ? -1 : (long long)found.st_size;
     PyObject *answer = PyObject_CallMethod(self->gate, "fault", "LLi", (long long)at, size, error);
     if (answer) {
@@ -139,7 +139,7 @@ static bool word_is_hot(const Words *self, int64_t at, int64_t now)
     size_t first, end;
     pages_of(at, self->width, &first, &end);
     return mapping->inline_writes && /* if stores are to be kept off the loop, nothing is trusted */
-           !runs_overlap(at, at + self->width, mapping->flight_start, mapping->flight_end) &&
+           !runs_overlap(at, at + self->width, mapping->writeback_start, mapping->writeback_end) &&
            mapping_is_ready(mapping, first, end, now) &&
            pages_has_all(&mapping->dirty, first, end);
 }
@@ -153,18 +153,18 @@ static bool operate(const Words *self, int64_t at, struct word_call *call)
     int64_t now;
     call->width = self->width;
     do {
-        struct hold hold;
-        hold.moved = false;
+        struct pin pin;
+        pin.moved = false;
         if (!words_allowed(self, at, store))
             return false;
         now = coarse_clock();
         if (store ? word_is_hot(self, at, now) : words_present(self, at, now))
             done = act(mapping->region, at, call, now);
         else
-            WITHOUT_GIL(hold, mapping, done = act(hold.region, at, call, now););
+            WITHOUT_GIL(pin, mapping, done = act(pin.region, at, call, now););
         /* What has stored is not repeated; but if its page was cut off, it has gone nowhere. */
-        again = hold.moved && (!done || !store);
-        if (hold.moved && !again && !mapping->closed &&
+        again = pin.moved && (!done || !store);
+        if (pin.moved && !again && !mapping->closed &&
             !range_is_valid(at, self->width, mapping->reach) &&
             !words_allowed(self, at, false))
             return false;

@@ -16,8 +16,8 @@ typedef struct {
     bool indexed;     /* constant; its methods take the number of the word first */
 } Words;
 
-/* How many words one call can wait for: futex_waitv(2) takes 128, and one is the alarm. */
-#define WAIT_MOST 127
+/* How many words one call can wait for: futex_waitv(2) takes 128, and one is the Wakeup. */
+#define MAX_WAIT_WORDS 127
 
 /* Raise what the gate says against an operation at `at`, as the mapping is at this moment; true
  * when it says nothing and an address may be formed (I3). */

@@ -17,20 +17,20 @@ enum { GONE = INT_MIN };
  * more. */
 static ssize_t read_waiting(Mapping *self, char *to, int64_t offset, size_t length)
 {
-    struct hold hold;
+    struct pin pin;
     ssize_t got;
     size_t first, end;
     enum meanwhile meanwhile;
     pages_of(offset, (int64_t)length, &first, &end);
     do {
         if (self->private_copy && pages_has_any(&self->dirty, first, end))
-            WITHOUT_GIL(hold, self,
-                        got = (ssize_t)region_copy_out(hold.region, (size_t)offset, to, length););
+            WITHOUT_GIL(pin, self,
+                        got = (ssize_t)region_copy_out(pin.region, (size_t)offset, to, length););
         else
-            WITHOUT_GIL(hold, self, got = file_read_own(hold.fd, to, length, (off_t)offset););
+            WITHOUT_GIL(pin, self, got = file_read_own(pin.fd, to, length, (off_t)offset););
         if (got == (ssize_t)length)
             return got;
-        meanwhile = mapping_meanwhile(self, &hold, offset, (int64_t)length);
+        meanwhile = mapping_meanwhile(self, &pin, offset, (int64_t)length);
     } while (meanwhile == RANGE_MOVED);
     if (meanwhile == RANGE_GONE)
         return GONE;
@@ -86,21 +86,21 @@ PyObject *mapping_sync(Mapping *self, PyObject *args)
     int metadata, error;
     if (!PyArg_ParseTuple(args, "p:sync", &metadata) || !mapping_check(self))
         return NULL;
-    struct hold hold;
-    WITHOUT_GIL(hold, self, error = file_sync(hold.fd, metadata););
+    struct pin pin;
+    WITHOUT_GIL(pin, self, error = file_sync(pin.fd, metadata););
     if (error)
         return os_error(error);
     Py_RETURN_NONE;
 }
 
-PyObject *mapping_look(Mapping *self, PyObject *Py_UNUSED(unused))
+PyObject *mapping_stat(Mapping *self, PyObject *Py_UNUSED(unused))
 {
     int error;
-    struct hold hold;
-    struct sighting found;
+    struct pin pin;
+    struct file_stat found;
     if (!mapping_check(self))
         return NULL;
-    WITHOUT_GIL(hold, self, error = file_look(hold.fd, &found););
+    WITHOUT_GIL(pin, self, error = file_stat(pin.fd, &found););
     if (error)
         return os_error(error);
     return Py_BuildValue("(LK)", (long long)found.size, (unsigned long long)found.links);
@@ -114,7 +114,7 @@ PyObject *mapping_look(Mapping *self, PyObject *Py_UNUSED(unused))
     {                                                                                             \
         long long offset, length;                                                                 \
         int error = 0;                                                                            \
-        struct hold hold;                                                                         \
+        struct pin pin;                                                                         \
         enum meanwhile meanwhile;                                                                 \
         if (!parse_range(self, args, &offset, &length))                                           \
             return NULL;                                                                          \
@@ -122,9 +122,9 @@ PyObject *mapping_look(Mapping *self, PyObject *Py_UNUSED(unused))
             meanwhile = RANGE_SAME;                                                               \
             if (length == 0)                                                                      \
                 break;                                                                            \
-            WITHOUT_GIL(hold, self, error = call;);                                               \
-            if (error || ((pins) && hold.moved))                                                  \
-                meanwhile = mapping_meanwhile(self, &hold, offset, length);                       \
+            WITHOUT_GIL(pin, self, error = call;);                                               \
+            if (error || ((pins) && pin.moved))                                                  \
+                meanwhile = mapping_meanwhile(self, &pin, offset, length);                       \
         } while (meanwhile == RANGE_MOVED);                                                       \
         if (meanwhile == RANGE_GONE)                                                              \
             return NULL;                                                                          \
@@ -134,17 +134,17 @@ PyObject *mapping_look(Mapping *self, PyObject *Py_UNUSED(unused))
     }
 
 /* Where msync(2) is refused to the process, the whole file is synced instead. */
-static int sync_range(const struct hold *hold, size_t offset, size_t length)
+static int sync_range(const struct pin *pin, size_t offset, size_t length)
 {
-    int error = region_sync(hold->region, offset, length);
-    return error == ENOSYS ? file_sync(hold->fd, false) : error;
+    int error = region_sync(pin->region, offset, length);
+    return error == ENOSYS ? file_sync(pin->fd, false) : error;
 }
 
-RANGE_VERB(mapping_sync_range, false, sync_range(&hold, (size_t)offset, (size_t)length))
+RANGE_VERB(mapping_sync_range, false, sync_range(&pin, (size_t)offset, (size_t)length))
 RANGE_VERB(mapping_start_writeback, false,
-           file_start_writeback(hold.fd, (off_t)offset, (off_t)length))
-RANGE_VERB(mapping_read_ahead, false, file_read_ahead(hold.fd, (off_t)offset, (size_t)length))
-RANGE_VERB(mapping_punch_hole, false, file_punch_hole(hold.fd, (off_t)offset, (off_t)length))
-RANGE_VERB(mapping_lock, true, region_lock(hold.region, (size_t)offset, (size_t)length, false))
-RANGE_VERB(mapping_lock_later, true, region_lock(hold.region, (size_t)offset, (size_t)length, true))
-RANGE_VERB(mapping_unlock, true, region_unlock(hold.region, (size_t)offset, (size_t)length))
+           file_start_writeback(pin.fd, (off_t)offset, (off_t)length))
+RANGE_VERB(mapping_read_ahead, false, file_read_ahead(pin.fd, (off_t)offset, (size_t)length))
+RANGE_VERB(mapping_punch_hole, false, file_punch_hole(pin.fd, (off_t)offset, (off_t)length))
+RANGE_VERB(mapping_lock, true, region_lock(pin.region, (size_t)offset, (size_t)length, false))
+RANGE_VERB(mapping_lock_later, true, region_lock(pin.region, (size_t)offset, (size_t)length, true))
+RANGE_VERB(mapping_unlock, true, region_unlock(pin.region, (size_t)offset, (size_t)length))

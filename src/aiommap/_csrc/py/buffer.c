@@ -10,7 +10,7 @@
 typedef struct {
     PyObject_HEAD
     Py_buffer memory; /* constant */
-} Pin;
+} Export;
 
 /* Whether a format of PEP 3118 has objects; the names of fields stand between colons. */
 static bool format_has_objects(const char *format)
@@ -105,51 +105,51 @@ bool buffer_take(PyObject *data, Py_buffer *view, bool writable)
     return false;
 }
 
-PyObject *buffer_pin(PyTypeObject *pin_type, PyObject *data, bool writable)
+PyObject *buffer_export(PyTypeObject *export_type, PyObject *data, bool writable)
 {
     if (!writable && PyBytes_CheckExact(data))
         return Py_NewRef(data);
-    Pin *pin = (Pin *)PyType_GenericAlloc(pin_type, 0);
-    if (!pin)
+    Export *export = (Export *)PyType_GenericAlloc(export_type, 0);
+    if (!export)
         return NULL;
     PyObject *view = NULL;
-    if (buffer_take(data, &pin->memory, writable))
-        view = PyMemoryView_FromObject((PyObject *)pin);
-    Py_DECREF(pin);
+    if (buffer_take(data, &export->memory, writable))
+        view = PyMemoryView_FromObject((PyObject *)export);
+    Py_DECREF(export);
     return view;
 }
 
-static int pin_getbuffer(Pin *self, Py_buffer *view, int flags)
+static int export_getbuffer(Export *self, Py_buffer *view, int flags)
 {
     return PyBuffer_FillInfo(view, (PyObject *)self, self->memory.buf, self->memory.len,
                              self->memory.readonly, flags);
 }
 
-static int pin_traverse(Pin *self, visitproc visit, void *arg)
+static int export_traverse(Export *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE((PyObject *)self));
     Py_VISIT(self->memory.obj);
     return 0;
 }
 
-static void pin_dealloc(Pin *self)
+static void export_dealloc(Export *self)
 {
     PyObject_GC_UnTrack(self);
     PyBuffer_Release(&self->memory); /* nothing, where nothing was taken */
     object_free(self);
 }
 
-static PyType_Slot pin_slots[] = {
-    {Py_tp_dealloc, pin_dealloc},
-    {Py_tp_traverse, pin_traverse},
-    {Py_bf_getbuffer, pin_getbuffer},
+static PyType_Slot export_slots[] = {
+    {Py_tp_dealloc, export_dealloc},
+    {Py_tp_traverse, export_traverse},
+    {Py_bf_getbuffer, export_getbuffer},
     {0, NULL},
 };
 
-PyType_Spec pin_spec = {
-    .name = "aiommap._native.Pin",
-    .basicsize = sizeof(Pin),
+PyType_Spec export_spec = {
+    .name = "aiommap._native.Export",
+    .basicsize = sizeof(Export),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
              Py_TPFLAGS_DISALLOW_INSTANTIATION,
-    .slots = pin_slots,
+    .slots = export_slots,
 };

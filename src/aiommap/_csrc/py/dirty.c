@@ -21,8 +21,8 @@ void mapping_count(Mapping *self, int64_t offset, size_t stored)
     self->written_bytes += stored;
     if (end > self->size) /* cut off since */
         end = self->size;
-    if (stored && end > self->floor)
-        self->floor = end;
+    if (stored && end > self->min_kept_length)
+        self->min_kept_length = end;
 }
 
 bool mapping_stored(Mapping *self, int64_t offset, size_t stored, bool ready, int64_t now)
@@ -38,7 +38,7 @@ bool mapping_stored(Mapping *self, int64_t offset, size_t stored, bool ready, in
 
 bool mapping_absorb_leases(Mapping *self)
 {
-    int64_t now = slice_clock();
+    int64_t now = monotonic_clock();
     mapping_size(self);
     for (Lease *lease = self->leases; lease; lease = lease->next) {
         int64_t left = self->size - lease->offset;
@@ -86,20 +86,20 @@ static struct run *collect_runs(Mapping *self, size_t first, size_t end, Py_ssiz
     return runs;
 }
 
-void mapping_take_off(Mapping *self, size_t first, size_t end)
+void mapping_begin_writeback(Mapping *self, size_t first, size_t end)
 {
     size_t page = page_size();
-    self->flight_pages += end - first - pages_missing(&self->dirty, first, end);
-    if (!self->flight_since)
-        self->flight_since = self->dirty_since;
+    self->writeback_pages += end - first - pages_missing(&self->dirty, first, end);
+    if (!self->writeback_since)
+        self->writeback_since = self->dirty_since;
     pages_remove(&self->dirty, first, end);
     pages_remove(&self->ready, first, end); /* write-back makes the pages read-only again */
     if (!self->dirty.members)
         self->dirty_since = 0;
     int64_t start = (int64_t)(first * page), stop = (int64_t)(end * page);
-    bool idle = self->flight_start >= self->flight_end;
-    self->flight_start = idle || start < self->flight_start ? start : self->flight_start;
-    self->flight_end = idle || stop > self->flight_end ? stop : self->flight_end;
+    bool idle = self->writeback_start >= self->writeback_end;
+    self->writeback_start = idle || start < self->writeback_start ? start : self->writeback_start;
+    self->writeback_end = idle || stop > self->writeback_end ? stop : self->writeback_end;
 }
 
 PyObject *mapping_flush_begin(Mapping *self, PyObject *args)
@@ -115,12 +115,12 @@ PyObject *mapping_flush_begin(Mapping *self, PyObject *args)
     if (!runs)
         return PyErr_NoMemory();
     if (count)
-        mapping_take_off(self, first, end);
+        mapping_begin_writeback(self, first, end);
     PyObject *list = list_of_runs(runs, count);
     if (!list) /* nothing will be written: all of it is dirty as before */
         for (Py_ssize_t i = 0; i < count; i++)
             if (pages_of(runs[i].start, runs[i].end - runs[i].start, &first, &end))
-                mapping_dirty(self, first, end, self->flight_since);
+                mapping_dirty(self, first, end, self->writeback_since);
     PyMem_Free(runs);
     return list;
 }
@@ -156,7 +156,7 @@ static bool mark_dirty(Mapping *self, const struct run *runs, Py_ssize_t count)
         size_t first, stop;
         end = end < self->size ? end : self->size;
         if (offset >= 0 && offset < end && pages_of(offset, end - offset, &first, &stop) &&
-            !mapping_dirty(self, first, stop, self->flight_since)) {
+            !mapping_dirty(self, first, stop, self->writeback_since)) {
             PyErr_NoMemory();
             return false;
         }
@@ -164,11 +164,11 @@ static bool mark_dirty(Mapping *self, const struct run *runs, Py_ssize_t count)
     return true;
 }
 
-void mapping_land(Mapping *self)
+void mapping_end_writeback(Mapping *self)
 {
-    self->flight_start = self->flight_end = 0;
-    self->flight_pages = 0;
-    self->flight_since = 0;
+    self->writeback_start = self->writeback_end = 0;
+    self->writeback_pages = 0;
+    self->writeback_since = 0;
 }
 
 PyObject *mapping_flush_end(Mapping *self, PyObject *failed)
@@ -179,7 +179,7 @@ PyObject *mapping_flush_end(Mapping *self, PyObject *failed)
     struct run *runs = runs_of(failed, &count);
     bool marked = runs && mark_dirty(self, runs, count);
     PyMem_Free(runs);
-    mapping_land(self);
+    mapping_end_writeback(self);
     if (!marked)
         return NULL;
     Py_RETURN_NONE;
@@ -208,7 +208,7 @@ PyObject *mapping_dirty_bytes(Mapping *self, PyObject *Py_UNUSED(unused))
 PyObject *mapping_would_dirty(Mapping *self, PyObject *args)
 {
     long long offset, length;
-    size_t first, end, pages = self->dirty.members + self->flight_pages;
+    size_t first, end, pages = self->dirty.members + self->writeback_pages;
     if (!parse_range(self, args, &offset, &length))
         return NULL;
     if (pages_of(offset, length, &first, &end))
@@ -216,23 +216,23 @@ PyObject *mapping_would_dirty(Mapping *self, PyObject *args)
     return PyLong_FromSize_t(pages * page_size());
 }
 
-PyObject *mapping_set_trip(Mapping *self, PyObject *args)
+PyObject *mapping_set_inline_limits(Mapping *self, PyObject *args)
 {
     unsigned long long bytes, sequence, dirty;
-    if (!PyArg_ParseTuple(args, "KKK:set_trip", &bytes, &sequence, &dirty))
+    if (!PyArg_ParseTuple(args, "KKK:set_inline_limits", &bytes, &sequence, &dirty))
         return NULL;
-    uint64_t pages = dirty == TRIP_NEVER ? TRIP_NEVER : dirty / page_size();
-    self->trip = (struct trip){.bytes = bytes, .sequence = sequence, .pages = pages};
+    uint64_t pages = dirty == NO_LIMIT ? NO_LIMIT : dirty / page_size();
+    self->inline_limits = (struct inline_limits){.bytes = bytes, .sequence = sequence, .pages = pages};
     Py_RETURN_NONE;
 }
 
-PyObject *mapping_set_lane(Mapping *self, PyObject *args)
+PyObject *mapping_set_queued(Mapping *self, PyObject *args)
 {
     long long start, end;
-    if (!PyArg_ParseTuple(args, "LL:set_lane", &start, &end))
+    if (!PyArg_ParseTuple(args, "LL:set_queued", &start, &end))
         return NULL;
-    self->lane_start = start;
-    self->lane_end = end;
+    self->queued_start = start;
+    self->queued_end = end;
     Py_RETURN_NONE;
 }
 

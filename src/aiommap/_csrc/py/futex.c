@@ -1,4 +1,4 @@
-/* futex.c: the Alarm type, for a thread that waits for words to change; and waking such threads.
+/* futex.c: the Wakeup type, for a thread that waits for words to change; and waking such threads.
  *
  * Words are waited for as shared futexes: the kernel finds them by file and offset, so a process
  * is woken whatever address the other one has them mapped at.
@@ -27,8 +27,8 @@ struct moment { int64_t seconds, nanoseconds; }; /* the kernel's struct timespec
 
 typedef struct {
     PyObject_HEAD
-    uint32_t rings; /* atomic; how often it rang: a private futex */
-} Alarm;
+    uint32_t count; /* atomic; how often it was woken: a private futex */
+} Wakeup;
 
 static int wake(const uint32_t *at, int count, int flags)
 {
@@ -58,16 +58,16 @@ static int wait_any(struct futex_entry *entries, size_t count, const struct mome
  * writing, which makes it dirty and moves the times of the file, though no byte is changed; it
  * finds the same futex through a mapping that cannot be written to. Where there is no room for one
  * the page gets dirty. */
-static void hold_quietly(struct hold *hold, Mapping *mapping)
+static void pin_quietly(struct pin *pin, Mapping *mapping)
 {
     if (mapping->region && mapping->region->writable && !mapping->quiet) {
         struct region_options options = mapping_options(mapping);
         options.writable = false;
         region_map(&mapping->quiet, mapping->fd, mapping->region->length, &options);
     }
-    hold_begin(hold, mapping);
+    pin_begin(pin, mapping);
     if (mapping->quiet)
-        hold_instead(hold, mapping->quiet);
+        pin_instead(pin, mapping->quiet);
 }
 
 /* A fault of the page is the kernel's to find, and an errno. */
@@ -79,10 +79,10 @@ PyObject *words_notify(Words *self, PyObject *const *args, Py_ssize_t count)
         return PyErr_Occurred() ? NULL : os_error(EINVAL);
     if (!words_allowed(self, self->offset, false))
         return NULL;
-    struct hold hold;
-    hold_quietly(&hold, self->mapping);
+    struct pin pin;
+    pin_quietly(&pin, self->mapping);
     /* SAFETY: words_allowed; the region is held while the GIL is not. */
-    const uint32_t *at = (uint32_t *)(hold.region->base + self->offset);
+    const uint32_t *at = (uint32_t *)(pin.region->base + self->offset);
     if (words_present(self, self->offset, coarse_clock())) {
         woken = wake(at, (int)most, 0);
     } else {
@@ -90,16 +90,16 @@ PyObject *words_notify(Words *self, PyObject *const *args, Py_ssize_t count)
         woken = wake(at, (int)most, 0);
         Py_END_ALLOW_THREADS
     }
-    hold_end(&hold);
+    pin_end(&pin);
     return woken < 0 ? os_error(-woken) : PyLong_FromLong(woken);
 }
 
-/* What a wait needs, and how much of it is in use. Entry 0 is the alarm; word i is entry i + 1. */
+/* What a wait needs, and how much of it is in use. Entry 0 is the Wakeup; word i is entry i + 1. */
 struct waiting { /* the caller's own */
-    struct futex_entry entries[WAIT_MOST + 1];
-    struct hold holds[WAIT_MOST];
-    bool changed[WAIT_MOST];
-    int refused[WAIT_MOST]; /* why the kernel cannot wait for the word, or 0 */
+    struct futex_entry entries[MAX_WAIT_WORDS + 1];
+    struct pin pins[MAX_WAIT_WORDS];
+    bool changed[MAX_WAIT_WORDS];
+    int refused[MAX_WAIT_WORDS]; /* why the kernel cannot wait for the word, or 0 */
     size_t count;
 };
 
@@ -115,18 +115,18 @@ static bool take_in(struct waiting *waiting, PyTypeObject *type, PyObject *item)
     if (!mapping_is_usable(mapping) ||
         !range_is_valid(words->offset, sizeof(uint32_t), mapping->size))
         return false;
-    struct hold *hold = &waiting->holds[waiting->count++];
-    hold_quietly(hold, mapping);
+    struct pin *pin = &waiting->pins[waiting->count++];
+    pin_quietly(pin, mapping);
     /* SAFETY: just checked, and held until the wait is over. */
     waiting->entries[waiting->count] =
         (struct futex_entry){.value = (uint32_t)expected,
-                             .address = (uintptr_t)(hold->region->base + words->offset),
+                             .address = (uintptr_t)(pin->region->base + words->offset),
                              .flags = WORD_OF_32_BITS};
     return true;
 }
 
 /* Look at every word, as the kernel names only one of several that were woken. */
-static void look(struct waiting *waiting)
+static void check_words(struct waiting *waiting)
 {
     int64_t now = coarse_clock();
     for (size_t i = 0; i < waiting->count; i++) {
@@ -162,7 +162,7 @@ static void wait_for(struct waiting *waiting)
     int error = wait_any(waiting->entries, waiting->count + 1, NULL);
     if (error && error != EAGAIN && error != EINTR)
         ask_each(waiting, error);
-    look(waiting);
+    check_words(waiting);
     Py_END_ALLOW_THREADS
 }
 
@@ -182,20 +182,20 @@ static PyObject *answer(const struct waiting *waiting)
     return found;
 }
 
-static PyObject *alarm_wait(Alarm *self, PyObject *args)
+static PyObject *wakeup_wait(Wakeup *self, PyObject *args)
 {
-    unsigned int rings;
+    unsigned int count;
     PyObject *list;
     struct native_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
-    if (!PyArg_ParseTuple(args, "IO!:wait", &rings, &PyList_Type, &list))
+    if (!PyArg_ParseTuple(args, "IO!:wait", &count, &PyList_Type, &list))
         return NULL;
-    if (PyList_Size(list) > WAIT_MOST)
-        return PyErr_Format(PyExc_ValueError, "one wait is for at most %d words", WAIT_MOST);
+    if (PyList_Size(list) > MAX_WAIT_WORDS)
+        return PyErr_Format(PyExc_ValueError, "one wait is for at most %d words", MAX_WAIT_WORDS);
     struct waiting *waiting = PyMem_Calloc(1, sizeof *waiting);
     if (!waiting)
         return PyErr_NoMemory();
-    waiting->entries[0] = (struct futex_entry){.value = rings,
-                                               .address = (uintptr_t)&self->rings,
+    waiting->entries[0] = (struct futex_entry){.value = count,
+                                               .address = (uintptr_t)&self->count,
                                                .flags = WORD_OF_32_BITS | PRIVATE};
     bool all = true;
     for (Py_ssize_t i = 0; all && i < PyList_Size(list); i++)
@@ -208,44 +208,44 @@ static PyObject *alarm_wait(Alarm *self, PyObject *args)
         found = Py_BuildValue("[(ni)]", (Py_ssize_t)waiting->count, 0);
     }
     while (waiting->count)
-        hold_end(&waiting->holds[--waiting->count]);
+        pin_end(&waiting->pins[--waiting->count]);
     PyMem_Free(waiting);
     return found;
 }
 
-static PyObject *alarm_ring(Alarm *self, PyObject *Py_UNUSED(unused))
+static PyObject *wakeup_wake(Wakeup *self, PyObject *Py_UNUSED(unused))
 {
-    __atomic_fetch_add(&self->rings, 1, __ATOMIC_SEQ_CST);
-    wake(&self->rings, 1, PRIVATE);
+    __atomic_fetch_add(&self->count, 1, __ATOMIC_SEQ_CST);
+    wake(&self->count, 1, PRIVATE);
     Py_RETURN_NONE;
 }
 
-static PyObject *alarm_rings(Alarm *self, PyObject *Py_UNUSED(unused))
+static PyObject *wakeup_count(Wakeup *self, PyObject *Py_UNUSED(unused))
 {
-    return PyLong_FromUnsignedLong(__atomic_load_n(&self->rings, __ATOMIC_SEQ_CST));
+    return PyLong_FromUnsignedLong(__atomic_load_n(&self->count, __ATOMIC_SEQ_CST));
 }
 
-static PyMethodDef alarm_methods[] = { /* documented in _native.pyi */
-    {"wait", (PyCFunction)alarm_wait, METH_VARARGS, NULL},
-    {"ring", (PyCFunction)alarm_ring, METH_NOARGS, NULL},
-    {"rings", (PyCFunction)alarm_rings, METH_NOARGS, NULL},
+static PyMethodDef wakeup_methods[] = { /* documented in _native.pyi */
+    {"wait", (PyCFunction)wakeup_wait, METH_VARARGS, NULL},
+    {"wake", (PyCFunction)wakeup_wake, METH_NOARGS, NULL},
+    {"count", (PyCFunction)wakeup_count, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
-static void alarm_dealloc(Alarm *self)
+static void wakeup_dealloc(Wakeup *self)
 {
     object_free(self);
 }
 
-static PyType_Slot alarm_slots[] = {
-    {Py_tp_dealloc, alarm_dealloc},
-    {Py_tp_methods, alarm_methods},
+static PyType_Slot wakeup_slots[] = {
+    {Py_tp_dealloc, wakeup_dealloc},
+    {Py_tp_methods, wakeup_methods},
     {0, NULL},
 };
 
-PyType_Spec alarm_spec = {
-    .name = "aiommap._native.Alarm",
-    .basicsize = sizeof(Alarm),
+PyType_Spec wakeup_spec = {
+    .name = "aiommap._native.Wakeup",
+    .basicsize = sizeof(Wakeup),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
-    .slots = alarm_slots,
+    .slots = wakeup_slots,
 };

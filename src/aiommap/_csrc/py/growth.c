@@ -61,10 +61,10 @@ static bool map_growable(Mapping *self)
             return true;
         struct region_options options = mapping_options(self);
         struct region *region = NULL, *old;
-        struct hold hold;
+        struct pin pin;
         int error;
         options.growth = &self->growth;
-        WITHOUT_GIL(hold, self, error = region_map(&region, hold.fd, length, &options););
+        WITHOUT_GIL(pin, self, error = region_map(&region, pin.fd, length, &options););
         if (error) {
             os_error(error);
             return false;
@@ -118,7 +118,7 @@ PyObject *mapping_take_growth(Mapping *self, PyObject *Py_UNUSED(unused))
 
 PyObject *mapping_stop_growth(Mapping *self, PyObject *Py_UNUSED(unused))
 {
-    struct hold hold;
-    WITHOUT_GIL(hold, self, growth_stop(&self->growth););
+    struct pin pin;
+    WITHOUT_GIL(pin, self, growth_stop(&self->growth););
     Py_RETURN_NONE;
 }

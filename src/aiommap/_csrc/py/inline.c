@@ -18,15 +18,15 @@ static bool parse_integer(PyObject *object, int64_t *value)
 
 /* Whether this is the thread of the file's loop. Its slice tells it from any other thread alive;
  * a mapping that nobody attached belongs to none. */
-static bool is_home(const Mapping *self, const struct slice *slice)
+static bool is_loop_thread(const Mapping *self, const struct time_slice *slice)
 {
-    return self->home == slice || !self->home;
+    return self->loop_slice == slice || !self->loop_slice;
 }
 
 static bool turn_allows(const Mapping *self)
 {
-    const struct slice *slice = thread_slice();
-    return is_home(self, slice) && !slice_is_spent(slice, slice_clock());
+    const struct time_slice *slice = thread_time_slice();
+    return is_loop_thread(self, slice) && !time_slice_is_spent(slice, monotonic_clock());
 }
 
 bool spans_cover(const struct spans *spans, int64_t offset, int64_t end)
@@ -46,15 +46,15 @@ bool spans_cover(const struct spans *spans, int64_t offset, int64_t end)
 static bool copy_present(Mapping *self, char *to, int64_t offset, size_t length)
 {
     size_t copied;
-    struct hold hold = {0};
+    struct pin pin = {0};
     if (length <= GIL_COPY_LIMIT_BYTES)
         copied = region_copy_out(self->region, (size_t)offset, to, length);
     else
-        WITHOUT_GIL(hold, self,
-                    copied = region_copy_out(hold.region, (size_t)offset, to, length););
-    if (copied < length && !hold.moved)
+        WITHOUT_GIL(pin, self,
+                    copied = region_copy_out(pin.region, (size_t)offset, to, length););
+    if (copied < length && !pin.moved)
         self->counters.faults++;
-    return copied == length && !hold.moved;
+    return copied == length && !pin.moved;
 }
 
 /* Check and copy piece by piece, so that little time passes between the two. The size is looked at
@@ -79,13 +79,13 @@ static size_t copy_checked(const struct region *region, int fd, char *to, size_t
 static bool read_mapped(Mapping *self, char *to, int64_t offset, size_t length)
 {
     size_t done;
-    struct hold hold = {0};
+    struct pin pin = {0};
     if (length <= GIL_COPY_LIMIT_BYTES)
         done = copy_checked(self->region, self->fd, to, (size_t)offset, length);
     else
-        WITHOUT_GIL(hold, self,
-                    done = copy_checked(hold.region, hold.fd, to, (size_t)offset, length););
-    return done == length && !hold.moved;
+        WITHOUT_GIL(pin, self,
+                    done = copy_checked(pin.region, pin.fd, to, (size_t)offset, length););
+    return done == length && !pin.moved;
 }
 
 /* file_read_nowait, or an equal that does not wait; and of what was read only what is its own. */
@@ -101,15 +101,15 @@ static ssize_t read_own(int fd, char *to, size_t length, int64_t offset, bool no
 static bool read_cached(Mapping *self, char *to, int64_t offset, size_t length)
 {
     ssize_t got;
-    struct hold hold = {0};
+    struct pin pin = {0};
     bool nowait = self->nowait;
     if (nowait && length <= GIL_COPY_LIMIT_BYTES)
         got = read_own(self->fd, to, length, offset, nowait);
     else
-        WITHOUT_GIL(hold, self, got = read_own(hold.fd, to, length, offset, nowait););
+        WITHOUT_GIL(pin, self, got = read_own(pin.fd, to, length, offset, nowait););
     if (got == -EOPNOTSUPP || got == -EPERM || got == -ENOSYS)
         self->nowait = false; /* this file system, sandbox or kernel has no NOWAIT reads */
-    return got == (ssize_t)length && !hold.moved;
+    return got == (ssize_t)length && !pin.moved;
 }
 
 /* True when `length` bytes were read without waiting. Needs a valid range. */
@@ -220,8 +220,8 @@ static enum inline_way way_of_inline(Mapping *self, int64_t offset, int64_t leng
 {
     size_t first, end;
     int64_t stop = offset + length;
-    if (runs_overlap(offset, stop, self->flight_start, self->flight_end) ||
-        runs_overlap(offset, stop, self->lane_start, self->lane_end)) /* I9 */
+    if (runs_overlap(offset, stop, self->writeback_start, self->writeback_end) ||
+        runs_overlap(offset, stop, self->queued_start, self->queued_end)) /* I9 */
         return WAY_WORKER;
     pages_of(offset, length, &first, &end);
     bool ready = mapping_is_ready(self, first, end, now);
@@ -233,53 +233,53 @@ static enum inline_way way_of_inline(Mapping *self, int64_t offset, int64_t leng
 }
 
 /* Whether the flush policy wants to be asked about this store. */
-static bool trips(const Mapping *self, int64_t offset, int64_t length)
+static bool meets_limit(const Mapping *self, int64_t offset, int64_t length)
 {
-    const struct trip *trip = &self->trip;
-    if (self->written_bytes + (uint64_t)length >= trip->bytes ||
-        self->sequence + 1 >= trip->sequence)
+    const struct inline_limits *limits = &self->inline_limits;
+    if (self->written_bytes + (uint64_t)length >= limits->bytes ||
+        self->sequence + 1 >= limits->sequence)
         return true;
-    if (trip->pages == TRIP_NEVER)
+    if (limits->pages == NO_LIMIT)
         return false;
     size_t first, end;
     pages_of(offset, length, &first, &end);
-    return self->dirty.members + self->flight_pages + pages_missing(&self->dirty, first, end) >
-           trip->pages;
+    return self->dirty.members + self->writeback_pages + pages_missing(&self->dirty, first, end) >
+           limits->pages;
 }
 
 /* The receipt, None when the store has to take the slow way, or NULL with MemoryError. A store
  * that was asked about before is bound neither by the slice nor by the flush policy. */
 static PyObject *store_now(Mapping *self, int64_t offset, const Py_buffer *data, bool asked)
 {
-    int64_t now = slice_clock();
+    int64_t now = monotonic_clock();
     if (!range_is_valid(offset, data->len, self->reach) ||
         (size_t)data->len > INLINE_WRITE_LIMIT_BYTES)
         Py_RETURN_NONE;
-    const struct slice *slice = thread_slice();
-    if (!asked && (!is_home(self, slice) || slice_is_spent(slice, now)))
+    const struct time_slice *slice = thread_time_slice();
+    if (!asked && (!is_loop_thread(self, slice) || time_slice_is_spent(slice, now)))
         Py_RETURN_NONE;
     if (data->len == 0)
         return receipt_make(self, offset, 0, self->sequence);
-    if (!asked && trips(self, offset, data->len))
+    if (!asked && meets_limit(self, offset, data->len))
         Py_RETURN_NONE;
     enum inline_way way = way_of_inline(self, offset, data->len, now);
     if (way == WAY_WORKER) {
         self->counters.fell_back_writes += asked; /* any other is asked about right after */
         Py_RETURN_NONE;
     }
-    struct hold hold = {0};
+    struct pin pin = {0};
     size_t length = (size_t)data->len, copied;
     /* SAFETY: the buffer is exported to us, the region is held. */
     if (way == WAY_WITH_GIL)
         copied = region_copy_in(self->region, (size_t)offset, data->buf, length);
     else
-        WITHOUT_GIL(hold, self,
-                    copied = region_copy_in(hold.region, (size_t)offset, data->buf, length););
+        WITHOUT_GIL(pin, self,
+                    copied = region_copy_in(pin.region, (size_t)offset, data->buf, length););
     bool whole = copied == length;
-    if (!mapping_stored(self, offset, copied, whole && !hold.moved, now))
+    if (!mapping_stored(self, offset, copied, whole && !pin.moved, now))
         return PyErr_NoMemory();
     self->counters.faults += !whole;
-    if (!whole || hold.moved) /* what may have been cut off meanwhile is stored once more (mapping.2) */
+    if (!whole || pin.moved) /* what may have been cut off meanwhile is stored once more (mapping.2) */
         Py_RETURN_NONE;
     self->counters.inline_writes_done++;
     return receipt_make(self, offset, data->len, ++self->sequence);
@@ -319,7 +319,7 @@ PyObject *mapping_stage(Mapping *self, PyObject *const *args, Py_ssize_t count)
     if (!self->writable || count != 2 || !parse_integer(args[0], &offset))
         Py_RETURN_NONE;
     struct native_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
-    PyObject *data = buffer_pin(state->pin_type, args[1], false), *store;
+    PyObject *data = buffer_export(state->export_type, args[1], false), *store;
     if (!data) {
         PyErr_Clear();
         Py_RETURN_NONE;

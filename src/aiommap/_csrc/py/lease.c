@@ -61,7 +61,7 @@ bool lease_bind(Lease *lease, struct region *region, int64_t offset, int64_t len
     size_t first, end;
     if (lease->writable && left > 0 &&
         pages_of(offset, length < left ? length : left, &first, &end) &&
-        !mapping_dirty(self, first, end, slice_clock())) {
+        !mapping_dirty(self, first, end, monotonic_clock())) {
         PyErr_NoMemory();
         return false;
     }
@@ -110,7 +110,7 @@ static void lease_dealloc(Lease *self)
     size_t first, end;
     if (self->writable && !mapping->closed && left > 0 &&
         pages_of(self->offset, self->length < left ? self->length : left, &first, &end))
-        mapping_dirty(mapping, first, end, slice_clock());
+        mapping_dirty(mapping, first, end, monotonic_clock());
     region_release(self->region);
     Py_DECREF(self->place);
     Py_DECREF(mapping);

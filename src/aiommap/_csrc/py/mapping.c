@@ -43,14 +43,14 @@ bool mapping_range(const Mapping *self, int64_t offset, int64_t length)
     return check_range(self, offset, length, self->size);
 }
 
-enum meanwhile mapping_meanwhile(const Mapping *self, const struct hold *hold, int64_t offset,
+enum meanwhile mapping_meanwhile(const Mapping *self, const struct pin *pin, int64_t offset,
                                  int64_t length)
 {
-    if (!hold->moved && self->moving == INT64_MAX)
+    if (!pin->moved && self->moving == INT64_MAX)
         return RANGE_SAME;
     if (!check_range(self, offset, length, self->reach))
         return RANGE_GONE;
-    return hold->moved ? RANGE_MOVED : RANGE_SAME;
+    return pin->moved ? RANGE_MOVED : RANGE_SAME;
 }
 
 void mapping_set_moving(Mapping *self, int64_t from)
@@ -142,7 +142,7 @@ static PyObject *mapping_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     }
     self->fd = fd;
     self->fd_to_close = -1;
-    self->size = self->floor = size;
+    self->size = self->min_kept_length = size;
     self->pages = pages_for(size);
     self->fence = INT64_MAX;
     mapping_set_moving(self, INT64_MAX);
@@ -159,7 +159,7 @@ static PyObject *mapping_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     self->in_memory = in_memory;
     self->residency_visible = visible;
     self->inline_writes = writable;
-    self->trip = (struct trip){TRIP_NEVER, TRIP_NEVER, TRIP_NEVER};
+    self->inline_limits = (struct inline_limits){NO_LIMIT, NO_LIMIT, NO_LIMIT};
     self->fork_generation = fork_generation;
     int error = map_file(self, capacity);
     if (!error && (!pages_reserve(&self->dirty, pages_for(capacity)) ||
@@ -178,7 +178,7 @@ static PyObject *mapping_close(Mapping *self, PyObject *Py_UNUSED(unused))
     struct region *region = self->region, *growable = self->growable, *quiet = self->quiet;
     int fd = self->fd;
     if (self->fork_generation != fork_generation)
-        forget_holds(self);
+        forget_pins(self);
     self->closed = true;
     self->region = self->growable = self->quiet = NULL;
     self->fd = -1;
@@ -191,7 +191,7 @@ static PyObject *mapping_close(Mapping *self, PyObject *Py_UNUSED(unused))
     region_release(region);
     region_release(growable);
     region_release(quiet);
-    if (fd >= 0 && self->in_flight)
+    if (fd >= 0 && self->pins)
         self->fd_to_close = fd;
     else if (fd >= 0)
         descriptor_close(fd);
@@ -207,15 +207,15 @@ static PyObject *mapping_attach(Mapping *self, PyObject *args)
     PyObject *old_owner = self->owner, *old_type = (PyObject *)self->receipt_type;
     self->owner = Py_NewRef(owner);
     self->receipt_type = (PyTypeObject *)Py_NewRef((PyObject *)type);
-    self->home = thread_slice();
+    self->loop_slice = thread_time_slice();
     Py_XDECREF(old_owner);
     Py_XDECREF(old_type);
     Py_RETURN_NONE;
 }
 
-static PyObject *mapping_settle(Mapping *self, PyObject *Py_UNUSED(unused))
+static PyObject *mapping_bind_loop_thread(Mapping *self, PyObject *Py_UNUSED(unused))
 {
-    self->home = thread_slice();
+    self->loop_slice = thread_time_slice();
     Py_RETURN_NONE;
 }
 
@@ -348,7 +348,7 @@ static PyGetSetDef mapping_getset[] = {
 #define COUNTER(name) {#name, T_ULONGLONG, offsetof(Mapping, counters.name), READONLY, NULL}
 static PyMemberDef mapping_members[] = {
     FIELD(fd, T_INT, READONLY),
-    FIELD(floor, T_LONGLONG, 0),
+    FIELD(min_kept_length, T_LONGLONG, 0),
     FIELD(growable_leases, T_PYSSIZET, READONLY),
     FIELD(closed, T_BOOL, READONLY),
     FIELD(nowait, T_BOOL, READONLY),
@@ -364,7 +364,7 @@ static PyMemberDef mapping_members[] = {
     FIELD(writable_leases, T_PYSSIZET, READONLY),
     FIELD(ended_leases, T_ULONGLONG, READONLY),
     FIELD(dirty_since, T_LONGLONG, READONLY),
-    FIELD(flight_since, T_LONGLONG, READONLY),
+    FIELD(writeback_since, T_LONGLONG, READONLY),
     COUNTER(inline_reads),
     COUNTER(fell_back_reads),
     COUNTER(fell_back_writes),
@@ -389,7 +389,7 @@ static PyMethodDef mapping_methods[] = { /* documented in _native.pyi */
     ONE("write_many", mapping_write_many),
     ONE("commit", mapping_commit),
     ARGS("sync", mapping_sync),
-    NONE("look", mapping_look),
+    NONE("stat", mapping_stat),
     ARGS("sync_range", mapping_sync_range),
     ARGS("start_writeback", mapping_start_writeback),
     ARGS("read_ahead", mapping_read_ahead),
@@ -406,8 +406,8 @@ static PyMethodDef mapping_methods[] = { /* documented in _native.pyi */
     NONE("dirty_runs", mapping_dirty_runs),
     NONE("dirty_bytes", mapping_dirty_bytes),
     ARGS("would_dirty", mapping_would_dirty),
-    ARGS("set_trip", mapping_set_trip),
-    ARGS("set_lane", mapping_set_lane),
+    ARGS("set_inline_limits", mapping_set_inline_limits),
+    ARGS("set_queued", mapping_set_queued),
     ONE("set_locked", mapping_set_locked),
     ARGS("rebase", mapping_rebase),
     ARGS("truncate", mapping_truncate),
@@ -418,7 +418,7 @@ static PyMethodDef mapping_methods[] = { /* documented in _native.pyi */
     NONE("take_growth", mapping_take_growth),
     NONE("stop_growth", mapping_stop_growth),
     ARGS("attach", mapping_attach),
-    NONE("settle", mapping_settle),
+    NONE("bind_loop_thread", mapping_bind_loop_thread),
     NONE("close", mapping_close),
     {NULL, NULL, 0, NULL},
 };

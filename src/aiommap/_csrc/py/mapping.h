@@ -1,7 +1,7 @@
 /* mapping.h: the Python objects of aiommap._native and what their files share.
  *
  * Locking. "GIL" behind a field means: read and written only while holding the GIL. A verb that
- * gives the GIL up first takes a hold (hold_begin), which keeps region and descriptor alive, and
+ * gives the GIL up first takes a hold (pin_begin), which keeps region and descriptor alive, and
  * then touches nothing but the hold, the caller's buffer and constants.
  *
  * Changes. What a verb checked under the GIL may be another's by the time it has the GIL back. A
@@ -9,7 +9,7 @@
  * none: it adds bytes that nobody has checked for, and all that was checked stays true.
  * Invariants.
  *   1  `generation` moves, under the GIL, when a change begins and when it ends.
- *   2  Whoever has let the GIL go believes nothing that it had checked before: `hold.moved` says
+ *   2  Whoever has let the GIL go believes nothing that it had checked before: `pin.moved` says
  *        whether there was a change. Then it clips what it enters into the books, repeats what has
  *        no effect, or declines. So does whoever may have run Python code, which is: made or
  *        dropped an object that garbage collection knows, asked for a buffer, called the gate. It
@@ -52,7 +52,7 @@
 /* Residency is checked again for every piece, so that a check never is older than ~20 us. */
 #define MAPPED_READ_PIECE_BYTES ((size_t)256 << 10)
 /* A trip that is nowhere. */
-#define TRIP_NEVER INT64_MAX
+#define NO_LIMIT INT64_MAX
 /* How long a page that was stored to is trusted to be still in memory. */
 #define READY_NS INT64_C(1000000000)
 
@@ -72,7 +72,7 @@ struct counters { /* GIL */
 
 /* What inline stores may reach without asking the flush policy: the one that would get there
  * answers None, and the slow way decides. */
-struct trip { /* GIL */
+struct inline_limits { /* GIL */
     uint64_t bytes;    /* of written_bytes */
     uint64_t sequence; /* of sequence */
     uint64_t pages;    /* dirty or being flushed; this many are still allowed */
@@ -101,7 +101,7 @@ typedef struct {
     uint64_t generation;   /* GIL; mapping.1 */
     int64_t moving;        /* GIL; mapping.3; INT64_MAX while no change is under way */
     int64_t reach;         /* GIL; as far as verbs may touch it: the lesser of size and moving */
-    int64_t floor;         /* GIL; what closing may not cut off: asked for, or written by a verb */
+    int64_t min_kept_length;         /* GIL; what closing may not cut off: asked for, or written by a verb */
     struct damage damage;  /* atomic; written by the signal handler */
     struct growth growth;  /* atomic; written by the signal handler */
     bool growth_seen;      /* GIL; the file grew since take_growth was asked */
@@ -110,21 +110,21 @@ typedef struct {
     Py_ssize_t growable_leases; /* GIL; how many leases on such a region there are */
     struct region *quiet;  /* GIL; as long as region and read-only, for futexes; NULL until needed */
     unsigned long fork_generation; /* constant */
-    unsigned long in_flight; /* GIL; holds that are out; the descriptor outlives them */
+    unsigned long pins; /* GIL; holds that are out; the descriptor outlives them */
     int fd_to_close;       /* GIL; the descriptor of a closed mapping, for the last hold */
     struct pages dirty;    /* GIL; stored to since the last flush; in "c": private pages */
     struct pages ready;    /* GIL; stored to, or a word in it loaded, within READY_NS: present */
     int64_t ready_since;   /* GIL; when `ready` was last emptied */
     int64_t dirty_since;   /* GIL; when the oldest page of `dirty` was stored to; 0 when clean */
-    int64_t flight_start, flight_end; /* GIL; the range that a flush is writing */
-    int64_t flight_since;  /* GIL; dirty_since of what it is writing */
-    size_t flight_pages;   /* GIL; how many pages it is writing */
-    int64_t lane_start, lane_end; /* GIL; bounds of the writes queued for a worker */
+    int64_t writeback_start, writeback_end; /* GIL; the range that a flush is writing */
+    int64_t writeback_since;  /* GIL; dirty_since of what it is writing */
+    size_t writeback_pages;   /* GIL; how many pages it is writing */
+    int64_t queued_start, queued_end; /* GIL; bounds of the writes queued for a worker */
     struct spans locked;   /* GIL; ranges pinned by mlock */
     uint64_t sequence;     /* GIL; number of the newest applied write */
     uint64_t durable_sequence; /* GIL; every write up to this one is durable */
     uint64_t written_bytes; /* GIL; bytes of all applied writes */
-    struct trip trip;      /* GIL; where inline stores have to stop and ask */
+    struct inline_limits inline_limits;      /* GIL; where inline stores have to stop and ask */
     struct counters counters; /* GIL */
     Lease *leases;         /* GIL; live leases, newest first */
     Py_ssize_t lease_count; /* GIL; how many there are */
@@ -132,7 +132,7 @@ typedef struct {
     uint64_t ended_leases; /* GIL; how many writable ones there were */
     PyObject *owner;       /* GIL; what receipts refer to; may be NULL */
     PyTypeObject *receipt_type; /* GIL; may be NULL */
-    const struct slice *home; /* GIL; of the thread its loop runs in; never read through */
+    const struct time_slice *loop_slice; /* GIL; of the thread its loop runs in; never read through */
 } Mapping;
 
 struct lease {
@@ -159,12 +159,12 @@ typedef struct {
 /* Per-module state: the heap types. */
 struct native_state { /* constant once the module has been executed */
     PyTypeObject *mapping_type, *lease_type, *receipt_type;
-    PyTypeObject *word_type, *word_array_type, *alarm_type, *pin_type;
+    PyTypeObject *word_type, *word_array_type, *wakeup_type, *export_type;
     PyObject *out_of_bounds; /* OutOfBoundsError */
 };
 
 /* What a verb may use while it does not hold the GIL. */
-struct hold { /* the caller's own */
+struct pin { /* the caller's own */
     Mapping *mapping;
     struct region *region;
     int fd;
@@ -174,13 +174,13 @@ struct hold { /* the caller's own */
 
 /* All of these need the GIL. */
 void object_free(void *self); /* the last step of every tp_dealloc */
-void hold_begin(struct hold *hold, Mapping *mapping);
-void hold_end(struct hold *hold);
-void hold_instead(struct hold *hold, struct region *region); /* of the same mapping */
+void pin_begin(struct pin *pin, Mapping *mapping);
+void pin_end(struct pin *pin);
+void pin_instead(struct pin *pin, struct region *region); /* of the same mapping */
 void region_release(struct region *region);
 void descriptor_close(int fd);
 /* In a forked child, for whoever closes: end the holds of threads that are not there. */
-void forget_holds(Mapping *self);
+void forget_pins(Mapping *self);
 bool mapping_is_usable(const Mapping *self); /* open, of this process, whole, not declining */
 bool mapping_check(const Mapping *self);     /* open, of this process; with an exception set */
 struct region_options mapping_options(Mapping *self); /* for another region of its */
@@ -201,7 +201,7 @@ enum meanwhile {
     RANGE_MOVED, /* it is inside still, and asking again may do */
     RANGE_GONE,  /* it is not, and there is an exception */
 };
-enum meanwhile mapping_meanwhile(const Mapping *self, const struct hold *hold, int64_t offset,
+enum meanwhile mapping_meanwhile(const Mapping *self, const struct pin *pin, int64_t offset,
                                  int64_t length);
 /* Wait, without the GIL, until the change that is under way is over, if one is. */
 void mapping_settled(Mapping *self);
@@ -224,8 +224,8 @@ void mapping_count(Mapping *self, int64_t offset, size_t stored); /* the same, b
  * when out of memory. */
 bool mapping_absorb_leases(Mapping *self);
 /* Take the pages of [first, end) out of the dirty ones, as those that a flush is writing. */
-void mapping_take_off(Mapping *self, size_t first, size_t end);
-void mapping_land(Mapping *self); /* the flush is over */
+void mapping_begin_writeback(Mapping *self, size_t first, size_t end);
+void mapping_end_writeback(Mapping *self); /* the flush is over */
 /* Whether pages [first, end) were touched within READY_NS. */
 bool mapping_is_ready(Mapping *self, size_t first, size_t end, int64_t now);
 PyObject *receipt_make(Mapping *self, int64_t offset, int64_t length, uint64_t sequence);
@@ -248,16 +248,16 @@ static inline bool sees_residency(const Mapping *self)
     return self->residency_visible && !call_was_refused(CALL_MINCORE);
 }
 
-extern PyType_Spec mapping_spec, lease_spec, receipt_spec, word_spec, word_array_spec, alarm_spec;
-extern PyType_Spec pin_spec;
+extern PyType_Spec mapping_spec, lease_spec, receipt_spec, word_spec, word_array_spec, wakeup_spec;
+extern PyType_Spec export_spec;
 extern unsigned long fork_generation; /* grows in every forked child */
-struct slice *thread_slice(void);
+struct time_slice *thread_time_slice(void);
 
 /* py/buffer.c. May run the caller's code, so look at the mapping afterwards. */
 /* Export memory to store, or to fill, until PyBuffer_Release; false with an exception. */
 bool buffer_take(PyObject *data, Py_buffer *view, bool writable);
 /* The same as an object: bytes that cannot change as they are, else a memoryview of bytes. */
-PyObject *buffer_pin(PyTypeObject *pin_type, PyObject *data, bool writable);
+PyObject *buffer_export(PyTypeObject *export_type, PyObject *data, bool writable);
 
 /* py/inline.c: verbs of the loop thread; they never wait. */
 PyObject *mapping_read_inline(Mapping *self, PyObject *const *args, Py_ssize_t count);
@@ -274,7 +274,7 @@ PyObject *mapping_read_into(Mapping *self, PyObject *args);
 PyObject *mapping_write_many(Mapping *self, PyObject *items);
 PyObject *mapping_commit(Mapping *self, PyObject *items);
 PyObject *mapping_sync(Mapping *self, PyObject *args);
-PyObject *mapping_look(Mapping *self, PyObject *unused);
+PyObject *mapping_stat(Mapping *self, PyObject *unused);
 PyObject *mapping_sync_range(Mapping *self, PyObject *args);
 PyObject *mapping_start_writeback(Mapping *self, PyObject *args);
 PyObject *mapping_read_ahead(Mapping *self, PyObject *args);
@@ -293,8 +293,8 @@ PyObject *mapping_flush_end(Mapping *self, PyObject *failed);
 PyObject *mapping_dirty_runs(Mapping *self, PyObject *unused);
 PyObject *mapping_dirty_bytes(Mapping *self, PyObject *unused);
 PyObject *mapping_would_dirty(Mapping *self, PyObject *args);
-PyObject *mapping_set_trip(Mapping *self, PyObject *args);
-PyObject *mapping_set_lane(Mapping *self, PyObject *args);
+PyObject *mapping_set_inline_limits(Mapping *self, PyObject *args);
+PyObject *mapping_set_queued(Mapping *self, PyObject *args);
 PyObject *mapping_set_locked(Mapping *self, PyObject *ranges);
 
 /* py/resize.c */
@@ -320,13 +320,13 @@ bool lease_bind(Lease *lease, struct region *region, int64_t offset, int64_t len
 PyObject *mapping_lease(Mapping *self, PyObject *args);
 
 /* Run a call without the GIL while a hold keeps the mapping's parts alive. */
-#define WITHOUT_GIL(hold, mapping, statement)                                                     \
+#define WITHOUT_GIL(pin, mapping, statement)                                                     \
     do {                                                                                          \
-        hold_begin(&(hold), (mapping));                                                           \
+        pin_begin(&(pin), (mapping));                                                           \
         Py_BEGIN_ALLOW_THREADS                                                                    \
         statement;                                                                                \
         Py_END_ALLOW_THREADS                                                                      \
-        hold_end(&(hold));                                                                        \
+        pin_end(&(pin));                                                                        \
     } while (0)
 
 #endif

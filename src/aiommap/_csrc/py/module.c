@@ -11,26 +11,26 @@ unsigned long fork_generation;
 
 static void count_fork(void) { fork_generation++; }
 
-static _Thread_local struct slice slice;
+static _Thread_local struct time_slice slice;
 
-struct slice *thread_slice(void) { return &slice; }
+struct time_slice *thread_time_slice(void) { return &slice; }
 
-static PyObject *slice_spent(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
+static PyObject *time_slice_spent(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
-    return PyBool_FromLong(slice_is_spent(&slice, slice_clock()));
+    return PyBool_FromLong(time_slice_is_spent(&slice, monotonic_clock()));
 }
 
-static PyObject *slice_yield(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
+static PyObject *time_slice_yield(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
     return PyLong_FromUnsignedLongLong(slice.yields++);
 }
 
-static PyObject *slice_renew(PyObject *Py_UNUSED(module), PyObject *before)
+static PyObject *time_slice_renew(PyObject *Py_UNUSED(module), PyObject *before)
 {
     unsigned long long yields = PyLong_AsUnsignedLongLong(before);
     if (yields == (unsigned long long)-1 && PyErr_Occurred())
         return NULL;
-    slice_grant(&slice, yields);
+    time_slice_grant(&slice, yields);
     guard_refresh(); /* so that an inline copy never trusts it for longer than a slice */
     Py_RETURN_NONE;
 }
@@ -92,24 +92,24 @@ static PyObject *sigbus_blocked(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED
     return PyBool_FromLong(guard_is_blocked());
 }
 
-static PyObject *pin(PyObject *module, PyObject *args)
+static PyObject *export_bytes(PyObject *module, PyObject *args)
 {
     PyObject *data;
     int writable = 0;
-    if (!PyArg_ParseTuple(args, "O|p:pin", &data, &writable))
+    if (!PyArg_ParseTuple(args, "O|p:export_bytes", &data, &writable))
         return NULL;
     struct native_state *state = PyModule_GetState(module);
-    return buffer_pin(state->pin_type, data, writable);
+    return buffer_export(state->export_type, data, writable);
 }
 
 static PyMethodDef functions[] = { /* documented in _native.pyi */
     {"filesystem_type", filesystem_type, METH_O, NULL},
-    {"pin", pin, METH_VARARGS, NULL},
+    {"export_bytes", export_bytes, METH_VARARGS, NULL},
     {"read_file", read_file, METH_VARARGS, NULL},
     {"sigbus_blocked", sigbus_blocked, METH_NOARGS, NULL},
-    {"slice_spent", slice_spent, METH_NOARGS, NULL},
-    {"slice_yield", slice_yield, METH_NOARGS, NULL},
-    {"slice_renew", slice_renew, METH_O, NULL},
+    {"time_slice_spent", time_slice_spent, METH_NOARGS, NULL},
+    {"time_slice_yield", time_slice_yield, METH_NOARGS, NULL},
+    {"time_slice_renew", time_slice_renew, METH_O, NULL},
     {"sync_filesystem", sync_filesystem, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
@@ -127,8 +127,8 @@ static const struct {
     long value;
 } constants[] = {
     {"PIECE_BYTES", PIECE_BYTES},
-    {"WAIT_MOST", WAIT_MOST},
-    {"TRIP_NEVER", TRIP_NEVER},
+    {"MAX_WAIT_WORDS", MAX_WAIT_WORDS},
+    {"NO_LIMIT", NO_LIMIT},
     {"MADV_NORMAL", MADV_NORMAL},
     {"MADV_RANDOM", MADV_RANDOM},
     {"MADV_SEQUENTIAL", MADV_SEQUENTIAL},
@@ -159,10 +159,10 @@ static int native_exec(PyObject *module)
     state->receipt_type = add_type(module, &receipt_spec);
     state->word_type = add_type(module, &word_spec);
     state->word_array_type = add_type(module, &word_array_spec);
-    state->alarm_type = add_type(module, &alarm_spec);
-    state->pin_type = add_type(module, &pin_spec);
+    state->wakeup_type = add_type(module, &wakeup_spec);
+    state->export_type = add_type(module, &export_spec);
     if (!state->mapping_type || !state->lease_type || !state->receipt_type || !state->word_type ||
-        !state->word_array_type || !state->alarm_type || !state->pin_type)
+        !state->word_array_type || !state->wakeup_type || !state->export_type)
         return -1;
     PyObject *errors = PyImport_ImportModule("aiommap._errors");
     state->out_of_bounds = errors ? PyObject_GetAttrString(errors, "OutOfBoundsError") : NULL;
@@ -190,8 +190,8 @@ static int native_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->receipt_type);
     Py_VISIT(state->word_type);
     Py_VISIT(state->word_array_type);
-    Py_VISIT(state->alarm_type);
-    Py_VISIT(state->pin_type);
+    Py_VISIT(state->wakeup_type);
+    Py_VISIT(state->export_type);
     Py_VISIT(state->out_of_bounds);
     return 0;
 }
@@ -204,8 +204,8 @@ static int native_clear(PyObject *module)
     Py_CLEAR(state->receipt_type);
     Py_CLEAR(state->word_type);
     Py_CLEAR(state->word_array_type);
-    Py_CLEAR(state->alarm_type);
-    Py_CLEAR(state->pin_type);
+    Py_CLEAR(state->wakeup_type);
+    Py_CLEAR(state->export_type);
     Py_CLEAR(state->out_of_bounds);
     return 0;
 }

@@ -9,9 +9,9 @@ static enum meanwhile fill(Mapping *self, int64_t offset, int64_t length, int *r
 {
     int64_t span = length < (int64_t)PIECE_BYTES ? length : (int64_t)PIECE_BYTES;
     int error = EAGAIN;
-    struct hold hold;
+    struct pin pin;
     while (error == EAGAIN)
-        WITHOUT_GIL(hold, self, error = growth_fill(&self->growth, offset, span, reason););
+        WITHOUT_GIL(pin, self, error = growth_fill(&self->growth, offset, span, reason););
     if (!error)
         return RANGE_MOVED;
     *reason = error;
@@ -27,14 +27,14 @@ PyObject *mapping_populate(Mapping *self, PyObject *args)
         return NULL;
     if (length == 0)
         return PyLong_FromLong(0);
-    struct hold hold;
+    struct pin pin;
     ssize_t done;
     enum meanwhile meanwhile;
     int reason = 0; /* why there are no blocks behind the range; EFAULT unless the disk is full */
     do {
-        WITHOUT_GIL(hold, self,
-                    done = region_populate(hold.region, (size_t)offset, (size_t)length, write););
-        meanwhile = done < 0 ? mapping_meanwhile(self, &hold, offset, length) : RANGE_SAME;
+        WITHOUT_GIL(pin, self,
+                    done = region_populate(pin.region, (size_t)offset, (size_t)length, write););
+        meanwhile = done < 0 ? mapping_meanwhile(self, &pin, offset, length) : RANGE_SAME;
         if (done == -EFAULT && meanwhile == RANGE_SAME && write && !self->private_copy && !reason)
             meanwhile = fill(self, offset, length, &reason);
     } while (meanwhile == RANGE_MOVED);
@@ -46,8 +46,8 @@ PyObject *mapping_populate(Mapping *self, PyObject *args)
         return os_error((int)-done);
     size_t first, end;
     if (write && pages_of(offset, done, &first, &end) && /* the kernel made them dirty */
-        ((!hold.moved && !mapping_ready(self, first, end)) ||
-         !mapping_dirty(self, first, end, slice_clock())))
+        ((!pin.moved && !mapping_ready(self, first, end)) ||
+         !mapping_dirty(self, first, end, monotonic_clock())))
         return PyErr_NoMemory();
     return PyLong_FromSsize_t(done);
 }
@@ -61,12 +61,12 @@ PyObject *mapping_advise(Mapping *self, PyObject *args)
         return NULL;
     if (length == 0)
         Py_RETURN_NONE;
-    struct hold hold;
+    struct pin pin;
     enum meanwhile meanwhile;
     do { /* a new region needs it as well */
-        WITHOUT_GIL(hold, self, error = region_advise(hold.region, (size_t)offset,
+        WITHOUT_GIL(pin, self, error = region_advise(pin.region, (size_t)offset,
                                                       (size_t)length, advice););
-        meanwhile = mapping_meanwhile(self, &hold, offset, length);
+        meanwhile = mapping_meanwhile(self, &pin, offset, length);
     } while (meanwhile == RANGE_MOVED);
     if (meanwhile == RANGE_GONE)
         return NULL;
@@ -122,11 +122,11 @@ static bool scan(Mapping *self, struct residency *found, unsigned char *flags)
         if (span > WINDOW_PAGES * page)
             span = WINDOW_PAGES * page;
         int error;
-        struct hold hold;
-        WITHOUT_GIL(hold, self, error = region_mincore(hold.region, (size_t)at, (size_t)span,
+        struct pin pin;
+        WITHOUT_GIL(pin, self, error = region_mincore(pin.region, (size_t)at, (size_t)span,
                                                        flags););
         enum meanwhile meanwhile =
-            mapping_meanwhile(self, &hold, found->offset, found->end - found->offset);
+            mapping_meanwhile(self, &pin, found->offset, found->end - found->offset);
         if (meanwhile == RANGE_MOVED)
             continue;
         if (meanwhile == RANGE_GONE)
@@ -170,11 +170,11 @@ PyObject *mapping_cachestat(Mapping *self, PyObject *args)
     long long offset, length;
     if (!parse_range(self, args, &offset, &length))
         return NULL;
-    struct hold hold;
+    struct pin pin;
     struct cache_counts counts = {0};
     int error = 0;
     if (length) /* to cachestat(2) length 0 would mean "to the end" */
-        WITHOUT_GIL(hold, self, error = file_cachestat(hold.fd, (uint64_t)offset,
+        WITHOUT_GIL(pin, self, error = file_cachestat(pin.fd, (uint64_t)offset,
                                                        (uint64_t)length, &counts););
     if (error)
         return os_error(error);

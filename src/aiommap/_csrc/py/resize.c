@@ -5,7 +5,7 @@
 
 /* A change that is under way. */
 struct change { /* the caller's own */
-    struct hold hold;
+    struct pin pin;
     struct region **regions; /* held: all that are fenced when the file becomes shorter */
     size_t count;
 };
@@ -45,7 +45,7 @@ static bool change_begin(Mapping *self, struct change *change, int64_t from)
     hold_regions(self, change);
     mapping_set_moving(self, from);
     self->generation++;
-    hold_begin(&change->hold, self);
+    pin_begin(&change->pin, self);
     return true;
 }
 
@@ -57,7 +57,7 @@ static PyObject *change_end(Mapping *self, struct change *change, int error)
     for (size_t i = 0; i < change->count; i++)
         region_release(change->regions[i]);
     PyMem_Free(change->regions);
-    hold_end(&change->hold);
+    pin_end(&change->pin);
     if (error)
         return os_error(error);
     if (!mapping_check(self))
@@ -68,8 +68,8 @@ static PyObject *change_end(Mapping *self, struct change *change, int error)
 void mapping_settled(Mapping *self)
 {
     while (self->moving != INT64_MAX && self->fork_generation == fork_generation) {
-        struct hold hold;
-        WITHOUT_GIL(hold, self, growth_wait(&self->growth););
+        struct pin pin;
+        WITHOUT_GIL(pin, self, growth_wait(&self->growth););
     }
 }
 
@@ -81,7 +81,7 @@ static int unfence(const struct change *change, size_t from, size_t end)
 {
     int error = 0;
     for (size_t i = 0; i < change->count && !error; i++)
-        error = region_unfence(change->regions[i], change->hold.fd, from, end);
+        error = region_unfence(change->regions[i], change->pin.fd, from, end);
     return error;
 }
 
@@ -123,7 +123,7 @@ static void note_fence(Mapping *self, size_t from)
 static void note_cut(Mapping *self, int64_t size)
 {
     mapping_set_size(self, size);
-    self->floor = size;
+    self->min_kept_length = size;
     if ((int64_t)page_up(size) < self->fence)
         note_fence(self, page_up(size));
 }
@@ -142,7 +142,7 @@ PyObject *mapping_truncate(Mapping *self, PyObject *args)
     bool whole_pages = self->growable_leases > 0 && growth->fd >= 0, cut;
     /* The file first: if that is refused nothing was touched, and no store went into a fence. */
     Py_BEGIN_ALLOW_THREADS
-    error = growth_truncate(growth, change.hold.fd, length, whole_pages);
+    error = growth_truncate(growth, change.pin.fd, length, whole_pages);
     cut = !error || __atomic_load_n(&growth->end, __ATOMIC_ACQUIRE) == length;
     if (cut)
         fence(&change, page_up(length), before);
@@ -154,25 +154,25 @@ PyObject *mapping_truncate(Mapping *self, PyObject *args)
 
 PyObject *mapping_extend(Mapping *self, PyObject *args)
 {
-    long long size, end, back, floor;
+    long long size, end, back, min_kept;
     struct change change;
     int error;
-    if (!PyArg_ParseTuple(args, "LLLL:extend", &size, &end, &back, &floor) ||
+    if (!PyArg_ParseTuple(args, "LLLL:extend", &size, &end, &back, &min_kept) ||
         !mapping_check(self) || !check_size(self, size) ||
         !change_begin(self, &change, self->size))
         return NULL;
     size_t before = (size_t)self->fence;
     struct growth *growth = &self->growth;
     Py_BEGIN_ALLOW_THREADS
-    error = growth_extend(growth, change.hold.fd, end);
+    error = growth_extend(growth, change.pin.fd, end);
     if (!error)
         error = lift_to(&change, size, before);
     if (error && __atomic_load_n(&growth->grown, __ATOMIC_ACQUIRE) <= back)
-        growth_truncate(growth, change.hold.fd, back, false);
+        growth_truncate(growth, change.pin.fd, back, false);
     Py_END_ALLOW_THREADS
     if (!error) {
         mapping_set_size(self, size > self->size ? size : self->size);
-        self->floor = floor > self->floor ? floor : self->floor;
+        self->min_kept_length = min_kept > self->min_kept_length ? min_kept : self->min_kept_length;
         if (before < page_up(size))
             note_fence(self, page_up(size));
     }
@@ -197,7 +197,7 @@ PyObject *mapping_adopt(Mapping *self, PyObject *args)
     if (shorter)
         fence(&change, page_up(size), before);
     if (end != __atomic_load_n(&self->growth.end, __ATOMIC_ACQUIRE))
-        error = growth_extend(&self->growth, change.hold.fd, end);
+        error = growth_extend(&self->growth, change.pin.fd, end);
     if (!error && !shorter)
         error = lift_to(&change, size, before);
     Py_END_ALLOW_THREADS
@@ -205,7 +205,7 @@ PyObject *mapping_adopt(Mapping *self, PyObject *args)
         note_cut(self, size);
     } else if (!error) {
         mapping_set_size(self, size > self->size ? size : self->size);
-        self->floor = size;
+        self->min_kept_length = size;
         if (before < page_up(size))
             note_fence(self, page_up(size));
     }
@@ -232,7 +232,7 @@ PyObject *mapping_rebase(Mapping *self, PyObject *args)
         return NULL;
     int64_t fence_at = self->fence;
     Py_BEGIN_ALLOW_THREADS
-    error = region_map(&region, change.hold.fd, pages * page, &options);
+    error = region_map(&region, change.pin.fd, pages * page, &options);
     if (!error && fence_at != INT64_MAX && (error = region_fence(region, (size_t)fence_at))) {
         region_unmap(region);
         region = NULL;

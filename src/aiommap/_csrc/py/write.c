@@ -114,20 +114,20 @@ static bool is_whole(const struct store *store)
 /* Without the GIL. Go the other way where the first one is closed: a limit on the size of files, a
  * seal or a sandbox may refuse a write where the mapping works; and a page that was there a moment
  * ago may have no block, or not be there any more. */
-static void store_otherwise(const struct hold *hold, struct store *store, enum way way,
+static void store_otherwise(const struct pin *pin, struct store *store, enum way way,
                             const struct target *target)
 {
     if (is_whole(store))
         return;
     if (way == WAY_DESCRIPTOR && (store->error == EFBIG || store->error == EPERM ||
                                   store->error == ENOSYS || store->error == EINVAL))
-        store_mapped(hold->region, store);
+        store_mapped(pin->region, store);
     else if (way == WAY_MAPPING && target->reached)
-        store_through(hold->fd, store, 1, target);
+        store_through(pin->fd, store, 1, target);
 }
 
 /* Without the GIL. */
-static void put_stores(const struct hold *hold, struct store *stores, Py_ssize_t count, bool shared)
+static void put_stores(const struct pin *pin, struct store *stores, Py_ssize_t count, bool shared)
 {
     int64_t end = 0;
     guard_refresh();
@@ -135,29 +135,29 @@ static void put_stores(const struct hold *hold, struct store *stores, Py_ssize_t
         if (!stores[i].outside && stores[i].offset + stores[i].data.len > end)
             end = stores[i].offset + stores[i].data.len;
     struct target target = {0};
-    target.reached = shared && file_reaches(hold->fd, (off_t)end, &target.solid);
+    target.reached = shared && file_reaches(pin->fd, (off_t)end, &target.solid);
     for (Py_ssize_t i = 0, done; i < count; i += done) {
         enum way way = way_of(&stores[i], &target);
         done = 1;
         if (way == WAY_DESCRIPTOR)
-            done = store_through(hold->fd, &stores[i], count - i, &target);
+            done = store_through(pin->fd, &stores[i], count - i, &target);
         else if (way == WAY_MAPPING)
-            store_mapped(hold->region, &stores[i]);
+            store_mapped(pin->region, &stores[i]);
         for (Py_ssize_t at = i; at < i + done; at++)
-            store_otherwise(hold, &stores[at], way, &target);
+            store_otherwise(pin, &stores[at], way, &target);
     }
 }
 
 /* Without the GIL; true if others seem to have cut the file off meanwhile. pwrite(2) makes it as long
  * again then, with a hole where bytes were that are not durable; nothing tells but that it has fewer
  * blocks. A file system that compresses gives blocks back as well, so whoever flushes has to see. */
-static bool apply_stores(const struct hold *hold, struct store *stores, Py_ssize_t count,
+static bool apply_stores(const struct pin *pin, struct store *stores, Py_ssize_t count,
                          bool shared)
 {
-    struct sighting before, after;
-    bool seen = shared && file_look(hold->fd, &before) == 0;
-    put_stores(hold, stores, count, shared);
-    return seen && file_look(hold->fd, &after) == 0 && after.blocks < before.blocks &&
+    struct file_stat before, after;
+    bool seen = shared && file_stat(pin->fd, &before) == 0;
+    put_stores(pin, stores, count, shared);
+    return seen && file_stat(pin->fd, &after) == 0 && after.blocks < before.blocks &&
            after.blocks * 512 < after.size;
 }
 
@@ -209,7 +209,7 @@ static PyObject *settle_store(Mapping *self, struct store *store, bool flushed, 
 static PyObject *settle_stores(Mapping *self, struct store *stores, Py_ssize_t count, bool flushed)
 {
     PyObject *results = PyList_New(count);
-    int64_t now = slice_clock();
+    int64_t now = monotonic_clock();
     for (Py_ssize_t i = 0; results && i < count; i++) {
         PyObject *result = settle_store(self, &stores[i], flushed, now);
         if (!result)
@@ -258,11 +258,11 @@ PyObject *mapping_write_many(Mapping *self, PyObject *items)
     if (!stores)
         return NULL;
     if (all && check_stores(self, stores, count)) {
-        struct hold hold;
+        struct pin pin;
         /* SAFETY: the buffers are exported to us until they are released below, so nobody can
          * free or move them while the copy runs. */
         bool cut, shared = !self->private_copy;
-        WITHOUT_GIL(hold, self, cut = apply_stores(&hold, stores, count, shared););
+        WITHOUT_GIL(pin, self, cut = apply_stores(&pin, stores, count, shared););
         self->cut_suspected = self->cut_suspected || cut;
         results = settle_stores(self, stores, count, false);
     }
@@ -274,31 +274,31 @@ PyObject *mapping_write_many(Mapping *self, PyObject *items)
 struct commit { /* the caller's own */
     bool stored; /* all of it; nothing is flushed otherwise */
     bool cut;    /* see apply_stores */
-    int error;   /* of the flush or of the look */
-    struct sighting seen;
+    int error;   /* of the flush or of the stat */
+    struct file_stat seen;
 };
 
 /* Without the GIL. */
-static struct commit commit_stores(const struct hold *hold, struct store *stores, Py_ssize_t count,
+static struct commit commit_stores(const struct pin *pin, struct store *stores, Py_ssize_t count,
                                    bool shared)
 {
     struct commit done = {.stored = true};
-    done.cut = apply_stores(hold, stores, count, shared);
+    done.cut = apply_stores(pin, stores, count, shared);
     for (Py_ssize_t i = 0; i < count; i++)
         done.stored = done.stored && is_whole(&stores[i]);
     if (done.stored)
-        done.error = file_sync(hold->fd, false);
+        done.error = file_sync(pin->fd, false);
     if (done.stored && !done.error)
-        done.error = file_look(hold->fd, &done.seen);
+        done.error = file_stat(pin->fd, &done.seen);
     return done;
 }
 
 /* Let the pages of stores be those that a flush is writing, as if they were stored to already; where
  * the last one ends, or -1 when out of memory. */
-static int64_t fly(Mapping *self, const struct store *stores, Py_ssize_t count)
+static int64_t begin_writeback(Mapping *self, const struct store *stores, Py_ssize_t count)
 {
     size_t first, end, low = SIZE_MAX, high = 0;
-    int64_t now = slice_clock(), last = 0;
+    int64_t now = monotonic_clock(), last = 0;
     for (Py_ssize_t i = 0; i < count; i++) {
         int64_t stop = stores[i].offset + (int64_t)stores[i].data.len;
         if (stores[i].outside || !pages_of(stores[i].offset, stores[i].data.len, &first, &end))
@@ -310,15 +310,15 @@ static int64_t fly(Mapping *self, const struct store *stores, Py_ssize_t count)
         last = stop > last ? stop : last;
     }
     if (low < high)
-        mapping_take_off(self, low, high);
+        mapping_begin_writeback(self, low, high);
     return last;
 }
 
 /* Bytes of the pages that a flush is writing, up to the end of the file. */
-static int64_t flying_bytes(const Mapping *self, int64_t last)
+static int64_t writeback_bytes(const Mapping *self, int64_t last)
 {
     int64_t page = (int64_t)page_size(), end = (last + page - 1) / page * page;
-    return (int64_t)self->flight_pages * page - (end > self->size ? end - self->size : 0);
+    return (int64_t)self->writeback_pages * page - (end > self->size ? end - self->size : 0);
 }
 
 /* With the GIL again. What was flushed is being written still, until `flush_end`. */
@@ -329,10 +329,10 @@ static PyObject *end_commit(Mapping *self, struct store *stores, Py_ssize_t coun
     PyObject *results = settle_stores(self, stores, count, flushed);
     if (results && flushed)
         return Py_BuildValue("(NOLL(LK))", results, alone ? Py_True : Py_False,
-                             (long long)flying_bytes(self, last), (long long)last,
+                             (long long)writeback_bytes(self, last), (long long)last,
                              (long long)done->seen.size,
                              (unsigned long long)done->seen.links);
-    mapping_land(self);
+    mapping_end_writeback(self);
     if (results && done->error) {
         Py_DECREF(results);
         return os_error(done->error);
@@ -340,7 +340,7 @@ static PyObject *end_commit(Mapping *self, struct store *stores, Py_ssize_t coun
     return results;
 }
 
-/* One release of the GIL where `write_many`, `flush_begin`, `sync` and `look` would be four, with
+/* One release of the GIL where `write_many`, `flush_begin`, `sync` and `stat` would be four, with
  * a thread's wait for the GIL after each. */
 PyObject *mapping_commit(Mapping *self, PyObject *items)
 {
@@ -351,17 +351,17 @@ PyObject *mapping_commit(Mapping *self, PyObject *items)
     if (all && check_stores(self, stores, count)) {
         int64_t last = -1;
         bool absorbed = mapping_absorb_leases(self), clean = absorbed && !self->dirty.members;
-        if (!absorbed || (clean && (last = fly(self, stores, count)) < 0))
+        if (!absorbed || (clean && (last = begin_writeback(self, stores, count)) < 0))
             PyErr_NoMemory();
         else if (!clean)
             result = Py_NewRef(Py_None);
         else {
-            struct hold hold;
+            struct pin pin;
             struct commit done;
             uint64_t sequence = self->sequence;
             bool shared = !self->private_copy;
             /* SAFETY: as in `write_many`. */
-            WITHOUT_GIL(hold, self, done = commit_stores(&hold, stores, count, shared););
+            WITHOUT_GIL(pin, self, done = commit_stores(&pin, stores, count, shared););
             self->cut_suspected = self->cut_suspected || done.cut;
             result = end_commit(self, stores, count, &done, last, sequence == self->sequence);
         }

@@ -7,7 +7,7 @@ enum { CHUNK = 128 };
 
 struct entry {
     unsigned version;     /* atomic; odd while the mapping changes */
-    struct watched mapping; /* each field atomic; changed under table_lock only */
+    struct fault_mapping mapping; /* each field atomic; changed under table_lock only */
     struct entry *next_free; /* table_lock */
 };
 
@@ -53,7 +53,7 @@ static struct entry *take_entry(void)
 }
 
 /* Under the lock, so versions are even and nobody else changes them. */
-static void fill(struct entry *entry, const struct watched *mapping)
+static void fill(struct entry *entry, const struct fault_mapping *mapping)
 {
     unsigned version = entry->version;
     STORE(entry->version, version + 1);
@@ -69,7 +69,7 @@ static void fill(struct entry *entry, const struct watched *mapping)
     __atomic_store_n(&entry->version, version + 2, __ATOMIC_RELEASE);
 }
 
-struct entry *watch(const struct watched *mapping)
+struct entry *fault_table_add(const struct fault_mapping *mapping)
 {
     pthread_once(&forks, follow_forks);
     lock_table();
@@ -80,17 +80,17 @@ struct entry *watch(const struct watched *mapping)
     return entry;
 }
 
-void unwatch(struct entry *entry)
+void fault_table_remove(struct entry *entry)
 {
     lock_table();
-    fill(entry, &(struct watched){0});
+    fill(entry, &(struct fault_mapping){0});
     entry->next_free = free_entries;
     free_entries = entry;
     unlock_table();
 }
 
 /* False if the entry was changed meanwhile (fault_table.2). */
-static bool read_entry(const struct entry *entry, struct watched *found)
+static bool read_entry(const struct entry *entry, struct fault_mapping *found)
 {
     /* SAFETY: acquire and the fence keep the loads between the two looks at the version. */
     unsigned version = __atomic_load_n(&entry->version, __ATOMIC_ACQUIRE);
@@ -104,7 +104,7 @@ static bool read_entry(const struct entry *entry, struct watched *found)
     return !(version & 1) && LOAD(entry->version) == version;
 }
 
-static bool find_in(const struct chunk *chunk, uintptr_t address, struct watched *found)
+static bool find_in(const struct chunk *chunk, uintptr_t address, struct fault_mapping *found)
 {
     for (size_t i = 0; i < CHUNK; i++) /* the difference wraps to a huge number below base */
         if (read_entry(&chunk->entries[i], found) && address - found->base < found->length)
@@ -112,7 +112,7 @@ static bool find_in(const struct chunk *chunk, uintptr_t address, struct watched
     return false;
 }
 
-bool find_watched(uintptr_t address, struct watched *found)
+bool fault_table_find(uintptr_t address, struct fault_mapping *found)
 {
     /* SAFETY: chunks are never freed, and whichever it is, it is only where to look first. */
     struct chunk *first = __atomic_load_n(&recent, __ATOMIC_ACQUIRE), *chunk = &table;

@@ -38,7 +38,7 @@ struct damage {
 };
 
 /* What is known of one mapping; it begins with byte 0 of the file. */
-struct watched {           /* constant: a copy */
+struct fault_mapping {           /* constant: a copy */
     uintptr_t base;
     size_t length;         /* 0 in an entry that is free */
     int protection;        /* of mmap(2) */
@@ -51,11 +51,11 @@ struct entry;
 struct growth;
 
 /* Fill an entry in; NULL when out of memory. */
-struct entry *watch(const struct watched *mapping);
-void unwatch(struct entry *entry);
+struct entry *fault_table_add(const struct fault_mapping *mapping);
+void fault_table_remove(struct entry *entry);
 
 /* For the handler: find the mapping around an address. Makes no system call and takes no lock. */
-bool find_watched(uintptr_t address, struct watched *found);
+bool fault_table_find(uintptr_t address, struct fault_mapping *found);
 
 static inline bool is_damaged(const struct damage *damage)
 {

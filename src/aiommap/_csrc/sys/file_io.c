@@ -101,14 +101,14 @@ size_t file_write(int fd, struct iovec *pieces, int count, off_t offset, int *er
 /* Not by stat(2) where there is another way: who asks for the times of a file makes its next write
  * take a fresh one (multigrain timestamps, Linux 6.13), which dirties the inode and makes the flush
  * after it wait for longer (docs/decisions.md). */
-int file_look(int fd, struct sighting *out)
+int file_stat(int fd, struct file_stat *out)
 {
-    *out = (struct sighting){0};
+    *out = (struct file_stat){0};
 #ifdef STATX_SIZE
     if (!call_was_refused(CALL_STATX)) {
         struct statx seen;
         if (!statx(fd, "", AT_EMPTY_PATH, STATX_SIZE | STATX_BLOCKS | STATX_NLINK, &seen)) {
-            *out = (struct sighting){(int64_t)seen.stx_size, (int64_t)seen.stx_blocks,
+            *out = (struct file_stat){(int64_t)seen.stx_size, (int64_t)seen.stx_blocks,
                                      seen.stx_nlink};
             return 0;
         }
@@ -119,14 +119,14 @@ int file_look(int fd, struct sighting *out)
     struct stat found;
     if (fstat(fd, &found))
         return errno;
-    *out = (struct sighting){found.st_size, found.st_blocks, found.st_nlink};
+    *out = (struct file_stat){found.st_size, found.st_blocks, found.st_nlink};
     return 0;
 }
 
 bool file_reaches(int fd, off_t end, bool *solid)
 {
-    struct sighting found;
-    bool reached = file_look(fd, &found) == 0 && found.size >= end;
+    struct file_stat found;
+    bool reached = file_stat(fd, &found) == 0 && found.size >= end;
     *solid = reached && found.blocks * 512 >= found.size;
     return reached;
 }

@@ -127,11 +127,11 @@ static bool is_missing(int error)
 /* As much again as there is, but no less than the least and no more than the most. */
 static int64_t again(int64_t end, int64_t most)
 {
-    return end < GROWTH_LEAST_BYTES ? GROWTH_LEAST_BYTES : end > most ? most : end;
+    return end < GROWTH_MIN_BYTES ? GROWTH_MIN_BYTES : end > most ? most : end;
 }
 
-static int64_t least_of(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t most_of(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
 /* How long the process may make the file. A write up to a limit within a page would end it there
  * (growth.1). */
@@ -169,8 +169,8 @@ static int extend(const struct growth *growth, int64_t end, int64_t target)
  * the room when the zeros are written. */
 static int reserve(struct growth *growth, int64_t end, int64_t target, int64_t limit)
 {
-    int64_t from = most_of(growth->reserved, end);
-    int64_t far = most_of(target, least_of(limit, end + again(end, GROWTH_MOST_BYTES)));
+    int64_t from = max_of(growth->reserved, end);
+    int64_t far = max_of(target, min_of(limit, end + again(end, GROWTH_MAX_BYTES)));
     if (target <= growth->reserved)
         return 0;
     int error = allocate(growth->fd, KEEP_SIZE, from, far);
@@ -188,12 +188,12 @@ static int append_zeros(int fd, int64_t *end, int64_t target)
 {
     static const char zeros[1 << 16]; /* SAFETY: constant, so also for two handlers at once */
     enum { PIECES = GROWTH_WINDOW_BYTES / sizeof zeros };
-    for (int64_t to = target; *end < to; to = most_of(target, page_up(*end))) {
+    for (int64_t to = target; *end < to; to = max_of(target, page_up(*end))) {
         struct iovec pieces[PIECES];
         int count = 0;
         for (int64_t left = to - *end; left > 0 && count < PIECES; left -= sizeof zeros)
             pieces[count++] = (struct iovec){
-                (void *)zeros, (size_t)least_of(left, (int64_t)sizeof zeros)};
+                (void *)zeros, (size_t)min_of(left, (int64_t)sizeof zeros)};
         ssize_t put = append(fd, pieces, count);
         if (put == 0)
             return EIO;
@@ -211,8 +211,8 @@ static int grow(struct growth *growth, int64_t offset, int64_t limit)
     limit = allowed(limit);
     if (least > limit)
         return take_over(growth, offset, EFBIG);
-    int64_t window = again(end, growth->sparse ? GROWTH_MOST_BYTES : GROWTH_WINDOW_BYTES);
-    int64_t target = most_of(least, least_of(limit, end + window));
+    int64_t window = again(end, growth->sparse ? GROWTH_MAX_BYTES : GROWTH_WINDOW_BYTES);
+    int64_t target = max_of(least, min_of(limit, end + window));
     bool written = CAN_APPEND && !growth->sparse && least - end <= window; /* not a page far away */
     int error = written ? reserve(growth, end, target, limit) : extend(growth, end, target);
     if (is_full(error) && target > least) {
@@ -226,7 +226,7 @@ static int grow(struct growth *growth, int64_t offset, int64_t limit)
     }
     if (error)
         return take_over(growth, offset, error);
-    end = most_of(end, target);
+    end = max_of(end, target);
     set_end(growth, end);
     STORE(growth->grown, end);
     return 0;
@@ -251,7 +251,7 @@ static int fill(int fd, int64_t offset, int64_t length, int *again)
     int64_t end = (offset + length + FOLIO_BYTES - 1) / FOLIO_BYTES * FOLIO_BYTES;
     if (size <= offset)
         return EFAULT;
-    int error = allocate(fd, KEEP_SIZE, start, least_of(end, page_up(size)));
+    int error = allocate(fd, KEEP_SIZE, start, min_of(end, page_up(size)));
     if (error == EBADF) /* open for reading: of a hole that is there, only room can be missing */
         return lseek(fd, (off_t)offset, SEEK_HOLE) == offset ? ENOSPC : EFAULT;
     *again = is_full(error) ? error : has_room(fd) ? EFAULT : ENOSPC;

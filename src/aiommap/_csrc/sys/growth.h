@@ -24,8 +24,8 @@
  * sparse file is made longer. A file that is not is made longer by zeros that are written, a window
  * of them: pages that are in memory and dirty already are stored to by one fault for many, where
  * each page of a reserved block takes its own (docs/decisions.md). */
-#define GROWTH_LEAST_BYTES (INT64_C(64) << 10)
-#define GROWTH_MOST_BYTES (INT64_C(64) << 20)
+#define GROWTH_MIN_BYTES (INT64_C(64) << 10)
+#define GROWTH_MAX_BYTES (INT64_C(64) << 20)
 #define GROWTH_WINDOW_BYTES (INT64_C(512) << 10)
 /* The most that one page in the page cache takes with it. */
 #define FOLIO_BYTES (INT64_C(2) << 20)

@@ -51,7 +51,7 @@ int region_map(struct region **out, int fd, size_t length, const struct region_o
                               .damage = options->damage,
                               .growth = options->growth,
                               .holders = 1};
-    region->entry = watch(&(struct watched){(uintptr_t)base, length, protection,
+    region->entry = fault_table_add(&(struct fault_mapping){(uintptr_t)base, length, protection,
                                             options->damage, options->growth, options->file});
     if (!region->entry) {
         munmap(base, length);
@@ -64,7 +64,7 @@ int region_map(struct region **out, int fd, size_t length, const struct region_o
 
 void region_unmap(struct region *region)
 {
-    unwatch(region->entry); /* first: fault_table.4 */
+    fault_table_remove(region->entry); /* first: fault_table.4 */
     munmap(region->base, region->length);
     free(region);
 }

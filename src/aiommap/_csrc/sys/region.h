@@ -43,7 +43,7 @@ struct region {
     struct growth *growth; /* constant; NULL unless stores beyond the end of file make it longer */
     struct entry *entry;   /* constant; its place in the table of watched mappings */
     long holders;   /* GIL */
-    long held;      /* GIL; how many of them are calls without the GIL */
+    long pins;      /* GIL; how many of them are calls without the GIL */
 };
 
 size_t page_size(void);
@@ -98,12 +98,12 @@ bool file_reaches(int fd, off_t end, bool *solid);
 int file_fill_holes(int fd, off_t offset, off_t end);
 int file_sync(int fd, bool metadata);
 /* What stat(2) would say about a file, without its times. */
-struct sighting { /* the caller's own */
+struct file_stat { /* the caller's own */
     int64_t size, blocks;
     uint64_t links; /* how many names it has */
 };
 /* Look at the open file; all zeros when that fails. */
-int file_look(int fd, struct sighting *out);
+int file_stat(int fd, struct file_stat *out);
 int file_start_writeback(int fd, off_t offset, off_t length);
 /* When the inode came to be, in nanoseconds; -1 where that is not known. What is below an overlayfs
  * mount is copied up by the first who opens it to write: the same inode number, another birth. */

@@ -13,7 +13,7 @@
 enum { SINGLE_PAGES = 64 };
 
 /* One for the rest of a mapping, and one for its beginning. */
-enum { LEAST_SPARES = 2 };
+enum { MIN_SPARES = 2 };
 
 /* A page of a growable region that was there after all when this thread last looked, or 0; and the
  * generation of growth at that moment. */
@@ -29,7 +29,7 @@ static PER_THREAD struct {
     int reason;
 } filled;
 
-static bool map_zeros(const struct watched *mapping, uintptr_t start, uintptr_t end)
+static bool map_zeros(const struct fault_mapping *mapping, uintptr_t start, uintptr_t end)
 {
     /* SAFETY: [start, end) lies in the watched mapping, which stays as long as the thread that
      * faulted in it (fault_table.1), so nothing of anybody else's is mapped over. */
@@ -52,7 +52,7 @@ static void note_damage(struct damage *damage, uint64_t offset, int error)
 /* Lay zeros over what was lost; with many faults over all that follows it as well. Where the kernel
  * refuses the one it may allow the other: a page takes up to two mappings more, the rest of a
  * mapping one, and more memory to account for. */
-static bool lay_zeros(const struct watched *mapping, uintptr_t start, uintptr_t end, bool alone)
+static bool lay_zeros(const struct fault_mapping *mapping, uintptr_t start, uintptr_t end, bool alone)
 {
     uintptr_t limit = mapping->base + mapping->length;
     if (map_zeros(mapping, start, alone ? end : limit) ||
@@ -65,7 +65,7 @@ static bool lay_zeros(const struct watched *mapping, uintptr_t start, uintptr_t 
     spare_keep();
     /* It took a place for good, and the next fault needs one too. Zeros over all of this mapping, whose
      * file is poisoned anyhow, take the place of all its parts. */
-    if (done && spare_count() < LEAST_SPARES && spare_give_up()) {
+    if (done && spare_count() < MIN_SPARES && spare_give_up()) {
         map_zeros(mapping, mapping->base, limit);
         spare_keep();
     }
@@ -73,7 +73,7 @@ static bool lay_zeros(const struct watched *mapping, uintptr_t start, uintptr_t 
 }
 
 /* Whether a fault in a growable region just has to happen again; if not, why its page is lost. */
-static bool has_grown(const struct watched *mapping, uintptr_t start, bool *beyond, int *error)
+static bool has_grown(const struct fault_mapping *mapping, uintptr_t start, bool *beyond, int *error)
 {
     uintptr_t before = retried.page;
     uint64_t generation;
@@ -98,7 +98,7 @@ static bool has_grown(const struct watched *mapping, uintptr_t start, bool *beyo
 
 /* Whether a page within the file got its blocks now, so that the fault has to happen again; if not, why
  * it is lost. Once for a page: it may be unreadable. */
-static bool is_filled(const struct watched *mapping, uintptr_t start, size_t lost, int *error)
+static bool is_filled(const struct fault_mapping *mapping, uintptr_t start, size_t lost, int *error)
 {
     uintptr_t before = filled.page;
     filled.page = 0;
@@ -115,7 +115,7 @@ static bool is_filled(const struct watched *mapping, uintptr_t start, size_t los
 
 /* Whether a page lies where we have ended the file ourselves: nothing of it is lost there, and nothing
  * makes it longer again. Zeros are laid under the lock, as the next to make it longer takes them away. */
-static bool is_cut_off(const struct watched *mapping, uintptr_t start, uintptr_t end, bool *done)
+static bool is_cut_off(const struct fault_mapping *mapping, uintptr_t start, uintptr_t end, bool *done)
 {
     switch (growth_leave(mapping->file, (int64_t)(start - mapping->base))) {
     case GROWTH_AGAIN:
@@ -131,8 +131,8 @@ static bool is_cut_off(const struct watched *mapping, uintptr_t start, uintptr_t
 
 bool survive_fault(uintptr_t address, size_t lost)
 {
-    struct watched mapping;
-    if (!find_watched(address, &mapping))
+    struct fault_mapping mapping;
+    if (!fault_table_find(address, &mapping))
         return false;
     int saved = errno, error = 0;
     /* Blocks of broken memory are aligned to their size; the mapping only to a page. */

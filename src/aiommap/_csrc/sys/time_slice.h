@@ -17,30 +17,30 @@
 #define SLICE_MINIMUM_NS 20000 /* one task; a switch takes 2 to 3 us, so it costs an eighth */
 
 /* Touched only by its own thread. */
-struct slice {
+struct time_slice {
     int64_t deadline; /* CLOCK_MONOTONIC nanoseconds */
     uint64_t yields;
 };
 
-static inline int64_t slice_clock(void)
+static inline int64_t monotonic_clock(void)
 {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-static inline bool slice_is_spent(const struct slice *slice, int64_t now)
+static inline bool time_slice_is_spent(const struct time_slice *slice, int64_t now)
 {
     return now >= slice->deadline;
 }
 
-static inline void slice_grant(struct slice *slice, uint64_t yields_before)
+static inline void time_slice_grant(struct time_slice *slice, uint64_t yields_before)
 {
     uint64_t sharers = slice->yields - yields_before;
     int64_t grant = SLICE_BUDGET_NS / (int64_t)(sharers ? sharers : 1);
     if (grant < SLICE_MINIMUM_NS)
         grant = SLICE_MINIMUM_NS;
-    slice->deadline = slice_clock() + grant;
+    slice->deadline = monotonic_clock() + grant;
 }
 
 #endif

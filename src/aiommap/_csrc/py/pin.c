@@ -1,4 +1,4 @@
-/* hold.c: what keeps region and descriptor alive while the GIL is given up. */
+/* pin.c: what keeps region and descriptor alive while the GIL is given up. */
 #include "mapping.h"
 
 #include <unistd.h>
@@ -19,71 +19,71 @@ void descriptor_close(int fd)
     Py_END_ALLOW_THREADS
 }
 
-static void region_hold(struct region *region)
+static void region_pin(struct region *region)
 {
     if (!region)
         return;
     region->holders++;
-    region->held++;
+    region->pins++;
 }
 
-static void region_let_go(struct region *region)
+static void region_unpin(struct region *region)
 {
     if (region)
-        region->held--;
+        region->pins--;
     region_release(region);
 }
 
-void hold_begin(struct hold *hold, Mapping *mapping)
+void pin_begin(struct pin *pin, Mapping *mapping)
 {
-    hold->mapping = mapping;
-    hold->region = mapping->region;
-    hold->fd = mapping->fd;
-    hold->generation = mapping->generation;
-    hold->moved = false;
-    region_hold(hold->region);
-    mapping->in_flight++;
+    pin->mapping = mapping;
+    pin->region = mapping->region;
+    pin->fd = mapping->fd;
+    pin->generation = mapping->generation;
+    pin->moved = false;
+    region_pin(pin->region);
+    mapping->pins++;
 }
 
-void hold_instead(struct hold *hold, struct region *region)
+void pin_instead(struct pin *pin, struct region *region)
 {
-    struct region *before = hold->region;
-    region_hold(region);
-    hold->region = region;
-    region_let_go(before);
+    struct region *before = pin->region;
+    region_pin(region);
+    pin->region = region;
+    region_unpin(before);
 }
 
 static void forget_region(struct region *region)
 {
     if (!region)
         return;
-    region->holders -= region->held;
-    region->held = 0;
+    region->holders -= region->pins;
+    region->pins = 0;
 }
 
 /* In a forked child: the threads whose calls were in flight are not there to end them. */
-void forget_holds(Mapping *self)
+void forget_pins(Mapping *self)
 {
     forget_region(self->region);
     forget_region(self->growable);
     forget_region(self->quiet);
     for (Lease *lease = self->leases; lease; lease = lease->next)
         forget_region(lease->region);
-    self->in_flight = 0;
+    self->pins = 0;
     if (self->fd_to_close >= 0)
         close(self->fd_to_close);
     self->fd_to_close = -1;
 }
 
-void hold_end(struct hold *hold)
+void pin_end(struct pin *pin)
 {
-    Mapping *mapping = hold->mapping;
-    region_let_go(hold->region);
-    if (--mapping->in_flight == 0 && mapping->fd_to_close >= 0) {
+    Mapping *mapping = pin->mapping;
+    region_unpin(pin->region);
+    if (--mapping->pins == 0 && mapping->fd_to_close >= 0) {
         int fd = mapping->fd_to_close;
         mapping->fd_to_close = -1;
         descriptor_close(fd);
     }
     /* Last, as both of the above may let the GIL go. */
-    hold->moved = hold->generation != mapping->generation;
+    pin->moved = pin->generation != mapping->generation;
 }
