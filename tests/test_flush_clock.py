@@ -49,7 +49,7 @@ class TestBusyLoop:
         os.truncate(path, 1 << 20)
         async with aiommap.open(path, "r+", flush=policy) as f, anyio.create_task_group() as group:
             group.start_soon(f.write, 0, b"x" * (1 << 20))
-            await until(lambda: f._core.doing.queued_bytes)
+            await until(lambda: f._core.own.queued_bytes)
             busy_until(lambda: f._flusher.groups.count)
 
     async def test_a_word_changed_in_a_thread_is_flushed(self, path, policy):

@@ -85,7 +85,7 @@ async def test_a_new_policy_does_not_let_a_write_overtake_one_that_waits(path):
         async with anyio.create_task_group() as group:
             with held(f._core.workers, f._core.workers.stores):
                 group.start_soon(f.write, 0, b"a" * (128 << 10))
-                await until(lambda: f._core.doing.queued_bytes)
+                await until(lambda: f._core.own.queued_bytes)
                 f.flush_policy = FlushPolicy.always()
                 group.start_soon(write)
                 await until(f._writer._lane.waiting)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import pytest
 
 from aiommap._core.file_state import FileState, Identity
-from aiommap._core.own_activity import Doing
-from aiommap._watch.attribution import OwnChanges, settled, without_own
+from aiommap._core.own_activity import OwnActivity
+from aiommap._watch.attribution import OwnChanges, size_is_stable, subtract_own
 from aiommap._watch.changes import ChangeKind, classify
 from aiommap._watch.stat_differ import Entry, Looker
 
@@ -31,11 +31,11 @@ class FakeMapping:
 
 
 def opened(identity=INODE, *, size_changed=False):
-    return Doing(FakeMapping(), identity, size_changed=size_changed)
+    return OwnActivity(FakeMapping(), identity, size_changed=size_changed)
 
 
 def is_own(old, new, before, after, *, told):
-    return without_own(old, new, before, after, told=told) == new
+    return subtract_own(old, new, before, after, told=told) == new
 
 
 def judge(act, new=TOUCHED, *, told=False):
@@ -136,7 +136,7 @@ def test_what_we_stored_does_not_hide_what_others_did_nor_change_its_kind():
     before = own.sample(INODE)
     store(own, file)
     new = replace(TOUCHED, mode=0o100600)
-    old = without_own(OLD, new, before, own.sample(INODE), told=False)
+    old = subtract_own(OLD, new, before, own.sample(INODE), told=False)
     assert classify(old, new) is ChangeKind.METADATA
 
 
@@ -207,9 +207,9 @@ def test_the_size_that_a_closed_file_left_still_counts_and_only_once():
     after = own.sample(INODE)
     new = replace(TOUCHED, size=200)
     assert is_own(OLD, new, before, after, told=True)
-    assert without_own(OLD, new, after, own.sample(INODE), told=True).size == OLD.size
+    assert subtract_own(OLD, new, after, own.sample(INODE), told=True).size == OLD.size
     shorter = replace(TOUCHED, size=150)  # shorter than what we left, longer than what it was
-    old = without_own(OLD, shorter, before, after, told=True)
+    old = subtract_own(OLD, shorter, before, after, told=True)
     assert classify(old, shorter) is ChangeKind.TRUNCATED
 
 
@@ -218,13 +218,13 @@ def test_nothing_can_be_said_while_a_size_changes(act):
     own, file = OwnChanges(), opened()
     own.add(file)
     before = own.sample(INODE)
-    assert settled(before, own.sample(INODE))
+    assert size_is_stable(before, own.sample(INODE))
     act(own, file)
     after = own.sample(INODE)
-    assert not settled(before, after)
-    assert settled(after, own.sample(INODE))
+    assert not size_is_stable(before, after)
+    assert size_is_stable(after, own.sample(INODE))
     file.mapping.growing = True
-    assert not settled(own.sample(INODE), own.sample(INODE))
+    assert not size_is_stable(own.sample(INODE), own.sample(INODE))
 
 
 def test_one_looks_again_if_a_resize_ends_while_one_looks(tmp_path, monkeypatch):

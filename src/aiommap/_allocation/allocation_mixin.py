@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, SupportsIndex
 
 from .._arguments import check_tail, integer
-from .._core.file_core import Core
+from .._core.file_core import FileCore
 from .._core.receipt import WriteReceipt
 from .._errors import OutOfBoundsError, OverlapError, ReceiptError
 from .._native import PAGE_SIZE, export_bytes
@@ -51,7 +51,7 @@ class Allocators:
 
     __slots__ = ("_core", "_fresh", "_open")
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: FileCore) -> None:
         self._core = core
         # Opening made it, of zeros, all of them free; ``reopen`` makes nothing.
         self._fresh = core.resized
@@ -131,7 +131,7 @@ class RangedVerbs:
     __slots__ = ()
 
     if TYPE_CHECKING:
-        _core: Core
+        _core: FileCore
         _allocators: Allocators
 
         async def read(self, offset: SupportsIndex, length: SupportsIndex) -> bytes: ...

@@ -17,7 +17,7 @@ from typing import NoReturn, SupportsIndex
 import anyio
 
 from .._arguments import at_least
-from .._core.file_core import Core
+from .._core.file_core import FileCore
 from .._errors import ForkedError, OutOfBoundsError, not_copied
 from .._runtime.threads import Mutex
 from .table import AllocatedRange, Layout, Ledger
@@ -46,7 +46,7 @@ class RangeAllocator:
 
     __slots__ = ("__weakref__", "_call", "_closed", "_core", "_ledger", "_mutex", "_waiters")
 
-    def __init__(self, core: Core, layout: Layout) -> None:
+    def __init__(self, core: FileCore, layout: Layout) -> None:
         self._core = core
         self._call = core.workers.call_from_thread
         self._ledger = Ledger(self, layout)

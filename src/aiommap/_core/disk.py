@@ -17,7 +17,7 @@ Store = tuple[int, bytes | memoryview]
 class Disk(Protocol):
     """What a mapping does that waits for the disk and fails with it; the words are ``Mapping``'s.
 
-    For worker threads. They ask ``Core.disk`` anew each time and keep no reference to it, because
+    For worker threads. They read ``FileCore.disk`` each time and keep no reference to it, because
     ``aiommap.testing`` lays a disk that fails or waits over it while a file is open.
     """
 

@@ -34,7 +34,7 @@ from .disk import Disk, Store
 from .file_state import FileState, Identity
 from .opening import Opened
 from .options import OpenOptions
-from .own_activity import Doing
+from .own_activity import OwnActivity
 from .paths import NewName
 
 T = TypeVar("T")
@@ -66,7 +66,7 @@ class Lanes:
         self.wait_served: Callable[[], Awaitable[None]] = _nothing_to_await
 
 
-class Core:
+class FileCore:
     """The shared state of one mapped file; touched on the loop thread unless it says otherwise."""
 
     __slots__ = (
@@ -78,7 +78,6 @@ class Core:
         "created",
         "dirtied",
         "disk",
-        "doing",
         "failure",
         "huge_page_bytes",
         "identity",
@@ -90,6 +89,7 @@ class Core:
         "offloaded_reads",
         "options",
         "orphaned",
+        "own",
         "path",
         "policy",
         "prepared",
@@ -130,7 +130,7 @@ class Core:
         #: The size was; so the next flush also looks whether the file still has it.
         self.resized: bool = made
         #: What watchers must not take for somebody else's doing.
-        self.doing: Doing = Doing(opened.mapping, opened.identity, size_changed=made)
+        self.own: OwnActivity = OwnActivity(opened.mapping, opened.identity, size_changed=made)
         self.lanes: Lanes = Lanes()
         self.failure: FlushError | None = None
         #: Keeps stores and changes of size apart. Taken in worker threads only.

@@ -26,7 +26,7 @@ class Mapped(Protocol):
     def ended_leases(self) -> int: ...
 
 
-class Doing:
+class OwnActivity:
     """What one open file does to its inode, but for what its mapping counts itself.
 
     Each number is kept by one side, the loop or the one worker whose turn it is, and is asked for

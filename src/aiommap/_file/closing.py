@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from copy import copy
 
-from .._core.file_core import Core
+from .._core.file_core import FileCore
 from .._errors import MappedFileError
 from .._flush.background import AutoFlush
 from .._flush.flusher import Flusher
@@ -21,11 +21,11 @@ class Closer:
 
     def __init__(
         self,
-        core: Core,
+        core: FileCore,
         flusher: Flusher,
         auto: AutoFlush,
         resizer: Resizer,
-        release: Callable[[Core], Awaitable[None]],
+        release: Callable[[FileCore], Awaitable[None]],
     ) -> None:
         self._core = core
         self._flusher = flusher

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn, Self, SupportsIndex, cast, overload
 
 from .._allocation.allocation_mixin import Allocators, RangedVerbs
 from .._arguments import Name, check_disjoint, check_range, check_tail, flag
-from .._core.file_core import Core
+from .._core.file_core import FileCore
 from .._core.options import check_policy
 from .._core.receipt import WriteReceipt
 from .._errors import FlushError, ReceiptError, UnsupportedError
@@ -76,7 +76,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         "_writer",
     )
 
-    def __init__(self, core: Core, hub: Surroundings | None = None) -> None:
+    def __init__(self, core: FileCore, hub: Surroundings | None = None) -> None:
         if hub is None:
             raise TypeError(f"cannot make a MappedFile of {core!r}: use aiommap.open(path)")
         self._hub = hub
@@ -84,7 +84,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         self._watch = FileWatch(hub.watcher)
         self._assemble(core, Listeners())
 
-    def _assemble(self, core: Core, failed: Listeners[FlushError]) -> None:
+    def _assemble(self, core: FileCore, failed: Listeners[FlushError]) -> None:
         """Make everything that belongs to one core; ``reopen`` does it again for another one."""
         core.choose_inline_writes()
         self._core = core
@@ -105,7 +105,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
             await closer.give_up()
             await retired.leave(locks)
 
-        async def let_go(core: Core) -> None:
+        async def let_go(core: FileCore) -> None:
             watch.end()
             allocators.close()
             await locks.aclose()
@@ -434,7 +434,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
             offloaded_reads=core.offloaded_reads,
             fell_back_reads=mapping.fell_back_reads,
             inline_writes=mapping.inline_writes_done,
-            offloaded_writes=core.doing.offloaded_writes,
+            offloaded_writes=core.own.offloaded_writes,
             fell_back_writes=mapping.fell_back_writes,
             dirty_bytes=mapping.dirty_bytes(),
             oldest_dirty_seconds=oldest_dirty_seconds(mapping),

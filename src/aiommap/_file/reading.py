@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import anyio
 
 from .._arguments import check_range, plain_integers, ranges_of
-from .._core.file_core import Core
+from .._core.file_core import FileCore
 from .._native import export_bytes
 from .._runtime.tracing import observed
 
@@ -21,7 +21,7 @@ class Reader:
 
     __slots__ = ("_core",)
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: FileCore) -> None:
         self._core = core
 
     async def read(self, offset: int, length: int) -> bytes:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import anyio
 import anyio.lowlevel
 
-from .._core.file_core import Core
+from .._core.file_core import FileCore
 from .._errors import AccessModeError
 from .._flush.flusher import Flusher
 from .._flush.scheduler import FlushScheduler
@@ -37,14 +37,14 @@ class Surroundings:
     scheduler: FlushScheduler
     watcher: Watcher
     #: Gives up what a core holds.
-    release: Callable[[Core], Awaitable[None]]
+    release: Callable[[FileCore], Awaitable[None]]
     #: Opens the path again; None if it still names the file of that core.
-    open_again: Callable[[Core], Awaitable[Core | None]]
+    open_again: Callable[[FileCore], Awaitable[FileCore | None]]
     #: Told, on the loop, that a file went from one core to another.
-    move: Callable[[Core, Core], None]
+    move: Callable[[FileCore, FileCore], None]
 
 
-async def bring_home(core: Core, flusher: Flusher) -> None:
+async def bring_home(core: FileCore, flusher: Flusher) -> None:
     """Flush until nothing is left to lose (reopening.1).
 
     Returns without giving way after the last look.
@@ -58,16 +58,16 @@ async def bring_home(core: Core, flusher: Flusher) -> None:
         await core.lanes.wait_served()
         # As when it is closed: a policy that does not flush then lets stores go.
         dirty = core.policy.flush_at_close and flusher.has_work()
-        if not dirty and not core.doing.queued_bytes and not flusher.busy:
+        if not dirty and not core.own.queued_bytes and not flusher.busy:
             return
         if dirty:
             await flusher.flush_everything()
         await anyio.lowlevel.checkpoint()  # as in _check_private
 
 
-async def _check_private(core: Core) -> None:
+async def _check_private(core: FileCore) -> None:
     """Raise if stores of mode "c" would be left behind: no flush can bring them home."""
-    while core.doing.queued_bytes:
+    while core.own.queued_bytes:
         await core.lanes.wait_stored()
         await anyio.lowlevel.checkpoint()  # the writer may wake after us, and counts until then
     if core.mapping.dirty_bytes():
@@ -80,13 +80,13 @@ class Retired:
 
     __slots__ = ("_left", "_locks", "_release")
 
-    def __init__(self, release: Callable[[Core], Awaitable[None]]) -> None:
+    def __init__(self, release: Callable[[FileCore], Awaitable[None]]) -> None:
         self._release = release
-        self._left: dict[Core, anyio.Event] = {}
+        self._left: dict[FileCore, anyio.Event] = {}
         #: Those that somebody was inside of when they were left.
         self._locks: list[FileLocks] = []
 
-    def add(self, core: Core, leave: Callable[[], Awaitable[None]]) -> None:
+    def add(self, core: FileCore, leave: Callable[[], Awaitable[None]]) -> None:
         """Give a core up once no verb uses it, and before it what depends on it."""
         self._left[core] = anyio.Event()
         core.retired = True
@@ -105,7 +105,7 @@ class Retired:
         for locks in self._locks:
             await locks.aclose()
 
-    async def _retire(self, core: Core, leave: Callable[[], Awaitable[None]]) -> None:
+    async def _retire(self, core: FileCore, leave: Callable[[], Awaitable[None]]) -> None:
         try:
             # Inline verbs that gave way to the loop count as nothing; they return in a turn.
             for _ in range(2):

@@ -20,7 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING, SupportsIndex, TypeVar
 
 from .._arguments import byte_count, check_range
-from .._core.file_core import Core
+from .._core.file_core import FileCore
 from .._core.opening import cannot_resize, reserve
 from .._errors import (
     AccessModeError,
@@ -42,7 +42,7 @@ TRIM_BYTES = 1 << 20
 
 
 async def change_size(
-    core: Core, flusher: Flusher, act: Callable[[], bool], *, ours: bool = True
+    core: FileCore, flusher: Flusher, act: Callable[[], bool], *, ours: bool = True
 ) -> None:
     """Change the size after the writes submitted so far.
 
@@ -73,7 +73,7 @@ class Resizer:
 
     __slots__ = ("_core", "_ending", "_pager")
 
-    def __init__(self, core: Core, pager: Pager) -> None:
+    def __init__(self, core: FileCore, pager: Pager) -> None:
         self._core = core
         self._pager = pager
         #: Where a change that is under way may end the file, if that is within a page (resizing.1).
@@ -299,7 +299,7 @@ class SizedVerbs:
     __slots__ = ()
 
     if TYPE_CHECKING:
-        _core: Core
+        _core: FileCore
         _flusher: Flusher
         _resizer: Resizer
 

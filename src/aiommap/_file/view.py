@@ -11,7 +11,7 @@ import anyio
 
 from .._advice import Advice
 from .._arguments import Name, check_disjoint, check_range, check_tail, items_of, ranges_of
-from .._core.file_core import Core
+from .._core.file_core import FileCore
 from .._core.receipt import WriteReceipt
 from .._errors import ForkedError, not_copied
 from .._ipc.sharing_mixin import WordVerbs
@@ -84,7 +84,7 @@ class View(WordVerbs):
     def __init__(
         self,
         file: Verbs,
-        core: Core,
+        core: FileCore,
         offset: int,
         length: int,
         *,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from .._arguments import flag
-from .._core.file_core import Core
+from .._core.file_core import FileCore
 from .._core.file_state import FileState
 from .._errors import AccessModeError, FlushError
 from .._flush.background import AutoFlush
@@ -29,7 +29,7 @@ class FileWatch:
 
     __slots__ = ("_moving", "_subscribers", "_watcher", "core")
 
-    core: Core
+    core: FileCore
 
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
@@ -74,7 +74,7 @@ class FileWatch:
             opened = replace(core.state, size=core.mapping.file_end)
             if state is None or not state.is_same_file(opened):
                 return opened
-            if core.doing.resizing or self._done() != done:
+            if core.own.resizing or self._done() != done:
                 return state  # we are at it ourselves
             touched = called_ns is not None and state.ctime_ns >= called_ns
             return opened if touched or state.size != opened.size else state
@@ -83,7 +83,7 @@ class FileWatch:
 
     def _done(self) -> tuple[int, int, int]:
         mapping = self.core.mapping
-        return mapping.sequence, self.core.doing.size_changes, mapping.file_end
+        return mapping.sequence, self.core.own.size_changes, mapping.file_end
 
 
 class WatchedVerbs:
@@ -93,7 +93,7 @@ class WatchedVerbs:
 
     if TYPE_CHECKING:
         _auto: AutoFlush
-        _core: Core
+        _core: FileCore
         _flusher: Flusher
         _hub: Surroundings
         _leave: Callable[[], Awaitable[None]]
@@ -101,7 +101,7 @@ class WatchedVerbs:
         _retired: Retired
         _watch: FileWatch
 
-        def _assemble(self, core: Core, failed: Listeners[FlushError]) -> None: ...
+        def _assemble(self, core: FileCore, failed: Listeners[FlushError]) -> None: ...
 
     @property
     def orphaned(self) -> bool:
@@ -244,7 +244,7 @@ class WatchedVerbs:
                 await self._hub.release(new)
                 old.check_mapped()
 
-    async def _move_to(self, new: Core, *, discard: bool) -> None:
+    async def _move_to(self, new: FileCore, *, discard: bool) -> None:
         old = self._core
         try:
             old.orphaned = new.identity != old.identity

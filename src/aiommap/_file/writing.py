@@ -16,7 +16,7 @@ from typing import cast
 
 from .._arguments import check_range, items_of
 from .._core.disk import Store
-from .._core.file_core import Core
+from .._core.file_core import FileCore
 from .._core.receipt import WriteReceipt
 from .._flush.background import AutoFlush
 from .._flush.flusher import Flusher
@@ -39,7 +39,7 @@ class Writer:
 
     __slots__ = ("_auto", "_core", "_end", "_flusher", "_lane", "_start")
 
-    def __init__(self, core: Core, flusher: Flusher, auto: AutoFlush) -> None:
+    def __init__(self, core: FileCore, flusher: Flusher, auto: AutoFlush) -> None:
         self._core = core
         self._flusher = flusher
         self._auto = auto
@@ -62,7 +62,7 @@ class Writer:
         store = core.mapping.stage(offset, data) if core.failure is None else None  # type: ignore[arg-type]
         if store is None:
             store = self._check(offset, data)
-        full = core.doing.queued_bytes or self._auto.may_be_full
+        full = core.own.queued_bytes or self._auto.may_be_full
         if core.lanes.durable_writes and not full and not somebody_observes():
             return self._flusher.write(store)  # writing.2
         return self._write(store)
@@ -137,7 +137,7 @@ class Writer:
 
     async def _submit(self, write: Request, *, withdrawable: bool = True) -> WriteReceipt:
         core = self._core
-        if core.lanes.durable_writes and not core.doing.queued_bytes:
+        if core.lanes.durable_writes and not core.own.queued_bytes:
             return cast("WriteReceipt", await self._flusher.submit(write))
         each = core.policy.flush_each_write and core.shared_writable
         with core.activity():  # closing must not come between the store and its flush
@@ -150,13 +150,13 @@ class Writer:
         core = self._core
         self._extend_span(write)
         queued = sum(len(view) for _, view in write.stores)
-        core.doing.queued_bytes += queued
+        core.own.queued_bytes += queued
         try:
             with observed("write", core.path, write.offset, write.end - write.offset) as seen:
                 seen.hop()
                 sequence = await self._lane.submit(write, withdrawable=withdrawable)
         finally:
-            core.doing.queued_bytes -= queued
+            core.own.queued_bytes -= queued
             self._auto.plan()
         length = write.end - write.offset
         return WriteReceipt(self._flusher, write.offset, length, sequence)
@@ -183,7 +183,7 @@ class Writer:
             # In parts: native code takes them in, and makes the outcomes, with the GIL.
             for at in range(0, len(stores), STORES_A_CALL):
                 outcomes += core.disk.write_many(stores[at : at + STORES_A_CALL])
-        core.doing.offloaded_writes += len(outcomes)
+        core.own.offloaded_writes += len(outcomes)
         results: list[int | BaseException] = []
         at = 0
         for write in writes:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 
 import anyio
 
-from .._core.file_core import Core
+from .._core.file_core import FileCore
 from .._flush_policy import FlushPolicy
 from .._logs import FLUSHES
 from .._native import NO_LIMIT
@@ -54,7 +54,7 @@ class AutoFlush:
         "_waiting",
     )
 
-    def __init__(self, core: Core, flusher: Flusher, scheduler: FlushScheduler) -> None:
+    def __init__(self, core: FileCore, flusher: Flusher, scheduler: FlushScheduler) -> None:
         self._core = core
         self._flusher = flusher
         self._scheduler = scheduler
@@ -174,7 +174,7 @@ class AutoFlush:
         limit, mapping = self._core.policy.dirty_limit, self._core.mapping
         if limit is None or not self._core.shared_writable:
             return False
-        others = mapping.would_dirty(0, 0) + self._core.doing.queued_bytes
+        others = mapping.would_dirty(0, 0) + self._core.own.queued_bytes
         added = sum(mapping.would_dirty(*item) - mapping.would_dirty(0, 0) for item in ranges)
         return others > 0 and added > 0 and others + added > limit
 

@@ -28,7 +28,7 @@ from functools import partial
 from typing import Any, cast
 
 from .._core.disk import Store
-from .._core.file_core import Core
+from .._core.file_core import FileCore
 from .._core.paths import NameNotSyncedError
 from .._core.receipt import WriteReceipt
 from .._errors import AccessModeError, FlushError, MappingFaultError
@@ -74,7 +74,7 @@ class Flusher:
         "write",
     )
 
-    def __init__(self, core: Core, failed: Listeners[FlushError]) -> None:
+    def __init__(self, core: FileCore, failed: Listeners[FlushError]) -> None:
         self._core = core
         self._lane: Lane[Item, WriteReceipt | None] = Lane(core.workers, self._begin)
         #: Held by whoever flushes or changes the size: the lane's batch, or who flushes unasked.
@@ -270,11 +270,11 @@ class Flusher:
             return [self._act(change) for change in changes]
 
     def _act(self, change: Change) -> Exception | None:
-        self._core.doing.size_changes += change.ours
+        self._core.own.size_changes += change.ours
         try:
             return change.run()
         finally:
-            self._core.doing.size_changes += change.ours
+            self._core.own.size_changes += change.ours
 
     def _flush(self, requests: list[Store | Request]) -> list[Outcome]:
         """Store what is to be stored, and make it durable with what else was asked for."""
@@ -301,15 +301,15 @@ class Flusher:
         """
         core, mapping = self._core, self._core.mapping
         start = time.monotonic()
-        core.doing.durable_stores = len(stores)
+        core.own.durable_stores = len(stores)
         try:
             done = mapping.commit(stores)
         except OSError as error:
             self._latch(error)
             return [None for _ in stores]
         finally:
-            core.doing.offloaded_writes += len(stores)
-            core.doing.durable_stores = 0
+            core.own.offloaded_writes += len(stores)
+            core.own.durable_stores = 0
         if done is None:
             return None
         if isinstance(done, list):  # a store stopped short; the others are to be flushed
@@ -374,12 +374,12 @@ class Flusher:
         )
         if not stores:
             return [None for _ in requests]
-        core.doing.durable_stores = len(stores)
+        core.own.durable_stores = len(stores)
         try:
             results = core.disk.write_many(cast("list[Store]", stores))
-            core.doing.offloaded_writes += len(stores)
+            core.own.offloaded_writes += len(stores)
         finally:
-            core.doing.durable_stores = 0
+            core.own.durable_stores = 0
         if not mixed and tuple not in {*map(type, results)}:
             return cast("list[Outcome]", results)
         return self._outcomes(requests, results)

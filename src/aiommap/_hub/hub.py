@@ -19,7 +19,7 @@ import anyio
 
 from .._advice import Advice
 from .._arguments import integer
-from .._core.file_core import Core
+from .._core.file_core import FileCore
 from .._core.file_state import FileState, Identity
 from .._core.leases import past_leases
 from .._core.opening import Opened, open_mapping, warn_if_unguarded
@@ -91,10 +91,10 @@ class Hub:
         self._readers = workers
         self._workers: Workers | None = None
         self._closed = False
-        self._files: dict[Core, MappedFile] = {}
+        self._files: dict[FileCore, MappedFile] = {}
         #: Closed with an error by ``aclose``, which raises it each time it is called (I15).
         self._failed: list[MappedFile] = []
-        self._at: dict[str, set[Core]] = {}
+        self._at: dict[str, set[FileCore]] = {}
         self._own = OwnChanges()
         self._watcher = Watcher(self._running_workers, self._own, self._seen)
 
@@ -245,7 +245,7 @@ class Hub:
         if self._closed:
             await self._releasing.submit(_Release.of(opened), withdrawable=False)
             raise anyio.ClosedResourceError("the hub was closed while it opened the file")
-        core = Core(opened, options, workers)
+        core = FileCore(opened, options, workers)
         hub = Surroundings(
             self._scheduler, self._watcher, self._release, self._open_again, self._move
         )
@@ -271,7 +271,7 @@ class Hub:
 
         return await past_leases(attempt)
 
-    async def _open_again(self, old: Core) -> Core | None:
+    async def _open_again(self, old: FileCore) -> FileCore | None:
         """Open what the path of a file names by now; None if that is the same file, and whole."""
         workers = self._running_workers()
         options = reopening(old.options)
@@ -279,16 +279,16 @@ class Hub:
         if opened.identity == old.identity and old.damage() is None and old.mapping.current:
             await self._releasing.submit(_Release.of(opened), withdrawable=False)
             return None
-        core = Core(opened, options, workers)
+        core = FileCore(opened, options, workers)
         core.mode, core.policy = old.mode, old.policy
         return core
 
-    def _move(self, old: Core, new: Core) -> None:
+    def _move(self, old: FileCore, new: FileCore) -> None:
         """Count a file as the one that it was reopened to."""
         self._files[new] = self._files.pop(old)
         self._register(new)
 
-    async def _release(self, core: Core) -> None:
+    async def _release(self, core: FileCore) -> None:
         self._files.pop(core, None)
         self._unregister(core)
         FILES.debug("closed %s", core.path)
@@ -296,13 +296,13 @@ class Hub:
             _Release(core.mapping, core.identity, core.made, undo=core.undo)
         )
 
-    def _register(self, core: Core) -> None:
+    def _register(self, core: FileCore) -> None:
         self._at.setdefault(core.path, set()).add(core)
         if core.shared_writable:
-            self._own.add(core.doing)
+            self._own.add(core.own)
 
-    def _unregister(self, core: Core) -> None:
-        self._own.remove(core.doing)
+    def _unregister(self, core: FileCore) -> None:
+        self._own.remove(core.own)
         others = self._at.get(core.path, set())
         others.discard(core)
         if not others:

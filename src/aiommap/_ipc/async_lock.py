@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Literal, NoReturn, Self, SupportsIndex
 
 from .._arguments import time_limit
-from .._core.file_core import Core
+from .._core.file_core import FileCore
 from .._errors import AccessModeError, not_copied
 from .atomics import AtomicU32
 from .file_locks import Claim, FileLocks
@@ -80,7 +80,7 @@ class AsyncLock:
     def __init__(self, file: SharedVerbs, offset: SupportsIndex) -> None:
         if not isinstance(file, SharedVerbs):
             raise TypeError(f"file is {file!r}: pass an open MappedFile")
-        core: Core = file._core  # noqa: SLF001  a part of the file that has a name of its own
+        core: FileCore = file._core  # noqa: SLF001  a part of the file that has a name of its own
         core.check_usable()
         if not core.shared_writable:
             raise AccessModeError("keep a lock in", core.mode, 'other processes need it: use "r+"')

@@ -11,7 +11,7 @@ from typing import ClassVar, NoReturn, Self, SupportsIndex
 import anyio
 
 from .._arguments import at_least, check_range, integer, time_limit
-from .._core.file_core import FULL, Core
+from .._core.file_core import FULL, FileCore
 from .._errors import AccessModeError, AlignmentError, MappingFaultError
 from .._native import Word, WordArray
 from .futex import wait_for_change
@@ -25,8 +25,8 @@ class Gate:
 
     __slots__ = ("core",)
 
-    def __init__(self, core: Core) -> None:
-        self.core: Core = core
+    def __init__(self, core: FileCore) -> None:
+        self.core: FileCore = core
 
     def check(self, offset: int, length: int, store: bool) -> None:
         """Raise what forbids an operation on a word; nothing if nothing does."""
@@ -52,7 +52,7 @@ class Gate:
         self.core.dirtied()
 
 
-def _locate(offset: SupportsIndex, length: int, width: int, core: Core) -> int:
+def _locate(offset: SupportsIndex, length: int, width: int, core: FileCore) -> int:
     """Check where words are to be, before they are made."""
     core.check_usable()
     start, _ = check_range(offset, length, core.mapping.size)
@@ -188,8 +188,8 @@ class AtomicU32(_SizedWord):
         count = at_least(0, n, "n", "it is how many waiters to wake")
         return self._notify(min(count, (1 << 31) - 1))
 
-    def _shared(self, operation: str) -> Core:
-        core: Core = self._gate.core
+    def _shared(self, operation: str) -> FileCore:
+        core: FileCore = self._gate.core
         core.check_usable()
         if core.mode == "c":
             remedy = 'no other process sees its words: use "r+"'

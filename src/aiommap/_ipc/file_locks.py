@@ -40,7 +40,7 @@ from typing import Protocol
 import anyio
 import anyio.lowlevel
 
-from .._core.file_core import Core
+from .._core.file_core import FileCore
 from .._core.file_state import Identity
 from .._errors import UnsupportedError
 from .._ranges import RangeSet
@@ -159,7 +159,7 @@ class FileLocks:
         "_limiter",
     )
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: FileCore) -> None:
         self._core = core
         self._claims: list[Claim] = []
         self._granted: list[Claim] = []

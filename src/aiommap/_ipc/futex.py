@@ -29,7 +29,7 @@ from functools import partial
 
 import anyio
 
-from .._core.file_core import Core
+from .._core.file_core import FileCore
 from .._errors import MappedFileError, UnsupportedError
 from .._native import MAX_WAIT_WORDS, Wakeup, Word
 from .._runtime.loops import OLD_GENERATION, Event, call_later
@@ -44,7 +44,7 @@ class _Waiter:
 
     __slots__ = ("_call", "_core", "expected", "outcome", "post", "told", "word")
 
-    def __init__(self, core: Core, word: Word, expected: int) -> None:
+    def __init__(self, core: FileCore, word: Word, expected: int) -> None:
         self.word = word
         self.expected = expected
         self.told: Event = core.workers.event()
@@ -236,7 +236,7 @@ def look_again() -> None:
 
 
 async def wait_for_change(
-    core: Core, word: Word, expected: int, timeout: float | None = None
+    core: FileCore, word: Word, expected: int, timeout: float | None = None
 ) -> int:
     """Wait until a word is not what is expected, and return what it then was.
 

@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, SupportsIndex
 
 from .._arguments import check_range, flag, integer, time_limit
-from .._core.file_core import Core
+from .._core.file_core import FileCore
 from .._errors import AccessModeError
 from .._runtime.blocks import Block
 from .atomics import (
@@ -27,7 +27,7 @@ class WordVerbs:
     __slots__ = ()
 
     if TYPE_CHECKING:
-        _core: Core
+        _core: FileCore
 
     def _span(self, offset: SupportsIndex, length: int) -> tuple[int, int]:
         """Check a range, and give it as a range of the file."""

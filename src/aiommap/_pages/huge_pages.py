@@ -6,7 +6,7 @@ import errno
 import re
 from collections.abc import Iterable
 
-from .._core.file_core import Core
+from .._core.file_core import FileCore
 from .._errors import UnsupportedError
 
 _SMAPS = "/proc/self/smaps"
@@ -27,7 +27,7 @@ def huge_bytes(lines: Iterable[str], start: int, end: int) -> int:
     return total
 
 
-def count_huge_bytes(core: Core) -> int:
+def count_huge_bytes(core: FileCore) -> int:
     """Ask the kernel, and remember the answer for statistics. Worker threads only."""
     start = core.mapping.address
     try:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from .._advice import Advice
-from .._core.file_core import FULL, Core
+from .._core.file_core import FULL, FileCore
 from .._core.mapping_limit import mapping_limit
 from .._errors import OutOfBoundsError, UnsupportedError, name_file
 from .._native import PAGE_SIZE, PIECE_BYTES
@@ -51,7 +51,7 @@ class Pager:
         "_wanted",
     )
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: FileCore) -> None:
         self._core = core
         #: Also what is being pinned at the moment: leaving a block must not unpin it.
         self._wanted: list[tuple[int, int]] = []

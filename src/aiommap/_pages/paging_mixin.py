@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, SupportsIndex
 
 from .._advice import Advice
 from .._arguments import check_tail, flag, function
-from .._core.file_core import Core
+from .._core.file_core import FileCore
 from .._runtime.blocks import Block
 from .huge_pages import count_huge_bytes
 from .pager import Pager
@@ -21,7 +21,7 @@ class PagedVerbs:
     __slots__ = ()
 
     if TYPE_CHECKING:
-        _core: Core
+        _core: FileCore
         _pager: Pager
 
         @property
@@ -85,7 +85,7 @@ class PagedVerbs:
         if progress is not None:
             function(progress, "progress")
         start, count = check_tail(offset, length, self.size)
-        with self._core.doing.touch() if write else nullcontext():
+        with self._core.own.touch() if write else nullcontext():
             return await self._pager.prewarm(start, count, write=write, progress=progress)
 
     async def residency(

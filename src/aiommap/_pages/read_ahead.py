@@ -14,7 +14,7 @@ from typing import Protocol, SupportsIndex
 import anyio
 
 from .._arguments import at_least
-from .._core.file_core import Core
+from .._core.file_core import FileCore
 from .._native import PIECE_BYTES
 
 #: From here on the kernel's read-ahead alone keeps a device busy, and in larger folios than ours.
@@ -43,7 +43,7 @@ class ReadAhead:
 
     __slots__ = ("_asked", "_busy", "_core", "_end", "_window")
 
-    def __init__(self, core: Core, offset: int, end: int, window: int) -> None:
+    def __init__(self, core: FileCore, offset: int, end: int, window: int) -> None:
         self._core = core
         self._end = end
         self._window = max(window, PIECE_BYTES)
@@ -96,7 +96,7 @@ class Chunks(AsyncIterator[bytes]):
     def __init__(
         self,
         source: Reads,
-        core: Core,
+        core: FileCore,
         size: SupportsIndex,
         start: int,
         length: Callable[[], int],

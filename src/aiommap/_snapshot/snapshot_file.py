@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
-from .._core.file_core import Core
+from .._core.file_core import FileCore
 from .._errors import not_copied
 from .._file.reading import Reader
 from .._native import export_bytes
@@ -34,7 +34,7 @@ class SnapshotFile(io.RawIOBase):
 
     mode = "rb"
 
-    def __init__(self, core: Core, reader: Reader, release: Callable[[], None]) -> None:
+    def __init__(self, core: FileCore, reader: Reader, release: Callable[[], None]) -> None:
         super().__init__()
         self._core = core
         self._reader = reader

@@ -23,13 +23,13 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from .._core.file_state import FileState, Identity
-from .._core.own_activity import Doing
+from .._core.own_activity import OwnActivity
 
 #: So many files of an inode are remembered once they are closed, for the size that they left.
 CLOSED_FILES = 8
 
 
-class Left(NamedTuple):
+class SizeLeft(NamedTuple):
     """The size that one file left the inode with; equal to another one if it changed none since.
 
     Growth by a store is counted by nobody, but until the next resize each is longer than the last.
@@ -55,16 +55,16 @@ class Sample:
     storing: bool
     calling: bool
     resizing: bool
-    left: frozenset[Left]
+    left: frozenset[SizeLeft]
 
 
 class _Files(NamedTuple):
     """The open files of one inode, numbered, and what the closed ones had done."""
 
-    opened: tuple[tuple[int, Doing], ...] = ()
+    opened: tuple[tuple[int, OwnActivity], ...] = ()
     stores: int = 0
     calls: int = 0
-    left: tuple[Left, ...] = ()
+    left: tuple[SizeLeft, ...] = ()
 
 
 class OwnChanges:
@@ -80,13 +80,13 @@ class OwnChanges:
         self._files: dict[Identity, _Files] = {}
         self._numbers = itertools.count()
 
-    def add(self, file: Doing) -> None:
+    def add(self, file: OwnActivity) -> None:
         """Count what a file does from now on."""
         files = self._files.get(file.identity, _Files())
         opened = (*files.opened, (next(self._numbers), file))
         self._files[file.identity] = files._replace(opened=opened)
 
-    def remove(self, file: Doing) -> None:
+    def remove(self, file: OwnActivity) -> None:
         """Keep what a file has done, and let go of it."""
         files = self._files.get(file.identity, _Files())
         closed = [entry for entry in files.opened if entry[1] is file]
@@ -121,14 +121,14 @@ class OwnChanges:
         )
 
 
-def _stores(file: Doing) -> int:
+def _stores(file: OwnActivity) -> int:
     mapping = file.mapping  # what was stored through memory that was lent is told by nothing else
     return mapping.sequence + mapping.ended_leases + file.touches
 
 
-def _left_by(files: Iterable[tuple[int, Doing]]) -> list[Left]:
+def _left_by(files: Iterable[tuple[int, OwnActivity]]) -> list[SizeLeft]:
     return [
-        Left(number, file.size_changes, file.mapping.grown, file.mapping.file_end)
+        SizeLeft(number, file.size_changes, file.mapping.grown, file.mapping.file_end)
         for number, file in files
         if file.size_changes or file.mapping.grown
     ]
@@ -137,14 +137,14 @@ def _left_by(files: Iterable[tuple[int, Doing]]) -> list[Left]:
 _NOTHING = Sample(0, 0, storing=False, calling=False, resizing=False, left=frozenset())
 
 
-def settled(before: Sample | None, after: Sample | None) -> bool:
+def size_is_stable(before: Sample | None, after: Sample | None) -> bool:
     """Tell whether no size of ours can have changed between two samples (attribution.4)."""
     if after is None or before is None:
         return after is None or not after.resizing
     return not (before.resizing or after.resizing) and before.left == after.left
 
 
-def called(before: Sample | None, after: Sample | None) -> bool:
+def made_syscalls(before: Sample | None, after: Sample | None) -> bool:
     """Tell whether we may have done something that the kernel tells watchers of."""
     if after is None:
         return before is not None  # closed meanwhile, with whatever that flushed
@@ -153,7 +153,7 @@ def called(before: Sample | None, after: Sample | None) -> bool:
     return moved or before.calling or after.calling
 
 
-def stored(before: Sample | None, after: Sample | None) -> bool:
+def stored_mapped(before: Sample | None, after: Sample | None) -> bool:
     """Tell whether we may have stored through a mapping."""
     if after is None:
         return before is not None
@@ -169,7 +169,7 @@ def _left(old: int, new: int, before: Sample | None, after: Sample | None) -> in
     return new if new in sizes else max(sizes, default=old)
 
 
-def without_own(
+def subtract_own(
     old: FileState, new: FileState, before: Sample | None, after: Sample | None, *, told: bool
 ) -> FileState:
     """Return the old state with what we did ourselves put in: equal to the new one if that is all.
@@ -178,6 +178,6 @@ def without_own(
         told: whether an event of the kernel led here, and none that our own calls may have made.
     """
     size = _left(old.size, new.size, before, after)
-    if not (called(before, after) or (not told and stored(before, after))):
+    if not (made_syscalls(before, after) or (not told and stored_mapped(before, after))):
         return replace(old, size=size)
     return replace(old, size=size, mtime_ns=new.mtime_ns, ctime_ns=new.ctime_ns)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 
 from .._core.file_state import FileState, Identity
-from .attribution import OwnChanges, Sample, called, settled, without_own
+from .attribution import OwnChanges, Sample, made_syscalls, size_is_stable, subtract_own
 from .changes import MOVES, Change, ChangeKind, classify
 from .path_resolution import Route
 
@@ -159,7 +159,7 @@ class Looker:
         old = entry.state
         before = self._sample(old)
         now = time.monotonic()
-        if (before or entry.sample) and called(entry.sample, before):
+        if (before or entry.sample) and made_syscalls(entry.sample, before):
             entry.called_at = now
         try:
             found = stat_of(entry.path)
@@ -186,11 +186,11 @@ class Looker:
         old, new = entry.state, found and FileState.of(found)
         if old is not None and new is not None and old.is_same_file(new):
             after = self._sample(old)
-            if not settled(before, after):
+            if not size_is_stable(before, after):
                 return False
-            if (after or entry.sample) and called(entry.sample, after):
+            if (after or entry.sample) and made_syscalls(entry.sample, after):
                 entry.called_at, told = time.monotonic(), False
-            old = without_own(old, new, entry.sample, after, told=told)
+            old = subtract_own(old, new, entry.sample, after, told=told)
         elif new is not None:
             before = self._sample(new)
         entry.state, entry.key, entry.sample = new, _key(found), before
@@ -219,7 +219,7 @@ class Looker:
                 break
         entry.known = True
         entry.recent = _is_recent(entry.state)
-        if called(None, entry.sample):  # an event of that may be on its way
+        if made_syscalls(None, entry.sample):  # an event of that may be on its way
             entry.called_at = time.monotonic()
 
     def _sample(self, state: FileState | None) -> Sample | None:

@@ -1,6 +1,6 @@
 """The seam: a disk laid over the real one of one open file, which fails or waits as it is told.
 
-Theory of operation. Worker threads reach the disk through ``Core.disk``, which is the native
+Theory of operation. Worker threads reach the disk through ``FileCore.disk``, which is the native
 mapping. While a fault is in place, it is a ``FaultyDisk`` that asks the fault first and then hands
 the call on to the mapping. Everything around the call is the library's own code: what it does
 about an error, or while it waits, is what it does in production.
@@ -23,7 +23,7 @@ from typing import Literal
 
 from aiommap import MappedFile, Snapshot
 from aiommap._core.disk import Store
-from aiommap._core.file_core import Core
+from aiommap._core.file_core import FileCore
 from aiommap._native import Receipt
 from aiommap._runtime.threads import Mutex
 from aiommap._typing import Buffer
@@ -64,7 +64,7 @@ class InjectedFault:
 class FaultyDisk:
     """The disk of one file while there are faults."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: FileCore) -> None:
         self._core = core
         self._real = core.disk
         self._faults: list[InjectedFault] = []
@@ -133,7 +133,7 @@ class FaultyDisk:
         return all(fault._has_room(offset, length) for fault in tuple(self._faults))  # noqa: SLF001
 
 
-def core_of(file: MappedFile | Snapshot) -> Core:
+def core_of(file: MappedFile | Snapshot) -> FileCore:
     """Return what an open file's verbs share."""
     if not isinstance(file, MappedFile | Snapshot):
         raise TypeError(f"cannot make faults in {file!r}: give an open file or a snapshot")
@@ -143,7 +143,7 @@ def core_of(file: MappedFile | Snapshot) -> Core:
 
 
 @contextmanager
-def in_place(core: Core, fault: InjectedFault) -> Iterator[None]:
+def in_place(core: FileCore, fault: InjectedFault) -> Iterator[None]:
     """Keep a fault in place for a block, however the block ends (disk.1)."""
     disk = core.disk if isinstance(core.disk, FaultyDisk) else FaultyDisk(core)
     disk.add(fault)

@@ -11,7 +11,7 @@ from typing import get_args
 
 from aiommap import AccessModeError, MappedFile, Snapshot
 from aiommap._core import opening as _opening
-from aiommap._core.file_core import Core
+from aiommap._core.file_core import FileCore
 from aiommap._core.file_state import Identity
 from aiommap._runtime.loops import Event
 from aiommap._runtime.threads import Mutex
@@ -19,7 +19,7 @@ from aiommap._runtime.threads import Mutex
 from ._disk import Call, InjectedFault, core_of, in_place
 
 
-def _writable(file: MappedFile, operation: str) -> Core:
+def _writable(file: MappedFile, operation: str) -> FileCore:
     core = core_of(file)
     if not core.shared_writable:
         raise AccessModeError(operation, core.mode, 'its stores never reach a disk: use "r+"')
@@ -69,7 +69,7 @@ class _FullDisk(InjectedFault):
 
     _sees_inline_verbs = True
 
-    def __init__(self, core: Core | None, path: str) -> None:
+    def __init__(self, core: FileCore | None, path: str) -> None:
         super().__init__()
         self._core = core
         self._path = path
@@ -166,7 +166,7 @@ class SlowDisk(InjectedFault):
     on meanwhile, and so do calls that need no disk.
     """
 
-    def __init__(self, core: Core, seconds: float, only: Call | None) -> None:
+    def __init__(self, core: FileCore, seconds: float, only: Call | None) -> None:
         super().__init__()
         self._workers = core.workers
         self._seconds = seconds
