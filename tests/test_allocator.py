@@ -122,7 +122,7 @@ async def test_reopening_with_the_state_never_hands_out_what_was_live(path):
 
     async with aiommap.open(path, "r+") as f:
         again = f.allocator(state=state)
-        assert (again.remaining, again.largest) == (alloc.remaining, alloc._ledger.largest())
+        assert (again.remaining, again.largest) == (alloc.remaining, alloc._table.largest())
         assert again.unclaimed == tuple(sorted(content))
         while again.largest:
             allocated = again.allocate(again.largest)

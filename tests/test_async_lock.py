@@ -146,7 +146,7 @@ async def test_a_task_that_locks_again_what_it_has_locked_is_told(f, path):
         for attempt in again:
             async with attempt:
                 assert not attempt.owner_died
-    assert _file_locks._claimed == {}
+    assert _file_locks._requested == {}
 
 
 async def test_a_shared_lock_cannot_be_made_exclusive_by_its_task(f):

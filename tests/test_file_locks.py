@@ -133,7 +133,7 @@ async def test_a_cancelled_task_has_locked_nothing(f, stranger):
             await anyio.wait_all_tasks_blocked()
             group.cancel_scope.cancel()
     assert stranger.free(0, 4) == [*range(4)]
-    assert f._locks._claims == []
+    assert f._locks._requests == []
 
 
 async def test_a_task_cancelled_while_the_kernel_is_asked_has_locked_nothing(f, stranger):
@@ -152,7 +152,7 @@ async def test_a_task_cancelled_while_the_kernel_is_asked_has_locked_nothing(f, 
             await anyio.lowlevel.checkpoint()
             group.cancel_scope.cancel()
         assert stranger.free(0, 4) == [*range(4)]
-    assert f._locks._claims == []
+    assert f._locks._requests == []
 
 
 async def test_two_files_of_one_process_exclude_each_other(f, path):
@@ -290,7 +290,7 @@ async def test_shared_locks_left_in_the_same_turn_leave_nothing_locked(f, strang
         assert stranger.free(0, 20) == [*range(20)]
 
 
-async def test_what_a_refused_claim_would_cover_is_given_back(f, stranger):
+async def test_what_a_refused_request_would_cover_is_given_back(f, stranger):
     """K3: only what the kernel granted counts, not what it may grant later."""
     assert stranger.lock(15, 1)
     async with anyio.create_task_group() as group:

@@ -23,10 +23,10 @@ def no_post_is_left_behind():
     """J2: the thread that waited goes once nobody does."""
     yield
     for _ in range(1000):
-        if not _futex._posts:
+        if not _futex._waiter_threads:
             return
         threading.Event().wait(0.01)
-    raise AssertionError(f"{len(_futex._posts)} posts still wait")
+    raise AssertionError(f"{len(_futex._waiter_threads)} waiter threads still run")
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ async def f(path):
 
 
 def waiters():
-    return sum(len(post.waiters) for post in _futex._posts)
+    return sum(len(thread.waiters) for thread in _futex._waiter_threads)
 
 
 async def until_waiting(count):
@@ -51,7 +51,7 @@ async def test_a_word_that_differs_is_not_waited_for(f):
     word.store(5)
     assert await word.wait(4) == 5
     assert await word.wait(4, timeout=0) == 5
-    assert not _futex._posts
+    assert not _futex._waiter_threads
 
 
 async def test_a_notified_change_wakes_every_task_that_waits_for_it(f):
@@ -82,7 +82,7 @@ async def test_a_notification_without_change_wakes_nobody(f):
         group.start_soon(word.wait, 0)
         await until_waiting(1)
         word.notify()
-        group.start_soon(sign.wait, 0)  # makes the post look again
+        group.start_soon(sign.wait, 0)  # makes the waiter thread load the word again
         await until_waiting(2)
         sign.store(1)
         sign.notify()
@@ -116,7 +116,7 @@ async def test_a_notification_that_a_cancelled_task_got_goes_to_another(f):
     async with anyio.create_task_group() as group:
         group.start_soon(word.wait, 0)
         await until_waiting(1)
-        (waiter,) = _futex._posts[0].waiters
+        (waiter,) = _futex._waiter_threads[0].waiters
         waiter.word = type("Spy", (), {"load": word.load, "_notify": notified.append})()
         waiter._call = lambda function: True  # the loop is not told
         word.store(1)
@@ -128,12 +128,12 @@ async def test_a_notification_that_a_cancelled_task_got_goes_to_another(f):
 
 async def test_more_tasks_than_one_thread_can_wait_for(f):
     word = f.atomic_u32(0)
-    count = 2 * _futex.POST_WAITERS + 1
+    count = 2 * _futex.MAX_WAITERS + 1
     async with anyio.create_task_group() as group:
         for _ in range(count):
             group.start_soon(word.wait, 0)
         await until_waiting(count)
-        assert len(_futex._posts) == 3
+        assert len(_futex._waiter_threads) == 3
         word.store(1)
         word.notify(count)
 
@@ -347,7 +347,7 @@ loop = asyncio.new_event_loop()
 f, word, wait = loop.run_until_complete(begin())
 task = loop.create_task(wait)
 loop.run_until_complete(asyncio.sleep(0.05))
-assert _futex._posts
+assert _futex._waiter_threads
 loop.close()
 task._log_destroy_pending = False
 if sys.argv[2] == "collection":
@@ -358,7 +358,7 @@ else:
     word.fetch_add(1)
     word.notify()
 for _ in range(1000):
-    if not _futex._posts:
+    if not _futex._waiter_threads:
         print("left")
         break
     threading.Event().wait(0.01)

@@ -28,7 +28,7 @@ from .stalls import BEAT_SECONDS, StallWatch
 
 LOOPS = ("asyncio", "uvloop", "trio")
 #: Of each actor, and of what is left behind: one that fails all the time hides no other.
-MOST_FAILURES_SHOWN = 20
+MAX_FAILURES_SHOWN = 20
 LONGEST_ROUND_SECONDS = 30.0
 PROGRESS_SECONDS = 10.0
 SCENE_SECONDS = 2 * PATIENCE_SECONDS
@@ -78,7 +78,7 @@ class Soak:
     def fail(self, where: str, what: str) -> None:
         """Note a failure, and show it at once."""
         self.failures[where] += 1
-        if self.failures[where] <= MOST_FAILURES_SHOWN:
+        if self.failures[where] <= MAX_FAILURES_SHOWN:
             say(f"FAILED {where}: {what}")
 
     def _round(self, number: int, loop: str, seconds: float) -> None:
@@ -159,8 +159,8 @@ class Soak:
         say(f"{self.stall * 1e3:>14.1f} ms worst stall of the loop: {self.stalled_at}")
         say(f"{self.idle_stall * 1e3:>14.1f} ms worst stall of a process with nothing to do")
         for where, count in self.failures.items():
-            if count > MOST_FAILURES_SHOWN:
-                say(f"{count:>14,} failures of {where}; the first {MOST_FAILURES_SHOWN} are shown")
+            if count > MAX_FAILURES_SHOWN:
+                say(f"{count:>14,} failures of {where}; the first {MAX_FAILURES_SHOWN} are shown")
         say(f"{self.failures.total():>14,} failures, seed {self.seed}")
         return 1 if self.failures else 0
 

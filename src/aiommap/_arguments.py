@@ -14,7 +14,7 @@ from ._errors import OutOfBoundsError, OverlapError
 T = TypeVar("T")
 
 #: No process can map more: half of what 48 bits address.
-MOST_BYTES = 1 << 47
+MAX_BYTES = 1 << 47
 
 
 def plain_integers(*numbers: object) -> bool:
@@ -27,8 +27,8 @@ def byte_count(size: object, name: str) -> int:
     count = integer(size, name)
     if count < 0:
         raise ValueError(f"{name} is {count}: it is a number of bytes and cannot be negative")
-    if count > MOST_BYTES:
-        raise ValueError(f"{name} is {count}: no process can map more than {MOST_BYTES} bytes")
+    if count > MAX_BYTES:
+        raise ValueError(f"{name} is {count}: no process can map more than {MAX_BYTES} bytes")
     return count
 
 

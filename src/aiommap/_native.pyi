@@ -348,7 +348,7 @@ class Receipt:
 
     def __new__(cls, owner: object, offset: int, length: int, sequence: int, /) -> Self: ...
 
-class _Gate(Protocol):
+class _WordPolicy(Protocol):
     """What Words ask, in whatever thread they are used."""
 
     @property
@@ -370,9 +370,9 @@ class Word:
     """
 
     offset: int
-    _gate: Any
+    _policy: Any
 
-    def __new__(cls, mapping: Mapping, gate: _Gate, offset: int, width: int, /) -> Self: ...
+    def __new__(cls, mapping: Mapping, policy: _WordPolicy, offset: int, width: int, /) -> Self: ...
     def load(self, /, *, order: str = "seq_cst") -> int: ...
     def store(self, value: SupportsIndex, /, *, order: str = "seq_cst") -> None: ...
     def swap(self, value: SupportsIndex, /, *, order: str = "seq_cst") -> int: ...
@@ -391,10 +391,10 @@ class WordArray:
     """Words side by side; the operations of Word, with the number of the word before the values."""
 
     offset: int
-    _gate: Any
+    _policy: Any
 
     def __new__(
-        cls, mapping: Mapping, gate: _Gate, offset: int, width: int, count: int, /
+        cls, mapping: Mapping, policy: _WordPolicy, offset: int, width: int, count: int, /
     ) -> Self: ...
     def __len__(self) -> int: ...
     def load(self, index: SupportsIndex, /, *, order: str = "seq_cst") -> int: ...

@@ -44,7 +44,7 @@ from aiommap._ipc import futex as _futex
 path, other_path, backend, number = sys.argv[1:]
 
 def waiters():
-    return sum(len(post.waiters) for post in _futex._posts)
+    return sum(len(thread.waiters) for thread in _futex._waiter_threads)
 
 async def expect_refusal(word):
     try:

@@ -16,7 +16,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap._core import opening as _opening
-from aiommap._snapshot.follower import MOST_OVERTAKEN
+from aiommap._snapshot.follower import MAX_OVERTAKEN
 from following import (
     Gate,
     check_good,
@@ -382,7 +382,7 @@ async def test_a_path_replaced_faster_than_validated_moves_on_all_the_same(path)
                     done.set()
                     break
         assert served[0] == 0
-        assert [b - a for a, b in itertools.pairwise(served)] == [MOST_OVERTAKEN + 1] * 2
+        assert [b - a for a, b in itertools.pairwise(served)] == [MAX_OVERTAKEN + 1] * 2
         await until_serves(live, b"good %d" % (number + 1))
 
 

@@ -145,7 +145,7 @@ class AllocatorMachine(RuleBasedStateMachine):
     @rule(number=which)
     def use_a_copy(self, number):
         span, allocated = self.choose(number)
-        self.misuse(AllocatedRange(allocated._keeper, *span))
+        self.misuse(AllocatedRange(allocated._owner, *span))
 
     @rule(length=lengths)
     def use_a_range_of_another_allocator(self, length):
@@ -158,7 +158,7 @@ class AllocatorMachine(RuleBasedStateMachine):
     def misuse(self, allocated):
         with pytest.raises(ReceiptError, match=r"freed or split|another allocator"):
             self.allocator.free(allocated)
-        closed = allocated._keeper is not self.allocator
+        closed = allocated._owner is not self.allocator
         refusal = anyio.ClosedResourceError if closed else ReceiptError
         with pytest.raises(refusal, match=r"freed or split|is closed"):
             allocated.split_at(1)

@@ -1,4 +1,4 @@
-"""Allocated ranges, the ledger, and its saved form; without a lock, a file or a loop."""
+"""Allocated ranges, the table, and its saved form; without a lock, a file or a loop."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiommap import OutOfBoundsError, ReceiptError
-from aiommap._allocation import table as _ledger
-from aiommap._allocation.table import AllocatedRange, Layout, Ledger, check_alignment
+from aiommap._allocation import table as _table
+from aiommap._allocation.table import AllocatedRange, AllocationTable, Layout, check_alignment
 from aiommap._ranges import align_up
 from strategies import LARGEST, PAGE, disjoint_windows
 
@@ -21,61 +21,61 @@ NO_DEADLINE = settings(deadline=None)
 SPAN = 100
 
 
-class Keeper:
-    """The least that a range and a ledger need: something to ask, and to be told apart by."""
+class Owner:
+    """The least that a range and a table need: something to ask, and to be told apart by."""
 
     def __init__(self, layout):
-        self.ledger = Ledger(self, layout)
+        self.table = AllocationTable(self, layout)
 
     def is_valid(self, allocated):
-        return self.ledger.is_valid(allocated)
+        return self.table.is_valid(allocated)
 
     def split(self, allocated, position):
-        return self.ledger.split(allocated, position)
+        return self.table.split(allocated, position)
 
 
-def ledger_of(start=0, end=SPAN, alignment=1, allocated=()):
-    return Keeper(Layout(start, end, alignment, allocated)).ledger
+def table_of(start=0, end=SPAN, alignment=1, allocated=()):
+    return Owner(Layout(start, end, alignment, allocated)).table
 
 
 def places(*ranges):
     return [(allocated.offset, allocated.length) for allocated in ranges]
 
 
-def unchanged(ledger):
-    """Everything that can be seen of a ledger, to be compared with a later look."""
-    return ledger.layout(), ledger.remaining, ledger.largest(), ledger.unclaimed()
+def unchanged(table):
+    """Everything that can be seen of a table, to be compared with a later look."""
+    return table.layout(), table.remaining, table.largest(), table.unclaimed()
 
 
 def test_take_hands_out_the_lowest_bytes_that_fit():
-    ledger = ledger_of(start=10)
-    first, second, third = (ledger.take(20) for _ in range(3))
+    table = table_of(start=10)
+    first, second, third = (table.take(20) for _ in range(3))
     assert places(first, second, third) == [(10, 20), (30, 20), (50, 20)]
-    ledger.free(first)
-    ledger.free(second)
-    assert places(ledger.take(15), ledger.take(15), ledger.take(26)) == [
+    table.free(first)
+    table.free(second)
+    assert places(table.take(15), table.take(15), table.take(26)) == [
         (10, 15),
         (25, 15),
         (70, 26),
     ]
-    assert ledger.remaining == 90 - 20 - 15 - 15 - 26
+    assert table.remaining == 90 - 20 - 15 - 15 - 26
 
 
 def test_take_has_exactly_the_length_asked_for_or_nothing():
-    ledger = ledger_of()
-    assert places(ledger.take(60)) == [(0, 60)]
-    before = unchanged(ledger)
-    assert ledger.take(41) is None
-    assert unchanged(ledger) == before
-    assert places(ledger.take(40)) == [(60, 40)]
-    assert ledger.take(1) is None
+    table = table_of()
+    assert places(table.take(60)) == [(0, 60)]
+    before = unchanged(table)
+    assert table.take(41) is None
+    assert unchanged(table) == before
+    assert places(table.take(40)) == [(60, 40)]
+    assert table.take(1) is None
 
 
 def test_take_aligns_offsets_and_leaves_the_gaps_free():
-    ledger = ledger_of(start=5, alignment=16)
-    assert places(ledger.take(10), ledger.take(17), ledger.take(1)) == [(16, 10), (32, 17), (64, 1)]
-    assert ledger.remaining == SPAN - 5 - 28
-    assert ledger.largest() == SPAN - 80
+    table = table_of(start=5, alignment=16)
+    assert places(table.take(10), table.take(17), table.take(1)) == [(16, 10), (32, 17), (64, 1)]
+    assert table.remaining == SPAN - 5 - 28
+    assert table.largest() == SPAN - 80
 
 
 def test_a_search_does_not_pass_all_the_gaps(monkeypatch):
@@ -86,20 +86,20 @@ def test_a_search_does_not_pass_all_the_gaps(monkeypatch):
         looked_at.append(offset)
         return align_up(offset, alignment)
 
-    ledger = ledger_of(end=64 * 100_000, alignment=64)
-    ranges = [ledger.take(50) for _ in range(50_000)]
+    table = table_of(end=64 * 100_000, alignment=64)
+    ranges = [table.take(50) for _ in range(50_000)]
     assert places(ranges[999]) == [(64 * 999, 50)]
     for allocated in ranges[::2]:
-        ledger.free(allocated)
-    runs = ledger.runs()
+        table.free(allocated)
+    runs = table.runs()
     assert runs == 25_001
-    monkeypatch.setattr(_ledger, "align_up", counted)
-    beyond = ledger.take(200)
+    monkeypatch.setattr(_table, "align_up", counted)
+    beyond = table.take(200)
     assert beyond.offset == 64 * 50_000
-    ledger.free(beyond)
-    assert ledger.largest() == 64 * 50_000
-    assert places(ledger.take(50)) == [(0, 50)]
-    assert len(looked_at) < 8 * _ledger.BLOCK_RUNS
+    table.free(beyond)
+    assert table.largest() == 64 * 50_000
+    assert places(table.take(50)) == [(0, 50)]
+    assert len(looked_at) < 8 * _table.BLOCK_RUNS
 
 
 @pytest.mark.parametrize(
@@ -107,72 +107,72 @@ def test_a_search_does_not_pass_all_the_gaps(monkeypatch):
     [(0, 0, 1, 0), (7, 7, 8, 0), (1, 5, 8, 0), (1, 8, 8, 0), (1, 9, 8, 1), (8, 9, 8, 1)],
 )
 def test_largest_is_what_can_be_had_of_small_spans(start, end, alignment, largest):
-    ledger = ledger_of(start, end, alignment)
-    assert (ledger.largest(), ledger.capacity(), ledger.remaining) == (
+    table = table_of(start, end, alignment)
+    assert (table.largest(), table.capacity(), table.remaining) == (
         largest,
         largest,
         end - start,
     )
-    assert ledger.take(largest + 1) is None
+    assert table.take(largest + 1) is None
     if largest:
-        assert ledger.take(largest).length == largest
-        assert (ledger.largest(), ledger.capacity()) == (0, largest)
+        assert table.take(largest).length == largest
+        assert (table.largest(), table.capacity()) == (0, largest)
 
 
 def test_numbers_beyond_a_machine_word_do_not_wrap():
-    ledger = ledger_of(LARGEST - 10, LARGEST, PAGE)
-    assert ledger.take(1) is None
-    assert places(ledger_of(LARGEST - 10, LARGEST).take(10)) == [(LARGEST - 10, 10)]
+    table = table_of(LARGEST - 10, LARGEST, PAGE)
+    assert table.take(1) is None
+    assert places(table_of(LARGEST - 10, LARGEST).take(10)) == [(LARGEST - 10, 10)]
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (0, 2, 1), (1, 0, 2)])
 def test_free_makes_one_run_of_neighbours(order):
-    ledger = ledger_of(end=30)
-    ranges = [ledger.take(10) for _ in range(3)]
+    table = table_of(end=30)
+    ranges = [table.take(10) for _ in range(3)]
     for which in order:
-        ledger.free(ranges[which])
-    assert (ledger.runs(), ledger.largest(), ledger.remaining) == (1, 30, 30)
-    assert places(ledger.take(30)) == [(0, 30)]
+        table.free(ranges[which])
+    assert (table.runs(), table.largest(), table.remaining) == (1, 30, 30)
+    assert places(table.take(30)) == [(0, 30)]
 
 
 def test_a_freed_range_stays_invalid_when_its_bytes_are_handed_out_anew():
-    ledger = ledger_of()
-    stale = ledger.take(10)
-    ledger.free(stale)
-    anew = ledger.take(10)
+    table = table_of()
+    stale = table.take(10)
+    table.free(stale)
+    anew = table.take(10)
     assert places(stale) == places(anew)
     assert (stale.valid, anew.valid) == (False, True)
-    before = unchanged(ledger)
-    for use in (ledger.free, lambda r: r.split_at(5)):
+    before = unchanged(table)
+    for use in (table.free, lambda r: r.split_at(5)):
         with pytest.raises(ReceiptError, match="was freed or split"):
             use(stale)
-    assert unchanged(ledger) == before
+    assert unchanged(table) == before
 
 
-def test_a_range_of_another_ledger_is_refused_by_both_verbs():
-    ledger, other = ledger_of(), ledger_of()
-    mine, foreign = ledger.take(10), other.take(10)
-    before = unchanged(ledger)
-    for use in (ledger.free, lambda r: ledger.split(r, 5)):
+def test_a_range_of_another_table_is_refused_by_both_verbs():
+    table, other = table_of(), table_of()
+    mine, foreign = table.take(10), other.take(10)
+    before = unchanged(table)
+    for use in (table.free, lambda r: table.split(r, 5)):
         with pytest.raises(ReceiptError, match="another allocator"):
             use(foreign)
         with pytest.raises(TypeError, match="no AllocatedRange"):
             use((0, 10))
-    assert unchanged(ledger) == before
+    assert unchanged(table) == before
     assert mine.valid
     assert foreign.valid
 
 
 def test_a_range_cannot_be_copied_pickled_forged_or_changed():
-    ledger = ledger_of()
-    allocated = ledger.take(10)
+    table = table_of()
+    allocated = table.take(10)
     for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
         with pytest.raises(TypeError, match=r"cannot be copied or pickled: .* claim\(\)"):
             duplicate(allocated)
-    forged = AllocatedRange(allocated._keeper, 0, 10)
+    forged = AllocatedRange(allocated._owner, 0, 10)
     assert forged != allocated
     with pytest.raises(ReceiptError, match="was freed or split"):
-        ledger.free(forged)
+        table.free(forged)
     for name in ("offset", "length", "end", "valid"):
         with pytest.raises(AttributeError, match="no setter"):
             setattr(allocated, name, 0)
@@ -180,14 +180,14 @@ def test_a_range_cannot_be_copied_pickled_forged_or_changed():
 
 
 def test_split_consumes_a_range_and_yields_two_that_cover_it():
-    ledger = ledger_of(start=10)
-    whole = ledger.take(20)
+    table = table_of(start=10)
+    whole = table.take(20)
     low, high = whole.split_at(5)
     assert places(low, high) == [(10, 5), (15, 15)]
     assert (whole.valid, low.valid, high.valid) == (False, True, True)
-    assert ledger.remaining == 70
-    ledger.free(low)
-    assert places(ledger.take(5)) == [(10, 5)]
+    assert table.remaining == 70
+    table.free(low)
+    assert places(table.take(5)) == [(10, 5)]
 
 
 @pytest.mark.parametrize(
@@ -202,17 +202,17 @@ def test_split_consumes_a_range_and_yields_two_that_cover_it():
     ],
 )
 def test_split_outside_a_range_leaves_it_valid(position, error, match):
-    ledger = ledger_of()
-    allocated = ledger.take(10)
-    before = unchanged(ledger)
+    table = table_of()
+    allocated = table.take(10)
+    before = unchanged(table)
     with pytest.raises(error, match=match):
         allocated.split_at(position)
     assert allocated.valid
-    assert unchanged(ledger) == before
+    assert unchanged(table) == before
 
 
 def test_claim_gets_what_was_allocated_exactly_and_once():
-    ledger = ledger_of(allocated=((10, 10), (20, 5)))
+    table = table_of(allocated=((10, 10), (20, 5)))
     for offset, length, match in (
         (10, 9, "has length 10"),
         (10, 15, "has length 10"),
@@ -221,17 +221,17 @@ def test_claim_gets_what_was_allocated_exactly_and_once():
         (-10, 10, "no range"),
     ):
         with pytest.raises(ReceiptError, match=match):
-            ledger.claim(offset, length)
-    assert ledger.unclaimed() == ((10, 10), (20, 5))
-    claimed = ledger.claim(10, 10)
+            table.claim(offset, length)
+    assert table.unclaimed() == ((10, 10), (20, 5))
+    claimed = table.claim(10, 10)
     with pytest.raises(ReceiptError, match="is held already"):
-        ledger.claim(10, 10)
-    assert ledger.unclaimed() == ((20, 5),)
-    assert ledger.layout().allocated == ((10, 10), (20, 5))
-    ledger.free(claimed)
+        table.claim(10, 10)
+    assert table.unclaimed() == ((20, 5),)
+    assert table.layout().allocated == ((10, 10), (20, 5))
+    table.free(claimed)
     with pytest.raises(ReceiptError, match="no range"):
-        ledger.claim(10, 10)
-    assert ledger.layout().allocated == ((20, 5),)
+        table.claim(10, 10)
+    assert table.layout().allocated == ((20, 5),)
 
 
 @pytest.mark.parametrize("alignment", [-2, -1, 0, 3, 6, PAGE - 1, PAGE + 1])
@@ -241,10 +241,10 @@ def test_alignment_is_a_power_of_two(alignment):
 
 
 def test_repr_says_where_and_whether_it_is_valid():
-    ledger = ledger_of(start=10)
-    allocated = ledger.take(5)
+    table = table_of(start=10)
+    allocated = table.take(5)
     assert repr(allocated) == "<AllocatedRange [10, 15) valid>"
-    ledger.free(allocated)
+    table.free(allocated)
     assert repr(allocated) == "<AllocatedRange [10, 15) not valid>"
 
 
@@ -264,10 +264,10 @@ def test_a_layout_survives_being_saved_and_loaded(layout):
     state = layout.encode()
     assert len(state) == 48 + 16 * len(layout.allocated)
     assert Layout.decode(state) == layout
-    ledger = Keeper(layout).ledger
-    assert ledger.layout() == layout
-    assert ledger.unclaimed() == layout.allocated
-    assert ledger.remaining == SPAN - sum(length for _, length in layout.allocated)
+    table = Owner(layout).table
+    assert table.layout() == layout
+    assert table.unclaimed() == layout.allocated
+    assert table.remaining == SPAN - sum(length for _, length in layout.allocated)
 
 
 STATE = Layout(0, SPAN, 4, ((0, 10), (10, 5), (90, 10))).encode()

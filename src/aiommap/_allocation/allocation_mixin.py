@@ -111,7 +111,7 @@ class Allocators:
         """Return offset and length of a range once it is known to be valid, and of this file."""
         if not isinstance(allocated, AllocatedRange):
             raise TypeError(f"{allocated!r} is no AllocatedRange: get one from an allocator")
-        if allocated._keeper not in self._open:  # noqa: SLF001  to check it is why it is there
+        if allocated._owner not in self._open:  # noqa: SLF001  to check it is why it is there
             raise ReceiptError(f"{allocated!r} is of no open allocator of {self._core.path}")
         if not allocated.valid:
             raise ReceiptError(

@@ -1,12 +1,12 @@
-"""The allocator: a mutex around the ledger, and tasks that wait for space.
+"""The allocator: a mutex around the table, and tasks that wait for space.
 
 Invariants.
-  1  Every look at a ledger that decides something happens under its allocator's mutex. It is held
-      for moments: no wait, no callback and no wake-up happens inside.
-  2  Whoever changes what is free also serves the queue, under the same mutex and from its head
-      on, so a task that waits never sees space go by that it could have had.
-  3  A range granted to a task that is gone goes back: its cancellation frees it, and if its loop
-      ended before it could be told, whoever granted it does.
+  1  A decision reads the table under the allocator's mutex. A thread holds the mutex for moments:
+      it does not wait, call back or wake a task meanwhile.
+  2  A call that frees bytes also serves the queue, from its head on and under the same mutex. So a
+      task that waits gets the first space that it could have had.
+  3  A range granted to a task that is gone becomes free again. A cancelled task frees it; if the
+      task's loop ended before the wake-up, the call that granted it frees it.
 """
 
 from __future__ import annotations
@@ -20,36 +20,42 @@ from .._arguments import at_least
 from .._core.file_core import FileCore
 from .._errors import ForkedError, OutOfBoundsError, not_copied
 from .._runtime.threads import Mutex
-from .table import AllocatedRange, Layout, Ledger
+from .table import AllocatedRange, AllocationTable, Layout
 
 
 class _Waiter:
-    """One task that waits for space; ``granted`` is set under the mutex, before it is told."""
+    """One task that waits for space."""
 
-    __slots__ = ("granted", "length", "told")
+    __slots__ = ("granted", "length", "woken")
 
     def __init__(self, length: int) -> None:
         self.length = length
+        #: Set under the mutex, before the task wakes.
         self.granted: AllocatedRange | None = None
-        self.told = anyio.Event()
+        self.woken = anyio.Event()
+
+    def try_grant(self, table: AllocationTable) -> bool:
+        """Take the range from the table if there is room; under the mutex."""
+        self.granted = table.take(self.length)
+        return self.granted is not None
 
 
 class RangeAllocator:
     """Hands out ranges of a file that do not overlap; made by ``MappedFile.allocator``.
 
-    It keeps books and touches no byte of the file. What was handed out is forgotten with the
-    process unless ``state`` is saved, and is not part of any flush.
+    It keeps a table in memory and touches no byte of the file. The table ends with the process
+    unless you save ``state``; no flush writes it.
 
     Concurrency: safe from several threads, except that ``acquire`` belongs to tasks of the file's
         event loop; not from finalizers or signal handlers.
     """
 
-    __slots__ = ("__weakref__", "_call", "_closed", "_core", "_ledger", "_mutex", "_waiters")
+    __slots__ = ("__weakref__", "_call", "_closed", "_core", "_mutex", "_table", "_waiters")
 
     def __init__(self, core: FileCore, layout: Layout) -> None:
         self._core = core
         self._call = core.workers.call_from_thread
-        self._ledger = Ledger(self, layout)
+        self._table = AllocationTable(self, layout)
         self._mutex = Mutex()
         self._waiters: deque[_Waiter] = deque()
         self._closed = False
@@ -57,17 +63,17 @@ class RangeAllocator:
     @property
     def start(self) -> int:
         """First byte of the span it hands out from, from the start of the file."""
-        return self._ledger.start
+        return self._table.start
 
     @property
     def end(self) -> int:
         """First byte behind its span."""
-        return self._ledger.end
+        return self._table.end
 
     @property
     def alignment(self) -> int:
         """What the offset of every range from ``allocate`` and ``acquire`` is a multiple of."""
-        return self._ledger.alignment
+        return self._table.alignment
 
     @property
     def closed(self) -> bool:
@@ -77,19 +83,19 @@ class RangeAllocator:
     @property
     def remaining(self) -> int:
         """Bytes that are free, in however many runs."""
-        return self._ledger.remaining
+        return self._table.remaining
 
     @property
     def largest(self) -> int:
         """Bytes of the longest range that ``allocate`` could hand out at this moment."""
-        with self._books():
-            return self._ledger.largest()
+        with self._locked():
+            return self._table.largest()
 
     @property
     def unclaimed(self) -> tuple[tuple[int, int], ...]:
         """(offset, length) of what is allocated since before the state was saved, unclaimed yet."""
-        with self._books():
-            return self._ledger.unclaimed()
+        with self._locked():
+            return self._table.unclaimed()
 
     def allocate(self, length: SupportsIndex) -> AllocatedRange:
         """Hand out the lowest free bytes that fit, or fail at once.
@@ -104,11 +110,11 @@ class RangeAllocator:
             anyio.ClosedResourceError: if the allocator or the file is closed.
         """
         count = self._check_length(length)
-        with self._books():
+        with self._locked():
             self._check_open()
-            allocated = self._ledger.take(count)
+            allocated = self._table.take(count)
             if allocated is None:
-                raise self._no_room(count, self._ledger.largest())
+                raise self._no_room(count, self._table.largest())
             return allocated
 
     async def acquire(self, length: SupportsIndex) -> AllocatedRange:
@@ -125,14 +131,14 @@ class RangeAllocator:
         Concurrency: woken by ``free`` in any task or thread.
         """
         count = self._check_length(length)
-        capacity = self._ledger.capacity()
+        capacity = self._table.capacity()
         if count > capacity:
             raise self._no_room(count, capacity)
         await self._core.workers.give_way()
         self._core.check_usable()
-        with self._books():
+        with self._locked():
             self._check_open()
-            allocated = None if self._waiters else self._ledger.take(count)
+            allocated = None if self._waiters else self._table.take(count)
             if allocated is not None:
                 return allocated
             waiter = _Waiter(count)
@@ -147,18 +153,18 @@ class RangeAllocator:
         Raises:
             ReceiptError: if the range is not valid any more, or another allocator's.
         """
-        with self._books():
-            self._ledger.free(allocated)
+        with self._locked():
+            self._table.free(allocated)
             granted = self._serve()
-        self._tell(granted)
+        self._wake(granted)
 
     def split(
         self, allocated: AllocatedRange, position: SupportsIndex
     ) -> tuple[AllocatedRange, AllocatedRange]:
         """Replace a range by two; see ``AllocatedRange.split_at``."""
-        with self._books():
+        with self._locked():
             self._check_open()
-            return self._ledger.split(allocated, position)
+            return self._table.split(allocated, position)
 
     def claim(self, offset: SupportsIndex, length: SupportsIndex) -> AllocatedRange:
         """Hold a range again that was allocated when the state was saved.
@@ -171,13 +177,13 @@ class RangeAllocator:
             anyio.ClosedResourceError: if the allocator or the file is closed.
         """
         self._core.check_usable()
-        with self._books():
+        with self._locked():
             self._check_open()
-            return self._ledger.claim(offset, length)
+            return self._table.claim(offset, length)
 
     def is_valid(self, allocated: AllocatedRange) -> bool:
         """Tell whether a range came from here and was neither freed nor split."""
-        return not self._closed and self._ledger.is_valid(allocated)
+        return not self._closed and self._table.is_valid(allocated)
 
     def state(self) -> bytes:
         """Say what is allocated, for ``MappedFile.allocator(state=...)``: 48 bytes and 16 a range.
@@ -187,8 +193,8 @@ class RangeAllocator:
             hand them out again. A range freed since merely stays allocated, to be claimed.
         Concurrency: takes a microsecond a range or so; with very many, call it in a thread.
         """
-        with self._books():
-            make = self._ledger.copy()
+        with self._locked():
+            make = self._table.copy()
         return make().encode()
 
     def close(self) -> None:
@@ -197,19 +203,19 @@ class RangeAllocator:
         ``state`` and ``free`` go on working. Closing the file does this. A second call does
         nothing.
         """
-        with self._books():
+        with self._locked():
             self._closed = True
             waiters = list(self._waiters)
             self._waiters.clear()
         for waiter in waiters:
-            self._call(waiter.told.set)
+            self._call(waiter.woken.set)
 
     async def _wait(self, waiter: _Waiter) -> AllocatedRange:
         try:
-            await waiter.told.wait()
+            await waiter.woken.wait()
         except GeneratorExit:
-            # The coroutine is being collected, its loop long gone. That may happen anywhere, also
-            # while this thread holds the mutex; whoever serves the waiter notices
+            # The garbage collector ends the coroutine after its loop has ended. This thread may
+            # hold the mutex at that moment. The next call that serves the waiter frees the range
             # (allocator.3).
             raise
         except BaseException:
@@ -220,41 +226,39 @@ class RangeAllocator:
         return waiter.granted
 
     def _withdraw(self, waiter: _Waiter) -> None:
-        with self._books():
+        with self._locked():
             if waiter.granted is not None:
-                self._ledger.free(waiter.granted)
+                self._table.free(waiter.granted)
             elif waiter in self._waiters:
                 self._waiters.remove(waiter)
             granted = self._serve()
-        self._tell(granted)
+        self._wake(granted)
 
     def _serve(self) -> list[_Waiter]:
         """Grant what fits to the head of the queue (allocator.2).
 
-        The caller tells them, unlocked (allocator.1).
+        The caller wakes the tasks, unlocked (allocator.1).
         """
         granted = []
         while self._waiters:
-            waiter = self._waiters[0]
-            waiter.granted = self._ledger.take(waiter.length)
-            if waiter.granted is None:
+            if not self._waiters[0].try_grant(self._table):
                 break
             granted.append(self._waiters.popleft())
         return granted
 
-    def _tell(self, granted: list[_Waiter]) -> None:
+    def _wake(self, granted: list[_Waiter]) -> None:
         while granted:
-            lost = [waiter.granted for waiter in granted if not self._call(waiter.told.set)]
-            with self._books():
+            lost = [waiter.granted for waiter in granted if not self._call(waiter.woken.set)]
+            with self._locked():
                 for allocated in lost:
                     assert allocated is not None
-                    self._ledger.free(allocated)
+                    self._table.free(allocated)
                 granted = self._serve()
 
-    def _books(self) -> Mutex:
-        """Give the mutex (allocator.1).
+    def _locked(self) -> Mutex:
+        """Return the mutex (allocator.1).
 
-        In a forked child a thread that is not there may hold it (I10).
+        In a forked child a thread of the parent may hold it for ever, so that raises (I10).
         """
         if self._core.mapping.forked:
             raise ForkedError(self._core.path)
@@ -272,15 +276,15 @@ class RangeAllocator:
         return anyio.ClosedResourceError(f"{self!r} is closed: make another one")
 
     def _no_room(self, length: int, limit: int) -> OutOfBoundsError:
-        ledger = self._ledger
-        never = length > ledger.capacity()
+        table = self._table
+        never = length > table.capacity()
         return OutOfBoundsError(
-            ledger.start,
+            table.start,
             length,
             limit,
-            f"no room for {length} bytes in [{ledger.start}, {ledger.end}): at most {limit} in one "
-            f"piece ({ledger.remaining} bytes are free in {ledger.runs()} runs, alignment is "
-            f"{ledger.alignment}); ask for less"
+            f"no room for {length} bytes in [{table.start}, {table.end}): at most {limit} in one "
+            f"piece ({table.remaining} bytes are free in {table.runs()} runs, alignment is "
+            f"{table.alignment}); ask for less"
             + ("" if never else ", free a range, or wait for one with acquire()"),
         )
 
@@ -288,8 +292,8 @@ class RangeAllocator:
         raise not_copied(self, "pass the file and state(), and make another one from those")
 
     def __repr__(self) -> str:
-        ledger, state = self._ledger, " closed" if self._closed else ""
+        table, state = self._table, " closed" if self._closed else ""
         return (
-            f"<RangeAllocator of {self._core.path} [{ledger.start}, {ledger.end}) "
-            f"{ledger.remaining} bytes free{state}>"
+            f"<RangeAllocator of {self._core.path} [{table.start}, {table.end}) "
+            f"{table.remaining} bytes free{state}>"
         )

@@ -1,13 +1,13 @@
-"""Allocated ranges and the ledger of who holds which bytes.
+"""Allocated ranges and the table of who holds which bytes.
 
-Pure: no file, no loop, no mutex. ``_allocation/allocator`` puts one around each call.
+Pure: no file, no loop, no mutex. ``_allocation/allocator`` holds its mutex during each call.
 
 Invariants.
-  1  The span [start, end) is at all times the disjoint union of the free bytes, the ranges that
-      are held, and those allocated before a state was saved that nobody has claimed yet.
-  2  A range is valid while the ledger holds that very object. No copy of it is, and it never is
-      again after ``free`` or ``split``, even if the same bytes are handed out anew.
-  3  What is refused changes nothing.
+  1  The span [start, end) is at all times the disjoint union of three sets: the free bytes, the
+      held ranges, and the unclaimed ranges, which were allocated before the state was saved.
+  2  A range is valid while the table holds that very object. A copy is not valid. A range that
+      was freed or split stays invalid, even if the same bytes are handed out again.
+  3  A call that raises has changed nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PAIR = struct.Struct("<QQ")
 _CHECKSUM = struct.Struct("<I")
 
 
-class Keeper(Protocol):
+class Owner(Protocol):
     """What a range asks of the allocator that it came from."""
 
     def is_valid(self, allocated: AllocatedRange) -> bool: ...
@@ -53,10 +53,10 @@ class AllocatedRange:
     Concurrency: safe from several threads.
     """
 
-    __slots__ = ("__weakref__", "_keeper", "_length", "_offset")
+    __slots__ = ("__weakref__", "_length", "_offset", "_owner")
 
-    def __init__(self, keeper: Keeper, offset: int, length: int) -> None:
-        self._keeper = keeper
+    def __init__(self, owner: Owner, offset: int, length: int) -> None:
+        self._owner = owner
         self._offset = offset
         self._length = length
 
@@ -78,7 +78,7 @@ class AllocatedRange:
     @property
     def valid(self) -> bool:
         """Whether it can be used: neither freed nor split, and its allocator not closed."""
-        return self._keeper.is_valid(self)
+        return self._owner.is_valid(self)
 
     def split_at(self, position: SupportsIndex) -> tuple[AllocatedRange, AllocatedRange]:
         """Replace this range by two that meet at a position and cover the same bytes.
@@ -92,7 +92,7 @@ class AllocatedRange:
             ReceiptError: if this range was freed or split.
             anyio.ClosedResourceError: if its allocator, or the file, is closed.
         """
-        return self._keeper.split(self, position)
+        return self._owner.split(self, position)
 
     def __reduce__(self) -> NoReturn:
         remedy = "claim() it from an allocator made from the saved state"
@@ -161,31 +161,55 @@ def check_alignment(alignment: int) -> None:
         raise ValueError(f"alignment is {alignment}: use a power of two, for example PAGE_SIZE")
 
 
-#: So many runs a block has at most.
+#: A block has at most this many runs.
 BLOCK_RUNS = 512
 
 
 class _Block:
-    """Neighbouring free runs; ``most`` is no less than the room in any of them."""
+    """Neighbouring free runs; ``max_room`` is at least the room in each of them."""
 
-    __slots__ = ("ends", "most", "starts")
+    __slots__ = ("_alignment", "ends", "max_room", "starts")
 
-    def __init__(self, starts: list[int], ends: list[int], most: int) -> None:
+    def __init__(self, starts: list[int], ends: list[int], alignment: int) -> None:
+        self._alignment = alignment
         self.starts = starts
         self.ends = ends
-        self.most = most
+        self.max_room = 0
+        self.measure()
+
+    def measure(self) -> int:
+        """Make ``max_room`` exact, and return it."""
+        self.max_room = max(map(self._room, self.starts, self.ends))
+        return self.max_room
+
+    def replace(self, at: int, until: int, runs: list[tuple[int, int]]) -> None:
+        """Put runs in the place of some others."""
+        self.starts[at:until] = [low for low, _ in runs]
+        self.ends[at:until] = [end for _, end in runs]
+        self.max_room = max(self.max_room, *(self._room(*run) for run in runs), 0)
+
+    def split_off(self) -> _Block:
+        """Take the upper half out, and return it as a block of its own."""
+        half = len(self.starts) // 2
+        other = _Block(self.starts[half:], self.ends[half:], self._alignment)
+        del self.starts[half:], self.ends[half:]
+        self.measure()
+        return other
+
+    def _room(self, low: int, end: int) -> int:
+        return max(end - align_up(low, self._alignment), 0)
 
 
 class _FreeRuns:
     """The free bytes: disjoint runs in ascending order, no two of which touch.
 
-    They are kept in blocks, so that what is done to one run moves and passes by the runs of its
-    block only, and the others by a look at each block.
+    Blocks hold the runs. A change of one run therefore moves only the runs of its block, and a
+    search skips a block without a look at its runs.
 
     Args:
         runs: ascending; may touch.
-        alignment: what the offset of everything handed out is a multiple of; *room* is what is
-            left of a run behind the first such offset.
+        alignment: the offset of everything handed out is a multiple of it. The *room* of a run is
+            what lies behind its first such offset.
     """
 
     __slots__ = ("_alignment", "_blocks", "_firsts", "count")
@@ -195,34 +219,30 @@ class _FreeRuns:
         self._blocks: list[_Block] = []
         #: Where the first run of each block begins.
         self._firsts: list[int] = []
-        self.count = 0
         whole = list(RangeSet(runs))
+        self.count = len(whole)
         for at in range(0, len(whole), BLOCK_RUNS // 2):
             part = whole[at : at + BLOCK_RUNS // 2]
-            block = _Block([low for low, _ in part], [end for _, end in part], 0)
-            self._measure(block)
-            self._blocks.append(block)
-            self._firsts.append(part[0][0])
-            self.count += len(part)
+            block = _Block([low for low, _ in part], [end for _, end in part], alignment)
+            self._insert(len(self._blocks), block)
 
     def total(self) -> int:
         """Return the number of bytes."""
         return sum(sum(block.ends) - sum(block.starts) for block in self._blocks)
 
-    def most(self) -> int:
+    def max_room(self) -> int:
         """Return the room of the run that has the most."""
         while self._blocks:
-            block = max(self._blocks, key=lambda block: block.most)
-            believed = block.most
-            self._measure(block)
-            if block.most == believed:
+            block = max(self._blocks, key=lambda block: block.max_room)
+            believed = block.max_room
+            if block.measure() == believed:
                 return believed
         return 0
 
     def take(self, length: int) -> int | None:
         """Take the lowest aligned bytes out; return where they are, or None if there are none."""
         for number, block in enumerate(self._blocks):
-            if block.most < length:
+            if block.max_room < length:
                 continue
             for at, (low, end) in enumerate(zip(block.starts, block.ends, strict=True)):
                 offset = align_up(low, self._alignment)
@@ -230,14 +250,13 @@ class _FreeRuns:
                     kept = [(low, offset), (offset + length, end)]
                     self._replace(number, at, at + 1, [run for run in kept if run[0] < run[1]])
                     return offset
-            self._measure(block)
+            block.measure()
         return None
 
     def add(self, offset: int, end: int) -> None:
-        """Put bytes back that are not in it; free neighbours become one run."""
+        """Put back bytes that are not in it; free neighbours become one run."""
         if not self._blocks:
-            self._blocks.append(_Block([offset], [end], self._room(offset, end)))
-            self._firsts.append(offset)
+            self._insert(0, _Block([offset], [end], self._alignment))
             self.count += 1
             return
         number = max(bisect_right(self._firsts, offset) - 1, 0)
@@ -256,39 +275,29 @@ class _FreeRuns:
         self._replace(number, at, until, [(offset, end)])
 
     def _replace(self, number: int, at: int, until: int, runs: list[tuple[int, int]]) -> None:
-        """Put runs in the place of some of a block."""
+        """Put runs in the place of some others of a block."""
         block = self._blocks[number]
-        block.starts[at:until] = [low for low, _ in runs]
-        block.ends[at:until] = [end for _, end in runs]
-        block.most = max(block.most, *(self._room(*run) for run in runs), 0)
+        block.replace(at, until, runs)
         self.count += len(runs) - (until - at)
         if not block.starts:
             del self._blocks[number], self._firsts[number]
             return
         self._firsts[number] = block.starts[0]
         if len(block.starts) > BLOCK_RUNS:
-            half = BLOCK_RUNS // 2
-            other = _Block(block.starts[half:], block.ends[half:], block.most)
-            del block.starts[half:], block.ends[half:]
-            self._measure(block)
-            self._measure(other)
-            self._blocks.insert(number + 1, other)
-            self._firsts.insert(number + 1, other.starts[0])
+            self._insert(number + 1, block.split_off())
 
-    def _measure(self, block: _Block) -> None:
-        block.most = max(map(self._room, block.starts, block.ends))
-
-    def _room(self, low: int, end: int) -> int:
-        return max(end - align_up(low, self._alignment), 0)
+    def _insert(self, number: int, block: _Block) -> None:
+        self._blocks.insert(number, block)
+        self._firsts.insert(number, block.starts[0])
 
 
-class Ledger:
+class AllocationTable:
     """Who holds which bytes of one span; handed out first-fit."""
 
     __slots__ = (
         "_free",
         "_held",
-        "_keeper",
+        "_owner",
         "_unclaimed",
         "alignment",
         "end",
@@ -296,8 +305,8 @@ class Ledger:
         "start",
     )
 
-    def __init__(self, keeper: Keeper, layout: Layout) -> None:
-        self._keeper = keeper
+    def __init__(self, owner: Owner, layout: Layout) -> None:
+        self._owner = owner
         self.start, self.end, self.alignment = layout.start, layout.end, layout.alignment
         self._unclaimed = dict(layout.allocated)
         self._held: dict[int, AllocatedRange] = {}
@@ -335,7 +344,7 @@ class Ledger:
 
     def largest(self) -> int:
         """Length of the longest range that can be handed out."""
-        return self._free.most()
+        return self._free.max_room()
 
     def runs(self) -> int:
         """Number of free runs that have other bytes between them."""
@@ -391,15 +400,15 @@ class Ledger:
         )
 
     def check(self, allocated: AllocatedRange) -> None:
-        """Raise ReceiptError unless a range is held, and of this ledger (table.2)."""
+        """Raise ReceiptError unless a range is held, and of this table (table.2)."""
         if not isinstance(allocated, AllocatedRange):
             raise TypeError(f"{allocated!r} is no AllocatedRange: get one from allocate()")
-        if allocated._keeper is not self._keeper:  # noqa: SLF001  the two are one mechanism
+        if allocated._owner is not self._owner:  # noqa: SLF001  the two are one mechanism
             raise ReceiptError(f"{allocated!r} was allocated by another allocator")
         if not self.is_valid(allocated):
             raise ReceiptError(f"{allocated!r} was freed or split: allocate another one")
 
     def _hold(self, offset: int, length: int) -> AllocatedRange:
-        allocated = AllocatedRange(self._keeper, offset, length)
+        allocated = AllocatedRange(self._owner, offset, length)
         self._held[offset] = allocated
         return allocated

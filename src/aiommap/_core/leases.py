@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 #: The first wait and the longest one between two attempts.
 FIRST_SECONDS = 0.002
-MOST_SECONDS = 0.05
+MAX_PAUSE_SECONDS = 0.05
 
 #: How long the kernel lets a holder keep a lease that it was asked for, unless told otherwise.
 _BREAK_SECONDS = 45
@@ -66,4 +66,4 @@ async def past_leases(attempt: Callable[[], Awaitable[T]]) -> T:
             if time.monotonic() - began > 2 * error.patience:
                 raise
         await anyio.sleep(pause)
-        pause = min(2 * pause, MOST_SECONDS)
+        pause = min(2 * pause, MAX_PAUSE_SECONDS)

@@ -20,7 +20,7 @@ from .._native import sync_filesystem
 from .file_state import Identity
 
 #: How many symbolic links the kernel follows before it calls a path a loop.
-MOST_LINKS = 40
+MAX_LINKS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +282,7 @@ def open_or_new(path: str, start: int | None, flags: int) -> tuple[int, NewName 
                     raise
                 continue
             links += 1
-            if links > MOST_LINKS:
+            if links > MAX_LINKS:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
     finally:
         if held >= 0:

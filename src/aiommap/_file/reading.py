@@ -13,7 +13,7 @@ from .._native import export_bytes
 from .._runtime.tracing import observed
 
 #: After so many items a loop looks whether it has to give way.
-ITEMS_A_LOOK = 256
+YIELD_EVERY = 256
 
 
 class Reader:
@@ -88,7 +88,7 @@ class Reader:
         checked: list[tuple[int, int]] = []
         for offset, length in ranges_of(ranges):
             checked.append(check_range(offset, length, core.mapping.size, core.shared_writable))
-            if not len(checked) % ITEMS_A_LOOK:
+            if not len(checked) % YIELD_EVERY:
                 await core.workers.give_way()
         found: list[bytes | None] = []
         for offset, length in checked:

@@ -30,7 +30,7 @@ from .._errors import (
     name_file,
 )
 from .._flush.flusher import Flusher
-from .._ipc.futex import look_again
+from .._ipc.futex import check_all_words
 from .._native import PAGE_SIZE
 from .._pages.pager import Pager
 from .._ranges import align_up
@@ -182,12 +182,12 @@ class Resizer:
             growing = mapping.growable_leases or size == mapping.file_end
             mapping.adopt(size, end, size < old or not growing)
         if size < old:
-            look_again()
+            check_all_words()
 
     def _shrink(self, size: int) -> None:
         with self._end_for(size):
             self._core.mapping.truncate(size)
-        look_again()
+        check_all_words()
 
     def ensure(self, size: int) -> bool:
         """Make the file at least ``size`` bytes long, and end it at a page boundary.

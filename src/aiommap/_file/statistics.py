@@ -106,12 +106,12 @@ class FileStatistics:
 
 
 #: However many views there are: statistics are for asking often.
-_MOST_LEASES_NAMED = 64
+_MAX_LEASES_NAMED = 64
 
 
 def oldest_leases(found: list[tuple[int, int, str | None]]) -> tuple[LeasedRange, ...]:
     """Name the leases that are out longest, of all of them with the newest first."""
-    return tuple(LeasedRange(*lease) for lease in found[: -_MOST_LEASES_NAMED - 1 : -1])
+    return tuple(LeasedRange(*lease) for lease in found[: -_MAX_LEASES_NAMED - 1 : -1])
 
 
 def caller_outside() -> str | None:

@@ -24,7 +24,7 @@ from .._flush.requests import Request
 from .._native import Receipt, export_bytes
 from .._runtime.batching import Lane, batches
 from .._runtime.tracing import observed, somebody_observes
-from .reading import ITEMS_A_LOOK
+from .reading import YIELD_EVERY
 
 #: What write_many may store on the loop thread, about 0.1 ms of copying; the rest takes a hop.
 INLINE_BATCH_BYTES = 512 << 10
@@ -104,7 +104,7 @@ class Writer:
             stores.append(store)
             ranges.append((at, len(view)))
             first, end = min(first, at), max(end, at + len(view))
-            if not len(stores) % ITEMS_A_LOOK:
+            if not len(stores) % YIELD_EVERY:
                 await core.workers.give_way()
         core.check_writable("write to")
         first = min(first, end)

@@ -23,7 +23,7 @@ from .._arguments import time_limit
 from .._core.file_core import FileCore
 from .._errors import AccessModeError, not_copied
 from .atomics import AtomicU32
-from .file_locks import Claim, FileLocks
+from .file_locks import FileLocks, LockRequest
 from .sharing_mixin import SharedVerbs
 
 #: How long it takes at most until a death is noticed.
@@ -32,19 +32,19 @@ LOCK_BYTES = 8
 _WORDS = struct.Struct("=II")
 
 
-class _Turns:
-    """Pauses that end with the next release; see ``_ipc/file_locks.Pauses``."""
+class _TurnWait:
+    """Pauses that end with the next release; see ``_ipc/file_locks.RetryWait``."""
 
     def __init__(self, turn: AtomicU32) -> None:
         self._turn = turn
-        self._seen = 0
+        self._last_turn = 0
 
-    def look(self) -> None:
-        self._seen = self._turn.load()
+    def begin(self) -> None:
+        self._last_turn = self._turn.load()
 
     async def pause(self, longest: float) -> None:
         with suppress(TimeoutError):
-            await self._turn.wait(self._seen, min(POLL_SECONDS, longest))
+            await self._turn.wait(self._last_turn, min(POLL_SECONDS, longest))
 
 
 class AsyncLock:
@@ -75,7 +75,7 @@ class AsyncLock:
     Source: fcntl(2), F_OFD_SETLK; futex(2).
     """
 
-    __slots__ = ("__weakref__", "_claim", "_core", "_holder", "_locks", "_owner_died", "_turn")
+    __slots__ = ("__weakref__", "_core", "_holder", "_locks", "_owner_died", "_request", "_turn")
 
     def __init__(self, file: SharedVerbs, offset: SupportsIndex) -> None:
         if not isinstance(file, SharedVerbs):
@@ -90,7 +90,7 @@ class AsyncLock:
         self._locks: FileLocks = file._locks  # noqa: SLF001
         self._turn = file.atomic_u32(start)
         self._holder = file.atomic_u32(start + 4)
-        self._claim: Claim | None = None
+        self._request: LockRequest | None = None
         self._owner_died = False
 
     @property
@@ -101,7 +101,7 @@ class AsyncLock:
     @property
     def locked(self) -> bool:
         """Whether a task holds it through this object."""
-        return self._claim is not None
+        return self._request is not None
 
     @property
     def owner_died(self) -> bool:
@@ -125,15 +125,15 @@ class AsyncLock:
         Cancellation: at any time; it is not held then.
         """
         limit = time_limit(timeout)
-        claim = await self._locks.acquire(
-            self.offset, LOCK_BYTES, shared=False, timeout=limit, pauses=_Turns(self._turn)
+        request = await self._locks.acquire(
+            self.offset, LOCK_BYTES, shared=False, timeout=limit, retry=_TurnWait(self._turn)
         )
         try:
             self._owner_died = self._holder.swap(os.getpid()) != 0
         except BaseException:
-            await self._locks.release(claim)
+            await self._locks.release(request)
             raise
-        self._claim = claim
+        self._request = request
         return True
 
     async def release(self) -> None:
@@ -143,8 +143,8 @@ class AsyncLock:
             RuntimeError: if it is not held through this object.
         Cancellation: waited out; it is free when the cancellation is delivered.
         """
-        claim, self._claim = self._claim, None
-        if claim is None:
+        request, self._request = self._request, None
+        if request is None:
             raise RuntimeError(f"{self!r} is not held: acquire it first")
         core = self._core
         # The words of a file that was moved away from are mapped no more.
@@ -154,7 +154,7 @@ class AsyncLock:
                 self._holder.store(0)
         finally:
             try:
-                await self._locks.release(claim, None if reachable else self._sign_off)
+                await self._locks.release(request, None if reachable else self._sign_off)
             finally:
                 if reachable and not core.closing:
                     self._turn.fetch_add(1)

@@ -20,7 +20,7 @@ U32_BYTES = 4
 U64_BYTES = 8
 
 
-class Gate:
+class WordPolicy:
     """What the words of one file ask; in whichever thread they are used."""
 
     __slots__ = ("core",)
@@ -67,12 +67,12 @@ class _SizedWord(Word):
     __slots__ = ()
     _width: ClassVar[int]
 
-    def __new__(cls, gate: Gate, offset: SupportsIndex) -> Self:
-        start = _locate(offset, cls._width, cls._width, gate.core)
-        return super().__new__(cls, gate.core.mapping, gate, start, cls._width)
+    def __new__(cls, policy: WordPolicy, offset: SupportsIndex) -> Self:
+        start = _locate(offset, cls._width, cls._width, policy.core)
+        return super().__new__(cls, policy.core.mapping, policy, start, cls._width)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} at {self.offset} of {self._gate.core.path}>"
+        return f"<{type(self).__name__} at {self.offset} of {self._policy.core.path}>"
 
 
 class _SizedArray(WordArray):
@@ -81,10 +81,10 @@ class _SizedArray(WordArray):
     __slots__ = ()
     _width: ClassVar[int]
 
-    def __new__(cls, gate: Gate, offset: SupportsIndex, count: SupportsIndex) -> Self:
+    def __new__(cls, policy: WordPolicy, offset: SupportsIndex, count: SupportsIndex) -> Self:
         number = integer(count, "count")
-        start = _locate(offset, number * cls._width, cls._width, gate.core)
-        return super().__new__(cls, gate.core.mapping, gate, start, cls._width, number)
+        start = _locate(offset, number * cls._width, cls._width, policy.core)
+        return super().__new__(cls, policy.core.mapping, policy, start, cls._width, number)
 
     def _locate_one(self, index: SupportsIndex) -> int:
         number = integer(index, "index")
@@ -94,7 +94,7 @@ class _SizedArray(WordArray):
 
     def __repr__(self) -> str:
         name = type(self).__name__
-        return f"<{name} of {len(self)} at {self.offset} of {self._gate.core.path}>"
+        return f"<{name} of {len(self)} at {self.offset} of {self._policy.core.path}>"
 
 
 class AtomicU64(_SizedWord):
@@ -189,7 +189,7 @@ class AtomicU32(_SizedWord):
         return self._notify(min(count, (1 << 31) - 1))
 
     def _shared(self, operation: str) -> FileCore:
-        core: FileCore = self._gate.core
+        core: FileCore = self._policy.core
         core.check_usable()
         if core.mode == "c":
             remedy = 'no other process sees its words: use "r+"'
@@ -212,7 +212,7 @@ class AtomicU64Array(_SizedArray):
     _width = U64_BYTES
 
     def __getitem__(self, index: SupportsIndex) -> AtomicU64:
-        return AtomicU64(self._gate, self._locate_one(index))
+        return AtomicU64(self._policy, self._locate_one(index))
 
 
 class AtomicU32Array(_SizedArray):
@@ -228,4 +228,4 @@ class AtomicU32Array(_SizedArray):
     _width = U32_BYTES
 
     def __getitem__(self, index: SupportsIndex) -> AtomicU32:
-        return AtomicU32(self._gate, self._locate_one(index))
+        return AtomicU32(self._policy, self._locate_one(index))

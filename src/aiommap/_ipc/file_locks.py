@@ -1,27 +1,30 @@
 """Locks on byte ranges of a file, between processes and between the tasks of one.
 
-Theory of operation. Between processes it is the kernel that locks: "open file description" locks
-of fcntl(2) on a descriptor opened for nothing else, which go when the process dies. Where none can
-be opened (privileges were given up, there is no /proc, no descriptor is left) they are taken on the
-file's own, which its mappings keep open as well; so they have to be undone by a call. They do not
-keep the tasks of one process apart, so those take turns first, in the order in which they came.
-Who has the turn asks the kernel, again and again with growing pauses: a call that waits in the
-kernel would cost a thread for each waiter, and nothing could cancel it.
+Theory of operation. Between processes the kernel locks: "open file description" locks of fcntl(2)
+on a descriptor opened for nothing else. They end when the process dies. Where no such descriptor
+can be opened (privileges were given up, there is no /proc, no descriptor is left) the locks are on
+the file's own descriptor. The mappings keep that one open as well, so a call has to unlock.
+
+The kernel does not keep the tasks of one process apart. So they queue here first, in the order in
+which they came. The task whose turn it is asks the kernel, again and again with growing retry. A
+call that waits in the kernel would cost a thread for each waiter, and nothing could cancel it.
 
 Invariants.
-  1  Of the claims of one file, those that have their turn do not conflict; a claim never overtakes
-      an earlier one that it conflicts with.
-  2  Calls to the kernel are made one at a time, in the order in which they were asked for, in a
+  1  Requests of one file whose turn it is do not conflict. A request never overtakes an earlier
+      one that it conflicts with.
+  2  One call to the kernel runs at a time, in the order in which the tasks asked for them, in a
       thread that takes no token of reads or stores (I12).
-  3  What a claim gives back is only what no other claim covers that the kernel granted: shared
-      claims of one process may overlap, and the kernel keeps one lock for all of them. ``_granted``
-      is what the kernel was last told, so it is touched in the calls to it only (file_locks.2).
-  4  Closing and reopening wake who waits, and give nobody the turn: who wakes looks (reopening.3).
-  5  A forked child closes its copy of the descriptor: it would keep the parent's locks alive. Of
-      the file's own it gives up the mapping, too; only memory of views that it has keeps them then.
-  6  No task waits without limit for what it has locked itself: it is told so. ``_claimed`` is for
-      that alone, across all mapped files of the process. It keeps nothing alive: a claim refers to
-      its task, and that to the file.
+  3  A release unlocks only bytes that no other granted request covers: shared requests of one
+      process may overlap, and the kernel keeps one lock for all of them. ``_granted`` is what the
+      kernel was last told, so only the calls to it (file_locks.2) touch ``_granted``.
+  4  Closing and reopening wake the waiting tasks and give none the turn: a task that wakes looks
+      at both (reopening.3).
+  5  A forked child closes its copy of the descriptor, which would keep the parent's locks alive.
+      If the locks are on the file's own descriptor, the child also gives up the mapping; then only
+      memory of views that the child has keeps them alive.
+  6  A task that would wait without limit for its own lock gets an error instead. ``_requested`` is
+      for that alone, and knows all mapped files of the process. It keeps nothing alive: a request
+      refers to its task, and the task to the file.
 """
 
 from __future__ import annotations
@@ -56,33 +59,33 @@ _SET_LOCK = getattr(fcntl, "F_OFD_SETLK", None)
 _FLOCK = struct.Struct("hhqqi0q")
 
 
-class Pauses(Protocol):
-    """What to do between two questions to the kernel."""
+class RetryWait(Protocol):
+    """How to wait before the kernel is asked again."""
 
-    def look(self) -> None:
-        """Note how things stand, before asking."""
+    def begin(self) -> None:
+        """Note the state of the lock, before the kernel is asked."""
 
     async def pause(self, longest: float) -> None:
-        """Wait for them to change, after having been refused; at most so many seconds."""
+        """Wait for that state to change, as the kernel refused; at most this many seconds."""
 
 
 class Backoff:
-    """Pauses that grow: other programs say nothing when they unlock."""
+    """Pauses that grow, as other programs notify nobody when they unlock."""
 
     def __init__(self) -> None:
         self._seconds = FIRST_PAUSE_SECONDS
 
-    def look(self) -> None:
-        """See ``Pauses``: there is nothing to note."""
+    def begin(self) -> None:
+        """Do nothing: a pause notes nothing."""
 
     async def pause(self, longest: float) -> None:
-        """Sleep, half as long again each time."""
+        """Sleep, 1.5 times as long each time."""
         await anyio.sleep(min(self._seconds, longest))
         self._seconds = min(self._seconds * 1.5, LONGEST_PAUSE_SECONDS)
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
-class Claim:
+class LockRequest:
     """A range that a task holds, or waits for."""
 
     file: Identity
@@ -90,48 +93,53 @@ class Claim:
     end: int
     shared: bool
     task: anyio.TaskInfo = field(default_factory=anyio.get_current_task)
-    #: No earlier claim conflicts any more.
+    #: No earlier request conflicts any more.
     has_turn: bool = False
-    #: Told when it has its turn, or will not get it any more.
+    #: Set when its turn has come, or will not come any more.
     woken: anyio.Event = field(default_factory=anyio.Event)
-    #: What ``_claimed`` has of it.
-    entry: weakref.ref[Claim] | None = None
+    #: What ``_requested`` has of it.
+    _reference: weakref.ref[LockRequest] | None = field(default=None, init=False)
 
-    def conflicts(self, other: Claim) -> bool:
-        """Tell whether the two, of one file, cannot be held at once."""
+    def give_turn(self) -> None:
+        """Let the task ask the kernel."""
+        self.has_turn = True
+        self.woken.set()
+
+    def conflicts(self, other: LockRequest) -> bool:
+        """Tell whether the two, of one file, exclude each other."""
         overlap = max(self.offset, other.offset) < min(self.end, other.end)
         return overlap and not (self.shared and other.shared)
 
     def waits_for_itself(self) -> bool:
-        """Tell whether the task that asks is the one that keeps it waiting (file_locks.6).
+        """Tell whether the task waits for a lock that it holds itself (file_locks.6).
 
-        A task that waits asks for nothing else meanwhile, so its other claims are granted.
+        A waiting task makes no other request meanwhile, so its other requests are granted.
         """
-        others = (reference() for reference in tuple(_claimed.get(self._key, ())))
+        others = (reference() for reference in tuple(_requested.get(self._key, ())))
         return any(
             other is not None and other is not self and other.conflicts(self) for other in others
         )
 
     def enter(self) -> None:
-        """Have it found by ``waits_for_itself``."""
+        """Let ``waits_for_itself`` find it."""
         key = self._key
 
-        def forget(reference: weakref.ref[Claim]) -> None:
-            claims = _claimed.get(key, set())
-            claims.discard(reference)
-            if not claims:
-                _claimed.pop(key, None)
+        def forget(reference: weakref.ref[LockRequest]) -> None:
+            requests = _requested.get(key, set())
+            requests.discard(reference)
+            if not requests:
+                _requested.pop(key, None)
 
-        self.entry = weakref.ref(self, forget)
-        _claimed.setdefault(key, set()).add(self.entry)
+        self._reference = weakref.ref(self, forget)
+        _requested.setdefault(key, set()).add(self._reference)
 
     def leave(self) -> None:
-        """Have it found no more."""
-        claims = _claimed.get(self._key, set())
-        if self.entry is not None:
-            claims.discard(self.entry)
-        if not claims:
-            _claimed.pop(self._key, None)
+        """Let ``waits_for_itself`` find it no more."""
+        requests = _requested.get(self._key, set())
+        if self._reference is not None:
+            requests.discard(self._reference)
+        if not requests:
+            _requested.pop(self._key, None)
 
     @property
     def _key(self) -> tuple[Identity, int]:
@@ -141,8 +149,8 @@ class Claim:
         return f"bytes [{self.offset}, {self.end})"
 
 
-#: All that is held or waited for in this process, by file and task.
-_claimed: dict[tuple[Identity, int], set[weakref.ref[Claim]]] = {}
+#: All locks that tasks of this process hold or wait for, by file and task.
+_requested: dict[tuple[Identity, int], set[weakref.ref[LockRequest]]] = {}
 
 
 class FileLocks:
@@ -150,23 +158,24 @@ class FileLocks:
 
     __slots__ = (
         "__weakref__",
-        "_apart",
-        "_claims",
         "_core",
         "_descriptor",
         "_granted",
+        "_is_dedicated",
         "_leaving",
         "_limiter",
+        "_requests",
     )
 
     def __init__(self, core: FileCore) -> None:
         self._core = core
-        self._claims: list[Claim] = []
-        self._granted: list[Claim] = []
+        self._requests: list[LockRequest] = []
+        self._granted: list[LockRequest] = []
         self._descriptor = -1
-        #: Whether the descriptor was opened for nothing else; see ``_open``.
-        self._apart = False
-        #: Whether the last one out closes the descriptor. For calls to the kernel (file_locks.2).
+        #: Whether the descriptor was opened for locks alone; see ``_open``.
+        self._is_dedicated = False
+        #: Whether the last release closes the descriptor; only calls to the kernel touch it
+        #: (file_locks.2).
         self._leaving = False
         self._limiter: Limiter | None = None
 
@@ -177,145 +186,148 @@ class FileLocks:
         *,
         shared: bool,
         timeout: float | None = None,
-        pauses: Pauses | None = None,
-    ) -> Claim:
+        retry: RetryWait | None = None,
+    ) -> LockRequest:
         """Lock a range, and return what ``release`` takes.
 
-        The time limit is for waiting: a range that is free is had in any case.
+        The timeout limits the wait only: a range that is free is locked in any case.
         """
-        claim = Claim(self._core.identity, offset, offset + length, shared)
+        request = LockRequest(self._core.identity, offset, offset + length, shared)
         try:
-            await self._take(claim, pauses or Backoff(), timeout)
+            await self._take(request, retry or Backoff(), timeout)
         except TimeoutError as error:
-            by = ": it is this very task that locked them" if claim.waits_for_itself() else ""
+            by = ": it is this very task that locked them" if request.waits_for_itself() else ""
             raise TimeoutError(
-                f"{self._core.path}: {claim} are still locked after {timeout} seconds{by}"
+                f"{self._core.path}: {request} are still locked after {timeout} seconds{by}"
             ) from error
-        return claim
+        return request
 
     def _turns(self) -> Limiter:
-        """The one token (file_locks.2). Made when first needed: few of many files are locked."""
+        """Return the one token (file_locks.2); made when needed, as few open files have locks."""
         if self._limiter is None:
             self._limiter = Limiter(1)
             _all.add(self)
         return self._limiter
 
-    async def release(self, claim: Claim, before: Callable[[int], None] | None = None) -> None:
+    async def release(
+        self, request: LockRequest, before: Callable[[int], None] | None = None
+    ) -> None:
         """Unlock what was acquired; a cancellation is delivered afterwards.
 
         Args:
-            before: called in a worker, with a descriptor of the file, while it is still locked.
+            before: a worker calls it with a descriptor of the file, just before it unlocks.
         """
         try:
-            if claim.has_turn and self._descriptor >= 0:
-                await self._core.workers.complete(self._turns(), self._unlock, claim, before)
+            if request.has_turn and self._descriptor >= 0:
+                await self._core.workers.complete(self._turns(), self._unlock, request, before)
         finally:
-            self._claims.remove(claim)
-            claim.leave()
+            self._requests.remove(request)
+            request.leave()
             self._serve()
 
     @property
     def held(self) -> bool:
-        """Whether the kernel keeps anything locked for us; when no call to it is under way."""
+        """Whether the kernel has locks of ours; ask only while no call to it runs."""
         return self._descriptor >= 0
 
     async def leave(self) -> None:
-        """Give up the descriptor as soon as nobody is inside; nobody comes in any more."""
+        """Close the descriptor as soon as the last lock is released; no request may follow."""
         if self._descriptor >= 0:
             await self._core.workers.complete(self._turns(), self._leave)
 
     async def aclose(self) -> None:
-        """Give up the descriptor, and with it every lock."""
+        """Close the descriptor, and with it release every lock."""
         if self._descriptor >= 0:
             await self._core.workers.complete(self._turns(), self.drop)
 
-    async def _take(self, claim: Claim, pauses: Pauses, timeout: float | None) -> None:
+    async def _take(self, request: LockRequest, retry: RetryWait, timeout: float | None) -> None:
         core = self._core
         core.check_current()
         deadline = math.inf if timeout is None else anyio.current_time() + timeout
-        self._claims.append(claim)
-        claim.enter()
-        core.at_close.add(claim.woken.set)
+        self._requests.append(request)
+        request.enter()
+        core.at_close.add(request.woken.set)
         cancel = None
         try:
             self._serve()
-            if claim.has_turn and await self._ask(claim, pauses):
+            if request.has_turn and await self._ask(request, retry):
                 return
-            if timeout is None and claim.waits_for_itself():
+            if timeout is None and request.waits_for_itself():
                 raise RuntimeError(
-                    f"{core.path}: {claim} were asked for by the very task that has them locked, "
+                    f"{core.path}: {request} were asked for by the very task that has them locked, "
                     "and would wait for itself: locks are not reentrant, so leave the first one "
                     "before, or call what is inside of it without locking again"
                 )
-            if timeout is not None:  # not a scope of anyio's: see wait_for_change
+            if timeout is not None:  # not a cancel scope of anyio's: see wait_for_change
                 left = max(deadline - anyio.current_time(), 0)
-                cancel = call_later(left, claim.woken.set)
-            await self._wait(claim, pauses, deadline)
+                cancel = call_later(left, request.woken.set)
+            await self._wait(request, retry, deadline)
         except GeneratorExit:
-            raise  # the loop is gone, and nothing can be awaited any more
+            raise  # the loop has ended, so nothing can be awaited any more
         except BaseException:
-            await self.release(claim)
+            await self.release(request)
             raise
         finally:
-            core.at_close.discard(claim.woken.set)
+            core.at_close.discard(request.woken.set)
             if cancel is not None:
                 cancel()
 
-    async def _wait(self, claim: Claim, pauses: Pauses, deadline: float) -> None:
-        if claim.has_turn:
-            await self._pause(pauses, deadline)
-        await claim.woken.wait()
+    async def _wait(self, request: LockRequest, retry: RetryWait, deadline: float) -> None:
+        if request.has_turn:
+            await self._retry_wait(retry, deadline)
+        await request.woken.wait()
         self._core.check_current()
-        if not claim.has_turn:
+        if not request.has_turn:
             raise TimeoutError
-        while not await self._ask(claim, pauses):
-            await self._pause(pauses, deadline)
+        while not await self._ask(request, retry):
+            await self._retry_wait(retry, deadline)
 
-    async def _pause(self, pauses: Pauses, deadline: float) -> None:
+    async def _retry_wait(self, retry: RetryWait, deadline: float) -> None:
         left = deadline - anyio.current_time()
         if left <= 0:
             raise TimeoutError
-        await pauses.pause(left)
+        await retry.pause(left)
 
-    async def _ask(self, claim: Claim, pauses: Pauses) -> bool:
+    async def _ask(self, request: LockRequest, retry: RetryWait) -> bool:
         self._core.check_current()
-        if claim.offset == claim.end:
+        if request.offset == request.end:
             await anyio.lowlevel.checkpoint()
             return True
-        pauses.look()
-        return await self._core.finish(self._turns(), self._lock, claim)
+        retry.begin()
+        return await self._core.finish(self._turns(), self._lock, request)
 
     def _serve(self) -> None:
-        """Give the turn to every claim that no earlier one keeps from it (file_locks.1)."""
-        for number, claim in enumerate(self._claims):
-            if not claim.has_turn and not any(map(claim.conflicts, self._claims[:number])):
-                claim.has_turn = True
-                claim.woken.set()
+        """Give the turn to every request that conflicts with no earlier one (file_locks.1)."""
+        for number, request in enumerate(self._requests):
+            if not request.has_turn and not any(map(request.conflicts, self._requests[:number])):
+                request.give_turn()
 
     # Worker threads only, from here on; one at a time (file_locks.2).
 
-    def _lock(self, claim: Claim) -> bool:
-        """Ask the kernel; false if another process has a part of the range."""
+    def _lock(self, request: LockRequest) -> bool:
+        """Ask the kernel for the lock; false if another process has locked a part of the range."""
         if _SET_LOCK is None:
             raise UnsupportedError(f"lock bytes of {self._core.path}", "the system cannot")
-        if self._descriptor < 0 or not (self._apart or self._granted):
+        if self._descriptor < 0 or not (self._is_dedicated or self._granted):
             self._open()
         try:
-            self._set(fcntl.F_RDLCK if claim.shared else fcntl.F_WRLCK, claim.offset, claim.end)
+            self._set(
+                fcntl.F_RDLCK if request.shared else fcntl.F_WRLCK, request.offset, request.end
+            )
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 return False
             raise
-        self._granted.append(claim)
+        self._granted.append(request)
         return True
 
-    def _unlock(self, claim: Claim, before: Callable[[int], None] | None) -> None:
-        if claim not in self._granted:  # the kernel never gave it, or it went with the descriptor
+    def _unlock(self, request: LockRequest, before: Callable[[int], None] | None) -> None:
+        if request not in self._granted:  # never granted, or released with the descriptor
             return
         if before is not None:
             before(self._descriptor)
-        self._granted.remove(claim)
-        rest = RangeSet([(claim.offset, claim.end)])
+        self._granted.remove(request)
+        rest = RangeSet([(request.offset, request.end)])
         for other in self._granted:  # file_locks.3
             rest.discard(other.offset, other.end)
         for offset, end in rest:
@@ -327,14 +339,14 @@ class FileLocks:
         self._leaving = True
         if not self._granted:
             self.drop()
-        elif self._descriptor == self._core.mapping.fd:  # which is going to be closed
+        elif self._descriptor == self._core.mapping.fd:  # closing the file closes that one
             self._descriptor = os.dup(self._descriptor)
 
     def _set(self, kind: int, offset: int, end: int) -> None:
         assert _SET_LOCK is not None
-        request = _FLOCK.pack(kind, os.SEEK_SET, offset, end - offset, 0)
+        lock = _FLOCK.pack(kind, os.SEEK_SET, offset, end - offset, 0)
         try:
-            fcntl.fcntl(self._descriptor, _SET_LOCK, request)
+            fcntl.fcntl(self._descriptor, _SET_LOCK, lock)
         except OSError as error:
             error.filename = self._core.path
             raise
@@ -348,17 +360,17 @@ class FileLocks:
         try:
             # Through the descriptor: the path may name another file by now.
             self._descriptor = os.open(f"/proc/self/fd/{own}", access | os.O_CLOEXEC)
-            self._apart = True
+            self._is_dedicated = True
         except OSError:
-            self._descriptor, self._apart = own, False
+            self._descriptor, self._is_dedicated = own, False
 
     def drop(self) -> None:
-        """Give up the descriptor, and with it every lock; in any thread, also as garbage."""
-        held, self._granted = self._granted, []
+        """Close the descriptor, and with it release every lock; in any thread and in finalizers."""
+        granted, self._granted = self._granted, []
         descriptor = self._descriptor
         if descriptor < 0:
             return
-        if held and not self._apart:
+        if granted and not self._is_dedicated:
             with suppress(OSError):
                 self._set(fcntl.F_UNLCK, 0, 0)  # to the end
         self._descriptor = -1
@@ -366,11 +378,11 @@ class FileLocks:
             os.close(descriptor)
 
     def drop_in_child(self) -> None:
-        """Close what a forked child has of it (file_locks.5); unlocking would be the parent's."""
+        """Close a forked child's copy (file_locks.5). To unlock is to unlock the parent's."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0 and descriptor != self._core.mapping.fd:
             os.close(descriptor)
-        if not self._apart and self._granted:
+        if not self._is_dedicated and self._granted:
             self._core.mapping.close()
         self._granted = []
 
@@ -382,7 +394,7 @@ _all: weakref.WeakSet[FileLocks] = weakref.WeakSet()
 
 
 def _drop_all() -> None:
-    _claimed.clear()
+    _requested.clear()
     for locks in list(_all):
         locks.drop_in_child()
 

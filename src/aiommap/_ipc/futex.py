@@ -1,22 +1,23 @@
 """Waiting until a word that several processes share has changed, in few threads for many waiters.
 
-Theory of operation. ``futex_waitv(2)`` waits for up to 127 words at once, and for the wakeup by
-which we reach the thread that waits. So all waiters of a process share one thread, called a post,
-and a second one only beyond that number. A post whose call returns looks at each of its words
-itself, as the kernel names only one of those that were notified: a waiter is done when its word is
-not what it expected any more, and never before. A notification is thus a hint to look, and one too
-many does no harm.
+Theory of operation. ``futex_waitv(2)`` waits for up to 127 words at once, and for the futex of a
+``Wakeup``, by which other threads reach the thread that waits. So all waiters of a process share
+one *waiter thread*, and a second one runs only beyond that number. The kernel names only one of the
+notified words. So a waiter thread loads each of its words when the call returns. A waiter is done
+when its word has another value than the expected one, and never before. A notification is thus a
+hint to load the word, and an extra one does no harm.
 
 Invariants.
-  1  ``_posts`` and the lists of each post are touched under ``_books``, which is held for moments.
-  2  A post has a thread exactly while it is in ``_posts``, and leaves once nobody waits there.
-      These threads take no token of any limiter (I12), and no waiter needs one to be cancelled.
-  3  A notification that may have gone to a waiter who is gone is passed on, after the kernel let
-      go of that waiter's word.
-  4  A post keeps its waiters alive, so none is ever ended by a finalizer, which could not take
-      ``_books``; if a loop ends without ending its waits, the next change of the word does, or the
-      post, which collecting garbage makes look.
-  5  A forked child starts with no posts.
+  1  A thread that touches ``_waiter_threads``, or the lists of a waiter thread, holds
+      ``_registry_lock``, and holds it for moments.
+  2  A waiter thread runs exactly while it is in ``_waiter_threads``, and ends once it has no
+      waiters. It takes no token of any limiter (I12), and no waiter needs a token to be cancelled.
+  3  A waiter that is gone may have got a notification. The waiter thread passes it on, after the
+      kernel has let go of that waiter's word.
+  4  A waiter thread keeps its waiters alive, so no finalizer ends one: a finalizer could not take
+      ``_registry_lock``. If a loop ends without ending its waits, the next change of the word ends
+      them, or the waiter thread does, which a garbage collection wakes.
+  5  A forked child starts with no waiter threads.
 """
 
 from __future__ import annotations
@@ -36,43 +37,62 @@ from .._runtime.loops import OLD_GENERATION, Event, call_later
 from .._runtime.threads import Mutex, run_in_thread
 
 #: How many waiters share a thread; docs/decisions has the numbers of one thread for each.
-POST_WAITERS = MAX_WAIT_WORDS
+MAX_WAITERS = MAX_WAIT_WORDS
 
 
 class _Waiter:
-    """One task that waits. ``outcome`` is set once, under ``_books``, before it is told."""
+    """One task that waits."""
 
-    __slots__ = ("_call", "_core", "expected", "outcome", "post", "told", "word")
+    __slots__ = ("_call", "_core", "_outcome", "_thread", "expected", "woken", "word")
 
     def __init__(self, core: FileCore, word: Word, expected: int) -> None:
         self.word = word
         self.expected = expected
-        self.told: Event = core.workers.event()
+        self.woken: Event = core.workers.event()
         self._core = core
         self._call = core.workers.call_from_thread
-        self.post: _Post | None = None
-        self.outcome: int | BaseException | None = None
+        self._thread: _WaiterThread | None = None
+        self._outcome: int | BaseException | None = None
 
     @property
     def abandoned(self) -> bool:
-        """Whether nobody can be told any more."""
+        """Whether the loop of the task has ended."""
         return self._core.workers.ended
 
-    def look(self, problem: int) -> int | BaseException | None:
-        """Look at the word; None while there is nothing to tell.
+    def enter(self, thread: _WaiterThread) -> None:
+        """Note which thread waits for the word; under ``_registry_lock``."""
+        self._thread = thread
 
-        A problem is the errno with which the kernel refuses to wait for it, or 0.
+    def finish(self, outcome: int | BaseException) -> None:
+        """Note what the wait comes to, before the task wakes.
+
+        Called once, by whoever has taken the waiter out of its thread's list.
+        """
+        self._outcome = outcome
+
+    def result(self) -> int:
+        """Return the value that ended the wait, or raise what ended it."""
+        outcome = self._outcome
+        assert outcome is not None
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    def check(self, problem: int) -> int | BaseException | None:
+        """Load the word, and return what the wait comes to; None while it goes on.
+
+        A problem is the errno with which the kernel refuses to wait for the word, or 0.
         """
         try:
-            seen = self.word.load()
+            found = self.word.load()
         except Exception as error:
             return error
-        if seen != self.expected:
-            return seen
+        if found != self.expected:
+            return found
         return self._refusal(problem) if problem else None
 
     def _refusal(self, problem: int) -> Exception:
-        """Say what keeps the kernel from waiting for a word that can be loaded."""
+        """Say why the kernel cannot wait for a word that can be loaded."""
         reason = os.strerror(problem)
         if problem == errno.ENOSYS:
             reason = (
@@ -84,189 +104,191 @@ class _Waiter:
         what = f"wait for the word at {self.word.offset} of {self._core.path} to change"
         return UnsupportedError(what, reason, problem)
 
-    def tell(self) -> None:
-        """Wake the task, or if its loop is gone, somebody else."""
+    def wake(self) -> None:
+        """Wake the task. If its loop has ended, notify another waiter instead."""
         if not self._call(self._wake):
             self.pass_on()
 
     def _wake(self) -> None:
-        self.told.set()
+        self.woken.set()
 
     def pass_on(self) -> None:
-        """Let another waiter have a notification that this one may have got (futex.3)."""
+        """Give another waiter the notification that this one may have got (futex.3)."""
         with suppress(MappedFileError, OSError, anyio.ClosedResourceError):
             if self.word.load() != self.expected:
                 self.word._notify(1)  # noqa: SLF001  the two are one mechanism
 
+    def leave(self) -> bool:
+        """End the wait before the waiter thread ends it; false if that has ended it already."""
+        assert self._thread is not None
+        return self._thread.remove(self)
+
     def close(self) -> None:
         """End the wait, as the file is being closed or was reopened; on the loop thread."""
-        if _leave(self):
-            told = "the file was closed while a task waited"
+        if self.leave():
+            reason = "the file was closed while a task waited"
             retired = self._core.retired
-            self.outcome = self._core.ended() if retired else anyio.ClosedResourceError(told)
-        self.told.set()
+            self.finish(self._core.ended() if retired else anyio.ClosedResourceError(reason))
+        self.woken.set()
 
     def expire(self, timeout: float) -> None:
         """End the wait, as its time is over; on the loop thread."""
-        if _leave(self):
+        if self.leave():
             still = f"the word at {self.word.offset} is still {self.expected}"
-            self.outcome = TimeoutError(f"{self._core.path}: {still} after {timeout} seconds")
-            self.told.set()
+            self.finish(TimeoutError(f"{self._core.path}: {still} after {timeout} seconds"))
+            self.woken.set()
 
 
-class _Post:
-    """One thread and those who wait in it."""
+class _WaiterThread:
+    """One thread, and the waiters whose words it waits for."""
 
-    __slots__ = ("gone", "waiters", "wakeup")
+    __slots__ = ("_gone", "waiters", "wakeup")
 
     def __init__(self) -> None:
         self.wakeup = Wakeup()
         self.waiters: list[_Waiter] = []
-        #: Left before they were told; the kernel may know of them until the call returns.
-        self.gone: list[_Waiter] = []
+        #: Waiters that left. The kernel may refer to their words until the call returns.
+        self._gone: list[_Waiter] = []
 
-    def serve(self) -> None:
-        """Wait until nobody waits here any more; the thread's job, which does not raise."""
+    def run(self) -> None:
+        """Wait for words until there are no waiters; does not raise."""
         try:
-            self._serve()
+            self._run()
         except Exception as error:
-            with _books:
-                _posts.remove(self)
+            with _registry_lock:
+                _waiter_threads.remove(self)
                 waiters, self.waiters = self.waiters, []
                 for waiter in waiters:
-                    waiter.outcome = error
+                    waiter.finish(error)
             for waiter in waiters:
-                waiter.tell()
+                waiter.wake()
 
-    def _serve(self) -> None:
+    def add(self, waiter: _Waiter) -> None:
+        """Wait for the word of a waiter, too; under ``_registry_lock``."""
+        self.waiters.append(waiter)
+        waiter.enter(self)
+
+    def remove(self, waiter: _Waiter) -> bool:
+        """Take a waiter out; false if its wait has ended already."""
+        with _registry_lock:
+            if waiter not in self.waiters:
+                return False
+            self.waiters.remove(waiter)
+            self._gone.append(waiter)
+        self.wakeup.wake()
+        return True
+
+    def _run(self) -> None:
         while True:
-            with _books:
+            with _registry_lock:
                 count = self.wakeup.count()
-                self.gone += [waiter for waiter in self.waiters if waiter.abandoned]
+                self._gone += [waiter for waiter in self.waiters if waiter.abandoned]
                 self.waiters = [waiter for waiter in self.waiters if not waiter.abandoned]
-                waiting, gone = self.waiters[:], self.gone[:]
-                self.gone.clear()
+                waiting, gone = self.waiters[:], self._gone[:]
+                self._gone.clear()
                 if not waiting and not gone:
-                    _posts.remove(self)  # futex.2
+                    _waiter_threads.remove(self)  # futex.2
                     return
             while gone:
                 gone.pop().pass_on()
             if not waiting:
-                continue  # nobody would ring any more
+                continue  # nobody would wake this thread any more
             found = self.wakeup.wait(count, [(w.word, w.expected) for w in waiting])
-            self._settle([(waiting[i], problem) for i, problem in found])
+            self._end_waits([(waiting[i], problem) for i, problem in found])
 
-    def _settle(self, found: list[tuple[_Waiter, int]]) -> None:
+    def _end_waits(self, found: list[tuple[_Waiter, int]]) -> None:
         for waiter, problem in found:
-            outcome = waiter.look(problem)
+            outcome = waiter.check(problem)
             if outcome is None:
                 continue
-            with _books:
+            with _registry_lock:
                 if waiter not in self.waiters:
-                    continue  # it is among the gone
+                    continue  # it left
                 self.waiters.remove(waiter)
-                waiter.outcome = outcome
-            waiter.tell()
+                waiter.finish(outcome)
+            waiter.wake()
 
 
-_books = Mutex()
-_posts: list[_Post] = []
+_registry_lock = Mutex()
+_waiter_threads: list[_WaiterThread] = []
 
 
-def _forget() -> None:
-    global _books
-    _books = Mutex()  # futex.5: the thread that may have held the other one is not in this process
-    _posts.clear()
+def _reset_in_child() -> None:
+    global _registry_lock
+    _registry_lock = Mutex()  # futex.5: a thread of the parent may have held the other one
+    _waiter_threads.clear()
 
 
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=_reset_in_child)
 
 
-def _find_abandoned(phase: str, info: dict[str, int]) -> None:
-    """Have posts look for waiters whose loop was closed, before garbage is collected (futex.4)."""
+def _wake_abandoned(phase: str, info: dict[str, int]) -> None:
+    """Wake threads with waiters of closed loops, when a garbage collection begins (futex.4)."""
     if phase == "start" and info["generation"] >= OLD_GENERATION:
-        for post in tuple(_posts):  # not under _books: it may be this thread that has them
-            if any(waiter.abandoned for waiter in tuple(post.waiters)):
-                post.wakeup.wake()
+        for thread in tuple(_waiter_threads):  # unlocked: this very thread may hold the lock
+            if any(waiter.abandoned for waiter in tuple(thread.waiters)):
+                thread.wakeup.wake()
 
 
-gc.callbacks.append(_find_abandoned)
+gc.callbacks.append(_wake_abandoned)
 
 
 def _enter(waiter: _Waiter) -> None:
-    """Have a post wait for a word from now on."""
-    with _books:
-        post = next((post for post in _posts if len(post.waiters) < POST_WAITERS), None)
-        fresh = post is None
-        if post is None:
-            post = _Post()
-            _posts.append(post)
-        post.waiters.append(waiter)
-        waiter.post = post
+    """Give a waiter to a waiter thread, and start one if all are full."""
+    with _registry_lock:
+        thread = next((it for it in _waiter_threads if len(it.waiters) < MAX_WAITERS), None)
+        fresh = thread is None
+        if thread is None:
+            thread = _WaiterThread()
+            _waiter_threads.append(thread)
+        thread.add(waiter)
     if not fresh:
-        post.wakeup.wake()
+        thread.wakeup.wake()
         return
     try:
-        run_in_thread(post.serve)
+        run_in_thread(thread.run)
     except RuntimeError:  # no thread can be started
-        with _books:
-            _posts.remove(post)
+        with _registry_lock:
+            _waiter_threads.remove(thread)
         raise
 
 
-def _leave(waiter: _Waiter) -> bool:
-    """Take a waiter out before it is told; false if its outcome was there first."""
-    post = waiter.post
-    assert post is not None
-    with _books:
-        if waiter not in post.waiters:
-            return False
-        post.waiters.remove(waiter)
-        post.gone.append(waiter)
-    post.wakeup.wake()
-    return True
-
-
-def look_again() -> None:
-    """Have all posts look at their words, as a file became shorter; in any thread."""
-    with _books:
-        posts = _posts[:]
-    for post in posts:
-        post.wakeup.wake()
+def check_all_words() -> None:
+    """Have all waiter threads load their words, as a file became shorter; in any thread."""
+    with _registry_lock:
+        threads = _waiter_threads[:]
+    for thread in threads:
+        thread.wakeup.wake()
 
 
 async def wait_for_change(
     core: FileCore, word: Word, expected: int, timeout: float | None = None
 ) -> int:
-    """Wait until a word is not what is expected, and return what it then was.
+    """Wait until a word has another value than the expected one, and return that value.
 
-    The time limit is for waiting: a word that differs already is looked at in any case.
+    The timeout limits the wait only: a word that differs already is returned in any case.
     """
     core.check_current()
-    seen = word.load()
-    if seen != expected:
+    found = word.load()
+    if found != expected:
         await core.workers.give_way()
-        return seen
+        return found
     core.workers.check_loop()
     waiter = _Waiter(core, word, expected)
     _enter(waiter)
     core.at_close.add(waiter.close)
-    # No scope of anyio's: it keeps the tasks in it alive when their loop is closed.
+    # Not a cancel scope of anyio's: it would keep its tasks alive after their loop is closed.
     cancel = (
         None if timeout is None else call_later(max(timeout, 0), partial(waiter.expire, timeout))
     )
     try:
-        await waiter.told.wait()
+        await waiter.woken.wait()
     except BaseException:
-        if not _leave(waiter):
+        if not waiter.leave():
             waiter.pass_on()
         raise
     finally:
         core.at_close.discard(waiter.close)
         if cancel is not None:
             cancel()
-    outcome = waiter.outcome
-    assert outcome is not None
-    if isinstance(outcome, BaseException):
-        raise outcome
-    return outcome
+    return waiter.result()

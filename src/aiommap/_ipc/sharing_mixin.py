@@ -16,9 +16,9 @@ from .atomics import (
     AtomicU32Array,
     AtomicU64,
     AtomicU64Array,
-    Gate,
+    WordPolicy,
 )
-from .file_locks import Claim, FileLocks
+from .file_locks import FileLocks, LockRequest
 
 
 class WordVerbs:
@@ -41,7 +41,7 @@ class WordVerbs:
             OutOfBoundsError: if the word leaves the file, or the view.
             AlignmentError: if it does not begin at a multiple of 4 bytes of the file.
         """
-        return AtomicU32(Gate(self._core), self._span(offset, U32_BYTES)[0])
+        return AtomicU32(WordPolicy(self._core), self._span(offset, U32_BYTES)[0])
 
     def atomic_u64(self, offset: SupportsIndex) -> AtomicU64:
         """Make an object for the unsigned 64-bit word at an offset; nothing is touched.
@@ -50,17 +50,17 @@ class WordVerbs:
             OutOfBoundsError: if the word leaves the file, or the view.
             AlignmentError: if it does not begin at a multiple of 8 bytes of the file.
         """
-        return AtomicU64(Gate(self._core), self._span(offset, U64_BYTES)[0])
+        return AtomicU64(WordPolicy(self._core), self._span(offset, U64_BYTES)[0])
 
     def atomic_u32_array(self, offset: SupportsIndex, count: SupportsIndex) -> AtomicU32Array:
         """Make an object for so many 32-bit words in a row; errors as ``atomic_u32``."""
         start = self._span(offset, integer(count, "count") * U32_BYTES)[0]
-        return AtomicU32Array(Gate(self._core), start, count)
+        return AtomicU32Array(WordPolicy(self._core), start, count)
 
     def atomic_u64_array(self, offset: SupportsIndex, count: SupportsIndex) -> AtomicU64Array:
         """Make an object for so many 64-bit words in a row; errors as ``atomic_u64``."""
         start = self._span(offset, integer(count, "count") * U64_BYTES)[0]
-        return AtomicU64Array(Gate(self._core), start, count)
+        return AtomicU64Array(WordPolicy(self._core), start, count)
 
 
 class SharedVerbs(WordVerbs):
@@ -105,7 +105,7 @@ class SharedVerbs(WordVerbs):
         Source: fcntl(2), F_OFD_SETLK.
         """
 
-        async def lock() -> tuple[FileLocks, Claim]:
+        async def lock() -> tuple[FileLocks, LockRequest]:
             core = self._core
             start, count = self._span(offset, integer(length, "length"))
             limit = time_limit(timeout)
@@ -115,8 +115,8 @@ class SharedVerbs(WordVerbs):
             locks = self._locks  # those of the file that is mapped now
             return locks, await locks.acquire(start, count, shared=shared, timeout=limit)
 
-        async def unlock(locked: tuple[FileLocks, Claim]) -> None:
-            locks, claim = locked
-            await locks.release(claim)
+        async def unlock(locked: tuple[FileLocks, LockRequest]) -> None:
+            locks, request = locked
+            await locks.release(request)
 
         return Block(lock, unlock)

@@ -21,7 +21,7 @@ Invariants.
   2  A generation is not closed while it is referred to, unless the follower or the hub is.
       Nothing in here refers to one but ``_current`` and ``_candidate``.
   3  What is overtaken is never put in service, and its failure is nobody's concern; but after
-      ``MOST_OVERTAKEN`` trials in a row the next one counts all the same, or a path that is
+      ``MAX_OVERTAKEN`` trials in a row the next one counts all the same, or a path that is
       replaced faster than files can be tried would be served from its first file for ever.
   4  If the path stops changing, what it names is tried last; found good, it is ``current``. While
       a file is being opened nobody knows yet which one it is, so whatever is heard counts.
@@ -49,7 +49,7 @@ from .._watch.changes import ChangeKind
 from .snapshot import Snapshot
 
 #: So many overtaken trials in a row are abandoned.
-MOST_OVERTAKEN = 3
+MAX_OVERTAKEN = 3
 
 Validate = Callable[[Snapshot], Awaitable[object]]
 
@@ -276,7 +276,7 @@ class Follower:
             if self._opening or not self._has(change.new, strictly=only_times):
                 self._doubted = self._doubted or only_times
                 self._wanted.set()
-                if self._candidate is not None and self._overtaken < MOST_OVERTAKEN:
+                if self._candidate is not None and self._overtaken < MAX_OVERTAKEN:
                     self._trial.cancel()
 
     def _has(self, state: FileState | None, *, strictly: bool) -> bool:
@@ -288,7 +288,7 @@ class Follower:
         while True:
             await self._wanted.wait()
             self._wanted = anyio.Event()
-            seen_through = self._overtaken >= MOST_OVERTAKEN
+            seen_through = self._overtaken >= MAX_OVERTAKEN
             with anyio.CancelScope() as self._trial:
                 await self._try()
             # What failed while the path moved on was overtaken as well.
@@ -332,7 +332,7 @@ class Follower:
         return (self._doubted or not same) and not self._is_overtaken()
 
     def _is_overtaken(self) -> bool:
-        return self._wanted.is_set() and self._overtaken < MOST_OVERTAKEN
+        return self._wanted.is_set() and self._overtaken < MAX_OVERTAKEN
 
     async def _open(self) -> Generation:
         generation = Generation(await self._hub._open(self._options))  # noqa: SLF001  as for any snapshot

@@ -9,7 +9,7 @@ import errno
 import os
 from dataclasses import dataclass
 
-from .._core.paths import MOST_LINKS
+from .._core.paths import MAX_LINKS
 from .._native import filesystem_type
 
 #: statfs(2) numbers of file systems that others change behind this kernel's back, which then
@@ -98,12 +98,12 @@ class Router:
         except OSError as error:
             plain = error.errno == errno.EINVAL
             return full, links if plain else (*links, full), plain
-        if depth >= MOST_LINKS:
+        if depth >= MAX_LINKS:
             return full, (*links, full), False
         end, further, reached = self._follow(os.path.join(real, target), depth + 1)
         links = (*links, full, *further)
-        if len(links) > MOST_LINKS:
-            return full, links[: MOST_LINKS + 1], False
+        if len(links) > MAX_LINKS:
+            return full, links[: MAX_LINKS + 1], False
         if reached:
             self._known[full] = end, (full, *further), True
         return end, links, reached

@@ -46,11 +46,11 @@ POLL_SHARE = 0.0015
 #: What one look costs, to begin with; it is measured.
 LOOK_SECONDS = 5e-6
 #: The longest the thread looks without telling what it found.
-MOST_LOOKS = 256
+MAX_BATCH = 256
 #: So many looks in a row, about a millisecond, then the loop may have the interpreter: a look gives
 #: it back for the moment of a system call only, which is too short for another thread to wake in.
-LOOKS_IN_A_ROW = 32
-GIVE_WAY_SECONDS = 5e-5
+YIELD_EVERY = 32
+YIELD_SECONDS = 5e-5
 TICK_SECONDS = 0.1
 #: A poll lets events go first, which know more, by this much, and those of later changes as well,
 #: unless the file never rests.
@@ -310,8 +310,8 @@ class Scanner:
         """Look at one of many."""
         self._looker.look(entry, source)
         self._looks += 1
-        if self._looks % LOOKS_IN_A_ROW == 0:
-            time.sleep(GIVE_WAY_SECONDS)
+        if self._looks % YIELD_EVERY == 0:
+            time.sleep(YIELD_SECONDS)
 
     def _look_at_directory(self, path: str) -> None:
         if self._set.has_moved(path):
@@ -346,7 +346,7 @@ class Scanner:
     def _go_round(self, now: float, elapsed: float) -> None:
         period = max(self._poll_seconds, len(self._ring) * self._look_seconds / POLL_SHARE)
         self._owed = min(self._owed + elapsed * len(self._ring) / period, len(self._ring))
-        count = min(int(self._owed), MOST_LOOKS)
+        count = min(int(self._owed), MAX_BATCH)
         if not count:
             return
         self._owed -= count
@@ -383,7 +383,7 @@ class Scanner:
 
     def _tell(self, found: Found) -> None:
         self._found.append(found)
-        if len(self._found) >= MOST_LOOKS:
+        if len(self._found) >= MAX_BATCH:
             self._send()
 
     def _send(self) -> None:

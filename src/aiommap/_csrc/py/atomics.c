@@ -2,7 +2,7 @@
  *
  * The way of an operation: may it be done (words_allowed), is the page there, the guarded
  * instruction, the books. All of it holds the GIL, unless the page may have to be waited for. What
- * forbids an operation, what a fault was, and what the flush policy wants is said by the gate, a
+ * forbids an operation, what a fault was, and what the flush policy wants is said by the policy, a
  * Python object: none of it is on the way of an operation that succeeds.
  */
 #include "atomics.h"
@@ -41,12 +41,12 @@ bool words_allowed(const Words *self, int64_t at, bool store)
         return true;
     do {
         mapping_settled(mapping); /* a change may be at work on its page (mapping.3) */
-        PyObject *answer = PyObject_CallMethod(self->gate, "check", "LIO", (long long)at,
+        PyObject *answer = PyObject_CallMethod(self->policy, "check", "LIO", (long long)at,
                                                self->width, store ? Py_True : Py_False);
         if (!answer)
             return false;
         Py_DECREF(answer);
-        if (!mapping_range(mapping, at, self->width)) /* I3, whatever the gate thinks */
+        if (!mapping_range(mapping, at, self->width)) /* I3, whatever the policy thinks */
             return false;
     } while (!range_is_valid(at, self->width, mapping->reach));
     if (store && !mapping->writable) {
@@ -94,7 +94,7 @@ static bool account(const Words *self, int64_t at, bool stored, int64_t now)
     const struct inline_limits *limits = &mapping->inline_limits;
     if (mapping->written_bytes < limits->bytes && mapping->sequence < limits->sequence)
         return true;
-    PyObject *answer = PyObject_CallMethod(self->gate, "stored", NULL);
+    PyObject *answer = PyObject_CallMethod(self->policy, "stored", NULL);
     Py_XDECREF(answer);
     return answer != NULL;
 }
@@ -121,7 +121,7 @@ static bool report_fault(const Words *self, int64_t at, int error)
     self->mapping->counters.faults++;
     WITHOUT_GIL(pin, self->mapping, failed = fstat(pin.fd, &found););
     long long size = failed ? -1 : (long long)found.st_size;
-    PyObject *answer = PyObject_CallMethod(self->gate, "fault", "LLi", (long long)at, size, error);
+    PyObject *answer = PyObject_CallMethod(self->policy, "fault", "LLi", (long long)at, size, error);
     if (answer) {
         Py_DECREF(answer);
         PyErr_SetString(PyExc_SystemError, "a fault was not reported");
@@ -338,11 +338,11 @@ static struct native_state *state_of(PyTypeObject *type)
 static PyObject *words_make(PyTypeObject *type, PyObject *args, bool indexed)
 {
     Mapping *mapping;
-    PyObject *gate;
+    PyObject *policy;
     long long offset, count = 1;
     unsigned width;
     if (!PyArg_ParseTuple(args, indexed ? "O!OLIL" : "O!OLI", state_of(type)->mapping_type,
-                          &mapping, &gate, &offset, &width, &count))
+                          &mapping, &policy, &offset, &width, &count))
         return NULL;
     if ((width != sizeof(uint32_t) && width != sizeof(uint64_t)) || count < 0 || offset < 0 ||
         offset % width || count > (PTRDIFF_MAX - offset) / (int64_t)width) {
@@ -353,7 +353,7 @@ static PyObject *words_make(PyTypeObject *type, PyObject *args, bool indexed)
     if (!self)
         return NULL;
     self->mapping = (Mapping *)Py_NewRef((PyObject *)mapping);
-    self->gate = Py_NewRef(gate);
+    self->policy = Py_NewRef(policy);
     self->offset = offset;
     self->count = count;
     self->width = width;
@@ -377,7 +377,7 @@ static int words_traverse(Words *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE((PyObject *)self));
     Py_VISIT(self->mapping);
-    Py_VISIT(self->gate);
+    Py_VISIT(self->policy);
     return 0;
 }
 
@@ -385,7 +385,7 @@ static void words_dealloc(Words *self)
 {
     PyObject_GC_UnTrack(self);
     Py_XDECREF((PyObject *)self->mapping);
-    Py_XDECREF(self->gate);
+    Py_XDECREF(self->policy);
     object_free(self);
 }
 
@@ -419,7 +419,7 @@ static PyMethodDef word_array_methods[] = {
 static PyMemberDef words_members[] = {
     {"offset", T_LONGLONG, offsetof(Words, offset), READONLY,
      "First byte, from the start of the file."},
-    {"_gate", T_OBJECT_EX, offsetof(Words, gate), READONLY, NULL},
+    {"_policy", T_OBJECT_EX, offsetof(Words, policy), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 

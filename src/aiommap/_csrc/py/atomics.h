@@ -9,7 +9,7 @@
 typedef struct {
     PyObject_HEAD
     Mapping *mapping; /* constant, strong */
-    PyObject *gate;   /* constant, strong; asked where native code does not go on by itself */
+    PyObject *policy;   /* constant, strong; asked where native code does not go on by itself */
     int64_t offset;   /* constant; of the first word; a multiple of width */
     int64_t count;    /* constant; how many words */
     unsigned width;   /* constant; bytes a word, 4 or 8 */
@@ -19,7 +19,7 @@ typedef struct {
 /* How many words one call can wait for: futex_waitv(2) takes 128, and one is the Wakeup. */
 #define MAX_WAIT_WORDS 127
 
-/* Raise what the gate says against an operation at `at`, as the mapping is at this moment; true
+/* Raise what the policy says against an operation at `at`, as the mapping is at this moment; true
  * when it says nothing and an address may be formed (I3). */
 bool words_allowed(const Words *self, int64_t at, bool store);
 /* Whether the page of the word at `at` is in memory, as far as can be told; what it does then is a

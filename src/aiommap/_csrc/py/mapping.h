@@ -12,7 +12,7 @@
  *   2  Whoever has let the GIL go believes nothing that it had checked before: `pin.moved` says
  *        whether there was a change. Then it clips what it enters into the books, repeats what has
  *        no effect, or declines. So does whoever may have run Python code, which is: made or
- *        dropped an object that garbage collection knows, asked for a buffer, called the gate. It
+ *        dropped an object that garbage collection knows, asked for a buffer, called the policy. It
  *        checks after that, not before.
  *   3  A change is one native step (py/resize.c). While it is under way `moving` says from which
  *        byte on pages come and go, and size and fence are as before. From there on no verb touches
