@@ -8,7 +8,7 @@ import pytest
 from blockbuster import blockbuster_ctx
 
 import aiommap
-from loop_watch import LoopWatch
+from tests.support.loop_watch import LoopWatch
 
 PAGE = aiommap.PAGE_SIZE
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from faults.devices import DEVICE_BYTES, make_disk
+from tests.support.devices import DEVICE_BYTES, make_disk
 
 
 @pytest.fixture

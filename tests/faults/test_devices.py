@@ -13,7 +13,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import Advice, FlushPolicy
-from faults.devices import COLD, PAGES, fill, opened
+from tests.support.devices import COLD, PAGES, fill, opened
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from faults.gates import expect_gated
+from tests.support.gates import expect_gated
 
 #: What is done to an open file of 64 pages, and the calls that its steps make.
 VERBS = {

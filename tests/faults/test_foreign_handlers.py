@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from faults.scripts import expect_alive
-from faults.shims import compile_shim
+from tests.support.scripts import expect_alive
+from tests.support.shims import compile_shim
 
 #: Crash reporters and other runtimes: everything blocked, and chained by calling.
 CHAIN = r"""

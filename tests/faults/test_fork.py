@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 import aiommap
-from strict import PYTHON
+from tests.support.strict import PYTHON
 
 #: How to call every public method, and with that which there are.
 VERBS = {

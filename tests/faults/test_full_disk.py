@@ -13,7 +13,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
-from faults.disks import must
+from tests.support.disks import must
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 

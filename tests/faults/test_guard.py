@@ -9,7 +9,7 @@ import signal
 
 import pytest
 
-from faults.scripts import expect_alive, run_script
+from tests.support.scripts import expect_alive, run_script
 
 
 @pytest.fixture(params=["asyncio", "uvloop", "trio"])

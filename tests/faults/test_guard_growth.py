@@ -6,8 +6,8 @@ import textwrap
 
 import pytest
 
-from faults.disks import disk_with
-from faults.scripts import expect_alive
+from tests.support.disks import disk_with
+from tests.support.scripts import expect_alive
 
 
 @pytest.fixture(params=["asyncio", "uvloop", "trio"])

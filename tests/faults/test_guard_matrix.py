@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from aiommap import PAGE_SIZE as PAGE
-from faults.disks import disk_with
-from strict import PYTHON
+from tests.support.disks import disk_with
+from tests.support.strict import PYTHON
 
 MATRIX = Path(__file__).with_name("guard_matrix.py")
 BAD = 10 * PAGE

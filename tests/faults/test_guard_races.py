@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from faults.scripts import expect_alive
+from tests.support.scripts import expect_alive
 
 
 @pytest.fixture(params=["asyncio", "uvloop", "trio"])

@@ -10,7 +10,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap._native import PIECE_BYTES
-from faults.disks import must
+from tests.support.disks import must
 
 pytestmark = pytest.mark.anyio
 

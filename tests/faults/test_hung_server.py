@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from powercut.mount import missing, mounted
+from tests.powercut.mount import missing, mounted
 
 LACKING = missing()
 pytestmark = pytest.mark.skipif(LACKING is not None, reason=str(LACKING))
@@ -44,7 +44,7 @@ else:
 @pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
 @pytest.mark.parametrize("verb", ["prewarm", "locked", "read", "tasks"])
 def test_an_interrupt_ends_a_wait_for_a_server(tmp_path, backend, verb):
-    with mounted(tmp_path, "faults.odd_fs") as mount:
+    with mounted(tmp_path, "tests.support.odd_fs") as mount:
         command = [sys.executable, "-c", SCRIPT, str(mount.path / "hung"), backend, verb]
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -13,9 +13,9 @@ import subprocess
 import anyio
 import pytest
 
-from faults import kill_writers
-from faults.kill_writers import POLICIES, RECORDS, WRITERS, content, durable_log
-from strict import PYTHON
+from tests.faults import kill_writers
+from tests.faults.kill_writers import POLICIES, RECORDS, WRITERS, content, durable_log
+from tests.support.strict import PYTHON
 
 pytestmark = pytest.mark.slow
 

@@ -13,9 +13,9 @@ import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
 from aiommap._core import paths as _paths
-from faults.scripts import expect_alive
-from powercut.mount import missing, mounted
-from waiting import until
+from tests.powercut.mount import missing, mounted
+from tests.support.scripts import expect_alive
+from tests.support.waiting import until
 
 SYNC_FAILS = pytest.mark.skipif(bool(missing()), reason=missing() or "")
 

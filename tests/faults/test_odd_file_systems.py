@@ -9,8 +9,8 @@ import anyio
 import pytest
 
 import aiommap
-from faults.disks import must
-from powercut.mount import missing, mounted
+from tests.powercut.mount import missing, mounted
+from tests.support.disks import must
 
 pytestmark = pytest.mark.anyio
 
@@ -83,7 +83,7 @@ async def test_open_of_huge_anonymous_memory(opener):
 def odd_disk(tmp_path):
     if missing():
         pytest.skip(missing())
-    with mounted(tmp_path, "faults.odd_fs") as mount:
+    with mounted(tmp_path, "tests.support.odd_fs") as mount:
         yield mount.path
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
-from faults.disks import must
+from tests.support.disks import must
 
 pytestmark = pytest.mark.anyio
 

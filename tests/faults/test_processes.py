@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from strict import PYTHON
+from tests.support.strict import PYTHON
 
 RACE = """
 import os, sys, threading, time, anyio, aiommap

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from faults.gates import expect_gated
-from faults.scripts import expect_alive
+from tests.support.gates import expect_gated
+from tests.support.scripts import expect_alive
 
 #: Verbs of workers, the call that each stands in, and what it answers when its range was cut off.
 WORKER_VERBS = {

@@ -13,7 +13,7 @@ import sys
 
 import pytest
 
-from faults.tracing import missing
+from tests.support.tracing import missing
 
 SCRIPT = """
 import sys, anyio, aiommap

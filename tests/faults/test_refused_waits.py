@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from faults.shims import compile_shim, preloaded
+from tests.support.shims import compile_shim, preloaded
 
 #: Refuses futex_waitv(2) with an errno: always, or where one of the words is expected to be 57005.
 REFUSE = r"""

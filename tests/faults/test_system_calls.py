@@ -13,7 +13,7 @@ from functools import partial
 
 import pytest
 
-from faults.tracing import missing, trace
+from tests.support.tracing import missing, trace
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ from aiommap import PAGE_SIZE as PAGE
 from aiommap import Advice, FlushPolicy
 from aiommap._flush.flusher import Flusher
 from aiommap._runtime.workers import Workers
-from strict import PYTHON
+from tests.support.strict import PYTHON
 
 pytestmark = pytest.mark.anyio
 

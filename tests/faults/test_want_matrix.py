@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from aiommap import PAGE_SIZE as PAGE
-from faults.disks import disk_with, must
-from strict import PYTHON
+from tests.support.disks import disk_with, must
+from tests.support.strict import PYTHON
 
 MATRIX = Path(__file__).with_name("want_matrix.py")
 WANTS = (
@@ -72,7 +72,7 @@ def overlay(stack, tmp_path):
 
 
 def verbs_that_read():
-    from faults import want_matrix
+    from tests.faults import want_matrix
 
     return list(want_matrix.READS)
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from faults.scripts import expect_alive
+from tests.support.scripts import expect_alive
 
 #: Uses everything that has a way out, and leaves all of it while ``scarce`` says how.
 EVERYTHING = """

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from powercut.mount import mounted
-from powercut.workload import acknowledging
+from tests.powercut.mount import mounted
+from tests.powercut.workload import acknowledging
 
 
 @pytest.fixture

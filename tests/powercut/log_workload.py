@@ -16,11 +16,11 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-from example_scripts import EXAMPLES, load
-from powercut.mount import RecordingMount
-from powercut.records import Record, SyncEnd
-from powercut.replay import Choose, Disk, nothing_survives
-from powercut.workload import Acknowledgements, Promise, promises
+from tests.powercut.mount import RecordingMount
+from tests.powercut.records import Record, SyncEnd
+from tests.powercut.replay import Choose, Disk, nothing_survives
+from tests.powercut.workload import Acknowledgements, Promise, promises
+from tests.support.example_scripts import EXAMPLES, load
 
 SCRIPT = EXAMPLES / "durable_log.py"
 

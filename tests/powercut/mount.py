@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from powercut.records import Record, load
+from tests.powercut.records import Record, load
 
-TESTS = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def missing() -> str | None:
@@ -52,12 +52,12 @@ class RecordingMount:
 
 
 @contextmanager
-def mounted(folder: Path, server: str = "powercut.recording_fs") -> Iterator[RecordingMount]:
+def mounted(folder: Path, server: str = "tests.powercut.recording_fs") -> Iterator[RecordingMount]:
     """Mount a recording file system, or another one, below a folder; unmount it in any case."""
     mount = RecordingMount(folder / "disk", folder / "log")
     mount.path.mkdir()
     # libfuse 2 may be installed beside it, and would be taken first.
-    environment = os.environ | {"PYTHONPATH": str(TESTS), "FUSE_LIBRARY_NAME": "fuse3"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "FUSE_LIBRARY_NAME": "fuse3"}
     command = [sys.executable, "-m", server, mount.path, mount.log_path]
     with (
         (folder / "server.err").open("w+") as errors,

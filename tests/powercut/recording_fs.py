@@ -1,9 +1,9 @@
 """A FUSE file system that keeps one flat folder in memory and writes down all that happens to it.
 
-Run as ``python -m powercut.recording_fs MOUNTPOINT LOG``. It says "ready" on its standard output
-when it is mounted, and unmounts when its standard input ends: also when whoever holds the other
-end is killed. It has to be a process of its own: a client that waits for it with the GIL held, as
-in a page fault, would wait for ever if the answer needed the same GIL.
+Run as ``python -m tests.powercut.recording_fs MOUNTPOINT LOG``. It says "ready" on its standard
+output when it is mounted, and unmounts when its standard input ends: also when whoever holds the
+other end is killed. It has to be a process of its own: a client that waits for it with the GIL
+held, as in a page fault, would wait for ever if the answer needed the same GIL.
 
 The kernel's page cache is in use and its write-back mode is not, so a store through a mapping
 arrives as a WRITE when the page is written back, and write(2) as a WRITE before it returns: the
@@ -30,7 +30,7 @@ import threading
 
 from mfusepy import FUSE, FuseOSError, Operations
 
-from powercut.records import (
+from tests.powercut.records import (
     DIRECTORY,
     Create,
     Record,

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from powercut.records import (
+from tests.powercut.records import (
     DIRECTORY,
     Create,
     Record,

@@ -17,7 +17,7 @@ import anyio
 import pytest
 
 from aiommap import FlushPolicy
-from powercut.log_workload import (
+from tests.powercut.log_workload import (
     APPENDERS,
     NAME,
     RECORDS_EACH,
@@ -31,9 +31,9 @@ from powercut.log_workload import (
     record_appenders,
     recover_each,
 )
-from powercut.mount import missing, mounted
-from powercut.records import DIRECTORY, SyncBegin
-from powercut.workload import acknowledging
+from tests.powercut.mount import missing, mounted
+from tests.powercut.records import DIRECTORY, SyncBegin
+from tests.powercut.workload import acknowledging
 
 pytestmark = [
     pytest.mark.anyio,

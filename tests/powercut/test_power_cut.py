@@ -18,10 +18,10 @@ import pytest
 import aiommap
 from aiommap import FlushPolicy
 from aiommap._ranges import RangeSet
-from powercut.mount import missing
-from powercut.records import DIRECTORY, SyncBegin, SyncEnd
-from powercut.replay import Disk, nothing_survives
-from powercut.workload import (
+from tests.powercut.mount import missing
+from tests.powercut.records import DIRECTORY, SyncBegin, SyncEnd
+from tests.powercut.replay import Disk, nothing_survives
+from tests.powercut.workload import (
     ASKING,
     SLOT_BYTES,
     Promise,

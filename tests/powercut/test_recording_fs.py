@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from powercut.mount import TESTS, missing
-from powercut.records import DIRECTORY, Create, Rename, Resize, SyncBegin, SyncEnd, Write
+from tests.powercut.mount import ROOT, missing
+from tests.powercut.records import DIRECTORY, Create, Rename, Resize, SyncBegin, SyncEnd, Write
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"no FUSE here: {missing()}")
 
@@ -107,7 +107,7 @@ def test_a_failed_write_back_fails_the_sync_and_leaves_nothing(mount):
 
 CLIENT_THAT_DIES = """
 import os, pathlib, sys
-from powercut.mount import mounted
+from tests.powercut.mount import mounted
 with mounted(pathlib.Path(sys.argv[1])) as mount:
     file = os.open(mount.path / "file", os.O_RDWR | os.O_CREAT)
     os.kill(os.getpid(), 9)
@@ -115,7 +115,7 @@ with mounted(pathlib.Path(sys.argv[1])) as mount:
 
 
 def test_it_is_unmounted_also_when_its_client_is_killed(tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(TESTS)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", CLIENT_THAT_DIES, tmp_path]
     assert subprocess.run(command, env=environment, timeout=30).returncode == -9
     with open("/proc/self/mounts") as mounts:

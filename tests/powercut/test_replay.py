@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from powercut.records import (
+from tests.powercut.records import (
     DIRECTORY,
     Create,
     Rename,
@@ -18,7 +18,7 @@ from powercut.records import (
     Unlink,
     Write,
 )
-from powercut.replay import SECTOR, Disk, nothing_survives
+from tests.powercut.replay import SECTOR, Disk, nothing_survives
 
 FILE = 7
 OLD, NEW = b"o" * SECTOR, b"n" * SECTOR

@@ -23,7 +23,7 @@ import anyio
 import anyio.lowlevel
 
 from aiommap import MappedFile, WriteReceipt
-from powercut.records import Create, Record, Write
+from tests.powercut.records import Create, Record, Write
 
 ACK = ".ack"
 SLOT_BYTES = 1300

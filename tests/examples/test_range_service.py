@@ -1,0 +1,492 @@
+"""The range service: its decisions as tables, and the service itself, run and asked over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+from starlette.datastructures import Headers
+
+import aiommap
+from tests.support.example_scripts import EXAMPLES, load
+
+SCRIPT = EXAMPLES / "range_service.py"
+MIB = 1 << 20
+# More than the socket buffers of both ends hold: a response of this size waits for its reader.
+HUGE = 128 * MIB
+CONTENT = random.Random(1).randbytes(MIB + 17)
+SIZE = len(CONTENT)
+MALFORMED = [
+    *" - 5 a-b 1-2-3 --1 +1-2 1_0-20 0x1-2 ²-5 ٣-5 5-4 -1- 0-1;5-6 bytes=5-6 0-9e1".split(" "),
+    *("1 -2", "1- 2", "9" * 5000 + "-"),
+]
+
+
+service = load(SCRIPT)
+
+
+class TestParseRanges:
+    @pytest.mark.parametrize(
+        ("header", "expected"),
+        [
+            ("bytes=0-0", [(0, 1)]),
+            ("bytes=99-99", [(99, 100)]),
+            ("bytes=10-", [(10, 100)]),
+            ("bytes=-100", [(0, 100)]),
+            ("bytes=-101", [(0, 100)]),
+            ("bytes=90-200", [(90, 100)]),
+            ("bytes=0-18446744073709551615", [(0, 100)]),
+            ("bytes=0000000005-007", [(5, 8)]),
+            ("BYTES=1-2", [(1, 3)]),
+            ("bytes= 0-1 ,\t5-6 ", [(0, 2), (5, 7)]),
+            ("bytes=,0-1,,5-6,", [(0, 2), (5, 7)]),
+        ],
+    )
+    def test_ranges_are_half_open_and_within_the_file(self, header, expected):
+        assert spans(service.parse_ranges(header, 100)) == expected
+
+    @pytest.mark.parametrize("spec", MALFORMED)
+    def test_what_is_malformed_is_ignored(self, spec):
+        assert service.parse_ranges(f"bytes={spec}", 100) is None
+        assert service.parse_ranges(f"bytes=0-1,{spec or 'x'}", 100) is None
+
+    @pytest.mark.parametrize("header", ["", "bytes", "0-1", "items=0-1", "bytes =0-1", ",="])
+    def test_what_is_of_no_known_unit_is_ignored(self, header):
+        assert service.parse_ranges(header, 100) is None
+
+    @pytest.mark.parametrize(
+        "header", ["bytes=100-", "bytes=100-200", "bytes=-0", "bytes=-00,100-"]
+    )
+    def test_what_begins_nowhere_in_the_file_is_refused(self, header):
+        assert service.parse_ranges(header, 100) == []
+
+    @pytest.mark.parametrize("header", ["bytes=0-", "bytes=-5", "bytes=7-8"])
+    def test_an_empty_file_has_no_ranges(self, header):
+        assert service.parse_ranges(header, 0) is None
+
+    def test_what_is_unsatisfiable_is_left_out_of_a_set(self):
+        assert spans(service.parse_ranges("bytes=500-,3-4,-0", 100)) == [(3, 5)]
+
+    @pytest.mark.parametrize(
+        ("header", "expected"),
+        [
+            ("bytes=50-59,0-9", [(50, 60), (0, 10)]),
+            ("bytes=0-9,10-19", [(0, 20)]),
+            ("bytes=0-9,11-19", [(0, 10), (11, 20)]),
+            ("bytes=20-29,0-9,25-39", [(20, 40), (0, 10)]),
+            ("bytes=60-,30-39,0-99", [(0, 100)]),
+            ("bytes=90-,30-39,20-31", [(90, 100), (20, 40)]),
+            ("bytes=0-,-1,0-0", [(0, 100)]),
+        ],
+    )
+    def test_overlapping_and_touching_ranges_are_merged_in_order_of_asking(self, header, expected):
+        assert spans(service.parse_ranges(header, 100)) == expected
+
+    def test_too_many_ranges_are_refused(self):
+        most = service.MAX_RANGES
+        specs = [f"{2 * i}-{2 * i}" for i in range(most + 1)]
+        assert len(service.parse_ranges("bytes=" + ",".join(specs[:most]), 1000)) == most
+        assert service.parse_ranges("bytes=" + ",".join(specs), 1000) == []
+
+    def test_any_set_covers_what_was_asked_and_nothing_twice(self):
+        draw = random.Random(2)
+        for _ in range(500):
+            pairs = [sorted(draw.choices(range(60), k=2)) for _ in range(draw.randint(1, 8))]
+            header = "bytes=" + ",".join(f"{first}-{last}" for first, last in pairs)
+            asked = {i for first, last in pairs for i in range(first, last + 1) if i < 50}
+            given = [i for part in service.parse_ranges(header, 50) for i in part]
+            assert (len(given), set(given)) == (len(asked), asked), header
+
+
+class TestAnswer:
+    @pytest.mark.parametrize("header", ['"a"', 'W/"a"', "*", '"b", "a"', '"b",W/"a"'])
+    def test_if_none_match_compares_weakly(self, header):
+        assert service.is_known(header, '"a"')
+
+    @pytest.mark.parametrize("header", ['"b"', "a", '"aa"', '"b", W/"b"', ""])
+    def test_other_tags_are_not_known(self, header):
+        assert not service.is_known(header, '"a"')
+
+    def test_header_lines_of_one_name_are_one_list(self):
+        lines = Headers(raw=[(b"if-none-match", b'"b"'), (b"if-none-match", b'"a"')])
+        assert service.answer("GET", lines, 10, '"a"', "x/y").status == 304
+        lines = Headers(raw=[(b"range", b"bytes=0-1"), (b"range", b"bytes=4-5")])
+        assert service.answer("GET", lines, 10, '"a"', "x/y").status == 200
+
+
+class LookedAt(os.PathLike):
+    """A path at which something happens each time that one has looked."""
+
+    def __init__(self, path, happen):
+        self.path, self.happen, self.looks = path, happen, 0
+
+    def __fspath__(self):
+        return str(self.path)
+
+    async def stat(self):
+        found = self.path.stat()
+        self.looks += 1
+        assert self.looks < 9, "it waits for a file that never holds still"
+        self.happen(self.looks)
+        return found
+
+
+class TestSource:
+    async def opened(self, path, happen):
+        """Return ETag and content of the version that a first request gets."""
+
+        async with aiommap.Hub() as hub:
+            source = service.Source(hub, path)
+            source._path = LookedAt(path, happen)
+            async with source.current() as version:
+                return version.etag, await version.file.read(0, version.file.size)
+
+    def test_a_growing_file_is_not_waited_for(self, path):
+        def grow(look):
+            with path.open("ab") as file:
+                file.write(b"more")
+
+        before = path.read_bytes()
+        _, content = asyncio.run(self.opened(path, grow))
+        assert content == before + b"more" * 2
+
+    def test_a_file_replaced_while_it_is_opened_has_its_own_tag(self, path, tmp_path):
+        def replace(look):
+            if look == 2:  # the first look finds the change, the second is for the tag
+                (tmp_path / "new").write_bytes(b"new")
+                (tmp_path / "new").replace(path)
+
+        etag, content = asyncio.run(self.opened(path, replace))
+        assert (etag, content) == (service.name_version(path.stat(), 3), b"new")
+
+
+def spans(ranges):
+    return [(part.start, part.stop) for part in ranges]
+
+
+class Server:
+    """The service as a process of its own, its port learnt from what it prints."""
+
+    def __init__(self, path, script=SCRIPT):
+        self.path = path
+        command = [sys.executable, str(script), str(path), "--port", "0"]
+        environment = {**os.environ, "PYTHONDEVMODE": "1"}  # it tells of files left open
+        self.process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment
+        )
+        self.lines = []
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if match := re.search(r"running on (http://\S+)", line):
+                self.url = match[1]
+                break
+        else:
+            raise AssertionError("the service did not start:\n" + "".join(self.lines))
+        # A full pipe would stop the service.
+        self._drain = threading.Thread(target=lambda: self.lines.extend(self.process.stderr))
+        self._drain.start()
+
+    def stop(self, number=signal.SIGTERM, code=-signal.SIGTERM):
+        """End it; it must end cleanly, whatever was done to it. uvicorn dies of its SIGTERM."""
+        if self.process.stderr.closed:
+            return
+        try:
+            self.process.send_signal(number)
+            assert self.process.wait(timeout=30) == code
+        finally:
+            self.process.kill()
+            self._drain.join()
+            self.process.stderr.close()
+        output = "".join(self.lines)
+        assert "Application shutdown complete" in output
+        for trouble in ("Traceback", "ResourceWarning", "RuntimeWarning"):
+            assert trouble not in output, output
+
+    def private_bytes(self):
+        """Memory of its own; cached pages of a mapped file are the system's to take back."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(r"RssAnon:\s+(\d+) kB", status)[1]) * 1024
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start services, each with a file of its own, and end them."""
+    servers = []
+
+    def start(content=CONTENT, name="data.bin"):
+        path = tmp_path / name
+        path.write_bytes(content)
+        servers.append(Server(path))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """One service for all tests that change nothing, and a client of it."""
+    path = tmp_path_factory.mktemp("shared") / "data.bin"
+    path.write_bytes(CONTENT)
+    server = Server(path)
+    with httpx.Client(base_url=server.url) as client:
+        yield client
+    server.stop()
+
+
+def get(client, byte_range=None, method="GET", **headers):
+    """Ask for the file; every answer must be as long as it says."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    if byte_range is not None:
+        named["range"] = byte_range
+    answer = client.request(method, "/", headers=named)
+    if method == "GET" and answer.status_code != 304:
+        assert int(answer.headers["content-length"]) == len(answer.content)
+    return answer
+
+
+@pytest.mark.slow
+class TestOneRequest:
+    def test_whole_file(self, shared):
+        answer = get(shared)
+        assert (answer.status_code, answer.content) == (200, CONTENT)
+        assert answer.headers["accept-ranges"] == "bytes"
+        assert answer.headers["content-type"] == "application/octet-stream"
+        assert re.fullmatch(r'"[^"]+"', answer.headers["etag"])
+
+    @pytest.mark.parametrize(
+        ("header", "first", "last"),
+        [
+            ("bytes=0-0", 0, 0),
+            ("bytes=100-299999", 100, 299_999),
+            ("bytes=1000000-", 1_000_000, SIZE - 1),
+            ("bytes=-500", SIZE - 500, SIZE - 1),
+            (f"bytes=5-{SIZE + 5}", 5, SIZE - 1),
+            ("bytes=0-9,5-20", 0, 20),
+            (f"bytes=7-8,{SIZE}-", 7, 8),
+        ],
+    )
+    def test_one_range(self, shared, header, first, last):
+        answer = get(shared, header)
+        assert (answer.status_code, answer.content) == (206, CONTENT[first : last + 1])
+        assert answer.headers["content-range"] == f"bytes {first}-{last}/{SIZE}"
+        assert answer.headers["content-type"] == "application/octet-stream"
+
+    def test_several_ranges(self, shared):
+        answer = get(shared, f"bytes=-5,0-299999,{SIZE}-")
+        assert answer.status_code == 206
+        assert "content-range" not in answer.headers
+        kind, _, boundary = answer.headers["content-type"].partition("; boundary=")
+        assert kind == "multipart/byteranges"
+        before, *parts, end = answer.content.split(f"\r\n--{boundary}".encode())
+        assert (before, end) == (b"", b"--\r\n")
+        binary = "\r\nContent-Type: application/octet-stream\r\nContent-Range: "
+        expected = [(SIZE - 5, SIZE - 1), (0, 299_999)]
+        for part, (first, last) in zip(parts, expected, strict=True):
+            head, _, body = part.partition(b"\r\n\r\n")
+            assert head.decode() == f"{binary}bytes {first}-{last}/{SIZE}"
+            assert body == CONTENT[first : last + 1]
+
+    @pytest.mark.parametrize("header", [f"bytes={SIZE}-", "bytes=-0", "bytes=" + "1-2," * 33])
+    def test_refused_ranges(self, shared, header):
+        answer = get(shared, header)
+        assert (answer.status_code, answer.content) == (416, b"")
+        assert answer.headers["content-range"] == f"bytes */{SIZE}"
+
+    @pytest.mark.parametrize("header", ["bytes=5-4", "bytes", "lines=1-2", "bytes=a-"])
+    def test_malformed_ranges_are_ignored(self, shared, header):
+        answer = get(shared, header)
+        assert (answer.status_code, answer.content) == (200, CONTENT)
+        assert "content-range" not in answer.headers
+
+    def test_head(self, shared):
+        whole = get(shared)
+        for header in (None, "bytes=0-9"):  # ranges are defined for GET alone
+            answer = get(shared, header, method="HEAD")
+            assert (answer.status_code, answer.content) == (200, b"")
+            for name in ("content-length", "etag", "accept-ranges", "content-type"):
+                assert answer.headers[name] == whole.headers[name]
+
+    @pytest.mark.parametrize("method", ["GET", "HEAD"])
+    def test_if_none_match(self, shared, method):
+        tag = get(shared).headers["etag"]
+        for held in (tag, "W/" + tag, f'"other", {tag}', "*"):
+            answer = get(shared, "bytes=0-9", method, if_none_match=held)
+            assert (answer.status_code, answer.content) == (304, b"")
+            assert answer.headers["etag"] == tag
+            # It may say the length of the file, but no other (RFC 9110 §8.6).
+            assert answer.headers.get("content-length", str(SIZE)) == str(SIZE)
+        assert get(shared, if_none_match='"other"').content == CONTENT
+
+    def test_if_range(self, shared):
+        tag = get(shared).headers["etag"]
+        assert get(shared, "bytes=0-9", if_range=tag).content == CONTENT[:10]
+        for other in ('"other"', "W/" + tag, "Wed, 21 Oct 2015 07:28:00 GMT"):
+            answer = get(shared, "bytes=0-9", if_range=other)
+            assert (answer.status_code, answer.content) == (200, CONTENT)
+
+    def test_what_is_not_served(self, shared):
+        assert shared.post("/").status_code == 405
+        assert shared.get("/other").status_code == 404
+
+
+@pytest.mark.slow
+class TestManyRequests:
+    def test_concurrent_ranges_are_right(self, shared):
+        draw = random.Random(3)
+        pairs = [sorted(draw.choices(range(SIZE), k=2)) for _ in range(100)]
+
+        async def ask(client, first, last):
+            answer = await client.get("/", headers={"range": f"bytes={first}-{last}"})
+            return answer.content == CONTENT[first : last + 1]
+
+        async def run():
+            limits = httpx.Limits(max_connections=32)
+            async with httpx.AsyncClient(base_url=shared.base_url, limits=limits) as client:
+                return await asyncio.gather(*(ask(client, *pair) for pair in pairs))
+
+        assert asyncio.run(run()) == [True] * len(pairs)
+
+    def test_memory_is_bounded_by_chunks(self, start):
+        server = start()
+        os.truncate(server.path, HUGE)
+        with httpx.Client(base_url=server.url) as client:
+            get(client, "bytes=0-9")
+            before = peak = server.private_bytes()
+            total = 0
+            with client.stream("GET", "/") as answer:
+                for chunk in answer.iter_raw():
+                    total += len(chunk)
+                    peak = max(peak, server.private_bytes())
+        assert total == HUGE
+        assert peak - before < HUGE // 8
+
+    def test_clients_that_leave_are_no_error(self, start):
+        server = start()
+        os.truncate(server.path, HUGE)
+        for _ in range(4):
+            with httpx.Client(base_url=server.url) as client, client.stream("GET", "/") as answer:
+                next(answer.iter_raw())
+        with httpx.Client(base_url=server.url) as client:
+            assert get(client, "bytes=0-9").content == CONTENT[:10]
+
+
+@pytest.mark.slow
+class TestChangingFile:
+    @pytest.mark.parametrize("keep", [0, 5000, MIB], ids=["nothing", "part", "first-MiB"])
+    def test_truncation_breaks_off_responses_and_nothing_else(self, start, outside, keep):
+        server = start()
+        os.truncate(server.path, HUGE)
+
+        async def read_rest(stream, received):
+            async for chunk in stream:
+                received += chunk
+
+        async def download(client, begun, truncated):
+            received = bytearray()
+            # 206 and 200 alike; both reach far beyond what is kept.
+            async with client.stream("GET", "/", headers={"range": "bytes=0-"}) as answer:
+                stream = answer.aiter_raw()
+                received += await anext(stream)
+                begun.release()
+                await truncated.wait()
+                with pytest.raises(httpx.RemoteProtocolError, match="without sending complete"):
+                    await read_rest(stream, received)
+            assert len(received) < HUGE
+            assert received[:SIZE] == CONTENT[: len(received)]
+
+        async def run():
+            begun, truncated = asyncio.Semaphore(0), asyncio.Event()
+            async with httpx.AsyncClient(base_url=server.url) as client, asyncio.TaskGroup() as all:
+                for _ in range(8):
+                    all.create_task(download(client, begun, truncated))
+                for _ in range(8):
+                    await begun.acquire()
+                outside(server.path, keep)
+                truncated.set()
+
+        asyncio.run(run())
+        with httpx.Client(base_url=server.url) as client:
+            assert get(client).content == CONTENT[:keep]
+            if keep:
+                assert get(client, f"bytes=0-{HUGE}").content == CONTENT[:keep]
+                assert get(client, f"bytes={keep}-").headers["content-range"] == f"bytes */{keep}"
+
+    def test_a_replaced_file_is_sent_to_its_end(self, start, tmp_path):
+        server = start()
+        os.truncate(server.path, HUGE)
+        with httpx.Client(base_url=server.url) as client:
+            with client.stream("GET", "/") as answer:
+                stream = answer.iter_raw()
+                received = bytearray(next(stream))
+                (tmp_path / "new").write_bytes(b"new")
+                (tmp_path / "new").replace(server.path)
+                with httpx.Client(base_url=server.url) as other:
+                    assert get(other).content == b"new"
+                for chunk in stream:
+                    received += chunk
+            assert (received[:SIZE], len(received)) == (CONTENT, HUGE)
+            assert get(client, "bytes=0-0", if_range=answer.headers["etag"]).content == b"new"
+
+    def test_a_released_version_is_unmapped(self, start, tmp_path):
+        server = start()
+        maps = Path(f"/proc/{server.process.pid}/maps")
+        with httpx.Client(base_url=server.url) as client:
+            for number in range(3):
+                (tmp_path / "new").write_bytes(b"%d" % number)
+                (tmp_path / "new").replace(server.path)
+                assert get(client).content == b"%d" % number
+                lines = maps.read_text().splitlines()
+                assert len([line for line in lines if server.path.name in line]) == 1
+
+    def test_every_change_is_seen_by_the_next_request(self, start):
+        server = start(b"one", "page.html")
+        with httpx.Client(base_url=server.url) as client:
+            first = get(client)
+            assert first.headers["content-type"] == "text/html"
+            server.path.write_bytes(b"three")
+            second = get(client, "bytes=0-1", if_range=first.headers["etag"])
+            assert (second.status_code, second.content) == (200, b"three")
+            assert second.headers["etag"] != first.headers["etag"]
+            server.path.write_bytes(b"")
+            assert get(client, "bytes=-5").content == b""
+            server.path.unlink()
+            assert get(client).status_code == 404
+            server.path.write_bytes(b"again")
+            assert get(client).content == b"again"
+
+
+@pytest.mark.slow
+class TestProcess:
+    def test_interrupt_ends_it_with_code_zero(self, start):
+        server = start()
+        with httpx.Client(base_url=server.url) as client:
+            assert get(client, "bytes=0-9").content == CONTENT[:10]
+            server.stop(signal.SIGINT, code=0)
+
+    def test_a_response_under_way_is_finished_first(self, start):
+        server = start()
+        os.truncate(server.path, HUGE)
+        with httpx.Client(base_url=server.url) as client, client.stream("GET", "/") as answer:
+            stream = answer.iter_raw()
+            length = len(next(stream))
+            server.process.send_signal(signal.SIGTERM)
+            assert length + sum(map(len, stream)) == HUGE
+        assert server.process.wait(timeout=30) == -signal.SIGTERM
+
+    def test_a_path_that_is_no_file_is_refused(self, tmp_path):
+        done = subprocess.run(
+            [sys.executable, str(SCRIPT), str(tmp_path)], capture_output=True, text=True
+        )
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "is not a regular file" in done.stderr

@@ -1,0 +1,28 @@
+"""The example of a shared metrics page, run as a user would."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tests.support.example_scripts import EXAMPLES
+
+SCRIPT = EXAMPLES / "shared_counters.py"
+
+
+def test_no_request_of_any_worker_is_lost(tmp_path):
+    command = [sys.executable, str(SCRIPT), str(tmp_path / "metrics")]
+    done = subprocess.run(
+        [*command, "--workers", "3", "--requests", "2000"],
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [
+        *("requests", "6000"),
+        *("errors", "60"),
+        *("bytes", str(3 * 2 * sum(range(1000)))),
+        *("busy", "0"),
+        *("idle", "3"),
+    ]

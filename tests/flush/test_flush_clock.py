@@ -1,0 +1,246 @@
+"""Flushes nobody asks for while the loop is busy or at rest, and the clock that starts them."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+import time
+import weakref
+
+import anyio
+import pytest
+
+import aiommap
+from aiommap import PAGE_SIZE as PAGE
+from aiommap import FlushPolicy
+from aiommap._runtime.kept_threads import clock
+from aiommap.testing import failing_flush, slow_disk
+from tests.support.waiting import nothing_happens, until
+
+pytestmark = pytest.mark.anyio
+
+
+def busy_until(condition):
+    """Keep the loop from running until something is so."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen while the loop was busy"
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [FlushPolicy.every_interval(0.01), FlushPolicy.every_bytes(1), FlushPolicy.every_writes(1)],
+    ids=str,
+)
+class TestBusyLoop:
+    async def test_a_write_is_flushed(self, path, policy):
+        async with aiommap.open(path, "r+", flush=policy) as f:
+            for count in range(1, 4):
+                receipt = await f.write(0, b"x")
+                busy_until(lambda receipt=receipt: receipt.durable)
+                busy_until(lambda: not f._auto._asked)
+                assert f.statistics().flushes == count
+
+    async def test_a_large_write_that_nobody_was_told_of_is_flushed(self, path, policy):
+        os.truncate(path, 1 << 20)
+        async with aiommap.open(path, "r+", flush=policy) as f, anyio.create_task_group() as group:
+            group.start_soon(f.write, 0, b"x" * (1 << 20))
+            await until(lambda: f._core.own.queued_bytes)
+            busy_until(lambda: f._flusher.groups.count)
+
+    async def test_a_word_changed_in_a_thread_is_flushed(self, path, policy):
+        async with aiommap.open(path, "r+", flush=policy) as f:
+            thread = threading.Thread(target=f.atomic_u64(0).store, args=(1,))
+            thread.start()
+            busy_until(lambda: f._flusher.groups.count)
+            thread.join()
+
+    async def test_a_failure_latches_and_is_told_afterwards(self, path, policy):
+        told = []
+        f = await aiommap.open(path, "r+", flush=policy)
+        f.on_error(told.append)
+        with failing_flush(f):
+            receipt = await f.write(0, b"x")
+            busy_until(lambda: f._core.failure is not None)
+        assert not receipt.durable
+        with pytest.raises(aiommap.FlushError):
+            await f.write(0, b"x")
+        await until(lambda: told)
+        with pytest.raises(aiommap.FlushError):
+            await f.aclose()
+
+    async def test_a_lost_page_is_found_once(self, path, policy):
+        f = await aiommap.open(path, "r+", flush=policy)
+        view = f.view(8 * PAGE, PAGE)
+        memory = view.memory
+        os.truncate(path, PAGE)
+        memory[0] = 1
+        busy_until(lambda: not f._auto._asked and not f._flusher.busy)
+        memory.release()
+        view.release()
+        with pytest.raises((aiommap.MappingFaultError, aiommap.FlushError)):
+            await f.aclose()
+
+
+async def test_interval_of_memory_while_the_loop_is_busy(path):
+    async with aiommap.open(path, "r+", flush=FlushPolicy.every_interval(0.01)) as f:
+        flushes = f._flusher.groups
+        with f.view(0, PAGE) as view:
+            for value in range(3):
+                view.memory[0] = value
+                seen = flushes.count
+                busy_until(lambda seen=seen: flushes.count >= seen + 2)
+
+
+async def test_interval_of_a_growing_file_while_the_loop_is_busy(tmp_path):
+    policy = FlushPolicy.every_interval(0.01)
+    opening = aiommap.open(tmp_path / "f", "x+", size=PAGE, capacity=1 << 20, flush=policy)
+    async with opening as f:
+        with f.view(growable=True) as view:
+            view.memory[100 * PAGE] = 1
+            seen = f._flusher.groups.count
+            busy_until(lambda: f._flusher.groups.count >= seen + 2)
+            assert not f._core.resized
+
+
+@pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
+def test_interval_of_a_loop_at_rest(path, kind):
+    """Between two runs, as in a notebook or a test suite."""
+
+    loop = pytest.importorskip(kind).new_event_loop()
+
+    async def begin():
+        f = await aiommap.open(path, "r+", flush=FlushPolicy.every_interval(0.01))
+        return f, await f.write(0, b"x")
+
+    f, receipt = loop.run_until_complete(begin())
+    busy_until(lambda: receipt.durable)
+    receipt = loop.run_until_complete(f.write(PAGE, b"x"))
+    busy_until(lambda: receipt.durable)
+    loop.run_until_complete(f.aclose())
+    loop.close()
+
+
+async def test_close_while_it_is_flushed_unasked(path):
+    f = await aiommap.open(path, "r+", flush=FlushPolicy.every_interval(0.01))
+    with slow_disk(f, only="flush") as disk:
+        receipt = await f.write(0, b"x")
+        await disk.wait_stalled()
+        async with anyio.create_task_group() as group:
+            group.start_soon(f.aclose)
+            await until(lambda: f.closed)
+            await nothing_happens()
+            assert not f._mapping.closed
+            disk.release()
+    assert receipt.durable
+    assert f._mapping.closed
+
+
+async def test_flush_while_it_is_flushed_unasked(path):
+    """Whoever asks waits for what is under way, though nothing else is dirty (I4)."""
+    async with aiommap.open(path, "r+", flush=FlushPolicy.every_interval(0.01)) as f:
+        with slow_disk(f, only="flush") as disk:
+            receipt = await f.write(0, b"x")
+            await disk.wait_stalled()
+            asked = []
+
+            async def flush():
+                await f.flush()
+                asked.append(receipt.durable)
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(flush)
+                await nothing_happens()
+                assert not asked
+                disk.release()
+            assert asked == [True]
+
+
+@pytest.mark.parametrize("discard", [False, True])
+async def test_reopen_while_it_is_flushed_unasked(path, discard):
+    async with aiommap.open(path, "r+", flush=FlushPolicy.every_interval(0.01)) as f:
+        with slow_disk(f, only="flush") as disk:
+            await f.write(0, b"old")
+            await disk.wait_stalled()
+            path.rename(f"{path}.1")
+            path.write_bytes(b"new")
+            async with anyio.create_task_group() as group:
+                group.start_soon(lambda: f.reopen(discard=discard))
+                await nothing_happens()
+                disk.release()
+        assert await f.read(0, 3) == b"new"
+    assert path.with_name("file.1").read_bytes()[:3] == b"old"
+
+
+async def test_no_clock_without_a_policy_that_needs_it(path):
+    await until(lambda: not clock.runs)
+    async with aiommap.open(path, "r+") as f:
+        assert not clock.runs
+        f.flush_policy = FlushPolicy.every_interval(3600)
+        assert clock.runs
+        f.flush_policy = FlushPolicy.every_writes(10)
+        f.flush_policy = FlushPolicy.manual()
+        await until(lambda: not clock.runs)
+        f.flush_policy = FlushPolicy.every_interval(0.01)
+        receipt = await f.write(0, b"x")
+        await until(lambda: receipt.durable)
+    await until(lambda: not clock.runs)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+async def test_a_dropped_file_lets_the_clock_go(path):
+    async def drop():
+        f = await aiommap.open(path, "r+", flush=FlushPolicy.every_interval(3600))
+        await f.write(0, b"x")
+        return weakref.ref(f), weakref.ref(f._auto)
+
+    gone = await drop()
+
+    def is_gone():
+        gc.collect()
+        return [reference() for reference in gone] == [None, None] and not clock.runs
+
+    await until(is_gone)
+
+
+AT_EXIT = """
+import asyncio, os, sys, aiommap
+from aiommap import FlushPolicy
+
+async def begin():
+    f = await aiommap.open(sys.argv[1], "r+", flush=FlushPolicy.every_interval(0.001))
+    view = f.view()
+    view.memory[0] = 90
+    return f, view
+
+kept = asyncio.new_event_loop().run_until_complete(begin())
+"""
+IN_A_CHILD = """
+import asyncio, os, sys, time, aiommap
+from aiommap import FlushPolicy
+
+async def open_and_write():
+    f = await aiommap.open(sys.argv[1], "r+", flush=FlushPolicy.every_interval(0.001))
+    return f, await f.write(0, b"x")
+
+kept = asyncio.new_event_loop().run_until_complete(open_and_write())
+child = os.fork()
+if not child:
+    f, receipt = asyncio.new_event_loop().run_until_complete(open_and_write())
+    while not receipt.durable:
+        time.sleep(0.001)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("script", [AT_EXIT, IN_A_CHILD], ids=["exit", "fork"])
+def test_interval_of_a_process_that_ends_or_forks(path, script):
+    command = [sys.executable, "-W", "ignore", "-c", script, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stderr) == (0, "")

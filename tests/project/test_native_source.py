@@ -1,0 +1,206 @@
+"""Rules that the C sources keep, and the SIGBUS guard on its own under UBSan."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CSRC = ROOT / "src" / "aiommap" / "_csrc"
+HARNESSES = [*(ROOT / "tests" / "native").glob("*_harness.c")]
+CASES = {
+    case: harness.stem
+    for harness in HARNESSES
+    for case in re.findall(r'^    \{"(\w+)", \w+\},$', harness.read_text("utf-8"), re.MULTILINE)
+}
+FILES = sorted(str(path.relative_to(CSRC)) for path in CSRC.rglob("*.[ch]"))
+
+#: These never see Python, so nothing Pythonic can happen in them.
+WITHOUT_PYTHON = sorted(name for name in FILES if name.startswith("sys/") and name.endswith(".c"))
+
+MAX_LINES = 500
+#: A public class may be as long as its documentation, which is what users read of it.
+MAY_BE_LONGER = {"src/aiommap/_file/mapped_file.py"}
+SOURCE_FOLDERS = ("src", "tests", "benchmarks", "examples")
+SOURCE_SUFFIXES = {".py", ".pyi", ".c", ".h"}
+
+COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
+STRING = re.compile(r'"(?:\\.|[^"\\])*"')
+#: House style: the braces of a function, and only those, stand in the first column.
+FUNCTION = re.compile(r"^\w[^\n;]*\([^;{}]*\)\n\{\n(?P<body>.*?)^\}$", re.MULTILINE | re.DOTALL)
+STRUCT = re.compile(
+    r"^(?:typedef )?struct(?P<tag> \w+)? \{(?P<beside>[^\n]*)\n(?P<fields>.*?)^\}(?P<name> ?\w*);",
+    re.MULTILINE | re.DOTALL,
+)
+#: A field and the comment behind it, which may go on below.
+FIELD = re.compile(r"^ {4}(?P<field>\w[^;/]*);(?P<comment>[^\n]*(?:\n +\*[^\n]*)*)", re.MULTILINE)
+INCLUDE = re.compile(r'^#include [<"]([^>"]+)[>"]', re.MULTILINE)
+GIL = re.compile(r"\bPy_(BEGIN|END)_ALLOW_THREADS\b")
+LEAVES = re.compile(r"\b(?:return|goto|break|continue)\b")
+PYTHON_CALL = re.compile(r"\b_?Py[A-Z]\w*")
+#: How a comment says who may touch a field.
+TOUCHED_BY = re.compile(r"\bGIL\b|\bconstant\b|\w*lock\b|\bthread\b|\batomic\b|\bcaller\b")
+
+
+def text_of(name):
+    return (CSRC / name).read_text(encoding="utf-8")
+
+
+def code_of(name):
+    """Return the source with comments and string contents blanked out."""
+    return STRING.sub('""', COMMENT.sub(" ", text_of(name)))
+
+
+def includes(name):
+    """Name everything that a file includes, also through our own headers."""
+    found, pending = set(), [name]
+    while pending:
+        here = pending.pop()
+        for header in INCLUDE.findall(text_of(here)):
+            own = os.path.normpath(Path(here).parent / header)
+            known = own if (CSRC / own).exists() else header
+            if known not in found and known == own:
+                pending.append(own)
+            found.add(known)
+    return found
+
+
+def without_gil_spans(code):
+    """Yield every piece of code that runs without the GIL; fail where a pair is broken."""
+    begun = None
+    for mark in GIL.finditer(code):
+        if mark[1] == "BEGIN":
+            assert begun is None, f"a second Py_BEGIN_ALLOW_THREADS in {code!r}"
+            begun = mark.end()
+        else:
+            assert begun is not None, f"Py_END_ALLOW_THREADS without its beginning in {code!r}"
+            yield code[begun : mark.start()]
+            begun = None
+    assert begun is None, f"Py_BEGIN_ALLOW_THREADS without its end in {code!r}"
+
+
+def macro_statements(code):
+    """Yield what is passed to WITHOUT_GIL, which wraps it in such a pair."""
+    for use in re.finditer(r"\bWITHOUT_GIL\((?!hold, mapping, statement)", code):
+        depth, at = 1, use.end()
+        while depth:
+            depth += {"(": 1, ")": -1}.get(code[at], 0)
+            at += 1
+        yield code[use.end() : at - 1]
+
+
+def structs():
+    """Yield each struct of a header: the comments about all of it, and its fields."""
+    for header in (name for name in FILES if name.endswith(".h")):
+        text = text_of(header)
+        for found in STRUCT.finditer(text):
+            before = text[: found.start()]
+            above = before.rpartition("/*")[2] if before.endswith("*/\n") else ""
+            name = (found["tag"] or found["name"]).strip()
+            yield pytest.param(above + found["beside"], found["fields"], id=f"{header}:{name}")
+
+
+@pytest.mark.parametrize("name", WITHOUT_PYTHON)
+def test_the_core_knows_nothing_of_python(name):
+    found = includes(name)
+    assert not {header for header in found if "Python" in header or header.startswith("py/")}
+    assert not PYTHON_CALL.search(code_of(name))
+
+
+def test_only_the_guard_jumps():
+    jumping = {name for name in FILES if re.search(r"\bsig(?:set|long)jmp\b", code_of(name))}
+    assert jumping == {"sys/guard.c"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_gil_is_given_up_and_taken_back_in_pairs(name):
+    code = code_of(name)
+    functions = [found["body"] for found in FUNCTION.finditer(code)]
+    rest = FUNCTION.sub("", code)
+    spans = [span for part in (*functions, rest) for span in without_gil_spans(part)]
+    for span in (*spans, *macro_statements(code)):
+        assert not LEAVES.search(span), f"leaves without the GIL: {span}"
+        assert not PYTHON_CALL.search(span), f"calls Python without the GIL: {span}"
+
+
+def test_the_patterns_see_what_they_are_meant_to_see():
+    """The rules above hold for nothing if the patterns stop matching the house style."""
+    code = {name: code_of(name) for name in FILES}
+    assert all(FUNCTION.search(code[name]) for name in FILES if name.endswith(".c"))
+    pairs = [mark for text in code.values() for mark in GIL.finditer(text)]
+    spans = [span for text in code.values() for span in without_gil_spans(text)]
+    assert len(pairs) == 2 * len(spans) > 0
+    assert any(list(macro_statements(text)) for text in code.values())
+    declared = sum(
+        len(re.findall(r"\bstruct(?: \w+)? \{", code[name])) for name in FILES if name[-1] == "h"
+    )
+    assert len(list(structs())) == declared > 0
+    assert {"truncated_source", "foreign_load"} < set(CASES)
+
+
+@pytest.mark.parametrize(("about_all", "fields"), [*structs()])
+def test_every_field_says_who_may_touch_it(about_all, fields):
+    """Beside the field, or once for all fields above the struct or beside its opening."""
+    found = [match.groups() for match in FIELD.finditer(fields)]
+    assert found
+    silent = [field for field, comment in found if not TOUCHED_BY.search(about_all + comment)]
+    assert silent == []
+
+
+@pytest.mark.parametrize("folder", SOURCE_FOLDERS)
+def test_no_source_file_is_too_long_to_read(folder):
+    paths = [path for path in (ROOT / folder).rglob("*") if path.suffix in SOURCE_SUFFIXES]
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines())
+        for path in paths
+    }
+    too_long = {name for name, lines in lengths.items() if lines > MAX_LINES}
+    assert {name: lengths[name] for name in too_long - MAY_BE_LONGER} == {}
+
+
+def run(*command, **options):
+    # A preloaded sanitizer is for Python only, and UBSan must leave a fatal SIGBUS as it is.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    environment["UBSAN_OPTIONS"] = "handle_sigbus=0"
+    options |= {"capture_output": True, "text": True, "timeout": 50}
+    return subprocess.run([*map(str, command)], env=environment, **options)
+
+
+@pytest.fixture(scope="module")
+def harnesses(tmp_path_factory):
+    """The guard and its harness, compiled without Python under UBSan, warnings being errors."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    folder = tmp_path_factory.mktemp("guard")
+    strict = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-O1", "-g", "-pthread"]
+    undefined = ["-fsanitize=undefined", "-fno-sanitize-recover=all"]
+    empty = run(compiler, *undefined, "-xc", "-", "-o", folder / "empty", input="int main(){}")
+    if empty.returncode:
+        pytest.skip("the C compiler has no UBSan runtime")
+    sources = [f"-I{CSRC / 'sys'}", *(CSRC / name for name in WITHOUT_PYTHON)]
+    for harness in HARNESSES:
+        made = run(compiler, *strict, *undefined, *sources, harness, "-o", folder / harness.stem)
+        assert made.returncode == 0, made.stderr
+    return folder
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("foreign_")])
+def test_the_guard_by_itself(harnesses, tmp_path, case):
+    done = run(harnesses / CASES[case], case, tmp_path / "file")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("foreign_")])
+def test_a_foreign_sigbus_still_kills(harnesses, tmp_path, case):
+    assert run(harnesses / CASES[case], case, tmp_path / "file").returncode == -signal.SIGBUS
+
+
+def test_a_harness_refuses_a_case_it_does_not_have(harnesses, tmp_path):
+    assert run(harnesses / "guard_harness", "unheard_of", tmp_path / "file").returncode == 2

@@ -1,0 +1,65 @@
+"""Facts of a release that stand in several places agree."""
+
+from __future__ import annotations
+
+import re
+import sysconfig
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from aiommap import _native
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+OLDEST = re.fullmatch(r">=3\.(\d+)", PROJECT["project"]["requires-python"])[1]
+
+
+def test_the_stable_abi_is_that_of_the_oldest_python():
+    header = (ROOT / "src" / "aiommap" / "_csrc" / "py" / "mapping.h").read_text(encoding="utf-8")
+    assert f"#define Py_LIMITED_API 0x03{int(OLDEST):02X}0000\n" in header
+    wheels = PROJECT["tool"]["cibuildwheel"]
+    assert wheels["build"] == f"cp3{OLDEST}-*"
+    assert wheels["config-settings"] == {"--build-option": f"--py-limited-api=cp3{OLDEST}"}
+    assert f"--py-limited-api=cp3{OLDEST} " in (ROOT / ".ci" / "build").read_text(encoding="utf-8")
+
+
+def test_the_oldest_python_is_what_tools_and_classifiers_say():
+    assert PROJECT["tool"]["ruff"]["target-version"] == f"py3{OLDEST}"
+    assert PROJECT["tool"]["pyright"]["pythonVersion"] == f"3.{OLDEST}"
+    named = [text for text in PROJECT["project"]["classifiers"] if " :: 3." in text]
+    assert named[0] == f"Programming Language :: Python :: 3.{OLDEST}"
+
+
+@pytest.mark.skipif(
+    bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="no stable ABI without a GIL"
+)
+def test_the_native_module_is_one_for_all_versions():
+    assert _native.__file__.endswith(".abi3.so")
+
+
+def test_no_wheel_is_declared_for_free_threaded_python():
+    assert not [text for text in PROJECT["project"]["classifiers"] if "Free Threading" in text]
+    sources = (ROOT / "src" / "aiommap" / "_csrc").rglob("*.c")
+    assert not [path for path in sources if "Py_mod_gil" in path.read_text(encoding="utf-8")]
+
+
+def brought(requirements):
+    """Name what an extra brings: other extras in backquotes, as README has them."""
+    names = set()
+    for text in requirements:
+        name, extras = re.match(r"([\w.-]+)(?:\[([\w,-]+)\])?", text).groups()
+        names |= {f"`{extra}`" for extra in extras.split(",")} if name == "aiommap" else {name}
+    return names
+
+
+def test_readme_lists_the_extras_and_what_they_bring():
+    extras = PROJECT["project"]["optional-dependencies"]
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Extras\n")[2]
+    rows = re.findall(r"^\| `(\w+)` \| .+ \| (.+) \|$", table.partition("\n## ")[0], re.MULTILINE)
+    assert {name: set(found.split(", ")) for name, found in rows} == {
+        name: brought(requirements) for name, requirements in extras.items()
+    }
+    needed = brought(PROJECT["project"]["dependencies"])
+    assert f"aiommap itself needs {' and '.join(sorted(needed))}." in table

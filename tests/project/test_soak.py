@@ -1,0 +1,68 @@
+"""The soak itself: it runs, and each of its oracles can fail."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+
+def soak(*arguments, seconds=3.0):
+    """Run it in a process of its own, whose threads and objects are its own."""
+    command = [sys.executable, "-m", "benchmarks", "soak", "--minutes", str(seconds / 60)]
+    return subprocess.run(
+        [*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=170
+    )
+
+
+def test_everything_at_once_loses_and_leaks_nothing(tmp_path):
+    done = soak("--seed", "11", "--folder", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert lines[0] == "soak: seed 11, 3 s, loops asyncio, uvloop, trio"
+    assert lines[-1].split() == "0 failures, seed 11".split()
+    assert os.listdir(tmp_path) == []
+
+
+#: What is broken on purpose, and how the soak tells of it.
+BROKEN = {
+    "lost-write": r"journal: journal: \d+ acknowledged bytes lost, the first at 9831\d",
+    "lost-record": r"killed: of \d+ records .* some are lost",
+    "late-write": r"storm: slot 0: changed after the verb ended",
+    "mixed-table": r"replacements: .*file \d+ is mixed up with another",
+    "lost-change": r"watched: a change is missing between .*",
+    "wrong-read": r"truncations: read \d+\+\d+ of a cut file is made up",
+    "made-up": r"resizes: .* at \d+: kept bytes are made up",
+    "miscount": r"counters: counted to 181 by fetch_add, not 180",
+    "descriptor": r"leaked 1 descriptors: socket",
+    "mapping": r"leaked the mapping .*hostage",
+    "thread": r"leaked 1 threads",
+    "object": r"leaked 1 objects: Hub",
+}
+
+
+def test_what_is_broken_on_purpose_is_found():
+    """A soak whose oracles cannot fail proves nothing."""
+    done = soak("--loop", "asyncio", *(f"--sabotage={name}" for name in BROKEN), seconds=2.0)
+    assert done.returncode == 1, done.stdout + done.stderr
+    missed = [
+        name for name, told in BROKEN.items() if not re.search(f"FAILED .*{told}", done.stdout)
+    ]
+    assert not missed, done.stdout
+
+
+def test_every_way_to_break_it_is_tried():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "soak", "--help"], cwd=ROOT, capture_output=True
+    )
+    choices = "{" + ",".join(BROKEN) + "}"
+    assert f"--sabotage {choices}".encode() in done.stdout

@@ -1,0 +1,95 @@
+"""Scripts in which one system call is held or fails (``gate.c``), each in a process of its own."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from tests.support.scripts import PREAMBLE
+
+GATES = (
+    PREAMBLE
+    + """
+import concurrent.futures, contextlib
+from aiommap import FlushPolicy, _native
+
+gate = ctypes.CDLL(None)
+pool = concurrent.futures.ThreadPoolExecutor()
+NEVER = FlushPolicy.never()
+
+def arm(name, after=False):
+    gate.gate_arm(name.encode(), int(after))
+
+def fail(name, nth=1, error=errno.ENOMEM, on=False):
+    gate.gate_fail(name.encode(), nth, error, int(on))
+
+@contextlib.contextmanager
+def held(name, call, *arguments, after=False):
+    \"\"\"Run a call in a thread that stands in a system call for as long as the block runs.\"\"\"
+    arm(name, after)
+    future = pool.submit(call, *arguments)
+    assert gate.gate_reached(), f"{name} was never called: {future}"
+    try:
+        yield future
+    finally:
+        gate.gate_open()
+    with contextlib.suppress(Exception):
+        future.result(20)
+
+def native(size=SIZE, capacity=None, name="file"):
+    fd = os.open(make(name, size), os.O_RDWR)
+    room = capacity or size
+    mapping = _native.Mapping(fd, size, room, True, False, False, True, False, True)
+    mapping.attach(object(), _native.Receipt)
+    return mapping
+
+def outcome(future):
+    try:
+        return future.result(20)
+    except Exception as error:
+        return type(error).__name__
+"""
+)
+
+
+@functools.cache
+def gate_library():
+    """Compile the shim once; None without a compiler."""
+    compiler = shutil.which("cc")
+    if compiler is None or sys.platform != "linux":
+        return None
+    made = Path(tempfile.mkdtemp(prefix="gate")) / "gate.so"
+    source = Path(__file__).with_name("gate.c")
+    command = [compiler, "-shared", "-fPIC", "-O1", "-o", made, source, "-ldl"]
+    subprocess.run(command, check=True, capture_output=True)
+    return made
+
+
+def run_gated(code, folder, *, modes=("-X", "dev")):
+    """Run a script with the shim preloaded, behind whatever is preloaded now."""
+    library = gate_library()
+    if library is None:
+        pytest.skip("needs a C compiler and LD_PRELOAD")
+    preload = ":".join(filter(None, [os.environ.get("LD_PRELOAD"), str(library)]))
+    command = [sys.executable, *modes, "-c", GATES + code, str(folder)]
+    return subprocess.run(
+        [*command, "asyncio", "0"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "LD_PRELOAD": preload},
+    )
+
+
+def expect_gated(code, folder):
+    """The script has to come to its end, and to have said nothing but that."""
+    done = run_gated(textwrap.dedent(code) + '\nprint("alive")\n', folder)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stdout + done.stderr

@@ -1,0 +1,127 @@
+"""Running a script under strace(1), and reading which calls of it sync what.
+
+The trace is cut into phases by marks: the script writes the name of the phase that begins into
+the null device, which strace shows like any other write.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import textwrap
+from pathlib import Path
+
+import aiommap
+from tests.support.strict import PYTHON
+
+#: Every call that makes bytes durable, or begins to, and those that store bytes.
+SYNCS = ("fsync", "fdatasync", "msync", "sync_file_range", "sync", "syncfs")
+STORES = ("pwrite64", "pwritev", "pwritev2")
+TRACED = ",".join(SYNCS + STORES)
+
+#: What runs before the first mark.
+FIRST_PHASE = "open"
+
+SCRIPT = """
+import os, sys, anyio, anyio.lowlevel, aiommap
+from aiommap import PAGE_SIZE as PAGE, FlushPolicy
+
+path = sys.argv[1]
+marks = os.open(os.devnull, os.O_WRONLY)
+
+def mark(phase, f=None):
+    address = f._mapping.address if f else 0
+    os.pwrite(marks, f"{{phase}} {{address}}".encode(), 0)
+
+async def until(condition):
+    with anyio.fail_after(20):
+        while not condition():
+            await anyio.lowlevel.checkpoint()
+
+async def main():
+{body}
+
+anyio.run(main)
+"""
+
+#: "42 fsync(7</data/file>) = 0", or "42 fsync(7</data/file> <unfinished ...>" when another thread
+#: comes in between; the arguments are complete in both.
+BEGUN = re.compile(r"\d+ +(?P<name>\w+)\((?P<arguments>.*?)(?:\) += .*| <unfinished \.\.\.>)")
+#: The other half of such a call, and the end of a thread.
+REST = re.compile(r"\d+ +(?:<\.\.\. \w+ resumed>.*|\+\+\+ .* \+\+\+)")
+FAILED = re.compile(r"\) += -1 ")
+MARK = re.compile(r'\d+</dev/null[^"]*, "(?P<phase>[^"]+) (?P<address>\d+)"')
+DESCRIPTOR = re.compile(r"\d+<(?P<path>[^>]*)>")
+
+
+def missing() -> str | None:
+    """Say why this machine cannot trace a process, if it cannot."""
+    strace = shutil.which("strace")
+    if strace is None:
+        return "strace is not installed"
+    tried = subprocess.run([strace, "-f", "-o", os.devnull, "true"], capture_output=True, text=True)
+    return f"ptrace(2) is not permitted: {tried.stderr.strip()}" if tried.returncode else None
+
+
+def trace(body: str, path: Path, log: Path) -> dict[str, list[str]]:
+    """Run the body of a coroutine under strace; return the syncs of each phase, in order.
+
+    A phase begins at ``mark(phase, f)``, and its offsets are those of the file given there.
+    """
+    script = SCRIPT.format(body=textwrap.indent(textwrap.dedent(body), "    "))
+    options = ["-f", "-y", "-s", "200", "-e", f"trace={TRACED}", "-e", "signal=none", "-o", log]
+    subprocess.run(
+        ["strace", *options, *PYTHON, "-c", script, path],
+        check=True,
+        timeout=50,
+    )
+    return _phases(log.read_text(), path)
+
+
+def _phases(log: str, path: Path) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    calls = found[FIRST_PHASE] = []
+    address = 0
+    for line in log.splitlines():
+        assert not FAILED.search(line), line
+        begun = BEGUN.fullmatch(line)
+        if begun is None:
+            assert REST.fullmatch(line), f"this line of the trace is not understood: {line}"
+            continue
+        name, arguments = begun.groups()
+        if mark := MARK.match(arguments):
+            assert mark["phase"] not in found, f"two phases are called {mark['phase']}"
+            calls = found[mark["phase"]] = []
+            address = int(mark["address"])
+        elif name in SYNCS or "RWF_" in arguments:
+            calls.append(_describe(name, arguments.split(", "), path, address))
+    return found
+
+
+def _describe(name: str, arguments: list[str], path: Path, address: int) -> str:
+    """Write a call as a test does: "fsync file", "msync pages 1-3 MS_SYNC"."""
+    if name == "msync":
+        pages = _pages(int(arguments[0], 0) - address, int(arguments[1]))
+        return f"{name} {pages} {arguments[2]}"
+    if name == "sync":
+        return name
+    role = _role(arguments[0], path)
+    if name == "sync_file_range":
+        return f"{name} {role} {_pages(int(arguments[1]), int(arguments[2]))} {arguments[3]}"
+    return " ".join([name, role, *arguments[1:]])
+
+
+def _role(descriptor: str, path: Path) -> str:
+    """Say what a descriptor stands for: the file under test, its directory, or another's name."""
+    named = DESCRIPTOR.match(descriptor)
+    assert named is not None, descriptor
+    target = Path(named["path"])
+    return {path: "file", path.parent: "directory"}.get(target, target.name)
+
+
+def _pages(start: int, length: int) -> str:
+    """Write a byte range in whole pages, first and last."""
+    page = aiommap.PAGE_SIZE
+    return f"pages {start // page}-{(start + length - 1) // page}"

@@ -1,0 +1,439 @@
+"""The faults of aiommap.testing on every event loop: one file, one block, and nothing left behind.
+
+That they are like the real ones is shown beside real devices, in
+tests/faults/test_injected_and_real.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+import aiommap
+from aiommap import PAGE_SIZE as PAGE
+from aiommap import FlushPolicy
+from aiommap._core import opening as _opening
+from aiommap.testing import (
+    failing_flush,
+    full_disk,
+    removed_file,
+    replaced_file,
+    slow_disk,
+    truncated_file,
+)
+
+pytestmark = pytest.mark.anyio
+
+SOURCES = Path(aiommap.__file__).parent
+
+
+@pytest.fixture
+async def f(path, anyio_backend):
+    file = await aiommap.open(path, "r+")
+    yield file
+    try:
+        await file.aclose()
+    except aiommap.FlushError:
+        assert file.statistics().flush_failed
+
+
+@pytest.fixture
+def other_path(tmp_path):
+    made = tmp_path / "other"
+    made.write_bytes(bytes(4 * PAGE))
+    return made
+
+
+def untouched(f):
+    """Tell whether a file has no fault in place: its disk is the mapping, inline verbs answer."""
+    core = f._core
+    return core.disk is core.mapping and core.mapping.declining == core.closing
+
+
+# A flush that fails
+
+
+async def test_the_next_flush_fails_once_and_latches(f):
+    told = anyio.Event()
+    f.on_error(lambda error: told.set())
+    receipt = await f.write(0, b"lost")
+    with failing_flush(f) as fault:
+        with pytest.raises(aiommap.FlushError, match=os.strerror(errno.EIO)) as caught:
+            await f.flush()
+        assert (caught.value.errno, caught.value.ranges) == (errno.EIO, ((0, PAGE),))
+        with pytest.raises(aiommap.FlushError, match="flush failed"):
+            await f.flush()
+        assert fault.hits == 1
+    assert untouched(f)
+    with pytest.raises(aiommap.FlushError, match="flush failed"):
+        await f.write(0, b"x")
+    await told.wait()
+    assert not receipt.durable
+    with pytest.raises(aiommap.FlushError, match="flush failed"):
+        await f.aclose()
+
+
+async def test_a_flush_nobody_waits_for_tells_on_error(path):
+    failed = anyio.Event()
+    f = await aiommap.open(path, "r+", flush=FlushPolicy.every_writes(1))
+    f.on_error(lambda error: failed.set())
+    with failing_flush(f, errno.ENOSPC) as fault:
+        await f.write(0, b"lost")
+        await failed.wait()
+        assert fault.hits == 1
+    with pytest.raises(aiommap.FlushError, match=os.strerror(errno.ENOSPC)):
+        await f.aclose()
+
+
+async def test_a_fault_that_is_not_met_changes_nothing(f):
+    with failing_flush(f) as fault:
+        await f.flush()  # nothing is dirty, so nothing is asked of the disk
+        await f.write(0, b"kept")
+    assert fault.hits == 0
+    await f.flush()
+
+
+async def test_only_the_file_itself_has_the_fault(f, path, other_path):
+    async with aiommap.open(path, "r+") as same, aiommap.open(other_path, "r+") as other:
+        with failing_flush(f), full_disk(f):
+            for file in (same, other):
+                await file.write(0, b"fine")
+                await file.flush()
+            await other.resize(64 * PAGE)
+
+
+@pytest.mark.parametrize("mode", ["r", "c"])
+@pytest.mark.parametrize("fault", [failing_flush, full_disk])
+async def test_what_never_writes_cannot_fail_to(path, mode, fault):
+    async with aiommap.open(path, mode) as f:
+        with pytest.raises(aiommap.AccessModeError, match='use "r\\+"'), fault(f):
+            pytest.fail("there is no such fault")
+        assert untouched(f)
+
+
+# A full disk
+
+
+async def test_growth_on_a_full_disk_changes_nothing(f, path):
+    with full_disk(f) as fault:
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)) as caught:
+            await f.resize(64 * PAGE)
+        assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
+        assert (f.size, path.stat().st_size, fault.hits) == (16 * PAGE, 16 * PAGE, 1)
+        await f.write(0, b"blocks are there")
+        await f.resize(8 * PAGE)
+        await f.flush()
+    await f.resize(64 * PAGE)
+    await f.write(63 * PAGE, b"room again")
+
+
+async def test_files_cannot_be_made_on_a_full_disk(tmp_path):
+    full, inside = tmp_path / "full", tmp_path / "full" / "file"
+    full.mkdir()
+    for target in (full, inside):
+        with full_disk(target) as fault:
+            for mode in ("x+", "w+"):
+                with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)) as caught:
+                    await aiommap.open(inside, mode, size=PAGE)
+                assert (caught.value.filename, inside.exists()) == (str(inside), False)
+            assert fault.hits == 2
+            async with aiommap.open(tmp_path / "fuller", "w+", size=PAGE):
+                pass  # its name merely begins like the folder's
+            async with aiommap.open(inside, "x+", size=PAGE, sparse=True):
+                pass
+            inside.unlink()
+    async with aiommap.open(inside, "x+", size=PAGE):
+        pass
+
+
+async def test_a_store_into_a_hole_of_a_full_disk_stores_nothing(tmp_path):
+    async with aiommap.open(tmp_path / "file", "x+", size=64 * PAGE, sparse=True) as f:
+        await f.write(0, b"a" * 2 * PAGE)
+        with full_disk(f) as fault:
+            with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+                await f.write(PAGE, b"b" * 2 * PAGE)
+            with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+                await f.write(40 * PAGE, b"b")
+            await f.write(0, b"c")
+            assert fault.hits == 2
+        assert await f.read(0, 3 * PAGE) == b"c" + b"a" * (2 * PAGE - 1) + bytes(PAGE)
+        await f.write(40 * PAGE, b"b")
+        await f.flush()
+
+
+async def test_allocation_is_the_systems_again_after_the_last_full_disk(f, tmp_path):
+    before = _opening.allocate
+    first, second = full_disk(f), full_disk(tmp_path)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert _opening.allocate is not before
+    second.__exit__(None, None, None)
+    assert _opening.allocate is before
+
+
+# A slow disk
+
+
+async def test_reads_wait_in_a_worker_and_the_loop_goes_on(f):
+    with slow_disk(f) as disk:
+        async with anyio.create_task_group() as group:
+            read = []
+
+            async def reader(offset):
+                read.append(await f.read(offset, 2))
+
+            group.start_soon(reader, 0)
+            group.start_soon(reader, PAGE)
+            await disk.wait_stalled(2)
+            with pytest.raises(anyio.WouldBlock):
+                f.read_nowait(0, 2)
+            assert (disk.stalled, disk.hits, read) == (2, 2, [])
+            disk.release()
+        assert sorted(read) == [b"AA", b"BB"]
+        assert await f.read(2 * PAGE, 2) == b"CC"  # the disk is fast from now on
+        assert disk.hits == 2
+    assert f.read_nowait(0, 2) == b"AA"
+
+
+async def test_calls_are_released_in_the_order_they_came(f):
+    order = []
+    with slow_disk(f, only="read") as disk:
+        async with anyio.create_task_group() as group:
+
+            async def reader(name):
+                await f.read(0, 1)
+                order.append(name)
+
+            for count, name in enumerate("abc", start=1):
+                group.start_soon(reader, name)
+                await disk.wait_stalled(count)
+            for count in (1, 2, 3):
+                disk.release(1)
+                while len(order) < count:
+                    await anyio.lowlevel.checkpoint()
+    assert order == ["a", "b", "c"]
+
+
+async def test_a_slow_flush_keeps_nobody_else(f):
+    """And one that was asked for while it ran is another one: a group commit, seen in steps."""
+    with slow_disk(f, only="flush") as disk:
+        async with anyio.create_task_group() as group:
+            await f.write(0, b"one")
+            group.start_soon(f.flush)
+            await disk.wait_stalled()
+            receipt = await f.write(PAGE, b"two")
+            group.start_soon(f.flush)
+            group.start_soon(f.flush)
+            assert await f.read(0, 3) == b"one"
+            before = f.statistics().offloaded_reads
+            await anyio.wait_all_tasks_blocked()
+            disk.release(1)
+            await disk.wait_stalled()
+            assert (disk.hits, receipt.durable) == (2, False)
+            disk.release()
+        assert receipt.durable
+    assert (before, f.statistics().flushes, f.statistics().flush_requests) == (0, 2, 3)
+
+
+async def test_a_slow_store_is_applied_whole_or_withdrawn(f, path):
+    with slow_disk(f, only="write") as disk:
+        async with anyio.create_task_group() as group:
+            group.start_soon(f.write, 0, b"begun")
+            await disk.wait_stalled()
+            group.start_soon(f.write, PAGE, b"waits")
+            await anyio.wait_all_tasks_blocked()
+            group.cancel_scope.cancel()
+            disk.release()
+    assert path.read_bytes()[:5] == b"begun"
+    assert path.read_bytes()[PAGE : PAGE + 5] == b"BBBBB"
+
+
+async def test_a_cancelled_read_leaves_its_worker_behind(f):
+    with slow_disk(f) as disk:
+        async with anyio.create_task_group() as group:
+            group.start_soon(f.read, 0, 1)
+            await disk.wait_stalled()
+            group.cancel_scope.cancel()
+        assert disk.stalled == 1
+    assert disk.stalled == 0
+
+
+async def test_waiting_for_calls_goes_on_until_there_are_enough(f):
+    enough = anyio.Event()
+
+    async def wait_for_two(disk):
+        await disk.wait_stalled(2)
+        enough.set()
+
+    with slow_disk(f) as disk:
+        async with anyio.create_task_group() as group:
+            group.start_soon(wait_for_two, disk)
+            await anyio.wait_all_tasks_blocked()
+            group.start_soon(f.read, 0, 1)
+            await disk.wait_stalled(1)
+            await anyio.wait_all_tasks_blocked()
+            assert not enough.is_set()
+            group.start_soon(f.read, 0, 1)
+            await enough.wait()
+            disk.release()
+
+
+async def test_a_call_nobody_releases_goes_on_by_itself(f):
+    with slow_disk(f, seconds=0.01) as disk:
+        assert await f.read(0, 1) == b"A"
+        await f.write(0, b"x")
+        await f.flush()
+        await f.aclose()
+    assert disk.stalled == 0
+    assert disk.hits == 3
+
+
+async def test_prewarm_and_the_reads_of_a_snapshot_wait_too(path):
+    async with aiommap.Snapshot.open(path) as snapshot, aiommap.open(path) as f:
+        for file, verb in ((snapshot, snapshot.read_exact), (f, f.prewarm)):
+            with slow_disk(file, only="read") as disk:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(verb, 0, PAGE)
+                    await disk.wait_stalled()
+                    disk.release()
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("inf"), float("nan")])
+async def test_a_slow_disk_takes_a_time_that_ends(f, seconds):
+    with pytest.raises(ValueError, match="seconds is"), slow_disk(f, seconds=seconds):
+        pytest.fail("there is no such disk")
+
+
+# All of them
+
+
+@pytest.mark.parametrize("fault", [failing_flush, full_disk, slow_disk])
+async def test_a_fault_ends_with_its_block_also_when_the_test_fails(f, fault):
+    with pytest.raises(AssertionError, match="fails"), fault(f):
+        raise AssertionError("the test fails")
+    assert untouched(f)
+    await f.write(0, b"fine")
+    await f.flush()
+    await f.resize(32 * PAGE)
+
+
+@pytest.mark.parametrize("fault", [failing_flush, full_disk, slow_disk])
+async def test_a_fault_outlasts_the_file(path, fault):
+    f = await aiommap.open(path, "r+")
+    with fault(f) as placed:
+        if fault is slow_disk:
+            placed.release()
+        await f.aclose()
+        with pytest.raises(anyio.ClosedResourceError, match="closed"):
+            await f.read(0, 1)
+    assert untouched(f)
+    with pytest.raises(anyio.ClosedResourceError, match="closed"), fault(f):
+        pytest.fail("a closed file has no faults")
+
+
+async def test_faults_of_one_file_end_in_any_order(f):
+    failing, full, slow = failing_flush(f), full_disk(f), slow_disk(f, seconds=0.01)
+    failing.__enter__()
+    full.__enter__()
+    disk = slow.__enter__()
+    failing.__exit__(None, None, None)
+    await f.write(0, b"fine")
+    await f.flush()
+    assert disk.hits == 2
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        await f.resize(64 * PAGE)
+    slow.__exit__(None, None, None)
+    full.__exit__(None, None, None)
+    assert untouched(f)
+
+
+# The real ones
+
+
+async def test_a_truncated_file_faults_and_comes_back(f, path):
+    await f.write(9 * PAGE, b"dirty")
+    before = path.read_bytes()
+    with truncated_file(f, 3 * PAGE + 5):
+        assert path.stat().st_size == 3 * PAGE + 5
+        with pytest.raises(aiommap.MappingFaultError, match="truncated") as caught:
+            await f.read(3 * PAGE, PAGE)
+        assert (caught.value.offset, caught.value.size) == (3 * PAGE + 5, 3 * PAGE + 5)
+    assert path.read_bytes() == before
+    assert await f.read(0, len(before)) == before
+    await f.flush()
+
+
+async def test_a_file_that_got_another_size_meanwhile_keeps_it(path):
+    with truncated_file(path, PAGE):
+        os.truncate(path, 2 * PAGE)
+    assert path.read_bytes() == b"A" * PAGE + bytes(PAGE)
+
+
+@pytest.mark.parametrize("size", [-1, 16 * PAGE, 17 * PAGE])
+def test_a_truncation_cuts_something_off(path, size):
+    with pytest.raises(ValueError, match=f"has {16 * PAGE} bytes"), truncated_file(path, size):
+        pytest.fail("nothing can be cut off")
+    assert path.stat().st_size == 16 * PAGE
+
+
+async def test_a_replaced_file_is_another_one_and_comes_back(f, path):
+    path.chmod(0o640)
+    first = path.stat()
+    with replaced_file(f, b"replacement"):
+        assert (path.read_bytes(), path.stat().st_mode) == (b"replacement", first.st_mode)
+        assert path.stat().st_ino != first.st_ino
+        assert await f.read(0, 1) == b"A"
+        await f.write(0, b"orphaned")
+        await f.flush()  # it has a name yet, by which it comes back
+    assert path.stat().st_ino == first.st_ino
+    assert path.read_bytes()[:8] == b"orphaned"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+async def test_a_removed_file_lives_on_and_comes_back(f, path):
+    with removed_file(f):
+        assert not path.exists()
+        await f.write(0, b"orphaned")
+        await f.flush()
+    assert path.read_bytes()[:8] == b"orphaned"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+def test_a_replacement_that_cannot_be_made_leaves_the_path_as_it_was(path):
+    first = path.stat()
+    with pytest.raises(TypeError), replaced_file(path, "text"):
+        pytest.fail("text is no content")
+    assert path.stat().st_ino == first.st_ino
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    "fault", [lambda p: truncated_file(p, PAGE), lambda p: replaced_file(p, b""), removed_file]
+)
+def test_a_real_fault_is_undone_also_when_the_test_fails(path, fault):
+    before = path.read_bytes()
+    with pytest.raises(AssertionError, match="fails"), fault(path):
+        raise AssertionError("the test fails")
+    assert path.read_bytes() == before
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+# The seam
+
+
+def test_workers_reach_the_disk_through_the_seam_only():
+    """A call on the mapping itself would be one that no fault could be put in place for."""
+    members = [name for name in vars(aiommap._core.disk.Disk) if not name.startswith("_")]
+    assert sorted(members) == sorted("read read_into write_many populate sync sync_range".split())
+    past = re.compile(rf"\bmapping\.({'|'.join(members)})\(")
+    found = [path.name for path in SOURCES.rglob("*.py") if past.search(path.read_text())]
+    assert found == []
+    called = [p.name for p in SOURCES.rglob("*.py") if "os.posix_fallocate(" in p.read_text()]
+    assert called == ["opening.py"]

@@ -1,0 +1,377 @@
+"""Watching when the kernel tells nothing, too much, or something else than what happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import anyio
+import pytest
+
+import aiommap
+from aiommap import ChangeKind
+from aiommap._watch import notifier as _watch_set
+from aiommap._watch import scanner as _scanner
+from aiommap._watch import stat_differ as _looking
+from aiommap._watch import watcher as _watching
+from aiommap._watch.attribution import OwnChanges
+from tests.support.watching import Deaf, fetch, missing, reach, size, watch
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def hub():
+    async with aiommap.Hub() as made:
+        yield made
+
+
+async def test_lost_events_are_made_up_for_by_looking(hub, tmp_path, monkeypatch):
+    from watchfiles import _rust_notify
+
+    monkeypatch.setattr(_rust_notify, "RustNotify", Deaf)
+    path = tmp_path / "f"
+    path.write_bytes(b"x")
+    async with watch(hub, path) as changes:
+        os.truncate(path, 5)
+        change = await fetch(changes)
+        assert (change.kind, change.source) == (ChangeKind.GROWN, "poll")
+        path.unlink()
+        assert (await fetch(changes)).kind is ChangeKind.REMOVED
+        path.write_bytes(b"")
+        assert (await fetch(changes)).kind is ChangeKind.CREATED
+
+
+async def test_a_kernel_that_refuses_is_polled_and_asked_again(hub, tmp_path, monkeypatch, caplog):
+    from watchfiles import _rust_notify
+
+    def refuse(*_):
+        raise OSError(24, "too many open files")
+
+    path = tmp_path / "f"
+    path.write_bytes(b"x")
+    with monkeypatch.context() as patch:
+        patch.setattr(_rust_notify, "RustNotify", refuse)
+        patch.setattr(_watch_set, "RETRY_SECONDS", 0.05)
+        async with watch(hub, path) as changes:
+            os.truncate(path, 5)
+            assert (await fetch(changes)).source == "poll"
+            assert "so they are polled" in caplog.records[0].getMessage()
+            patch.undo()
+            with anyio.fail_after(20):
+                length = 5
+                while True:
+                    length += 1
+                    os.truncate(path, length)
+                    if (await fetch(changes)).source == "event":
+                        break
+
+
+def test_the_first_watch_begins_without_a_descriptor_to_be_had(tmp_path):
+    code = """
+import os, resource, sys
+import anyio, aiommap
+
+async def main():
+    async with aiommap.open(sys.argv[1], "r+") as f:
+        assert "watchfiles" not in sys.modules
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        taken = []
+        try:
+            while True:
+                taken.append(os.dup(0))
+        except OSError:
+            pass
+        with anyio.fail_after(20):
+            async with f.watch() as changes:
+                os.truncate(sys.argv[1], 5)
+                assert (await anext(changes)).source == "poll"
+        for fd in taken:
+            os.close(fd)
+
+anyio.run(main)
+"""
+    path = tmp_path / "f"
+    path.write_bytes(b"x")
+    command = [sys.executable, "-c", code, path]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0, done.stderr
+
+
+async def test_a_notifier_that_would_get_no_thread_is_not_asked_for_one(hub, tmp_path, monkeypatch):
+    """It would abort the process."""
+    from watchfiles import _rust_notify
+
+    def refuse():
+        raise RuntimeError("can't start new thread")
+
+    path = tmp_path / "f"
+    path.write_bytes(b"x")
+    monkeypatch.setattr(_rust_notify, "RustNotify", Deaf)
+    monkeypatch.setattr(Deaf, "__init__", lambda *_: os.abort())
+    monkeypatch.setattr(_watch_set, "check_threads", refuse)
+    async with watch(hub, path) as changes:
+        os.truncate(path, 5)
+        assert (await fetch(changes)).source == "poll"
+
+
+@pytest.mark.parametrize("notify", [True, False])
+async def test_watching_ends_though_it_is_told_to_while_it_looks_for_whom_to_tell(notify):
+    """A hub that was closed just after watching began waited for that thread without end."""
+
+    def deliver(found):
+        if not found:
+            scanner.end()
+        return True
+
+    scanner = _scanner.Scanner(OwnChanges(), deliver, notify=notify)
+    scanner.add(_looking.Entry("/"), None, None)
+    with anyio.fail_after(20):
+        await anyio.to_thread.run_sync(scanner.run, abandon_on_cancel=True)
+
+
+async def test_watching_that_gets_no_thread_says_so_and_can_be_begun_again(
+    hub, tmp_path, monkeypatch
+):
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    path = tmp_path / "f"
+    path.write_bytes(b"x")
+    with monkeypatch.context() as patches, anyio.fail_after(20):
+        patches.setattr(_watching, "run_in_thread", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            await hub.watch(path).__aenter__()
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            await aiommap.follow(path, hub=hub)
+    async with watch(hub, path) as changes:
+        os.truncate(path, 5)
+        assert (await fetch(changes)).kind is ChangeKind.GROWN
+
+
+class Panic(BaseException):
+    """What a panic in Rust becomes."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError, Panic])
+async def test_a_notifier_that_fails_is_made_anew(hub, tmp_path, monkeypatch, caplog, error):
+    from watchfiles import _rust_notify
+
+    class Broken(Deaf):
+        def watch(self, *_):
+            monkeypatch.undo()
+            raise error("error in underlying watcher")
+
+    monkeypatch.setattr(_rust_notify, "RustNotify", Broken)
+    path = tmp_path / "f"
+    path.write_bytes(b"x")
+    async with watch(hub, path) as changes:
+        os.truncate(path, 5)
+        await reach(changes, size(5))
+        assert "begins afresh" in caplog.records[0].getMessage()
+        length = 5
+        while True:
+            length += 1
+            os.truncate(path, length)
+            if (await fetch(changes)).source == "event":
+                break
+
+
+async def test_polling_can_be_forced(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("WATCHFILES_FORCE_POLLING", "1")
+    monkeypatch.setenv("WATCHFILES_POLL_DELAY_MS", "20")
+    path = tmp_path / "f"
+    path.write_bytes(b"x")
+    async with watch(hub, path) as changes:
+        assert not hub._watcher._running[False].scanner._set.notifier
+        for length in (5, 6):
+            os.truncate(path, length)
+            assert (await fetch(changes)).source == "poll"
+
+
+async def test_network_file_systems_have_a_thread_of_their_own(hub, tmp_path, monkeypatch):
+    from aiommap._watch import watcher as _watching
+
+    monkeypatch.setattr(_watching, "is_remote", lambda path: path.endswith("remote"))
+    for name in ("remote", "local"):
+        (tmp_path / name).write_bytes(b"x")
+    async with (
+        watch(hub, tmp_path / "remote") as remote,
+        watch(hub, tmp_path / "local") as local,
+    ):
+        assert len(hub._watcher._running) == 2
+        os.truncate(tmp_path / "remote", 5)
+        assert (await fetch(remote)).source == "poll"
+        os.truncate(tmp_path / "local", 5)
+        assert (await fetch(local)).source == "event"
+    assert not hub._watcher._running
+
+
+# Many, and while the set changes.
+
+
+async def test_changes_while_directories_are_added_and_removed_are_all_reported(hub, tmp_path):
+    """Every file ends up as the oracle says, whatever the set of directories did meanwhile."""
+    path = tmp_path / "f"
+    path.write_bytes(b"")
+    others = [tmp_path / str(i) / "g" for i in range(30)]
+    for other in others:
+        other.parent.mkdir()
+        other.write_bytes(b"")
+    async with watch(hub, path) as changes:
+
+        async def churn():
+            for other in others:
+                async with watch(hub, other):
+                    pass
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(churn)
+            for length in range(1, 40):
+                os.truncate(path, length)
+                assert set(await reach(changes, size(length))) == {ChangeKind.GROWN}
+
+
+async def test_a_subscriber_that_joins_begins_with_what_is_there(hub, tmp_path):
+    path = tmp_path / "f"
+    path.write_bytes(b"")
+    async with watch(hub, path) as first:
+        for length in range(1, 20):
+            os.truncate(path, length)
+            async with watch(hub, path) as second:
+                os.truncate(path, length + 100)
+                change = await fetch(second)
+                assert (change.old.size, change.new.size) == (length, length + 100)
+            os.truncate(path, length)
+        await reach(first, size(19))
+
+
+@pytest.mark.slow
+async def test_a_storm_loses_no_final_state(hub, tmp_path):
+    """Ten thousand changes in one directory: each file's last state arrives, memory is bounded."""
+    paths = [tmp_path / str(i) for i in range(200)]
+    for path in paths:
+        path.write_bytes(b"")
+    code = (
+        "import os, sys\n"
+        "for i in range(1, 51):\n"
+        "    for name in os.listdir(sys.argv[1]): os.truncate(f'{sys.argv[1]}/{name}', i)\n"
+    )
+    seen = {}
+
+    async with anyio.create_task_group() as tasks:
+        entered = 0
+
+        async def listen(path):
+            nonlocal entered
+            async with watch(hub, path, buffer=4) as changes:
+                entered += 1
+                seen[path] = await reach(changes, size(50))
+
+        for path in paths:
+            tasks.start_soon(listen, path)
+        while entered < len(paths):
+            await anyio.sleep(0.01)
+        await anyio.run_process([sys.executable, "-c", code, str(tmp_path)])
+    assert set(seen) == set(paths)
+    assert {kind for kinds in seen.values() for kind in kinds} == {ChangeKind.GROWN}
+
+
+async def test_everything_is_looked_at_after_a_batch_so_large_that_events_may_be_lost(
+    hub, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(_scanner, "LARGE_BATCH", 1)
+    monkeypatch.setattr(_scanner, "POLL_SECONDS", 1e9)
+    far = tmp_path / "d" / "far"
+    far.parent.mkdir()
+    near = tmp_path / "near"
+    for path in (far, near):
+        path.write_bytes(b"")
+    async with watch(hub, far) as changes, watch(hub, near) as others:
+        os.rename(far.parent, tmp_path / "e")
+        os.truncate(near, 5)
+        await fetch(others)
+        await reach(changes, missing)
+
+
+@pytest.mark.parametrize(
+    ("release", "coarse"),
+    [("6.12.9-arch1", True), ("5.15.0-91-generic", True), ("6.13.0", False), ("7.0-rc1", False)],
+)
+def test_kernels_with_coarse_file_times_are_known(release, coarse):
+    assert _looking._has_coarse_times(release) is coarse
+
+
+async def test_a_second_change_within_a_tick_is_told_where_times_are_coarse(
+    hub, tmp_path, monkeypatch
+):
+    """Simulated by a stat that goes on showing the state after the first of two changes."""
+    path = tmp_path / "f"
+    path.write_bytes(b"x")
+    monkeypatch.setattr(_looking, "COARSE_TIMES", True)
+    monkeypatch.setattr(_looking, "TICK_NS", 10**12)
+    monkeypatch.setattr(_scanner, "POLL_SECONDS", 1e9)
+    async with watch(hub, path) as changes:
+        os.truncate(path, 5)
+        first = (await reach(changes, size(5)))[0]
+        assert first is ChangeKind.GROWN
+        frozen = os.stat(path)
+        monkeypatch.setattr(_looking, "stat_of", lambda _: frozen)
+        os.truncate(path, 4)
+        os.truncate(path, 5)
+        change = await fetch(changes)
+        assert (change.kind, change.old) == (ChangeKind.MODIFIED, change.new)
+
+
+async def test_the_shortest_interval_that_is_asked_for_holds(hub, tmp_path, monkeypatch):
+    from watchfiles import _rust_notify
+
+    monkeypatch.setattr(_rust_notify, "RustNotify", Deaf)
+    monkeypatch.setattr(_scanner, "POLL_SECONDS", 1e9)
+    path = tmp_path / "f"
+    path.write_bytes(b"x")
+    async with watch(hub, path, poll_interval=1e6) as slow:
+        async with watch(hub, path, poll_interval=0.01) as quick:
+            for length in range(2, 6):
+                os.truncate(path, length)
+                await reach(quick, size(length))
+        await reach(slow, size(5))
+
+
+OVERFLOW = """
+import sys, anyio, aiommap
+
+async def main(path):
+    async with aiommap.Hub() as hub, hub.open(path) as f, f.watch() as changes:
+        print("watching", flush=True)
+        print((await anext(changes)).kind.value, flush=True)
+
+anyio.run(main, sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_a_queue_of_the_kernel_that_ran_over_hides_nothing(tmp_path):
+    """The watching process is stopped until more has happened than the kernel remembers."""
+    path = tmp_path / "f"
+    path.write_bytes(b"x")
+    others = [os.open(tmp_path / name, os.O_WRONLY | os.O_CREAT) for name in "gh"]
+    limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    with subprocess.Popen(
+        [sys.executable, "-c", OVERFLOW, str(path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "watching\n"
+        process.send_signal(signal.SIGSTOP)
+        try:
+            for _ in range(limit):
+                for fd in others:  # in turns: the kernel merges an event into one like it
+                    os.pwrite(fd, b"x", 0)
+            os.truncate(path, 0)
+        finally:
+            process.send_signal(signal.SIGCONT)
+        assert process.stdout.readline() == "truncated\n"
+    for fd in others:
+        os.close(fd)
