@@ -313,7 +313,7 @@ async def test_hundreds_of_opens_share_hops(path, monkeypatch):
 
 
 async def test_cancelled_writes_land_whole_or_never(path, monkeypatch):
-    """I8: the lane is held at a gate, so what has begun and what has not is certain."""
+    """I8: the queue is held at a gate, so what has begun and what has not is certain."""
     gate, begun = threading.Event(), threading.Event()
     apply = Writer._apply
 
@@ -338,7 +338,7 @@ async def test_cancelled_writes_land_whole_or_never(path, monkeypatch):
             group.start_soon(write, 0, b"1" * big, first)
             await anyio.to_thread.run_sync(begun.wait, 20)
             group.start_soon(write, 30 * PAGE, b"2" * big, second)
-            while not f._writer._lane.waiting():
+            while not f._writer._queue.waiting():
                 await anyio.lowlevel.checkpoint()
             second.cancel()
             while not ended:

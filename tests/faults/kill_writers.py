@@ -29,7 +29,7 @@ WRITERS = 8
 RECORDS = 24  # each writer's
 STEP = 16 << 10
 SLOT = 500
-#: One of this size goes to the lane, however ready its pages are.
+#: One of this size goes to the queue, however ready its pages are.
 LARGE = 80 << 10
 CAPACITY = 1 << 30
 

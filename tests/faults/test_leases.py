@@ -117,7 +117,7 @@ async def test_overwrite_under_a_lease(path):
 
 
 async def test_other_files_open_meanwhile(tmp_path, path):
-    """Neither the lane nor a worker is held, whether those who wait go on waiting or give up."""
+    """Neither the queue nor a worker is held, whether those who wait go on waiting or give up."""
     other = tmp_path / "other"
     other.write_bytes(b"bytes")
     with anyio.fail_after(40), leased(path) as holder:

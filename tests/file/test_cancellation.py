@@ -73,7 +73,7 @@ RESULTS = {
 }
 #: Their threads are left behind: they only fill a buffer of their own.
 ABANDONED = ("read", "read_many", "chunks")
-#: May be waited out also while no thread is free: a batch has begun once its lane took it, and a
+#: May be waited out also while no thread is free: a batch has begun once its queue took it, and a
 #: lock that was not taken is undone by a hop of its own.
 WAITED_OUT = ("write", "write_many", "flush", "flush_range", "locked", "resize", "punch_hole")
 
@@ -306,7 +306,7 @@ async def test_a_withdrawn_write_is_never_applied(path, way, gate):
             await until(gate.begun.is_set)
             attempt = Attempt(way, lambda: f.write(SIZE, data)).start_in(group)
             group.start_soon(f.write, 2 * SIZE, b"3" * SIZE)
-            await until(lambda: len(f._writer._lane.waiting()) == 2)
+            await until(lambda: len(f._writer._queue.waiting()) == 2)
             attempt.cancel()
             await until(lambda: attempt.outcome)
             data[:] = b"x" * SIZE

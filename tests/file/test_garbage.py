@@ -14,7 +14,7 @@ from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
 
 pytestmark = pytest.mark.anyio
-LARGE = 64 * PAGE  # stores of this size go through the lane
+LARGE = 64 * PAGE  # stores of this size go through the queue
 
 
 async def garbage_of(verb, times=20):

@@ -327,5 +327,5 @@ async def test_no_write_overtakes_one_that_gathers_behind_a_batch(path):
 
 
 def submitted(f):
-    """Count the writes in the store lane."""
-    return len(f._writer._lane.unfinished())
+    """Count the writes in the store queue."""
+    return len(f._writer._queue.unfinished())

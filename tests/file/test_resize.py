@@ -67,14 +67,14 @@ async def test_a_durable_write_that_comes_after_shrinking_fails_alone(path):
 
 
 async def submitted(f, count):
-    """Wait until the flush lane holds this many items, in flight or gathering."""
-    lane = f._flusher._lane
-    while len(lane.waiting()) + (len(lane._flying.items) if lane._flying else 0) < count:
+    """Wait until the commit queue holds this many items, in flight or gathering."""
+    queue = f._flusher._queue
+    while len(queue.waiting()) + (len(queue._in_flight.items) if queue._in_flight else 0) < count:
         await anyio.lowlevel.checkpoint()
 
 
 async def test_a_new_policy_does_not_let_a_write_overtake_one_that_waits(path):
-    """I9 across both lanes: the store lane is held while the policy changes."""
+    """I9 across both queues: the store queue is held while the policy changes."""
     async with aiommap.open(path, "r+") as f:
         receipts = []
 
@@ -88,7 +88,7 @@ async def test_a_new_policy_does_not_let_a_write_overtake_one_that_waits(path):
                 await until(lambda: f._core.own.queued_bytes)
                 f.flush_policy = FlushPolicy.always()
                 group.start_soon(write)
-                await until(f._writer._lane.waiting)
+                await until(f._writer._queue.waiting)
         assert await f.read(0, 2) == b"ba"
         assert receipts[0].durable
 
@@ -135,13 +135,13 @@ async def test_a_change_of_size_waits_for_the_writes_that_gather_too(path):
 
         async def wait():
             await f._core.lanes.wait_stored()
-            left.append(f._writer._lane.busy)
+            left.append(f._writer._queue.busy)
 
         async with anyio.create_task_group() as group:
             with held(f._core.workers, f._core.workers.stores):
                 for count in (1, 2):
                     group.start_soon(f.write, 0, long)
-                    await until(lambda count=count: len(f._writer._lane.unfinished()) >= count)
+                    await until(lambda count=count: len(f._writer._queue.unfinished()) >= count)
                 group.start_soon(wait)
                 await anyio.lowlevel.checkpoint()
         assert left == [False]

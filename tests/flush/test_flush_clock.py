@@ -42,7 +42,7 @@ class TestBusyLoop:
             for count in range(1, 4):
                 receipt = await f.write(0, b"x")
                 busy_until(lambda receipt=receipt: receipt.durable)
-                busy_until(lambda: not f._auto._asked)
+                busy_until(lambda: not f._background._asked)
                 assert f.statistics().flushes == count
 
     async def test_a_large_write_that_nobody_was_told_of_is_flushed(self, path, policy):
@@ -79,7 +79,7 @@ class TestBusyLoop:
         memory = view.memory
         os.truncate(path, PAGE)
         memory[0] = 1
-        busy_until(lambda: not f._auto._asked and not f._flusher.busy)
+        busy_until(lambda: not f._background._asked and not f._flusher.busy)
         memory.release()
         view.release()
         with pytest.raises((aiommap.MappingFaultError, aiommap.FlushError)):
@@ -196,7 +196,7 @@ async def test_a_dropped_file_lets_the_clock_go(path):
     async def drop():
         f = await aiommap.open(path, "r+", flush=FlushPolicy.every_interval(3600))
         await f.write(0, b"x")
-        return weakref.ref(f), weakref.ref(f._auto)
+        return weakref.ref(f), weakref.ref(f._background)
 
     gone = await drop()
 

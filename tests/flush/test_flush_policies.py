@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 async def settled(f):
     """Let what was begun in the background end: a flush that runs shows as bytes in flight."""
-    await until(lambda: not f._mapping.writeback_since and not f._auto._asked)
+    await until(lambda: not f._mapping.writeback_since and not f._background._asked)
 
 
 async def test_every_bytes_flushes_when_that_much_was_written_and_not_before(path):
@@ -195,7 +195,7 @@ async def test_a_writer_waits_for_room_and_no_other_writer_passes_it(path):
         async with anyio.create_task_group() as group:
             for waiting, arguments in enumerate([(2, 2, 3), (3, 3, 1), (4, 4, 4)], 1):
                 group.start_soon(write, *arguments)
-                await until(lambda waiting=waiting: f._auto._waiting == waiting or order[1:])
+                await until(lambda waiting=waiting: f._background._waiting == waiting or order[1:])
         assert order == [1, 2, 3, 4]
         assert f.statistics().flushes >= 2
         assert await f.read(3 * PAGE, PAGE) == bytes([3]) * PAGE

@@ -10,7 +10,7 @@ import pickle
 import pytest
 
 from aiommap import FlushPolicy
-from aiommap._flush.trigger import FlushLedger
+from aiommap._flush.trigger import FlushTrigger
 
 POLICIES = {
     "never": FlushPolicy.never(),
@@ -95,31 +95,31 @@ def test_an_interval_is_finite_and_positive(seconds):
 
 
 def test_bytes_and_writes_are_counted_apart():
-    ledger = FlushLedger(FlushPolicy.every_bytes(100) | FlushPolicy.every_writes(3))
-    assert not ledger.due(99, 2, 0.0, 0.0)
-    assert ledger.due(100, 1, 0.0, 0.0)
-    assert ledger.due(3, 3, 0.0, 0.0)
-    ledger.began(100, 2)
-    assert ledger.trip() == (200, 5)
-    assert not ledger.due(199, 4, 0.0, 0.0)
-    assert ledger.due(199, 5, 0.0, 0.0)
+    trigger = FlushTrigger(FlushPolicy.every_bytes(100) | FlushPolicy.every_writes(3))
+    assert not trigger.due(99, 2, 0.0, 0.0)
+    assert trigger.due(100, 1, 0.0, 0.0)
+    assert trigger.due(3, 3, 0.0, 0.0)
+    trigger.began(100, 2)
+    assert trigger.limits() == (200, 5)
+    assert not trigger.due(199, 4, 0.0, 0.0)
+    assert trigger.due(199, 5, 0.0, 0.0)
 
 
 def test_an_interval_runs_from_the_oldest_dirty_byte():
-    ledger = FlushLedger(FlushPolicy.every_interval(2.0))
-    assert ledger.deadline(10.0) == 12.0
-    assert not ledger.due(1 << 40, 1 << 40, 10.0, 11.9)
-    assert ledger.due(0, 0, 10.0, 12.0)
+    trigger = FlushTrigger(FlushPolicy.every_interval(2.0))
+    assert trigger.deadline(10.0) == 12.0
+    assert not trigger.due(1 << 40, 1 << 40, 10.0, 11.9)
+    assert trigger.due(0, 0, 10.0, 12.0)
 
 
 def test_nothing_is_due_while_nothing_is_dirty():
-    ledger = FlushLedger(FlushPolicy.every_bytes(1) | FlushPolicy.every_interval(1))
-    assert not ledger.due(10, 10, None, 100.0)
-    assert ledger.deadline(None) is None
+    trigger = FlushTrigger(FlushPolicy.every_bytes(1) | FlushPolicy.every_interval(1))
+    assert not trigger.due(10, 10, None, 100.0)
+    assert trigger.deadline(None) is None
 
 
 @pytest.mark.parametrize("name", ["never", "manual", "always", "max_dirty"])
 def test_policies_without_a_threshold_are_never_due(name):
-    ledger = FlushLedger(POLICIES[name])
-    assert ledger.trip() == (None, None)
-    assert not ledger.due(1 << 60, 1 << 60, 0.0, 1e9)
+    trigger = FlushTrigger(POLICIES[name])
+    assert trigger.limits() == (None, None)
+    assert not trigger.due(1 << 60, 1 << 60, 0.0, 1e9)

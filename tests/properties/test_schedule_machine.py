@@ -1,4 +1,4 @@
-"""The schedule and the ledger against naive models, with a clock that only the test turns."""
+"""The schedule and the trigger against naive models, with a clock that only the test turns."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from aiommap import FlushPolicy
-from aiommap._flush.flush_queue import Schedule
-from aiommap._flush.trigger import FlushLedger
+from aiommap._flush.flush_queue import FlushQueue
+from aiommap._flush.trigger import FlushTrigger
 
 FILES = st.integers(0, 5)
 
@@ -18,7 +18,7 @@ class ScheduleMachine(RuleBasedStateMachine):
 
     @initialize(limit=st.integers(1, 3))
     def begin(self, limit):
-        self.schedule = Schedule(limit)
+        self.schedule = FlushQueue(limit)
         self.limit = limit
         self.now = 0
         self.order = 0
@@ -99,7 +99,7 @@ class LedgerMachine(RuleBasedStateMachine):
     )
     def begin(self, size, writes, seconds):
         self.limits = (size, writes, seconds)
-        self.ledger = FlushLedger(
+        self.trigger = FlushTrigger(
             FlushPolicy(due_bytes=size, due_writes=writes, due_seconds=seconds)
         )
         self.now = 1
@@ -118,12 +118,12 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def flush_begins(self):
-        self.ledger.began(self.total, self.count)
+        self.trigger.began(self.total, self.count)
         self.log = []
 
     @invariant()
     def agrees(self):
-        if not hasattr(self, "ledger"):
+        if not hasattr(self, "trigger"):
             return
         size, writes, seconds = self.limits
         due = bool(self.log) and (
@@ -132,7 +132,7 @@ class LedgerMachine(RuleBasedStateMachine):
             or (seconds is not None and self.now - self.log[0][0] >= seconds)
         )
         since = self.log[0][0] if self.log else None
-        assert self.ledger.due(self.total, self.count, since, self.now) == due
+        assert self.trigger.due(self.total, self.count, since, self.now) == due
 
 
 TestSchedule = ScheduleMachine.TestCase
@@ -143,7 +143,7 @@ TestSchedule.settings = TestLedger.settings = settings(
 
 
 def test_cancelled_timers_do_not_pile_up_behind_one_that_lives():
-    schedule = Schedule(1)
+    schedule = FlushQueue(1)
     schedule.at(0, "rests")
     for deadline in range(10_000):
         schedule.at(deadline, "busy").cancel()

@@ -18,7 +18,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import Advice, FlushPolicy
-from aiommap._runtime.batching import Lane
+from aiommap._runtime.batching import BatchQueue
 from aiommap._runtime.workers import Workers
 from tests.support.limiters import held
 
@@ -69,7 +69,7 @@ async def read_cold(f, path):
     assert f.statistics().offloaded_reads == before + 1
 
 
-async def write_in_the_lane(f, path):
+async def write_in_the_queue(f, path):
     before = f.statistics().offloaded_writes
     await f.write(0, b"n" * SIZE)
     assert f.statistics().offloaded_writes == before + 1
@@ -104,7 +104,7 @@ async def open_and_close(f, path):
 
 VERBS = {
     verb.__name__: verb
-    for verb in (read_cold, write_in_the_lane, flush, page, resize, open_and_close)
+    for verb in (read_cold, write_in_the_queue, flush, page, resize, open_and_close)
 }
 
 
@@ -162,12 +162,12 @@ async def test_our_own_kinds_of_work_do_not_starve_one_another(path, busy):
 
 async def test_all_waiters_of_a_batch_that_are_cancelled_at_work_wait_it_out():
     begun = []
-    lane = Lane(Workers(), lambda items, done: begun.append((items, done)))
+    queue = BatchQueue(Workers(), lambda items, done: begun.append((items, done)))
     ended = []
 
     async def submit(item, scope):
         with scope:
-            await lane.submit(item)
+            await queue.submit(item)
         ended.append((item, scope.cancelled_caught))
 
     scopes = [anyio.CancelScope() for _ in range(3)]

@@ -292,7 +292,7 @@ run(main())
 
 
 UNDER_WAY = {
-    "lane": "f.flush()",
+    "queue": "f.flush()",
     "durable write": "f.write(0, b'x')",
     "finish": "f.read_into(0, bytearray(4 << 20))",
 }

@@ -134,7 +134,7 @@ class RangeAllocator:
         capacity = self._table.capacity()
         if count > capacity:
             raise self._no_room(count, capacity)
-        await self._core.workers.give_way()
+        await self._core.workers.checkpoint_if_due()
         self._core.check_usable()
         with self._locked():
             self._check_open()

@@ -2,7 +2,7 @@
 
 Invariants.
   1  No verb passes ``check_usable`` once ``closing`` is set; what passed before is counted in
-      ``_active``, or waits in the flush lane, until it is done, and closing waits for both.
+      ``_active``, or waits in the commit queue, until it is done, and closing waits for both.
   2  ``failure`` is set once and never cleared: the first failed flush latches (I5).
 """
 
@@ -45,24 +45,24 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class Lanes:
-    """What others ask of the two lanes in which the writes of one file wait.
+    """What others ask of the two queues in which the writes of one file wait.
 
-    ``Writer`` has the store lane; ``Flusher`` has the flush lane, in which writes that have to be
-    durable ride. Both are built on the core, and enter here how they are asked.
+    ``Writer`` has the store queue; ``Flusher`` has the commit queue, in which writes that have to
+    be durable ride. Both are built on the core, and enter here how they are asked.
     """
 
     __slots__ = ("draining", "durable_writes", "storing", "wait_served", "wait_stored")
 
     def __init__(self) -> None:
-        #: Writes are requests of the flush lane, unless others still wait in the store lane.
+        #: Writes are requests of the commit queue, unless others still wait in the store queue.
         self.durable_writes: bool = False
-        #: Writes of a policy that was replaced may still wait in the flush lane.
+        #: Writes of a policy that was replaced may still wait in the commit queue.
         self.draining: bool = False
         #: Whether a write to a part of [offset, end) is still under way.
         self.storing: Callable[[int, int], bool] = _nothing_stored
         #: Waits until the writes submitted so far have been applied.
         self.wait_stored: Callable[[], Awaitable[None]] = _nothing_to_await
-        #: Waits until what was submitted to the flush lane so far has been served.
+        #: Waits until what was submitted to the commit queue so far has been served.
         self.wait_served: Callable[[], Awaitable[None]] = _nothing_to_await
 
 
@@ -173,7 +173,7 @@ class FileCore:
     def choose_inline_writes(self) -> None:
         """Let native code store on the loop thread, unless option, policy or a failure forbid it.
 
-        Not while writes wait in the flush lane either, of a policy that was replaced: they come
+        Not while writes wait in the commit queue either, of a policy that was replaced: they come
         first (I9).
         """
         each = self.policy.flush_each_write and self.shared_writable

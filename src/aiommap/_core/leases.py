@@ -2,7 +2,7 @@
 
 Samba's oplocks and the delegations of NFS servers are leases (fcntl(2), F_SETLEASE). An opening
 with O_NONBLOCK has the kernel ask the holder, and fails at once. So it is tried again, and nothing
-is held while one waits: neither a thread nor the lane in which other files are opened.
+is held while one waits: neither a thread nor the queue in which other files are opened.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class OwnActivity:
         self.identity: Identity = identity
         #: Writes that workers have applied.
         self.offloaded_writes: int = 0
-        #: Bytes of writes that wait in the store lane or are being applied there.
+        #: Bytes of writes that wait in the store queue or are being applied there.
         self.queued_bytes: int = 0
         #: Writes that a flush worker is applying.
         self.durable_stores: int = 0

@@ -8,7 +8,7 @@ from copy import copy
 
 from .._core.file_core import FileCore
 from .._errors import MappedFileError
-from .._flush.background import AutoFlush
+from .._flush.background import BackgroundFlush
 from .._flush.flusher import Flusher
 from .._runtime.loops import Event, spawn, wait_or_withdraw
 from .resizing import Resizer
@@ -17,19 +17,28 @@ from .resizing import Resizer
 class Closer:
     """Closes one file once. It runs in the background, so no cancellation can stop it half-way."""
 
-    __slots__ = ("_auto", "_core", "_done", "_error", "_flusher", "_release", "_resizer", "_told")
+    __slots__ = (
+        "_background",
+        "_core",
+        "_done",
+        "_error",
+        "_flusher",
+        "_release",
+        "_resizer",
+        "_told",
+    )
 
     def __init__(
         self,
         core: FileCore,
         flusher: Flusher,
-        auto: AutoFlush,
+        background: BackgroundFlush,
         resizer: Resizer,
         release: Callable[[FileCore], Awaitable[None]],
     ) -> None:
         self._core = core
         self._flusher = flusher
-        self._auto = auto
+        self._background = background
         self._resizer = resizer
         self._release = release
         self._done: Event | None = None
@@ -52,7 +61,7 @@ class Closer:
         core.closing = True
         core.mapping.declining = True
         core.end_waits()
-        self._auto.stop()
+        self._background.stop()
         self._done = done
 
     def start_unasked(self) -> None:

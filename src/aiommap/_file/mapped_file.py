@@ -17,7 +17,7 @@ from .._core.file_core import FileCore
 from .._core.options import check_policy
 from .._core.receipt import WriteReceipt
 from .._errors import FlushError, ReceiptError, UnsupportedError
-from .._flush.background import AutoFlush
+from .._flush.background import BackgroundFlush
 from .._flush.flusher import Flusher
 from .._flush.requests import Request
 from .._flush_policy import FlushPolicy
@@ -60,7 +60,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
     __slots__ = (
         "__weakref__",
         "_allocators",
-        "_auto",
+        "_background",
         "_closer",
         "_core",
         "_flusher",
@@ -90,9 +90,9 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         self._core = core
         self._mapping = core.mapping
         self._flusher = Flusher(core, failed)
-        self._auto = AutoFlush(core, self._flusher, self._hub.scheduler)
+        self._background = BackgroundFlush(core, self._flusher, self._hub.scheduler)
         self._reader = Reader(core)
-        self._writer = Writer(core, self._flusher, self._auto)
+        self._writer = Writer(core, self._flusher, self._background)
         self._pager = Pager(core)
         self._resizer = Resizer(core, self._pager)
         allocators = self._allocators = Allocators(core)
@@ -113,7 +113,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
             await release(core)
 
         self._leave = leave
-        closer = Closer(core, self._flusher, self._auto, self._resizer, let_go)
+        closer = Closer(core, self._flusher, self._background, self._resizer, let_go)
         self._closer = closer
         core.mapping.attach(self._flusher, WriteReceipt)
 
@@ -168,7 +168,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
     def flush_policy(self, policy: FlushPolicy) -> None:
         self._core.check_usable()
         self._core.workers.check_loop()
-        self._auto.replace(check_policy(policy, "flush_policy"))
+        self._background.replace(check_policy(policy, "flush_policy"))
 
     def on_error(self, callback: Callable[[FlushError], object]) -> Subscription:
         """Have a function, sync or async, told when a flush fails, also one nobody waits for.
@@ -277,7 +277,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         """
         receipt = self._mapping.write_inline(offset, data)  # type: ignore[arg-type]
         if receipt is None:
-            if not self._core.lanes.durable_writes:  # the flush lane looks at the loop itself
+            if not self._core.lanes.durable_writes:  # the commit queue looks at the loop itself
                 self._core.check_loop()
             return await self._writer.write(offset, data)  # type: ignore[arg-type]
         return cast("WriteReceipt", receipt)

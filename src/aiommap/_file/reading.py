@@ -10,7 +10,7 @@ import anyio
 from .._arguments import check_range, plain_integers, ranges_of
 from .._core.file_core import FileCore
 from .._native import export_bytes
-from .._runtime.tracing import observed
+from .._runtime.tracing import traced
 
 #: After so many items a loop looks whether it has to give way.
 YIELD_EVERY = 256
@@ -28,7 +28,7 @@ class Reader:
         """Read after ``read_inline`` answered None."""
         core = self._core
         # First, because a spent slice is by far the most frequent reason to come here.
-        spent = await core.workers.give_way()
+        spent = await core.workers.checkpoint_if_due()
         data = core.mapping.read_inline(offset, length) if spent else None
         if data is not None:
             return data
@@ -43,8 +43,8 @@ class Reader:
     async def _offload(self, offset: int, length: int) -> bytes:
         core = self._core
         core.offloaded_reads += 1
-        with core.activity(), observed("read", core.path, offset, length) as seen:
-            seen.hop()
+        with core.activity(), traced("read", core.path, offset, length) as op:
+            op.hop()
             return await core.workers.read(self.read_whole, offset, length)
 
     async def read_into(self, offset: int, buffer: object) -> int:
@@ -54,15 +54,15 @@ class Reader:
         view = export_bytes(buffer, True)
         plain = plain_integers(offset)
         offset, length = check_range(offset, len(view), core.mapping.size, core.shared_writable)
-        if await core.workers.give_way() or not plain:
+        if await core.workers.checkpoint_if_due() or not plain:
             core.check_usable()
             done = core.mapping.read_into_inline(offset, view)
             if done is not None:
                 return done
         core.offloaded_reads += 1
         # A job: the thread writes into memory of the caller, so it is never left behind.
-        with observed("read", core.path, offset, length) as seen:
-            seen.hop()
+        with traced("read", core.path, offset, length) as op:
+            op.hop()
             await core.finish(core.workers.reads, self.read_into_whole, offset, view)
         return length
 
@@ -89,11 +89,11 @@ class Reader:
         for offset, length in ranges_of(ranges):
             checked.append(check_range(offset, length, core.mapping.size, core.shared_writable))
             if not len(checked) % YIELD_EVERY:
-                await core.workers.give_way()
+                await core.workers.checkpoint_if_due()
         found: list[bytes | None] = []
         for offset, length in checked:
             data = core.mapping.read_inline(offset, length)
-            if data is None and await core.workers.give_way():
+            if data is None and await core.workers.checkpoint_if_due():
                 core.check_usable()
                 data = core.mapping.read_inline(offset, length)
             found.append(data)
@@ -111,8 +111,8 @@ class Reader:
         wanted = [ranges[i] for i in missing]
         first = min(offset for offset, _ in wanted)
         end = max(offset + length for offset, length in wanted)
-        with core.activity(), observed("read", core.path, first, end - first) as seen:
-            seen.hop()
+        with core.activity(), traced("read", core.path, first, end - first) as op:
+            op.hop()
             parts = await core.workers.read(self._read_parts, wanted)
         for i, data in zip(missing, parts, strict=True):
             found[i] = data

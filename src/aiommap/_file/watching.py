@@ -13,7 +13,7 @@ from .._arguments import flag
 from .._core.file_core import FileCore
 from .._core.file_state import FileState
 from .._errors import AccessModeError, FlushError
-from .._flush.background import AutoFlush
+from .._flush.background import BackgroundFlush
 from .._flush.flusher import Flusher
 from .._runtime.callbacks import Listeners, Subscription
 from .._watch.changes import Change
@@ -92,7 +92,7 @@ class WatchedVerbs:
     __slots__ = ()
 
     if TYPE_CHECKING:
-        _auto: AutoFlush
+        _background: BackgroundFlush
         _core: FileCore
         _flusher: Flusher
         _hub: Surroundings
@@ -256,8 +256,9 @@ class WatchedVerbs:
                 await self._hub.release(new)
             raise
         # reopening.2: no waiting from here on.
-        auto, leave = self._auto, self._leave
+        background, leave = self._background, self._leave
         self._hub.move(old, new)
         self._assemble(new, self._flusher.failed)
-        auto.stop()  # now: the clock's thread must not end in between, another one may not be had
+        # Now: the clock's thread must not end in between, as another one may not be had.
+        background.stop()
         self._retired.add(old, leave)

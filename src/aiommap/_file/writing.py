@@ -1,12 +1,12 @@
 """The slow way of a write: what ``write_inline`` could not store at once.
 
 Invariants.
-  1  While a write waits in the lane, no inline store touches the span it lies in: the mapping
+  1  While a write waits in the queue, no inline store touches the span it lies in: the mapping
       knows the bounds of everything queued (I9).
-  2  Under a policy that flushes each write, stores and flush are one request of the flush lane:
+  2  Under a policy that flushes each write, stores and flush are one request of the commit queue:
       one hop, and the flush begins after the store by construction.
-  3  When the policy is replaced, writes go on through the lane that is still busy, so that none
-      overtakes one in the other lane (I9).
+  3  When the policy is replaced, writes go on through the queue that is still busy, so that none
+      overtakes one in the other queue (I9).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from .._arguments import check_range, items_of
 from .._core.disk import Store
 from .._core.file_core import FileCore
 from .._core.receipt import WriteReceipt
-from .._flush.background import AutoFlush
+from .._flush.background import BackgroundFlush
 from .._flush.flusher import Flusher
 from .._flush.requests import Request
 from .._native import Receipt, export_bytes
-from .._runtime.batching import Lane, batches
-from .._runtime.tracing import observed, somebody_observes
+from .._runtime.batching import BatchQueue, as_jobs
+from .._runtime.tracing import is_traced, traced
 from .reading import YIELD_EVERY
 
 #: What write_many may store on the loop thread, about 0.1 ms of copying; the rest takes a hop.
@@ -37,23 +37,23 @@ INLINE_ITEM_BYTES = 4 << 10
 class Writer:
     """Writes of one file that have to yield, wait for a worker, or fail."""
 
-    __slots__ = ("_auto", "_core", "_end", "_flusher", "_lane", "_start")
+    __slots__ = ("_background", "_core", "_end", "_flusher", "_queue", "_start")
 
-    def __init__(self, core: FileCore, flusher: Flusher, auto: AutoFlush) -> None:
+    def __init__(self, core: FileCore, flusher: Flusher, background: BackgroundFlush) -> None:
         self._core = core
         self._flusher = flusher
-        self._auto = auto
+        self._background = background
         workers = core.workers
-        self._lane: Lane[Request, int] = Lane(
-            workers, batches(workers, workers.stores, self._apply, self._shrink_span)
+        self._queue: BatchQueue[Request, int] = BatchQueue(
+            workers, as_jobs(workers, workers.stores, self._apply, self._shrink_span)
         )
-        core.lanes.wait_stored = self._lane.settle
+        core.lanes.wait_stored = self._queue.settle
         core.lanes.storing = self.storing
         self._start = self._end = 0  # writing.1: bounds of what is queued or in flight
 
     def storing(self, offset: int, end: int) -> bool:
         """Tell whether a write to a part of a range is still under way."""
-        queued = any(write.stores_to(offset, end) for write in self._lane.unfinished())
+        queued = any(write.stores_to(offset, end) for write in self._queue.unfinished())
         return queued or self._flusher.storing(offset, end)
 
     def write(self, offset: int, data: object) -> Awaitable[WriteReceipt]:
@@ -62,8 +62,8 @@ class Writer:
         store = core.mapping.stage(offset, data) if core.failure is None else None  # type: ignore[arg-type]
         if store is None:
             store = self._check(offset, data)
-        full = core.own.queued_bytes or self._auto.may_be_full
-        if core.lanes.durable_writes and not full and not somebody_observes():
+        full = core.own.queued_bytes or self._background.may_be_full
+        if core.lanes.durable_writes and not full and not is_traced():
             return self._flusher.write(store)  # writing.2
         return self._write(store)
 
@@ -77,14 +77,14 @@ class Writer:
     async def _write(self, store: Store) -> WriteReceipt:
         core = self._core
         offset, view = store
-        if self._auto.is_full([(offset, len(view))]):
+        if self._background.is_full([(offset, len(view))]):
             await self._make_room([(offset, len(view))])
         # Stored before giving way: whoever writes meanwhile must not come first (I9).
         receipt = core.mapping.write_now(offset, view)
         if receipt is None:
             return await self._submit(Request(offset, offset + len(view), stores=[store]))
-        self._auto.plan()
-        await core.workers.give_way()
+        self._background.plan()
+        await core.workers.checkpoint_if_due()
         return cast("WriteReceipt", receipt)
 
     async def write_many(self, items: Iterable[tuple[int, object]]) -> WriteReceipt:
@@ -105,18 +105,18 @@ class Writer:
             ranges.append((at, len(view)))
             first, end = min(first, at), max(end, at + len(view))
             if not len(stores) % YIELD_EVERY:
-                await core.workers.give_way()
+                await core.workers.checkpoint_if_due()
         core.check_writable("write to")
         first = min(first, end)
-        if self._auto.is_full(ranges):
+        if self._background.is_full(ranges):
             await self._make_room(ranges)
         rest = self._store_inline(stores)
-        self._auto.plan()
+        self._background.plan()
         if rest:
             whole = len(rest) == len(stores)
             return await self._submit(Request(first, end, stores=rest), withdrawable=whole)
         sequence = core.mapping.sequence
-        await core.workers.give_way()
+        await core.workers.checkpoint_if_due()
         return WriteReceipt(self._flusher, first, end - first, sequence)
 
     def _store_inline(self, stores: Sequence[Store]) -> list[Store]:
@@ -130,7 +130,7 @@ class Writer:
 
     async def _make_room(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Wait for room under the policy's limit; the file may have been resized meanwhile."""
-        await self._auto.make_room(ranges)
+        await self._background.make_room(ranges)
         self._core.check_flushed()
         for offset, length in ranges:
             check_range(offset, length, self._core.mapping.size, self._core.shared_writable)
@@ -152,12 +152,12 @@ class Writer:
         queued = sum(len(view) for _, view in write.stores)
         core.own.queued_bytes += queued
         try:
-            with observed("write", core.path, write.offset, write.end - write.offset) as seen:
-                seen.hop()
-                sequence = await self._lane.submit(write, withdrawable=withdrawable)
+            with traced("write", core.path, write.offset, write.end - write.offset) as op:
+                op.hop()
+                sequence = await self._queue.submit(write, withdrawable=withdrawable)
         finally:
             core.own.queued_bytes -= queued
-            self._auto.plan()
+            self._background.plan()
         length = write.end - write.offset
         return WriteReceipt(self._flusher, write.offset, length, sequence)
 
@@ -168,7 +168,7 @@ class Writer:
         self._core.mapping.set_queued(self._start, self._end)
 
     def _shrink_span(self) -> None:
-        waiting = self._lane.waiting()
+        waiting = self._queue.waiting()
         self._start = min((write.offset for write in waiting), default=0)
         self._end = max((write.end for write in waiting), default=0)
         self._core.mapping.set_queued(self._start, self._end)

@@ -37,7 +37,7 @@ from .scheduler import FlushScheduler, Target
 RETRY_SECONDS = 0.25
 
 
-class AutoFlush:
+class BackgroundFlush:
     """Keeps one file's flush policy; a target of its hub's scheduler."""
 
     __slots__ = (
@@ -79,7 +79,7 @@ class AutoFlush:
         if core.shared_writable:
             self._keep_clock(policy)
         core.lanes.draining = core.lanes.durable_writes and self._flusher.busy
-        core.policy = self._flusher.ledger.policy = policy
+        core.policy = self._flusher.trigger.policy = policy
         core.choose_inline_writes()
         self._drop_timer()
         self.plan()
@@ -164,7 +164,7 @@ class AutoFlush:
     async def _flush_until_they_fit(self, ranges: Sequence[tuple[int, int]]) -> None:
         core = self._core
         while self._exceeds(ranges):
-            await core.lanes.wait_stored()  # what waits in the lane is dirty only afterwards
+            await core.lanes.wait_stored()  # what waits in the queue is dirty only afterwards
             await self._flusher.submit(Request(0, core.mapping.size))
             if core.mapping.writable_leases:
                 return  # what such a view covers is dirty again at once
@@ -180,8 +180,8 @@ class AutoFlush:
 
     def _due(self, since: float | None) -> bool:
         mapping = self._core.mapping
-        ledger = self._flusher.ledger
-        return ledger.due(mapping.written_bytes, mapping.sequence, since, time.monotonic())
+        trigger = self._flusher.trigger
+        return trigger.due(mapping.written_bytes, mapping.sequence, since, time.monotonic())
 
     def _dirty_since(self) -> float | None:
         """When the oldest byte was stored that no flush has begun to write."""
@@ -191,7 +191,7 @@ class AutoFlush:
         return mapping.dirty_since / 1e9 or None
 
     def _set_timer(self, since: float | None) -> None:
-        deadline = self._flusher.ledger.deadline(since)
+        deadline = self._flusher.trigger.deadline(since)
         if deadline is not None and self._timer is None:
             self._timer = self._scheduler.at(deadline, self)
 
@@ -210,7 +210,7 @@ class AutoFlush:
         elif since is None and policy.due_seconds is not None:
             trip = (0, 0)
         else:
-            bytes_due, writes_due = self._flusher.ledger.trip()
+            bytes_due, writes_due = self._flusher.trigger.limits()
             trip = (
                 NO_LIMIT if bytes_due is None else bytes_due,
                 NO_LIMIT if writes_due is None else writes_due,

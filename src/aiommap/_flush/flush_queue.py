@@ -22,12 +22,12 @@ Target = TypeVar("Target", bound=Hashable)
 class Timer(Generic[Target]):
     """One request for later; cancelling it leaves an empty entry behind in the heap."""
 
-    __slots__ = ("_order", "_schedule", "deadline", "target")
+    __slots__ = ("_order", "_queue", "deadline", "target")
 
     def __init__(
-        self, schedule: Schedule[Target], deadline: float, order: int, target: Target
+        self, schedule: FlushQueue[Target], deadline: float, order: int, target: Target
     ) -> None:
-        self._schedule = schedule
+        self._queue = schedule
         self.deadline: float = deadline
         self._order = order
         self.target: Target | None = target
@@ -36,13 +36,13 @@ class Timer(Generic[Target]):
         """Take the request back, and let go of the target."""
         if self.target is not None:
             self.target = None
-            self._schedule.empty_timers += 1
+            self._queue.empty_timers += 1
 
     def __lt__(self, other: Timer[Target]) -> bool:
         return (self.deadline, self._order) < (other.deadline, other._order)
 
 
-class Schedule(Generic[Target]):
+class FlushQueue(Generic[Target]):
     """Requests to flush, now or at a deadline."""
 
     __slots__ = (

@@ -1,19 +1,19 @@
 """Flushes of one file: group commit, proof of durability, and the latch.
 
-Theory of operation. Every request to make something durable goes through one lane. While a flush
-runs, requests gather; the next flush serves all of them at once. A flush takes the dirty runs of
-the requested ranges, writes them back and waits, then looks whether the file is still long enough
-and still has a name: the kernel reports success also for pages of a file that was truncated or
-removed meanwhile.
+Theory of operation. Every request to make something durable goes through the commit queue. While a
+flush runs, requests gather; the next flush serves all of them at once. A flush takes the dirty runs
+of the requested ranges, writes them back and waits. Then it looks whether the file is still long
+enough and still has a name: the kernel reports success also for pages of a file that was truncated
+or removed meanwhile.
 
 Invariants.
-  1  A flush answers only requests made before it began (I4): the lane keeps them apart.
+  1  A flush answers only requests made before it began (I4): the queue keeps them apart.
   2  ``durable_sequence`` grows only when everything that was dirty has been flushed, and only to
       the number of the newest write applied before the flush began.
   3  The first failure latches (I5): it is raised for every request from then on, and inline
       stores are switched off.
   4  Stores that ask for durability ride in the flush's own hop, before it takes the dirty runs.
-  5  What changes the size of the file is an item of the same lane: no flush sees it half done,
+  5  What changes the size of the file is an item of the same queue: no flush sees it half done,
       or mistakes our own shrinking for somebody else's.
 """
 
@@ -35,10 +35,10 @@ from .._errors import AccessModeError, FlushError, MappingFaultError
 from .._logs import FLUSHES
 from .._native import PAGE_SIZE, Receipt
 from .._ranges import RangeSet, align_down, align_up
-from .._runtime.batching import Lane
+from .._runtime.batching import BatchQueue
 from .._runtime.callbacks import Listeners
 from .._runtime.threads import Mutex
-from .._runtime.tracing import observed
+from .._runtime.tracing import traced
 from .histogram import Histogram
 from .requests import (
     Change,
@@ -53,7 +53,7 @@ from .requests import (
     stores_of,
     touch,
 )
-from .trigger import FlushLedger
+from .trigger import FlushTrigger
 
 
 class Flusher:
@@ -61,33 +61,33 @@ class Flusher:
 
     __slots__ = (
         "_core",
-        "_lane",
         "_passing",
+        "_queue",
         "_turn",
         "after_batch",
         "failed",
         "flushed_bytes",
         "groups",
-        "ledger",
         "seconds",
         "told",
+        "trigger",
         "write",
     )
 
     def __init__(self, core: FileCore, failed: Listeners[FlushError]) -> None:
         self._core = core
-        self._lane: Lane[Item, WriteReceipt | None] = Lane(core.workers, self._begin)
-        #: Held by whoever flushes or changes the size: the lane's batch, or who flushes unasked.
+        self._queue: BatchQueue[Item, WriteReceipt | None] = BatchQueue(core.workers, self._begin)
+        #: Held by whoever flushes or changes the size: the queue's batch, or who flushes unasked.
         self._turn = Mutex()
         #: What the last flush failed of, if the next one can try again. For who has the turn.
         self._passing: FlushError | None = None
-        core.lanes.wait_served = self._lane.settle
+        core.lanes.wait_served = self._queue.settle
         #: A failure was told to whoever listens; nothing is flushed any more.
         self.told = False
         #: Stores and makes durable in the next flush, for a file none of whose flushes failed, and
-        #: unobserved. The lane's own function, as every step between costs each durable write.
-        self.write = cast("Callable[[Store], Awaitable[WriteReceipt]]", self._lane.submit)
-        self.ledger = FlushLedger(core.policy)
+        #: unobserved. The queue's own function, as every step between costs each durable write.
+        self.write = cast("Callable[[Store], Awaitable[WriteReceipt]]", self._queue.submit)
+        self.trigger = FlushTrigger(core.policy)
         #: Told after every batch, and where a flush left something dirty.
         self.after_batch: Callable[[], None] = core.dirtied
         #: Told on the loop of the failure that latches, or of a poisoned mapping.
@@ -118,7 +118,7 @@ class Flusher:
     @property
     def busy(self) -> bool:
         """Whether anything is being served or waits for it."""
-        return self._lane.busy or self._turn.locked()
+        return self._queue.busy or self._turn.locked()
 
     async def quiesce(self) -> None:
         """Wait out a flush that nobody asked for; for a file for which no other one can begin."""
@@ -127,7 +127,7 @@ class Flusher:
 
     async def change(self, act: Callable[[], None], *, ours: bool = True) -> None:
         """Run what changes the size or the blocks, or takes a new size over (flusher.5)."""
-        await self._lane.submit(Change(act, ours))
+        await self._queue.submit(Change(act, ours))
 
     async def flush_everything(self) -> None:
         """Make everything durable; for a file that no verb can reach any more."""
@@ -136,15 +136,15 @@ class Flusher:
     async def _observe(self, request: Request) -> WriteReceipt | None:
         name = "write" if request.stores else "flush"
         length = request.end - request.offset
-        with observed(name, self._core.path, request.offset, length) as seen:
-            seen.hop_if(lambda: bool(request.stores) or self.has_work())
-            return await self._lane.submit(request)
+        with traced(name, self._core.path, request.offset, length) as op:
+            op.hop_if(lambda: bool(request.stores) or self.has_work())
+            return await self._queue.submit(request)
 
     def storing(self, offset: int, end: int) -> bool:
         """Tell whether stores to a part of a range are still under way here (flusher.4)."""
         return any(
             not isinstance(item, Change) and touch(stores_of(item), offset, end)
-            for item in self._lane.unfinished()
+            for item in self._queue.unfinished()
         )
 
     def has_work(self) -> bool:
@@ -194,7 +194,7 @@ class Flusher:
             asked = zip(items, outcomes, strict=True)
             settle([i.receipt for i, o in asked if isinstance(i, Request) and not is_error(o)])
         assert outcomes is not None
-        if core.lanes.draining and not self._lane.waiting():
+        if core.lanes.draining and not self._queue.waiting():
             core.lanes.draining = False
             core.choose_inline_writes()
         self.after_batch()
@@ -230,7 +230,7 @@ class Flusher:
     def flush_unasked(self, due: Callable[[], bool]) -> bool:
         """Make everything durable if that is due; tell whether it has to be tried again.
 
-        Beside the lane, which needs the loop. The loop is told when it has time.
+        Beside the queue, which needs the loop. The loop is told when it has time.
         """
         core, failure = self._core, None
         with self._turn:
@@ -328,7 +328,7 @@ class Flusher:
         self.flushed_bytes += flushed
         if alone:
             sequence = receipts[-1].sequence
-            self.ledger.began(mapping.written_bytes, sequence)
+            self.trigger.began(mapping.written_bytes, sequence)
             mapping.durable_sequence = max(mapping.durable_sequence, sequence)
         else:
             settle(receipts)
@@ -351,7 +351,7 @@ class Flusher:
         # writes everything.
         asked = None if clean or core.size_changed else self._spans(requests, outcomes)
         if asked is None or all(asked.covers(*run) for run in dirty):
-            self.ledger.began(written, sequence)
+            self.trigger.began(written, sequence)
             if not self._write_out([(dirty[0][0], dirty[-1][1])] if dirty else [], whole=True):
                 return
             mapping.durable_sequence = max(mapping.durable_sequence, sequence)

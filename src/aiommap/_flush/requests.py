@@ -1,4 +1,4 @@
-"""What the flush lane takes: stores, ranges to make durable, and changes of the file. Pure."""
+"""What the commit queue takes: stores, ranges to make durable, and changes of the file. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .._core.receipt import WriteReceipt
 class Request:
     """A range to make durable, the stores of one caller in it, or both, stores first.
 
-    In the store lane there are only stores. ``receipt`` is the receipt to mark as durable.
+    In the store queue there are only stores. ``receipt`` is the receipt to mark as durable.
     """
 
     offset: int

@@ -20,7 +20,7 @@ from .._runtime.kept_threads import clock, run_in_some_thread
 from .._runtime.loops import Event, spawn, wait_out
 from .._runtime.threads import ReentrantMutex
 from .._runtime.workers import Workers
-from .flush_queue import Schedule, Timer
+from .flush_queue import FlushQueue, Timer
 
 #: How many files of a hub are flushed unasked at a time: a disk that hangs holds so many threads.
 BACKGROUND_FLUSHES = 3
@@ -36,22 +36,22 @@ class Target(Protocol):
 
 
 class FlushScheduler:
-    """Runs the flushes of a ``Schedule``. Who asks for one keeps the clock."""
+    """Runs the flushes of a ``FlushQueue``. Who asks for one keeps the clock."""
 
-    __slots__ = ("__weakref__", "_done", "_mutex", "_schedule", "_wake_at", "_workers")
+    __slots__ = ("__weakref__", "_done", "_mutex", "_queue", "_wake_at", "_workers")
 
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
         #: Ends the task that keeps the loop from ending; None while no flush is due.
         self._done: Event | None = None
         self._mutex = ReentrantMutex()
-        self._schedule: Schedule[Target] = Schedule(BACKGROUND_FLUSHES)
+        self._queue: FlushQueue[Target] = FlushQueue(BACKGROUND_FLUSHES)
         self._wake_at = math.inf
 
     def at(self, deadline: float, target: Target) -> Timer[Target]:
         """Flush a file at a time of ``time.monotonic``."""
         with self._mutex:
-            timer = self._schedule.at(deadline, target)
+            timer = self._queue.at(deadline, target)
             self._set_alarm()
         return timer
 
@@ -63,19 +63,19 @@ class FlushScheduler:
     def soon(self, target: Target) -> None:
         """Flush a file at its next turn."""
         with self._mutex:
-            self._schedule.soon(target)
+            self._queue.soon(target)
         self._look()
 
     def forget(self, target: Target) -> None:
         """Drop what was requested for a file; a flush that runs goes on."""
         with self._mutex:
-            self._schedule.forget(target)
+            self._queue.forget(target)
 
     @property
     def idle(self) -> bool:
         """Whether nothing is requested and nothing runs."""
         with self._mutex:
-            return self._schedule.idle
+            return self._queue.idle
 
     def _look(self) -> None:
         for target in self._start():
@@ -83,17 +83,17 @@ class FlushScheduler:
 
     def _start(self) -> list[Target]:
         with self._mutex:
-            started = self._schedule.start(time.monotonic())
+            started = self._queue.start(time.monotonic())
             self._set_alarm()
             self._keep_loop()
         return started
 
     def _keep_loop(self) -> None:
         """Have a task on the loop for as long as flushes are due."""
-        if self._schedule.busy and self._done is None:
+        if self._queue.busy and self._done is None:
             self._done = self._workers.event()
             self._workers.call_on_loop(partial(spawn, wait_out, self._done))
-        elif self._done is not None and not self._schedule.busy:
+        elif self._done is not None and not self._queue.busy:
             done, self._done = self._done, None
             self._workers.call_on_loop(done.set)
 
@@ -102,7 +102,7 @@ class FlushScheduler:
 
     def _set_alarm(self) -> None:
         """See to it that the next deadline is not missed; an earlier waking does no harm."""
-        deadline = self._schedule.next_deadline()
+        deadline = self._queue.next_deadline()
         if deadline is not None and deadline < self._wake_at:
             self._wake_at = deadline
             clock.call_at(deadline, weakref.WeakMethod(self._wake))
@@ -121,5 +121,5 @@ class FlushScheduler:
                 self._launch(other)
             target.flush_unasked()
             with self._mutex:
-                self._schedule.finished(target)
+                self._queue.finished(target)
             turns = self._start()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from .._flush_policy import FlushPolicy
 
 
-class FlushLedger:
+class FlushTrigger:
     """Decides whether a flush of one file is due: bytes and writes are counted apart.
 
-    Counts are totals since the file was opened, as the native module keeps them; the ledger only
+    Counts are totals since the file was opened, as the native module keeps them; the trigger only
     remembers what they were when the last flush of everything began.
     """
 
@@ -29,7 +29,7 @@ class FlushLedger:
         if dirty_since is None:
             return False
         deadline = self.deadline(dirty_since)
-        bytes_due, writes_due = self.trip()
+        bytes_due, writes_due = self.limits()
         return (
             (bytes_due is not None and written_bytes >= bytes_due)
             or (writes_due is not None and writes >= writes_due)
@@ -42,7 +42,7 @@ class FlushLedger:
             return None
         return dirty_since + self.policy.due_seconds
 
-    def trip(self) -> tuple[int | None, int | None]:
+    def limits(self) -> tuple[int | None, int | None]:
         """Say at which totals of bytes and of writes a flush will be due."""
         policy = self.policy
         return (

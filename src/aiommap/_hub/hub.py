@@ -1,6 +1,6 @@
-"""The hub: limits on worker threads, lanes for opening and closing, and the flush scheduler.
+"""The hub: limits on worker threads, queues for opening and closing, and the flush scheduler.
 
-Opening and closing are batches of lanes, so that a thousand files opened at once take a handful of
+Opening and closing are batches of queues, so that a thousand files opened at once take a handful of
 hops. ``aiommap.open`` makes a private hub for one file.
 """
 
@@ -32,8 +32,8 @@ from .._flush.scheduler import FlushScheduler
 from .._flush_policy import FlushPolicy
 from .._logs import FILES
 from .._native import Mapping
-from .._runtime.batching import Lane, batches
-from .._runtime.tracing import observed
+from .._runtime.batching import BatchQueue, as_jobs
+from .._runtime.tracing import traced
 from .._runtime.workers import Workers
 from .._watch.attribution import OwnChanges
 from .._watch.subscriptions import DEFAULT_BUFFER, Changes
@@ -73,7 +73,7 @@ class _Release:
 
 
 class Hub:
-    """Shares worker threads and lanes among any number of mapped files.
+    """Shares worker threads and queues among any number of mapped files.
 
     Leaving the block closes every file that is still open.
 
@@ -224,10 +224,12 @@ class Hub:
         else:
             self._workers = workers = Workers(self._readers)
             self._scheduler = FlushScheduler(workers)
-            opening = batches(workers, workers.control, partial(_attempt_all, open_mapping))
-            releasing = batches(workers, workers.control, partial(_attempt_all, _Release.run))
-            self._opening: Lane[OpenOptions, Opened] = Lane(workers, opening, self._discard)
-            self._releasing: Lane[_Release, None] = Lane(workers, releasing)
+            opening = as_jobs(workers, workers.control, partial(_attempt_all, open_mapping))
+            releasing = as_jobs(workers, workers.control, partial(_attempt_all, _Release.run))
+            self._opening: BatchQueue[OpenOptions, Opened] = BatchQueue(
+                workers, opening, self._discard
+            )
+            self._releasing: BatchQueue[_Release, None] = BatchQueue(workers, releasing)
         return self._workers
 
     def _check_process(self, path: str) -> None:
@@ -238,10 +240,10 @@ class Hub:
     async def _open(self, options: OpenOptions) -> MappedFile:
         self._check_process(options.path)
         workers = self._running_workers()
-        with observed("open", options.path, 0, options.size or 0) as seen:
-            seen.hop()
+        with traced("open", options.path, 0, options.size or 0) as op:
+            op.hop()
             opened = await self._open_mapping(options)
-            seen.covers(opened.mapping.size)
+            op.covers(opened.mapping.size)
         if self._closed:
             await self._releasing.submit(_Release.of(opened), withdrawable=False)
             raise anyio.ClosedResourceError("the hub was closed while it opened the file")

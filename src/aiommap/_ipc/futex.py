@@ -271,7 +271,7 @@ async def wait_for_change(
     core.check_current()
     found = word.load()
     if found != expected:
-        await core.workers.give_way()
+        await core.workers.checkpoint_if_due()
         return found
     core.workers.check_loop()
     waiter = _Waiter(core, word, expected)

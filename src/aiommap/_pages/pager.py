@@ -23,7 +23,7 @@ from .._errors import OutOfBoundsError, UnsupportedError, name_file
 from .._native import PAGE_SIZE, PIECE_BYTES
 from .._ranges import RangeSet, align_down, align_up
 from .._runtime.threads import Mutex
-from .._runtime.tracing import observed
+from .._runtime.tracing import traced
 from .holes import holes, keeps_holes, next_data
 from .read_ahead import ReadAhead, kernel_reads_far_ahead
 from .residency import Residency
@@ -73,12 +73,12 @@ class Pager:
         """Make a range resident and return how many of its bytes are."""
         core, at, end = self._core, offset, offset + length
         ahead = await self._read_ahead(offset, end)
-        with observed("prewarm", core.path, offset, length) as seen:
+        with traced("prewarm", core.path, offset, length) as op:
             while at < end:
                 core.check_usable()
                 if ahead is not None:
                     ahead.reach(at)
-                seen.hop()
+                op.hop()
                 at = await core.finish(core.workers.reads, self._stretch, at, end, write)
                 if progress is not None:
                     progress(at - offset, length)

@@ -1,7 +1,7 @@
-"""A lane: one batch in flight, the next one gathering.
+"""A batch queue: one batch in flight, the next one gathering.
 
 While a batch runs, whatever is submitted gathers and makes up the next batch, so that a single
-hop, or a single flush, answers many tasks. A batch starts as soon as the lane is free; nothing
+hop, or a single flush, answers many tasks. A batch starts as soon as the queue is free; nothing
 waits for company, but for the rest of a turn of the loop when the last batch had company: tasks
 that one batch answered wake in the same turn, and belong into one batch again.
 
@@ -34,13 +34,13 @@ Outcomes = Sequence[Result | BaseException]
 Begin = Callable[[list[Item], Callable[[Outcomes[Result]], None]], None]
 
 
-def batches(
+def as_jobs(
     workers: Workers,
     limiter: Limiter,
     run: Callable[[list[Item]], Outcomes[Result]],
     after: Callable[[], None] | None = None,
 ) -> Begin[Item, Result]:
-    """Make the ``begin`` of a lane whose batches are one job each, and what follows each."""
+    """Make the ``begin`` of a queue whose batches are one job each, and what follows each."""
 
     def begin(items: list[Item], done: Callable[[Outcomes[Result]], None]) -> None:
         def ended(results: Outcomes[Result] | None, error: BaseException | None) -> None:
@@ -90,7 +90,7 @@ class _Batch(Generic[Item, Result]):
         return self._over
 
 
-class Lane(Generic[Item, Result]):
+class BatchQueue(Generic[Item, Result]):
     """Runs submitted items in batches.
 
     Args:
@@ -100,7 +100,7 @@ class Lane(Generic[Item, Result]):
             waits for it, and it must not be cancellable.
     """
 
-    __slots__ = ("_begin", "_discard", "_flying", "_gathering", "_last", "_workers")
+    __slots__ = ("_begin", "_discard", "_gathering", "_in_flight", "_last", "_workers")
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class Lane(Generic[Item, Result]):
         self._begin = begin
         self._discard = discard
         self._gathering: _Batch[Item, Result] | None = None
-        self._flying: _Batch[Item, Result] | None = None
+        self._in_flight: _Batch[Item, Result] | None = None
         self._last = 0
 
     async def submit(self, item: Item, *, withdrawable: bool = True) -> Result:
@@ -128,11 +128,11 @@ class Lane(Generic[Item, Result]):
             batch = self._gathering = _Batch()
         batch.items.append(item)
         batch.waiters.append(waiter)
-        if fresh and self._flying is None:
+        if fresh and self._in_flight is None:
             self._start()
         try:
             if fresh and waiter.done():  # answered without a hop: as an inline verb is
-                await self._workers.give_way()
+                await self._workers.checkpoint_if_due()
             outcome = await waiter
         except GeneratorExit:
             raise  # the loop is gone, and nothing can be awaited any more
@@ -165,7 +165,7 @@ class Lane(Generic[Item, Result]):
     @property
     def busy(self) -> bool:
         """Whether a batch is in flight or gathering."""
-        return self._flying is not None or self._gathering is not None
+        return self._in_flight is not None or self._gathering is not None
 
     def waiting(self) -> list[Item]:
         """The items of the gathering batch."""
@@ -173,12 +173,12 @@ class Lane(Generic[Item, Result]):
 
     def unfinished(self) -> list[Item]:
         """The items that have not run to their end."""
-        batches = (self._flying, self._gathering)
+        batches = (self._in_flight, self._gathering)
         return [item for batch in batches if batch is not None for item in batch.items]
 
     async def settle(self) -> None:
         """Wait until everything submitted so far has run."""
-        for batch in (self._flying, self._gathering):
+        for batch in (self._in_flight, self._gathering):
             if batch is not None:
                 await batch.over(self._workers.event).wait()
 
@@ -190,15 +190,15 @@ class Lane(Generic[Item, Result]):
 
     def _advance(self) -> None:
         batch = self._gathering
-        if batch is None or self._flying is not None:
+        if batch is None or self._in_flight is not None:
             return
-        self._gathering, self._flying = None, batch
+        self._gathering, self._in_flight = None, batch
         batch.begun = True
         self._last = len(batch.items)
         self._begin(batch.items, partial(self._end, batch))
 
     def _end(self, batch: _Batch[Item, Result], outcomes: Outcomes[Result]) -> None:
-        self._flying = None
+        self._in_flight = None
         batch.end(outcomes)
         if self._gathering is not None:
             # Not at once: those whom this batch answered wake first, and may belong into the next.

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import anyio
 
 from .._logs import CALLBACKS
-from .loops import spawn_foreign
+from .loops import spawn_user_task
 
 T = TypeVar("T")
 
@@ -45,13 +45,13 @@ class Listeners(Generic[T]):
     def tell(self, value: T) -> None:
         """Call them all in the background; one that raises is logged and stops no other."""
         for callback in list(self._callbacks.values()):
-            spawn_foreign(_call, callback, value)
+            spawn_user_task(_call, callback, value)
 
     def _remove(self, subscription: Subscription) -> None:
         self._callbacks.pop(subscription, None)
 
 
-async def call_apart(function: Callable[..., object], *arguments: object) -> object:
+async def call_user(function: Callable[..., object], *arguments: object) -> object:
     """Call a function of the application, sync or async; return its answer or raise its error.
 
     It has a task of its own: asyncio's code may raise a cancellation that nobody asked for, as by
@@ -96,6 +96,6 @@ class _Outcome:
 
 async def _call(callback: Callable[[T], object], value: T) -> None:
     try:
-        await call_apart(callback, value)
+        await call_user(callback, value)
     except Exception:
         CALLBACKS.exception("%r failed when it was told of %r", callback, value)

@@ -112,7 +112,7 @@ def spawn(function: Callable[[Unpack[Ts]], Awaitable[None]], *args: *Ts) -> None
     _spawn(_Background, function, *args)
 
 
-def spawn_foreign(function: Callable[[Unpack[Ts]], Awaitable[None]], *args: *Ts) -> None:
+def spawn_user_task(function: Callable[[Unpack[Ts]], Awaitable[None]], *args: *Ts) -> None:
     """Start a background task that runs code of the application; it ends when the loop does."""
     _spawn(asyncio.Task, function, *args)
 

@@ -1,11 +1,11 @@
 """Who wants to be told of operations that left the loop thread, and of what.
 
-Theory of operation. The slow ways of verbs run inside ``observed``. While nobody observes, that is
+Theory of operation. The slow ways of verbs run inside ``traced``. While nobody observes, that is
 one look at a variable beside a hop of some 35 microseconds. Otherwise the observer is told once of
 each operation, after it ended, in the task that asked for it and so in that task's context.
 
 Invariants.
-  1  Inline verbs do not come here: an operation is observed only if it may wait.
+  1  Inline verbs do not come here: an operation is traced only if it may wait.
   2  What an observer raises is logged, and changes nothing about the operation.
   3  One observer at a time; an operation tells the one that was there when it began.
 """
@@ -31,8 +31,8 @@ def set_observer(observer: Observer | None) -> None:
     _observer = observer
 
 
-def somebody_observes() -> bool:
-    """Tell whether ``observed`` does anything, for ways that are too short to pass through it."""
+def is_traced() -> bool:
+    """Tell whether ``traced`` does anything, for ways that are too short to pass through it."""
     return _observer is not None
 
 
@@ -106,7 +106,7 @@ class Operation:
             self.error = None  # or its traceback and this object would keep each other alive
 
 
-class _Unobserved:
+class _Untraced:
     """What stands for an operation while nobody observes."""
 
     __slots__ = ()
@@ -127,10 +127,10 @@ class _Unobserved:
         return None
 
 
-_UNOBSERVED = _Unobserved()
+_UNTRACED = _Untraced()
 
 
-def observed(name: str, path: str, offset: int, length: int) -> Operation | _Unobserved:
+def traced(name: str, path: str, offset: int, length: int) -> Operation | _Untraced:
     """Begin what stands around the slow way of a verb, in a ``with`` statement."""
     tell = _observer
-    return _UNOBSERVED if tell is None else Operation(tell, name, path, offset, length)
+    return _UNTRACED if tell is None else Operation(tell, name, path, offset, length)

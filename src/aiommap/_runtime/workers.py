@@ -243,7 +243,7 @@ class Workers:
             "there, or open it again in this one"
         )
 
-    async def give_way(self) -> bool:
+    async def checkpoint_if_due(self) -> bool:
         """Let other tasks run, and see a cancellation, if the slice is spent; tell if it was."""
         # In a forked child other tasks must not run: their copies would do the parent's work, and
         # take events out of the queue that the two loops share.

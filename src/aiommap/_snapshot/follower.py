@@ -42,8 +42,8 @@ from .._errors import ForkedError, StaleSnapshotError
 from .._file.mapped_file import MappedFile
 from .._hub.hub import Hub
 from .._logs import FOLLOWING
-from .._runtime.callbacks import Listeners, call_apart
-from .._runtime.loops import spawn_foreign
+from .._runtime.callbacks import Listeners, call_user
+from .._runtime.loops import spawn_user_task
 from .._runtime.threads import Forks
 from .._watch.changes import ChangeKind
 from .snapshot import Snapshot
@@ -207,7 +207,7 @@ class Follower:
             self._ended.set()
             raise
         self._put_in_service(first)
-        spawn_foreign(self._run)
+        spawn_user_task(self._run)
 
     @property
     def held(self) -> bool:
@@ -345,7 +345,7 @@ class Follower:
         """Raise unless a candidate is good, and make it resident."""
         if self._validate is not None:
             # Apart, or a stray cancellation would end the following and not just the trial.
-            answer = await call_apart(_ask, self._validate, candidate)
+            answer = await call_user(_ask, self._validate, candidate)
             if answer is False:
                 raise ValueError(f"{self.path}: validate returned False, so it is not served")
         if self._prewarm:

@@ -16,8 +16,8 @@ import anyio.lowlevel
 from .._arguments import at_least, seconds
 from .._core.file_state import FileState
 from .._logs import CALLBACKS
-from .._runtime.callbacks import Subscription, call_apart
-from .._runtime.loops import Event, Waiter, spawn_foreign
+from .._runtime.callbacks import Subscription, call_user
+from .._runtime.loops import Event, Waiter, spawn_user_task
 from .._runtime.workers import Workers
 from .changes import Change, ChangeBuffer
 
@@ -221,7 +221,7 @@ def call_on_change(
     for function in (callback,) if on_error is None else (callback, on_error):
         if not callable(function):
             raise TypeError(f"asked to call {function!r}: pass a function")
-    spawn_foreign(_call_with_each, changes, callback, on_error)
+    spawn_user_task(_call_with_each, changes, callback, on_error)
     return Subscription(lambda _: changes.close())
 
 
@@ -232,7 +232,7 @@ async def _call_with_each(
         async with changes:
             async for change in changes:
                 try:
-                    await call_apart(callback, change)
+                    await call_user(callback, change)
                 except Exception as error:
                     await _report(error, change, callback, on_error)
     except anyio.ClosedResourceError:
@@ -249,7 +249,7 @@ async def _report(
 ) -> None:
     if on_error is not None:
         try:
-            await call_apart(on_error, error, change)
+            await call_user(on_error, error, change)
         except Exception:
             CALLBACKS.exception("%r failed when it was told of %r", on_error, error)
         return
