@@ -133,7 +133,7 @@ async def test_a_cancelled_task_has_locked_nothing(f, stranger):
             await anyio.wait_all_tasks_blocked()
             group.cancel_scope.cancel()
     assert stranger.free(0, 4) == [*range(4)]
-    assert f._locks._requests == []
+    assert len(f._locks._turns) == 0
 
 
 async def test_a_task_cancelled_while_the_kernel_is_asked_has_locked_nothing(f, stranger):
@@ -152,7 +152,7 @@ async def test_a_task_cancelled_while_the_kernel_is_asked_has_locked_nothing(f, 
             await anyio.lowlevel.checkpoint()
             group.cancel_scope.cancel()
         assert stranger.free(0, 4) == [*range(4)]
-    assert f._locks._requests == []
+    assert len(f._locks._turns) == 0
 
 
 async def test_two_files_of_one_process_exclude_each_other(f, path):

@@ -49,6 +49,7 @@ PURE = (
     "_flush/flush_queue.py",
     "_flush/histogram.py",
     "_flush/trigger.py",
+    "_ipc/turns.py",
     "_pages/residency.py",
     "_watch/attribution.py",
     "_watch/changes.py",

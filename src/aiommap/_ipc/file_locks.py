@@ -49,6 +49,7 @@ from .._errors import UnsupportedError
 from .._ranges import RangeSet
 from .._runtime.loops import call_later
 from .._runtime.workers import Limiter
+from .turns import Turns
 
 FIRST_PAUSE_SECONDS = 0.0005
 LONGEST_PAUSE_SECONDS = 0.02
@@ -164,13 +165,13 @@ class FileLocks:
         "_is_dedicated",
         "_leaving",
         "_limiter",
-        "_requests",
+        "_turns",
     )
 
     def __init__(self, core: FileCore) -> None:
         self._core = core
-        self._requests: list[LockRequest] = []
-        self._granted: list[LockRequest] = []
+        self._turns = Turns[LockRequest]()
+        self._granted: dict[LockRequest, None] = {}
         self._descriptor = -1
         #: Whether the descriptor was opened for locks alone; see ``_open``.
         self._is_dedicated = False
@@ -202,7 +203,7 @@ class FileLocks:
             ) from error
         return request
 
-    def _turns(self) -> Limiter:
+    def _token(self) -> Limiter:
         """Return the one token (file_locks.2); made when needed, as few open files have locks."""
         if self._limiter is None:
             self._limiter = Limiter(1)
@@ -219,11 +220,11 @@ class FileLocks:
         """
         try:
             if request.has_turn and self._descriptor >= 0:
-                await self._core.workers.complete(self._turns(), self._unlock, request, before)
+                await self._core.workers.complete(self._token(), self._unlock, request, before)
         finally:
-            self._requests.remove(request)
             request.leave()
-            self._serve()
+            for other in self._turns.leave(request):  # file_locks.1
+                other.give_turn()
 
     @property
     def held(self) -> bool:
@@ -233,23 +234,23 @@ class FileLocks:
     async def leave(self) -> None:
         """Close the descriptor as soon as the last lock is released; no request may follow."""
         if self._descriptor >= 0:
-            await self._core.workers.complete(self._turns(), self._leave)
+            await self._core.workers.complete(self._token(), self._leave)
 
     async def aclose(self) -> None:
         """Close the descriptor, and with it release every lock."""
         if self._descriptor >= 0:
-            await self._core.workers.complete(self._turns(), self.drop)
+            await self._core.workers.complete(self._token(), self.drop)
 
     async def _take(self, request: LockRequest, retry: RetryWait, timeout: float | None) -> None:
         core = self._core
         core.check_current()
         deadline = math.inf if timeout is None else anyio.current_time() + timeout
-        self._requests.append(request)
+        if self._turns.enter(request):  # file_locks.1
+            request.give_turn()
         request.enter()
         core.at_close.add(request.woken.set)
         cancel = None
         try:
-            self._serve()
             if request.has_turn and await self._ask(request, retry):
                 return
             if timeout is None and request.waits_for_itself():
@@ -294,13 +295,7 @@ class FileLocks:
             await anyio.lowlevel.checkpoint()
             return True
         retry.begin()
-        return await self._core.finish(self._turns(), self._lock, request)
-
-    def _serve(self) -> None:
-        """Give the turn to every request that conflicts with no earlier one (file_locks.1)."""
-        for number, request in enumerate(self._requests):
-            if not request.has_turn and not any(map(request.conflicts, self._requests[:number])):
-                request.give_turn()
+        return await self._core.finish(self._token(), self._lock, request)
 
     # Worker threads only, from here on; one at a time (file_locks.2).
 
@@ -318,7 +313,7 @@ class FileLocks:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 return False
             raise
-        self._granted.append(request)
+        self._granted[request] = None
         return True
 
     def _unlock(self, request: LockRequest, before: Callable[[int], None] | None) -> None:
@@ -326,10 +321,11 @@ class FileLocks:
             return
         if before is not None:
             before(self._descriptor)
-        self._granted.remove(request)
+        del self._granted[request]
         rest = RangeSet([(request.offset, request.end)])
-        for other in self._granted:  # file_locks.3
-            rest.discard(other.offset, other.end)
+        if request.shared:  # file_locks.3; nothing else covers what one had alone
+            for other in self._granted:
+                rest.discard(other.offset, other.end)
         for offset, end in rest:
             self._set(fcntl.F_UNLCK, offset, end)
         if self._leaving:
@@ -366,7 +362,7 @@ class FileLocks:
 
     def drop(self) -> None:
         """Close the descriptor, and with it release every lock; in any thread and in finalizers."""
-        granted, self._granted = self._granted, []
+        granted, self._granted = self._granted, {}
         descriptor = self._descriptor
         if descriptor < 0:
             return
@@ -384,7 +380,7 @@ class FileLocks:
             os.close(descriptor)
         if not self._is_dedicated and self._granted:
             self._core.mapping.close()
-        self._granted = []
+        self._granted = {}
 
     def __del__(self) -> None:
         self.drop()
