@@ -43,3 +43,62 @@ run(main)
 @pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
 def test_lost_pages_at_the_limit_of_mappings(tmp_path, backend):
     expect_alive(FULL, tmp_path, backend)
+
+
+REFUSALS = """
+taken = []
+
+def fill():
+    try:
+        while True:
+            taken.append(mmap.mmap(-1, PAGE))
+    except OSError:
+        pass
+
+async def refused(verb, path):
+    fill()  # what others gave back meanwhile
+    try:
+        await verb()
+    except OSError as error:
+        assert "vm.max_map_count" in str(error), (verb, error)
+        assert path in str(error), (verb, error)
+    else:
+        raise AssertionError(f"{verb} was not refused")
+
+async def main():
+    f = await aiommap.open(make(), "r+", capacity=SIZE)
+    g = await aiommap.open(make("growing"), "r+", capacity=2 * SIZE)
+    views = f.view(), g.view(8 * PAGE, PAGE)
+    memories = [view.memory for view in views]
+    await f.prewarm()
+    os.rename(f.path, f.path + ".old")
+    make()
+    async def opens():
+        await aiommap.open(g.path, "r+")
+    async def grows():
+        g.view(growable=True)
+    fill()
+    await refused(opens, g.path)
+    await refused(lambda: f.reopen(discard=True), f.path)
+    await refused(lambda: f.resize(2 * SIZE), f.path)
+    await refused(lambda: g.advise(aiommap.Advice.RANDOM, PAGE, PAGE), g.path)
+    await refused(grows, g.path)
+    os.truncate(g.path, 3 * SIZE)
+    await refused(g.refresh, g.path)
+    assert (f.size, g.size) == (SIZE, SIZE)
+    assert await f.read(0, 1) == b"o"
+    taken.clear()
+    os.truncate(g.path, SIZE)
+    await g.resize(4 * PAGE)
+    await f.resize(2 * SIZE)
+    await f.aclose()
+    await g.aclose()
+    print("alive")
+
+run(main)
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_errors_at_the_limit_name_it(tmp_path, backend):
+    expect_alive(REFUSALS, tmp_path, backend)

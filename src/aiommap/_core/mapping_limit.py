@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import errno
+import mmap
+import os
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 #: Where the kernel refuses: to split a mapping from one below the limit on.
 NEAR = 2
@@ -21,3 +26,39 @@ def mapping_limit() -> str:
                 "(vm.max_map_count): raise that with sysctl(8), or map less"
             )
     return ""
+
+
+def mapping_limit_soon() -> str:
+    """Say the same on the loop thread, without counting, which takes a while where there are many.
+
+    So it is told by trying, and not where a limit on memory may be what refuses.
+    """
+    with suppress(OSError, ValueError):
+        limit = _limit()
+        if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+            return ""
+        try:
+            mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ).close()
+        except OSError as error:
+            if error.errno == errno.ENOMEM:
+                return (
+                    f"this process has all {limit} mappings that the kernel allows "
+                    "(vm.max_map_count): raise that with sysctl(8), or map less"
+                )
+    return ""
+
+
+def _limit() -> int:
+    with open("/proc/sys/vm/max_map_count", encoding="ascii") as file:
+        return int(file.read())
+
+
+@contextmanager
+def naming_the_limit(path: str, found: Callable[[], str] = mapping_limit) -> Iterator[None]:
+    """Say of an ENOMEM in the block that it is the limit, if it is; let others pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOMEM and (full := found()):
+            raise OSError(errno.ENOMEM, f"{os.strerror(errno.ENOMEM)}: {full}", path) from error
+        raise

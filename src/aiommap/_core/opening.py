@@ -17,6 +17,7 @@ from .._native import Mapping, sigbus_blocked
 from .file_kinds import cannot_map, check_mappable, check_regular, is_in_memory
 from .file_state import FileState, Identity
 from .leases import LeasedError
+from .mapping_limit import mapping_limit
 from .options import OpenOptions
 from .paths import NewName, open_new, open_or_new
 
@@ -299,6 +300,9 @@ def _map(fd: int, found: os.stat_result, options: OpenOptions) -> Mapping:
 
 def _no_memory(capacity: int, options: OpenOptions) -> str:
     """Say what was missing to map a file, and what to do."""
+    full = mapping_limit()
+    if full:
+        return f": {full}"
     if options.mode.private and _counts_private_pages():
         return (
             f": vm.overcommit_memory is 2, so the {capacity} bytes count as memory that a private "

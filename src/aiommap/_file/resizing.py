@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, SupportsIndex, TypeVar
 
 from .._arguments import byte_count, check_range
 from .._core.file_core import FileCore
+from .._core.mapping_limit import mapping_limit_soon, naming_the_limit
 from .._core.opening import cannot_resize, reserve
 from .._errors import (
     AccessModeError,
@@ -117,7 +118,8 @@ class Resizer:
         """Name the file in errors of the block, and have the next flush sync what it did."""
         core = self._core
         try:
-            yield
+            with naming_the_limit(core.path):
+                yield
         except OSError as error:
             if error.errno == errno.EPROTO:  # native code looked, and the length was another one
                 raise cannot_resize(core.path, size) from error
@@ -166,7 +168,8 @@ class Resizer:
         actual = os.fstat(mapping.fd).st_size
         if self._hides_loss(actual, mapping.size):
             return False
-        self._follow(actual)
+        with naming_the_limit(self._core.path):
+            self._follow(actual)
         return True
 
     def _follow(self, size: int) -> None:
@@ -234,7 +237,8 @@ class Resizer:
         """
         self.check_whole_pages()
         try:
-            made = make()
+            with naming_the_limit(self._core.path, mapping_limit_soon):
+                made = make()
         except ValueError:
             self.check_whole_pages()
             raise

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 
 from .._advice import Advice
 from .._core.file_core import FULL, FileCore
-from .._core.mapping_limit import mapping_limit
+from .._core.mapping_limit import mapping_limit, naming_the_limit
 from .._errors import OutOfBoundsError, UnsupportedError, name_file
 from .._native import PAGE_SIZE, PIECE_BYTES
 from .._ranges import RangeSet, align_down, align_up
@@ -258,7 +258,8 @@ class Pager:
         mapping = self._core.mapping
         assert advice.madvise is not None
         try:
-            mapping.advise(offset, length, advice.madvise)
+            with naming_the_limit(self._core.path):
+                mapping.advise(offset, length, advice.madvise)
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.EAGAIN, errno.EPERM, errno.ENOSYS):
                 raise
