@@ -47,7 +47,7 @@ def unchanged(table):
     return table.layout(), table.remaining, table.largest(), table.unclaimed()
 
 
-def test_take_hands_out_the_lowest_bytes_that_fit():
+def test_take_lowest_bytes_that_fit():
     table = table_of(start=10)
     first, second, third = (table.take(20) for _ in range(3))
     assert places(first, second, third) == [(10, 20), (30, 20), (50, 20)]
@@ -61,7 +61,7 @@ def test_take_hands_out_the_lowest_bytes_that_fit():
     assert table.remaining == 90 - 20 - 15 - 15 - 26
 
 
-def test_take_has_exactly_the_length_asked_for_or_nothing():
+def test_take_exact_length_or_nothing():
     table = table_of()
     assert places(table.take(60)) == [(0, 60)]
     before = unchanged(table)
@@ -71,14 +71,14 @@ def test_take_has_exactly_the_length_asked_for_or_nothing():
     assert table.take(1) is None
 
 
-def test_take_aligns_offsets_and_leaves_the_gaps_free():
+def test_take_aligned_leaves_gaps_free():
     table = table_of(start=5, alignment=16)
     assert places(table.take(10), table.take(17), table.take(1)) == [(16, 10), (32, 17), (64, 1)]
     assert table.remaining == SPAN - 5 - 28
     assert table.largest() == SPAN - 80
 
 
-def test_a_search_does_not_pass_all_the_gaps(monkeypatch):
+def test_search_skips_gaps_too_small(monkeypatch):
     """What is too small is passed by a block at a time, whether alignment or freeing left it."""
     looked_at = []
 
@@ -106,7 +106,7 @@ def test_a_search_does_not_pass_all_the_gaps(monkeypatch):
     ("start", "end", "alignment", "largest"),
     [(0, 0, 1, 0), (7, 7, 8, 0), (1, 5, 8, 0), (1, 8, 8, 0), (1, 9, 8, 1), (8, 9, 8, 1)],
 )
-def test_largest_is_what_can_be_had_of_small_spans(start, end, alignment, largest):
+def test_largest_of_small_spans(start, end, alignment, largest):
     table = table_of(start, end, alignment)
     assert (table.largest(), table.capacity(), table.remaining) == (
         largest,
@@ -119,14 +119,14 @@ def test_largest_is_what_can_be_had_of_small_spans(start, end, alignment, larges
         assert (table.largest(), table.capacity()) == (0, largest)
 
 
-def test_numbers_beyond_a_machine_word_do_not_wrap():
+def test_numbers_beyond_a_word_do_not_wrap():
     table = table_of(LARGEST - 10, LARGEST, PAGE)
     assert table.take(1) is None
     assert places(table_of(LARGEST - 10, LARGEST).take(10)) == [(LARGEST - 10, 10)]
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (0, 2, 1), (1, 0, 2)])
-def test_free_makes_one_run_of_neighbours(order):
+def test_free_merges_neighbours(order):
     table = table_of(end=30)
     ranges = [table.take(10) for _ in range(3)]
     for which in order:
@@ -135,7 +135,7 @@ def test_free_makes_one_run_of_neighbours(order):
     assert places(table.take(30)) == [(0, 30)]
 
 
-def test_a_freed_range_stays_invalid_when_its_bytes_are_handed_out_anew():
+def test_freed_range_stays_invalid_once_reused():
     table = table_of()
     stale = table.take(10)
     table.free(stale)
@@ -149,7 +149,7 @@ def test_a_freed_range_stays_invalid_when_its_bytes_are_handed_out_anew():
     assert unchanged(table) == before
 
 
-def test_a_range_of_another_table_is_refused_by_both_verbs():
+def test_range_of_another_table_is_refused():
     table, other = table_of(), table_of()
     mine, foreign = table.take(10), other.take(10)
     before = unchanged(table)
@@ -163,7 +163,7 @@ def test_a_range_of_another_table_is_refused_by_both_verbs():
     assert foreign.valid
 
 
-def test_a_range_cannot_be_copied_pickled_forged_or_changed():
+def test_range_cannot_be_copied_or_forged():
     table = table_of()
     allocated = table.take(10)
     for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
@@ -179,7 +179,7 @@ def test_a_range_cannot_be_copied_pickled_forged_or_changed():
     assert allocated.valid
 
 
-def test_split_consumes_a_range_and_yields_two_that_cover_it():
+def test_split_consumes_and_covers_the_range():
     table = table_of(start=10)
     whole = table.take(20)
     low, high = whole.split_at(5)
@@ -201,7 +201,7 @@ def test_split_consumes_a_range_and_yields_two_that_cover_it():
         pytest.param(5.0, TypeError, "integer", id="float"),
     ],
 )
-def test_split_outside_a_range_leaves_it_valid(position, error, match):
+def test_split_outside_leaves_range_valid(position, error, match):
     table = table_of()
     allocated = table.take(10)
     before = unchanged(table)
@@ -211,7 +211,7 @@ def test_split_outside_a_range_leaves_it_valid(position, error, match):
     assert unchanged(table) == before
 
 
-def test_claim_gets_what_was_allocated_exactly_and_once():
+def test_claim_once_and_exactly():
     table = table_of(allocated=((10, 10), (20, 5)))
     for offset, length, match in (
         (10, 9, "has length 10"),
@@ -240,7 +240,7 @@ def test_alignment_is_a_power_of_two(alignment):
         check_alignment(alignment)
 
 
-def test_repr_says_where_and_whether_it_is_valid():
+def test_repr_shows_range_and_validity():
     table = table_of(start=10)
     allocated = table.take(5)
     assert repr(allocated) == "<AllocatedRange [10, 15) valid>"
@@ -260,7 +260,7 @@ def layouts(draw):
 
 @NO_DEADLINE
 @given(layout=layouts())
-def test_a_layout_survives_being_saved_and_loaded(layout):
+def test_layout_survives_save_and_load(layout):
     state = layout.encode()
     assert len(state) == 48 + 16 * len(layout.allocated)
     assert Layout.decode(state) == layout
@@ -274,7 +274,7 @@ STATE = Layout(0, SPAN, 4, ((0, 10), (10, 5), (90, 10))).encode()
 
 
 @pytest.mark.parametrize("bit", range(8))
-def test_every_flipped_bit_of_a_state_is_noticed(bit):
+def test_load_notices_every_flipped_bit(bit):
     for at in range(len(STATE)):
         damaged = bytearray(STATE)
         damaged[at] ^= 1 << bit
@@ -282,7 +282,7 @@ def test_every_flipped_bit_of_a_state_is_noticed(bit):
             Layout.decode(bytes(damaged))
 
 
-def test_every_state_cut_off_or_continued_is_noticed():
+def test_load_notices_cut_or_longer_state():
     for length in range(len(STATE)):
         with pytest.raises(ValueError, match=r"is cut off|is damaged|are not the saved state"):
             Layout.decode(STATE[:length])
@@ -299,7 +299,7 @@ def sealed(*, version=1, start=0, end=SPAN, alignment=1, count=None, pairs=()):
     return body + struct.pack("<I", zlib.crc32(body))
 
 
-def test_the_saved_form_is_what_it_was_when_files_were_saved_with_it():
+def test_saved_form_is_stable():
     assert sealed(alignment=4, pairs=[(0, 10), (10, 5), (90, 10)]) == STATE
 
 
@@ -321,6 +321,6 @@ def test_the_saved_form_is_what_it_was_when_files_were_saved_with_it():
         pytest.param({"pairs": [(0, 2**64 - 1)]}, "beyond its own end", id="wrap"),
     ],
 )
-def test_a_whole_state_that_makes_no_sense_is_refused(fields, match):
+def test_load_refuses_impossible_state(fields, match):
     with pytest.raises(ValueError, match=match):
         Layout.decode(sealed(**fields))

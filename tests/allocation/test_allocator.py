@@ -36,7 +36,7 @@ def alloc(file):
 
 
 @pytest.mark.parametrize("mode", ["w+", "x+"])
-async def test_a_file_made_by_opening_is_free_from_its_start(tmp_path, mode):
+async def test_new_file_is_free_from_its_start(tmp_path, mode):
     async with aiommap.open(tmp_path / "new", mode, size=SIZE) as f:
         alloc = f.allocator(alignment=PAGE)
         assert (alloc.start, alloc.end, alloc.alignment) == (0, SIZE, PAGE)
@@ -48,7 +48,7 @@ async def test_a_file_made_by_opening_is_free_from_its_start(tmp_path, mode):
 
 
 @pytest.mark.parametrize("mode", ["r", "r+", "c"])
-async def test_a_file_that_was_there_is_never_assumed_to_be_free(path, mode):
+async def test_existing_file_is_never_free(path, mode):
     async with aiommap.open(path, mode) as f:
         for options in ({}, {"alignment": PAGE}, {"end": SIZE}):
             with pytest.raises(ValueError, match=r"handed out before: pass state=.* or start="):
@@ -61,13 +61,13 @@ async def test_a_file_that_was_there_is_never_assumed_to_be_free(path, mode):
     ("start", "end"),
     [(-1, None), (SIZE + 1, None), (0, SIZE + 1), (10, 9), (2**64, None), (0, 2**64)],
 )
-async def test_a_span_outside_the_file_is_refused(file, start, end):
+async def test_span_outside_the_file_is_refused(file, start, end):
     with pytest.raises(aiommap.OutOfBoundsError, match=r"only 65536|cannot be negative"):
         file.allocator(start, end=end)
     assert file.allocator(0).remaining == SIZE
 
 
-async def test_spans_of_open_allocators_are_disjoint(file):
+async def test_open_allocators_have_disjoint_spans(file):
     first = file.allocator(PAGE, end=2 * PAGE)
     for start, end in ((0, PAGE + 1), (PAGE, 2 * PAGE), (2 * PAGE - 1, SIZE), (0, SIZE)):
         with pytest.raises(aiommap.OverlapError, match="share bytes") as caught:
@@ -80,12 +80,12 @@ async def test_spans_of_open_allocators_are_disjoint(file):
 
 
 @pytest.mark.parametrize("alignment", [0, 3, -PAGE, PAGE + 1])
-async def test_an_alignment_that_is_no_power_of_two_is_refused(file, alignment):
+async def test_odd_alignment_is_refused(file, alignment):
     with pytest.raises(ValueError, match=f"alignment is {alignment}: use a power of two"):
         file.allocator(0, alignment)
 
 
-async def test_what_a_file_grew_by_has_an_allocator_of_its_own(file):
+async def test_allocator_of_what_a_file_grew_by(file):
     old = file.allocator(0)
     await file.resize(SIZE + PAGE)
     new = file.allocator(SIZE)
@@ -94,7 +94,7 @@ async def test_what_a_file_grew_by_has_an_allocator_of_its_own(file):
     assert (receipt.offset, receipt.length) == (SIZE, PAGE)
 
 
-def test_align_helpers_round_to_pages_of_memory():
+def test_align_helpers_round_to_pages():
     assert [aiommap.align_up(n) for n in (0, 1, PAGE, PAGE + 1)] == [0, PAGE, PAGE, 2 * PAGE]
     assert [aiommap.align_down(n) for n in (0, PAGE - 1, PAGE + 1)] == [0, 0, PAGE]
     assert (aiommap.align_up(2**64 - 1), aiommap.align_up(9, 8)) == (2**64, 16)
@@ -106,7 +106,7 @@ def test_align_helpers_round_to_pages_of_memory():
 # State.
 
 
-async def test_reopening_with_the_state_never_hands_out_what_was_live(path):
+async def test_restore_never_hands_out_live_bytes(path):
     rng = random.Random(3)
     async with aiommap.open(path, "r+") as f:
         alloc = f.allocator(100, 8)
@@ -132,7 +132,7 @@ async def test_reopening_with_the_state_never_hands_out_what_was_live(path):
         assert again.unclaimed == ()
 
 
-async def test_a_state_is_refused_before_anything_is_made_of_it(path):
+async def test_restore_refuses_state_up_front(path):
     async with aiommap.open(path, "r+") as f:
         alloc = f.allocator(PAGE)
         alloc.allocate(10)
@@ -159,7 +159,7 @@ async def test_a_state_is_refused_before_anything_is_made_of_it(path):
 # Ranged verbs.
 
 
-async def test_write_range_answers_with_a_receipt_for_exactly_its_bytes(file, path, alloc):
+async def test_write_range_receipt_covers_its_bytes(file, path, alloc):
     low, high = alloc.allocate(50).split_at(20)
     receipt = await file.write_range(high, b"h" * 30)
     assert (receipt.offset, receipt.length) == (1020, 30)
@@ -171,7 +171,7 @@ async def test_write_range_answers_with_a_receipt_for_exactly_its_bytes(file, pa
 
 
 @pytest.mark.parametrize("length", [0, 1, 49, 51, 100, PAGE], ids=str)
-async def test_data_of_another_length_is_refused_and_nothing_written(file, path, alloc, length):
+async def test_write_range_refuses_other_lengths(file, path, alloc, length):
     before = path.read_bytes()
     allocated = alloc.allocate(50)
     with pytest.raises(aiommap.OutOfBoundsError, match=f"^{length} bytes .*exactly 50") as caught:
@@ -181,7 +181,7 @@ async def test_data_of_another_length_is_refused_and_nothing_written(file, path,
     assert path.read_bytes() == before
 
 
-async def test_the_length_of_data_is_its_bytes_not_its_items(file, alloc):
+async def test_write_range_counts_bytes_not_items(file, alloc):
     allocated = alloc.allocate(8)
     with pytest.raises(aiommap.OutOfBoundsError, match=r"^32 bytes"):
         await file.write_range(allocated, memoryview(bytes(32)).cast("I"))
@@ -189,7 +189,7 @@ async def test_the_length_of_data_is_its_bytes_not_its_items(file, alloc):
     assert await file.read_range(allocated) == b"12345678"
 
 
-async def test_ranges_that_are_not_valid_are_refused_and_nothing_written(file, path, tmp_path):
+async def test_invalid_ranges_are_refused(file, path, tmp_path):
     before = path.read_bytes()
     other_path = tmp_path / "other"
     other_path.write_bytes(before)
@@ -216,7 +216,7 @@ async def test_ranges_that_are_not_valid_are_refused_and_nothing_written(file, p
     assert path.read_bytes() == other_path.read_bytes() == before
 
 
-async def test_ranges_of_a_read_only_file_can_be_read_and_not_written(path):
+async def test_read_range_in_read_only_file(path):
     async with aiommap.open(path) as f:
         allocated = f.allocator(PAGE).allocate(2)
         assert await f.read_range(allocated) == b"BB"
@@ -224,7 +224,7 @@ async def test_ranges_of_a_read_only_file_can_be_read_and_not_written(path):
             await f.write_range(allocated, b"!!")
 
 
-async def test_many_writers_of_their_own_ranges_do_not_touch_one_another(file, path):
+async def test_concurrent_writers_stay_in_their_ranges(file, path):
     alloc = file.allocator(0)
     live = {}
 
@@ -283,7 +283,7 @@ def threads_take_turns_often():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("threads_take_turns_often")
-async def test_eight_threads_never_share_a_byte(file):
+async def test_allocate_in_eight_threads(file):
     alloc, marks, kept = file.allocator(0, 4, end=2000), bytearray(2000), []
 
     async def in_a_thread(me):
@@ -302,7 +302,7 @@ async def test_eight_threads_never_share_a_byte(file):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("threads_take_turns_often")
-async def test_tasks_that_wait_are_served_by_threads_that_free(file):
+async def test_acquire_is_served_by_freeing_threads(file):
     alloc, handed = file.allocator(0, end=100), []
     ready = threading.Semaphore(0)
 
@@ -326,7 +326,7 @@ async def test_tasks_that_wait_are_served_by_threads_that_free(file):
     assert (handed, alloc.remaining, alloc.largest) == ([], 100, 100)
 
 
-async def test_a_forked_child_is_told_and_never_waits_for_a_lock(alloc):
+async def test_fork_child_is_refused_without_lock(alloc):
     allocated = alloc.allocate(10)
     alloc._mutex.acquire()  # as another thread could hold it at the moment of the fork
     child = None

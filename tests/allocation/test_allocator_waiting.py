@@ -65,7 +65,7 @@ async def test_acquire_with_room_does_not_wait(alloc):
     assert (allocated.offset, allocated.length, alloc.remaining) == (1000, 100, 0)
 
 
-async def test_acquire_serves_tasks_in_the_order_in_which_they_asked(alloc):
+async def test_acquire_is_served_in_order(alloc):
     blocks = [alloc.allocate(10) for _ in range(10)]
     async with anyio.create_task_group() as group:
         queue = Queue(alloc, group)
@@ -87,7 +87,7 @@ async def test_acquire_serves_tasks_in_the_order_in_which_they_asked(alloc):
         assert await queue.place("late") == (1050, 5)
 
 
-async def test_one_free_serves_all_that_fit(alloc):
+async def test_free_serves_all_that_fit(alloc):
     whole = alloc.allocate(100)
     async with anyio.create_task_group() as group:
         queue = Queue(alloc, group)
@@ -107,7 +107,7 @@ async def test_one_free_serves_all_that_fit(alloc):
 
 
 @pytest.mark.parametrize("length", [101, PAGE, 2**64])
-async def test_acquire_of_what_can_never_fit_fails_at_once(alloc, length):
+async def test_acquire_too_large_fails_at_once(alloc, length):
     alloc.allocate(100)
     with (
         anyio.fail_after(10),
@@ -119,7 +119,7 @@ async def test_acquire_of_what_can_never_fit_fails_at_once(alloc, length):
     assert "acquire()" not in str(error)
 
 
-async def test_acquire_counts_with_the_alignment_in_what_can_never_fit(file):
+async def test_acquire_too_large_once_aligned_fails(file):
     alloc = file.allocator(1, PAGE, end=PAGE + 10)
     with pytest.raises(aiommap.OutOfBoundsError, match="at most 10 in one piece"):
         await alloc.acquire(11)
@@ -127,12 +127,12 @@ async def test_acquire_counts_with_the_alignment_in_what_can_never_fit(file):
 
 
 @pytest.mark.parametrize("length", [0, -1])
-async def test_acquire_of_nothing_is_refused(alloc, length):
+async def test_acquire_zero_bytes_is_refused(alloc, length):
     with pytest.raises(ValueError, match=f"length is {length}"):
         await alloc.acquire(length)
 
 
-async def test_cancelling_the_first_in_the_queue_lets_the_next_one_have_what_is_there(alloc):
+async def test_acquire_cancelled_first_lets_next_in(alloc):
     alloc.allocate(70)
     async with anyio.create_task_group() as group:
         queue = Queue(alloc, group)
@@ -147,7 +147,7 @@ async def test_cancelling_the_first_in_the_queue_lets_the_next_one_have_what_is_
 
 
 @pytest.mark.parametrize("free_first", [True, False], ids=["granted", "cancelled"])
-async def test_cancelling_while_space_is_being_granted_leaks_nothing(alloc, free_first):
+async def test_acquire_cancelled_while_granted(alloc, free_first):
     whole = alloc.allocate(100)
     async with anyio.create_task_group() as group:
         queue = Queue(alloc, group)
@@ -167,7 +167,7 @@ async def test_cancelling_while_space_is_being_granted_leaks_nothing(alloc, free
     assert (alloc.remaining, alloc.largest) == (100, 100)
 
 
-async def test_cancelling_is_noticed_by_a_task_that_waits_in_a_cancelled_scope(alloc):
+async def test_acquire_in_a_cancelled_scope(alloc):
     alloc.allocate(100)
     with anyio.CancelScope() as scope:
         scope.cancel()
@@ -176,7 +176,7 @@ async def test_cancelling_is_noticed_by_a_task_that_waits_in_a_cancelled_scope(a
     assert alloc.remaining == 0
 
 
-async def test_asyncios_own_cancel_leaks_nothing(alloc, anyio_backend_name):
+async def test_acquire_cancelled_by_asyncio(alloc, anyio_backend_name):
     if anyio_backend_name != "asyncio":
         pytest.skip("asyncio only")
     whole = alloc.allocate(100)
@@ -193,7 +193,7 @@ async def test_asyncios_own_cancel_leaks_nothing(alloc, anyio_backend_name):
 
 
 @pytest.mark.parametrize("closing", ["allocator", "in a thread", "file"])
-async def test_closing_tells_the_tasks_that_wait_and_hands_out_nothing_more(path, closing):
+async def test_close_tells_waiting_acquires(path, closing):
     async with aiommap.open(path, "r+") as f, anyio.create_task_group() as group:
         before = f.allocator(1000, end=1100)
         before.allocate(10)
@@ -223,7 +223,7 @@ async def test_closing_tells_the_tasks_that_wait_and_hands_out_nothing_more(path
         assert alloc.remaining == 90
 
 
-def test_space_granted_to_a_task_of_a_dead_loop_goes_to_the_next_one(path):
+def test_acquire_of_a_dead_loop_passes_on(path):
     """Nobody could ever use it, and no cancellation is going to give it back."""
 
     async def main():

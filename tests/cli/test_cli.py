@@ -190,7 +190,7 @@ class TestBadInput:
         assert err.count("\n") == 1
 
     @pytest.mark.parametrize("name", ["info", "residency", "prewarm"])
-    def test_good_file_is_done_beside_bad_one(
+    def test_good_file_beside_a_bad_one(
         self, run: Run, tmp_path: Path, data: Path, name: str
     ) -> None:
         missing = tmp_path / "missing"
@@ -210,7 +210,7 @@ class TestBadInput:
         assert err == f"aiommap: {empty}: the file is empty: there is nothing to read\n"
 
     @pytest.mark.parametrize("name", ["info", "residency", "prewarm", "bench", "demo"])
-    def test_a_path_is_named_once_and_as_it_was_given(
+    def test_path_is_named_once_as_given(
         self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
     ) -> None:
         monkeypatch.chdir(tmp_path)
@@ -221,7 +221,7 @@ class TestBadInput:
             assert err.startswith("aiommap: .: cannot be mapped: it is a directory")
             assert str(tmp_path) not in err
 
-    def test_an_unknown_option_refers_to_the_help_of_its_command(self, run: Run) -> None:
+    def test_unknown_option_refers_to_its_help(self, run: Run) -> None:
         code, _, err = run("residency", "file", "--widht", "3")
         assert code == 2
         assert "--widht 3 (see aiommap residency --help)" in err
@@ -266,7 +266,7 @@ class TestInfo:
         assert facts["inline_reads"] is True
         assert facts["resident_pages"] == 1
 
-    def test_probe_reads_at_most_one_page_of_cold_file(self, run: Run, data: Path) -> None:
+    def test_info_probe_reads_one_cold_page(self, run: Run, data: Path) -> None:
         make_cold(data)
         [facts] = json.loads(run("info", data, "--json")[1])["files"]
         assert facts["resident_pages"] == 0
@@ -281,7 +281,7 @@ class TestInfo:
 
 
 class TestResidency:
-    def test_chart_shows_which_half_is_in_memory(self, run: Run, tmp_path: Path) -> None:
+    def test_chart_shows_the_half_in_memory(self, run: Run, tmp_path: Path) -> None:
         path = tmp_path / "half.bin"
         path.write_bytes(os.urandom(64 * PAGE))
         with path.open("rb") as file:
@@ -337,7 +337,7 @@ class TestResidency:
         assert run("residency", tmp_path / "missing", tmp_path / "gone")[:2] == (1, said)
         assert run("residency", tmp_path) == (0, "no file was looked at\n", "")
 
-    def test_hidden_residency_is_said(self) -> None:
+    def test_residency_hidden_is_said(self) -> None:
         if os.geteuid() != 0:
             pytest.skip("needs root, to become somebody who does not own the file")
         # Not tmp_path: its parents are closed to others. Imported before the change of user,
@@ -386,14 +386,14 @@ class TestResidency:
 
 
 class TestPrewarm:
-    def test_cold_file_is_resident_afterwards(self, run: Run, data: Path) -> None:
+    def test_prewarm_makes_cold_file_resident(self, run: Run, data: Path) -> None:
         make_cold(data)
         [outcome] = json.loads(run("prewarm", data, "--json")[1])["files"]
         assert outcome["resident_pages_before"] == 0
         assert outcome["resident_pages"] == outcome["total_pages"] == 41
         assert outcome["cached_pages"] == 41
 
-    def test_line_tells_rate_and_what_is_resident(self, run: Run, data: Path) -> None:
+    def test_prewarm_line_tells_rate_and_resident(self, run: Run, data: Path) -> None:
         code, out, err = run("prewarm", data)
         assert (code, err) == (0, "")
         assert out.startswith(f"{data}: ")
@@ -407,7 +407,7 @@ class TestPrewarm:
 
 @pytest.mark.slow
 class TestBench:
-    def test_contenders_are_measured_and_file_is_untouched(self, run: Run, data: Path) -> None:
+    def test_bench_measures_and_leaves_the_file(self, run: Run, data: Path) -> None:
         before, content = data.stat(), data.read_bytes()
         code, out, err = run("bench", data, *SHORT, "--json")
         assert (code, err) == (0, "")
@@ -425,14 +425,14 @@ class TestBench:
         )
         assert data.read_bytes() == content
 
-    def test_table_has_a_row_for_each(self, run: Run, data: Path) -> None:
+    def test_bench_table_has_a_row_for_each(self, run: Run, data: Path) -> None:
         code, out, _ = run("bench", data, *SHORT, "--cold")
         assert code == 0
         assert "dropped from memory before each" in out
         for name in ("aiommap", "mmap in a thread", "pread in a thread"):
             assert any(line.startswith(name) for line in out.splitlines())
 
-    def test_missing_library_is_left_out(
+    def test_bench_without_a_library(
         self, run: Run, data: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(sys.modules, "aiofiles", None)
@@ -440,7 +440,7 @@ class TestBench:
         assert code == 0
         assert "aiofiles is not installed: left out" in out
 
-    def test_block_larger_than_file_reads_the_file(self, run: Run, data: Path) -> None:
+    def test_bench_block_larger_than_file(self, run: Run, data: Path) -> None:
         document = json.loads(run("bench", data, *SHORT, "--block", "1M", "--json")[1])
         assert document["block"] == data.stat().st_size
 
@@ -452,7 +452,7 @@ class TestOutput:
         assert "\r" not in result.stdout
 
     @pytest.mark.parametrize("name", ["residency", "--help"])
-    def test_reader_that_went_away_is_no_traceback(self, data: Path, name: str) -> None:
+    def test_pipe_closed_by_reader_is_no_traceback(self, data: Path, name: str) -> None:
         ours, theirs = os.pipe()
         os.close(ours)
         arguments = [name] if name.startswith("-") else [name, data]
@@ -479,7 +479,7 @@ class TestOutput:
         assert "─" in out
         assert "pread in a thread" in out
 
-    def test_terminal_without_rich_gets_plain_lines(self, data: Path) -> None:
+    def test_terminal_without_rich_is_plain(self, data: Path) -> None:
         code, out = on_terminal(
             code="import sys; sys.modules['rich'] = None\n"
             "from aiommap._cli import main\n"
@@ -489,7 +489,7 @@ class TestOutput:
         assert "\x1b" not in out
         assert "41 of 41 pages resident" in out
 
-    def test_json_on_terminal_is_json(self, data: Path) -> None:
+    def test_terminal_json_is_json(self, data: Path) -> None:
         code, out = on_terminal("info", data, "--json")
         assert code == 0
         assert json.loads(out)["command"] == "info"

@@ -56,7 +56,7 @@ class TestDemo:
         assert 0 < groups["flushes"] <= groups["flush_requests"]
         assert list(tmp_path.iterdir()) == []
 
-    def test_demo_tells_each_part_and_ends_with_table(
+    def test_demo_tells_each_part_then_a_table(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert main(["demo", *QUICK, "--dir", str(tmp_path)]) == 0
@@ -88,7 +88,7 @@ class TestDemo:
         assert path.read_bytes() == content
         assert list(tmp_path.iterdir()) == [path]
 
-    def test_demo_uses_no_more_of_a_file_than_asked(
+    def test_demo_reads_no_more_than_asked(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         path = tmp_path / "large.bin"
@@ -96,9 +96,7 @@ class TestDemo:
         assert main(["demo", str(path), *QUICK, "--size", "1M"]) == 0
         assert "2.0 MiB, the first 1.0 MiB of it; only read" in capsys.readouterr().out
 
-    def test_pages_that_cannot_be_dropped_are_admitted(
-        self, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_demo_admits_pages_it_cannot_drop(self, capsys: pytest.CaptureFixture[str]) -> None:
         shm = Path("/dev/shm")
         if not os.access(shm, os.W_OK):
             pytest.skip("no writable /dev/shm")
@@ -109,7 +107,7 @@ class TestDemo:
         assert set(shm.glob("aiommap-demo-*")) == before
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "term"])
-    def test_interrupted_demo_cleans_up(self, tmp_path: Path, number: signal.Signals) -> None:
+    def test_demo_interrupted_cleans_up(self, tmp_path: Path, number: signal.Signals) -> None:
         command = [sys.executable, "-m", "aiommap", "demo", *QUICK, "--seconds", "60"]
         with subprocess.Popen(
             [*command, "--dir", str(tmp_path)],
@@ -129,7 +127,7 @@ class TestDemo:
         assert (process.returncode, errors) == (130, "aiommap: interrupted\n")
         assert list(tmp_path.iterdir()) == []
 
-    def test_failure_in_the_middle_cleans_up(
+    def test_demo_failing_half_way_cleans_up(
         self,
         tmp_path: Path,
         capsys: pytest.CaptureFixture[str],
@@ -146,7 +144,7 @@ class TestDemo:
 
 class TestHeartbeat:
     @BACKENDS
-    def test_blocked_loop_is_seen(self, backend: str) -> None:
+    def test_heartbeat_sees_blocked_loop(self, backend: str) -> None:
         async def block() -> Heartbeat:
             async with Heartbeat() as beat:
                 time.sleep(0.03)
@@ -156,7 +154,7 @@ class TestHeartbeat:
         assert anyio.run(block, backend=backend).worst_gap >= 0.03
 
     @BACKENDS
-    def test_block_that_ends_with_the_work_is_seen(self, backend: str) -> None:
+    def test_heartbeat_sees_block_at_the_end(self, backend: str) -> None:
         async def block() -> Heartbeat:
             async with Heartbeat() as beat:
                 time.sleep(0.03)
@@ -165,7 +163,7 @@ class TestHeartbeat:
         assert anyio.run(block, backend=backend).worst_gap >= 0.03
 
     @BACKENDS
-    def test_error_of_the_block_is_not_wrapped(self, backend: str) -> None:
+    def test_heartbeat_does_not_wrap_errors(self, backend: str) -> None:
         async def fail() -> None:
             async with Heartbeat():
                 raise LookupError("as it is")
@@ -174,7 +172,7 @@ class TestHeartbeat:
             anyio.run(fail, backend=backend)
 
     @BACKENDS
-    def test_cancelled_block_ends_the_heartbeat(self, backend: str) -> None:
+    def test_heartbeat_ends_when_cancelled(self, backend: str) -> None:
         async def cancel() -> bool:
             with anyio.CancelScope() as scope:
                 async with Heartbeat():
@@ -186,7 +184,7 @@ class TestHeartbeat:
 
 
 class TestMeasure:
-    def test_shared_work_is_done_once_each(self) -> None:
+    def test_measure_shares_work_once_each(self) -> None:
         done: list[int] = []
 
         async def operation(offset: int) -> None:
@@ -200,7 +198,7 @@ class TestMeasure:
         assert sorted(done) == [0, 4, 8]
         assert (measured.operations, measured.length) == (3, 10)
 
-    def test_random_offsets_are_whole_blocks_within_the_span(self) -> None:
+    def test_measure_offsets_are_whole_blocks(self) -> None:
         runs = random_offsets(10 * 512 + 100, 512, 3)
         drawn = [list(islice(run, 1000)) for run in runs]
         assert {offset for run in drawn for offset in run} == {512 * n for n in range(10)}

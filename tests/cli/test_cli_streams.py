@@ -10,7 +10,7 @@ import pytest
 
 @pytest.mark.parametrize("arguments", [["residency"], ["info", "--json"]], ids=" ".join)
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
-def test_closed_streams_take_what_is_written(path, arguments, closed):
+def test_closed_streams_take_writes(path, arguments, closed):
     missing = path.with_name("missing")
     for name, code in ((path, 0), (missing, 1)):
         command = [sys.executable, "-m", "aiommap", *arguments, name]

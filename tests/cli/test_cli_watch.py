@@ -68,7 +68,7 @@ def wait_for(condition):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_each_change_is_a_line_until_a_signal_ends_it(watch, tmp_path, number):
+def test_change_is_a_line_until_a_signal(watch, tmp_path, number):
     path = tmp_path / "file"
     watching = watch(path)
     assert watching.line() == f"watching 1 path; not there yet: {path}\n"
@@ -111,7 +111,7 @@ def test_json_is_one_document_a_line(watch, tmp_path):
     assert watching.stop() == (0, "", "")
 
 
-def test_latency_is_not_told_of_a_link_that_was_turned(watch, tmp_path):
+def test_latency_is_omitted_for_turned_links(watch, tmp_path):
     """The file at its end is as old as it was."""
     for name in ("old", "new"):
         (tmp_path / name).write_bytes(name.encode())
@@ -124,7 +124,7 @@ def test_latency_is_not_told_of_a_link_that_was_turned(watch, tmp_path):
     assert (document["kind"], document["latency_seconds"]) == ("replaced", None)
 
 
-def test_a_name_stays_on_one_line(watch, tmp_path):
+def test_name_stays_on_one_line(watch, tmp_path):
     path = os.fsencode(tmp_path) + b"/new\nline \xe9"
     watching = watch(os.fsdecode(path))
     watching.line()
@@ -133,7 +133,7 @@ def test_a_name_stays_on_one_line(watch, tmp_path):
     assert watching.stop()[:2] == (0, "")
 
 
-def test_a_reader_that_went_away_ends_it(watch, tmp_path):
+def test_reader_that_left_ends_it(watch, tmp_path):
     path = tmp_path / "file"
     watching = watch(path)
     watching.line()
@@ -147,7 +147,7 @@ def test_a_reader_that_went_away_ends_it(watch, tmp_path):
 SCRIPT = 'printf "%s %s %s %s\\n" "$AIOMMAP_KIND" "$AIOMMAP_OLD_SIZE" "$AIOMMAP_NEW_SIZE" '
 
 
-def test_a_command_is_run_for_each_change(watch, tmp_path):
+def test_command_runs_for_each_change(watch, tmp_path):
     path, log = tmp_path / "file", tmp_path / "log"
     path.write_bytes(b"1234")
     watching = watch("file", "--exec", SCRIPT + f'"$AIOMMAP_PATH" >> {log}', cwd=tmp_path)
@@ -184,7 +184,7 @@ def test_commands_of_one_path_never_overlap(watch, tmp_path):
     assert watching.stop() == (0, "", "")
 
 
-def test_commands_of_several_paths_run_at_once(watch, tmp_path):
+def test_commands_of_several_paths_overlap(watch, tmp_path):
     """Each waits for the other one."""
     paths = [tmp_path / "a", tmp_path / "b"]
     script = (
@@ -208,7 +208,7 @@ def test_commands_of_several_paths_run_at_once(watch, tmp_path):
         ("no-such-command", "the command ended with code 127"),
     ],
 )
-def test_a_command_that_fails_is_told_of_and_watching_goes_on(watch, tmp_path, command, words):
+def test_command_that_fails_is_told(watch, tmp_path, command, words):
     path = tmp_path / "file"
     watching = watch(path, "--json", "--exec", f"echo out; {command}")
     watching.document()
@@ -225,7 +225,7 @@ def test_a_command_that_fails_is_told_of_and_watching_goes_on(watch, tmp_path, c
     assert err.count("out\n") == 2  # not into the documents
 
 
-def test_a_command_that_runs_at_the_end_is_ended(watch, tmp_path):
+def test_command_still_running_is_ended(watch, tmp_path):
     """With what it started itself."""
     path, log = tmp_path / "file", tmp_path / "log"
     watching = watch(path, "--exec", f"sleep 1000 & echo $$ $! > {log}; wait")
@@ -248,7 +248,7 @@ def is_running(process):
         return False
 
 
-def test_a_folder_is_refused_with_what_to_name_instead(watch, tmp_path):
+def test_folder_is_refused_with_advice(watch, tmp_path):
     watching = watch(tmp_path)
     out, err = watching.process.communicate(timeout=20)
     assert (watching.process.returncode, out) == (2, b"")

@@ -61,7 +61,7 @@ def answers(shell, words, folder, capsys):
 
 @pytest.mark.parametrize(("words", "expected"), QUESTIONS)
 @pytest.mark.parametrize("shell", ["bash", "fish"])
-def test_a_shell_completes(shell, words, expected, tmp_path, capsys):
+def test_shell_completes(shell, words, expected, tmp_path, capsys):
     assert answers(shell, words, tmp_path, capsys) == expected
 
 
@@ -76,7 +76,7 @@ def test_zsh_accepts_the_script(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_every_command_and_option_is_in_the_script(shell, capsys):
+def test_script_has_every_command_and_option(shell, capsys):
     assert main(["completion", shell]) == 0
     words = set(re.findall(r"[a-z]+", capsys.readouterr().out))
     known = set(re.findall(r"^ +--([a-z]+)|, --([a-z]+)", HELP_FILE.read_text(), re.MULTILINE))
@@ -84,7 +84,7 @@ def test_every_command_and_option_is_in_the_script(shell, capsys):
     assert options | {"info", "residency", "prewarm", "bench", "demo", "completion"} <= words
 
 
-def test_without_shtab_the_error_names_the_extra(monkeypatch, capsys):
+def test_missing_shtab_names_the_extra(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "shtab", None)
     assert main(["completion", "bash"]) == 1
     captured = capsys.readouterr()
@@ -102,13 +102,13 @@ def examples():
 
 
 @pytest.mark.parametrize("words", [*examples()])
-def test_an_example_of_the_help_is_accepted(words):
+def test_help_example_is_accepted(words):
     program, *arguments = words
     assert program == "aiommap"
     assert callable(build_parser().parse_args(arguments).run)
 
 
-def test_every_command_has_examples():
+def test_help_examples_of_every_command():
     assert len({example.values[0][1] for example in examples()}) == 6
 
 
@@ -119,7 +119,7 @@ class TestColour:
         path.write_bytes(b"x" * 10_000)
         return path
 
-    def test_a_pipe_gets_none_even_if_forced(self, file):
+    def test_pipe_gets_no_colour_even_if_forced(self, file):
         forced = {**os.environ, "FORCE_COLOR": "1", "CLICOLOR_FORCE": "1", "TERM": "xterm"}
         for arguments in (["info", file], ["info", "--help"], ["prewarm", file]):
             result = spawn(*arguments, env=forced)

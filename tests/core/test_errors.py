@@ -175,13 +175,13 @@ def test_every_public_error_has_a_case():
     assert public - {MappedFileError} == {type(case.error) for case in CASES.values()}
 
 
-def test_the_root_cannot_be_raised():
+def test_root_cannot_be_raised():
     with pytest.raises(TypeError, match="abstract: raise one of its subclasses"):
         MappedFileError("anything")
 
 
 @every_case
-def test_errors_are_caught_by_the_root_and_by_their_kind(case):
+def test_errors_are_caught_by_root_and_kind(case):
     assert all(isinstance(case.error, kind) for kind in (MappedFileError, *case.also))
 
 
@@ -191,7 +191,7 @@ def test_errors_carry_their_numbers(case):
 
 
 @every_case
-def test_messages_say_what_was_asked_what_was_found_and_what_to_do(case):
+def test_messages_say_asked_found_remedy(case):
     message, at = str(case.error), 0
     for part in case.says:
         assert part in message[at:], (part, message)
@@ -200,7 +200,7 @@ def test_messages_say_what_was_asked_what_was_found_and_what_to_do(case):
 
 
 @every_case
-def test_the_repr_shows_the_message(case):
+def test_repr_shows_the_message(case):
     assert repr(case.error) == f"{type(case.error).__name__}({str(case.error)!r})"
 
 
@@ -231,7 +231,7 @@ def test_errors_cross_from_another_process():
 
 
 @pytest.mark.parametrize("name", [n for n in CASES if isinstance(CASES[n].error, OSError)])
-def test_errors_of_the_system_have_its_number_and_text(name):
+def test_system_errors_have_number_and_text(name):
     error = CASES[name].error
     assert error.errno in errno.errorcode
     assert error.strerror

@@ -57,7 +57,7 @@ async def finish(result):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(("use", "error", "words"), MISTAKES.values(), ids=MISTAKES)
-async def test_a_mistake_is_named(path, use, error, words):
+async def test_mistake_is_named(path, use, error, words):
     async with aiommap.open(path, "r+") as f:
         with pytest.raises(error, match=re.escape(words)):
             await finish(use(f))
@@ -65,7 +65,7 @@ async def test_a_mistake_is_named(path, use, error, words):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("verb", ["resize", "ensure", "punch_hole"])
-async def test_what_private_files_refuse_is_not_recommended(path, verb):
+async def test_private_refusals_do_not_advise_more(path, verb):
     arguments = (0, PAGE) if verb == "punch_hole" else (PAGE,)
     async with aiommap.open(path) as f:
         with pytest.raises(aiommap.AccessModeError) as caught:
@@ -74,7 +74,7 @@ async def test_what_private_files_refuse_is_not_recommended(path, verb):
 
 
 @pytest.mark.anyio
-async def test_a_closed_file_is_not_entered_again(path):
+async def test_closed_file_is_not_entered_again(path):
     async with aiommap.open(path) as f:
         pass
     with pytest.raises(anyio.ClosedResourceError):
@@ -83,13 +83,13 @@ async def test_a_closed_file_is_not_entered_again(path):
 
 
 @pytest.mark.anyio
-async def test_what_there_is_no_address_space_for_says_how_much_that_was(path):
+async def test_no_address_space_tells_how_much(path):
     with pytest.raises(OSError, match=f"{1 << 47} bytes of address space"):
         await aiommap.open(path, "r+", capacity=1 << 47)
 
 
 @pytest.mark.anyio
-async def test_what_the_disk_has_no_room_for_says_how_much_that_was(tmp_path):
+async def test_no_disk_space_tells_how_much(tmp_path):
     found = os.statvfs(tmp_path)
     size = (found.f_blocks * found.f_frsize + (1 << 30)) // PAGE * PAGE
     with pytest.raises(OSError, match=rf"for the {size} bytes .*sparse=True"):
@@ -137,7 +137,7 @@ async def test_punch_hole_of_a_sealed_file_names_it():
 
 
 @pytest.mark.anyio
-async def test_private_mapping_under_strict_overcommit(path, monkeypatch):
+async def test_private_mapping_under_overcommit(path, monkeypatch):
     """The kernel is not made strict for that: all processes of this machine would be."""
     monkeypatch.setattr("aiommap._core.opening._counts_private_pages", lambda: True)
     with open(path, "ab") as file:

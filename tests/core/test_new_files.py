@@ -113,18 +113,18 @@ def opened_then_cancelled(monkeypatch):
     return run
 
 
-async def test_cancelled_create_through_a_link(dangling, opened_then_cancelled):
+async def test_create_cancelled_through_a_link(dangling, opened_then_cancelled):
     await opened_then_cancelled(dangling)
     assert untouched(dangling)
 
 
 @pytest.mark.parametrize("mode", ["w+", "x+"])
-async def test_cancelled_create(tmp_path, opened_then_cancelled, mode):
+async def test_create_cancelled(tmp_path, opened_then_cancelled, mode):
     await opened_then_cancelled(tmp_path / "new", mode=mode)
     assert os.listdir(tmp_path) == []
 
 
-async def test_cancelled_create_in_a_renamed_folder(tmp_path, opened_then_cancelled):
+async def test_create_cancelled_in_renamed_folder(tmp_path, opened_then_cancelled):
     """What is undone is in the folder where it was made, whatever has its name by now."""
     (tmp_path / "a").mkdir()
 
@@ -138,7 +138,7 @@ async def test_cancelled_create_in_a_renamed_folder(tmp_path, opened_then_cancel
     assert (tmp_path / "a" / "new").read_bytes() == b"another"
 
 
-async def test_cancelled_create_of_a_replaced_file(tmp_path, opened_then_cancelled):
+async def test_create_cancelled_after_replacement(tmp_path, opened_then_cancelled):
     def replace():
         (tmp_path / "other").write_bytes(b"another")
         os.replace(tmp_path / "other", tmp_path / "new")
@@ -147,13 +147,13 @@ async def test_cancelled_create_of_a_replaced_file(tmp_path, opened_then_cancell
     assert (tmp_path / "new").read_bytes() == b"another"
 
 
-async def test_cancelled_create_of_a_linked_file(tmp_path, opened_then_cancelled):
+async def test_create_cancelled_after_linking(tmp_path, opened_then_cancelled):
     """The other name is somebody else's."""
     await opened_then_cancelled(tmp_path / "new", lambda: os.link(tmp_path / "new", tmp_path / "x"))
     assert os.listdir(tmp_path) == ["x"]
 
 
-async def test_cancelled_create_and_a_link_at_its_place(tmp_path, opened_then_cancelled):
+async def test_create_cancelled_with_link_in_place(tmp_path, opened_then_cancelled):
     """A link that leads to the file is not the file."""
 
     def move():
@@ -165,7 +165,7 @@ async def test_cancelled_create_and_a_link_at_its_place(tmp_path, opened_then_ca
     assert (tmp_path / "moved").exists()
 
 
-async def test_cancelled_overwrite_keeps_the_file(tmp_path, opened_then_cancelled):
+async def test_overwrite_cancelled_keeps_the_file(tmp_path, opened_then_cancelled):
     old = tmp_path / "old"
     old.write_bytes(b"old")
     inode = old.stat().st_ino
@@ -225,7 +225,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(mount)], check=True)
 
 
-async def test_overwrite_of_a_file_that_is_larger_than_its_disk(small_disk):
+async def test_overwrite_of_file_beyond_its_disk(small_disk):
     path = small_disk / "sparse"
     path.write_bytes(b"old bytes")
     os.truncate(path, 8 << 20)
@@ -279,7 +279,7 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_flush_in_a_folder_that_cannot_be_read(when):
+def test_flush_in_an_unreadable_folder(when):
     """A drop box; or one that could be read until the process gave up its privileges."""
     if os.geteuid() != 0:
         pytest.skip("giving up privileges needs some")
@@ -290,7 +290,7 @@ def test_flush_in_a_folder_that_cannot_be_read(when):
         assert done.stdout == "flushed\n", done.stderr
 
 
-async def test_flush_in_a_folder_that_was_renamed(tmp_path):
+async def test_flush_in_a_renamed_folder(tmp_path):
     (tmp_path / "a").mkdir()
     async with aiommap.open(tmp_path / "a" / "new", "x+", size=PAGE) as f:
         os.rename(tmp_path / "a", tmp_path / "b")
@@ -308,14 +308,14 @@ async def test_flush_without_a_descriptor(tmp_path):
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-async def test_flushed_new_file_holds_one_descriptor(tmp_path):
+async def test_flush_leaves_one_descriptor(tmp_path):
     before = len(os.listdir("/proc/self/fd"))
     async with aiommap.open(tmp_path / "new", "x+", size=PAGE) as f:
         await f.flush()
         assert len(os.listdir("/proc/self/fd")) == before + 1
 
 
-async def test_failed_create_that_was_flushed(tmp_path, monkeypatch):
+async def test_create_failed_after_a_flush(tmp_path, monkeypatch):
     """A policy may flush a new file while its opening goes on."""
     prepare = aiommap.MappedFile._prepare
 
@@ -333,7 +333,7 @@ async def test_failed_create_that_was_flushed(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("short_files")
-async def test_overwrite_of_a_longer_file_by_a_hole(tmp_path):
+async def test_overwrite_of_longer_file_by_a_hole(tmp_path):
     """The limit is on what is written, and nothing is."""
     old = tmp_path / "old"
     subprocess.run(["truncate", "-s", "8M", str(old)], check=True, preexec_fn=lift_limit)

@@ -40,7 +40,7 @@ HINT = r'nothing is open yet: write "async with aiommap\.open\(\.\.\.\) as f", o
 
 
 @pytest.mark.parametrize("name", ["read", "size", "no_such_thing"])
-def test_who_forgets_to_await_is_told(tmp_path, name):
+def test_open_without_await_warns(tmp_path, name):
     """Nothing is touched before: the path need not exist."""
     opening = aiommap.open(tmp_path / "file")
     with pytest.raises(AttributeError, match=rf"has no '{name}', as {HINT}") as caught:
@@ -49,7 +49,7 @@ def test_who_forgets_to_await_is_told(tmp_path, name):
     assert not hasattr(opening, name)
 
 
-def test_who_takes_a_plain_with_is_told(tmp_path):
+def test_open_in_a_plain_with_is_told(tmp_path):
     with pytest.raises(TypeError, match=f'plain "with", as {HINT}'):  # noqa: SIM117
         with aiommap.open(tmp_path / "file"):
             pass
@@ -68,19 +68,19 @@ def test_who_takes_a_plain_with_is_told(tmp_path):
     ],
     ids=lambda use: use.__qualname__,
 )
-def test_an_empty_path_is_not_the_current_directory(use):
+def test_open_of_an_empty_path_is_refused(use):
     with pytest.raises(ValueError, match="path is empty: name a file"):
         use("")
 
 
 @pytest.mark.parametrize("cls", [aiommap.Snapshot, aiommap.MappedBackend])
-def test_what_is_made_of_something_open_says_how_to_open_a_path(cls):
+def test_open_of_a_descriptor_advises_a_path(cls):
     with pytest.raises(TypeError, match=rf"'data.bin': .*{cls.__name__}\.open\(path\)"):
         cls("data.bin")
 
 
 @pytest.mark.parametrize("mode", ["r", "r+", "c", "w+", "x+"])
-async def test_empty_files_work_in_every_mode(tmp_path, mode):
+async def test_open_empty_file_in_every_mode(tmp_path, mode):
     path = tmp_path / "empty"
     if mode != "x+":
         path.write_bytes(b"")
@@ -98,7 +98,7 @@ async def test_empty_files_work_in_every_mode(tmp_path, mode):
             assert await f.read(0, 5) == b"grown"
 
 
-async def test_new_files_are_zero_and_reserve_their_blocks(tmp_path, path):
+async def test_create_zeros_and_reserves_blocks(tmp_path, path):
     async with aiommap.open(tmp_path / "new", "x+", size=1 << 20) as f:
         assert await f.read(1 << 19, 4) == bytes(4)
     assert (tmp_path / "new").stat().st_blocks * 512 >= 1 << 20
@@ -125,7 +125,7 @@ async def test_new_files_are_zero_and_reserve_their_blocks(tmp_path, path):
         ("r", {"sparse": True}, "no meaning"),
     ],
 )
-async def test_options_that_cannot_be_meant_are_refused(path, mode, options, message):
+async def test_open_with_impossible_options(path, mode, options, message):
     before = path.read_bytes()
     with pytest.raises(ValueError, match=message):
         aiommap.open(path, mode, **options)
@@ -147,26 +147,26 @@ async def test_options_that_cannot_be_meant_are_refused(path, mode, options, mes
         ("ab", r'"r\+", with resize\(\)'),
     ],
 )
-def test_modes_of_open_get_a_hint(path, mode, meant):
+def test_open_mode_of_builtin_gets_a_hint(path, mode, meant):
     with pytest.raises(ValueError, match=rf"use one of .*; for '{re.escape(mode)}' .*{meant}"):
         aiommap.open(path, mode)
 
 
 @pytest.mark.parametrize("mode", [None, 0, ["r"], b"r", os.O_RDWR])
-def test_modes_that_are_no_text(path, mode):
+def test_open_mode_that_is_no_text(path, mode):
     with pytest.raises(TypeError, match="use one of 'r', 'r"):
         aiommap.open(path, mode)
 
 
 @pytest.mark.parametrize("mode", ["", "rw", "+", "b", "R"])
-def test_modes_that_mean_nothing(path, mode):
+def test_open_mode_that_means_nothing(path, mode):
     with pytest.raises(ValueError, match="use one of 'r', 'r") as caught:
         aiommap.open(path, mode)
     assert "; for" not in str(caught.value)
 
 
 @pytest.mark.parametrize("mode", ["r", "r+", "w+"])
-async def test_what_is_no_regular_file_is_named(tmp_path, mode):
+async def test_open_of_no_regular_file_names_it(tmp_path, mode):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     with socket.socket(socket.AF_UNIX) as listener:
@@ -177,13 +177,13 @@ async def test_what_is_no_regular_file_is_named(tmp_path, mode):
                 await aiommap.open(tmp_path / name, mode, **({"size": 1} if mode == "w+" else {}))
 
 
-async def test_missing_files_stay_plain_errors(tmp_path):
+async def test_open_of_missing_file_is_plain(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         await aiommap.open(tmp_path / "missing")
     assert caught.value.filename == str(tmp_path / "missing")
 
 
-async def test_full_disk_leaves_nothing_behind(small_disk):
+async def test_create_on_full_disk_leaves_nothing(small_disk):
     old = small_disk / "old"
     old.write_bytes(b"keep" * 1000)
     for mode, path in (("x+", small_disk / "new"), ("w+", small_disk / "new"), ("w+", old)):
@@ -200,7 +200,7 @@ async def test_full_disk_leaves_nothing_behind(small_disk):
         assert await f.read(0, 4) == b"keep"
 
 
-async def test_sparse_write_on_a_full_disk_raises_and_stores_nothing(small_disk):
+async def test_sparse_write_on_full_disk_stores_nothing(small_disk):
     path = small_disk / "sparse"
     async with aiommap.open(path, "x+", size=4 << 20, sparse=True) as f:
         await f.write(0, b"early")
@@ -211,7 +211,7 @@ async def test_sparse_write_on_a_full_disk_raises_and_stores_nothing(small_disk)
         await f.flush()
 
 
-async def test_every_verb_of_a_closed_file_says_so(path):
+async def test_closed_file_refuses_every_verb(path):
     f = await aiommap.open(path, "r+")
     await f.aclose()
     await f.aclose()
@@ -237,7 +237,7 @@ async def test_every_verb_of_a_closed_file_says_so(path):
         f.view()
 
 
-async def test_cycles_leave_no_descriptor_mapping_or_thread(path):
+async def test_open_cycles_leave_nothing_behind(path):
     def count():
         with open("/proc/self/maps") as maps:
             mapped = sum(str(path) in line for line in maps)
@@ -253,7 +253,7 @@ async def test_cycles_leave_no_descriptor_mapping_or_thread(path):
     assert threading.active_count() <= threads + 8
 
 
-async def test_a_cancelled_open_leaks_no_descriptor(path):
+async def test_open_cancelled_leaks_no_descriptor(path):
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         with anyio.CancelScope() as scope:
@@ -266,7 +266,7 @@ async def test_a_cancelled_open_leaks_no_descriptor(path):
     assert len(os.listdir("/proc/self/fd")) <= before + 1
 
 
-async def test_an_exception_in_the_block_survives_a_failing_close(path, outside):
+async def test_exception_survives_a_failing_close(path, outside):
     with pytest.raises(KeyError) as caught:  # noqa: PT012  the block is the case
         async with aiommap.open(path, "r+") as f:
             await f.write(10 * PAGE, b"lost")
@@ -275,7 +275,7 @@ async def test_an_exception_in_the_block_survives_a_failing_close(path, outside)
     assert "flush failed" in caught.value.__notes__[0]
 
 
-async def test_our_verbs_do_not_wait_for_the_applications_threads(path):
+async def test_verbs_skip_the_applications_threads(path):
     release = threading.Event()
     async with aiommap.open(path, "r+") as f, anyio.create_task_group() as group:
         for _ in range(40):
@@ -289,7 +289,7 @@ async def test_our_verbs_do_not_wait_for_the_applications_threads(path):
         release.set()
 
 
-async def test_hundreds_of_opens_share_hops(path, monkeypatch):
+async def test_open_hundreds_shares_hops(path, monkeypatch):
     hops = 0
     run_in_some_thread = _workers.run_in_some_thread
 
@@ -312,7 +312,7 @@ async def test_hundreds_of_opens_share_hops(path, monkeypatch):
         assert hops - before <= 20
 
 
-async def test_cancelled_writes_land_whole_or_never(path, monkeypatch):
+async def test_write_cancelled_lands_whole_or_never(path, monkeypatch):
     """I8: the queue is held at a gate, so what has begun and what has not is certain."""
     gate, begun = threading.Event(), threading.Event()
     apply = Writer._apply
@@ -354,7 +354,7 @@ async def test_cancelled_writes_land_whole_or_never(path, monkeypatch):
 
 
 @pytest.mark.parametrize("policy", ["always", "manual"])
-async def test_closing_waits_for_a_write_that_has_not_begun(path, policy):
+async def test_close_waits_for_a_queued_write(path, policy):
     f = await aiommap.open(path, "r+", flush=getattr(aiommap.FlushPolicy, policy)())
     await f.resize(32 * PAGE)
     workers, receipts, closed = f._core.workers, [], []
@@ -380,7 +380,7 @@ async def test_closing_waits_for_a_write_that_has_not_begun(path, policy):
     assert path.read_bytes()[: 17 * PAGE] == b"x" * 17 * PAGE
 
 
-async def test_no_verb_gets_in_while_a_file_is_given_up(path):
+async def test_close_lets_no_verb_in(path):
     """C1: what was stored inline by then would be flushed by nobody."""
     f = await aiommap.open(path, "r+")
     await f.write(0, b"x")
@@ -394,7 +394,7 @@ async def test_no_verb_gets_in_while_a_file_is_given_up(path):
     assert path.read_bytes()[:4] == b"xAAA"
 
 
-async def test_a_file_that_cannot_be_given_up_is_closed_all_the_same(path):
+async def test_close_when_release_fails(path):
     f = await aiommap.open(path, "r+")
     release = f._closer._release
 
@@ -409,7 +409,7 @@ async def test_a_file_that_cannot_be_given_up_is_closed_all_the_same(path):
     assert f._mapping.closed
 
 
-async def test_closing_waits_for_what_begins_before_the_last_verb_ends(path):
+async def test_close_waits_for_late_activities(path):
     f = await aiommap.open(path, "r+")
     core, closed = f._core, []
 
@@ -430,7 +430,7 @@ async def test_closing_waits_for_what_begins_before_the_last_verb_ends(path):
         core.end_activity()
 
 
-async def test_an_opening_is_entered_by_one_block_at_a_time(path):
+async def test_opening_entered_by_one_block_at_a_time(path):
     """It closes what it opened last, and would leave the other one open."""
     opening = aiommap.open(path)
     for _ in range(2):

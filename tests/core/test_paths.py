@@ -244,7 +244,7 @@ async def test_watch_of_links_that_double(tmp_path):
 @pytest.mark.parametrize(
     "opener", ["open", "open privately", "Snapshot", "MappedBackend", "follow"]
 )
-async def test_open_of_what_the_kernel_makes_up(path, opener):
+async def test_open_of_kernel_files_is_refused(path, opener):
     if not os.path.exists(path):
         pytest.skip(f"there is no {path}")
     with pytest.raises(aiommap.UnsupportedError, match=r"made up .*FileBackend\.open") as caught:
@@ -253,7 +253,7 @@ async def test_open_of_what_the_kernel_makes_up(path, opener):
     assert caught.value.errno == errno.ENODEV
 
 
-async def test_file_backend_reads_what_the_kernel_makes_up():
+async def test_file_backend_reads_kernel_files():
     with pytest.raises(aiommap.UnsupportedError, match=r"made up .*pass size="):
         await aiommap.FileBackend.open("/proc/version")
     with open("/proc/version", "rb") as file:

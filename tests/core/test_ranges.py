@@ -25,7 +25,7 @@ NO_DEADLINE = settings(deadline=None)
 
 
 @pytest.mark.parametrize("limit", [0, 1, LIMIT, LARGEST], ids=["empty", "byte", "pages", "largest"])
-def test_check_range_accepts_what_fits_and_nothing_else(limit):
+def test_check_range_accepts_only_what_fits(limit):
     table = edges(limit)
     for offset in table:
         for length in table:
@@ -49,7 +49,7 @@ def test_check_range_does_not_wrap_at_64_bits(offset, length):
 
 @NO_DEADLINE
 @given(offset=numbers(LIMIT), length=numbers(LIMIT))
-def test_check_range_agrees_with_what_a_slice_reaches(offset, length):
+def test_check_range_agrees_with_slices(offset, length):
     reached = range(LIMIT)[offset : offset + length] if min(offset, length) >= 0 else None
     inside = reached is not None and offset <= LIMIT and len(reached) == length
     try:
@@ -61,7 +61,7 @@ def test_check_range_agrees_with_what_a_slice_reaches(offset, length):
 
 
 @pytest.mark.parametrize("offset", edges(LIMIT))
-def test_check_tail_without_a_length_reaches_the_end(offset):
+def test_check_tail_without_length_to_the_end(offset):
     if 0 <= offset <= LIMIT:
         assert check_tail(offset, None, LIMIT) == (offset, LIMIT - offset)
         return
@@ -73,7 +73,7 @@ def test_check_tail_without_a_length_reaches_the_end(offset):
 @pytest.mark.parametrize(
     ("offset", "length"), [(0, 0), (0, LIMIT), (LIMIT, 0), (1, LIMIT), (-1, 1), (LIMIT, 1)]
 )
-def test_check_tail_with_a_length_is_check_range(offset, length):
+def test_check_tail_with_a_length(offset, length):
     def outcome(check):
         try:
             return check(offset, length, LIMIT)
@@ -110,7 +110,7 @@ def test_integers_of_every_kind_come_back_plain(given_number, meant):
     assert [type(number) for number in checked] == [int, int]
 
 
-def test_numpy_integers_do_not_wrap_in_the_sum():
+def test_numpy_integers_do_not_wrap():
     with pytest.raises(OutOfBoundsError, match="only") as caught:
         check_range(np.uint64(WRAP - 1), np.uint64(1), LIMIT)
     error = caught.value
@@ -120,7 +120,7 @@ def test_numpy_integers_do_not_wrap_in_the_sum():
 @pytest.mark.parametrize(
     "number", [1.0, np.float64(1), "1", b"1", None, np.array([1, 2])], ids=repr
 )
-def test_what_is_no_integer_is_a_type_error(number):
+def test_no_integer_is_a_type_error(number):
     for offset, length in ((number, 1), (1, number)):
         with pytest.raises(TypeError, match=r"integer|index"):
             check_range(offset, length, LIMIT)
@@ -133,7 +133,7 @@ def test_what_is_no_integer_is_a_type_error(number):
     number=st.one_of(st.sampled_from([0, 1, LARGEST, WRAP]), st.integers(0, 3 * PAGE)),
     alignment=st.sampled_from([1, 2, 3, PAGE]),
 )
-def test_rounding_meets_the_nearest_multiples(number, alignment):
+def test_rounding_meets_nearest_multiples(number, alignment):
     below, above = align_down(number, alignment), align_up(number, alignment)
     assert below % alignment == above % alignment == 0
     assert below <= number <= above
@@ -223,7 +223,7 @@ class RangeSetMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
-def test_range_set_agrees_with_a_set_of_integers():
+def test_range_set_agrees_with_integers():
     run_state_machine_as_test(
         RangeSetMachine,
         settings=settings(deadline=None, max_examples=100, stateful_step_count=30),
@@ -242,7 +242,7 @@ def test_range_set_agrees_with_a_set_of_integers():
         pytest.param([(5, 5), (7, 3)], [], id="empty"),
     ],
 )
-def test_range_set_is_made_of_maximal_ranges(ranges, merged):
+def test_range_set_has_maximal_ranges(ranges, merged):
     assert list(RangeSet(ranges)) == merged
 
 
@@ -264,5 +264,5 @@ def test_discard_leaves_the_rest(hole, left):
 
 
 @pytest.mark.parametrize("window", [(5, 5), (7, 3)], ids=["empty", "turned-round"])
-def test_nothing_lies_within_an_empty_window(window):
+def test_empty_window_holds_nothing(window):
     assert RangeSet([(0, 10)]).within(*window) == ()

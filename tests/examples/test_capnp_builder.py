@@ -145,7 +145,7 @@ async def build_chain(path, count):
     return message, held
 
 
-async def test_a_decoder_finds_what_was_built(path):
+async def test_decoder_finds_what_was_built(path):
     message, held = await build_chain(path, 100)
     content = path.read_bytes()
     assert len(content) == 8 + 8 * message.words > 8 * example.FIRST_BYTES
@@ -173,7 +173,7 @@ async def test_growth_moves_nothing(path):
     assert Decoded.root(path.read_bytes()).numbers(1, "d") == [len(sizes)] * 10
 
 
-async def test_steps_grow_up_to_a_bound(path, monkeypatch):
+async def test_growth_steps_are_bounded(path, monkeypatch):
     monkeypatch.setattr(example, "MAX_STEP_BYTES", 4 * example.FIRST_BYTES)
     async with MessageBuilder.create(path) as message:
         sizes = [message._file.size // example.FIRST_BYTES]
@@ -186,7 +186,7 @@ async def test_steps_grow_up_to_a_bound(path, monkeypatch):
         assert message._file.size >= 8 * message.words
 
 
-async def test_the_capacity_is_the_largest_segment(path):
+async def test_capacity_is_the_largest_segment(path):
     async with MessageBuilder.create(path) as message:
         assert message._file.capacity == 8 + 8 * example.MAX_WORDS == 1 << 32
         with pytest.raises(ValueError, match="at most 536870911"):
@@ -212,7 +212,7 @@ async def test_structs_without_words_are_not_null(path):
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["finished", "left"])
-async def test_the_header_speaks_of_words_only_when_they_are_finished(path, kept, track_schema):
+async def test_header_counts_finished_words_only(path, kept, track_schema):
     """Readers refuse what was left by an error."""
     reads = []
     try:
@@ -240,7 +240,7 @@ async def test_the_header_speaks_of_words_only_when_they_are_finished(path, kept
         pass
 
 
-async def test_the_words_are_durable_before_the_header_is_written(path, monkeypatch):
+async def test_words_are_durable_before_the_header(path, monkeypatch):
     done = []
     write, flush = aiommap.MappedFile.write, aiommap.MappedFile.flush
 
@@ -273,7 +273,7 @@ def same(track, number):
     assert track.cover == draw.randbytes(draw.randrange(30))
 
 
-async def test_pycapnp_reads_it_from_the_mapped_view_and_from_the_file(path, track_schema):
+async def test_pycapnp_reads_view_and_file(path, track_schema):
     await build_chain(path, 20)
     async with aiommap.open(path) as f:
         await f.prewarm()
@@ -302,7 +302,7 @@ async def test_pycapnp_copies_nothing_of_the_view(path, track_schema):
             assert track.id == 2
 
 
-async def test_pycapnp_lays_out_the_same_values_as_we_do(path, track_schema):
+async def test_pycapnp_lays_out_the_same(path, track_schema):
     """Its builder makes things in the order of assignment, as ours does."""
     theirs = track_schema.new_message()
     theirs.id, theirs.live, theirs.title = 7, True, "seven"
@@ -326,7 +326,7 @@ async def test_pycapnp_lays_out_the_same_values_as_we_do(path, track_schema):
     assert path.read_bytes() == theirs.to_bytes()
 
 
-def test_the_script(tmp_path):
+def test_capnp_script_runs(tmp_path):
     done = subprocess.run(
         [sys.executable, str(SCRIPT), str(tmp_path / "file")], capture_output=True, text=True
     )

@@ -83,7 +83,7 @@ async def submit(group, log, data):
 
 @pytest.mark.anyio
 class TestAppending:
-    async def test_concurrent_appends_share_commits_and_keep_their_order(self, path):
+    async def test_append_shares_commits_in_order(self, path):
         numbers = {}
 
         async def appender(name):
@@ -104,14 +104,14 @@ class TestAppending:
         assert commits < 200
         assert await recovered(path) == found
 
-    async def test_appends_lie_in_the_order_of_the_calls(self, path):
+    async def test_append_order_is_that_of_calls(self, path):
         async with DurableLog.open(path) as log:
             async with anyio.create_task_group() as group:
                 for i in range(200):
                     await submit(group, log, b"%d" % i)
             assert await contents(log) == [b"%d" % i for i in range(200)]
 
-    async def test_a_commit_takes_a_bounded_number_of_records(self, path):
+    async def test_commit_takes_bounded_records(self, path):
         async with DurableLog.open(path) as log:
             before = log._file.statistics().flushes
             async with anyio.create_task_group() as group:
@@ -119,7 +119,7 @@ class TestAppending:
                     group.start_soon(log.append, b"%d" % i)
             assert log._file.statistics().flushes == before + 4
 
-    async def test_a_record_is_durable_when_append_returns(self, path):
+    async def test_append_returns_once_durable(self, path):
         async with DurableLog.open(path) as log:
             for i in range(20):
                 flushes = log._file.statistics().flushes
@@ -127,7 +127,7 @@ class TestAppending:
                 found = log._file.statistics()
                 assert (found.dirty_bytes, found.flushes > flushes) == (0, True)
 
-    async def test_empty_and_large_records(self, path):
+    async def test_append_of_empty_and_large_records(self, path):
         data = [b"", os.urandom(3 * STEP), b"", os.urandom(example.MAX_RECORD_BYTES)]
         await appended(path, *data)
         assert await recovered(path) == data
@@ -135,7 +135,7 @@ class TestAppending:
             with pytest.raises(ValueError, match="1048577 bytes: the limit is 1048576"):
                 await log.append(bytes(example.MAX_RECORD_BYTES + 1))
 
-    async def test_the_file_grows_in_place_and_all_its_blocks_are_there(self, path):
+    async def test_append_grows_with_all_blocks(self, path):
         async with DurableLog.open(path) as log:
             capacity = log._file.capacity
             async with anyio.create_task_group() as group:
@@ -145,7 +145,7 @@ class TestAppending:
             assert log._file.size == 3 * STEP
             assert path.stat().st_blocks * 512 >= 3 * STEP
 
-    async def test_records_appended_meanwhile_are_seen(self, path):
+    async def test_read_sees_records_appended_meanwhile(self, path):
         async with DurableLog.open(path) as log:
             await log.append(b"0")
             found = []
@@ -159,7 +159,7 @@ class TestAppending:
 
 @pytest.mark.anyio
 class TestCancellation:
-    async def test_an_append_that_waits_is_withdrawn(self, path):
+    async def test_append_that_waits_is_withdrawn(self, path):
         async with DurableLog.open(path) as log, anyio.create_task_group() as group:
             group.start_soon(log.append, b"first")
             await until(lambda: log._batch)
@@ -171,7 +171,7 @@ class TestCancellation:
             group.start_soon(log.append, b"second")
         assert await recovered(path) == [b"first", b"second"]
 
-    async def test_a_cancelled_leader_leaves_no_hole(self, path):
+    async def test_append_cancelled_leader_leaves_no_hole(self, path):
         async with DurableLog.open(path) as log, anyio.create_task_group() as group:
             with anyio.CancelScope() as scope:
                 async with anyio.create_task_group() as leading:
@@ -184,7 +184,7 @@ class TestCancellation:
         found = await recovered(path)
         assert sorted(found) == [b"0", b"1", b"2", b"3", b"4", b"leader"]
 
-    async def test_a_batch_that_nobody_waits_for_keeps_its_place(self, path):
+    async def test_append_batch_nobody_waits_for(self, path):
         async with DurableLog.open(path) as log:
             with anyio.CancelScope() as scope:
                 async with anyio.create_task_group() as group:
@@ -196,7 +196,7 @@ class TestCancellation:
         found = await recovered(path)
         assert (sorted(found[:3]), found[3:]) == ([b"0", b"1", b"2"], [b"x"])
 
-    async def test_half_of_the_appends_cancelled_at_any_moment(self, path):
+    async def test_append_cancelled_at_any_moment(self, path):
         draw = random.Random(1)
         acknowledged = {}
 
@@ -231,7 +231,7 @@ def check(found, acknowledged):
         assert found[number] == data
 
 
-def test_cancelling_asyncio_tasks_leaves_no_hole(path):
+def test_append_cancelled_by_asyncio(path):
     """From Task.cancel no scope shields: the leader's write is withdrawn, or it is not told."""
     acknowledged = {}
 
@@ -257,7 +257,7 @@ def test_cancelling_asyncio_tasks_leaves_no_hole(path):
 
 @pytest.mark.anyio
 class TestFailing:
-    async def test_a_failed_commit_ends_the_log_for_everyone(self, path):
+    async def test_commit_failure_ends_the_log(self, path):
         failures = []
 
         async def append(log):
@@ -283,14 +283,14 @@ class TestFailing:
         assert all(isinstance(cause, aiommap.FlushError) for cause in failures)
         assert (await recovered(path))[0] == b"kept"
 
-    async def test_a_closed_log_takes_nothing(self, path):
+    async def test_closed_log_takes_nothing(self, path):
         async with DurableLog.open(path) as log:
             pass
         with pytest.raises(LogError) as caught:
             await log.append(b"late")
         assert isinstance(caught.value.__cause__, anyio.ClosedResourceError)
 
-    async def test_damage_after_opening_is_found_by_reading(self, path):
+    async def test_read_finds_damage_after_opening(self, path):
         async with DurableLog.open(path) as log:
             await log.append(b"good")
             await log.append(b"bad")
@@ -307,7 +307,7 @@ class TestRecovery:
 
     @pytest.mark.parametrize("zeros", [0, STEP], ids=["short", "zeros-behind"])
     @pytest.mark.slow
-    def test_a_log_cut_anywhere_in_its_last_two_records(self, path, zeros):
+    def test_recover_after_a_cut_in_last_records(self, path, zeros):
         whole, places = written(path, *self.DATA)
 
         async def main():
@@ -321,7 +321,7 @@ class TestRecovery:
         anyio.run(main)
 
     @pytest.mark.slow
-    def test_a_flipped_bit_in_any_byte_is_found(self, path):
+    def test_recover_finds_any_flipped_bit(self, path):
         """Damage is refused and nothing is changed; only the last record may have been torn."""
         whole, places = written(path, *self.DATA)
 
@@ -342,7 +342,7 @@ class TestRecovery:
         anyio.run(main)
 
     @pytest.mark.anyio
-    async def test_what_a_crash_left_behind_the_end_never_comes_back(self, path):
+    async def test_recover_buries_what_a_crash_left(self, path):
         """The third of four equal records is torn: the fourth must not follow its successor."""
         async with DurableLog.open(path) as log:
             await append_together(log, b"one", b"two")
@@ -355,14 +355,14 @@ class TestRecovery:
             assert await recovered(path) == [first, second, successor]
 
     @pytest.mark.anyio
-    async def test_a_record_of_another_number_is_not_the_next_one(self, path):
+    async def test_recover_refuses_another_number(self, path):
         await appended(path, *self.DATA)
         whole = path.read_bytes().rstrip(b"\0")
         path.write_bytes(whole + example.encode(len(whole), 4, 4, b"stale"))
         assert await recovered(path) == list(self.DATA)
 
     @pytest.mark.anyio
-    async def test_a_log_within_a_torn_record_is_no_damage(self, path, tmp_path):
+    async def test_recover_log_within_a_torn_record(self, path, tmp_path):
         """Its records say that more is durable than there is, but they were of another place."""
         await appended(tmp_path / "other", *self.DATA)
         other = (tmp_path / "other").read_bytes().rstrip(b"\0")
@@ -372,9 +372,7 @@ class TestRecovery:
 
     @pytest.mark.parametrize("before", range(5))
     @pytest.mark.anyio
-    async def test_damage_is_found_across_the_borders_of_what_is_searched(
-        self, path, monkeypatch, before
-    ):
+    async def test_recover_finds_damage_across_borders(self, path, monkeypatch, before):
         """Only the mark of the second record, some bytes before a border, tells of the damage."""
         await appended(path, b"damaged", b"proof")
         path.write_bytes(path.read_bytes().replace(b"damaged", b"Damaged"))
@@ -384,14 +382,14 @@ class TestRecovery:
             await recovered(path)
 
     @pytest.mark.anyio
-    async def test_what_is_recovered_is_made_durable(self, path):
+    async def test_recover_makes_records_durable(self, path):
         await appended(path, *self.DATA)
         async with DurableLog.open(path) as log:
             assert log._file.statistics().flushes == 1
 
     @pytest.mark.parametrize("size", [0, 1, STEP])
     @pytest.mark.anyio
-    async def test_a_file_without_any_content_becomes_a_log(self, path, size):
+    async def test_open_of_empty_file_becomes_a_log(self, path, size):
         path.write_bytes(bytes(size))
         await appended(path, b"x")
         assert await recovered(path) == [b"x"]
@@ -402,7 +400,7 @@ class TestRecovery:
         ids=["short", "part", "zeros", "late"],
     )
     @pytest.mark.anyio
-    async def test_another_file_is_refused_and_left_alone(self, path, content):
+    async def test_open_of_another_file_is_refused(self, path, content):
         path.write_bytes(content)
         with pytest.raises(LogError, match="is not a log"):
             await recovered(path)
@@ -410,7 +408,7 @@ class TestRecovery:
 
 
 @pytest.mark.slow
-def test_the_command_appends_and_recovers(path):
+def test_command_appends_and_recovers(path):
     command = [*PYTHON, SCRIPT, path, "--appenders", "8", "--seconds", "0.2"]
     before = 0
     for _ in range(2):

@@ -62,7 +62,7 @@ def mapped(server):
     return sum("/table" in line for line in lines)
 
 
-def test_records_are_served_and_others_are_not_found(server):
+def test_serve_records_and_not_found(server):
     with httpx.Client(base_url=server.url) as client:
         answer = client.get("/records/3")
         assert (version_of(answer), answer.headers["x-generation"]) == (0, "1")
@@ -71,7 +71,7 @@ def test_records_are_served_and_others_are_not_found(server):
         assert client.get("/").json() == {"generation": 1, "size": len(table(0)), "refused": []}
 
 
-def test_no_request_fails_while_the_table_is_replaced_hundreds_of_times(server):
+def test_replace_hundreds_of_times(server):
     answered = Counter()
     newest = 0
 
@@ -130,7 +130,7 @@ def flipped(content):
     ],
     ids=["flipped-bit", "cut-off", "empty", "no-length"],
 )
-def test_a_bad_table_is_refused_and_shown_and_the_old_one_serves_on(server, bad, reason):
+def test_replace_by_bad_table_is_refused(server, bad, reason):
     with httpx.Client(base_url=server.url) as client:
         swap(server.path, bad)
         while not (status := client.get("/").json())["refused"]:
@@ -143,7 +143,7 @@ def test_a_bad_table_is_refused_and_shown_and_the_old_one_serves_on(server, bad,
         assert client.get("/").json()["generation"] == 2
 
 
-def test_a_table_that_is_removed_serves_on_until_there_is_another(server):
+def test_remove_serves_until_another_comes(server):
     with httpx.Client(base_url=server.url) as client:
         os.unlink(server.path)
         while not client.get("/").json()["refused"]:

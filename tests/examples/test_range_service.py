@@ -51,29 +51,29 @@ class TestParseRanges:
             ("bytes=,0-1,,5-6,", [(0, 2), (5, 7)]),
         ],
     )
-    def test_ranges_are_half_open_and_within_the_file(self, header, expected):
+    def test_ranges_are_half_open_and_within(self, header, expected):
         assert spans(service.parse_ranges(header, 100)) == expected
 
     @pytest.mark.parametrize("spec", MALFORMED)
-    def test_what_is_malformed_is_ignored(self, spec):
+    def test_ranges_malformed_are_ignored(self, spec):
         assert service.parse_ranges(f"bytes={spec}", 100) is None
         assert service.parse_ranges(f"bytes=0-1,{spec or 'x'}", 100) is None
 
     @pytest.mark.parametrize("header", ["", "bytes", "0-1", "items=0-1", "bytes =0-1", ",="])
-    def test_what_is_of_no_known_unit_is_ignored(self, header):
+    def test_ranges_of_unknown_unit_are_ignored(self, header):
         assert service.parse_ranges(header, 100) is None
 
     @pytest.mark.parametrize(
         "header", ["bytes=100-", "bytes=100-200", "bytes=-0", "bytes=-00,100-"]
     )
-    def test_what_begins_nowhere_in_the_file_is_refused(self, header):
+    def test_ranges_from_nowhere_are_refused(self, header):
         assert service.parse_ranges(header, 100) == []
 
     @pytest.mark.parametrize("header", ["bytes=0-", "bytes=-5", "bytes=7-8"])
-    def test_an_empty_file_has_no_ranges(self, header):
+    def test_ranges_of_empty_file(self, header):
         assert service.parse_ranges(header, 0) is None
 
-    def test_what_is_unsatisfiable_is_left_out_of_a_set(self):
+    def test_ranges_unsatisfiable_are_left_out(self):
         assert spans(service.parse_ranges("bytes=500-,3-4,-0", 100)) == [(3, 5)]
 
     @pytest.mark.parametrize(
@@ -88,16 +88,16 @@ class TestParseRanges:
             ("bytes=0-,-1,0-0", [(0, 100)]),
         ],
     )
-    def test_overlapping_and_touching_ranges_are_merged_in_order_of_asking(self, header, expected):
+    def test_ranges_overlapping_are_merged(self, header, expected):
         assert spans(service.parse_ranges(header, 100)) == expected
 
-    def test_too_many_ranges_are_refused(self):
+    def test_ranges_too_many_are_refused(self):
         most = service.MAX_RANGES
         specs = [f"{2 * i}-{2 * i}" for i in range(most + 1)]
         assert len(service.parse_ranges("bytes=" + ",".join(specs[:most]), 1000)) == most
         assert service.parse_ranges("bytes=" + ",".join(specs), 1000) == []
 
-    def test_any_set_covers_what_was_asked_and_nothing_twice(self):
+    def test_ranges_cover_what_was_asked_once(self):
         draw = random.Random(2)
         for _ in range(500):
             pairs = [sorted(draw.choices(range(60), k=2)) for _ in range(draw.randint(1, 8))]
@@ -116,7 +116,7 @@ class TestAnswer:
     def test_other_tags_are_not_known(self, header):
         assert not service.is_known(header, '"a"')
 
-    def test_header_lines_of_one_name_are_one_list(self):
+    def test_header_lines_of_one_name_join(self):
         lines = Headers(raw=[(b"if-none-match", b'"b"'), (b"if-none-match", b'"a"')])
         assert service.answer("GET", lines, 10, '"a"', "x/y").status == 304
         lines = Headers(raw=[(b"range", b"bytes=0-1"), (b"range", b"bytes=4-5")])
@@ -150,7 +150,7 @@ class TestSource:
             async with source.current() as version:
                 return version.etag, await version.file.read(0, version.file.size)
 
-    def test_a_growing_file_is_not_waited_for(self, path):
+    def test_growing_file_is_not_waited_for(self, path):
         def grow(look):
             with path.open("ab") as file:
                 file.write(b"more")
@@ -159,7 +159,7 @@ class TestSource:
         _, content = asyncio.run(self.opened(path, grow))
         assert content == before + b"more" * 2
 
-    def test_a_file_replaced_while_it_is_opened_has_its_own_tag(self, path, tmp_path):
+    def test_replaced_file_has_its_own_tag(self, path, tmp_path):
         def replace(look):
             if look == 2:  # the first look finds the change, the second is for the tag
                 (tmp_path / "new").write_bytes(b"new")
@@ -257,7 +257,7 @@ def get(client, byte_range=None, method="GET", **headers):
 
 @pytest.mark.slow
 class TestOneRequest:
-    def test_whole_file(self, shared):
+    def test_serve_whole_file(self, shared):
         answer = get(shared)
         assert (answer.status_code, answer.content) == (200, CONTENT)
         assert answer.headers["accept-ranges"] == "bytes"
@@ -276,13 +276,13 @@ class TestOneRequest:
             (f"bytes=7-8,{SIZE}-", 7, 8),
         ],
     )
-    def test_one_range(self, shared, header, first, last):
+    def test_serve_one_range(self, shared, header, first, last):
         answer = get(shared, header)
         assert (answer.status_code, answer.content) == (206, CONTENT[first : last + 1])
         assert answer.headers["content-range"] == f"bytes {first}-{last}/{SIZE}"
         assert answer.headers["content-type"] == "application/octet-stream"
 
-    def test_several_ranges(self, shared):
+    def test_serve_several_ranges(self, shared):
         answer = get(shared, f"bytes=-5,0-299999,{SIZE}-")
         assert answer.status_code == 206
         assert "content-range" not in answer.headers
@@ -298,18 +298,18 @@ class TestOneRequest:
             assert body == CONTENT[first : last + 1]
 
     @pytest.mark.parametrize("header", [f"bytes={SIZE}-", "bytes=-0", "bytes=" + "1-2," * 33])
-    def test_refused_ranges(self, shared, header):
+    def test_serve_refused_ranges(self, shared, header):
         answer = get(shared, header)
         assert (answer.status_code, answer.content) == (416, b"")
         assert answer.headers["content-range"] == f"bytes */{SIZE}"
 
     @pytest.mark.parametrize("header", ["bytes=5-4", "bytes", "lines=1-2", "bytes=a-"])
-    def test_malformed_ranges_are_ignored(self, shared, header):
+    def test_serve_malformed_ranges(self, shared, header):
         answer = get(shared, header)
         assert (answer.status_code, answer.content) == (200, CONTENT)
         assert "content-range" not in answer.headers
 
-    def test_head(self, shared):
+    def test_serve_head(self, shared):
         whole = get(shared)
         for header in (None, "bytes=0-9"):  # ranges are defined for GET alone
             answer = get(shared, header, method="HEAD")
@@ -318,7 +318,7 @@ class TestOneRequest:
                 assert answer.headers[name] == whole.headers[name]
 
     @pytest.mark.parametrize("method", ["GET", "HEAD"])
-    def test_if_none_match(self, shared, method):
+    def test_serve_if_none_match(self, shared, method):
         tag = get(shared).headers["etag"]
         for held in (tag, "W/" + tag, f'"other", {tag}', "*"):
             answer = get(shared, "bytes=0-9", method, if_none_match=held)
@@ -328,21 +328,21 @@ class TestOneRequest:
             assert answer.headers.get("content-length", str(SIZE)) == str(SIZE)
         assert get(shared, if_none_match='"other"').content == CONTENT
 
-    def test_if_range(self, shared):
+    def test_serve_if_range(self, shared):
         tag = get(shared).headers["etag"]
         assert get(shared, "bytes=0-9", if_range=tag).content == CONTENT[:10]
         for other in ('"other"', "W/" + tag, "Wed, 21 Oct 2015 07:28:00 GMT"):
             answer = get(shared, "bytes=0-9", if_range=other)
             assert (answer.status_code, answer.content) == (200, CONTENT)
 
-    def test_what_is_not_served(self, shared):
+    def test_serve_refuses_the_rest(self, shared):
         assert shared.post("/").status_code == 405
         assert shared.get("/other").status_code == 404
 
 
 @pytest.mark.slow
 class TestManyRequests:
-    def test_concurrent_ranges_are_right(self, shared):
+    def test_serve_concurrent_ranges(self, shared):
         draw = random.Random(3)
         pairs = [sorted(draw.choices(range(SIZE), k=2)) for _ in range(100)]
 
@@ -357,7 +357,7 @@ class TestManyRequests:
 
         assert asyncio.run(run()) == [True] * len(pairs)
 
-    def test_memory_is_bounded_by_chunks(self, start):
+    def test_serve_memory_is_bounded(self, start):
         server = start()
         os.truncate(server.path, HUGE)
         with httpx.Client(base_url=server.url) as client:
@@ -371,7 +371,7 @@ class TestManyRequests:
         assert total == HUGE
         assert peak - before < HUGE // 8
 
-    def test_clients_that_leave_are_no_error(self, start):
+    def test_serve_clients_that_leave(self, start):
         server = start()
         os.truncate(server.path, HUGE)
         for _ in range(4):
@@ -384,7 +384,7 @@ class TestManyRequests:
 @pytest.mark.slow
 class TestChangingFile:
     @pytest.mark.parametrize("keep", [0, 5000, MIB], ids=["nothing", "part", "first-MiB"])
-    def test_truncation_breaks_off_responses_and_nothing_else(self, start, outside, keep):
+    def test_serve_truncated_file_breaks_off(self, start, outside, keep):
         server = start()
         os.truncate(server.path, HUGE)
 
@@ -422,7 +422,7 @@ class TestChangingFile:
                 assert get(client, f"bytes=0-{HUGE}").content == CONTENT[:keep]
                 assert get(client, f"bytes={keep}-").headers["content-range"] == f"bytes */{keep}"
 
-    def test_a_replaced_file_is_sent_to_its_end(self, start, tmp_path):
+    def test_serve_replaced_file_to_its_end(self, start, tmp_path):
         server = start()
         os.truncate(server.path, HUGE)
         with httpx.Client(base_url=server.url) as client:
@@ -438,7 +438,7 @@ class TestChangingFile:
             assert (received[:SIZE], len(received)) == (CONTENT, HUGE)
             assert get(client, "bytes=0-0", if_range=answer.headers["etag"]).content == b"new"
 
-    def test_a_released_version_is_unmapped(self, start, tmp_path):
+    def test_release_unmaps_old_versions(self, start, tmp_path):
         server = start()
         maps = Path(f"/proc/{server.process.pid}/maps")
         with httpx.Client(base_url=server.url) as client:
@@ -449,7 +449,7 @@ class TestChangingFile:
                 lines = maps.read_text().splitlines()
                 assert len([line for line in lines if server.path.name in line]) == 1
 
-    def test_every_change_is_seen_by_the_next_request(self, start):
+    def test_serve_sees_every_change(self, start):
         server = start(b"one", "page.html")
         with httpx.Client(base_url=server.url) as client:
             first = get(client)
@@ -468,13 +468,13 @@ class TestChangingFile:
 
 @pytest.mark.slow
 class TestProcess:
-    def test_interrupt_ends_it_with_code_zero(self, start):
+    def test_interrupt_ends_with_code_zero(self, start):
         server = start()
         with httpx.Client(base_url=server.url) as client:
             assert get(client, "bytes=0-9").content == CONTENT[:10]
             server.stop(signal.SIGINT, code=0)
 
-    def test_a_response_under_way_is_finished_first(self, start):
+    def test_interrupt_finishes_responses(self, start):
         server = start()
         os.truncate(server.path, HUGE)
         with httpx.Client(base_url=server.url) as client, client.stream("GET", "/") as answer:
@@ -484,7 +484,7 @@ class TestProcess:
             assert length + sum(map(len, stream)) == HUGE
         assert server.process.wait(timeout=30) == -signal.SIGTERM
 
-    def test_a_path_that_is_no_file_is_refused(self, tmp_path):
+    def test_path_that_is_no_file_is_refused(self, tmp_path):
         done = subprocess.run(
             [sys.executable, str(SCRIPT), str(tmp_path)], capture_output=True, text=True
         )

@@ -10,7 +10,7 @@ from tests.support.example_scripts import EXAMPLES
 SCRIPT = EXAMPLES / "shared_counters.py"
 
 
-def test_no_request_of_any_worker_is_lost(tmp_path):
+def test_count_requests_of_all_workers(tmp_path):
     command = [sys.executable, str(SCRIPT), str(tmp_path / "metrics")]
     done = subprocess.run(
         [*command, "--workers", "3", "--requests", "2000"],

@@ -78,7 +78,7 @@ def method(request):
     return request.param
 
 
-async def test_every_method_and_factor_gives_the_same_bytes(tmp_path, method):
+async def test_methods_and_factors_give_same_bytes(tmp_path, method):
     for number, factor in enumerate([0, 0.1, 0.3, 0.5, 1]):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -172,7 +172,7 @@ async def replay(folder, history):
     max_examples=80,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-def test_any_history_gives_the_same_bytes_and_answers(tmp_path_factory, history):
+def test_histories_give_same_bytes(tmp_path_factory, history):
     anyio.run(replay, tmp_path_factory.mktemp("pair"), history)
 
 
@@ -189,7 +189,7 @@ async def test_writers_take_turns_on_one_file(tmp_path):
         pair.ours, pair.theirs = pair.theirs, pair.ours
 
 
-async def test_an_open_store_sees_what_the_package_writes_meanwhile(tmp_path):
+async def test_open_store_sees_the_packages_writes(tmp_path):
     pair = Pair(tmp_path)
     await pair.create()
     async with WhisperStore.open(pair.ours) as store:
@@ -198,7 +198,7 @@ async def test_an_open_store_sees_what_the_package_writes_meanwhile(tmp_path):
         assert (await store.fetch(NOW - 600, now=NOW)).values[-1] == 2.5
 
 
-async def test_updates_of_many_tasks_are_as_if_one_came_after_the_other(tmp_path):
+async def test_updates_of_tasks_are_serial(tmp_path):
     pair = Pair(tmp_path)
     await pair.create()
     stamps = [NOW - 11 * i for i in range(50)]
@@ -213,7 +213,7 @@ async def test_updates_of_many_tasks_are_as_if_one_came_after_the_other(tmp_path
         assert {value for value in coarse.values if value is not None} == {1.0}
 
 
-async def test_the_first_points_of_every_archive_lie_where_the_package_puts_them(tmp_path):
+async def test_first_points_lie_as_the_packages(tmp_path):
     """Several intervals reach an empty archive at once; one of them becomes its base."""
     for number in range(30):
         folder = tmp_path / str(number)
@@ -225,7 +225,7 @@ async def test_the_first_points_of_every_archive_lie_where_the_package_puts_them
             await pair.update_many(store, [(now - 60 * i, i) for i in range(10)], now)
 
 
-async def test_updates_of_an_empty_archive_do_not_lose_one_another(tmp_path):
+async def test_updates_of_empty_archive_all_count(tmp_path):
     """Every store waits for the disk here, and gives way meanwhile."""
     path = tmp_path / "file.wsp"
     await example.create(path, ARCHIVES, 0, "sum")
@@ -240,7 +240,7 @@ async def test_updates_of_an_empty_archive_do_not_lose_one_another(tmp_path):
     assert sum(value or 0 for value in coarse.values) == 5
 
 
-async def test_now_and_the_timestamp_default_to_this_moment(tmp_path):
+async def test_now_and_timestamp_default(tmp_path):
     path = tmp_path / "file.wsp"
     await example.create(path, [(60, 100)])
     async with WhisperStore.open(path) as store:
@@ -265,7 +265,7 @@ async def test_now_and_the_timestamp_default_to_this_moment(tmp_path):
         [(60, 3), (300, 10)],
     ],
 )
-async def test_archives_that_do_not_fit_are_refused_and_no_file_is_made(tmp_path, archives):
+async def test_create_refuses_archives_that_do_not_fit(tmp_path, archives):
     with pytest.raises(WhisperError, match="archives"):
         await example.create(tmp_path / "file.wsp", archives)
     assert not os.listdir(tmp_path)
@@ -274,7 +274,7 @@ async def test_archives_that_do_not_fit_are_refused_and_no_file_is_made(tmp_path
             whisper.validateArchiveList(list(archives))
 
 
-async def test_unknown_methods_and_factors_are_refused(tmp_path):
+async def test_create_refuses_unknown_methods(tmp_path):
     for factor, method in [(0.5, "median"), (1.1, "sum"), (-0.1, "sum"), (math.nan, "sum")]:
         with pytest.raises(WhisperError, match="use one of"):
             await example.create(tmp_path / "file.wsp", ARCHIVES, factor, method)
@@ -306,7 +306,7 @@ def header(*infos, method=1, factor=0.5):
         (header((160, 300, 10), (40, 60, 10)) + bytes(400), "no multiple"),
     ],
 )
-async def test_a_damaged_header_is_refused(tmp_path, content, message):
+async def test_open_refuses_a_damaged_header(tmp_path, content, message):
     path = tmp_path / "file.wsp"
     path.write_bytes(content)
     with pytest.raises(WhisperError, match=f"no Whisper file: .*{message}"):
@@ -315,7 +315,7 @@ async def test_a_damaged_header_is_refused(tmp_path, content, message):
     assert path.read_bytes() == content
 
 
-async def test_one_view_an_archive(tmp_path):
+async def test_views_are_one_an_archive(tmp_path):
     path = tmp_path / "file.wsp"
     await example.create(path, [(60, 1440), (300, 2016), (3600, 8760)])
     async with WhisperStore.open(path, "r") as store:
@@ -325,7 +325,7 @@ async def test_one_view_an_archive(tmp_path):
             await store.update(1.0)
 
 
-def test_the_script(tmp_path):
+def test_whisper_script_runs(tmp_path):
     for known in ("1", "[12]"):  # the second may come within the same second
         done = subprocess.run(
             [sys.executable, str(SCRIPT), str(tmp_path / "file.wsp"), "2.5"],

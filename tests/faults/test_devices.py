@@ -66,7 +66,7 @@ async def expect_latched(f, receipt, number):
     assert (caught.value.errno, f.closed) == (number, True)
 
 
-async def test_a_failed_write_back_latches_also_once_the_device_works_again(disk, failure):
+async def test_write_back_failure_latches(disk, failure):
     async with opened(disk) as f:
         receipt = await f.write(100 * PAGE, b"lost" * 5 * PAGE)
         disk.fail(failure)
@@ -79,7 +79,7 @@ async def test_a_failed_write_back_latches_also_once_the_device_works_again(disk
         await expect_latched(f, receipt, failure)
 
 
-async def test_a_failed_flush_of_a_range_latches(disk, failure):
+async def test_flush_range_failure_latches(disk, failure):
     async with opened(disk) as f:
         receipt = await f.write(100 * PAGE, b"lost")
         disk.fail(failure)
@@ -89,7 +89,7 @@ async def test_a_failed_flush_of_a_range_latches(disk, failure):
         await expect_latched(f, receipt, failure)
 
 
-async def test_write_back_that_fails_unasked_is_told_by_the_next_flush(disk, failure):
+async def test_flush_tells_write_back_failed_before(disk, failure):
     """By then the kernel holds the pages for clean, and the device works: no flush may succeed."""
     async with opened(disk) as f:
         receipt = await f.write(100 * PAGE, b"lost")
@@ -106,7 +106,7 @@ async def test_write_back_that_fails_unasked_is_told_by_the_next_flush(disk, fai
         await expect_latched(f, receipt, failure)
 
 
-async def test_a_durable_write_to_a_failing_device_raises(disk, failure):
+async def test_durable_write_to_failing_device(disk, failure):
     async with opened(disk, flush=FlushPolicy.always()) as f:
         receipt = await f.write(PAGE, b"fine")
         assert receipt.durable
@@ -121,7 +121,7 @@ async def test_a_durable_write_to_a_failing_device_raises(disk, failure):
             await f.aclose()
 
 
-async def test_a_close_that_cannot_flush_raises_and_closes(disk, failure):
+async def test_close_that_cannot_flush_closes(disk, failure):
     async with opened(disk) as f:
         await f.write(100 * PAGE, b"lost")
         disk.fail(failure)
@@ -155,7 +155,7 @@ async def opened_cold(disk):
 
 
 @pytest.mark.parametrize("verb", UNREADABLE.values(), ids=UNREADABLE)
-async def test_an_unreadable_page_is_a_typed_error_and_the_rest_stays_usable(disk, verb):
+async def test_unreadable_page_is_a_typed_error(disk, verb):
     async with opened_cold(disk) as f:
         disk.fail(errno.EIO)
         with pytest.raises(aiommap.MappingFaultError, match="device or file system") as caught:
@@ -178,7 +178,7 @@ async def test_residency_and_advice_need_no_device(disk):
         disk.work_again()
 
 
-async def test_pinning_an_unreadable_page_is_a_typed_error(disk):
+async def test_lock_of_unreadable_page(disk):
     """In a process of its own: mlock2(2) of such a page can go on for ever."""
     async with opened_cold(disk) as f:
         disk.fail(errno.EIO)
@@ -192,7 +192,7 @@ async def test_pinning_an_unreadable_page_is_a_typed_error(disk):
         disk.work_again()
 
 
-async def test_a_full_disk_refuses_files_and_growth_and_leaves_nothing(small_disk):
+async def test_full_disk_refuses_files_and_growth(small_disk):
     path = small_disk.folder / "file"
     for mode in ("x+", "w+"):
         with pytest.raises(OSError, match="No space") as caught:
@@ -209,7 +209,7 @@ async def test_a_full_disk_refuses_files_and_growth_and_leaves_nothing(small_dis
         assert await f.read(0, 4) == b"safe"
 
 
-async def test_a_sparse_write_to_a_full_disk_stores_nothing_and_latches_nothing(small_disk):
+async def test_sparse_write_to_full_disk(small_disk):
     path = small_disk.folder / "file"
     async with aiommap.open(path, "x+", size=8 << 20, sparse=True) as f:
         await f.write(0, b"safe")

@@ -80,7 +80,7 @@ run(main)
 
 @pytest.mark.parametrize("locked", [False, True], ids=["plain", "locked"])
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_step_that_fails(tmp_path, verb, locked):
+def test_step_that_fails(tmp_path, verb, locked):
     act, calls = VERBS[verb]
     code = SCRIPT.format(
         before_cut=verb in ("grow_again", "grow_beyond", "refresh_more", "ensure"),

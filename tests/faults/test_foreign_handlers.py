@@ -91,7 +91,7 @@ assert lib.chain_calls() > 2
 """
 
 
-def test_a_copy_below_a_chained_handler(tmp_path, chain, backend):
+def test_copy_below_a_chained_handler(tmp_path, chain, backend):
     expect_survival(chain, LOCKED, tmp_path, backend)
 
 
@@ -111,7 +111,7 @@ for _ in range(3):
 """
 
 
-def test_a_word_below_a_chained_handler(tmp_path, chain):
+def test_word_below_a_chained_handler(tmp_path, chain):
     expect_survival(chain, WORD, tmp_path)
 
 
@@ -131,7 +131,7 @@ async with f.locked():
 """
 
 
-def test_handlers_installed_more_often_than_ours(tmp_path, chain):
+def test_handlers_installed_more_often(tmp_path, chain):
     expect_survival(chain, LEVELS, tmp_path)
 
 

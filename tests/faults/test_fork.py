@@ -352,7 +352,7 @@ def public_methods(name):
 
 
 @pytest.mark.parametrize("name", VERBS)
-def test_no_verb_is_missing_from_the_tables(name):
+def test_every_verb_is_in_the_tables(name):
     listed = set(VERBS[name]) | set(HARMLESS.get(name, ())) | CLOSES.get(name, set()) | CONSTRUCTORS
     assert public_methods(name) <= listed, f"put {public_methods(name) - listed} into VERBS"
 
@@ -366,18 +366,18 @@ def test_every_verb_tells_a_forked_child(path, loop):
 
 
 @every_loop
-def test_a_child_lets_go_of_what_was_in_use(path, loop):
+def test_child_releases_what_was_in_use(path, loop):
     run(HELD, path, *map(json.dumps, loop))
 
 
 @every_loop
-def test_what_is_no_use_of_the_file_harms_nobody(path, loop):
+def test_child_may_use_harmless_verbs(path, loop):
     found = json.loads(run(CHILD, path, json.dumps(flat(HARMLESS)), *map(json.dumps, loop)))
     assert {key: what for key, what in found.items() if what != "done"} == {}
 
 
 @every_loop
-def test_a_hub_does_nothing_for_a_forked_child(path, loop):
+def test_hub_in_a_child_does_nothing(path, loop):
     expressions = {
         "open": "hub.open(path)",
         "snapshot": "aiommap.Snapshot.open(path, hub=hub)",
@@ -391,11 +391,11 @@ def test_a_hub_does_nothing_for_a_forked_child(path, loop):
 
 @pytest.mark.slow
 @every_loop
-def test_writes_in_flight_are_applied_once(path, loop):
+def test_writes_in_flight_apply_once(path, loop):
     assert run(LANE, path, *map(json.dumps, loop)) == "alive\n"
 
 
-def test_a_child_that_ends_as_programs_do_harms_nobody(path):
+def test_child_that_ends_normally_is_harmless(path):
     assert run(EXITS, path) == "alive\n"
     assert path.read_bytes()[:6] == b"parent"
     assert os.stat(path).st_size == 16 * aiommap.PAGE_SIZE

@@ -139,7 +139,7 @@ async def test_threads_go_on_beside_a_word(freezer, inline_writes):
 
 
 @pytest.mark.parametrize("hot", [False, True])
-async def test_threads_go_on_beside_an_inline_write(freezer, hot):
+async def test_threads_go_on_beside_inline_write(freezer, hot):
     f = await make_warm(freezer.folder)
     counted = []
     if hot:
@@ -154,7 +154,7 @@ async def test_threads_go_on_beside_an_inline_write(freezer, hot):
     await f.aclose()
 
 
-async def test_writes_that_wait_together_cost_one_hop(tmp_path):
+async def test_writes_that_wait_cost_one_hop(tmp_path):
     """All but the first, which has gone already when the others come."""
     async with aiommap.open(tmp_path / "file", "w+", size=64 * PAGE, inline_writes=False) as f:
         sizes = []

@@ -41,7 +41,7 @@ NOTHING = {"before": "pass", "after": "pass", "late": "pass"}
 
 
 @pytest.mark.parametrize("mode", ["r", "r+", "c"])
-def test_a_lost_page_reads_as_zeros_and_poisons(tmp_path, mode, backend):
+def test_lost_page_reads_zeros_and_poisons(tmp_path, mode, backend):
     assert expect_alive(LOST.format(mode=mode, **NOTHING), tmp_path, backend) == ""
 
 
@@ -51,17 +51,17 @@ def with_faulthandler(when, action="faulthandler.enable()"):
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_it_survives_beside_faulthandler_without_a_dump(tmp_path, when):
+def test_fault_beside_faulthandler_no_dump(tmp_path, when):
     assert expect_alive(LOST.format(mode="r+", **with_faulthandler(when)), tmp_path) == ""
 
 
-def test_it_survives_a_faulthandler_that_takes_the_signal_first(tmp_path):
+def test_fault_below_late_faulthandler(tmp_path):
     """Enabled after the memory was handed out; nothing of ours ran since, so it is on top."""
     code = LOST.format(mode="r+", **with_faulthandler("late"))
     assert "Bus error" in expect_alive(code, tmp_path)
 
 
-def test_it_survives_a_python_handler_installed_later(tmp_path):
+def test_fault_below_late_python_handler(tmp_path):
     """That one hands nothing on, so the guard has to go on top of it."""
     action = "signal.signal(signal.SIGBUS, lambda *_: os._exit(1))"
     expect_alive(LOST.format(mode="r+", **{**NOTHING, "after": action}), tmp_path)
@@ -88,7 +88,7 @@ run(main)
 
 
 @pytest.mark.parametrize("when", ["never", "before", "after"])
-def test_a_fault_in_a_mapping_that_is_not_ours_kills_as_ever(tmp_path, when, backend):
+def test_fault_in_foreign_mapping_kills(tmp_path, when, backend):
     done = run_script(FOREIGN.format(**with_faulthandler(when)), tmp_path, backend)
     assert (done.returncode, done.stdout) == (-signal.SIGBUS, "ours\n")
     assert ("Fatal Python error: Bus error" in done.stderr) == (when != "never")
@@ -96,7 +96,7 @@ def test_a_fault_in_a_mapping_that_is_not_ours_kills_as_ever(tmp_path, when, bac
     assert done.stderr.count("Current thread 0x") == (when != "never")
 
 
-def test_a_mapping_of_another_file_that_took_the_place_of_ours_kills(tmp_path):
+def test_fault_in_mapping_that_replaced_ours(tmp_path):
     done = run_script(
         """
         async def main():
@@ -123,7 +123,7 @@ def test_a_mapping_of_another_file_that_took_the_place_of_ours_kills(tmp_path):
     assert (done.returncode, done.stdout) == (-signal.SIGBUS, "there\n"), done.stderr
 
 
-def test_ten_mappings_fault_together_in_many_threads(tmp_path, backend):
+def test_faults_in_ten_mappings_and_threads(tmp_path, backend):
     expect_alive(
         """
         async def main():
@@ -164,7 +164,7 @@ def test_ten_mappings_fault_together_in_many_threads(tmp_path, backend):
     )
 
 
-def test_a_view_with_more_holes_than_a_process_may_have_mappings(tmp_path):
+def test_fault_in_more_holes_than_mappings(tmp_path):
     """Every second page of it: each hole is a mapping, and the kernel has a limit on those."""
     with open("/proc/sys/vm/max_map_count") as limit:
         pages = 2 * int(limit.read()) + 100
@@ -226,12 +226,12 @@ run(main)
 """
 
 
-def test_where_sigbus_is_blocked_verbs_work_and_the_kernel_kills_for_a_load(tmp_path, backend):
+def test_fault_where_sigbus_is_blocked(tmp_path, backend):
     done = run_script(BLOCKED, tmp_path, backend)
     assert (done.returncode, done.stdout) == (-signal.SIGBUS, "verbs\n"), done.stderr
 
 
-def test_workers_have_sigbus_unblocked_whoever_starts_them(tmp_path):
+def test_workers_have_sigbus_unblocked(tmp_path):
     expect_alive(
         """
         from aiommap._runtime.threads import run_in_thread
@@ -251,7 +251,7 @@ def test_workers_have_sigbus_unblocked_whoever_starts_them(tmp_path):
     )
 
 
-def test_background_flushes_of_a_poisoned_file_are_told_once_and_end(tmp_path, backend):
+def test_background_flush_of_poisoned_file(tmp_path, backend):
     expect_alive(
         """
         async def main():
@@ -319,13 +319,13 @@ run(main)
     "verb",
     ["f.flush", "lambda: f.flush_range(0, SIZE)", "receipt.wait_durable", "f.aclose"],
 )
-def test_a_flush_under_way_when_a_store_is_lost_is_no_success(tmp_path, verb):
+def test_flush_during_a_lost_store_fails(tmp_path, verb):
     """The file has its size again when it ends, so nothing but the poison can tell."""
     later = "receipt.wait_durable, lambda: f.flush_range(receipt),"
     expect_alive(UNDER_A_VERB.replace("{verb}", verb).replace("{later}", later), tmp_path)
 
 
-def test_a_store_under_way_when_its_page_is_lost_is_no_success(tmp_path):
+def test_store_during_a_lost_page_fails(tmp_path):
     """In mode "c", as the other stores into pages that are not present go around the mapping."""
     verb = "lambda: f.write(3 * PAGE, bytes(2 * SIZE))"  # too much for the loop thread
     code = UNDER_A_VERB.replace("{verb}", verb).replace("{later}", "").replace('"r+")', '"c")')
@@ -333,7 +333,7 @@ def test_a_store_under_way_when_its_page_is_lost_is_no_success(tmp_path):
     expect_alive(larger, tmp_path)
 
 
-def test_shrinking_under_live_views_never_faults(tmp_path, backend):
+def test_shrink_under_live_views_never_faults(tmp_path, backend):
     expect_alive(
         """
         async def main():
@@ -361,7 +361,7 @@ def test_shrinking_under_live_views_never_faults(tmp_path, backend):
     )
 
 
-def test_a_forked_child_survives_as_its_parent_does(tmp_path):
+def test_fork_child_survives_as_its_parent(tmp_path):
     expect_alive(
         """
         async def main():

@@ -59,7 +59,7 @@ memory[lost + 10 * PAGE] = 1
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["full_tmpfs", "full_ext4"])
-def test_a_full_disk_under_growth_is_an_error_at_the_next_verb(tmp_path, fault, backend):
+def test_growth_on_full_disk_fails_next_verb(tmp_path, fault, backend):
     with disk_with(fault, tmp_path) as folder:
         expect_growth(FULL, folder, backend)
 
@@ -87,13 +87,13 @@ with open(name, "rb") as file:
 """
 
 
-def test_a_limit_on_file_sizes_leaves_room_for_all_pages_below_it(tmp_path, backend):
+def test_growth_up_to_a_file_size_limit(tmp_path, backend):
     expect_growth(LIMITED, tmp_path, backend)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["full_tmpfs", "full_ext4"])
-def test_ensure_on_a_full_disk_fails_and_changes_nothing(tmp_path, fault, backend):
+def test_ensure_on_full_disk_changes_nothing(tmp_path, fault, backend):
     with disk_with(fault, tmp_path) as folder:
         expect_growth(
             """
@@ -118,7 +118,7 @@ def test_ensure_on_a_full_disk_fails_and_changes_nothing(tmp_path, fault, backen
         )
 
 
-def test_what_others_cut_off_is_lost_and_does_not_grow_back(tmp_path, backend):
+def test_growth_does_not_restore_what_was_cut(tmp_path, backend):
     expect_growth(
         """
         f = await aiommap.open(name, "w+", size=0, capacity=1 << 30)
@@ -136,7 +136,7 @@ def test_what_others_cut_off_is_lost_and_does_not_grow_back(tmp_path, backend):
     )
 
 
-def test_a_store_beyond_the_old_end_does_not_cover_what_others_cut_off(tmp_path, backend):
+def test_growth_store_does_not_hide_a_cut(tmp_path, backend):
     expect_growth(
         """
         f = await aiommap.open(name, "w+", size=4 * PAGE, capacity=1 << 30)
@@ -157,7 +157,7 @@ def test_a_store_beyond_the_old_end_does_not_cover_what_others_cut_off(tmp_path,
     )
 
 
-def test_a_size_that_was_taken_over_is_where_growth_goes_on(tmp_path, backend):
+def test_growth_goes_on_at_refreshed_size(tmp_path, backend):
     expect_growth(
         """
         f = await aiommap.open(name, "w+", size=4 * PAGE, capacity=1 << 30)
@@ -180,7 +180,7 @@ def test_a_size_that_was_taken_over_is_where_growth_goes_on(tmp_path, backend):
     )
 
 
-def test_a_view_that_outlives_its_file_grows_nothing(tmp_path, backend):
+def test_growth_of_a_view_without_its_file(tmp_path, backend):
     expect_growth(
         """
         async with aiommap.open(name, "w+", size=0, capacity=1 << 30) as f:
@@ -203,7 +203,7 @@ def test_a_view_that_outlives_its_file_grows_nothing(tmp_path, backend):
     )
 
 
-def test_a_forked_child_may_store_and_close_while_a_thread_of_its_parent_grows(tmp_path):
+def test_fork_child_stores_during_growth(tmp_path):
     expect_growth(
         """
         warnings.simplefilter("ignore", DeprecationWarning)  # of threads and fork

@@ -96,11 +96,11 @@ run(main)
 """
 
 
-def test_a_race_with_truncation(tmp_path, backend):
+def test_race_with_truncation(tmp_path, backend):
     expect_alive(RACE, tmp_path, backend, seconds=1.0)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(90)
-def test_a_long_race_with_truncation(tmp_path, backend):
+def test_race_with_truncation_long(tmp_path, backend):
     expect_alive(RACE, tmp_path, backend, seconds=10.0)

@@ -88,7 +88,7 @@ async def test_open_leaves_holes_alone(sparse, options):
     assert blocks(sparse) == before
 
 
-async def test_prewarm_makes_data_of_a_sparse_file_resident(sparse):
+async def test_prewarm_makes_sparse_data_resident(sparse):
     async with aiommap.open(sparse) as f:
         await f.prewarm()
         found = await f.residency()
@@ -111,14 +111,14 @@ async def test_lock_of_holes_outlives_growth(sparse):
         assert blocks(sparse) == before
 
 
-async def test_prewarm_of_a_cut_sparse_file_says_so(sparse):
+async def test_prewarm_of_a_cut_sparse_file(sparse):
     async with aiommap.open(sparse) as f:
         os.truncate(sparse, PIECE_BYTES)
         with pytest.raises(aiommap.MappingFaultError):
             await f.prewarm()
 
 
-async def test_prewarm_write_on_a_full_tmpfs_says_so(sparse):
+async def test_prewarm_write_on_a_full_tmpfs(sparse):
     async with aiommap.open(sparse, "r+") as f:
         with pytest.raises(OSError, match=r"No space left.*hole") as caught:
             await f.prewarm(write=True)

@@ -43,7 +43,7 @@ else:
 
 @pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
 @pytest.mark.parametrize("verb", ["prewarm", "locked", "read", "tasks"])
-def test_an_interrupt_ends_a_wait_for_a_server(tmp_path, backend, verb):
+def test_interrupt_ends_a_wait_for_a_server(tmp_path, backend, verb):
     with mounted(tmp_path, "tests.support.odd_fs") as mount:
         command = [sys.executable, "-c", SCRIPT, str(mount.path / "hung"), backend, verb]
         with subprocess.Popen(

@@ -88,7 +88,7 @@ BEGIN = {
 
 @FAILURES
 @pytest.mark.parametrize("begin", BEGIN.values(), ids=BEGIN)
-async def test_a_flush_that_is_made_to_fail_fails_like_a_real_one(disk, failure, begin):
+async def test_failing_flush_is_like_a_real_one(disk, failure, begin):
     accounts = []
     for fault in (lambda _: disk.failing(failure), lambda f: failing_flush(f, failure)):
         async with devices.opened(disk) as f:
@@ -102,7 +102,7 @@ async def test_a_flush_that_is_made_to_fail_fails_like_a_real_one(disk, failure,
 
 
 @FAILURES
-async def test_a_durable_write_meets_the_injected_failure_as_the_real_one(disk, failure):
+async def test_failing_durable_write_is_like_real(disk, failure):
     accounts = []
     for fault in (lambda _: disk.failing(failure), lambda f: failing_flush(f, failure)):
         async with devices.opened(disk, flush=FlushPolicy.always()) as f:
@@ -136,7 +136,7 @@ def as_it_is(_):
     yield
 
 
-async def test_a_disk_that_is_made_full_refuses_growth_like_a_real_one(small_disk, tmp_path):
+async def test_full_disk_growth_is_like_a_real_one(small_disk, tmp_path):
     path = small_disk.folder / "file"
     real = await account_of_full_disk(path, as_it_is, as_it_is)
     path.unlink()
@@ -172,7 +172,7 @@ async def account_of_sparse_stores(f, is_full):
 
 
 @pytest.mark.parametrize("policy", [FlushPolicy.manual(), FlushPolicy.always()], ids=repr)
-async def test_a_sparse_store_on_a_disk_made_full_fails_like_on_a_real_one(small_disk, policy):
+async def test_full_disk_sparse_store_is_like_real(small_disk, policy):
     path = small_disk.folder / "file"
     filler = small_disk.folder / "filler"
 
@@ -199,7 +199,7 @@ async def test_a_sparse_store_on_a_disk_made_full_fails_like_on_a_real_one(small
     assert accounts[1] == accounts[0]
 
 
-async def test_a_file_cut_off_is_what_another_process_does(path, outside):
+async def test_truncated_file_is_like_a_real_one(path, outside):
     @contextmanager
     def real(f):
         outside(f.path, 3 * PAGE + 5)

@@ -47,7 +47,7 @@ def kill():
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_acknowledged_writes_are_in_the_file(kill, tmp_path, policy):
+def test_kill_keeps_acknowledged_writes(kill, tmp_path, policy):
     draw = random.Random(policy)
     for number in range(RUNS_EACH):
         path, seed = tmp_path / str(number), draw.getrandbits(32)
@@ -59,7 +59,7 @@ def test_acknowledged_writes_are_in_the_file(kill, tmp_path, policy):
 
 
 @pytest.mark.parametrize("number", range(LOGS))
-def test_the_durable_log_recovers_all_acknowledged_records(kill, tmp_path, number):
+def test_kill_keeps_acknowledged_log_records(kill, tmp_path, number):
     """Each life begins with the recovery of the last one; we look at every second one only."""
     draw, path = random.Random(number), tmp_path / "log"
     acknowledged, seeds = {}, []

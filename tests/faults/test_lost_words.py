@@ -158,11 +158,11 @@ def test_words_of_a_truncated_file_raise(path, backend, blocked):
     run(TRUNCATED, path, backend, blocked)
 
 
-def test_a_flush_reports_words_that_were_cut_off(path):
+def test_flush_reports_words_cut_off(path):
     run(LOST, path)
 
 
-def test_a_full_file_system_is_an_error(tmp_path):
+def test_words_on_a_full_file_system(tmp_path):
     folder = tmp_path / "small"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
@@ -177,5 +177,5 @@ def test_a_full_file_system_is_an_error(tmp_path):
 
 
 @pytest.mark.slow
-def test_truncations_at_any_moment_raise(path):
+def test_words_truncated_at_any_moment(path):
     run(RACE, path)

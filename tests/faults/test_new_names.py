@@ -42,7 +42,7 @@ FLUSHES = {
 @pytest.mark.anyio
 class TestSyncFails:
     @pytest.mark.parametrize("flush", FLUSHES.values(), ids=FLUSHES)
-    async def test_it_is_tried_again_by_the_next_flush(self, disk, flush):
+    async def test_directory_sync_is_tried_again(self, disk, flush):
         async with await new(disk) as f:
             receipt = await f.write(0, b"data")
             disk.fail("fsync", ".", number=errno.ENOMEM)
@@ -56,7 +56,7 @@ class TestSyncFails:
             assert receipt.durable
             await f.write(PAGE, b"more")
 
-    async def test_a_durable_write_tells_and_the_next_one_tries_again(self, disk):
+    async def test_durable_write_tells_then_tries_again(self, disk):
         async with await new(disk, flush=FlushPolicy.always()) as f:
             disk.fail("fsync", ".", number=errno.ENOMEM)
             with pytest.raises(aiommap.FlushError, match="flush again"):
@@ -64,13 +64,13 @@ class TestSyncFails:
             assert await f.read(0, 4) == b"data"
             assert (await f.write(0, b"data")).durable
 
-    async def test_the_interval_tries_again(self, disk):
+    async def test_interval_tries_directory_again(self, disk):
         async with await new(disk, flush=FlushPolicy.every_interval(0.01)) as f:
             disk.fail("fsync", ".", number=errno.ENOMEM)
             receipt = await f.write(0, b"data")
             await until(lambda: receipt.durable)
 
-    async def test_closing_tells_each_time(self, disk):
+    async def test_close_tells_directory_each_time(self, disk):
         f = await new(disk)
         disk.fail("fsync", ".", number=errno.ENOMEM)
         for _ in range(2):
@@ -78,7 +78,7 @@ class TestSyncFails:
                 await f.aclose()
         assert f._mapping.closed
 
-    async def test_a_directory_that_could_not_be_written_latches(self, disk):
+    async def test_directory_write_failure_latches(self, disk):
         f = await new(disk)
         disk.fail("fsync", ".", number=errno.EIO)
         for _ in range(2):
@@ -88,9 +88,7 @@ class TestSyncFails:
             await f.aclose()
 
     @pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM])
-    async def test_what_the_file_system_cannot_do_is_told_once(
-        self, disk, caplog, monkeypatch, number
-    ):
+    async def test_directory_sync_unsupported_told_once(self, disk, caplog, monkeypatch, number):
         monkeypatch.setattr(_paths, "_told", set())  # devices get their numbers again
         for name in ("one", "two"):
             disk.fail("fsync", ".", number=number)
@@ -149,7 +147,7 @@ WAYS = {
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up its privileges")
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_flush_a_new_file_whose_directory_is_out_of_reach(way):
+def test_flush_with_directory_out_of_reach(way):
     before, after = way
     with tempfile.TemporaryDirectory() as folder:  # those of pytest are for their owner only
         os.chmod(folder, 0o755)

@@ -53,7 +53,7 @@ async def test_reads_see_the_copy(merged):
         assert b"".join([bytes(c) async for c in f.chunks(16 * PAGE)]) == path.read_bytes()
 
 
-async def test_what_needs_the_mapping_says_so(merged):
+async def test_mapping_verbs_tell_of_the_copy(merged):
     path = merged / "file"
     async with aiommap.open(path) as f:
         before = f.view()
@@ -109,7 +109,7 @@ async def test_refresh_follows_no_other_file(merged):
         assert await f.read(0, 3) == b"NNN"
 
 
-async def test_a_private_file_says_so(merged):
+async def test_private_file_tells_of_the_copy(merged):
     path = merged / "file"
     async with aiommap.open(path, "c") as f:
         await f.write(0, b"private")
@@ -120,7 +120,7 @@ async def test_a_private_file_says_so(merged):
         assert await f.read(0, 3) == b"NNN"
 
 
-async def test_a_file_of_the_upper_layer_is_mapped_as_it_is(merged):
+async def test_upper_layer_file_is_mapped_as_is(merged):
     path = merged / "file"
     copy_up(path)
     async with aiommap.open(path) as f:

@@ -129,22 +129,22 @@ def run(script, *arguments):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_verbs_survive_a_truncate_and_extend_race(path, backend):
+def test_verbs_survive_truncate_and_extend(path, backend):
     done = run(RACE, path, backend)
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
 
 
-def test_faults_are_errors_also_where_sigbus_is_blocked(path):
+def test_faults_raise_where_sigbus_is_blocked(path):
     done = run(BLOCKED, path)
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
 
 
-def test_a_foreign_fault_still_kills_and_faulthandler_still_speaks(path):
+def test_foreign_fault_kills_and_dumps(path):
     done = run(FOREIGN, path)
     assert done.returncode == -signal.SIGBUS
     assert "Fatal Python error: Bus error" in done.stderr
 
 
-def test_a_forked_child_is_told_and_does_no_harm(path):
+def test_fork_child_is_told_and_harmless(path):
     done = run(FORKED, path)
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr

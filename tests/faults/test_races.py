@@ -20,7 +20,7 @@ WORKER_VERBS = {
 
 
 @pytest.mark.parametrize("verb", WORKER_VERBS)
-def test_a_verb_cut_off_half_way(tmp_path, verb):
+def test_verb_cut_off_half_way(tmp_path, verb):
     """It answers as if the resize had come first, and leaves nothing behind beyond the size."""
     call, arguments, answer = WORKER_VERBS[verb]
     after = verb in ("populate", "lock", "residency")
@@ -41,7 +41,7 @@ def test_a_verb_cut_off_half_way(tmp_path, verb):
 
 
 @pytest.mark.parametrize("verb", WORKER_VERBS)
-def test_a_verb_whose_file_is_cut_and_grown_half_way(tmp_path, verb):
+def test_verb_cut_and_grown_half_way(tmp_path, verb):
     call, arguments, _ = WORKER_VERBS[verb]
     expect_gated(
         f"""
@@ -60,7 +60,7 @@ def test_a_verb_whose_file_is_cut_and_grown_half_way(tmp_path, verb):
 
 
 @pytest.mark.parametrize("verb", WORKER_VERBS)
-def test_a_verb_whose_mapping_is_closed_half_way(tmp_path, verb):
+def test_verb_closed_half_way(tmp_path, verb):
     call, arguments, _ = WORKER_VERBS[verb]
     expect_gated(
         f"""
@@ -73,7 +73,7 @@ def test_a_verb_whose_mapping_is_closed_half_way(tmp_path, verb):
     )
 
 
-def test_stores_of_a_worker_that_are_cut_off_dirty_nothing(tmp_path):
+def test_worker_stores_cut_off_dirty_nothing(tmp_path):
     expect_gated(
         """
         m = native()
@@ -90,7 +90,7 @@ def test_stores_of_a_worker_that_are_cut_off_dirty_nothing(tmp_path):
 
 @pytest.mark.parametrize("refused", [False, True], ids=["done", "refused"])
 @pytest.mark.parametrize("locked", [False, True], ids=["plain", "locked"])
-def test_a_read_beside_our_own_shrink_gives_no_zeros(tmp_path, refused, locked):
+def test_read_beside_own_shrink(tmp_path, refused, locked):
     """In the middle of it, and over all of it; also if the shrink is refused in the end."""
     expect_gated(
         f"""
@@ -128,7 +128,7 @@ def test_a_read_beside_our_own_shrink_gives_no_zeros(tmp_path, refused, locked):
     )
 
 
-def test_a_word_beside_our_own_shrink_waits_for_it(tmp_path):
+def test_word_beside_own_shrink(tmp_path):
     expect_gated(
         """
         async def main():
@@ -158,7 +158,7 @@ def test_a_word_beside_our_own_shrink_waits_for_it(tmp_path):
     )
 
 
-def test_growth_is_not_taken_over_in_a_shrink(tmp_path):
+def test_growth_is_not_adopted_in_a_shrink(tmp_path):
     """Its fence would be lifted, and the file cut behind the back of its views."""
     expect_gated(
         """
@@ -207,7 +207,7 @@ def test_growable_regions_of_many_threads(tmp_path):
     )
 
 
-def test_a_cut_between_look_and_store_is_no_durable_zeros(tmp_path):
+def test_cut_between_stat_and_store(tmp_path):
     """What others cut off at that moment the store would make longer again, with a hole."""
     expect_gated(
         """
@@ -265,7 +265,7 @@ print("alive")
 """
 
 
-def test_garbage_is_collected_while_a_lease_is_made(tmp_path):
+def test_garbage_while_a_lease_is_made(tmp_path):
     expect_alive(LEASES, tmp_path)
 
 
@@ -347,12 +347,12 @@ print("alive")
         "m.commit(stores)",
     ],
 )
-def test_a_buffer_that_changes_what_it_is_for(tmp_path, verb, does):
+def test_buffer_that_changes_what_it_is_for(tmp_path, verb, does):
     closes = does == "m.close()"
     expect_alive(CLOSED_BY_BUFFER.format(verb=verb, does=does, closes=closes), tmp_path)
 
 
-def test_a_list_that_changes_while_it_is_loaded(tmp_path):
+def test_list_that_changes_while_loaded(tmp_path):
     """Integers may be Python's as well: what they do to the list, the call does not see."""
     expect_alive(
         """
@@ -376,7 +376,7 @@ def test_a_list_that_changes_while_it_is_loaded(tmp_path):
     )
 
 
-def test_an_error_with_the_largest_numbers(tmp_path):
+def test_error_with_the_largest_numbers(tmp_path):
     """Its text overflowed: seen by UBSan only."""
     expect_alive(
         """

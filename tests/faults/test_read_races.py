@@ -35,7 +35,7 @@ anyio.run(main)
 @pytest.mark.parametrize("way", ["warm", "cold"])
 @pytest.mark.parametrize("options", [{}, {"mode": "c"}], ids=["shared", "private"])
 @pytest.mark.parametrize("length", [100, 40_000], ids=["short", "long"])
-def test_bytes_that_were_cut_off_while_they_were_copied_are_a_fault(tmp_path, options, way, length):
+def test_read_cut_off_while_copied_is_a_fault(tmp_path, options, way, length):
     lacking = missing()
     if lacking is not None:
         pytest.skip(lacking)

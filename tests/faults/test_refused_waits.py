@@ -101,9 +101,9 @@ def expect_alive(shim, folder, body, backend, number, **variables):
 
 @pytest.mark.parametrize("number", [errno.EFAULT, errno.ENOMEM])
 @pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
-def test_a_refused_word_ends_no_other_wait(shim, tmp_path, backend, number):
+def test_refused_word_ends_no_other_wait(shim, tmp_path, backend, number):
     expect_alive(shim, tmp_path, ONE, backend, number)
 
 
-def test_a_wait_that_the_kernel_lacks(shim, tmp_path):
+def test_wait_that_the_kernel_lacks(shim, tmp_path):
     expect_alive(shim, tmp_path, ALL, "asyncio", errno.ENOSYS, REFUSE_ALL="1")

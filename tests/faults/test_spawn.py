@@ -99,7 +99,7 @@ def test_processes_share_one_file(tmp_path, method, backend):
 
 
 @pytest.mark.parametrize("mode", ["r", "r+", "w+", "x+"])
-async def test_a_file_is_pickled_as_its_path_and_options(tmp_path, path, mode):
+async def test_pickle_keeps_path_and_options(tmp_path, path, mode):
     options = {
         "capacity": 64 * PAGE,
         "flush": FlushPolicy.every_bytes(10) | FlushPolicy.max_dirty(1 << 20),
@@ -121,7 +121,7 @@ async def test_a_file_is_pickled_as_its_path_and_options(tmp_path, path, mode):
         assert os.stat(path).st_size == 16 * PAGE
 
 
-async def test_what_was_changed_since_opening_is_pickled_too(path):
+async def test_pickle_keeps_changed_settings(path):
     async with aiommap.open(path, "r+", capacity=16 * PAGE) as f:
         await f.resize(20 * PAGE)
         f.flush_policy = FlushPolicy.always()
@@ -129,13 +129,13 @@ async def test_what_was_changed_since_opening_is_pickled_too(path):
             assert (again.size, again.flush_policy) == (20 * PAGE, FlushPolicy.always())
 
 
-async def test_private_stores_are_not_lost_in_silence(path):
+async def test_pickle_refuses_private_stores(path):
     async with aiommap.open(path, "c") as f:
         with pytest.raises(aiommap.AccessModeError, match="private stores would be lost"):
             pickle.dumps(f)
 
 
-async def test_nothing_is_made_of_what_is_closed(path):
+async def test_pickle_refuses_closed_objects(path):
     async with aiommap.open(path) as f, Snapshot.open(path) as s:
         pass
     for closed in (f, s):
@@ -143,7 +143,7 @@ async def test_nothing_is_made_of_what_is_closed(path):
             pickle.dumps(closed)
 
 
-async def test_parts_of_a_file_are_not_pickled(path):
+async def test_pickle_refuses_parts_of_a_file(path):
     async with aiommap.open(path, "r+") as f:
         allocator, lock = f.allocator(0), aiommap.AsyncLock(f, 0)
         async with f.file_lock(0, 1):  # what it leaves in the core must not decide the error
@@ -156,7 +156,7 @@ async def test_parts_of_a_file_are_not_pickled(path):
             pickle.dumps(await f.write(0, b"x"))
 
 
-async def test_nothing_is_copied(path):
+async def test_pickle_is_no_copy(path):
     async with aiommap.open(path) as f, Snapshot.open(path) as s:
         for target in (f, s):
             for duplicate in (copy.copy, copy.deepcopy):
@@ -165,7 +165,7 @@ async def test_nothing_is_copied(path):
 
 
 @pytest.mark.parametrize("how", ["replaced", "changed", "gone"])
-async def test_a_snapshot_is_reopened_as_the_same_bytes_or_not_at_all(path, tmp_path, how):
+async def test_pickle_reopens_the_same_snapshot(path, tmp_path, how):
     os.utime(path, ns=(0, 0))
     async with Snapshot.open(path, prewarm=True) as s:
         opening = reopened(s)
@@ -185,7 +185,7 @@ async def test_a_snapshot_is_reopened_as_the_same_bytes_or_not_at_all(path, tmp_
             await opening
 
 
-async def test_backends_are_reopened_with_what_they_read_from(path):
+async def test_pickle_reopens_backends(path):
     async with (
         MappedBackend.open(path) as mapped,
         await aiommap.open(path) as f,
@@ -197,7 +197,7 @@ async def test_backends_are_reopened_with_what_they_read_from(path):
                 assert await again.read_exact(9, 1) == b"A"
 
 
-async def test_a_snapshot_that_cannot_be_reopened_leaves_nothing_open(path):
+async def test_pickle_of_gone_snapshot_leaks_nothing(path):
     async with Snapshot.open(path) as s:
         opening = reopened(s)
         os.utime(path)

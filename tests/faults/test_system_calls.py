@@ -34,7 +34,7 @@ def syncs(strace, path, tmp_path):
 # Policies: what is flushed unasked.
 
 
-def test_never_flushes_nothing_unasked_not_even_at_close(syncs):
+def test_never_syncs_nothing_even_at_close(syncs):
     assert syncs("""
         async with aiommap.open(path, "r+", flush=FlushPolicy.never()) as f:
             mark("written")
@@ -47,7 +47,7 @@ def test_never_flushes_nothing_unasked_not_even_at_close(syncs):
     """) == {"open": [], "written": [], "closed": []}
 
 
-def test_never_creates_and_closes_a_file_without_any_sync(syncs, path):
+def test_never_creates_without_any_sync(syncs, path):
     path.unlink()
     assert syncs("""
         async with aiommap.open(path, "x+", size=PAGE, flush=FlushPolicy.never()) as f:
@@ -57,7 +57,7 @@ def test_never_creates_and_closes_a_file_without_any_sync(syncs, path):
     """) == {"open": [], "written": [], "closed": []}
 
 
-def test_manual_flushes_what_is_dirty_at_close(syncs):
+def test_manual_syncs_dirty_at_close(syncs):
     assert syncs("""
         async with aiommap.open(path, "r+", flush=FlushPolicy.manual()) as f:
             mark("written")
@@ -67,7 +67,7 @@ def test_manual_flushes_what_is_dirty_at_close(syncs):
     """) == {"open": [], "written": [], "closed": ["fdatasync file"]}
 
 
-def test_manual_flushes_nothing_at_close_when_all_is_durable(syncs):
+def test_manual_syncs_nothing_durable_at_close(syncs):
     assert syncs("""
         async with aiommap.open(path, "r+") as f:
             await f.write(0, b"x")
@@ -77,7 +77,7 @@ def test_manual_flushes_nothing_at_close_when_all_is_durable(syncs):
     """) == {"open": [], "flushed": ["fdatasync file"], "closed": []}
 
 
-def test_always_syncs_once_a_write_and_not_at_close(syncs):
+def test_always_syncs_once_a_write(syncs):
     assert syncs("""
         async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
             mark("first")
@@ -96,7 +96,7 @@ def test_always_syncs_once_a_write_and_not_at_close(syncs):
     }
 
 
-def test_always_answers_concurrent_writes_with_the_flush_under_way_and_the_next(syncs):
+def test_always_shares_flush_under_way_and_next(syncs):
     found = syncs("""
         async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
             mark("together")
@@ -110,7 +110,7 @@ def test_always_answers_concurrent_writes_with_the_flush_under_way_and_the_next(
     assert found["closed"] == []
 
 
-def test_always_flushes_at_close_what_views_stored(syncs):
+def test_always_syncs_view_stores_at_close(syncs):
     assert syncs("""
         async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
             mark("stored")
@@ -120,7 +120,7 @@ def test_always_flushes_at_close_what_views_stored(syncs):
     """) == {"open": [], "stored": [], "closed": ["fdatasync file"]}
 
 
-def test_every_bytes_syncs_once_that_many_were_written(syncs):
+def test_every_bytes_syncs_once_that_many(syncs):
     assert syncs("""
         async with aiommap.open(path, "r+", flush=FlushPolicy.every_bytes(1000)) as f:
             mark("short of it")
@@ -140,7 +140,7 @@ def test_every_bytes_syncs_once_that_many_were_written(syncs):
     }
 
 
-def test_every_writes_syncs_once_that_many_were_made(syncs):
+def test_every_writes_syncs_once_that_many(syncs):
     assert syncs("""
         async with aiommap.open(path, "r+", flush=FlushPolicy.every_writes(3)) as f:
             mark("short of it")
@@ -153,7 +153,7 @@ def test_every_writes_syncs_once_that_many_were_made(syncs):
     """) == {"open": [], "short of it": [], "reached": ["fdatasync file"], "closed": []}
 
 
-def test_every_interval_syncs_what_is_dirty_and_lets_a_clean_file_rest(syncs):
+def test_every_interval_syncs_only_when_dirty(syncs):
     """A second file, kept dirty by a view, tells how many intervals the first one rests."""
     found = syncs("""
         policy = FlushPolicy.every_interval(0.02)
@@ -173,7 +173,7 @@ def test_every_interval_syncs_what_is_dirty_and_lets_a_clean_file_rest(syncs):
     assert found["closed"] == []
 
 
-def test_max_dirty_syncs_before_the_write_that_has_no_room(syncs):
+def test_max_dirty_syncs_before_the_write(syncs):
     assert syncs("""
         async with aiommap.open(path, "r+", flush=FlushPolicy.max_dirty(2 * PAGE)) as f:
             mark("room")
@@ -198,7 +198,7 @@ def test_max_dirty_syncs_before_the_write_that_has_no_room(syncs):
 
 
 @pytest.mark.parametrize("policy", ["never", "manual"])
-def test_flush_syncs_metadata_only_after_a_change_of_size_and_a_clean_file_never(syncs, policy):
+def test_flush_syncs_metadata_after_resize_only(syncs, policy):
     assert syncs(f"""
         async with aiommap.open(path, "r+", flush=FlushPolicy.{policy}()) as f:
             await f.write(0, b"x" * 9 * PAGE)
@@ -228,7 +228,7 @@ def test_flush_syncs_metadata_only_after_a_change_of_size_and_a_clean_file_never
     }
 
 
-def test_flush_range_syncs_from_its_first_to_its_last_dirty_page_in_one_call(syncs):
+def test_flush_range_syncs_dirty_span_in_one_call(syncs):
     assert syncs("""
         async with aiommap.open(path, "r+") as f:
             for i in (1, 4, 6, 9):
@@ -251,7 +251,7 @@ def test_flush_range_syncs_from_its_first_to_its_last_dirty_page_in_one_call(syn
 
 @pytest.mark.parametrize("verb", ["f.flush_range({})", "{}.wait_durable()"], ids=["range", "wait"])
 @pytest.mark.parametrize("policy", ["never", "manual"])
-def test_a_receipt_syncs_its_own_pages_once(syncs, verb, policy):
+def test_receipt_syncs_its_pages_once(syncs, verb, policy):
     assert syncs(f"""
         async with aiommap.open(path, "r+", flush=FlushPolicy.{policy}()) as f:
             first = await f.write(2 * PAGE + 5, b"x" * PAGE)
@@ -272,7 +272,7 @@ def test_a_receipt_syncs_its_own_pages_once(syncs, verb, policy):
     }
 
 
-def test_start_writeback_starts_and_promises_nothing(syncs):
+def test_start_writeback_promises_nothing(syncs):
     assert syncs("""
         async with aiommap.open(path, "r+") as f:
             await f.write(0, b"x" * 16 * PAGE)
@@ -290,7 +290,7 @@ def test_start_writeback_starts_and_promises_nothing(syncs):
 
 
 @pytest.mark.parametrize("mode", ["r", "c"])
-def test_modes_whose_stores_reach_no_file_sync_nothing(syncs, mode):
+def test_stores_to_no_file_sync_nothing(syncs, mode):
     assert syncs(f"""
         async with aiommap.open(path, "{mode}", flush=FlushPolicy.always()) as f:
             if f.mode == "c":
@@ -315,7 +315,7 @@ FIRST_ANSWERS = {
 
 @pytest.mark.parametrize("answer", FIRST_ANSWERS.values(), ids=FIRST_ANSWERS)
 @pytest.mark.parametrize("mode", ["x+", "w+"])
-def test_the_first_durable_answer_of_a_new_file_syncs_its_directory_once(syncs, path, mode, answer):
+def test_first_durable_answer_syncs_directory(syncs, path, mode, answer):
     path.unlink()
     assert syncs(f"""
         async with aiommap.open(path, "{mode}", size=2 * PAGE) as f:
@@ -334,7 +334,7 @@ def test_the_first_durable_answer_of_a_new_file_syncs_its_directory_once(syncs, 
     }
 
 
-def test_closing_a_new_file_makes_size_and_name_durable_although_nothing_was_written(syncs, path):
+def test_close_syncs_unwritten_new_file(syncs, path):
     path.unlink()
     assert syncs("""
         async with aiommap.open(path, "x+", size=PAGE):
@@ -342,7 +342,7 @@ def test_closing_a_new_file_makes_size_and_name_durable_although_nothing_was_wri
     """) == {"open": [], "closed": ["fsync file", "fsync directory"]}
 
 
-def test_a_file_that_was_overwritten_has_its_name_already(syncs):
+def test_overwritten_file_has_its_name(syncs):
     assert syncs("""
         async with aiommap.open(path, "w+", size=PAGE) as f:
             mark("flushed")
@@ -353,7 +353,7 @@ def test_a_file_that_was_overwritten_has_its_name_already(syncs):
 
 @pytest.mark.parametrize("change", ["f.resize(20 * PAGE)", "f.punch_hole(0, PAGE)"])
 @pytest.mark.parametrize("page", [0, 9], ids=["dirty", "clean"])
-def test_a_range_after_a_change_of_size_or_blocks_is_a_flush_of_everything(syncs, change, page):
+def test_flush_range_after_resize_is_whole(syncs, change, page):
     """Only fsync(2) syncs a size, and a range that is clean is no less in need of it (I4)."""
     assert syncs(f"""
         async with aiommap.open(path, "r+") as f:
@@ -367,7 +367,7 @@ def test_a_range_after_a_change_of_size_or_blocks_is_a_flush_of_everything(syncs
 
 
 @pytest.mark.parametrize("page", [0, 9], ids=["dirty", "clean"])
-def test_a_range_of_a_new_file_syncs_size_and_name_too(syncs, path, page):
+def test_flush_range_of_new_file_syncs_name(syncs, path, page):
     path.unlink()
     assert syncs(f"""
         async with aiommap.open(path, "x+", size=16 * PAGE) as f:
@@ -400,7 +400,7 @@ anyio.run(main)
 
 
 @pytest.mark.parametrize("call", ["fdatasync", "msync", "fsync", "fallocate", "ftruncate"])
-def test_what_a_signal_interrupts_goes_on(strace, path, call):
+def test_calls_go_on_after_a_signal(strace, path, call):
     """As on FUSE, whose server is told of the signal and may answer EINTR."""
     inject = f"inject={call}:error=EINTR:when=1"
     options = ["-f", "-o", os.devnull, "-e", f"trace={call}", "-e", inject]

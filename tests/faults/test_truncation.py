@@ -156,9 +156,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("verb", "copied"), FAULTS.values(), ids=FAULTS)
-async def test_truncation_under_a_verb_is_a_fault_with_its_numbers(
-    path, outside, moment, verb, copied
-):
+async def test_truncate_under_verb_gives_numbers(path, outside, moment, verb, copied):
     async with aiommap.open(path, "r+") as f:
         moment.action = lambda: outside(path, KEPT)
         with pytest.raises(aiommap.MappingFaultError, match=f"shrank to {KEPT} bytes") as caught:
@@ -180,9 +178,7 @@ UNHARMED = {
 
 
 @pytest.mark.parametrize("verb", UNHARMED.values(), ids=UNHARMED)
-async def test_truncation_under_a_verb_that_needs_no_page_does_not_matter(
-    path, outside, moment, verb
-):
+async def test_truncate_of_pages_not_needed(path, outside, moment, verb):
     async with aiommap.open(path, "r+") as f:
         await f.write(0, b"dirty")
         moment.action = lambda: outside(path, KEPT)
@@ -191,7 +187,7 @@ async def test_truncation_under_a_verb_that_needs_no_page_does_not_matter(
         await check_usable(f, path)
 
 
-async def test_truncation_between_two_chunks_ends_the_iteration_there(path, outside):
+async def test_truncate_between_chunks_ends_them(path, outside):
     async with aiommap.open(path, "r+") as f:
         chunks = f.chunks(64 * PAGE)
         assert await anext(chunks) == b"o" * 64 * PAGE
@@ -204,7 +200,7 @@ async def test_truncation_between_two_chunks_ends_the_iteration_there(path, outs
         await check_usable(f, path)
 
 
-async def test_truncation_within_a_locked_block(path, outside):
+async def test_truncate_within_a_locked_block(path, outside):
     """Pinned pages are read and stored to without a look; now they are gone."""
     async with aiommap.open(path, "r+") as f:
         async with f.locked(0, SIZE):
@@ -268,14 +264,14 @@ async def expect_lost(f, verb, number, reason, receipt):
 
 @pytest.mark.parametrize(("lose", "number", "reason"), LOSSES.values(), ids=LOSSES)
 @pytest.mark.parametrize("verb", FLUSHES.values(), ids=FLUSHES)
-async def test_data_lost_before_a_flush_fails_it(path, verb, lose, number, reason):
+async def test_flush_of_data_lost_before(path, verb, lose, number, reason):
     f = await aiommap.open(path, "r+")
     receipt = await f.write(SIZE // 2, b"n" * PAGE)
     lose(path)
     await expect_lost(f, verb, number, reason, receipt)
 
 
-async def test_a_single_byte_that_was_cut_off_fails_the_flush(path, outside):
+async def test_flush_of_a_single_lost_byte(path, outside):
     f = await aiommap.open(path, "r+")
     receipt = await f.write(SIZE - 1, b"n")
     outside(path, SIZE - 1)
@@ -299,7 +295,7 @@ SIZE_CHANGES = {
 
 @pytest.mark.parametrize("cut", [PAGE, 50, 0], ids=["before", "within", "at"])
 @pytest.mark.parametrize("change", SIZE_CHANGES.values(), ids=SIZE_CHANGES)
-async def test_no_change_of_size_hides_that_stores_were_cut_off(path, outside, change, cut):
+async def test_resize_does_not_hide_cut_stores(path, outside, change, cut):
     at = SIZE // 2
     f = await aiommap.open(path, "r+", capacity=4 * SIZE)
     receipt = await f.write(at + 100, b"n")
@@ -326,7 +322,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize("change", SIZE_CHANGES)
-async def test_a_cut_behind_what_is_dirty_leaves_the_size_free_to_change(path, outside, change):
+async def test_resize_after_cut_behind_dirty_bytes(path, outside, change):
     async with aiommap.open(path, "r+", capacity=4 * SIZE) as f:
         receipt = await f.write(SIZE // 2, b"n" * PAGE)
         outside(path, SIZE // 2 + PAGE)
@@ -336,7 +332,7 @@ async def test_a_cut_behind_what_is_dirty_leaves_the_size_free_to_change(path, o
         await f.flush_range(receipt)
 
 
-async def test_what_is_cut_off_by_resize_itself_is_nothing_lost(path, outside):
+async def test_resize_loses_nothing_itself(path, outside):
     async with aiommap.open(path, "r+") as f:
         await f.write(SIZE // 2, b"n" * PAGE)
         outside(path, SIZE // 2)
@@ -346,9 +342,7 @@ async def test_what_is_cut_off_by_resize_itself_is_nothing_lost(path, outside):
 
 @pytest.mark.parametrize(("lose", "number", "reason"), LOSSES.values(), ids=LOSSES)
 @pytest.mark.parametrize("when", ["begun", "synced"])
-async def test_data_lost_during_a_flush_fails_it(
-    path, moment, monkeypatch, when, lose, number, reason
-):
+async def test_flush_of_data_lost_during_it(path, moment, monkeypatch, when, lose, number, reason):
     """Once it has begun, and once the kernel has called the write-back a success."""
     f = await aiommap.open(path, "r+")
     receipt = await f.write(SIZE // 2, b"n" * PAGE)
@@ -366,7 +360,7 @@ async def test_data_lost_during_a_flush_fails_it(
 
 
 @pytest.mark.parametrize(("lose", "number", "reason"), LOSSES.values(), ids=LOSSES)
-async def test_data_lost_under_a_durable_write_fails_it(path, moment, lose, number, reason):
+async def test_durable_write_of_lost_data(path, moment, lose, number, reason):
     async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
         moment.action = lambda: lose(path)
         gone = aiommap.MappingFaultError if lose is truncate else aiommap.FlushError
@@ -379,7 +373,7 @@ async def test_data_lost_under_a_durable_write_fails_it(path, moment, lose, numb
             await f.aclose()
 
 
-async def test_truncation_above_the_dirty_bytes_does_not_fail_a_flush(path, outside):
+async def test_flush_after_cut_above_dirty_bytes(path, outside):
     async with aiommap.open(path, "r+") as f:
         receipt = await f.write(0, b"n" * PAGE)
         outside(path, KEPT)
@@ -400,7 +394,7 @@ async def test_truncation_above_the_dirty_bytes_does_not_fail_a_flush(path, outs
         ("flush", 300),
     ],
 )
-def test_a_verb_survives_a_race_with_truncation(path, verb, times, backend):
+def test_race_of_a_verb_with_truncation(path, verb, times, backend):
     done = subprocess.run(
         [*PYTHON, "-c", RACE, path, verb, backend, str(times)],
         capture_output=True,

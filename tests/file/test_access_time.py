@@ -37,7 +37,7 @@ def accessed(path):
     return int(os.stat(path).st_atime)
 
 
-async def test_opening_is_noted_and_reads_are_not(path):
+async def test_open_is_noted_and_reads_are_not(path):
     async with aiommap.open(path) as f:
         assert accessed(path) > LONG_AGO
         make_due(path)
@@ -48,7 +48,7 @@ async def test_opening_is_noted_and_reads_are_not(path):
         assert accessed(path) == LONG_AGO
 
 
-async def test_after_reopen_too(path):
+async def test_reopen_keeps_reads_unnoted(path):
     async with aiommap.open(path, "r+") as f:
         await f.reopen()
         make_due(path)
@@ -70,7 +70,7 @@ PR_CAPBSET_DROP, CAP_FOWNER = 24, 3
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make a file of somebody else")
-def test_files_of_others_can_be_read(path):
+def test_read_files_of_other_owners(path):
     """Only the owner may have reads not noted, or a process that counts as every owner."""
     os.chown(path, 65534, -1)
     make_due(path)

@@ -188,7 +188,7 @@ async def f(request, path):
 
 
 @pytest.mark.parametrize("store", STORES)
-async def test_any_memory_is_written(f, store):
+async def test_write_any_memory(f, store):
     for kind, make in (KINDS | FIXED).items():
         await f.write(AT, bytes(len(RAW)))
         receipt = await STORES[store](f, make(RAW))
@@ -197,7 +197,7 @@ async def test_any_memory_is_written(f, store):
 
 
 @pytest.mark.parametrize("load", LOADS)
-async def test_any_memory_is_filled(f, load):
+async def test_read_into_any_memory(f, load):
     await f.write(AT, RAW)
     for kind, make in KINDS.items():
         buffer = make(bytes(len(RAW)))
@@ -209,7 +209,7 @@ async def test_any_memory_is_filled(f, load):
             assert found.tobytes() == RAW, kind
 
 
-async def test_no_memory_is_nothing_to_do(f):
+async def test_empty_memory_is_nothing_to_do(f):
     for kind, make in EMPTY.items():
         receipt = await f.write(AT, make())
         assert receipt.length == 0, kind
@@ -217,7 +217,7 @@ async def test_no_memory_is_nothing_to_do(f):
 
 
 @pytest.mark.parametrize("store", STORES)
-async def test_unfit_memory_is_not_written(f, store):
+async def test_write_refuses_unfit_memory(f, store):
     before = await f.read(0, f.size)
     for make, error, words in UNFIT.values():
         with pytest.raises(error, match=re.escape(words)):
@@ -226,13 +226,13 @@ async def test_unfit_memory_is_not_written(f, store):
 
 
 @pytest.mark.parametrize("load", LOADS)
-async def test_unfit_memory_is_not_filled(f, load):
+async def test_read_into_refuses_unfit_memory(f, load):
     for make, error, words in (UNFIT | FULL).values():
         with pytest.raises(error, match=re.escape(words)):
             await LOADS[load](f, make())
 
 
-async def test_a_snapshot_file_takes_the_same(path):
+async def test_snapshot_file_takes_the_same(path):
     def fill(file):
         for make in KINDS.values():
             buffer = make(bytes(len(RAW)))
@@ -247,7 +247,7 @@ async def test_a_snapshot_file_takes_the_same(path):
             await anyio.to_thread.run_sync(fill, file)
 
 
-async def test_saved_allocators_come_from_any_memory(tmp_path):
+async def test_restore_allocator_from_any_memory(tmp_path):
     async with aiommap.open(tmp_path / "new", "x+", size=PAGE) as f:
         with closing(f.allocator()) as allocator:
             allocator.allocate(100)
@@ -258,7 +258,7 @@ async def test_saved_allocators_come_from_any_memory(tmp_path):
 
 
 @pytest.mark.parametrize("take", [lambda f, b: f.write(AT, b), lambda f, b: f.read_into(AT, b)])
-async def test_memory_is_let_go(f, take):
+async def test_memory_is_released(f, take):
     buffer, when = bytearray(48), dates()
     held = sys.getrefcount(when)
     await take(f, buffer)

@@ -228,7 +228,7 @@ async def check_usable(f, path):
 
 
 @every_verb
-async def test_a_verb_cancelled_beforehand_is_done_whole_or_not_at_all(path, way, name):
+async def test_verb_cancelled_beforehand(path, way, name):
     """Verbs begin before they first wait, as inline ones do: by then they may be under way."""
     buffer = bytearray(b"?" * SIZE)
     async with aiommap.open(path, "r+") as f:
@@ -245,7 +245,7 @@ async def test_a_verb_cancelled_beforehand_is_done_whole_or_not_at_all(path, way
 
 
 @every_verb
-async def test_a_verb_cancelled_in_the_queue_is_withdrawn(path, way, name):
+async def test_verb_cancelled_in_the_queue(path, way, name):
     buffer = bytearray(b"?" * SIZE)
     async with aiommap.open(path, "r+") as f:
         await f.write(0, b"o")
@@ -266,7 +266,7 @@ async def test_a_verb_cancelled_in_the_queue_is_withdrawn(path, way, name):
 
 @every_verb
 @pytest.mark.parametrize("times", [1, 2], ids=["once", "twice"])
-async def test_a_verb_cancelled_at_work_is_waited_out(path, way, name, gate, times):
+async def test_verb_cancelled_at_work_is_waited_out(path, way, name, gate, times):
     buffer = bytearray(b"?" * SIZE)
     async with aiommap.open(path, "r+") as f:
         await f.write(0, b"o")
@@ -281,7 +281,7 @@ async def test_a_verb_cancelled_at_work_is_waited_out(path, way, name, gate, tim
         await check_usable(f, path)
 
 
-async def test_read_into_leaves_the_buffer_alone_once_it_returned(path, way):
+async def test_read_into_cancelled_leaves_buffer_alone(path, way):
     """The buffer belongs to the caller again, who may change or resize it."""
     async with aiommap.open(path) as f, anyio.create_task_group() as group:
         buffer = bytearray(b"?" * SIZE)
@@ -295,7 +295,7 @@ async def test_read_into_leaves_the_buffer_alone_once_it_returned(path, way):
         assert buffer == b"!" * SIZE
 
 
-async def test_a_withdrawn_write_is_never_applied(path, way, gate):
+async def test_write_withdrawn_is_never_applied(path, way, gate):
     """It waits behind a batch at work, and its neighbours in the next batch do land."""
     async with aiommap.open(path, "r+", capacity=4 * SIZE) as f:
         await f.resize(3 * SIZE)
@@ -315,7 +315,7 @@ async def test_a_withdrawn_write_is_never_applied(path, way, gate):
     assert path.read_bytes() == b"1" * SIZE + bytes(SIZE) + b"3" * SIZE
 
 
-async def test_a_write_that_is_to_be_durable_lands_whole_and_durable(path, way, gate):
+async def test_durable_write_cancelled_lands_whole(path, way, gate):
     async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
         async with anyio.create_task_group() as group:
             gate.armed = True
@@ -327,7 +327,7 @@ async def test_a_write_that_is_to_be_durable_lands_whole_and_durable(path, way, 
         await check_usable(f, path)
 
 
-async def test_a_receipt_whose_waiter_is_cancelled_is_settled_all_the_same(path, way, gate):
+async def test_receipt_settles_without_its_waiter(path, way, gate):
     async with aiommap.open(path, "r+") as f, anyio.create_task_group() as group:
         receipt = await f.write(0, b"n")
         gate.armed = True
@@ -337,7 +337,7 @@ async def test_a_receipt_whose_waiter_is_cancelled_is_settled_all_the_same(path,
         assert (attempt.outcome, receipt.durable) == ("cancelled", True)
 
 
-async def test_leaving_a_locked_block_unpins_whatever_happens(path, way):
+async def test_locked_block_unpins_whatever_happens(path, way):
     """The cancellation comes while the unlocking waits for a thread."""
     async with aiommap.open(path, "r+") as f, anyio.create_task_group() as group:
 
@@ -389,7 +389,7 @@ async def cancelled_open(way, gate, path, options, *, phase):
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("phase", ["mapping", "preparing"])
-async def test_a_cancelled_open_leaves_no_mapping(path, way, gate, options, phase):
+async def test_open_cancelled_leaves_no_mapping(path, way, gate, options, phase):
     """Nor a descriptor, nor pinned pages."""
     target = path.with_name("new") if options["mode"] == "x+" else path
     await cancelled_open(way, gate, target, options, phase=phase)
@@ -397,14 +397,14 @@ async def test_a_cancelled_open_leaves_no_mapping(path, way, gate, options, phas
 
 
 @pytest.mark.parametrize("phase", ["mapping", "preparing"])
-async def test_a_cancelled_open_leaves_no_file_that_it_created(path, way, gate, phase):
+async def test_open_cancelled_leaves_no_new_file(path, way, gate, phase):
     """The open is undone, so that the same call can be made again."""
     new = path.with_name("new")
     await cancelled_open(way, gate, new, OPTIONS["created"], phase=phase)
     assert not new.exists()
 
 
-async def test_an_open_cancelled_in_the_queue_never_opens(path, way):
+async def test_open_cancelled_in_queue_never_opens(path, way):
     async with aiommap.Hub() as hub, anyio.create_task_group() as group:
         with occupied(hub._running_workers()) as queued:
             group.start_soon(hub.open(path).__aenter__)
@@ -418,7 +418,7 @@ async def test_an_open_cancelled_in_the_queue_never_opens(path, way):
         assert len(hub._files) == 1
 
 
-async def test_a_close_cancelled_half_way_still_closes(path, way, gate):
+async def test_close_cancelled_half_way_closes(path, way, gate):
     f = await aiommap.open(path, "r+")
     receipt = await f.write(0, b"n")
     async with anyio.create_task_group() as group:
@@ -431,7 +431,7 @@ async def test_a_close_cancelled_half_way_still_closes(path, way, gate):
     await f.aclose()
 
 
-async def test_a_close_cancelled_beforehand_still_closes(path, way):
+async def test_close_cancelled_beforehand_closes(path, way):
     f = await aiommap.open(path, "r+")
     receipt = await f.write(0, b"n")
     async with anyio.create_task_group() as group:
@@ -440,7 +440,7 @@ async def test_a_close_cancelled_beforehand_still_closes(path, way):
     assert traces(path) == (0, 0)
 
 
-async def test_a_block_left_by_cancellation_closes_its_file(path, way):
+async def test_block_left_by_cancellation_closes(path, way):
     async def block():
         async with aiommap.open(path, "r+") as f:
             await f.write(0, b"n")
@@ -456,7 +456,7 @@ async def test_a_block_left_by_cancellation_closes_its_file(path, way):
     assert traces(path) == (0, 0)
 
 
-async def test_a_cancelled_hub_waits_for_every_file(path, way, monkeypatch):
+async def test_hub_cancelled_waits_for_every_file(path, way, monkeypatch):
     """The first file lets go while the second one is still being flushed."""
     flushing, gates = Flusher._flush, {}
 

@@ -147,7 +147,7 @@ WAYS = ["nothing", "waits", "async locks", "watches", "flushes", "blocks"]
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("loop", LOOPS)
-def test_a_dropped_file_holds_nothing(path, loop, way):
+def test_dropped_file_holds_nothing(path, loop, way):
     os.truncate(path, 1 << 20)
     command = [sys.executable, "-c", SCRIPT, str(path), loop, way]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)

@@ -259,7 +259,7 @@ async def opened(path, owner):
             yield Subject(made, VIEW_OFFSET, content[VIEW_OFFSET : VIEW_OFFSET + VIEW_LENGTH])
 
 
-def test_no_bounded_verb_is_missing_from_the_table():
+def test_every_bounded_verb_is_in_the_table():
     found = bounded(MappedFile, "offset") | bounded(View, "offset")
     assert found <= set(VERBS), f"put {found - set(VERBS)} into VERBS"
     assert set(VERBS) == {case.values[1] for case in CASES}
@@ -267,7 +267,7 @@ def test_no_bounded_verb_is_missing_from_the_table():
 
 
 @pytest.mark.parametrize(("owner", "name"), CASES)
-async def test_ranges_out_of_bounds_are_refused_and_change_nothing(path, owner, name):
+async def test_ranges_out_of_bounds_change_nothing(path, owner, name):
     before = path.read_bytes()
     async with opened(path, owner) as subject:
         end = len(subject.content)
@@ -294,7 +294,7 @@ async def test_ranges_within_bounds_are_served(path, owner, name):
 
 
 @pytest.mark.parametrize(("owner", "name"), TAIL_CASES)
-async def test_a_range_without_length_goes_to_the_end(path, owner, name):
+async def test_range_without_length_to_the_end(path, owner, name):
     async with opened(path, owner) as subject:
         end = len(subject.content)
         for offset in edges(end):
@@ -337,7 +337,7 @@ class Index:
 
 
 @pytest.mark.parametrize(("owner", "name"), CASES)
-async def test_whatever_is_an_integer_will_do_and_a_float_will_not(path, owner, name):
+async def test_integers_will_do_and_floats_not(path, owner, name):
     async with opened(path, owner) as subject:
         verb = VERBS[name]
         lengths = {"argument": Index(PAGE), "nothing": 0, "u32": 4, "u64": 8}
@@ -351,7 +351,7 @@ async def test_whatever_is_an_integer_will_do_and_a_float_will_not(path, owner, 
                 await verb.call(subject, offset, 0)
 
 
-async def test_chunks_of_every_size_make_up_the_file(path):
+async def test_chunks_of_every_size_cover_the_file(path):
     content = path.read_bytes()
     async with aiommap.open(path) as f:
         for size in edges(SIZE):

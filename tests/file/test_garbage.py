@@ -43,17 +43,17 @@ async def large(path):
         yield f
 
 
-async def test_a_store_through_the_lane_is_freed_at_once(large):
+async def test_queued_store_is_freed_at_once(large):
     data = b"x" * LARGE
     assert await garbage_of(lambda: large.write(0, data)) == 0
 
 
-async def test_a_durable_write_is_freed_at_once(large):
+async def test_durable_write_is_freed_at_once(large):
     large.flush_policy = FlushPolicy.always()
     assert await garbage_of(lambda: large.write(0, b"x")) == 0
 
 
-async def test_a_cold_read_is_freed_at_once(large):
+async def test_cold_read_is_freed_at_once(large):
     async def cold():
         os.posix_fadvise(large._mapping.fd, 0, 0, os.POSIX_FADV_DONTNEED)
         await large.read(0, LARGE)
@@ -62,7 +62,7 @@ async def test_a_cold_read_is_freed_at_once(large):
     assert await garbage_of(cold) == 0
 
 
-async def test_a_store_that_faults_is_freed_at_once(large):
+async def test_faulting_store_is_freed_at_once(large):
     async def fault():
         with suppress(aiommap.MappingFaultError):
             await large.write(0, b"x" * LARGE)
@@ -72,7 +72,7 @@ async def test_a_store_that_faults_is_freed_at_once(large):
     assert await garbage_of(fault) == 0
 
 
-async def test_an_open_that_fails_is_freed_at_once(path):
+async def test_failing_open_is_freed_at_once(path):
     async with aiommap.Hub() as hub:
 
         async def missing():
@@ -82,7 +82,7 @@ async def test_an_open_that_fails_is_freed_at_once(path):
         assert await garbage_of(missing) == 0
 
 
-async def test_a_resize_that_fails_is_freed_at_once(large):
+async def test_failing_resize_is_freed_at_once(large):
     async def fail():
         with suppress(OSError):
             await large.resize(1 << 46)
@@ -90,7 +90,7 @@ async def test_a_resize_that_fails_is_freed_at_once(large):
     assert await garbage_of(fail) == 0
 
 
-async def test_who_is_told_of_failures_may_keep_what_the_file_made(path):
+async def test_error_callback_may_keep_new_objects(path):
     class Log:
         async def fill(self):
             async with aiommap.open(path, "r+") as f:

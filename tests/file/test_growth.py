@@ -37,7 +37,7 @@ def grown(path, **options):
 
 
 @pytest.mark.parametrize("sparse", [False, True])
-async def test_stores_make_the_file_longer_and_are_in_it(path, sparse):
+async def test_store_makes_the_file_longer(path, sparse):
     async with grown(path, sparse=sparse) as f:
         with f.view(growable=True) as view:
             memory = view.memory
@@ -60,7 +60,7 @@ async def test_stores_make_the_file_longer_and_are_in_it(path, sparse):
     assert (content[:5], content[FIRST_STEP + 7], content[10 * MIB :][:3]) == (b"first", 1, b"far")
 
 
-async def test_steps_grow_with_the_file_up_to_a_bound(path):
+async def test_growth_steps_have_a_bound(path):
     async with grown(path, sparse=True) as f:
         with f.view(growable=True) as view:
             memory, sizes = view.memory, []
@@ -76,7 +76,7 @@ async def test_steps_grow_with_the_file_up_to_a_bound(path):
 
 
 @pytest.mark.parametrize("exact", [True, False])
-async def test_blocks_are_reserved_ahead_and_given_back(path, exact):
+async def test_growth_reserves_blocks_and_returns_them(path, exact):
     used = 10 * MIB
     async with grown(path) as f:
         with f.view(growable=True) as view:
@@ -92,7 +92,7 @@ async def test_blocks_are_reserved_ahead_and_given_back(path, exact):
     assert found.st_blocks * 512 <= found.st_size + 64 * KIB
 
 
-async def test_a_load_beyond_the_end_reads_zeros_and_is_trimmed_again(path):
+async def test_load_beyond_the_end_reads_zeros(path):
     async with grown(path) as f:
         with f.view(growable=True) as view:
             assert view.memory[MIB] == 0
@@ -102,7 +102,7 @@ async def test_a_load_beyond_the_end_reads_zeros_and_is_trimmed_again(path):
 
 
 @pytest.mark.parametrize("used", [0, 1, PAGE - 1, PAGE, 3 * PAGE + 5, 5 * MIB + 1])
-async def test_resize_sets_the_used_length_exactly_also_under_live_views(path, used):
+async def test_resize_sets_used_length_under_views(path, used):
     async with grown(path) as f:
         view = f.view(growable=True)
         memory = view.memory
@@ -118,7 +118,7 @@ async def test_resize_sets_the_used_length_exactly_also_under_live_views(path, u
     assert path.stat().st_size == used
 
 
-async def test_without_resize_the_last_page_that_is_not_zeros_is_the_end(path):
+async def test_close_trims_to_last_nonzero_page(path):
     async with grown(path) as f:
         with f.view(growable=True) as view:
             view.memory[9 * PAGE + 3] = 1
@@ -126,7 +126,7 @@ async def test_without_resize_the_last_page_that_is_not_zeros_is_the_end(path):
     assert path.stat().st_size == 10 * PAGE
 
 
-async def test_what_ensure_made_and_verbs_wrote_is_used_though_it_is_zeros(path):
+async def test_ensured_and_written_zeros_are_used(path):
     async with grown(path) as f:
         await f.ensure(100 * PAGE + 1)
         assert f.size == 100 * PAGE + 1
@@ -138,7 +138,7 @@ async def test_what_ensure_made_and_verbs_wrote_is_used_though_it_is_zeros(path)
     assert path.stat().st_size == 150 * PAGE + 10
 
 
-async def test_what_an_atomic_wrote_is_used_though_it_is_zeros(path):
+async def test_atomic_zeros_are_used(path):
     async with grown(path) as f:
         with f.view(growable=True) as view:
             view.memory[0] = 1
@@ -146,7 +146,7 @@ async def test_what_an_atomic_wrote_is_used_though_it_is_zeros(path):
     assert path.stat().st_size == 9 * PAGE + 8
 
 
-async def test_a_store_behind_an_odd_size_is_not_lost(path):
+async def test_store_behind_an_odd_size_is_kept(path):
     """In the last page nothing faults, so the file has to end at a page boundary meanwhile."""
     async with grown(path) as f:
         with f.view(growable=True) as view:
@@ -158,7 +158,7 @@ async def test_a_store_behind_an_odd_size_is_not_lost(path):
 
 
 @pytest.mark.parametrize("size", [10, 15])
-async def test_resize_cuts_off_what_was_stored_behind_the_size(path, size):
+async def test_resize_cuts_stores_behind_the_size(path, size):
     async with grown(path) as f:
         with f.view(growable=True) as view:
             await f.resize(10)
@@ -168,7 +168,7 @@ async def test_resize_cuts_off_what_was_stored_behind_the_size(path, size):
     assert path.read_bytes() == (b"\0" * 11 + b"\7").ljust(15, b"\0")[:size]
 
 
-async def test_a_file_of_odd_size_has_to_be_ensured_first(path):
+async def test_odd_size_needs_ensure_first(path):
     path.write_bytes(b"o" * 100)
     async with aiommap.open(path, "r+", capacity=CAPACITY) as f:
         with pytest.raises(aiommap.AlignmentError, match=r"call ensure\(100\) first"):
@@ -182,7 +182,7 @@ async def test_a_file_of_odd_size_has_to_be_ensured_first(path):
 
 
 @pytest.mark.parametrize("mode", ["r", "c"])
-async def test_files_that_cannot_grow_say_so(path, mode):
+async def test_growable_view_of_fixed_file(path, mode):
     path.write_bytes(bytes(PAGE))
     async with aiommap.open(path, mode) as f:
         with pytest.raises(aiommap.AccessModeError, match=r'use "r\+"|open it with "r\+"'):
@@ -191,7 +191,7 @@ async def test_files_that_cannot_grow_say_so(path, mode):
             await f.ensure(0)
 
 
-async def test_bounds_are_those_of_the_capacity(path):
+async def test_growable_view_ends_at_capacity(path):
     async with grown(path) as f:
         view = f.view(CAPACITY - 10, growable=True)
         assert (view.offset, view.length) == (CAPACITY - 10, 10)
@@ -209,7 +209,7 @@ async def test_bounds_are_those_of_the_capacity(path):
 
 
 @pytest.mark.parametrize("size", [0, 100, PAGE, 3 * PAGE], ids=str)
-async def test_no_growable_view_of_a_file_without_capacity(path, size):
+async def test_growable_view_needs_capacity(path, size):
     """Nothing could be stored beyond the end, which is all that such a view is for."""
     async with aiommap.open(path, "w+", size=size) as f:
         said = rf"opened without capacity.* its {size} bytes: open it with capacity="
@@ -220,7 +220,7 @@ async def test_no_growable_view_of_a_file_without_capacity(path, size):
         assert f.statistics().leases == 0
 
 
-async def test_a_file_that_has_used_up_its_capacity_still_has_growable_views(path):
+async def test_growable_view_of_used_up_capacity(path):
     async with aiommap.open(path, "w+", size=0, capacity=2 * PAGE) as f:
         with f.view(growable=True) as view:
             view.memory[2 * PAGE - 1] = 1
@@ -237,7 +237,7 @@ async def test_a_file_that_has_used_up_its_capacity_still_has_growable_views(pat
     assert path.read_bytes()[PAGE] == 3
 
 
-async def test_a_system_call_beyond_the_end_fails_until_it_is_ensured(path):
+async def test_system_call_needs_ensured_range(path):
     left, right = socket.socketpair()
     with left, right:
         left.sendall(b"from afar")
@@ -255,7 +255,7 @@ async def test_a_system_call_beyond_the_end_fails_until_it_is_ensured(path):
     assert path.read_bytes()[MIB:] == b"from afar"
 
 
-async def test_addresses_and_views_stay_and_reservations_cost_nothing(path):
+async def test_growth_keeps_addresses_and_views(path):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     async with aiommap.open(path, "w+", size=0, capacity=1 << 40) as f:
         assert f.capacity == 1 << 40
@@ -270,7 +270,7 @@ async def test_addresses_and_views_stay_and_reservations_cost_nothing(path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * KIB  # in KiB
 
 
-async def test_a_flush_covers_what_was_stored_by_growing(path):
+async def test_flush_covers_growth_by_stores(path):
     async with grown(path) as f:
         with f.view(growable=True) as view:
             view.memory[MIB] = 1
@@ -283,7 +283,7 @@ async def test_a_flush_covers_what_was_stored_by_growing(path):
         assert f._mapping.cachestat(0, f.size)[1] == 0
 
 
-async def test_plain_views_of_a_tail_that_was_cut_off_stay_zeros_until_it_grows_back(path):
+async def test_plain_views_of_cut_tail_stay_zeros(path):
     async with grown(path) as f:
         growable = f.view(growable=True)
         growable.memory[: 40 * PAGE] = b"x" * 40 * PAGE
@@ -300,7 +300,7 @@ async def test_plain_views_of_a_tail_that_was_cut_off_stay_zeros_until_it_grows_
         assert f.statistics().faults == 0
 
 
-async def test_growing_beyond_the_capacity_keeps_growable_views_where_they_are(path):
+async def test_resize_beyond_capacity_keeps_views(path):
     async with aiommap.open(path, "w+", size=0, capacity=MIB) as f:
         old = f.view(growable=True)
         old.memory[0] = 1
@@ -313,7 +313,7 @@ async def test_growing_beyond_the_capacity_keeps_growable_views_where_they_are(p
     assert path.stat().st_size == 3 * MIB
 
 
-async def test_many_threads_grow_one_file_at_once(path):
+async def test_growth_in_many_threads(path):
     blocks = 64
     async with grown(path, flush=FlushPolicy.never()) as f:
         with f.view(growable=True) as view:
@@ -344,7 +344,7 @@ def in_threads(*functions):
 
 
 @pytest.mark.slow
-async def test_growth_while_the_file_is_resized_loses_nothing_below(path):
+async def test_growth_during_resize_loses_nothing(path):
     """Sizes are set in a worker while a thread stores beyond them."""
     async with grown(path, flush=FlushPolicy.never()) as f:
         await f.ensure(MIB)
@@ -373,7 +373,7 @@ async def test_growth_while_the_file_is_resized_loses_nothing_below(path):
     assert path.read_bytes() == b"\x09" * MIB
 
 
-async def test_somebody_elses_growth_is_not_cut_off(path):
+async def test_growth_of_others_is_not_cut_off(path):
     async with grown(path) as f:
         with f.view(growable=True) as view:
             view.memory[0] = 1
@@ -381,7 +381,7 @@ async def test_somebody_elses_growth_is_not_cut_off(path):
     assert path.stat().st_size == 10 * MIB
 
 
-async def test_ensuring_room_cuts_off_nothing_that_others_appended(path):
+async def test_ensure_keeps_what_others_appended(path):
     async with grown(path) as f:
         os.truncate(path, 10 * MIB)
         await f.ensure(MIB)

@@ -42,7 +42,7 @@ def slow_growth(monkeypatch):
     return begin
 
 
-async def test_a_file_that_was_rotated_away_is_trimmed_when_it_is_given_up(path):
+async def test_rotated_file_is_trimmed_at_the_end(path):
     """As closing does: it lives on under another name."""
     rotated = path.with_name("rotated")
     async with aiommap.open(path, "w+", size=0, capacity=CAPACITY) as f:
@@ -60,9 +60,7 @@ async def test_a_file_that_was_rotated_away_is_trimmed_when_it_is_given_up(path)
 
 
 @pytest.mark.parametrize("to", [PAGE + 100, 3 * PAGE - 100])
-async def test_no_growable_view_while_a_resize_is_going_to_end_the_file_within_a_page(
-    path, to, slow_growth
-):
+async def test_growable_view_refused_during_odd_resize(path, to, slow_growth):
     """It looked for such views before it began, so this one would find the end within a page."""
     async with aiommap.open(path, "w+", size=PAGE, capacity=CAPACITY) as f:
         begun, ended = slow_growth()
@@ -86,9 +84,7 @@ async def test_no_growable_view_while_a_resize_is_going_to_end_the_file_within_a
 
 
 @pytest.mark.parametrize("to", [PAGE, 3 * PAGE])
-async def test_growable_views_are_made_while_a_resize_ends_the_file_at_a_page(
-    path, to, slow_growth
-):
+async def test_growable_view_during_page_resize(path, to, slow_growth):
     async with aiommap.open(path, "w+", size=0, capacity=CAPACITY) as f:
         begun, ended = slow_growth()
         async with anyio.create_task_group() as group:
@@ -104,7 +100,7 @@ async def test_growable_views_are_made_while_a_resize_ends_the_file_at_a_page(
 
 
 @pytest.mark.parametrize("early", [False, True], ids=["view-after", "view-before"])
-async def test_stores_behind_an_odd_end_that_others_made_are_not_lost(path, early):
+async def test_store_behind_odd_end_of_others(path, early):
     """``refresh`` takes the end over, and a growable view has to find it at a page boundary."""
     async with aiommap.open(path, "w+", size=PAGE, capacity=CAPACITY) as f:
         view = f.view(growable=True) if early else None
@@ -128,7 +124,7 @@ async def test_stores_behind_an_odd_end_that_others_made_are_not_lost(path, earl
     assert (content[PAGE + 500], content[5 * PAGE]) == (1, 2)
 
 
-async def test_stores_behind_an_odd_end_that_others_cut_to_are_not_lost(path):
+async def test_store_behind_odd_cut_of_others(path):
     """The view begins behind what was cut, so nothing of it is lost, and growth goes on."""
     async with aiommap.open(path, "w+", size=4 * PAGE, capacity=CAPACITY) as f:
         await f.flush()
@@ -147,7 +143,7 @@ async def test_stores_behind_an_odd_end_that_others_cut_to_are_not_lost(path):
     assert all(content[at] for at in range(4 * PAGE, 68 * PAGE, PAGE))
 
 
-async def test_what_others_append_does_not_leave_the_end_within_a_page(path):
+async def test_append_of_others_ends_at_a_page(path):
     """Growth appends behind it, up to a page boundary, and all of the last page is in the file."""
     async with aiommap.open(path, "w+", size=PAGE, capacity=CAPACITY) as f:
         with f.view(growable=True) as view, view.memory as memory:

@@ -37,7 +37,7 @@ async def _locked(f, offset, length):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-async def test_every_bounded_verb_has_one_edge_table(path, verb):
+async def test_every_bounded_verb_has_an_edge_table(path, verb):
     async with aiommap.open(path, "r+", flush=FlushPolicy.never()) as f:
         await f.prewarm()
         for offset in EDGES:
@@ -56,7 +56,7 @@ async def test_every_bounded_verb_has_one_edge_table(path, verb):
 
 
 @pytest.mark.parametrize("offset", EDGES)
-async def test_writes_and_read_into_have_the_same_edges(path, offset):
+async def test_write_and_read_into_have_same_edges(path, offset):
     async with aiommap.open(path, "r+") as f:
         for length in (0, 1, PAGE, SIZE, SIZE + 1):
             if offset >= 0 and offset + length <= SIZE:
@@ -79,7 +79,7 @@ async def test_writes_and_read_into_have_the_same_edges(path, offset):
             assert path.read_bytes() == before
 
 
-async def test_reads_agree_with_the_file(path):
+async def test_read_agrees_with_the_file(path):
     content = path.read_bytes()
     async with aiommap.open(path) as f:
         assert (f.size, len(f), f.mode, f.path) == (SIZE, SIZE, "r", str(path))
@@ -103,7 +103,7 @@ async def test_warm_reads_and_writes_are_inline(path):
         assert after.offloaded_reads == before.offloaded_reads
 
 
-async def test_a_write_that_would_have_waited_is_counted_once(tmp_path):
+async def test_write_that_would_wait_counts_once(tmp_path):
     async with aiommap.open(tmp_path / "new", "x+", size=64 * PAGE) as f:
         counts = []
         for offset, data in (
@@ -124,7 +124,7 @@ async def test_a_write_that_would_have_waited_is_counted_once(tmp_path):
     ("data", "error"),
     [("text", TypeError), (7, TypeError), (memoryview(b"abcd")[::2], BufferError)],
 )
-async def test_data_that_is_no_contiguous_buffer_is_refused(path, data, error):
+async def test_write_refuses_strided_data(path, data, error):
     async with aiommap.open(path, "r+") as f:
         with pytest.raises(error, match=r"."):
             await f.write(0, data)
@@ -138,7 +138,7 @@ async def test_read_into_refuses_read_only_buffers(path):
             await f.read_into(0, b"fixed")
 
 
-async def test_writing_a_read_only_file_is_refused(path):
+async def test_write_to_a_read_only_file(path):
     async with aiommap.open(path) as f:
         for verb in (
             lambda: f.write(0, b"x"),
@@ -151,7 +151,7 @@ async def test_writing_a_read_only_file_is_refused(path):
                 await verb()
 
 
-async def test_private_mode_reads_its_stores_and_never_changes_the_file(path):
+async def test_private_mode_never_changes_the_file(path):
     content = path.read_bytes()
     async with aiommap.open(path, "c") as f, aiommap.open(path) as other:
         await f.write(PAGE - 2, b"mine")
@@ -165,7 +165,7 @@ async def test_private_mode_reads_its_stores_and_never_changes_the_file(path):
     assert path.read_bytes() == content
 
 
-async def test_a_task_of_inline_reads_gives_way_and_sees_its_cancellation(path):
+async def test_inline_reads_yield_and_see_cancellation(path):
     ticks = 0
 
     async def tick():
@@ -187,7 +187,7 @@ async def test_a_task_of_inline_reads_gives_way_and_sees_its_cancellation(path):
         assert scope.cancelled_caught
 
 
-async def test_resize_keeps_views_and_addresses_within_capacity(path):
+async def test_resize_within_capacity_keeps_views(path):
     async with aiommap.open(path, "r+", capacity=64 * PAGE) as f:
         address = f._mapping.address
         view = f.view(0, 4)
@@ -207,7 +207,7 @@ async def test_resize_keeps_views_and_addresses_within_capacity(path):
     assert path.stat().st_size == 100 * PAGE
 
 
-async def test_views_outlive_the_file_and_then_let_go(path):
+async def test_views_outlive_the_file(path):
     def mapped():
         with open("/proc/self/maps") as maps:
             return sum(str(path) in line for line in maps)
@@ -236,7 +236,7 @@ async def test_view_verbs_stay_inside_the_view(path):
 
 
 @pytest.mark.parametrize("policy", ["always", "manual"])
-async def test_pieces_of_one_write_land_where_they_belong(path, policy):
+async def test_write_in_pieces_lands_in_place(path, policy):
     """Some meet and some do not, more than go into one system call, one longer than it may be."""
     async with aiommap.open(path, "r+", flush=getattr(FlushPolicy, policy)()) as f:
         size = 10 << 20
@@ -252,7 +252,7 @@ async def test_pieces_of_one_write_land_where_they_belong(path, policy):
         assert path.read_bytes() == model
 
 
-async def test_write_many_that_is_cancelled_with_a_part_stored_stores_the_rest(path):
+async def test_write_many_cancelled_half_way_goes_on(path):
     """I8: the part went inline, so the rest cannot be withdrawn though it has not begun."""
     async with aiommap.open(path, "r+") as f:
         workers, long, scope = f._core.workers, b"y" * 17 * PAGE, anyio.CancelScope()
@@ -288,7 +288,7 @@ LONG = 17 * PAGE  # more than is stored inline
         pytest.param([(40 * PAGE, LONG), (0, LONG)], id="above_the_last"),
     ],
 )
-async def test_no_write_overtakes_one_that_waits_for_a_worker(path, queued):
+async def test_write_does_not_pass_one_that_waits(path, queued):
     """I9, writing.1: an inline store to what a queued write covers would be overwritten by that."""
     async with aiommap.open(path, "r+") as f:
         workers = f._core.workers
@@ -305,7 +305,7 @@ async def test_no_write_overtakes_one_that_waits_for_a_worker(path, queued):
             assert await f.read(offset, 2) == b"ba"
 
 
-async def test_no_write_overtakes_one_that_gathers_behind_a_batch(path):
+async def test_write_does_not_pass_one_in_a_batch(path):
     async with aiommap.open(path, "r+") as f:
         workers = f._core.workers
         await f.resize(64 * PAGE)

@@ -38,7 +38,7 @@ async def test_reopen_moves_to_the_new_file(path, mode):
 
 
 @pytest.mark.parametrize("mode", ["r", "r+", "c"])
-async def test_memory_of_old_views_keeps_showing_the_old_file(path, mode):
+async def test_reopen_keeps_memory_of_old_views(path, mode):
     async with aiommap.open(path, mode) as f:
         with f.view(0, PAGE) as used, f.view(PAGE, PAGE) as unused:
             memory = used.memory
@@ -50,7 +50,7 @@ async def test_memory_of_old_views_keeps_showing_the_old_file(path, mode):
             del memory
 
 
-async def test_verbs_of_old_views_do_not_reach_the_new_file(path):
+async def test_reopen_ends_verbs_of_old_views(path):
     """A flush through one would be told as done of stores that went to the old file."""
     async with aiommap.open(path, "r+") as f:
         with f.view(0, PAGE) as view:
@@ -77,7 +77,7 @@ async def test_verbs_of_old_views_do_not_reach_the_new_file(path):
 
 
 @pytest.mark.parametrize("mode", ["w+", "x+"])
-async def test_an_allocator_takes_nothing_for_free_in_the_new_file(tmp_path, mode):
+async def test_reopen_ends_allocators(tmp_path, mode):
     """The old one was filled with zeros by opening; what is in this one nobody here knows."""
     path = tmp_path / "made"
     async with aiommap.open(path, mode, size=PAGE) as f:
@@ -88,7 +88,7 @@ async def test_an_allocator_takes_nothing_for_free_in_the_new_file(tmp_path, mod
         assert f.allocator(start=PAGE).start == PAGE
 
 
-async def test_reopen_of_the_same_file_takes_over_its_size(path):
+async def test_reopen_of_same_file_takes_its_size(path):
     async with aiommap.open(path, "r+") as f:
         core = f._core
         os.truncate(path, 20 * PAGE)
@@ -96,7 +96,7 @@ async def test_reopen_of_the_same_file_takes_over_its_size(path):
         assert (f.size, f._core) == (20 * PAGE, core)
 
 
-async def test_reopen_without_a_file_leaves_the_old_one(path):
+async def test_reopen_without_a_file_keeps_the_old(path):
     async with aiommap.open(path) as f:
         path.unlink()
         with pytest.raises(FileNotFoundError) as caught:
@@ -105,7 +105,7 @@ async def test_reopen_without_a_file_leaves_the_old_one(path):
         assert await f.read(0, 1) == b"A"
 
 
-async def test_unflushed_stores_to_an_orphan_are_not_left_behind_unasked(path):
+async def test_reopen_refuses_unflushed_orphan(path):
     failures = []
     f = await aiommap.open(path, "r+")
     f.on_error(failures.append)
@@ -131,7 +131,7 @@ async def test_unflushed_stores_to_an_orphan_are_not_left_behind_unasked(path):
     assert len(failures) == 1
 
 
-async def test_what_was_flushed_before_lets_a_file_move(path):
+async def test_reopen_after_flush_moves(path):
     async with aiommap.open(path, "r+") as f:
         await f.write(0, b"flushed")
         await f.flush()
@@ -141,7 +141,7 @@ async def test_what_was_flushed_before_lets_a_file_move(path):
 
 
 @pytest.mark.parametrize("discard", [False, True])
-async def test_a_durable_write_that_has_not_begun_ends_on_the_old_file(path, discard):
+async def test_reopen_lets_durable_write_end(path, discard):
     f = await aiommap.open(path, "r+", flush=FlushPolicy.always())
     core, workers = f._core, f._core.workers
 
@@ -174,7 +174,7 @@ async def test_a_durable_write_that_has_not_begun_ends_on_the_old_file(path, dis
     await f.aclose()
 
 
-async def test_a_policy_that_never_flushes_lets_stores_go(path):
+async def test_reopen_under_never_discards_stores(path):
     async with aiommap.open(path, "r+", flush=FlushPolicy.never()) as f:
         await f.write(0, b"let go")
         put_another(path)
@@ -183,7 +183,7 @@ async def test_a_policy_that_never_flushes_lets_stores_go(path):
         assert await f.read(0, 7) == b"another"
 
 
-async def test_settings_stay(path):
+async def test_reopen_keeps_settings(path):
     async with aiommap.open(path, "r+", capacity=64 * PAGE) as f:
         f.flush_policy = FlushPolicy.always()
         put_another(path, bytes(80 * PAGE))
@@ -195,7 +195,7 @@ async def test_settings_stay(path):
         assert f.capacity == 64 * PAGE
 
 
-async def test_a_file_that_was_created_can_be_reopened(tmp_path):
+async def test_reopen_of_a_created_file(tmp_path):
     path = tmp_path / "made"
     async with aiommap.open(path, "w+", size=PAGE) as f:
         await f.flush()
@@ -205,7 +205,7 @@ async def test_a_file_that_was_created_can_be_reopened(tmp_path):
         assert path.read_bytes()[:7] == b"another"
 
 
-async def test_subscriptions_go_on(path):
+async def test_reopen_keeps_subscriptions(path):
     async with aiommap.open(path) as f, f.watch() as changes:
         with anyio.fail_after(20):
             for _ in range(3):
@@ -219,7 +219,7 @@ async def test_subscriptions_go_on(path):
             assert not f.orphaned
 
 
-async def test_own_writes_after_reopening_are_not_reported(path):
+async def test_reopen_does_not_report_own_writes(path):
     async with aiommap.open(path, "r+") as f, f.watch(poll_interval=0.002) as changes:
         with anyio.fail_after(20):
             put_another(path)
@@ -233,7 +233,7 @@ async def test_own_writes_after_reopening_are_not_reported(path):
             assert (await anext(changes)).kind is ChangeKind.GROWN
 
 
-async def test_readers_see_one_file_or_the_other_and_none_fails(path):
+async def test_reopen_under_readers_fails_none(path):
     """Reads under way when the file moves finish on the old one."""
     put_another(path, b"0" * (64 * PAGE))
     done = 0
@@ -258,7 +258,7 @@ async def test_readers_see_one_file_or_the_other_and_none_fails(path):
     assert done == 2000
 
 
-async def test_writers_lose_nothing_while_a_file_is_reopened(path):
+async def test_reopen_under_writers_loses_nothing(path):
     """A file that is not an orphan when it is flushed may be moved on from."""
     async with aiommap.open(path, "r+") as f:
         async with anyio.create_task_group() as tasks:
@@ -277,7 +277,7 @@ async def test_writers_lose_nothing_while_a_file_is_reopened(path):
     assert [int(found[i * 16 : i * 16 + 16]) for i in range(50)] == list(range(50))
 
 
-async def test_descriptors_and_mappings_of_old_files_are_given_up(path):
+async def test_reopen_releases_old_descriptors(path):
     def count():
         with open("/proc/self/maps") as maps:
             return len(os.listdir("/proc/self/fd")), maps.read().count("(deleted)")
@@ -292,7 +292,7 @@ async def test_descriptors_and_mappings_of_old_files_are_given_up(path):
         assert after <= before
 
 
-async def test_closing_while_reopening_closes(path):
+async def test_reopen_while_closing_closes(path):
     f = await aiommap.open(path)
     put_another(path)
     async with anyio.create_task_group() as tasks:
@@ -309,7 +309,7 @@ async def test_closing_while_reopening_closes(path):
         await f.read(0, 1)
 
 
-async def test_reopens_at_once_move_once(path):
+async def test_reopen_at_once_moves_once(path):
     async with aiommap.open(path) as f:
         put_another(path)
         async with anyio.create_task_group() as tasks:
@@ -318,7 +318,7 @@ async def test_reopens_at_once_move_once(path):
         assert await f.read(0, 7) == b"another"
 
 
-async def test_a_block_that_pins_pages_can_reopen(path):
+async def test_reopen_in_a_locked_block(path):
     async with aiommap.open(path) as f:
         async with f.locked(0, PAGE):
             put_another(path)
@@ -326,7 +326,7 @@ async def test_a_block_that_pins_pages_can_reopen(path):
         assert await f.read(0, 7) == b"another"
 
 
-async def test_a_cancelled_reopen_leaves_one_file_or_the_other(path):
+async def test_reopen_cancelled_leaves_one_file(path):
     async with aiommap.open(path) as f:
         for turns in range(8):
             put_another(path)
@@ -382,7 +382,7 @@ async def test_reopen_heals_a_poisoned_file(path, outside, loss):
             assert path.read_bytes()[5 * PAGE :][:6] == b"healed"
 
 
-async def test_private_stores_are_not_left_behind_unasked(path):
+async def test_reopen_refuses_private_stores(path):
     async with aiommap.open(path, "c") as f:
         await f.write(0, b"only here")
         await f.reopen()  # of the same file: nothing is lost
@@ -394,7 +394,7 @@ async def test_private_stores_are_not_left_behind_unasked(path):
         assert await f.read(0, 7) == b"another"
 
 
-async def test_reopen_closes_the_old_file_without_a_thread(path, monkeypatch):
+async def test_reopen_without_a_thread(path, monkeypatch):
     async with aiommap.open(path, "r+") as f:
         old = f._core
 
@@ -412,7 +412,7 @@ async def test_reopen_closes_the_old_file_without_a_thread(path, monkeypatch):
         assert await f.read(0, 2) == b"an"
 
 
-async def test_private_stores_that_wait_for_a_worker_are_not_left_behind(path):
+async def test_reopen_refuses_queued_private_stores(path):
     async with aiommap.open(path, "c") as f:
         workers, refused, long = f._core.workers, [], b"x" * 16 * PAGE
 

@@ -19,7 +19,7 @@ from tests.support.waiting import until
 pytestmark = pytest.mark.anyio
 
 
-async def test_concurrent_resizes_leave_the_object_and_the_file_at_one_size(path):
+async def test_resize_concurrent_ends_at_one_size(path):
     async with aiommap.open(path, "r+", capacity=64 * PAGE) as f:
         for _ in range(30):
             async with anyio.create_task_group() as group:
@@ -28,7 +28,7 @@ async def test_concurrent_resizes_leave_the_object_and_the_file_at_one_size(path
             assert f.size == os.stat(path).st_size
 
 
-async def test_shrinking_while_flushes_run_is_not_taken_for_a_truncation(path):
+async def test_shrink_during_flush_is_no_truncation(path):
     async with aiommap.open(path, "r+") as f:
         for _ in range(30):
             await f.resize(16 * PAGE)
@@ -39,7 +39,7 @@ async def test_shrinking_while_flushes_run_is_not_taken_for_a_truncation(path):
         await f.flush()
 
 
-async def test_a_durable_write_that_comes_after_shrinking_fails_alone(path):
+async def test_shrink_fails_durable_write_behind_it(path):
     """Its range was checked before; nothing of it lands, and its neighbours are stored."""
     async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
         outcomes = {}
@@ -73,7 +73,7 @@ async def submitted(f, count):
         await anyio.lowlevel.checkpoint()
 
 
-async def test_a_new_policy_does_not_let_a_write_overtake_one_that_waits(path):
+async def test_policy_change_keeps_write_order(path):
     """I9 across both queues: the store queue is held while the policy changes."""
     async with aiommap.open(path, "r+") as f:
         receipts = []
@@ -93,7 +93,7 @@ async def test_a_new_policy_does_not_let_a_write_overtake_one_that_waits(path):
         assert receipts[0].durable
 
 
-async def test_the_old_policy_s_durable_writes_come_before_inline_ones(path):
+async def test_policy_change_after_durable_writes(path):
     async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
         async with anyio.create_task_group() as group:
             with held(f._core.workers, f._core.workers.flushes):
@@ -108,7 +108,7 @@ async def test_the_old_policy_s_durable_writes_come_before_inline_ones(path):
 
 
 @pytest.mark.parametrize("replaced", ["before", "between"])
-async def test_no_inline_write_overtakes_the_last_durable_one_of_the_old_policy(path, replaced):
+async def test_inline_write_waits_for_last_durable(path, replaced):
     async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
 
         async def write_twice():
@@ -128,7 +128,7 @@ async def test_no_inline_write_overtakes_the_last_durable_one_of_the_old_policy(
         assert await f.read(0, 1) == b"c"
 
 
-async def test_a_change_of_size_waits_for_the_writes_that_gather_too(path):
+async def test_resize_waits_for_gathering_writes(path):
     async with aiommap.open(path, "r+") as f:
         long, left = b"x" * 17 * PAGE, []
         await f.resize(64 * PAGE)
@@ -148,7 +148,7 @@ async def test_a_change_of_size_waits_for_the_writes_that_gather_too(path):
 
 
 @pytest.mark.parametrize("verb", ["resize", "write"])
-async def test_a_store_and_a_change_of_size_keep_out_of_each_others_way(path, verb):
+async def test_resize_and_store_exclude_each_other(path, verb):
     async with aiommap.open(path, "r+") as f:
         ended = []
 
@@ -168,7 +168,7 @@ async def test_a_store_and_a_change_of_size_keep_out_of_each_others_way(path, ve
 
 
 @pytest.mark.parametrize("verb", ["prewarm", "residency", "advise", "locked", "punch_hole"])
-async def test_a_range_that_is_cut_off_under_a_verb_is_out_of_bounds(path, verb):
+async def test_resize_under_a_verb_is_out_of_bounds(path, verb):
     """The check of the verb came before, and what native code then finds is told the same way."""
     async with aiommap.open(path, "r+", flush=aiommap.FlushPolicy.never()) as f:
         await f.resize(16 * PAGE)
@@ -184,7 +184,7 @@ async def test_a_range_that_is_cut_off_under_a_verb_is_out_of_bounds(path, verb)
             await anyio.to_thread.run_sync(act)
 
 
-async def test_verbs_beside_a_shrink_say_what_is_out_of_bounds(path):
+async def test_shrink_beside_verbs_says_what_is_out(path):
     async with aiommap.open(path, "r+", sparse=True, flush=aiommap.FlushPolicy.never()) as f:
         for _ in range(10):
             await f.resize(1024 * PAGE)
@@ -207,7 +207,7 @@ async def test_verbs_beside_a_shrink_say_what_is_out_of_bounds(path):
                 group.start_soon(f.resize, PAGE)
 
 
-async def test_a_file_that_cannot_shrink_is_as_it_was():
+async def test_shrink_that_fails_changes_nothing():
     """Sealed, so that ftruncate(2) refuses; by then its tail was fenced."""
     descriptor = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
     try:

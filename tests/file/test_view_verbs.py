@@ -13,7 +13,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("size", [1, 100, PAGE, 3 * PAGE - 1, 3 * PAGE, 2**70])
-async def test_chunks_of_a_view_make_up_the_view(path, size):
+async def test_chunks_of_a_view_cover_it(path, size):
     content = path.read_bytes()[PAGE + 5 : 4 * PAGE + 5]
     async with aiommap.open(path) as f:
         view = f.view(PAGE + 5, 3 * PAGE)
@@ -28,7 +28,7 @@ async def test_chunks_of_a_view_make_up_the_view(path, size):
             view.chunks(0)
 
 
-async def test_chunks_of_a_view_end_with_the_view(path):
+async def test_chunks_end_with_the_view(path):
     async with aiommap.open(path, "r+") as f:
         released, cut = f.view(0, 3 * PAGE), f.view(0, 3 * PAGE)
         walks = released.chunks(PAGE), cut.chunks(PAGE)
@@ -42,7 +42,7 @@ async def test_chunks_of_a_view_end_with_the_view(path):
             await anext(walks[1])
 
 
-async def test_a_view_flushes_a_part_of_itself_or_a_receipt(path):
+async def test_flush_of_a_view_part_or_receipt(path):
     async with aiommap.open(path, "r+") as f:
         view = f.view(PAGE, 4 * PAGE)
         await view.write_many([(0, b"first"), (2 * PAGE, b"third")])

@@ -45,7 +45,7 @@ def without_numpy(monkeypatch):
 # Carving.
 
 
-async def test_carve_makes_views_under_their_names_in_their_order(path):
+async def test_carve_keeps_names_and_order(path):
     content = path.read_bytes()
     async with aiommap.open(path) as f:
         parts = f.carve({"body": (16, 12 * PAGE), "header": (0, 16), "end": (16 * PAGE, 0)})
@@ -59,7 +59,7 @@ async def test_carve_makes_views_under_their_names_in_their_order(path):
         assert await parts["body"].read(0, 4 * PAGE) == content[16 : 16 + 4 * PAGE]
 
 
-async def test_carve_of_a_view_counts_from_its_start_and_leaves_it(path):
+async def test_carve_of_a_view_counts_from_its_start(path):
     async with aiommap.open(path, "r+") as f:
         with f.view(PAGE + 3, 100) as whole:
             parts = whole.carve({0: (0, 7), 1: (7, 93)})
@@ -70,7 +70,7 @@ async def test_carve_of_a_view_counts_from_its_start_and_leaves_it(path):
             whole.carve({"any": (0, 1)})
 
 
-async def test_carve_names_both_parts_that_overlap_and_makes_no_view(path):
+async def test_carve_names_overlapping_parts(path):
     async with aiommap.open(path) as f:
         with pytest.raises(OverlapError, match=r"'points' \[10, 30\) share bytes") as caught:
             f.carve({"header": (0, 16), "points": (10, 20), "far": (50, 1)})
@@ -82,7 +82,7 @@ async def test_carve_names_both_parts_that_overlap_and_makes_no_view(path):
         assert f.statistics().leases == 0
 
 
-async def test_carve_names_the_part_that_leaves_the_file(path):
+async def test_carve_names_part_out_of_bounds(path):
     async with aiommap.open(path) as f:
         told = rf"^'points': asked .* only {16 * PAGE}"
         with pytest.raises(OutOfBoundsError, match=told) as caught:
@@ -99,7 +99,7 @@ async def test_carve_names_the_part_that_leaves_the_file(path):
     [7, None, (), (0,), (0, 8, 16), "ab", (0, None), (None, 8), (0, 8.0), ("0", 8), b"x" * 9999],
     ids=repr,
 )
-async def test_carve_names_the_part_that_is_no_pair_of_integers(path, part):
+async def test_carve_names_part_that_is_no_pair(path, part):
     async with aiommap.open(path) as f:
         said = r"^part 'points' is .{1,80}: give \(offset, length\), two integers in bytes"
         for subject in (f, f.view(0, 100)):
@@ -127,7 +127,7 @@ def first_overlap(parts):
 
 @NO_DEADLINE
 @given(st.lists(windows(UNIVERSE), max_size=6))
-def test_disjoint_ranges_are_those_of_which_no_byte_is_in_two(drawn):
+def test_disjoint_ranges_share_no_byte(drawn):
     parts = {f"part {i}": (low, end - low) for i, (low, end) in enumerate(drawn)}
     if first_overlap(parts) is None:
         assert check_disjoint(parts, UNIVERSE) == parts
@@ -141,7 +141,7 @@ def test_disjoint_ranges_are_those_of_which_no_byte_is_in_two(drawn):
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_carved_views_are_windows_on_the_same_file(path, seed):
+async def test_carved_views_show_the_same_file(path, seed):
     draw = random.Random(seed)
     bounds = sorted(draw.sample(range(16 * PAGE + 1), 12))
     parts = {i: (low, end - low) for i, (low, end) in enumerate(pairwise(bounds))}
@@ -160,7 +160,7 @@ async def test_carved_views_are_windows_on_the_same_file(path, seed):
     assert path.read_bytes() == model
 
 
-async def test_flush_of_a_part_leaves_pages_of_other_parts_dirty(path):
+async def test_flush_of_part_leaves_others_dirty(path):
     async with aiommap.open(path, "r+") as f:
         low, high = f.carve({"low": (1, PAGE), "high": (4 * PAGE + 1, PAGE)}).values()
         await low.write(0, b"l" * PAGE)
@@ -180,7 +180,7 @@ LAYOUTS = ["!LfL", "!Ld", "<hq", ">d", "=i3xB", "@bd", "5s", "?e"]
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("offset", [0, 1, 3], ids=["aligned", "odd", "three"])
-async def test_records_are_what_struct_makes_of_the_bytes(path, layout, offset):
+async def test_records_agree_with_struct(path, layout, offset):
     size = struct.calcsize(layout)
     async with aiommap.open(path) as f:
         with f.view(PAGE - 20 + offset, 10 * size) as view:
@@ -217,7 +217,7 @@ async def test_records_are_packed_in_place(path):
         ((1, "x"), "not a float"),
     ],
 )
-async def test_values_that_do_not_fit_leave_the_record_as_it_was(path, values, message):
+async def test_records_refuse_values_that_do_not_fit(path, values, message):
     async with aiommap.open(path, "r+") as f:
         records = f.view(0, 24).struct("!Ld")
         with pytest.raises(struct.error, match=message):
@@ -226,7 +226,7 @@ async def test_values_that_do_not_fit_leave_the_record_as_it_was(path, values, m
 
 
 @pytest.mark.parametrize("index", [-3, 2, 2**70], ids=["below", "end", "beyond"])
-async def test_a_record_that_is_not_there_is_an_index_error(path, index):
+async def test_records_out_of_range_raise_index_error(path, index):
     async with aiommap.open(path, "r+") as f:
         records = f.view(0, 24).struct("!Ld")
         assert repr(records) == "<2 records of '!Ld', 12 bytes each>"
@@ -237,7 +237,7 @@ async def test_a_record_that_is_not_there_is_an_index_error(path, index):
 
 
 @pytest.mark.parametrize("lay", ["struct", "array"])
-async def test_a_view_that_is_no_whole_number_of_items_is_refused_before_it_is_dirty(path, lay):
+async def test_records_of_a_partial_item_are_refused(path, lay):
     async with aiommap.open(path, "r+") as f:
         view = f.view(0, 30)
         with pytest.raises(ValueError, match=r"30 bytes is no whole .* 24 or 32 bytes"):
@@ -249,7 +249,7 @@ async def test_a_view_that_is_no_whole_number_of_items_is_refused_before_it_is_d
         assert len(empty.struct("!Ld")) == len(empty.array("<f8")) == 0
 
 
-async def test_a_format_that_is_none_is_refused(path):
+async def test_records_of_a_bad_format_are_refused(path):
     async with aiommap.open(path) as f:
         with pytest.raises(struct.error, match="bad char"):
             f.view(0, 8).struct("Z")
@@ -259,7 +259,7 @@ async def test_a_format_that_is_none_is_refused(path):
 
 @NO_DEADLINE
 @given(st.text("bBhHiIlLqQ", min_size=1, max_size=5), st.sampled_from("@=<>!"), st.data())
-def test_any_records_round_trip_as_in_struct(codes, order, data):
+def test_records_round_trip_as_in_struct(codes, order, data):
     layout = order + codes
     whole = struct.Struct(layout)
     memory = bytearray(5 * whole.size)
@@ -289,7 +289,7 @@ FOREIGN = ">" if NATIVE == "<" else "<"
 @pytest.mark.parametrize("name", "i1 i2 i4 i8 u1 u2 u4 u8 f4 f8 b1".split(" "))
 @pytest.mark.parametrize("order", ["", "=", NATIVE])
 @pytest.mark.parametrize("offset", [0, 1], ids=["aligned", "unaligned"])
-async def test_native_arrays_are_the_memory_itself(path, numpy_imported, name, order, offset):
+async def test_array_native_is_the_memory_itself(path, numpy_imported, name, order, offset):
     oracle = np.frombuffer(bytes(range(1, 129)) if name != "b1" else b"\0\1" * 64, name)
     async with aiommap.open(path, "r+") as f:
         await f.write(offset, oracle)
@@ -303,7 +303,7 @@ async def test_native_arrays_are_the_memory_itself(path, numpy_imported, name, o
 
 
 @pytest.mark.parametrize("name", "int8 int64 uint16 uint64 float32 float64 bool".split(" "))
-async def test_the_long_names_mean_the_same(path, numpy_imported, name):
+async def test_array_long_names_mean_the_same(path, numpy_imported, name):
     async with aiommap.open(path, "r+") as f:
         assert isinstance(f.view(0, 8).array("u8"), np.ndarray if numpy_imported else memoryview)
         array = f.view(1, 64).array(name)
@@ -314,7 +314,7 @@ async def test_the_long_names_mean_the_same(path, numpy_imported, name):
 
 @pytest.mark.parametrize("offset", [0, 1, 6], ids=["aligned", "odd", "even"])
 @pytest.mark.parametrize("name", ["u2", "i8", "f4", "f8", "c16", "f2"])
-async def test_foreign_byte_order_is_for_numpy(path, name, offset):
+async def test_array_foreign_byte_order_needs_numpy(path, name, offset):
     async with aiommap.open(path, "r+") as f:
         array = f.view(offset, 160).array(FOREIGN + name)
         array[:] = np.arange(len(array))
@@ -327,7 +327,7 @@ async def test_foreign_byte_order_is_for_numpy(path, name, offset):
     "dtype", [FOREIGN + "f8", "f2", "c16", "S4", "<f8,<f8", "x", "", "<uint64", np.dtype("f8")]
 )
 @pytest.mark.usefixtures("without_numpy")
-async def test_without_numpy_what_needs_it_is_refused(path, dtype):
+async def test_array_without_numpy_is_refused(path, dtype):
     async with aiommap.open(path, "r+") as f:
         said = r"without NumPy .* i1 i2 .* uint64, .* import numpy before, .* struct\(\)"
         with pytest.raises(UnsupportedError, match=said):
@@ -336,20 +336,20 @@ async def test_without_numpy_what_needs_it_is_refused(path, dtype):
 
 
 @pytest.mark.usefixtures("without_numpy")
-async def test_single_bytes_have_no_order(path):
+async def test_array_of_bytes_has_no_order(path):
     async with aiommap.open(path) as f:
         assert f.view(0, 2).array(FOREIGN + "i1").tolist() == [65, 65]
         assert f.view(0, 2).array("|u1").tolist() == [65, 65]
 
 
-async def test_structured_arrays_read_unaligned_big_endian_points(path):
+async def test_array_structured_and_unaligned(path):
     async with aiommap.open(path, "r+") as f:
         points = f.view(52, 36).array([("time", ">u4"), ("value", ">f8")])
         points["time"], points["value"] = [60, 120, 180], [0.5, 1.5, 2.5]
         assert [*f.view(52, 36).struct("!Ld")] == [(60, 0.5), (120, 1.5), (180, 2.5)]
 
 
-async def test_arrays_of_objects_are_refused(path):
+async def test_array_of_objects_is_refused(path):
     """Their bytes would be taken for pointers."""
     async with aiommap.open(path) as f:
         with pytest.raises(ValueError, match="OBJECT"):
@@ -383,7 +383,7 @@ async def test_memory_is_read_only_in_mode_r(path, make):
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
-async def test_memory_is_dirty_while_it_is_held_and_pins_its_pages(path, make):
+async def test_memory_held_is_dirty_and_pins_pages(path, make):
     async with aiommap.open(path, "r+", capacity=64 * PAGE) as f:
         made = make(f.view(PAGE + 3, 80))  # the view itself is garbage at once
         gc.collect()
@@ -402,7 +402,7 @@ async def test_memory_is_dirty_while_it_is_held_and_pins_its_pages(path, make):
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
-async def test_stores_in_mode_c_stay_private(path, make):
+async def test_memory_stores_in_mode_c_are_private(path, make):
     before = path.read_bytes()
     async with aiommap.open(path, "c") as f:
         store(make(f.view(0, 80)))
@@ -411,7 +411,7 @@ async def test_stores_in_mode_c_stay_private(path, make):
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
-async def test_a_released_view_has_no_memory(path, make):
+async def test_memory_of_a_released_view(path, make):
     async with aiommap.open(path) as f:
         view = f.view(0, 80)
         view.release()
@@ -419,7 +419,7 @@ async def test_a_released_view_has_no_memory(path, make):
             make(view)
 
 
-async def test_nothing_is_copied(path):
+async def test_memory_is_not_copied(path):
     async with aiommap.open(path) as f:
         view = f.view(7, 16 * 8)
         at = np.frombuffer(view.memory, "u1").__array_interface__["data"]
@@ -427,7 +427,7 @@ async def test_nothing_is_copied(path):
         assert view.view(8, 8).array("<f8").__array_interface__["data"][0] == at[0] + 8
 
 
-async def test_closing_with_typed_views_out_succeeds(path):
+async def test_close_with_typed_views_out(path):
     async with aiommap.open(path, "r+") as f:
         parts = f.carve({"a": (0, 8), "b": (8, 16)})
         made = parts["a"].array("<f8"), parts["b"].struct("<d")
@@ -469,7 +469,7 @@ asyncio.run(main(sys.argv[1]))
 
 
 @pytest.mark.slow
-def test_in_development_mode_it_is_known_where_they_were_taken(path, tmp_path):
+def test_leases_know_their_origin_in_dev_mode(path, tmp_path):
     script = tmp_path / "app.py"
     script.write_text(DEVELOPER)
     done = subprocess.run(

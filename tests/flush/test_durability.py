@@ -46,7 +46,7 @@ async def expect_failure(verb):
         await verb()
 
 
-async def test_flush_range_cleans_its_pages_and_no_others(path):
+async def test_flush_range_cleans_its_pages_only(path):
     async with aiommap.open(path, "r+") as f:
         await f.flush()
         os.sync()
@@ -72,7 +72,7 @@ async def test_receipts_learn_what_is_durable(path):
             await other.flush_range(first)
 
 
-async def test_always_shares_one_flush_among_concurrent_writers(path):
+async def test_always_shares_one_flush(path):
     async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
         receipts = []
 
@@ -89,7 +89,7 @@ async def test_always_shares_one_flush_among_concurrent_writers(path):
         assert await f.read(0, 500) == b"0123456789" * 50
 
 
-async def test_policies_decide_what_close_flushes(path):
+async def test_close_flushes_by_policy(path):
     for policy, flushes in ((FlushPolicy.never(), 0), (FlushPolicy.manual(), 1)):
         f = await aiommap.open(path, "r+", flush=policy)
         await f.write(0, b"x")
@@ -97,7 +97,7 @@ async def test_policies_decide_what_close_flushes(path):
         assert f.statistics().flushes == flushes
 
 
-async def test_stores_through_a_view_are_flushed(path):
+async def test_flush_covers_stores_through_views(path):
     async with aiommap.open(path, "r+") as f:
         memory = f.view(3 * PAGE, PAGE).memory
         memory[:3] = b"new"
@@ -109,7 +109,7 @@ async def test_stores_through_a_view_are_flushed(path):
 
 
 @pytest.mark.parametrize("loss", ["truncated", "replaced", "removed"])
-async def test_lost_data_fails_the_flush_and_latches(path, outside, loss):
+async def test_flush_of_lost_data_latches(path, outside, loss):
     f = await aiommap.open(path, "r+")
     receipt = await f.write(10 * PAGE, b"gone")
     if loss == "truncated":
@@ -134,14 +134,14 @@ async def test_lost_data_fails_the_flush_and_latches(path, outside, loss):
         assert f.closed
 
 
-async def test_nothing_is_stored_inline_once_a_flush_failed(f):
+async def test_flush_failure_ends_inline_stores(f):
     with failing_flush(f), pytest.raises(aiommap.FlushError):
         await f.flush()
     assert f._mapping.write_now(0, b"x") is None
     assert f._mapping.write_inline(0, b"x") is None
 
 
-async def test_a_file_that_never_flushes_unasked_tells_of_a_failure_when_it_is_closed(path):
+async def test_never_tells_a_failure_at_close(path):
     f = await aiommap.open(path, "r+", flush=FlushPolicy.never())
     await f.write(0, b"lost")
     with failing_flush(f):
@@ -149,7 +149,7 @@ async def test_a_file_that_never_flushes_unasked_tells_of_a_failure_when_it_is_c
     await expect_failure(f.aclose)
 
 
-async def test_what_gathered_behind_a_flush_that_failed_is_not_tried(f):
+async def test_flush_failure_drops_gathered_writes(f):
     told = []
     f.on_error(told.append)
     later = await f.write(PAGE, b"later")
@@ -165,7 +165,7 @@ async def test_what_gathered_behind_a_flush_that_failed_is_not_tried(f):
     assert len(told) == 1
 
 
-async def test_a_store_under_way_while_a_flush_fails_is_among_what_is_not_durable(f):
+async def test_flush_failure_names_store_under_way(f):
     await f.resize(32 * PAGE)
     async with anyio.create_task_group() as group:
         with held(f._core.workers, f._core.workers.stores):
@@ -179,7 +179,7 @@ async def test_a_store_under_way_while_a_flush_fails_is_among_what_is_not_durabl
     assert caught.value.ranges == ((0, PAGE), (4 * PAGE, 21 * PAGE))
 
 
-async def test_a_change_of_size_behind_a_flush_that_failed_is_not_made(f, path):
+async def test_flush_failure_drops_resize_behind_it(f, path):
     """All three are one batch: the flush fails, the change is not made, nothing is flushed."""
     later = await f.write(PAGE, b"later")
     with failing_flush(f) as fault:
@@ -197,7 +197,7 @@ async def test_a_change_of_size_behind_a_flush_that_failed_is_not_made(f, path):
     assert (f.size, path.stat().st_size) == (16 * PAGE, 16 * PAGE)
 
 
-async def test_a_durable_write_beside_one_that_cannot_be_stored_is_durable(path, outside):
+async def test_durable_write_beside_a_failing_store(path, outside):
     """One batch, in which the other store stops short: its range was cut off by others."""
     async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
         receipts = []
@@ -221,7 +221,7 @@ async def test_a_durable_write_beside_one_that_cannot_be_stored_is_durable(path,
         assert f.statistics().dirty_bytes == 0
 
 
-async def test_a_word_changed_while_a_write_becomes_durable_is_not_durable(path):
+async def test_word_changed_during_flush_stays_dirty(path):
     """F2: the write is, and its receipt says so, but not everything up to it."""
     async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
         word = f.atomic_u64(8 * PAGE)
@@ -277,7 +277,7 @@ anyio.run(main)
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up its privileges")
 @pytest.mark.parametrize(("removed", "told"), [(False, "flushed"), (True, "True")])
-def test_a_path_that_may_not_be_looked_at_any_more_is_believed(path, removed, told):
+def test_flush_without_access_to_the_path(path, removed, told):
     path.parent.chmod(0o700)
     command = [sys.executable, "-c", PRIVILEGES, path]
     with subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1, text=True) as process:
@@ -394,7 +394,7 @@ async def test_flush_a_file_that_never_had_a_name(tmp_path, kind):
         os.close(fd)
 
 
-async def test_truncation_while_open_is_a_typed_error_and_the_rest_stays_usable(path, outside):
+async def test_truncation_while_open_is_typed(path, outside):
     async with aiommap.open(path, "r+") as f:
         await f.prewarm()
         outside(path, 4 * PAGE)

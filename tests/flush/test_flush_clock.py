@@ -37,7 +37,7 @@ def busy_until(condition):
     ids=str,
 )
 class TestBusyLoop:
-    async def test_a_write_is_flushed(self, path, policy):
+    async def test_write_is_flushed(self, path, policy):
         async with aiommap.open(path, "r+", flush=policy) as f:
             for count in range(1, 4):
                 receipt = await f.write(0, b"x")
@@ -45,21 +45,21 @@ class TestBusyLoop:
                 busy_until(lambda: not f._background._asked)
                 assert f.statistics().flushes == count
 
-    async def test_a_large_write_that_nobody_was_told_of_is_flushed(self, path, policy):
+    async def test_large_queued_write_is_flushed(self, path, policy):
         os.truncate(path, 1 << 20)
         async with aiommap.open(path, "r+", flush=policy) as f, anyio.create_task_group() as group:
             group.start_soon(f.write, 0, b"x" * (1 << 20))
             await until(lambda: f._core.own.queued_bytes)
             busy_until(lambda: f._flusher.groups.count)
 
-    async def test_a_word_changed_in_a_thread_is_flushed(self, path, policy):
+    async def test_word_changed_in_thread_is_flushed(self, path, policy):
         async with aiommap.open(path, "r+", flush=policy) as f:
             thread = threading.Thread(target=f.atomic_u64(0).store, args=(1,))
             thread.start()
             busy_until(lambda: f._flusher.groups.count)
             thread.join()
 
-    async def test_a_failure_latches_and_is_told_afterwards(self, path, policy):
+    async def test_failure_latches_and_is_told_later(self, path, policy):
         told = []
         f = await aiommap.open(path, "r+", flush=policy)
         f.on_error(told.append)
@@ -73,7 +73,7 @@ class TestBusyLoop:
         with pytest.raises(aiommap.FlushError):
             await f.aclose()
 
-    async def test_a_lost_page_is_found_once(self, path, policy):
+    async def test_lost_page_is_found_once(self, path, policy):
         f = await aiommap.open(path, "r+", flush=policy)
         view = f.view(8 * PAGE, PAGE)
         memory = view.memory
@@ -86,7 +86,7 @@ class TestBusyLoop:
             await f.aclose()
 
 
-async def test_interval_of_memory_while_the_loop_is_busy(path):
+async def test_interval_of_memory_on_a_busy_loop(path):
     async with aiommap.open(path, "r+", flush=FlushPolicy.every_interval(0.01)) as f:
         flushes = f._flusher.groups
         with f.view(0, PAGE) as view:
@@ -96,7 +96,7 @@ async def test_interval_of_memory_while_the_loop_is_busy(path):
                 busy_until(lambda seen=seen: flushes.count >= seen + 2)
 
 
-async def test_interval_of_a_growing_file_while_the_loop_is_busy(tmp_path):
+async def test_interval_of_growth_on_a_busy_loop(tmp_path):
     policy = FlushPolicy.every_interval(0.01)
     opening = aiommap.open(tmp_path / "f", "x+", size=PAGE, capacity=1 << 20, flush=policy)
     async with opening as f:
@@ -125,7 +125,7 @@ def test_interval_of_a_loop_at_rest(path, kind):
     loop.close()
 
 
-async def test_close_while_it_is_flushed_unasked(path):
+async def test_close_during_background_flush(path):
     f = await aiommap.open(path, "r+", flush=FlushPolicy.every_interval(0.01))
     with slow_disk(f, only="flush") as disk:
         receipt = await f.write(0, b"x")
@@ -140,7 +140,7 @@ async def test_close_while_it_is_flushed_unasked(path):
     assert f._mapping.closed
 
 
-async def test_flush_while_it_is_flushed_unasked(path):
+async def test_flush_during_background_flush(path):
     """Whoever asks waits for what is under way, though nothing else is dirty (I4)."""
     async with aiommap.open(path, "r+", flush=FlushPolicy.every_interval(0.01)) as f:
         with slow_disk(f, only="flush") as disk:
@@ -161,7 +161,7 @@ async def test_flush_while_it_is_flushed_unasked(path):
 
 
 @pytest.mark.parametrize("discard", [False, True])
-async def test_reopen_while_it_is_flushed_unasked(path, discard):
+async def test_reopen_during_background_flush(path, discard):
     async with aiommap.open(path, "r+", flush=FlushPolicy.every_interval(0.01)) as f:
         with slow_disk(f, only="flush") as disk:
             await f.write(0, b"old")
@@ -176,7 +176,7 @@ async def test_reopen_while_it_is_flushed_unasked(path, discard):
     assert path.with_name("file.1").read_bytes()[:3] == b"old"
 
 
-async def test_no_clock_without_a_policy_that_needs_it(path):
+async def test_clock_runs_only_when_needed(path):
     await until(lambda: not clock.runs)
     async with aiommap.open(path, "r+") as f:
         assert not clock.runs
@@ -192,7 +192,7 @@ async def test_no_clock_without_a_policy_that_needs_it(path):
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-async def test_a_dropped_file_lets_the_clock_go(path):
+async def test_dropped_file_releases_the_clock(path):
     async def drop():
         f = await aiommap.open(path, "r+", flush=FlushPolicy.every_interval(3600))
         await f.write(0, b"x")
@@ -240,7 +240,7 @@ os._exit(0)
 
 
 @pytest.mark.parametrize("script", [AT_EXIT, IN_A_CHILD], ids=["exit", "fork"])
-def test_interval_of_a_process_that_ends_or_forks(path, script):
+def test_interval_in_ending_or_forked_process(path, script):
     command = [sys.executable, "-W", "ignore", "-c", script, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=50)
     assert (done.returncode, done.stderr) == (0, "")

@@ -23,7 +23,7 @@ async def settled(f):
     await until(lambda: not f._mapping.writeback_since and not f._background._asked)
 
 
-async def test_every_bytes_flushes_when_that_much_was_written_and_not_before(path):
+async def test_every_bytes_flushes_at_its_count(path):
     async with aiommap.open(path, "r+", flush=FlushPolicy.every_bytes(1000)) as f:
         receipts = [await f.write(i * 100, b"x" * 100) for i in range(9)]
         await nothing_happens()
@@ -35,7 +35,7 @@ async def test_every_bytes_flushes_when_that_much_was_written_and_not_before(pat
         assert f.statistics().dirty_bytes == 0
 
 
-async def test_every_writes_counts_writes_and_not_bytes(path):
+async def test_every_writes_counts_writes_not_bytes(path):
     async with aiommap.open(path, "r+", flush=FlushPolicy.every_writes(5)) as f:
         for round_ in range(1, 4):
             for _ in range(4):
@@ -48,13 +48,13 @@ async def test_every_writes_counts_writes_and_not_bytes(path):
             assert f.statistics().flushes == round_
 
 
-async def test_each_item_of_write_many_counts(path):
+async def test_every_writes_counts_write_many_items(path):
     async with aiommap.open(path, "r+", flush=FlushPolicy.every_writes(3)) as f:
         receipt = await f.write_many([(0, b"a"), (1, b"b"), (2, b"c")])
         await until(lambda: receipt.durable)
 
 
-async def test_writes_that_take_the_lane_count(path):
+async def test_every_bytes_counts_queued_writes(path):
     async with aiommap.open(path, "r+", flush=FlushPolicy.every_bytes(65 << 10)) as f:
         await f.resize(1 << 20)
         receipt = await f.write(0, b"x" * (65 << 10))
@@ -62,7 +62,7 @@ async def test_writes_that_take_the_lane_count(path):
         assert f.statistics().offloaded_writes == 1
 
 
-async def test_every_interval_flushes_what_is_dirty_and_lets_a_clean_file_rest(path):
+async def test_every_interval_flushes_only_when_dirty(path):
     async with aiommap.open(path, "r+", flush=FlushPolicy.every_interval(0.02)) as f:
         for round_ in range(1, 4):
             start = time.monotonic()
@@ -73,7 +73,7 @@ async def test_every_interval_flushes_what_is_dirty_and_lets_a_clean_file_rest(p
             assert f.statistics().flushes == round_
 
 
-async def test_stores_through_a_view_are_flushed_by_the_interval(path):
+async def test_every_interval_flushes_view_stores(path):
     async with aiommap.open(path, "r+", flush=FlushPolicy.every_interval(0.01)) as f:
         flushes = f._flusher.groups  # unlike asking for statistics, looking changes nothing
         view = f.view(0, PAGE)
@@ -88,7 +88,7 @@ async def test_stores_through_a_view_are_flushed_by_the_interval(path):
     assert path.read_bytes()[0] == 90
 
 
-async def test_a_closed_file_leaves_nothing_with_the_scheduler(path):
+async def test_closed_file_leaves_the_scheduler(path):
     async with aiommap.Hub() as hub:
         f = await hub.open(path, "r+", flush=FlushPolicy.every_interval(3600))
         await f.write(0, b"x")
@@ -100,9 +100,7 @@ async def test_a_closed_file_leaves_nothing_with_the_scheduler(path):
 @pytest.mark.parametrize(
     "policy", [FlushPolicy.every_interval(0.01), FlushPolicy.every_writes(1)], ids=str
 )
-async def test_memory_that_is_lent_in_a_thread_keeps_no_file_of_the_hub_from_its_flushes(
-    path, tmp_path, policy
-):
+async def test_memory_lent_in_a_thread_delays_no_flush(path, tmp_path, policy):
     """No timer can be set there: the loop has to do it."""
 
     def store(view):
@@ -122,7 +120,7 @@ async def test_memory_that_is_lent_in_a_thread_keeps_no_file_of_the_hub_from_its
         await until(lambda: f.statistics().dirty_bytes == 0)
 
 
-async def test_a_policy_cannot_be_replaced_in_another_thread(path):
+async def test_policy_replaced_in_another_thread(path):
     async with aiommap.open(path, "r+") as f:
         receipt = await f.write(0, b"x")
 
@@ -136,7 +134,7 @@ async def test_a_policy_cannot_be_replaced_in_another_thread(path):
         await until(lambda: receipt.durable)
 
 
-async def test_combined_policies_flush_at_whichever_comes_first(path):
+async def test_combined_policies_flush_at_the_first(path):
     both = FlushPolicy.every_bytes(100) | FlushPolicy.every_writes(3)
     async with aiommap.open(path, "r+", flush=both) as f:
         by_bytes = await f.write(0, b"x" * 100)
@@ -146,7 +144,7 @@ async def test_combined_policies_flush_at_whichever_comes_first(path):
         await until(lambda: by_count[2].durable)
 
 
-async def test_manual_and_never_flush_nothing_unasked(path):
+async def test_manual_and_never_flush_nothing(path):
     for policy, flushed in ((FlushPolicy.manual(), 1), (FlushPolicy.never(), 0)):
         f = await aiommap.open(path, "r+", flush=policy)
         receipts = [await f.write(i, b"x" * 4000) for i in range(200)]
@@ -165,7 +163,7 @@ async def test_wait_durable_flushes_under_never(path):
         assert f.statistics().flushes == 1
 
 
-async def test_a_policy_is_replaced_while_the_file_is_open(path):
+async def test_policy_replaced_while_open(path):
     async with aiommap.open(path, "r+") as f:
         first = await f.write(0, b"x" * 100)
         f.flush_policy = FlushPolicy.every_bytes(100)
@@ -181,7 +179,7 @@ async def test_a_policy_is_replaced_while_the_file_is_open(path):
         f.flush_policy = FlushPolicy.manual()
 
 
-async def test_a_writer_waits_for_room_and_no_other_writer_passes_it(path):
+async def test_max_dirty_writers_wait_in_order(path):
     policy = FlushPolicy.max_dirty(4 * PAGE)
     async with aiommap.open(path, "r+", flush=policy) as f:
         order = []
@@ -201,14 +199,14 @@ async def test_a_writer_waits_for_room_and_no_other_writer_passes_it(path):
         assert await f.read(3 * PAGE, PAGE) == bytes([3]) * PAGE
 
 
-async def test_a_writer_over_pages_that_are_dirty_already_does_not_wait(path):
+async def test_max_dirty_ignores_dirty_pages(path):
     async with aiommap.open(path, "r+", flush=FlushPolicy.max_dirty(PAGE)) as f:
         for i in range(100):
             await f.write(i, b"x")
         assert f.statistics().flushes == 0
 
 
-async def test_a_write_above_the_limit_goes_alone(path):
+async def test_max_dirty_large_write_goes_alone(path):
     async with aiommap.open(path, "r+", flush=FlushPolicy.max_dirty(PAGE)) as f:
         await f.write(8 * PAGE, b"before")
         await f.write(0, b"x" * 4 * PAGE)
@@ -216,7 +214,7 @@ async def test_a_write_above_the_limit_goes_alone(path):
         assert f.statistics().dirty_bytes == 4 * PAGE
 
 
-async def test_a_view_that_is_dirty_for_as_long_as_it_lives_keeps_no_writer_waiting(path):
+async def test_max_dirty_ignores_dirty_views(path):
     async with aiommap.open(path, "r+", flush=FlushPolicy.max_dirty(2 * PAGE)) as f:
         with f.view(0, 4 * PAGE) as view:
             view.memory[0] = 1
@@ -224,7 +222,7 @@ async def test_a_view_that_is_dirty_for_as_long_as_it_lives_keeps_no_writer_wait
             assert f.statistics().flushes == 1
 
 
-async def test_dirty_bytes_stay_under_the_limit_while_many_write(tmp_path):
+async def test_max_dirty_holds_under_many_writers(tmp_path):
     limit = 64 * PAGE
     policy = FlushPolicy.max_dirty(limit)
     async with aiommap.open(tmp_path / "f", "x+", size=1024 * PAGE, flush=policy) as f:
@@ -243,7 +241,7 @@ async def test_dirty_bytes_stay_under_the_limit_while_many_write(tmp_path):
     assert (tmp_path / "f").read_bytes() == b"x" * 1024 * PAGE
 
 
-async def test_a_cancelled_writer_that_waited_for_room_never_lands(path):
+async def test_max_dirty_cancelled_never_lands(path):
     async with aiommap.open(path, "r+", flush=FlushPolicy.max_dirty(PAGE)) as f:
         await f.write(0, b"a")
         with anyio.CancelScope() as scope:
@@ -253,7 +251,7 @@ async def test_a_cancelled_writer_that_waited_for_room_never_lands(path):
         await f.write(6 * PAGE, b"still goes")
 
 
-async def test_a_background_failure_reaches_everyone(path):
+async def test_background_failure_reaches_everyone(path):
     told = []
 
     async def listen(error):
@@ -283,7 +281,7 @@ async def test_a_background_failure_reaches_everyone(path):
     assert f.statistics().flush_failed
 
 
-async def test_one_scheduler_serves_many_files(tmp_path):
+async def test_scheduler_serves_many_files(tmp_path):
     async with aiommap.Hub() as hub:
         files = [
             await hub.open(
@@ -311,7 +309,7 @@ async def test_statistics_tell_of_flushes(path):
         assert found.flush_group.maximum == 1
 
 
-async def test_flushes_unasked_without_a_thread(path, monkeypatch):
+async def test_background_flush_without_a_thread(path, monkeypatch):
     def refuse(*_):
         raise RuntimeError("can't start new thread")
 
@@ -325,7 +323,7 @@ async def test_flushes_unasked_without_a_thread(path, monkeypatch):
             await until(lambda: hub._scheduler.idle)
 
 
-async def test_a_flush_without_memory_is_made_up_for(path, monkeypatch, caplog):
+async def test_background_flush_without_memory(path, monkeypatch, caplog):
     async with aiommap.open(path, "r+", flush=FlushPolicy.every_interval(0.01)) as f:
         with monkeypatch.context() as patches:
 

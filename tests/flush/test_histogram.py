@@ -15,7 +15,7 @@ values = st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=60)
 
 @settings(deadline=None)
 @given(values=values, share=st.sampled_from([0.01, 0.5, 0.9, 0.99, 1.0]))
-def test_a_quantile_is_within_a_bucket_of_the_exact_one(values, share):
+def test_quantile_is_within_one_bucket(values, share):
     found = Histogram()
     for value in values:
         found.record(value)
@@ -26,6 +26,6 @@ def test_a_quantile_is_within_a_bucket_of_the_exact_one(values, share):
     assert found.total == pytest.approx(sum(values))  # sum() rounds less since Python 3.12
 
 
-def test_an_empty_histogram_answers_zero():
+def test_quantile_of_nothing_is_zero():
     assert Histogram().quantile(0.5) == 0.0
     assert Histogram().maximum == 0.0

@@ -36,7 +36,7 @@ all_policies = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES
         ("max_dirty", True, False, False),
     ],
 )
-def test_each_policy_makes_its_own_promise(name, at_close, each_write, passive):
+def test_policies_make_their_own_promise(name, at_close, each_write, passive):
     policy = POLICIES[name]
     found = (policy.flush_at_close, policy.flush_each_write, policy.passive)
     assert found == (at_close, each_write, passive)
@@ -47,13 +47,13 @@ def test_policies_differ():
 
 
 @all_policies
-def test_a_policy_survives_copies_pickles_and_its_own_text(policy):
+def test_policies_survive_copy_pickle_and_repr(policy):
     assert copy.copy(policy) == pickle.loads(pickle.dumps(policy)) == policy
     assert eval(repr(policy), {"FlushPolicy": FlushPolicy}) == policy
 
 
 @all_policies
-def test_a_policy_cannot_be_changed(policy):
+def test_policies_cannot_be_changed(policy):
     with pytest.raises(dataclasses.FrozenInstanceError, match="flush_at_close"):
         policy.flush_at_close = False
     # A frozen dataclass with slots refuses new names with the one error or the other.
@@ -61,7 +61,7 @@ def test_a_policy_cannot_be_changed(policy):
         policy.unheard_of = 1
 
 
-def test_combined_policies_take_whichever_comes_first():
+def test_combined_policies_take_the_first():
     every = FlushPolicy.every_bytes(100) | FlushPolicy.every_writes(7)
     every = every | FlushPolicy.every_bytes(50) | FlushPolicy.every_interval(2)
     assert (every.due_bytes, every.due_writes, every.due_seconds) == (50, 7, 2.0)
@@ -70,7 +70,7 @@ def test_combined_policies_take_whichever_comes_first():
     assert (FlushPolicy.always() | every).flush_each_write
 
 
-def test_never_cannot_be_combined_but_with_itself():
+def test_combined_never_with_itself_only():
     never = FlushPolicy.never()
     assert never | never == never
     with pytest.raises(ValueError, match=r"never\(\) promises .* start from manual\(\)"):
@@ -81,7 +81,7 @@ def test_never_cannot_be_combined_but_with_itself():
 
 @pytest.mark.parametrize("make", ["every_bytes", "every_writes", "max_dirty"])
 @pytest.mark.parametrize("count", [0, -1])
-def test_a_count_is_at_least_one(make, count):
+def test_count_is_at_least_one(make, count):
     with pytest.raises(ValueError, match=rf"{make} got {count}: give at least 1"):
         getattr(FlushPolicy, make)(count)
     with pytest.raises(TypeError, match="integer"):
@@ -89,12 +89,12 @@ def test_a_count_is_at_least_one(make, count):
 
 
 @pytest.mark.parametrize("seconds", [0, -1.0, math.inf, math.nan])
-def test_an_interval_is_finite_and_positive(seconds):
+def test_interval_is_finite_and_positive(seconds):
     with pytest.raises(ValueError, match=r"every_interval got .*: give seconds, finite and above"):
         FlushPolicy.every_interval(seconds)
 
 
-def test_bytes_and_writes_are_counted_apart():
+def test_trigger_counts_bytes_and_writes_apart():
     trigger = FlushTrigger(FlushPolicy.every_bytes(100) | FlushPolicy.every_writes(3))
     assert not trigger.due(99, 2, 0.0, 0.0)
     assert trigger.due(100, 1, 0.0, 0.0)
@@ -105,21 +105,21 @@ def test_bytes_and_writes_are_counted_apart():
     assert trigger.due(199, 5, 0.0, 0.0)
 
 
-def test_an_interval_runs_from_the_oldest_dirty_byte():
+def test_trigger_interval_from_oldest_byte():
     trigger = FlushTrigger(FlushPolicy.every_interval(2.0))
     assert trigger.deadline(10.0) == 12.0
     assert not trigger.due(1 << 40, 1 << 40, 10.0, 11.9)
     assert trigger.due(0, 0, 10.0, 12.0)
 
 
-def test_nothing_is_due_while_nothing_is_dirty():
+def test_trigger_is_never_due_when_clean():
     trigger = FlushTrigger(FlushPolicy.every_bytes(1) | FlushPolicy.every_interval(1))
     assert not trigger.due(10, 10, None, 100.0)
     assert trigger.deadline(None) is None
 
 
 @pytest.mark.parametrize("name", ["never", "manual", "always", "max_dirty"])
-def test_policies_without_a_threshold_are_never_due(name):
+def test_trigger_without_threshold(name):
     trigger = FlushTrigger(POLICIES[name])
     assert trigger.limits() == (None, None)
     assert not trigger.due(1 << 60, 1 << 60, 0.0, 1e9)

@@ -54,20 +54,18 @@ async def asyncio_hub(closed_files):
 
 
 @pytest.mark.asyncio
-async def test_a_file_of_an_asyncio_fixture(asyncio_file, path, closed_files):
+async def test_file_of_asyncio_fixture(asyncio_file, path, closed_files):
     closed_files.append((asyncio_file, await write_and_check(asyncio_file, path)))
 
 
 @pytest.mark.asyncio
-async def test_a_file_of_an_asyncio_fixture_that_closes_it_itself(
-    asyncio_unmanaged_file, path, closed_files
-):
+async def test_file_of_asyncio_fixture_that_closes(asyncio_unmanaged_file, path, closed_files):
     f = asyncio_unmanaged_file
     closed_files.append((f, await write_and_check(f, path)))
 
 
 @pytest.mark.asyncio
-async def test_a_hub_of_an_asyncio_fixture(asyncio_hub, path, closed_files):
+async def test_hub_of_asyncio_fixture(asyncio_hub, path, closed_files):
     """The test opens its files and leaves closing them to the fixture of the hub."""
     for _ in range(3):
         f = await asyncio_hub.open(path, "r+")
@@ -75,9 +73,7 @@ async def test_a_hub_of_an_asyncio_fixture(asyncio_hub, path, closed_files):
 
 
 @pytest.mark.asyncio
-async def test_a_file_of_an_asyncio_fixture_used_in_cancelled_tasks(
-    asyncio_file, path, closed_files
-):
+async def test_file_of_asyncio_fixture_when_cancelled(asyncio_file, path, closed_files):
     """What the cancellations leave behind must not reach the task that closes the file."""
     receipt = await write_and_check(asyncio_file, path)
     tasks = [asyncio.create_task(asyncio_file.read(0, 64 * PAGE)) for _ in range(10)]
@@ -102,12 +98,12 @@ async def anyio_hub(closed_files, anyio_backend):
 
 
 @pytest.mark.anyio
-async def test_a_file_of_an_anyio_fixture(anyio_file, path, closed_files):
+async def test_file_of_anyio_fixture(anyio_file, path, closed_files):
     closed_files.append((anyio_file, await write_and_check(anyio_file, path)))
 
 
 @pytest.mark.anyio
-async def test_a_hub_of_an_anyio_fixture(anyio_hub, path, closed_files):
+async def test_hub_of_anyio_fixture(anyio_hub, path, closed_files):
     async with anyio.create_task_group() as group:
 
         async def use():
@@ -119,7 +115,7 @@ async def test_a_hub_of_an_anyio_fixture(anyio_hub, path, closed_files):
 
 
 @pytest.mark.anyio
-async def test_a_file_opened_in_one_task_and_closed_in_another(path, closed_files):
+async def test_file_closed_in_another_task(path, closed_files):
     """The task that opened it has ended, and so has the scope it was opened in."""
     opened = []
 

@@ -64,7 +64,7 @@ def holder(path, what="alone"):
 
 
 @pytest.mark.parametrize("what", ["alone", "with child"])
-async def test_the_death_of_a_holder_is_told_to_the_next(f, path, what):
+async def test_lock_tells_of_a_dead_holder(f, path, what):
     """Also where a forked child of the dead one lives on (file_locks.5)."""
     with holder(path, what) as process:
         lock = aiommap.AsyncLock(f, 64)
@@ -115,7 +115,7 @@ anyio.run(main)
 """
 
 
-async def test_processes_exclude_each_other(f, path):
+async def test_lock_excludes_processes(f, path):
     async with anyio.create_task_group() as group:
         for _ in range(3):
             group.start_soon(anyio.run_process, [sys.executable, "-c", ADDER, str(path), "50"])
@@ -125,7 +125,7 @@ async def test_processes_exclude_each_other(f, path):
 # A task that would wait for itself.
 
 
-async def test_a_task_that_locks_again_what_it_has_locked_is_told(f, path):
+async def test_lock_again_in_one_task_is_told(f, path):
     """K6: through whatever object; with a limit it is a TimeoutError as ever."""
     async with aiommap.open(path, "r+") as other:
         lock = aiommap.AsyncLock(f, 64)
@@ -149,14 +149,14 @@ async def test_a_task_that_locks_again_what_it_has_locked_is_told(f, path):
     assert _file_locks._requested == {}
 
 
-async def test_a_shared_lock_cannot_be_made_exclusive_by_its_task(f):
+async def test_lock_shared_then_exclusive_in_one_task(f):
     async with f.file_lock(0, 4, shared=True), f.file_lock(2, 4, shared=True):
         with anyio.fail_after(10), pytest.raises(RuntimeError, match="not reentrant"):
             async with f.file_lock(3, 1):
                 raise AssertionError
 
 
-async def test_other_tasks_wait_as_ever(f, path):
+async def test_lock_keeps_other_tasks_waiting(f, path):
     """Also for one that has ended, and whose lock another task gives back."""
     lock = aiommap.AsyncLock(f, 64)
     entered = []
@@ -193,7 +193,7 @@ async def move_on(f, path):
             await anyio.sleep(0.001)
 
 
-async def test_leaving_a_lock_of_a_file_that_moved_on_is_no_death(f, path):
+async def test_unlock_after_reopen_is_no_death(f, path):
     kept = path.with_name("kept")
     os.link(path, kept)
     async with aiommap.open(kept, "r+") as old:
@@ -209,7 +209,7 @@ async def test_leaving_a_lock_of_a_file_that_moved_on_is_no_death(f, path):
             assert not lock.owner_died
 
 
-async def test_leaving_a_lock_of_a_file_that_was_cut_off_does_not_make_it_longer(f, path):
+async def test_unlock_does_not_grow_a_cut_file(f, path):
     kept = path.with_name("kept")
     os.link(path, kept)
     async with aiommap.AsyncLock(f, 64):
@@ -218,7 +218,7 @@ async def test_leaving_a_lock_of_a_file_that_was_cut_off_does_not_make_it_longer
     assert kept.stat().st_size == 70
 
 
-async def test_leaving_a_lock_while_the_file_is_being_closed_is_no_death(path):
+async def test_unlock_while_closing_is_no_death(path):
     f = await aiommap.open(path, "r+")
     await f.write(64, bytes(8))
     lock = aiommap.AsyncLock(f, 64)
@@ -232,7 +232,7 @@ async def test_leaving_a_lock_while_the_file_is_being_closed_is_no_death(path):
         assert not found.owner_died
 
 
-async def test_closing_a_file_inside_of_its_lock_is_a_death(path):
+async def test_close_inside_the_lock_is_a_death(path):
     """The lock is lost while somebody is inside, who may not have been done."""
     f = await aiommap.open(path, "r+")
     await f.write(64, bytes(8))

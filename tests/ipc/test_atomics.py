@@ -45,7 +45,7 @@ def zeros(tmp_path):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-async def test_each_operation_returns_what_was_there_and_stores_what_it_should(zeros, width):
+async def test_operations_return_old_and_store_new(zeros, width):
     top = (1 << 8 * width) - 1
     async with aiommap.open(zeros, "r+") as f:
         word = word_of(f, width, 16)
@@ -68,7 +68,7 @@ async def test_each_operation_returns_what_was_there_and_stores_what_it_should(z
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-async def test_an_array_touches_the_word_that_was_named(zeros, width):
+async def test_array_touches_the_named_word_only(zeros, width):
     async with aiommap.open(zeros, "r+") as f:
         array = array_of(f, width, PAGE - 4 * width)
         for index in range(len(array)):
@@ -86,7 +86,7 @@ async def test_an_array_touches_the_word_that_was_named(zeros, width):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-async def test_every_order_does_the_same_to_the_word(zeros, order):
+async def test_every_order_does_the_same(zeros, order):
     async with aiommap.open(zeros, "r+") as f:
         for width in (4, 8):
             word, array = word_of(f, width), array_of(f, width)
@@ -108,7 +108,7 @@ async def test_every_order_does_the_same_to_the_word(zeros, order):
             assert word.load() in (1, 3)
 
 
-async def test_what_is_no_order_value_or_argument_is_refused(zeros):
+async def test_bad_orders_values_and_arguments(zeros):
     async with aiommap.open(zeros, "r+") as f:
         small, large = f.atomic_u32(0), f.atomic_u64(8)
         with pytest.raises(ValueError, match=r"'SEQ_CST' is unknown to fetch_add: use \"seq_cst\""):
@@ -151,7 +151,7 @@ async def test_words_of_a_view_are_within_it(zeros):
             view.atomic_u32(0)
 
 
-async def test_a_read_only_file_can_be_looked_at_only(path):
+async def test_read_only_file_allows_loads_only(path):
     async with aiommap.open(path) as f:
         word = f.atomic_u32(PAGE)
         assert word.load() == int.from_bytes(b"BBBB", "little")
@@ -165,7 +165,7 @@ async def test_a_read_only_file_can_be_looked_at_only(path):
     assert path.read_bytes()[PAGE : PAGE + 4] == b"BBBB"
 
 
-async def test_words_of_a_private_file_stay_with_it(path):
+async def test_words_of_a_private_file_stay_private(path):
     before = path.read_bytes()
     async with aiommap.open(path, "c") as f:
         f.atomic_u64(PAGE).store(7)
@@ -178,7 +178,7 @@ async def test_words_of_a_private_file_stay_with_it(path):
     assert path.read_bytes() == before
 
 
-async def test_a_change_makes_its_page_dirty_and_a_flush_writes_it(zeros):
+async def test_change_dirties_its_page(zeros):
     async with aiommap.open(zeros, "r+") as f:
         word = f.atomic_u64(2 * PAGE + 8)
         assert word.load() == 0
@@ -195,7 +195,7 @@ async def test_a_change_makes_its_page_dirty_and_a_flush_writes_it(zeros):
         assert f.statistics().dirty_bytes == PAGE
 
 
-async def test_changes_count_for_the_flush_policy(zeros):
+async def test_change_counts_for_the_policy(zeros):
     async with aiommap.open(zeros, "r+", flush=FlushPolicy.every_writes(100)) as f:
         word = f.atomic_u64(0)
         for _ in range(99):
@@ -219,7 +219,7 @@ async def test_changes_count_for_the_flush_policy(zeros):
                 await anyio.sleep(0.001)
 
 
-async def test_a_change_in_another_thread_also_counts(zeros):
+async def test_change_in_another_thread_counts(zeros):
     async with aiommap.open(zeros, "r+", flush=FlushPolicy.every_writes(10)) as f:
         array = f.atomic_u32_array(0, 4)
 
@@ -238,7 +238,7 @@ async def test_a_change_in_another_thread_also_counts(zeros):
         assert array.load(1) == 3000
 
 
-async def test_a_failed_flush_forbids_changes_and_allows_looking(zeros):
+async def test_change_after_failed_flush_is_refused(zeros):
     f = await aiommap.open(zeros, "r+")
     word = f.atomic_u64(0)
     word.store(1)
@@ -252,7 +252,7 @@ async def test_a_failed_flush_forbids_changes_and_allows_looking(zeros):
         await f.aclose()
 
 
-async def test_a_closed_file_has_no_words(zeros):
+async def test_closed_file_has_no_words(zeros):
     f = await aiommap.open(zeros, "r+")
     word, array = f.atomic_u64(0), f.atomic_u32_array(0, 4)
     await f.aclose()
@@ -263,7 +263,7 @@ async def test_a_closed_file_has_no_words(zeros):
         f.atomic_u32(0)
 
 
-async def test_resizing_moves_words_along_and_cuts_them_off(zeros):
+async def test_resize_moves_and_cuts_words(zeros):
     async with aiommap.open(zeros, "r+", capacity=4 * PAGE) as f:
         word, last = f.atomic_u64(8), f.atomic_u64(4 * PAGE - 8)
         word.store(1)
@@ -284,7 +284,7 @@ async def test_resizing_moves_words_along_and_cuts_them_off(zeros):
         assert (last.load(), far.load()) == (0, 0)
 
 
-async def test_no_change_overtakes_a_write_that_is_under_way(zeros):
+async def test_change_waits_for_write_under_way(zeros):
     """I9: a queued write to the word comes first, and nothing can wait for it here."""
     async with aiommap.open(zeros, "r+") as f:
         word, other = f.atomic_u64(PAGE), f.atomic_u64(0)
@@ -306,7 +306,7 @@ async def test_no_change_overtakes_a_write_that_is_under_way(zeros):
 
 
 @pytest.mark.parametrize("verb", ["write", "write_many"])
-async def test_no_change_overtakes_a_durable_write_that_has_not_begun(zeros, verb):
+async def test_change_waits_for_queued_durable_write(zeros, verb):
     async with aiommap.open(zeros, "r+", flush=FlushPolicy.always()) as f:
         word, other, workers = f.atomic_u64(PAGE), f.atomic_u64(0), f._core.workers
         store = (PAGE, b"\xff" * 8)
@@ -324,7 +324,7 @@ async def test_no_change_overtakes_a_durable_write_that_has_not_begun(zeros, ver
         assert (word.load(), other.load()) == (3, 1)
 
 
-async def test_under_always_a_change_is_left_to_the_next_flush(zeros):
+async def test_change_under_always_waits_for_flush(zeros):
     async with aiommap.open(zeros, "r+", flush=FlushPolicy.always()) as f:
         f.atomic_u64(0).store(5)
         assert f.statistics().dirty_bytes == PAGE
@@ -332,7 +332,7 @@ async def test_under_always_a_change_is_left_to_the_next_flush(zeros):
         assert f.statistics().dirty_bytes == 0
 
 
-async def test_a_cold_page_is_waited_for_without_the_gil(zeros):
+async def test_cold_page_is_waited_for_without_gil(zeros):
     async with aiommap.open(zeros, "r+") as f:
         await f.flush()
         os.posix_fadvise(f._mapping.fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -366,11 +366,11 @@ def count(path, processes, times):
     return stored(path, 8, 8), stored(path, 4, 28)
 
 
-def test_processes_lose_no_count(zeros):
+def test_count_in_processes(zeros):
     assert count(zeros, 2, 20_000) == (40_000, 2000)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_eight_processes_count_to_eight_million(zeros):
+def test_count_in_eight_processes(zeros):
     assert count(zeros, 8, 1_000_000) == (8_000_000, 8000)

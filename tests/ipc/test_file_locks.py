@@ -57,7 +57,7 @@ def stranger(path):
     os.close(fd)
 
 
-async def test_a_locked_range_is_locked_for_others_and_nothing_else_is(f, stranger):
+async def test_lock_excludes_others_from_its_range(f, stranger):
     async with f.file_lock(3, 4):
         assert stranger.free(0, 10) == [0, 1, 2, 7, 8, 9]
         async with f.file_lock(8, 1):
@@ -65,7 +65,7 @@ async def test_a_locked_range_is_locked_for_others_and_nothing_else_is(f, strang
     assert stranger.free(0, 10) == [*range(10)]
 
 
-async def test_shared_locks_go_together_and_overlap(f, stranger):
+async def test_lock_shared_overlaps(f, stranger):
     """K3: what one of them gives back, the other may still cover."""
     async with f.file_lock(4, 4, shared=True):
         async with f.file_lock(0, 6, shared=True):
@@ -76,7 +76,7 @@ async def test_shared_locks_go_together_and_overlap(f, stranger):
     assert stranger.free(0, 10) == [*range(10)]
 
 
-async def test_a_lock_waits_for_a_stranger_to_unlock(f, stranger):
+async def test_lock_waits_for_another_process(f, stranger):
     assert stranger.lock(0, 10)
     entered = anyio.Event()
 
@@ -96,7 +96,7 @@ async def test_a_lock_waits_for_a_stranger_to_unlock(f, stranger):
     assert stranger.free(0, 20) == [*range(20)]
 
 
-async def test_tasks_get_overlapping_ranges_in_the_order_in_which_they_asked(f):
+async def test_lock_is_served_in_order(f):
     order = []
 
     async def enter(number, offset, length, shared):
@@ -116,12 +116,12 @@ async def test_tasks_get_overlapping_ranges_in_the_order_in_which_they_asked(f):
     assert order[3:] == [3, 4]
 
 
-async def test_disjoint_ranges_do_not_wait_for_each_other(f):
+async def test_lock_of_disjoint_range_does_not_wait(f):
     async with f.file_lock(0, 4), f.file_lock(4, 4), f.file_lock(2 * PAGE, PAGE), f.file_lock(2, 0):
         pass
 
 
-async def test_a_cancelled_task_has_locked_nothing(f, stranger):
+async def test_lock_cancelled_holds_nothing(f, stranger):
     async with anyio.create_task_group() as group:
 
         async def enter():
@@ -136,7 +136,7 @@ async def test_a_cancelled_task_has_locked_nothing(f, stranger):
     assert len(f._locks._turns) == 0
 
 
-async def test_a_task_cancelled_while_the_kernel_is_asked_has_locked_nothing(f, stranger):
+async def test_lock_cancelled_in_the_kernel(f, stranger):
     for _ in range(20):
         with anyio.move_on_after(0) as scope:
             async with f.file_lock(0, 4):
@@ -155,7 +155,7 @@ async def test_a_task_cancelled_while_the_kernel_is_asked_has_locked_nothing(f, 
     assert len(f._locks._turns) == 0
 
 
-async def test_two_files_of_one_process_exclude_each_other(f, path):
+async def test_lock_excludes_other_files_here(f, path):
     async with aiommap.open(path, "r+") as other:
         async with f.file_lock(0, 4):
             with pytest.raises(TimeoutError, match="still locked"):
@@ -165,7 +165,7 @@ async def test_two_files_of_one_process_exclude_each_other(f, path):
             pass
 
 
-async def test_readers_may_share_only(path):
+async def test_lock_of_a_reader_is_shared_only(path):
     for mode in ("r", "c"):
         async with aiommap.open(path, mode) as f:
             async with f.file_lock(0, 4, shared=True):
@@ -175,7 +175,7 @@ async def test_readers_may_share_only(path):
                     pass
 
 
-async def test_closing_the_file_unlocks_and_ends_waiting(path, stranger):
+async def test_close_unlocks_and_ends_waits(path, stranger):
     f = await aiommap.open(path, "r+")
     async with anyio.create_task_group() as group:
 
@@ -197,7 +197,7 @@ async def test_closing_the_file_unlocks_and_ends_waiting(path, stranger):
             pass
 
 
-async def test_an_async_lock_lets_one_task_in_at_a_time(f):
+async def test_async_lock_lets_one_task_in(f):
     lock, same = aiommap.AsyncLock(f, 64), aiommap.AsyncLock(f, 64)
     inside = 0
 
@@ -219,7 +219,7 @@ async def test_an_async_lock_lets_one_task_in_at_a_time(f):
     assert f.atomic_u32(68).load() == 0
 
 
-async def test_an_async_lock_can_be_waited_for_so_long_only(f):
+async def test_async_lock_times_out(f):
     lock = aiommap.AsyncLock(f, 64)
     assert await lock.acquire() is True
     assert not lock.owner_died
@@ -232,7 +232,7 @@ async def test_an_async_lock_can_be_waited_for_so_long_only(f):
         await lock.release()
 
 
-async def test_an_exception_inside_is_no_death(f):
+async def test_async_lock_left_by_exception(f):
     lock = aiommap.AsyncLock(f, 64)
     with pytest.raises(ZeroDivisionError):
         async with lock:
@@ -241,7 +241,7 @@ async def test_an_exception_inside_is_no_death(f):
         assert not lock.owner_died
 
 
-async def test_where_a_lock_cannot_be(f, path):
+async def test_lock_where_none_can_be(f, path):
     with pytest.raises(aiommap.AlignmentError, match="multiple of 4"):
         aiommap.AsyncLock(f, 2)
     with pytest.raises(aiommap.OutOfBoundsError, match="only"):
@@ -252,7 +252,7 @@ async def test_where_a_lock_cannot_be(f, path):
                 aiommap.AsyncLock(other, 0)
 
 
-async def test_files_that_were_locked_and_waited_for_leave_nothing_behind(path):
+async def test_lock_leaves_nothing_behind(path):
     def descriptors():
         return len(os.listdir("/proc/self/fd"))
 
@@ -273,7 +273,7 @@ async def test_files_that_were_locked_and_waited_for_leave_nothing_behind(path):
     assert threading.active_count() < before[1] + 15
 
 
-async def test_shared_locks_left_in_the_same_turn_leave_nothing_locked(f, stranger):
+async def test_lock_shared_left_in_the_same_turn(f, stranger):
     """K3: neither may take the other for one that still covers what they share."""
 
     async def hold(offset, go, *, task_status):
@@ -290,7 +290,7 @@ async def test_shared_locks_left_in_the_same_turn_leave_nothing_locked(f, strang
         assert stranger.free(0, 20) == [*range(20)]
 
 
-async def test_what_a_refused_request_would_cover_is_given_back(f, stranger):
+async def test_lock_refused_releases_its_range(f, stranger):
     """K3: only what the kernel granted counts, not what it may grant later."""
     assert stranger.lock(15, 1)
     async with anyio.create_task_group() as group:
@@ -308,7 +308,7 @@ async def test_what_a_refused_request_would_cover_is_given_back(f, stranger):
         group.cancel_scope.cancel()
 
 
-async def test_without_time_to_wait_what_is_free_is_had_and_what_is_not_is_not(f, stranger):
+async def test_lock_without_time_takes_what_is_free(f, stranger):
     async with f.file_lock(0, 4, timeout=0):
         assert stranger.free(0, 5) == [4]
         with pytest.raises(TimeoutError, match="still locked after 0 seconds"):
@@ -339,9 +339,7 @@ async def retired(core):
             await anyio.sleep(0.001)
 
 
-async def test_reopening_inside_a_lock_keeps_the_old_bytes_locked_until_it_is_left(
-    f, path, stranger
-):
+async def test_reopen_inside_a_lock_keeps_it(f, path, stranger):
     old = f._core
     async with f.file_lock(0, 4):
         async with f.file_lock(8, 2):
@@ -355,7 +353,7 @@ async def test_reopening_inside_a_lock_keeps_the_old_bytes_locked_until_it_is_le
     assert stranger.free(0, 12) == [*range(12)]
 
 
-async def test_closing_a_reopened_file_gives_up_the_locks_of_the_old_one(path, stranger):
+async def test_close_after_reopen_drops_old_locks(path, stranger):
     async with aiommap.open(path, "r+") as f:
         old = f._core
         lock = aiommap.AsyncLock(f, 0)
@@ -368,7 +366,7 @@ async def test_closing_a_reopened_file_gives_up_the_locks_of_the_old_one(path, s
     await lock.release()
 
 
-async def test_who_waits_for_a_lock_of_a_reopened_file_is_not_let_in(f, path, stranger):
+async def test_lock_waiting_through_reopen_is_refused(f, path, stranger):
     ended = []
 
     async def enter(offset):
@@ -390,7 +388,7 @@ async def test_who_waits_for_a_lock_of_a_reopened_file_is_not_let_in(f, path, st
         assert stranger.free(0, 5) == [4]
 
 
-async def test_an_async_lock_belongs_to_the_file_as_it_was_made(f, path):
+async def test_async_lock_belongs_to_its_file(f, path):
     held, waiting, free = (aiommap.AsyncLock(f, offset) for offset in (0, 0, 8))
     async with held, anyio.create_task_group() as group:
 

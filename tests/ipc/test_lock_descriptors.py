@@ -75,7 +75,7 @@ anyio.run(main, backend=backend)
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("lost", ["nothing", "privileges", "proc", "descriptors"])
-def test_locks_work_without_a_descriptor(path, backend, lost):
+def test_lock_without_a_descriptor(path, backend, lost):
     command = [sys.executable, "-c", SCRIPT, str(path), backend, lost]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
     assert ended.stdout == "done\n", ended.stderr
@@ -92,7 +92,7 @@ def no_descriptors():
 
 
 @pytest.mark.anyio
-async def test_huge_pages_without_descriptors_name_the_file(path):
+async def test_huge_pages_without_a_descriptor(path):
     async with aiommap.open(path) as f:
         with no_descriptors(), pytest.raises(OSError, match="Too many open files") as caught:
             await f.huge_page_bytes()
@@ -100,7 +100,7 @@ async def test_huge_pages_without_descriptors_name_the_file(path):
 
 
 @pytest.mark.anyio
-async def test_a_lock_held_through_reopen_is_the_old_files(path):
+async def test_lock_held_through_reopen(path):
     """Also when it is on the description of the file itself."""
     async with aiommap.open(path, "r+") as f, aiommap.open(path, "r+") as other:
         with no_descriptors():

@@ -47,7 +47,7 @@ def old(path):
 
 @pytest.mark.parametrize("quiet", QUIET.values(), ids=QUIET)
 @pytest.mark.parametrize("resized", [False, True])
-async def test_a_word_left_as_it_is_dirties_nothing(old, quiet, resized):
+async def test_unchanged_word_dirties_nothing(old, quiet, resized):
     async with aiommap.open(old, "r+") as f, aiommap.Snapshot.open(old) as snapshot:
         if resized:
             await quiet(f)

@@ -46,7 +46,7 @@ async def until_waiting(count):
             await anyio.sleep(0.001)
 
 
-async def test_a_word_that_differs_is_not_waited_for(f):
+async def test_wait_for_a_different_word(f):
     word = f.atomic_u32(0)
     word.store(5)
     assert await word.wait(4) == 5
@@ -54,7 +54,7 @@ async def test_a_word_that_differs_is_not_waited_for(f):
     assert not _futex._waiter_threads
 
 
-async def test_a_notified_change_wakes_every_task_that_waits_for_it(f):
+async def test_notify_wakes_every_waiter(f):
     word, other = f.atomic_u32(0), f.atomic_u32(4)
     seen = []
 
@@ -76,7 +76,7 @@ async def test_a_notified_change_wakes_every_task_that_waits_for_it(f):
         other.notify()
 
 
-async def test_a_notification_without_change_wakes_nobody(f):
+async def test_notify_without_change_wakes_nobody(f):
     word, sign = f.atomic_u32(0), f.atomic_u32(4)
     async with anyio.create_task_group() as group:
         group.start_soon(word.wait, 0)
@@ -90,7 +90,7 @@ async def test_a_notification_without_change_wakes_nobody(f):
         group.cancel_scope.cancel()
 
 
-async def test_a_wait_can_be_limited(f):
+async def test_wait_with_a_limit(f):
     word = f.atomic_u32(0)
     for seconds in (0.01, 0):
         told = rf"the word at 0 is still 0 after {seconds} seconds"
@@ -99,7 +99,7 @@ async def test_a_wait_can_be_limited(f):
     assert waiters() == 0
 
 
-async def test_a_cancelled_wait_ends_at_once(f):
+async def test_wait_cancelled_ends_at_once(f):
     word = f.atomic_u32(0)
     async with anyio.create_task_group() as group:
         for _ in range(3):
@@ -109,7 +109,7 @@ async def test_a_cancelled_wait_ends_at_once(f):
     assert waiters() == 0
 
 
-async def test_a_notification_that_a_cancelled_task_got_goes_to_another(f):
+async def test_notify_of_a_cancelled_task_passes_on(f):
     """J3, with the moment between the two made certain: the told task is cancelled first."""
     word = f.atomic_u32(0)
     notified = []
@@ -126,7 +126,7 @@ async def test_a_notification_that_a_cancelled_task_got_goes_to_another(f):
     assert notified == [1]
 
 
-async def test_more_tasks_than_one_thread_can_wait_for(f):
+async def test_wait_of_more_tasks_than_a_thread_takes(f):
     word = f.atomic_u32(0)
     count = 2 * _futex.MAX_WAITERS + 1
     async with anyio.create_task_group() as group:
@@ -138,7 +138,7 @@ async def test_more_tasks_than_one_thread_can_wait_for(f):
         word.notify(count)
 
 
-async def test_closing_the_file_ends_waits_with_an_error(path):
+async def test_close_ends_waits_with_an_error(path):
     f = await aiommap.open(path, "r+")
     word = f.atomic_u32(0)
     found = []
@@ -162,7 +162,7 @@ async def test_closing_the_file_ends_waits_with_an_error(path):
         word.notify()
 
 
-async def test_closing_the_hub_does_not_wait_for_waits(path):
+async def test_close_hub_does_not_wait_for_waits(path):
     async with anyio.create_task_group() as group:
         with anyio.fail_after(10):
             async with aiommap.Hub() as hub:
@@ -177,7 +177,7 @@ async def test_closing_the_hub_does_not_wait_for_waits(path):
                 await until_waiting(1)
 
 
-async def test_waiting_takes_no_worker_of_reads_or_stores(path):
+async def test_wait_takes_no_other_worker(path):
     """I12: more waiters than there are threads for anything else."""
     async with aiommap.Hub(workers=1) as hub, anyio.create_task_group() as group:
         f = await hub.open(path, "r+")
@@ -198,7 +198,7 @@ async def test_waiting_takes_no_worker_of_reads_or_stores(path):
         group.cancel_scope.cancel()
 
 
-async def test_a_reader_may_wait_and_notify(path):
+async def test_wait_and_notify_in_a_reader(path):
     async with aiommap.open(path) as reader, aiommap.open(path, "r+") as writer:
         here, there = reader.atomic_u32(8), writer.atomic_u32(8)
         async with anyio.create_task_group() as group:
@@ -208,7 +208,7 @@ async def test_a_reader_may_wait_and_notify(path):
             assert here.notify() <= 1  # 0 if the waiter was just looking for itself
 
 
-async def test_resizing_beyond_the_capacity_keeps_a_wait(f):
+async def test_wait_survives_resize_beyond_capacity(f):
     word = f.atomic_u32(0)
     async with anyio.create_task_group() as group:
         group.start_soon(word.wait, 0)
@@ -218,7 +218,7 @@ async def test_resizing_beyond_the_capacity_keeps_a_wait(f):
         assert word.notify() <= 1  # 0 if the waiter was just looking for itself
 
 
-async def test_what_cannot_be_waited_for_is_refused(f):
+async def test_wait_refuses_bad_arguments(f):
     word = f.atomic_u32(0)
     for value in (-1, 2**32):
         with pytest.raises(OverflowError, match="32 bits"):
@@ -230,7 +230,7 @@ async def test_what_cannot_be_waited_for_is_refused(f):
         await word.wait(0.0)
 
 
-async def test_a_file_cut_off_under_a_wait_is_told(f, path, outside):
+async def test_wait_in_a_file_cut_off(f, path, outside):
     word, sign = f.atomic_u32(2 * PAGE), f.atomic_u32(0)
     value = word.load()
     found = []
@@ -270,7 +270,7 @@ anyio.run(main)
 """
 
 
-async def test_two_processes_wake_each_other(f, path):
+async def test_wait_between_two_processes(f, path):
     rounds = 200
     ping, pong = f.atomic_u32(0), f.atomic_u32(4)
     async with await anyio.open_process(
@@ -326,7 +326,7 @@ anyio.run(main)
 """
 
 
-def test_a_forked_child_has_neither_words_nor_waiters(path):
+def test_fork_child_has_no_words_or_waiters(path):
     done = subprocess.run(
         [sys.executable, "-c", FORK, str(path)], capture_output=True, text=True, timeout=50
     )
@@ -366,7 +366,7 @@ for _ in range(1000):
 
 
 @pytest.mark.parametrize("event", ["change", "collection"])
-def test_a_wait_whose_loop_has_ended_goes_with_the_next(path, event):
+def test_wait_of_an_ended_loop_goes_next(path, event):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", LOST_LOOP, str(path), event],
         capture_output=True,
@@ -376,7 +376,7 @@ def test_a_wait_whose_loop_has_ended_goes_with_the_next(path, event):
     assert done.stdout.strip() == "left", done.stderr
 
 
-async def test_a_word_that_differs_is_seen_without_time_to_wait_at_the_end_of_a_slice(f):
+async def test_wait_without_time_at_end_of_slice(f):
     word = f.atomic_u32(0)
     word.store(5)
     for _ in range(20):
@@ -387,7 +387,7 @@ async def test_a_word_that_differs_is_seen_without_time_to_wait_at_the_end_of_a_
         await word.wait(5, timeout=0)
 
 
-async def test_who_waits_for_a_word_that_is_cut_off_by_us_is_told(path):
+async def test_wait_for_a_word_we_cut_off(path):
     async with aiommap.open(path, "r+", flush=aiommap.FlushPolicy.never()) as f:
         word = f.atomic_u32(2 * PAGE)
 
@@ -402,7 +402,7 @@ async def test_who_waits_for_a_word_that_is_cut_off_by_us_is_told(path):
                 await f.resize(PAGE)
 
 
-async def test_who_waits_for_a_word_of_a_reopened_file_is_told_and_nobody_waits_anew(f, path):
+async def test_wait_for_a_word_of_a_reopened_file(f, path):
     word = f.atomic_u32(0)
 
     async def wait():

@@ -39,7 +39,7 @@ needs_free_threads = pytest.mark.skipif(
 
 
 @pytest.mark.slow
-def test_a_subinterpreter_is_refused_and_the_main_one_goes_on():
+def test_subinterpreter_is_refused():
     run = "exec" if sys.version_info >= (3, 13) else "run_string"
     script = SCRIPT.replace("{run}", run)
     done = subprocess.run(
@@ -56,7 +56,7 @@ def test_a_subinterpreter_is_refused_and_the_main_one_goes_on():
 
 
 @needs_free_threads
-def test_a_free_threaded_python_gets_its_gil_back():
+def test_free_threaded_python_gets_its_gil():
     """Its objects are guarded by the GIL, so nothing else is declared."""
     code = "import sys, aiommap; sys.exit(not sys._is_gil_enabled())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)

@@ -76,7 +76,7 @@ assert after[3] - before[3] < 50, "objects were left"
 
 
 @pytest.mark.slow
-def test_ten_thousand_turns_leave_nothing_behind(tmp_path):
+def test_ten_thousand_turns_leave_nothing(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(bytes(64 * 65536))
     done = subprocess.run(

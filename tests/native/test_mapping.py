@@ -40,7 +40,7 @@ EDGES = (-(2**63), -1, 0, 1, PAGE_SIZE, SIZE - 1, SIZE, SIZE + 1, 2**62, 2**63 -
 
 @pytest.mark.parametrize("length", EDGES)
 @pytest.mark.parametrize("offset", EDGES)
-def test_native_bounds_agree_with_check_range(mapping, offset, length):
+def test_bounds_agree_with_check_range(mapping, offset, length):
     try:
         check_range(offset, length, SIZE)
         inside = True
@@ -57,7 +57,7 @@ def test_native_bounds_agree_with_check_range(mapping, offset, length):
 
 
 @pytest.mark.parametrize("argument", ["1", 1.0, None, 2**63, 2**100])
-def test_inline_verbs_decline_what_is_not_a_small_integer(mapping, argument):
+def test_inline_verbs_decline_odd_integers(mapping, argument):
     assert mapping.read_inline(argument, 1) is None
     assert mapping.read_inline(0, argument) is None
     assert mapping.read_into_inline(argument, bytearray(1)) is None
@@ -102,7 +102,7 @@ def test_dirty_runs_match_a_set_of_pages(tmp_path_factory, steps):
     mapping.close()
 
 
-def test_page_sets_are_exact_where_their_words_meet(tmp_path):
+def test_page_sets_are_exact_between_words(tmp_path):
     edges = (0, 1, 62, 63, 64, 65, 127, 128, 129, 200)
     mapping = make_mapping(tmp_path / "file", 200 * PAGE_SIZE)
     mapping.attach(object(), _native.Receipt)
@@ -125,7 +125,7 @@ def sequences(receipts):
     return [receipt.sequence for receipt in receipts]
 
 
-def test_store_under_a_flush_goes_to_the_lane(mapping):
+def test_store_under_a_flush_is_queued(mapping):
     assert mapping.write_now(0, b"no") is None  # a hole: not in memory yet
     assert sequences(mapping.write_many([(0, memoryview(b"x"))])) == [1]
     assert mapping.write_now(0, b"resident") is not None
@@ -140,7 +140,7 @@ def test_store_under_a_flush_goes_to_the_lane(mapping):
     assert mapping.write_now(0, b"yes") is not None
 
 
-def test_store_that_would_overtake_the_lane_is_declined(mapping):
+def test_store_that_would_pass_one_is_declined(mapping):
     mapping.populate(0, SIZE, True)
     mapping.set_queued(100, 200)
     assert mapping.write_now(199, b"x") is None
@@ -159,7 +159,7 @@ def inline(mapping, offset, data):
     return None
 
 
-def test_inline_stores_stop_where_the_policy_is_to_be_asked(mapping):
+def test_inline_stores_stop_at_the_policy(mapping):
     mapping.populate(0, SIZE, True)
     mapping.flush_begin(0, SIZE)
     mapping.flush_end([])
@@ -178,7 +178,7 @@ def test_inline_stores_stop_where_the_policy_is_to_be_asked(mapping):
     assert inline(mapping, 2 * PAGE_SIZE, b"x") is not None
 
 
-def test_a_page_that_was_cut_off_is_not_taken_to_be_present(mapping):
+def test_page_cut_off_is_not_present(mapping):
     mapping.populate(0, SIZE, True)
     mapping.truncate(4 * PAGE_SIZE)
     assert mapping.dirty_runs() == [(0, 4 * PAGE_SIZE)]
@@ -187,7 +187,7 @@ def test_a_page_that_was_cut_off_is_not_taken_to_be_present(mapping):
     assert mapping.write_now(0, b"yes") is not None
 
 
-def test_a_read_that_leaves_what_is_locked_does_not_touch_its_pages(mapping, tmp_path):
+def test_read_outside_locked_pages(mapping, tmp_path):
     mapping.populate(0, PAGE_SIZE, True)
     mapping.set_locked([(0, PAGE_SIZE)])
     os.truncate(tmp_path / "file", PAGE_SIZE)
@@ -196,7 +196,7 @@ def test_a_read_that_leaves_what_is_locked_does_not_touch_its_pages(mapping, tmp
     assert mapping.faults == 0
 
 
-def test_slice_spent_after_half_a_millisecond_and_renewed_by_yielding(mapping):
+def test_slice_is_spent_and_renewed(mapping):
     mapping.populate(0, SIZE, True)
     _native.time_slice_renew(_native.time_slice_yield())
     while not _native.time_slice_spent():
@@ -207,7 +207,7 @@ def test_slice_spent_after_half_a_millisecond_and_renewed_by_yielding(mapping):
     assert mapping.read_inline(0, 1) == b"\0"
 
 
-def test_lease_keeps_its_pages_after_close_and_gives_them_back(mapping, tmp_path):
+def test_lease_keeps_pages_after_close(mapping, tmp_path):
     def mapped():
         with open("/proc/self/maps") as maps:
             return sum(str(tmp_path / "file") in line for line in maps)
@@ -227,7 +227,7 @@ def test_lease_keeps_its_pages_after_close_and_gives_them_back(mapping, tmp_path
     assert mapping.leases == []
 
 
-def test_lease_is_dirty_while_it_is_writable(mapping):
+def test_lease_is_dirty_while_writable(mapping):
     lease = mapping.lease(0, PAGE_SIZE, True)
     assert mapping.flush_begin(0, SIZE) == [(0, PAGE_SIZE)]
     mapping.flush_end([])
@@ -238,13 +238,13 @@ def test_lease_is_dirty_while_it_is_writable(mapping):
     assert mapping.dirty_runs() == []
 
 
-def test_read_only_lease_is_not_dirty_and_not_writable(mapping):
+def test_lease_read_only_is_not_dirty(mapping):
     lease = mapping.lease(0, PAGE_SIZE, False)
     assert mapping.dirty_runs() == []
     assert memoryview(lease).readonly
 
 
-def test_a_lease_says_where_it_was_taken_and_lets_go_of_that(mapping):
+def test_lease_says_where_it_was_taken(mapping):
     place = "app.py:12 in main " * 2
     before = sys.getrefcount(place)
     leases = [mapping.lease(0, 4, False, place) for _ in range(100)]
@@ -255,7 +255,7 @@ def test_a_lease_says_where_it_was_taken_and_lets_go_of_that(mapping):
     assert sys.getrefcount(place) == before
 
 
-def test_rebase_keeps_dirty_pages_and_old_leases(mapping):
+def test_rebase_keeps_dirty_pages_and_leases(mapping):
     mapping.write_many([(0, memoryview(b"first")), (3 * PAGE_SIZE, memoryview(b"more"))])
     memory = memoryview(mapping.lease(0, 5, True))
     mapping.rebase(300 * PAGE_SIZE)
@@ -271,7 +271,7 @@ def test_rebase_keeps_dirty_pages_and_old_leases(mapping):
     ]
 
 
-def test_truncate_fences_and_extend_shows_the_file_again(mapping, tmp_path):
+def test_truncate_fences_and_extend_unfences(mapping, tmp_path):
     mapping.write_many([(4 * PAGE_SIZE, memoryview(b"tail"))])
     memory = memoryview(mapping.lease(0, SIZE, True))
     tail = slice(4 * PAGE_SIZE, 4 * PAGE_SIZE + 4)
@@ -286,7 +286,7 @@ def test_truncate_fences_and_extend_shows_the_file_again(mapping, tmp_path):
     assert (tmp_path / "file").read_bytes()[tail] == b"tail"
 
 
-def test_adopt_takes_over_what_others_cut_and_append(mapping, tmp_path):
+def test_adopt_takes_over_cuts_and_appends(mapping, tmp_path):
     memory = memoryview(mapping.lease(0, SIZE, True))
     os.truncate(tmp_path / "file", PAGE_SIZE)
     mapping.adopt(PAGE_SIZE, PAGE_SIZE, True)
@@ -300,7 +300,7 @@ def test_adopt_takes_over_what_others_cut_and_append(mapping, tmp_path):
 
 
 @pytest.mark.parametrize("change", ["truncate", "extend", "adopt", "rebase"])
-def test_each_change_begins_and_ends_a_generation(mapping, change):
+def test_change_begins_and_ends_a_generation(mapping, change):
     before = mapping.generation
     arguments = {"extend": (SIZE, SIZE, SIZE, SIZE), "adopt": (SIZE, SIZE, True)}
     getattr(mapping, change)(*arguments.get(change, (SIZE,)))
@@ -318,7 +318,7 @@ def test_private_stores_never_reach_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("verb", ["read", "populate", "lock", "sync_range", "residency"])
-def test_verbs_of_a_closed_mapping_raise(mapping, verb):
+def test_closed_mapping_raises(mapping, verb):
     mapping.close()
     mapping.close()
     arguments = (0, 1, True) if verb == "populate" else (0, 1)
@@ -327,7 +327,7 @@ def test_verbs_of_a_closed_mapping_raise(mapping, verb):
     assert mapping.read_nowait(0, 1) is None
 
 
-def test_read_into_exports_are_released_on_failure(mapping):
+def test_read_into_releases_on_failure(mapping):
     target = bytearray(10)
     with pytest.raises(OutOfBoundsError):
         mapping.read_into(SIZE, target)
@@ -342,7 +342,7 @@ def test_read_into_exports_are_released_on_failure(mapping):
     data.extend(b"still resizable")
 
 
-def test_residency_agrees_with_the_python_mmap_of_the_same_file(mapping, tmp_path):
+def test_residency_agrees_with_mmap(mapping, tmp_path):
     """All pages touched through another mapping are resident here, as one run."""
     with open(tmp_path / "file", "rb") as file, mmap.mmap(file.fileno(), 0, prot=1) as other:
         assert other[:] == bytes(SIZE)
@@ -351,7 +351,7 @@ def test_residency_agrees_with_the_python_mmap_of_the_same_file(mapping, tmp_pat
     assert runs == [(1, SIZE - 1)]
 
 
-def test_a_staged_store_is_bytes_as_they_are_or_a_pinned_view(mapping):
+def test_staged_store_is_bytes_or_pinned_view(mapping):
     data, buffer = b"never changes", bytearray(b"may change")
     assert mapping.stage(3, data) == (3, data)
     assert mapping.stage(3, data)[1] is data
@@ -376,13 +376,13 @@ def test_a_staged_store_is_bytes_as_they_are_or_a_pinned_view(mapping):
     ],
     ids=["end", "before", "overflow", "text", "no buffer", "strided"],
 )
-def test_a_store_that_has_to_be_looked_at_is_not_staged(mapping, offset, data):
+def test_stage_declines_unstable_buffers(mapping, offset, data):
     assert mapping.stage(offset, data) is None
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="__buffer__ came with Python 3.12")
 @pytest.mark.parametrize("verb", ["write_inline", "write_now", "stage", "read_into_inline"])
-def test_a_buffer_that_closes_the_mapping_is_declined(mapping, verb):
+def test_stage_declines_a_buffer_that_closes(mapping, verb):
     class Closing:
         def __buffer__(self, flags):
             mapping.close()
@@ -391,7 +391,7 @@ def test_a_buffer_that_closes_the_mapping_is_declined(mapping, verb):
     assert getattr(mapping, verb)(0, Closing()) is None
 
 
-def test_nothing_is_staged_for_a_mapping_that_is_being_closed(mapping):
+def test_stage_declines_while_closing(mapping):
     mapping.declining = True
     assert mapping.stage(0, b"x") is None
 

@@ -60,7 +60,7 @@ anyio.run(main)
 
 
 @pytest.mark.parametrize("refusal", [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_refused_nowait_reads_latch_off_and_go_to_a_worker(tmp_path, refusal):
+def test_nowait_refused_goes_to_a_worker(tmp_path, refusal):
     number = PREADV2.get(platform.machine())
     if number is None:
         pytest.skip(f"no system call numbers for {platform.machine()}")
@@ -86,12 +86,12 @@ def test_refused_nowait_reads_latch_off_and_go_to_a_worker(tmp_path, refusal):
         ("Darwin", "23.1.0", False),
     ],
 )
-def test_kernels_that_cannot_be_trusted_with_nowait(system, release, works):
+def test_nowait_on_untrusted_kernels(system, release, works):
     assert nowait_works(SimpleNamespace(sysname=system, release=release)) is works
 
 
 @pytest.mark.anyio
-async def test_tmpfs_reads_are_inline():
+async def test_nowait_on_tmpfs_is_inline():
     import tempfile
 
     import aiommap

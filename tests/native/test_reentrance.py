@@ -25,7 +25,7 @@ def mapping(tmp_path):
     made.close()
 
 
-def test_leases_that_die_while_they_are_listed(mapping):
+def test_leases_that_die_while_listed(mapping):
     """The list has thousands of tuples, so making it collects garbage; there it is leases."""
     for count in range(200, 3000, 200):
         graph = [mapping.lease(0, 10, False) for _ in range(1000 + count)]
@@ -41,7 +41,7 @@ def test_leases_that_die_while_they_are_listed(mapping):
 @pytest.mark.skipif(
     sys.version_info >= (3, 12), reason="since Python 3.12 no native call collects garbage"
 )
-def test_a_page_stored_to_while_a_flush_takes_its_runs_stays_dirty(mapping):
+def test_page_stored_during_flush_stays_dirty(mapping):
     mapping.write_many([(page * PAGE_SIZE, memoryview(b"a")) for page in range(100, PAGES, 2)])
     stored = []
 

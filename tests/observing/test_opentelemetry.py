@@ -66,7 +66,7 @@ def where(span):
 
 
 @asynchronous
-async def test_every_slow_operation_makes_one_span(provider, spans, big):
+async def test_slow_operations_make_one_span(provider, spans, big):
     instrument(provider)
     async with aiommap.open(big, "r+") as f:
         await f.read(0, BIG)
@@ -104,7 +104,7 @@ async def test_inline_verbs_make_none(provider, spans, path):
 
 
 @asynchronous
-async def test_a_durable_write_is_one_span_and_a_clean_flush_no_hop(provider, spans, path):
+async def test_durable_write_is_one_span(provider, spans, path):
     async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
         instrument(provider)
         await f.write(5, b"abc")
@@ -116,7 +116,7 @@ async def test_a_durable_write_is_one_span_and_a_clean_flush_no_hop(provider, sp
 
 
 @asynchronous
-async def test_closing_what_is_dirty_makes_a_flush(provider, spans, path):
+async def test_close_of_dirty_file_makes_a_flush(provider, spans, path):
     f = await aiommap.open(path, "r+")
     await f.write(0, b"x")
     instrument(provider)
@@ -125,7 +125,7 @@ async def test_closing_what_is_dirty_makes_a_flush(provider, spans, path):
 
 
 @asynchronous
-async def test_the_parent_is_what_is_current_in_the_task_that_asked(provider, spans, big):
+async def test_parent_is_that_of_the_asking_task(provider, spans, big):
     instrument(provider)
     tracer = provider.get_tracer("application")
 
@@ -147,7 +147,7 @@ async def test_the_parent_is_what_is_current_in_the_task_that_asked(provider, sp
 
 
 @asynchronous
-async def test_only_what_takes_long_enough_makes_a_span(provider, spans, big):
+async def test_threshold_omits_short_spans(provider, spans, big):
     instrument(provider, threshold=3600)
     async with aiommap.open(big) as f:
         await f.read(0, BIG)
@@ -164,7 +164,7 @@ async def test_only_what_takes_long_enough_makes_a_span(provider, spans, big):
 
 
 @asynchronous
-async def test_a_failure_is_recorded(provider, spans, big, outside):
+async def test_failure_is_recorded(provider, spans, big, outside):
     async with aiommap.open(big, "r+") as f:
         instrument(provider)
         outside(big, PAGE)
@@ -180,7 +180,7 @@ async def test_a_failure_is_recorded(provider, spans, big, outside):
 
 
 @asynchronous
-async def test_a_cancellation_is_no_failure(provider, spans, path):
+async def test_cancellation_is_no_failure(provider, spans, path):
     async with aiommap.open(path, "r+") as f:
         await f.write(0, b"x")
         instrument(provider)
@@ -194,7 +194,7 @@ async def test_a_cancellation_is_no_failure(provider, spans, path):
 
 
 @asynchronous
-async def test_a_path_that_is_not_utf_8_is_escaped(provider, spans, tmp_path):
+async def test_path_not_utf8_is_escaped(provider, spans, tmp_path):
     name = os.fsencode(tmp_path) + b"/\xff"
     instrument(provider)
     async with aiommap.open(os.fsdecode(name), "w+", size=PAGE):
@@ -203,7 +203,7 @@ async def test_a_path_that_is_not_utf_8_is_escaped(provider, spans, tmp_path):
 
 
 @asynchronous
-async def test_an_observer_that_raises_changes_nothing(provider, spans, big, caplog, monkeypatch):
+async def test_observer_that_raises_changes_nothing(provider, spans, big, caplog, monkeypatch):
     def fail(*_args, **_options):
         raise ZeroDivisionError
 
@@ -218,12 +218,12 @@ async def test_an_observer_that_raises_changes_nothing(provider, spans, big, cap
 
 
 @pytest.mark.parametrize("threshold", [-1.0, float("nan"), float("inf")])
-def test_a_threshold_that_cannot_be_meant_is_refused(threshold):
+def test_threshold_without_sense_is_refused(threshold):
     with pytest.raises(ValueError, match="threshold is"):
         instrument(threshold=threshold)
 
 
-def test_without_the_package_the_error_names_the_extra(tmp_path):
+def test_missing_package_names_the_extra(tmp_path):
     (tmp_path / "opentelemetry.py").write_text("raise ImportError")
     done = subprocess.run(
         [sys.executable, "-c", "import aiommap.opentelemetry"],
@@ -235,6 +235,6 @@ def test_without_the_package_the_error_names_the_extra(tmp_path):
     assert 'pip install "aiommap[opentelemetry]"' in done.stderr
 
 
-def test_the_library_alone_loads_no_telemetry():
+def test_library_loads_no_telemetry():
     code = "import sys, aiommap; sys.exit('opentelemetry' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=50)

@@ -78,7 +78,7 @@ def counters(series):
 
 
 @asynchronous
-async def test_a_scrape_shows_the_statistics_of_a_file(path, registry):
+async def test_scrape_shows_statistics(path, registry):
     async with aiommap.open(path, "r+") as f:
         registry.register(FileCollector(f))
         await f.write(0, b"x" * PAGE)
@@ -121,7 +121,7 @@ async def test_a_scrape_shows_the_statistics_of_a_file(path, registry):
 
 
 @asynchronous
-async def test_quantiles_of_a_file_that_never_flushed_are_no_numbers(path, registry):
+async def test_quantiles_before_any_flush(path, registry):
     async with aiommap.open(path) as f:
         registry.register(FileCollector(f))
         (series,) = scrape(registry).values()
@@ -132,7 +132,7 @@ async def test_quantiles_of_a_file_that_never_flushed_are_no_numbers(path, regis
     assert series[("aiommap_oldest_dirty_seconds",)] == 0
 
 
-def test_every_metric_is_described_typed_and_documented(registry):
+def test_metrics_are_described_and_documented(registry):
     registry.register(FileCollector())
     lines = generate_latest(registry).decode().splitlines()
     types = dict(line.split()[2:] for line in lines if line.startswith("# TYPE"))
@@ -140,21 +140,21 @@ def test_every_metric_is_described_typed_and_documented(registry):
     assert all(f"``{name}``" in FileCollector.__doc__ for name in METRICS)
 
 
-def test_registering_asks_no_file_and_takes_each_name_once(registry, monkeypatch):
+def test_register_asks_no_file(registry, monkeypatch):
     monkeypatch.setattr(FileCollector, "collect", None)
     registry.register(FileCollector())
     with pytest.raises(ValueError, match="Duplicated timeseries"):
         registry.register(FileCollector())
 
 
-def test_the_default_registry_takes_it():
+def test_register_at_the_default_registry():
     collector = FileCollector()
     REGISTRY.register(collector)
     REGISTRY.unregister(collector)
 
 
 @asynchronous
-async def test_a_hub_shows_the_files_that_are_open_when_it_is_scraped(path, tmp_path, registry):
+async def test_hub_shows_files_open_at_the_scrape(path, tmp_path, registry):
     async with aiommap.Hub() as hub:
         registry.register(FileCollector(hub))
         assert scrape(registry) == {}
@@ -164,7 +164,7 @@ async def test_a_hub_shows_the_files_that_are_open_when_it_is_scraped(path, tmp_
 
 
 @asynchronous
-async def test_a_single_file_is_shown_until_it_is_closed(path, registry):
+async def test_file_is_shown_until_closed(path, registry):
     async with aiommap.open(path) as f:
         registry.register(FileCollector(f))
         assert list(scrape(registry)) == [(str(path), "0")]
@@ -172,7 +172,7 @@ async def test_a_single_file_is_shown_until_it_is_closed(path, registry):
 
 
 @asynchronous
-async def test_files_lists_what_is_open_in_order(path):
+async def test_files_are_listed_in_order(path):
     async with aiommap.Hub() as hub:
         assert hub.files == ()
         async with hub.open(path) as first, hub.open(path) as second:
@@ -183,14 +183,14 @@ async def test_files_lists_what_is_open_in_order(path):
 
 
 @asynchronous
-async def test_a_file_named_twice_is_shown_once(path, registry):
+async def test_file_named_twice_is_shown_once(path, registry):
     async with aiommap.Hub() as hub, hub.open(path) as f, aiommap.open(path) as other:
         registry.register(FileCollector(hub, f, other, f))
         assert sorted(scrape(registry)) == [(str(path), "0"), (str(path), "1")]
 
 
 @asynchronous
-async def test_series_end_with_the_file_and_begin_again_at_zero(path, registry):
+async def test_series_begin_again_at_zero(path, registry):
     async with aiommap.Hub() as hub:
         registry.register(FileCollector(hub))
         async with hub.open(path) as f:
@@ -204,7 +204,7 @@ async def test_series_end_with_the_file_and_begin_again_at_zero(path, registry):
 
 
 @asynchronous
-async def test_files_at_one_path_keep_their_series_when_another_is_closed(path, registry):
+async def test_series_of_files_at_one_path(path, registry):
     """U1: a sum of both, or a number that moves up, would fall when the first one closes."""
     async with aiommap.Hub() as hub, hub.open(path) as first, hub.open(path) as second:
         registry.register(FileCollector(hub))
@@ -225,7 +225,7 @@ async def test_files_at_one_path_keep_their_series_when_another_is_closed(path, 
 
 
 @asynchronous
-async def test_nothing_is_kept_alive(path, registry):
+async def test_collector_keeps_nothing_alive(path, registry):
     hub = aiommap.Hub()
     f = await hub.open(path)
     single = await aiommap.open(path)
@@ -242,7 +242,7 @@ async def test_nothing_is_kept_alive(path, registry):
 
 
 @asynchronous
-async def test_a_path_that_is_not_utf8_does_not_fail_the_scrape(tmp_path, registry):
+async def test_path_not_utf8_does_not_fail(tmp_path, registry):
     odd = os.fsencode(tmp_path) + b'/\xff\n"\\'
     async with aiommap.open(odd, "x+", size=1) as f:
         registry.register(FileCollector(f))
@@ -256,7 +256,7 @@ def test_other_sources_are_refused(source):
 
 
 @asynchronous
-async def test_scrapes_in_another_thread_see_counters_that_never_fall(tmp_path, path, registry):
+async def test_scrape_in_a_thread_never_falls(tmp_path, path, registry):
     scrapes = []
     enough = threading.Event()
 
@@ -300,7 +300,7 @@ async def test_scrapes_in_another_thread_see_counters_that_never_fall(tmp_path, 
 
 @pytest.mark.slow
 @asynchronous
-async def test_the_server_of_the_client_library_scrapes_while_the_loop_runs(path, registry):
+async def test_scrape_by_the_clients_server(path, registry):
     server, thread = start_http_server(0, addr="127.0.0.1", registry=registry)
     address = f"http://127.0.0.1:{server.server_port}/metrics"
 
@@ -320,12 +320,12 @@ async def test_the_server_of_the_client_library_scrapes_while_the_loop_runs(path
     assert found[str(path), "0"]["aiommap_reads_total", "inline"] == 1
 
 
-def test_the_package_does_not_load_the_client_library():
+def test_package_loads_no_client_library():
     script = "import sys, aiommap; sys.exit('prometheus_client' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_without_the_client_library_the_error_says_what_to_install(monkeypatch):
+def test_missing_client_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     monkeypatch.delitem(sys.modules, "aiommap.prometheus")
     with pytest.raises(ImportError, match=r'pip install "aiommap\[prometheus\]"'):

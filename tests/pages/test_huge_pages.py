@@ -32,7 +32,7 @@ FilePmdMapped:         4 kB
 """
 
 
-def test_only_the_mappings_within_count_and_all_kinds_of_pages_do():
+def test_smaps_counts_mappings_within():
     lines = SMAPS.splitlines()
     found = huge_pages.huge_bytes(lines, 0x7F14B2000000, 0x7F14B4000000)
     assert found == (4096 + 6144 + 8192) * 1024
@@ -53,7 +53,7 @@ def huge_mount(tmp_path, request):
 
 
 @pytest.mark.anyio
-async def test_statistics_say_what_asking_for_huge_pages_obtained(huge_mount):
+async def test_statistics_tell_what_was_obtained(huge_mount):
     path = huge_mount / "file"
     async with aiommap.open(path, "x+", size=16 * MIB, huge_pages=True, sparse=True) as f:
         assert f.statistics().huge_page_bytes == 0
@@ -64,7 +64,7 @@ async def test_statistics_say_what_asking_for_huge_pages_obtained(huge_mount):
 
 
 @pytest.mark.anyio
-async def test_nothing_is_claimed_that_was_not_counted(path):
+async def test_statistics_claim_only_what_was_counted(path):
     async with aiommap.open(path) as f:
         assert f.statistics().huge_page_bytes is None
         assert await f.huge_page_bytes() == 0  # smaller than any huge page
@@ -72,13 +72,13 @@ async def test_nothing_is_claimed_that_was_not_counted(path):
 
 
 @pytest.mark.anyio
-async def test_an_empty_file_has_none(tmp_path):
+async def test_count_of_an_empty_file(tmp_path):
     async with aiommap.open(tmp_path / "empty", "w+", size=0) as f:
         assert await f.huge_page_bytes() == 0
 
 
 @pytest.mark.anyio
-async def test_a_kernel_that_does_not_tell_is_said_so_and_opening_goes_on(path, monkeypatch):
+async def test_count_where_the_kernel_does_not_tell(path, monkeypatch):
     monkeypatch.setattr(huge_pages, "_SMAPS", str(Path("/proc/self/no-smaps")))
     async with aiommap.open(path, huge_pages=True) as f:
         assert f.statistics().huge_page_bytes is None

@@ -61,9 +61,7 @@ async def cut_off_and_grow_again(f):
 
 
 @pytest.mark.parametrize("change", [resize_beyond_the_capacity, cut_off_and_grow_again])
-async def test_a_range_that_is_being_pinned_when_pages_are_mapped_anew_is_pinned_whole(
-    tmp_path, stopped_after_one_piece, change
-):
+async def test_lock_survives_remap_in_progress(tmp_path, stopped_after_one_piece, change):
     stopped, go_on = stopped_after_one_piece
     path = tmp_path / "file"
     async with aiommap.open(path, "w+", size=SIZE) as f:
@@ -80,9 +78,7 @@ async def test_a_range_that_is_being_pinned_when_pages_are_mapped_anew_is_pinned
             go_on.set()
 
 
-async def test_a_range_that_is_cut_off_while_it_is_being_pinned_is_out_of_bounds(
-    tmp_path, stopped_after_one_piece
-):
+async def test_lock_cut_off_half_way(tmp_path, stopped_after_one_piece):
     stopped, go_on = stopped_after_one_piece
     async with aiommap.open(tmp_path / "file", "w+", size=SIZE) as f:
         errors = []
@@ -102,7 +98,7 @@ async def test_a_range_that_is_cut_off_while_it_is_being_pinned_is_out_of_bounds
         assert [error.limit for error in errors] == [PIECE_BYTES]
 
 
-async def test_what_was_pinned_is_pinned_again_in_the_new_mapping(tmp_path):
+async def test_lock_again_in_the_new_mapping(tmp_path):
     path = tmp_path / "file"
     async with aiommap.open(path, "w+", size=SIZE) as f, f.locked(0, SIZE):
         await f.resize(f.capacity + PIECE_BYTES)
@@ -111,7 +107,7 @@ async def test_what_was_pinned_is_pinned_again_in_the_new_mapping(tmp_path):
 
 
 @pytest.mark.parametrize("advice", [Advice.DONT_NEED, Advice.COLD, Advice.PAGE_OUT])
-async def test_advice_that_pinned_pages_refuse_says_so(path, advice):
+async def test_advise_refused_by_pinned_pages(path, advice):
     async with aiommap.open(path, "r+") as f:
         async with f.locked(2 * PAGE, PAGE):
             await f.advise(advice, 0, 2 * PAGE)

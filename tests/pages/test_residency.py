@@ -37,7 +37,7 @@ def test_bytes_and_fraction_count_the_runs():
     assert found.fraction == 0.25
 
 
-def test_an_empty_range_counts_as_resident():
+def test_empty_range_counts_as_resident():
     found = residency([], length=0)
     assert (found.resident_bytes, found.fraction) == (0, 1.0)
     assert found.cells(3) == (1.0, 1.0, 1.0)
@@ -50,55 +50,55 @@ def test_an_empty_range_counts_as_resident():
     width=st.integers(1, UNIVERSE),
     offset=st.sampled_from([0, 1, ODD, LARGEST - UNIVERSE]),
 )
-def test_cells_agree_with_a_count_part_by_part(runs, width, offset):
+def test_cells_agree_with_a_count(runs, width, offset):
     cells = residency(runs, UNIVERSE, offset).cells(width)
     assert cells == shares(runs, UNIVERSE, width)
 
 
 @NO_DEADLINE
 @given(runs=disjoint_windows(7), width=st.integers(8, 40))
-def test_cells_agree_where_there_are_more_of_them_than_bytes(runs, width):
+def test_cells_outnumber_bytes(runs, width):
     assert residency(runs, length=7).cells(width) == shares(runs, 7, width)
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 7, 60])
 @pytest.mark.parametrize("length", [1, 2, 60, ODD])
-def test_nothing_resident_is_a_blank_chart(width, length):
+def test_chart_of_nothing_is_blank(width, length):
     found = residency([], length)
     assert found.chart(width) == " " * width
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 7, 60])
 @pytest.mark.parametrize("length", [1, 2, 60, ODD])
-def test_everything_resident_is_a_full_chart(width, length):
+def test_chart_of_everything_is_full(width, length):
     found = residency([(0, length)], length)
     assert found.fraction == 1.0
     assert found.chart(width) == "█" * width
 
 
-def test_only_an_empty_cell_is_blank_and_only_a_full_one_is_full():
+def test_chart_cells_blank_or_full_exactly():
     one_byte = residency([(0, 1)], length=1 << 20)
     all_but_one = residency([(1, 1 << 20)], length=1 << 20)
     assert one_byte.chart(1) == "▁"
     assert all_but_one.chart(1) == "▇"
 
 
-def test_the_steps_between_rise_with_the_share():
+def test_chart_steps_rise_with_the_share():
     charts = [residency([(0, n)], length=64).chart(1) for n in range(65)]
     assert charts == sorted(charts)
     assert set(charts) == set(" ▁▂▃▄▅▆▇█")
 
 
-def test_a_chart_is_sixty_cells_wide_unless_told():
+def test_chart_is_sixty_cells_wide():
     assert len(residency([(0, 30)], length=60).chart()) == 60
 
 
 @pytest.mark.parametrize("width", [0, -1])
-def test_a_chart_needs_a_cell(width):
+def test_chart_needs_a_cell(width):
     with pytest.raises(ValueError, match=rf"{width} cells: it needs at least 1"):
         residency([], length=60).chart(width)
 
 
-def test_a_residency_cannot_be_changed():
+def test_residency_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError, match="resident"):
         residency([], length=60).resident = 1

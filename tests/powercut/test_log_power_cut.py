@@ -84,7 +84,7 @@ async def recovered_at_random(recording, path, rng, number):
 
 
 @pytest.mark.slow
-async def test_power_cuts_lose_no_acknowledged_record(mount, said, cut_path):
+async def test_log_keeps_acknowledged_records(mount, said, cut_path):
     recording = await record_appenders(mount, said)
     assert (mount.path / NAME).stat().st_size >= 4 * STEP
     outcomes = await recovered_at_worst(recording, cut_path)
@@ -97,7 +97,7 @@ async def test_power_cuts_lose_no_acknowledged_record(mount, said, cut_path):
 
 
 @pytest.mark.slow
-async def test_power_cuts_of_what_power_cuts_left(tmp_path, cut_path):
+async def test_log_survives_cuts_after_cuts(tmp_path, cut_path):
     """In each life the log gets further, and the power may be cut during its recovery, too."""
     rng = random.Random(13)
     left, before = b"", []
@@ -118,9 +118,7 @@ async def test_power_cuts_of_what_power_cuts_left(tmp_path, cut_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("cut_off", [False, True], ids=["torn", "cut-off"])
 @pytest.mark.parametrize("synced", [True, False], ids=["power-cut", "crash"])
-async def test_power_cuts_of_a_log_that_was_torn_before(
-    mount, said, tmp_path, cut_path, synced, cut_off
-):
+async def test_log_survives_cuts_once_torn(mount, said, tmp_path, cut_path, synced, cut_off):
     """What lay behind the end never comes back, and what was recovered is kept (D2).
 
     A crash of the process alone leaves all that it had written, and none of it is certain. It may
@@ -148,7 +146,7 @@ async def torn_log(path):
     return path.read_bytes().replace(data[TORN], bytes(ALIGNED[0])), data[:TORN]
 
 
-async def test_power_cuts_of_a_log_whose_creator_died_at_once(mount, said, cut_path):
+async def test_log_survives_its_creators_death(mount, said, cut_path):
     """The name that the other process gave the file is not certain yet, and has to become so."""
     (mount.path / NAME).touch()
     recording = await record_appenders(mount, said)
@@ -162,9 +160,7 @@ async def test_power_cuts_of_a_log_whose_creator_died_at_once(mount, said, cut_p
         pytest.param(True, "the file is missing", id="directory"),
     ],
 )
-async def test_on_a_disk_that_ignores_syncs_acknowledged_records_are_lost(
-    mount, said, cut_path, of_directory, expected
-):
+async def test_log_on_a_disk_ignoring_syncs_loses(mount, said, cut_path, of_directory, expected):
     """The tests above can fail: without the syncs that the log relies on they would."""
     recording = await record_appenders(mount, said)
     syncs = [record for record in recording.log if isinstance(record, SyncBegin)]
@@ -175,9 +171,7 @@ async def test_on_a_disk_that_ignores_syncs_acknowledged_records_are_lost(
     assert faults(await recover_each(cuts, recording, cut_path)) == [(len(lying), expected)]
 
 
-async def test_a_log_that_does_not_flush_loses_acknowledged_records(
-    mount, said, cut_path, monkeypatch
-):
+async def test_log_without_flushes_loses(mount, said, cut_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(example, "FlushPolicy", SimpleNamespace(always=FlushPolicy.never))
         recording = await record_appenders(mount, said)
@@ -186,7 +180,7 @@ async def test_a_log_that_does_not_flush_loses_acknowledged_records(
 
 
 @pytest.mark.slow
-async def test_a_log_without_checksums_recovers_torn_records(mount, said, cut_path, monkeypatch):
+async def test_log_without_checksums_recovers_torn(mount, said, cut_path, monkeypatch):
     """The cuts do tear records, and nothing but the checksum tells."""
     monkeypatch.setattr(example, "checksum", lambda *covered: 0)
     recording = await record_appenders(mount, said)

@@ -120,9 +120,7 @@ def worst_cuts(log):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
-async def test_power_cuts_at_random_moments_lose_nothing_that_was_called_durable(
-    mount, said, policy
-):
+async def test_cuts_lose_nothing_durable(mount, said, policy):
     log = await record_writers(mount, policy, said)
     assert len(list(promises(log))) >= 2 * (3 + 2) * SLOTS_EACH * GENERATIONS
     assert not await broken_promises(log, worst_cuts(log)), mount.log_path
@@ -132,7 +130,7 @@ async def test_power_cuts_at_random_moments_lose_nothing_that_was_called_durable
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-async def test_new_files_are_in_their_directory_by_the_first_durable_answer(mount, said, policy):
+async def test_cuts_keep_names_of_new_files(mount, said, policy):
     async def create(name, way):
         path = mount.path / name
         async with hub.open(path, "x+", size=SLOT_BYTES, flush=policy) as file:
@@ -151,7 +149,7 @@ async def test_new_files_are_in_their_directory_by_the_first_durable_answer(moun
     ("kind", "name"),
     [pytest.param("fsync", "reserved", id="fsync"), pytest.param("write", "sparse", id="write")],
 )
-async def test_a_failure_amid_writers_breaks_no_promise(mount, said, policy, kind, name):
+async def test_failure_amid_writers_breaks_no_promise(mount, said, policy, kind, name):
     """The device works again at once, but what it failed to take stays lost (I5)."""
     mount.fail(kind, name, nth=9)
     with pytest.raises(ExceptionGroup) as caught:
@@ -172,7 +170,7 @@ async def test_a_failure_amid_writers_breaks_no_promise(mount, said, policy, kin
         pytest.param("fsync", ".", id="fsync-of-the-directory"),
     ],
 )
-async def test_a_failed_flush_is_told_to_all_who_wait_and_latches(mount, policy, kind, name):
+async def test_flush_failure_tells_all_and_latches(mount, policy, kind, name):
     mount.fail(kind, name)
     path, slots = mount.path / "data", range(8)
     size = len(slots) * SLOT_BYTES
@@ -209,7 +207,7 @@ async def expect_all_to_fail(file, slots):
     assert not any(receipt.durable for receipt in receipts)
 
 
-async def test_a_failed_flush_names_also_what_was_being_stored_when_it_failed(mount):
+async def test_flush_failure_names_stores_under_way(mount):
     """Whoever checks the ranges that the error names must not miss what a receipt was given for."""
     far = range(1 << 16, 4 << 20, 1 << 16)  # each page has to be fetched, which takes its time
     receipts = []
@@ -234,7 +232,7 @@ async def test_a_failed_flush_names_also_what_was_being_stored_when_it_failed(mo
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-async def test_closing_makes_everything_durable_as_far_as_the_policy_promises_it(mount, policy):
+async def test_close_makes_durable_by_policy(mount, policy):
     async with aiommap.open(mount.path / "data", "x+", size=SLOT_BYTES, flush=policy) as file:
         receipt = await file.write(0, content(0, 1))
         called_durable = receipt.durable
@@ -246,9 +244,7 @@ async def test_closing_makes_everything_durable_as_far_as_the_policy_promises_it
 
 @pytest.mark.slow
 @pytest.mark.parametrize("of_directory", [False, True], ids=["file", "directory"])
-async def test_on_a_disk_that_ignores_syncs_what_was_called_durable_is_lost(
-    mount, said, of_directory
-):
+async def test_disk_ignoring_syncs_loses_durable(mount, said, of_directory):
     """The tests above can fail: without the syncs that they rely on they would."""
     log = await record_writers(mount, FlushPolicy.manual(), said)
     syncs = [record for record in log if isinstance(record, SyncBegin)]
@@ -258,7 +254,7 @@ async def test_on_a_disk_that_ignores_syncs_what_was_called_durable_is_lost(
     assert {promise.name for _, promise in lost} == {"reserved", "sparse"}
 
 
-async def test_what_is_merely_visible_is_lost(mount, said):
+async def test_visible_only_is_lost(mount, said):
     early = Promise("data", 0, 2)
     async with aiommap.open(mount.path / "data", "x+", size=SLOT_BYTES) as file:
         await (await file.write(0, content(0, 1))).wait_durable()

@@ -30,7 +30,7 @@ def opened(path, flags=os.O_RDWR | os.O_CREAT):
 
 
 @pytest.mark.parametrize("way", ["msync", "fdatasync", "fsync"])
-def test_a_store_through_a_mapping_is_written_by_its_sync_and_not_before(mount, way):
+def test_mapped_store_is_written_by_its_sync(mount, way):
     with opened(mount.path / "file") as file:
         os.ftruncate(file, 4 * PAGE)
         with mmap.mmap(file, 4 * PAGE) as memory:
@@ -50,7 +50,7 @@ def test_a_store_through_a_mapping_is_written_by_its_sync_and_not_before(mount, 
     ]
 
 
-def test_a_write_is_recorded_before_it_returns(mount):
+def test_write_is_recorded_before_it_returns(mount):
     with opened(mount.path / "file") as file:
         os.pwrite(file, b"said", 3)
         assert mount.log()[-1] == Write(file_inode(file), 3, b"said")
@@ -60,7 +60,7 @@ def file_inode(file):
     return os.fstat(file).st_ino
 
 
-def test_the_folder_behaves_like_one(mount):
+def test_folder_behaves_like_one(mount):
     with opened(mount.path / "file") as file:
         os.posix_fallocate(file, 0, 3 * PAGE)
         assert os.fstat(file).st_blocks * 512 == 3 * PAGE
@@ -81,7 +81,7 @@ def test_the_folder_behaves_like_one(mount):
         os.stat(mount.path / "renamed")
 
 
-def test_the_nth_sync_fails_once(mount):
+def test_nth_sync_fails_once(mount):
     mount.fail("fsync", "file", nth=2)
     with opened(mount.path / "file") as file:
         os.fsync(file)
@@ -93,7 +93,7 @@ def test_the_nth_sync_fails_once(mount):
     assert answers == [True, False, True]
 
 
-def test_a_failed_write_back_fails_the_sync_and_leaves_nothing(mount):
+def test_failed_write_back_fails_the_sync(mount):
     with opened(mount.path / "file") as file:
         os.ftruncate(file, PAGE)
         with mmap.mmap(file, PAGE) as memory:
@@ -114,7 +114,7 @@ with mounted(pathlib.Path(sys.argv[1])) as mount:
 """
 
 
-def test_it_is_unmounted_also_when_its_client_is_killed(tmp_path):
+def test_unmounted_when_the_client_is_killed(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", CLIENT_THAT_DIES, tmp_path]
     assert subprocess.run(command, env=environment, timeout=30).returncode == -9

@@ -53,13 +53,13 @@ def outcomes(records):
     return [cut(records, rng.randrange) for _ in range(100)]
 
 
-def test_what_was_synced_is_certain():
+def test_synced_is_certain():
     assert all(disk == {"file": 4 * OLD} for disk in outcomes([]))
     overwritten = [Write(FILE, SECTOR, NEW), *sync(FILE, 1)]
     assert all(disk == {"file": OLD + NEW + 2 * OLD} for disk in outcomes(overwritten))
 
 
-def test_unsynced_writes_are_torn_and_reordered():  # R1
+def test_unsynced_writes_tear_and_reorder():  # R1
     written = [Write(FILE, 0, 2 * NEW), Write(FILE, 3 * SECTOR, NEW)]
     found = {disk["file"] for disk in outcomes(written)}
     choices = [
@@ -73,13 +73,13 @@ def test_unsynced_writes_are_torn_and_reordered():  # R1
     assert cut(written, all_survives) == {"file": 2 * NEW + OLD + NEW}
 
 
-def test_a_sector_is_never_torn():  # R1
+def test_sector_is_never_torn():  # R1
     written = [Write(FILE, 10, b"ab"), Write(FILE, 11, b"c")]
     found = {disk["file"][9:13] for disk in outcomes(written)}
     assert found == {b"oooo", b"oabo", b"oaco"}
 
 
-def test_an_unsynced_size_may_be_lost():  # R2
+def test_unsynced_size_may_be_lost():  # R2
     grown = [Write(FILE, 4 * SECTOR, NEW)]
     assert {len(disk["file"]) for disk in outcomes(grown)} == {4 * SECTOR, 5 * SECTOR}
     assert {disk["file"][4 * SECTOR :] for disk in outcomes(grown)} == {b"", bytes(SECTOR), NEW}
@@ -90,34 +90,34 @@ def test_an_unsynced_size_may_be_lost():  # R2
     }
 
 
-def test_only_a_sync_of_the_directory_keeps_a_name():  # R3
+def test_directory_sync_alone_keeps_a_name():  # R3
     created = [Create("new", 8), Write(8, 0, NEW), *sync(8, 1)]
     assert cut(created, nothing_survives).keys() == {"file"}
     assert cut(created, all_survives)["new"] == NEW
     assert cut([*created, *sync(DIRECTORY, 2)], nothing_survives)["new"] == NEW
 
 
-def test_a_rename_is_whole():  # R3
+def test_rename_is_whole():  # R3
     replaced = [Create("new", 8), Write(8, 0, NEW), *sync(8, 1), Rename("new", "file", 8)]
     found = [disk["file"] for disk in outcomes(replaced)]
     assert set(found) == {4 * OLD, NEW}
     assert cut([*replaced, *sync(DIRECTORY, 2)], nothing_survives) == {"file": NEW}
 
 
-def test_an_unlinked_name_may_come_back():  # R3
+def test_unlinked_name_may_come_back():  # R3
     assert cut([Unlink("file")], nothing_survives) == {"file": 4 * OLD}
     assert cut([Unlink("file"), *sync(DIRECTORY, 1)], nothing_survives) == {}
 
 
 @pytest.mark.parametrize("length", [0, 1, 2])
-def test_a_sync_covers_only_what_came_before_it_and_only_when_answered(length):  # R4
+def test_sync_covers_only_what_came_before(length):  # R4
     begun, answered = sync(FILE, 1)
     meanwhile = [Write(FILE, 0, NEW), begun, Write(FILE, SECTOR, NEW), answered]
     kept = {0: 4 * OLD, 1: 4 * OLD, 2: NEW + 3 * OLD}[length]
     assert cut(meanwhile[: 2 + length], nothing_survives) == {"file": kept}
 
 
-def test_what_a_failed_sync_missed_is_not_saved_by_a_later_one():  # R5
+def test_failed_sync_is_not_made_up_later():  # R5
     failed = [Write(FILE, 0, NEW), *sync(FILE, 1, ok=False), *sync(FILE, 2)]
     assert cut(failed, nothing_survives) == {"file": 4 * OLD}
     assert (
@@ -135,7 +135,7 @@ EFFECTS = st.one_of(
 
 
 @given(st.lists(EFFECTS, max_size=8), st.randoms(use_true_random=False))
-def test_after_a_sync_the_disk_holds_what_the_file_held(effects, rng):
+def test_sync_makes_disk_equal_file(effects, rng):
     content = bytearray(4 * OLD)
     for effect in effects:
         if isinstance(effect, Write):

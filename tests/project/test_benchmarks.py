@@ -14,25 +14,25 @@ README = (ROOT / "README.md").read_text()
 RUN = json.loads((ROOT / "docs" / "benchmarks.json").read_text())
 
 
-def test_the_table_in_the_readme_is_what_the_recorded_run_gives():
+def test_readme_table_is_the_recorded_run():
     assert _table.put_into(README, _table.table(RUN)) == README
 
 
-def test_the_recorded_run_was_of_every_question_in_its_full_size():
+def test_recorded_run_is_complete():
     assert {row["question"] for row in RUN["figures"]} == set(QUESTIONS)
     assert not RUN["smoke"]
 
 
-def test_the_recorded_run_says_what_it_was_measured_on():
+def test_recorded_run_names_its_machine():
     machine = RUN["machine"]
     assert machine.keys() >= {"system", "processor", "cores", "file_system", "python", "date"}
 
 
-def test_a_figure_that_is_missing_is_an_error():
+def test_missing_figure_is_an_error():
     with pytest.raises(KeyError, match="1 tasks: aiommap / bare slice"):
         _table.table(RUN | {"figures": []})
 
 
-def test_every_question_is_a_file_and_every_file_a_question():
+def test_questions_and_files_agree():
     files = {path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").glob("bench_*.py")}
     assert files == set(QUESTIONS)

@@ -103,15 +103,15 @@ def with_true_includes(text):
     return replace(text, C_SOURCES, lines)
 
 
-def test_the_wings_are_all_there_in_order_with_what_they_import():
+def test_wings_are_listed_with_imports():
     assert read() == with_true_wings(read()), "run `python -m tests.project.test_design`"
 
 
-def test_the_modules_of_each_wing_are_all_there():
+def test_modules_of_each_wing_are_listed():
     assert read() == with_true_modules(read()), "run `python -m tests.project.test_design`"
 
 
-def test_the_c_sources_are_all_there_with_what_they_include():
+def test_c_sources_are_listed_with_includes():
     listed = [name for files, _ in rows_of(read(), C_SOURCES) for name in files]
     assert sorted(listed) == sorted(
         str(path.relative_to(PACKAGE / "_csrc")) for path in (PACKAGE / "_csrc").rglob("*.[ch]")
@@ -120,7 +120,7 @@ def test_the_c_sources_are_all_there_with_what_they_include():
 
 
 @pytest.mark.parametrize("head", [WINGS, MODULES, C_SOURCES], ids=["wings", "modules", "c"])
-def test_every_module_has_a_responsibility(head):
+def test_modules_have_a_responsibility(head):
     assert [files for files, duty in rows_of(read(), head) if duty in ("", MISSING)] == []
 
 
@@ -172,7 +172,7 @@ def test_every_invariant_has_a_row():
 
 
 @pytest.mark.parametrize("name", INVARIANTS)
-def test_an_invariant_is_kept_by_modules_and_tested_by_files_that_exist(name):
+def test_invariants_name_files_that_exist(name):
     kept = QUOTED.findall(INVARIANTS[name]["kept"])
     tested = QUOTED.findall(INVARIANTS[name]["tested"])
     sources = [path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".c", ".h")]

@@ -71,11 +71,11 @@ SNIPPETS = [
 ]
 
 
-def test_the_readme_shows_code_that_runs():
+def test_readme_shows_code_that_runs():
     assert [runs for _, _, runs in blocks(ROOT / "README.md")].count(True) >= 1
 
 
-def test_every_block_is_closed_and_found():
+def test_blocks_are_closed_and_found():
     for path in PAGES:
         text = path.read_text(encoding="utf-8")
         fences = len(re.findall(r"^ *```", text, re.MULTILINE))
@@ -111,15 +111,15 @@ def test_relative_links_lead_to_files(path):
 
 @pytest.mark.parametrize("path", TEXTS, ids=name_of)
 @pytest.mark.parametrize("pattern", [MACHINE_PATH, REGISTRY_HOST], ids=["machine", "registry"])
-def test_no_machine_and_no_registry_is_named(path, pattern):
+def test_no_machine_or_registry_is_named(path, pattern):
     assert pattern.findall(path.read_text(encoding="utf-8")) == []
 
 
-def test_the_readme_is_short():
+def test_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 130
 
 
-def test_pages_that_sources_refer_to_exist():
+def test_pages_named_by_sources_exist():
     missing = {
         (name_of(path), found[0])
         for path in SOURCES

@@ -35,12 +35,12 @@ def members():
                 yield pytest.param(cls, member, id=f"{name}.{member}")
 
 
-def test_all_is_a_sorted_tuple_without_repeats():
+def test_all_is_a_sorted_tuple():
     assert isinstance(aiommap.__all__, tuple)
     assert list(aiommap.__all__) == sorted(set(aiommap.__all__), key=kind_and_name)
 
 
-def test_no_public_name_is_missing_from_all():
+def test_all_has_every_public_name():
     bound = {
         name
         for name, value in vars(aiommap).items()
@@ -50,7 +50,7 @@ def test_no_public_name_is_missing_from_all():
     assert bound == set(aiommap.__all__)
 
 
-def test_the_package_only_renames_what_its_modules_define():
+def test_package_only_renames_definitions():
     tree = ast.parse(Path(aiommap.__file__).read_bytes())
     imports = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.level]
     assert all(alias.asname == alias.name for node in imports for alias in node.names)
@@ -58,20 +58,20 @@ def test_the_package_only_renames_what_its_modules_define():
 
 
 @pytest.mark.parametrize("name", {**CLASSES, **FUNCTIONS})
-def test_every_name_says_it_comes_from_the_package(name):
+def test_names_say_they_come_from_the_package(name):
     assert PUBLIC[name].__module__ == "aiommap"
     assert PUBLIC[name].__qualname__ == name
     assert pickle.loads(pickle.dumps(PUBLIC[name])) is PUBLIC[name]
 
 
 @pytest.mark.parametrize("name", {**CLASSES, **FUNCTIONS})
-def test_every_class_and_function_has_a_docstring(name):
+def test_classes_and_functions_have_docstrings(name):
     # Not inspect.getdoc, which would be content with what a base class says.
     assert (PUBLIC[name].__doc__ or "").strip()
 
 
 @pytest.mark.parametrize(("cls", "member"), [*members()])
-def test_every_member_is_documented(cls, member):
+def test_members_are_documented(cls, member):
     """Methods and properties have docstrings; plain attributes stand in the one of the class."""
     value = inspect.getattr_static(cls, member)
     if inspect.isroutine(value) or isinstance(value, property | classmethod | staticmethod):
@@ -81,13 +81,13 @@ def test_every_member_is_documented(cls, member):
 
 
 @pytest.mark.parametrize("name", [n for n, cls in CLASSES.items() if dataclasses.is_dataclass(cls)])
-def test_every_field_of_a_dataclass_is_documented(name):
+def test_dataclass_fields_are_documented(name):
     text = inspect.getdoc(CLASSES[name])
     for field in dataclasses.fields(CLASSES[name]):
         assert f"    {field.name}: " in text
 
 
-def test_the_commands_use_public_names_only():
+def test_commands_use_public_names_only():
     """The commands are examples of the library's use: what they need, a user can have."""
     for source in COMMANDS.glob("*.py"):
         for node in ast.walk(ast.parse(source.read_text())):

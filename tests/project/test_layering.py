@@ -107,7 +107,7 @@ def own_module(name):
     return None
 
 
-def test_every_entry_of_the_package_has_a_floor():
+def test_every_entry_has_a_floor():
     modules = {path.stem for pattern in ("*.py", "*.pyi") for path in PACKAGE.glob(pattern)}
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert sorted(ENTRIES) == sorted(modules | folders)
@@ -125,7 +125,7 @@ def test_no_feature_imports_another(feature):
     assert not entries_imported(feature) & set(FEATURES)
 
 
-def test_no_modules_import_each_other_in_a_circle():
+def test_no_modules_import_in_a_circle():
     imports = {
         path: {own_module(name) for name in imported(path)} - {None, path}
         for path in PACKAGE.rglob("*.py*")
@@ -139,7 +139,7 @@ def test_no_modules_import_each_other_in_a_circle():
 
 
 @pytest.mark.parametrize("module", PURE)
-def test_a_pure_module_touches_neither_loop_nor_file_nor_clock(module):
+def test_pure_modules_touch_nothing_impure(module):
     names = set(imported(PACKAGE / module))
     assert not {name.partition(".")[0] for name in names} & IMPURE
     own = {own_module(name) for name in names} - {None}
@@ -159,5 +159,5 @@ def test_one_wing_enters_threads():
     assert found == {"_runtime"}
 
 
-def test_the_command_line_uses_the_public_package_only():
+def test_command_line_uses_public_names():
     assert entries_imported("_cli") == {"__init__"}

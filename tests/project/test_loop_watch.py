@@ -28,7 +28,7 @@ def pretended(source):
     ["lambda path: os.stat(path)", "lambda path: open(path)", "lambda path: os.open(path, 0)"],
     ids=["stat", "open", "os_open"],
 )
-async def test_a_system_call_of_ours_on_the_loop_is_found(source):
+async def test_own_system_call_on_loop_is_found(source):
     with LoopWatch() as watch:
         made = pretended(source)(HERE)
     if hasattr(made, "close"):
@@ -37,7 +37,7 @@ async def test_a_system_call_of_ours_on_the_loop_is_found(source):
     assert "_pretended.py" in watch.found[0]
 
 
-async def test_a_native_verb_for_workers_is_found(path):
+async def test_worker_verb_on_loop_is_found(path):
     async with aiommap.open(path) as f:
         ours = pretended("lambda mapping: mapping.populate(0, 1, False)")
         with LoopWatch() as watch:

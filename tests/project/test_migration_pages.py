@@ -44,6 +44,6 @@ FILES = [
     ],
     ids=["mmap", "aiofiles", "numpy.memmap"],
 )
-def test_every_call_of_the_other_library_is_named(page, names):
+def test_every_call_of_the_other_is_named(page, names):
     assert names
     assert [name for name in names if name not in words_of(page)] == []

@@ -107,7 +107,7 @@ def structs():
 
 
 @pytest.mark.parametrize("name", WITHOUT_PYTHON)
-def test_the_core_knows_nothing_of_python(name):
+def test_sys_knows_nothing_of_python(name):
     found = includes(name)
     assert not {header for header in found if "Python" in header or header.startswith("py/")}
     assert not PYTHON_CALL.search(code_of(name))
@@ -119,7 +119,7 @@ def test_only_the_guard_jumps():
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_gil_is_given_up_and_taken_back_in_pairs(name):
+def test_gil_is_given_up_in_pairs(name):
     code = code_of(name)
     functions = [found["body"] for found in FUNCTION.finditer(code)]
     rest = FUNCTION.sub("", code)
@@ -129,7 +129,7 @@ def test_the_gil_is_given_up_and_taken_back_in_pairs(name):
         assert not PYTHON_CALL.search(span), f"calls Python without the GIL: {span}"
 
 
-def test_the_patterns_see_what_they_are_meant_to_see():
+def test_patterns_see_the_house_style():
     """The rules above hold for nothing if the patterns stop matching the house style."""
     code = {name: code_of(name) for name in FILES}
     assert all(FUNCTION.search(code[name]) for name in FILES if name.endswith(".c"))
@@ -145,7 +145,7 @@ def test_the_patterns_see_what_they_are_meant_to_see():
 
 
 @pytest.mark.parametrize(("about_all", "fields"), [*structs()])
-def test_every_field_says_who_may_touch_it(about_all, fields):
+def test_fields_say_who_may_touch_them(about_all, fields):
     """Beside the field, or once for all fields above the struct or beside its opening."""
     found = [match.groups() for match in FIELD.finditer(fields)]
     assert found
@@ -154,7 +154,7 @@ def test_every_field_says_who_may_touch_it(about_all, fields):
 
 
 @pytest.mark.parametrize("folder", SOURCE_FOLDERS)
-def test_no_source_file_is_too_long_to_read(folder):
+def test_source_files_are_short_enough(folder):
     paths = [path for path in (ROOT / folder).rglob("*") if path.suffix in SOURCE_SUFFIXES]
     lengths = {
         str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines())
@@ -192,15 +192,15 @@ def harnesses(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("foreign_")])
-def test_the_guard_by_itself(harnesses, tmp_path, case):
+def test_guard_by_itself(harnesses, tmp_path, case):
     done = run(harnesses / CASES[case], case, tmp_path / "file")
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.startswith("foreign_")])
-def test_a_foreign_sigbus_still_kills(harnesses, tmp_path, case):
+def test_foreign_sigbus_still_kills(harnesses, tmp_path, case):
     assert run(harnesses / CASES[case], case, tmp_path / "file").returncode == -signal.SIGBUS
 
 
-def test_a_harness_refuses_a_case_it_does_not_have(harnesses, tmp_path):
+def test_harness_refuses_unknown_cases(harnesses, tmp_path):
     assert run(harnesses / "guard_harness", "unheard_of", tmp_path / "file").returncode == 2

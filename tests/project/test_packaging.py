@@ -16,7 +16,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 OLDEST = re.fullmatch(r">=3\.(\d+)", PROJECT["project"]["requires-python"])[1]
 
 
-def test_the_stable_abi_is_that_of_the_oldest_python():
+def test_stable_abi_is_of_the_oldest_python():
     header = (ROOT / "src" / "aiommap" / "_csrc" / "py" / "mapping.h").read_text(encoding="utf-8")
     assert f"#define Py_LIMITED_API 0x03{int(OLDEST):02X}0000\n" in header
     wheels = PROJECT["tool"]["cibuildwheel"]
@@ -25,7 +25,7 @@ def test_the_stable_abi_is_that_of_the_oldest_python():
     assert f"--py-limited-api=cp3{OLDEST} " in (ROOT / ".ci" / "build").read_text(encoding="utf-8")
 
 
-def test_the_oldest_python_is_what_tools_and_classifiers_say():
+def test_oldest_python_agrees_everywhere():
     assert PROJECT["tool"]["ruff"]["target-version"] == f"py3{OLDEST}"
     assert PROJECT["tool"]["pyright"]["pythonVersion"] == f"3.{OLDEST}"
     named = [text for text in PROJECT["project"]["classifiers"] if " :: 3." in text]
@@ -35,11 +35,11 @@ def test_the_oldest_python_is_what_tools_and_classifiers_say():
 @pytest.mark.skipif(
     bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="no stable ABI without a GIL"
 )
-def test_the_native_module_is_one_for_all_versions():
+def test_native_module_is_one_for_all():
     assert _native.__file__.endswith(".abi3.so")
 
 
-def test_no_wheel_is_declared_for_free_threaded_python():
+def test_free_threaded_wheels_are_not_declared():
     assert not [text for text in PROJECT["project"]["classifiers"] if "Free Threading" in text]
     sources = (ROOT / "src" / "aiommap" / "_csrc").rglob("*.c")
     assert not [path for path in sources if "Py_mod_gil" in path.read_text(encoding="utf-8")]
@@ -54,7 +54,7 @@ def brought(requirements):
     return names
 
 
-def test_readme_lists_the_extras_and_what_they_bring():
+def test_readme_lists_the_extras():
     extras = PROJECT["project"]["optional-dependencies"]
     table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Extras\n")[2]
     rows = re.findall(r"^\| `(\w+)` \| .+ \| (.+) \|$", table.partition("\n## ")[0], re.MULTILINE)

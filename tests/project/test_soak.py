@@ -23,7 +23,7 @@ def soak(*arguments, seconds=3.0):
     )
 
 
-def test_everything_at_once_loses_and_leaks_nothing(tmp_path):
+def test_soak_loses_and_leaks_nothing(tmp_path):
     done = soak("--seed", "11", "--folder", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
@@ -50,7 +50,7 @@ BROKEN = {
 }
 
 
-def test_what_is_broken_on_purpose_is_found():
+def test_soak_finds_each_sabotage():
     """A soak whose oracles cannot fail proves nothing."""
     done = soak("--loop", "asyncio", *(f"--sabotage={name}" for name in BROKEN), seconds=2.0)
     assert done.returncode == 1, done.stdout + done.stderr
@@ -60,7 +60,7 @@ def test_what_is_broken_on_purpose_is_found():
     assert not missed, done.stdout
 
 
-def test_every_way_to_break_it_is_tried():
+def test_soak_tries_every_sabotage():
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "soak", "--help"], cwd=ROOT, capture_output=True
     )

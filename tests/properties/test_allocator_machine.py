@@ -209,7 +209,7 @@ class AllocatorMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
-def test_allocator_agrees_with_one_owner_per_byte():
+def test_allocator_agrees_with_owner_per_byte():
     run_state_machine_as_test(
         AllocatorMachine,
         settings=settings(

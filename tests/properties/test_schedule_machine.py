@@ -142,7 +142,7 @@ TestSchedule.settings = TestLedger.settings = settings(
 )
 
 
-def test_cancelled_timers_do_not_pile_up_behind_one_that_lives():
+def test_cancelled_timers_do_not_pile_up():
     schedule = FlushQueue(1)
     schedule.at(0, "rests")
     for deadline in range(10_000):

@@ -168,5 +168,5 @@ BACKENDS = {
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(steps=STEPS, buffer=st.sampled_from([1, 2, 64]))
-def test_what_is_told_is_what_stat_says(backend, steps, buffer):
+def test_changes_agree_with_stat(backend, steps, buffer):
     anyio.run(lambda: play(steps, buffer=buffer), **backend)

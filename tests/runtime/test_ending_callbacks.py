@@ -74,7 +74,7 @@ WHAT = {
 @pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("what", WHAT)
-def test_what_ends_a_program_leaves_the_loop(path, loop, where, what):
+def test_exit_in_a_callback_leaves_the_loop(path, loop, where, what):
     command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(path), *loop, what, where]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.stdout.strip() == WHAT[what], ended.stderr

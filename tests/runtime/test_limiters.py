@@ -122,7 +122,7 @@ async def finish(group, verb):
 
 
 @pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
-async def test_a_verb_finishes_while_the_application_keeps_all_its_threads(path, verb):
+async def test_verb_while_all_threads_are_taken(path, verb):
     f = await aiommap.open(path, "r+")
     async with anyio.create_task_group() as group, busy_application():
         await finish(group, lambda: verb(f, path))
@@ -137,7 +137,7 @@ async def whole_life(path):
     await f.aclose()
 
 
-async def test_a_whole_life_of_a_file_needs_no_thread_of_the_application(path):
+async def test_file_life_while_threads_are_taken(path):
     async with anyio.create_task_group() as group, busy_application():
         await finish(group, lambda: whole_life(path))
 
@@ -151,7 +151,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("busy", KINDS)
-async def test_our_own_kinds_of_work_do_not_starve_one_another(path, busy):
+async def test_own_kinds_of_work_do_not_starve(path, busy):
     """W1: all the threads of one kind are taken, and every other kind goes on."""
     async with aiommap.open(path, "r+") as f, anyio.create_task_group() as group:
         with held(f._core.workers, getattr(f._core.workers, busy)):
@@ -160,7 +160,7 @@ async def test_our_own_kinds_of_work_do_not_starve_one_another(path, busy):
                     await finish(group, lambda verb=verb: verb(f))
 
 
-async def test_all_waiters_of_a_batch_that_are_cancelled_at_work_wait_it_out():
+async def test_batch_cancelled_by_all_is_waited_out():
     begun = []
     queue = BatchQueue(Workers(), lambda items, done: begun.append((items, done)))
     ended = []

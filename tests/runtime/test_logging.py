@@ -19,7 +19,7 @@ def said(caplog):
     return [(record.name, record.levelname, record.getMessage()) for record in caplog.records]
 
 
-async def test_a_failed_flush_is_logged_once(path, caplog):
+async def test_failed_flush_is_logged_once(path, caplog):
     f = await aiommap.open(path, "r+")
     await f.write(0, b"x")
     path.unlink()
@@ -35,7 +35,7 @@ async def test_a_failed_flush_is_logged_once(path, caplog):
     assert caught.value.reason in message
 
 
-async def test_a_failure_that_nobody_waits_for_is_logged(path, caplog):
+async def test_failure_nobody_waits_for_is_logged(path, caplog):
     policy = aiommap.FlushPolicy.every_writes(1)
     f = await aiommap.open(path, "r+", flush=policy)
     failed = anyio.Event()
@@ -48,7 +48,7 @@ async def test_a_failure_that_nobody_waits_for_is_logged(path, caplog):
         await f.aclose()
 
 
-async def test_a_callback_that_raises_is_logged_with_its_traceback(path, caplog):
+async def test_callback_that_raises_is_logged(path, caplog):
     def fail(error):
         raise ZeroDivisionError
 
@@ -66,7 +66,7 @@ async def test_a_callback_that_raises_is_logged_with_its_traceback(path, caplog)
     assert record.exc_info[0] is ZeroDivisionError
 
 
-async def test_opening_and_closing_are_logged_for_who_looks_closely(path, caplog):
+async def test_open_and_close_are_logged_at_debug(path, caplog):
     caplog.set_level(logging.DEBUG, "aiommap")
     async with aiommap.open(path):
         pass
@@ -77,7 +77,7 @@ async def test_opening_and_closing_are_logged_for_who_looks_closely(path, caplog
 
 
 @pytest.mark.slow
-def test_nothing_is_printed_where_logging_is_not_configured(path):
+def test_unconfigured_logging_prints_nothing(path):
     code = """
 import anyio, os, sys, aiommap
 

@@ -60,13 +60,13 @@ def run(script, *arguments):
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("turns", ["0", "0.001"])
 @pytest.mark.parametrize("name", TEARDOWN)
-def test_a_loop_that_ends_with_verbs_under_way_ends(path, name, turns, loop):
+def test_loop_ends_with_verbs_under_way(path, name, turns, loop):
     script = TEARDOWN_SCRIPT.format(tasks=TEARDOWN[name], turns=turns)
     assert run(script, path, loop) == ["ended"]
 
 
 @pytest.mark.slow
-def test_closing_that_the_end_of_the_loop_overtakes_still_flushes(path):
+def test_loop_end_during_close_still_flushes(path):
     """A task that is cancelled by ``asyncio.run`` waits for the close, and that for the flush."""
     script = """
 async def main():
@@ -95,7 +95,7 @@ USES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
-def test_use_in_a_second_loop_is_refused(path, use):
+def test_second_loop_is_refused(path, use):
     script = f"""
 async def first():
     global f, hub
@@ -143,7 +143,7 @@ async def first():
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("use", WARM_USES.values(), ids=WARM_USES)
-def test_what_hops_nowhere_is_refused_in_another_threads_loop_too(path, use, loop):
+def test_second_loop_refused_in_other_thread(path, use, loop):
     """Or a write would be stored, and the timer of its flush would go to a loop that ends."""
     script = f"""
 async def elsewhere():
@@ -160,7 +160,7 @@ run(first())
     assert run(ELSEWHERE + script, path, loop) == ["refused", "A", "True"]
 
 
-def test_what_is_closed_says_so_in_another_threads_loop(path):
+def test_closed_objects_say_so_in_any_loop(path):
     script = """
 import anyio
 async def elsewhere():
@@ -180,7 +180,7 @@ run(closed())
     assert run(script, path, "asyncio") == ["closed"]
 
 
-def test_a_loop_that_goes_on_in_another_thread_takes_its_files_along(path):
+def test_loop_moved_to_a_thread_keeps_files(path):
     script = """
 import threading
 loop = asyncio.new_event_loop()
@@ -206,7 +206,7 @@ loop.close()
     assert run(script, path, "asyncio") == ["True"]
 
 
-def test_the_write_that_sets_a_timer_is_refused_in_a_second_loop(path):
+def test_second_loop_cannot_set_a_timer(path):
     script = """
 async def first():
     global f
@@ -227,7 +227,7 @@ run(second())
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_an_open_that_the_end_of_the_loop_cancels_is_undone(path, loop):
+def test_loop_end_undoes_a_cancelled_open(path, loop):
     script = """
 import os
 async def make(hub, made):
@@ -247,7 +247,7 @@ print(any(map(os.path.exists, names)))
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop", "trio"])
-def test_flushes_that_are_due_at_the_end_of_the_loop_leave_no_task_behind(path, loop):
+def test_loop_end_leaves_no_due_flush_task(path, loop):
     """More files than may be flushed at once, so that the later turns begin during the end."""
     script = """
 from aiommap._flush.flusher import Flusher
@@ -273,7 +273,7 @@ print(len(_background), all(receipt.durable for receipt in receipts))
     assert run(script, path, loop) == ["0", "True"]
 
 
-def test_a_write_that_waits_for_its_flush_is_not_overtaken_by_closing(path):
+def test_close_does_not_pass_a_durable_write(path):
     """The policy becomes ``always`` while the write waits for a worker."""
     script = """
 async def main():
@@ -299,7 +299,7 @@ UNDER_WAY = {
 
 
 @pytest.mark.parametrize("verb", UNDER_WAY.values(), ids=UNDER_WAY)
-def test_a_verb_whose_loop_is_gone_can_be_collected(path, verb):
+def test_verb_of_a_gone_loop_is_collected(path, verb):
     """Nothing can be awaited then, not even what has begun."""
     script = f"""
 import gc, os, threading

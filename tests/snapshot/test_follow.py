@@ -34,7 +34,7 @@ pytestmark = pytest.mark.anyio
 # The first file.
 
 
-async def test_the_file_at_the_path_is_served_first(path):
+async def test_follow_serves_the_first_file(path):
     async with aiommap.follow(path) as live:
         assert isinstance(live.current, Snapshot)
         assert live.current is live.current
@@ -48,7 +48,7 @@ async def test_the_file_at_the_path_is_served_first(path):
     await live.aclose()
 
 
-async def test_awaiting_it_leaves_closing_to_the_caller(path):
+async def test_follow_awaited_is_closed_by_caller(path):
     live = await aiommap.follow(str(path))
     replace(path, b"good 1")
     await until_serves(live, b"good 1")
@@ -57,13 +57,13 @@ async def test_awaiting_it_leaves_closing_to_the_caller(path):
     assert mappings(path) == 0
 
 
-async def test_a_path_that_is_missing_at_the_start_is_an_error(tmp_path):
+async def test_follow_missing_path_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="No such file") as caught:
         await aiommap.follow(tmp_path / "missing")
     assert caught.value.filename == str(tmp_path / "missing")
 
 
-async def test_a_path_can_be_waited_for_before_it_is_followed(tmp_path):
+async def test_follow_after_waiting_for_the_path(tmp_path):
     missing = tmp_path / "missing"
     async with aiommap.Hub() as hub:
         async with hub.watch(missing) as changes:
@@ -75,7 +75,7 @@ async def test_a_path_can_be_waited_for_before_it_is_followed(tmp_path):
             assert await content(live.current) == b"good 0"
 
 
-async def test_a_directory_is_refused(tmp_path):
+async def test_follow_directory_is_refused(tmp_path):
     with pytest.raises(aiommap.UnsupportedError, match="it is a directory"):
         await aiommap.follow(tmp_path)
 
@@ -93,7 +93,7 @@ async def returns_false(_):
     ],
     ids=["raises", "false", "sync"],
 )
-async def test_a_first_file_that_is_bad_is_an_error(path, validate, kind, match):
+async def test_follow_bad_first_file_is_an_error(path, validate, kind, match):
     path.write_bytes(b"bad")
     with pytest.raises(kind, match=match):
         await aiommap.follow(path, validate=validate)
@@ -101,7 +101,7 @@ async def test_a_first_file_that_is_bad_is_an_error(path, validate, kind, match)
 
 
 @pytest.mark.parametrize("option", ["validate", "on_error"])
-async def test_what_cannot_be_called_is_refused(path, option):
+async def test_follow_refuses_no_function(path, option):
     with pytest.raises(TypeError, match="pass a function of one argument"):
         aiommap.follow(path, **{option: "x"})
 
@@ -111,7 +111,7 @@ async def test_what_cannot_be_called_is_refused(path, option):
 
 @pytest.mark.parametrize("how", REPLACEMENTS)
 @pytest.mark.parametrize("prewarm", [True, False], ids=["prewarm", "cold"])
-async def test_a_replacement_is_served_and_the_old_one_let_go(path, how, prewarm):
+async def test_replacement_is_served(path, how, prewarm):
     async with aiommap.follow(path, prewarm=prewarm) as live:
         for number in range(1, 4):
             how(path, b"good %d" % number)
@@ -119,7 +119,7 @@ async def test_a_replacement_is_served_and_the_old_one_let_go(path, how, prewarm
         assert live.generation >= 4
 
 
-async def test_a_kubernetes_volume_is_followed(tmp_path):
+async def test_kubernetes_volume_is_followed(tmp_path):
     """Its files are links through ``..data``, a link to a folder that is replaced as a whole."""
 
     def mount(number):
@@ -140,7 +140,7 @@ async def test_a_kubernetes_volume_is_followed(tmp_path):
             await until_serves(live, b"good %d" % number)
 
 
-async def test_a_new_file_is_resident_before_it_is_served(tmp_path):
+async def test_new_file_is_resident_when_served(tmp_path):
     path = tmp_path / "large"
     path.write_bytes(b"0" * 16 * PAGE)
 
@@ -160,7 +160,7 @@ async def test_a_new_file_is_resident_before_it_is_served(tmp_path):
                 break
 
 
-async def test_the_same_file_moved_away_and_back_is_no_new_generation(path, errors):
+async def test_same_file_moved_back_is_no_news(path, errors):
     async with aiommap.follow(path, on_error=errors) as live:
         first = live.current
         path.rename(path.with_name("away"))
@@ -176,7 +176,7 @@ async def test_the_same_file_moved_away_and_back_is_no_new_generation(path, erro
 # Iterating.
 
 
-async def test_iterating_yields_the_current_one_and_each_that_follows(path):
+async def test_iterate_current_and_each_that_follows(path):
     served = []
     async with aiommap.follow(path) as live:
         with anyio.fail_after(20):
@@ -188,7 +188,7 @@ async def test_iterating_yields_the_current_one_and_each_that_follows(path):
     assert served == [b"good %d" % number for number in range(4)]
 
 
-async def test_a_slow_iteration_gets_the_newest_and_says_what_it_skipped(path):
+async def test_iterate_slowly_skips_to_the_newest(path):
     async with aiommap.follow(path) as live:
         generations = aiter(live)
         assert await content(await anext(generations)) == b"good 0"
@@ -204,7 +204,7 @@ async def test_a_slow_iteration_gets_the_newest_and_says_what_it_skipped(path):
 
 
 @pytest.mark.parametrize("end", ["live", "hub"])
-async def test_iterations_end_with_following(path, end):
+async def test_iterate_ends_with_following(path, end):
     begun = anyio.Event()
     ended = []
 
@@ -228,7 +228,7 @@ async def test_iterations_end_with_following(path, end):
     await live.aclose()
 
 
-async def test_cancelling_an_iteration_leaves_the_others(path):
+async def test_iterate_cancelled_leaves_others(path):
     async with aiommap.follow(path) as live:
         generations = aiter(live)
         await anext(generations)
@@ -242,7 +242,7 @@ async def test_cancelling_an_iteration_leaves_the_others(path):
 # Ends.
 
 
-async def test_leaving_cancels_a_trial(path):
+async def test_leave_cancels_a_trial(path):
     gate = Gate()
     async with aiommap.follow(path, validate=gate) as live:
         replace(path, b"good 1")
@@ -252,7 +252,7 @@ async def test_leaving_cancels_a_trial(path):
     assert mappings(path) == 0
 
 
-async def test_a_hub_that_is_left_during_a_trial_ends_it(path, errors):
+async def test_leave_hub_during_a_trial(path, errors):
     gate = Gate()
     async with aiommap.Hub() as hub:
         live = await aiommap.follow(path, hub=hub, validate=gate, on_error=errors)
@@ -264,7 +264,7 @@ async def test_a_hub_that_is_left_during_a_trial_ends_it(path, errors):
     assert mappings(path) == 0
 
 
-async def test_a_cancelled_start_leaves_nothing(path):
+async def test_start_cancelled_leaves_nothing(path):
     async def never(_):
         await anyio.sleep_forever()
 
@@ -276,7 +276,7 @@ async def test_a_cancelled_start_leaves_nothing(path):
     await until_mapped(path, 0)
 
 
-async def test_a_start_that_is_cancelled_while_watching_begins_ends(path, anyio_backend):
+async def test_start_cancelled_while_watching_begins(path, anyio_backend):
     """By asyncio's own cancel, which comes once, while a scope cancels every wait in it."""
     if anyio_backend[0] == "trio":
         pytest.skip("trio has no cancellation without a scope that was cancelled")
@@ -293,7 +293,7 @@ async def test_a_start_that_is_cancelled_while_watching_begins_ends(path, anyio_
 
 
 @pytest.mark.parametrize("used", [False, True], ids=["fresh", "used"])
-async def test_a_closed_hub_follows_nothing(path, used):
+async def test_closed_hub_follows_nothing(path, used):
     async with aiommap.Hub() as hub:
         if used:
             async with aiommap.follow(path, hub=hub):
@@ -302,7 +302,7 @@ async def test_a_closed_hub_follows_nothing(path, used):
         await aiommap.follow(path, hub=hub)
 
 
-async def test_a_hub_serves_many_followed_paths_and_outlives_them(tmp_path):
+async def test_hub_outlives_many_followed_paths(tmp_path):
     paths = [tmp_path / f"followed-{number}" for number in range(20)]
     for path in paths:
         path.write_bytes(b"good 0")
@@ -318,7 +318,7 @@ async def test_a_hub_serves_many_followed_paths_and_outlives_them(tmp_path):
             assert f.size == len(paths[0].name)
 
 
-async def test_a_live_snapshot_that_is_closed_is_no_garbage_of_cycles(path):
+async def test_closed_live_snapshot_makes_no_cycles(path):
     async with aiommap.follow(path) as live:
         reference = weakref.ref(live.current)
     gc.collect()
@@ -326,7 +326,7 @@ async def test_a_live_snapshot_that_is_closed_is_no_garbage_of_cycles(path):
 
 
 @pytest.mark.slow
-async def test_following_again_and_again_leaks_no_thread_and_no_descriptor(path):
+async def test_follow_repeatedly_leaks_nothing(path):
     async def once():
         async with aiommap.follow(path) as live:
             replace(path, b"good 1")
@@ -347,7 +347,7 @@ async def test_following_again_and_again_leaks_no_thread_and_no_descriptor(path)
     assert threading.active_count() <= threads + 2
 
 
-async def test_a_followed_path_left_open_at_the_end_of_the_loop_is_harmless(path):
+async def test_follow_left_open_at_loop_end(path):
     def run():
         async def main():
             live = await aiommap.follow(path)

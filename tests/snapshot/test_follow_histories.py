@@ -64,7 +64,7 @@ def end_with_good(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
-async def test_only_good_files_are_ever_served_and_the_last_one_in_the_end(path, seed):
+async def test_history_serves_only_good_files(path, seed):
     draw = random.Random(seed)
     async with aiommap.follow(path, validate=check_good, on_error=lambda _: None) as live:
         for number in range(1, 100):
@@ -76,7 +76,7 @@ async def test_only_good_files_are_ever_served_and_the_last_one_in_the_end(path,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
-async def test_the_last_state_of_files_changed_in_place_is_served_in_the_end(path, seed):
+async def test_history_in_place_serves_the_last(path, seed):
     draw = random.Random(seed)
     async with aiommap.follow(path, validate=check_good, on_error=lambda _: None) as live:
         for number in range(1, 100):

@@ -33,9 +33,7 @@ def no_collector():
     gc.enable()
 
 
-async def test_an_old_generation_is_open_while_it_is_referred_to_and_then_unmapped(
-    path, no_collector
-):
+async def test_old_generation_lives_while_referred_to(path, no_collector):
     async with aiommap.follow(path) as live:
         old = live.current
         replace(path, b"good 1")
@@ -50,7 +48,7 @@ async def test_an_old_generation_is_open_while_it_is_referred_to_and_then_unmapp
 
 
 @pytest.mark.parametrize("keep", ["method", "view", "view-of-view", "hold", "block", "coroutine"])
-async def test_whatever_reads_keeps_the_generation_open(path, keep):
+async def test_readers_keep_the_generation_open(path, keep):
     async with aiommap.follow(path) as live, contextlib.AsyncExitStack() as stack:
         snapshot = live.current
         if keep == "method":
@@ -80,7 +78,7 @@ async def test_whatever_reads_keeps_the_generation_open(path, keep):
         await until_mapped(path, 1)
 
 
-async def test_memory_of_a_view_outlives_its_generation(path):
+async def test_view_memory_outlives_its_generation(path):
     async with aiommap.follow(path) as live:
         memory = live.current.view().memory
         replace(path, b"good 1")
@@ -88,7 +86,7 @@ async def test_memory_of_a_view_outlives_its_generation(path):
     assert memory == b"good 0"
 
 
-async def test_a_released_view_keeps_nothing(path):
+async def test_released_view_keeps_nothing(path):
     async with aiommap.follow(path) as live:
         view = live.current.view()
         replace(path, b"good 1")
@@ -98,7 +96,7 @@ async def test_a_released_view_keeps_nothing(path):
         await until_mapped(path, 1)
 
 
-async def test_a_generation_that_ends_in_another_thread_is_closed(path):
+async def test_generation_ends_in_another_thread(path):
     async with aiommap.follow(path) as live:
         kept = [live.current]
         replace(path, b"good 1")
@@ -108,7 +106,7 @@ async def test_a_generation_that_ends_in_another_thread_is_closed(path):
 
 
 @pytest.mark.parametrize("live_one", [False, True], ids=["old", "live"])
-async def test_a_lost_page_of_an_old_generation_does_not_fail_closing(path, caplog, live_one):
+async def test_lost_page_of_old_generation_on_close(path, caplog, live_one):
     kept = path.with_name("kept")
     path.write_bytes(bytes(4 * PAGE))
     async with contextlib.AsyncExitStack() as stack:
@@ -135,7 +133,7 @@ async def test_a_lost_page_of_an_old_generation_does_not_fail_closing(path, capl
         assert newest.closed
 
 
-async def test_closing_the_current_one_by_hand_disturbs_nobody(path):
+async def test_current_closed_by_hand_disturbs_nobody(path):
     async with aiommap.follow(path) as live:
         await live.current.aclose()
         async with live.current as snapshot:
@@ -143,7 +141,7 @@ async def test_closing_the_current_one_by_hand_disturbs_nobody(path):
         assert await content(live.current) == b"good 0"
 
 
-async def test_leaving_waits_for_holds_and_closes_what_is_only_referred_to(path):
+async def test_leave_waits_for_holds(path):
     left = anyio.Event()
 
     async def leave(live):
@@ -174,7 +172,7 @@ async def test_leaving_waits_for_holds_and_closes_what_is_only_referred_to(path)
         await content(old)
 
 
-async def test_leaving_while_cancelled_does_not_wait_and_disturbs_no_hold(path):
+async def test_leave_cancelled_disturbs_no_hold(path):
     live = await aiommap.follow(path)
     old = live.current
     with old.hold():
@@ -189,7 +187,7 @@ async def test_leaving_while_cancelled_does_not_wait_and_disturbs_no_hold(path):
 
 
 @pytest.mark.slow
-async def test_a_swap_under_a_thousand_readers_loses_no_read(path):
+async def test_swap_under_a_thousand_readers(path):
     """Every read finds one whole generation, and generations never go back for a reader."""
     length = 8 * PAGE
     replace(path, b"\0" * length)

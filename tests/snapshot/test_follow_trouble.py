@@ -34,7 +34,7 @@ pytestmark = pytest.mark.anyio
 # Bad files.
 
 
-async def test_a_bad_file_is_reported_and_the_old_one_serves_on(path, errors):
+async def test_bad_file_is_reported_old_one_serves(path, errors):
     async with aiommap.follow(path, validate=check_good, on_error=errors) as live:
         first = live.current
         replace(path, b"bad")
@@ -48,7 +48,7 @@ async def test_a_bad_file_is_reported_and_the_old_one_serves_on(path, errors):
         assert live.generation == 2
 
 
-async def test_a_validation_that_returns_false_refuses(path, errors):
+async def test_validation_false_refuses(path, errors):
     async def is_good(snapshot):
         return (await content(snapshot)).startswith(b"good")
 
@@ -59,7 +59,7 @@ async def test_a_validation_that_returns_false_refuses(path, errors):
         await until_serves(live, b"good 1")
 
 
-async def test_a_validation_that_ends_by_a_stray_cancellation_refuses(path, errors, anyio_backend):
+async def test_validation_cancelled_refuses(path, errors, anyio_backend):
     """As asyncio raises where somebody waits for a future that somebody else has cancelled."""
     if anyio_backend[0] == "trio":
         pytest.skip("trio has no cancellation without a scope that was cancelled")
@@ -78,7 +78,7 @@ async def test_a_validation_that_ends_by_a_stray_cancellation_refuses(path, erro
         await until_serves(live, b"good 1")
 
 
-async def test_an_empty_file_is_tried_like_any_other(path, errors):
+async def test_empty_file_is_tried(path, errors):
     tried = []
 
     async def validate(snapshot):
@@ -122,9 +122,7 @@ def loop(path):
     ],
     ids=["unlinked", "folder", "pipe", "dangling-link", "loop"],
 )
-async def test_what_cannot_be_opened_is_reported_and_a_good_file_recovers(
-    path, errors, spoil, kind
-):
+async def test_unopenable_file_is_reported(path, errors, spoil, kind):
     async with aiommap.follow(path, on_error=errors) as live:
         spoil(path)
         await errors.wait(kind)
@@ -135,7 +133,7 @@ async def test_what_cannot_be_opened_is_reported_and_a_good_file_recovers(
         await until_serves(live, b"good 1")
 
 
-async def test_a_file_truncated_while_it_is_validated_is_refused(path, errors):
+async def test_truncated_during_validation(path, errors):
     gate = Gate()
     async with aiommap.follow(path, validate=gate, on_error=errors, prewarm=False) as live:
         replace(path, b"good 1" + bytes(PAGE))
@@ -147,7 +145,7 @@ async def test_a_file_truncated_while_it_is_validated_is_refused(path, errors):
         assert live.generation == 2
 
 
-async def test_a_file_truncated_by_the_end_of_its_validation_is_refused(path):
+async def test_truncated_at_end_of_validation(path):
     """Sooner than the watcher can tell of it."""
 
     async def validate(snapshot):
@@ -160,7 +158,7 @@ async def test_a_file_truncated_by_the_end_of_its_validation_is_refused(path):
         assert live.generation == 2
 
 
-async def test_an_error_is_logged_by_default(path, caplog):
+async def test_error_is_logged_by_default(path, caplog):
     async with aiommap.follow(path, validate=check_good) as live:
         replace(path, b"bad")
 
@@ -196,7 +194,7 @@ async def test_on_error_may_be_async_and_may_fail(path, caplog):
 # Changes in place.
 
 
-async def test_a_change_in_place_is_reported_as_one_and_tried_anew(path, errors):
+async def test_change_in_place_is_tried_again(path, errors):
     os.utime(path, ns=(0, 0))
     async with aiommap.follow(path, validate=check_good, on_error=errors) as live:
         first = live.current
@@ -211,7 +209,7 @@ async def test_a_change_in_place_is_reported_as_one_and_tried_anew(path, errors)
             await first.verify()
 
 
-async def test_a_change_in_place_for_the_worse_is_reported_and_nothing_else(path, errors):
+async def test_change_in_place_for_worse_is_reported(path, errors):
     os.utime(path, ns=(0, 0))
     async with aiommap.follow(path, validate=check_good, on_error=errors) as live:
         with path.open("r+b") as file:
@@ -228,7 +226,7 @@ def overwrite_and_set_back(path, content):
         os.utime(file.fileno(), ns=(0, 0))
 
 
-async def test_an_overwrite_that_keeps_size_and_mtime_is_tried_anew(path, errors):
+async def test_overwrite_with_same_size_and_mtime(path, errors):
     os.utime(path, ns=(0, 0))
     async with aiommap.follow(path, validate=check_good, on_error=errors) as live:
         first = live.current
@@ -245,7 +243,7 @@ async def test_an_overwrite_that_keeps_size_and_mtime_is_tried_anew(path, errors
         assert await content(live.current) == b"good 2"
 
 
-async def test_a_served_file_that_is_moved_and_linked_is_no_change(path, errors):
+async def test_served_file_moved_and_linked(path, errors):
     async with aiommap.follow(path, validate=check_good, on_error=errors) as live:
         first = live.current
         path.with_name("linked").hardlink_to(path)
@@ -257,7 +255,7 @@ async def test_a_served_file_that_is_moved_and_linked_is_no_change(path, errors)
         assert not errors.found
 
 
-async def test_a_file_written_slowly_is_served_whole_in_the_end(path, errors):
+async def test_file_written_slowly_is_served_whole(path, errors):
     async with aiommap.follow(path, on_error=errors) as live:
         path.unlink()
         with path.open("wb", buffering=0) as file:
@@ -267,7 +265,7 @@ async def test_a_file_written_slowly_is_served_whole_in_the_end(path, errors):
         await until_serves(live, b"good" * 64 * 20)
 
 
-async def test_a_change_of_permissions_is_none_of_the_file(path):
+async def test_change_of_permissions_is_none(path):
     async with aiommap.follow(path) as live:
         path.chmod(0o600)
         replace(path.with_name("other"), b"")
@@ -279,7 +277,7 @@ async def test_a_change_of_permissions_is_none_of_the_file(path):
 # Overtaken trials.
 
 
-async def test_a_trial_that_is_overtaken_is_cancelled_and_the_newest_tried(path, errors):
+async def test_overtaken_trial_is_cancelled(path, errors):
     gate = Gate()
     async with aiommap.follow(path, validate=gate, on_error=errors) as live:
         replace(path, b"good 1")
@@ -297,7 +295,7 @@ async def test_a_trial_that_is_overtaken_is_cancelled_and_the_newest_tried(path,
         await until_mapped(path, 1)
 
 
-async def test_a_file_that_is_taken_back_while_it_is_opened_is_not_served(path, monkeypatch):
+async def test_file_taken_back_while_opened(path, monkeypatch):
     """A roll-back: what is heard of while nobody knows yet which file was opened counts, too."""
     old, new = path.with_name("old"), path.with_name("new")
     path.rename(old)
@@ -338,7 +336,7 @@ async def test_a_file_that_is_taken_back_while_it_is_opened_is_not_served(path, 
         assert live.current is first
 
 
-async def test_the_failure_of_an_overtaken_trial_is_not_reported(path, errors):
+async def test_overtaken_failure_is_not_reported(path, errors):
     """One that turns its cancellation into an error, say."""
     calls = 0
 
@@ -358,7 +356,7 @@ async def test_the_failure_of_an_overtaken_trial_is_not_reported(path, errors):
         assert (calls, errors.found) == (3, [])
 
 
-async def test_a_path_replaced_faster_than_validated_moves_on_all_the_same(path):
+async def test_replaced_faster_than_validated(path):
     """The validation of every file waits until the next file is there."""
     number = 0
     done = anyio.Event()
@@ -386,7 +384,7 @@ async def test_a_path_replaced_faster_than_validated_moves_on_all_the_same(path)
         await until_serves(live, b"good %d" % (number + 1))
 
 
-async def test_replacements_in_quick_succession_end_with_the_last(path):
+async def test_replaced_in_quick_succession(path):
     tried = []
 
     async def validate(snapshot):

@@ -22,7 +22,7 @@ SIZE = 16 * PAGE
 EDGES = (0, 1, PAGE - 1, PAGE, PAGE + 1, SIZE - 1, SIZE, SIZE + 1, 2**63 - 1, 2**64, -1)
 
 
-async def test_every_range_within_is_read_and_every_other_refused(path):
+async def test_read_within_and_refuse_beyond(path):
     content = path.read_bytes()
     async with Snapshot.open(path) as s:
         assert (s.size, len(s), s.path, s.closed) == (SIZE, SIZE, str(path), False)
@@ -41,7 +41,7 @@ async def test_every_range_within_is_read_and_every_other_refused(path):
     assert (s.size, repr(s)) == (SIZE, f"<Snapshot {path} closed>")
 
 
-async def test_awaiting_the_opening_leaves_closing_to_the_caller(path):
+async def test_open_awaited_is_closed_by_caller(path):
     s = await Snapshot.open(path, prewarm=True, advice=aiommap.Advice.RANDOM)
     assert await s.read_exact(0, 1) == b"A"
     async with s as same:
@@ -50,7 +50,7 @@ async def test_awaiting_the_opening_leaves_closing_to_the_caller(path):
     await s.aclose()
 
 
-async def test_an_empty_file_is_a_snapshot_of_nothing(tmp_path):
+async def test_open_empty_file_is_nothing(tmp_path):
     empty = tmp_path / "empty"
     empty.touch()
     async with Snapshot.open(empty) as s:
@@ -58,12 +58,12 @@ async def test_an_empty_file_is_a_snapshot_of_nothing(tmp_path):
         await s.verify()
 
 
-async def test_a_directory_is_refused(tmp_path):
+async def test_open_directory_is_refused(tmp_path):
     with pytest.raises(aiommap.UnsupportedError, match="it is a directory"):
         await Snapshot.open(tmp_path)
 
 
-async def test_snapshots_share_a_hub_that_closes_them(path):
+async def test_hub_closes_shared_snapshots(path):
     async with aiommap.Hub() as hub:
         first = await Snapshot.open(path, hub=hub)
         second = await Snapshot.open(path, hub=hub)
@@ -74,7 +74,7 @@ async def test_snapshots_share_a_hub_that_closes_them(path):
         assert second.closed
 
 
-async def test_a_thousand_readers_at_once_read_what_is_there(path):
+async def test_read_with_a_thousand_readers(path):
     content = path.read_bytes()
     async with Snapshot.open(path) as s:
 
@@ -88,7 +88,7 @@ async def test_a_thousand_readers_at_once_read_what_is_there(path):
 
 
 @pytest.mark.parametrize("how", ["rename", "unlink"])
-async def test_a_replaced_path_changes_nothing(path, tmp_path, how):
+async def test_replaced_path_changes_nothing(path, tmp_path, how):
     content = path.read_bytes()
     async with Snapshot.open(path) as s:
         if how == "unlink":
@@ -102,7 +102,7 @@ async def test_a_replaced_path_changes_nothing(path, tmp_path, how):
 
 
 @pytest.mark.parametrize("kept", [0, 5 * PAGE, 5 * PAGE + 100], ids=["0", "page", "mid-page"])
-async def test_bytes_that_were_cut_off_are_an_error(path, outside, kept):
+async def test_read_bytes_cut_off_is_an_error(path, outside, kept):
     content = path.read_bytes()
     async with Snapshot.open(path, prewarm=True) as s:
         outside(path, kept)
@@ -121,7 +121,7 @@ async def test_bytes_that_were_cut_off_are_an_error(path, outside, kept):
 
 
 @pytest.mark.parametrize("change", ["overwrite", "overwrite-p", "append", "truncate-and-extend"])
-async def test_a_change_in_place_is_found_by_verify(path, change):
+async def test_verify_finds_a_change_in_place(path, change):
     os.utime(path, ns=(0, 0))  # so that the change cannot fall into the same tick
     async with Snapshot.open(path) as s:
         await s.verify()
@@ -138,7 +138,7 @@ async def test_a_change_in_place_is_found_by_verify(path, change):
         assert s.size == SIZE
 
 
-async def test_a_hold_outlives_closing(path):
+async def test_hold_outlives_close(path):
     s = await Snapshot.open(path)
     view = s.view(0, PAGE)
     done = anyio.Event()
@@ -163,7 +163,7 @@ async def test_a_hold_outlives_closing(path):
     assert view.memory == b"A" * PAGE
 
 
-async def test_a_cancelled_close_is_finished_by_the_last_hold(path):
+async def test_close_cancelled_ends_with_last_hold(path):
     s = await Snapshot.open(path)
     with s.hold():
         with anyio.move_on_after(0):
@@ -174,7 +174,7 @@ async def test_a_cancelled_close_is_finished_by_the_last_hold(path):
     assert s._core.mapping.closed
 
 
-async def test_a_cancelled_verb_leaves_the_snapshot_usable(path):
+async def test_verb_cancelled_leaves_it_usable(path):
     with path.open("r+b") as file:
         file.truncate(4 << 20)  # more than is ever read on the loop thread
     async with Snapshot.open(path) as s:
@@ -186,7 +186,7 @@ async def test_a_cancelled_verb_leaves_the_snapshot_usable(path):
             await verb()
 
 
-async def test_its_views_are_read_only(path):
+async def test_views_are_read_only(path):
     async with Snapshot.open(path) as s:
         with s.view(PAGE, 4) as view:
             assert view.memory.readonly
@@ -208,7 +208,7 @@ print("alive")
 """
 
 
-def test_a_snapshot_left_open_and_held_is_harmless(path):
+def test_left_open_and_held_is_harmless(path):
     command = [sys.executable, "-W", "ignore", "-c", LEFT_OPEN, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
     assert (done.stdout, done.returncode) == ("alive\n", 0), done.stderr

@@ -34,7 +34,7 @@ async def in_thread(function, path):
             return await anyio.to_thread.run_sync(function, file)
 
 
-async def test_it_reads_like_the_file_itself(path):
+async def test_reads_like_the_file_itself(path):
     def compare(file):
         chosen = random.Random(7)
         size = file.size
@@ -56,7 +56,7 @@ async def test_it_reads_like_the_file_itself(path):
     await in_thread(compare, path)
 
 
-async def test_it_is_a_read_only_binary_file(path):
+async def test_is_a_read_only_binary_file(path):
     def look(file):
         assert isinstance(file, io.RawIOBase)
         assert (file.readable(), file.seekable(), file.writable()) == (True, True, False)
@@ -78,7 +78,7 @@ async def test_it_is_a_read_only_binary_file(path):
     await in_thread(look, path)
 
 
-async def test_the_event_loop_is_not_kept_waiting(path):
+async def test_loop_is_not_kept_waiting(path):
     async with Snapshot.open(path) as s:
         with s.file() as file:
             with pytest.raises(RuntimeError, match="read it in a worker thread"):
@@ -86,7 +86,7 @@ async def test_the_event_loop_is_not_kept_waiting(path):
             assert await anyio.to_thread.run_sync(file.read, 1) == b"A"
 
 
-async def test_it_holds_the_snapshot_until_it_is_closed(path):
+async def test_holds_the_snapshot_until_closed(path):
     s = await Snapshot.open(path)
     file = s.file()
     async with anyio.create_task_group() as group:
@@ -100,7 +100,7 @@ async def test_it_holds_the_snapshot_until_it_is_closed(path):
     assert s.closed
 
 
-async def test_it_is_not_copied_as_a_copy_would_give_back_the_same_hold(path):
+async def test_copy_is_refused(path):
     async with Snapshot.open(path) as s:
         with s.hold(), s.file() as file:
             for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
@@ -108,7 +108,7 @@ async def test_it_is_not_copied_as_a_copy_would_give_back_the_same_hold(path):
                     duplicate(file)
 
 
-async def test_a_truncated_file_is_a_typed_error(path, outside):
+async def test_truncated_file_is_a_typed_error(path, outside):
     async with Snapshot.open(path) as s:
         with s.file() as file:
             outside(path, PAGE)
@@ -118,7 +118,7 @@ async def test_a_truncated_file_is_a_typed_error(path, outside):
             assert await anyio.to_thread.run_sync(file.read, PAGE) == b"A" * PAGE
 
 
-async def test_the_standard_library_reads_through_it(tmp_path):
+async def test_standard_library_reads_it(tmp_path):
     path = tmp_path / "archive.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("rows.csv", "a,b\n1,2\n3,4\n")
@@ -130,7 +130,7 @@ async def test_the_standard_library_reads_through_it(tmp_path):
     assert await in_thread(read, path) == [["a", "b"], ["1", "2"], ["3", "4"]]
 
 
-async def test_pandas_reads_through_it(tmp_path):
+async def test_pandas_reads_it(tmp_path):
     pandas = pytest.importorskip("pandas")
     path = tmp_path / "rows.csv"
     path.write_text("a,b\n" + "".join(f"{i},{i * i}\n" for i in range(1000)))
@@ -138,7 +138,7 @@ async def test_pandas_reads_through_it(tmp_path):
     assert frame["b"].sum() == sum(i * i for i in range(1000))
 
 
-async def test_pyarrow_reads_through_it(tmp_path):
+async def test_pyarrow_reads_it(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "table.parquet"
@@ -147,7 +147,7 @@ async def test_pyarrow_reads_through_it(tmp_path):
     assert (await in_thread(parquet.read_table, path)).equals(table)
 
 
-async def test_zarr_reads_through_it_and_fsspec(tmp_path):
+async def test_zarr_and_fsspec_read_it(tmp_path):
     zarr = pytest.importorskip("zarr")
     fsspec = pytest.importorskip("fsspec")
     numpy = pytest.importorskip("numpy")
@@ -167,7 +167,7 @@ async def test_zarr_reads_through_it_and_fsspec(tmp_path):
     assert numpy.array_equal(found, data)
 
 
-def test_a_file_that_is_closed_while_trio_ends_harms_nothing(tmp_path):
+def test_closed_while_trio_ends(tmp_path):
     """No task can be started then: what the file held is given up as garbage."""
     path = tmp_path / "f"
     path.write_bytes(b"x")

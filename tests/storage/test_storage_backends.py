@@ -255,18 +255,18 @@ async def run_check(suite, name, tmp_path):
         await check(tmp_path, turns)
 
 
-def test_every_check_of_the_suite_has_a_backend_that_fails_it():
+def test_suite_checks_each_have_a_failing_backend():
     assert set(BROKEN.values()) == CHECKS
 
 
 @pytest.mark.parametrize("kind", BROKEN, ids=lambda kind: kind.__name__)
-async def test_a_broken_backend_fails_the_check_that_is_about_it(kind, tmp_path):
+async def test_suite_check_fails_its_broken_backend(kind, tmp_path):
     kinds = (AssertionError, pytest.fail.Exception, OutOfBoundsError, RuntimeError, AttributeError)
     with pytest.raises(kinds):
         await run_check(suite_over(kind), BROKEN[kind], tmp_path)
 
 
-async def test_a_suite_without_the_hook_says_so(tmp_path):
+async def test_suite_without_the_hook_says_so(tmp_path):
     with pytest.raises(NotImplementedError, match="has to define make_backend"):
         await StorageBackendSuite().test_it_is_a_storage_backend(tmp_path)
 
@@ -291,7 +291,7 @@ class TestShort(StorageBackendSuite):
 
 
 @pytest.mark.slow
-def test_a_users_own_test_run_names_what_is_wrong(tmp_path):
+def test_suite_in_a_users_run_names_the_fault(tmp_path):
     (tmp_path / "test_mine.py").write_text(USERS_TESTS)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py"]
     done = subprocess.run(
@@ -302,7 +302,7 @@ def test_a_users_own_test_run_names_what_is_wrong(tmp_path):
     assert "= len(b'" in done.stdout  # assertions are rewritten
 
 
-def test_the_package_does_not_load_its_testing_side():
+def test_package_loads_no_testing_side():
     script = "import sys, aiommap; print(sorted({'pytest', 'aiommap.testing'} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
@@ -310,7 +310,7 @@ def test_the_package_does_not_load_its_testing_side():
     assert done.stdout == "[]\n"
 
 
-async def test_a_file_that_ends_too_early_is_named_with_its_numbers(path):
+async def test_file_that_ends_early_is_named(path):
     async with FileBackend.open(path) as backend:
         os.truncate(path, PAGE)
         assert await backend.read_exact(0, PAGE) == b"A" * PAGE
@@ -320,7 +320,7 @@ async def test_a_file_that_ends_too_early_is_named_with_its_numbers(path):
         assert (error.offset, error.length, error.limit) == (10, 2 * PAGE, PAGE)
 
 
-async def test_a_file_that_the_kernel_makes_up_is_read_with_a_given_size():
+async def test_file_of_the_kernel_needs_a_size():
     async with FileBackend.open("/proc/self/status", size=1 << 20) as backend:
         assert await backend.read_exact(0, 5) == b"Name:"
         with pytest.raises(OutOfBoundsError, match="was too large") as caught:
@@ -333,20 +333,20 @@ async def test_a_file_that_the_kernel_makes_up_is_read_with_a_given_size():
     [("/dev/zero", "character device: pass size="), ("/", "a directory"), ("pipe", "a pipe")],
     ids=["character-device", "directory", "pipe"],
 )
-async def test_what_cannot_be_read_at_an_offset_is_refused(tmp_path, special, says):
+async def test_file_without_offsets_is_refused(tmp_path, special, says):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(aiommap.UnsupportedError, match=says):
         await FileBackend.open(tmp_path / special)
 
 
-async def test_a_missing_file_is_a_plain_os_error(tmp_path):
+async def test_missing_file_is_plain_os_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing"):
         await FileBackend.open(tmp_path / "nothing")
     with pytest.raises(ValueError, match="cannot be negative"):
         FileBackend.open(tmp_path / "nothing", size=-1)
 
 
-async def test_a_cancelled_open_leaves_no_descriptor_behind(path):
+async def test_open_cancelled_leaves_no_descriptor(path):
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         with anyio.CancelScope() as scope:
@@ -356,7 +356,7 @@ async def test_a_cancelled_open_leaves_no_descriptor_behind(path):
     assert len(os.listdir("/proc/self/fd")) <= before + 1  # a worker may be at work on the last
 
 
-async def test_reads_left_behind_keep_the_descriptor_until_they_are_done(tmp_path, monkeypatch):
+async def test_reads_left_behind_keep_the_descriptor(tmp_path, monkeypatch):
     """A read that hangs in its thread must not end up reading somebody else's file."""
     import threading
 
@@ -399,7 +399,7 @@ async def test_both_share_a_hub(path):
         assert file.closed
 
 
-def test_the_protocol_says_what_a_backend_of_ones_own_has_to_keep_to():
+def test_protocol_tells_its_contract():
     sections = {
         StorageBackend: {"Concurrency"},
         StorageBackend.read_exact: {"Args", "Returns", "Raises", "Cancellation", "Concurrency"},

@@ -59,7 +59,7 @@ def untouched(f):
 # A flush that fails
 
 
-async def test_the_next_flush_fails_once_and_latches(f):
+async def test_failing_flush_fails_once_and_latches(f):
     told = anyio.Event()
     f.on_error(lambda error: told.set())
     receipt = await f.write(0, b"lost")
@@ -79,7 +79,7 @@ async def test_the_next_flush_fails_once_and_latches(f):
         await f.aclose()
 
 
-async def test_a_flush_nobody_waits_for_tells_on_error(path):
+async def test_failing_flush_tells_on_error(path):
     failed = anyio.Event()
     f = await aiommap.open(path, "r+", flush=FlushPolicy.every_writes(1))
     f.on_error(lambda error: failed.set())
@@ -91,7 +91,7 @@ async def test_a_flush_nobody_waits_for_tells_on_error(path):
         await f.aclose()
 
 
-async def test_a_fault_that_is_not_met_changes_nothing(f):
+async def test_fault_not_met_changes_nothing(f):
     with failing_flush(f) as fault:
         await f.flush()  # nothing is dirty, so nothing is asked of the disk
         await f.write(0, b"kept")
@@ -99,7 +99,7 @@ async def test_a_fault_that_is_not_met_changes_nothing(f):
     await f.flush()
 
 
-async def test_only_the_file_itself_has_the_fault(f, path, other_path):
+async def test_fault_is_of_one_file_only(f, path, other_path):
     async with aiommap.open(path, "r+") as same, aiommap.open(other_path, "r+") as other:
         with failing_flush(f), full_disk(f):
             for file in (same, other):
@@ -110,7 +110,7 @@ async def test_only_the_file_itself_has_the_fault(f, path, other_path):
 
 @pytest.mark.parametrize("mode", ["r", "c"])
 @pytest.mark.parametrize("fault", [failing_flush, full_disk])
-async def test_what_never_writes_cannot_fail_to(path, mode, fault):
+async def test_fault_needs_a_file_that_writes(path, mode, fault):
     async with aiommap.open(path, mode) as f:
         with pytest.raises(aiommap.AccessModeError, match='use "r\\+"'), fault(f):
             pytest.fail("there is no such fault")
@@ -120,7 +120,7 @@ async def test_what_never_writes_cannot_fail_to(path, mode, fault):
 # A full disk
 
 
-async def test_growth_on_a_full_disk_changes_nothing(f, path):
+async def test_full_disk_growth_changes_nothing(f, path):
     with full_disk(f) as fault:
         with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)) as caught:
             await f.resize(64 * PAGE)
@@ -133,7 +133,7 @@ async def test_growth_on_a_full_disk_changes_nothing(f, path):
     await f.write(63 * PAGE, b"room again")
 
 
-async def test_files_cannot_be_made_on_a_full_disk(tmp_path):
+async def test_full_disk_makes_no_files(tmp_path):
     full, inside = tmp_path / "full", tmp_path / "full" / "file"
     full.mkdir()
     for target in (full, inside):
@@ -152,7 +152,7 @@ async def test_files_cannot_be_made_on_a_full_disk(tmp_path):
         pass
 
 
-async def test_a_store_into_a_hole_of_a_full_disk_stores_nothing(tmp_path):
+async def test_full_disk_store_into_a_hole(tmp_path):
     async with aiommap.open(tmp_path / "file", "x+", size=64 * PAGE, sparse=True) as f:
         await f.write(0, b"a" * 2 * PAGE)
         with full_disk(f) as fault:
@@ -167,7 +167,7 @@ async def test_a_store_into_a_hole_of_a_full_disk_stores_nothing(tmp_path):
         await f.flush()
 
 
-async def test_allocation_is_the_systems_again_after_the_last_full_disk(f, tmp_path):
+async def test_full_disk_ends_with_the_last(f, tmp_path):
     before = _opening.allocate
     first, second = full_disk(f), full_disk(tmp_path)
     first.__enter__()
@@ -181,7 +181,7 @@ async def test_allocation_is_the_systems_again_after_the_last_full_disk(f, tmp_p
 # A slow disk
 
 
-async def test_reads_wait_in_a_worker_and_the_loop_goes_on(f):
+async def test_slow_disk_reads_wait_in_a_worker(f):
     with slow_disk(f) as disk:
         async with anyio.create_task_group() as group:
             read = []
@@ -202,7 +202,7 @@ async def test_reads_wait_in_a_worker_and_the_loop_goes_on(f):
     assert f.read_nowait(0, 2) == b"AA"
 
 
-async def test_calls_are_released_in_the_order_they_came(f):
+async def test_slow_disk_releases_in_order(f):
     order = []
     with slow_disk(f, only="read") as disk:
         async with anyio.create_task_group() as group:
@@ -221,7 +221,7 @@ async def test_calls_are_released_in_the_order_they_came(f):
     assert order == ["a", "b", "c"]
 
 
-async def test_a_slow_flush_keeps_nobody_else(f):
+async def test_slow_disk_flush_keeps_nobody_else(f):
     """And one that was asked for while it ran is another one: a group commit, seen in steps."""
     with slow_disk(f, only="flush") as disk:
         async with anyio.create_task_group() as group:
@@ -242,7 +242,7 @@ async def test_a_slow_flush_keeps_nobody_else(f):
     assert (before, f.statistics().flushes, f.statistics().flush_requests) == (0, 2, 3)
 
 
-async def test_a_slow_store_is_applied_whole_or_withdrawn(f, path):
+async def test_slow_disk_store_is_whole_or_withdrawn(f, path):
     with slow_disk(f, only="write") as disk:
         async with anyio.create_task_group() as group:
             group.start_soon(f.write, 0, b"begun")
@@ -255,7 +255,7 @@ async def test_a_slow_store_is_applied_whole_or_withdrawn(f, path):
     assert path.read_bytes()[PAGE : PAGE + 5] == b"BBBBB"
 
 
-async def test_a_cancelled_read_leaves_its_worker_behind(f):
+async def test_slow_disk_cancelled_read(f):
     with slow_disk(f) as disk:
         async with anyio.create_task_group() as group:
             group.start_soon(f.read, 0, 1)
@@ -265,7 +265,7 @@ async def test_a_cancelled_read_leaves_its_worker_behind(f):
     assert disk.stalled == 0
 
 
-async def test_waiting_for_calls_goes_on_until_there_are_enough(f):
+async def test_slow_disk_waits_for_enough_calls(f):
     enough = anyio.Event()
 
     async def wait_for_two(disk):
@@ -285,7 +285,7 @@ async def test_waiting_for_calls_goes_on_until_there_are_enough(f):
             disk.release()
 
 
-async def test_a_call_nobody_releases_goes_on_by_itself(f):
+async def test_slow_disk_calls_go_on_by_themselves(f):
     with slow_disk(f, seconds=0.01) as disk:
         assert await f.read(0, 1) == b"A"
         await f.write(0, b"x")
@@ -295,7 +295,7 @@ async def test_a_call_nobody_releases_goes_on_by_itself(f):
     assert disk.hits == 3
 
 
-async def test_prewarm_and_the_reads_of_a_snapshot_wait_too(path):
+async def test_slow_disk_holds_prewarm_and_snapshots(path):
     async with aiommap.Snapshot.open(path) as snapshot, aiommap.open(path) as f:
         for file, verb in ((snapshot, snapshot.read_exact), (f, f.prewarm)):
             with slow_disk(file, only="read") as disk:
@@ -306,7 +306,7 @@ async def test_prewarm_and_the_reads_of_a_snapshot_wait_too(path):
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("inf"), float("nan")])
-async def test_a_slow_disk_takes_a_time_that_ends(f, seconds):
+async def test_slow_disk_takes_a_finite_time(f, seconds):
     with pytest.raises(ValueError, match="seconds is"), slow_disk(f, seconds=seconds):
         pytest.fail("there is no such disk")
 
@@ -315,7 +315,7 @@ async def test_a_slow_disk_takes_a_time_that_ends(f, seconds):
 
 
 @pytest.mark.parametrize("fault", [failing_flush, full_disk, slow_disk])
-async def test_a_fault_ends_with_its_block_also_when_the_test_fails(f, fault):
+async def test_fault_ends_with_its_block(f, fault):
     with pytest.raises(AssertionError, match="fails"), fault(f):
         raise AssertionError("the test fails")
     assert untouched(f)
@@ -325,7 +325,7 @@ async def test_a_fault_ends_with_its_block_also_when_the_test_fails(f, fault):
 
 
 @pytest.mark.parametrize("fault", [failing_flush, full_disk, slow_disk])
-async def test_a_fault_outlasts_the_file(path, fault):
+async def test_fault_outlasts_the_file(path, fault):
     f = await aiommap.open(path, "r+")
     with fault(f) as placed:
         if fault is slow_disk:
@@ -357,7 +357,7 @@ async def test_faults_of_one_file_end_in_any_order(f):
 # The real ones
 
 
-async def test_a_truncated_file_faults_and_comes_back(f, path):
+async def test_truncated_faults_and_comes_back(f, path):
     await f.write(9 * PAGE, b"dirty")
     before = path.read_bytes()
     with truncated_file(f, 3 * PAGE + 5):
@@ -370,20 +370,20 @@ async def test_a_truncated_file_faults_and_comes_back(f, path):
     await f.flush()
 
 
-async def test_a_file_that_got_another_size_meanwhile_keeps_it(path):
+async def test_truncated_keeps_a_size_set_meanwhile(path):
     with truncated_file(path, PAGE):
         os.truncate(path, 2 * PAGE)
     assert path.read_bytes() == b"A" * PAGE + bytes(PAGE)
 
 
 @pytest.mark.parametrize("size", [-1, 16 * PAGE, 17 * PAGE])
-def test_a_truncation_cuts_something_off(path, size):
+def test_truncated_cuts_something_off(path, size):
     with pytest.raises(ValueError, match=f"has {16 * PAGE} bytes"), truncated_file(path, size):
         pytest.fail("nothing can be cut off")
     assert path.stat().st_size == 16 * PAGE
 
 
-async def test_a_replaced_file_is_another_one_and_comes_back(f, path):
+async def test_replaced_is_another_and_comes_back(f, path):
     path.chmod(0o640)
     first = path.stat()
     with replaced_file(f, b"replacement"):
@@ -397,7 +397,7 @@ async def test_a_replaced_file_is_another_one_and_comes_back(f, path):
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
 
 
-async def test_a_removed_file_lives_on_and_comes_back(f, path):
+async def test_removed_lives_on_and_comes_back(f, path):
     with removed_file(f):
         assert not path.exists()
         await f.write(0, b"orphaned")
@@ -406,7 +406,7 @@ async def test_a_removed_file_lives_on_and_comes_back(f, path):
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
 
 
-def test_a_replacement_that_cannot_be_made_leaves_the_path_as_it_was(path):
+def test_replaced_by_impossible_keeps_the_path(path):
     first = path.stat()
     with pytest.raises(TypeError), replaced_file(path, "text"):
         pytest.fail("text is no content")
@@ -417,7 +417,7 @@ def test_a_replacement_that_cannot_be_made_leaves_the_path_as_it_was(path):
 @pytest.mark.parametrize(
     "fault", [lambda p: truncated_file(p, PAGE), lambda p: replaced_file(p, b""), removed_file]
 )
-def test_a_real_fault_is_undone_also_when_the_test_fails(path, fault):
+def test_real_fault_is_undone_on_failure(path, fault):
     before = path.read_bytes()
     with pytest.raises(AssertionError, match="fails"), fault(path):
         raise AssertionError("the test fails")
@@ -428,7 +428,7 @@ def test_a_real_fault_is_undone_also_when_the_test_fails(path, fault):
 # The seam
 
 
-def test_workers_reach_the_disk_through_the_seam_only():
+def test_workers_reach_the_disk_by_the_seam():
     """A call on the mapping itself would be one that no fault could be put in place for."""
     members = [name for name in vars(aiommap._core.disk.Disk) if not name.startswith("_")]
     assert sorted(members) == sorted("read read_into write_many populate sync sync_range".split())

@@ -51,7 +51,7 @@ def run(pytester):
 
 
 @pytest.mark.slow
-def test_the_fixture_undoes_its_faults_before_the_file_is_closed(run):
+def test_fixture_undoes_faults_before_close(run):
     tests = """
 import anyio
 
@@ -73,7 +73,7 @@ async def test_it(f, inject_fault):
 
 
 @pytest.mark.slow
-def test_a_failing_test_leaves_no_fault_behind(run):
+def test_fixture_leaves_no_fault_after_failure(run):
     tests = """
 @pytest.mark.anyio
 async def test_it(f, inject_fault):
@@ -88,7 +88,7 @@ async def test_it(f, inject_fault):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["conftest", "option", "import"])
-def test_the_fixture_is_there_where_it_was_asked_for(run, way):
+def test_fixture_is_there_where_asked_for(run, way):
     conftest = {"conftest": AS_PLUGIN}.get(way, "")
     options = {"option": ["-p", "aiommap.testing"]}.get(way, [])
     lines = {"import": "from aiommap.testing import inject_fault\n"}.get(way, "")
@@ -97,7 +97,7 @@ def test_the_fixture_is_there_where_it_was_asked_for(run, way):
 
 
 @pytest.mark.slow
-def test_a_run_that_does_not_ask_for_it_does_not_load_the_package(run):
+def test_package_is_not_loaded_unasked(run):
     test = """
 import sys, pytest
 
@@ -115,13 +115,13 @@ def test_it(request):
 
 
 @pytest.mark.slow
-def test_the_fixture_and_what_it_does_are_listed(run):
+def test_fixture_is_listed_with_its_help(run):
     done = run("--fixtures", conftest=AS_PLUGIN, test_mine="")
     done.stdout.fnmatch_lines(["inject_fault*", "*Put faults in place for the rest of a test.*"])
 
 
 @pytest.mark.slow
-def test_the_context_managers_need_neither_plugin_nor_fixture(run):
+def test_context_managers_need_no_plugin(run):
     """Nor a test function: here they serve unittest."""
     test = """
 import asyncio, os, tempfile, unittest
@@ -138,7 +138,7 @@ class TestIt(unittest.IsolatedAsyncioTestCase):
     run(test_mine=test).assert_outcomes(passed=1)
 
 
-def test_all_names_are_public_and_documented():
+def test_names_are_public_and_documented():
     public = aiommap.testing.__all__
     assert list(public) == sorted(public)
     for name in public:

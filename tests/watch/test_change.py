@@ -44,11 +44,11 @@ def combinations():
         yield from itertools.combinations(FIELDS, count)
 
 
-def test_the_kinds_are_all_in_the_order_of_precedence():
+def test_kinds_are_in_order_of_precedence():
     assert set(PRECEDENCE) == set(ChangeKind)
 
 
-def test_every_combination_of_differences_has_the_kind_that_comes_first():
+def test_differences_have_the_first_kind():
     assert set(FIELDS) == set(FileState.__slots__)
     for names in combinations():
         new = replace(BASE, **{name: FIELDS[name][0] for name in names})
@@ -56,7 +56,7 @@ def test_every_combination_of_differences_has_the_kind_that_comes_first():
         assert classify(BASE, new) is expected, names
 
 
-def test_a_shorter_file_is_truncated_whatever_else_happened():
+def test_shorter_file_is_truncated_first():
     for names in combinations():
         new = replace(BASE, **{name: FIELDS[name][0] for name in names})
         new = replace(new, size=99)
@@ -80,20 +80,20 @@ def states(count):
     return [replace(BASE, mtime_ns=i, ctime_ns=i) for i in range(count)]
 
 
-def test_merging_keeps_the_first_old_and_the_last_new_and_counts():
+def test_merge_keeps_first_old_and_last_new():
     a, b, c = BASE, replace(BASE, size=50), replace(BASE, size=200)
     merged = merge(change(a, b, merged=2), change(b, c, merged=3))
     assert (merged.kind, merged.old, merged.new, merged.merged) == (ChangeKind.GROWN, a, c, 6)
 
 
 @pytest.mark.parametrize("inode", [2, 3], ids=["same-inode", "other-inode"])
-def test_removed_and_created_again_is_replaced(inode):
+def test_merge_removed_created_is_replaced(inode):
     again = replace(BASE, inode=inode, mtime_ns=20)
     merged = merge(change(BASE, None), change(None, again))
     assert (merged.kind, merged.old, merged.new) == (ChangeKind.REPLACED, BASE, again)
 
 
-def test_what_was_written_and_set_back_is_not_harmless_when_merged():
+def test_merge_written_and_set_back():
     written, back = replace(BASE, mtime_ns=20, ctime_ns=20), replace(BASE, ctime_ns=30, mode=1)
     assert merge(change(BASE, written), change(written, back)).kind is ChangeKind.CHANGED
     copied = replace(BASE, ctime_ns=20)
@@ -102,12 +102,12 @@ def test_what_was_written_and_set_back_is_not_harmless_when_merged():
     assert merge(change(BASE, mode), change(mode, again)).kind is ChangeKind.METADATA
 
 
-def test_created_and_removed_again_is_removed():
+def test_merge_created_removed_is_removed():
     merged = merge(change(None, BASE), change(BASE, None))
     assert (merged.kind, merged.old, merged.new) == (ChangeKind.REMOVED, None, None)
 
 
-def test_a_buffer_with_room_keeps_changes_apart():
+def test_buffer_with_room_keeps_apart():
     buffer = ChangeBuffer(3)
     s = states(4)
     pushed = [change(a, b) for a, b in itertools.pairwise(s)]
@@ -116,7 +116,7 @@ def test_a_buffer_with_room_keeps_changes_apart():
     assert [buffer.pop() for _ in range(len(buffer))] == pushed
 
 
-def test_a_full_buffer_merges_into_the_newest_of_the_path():
+def test_buffer_full_merges_into_newest():
     buffer = ChangeBuffer(2)
     s = states(6)
     for a, b in itertools.pairwise(s):
@@ -127,7 +127,7 @@ def test_a_full_buffer_merges_into_the_newest_of_the_path():
     assert not buffer
 
 
-def test_a_full_buffer_still_takes_the_first_change_of_another_path():
+def test_buffer_full_takes_another_path():
     buffer = ChangeBuffer(1)
     a, b, c = states(3)
     buffer.push(change(a, b, "/one"))
@@ -143,7 +143,7 @@ def test_a_full_buffer_still_takes_the_first_change_of_another_path():
     limit=st.integers(1, 5),
     steps=st.lists(st.sampled_from(["/a", "/b", "/c", None]), max_size=60),
 )
-def test_nothing_is_lost_in_a_buffer_but_the_states_between(limit, steps):
+def test_buffer_loses_only_states_between(limit, steps):
     """Whatever is pushed and popped: old and new states chain up, and the counts add up."""
     buffer = ChangeBuffer(limit)
     at = dict.fromkeys("/a /b /c".split(), BASE)

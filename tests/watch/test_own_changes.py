@@ -65,23 +65,23 @@ def nothing(own, file):
     pass
 
 
-def test_without_files_of_ours_everything_is_somebody_elses():
+def test_no_files_of_ours_explain_nothing():
     own = OwnChanges()
     assert own.sample(INODE) is None
     assert not is_own(OLD, TOUCHED, None, None, told=False)
 
 
-def test_an_idle_file_explains_nothing():
+def test_idle_file_explains_nothing():
     assert not judge(nothing)
 
 
 @pytest.mark.parametrize("told", [False, True], ids=["polled", "told"])
-def test_mapped_stores_explain_times_unless_the_kernel_told(told):
+def test_mapped_stores_explain_times(told):
     assert judge(store, told=told) is not told
 
 
 @pytest.mark.parametrize("told", [False, True], ids=["polled", "told"])
-def test_calls_explain_times_also_when_the_kernel_told(told):
+def test_calls_explain_times_with_an_event(told):
     assert judge(call, told=told)
 
 
@@ -91,12 +91,12 @@ def test_calls_under_way_explain_times(name):
 
 
 @pytest.mark.parametrize("name", ["touches", "touching"])
-def test_touching_pages_explains_times_unless_the_kernel_told(name):
+def test_touched_pages_explain_times(name):
     assert judge(lambda own, file: setattr(file, name, 1))
     assert not judge(lambda own, file: setattr(file, name, 1), told=True)
 
 
-def test_writable_memory_explains_times_unless_the_kernel_told():
+def test_writable_memory_explains_times():
     def lend(own, file):
         file.mapping.writable_leases = 1
 
@@ -104,17 +104,17 @@ def test_writable_memory_explains_times_unless_the_kernel_told():
     assert not judge(lend, told=True)
 
 
-def test_a_resize_explains_its_own_size_only():
+def test_resize_explains_its_own_size_only():
     assert judge(resize, replace(TOUCHED, size=200), told=True)
     assert not judge(resize, replace(TOUCHED, size=300))
     assert not judge(store, replace(TOUCHED, size=200))
 
 
-def test_a_size_that_others_set_back_is_not_our_own():
+def test_size_set_back_by_others():
     assert not judge(resize, replace(TOUCHED, size=100))
 
 
-def test_the_size_of_a_file_that_was_not_resized_is_nobodys_doing():
+def test_size_of_a_file_never_resized():
     own, file, other = OwnChanges(), opened(), opened()
     own.add(file)
     own.add(other)
@@ -125,12 +125,12 @@ def test_the_size_of_a_file_that_was_not_resized_is_nobodys_doing():
 
 
 @pytest.mark.parametrize("name", ["mode", "links", "user", "group", "inode", "device"])
-def test_nothing_of_ours_explains_another_owner_or_permission(name):
+def test_owner_and_permission_are_never_ours(name):
     for act in (store, call, resize):
         assert not judge(act, replace(TOUCHED, **{name: 77}))
 
 
-def test_what_we_stored_does_not_hide_what_others_did_nor_change_its_kind():
+def test_stores_do_not_hide_others_changes():
     own, file = OwnChanges(), opened()
     own.add(file)
     before = own.sample(INODE)
@@ -140,7 +140,7 @@ def test_what_we_stored_does_not_hide_what_others_did_nor_change_its_kind():
     assert classify(old, new) is ChangeKind.METADATA
 
 
-def test_what_a_closed_file_did_still_counts():
+def test_closed_file_still_counts():
     def close(own, file):
         other = opened()
         own.add(other)
@@ -150,7 +150,7 @@ def test_what_a_closed_file_did_still_counts():
     assert judge(close)
 
 
-def test_closing_an_idle_file_beside_another_explains_nothing():
+def test_close_of_idle_file_beside_another():
     own, file, other = OwnChanges(), opened(), opened()
     other.mapping.sequence = 5
     own.add(file)
@@ -160,11 +160,11 @@ def test_closing_an_idle_file_beside_another_explains_nothing():
     assert not is_own(OLD, TOUCHED, before, own.sample(INODE), told=False)
 
 
-def test_closing_the_last_file_explains_the_times_that_closing_moves():
+def test_close_of_last_file_explains_times():
     assert judge(lambda own, file: own.remove(file))
 
 
-def test_opening_a_file_explains_nothing():
+def test_open_explains_nothing():
     own = OwnChanges()
     before = own.sample(INODE)
     own.add(opened())
@@ -173,7 +173,7 @@ def test_opening_a_file_explains_nothing():
     assert is_own(OLD, TOUCHED, before, own.sample(INODE), told=True)
 
 
-def test_removing_what_was_never_added_does_nothing():
+def test_remove_of_unknown_does_nothing():
     own = OwnChanges()
     own.remove(opened())
     assert own.sample(INODE) is None
@@ -183,13 +183,13 @@ def grow(own, file):
     file.mapping.grown = file.mapping.file_end = 200
 
 
-def test_growth_by_a_store_explains_its_own_size_only():
+def test_growth_explains_its_own_size_only():
     assert judge(grow, replace(TOUCHED, size=200), told=True)
     assert not judge(grow, replace(TOUCHED, size=300))
     assert not judge(grow, replace(TOUCHED, size=100))
 
 
-def test_memory_that_was_given_back_explains_times_unless_the_kernel_told():
+def test_memory_given_back_explains_times():
     def lend(own, file):
         file.mapping.ended_leases += 1
 
@@ -197,7 +197,7 @@ def test_memory_that_was_given_back_explains_times_unless_the_kernel_told():
     assert not judge(lend, told=True)
 
 
-def test_the_size_that_a_closed_file_left_still_counts_and_only_once():
+def test_closed_files_size_counts_once():
     own, file, other = OwnChanges(), opened(), opened(size_changed=True)
     own.add(file)
     own.add(other)
@@ -214,7 +214,7 @@ def test_the_size_that_a_closed_file_left_still_counts_and_only_once():
 
 
 @pytest.mark.parametrize("act", [resize, grow], ids=["resize", "growth"])
-def test_nothing_can_be_said_while_a_size_changes(act):
+def test_size_changing_decides_nothing(act):
     own, file = OwnChanges(), opened()
     own.add(file)
     before = own.sample(INODE)
@@ -227,7 +227,7 @@ def test_nothing_can_be_said_while_a_size_changes(act):
     assert not size_is_stable(own.sample(INODE), own.sample(INODE))
 
 
-def test_one_looks_again_if_a_resize_ends_while_one_looks(tmp_path, monkeypatch):
+def test_resize_ending_meanwhile_stats_again(tmp_path, monkeypatch):
     """The first stat finds the size before last, which none of the samples has."""
     path, told = tmp_path / "file", []
     path.write_bytes(bytes(100))
@@ -259,7 +259,7 @@ def test_one_looks_again_if_a_resize_ends_while_one_looks(tmp_path, monkeypatch)
     assert [(one.kind, one.old.size) for one in told] == [(ChangeKind.GROWN, 200)]
 
 
-def test_a_resize_while_the_first_state_is_taken_is_our_own(tmp_path, monkeypatch):
+def test_resize_during_first_state_is_ours(tmp_path, monkeypatch):
     path, told = tmp_path / "file", []
     path.write_bytes(bytes(100))
     own, file = OwnChanges(), opened(Identity.of(path.stat()))
@@ -282,7 +282,7 @@ def test_a_resize_while_the_first_state_is_taken_is_our_own(tmp_path, monkeypatc
     assert entry.state.size == 200
 
 
-def test_an_event_of_a_call_that_came_before_the_first_state_is_our_own(tmp_path):
+def test_event_before_first_state_is_ours(tmp_path):
     """It is on its way when the state is taken, and what we store then moves the times."""
     path, told = tmp_path / "file", []
     path.write_bytes(bytes(100))

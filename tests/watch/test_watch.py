@@ -35,7 +35,7 @@ BASIC = {
 
 
 @pytest.mark.parametrize(("act", "kind"), BASIC.values(), ids=BASIC)
-async def test_a_change_is_reported_with_the_states_before_and_after(path, act, kind):
+async def test_change_has_states_before_and_after(path, act, kind):
     before = os.stat(path)
     async with aiommap.open(path) as f, f.watch() as changes:
         act(path)
@@ -47,7 +47,7 @@ async def test_a_change_is_reported_with_the_states_before_and_after(path, act, 
         assert f.orphaned == (kind in (ChangeKind.REPLACED, ChangeKind.REMOVED))
 
 
-async def test_an_odd_size_below_the_end_that_growth_needs_is_our_own(path):
+async def test_own_odd_size_below_growth(path):
     async with aiommap.open(path, "r+", capacity=64 * PAGE) as f:
         memory = f.view(growable=True).memory
         await f.resize(3 * PAGE + 5)
@@ -56,7 +56,7 @@ async def test_an_odd_size_below_the_end_that_growth_needs_is_our_own(path):
             await fence(path, changes)
 
 
-async def test_growth_by_a_store_is_our_own_also_after_a_refresh(path, monkeypatch):
+async def test_own_growth_after_a_refresh(path, monkeypatch):
     look, rested, looked = _looking.Looker.look, threading.Event(), threading.Event()
 
     def look_later(looker, entry, source):
@@ -74,7 +74,7 @@ async def test_growth_by_a_store_is_our_own_also_after_a_refresh(path, monkeypat
         await fence(path, changes)
 
 
-async def test_growth_by_a_store_while_watching_begins_is_our_own(path, monkeypatch):
+async def test_own_growth_while_watching_begins(path, monkeypatch):
     begin = _looking.Looker.begin
 
     def begin_and_grow(looker, entry):
@@ -89,7 +89,7 @@ async def test_growth_by_a_store_while_watching_begins_is_our_own(path, monkeypa
             await fence(path, changes)
 
 
-async def test_a_removed_file_that_is_created_again_is_reported_and_watched_on(path):
+async def test_removed_and_created_is_watched_on(path):
     async with aiommap.open(path) as f, f.watch() as changes:
         path.unlink()
         await expect(changes, ChangeKind.REMOVED)
@@ -105,7 +105,7 @@ async def test_a_removed_file_that_is_created_again_is_reported_and_watched_on(p
         await expect(changes, ChangeKind.MODIFIED)
 
 
-async def test_an_orphan_whose_file_comes_back_is_none_any_more(path):
+async def test_orphan_whose_file_comes_back(path):
     async with aiommap.open(path) as f, f.watch() as changes:
         path.rename(path.with_name("away"))
         await expect(changes, ChangeKind.REMOVED)
@@ -115,7 +115,7 @@ async def test_an_orphan_whose_file_comes_back_is_none_any_more(path):
         assert not f.orphaned
 
 
-async def test_what_happened_since_the_file_was_opened_comes_first(path):
+async def test_change_since_opening_comes_first(path):
     async with aiommap.open(path) as f:
         replace_by_rename(path)
         async with f.watch() as changes:
@@ -124,7 +124,7 @@ async def test_what_happened_since_the_file_was_opened_comes_first(path):
             assert f.orphaned
 
 
-async def test_another_size_than_what_is_mapped_comes_first(path):
+async def test_size_unlike_mapping_comes_first(path):
     async with aiommap.open(path) as f:
         os.truncate(path, PAGE)
         async with f.watch() as changes:
@@ -132,7 +132,7 @@ async def test_another_size_than_what_is_mapped_comes_first(path):
             assert (change.old.size, change.new.size) == (16 * PAGE, PAGE)
 
 
-async def test_stores_through_a_mapping_of_another_process_are_found_by_looking(path):
+async def test_mapped_stores_of_others_by_polling(path):
     async with aiommap.open(path) as f, f.watch(poll_interval=0.02) as changes:
         for _ in range(3):
             await anyio.to_thread.run_sync(store_from_another_process, path)
@@ -141,7 +141,7 @@ async def test_stores_through_a_mapping_of_another_process_are_found_by_looking(
             await anyio.to_thread.run_sync(os.sync)  # until then a second store moves no time
 
 
-async def test_everything_is_looked_at_also_by_default(path):
+async def test_polling_is_on_by_default(path):
     async with aiommap.open(path) as f, f.watch() as changes:
         await anyio.to_thread.run_sync(store_from_another_process, path)
         assert (await expect(changes, ChangeKind.MODIFIED)).source == "poll"
@@ -157,7 +157,7 @@ POLICIES = {
 
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
-async def test_own_writes_and_flushes_are_not_reported(path, policy):
+async def test_own_writes_and_flushes_are_silent(path, policy):
     async with (
         aiommap.open(path, "r+", flush=policy) as f,
         f.watch(poll_interval=0.002) as changes,
@@ -172,7 +172,7 @@ async def test_own_writes_and_flushes_are_not_reported(path, policy):
         await fence(path, changes)
 
 
-async def test_a_durable_write_is_known_to_be_ours_while_it_is_applied(path):
+async def test_own_durable_write_while_applied(path):
     async with aiommap.Hub() as hub, hub.open(path, "r+", flush=POLICIES["always"]) as f:
         core, samples = f._core, []
         disk = core.disk
@@ -192,7 +192,7 @@ async def test_a_durable_write_is_known_to_be_ours_while_it_is_applied(path):
         assert [(sample.calling, sample.calls) for sample in samples] == [(True, 0), (False, 1)]
 
 
-async def test_large_own_writes_are_not_reported(tmp_path):
+async def test_own_large_writes_are_silent(tmp_path):
     path = tmp_path / "large"
     async with (
         aiommap.open(path, "w+", size=8 << 20) as f,
@@ -204,7 +204,7 @@ async def test_large_own_writes_are_not_reported(tmp_path):
         await fence(path, changes)
 
 
-async def test_own_resizes_and_holes_are_not_reported(path):
+async def test_own_resizes_and_holes_are_silent(path):
     async with (
         aiommap.open(path, "r+", capacity=64 * PAGE) as f,
         f.watch(poll_interval=0.001) as changes,
@@ -217,7 +217,7 @@ async def test_own_resizes_and_holes_are_not_reported(path):
         await fence(path, changes)
 
 
-async def test_stores_through_own_memory_are_not_reported(path):
+async def test_own_memory_stores_are_silent(path):
     async with aiommap.open(path, "r+") as f, f.watch(poll_interval=0.002) as changes:
         with f.view(0, PAGE) as view:
             memory = view.memory
@@ -229,7 +229,7 @@ async def test_stores_through_own_memory_are_not_reported(path):
             del memory
 
 
-async def test_stores_through_memory_that_was_given_back_are_not_reported(path):
+async def test_own_stores_in_returned_memory(path):
     async with aiommap.open(path, "r+") as f, f.watch(poll_interval=0.05) as changes:
         for i in range(5):
             with f.view(0, PAGE) as view:
@@ -239,7 +239,7 @@ async def test_stores_through_memory_that_was_given_back_are_not_reported(path):
         await fence(path, changes)
 
 
-async def test_growth_by_own_stores_and_its_trim_are_not_reported(path):
+async def test_own_growth_and_trim_are_silent(path):
     async with aiommap.Hub() as hub, hub.open(path, "r+") as f, f.watch() as changes:
         g = await hub.open(path, "r+", capacity=1 << 20)
         before = path.stat().st_size
@@ -255,7 +255,7 @@ async def test_growth_by_own_stores_and_its_trim_are_not_reported(path):
         await fence(path, changes)
 
 
-async def test_what_a_file_that_closes_at_once_resized_is_not_reported(path):
+async def test_own_resize_of_file_closing_at_once(path):
     async with aiommap.Hub() as hub, hub.open(path, "r+") as f, f.watch() as changes:
         for pages in (20, 3, 40):
             async with hub.open(path, "r+") as g:
@@ -263,7 +263,7 @@ async def test_what_a_file_that_closes_at_once_resized_is_not_reported(path):
             await fence(path, changes)
 
 
-async def test_a_truncation_by_others_of_what_stores_made_longer_is_reported(path):
+async def test_truncation_of_grown_file_is_reported(path):
     async with aiommap.open(path, "r+", capacity=1 << 20) as f, f.watch() as changes:
         before = path.stat().st_size
         with f.view(growable=True) as view:
@@ -275,7 +275,7 @@ async def test_a_truncation_by_others_of_what_stores_made_longer_is_reported(pat
             os.truncate(path, grown)
 
 
-async def test_files_of_one_hub_at_one_path_do_not_report_each_other(path):
+async def test_files_of_one_hub_are_silent(path):
     async with (
         aiommap.Hub() as hub,
         hub.open(path, "r+") as f,
@@ -290,7 +290,7 @@ async def test_files_of_one_hub_at_one_path_do_not_report_each_other(path):
         await fence(path, changes)
 
 
-async def test_a_file_reached_by_another_name_is_still_our_own(path):
+async def test_file_by_another_name_is_ours(path):
     link = path.with_name("link")
     link.symlink_to(path)
     async with (
@@ -305,7 +305,7 @@ async def test_a_file_reached_by_another_name_is_still_our_own(path):
         await fence(path, changes)
 
 
-async def test_hubs_of_one_process_report_each_other_once(path):
+async def test_hubs_report_each_other_once(path):
     async with (
         aiommap.open(path, "r+") as f,
         aiommap.open(path, "r+") as g,
@@ -319,7 +319,7 @@ async def test_hubs_of_one_process_report_each_other_once(path):
         await expect(ours, ChangeKind.GROWN)
 
 
-async def test_writes_by_others_are_reported_while_we_store_ourselves(path):
+async def test_others_writes_beside_our_stores(path):
     """Mapped stores of ours explain no event of the kernel."""
     async with aiommap.open(path, "r+") as f, f.watch(poll_interval=10) as changes:
         await f.write(0, b"own")
@@ -331,7 +331,7 @@ async def test_writes_by_others_are_reported_while_we_store_ourselves(path):
 
 
 @pytest.mark.parametrize("pages", [5, 16], ids=["another-size", "the-size-before-ours"])
-async def test_a_truncation_by_others_is_reported_while_we_write_and_resize(path, pages):
+async def test_others_truncation_beside_our_resizes(path, pages):
     async with (
         aiommap.open(path, "r+", flush=FlushPolicy.never()) as f,
         f.watch(poll_interval=0.005) as changes,
@@ -346,7 +346,7 @@ async def test_a_truncation_by_others_is_reported_while_we_write_and_resize(path
 # What to do about it.
 
 
-async def test_reads_beyond_the_new_end_say_both_sizes(path):
+async def test_read_beyond_new_end_says_both_sizes(path):
     async with aiommap.open(path) as f, f.watch() as changes:
         os.truncate(path, 2 * PAGE)
         await expect(changes, ChangeKind.TRUNCATED)
@@ -360,7 +360,7 @@ async def test_reads_beyond_the_new_end_say_both_sizes(path):
         assert (bounds.value.offset, bounds.value.limit) == (2 * PAGE, 2 * PAGE)
 
 
-async def test_a_grown_file_is_refreshed_in_place(path):
+async def test_refresh_grown_file_in_place(path):
     async with aiommap.open(path, capacity=32 * PAGE) as f, f.watch() as changes:
         address = f._core.mapping.address
         with path.open("ab") as file:
@@ -375,7 +375,7 @@ async def test_a_grown_file_is_refreshed_in_place(path):
 
 
 @pytest.mark.parametrize("mode", ["r", "r+"])
-async def test_beyond_its_capacity_a_grown_file_is_mapped_anew(path, mode):
+async def test_refresh_beyond_capacity_maps_again(path, mode):
     async with aiommap.open(path, mode) as f:
         with f.view(0, PAGE) as view:
             memory = view.memory
@@ -388,14 +388,14 @@ async def test_beyond_its_capacity_a_grown_file_is_mapped_anew(path, mode):
             del memory
 
 
-async def test_growth_that_was_refreshed_before_it_was_seen_is_still_reported(path):
+async def test_refresh_before_growth_was_seen(path):
     async with aiommap.open(path, "r+", capacity=32 * PAGE) as f, f.watch() as changes:
         os.truncate(path, 20 * PAGE)
         await f.refresh()
         await expect(changes, ChangeKind.GROWN)
 
 
-async def test_refresh_does_not_hide_that_unflushed_stores_were_cut_off(path):
+async def test_refresh_shows_unflushed_stores_cut(path):
     f = await aiommap.open(path, "r+")
     await f.write(10 * PAGE, b"lost")
     os.truncate(path, PAGE)
@@ -406,7 +406,7 @@ async def test_refresh_does_not_hide_that_unflushed_stores_were_cut_off(path):
         await f.aclose()
 
 
-async def test_views_of_what_was_cut_off_read_zeros_after_a_refresh(path):
+async def test_refresh_zeros_views_of_what_was_cut(path):
     async with aiommap.open(path) as f:
         with f.view() as view:
             memory = view.memory
@@ -419,7 +419,7 @@ async def test_views_of_what_was_cut_off_read_zeros_after_a_refresh(path):
             del memory
 
 
-async def test_a_private_file_is_not_refreshed(path):
+async def test_refresh_of_a_private_file(path):
     async with aiommap.open(path, "c") as f:
         with pytest.raises(aiommap.AccessModeError, match="fixed size"):
             await f.refresh()

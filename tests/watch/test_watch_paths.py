@@ -30,19 +30,19 @@ def route(path):
 # Routes.
 
 
-def test_a_plain_path_is_decided_by_its_own_name(tmp_path):
+def test_plain_path_resolves_by_its_name(tmp_path):
     (tmp_path / "d").mkdir()
     file = tmp_path / "d" / "f"
     file.touch()
     assert route(file) == ([str(file)], True)
 
 
-def test_a_missing_file_and_a_missing_directory_are_decided_by_the_first_missing_name(tmp_path):
+def test_missing_resolves_by_first_missing(tmp_path):
     assert route(tmp_path / "f") == ([str(tmp_path / "f")], False)
     assert route(tmp_path / "d" / "e" / "f") == ([str(tmp_path / "d")], False)
 
 
-def test_every_link_on_the_way_counts_as_kubernetes_makes_them(tmp_path):
+def test_links_resolve_as_kubernetes_makes_them(tmp_path):
     (tmp_path / "..2026").mkdir()
     (tmp_path / "..2026" / "f").touch()
     (tmp_path / "..data").symlink_to("..2026")
@@ -51,7 +51,7 @@ def test_every_link_on_the_way_counts_as_kubernetes_makes_them(tmp_path):
     assert route(tmp_path / "f") == (list(map(str, names)), True)
 
 
-def test_links_may_be_absolute_and_lead_upwards(tmp_path):
+def test_links_absolute_and_upwards(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "f").touch()
@@ -76,12 +76,12 @@ def test_loops_and_dangling_links_end(tmp_path):
     )
 
 
-def test_a_file_in_place_of_a_directory_ends_a_route(tmp_path):
+def test_file_in_place_of_directory_ends(tmp_path):
     (tmp_path / "f").touch()
     assert route(tmp_path / "f" / "g") == ([str(tmp_path / "f" / "g")], False)
 
 
-def test_routes_agree_with_the_kernel(tmp_path):
+def test_resolution_agrees_with_the_kernel(tmp_path):
     """Whatever the links: a whole route ends where realpath ends."""
     for name in ("a/b/c", "d/e"):
         (tmp_path / name).mkdir(parents=True)
@@ -104,7 +104,7 @@ def test_local_file_systems_are_not_remote(tmp_path):
 # Following.
 
 
-async def test_a_path_that_does_not_exist_is_watched(hub, tmp_path):
+async def test_missing_path_is_watched(hub, tmp_path):
     path = tmp_path / "d" / "e" / "f"
     async with watch(hub, path) as changes:
         for _ in range(2):
@@ -115,7 +115,7 @@ async def test_a_path_that_does_not_exist_is_watched(hub, tmp_path):
             assert ChangeKind.REMOVED in await reach(changes, missing)
 
 
-async def test_flipping_a_link_replaces_the_file_as_kubernetes_does(hub, tmp_path):
+async def test_flipped_link_replaces_the_file(hub, tmp_path):
     (tmp_path / "..data").symlink_to("..1")
     (tmp_path / "f").symlink_to("..data/f")
     (tmp_path / "..1").mkdir()
@@ -133,7 +133,7 @@ async def test_flipping_a_link_replaces_the_file_as_kubernetes_does(hub, tmp_pat
             assert await reach(changes, size(i + 4)) == [ChangeKind.GROWN]
 
 
-async def test_a_link_in_the_middle_of_the_path_is_followed(hub, tmp_path):
+async def test_link_in_the_middle_is_followed(hub, tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
         (tmp_path / name / "f").write_bytes(name.encode())
@@ -146,7 +146,7 @@ async def test_a_link_in_the_middle_of_the_path_is_followed(hub, tmp_path):
         assert await reach(changes, size(10)) == [ChangeKind.GROWN]
 
 
-async def test_a_directory_that_is_renamed_away_and_back(hub, tmp_path):
+async def test_directory_renamed_away_and_back(hub, tmp_path):
     path = tmp_path / "d" / "f"
     path.parent.mkdir()
     path.write_bytes(b"x")
@@ -161,7 +161,7 @@ async def test_a_directory_that_is_renamed_away_and_back(hub, tmp_path):
             assert await reach(changes, size(20 + i)) == [ChangeKind.GROWN]
 
 
-async def test_another_directory_in_its_place(hub, tmp_path):
+async def test_directory_replaced(hub, tmp_path):
     path = tmp_path / "d" / "f"
     for name, data in (("d", b"x"), ("other", b"yy")):
         (tmp_path / name).mkdir()
@@ -178,7 +178,7 @@ async def test_another_directory_in_its_place(hub, tmp_path):
         assert await reach(changes, size(8)) == [ChangeKind.TRUNCATED]
 
 
-async def test_an_ancestor_that_is_renamed_is_found_by_looking(hub, tmp_path):
+async def test_ancestor_renamed_is_found(hub, tmp_path):
     path = tmp_path / "a" / "b" / "f"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"x")
@@ -192,7 +192,7 @@ async def test_an_ancestor_that_is_renamed_is_found_by_looking(hub, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
-async def test_a_file_system_that_is_mounted_over_the_directory(hub, tmp_path):
+async def test_file_system_mounted_over(hub, tmp_path):
     path = tmp_path / "f"
     path.write_bytes(b"x")
     async with watch(hub, path) as changes:
@@ -231,7 +231,7 @@ async def test_two_names_of_one_directory(hub, tmp_path):
         subprocess.run(["umount", "-l", str(two)], check=True)
 
 
-async def test_a_name_that_is_no_text_is_watched(hub, tmp_path):
+async def test_name_that_is_no_text_is_watched(hub, tmp_path):
     """The notifier cannot name such a file, nor others in its directory."""
     odd = os.fsdecode(os.fsencode(str(tmp_path)) + b"/\xff\xfe")
     with open(odd, "wb") as file:
@@ -245,7 +245,7 @@ async def test_a_name_that_is_no_text_is_watched(hub, tmp_path):
         assert (await fetch(others)).kind is ChangeKind.GROWN
 
 
-async def test_a_directory_whose_name_is_no_text_is_polled(hub, tmp_path):
+async def test_directory_that_is_no_text_is_polled(hub, tmp_path):
     odd = os.fsdecode(os.fsencode(str(tmp_path)) + b"/\xff\xfe")
     os.mkdir(odd)
     plain = tmp_path / "plain"

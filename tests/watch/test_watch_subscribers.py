@@ -32,7 +32,7 @@ async def test_every_subscriber_gets_every_change(path):
         assert await fetch(one) == await fetch(two)
 
 
-async def test_a_slow_subscriber_finds_changes_merged_and_delays_nobody(path):
+async def test_slow_subscriber_gets_merged_changes(path):
     async with aiommap.open(path) as f, f.watch(buffer=2) as slow, f.watch() as quick:
         for i in range(1, 8):
             write(path, i)
@@ -46,7 +46,7 @@ async def test_a_slow_subscriber_finds_changes_merged_and_delays_nobody(path):
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
-async def test_a_callback_is_called_with_each_change(path, asynchronous):
+async def test_callback_gets_each_change(path, asynchronous):
     seen = []
 
     async def later(change):
@@ -68,7 +68,7 @@ async def test_a_callback_is_called_with_each_change(path, asynchronous):
         assert len(seen) == 2
 
 
-async def test_no_function_is_refused_at_once(path):
+async def test_callback_that_is_none_is_refused(path):
     async with aiommap.open(path) as f:
         for arguments in ((None,), ("later",)):
             with pytest.raises(TypeError, match="pass a function"):
@@ -78,7 +78,7 @@ async def test_no_function_is_refused_at_once(path):
         f.on_change(print, on_error=None).cancel()
 
 
-async def test_a_write_right_after_on_change_returned_is_reported(path):
+async def test_write_right_after_on_change(path):
     os.utime(path, (0, 0))
     async with aiommap.open(path) as f:
         seen = []
@@ -88,7 +88,7 @@ async def test_a_write_right_after_on_change_returned_is_reported(path):
         assert (seen[0].kind, seen[0].old.mtime_ns) == (ChangeKind.MODIFIED, 0)
 
 
-async def test_a_raising_callback_is_logged_and_goes_on(path, caplog):
+async def test_callback_raising_is_logged(path, caplog):
     def fail(change):
         raise ValueError("the callback's own")
 
@@ -110,7 +110,7 @@ async def test_a_raising_callback_is_logged_and_goes_on(path, caplog):
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
-async def test_on_error_is_told_instead_of_the_log(path, caplog, asynchronous):
+async def test_on_error_is_told_instead_of_log(path, caplog, asynchronous):
     told = []
 
     def fail(change):
@@ -131,9 +131,7 @@ async def test_on_error_is_told_instead_of_the_log(path, caplog, asynchronous):
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
-async def test_a_callback_that_ends_by_a_stray_cancellation_goes_on(
-    path, anyio_backend, asynchronous
-):
+async def test_callback_cancelled_goes_on(path, anyio_backend, asynchronous):
     if anyio_backend[0] == "trio":
         pytest.skip("trio has no cancellation without a scope that was cancelled")
     seen, told = [], []
@@ -159,7 +157,7 @@ async def test_a_callback_that_ends_by_a_stray_cancellation_goes_on(
     assert "cancellation of its own" in told[0]
 
 
-async def test_an_on_error_that_ends_by_a_stray_cancellation_is_logged(path, caplog, anyio_backend):
+async def test_on_error_cancelled_is_logged(path, caplog, anyio_backend):
     if anyio_backend[0] == "trio":
         pytest.skip("trio has no cancellation without a scope that was cancelled")
 
@@ -173,7 +171,7 @@ async def test_an_on_error_that_ends_by_a_stray_cancellation_is_logged(path, cap
     assert "cancellation of its own" in caplog.records[0].exc_text
 
 
-async def test_an_on_error_that_raises_is_logged_too(path, caplog):
+async def test_on_error_raising_is_logged(path, caplog):
     def fail(*_):
         raise ValueError("again")
 
@@ -184,7 +182,7 @@ async def test_an_on_error_that_raises_is_logged_too(path, caplog):
     assert "again" in caplog.records[0].exc_text
 
 
-async def test_a_callback_that_hangs_holds_up_neither_others_nor_closing(path):
+async def test_callback_hanging_holds_up_nobody(path):
     entered = anyio.Event()
 
     async def hang(change):
@@ -201,7 +199,7 @@ async def test_a_callback_that_hangs_holds_up_neither_others_nor_closing(path):
             await fetch(changes)
 
 
-async def test_arguments_that_cannot_be_meant_are_refused(path):
+async def test_impossible_arguments_are_refused(path):
     async with aiommap.open(path) as f:
         with pytest.raises(ValueError, match="buffer is 0"):
             f.watch(buffer=0)
@@ -223,7 +221,7 @@ async def test_arguments_that_cannot_be_meant_are_refused(path):
 # Ends.
 
 
-async def test_cancelling_the_task_ends_its_subscription(path):
+async def test_cancel_ends_the_subscription(path):
     async with aiommap.open(path) as f:
         started = anyio.Event()
 
@@ -244,7 +242,7 @@ async def test_cancelling_the_task_ends_its_subscription(path):
 
 
 @pytest.mark.parametrize("what", ["file", "hub"])
-async def test_closing_ends_iterators_and_callbacks(path, what):
+async def test_close_ends_iterators_and_callbacks(path, what):
     ended = []
     async with aiommap.Hub() as hub:
         f = await hub.open(path)
@@ -264,7 +262,7 @@ async def test_closing_ends_iterators_and_callbacks(path, what):
         assert ended == [[]]
 
 
-async def test_a_second_task_cannot_wait_for_the_same_changes(path):
+async def test_second_waiting_task_is_refused(path):
     first = []
     async with aiommap.open(path) as f, f.watch() as changes:
 
@@ -284,7 +282,7 @@ async def test_a_second_task_cannot_wait_for_the_same_changes(path):
     assert first == [ChangeKind.TRUNCATED]
 
 
-async def test_a_wait_that_is_cancelled_leaves_the_changes_to_others(path):
+async def test_cancelled_wait_leaves_changes(path):
     async with aiommap.open(path) as f, f.watch() as changes:
         with anyio.move_on_after(0.01):
             await anext(changes)
@@ -292,7 +290,7 @@ async def test_a_wait_that_is_cancelled_leaves_the_changes_to_others(path):
         await expect(changes, ChangeKind.TRUNCATED)
 
 
-async def test_what_was_found_before_the_end_is_handed_out(path):
+async def test_changes_before_the_end_are_handed_out(path):
     async with aiommap.open(path) as f, f.watch() as changes, f.watch() as other:
         os.truncate(path, PAGE)
         await fetch(other)
@@ -301,7 +299,7 @@ async def test_what_was_found_before_the_end_is_handed_out(path):
         assert [change.kind async for change in other] == []
 
 
-async def test_a_subscription_that_is_left_drops_what_it_did_not_fetch(path):
+async def test_left_subscription_drops_the_rest(path):
     async with aiommap.open(path) as f, f.watch() as changes, f.watch() as other:
         os.truncate(path, PAGE)
         await fetch(other)
@@ -309,7 +307,7 @@ async def test_a_subscription_that_is_left_drops_what_it_did_not_fetch(path):
         assert [change async for change in changes] == []
 
 
-async def test_cancelling_while_watching_begins_leaves_nothing_behind(path):
+async def test_cancel_while_watching_begins(path):
     async with aiommap.open(path) as f:
         for turns in range(6):
             with anyio.CancelScope() as scope:
@@ -343,7 +341,7 @@ def watching_threads():
 
 
 @pytest.mark.slow
-async def test_opening_and_closing_hubs_leaks_no_thread_and_no_descriptor(path):
+async def test_hub_cycles_leak_nothing(path):
     async def cycle():
         async with aiommap.Hub() as hub, hub.open(path) as f, f.watch() as changes:
             os.truncate(path, 16 * PAGE - 1)
@@ -360,7 +358,7 @@ async def test_opening_and_closing_hubs_leaks_no_thread_and_no_descriptor(path):
     assert threading.active_count() <= running + 2
 
 
-async def test_a_hub_that_watches_has_one_thread_however_many_files(tmp_path):
+async def test_hub_has_one_watcher_thread(tmp_path):
     paths = [tmp_path / str(i % 20) / str(i) for i in range(400)]
     for path in paths:
         path.parent.mkdir(exist_ok=True)
@@ -390,7 +388,7 @@ async def test_a_hub_that_watches_has_one_thread_however_many_files(tmp_path):
         assert sorted(seen) == sorted(map(str, paths))
 
 
-async def test_a_forked_child_leaves_the_watcher_alone(path):
+async def test_fork_child_leaves_the_watcher_alone(path):
     async with aiommap.open(path) as f, f.watch() as changes:
         child = os.fork()
         if not child:
@@ -419,7 +417,7 @@ def run_script(code, *arguments):
     return done.stdout
 
 
-def test_a_loop_that_ends_while_something_is_watched_ends_cleanly(path):
+def test_loop_ends_while_watching(path):
     code = """
 import asyncio, sys, aiommap
 async def main():
@@ -442,7 +440,7 @@ asyncio.run(outer())
     assert run_script(code, path) == "cancelled\n"
 
 
-def test_watchfiles_is_imported_only_when_something_is_watched(path):
+def test_watchfiles_is_imported_when_watching(path):
     code = """
 import asyncio, sys, aiommap
 async def main():
@@ -457,7 +455,7 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("closed", [False, True], ids=["left-open", "just-closed"])
-def test_the_interpreter_ends_while_a_thread_waits_in_the_notifier(path, closed):
+def test_interpreter_ends_while_watching(path, closed):
     """It would abort if that thread were still in native code by then."""
     code = """
 import asyncio, sys, warnings, aiommap

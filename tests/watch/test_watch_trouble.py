@@ -29,7 +29,7 @@ async def hub():
         yield made
 
 
-async def test_lost_events_are_made_up_for_by_looking(hub, tmp_path, monkeypatch):
+async def test_lost_events_are_found_by_polling(hub, tmp_path, monkeypatch):
     from watchfiles import _rust_notify
 
     monkeypatch.setattr(_rust_notify, "RustNotify", Deaf)
@@ -45,7 +45,7 @@ async def test_lost_events_are_made_up_for_by_looking(hub, tmp_path, monkeypatch
         assert (await fetch(changes)).kind is ChangeKind.CREATED
 
 
-async def test_a_kernel_that_refuses_is_polled_and_asked_again(hub, tmp_path, monkeypatch, caplog):
+async def test_refusing_kernel_is_polled(hub, tmp_path, monkeypatch, caplog):
     from watchfiles import _rust_notify
 
     def refuse(*_):
@@ -70,7 +70,7 @@ async def test_a_kernel_that_refuses_is_polled_and_asked_again(hub, tmp_path, mo
                         break
 
 
-def test_the_first_watch_begins_without_a_descriptor_to_be_had(tmp_path):
+def test_first_watch_without_a_descriptor(tmp_path):
     code = """
 import os, resource, sys
 import anyio, aiommap
@@ -101,7 +101,7 @@ anyio.run(main)
     assert done.returncode == 0, done.stderr
 
 
-async def test_a_notifier_that_would_get_no_thread_is_not_asked_for_one(hub, tmp_path, monkeypatch):
+async def test_notifier_is_not_asked_without_thread(hub, tmp_path, monkeypatch):
     """It would abort the process."""
     from watchfiles import _rust_notify
 
@@ -119,7 +119,7 @@ async def test_a_notifier_that_would_get_no_thread_is_not_asked_for_one(hub, tmp
 
 
 @pytest.mark.parametrize("notify", [True, False])
-async def test_watching_ends_though_it_is_told_to_while_it_looks_for_whom_to_tell(notify):
+async def test_watching_ends_while_it_wakes_others(notify):
     """A hub that was closed just after watching began waited for that thread without end."""
 
     def deliver(found):
@@ -133,9 +133,7 @@ async def test_watching_ends_though_it_is_told_to_while_it_looks_for_whom_to_tel
         await anyio.to_thread.run_sync(scanner.run, abandon_on_cancel=True)
 
 
-async def test_watching_that_gets_no_thread_says_so_and_can_be_begun_again(
-    hub, tmp_path, monkeypatch
-):
+async def test_watching_without_thread_says_so(hub, tmp_path, monkeypatch):
     def refuse(_):
         raise RuntimeError("can't start new thread")
 
@@ -157,7 +155,7 @@ class Panic(BaseException):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, Panic])
-async def test_a_notifier_that_fails_is_made_anew(hub, tmp_path, monkeypatch, caplog, error):
+async def test_failed_notifier_is_made_again(hub, tmp_path, monkeypatch, caplog, error):
     from watchfiles import _rust_notify
 
     class Broken(Deaf):
@@ -192,7 +190,7 @@ async def test_polling_can_be_forced(hub, tmp_path, monkeypatch):
             assert (await fetch(changes)).source == "poll"
 
 
-async def test_network_file_systems_have_a_thread_of_their_own(hub, tmp_path, monkeypatch):
+async def test_network_file_systems_have_a_thread(hub, tmp_path, monkeypatch):
     from aiommap._watch import watcher as _watching
 
     monkeypatch.setattr(_watching, "is_remote", lambda path: path.endswith("remote"))
@@ -213,7 +211,7 @@ async def test_network_file_systems_have_a_thread_of_their_own(hub, tmp_path, mo
 # Many, and while the set changes.
 
 
-async def test_changes_while_directories_are_added_and_removed_are_all_reported(hub, tmp_path):
+async def test_directories_added_and_removed_report(hub, tmp_path):
     """Every file ends up as the oracle says, whatever the set of directories did meanwhile."""
     path = tmp_path / "f"
     path.write_bytes(b"")
@@ -235,7 +233,7 @@ async def test_changes_while_directories_are_added_and_removed_are_all_reported(
                 assert set(await reach(changes, size(length))) == {ChangeKind.GROWN}
 
 
-async def test_a_subscriber_that_joins_begins_with_what_is_there(hub, tmp_path):
+async def test_joining_subscriber_begins_with_states(hub, tmp_path):
     path = tmp_path / "f"
     path.write_bytes(b"")
     async with watch(hub, path) as first:
@@ -250,7 +248,7 @@ async def test_a_subscriber_that_joins_begins_with_what_is_there(hub, tmp_path):
 
 
 @pytest.mark.slow
-async def test_a_storm_loses_no_final_state(hub, tmp_path):
+async def test_storm_loses_no_final_state(hub, tmp_path):
     """Ten thousand changes in one directory: each file's last state arrives, memory is bounded."""
     paths = [tmp_path / str(i) for i in range(200)]
     for path in paths:
@@ -280,9 +278,7 @@ async def test_a_storm_loses_no_final_state(hub, tmp_path):
     assert {kind for kinds in seen.values() for kind in kinds} == {ChangeKind.GROWN}
 
 
-async def test_everything_is_looked_at_after_a_batch_so_large_that_events_may_be_lost(
-    hub, tmp_path, monkeypatch
-):
+async def test_large_batch_is_followed_by_a_scan(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(_scanner, "LARGE_BATCH", 1)
     monkeypatch.setattr(_scanner, "POLL_SECONDS", 1e9)
     far = tmp_path / "d" / "far"
@@ -301,13 +297,11 @@ async def test_everything_is_looked_at_after_a_batch_so_large_that_events_may_be
     ("release", "coarse"),
     [("6.12.9-arch1", True), ("5.15.0-91-generic", True), ("6.13.0", False), ("7.0-rc1", False)],
 )
-def test_kernels_with_coarse_file_times_are_known(release, coarse):
+def test_coarse_file_times_are_known(release, coarse):
     assert _looking._has_coarse_times(release) is coarse
 
 
-async def test_a_second_change_within_a_tick_is_told_where_times_are_coarse(
-    hub, tmp_path, monkeypatch
-):
+async def test_second_change_within_a_coarse_tick(hub, tmp_path, monkeypatch):
     """Simulated by a stat that goes on showing the state after the first of two changes."""
     path = tmp_path / "f"
     path.write_bytes(b"x")
@@ -326,7 +320,7 @@ async def test_a_second_change_within_a_tick_is_told_where_times_are_coarse(
         assert (change.kind, change.old) == (ChangeKind.MODIFIED, change.new)
 
 
-async def test_the_shortest_interval_that_is_asked_for_holds(hub, tmp_path, monkeypatch):
+async def test_shortest_interval_holds(hub, tmp_path, monkeypatch):
     from watchfiles import _rust_notify
 
     monkeypatch.setattr(_rust_notify, "RustNotify", Deaf)
@@ -354,7 +348,7 @@ anyio.run(main, sys.argv[1])
 
 
 @pytest.mark.slow
-def test_a_queue_of_the_kernel_that_ran_over_hides_nothing(tmp_path):
+def test_overrun_kernel_queue_hides_nothing(tmp_path):
     """The watching process is stopped until more has happened than the kernel remembers."""
     path = tmp_path / "f"
     path.write_bytes(b"x")

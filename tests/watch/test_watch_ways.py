@@ -118,7 +118,7 @@ def check(found, way, before, after):
         assert {change.source for change in found} == {"poll"}
 
 
-async def test_what_a_program_does_is_told_and_deafens_nobody(way, place):
+async def test_ways_are_told_and_deafen_nobody(way, place):
     before = place.state()
     async with aiommap.open(place.path) as f, f.watch() as changes:
         await anyio.to_thread.run_sync(place.run, way.command)
@@ -143,7 +143,7 @@ async def still_hears(place, changes):
     assert change.kind is (ChangeKind.CREATED if last is None else ChangeKind.GROWN)
 
 
-def test_the_patterns_of_the_table_tell_kinds_apart():
+def test_patterns_tell_kinds_apart():
     rewritten = next(way for way in WAYS if way.name == "cp")
     assert rewritten.allows(["truncated", "grown", "grown"])
     assert rewritten.allows(["grown"])
