@@ -158,7 +158,7 @@ async def test_resize_and_store_exclude_each_other(path, verb):
 
         await f.resize(32 * PAGE)
         async with anyio.create_task_group() as group:
-            with f._core.changes:  # as the other one has it
+            with f._core.resize_mutex:  # as the other one has it
                 group.start_soon(act)
                 for _ in range(5):  # hops, during which the worker gets as far as it can
                     async with aiommap.open(path, "r"):

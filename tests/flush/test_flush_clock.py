@@ -65,7 +65,7 @@ class TestBusyLoop:
         f.on_error(told.append)
         with failing_flush(f):
             receipt = await f.write(0, b"x")
-            busy_until(lambda: f._core.failure is not None)
+            busy_until(lambda: f._core.unsynced.failure is not None)
         assert not receipt.durable
         with pytest.raises(aiommap.FlushError):
             await f.write(0, b"x")
@@ -104,7 +104,7 @@ async def test_interval_of_growth_on_a_busy_loop(tmp_path):
             view.memory[100 * PAGE] = 1
             seen = f._flusher.groups.count
             busy_until(lambda: f._flusher.groups.count >= seen + 2)
-            assert not f._core.resized
+            assert not f._core.unsynced.resized
 
 
 @pytest.mark.parametrize("kind", ["asyncio", "uvloop"])

@@ -291,7 +291,7 @@ async def test_change_waits_for_write_under_way(zeros):
         big = b"\xff" * (2 * PAGE) * 40  # too long to be stored inline
         await f.resize(len(big) + 2 * PAGE)
         async with anyio.create_task_group() as group:
-            with f._core.changes:  # what the worker needs for storing
+            with f._core.resize_mutex:  # what the worker needs for storing
                 group.start_soon(f.write, PAGE, big)
                 while not f._core.lanes.storing(PAGE, PAGE + 8):
                     await anyio.lowlevel.checkpoint()

@@ -53,7 +53,7 @@ def other_path(tmp_path):
 def untouched(f):
     """Tell whether a file has no fault in place: its disk is the mapping, inline verbs answer."""
     core = f._core
-    return core.disk is core.mapping and core.mapping.declining == core.closing
+    return core.disk is core.mapping and core.mapping.declining == core.lifecycle.closing
 
 
 # A flush that fails

@@ -54,7 +54,7 @@ class Allocators:
     def __init__(self, core: FileCore) -> None:
         self._core = core
         # Opening made it, of zeros, all of them free; ``reopen`` makes nothing.
-        self._fresh = core.resized
+        self._fresh = core.unsynced.resized
         self._open: list[RangeAllocator] = []
 
     def make(

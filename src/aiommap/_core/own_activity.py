@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Protocol
 
 from .file_state import Identity
@@ -29,8 +30,8 @@ class Mapped(Protocol):
 class OwnActivity:
     """What one open file does to its inode, but for what its mapping counts itself.
 
-    Each number is kept by one side, the loop or the one worker whose turn it is, and is asked for
-    in any thread.
+    Each number is kept by one side, the loop or the one worker whose turn it is, and is read in
+    any thread.
     """
 
     __slots__ = (
@@ -60,16 +61,71 @@ class OwnActivity:
         self.touching: int = 0
 
     @property
-    def resizing(self) -> bool:
+    def being_resized(self) -> bool:
         """Whether the size is being changed, by a verb or by a store beyond the end."""
         return self.size_changes % 2 == 1 or self.mapping.growing
 
+    def queue(self, size: int) -> None:
+        """Count the bytes of a write that goes to the store queue; on the loop."""
+        self.queued_bytes += size
+
+    def unqueue(self, size: int) -> None:
+        """Take away what ``queue`` counted, when that write has ended."""
+        self.queued_bytes -= size
+
+    def count_stores(self, number: int) -> None:
+        """Count writes of the store queue that its worker has applied."""
+        self.offloaded_writes += number
+
+    def storing(self, number: int) -> _Storing:
+        """Say that the block applies so many writes; in the flush worker.
+
+        They count as applied unless the block raises.
+        """
+        self.durable_stores = number
+        return _Storing(self)
+
+    def end_storing(self, *, applied: bool) -> None:
+        """End what ``storing`` began."""
+        if applied:
+            self.offloaded_writes += self.durable_stores
+        self.durable_stores = 0
+
     @contextmanager
-    def touch(self) -> Iterator[None]:
-        """Say that the block may move the times of the file."""
+    def resizing(self) -> Iterator[None]:
+        """Say that the block may change the size or the blocks of the file; in a worker."""
+        self.size_changes += 1
+        try:
+            yield
+        finally:
+            self.size_changes += 1
+
+    @contextmanager
+    def moving_times(self) -> Iterator[None]:
+        """Say that the block may move the times of the file without storing; on the loop."""
         self.touching += 1
         try:
             yield
         finally:
             self.touching -= 1
             self.touches += 1
+
+
+class _Storing:
+    """The block of ``OwnActivity.storing``; a generator would cost each durable write more."""
+
+    __slots__ = ("_own",)
+
+    def __init__(self, own: OwnActivity) -> None:
+        self._own = own
+
+    def __enter__(self) -> None:
+        """Nothing is left to begin."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._own.end_storing(applied=kind is None)

@@ -49,18 +49,16 @@ class Closer:
         """Begin to close, unless that was done before."""
         core = self._core
         if core.mapping.forked:
-            core.closing = True
+            core.begin_closing()
             core.mapping.close()  # the parent's file: nothing is flushed, no thread entered (I10)
             self._done = None
             return
-        if core.closing:
+        if core.lifecycle.closing:
             return
         core.workers.check_loop()
         done = core.workers.event()
         spawn(self._run, done)  # first: it fails at the end of trio's run, and nothing has begun
-        core.closing = True
-        core.mapping.declining = True
-        core.end_waits()
+        core.begin_closing()
         self._background.stop()
         self._done = done
 
@@ -104,7 +102,8 @@ class Closer:
 
     async def _run(self, done: Event) -> None:
         try:
-            await self._core.wait_idle()
+            await self._core.lifecycle.wait_idle()
+            await self._core.lanes.wait_served()
             await self._flusher.quiesce()
             if self._core.shared_writable and not self._core.undo:
                 await self._flush()
@@ -131,7 +130,7 @@ class Closer:
         """
         core = self._core
         await self._flusher.quiesce()
-        whole = core.failure is None and core.damage() is None
+        whole = core.unsynced.failure is None and core.faults.damage() is None
         if core.shared_writable and whole and self._resizer.wants_trim:
             with suppress(OSError):  # nobody waits, and what was written is in it
                 await self._flusher.change(self._resizer.trim)
@@ -140,5 +139,5 @@ class Closer:
         self._core.check_flushed()
         if self._resizer.wants_trim:
             await self._flusher.change(self._resizer.trim)
-        if self._core.policy.flush_at_close and self._flusher.has_work():
+        if self._core.route.policy.flush_at_close and self._flusher.has_work():
             await self._flusher.flush_everything()

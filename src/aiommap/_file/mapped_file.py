@@ -86,7 +86,6 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
 
     def _assemble(self, core: FileCore, failed: Listeners[FlushError]) -> None:
         """Make everything that belongs to one core; ``reopen`` does it again for another one."""
-        core.choose_inline_writes()
         self._core = core
         self._mapping = core.mapping
         self._flusher = Flusher(core, failed)
@@ -153,7 +152,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
     @property
     def closed(self) -> bool:
         """Whether ``aclose`` was called."""
-        return self._core.closing
+        return self._core.lifecycle.closing
 
     @property
     def flush_policy(self) -> FlushPolicy:
@@ -162,7 +161,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         A new policy holds from now on: what is dirty already counts, and ``FlushPolicy.always()``
         makes durable what is written after it was set.
         """
-        return self._core.policy
+        return self._core.route.policy
 
     @flush_policy.setter
     def flush_policy(self, policy: FlushPolicy) -> None:
@@ -277,7 +276,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         """
         receipt = self._mapping.write_inline(offset, data)  # type: ignore[arg-type]
         if receipt is None:
-            if not self._core.lanes.durable_writes:  # the commit queue looks at the loop itself
+            if not self._core.route.durable:  # the commit queue looks at the loop itself
                 self._core.check_loop()
             return await self._writer.write(offset, data)  # type: ignore[arg-type]
         return cast("WriteReceipt", receipt)
@@ -431,7 +430,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         poisoned = mapping.first_bad is not None
         return FileStatistics(
             inline_reads=mapping.inline_reads,
-            offloaded_reads=core.offloaded_reads,
+            offloaded_reads=self._reader.offloaded,
             fell_back_reads=mapping.fell_back_reads,
             inline_writes=mapping.inline_writes_done,
             offloaded_writes=core.own.offloaded_writes,
@@ -444,10 +443,10 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
             flush_group=Distribution.of(flusher.groups),
             flush_seconds=Distribution.of(flusher.seconds),
             faults=mapping.faults + mapping.foreign_faults,
-            huge_page_bytes=core.huge_page_bytes,
+            huge_page_bytes=self._pager.huge_page_bytes,
             leases=mapping.lease_count,
             leased=oldest_leases(mapping.leases),
-            flush_failed=core.failure is not None or (poisoned and core.shared_writable),
+            flush_failed=core.unsynced.failure is not None or (poisoned and core.shared_writable),
             poisoned=poisoned,
         )
 

@@ -19,10 +19,12 @@ YIELD_EVERY = 256
 class Reader:
     """Reads of one file that have to yield, wait for a worker, or fail."""
 
-    __slots__ = ("_core",)
+    __slots__ = ("_core", "offloaded")
 
     def __init__(self, core: FileCore) -> None:
         self._core = core
+        #: Reads that workers were asked for.
+        self.offloaded: int = 0
 
     async def read(self, offset: int, length: int) -> bytes:
         """Read after ``read_inline`` answered None."""
@@ -42,8 +44,8 @@ class Reader:
 
     async def _offload(self, offset: int, length: int) -> bytes:
         core = self._core
-        core.offloaded_reads += 1
-        with core.activity(), traced("read", core.path, offset, length) as op:
+        self.offloaded += 1
+        with core.lifecycle.activity(), traced("read", core.path, offset, length) as op:
             op.hop()
             return await core.workers.read(self.read_whole, offset, length)
 
@@ -59,7 +61,7 @@ class Reader:
             done = core.mapping.read_into_inline(offset, view)
             if done is not None:
                 return done
-        core.offloaded_reads += 1
+        self.offloaded += 1
         # A job: the thread writes into memory of the caller, so it is never left behind.
         with traced("read", core.path, offset, length) as op:
             op.hop()
@@ -80,7 +82,9 @@ class Reader:
         """Read ranges: inline what is in memory, the rest in one hop."""
         core = self._core
         core.check_usable()
-        with core.activity():  # it may give way many times, and reopen() must not overtake it
+        with (
+            core.lifecycle.activity()
+        ):  # it may give way many times, and reopen() must not overtake it
             return await self._read_many(ranges)
 
     async def _read_many(self, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
@@ -107,11 +111,11 @@ class Reader:
         self, found: list[bytes | None], ranges: Sequence[tuple[int, int]], missing: list[int]
     ) -> None:
         core = self._core
-        core.offloaded_reads += len(missing)
+        self.offloaded += len(missing)
         wanted = [ranges[i] for i in missing]
         first = min(offset for offset, _ in wanted)
         end = max(offset + length for offset, length in wanted)
-        with core.activity(), traced("read", core.path, first, end - first) as op:
+        with core.lifecycle.activity(), traced("read", core.path, first, end - first) as op:
             op.hop()
             parts = await core.workers.read(self._read_parts, wanted)
         for i, data in zip(missing, parts, strict=True):
@@ -127,9 +131,9 @@ class Reader:
         try:
             data = self._core.disk.read(offset, length)
         except OSError as error:
-            raise self._core.fault(offset, length, 0, error.errno or errno.EIO) from error
+            raise self._core.faults.lost(offset, length, 0, error.errno or errno.EIO) from error
         if len(data) < length:
-            raise self._core.fault(offset, length, len(data))
+            raise self._core.faults.lost(offset, length, len(data))
         return data
 
     def read_into_whole(self, offset: int, view: memoryview) -> None:
@@ -137,6 +141,6 @@ class Reader:
         try:
             copied = self._core.disk.read_into(offset, view)
         except OSError as error:
-            raise self._core.fault(offset, len(view), 0, error.errno or errno.EIO) from error
+            raise self._core.faults.lost(offset, len(view), 0, error.errno or errno.EIO) from error
         if copied < len(view):
-            raise self._core.fault(offset, len(view), copied)
+            raise self._core.faults.lost(offset, len(view), copied)

@@ -8,8 +8,8 @@ Invariants.
   1  What was written and is not known to be durable is never left behind unless that was asked
       for: an orphan that is dirty stays (I4), and so do private stores.
   2  Between the last look for such writes and the step to the new core, no other task runs.
-  3  Nobody waits for a word or a lock of a retired core: it is told by ``at_close``, and who comes
-      later finds ``retired``. Who is inside such a lock stays inside, until it is left.
+  3  A task inside of a lock of a retired core stays inside, until it leaves. Nobody waits for one
+      (lifecycle.2).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ async def bring_home(core: FileCore, flusher: Flusher) -> None:
         await core.lanes.wait_stored()
         await core.lanes.wait_served()
         # As when it is closed: a policy that does not flush then lets stores go.
-        dirty = core.policy.flush_at_close and flusher.has_work()
+        dirty = core.route.policy.flush_at_close and flusher.has_work()
         if not dirty and not core.own.queued_bytes and not flusher.busy:
             return
         if dirty:
@@ -89,8 +89,7 @@ class Retired:
     def add(self, core: FileCore, leave: Callable[[], Awaitable[None]]) -> None:
         """Give a core up once no verb uses it, and before it what depends on it."""
         self._left[core] = anyio.Event()
-        core.retired = True
-        core.end_waits()
+        core.lifecycle.retire()
         spawn(self._retire, core, leave)
 
     async def leave(self, locks: FileLocks) -> None:
@@ -109,11 +108,12 @@ class Retired:
         try:
             # Inline verbs that gave way to the loop count as nothing; they return in a turn.
             for _ in range(2):
-                await core.wait_idle()
+                await core.lifecycle.wait_idle()
+                await core.lanes.wait_served()
                 await anyio.lowlevel.checkpoint()
-            await core.wait_idle()
-            core.closing = True
-            core.mapping.declining = True
+            await core.lifecycle.wait_idle()
+            await core.lanes.wait_served()
+            core.begin_closing()
             await leave()
             await self._release(core)
         except Exception as error:

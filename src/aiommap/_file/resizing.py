@@ -58,7 +58,7 @@ async def change_size(
         nonlocal lost
         lost = not act()
 
-    with core.activity():
+    with core.lifecycle.activity():
         await core.lanes.wait_stored()
         await flusher.change(change, ours=ours)
         if lost:
@@ -126,7 +126,7 @@ class Resizer:
             if error.filename is None:
                 error.filename = core.path
             raise
-        core.size_changed = core.resized = True
+        core.unsynced.note_resize()
 
     def _grow(self, old: int, size: int, *, floor: int, whole_pages: bool = False) -> None:
         mapping = self._core.mapping
@@ -264,7 +264,7 @@ class Resizer:
             return
         used = self._used(mapping.min_kept_length, end)
         self._shrink(used)  # also to the same length: that gives blocks behind it back
-        core.size_changed = core.resized = True
+        core.unsynced.note_resize()
 
     def _used(self, floor: int, end: int) -> int:
         """Find the end of the last page behind ``floor`` that holds anything but zeros."""
@@ -294,7 +294,7 @@ class Resizer:
                 raise
             reason = "this file system has no holes"
             raise UnsupportedError(f"punch a hole in {core.path}", reason, error.errno) from error
-        core.size_changed = True  # metadata: fdatasync(2) need not cover it
+        core.unsynced.note_blocks()
 
 
 class SizedVerbs:
@@ -372,6 +372,6 @@ class SizedVerbs:
         if self._core.mode == "c":
             raise AccessModeError("punch a hole in", "c", 'private changes are not files: use "r+"')
         start, count = check_range(offset, length, self.size)
-        with self._core.activity():
+        with self._core.lifecycle.activity():
             await self._core.lanes.wait_stored()
             await self._flusher.change(partial(self._resizer.punch_hole, start, count))

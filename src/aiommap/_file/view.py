@@ -357,8 +357,8 @@ class View(WordVerbs):
     def _check_current(self) -> None:
         """Raise if the file moved on: its verbs would reach other bytes than the memory does."""
         self._pinned()
-        if self._core.retired:
-            raise self._core.ended()
+        if self._core.lifecycle.retired:
+            raise self._core.lifecycle.ended()
 
     def _range(self, offset: SupportsIndex, length: SupportsIndex) -> tuple[int, int]:
         self._check_current()

@@ -74,7 +74,7 @@ class FileWatch:
             opened = replace(core.state, size=core.mapping.file_end)
             if state is None or not state.is_same_file(opened):
                 return opened
-            if core.own.resizing or self._done() != done:
+            if core.own.being_resized or self._done() != done:
                 return state  # we are at it ourselves
             touched = called_ns is not None and state.ctime_ns >= called_ns
             return opened if touched or state.size != opened.size else state
@@ -229,7 +229,7 @@ class WatchedVerbs:
             if new is not None:
                 await self._move_to(new, discard=discard)
                 return
-        old.orphaned = False
+        old.note_path(old.identity)
         if old.mode != "c":
             await self.refresh()
 
@@ -247,7 +247,7 @@ class WatchedVerbs:
     async def _move_to(self, new: FileCore, *, discard: bool) -> None:
         old = self._core
         try:
-            old.orphaned = new.identity != old.identity
+            old.note_path(new.identity)
             if not discard:
                 await bring_home(old, self._flusher)
             old.check_open()

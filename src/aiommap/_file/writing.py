@@ -59,11 +59,11 @@ class Writer:
     def write(self, offset: int, data: object) -> Awaitable[WriteReceipt]:
         """Write after ``write_inline`` answered None."""
         core = self._core
-        store = core.mapping.stage(offset, data) if core.failure is None else None  # type: ignore[arg-type]
+        store = core.mapping.stage(offset, data) if core.unsynced.failure is None else None  # type: ignore[arg-type]
         if store is None:
             store = self._check(offset, data)
         full = core.own.queued_bytes or self._background.may_be_full
-        if core.lanes.durable_writes and not full and not is_traced():
+        if core.route.durable and not full and not is_traced():
             return self._flusher.write(store)  # writing.2
         return self._write(store)
 
@@ -91,7 +91,9 @@ class Writer:
         """Write items in order, in one hop at most."""
         core = self._core
         core.check_writable("write to")
-        with core.activity():  # it may give way many times, and reopen() must not overtake it
+        with (
+            core.lifecycle.activity()
+        ):  # it may give way many times, and reopen() must not overtake it
             return await self._write_many(items)
 
     async def _write_many(self, items: Iterable[tuple[int, object]]) -> WriteReceipt:
@@ -137,10 +139,10 @@ class Writer:
 
     async def _submit(self, write: Request, *, withdrawable: bool = True) -> WriteReceipt:
         core = self._core
-        if core.lanes.durable_writes and not core.own.queued_bytes:
+        if core.route.durable and not core.own.queued_bytes:
             return cast("WriteReceipt", await self._flusher.submit(write))
-        each = core.policy.flush_each_write and core.shared_writable
-        with core.activity():  # closing must not come between the store and its flush
+        each = core.route.policy.flush_each_write and core.shared_writable
+        with core.lifecycle.activity():  # closing must not come between the store and its flush
             receipt = await self._store(write, withdrawable=withdrawable)
             if each:
                 await self._flusher.submit(Request(write.offset, write.end, receipt))
@@ -150,13 +152,13 @@ class Writer:
         core = self._core
         self._extend_span(write)
         queued = sum(len(view) for _, view in write.stores)
-        core.own.queued_bytes += queued
+        core.own.queue(queued)
         try:
             with traced("write", core.path, write.offset, write.end - write.offset) as op:
                 op.hop()
                 sequence = await self._queue.submit(write, withdrawable=withdrawable)
         finally:
-            core.own.queued_bytes -= queued
+            core.own.unqueue(queued)
             self._background.plan()
         length = write.end - write.offset
         return WriteReceipt(self._flusher, write.offset, length, sequence)
@@ -179,15 +181,15 @@ class Writer:
         core = self._core
         stores = [store for write in writes for store in write.stores]
         outcomes: list[Receipt | tuple[int, int]] = []
-        with core.changes:
+        with core.resize_mutex:
             # In parts: native code takes them in, and makes the outcomes, with the GIL.
             for at in range(0, len(stores), STORES_A_CALL):
                 outcomes += core.disk.write_many(stores[at : at + STORES_A_CALL])
-        core.own.offloaded_writes += len(outcomes)
+        core.own.count_stores(len(outcomes))
         results: list[int | BaseException] = []
         at = 0
         for write in writes:
-            results.append(core.outcome(write.stores, outcomes[at : at + len(write.stores)]))
+            results.append(core.faults.outcome(write.stores, outcomes[at : at + len(write.stores)]))
             at += len(write.stores)
         core.dirtied()  # the loop that is told of them may be busy for long
         return results

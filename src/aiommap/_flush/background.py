@@ -68,7 +68,7 @@ class BackgroundFlush:
         self._queue: anyio.Lock | None = None
         self._waiting = 0
         if core.shared_writable:
-            self._keep_clock(core.policy)
+            self._keep_clock(core.route.policy)
         flusher.after_batch = self.plan
         core.dirtied = self.plan
         self.plan()
@@ -78,9 +78,8 @@ class BackgroundFlush:
         core = self._core
         if core.shared_writable:
             self._keep_clock(policy)
-        core.lanes.draining = core.lanes.durable_writes and self._flusher.busy
-        core.policy = self._flusher.trigger.policy = policy
-        core.choose_inline_writes()
+        core.route.replace_policy(policy, flushing=self._flusher.busy)
+        self._flusher.trigger.policy = policy
         self._drop_timer()
         self.plan()
 
@@ -103,8 +102,8 @@ class BackgroundFlush:
         """Look what is due, ask for it, and set the trip of inline stores."""
         core = self._core
         with self._planning:
-            idle = core.policy.passive and not self._waiting
-            if idle or not core.shared_writable or core.closing or not core.sound:
+            idle = core.route.policy.passive and not self._waiting
+            if idle or not core.shared_writable or core.lifecycle.closing or not core.sound:
                 core.mapping.set_inline_limits(NO_LIMIT, NO_LIMIT, NO_LIMIT)
                 return
             since = self._dirty_since()
@@ -141,7 +140,7 @@ class BackgroundFlush:
     @property
     def may_be_full(self) -> bool:
         """Whether there is any point in asking ``is_full``."""
-        return self._waiting > 0 or self._core.policy.dirty_limit is not None
+        return self._waiting > 0 or self._core.route.policy.dirty_limit is not None
 
     def is_full(self, ranges: Sequence[tuple[int, int]]) -> bool:
         """Tell whether stores to these (offset, length) ranges have to wait in ``make_room``."""
@@ -154,7 +153,7 @@ class BackgroundFlush:
         self._waiting += 1
         self.plan()
         try:
-            with self._core.activity():
+            with self._core.lifecycle.activity():
                 async with self._queue:
                     await self._flush_until_they_fit(ranges)
         finally:
@@ -171,7 +170,7 @@ class BackgroundFlush:
 
     def _exceeds(self, ranges: Sequence[tuple[int, int]]) -> bool:
         """Tell whether the stores exceed the limit by being added to others' dirty bytes."""
-        limit, mapping = self._core.policy.dirty_limit, self._core.mapping
+        limit, mapping = self._core.route.policy.dirty_limit, self._core.mapping
         if limit is None or not self._core.shared_writable:
             return False
         others = mapping.would_dirty(0, 0) + self._core.own.queued_bytes
@@ -201,7 +200,7 @@ class BackgroundFlush:
             self._timer = None
 
     def _set_trip(self, since: float | None) -> None:
-        policy = self._core.policy
+        policy = self._core.route.policy
         room = NO_LIMIT if policy.dirty_limit is None else policy.dirty_limit
         if self._waiting:
             room = 0

@@ -24,6 +24,7 @@ import itertools
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -87,7 +88,7 @@ class Flusher:
         #: Stores and makes durable in the next flush, for a file none of whose flushes failed, and
         #: unobserved. The queue's own function, as every step between costs each durable write.
         self.write = cast("Callable[[Store], Awaitable[WriteReceipt]]", self._queue.submit)
-        self.trigger = FlushTrigger(core.policy)
+        self.trigger = FlushTrigger(core.route.policy)
         #: Told after every batch, and where a flush left something dirty.
         self.after_batch: Callable[[], None] = core.dirtied
         #: Told on the loop of the failure that latches, or of a poisoned mapping.
@@ -160,8 +161,8 @@ class Flusher:
         """Tell whether anything is not durable; for who has the turn."""
         core = self._core
         if core.mapping.take_growth():  # by stores beyond the end, through a growable view
-            core.size_changed = core.resized = True
-        return core.size_changed or core.created or core.mapping.dirty_bytes() > 0
+            core.unsynced.note_resize()
+        return core.unsynced.size_changed or core.unsynced.created or core.mapping.dirty_bytes() > 0
 
     def _begin(self, items: list[Item], done: Done) -> None:
         workers = self._core.workers
@@ -194,9 +195,8 @@ class Flusher:
             asked = zip(items, outcomes, strict=True)
             settle([i.receipt for i, o in asked if isinstance(i, Request) and not is_error(o)])
         assert outcomes is not None
-        if core.lanes.draining and not self._queue.waiting():
-            core.lanes.draining = False
-            core.choose_inline_writes()
+        if core.route.draining and not self._queue.waiting():
+            core.route.end_draining()
         self.after_batch()
         done(outcomes)
 
@@ -211,7 +211,7 @@ class Flusher:
     def _tell(self) -> None:
         """Tell whoever listens, once, that flushes fail from now on."""
         core = self._core
-        failure, damage = core.failure, core.damage()
+        failure, damage = core.unsynced.failure, core.faults.damage()
         if failure is None and damage is not None:
             ranges = tuple(core.mapping.dirty_runs())
             failure = FlushError(core.path, str(damage), ranges, damage.errno or errno.EFAULT)
@@ -234,7 +234,7 @@ class Flusher:
         """
         core, failure = self._core, None
         with self._turn:
-            if core.closing or core.retired:
+            if core.lifecycle.closing or core.lifecycle.retired:
                 return False
             if core.sound:
                 if not due():
@@ -254,7 +254,7 @@ class Flusher:
         """Do what is in a batch with changes, in its order."""
         outcomes: list[Outcome] = []
         for changes, group in itertools.groupby(items, lambda item: isinstance(item, Change)):
-            if self._core.failure is not None:
+            if self._core.unsynced.failure is not None:
                 break
             if changes:
                 outcomes += self._change(cast("Iterable[Change]", group))
@@ -266,15 +266,12 @@ class Flusher:
             del outcomes  # the traceback of an error in it refers to this frame
 
     def _change(self, changes: Iterable[Change]) -> list[Outcome]:
-        with self._core.changes:
+        with self._core.resize_mutex:
             return [self._act(change) for change in changes]
 
     def _act(self, change: Change) -> Exception | None:
-        self._core.own.size_changes += change.ours
-        try:
+        with self._core.own.resizing() if change.ours else nullcontext():
             return change.run()
-        finally:
-            self._core.own.size_changes += change.ours
 
     def _flush(self, requests: list[Store | Request]) -> list[Outcome]:
         """Store what is to be stored, and make it durable with what else was asked for."""
@@ -301,15 +298,12 @@ class Flusher:
         """
         core, mapping = self._core, self._core.mapping
         start = time.monotonic()
-        core.own.durable_stores = len(stores)
-        try:
-            done = mapping.commit(stores)
-        except OSError as error:
-            self._latch(error)
-            return [None for _ in stores]
-        finally:
-            core.own.offloaded_writes += len(stores)
-            core.own.durable_stores = 0
+        with core.own.storing(len(stores)):
+            try:
+                done = mapping.commit(stores)
+            except OSError as error:
+                self._latch(error)
+                return [None for _ in stores]
         if done is None:
             return None
         if isinstance(done, list):  # a store stopped short; the others are to be flushed
@@ -349,7 +343,7 @@ class Flusher:
         dirty = mapping.dirty_runs()
         # Where all was clean, only these stores are dirty. And only fsync(2) syncs a size, and it
         # writes everything.
-        asked = None if clean or core.size_changed else self._spans(requests, outcomes)
+        asked = None if clean or core.unsynced.size_changed else self._spans(requests, outcomes)
         if asked is None or all(asked.covers(*run) for run in dirty):
             self.trigger.began(written, sequence)
             if not self._write_out([(dirty[0][0], dirty[-1][1])] if dirty else [], whole=True):
@@ -374,12 +368,8 @@ class Flusher:
         )
         if not stores:
             return [None for _ in requests]
-        core.own.durable_stores = len(stores)
-        try:
+        with core.own.storing(len(stores)):
             results = core.disk.write_many(cast("list[Store]", stores))
-            core.own.offloaded_writes += len(stores)
-        finally:
-            core.own.durable_stores = 0
         if not mixed and tuple not in {*map(type, results)}:
             return cast("list[Outcome]", results)
         return self._outcomes(requests, results)
@@ -398,7 +388,7 @@ class Flusher:
         stores = stores_of(request)
         if not stores:
             return None
-        outcome = self._core.outcome(stores, list(itertools.islice(results, len(stores))))
+        outcome = self._core.faults.outcome(stores, list(itertools.islice(results, len(stores))))
         if isinstance(outcome, OSError):
             return outcome
         offset, end = bounds(request)
@@ -444,18 +434,15 @@ class Flusher:
 
     def _sync(self, hulls: list[tuple[int, int]], *, whole: bool) -> None:
         core = self._core
-        changed, resized = core.size_changed, core.resized
-        # Cleared before: growth that is noticed while the disk works belongs to the next flush.
-        core.size_changed = core.resized = False
+        changes = changed, resized = core.unsynced.take_changes()
         last = hulls[-1][1] if hulls else 0
         end = core.mapping.size if resized else last
         try:
             self._sync_to(hulls, end, whole=whole, changed=changed)
         except BaseException:
-            core.size_changed |= changed
-            core.resized |= resized
+            core.unsynced.restore_changes(changes)
             raise
-        if core.made is not None and core.created:
+        if core.made is not None and core.unsynced.created:
             core.name_is_durable()
 
     def _sync_to(
@@ -467,7 +454,7 @@ class Flusher:
         elif not whole:
             for offset, stop in hulls:
                 core.disk.sync_range(offset, stop - offset)
-        if core.made is not None and core.created:
+        if core.made is not None and core.unsynced.created:
             core.made.sync(core.mapping.fd)
         self._verify(end)
 
@@ -482,8 +469,8 @@ class Flusher:
                 f"the file was truncated to {size} bytes while bytes up to {end} were dirty",
             )
         if names:
-            core.named = True
-        elif core.named:
+            core.unsynced.note_name()
+        elif core.unsynced.named:
             raise OSError(
                 errno.ESTALE,
                 "the file was removed or replaced and has no name left, so the flushed data is "
@@ -508,8 +495,8 @@ class Flusher:
         mapping.cut_suspected = bool(mapping.dirty_bytes())
 
     def _latch(self, error: BaseException) -> None:
-        self._core.failure = self._failure_of(error)
-        self._core.choose_inline_writes()
+        self._core.unsynced.latch(self._failure_of(error))
+        self._core.route.choose()
 
     def _failure_of(self, error: BaseException, *, latched: bool = True) -> FlushError:
         reason, number = str(error), None

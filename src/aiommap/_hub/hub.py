@@ -258,7 +258,7 @@ class Hub:
         try:
             await file._prepare()  # noqa: SLF001  half of the constructor
         except BaseException:
-            core.undo = core.made is not None
+            core.undo_opening()
             await file.aclose()
             raise
         core.end_opening()
@@ -278,12 +278,10 @@ class Hub:
         workers = self._running_workers()
         options = reopening(old.options)
         opened = await self._open_mapping(options)
-        if opened.identity == old.identity and old.damage() is None and old.mapping.current:
+        if opened.identity == old.identity and old.faults.damage() is None and old.mapping.current:
             await self._releasing.submit(_Release.of(opened), withdrawable=False)
             return None
-        core = FileCore(opened, options, workers)
-        core.mode, core.policy = old.mode, old.policy
-        return core
+        return FileCore(opened, options, workers, mode=old.mode, policy=old.route.policy)
 
     def _move(self, old: FileCore, new: FileCore) -> None:
         """Count a file as the one that it was reopened to."""
@@ -313,7 +311,7 @@ class Hub:
     def _seen(self, path: str, state: FileState | None) -> None:
         """Take note of which file a path names by now."""
         for core in self._at.get(path, ()):
-            core.orphaned = state is None or (state.device, state.inode) != core.identity
+            core.note_path(None if state is None else Identity(state.device, state.inode))
 
     async def _discard(self, opened: Opened) -> None:
         """Close, or undo, what was opened for a task that was cancelled."""

@@ -148,7 +148,9 @@ class AsyncLock:
             raise RuntimeError(f"{self!r} is not held: acquire it first")
         core = self._core
         # The words of a file that was moved away from are mapped no more.
-        reachable = not core.closing and not (core.retired and core.damage())
+        reachable = not core.lifecycle.closing and not (
+            core.lifecycle.retired and core.faults.damage()
+        )
         try:
             if reachable:
                 self._holder.store(0)
@@ -156,7 +158,7 @@ class AsyncLock:
             try:
                 await self._locks.release(request, None if reachable else self._sign_off)
             finally:
-                if reachable and not core.closing:
+                if reachable and not core.lifecycle.closing:
                     self._turn.fetch_add(1)
                     self._turn.notify()
 

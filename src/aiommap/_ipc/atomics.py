@@ -11,7 +11,8 @@ from typing import ClassVar, NoReturn, Self, SupportsIndex
 import anyio
 
 from .._arguments import at_least, check_range, integer, time_limit
-from .._core.file_core import FULL, FileCore
+from .._core.faults import FULL
+from .._core.file_core import FileCore
 from .._errors import AccessModeError, AlignmentError, MappingFaultError
 from .._native import Word, WordArray
 from .futex import wait_for_change
@@ -44,7 +45,7 @@ class WordPolicy:
     def fault(self, offset: int, size: int, number: int) -> NoReturn:
         """Raise the error for a word that cannot be reached; the size is -1 if it is not known."""
         if number in FULL:
-            raise self.core.no_room(number, offset, 1)
+            raise self.core.faults.no_room(number, offset, 1)
         raise MappingFaultError(offset, 0, None if size < 0 else size, self.core.path)
 
     def stored(self) -> None:

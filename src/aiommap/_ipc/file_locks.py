@@ -248,7 +248,7 @@ class FileLocks:
         if self._turns.enter(request):  # file_locks.1
             request.give_turn()
         request.enter()
-        core.at_close.add(request.woken.set)
+        core.lifecycle.add_wait(request.woken.set)
         cancel = None
         try:
             if request.has_turn and await self._ask(request, retry):
@@ -269,7 +269,7 @@ class FileLocks:
             await self.release(request)
             raise
         finally:
-            core.at_close.discard(request.woken.set)
+            core.lifecycle.remove_wait(request.woken.set)
             if cancel is not None:
                 cancel()
 
@@ -350,7 +350,7 @@ class FileLocks:
     def _open(self) -> None:
         core = self._core
         if core.mapping.closed:
-            raise core.ended()
+            raise core.lifecycle.ended()
         access = os.O_RDWR if core.shared_writable else os.O_RDONLY
         own = core.mapping.fd
         try:

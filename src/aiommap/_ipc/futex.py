@@ -127,8 +127,10 @@ class _Waiter:
         """End the wait, as the file is being closed or was reopened; on the loop thread."""
         if self.leave():
             reason = "the file was closed while a task waited"
-            retired = self._core.retired
-            self.finish(self._core.ended() if retired else anyio.ClosedResourceError(reason))
+            retired = self._core.lifecycle.retired
+            self.finish(
+                self._core.lifecycle.ended() if retired else anyio.ClosedResourceError(reason)
+            )
         self.woken.set()
 
     def expire(self, timeout: float) -> None:
@@ -276,7 +278,7 @@ async def wait_for_change(
     core.workers.check_loop()
     waiter = _Waiter(core, word, expected)
     _enter(waiter)
-    core.at_close.add(waiter.close)
+    core.lifecycle.add_wait(waiter.close)
     # Not a cancel scope of anyio's: it would keep its tasks alive after their loop is closed.
     cancel = (
         None if timeout is None else call_later(max(timeout, 0), partial(waiter.expire, timeout))
@@ -288,7 +290,7 @@ async def wait_for_change(
             waiter.pass_on()
         raise
     finally:
-        core.at_close.discard(waiter.close)
+        core.lifecycle.remove_wait(waiter.close)
         if cancel is not None:
             cancel()
     return waiter.result()

@@ -28,11 +28,11 @@ def huge_bytes(lines: Iterable[str], start: int, end: int) -> int:
 
 
 def count_huge_bytes(core: FileCore) -> int:
-    """Ask the kernel, and remember the answer for statistics. Worker threads only."""
+    """Ask the kernel. Worker threads only."""
     start = core.mapping.address
     try:
         with open(_SMAPS, encoding="utf-8", errors="replace") as lines:
-            count = huge_bytes(lines, start, start + core.mapping.capacity)
+            return huge_bytes(lines, start, start + core.mapping.capacity)
     except (FileNotFoundError, PermissionError) as error:
         reason = "the kernel tells it in /proc, which is not there or may not be read any more"
         what = f"count the huge pages of {core.path}"
@@ -40,5 +40,3 @@ def count_huge_bytes(core: FileCore) -> int:
     except OSError as error:  # no descriptor is left, for one
         reason = f"{error.strerror}, while its huge pages were to be counted"
         raise OSError(error.errno, reason, core.path) from error
-    core.huge_page_bytes = count
-    return count

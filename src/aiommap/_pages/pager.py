@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from .._advice import Advice
-from .._core.file_core import FULL, FileCore
+from .._core.faults import FULL
+from .._core.file_core import FileCore
 from .._core.mapping_limit import mapping_limit, naming_the_limit
 from .._errors import OutOfBoundsError, UnsupportedError, name_file
 from .._native import PAGE_SIZE, PIECE_BYTES
@@ -25,6 +26,7 @@ from .._ranges import RangeSet, align_down, align_up
 from .._runtime.threads import Mutex
 from .._runtime.tracing import traced
 from .holes import holes, keeps_holes, next_data
+from .huge_pages import count_huge_bytes
 from .read_ahead import ReadAhead, kernel_reads_far_ahead
 from .residency import Residency
 
@@ -49,10 +51,13 @@ class Pager:
         "_publishing",
         "_sparse_locks",
         "_wanted",
+        "huge_page_bytes",
     )
 
     def __init__(self, core: FileCore) -> None:
         self._core = core
+        #: What the last count of them found.
+        self.huge_page_bytes: int | None = None
         #: Also what is being pinned at the moment: leaving a block must not unpin it.
         self._wanted: list[tuple[int, int]] = []
         #: Keeps pinning and unpinning apart. Taken in worker threads only.
@@ -118,6 +123,13 @@ class Pager:
             "refuse mincore(2) to everybody",
             errno.EPERM,
         )
+
+    async def count_huge_pages(self) -> int:
+        """Count the bytes that are mapped by huge pages."""
+        core = self._core
+        count = await core.finish(core.workers.reads, count_huge_bytes, core)
+        self.huge_page_bytes = count
+        return count
 
     async def advise(self, advice: Advice, offset: int, length: int) -> None:
         """Pass advice on to the mapping and to the descriptor."""
@@ -185,8 +197,8 @@ class Pager:
     async def _unpin(self, span: tuple[int, int]) -> None:
         core = self._core
         # Closing unmaps, and that unlocks; a forked child inherits no locks (mlock(2)).
-        if not core.closing and not core.mapping.forked:
-            with core.activity():
+        if not core.lifecycle.closing and not core.mapping.forked:
+            with core.lifecycle.activity():
                 try:
                     await core.workers.complete(core.workers.control, self._unlock_rest, span)
                 except OSError as error:
@@ -248,9 +260,9 @@ class Pager:
             if error.errno in (errno.EINTR, errno.EAGAIN):
                 return 0
             if error.errno in FULL:
-                raise self._core.no_room(error.errno, offset, length) from error
+                raise self._core.faults.no_room(error.errno, offset, length) from error
             if error.errno == errno.EFAULT:
-                make = self._core.store_fault if write else self._core.fault
+                make = self._core.faults.not_stored if write else self._core.faults.lost
                 raise make(offset, min(length, PIECE_BYTES), 0) from error
             raise
 
@@ -308,7 +320,7 @@ class Pager:
             return OSError(number, reason, self._core.path)
         # ENOMEM also means that the file was shorter at that moment; it may have grown again.
         if short or (unlimited and number == errno.ENOMEM):
-            return self._core.fault(offset, length, 0)
+            return self._core.faults.lost(offset, length, 0)
         found = "no limit" if limit == resource.RLIM_INFINITY else f"{limit} bytes"
         reason = (
             f"{os.strerror(number)} while pinning {length} bytes at {offset}; RLIMIT_MEMLOCK is "

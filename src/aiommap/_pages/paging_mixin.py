@@ -10,7 +10,6 @@ from .._advice import Advice
 from .._arguments import check_tail, flag, function
 from .._core.file_core import FileCore
 from .._runtime.blocks import Block
-from .huge_pages import count_huge_bytes
 from .pager import Pager
 from .residency import Residency
 
@@ -85,7 +84,7 @@ class PagedVerbs:
         if progress is not None:
             function(progress, "progress")
         start, count = check_tail(offset, length, self.size)
-        with self._core.own.touch() if write else nullcontext():
+        with self._core.own.moving_times() if write else nullcontext():
             return await self._pager.prewarm(start, count, write=write, progress=progress)
 
     async def residency(
@@ -119,7 +118,7 @@ class PagedVerbs:
         Source: proc_pid_smaps(5); AnonHugePages, ShmemPmdMapped and FilePmdMapped.
         """
         self._core.check_usable()
-        return await self._core.finish(self._core.workers.reads, count_huge_bytes, self._core)
+        return await self._pager.count_huge_pages()
 
     async def advise(
         self, advice: Advice, offset: SupportsIndex = 0, length: SupportsIndex | None = None

@@ -52,7 +52,11 @@ class ReadAhead:
 
     def reach(self, position: int) -> None:
         """Say how far the walk has come; asks for the next window when it is time."""
-        if self._busy or self._core.closing or self._asked - position >= self._window // 2:
+        if (
+            self._busy
+            or self._core.lifecycle.closing
+            or self._asked - position >= self._window // 2
+        ):
             return
         start = max(self._asked, position)
         stop = min(start + self._window, self._end, self._core.mapping.size)
@@ -60,17 +64,17 @@ class ReadAhead:
             self._asked = stop
             self._busy = True
             core = self._core
-            core.begin_activity()
+            core.lifecycle.begin_activity()
             run = partial(self._advise, start, stop)
             core.workers.start(core.workers.reads, run, self._advised)
 
     def _advised(self, _result: None, _error: BaseException | None) -> None:
         self._busy = False
-        self._core.end_activity()
+        self._core.lifecycle.end_activity()
 
     def _advise(self, start: int, stop: int) -> None:
         for at in range(start, stop, PIECE_BYTES):
-            if self._core.closing:
+            if self._core.lifecycle.closing:
                 return
             try:
                 self._core.mapping.read_ahead(at, min(PIECE_BYTES, stop - at))

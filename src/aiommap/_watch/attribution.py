@@ -110,7 +110,7 @@ class OwnChanges:
             return None
         files = [file for _, file in entry.opened]
         # First, so that a change which this does not see under way is seen below.
-        resizing = any(file.resizing for file in files)
+        resizing = any(file.being_resized for file in files)
         return Sample(
             stores=entry.stores + sum(map(_stores, files)),
             calls=entry.calls + sum(file.offloaded_writes for file in files),

@@ -72,19 +72,17 @@ class FaultyDisk:
     def add(self, fault: InjectedFault) -> None:
         """Put a fault in place; loop thread only."""
         self._faults.append(fault)
-        self._core.disk = self
-        self._choose_way()
+        self._lay()
 
     def remove(self, fault: InjectedFault) -> None:
         """Take a fault away; loop thread only."""
         self._faults.remove(fault)
-        if not self._faults:
-            self._core.disk = self._real
-        self._choose_way()
+        self._lay()
 
-    def _choose_way(self) -> None:
+    def _lay(self) -> None:
+        """Be the disk of the file for as long as there are faults."""
         seen = any(fault._sees_inline_verbs for fault in self._faults)  # noqa: SLF001  its other half
-        self._core.mapping.declining = seen or self._core.closing
+        self._core.use_disk(self if self._faults else None, declining=seen)
 
     # Worker threads only, from here on.
 
