@@ -29,6 +29,7 @@ QUESTIONS = (
     "atomics",
     "wake",
     "growth",
+    "log",
 )
 
 

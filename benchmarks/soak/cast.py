@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from .appending import killed_log, logs
 from .cancelling import storm
 from .reading import readers
 from .replacing import reopening, replacements, watched
@@ -21,4 +22,5 @@ CAST: tuple[Actor, ...] = (
     *(truncations, growth, sizes),
     *(resizes, refusals, outgrowths, intrusions),
     *(counters, turns, ranges),
+    *(logs, killed_log),
 )

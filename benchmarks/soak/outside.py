@@ -141,11 +141,35 @@ async def write_until_killed(path: str) -> None:
         await asyncio.sleep(3600)  # somebody is going to kill us
 
 
+def kill_a_logger(folder: str, wanted: int) -> int:
+    """Have a process append to a log and kill it; the last record it said was durable."""
+    writer = subprocess.Popen([sys.executable, __file__, folder, "log"], stdout=subprocess.PIPE)
+    with writer:
+        assert writer.stdout is not None
+        said = writer.stdout.read(8 * wanted)
+        writer.kill()
+        said += writer.stdout.read()
+    return int.from_bytes(said[len(said) // 8 * 8 - 8 :][:8], "little")
+
+
+async def append_until_killed(folder: str) -> None:
+    """Append records, and say on standard output up to which they are durable."""
+    import aiommap
+
+    policy = aiommap.FlushPolicy.every_writes(20)
+    async with aiommap.Log.open(folder, segment_size=1 << 16, flush=policy) as log:
+        while True:
+            receipt = await log.append(record(log.last + 1))
+            if receipt.sequence % 7 == 0:
+                await receipt.wait_durable()
+            os.write(1, log.durable.to_bytes(8, "little"))
+
+
 VERBS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
         *(truncate, overwrite, copy_tail, replace, recreate, chmod, stat),
-        *(add, play, beat, kill_a_writer),
+        *(add, play, beat, kill_a_writer, kill_a_logger),
     )
 }
 
@@ -165,7 +189,8 @@ def obey(line: str) -> dict[str, object]:
 def main() -> None:
     """Obey until there is nobody to obey."""
     if len(sys.argv) > 1:
-        asyncio.run(write_until_killed(sys.argv[1]))
+        write = append_until_killed if len(sys.argv) > 2 else write_until_killed
+        asyncio.run(write(sys.argv[1]))
     for line in sys.stdin:
         print(json.dumps(obey(line)), flush=True)
 

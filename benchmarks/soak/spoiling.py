@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 import aiommap
 
-#: The first seven are done by the scenes whose oracles have to find them, the others here.
+#: The first nine are done by the scenes whose oracles have to find them, the others here.
 SABOTAGE = (
     *("lost-write", "lost-record", "late-write", "mixed-table", "lost-change", "wrong-read"),
     "made-up",
-    *("miscount", "descriptor", "mapping", "thread", "object"),
+    *("miscount", "torn-record", "descriptor", "mapping", "thread", "object"),
 )
 
 

@@ -11,13 +11,17 @@ from ._core.file_state import FileState as FileState
 from ._core.receipt import WriteReceipt as WriteReceipt
 from ._errors import AccessModeError as AccessModeError
 from ._errors import AlignmentError as AlignmentError
+from ._errors import CorruptLogError as CorruptLogError
+from ._errors import CorruptRecordError as CorruptRecordError
 from ._errors import FlushError as FlushError
 from ._errors import ForkedError as ForkedError
+from ._errors import LogError as LogError
 from ._errors import MappedFileError as MappedFileError
 from ._errors import MappingFaultError as MappingFaultError
 from ._errors import OutOfBoundsError as OutOfBoundsError
 from ._errors import OverlapError as OverlapError
 from ._errors import ReceiptError as ReceiptError
+from ._errors import RecordsDiscardedError as RecordsDiscardedError
 from ._errors import StaleSnapshotError as StaleSnapshotError
 from ._errors import UnsupportedError as UnsupportedError
 from ._file.mapped_file import MappedFile as MappedFile
@@ -35,6 +39,12 @@ from ._ipc.atomics import AtomicU32 as AtomicU32
 from ._ipc.atomics import AtomicU32Array as AtomicU32Array
 from ._ipc.atomics import AtomicU64 as AtomicU64
 from ._ipc.atomics import AtomicU64Array as AtomicU64Array
+from ._log.files import LogSegment as LogSegment
+from ._log.log import Log as Log
+from ._log.receipt import LogReceipt as LogReceipt
+from ._log.receipt import LogRecord as LogRecord
+from ._log.receipt import LogStatistics as LogStatistics
+from ._log.recovery import Recovered as Recovered
 from ._native import PAGE_SIZE as PAGE_SIZE
 from ._pages.residency import Residency as Residency
 from ._runtime.callbacks import Subscription as Subscription
@@ -64,6 +74,8 @@ __all__ = (
     "Change",
     "ChangeKind",
     "Changes",
+    "CorruptLogError",
+    "CorruptRecordError",
     "Distribution",
     "FileBackend",
     "FileState",
@@ -75,6 +87,12 @@ __all__ = (
     "Hub",
     "LeasedRange",
     "LiveSnapshot",
+    "Log",
+    "LogError",
+    "LogReceipt",
+    "LogRecord",
+    "LogSegment",
+    "LogStatistics",
     "MappedBackend",
     "MappedFile",
     "MappedFileError",
@@ -85,6 +103,8 @@ __all__ = (
     "RangeAllocator",
     "ReceiptError",
     "Records",
+    "RecordsDiscardedError",
+    "Recovered",
     "Residency",
     "Snapshot",
     "SnapshotFile",

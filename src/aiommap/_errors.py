@@ -303,6 +303,79 @@ class ForkedError(MappedFileError):
         )
 
 
+class LogError(MappedFileError):
+    """A log cannot be read or written on as it is."""
+
+
+class CorruptRecordError(LogError):
+    """A record of a log is damaged; its bytes were not handed out.
+
+    It is known to have been durable, or published: no power cut leaves it so. Records behind it can
+    be read with ``start=sequence + 1``.
+
+    Attributes:
+        path: the file of the segment.
+        sequence: the record.
+        offset: where it begins in the file.
+    """
+
+    def __init__(self, path: str, sequence: int, offset: int) -> None:
+        super().__init__(path, sequence, offset)
+        self.path = path
+        self.sequence = sequence
+        self.offset = offset
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: record {self.sequence} at byte {self.offset} is damaged: restore the "
+            f"file, or read on with start={self.sequence + 1}"
+        )
+
+
+class CorruptLogError(LogError):
+    """Segments of a log are missing or do not belong together.
+
+    Attributes:
+        path: the folder of the log.
+        reason: what was found, and what to do.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class RecordsDiscardedError(LogError):
+    """Records that were to be read next are not in the log any more: they were discarded.
+
+    Attributes:
+        path: the folder of the log.
+        sequence: the record that was to be read next.
+        first: the first record that is still there.
+    """
+
+    def __init__(self, path: str, sequence: int, first: int) -> None:
+        super().__init__(path, sequence, first)
+        self.path = path
+        self.sequence = sequence
+        self.first = first
+
+    @property
+    def lost(self) -> int:
+        """How many records are not there any more."""
+        return self.first - self.sequence
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: records {self.sequence} to {self.first - 1} were discarded before they "
+            f"were read: read on with start={self.first}"
+        )
+
+
 class UnsupportedError(MappedFileError, OSError):
     """The operating system, the file system or the kind of file lacks what was asked for.
 

@@ -13,6 +13,8 @@ WATCHING = logging.getLogger("aiommap.watching")
 #: New generations of followed paths, INFO; trouble closing an old one, WARNING; what could not be
 #: served, or ended following, ERROR with its traceback.
 FOLLOWING = logging.getLogger("aiommap.following")
+#: The next segment of a log that found no room, WARNING; the failure that ends a writer, ERROR.
+LOGS = logging.getLogger("aiommap.logs")
 #: What an application's callback or observer raised, ERROR with its traceback.
 CALLBACKS = logging.getLogger("aiommap.callbacks")
 

@@ -13,6 +13,14 @@ from typing import Any, Literal, Protocol, Self, SupportsIndex, TypeAlias, final
 
 from typing_extensions import Buffer
 
+from ._native_log import LogCursor as LogCursor
+from ._native_log import LogRecord as LogRecord
+from ._native_log import LogWriter as LogWriter
+from ._native_log import crc32c as crc32c
+from ._native_log import find_record as find_record
+from ._native_log import search_frames as search_frames
+from ._native_log import start_writeback as start_writeback
+
 #: A write that was checked: an offset, and the bytes to store there.
 _Store: TypeAlias = tuple[int, bytes | memoryview]
 _Commit: TypeAlias = tuple[list[Receipt], bool, int, int, tuple[int, int]]

@@ -15,13 +15,17 @@ import aiommap
 from aiommap import (
     AccessModeError,
     AlignmentError,
+    CorruptLogError,
+    CorruptRecordError,
     FlushError,
     ForkedError,
+    LogError,
     MappedFileError,
     MappingFaultError,
     OutOfBoundsError,
     OverlapError,
     ReceiptError,
+    RecordsDiscardedError,
     StaleSnapshotError,
     UnsupportedError,
 )
@@ -75,6 +79,25 @@ CASES = {
         ("[0, 10)", "[5, 20)", "share bytes [5, 10)", "disjoint"),
         {"first": (0, 10), "second": (5, 20)},
         (ValueError,),
+    ),
+    "log": Case(LogError("a log that cannot be read"), ("a log that cannot be read",)),
+    "corrupt-record": Case(
+        CorruptRecordError("folder/1.log", 7, 4096),
+        ("folder/1.log: record 7 at byte 4096 is damaged", "start=8"),
+        {"path": "folder/1.log", "sequence": 7, "offset": 4096},
+        (LogError,),
+    ),
+    "corrupt-log": Case(
+        CorruptLogError("folder", "a segment is missing: put it back"),
+        ("folder: a segment is missing: put it back",),
+        {"path": "folder", "reason": "a segment is missing: put it back"},
+        (LogError,),
+    ),
+    "records-discarded": Case(
+        RecordsDiscardedError("folder", 3, 9),
+        ("folder: records 3 to 8 were discarded", "start=9"),
+        {"path": "folder", "sequence": 3, "first": 9, "lost": 6},
+        (LogError,),
     ),
     "receipt": Case(
         ReceiptError("not a receipt of this file: ask its own"),

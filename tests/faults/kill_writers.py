@@ -7,7 +7,6 @@ A writer's first two lines are empty: one before it opens the file, one when it 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import random
@@ -16,17 +15,16 @@ import sys
 import time
 import traceback
 from collections import deque
-from pathlib import Path
 
 import anyio
 import anyio.lowlevel
 
 import aiommap
-from aiommap import FlushPolicy
+from aiommap import FlushPolicy, Log
 
-EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "durable_log.py"
 WRITERS = 8
 RECORDS = 24  # each writer's
+SEGMENT = 256 << 10
 STEP = 16 << 10
 SLOT = 500
 #: One of this size goes to the queue, however ready its pages are.
@@ -42,16 +40,6 @@ POLICIES = {
     "every_writes": (FlushPolicy.every_writes(7), False),
     "every_interval": (FlushPolicy.every_interval(0.001), False),
 }
-
-
-def load_example():
-    """Import the durable log, which is in no package."""
-    spec = importlib.util.spec_from_file_location("durable_log", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    module.STEP_BYTES = STEP
-    return module
 
 
 def content(seed: int, writer: int, index: int) -> bytes:
@@ -121,11 +109,15 @@ async def write_slots(policy: str, path: str, seed: int, reporter: Reporter) -> 
 async def append_to_log(_: str, path: str, seed: int, reporter: Reporter) -> None:
     async def append(writer: int) -> None:
         for index in range(RECORDS):
-            sequence = await log.append(content(seed, writer, index))
-            reporter.tell(writer, index, sequence)
+            receipt = await log.append(content(seed, writer, index))
+            reporter.tell(writer, index, receipt.sequence)
 
     reporter.tell()
-    async with durable_log.DurableLog.open(path) as log, anyio.create_task_group() as group:
+    always = FlushPolicy.always()
+    async with (
+        Log.open(path, flush=always, segment_size=SEGMENT) as log,
+        anyio.create_task_group() as group,
+    ):
         reporter.tell()
         for writer in range(WRITERS):
             group.start_soon(append, writer)
@@ -160,8 +152,6 @@ def main() -> None:
     for line in sys.stdin:
         print(json.dumps(run(*json.loads(line))), flush=True)
 
-
-durable_log = load_example()
 
 if __name__ == "__main__":
     main()

@@ -1,14 +1,14 @@
-"""Concurrent appenders of the durable log, power cuts of its file, and what a cut broke.
+"""Concurrent appenders of a log, power cuts of its folder, and what a cut broke.
 
-A promise is made as in ``workload``, but for a prefix of the log: ``append`` has returned n, so the
-first n + 1 records are kept. What a cut left of the file is opened as a log again, and has to hold
-the records in their order, as far as was promised or further, and nothing else.
+A promise is made as in ``workload``, but for a prefix of the log: the first n records are durable.
+What a cut left of the folder is opened as a log again, and has to hold the records in their order,
+as far as was promised or further, and nothing else.
 """
 
 from __future__ import annotations
 
-import os
 import random
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,65 +16,62 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
+from aiommap import FlushPolicy, Log, LogError
 from tests.powercut.mount import RecordingMount
 from tests.powercut.records import Record, SyncEnd
 from tests.powercut.replay import Choose, Disk, nothing_survives
-from tests.powercut.workload import Acknowledgements, Promise, promises
-from tests.support.example_scripts import EXAMPLES, load
-
-SCRIPT = EXAMPLES / "durable_log.py"
+from tests.powercut.workload import ACK, Acknowledgements, Promise, promises
+from tests.support.logs import SEGMENT, adopt_control
 
 NAME = "log"
-APPENDERS = 24
-RECORDS_EACH = 6
-#: Sizes of records, which lie across sectors, or several in one.
-SIZES = range(16, 900)
+APPENDERS = 16
+RECORDS_EACH = 5
+#: Sizes of records, which lie across sectors, or several in one; and so many that segments roll.
+SIZES = (*range(0, 900, 37), 3000, 12_000)
 #: What is appended to each log that was recovered.
 AFTER = b"after"
-
-
-example = load(SCRIPT)
-DurableLog, LogError = example.DurableLog, example.LogError
+ANOTHER_BOOT = b"another boot of."
 
 
 @dataclass(frozen=True)
 class Recording:
     """What happened to the disk, and all records of the log in their order.
 
-    The power is cut after the first promise: before it, nothing can be lost.
+    Attributes:
+        data: the records, from ``first`` on.
+        log: what happened.
+        first: highest sequence that may have become the first.
+        begun: position at which the log was opened.
     """
 
     data: list[bytes]
     log: list[Record]
+    first: int = 1
+    begun: int = 0
 
     def promised(self) -> list[tuple[int, int]]:
         """List how many records were promised, each time with the position of the promise."""
         return [(position, said.slot) for position, said in promises(self.log)]
 
     def worst(self) -> list[int]:
-        """Find the positions at which any promise that is ever broken is broken.
-
-        While nothing unsynced survives, the disk changes only where a sync ends.
-        """
+        """Find the positions at which any promise that is ever broken is broken."""
         told = [position for position, _ in self.promised()]
         syncs = [i for i, record in enumerate(self.log) if isinstance(record, SyncEnd)]
-        return [*(i for i in syncs if i > told[0]), *(i + 1 for i in told), len(self.log)]
+        found = {*syncs, *(i + 1 for i in told), len(self.log)}
+        return sorted(i for i in found if i >= self.begun)
 
     def moments(self) -> list[int]:
-        """Find the positions right after each record but a promise, which changes no log.
-
-        Most records are promises, and while they are made there is often nothing unsynced.
-        """
+        """Find the positions right after each record but a promise, which changes no log."""
         told = {position for position, _ in self.promised()}
-        return [i + 1 for i in range(min(told), len(self.log)) if i not in told]
+        return [i + 1 for i in range(self.begun, len(self.log)) if i not in told]
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A power cut: what is left of the file, and how many records it has to hold at least."""
+    """A power cut: what is left of the folder, and how many records it has to hold at least."""
 
     position: int
-    left: bytes | None
+    left: dict[str, bytes]
     promised: int
 
 
@@ -83,7 +80,7 @@ class Outcome:
     """What recovery made of a cut.
 
     Attributes:
-        records: how many were found.
+        records: the last record that was found.
         torn: there were pieces of further ones.
         fault: what is wrong, if anything.
     """
@@ -103,94 +100,105 @@ async def record_appenders(
     mount: RecordingMount,
     said: Acknowledgements,
     *,
-    sizes: range = SIZES,
+    flush: FlushPolicy = FlushPolicy.always(),  # noqa: B008  it is a value
+    sizes: Sequence[int] = SIZES,
     before: Sequence[bytes] = (),
+    discard: bool = False,
 ) -> Recording:
     """Record concurrent appenders of a log, which has to hold the records from before."""
     rng = random.Random(len(before))
-    appended = dict(enumerate(before))
+    appended = dict(enumerate(before, 1))
+    begun = len(mount.log())
 
-    async def appender() -> None:
-        for _ in range(RECORDS_EACH):
+    async def appender(number: int) -> None:
+        for turn in range(RECORDS_EACH):
             data = rng.randbytes(rng.choice(sizes))
-            number = await log.append(data)
-            promise(said, number + 1)
-            appended[number] = data
+            if turn == 3:
+                receipt = await log.append_many([data, data])
+                appended[receipt.sequence - 1] = data
+            else:
+                receipt = await log.append(data)
+            appended[receipt.sequence] = data
+            if receipt.durable:
+                promise(said, receipt.sequence)
+            elif (number + turn) % 4 == 0 and flush.flush_at_close:
+                await receipt.wait_durable()
+                promise(said, receipt.sequence)
+        if discard and number == 0:
+            await log.discard(log.last)
 
-    async with DurableLog.open(mount.path / NAME) as log:
-        assert len(log) == len(before)
-        promise(said, len(log))
+    async with Log.open(mount.path, flush=flush, segment_size=SEGMENT) as log:
+        assert log.last == len(before)
+        promise(said, log.durable)
         async with anyio.create_task_group() as group:
-            for _ in range(APPENDERS):
-                group.start_soon(appender)
-        assert len(log) == len(appended) == len(before) + APPENDERS * RECORDS_EACH
-    return Recording([appended[number] for number in range(len(appended))], mount.log())
-
-
-def lay_down(path: Path, content: bytes, *, synced: bool) -> None:
-    """Write a file as another process left it; its name is durable, its content if wanted."""
-    path.write_bytes(content)
-    for target in (path, path.parent) if synced else (path.parent,):
-        descriptor = os.open(target, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def mostly_survives(rng: random.Random) -> Choose:
-    """Choose the newest but for a few: what lies behind a torn record is often whole."""
-    return lambda choices: choices - 1 if rng.random() < 0.9 else rng.randrange(choices)
+            for number in range(APPENDERS):
+                group.start_soon(appender, number)
+        first = log.first
+    if flush.flush_at_close:
+        promise(said, log.last)
+    assert sorted(appended) == list(range(1, len(appended) + 1))
+    return Recording([appended[number] for number in sorted(appended)], mount.log(), first, begun)
 
 
 async def cut_power(
     recording: Recording, positions: Iterable[int], choose: Choose = nothing_survives
 ) -> list[Cut]:
-    """Cut the power at each position. Of cuts that leave the same, the last: most was promised."""
+    """Cut the power at each position."""
     # In a thread, where the watch over the loop does not slow it down.
     return await anyio.to_thread.run_sync(_cut_power, recording, positions, choose)
 
 
 def _cut_power(recording: Recording, positions: Iterable[int], choose: Choose) -> list[Cut]:
-    promised, cuts, disk = recording.promised(), {}, Disk()
+    promised, cuts, disk = recording.promised(), [], Disk()
     for position in sorted(positions):
         disk.follow(recording.log[disk.position : position])
-        left = disk.power_cut(choose).get(NAME)
+        left = disk.power_cut(choose)
+        left.pop(ACK, None)
         kept = max((records for at, records in promised if at < position), default=0)
-        cuts[left] = Cut(position, left, kept)
-    return list(cuts.values())
+        cuts.append(Cut(position, left, kept))
+    return cuts
 
 
-async def recover_each(cuts: Iterable[Cut], recording: Recording, path: Path) -> list[Outcome]:
-    """Recover what each cut left, at a path of an ordinary disk."""
-    return [await recover(cut, recording.data, path) for cut in cuts]
+def lay_down(folder: Path, left: dict[str, bytes], *, control: bool) -> None:
+    """Make a folder out of what a cut left, with or without its control file."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, content in left.items():
+        (folder / name).write_bytes(content)
+    if "control" in left and control and len(left["control"]) == 4096:
+        adopt_control(folder, boot=ANOTHER_BOOT)
 
 
-async def recover(cut: Cut, data: list[bytes], path: Path) -> Outcome:
+async def recover_each(
+    cuts: Iterable[Cut], recording: Recording, folder: Path, *, control: bool = True
+) -> list[Outcome]:
+    """Recover what each cut left, in a folder of an ordinary disk."""
+    return [await recover(cut, recording, folder, control=control) for cut in cuts]
+
+
+async def recover(cut: Cut, recording: Recording, folder: Path, *, control: bool) -> Outcome:
     """Open what a cut left as a log, append to it, and open it again."""
-    if cut.left is None:
-        return Outcome(cut, 0, torn=False, fault="the file is missing" if cut.promised else None)
-    path.write_bytes(cut.left)
+    await anyio.to_thread.run_sync(lambda: lay_down(folder, cut.left, control=control))
     try:
-        async with DurableLog.open(path) as log:
-            found = [record.data async for record in log.records()]
-            end = len(example.SIGNATURE) + sum(example.HEADER.size + len(each) for each in found)
-            behind = path.read_bytes()[end:]
+        async with Log.open(folder, segment_size=SEGMENT) as log:
+            first, last = log.first, log.last
+            found = [record.data async for record in log.read()]
+            torn = log.recovered is not None and log.recovered.cut_bytes > 0
             await log.append(AFTER)
-        async with DurableLog.open(path) as log:
-            again = [record.data async for record in log.records()]
+        async with Log.open(folder, segment_size=SEGMENT) as log:
+            again = [record.data async for record in log.read()]
     except LogError as error:
         return Outcome(cut, 0, torn=False, fault=str(error))
     fault = None
-    if found != data[: len(found)]:
+    if first > recording.first:
+        fault = f"records before {first} are gone, and were not discarded"
+    elif found != recording.data[first - 1 : last]:
         fault = "there is a record that was never appended, or not there"
-    elif len(found) < cut.promised:
-        fault = f"{cut.promised} records were acknowledged, {len(found)} recovered"
-    elif behind.strip(b"\0"):
-        fault = "what lay behind the end is still there"
+    elif last < cut.promised:
+        fault = f"{cut.promised} records were acknowledged, {last} recovered"
     elif again != [*found, AFTER]:
         fault = "what was appended afterwards is not there, or not alone"
-    return Outcome(cut, len(found), bool(cut.left[end:].strip(b"\0")), fault)
+    return Outcome(cut, last, torn, fault)
 
 
 def faults(outcomes: Iterable[Outcome]) -> list[tuple[int, str]]:

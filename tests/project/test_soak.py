@@ -43,6 +43,7 @@ BROKEN = {
     "wrong-read": r"truncations: read \d+\+\d+ of a cut file is made up",
     "made-up": r"resizes: .* at \d+: kept bytes are made up",
     "miscount": r"counters: counted to 181 by fetch_add, not 180",
+    "torn-record": r"logs: acknowledged records cannot be read: .* is damaged",
     "descriptor": r"leaked 1 descriptors: socket",
     "mapping": r"leaked the mapping .*hostage",
     "thread": r"leaked 1 threads",

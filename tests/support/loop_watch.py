@@ -12,7 +12,7 @@ from typing import Self
 
 import anyio
 
-from aiommap._native import Mapping
+from aiommap._native import LogCursor, LogWriter, Mapping
 
 PACKAGE = "aiommap"
 
@@ -20,7 +20,7 @@ PACKAGE = "aiommap"
 NATIVE = frozenset(
     "adopt advise cachestat close commit extend filesystem_type lock look populate punch_hole read "
     "read_ahead read_into rebase residency start_writeback sync sync_range truncate unlock "
-    "write_many".split()
+    "write_many find_record mark search_frames seek store".split()
 )
 
 #: System calls of the standard library that touch a file, and sleeping.
@@ -40,7 +40,8 @@ def may_wait(function: object) -> bool:
     """Tell whether a C function is one that the loop thread must not call."""
     name = getattr(function, "__name__", "")
     owner = getattr(function, "__self__", None)
-    if isinstance(owner, Mapping) or getattr(function, "__module__", "") == "aiommap._native":
+    of_ours = isinstance(owner, Mapping | LogCursor | LogWriter)
+    if of_ours or getattr(function, "__module__", "") == "aiommap._native":
         return name in NATIVE
     return name in STANDARD.get(getattr(function, "__module__", None) or "", ())
 

@@ -34,6 +34,11 @@ from aiommap import (
     Hub,
     LeasedRange,
     LiveSnapshot,
+    Log,
+    LogReceipt,
+    LogRecord,
+    LogSegment,
+    LogStatistics,
     MappedBackend,
     MappedFile,
     MappedFileError,
@@ -42,6 +47,7 @@ from aiommap import (
     OutOfBoundsError,
     RangeAllocator,
     Records,
+    Recovered,
     Residency,
     Snapshot,
     SnapshotFile,
@@ -317,6 +323,27 @@ async def sharing(file: MappedFile, view: View) -> None:
         assert_type(lock, AsyncLock)
     assert_type(await lock.acquire(timeout=1), Literal[True])
     assert_type((lock.owner_died, lock.locked, lock.offset), tuple[bool, bool, int])
+
+
+async def logging(log: Log, record: LogRecord) -> None:
+    opening: Opening[Log] = Log.open("folder", "r", retain_bytes=None)
+    async with opening as reader:
+        assert_type(reader, Log)
+    receipt = await log.append(b"data")
+    assert_type(receipt, LogReceipt)
+    assert_type(await log.append_many([b"a", bytearray(b"b")]), LogReceipt)
+    assert_type((receipt.sequence, receipt.count, receipt.durable), tuple[int, int, bool])
+    assert_type(await receipt.wait_durable(), None)
+    async for found in log.read(5):
+        assert_type(found, LogRecord)
+    async for found in log.tail(durable=True):
+        assert_type((found.sequence, found.data, found.life), tuple[int, bytes, int])
+    assert_type((log.first, log.last, log.durable), tuple[int, int, int])
+    assert_type(log.recovered, Recovered | None)
+    assert_type(await log.segments(), tuple[LogSegment, ...])
+    assert_type(log.statistics(), LogStatistics)
+    await log.discard("all")  # type: ignore[arg-type]
+    log.first = 5  # type: ignore[misc]
 
 
 def errors(bounds: OutOfBoundsError, fault: MappingFaultError, flush: FlushError) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import aiommap
 
-from . import _bench, _completion, _info, _prewarm, _residency, _watch
+from . import _bench, _completion, _info, _log, _prewarm, _residency, _watch
 from ._arguments import Parser, ShowVersion, UsageError
 from ._output import choose_screen
 from ._screen import describe
@@ -29,6 +29,7 @@ commands:
   bench FILE         measure reads of a file, beside other libraries
   demo [FILE]        see the library at work on a real file
   watch PATH...      tell of changes of files as they happen
+  log COMMAND ...    look at a durable log, print, follow and verify it
   completion SHELL   print a script that completes this command line"""
 
 
@@ -42,7 +43,7 @@ def build_parser() -> Parser:
         required=True,
         help="one of the above; each has its own --help",
     )
-    for command in (_info, _residency, _prewarm, _bench, demo, _watch):
+    for command in (_info, _residency, _prewarm, _bench, demo, _watch, _log):
         command.add_parser(commands)
     _completion.add_parser(commands, build_parser)
     return parser

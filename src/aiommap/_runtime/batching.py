@@ -55,7 +55,7 @@ def as_jobs(
     return begin
 
 
-class _Batch(Generic[Item, Result]):
+class Batch(Generic[Item, Result]):
     """Items, and at the same places those who wait for them."""
 
     __slots__ = ("_over", "begun", "items", "outcomes", "waiters")
@@ -111,8 +111,8 @@ class BatchQueue(Generic[Item, Result]):
         self._workers = workers
         self._begin = begin
         self._discard = discard
-        self._gathering: _Batch[Item, Result] | None = None
-        self._in_flight: _Batch[Item, Result] | None = None
+        self._gathering: Batch[Item, Result] | None = None
+        self._in_flight: Batch[Item, Result] | None = None
         self._last = 0
 
     async def submit(self, item: Item, *, withdrawable: bool = True) -> Result:
@@ -120,16 +120,8 @@ class BatchQueue(Generic[Item, Result]):
 
         An item that is not withdrawable runs even if its waiter is cancelled before it begins.
         """
-        self._workers.check_loop()
-        waiter: Waiter[Result | BaseException] = self._workers.waiter()
-        batch = self._gathering
-        fresh = batch is None
-        if batch is None:
-            batch = self._gathering = _Batch()
-        batch.items.append(item)
-        batch.waiters.append(waiter)
-        if fresh and self._in_flight is None:
-            self._start()
+        fresh = self._gathering is None
+        batch, waiter = self.enqueue(item)
         try:
             if fresh and waiter.done():  # answered without a hop: as an inline verb is
                 await self._workers.checkpoint_if_due()
@@ -137,7 +129,7 @@ class BatchQueue(Generic[Item, Result]):
         except GeneratorExit:
             raise  # the loop is gone, and nothing can be awaited any more
         except BaseException:
-            await self._leave(batch, waiter, withdrawable=withdrawable)
+            await self.leave(batch, waiter, withdrawable=withdrawable)
             raise
         if not isinstance(outcome, BaseException):
             return outcome
@@ -146,9 +138,27 @@ class BatchQueue(Generic[Item, Result]):
         finally:
             del batch, waiter, outcome  # its traceback refers to this frame
 
-    async def _leave(
+    def enqueue(self, item: Item) -> tuple[Batch[Item, Result], Waiter[Result | BaseException]]:
+        """Do the first half of ``submit``, for callers whom a coroutine more would cost too much.
+
+        They await the waiter, raise what it gives if that is an exception, and ``leave`` when they
+        are cancelled.
+        """
+        self._workers.check_loop()
+        waiter: Waiter[Result | BaseException] = self._workers.waiter()
+        batch = self._gathering
+        fresh = batch is None
+        if batch is None:
+            batch = self._gathering = Batch()
+        batch.items.append(item)
+        batch.waiters.append(waiter)
+        if fresh and self._in_flight is None:
+            self._start()
+        return batch, waiter
+
+    async def leave(
         self,
-        batch: _Batch[Item, Result],
+        batch: Batch[Item, Result],
         waiter: Waiter[Result | BaseException],
         *,
         withdrawable: bool,
@@ -197,7 +207,7 @@ class BatchQueue(Generic[Item, Result]):
         self._last = len(batch.items)
         self._begin(batch.items, partial(self._end, batch))
 
-    def _end(self, batch: _Batch[Item, Result], outcomes: Outcomes[Result]) -> None:
+    def _end(self, batch: Batch[Item, Result], outcomes: Outcomes[Result]) -> None:
         self._in_flight = None
         batch.end(outcomes)
         if self._gathering is not None:

@@ -1,6 +1,7 @@
 /* module.c: the module aiommap._native; its contract is _native.pyi. */
 #include "../sys/guard.h"
 #include "atomics.h"
+#include "log.h"
 #include "mapping.h"
 
 #include <errno.h>
@@ -143,6 +144,16 @@ static const struct {
     {NULL, 0},
 };
 
+static int add_log(PyObject *module, struct native_state *state)
+{
+    state->log_record_type = add_type(module, &log_record_spec);
+    state->log_cursor_type = add_type(module, &log_cursor_spec);
+    state->log_writer_type = add_type(module, &log_writer_spec);
+    if (!state->log_record_type || !state->log_cursor_type || !state->log_writer_type)
+        return -1;
+    return PyModule_AddFunctions(module, log_functions);
+}
+
 static int native_exec(PyObject *module)
 {
     static bool forks_counted; /* GIL; the fork handler is process-wide and cannot be removed */
@@ -169,6 +180,8 @@ static int native_exec(PyObject *module)
     Py_XDECREF(errors);
     if (!state->out_of_bounds)
         return -1;
+    if (add_log(module, state))
+        return -1;
     if (PyModule_AddIntConstant(module, "PAGE_SIZE", (long)page_size()))
         return -1;
     for (size_t i = 0; constants[i].name; i++)
@@ -191,6 +204,9 @@ static int native_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->word_type);
     Py_VISIT(state->word_array_type);
     Py_VISIT(state->wakeup_type);
+    Py_VISIT(state->log_record_type);
+    Py_VISIT(state->log_cursor_type);
+    Py_VISIT(state->log_writer_type);
     Py_VISIT(state->export_type);
     Py_VISIT(state->out_of_bounds);
     return 0;
@@ -205,6 +221,9 @@ static int native_clear(PyObject *module)
     Py_CLEAR(state->word_type);
     Py_CLEAR(state->word_array_type);
     Py_CLEAR(state->wakeup_type);
+    Py_CLEAR(state->log_record_type);
+    Py_CLEAR(state->log_cursor_type);
+    Py_CLEAR(state->log_writer_type);
     Py_CLEAR(state->export_type);
     Py_CLEAR(state->out_of_bounds);
     return 0;

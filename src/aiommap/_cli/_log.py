@@ -1,0 +1,181 @@
+"""``aiommap log``: look at a log, print its records, follow it, check every byte of it."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import anyio
+
+import aiommap
+
+from ._arguments import EXIT_CODES, add_json_option, count, file_name, with_examples
+from ._screen import Screen
+from ._text import format_bytes, plural, printable
+
+_DESCRIPTION = """\
+Look at a log that aiommap.Log wrote. No command writes to it, and none disturbs its writer.
+
+commands:
+  info FOLDER    what the log holds, segment by segment
+  cat FOLDER     print the records
+  tail FOLDER    print new records as they come
+  verify FOLDER  check every record, and tell of each that is damaged"""
+
+_INFO = """\
+Tell what a log holds: its first, last and last durable record, and its segments."""
+_CAT = """\
+Print the data of the records, one on a line, with what is not printable escaped; with
+--json their bytes as they are, in base64."""
+_TAIL = """\
+Print new records as they come, likewise. Runs until Ctrl-C or SIGTERM."""
+_VERIFY = """\
+Read every record and check it. Tells of each damaged one, and of records that are
+missing, and goes on behind it. To repair a log, copy its good records into a new one."""
+
+_TAIL_EXIT_CODES = """\
+exit codes:
+  0    stopped by Ctrl-C or SIGTERM
+  1    the log could not be read
+  2    the command line is wrong; nothing was done
+  141  the reader of standard output went away (as in "| head")
+"""
+
+Run = Callable[[argparse.Namespace, Screen], Awaitable[None]]
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the command line."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "log", description=_DESCRIPTION, epilog=EXIT_CODES
+    )
+    verbs = parser.add_subparsers(
+        metavar="COMMAND", dest="verb", required=True, help="one of the above"
+    )
+    _add(verbs, "info", _INFO, _info, with_examples("aiommap log info events"))
+    _add(verbs, "cat", _CAT, _cat, with_examples("aiommap log cat events --start 1000"), start=True)
+    _add(verbs, "tail", _TAIL, _tail, _TAIL_EXIT_CODES, start=True, durable=True)
+    _add(verbs, "verify", _VERIFY, _verify, with_examples("aiommap log verify events"))
+
+
+def _add(
+    verbs: Any,
+    name: str,
+    description: str,
+    run: Run,
+    epilog: str,
+    *,
+    start: bool = False,
+    durable: bool = False,
+) -> None:
+    parser = verbs.add_parser(name, description=description, epilog=epilog)
+    parser.add_argument("file", type=file_name, metavar="FOLDER", help="the folder of the log")
+    if start:
+        parser.add_argument(
+            "--start",
+            type=count(1, (1 << 63) - 1),
+            metavar="N",
+            help="sequence of the first record to print",
+        )
+    if durable:
+        parser.add_argument(
+            "--durable", action="store_true", help="only records that are on stable storage"
+        )
+    if start:
+        parser.add_argument(
+            "--json", action="store_true", help="print JSON instead: one document a line"
+        )
+    else:
+        add_json_option(parser)
+    parser.set_defaults(run=partial(_run, run))
+
+
+def _run(run: Run, options: argparse.Namespace, screen: Screen) -> None:
+    anyio.run(run, options, screen)
+
+
+async def _info(options: argparse.Namespace, screen: Screen) -> None:
+    async with aiommap.Log.open(options.file, "r") as log:
+        segments = await log.segments()
+        held = sum(segment.size for segment in segments)
+        screen.line((printable(options.file), "bold"))
+        records = log.last - log.first + 1
+        numbers = f", {log.first} to {log.last}" if records else f"; the next one is {log.last + 1}"
+        screen.facts(
+            [
+                ("id", log.log_id.hex() if log.log_id else "none yet: no writer has opened it"),
+                ("records", f"{records:,}{numbers}"),
+                ("durable", f"up to {log.durable}" if log.durable else "none that is known"),
+                ("segments", f"{plural(len(segments), 'file')}, {format_bytes(held)}"),
+            ]
+        )
+        if segments:
+            screen.table(
+                ("first record", "size", "life", "durable before"),
+                [
+                    (
+                        str(each.base),
+                        format_bytes(each.size),
+                        str(each.life),
+                        str(each.durable_below),
+                    )
+                    for each in segments
+                ],
+            )
+        screen.document(
+            "log info",
+            path=options.file,
+            id=log.log_id.hex() if log.log_id else None,
+            first=log.first,
+            last=log.last,
+            durable=log.durable,
+            segments=[asdict(segment) for segment in segments],
+        )
+
+
+async def _cat(options: argparse.Namespace, screen: Screen) -> None:
+    async with aiommap.Log.open(options.file, "r") as log:
+        await _print(log.read(options.start), screen)
+
+
+async def _tail(options: argparse.Namespace, screen: Screen) -> None:
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with (
+            aiommap.Log.open(options.file, "r") as log,
+            anyio.create_task_group() as group,
+        ):
+            start = log.last + 1 if options.start is None else options.start
+            group.start_soon(_print, log.tail(start, durable=options.durable), screen)
+            async for _ in signals:
+                break
+            group.cancel_scope.cancel()
+
+
+async def _print(records: AsyncIterator[aiommap.LogRecord], screen: Screen) -> None:
+    async for record in records:
+        screen.line(printable(record.data.decode("utf-8", "surrogateescape")))
+        data = base64.b64encode(record.data).decode()
+        screen.record(sequence=record.sequence, life=record.life, data=data)
+
+
+async def _verify(options: argparse.Namespace, screen: Screen) -> None:
+    good = damaged = 0
+    async with aiommap.Log.open(options.file, "r") as log:
+        start, last = log.first, log.last
+        while start <= last:
+            try:
+                async for record in log.read(start):
+                    good, start = good + 1, record.sequence + 1
+                break
+            except aiommap.CorruptRecordError as error:
+                screen.problem(options.file, error)
+                damaged, start = damaged + 1, error.sequence + 1
+            except aiommap.RecordsDiscardedError as error:
+                start = error.first  # the writer goes on meanwhile
+    screen.line(f"{plural(good, 'good record')}, {damaged:,} damaged")
+    screen.document("log verify", path=options.file, good=good, damaged=damaged)

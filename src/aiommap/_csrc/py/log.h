@@ -1,0 +1,12 @@
+/* log.h: the Python objects of a log; what they are for stands in _native.pyi. */
+#ifndef AIOMMAP_PY_LOG_H
+#define AIOMMAP_PY_LOG_H
+
+#include "../sys/log_frame.h"
+#include "../sys/log_store.h"
+#include "mapping.h"
+
+extern PyType_Spec log_record_spec, log_cursor_spec, log_writer_spec;
+extern PyMethodDef log_functions[];
+
+#endif

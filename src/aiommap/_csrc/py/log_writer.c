@@ -1,0 +1,468 @@
+/* log_writer.c: the LogWriter type, which lays records out, stores and publishes them.
+ *
+ * One thread at a time uses it, which the Python side sees to: the loop thread while no batch is in
+ * flight, else the worker that runs the batch.
+ */
+#include "../sys/guard.h"
+#include "atomics.h"
+#include "log.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <structmember.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+
+/* One write has at least so much, if there is so much. */
+#define BATCH_BYTES ((size_t)1 << 20)
+/* What a writer keeps to lay out the next batch. */
+#define KEPT_BYTES ((size_t)2 << 20)
+#define INLINE_RECORD_BYTES ((size_t)32 << 10)
+#define SLOW_STORE_NS 1000000
+
+typedef struct {
+    PyObject_HEAD
+    char *page;                      /* constant; the control file, mapped */
+    unsigned long generation;        /* constant; in a forked child it is another's */
+    /* The rest: GIL, and changed by whoever runs the one call that may be under way. */
+    int fd;
+    uint64_t salt, origin;           /* origin: the position of byte 0 of the segment */
+    int64_t at, limit;               /* where the next frame comes; where the segment is full */
+    uint64_t base, sequence, durable;
+    uint32_t life;
+    char *room;
+    size_t room_bytes;
+    bool waited;                     /* settable; an inline store had to wait for something */
+} LogWriter;
+
+static PyObject *writer_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs))
+{
+    int fd;
+    if (!PyArg_ParseTuple(args, "i:LogWriter", &fd))
+        return NULL;
+    if (guard_install())
+        return os_error(errno);
+    LogWriter *self = (LogWriter *)PyType_GenericAlloc(type, 0);
+    if (!self) {
+        guard_remove();
+        return NULL;
+    }
+    self->fd = -1;
+    self->generation = fork_generation;
+    self->page = mmap(NULL, CONTROL_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (self->page == MAP_FAILED) {
+        int error = errno;
+        self->page = NULL;
+        Py_DECREF(self);
+        return os_error(error);
+    }
+    return (PyObject *)self;
+}
+
+static void writer_dealloc(LogWriter *self)
+{
+    if (self->page)
+        munmap(self->page, CONTROL_BYTES);
+    guard_remove();
+    free(self->room);
+    object_free(self);
+}
+
+static PyObject *writer_enter(LogWriter *self, PyObject *args)
+{
+    unsigned long long salt, position, base, sequence;
+    long long at, limit;
+    int fd;
+    if (!PyArg_ParseTuple(args, "iKKKKLL:enter", &fd, &salt, &position, &base, &sequence, &at,
+                          &limit))
+        return NULL;
+    self->fd = fd;
+    self->salt = salt;
+    self->origin = position - SEGMENT_HEADER_BYTES;
+    self->base = base;
+    self->sequence = sequence;
+    self->at = at;
+    self->limit = limit;
+    Py_RETURN_NONE;
+}
+
+static uint32_t claim_of(const LogWriter *self, uint64_t sequence)
+{
+    uint64_t pending = sequence - self->durable;
+    return pending < CLAIM_NONE ? (uint32_t)pending : CLAIM_NONE;
+}
+
+static char *room_for(LogWriter *self, size_t bytes)
+{
+    if (bytes > self->room_bytes) {
+        char *room = realloc(self->room, bytes);
+        if (!room)
+            return NULL;
+        self->room = room;
+        self->room_bytes = bytes;
+    }
+    return self->room;
+}
+
+/* Give back what one large record needed. */
+static void trim_room(LogWriter *self)
+{
+    if (self->room_bytes > KEPT_BYTES) {
+        free(self->room);
+        self->room = NULL;
+        self->room_bytes = 0;
+    }
+}
+
+static void encode_at(const LogWriter *self, char *to, int64_t at, enum frame_kind kind,
+                      uint64_t sequence, const void *data, size_t length)
+{
+    struct frame_place place = {.salt = self->salt, .position = self->origin + (uint64_t)at};
+    struct frame frame = {.sequence = sequence,
+                          .length = (uint32_t)length,
+                          .life = self->life,
+                          .claim = claim_of(self, sequence),
+                          .kind = (uint8_t)kind};
+    frame_encode(to, &frame, &place, data);
+}
+
+/* EIO stands for a write that was cut short without a reason. */
+static int put(int fd, char *from, size_t length, int64_t at)
+{
+    int error;
+    struct iovec piece = {.iov_base = from, .iov_len = length};
+    size_t done = file_write(fd, &piece, 1, at, &error);
+    return done == length ? 0 : error ? error : EIO;
+}
+
+static bool publish(LogWriter *self)
+{
+    uint64_t tail = self->origin + (uint64_t)self->at;
+    struct published published = {.last_sequence = self->sequence - 1,
+                                  .tail = tail,
+                                  .durable = self->durable == self->sequence - 1 ? tail : 0};
+    return control_publish(self->page, &published, coarse_clock());
+}
+
+/* Room for an END frame is always kept; the first record of a segment goes in whatever its size. */
+static bool fits(const LogWriter *self, int64_t at, uint64_t sequence, uint64_t bytes)
+{
+    return sequence == self->base ||
+           at + (int64_t)bytes + FRAME_HEADER_BYTES <= self->limit;
+}
+
+/* How often this thread gave up the processor to wait for something. */
+static long thread_waits(void)
+{
+#ifdef RUSAGE_THREAD
+    struct rusage usage;
+    return getrusage(RUSAGE_THREAD, &usage) ? 0 : usage.ru_nvcsw;
+#else
+    return 0;
+#endif
+}
+
+static PyObject *writer_append(LogWriter *self, PyObject *data)
+{
+    Py_buffer buffer;
+    if (self->generation != fork_generation || self->fd < 0)
+        Py_RETURN_NONE;
+    if (PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE))
+        return NULL;
+    size_t whole = (size_t)frame_bytes((uint64_t)buffer.len);
+    char *to = NULL;
+    if ((size_t)buffer.len <= INLINE_RECORD_BYTES && fits(self, self->at, self->sequence, whole))
+        to = room_for(self, whole);
+    if (!to) {
+        PyBuffer_Release(&buffer);
+        Py_RETURN_NONE;
+    }
+    int error;
+    bool reached = false;
+    Py_BEGIN_ALLOW_THREADS
+    int64_t begun = monotonic_clock();
+    long waits = thread_waits();
+    encode_at(self, to, self->at, FRAME_RECORD, self->sequence, buffer.buf, (size_t)buffer.len);
+    error = put(self->fd, to, whole, self->at);
+    if (!error) {
+        self->at += (int64_t)whole;
+        self->sequence++;
+        reached = publish(self);
+        /* A thread that merely lost the processor for a while did not wait for the disk. */
+        if (monotonic_clock() - begun > SLOW_STORE_NS && thread_waits() != waits)
+            self->waited = true;
+    }
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&buffer);
+    if (error)
+        return os_error(error);
+    if (!reached)
+        return os_error(EFAULT);
+    return PyLong_FromUnsignedLongLong(self->sequence - 1);
+}
+
+/* The buffers of one write, taken while the GIL is held and used without it. */
+struct layout { /* the caller's own */
+    Py_buffer *buffers;
+    Py_ssize_t count, taken;
+    size_t bytes;
+};
+
+/* Take as many items as fit and belong into one write; false with an exception. */
+static bool take_items(const LogWriter *self, PyObject *items, Py_ssize_t start, int64_t at,
+                       uint64_t sequence, struct layout *layout)
+{
+    Py_ssize_t size = PyList_Size(items);
+    layout->taken = 0;
+    layout->bytes = 0;
+    while (start + layout->taken < size && layout->taken < layout->count &&
+           layout->bytes < BATCH_BYTES) {
+        Py_buffer *buffer = &layout->buffers[layout->taken];
+        PyObject *item = PyList_GetItem(items, start + layout->taken);
+        if (!item || PyObject_GetBuffer(item, buffer, PyBUF_SIMPLE))
+            return false;
+        uint64_t whole = frame_bytes((uint64_t)buffer->len);
+        if (!fits(self, at + (int64_t)layout->bytes, sequence + (uint64_t)layout->taken, whole)) {
+            PyBuffer_Release(buffer);
+            break;
+        }
+        layout->bytes += (size_t)whole;
+        layout->taken++;
+    }
+    return true;
+}
+
+static void release_items(struct layout *layout)
+{
+    while (layout->taken)
+        PyBuffer_Release(&layout->buffers[--layout->taken]);
+}
+
+static void encode_all(const LogWriter *self, char *to, int64_t at, uint64_t sequence,
+                       const struct layout *layout)
+{
+    for (Py_ssize_t i = 0; i < layout->taken; i++) {
+        const Py_buffer *buffer = &layout->buffers[i];
+        encode_at(self, to, at, FRAME_RECORD, sequence + (uint64_t)i, buffer->buf,
+                  (size_t)buffer->len);
+        to += frame_bytes((uint64_t)buffer->len);
+        at += (int64_t)frame_bytes((uint64_t)buffer->len);
+    }
+}
+
+/* Lay out and store the items from `start` on that fit into the segment; *stored says how many,
+ * and *error why there are not more. False with an exception. */
+static bool store_items(LogWriter *self, PyObject *items, Py_ssize_t start, Py_ssize_t *stored,
+                        int *error)
+{
+    enum { MOST_ITEMS = 4096 };
+    struct layout layout = {.count = MOST_ITEMS};
+    int64_t at = self->at;
+    uint64_t sequence = self->sequence;
+    bool fine = true;
+    *stored = 0;
+    *error = 0;
+    layout.buffers = PyMem_Malloc(MOST_ITEMS * sizeof *layout.buffers);
+    if (!layout.buffers)
+        return PyErr_NoMemory(), false;
+    do {
+        char *to = NULL;
+        fine = take_items(self, items, start + *stored, at, sequence, &layout);
+        if (fine && layout.taken && !(to = room_for(self, layout.bytes)))
+            fine = (PyErr_NoMemory(), false);
+        if (!fine || !layout.taken)
+            break;
+        Py_BEGIN_ALLOW_THREADS
+        encode_all(self, to, at, sequence, &layout);
+        *error = put(self->fd, to, layout.bytes, at);
+        Py_END_ALLOW_THREADS
+        at += (int64_t)layout.bytes;
+        sequence += (uint64_t)layout.taken;
+        *stored += layout.taken;
+        release_items(&layout);
+    } while (!*error);
+    release_items(&layout);
+    PyMem_Free(layout.buffers);
+    trim_room(self);
+    if (fine && !*error) { /* all of it, or nothing of it has a place */
+        self->at = at;
+        self->sequence = sequence;
+    }
+    return fine;
+}
+
+static PyObject *writer_store(LogWriter *self, PyObject *args)
+{
+    PyObject *items;
+    Py_ssize_t start, stored;
+    int error;
+    if (!PyArg_ParseTuple(args, "O!n:store", &PyList_Type, &items, &start) ||
+        !store_items(self, items, start, &stored, &error))
+        return NULL;
+    return error ? os_error(error) : PyLong_FromSsize_t(stored);
+}
+
+/* Where a commit failed. */
+enum commit_phase { COMMIT_STORE, COMMIT_SYNC, COMMIT_PUBLISH };
+
+/* Store, sync if wanted, and publish in one go: every return of the GIL may have to wait for it. */
+static PyObject *writer_commit(LogWriter *self, PyObject *args)
+{
+    enum { MOST_ITEMS = 1024 };
+    PyObject *items;
+    int sync, error;
+    Py_buffer buffers[MOST_ITEMS];
+    struct layout layout = {.buffers = buffers, .count = MOST_ITEMS};
+    enum commit_phase phase = COMMIT_STORE;
+    if (!PyArg_ParseTuple(args, "O!p:commit", &PyList_Type, &items, &sync))
+        return NULL;
+    bool fine = take_items(self, items, 0, self->at, self->sequence, &layout);
+    char *to = fine && layout.taken == PyList_Size(items) ? room_for(self, layout.bytes) : NULL;
+    if (!to) {
+        release_items(&layout);
+        if (!fine)
+            return NULL;
+        Py_RETURN_NONE;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    encode_all(self, to, self->at, self->sequence, &layout);
+    error = put(self->fd, to, layout.bytes, self->at);
+    if (!error) {
+        self->at += (int64_t)layout.bytes;
+        self->sequence += (uint64_t)layout.taken;
+        if (sync) {
+            phase = COMMIT_SYNC;
+            error = segment_sync(self->fd, self->at);
+        }
+    }
+    if (!error) {
+        if (sync)
+            self->durable = self->sequence - 1;
+        phase = COMMIT_PUBLISH;
+        if (!publish(self))
+            error = EFAULT;
+    }
+    Py_END_ALLOW_THREADS
+    release_items(&layout);
+    trim_room(self);
+    return Py_BuildValue("(ii)", (int)phase, error);
+}
+
+static PyObject *writer_mark(LogWriter *self, PyObject *args)
+{
+    int kind, error;
+    Py_buffer data;
+    char frame[256];
+    if (!PyArg_ParseTuple(args, "iy*:mark", &kind, &data))
+        return NULL;
+    size_t whole = (size_t)frame_bytes((uint64_t)data.len);
+    if (whole > sizeof frame) {
+        PyBuffer_Release(&data);
+        return os_error(EINVAL);
+    }
+    encode_at(self, frame, self->at, (enum frame_kind)kind, self->sequence, data.buf,
+              (size_t)data.len);
+    PyBuffer_Release(&data);
+    Py_BEGIN_ALLOW_THREADS
+    error = put(self->fd, frame, whole, self->at);
+    Py_END_ALLOW_THREADS
+    if (error)
+        return os_error(error);
+    uint32_t crc;
+    memcpy(&crc, frame, sizeof crc);
+    self->at += (int64_t)whole;
+    return PyLong_FromUnsignedLong(crc);
+}
+
+static PyObject *writer_sync(LogWriter *self, PyObject *Py_UNUSED(unused))
+{
+    int error;
+    Py_BEGIN_ALLOW_THREADS
+    error = segment_sync(self->fd, self->at);
+    Py_END_ALLOW_THREADS
+    if (error)
+        return os_error(error);
+    self->durable = self->sequence - 1;
+    Py_RETURN_NONE;
+}
+
+static PyObject *writer_publish(LogWriter *self, PyObject *Py_UNUSED(unused))
+{
+    bool reached;
+    Py_BEGIN_ALLOW_THREADS
+    reached = publish(self);
+    Py_END_ALLOW_THREADS
+    if (!reached)
+        return os_error(EFAULT);
+    Py_RETURN_NONE;
+}
+
+static PyObject *writer_set_word(LogWriter *self, PyObject *args)
+{
+    int word;
+    unsigned long long value;
+    bool reached;
+    if (!PyArg_ParseTuple(args, "iK:set_word", &word, &value))
+        return NULL;
+    if (word < 0 || word % 8 || word > CONTROL_BYTES - 8)
+        return os_error(EINVAL);
+    Py_BEGIN_ALLOW_THREADS
+    reached = control_store(self->page, (enum control_word)word, value, coarse_clock()) &&
+              control_wake(self->page, coarse_clock());
+    Py_END_ALLOW_THREADS
+    if (!reached)
+        return os_error(EFAULT);
+    Py_RETURN_NONE;
+}
+
+static PyObject *writer_get_position(LogWriter *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromUnsignedLongLong(self->origin + (uint64_t)self->at);
+}
+
+static PyMethodDef writer_methods[] = { /* documented in _native.pyi */
+    {"enter", (PyCFunction)writer_enter, METH_VARARGS, NULL},
+    {"append", (PyCFunction)writer_append, METH_O, NULL},
+    {"store", (PyCFunction)writer_store, METH_VARARGS, NULL},
+    {"commit", (PyCFunction)writer_commit, METH_VARARGS, NULL},
+    {"mark", (PyCFunction)writer_mark, METH_VARARGS, NULL},
+    {"sync", (PyCFunction)writer_sync, METH_NOARGS, NULL},
+    {"publish", (PyCFunction)writer_publish, METH_NOARGS, NULL},
+    {"set_word", (PyCFunction)writer_set_word, METH_VARARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+#define FIELD(name, field, kind, flags) {name, kind, offsetof(LogWriter, field), flags, NULL}
+static PyMemberDef writer_members[] = {
+    FIELD("fd", fd, T_INT, READONLY),
+    FIELD("at", at, T_LONGLONG, 0),
+    FIELD("limit", limit, T_LONGLONG, 0),
+    FIELD("base", base, T_ULONGLONG, READONLY),
+    FIELD("sequence", sequence, T_ULONGLONG, 0),
+    FIELD("durable", durable, T_ULONGLONG, 0),
+    FIELD("life", life, T_UINT, 0),
+    FIELD("waited", waited, T_BOOL, 0),
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyGetSetDef writer_getset[] = {
+    {"position", (getter)writer_get_position, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot writer_slots[] = {
+    {Py_tp_new, writer_new},
+    {Py_tp_dealloc, writer_dealloc},
+    {Py_tp_methods, writer_methods},
+    {Py_tp_members, writer_members},
+    {Py_tp_getset, writer_getset},
+    {0, NULL},
+};
+
+PyType_Spec log_writer_spec = {
+    .name = "aiommap._native.LogWriter",
+    .basicsize = sizeof(LogWriter),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = writer_slots,
+};

@@ -1,0 +1,72 @@
+/* log_store.h: system calls on a log's segments, and its published words. Knows nothing of Python.
+ *
+ * Functions that may wait are called without the GIL. They return 0 or a positive errno number.
+ */
+#ifndef AIOMMAP_LOG_STORE_H
+#define AIOMMAP_LOG_STORE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "log_frame.h"
+
+/* Words of the control file, each on a cache line of its own; docs/log_format.md. */
+#define CONTROL_BYTES 4096
+enum control_word {
+    CONTROL_TAIL = 256,
+    CONTROL_DURABLE = 320,
+    CONTROL_DURABLE_SEQUENCE = 384,
+    CONTROL_LAST_SEQUENCE = 448,
+    CONTROL_FIRST = 512,
+    CONTROL_FUTEX = 576,
+    CONTROL_CLEAN = 640,
+};
+
+struct published { /* the caller's own */
+    uint64_t last_sequence, tail;
+    uint64_t durable; /* the tail, if all before it is durable; else 0 */
+};
+
+/* Publish how far the log goes, and wake who waits; false if the page cannot be reached. */
+bool control_publish(char *page, const struct published *published, int64_t tick);
+bool control_store(char *page, enum control_word word, uint64_t value, int64_t tick);
+/* Bump the futex and wake who waits for it. */
+bool control_wake(char *page, int64_t tick);
+
+/* Make what is in a segment durable, and check that the file is still whole and has a name: EIO if
+ * it is shorter than `end`, ESTALE if it has no name left. */
+int segment_sync(int fd, int64_t end);
+
+/* A walk along the frames of a segment. */
+struct log_scan { /* the caller's own */
+    int fd;
+    struct frame_place place; /* of the next frame */
+    int64_t offset;           /* of the next frame, in the file */
+    int64_t end;              /* of what may be looked at */
+    uint64_t until;           /* stop before the record of this number */
+    uint64_t proof;           /* records up to this one are said to be durable */
+    uint64_t first;           /* what the last DISCARD said; 0 if there was none */
+    uint64_t records;
+    int64_t end_at; /* where the END frame lies, or -1 */
+    uint32_t last_crc;
+};
+/* Walk to the END frame, or to the first place where nothing fits. */
+int log_scan(struct log_scan *scan);
+
+/* A search for frames behind the place where nothing fits. */
+struct log_search { /* the caller's own */
+    int fd;
+    uint64_t salt, position; /* of the segment, and of the byte at `offset` */
+    int64_t offset, end;
+    uint64_t sequence; /* smaller ones are not looked for */
+    uint64_t base;     /* of the first record of the segment */
+    uint64_t proof;    /* the highest that was found */
+    uint64_t records;
+    int64_t last_end; /* where the last one ends, or -1 */
+    uint32_t life;    /* the highest */
+    bool first_only;  /* stop at the first record: at `offset`, and `sequence` is its number */
+};
+int log_search(struct log_search *search);
+
+#endif

@@ -1,0 +1,279 @@
+"""The loop half of a log's writer: inline appends, the queue of batches, flushes nobody asked for.
+
+Theory of operation. Appends that have to be durable, and all that comes while a batch is in flight,
+gather in a queue; a batch is one store, at most one flush and one publication in a worker, and
+answers everybody in it. While nothing is in flight, an append that need not be durable is stored on
+the loop thread at once, unless such a store was seen to wait: then workers store for a while.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from weakref import WeakSet
+
+from .._flush.trigger import FlushTrigger
+from .._flush_policy import FlushPolicy
+from .._runtime.batching import Batch, BatchQueue, as_jobs
+from .._runtime.loops import Event, Waiter, call_later, spawn
+from .._runtime.workers import Workers
+from .format import RESERVED_BYTES, frame_bytes
+from .receipt import Appended
+from .writer import Flush, Item, Outcome, Writer
+
+#: How long workers store after an inline store had to wait.
+SLOW_SECONDS = 0.1
+
+_FLUSH = Flush()
+
+_ready: WeakSet[Appender] = WeakSet()
+
+
+def _refuse_in_child() -> None:
+    for appender in _ready:
+        appender.refuse()  # I10
+
+
+os.register_at_fork(after_in_child=_refuse_in_child)
+
+
+class Appender:
+    """Hands what is appended to a ``Writer``; for one event loop.
+
+    Attributes:
+        ready: whether appends need no closer look: open, whole, and of this process.
+        may_inline: whether records may be stored on the loop thread at all.
+        max_record: bytes of the largest record.
+        queue: the batches.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_began_bytes",
+        "_began_records",
+        "_cancel_timer",
+        "_dirty_since",
+        "_flush_spawned",
+        "_inline",
+        "_native",
+        "_policy",
+        "_prepared",
+        "_preparing",
+        "_slow_until",
+        "_trigger",
+        "_workers",
+        "_writer",
+        "max_record",
+        "may_inline",
+        "queue",
+        "ready",
+    )
+
+    def __init__(
+        self,
+        workers: Workers,
+        writer: Writer,
+        policy: FlushPolicy,
+        segment_size: int,
+        *,
+        inline_writes: bool,
+    ) -> None:
+        self._workers = workers
+        self._writer = writer
+        self._native = writer.native
+        self._policy = policy
+        self.max_record: int = segment_size - RESERVED_BYTES
+        self.may_inline: bool = inline_writes and not policy.flush_each_write
+        self.queue: BatchQueue[Item, int] = BatchQueue(
+            workers, as_jobs(workers, workers.flushes, self._run, self._ran)
+        )
+        self._slow_until = 0.0
+        self._inline = 0
+        self._trigger = FlushTrigger(policy)
+        self._trigger.began(self._native.position, writer.last)
+        self._dirty_since: float | None = None
+        self._cancel_timer: Callable[[], object] | None = None
+        self._flush_spawned = False
+        self._preparing = False
+        #: Set when the next segment is ready, or found no room; None while none is being made.
+        self._prepared: Event | None = None
+        self._began_bytes = self._native.position
+        self._began_records = writer.last
+        self.ready: bool = True
+        _ready.add(self)
+
+    def refuse(self) -> None:
+        """Have appends look closer from now on."""
+        self.ready = False
+
+    def append_inline(self, data: bytes | memoryview) -> int | None:
+        """Store at once, if nothing speaks against it; None if a worker has to."""
+        writer, native = self._writer, self._native
+        if not self.ready or self.queue.busy or writer.needs_life or self._is_slow():
+            return None
+        if self._policy.dirty_limit is not None and not self._has_room(len(data)):
+            return None
+        try:
+            sequence = native.append(data)
+        except OSError as error:
+            try:
+                writer.note_failed_store(error)
+            finally:
+                self.ready = writer.failure is None
+            raise
+        if sequence is None:
+            return None
+        self._inline += 1
+        if native.waited:
+            native.waited = False
+            self._slow_until = time.monotonic() + SLOW_SECONDS
+        if not self._policy.passive:
+            self._plan_flush()
+        if not self._preparing and writer.wants_standby:
+            self._prepare_standby()
+        return sequence
+
+    def _is_slow(self) -> bool:
+        return self._slow_until != 0.0 and time.monotonic() < self._slow_until
+
+    def _has_room(self, length: int) -> bool:
+        limit = self._policy.dirty_limit
+        return limit is None or self._writer.dirty_bytes + frame_bytes(length) <= limit
+
+    async def abandon(
+        self,
+        error: BaseException,
+        batch: Batch[Item, int],
+        waiter: Waiter[int | BaseException],
+    ) -> None:
+        """Withdraw what a cancelled task appended, or wait it out."""
+        if not isinstance(
+            error, GeneratorExit
+        ):  # then the loop is gone, and nothing can be awaited
+            await self.queue.leave(batch, waiter, withdrawable=True)
+
+    async def flush(self, sequence: int) -> None:
+        """Make all records durable, if one is not yet."""
+        if self._writer.durable < sequence:
+            await self.queue.submit(_FLUSH)
+
+    @property
+    def pending(self) -> int:
+        """What a flush has to reach: also what is in flight, or waits."""
+        return self._writer.last + self.queue.busy
+
+    def _run(self, items: list[Item]) -> Sequence[Outcome]:
+        """Run one batch, in a worker; the seam for a pool of native threads."""
+        return self._writer.run(items)
+
+    def _ran(self) -> None:
+        """See to what follows a batch; on the loop."""
+        writer = self._writer
+        self.ready &= writer.failure is None
+        if self._slow_until and not self._is_slow():
+            self._slow_until = 0.0
+        if not self._policy.passive:
+            self._plan_flush()
+        if not self._preparing and self.ready and writer.wants_standby:
+            self._prepare_standby()
+
+    # Flushes that nobody asked for.
+
+    def _plan_flush(self) -> None:
+        writer, native, now = self._writer, self._native, time.monotonic()
+        if writer.durable >= writer.last:
+            self._dirty_since = None
+            self._trigger.began(native.position, writer.last)
+            self._stop_timer()
+            return
+        if self._dirty_since is None:
+            self._dirty_since = now
+        if self._trigger.due(native.position, writer.last, self._dirty_since, now):
+            self._flush_soon()
+        elif self._cancel_timer is None:
+            deadline = self._trigger.deadline(self._dirty_since)
+            if deadline is not None:
+                self._cancel_timer = call_later(max(deadline - now, 0.0), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._cancel_timer = None
+        if self.ready:
+            self._plan_flush()
+
+    def _stop_timer(self) -> None:
+        if self._cancel_timer is not None:
+            self._cancel_timer()
+            self._cancel_timer = None
+
+    def _flush_soon(self) -> None:
+        if self._flush_spawned or self._writer.failure is not None:
+            return
+        self._flush_spawned = True
+        self._trigger.began(self._native.position, self._writer.last)
+        self._dirty_since = None
+        spawn(self._flush_unasked)
+
+    async def _flush_unasked(self) -> None:
+        try:
+            await self.queue.submit(_FLUSH)
+        except Exception:  # noqa: S110  it latched: whoever appends, flushes or closes is told
+            pass
+        finally:
+            self._flush_spawned = False
+
+    # Segments, and the end.
+
+    def _prepare_standby(self) -> None:
+        self._preparing = True
+        prepared = self._prepared = self._workers.event()
+
+        def ended(_: object, error: BaseException | None) -> None:
+            # One that found no room is tried again by the roll, and not before.
+            self._preparing = error is not None or self._writer.standby_error is not None
+            self._prepared = None
+            prepared.set()
+
+        self._workers.start(self._workers.control, self._writer.prepare_standby, ended)
+
+    def counted(self) -> Appended:
+        """Say what was done so far."""
+        writer, counts = self._writer, self._writer.counts
+        return Appended(
+            appended_records=writer.last - self._began_records,
+            appended_bytes=self._native.position - self._began_bytes,
+            inline_appends=self._inline,
+            batches=counts.batches,
+            flushes=counts.flushes,
+            flush_group=counts.flushed_records / counts.flushes if counts.flushes else 0.0,
+            rolls=counts.rolls,
+            roll_seconds=counts.roll_seconds,
+            slowest_roll_seconds=counts.slowest_roll,
+            standby_ready=writer.has_standby,
+            segments=len(writer.sizes),
+            write_path="inline" if self.may_inline and not self._is_slow() else "worker",
+        )
+
+    def stop(self) -> None:
+        """Begin to close: take nothing more, and plan nothing more."""
+        self.refuse()
+        self._stop_timer()
+
+    async def close(self) -> None:
+        """Finish what was begun, flush unless the policy is ``never()``, give everything up."""
+        writer, workers = self._writer, self._workers
+        while self.queue.busy:
+            await self.queue.settle()
+        failure: BaseException | None = writer.failure
+        clean = self._policy.flush_at_close
+        if clean and failure is None and writer.durable < writer.last:
+            try:
+                await self.queue.submit(_FLUSH, withdrawable=False)
+            except Exception as error:
+                failure = error
+        if self._prepared is not None:
+            await self._prepared.wait()
+        await workers.complete(workers.control, partial(writer.close, clean=clean))
+        if failure is not None:
+            raise failure

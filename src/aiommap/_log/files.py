@@ -1,0 +1,367 @@
+"""The files of a log: segments, their names, the control file and its lock. For worker threads.
+
+Invariants.
+  1  A segment gets its name only when its header is durable, and the folder is synced before
+     anything in the segment is reported (L6, L7).
+  2  The lock of the one writer is the kernel's. No process number and no time breaks it (L13);
+     a forked child closes its copy, which would keep a dead parent's lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from contextlib import suppress
+from dataclasses import dataclass
+
+import anyio
+
+from .._errors import CorruptLogError, UnsupportedError
+from .._native import LogWriter, crc32c, filesystem_type
+from .format import (
+    CONTROL_BYTES,
+    CONTROL_NAME,
+    HEADER_BYTES,
+    HOLDER_AT,
+    ControlIdentity,
+    FormatError,
+    Holder,
+    SegmentHeader,
+    base_of,
+    segment_name,
+)
+from .recovery import FoundSegment
+
+_SET_LOCK = getattr(fcntl, "F_OFD_SETLK", None)
+#: struct flock, with the padding behind its last field: an exclusive lock of byte 0.
+_LOCK_BYTE_0 = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
+
+#: File systems whose pages other machines change, or do not see; statfs(2).
+_REMOTE = {
+    0x6969: "NFS",
+    0x517B: "SMB",
+    0xFE534D42: "SMB",
+    0xFF534D42: "CIFS",
+    0x01021997: "9p",
+    0x00C36400: "Ceph",
+    0x0BD00BD0: "Lustre",
+    0x5346414F: "AFS",
+}
+_IN_MEMORY = {0x01021994, 0x858458F6}
+
+#: Where a segment is made that has no name yet, on file systems without O_TMPFILE.
+_STANDBY_NAME = "standby.tmp"
+_NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL, errno.ENOSYS}
+
+_held: set[int] = set()
+
+
+def _let_go() -> None:
+    for fd in _held:
+        with suppress(OSError):
+            os.close(fd)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)  # files.2
+
+
+class HeldError(anyio.BusyResourceError):
+    """Another writer has the log open."""
+
+    def __init__(self, path: str, holder: Holder | None) -> None:
+        Exception.__init__(self, path, holder)
+        self.path = path
+        self.holder = holder
+
+    def __str__(self) -> str:
+        who = "another process"
+        if self.holder is not None and self.holder.pid:
+            who = f"process {self.holder.pid} on {self.holder.host} (life {self.holder.life})"
+        return (
+            f'{self.path} is written by {who}, and a log has one writer: open it with mode "r", '
+            "or close it there first"
+        )
+
+
+def boot_id() -> bytes:
+    """Say which boot of the machine this is."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return bytes.fromhex(file.read().strip().replace("-", ""))
+    except (OSError, ValueError):
+        return bytes(16)
+
+
+def sync_folder(fd: int) -> None:
+    """Make the names of a folder durable."""
+    os.fsync(fd)
+
+
+def open_folder(path: str, *, create: bool) -> int:
+    """Open the folder of a log, and make it if wanted."""
+    if create:
+        try:
+            os.mkdir(path)
+        except FileExistsError:
+            pass
+        else:
+            parent = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                sync_folder(parent)
+            finally:
+                os.close(parent)
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def remote_kind(folder: int) -> str | None:
+    """Name the network file system that a folder lies on; None if it is local."""
+    return _REMOTE.get(filesystem_type(folder) & 0xFFFFFFFF)
+
+
+def is_in_memory(fd: int) -> bool:
+    """Tell whether reads of a file never wait for a device."""
+    return filesystem_type(fd) in _IN_MEMORY
+
+
+def segment_bases(folder: int) -> list[int]:
+    """List the segments of a log, oldest first; unknown names are ignored."""
+    found = (base_of(name) for name in os.listdir(folder))
+    return sorted(base for base in found if base is not None)
+
+
+def read_header(fd: int, path: str, folder: str) -> SegmentHeader:
+    """Read and check the header of an open segment.
+
+    Raises:
+        CorruptLogError: if it is none, or of another name.
+        UnsupportedError: if a later version wrote it.
+    """
+    try:
+        header = SegmentHeader.unpack(os.pread(fd, HEADER_BYTES, 0), path, crc32c)
+    except FormatError as error:
+        raise CorruptLogError(folder, f"{path} is damaged: {error}; restore it") from None
+    if segment_name(header.base) != os.path.basename(path):
+        raise CorruptLogError(
+            folder,
+            f"{path} was named {segment_name(header.base)} when it was made: give it that name",
+        )
+    return header
+
+
+@dataclass(slots=True)
+class Segment:
+    """An open segment."""
+
+    fd: int
+    path: str
+    header: SegmentHeader
+
+    def offset_of(self, position: int) -> int:
+        """Say where in the file a position is."""
+        return HEADER_BYTES + position - self.header.position
+
+    def close(self) -> None:
+        """Close the descriptor, once."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def open_segment(folder: str, base: int, flags: int = os.O_RDONLY) -> Segment:
+    """Open a segment and read its header."""
+    path = os.path.join(folder, segment_name(base))
+    fd = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        return Segment(fd, path, read_header(fd, path, folder))
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def find_segment(folder: str, base: int) -> FoundSegment:
+    """Look at a segment without keeping it open."""
+    segment = open_segment(folder, base)
+    try:
+        return FoundSegment(segment.path, os.fstat(segment.fd).st_size, segment.header)
+    finally:
+        segment.close()
+
+
+@dataclass(frozen=True, slots=True)
+class LogSegment:
+    """One file of a log.
+
+    Attributes:
+        path: the file.
+        base: sequence of its first record.
+        size: bytes of the file, which is made in its full size.
+        life: the opening of the log in which it was made.
+        durable_below: records before this one were durable then.
+    """
+
+    path: str
+    base: int
+    size: int
+    life: int
+    durable_below: int
+
+
+def list_segments(folder: str, first: int) -> tuple[LogSegment, ...]:
+    """Look at all segments from the one on that begins with a record."""
+    folder_fd = open_folder(folder, create=False)
+    try:
+        bases = segment_bases(folder_fd)
+    finally:
+        os.close(folder_fd)
+    found = []
+    for base in (base for base in bases if base >= first):
+        segment = find_segment(folder, base)
+        header = segment.header
+        found.append(
+            LogSegment(segment.path, base, segment.size, header.life, header.durable_below)
+        )
+    return tuple(found)
+
+
+class Unnamed:
+    """A segment without a name: blocks reserved, nothing in it (files.1)."""
+
+    __slots__ = ("_folder", "_folder_fd", "fd", "named")
+
+    def __init__(self, folder: str, folder_fd: int, size: int) -> None:
+        self._folder = folder
+        self._folder_fd = folder_fd
+        self.named: bool = False
+        flags = os.O_RDWR | os.O_CLOEXEC
+        try:
+            self.fd: int = os.open(folder, flags | os.O_TMPFILE, 0o644)
+        except OSError as error:
+            if error.errno not in _NO_TMPFILE:
+                raise
+            name = os.path.join(folder, _STANDBY_NAME)
+            self.fd = os.open(name, flags | os.O_CREAT | os.O_TRUNC, 0o644)
+            self.named = True
+        try:
+            os.posix_fallocate(self.fd, 0, size)
+            os.fsync(self.fd)
+        except BaseException:
+            self.close()
+            raise
+
+    def name(self, header: SegmentHeader) -> Segment:
+        """Write the header and give the segment its name; both are durable when it returns."""
+        path = os.path.join(self._folder, segment_name(header.base))
+        block = header.pack(crc32c)
+        if os.pwrite(self.fd, block, 0) != len(block):
+            raise OSError(errno.EIO, "the header was written in part only", path)
+        os.fsync(self.fd)
+        if self.named:
+            if os.path.exists(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+            os.rename(os.path.join(self._folder, _STANDBY_NAME), path)
+        else:
+            # A descriptor of the folder makes Python call linkat(2), which follows the link.
+            source, target = f"/proc/self/fd/{self.fd}", segment_name(header.base)
+            os.link(source, target, dst_dir_fd=self._folder_fd, follow_symlinks=True)
+        self.named = False
+        return Segment(self.fd, path, header)
+
+    def close(self) -> None:
+        """Give it up."""
+        os.close(self.fd)
+        if self.named:
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.join(self._folder, _STANDBY_NAME))
+
+
+class Control:
+    """The control file as the writer has it: locked, never replaced."""
+
+    __slots__ = ("_path", "block", "boot", "fd", "identity", "own")
+
+    def __init__(self, folder: str) -> None:
+        path = self._path = os.path.join(folder, CONTROL_NAME)
+        self.fd: int = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self.boot: bytes = boot_id()
+        _held.add(self.fd)
+        try:
+            self._lock(folder)
+            if os.fstat(self.fd).st_size < CONTROL_BYTES:
+                os.posix_fallocate(self.fd, 0, CONTROL_BYTES)
+            self.block: bytes = os.pread(self.fd, CONTROL_BYTES, 0)
+            #: Whose words these are; None where they cannot be believed.
+            self.identity: ControlIdentity | None = ControlIdentity.unpack(self.block, path, crc32c)
+            found = os.fstat(self.fd)
+            self.own: tuple[int, int] = (found.st_dev, found.st_ino)
+            if self.identity is not None and not self.identity.is_of(*self.own, self.boot):
+                self.identity = None
+        except BaseException:
+            self.close()
+            raise
+
+    def _lock(self, folder: str) -> None:
+        if _SET_LOCK is None:
+            raise UnsupportedError(f"write {folder}", "the system has no locks of open files")
+        try:
+            fcntl.fcntl(self.fd, _SET_LOCK, _LOCK_BYTE_0)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                block = os.pread(self.fd, CONTROL_BYTES, 0)
+                holder = Holder.unpack(block) if len(block) == CONTROL_BYTES else None
+                raise HeldError(folder, holder) from None
+            raise
+
+    @property
+    def is_of_this_boot(self) -> bool:
+        """Whether its positions can be believed, too."""
+        return self.identity is not None and self.identity.boot == self.boot
+
+    def map(self) -> LogWriter:
+        """Map the words, by a descriptor of its own.
+
+        A mapping keeps its open file alive, and with it a lock, also in a forked child (files.2).
+        """
+        fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            return LogWriter(fd)
+        finally:
+            os.close(fd)
+
+    def say_who_writes(self, life: int) -> None:
+        """Leave a note for those who are refused."""
+        os.pwrite(self.fd, Holder(os.getpid(), life, os.uname().nodename).pack(), HOLDER_AT)
+
+    def adopt(self, log_id: bytes) -> None:
+        """Vouch for the words, which are true by now."""
+        os.pwrite(self.fd, ControlIdentity(log_id, *self.own, self.boot).pack(crc32c), 0)
+
+    def close(self) -> None:
+        """Release the lock."""
+        _held.discard(self.fd)
+        os.close(self.fd)
+
+
+def believed_control(path: str) -> tuple[bytes, ControlIdentity, bool] | None:
+    """Read a control file as a reader does.
+
+    Returns:
+        Its block, whose it is, and whether its positions are of this boot; None if it is missing,
+        or not to be believed.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        if remote_kind(fd) is not None:
+            return None
+        block, found = os.pread(fd, CONTROL_BYTES, 0), os.fstat(fd)
+    finally:
+        os.close(fd)
+    identity, boot = ControlIdentity.unpack(block, path, crc32c), boot_id()
+    if identity is None or not identity.is_of(found.st_dev, found.st_ino, boot):
+        return None
+    return block, identity, identity.boot == boot

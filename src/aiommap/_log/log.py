@@ -1,0 +1,491 @@
+"""``Log``: the verbs of a durable log, for its writer and for readers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterable
+from functools import partial
+from types import TracebackType
+from typing import Self, SupportsIndex, TypeAlias
+from weakref import WeakSet
+
+import anyio
+
+from .._arguments import integer
+from .._core.paths import absolute_path
+from .._errors import AccessModeError, ForkedError
+from .._flush_policy import FlushPolicy
+from .._hub.opening import Opening
+from .._native import export_bytes, time_slice_spent
+from .._runtime.loops import Event, spawn, wait_out
+from .._runtime.workers import Workers
+from .._typing import Buffer
+from .appender import Appender
+from .files import LogSegment, Segment, list_segments
+from .format import (
+    MAX_SEGMENT_BYTES,
+    MIN_SEGMENT_BYTES,
+)
+from .opening import open_writer
+from .published import Published
+from .reader import Reading
+from .receipt import NOTHING_APPENDED, LogReceipt, LogRecord, LogStatistics
+from .recovery import Recovered
+from .writer import Discard, Together, Writer
+
+DEFAULT_SEGMENT_BYTES = 64 << 20
+#: How long workers store after an inline store had to wait.
+SLOW_SECONDS = 0.1
+
+_MANUAL = FlushPolicy.manual()
+
+StrPath: TypeAlias = str | os.PathLike[str]
+
+
+class Log:
+    """A durable log in a folder: one writer, any readers, in any processes.
+
+    Made by ``Log.open``. Records get sequence numbers from 1, without gaps, in the order in which
+    they were submitted. docs/durable_log.md is the how-to, docs/log_format.md the format.
+
+    Attributes:
+        folder: the absolute path of the folder.
+        mode: "a" for the writer, "r" for readers.
+        recovered: what opening found behind the last good record; None for readers, and where the
+            writer before had closed the log.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        mode: str,
+        policy: FlushPolicy,
+        workers: Workers,
+        *,
+        inline_writes: bool,
+    ) -> None:
+        self.folder: str = folder
+        self.mode: str = mode
+        self.recovered: Recovered | None = None
+        self.workers: Workers = workers
+        self.published: Published = Published(folder, workers)
+        self.corrupt: int = 0
+        self.wakeups: int = 0
+        self._policy = policy
+        self._inline_writes = inline_writes
+        self._writer: Writer | None = None
+        self._appender: Appender | None = None
+        self._readings: WeakSet[Reading] = WeakSet()
+        self._closed = False
+        self._closing: Event | None = None
+        self._close_error: BaseException | None = None
+
+    @classmethod
+    def open(
+        cls,
+        folder: StrPath,
+        mode: str = "a",
+        *,
+        segment_size: SupportsIndex = DEFAULT_SEGMENT_BYTES,
+        flush: FlushPolicy = _MANUAL,
+        retain_bytes: SupportsIndex | None = None,
+        inline_writes: bool = True,
+    ) -> Opening[Log]:
+        """Open a log: ``async with aiommap.Log.open(folder) as log``.
+
+        Mode "a" recovers what a crash left behind, and makes the folder and the log if there is
+        none; it deletes nothing. Mode "r" needs read permission only, and writes nothing.
+
+        Args:
+            folder: a folder that holds the log and nothing else; its parent has to exist.
+            mode: "a" to append and read, for one process at a time; "r" to read.
+            segment_size: bytes of each new segment, from 64 KiB to 2 GiB.
+            flush: when records are made durable unasked, as for files.
+            retain_bytes: discard the oldest segments when a new one is begun and all together
+                take more; None keeps everything.
+            inline_writes: whether records that nobody waits for may be stored on the loop thread;
+                without, a file system that stands still stops appends and nothing else.
+        Returns:
+            An object to use with ``async with``, or to ``await`` for a Log to ``aclose``.
+        Raises:
+            ValueError, TypeError: for options that cannot be meant, before anything is touched.
+            FileNotFoundError: in mode "r" if there is no such folder.
+            anyio.BusyResourceError: in mode "a" if another writer has the log; says who.
+            CorruptRecordError: if a record that is known to have been durable is damaged.
+            CorruptLogError: if segments are missing or do not belong together.
+            UnsupportedError: if a later version wrote the log, or in mode "a" the file system does
+                not do: network file systems.
+            OSError: as the system gives it, ENOSPC if there is no room for a segment.
+        Cancellation: waited out, and closed again; a log that was made stays.
+        Durability: what was recovered is durable when it returns.
+        """
+        path = absolute_path(folder)
+        if mode not in ("a", "r"):
+            raise ValueError(f'mode is {mode!r}: a log is opened with "a" to append or "r" to read')
+        size = integer(segment_size, "segment_size")
+        if not MIN_SEGMENT_BYTES <= size <= MAX_SEGMENT_BYTES:
+            raise ValueError(
+                f"segment_size is {size}: give {MIN_SEGMENT_BYTES} to {MAX_SEGMENT_BYTES} bytes"
+            )
+        if not isinstance(flush, FlushPolicy):
+            raise TypeError(f"flush is {flush!r}: give a FlushPolicy")
+        retain = None if retain_bytes is None else integer(retain_bytes, "retain_bytes")
+        if retain is not None and retain < 1:
+            raise ValueError(f"retain_bytes is {retain}: give at least 1, or None to keep all")
+        return Opening(partial(cls._open, path, mode, size, flush, retain, inline_writes))
+
+    @classmethod
+    async def _open(
+        cls,
+        path: str,
+        mode: str,
+        segment_size: int,
+        policy: FlushPolicy,
+        retain: int | None,
+        inline_writes: bool,
+    ) -> Log:
+        workers = Workers()
+        log = cls(path, mode, policy, workers, inline_writes=inline_writes)
+        if mode == "r":
+            await log.published.attach()
+            return log
+
+        def recover() -> None:
+            opened = open_writer(path, segment_size)
+            log._writer = Writer(opened, policy, segment_size, retain)
+            log.recovered = opened.recovered
+
+        try:
+            await workers.complete(workers.control, recover)
+            log._begin(segment_size)
+            await log.published.attach()
+        except BaseException:
+            if log._writer is not None:  # cancelled, perhaps, when all was done
+                log._begin(segment_size)
+                with anyio.CancelScope(shield=True):
+                    await log.aclose()
+            raise
+        return log
+
+    def _begin(self, segment_size: int) -> None:
+        """Make what only a writer has."""
+        assert self._writer is not None
+        if self._appender is None:
+            self._appender = Appender(
+                self.workers,
+                self._writer,
+                self._policy,
+                segment_size,
+                inline_writes=self._inline_writes,
+            )
+
+    # What there is.
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``aclose`` was called."""
+        return self._closed
+
+    @property
+    def flush_policy(self) -> FlushPolicy:
+        """When records are made durable unasked."""
+        return self._policy
+
+    @property
+    def first(self) -> int:
+        """The lowest sequence that was not discarded; of an empty log the one to come."""
+        return self.published.first if self._writer is None else self._writer.first
+
+    @property
+    def last(self) -> int:
+        """The last record; ``first - 1`` in an empty log."""
+        return self.published.last if self._writer is None else self._writer.last
+
+    @property
+    def durable(self) -> int:
+        """The last record that is known to be on stable storage; 0 if none is."""
+        return self.published.durable if self._writer is None else self._writer.durable
+
+    @property
+    def life(self) -> int:
+        """Number of this opening, which its records carry; 0 for readers."""
+        return 0 if self._writer is None else self._writer.native.life
+
+    @property
+    def log_id(self) -> bytes | None:
+        """Sixteen random bytes that the log got when it was made; None while there is none."""
+        return self.published.log_id
+
+    # Appending.
+
+    async def append(self, data: Buffer) -> LogReceipt:
+        """Append one record; it is visible to all readers when this returns.
+
+        Args:
+            data: any C-contiguous buffer; up to ``segment_size`` less 4,152 bytes.
+        Raises:
+            ValueError: if it is larger.
+            AccessModeError: in mode "r".
+            FlushError: if a flush failed, now or earlier; the record may be in the log or not.
+            OSError: ENOSPC if there is no room; the record is not in the log, and a later append
+                tries again.
+            anyio.ClosedResourceError, ForkedError: as for files.
+        Cancellation: an append that was not begun is not in the log; one that has begun is waited
+            out, and in the log.
+        Durability: as the flush policy says: durable under ``always()``; else visible, so that it
+            survives the end of the process, and ``wait_durable`` makes it durable.
+        Concurrency: any number of tasks; records are numbered in the order of the calls.
+        """
+        appender = self._appender
+        if appender is None:
+            raise self._not_writable("append to")
+        data = export_bytes(data)
+        if len(data) > appender.max_record:
+            raise self._too_large(len(data), appender)
+        if appender.may_inline:
+            sequence = appender.append_inline(data)
+            if sequence is not None:
+                if time_slice_spent():
+                    await self.workers.checkpoint_if_due()
+                return LogReceipt(self, sequence)
+        if not appender.ready:
+            self._check_writing()
+        batch, waiter = appender.queue.enqueue(data)
+        try:
+            outcome = await waiter
+        except BaseException as error:
+            await appender.abandon(error, batch, waiter)
+            raise
+        if isinstance(outcome, BaseException):
+            del batch, waiter  # or the error would be kept alive by what refers to it
+            raise outcome
+        return LogReceipt(self, outcome)
+
+    async def append_many(self, items: Iterable[Buffer]) -> LogReceipt:
+        """Append records one behind the other, published together.
+
+        If they fit into one segment, readers see all of them or none, and so does whoever asks
+        after a failure; a power cut before they are durable may leave the first few.
+
+        Args:
+            items: the data of at least one record.
+        Returns:
+            One receipt: ``sequence`` of the last record, and their ``count``.
+        Raises, Cancellation, Durability, Concurrency: as ``append``; nothing is appended if one
+            item is refused.
+        """
+        records: list[Buffer] = [export_bytes(data) for data in items]
+        if not records:
+            raise ValueError("append_many got no records: give at least one")
+        appender = self._check_writing()
+        longest = max(memoryview(data).nbytes for data in records)
+        if longest > appender.max_record:
+            raise self._too_large(longest, appender)
+        if len(records) == 1:
+            return await self.append(records[0])
+        sequence = await appender.queue.submit(Together(records))
+        return LogReceipt(self, sequence, len(records))
+
+    def _too_large(self, length: int, appender: Appender) -> ValueError:
+        return ValueError(
+            f"a record of {length} bytes does not fit into a segment of {self.folder}: at most "
+            f"{appender.max_record} do; open the log with a larger segment_size"
+        )
+
+    def _not_writable(self, operation: str) -> AccessModeError:
+        return AccessModeError(operation, self.mode, 'open the log with mode "a"')
+
+    # Making durable.
+
+    async def flush(self) -> None:
+        """Make every record durable that was appended before the call.
+
+        Raises:
+            FlushError: if it fails, or an earlier flush did.
+            AccessModeError: in mode "r".
+        Cancellation: a flush that has begun is waited out, then the cancellation is delivered.
+        Durability: durable, with the names of all segments.
+        """
+        appender = self._check_writing("flush")
+        await appender.flush(appender.pending)
+
+    async def start_writeback(self) -> None:
+        """Have the kernel begin to write records back; saves time later and promises nothing."""
+        self._check_writing("start to write back")
+        assert self._writer is not None
+        await self.workers.finish(self.workers.stores, self._writer.start_writeback)
+
+    async def _make_durable(self, sequence: int) -> None:
+        await self._check_writing("flush").flush(sequence)
+
+    # Reading.
+
+    def read(self, start: SupportsIndex | None = None) -> AsyncIterator[LogRecord]:
+        """Iterate over the records, up to the end as it is now.
+
+        Args:
+            start: sequence of the first record wanted; None for the first there is.
+        Raises, while iterating:
+            RecordsDiscardedError: if the next record was discarded; says which is the first now.
+            ValueError: if ``start`` is beyond the record to come.
+            CorruptRecordError: if a record is damaged; those behind it can be read with ``start``.
+            CorruptLogError: if a segment is missing.
+            anyio.ClosedResourceError: if the log was closed.
+        Cancellation: checked when the slice is spent and while waiting; iterating may go on.
+        Concurrency: any number of walks; each one for one task at a time.
+        """
+        return self._reading(start, follow=False, durable=False)
+
+    def tail(
+        self, start: SupportsIndex | None = None, durable: bool = False
+    ) -> AsyncIterator[LogRecord]:
+        """Iterate over the records, and wait for more at the end; never ends by itself.
+
+        Args:
+            start: as for ``read``; ``log.last + 1`` for new records only.
+            durable: hand out only records that are on stable storage.
+        Raises, Cancellation, Concurrency: as ``read``; CorruptLogError also if the folder was
+            deleted or replaced.
+        """
+        return self._reading(start, follow=True, durable=durable)
+
+    def _reading(self, start: SupportsIndex | None, *, follow: bool, durable: bool) -> Reading:
+        self.check_reading()
+        number = None if start is None else integer(start, "start")
+        if number is not None and number < 1:
+            raise ValueError(f"start is {number}: records are numbered from 1")
+        reading = Reading(self, number, follow=follow, durable=durable)
+        self._readings.add(reading)
+        return reading
+
+    def check_reading(self) -> None:
+        """Raise unless records can be read."""
+        if self.workers.forked:
+            raise ForkedError(self.folder)
+        if self._closed:
+            raise anyio.ClosedResourceError(f"{self.folder} is closed: open the log again")
+
+    def release(self, segment: Segment) -> None:
+        """Close what a reading is done with, in a worker; from any thread."""
+
+        def close() -> None:
+            self.workers.start(self.workers.control, segment.close, lambda *_: None)
+
+        if self.workers.forked or not self.workers.call_from_thread(close):
+            segment.close()
+
+    # The rest.
+
+    async def discard(self, before: SupportsIndex) -> None:
+        """Drop whole segments whose records all come before a sequence.
+
+        ``first`` then is the first record of the segment that holds ``before``. Readers that have
+        not come so far get ``RecordsDiscardedError``. The space comes back when no reader has the
+        segments open any more.
+
+        Raises:
+            ValueError: if ``before`` is not a sequence up to ``last + 1``.
+            AccessModeError, FlushError, OSError: as ``append``.
+        Cancellation: withdrawn, or waited out once it has begun.
+        Durability: durable; what was appended before is made durable, too.
+        """
+        number = integer(before, "before")
+        appender = self._check_writing("discard records of")
+        if not 1 <= number <= self.last + 1:
+            raise ValueError(f"before is {number}: give a sequence from 1 to {self.last + 1}")
+        await appender.queue.submit(Discard(number))
+
+    async def segments(self) -> tuple[LogSegment, ...]:
+        """List the segments that are not discarded, oldest first; reads the header of each.
+
+        Raises:
+            CorruptLogError: if a header is damaged.
+            anyio.ClosedResourceError: if the log was closed.
+        """
+        self.check_reading()
+        workers = self.workers
+        return await workers.finish(workers.control, list_segments, self.folder, self.first)
+
+    def statistics(self) -> LogStatistics:
+        """Return what the log did so far."""
+        held = [reading for reading in list(self._readings) if reading.holds_segment]
+        return LogStatistics(
+            **(NOTHING_APPENDED if self._appender is None else self._appender.counted()),
+            held_segments=len(held),
+            lag=max((self.last + 1 - reading.sequence for reading in held), default=0),
+            wakeups=self.wakeups,
+            corrupt=self.corrupt,
+        )
+
+    def _check_writing(self, operation: str = "append to") -> Appender:
+        if self.workers.forked:
+            raise ForkedError(self.folder)
+        if self._closed:
+            raise anyio.ClosedResourceError(f"{self.folder} is closed: open the log again")
+        if self._writer is None or self._appender is None:
+            raise self._not_writable(operation)
+        if self._writer.failure is not None:
+            raise self._writer.failure
+        return self._appender
+
+    async def aclose(self) -> None:
+        """Finish what was begun, flush unless the policy is ``never()``, and release the log.
+
+        Raises:
+            FlushError: if the flush fails, or an earlier one did; the log is closed all the same,
+                and the first who waits is told.
+        Cancellation: waited out.
+        """
+        if self.workers.forked:
+            self._closed = True
+            return
+        if self._closing is None:
+            self.workers.check_loop("a log")
+            closing = self.workers.event()
+            spawn(self._close, closing)  # first: it fails when the loop is ending
+            self._closing = closing
+            self._closed = True
+            if self._appender is not None:
+                self._appender.stop()
+        try:
+            await self._closing.wait()
+        except BaseException:
+            await wait_out(self._closing)
+            raise
+        error, self._close_error = self._close_error, None
+        if error is not None:
+            raise error
+
+    async def _close(self, closing: Event) -> None:
+        try:
+            for reading in list(self._readings):
+                await reading.aclose()
+            if self._appender is not None:
+                await self._appender.close()
+        except Exception as error:
+            self._close_error = error
+        finally:
+            try:
+                await self.published.aclose()
+            finally:
+                closing.set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self.aclose()
+        except Exception as failure:
+            if error is None:
+                raise
+            error.add_note(f"closing the log failed, too: {failure}")
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"records {self.first} to {self.last}"
+        return f'<Log {self.folder!r} mode "{self.mode}": {state}>'

@@ -1,0 +1,427 @@
+"""Opening a log: the fifteen steps of recovery, and looking at a log without a writer.
+
+For worker threads. Whatever a crash leaves in between, the same steps can be made again (L9):
+nothing is changed before everything was checked, and what is then changed is not yet reported.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .._errors import CorruptLogError, UnsupportedError
+from .._native import LogCursor, LogRecord, LogWriter, search_frames
+from .files import (
+    Control,
+    Segment,
+    Unnamed,
+    believed_control,
+    find_segment,
+    open_folder,
+    open_segment,
+    remote_kind,
+    segment_bases,
+    sync_folder,
+)
+from .format import (
+    CLEAN,
+    CONTROL_NAME,
+    DURABLE_SEQUENCE,
+    FIRST,
+    FRAME_BYTES,
+    HEADER_BYTES,
+    MAX_LIFE,
+    OPEN,
+    OPEN_DATA,
+    TAIL,
+    Holder,
+    SegmentHeader,
+    frame_bytes,
+    word,
+)
+from .recovery import (
+    FoundSegment,
+    Recovered,
+    Search,
+    Walk,
+    check_first,
+    check_joins,
+    refuse_damage,
+    torn_bytes,
+    where_to_begin,
+)
+
+_PIECE_BYTES = 1 << 20
+#: Beyond every sequence.
+NO_LIMIT = (1 << 64) - 1
+
+
+@dataclass(slots=True)
+class OpenedLog:
+    """What the writer of a log goes on with."""
+
+    folder: str
+    folder_fd: int
+    control: Control
+    native: LogWriter
+    segment: Segment
+    #: Sizes of all segments by their bases, oldest first.
+    sizes: dict[int, int]
+    log_id: bytes
+    first: int
+    recovered: Recovered | None
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """How far the good frames of a log go, without anything being changed.
+
+    Attributes:
+        segments: those that are not discarded, oldest first.
+        begin: the one in which the walk began.
+        end: the one in which it ended.
+        walk: the walk along the segment in which it ended.
+        first: the lowest sequence that is not discarded.
+    """
+
+    segments: Sequence[FoundSegment]
+    begin: int
+    end: int
+    walk: Walk
+    first: int
+
+
+def walk_segment(found: FoundSegment, life: int, proof: int, until: int = NO_LIMIT) -> Walk:
+    """Follow the frames of a segment to its END frame, or to where nothing fits (steps 7, 8)."""
+    segment = open_segment(os.path.dirname(found.path), found.header.base)
+    try:
+        cursor = LogCursor(LogRecord)
+        header = found.header
+        cursor.proof = proof
+        cursor.enter(
+            segment.fd, header.salt, header.position, HEADER_BYTES, header.base, life, False
+        )
+        _, discarded, end_at = cursor.seek(until, found.size)
+        return Walk(
+            end_at if end_at >= 0 else cursor.offset,
+            cursor.sequence,
+            cursor.life,
+            cursor.proof,
+            discarded,
+            end_at >= 0,
+            cursor.last_crc,
+            cursor.offset,
+        )
+    finally:
+        segment.close()
+
+
+def survey(folder: str, folder_fd: int, proof: int, first: int) -> Survey | None:
+    """Make steps 3 to 8; None if there is no segment.
+
+    Args:
+        folder: the folder of the log.
+        folder_fd: the same, open.
+        proof: the highest sequence that the control file says is durable; 0 if it says nothing.
+        first: the lowest sequence that it says is kept; 0 likewise.
+    """
+    bases = segment_bases(folder_fd)
+    if not bases:
+        return None
+    last = find_segment(folder, bases[-1])
+    first = max(first, last.header.first)
+    segments = [find_segment(folder, base) for base in bases[:-1] if base >= first] + [last]
+    check_joins(folder, segments)
+    begin = where_to_begin(segments, proof)
+    at, life = begin, 1
+    while True:
+        life = max(life, segments[at].header.life)
+        walk = walk_segment(segments[at], life, proof)
+        first, proof, life = max(first, walk.discarded), max(proof, walk.proof), walk.life
+        if not walk.ended or at + 1 == len(segments):
+            break
+        after = segments[at + 1].header
+        if (after.base, after.previous_crc) != (walk.sequence, walk.last_crc):
+            raise CorruptLogError(
+                folder, f"{segments[at + 1].path} does not continue {segments[at].path}"
+            )
+        at += 1
+    check_first(folder, segments, first)
+    kept = [found for found in segments if found.header.base >= first] or segments[-1:]
+    dropped = len(segments) - len(kept)
+    if begin >= dropped:
+        segments, begin, at = kept, begin - dropped, at - dropped
+    return Survey(segments, begin, at, walk, first)
+
+
+def search_behind(found: Survey) -> Search:
+    """Look for good frames behind the end of the walk, to the last segment (step 9)."""
+    walk = found.walk
+    proof, records, life, last_end = 0, 0, walk.life, -1
+    for number, segment in enumerate(found.segments[found.end :]):
+        header = segment.header
+        offset = walk.offset if number == 0 else HEADER_BYTES
+        fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            seen = search_frames(
+                fd,
+                header.salt,
+                header.position + offset - HEADER_BYTES,
+                offset,
+                segment.size,
+                walk.sequence,
+                header.base,
+            )
+        finally:
+            os.close(fd)
+        proof, records, life = max(proof, seen[0]), records + seen[1], max(life, seen[2])
+        if number == 0:
+            last_end = seen[3]
+        else:
+            proof = max(proof, header.durable_below - 1)
+            last_end = max(last_end, walk.offset) + max(seen[3] - HEADER_BYTES, 0)
+            life = max(life, header.life)
+    return Search(proof, records, life, last_end)
+
+
+def open_writer(folder: str, segment_size: int) -> OpenedLog:
+    """Recover a log, or make one, and lock it against other writers."""
+    folder_fd = open_folder(folder, create=True)
+    control = None
+    try:
+        kind = remote_kind(folder_fd)
+        if kind is not None:
+            raise UnsupportedError(
+                f"write {folder}",
+                f"it is on {kind}, where a lock and a mapped page do not hold for other machines: "
+                "put the log on a local disk",
+            )
+        control = Control(folder)  # step 1
+        return _Recovery(folder, folder_fd, control, segment_size).run()
+    except BaseException:
+        if control is not None:
+            control.close()
+        os.close(folder_fd)
+        raise
+
+
+class _Recovery:
+    """One opening by a writer, from step 2 on."""
+
+    def __init__(self, folder: str, folder_fd: int, control: Control, segment_size: int) -> None:
+        self._begun = time.perf_counter()
+        self._folder = folder
+        self._folder_fd = folder_fd
+        self._control = control
+        self._segment_size = segment_size
+        known = control.identity is not None
+        block = control.block
+        self._durable = word(block, DURABLE_SEQUENCE) if known else 0
+        self._first = word(block, FIRST) if known else 0
+        self._clean = word(block, CLEAN) if known else 0
+        self._tail = word(block, TAIL) if control.is_of_this_boot else 0
+        self._life = Holder.unpack(block).life if known else 0
+
+    def run(self) -> OpenedLog:
+        try:
+            native = self._control.map()
+        except OSError as error:
+            raise UnsupportedError(
+                f"write {self._folder}", f"its control file cannot be mapped: {error.strerror}"
+            ) from error
+        self._forget_foreign_words()
+        found = survey(self._folder, self._folder_fd, self._durable, self._first)
+        opened = self._create(native) if found is None else self._recover(native, found)
+        self._publish(opened)
+        return opened
+
+    def _forget_foreign_words(self) -> None:
+        """Believe nothing of a control file that belongs to another log."""
+        bases, identity = segment_bases(self._folder_fd), self._control.identity
+        if bases and identity is not None:
+            header = find_segment(self._folder, bases[-1]).header
+            if header.log_id != identity.log_id:
+                self._durable = self._first = self._clean = self._tail = 0
+
+    def _create(self, native: LogWriter) -> OpenedLog:
+        if self._durable:
+            raise CorruptLogError(
+                self._folder, f"it has no segment, and {self._durable} records were durable"
+            )
+        header = SegmentHeader(
+            secrets.token_bytes(16), 1, 0, secrets.randbits(64), 1, 1, self._life + 1, 0, 0
+        )
+        unnamed = Unnamed(self._folder, self._folder_fd, self._segment_size)
+        try:
+            segment = unnamed.name(header)
+        except BaseException:
+            unnamed.close()
+            raise
+        sync_folder(self._folder_fd)
+        native.life = header.life
+        native.enter(segment.fd, header.salt, 0, 1, 1, HEADER_BYTES, self._segment_size)
+        return OpenedLog(
+            self._folder,
+            self._folder_fd,
+            self._control,
+            native,
+            segment,
+            {1: self._segment_size},
+            header.log_id,
+            1,
+            None,
+        )
+
+    def _recover(self, native: LogWriter, found: Survey) -> OpenedLog:
+        current, walk = found.segments[found.end], found.walk
+        search = search_behind(found)
+        refuse_damage(current.path, walk, max(self._durable, search.proof))
+        position = current.header.position + walk.offset - HEADER_BYTES
+        if position < self._tail:
+            refuse_damage(current.path, walk, walk.sequence)
+        life = max(walk.life, search.life, self._life, current.header.life) + 1
+        if life > MAX_LIFE:
+            raise UnsupportedError(f"write {self._folder}", "it was opened 2**32 times: copy it")
+        cut = torn_bytes(walk, search)
+        proof = max(self._durable, walk.proof, current.header.durable_below - 1)
+        self._set_aside(found)
+        rewritten = self._rewrite(found, proof)  # step 12
+        segment = open_segment(self._folder, current.header.base, os.O_RDWR)
+        try:
+            native.life = life
+            native.durable = walk.sequence - 1
+            native.enter(
+                segment.fd,
+                current.header.salt,
+                current.header.position,
+                current.header.base,
+                walk.sequence,
+                walk.offset,
+                current.size,
+            )
+            native.durable = min(proof, walk.sequence - 1)
+            self._write_open(native, cut, search.records)
+            native.sync()  # step 14; what is behind the name, and the name
+            sync_folder(self._folder_fd)
+        except BaseException:
+            segment.close()
+            raise
+        seconds = time.perf_counter() - self._begun
+        clean = self._clean == position and not cut
+        recovered = Recovered(life, walk.sequence - 1, cut, search.records, rewritten, seconds)
+        sizes = {each.header.base: each.size for each in found.segments[: found.end + 1]}
+        return OpenedLog(
+            self._folder,
+            self._folder_fd,
+            self._control,
+            native,
+            segment,
+            sizes,
+            current.header.log_id,
+            max(found.first, self._first, 1),
+            None if clean else recovered,
+        )
+
+    def _set_aside(self, found: Survey) -> None:
+        """Take away the names of segments that nothing proves durable, newest first.
+
+        Only ``never()`` leaves such segments: their records come behind one that was torn.
+        """
+        for segment in reversed(found.segments[found.end + 1 :]):
+            os.rename(segment.path, f"{segment.path}.cut-{secrets.token_hex(4)}")
+        if found.end + 1 < len(found.segments):
+            sync_folder(self._folder_fd)
+
+    def _rewrite(self, found: Survey, proof: int) -> int:
+        """Write what is not proven durable again: a failed flush left it in memory only (R5)."""
+        written = 0
+        if proof >= found.walk.sequence - 1:
+            return 0
+        for number in range(found.begin, found.end + 1):
+            segment = found.segments[number]
+            walk = walk_segment(segment, 1, 0, proof + 1)
+            stop = found.walk.offset
+            if number < found.end:
+                stop = walk_segment(segment, 1, 0).stop
+            if walk.offset >= stop:
+                continue
+            fd = os.open(segment.path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                for at in range(walk.offset, stop, _PIECE_BYTES):
+                    piece = os.pread(fd, min(_PIECE_BYTES, stop - at), at)
+                    _write_all(fd, piece, at)
+                    written += len(piece)
+                if number < found.end:
+                    os.fdatasync(fd)
+            finally:
+                os.close(fd)
+        return written
+
+    def _write_open(self, native: LogWriter, cut: int, records: int) -> None:
+        """Make the life durable before a record carries it (L5): in place of what was torn."""
+        room = frame_bytes(OPEN_DATA.size) + FRAME_BYTES
+        if native.at + room > native.limit and native.base < native.sequence:
+            native.limit = native.at  # the writer rolls before its first record: that has the life
+            return
+        native.mark(OPEN, OPEN_DATA.pack(cut, records))
+
+    def _publish(self, opened: OpenedLog) -> None:
+        """Step 15: the words, then who vouches for them."""
+        native = opened.native
+        self._control.say_who_writes(native.life)
+        native.set_word(CLEAN, 0)
+        native.set_word(FIRST, opened.first)
+        native.publish()
+        self._control.adopt(opened.log_id)
+        native.publish()
+
+
+def _write_all(fd: int, data: bytes, at: int) -> None:
+    while data:
+        done = os.pwrite(fd, data, at)
+        data, at = data[done:], at + done
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a reader finds when it opens a log.
+
+    Attributes:
+        log_id: of the log; None while it has no segment.
+        trusted: whether the words of the control file can be believed.
+        first: the lowest sequence that is kept.
+        last: the last record that was found; first - 1 if there is none.
+        durable: records up to this one are known to be durable.
+    """
+
+    log_id: bytes | None
+    trusted: bool
+    first: int
+    last: int
+    durable: int
+
+
+def look(folder: str) -> Look:
+    """Look at a log without writing: by its control file, or else by steps 2 to 8."""
+    folder_fd = open_folder(folder, create=False)
+    try:
+        path = os.path.join(folder, CONTROL_NAME)
+        believed = believed_control(path)
+        if believed is not None and believed[2]:
+            block, identity, _ = believed
+            return Look(identity.log_id, True, word(block, FIRST), 0, 0)
+        durable, first = 0, 0
+        if believed is not None:
+            durable, first = word(believed[0], DURABLE_SEQUENCE), word(believed[0], FIRST)
+        found = survey(folder, folder_fd, durable, first)
+        if found is None:
+            return Look(None, False, 1, 0, 0)
+        walk, current = found.walk, found.segments[found.end].header
+        proof = max(durable, walk.proof, current.durable_below - 1)
+        last = walk.sequence - 1
+        return Look(current.log_id, False, max(found.first, 1), last, min(proof, last))
+    finally:
+        os.close(folder_fd)

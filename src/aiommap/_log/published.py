@@ -1,0 +1,83 @@
+"""How far a log goes, as its control file says, or as was found where that cannot be believed."""
+
+from __future__ import annotations
+
+import os
+
+from .._file.mapped_file import MappedFile
+from .._hub.hub import Hub
+from .._runtime.workers import Workers
+from .files import believed_control
+from .format import CONTROL_NAME, DURABLE, DURABLE_SEQUENCE, FIRST, FUTEX, LAST_SEQUENCE, TAIL
+from .opening import Look, look
+
+
+class Words:
+    """The published words of a control file that is mapped."""
+
+    __slots__ = ("durable", "durable_sequence", "first", "futex", "last", "place", "tail")
+
+    def __init__(self, file: MappedFile, place: tuple[int, int]) -> None:
+        #: Device and inode.
+        self.place: tuple[int, int] = place
+        self.tail = file.atomic_u64(TAIL)
+        self.durable = file.atomic_u64(DURABLE)
+        self.durable_sequence = file.atomic_u64(DURABLE_SEQUENCE)
+        self.last = file.atomic_u64(LAST_SEQUENCE)
+        self.first = file.atomic_u64(FIRST)
+        self.futex = file.atomic_u32(FUTEX)
+
+
+class Published:
+    """What a log shows of itself; for one event loop.
+
+    Attributes:
+        words: the words of the control file; None while they cannot be believed.
+        log_id: which log it is; None while there is none.
+    """
+
+    __slots__ = ("_folder", "_found", "_hub", "_workers", "log_id", "words")
+
+    def __init__(self, folder: str, workers: Workers) -> None:
+        self._folder = folder
+        self._workers = workers
+        self._hub = Hub()
+        self._found = Look(None, False, 1, 0, 0)
+        self.words: Words | None = None
+        self.log_id: bytes | None = None
+
+    async def attach(self) -> None:
+        """Map the words, if they can be believed; else find out how far the frames go.
+
+        Made again where there are none, as a writer may publish by now; what was found before is
+        then not looked for again, which takes as long as reading the last segment.
+        """
+        workers, path = self._workers, os.path.join(self._folder, CONTROL_NAME)
+        if self.log_id is None:
+            self._found = await workers.finish(workers.control, look, self._folder)
+            self.log_id = self._found.log_id
+        believed = await workers.finish(workers.control, believed_control, path)
+        if believed is not None and believed[2]:
+            file = await self._hub.open(path, "r", prewarm=True)
+            identity = believed[1]
+            self.log_id = identity.log_id
+            self.words = Words(file, (identity.device, identity.inode))
+
+    @property
+    def first(self) -> int:
+        """The lowest sequence that was not discarded."""
+        return self._found.first if self.words is None else self.words.first.load()
+
+    @property
+    def last(self) -> int:
+        """The last record."""
+        return self._found.last if self.words is None else self.words.last.load()
+
+    @property
+    def durable(self) -> int:
+        """The last record that is known to be durable."""
+        return self._found.durable if self.words is None else self.words.durable_sequence.load()
+
+    async def aclose(self) -> None:
+        """Give the control file up."""
+        await self._hub.aclose()

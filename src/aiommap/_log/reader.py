@@ -1,0 +1,394 @@
+"""Reading a log: one cursor for each ``read`` or ``tail``, in any process.
+
+Theory of operation. The writer publishes how far the log goes in words of the control file, which
+readers have mapped. A reader that is behind reads at most 64 KiB at a time, on the loop thread what
+is in the page cache and in a worker what is not, and checks every frame before it hands records
+out; a reader at the end sleeps on the futex beside the words. Where the words cannot be believed,
+as on a network file system or in a copy of the folder, it follows the frames as far as they fit
+and looks again ten times a second.
+
+Invariants.
+  1  A record is handed out only after checksum, salt, place, life and sequence fit (L4), and
+     only below what was published or, without words, what fits.
+  2  A reader writes nothing, and has one segment open, two while it crosses to the next.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from typing import Protocol
+
+import anyio
+
+from .._errors import CorruptLogError, CorruptRecordError, RecordsDiscardedError
+from .._native import LogCursor, find_record
+from .._runtime.workers import Workers
+from .files import Segment, is_in_memory, open_folder, open_segment, segment_bases
+from .format import (
+    CONTROL_NAME,
+    HEADER_BYTES,
+    segment_name,
+)
+from .published import Published, Words
+from .receipt import LogRecord
+
+LIMIT, COLD, END, WRONG = range(4)
+#: How long a reader at the end sleeps before it looks whether the folder is still there.
+LOOK_SECONDS = 1.0
+POLL_SECONDS = 0.1
+_EVERYTHING = (1 << 63) - 1
+
+
+class ReadLog(Protocol):
+    """What a reading asks of its log."""
+
+    folder: str
+    workers: Workers
+    published: Published
+    corrupt: int
+    wakeups: int
+
+    @property
+    def first(self) -> int: ...
+    @property
+    def last(self) -> int: ...
+    @property
+    def durable(self) -> int: ...
+    def check_reading(self) -> None: ...
+    def release(self, segment: Segment) -> None: ...
+
+
+class Reading(AsyncIterator[LogRecord]):
+    """One walk along a log."""
+
+    __slots__ = (
+        "__weakref__",
+        "_at_end",
+        "_busy",
+        "_cursor",
+        "_done",
+        "_durable",
+        "_follow",
+        "_held",
+        "_log",
+        "_ready",
+        "_segment",
+        "_start",
+        "_until",
+    )
+
+    def __init__(self, log: ReadLog, start: int | None, *, follow: bool, durable: bool) -> None:
+        self._log = log
+        self._segment: Segment | None = None
+        self._start = start
+        self._follow = follow
+        self._durable = durable
+        words = log.published.words
+        #: Where ``read`` ends: the end as it is now.
+        self._until = _EVERYTHING if words is None else words.tail.load()
+        self._cursor = LogCursor(LogRecord)
+        self._at_end = False
+        self._busy = self._done = False
+        self._ready: Iterator[LogRecord] = iter(())
+        #: Records that nothing says are durable yet.
+        self._held: list[LogRecord] = []
+
+    def __aiter__(self) -> Reading:
+        return self
+
+    async def __anext__(self) -> LogRecord:
+        for record in self._ready:
+            return record
+        if self._busy:
+            raise anyio.BusyResourceError("reading this iterator of")
+        if self._done:
+            raise StopAsyncIteration
+        self._busy = True
+        try:
+            found = await self._advance()
+        except BaseException as error:
+            self._done = not isinstance(error, anyio.get_cancelled_exc_class())
+            raise
+        finally:
+            self._busy = False
+            if self._done:
+                self._close()
+        if not found:
+            self._done = True
+            self._close()
+            raise StopAsyncIteration
+        return next(self._ready)
+
+    async def aclose(self) -> None:
+        """End the walk, and let go of its segment."""
+        self._done = True
+        self._ready = iter(())
+        if not self._busy:
+            self._close()
+
+    def __del__(self) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        segment, self._segment = self._segment, None
+        if segment is not None:
+            self._log.release(segment)
+
+    @property
+    def sequence(self) -> int:
+        """The next record that will be read from the segment."""
+        return self._cursor.sequence if self._segment is not None else self._start or 1
+
+    @property
+    def holds_segment(self) -> bool:
+        """Whether a segment is open."""
+        return self._segment is not None
+
+    async def _advance(self) -> bool:
+        """Have records ready; false at the end."""
+        while True:
+            await self._log.workers.checkpoint_if_due()
+            self._log.check_reading()
+            got = await self._step()
+            if got:
+                return True
+            if got is False:
+                if not self._follow:
+                    return False
+                await self._wait()
+
+    async def _step(self) -> bool | None:
+        """Take what comes next: true if there are records, false at the end, None in between."""
+        if self._segment is None:
+            if self._log.published.words is None and self._log.published.log_id is None:
+                return False  # there is no log yet
+            await self._locate()
+        if self._at_end and not await self._cross():
+            return False
+        words = self._log.published.words
+        if words is None:
+            return await self._take_unpublished()
+        return await self._take_published(words)
+
+    async def _take_published(self, words: Words) -> bool | None:
+        """Decode what comes next, up to where the log is published."""
+        cursor, first = self._cursor, words.first.load()
+        if cursor.sequence < first:
+            raise RecordsDiscardedError(self._log.folder, cursor.sequence, first)
+        left = self._limit(words) - cursor.position
+        if left <= 0:
+            return False
+        if await self._take(cursor.offset + left):
+            return True
+        if cursor.state == WRONG:
+            raise self._damage()
+        return None
+
+    async def _wait(self) -> None:
+        words = self._log.published.words
+        if words is None or self._segment is None:
+            await anyio.sleep(POLL_SECONDS)
+            if words is None:
+                await self._log.published.attach()
+        else:
+            await self._sleep(words)
+
+    def _limit(self, words: Words) -> int:
+        if not self._follow:
+            return self._until
+        return words.durable.load() if self._durable else words.tail.load()
+
+    async def _take(self, end: int) -> bool:
+        """Decode what comes next, up to an offset of the segment."""
+        cursor, workers = self._cursor, self._log.workers
+        try:
+            records = cursor.take(end, False)
+            if not records and cursor.state == COLD:
+                records = await workers.finish(workers.reads, cursor.take, end, True)
+        except OSError as error:
+            if error.filename is None and self._segment is not None:
+                error.filename = self._segment.path
+            raise
+        self._at_end = cursor.state == END
+        self._ready = iter(records)
+        return bool(records)
+
+    async def _take_unpublished(self) -> bool | None:
+        """Decode what fits, where nobody says how far the log goes."""
+        cursor, log = self._cursor, self._log
+        got = await self._take(_EVERYTHING)
+        if self._at_end and not got:
+            return None
+        if cursor.state == WRONG and not got and not self._held:
+            await self._refuse_gap()
+        if not self._durable:
+            return got
+        self._held += self._ready
+        proof = max(cursor.proof, log.durable)
+        known = [record for record in self._held if record.sequence <= proof]
+        del self._held[: len(known)]
+        self._ready = iter(known)
+        return bool(known)
+
+    async def _refuse_gap(self) -> None:
+        """Raise if frames end before the segment does, and there is another one behind it."""
+        log, workers = self._log, self._log.workers
+        bases = await workers.finish(workers.control, _bases, log.folder)
+        assert self._segment is not None
+        if bases and bases[-1] > self._segment.header.base:
+            raise self._damage()
+
+    def _damage(self) -> CorruptRecordError:
+        assert self._segment is not None
+        self._log.corrupt += 1
+        return CorruptRecordError(self._segment.path, self._cursor.sequence, self._cursor.offset)
+
+    async def _sleep(self, words: Words) -> None:
+        """Wait until something was published."""
+        seen = words.futex.load()
+        if self._limit(words) > self._cursor.position:
+            return
+        try:
+            await words.futex.wait(seen, timeout=LOOK_SECONDS)
+        except TimeoutError:
+            workers = self._log.workers
+            await workers.finish(workers.control, _check_folder, self._log.folder, words.place)
+        except anyio.ClosedResourceError:
+            self._log.check_reading()
+            raise
+        self._log.wakeups += 1
+
+    async def _locate(self) -> None:
+        """Find the record to start with."""
+        log = self._log
+        first, last = log.first, log.last
+        start = first if self._start is None else self._start
+        if start < first:
+            raise RecordsDiscardedError(log.folder, start, first)
+        if start > last + 1:
+            raise ValueError(
+                f"start is {start}, but {log.folder} goes to record {last}: there is no record to "
+                f"wait for before {last + 1}"
+            )
+        workers, end = (
+            log.workers,
+            self._until if log.published.words is None else log.published.words.tail.load(),
+        )
+        segment = await workers.finish(
+            workers.control, _seek, log.folder, log.published.log_id, self._cursor, start, last, end
+        )
+        self._adopt(segment)
+
+    def _adopt(self, segment: Segment) -> None:
+        old, self._segment = self._segment, segment
+        if old is not None:
+            self._log.release(old)
+
+    async def _cross(self) -> bool:
+        """Go on in the next segment; false if there is none."""
+        log, workers, cursor = self._log, self._log.workers, self._cursor
+        segment = await workers.finish(workers.control, _enter_next, log.folder, cursor)
+        if segment is None:
+            first = log.first
+            if first > cursor.sequence:
+                raise RecordsDiscardedError(log.folder, cursor.sequence, first)
+            if log.published.words is None:
+                return False
+            missing = segment_name(cursor.sequence)
+            raise CorruptLogError(log.folder, f"the segment {missing} is missing: put it back")
+        self._adopt(segment)
+        self._at_end = False
+        return True
+
+
+def _bases(folder: str) -> list[int]:
+    fd = open_folder(folder, create=False)
+    try:
+        return segment_bases(fd)
+    finally:
+        os.close(fd)
+
+
+def _seek(
+    folder: str, log_id: bytes | None, cursor: LogCursor, start: int, last: int, end: int
+) -> Segment:
+    """Open the segment of a record, and have the cursor before it."""
+    bases = [base for base in _bases(folder) if base <= start]
+    if not bases:
+        raise CorruptLogError(folder, f"the segment of record {start} is missing: put it back")
+    segment = open_segment(folder, bases[-1])
+    try:
+        header, size = segment.header, os.fstat(segment.fd).st_size
+        if log_id not in (None, header.log_id):
+            raise CorruptLogError(folder, f"{segment.path} belongs to another log: move it away")
+        in_memory = is_in_memory(segment.fd)
+        cursor.enter(
+            segment.fd,
+            header.salt,
+            header.position,
+            HEADER_BYTES,
+            header.base,
+            header.life,
+            in_memory,
+        )
+        stop = min(size, max(segment.offset_of(end), HEADER_BYTES))
+        cursor.seek(start, stop)
+        if cursor.sequence < start:
+            # Damage lies before it; nobody asked for that record.
+            found = find_record(
+                segment.fd,
+                header.salt,
+                cursor.position,
+                cursor.offset,
+                stop,
+                start,
+                header.base,
+            )
+            if found is None and start == last + 1 and stop < size:
+                found = start, stop, header.life  # the end: nobody asked for what lies before
+            if found is None or found[0] != start:
+                raise CorruptRecordError(segment.path, start, cursor.offset)
+            position = header.position + found[1] - HEADER_BYTES
+            cursor.enter(segment.fd, header.salt, position, found[1], start, found[2], in_memory)
+    except BaseException:
+        segment.close()
+        raise
+    return segment
+
+
+def _enter_next(folder: str, cursor: LogCursor) -> Segment | None:
+    """Open the segment behind an END frame; None if there is none of its name."""
+    try:
+        segment = open_segment(folder, cursor.sequence)
+    except FileNotFoundError:
+        return None
+    header = segment.header
+    if (header.position, header.previous_crc) != (cursor.position, cursor.last_crc):
+        segment.close()
+        raise CorruptLogError(
+            folder, f"{segment.path} does not continue the segment before it: restore both"
+        )
+    cursor.enter(
+        segment.fd,
+        header.salt,
+        header.position,
+        HEADER_BYTES,
+        header.base,
+        max(cursor.life, header.life),
+        is_in_memory(segment.fd),
+    )
+    return segment
+
+
+def _check_folder(folder: str, place: tuple[int, int]) -> None:
+    """Raise if nobody will ever publish again where the reader looks."""
+    try:
+        found = os.stat(os.path.join(folder, CONTROL_NAME))
+    except FileNotFoundError:
+        found = None
+    if found is None or (found.st_dev, found.st_ino) != place:
+        what = "is gone" if found is None else "was replaced"
+        raise CorruptLogError(
+            folder, f"its control file {what}, so nobody tells of new records: open the log again"
+        )

@@ -1,0 +1,149 @@
+"""Receipts of appended records, records themselves, and what a log counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Protocol, TypedDict
+
+from .. import _native
+
+
+class ReceiptOwner(Protocol):
+    """What a receipt asks about its log."""
+
+    @property
+    def durable(self) -> int: ...
+
+    async def _make_durable(self, sequence: int) -> None: ...
+
+
+class LogRecord(_native.LogRecord):
+    """One record of a log.
+
+    Attributes:
+        sequence: its number, from 1; dense within the log.
+        data: its bytes.
+        life: number of the opening of the log in which it was appended. A record that was not
+            durable may be gone after a power cut, and another one then has its number; the life
+            tells the two apart.
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<LogRecord {self.sequence}: {len(self.data)} bytes>"
+
+
+class LogReceipt:
+    """Proof that records were appended: visible to every reader of the log at once.
+
+    Attributes:
+        sequence: number of the record; of the last one, if there are several.
+        count: how many records there are.
+    """
+
+    __slots__ = ("_owner", "count", "sequence")
+
+    def __init__(self, owner: ReceiptOwner, sequence: int, count: int = 1) -> None:
+        self._owner = owner
+        self.sequence: int = sequence
+        self.count: int = count
+
+    @property
+    def durable(self) -> bool:
+        """Whether the records are on stable storage."""
+        return self.sequence <= self._owner.durable
+
+    async def wait_durable(self) -> None:
+        """Make the records durable, whatever the flush policy, and return when they are.
+
+        Raises:
+            FlushError: if the flush fails, or an earlier one did.
+            anyio.ClosedResourceError: if the log was closed before.
+        Cancellation: a flush that has begun is waited out, then the cancellation is delivered.
+        Durability: durable, with every record before them.
+        Concurrency: requests made while a flush runs are answered together by the next one.
+        """
+        if not self.durable:
+            await self._owner._make_durable(self.sequence)  # noqa: SLF001  the two are one
+
+    def __repr__(self) -> str:
+        state = "durable" if self.durable else "not known to be durable"
+        first = self.sequence - self.count + 1
+        which = f"{self.sequence}" if self.count == 1 else f"{first} to {self.sequence}"
+        return f"<LogReceipt {which}: {state}>"
+
+
+class Appended(TypedDict):
+    """The part of ``LogStatistics`` that only a writer has."""
+
+    appended_records: int
+    appended_bytes: int
+    inline_appends: int
+    batches: int
+    flushes: int
+    flush_group: float
+    rolls: int
+    roll_seconds: float
+    slowest_roll_seconds: float
+    standby_ready: bool
+    segments: int
+    write_path: str
+
+
+NOTHING_APPENDED: Final[Appended] = {
+    "appended_records": 0,
+    "appended_bytes": 0,
+    "inline_appends": 0,
+    "batches": 0,
+    "flushes": 0,
+    "flush_group": 0.0,
+    "rolls": 0,
+    "roll_seconds": 0.0,
+    "slowest_roll_seconds": 0.0,
+    "standby_ready": False,
+    "segments": 0,
+    "write_path": "none",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LogStatistics:
+    """What a log did since it was opened, and what it holds.
+
+    Attributes:
+        appended_records: records stored by this object.
+        appended_bytes: bytes of segments that they took, frames included.
+        inline_appends: records stored on the loop thread, without a hop.
+        batches: trips to a worker for stores, flushes and discards together.
+        flushes: flushes of a segment.
+        flush_group: mean number of records that one flush made durable; 0.0 without any.
+        rolls: segments begun.
+        roll_seconds: time that rolling took, all together.
+        slowest_roll_seconds: the longest of them.
+        standby_ready: whether the next segment is ready.
+        segments: segments that are not discarded; 0 if that is not known, as for readers.
+        held_segments: segments that readers of this object have open.
+        lag: records between the slowest running ``read`` or ``tail`` of this object and the end.
+        wakeups: how often a ``tail`` of this object was woken.
+        corrupt: records that were found damaged.
+        write_path: "inline" where appends that nobody waits for are stored on the loop thread,
+            "worker" where not, "none" for readers.
+    """
+
+    appended_records: int
+    appended_bytes: int
+    inline_appends: int
+    batches: int
+    flushes: int
+    flush_group: float
+    rolls: int
+    roll_seconds: float
+    slowest_roll_seconds: float
+    standby_ready: bool
+    segments: int
+    held_segments: int
+    lag: int
+    wakeups: int
+    corrupt: int
+    write_path: str

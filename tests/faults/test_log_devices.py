@@ -1,0 +1,242 @@
+"""Logs on full disks and failing devices: what fails, what latches, and what goes on (L12)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+
+import anyio
+import pytest
+
+import aiommap
+from aiommap import FlushPolicy, Log
+from tests.powercut.mount import missing, mounted
+from tests.support.disks import disk_with
+from tests.support.logs import ALWAYS, SEGMENT, contents, make, pure_records, reopened, segments
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture
+def mount(tmp_path):
+    if missing() is not None:
+        pytest.skip(missing())
+    with mounted(tmp_path) as mount:
+        yield mount
+
+
+@pytest.mark.parametrize("fault", ["full_tmpfs", "full_ext4"])
+async def test_full_disk_at_a_roll(fault, tmp_path):
+    """Appends that find no room fail alone; later ones go on as soon as there is some."""
+    with disk_with(fault, tmp_path) as disk:
+        log = await Log.open(disk / "log", flush=ALWAYS, segment_size=SEGMENT)
+        async with log:
+            stored, caught = 0, None
+            while caught is None:
+                try:
+                    await log.append(bytes(3000))
+                    stored += 1
+                except OSError as error:
+                    caught = error
+            assert caught.errno == errno.ENOSPC
+            assert not isinstance(caught, aiommap.FlushError)
+            assert str(disk) in str(caught.filename)
+            assert log.last == log.durable == stored
+            for _ in range(3):  # it does not latch
+                with pytest.raises(OSError, match="No space left"):
+                    await log.append(bytes(3000))
+            await log.append(b"")  # which still fits into the segment
+            await log.discard(log.last)
+            await log.append(bytes(3000))
+            assert log.last == stored + 2
+            last = log.last
+            assert len(await contents(log)) == last - log.first + 1
+        async with Log.open(disk / "log", segment_size=SEGMENT) as log:
+            assert (log.last, log.recovered) == (last, None)
+            assert len(pure_records(disk / "log")) == last - log.first + 1
+
+
+@pytest.mark.parametrize("fault", ["full_tmpfs", "full_ext4"])
+async def test_full_disk_at_creation(fault, tmp_path):
+    with disk_with(fault, tmp_path) as disk:
+        with pytest.raises(OSError, match="No space left"):
+            await Log.open(disk / "log")
+        async with Log.open(disk / "log", segment_size=SEGMENT) as log:
+            await log.append(b"x")
+        assert await reopened(disk / "log") == [b"x"]
+
+
+async def test_limit_on_file_sizes_is_told(folder_and_limit):
+    folder, done = folder_and_limit
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "File too large\n"
+    assert await reopened(folder) == []
+
+
+@pytest.fixture
+def folder_and_limit(tmp_path):
+    import sys
+
+    code = """
+import sys, signal, resource, anyio, aiommap
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+async def main():
+    async with aiommap.Log.open(sys.argv[1], segment_size=65536) as log:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40000, 40000))
+        try:
+            await log.append(b"x" * 50000)
+        except OSError as error:
+            print(error.strerror)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
+anyio.run(main)
+"""
+    command = [sys.executable, "-c", code.replace("(-1, -1)", "(40000, 40000)"), tmp_path / "log"]
+    return tmp_path / "log", subprocess.run(command, capture_output=True, text=True, timeout=50)
+
+
+async def test_failed_flush_latches(mount):
+    """Readers go on, the writer is told again and again, and its successor writes all again."""
+    async with Log.open(mount.path, segment_size=SEGMENT) as log:
+        await log.append(b"durable")
+        await log.flush()
+        receipt = await log.append(b"not durable")
+        mount.fail("fsync", segments(mount.path)[0].name)
+        with pytest.raises(aiommap.FlushError) as caught:
+            await receipt.wait_durable()
+        assert caught.value.path == str(segments(mount.path)[0])
+        assert caught.value.ranges
+        for verb in (log.append(b"x"), log.append_many([b"x"]), log.flush(), log.discard(1)):
+            with pytest.raises(aiommap.FlushError):
+                await verb
+        assert not receipt.durable
+        assert log.durable == 1
+        assert await contents(log) == [b"durable", b"not durable"]
+        async with Log.open(mount.path, "r") as reader:
+            assert (reader.last, reader.durable) == (2, 1)
+            assert await contents(reader) == [b"durable", b"not durable"]
+        with pytest.raises(aiommap.FlushError):
+            await log.aclose()
+    # It was closed all the same; aclose told, so leaving the block does not again.
+
+
+async def test_failed_flush_at_a_roll_latches(mount):
+    async with Log.open(mount.path, segment_size=SEGMENT) as log:
+        await log.append(bytes(40_000))
+        mount.fail("fsync", segments(mount.path)[0].name)
+        with pytest.raises(aiommap.FlushError):
+            await log.append(bytes(40_000))
+        assert len(segments(mount.path)) == 1
+        with pytest.raises(aiommap.FlushError):
+            await log.aclose()
+    async with Log.open(mount.path, segment_size=SEGMENT) as log:
+        assert log.last == 1
+        assert log.recovered.rewritten >= 40_000
+
+
+async def test_failed_folder_sync_latches(mount):
+    async with Log.open(mount.path, segment_size=SEGMENT, flush=ALWAYS) as log:
+        await log.append(bytes(40_000))
+        mount.fail("fsync", ".")
+        with pytest.raises(aiommap.FlushError):
+            await log.append(bytes(40_000))
+        with pytest.raises(aiommap.FlushError):
+            await log.aclose()
+    assert len(await reopened(mount.path)) == 1
+
+
+@pytest.mark.parametrize("policy", [ALWAYS, FlushPolicy.manual()], ids=["always", "manual"])
+async def test_refused_store_latches(mount, policy):
+    """EIO of a write says that the device is broken, and half a batch may be on it."""
+    async with Log.open(mount.path, segment_size=SEGMENT, flush=policy) as log:
+        await log.append(b"before")
+        mount.fail("write", segments(mount.path)[0].name)
+        with pytest.raises(aiommap.FlushError):
+            await log.append(b"refused")
+        with pytest.raises(aiommap.FlushError):
+            await log.append(b"after")
+        assert await contents(log) == [b"before"]
+        with pytest.raises(aiommap.FlushError):
+            await log.aclose()
+    async with Log.open(mount.path, segment_size=SEGMENT) as log:
+        assert await contents(log) == [b"before"]
+        await log.append(b"again")
+    assert [data for _, _, data in pure_records(mount.path)] == [b"before", b"again"]
+
+
+async def test_unreadable_segment_is_an_error_with_its_path(mount):
+    await make(mount.path, b"x")
+    os.sync()
+    async with Log.open(mount.path, "r") as reader:
+        drop_caches()
+        mount.fail("read", segments(mount.path)[0].name)
+        with pytest.raises(OSError, match="Input/output error") as caught:
+            await contents(reader)
+        assert caught.value.errno == errno.EIO
+
+
+def drop_caches():
+    with open("/proc/sys/vm/drop_caches", "w") as file:
+        file.write("1")
+
+
+async def test_unlinked_segment_is_no_success(tmp_path):
+    async with Log.open(tmp_path / "log") as log:
+        await log.append(b"x")
+        segments(tmp_path / "log")[0].unlink()
+        with pytest.raises(aiommap.FlushError, match="unlinked by somebody else"):
+            await log.flush()
+        with pytest.raises(aiommap.FlushError):
+            await log.aclose()
+
+
+async def test_truncated_segment_is_no_success(tmp_path):
+    async with Log.open(tmp_path / "log") as log:
+        await log.append(bytes(1000))
+        os.truncate(segments(tmp_path / "log")[0], 4500)
+        with pytest.raises(aiommap.FlushError):
+            await log.flush()
+        with pytest.raises(aiommap.CorruptRecordError):
+            await contents(log)
+        with pytest.raises(aiommap.FlushError):
+            await log.aclose()
+
+
+async def test_truncated_control_kills_nobody(tmp_path):
+    """Its page is gone: a fault, and an error (I6)."""
+    async with Log.open(tmp_path / "log") as log:
+        await log.append(b"x")
+        async with Log.open(tmp_path / "log", "r") as reader:
+            os.truncate(tmp_path / "log" / "control", 0)
+            with pytest.raises(aiommap.MappingFaultError):
+                await contents(reader)
+            with pytest.raises(aiommap.FlushError):
+                await log.append(b"y")
+        with pytest.raises(aiommap.FlushError):
+            await log.aclose()
+
+
+async def test_frozen_disk_stops_appends_only(tmp_path):
+    """The loop goes on while a file system stands still, with ``inline_writes=False``."""
+    with disk_with("full_ext4", tmp_path) as disk:
+        async with Log.open(disk / "log", segment_size=SEGMENT, inline_writes=False) as log:
+            await log.append(b"x")
+            if subprocess.run(["fsfreeze", "-f", disk], capture_output=True).returncode:
+                pytest.skip("the file system cannot be frozen here")
+            turns = 0
+            try:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(log.append, b"y")
+                    while turns < 50:
+                        await anyio.sleep(0.001)
+                        turns += 1
+                    assert log.last == 1
+                    subprocess.run(["fsfreeze", "-u", disk], check=True)
+            finally:
+                subprocess.run(["fsfreeze", "-u", disk], capture_output=True)
+            assert await contents(log) == [b"x", b"y"]

@@ -1,0 +1,412 @@
+"""Recovery: what was torn is cut, what was durable is never, and damage is told (L8, L9)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+
+import anyio
+import pytest
+
+import aiommap
+from aiommap import FlushPolicy, Log
+from aiommap._log.format import HEADER_BYTES, frame_bytes
+from aiommap._native import crc32c
+from tests.support.logs import (
+    ALWAYS,
+    BIG,
+    SEGMENT,
+    adopt_control,
+    contents,
+    flip,
+    make,
+    overwrite,
+    places,
+    pure_records,
+    reopened,
+    segment_path,
+    segments,
+    without_control,
+)
+
+DATA = (b"one", b"", b"three" * 20, b"seven77", b"eight888")
+
+
+@pytest.fixture
+def anyio_backend():
+    """A disk does not know which loop asks for it."""
+    return "asyncio"
+
+
+pytestmark = pytest.mark.anyio
+
+
+async def opened_with(folder, **options):
+    async with Log.open(folder, segment_size=SEGMENT, **options) as log:
+        return await contents(log), log.recovered
+
+
+async def test_clean_close_recovers_nothing(folder):
+    await make(folder, *DATA)
+    assert await opened_with(folder) == (list(DATA), None)
+
+
+async def test_recovery_of_a_lost_control_file(folder):
+    await make(folder, *DATA)
+    without_control(folder)
+    found, recovered = await opened_with(folder)
+    assert found == list(DATA)
+    assert (recovered.life, recovered.sequence, recovered.cut_records) == (2, 5, 0)
+    assert recovered.rewritten == frame_bytes(len(DATA[-1]))  # nothing proves the last one
+
+
+@pytest.mark.slow
+@pytest.mark.damaged
+async def test_torn_at_each_byte(folder, tmp_path):
+    """Whatever is left of the last three records: whole ones before it are found, and no more."""
+    async with Log.open(folder, segment_size=SEGMENT) as log:  # in one flush, so nothing is proven
+        for each in DATA:
+            await log.append(each)
+    whole, at = segment_path(folder).read_bytes(), places(DATA)
+    for keep in range(at[2], at[5] + 1):
+        copy = tmp_path / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        copy.mkdir()
+        segment_path(copy).write_bytes(whole[:keep].ljust(len(whole), b"\0"))
+        complete = sum(keep >= end for end in at[1:])
+        # Zeros at the end of a frame are there anyway.
+        while complete < 5 and not whole[keep : at[complete + 1]].strip(b"\0"):
+            complete += 1
+        found, recovered = await opened_with(copy)
+        assert found == list(DATA[:complete]), keep
+        assert recovered.sequence == complete
+        async with Log.open(copy, segment_size=SEGMENT) as log:
+            await log.append(b"after")
+            assert await contents(log) == [*DATA[:complete], b"after"]
+
+
+@pytest.mark.slow
+@pytest.mark.damaged
+async def test_every_flipped_bit_is_found(folder, tmp_path):
+    """Of records that something proves durable none is lost, and no wrong byte is served."""
+    await make(folder, *DATA)
+    whole, at = segment_path(folder).read_bytes(), places(DATA)
+    for control in (True, False):
+        for byte in range(at[0], at[5]):
+            copy = tmp_path / "copy"
+            shutil.rmtree(copy, ignore_errors=True)
+            if control:
+                shutil.copytree(folder, copy)
+                adopt_control(copy)
+            else:
+                copy.mkdir()
+            flipped = bytearray(whole)
+            flipped[byte] ^= 1 << byte % 8
+            segment_path(copy).write_bytes(flipped)
+            bad = sum(byte >= end for end in at[1:]) + 1
+            if bad == 5 and not control:  # doubt 1: nobody can tell it from a torn one
+                assert (await opened_with(copy))[0] == list(DATA[:4])
+                continue
+            before = segment_path(copy).read_bytes()
+            with pytest.raises(aiommap.CorruptRecordError) as caught:
+                await opened_with(copy)
+            assert (caught.value.sequence, caught.value.offset) == (bad, at[bad - 1])
+            assert segment_path(copy).read_bytes() == before  # nothing was changed
+            async with Log.open(copy, "r") as reader:
+                if control:
+                    with pytest.raises(aiommap.CorruptRecordError):
+                        await contents(reader)
+                    assert await contents(reader, bad + 1) == list(DATA[bad:])
+                else:
+                    assert await contents(reader) == list(DATA[: bad - 1])
+
+
+@pytest.mark.damaged
+@pytest.mark.parametrize("at", [0, 8, 12, 16, 32, 40, 48, 56, 64, 72, 76, 80, 88])
+async def test_damaged_header_is_told(folder, at):
+    await make(folder, *DATA)
+    flip(segment_path(folder), at, 1)
+    for mode in ("a", "r"):
+        without_control(folder) if mode == "r" else None
+        with pytest.raises((aiommap.CorruptLogError, aiommap.UnsupportedError)) as caught:
+            await reopened(folder, mode)
+        assert str(segment_path(folder)) in str(caught.value)
+
+
+@pytest.mark.damaged
+@pytest.mark.parametrize(("at", "match"), [(8, "has version 2 of"), (12, "flags 0x1")])
+async def test_later_format_is_refused(folder, at, match):
+    await make(folder, b"x")
+    block = bytearray(segment_path(folder).read_bytes()[:4096])
+    block[at] ^= 3 if at == 8 else 1
+    block[88:92] = struct.pack("<I", crc32c(bytes(block[:88])))
+    overwrite(segment_path(folder), 0, bytes(block))
+    with pytest.raises(aiommap.UnsupportedError, match=match):
+        await reopened(folder)
+
+
+async def test_later_minor_version_is_read(folder):
+    await make(folder, b"x")
+    block = bytearray(segment_path(folder).read_bytes()[:4096])
+    block[10] = 9
+    block[88:92] = struct.pack("<I", crc32c(bytes(block[:88])))
+    overwrite(segment_path(folder), 0, bytes(block))
+    assert await reopened(folder) == [b"x"]
+
+
+@pytest.mark.parametrize("name", ["x.log", "0.log", "00000000000000000002.log.cut-1", "README"])
+async def test_foreign_files_are_ignored(folder, name):
+    await make(folder, b"x")
+    (folder / name).write_bytes(b"y" * 5000)
+    assert await reopened(folder) == [b"x"]
+    assert (folder / name).exists()
+
+
+@pytest.mark.damaged
+async def test_renamed_segment_is_told(folder):
+    await make(folder, b"x")
+    segment_path(folder).rename(segment_path(folder, 5))
+    with pytest.raises(aiommap.CorruptLogError, match=r"was named 00000000000000000001\.log"):
+        await reopened(folder)
+
+
+@pytest.mark.damaged
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("control", [True, False], ids=["control", "without"])
+async def test_missing_segment_is_told(folder, which, control):
+    await make(folder, *[bytes(BIG)] * 30)
+    segments(folder)[which].unlink()
+    if not control:
+        without_control(folder)
+    with pytest.raises(aiommap.CorruptLogError, match="missing"):
+        await reopened(folder)
+
+
+@pytest.mark.damaged
+async def test_all_segments_missing_is_told(folder):
+    await make(folder, b"x", b"y")
+    segment_path(folder).unlink()
+    with pytest.raises(aiommap.CorruptLogError, match="no segment, and 2 records were durable"):
+        await reopened(folder)
+
+
+@pytest.mark.damaged
+async def test_segment_of_another_log_is_told(folder, tmp_path):
+    await make(folder, *[bytes(BIG)] * 10)
+    await make(tmp_path / "other", *[bytes(BIG)] * 10)
+    shutil.copy(segments(tmp_path / "other")[1], segments(folder)[1])
+    with pytest.raises(aiommap.CorruptLogError, match="another log"):
+        await reopened(folder)
+
+
+async def test_control_of_another_log_is_not_believed(folder, tmp_path):
+    await make(folder, b"x")
+    await make(tmp_path / "other", *DATA)
+    (tmp_path / "other" / "control").replace(folder / "control")
+    assert await reopened(folder) == [b"x"]
+
+
+async def test_copied_folder_is_a_log(folder, tmp_path):
+    await make(folder, *DATA)
+    shutil.copytree(folder, tmp_path / "copy")
+    async with Log.open(tmp_path / "copy", "r") as reader:
+        assert await contents(reader) == list(DATA)
+        assert reader.durable == 4  # the control file is another's
+    assert await reopened(tmp_path / "copy") == list(DATA)
+
+
+@pytest.mark.parametrize("equal", [True, False], ids=["equal", "other"])
+@pytest.mark.damaged
+async def test_no_ghost_behind_a_successor(folder, equal):
+    """The third of four equal records is torn; the fourth must not follow what is appended (L5)."""
+    async with Log.open(folder, segment_size=SEGMENT) as log:
+        for each in (b"one", b"two", b"bad", b"old"):
+            await log.append(each)
+    at = places([b"one", b"two", b"bad", b"old"])
+    without_control(folder)
+    flip(segment_path(folder), at[2] + 25)
+    async with Log.open(folder, segment_size=SEGMENT) as log:
+        assert (log.recovered.cut_records, log.recovered.sequence) == (1, 2)
+        assert log.recovered.cut_bytes == at[4] - at[2]
+        assert log.life == 2
+        # OPEN takes the place of the torn record and more; lay the ghost behind what comes.
+        await log.append(b"bad" if equal else b"new")
+    without_control(folder)
+    overwrite(segment_path(folder), at[3] + 40, _frame_of(folder, at[3]))
+    assert (await reopened(folder))[2:] == [b"bad" if equal else b"new"]
+
+
+def _frame_of(folder, at):
+    return segment_path(folder).read_bytes()[at : at + 32]
+
+
+@pytest.mark.damaged
+async def test_ghost_of_an_earlier_life_never_comes_back(folder):
+    """Records of one size and content, so that all but the life of the ghost fits."""
+    async with Log.open(folder, segment_size=SEGMENT) as log:
+        for _ in range(12):
+            await log.append(bytes(16))  # frames of 40 bytes, as OPEN has
+    at = places([bytes(16)] * 12)
+    without_control(folder)
+    flip(segment_path(folder), at[4] + 30)
+    async with Log.open(folder, segment_size=SEGMENT, flush=ALWAYS) as log:
+        assert (log.last, log.recovered.cut_records) == (4, 7)
+        for _ in range(3):
+            await log.append(bytes(16))
+    without_control(folder)
+    # OPEN lies at the place of 5; 5 to 7 at those of 6 to 8; the old 9 has another number.
+    async with Log.open(folder, segment_size=SEGMENT) as log:
+        assert [record.life async for record in log.read()] == [1] * 4 + [2] * 3
+        assert log.life == 3
+    assert len(pure_records(folder)) == 7
+
+
+@pytest.mark.damaged
+async def test_torn_bytes_may_be_a_whole_log(folder, tmp_path):
+    """A copy of a log inside of a torn record proves nothing: it is of another place."""
+    await make(tmp_path / "other", *DATA)
+    inner = segment_path(tmp_path / "other").read_bytes()[: 8 << 10]
+    await make(folder, b"first", inner + b"torn", flush=FlushPolicy.manual())
+    without_control(folder)
+    flip(segment_path(folder), places([b"first", inner])[1] + 30)
+    assert await reopened(folder) == [b"first"]
+
+
+@pytest.mark.damaged
+@pytest.mark.parametrize("length", [0xFFFFFFFF, 0x7FFFFFFF, SEGMENT], ids=hex)
+async def test_absurd_length_allocates_nothing(folder, length):
+    await make(folder, b"first", b"second", flush=FlushPolicy.manual())
+    without_control(folder)
+    overwrite(segment_path(folder), places([b"first"])[1] + 4, struct.pack("<I", length))
+    assert await reopened(folder) == [b"first"]
+
+
+async def test_checksum_of_zero_is_a_record(folder):
+    async with Log.open(folder, segment_size=SEGMENT, flush=ALWAYS) as log:
+        header = segment_path(folder).read_bytes()[:HEADER_BYTES]
+        (salt,) = struct.unpack_from("<Q", header, 48)
+        claim = 1 | 1 << 24
+        covered = struct.pack("<QQIQII", salt, 0, 8, 1, 1, claim) + b"data"
+        data = b"data" + _suffix_for_zero(covered)
+        await log.append(data)
+        await log.append(bytes(64))
+    frame = segment_path(folder).read_bytes()[HEADER_BYTES:]
+    assert frame[:4] == bytes(4)
+    without_control(folder)
+    assert await reopened(folder) == [data, bytes(64)]
+
+
+def _suffix_for_zero(covered):
+    """Find four bytes that make the checksum 0; it is linear in them."""
+    base = crc32c(covered + bytes(4))
+    rows = [(crc32c(covered + struct.pack("<I", 1 << bit)) ^ base, 1 << bit) for bit in range(32)]
+    wanted, chosen = base, 0
+    for bit in reversed(range(32)):
+        pivot = next((row for row in rows if row[0] >> bit & 1), None)
+        if pivot is None:
+            continue
+        rows = [
+            (r ^ pivot[0], x ^ pivot[1]) if r >> bit & 1 else (r, x)
+            for r, x in rows
+            if (r, x) != pivot
+        ]
+        if wanted >> bit & 1:
+            wanted, chosen = wanted ^ pivot[0], chosen ^ pivot[1]
+    return struct.pack("<I", chosen)
+
+
+async def test_recovery_reads_a_small_segment_whose_records_are_zeros(folder):
+    await make(folder, *[bytes(100)] * 50)
+    without_control(folder)
+    assert await reopened(folder) == [bytes(100)] * 50
+
+
+async def test_many_openings_without_a_record(folder):
+    """Each leaves a frame; a segment without records never rolls, as its name is taken."""
+    async with Log.open(folder, segment_size=SEGMENT):
+        pass
+    os.truncate(segment_path(folder), HEADER_BYTES + 200)
+    for life in range(2, 12):
+        async with Log.open(folder, segment_size=SEGMENT) as log:
+            assert log.life == life
+    await make(folder, b"x")
+    assert await reopened(folder) == [b"x"]
+
+
+async def test_no_room_for_open_rolls_first(folder):
+    """The life is durable before the first record that carries it (L5)."""
+    async with Log.open(folder, segment_size=SEGMENT) as log:
+        await log.append(bytes(SEGMENT - 4096 - 24 - 24 - 48))
+        assert log.last == 1
+    await make(folder, b"")
+    assert len(segments(folder)) == 2
+    assert [life for _, life, _ in pure_records(folder)] == [1, 2]
+    assert len(await reopened(folder)) == 2
+
+
+@pytest.mark.damaged
+async def test_unflushed_segments_are_set_aside(folder):
+    """Only ``never()`` leaves segments behind a torn record; their bytes stay."""
+    async with Log.open(folder, flush=FlushPolicy.never(), segment_size=SEGMENT) as log:
+        for i in range(30):
+            await log.append(b"%02d" % i * (BIG // 2))
+    without_control(folder)
+    flip(segment_path(folder), places([bytes(BIG)] * 3)[2] + 100)
+    async with Log.open(folder, segment_size=SEGMENT) as log:
+        assert log.last == 2
+        assert log.recovered.cut_records == 27
+        await log.append(b"new")
+    assert len(await reopened(folder)) == 3
+    assert len([path for path in folder.iterdir() if ".cut-" in path.name]) >= 3
+
+
+@pytest.mark.damaged
+async def test_flushed_segments_prove_the_ones_before(folder):
+    await make(folder, *[bytes(BIG)] * 30, flush=FlushPolicy.manual())
+    without_control(folder)
+    flip(segments(folder)[1], 5000)
+    async with Log.open(folder, "r") as reader:
+        with pytest.raises(aiommap.CorruptRecordError) as caught:
+            await contents(reader)
+        path = str(segments(folder)[1])
+        assert caught.value.path == path
+    # A writer only looks at what may not be durable; who reads meets the damage.
+    async with Log.open(folder, segment_size=SEGMENT) as log:
+        with pytest.raises(aiommap.CorruptRecordError):
+            await contents(log)
+
+
+async def test_sequences_and_lives_at_their_ends(folder):
+    """A forged header: numbers beyond 2**32, and a life that is the last one."""
+    await make(folder, b"x")
+    for base, life in ((1 << 32, 5), ((1 << 63) - 3, 0xFFFFFFFE)):
+        shutil.rmtree(folder)
+        folder.mkdir()
+        forge(folder, base, life)
+        async with Log.open(folder, segment_size=SEGMENT) as log:
+            assert (log.first, log.last, log.life) == (base, base - 1, life + 1)
+            receipt = await log.append(b"y")
+            assert receipt.sequence == base
+            if base >> 62:
+                with pytest.raises(OSError, match="all sequence numbers"):
+                    await log.append_many([b"z"] * 5)
+        assert [(s, d) for s, _, d in pure_records(folder)] == [(base, b"y")]
+    with pytest.raises(aiommap.UnsupportedError, match=r"opened 2\*\*32 times"):
+        await reopened(folder)
+
+
+def forge(folder, base, life):
+    from aiommap._log.format import SegmentHeader
+
+    header = SegmentHeader(bytes(16), base, 1 << 40, 7, base, base, life, 0, 1 << 40)
+    segment_path(folder, base).write_bytes(header.pack(crc32c).ljust(SEGMENT, b"\0"))
+
+
+async def test_recovery_may_be_cancelled(folder):
+    await make(folder, *DATA)
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await Log.open(folder)
+    assert scope.cancelled_caught
+    assert await reopened(folder) == list(DATA)

@@ -1,0 +1,210 @@
+"""The native parts of a log by themselves: checksums, frames, the cursor, the search."""
+
+from __future__ import annotations
+
+import os
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiommap._log.format import CONTROL_BYTES, HEADER_BYTES, frame_bytes
+from aiommap._native import (
+    LogCursor,
+    LogRecord,
+    LogWriter,
+    crc32c,
+    find_record,
+    search_frames,
+)
+
+SALT, POSITION = 0x1234567890ABCDEF, 1 << 33
+LIMIT, COLD, END, WRONG = range(4)
+
+
+@pytest.fixture
+def files(tmp_path):
+    with open(tmp_path / "control", "w+b") as control, open(tmp_path / "segment", "w+b") as segment:
+        control.truncate(CONTROL_BYTES)
+        segment.truncate(1 << 20)
+        yield control.fileno(), segment.fileno()
+
+
+@pytest.fixture
+def writer(files):
+    made = LogWriter(files[0])
+    made.life = 1
+    made.enter(files[1], SALT, POSITION, 1, 1, HEADER_BYTES, 1 << 20)
+    return made
+
+
+@pytest.fixture
+def cursor(files):
+    made = LogCursor(LogRecord)
+    made.enter(files[1], SALT, POSITION, HEADER_BYTES, 1, 1, False)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", 0),
+        (b"123456789", 0xE3069283),
+        (bytes(32), 0x8A9136AA),
+        (b"\xff" * 32, 0x62A8AB43),
+        (bytes(range(32)), 0x46DD794E),
+    ],
+    ids=["empty", "digits", "zeros", "ones", "ascending"],
+)
+def test_crc32c_of_known_texts(data, expected):
+    """Castagnoli's, with the texts of RFC 3720."""
+    assert crc32c(data) == crc32c(data, 0, True) == expected
+
+
+@given(st.binary(max_size=5000), st.integers(0, 5000))
+def test_crc32c_by_instruction_and_table_agree(data, cut):
+    whole = crc32c(data)
+    assert whole == crc32c(data, 0, True)
+    assert whole == crc32c(data[cut:], crc32c(data[:cut]))
+    assert whole == crc32c(data[cut:], crc32c(data[:cut], 0, True), True)
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 1007, 1008, 1009, 2016, 4096, 70_000])
+def test_crc32c_at_the_borders_of_lanes(length):
+    data = os.urandom(length + 3)
+    for start in range(3):
+        assert crc32c(data[start : start + length]) == crc32c(data[start : start + length], 0, True)
+
+
+def test_cursor_reads_what_the_writer_stored(writer, cursor, files):
+    items = [os.urandom(n) for n in (0, 1, 7, 8, 9, 100, 70_000, 300_000)]
+    assert writer.store(items, 0) == len(items)
+    writer.mark(3, b"")
+    found, turns = [], 0
+    while cursor.state != END:
+        found += [
+            (record.sequence, record.life, record.data) for record in cursor.take(1 << 20, True)
+        ]
+        turns += 1
+    assert found == [(i, 1, item) for i, item in enumerate(items, 1)]
+    assert turns <= 5
+    assert cursor.offset == writer.at
+    assert cursor.position == writer.position == POSITION + writer.at - HEADER_BYTES
+
+
+def test_store_leaves_room_for_the_end(writer):
+    whole = (1 << 20) - HEADER_BYTES - 24
+    assert writer.store([b"first"], 0) == 1
+    rest = whole - (writer.at - HEADER_BYTES)
+    assert writer.store([bytes(rest - 24 + 1)], 0) == 0
+    assert writer.store([bytes(rest - 24), b""], 0) == 1
+    assert writer.append(b"") is None
+
+
+def test_first_record_fits_whatever_the_limit(writer, files):
+    writer.enter(files[1], SALT, POSITION, 1, 1, HEADER_BYTES, HEADER_BYTES)
+    assert writer.append(b"x" * 100) == 1
+    assert writer.append(b"x") is None
+
+
+@pytest.mark.parametrize(
+    ("sequence", "durable", "claim"),
+    [
+        (5, 4, 1),
+        (5, 0, 5),
+        (0xFFFFFE, 0, 0xFFFFFE),
+        (0xFFFFFF, 0, 0xFFFFFF),
+        (1 << 40, 0, 0xFFFFFF),
+        (1 << 40, (1 << 40) - 0xFFFFFE, 0xFFFFFE),
+    ],
+)
+def test_claim_is_never_too_much(writer, files, sequence, durable, claim):
+    writer.sequence, writer.durable = sequence, durable
+    writer.append(b"")
+    (found,) = struct.unpack("<I", os.pread(files[1], 4, HEADER_BYTES + 20))
+    assert found & 0xFFFFFF == claim
+    cursor = LogCursor(LogRecord)
+    cursor.enter(files[1], SALT, POSITION, HEADER_BYTES, sequence, 1, False)
+    cursor.take(1 << 20, True)
+    assert cursor.proof == (0 if claim == 0xFFFFFF else durable)
+
+
+@pytest.mark.parametrize("change", ["salt", "position", "sequence", "life"])
+def test_frame_of_another_place_does_not_fit(writer, files, change):
+    writer.append(b"x")
+    place = {"salt": SALT, "position": POSITION, "sequence": 1, "life": 1}
+    place[change] += 8
+    cursor = LogCursor(LogRecord)
+    cursor.enter(
+        files[1],
+        place["salt"],
+        place["position"],
+        HEADER_BYTES,
+        place["sequence"],
+        place["life"],
+        False,
+    )
+    assert cursor.take(1 << 20, True) == []
+    assert cursor.state == WRONG
+
+
+def test_skipped_kinds_are_passed(writer, cursor):
+    writer.append(b"1")
+    writer.mark(0x80, b"of a later minor version")
+    writer.append(b"2")
+    assert [record.data for record in cursor.take(1 << 20, True)] == [b"1", b"2"]
+
+
+@pytest.mark.parametrize("kind", [0, 6, 0x7F])
+def test_unknown_kinds_are_wrong(writer, cursor, kind):
+    writer.append(b"1")
+    writer.mark(kind, b"")
+    assert len(cursor.take(1 << 20, True)) == 1
+    assert cursor.take(1 << 20, True) == []
+    assert cursor.state == WRONG
+
+
+def test_search_finds_frames_behind_a_torn_one(writer, files):
+    for i in range(10):
+        writer.append(bytes(i))
+    at = HEADER_BYTES + frame_bytes(0)
+    os.pwrite(files[1], b"\xff", at + 4)
+    proof, records, life, last_end = search_frames(
+        files[1], SALT, POSITION + at - HEADER_BYTES, at, 1 << 20, 2, 1
+    )
+    assert (proof, records, life, last_end) == (0, 8, 1, writer.at)
+    third = at + frame_bytes(1)
+    found = find_record(files[1], SALT, POSITION + at - HEADER_BYTES, at, 1 << 20, 2, 1)
+    assert found == (3, third, 1)
+    assert find_record(files[1], SALT, POSITION + at - HEADER_BYTES, at, 1 << 20, 99, 1) is None
+
+
+def test_search_of_random_bytes_ends(files):
+    """Random bytes look like headers now and then; none is summed for long."""
+    os.pwrite(files[1], os.urandom((1 << 20) - HEADER_BYTES), HEADER_BYTES)
+    found = search_frames(files[1], SALT, POSITION, HEADER_BYTES, 1 << 20, 1, 1)
+    assert found == (0, 0, 0, -1)
+
+
+def test_words_are_published_in_the_control_file(writer, files):
+    def words():
+        block = os.pread(files[0], CONTROL_BYTES, 0)
+        return [int.from_bytes(block[at : at + 8], "little") for at in range(256, 640, 64)]
+
+    writer.append(b"x")
+    tail = POSITION + frame_bytes(1)
+    assert words() == [tail, 0, 0, 1, 0, 1]
+    writer.sync()
+    writer.publish()
+    assert words() == [tail, tail, 1, 1, 0, 2]
+    os.pwrite(files[0], b"\xff\xff\xff\xff", 576)
+    writer.publish()
+    assert words()[-1] == 0  # the futex wraps, and touches nothing beside it
+
+
+def test_record_is_made_and_kept(cursor):
+    record = LogRecord(5, b"data", 2)
+    assert (record.sequence, record.data, record.life) == (5, b"data", 2)
+    with pytest.raises(AttributeError):
+        record.data = b""

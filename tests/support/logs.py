@@ -1,0 +1,101 @@
+"""What tests of logs share: making, reading and damaging them."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+from aiommap import FlushPolicy, Log
+from aiommap._log.format import HEADER_BYTES, frame_bytes, segment_name
+from aiommap._native import crc32c
+from tests.support.example_scripts import EXAMPLES, load
+
+read_log = load(EXAMPLES / "read_log.py")
+
+SEGMENT = 64 << 10
+ALWAYS = FlushPolicy.always()
+#: Longer than any frame of a small record, and many of them fill a segment.
+BIG = 9000
+
+
+def pure_records(folder):
+    """Read a log with the reader of the examples."""
+    return list(read_log.read_log(Path(folder)))
+
+
+def segment_path(folder, base=1):
+    return Path(folder) / segment_name(base)
+
+
+def segments(folder):
+    return sorted(Path(folder).glob("*.log"))
+
+
+async def contents(log, start=None):
+    return [record.data async for record in log.read(start)]
+
+
+async def reopened(folder, mode="a", **options):
+    """Open a log, read all of it, and close it."""
+    async with Log.open(folder, mode, segment_size=SEGMENT, **options) as log:
+        return await contents(log)
+
+
+async def make(folder, *data, flush=ALWAYS, **options):
+    """Append records one by one, each in a commit of its own."""
+    async with Log.open(folder, flush=flush, segment_size=SEGMENT, **options) as log:
+        for each in data:
+            await log.append(each)
+
+
+def places(data, start=HEADER_BYTES):
+    """Say where the frames of records begin, and where the last one ends."""
+    found = [start]
+    for each in data:
+        found.append(found[-1] + frame_bytes(len(each)))
+    return found
+
+
+def flip(path, at, bit=0):
+    """Flip one bit of a file."""
+    with open(path, "r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1 << bit]))
+
+
+def overwrite(path, at, data):
+    with open(path, "r+b") as file:
+        file.seek(at)
+        file.write(data)
+
+
+def without_control(folder):
+    (Path(folder) / "control").unlink()
+
+
+def adopt_control(folder, *, boot=None):
+    """Have the control file of a copy vouch for it, as the original's does.
+
+    Another boot than this one leaves nothing to be believed but what was durable.
+    """
+    path = Path(folder) / "control"
+    block = bytearray(path.read_bytes())
+    found = path.stat()
+    struct.pack_into("<QQ", block, 32, found.st_dev, found.st_ino)
+    if boot is not None:
+        block[48:64] = boot
+    struct.pack_into("<I", block, 64, crc32c(bytes(block[:64])))
+    path.write_bytes(block)
+
+
+def script(text, *arguments, check=True, **options):
+    """Run a script in a process of its own."""
+    command = [sys.executable, "-W", "error", "-c", text, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, **options)
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
