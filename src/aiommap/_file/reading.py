@@ -94,37 +94,43 @@ class Reader:
             checked.append(check_range(offset, length, core.mapping.size, core.shared_writable))
             if not len(checked) % YIELD_EVERY:
                 await core.workers.checkpoint_if_due()
-        found: list[bytes | None] = []
+        found: list[bytes] = []
+        missing: list[tuple[int, int, int]] = []
+        first, end = core.mapping.size, 0
         for offset, length in checked:
             data = core.mapping.read_inline(offset, length)
             if data is None and await core.workers.checkpoint_if_due():
                 core.check_usable()
                 data = core.mapping.read_inline(offset, length)
-            found.append(data)
-        missing = [i for i, data in enumerate(found) if data is None]
+            if data is None:
+                missing.append((len(found), offset, length))
+                first, end = min(first, offset), max(end, offset + length)
+            found.append(data or b"")
+            if not len(found) % YIELD_EVERY:  # what is declined at once spends no slice
+                await core.workers.checkpoint_if_due()
         if missing:
             core.check_usable()
-            await self._fill(found, checked, missing)
-        return [data for data in found if data is not None]
+            await self._fill(found, missing, first, end)
+        return found
 
     async def _fill(
-        self, found: list[bytes | None], ranges: Sequence[tuple[int, int]], missing: list[int]
+        self, found: list[bytes], missing: Sequence[tuple[int, int, int]], first: int, end: int
     ) -> None:
+        """Read what is missing, (place in ``found``, offset, length) each, in one hop."""
         core = self._core
         self.offloaded += len(missing)
-        wanted = [ranges[i] for i in missing]
-        first = min(offset for offset, _ in wanted)
-        end = max(offset + length for offset, length in wanted)
         with core.lifecycle.activity(), traced("read", core.path, first, end - first) as op:
             op.hop()
-            parts = await core.workers.read(self._read_parts, wanted)
-        for i, data in zip(missing, parts, strict=True):
-            found[i] = data
+            parts = await core.workers.read(self._read_parts, missing)
+            for number, ((at, _, _), data) in enumerate(zip(missing, parts, strict=True)):
+                found[at] = data
+                if not number % YIELD_EVERY:
+                    await core.workers.checkpoint_if_due()
 
     # Threads that may wait only, from here on.
 
-    def _read_parts(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        return [self.read_whole(offset, length) for offset, length in ranges]
+    def _read_parts(self, missing: Sequence[tuple[int, int, int]]) -> list[bytes]:
+        return [self.read_whole(offset, length) for _, offset, length in missing]
 
     def read_whole(self, offset: int, length: int) -> bytes:
         """Read a range that was checked."""

@@ -11,25 +11,25 @@ Invariants.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Iterable, Sequence
 from typing import cast
 
 from .._arguments import check_range, items_of
-from .._core.disk import Store
+from .._core.disk import Store, write_in_parts
 from .._core.file_core import FileCore
 from .._core.receipt import WriteReceipt
 from .._flush.background import BackgroundFlush
 from .._flush.flusher import Flusher
 from .._flush.requests import Request
-from .._native import Receipt, export_bytes
+from .._native import PAGE_SIZE, Receipt, export_bytes
+from .._ranges import align_down, align_up
 from .._runtime.batching import BatchQueue, as_jobs
 from .._runtime.tracing import is_traced, traced
 from .reading import YIELD_EVERY
 
 #: What write_many may store on the loop thread, about 0.1 ms of copying; the rest takes a hop.
 INLINE_BATCH_BYTES = 512 << 10
-#: So many stores are handed to native code at a time, about half a millisecond of the GIL.
-STORES_A_CALL = 2048
 #: What each item counts beside its bytes: a store costs about a microsecond however small.
 INLINE_ITEM_BYTES = 4 << 10
 
@@ -82,7 +82,8 @@ class Writer:
         # Stored before giving way: whoever writes meanwhile must not come first (I9).
         receipt = core.mapping.write_now(offset, view)
         if receipt is None:
-            return await self._submit(Request(offset, offset + len(view), stores=[store]))
+            request = Request(offset, offset + len(view), stores=[store])
+            return await self._submit(request, len(view))
         self._background.plan()
         await core.workers.checkpoint_if_due()
         return cast("WriteReceipt", receipt)
@@ -100,65 +101,77 @@ class Writer:
         core = self._core
         stores: list[Store] = []
         ranges: list[tuple[int, int]] = []
+        most, total = 0, 0
         first, end = core.mapping.size, 0
         for offset, data in items_of(items):
             at, view = store = self._check(offset, data)
             stores.append(store)
-            ranges.append((at, len(view)))
             first, end = min(first, at), max(end, at + len(view))
+            total += len(view)
+            if len(stores) <= YIELD_EVERY:
+                ranges.append((at, len(view)))
+            most += align_up(at + len(view), PAGE_SIZE) - align_down(at, PAGE_SIZE)
             if not len(stores) % YIELD_EVERY:
                 await core.workers.checkpoint_if_due()
         core.check_writable("write to")
         first = min(first, end)
-        if self._background.is_full(ranges):
-            await self._make_room(ranges)
-        rest = self._store_inline(stores)
+        if len(stores) > YIELD_EVERY:  # nothing on the loop looks at so many at once
+            ranges = [(first, end - first)]
+        if self._background.is_full(ranges, most):
+            await self._make_room(ranges, most)
+        rest, total = self._store_inline(stores, total)
         self._background.plan()
         if rest:
             whole = len(rest) == len(stores)
-            return await self._submit(Request(first, end, stores=rest), withdrawable=whole)
+            return await self._submit(Request(first, end, stores=rest), total, withdrawable=whole)
         sequence = core.mapping.sequence
         await core.workers.checkpoint_if_due()
         return WriteReceipt(self._flusher, first, end - first, sequence)
 
-    def _store_inline(self, stores: Sequence[Store]) -> list[Store]:
-        """Store up to the first one that has to wait; what is left keeps its order (I9)."""
+    def _store_inline(self, stores: Sequence[Store], total: int) -> tuple[list[Store], int]:
+        """Store up to the first one that has to wait; what is left keeps its order (I9).
+
+        Args:
+            total: bytes of all stores; the result has those of the rest.
+        """
         budget = INLINE_BATCH_BYTES
         for done, (offset, view) in enumerate(stores):
             budget -= len(view) + INLINE_ITEM_BYTES
             if budget < 0 or self._core.mapping.write_now(offset, view) is None:
-                return list(stores[done:])
-        return []
+                return list(stores[done:]), total
+            total -= len(view)
+        return [], 0
 
-    async def _make_room(self, ranges: Sequence[tuple[int, int]]) -> None:
+    async def _make_room(self, ranges: Sequence[tuple[int, int]], most: float = math.inf) -> None:
         """Wait for room under the policy's limit; the file may have been resized meanwhile."""
-        await self._background.make_room(ranges)
+        await self._background.make_room(ranges, most)
         self._core.check_flushed()
         for offset, length in ranges:
             check_range(offset, length, self._core.mapping.size, self._core.shared_writable)
 
-    async def _submit(self, write: Request, *, withdrawable: bool = True) -> WriteReceipt:
+    async def _submit(
+        self, write: Request, total: int, *, withdrawable: bool = True
+    ) -> WriteReceipt:
         core = self._core
         if core.route.durable and not core.own.queued_bytes:
             return cast("WriteReceipt", await self._flusher.submit(write))
         each = core.route.policy.flush_each_write and core.shared_writable
         with core.lifecycle.activity():  # closing must not come between the store and its flush
-            receipt = await self._store(write, withdrawable=withdrawable)
+            receipt = await self._store(write, total, withdrawable=withdrawable)
             if each:
                 await self._flusher.submit(Request(write.offset, write.end, receipt))
         return receipt
 
-    async def _store(self, write: Request, *, withdrawable: bool) -> WriteReceipt:
+    async def _store(self, write: Request, total: int, *, withdrawable: bool) -> WriteReceipt:
         core = self._core
         self._extend_span(write)
-        queued = sum(len(view) for _, view in write.stores)
-        core.own.queue(queued)
+        core.own.queue(total)
         try:
             with traced("write", core.path, write.offset, write.end - write.offset) as op:
                 op.hop()
                 sequence = await self._queue.submit(write, withdrawable=withdrawable)
         finally:
-            core.own.unqueue(queued)
+            core.own.unqueue(total)
             self._background.plan()
         length = write.end - write.offset
         return WriteReceipt(self._flusher, write.offset, length, sequence)
@@ -182,9 +195,7 @@ class Writer:
         stores = [store for write in writes for store in write.stores]
         outcomes: list[Receipt | tuple[int, int]] = []
         with core.resize_mutex:
-            # In parts: native code takes them in, and makes the outcomes, with the GIL.
-            for at in range(0, len(stores), STORES_A_CALL):
-                outcomes += core.disk.write_many(stores[at : at + STORES_A_CALL])
+            outcomes += write_in_parts(core.disk, stores)
         core.own.count_stores(len(outcomes))
         results: list[int | BaseException] = []
         at = 0

@@ -17,6 +17,7 @@ Invariants.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -142,11 +143,14 @@ class BackgroundFlush:
         """Whether there is any point in asking ``is_full``."""
         return self._waiting > 0 or self._core.route.policy.dirty_limit is not None
 
-    def is_full(self, ranges: Sequence[tuple[int, int]]) -> bool:
-        """Tell whether stores to these (offset, length) ranges have to wait in ``make_room``."""
-        return self._waiting > 0 or self._exceeds(ranges)
+    def is_full(self, ranges: Sequence[tuple[int, int]], most: float = math.inf) -> bool:
+        """Tell whether stores to these (offset, length) ranges have to wait in ``make_room``.
 
-    async def make_room(self, ranges: Sequence[tuple[int, int]]) -> None:
+        Of very many, one range that has them all, and at most how many bytes they make dirty.
+        """
+        return self._waiting > 0 or self._exceeds(ranges, most)
+
+    async def make_room(self, ranges: Sequence[tuple[int, int]], most: float = math.inf) -> None:
         """Wait until the stores fit under the limit, and all who wait already do (background.3)."""
         if self._queue is None:
             self._queue = anyio.Lock()
@@ -155,27 +159,27 @@ class BackgroundFlush:
         try:
             with self._core.lifecycle.activity():
                 async with self._queue:
-                    await self._flush_until_they_fit(ranges)
+                    await self._flush_until_they_fit(ranges, most)
         finally:
             self._waiting -= 1
             self.plan()
 
-    async def _flush_until_they_fit(self, ranges: Sequence[tuple[int, int]]) -> None:
+    async def _flush_until_they_fit(self, ranges: Sequence[tuple[int, int]], most: float) -> None:
         core = self._core
-        while self._exceeds(ranges):
+        while self._exceeds(ranges, most):
             await core.lanes.wait_stored()  # what waits in the queue is dirty only afterwards
             await self._flusher.submit(Request(0, core.mapping.size))
             if core.mapping.writable_leases:
                 return  # what such a view covers is dirty again at once
 
-    def _exceeds(self, ranges: Sequence[tuple[int, int]]) -> bool:
+    def _exceeds(self, ranges: Sequence[tuple[int, int]], most: float) -> bool:
         """Tell whether the stores exceed the limit by being added to others' dirty bytes."""
         limit, mapping = self._core.route.policy.dirty_limit, self._core.mapping
         if limit is None or not self._core.shared_writable:
             return False
         others = mapping.would_dirty(0, 0) + self._core.own.queued_bytes
         added = sum(mapping.would_dirty(*item) - mapping.would_dirty(0, 0) for item in ranges)
-        return others > 0 and added > 0 and others + added > limit
+        return others > 0 and added > 0 and others + min(added, most) > limit
 
     def _due(self, since: float | None) -> bool:
         mapping = self._core.mapping

@@ -28,7 +28,7 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any, cast
 
-from .._core.disk import Store
+from .._core.disk import Store, write_in_parts
 from .._core.file_core import FileCore
 from .._core.paths import NameNotSyncedError
 from .._core.receipt import WriteReceipt
@@ -369,7 +369,7 @@ class Flusher:
         if not stores:
             return [None for _ in requests]
         with core.own.storing(len(stores)):
-            results = core.disk.write_many(cast("list[Store]", stores))
+            results = write_in_parts(core.disk, cast("list[Store]", stores))
         if not mixed and tuple not in {*map(type, results)}:
             return cast("list[Outcome]", results)
         return self._outcomes(requests, results)
