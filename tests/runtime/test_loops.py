@@ -251,7 +251,7 @@ def test_loop_end_leaves_no_due_flush_task(path, loop):
     """More files than may be flushed at once, so that the later turns begin during the end."""
     script = """
 from aiommap._flush.flusher import Flusher
-from aiommap._runtime.loops import _background
+from aiommap._runtime.asyncio_loop import _background
 import time
 write_out = Flusher._write_out
 def slowly(self, spans, *, whole):

@@ -252,7 +252,7 @@ class FileCore:
                 first.path, first.reason, tuple(ranges), first.errno or errno.EIO
             ) from first
 
-    async def finish(
+    async def run(
         self,
         limiter: Limiter,
         function: Callable[[Unpack[Ts]], T],
@@ -261,7 +261,7 @@ class FileCore:
         """Run a job that closing waits for."""
         with self.lifecycle.activity():
             try:
-                return await self.workers.finish(limiter, function, *args)
+                return await self.workers.run(limiter, function, *args)
             except OSError as error:
                 name_file(error, self.path)
                 raise

@@ -15,7 +15,7 @@ from enum import IntEnum
 
 import anyio
 
-from .._runtime.loops import Event
+from .._runtime.event_loop import Event
 
 
 class State(IntEnum):

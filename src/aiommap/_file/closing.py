@@ -10,7 +10,8 @@ from .._core.file_core import FileCore
 from .._errors import MappedFileError
 from .._flush.background import BackgroundFlush
 from .._flush.flusher import Flusher
-from .._runtime.loops import Event, spawn, wait_or_withdraw
+from .._runtime.event_loop import Event
+from .._runtime.loops import spawn, wait_or_withdraw
 from .resizing import Resizer
 
 

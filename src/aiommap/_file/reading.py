@@ -11,6 +11,7 @@ from .._arguments import check_range, plain_integers, ranges_of
 from .._core.file_core import FileCore
 from .._native import export_bytes
 from .._runtime.tracing import traced
+from .._runtime.workers import OnCancel
 
 #: After so many items a loop looks whether it has to give way.
 YIELD_EVERY = 256
@@ -47,7 +48,9 @@ class Reader:
         self.offloaded += 1
         with core.lifecycle.activity(), traced("read", core.path, offset, length) as op:
             op.hop()
-            return await core.workers.read(self.read_whole, offset, length)
+            return await core.workers.run(
+                core.workers.reads, self.read_whole, offset, length, on_cancel=OnCancel.ABANDON
+            )
 
     async def read_into(self, offset: int, buffer: object) -> int:
         """Fill a buffer after ``read_into_inline`` answered None."""
@@ -65,7 +68,7 @@ class Reader:
         # A job: the thread writes into memory of the caller, so it is never left behind.
         with traced("read", core.path, offset, length) as op:
             op.hop()
-            await core.finish(core.workers.reads, self.read_into_whole, offset, view)
+            await core.run(core.workers.reads, self.read_into_whole, offset, view)
         return length
 
     def read_nowait(self, offset: int, length: int) -> bytes:
@@ -121,7 +124,9 @@ class Reader:
         self.offloaded += len(missing)
         with core.lifecycle.activity(), traced("read", core.path, first, end - first) as op:
             op.hop()
-            parts = await core.workers.read(self._read_parts, missing)
+            parts = await core.workers.run(
+                core.workers.reads, self._read_parts, missing, on_cancel=OnCancel.ABANDON
+            )
             for number, ((at, _, _), data) in enumerate(zip(missing, parts, strict=True)):
                 found[at] = data
                 if not number % YIELD_EVERY:

@@ -16,8 +16,9 @@ import weakref
 from functools import partial
 from typing import Protocol
 
+from .._runtime.event_loop import Event
 from .._runtime.kept_threads import clock, run_in_some_thread
-from .._runtime.loops import Event, spawn, wait_out
+from .._runtime.loops import spawn, wait_out
 from .._runtime.threads import ReentrantMutex
 from .._runtime.workers import Workers
 from .flush_queue import FlushQueue, Timer

@@ -48,7 +48,7 @@ from .._core.file_state import Identity
 from .._errors import UnsupportedError
 from .._ranges import RangeSet
 from .._runtime.loops import call_later
-from .._runtime.workers import Limiter
+from .._runtime.workers import Limiter, OnCancel
 from .turns import Turns
 
 FIRST_PAUSE_SECONDS = 0.0005
@@ -220,7 +220,7 @@ class FileLocks:
         """
         try:
             if request.has_turn and self._descriptor >= 0:
-                await self._core.workers.complete(self._token(), self._unlock, request, before)
+                await self._run_to_end(self._unlock, request, before)
         finally:
             request.leave()
             for other in self._turns.leave(request):  # file_locks.1
@@ -234,12 +234,16 @@ class FileLocks:
     async def leave(self) -> None:
         """Close the descriptor as soon as the last lock is released; no request may follow."""
         if self._descriptor >= 0:
-            await self._core.workers.complete(self._token(), self._leave)
+            await self._run_to_end(self._leave)
 
     async def aclose(self) -> None:
         """Close the descriptor, and with it release every lock."""
         if self._descriptor >= 0:
-            await self._core.workers.complete(self._token(), self.drop)
+            await self._run_to_end(self.drop)
+
+    async def _run_to_end(self, function: Callable[..., None], *args: object) -> None:
+        """Run what releases locks in a worker; a cancellation waits for it."""
+        await self._core.workers.run(self._token(), function, *args, on_cancel=OnCancel.WAIT)
 
     async def _take(self, request: LockRequest, retry: RetryWait, timeout: float | None) -> None:
         core = self._core
@@ -295,7 +299,7 @@ class FileLocks:
             await anyio.lowlevel.checkpoint()
             return True
         retry.begin()
-        return await self._core.finish(self._token(), self._lock, request)
+        return await self._core.run(self._token(), self._lock, request)
 
     # Worker threads only, from here on; one at a time (file_locks.2).
 

@@ -33,7 +33,9 @@ import anyio
 from .._core.file_core import FileCore
 from .._errors import MappedFileError, UnsupportedError
 from .._native import MAX_WAIT_WORDS, Wakeup, Word
-from .._runtime.loops import OLD_GENERATION, Event, call_later
+from .._runtime.asyncio_loop import OLD_GENERATION
+from .._runtime.event_loop import Event
+from .._runtime.loops import call_later
 from .._runtime.threads import Mutex, run_in_thread
 
 #: How many waiters share a thread; docs/decisions has the numbers of one thread for each.

@@ -17,8 +17,9 @@ from weakref import WeakSet
 from .._flush.trigger import FlushTrigger
 from .._flush_policy import FlushPolicy
 from .._runtime.batching import Batch, BatchQueue, as_jobs
-from .._runtime.loops import Event, Waiter, call_later, spawn
-from .._runtime.workers import Workers
+from .._runtime.event_loop import Event, Waiter
+from .._runtime.loops import call_later, spawn
+from .._runtime.workers import OnCancel, Workers
 from .format import RESERVED_BYTES, frame_bytes
 from .receipt import Appended
 from .writer import Flush, Item, Outcome, Writer
@@ -274,6 +275,8 @@ class Appender:
                 failure = error
         if self._prepared is not None:
             await self._prepared.wait()
-        await workers.complete(workers.control, partial(writer.close, clean=clean))
+        await workers.run(
+            workers.control, partial(writer.close, clean=clean), on_cancel=OnCancel.WAIT
+        )
         if failure is not None:
             raise failure

@@ -17,8 +17,9 @@ from .._errors import AccessModeError, ForkedError
 from .._flush_policy import FlushPolicy
 from .._hub.opening import Opening
 from .._native import export_bytes, time_slice_spent
-from .._runtime.loops import Event, spawn, wait_out
-from .._runtime.workers import Workers
+from .._runtime.event_loop import Event
+from .._runtime.loops import spawn, wait_out
+from .._runtime.workers import OnCancel, Workers
 from .._typing import Buffer
 from .appender import Appender
 from .files import LogSegment, Segment, list_segments
@@ -156,7 +157,7 @@ class Log:
             log.recovered = opened.recovered
 
         try:
-            await workers.complete(workers.control, recover)
+            await workers.run(workers.control, recover, on_cancel=OnCancel.WAIT)
             log._begin(segment_size)
             await log.published.attach()
         except BaseException:
@@ -313,7 +314,7 @@ class Log:
         """Have the kernel begin to write records back; saves time later and promises nothing."""
         self._check_writing("start to write back")
         assert self._writer is not None
-        await self.workers.finish(self.workers.stores, self._writer.start_writeback)
+        await self.workers.run(self.workers.stores, self._writer.start_writeback)
 
     async def _make_durable(self, sequence: int) -> None:
         await self._check_writing("flush").flush(sequence)
@@ -404,7 +405,7 @@ class Log:
         """
         self.check_reading()
         workers = self.workers
-        return await workers.finish(workers.control, list_segments, self.folder, self.first)
+        return await workers.run(workers.control, list_segments, self.folder, self.first)
 
     def statistics(self) -> LogStatistics:
         """Return what the log did so far."""

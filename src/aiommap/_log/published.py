@@ -54,9 +54,9 @@ class Published:
         """
         workers, path = self._workers, os.path.join(self._folder, CONTROL_NAME)
         if self.log_id is None:
-            self._found = await workers.finish(workers.control, look, self._folder)
+            self._found = await workers.run(workers.control, look, self._folder)
             self.log_id = self._found.log_id
-        believed = await workers.finish(workers.control, believed_control, path)
+        believed = await workers.run(workers.control, believed_control, path)
         if believed is not None and believed[2]:
             file = await self._hub.open(path, "r", prewarm=True)
             identity = believed[1]

@@ -205,7 +205,7 @@ class Reading(AsyncIterator[LogRecord]):
         try:
             records = cursor.take(end, False)
             if not records and cursor.state == COLD:
-                records = await workers.finish(workers.reads, cursor.take, end, True)
+                records = await workers.run(workers.reads, cursor.take, end, True)
         except OSError as error:
             if error.filename is None and self._segment is not None:
                 error.filename = self._segment.path
@@ -234,7 +234,7 @@ class Reading(AsyncIterator[LogRecord]):
     async def _refuse_gap(self) -> None:
         """Raise if frames end before the segment does, and there is another one behind it."""
         log, workers = self._log, self._log.workers
-        bases = await workers.finish(workers.control, _bases, log.folder)
+        bases = await workers.run(workers.control, _bases, log.folder)
         assert self._segment is not None
         if bases and bases[-1] > self._segment.header.base:
             raise self._damage()
@@ -253,7 +253,7 @@ class Reading(AsyncIterator[LogRecord]):
             await words.futex.wait(seen, timeout=LOOK_SECONDS)
         except TimeoutError:
             workers = self._log.workers
-            await workers.finish(workers.control, _check_folder, self._log.folder, words.place)
+            await workers.run(workers.control, _check_folder, self._log.folder, words.place)
         except anyio.ClosedResourceError:
             self._log.check_reading()
             raise
@@ -275,7 +275,7 @@ class Reading(AsyncIterator[LogRecord]):
             log.workers,
             self._until if log.published.words is None else log.published.words.tail.load(),
         )
-        segment = await workers.finish(
+        segment = await workers.run(
             workers.control, _seek, log.folder, log.published.log_id, self._cursor, start, last, end
         )
         self._adopt(segment)
@@ -288,7 +288,7 @@ class Reading(AsyncIterator[LogRecord]):
     async def _cross(self) -> bool:
         """Go on in the next segment; false if there is none."""
         log, workers, cursor = self._log, self._log.workers, self._cursor
-        segment = await workers.finish(workers.control, _enter_next, log.folder, cursor)
+        segment = await workers.run(workers.control, _enter_next, log.folder, cursor)
         if segment is None:
             first = log.first
             if first > cursor.sequence:

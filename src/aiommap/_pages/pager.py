@@ -25,6 +25,7 @@ from .._native import PAGE_SIZE, PIECE_BYTES
 from .._ranges import RangeSet, align_down, align_up
 from .._runtime.threads import Mutex
 from .._runtime.tracing import traced
+from .._runtime.workers import OnCancel
 from .holes import holes, keeps_holes, next_data
 from .huge_pages import count_huge_bytes
 from .read_ahead import ReadAhead, kernel_reads_far_ahead
@@ -84,7 +85,7 @@ class Pager:
                 if ahead is not None:
                     ahead.reach(at)
                 op.hop()
-                at = await core.finish(core.workers.reads, self._stretch, at, end, write)
+                at = await core.run(core.workers.reads, self._stretch, at, end, write)
                 if progress is not None:
                     progress(at - offset, length)
         try:
@@ -93,13 +94,13 @@ class Pager:
             return length
         if write or found.resident == found.total:
             return found.resident_bytes
-        free = await core.finish(core.workers.reads, self._free, offset, end)
+        free = await core.run(core.workers.reads, self._free, offset, end)
         return RangeSet([*found.runs, *free]).total()
 
     async def _read_ahead(self, offset: int, end: int) -> ReadAhead | None:
         """Make the reader that runs ahead of a prewarm, where one makes it faster."""
         core = self._core
-        if end - offset <= PIECE_BYTES or await core.finish(
+        if end - offset <= PIECE_BYTES or await core.run(
             core.workers.reads, kernel_reads_far_ahead, core.identity.device
         ):
             return None
@@ -110,7 +111,7 @@ class Pager:
         core = self._core
         try:
             if core.mapping.residency_visible:
-                resident, total, runs = await core.finish(
+                resident, total, runs = await core.run(
                     core.workers.reads, core.mapping.residency, offset, length
                 )
                 return Residency(resident, total, tuple(runs), offset, length)
@@ -127,7 +128,7 @@ class Pager:
     async def count_huge_pages(self) -> int:
         """Count the bytes that are mapped by huge pages."""
         core = self._core
-        count = await core.finish(core.workers.reads, count_huge_bytes, core)
+        count = await core.run(core.workers.reads, count_huge_bytes, core)
         self.huge_page_bytes = count
         return count
 
@@ -140,13 +141,13 @@ class Pager:
             )
         if advice.madvise is None:
             raise UnsupportedError(f"advise {advice.name}", "this platform has no such advice")
-        await core.finish(core.workers.control, self._advise, advice, offset, length)
+        await core.run(core.workers.control, self._advise, advice, offset, length)
 
     async def start_writeback(self, offset: int, length: int) -> None:
         """Begin to write dirty pages back."""
         core = self._core
         try:
-            await core.finish(core.workers.flushes, core.mapping.start_writeback, offset, length)
+            await core.run(core.workers.flushes, core.mapping.start_writeback, offset, length)
         except OSError as error:
             if error.errno != errno.ENOSYS:
                 raise
@@ -183,7 +184,7 @@ class Pager:
         while at < end:
             core.check_usable()
             piece = min(PIECE_BYTES, end - at)
-            whole &= await core.finish(core.workers.reads, self._lock_piece, at, piece)
+            whole &= await core.run(core.workers.reads, self._lock_piece, at, piece)
             at += piece
         return whole
 
@@ -200,7 +201,9 @@ class Pager:
         if not core.lifecycle.closing and not core.mapping.forked:
             with core.lifecycle.activity():
                 try:
-                    await core.workers.complete(core.workers.control, self._unlock_rest, span)
+                    await core.workers.run(
+                        core.workers.control, self._unlock_rest, span, on_cancel=OnCancel.WAIT
+                    )
                 except OSError as error:
                     name_file(error, core.path)
                     raise

@@ -23,7 +23,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Generic, TypeVar
 
-from .loops import Event, Waiter, wait_out
+from .event_loop import Event, Waiter
+from .loops import wait_out
 from .workers import Limiter, Workers
 
 Item = TypeVar("Item")

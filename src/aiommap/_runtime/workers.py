@@ -1,7 +1,8 @@
 """Worker threads: who may use how many of them, and the rules for leaving a wait early.
 
 Terms. A *hop* is one trip to a worker thread and back, some 40 microseconds. A *job* is one hop
-that runs to its end once a thread has begun it.
+that runs to its end once a thread has begun it. Its thread and the cancellation of its waiter both
+try to claim it: whichever is first decides whether it runs.
 
 Invariants.
   1  Every hop takes a token of one of our own limiters, never of the application's (I12); reads,
@@ -18,18 +19,18 @@ Invariants.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
+from enum import Enum, auto
 from functools import partial
-from importlib import import_module
 from typing import Any, TypeVar, TypeVarTuple, Unpack, cast
 
 from .._native import time_slice_renew, time_slice_spent, time_slice_yield
+from .event_loop import Event, Waiter
 from .kept_threads import reserve, run_in_some_thread
-from .loops import Event, Waiter, _load_backend, _trio, _TrioWaiter, wait_or_withdraw
+from .loops import load_backend, running_loop, wait_out
 from .threads import Forks
 
 T = TypeVar("T")
@@ -41,7 +42,15 @@ FLUSH_WORKERS = 4
 CONTROL_WORKERS = 2
 
 
-import_module("anyio._backends._asyncio")
+class OnCancel(Enum):
+    """What becomes of a job whose waiter is cancelled."""
+
+    #: It is left behind, or withdrawn if it has not begun: it fills only a buffer of its own.
+    ABANDON = auto()
+    #: It is withdrawn if it has not begun, and waited out otherwise (workers.2).
+    WITHDRAW = auto()
+    #: It is waited out, even if it has not begun: it undoes something.
+    WAIT = auto()
 
 
 def _nothing() -> None:
@@ -135,11 +144,12 @@ class Workers:
 
     __slots__ = (
         "__weakref__",
+        "_checkpoint",
+        "_find_token",
         "_forks",
         "_from_thread",
         "_loop",
-        "_running",
-        "_turn",
+        "_token",
         "call_soon",
         "control",
         "event",
@@ -150,37 +160,18 @@ class Workers:
     )
 
     def __init__(self, readers: int | None = None) -> None:
-        _load_backend()
+        load_backend()
         reserve.keep(self)
-        trio = _trio()
         #: A forked child has a copy of the loop, which must not answer for it.
         self._forks = Forks.count
-        #: What runs the loop, and what tells it in the thread of a loop, or raises RuntimeError.
-        self._loop: object
-        self._running: Callable[[], object]
-        #: Gives way to other tasks and sees a pending cancellation. On asyncio ``sleep(0)`` does
-        #: all that anyio's checkpoint does, in half the time, and inline verbs pay nothing else.
-        self._turn: Callable[[], Awaitable[None]]
-        #: Calls a function in the next turn of the loop; for the loop thread.
-        self.call_soon: Callable[[Callable[[], object]], object]
-        #: Makes an event of this loop's own kind: anyio's costs each waiter a microsecond more.
-        self.event: Callable[[], Event]
-        #: Makes what a single task waits for: half of what an event costs.
-        self.waiter: Callable[[], Waiter[Any]]
-        if trio is None:
-            loop = asyncio.get_running_loop()
-            self._loop, self._running = loop, asyncio.get_running_loop
-            self._turn = partial(asyncio.sleep, 0)
-            self.call_soon, self._from_thread = loop.call_soon, loop.call_soon_threadsafe
-            self.event = asyncio.Event
-            self.waiter = loop.create_future
-        else:
-            token = trio.lowlevel.current_trio_token()
-            self._loop, self._running = token, trio.lowlevel.current_trio_token
-            self._turn = trio.lowlevel.checkpoint
-            self.call_soon = self._from_thread = token.run_sync_soon
-            self.event = trio.Event
-            self.waiter = lambda: _TrioWaiter(trio.Event())
+        # Parts of the loop, each kept here, as every step between costs each durable write.
+        self._loop = loop = running_loop()
+        self._token, self._find_token = loop.token, loop.find_token
+        self._checkpoint = loop.checkpoint
+        self._from_thread = loop.call_from_thread
+        self.call_soon: Callable[[Callable[[], object]], object] = loop.call_soon
+        self.event: Callable[[], Event] = loop.event
+        self.waiter: Callable[[], Waiter[Any]] = loop.waiter
         self.reads: Limiter = Limiter(readers or DEFAULT_READERS)
         self.stores: Limiter = Limiter(STORE_WORKERS)
         self.flushes: Limiter = Limiter(FLUSH_WORKERS)
@@ -197,7 +188,7 @@ class Workers:
     def on_loop(self) -> bool:
         """Tell whether this thread is the one that runs the loop."""
         try:
-            return self._running() is self._loop
+            return self._find_token() is self._token
         except RuntimeError:
             return False
 
@@ -211,8 +202,7 @@ class Workers:
     @property
     def ended(self) -> bool:
         """Whether the loop was closed, which ends tasks that wait without a word; any thread."""
-        closed = getattr(self._loop, "is_closed", None)
-        return closed is not None and bool(closed())
+        return self._loop.ended
 
     @property
     def forked(self) -> bool:
@@ -222,7 +212,7 @@ class Workers:
     def check_loop(self, what: str = "a file or hub") -> None:
         """Raise unless this is the loop these workers answer to; any other would wait for ever."""
         try:  # as ``on_loop`` has it, without its call: each durable write pays for this
-            here = self._running() is self._loop
+            here = self._find_token() is self._token
         except RuntimeError:
             here = False
         if not here or self._forks != Forks.count:
@@ -233,7 +223,7 @@ class Workers:
         if self.forked:
             return f"{what} is used in a forked child: open it again in there"
         try:
-            self._running()
+            self._find_token()
         except RuntimeError:
             where = "a thread that runs no event loop"
         else:
@@ -250,45 +240,29 @@ class Workers:
         if not time_slice_spent() or self._forks != Forks.count:
             return False
         before = time_slice_yield()
-        await self._turn()
+        await self._checkpoint()
         time_slice_renew(before)
         return True
 
-    async def read(self, function: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
-        """Run what only fills a buffer of its own; a cancelled caller leaves it behind."""
+    async def run(
+        self,
+        limiter: Limiter,
+        function: Callable[[Unpack[Ts]], T],
+        *args: *Ts,
+        on_cancel: OnCancel = OnCancel.WITHDRAW,
+    ) -> T:
+        """Run a job in a thread, and return its result or raise its error."""
         self.check_loop()
         done = self.event()
-        job = self._start(self.reads, partial(function, *args), done.set)
+        job = self._start(limiter, partial(function, *args), done.set)
         try:
             await done.wait()
-        except BaseException:
-            job.withdraw()
+        except BaseException as error:
+            over = on_cancel is not OnCancel.WAIT and job.withdraw()
+            loop_ended = isinstance(error, GeneratorExit)  # nothing can be awaited any more
+            if not (over or loop_ended or on_cancel is OnCancel.ABANDON):
+                await wait_out(done)
             raise
-        return cast("T", job.outcome())
-
-    async def finish(
-        self,
-        limiter: Limiter,
-        function: Callable[[Unpack[Ts]], T],
-        *args: *Ts,
-    ) -> T:
-        """Run a job (workers.2)."""
-        return await self._run(limiter, partial(function, *args), withdrawable=True)
-
-    async def complete(
-        self,
-        limiter: Limiter,
-        function: Callable[[Unpack[Ts]], T],
-        *args: *Ts,
-    ) -> T:
-        """Run a job that a cancellation waits out even before it has begun: one that undoes."""
-        return await self._run(limiter, partial(function, *args), withdrawable=False)
-
-    async def _run(self, limiter: Limiter, call: Callable[[], T], *, withdrawable: bool) -> T:
-        self.check_loop()
-        done = self.event()
-        job = self._start(limiter, call, done.set)
-        await wait_or_withdraw(done, lambda: withdrawable and job.withdraw())
         return cast("T", job.outcome())
 
     def start(

@@ -156,7 +156,7 @@ class Snapshot(AsyncResource):
         Source: fstat(2), st_mtime, st_ctime and st_size.
         """
         self._core.check_usable()
-        await self._core.finish(self._core.workers.reads, self._verify)
+        await self._core.run(self._core.workers.reads, self._verify)
 
     def _verify(self) -> None:
         """Compare with what was opened. Worker threads only."""

@@ -27,7 +27,7 @@ from .._hub.hub import Hub, hub_or_new
 from .._hub.opening import Opening
 from .._native import read_file
 from .._runtime.threads import Mutex
-from .._runtime.workers import Workers
+from .._runtime.workers import OnCancel, Workers
 
 
 class _Descriptor:
@@ -149,7 +149,14 @@ class FileBackend(AsyncResource):
         """
         descriptor = self._usable()
         start, count = check_range(offset, length, self._size)
-        return await self._workers.read(self._read_whole, descriptor, start, count)
+        return await self._workers.run(
+            self._workers.reads,
+            self._read_whole,
+            descriptor,
+            start,
+            count,
+            on_cancel=OnCancel.ABANDON,
+        )
 
     async def aclose(self) -> None:
         """Close; reads under way are answered all the same.
@@ -163,7 +170,7 @@ class FileBackend(AsyncResource):
         if self._workers.forked:
             descriptor.close_copy()
             return
-        await self._workers.complete(self._workers.control, descriptor.release)
+        await self._workers.run(self._workers.control, descriptor.release, on_cancel=OnCancel.WAIT)
 
     def _usable(self) -> _Descriptor:
         if self._descriptor is None:
@@ -242,7 +249,7 @@ async def _open_file(hub: Hub, where: FilePath, size: int | None) -> FileBackend
     backend = FileBackend(workers, where.whole)
 
     def attempt() -> Awaitable[None]:
-        return workers.finish(workers.control, backend._open, where, size)  # noqa: SLF001  its half
+        return workers.run(workers.control, backend._open, where, size)  # noqa: SLF001  its half
 
     try:
         await past_leases(attempt)

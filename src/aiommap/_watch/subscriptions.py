@@ -17,7 +17,8 @@ from .._arguments import at_least, seconds
 from .._core.file_state import FileState
 from .._logs import CALLBACKS
 from .._runtime.callbacks import Subscription, call_user
-from .._runtime.loops import Event, Waiter, spawn_user_task
+from .._runtime.event_loop import Event, Waiter
+from .._runtime.loops import spawn_user_task
 from .._runtime.workers import Workers
 from .changes import Change, ChangeBuffer
 

@@ -26,7 +26,7 @@ import anyio
 
 from .._core.file_state import FileState
 from .._errors import ForkedError
-from .._runtime.loops import Event
+from .._runtime.event_loop import Event
 from .._runtime.threads import Forks, run_in_thread
 from .._runtime.workers import Workers
 from .attribution import OwnChanges

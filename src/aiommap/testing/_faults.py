@@ -13,7 +13,7 @@ from aiommap import AccessModeError, MappedFile, Snapshot
 from aiommap._core import opening as _opening
 from aiommap._core.file_core import FileCore
 from aiommap._core.file_state import Identity
-from aiommap._runtime.loops import Event
+from aiommap._runtime.event_loop import Event
 from aiommap._runtime.threads import Mutex
 
 from ._disk import Call, InjectedFault, core_of, in_place
