@@ -11,7 +11,8 @@ from aiommap._core.file_state import FileState, Identity
 from aiommap._core.own_activity import OwnActivity
 from aiommap._watch.attribution import OwnChanges, size_is_stable, subtract_own
 from aiommap._watch.changes import ChangeKind, classify
-from aiommap._watch.stat_differ import Entry, Looker
+from aiommap._watch.stat_differ import StatDiffer
+from aiommap._watch.watched_path import WatchedPath
 
 OLD = FileState(
     device=1, inode=2, size=100, mode=0o100644, links=1, user=0, group=0, mtime_ns=10, ctime_ns=10
@@ -34,17 +35,17 @@ def opened(identity=INODE, *, size_changed=False):
     return OwnActivity(FakeMapping(), identity, size_changed=size_changed)
 
 
-def is_own(old, new, before, after, *, told):
-    return subtract_own(old, new, before, after, told=told) == new
+def is_own(old, new, before, after, *, foreign):
+    return subtract_own(old, new, before, after, event_is_foreign=foreign) == new
 
 
-def judge(act, new=TOUCHED, *, told=False):
+def judge(act, new=TOUCHED, *, foreign=False):
     """Say whether what ``act`` does to a file of ours explains a difference."""
     own, file = OwnChanges(), opened()
     own.add(file)
     before = own.sample(INODE)
     act(own, file)
-    return is_own(OLD, new, before, own.sample(INODE), told=told)
+    return is_own(OLD, new, before, own.sample(INODE), foreign=foreign)
 
 
 def store(own, file):
@@ -68,32 +69,32 @@ def nothing(own, file):
 def test_no_files_of_ours_explain_nothing():
     own = OwnChanges()
     assert own.sample(INODE) is None
-    assert not is_own(OLD, TOUCHED, None, None, told=False)
+    assert not is_own(OLD, TOUCHED, None, None, foreign=False)
 
 
 def test_idle_file_explains_nothing():
     assert not judge(nothing)
 
 
-@pytest.mark.parametrize("told", [False, True], ids=["polled", "told"])
-def test_mapped_stores_explain_times(told):
-    assert judge(store, told=told) is not told
+@pytest.mark.parametrize("foreign", [False, True], ids=["polled", "event"])
+def test_mapped_stores_explain_times(foreign):
+    assert judge(store, foreign=foreign) is not foreign
 
 
-@pytest.mark.parametrize("told", [False, True], ids=["polled", "told"])
-def test_calls_explain_times_with_an_event(told):
-    assert judge(call, told=told)
+@pytest.mark.parametrize("foreign", [False, True], ids=["polled", "event"])
+def test_calls_explain_times_with_an_event(foreign):
+    assert judge(call, foreign=foreign)
 
 
 @pytest.mark.parametrize("name", ["queued_bytes", "durable_stores"])
 def test_calls_under_way_explain_times(name):
-    assert judge(lambda own, file: setattr(file, name, 1), told=True)
+    assert judge(lambda own, file: setattr(file, name, 1), foreign=True)
 
 
 @pytest.mark.parametrize("name", ["touches", "touching"])
 def test_touched_pages_explain_times(name):
     assert judge(lambda own, file: setattr(file, name, 1))
-    assert not judge(lambda own, file: setattr(file, name, 1), told=True)
+    assert not judge(lambda own, file: setattr(file, name, 1), foreign=True)
 
 
 def test_writable_memory_explains_times():
@@ -101,11 +102,11 @@ def test_writable_memory_explains_times():
         file.mapping.writable_leases = 1
 
     assert judge(lend)
-    assert not judge(lend, told=True)
+    assert not judge(lend, foreign=True)
 
 
 def test_resize_explains_its_own_size_only():
-    assert judge(resize, replace(TOUCHED, size=200), told=True)
+    assert judge(resize, replace(TOUCHED, size=200), foreign=True)
     assert not judge(resize, replace(TOUCHED, size=300))
     assert not judge(store, replace(TOUCHED, size=200))
 
@@ -121,7 +122,7 @@ def test_size_of_a_file_never_resized():
     before = own.sample(INODE)
     resize(own, file)
     new = replace(TOUCHED, size=100)
-    assert not is_own(OLD, new, before, own.sample(INODE), told=False)
+    assert not is_own(OLD, new, before, own.sample(INODE), foreign=False)
 
 
 @pytest.mark.parametrize("name", ["mode", "links", "user", "group", "inode", "device"])
@@ -136,7 +137,7 @@ def test_stores_do_not_hide_others_changes():
     before = own.sample(INODE)
     store(own, file)
     new = replace(TOUCHED, mode=0o100600)
-    old = subtract_own(OLD, new, before, own.sample(INODE), told=False)
+    old = subtract_own(OLD, new, before, own.sample(INODE), event_is_foreign=False)
     assert classify(old, new) is ChangeKind.METADATA
 
 
@@ -157,7 +158,7 @@ def test_close_of_idle_file_beside_another():
     own.add(other)
     before = own.sample(INODE)
     own.remove(other)
-    assert not is_own(OLD, TOUCHED, before, own.sample(INODE), told=False)
+    assert not is_own(OLD, TOUCHED, before, own.sample(INODE), foreign=False)
 
 
 def test_close_of_last_file_explains_times():
@@ -168,9 +169,9 @@ def test_open_explains_nothing():
     own = OwnChanges()
     before = own.sample(INODE)
     own.add(opened())
-    assert not is_own(OLD, TOUCHED, before, own.sample(INODE), told=False)
+    assert not is_own(OLD, TOUCHED, before, own.sample(INODE), foreign=False)
     own.add(opened(size_changed=True))
-    assert is_own(OLD, TOUCHED, before, own.sample(INODE), told=True)
+    assert is_own(OLD, TOUCHED, before, own.sample(INODE), foreign=True)
 
 
 def test_remove_of_unknown_does_nothing():
@@ -184,7 +185,7 @@ def grow(own, file):
 
 
 def test_growth_explains_its_own_size_only():
-    assert judge(grow, replace(TOUCHED, size=200), told=True)
+    assert judge(grow, replace(TOUCHED, size=200), foreign=True)
     assert not judge(grow, replace(TOUCHED, size=300))
     assert not judge(grow, replace(TOUCHED, size=100))
 
@@ -194,7 +195,7 @@ def test_memory_given_back_explains_times():
         file.mapping.ended_leases += 1
 
     assert judge(lend)
-    assert not judge(lend, told=True)
+    assert not judge(lend, foreign=True)
 
 
 def test_closed_files_size_counts_once():
@@ -206,10 +207,10 @@ def test_closed_files_size_counts_once():
     own.remove(file)
     after = own.sample(INODE)
     new = replace(TOUCHED, size=200)
-    assert is_own(OLD, new, before, after, told=True)
-    assert subtract_own(OLD, new, after, own.sample(INODE), told=True).size == OLD.size
+    assert is_own(OLD, new, before, after, foreign=True)
+    assert subtract_own(OLD, new, after, own.sample(INODE), event_is_foreign=True).size == OLD.size
     shorter = replace(TOUCHED, size=150)  # shorter than what we left, longer than what it was
-    old = subtract_own(OLD, shorter, before, after, told=True)
+    old = subtract_own(OLD, shorter, before, after, event_is_foreign=True)
     assert classify(old, shorter) is ChangeKind.TRUNCATED
 
 
@@ -229,13 +230,13 @@ def test_size_changing_decides_nothing(act):
 
 def test_resize_ending_meanwhile_stats_again(tmp_path, monkeypatch):
     """The first stat finds the size before last, which none of the samples has."""
-    path, told = tmp_path / "file", []
+    path, found = tmp_path / "file", []
     path.write_bytes(bytes(100))
     inode = Identity.of(path.stat())
-    own, file, entry = OwnChanges(), opened(inode), Entry(str(path))
+    own, file, watched = OwnChanges(), opened(inode), WatchedPath(str(path))
     own.add(file)
-    looker = Looker(own, lambda _, change: told.append(change), lambda _: None)
-    looker.begin(entry)
+    differ = StatDiffer(own, lambda _, change: found.append(change), lambda _: None)
+    differ.begin(watched)
 
     def change(size):
         os.truncate(path, size)
@@ -250,21 +251,21 @@ def test_resize_ending_meanwhile_stats_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr("aiommap._watch.stat_differ.stat_of", stat_and_resize)
     change(300)
-    looker.look(entry, "poll")
-    assert not told
-    assert entry.state.size == 200
+    differ.compare(watched, "poll")
+    assert not found
+    assert watched.state.size == 200
     os.truncate(path, 300)  # now by somebody else
     monkeypatch.undo()
-    looker.look(entry, "poll")
-    assert [(one.kind, one.old.size) for one in told] == [(ChangeKind.GROWN, 200)]
+    differ.compare(watched, "poll")
+    assert [(one.kind, one.old.size) for one in found] == [(ChangeKind.GROWN, 200)]
 
 
 def test_resize_during_first_state_is_ours(tmp_path, monkeypatch):
-    path, told = tmp_path / "file", []
+    path, found = tmp_path / "file", []
     path.write_bytes(bytes(100))
     own, file = OwnChanges(), opened(Identity.of(path.stat()))
     own.add(file)
-    looker = Looker(own, lambda _, change: told.append(change), lambda _: None)
+    differ = StatDiffer(own, lambda _, change: found.append(change), lambda _: None)
 
     def stat_and_resize(name):
         found = os.stat(name)
@@ -275,23 +276,23 @@ def test_resize_during_first_state_is_ours(tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr("aiommap._watch.stat_differ.stat_of", stat_and_resize)
-    entry = Entry(str(path))
-    looker.begin(entry)
-    looker.look(entry, "event")
-    assert not told
-    assert entry.state.size == 200
+    watched = WatchedPath(str(path))
+    differ.begin(watched)
+    differ.compare(watched, "event")
+    assert not found
+    assert watched.state.size == 200
 
 
 def test_event_before_first_state_is_ours(tmp_path):
     """It is on its way when the state is taken, and what we store then moves the times."""
-    path, told = tmp_path / "file", []
+    path, found = tmp_path / "file", []
     path.write_bytes(bytes(100))
-    own, file, entry = OwnChanges(), opened(Identity.of(path.stat())), Entry(str(path))
+    own, file, watched = OwnChanges(), opened(Identity.of(path.stat())), WatchedPath(str(path))
     own.add(file)
-    looker = Looker(own, lambda _, change: told.append(change), lambda _: None)
+    differ = StatDiffer(own, lambda _, change: found.append(change), lambda _: None)
     file.offloaded_writes += 1
-    looker.begin(entry)
+    differ.begin(watched)
     file.mapping.sequence += 1
     os.utime(path)
-    looker.look(entry, "event")
-    assert not told
+    differ.compare(watched, "event")
+    assert not found

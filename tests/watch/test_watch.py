@@ -11,7 +11,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import ChangeKind, FlushPolicy
-from aiommap._watch import stat_differ as _looking
+from aiommap._watch import stat_differ as _stat_differ
 from tests.support.watching import (
     expect,
     fence,
@@ -57,31 +57,32 @@ async def test_own_odd_size_below_growth(path):
 
 
 async def test_own_growth_after_a_refresh(path, monkeypatch):
-    look, rested, looked = _looking.Looker.look, threading.Event(), threading.Event()
+    compare = _stat_differ.StatDiffer.compare
+    rested, compared = threading.Event(), threading.Event()
 
-    def look_later(looker, entry, source):
+    def compare_later(differ, watched, source):
         rested.wait(20)
-        look(looker, entry, source)
-        looked.set()
+        compare(differ, watched, source)
+        compared.set()
 
     async with aiommap.open(path, "r+", capacity=64 * PAGE) as f, f.watch() as changes:
-        monkeypatch.setattr(_looking.Looker, "look", look_later)
+        monkeypatch.setattr(_stat_differ.StatDiffer, "compare", compare_later)
         with f.view(growable=True) as view:
             view.memory[20 * PAGE] = 1
         await f.refresh()
         rested.set()
-        assert await anyio.to_thread.run_sync(looked.wait, 20)
+        assert await anyio.to_thread.run_sync(compared.wait, 20)
         await fence(path, changes)
 
 
 async def test_own_growth_while_watching_begins(path, monkeypatch):
-    begin = _looking.Looker.begin
+    begin = _stat_differ.StatDiffer.begin
 
-    def begin_and_grow(looker, entry):
-        begin(looker, entry)
+    def begin_and_grow(differ, watched):
+        begin(differ, watched)
         memory[20 * PAGE] = 1
 
-    monkeypatch.setattr(_looking.Looker, "begin", begin_and_grow)
+    monkeypatch.setattr(_stat_differ.StatDiffer, "begin", begin_and_grow)
     async with aiommap.open(path, "r+", capacity=64 * PAGE) as f:
         memory = f.view(growable=True).memory
         async with f.watch() as changes:

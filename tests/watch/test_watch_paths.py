@@ -10,7 +10,7 @@ import pytest
 
 import aiommap
 from aiommap import ChangeKind
-from aiommap._watch.path_resolution import Router, is_remote
+from aiommap._watch.path_resolution import PathResolver, is_remote
 from tests.support.watching import fetch, missing, reach, size, watch
 
 pytestmark = pytest.mark.anyio
@@ -23,11 +23,11 @@ async def hub():
 
 
 def route(path):
-    found = Router().route(str(path))
-    return list(found.names), found.whole
+    found = PathResolver().resolve(str(path))
+    return list(found.names), found.exists
 
 
-# Routes.
+# Resolving.
 
 
 def test_plain_path_resolves_by_its_name(tmp_path):

@@ -238,7 +238,7 @@ async def test_cancel_ends_the_subscription(path):
             assert watcher._paths
             tasks.cancel_scope.cancel()
         assert not watcher._paths
-        assert not watcher._running
+        assert not watcher._threads
 
 
 @pytest.mark.parametrize("what", ["file", "hub"])
@@ -273,7 +273,7 @@ async def test_second_waiting_task_is_refused(path):
         with anyio.fail_after(20):
             async with anyio.create_task_group() as group:
                 group.start_soon(iterate)
-                await until(lambda: changes._subscriber._arrived is not None)
+                await until(lambda: changes._arrived is not None)
                 with pytest.raises(anyio.BusyResourceError, match="call watch"):
                     await anext(changes)
                 os.truncate(path, PAGE)

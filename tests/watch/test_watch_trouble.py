@@ -13,10 +13,11 @@ import pytest
 
 import aiommap
 from aiommap import ChangeKind
-from aiommap._watch import notifier as _watch_set
+from aiommap._watch import notifier as _notifier
 from aiommap._watch import scanner as _scanner
-from aiommap._watch import stat_differ as _looking
-from aiommap._watch import watcher as _watching
+from aiommap._watch import stat_differ as _stat_differ
+from aiommap._watch import watched_path as _watched_path
+from aiommap._watch import watcher as _watcher
 from aiommap._watch.attribution import OwnChanges
 from tests.support.watching import Deaf, fetch, missing, reach, size, watch
 
@@ -55,7 +56,7 @@ async def test_refusing_kernel_is_polled(hub, tmp_path, monkeypatch, caplog):
     path.write_bytes(b"x")
     with monkeypatch.context() as patch:
         patch.setattr(_rust_notify, "RustNotify", refuse)
-        patch.setattr(_watch_set, "RETRY_SECONDS", 0.05)
+        patch.setattr(_notifier, "RETRY_SECONDS", 0.05)
         async with watch(hub, path) as changes:
             os.truncate(path, 5)
             assert (await fetch(changes)).source == "poll"
@@ -112,7 +113,7 @@ async def test_notifier_is_not_asked_without_thread(hub, tmp_path, monkeypatch):
     path.write_bytes(b"x")
     monkeypatch.setattr(_rust_notify, "RustNotify", Deaf)
     monkeypatch.setattr(Deaf, "__init__", lambda *_: os.abort())
-    monkeypatch.setattr(_watch_set, "check_threads", refuse)
+    monkeypatch.setattr(_notifier, "check_threads", refuse)
     async with watch(hub, path) as changes:
         os.truncate(path, 5)
         assert (await fetch(changes)).source == "poll"
@@ -128,7 +129,7 @@ async def test_watching_ends_while_it_wakes_others(notify):
         return True
 
     scanner = _scanner.Scanner(OwnChanges(), deliver, notify=notify)
-    scanner.add(_looking.Entry("/"), None, None)
+    scanner.add(_watched_path.WatchedPath("/"), None, None)
     with anyio.fail_after(20):
         await anyio.to_thread.run_sync(scanner.run, abandon_on_cancel=True)
 
@@ -140,7 +141,7 @@ async def test_watching_without_thread_says_so(hub, tmp_path, monkeypatch):
     path = tmp_path / "f"
     path.write_bytes(b"x")
     with monkeypatch.context() as patches, anyio.fail_after(20):
-        patches.setattr(_watching, "run_in_thread", refuse)
+        patches.setattr(_watcher, "run_in_thread", refuse)
         with pytest.raises(RuntimeError, match="can't start new thread"):
             await hub.watch(path).__aenter__()
         with pytest.raises(RuntimeError, match="can't start new thread"):
@@ -184,28 +185,28 @@ async def test_polling_can_be_forced(hub, tmp_path, monkeypatch):
     path = tmp_path / "f"
     path.write_bytes(b"x")
     async with watch(hub, path) as changes:
-        assert not hub._watcher._running[False].scanner._set.notifier
+        assert not hub._watcher._threads[False].scanner._watches.notifier
         for length in (5, 6):
             os.truncate(path, length)
             assert (await fetch(changes)).source == "poll"
 
 
 async def test_network_file_systems_have_a_thread(hub, tmp_path, monkeypatch):
-    from aiommap._watch import watcher as _watching
+    from aiommap._watch import watcher as _watcher
 
-    monkeypatch.setattr(_watching, "is_remote", lambda path: path.endswith("remote"))
+    monkeypatch.setattr(_watcher, "is_remote", lambda path: path.endswith("remote"))
     for name in ("remote", "local"):
         (tmp_path / name).write_bytes(b"x")
     async with (
         watch(hub, tmp_path / "remote") as remote,
         watch(hub, tmp_path / "local") as local,
     ):
-        assert len(hub._watcher._running) == 2
+        assert len(hub._watcher._threads) == 2
         os.truncate(tmp_path / "remote", 5)
         assert (await fetch(remote)).source == "poll"
         os.truncate(tmp_path / "local", 5)
         assert (await fetch(local)).source == "event"
-    assert not hub._watcher._running
+    assert not hub._watcher._threads
 
 
 # Many, and while the set changes.
@@ -298,22 +299,22 @@ async def test_large_batch_is_followed_by_a_scan(hub, tmp_path, monkeypatch):
     [("6.12.9-arch1", True), ("5.15.0-91-generic", True), ("6.13.0", False), ("7.0-rc1", False)],
 )
 def test_coarse_file_times_are_known(release, coarse):
-    assert _looking._has_coarse_times(release) is coarse
+    assert _watched_path._has_coarse_times(release) is coarse
 
 
 async def test_second_change_within_a_coarse_tick(hub, tmp_path, monkeypatch):
     """Simulated by a stat that goes on showing the state after the first of two changes."""
     path = tmp_path / "f"
     path.write_bytes(b"x")
-    monkeypatch.setattr(_looking, "COARSE_TIMES", True)
-    monkeypatch.setattr(_looking, "TICK_NS", 10**12)
+    monkeypatch.setattr(_watched_path, "COARSE_TIMES", True)
+    monkeypatch.setattr(_watched_path, "TICK_NS", 10**12)
     monkeypatch.setattr(_scanner, "POLL_SECONDS", 1e9)
     async with watch(hub, path) as changes:
         os.truncate(path, 5)
         first = (await reach(changes, size(5)))[0]
         assert first is ChangeKind.GROWN
         frozen = os.stat(path)
-        monkeypatch.setattr(_looking, "stat_of", lambda _: frozen)
+        monkeypatch.setattr(_stat_differ, "stat_of", lambda _: frozen)
         os.truncate(path, 4)
         os.truncate(path, 5)
         change = await fetch(changes)

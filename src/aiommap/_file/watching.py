@@ -17,8 +17,8 @@ from .._flush.background import BackgroundFlush
 from .._flush.flusher import Flusher
 from .._runtime.callbacks import Listeners, Subscription
 from .._watch.changes import Change
-from .._watch.stat_differ import TICK_NS
 from .._watch.subscriptions import DEFAULT_BUFFER, Changes, ErrorCallback, call_on_change
+from .._watch.watched_path import TICK_NS
 from .._watch.watcher import Watcher
 from .reopening import Retired, Surroundings, bring_home
 from .resizing import Resizer, change_size
@@ -46,7 +46,7 @@ class FileWatch:
             buffer=buffer,
             poll_interval=poll_interval,
             since=self._since(called_ns),
-            ended=self._forget,
+            on_end=self._forget,
         )
         self._subscribers[changes] = None
         return changes

@@ -1,18 +1,18 @@
-"""Which changes of a file are our own: activity of the hub's open files, and what it explains.
+"""Which changes of a file are our own: what the open files of this hub did, and what that explains.
 
-The kernel does not say who changed a file, so this is decided from two *samples* of what this
-hub's files did, one from before the earlier stat and one from after the later one.
+The kernel does not say who changed a file. So two *samples* of what this hub's files did decide it:
+one from before the earlier stat, and one from after the later stat.
 
 Invariants.
-  1  Times that moved are our own doing if a file of this hub that is the same inode stored,
-      resized or was about to in between; if the kernel told of an event, mapped stores do not
-      count, since it tells of none of them.
-  2  Another size is our own doing only if one of our resizes, or the growth that a store through
-      a growable view brought about, ended in between and left just it.
-  3  Another inode, owner, permission or number of links is never our own doing.
-  4  While a resize or growth of ours is under way, or if one ended while the later stat was made,
-      nothing can be said: one looks again afterwards. So the later stat stands between two samples.
-  5  A file that was closed is kept in account while another of its inode is open.
+  1  A change of the times is ours if one of our files on that inode stored or resized, or was about
+     to, between the two samples. If an inotify event reported the change, mapped stores do not
+     count: they raise no event.
+  2  A change of the size is ours only if one of our resizes, or a store of ours through a growable
+     view, ended between the two samples and left exactly that size.
+  3  A change of inode, owner, permissions or number of links is never ours.
+  4  While a resize or growth of ours runs, or if one ended during the later stat, a change cannot
+     be attributed: the caller compares again. So the later stat stands between two samples.
+  5  A closed file stays in the account while another file of its inode is open.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from typing import NamedTuple
 from .._core.file_state import FileState, Identity
 from .._core.own_activity import OwnActivity
 
-#: So many files of an inode are remembered once they are closed, for the size that they left.
+#: How many closed files of an inode are remembered, for the size that each left.
 CLOSED_FILES = 8
 
 
 class SizeLeft(NamedTuple):
-    """The size that one file left the inode with; equal to another one if it changed none since.
+    """The size to which one file last changed the inode; equal until it changes the size again.
 
-    Growth by a store is counted by nobody, but until the next resize each is longer than the last.
+    Nothing counts growth by a store, but until the next resize each growth makes the file longer.
     """
 
     number: int
@@ -45,9 +45,9 @@ class SizeLeft(NamedTuple):
 class Sample:
     """What the files of one inode had done at one moment.
 
-    ``stores`` counts mapped stores, of which the kernel tells nobody, and ``calls`` all that it
-    tells of; ``storing`` and ``calling`` say whether more of it was under way. ``left`` has the
-    files that ever changed the size.
+    ``stores`` counts mapped stores, which raise no event, and ``calls`` the system calls that raise
+    one; ``storing`` and ``calling`` say whether more were under way. ``left`` has the files that
+    ever changed the size.
     """
 
     stores: int
@@ -70,8 +70,8 @@ class _Files(NamedTuple):
 class OwnChanges:
     """The writable files of one hub, by inode.
 
-    Files come and go on the loop thread; samples are taken in any thread, which is safe because
-    what there is of an inode is replaced as a whole and never changed.
+    The loop thread adds and removes files; any thread takes samples. That is safe because the loop
+    thread replaces the entry of an inode as a whole, and never changes one.
     """
 
     __slots__ = ("_files", "_numbers")
@@ -81,13 +81,13 @@ class OwnChanges:
         self._numbers = itertools.count()
 
     def add(self, file: OwnActivity) -> None:
-        """Count what a file does from now on."""
+        """Count from now on what a file does."""
         files = self._files.get(file.identity, _Files())
         opened = (*files.opened, (next(self._numbers), file))
         self._files[file.identity] = files._replace(opened=opened)
 
     def remove(self, file: OwnActivity) -> None:
-        """Keep what a file has done, and let go of it."""
+        """Forget a file, but remember what it has done (attribution.5)."""
         files = self._files.get(file.identity, _Files())
         closed = [entry for entry in files.opened if entry[1] is file]
         if not closed:
@@ -104,12 +104,12 @@ class OwnChanges:
         )
 
     def sample(self, inode: Identity) -> Sample | None:
-        """Say what this hub's files of an inode have done so far; None if it has none."""
+        """Return what this hub's files of an inode have done so far; None if there is none."""
         entry = self._files.get(inode)
         if entry is None:
             return None
         files = [file for _, file in entry.opened]
-        # First, so that a change which this does not see under way is seen below.
+        # Before the rest: ``left`` shows a resize that begins after this.
         resizing = any(file.being_resized for file in files)
         return Sample(
             stores=entry.stores + sum(map(_stores, files)),
@@ -122,7 +122,7 @@ class OwnChanges:
 
 
 def _stores(file: OwnActivity) -> int:
-    mapping = file.mapping  # what was stored through memory that was lent is told by nothing else
+    mapping = file.mapping  # nothing else counts stores through the memory of a view
     return mapping.sequence + mapping.ended_leases + file.touches
 
 
@@ -145,9 +145,9 @@ def size_is_stable(before: Sample | None, after: Sample | None) -> bool:
 
 
 def made_syscalls(before: Sample | None, after: Sample | None) -> bool:
-    """Tell whether we may have done something that the kernel tells watchers of."""
+    """Tell whether we may have made a system call that raises an event."""
     if after is None:
-        return before is not None  # closed meanwhile, with whatever that flushed
+        return before is not None  # closed meanwhile, and closing flushes
     before = before or _NOTHING
     moved = before.calls != after.calls or not after.left <= before.left
     return moved or before.calling or after.calling
@@ -162,7 +162,7 @@ def stored_mapped(before: Sample | None, after: Sample | None) -> bool:
 
 
 def _left(old: int, new: int, before: Sample | None, after: Sample | None) -> int:
-    """Say which size we left the file with; what it has now, where that is one of several."""
+    """Return the size that we left; the present size if it is one of several that we left."""
     if after is None:
         return new if before is not None and before.resizing else old
     sizes = {left.size for left in after.left - (before or _NOTHING).left}
@@ -170,14 +170,21 @@ def _left(old: int, new: int, before: Sample | None, after: Sample | None) -> in
 
 
 def subtract_own(
-    old: FileState, new: FileState, before: Sample | None, after: Sample | None, *, told: bool
+    old: FileState,
+    new: FileState,
+    before: Sample | None,
+    after: Sample | None,
+    *,
+    event_is_foreign: bool,
 ) -> FileState:
-    """Return the old state with what we did ourselves put in: equal to the new one if that is all.
+    """Return the old state with our own changes applied: equal to the new one if all are ours.
 
     Args:
-        told: whether an event of the kernel led here, and none that our own calls may have made.
+        event_is_foreign: whether an event led here that no system call of ours can have raised.
     """
     size = _left(old.size, new.size, before, after)
-    if not (made_syscalls(before, after) or (not told and stored_mapped(before, after))):
+    if not (
+        made_syscalls(before, after) or (not event_is_foreign and stored_mapped(before, after))
+    ):
         return replace(old, size=size)
     return replace(old, size=size, mtime_ns=new.mtime_ns, ctime_ns=new.ctime_ns)

@@ -1,8 +1,9 @@
-"""What the kernel watches for a scanner: the directories on the routes of all its entries.
+"""The directories that the kernel watches for a scanner, and the notifier that reads its events.
 
-The notifier's set of directories cannot be changed, so another one is made while the old one is
-still there. Nothing slips through between the two if everything is looked at afterwards (I11),
-which is up to the caller. Scanner thread only.
+A change of any name on the way to a watched path can redirect it, so the kernel watches all the
+directories that hold those names. The notifier cannot change its set of directories. So a new one
+starts before the old one is closed. Events between the two are not lost if the caller compares all
+paths afterwards (I11). Scanner thread only.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ import math
 import os
 import time
 from collections.abc import Iterable
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
 from .._core.file_state import Identity
 from .._logs import WATCHING
 from .._runtime.threads import check_threads
-from .path_resolution import Route, Router
+from .path_resolution import PathResolver
+from .watched_path import WatchedPath
 
-#: After the kernel refused to watch, it is asked again.
+#: How long after a refusal the kernel is asked again.
 RETRY_SECONDS = 5.0
 
 
@@ -29,7 +31,7 @@ class Stop(Protocol):
 
 
 class Notifier(Protocol):
-    """watchfiles' native class, as far as it is used."""
+    """The part of watchfiles' native class that is used here."""
 
     def watch(
         self, debounce_ms: int, step_ms: int, timeout_ms: int, stop_event: Stop
@@ -37,20 +39,8 @@ class Notifier(Protocol):
     def close(self) -> None: ...
 
 
-class Routed(Protocol):
-    """Something with a path, and the way there."""
-
-    path: str
-    route: Route | None
-
-    def __hash__(self) -> int: ...
-
-
-Entry = TypeVar("Entry", bound=Routed)
-
-
-class WatchSet(Generic[Entry]):
-    """Entries by the names that decide them, and the notifier that watches those names.
+class DirectoryWatches:
+    """Watched paths by the names that decide them, and the notifier that watches those names.
 
     Args:
         notify: whether to ask the kernel at all.
@@ -59,9 +49,9 @@ class WatchSet(Generic[Entry]):
     def __init__(self, *, notify: bool) -> None:
         self._notify = notify
         self._retry_at = -math.inf
-        self._entries: dict[str, set[Entry]] = {}
-        #: Entries whose route is to be found, or found again.
-        self._astray: set[Entry] = set()
+        self._by_name: dict[str, set[WatchedPath]] = {}
+        #: Paths that are not resolved yet, or have to be resolved again.
+        self._unresolved: set[WatchedPath] = set()
         #: Watched directories, and which inode each of them was.
         self._inodes: dict[str, Identity] = {}
         #: All paths of a directory that is watched under one of them: the kernel knows inodes.
@@ -71,77 +61,78 @@ class WatchSet(Generic[Entry]):
 
     @property
     def directories(self) -> Iterable[str]:
-        """What is watched, or would be if the kernel had not refused."""
+        """The watched directories; those to watch if the kernel has refused."""
         return self._inodes
 
     @property
     def incomplete(self) -> bool:
-        """Whether ``rebuild`` has something to do: until then, an entry may not be watched."""
+        """Whether ``rebuild`` is due: until then, a path may not be watched."""
         if self._incomplete or not self._notify or self.notifier is not None:
             return self._incomplete
-        return bool(self._entries) and time.monotonic() >= self._retry_at
+        return bool(self._by_name) and time.monotonic() >= self._retry_at
 
-    def add(self, entry: Entry) -> None:
-        """Watch an entry from the next ``find_routes`` on."""
-        self._astray.add(entry)
+    def add(self, watched: WatchedPath) -> None:
+        """Watch a path from the next ``resolve_pending`` on."""
+        self._unresolved.add(watched)
 
-    def discard(self, entry: Entry) -> None:
-        """Watch an entry no longer."""
-        self._astray.discard(entry)
-        self._unname(entry)
+    def discard(self, watched: WatchedPath) -> None:
+        """Watch a path no longer."""
+        self._unresolved.discard(watched)
+        self._remove_names(watched)
 
-    def find_routes(self) -> None:
-        """Find the way to whatever was added or has to be found again."""
-        if not self._astray:
+    def mark_unresolved(self, watched: WatchedPath) -> None:
+        """Resolve a path again if anything but the file itself may have redirected it."""
+        resolved = watched.resolved
+        if resolved is None or not resolved.exists or len(resolved.names) > 1:
+            self._unresolved.add(watched)
+
+    def mark_stale(self, directory: str) -> None:
+        """Note that another directory than the watched one is at its path now."""
+        self._inodes.pop(directory, None)
+        self._incomplete = self._notify
+        for name, group in self._by_name.items():
+            if os.path.dirname(name) == directory:
+                self._unresolved.update(group)
+        self.resolve_pending()
+
+    def is_stale(self, directory: str) -> bool:
+        """Tell whether the watched directory is not at its path any more."""
+        return identity_of(directory) != self._inodes.get(directory)
+
+    def resolve_pending(self) -> None:
+        """Resolve the paths that were added or marked."""
+        if not self._unresolved:
             return
-        router = Router()
-        for entry in self._astray:
-            self._unname(entry)
-            entry.route = router.route(entry.path)
-            for name in entry.route.names:
-                self._entries.setdefault(name, set()).add(entry)
-            if self._notify and not self._inodes.keys() >= set(entry.route.directories):
+        resolver = PathResolver()
+        for watched in self._unresolved:
+            self._remove_names(watched)
+            resolved = resolver.resolve(watched.path)
+            watched.resolve_to(resolved)
+            for name in resolved.names:
+                self._by_name.setdefault(name, set()).add(watched)
+            if self._notify and not self._inodes.keys() >= set(resolved.directories):
                 self._incomplete = True
-        self._astray.clear()
+        self._unresolved.clear()
 
     def rebuild(self) -> None:
         """Watch the directories that are needed now."""
         self._incomplete = False
-        needed = {os.path.dirname(name) for name in self._entries}
+        needed = {os.path.dirname(name) for name in self._by_name}
         inodes = {name: inode for name in needed if (inode := identity_of(name)) is not None}
         self._replace_notifier(inodes)
         self._inodes = inodes
-        # A directory may have come or gone while this went on; links may have turned.
-        moved = len(inodes) < len(needed) or any(map(self.has_moved, inodes))
-        self._incomplete = moved
-        for group in self._entries.values():
-            for entry in group:
-                if moved:
-                    self._astray.add(entry)
+        # Directories and links may have changed while the notifier started.
+        stale = len(inodes) < len(needed) or any(map(self.is_stale, inodes))
+        self._incomplete = stale
+        for group in self._by_name.values():
+            for watched in group:
+                if stale:
+                    self._unresolved.add(watched)
                 else:
-                    self.reroute(entry)
-        self.find_routes()
+                    self.mark_unresolved(watched)
+        self.resolve_pending()
 
-    def has_moved(self, directory: str) -> bool:
-        """Tell whether a watched directory is another one by now, or none."""
-        return identity_of(directory) != self._inodes.get(directory)
-
-    def lose(self, directory: str) -> None:
-        """Say that a directory is not the one that is watched under its path."""
-        self._inodes.pop(directory, None)
-        self._incomplete = self._notify
-        for name, entries in self._entries.items():
-            if os.path.dirname(name) == directory:
-                self._astray.update(entries)
-        self.find_routes()
-
-    def reroute(self, entry: Entry) -> None:
-        """Find the way to an entry again if anything but the file itself can have changed it."""
-        route = entry.route
-        if route is None or not route.whole or len(route.names) > 1:
-            self._astray.add(entry)
-
-    def paths(self, name: str) -> Iterable[str]:
+    def aliases(self, name: str) -> Iterable[str]:
         """All the paths that the kernel may mean by a name."""
         if name in self._aliases:
             return self._aliases[name]
@@ -149,29 +140,29 @@ class WatchSet(Generic[Entry]):
         others = self._aliases.get(directory, (directory,))
         return [os.path.join(other, base) for other in others]
 
-    def entries(self, path: str) -> tuple[Entry, ...]:
-        """The entries that a name decides."""
-        return (*self._entries.get(path, ()),)
+    def decided_by(self, name: str) -> tuple[WatchedPath, ...]:
+        """The paths that a change of a name can redirect."""
+        return (*self._by_name.get(name, ()),)
 
     def is_watched(self, path: str) -> bool:
-        """Tell whether a path is one of the directories."""
+        """Tell whether a path is one of the watched directories."""
         return path in self._inodes
 
     def close(self) -> None:
-        """Let go of the notifier."""
+        """Close the notifier."""
         notifier, self.notifier = self.notifier, None
         self._inodes = {}
         self._incomplete = self._notify
         if notifier is not None:
             notifier.close()
 
-    def _unname(self, entry: Entry) -> None:
-        for name in entry.route.names if entry.route else ():
-            others = self._entries.get(name)
+    def _remove_names(self, watched: WatchedPath) -> None:
+        for name in watched.resolved.names if watched.resolved else ():
+            others = self._by_name.get(name)
             if others is not None:
-                others.discard(entry)
+                others.discard(watched)
                 if not others:
-                    del self._entries[name]
+                    del self._by_name[name]
 
     def _replace_notifier(self, inodes: dict[str, Identity]) -> None:
         first: dict[Identity, str] = {}
@@ -189,14 +180,13 @@ class WatchSet(Generic[Entry]):
             self._retry_at = time.monotonic() + RETRY_SECONDS
             return None
         try:
-            # Only here, so that nobody imports it who watches nothing; that takes descriptors, too.
+            # Imported here, so that only a program that watches pays for it; the import needs
+            # descriptors, and may fail.
             from watchfiles._rust_notify import RustNotify  # noqa: PLC0415
 
-            check_threads()  # it starts one, and aborts the process if it gets none
+            check_threads()  # the notifier starts a thread, and aborts the process if it cannot
             made: Notifier = RustNotify(directories, False, False, 0, False, False)
-        except (
-            BaseException
-        ) as error:  # nor can be imported after a chroot; a panic is no Exception
+        except BaseException as error:  # no import after a chroot; a panic is no Exception
             if not isinstance(error, FileNotFoundError):
                 self._retry_at = time.monotonic() + RETRY_SECONDS
                 text = "%d directories cannot be watched by the kernel, so they are polled: %s"
@@ -206,9 +196,9 @@ class WatchSet(Generic[Entry]):
 
 
 def _can_be_watched(directory: str) -> bool:
-    """Tell whether the kernel watches a directory for us, and the notifier can name it.
+    """Tell whether the kernel can watch a directory, and the notifier can name it.
 
-    It has to be readable, and text. Others are polled.
+    The directory has to be readable, and its name to be text. Paths in others are polled.
     """
     try:
         directory.encode()
@@ -218,7 +208,7 @@ def _can_be_watched(directory: str) -> bool:
 
 
 def identity_of(path: str) -> Identity | None:
-    """Tell which file a path names; None if that cannot be found out."""
+    """Return the identity of the file at a path; None if stat(2) fails."""
     try:
         found = os.stat(path)
     except OSError:

@@ -1,4 +1,4 @@
-"""The way the kernel takes from a path to a file: every directory whose change can redirect it.
+"""Resolving a path as the kernel does: every directory whose change can redirect the path.
 
 Worker threads only: everything here asks the file system.
 """
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from .._core.paths import MAX_LINKS
 from .._native import filesystem_type
 
-#: statfs(2) numbers of file systems that others change behind this kernel's back, which then
-#: tells of nothing: NFS, SMB and CIFS, 9p, Ceph, AFS, Coda, GFS2, OCFS2, Lustre, FUSE.
+#: statfs(2) numbers of file systems that other machines or processes change without this kernel
+#: seeing it, so that it raises no event: NFS, SMB and CIFS, 9p, Ceph, AFS, Coda, GFS2, OCFS2,
+#: Lustre, FUSE.
 _REMOTE = frozenset(
     {
         0x6969,
@@ -34,17 +35,17 @@ _REMOTE = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class ResolvedPath:
     """Where a path leads.
 
     Attributes:
         names: full paths of the directory entries that decide it, none of them below a symbolic
             link: each link on the way, and last the file, or the first name that is missing.
-        whole: whether the last of them is the file itself.
+        exists: whether the last of them is the file itself.
     """
 
     names: tuple[str, ...]
-    whole: bool
+    exists: bool
 
     @property
     def directories(self) -> tuple[str, ...]:
@@ -54,42 +55,42 @@ class Route:
 
 #: Where a path ends, the links on the way, and whether that end exists. If it does not, the last
 #: "link" is the name that is missing, or one link more than the kernel follows.
-_Way = tuple[str, tuple[str, ...], bool]
+_Resolution = tuple[str, tuple[str, ...], bool]
 
 
-class Router:
-    """Finds routes, looking only once at what many paths share; for one batch of paths."""
+class PathResolver:
+    """Resolves one batch of paths, and stats only once what several of them share."""
 
     __slots__ = ("_known",)
 
     def __init__(self) -> None:
-        self._known: dict[str, _Way] = {}
+        self._known: dict[str, _Resolution] = {}
 
-    def route(self, path: str) -> Route:
+    def resolve(self, path: str) -> ResolvedPath:
         """Follow a path from the root."""
-        end, links, reached = self._follow(path, 0)
-        return Route((*links, end) if reached else links, reached)
+        end, links, exists = self._follow(path, 0)
+        return ResolvedPath((*links, end) if exists else links, exists)
 
-    def _follow(self, path: str, depth: int) -> _Way:
-        """Go name by name, from the longest part of the path that is known."""
+    def _follow(self, path: str, depth: int) -> _Resolution:
+        """Follow the names, from the longest part of the path that is resolved already."""
         known = path.rstrip("/")
         names: list[str] = []
         while known and known not in self._known:
             known, _, name = known.rpartition("/")
             names.append(name)
-        way = self._known[known] if known else ("/", (), True)
+        found = self._known[known] if known else ("/", (), True)
         while names:
             name = names.pop()
-            way = self._step(way, name, depth)
+            found = self._step(found, name, depth)
             known = f"{known}/{name}"
-            if names and (way[2] or not depth):
-                self._known[known] = way
-        return way
+            if names and (found[2] or not depth):
+                self._known[known] = found
+        return found
 
-    def _step(self, way: _Way, name: str, depth: int) -> _Way:
-        real, links, reached = way
-        if not reached:
-            return way
+    def _step(self, found: _Resolution, name: str, depth: int) -> _Resolution:
+        real, links, exists = found
+        if not exists:
+            return found
         if name in ("", ".", ".."):
             return os.path.dirname(real) if name == ".." else real, links, True
         full = os.path.join(real, name)
@@ -100,17 +101,17 @@ class Router:
             return full, links if plain else (*links, full), plain
         if depth >= MAX_LINKS:
             return full, (*links, full), False
-        end, further, reached = self._follow(os.path.join(real, target), depth + 1)
+        end, further, exists = self._follow(os.path.join(real, target), depth + 1)
         links = (*links, full, *further)
         if len(links) > MAX_LINKS:
             return full, links[: MAX_LINKS + 1], False
-        if reached:
+        if exists:
             self._known[full] = end, (full, *further), True
-        return end, links, reached
+        return end, links, exists
 
 
 def check_watchable(path: str) -> None:
-    """Raise if a path can name nothing that ``open`` would open, whatever comes to be there.
+    """Raise if ``open`` could open nothing at a path, whatever is created there.
 
     Raises:
         OSError: ENOENT if it starts at a directory that was removed; ENAMETOOLONG; ENOTDIR for a

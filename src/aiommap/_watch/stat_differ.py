@@ -1,74 +1,31 @@
-"""Looking at watched paths: stat says what there is, and what this hub did is put out of account.
+"""Comparing watched paths with their files, less what this hub did itself.
 
-Scanner thread only. See ``_watch/scanner`` for when one looks, and ``_watch/attribution`` for what
-is our own.
+Scanner thread only. ``_watch/scanner`` says when a path is compared, ``_watch/attribution`` which
+changes are our own, and ``_watch/watched_path`` what is kept of a path.
 
 Invariants.
-  1  An entry's state is what was last reported, or our own doing since: no difference is ever
-      lost, only merged with a later one, and none is reported twice.
+  1  The state of a path is the one last reported, or our own change since. So no difference is
+     lost, though a later one may join it, and none is reported twice.
 """
 
 from __future__ import annotations
 
 import errno
-import math
 import os
 import time
 from collections.abc import Callable
 
 from .._core.file_state import FileState, Identity
-from .attribution import OwnChanges, Sample, made_syscalls, size_is_stable, subtract_own
+from .attribution import OwnChanges, Sample, size_is_stable, subtract_own
 from .changes import MOVES, Change, ChangeKind, classify
-from .path_resolution import Route
+from .watched_path import WatchedPath, key_of
 
-#: An event may follow the call that caused it by this much.
-EVENT_DELAY_SECONDS = 0.1
-#: So often one looks again at once because a resize of ours came in between.
-LOOKS = 8
-#: The longest tick of a kernel (HZ=100), which is how coarse the times of files may be.
-TICK_NS = 10_000_000
-
-
-class Entry:
-    """One watched path. Belongs to the scanner's thread, but for ``path``."""
-
-    __slots__ = (
-        "called_at",
-        "due",
-        "interval",
-        "key",
-        "known",
-        "live",
-        "path",
-        "recent",
-        "route",
-        "sample",
-        "state",
-        "suspect",
-    )
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.route: Route | None = None
-        self.state: FileState | None = None
-        #: What is compared first: states with the same one are the same.
-        self.key: tuple[int, ...] | None = None
-        self.known = False
-        #: What this hub's files of that inode had done when the state was taken.
-        self.sample: Sample | None = None
-        #: When we last did something that makes the kernel tell of an event.
-        self.called_at = -math.inf
-        #: Whether the file could be changed once more without its times moving.
-        self.recent = False
-        #: Whether a poll found a difference that an event may still tell of.
-        self.suspect = False
-        self.interval = math.inf
-        self.due = math.inf
-        self.live = True
+#: A resize of ours may come between the stat and the samples around it this many times in a row.
+MAX_ATTEMPTS = 8
 
 
 def stat_of(path: str) -> os.stat_result | None:
-    """Look at a path; None if it names nothing."""
+    """Return what stat(2) says of a path; None if it names nothing."""
     try:
         return os.stat(path)
     except OSError as error:
@@ -77,156 +34,107 @@ def stat_of(path: str) -> os.stat_result | None:
         raise
 
 
-def _seen(path: str) -> os.stat_result | None:
-    """Look at a path; None also if it may not be looked at."""
+def _stat_if_allowed(path: str) -> os.stat_result | None:
     try:
         return stat_of(path)
     except OSError:
         return None
 
 
-def _key(found: os.stat_result | None) -> tuple[int, ...] | None:
-    if found is None:
-        return None
-    return (found.st_ctime_ns, found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev)
-
-
-def _has_coarse_times(release: str) -> bool:
-    """Tell whether files that change twice within a tick of the kernel may keep their times.
-
-    Since Linux 6.13 the times that somebody has looked at are told from those of later changes.
-    """
-    numbers = [int(part) for part in release.split("-")[0].split(".")[:2] if part.isdigit()]
-    return numbers < [6, 13]
-
-
-COARSE_TIMES = _has_coarse_times(os.uname().release)
-
-
-def _is_recent(state: FileState | None) -> bool:
-    if not COARSE_TIMES or state is None:
-        return False
-    return abs(time.time_ns() - state.ctime_ns) < 2 * TICK_NS
-
-
-class Looker:
-    """Compares entries with their files.
+class StatDiffer:
+    """Compares watched paths with their files.
 
     Args:
         own: says what this hub's files did.
-        tell: takes a change.
-        reroute: has the way to an entry found again, since its file is another one.
+        report: takes a change.
+        mark_unresolved: called when the file of a path is another one, so that its links may be.
     """
 
-    __slots__ = ("_own", "_reroute", "_tell")
+    __slots__ = ("_mark_unresolved", "_own", "_report")
 
     def __init__(
         self,
         own: OwnChanges,
-        tell: Callable[[Entry, Change], object],
-        reroute: Callable[[Entry], object],
+        report: Callable[[WatchedPath, Change], object],
+        mark_unresolved: Callable[[WatchedPath], object],
     ) -> None:
         self._own = own
-        self._tell = tell
-        self._reroute = reroute
+        self._report = report
+        self._mark_unresolved = mark_unresolved
 
-    def differs(self, entry: Entry) -> bool:
-        """Tell whether there is something to look at, as cheaply as can be."""
+    def differs(self, watched: WatchedPath) -> bool:
+        """Tell whether ``compare`` would find a difference, as cheaply as can be."""
         try:
-            return _key(stat_of(entry.path)) != entry.key
+            return key_of(stat_of(watched.path)) != watched.key
         except OSError:
             return False
 
-    def changed_within(self, entry: Entry, seconds: float) -> bool:
-        """Tell whether the file changed so shortly ago that an event of it may be on its way."""
+    def changed_within(self, watched: WatchedPath, seconds: float) -> bool:
+        """Tell whether the file changed so recently that an event of it may follow."""
         try:
-            found = stat_of(entry.path)
+            found = stat_of(watched.path)
         except OSError:
             return False
         return found is not None and abs(time.time_ns() - found.st_ctime_ns) < seconds * 1e9
 
-    def look(self, entry: Entry, source: str) -> None:
-        """Compare a path with what was last told of it."""
-        if not entry.known:
+    def begin(self, watched: WatchedPath) -> None:
+        """Take the first state of a path."""
+        for _ in range(MAX_ATTEMPTS):
+            found = _stat_if_allowed(watched.path)
+            # The sample comes second. So a store of ours in between counts as somebody else's,
+            # which is better than the reverse.
+            sample = self._sample(found and FileState.of(found))
+            # Neither has a resize in between, but a second stat shows it: then take both again.
+            if key_of(_stat_if_allowed(watched.path)) == key_of(found):
+                break
+        watched.begin(found, sample)
+
+    def compare(self, watched: WatchedPath, source: str) -> None:
+        """Compare a path with the state last reported of it, and report a difference."""
+        if not watched.is_known:
             return  # its first state has not been taken yet
-        entry.suspect = False
-        for _ in range(LOOKS):
-            if self._look_once(entry, source):
+        watched.clear_suspicion()
+        for _ in range(MAX_ATTEMPTS):
+            if self._compare_once(watched, source):
                 break
 
-    def _look_once(self, entry: Entry, source: str) -> bool:
-        """Look; False if nothing can be said now (attribution.4): a later look sees it."""
-        old = entry.state
-        before = self._sample(old)
+    def _compare_once(self, watched: WatchedPath, source: str) -> bool:
+        """Compare; false if our own resize makes that impossible now (attribution.4)."""
+        before = self._sample(watched.state)
         now = time.monotonic()
-        if (before or entry.sample) and made_syscalls(entry.sample, before):
-            entry.called_at = now
+        watched.note_syscalls(watched.sample, before)
         try:
-            found = stat_of(entry.path)
+            found = stat_of(watched.path)
         except OSError:
-            return True  # not to be seen at the moment: EACCES, EIO, ESTALE
-        told = source == "event" and now - entry.called_at > EVENT_DELAY_SECONDS
-        if _key(found) == entry.key:
-            entry.sample = before
-            if told and entry.recent:
-                entry.recent = _is_recent(entry.state)
-                self._tell(entry, _change(entry, ChangeKind.MODIFIED, old, source))
+            return True  # it cannot be seen at the moment: EACCES, EIO, ESTALE
+        foreign = source == "event" and watched.event_is_foreign(now)
+        if key_of(found) == watched.key:
+            if watched.observe_same(before, event_is_foreign=foreign):
+                self._report(watched, watched.change(ChangeKind.MODIFIED, watched.state, source))
             return True
-        return self._compare(entry, found, before, told=told, source=source)
-
-    def _compare(
-        self,
-        entry: Entry,
-        found: os.stat_result | None,
-        before: Sample | None,
-        *,
-        told: bool,
-        source: str,
-    ) -> bool:
-        old, new = entry.state, found and FileState.of(found)
+        old, new = watched.state, found and FileState.of(found)
         if old is not None and new is not None and old.is_same_file(new):
             after = self._sample(old)
             if not size_is_stable(before, after):
                 return False
-            if (after or entry.sample) and made_syscalls(entry.sample, after):
-                entry.called_at, told = time.monotonic(), False
-            old = subtract_own(old, new, entry.sample, after, told=told)
+            if watched.note_syscalls(watched.sample, after):
+                foreign = False
+            old = subtract_own(old, new, watched.sample, after, event_is_foreign=foreign)
         elif new is not None:
             before = self._sample(new)
-        entry.state, entry.key, entry.sample = new, _key(found), before
-        entry.recent = _is_recent(new)
-        self._tell_change(entry, old, source)
+        watched.observe(found, new, before)
+        self._report_difference(watched, old, source)
         return True
 
-    def _tell_change(self, entry: Entry, old: FileState | None, source: str) -> None:
-        new = entry.state
-        kind = classify(old, new)
+    def _report_difference(self, watched: WatchedPath, old: FileState | None, source: str) -> None:
+        kind = classify(old, watched.state)
         if kind is None:
             return
         if kind in MOVES:
-            self._reroute(entry)
-        self._tell(entry, _change(entry, kind, old, source))
-
-    def begin(self, entry: Entry) -> None:
-        """Take the first state."""
-        for _ in range(LOOKS):
-            found = _seen(entry.path)
-            entry.state, entry.key = found and FileState.of(found), _key(found)
-            # Taken afterwards, so a store in between goes for somebody else's: better than the
-            # reverse. What shows by another look is in neither: then both are taken again.
-            entry.sample = self._sample(entry.state)
-            if _key(_seen(entry.path)) == entry.key:
-                break
-        entry.known = True
-        entry.recent = _is_recent(entry.state)
-        if made_syscalls(None, entry.sample):  # an event of that may be on its way
-            entry.called_at = time.monotonic()
+            self._mark_unresolved(watched)
+        self._report(watched, watched.change(kind, old, source))
 
     def _sample(self, state: FileState | None) -> Sample | None:
         if state is None:
             return None
         return self._own.sample(Identity(state.device, state.inode))
-
-
-def _change(entry: Entry, kind: ChangeKind, old: FileState | None, source: str) -> Change:
-    return Change(kind, entry.path, old, entry.state, 0, source, time.time_ns())

@@ -1,11 +1,12 @@
-"""Subscribers of changes: an iterator with a bounded buffer, and callbacks fed from one.
+"""Subscriptions to changes: an iterator with a bounded buffer, and callbacks fed from one.
 
-Everything here runs on the loop thread. Whoever pushes a change never waits and never fails; what
-a subscriber does with it, and how long that takes, is between it and its own buffer.
+Everything here runs on the loop thread. The watcher that pushes a change never waits and never
+fails. A slow subscriber delays nobody else: its own buffer merges what it does not fetch.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -20,130 +21,29 @@ from .._runtime.callbacks import Subscription, call_user
 from .._runtime.event_loop import Event, Waiter
 from .._runtime.loops import spawn_user_task
 from .._runtime.workers import Workers
-from .changes import Change, ChangeBuffer
+from .changes import Change, ChangeBuffer, classify
 
-#: How many changes a subscriber may be behind before they are merged.
+#: How many changes wait for a slow subscriber before they are merged.
 DEFAULT_BUFFER = 64
 
 
-#: Given the state a path had when watching began, says which state to compare that with.
+#: Takes the state of a path when watching began, and returns the state to compare it with.
 Since = Callable[[FileState | None], FileState | None]
 
 
 def from_now(state: FileState | None) -> FileState | None:
-    """Compare with what is found: whatever happened before does not count."""
+    """Compare with the present state: changes before it do not count."""
     return state
 
 
 class Source(Protocol):
-    """Where subscribers get their changes from."""
+    """Where subscriptions get their changes from."""
 
     @property
     def workers(self) -> Workers: ...
-    def begin(self, subscriber: Subscriber) -> None: ...
-    def forget(self, subscriber: Subscriber) -> None: ...
+    def begin(self, changes: Changes, path: str, poll_interval: float | None) -> None: ...
+    def forget(self, changes: Changes, path: str) -> None: ...
     def check_process(self, path: str) -> None: ...
-
-
-class Subscriber:
-    """One subscription, as the watcher sees it.
-
-    Args:
-        path: absolute; need not exist.
-        buffer: how many changes may wait to be fetched before they are merged.
-        poll_interval: seconds between looks that nothing asked for; None for the default.
-        since: says what counts as having happened already when watching began.
-    """
-
-    __slots__ = (
-        "_arrived",
-        "_buffer",
-        "_error",
-        "_started",
-        "ended",
-        "path",
-        "poll_interval",
-        "since",
-    )
-
-    def __init__(
-        self, path: str, *, buffer: int, poll_interval: float | None, since: Since
-    ) -> None:
-        limit = at_least(1, buffer, "buffer", "it has to hold at least 1 change")
-        if poll_interval is not None and seconds(poll_interval, "poll_interval") <= 0:
-            raise ValueError(f"poll_interval is {poll_interval}: give a positive number of seconds")
-        self.path: str = path
-        self.poll_interval: float | None = poll_interval
-        self.since: Since = since
-        self.ended: bool = False
-        self._buffer = ChangeBuffer(limit)
-        self._arrived: Waiter[None] | None = None
-        self._started: Event | None = None
-        self._error: BaseException | None = None
-
-    def push(self, change: Change) -> None:
-        """Hand a change over."""
-        if not self.ended:
-            self._buffer.push(change)
-            self._wake()
-
-    def start(self, error: BaseException | None = None) -> None:
-        """Say that everything from now on will be pushed, or why not."""
-        self._error = error
-        if self._started is not None:
-            self._started.set()
-
-    def end(self) -> None:
-        """Say that there will be no more."""
-        self.ended = True
-        self._wake()
-        self.start(self._error)
-
-    async def wait_started(self, source: Source) -> None:
-        """Begin, and wait for ``start``."""
-        if self._started is not None:
-            raise RuntimeError("a subscription is entered once: call watch() again for another")
-        source.check_process(self.path)
-        self._started = source.workers.event()
-        source.begin(self)
-        await self._started.wait()
-        if self._error is not None:
-            raise self._error
-
-    async def fetch(self, source: Source) -> Change:
-        """Take the oldest change out, once there is one; ends the iteration if there will be none.
-
-        A thousand subscribers may wait here, and wake in the same turn of the loop: what each of
-        them makes anew, the garbage collector goes through in between, at a microsecond apiece.
-        So it is a single coroutine and a single future.
-        """
-        if self._started is None:
-            raise RuntimeError("nothing is watched yet: use async with on what watch() returns")
-        source.check_process(self.path)
-        if self._buffer:
-            await anyio.lowlevel.checkpoint()
-        while not self._buffer:
-            if self.ended:
-                raise StopAsyncIteration
-            if self._arrived is not None:
-                raise anyio.BusyResourceError(
-                    f"fetching changes of {self.path} (call watch() once for each task) from"
-                )
-            self._arrived = source.workers.waiter()
-            try:
-                await self._arrived
-            finally:
-                self._arrived = None
-        return self._buffer.pop()
-
-    def drop(self) -> None:
-        """Forget what was not fetched."""
-        while self._buffer:
-            self._buffer.pop()
-
-    def _wake(self) -> None:
-        if self._arrived is not None and not self._arrived.done():
-            self._arrived.set_result(None)
 
 
 class Changes:
@@ -156,41 +56,68 @@ class Changes:
     It is for one task: a second one that waits for a change meanwhile gets BusyResourceError.
     """
 
-    __slots__ = ("__weakref__", "_ended", "_source", "_subscriber")
+    __slots__ = (
+        "__weakref__",
+        "_arrived",
+        "_buffer",
+        "_error",
+        "_is_ended",
+        "_on_end",
+        "_path",
+        "_poll_interval",
+        "_since",
+        "_source",
+        "_started",
+    )
 
     def __init__(
         self,
         source: Source,
-        subscriber: Subscriber,
-        ended: Callable[[Changes], object] | None = None,
+        path: str,
+        *,
+        buffer: int,
+        poll_interval: float | None,
+        since: Since,
+        on_end: Callable[[Changes], object] | None = None,
     ) -> None:
+        limit = at_least(1, buffer, "buffer", "it has to hold at least 1 change")
+        if poll_interval is not None and seconds(poll_interval, "poll_interval") <= 0:
+            raise ValueError(f"poll_interval is {poll_interval}: give a positive number of seconds")
         self._source = source
-        self._subscriber = subscriber
-        #: Told once that it ended; dropped then, as whoever is told may refer to it.
-        self._ended = ended
+        self._path = path
+        self._poll_interval = poll_interval
+        self._since = since
+        #: Called once, when this ends; dropped then, as the function may refer to this object.
+        self._on_end = on_end
+        self._is_ended = False
+        self._buffer = ChangeBuffer(limit)
+        self._arrived: Waiter[None] | None = None
+        self._started: Event | None = None
+        self._error: BaseException | None = None
 
     @property
     def ended(self) -> bool:
         """Whether nothing more will be found; what was found may still wait to be fetched."""
-        return self._subscriber.ended
+        return self._is_ended
 
     def close(self) -> None:
         """Watch no longer: the iteration ends, and what was not fetched yet is dropped."""
         self.end()
-        self._subscriber.drop()
+        while self._buffer:
+            self._buffer.pop()
 
     def end(self) -> None:
         """Watch no longer: the iteration ends after what was found before."""
-        if not self._subscriber.ended:
-            self._source.forget(self._subscriber)
-        self._subscriber.end()
-        told, self._ended = self._ended, None
-        if told is not None:
-            told(self)
+        if not self._is_ended:
+            self._source.forget(self, self._path)
+        self._finish()
+        on_end, self._on_end = self._on_end, None
+        if on_end is not None:
+            on_end(self)
 
     async def __aenter__(self) -> Self:
         try:
-            await self._subscriber.wait_started(self._source)
+            await self._begin()
         except BaseException:
             self.close()
             raise
@@ -208,7 +135,78 @@ class Changes:
         return self
 
     def __anext__(self) -> Coroutine[Any, Any, Change]:
-        return self._subscriber.fetch(self._source)
+        return self._fetch()
+
+    async def _begin(self) -> None:
+        """Subscribe, and wait until the source calls ``_start``."""
+        if self._started is not None:
+            raise RuntimeError("a subscription is entered once: call watch() again for another")
+        self._source.check_process(self._path)
+        self._started = self._source.workers.event()
+        self._source.begin(self, self._path, self._poll_interval)
+        await self._started.wait()
+        if self._error is not None:
+            raise self._error
+
+    async def _fetch(self) -> Change:
+        """Take the oldest change out once there is one; end the iteration if none will come.
+
+        Thousands of subscribers may wake in one turn of the loop. Each allocates one coroutine and
+        one future, because the garbage collector would scan anything more, at a microsecond apiece.
+        """
+        if self._started is None:
+            raise RuntimeError("nothing is watched yet: use async with on what watch() returns")
+        self._source.check_process(self._path)
+        if self._buffer:
+            await anyio.lowlevel.checkpoint()
+        while not self._buffer:
+            if self._is_ended:
+                raise StopAsyncIteration
+            if self._arrived is not None:
+                raise anyio.BusyResourceError(
+                    f"fetching changes of {self._path} (call watch() once for each task) from"
+                )
+            self._arrived = self._source.workers.waiter()
+            try:
+                await self._arrived
+            finally:
+                self._arrived = None
+        return self._buffer.pop()
+
+    # The source calls these.
+
+    def _push(self, change: Change) -> None:
+        """Buffer a change, and wake the task that waits for one."""
+        if not self._is_ended:
+            self._buffer.push(change)
+            self._wake()
+
+    def _start(self, state: FileState | None) -> None:
+        """Begin with a state: the source pushes every later change."""
+        old = self._since(state)
+        kind = classify(old, state)
+        if kind is not None:
+            self._push(Change(kind, self._path, old, state, 0, "start", time.time_ns()))
+        self._set_started()
+
+    def _fail(self, error: BaseException) -> None:
+        """Raise an error where ``_begin`` waits."""
+        self._error = error
+        self._set_started()
+
+    def _finish(self) -> None:
+        """End the iteration after the buffered changes, as no more will come."""
+        self._is_ended = True
+        self._wake()
+        self._set_started()
+
+    def _set_started(self) -> None:
+        if self._started is not None:
+            self._started.set()
+
+    def _wake(self) -> None:
+        if self._arrived is not None and not self._arrived.done():
+            self._arrived.set_result(None)
 
 
 ChangeCallback = Callable[[Change], object]
@@ -218,7 +216,7 @@ ErrorCallback = Callable[[Exception, Change | None], object]
 def call_on_change(
     changes: Changes, callback: ChangeCallback, on_error: ErrorCallback | None
 ) -> Subscription:
-    """Call a function, sync or async, with each change; a call begins after the last one ended."""
+    """Call a function, sync or async, with each change; one call ends before the next begins."""
     for function in (callback,) if on_error is None else (callback, on_error):
         if not callable(function):
             raise TypeError(f"asked to call {function!r}: pass a function")

@@ -1,14 +1,14 @@
-"""The watcher of a hub: who wants to know of which path, and what is told to whom.
+"""The watcher of a hub: which subscriptions there are to each path, and which changes each gets.
 
-The loop thread's half; the half that looks is ``_watch/scanner``. There are at most two scanners:
-one for paths on local file systems, which asks the kernel, and one for paths on network file
-systems, where a look may hang and must not keep the others waiting.
+The loop thread's half; ``_watch/scanner`` is the other one, which finds the changes. A hub has at
+most two scanners: one for paths on local file systems, which asks the kernel, and one for paths on
+network file systems, where a stat may hang and must not delay the others.
 
 Invariants.
-  1  A scanner runs while there is a path for it, and ends with the last one, with the hub, or
-      with the event loop; the hub's end waits for it.
-  2  A subscriber that began gets every change that is found from then on, and first what its own
-      ``since`` calls a change already.
+  1  A scanner runs while there is a path for it. It ends with the last path, with the hub or with
+     the event loop, and closing the hub waits for that.
+  2  A subscription that has begun gets every change found from then on. If its own ``since`` calls
+     the first state a change, it gets that one first.
   3  A forked child never touches the parent's scanners (I10).
 """
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -30,41 +29,63 @@ from .._runtime.event_loop import Event
 from .._runtime.threads import Forks, run_in_thread
 from .._runtime.workers import Workers
 from .attribution import OwnChanges
-from .changes import Change, classify
 from .path_resolution import check_watchable, is_remote
-from .scanner import POLL_SECONDS, Found, Scanner
-from .stat_differ import Entry
-from .subscriptions import DEFAULT_BUFFER, Changes, Since, Subscriber, from_now
+from .scanner import POLL_SECONDS, Finding, Scanner
+from .subscriptions import DEFAULT_BUFFER, Changes, Since, from_now
+from .watched_path import WatchedPath
 
-#: So many subscribers are told in one turn of the loop.
-TOLD_IN_A_TURN = 64
-
-
-class _Watched:
-    """A path that somebody wants to know of."""
-
-    __slots__ = ("entry", "live", "scanner", "waiting")
-
-    def __init__(self, path: str, scanner: _Running) -> None:
-        self.entry = Entry(path)
-        self.scanner = scanner
-        self.waiting: set[Subscriber] = set()
-        self.live: set[Subscriber] = set()
+#: One turn of the loop pushes at most this many changes, as each wakes a task.
+MAX_PUSHES = 64
 
 
-class _Running:
-    """A scanner with its thread."""
+class _ScannerThread:
+    """A scanner with its thread, and how many paths it has."""
 
-    __slots__ = ("abandoned", "ended", "paths", "remote", "scanner")
+    __slots__ = ("_abandoned", "_paths", "ended", "remote", "scanner")
 
     def __init__(self, scanner: Scanner, ended: Event, *, remote: bool) -> None:
         self.scanner = scanner
-        #: Nobody waits for the end of one that may hang.
+        #: A thread for network file systems may hang, so nobody waits for its end.
         self.remote = remote
         self.ended = ended
-        self.paths = 0
-        #: Ends it if the watcher is garbage before it was closed.
-        self.abandoned: weakref.finalize[..., Watcher] | None = None
+        self._paths = 0
+        self._abandoned: weakref.finalize[..., object] | None = None
+
+    def end_with(self, watcher: Watcher) -> None:
+        """End the thread if the watcher becomes garbage before it was closed."""
+        self._abandoned = weakref.finalize(watcher, self.scanner.end)
+        self._abandoned.atexit = False
+
+    def add_path(self) -> None:
+        """Count one path more."""
+        self._paths += 1
+
+    def remove(self, watched: WatchedPath) -> bool:
+        """Watch a path no longer; true if it was the last one."""
+        self.scanner.remove(watched)
+        self._paths -= 1
+        return not self._paths
+
+    def end(self) -> None:
+        """End the thread soon."""
+        if self._abandoned is not None:
+            self._abandoned.detach()
+        self.scanner.end()
+
+
+class _SubscribedPath:
+    """A path, and its subscriptions."""
+
+    __slots__ = ("live", "thread", "waiting", "watched")
+
+    def __init__(self, path: str, thread: _ScannerThread) -> None:
+        self.watched = WatchedPath(path)
+        self.thread = thread
+        thread.add_path()
+        #: Subscriptions that wait for the first state.
+        self.waiting: set[Changes] = set()
+        #: Subscriptions that get every change.
+        self.live: set[Changes] = set()
 
 
 class Watcher:
@@ -73,30 +94,31 @@ class Watcher:
     Args:
         workers: makes, or checks, the workers of the running loop.
         own: what this hub's files do.
-        seen: told the state of a path whenever it is found to have changed, or was asked for.
+        on_state: called with the state of a path whenever it has changed, or was asked for.
     """
 
     def __init__(
         self,
         workers: Callable[[], Workers],
         own: OwnChanges,
-        seen: Callable[[str, FileState | None], None],
+        on_state: Callable[[str, FileState | None], None],
     ) -> None:
         self._workers = workers
         self._own = own
-        self._seen = seen
+        self._on_state = on_state
         self._bound: Workers | None = None
         self._forks = Forks.count
         self._closed = False
-        self._paths: dict[str, _Watched] = {}
-        self._running: dict[bool, _Running] = {}
-        self._ending: set[_Running] = set()
-        #: Subscribers whose path is being looked up.
-        self._beginning: set[Subscriber] = set()
-        #: What was found and is still to be told, and to whom; in order, a few in each turn.
-        self._telling: deque[Found] = deque()
-        #: Who is still to be told of the first of them.
-        self._told_next: list[Subscriber] | None = None
+        self._paths: dict[str, _SubscribedPath] = {}
+        #: The scanners, by whether they are for network file systems.
+        self._threads: dict[bool, _ScannerThread] = {}
+        self._ending: set[_ScannerThread] = set()
+        #: Subscriptions that begin: a worker looks their path up.
+        self._beginning: set[Changes] = set()
+        #: Findings in their order; each turn of the loop distributes a few.
+        self._findings: deque[Finding] = deque()
+        #: The subscriptions that have not got the first of them yet.
+        self._receivers: list[Changes] | None = None
 
     @property
     def workers(self) -> Workers:
@@ -112,219 +134,219 @@ class Watcher:
         buffer: int = DEFAULT_BUFFER,
         poll_interval: float | None = None,
         since: Since = from_now,
-        ended: Callable[[Changes], object] | None = None,
+        on_end: Callable[[Changes], object] | None = None,
     ) -> Changes:
         """Make a subscription to a path, which need not exist; it begins when it is entered.
 
         Args:
             path: absolute.
             buffer: how many changes may wait to be fetched; beyond that they are merged.
-            poll_interval: seconds between looks for what the kernel does not tell.
-            since: given the state found when watching began, returns the one to compare it with:
-                a difference is the first change.
-            ended: told when the subscription was ended by whoever has it.
+            poll_interval: seconds between polls for changes that raise no event.
+            since: takes the state found when watching began, and returns the state to compare it
+                with; a difference is the first change.
+            on_end: called when the subscriber ends the subscription.
         """
-        subscriber = Subscriber(path, buffer=buffer, poll_interval=poll_interval, since=since)
-        return Changes(self, subscriber, ended)
+        return Changes(
+            self,
+            path,
+            buffer=buffer,
+            poll_interval=poll_interval,
+            since=since,
+            on_end=on_end,
+        )
 
-    def begin(self, subscriber: Subscriber) -> None:
-        """Have a subscriber told of changes, from a moment on that it is told, too."""
+    def begin(self, changes: Changes, path: str, poll_interval: float | None) -> None:
+        """Start a subscription; it hears when it has begun, or why it cannot begin."""
         if self._closed:
             raise anyio.ClosedResourceError("the hub is closed: watch in a new one")
         workers = self.workers
         workers.check_loop()
-        self._beginning.add(subscriber)
-        watched = self._paths.get(subscriber.path)
-        if watched is not None:
-            self._add(subscriber, watched)
+        self._beginning.add(changes)
+        subscribed = self._paths.get(path)
+        if subscribed is not None:
+            self._add(changes, poll_interval, subscribed)
             return
-        ended = partial(self._looked_up, subscriber)
-        workers.start(workers.control, partial(_look_up, subscriber.path), ended)
+        ended = partial(self._looked_up, changes, path, poll_interval)
+        workers.start(workers.control, partial(_look_up, path), ended)
 
     def check_process(self, path: str) -> None:
         """Raise in a forked child of the process that watches (watcher.3)."""
         if self._bound is not None and self._bound.forked:
             raise ForkedError(path)
 
-    def forget(self, subscriber: Subscriber) -> None:
-        """Tell a subscriber nothing more."""
-        self._beginning.discard(subscriber)
-        watched = self._paths.get(subscriber.path)
-        if watched is None:
+    def forget(self, changes: Changes, path: str) -> None:
+        """Push no more changes to a subscription."""
+        self._beginning.discard(changes)
+        subscribed = self._paths.get(path)
+        if subscribed is None:
             return
-        watched.live.discard(subscriber)
-        watched.waiting.discard(subscriber)
-        if watched.live or watched.waiting or self._forks != Forks.count:
+        subscribed.live.discard(changes)
+        subscribed.waiting.discard(changes)
+        if subscribed.live or subscribed.waiting or self._forks != Forks.count:
             return
-        del self._paths[subscriber.path]
-        running = watched.scanner
-        running.scanner.remove(watched.entry)
-        running.paths -= 1
-        if not running.paths:
-            self._end(running)
+        del self._paths[path]
+        if subscribed.thread.remove(subscribed.watched):
+            self._end(subscribed.thread)
 
     async def aclose(self) -> None:
-        """End every subscription, and wait until no thread of ours looks any more."""
+        """End every subscription, and wait until the scanner's thread has ended."""
         self._closed = True
-        if self._telling:
-            self._tell(math.inf)
-        for subscriber in self._beginning:
-            subscriber.end()
-        for watched in self._paths.values():
-            for subscriber in (*watched.live, *watched.waiting):
-                subscriber.end()
+        if self._findings:
+            self._distribute(math.inf)
+        ending = [*self._beginning]
+        for subscribed in self._paths.values():
+            ending += (*subscribed.live, *subscribed.waiting)
+        for changes in ending:
+            changes._finish()  # noqa: SLF001  this is its source
         self._paths.clear()
         if self._forks != Forks.count:
             return
-        for running in list(self._running.values()):
-            self._end(running)
+        for thread in list(self._threads.values()):
+            self._end(thread)
         with anyio.CancelScope(shield=True):
-            for running in list(self._ending):
-                await running.ended.wait()
+            for thread in list(self._ending):
+                await thread.ended.wait()
 
     def _looked_up(
-        self, subscriber: Subscriber, remote: bool | None, error: BaseException | None
+        self,
+        changes: Changes,
+        path: str,
+        poll_interval: float | None,
+        remote: bool | None,
+        error: BaseException | None,
     ) -> None:
-        if subscriber.ended or self._closed:
-            subscriber.end()
+        if changes.ended or self._closed:
+            changes._finish()  # noqa: SLF001  this is its source
             return
         try:
             if error is not None:
                 raise error
-            watched = self._watched(subscriber.path, remote=bool(remote))
+            subscribed = self._subscribed(path, remote=bool(remote))
         except Exception as failure:  # no thread can be started, for one; this is a callback
-            self._beginning.discard(subscriber)
-            subscriber.start(failure)
+            self._beginning.discard(changes)
+            changes._fail(failure)  # noqa: SLF001  this is its source
         else:
-            self._add(subscriber, watched)
+            self._add(changes, poll_interval, subscribed)
 
-    def _watched(self, path: str, *, remote: bool) -> _Watched:
-        watched = self._paths.get(path)
-        if watched is None:
-            running = self._scanner(remote=remote)
-            running.paths += 1
-            watched = self._paths[path] = _Watched(path, running)
-        return watched
+    def _subscribed(self, path: str, *, remote: bool) -> _SubscribedPath:
+        subscribed = self._paths.get(path)
+        if subscribed is None:
+            subscribed = self._paths[path] = _SubscribedPath(path, self._thread(remote=remote))
+        return subscribed
 
-    def _add(self, subscriber: Subscriber, watched: _Watched) -> None:
-        self._beginning.discard(subscriber)
-        watched.waiting.add(subscriber)
-        watched.scanner.scanner.add(watched.entry, subscriber.poll_interval, subscriber)
+    def _add(
+        self, changes: Changes, poll_interval: float | None, subscribed: _SubscribedPath
+    ) -> None:
+        self._beginning.discard(changes)
+        subscribed.waiting.add(changes)
+        subscribed.thread.scanner.add(subscribed.watched, poll_interval, changes)
 
-    def _scanner(self, *, remote: bool) -> _Running:
-        running = self._running.get(remote)
-        if running is not None:
-            return running
+    def _thread(self, *, remote: bool) -> _ScannerThread:
+        """Return the thread for a kind of paths, started if there is none."""
+        thread = self._threads.get(remote)
+        if thread is not None:
+            return thread
         workers, ended = self.workers, self.workers.event()
-        asked = _polling_asked_for()
+        poll_seconds = _requested_poll_seconds()
         scanner = Scanner(
             self._own,
             _deliverer(self, workers),
-            notify=not remote and asked is None,
-            poll_seconds=asked or POLL_SECONDS,
+            notify=not remote and poll_seconds is None,
+            poll_seconds=poll_seconds or POLL_SECONDS,
         )
-        running = _Running(scanner, ended, remote=remote)
-
+        thread = _ScannerThread(scanner, ended, remote=remote)
         ending = self._ending
 
-        def told() -> None:
-            ending.discard(running)
+        def finish() -> None:
+            ending.discard(thread)
             ended.set()
 
         def run() -> None:
             scanner.run()
-            workers.call_from_thread(told)
+            workers.call_from_thread(finish)
 
         run_in_thread(run)
-        self._running[remote] = running
-        running.abandoned = weakref.finalize(self, scanner.end)
-        running.abandoned.atexit = False
-        return running
+        self._threads[remote] = thread
+        thread.end_with(self)
+        return thread
 
-    def _end(self, running: _Running) -> None:
-        del self._running[running.remote]
-        if not running.remote:
-            self._ending.add(running)
-        if running.abandoned is not None:
-            running.abandoned.detach()
-        running.scanner.end()
+    def _end(self, thread: _ScannerThread) -> None:
+        del self._threads[thread.remote]
+        if not thread.remote:
+            self._ending.add(thread)
+        thread.end()
 
-    def receive(self, found: list[Found]) -> None:
+    def receive(self, findings: list[Finding]) -> None:
         """Take what a scanner found; on the loop."""
-        for item in found:
-            watched = self._paths.get(item.entry.path)
-            if watched is None or watched.entry is not item.entry:
+        for finding in findings:
+            if self._subscribed_to(finding) is None:
                 continue
-            self._seen(item.entry.path, item.state)
-            idle = not self._telling
-            self._telling.append(item)
+            self._on_state(finding.watched.path, finding.state)
+            idle = not self._findings
+            self._findings.append(finding)
             if idle:
-                self._tell()
+                self._distribute()
 
-    def _tell(self, most: float = TOLD_IN_A_TURN) -> None:
-        """Tell what was found; the rest in the next turn, as each of many wakes a task."""
-        while self._telling:
-            item = self._telling[0]
-            if self._told_next is None:  # not earlier: who began before this was found is in it
-                self._told_next = self._who_is_told(item)
-            while self._told_next and most > 0:
-                assert item.change is not None
-                self._told_next.pop().push(item.change)
-                most -= 1
-            if self._told_next:
-                self.workers.call_soon(self._tell)
+    def _distribute(self, budget: float = MAX_PUSHES) -> None:
+        """Push findings to their subscriptions; those beyond the budget in the next turn."""
+        while self._findings:
+            finding = self._findings[0]
+            if self._receivers is None:  # now: a subscription that began before it gets it, too
+                self._receivers = self._receivers_of(finding)
+            while self._receivers and budget > 0:
+                assert finding.change is not None
+                self._receivers.pop()._push(finding.change)  # noqa: SLF001  this is its source
+                budget -= 1
+            if self._receivers:
+                self.workers.call_soon(self._distribute)
                 return
-            self._told_next = None
-            self._telling.popleft()
-            self._begun(item)
+            self._receivers = None
+            self._findings.popleft()
+            self._start_waiting(finding)
 
-    def _who_is_told(self, item: Found) -> list[Subscriber]:
-        watched = self._paths.get(item.entry.path)
-        if item.change is None or watched is None or watched.entry is not item.entry:
-            return []
-        return [*watched.live]
+    def _subscribed_to(self, finding: Finding) -> _SubscribedPath | None:
+        """Return the subscriptions to what was found; None if they have ended meanwhile."""
+        subscribed = self._paths.get(finding.watched.path)
+        current = subscribed is not None and subscribed.watched is finding.watched
+        return subscribed if current else None
 
-    def _begun(self, item: Found) -> None:
-        """Begin to tell the subscriber that asked for a state, if that is what was found."""
-        watched, token = self._paths.get(item.entry.path), item.token
-        if item.change is not None or watched is None or watched.entry is not item.entry:
+    def _receivers_of(self, finding: Finding) -> list[Changes]:
+        subscribed = self._subscribed_to(finding)
+        return [] if finding.change is None or subscribed is None else [*subscribed.live]
+
+    def _start_waiting(self, finding: Finding) -> None:
+        """Start the subscription that asked for a state, if the finding is that state."""
+        subscribed, changes = self._subscribed_to(finding), finding.token
+        if finding.change is not None or subscribed is None:
             return
-        if isinstance(token, Subscriber) and token in watched.waiting:
-            watched.waiting.discard(token)
-            watched.live.add(token)
-            self._start(token, item.state)
-
-    def _start(self, subscriber: Subscriber, state: FileState | None) -> None:
-        old = subscriber.since(state)
-        kind = classify(old, state)
-        if kind is not None:
-            now = time.time_ns()
-            subscriber.push(Change(kind, subscriber.path, old, state, 0, "start", now))
-        subscriber.start()
+        if isinstance(changes, Changes) and changes in subscribed.waiting:
+            subscribed.waiting.discard(changes)
+            subscribed.live.add(changes)
+            changes._start(finding.state)  # noqa: SLF001  this is its source
 
 
 def _look_up(path: str) -> bool:
-    """Tell whether a path is one for the scanner of network file systems. Worker threads only."""
+    """Tell whether the scanner for network file systems is to watch a path. Worker threads only."""
     check_watchable(path)
     return is_remote(path)
 
 
-def _deliverer(watcher: Watcher, workers: Workers) -> Callable[[list[Found]], bool]:
-    """Make what hands findings over to the loop, without keeping the watcher alive."""
+def _deliverer(watcher: Watcher, workers: Workers) -> Callable[[list[Finding]], bool]:
+    """Make the function that sends findings to the loop; it does not keep the watcher alive."""
     reference = weakref.ref(watcher)
 
-    def receive(found: list[Found]) -> None:
+    def receive(findings: list[Finding]) -> None:
         alive = reference()
         if alive is not None:
-            alive.receive(found)
+            alive.receive(findings)
 
-    def deliver(found: list[Found]) -> bool:
-        return reference() is not None and workers.call_from_thread(partial(receive, found))
+    def deliver(findings: list[Finding]) -> bool:
+        return reference() is not None and workers.call_from_thread(partial(receive, findings))
 
     return deliver
 
 
-def _polling_asked_for() -> float | None:
+def _requested_poll_seconds() -> float | None:
     """Return the seconds between polls if the environment asks for polling, as watchfiles does."""
     value = os.environ.get("WATCHFILES_FORCE_POLLING", "")
     if not value or value.lower() in ("false", "disable", "disabled"):
