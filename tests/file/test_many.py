@@ -72,3 +72,16 @@ async def test_statistics_of_many_views(path):
         assert found.leases == 200
         assert [lease.offset for lease in found.leased] == [16 * at for at in range(64)]
         del views
+
+
+async def test_close_of_many_files_lets_others_run(path):
+    path.write_bytes(b"data")
+
+    async def calls_to_close(files):
+        async with aiommap.Hub() as hub:
+            for _ in range(files):
+                await hub.open(path)
+            return await calls_at_once(hub.aclose)
+
+    few, many = await calls_to_close(100), await calls_to_close(800)
+    assert many < 4 * few, (few, many)
