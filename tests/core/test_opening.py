@@ -418,16 +418,16 @@ async def test_close_waits_for_late_activities(path):
         closed.append(True)
 
     async with anyio.create_task_group() as group:
-        core.begin_activity()
+        core.lifecycle.begin_activity()
         group.start_soon(close)
         for _ in range(5):
             await anyio.lowlevel.checkpoint()
-        core.end_activity()
-        core.begin_activity()
+        core.lifecycle.end_activity()
+        core.lifecycle.begin_activity()
         for _ in range(50):
             await anyio.lowlevel.checkpoint()
         assert not closed
-        core.end_activity()
+        core.lifecycle.end_activity()
 
 
 async def test_opening_entered_by_one_block_at_a_time(path):
