@@ -103,6 +103,9 @@ class LogWriter:
     ) -> None:
         """Go on in a segment whose byte 4096 has this position."""
 
+    def bind_loop_thread(self) -> None:
+        """Let ``append`` answer in this thread, and in no other."""
+
     def append(self, data: Buffer, /) -> int | None:
         """Store and publish one record, inline; None if it is large or does not fit."""
 

@@ -185,6 +185,17 @@ def drop_caches():
         file.write("1")
 
 
+async def test_standbys_without_tmpfile(mount):
+    """Each has a name of its own, as one may be made while a roll makes another; none stays."""
+    (mount.path / "standby-0123abcd.tmp").touch()  # a crash left it
+    async with Log.open(mount.path, segment_size=SEGMENT) as log:
+        for i in range(60):
+            await log.append(b"%02d" % i * 4000)
+        assert log.statistics().rolls >= 6
+    assert [data[:2] for _, _, data in pure_records(mount.path)] == [b"%02d" % i for i in range(60)]
+    assert not [name for name in os.listdir(mount.path) if name.startswith("standby")]
+
+
 async def test_unlinked_segment_is_no_success(tmp_path):
     async with Log.open(tmp_path / "log") as log:
         await log.append(b"x")

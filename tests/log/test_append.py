@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
 import aiommap
@@ -268,6 +269,20 @@ async def test_options_that_cannot_be_meant(folder, options, match):
     with pytest.raises(TypeError, match="FlushPolicy"):
         Log.open(folder, flush="always")
     assert not folder.exists()
+
+
+async def test_append_in_another_thread(folder):
+    """Neither inline nor in the queue: both belong to the loop."""
+    async with Log.open(folder) as log:
+        await log.append(b"1")
+
+        def elsewhere():
+            coroutine = log.append(b"2")
+            with pytest.raises(RuntimeError, match="a thread that runs no event loop"):
+                coroutine.send(None)
+
+        await anyio.to_thread.run_sync(elsewhere)
+        assert await contents(log) == [b"1"]
 
 
 async def test_start_writeback_flushes_nothing(folder):

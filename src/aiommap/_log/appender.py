@@ -84,6 +84,7 @@ class Appender:
         self._workers = workers
         self._writer = writer
         self._native = writer.native
+        self._native.bind_loop_thread()
         self._policy = policy
         self.max_record: int = segment_size - RESERVED_BYTES
         self.may_inline: bool = inline_writes and not policy.flush_each_write

@@ -12,6 +12,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
+import secrets
 import struct
 from contextlib import suppress
 from dataclasses import dataclass
@@ -52,7 +54,7 @@ _REMOTE = {
 _IN_MEMORY = {0x01021994, 0x858458F6}
 
 #: Where a segment is made that has no name yet, on file systems without O_TMPFILE.
-_STANDBY_NAME = "standby.tmp"
+_STANDBY = re.compile(r"standby-[0-9a-f]{8}\.tmp")
 _NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL, errno.ENOSYS}
 
 _held: set[int] = set()
@@ -226,24 +228,31 @@ def list_segments(folder: str, first: int) -> tuple[LogSegment, ...]:
     return tuple(found)
 
 
+def remove_standbys(folder: str, folder_fd: int) -> None:
+    """Remove what a crash left of segments that had no name of a segment yet."""
+    for name in os.listdir(folder_fd):
+        if _STANDBY.fullmatch(name):
+            os.unlink(os.path.join(folder, name))
+
+
 class Unnamed:
     """A segment without a name: blocks reserved, nothing in it (files.1)."""
 
-    __slots__ = ("_folder", "_folder_fd", "fd", "named")
+    __slots__ = ("_folder", "_folder_fd", "_name", "fd")
 
     def __init__(self, folder: str, folder_fd: int, size: int) -> None:
         self._folder = folder
         self._folder_fd = folder_fd
-        self.named: bool = False
+        #: Where the file system has no files without a name.
+        self._name: str | None = None
         flags = os.O_RDWR | os.O_CLOEXEC
         try:
             self.fd: int = os.open(folder, flags | os.O_TMPFILE, 0o644)
         except OSError as error:
             if error.errno not in _NO_TMPFILE:
                 raise
-            name = os.path.join(folder, _STANDBY_NAME)
-            self.fd = os.open(name, flags | os.O_CREAT | os.O_TRUNC, 0o644)
-            self.named = True
+            self._name = os.path.join(folder, f"standby-{secrets.token_hex(4)}.tmp")
+            self.fd = os.open(self._name, flags | os.O_CREAT | os.O_EXCL, 0o644)
         try:
             os.posix_fallocate(self.fd, 0, size)
             os.fsync(self.fd)
@@ -258,23 +267,23 @@ class Unnamed:
         if os.pwrite(self.fd, block, 0) != len(block):
             raise OSError(errno.EIO, "the header was written in part only", path)
         os.fsync(self.fd)
-        if self.named:
+        if self._name is not None:
             if os.path.exists(path):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
-            os.rename(os.path.join(self._folder, _STANDBY_NAME), path)
+            os.rename(self._name, path)
         else:
             # A descriptor of the folder makes Python call linkat(2), which follows the link.
             source, target = f"/proc/self/fd/{self.fd}", segment_name(header.base)
             os.link(source, target, dst_dir_fd=self._folder_fd, follow_symlinks=True)
-        self.named = False
+        self._name = None
         return Segment(self.fd, path, header)
 
     def close(self) -> None:
         """Give it up."""
         os.close(self.fd)
-        if self.named:
+        if self._name is not None:
             with suppress(FileNotFoundError):
-                os.unlink(os.path.join(self._folder, _STANDBY_NAME))
+                os.unlink(self._name)
 
 
 class Control:

@@ -32,7 +32,7 @@ from .published import Published
 from .reader import Reading
 from .receipt import NOTHING_APPENDED, LogReceipt, LogRecord, LogStatistics
 from .recovery import Recovered
-from .writer import Discard, Together, Writer
+from .writer import Discard, Together, Writeback, Writer
 
 DEFAULT_SEGMENT_BYTES = 64 << 20
 #: How long workers store after an inline store had to wait.
@@ -312,9 +312,7 @@ class Log:
 
     async def start_writeback(self) -> None:
         """Have the kernel begin to write records back; saves time later and promises nothing."""
-        self._check_writing("start to write back")
-        assert self._writer is not None
-        await self.workers.run(self.workers.stores, self._writer.start_writeback)
+        await self._check_writing("start to write back").queue.submit(Writeback())
 
     async def _make_durable(self, sequence: int) -> None:
         await self._check_writing("flush").flush(sequence)

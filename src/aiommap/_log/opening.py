@@ -23,6 +23,7 @@ from .files import (
     open_folder,
     open_segment,
     remote_kind,
+    remove_standbys,
     segment_bases,
     sync_folder,
 )
@@ -200,6 +201,7 @@ def open_writer(folder: str, segment_size: int) -> OpenedLog:
                 "put the log on a local disk",
             )
         control = Control(folder)  # step 1
+        remove_standbys(folder, folder_fd)
         return _Recovery(folder, folder_fd, control, segment_size).run()
     except BaseException:
         if control is not None:

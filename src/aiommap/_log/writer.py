@@ -59,6 +59,12 @@ class Flush:
     __slots__ = ()
 
 
+class Writeback:
+    """Asks that write-back is begun."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Together:
     """Items that are published together."""
@@ -74,7 +80,7 @@ class Discard:
 
 
 #: What the queue of a log carries: the data of a record, or a request.
-Item: TypeAlias = Buffer | Flush | Together | Discard
+Item: TypeAlias = Buffer | Flush | Writeback | Together | Discard
 #: What an item gives: the last sequence it got, or for requests any.
 Outcome: TypeAlias = int | BaseException
 
@@ -197,9 +203,11 @@ class Writer:
         outcomes: list[Outcome] = []
         flush = self._policy.flush_each_write
         for item in items:
-            error = None
+            error: BaseException | None = None
             if isinstance(item, Flush):
                 flush = True
+            elif isinstance(item, Writeback):
+                error = self._begin_writeback()
             elif isinstance(item, Together):
                 error = self._attempt(self._store_together, item.items)
             elif isinstance(item, Discard):
@@ -282,10 +290,13 @@ class Writer:
                 start_writeback(self._segment.fd, self._written_back, at - self._written_back)
             self._written_back = at
 
-    def start_writeback(self) -> None:
-        """Begin to write back all of the segment."""
-        start_writeback(self._segment.fd, 0, self.native.at)
+    def _begin_writeback(self) -> OSError | None:
+        try:
+            start_writeback(self._segment.fd, 0, self.native.at)
+        except OSError as error:
+            return error
         self._written_back = self.native.at
+        return None
 
     # Records.
 

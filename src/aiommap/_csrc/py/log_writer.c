@@ -8,6 +8,7 @@
 #include "log.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <structmember.h>
@@ -25,6 +26,8 @@ typedef struct {
     PyObject_HEAD
     char *page;                      /* constant; the control file, mapped */
     unsigned long generation;        /* constant; in a forked child it is another's */
+    pthread_t loop_thread;           /* GIL; the one that may append inline */
+    bool bound;                      /* GIL; whether there is one */
     /* The rest: GIL, and changed by whoever runs the one call that may be under way. */
     int fd;
     uint64_t salt, origin;           /* origin: the position of byte 0 of the segment */
@@ -84,6 +87,13 @@ static PyObject *writer_enter(LogWriter *self, PyObject *args)
     self->sequence = sequence;
     self->at = at;
     self->limit = limit;
+    Py_RETURN_NONE;
+}
+
+static PyObject *writer_bind_loop_thread(LogWriter *self, PyObject *Py_UNUSED(unused))
+{
+    self->loop_thread = pthread_self();
+    self->bound = true;
     Py_RETURN_NONE;
 }
 
@@ -166,7 +176,8 @@ static long thread_waits(void)
 static PyObject *writer_append(LogWriter *self, PyObject *data)
 {
     Py_buffer buffer;
-    if (self->generation != fork_generation || self->fd < 0)
+    if (self->generation != fork_generation || self->fd < 0 || !self->bound ||
+        !pthread_equal(self->loop_thread, pthread_self()))
         Py_RETURN_NONE;
     if (PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE))
         return NULL;
@@ -423,6 +434,7 @@ static PyObject *writer_get_position(LogWriter *self, void *Py_UNUSED(closure))
 
 static PyMethodDef writer_methods[] = { /* documented in _native.pyi */
     {"enter", (PyCFunction)writer_enter, METH_VARARGS, NULL},
+    {"bind_loop_thread", (PyCFunction)writer_bind_loop_thread, METH_NOARGS, NULL},
     {"append", (PyCFunction)writer_append, METH_O, NULL},
     {"store", (PyCFunction)writer_store, METH_VARARGS, NULL},
     {"commit", (PyCFunction)writer_commit, METH_VARARGS, NULL},
