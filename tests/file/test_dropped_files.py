@@ -79,6 +79,7 @@ WAYS = {
     "waits": [wait_for_word, wait_for_word_with_limit, hold_lock, wait_for_lock, acquire],
     "async locks": [hold_async_lock, wait_for_async_lock],
     "watches": [watch],
+    "watched waits": [watch, wait_for_word, wait_for_async_lock],
     "flushes": [flush, flush, write_at_the_end],
     "blocks": [pin, read_chunks],
 }
@@ -86,7 +87,7 @@ WAYS = {
 async def main(policy, group):
     f = await aiommap.open(path, "r+", flush=policy)
     await f.write(0, bytes(200_000))
-    if way == "watches":
+    if "watch" in way:
         f.on_change(hang)
     if way == "async locks":
         await aiommap.AsyncLock(f, 32).acquire()
@@ -142,7 +143,7 @@ print("done")
 # What the interpreter is left with is looked at in each of six policies, under load.
 pytestmark = pytest.mark.timeout(200)
 LOOPS = ["asyncio", "uvloop", "trio", "asyncio closed", "uvloop closed"]
-WAYS = ["nothing", "waits", "async locks", "watches", "flushes", "blocks"]
+WAYS = ["nothing", "waits", "async locks", "watches", "watched waits", "flushes", "blocks"]
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -74,7 +74,7 @@ class OwnChanges:
     thread replaces the entry of an inode as a whole, and never changes one.
     """
 
-    __slots__ = ("_files", "_numbers")
+    __slots__ = ("__weakref__", "_files", "_numbers")
 
     def __init__(self) -> None:
         self._files: dict[Identity, _Files] = {}

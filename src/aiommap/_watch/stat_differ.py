@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+import weakref
 from collections.abc import Callable
 
 from .._core.file_state import FileState, Identity
@@ -58,7 +59,8 @@ class StatDiffer:
         report: Callable[[WatchedPath, Change], object],
         mark_unresolved: Callable[[WatchedPath], object],
     ) -> None:
-        self._own = own
+        # Weakly: what a thread refers to lives, and a file that nobody closed must not (I15).
+        self._own = weakref.ref(own)
         self._report = report
         self._mark_unresolved = mark_unresolved
 
@@ -137,4 +139,5 @@ class StatDiffer:
     def _sample(self, state: FileState | None) -> Sample | None:
         if state is None:
             return None
-        return self._own.sample(Identity(state.device, state.inode))
+        own = self._own()
+        return None if own is None else own.sample(Identity(state.device, state.inode))
