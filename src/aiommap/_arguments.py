@@ -7,7 +7,7 @@ import operator
 import reprlib
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from itertools import pairwise
-from typing import Any, SupportsIndex, TypeVar
+from typing import Any, SupportsFloat, SupportsIndex, TypeVar
 
 from ._errors import OutOfBoundsError, OverlapError
 
@@ -49,10 +49,11 @@ def flag(value: object, name: str) -> bool:
 
 def seconds(value: object, name: str) -> float:
     """Check a duration given by the caller; an infinite one is no limit."""
-    duration = value if isinstance(value, int | float) else None
-    if duration is None and hasattr(value, "__float__"):  # a number of NumPy's, a fraction
+    if isinstance(value, int | float):
+        duration = value
+    elif isinstance(value, SupportsFloat):  # a number of NumPy's, a fraction
         duration = float(value)
-    if duration is None:
+    else:
         raise TypeError(f"{name} is {reprlib.repr(value)}: give a number of seconds")
     if math.isnan(duration):
         raise ValueError(f"{name} is {value}: give a number of seconds")

@@ -43,7 +43,7 @@ WRONG = {
     **dict.fromkeys(("count", "n", "index", "alignment", "expected", "new", "value"), NO_INTEGER),
     **dict.fromkeys(("timeout", "poll_interval", "seconds"), NO_NUMBER),
     **dict.fromkeys(("write", "growable", "shared", "discard", "prewarm", "lock"), NO_FLAG),
-    **dict.fromkeys(("sparse", "huge_pages"), NO_FLAG),
+    **dict.fromkeys(("sparse", "huge_pages", "inline_writes"), NO_FLAG),
     **dict.fromkeys(("callback", "on_error", "progress", "validate"), NO_FUNCTION),
     **dict.fromkeys(("path", "target"), NO_PATH),
     **dict.fromkeys(("layout", "order"), NO_TEXT),

@@ -46,9 +46,14 @@ class RecordingMount:
         """Read what was recorded so far."""
         return load(self.log_path)
 
-    def fail(self, kind: str, name: str, nth: int = 1, number: int = errno.EIO) -> None:
-        """Let the nth "fsync", "write" or "read" request for a file fail from now on."""
-        (self.path / ".control").write_text(f"{kind} {name} {nth} {number}")
+    def fail(
+        self, kind: str, name: str, nth: int = 1, number: int = errno.EIO, times: int = 1
+    ) -> None:
+        """Let the nth "fsync", "write" or "read" request for a file fail, and some that follow.
+
+        Reads fail from then on, as no page would be fetched twice.
+        """
+        (self.path / ".control").write_text(f"{kind} {name} {nth} {number} {times}")
 
 
 @contextmanager

@@ -10,9 +10,9 @@ arrives as a WRITE when the page is written back, and write(2) as a WRITE before
 log is the order in which the client saw things happen.
 
 Writing ``fsync NAME N`` or ``write NAME N`` to the file ``.control`` makes the N-th such request
-for that file from then on fail with EIO, or the errno that follows. The file need not exist yet;
-``.`` is the folder. After ``read NAME N`` all later reads fail as well: the kernel asks again for
-single pages.
+for that file from then on fail with EIO; ``write NAME N ERRNO TIMES`` says with which errno, and
+how many fail. The file need not exist yet; ``.`` is the folder. After ``read NAME N`` all later
+reads fail as well: the kernel asks again for single pages.
 
 A file that is unlinked while it is open is renamed by libfuse to ``.fuse_hidden…`` first, and the
 log says so.
@@ -66,7 +66,8 @@ class RecordingFS(Operations):
         self._blocks: dict[int, set[int]] = {}
         #: (kind, name) -> how many requests of the kind until the one that fails.
         self._failing: dict[tuple[str, str], int] = {}
-        self._numbers: dict[tuple[str, str], int] = {}
+        #: With which errno they fail, and how many of them.
+        self._orders: dict[tuple[str, str], tuple[int, int]] = {}
 
     def init(self, path):
         print("ready", flush=True)
@@ -197,17 +198,19 @@ class RecordingFS(Operations):
             append(self._log, record)
 
     def _arm(self, order: str) -> None:
-        kind, name, nth, *number = order.split()
+        kind, name, nth, *rest = order.split()
+        number, times = map(int, rest or (errno.EIO, 1))
         self._failing[kind, name] = int(nth)
-        self._numbers[kind, name] = int(number[0]) if number else errno.EIO
+        self._orders[kind, name] = number, times
 
     def _fail_if_armed(self, kind: str, inode: int) -> None:
         with self._lock:
             for (armed, name), left in self._failing.items():
                 if armed == kind and self._names.get(name) == inode:
                     self._failing[armed, name] = left - 1
-                    if left == 1 or (left < 1 and kind == "read"):
-                        raise FuseOSError(self._numbers[armed, name])
+                    number, times = self._orders[armed, name]
+                    if left <= 1 and (1 - left < times or kind == "read"):
+                        raise FuseOSError(number)
 
 
 def blocks(start: int, end: int) -> set[int]:

@@ -17,6 +17,7 @@ path, backend, loop, what, where = sys.argv[1:]
 def end(*_):
     if what == "signal":
         signal.raise_signal(signal.SIGINT)
+        return  # asyncio cancels the main task, where trio has raised already
     raise KeyboardInterrupt if what == "KeyboardInterrupt" else SystemExit(7)
 
 async def end_later(*_):

@@ -148,7 +148,7 @@ class NewName:
     __slots__ = ("_held", "name")
 
     def __init__(self, directory: int, name: str) -> None:
-        self.name = name
+        self.name: str = name
         #: The descriptor, until it is closed: by whoever takes it out, which is one step.
         self._held = [directory]
 

@@ -127,6 +127,9 @@ class Chunks(AsyncIterator[bytes]):
         self._busy = True
         try:
             data = await self._source.read(self._offset, count)
+        except BaseException:
+            self._source = None  # as a generator: what failed once has ended
+            raise
         finally:
             self._busy = False
         self._offset += count
