@@ -92,8 +92,8 @@ class FlushScheduler:
     def _keep_loop(self) -> None:
         """Have a task on the loop for as long as flushes are due."""
         if self._queue.busy and self._done is None:
-            self._done = self._workers.event()
-            self._workers.call_on_loop(partial(spawn, wait_out, self._done))
+            done = self._done = self._workers.event()
+            self._workers.call_on_loop(lambda: spawn(wait_out, done))
         elif self._done is not None and not self._queue.busy:
             done, self._done = self._done, None
             self._workers.call_on_loop(done.set)

@@ -6,6 +6,7 @@ import os
 
 from .._file.mapped_file import MappedFile
 from .._hub.hub import Hub
+from .._ipc.atomics import AtomicU32, AtomicU64
 from .._runtime.workers import Workers
 from .files import believed_control
 from .format import CONTROL_NAME, DURABLE, DURABLE_SEQUENCE, FIRST, FUTEX, LAST_SEQUENCE, TAIL
@@ -20,12 +21,12 @@ class Words:
     def __init__(self, file: MappedFile, place: tuple[int, int]) -> None:
         #: Device and inode.
         self.place: tuple[int, int] = place
-        self.tail = file.atomic_u64(TAIL)
-        self.durable = file.atomic_u64(DURABLE)
-        self.durable_sequence = file.atomic_u64(DURABLE_SEQUENCE)
-        self.last = file.atomic_u64(LAST_SEQUENCE)
-        self.first = file.atomic_u64(FIRST)
-        self.futex = file.atomic_u32(FUTEX)
+        self.tail: AtomicU64 = file.atomic_u64(TAIL)
+        self.durable: AtomicU64 = file.atomic_u64(DURABLE)
+        self.durable_sequence: AtomicU64 = file.atomic_u64(DURABLE_SEQUENCE)
+        self.last: AtomicU64 = file.atomic_u64(LAST_SEQUENCE)
+        self.first: AtomicU64 = file.atomic_u64(FIRST)
+        self.futex: AtomicU32 = file.atomic_u32(FUTEX)
 
 
 class Published:

@@ -49,6 +49,7 @@ class EventLoop(Protocol):
     @property
     def ended(self) -> bool:
         """Whether the loop was closed, which ends tasks that wait without a word; any thread."""
+        ...
 
     def call_later(self, delay: float, function: Callable[[], object]) -> Callable[[], object]:
         """Call a function after so many seconds; returns what cancels that."""
