@@ -105,10 +105,10 @@ async def test_lock_is_served_in_order(f):
             await anyio.sleep(0.01)
 
     async with anyio.create_task_group() as group, f.file_lock(0, 10):
-        for number, claim in enumerate(
+        for number, wanted in enumerate(
             [(0, 4, False), (2, 4, True), (3, 1, True), (3, 4, False), (5, 1, True)]
         ):
-            group.start_soon(enter, number, *claim)
+            group.start_soon(enter, number, *wanted)
             await anyio.wait_all_tasks_blocked()
         assert order == []
     assert order[0] == 0

@@ -1,4 +1,4 @@
-"""Turns for ranges: compared with a list of all claims, and counted where there are many."""
+"""Turns for ranges: compared with a list of all requests, and counted where there are many."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aiommap._ipc.turns import Turns
 
 
 @dataclass(eq=False)
-class Claim:
+class Request:
     offset: int
     end: int
     shared: bool
@@ -30,12 +30,12 @@ def conflict(one, other):
     return overlap and not (one.shared and other.shared)
 
 
-def turns_among(claims):
-    """Tell which claims no earlier one keeps from their turn."""
+def turns_among(requests):
+    """Tell which requests no earlier one keeps from their turn."""
     return [
-        claim
-        for number, claim in enumerate(claims)
-        if not any(conflict(claim, earlier) for earlier in claims[:number])
+        request
+        for number, request in enumerate(requests)
+        if not any(conflict(request, earlier) for earlier in requests[:number])
     ]
 
 
@@ -50,45 +50,45 @@ STEPS = st.lists(
 
 @given(STEPS)
 def test_turns_are_those_of_a_list(steps):
-    turns, claims, have = Turns(), [], []
+    turns, requests, have = Turns(), [], []
     for step in steps:
         if isinstance(step, tuple):
             offset, length, shared = step
-            claim = Claim(offset, offset + length, shared)
-            claims.append(claim)
-            if turns.enter(claim):
-                have.append(claim)
-        elif claims:
-            gone = claims.pop(step % len(claims))
-            have = [claim for claim in have if claim is not gone] + turns.leave(gone)
-        assert sorted(map(id, have)) == sorted(map(id, turns_among(claims)))
-        assert len(turns) == len(claims)
-    for claim in claims:
-        turns.leave(claim)
+            request = Request(offset, offset + length, shared)
+            requests.append(request)
+            if turns.enter(request):
+                have.append(request)
+        elif requests:
+            gone = requests.pop(step % len(requests))
+            have = [request for request in have if request is not gone] + turns.leave(gone)
+        assert sorted(map(id, have)) == sorted(map(id, turns_among(requests)))
+        assert len(turns) == len(requests)
+    for request in requests:
+        turns.leave(request)
     assert len(turns._starts) == 1, "nothing stays behind"
 
 
 def looks(many, order, make):
-    """Count how often claims were looked at while so many came and went."""
+    """Count how often requests were looked at while so many came and went."""
     turns = Turns()
-    claims = [make(number) for number in range(many)]
-    before = Claim.total
-    for claim in claims:
-        turns.enter(claim)
-    for claim in order(claims):
-        turns.leave(claim)
-    return Claim.total - before
+    requests = [make(number) for number in range(many)]
+    before = Request.total
+    for request in requests:
+        turns.enter(request)
+    for request in order(requests):
+        turns.leave(request)
+    return Request.total - before
 
 
 @pytest.mark.parametrize("order", [iter, reversed], ids=["first", "last"])
 @pytest.mark.parametrize(
     "make",
     [
-        lambda number: Claim(0, 8, shared=False),
-        lambda number: Claim(8 * number, 8 * number + 8, shared=False),
-        lambda number: Claim(0, 8, shared=True),
-        lambda number: Claim(0, 8, shared=bool(number % 10)),
-        lambda number: Claim(8 * number, 8 * number + 12, shared=False),
+        lambda number: Request(0, 8, shared=False),
+        lambda number: Request(8 * number, 8 * number + 8, shared=False),
+        lambda number: Request(0, 8, shared=True),
+        lambda number: Request(0, 8, shared=bool(number % 10)),
+        lambda number: Request(8 * number, 8 * number + 12, shared=False),
     ],
     ids=["one", "apart", "shared", "mixed", "chained"],
 )

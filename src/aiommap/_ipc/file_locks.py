@@ -45,7 +45,7 @@ import anyio.lowlevel
 
 from .._core.file_core import FileCore
 from .._core.file_state import Identity
-from .._errors import UnsupportedError
+from .._errors import UnsupportedError, name_file
 from .._ranges import RangeSet
 from .._runtime.loops import call_later
 from .._runtime.workers import Limiter, OnCancel
@@ -348,7 +348,7 @@ class FileLocks:
         try:
             fcntl.fcntl(self._descriptor, _SET_LOCK, lock)
         except OSError as error:
-            error.filename = self._core.path
+            name_file(error, self._core.path)
             raise
 
     def _open(self) -> None:

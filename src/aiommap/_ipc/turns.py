@@ -1,12 +1,13 @@
-"""Who comes next where many want ranges of the same bytes; pure.
+"""Which request has its turn where many want ranges of the same bytes; pure.
 
-Theory of operation. For each stretch of bytes it is known who came last: the last one that wants
-it alone, and those that came to share it since. Who comes waits for these only; all others are
-waited for by them. So coming and going costs as much as there are stretches in the range, and not
-as much as there are requests.
+Theory of operation. Each stretch of bytes knows its latest requests: the last one that wants it
+alone, and the shared ones since. A new request waits only for these, because they wait for all
+earlier ones. So entering and leaving cost a step for each stretch of the range, and not for each
+request.
 
-Invariant. Of two requests that conflict the later waits for the earlier, by itself or through
-others in between; whoever goes leaves who waited for it to those it waited for itself.
+Invariants.
+  1  Of two requests that conflict the later waits for the earlier, directly or through others. When
+     a request leaves, those that waited for it wait for those that it waited for.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Range(Protocol):
-    """What wants a half-open range of bytes, alone or shared."""
+    """A request for a half-open range of bytes, alone or shared."""
 
     @property
     def offset(self) -> int: ...
@@ -41,7 +42,7 @@ class _Place(Generic[Request]):
         self.request = request
         #: How many came before it.
         self.number = number
-        #: Whom it waits for, and who waits for it.
+        #: The requests it waits for, and the requests that wait for it.
         self.before: dict[_Place[Request], None] = {}
         self.after: dict[_Place[Request], None] = {}
 
@@ -50,8 +51,8 @@ class _Place(Generic[Request]):
         other.after[self] = None
 
 
-class _Last(Generic[Request]):
-    """Who came last for one stretch of bytes."""
+class _Latest(Generic[Request]):
+    """The latest requests for one stretch of bytes."""
 
     __slots__ = ("alone", "sharing")
 
@@ -61,52 +62,64 @@ class _Last(Generic[Request]):
         sharing: dict[_Place[Request], None] | None = None,
     ) -> None:
         self.alone = alone
-        #: Those who came since; a dictionary, as sets have no order.
+        #: The shared ones since; a dictionary, as sets have no order.
         self.sharing = sharing or {}
 
-    def same_as(self, other: _Last[Request]) -> bool:
+    def same_as(self, other: _Latest[Request]) -> bool:
         return self.alone is other.alone and self.sharing == other.sharing
+
+    def remove(self, place: _Place[Request]) -> None:
+        """Forget a request that leaves."""
+        self.sharing.pop(place, None)
+        if self.alone is place:
+            self.alone = None
+
+    def clear(self) -> list[_Place[Request]]:
+        """Forget all requests, and return the shared ones."""
+        sharing = [*self.sharing]
+        self.alone, self.sharing = None, {}
+        return sharing
 
 
 class Turns(Generic[Request]):
-    """Gives turns to requests, first come, first served, where they conflict."""
+    """Gives turns to requests; those that conflict have theirs in the order in which they came."""
 
-    __slots__ = ("_entered", "_last", "_places", "_starts")
+    __slots__ = ("_entered", "_latest", "_places", "_starts")
 
     def __init__(self) -> None:
         self._entered = 0
         self._places: dict[Request, _Place[Request]] = {}
         #: Where each stretch starts; it goes on to the next one, and the last one without end.
         self._starts: list[int] = [0]
-        self._last: list[_Last[Request]] = [_Last()]
+        self._latest: list[_Latest[Request]] = [_Latest()]
 
     def __len__(self) -> int:
         return len(self._places)
 
     def enter(self, request: Request) -> bool:
-        """Put a request behind all others; tell whether it has its turn at once."""
+        """Add a request behind all others; tell whether it has its turn at once."""
         place = self._places[request] = _Place(request, self._entered)
         self._entered += 1
         if request.offset == request.end:
             return True
         first, end = self._stretches(request.offset, request.end)
-        for last in self._last[first:end]:
-            if last.alone is not None:
-                place.wait_for(last.alone)
+        for latest in self._latest[first:end]:
+            if latest.alone is not None:
+                place.wait_for(latest.alone)
             if not request.shared:
-                for other in last.sharing:
+                for other in latest.sharing:
                     place.wait_for(other)
-        self._came(place, request.offset, request.end)
+        self._set_latest(place, request.offset, request.end)
         return not place.before
 
     def leave(self, request: Request) -> list[Request]:
-        """Take a request out, whether or not it had its turn; return those that have theirs now."""
+        """Remove a request, with or without its turn; return the requests whose turn has come."""
         place = self._places.pop(request)
         if request.offset == request.end:
             return []
         for earlier in place.before:
             del earlier.after[place]
-        self._went(place)
+        self._remove_latest(place)
         turns: list[Request] = []
         for later in sorted(place.after, key=_number):
             del later.before[place]
@@ -117,71 +130,69 @@ class Turns(Generic[Request]):
                 turns.append(later.request)
         return turns
 
-    def _came(self, place: _Place[Request], offset: int, end: int) -> None:
-        """Note that a request came last for a range."""
+    def _set_latest(self, place: _Place[Request], offset: int, end: int) -> None:
+        """Make a request the latest one of a range."""
         first, behind = self._stretches(offset, end)
         if place.request.shared:
-            for last in self._last[first:behind]:
-                last.sharing[place] = None
+            for latest in self._latest[first:behind]:
+                latest.sharing[place] = None
         else:
             self._starts[first:behind] = [offset]
-            self._last[first:behind] = [_Last(place)]
+            self._latest[first:behind] = [_Latest(place)]
 
-    def _went(self, place: _Place[Request]) -> None:
-        """Note that a request is gone: who came before it came last, where nobody came since."""
+    def _remove_latest(self, place: _Place[Request]) -> None:
+        """Forget a request; where it was the latest, those before it are again."""
         request = place.request
         first, behind = self._stretches(request.offset, request.end)
-        for last in self._last[first:behind]:
-            if request.shared:
-                last.sharing.pop(place, None)
         if not request.shared and place.before:
             self._restore(place, first, behind)
-        elif not request.shared:
-            for last in self._last[first:behind]:
-                if last.alone is place:
-                    last.alone = None
+        else:
+            for latest in self._latest[first:behind]:
+                latest.remove(place)
         self._join(request.offset, request.end)
 
     def _restore(self, place: _Place[Request], first: int, behind: int) -> None:
-        """Put those before a request that gave up in its place."""
+        """Put the requests before one that gave up in its place."""
         ends = [*self._starts[first + 1 : behind], place.request.end]
-        held = zip(self._starts[first:behind], ends, self._last[first:behind], strict=True)
+        stretches = zip(self._starts[first:behind], ends, self._latest[first:behind], strict=True)
         before = sorted(place.before, key=_number)
-        for offset, end, last in tuple(held):
-            if last.alone is not place:
+        for offset, end, latest in tuple(stretches):
+            if latest.alone is not place:
                 continue
-            last.alone, since, last.sharing = None, last.sharing, {}
+            since = latest.clear()
             for earlier in before:
                 low, high = max(offset, earlier.request.offset), min(end, earlier.request.end)
                 if low < high:
-                    self._came(earlier, low, high)
+                    self._set_latest(earlier, low, high)
             for later in since:
-                self._came(later, offset, end)
+                self._set_latest(later, offset, end)
 
     def _stretches(self, offset: int, end: int) -> tuple[int, int]:
-        """Return which stretches make up a range, after cutting those that leave it."""
+        """Cut stretches at both ends of a range, and return which ones make it up."""
         return self._cut(offset), self._cut(end)
 
     def _cut(self, at: int) -> int:
         index = bisect_left(self._starts, at)
         if index == len(self._starts) or self._starts[index] != at:
-            whole = self._last[index - 1]
+            whole = self._latest[index - 1]
             self._starts.insert(index, at)
-            self._last.insert(index, _Last(whole.alone, dict(whole.sharing)))
+            self._latest.insert(index, _Latest(whole.alone, dict(whole.sharing)))
         return index
 
     def _join(self, offset: int, end: int) -> None:
-        """Make one stretch of neighbours, in and around a range, for which the same came last."""
+        """Join neighbours in and around a range that have the same latest requests."""
         first = max(bisect_left(self._starts, offset) - 1, 0)
         behind = min(bisect_left(self._starts, end) + 1, len(self._starts))
         starts: list[int] = []
-        kept: list[_Last[Request]] = []
-        for start, last in zip(self._starts[first:behind], self._last[first:behind], strict=True):
-            if not (kept and kept[-1].same_as(last)):
+        kept: list[_Latest[Request]] = []
+        for start, latest in zip(
+            self._starts[first:behind], self._latest[first:behind], strict=True
+        ):
+            if not (kept and kept[-1].same_as(latest)):
                 starts.append(start)
-                kept.append(last)
+                kept.append(latest)
         self._starts[first:behind] = starts
-        self._last[first:behind] = kept
+        self._latest[first:behind] = kept
 
 
 def _conflict(one: Range, other: Range) -> bool:

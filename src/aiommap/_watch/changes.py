@@ -13,11 +13,11 @@ from .._core.file_state import FileState
 
 
 class ChangeKind(Enum):
-    """What happened to a path, as far as the states before and after it tell.
+    """What happened to a path, as far as the states before and after it show.
 
     The first of these that applies is the kind, in this order: ``CREATED``, ``REMOVED``,
     ``REPLACED``, ``TRUNCATED`` or ``GROWN``, ``MODIFIED``, ``METADATA``, ``CHANGED``. A file that
-    was rewritten and has another size now is therefore ``TRUNCATED`` or ``GROWN``: the states tell
+    was rewritten and has another size now is therefore ``TRUNCATED`` or ``GROWN``: the states show
     the rest.
     """
 
@@ -51,8 +51,8 @@ class Change:
         new: the state after it; None if there is no file.
         merged: how many further changes this one stands for: it replaced that many in a full
             buffer, where ``old`` is then the state before the first and ``new`` after the last.
-        source: how it was found: "event" by the kernel telling of it, "poll" by looking,
-            "start" because it had already happened when watching began.
+        source: how it was found: "event" by an event of the kernel, "poll" by comparing without
+            one, "start" because it had already happened when watching began.
         detected_ns: when it was found, in nanoseconds since 1970; compare with ``new.mtime_ns``.
     """
 
@@ -106,14 +106,19 @@ def merge(first: Change, last: Change) -> Change:
 
 
 class _Cell:
+    """A place in the buffer, whose change may still be merged with later ones."""
+
     __slots__ = ("change",)
 
     def __init__(self, change: Change) -> None:
         self.change = change
 
+    def merge(self, later: Change) -> None:
+        self.change = merge(self.change, later)
+
 
 class ChangeBuffer:
-    """Changes in order of arrival; in a full one, a change joins the newest of the same path.
+    """Changes in order of arrival; in a full buffer a change merges into the newest of its path.
 
     It holds ``limit`` changes, or one of each path if those are more.
     """
@@ -132,7 +137,7 @@ class ChangeBuffer:
         """Add a change, or merge it."""
         newest = self._newest.get(change.path)
         if newest is not None and len(self._cells) >= self._limit:
-            newest.change = merge(newest.change, change)
+            newest.merge(change)
             return
         cell = self._newest[change.path] = _Cell(change)
         self._cells.append(cell)
