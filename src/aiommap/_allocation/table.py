@@ -44,7 +44,7 @@ class Owner(Protocol):
 
 @final
 class AllocatedRange:
-    """Bytes of one file that belong to whoever holds this object; made by ``RangeAllocator``.
+    """Bytes of one file that belong to the holder of this object; made by ``RangeAllocator``.
 
     Immutable, compared by identity, and bound to its allocator and with that to its file. It is
     valid until it is freed or split, or its allocator is closed. It cannot be copied or pickled:
@@ -317,9 +317,9 @@ class AllocationTable:
         self.remaining = self._free.total()
 
     def copy(self) -> Callable[[], Layout]:
-        """Note what is allocated, held or not; what is returned makes a layout of it, anywhere.
+        """Copy the allocated ranges, and return a function that makes their layout in any thread.
 
-        Noting is quick, and making takes long where there are many.
+        Copying is quick; making the layout takes long where there are many.
         """
         held, unclaimed = self._held.copy(), self._unclaimed.copy()
 
@@ -331,11 +331,11 @@ class AllocationTable:
         return make
 
     def layout(self) -> Layout:
-        """Say what is allocated, held or not."""
+        """Return all allocated ranges, held or not."""
         return self.copy()()
 
     def unclaimed(self) -> tuple[tuple[int, int], ...]:
-        """(offset, length) of what is allocated and held by nobody, in ascending order."""
+        """(offset, length) of the allocated ranges that nobody holds, in ascending order."""
         return tuple(sorted(self._unclaimed.items()))
 
     def capacity(self) -> int:

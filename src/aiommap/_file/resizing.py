@@ -136,7 +136,7 @@ class Resizer:
             if not self._core.options.sparse:
                 reserve(mapping.fd, old, end - old, actual)
             try:
-                with self._pager.mapping_anew() if self.fenced else nullcontext():
+                with self._pager.remapping() if self.fenced else nullcontext():
                     mapping.extend(size, end, actual, floor)
             except BaseException:
                 if mapping.size > old:  # pages could not be pinned again
@@ -146,7 +146,7 @@ class Resizer:
     def _make_room(self, size: int) -> None:
         """Have addresses for so many bytes; the file is as before."""
         if size > self._core.mapping.capacity:
-            with self._pager.mapping_anew():
+            with self._pager.remapping():
                 self._core.mapping.rebase(size)
 
     @contextmanager
@@ -178,7 +178,7 @@ class Resizer:
         self._make_room(size)
         with (
             self._end_for(size) as end,
-            self._pager.mapping_anew() if (self.fenced and size > old) else nullcontext(),
+            self._pager.remapping() if (self.fenced and size > old) else nullcontext(),
         ):
             # Not under a growable view: a store may just be growing it. And what such a store has
             # made of it remains known as our own doing.

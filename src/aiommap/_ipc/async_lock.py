@@ -1,14 +1,15 @@
-"""A lock for tasks of several processes that outlives the death of whoever holds it.
+"""A lock for tasks of several processes that survives the death of its holder.
 
-Theory of operation. Who is inside is what the kernel says: a lock on the eight bytes, which goes
-when the process dies (see ``_ipc/file_locks``). Two words in those bytes make it quick and telling:
+Theory of operation. The kernel decides which process holds the lock: by a file lock on the eight
+bytes, which ends when the process dies (see ``_ipc/file_locks``). Two words in those bytes make the
+lock quick, and show a death:
 
-    +0  u32 turn    grows with every release; those who wait sleep on it
-    +4  u32 holder  process id of who is inside, 0 when nobody is
+    +0  u32 turn    grows with every release; the waiters sleep on it
+    +4  u32 holder  process id of the holder, 0 when there is none
 
-A release changes and notifies ``turn``, so the next one is in after a wake-up, not after a pause.
-A process that dies inside notifies nobody, and leaves ``holder`` as it is: those who wait look by
-themselves every ``POLL_SECONDS``, and who comes in next finds that the word is not 0.
+A release changes and notifies ``turn``, so the next holder follows after a wake-up, not after a
+pause. A process that dies inside notifies nobody, and leaves ``holder`` as it is. So the waiters
+try every ``POLL_SECONDS``, and the next holder finds that the word is not 0.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .atomics import AtomicU32
 from .file_locks import FileLocks, LockRequest
 from .sharing_mixin import SharedVerbs
 
-#: How long it takes at most until a death is noticed.
+#: The longest time until a waiter notices a death.
 POLL_SECONDS = 0.1
 LOCK_BYTES = 8
 _WORDS = struct.Struct("=II")
@@ -54,11 +55,11 @@ class AsyncLock:
     are no error, but look like a lock whose owner died. Every process makes its own object for
     them.
 
-    If a process dies inside, the lock is free again within a tenth of a second, and the next one
-    to come in is told by ``owner_died``: what the lock protects may be half done. An exception
+    If a process dies inside, the lock is free again within a tenth of a second, and ``owner_died``
+    is true for the next holder: the data that the lock protects may be half changed. An exception
     inside the block is no such death.
 
-    ``async with lock`` acquires it and is the object, so that ``owner_died`` can be asked.
+    ``async with lock as held`` acquires the lock; ``held`` is the same object, for ``owner_died``.
 
     Args:
         file: a mapped file of this process, writable and shared.
@@ -85,7 +86,7 @@ class AsyncLock:
         if not core.shared_writable:
             raise AccessModeError("keep a lock in", core.mode, 'other processes need it: use "r+"')
         start, _ = file._span(offset, LOCK_BYTES)  # noqa: SLF001
-        # Those of the file as it is now; ``reopen`` moves it to others.
+        # Of the file that is mapped now; ``reopen`` gives the MappedFile others.
         self._core = core
         self._locks: FileLocks = file._locks  # noqa: SLF001
         self._turn = file.atomic_u32(start)
@@ -105,18 +106,18 @@ class AsyncLock:
 
     @property
     def owner_died(self) -> bool:
-        """Whether the process that held it before died inside; asked by who holds it."""
+        """Whether the process that held it before died inside; ask it while you hold the lock."""
         return self._owner_died
 
     async def acquire(self, timeout: float | None = None) -> Literal[True]:
-        """Wait for the lock and take it; then ask ``owner_died``.
+        """Wait for the lock and take it; then check ``owner_died``.
 
         Args:
             timeout: how long to wait, in seconds; None means no limit, and 0 only tries.
         Returns:
             True, as ``asyncio.Lock.acquire`` does.
         Raises:
-            TimeoutError: if it is still held after so long.
+            TimeoutError: if it is still held after that time.
             RuntimeError: without a time limit, if this task acquired it and it is still held.
             UnsupportedError: if the system has no such locks.
             anyio.ClosedResourceError: if the file is closed, or moved to another one by
@@ -137,11 +138,11 @@ class AsyncLock:
         return True
 
     async def release(self) -> None:
-        """Give the lock back, to whoever waits for it.
+        """Release the lock, and wake the next waiter.
 
         Raises:
             RuntimeError: if it is not held through this object.
-        Cancellation: waited out; it is free when the cancellation is delivered.
+        Cancellation: delivered after the release.
         """
         request, self._request = self._request, None
         if request is None:
@@ -163,10 +164,10 @@ class AsyncLock:
                     self._turn.notify()
 
     def _sign_off(self, descriptor: int) -> None:
-        """Leave the words as ``release`` does, while the kernel still keeps others out (worker).
+        """Write the words as ``release`` does, while the file lock is still held (worker).
 
-        Who sleeps on the turn is not woken, but looks by itself. If the words cannot be written,
-        the next one is told that we died, which is the worst that it has to expect.
+        The waiters that sleep on the turn are not woken; they try again by themselves. If the
+        words cannot be written, ``owner_died`` is true for the next holder; nothing worse happens.
         """
         with suppress(OSError):
             words = os.pread(descriptor, LOCK_BYTES, self.offset)

@@ -1,7 +1,7 @@
-"""Words of a mapped file that processes change and look at without locks.
+"""Words of a mapped file that processes change and load without locks.
 
-The operations are native; here is what they are made of, and what native code asks when it may not
-go on by itself.
+The operations are native; here are the public types, and the policy that native code asks about an
+operation that it may not allow by itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ U64_BYTES = 8
 
 
 class WordPolicy:
-    """What the words of one file ask; in whichever thread they are used."""
+    """Decides about operations on the words of one file; in any thread that uses them."""
 
     __slots__ = ("core",)
 
@@ -30,7 +30,7 @@ class WordPolicy:
         self.core: FileCore = core
 
     def check(self, offset: int, length: int, store: bool) -> None:
-        """Raise what forbids an operation on a word; nothing if nothing does."""
+        """Raise if an operation on a word is forbidden."""
         core = self.core
         core.check_usable()
         check_range(offset, length, core.mapping.size)
@@ -43,18 +43,18 @@ class WordPolicy:
             )
 
     def fault(self, offset: int, size: int, number: int) -> NoReturn:
-        """Raise the error for a word that cannot be reached; the size is -1 if it is not known."""
+        """Raise the error for a word that cannot be reached; a size of -1 is unknown."""
         if number in FULL:
             raise self.core.faults.no_room(number, offset, 1)
         raise MappingFaultError(offset, 0, None if size < 0 else size, self.core.path)
 
     def stored(self) -> None:
-        """Have the flush policy look at what is due, in whatever thread stored."""
+        """Let the flush policy check whether a flush is due; in the thread that stored."""
         self.core.dirtied()
 
 
 def _locate(offset: SupportsIndex, length: int, width: int, core: FileCore) -> int:
-    """Check where words are to be, before they are made."""
+    """Check the place of words before they are made."""
     core.check_usable()
     start, _ = check_range(offset, length, core.mapping.size)
     if start % width:
@@ -153,10 +153,10 @@ class AtomicU32(_SizedWord):
         a change by itself wakes nobody. A word that was changed and changed back may go unnoticed.
 
         Args:
-            expected: the value to wait for the end of.
+            expected: the value that the word has now; the wait ends when it has another one.
             timeout: how long to wait, in seconds; None means no limit, and 0 only looks.
         Raises:
-            TimeoutError: if the word is still the same after so long.
+            TimeoutError: if the word is still the same after that time.
             AccessModeError: in mode "c", whose words nobody else changes.
             UnsupportedError: before Linux 5.16.
             anyio.ClosedResourceError: if the file is closed, or moved to another one by
@@ -177,9 +177,9 @@ class AtomicU32(_SizedWord):
         """Wake tasks that wait for the word, in any process, after having changed it.
 
         Args:
-            n: at least how many are to look at the word again, if so many wait.
+            n: how many tasks to wake at least, if so many wait.
         Returns:
-            How many were found waiting; several tasks of a process may count as one.
+            How many waited; several tasks of a process may count as one.
         Raises:
             AccessModeError: in mode "c".
             ValueError: if n is negative.

@@ -1,8 +1,8 @@
 """Holes of a file: ranges without blocks, which read as zeros.
 
-In a file system that is memory, a load of a hole through the mapping takes a page for good, and
-may make it full; a read through the descriptor takes none and never waits. So there whatever makes
-pages present leaves holes alone.
+In a file system in memory (tmpfs), a load of a hole through the mapping allocates a page for good,
+and may fill the file system. A read through the descriptor allocates none and never waits. So verbs
+that make pages present skip the holes there.
 """
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ from .._native import Mapping
 
 
 def keeps_holes(mapping: Mapping) -> bool:
-    """Tell whether a file is in memory and has holes. Worker threads only."""
+    """Tell whether a file is on such a file system and has holes. Worker threads only."""
     if not mapping.in_memory:
         return False
     found = os.fstat(mapping.fd)
-    return (
-        found.st_blocks * 512 < found.st_size
-    )  # pages reserved and not yet stored to are no holes
+    # Pages that are reserved and not yet stored to have blocks, so they are no holes.
+    return found.st_blocks * 512 < found.st_size
 
 
 def next_data(fd: int, at: int, end: int) -> tuple[int, int]:
     """Find the first range at or behind a byte that has blocks; ``(end, end)`` if there is none.
 
-    What lies beyond the end of the file is no hole, and counts as data.
+    Bytes beyond the end of the file are no hole, and count as data.
     """
     size = os.fstat(fd).st_size
     if at >= size:

@@ -1,4 +1,4 @@
-"""Huge pages: how much of a mapping the kernel maps by them, as it tells in /proc."""
+"""Huge pages: how much of a mapping the kernel maps by them, as /proc shows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KINDS = ("AnonHugePages:", "ShmemPmdMapped:", "FilePmdMapped:")
 
 
 def huge_bytes(lines: Iterable[str], start: int, end: int) -> int:
-    """Add up what the lines of smaps say of the mappings that lie in addresses [start, end)."""
+    """Add up the lines of smaps for the mappings at addresses [start, end)."""
     total, ours = 0, False
     for line in lines:
         found = _RANGE.match(line)

@@ -1,9 +1,10 @@
-"""Prewarm, residency, advice and locking: what is in memory, and making it so.
+"""Prewarm, residency, advice and locking: which pages are in memory, and how they get there.
 
 Invariants.
-  1  A range is published, so that reads of it make no system call, only while every page of it is
-      pinned. Nothing is published while pages are mapped anew; afterwards they are pinned again.
-  2  A range that was being pinned meanwhile is pinned again from its start: ``_generation`` tells.
+  1  The pager publishes a range, so that reads of it make no system call, only while every page of
+     it is pinned. It publishes nothing while pages are being remapped, and pins them again then.
+  2  If pages are remapped while a range is being pinned, the pager pins the range again from its
+     start: ``_generation`` shows that.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ from .huge_pages import count_huge_bytes
 from .read_ahead import ReadAhead, kernel_reads_far_ahead
 from .residency import Residency
 
-#: A prewarm hop goes on for this long: short enough to cancel and to report progress, long enough
+#: How long one hop of a prewarm works: short enough to cancel and to report progress, long enough
 #: for the hop itself not to count.
 STRETCH_SECONDS = 0.01
-#: How far reading in runs ahead of mapping pages.
+#: How far read-ahead runs ahead of the page that is mapped.
 READ_AHEAD_BYTES = 32 * PIECE_BYTES
 
 Progress = Callable[[int, int], object]
 
 
 class Pager:
-    """Paging verbs of one file. Ranges are checked by the caller."""
+    """Paging verbs of one file. The caller checks ranges."""
 
     __slots__ = (
         "_core",
@@ -59,18 +60,18 @@ class Pager:
         self._core = core
         #: What the last count of them found.
         self.huge_page_bytes: int | None = None
-        #: Also what is being pinned at the moment: leaving a block must not unpin it.
+        #: Ranges that are pinned or being pinned: leaving another block must not unpin them.
         self._wanted: list[tuple[int, int]] = []
-        #: Keeps pinning and unpinning apart. Taken in worker threads only.
+        #: Serializes pinning and unpinning. Only worker threads take it.
         self._pinning = Mutex()
         self._locks: list[tuple[int, int]] = []
-        #: Pinned but for holes that were left alone, so never published.
+        #: Pinned except for their holes, so never published.
         self._sparse_locks: list[tuple[int, int]] = []
-        #: How often pages were mapped anew; and whether they are, or could not be pinned again.
-        #: Written in the worker that does, one at a time.
+        #: How often pages were remapped, and whether they are being remapped or could not be pinned
+        #: again. Only the worker that remaps writes these; one does at a time.
         self._generation = 0
         self._moving = False
-        #: Keeps what is published in step with ``_moving``; in any thread, for a moment.
+        #: Keeps the published ranges in step with ``_moving``; any thread holds it for moments.
         self._publishing = Mutex()
 
     async def prewarm(
@@ -98,7 +99,7 @@ class Pager:
         return RangeSet([*found.runs, *free]).total()
 
     async def _read_ahead(self, offset: int, end: int) -> ReadAhead | None:
-        """Make the reader that runs ahead of a prewarm, where one makes it faster."""
+        """Make the read-ahead of a prewarm, where that makes it faster."""
         core = self._core
         if end - offset <= PIECE_BYTES or await core.run(
             core.workers.reads, kernel_reads_far_ahead, core.identity.device
@@ -144,7 +145,7 @@ class Pager:
         await core.run(core.workers.control, self._advise, advice, offset, length)
 
     async def start_writeback(self, offset: int, length: int) -> None:
-        """Begin to write dirty pages back."""
+        """Begin the write-back of dirty pages."""
         core = self._core
         try:
             await core.run(core.workers.flushes, core.mapping.start_writeback, offset, length)
@@ -163,7 +164,7 @@ class Pager:
             while True:
                 generation = self._generation
                 whole = await self._pin(offset, offset + length)
-                # Before looking: mapping anew counts, and then pins these.
+                # Before the generation is read: a remap increments it and then pins these.
                 locks = self._locks if whole else self._sparse_locks
                 locks.append(span)
                 if generation == self._generation:
@@ -178,7 +179,7 @@ class Pager:
         return span
 
     async def _pin(self, at: int, end: int) -> bool:
-        """Pin a range; tell whether every page of it is there, so that no hole was left alone."""
+        """Pin a range; tell whether every page of it is present, so that it has no hole."""
         core = self._core
         whole = True
         while at < end:
@@ -189,7 +190,7 @@ class Pager:
         return whole
 
     async def unlock(self, span: tuple[int, int]) -> None:
-        """Unpin a range, but for what other locks still cover."""
+        """Unpin a range, except for bytes that other locks still cover."""
         (self._locks if span in self._locks else self._sparse_locks).remove(span)
         self._wanted.remove(span)
         self._publish()
@@ -216,8 +217,8 @@ class Pager:
     # Worker threads only, from here on.
 
     @contextmanager
-    def mapping_anew(self) -> Iterator[None]:
-        """Map pages anew in this block: what was pinned is pinned again at its end (pager.1)."""
+    def remapping(self) -> Iterator[None]:
+        """Remap pages in this block, and pin at its end again what was pinned (pager.1)."""
         self._moving = True
         self._publish()
         try:
@@ -241,7 +242,7 @@ class Pager:
                     raise self._explain_lock(error, offset, end - offset) from error
 
     def _stretch(self, at: int, end: int, write: bool, seconds: float = STRETCH_SECONDS) -> int:
-        """Map pages for so long and return the next byte to map."""
+        """Map pages for some seconds, and return the next byte to map."""
         stop = time.monotonic() + seconds
         mapping = self._core.mapping
         sparse = not write and keeps_holes(mapping)
@@ -252,7 +253,7 @@ class Pager:
         return at
 
     def _free(self, offset: int, end: int) -> list[tuple[int, int]]:
-        """Find what can be read without waiting though no page of it is in memory."""
+        """Return the holes that can be read without waiting though no page of them is in memory."""
         mapping = self._core.mapping
         return [*holes(mapping.fd, offset, end)] if keeps_holes(mapping) else []
 
@@ -280,7 +281,7 @@ class Pager:
                 raise
             reason = "this kernel has no such advice, or a sandbox refuses it"
             if error.errno == errno.EAGAIN:
-                # What madvise(2) makes of the ENOMEM for one mapping too many.
+                # madvise(2) turns the ENOMEM for one mapping too many into this.
                 reason = (
                     "advice for a part of a file takes mappings of its own, and the process has "
                     "as many as vm.max_map_count allows: advise the whole file, map fewer files, "
@@ -290,7 +291,7 @@ class Pager:
                 reason = "pages of the range are pinned, by locked() or lock=True: unpin them first"
             what = f"advise {advice.name} of {self._core.path}"
             raise UnsupportedError(what, reason, error.errno) from error
-        # Reads go through the descriptor, whose read-ahead mode is one for the whole file.
+        # Reads go through the descriptor, which has one read-ahead mode for the whole file.
         whole = length == mapping.size
         ranged = advice in (Advice.WILL_NEED, Advice.DONT_NEED)
         if advice.fadvise is not None and length and (whole or ranged):
@@ -301,7 +302,7 @@ class Pager:
                     raise
 
     def _lock_piece(self, offset: int, length: int) -> bool:
-        later = keeps_holes(self._core.mapping)  # pages that come are pinned then
+        later = keeps_holes(self._core.mapping)  # then the kernel pins pages as they come
         # Read in first: mlock2(2) of a page that cannot be read never returns (seen on Linux 6.18).
         with suppress(UnsupportedError):
             self._stretch(offset, offset + length, write=False, seconds=math.inf)
@@ -337,5 +338,5 @@ class Pager:
             for offset, end in tuple(self._wanted):
                 free.discard(offset, end)
             for offset, end in free.within(0, self._core.mapping.size):
-                with suppress(OutOfBoundsError):  # what is cut off is not pinned any more
+                with suppress(OutOfBoundsError):  # a tail that was cut off is not pinned any more
                     self._core.mapping.unlock(offset, end - offset)

@@ -1,7 +1,7 @@
-"""Read-ahead: a window of pages being read in by another worker, ahead of whoever walks the file.
+"""Read-ahead: another worker reads a window of pages in, ahead of a walk through the file.
 
 Where the kernel's own read-ahead is short, a walk alone leaves the device idle between requests;
-two threads keep it busy. Where it is long they only get in each other's way (docs/decisions).
+two threads keep it busy. Where it is long, two threads only hinder each other (docs/decisions).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from .._arguments import at_least
 from .._core.file_core import FileCore
 from .._native import PIECE_BYTES
 
-#: From here on the kernel's read-ahead alone keeps a device busy, and in larger folios than ours.
+#: From this on the kernel's read-ahead keeps a device busy by itself, and in larger folios.
 LONG_READ_AHEAD_KIB = 512
-#: Where Linux tells it: for whole devices and network file systems, and for partitions.
+#: Where Linux shows it: for whole devices and network file systems, and for partitions.
 _SYSFS = ("/sys/class/bdi/{}:{}/read_ahead_kb", "/sys/dev/block/{}:{}/../queue/read_ahead_kb")
 
 
@@ -35,10 +35,10 @@ def kernel_reads_far_ahead(device: int) -> bool:
 
 
 class ReadAhead:
-    """Keeps reading in one window ahead of a position; at most one request is under way.
+    """Reads one window ahead of a position; at most one request is under way.
 
     Args:
-        window: bytes to ask for at a time; asked for once less than half of it is left.
+        window: bytes of one request; the next one follows when less than half of them is left.
     """
 
     __slots__ = ("_asked", "_busy", "_core", "_end", "_window")
@@ -51,7 +51,7 @@ class ReadAhead:
         self._busy = False
 
     def reach(self, position: int) -> None:
-        """Say how far the walk has come; asks for the next window when it is time."""
+        """Note how far the walk has come, and ask for the next window when it is time."""
         if (
             self._busy
             or self._core.lifecycle.closing
@@ -79,20 +79,20 @@ class ReadAhead:
             try:
                 self._core.mapping.read_ahead(at, min(PIECE_BYTES, stop - at))
             except (OSError, ValueError):
-                return  # only a hint: the walk meets the same trouble and reports it
+                return  # only a hint: the walk meets the same error and reports it
 
 
 class Reads(Protocol):
-    """What chunks need of a file, or of a view."""
+    """The method of a file, or of a view, that chunks use."""
 
     async def read(self, offset: int, length: int) -> bytes: ...
 
 
 class Chunks(AsyncIterator[bytes]):
-    """Pieces of a source that begins at a byte of the file, of so many bytes each; for one task.
+    """Iterates over a file or view in chunks of a given size; for one task.
 
-    The length of the source is asked for before each piece: a file may become longer or shorter
-    meanwhile. No async generator, as those that a ``break`` leaves have to be finalized.
+    It asks for the length of the source before each chunk, as a file may become longer or shorter
+    meanwhile. It is no async generator, because one that a ``break`` leaves has to be finalized.
     """
 
     __slots__ = ("_ahead", "_busy", "_core", "_length", "_offset", "_size", "_source", "_start")
@@ -137,10 +137,10 @@ class Chunks(AsyncIterator[bytes]):
         return data
 
     def _make_ahead(self, most: int) -> ReadAhead:
-        # A window of at least PIECE_BYTES: a hop for each page would cost more than reading it.
+        # At least PIECE_BYTES: a hop for each page would cost more than reading it.
         window = max(2 * self._size, PIECE_BYTES)
         return ReadAhead(self._core, self._start + self._size, self._start + most, window)
 
     async def aclose(self) -> None:
-        """End the iteration; nothing has to be waited for, so leaving it open does no harm."""
+        """End the iteration. It waits for nothing, so leaving the iteration open does no harm."""
         self._source = None

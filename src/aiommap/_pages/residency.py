@@ -1,6 +1,6 @@
 """Residency: which pages of a file are in memory, as runs, totals and a chart of fixed width.
 
-Pure: the bitmap comes from the kernel elsewhere; this module only does the arithmetic.
+Pure: other modules ask the kernel for the runs; this one only does the arithmetic.
 """
 
 from __future__ import annotations

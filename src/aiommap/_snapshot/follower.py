@@ -1,31 +1,31 @@
-"""Following a path: which file is served, which one is on trial, and who keeps old ones open.
+"""Following a path: which file is in service, which is on trial, and how long old ones stay open.
 
 Terms. A *generation* is one file that the path named, opened, found good and put in service. A
-*candidate* is one on *trial*: opened and not yet found good. A trial is *overtaken* when the path
-names something else by then.
+*candidate* is a file on *trial*: opened, and not yet found good. A trial is *overtaken* when the
+path names another file by then.
 
-Theory of operation. One background task does two things for as long as a path is followed. It
-listens to the watcher, whose every word only means "what the path names may not be what you have";
-and it holds one trial after the other of whatever the path names by then. So names that come and
-go quickly cost one trial and not many, and nothing depends on how a file got there: renamed,
-linked, turned to by a symbolic link, created, or written in place.
+Theory of operation. One background task does two things at once. It listens to the hub's watcher,
+whose every change only means "the path may name another file now". And it runs one trial after the
+other, each of the file that the path names at that moment. So names that come and go quickly cost
+one trial and not many, and it does not matter how a file got there: renamed, linked, reached by a
+symbolic link, created, or written in place.
 
-A generation is closed by nobody's call but when it is garbage: its file is open for as long as
-anybody refers to it, by a variable, a read under way, a hold or a view. A finalizer then closes
-the file in the background. Leases that readers must take would have to be taken on every way to
-the snapshot, and the one that forgets reads from a closed file on the day of a swap.
+No call closes a generation: garbage collection does. Its file is open as long as anything refers to
+it: a variable, a read under way, a hold or a view. A finalizer then closes the file in the
+background. Explicit leases would be needed on every path to the snapshot; one forgotten lease would
+read from a closed file during a swap.
 
 Invariants.
-  1  ``current`` is always a generation that was found good; it is replaced in one step on the
-      loop thread, so whoever asks gets the old one or the new one, open.
-  2  A generation is not closed while it is referred to, unless the follower or the hub is.
-      Nothing in here refers to one but ``_current`` and ``_candidate``.
-  3  What is overtaken is never put in service, and its failure is nobody's concern; but after
-      ``MAX_OVERTAKEN`` trials in a row the next one counts all the same, or a path that is
-      replaced faster than files can be tried would be served from its first file for ever.
-  4  If the path stops changing, what it names is tried last; found good, it is ``current``. While
-      a file is being opened nobody knows yet which one it is, so whatever is heard counts.
-  5  A failed trial changes nothing but that it is reported.
+  1  ``current`` is always a generation that was found good. One step on the loop thread replaces
+     it, so a caller gets the old one or the new one, and it is open.
+  2  A generation is not closed while anything refers to it, unless the follower or the hub is. Only
+     ``_current`` and ``_candidate`` refer to one in here.
+  3  An overtaken candidate is never put in service, and its failure is not reported. But after
+     ``MAX_OVERTAKEN`` trials in a row the next one counts all the same. Otherwise a path that is
+     replaced faster than files can be tried would be served from its first file for ever.
+  4  If the path stops changing, the file that it names is tried last; if that is good, it is
+     ``current``. While a file is being opened its identity is unknown, so every change counts.
+  5  A failed trial is reported, and changes nothing else.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ from .._runtime.threads import Forks
 from .._watch.changes import ChangeKind
 from .snapshot import Snapshot
 
-#: So many overtaken trials in a row are abandoned.
+#: How many overtaken trials in a row are abandoned.
 MAX_OVERTAKEN = 3
 
 Validate = Callable[[Snapshot], Awaitable[object]]
 
 
 class Generation(Snapshot):
-    """A snapshot that many share and nobody has to close: it is closed when it is garbage."""
+    """A snapshot that many share and nobody closes: it is closed when it is garbage."""
 
     __slots__ = ()
 
@@ -65,13 +65,13 @@ class Generation(Snapshot):
 
     @property
     def mapped(self) -> MappedFile:
-        """The file itself; whoever keeps it does not keep it open."""
+        """The file itself. A reference to it does not keep it open."""
         return self._file
 
     def is_of(self, state: FileState | None, *, strictly: bool = False) -> bool:
         """Tell whether a state is the one in which this was opened.
 
-        Strictly so if the time of change is, too, which also tells of new names and permissions.
+        Strictly, the time of change is the same, too; new names and permissions move it.
         """
         mine = self._core.state
         if state is None or (strictly and mine.ctime_ns != state.ctime_ns):
@@ -94,11 +94,11 @@ class Generation(Snapshot):
 
     @property
     def is_held(self) -> bool:
-        """Whether a hold is out."""
+        """Whether there is a hold on it."""
         return self._holds > 0
 
     def retire(self) -> None:
-        """Close, once nobody holds it; references count no longer."""
+        """Close once there is no hold; references count no longer."""
         self._closing = True
         if not self._holds:
             self._file._closer.start()  # noqa: SLF001  a snapshot is made of its file
@@ -113,7 +113,7 @@ class Generation(Snapshot):
 
 
 def _close_soon(file: MappedFile) -> None:
-    """Close a file that nobody refers to any more; called in any thread, at any point."""
+    """Close a file to which nothing refers any more; called in any thread, at any moment."""
     core, closer = file._core, file._closer  # noqa: SLF001  a snapshot is made of its file
     if not core.mapping.forked:
         core.workers.call_from_thread(closer.start_unasked)
@@ -134,7 +134,7 @@ class Follower:
         options: how to open; prewarming is left to the trial.
         prewarm: whether a trial ends with making the file resident.
         validate: raises, or returns False, if a file is not good; None to take any.
-        failed: told of trials that fail, and of files in service that are changed in place.
+        failed: gets the failures of trials, and of files in service that are changed in place.
     """
 
     def __init__(
@@ -159,22 +159,22 @@ class Follower:
         self._candidate: Generation | None = None
         #: Number of the generation in service, from 1.
         self.number: int = 0
-        #: Nothing will be put in service any more.
+        #: Whether following has ended.
         self.over: bool = False
-        #: What the path was last heard to name.
+        #: The file that the path names, as the last change said.
         self._named: FileState | None = None
-        #: Whether bytes of what serves may have been overwritten with no trace but the time.
+        #: Whether bytes of the file in service may have been overwritten: its time of change moved.
         self._doubted: bool = False
-        #: Whether what it names is being opened.
+        #: Whether the file of the path is being opened.
         self._opening: bool = False
-        #: Whether something is to be tried that neither serves nor is on trial.
+        #: Set when a file waits for a trial that is neither in service nor on trial.
         self._wanted = anyio.Event()
         self._overtaken = 0
         self._trial = anyio.CancelScope()
         self._running = anyio.CancelScope()
         self._ended = anyio.Event()
         self._moved = anyio.Event()
-        #: Generations that may be referred to, and files that may not be unmapped yet.
+        #: Generations that something may refer to, and files that may still be mapped.
         self._alive: weakref.WeakSet[Generation] = weakref.WeakSet()
         self._files: set[MappedFile] = set()
 
@@ -193,7 +193,7 @@ class Follower:
     async def start(self) -> None:
         """Put the first file in service, or raise what is wrong with it."""
         try:
-            # Watched before it is opened, so that no change falls in between (I11).
+            # Watched before it is opened, so that no change is missed in between (I11).
             await self._changes.__aenter__()
             first = await self._open()
             try:
@@ -211,20 +211,20 @@ class Follower:
 
     @property
     def held(self) -> bool:
-        """Whether a hold is out on any generation."""
+        """Whether there is a hold on any generation."""
         return any(generation.is_held for generation in self._alive)
 
     async def moved(self) -> None:
-        """Wait until there is another generation, or there will be none."""
+        """Wait for the next generation, or for the end of following."""
         await self._moved.wait()
 
     def check_process(self) -> None:
-        """Raise in a forked child, where nothing is listened to (I10)."""
+        """Raise in a forked child, where nothing listens to changes (I10)."""
         if self._forks != Forks.count:
             raise ForkedError(self.path)
 
     async def aclose(self) -> None:
-        """End following, and close every generation that nobody holds, then the others."""
+        """End following, and close each generation as soon as there is no hold on it."""
         if self._forks != Forks.count:
             for file in self._files:
                 await file.aclose()
@@ -238,7 +238,7 @@ class Follower:
         await self._wait_closed()
 
     async def _wait_closed(self) -> None:
-        """Wait for every file; only what is wrong with the one in service is an error of ours."""
+        """Wait for every file to close; raise only the failure of the one in service."""
         closing = {file: file.aclose for file in self._files}
         closing |= {generation.mapped: generation.ended for generation in self._alive}
         failure: Exception | None = None
@@ -280,7 +280,7 @@ class Follower:
                     self._trial.cancel()
 
     def _has(self, state: FileState | None, *, strictly: bool) -> bool:
-        """Tell whether a state is of what is on trial, or else in service."""
+        """Tell whether a state is that of the candidate, or else of the generation in service."""
         newest = self._current if self._candidate is None else self._candidate
         return newest is not None and newest.is_of(state, strictly=strictly)
 
@@ -291,12 +291,12 @@ class Follower:
             seen_through = self._overtaken >= MAX_OVERTAKEN
             with anyio.CancelScope() as self._trial:
                 await self._try()
-            # What failed while the path moved on was overtaken as well.
+            # A trial that failed while the path changed was overtaken as well.
             again = self._wanted.is_set() and not seen_through
             self._overtaken = self._overtaken + 1 if again else 0
 
     async def _try(self) -> None:
-        """Open what the path names, and put it in service if it is good."""
+        """Open the file that the path names, and put it in service if it is good."""
         self._opening = True
         try:
             candidate = await self._open()
@@ -320,9 +320,9 @@ class Follower:
                 candidate.retire()
 
     def _is_news(self, candidate: Generation) -> bool:
-        """Tell whether a candidate is worth a trial; say so if it is what serves, but changed."""
+        """Tell whether a candidate needs a trial; report the file in service if it was changed."""
         if candidate.is_of(self._named, strictly=True):
-            self._wanted = anyio.Event()  # asked for while it was being opened
+            self._wanted = anyio.Event()  # the change came while this file was being opened
         current = self._current
         if current is None:
             return False
@@ -344,7 +344,7 @@ class Follower:
     async def _examine(self, candidate: Generation) -> None:
         """Raise unless a candidate is good, and make it resident."""
         if self._validate is not None:
-            # Apart, or a stray cancellation would end the following and not just the trial.
+            # Not in this task: a stray cancellation would end following, and not just the trial.
             answer = await call_user(_ask, self._validate, candidate)
             if answer is False:
                 raise ValueError(f"{self.path}: validate returned False, so it is not served")
@@ -365,12 +365,12 @@ class Follower:
         moved.set()
 
     def _reject(self, error: Exception) -> None:
-        served = self._current is not None and not self._current.closed  # or the hub is ending
+        served = self._current is not None and not self._current.closed  # else the hub is ending
         if served and not self._is_overtaken():
             self._failed.tell(error)
 
     def _end(self) -> None:
-        """Say that nothing will be put in service any more."""
+        """Put nothing in service any more."""
         self.over = True
         self._current = None
         self._moved.set()

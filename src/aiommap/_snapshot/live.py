@@ -1,6 +1,6 @@
-"""Live snapshots: always the newest good file of a path, swapped under its readers' feet.
+"""Live snapshots: always the newest good file of a path, swapped while readers go on.
 
-``follow`` and what it returns; how it is done is told by ``_snapshot/follower``.
+``follow`` and what it returns; ``_snapshot/follower`` says how it works.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from .snapshot import Snapshot
 class LiveSnapshot(AsyncResource):
     """The newest good file of a path, as a snapshot; made by ``aiommap.follow``.
 
-    Ask for ``current`` whenever a piece of work begins, and use what you got to its end: it is one
+    Ask for ``current`` when a piece of work begins, and use that snapshot to its end: it is one
     file, and stays open, mapped and as it was for as long as you refer to it, or to a view of it,
-    also when a newer one is in service. Whoever asks anew gets the newest.
+    also when a newer one is in service. The next ``current`` is the newest one.
 
     Concurrency: for tasks of the event loop it was made in; any number of them.
     """
@@ -37,16 +37,16 @@ class LiveSnapshot(AsyncResource):
 
     def __init__(self, follower: Follower, hub: Hub | None) -> None:
         self._follower = follower
-        #: The hub, if it is nobody else's.
+        #: The hub, if it was made for this alone.
         self._hub = hub
 
     @property
     def current(self) -> Snapshot:
         """The snapshot in service; the same object until the next one is.
 
-        It is closed when nobody refers to it any more, and not before: its ``aclose`` does
-        nothing, and ``async with live.current as s`` keeps it for the block. When following ends
-        it is closed as well; a ``hold`` makes that wait.
+        It is closed when nothing refers to it any more, and not before: its ``aclose`` does
+        nothing, and ``async with live.current as s`` keeps it for the block. The end of following
+        closes it as well, after the last ``hold`` on it.
 
         Raises:
             anyio.ClosedResourceError: if following has ended.
@@ -55,7 +55,7 @@ class LiveSnapshot(AsyncResource):
 
     @property
     def generation(self) -> int:
-        """How many files were put in service so far; 1 for the first."""
+        """How many files have been in service so far; 1 for the first."""
         return self._follower.number
 
     @property
@@ -73,12 +73,12 @@ class LiveSnapshot(AsyncResource):
         return Generations(self._follower)
 
     async def aclose(self) -> None:
-        """End following and close all generations, waiting for those that somebody holds.
+        """End following and close all generations, each after the last hold on it.
 
-        Iterations end, and a trial under way is cancelled and waited for. Views keep their pages.
-        A second call waits like the first.
+        Iterations end. A trial under way is cancelled, and this waits for it. Views keep their
+        pages. A second call waits like the first.
 
-        Cancellation: ends the waits; whoever holds a generation last closes it anyway.
+        Cancellation: ends the waits; the end of the last hold on a generation closes it anyway.
         """
         try:
             await self._follower.aclose()
@@ -94,9 +94,9 @@ class LiveSnapshot(AsyncResource):
 class Generations:
     """The generations of a live snapshot: ``async for snapshot in live``.
 
-    The one that is current when the iteration begins comes first. Whoever is slow gets the newest
-    and not those before it; ``skipped`` says how many those were. The iteration ends when following
-    does.
+    The generation that is current when the iteration begins comes first. A slow iteration yields
+    the newest and skips those before it; ``skipped`` says how many. The iteration ends with
+    following.
 
     Attributes:
         skipped: how many generations came and went between the last two that were yielded.
@@ -136,27 +136,27 @@ def follow(
     """Follow a path through its replacements: ``async with aiommap.follow(path) as live``.
 
     A file that appears at the path is opened, validated and made resident in the background, and
-    only then becomes ``live.current``. One that fails in any of this is reported, and the one
-    before it stays in service; so it does when the path is removed. The next good file is put in
+    only then becomes ``live.current``. If any of these fails, the failure is reported and the file
+    before it stays in service; it also stays when the path is removed. The next good file is put in
     service whatever came before it.
 
-    A file that is replaced again while it is being validated is abandoned and the newest is tried
-    instead; after three of those in a row one is seen through, so that a path replaced faster
-    than its files can be validated still moves on.
+    If a file is replaced while it is being validated, its trial is abandoned and the newest file is
+    tried instead. After three of those in a row one trial runs to its end, so that a path replaced
+    faster than its files can be validated still moves on.
 
-    A file that is written to in place is no replacement: whoever reads the snapshot of it sees
-    the new bytes, or a fault where bytes are cut off. It is reported as ``StaleSnapshotError``, and
-    the file is then tried as if it were a new one, so that the newest state is in service at the
-    end. ``touch`` cannot be told from writing. See docs/hot_swap.
+    A file that is written to in place is no replacement: readers of its snapshot see the new bytes,
+    or a fault where bytes are cut off. That is reported as ``StaleSnapshotError``, and the file is
+    then tried as if it were a new one, so that the newest state is in service at the end. A
+    ``touch`` looks the same as writing. See docs/hot_swap.
 
     Args:
         path: a regular file, or a symbolic link to one; kept as an absolute path. It has to exist.
         prewarm: make each file resident before it is put in service.
-        validate: an async function that is given the snapshot of each file, the first included,
-            and raises, or returns False, if it is not to be served. It is cancelled when the file
+        validate: an async function that takes the snapshot of each file, the first included, and
+            raises, or returns False, if the file is not to be served. It is cancelled when the file
             is overtaken or following ends.
-        on_error: called in the background, sync or async, with what was wrong with a file that is
-            not served; by default that is logged. What is wrong with the first file is raised.
+        on_error: called in the background, sync or async, with the failure of a file that is not
+            served; by default that is logged. A failure of the first file is raised.
         hub: watches and opens; its end ends following. By default there is one for this alone.
     Returns:
         An object to use with ``async with``, or to ``await`` for a LiveSnapshot to ``aclose``.
@@ -171,7 +171,7 @@ def follow(
     for function in (validate, on_error):
         if function is not None and not callable(function):
             raise TypeError(f"asked to call {function!r}: pass a function of one argument")
-    hub_or_new(hub)  # refused before it begins, if it is none
+    hub_or_new(hub)  # refuses anything but a hub before it begins
     flag(prewarm, "prewarm")
     options = OpenOptions.check(path, "r")
     failed: Listeners[Exception] = Listeners()

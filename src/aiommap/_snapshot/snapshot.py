@@ -1,13 +1,13 @@
 """Snapshots: immutable files, mapped and read by any number of tasks without locks.
 
 A *snapshot* is the file that was at a path when it was opened, held by its descriptor and mapping:
-replacing or unlinking the path changes nothing for it. Only a change in place can, and what is
-promised about those is stated by ``Snapshot``.
+replacing or unlinking the path does not change it. Only a change in place does; ``Snapshot`` says
+what it promises about those.
 
 Invariants.
-  1  The size is the one at opening, for ever; every range is checked against it (I3).
-  2  While somebody holds the snapshot its file is open: ``aclose`` leaves closing to the last
-      hold, and takes no new ones.
+  1  The size is always the one at opening; every range is checked against it (I3).
+  2  While there is a hold on the snapshot its file is open: ``aclose`` leaves closing to the last
+     hold, and allows no new ones.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from .snapshot_file import SnapshotFile
 class Snapshot(AsyncResource):
     """An immutable file, mapped for reading; made by ``Snapshot.open``.
 
-    It is for files that are complete when they are opened and replaced, not changed, afterwards: a
-    new file renamed over the path leaves a snapshot as it is. A file that is changed in place all
-    the same is found out so: bytes cut off are a ``MappingFaultError`` at every read of them, bytes
-    overwritten a ``StaleSnapshotError`` at the next ``verify``. Bytes appended never
+    It is for files that are complete when they are opened, and are replaced, not changed,
+    afterwards: a new file renamed over the path leaves a snapshot as it is. If a file is changed in
+    place all the same, a read of bytes that were cut off raises ``MappingFaultError``, and the next
+    ``verify`` raises ``StaleSnapshotError`` for bytes that were overwritten. Appended bytes never
     become part of it.
 
     Pickled, it becomes an ``Opening`` of the same path: ``async with`` or ``await`` that in another
@@ -98,7 +98,7 @@ class Snapshot(AsyncResource):
 
     @property
     def size(self) -> int:
-        """Bytes of the file when it was opened; asked of memory, never of the file."""
+        """Bytes of the file when it was opened; no call asks the file."""
         return self._size
 
     @property
@@ -135,19 +135,23 @@ class Snapshot(AsyncResource):
         """
         self._core.check_usable()
         start, count = check_tail(offset, length, self._size)
-        # Kept by its views: a snapshot that is followed is closed when it is garbage.
+        # The view refers to the snapshot: a followed one is closed when it is garbage.
         return View(self._file, self._core, start, count, keeps=self)
 
     async def verify(self) -> None:
         """Raise if the file was changed in place since it was opened.
 
-        Ask it after reading: what was read before a ``verify`` that returns is what the file held
-        when it was opened. It believes the times of the file, and so does not see a change within
-        the tick of the clock in which the file was opened (milliseconds), one whose author set the
-        time of modification back and also changed permissions, owner or links, or moved the file
-        to another name, and stores through another process's mapping to pages that were dirty
-        already, on tmpfs any. It cannot tell an append from an overwrite, nor what set no other
-        time than that of change (``touch -a``, ``setfattr``) from ``cp -p``.
+        Call it after reading: bytes read before a ``verify`` that returns are those that the file
+        had when it was opened. It relies on the times of the file. So it does not see
+
+        - a change within the tick of the clock in which the file was opened (milliseconds);
+        - a change whose author set the time of modification back and also changed permissions,
+          owner or links, or moved the file to another name;
+        - stores through another process's mapping to pages that were dirty already, and on tmpfs
+          any such stores.
+
+        It cannot distinguish an append from an overwrite, nor a call that sets only the time of
+        change (``touch -a``, ``setfattr``) from ``cp -p``.
 
         Raises:
             StaleSnapshotError: if the file was written to or truncated, or may have been.
@@ -159,10 +163,10 @@ class Snapshot(AsyncResource):
         await self._core.run(self._core.workers.reads, self._verify)
 
     def _verify(self) -> None:
-        """Compare with what was opened. Worker threads only."""
+        """Compare the file with the state at opening. Worker threads only."""
         found = FileState.of(os.fstat(self._core.mapping.fd))
         kind = classify(self._core.state, found)
-        # Moving a file to another name sets its time of change, too.
+        # A rename sets the time of change, too.
         if kind is ChangeKind.CHANGED and not self._has_its_name():
             return
         if kind not in (None, ChangeKind.METADATA):
@@ -176,32 +180,32 @@ class Snapshot(AsyncResource):
 
     @contextmanager
     def hold(self) -> Iterator[Self]:
-        """Keep the snapshot open for a block, whoever closes it meanwhile: ``with s.hold():``.
+        """Keep the snapshot open for a block, even if it is closed meanwhile: ``with s.hold():``.
 
-        Do not wait for ``aclose`` inside of the block: it waits for the block to end. A hub that
-        is left closes its snapshots held or not.
+        Do not await ``aclose`` inside the block: it waits for the block to end. Leaving the hub
+        closes its snapshots, with holds or without.
 
         Raises:
             anyio.ClosedResourceError: if ``aclose`` was called.
-        Concurrency: for the event loop's thread; holds nest, and any number may be out.
+        Concurrency: for the event loop's thread; holds nest, in any number.
         """
         self._take_hold()
         try:
             yield self
         finally:
-            self._let_go()
+            self._release_hold()
 
     def file(self) -> SnapshotFile:
         """Make a binary file object of it, for pandas, pyarrow, zipfile, fsspec and the like.
 
-        It holds the snapshot until it is closed, and is to be read in worker threads.
+        It holds the snapshot until it is closed. Read it in worker threads.
 
         Raises:
             anyio.ClosedResourceError: if ``aclose`` was called.
         """
         self._take_hold()
         reader = self._file._reader  # noqa: SLF001  a snapshot is made of its file
-        return SnapshotFile(self._core, reader, self._let_go)
+        return SnapshotFile(self._core, reader, self._release_hold)
 
     def _take_hold(self) -> None:
         self._core.check_usable()
@@ -209,8 +213,8 @@ class Snapshot(AsyncResource):
             raise anyio.ClosedResourceError(f"{self.path} is closed: open it again to use it")
         self._holds += 1
 
-    def _let_go(self) -> None:
-        """End a hold; the last one after ``aclose`` closes, in the background as it cannot wait."""
+    def _release_hold(self) -> None:
+        """End a hold. The last one after ``aclose`` closes the file, in the background."""
         self._holds -= 1
         if self._closing and not self._holds:
             self._file._closer.start_unasked()  # noqa: SLF001  a snapshot is made of its file
@@ -218,11 +222,11 @@ class Snapshot(AsyncResource):
                 self._ended.set()
 
     async def aclose(self) -> None:
-        """Close as soon as nobody holds the snapshot, and wait for that.
+        """Close as soon as there is no hold on the snapshot, and wait for that.
 
         Views keep their pages. A second call waits like the first.
 
-        Cancellation: ends the wait for those who hold it; the last of them closes it anyway.
+        Cancellation: ends the wait for holds; the end of the last one closes it anyway.
         """
         self._closing = True
         if self._holds and not self.closed and not self._core.mapping.forked:
@@ -257,7 +261,7 @@ _PICKLED = ("advice", "prewarm", "lock", "huge_pages")
 
 
 def _reopen(path: str, size: int, modified: int, keywords: dict[str, Any]) -> Opening[Snapshot]:
-    """Make of a pickled snapshot an opening of the same bytes, or of nothing."""
+    """Make the opening for a pickled snapshot; it opens the same bytes, or raises."""
 
     async def begin() -> Snapshot:
         snapshot = await Snapshot.open(path, **keywords)

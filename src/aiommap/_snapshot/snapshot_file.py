@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 class SnapshotFile(io.RawIOBase):
     """A read-only, seekable binary file over a snapshot; made by ``Snapshot.file``.
 
-    It is what fsspec, pandas, pyarrow, zipfile and the like take in place of a path. Its reads wait
-    for the disk, so they belong into a worker thread, ``anyio.to_thread.run_sync`` for instance; on
-    the event loop's own thread they are refused. It holds the snapshot until it is closed.
+    fsspec, pandas, pyarrow, zipfile and the like take it in place of a path. Its reads wait for the
+    disk, so make them in a worker thread, by ``anyio.to_thread.run_sync`` for instance; on the
+    event loop's thread they raise. It holds the snapshot until it is closed.
 
     Attributes:
         path: the path of the snapshot.
         size: its size in bytes.
         mode: "rb".
 
-    Concurrency: as any file object it has one position, so one thread at a time; make as many files
-        of one snapshot as there are threads.
+    Concurrency: it has one position, as any file object, so one thread uses it at a time; make one
+        for each thread.
     """
 
     mode = "rb"
@@ -45,7 +45,7 @@ class SnapshotFile(io.RawIOBase):
 
     @property
     def name(self) -> str:
-        """The path, by the name that file objects have it."""
+        """The path, under the name that file objects have for it."""
         return self.path
 
     def readable(self) -> bool:
@@ -82,8 +82,8 @@ class SnapshotFile(io.RawIOBase):
 
         Raises:
             MappingFaultError: if the file was truncated below what is read.
-            anyio.ClosedResourceError: if the snapshot was closed over the head of this file.
-            RuntimeError: on the thread of the event loop, which must not wait.
+            anyio.ClosedResourceError: if the hub closed the snapshot in spite of this file.
+            RuntimeError: on the event loop's thread, which must not wait.
         """
         length = self._length(self.size if size is None or size < 0 else size)
         data = self._reader.read_whole(self._position, length) if length else b""
@@ -108,7 +108,7 @@ class SnapshotFile(io.RawIOBase):
         raise io.UnsupportedOperation(f"{self.path} is a snapshot: it cannot be written to")
 
     def close(self) -> None:
-        """Let go of the snapshot; in any thread, and twice is once."""
+        """Release the snapshot; in any thread. A second call does nothing."""
         if not self.closed:
             super().close()
             self._core.workers.call_from_thread(self._release)
@@ -117,7 +117,7 @@ class SnapshotFile(io.RawIOBase):
         raise not_copied(self, "make another file of the snapshot")
 
     def _length(self, wanted: int) -> int:
-        """Say how much there is to read of what is wanted, once it may be read."""
+        """Return how many of the wanted bytes there are, once reading is allowed."""
         self._check_open()
         self._core.check_usable()
         if self._core.workers.on_loop():

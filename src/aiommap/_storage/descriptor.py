@@ -1,9 +1,9 @@
 """Storage backends: where exact reads of immutable bytes come from, mapped or not.
 
-A *backend* is anything with the three members of ``StorageBackend``; code written against them
-runs over a mapped file, over a descriptor where mapping is no good, and over a user's own.
-``aiommap.testing.StorageBackendSuite`` holds all of them to one contract. Ours pickle as openings
-of the same path.
+A *backend* is anything with the three members of ``StorageBackend``. Code written against them
+runs over a mapped file, over a descriptor where a mapping is no good, and over a user's own.
+``aiommap.testing.StorageBackendSuite`` tests all of them against one contract. Ours pickle as
+openings of the same path.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from .._runtime.workers import OnCancel, Workers
 
 
 class _Descriptor:
-    """A descriptor that outlives its closing for as long as a thread reads through it.
+    """A descriptor that stays open, after ``release``, as long as a thread reads through it.
 
-    A cancelled read is left behind in its thread; were the descriptor closed under it, its number
-    could be another file's by the next system call.
+    A cancelled read goes on in its thread. If the descriptor were closed meanwhile, its number
+    could be that of another file by the next system call.
     """
 
     __slots__ = ("_fd", "_mutex", "_users")
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._users = 1  # whoever opened it
+        self._users = 1  # the backend that opened it
         self._mutex = Mutex()
 
     @contextmanager
     def using(self) -> Iterator[int]:
-        """Lend the descriptor. Worker threads only."""
+        """Keep the descriptor open for a block. Worker threads only."""
         with self._mutex:
             if not self._users:
                 raise anyio.ClosedResourceError("the backend was closed before it could read")
@@ -57,7 +57,7 @@ class _Descriptor:
             self.release()
 
     def release(self) -> None:
-        """Close it, unless others use it. Worker threads only."""
+        """Close it, unless a thread uses it. Worker threads only."""
         with self._mutex:
             self._users -= 1
             last = not self._users
@@ -69,7 +69,7 @@ class _Descriptor:
             os.close(self._fd)
 
     def close_copy(self) -> None:
-        """Close a forked child's own copy; a thread that is not here may hold the mutex (I10)."""
+        """Close a forked child's copy; a thread of the parent may hold the mutex (I10)."""
         self._users = 0
         os.close(self._fd)
 
@@ -77,8 +77,9 @@ class _Descriptor:
 class FileBackend(AsyncResource):
     """A backend that reads through a descriptor, in worker threads; made by ``FileBackend.open``.
 
-    For what should not be mapped, like files of network mounts whose server may go away, or
-    cannot be: block devices, and files that the kernel makes up as they are read.
+    It is for files that should not be mapped, like those of network mounts whose server may go
+    away, and for files that cannot be: block devices, and files that the kernel makes up as they
+    are read.
 
     Concurrency: for tasks of the event loop it was opened in; at most as many reads at once as its
         hub has worker threads.
@@ -111,7 +112,7 @@ class FileBackend(AsyncResource):
             FileNotFoundError, PermissionError: as ``open``.
             UnsupportedError: if the path is a directory, pipe or socket; without a size, also if
                 it is a character device, or made up as it is read.
-        Cancellation: an open that has begun in a worker is waited out and then undone.
+        Cancellation: waits for an open that has begun in a worker, and undoes it.
         """
         length = None if size is None else byte_count(size, "size")
         where = FilePath.check(path)
@@ -144,7 +145,7 @@ class FileBackend(AsyncResource):
             OSError: of the file system or the device.
             anyio.ClosedResourceError: if the backend is closed.
             ForkedError: if it was opened by another process.
-        Cancellation: a read under way in a worker is left behind; it harms nothing.
+        Cancellation: leaves a read under way in its worker behind; it harms nothing.
         Source: pread(2); interrupted and short ones are continued.
         """
         descriptor = self._usable()
@@ -190,7 +191,7 @@ class FileBackend(AsyncResource):
     # Worker threads only, from here on.
 
     def _open(self, where: FilePath, size: int | None) -> None:
-        """Open the descriptor, and find out how much there is to read."""
+        """Open the descriptor, and ask for the size."""
         try:
             fd = self._open_descriptor(where)
             try:
@@ -209,8 +210,8 @@ class FileBackend(AsyncResource):
 
     def _open_descriptor(self, where: FilePath) -> int:
         with where.beginning() as (path, start):
-            # Looked at first, because merely opening a pipe can have effects; should the path
-            # become one meanwhile, O_NONBLOCK does not wait for its other end.
+            # stat comes first, because merely opening a pipe can have effects. If the path becomes
+            # one meanwhile, O_NONBLOCK does not wait for its other end.
             check_readable(self._path, os.stat(path, dir_fd=start))
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
             return os.open(path, flags, dir_fd=start)

@@ -18,7 +18,7 @@ class MappedBackend(AsyncResource):
     """A backend over a mapped file: data in memory is read without a hop to a worker thread.
 
     Args:
-        source: what to read from; the backend closes it. The size is the one it has now.
+        source: the file or snapshot to read from; the backend closes it. Its present size counts.
     """
 
     __slots__ = ("_size", "_source")
@@ -62,7 +62,7 @@ class MappedBackend(AsyncResource):
 
 
 def _reopen(source: Opening[Snapshot] | Opening[MappedFile]) -> Opening[MappedBackend]:
-    """Make an opening of a backend out of one of what it is to read from; also when unpickled."""
+    """Make the opening of a backend from that of its source; also when unpickled."""
 
     async def begin() -> MappedBackend:
         return MappedBackend(await source)

@@ -151,10 +151,10 @@ class WatchedPath:
         self._is_recent = _is_recent(state)
 
     def observe_same(self, sample: Sample | None, *, event_is_foreign: bool) -> bool:
-        """Take note that nothing differs; true if the file has changed all the same.
+        """Note that the state is the same; true if the file has changed all the same.
 
-        It has if somebody else's event came within the tick of the kernel in which the state was
-        taken: then the times may not have moved.
+        It has if a foreign event came within the tick of the kernel in which the state was taken:
+        the times of the file may stay the same then.
         """
         self.sample = sample
         if not (event_is_foreign and self._is_recent):

@@ -1,8 +1,8 @@
 """Tests for code that builds on aiommap; needs pytest, and is not loaded by ``import aiommap``.
 
-No entry point of pytest leads here, because that would load aiommap in every test run of an
-environment, before a measurement of coverage begins. Name it where it is wanted, in the topmost
-``conftest.py``: ``pytest_plugins = ["aiommap.testing"]``. The context managers need not even that.
+This is no entry point of pytest, because that would load aiommap in every test run of an
+environment, before a measurement of coverage begins. Name it in the topmost ``conftest.py``:
+``pytest_plugins = ["aiommap.testing"]``. The context managers work without that.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ try:
 except ImportError as _missing:
     raise ImportError("aiommap.testing needs pytest: pip install pytest") from _missing
 
-# Before it is loaded, so that a failing assertion shows its values in a user's project, too.
+# Before the import, so that a failing assertion shows its values in a user's project, too.
 pytest.register_assert_rewrite("aiommap.testing._storage_backend")
 
 from ._changes import removed_file as removed_file  # noqa: E402

@@ -1,4 +1,4 @@
-"""Faults that anybody can cause, as the real thing: a file cut off, replaced or removed."""
+"""Real changes by another program: a file truncated, replaced or removed."""
 
 from __future__ import annotations
 
@@ -24,15 +24,14 @@ def _path_of(target: Target) -> str:
 
 @contextmanager
 def truncated_file(target: Target, size: int) -> Iterator[None]:
-    """Cut a file off behind the back of whoever has it open, for a block.
+    """Truncate a file for a block, while it is open elsewhere.
 
-    Done with a descriptor of its own, which to the kernel is what another process does. At the end
-    of the block the size and the bytes that were cut off are put back, unless somebody gave the
-    file another size meanwhile.
+    It uses a descriptor of its own; for the kernel that is the same as another process. The end of
+    the block restores the size and the bytes, unless the file has got another size meanwhile.
 
     Args:
         target: an open file, or a path.
-        size: how many bytes are left; less than the file has.
+        size: how many bytes stay; less than the file has.
     Raises:
         ValueError: if the file does not have more than that.
         OSError: as ``open`` and ``os.ftruncate``.
@@ -72,12 +71,12 @@ def _write(fd: int, offset: int, data: bytes) -> None:
 def replaced_file(target: Target, content: Buffer) -> Iterator[None]:
     """Put another file at a path, in one step, for a block.
 
-    The file that was there lives on for whoever has it open, and comes back to its path, in one
-    step again, at the end of the block.
+    The first file stays as it is where it is open. The end of the block puts it back to its path,
+    in one step again.
 
     Args:
         target: an open file, or a path.
-        content: what the other file holds; it has the permissions of the first.
+        content: the bytes of the other file; it has the permissions of the first.
     Raises:
         OSError: as ``open``, ``os.link`` and ``os.rename``; the path is as it was then.
     Source: link(2), rename(2).
@@ -99,7 +98,7 @@ def replaced_file(target: Target, content: Buffer) -> Iterator[None]:
 def removed_file(target: Target) -> Iterator[None]:
     """Unlink a path for a block.
 
-    The file lives on for whoever has it open, and comes back to its path at the end of the block.
+    The file stays as it is where it is open. The end of the block puts it back to its path.
 
     Args:
         target: an open file, or a path.
@@ -116,7 +115,7 @@ def removed_file(target: Target) -> Iterator[None]:
 
 @contextmanager
 def _kept_aside(path: str) -> Iterator[str]:
-    """Keep what is at a path under a name beside it, and yield a further name that is free."""
+    """Link the file of a path under a second name beside it, and yield a third, free name."""
     folder, name = os.path.split(path)
     aside = os.path.join(folder, f".{name}.{secrets.token_hex(4)}")
     os.link(path, aside, follow_symlinks=False)

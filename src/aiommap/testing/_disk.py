@@ -1,16 +1,17 @@
-"""The seam: a disk laid over the real one of one open file, which fails or waits as it is told.
+"""The seam: a disk over the real disk of one open file, which fails or waits as its faults say.
 
 Theory of operation. Worker threads reach the disk through ``FileCore.disk``, which is the native
-mapping. While a fault is in place, it is a ``FaultyDisk`` that asks the fault first and then hands
-the call on to the mapping. Everything around the call is the library's own code: what it does
-about an error, or while it waits, is what it does in production.
+mapping. While a fault is in place, it is a ``FaultyDisk``, which asks the fault first and then
+calls the mapping. Everything around the call is the library's own code: it handles the error, or
+waits, as it does in production.
 
 Invariants.
-  1  A file has one faulty disk at most, with any number of faults, put in place and taken away in
-      any order. With the last one the mapping is back in its place.
-  2  Where a fault has to see reads or stores, inline verbs answer None, as for data that is not in
-      memory, so that the verb takes its way through a worker.
-  3  Faults know one file. What calls no mapping, allocating blocks, is told apart by descriptor.
+  1  A file has at most one faulty disk, with any number of faults, added and removed in any order.
+     The removal of the last one puts the mapping back.
+  2  Where a fault has to see reads or stores, inline verbs decline, as for data that is not in
+     memory, so that the verb goes through a worker.
+  3  A fault is for one file. Allocating blocks calls no mapping, so the descriptor identifies the
+     file there.
 """
 
 from __future__ import annotations
@@ -36,11 +37,10 @@ class InjectedFault:
     """A fault that is in place.
 
     Attributes:
-        hits: how many calls met it so far; a test that means to prove something looks that there
-            was one.
+        hits: how many calls met it so far; check in a test that there was one.
     """
 
-    #: Whether reads and stores have to come by (disk.2).
+    #: Whether the fault has to see reads and stores (disk.2).
     _sees_inline_verbs = False
 
     def __init__(self) -> None:
@@ -70,12 +70,12 @@ class FaultyDisk:
         self._faults: list[InjectedFault] = []
 
     def add(self, fault: InjectedFault) -> None:
-        """Put a fault in place; loop thread only."""
+        """Add a fault; loop thread only."""
         self._faults.append(fault)
         self._lay()
 
     def remove(self, fault: InjectedFault) -> None:
-        """Take a fault away; loop thread only."""
+        """Remove a fault; loop thread only."""
         self._faults.remove(fault)
         self._lay()
 
@@ -116,10 +116,10 @@ class FaultyDisk:
         self._real.sync_range(offset, length)
 
     def write_many(self, items: list[Store], /) -> list[Receipt | tuple[int, int]]:
-        """Store what there is room for; the rest carries the errno of a full disk.
+        """Store what the disk has room for; the other stores return the errno of a full disk.
 
-        Of a store that the disk has no room for, nothing is stored: the mapping, too, makes all of
-        its pages writable before it copies the first byte.
+        A store without room stores nothing: the mapping, too, makes all of its pages writable
+        before it copies the first byte.
         """
         self._meet("write")
         taken = [self._has_room(offset, len(view)) for offset, view in items]
@@ -132,7 +132,7 @@ class FaultyDisk:
 
 
 def core_of(file: MappedFile | Snapshot) -> FileCore:
-    """Return what an open file's verbs share."""
+    """Return the core of an open file."""
     if not isinstance(file, MappedFile | Snapshot):
         raise TypeError(f"cannot make faults in {file!r}: give an open file or a snapshot")
     core = file._core  # noqa: SLF001  the seam is there

@@ -1,4 +1,4 @@
-"""Faults that nobody can cause without root: a flush that fails, a full disk, a slow one."""
+"""Faults that need root outside of tests: a failing flush, a full disk, a slow disk."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ class _FailingFlush(InjectedFault):
 def failing_flush(file: MappedFile, number: int = errno.EIO) -> Iterator[InjectedFault]:
     """Make the next flush of one file fail.
 
-    The call that should have written the dirty pages back raises instead. All that follows is the
-    library's own: ``FlushError`` for whoever waits, ``on_error``, and the latch, which outlasts
-    the block. What was stored stays in the page cache and may reach the disk some day, so this
-    cannot prove what a reader finds after a crash.
+    The call that should write the dirty pages back raises instead. All that follows is the
+    library's own: ``FlushError`` for every task that waits, ``on_error``, and the latch, which
+    outlasts the block. The stored bytes stay in the page cache and may reach the disk some day, so
+    this cannot prove what a reader finds after a crash.
 
     Args:
         file: a mapped file, open in mode "r+", "w+" or "x+".
-        number: the errno; EIO for a broken device, ENOSPC or EDQUOT where blocks are only looked
-            for during write-back (thin provisioning, network mounts).
+        number: the errno; EIO for a broken device, ENOSPC or EDQUOT where write-back allocates the
+            blocks (thin provisioning, network mounts).
     Raises:
         AccessModeError: in modes "r" and "c", where nothing is flushed.
         ValueError: if the number is no errno.
@@ -93,14 +93,14 @@ class _FullDisk(InjectedFault):
             return True
         try:
             hole = os.lseek(core.mapping.fd, offset, os.SEEK_HOLE)
-        except OSError:  # the file ends before; what that means is for the real call to find out
+        except OSError:  # the file ends before; the real call reports that
             return True
         if hole < offset + length:
             self._count_hit()
         return hole >= offset + length
 
 
-#: The full disks that there are. ``_core/opening.allocate`` is replaced while there is any.
+#: The full disks in place. ``_core/opening.allocate`` is replaced while there is any.
 _full: list[_FullDisk] = []
 _allocate = _opening.allocate
 
@@ -115,16 +115,16 @@ def _allocate_if_room(fd: int, offset: int, length: int) -> None:
 
 @contextmanager
 def full_disk(target: MappedFile | str | os.PathLike[str]) -> Iterator[InjectedFault]:
-    """Let there be no free block on the disk.
+    """Leave no free block on the disk for a block of code.
 
     For an open file, ``resize`` to more than it has blocks for fails, and so does a store into a
     hole of a file that was opened with ``sparse=True``: nothing of it is stored then. For a path,
-    creating and growing files there or anywhere below fails, stores into holes do not. What has
-    its blocks works as always.
+    creating and growing files there or anywhere below fails, but stores into holes do not. Ranges
+    that have their blocks work as always.
 
-    A real file system also runs out of blocks for its own metadata and for copies of what is
-    overwritten (copy on write), and some notice only during write-back; for that there is
-    ``failing_flush(f, errno.ENOSPC)``.
+    A real file system also runs out of blocks for its own metadata and for copies of overwritten
+    blocks (copy on write), and some notice that only during write-back; use
+    ``failing_flush(f, errno.ENOSPC)`` for those.
 
     Args:
         target: an open file; or the path of a file to be created, or of a folder.
@@ -160,9 +160,9 @@ def _registered(fault: _FullDisk) -> Iterator[None]:
 
 
 class SlowDisk(InjectedFault):
-    """A disk that keeps calls waiting; made by ``slow_disk``.
+    """A disk that makes calls wait; made by ``slow_disk``.
 
-    A call waits in its worker thread until it is released or its time is over. The event loop goes
+    A call waits in its worker thread until ``release`` or the end of its time. The event loop goes
     on meanwhile, and so do calls that need no disk.
     """
 
@@ -172,33 +172,33 @@ class SlowDisk(InjectedFault):
         self._seconds = seconds
         self._only = only
         self._sees_inline_verbs = only != "flush"
-        #: Under the mutex: a locked gate for each call that waits, and whether any still has to.
+        #: Under the mutex: a locked gate for each call that waits, and whether new calls pass.
         self._gates: list[Mutex] = []
         self._open = False
-        self._told: Event | None = None
+        self._changed: Event | None = None
 
     @property
     def stalled(self) -> int:
-        """How many calls wait at the moment."""
+        """How many calls wait now."""
         return len(self._gates)
 
     async def wait_stalled(self, calls: int = 1) -> None:
-        """Wait until so many calls wait for the disk at once.
+        """Wait until at least this many calls wait for the disk at once.
 
         Use it where a test would otherwise sleep: when it returns, the operation is under way.
 
         Cancellation: ends the wait.
         """
         while self.stalled < calls:
-            if self._told is None:  # trio's events have no truth value
-                self._told = self._workers.event()
-            await self._told.wait()
+            if self._changed is None:  # trio's events have no truth value
+                self._changed = self._workers.event()
+            await self._changed.wait()
 
     def release(self, calls: int | None = None) -> None:
-        """Let calls go on: the ones that have waited longest, or all and all that come.
+        """Let calls go on: those that have waited longest, or all of them and all later ones.
 
         Args:
-            calls: how many; None releases everything, and the disk is fast from then on.
+            calls: how many; None releases all, and the disk is fast from then on.
         """
         with self._changing:
             self._open = self._open or calls is None
@@ -208,9 +208,9 @@ class SlowDisk(InjectedFault):
             gate.release()
 
     def _tell(self) -> None:
-        told, self._told = self._told, None
-        if told is not None:
-            told.set()
+        changed, self._changed = self._changed, None
+        if changed is not None:
+            changed.set()
 
     # Worker threads only, from here on.
 
@@ -234,18 +234,18 @@ class SlowDisk(InjectedFault):
 def slow_disk(
     file: MappedFile | Snapshot, *, seconds: float = 10.0, only: Call | None = None
 ) -> Iterator[SlowDisk]:
-    """Keep every call of one file that needs its disk waiting.
+    """Make every call of one file that needs its disk wait.
 
-    Nothing counts as being in memory: reads and stores take their way through a worker and wait
-    there, ``read_nowait`` raises ``WouldBlock``. The end of the block releases whatever waits.
+    No page counts as being in memory: reads and stores go through a worker and wait there, and
+    ``read_nowait`` raises ``WouldBlock``. The end of the block releases all of them.
 
     Args:
         file: an open file or snapshot.
-        seconds: how long each call waits if ``SlowDisk.release`` is not called before. There is
-            always an end to it, so that a test which waits for a write or a close inside the
-            block, where cancelling is waited out, is slow and does not hang.
+        seconds: how long each call waits without ``SlowDisk.release``. The wait always ends: so a
+            test is slow, and does not hang, if it awaits a write or a close inside the block, whose
+            cancellation waits.
         only: "read" (``prewarm`` included), "write" or "flush" for only these calls; reads and
-            stores then stay inline if only flushes are slow.
+            stores stay inline if only flushes are slow.
     Raises:
         ValueError: if seconds is not positive, or infinite; if only is no such word.
         anyio.ClosedResourceError: if the file is closed.

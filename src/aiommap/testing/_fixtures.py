@@ -1,4 +1,4 @@
-"""The fixture; it is found once a test module or a conftest has it in its namespace."""
+"""The fixture; pytest finds it in the namespace of a test module or a conftest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class InjectFault(Protocol):
-    """What the fixture ``inject_fault`` is: enters a context manager for the rest of the test."""
+    """The type of the fixture ``inject_fault``: enters context managers for the rest of a test."""
 
     @abstractmethod
     def __call__(self, fault: AbstractContextManager[T], /) -> T:
@@ -24,8 +24,8 @@ class InjectFault(Protocol):
 def inject_fault() -> Iterator[InjectFault]:
     """Put faults in place for the rest of a test.
 
-    They are taken away in reverse order when the test has ended, however it ended, before the
-    fixtures are torn down that were set up earlier.
+    When the test has ended, in whatever way, the fixture removes them in reverse order; fixtures
+    that were set up earlier are torn down afterwards.
 
     Example: ``disk = inject_fault(slow_disk(f))``
     """
