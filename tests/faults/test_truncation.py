@@ -14,7 +14,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import Advice, FlushPolicy
-from aiommap._flush.flusher import Flusher
+from aiommap._flush.writeback import Writeback
 from aiommap._runtime.workers import Workers
 from tests.support.strict import PYTHON
 
@@ -349,13 +349,13 @@ async def test_flush_of_data_lost_during_it(path, moment, monkeypatch, when, los
     if when == "begun":
         moment.action = lambda: lose(path)
     else:
-        verify = Flusher._verify
+        verify = Writeback._verify
 
         def lose_and_verify(self, end):
             lose(path)
             verify(self, end)
 
-        monkeypatch.setattr(Flusher, "_verify", lose_and_verify)
+        monkeypatch.setattr(Writeback, "_verify", lose_and_verify)
     await expect_lost(f, FLUSHES["flush"], number, reason, receipt)
 
 

@@ -20,7 +20,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import Advice, FlushPolicy
-from aiommap._flush.flusher import Flusher
+from aiommap._flush.writeback import Writeback
 from aiommap._runtime.workers import Workers
 from tests.support.limiters import held
 from tests.support.waiting import until
@@ -458,7 +458,7 @@ async def test_block_left_by_cancellation_closes(path, way):
 
 async def test_hub_cancelled_waits_for_every_file(path, way, monkeypatch):
     """The first file lets go while the second one is still being flushed."""
-    flushing, gates = Flusher._flush, {}
+    flushing, gates = Writeback._flush, {}
 
     def held(self, requests):
         begun, leave = gates[self._core.path]
@@ -466,7 +466,7 @@ async def test_hub_cancelled_waits_for_every_file(path, way, monkeypatch):
         assert leave.wait(20), "the test never opened the gate"
         return flushing(self, requests)
 
-    monkeypatch.setattr(Flusher, "_flush", held)
+    monkeypatch.setattr(Writeback, "_flush", held)
     hub = aiommap.Hub()
     for name in ("first", "second"):
         made = path.with_name(name)

@@ -75,7 +75,8 @@ async def test_every_interval_flushes_only_when_dirty(path):
 
 async def test_every_interval_flushes_view_stores(path):
     async with aiommap.open(path, "r+", flush=FlushPolicy.every_interval(0.01)) as f:
-        flushes = f._flusher.groups  # unlike asking for statistics, looking changes nothing
+        # Unlike asking for statistics, looking changes nothing.
+        flushes = f._flusher.writeback.groups
         view = f.view(0, PAGE)
         memory = view.memory
         await until(lambda: flushes.count >= 2)
@@ -330,7 +331,7 @@ async def test_background_flush_without_memory(path, monkeypatch, caplog):
             def fail(*_):
                 raise MemoryError
 
-            patches.setattr("aiommap._flush.flusher.Flusher._finds_work", fail)
+            patches.setattr("aiommap._flush.writeback.Writeback._finds_work", fail)
             receipt = await f.write(0, b"x")
             await until(lambda: caplog.records)
         await until(lambda: receipt.durable)

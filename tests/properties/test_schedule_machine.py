@@ -37,7 +37,7 @@ class ScheduleMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def cancel(self, data):
         timer = data.draw(st.sampled_from(sorted(self.timers, key=self.timers.get)))
-        timer.cancel()
+        self.schedule.cancel(timer)
         del self.timers[timer]
 
     @rule(file=FILES)
@@ -146,6 +146,6 @@ def test_cancelled_timers_do_not_pile_up():
     schedule = FlushQueue(1)
     schedule.at(0, "rests")
     for deadline in range(10_000):
-        schedule.at(deadline, "busy").cancel()
+        schedule.cancel(schedule.at(deadline, "busy"))
     assert len(schedule._timers) < 10
     assert schedule.start(1) == ["rests"]

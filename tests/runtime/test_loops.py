@@ -250,14 +250,14 @@ print(any(map(os.path.exists, names)))
 def test_loop_end_leaves_no_due_flush_task(path, loop):
     """More files than may be flushed at once, so that the later turns begin during the end."""
     script = """
-from aiommap._flush.flusher import Flusher
+from aiommap._flush.writeback import Writeback
 from aiommap._runtime.asyncio_loop import _background
 import time
-write_out = Flusher._write_out
+write_out = Writeback._write_out
 def slowly(self, spans, *, whole):
     time.sleep(0.05)  # a slow disk
     return write_out(self, spans, whole=whole)
-Flusher._write_out = slowly
+Writeback._write_out = slowly
 receipts = []
 
 async def main():

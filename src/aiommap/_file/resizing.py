@@ -1,6 +1,6 @@
 """Resizing: in place within the capacity, by a second mapping beyond it; views stay valid.
 
-Every change of size is an item of the commit queue (flusher.5), and made by ``change_size``.
+Every change of size is an item of the commit queue (flusher.2), and made by ``change_size``.
 ``Resizer`` is its half in the worker thread.
 
 Invariants.

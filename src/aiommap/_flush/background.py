@@ -70,7 +70,7 @@ class BackgroundFlush:
         self._waiting = 0
         if core.shared_writable:
             self._keep_clock(core.route.policy)
-        flusher.after_batch = self.plan
+        flusher.on_batch(self.plan)
         core.dirtied = self.plan
         self.plan()
 
@@ -80,7 +80,7 @@ class BackgroundFlush:
         if core.shared_writable:
             self._keep_clock(policy)
         core.route.replace_policy(policy, flushing=self._flusher.busy)
-        self._flusher.trigger.policy = policy
+        self._flusher.trigger.replace_policy(policy)
         self._drop_timer()
         self.plan()
 
@@ -123,14 +123,14 @@ class BackgroundFlush:
             self._asked = True
             self._scheduler.soon(self)
 
-    def flush_unasked(self) -> None:
+    def take_turn(self) -> None:
         """Take the turn that was asked for. Worker threads only."""
         with self._planning:
             self._asked = True
             self._drop_timer()
         again = True
         try:
-            again = self._flusher.flush_unasked(lambda: self._due(self._dirty_since()))
+            again = self._flusher.flush_if_due(lambda: self._due(self._dirty_since()))
         except Exception as error:  # no memory, for one
             FLUSHES.error("%s was not flushed, and will be tried again: %s", self._core.path, error)
         with self._planning:

@@ -22,21 +22,17 @@ Target = TypeVar("Target", bound=Hashable)
 class Timer(Generic[Target]):
     """One request for later; cancelling it leaves an empty entry behind in the heap."""
 
-    __slots__ = ("_order", "_queue", "deadline", "target")
+    __slots__ = ("_order", "deadline", "target")
 
-    def __init__(
-        self, schedule: FlushQueue[Target], deadline: float, order: int, target: Target
-    ) -> None:
-        self._queue = schedule
+    def __init__(self, deadline: float, order: int, target: Target) -> None:
         self.deadline: float = deadline
         self._order = order
         self.target: Target | None = target
 
-    def cancel(self) -> None:
-        """Take the request back, and let go of the target."""
-        if self.target is not None:
-            self.target = None
-            self._queue.empty_timers += 1
+    def take(self) -> Target | None:
+        """Return the target, and refer to it no more; None if that was done before."""
+        target, self.target = self.target, None
+        return target
 
     def __lt__(self, other: Timer[Target]) -> bool:
         return (self.deadline, self._order) < (other.deadline, other._order)
@@ -47,12 +43,12 @@ class FlushQueue(Generic[Target]):
 
     __slots__ = (
         "_again",
+        "_empty_timers",
         "_limit",
         "_order",
         "_running",
         "_timers",
         "_waiting",
-        "empty_timers",
     )
 
     def __init__(self, limit: int) -> None:
@@ -60,7 +56,7 @@ class FlushQueue(Generic[Target]):
         self._order = 0
         self._timers: list[Timer[Target]] = []
         #: Entries of cancelled timers; swept out once they are more than half.
-        self.empty_timers: int = 0
+        self._empty_timers: int = 0
         self._waiting: dict[Target, None] = {}  # in order; a set that a deque would have to scan
         self._running: set[Target] = set()
         self._again: set[Target] = set()
@@ -68,13 +64,17 @@ class FlushQueue(Generic[Target]):
     def at(self, deadline: float, target: Target) -> Timer[Target]:
         """Request a flush for later."""
         self._order += 1
-        timer = Timer(self, deadline, self._order, target)
-        if self.empty_timers > len(self._timers) // 2:
+        timer = Timer(deadline, self._order, target)
+        if self._empty_timers > len(self._timers) // 2:
             self._timers = [other for other in self._timers if other.target is not None]
             heapq.heapify(self._timers)
-            self.empty_timers = 0
+            self._empty_timers = 0
         heapq.heappush(self._timers, timer)
         return timer
+
+    def cancel(self, timer: Timer[Target]) -> None:
+        """Take a request back that ``at`` made, unless its time has come."""
+        self._empty_timers += timer.take() is not None
 
     def soon(self, target: Target) -> None:
         """Request a flush at the next turn."""
@@ -110,9 +110,8 @@ class FlushQueue(Generic[Target]):
             self._waiting.setdefault(target)
 
     def _pop(self) -> Target | None:
-        timer = heapq.heappop(self._timers)
-        target, timer.target = timer.target, None  # cancelling it later is nothing
-        self.empty_timers -= target is None
+        target = heapq.heappop(self._timers).take()  # cancelling it later is nothing
+        self._empty_timers -= target is None
         return target
 
     def next_deadline(self) -> float | None:

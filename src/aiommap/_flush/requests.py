@@ -1,8 +1,14 @@
-"""What the commit queue takes: stores, ranges to make durable, and changes of the file. Pure."""
+"""What the commit queue takes: stores, ranges to make durable, and changes of the file. Pure.
+
+A store that is to be durable is a plain item of its queue, as it is: most items are, and each costs
+the loop time. A ``Request`` is a general item, a ``Change`` a barrier. So a batch is a list of
+stores, of requests, or of changes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from .._core.disk import Store
@@ -21,6 +27,12 @@ class Request:
     receipt: WriteReceipt | None = None
     stores: Sequence[Store] = ()
 
+    @classmethod
+    def of(cls, store: Store) -> Request:
+        """Make the request that a single store stands for."""
+        offset, data = store
+        return cls(offset, offset + len(data), stores=(store,))
+
     def stores_to(self, offset: int, end: int) -> bool:
         """Tell whether a store touches a part of a range."""
         return touch(self.stores, offset, end)
@@ -28,30 +40,29 @@ class Request:
 
 @dataclass(slots=True)
 class Change:
-    """Something to do to the file between two flushes, in a worker."""
+    """Something to do to the file between two flushes, in a worker.
+
+    Attributes:
+        act: does it.
+        own: makes the block that tells watchers of our own doing; none where somebody else changed
+            the file, and we only take that over.
+    """
 
     act: Callable[[], None]
-    #: Whether it is we who change the file, and not somebody else who did.
-    ours: bool = True
+    own: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def run(self) -> Exception | None:
         """Act, and return what it raises, for whoever waits. Worker threads only."""
         try:
-            self.act()
+            with self.own():
+                self.act()
         except Exception as error:
             return error
         return None
 
 
-#: A single store to make durable is itself its request: most are, and each costs the loop time.
-Item = Store | Request | Change
 Outcome = WriteReceipt | BaseException | None
 Done = Callable[[Sequence[Outcome]], None]
-
-
-def acts(item: Item) -> bool:
-    """Tell whether an item has something to do even if nothing is dirty."""
-    return not isinstance(item, Request) or bool(item.stores)
 
 
 def touch(stores: Iterable[Store], offset: int, end: int) -> bool:
@@ -59,26 +70,6 @@ def touch(stores: Iterable[Store], offset: int, end: int) -> bool:
     return any(start < end and offset < start + len(data) for start, data in stores)
 
 
-def stores_of(request: Store | Request) -> Sequence[Store]:
-    """Return what is to be stored."""
-    return request.stores if isinstance(request, Request) else (request,)
-
-
-def bounds(request: Store | Request) -> tuple[int, int]:
-    """Return where the range of a request begins and ends."""
-    if isinstance(request, Request):
-        return request.offset, request.end
-    offset, data = request
-    return offset, offset + len(data)
-
-
 def is_error(outcome: Outcome) -> bool:
     """Tell whether a request failed."""
     return isinstance(outcome, BaseException)
-
-
-def settle(receipts: Iterable[object]) -> None:
-    """Mark receipts whose own ranges are durable, though ``durable_sequence`` may not say so."""
-    for receipt in receipts:
-        if isinstance(receipt, WriteReceipt):
-            receipt._settled = True  # noqa: SLF001  the two are one mechanism

@@ -30,7 +30,7 @@ BACKGROUND_FLUSHES = 3
 class Target(Protocol):
     """A file that the scheduler flushes."""
 
-    def flush_unasked(self) -> None:
+    def take_turn(self) -> None:
         """Flush, in a worker thread, if that is still due; keep errors to itself."""
 
     def __hash__(self) -> int: ...
@@ -59,7 +59,7 @@ class FlushScheduler:
     def cancel(self, timer: Timer[Target]) -> None:
         """Take a request back that ``at`` made."""
         with self._mutex:
-            timer.cancel()
+            self._queue.cancel(timer)
 
     def soon(self, target: Target) -> None:
         """Flush a file at its next turn."""
@@ -120,7 +120,7 @@ class FlushScheduler:
             target, *others = turns
             for other in others:
                 self._launch(other)
-            target.flush_unasked()
+            target.take_turn()
             with self._mutex:
                 self._queue.finished(target)
             turns = self._start()

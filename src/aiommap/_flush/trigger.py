@@ -19,6 +19,10 @@ class FlushTrigger:
         self._bytes = 0
         self._writes = 0
 
+    def replace_policy(self, policy: FlushPolicy) -> None:
+        """Decide by another policy."""
+        self.policy = policy
+
     def began(self, written_bytes: int, writes: int) -> None:
         """Note that a flush of everything began at these counts."""
         self._bytes = written_bytes

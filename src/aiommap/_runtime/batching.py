@@ -10,7 +10,8 @@ item costs one future, which is set to its outcome: where a flush serves hundred
 each of them costs the loop is what bounds their number (docs/decisions.md).
 
 Invariants.
-  1  At most one batch is in flight; items run in the order of submission (I9).
+  1  At most one batch is in flight; items run in the order of submission (I9). A batch holds
+      items of one kind, and a barrier's batch nothing else, so that ``begin`` need not look.
   2  An item submitted while a batch is in flight is never part of it: what answers it began
       after it was asked for (I4).
   3  An item whose waiter is cancelled before its batch begins is taken out and never runs;
@@ -19,9 +20,12 @@ Invariants.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from enum import Enum, auto
 from functools import partial
-from typing import Generic, TypeVar
+from itertools import chain
+from typing import Any, Generic, TypeVar, cast
 
 from .event_loop import Event, Waiter
 from .loops import wait_out
@@ -29,6 +33,16 @@ from .workers import Limiter, Workers
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class Kind(Enum):
+    """Which items share a batch; all items of one batch are of one kind."""
+
+    PLAIN = auto()
+    #: They share batches with plain items, which are widened into general ones then.
+    GENERAL = auto()
+    #: They share batches with each other only, and so separate what came before from what follows.
+    BARRIER = auto()
 
 
 Outcomes = Sequence[Result | BaseException]
@@ -59,14 +73,25 @@ def as_jobs(
 class Batch(Generic[Item, Result]):
     """Items, and at the same places those who wait for them."""
 
-    __slots__ = ("_over", "begun", "items", "outcomes", "waiters")
+    __slots__ = ("_over", "begun", "items", "kind", "outcomes", "waiters")
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
         self.items: list[Item] = []
         self.waiters: list[Waiter[Result | BaseException]] = []
         self.begun = False
         self.outcomes: Outcomes[Result] | None = None
         self._over: Event | None = None
+
+    def widen(self, widen: Callable[[Item], Item]) -> None:
+        """Make the items general ones."""
+        self.kind = Kind.GENERAL
+        self.items = [*map(widen, self.items)]
+
+    def begin(self) -> list[Item]:
+        """Take no item out any more; return them."""
+        self.begun = True
+        return self.items
 
     def withdraw(self, waiter: Waiter[Result | BaseException]) -> bool:
         if not self.begun:
@@ -95,36 +120,50 @@ class BatchQueue(Generic[Item, Result]):
     """Runs submitted items in batches.
 
     Args:
-        begin: begins one batch, given its items, and has the second argument called on the loop
-            with one result, or exception, per item, at once or later; does not raise.
+        begin: begins one batch of plain items. It is given the items, and has the second argument
+            called on the loop with one result, or exception, per item, at once or later. It does
+            not raise.
         discard: frees a result that nobody gets because its waiter was cancelled; the waiter
             waits for it, and it must not be cancellable.
+        general, barrier: begin batches of those kinds; for a queue that has them.
+        widen: makes a general item of a plain one.
     """
 
-    __slots__ = ("_begin", "_discard", "_gathering", "_in_flight", "_last", "_workers")
+    __slots__ = ("_begin", "_discard", "_in_flight", "_last", "_waiting", "_widen", "_workers")
 
     def __init__(
         self,
         workers: Workers,
-        begin: Begin[Item, Result],
+        begin: Begin[Any, Result],
         discard: Callable[[Result], Awaitable[None]] | None = None,
+        *,
+        general: Begin[Any, Result] | None = None,
+        barrier: Begin[Any, Result] | None = None,
+        widen: Callable[[Any], Any] | None = None,
     ) -> None:
         self._workers = workers
-        self._begin = begin
+        self._begin = {
+            Kind.PLAIN: begin,
+            Kind.GENERAL: general or begin,
+            Kind.BARRIER: barrier or begin,
+        }
+        self._widen = widen
         self._discard = discard
-        self._gathering: Batch[Item, Result] | None = None
+        #: In order; several only where a barrier stands between them. The last one gathers.
+        self._waiting: deque[Batch[Item, Result]] = deque()
         self._in_flight: Batch[Item, Result] | None = None
         self._last = 0
 
-    async def submit(self, item: Item, *, withdrawable: bool = True) -> Result:
+    async def submit(
+        self, item: Item, *, kind: Kind = Kind.PLAIN, withdrawable: bool = True
+    ) -> Result:
         """Run an item in the next batch; return its result or raise its exception.
 
         An item that is not withdrawable runs even if its waiter is cancelled before it begins.
         """
-        fresh = self._gathering is None
-        batch, waiter = self.enqueue(item)
+        batch, waiter = self.enqueue(item, kind)
         try:
-            if fresh and waiter.done():  # answered without a hop: as an inline verb is
+            if waiter.done():  # answered without a hop: as an inline verb is
                 await self._workers.checkpoint_if_due()
             outcome = await waiter
         except GeneratorExit:
@@ -139,7 +178,9 @@ class BatchQueue(Generic[Item, Result]):
         finally:
             del batch, waiter, outcome  # its traceback refers to this frame
 
-    def enqueue(self, item: Item) -> tuple[Batch[Item, Result], Waiter[Result | BaseException]]:
+    def enqueue(
+        self, item: Item, kind: Kind = Kind.PLAIN
+    ) -> tuple[Batch[Item, Result], Waiter[Result | BaseException]]:
         """Do the first half of ``submit``, for callers whom a coroutine more would cost too much.
 
         They await the waiter, raise what it gives if that is an exception, and ``leave`` when they
@@ -147,15 +188,31 @@ class BatchQueue(Generic[Item, Result]):
         """
         self._workers.check_loop()
         waiter: Waiter[Result | BaseException] = self._workers.waiter()
-        batch = self._gathering
-        fresh = batch is None
-        if batch is None:
-            batch = self._gathering = Batch()
+        waiting = self._waiting
+        fresh = not waiting
+        if fresh or (kind is not waiting[-1].kind and not self._can_share(kind)):
+            waiting.append(Batch(kind))
+        batch = waiting[-1]
+        if kind is not batch.kind:
+            item = self._widened(item)
         batch.items.append(item)
         batch.waiters.append(waiter)
         if fresh and self._in_flight is None:
             self._start()
         return batch, waiter
+
+    def _can_share(self, kind: Kind) -> bool:
+        """Tell whether the gathering batch takes items of a kind that is not its own."""
+        batch = self._waiting[-1]
+        if Kind.BARRIER in (kind, batch.kind):
+            return False
+        if kind is Kind.GENERAL:
+            batch.widen(self._widened)
+        return True
+
+    def _widened(self, item: Item) -> Item:
+        assert self._widen is not None
+        return cast("Item", self._widen(item))
 
     async def leave(
         self,
@@ -176,22 +233,25 @@ class BatchQueue(Generic[Item, Result]):
     @property
     def busy(self) -> bool:
         """Whether a batch is in flight or gathering."""
-        return self._in_flight is not None or self._gathering is not None
+        return self._in_flight is not None or bool(self._waiting)
 
     def waiting(self) -> list[Item]:
-        """The items of the gathering batch."""
-        return self._gathering.items if self._gathering else []
+        """The items whose batches have not begun."""
+        return [*chain.from_iterable(batch.items for batch in self._waiting)]
 
-    def unfinished(self) -> list[Item]:
-        """The items that have not run to their end."""
-        batches = (self._in_flight, self._gathering)
-        return [item for batch in batches if batch is not None for item in batch.items]
+    def unfinished(self, kind: Kind = Kind.PLAIN) -> list[Item]:
+        """The items in batches of a kind that have not run to their end."""
+        batches = (batch for batch in self._batches() if batch.kind is kind)
+        return [*chain.from_iterable(batch.items for batch in batches)]
+
+    def _batches(self) -> list[Batch[Item, Result]]:
+        flying = () if self._in_flight is None else (self._in_flight,)
+        return [*flying, *self._waiting]
 
     async def settle(self) -> None:
         """Wait until everything submitted so far has run."""
-        for batch in (self._in_flight, self._gathering):
-            if batch is not None:
-                await batch.over(self._workers.event).wait()
+        for batch in self._batches():
+            await batch.over(self._workers.event).wait()
 
     def _start(self) -> None:
         if self._last > 1:
@@ -200,17 +260,16 @@ class BatchQueue(Generic[Item, Result]):
             self._advance()
 
     def _advance(self) -> None:
-        batch = self._gathering
-        if batch is None or self._in_flight is not None:
+        if not self._waiting or self._in_flight is not None:
             return
-        self._gathering, self._in_flight = None, batch
-        batch.begun = True
-        self._last = len(batch.items)
-        self._begin(batch.items, partial(self._end, batch))
+        batch = self._in_flight = self._waiting.popleft()
+        items = batch.begin()
+        self._last = len(items)
+        self._begin[batch.kind](items, partial(self._end, batch))
 
     def _end(self, batch: Batch[Item, Result], outcomes: Outcomes[Result]) -> None:
         self._in_flight = None
         batch.end(outcomes)
-        if self._gathering is not None:
+        if self._waiting:
             # Not at once: those whom this batch answered wake first, and may belong into the next.
             self._workers.call_soon(self._advance)

@@ -18,7 +18,7 @@
  *        byte on pages come and go, and size and fence are as before. From there on no verb touches
  *        the mapping: inline verbs decline, stores of workers count as outside, words wait. Through
  *        the descriptor the file is as it is.
- *   4  Changes come one after the other: they are items of the commit queue (flusher.5), and a second one
+ *   4  Changes come one after the other: they are items of the commit queue (flusher.2), and a second one
  *        is refused. While one is under way nobody takes growth over, so none meets another's fence.
  *   5  No page beyond the size is dirty or ready, and the floor does not lie beyond it: whoever
  *        enters something into the books is clipped, however late it comes.
