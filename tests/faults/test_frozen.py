@@ -111,6 +111,31 @@ async def test_loop_goes_on_without_inline_writes(freezer, verb, policy):
     await f.aclose()
 
 
+async def test_async_lock_without_inline_writes(freezer):
+    f = await make_warm(freezer.folder, inline_writes=False)
+    lock, held = aiommap.AsyncLock(f, 8 * PAGE), []
+
+    async def use():
+        async with lock:
+            held.append(lock.owner_died)
+
+    async with anyio.create_task_group() as group:
+        freezer.freeze()
+        group.start_soon(use)
+        await turns()
+        assert freezer.thaw()
+    assert (held, lock.locked) == ([False], False)
+    freezer.freeze()
+    async with anyio.create_task_group() as group:
+        group.start_soon(use)
+        await turns()
+        group.cancel_scope.cancel()
+        assert freezer.thaw()
+    async with lock:
+        assert not lock.owner_died
+    await f.aclose()
+
+
 def count_and_thaw(freezer, counted):
     """Count turns of this thread during a freeze, and then end it."""
     while len(counted) < TURNS:

@@ -16,13 +16,17 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Literal, NoReturn, Self, SupportsIndex
 
+import anyio
+
 from .._arguments import time_limit
 from .._core.file_core import FileCore
-from .._errors import AccessModeError, not_copied
+from .._errors import AccessModeError, MappedFileError, not_copied
+from .._runtime.workers import OnCancel
 from .atomics import AtomicU32
 from .file_locks import FileLocks, LockRequest
 from .sharing_mixin import SharedVerbs
@@ -129,11 +133,13 @@ class AsyncLock:
         request = await self._locks.acquire(
             self.offset, LOCK_BYTES, shared=False, timeout=limit, retry=_TurnWait(self._turn)
         )
+        before: list[int] = []
         try:
-            self._owner_died = self._holder.swap(os.getpid()) != 0
+            await self._change(lambda: before.append(self._holder.swap(os.getpid())))
         except BaseException:
-            await self._locks.release(request)
+            await self._locks.release(request, lambda _: self._take_back(before))
             raise
+        self._owner_died = before != [0]
         self._request = request
         return True
 
@@ -154,14 +160,31 @@ class AsyncLock:
         )
         try:
             if reachable:
-                self._holder.store(0)
+                await self._change(lambda: self._holder.store(0))
         finally:
             try:
                 await self._locks.release(request, None if reachable else self._sign_off)
             finally:
                 if reachable and not core.lifecycle.closing:
-                    self._turn.fetch_add(1)
-                    self._turn.notify()
+                    await self._change(self._wake_others)
+
+    async def _change(self, change: Callable[[], object]) -> None:
+        """Change the words; in a worker if no store may run on the loop thread."""
+        workers = self._core.workers
+        if self._core.options.inline_writes:
+            change()
+        else:
+            await workers.run(workers.stores, change, on_cancel=OnCancel.WAIT)
+
+    def _wake_others(self) -> None:
+        self._turn.fetch_add(1)
+        self._turn.notify()
+
+    def _take_back(self, before: list[int]) -> None:
+        """Leave who held it before as it was found, for the next one to be told (worker)."""
+        if before:
+            with suppress(MappedFileError, OSError, anyio.ClosedResourceError):
+                self._holder.store(before[0])
 
     def _sign_off(self, descriptor: int) -> None:
         """Write the words as ``release`` does, while the file lock is still held (worker).
