@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ._advice import Advice as Advice
-from ._allocation.allocation_mixin import align_down as align_down
-from ._allocation.allocation_mixin import align_up as align_up
 from ._allocation.allocator import RangeAllocator as RangeAllocator
+from ._allocation.allocators import align_down as align_down
+from ._allocation.allocators import align_up as align_up
 from ._allocation.table import AllocatedRange as AllocatedRange
 from ._core.file_state import FileState as FileState
 from ._core.receipt import WriteReceipt as WriteReceipt

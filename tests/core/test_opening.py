@@ -338,7 +338,7 @@ async def test_write_cancelled_lands_whole_or_never(path, monkeypatch):
             group.start_soon(write, 0, b"1" * big, first)
             await anyio.to_thread.run_sync(begun.wait, 20)
             group.start_soon(write, 30 * PAGE, b"2" * big, second)
-            while not f._writer._queue.waiting():
+            while not f._open.writer._queue.waiting():
                 await anyio.lowlevel.checkpoint()
             second.cancel()
             while not ended:
@@ -396,13 +396,13 @@ async def test_close_lets_no_verb_in(path):
 
 async def test_close_when_release_fails(path):
     f = await aiommap.open(path, "r+")
-    release = f._closer._release
+    release = f._open._release
 
     async def fail(core):
         await release(core)
         raise OSError("close(2) failed")
 
-    f._closer._release = fail
+    f._open._release = fail
     for _ in range(2):
         with pytest.raises(OSError, match="close"):
             await f.aclose()

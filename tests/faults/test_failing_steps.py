@@ -36,7 +36,7 @@ async def attempt(name, call, nth, on):
             view = f.view(0, 64 * PAGE)
             old = view.memory
             await f.resize(10 * PAGE)
-        {lock}await f._pager.lock(0, f.size)
+        {lock}await f._open.pager.lock(0, f.size)
         await f.flush()
         disk = call in ("ftruncate", "reserve", "fallocate")
         fail(call, nth, errno.EIO if disk else errno.ENOMEM, on)

@@ -210,7 +210,7 @@ async def child(f):
 
 async def fork(f):
     global busy
-    busy += f._flusher.busy
+    busy += f._open.flusher.busy
     hear, tell = os.pipe()
     pid = os.fork()
     if not pid:

@@ -306,7 +306,7 @@ async def test_write_withdrawn_is_never_applied(path, way, gate):
             await until(gate.begun.is_set)
             attempt = Attempt(way, lambda: f.write(SIZE, data)).start_in(group)
             group.start_soon(f.write, 2 * SIZE, b"3" * SIZE)
-            await until(lambda: len(f._writer._queue.waiting()) == 2)
+            await until(lambda: len(f._open.writer._queue.waiting()) == 2)
             attempt.cancel()
             await until(lambda: attempt.outcome)
             data[:] = b"x" * SIZE

@@ -328,4 +328,4 @@ async def test_write_does_not_pass_one_in_a_batch(path):
 
 def submitted(f):
     """Count the writes in the store queue."""
-    return len(f._writer._queue.unfinished())
+    return len(f._open.writer._queue.unfinished())

@@ -287,7 +287,7 @@ async def test_reopen_releases_old_descriptors(path):
         for _ in range(5):
             put_another(path)
             await f.reopen()
-        await f._retired.wait()
+        await f._open.wait_earlier()
         after = await anyio.to_thread.run_sync(count)
         assert after <= before
 
@@ -407,7 +407,7 @@ async def test_reopen_without_a_thread(path, monkeypatch):
         with monkeypatch.context() as patches:
             patches.setattr("aiommap._runtime.kept_threads.run_in_thread", refuse_afterwards)
             await f.reopen()
-            await f._retired.wait()
+            await f._open.wait_earlier()
             assert old.mapping.closed
         assert await f.read(0, 2) == b"an"
 

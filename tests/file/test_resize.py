@@ -68,7 +68,7 @@ async def test_shrink_fails_durable_write_behind_it(path):
 
 async def submitted(f, count):
     """Wait until the commit queue holds this many items, in flight or gathering."""
-    queue = f._flusher._queue
+    queue = f._open.flusher._queue
     while len(queue.waiting()) + (len(queue._in_flight.items) if queue._in_flight else 0) < count:
         await anyio.lowlevel.checkpoint()
 
@@ -88,7 +88,7 @@ async def test_policy_change_keeps_write_order(path):
                 await until(lambda: f._core.own.queued_bytes)
                 f.flush_policy = FlushPolicy.always()
                 group.start_soon(write)
-                await until(f._writer._queue.waiting)
+                await until(f._open.writer._queue.waiting)
         assert await f.read(0, 2) == b"ba"
         assert receipts[0].durable
 
@@ -134,14 +134,16 @@ async def test_resize_waits_for_gathering_writes(path):
         await f.resize(64 * PAGE)
 
         async def wait():
-            await f._core.lanes.wait_stored()
-            left.append(f._writer._queue.busy)
+            await f._open.writer.wait_stored()
+            left.append(f._open.writer._queue.busy)
 
         async with anyio.create_task_group() as group:
             with held(f._core.workers, f._core.workers.stores):
                 for count in (1, 2):
                     group.start_soon(f.write, 0, long)
-                    await until(lambda count=count: len(f._writer._queue.unfinished()) >= count)
+                    await until(
+                        lambda count=count: len(f._open.writer._queue.unfinished()) >= count
+                    )
                 group.start_soon(wait)
                 await anyio.lowlevel.checkpoint()
         assert left == [False]
@@ -173,11 +175,11 @@ async def test_resize_under_a_verb_is_out_of_bounds(path, verb):
     async with aiommap.open(path, "r+", flush=aiommap.FlushPolicy.never()) as f:
         await f.resize(16 * PAGE)
         act = {
-            "prewarm": lambda: f._pager._stretch(0, 16 * PAGE, False),
+            "prewarm": lambda: f._open.pager._stretch(0, 16 * PAGE, False),
             "residency": lambda: f._core.mapping.residency(0, 16 * PAGE),
-            "advise": lambda: f._pager._advise(aiommap.Advice.NORMAL, 0, 16 * PAGE),
-            "locked": lambda: f._pager._lock_piece(0, 16 * PAGE),
-            "punch_hole": lambda: f._resizer.punch_hole(0, 16 * PAGE),
+            "advise": lambda: f._open.pager._advise(aiommap.Advice.NORMAL, 0, 16 * PAGE),
+            "locked": lambda: f._open.pager._lock_piece(0, 16 * PAGE),
+            "punch_hole": lambda: f._open.resizer.punch_hole(0, 16 * PAGE),
         }[verb]
         await f.resize(PAGE)
         with pytest.raises(aiommap.OutOfBoundsError):

@@ -159,7 +159,7 @@ async def test_flush_failure_drops_gathered_writes(f):
                 group.start_soon(expect_failure, f.flush)
                 await until_queued(f._core.workers.flushes)
                 group.start_soon(expect_failure, later.wait_durable)
-                await until(f._flusher._queue.waiting)
+                await until(f._open.flusher._queue.waiting)
         assert fault.hits == 1
     assert not later.durable
     assert len(told) == 1
@@ -191,7 +191,7 @@ async def test_flush_failure_drops_resize_behind_it(f, path):
                     (f.flush, partial(f.resize, 4 * PAGE), later.wait_durable), 1
                 ):
                     group.start_soon(expect_failure, verb)
-                    await until(lambda count=count: len(f._flusher._queue.waiting()) >= count)
+                    await until(lambda count=count: len(f._open.flusher._queue.waiting()) >= count)
         assert fault.hits == 1
     assert not later.durable
     assert (f.size, path.stat().st_size) == (16 * PAGE, 16 * PAGE)
@@ -215,7 +215,7 @@ async def test_durable_write_beside_a_failing_store(path, outside):
                 await until_queued(f._core.workers.flushes)
                 group.start_soon(write, PAGE)
                 group.start_soon(lose)
-                await until(lambda: len(f._flusher._queue.waiting()) >= 2)
+                await until(lambda: len(f._open.flusher._queue.waiting()) >= 2)
                 outside(path, 4 * PAGE)
         assert [receipt.durable for receipt in receipts] == [True, True]
         assert f.statistics().dirty_bytes == 0

@@ -42,7 +42,7 @@ class TestBusyLoop:
             for count in range(1, 4):
                 receipt = await f.write(0, b"x")
                 busy_until(lambda receipt=receipt: receipt.durable)
-                busy_until(lambda: not f._background._asked)
+                busy_until(lambda: not f._open.background._asked)
                 assert f.statistics().flushes == count
 
     async def test_large_queued_write_is_flushed(self, path, policy):
@@ -50,13 +50,13 @@ class TestBusyLoop:
         async with aiommap.open(path, "r+", flush=policy) as f, anyio.create_task_group() as group:
             group.start_soon(f.write, 0, b"x" * (1 << 20))
             await until(lambda: f._core.own.queued_bytes)
-            busy_until(lambda: f._flusher.writeback.groups.count)
+            busy_until(lambda: f._open.flusher.writeback.groups.count)
 
     async def test_word_changed_in_thread_is_flushed(self, path, policy):
         async with aiommap.open(path, "r+", flush=policy) as f:
             thread = threading.Thread(target=f.atomic_u64(0).store, args=(1,))
             thread.start()
-            busy_until(lambda: f._flusher.writeback.groups.count)
+            busy_until(lambda: f._open.flusher.writeback.groups.count)
             thread.join()
 
     async def test_failure_latches_and_is_told_later(self, path, policy):
@@ -79,7 +79,7 @@ class TestBusyLoop:
         memory = view.memory
         os.truncate(path, PAGE)
         memory[0] = 1
-        busy_until(lambda: not f._background._asked and not f._flusher.busy)
+        busy_until(lambda: not f._open.background._asked and not f._open.flusher.busy)
         memory.release()
         view.release()
         with pytest.raises((aiommap.MappingFaultError, aiommap.FlushError)):
@@ -88,7 +88,7 @@ class TestBusyLoop:
 
 async def test_interval_of_memory_on_a_busy_loop(path):
     async with aiommap.open(path, "r+", flush=FlushPolicy.every_interval(0.01)) as f:
-        flushes = f._flusher.writeback.groups
+        flushes = f._open.flusher.writeback.groups
         with f.view(0, PAGE) as view:
             for value in range(3):
                 view.memory[0] = value
@@ -102,8 +102,8 @@ async def test_interval_of_growth_on_a_busy_loop(tmp_path):
     async with opening as f:
         with f.view(growable=True) as view:
             view.memory[100 * PAGE] = 1
-            seen = f._flusher.writeback.groups.count
-            busy_until(lambda: f._flusher.writeback.groups.count >= seen + 2)
+            seen = f._open.flusher.writeback.groups.count
+            busy_until(lambda: f._open.flusher.writeback.groups.count >= seen + 2)
             assert not f._core.unsynced.resized
 
 
@@ -196,7 +196,7 @@ async def test_dropped_file_releases_the_clock(path):
     async def drop():
         f = await aiommap.open(path, "r+", flush=FlushPolicy.every_interval(3600))
         await f.write(0, b"x")
-        return weakref.ref(f), weakref.ref(f._background)
+        return weakref.ref(f), weakref.ref(f._open.background)
 
     gone = await drop()
 

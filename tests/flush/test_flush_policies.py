@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 async def settled(f):
     """Let what was begun in the background end: a flush that runs shows as bytes in flight."""
-    await until(lambda: not f._mapping.writeback_since and not f._background._asked)
+    await until(lambda: not f._mapping.writeback_since and not f._open.background._asked)
 
 
 async def test_every_bytes_flushes_at_its_count(path):
@@ -76,7 +76,7 @@ async def test_every_interval_flushes_only_when_dirty(path):
 async def test_every_interval_flushes_view_stores(path):
     async with aiommap.open(path, "r+", flush=FlushPolicy.every_interval(0.01)) as f:
         # Unlike asking for statistics, looking changes nothing.
-        flushes = f._flusher.writeback.groups
+        flushes = f._open.flusher.writeback.groups
         view = f.view(0, PAGE)
         memory = view.memory
         await until(lambda: flushes.count >= 2)
@@ -194,7 +194,9 @@ async def test_max_dirty_writers_wait_in_order(path):
         async with anyio.create_task_group() as group:
             for waiting, arguments in enumerate([(2, 2, 3), (3, 3, 1), (4, 4, 4)], 1):
                 group.start_soon(write, *arguments)
-                await until(lambda waiting=waiting: f._background._waiting == waiting or order[1:])
+                await until(
+                    lambda waiting=waiting: f._open.background._waiting == waiting or order[1:]
+                )
         assert order == [1, 2, 3, 4]
         assert f.statistics().flushes >= 2
         assert await f.read(3 * PAGE, PAGE) == bytes([3]) * PAGE

@@ -293,7 +293,7 @@ async def test_change_waits_for_write_under_way(zeros):
         async with anyio.create_task_group() as group:
             with f._core.resize_mutex:  # what the worker needs for storing
                 group.start_soon(f.write, PAGE, big)
-                while not f._core.lanes.storing(PAGE, PAGE + 8):
+                while not f._open.writer.storing(PAGE, PAGE + 8):
                     await anyio.lowlevel.checkpoint()
                 for act in (lambda: word.store(1), lambda: word.fetch_add(1)):
                     with pytest.raises(anyio.BusyResourceError, match="write to"):

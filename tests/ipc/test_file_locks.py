@@ -133,7 +133,7 @@ async def test_lock_cancelled_holds_nothing(f, stranger):
             await anyio.wait_all_tasks_blocked()
             group.cancel_scope.cancel()
     assert stranger.free(0, 4) == [*range(4)]
-    assert len(f._locks._turns) == 0
+    assert len(f._open.locks._turns) == 0
 
 
 async def test_lock_cancelled_in_the_kernel(f, stranger):
@@ -152,7 +152,7 @@ async def test_lock_cancelled_in_the_kernel(f, stranger):
             await anyio.lowlevel.checkpoint()
             group.cancel_scope.cancel()
         assert stranger.free(0, 4) == [*range(4)]
-    assert len(f._locks._turns) == 0
+    assert len(f._open.locks._turns) == 0
 
 
 async def test_lock_excludes_other_files_here(f, path):

@@ -8,7 +8,7 @@ their fields.
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TypeVar, TypeVarTuple, Unpack
 
 from .._errors import AccessModeError, FlushError, ForkedError, UnsupportedError, name_file
@@ -32,24 +32,6 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
-class Lanes:
-    """What others ask of the two queues in which the writes of one file wait.
-
-    ``Writer`` has the store queue; ``Flusher`` has the commit queue, in which writes that have to
-    be durable ride. Both are built on the core, and enter here how they are asked.
-    """
-
-    __slots__ = ("storing", "wait_served", "wait_stored")
-
-    def __init__(self) -> None:
-        #: Whether a write to a part of [offset, end) is still under way.
-        self.storing: Callable[[int, int], bool] = _nothing_stored
-        #: Waits until the writes submitted so far have been applied.
-        self.wait_stored: Callable[[], Awaitable[None]] = _nothing_to_await
-        #: Waits until what was submitted to the commit queue so far has been served.
-        self.wait_served: Callable[[], Awaitable[None]] = _nothing_to_await
-
-
 class FileCore:
     """The shared state of one mapped file; touched on the loop thread unless it says otherwise.
 
@@ -61,11 +43,9 @@ class FileCore:
     """
 
     __slots__ = (
-        "dirtied",
         "disk",
         "faults",
         "identity",
-        "lanes",
         "lifecycle",
         "made",
         "mapping",
@@ -125,11 +105,8 @@ class FileCore:
             inline=options.inline_writes and self.mode != "r",
         )
         self.faults: Faults = Faults(opened.mapping, self.path, self.mode)
-        self.lanes: Lanes = Lanes()
         #: Keeps stores and changes of size apart. Taken in worker threads only.
         self.resize_mutex: Mutex = Mutex()
-        #: Told, in any thread, after the file may have become dirty by other means than a write.
-        self.dirtied: Callable[[], None] = _nothing
 
     def use_disk(self, disk: Disk | None, *, declining: bool) -> None:
         """Lay a disk over the mapping, or None to take it away; for ``aiommap.testing``.
@@ -265,15 +242,3 @@ class FileCore:
             except OSError as error:
                 name_file(error, self.path)
                 raise
-
-
-async def _nothing_to_await() -> None:
-    """Stand in where nothing is under way."""
-
-
-def _nothing() -> None:
-    """Stand in where nobody listens."""
-
-
-def _nothing_stored(offset: int, end: int) -> bool:  # noqa: ARG001  stands in for Writer.storing
-    return False

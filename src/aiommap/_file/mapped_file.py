@@ -1,41 +1,52 @@
 """The mapped file: one object for reading, writing, flushing and paging one file.
 
-It checks, takes the inline way where that can answer, and delegates everything else.
+What it shares with views is in ``range_verbs``, where it is documented. Verbs check, take the
+inline way where that can answer, and delegate everything else to the ``OpenFile``.
 """
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn, Self, SupportsIndex, cast, overload
+from typing import TYPE_CHECKING, NoReturn, Self, SupportsIndex, cast
 
-from .._allocation.allocation_mixin import Allocators, RangedVerbs
-from .._arguments import Name, check_disjoint, check_range, check_tail, flag
+import anyio
+
+from .._allocation.allocator import RangeAllocator
+from .._allocation.table import AllocatedRange
+from .._arguments import (
+    Name,
+    byte_count,
+    check_disjoint,
+    check_range,
+    check_tail,
+    flag,
+    integer,
+    time_limit,
+)
 from .._core.file_core import FileCore
 from .._core.options import check_policy
 from .._core.receipt import WriteReceipt
-from .._errors import FlushError, ReceiptError, UnsupportedError
-from .._flush.background import BackgroundFlush
-from .._flush.flusher import Flusher
+from .._errors import AccessModeError, FlushError, OutOfBoundsError, UnsupportedError
 from .._flush.requests import Request
 from .._flush_policy import FlushPolicy
-from .._ipc.file_locks import FileLocks
-from .._ipc.sharing_mixin import SharedVerbs
-from .._native import PAGE_SIZE
-from .._pages.pager import Pager
-from .._pages.paging_mixin import PagedVerbs
-from .._pages.read_ahead import Chunks
+from .._ipc.async_lock import LockableFile
+from .._ipc.atomics import AtomicU32
+from .._ipc.file_locks import FileLocks, LockRequest
+from .._native import export_bytes
+from .._runtime.blocks import Block
 from .._runtime.callbacks import Listeners, Subscription
-from .closing import Closer
-from .reading import Reader
-from .reopening import Retired, Surroundings
-from .resizing import Resizer, SizedVerbs
+from .._watch.changes import Change
+from .._watch.subscriptions import DEFAULT_BUFFER, Changes, ErrorCallback, call_on_change
+from .._watch.watched_path import TICK_NS
+from .open_file import HubServices, OpenFile
+from .range_verbs import RangeVerbs
 from .statistics import Distribution, FileStatistics, oldest_dirty_seconds, oldest_leases
 from .view import View
-from .watching import FileWatch, WatchedVerbs
-from .writing import Writer
+from .watching import FileWatch
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -43,7 +54,7 @@ if TYPE_CHECKING:
     from .._typing import Buffer
 
 
-class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs):
+class MappedFile(RangeVerbs, LockableFile):
     """A memory-mapped file whose verbs never stall the event loop; made by ``aiommap.open``.
 
     Verbs that find their data in memory answer on the loop thread within a microsecond or so. They
@@ -57,64 +68,20 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         for one another; overlapping writes are applied in the order they were submitted.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_allocators",
-        "_background",
-        "_closer",
-        "_core",
-        "_flusher",
-        "_hub",
-        "_leave",
-        "_locks",
-        "_mapping",
-        "_pager",
-        "_reader",
-        "_resizer",
-        "_retired",
-        "_watch",
-        "_writer",
-    )
+    __slots__ = ("__weakref__", "_hub", "_mapping", "_moving")
 
-    def __init__(self, core: FileCore, hub: Surroundings | None = None) -> None:
+    def __init__(self, core: FileCore, hub: HubServices | None = None) -> None:
         if hub is None:
             raise TypeError(f"cannot make a MappedFile of {core!r}: use aiommap.open(path)")
         self._hub = hub
-        self._retired = Retired(hub.release)
-        self._watch = FileWatch(hub.watcher)
-        self._assemble(core, Listeners())
+        #: For who moves the file; made when first needed, as few of many files are moved.
+        self._moving: anyio.Lock | None = None
+        self._use(OpenFile(core, hub, Listeners(), FileWatch(hub.watcher)))
 
-    def _assemble(self, core: FileCore, failed: Listeners[FlushError]) -> None:
-        """Make everything that belongs to one core; ``reopen`` does it again for another one."""
-        self._core = core
-        self._mapping = core.mapping
-        self._flusher = Flusher(core, failed)
-        self._background = BackgroundFlush(core, self._flusher, self._hub.scheduler)
-        self._reader = Reader(core)
-        self._writer = Writer(core, self._flusher, self._background)
-        self._pager = Pager(core)
-        self._resizer = Resizer(core, self._pager)
-        allocators = self._allocators = Allocators(core)
-        locks = self._locks = FileLocks(core)
-        watch, retired, release = self._watch, self._retired, self._hub.release
-        watch.core = core
-
-        async def leave() -> None:
-            allocators.close()
-            await closer.give_up()
-            await retired.leave(locks)
-
-        async def let_go(core: FileCore) -> None:
-            watch.end()
-            allocators.close()
-            await locks.aclose()
-            await retired.wait()
-            await release(core)
-
-        self._leave = leave
-        closer = Closer(core, self._flusher, self._background, self._resizer, let_go)
-        self._closer = closer
-        core.mapping.attach(self._flusher, WriteReceipt)
+    def _use(self, opened: OpenFile) -> None:
+        """Work on a mapping from now on."""
+        super().__init__(opened)
+        self._mapping = opened.core.mapping
 
     async def _prepare(self) -> None:
         """Do what opening was asked to do beyond mapping."""
@@ -122,7 +89,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         if options.advice is not None:
             await self.advise(options.advice)
         if options.lock:
-            await self._pager.lock(0, self.size)
+            await self._open.pager.lock(0, self.size)
         if options.prewarm:
             await self.prewarm()
         if options.huge_pages:
@@ -142,12 +109,12 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
     @property
     def size(self) -> int:
         """Bytes of the file that verbs can address; what others do to the file does not show."""
-        return self._core.mapping.size
+        return self._mapping.size
 
     @property
     def capacity(self) -> int:
         """Bytes of reserved address space, in whole pages: ``resize`` up to here moves nothing."""
-        return self._core.mapping.capacity
+        return self._mapping.capacity
 
     @property
     def closed(self) -> bool:
@@ -167,7 +134,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
     def flush_policy(self, policy: FlushPolicy) -> None:
         self._core.check_usable()
         self._core.workers.check_loop()
-        self._background.replace(check_policy(policy, "flush_policy"))
+        self._open.background.replace(check_policy(policy, "flush_policy"))
 
     def on_error(self, callback: Callable[[FlushError], object]) -> Subscription:
         """Have a function, sync or async, told when a flush fails, also one nobody waits for.
@@ -178,125 +145,55 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         Returns:
             A subscription; its ``cancel`` ends it.
         """
-        return self._flusher.failed.add(callback)
+        return self._open.failed.add(callback)
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether the path was last seen to name another file, or none.
+
+        Found out while this path is watched, and by ``reopen``. An orphan can be read, written
+        and flushed for as long as the file has any name, as one that was renamed has. When it has
+        none any more, flushing it raises ``FlushError``: what was written is gone at close.
+        """
+        return self._core.orphaned
 
     def __len__(self) -> int:
-        return self.size
+        return self._mapping.size
+
+    def _place(self, offset: SupportsIndex, length: SupportsIndex) -> tuple[int, int]:
+        return check_range(offset, length, self.size, self._core.shared_writable)
+
+    def _places(self, ranges: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int]]:
+        return ranges  # checked where they are read, as they are those of the file
+
+    def _placed_items(self, items: Iterable[tuple[int, Buffer]]) -> Iterable[tuple[int, Buffer]]:
+        return items
+
+    def _tail(self, offset: SupportsIndex, length: SupportsIndex | None) -> tuple[int, int]:
+        self._check()
+        return check_tail(offset, length, self.size)
 
     async def read(self, offset: SupportsIndex, length: SupportsIndex) -> bytes:
-        """Read bytes.
-
-        Args:
-            offset: first byte, from the start of the file; 0 <= offset <= size.
-            length: number of bytes; offset + length <= size.
-        Returns:
-            Exactly ``length`` bytes.
-        Raises:
-            OutOfBoundsError: if [offset, offset + length) leaves the file.
-            MappingFaultError: if the file was truncated below the range, or a page is unreadable.
-            anyio.ClosedResourceError: if the file is closed.
-        Cancellation: a read under way in a worker is left behind; it harms nothing.
-        Source: preadv2(2) with RWF_NOWAIT, from 32 KiB on mincore(2) and a copy; else pread(2).
-        """
         data = self._mapping.read_inline(offset, length)  # type: ignore[arg-type]
         if data is None:
             self._core.check_loop()
-            data = await self._reader.read(offset, length)  # type: ignore[arg-type]
+            data = await self._open.reader.read(offset, length)  # type: ignore[arg-type]
         return data
 
     async def read_into(self, offset: SupportsIndex, buffer: Buffer) -> int:
-        """Fill a buffer, all of it.
-
-        Args:
-            offset: first byte, from the start of the file.
-            buffer: any writable C-contiguous memory but Python objects, whatever its elements; its
-                size in bytes says how much is read.
-        Returns:
-            The size of the buffer in bytes.
-        Raises:
-            OutOfBoundsError: if the range leaves the file; the buffer is untouched.
-            MappingFaultError: as ``read``; the buffer then holds ``copied`` good bytes.
-            TypeError: if the buffer is read-only, no buffer, or one of Python objects.
-            BufferError: if it is not C-contiguous.
-        Cancellation: waits for a worker that has begun, since it writes into the buffer.
-        """
         done = self._mapping.read_into_inline(offset, buffer)  # type: ignore[arg-type]
         if done is None:
             self._core.check_loop()
-            done = await self._reader.read_into(offset, buffer)  # type: ignore[arg-type]
+            done = await self._open.reader.read_into(offset, buffer)  # type: ignore[arg-type]
         return done
 
-    def read_nowait(self, offset: SupportsIndex, length: SupportsIndex) -> bytes:
-        """Read bytes that are in memory, without giving way to the loop.
-
-        Raises:
-            anyio.WouldBlock: if a page of the range is not in memory, or this cannot be told
-                (file systems without NOWAIT reads).
-            OutOfBoundsError, anyio.ClosedResourceError: as ``read``.
-        """
-        return self._reader.read_nowait(offset, length)  # type: ignore[arg-type]
-
-    async def read_many(self, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
-        """Read several ranges, in one hop to a worker at most.
-
-        Args:
-            ranges: (offset, length) pairs, as for ``read``.
-        Returns:
-            One bytes object a pair, in the order of the pairs.
-        Raises:
-            As ``read``; every range is checked before any is read.
-        Cancellation: as ``read``.
-        """
-        self._core.check_loop()
-        return await self._reader.read_many(ranges)
-
     async def write(self, offset: SupportsIndex, data: Buffer) -> WriteReceipt:
-        """Write bytes within the file.
-
-        When it returns, the bytes are visible to every mapper and reader of the file (in mode
-        "c": to this object only). How durable they are is the flush policy's and the receipt's
-        matter.
-
-        Args:
-            offset: first byte, from the start of the file.
-            data: any C-contiguous memory but Python objects, whatever its elements; a view of this
-                same file must not overlap the range.
-        Raises:
-            OutOfBoundsError: if the range leaves the file; use ``resize`` first.
-            AccessModeError: in mode "r".
-            FlushError: if a flush failed, now or earlier.
-            MappingFaultError: if the file was truncated below the range.
-            TypeError: if the data is no buffer, or one of Python objects.
-            BufferError: if it is not C-contiguous.
-            OSError: ENOSPC if the disk is full behind a sparse file. Nothing was stored then, or
-                the first pages, if only later ones had no blocks.
-        Cancellation: a write not yet begun is withdrawn and never applied; one that has begun is
-            applied whole before the cancellation is delivered.
-        Durability: visible; durable on return under ``FlushPolicy.always()``.
-        """
         receipt = self._mapping.write_inline(offset, data)  # type: ignore[arg-type]
         if receipt is None:
             if not self._core.route.durable:  # the commit queue looks at the loop itself
                 self._core.check_loop()
-            return await self._writer.write(offset, data)  # type: ignore[arg-type]
+            return await self._open.writer.write(offset, data)  # type: ignore[arg-type]
         return cast("WriteReceipt", receipt)
-
-    async def write_many(self, items: Iterable[tuple[int, Buffer]]) -> WriteReceipt:
-        """Write several pieces in order, in one hop to a worker at most.
-
-        Args:
-            items: (offset, data) pairs, as for ``write``.
-        Returns:
-            One receipt for all: it spans from the lowest offset to the highest end.
-        Raises:
-            As ``write``; every range is checked before any is written. A ``resize`` under way
-                that cuts later items off may let the first ones be stored.
-        Cancellation: withdrawn whole if nothing was stored yet; once a part was, the rest is
-            applied before the cancellation is delivered.
-        Durability: as ``write``.
-        """
-        self._core.check_loop()
-        return await self._writer.write_many(items)
 
     async def flush(self) -> None:
         """Make everything written so far durable.
@@ -313,45 +210,71 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         """
         self._core.check_usable()
         if self._core.shared_writable:
-            await self._flusher.submit(Request(0, self.size))
+            await self._open.flusher.submit(Request(0, self.size))
 
-    @overload
-    async def flush_range(self, offset: WriteReceipt, /) -> None: ...
-    @overload
-    async def flush_range(self, offset: SupportsIndex, length: SupportsIndex) -> None: ...
-    async def flush_range(
-        self, offset: SupportsIndex | WriteReceipt, length: SupportsIndex | None = None
-    ) -> None:
-        """Make a range, or the bytes of one receipt, durable.
+    async def resize(self, new_size: SupportsIndex) -> None:
+        """Change the size of the file.
 
-        The range is rounded outward to pages. Others stay dirty, unless the size was changed.
+        Up to ``capacity`` nothing moves. Beyond it the file is mapped anew, and views made before
+        keep the old mapping of the same bytes. Views of a part that is cut off read zeros there.
 
         Args:
-            offset: a receipt of this file; or the first byte, from the start of the file.
-            length: number of bytes, if the offset is no receipt.
+            new_size: bytes that the file is to have.
         Raises:
-            ReceiptError: if the receipt is another file's.
-            OutOfBoundsError: if the range leaves the file.
-            FlushError: as ``flush``.
-        Cancellation: as ``flush``.
-        Durability: durable for the range; metadata as far as reading the range back needs it.
-        Source: msync(2) with MS_SYNC; as ``flush`` where nothing else is dirty.
+            AccessModeError: in modes "r" and "c".
+            ValueError: if the size is negative, or more than a process can map.
+            FlushError: if a flush failed earlier, or others cut off what was written here and
+                not flushed; it latches.
+            OSError: ENOSPC if the disk is full; the file then has its old size.
+        Cancellation: one that has begun is waited out.
+        Durability: visible; the size is durable with the next ``flush``, of whatever range.
         """
-        self._core.check_usable()
-        if isinstance(offset, WriteReceipt):
-            await self._flush_receipt(offset)
-            return
-        if length is None:
-            raise TypeError("flush_range takes a receipt, or an offset and a length")
-        start, count = check_range(offset, length, self.size)
-        if self._core.shared_writable:
-            await self._flusher.submit(Request(start, start + count))
+        self._core.check_growable("resize")
+        size = byte_count(new_size, "new_size")
+        await self._open.change_size(partial(self._open.resizer.resize, size))
 
-    async def _flush_receipt(self, receipt: WriteReceipt) -> None:
-        if receipt._owner is not self._flusher:  # noqa: SLF001  the two are one mechanism
-            raise ReceiptError(f"{receipt!r} is not a receipt of {self.path}: ask its own file")
-        if self._core.shared_writable:
-            await receipt.wait_durable()
+    async def ensure(self, size: SupportsIndex) -> None:
+        """Make sure that bytes up to ``size`` are there, with blocks reserved unless sparse.
+
+        The way to let a system call (``recv_into``, ``readinto``) store beyond the end through a
+        growable view: the kernel grows no file for those, they fail with EFAULT. Nothing moves, and
+        nothing is ever cut off. While it is open the file ends at a page boundary from then on.
+
+        Args:
+            size: bytes; at most ``capacity``.
+        Raises:
+            AccessModeError: in modes "r" and "c".
+            OutOfBoundsError: if it is more than ``capacity``.
+            FlushError: as ``resize``.
+            OSError: ENOSPC if the disk is full; the file then has its old size.
+        Cancellation: one that has begun is waited out.
+        Durability: as ``resize``.
+        """
+        self._core.check_growable("grow")
+        wanted, _ = check_range(size, 0, self.capacity)
+        await self._open.change_size(partial(self._open.resizer.ensure, wanted))
+
+    async def punch_hole(self, offset: SupportsIndex, length: SupportsIndex) -> None:
+        """Give the blocks of a range back to the file system; the bytes then read as zeros.
+
+        Args:
+            offset: first byte, from the start of the file.
+            length: number of bytes.
+        Raises:
+            AccessModeError: in modes "r" and "c".
+            OutOfBoundsError: if the range leaves the file.
+            UnsupportedError: if the file system has no holes.
+        Cancellation: one that has begun is waited out.
+        Durability: visible; durable with the next ``flush``, of whatever range.
+        Source: fallocate(2) with FALLOC_FL_PUNCH_HOLE.
+        """
+        self._core.check_writable("punch a hole in", 'open it with "r+"')
+        if self._core.mode == "c":
+            raise AccessModeError("punch a hole in", "c", 'private changes are not files: use "r+"')
+        start, count = check_range(offset, length, self.size)
+        with self._core.lifecycle.activity():
+            await self._open.writer.wait_stored()
+            await self._open.flusher.change(partial(self._open.resizer.punch_hole, start, count))
 
     def view(
         self,
@@ -384,12 +307,12 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         self._core.check_mapped()
         if not flag(growable, "growable"):
             span = check_tail(offset, length, self.size, self._core.shared_writable)
-            return View(self, self._core, *span)
+            return View(self._open, *span, keeps=self)
         self._core.check_growable("grow")
-        self._resizer.check_room(self._core.options.capacity)
+        self._open.resizer.check_room(self._core.options.capacity)
         start, count = check_tail(offset, length, self.capacity)
-        make = partial(View, self, self._core, start, count, growable=True)
-        return self._resizer.with_whole_pages(make)
+        make = partial(View, self._open, start, count, growable=True, keeps=self)
+        return self._open.resizer.with_whole_pages(make)
 
     def carve(self, parts: Mapping[Name, tuple[SupportsIndex, SupportsIndex]]) -> dict[Name, View]:
         """Make named views of disjoint parts of the file, all of them or none.
@@ -406,31 +329,305 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         """
         self._core.check_usable()
         checked = check_disjoint(parts, self.size)
-        return {name: View(self, self._core, *part) for name, part in checked.items()}
+        return {name: View(self._open, *part, keeps=self) for name, part in checked.items()}
 
-    def chunks(self, size: SupportsIndex) -> AsyncIterator[bytes]:
-        """Iterate over the file in pieces, the next being read in while you hold this one.
+    def allocator(
+        self,
+        start: SupportsIndex | None = None,
+        alignment: SupportsIndex | None = None,
+        *,
+        end: SupportsIndex | None = None,
+        state: Buffer | None = None,
+    ) -> RangeAllocator:
+        """Make an allocator for a span of the file.
 
         Args:
-            size: bytes a chunk; at least 1. The last chunk is shorter where it does not divide.
+            start: first byte of the span, from the start of the file, all of it free. May be left
+                out for the first allocator of a file opened with "w+" or "x+", and is then 0; any
+                other file may hold ranges handed out before, so nothing is assumed.
+            alignment: what offsets of ranges are a multiple of; a power of two, often
+                ``aiommap.PAGE_SIZE``. None means 1.
+            end: first byte behind the span; None means the size of the file at this moment. What
+                the file grows by later can have an allocator of its own.
+            state: what ``RangeAllocator.state`` returned; it stands for the other three.
         Raises:
-            ValueError: if the size is not positive.
-            As ``read``, from the iteration.
+            ValueError: if neither start nor state is given where one is needed, if both are, or if
+                the state is damaged or of a longer file.
+            OutOfBoundsError: if the span leaves the file.
+            OverlapError: if the span shares bytes with that of another open allocator of the file.
+        """
+        return self._open.allocators.make(start, alignment, end, state)
+
+    async def write_range(self, allocated: AllocatedRange, data: Buffer) -> WriteReceipt:
+        """Write an allocated range, all of it; otherwise as ``write``.
+
+        Args:
+            allocated: a valid range of this file. It has to stay so until this returns.
+            data: any C-contiguous buffer of exactly ``allocated.length`` bytes.
+        Returns:
+            The receipt for exactly the bytes of the range.
+        Raises:
+            ReceiptError: if the range was freed or split, or is another file's.
+            OutOfBoundsError: if the data has another length than the range, or if the file was cut
+                off below its end. Nothing was written then, nor after a ReceiptError.
+            As ``write``.
+        Cancellation: as ``write``.
+        """
+        self._core.check_writable("write to")
+        offset, length = self._open.allocators.locate(allocated)
+        view = export_bytes(data)
+        count = len(view)
+        if count != length:
+            raise OutOfBoundsError(
+                offset,
+                count,
+                length,
+                f"{count} bytes for {allocated!r}: exactly {length} are needed",
+            )
+        return await self.write(offset, view)
+
+    async def read_range(self, allocated: AllocatedRange) -> bytes:
+        """Read an allocated range, all of it; otherwise as ``read``.
+
+        Args:
+            allocated: a valid range of this file.
+        Raises:
+            ReceiptError: if the range was freed or split, or is another file's.
+            As ``read``.
+        Cancellation: as ``read``.
         """
         self._core.check_usable()
-        return Chunks(self, self._core, size, 0, lambda: self.size)
+        return await self.read(*self._open.allocators.locate(allocated))
 
-    def pages(self) -> AsyncIterator[bytes]:
-        """Iterate over the file in pieces of one page of memory (``aiommap.PAGE_SIZE`` bytes)."""
-        return self.chunks(PAGE_SIZE)
+    def file_lock(
+        self,
+        offset: SupportsIndex,
+        length: SupportsIndex,
+        shared: bool = False,
+        timeout: float | None = None,
+    ) -> AbstractAsyncContextManager[None]:
+        """Lock a range against other tasks and processes that lock it, for the block.
+
+        Nobody else is kept from reading or writing; only from locking. A process that dies has
+        unlocked. The same bytes may be locked by other programs, with F_OFD_SETLK or with the
+        older F_SETLK of fcntl(2); flock(2) is another kind of lock and does not count.
+
+        Args:
+            offset: first byte, from the start of the file.
+            length: number of bytes.
+            shared: let others have it shared, too.
+            timeout: how long to wait, in seconds; None means no limit, and 0 only tries.
+        Raises:
+            TimeoutError: if a part of it is still locked after so long.
+            RuntimeError: without a time limit, if this task itself has locked a part of it.
+            OutOfBoundsError: if the range leaves the file.
+            AccessModeError: in modes "r" and "c" unless shared.
+            UnsupportedError: if the system has no such locks.
+            anyio.ClosedResourceError: if the file is closed, or moved to another one by
+                ``reopen``; also meanwhile.
+        Cancellation: at any time; nothing stays locked.
+        Concurrency: tasks of one file get overlapping ranges in the order in which they asked. It
+            is not reentrant. ``reopen`` inside the block keeps the old file's bytes locked, and
+            none of the new one's. While another process has the range, it is asked for every 20 ms
+            at the latest; ``AsyncLock`` is quicker.
+        Source: fcntl(2), F_OFD_SETLK.
+        """
+
+        async def lock() -> tuple[FileLocks, LockRequest]:
+            core = self._core
+            start, count = self._range(offset, integer(length, "length"))
+            limit = time_limit(timeout)
+            if not flag(shared, "shared") and not core.shared_writable:
+                remedy = 'use shared=True, or open it with "r+"'
+                raise AccessModeError("lock bytes for oneself in", core.mode, remedy)
+            locks = self._open.locks  # those of the file that is mapped now
+            return locks, await locks.acquire(start, count, shared=shared, timeout=limit)
+
+        async def unlock(locked: tuple[FileLocks, LockRequest]) -> None:
+            locks, request = locked
+            await locks.release(request)
+
+        return Block(lock, unlock)
+
+    def _lock_parts(
+        self, offset: SupportsIndex, length: int
+    ) -> tuple[FileCore, FileLocks, AtomicU32, AtomicU32]:
+        start, _ = self._range(offset, length)
+        return self._core, self._open.locks, self.atomic_u32(start), self.atomic_u32(start + 4)
+
+    async def huge_page_bytes(self) -> int:
+        """Count the bytes of the file that are mapped by huge pages at this moment.
+
+        Opening with ``huge_pages=True`` asks for them, once, and counts what it got; what file
+        system, mount options and free memory allow is another matter, and so is when: the kernel
+        may also do it later, in the background. ``statistics()`` has the last count.
+
+        Raises:
+            UnsupportedError: if the kernel does not tell.
+        Cancellation: one that has begun is waited out.
+        Source: proc_pid_smaps(5); AnonHugePages, ShmemPmdMapped and FilePmdMapped.
+        """
+        self._core.check_usable()
+        return await self._open.pager.count_huge_pages()
+
+    def watch(self, *, buffer: int = DEFAULT_BUFFER, poll_interval: float | None = None) -> Changes:
+        """Watch the path for changes by others: ``async with f.watch() as changes: async for ...``.
+
+        The block begins when the path is watched. What this hub itself writes, flushes or resizes
+        is not reported. If the path already names another file than the one that is mapped, or
+        that has another size, this is the first change. See docs/watching for the limits.
+
+        Args:
+            buffer: how many changes may wait to be fetched; beyond that they are merged.
+            poll_interval: seconds between looks for what the kernel tells nobody, as stores
+                through a mapping of another process; by default 0.25, or more for many files.
+        Raises:
+            ValueError: if an argument is not positive.
+            anyio.ClosedResourceError: if the file is closed; when entered, if the hub is.
+        Cancellation: ends the subscription; nothing else is affected.
+        Concurrency: any number of subscriptions; each gets every change, and none waits for
+            another.
+        Source: inotify(7), stat(2).
+        """
+        self._core.check_usable()
+        return self._open.watched.subscribe(self._core, buffer=buffer, poll_interval=poll_interval)
+
+    def on_change(
+        self,
+        callback: Callable[[Change], object],
+        *,
+        on_error: ErrorCallback | None = None,
+        buffer: int = DEFAULT_BUFFER,
+        poll_interval: float | None = None,
+    ) -> Subscription:
+        """Have a function, sync or async, called on the loop with each change by others.
+
+        One call ends before the next begins; meanwhile changes are buffered as for ``watch``.
+
+        Args:
+            callback: a function of one argument, the change.
+            on_error: called with an exception that the callback raised, and the change; or with
+                None for a change if watching could not begin. By default it is logged.
+            buffer, poll_interval: as for ``watch``.
+        Returns:
+            A subscription; its ``cancel`` ends it.
+        Raises:
+            ValueError, TypeError: for arguments that cannot be meant.
+            anyio.ClosedResourceError: if the file is closed.
+        """
+        self._core.check_usable()
+        called = time.time_ns()
+        if not self._core.mapping.sequence:  # else what we stored just now would count, too
+            called -= TICK_NS
+        changes = self._open.watched.subscribe(
+            self._core, buffer=buffer, poll_interval=poll_interval, called_ns=called
+        )
+        return call_on_change(changes, callback, on_error)
+
+    async def refresh(self) -> None:
+        """Take over the size that others gave to the file: ``size`` is then what the file has.
+
+        A tail that others appended can be read and written from then on; up to ``capacity``
+        nothing moves, and beyond it the file is mapped anew as ``resize`` does. If others cut the
+        file off, ``size`` shrinks, and views of what is gone read zeros.
+
+        Raises:
+            AccessModeError: in mode "c", whose size is fixed.
+            FlushError: if bytes were cut off that were written here and not flushed; it latches.
+            UnsupportedError: if overlayfs has copied the file up, and the path leads elsewhere by
+                now. Else it is mapped anew, as ``reopen`` would.
+        Cancellation: one that has begun is waited out.
+        Durability: none.
+        """
+        core = self._core
+        core.check_usable()
+        if core.mode == "c":
+            raise AccessModeError("refresh", "c", "a private file has a fixed size: open it again")
+        if not core.mapping.current:
+            await self._map_copy()
+            return
+        await self._open.change_size(self._open.resizer.follow, ours=False)
+
+    async def reopen(self, *, discard: bool = False) -> None:
+        """Move to the file that the path names by now; if that is this one, only ``refresh``.
+
+        A poisoned file is mapped anew and usable again, also if it is the same one; so is one that
+        overlayfs has copied up.
+
+        Verbs that have begun finish on the old file. Views, atomics and allocators that were made
+        before belong to it: make them anew. Memory keeps showing the old file, and verbs of such a
+        view raise ``anyio.ClosedResourceError``. Locks belong to the old file, too: who is inside a
+        ``file_lock`` or an ``AsyncLock`` stays inside until the block ends, who waits for one or
+        for a word gets ``anyio.ClosedResourceError``, and an ``AsyncLock`` has to be made anew.
+        Subscriptions and ``on_error`` go on; statistics begin again, and so do advice and pinned
+        pages.
+
+        Args:
+            discard: let go of what was written to the old file and is not durable, also if a
+                flush of it failed before. Receipts of it never become durable.
+        Raises:
+            FlushError: if something was written to the old file that cannot be made durable, as
+                it has no name left. Nothing is lost yet: the old file stays until ``discard=True``.
+                Not raised under ``FlushPolicy.never()``, which lets such bytes go.
+            AccessModeError: in mode "c" if there are private stores, which would be lost.
+            MappingFaultError: the same if the file is poisoned, and was or could be stored to.
+            FileNotFoundError, PermissionError, UnsupportedError: as ``aiommap.open``; the old
+                file stays.
+        Cancellation: before the move it leaves the old file; afterwards there is nothing to wait
+            for.
+        Durability: what was written before is durable, or discarded.
+        """
+        flag(discard, "discard")
+        self._core.check_open()
+        async with self._turn_to_move():
+            old = self._core
+            old.check_open()
+            new = await self._hub.open_again(old)
+            if new is not None:
+                await self._move_to(new, discard=discard)
+                return
+        old.note_path(old.identity)
+        if old.mode != "c":
+            await self.refresh()
+
+    async def _map_copy(self) -> None:
+        """Move to the copy that overlayfs has made of this same file."""
+        async with self._turn_to_move():
+            old = self._core
+            new = await self._hub.open_again(old)
+            if new is not None and new.identity == old.identity:
+                await self._move_to(new, discard=False)
+            elif new is not None:
+                await self._hub.release(new)
+                old.check_mapped()
+
+    def _turn_to_move(self) -> anyio.Lock:
+        if self._moving is None:
+            self._moving = anyio.Lock()
+        return self._moving
+
+    async def _move_to(self, new: FileCore, *, discard: bool) -> None:
+        old = self._open
+        try:
+            old.core.note_path(new.identity)
+            if not discard:
+                await old.flush_before_reopen()
+            old.core.check_open()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._hub.release(new)
+            raise
+        # open_file.2: no waiting from here on.
+        self._hub.move(old.core, new)
+        self._use(old.replace(new, self._hub))
 
     def statistics(self) -> FileStatistics:
         """Count what the file has done so far; also after it was closed."""
-        core, mapping, flusher = self._core, self._core.mapping, self._flusher
+        core, mapping, flusher = self._core, self._mapping, self._open.flusher
         poisoned = mapping.first_bad is not None
         return FileStatistics(
             inline_reads=mapping.inline_reads,
-            offloaded_reads=self._reader.offloaded,
+            offloaded_reads=self._open.reader.offloaded,
             fell_back_reads=mapping.fell_back_reads,
             inline_writes=mapping.inline_writes_done,
             offloaded_writes=core.own.offloaded_writes,
@@ -443,7 +640,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
             flush_group=Distribution.of(flusher.writeback.groups),
             flush_seconds=Distribution.of(flusher.writeback.seconds),
             faults=mapping.faults + mapping.foreign_faults,
-            huge_page_bytes=self._pager.huge_page_bytes,
+            huge_page_bytes=self._open.pager.huge_page_bytes,
             leases=mapping.lease_count,
             leased=oldest_leases(mapping.leases),
             flush_failed=core.unsynced.failure is not None or (poisoned and core.shared_writable),
@@ -462,7 +659,7 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         Cancellation: waited out; the file is closed before the cancellation is delivered.
         Durability: as ``flush``, or none under ``FlushPolicy.never()``.
         """
-        await self._closer.aclose()
+        await self._open.close()
 
     async def __aenter__(self) -> Self:
         self._core.check_open()
@@ -474,12 +671,12 @@ class MappedFile(RangedVerbs, PagedVerbs, SizedVerbs, SharedVerbs, WatchedVerbs)
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._closer.leave(error)
+        await self._open.close_after(error)
 
     def __del__(self) -> None:
         # Missing when __init__ failed.
-        closer = getattr(self, "_closer", None)
-        if closer is not None and not self.closed and not self._mapping.forked:
+        opened = getattr(self, "_open", None)
+        if opened is not None and not self.closed and not self._mapping.forked:
             warnings.warn(
                 f"{self!r} was never closed: nothing was flushed; use async with, or aclose()",
                 ResourceWarning,

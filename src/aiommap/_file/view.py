@@ -2,61 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self, SupportsIndex, overload
+from typing import TYPE_CHECKING, Any, NoReturn, Self, SupportsIndex
 
 import anyio
 
-from .._advice import Advice
-from .._arguments import Name, check_disjoint, check_range, check_tail, items_of, ranges_of
-from .._core.file_core import FileCore
-from .._core.receipt import WriteReceipt
+from .._arguments import Name, check_disjoint, check_range, check_tail
 from .._errors import ForkedError, not_copied
-from .._ipc.sharing_mixin import WordVerbs
-from .._native import PAGE_SIZE, Lease, export_bytes
-from .._pages.read_ahead import Chunks
-from .._pages.residency import Residency
+from .._native import Lease
+from .open_file import OpenFile
+from .range_verbs import RangeVerbs
 from .records import Records, check_array, check_records
 from .statistics import caller_outside
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
-    from .._typing import Buffer
 
-
-class Verbs(Protocol):
-    """The verbs of a mapped file that a view offers relative to its own start."""
-
-    async def read(self, offset: int, length: int) -> bytes: ...
-    async def read_into(self, offset: int, buffer: Buffer) -> int: ...
-    def read_nowait(self, offset: int, length: int) -> bytes: ...
-    async def read_many(self, ranges: Iterable[tuple[int, int]]) -> list[bytes]: ...
-    async def write(self, offset: int, data: Buffer) -> WriteReceipt: ...
-    async def write_many(self, items: Iterable[tuple[int, Buffer]]) -> WriteReceipt: ...
-    @overload
-    async def flush_range(self, offset: WriteReceipt, /) -> None: ...
-    @overload
-    async def flush_range(self, offset: int, length: int) -> None: ...
-    async def start_writeback(self, offset: int = 0, length: int | None = None) -> None: ...
-    async def prewarm(
-        self,
-        offset: int = 0,
-        length: int | None = None,
-        *,
-        write: bool = False,
-        progress: Callable[[int, int], object] | None = None,
-    ) -> int: ...
-    async def residency(self, offset: int = 0, length: int | None = None) -> Residency: ...
-    async def advise(self, advice: Advice, offset: int = 0, length: int | None = None) -> None: ...
-    def locked(
-        self, offset: int = 0, length: int | None = None
-    ) -> AbstractAsyncContextManager[None]: ...
-
-
-class View(WordVerbs):
+class View(RangeVerbs):
     """A range of a mapped file: the same verbs, with offsets relative to the view.
 
     A view pins the pages it covers: they stay mapped until it is released, also after the file
@@ -69,30 +33,18 @@ class View(WordVerbs):
     Concurrency: as for the file. Several views may cover the same bytes.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_core",
-        "_file",
-        "_growable",
-        "_keeps",
-        "_lease",
-        "_length",
-        "_memory",
-        "_offset",
-    )
+    __slots__ = ("__weakref__", "_growable", "_keeps", "_lease", "_length", "_memory", "_offset")
 
     def __init__(
         self,
-        file: Verbs,
-        core: FileCore,
+        opened: OpenFile,
         offset: int,
         length: int,
         *,
         growable: bool = False,
         keeps: object = None,
     ) -> None:
-        self._file = file
-        self._core = core
+        super().__init__(opened)
         self._offset = offset
         self._length = length
         self._growable = growable
@@ -140,7 +92,7 @@ class View(WordVerbs):
                 lease = self._pin(writable=True)
             self._lease = lease
             self._memory = memoryview(lease)
-            self._core.dirtied()
+            self._open.background.plan()
         return self._memory
 
     def _pin(self, *, writable: bool) -> Lease:
@@ -174,13 +126,10 @@ class View(WordVerbs):
             OutOfBoundsError: if the part leaves this view.
             anyio.ClosedResourceError: if the file is closed or this view was released.
         """
-        self._check_current()
-        self._core.check_usable()
+        self._check()
         start, count = check_tail(offset, length, self._length)
         start += self._offset
-        return View(
-            self._file, self._core, start, count, growable=self._growable, keeps=self._keeps
-        )
+        return View(self._open, start, count, growable=self._growable, keeps=self._keeps)
 
     def split_at(self, position: SupportsIndex) -> tuple[View, View]:
         """Replace this view by two that meet at a position and cover the same bytes.
@@ -247,128 +196,24 @@ class View(WordVerbs):
         lay = check_array(dtype, self._length)
         return lay(self.memory)
 
-    async def read(self, offset: SupportsIndex, length: SupportsIndex) -> bytes:
-        """Read bytes of the view; see ``MappedFile.read``."""
-        start, count = self._range(offset, length)
-        return await self._file.read(start, count)
-
-    async def read_into(self, offset: SupportsIndex, buffer: Buffer) -> int:
-        """Fill a buffer from the view; see ``MappedFile.read_into``."""
-        view = export_bytes(buffer, True)
-        start, _ = self._range(offset, len(view))
-        return await self._file.read_into(start, view)
-
-    def read_nowait(self, offset: SupportsIndex, length: SupportsIndex) -> bytes:
-        """Read bytes that are in memory; see ``MappedFile.read_nowait``."""
-        start, count = self._range(offset, length)
-        return self._file.read_nowait(start, count)
-
-    async def read_many(self, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
-        """Read several ranges of the view, in one hop at most; see ``MappedFile.read_many``."""
-        return await self._file.read_many(self._range(*pair) for pair in ranges_of(ranges))
-
-    async def write(self, offset: SupportsIndex, data: Buffer) -> WriteReceipt:
-        """Write into the view, never beyond it; see ``MappedFile.write``."""
-        view = export_bytes(data)
-        start, _ = self._range(offset, len(view))
-        return await self._file.write(start, view)
-
-    async def write_many(self, items: Iterable[tuple[int, Buffer]]) -> WriteReceipt:
-        """Write several pieces into the view, in order; see ``MappedFile.write_many``."""
-        pinned = ((offset, export_bytes(data)) for offset, data in items_of(items))
-        return await self._file.write_many(
-            (self._range(offset, len(view))[0], view) for offset, view in pinned
-        )
-
     async def flush(self) -> None:
-        """Make the bytes of the view durable; see ``MappedFile.flush_range``."""
-        await self._file.flush_range(*self._range(0, self._length))
+        """Make the bytes of the view durable; see ``flush_range``."""
+        await self.flush_range(0, self._length)
 
-    @overload
-    async def flush_range(self, offset: WriteReceipt, /) -> None: ...
-    @overload
-    async def flush_range(self, offset: SupportsIndex, length: SupportsIndex) -> None: ...
-    async def flush_range(
-        self, offset: SupportsIndex | WriteReceipt, length: SupportsIndex | None = None
-    ) -> None:
-        """Make a part of the view, or the bytes of a receipt, durable; as ``MappedFile`` does."""
-        if isinstance(offset, WriteReceipt):
-            self._check_current()
-            await self._file.flush_range(offset)
-            return
-        if length is None:
-            raise TypeError("flush_range takes a receipt, or an offset and a length")
-        await self._file.flush_range(*self._range(offset, length))
-
-    async def start_writeback(
-        self, offset: SupportsIndex = 0, length: SupportsIndex | None = None
-    ) -> None:
-        """Begin to write the view, or a part of it, back; see ``MappedFile.start_writeback``."""
-        await self._file.start_writeback(*self._tail(offset, length))
-
-    async def prewarm(
-        self,
-        offset: SupportsIndex = 0,
-        length: SupportsIndex | None = None,
-        *,
-        write: bool = False,
-        progress: Callable[[int, int], object] | None = None,
-    ) -> int:
-        """Make the view, or a part of it, resident; see ``MappedFile.prewarm``."""
-        return await self._file.prewarm(*self._tail(offset, length), write=write, progress=progress)
-
-    async def residency(
-        self, offset: SupportsIndex = 0, length: SupportsIndex | None = None
-    ) -> Residency:
-        """Ask which pages of the view are in memory; see ``MappedFile.residency``."""
-        return await self._file.residency(*self._tail(offset, length))
-
-    async def advise(
-        self, advice: Advice, offset: SupportsIndex = 0, length: SupportsIndex | None = None
-    ) -> None:
-        """Say how the view is going to be used; see ``MappedFile.advise``."""
-        await self._file.advise(advice, *self._tail(offset, length))
-
-    def locked(
-        self, offset: SupportsIndex = 0, length: SupportsIndex | None = None
-    ) -> AbstractAsyncContextManager[None]:
-        """Pin the view, or a part of it, in memory for the block; see ``MappedFile.locked``."""
-        return self._file.locked(*self._tail(offset, length))
-
-    def chunks(self, size: SupportsIndex) -> AsyncIterator[bytes]:
-        """Iterate over the view in pieces, reading ahead; see ``MappedFile.chunks``."""
-        self._check_current()
-        self._core.check_usable()
-        return Chunks(self, self._core, size, self._offset, lambda: self._length)
-
-    def pages(self) -> AsyncIterator[bytes]:
-        """Iterate over the view in pieces of ``aiommap.PAGE_SIZE`` bytes, from its first on."""
-        return self.chunks(PAGE_SIZE)
+    @property
+    def _first(self) -> int:
+        return self._offset
 
     def _pinned(self) -> Lease:
         if self._lease is None:
             raise anyio.ClosedResourceError("the view was released: make a new one to go on")
         return self._lease
 
-    def _span(self, offset: SupportsIndex, length: int) -> tuple[int, int]:
-        self._core.check_usable()
-        return self._range(offset, length)
-
-    def _check_current(self) -> None:
+    def _check_range(self) -> None:
         """Raise if the file moved on: its verbs would reach other bytes than the memory does."""
         self._pinned()
         if self._core.lifecycle.retired:
             raise self._core.lifecycle.ended()
-
-    def _range(self, offset: SupportsIndex, length: SupportsIndex) -> tuple[int, int]:
-        self._check_current()
-        start, count = check_range(offset, length, self._length)
-        return self._offset + start, count
-
-    def _tail(self, offset: SupportsIndex, length: SupportsIndex | None) -> tuple[int, int]:
-        self._check_current()
-        start, count = check_tail(offset, length, self._length)
-        return self._offset + start, count
 
     def __reduce__(self) -> NoReturn:
         remedy = "pass the file, and the offset and length of the view, and make another one"

@@ -47,9 +47,11 @@ class Writer:
         self._queue: BatchQueue[Request, int] = BatchQueue(
             workers, as_jobs(workers, workers.stores, self._apply, self._shrink_span)
         )
-        core.lanes.wait_stored = self._queue.settle
-        core.lanes.storing = self.storing
         self._start = self._end = 0  # writing.1: bounds of what is queued or in flight
+
+    async def wait_stored(self) -> None:
+        """Wait until the writes submitted so far have been applied."""
+        await self._queue.settle()
 
     def storing(self, offset: int, end: int) -> bool:
         """Tell whether a write to a part of a range is still under way."""
@@ -144,7 +146,7 @@ class Writer:
 
     async def _make_room(self, ranges: Sequence[tuple[int, int]], most: float = math.inf) -> None:
         """Wait for room under the policy's limit; the file may have been resized meanwhile."""
-        await self._background.make_room(ranges, most)
+        await self._background.make_room(ranges, self.wait_stored, most)
         self._core.check_flushed()
         for offset, length in ranges:
             check_range(offset, length, self._core.mapping.size, self._core.shared_writable)
@@ -202,5 +204,5 @@ class Writer:
         for write in writes:
             results.append(core.faults.outcome(write.stores, outcomes[at : at + len(write.stores)]))
             at += len(write.stores)
-        core.dirtied()  # the loop that is told of them may be busy for long
+        self._background.plan()  # the loop that is told of them may be busy for long
         return results

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
 
@@ -71,7 +71,6 @@ class BackgroundFlush:
         if core.shared_writable:
             self._keep_clock(core.route.policy)
         flusher.on_batch(self.plan)
-        core.dirtied = self.plan
         self.plan()
 
     def replace(self, policy: FlushPolicy) -> None:
@@ -150,8 +149,18 @@ class BackgroundFlush:
         """
         return self._waiting > 0 or self._exceeds(ranges, most)
 
-    async def make_room(self, ranges: Sequence[tuple[int, int]], most: float = math.inf) -> None:
-        """Wait until the stores fit under the limit, and all who wait already do (background.3)."""
+    async def make_room(
+        self,
+        ranges: Sequence[tuple[int, int]],
+        wait_stored: Callable[[], Awaitable[None]],
+        most: float = math.inf,
+    ) -> None:
+        """Wait until the stores fit under the limit, and all who wait already do (background.3).
+
+        Args:
+            ranges, most: as for ``is_full``.
+            wait_stored: waits until the writes submitted so far have been applied.
+        """
         if self._queue is None:
             self._queue = anyio.Lock()
         self._waiting += 1
@@ -159,15 +168,20 @@ class BackgroundFlush:
         try:
             with self._core.lifecycle.activity():
                 async with self._queue:
-                    await self._flush_until_they_fit(ranges, most)
+                    await self._flush_until_they_fit(ranges, wait_stored, most)
         finally:
             self._waiting -= 1
             self.plan()
 
-    async def _flush_until_they_fit(self, ranges: Sequence[tuple[int, int]], most: float) -> None:
+    async def _flush_until_they_fit(
+        self,
+        ranges: Sequence[tuple[int, int]],
+        wait_stored: Callable[[], Awaitable[None]],
+        most: float,
+    ) -> None:
         core = self._core
         while self._exceeds(ranges, most):
-            await core.lanes.wait_stored()  # what waits in the queue is dirty only afterwards
+            await wait_stored()  # what waits in the queue is dirty only afterwards
             await self._flusher.submit(Request(0, core.mapping.size))
             if core.mapping.writable_leases:
                 return  # what such a view covers is dirty again at once

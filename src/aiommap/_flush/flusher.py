@@ -78,7 +78,6 @@ class Flusher:
             barrier=self._begin_changes,
             widen=Request.of,
         )
-        core.lanes.wait_served = self._queue.settle
         #: Listeners were told of a failure; nothing is flushed any more.
         self._told = False
         #: Stores and makes durable in the next flush, for a file none of whose flushes failed, and
@@ -91,6 +90,10 @@ class Flusher:
     def on_batch(self, callback: Callable[[], None]) -> None:
         """Have a function called after every batch, and where a flush left something dirty."""
         self._after_batch = callback
+
+    async def wait_served(self) -> None:
+        """Wait until what was submitted so far has been served."""
+        await self._queue.settle()
 
     def _call_after_batch(self) -> None:
         self._after_batch()

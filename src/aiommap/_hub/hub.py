@@ -28,7 +28,7 @@ from .._core.options import OpenOptions, reopening
 from .._core.paths import NewName, absolute_path
 from .._errors import AccessModeError, ForkedError
 from .._file.mapped_file import MappedFile
-from .._file.reopening import Surroundings
+from .._file.open_file import HubServices
 from .._flush.scheduler import FlushScheduler
 from .._flush_policy import FlushPolicy
 from .._logs import FILES
@@ -189,7 +189,7 @@ class Hub:
                 failures.append(error)
                 self._failed.append(file)
             except BaseException as error:  # each file waits it out, and so does the hub
-                if file._closer.under_way:  # noqa: SLF001  but for what ends the program
+                if file._open.is_closing:  # noqa: SLF001  but for what ends the program
                     raise
                 cancellation = cancellation or error
         if cancellation is not None:
@@ -208,7 +208,7 @@ class Hub:
         """
         cancellation: BaseException | None = None
         for number, file in enumerate(files, 1):
-            file._closer.start()  # noqa: SLF001  a hub closes what it opened
+            file._open.start_closing()  # noqa: SLF001  a hub closes what it opened
             if not number % FILES_A_TURN:
                 cancellation = await self._let_others_run() or cancellation
         return cancellation
@@ -274,7 +274,7 @@ class Hub:
             await self._releasing.submit(_Release.of(opened), withdrawable=False)
             raise anyio.ClosedResourceError("the hub was closed while it opened the file")
         core = FileCore(opened, options, workers)
-        hub = Surroundings(
+        hub = HubServices(
             self._scheduler, self._watcher, self._release, self._open_again, self._move
         )
         file = MappedFile(core, hub)

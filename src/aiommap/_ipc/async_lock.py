@@ -29,7 +29,6 @@ from .._errors import AccessModeError, MappedFileError, not_copied
 from .._runtime.workers import OnCancel
 from .atomics import AtomicU32
 from .file_locks import FileLocks, LockRequest
-from .sharing_mixin import SharedVerbs
 
 #: The longest time until a waiter notices a death.
 POLL_SECONDS = 0.1
@@ -50,6 +49,18 @@ class _TurnWait:
     async def pause(self, longest: float) -> None:
         with suppress(TimeoutError):
             await self._turn.wait(self._last_turn, min(POLL_SECONDS, longest))
+
+
+class LockableFile:
+    """A file whose bytes tasks and processes can lock; ``MappedFile`` is one."""
+
+    __slots__ = ()
+
+    def _lock_parts(
+        self, offset: SupportsIndex, length: int
+    ) -> tuple[FileCore, FileLocks, AtomicU32, AtomicU32]:
+        """Return what a lock in these bytes is made of: two words among it."""
+        raise NotImplementedError
 
 
 class AsyncLock:
@@ -82,19 +93,15 @@ class AsyncLock:
 
     __slots__ = ("__weakref__", "_core", "_holder", "_locks", "_owner_died", "_request", "_turn")
 
-    def __init__(self, file: SharedVerbs, offset: SupportsIndex) -> None:
-        if not isinstance(file, SharedVerbs):
+    def __init__(self, file: LockableFile, offset: SupportsIndex) -> None:
+        if not isinstance(file, LockableFile):
             raise TypeError(f"file is {file!r}: pass an open MappedFile")
-        core: FileCore = file._core  # noqa: SLF001  a part of the file that has a name of its own
-        core.check_usable()
-        if not core.shared_writable:
-            raise AccessModeError("keep a lock in", core.mode, 'other processes need it: use "r+"')
-        start, _ = file._span(offset, LOCK_BYTES)  # noqa: SLF001
         # Of the file that is mapped now; ``reopen`` gives the MappedFile others.
-        self._core = core
-        self._locks: FileLocks = file._locks  # noqa: SLF001
-        self._turn = file.atomic_u32(start)
-        self._holder = file.atomic_u32(start + 4)
+        parts = file._lock_parts(offset, LOCK_BYTES)  # noqa: SLF001
+        self._core, self._locks, self._turn, self._holder = parts
+        if not self._core.shared_writable:
+            remedy = 'other processes need it: use "r+"'
+            raise AccessModeError("keep a lock in", self._core.mode, remedy)
         self._request: LockRequest | None = None
         self._owner_died = False
 

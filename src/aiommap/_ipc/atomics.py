@@ -6,6 +6,7 @@ operation that it may not allow by itself.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, NoReturn, Self, SupportsIndex
 
 import anyio
@@ -24,10 +25,19 @@ U64_BYTES = 8
 class WordPolicy:
     """Decides about operations on the words of one file; in any thread that uses them."""
 
-    __slots__ = ("core",)
+    __slots__ = ("_is_storing", "_stored", "core")
 
-    def __init__(self, core: FileCore) -> None:
+    def __init__(
+        self,
+        core: FileCore,
+        is_storing: Callable[[int, int], bool],
+        stored: Callable[[], None],
+    ) -> None:
         self.core: FileCore = core
+        #: Whether a write to a part of [offset, end) is still under way.
+        self._is_storing = is_storing
+        #: Has the flush policy look at what is due.
+        self._stored = stored
 
     def check(self, offset: int, length: int, store: bool) -> None:
         """Raise if an operation on a word is forbidden."""
@@ -37,7 +47,7 @@ class WordPolicy:
         if not store:
             return
         core.check_writable("change a word of")
-        if core.lanes.storing(offset, offset + length):  # I9
+        if self._is_storing(offset, offset + length):  # I9
             raise anyio.BusyResourceError(
                 f"changing a word that a write to [{offset}, {offset + length}) has not reached yet"
             )
@@ -50,7 +60,7 @@ class WordPolicy:
 
     def stored(self) -> None:
         """Let the flush policy check whether a flush is due; in the thread that stored."""
-        self.core.dirtied()
+        self._stored()
 
 
 def _locate(offset: SupportsIndex, length: int, width: int, core: FileCore) -> int:

@@ -101,7 +101,7 @@ class Generation(Snapshot):
         """Close once there is no hold; references count no longer."""
         self._closing = True
         if not self._holds:
-            self._file._closer.start()  # noqa: SLF001  a snapshot is made of its file
+            self._file._open.start_closing()  # noqa: SLF001  a snapshot is made of its file
 
     async def ended(self) -> None:
         """Wait until it is closed after ``retire``."""
@@ -114,9 +114,9 @@ class Generation(Snapshot):
 
 def _close_soon(file: MappedFile) -> None:
     """Close a file to which nothing refers any more; called in any thread, at any moment."""
-    core, closer = file._core, file._closer  # noqa: SLF001  a snapshot is made of its file
-    if not core.mapping.forked:
-        core.workers.call_from_thread(closer.start_unasked)
+    opened = file._open  # noqa: SLF001  a snapshot is made of its file
+    if not opened.core.mapping.forked:
+        opened.core.workers.call_from_thread(opened.start_closing_unasked)
 
 
 async def _ask(validate: Validate, candidate: Snapshot) -> object:

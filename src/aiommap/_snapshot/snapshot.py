@@ -136,7 +136,7 @@ class Snapshot(AsyncResource):
         self._core.check_usable()
         start, count = check_tail(offset, length, self._size)
         # The view refers to the snapshot: a followed one is closed when it is garbage.
-        return View(self._file, self._core, start, count, keeps=self)
+        return View(self._file._open, start, count, keeps=self)  # noqa: SLF001
 
     async def verify(self) -> None:
         """Raise if the file was changed in place since it was opened.
@@ -204,7 +204,7 @@ class Snapshot(AsyncResource):
             anyio.ClosedResourceError: if ``aclose`` was called.
         """
         self._take_hold()
-        reader = self._file._reader  # noqa: SLF001  a snapshot is made of its file
+        reader = self._file._open.reader  # noqa: SLF001  a snapshot is made of its file
         return SnapshotFile(self._core, reader, self._release_hold)
 
     def _take_hold(self) -> None:
@@ -217,7 +217,7 @@ class Snapshot(AsyncResource):
         """End a hold. The last one after ``aclose`` closes the file, in the background."""
         self._holds -= 1
         if self._closing and not self._holds:
-            self._file._closer.start_unasked()  # noqa: SLF001  a snapshot is made of its file
+            self._file._open.start_closing_unasked()  # noqa: SLF001  a snapshot is made of its file
             if self._ended is not None:
                 self._ended.set()
 

@@ -1,4 +1,4 @@
-"""The verbs of a mapped file that speak of allocated ranges, and the allocators of one file.
+"""The allocators of one file, and public rounding.
 
 Invariants.
   1  The open allocators of one file have disjoint spans.
@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, SupportsIndex
 
 from .._arguments import check_tail, integer
 from .._core.file_core import FileCore
-from .._core.receipt import WriteReceipt
-from .._errors import OutOfBoundsError, OverlapError, ReceiptError
+from .._errors import OverlapError, ReceiptError
 from .._native import PAGE_SIZE, export_bytes
 from .._ranges import align_down as _align_down
 from .._ranges import align_up as _align_up
@@ -123,84 +122,3 @@ class Allocators:
         """Close what is still open, when the file is."""
         for allocator in self._open:
             allocator.close()
-
-
-class RangedVerbs:
-    """What ``MappedFile`` does with allocators and their ranges."""
-
-    __slots__ = ()
-
-    if TYPE_CHECKING:
-        _core: FileCore
-        _allocators: Allocators
-
-        async def read(self, offset: SupportsIndex, length: SupportsIndex) -> bytes: ...
-        async def write(self, offset: SupportsIndex, data: Buffer) -> WriteReceipt: ...
-
-    def allocator(
-        self,
-        start: SupportsIndex | None = None,
-        alignment: SupportsIndex | None = None,
-        *,
-        end: SupportsIndex | None = None,
-        state: Buffer | None = None,
-    ) -> RangeAllocator:
-        """Make an allocator for a span of the file.
-
-        Args:
-            start: first byte of the span, from the start of the file, all of it free. May be left
-                out for the first allocator of a file opened with "w+" or "x+", and is then 0; any
-                other file may hold ranges handed out before, so nothing is assumed.
-            alignment: what offsets of ranges are a multiple of; a power of two, often
-                ``aiommap.PAGE_SIZE``. None means 1.
-            end: first byte behind the span; None means the size of the file at this moment. What
-                the file grows by later can have an allocator of its own.
-            state: what ``RangeAllocator.state`` returned; it stands for the other three.
-        Raises:
-            ValueError: if neither start nor state is given where one is needed, if both are, or if
-                the state is damaged or of a longer file.
-            OutOfBoundsError: if the span leaves the file.
-            OverlapError: if the span shares bytes with that of another open allocator of the file.
-        """
-        return self._allocators.make(start, alignment, end, state)
-
-    async def write_range(self, allocated: AllocatedRange, data: Buffer) -> WriteReceipt:
-        """Write an allocated range, all of it; otherwise as ``write``.
-
-        Args:
-            allocated: a valid range of this file. It has to stay so until this returns.
-            data: any C-contiguous buffer of exactly ``allocated.length`` bytes.
-        Returns:
-            The receipt for exactly the bytes of the range.
-        Raises:
-            ReceiptError: if the range was freed or split, or is another file's.
-            OutOfBoundsError: if the data has another length than the range, or if the file was cut
-                off below its end. Nothing was written then, nor after a ReceiptError.
-            As ``write``.
-        Cancellation: as ``write``.
-        """
-        self._core.check_writable("write to")
-        offset, length = self._allocators.locate(allocated)
-        view = export_bytes(data)
-        count = len(view)
-        if count != length:
-            raise OutOfBoundsError(
-                offset,
-                count,
-                length,
-                f"{count} bytes for {allocated!r}: exactly {length} are needed",
-            )
-        return await self.write(offset, view)
-
-    async def read_range(self, allocated: AllocatedRange) -> bytes:
-        """Read an allocated range, all of it; otherwise as ``read``.
-
-        Args:
-            allocated: a valid range of this file.
-        Raises:
-            ReceiptError: if the range was freed or split, or is another file's.
-            As ``read``.
-        Cancellation: as ``read``.
-        """
-        self._core.check_usable()
-        return await self.read(*self._allocators.locate(allocated))

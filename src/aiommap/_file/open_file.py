@@ -1,0 +1,346 @@
+"""All that belongs to one mapping of a file, built once and in order, and given up as a whole.
+
+A mapped file holds one ``OpenFile``, and ``reopen`` puts a new one in its place. The old one is
+*retired*: verbs that had begun finish on it, then its mapping is given up; memory of views made
+before keeps its pages (I7). Closing and retiring run in the background, so that no cancellation
+stops them half-way.
+
+Invariants.
+  1  What was written and is not known to be durable is never left behind unless that was asked
+      for: an orphan that is dirty stays (I4), and so do private stores.
+  2  Between the last look for such writes and the step to the new ``OpenFile`` no other task runs.
+  3  A task inside of a lock of a retired file stays inside, until it leaves. Nobody waits for one
+      (lifecycle.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from copy import copy
+from dataclasses import dataclass
+
+import anyio
+import anyio.lowlevel
+
+from .._allocation.allocators import Allocators
+from .._core.file_core import FileCore
+from .._core.receipt import WriteReceipt
+from .._errors import AccessModeError, FlushError, MappedFileError, ReceiptError
+from .._flush.background import BackgroundFlush
+from .._flush.flusher import Flusher
+from .._flush.scheduler import FlushScheduler
+from .._ipc.atomics import WordPolicy
+from .._ipc.file_locks import FileLocks
+from .._logs import FILES
+from .._pages.pager import Pager
+from .._runtime.callbacks import Listeners
+from .._runtime.event_loop import Event
+from .._runtime.loops import spawn, wait_or_withdraw
+from .._watch.watcher import Watcher
+from .reading import Reader
+from .resizing import Resizer
+from .watching import FileWatch
+from .writing import Writer
+
+
+@dataclass(frozen=True, slots=True)
+class HubServices:
+    """What a mapped file needs of its hub."""
+
+    scheduler: FlushScheduler
+    watcher: Watcher
+    #: Gives up what a core holds.
+    release: Callable[[FileCore], Awaitable[None]]
+    #: Opens the path again; None if it still names the file of that core.
+    open_again: Callable[[FileCore], Awaitable[FileCore | None]]
+    #: Takes note, on the loop, that a file went from one core to another.
+    move: Callable[[FileCore, FileCore], None]
+
+
+class OpenFile:
+    """One mapping of a file with everything that works on it; on the loop thread.
+
+    Args:
+        core: the mapping and its state.
+        hub: what the file needs of its hub.
+        failed: the callbacks of ``on_error``; they outlive this object.
+        watched: the subscriptions of the path; they outlive this object unless it is closed.
+        earlier: the files that the path named before; closing waits for them.
+    """
+
+    __slots__ = (
+        "_done",
+        "_earlier",
+        "_error",
+        "_gone",
+        "_release",
+        "_told",
+        "allocators",
+        "background",
+        "core",
+        "failed",
+        "flusher",
+        "locks",
+        "pager",
+        "reader",
+        "resizer",
+        "watched",
+        "words",
+        "writer",
+    )
+
+    def __init__(
+        self,
+        core: FileCore,
+        hub: HubServices,
+        failed: Listeners[FlushError],
+        watched: FileWatch,
+        earlier: Sequence[OpenFile] = (),
+    ) -> None:
+        self.core = core
+        self.failed = failed
+        self.watched = watched
+        self.flusher = Flusher(core, failed)
+        self.background = BackgroundFlush(core, self.flusher, hub.scheduler)
+        self.reader = Reader(core)
+        self.writer = Writer(core, self.flusher, self.background)
+        self.pager = Pager(core)
+        self.resizer = Resizer(core, self.pager)
+        self.words = WordPolicy(core, self.writer.storing, self.background.plan)
+        self.locks = FileLocks(core)
+        self.allocators = Allocators(core)
+        core.mapping.attach(self.flusher, WriteReceipt)
+        self._release = hub.release
+        self._earlier = list(earlier)
+        #: Set once a retired file was given up.
+        self._gone: anyio.Event | None = None
+        #: Set once closing has ended; its error, and whether somebody was told of that.
+        self._done: Event | None = None
+        self._error: Exception | None = None
+        self._told = False
+
+    async def flush_receipt(self, receipt: WriteReceipt) -> None:
+        """Make the bytes of a receipt of this file durable."""
+        if receipt._owner is not self.flusher:  # noqa: SLF001  the two are one mechanism
+            raise ReceiptError(
+                f"{receipt!r} is not a receipt of {self.core.path}: ask its own file"
+            )
+        if self.core.shared_writable:
+            await receipt.wait_durable()
+
+    async def change_size(self, act: Callable[[], bool], *, ours: bool = True) -> None:
+        """Change the size after the writes submitted so far.
+
+        Args:
+            act: changes it, in a worker; answers False, with nothing done, if that would hide that
+                stores were cut off. This fails then, as a flush does.
+            ours: whether it is we who change the file, and not somebody else who did.
+        """
+        lost = False
+
+        def change() -> None:
+            nonlocal lost
+            lost = not act()
+
+        with self.core.lifecycle.activity():
+            await self.writer.wait_stored()
+            await self.flusher.change(change, ours=ours)
+            if lost:
+                await self.flusher.flush_everything()  # which finds out, and latches (I5)
+
+    # Reopening.
+
+    async def flush_before_reopen(self) -> None:
+        """Flush until nothing is left to lose (open_file.1).
+
+        Returns without giving way after the last look.
+        """
+        core, flusher = self.core, self.flusher
+        if not core.shared_writable:
+            await self._check_private()
+            return
+        core.check_flushed()
+        while True:
+            await self.writer.wait_stored()
+            await flusher.wait_served()
+            # As when it is closed: a policy that does not flush then lets stores go.
+            dirty = core.route.policy.flush_at_close and flusher.has_work()
+            if not dirty and not core.own.queued_bytes and not flusher.busy:
+                return
+            if dirty:
+                await flusher.flush_everything()
+            await anyio.lowlevel.checkpoint()  # as in _check_private
+
+    async def _check_private(self) -> None:
+        """Raise if stores of mode "c" would be left behind, which no flush can make durable."""
+        core = self.core
+        while core.own.queued_bytes:
+            await self.writer.wait_stored()
+            await anyio.lowlevel.checkpoint()  # the writer may wake after us, and counts until then
+        if core.mapping.dirty_bytes():
+            remedy = "its private stores would be lost: copy them, then pass discard=True"
+            raise AccessModeError("reopen", core.mode, remedy)
+
+    def replace(self, core: FileCore, hub: HubServices) -> OpenFile:
+        """Make the one that takes the place of this one, and retire this one; in one step."""
+        earlier = [old for old in (*self._earlier, self) if not old.is_gone]
+        self._earlier = []
+        new = OpenFile(core, hub, self.failed, self.watched, earlier)
+        # Now: the clock's thread must not end in between, as another one may not be had.
+        self.background.stop()
+        self._gone = anyio.Event()
+        self.core.lifecycle.retire()
+        spawn(self._retire)
+        return new
+
+    async def _retire(self) -> None:
+        """Give this file up once no verb uses it; its locks when the last task leaves them."""
+        core = self.core
+        assert self._gone is not None
+        try:
+            # Inline verbs that gave way to the loop count as nothing; they return in a turn.
+            for _ in range(2):
+                await self._wait_idle()
+                await anyio.lowlevel.checkpoint()
+            await self._wait_idle()
+            core.begin_closing()
+            self.allocators.close()
+            await self._trim_retired()
+            await self.locks.leave()
+            await self._release(core)
+            core.lifecycle.end_closing()
+        except Exception as error:
+            # close(2) failed; there is nothing left to lose in a file that was given up.
+            FILES.debug("%s was not closed cleanly after it was reopened: %s", core.path, error)
+        finally:
+            self._gone.set()
+
+    async def _trim_retired(self) -> None:
+        """Cut off what growth made and nothing used, as closing does.
+
+        The file may live on under another name. One that cannot be believed is left as it is.
+        """
+        core = self.core
+        await self.flusher.quiesce()
+        if core.shared_writable and core.sound and self.resizer.wants_trim:
+            with suppress(OSError):  # nobody waits, and what was written is in it
+                await self.flusher.change(self.resizer.trim)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nothing of a retired file is left, its locks neither."""
+        return self._gone is not None and self._gone.is_set() and not self.locks.held
+
+    async def wait_gone(self) -> None:
+        """Wait until this retired file was given up."""
+        assert self._gone is not None
+        await wait_or_withdraw(self._gone, lambda: False)
+
+    async def wait_earlier(self) -> None:
+        """Wait until all earlier files are given up; locks go now, whoever is inside."""
+        for old in list(self._earlier):
+            await old.wait_gone()
+        for old in self._earlier:
+            await old.locks.aclose()
+
+    # Closing.
+
+    def start_closing(self) -> None:
+        """Begin to close, unless that was done before."""
+        core = self.core
+        if core.mapping.forked:
+            core.begin_closing()
+            core.mapping.close()  # the parent's file: nothing is flushed, no thread entered (I10)
+            self._done = None
+            return
+        if core.lifecycle.closing:
+            return
+        core.workers.check_loop()
+        done = core.workers.event()
+        spawn(self._close, done)  # first: it fails at the end of trio's run, and nothing has begun
+        core.begin_closing()
+        self.background.stop()
+        self._done = done
+
+    def start_closing_unasked(self) -> None:
+        """Begin to close what nobody waits for; in a loop that takes no more tasks, do nothing.
+
+        The mapping is then given up as garbage. It is called where nobody could be told.
+        """
+        with suppress(RuntimeError):
+            self.start_closing()
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether closing was begun, and is not over."""
+        return self._done is not None and not self._done.is_set()
+
+    async def close(self) -> None:
+        """Close, or wait for the call that does; every call raises the failure (I15)."""
+        self.start_closing()
+        if self._done is None:
+            return
+        await wait_or_withdraw(self._done, lambda: False)
+        if self._error is not None:
+            self._told = True
+            # A copy: the traceback of what is raised refers to frames that refer to this.
+            raise copy(self._error) from self._error.__cause__
+
+    async def close_after(self, error: BaseException | None) -> None:
+        """Close at the end of a block; an exception that is under way is not replaced.
+
+        A failure that ``close`` raised inside of the block is not raised again here.
+        """
+        if self._told:
+            return
+        try:
+            await self.close()
+        except (MappedFileError, OSError) as failure:
+            if error is None:
+                raise
+            error.add_note(f"closing {self.core.path} failed, too: {failure}")
+
+    async def _close(self, done: Event) -> None:
+        core = self.core
+        try:
+            await self._wait_idle()
+            await self.flusher.quiesce()
+            if not core.undo:
+                if core.shared_writable:
+                    await self._flush_at_close()
+                core.check_whole()
+        except Exception as error:
+            self._note(error)
+        finally:
+            try:
+                await self._give_up()
+            except Exception as error:
+                self._note(error)
+            finally:
+                done.set()
+
+    async def _wait_idle(self) -> None:
+        """Wait until no verb is under way, nor begun by one that was."""
+        await self.core.lifecycle.wait_idle()
+        await self.flusher.wait_served()
+
+    async def _flush_at_close(self) -> None:
+        self.core.check_flushed()
+        if self.resizer.wants_trim:
+            await self.flusher.change(self.resizer.trim)
+        if self.core.route.policy.flush_at_close and self.flusher.has_work():
+            await self.flusher.flush_everything()
+
+    async def _give_up(self) -> None:
+        """Release everything, whoever still uses it."""
+        self.watched.end()
+        self.allocators.close()
+        await self.locks.aclose()
+        await self.wait_earlier()
+        await self._release(self.core)
+        self.core.lifecycle.end_closing()
+
+    def _note(self, error: Exception) -> None:
+        if self._error is None:
+            self._error = error.with_traceback(None)
