@@ -18,7 +18,7 @@ Invariants.
       process may overlap, and the kernel keeps one lock for all of them. ``_granted`` is what the
       kernel was last told, so only the calls to it (file_locks.2) touch ``_granted``.
   4  Closing and reopening wake the waiting tasks and give none the turn: a task that wakes looks
-      at both (reopening.3).
+      at both (open_file.3).
   5  A forked child closes its copy of the descriptor, which would keep the parent's locks alive.
       If the locks are on the file's own descriptor, the child also gives up the mapping; then only
       memory of views that the child has keeps them alive.
