@@ -30,7 +30,16 @@ PAGE_SIZE: int
 
 #: One system call or copy never handles more than this many bytes.
 PIECE_BYTES: int
+#: A limit that no count reaches.
 NO_LIMIT: int
+# Flags of Mapping.
+WRITABLE: int  # stores are allowed
+PRIVATE_COPY: int  # stores never reach the file
+HUGE: int  # use huge pages
+NOWAIT: int  # the kernel has reads that do not wait
+IN_MEMORY: int  # reads of the file never wait: it is on tmpfs or the like
+RESIDENCY_VISIBLE: int  # mincore(2) tells the truth about the file
+SPARSE: int  # stores that make the file longer reserve no blocks
 #: How many words one Wakeup.wait can be given.
 MAX_WAIT_WORDS: int
 MADV_NORMAL: int
@@ -107,23 +116,8 @@ class Mapping:
     inline_writes_done: int
     faults: int
 
-    def __new__(
-        cls,
-        fd: int,
-        size: int,
-        capacity: int,
-        writable: bool,
-        private_copy: bool,
-        huge: bool,
-        nowait: bool,
-        in_memory: bool,
-        residency_visible: bool,
-        sparse: bool = False,
-    ) -> Self:
-        """Map max(size, capacity) bytes, rounded up to pages; nothing at all for 0 bytes.
-
-        If sparse, stores that make the file longer reserve no blocks.
-        """
+    def __new__(cls, fd: int, size: int, capacity: int, flags: int) -> Self:
+        """Map max(size, capacity) bytes, rounded up to pages; nothing at all for 0 bytes."""
 
     @property
     def size(self) -> int:

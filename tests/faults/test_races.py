@@ -271,7 +271,7 @@ def test_garbage_while_a_lease_is_made(tmp_path):
 
 CLOSED_BY_GARBAGE = """
 fd = os.open(make(), os.O_RDWR)
-m = aiommap._native.Mapping(fd, SIZE, SIZE, True, False, False, True, False, True)
+m = aiommap._native.Mapping(fd, SIZE, SIZE, FLAGS)
 m.attach(object(), aiommap._native.Receipt)
 keep = [[] for _ in range(300)]  # empties the free list of lists
 gc.callbacks.append(lambda phase, info: m.close())
@@ -310,7 +310,7 @@ def test_closed_by_garbage_half_way(tmp_path, verb):
 
 CLOSED_BY_BUFFER = """
 fd = os.open(make(), os.O_RDWR)
-m = aiommap._native.Mapping(fd, SIZE, SIZE, True, False, False, True, False, True)
+m = aiommap._native.Mapping(fd, SIZE, SIZE, FLAGS)
 m.attach(object(), aiommap._native.Receipt)
 aiommap._native.time_slice_renew(aiommap._native.time_slice_yield())
 
@@ -357,7 +357,7 @@ def test_list_that_changes_while_loaded(tmp_path):
     expect_alive(
         """
         fd = os.open(make(), os.O_RDWR)
-        m = aiommap._native.Mapping(fd, SIZE, SIZE, True, False, False, True, False, True)
+        m = aiommap._native.Mapping(fd, SIZE, SIZE, FLAGS)
         m.attach(object(), aiommap._native.Receipt)
 
         class Evil:
@@ -381,7 +381,7 @@ def test_error_with_the_largest_numbers(tmp_path):
     expect_alive(
         """
         fd = os.open(make(), os.O_RDWR)
-        m = aiommap._native.Mapping(fd, SIZE, SIZE, True, False, False, True, False, True)
+        m = aiommap._native.Mapping(fd, SIZE, SIZE, FLAGS)
         top = 2**63 - 1
         for offset, length in ((top, top), (-top - 1, -top - 1), (1, top), (top, 1)):
             for verb in (m.lease_growable, m.read, m.punch_hole, m.lock):

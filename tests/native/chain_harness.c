@@ -194,7 +194,7 @@ static void look_at_lost_page(int number, siginfo_t *info, void *context)
 
 static void faults_within_a_handler(void)
 {
-    EXPECT(watch(&(struct watched){(uintptr_t)mapped, PAGES * page, PROT_READ, &damage, NULL, NULL}));
+    EXPECT(add_mapping((uintptr_t)mapped, PAGES * page, PROT_READ, &damage, NULL, NULL));
     struct sigaction action = {.sa_sigaction = look_at_lost_page,
                                .sa_flags = SA_SIGINFO | SA_NODEFER};
     truncate_to(1);
@@ -290,7 +290,7 @@ static void broken_block(void)
     EXPECT(mmap(base, 9 * page, PROT_READ, MAP_SHARED | MAP_FIXED, file, 0) == base);
     for (size_t i = 0; i < 9; i++)
         EXPECT(pwrite(file, "f", 1, (off_t)(i * page)) == 1);
-    EXPECT(watch(&(struct watched){(uintptr_t)base, 9 * page, PROT_READ, &damage, NULL, NULL}));
+    EXPECT(add_mapping((uintptr_t)base, 9 * page, PROT_READ, &damage, NULL, NULL));
     struct sigaction action = {.sa_sigaction = say_broken, .sa_flags = SA_SIGINFO | SA_NODEFER};
     EXPECT(sigaction(SIGBUS, &action, &previous[installed++]) == 0);
     truncate_to(6);

@@ -13,8 +13,8 @@ static char *map_growable(bool sparse)
     growth = (struct growth){.fd = file, .sparse = sparse};
     char *base = mmap(NULL, capacity, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, file, 0);
     EXPECT(base != MAP_FAILED);
-    EXPECT(watch(&(struct watched){(uintptr_t)base, capacity, PROT_READ | PROT_WRITE, &damage,
-                                   &growth, NULL}));
+    EXPECT(add_mapping((uintptr_t)base, capacity, PROT_READ | PROT_WRITE, &damage,
+                                   &growth, NULL));
     return base;
 }
 
@@ -29,9 +29,9 @@ static void growing(void)
         char *base = map_growable(sparse);
         errno = EXDEV;
         *(volatile char *)base = 'a';
-        EXPECT(end_now() == GROWTH_LEAST_BYTES && growth.grown == end_now() && errno == EXDEV);
+        EXPECT(end_now() == GROWTH_MIN_BYTES && growth.grown == end_now() && errno == EXDEV);
         *(volatile char *)(base + end_now()) = 'b';
-        EXPECT(end_now() == 2 * GROWTH_LEAST_BYTES && length_of_file() == end_now());
+        EXPECT(end_now() == 2 * GROWTH_MIN_BYTES && length_of_file() == end_now());
         EXPECT(growth_truncate(&growth, file, 3, true) == 0 && end_now() == (int64_t)page);
         EXPECT(growth.grown == 0 && base[0] == 'a' && base[3] == 0 && length_of_file() == end_now());
         EXPECT(growth_extend(&growth, file, 10) == 0 && length_of_file() == (int64_t)page);

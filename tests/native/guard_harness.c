@@ -206,7 +206,7 @@ static struct entry *watch_pages(struct damage *noted)
 {
     int protection = PROT_READ | PROT_WRITE;
     struct entry *entry =
-        watch(&(struct watched){(uintptr_t)mapped, PAGES * page, protection, noted, NULL, NULL});
+        add_mapping((uintptr_t)mapped, PAGES * page, protection, noted, NULL, NULL);
     EXPECT(entry);
     return entry;
 }
@@ -250,15 +250,15 @@ static void watched_many(void)
             noted[i] = (struct damage){.first_bad = DAMAGE_NONE};
             maps[i] = mmap(NULL, 2 * page, PROT_READ, MAP_SHARED, file, 0);
             EXPECT(maps[i] != MAP_FAILED);
-            entries[i] = watch(&(struct watched){(uintptr_t)maps[i], 2 * page, PROT_READ,
-                                                 &noted[i], NULL, NULL});
+            entries[i] = add_mapping((uintptr_t)maps[i], 2 * page, PROT_READ,
+                                                 &noted[i], NULL, NULL);
             EXPECT(entries[i]);
         }
         for (size_t i = 0; i < MANY; i += 7)
             EXPECT(*(volatile char *)(maps[i] + page) == 0);
         for (size_t i = 0; i < MANY; i++) {
             EXPECT(noted[i].first_bad == (i % 7 ? DAMAGE_NONE : page));
-            unwatch(entries[i]);
+            fault_table_remove(entries[i]);
             munmap(maps[i], 2 * page);
         }
     }
@@ -273,8 +273,8 @@ static void *change_table(void *unused)
     while (!GET(stop_changing)) {
         size_t length = page; /* each time another one, so that a torn look at it would be wrong */
         for (; length <= PAGES * page; length += page)
-            unwatch(watch(
-                &(struct watched){(uintptr_t)elsewhere, length, PROT_READ, &none, NULL, NULL}));
+            fault_table_remove(
+                add_mapping((uintptr_t)elsewhere, length, PROT_READ, &none, NULL, NULL));
     }
     EXPECT(!is_damaged(&none));
     munmap(elsewhere, PAGES * page);
@@ -287,11 +287,11 @@ static void *fault_often(void *unused)
         struct damage noted = {.first_bad = DAMAGE_NONE};
         char *own = mmap(NULL, 2 * page, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
         EXPECT(own != MAP_FAILED);
-        struct entry *entry = watch(
-            &(struct watched){(uintptr_t)own, 2 * page, PROT_READ | PROT_WRITE, &noted, NULL, NULL});
+        int both = PROT_READ | PROT_WRITE;
+        struct entry *entry = add_mapping((uintptr_t)own, 2 * page, both, &noted, NULL, NULL);
         *(volatile char *)(own + page + 1) = 's';
         EXPECT(own[page + 1] == 's' && noted.first_bad == page && noted.faults == 1);
-        unwatch(entry);
+        fault_table_remove(entry);
         munmap(own, 2 * page);
     }
     return unused;
@@ -391,7 +391,7 @@ static void foreign_ring(void)
 
 static void foreign_unwatched(void)
 {
-    unwatch(watch_pages(&damage));
+    fault_table_remove(watch_pages(&damage));
     truncate_to(1);
     load_lost_page();
 }

@@ -35,6 +35,8 @@
         }                                                                                         \
     } while (0)
 
+#define add_mapping(...) fault_table_add(&(struct fault_mapping){__VA_ARGS__})
+
 #define GET(variable) __atomic_load_n(&(variable), __ATOMIC_SEQ_CST)
 #define SET(variable, value) __atomic_store_n(&(variable), (value), __ATOMIC_SEQ_CST)
 

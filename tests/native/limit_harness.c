@@ -40,8 +40,8 @@ static void map_files(void)
         noted[i] = (struct damage){.first_bad = DAMAGE_NONE};
         bases[i] = mmap(NULL, length, protection, MAP_SHARED, file, 0);
         EXPECT(bases[i] != MAP_FAILED);
-        EXPECT(watch(&(struct watched){(uintptr_t)bases[i], length, protection, &noted[i], NULL,
-                                       NULL}));
+        EXPECT(add_mapping((uintptr_t)bases[i], length, protection, &noted[i], NULL,
+                                       NULL));
     }
 }
 

@@ -10,14 +10,15 @@ import pytest
 SCRIPT = """
 import gc, os, sys
 from aiommap import _native
-from aiommap._native import Wakeup, Mapping, PAGE_SIZE, Word, WordArray
+from aiommap._native import Mapping, PAGE_SIZE, Wakeup, Word, WordArray
 
 path = sys.argv[1]
 size = 64 * PAGE_SIZE
+FLAGS = _native.WRITABLE | _native.NOWAIT | _native.RESIDENCY_VISIBLE
 
 def turn():
     fd = os.open(path, os.O_RDWR)
-    mapping = Mapping(fd, size, size, True, False, False, True, False, True)
+    mapping = Mapping(fd, size, size, FLAGS)
     mapping.attach(mapping, _native.Receipt)  # a cycle, for the collector
     mapping.write_many([(5, memoryview(b"x" * 5000)), (9000, memoryview(b"y"))])
     mapping.write_now(0, b"z" * 100)
@@ -45,7 +46,7 @@ def turn():
         except ValueError:
             pass
     try:
-        Mapping(10**6, size, size, True, False, False, True, False, True)
+        Mapping(10**6, size, size, FLAGS)
     except OSError:
         pass
     mapping.close()

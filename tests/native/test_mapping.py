@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from aiommap import _native
 from aiommap._arguments import check_range
 from aiommap._errors import OutOfBoundsError
-from aiommap._native import PAGE_SIZE, Mapping
+from aiommap._native import (
+    NOWAIT,
+    PAGE_SIZE,
+    PRIVATE_COPY,
+    RESIDENCY_VISIBLE,
+    WRITABLE,
+    Mapping,
+)
 
 PAGES = 16
 SIZE = PAGES * PAGE_SIZE
@@ -24,7 +31,8 @@ SIZE = PAGES * PAGE_SIZE
 def make_mapping(path, size=SIZE, *, capacity=None, writable=True, private=False):
     fd = os.open(path, os.O_RDWR | os.O_CREAT)
     os.truncate(path, size)
-    return Mapping(fd, size, capacity or size, writable, private, False, True, False, True)
+    flags = NOWAIT | RESIDENCY_VISIBLE | WRITABLE * writable | PRIVATE_COPY * private
+    return Mapping(fd, size, capacity or size, flags)
 
 
 @pytest.fixture

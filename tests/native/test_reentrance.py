@@ -11,6 +11,7 @@ import pytest
 from aiommap import PAGE_SIZE, _native
 
 PAGES = 4000
+FLAGS = _native.WRITABLE | _native.NOWAIT | _native.RESIDENCY_VISIBLE
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def mapping(tmp_path):
     size = PAGES * PAGE_SIZE
     path.write_bytes(bytes(size))
     fd = os.open(path, os.O_RDWR)
-    made = _native.Mapping(fd, size, size, True, False, False, True, False, True)
+    made = _native.Mapping(fd, size, size, FLAGS)
     made.attach(object(), _native.Receipt)
     yield made
     made.close()

@@ -44,8 +44,19 @@ INCLUDE = re.compile(r'^#include [<"]([^>"]+)[>"]', re.MULTILINE)
 GIL = re.compile(r"\bPy_(BEGIN|END)_ALLOW_THREADS\b")
 LEAVES = re.compile(r"\b(?:return|goto|break|continue)\b")
 PYTHON_CALL = re.compile(r"\b_?Py[A-Z]\w*")
-#: How a comment says who may touch a field.
-TOUCHED_BY = re.compile(r"\bGIL\b|\bconstant\b|\w*lock\b|\bthread\b|\batomic\b|\bcaller\b")
+#: A comment between fields is about those that follow it.
+SECTION = re.compile(r"^ {4}/\*[^\n]*(?:\n +\*[^\n]*)*\*/$", re.MULTILINE)
+#: How a comment says who may touch a field, and who writes it.
+TOUCHED_BY = re.compile(
+    r"\bGIL\b|\bconstant\b|\w*lock\b|\bthread\b|\batomic\b|\bcaller\b", re.IGNORECASE
+)
+UNWRITTEN = re.compile(r"\bconstant\b|\bthe caller's own\b", re.IGNORECASE)
+WRITTEN_BY = re.compile(r"\bwritten by ([^.;]*?(?:\.[ch]\b[^.;]*?|Python)+)(?=[.;]|\*/|$)")
+#: Of a Mapping, through the names that our functions give one.
+ASSIGNED = re.compile(
+    r"(?:(?P<step>\+\+|--)|&)?\b(?:self|mapping)->(?P<field>\w+)(?:\.(?P<part>\w+))?"
+    r"\s*(?P<how>=(?!=)|\+\+|--|[-+|&]=)?"
+)
 
 
 def text_of(name):
@@ -87,7 +98,7 @@ def without_gil_spans(code):
 
 def macro_statements(code):
     """Yield what is passed to WITHOUT_GIL, which wraps it in such a pair."""
-    for use in re.finditer(r"\bWITHOUT_GIL\((?!hold, mapping, statement)", code):
+    for use in re.finditer(r"\bWITHOUT_GIL\((?!pin, mapping, statement)", code):
         depth, at = 1, use.end()
         while depth:
             depth += {"(": 1, ")": -1}.get(code[at], 0)
@@ -144,13 +155,65 @@ def test_patterns_see_the_house_style():
     assert {"truncated_source", "foreign_load"} < set(CASES)
 
 
+def fields_of(about_all, text):
+    """Yield each field of a struct with all comments about it."""
+    about = about_all
+    marks = sorted([*SECTION.finditer(text), *FIELD.finditer(text)], key=lambda mark: mark.start())
+    for mark in marks:
+        if mark.re is SECTION:
+            about = f"{about_all} {mark[0]}"
+        else:
+            yield mark["field"], f"{about} {mark['comment']}"
+
+
+def writers_in(comment):
+    found = WRITTEN_BY.search(" ".join(comment.split()))
+    return set(re.findall(r"\w+\.[ch]\b|Python", found[1])) if found else set()
+
+
 @pytest.mark.parametrize(("about_all", "fields"), [*structs()])
 def test_fields_say_who_may_touch_them(about_all, fields):
-    """Beside the field, or once for all fields above the struct or beside its opening."""
-    found = [match.groups() for match in FIELD.finditer(fields)]
+    """Beside the field, in a comment above a few, or once for all above the struct."""
+    found = [*fields_of(about_all, fields)]
     assert found
-    silent = [field for field, comment in found if not TOUCHED_BY.search(about_all + comment)]
-    assert silent == []
+    assert [field for field, comment in found if not TOUCHED_BY.search(comment)] == []
+
+
+@pytest.mark.parametrize(("about_all", "fields"), [*structs()])
+def test_fields_say_which_file_writes_them(about_all, fields):
+    names = {Path(name).name for name in FILES} | {"Python"}
+    for field, comment in fields_of(about_all, fields):
+        if not UNWRITTEN.search(comment):
+            assert writers_in(comment), field
+            assert writers_in(comment) <= names, field
+
+
+def mapping_writers():
+    """Return which files write each field of a Mapping, as its comments say."""
+    for param in structs():
+        if param.id == "py/mapping.h:Mapping":
+            about_all, fields = param.values
+            return {
+                name: writers_in(comment)
+                for field, comment in fields_of(about_all, fields)
+                for name in re.findall(r"(\w+)(?=,|$)", field)
+            }
+    raise AssertionError("there is no Mapping")
+
+
+def test_mapping_fields_written_by_their_writers():
+    """The constructor aside, which fills all of them in."""
+    writers, strange, seen = mapping_writers(), set(), set()
+    for name in (name for name in FILES if "py/mapping.h" in {name, *includes(name)}):
+        code = re.sub(r"\nstatic void fill_in\(.*?\n\}\n", "\n", code_of(name), flags=re.DOTALL)
+        for found in ASSIGNED.finditer(code):
+            field = found["field"]
+            if field in writers and (found["step"] or found["how"]):
+                seen.add(field)
+                if Path(name).stem not in {Path(writer).stem for writer in writers[field]}:
+                    strange.add((name, field))
+    assert strange == set()
+    assert {"sequence", "dirty_since", "fence", "region", "pins", "counters"} <= seen
 
 
 @pytest.mark.parametrize("folder", SOURCE_FOLDERS)

@@ -47,7 +47,7 @@ def held(name, call, *arguments, after=False):
 def native(size=SIZE, capacity=None, name="file"):
     fd = os.open(make(name, size), os.O_RDWR)
     room = capacity or size
-    mapping = _native.Mapping(fd, size, room, True, False, False, True, False, True)
+    mapping = _native.Mapping(fd, size, room, FLAGS)
     mapping.attach(object(), _native.Receipt)
     return mapping
 

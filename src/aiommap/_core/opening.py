@@ -13,7 +13,17 @@ from dataclasses import dataclass
 from functools import partial
 
 from .._errors import UnsupportedError, name_file
-from .._native import Mapping, sigbus_blocked
+from .._native import (
+    HUGE,
+    IN_MEMORY,
+    NOWAIT,
+    PRIVATE_COPY,
+    RESIDENCY_VISIBLE,
+    SPARSE,
+    WRITABLE,
+    Mapping,
+    sigbus_blocked,
+)
 from .file_kinds import cannot_map, check_mappable, check_regular, is_in_memory
 from .file_state import FileState, Identity
 from .leases import LeasedError
@@ -269,7 +279,6 @@ def reserve(fd: int, offset: int, length: int, old: int) -> None:
 
 
 def _map(fd: int, found: os.stat_result, options: OpenOptions) -> Mapping:
-    mode = options.mode
     size = found.st_size if options.size is None else options.size
     capacity = size if options.capacity is None else options.capacity
     if capacity < size and options.again:
@@ -277,18 +286,7 @@ def _map(fd: int, found: os.stat_result, options: OpenOptions) -> Mapping:
     if capacity < size:
         raise ValueError(f"capacity is {capacity}, but {options.path} has {size} bytes already")
     try:
-        return Mapping(
-            fd,
-            size,
-            capacity,
-            mode.writable,
-            mode.private,
-            options.huge_pages,
-            nowait_works(os.uname()),
-            is_in_memory(fd),
-            _sees_residency(fd, found, options),
-            options.sparse,
-        )
+        return Mapping(fd, size, capacity, _flags(fd, found, options))
     except OSError as error:
         if error.errno == errno.ENODEV:
             raise cannot_map(options.path) from error
@@ -296,6 +294,19 @@ def _map(fd: int, found: os.stat_result, options: OpenOptions) -> Mapping:
             reason = os.strerror(errno.ENOMEM) + _no_memory(capacity, options)
             raise OSError(errno.ENOMEM, reason, options.path) from error
         raise
+
+
+def _flags(fd: int, found: os.stat_result, options: OpenOptions) -> int:
+    flags = {
+        WRITABLE: options.mode.writable,
+        PRIVATE_COPY: options.mode.private,
+        HUGE: options.huge_pages,
+        NOWAIT: nowait_works(os.uname()),
+        IN_MEMORY: is_in_memory(fd),
+        RESIDENCY_VISIBLE: _sees_residency(fd, found, options),
+        SPARSE: options.sparse,
+    }
+    return sum(flag for flag, is_set in flags.items() if is_set)
 
 
 def _no_memory(capacity: int, options: OpenOptions) -> str:

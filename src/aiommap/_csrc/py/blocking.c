@@ -3,11 +3,12 @@
  * Verbs that copy report how much they copied; a number short of the request is a fault, and the
  * caller finds out why. Errors of system calls are raised as OSError.
  */
-#include "../sys/guard.h"
-#include "mapping.h"
+#include "blocking.h"
 
 #include <errno.h>
 #include <limits.h>
+
+#include "pin.h"
 
 /* No errno number is this large. */
 enum { GONE = INT_MIN };
@@ -30,7 +31,7 @@ static ssize_t read_waiting(Mapping *self, char *to, int64_t offset, size_t leng
             WITHOUT_GIL(pin, self, got = file_read_own(pin.fd, to, length, (off_t)offset););
         if (got == (ssize_t)length)
             return got;
-        meanwhile = mapping_meanwhile(self, &pin, offset, (int64_t)length);
+        meanwhile = pin_meanwhile(&pin, offset, (int64_t)length);
     } while (meanwhile == RANGE_MOVED);
     if (meanwhile == RANGE_GONE)
         return GONE;
@@ -124,7 +125,7 @@ PyObject *mapping_stat(Mapping *self, PyObject *Py_UNUSED(unused))
                 break;                                                                            \
             WITHOUT_GIL(pin, self, error = call;);                                               \
             if (error || ((pins) && pin.moved))                                                  \
-                meanwhile = mapping_meanwhile(self, &pin, offset, length);                       \
+                meanwhile = pin_meanwhile(&pin, offset, length);                       \
         } while (meanwhile == RANGE_MOVED);                                                       \
         if (meanwhile == RANGE_GONE)                                                              \
             return NULL;                                                                          \

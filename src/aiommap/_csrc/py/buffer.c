@@ -3,7 +3,7 @@
  * Any C-contiguous memory does, whatever its elements are; only pointers to Python objects are no
  * data. Both ways of a verb ask here, so that they cannot differ in what they take.
  */
-#include "mapping.h"
+#include "buffer.h"
 
 #include <string.h>
 

@@ -3,6 +3,8 @@
  * Words are waited for as shared futexes: the kernel finds them by file and offset, so a process
  * is woken whatever address the other one has them mapped at.
  */
+#include "futex.h"
+
 #include <errno.h>
 #include <limits.h>
 #include <time.h>
@@ -11,9 +13,11 @@
 #endif
 #include <unistd.h>
 
-#include "../sys/atomic_word.h"
+#include "pin.h"
+#include "state.h"
+
+#include "../sys/clock.h"
 #include "../sys/guard.h"
-#include "atomics.h"
 
 /* Of futex(2); numbers of Linux, where headers may be older than the kernel. */
 enum { WAKE = 1, PRIVATE = 128, WORD_OF_32_BITS = 2, SYSTEM_CALL_WAITV = 449 };

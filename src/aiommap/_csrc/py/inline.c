@@ -3,9 +3,27 @@
  * Each returns None when it cannot answer at once; then nothing has happened, and the caller
  * takes the slow way, which also forms the error if there is one to form.
  */
-#include "mapping.h"
+#include "inline.h"
 
 #include <errno.h>
+
+#include "accounting.h"
+#include "buffer.h"
+#include "pin.h"
+#include "receipt.h"
+#include "state.h"
+
+#include "../sys/clock.h"
+
+/* Copies up to this size are cheaper than letting the GIL go and getting it back (I2). */
+#define GIL_COPY_LIMIT_BYTES ((size_t)64 << 10)
+/* A read of this size stops the loop for about 0.2 ms; longer ones go to a worker. */
+#define INLINE_READ_LIMIT_BYTES ((size_t)1 << 20)
+#define INLINE_WRITE_LIMIT_BYTES GIL_COPY_LIMIT_BYTES
+/* From here on mincore(2) and a guarded copy are faster than preadv2(2): docs/decisions.md. */
+#define MAPPED_READ_BYTES ((size_t)32 << 10)
+/* Residency is checked again for every piece, so that a check never is older than ~20 us. */
+#define MAPPED_READ_PIECE_BYTES ((size_t)256 << 10)
 
 static bool parse_integer(PyObject *object, int64_t *value)
 {
@@ -23,23 +41,10 @@ static bool is_loop_thread(const Mapping *self, const struct time_slice *slice)
     return self->loop_slice == slice || !self->loop_slice;
 }
 
-static bool turn_allows(const Mapping *self)
+static bool slice_allows(const Mapping *self, int64_t now)
 {
-    const struct time_slice *slice = thread_time_slice();
-    return is_loop_thread(self, slice) && !time_slice_is_spent(slice, monotonic_clock());
-}
-
-bool spans_cover(const struct spans *spans, int64_t offset, int64_t end)
-{
-    size_t low = 0, high = spans->count;
-    while (low < high) { /* the last span that starts at or before offset */
-        size_t middle = (low + high) / 2;
-        if (spans->runs[middle].start <= offset)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return low > 0 && end <= spans->runs[low - 1].end;
+    const struct time_slice *slice = &thread_time_slice;
+    return is_loop_thread(self, slice) && !time_slice_is_spent(slice, now);
 }
 
 /* A guarded copy out of pages that are known to be present. */
@@ -125,12 +130,12 @@ static bool read_now(Mapping *self, char *to, int64_t offset, size_t length)
         pages_of(offset, (int64_t)length, &first, &end);
         /* Private pages are not in the file: only the mapping has them. */
         if (pages_has_any(&self->dirty, first, end))
-            return sees_residency(self) && mapping_is_current(self) &&
+            return mapping_sees_residency(self) && mapping_is_current(self) &&
                    read_mapped(self, to, offset, length);
     }
     if (!self->nowait && !self->in_memory)
         return false;
-    if (length >= MAPPED_READ_BYTES && sees_residency(self) && mapping_is_current(self))
+    if (length >= MAPPED_READ_BYTES && mapping_sees_residency(self) && mapping_is_current(self))
         return read_mapped(self, to, offset, length);
     return read_cached(self, to, offset, length);
 }
@@ -162,7 +167,7 @@ PyObject *mapping_read_inline(Mapping *self, PyObject *const *args, Py_ssize_t c
     int64_t offset, length;
     if (count != 2 || !parse_integer(args[0], &offset) || !parse_integer(args[1], &length) ||
         !mapping_is_usable(self) || !range_is_valid(offset, length, self->reach) ||
-        (uint64_t)length > INLINE_READ_LIMIT_BYTES || !turn_allows(self))
+        (uint64_t)length > INLINE_READ_LIMIT_BYTES || !slice_allows(self, monotonic_clock()))
         Py_RETURN_NONE;
     return read_bytes(self, offset, length);
 }
@@ -180,7 +185,7 @@ PyObject *mapping_read_into_inline(Mapping *self, PyObject *const *args, Py_ssiz
 {
     int64_t offset;
     Py_buffer view;
-    if (count != 2 || !parse_integer(args[0], &offset) || !turn_allows(self))
+    if (count != 2 || !parse_integer(args[0], &offset) || !slice_allows(self, monotonic_clock()))
         Py_RETURN_NONE;
     if (!buffer_take(args[1], &view, true)) {
         PyErr_Clear();
@@ -195,15 +200,6 @@ PyObject *mapping_read_into_inline(Mapping *self, PyObject *const *args, Py_ssiz
     if (!done)
         Py_RETURN_NONE;
     return PyLong_FromSsize_t(length);
-}
-
-bool mapping_is_ready(Mapping *self, size_t first, size_t end, int64_t now)
-{
-    if (now - self->ready_since > READY_NS) {
-        pages_clear(&self->ready);
-        self->ready_since = now;
-    }
-    return pages_has_all(&self->ready, first, end);
 }
 
 /* Which way a store takes that the loop thread has to make; of a worker's, `way_of` decides. */
@@ -224,7 +220,7 @@ static enum inline_way way_of_inline(Mapping *self, int64_t offset, int64_t leng
         runs_overlap(offset, stop, self->queued_start, self->queued_end)) /* I9 */
         return WAY_WORKER;
     pages_of(offset, length, &first, &end);
-    bool ready = mapping_is_ready(self, first, end, now);
+    bool ready = pages_are_ready(self, first, end, now);
     if (ready && (self->private_copy || self->in_memory))
         return WAY_WITH_GIL;
     if (ready || region_is_resident(self->region, (size_t)offset, (size_t)length))
@@ -255,8 +251,7 @@ static PyObject *store_now(Mapping *self, int64_t offset, const Py_buffer *data,
     if (!range_is_valid(offset, data->len, self->reach) ||
         (size_t)data->len > INLINE_WRITE_LIMIT_BYTES)
         Py_RETURN_NONE;
-    const struct time_slice *slice = thread_time_slice();
-    if (!asked && (!is_loop_thread(self, slice) || time_slice_is_spent(slice, now)))
+    if (!asked && !slice_allows(self, now))
         Py_RETURN_NONE;
     if (data->len == 0)
         return receipt_make(self, offset, 0, self->sequence);
@@ -276,13 +271,13 @@ static PyObject *store_now(Mapping *self, int64_t offset, const Py_buffer *data,
         WITHOUT_GIL(pin, self,
                     copied = region_copy_in(pin.region, (size_t)offset, data->buf, length););
     bool whole = copied == length;
-    if (!mapping_stored(self, offset, copied, whole && !pin.moved, now))
+    if (!account_store(self, offset, copied, whole && !pin.moved, now))
         return PyErr_NoMemory();
     self->counters.faults += !whole;
     if (!whole || pin.moved) /* what may have been cut off meanwhile is stored once more (mapping.2) */
         Py_RETURN_NONE;
     self->counters.inline_writes_done++;
-    return receipt_make(self, offset, data->len, ++self->sequence);
+    return receipt_make(self, offset, data->len, account_write(self));
 }
 
 static PyObject *write_now(Mapping *self, PyObject *const *args, Py_ssize_t count, bool asked)
@@ -331,4 +326,37 @@ PyObject *mapping_stage(Mapping *self, PyObject *const *args, Py_ssize_t count)
         store = Py_NewRef(Py_None);
     Py_DECREF(data);
     return store;
+}
+
+PyObject *mapping_set_inline_limits(Mapping *self, PyObject *args)
+{
+    unsigned long long bytes, sequence, dirty;
+    if (!PyArg_ParseTuple(args, "KKK:set_inline_limits", &bytes, &sequence, &dirty))
+        return NULL;
+    uint64_t pages = dirty == NO_LIMIT ? NO_LIMIT : dirty / page_size();
+    self->inline_limits = (struct inline_limits){.bytes = bytes, .sequence = sequence, .pages = pages};
+    Py_RETURN_NONE;
+}
+
+PyObject *mapping_set_queued(Mapping *self, PyObject *args)
+{
+    long long start, end;
+    if (!PyArg_ParseTuple(args, "LL:set_queued", &start, &end))
+        return NULL;
+    self->queued_start = start;
+    self->queued_end = end;
+    Py_RETURN_NONE;
+}
+
+PyObject *mapping_set_locked(Mapping *self, PyObject *ranges)
+{
+    if (!PyList_CheckExact(ranges))
+        return PyErr_Format(PyExc_TypeError, "set_locked needs a list of (offset, end)");
+    Py_ssize_t count = 0;
+    struct run *runs = runs_of(ranges, &count);
+    if (!runs)
+        return NULL;
+    PyMem_Free(self->locked.runs);
+    self->locked = (struct spans){.runs = runs, .count = (size_t)count};
+    Py_RETURN_NONE;
 }

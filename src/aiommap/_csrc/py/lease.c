@@ -1,8 +1,12 @@
-/* lease.c: Lease, an exported buffer over part of a mapping; Receipt, proof of one write. */
-#include "../sys/guard.h"
-#include "mapping.h"
+#include "lease.h"
 
-#include <structmember.h>
+#include "accounting.h"
+#include "pin.h"
+#include "resize.h"
+#include "state.h"
+
+#include "../sys/clock.h"
+#include "../sys/guard.h"
 
 static void lease_link(Lease *lease)
 {
@@ -32,6 +36,31 @@ static void lease_unlink(Lease *lease)
         lease->next->previous = lease->previous;
 }
 
+/* The pages of a lease that the file has; false if there are none. */
+static bool lease_pages(const Lease *lease, size_t *first, size_t *end)
+{
+    int64_t left = lease->mapping->size - lease->offset;
+    int64_t length = lease->length < left ? lease->length : left;
+    return length > 0 && pages_of(lease->offset, length, first, end);
+}
+
+static bool mark_dirty(const Lease *lease, int64_t now)
+{
+    size_t first, end;
+    return !lease->writable || !lease_pages(lease, &first, &end) ||
+           account_dirty(lease->mapping, first, end, now);
+}
+
+bool mapping_mark_leased(Mapping *self)
+{
+    int64_t now = monotonic_clock();
+    mapping_size(self);
+    for (const Lease *lease = self->leases; lease; lease = lease->next)
+        if (!mark_dirty(lease, now))
+            return false;
+    return true;
+}
+
 Lease *lease_make(Mapping *self, PyObject *place)
 {
     struct native_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
@@ -51,17 +80,14 @@ bool lease_bind(Lease *lease, struct region *region, int64_t offset, int64_t len
     lease->writable = writable && self->writable;
     if (length) {
         lease->region = region;
-        lease->region->holders++;
+        region_retain(region);
     }
     lease_link(lease);
     guard_refresh(); /* its memory is going to be touched by others */
-    /* Stored to, or in mode "c" made private, at any moment from here on. Marking them now also
+    mapping_size(self);
+    /* Stored to, or in mode "c" made private, at any moment from here on. To mark the pages now also
      * allocates the bitmap, so that marking them again when the lease ends cannot fail. */
-    int64_t left = mapping_size(self) - offset;
-    size_t first, end;
-    if (lease->writable && left > 0 &&
-        pages_of(offset, length < left ? length : left, &first, &end) &&
-        !mapping_dirty(self, first, end, monotonic_clock())) {
+    if (!mark_dirty(lease, monotonic_clock())) {
         PyErr_NoMemory();
         return false;
     }
@@ -82,11 +108,37 @@ PyObject *mapping_lease(Mapping *self, PyObject *args)
     return (PyObject *)lease;
 }
 
+PyObject *mapping_get_leases(Mapping *self, void *Py_UNUSED(closure))
+{
+    /* Copied first: to make Python objects can collect garbage, and with it the lease at hand. */
+    Py_ssize_t count = 0, made = 0;
+    struct { long long offset, end; PyObject *place; } *found;
+    found = PyMem_Calloc((size_t)self->lease_count + 1, sizeof *found);
+    if (!found)
+        return PyErr_NoMemory();
+    for (Lease *lease = self->leases; lease; lease = lease->next, count++) {
+        found[count].offset = lease->offset;
+        found[count].end = lease->offset + lease->length;
+        found[count].place = Py_NewRef(lease->place);
+    }
+    PyObject *list = PyList_New(count), *item = list;
+    for (; item && made < count; made++) {
+        item = Py_BuildValue("LLO", found[made].offset, found[made].end, found[made].place);
+        PyList_SetItem(list, made, item);
+    }
+    if (!item)
+        Py_CLEAR(list);
+    while (count)
+        Py_DECREF(found[--count].place);
+    PyMem_Free(found);
+    return list;
+}
+
 static int lease_getbuffer(Lease *self, Py_buffer *view, int flags)
 {
     static char nothing;
     /* SAFETY: [offset, offset + length) was checked when the lease was made, and the region stays
-     * mapped at its full length for as long as the lease is one of its holders (I7). */
+     * mapped at its full length for as long as the lease has a reference (I7). */
     void *at = self->length ? self->region->base + self->offset : &nothing;
     return PyBuffer_FillInfo(view, (PyObject *)self, at, self->length, !self->writable, flags);
 }
@@ -105,12 +157,9 @@ static void lease_dealloc(Lease *self)
     PyObject_GC_UnTrack(self);
     if (self->linked)
         lease_unlink(self);
-    /* It may have been stored through after the last flush began. */
-    int64_t left = mapping_size(mapping) - self->offset;
-    size_t first, end;
-    if (self->writable && !mapping->closed && left > 0 &&
-        pages_of(self->offset, self->length < left ? self->length : left, &first, &end))
-        mapping_dirty(mapping, first, end, monotonic_clock());
+    mapping_size(mapping);
+    if (!mapping->closed)
+        mark_dirty(self, monotonic_clock()); /* stored through after the last flush began, perhaps */
     region_release(self->region);
     Py_DECREF(self->place);
     Py_DECREF(mapping);
@@ -130,77 +179,4 @@ PyType_Spec lease_spec = {
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
              Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = lease_slots,
-};
-
-PyObject *receipt_make(Mapping *self, int64_t offset, int64_t length, uint64_t sequence)
-{
-    if (!self->receipt_type || !self->owner)
-        return PyErr_Format(PyExc_RuntimeError, "attach() an owner before writing");
-    Receipt *receipt = (Receipt *)PyType_GenericAlloc(self->receipt_type, 0);
-    if (receipt) {
-        receipt->owner = Py_NewRef(self->owner);
-        receipt->offset = offset;
-        receipt->length = length;
-        receipt->sequence = sequence;
-    }
-    return (PyObject *)receipt;
-}
-
-static PyObject *receipt_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs))
-{
-    PyObject *owner;
-    long long offset, length;
-    unsigned long long sequence;
-    if (!PyArg_ParseTuple(args, "OLLK:Receipt", &owner, &offset, &length, &sequence))
-        return NULL;
-    Receipt *self = (Receipt *)PyType_GenericAlloc(type, 0);
-    if (self) {
-        self->owner = Py_NewRef(owner);
-        self->offset = offset;
-        self->length = length;
-        self->sequence = sequence;
-    }
-    return (PyObject *)self;
-}
-
-/* Its owner knows those who are to be told of a failure, and they may well keep receipts. */
-static int receipt_traverse(Receipt *self, visitproc visit, void *arg)
-{
-    Py_VISIT(Py_TYPE((PyObject *)self));
-    Py_VISIT(self->owner);
-    return 0;
-}
-
-static void receipt_dealloc(Receipt *self)
-{
-    PyObject_GC_UnTrack(self);
-    Py_XDECREF(self->owner);
-    object_free(self);
-}
-
-#define FIELD(name, field, kind, flags, doc) {name, kind, offsetof(Receipt, field), flags, doc}
-static PyMemberDef receipt_members[] = {
-    FIELD("_owner", owner, T_OBJECT_EX, READONLY, NULL),
-    FIELD("offset", offset, T_LONGLONG, READONLY, "First byte written, from the start of the file."),
-    FIELD("length", length, T_LONGLONG, READONLY, "Number of bytes written."),
-    FIELD("sequence", sequence, T_ULONGLONG, READONLY,
-          "Number of the write among the writes of its file."),
-    FIELD("_settled", settled, T_BOOL, 0, NULL),
-    {NULL, 0, 0, 0, NULL},
-};
-
-static PyType_Slot receipt_slots[] = {
-    {Py_tp_new, receipt_new},
-    {Py_tp_dealloc, receipt_dealloc},
-    {Py_tp_traverse, receipt_traverse},
-    {Py_tp_members, receipt_members},
-    {0, NULL},
-};
-
-PyType_Spec receipt_spec = {
-    .name = "aiommap._native.Receipt",
-    .basicsize = sizeof(Receipt),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE |
-             Py_TPFLAGS_IMMUTABLETYPE,
-    .slots = receipt_slots,
 };

@@ -2,9 +2,10 @@
 #ifndef AIOMMAP_PY_LOG_H
 #define AIOMMAP_PY_LOG_H
 
+#include "api.h"
+
 #include "../sys/log_frame.h"
 #include "../sys/log_store.h"
-#include "mapping.h"
 
 extern PyType_Spec log_record_spec, log_cursor_spec, log_writer_spec;
 extern PyMethodDef log_functions[];

@@ -2,13 +2,15 @@
  *
  * One thread at a time uses a cursor, which the Python side sees to.
  */
-#include "../sys/guard.h"
 #include "log.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <structmember.h>
+
+#include "../sys/file_io.h"
+#include "../sys/guard.h"
 
 /* What one read brings; larger records are read by themselves. */
 #define BUFFER_BYTES ((size_t)256 << 10)

@@ -3,8 +3,6 @@
  * One thread at a time uses it, which the Python side sees to: the loop thread while no batch is in
  * flight, else the worker that runs the batch.
  */
-#include "../sys/guard.h"
-#include "atomics.h"
 #include "log.h"
 
 #include <errno.h>
@@ -14,6 +12,11 @@
 #include <structmember.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+
+#include "../sys/clock.h"
+#include "../sys/file_io.h"
+#include "../sys/forks.h"
+#include "../sys/guard.h"
 
 /* One write has at least so much, if there is so much. */
 #define BATCH_BYTES ((size_t)1 << 20)

@@ -1,29 +1,29 @@
 /* module.c: the module aiommap._native; its contract is _native.pyi. */
-#include "../sys/guard.h"
-#include "atomics.h"
-#include "log.h"
-#include "mapping.h"
-
 #include <errno.h>
-#include <pthread.h>
 #include <sys/mman.h>
 
-unsigned long fork_generation;
+#include "api.h"
+#include "buffer.h"
+#include "futex.h"
+#include "lease.h"
+#include "log.h"
+#include "mapping.h"
+#include "mapping_type.h"
+#include "receipt.h"
+#include "state.h"
+#include "word_type.h"
 
-static void count_fork(void) { fork_generation++; }
-
-static _Thread_local struct time_slice slice;
-
-struct time_slice *thread_time_slice(void) { return &slice; }
+#include "../sys/clock.h"
+#include "../sys/guard.h"
 
 static PyObject *time_slice_spent(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
-    return PyBool_FromLong(time_slice_is_spent(&slice, monotonic_clock()));
+    return PyBool_FromLong(time_slice_is_spent(&thread_time_slice, monotonic_clock()));
 }
 
-static PyObject *time_slice_yield(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
+static PyObject *count_yield(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
-    return PyLong_FromUnsignedLongLong(slice.yields++);
+    return PyLong_FromUnsignedLongLong(time_slice_yield(&thread_time_slice));
 }
 
 static PyObject *time_slice_renew(PyObject *Py_UNUSED(module), PyObject *before)
@@ -31,8 +31,8 @@ static PyObject *time_slice_renew(PyObject *Py_UNUSED(module), PyObject *before)
     unsigned long long yields = PyLong_AsUnsignedLongLong(before);
     if (yields == (unsigned long long)-1 && PyErr_Occurred())
         return NULL;
-    time_slice_grant(&slice, yields);
-    guard_refresh(); /* so that an inline copy never trusts it for longer than a slice */
+    time_slice_grant(&thread_time_slice, yields);
+    guard_refresh(); /* so that an inline copy never trusts it for longer than a time slice */
     Py_RETURN_NONE;
 }
 
@@ -109,7 +109,7 @@ static PyMethodDef functions[] = { /* documented in _native.pyi */
     {"read_file", read_file, METH_VARARGS, NULL},
     {"sigbus_blocked", sigbus_blocked, METH_NOARGS, NULL},
     {"time_slice_spent", time_slice_spent, METH_NOARGS, NULL},
-    {"time_slice_yield", time_slice_yield, METH_NOARGS, NULL},
+    {"time_slice_yield", count_yield, METH_NOARGS, NULL},
     {"time_slice_renew", time_slice_renew, METH_O, NULL},
     {"sync_filesystem", sync_filesystem, METH_O, NULL},
     {NULL, NULL, 0, NULL},
@@ -130,6 +130,13 @@ static const struct {
     {"PIECE_BYTES", PIECE_BYTES},
     {"MAX_WAIT_WORDS", MAX_WAIT_WORDS},
     {"NO_LIMIT", NO_LIMIT},
+    {"WRITABLE", MAPPING_WRITABLE},
+    {"PRIVATE_COPY", MAPPING_PRIVATE_COPY},
+    {"HUGE", MAPPING_HUGE},
+    {"NOWAIT", MAPPING_NOWAIT},
+    {"IN_MEMORY", MAPPING_IN_MEMORY},
+    {"RESIDENCY_VISIBLE", MAPPING_RESIDENCY_VISIBLE},
+    {"SPARSE", MAPPING_SPARSE},
     {"MADV_NORMAL", MADV_NORMAL},
     {"MADV_RANDOM", MADV_RANDOM},
     {"MADV_SEQUENTIAL", MADV_SEQUENTIAL},
@@ -156,7 +163,6 @@ static int add_log(PyObject *module, struct native_state *state)
 
 static int native_exec(PyObject *module)
 {
-    static bool forks_counted; /* GIL; the fork handler is process-wide and cannot be removed */
     struct native_state *state = PyModule_GetState(module);
     /* The SIGBUS action is the process's: one interpreter owns it, and that is the main one. */
     if (PyInterpreterState_GetID(PyInterpreterState_Get()) != 0) {
@@ -187,12 +193,10 @@ static int native_exec(PyObject *module)
     for (size_t i = 0; constants[i].name; i++)
         if (PyModule_AddIntConstant(module, constants[i].name, constants[i].value))
             return -1;
-    if (!forks_counted && pthread_atfork(NULL, NULL, count_fork)) {
-        os_error(ENOMEM);
-        return -1;
-    }
-    forks_counted = true;
-    return 0;
+    int error = forks_count();
+    if (error)
+        os_error(error);
+    return error ? -1 : 0;
 }
 
 static int native_traverse(PyObject *module, visitproc visit, void *arg)

@@ -1,7 +1,13 @@
 /* paging.c: which pages are in memory, and verbs that change that. */
-#include "mapping.h"
+#include "paging.h"
 
 #include <errno.h>
+
+#include "accounting.h"
+#include "pin.h"
+
+#include "../sys/clock.h"
+#include "../sys/full_disk.h"
 
 /* Have blocks behind a range whose pages cannot be had; RANGE_MOVED if there are some now, and in
  * *reason what it means if that does not help, or why there are none: errno numbers. */
@@ -34,7 +40,7 @@ PyObject *mapping_populate(Mapping *self, PyObject *args)
     do {
         WITHOUT_GIL(pin, self,
                     done = region_populate(pin.region, (size_t)offset, (size_t)length, write););
-        meanwhile = done < 0 ? mapping_meanwhile(self, &pin, offset, length) : RANGE_SAME;
+        meanwhile = done < 0 ? pin_meanwhile(&pin, offset, length) : RANGE_SAME;
         if (done == -EFAULT && meanwhile == RANGE_SAME && write && !self->private_copy && !reason)
             meanwhile = fill(self, offset, length, &reason);
     } while (meanwhile == RANGE_MOVED);
@@ -46,8 +52,8 @@ PyObject *mapping_populate(Mapping *self, PyObject *args)
         return os_error((int)-done);
     size_t first, end;
     if (write && pages_of(offset, done, &first, &end) && /* the kernel made them dirty */
-        ((!pin.moved && !mapping_ready(self, first, end)) ||
-         !mapping_dirty(self, first, end, monotonic_clock())))
+        ((!pin.moved && !account_ready(self, first, end)) ||
+         !account_dirty(self, first, end, monotonic_clock())))
         return PyErr_NoMemory();
     return PyLong_FromSsize_t(done);
 }
@@ -66,7 +72,7 @@ PyObject *mapping_advise(Mapping *self, PyObject *args)
     do { /* a new region needs it as well */
         WITHOUT_GIL(pin, self, error = region_advise(pin.region, (size_t)offset,
                                                       (size_t)length, advice););
-        meanwhile = mapping_meanwhile(self, &pin, offset, length);
+        meanwhile = pin_meanwhile(&pin, offset, length);
     } while (meanwhile == RANGE_MOVED);
     if (meanwhile == RANGE_GONE)
         return NULL;
@@ -126,7 +132,7 @@ static bool scan(Mapping *self, struct residency *found, unsigned char *flags)
         WITHOUT_GIL(pin, self, error = region_mincore(pin.region, (size_t)at, (size_t)span,
                                                        flags););
         enum meanwhile meanwhile =
-            mapping_meanwhile(self, &pin, found->offset, found->end - found->offset);
+            pin_meanwhile(&pin, found->offset, found->end - found->offset);
         if (meanwhile == RANGE_MOVED)
             continue;
         if (meanwhile == RANGE_GONE)

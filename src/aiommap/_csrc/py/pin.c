@@ -1,11 +1,15 @@
-/* pin.c: what keeps region and descriptor alive while the GIL is given up. */
-#include "mapping.h"
+#include "pin.h"
 
 #include <unistd.h>
 
+void region_retain(struct region *region)
+{
+    region->references++;
+}
+
 void region_release(struct region *region)
 {
-    if (!region || --region->holders)
+    if (!region || --region->references)
         return;
     Py_BEGIN_ALLOW_THREADS /* munmap of a large range takes milliseconds */
     region_unmap(region);
@@ -23,7 +27,7 @@ static void region_pin(struct region *region)
 {
     if (!region)
         return;
-    region->holders++;
+    region->references++;
     region->pins++;
 }
 
@@ -53,28 +57,6 @@ void pin_instead(struct pin *pin, struct region *region)
     region_unpin(before);
 }
 
-static void forget_region(struct region *region)
-{
-    if (!region)
-        return;
-    region->holders -= region->pins;
-    region->pins = 0;
-}
-
-/* In a forked child: the threads whose calls were in flight are not there to end them. */
-void forget_pins(Mapping *self)
-{
-    forget_region(self->region);
-    forget_region(self->growable);
-    forget_region(self->quiet);
-    for (Lease *lease = self->leases; lease; lease = lease->next)
-        forget_region(lease->region);
-    self->pins = 0;
-    if (self->fd_to_close >= 0)
-        close(self->fd_to_close);
-    self->fd_to_close = -1;
-}
-
 void pin_end(struct pin *pin)
 {
     Mapping *mapping = pin->mapping;
@@ -86,4 +68,36 @@ void pin_end(struct pin *pin)
     }
     /* Last, as both of the above may let the GIL go. */
     pin->moved = pin->generation != mapping->generation;
+}
+
+enum meanwhile pin_meanwhile(const struct pin *pin, int64_t offset, int64_t length)
+{
+    const Mapping *mapping = pin->mapping;
+    if (!pin->moved && mapping->moving == INT64_MAX)
+        return RANGE_SAME;
+    if (!mapping_check_range(mapping, offset, length, mapping->reach))
+        return RANGE_GONE;
+    return pin->moved ? RANGE_MOVED : RANGE_SAME;
+}
+
+static void forget_region(struct region *region)
+{
+    if (!region)
+        return;
+    region->references -= region->pins;
+    region->pins = 0;
+}
+
+/* The threads whose calls were in flight are not there to end them. */
+void forget_pins(Mapping *self)
+{
+    forget_region(self->region);
+    forget_region(self->growable);
+    forget_region(self->quiet);
+    for (Lease *lease = self->leases; lease; lease = lease->next)
+        forget_region(lease->region);
+    self->pins = 0;
+    if (self->fd_to_close >= 0)
+        close(self->fd_to_close);
+    self->fd_to_close = -1;
 }

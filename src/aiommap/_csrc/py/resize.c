@@ -1,18 +1,74 @@
-/* resize.c: changes of size, of the fence and of the region; each is one step (mapping.3). */
-#include "mapping.h"
+/* resize.c: changes of the size, of the fence and of the region; each is one step (mapping.3). */
+#include "resize.h"
 
 #include <errno.h>
+
+#include "accounting.h"
+#include "pin.h"
+
+/* `from` is the first byte whose pages come and go; INT64_MAX ends that (mapping.3). */
+static void set_moving(Mapping *self, int64_t from)
+{
+    self->moving = from;
+    self->reach = from < self->size ? from : self->size;
+}
+
+static void set_size(Mapping *self, int64_t size)
+{
+    self->size = size;
+    set_moving(self, self->moving);
+    self->pages = pages_for(size);
+    account_size(self);
+}
+
+void mapping_count_change(Mapping *self) { self->generation++; }
+
+/* With the GIL: put the file back behind fenced pages, as far as it reaches again. */
+static bool lift_fence(Mapping *self, int64_t end)
+{
+    int64_t stop = page_up(end);
+    if (self->fence >= stop)
+        return true;
+    size_t from = (size_t)self->fence, to = (size_t)stop;
+    if (self->region && region_unfence(self->region, self->fd, from, to))
+        return false;
+    for (Lease *lease = self->leases; lease; lease = lease->next)
+        if (lease->region && lease->region != self->region && !lease->region->growth &&
+            region_unfence(lease->region, self->fd, from, to))
+            return false;
+    self->fence = stop;
+    return true;
+}
+
+int64_t mapping_size(Mapping *self)
+{
+    int64_t grown = __atomic_load_n(&self->growth.grown, __ATOMIC_ACQUIRE);
+    if (grown > self->size && !self->closed && self->moving == INT64_MAX && /* mapping.4 */
+        lift_fence(self, grown)) {
+        set_size(self, grown);
+        self->growth_seen = true; /* not a change: what verbs have checked stays true */
+    }
+    return self->size;
+}
+
+PyObject *mapping_take_growth(Mapping *self, PyObject *Py_UNUSED(unused))
+{
+    mapping_size(self);
+    bool seen = self->growth_seen;
+    self->growth_seen = false;
+    return PyBool_FromLong(seen);
+}
 
 /* A change that is under way. */
 struct change { /* the caller's own */
     struct pin pin;
-    struct region **regions; /* held: all that are fenced when the file becomes shorter */
+    struct region **regions; /* references: all that are fenced when the file becomes shorter */
     size_t count;
 };
 
-/* Every region of the file that somebody can still touch: the current one and those that leases
- * kept when the mapping moved; but no growable one, which makes the file longer again instead. */
-static void hold_regions(const Mapping *self, struct change *change)
+/* Take every region of the file that somebody can still touch: the current one, and those that
+ * leases kept when the mapping moved. Not the growable ones, which make the file longer again. */
+static void take_regions(const Mapping *self, struct change *change)
 {
     if (self->region)
         change->regions[change->count++] = self->region;
@@ -24,7 +80,7 @@ static void hold_regions(const Mapping *self, struct change *change)
             change->regions[change->count++] = lease->region;
     }
     for (size_t i = 0; i < change->count; i++)
-        change->regions[i]->holders++;
+        region_retain(change->regions[i]);
 }
 
 /* Begin a change of what lies from a byte on; false with an exception. */
@@ -42,8 +98,8 @@ static bool change_begin(Mapping *self, struct change *change, int64_t from)
         PyErr_NoMemory();
         return false;
     }
-    hold_regions(self, change);
-    mapping_set_moving(self, from);
+    take_regions(self, change);
+    set_moving(self, from);
     self->generation++;
     pin_begin(&change->pin, self);
     return true;
@@ -52,7 +108,7 @@ static bool change_begin(Mapping *self, struct change *change, int64_t from)
 /* With the GIL again, and all that changed noted: the answer of the verb. */
 static PyObject *change_end(Mapping *self, struct change *change, int error)
 {
-    mapping_set_moving(self, INT64_MAX);
+    set_moving(self, INT64_MAX);
     self->generation++;
     for (size_t i = 0; i < change->count; i++)
         region_release(change->regions[i]);
@@ -65,7 +121,7 @@ static PyObject *change_end(Mapping *self, struct change *change, int error)
     Py_RETURN_NONE;
 }
 
-void mapping_settled(Mapping *self)
+void mapping_wait_for_change(Mapping *self)
 {
     while (self->moving != INT64_MAX && self->fork_generation == fork_generation) {
         struct pin pin;
@@ -75,30 +131,28 @@ void mapping_settled(Mapping *self)
 
 /* Without the GIL, from here on to the verbs. */
 
-static size_t page_up(int64_t offset) { return pages_for(offset) * page_size(); }
-
-static int unfence(const struct change *change, size_t from, size_t end)
+static int unfence(const struct change *change, int64_t from, int64_t end)
 {
     int error = 0;
     for (size_t i = 0; i < change->count && !error; i++)
-        error = region_unfence(change->regions[i], change->pin.fd, from, end);
+        error = region_unfence(change->regions[i], change->pin.fd, (size_t)from, (size_t)end);
     return error;
 }
 
-/* Lay a fence over what the file does not have any more. Where the kernel refuses it a load or store
- * faults, and the handler lays zeros there (growth_leave). */
-static void fence(const struct change *change, size_t from, size_t before)
+/* Lay a fence from a page on, where one begins later or nowhere. Where the kernel refuses the fence, a
+ * load or store faults and the handler lays zeros there (growth_leave). */
+static void fence(const struct change *change, int64_t from, int64_t before)
 {
     for (size_t i = 0; from < before && i < change->count; i++)
-        region_fence(change->regions[i], from);
+        region_fence(change->regions[i], (size_t)from);
 }
 
 /* Put the file back behind pages of a fence, as far as it reaches again. */
-static int lift_to(const struct change *change, int64_t size, size_t before)
+static int lift_to(const struct change *change, int64_t size, int64_t before)
 {
     int error = before < page_up(size) ? unfence(change, before, page_up(size)) : 0;
     if (error)
-        fence(change, before, SIZE_MAX);
+        fence(change, before, INT64_MAX);
     return error;
 }
 
@@ -114,17 +168,17 @@ static bool check_size(const Mapping *self, int64_t size)
     return false;
 }
 
-static void note_fence(Mapping *self, size_t from)
+static void note_fence(Mapping *self, int64_t from)
 {
-    self->fence = from < reserved(self) ? (int64_t)from : INT64_MAX;
+    self->fence = from < (int64_t)reserved(self) ? from : INT64_MAX;
 }
 
 /* The file ends here from now on, whoever made it so. */
 static void note_cut(Mapping *self, int64_t size)
 {
-    mapping_set_size(self, size);
+    set_size(self, size);
     self->min_kept_length = size;
-    if ((int64_t)page_up(size) < self->fence)
+    if (page_up(size) < self->fence)
         note_fence(self, page_up(size));
 }
 
@@ -138,7 +192,7 @@ PyObject *mapping_truncate(Mapping *self, PyObject *args)
         !check_size(self, length) ||
         !change_begin(self, &change, length < self->size ? length : self->size))
         return NULL;
-    size_t before = (size_t)self->fence;
+    int64_t before = self->fence;
     bool whole_pages = self->growable_leases > 0 && growth->fd >= 0, cut;
     /* The file first: if that is refused nothing was touched, and no store went into a fence. */
     Py_BEGIN_ALLOW_THREADS
@@ -161,7 +215,7 @@ PyObject *mapping_extend(Mapping *self, PyObject *args)
         !mapping_check(self) || !check_size(self, size) ||
         !change_begin(self, &change, self->size))
         return NULL;
-    size_t before = (size_t)self->fence;
+    int64_t before = self->fence;
     struct growth *growth = &self->growth;
     Py_BEGIN_ALLOW_THREADS
     error = growth_extend(growth, change.pin.fd, end);
@@ -171,7 +225,7 @@ PyObject *mapping_extend(Mapping *self, PyObject *args)
         growth_truncate(growth, change.pin.fd, back, false);
     Py_END_ALLOW_THREADS
     if (!error) {
-        mapping_set_size(self, size > self->size ? size : self->size);
+        set_size(self, size > self->size ? size : self->size);
         self->min_kept_length = min_kept > self->min_kept_length ? min_kept : self->min_kept_length;
         if (before < page_up(size))
             note_fence(self, page_up(size));
@@ -189,7 +243,7 @@ PyObject *mapping_adopt(Mapping *self, PyObject *args)
         !check_size(self, size) ||
         !change_begin(self, &change, size < self->size ? size : self->size))
         return NULL;
-    size_t before = (size_t)self->fence;
+    int64_t before = self->fence;
     bool shorter = size < self->size;
     Py_BEGIN_ALLOW_THREADS
     if (follow)
@@ -204,7 +258,7 @@ PyObject *mapping_adopt(Mapping *self, PyObject *args)
     if (shorter) {
         note_cut(self, size);
     } else if (!error) {
-        mapping_set_size(self, size > self->size ? size : self->size);
+        set_size(self, size > self->size ? size : self->size);
         self->min_kept_length = size;
         if (before < page_up(size))
             note_fence(self, page_up(size));
@@ -216,13 +270,12 @@ PyObject *mapping_adopt(Mapping *self, PyObject *args)
 PyObject *mapping_rebase(Mapping *self, PyObject *args)
 {
     long long capacity;
-    size_t page = page_size();
     if (!PyArg_ParseTuple(args, "L:rebase", &capacity) || !mapping_check(self))
         return NULL;
-    if (capacity < self->size || capacity > PTRDIFF_MAX - (long long)page || self->private_copy)
+    if (capacity < self->size || capacity > PTRDIFF_MAX - (long long)page_size() || self->private_copy)
         return PyErr_Format(PyExc_ValueError, "cannot rebase to %lld bytes", capacity);
     size_t pages = pages_for(capacity);
-    if (!pages_reserve(&self->dirty, pages) || !pages_reserve(&self->ready, pages))
+    if (!account_reserve(self, pages))
         return PyErr_NoMemory();
     struct region *region = NULL, *old = NULL, *quiet = NULL;
     struct region_options options = mapping_options(self);
@@ -232,7 +285,7 @@ PyObject *mapping_rebase(Mapping *self, PyObject *args)
         return NULL;
     int64_t fence_at = self->fence;
     Py_BEGIN_ALLOW_THREADS
-    error = region_map(&region, change.pin.fd, pages * page, &options);
+    error = region_map(&region, change.pin.fd, pages << page_shift, &options);
     if (!error && fence_at != INT64_MAX && (error = region_fence(region, (size_t)fence_at))) {
         region_unmap(region);
         region = NULL;
@@ -242,7 +295,7 @@ PyObject *mapping_rebase(Mapping *self, PyObject *args)
         old = self->region;
         quiet = self->quiet;
         self->region = region;
-        self->quiet = NULL; /* shorter; made anew when needed */
+        self->quiet = NULL; /* the next wait makes a longer one */
         region = NULL;
     }
     PyObject *answer = change_end(self, &change, error);

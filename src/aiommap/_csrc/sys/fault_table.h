@@ -31,10 +31,10 @@
 #define DAMAGE_NONE UINT64_MAX
 
 /* What faults did to one file. */
-struct damage {
-    uint64_t first_bad; /* atomic; offset of the page that faulted first, or DAMAGE_NONE */
-    int error;          /* atomic; set before it: why, as an errno number; EFAULT if nobody says */
-    uint64_t faults;    /* atomic; how many there were */
+struct damage { /* atomic; written by survive.c */
+    uint64_t first_bad; /* offset of the page that faulted first, or DAMAGE_NONE */
+    int error;          /* set before it: why, as an errno number; EFAULT if nobody says */
+    uint64_t faults;    /* how many there were */
 };
 
 /* What is known of one mapping; it begins with byte 0 of the file. */

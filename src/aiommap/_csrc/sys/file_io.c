@@ -1,5 +1,4 @@
-/* file_io.c: the part of mapping.h that works on the descriptor. */
-#include "region.h"
+#include "file_io.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -11,6 +10,8 @@
 #endif
 #include <unistd.h>
 
+#include "full_disk.h"
+#include "page.h"
 #include "refused.h"
 #include "retry.h"
 

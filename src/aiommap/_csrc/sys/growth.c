@@ -13,6 +13,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "full_disk.h"
+#include "page.h"
 #include "retry.h"
 
 /* Of fallocate(2) and pwritev2(2); numbers of Linux, where headers may be older than the kernel. */
@@ -58,14 +60,6 @@ static void set_end(struct growth *growth, int64_t end)
     static uint64_t latest;
     growth->generation = __atomic_add_fetch(&latest, 1, __ATOMIC_RELAXED);
     STORE(growth->end, end);
-}
-
-static int64_t page_bytes(void) { return (int64_t)sysconf(_SC_PAGESIZE); }
-
-static int64_t page_up(int64_t offset)
-{
-    int64_t page = page_bytes();
-    return (offset + page - 1) / page * page;
 }
 
 static int64_t length_of(int fd)
@@ -140,7 +134,7 @@ static int64_t allowed(int64_t end)
     struct rlimit most;
     if (getrlimit(RLIMIT_FSIZE, &most) || most.rlim_cur >= (rlim_t)end)
         return end;
-    return (int64_t)most.rlim_cur / page_bytes() * page_bytes();
+    return (int64_t)most.rlim_cur / (int64_t)page_size() * (int64_t)page_size();
 }
 
 /* Under the lock: take over what a call got done that failed. A store may have gone there already,

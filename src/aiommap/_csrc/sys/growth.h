@@ -16,7 +16,6 @@
 #ifndef AIOMMAP_GROWTH_H
 #define AIOMMAP_GROWTH_H
 
-#include <errno.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -30,20 +29,21 @@
 /* The most that one page in the page cache takes with it. */
 #define FOLIO_BYTES (INT64_C(2) << 20)
 
-/* Whether an errno number says that there is no room: on the disk, for a user, or for a process. */
-static inline bool is_full(int error)
-{
-    return error == ENOSPC || error == EDQUOT || error == EFBIG;
-}
-
 struct growth {
-    int busy;      /* atomic; a lock: the process whose thread has it, or 0 */
-    int fd;        /* under busy, a lock; -1 once growth is over */
-    bool sparse;   /* constant; do not reserve blocks */
-    int64_t end;   /* atomic; where the file ends as far as we made or saw it; written under busy */
-    int64_t reserved; /* under busy, a lock; up to where blocks are reserved */
-    int64_t grown; /* atomic; where the handler made it end, 0 if it did nothing since; likewise */
-    uint64_t generation; /* under busy, a lock; another number after each change of `end` */
+    /* Constant. */
+    bool sparse; /* do not reserve blocks */
+
+    /* Atomic; written by growth.c. */
+    int busy; /* the lock: the process whose thread has it, or 0 */
+
+    /* Atomic; written by growth.c, under the lock. */
+    int64_t end;   /* where the file ends as far as we made or saw it */
+    int64_t grown; /* where the handler made it end; 0 if it did nothing since */
+
+    /* Under the lock; written by growth.c. */
+    int fd;              /* -1 once growth is over */
+    int64_t reserved;    /* up to where blocks are reserved */
+    uint64_t generation; /* another number after each change of `end` */
 };
 
 /* What became of a fault. */

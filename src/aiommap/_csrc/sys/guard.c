@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "atomic_word.h"
+#include "page.h"
 #include "per_thread.h"
 #include "spare.h"
 #include "survive.h"
@@ -48,7 +49,6 @@ static pthread_mutex_t install_lock = PTHREAD_MUTEX_INITIALIZER;
 static unsigned installs;              /* install_lock */
 static int highest = -1;               /* install_lock; the level installed last that is in use */
 static struct sigaction below[LEVELS]; /* written under install_lock before its level goes live */
-static uintptr_t page;                 /* written under install_lock before the handler goes live */
 
 /* A forked child has one thread, so nobody would ever release a lock that another one held. */
 static void lock_installs(void) { pthread_mutex_lock(&install_lock); }
@@ -142,10 +142,10 @@ static size_t lost_by(const siginfo_t *info)
 #ifdef BUS_MCEERR_AR
     if (info->si_code == BUS_MCEERR_AR) {
         size_t broken = (size_t)1 << info->si_addr_lsb;
-        return broken > page ? broken : page;
+        return broken > page_size() ? broken : page_size();
     }
 #endif
-    return info->si_code == BUS_ADRERR ? page : 0;
+    return info->si_code == BUS_ADRERR ? page_size() : 0;
 }
 
 static void on_sigbus(int level, int number, siginfo_t *info, void *context)
@@ -178,7 +178,7 @@ static void on_sigbus(int level, int number, siginfo_t *info, void *context)
     }
     if (lost && survive_fault(address, lost))
         return;
-    if (handed_on && address != faulted && survive_fault(address, page))
+    if (handed_on && address != faulted && survive_fault(address, page_size()))
         return;
     forward(&below[level], number, info, context);
 }
@@ -235,7 +235,6 @@ int guard_install(void)
 {
     pthread_once(&forks, follow_forks);
     pthread_mutex_lock(&install_lock);
-    page = (uintptr_t)sysconf(_SC_PAGESIZE);
     int failed = take_over();
     if (!failed) {
         installs++;
@@ -325,8 +324,8 @@ static size_t copy_prefix(char *dst, const char *src, size_t n, const sigset_t *
 {
     size_t done = 0;
     while (done < n) {
-        size_t dst_left = page - (uintptr_t)(dst + done) % page;
-        size_t src_left = page - (uintptr_t)(src + done) % page;
+        size_t dst_left = page_size() - (uintptr_t)(dst + done) % page_size();
+        size_t src_left = page_size() - (uintptr_t)(src + done) % page_size();
         size_t step = dst_left < src_left ? dst_left : src_left;
         if (step > n - done)
             step = n - done;

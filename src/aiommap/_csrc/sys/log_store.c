@@ -12,8 +12,8 @@
 #include <unistd.h>
 
 #include "atomic_word.h"
+#include "file_io.h"
 #include "guard.h"
-#include "region.h"
 
 #define WINDOW_BYTES ((size_t)1 << 20)
 

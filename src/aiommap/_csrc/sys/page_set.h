@@ -11,7 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-struct pages { /* the owner's lock: the GIL, for a Mapping */
+struct pages { /* the owner's lock: the GIL, for a Mapping; written by page_set.c */
     uint64_t *words; /* NULL until the first insertion */
     size_t count;    /* pages that the bitmap has room for */
     size_t low, high; /* every member lies in [low, high) */
@@ -27,6 +27,10 @@ void pages_clear(struct pages *set);
 /* All ranges are half-open and must lie within the reserved room. */
 bool pages_insert(struct pages *set, size_t first, size_t end); /* false when out of memory */
 void pages_remove(struct pages *set, size_t first, size_t end);
+static inline bool pages_has(const struct pages *set, size_t page)
+{
+    return set->words && page < set->count && (set->words[page / 64] >> page % 64 & 1);
+}
 bool pages_has_all(const struct pages *set, size_t first, size_t end);
 bool pages_has_any(const struct pages *set, size_t first, size_t end);
 size_t pages_missing(const struct pages *set, size_t first, size_t end); /* not members */

@@ -3,30 +3,21 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <time.h>
 #if defined(__linux__)
 #include <sys/syscall.h>
 #endif
 #include <unistd.h>
 
 #include "atomic_word.h"
+#include "clock.h"
 #include "guard.h"
+#include "page.h"
 #include "refused.h"
 #include "retry.h"
 
 #ifndef MAP_NORESERVE
 #define MAP_NORESERVE 0
 #endif
-
-size_t page_size(void)
-{
-    static size_t cached; /* benign race: every thread stores the same value */
-    if (!cached)
-        cached = (size_t)sysconf(_SC_PAGESIZE);
-    return cached;
-}
-
-static size_t page_down(size_t offset) { return offset - offset % page_size(); }
 
 int region_map(struct region **out, int fd, size_t length, const struct region_options *options)
 {
@@ -50,7 +41,7 @@ int region_map(struct region **out, int fd, size_t length, const struct region_o
                               .writable = options->writable,
                               .damage = options->damage,
                               .growth = options->growth,
-                              .holders = 1};
+                              .references = 1};
     region->entry = fault_table_add(&(struct fault_mapping){(uintptr_t)base, length, protection,
                                             options->damage, options->growth, options->file});
     if (!region->entry) {
@@ -126,14 +117,13 @@ bool region_is_resident(const struct region *region, size_t offset, size_t lengt
 static int touch(const struct region *region, size_t start, size_t end, bool write)
 {
     char byte;
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    int64_t now = monotonic_clock();
     for (size_t at = start; at < end; at += page_size()) {
         struct word_call call = {.at = region->base + at,
                                  .width = sizeof(uint32_t),
                                  .operation = WORD_OR,
                                  .order = ORDER_RELAXED};
-        bool reached = write ? guard_word(&call, now.tv_sec)
+        bool reached = write ? guard_word(&call, now)
                              : guard_copy(&byte, region->base + at, 1, NULL) == 1;
         if (!reached || is_damaged(region->damage))
             return EFAULT;

@@ -1,183 +1,11 @@
-/* atomics.c: the types Word and WordArray: atomic operations on words of a mapping.
- *
- * The way of an operation: may it be done (words_allowed), is the page there, the guarded
- * instruction, the books. All of it holds the GIL, unless the page may have to be waited for. What
- * forbids an operation, what a fault was, and what the flush policy wants is said by the policy, a
- * Python object: none of it is on the way of an operation that succeeds.
- */
-#include "atomics.h"
+/* word_type.c: the types Word and WordArray: arguments and results of words_operate. */
+#include "word_type.h"
 
-#include <errno.h>
 #include <structmember.h>
-#include <sys/stat.h>
 
-#include "../sys/atomic_word.h"
-#include "../sys/guard.h"
-
-int64_t coarse_clock(void)
-{
-    struct timespec now;
-#ifdef CLOCK_MONOTONIC_COARSE
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-#else
-    clock_gettime(CLOCK_MONOTONIC, &now);
-#endif
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
-
-static bool is_free(const Words *self, int64_t at, bool store)
-{
-    const Mapping *mapping = self->mapping;
-    return mapping_is_usable(mapping) && range_is_valid(at, self->width, mapping->reach) &&
-           (!store || (mapping->inline_writes &&
-                       !runs_overlap(at, at + self->width, mapping->queued_start,
-                                     mapping->queued_end))); /* I9 */
-}
-
-bool words_allowed(const Words *self, int64_t at, bool store)
-{
-    Mapping *mapping = self->mapping;
-    if (is_free(self, at, store))
-        return true;
-    do {
-        mapping_settled(mapping); /* a change may be at work on its page (mapping.3) */
-        PyObject *answer = PyObject_CallMethod(self->policy, "check", "LIO", (long long)at,
-                                               self->width, store ? Py_True : Py_False);
-        if (!answer)
-            return false;
-        Py_DECREF(answer);
-        if (!mapping_range(mapping, at, self->width)) /* I3, whatever the policy thinks */
-            return false;
-    } while (!range_is_valid(at, self->width, mapping->reach));
-    if (store && !mapping->writable) {
-        PyErr_SetString(PyExc_ValueError, "the mapping is read-only");
-        return false;
-    }
-    return true;
-}
-
-bool words_present(const Words *self, int64_t at, int64_t now)
-{
-    Mapping *mapping = self->mapping;
-    size_t first, end;
-    pages_of(at, self->width, &first, &end);
-    if (mapping_is_ready(mapping, first, end, now))
-        return true;
-    if (mapping->locked.count && spans_cover(&mapping->locked, at, at + self->width))
-        return true;
-    return sees_residency(mapping) &&
-           region_is_resident(mapping->region, (size_t)at, self->width);
-}
-
-static bool act(const struct region *region, int64_t at, struct word_call *call, int64_t now)
-{
-    /* SAFETY: words_allowed found [at, at + width) inside the mapping, whose region the caller
-     * holds; base is page-aligned and `at` a multiple of width, so the word is aligned. */
-    call->at = region->base + at;
-    return guard_word(call, now);
-}
-
-/* Enter what was done into the books; false with an exception. */
-static bool account(const Words *self, int64_t at, bool stored, int64_t now)
-{
-    Mapping *mapping = self->mapping;
-    size_t first, end;
-    pages_of(at, self->width, &first, &end);
-    if (!pages_has_all(&mapping->ready, first, end) && !mapping_ready(mapping, first, end))
-        return PyErr_NoMemory() != NULL;
-    if (!stored)
-        return true;
-    if (!pages_has_all(&mapping->dirty, first, end) && !mapping_dirty(mapping, first, end, now))
-        return PyErr_NoMemory() != NULL;
-    mapping_count(mapping, at, self->width);
-    mapping->sequence++;
-    const struct inline_limits *limits = &mapping->inline_limits;
-    if (mapping->written_bytes < limits->bytes && mapping->sequence < limits->sequence)
-        return true;
-    PyObject *answer = PyObject_CallMethod(self->policy, "stored", NULL);
-    Py_XDECREF(answer);
-    return answer != NULL;
-}
-
-/* Have blocks behind a word, where the disk may have had none: 0, and in *reason what it means if the
- * page still cannot be had; or why there are none, also there. Errno numbers. */
-static int fill(const Words *self, int64_t at, int *reason)
-{
-    Mapping *mapping = self->mapping;
-    struct pin pin;
-    int error = mapping->private_copy ? EFAULT : EAGAIN;
-    while (error == EAGAIN)
-        WITHOUT_GIL(pin, mapping, error = growth_fill(&mapping->growth, at, self->width, reason););
-    if (error)
-        *reason = error;
-    return error;
-}
-
-static bool report_fault(const Words *self, int64_t at, int error)
-{
-    struct stat found;
-    struct pin pin;
-    int failed;
-    self->mapping->counters.faults++;
-    WITHOUT_GIL(pin, self->mapping, failed = fstat(pin.fd, &found););
-    long long size = failed ? -1 : (long long)found.st_size;
-    PyObject *answer = PyObject_CallMethod(self->policy, "fault", "LLi", (long long)at, size, error);
-    if (answer) {
-        Py_DECREF(answer);
-        PyErr_SetString(PyExc_SystemError, "a fault was not reported");
-    }
-    return false;
-}
-
-/* Whether a store to a word does not enter the kernel, where it may wait: for a flush of ours now and
- * then, and in a frozen file system until it thaws. Unless the kernel has written its page back within
- * the last second, which nothing tells; to give the GIL up for each would cost them half of their rate
- * (docs/decisions.md). */
-static bool word_is_hot(const Words *self, int64_t at, int64_t now)
-{
-    Mapping *mapping = self->mapping;
-    size_t first, end;
-    pages_of(at, self->width, &first, &end);
-    return mapping->inline_writes && /* if stores are to be kept off the loop, nothing is trusted */
-           !runs_overlap(at, at + self->width, mapping->writeback_start, mapping->writeback_end) &&
-           mapping_is_ready(mapping, first, end, now) &&
-           pages_has_all(&mapping->dirty, first, end);
-}
-
-/* Do it; false with an exception set. */
-static bool operate(const Words *self, int64_t at, struct word_call *call)
-{
-    Mapping *mapping = self->mapping;
-    bool store = call->operation != WORD_LOAD, done, again, filled = false;
-    int reason = EFAULT;
-    int64_t now;
-    call->width = self->width;
-    do {
-        struct pin pin;
-        pin.moved = false;
-        if (!words_allowed(self, at, store))
-            return false;
-        now = coarse_clock();
-        if (store ? word_is_hot(self, at, now) : words_present(self, at, now))
-            done = act(mapping->region, at, call, now);
-        else
-            WITHOUT_GIL(pin, mapping, done = act(pin.region, at, call, now););
-        /* What has stored is not repeated; but if its page was cut off, it has gone nowhere. */
-        again = pin.moved && (!done || !store);
-        if (pin.moved && !again && !mapping->closed &&
-            !range_is_valid(at, self->width, mapping->reach) &&
-            !words_allowed(self, at, false))
-            return false;
-        if (!done && !again && !filled) {
-            filled = true;
-            again = !fill(self, at, &reason);
-        }
-    } while (again);
-    if (!done)
-        return report_fault(self, at, reason);
-    bool stored = store && (call->operation != WORD_COMPARE || call->seen == call->expected);
-    return account(self, at, stored, now);
-}
+#include "futex.h"
+#include "state.h"
+#include "words.h"
 
 static const struct {
     const char *name;
@@ -299,7 +127,7 @@ static PyObject *run(const Words *self, PyObject *const *args, Py_ssize_t count,
 {
     struct word_call call = {.operation = operation, .order = ORDER_SEQ_CST};
     int64_t at;
-    if (!parse(self, args, count, names, &call, &at) || !operate(self, at, &call))
+    if (!parse(self, args, count, names, &call, &at) || !words_operate(self, at, &call))
         return NULL;
     if (operation == WORD_STORE)
         Py_RETURN_NONE;

@@ -1,0 +1,87 @@
+#include "accounting.h"
+
+bool account_ready(Mapping *self, size_t first, size_t end)
+{
+    return pages_insert(&self->ready, first, end < self->pages ? end : self->pages);
+}
+
+bool account_dirty(Mapping *self, size_t first, size_t end, int64_t now)
+{
+    if (end > self->pages)
+        end = self->pages;
+    if (!self->dirty.members && first < end)
+        self->dirty_since = now;
+    return pages_insert(&self->dirty, first, end);
+}
+
+void account_bytes(Mapping *self, int64_t offset, size_t stored)
+{
+    int64_t end = offset + (int64_t)stored;
+    self->written_bytes += stored;
+    if (end > self->size) /* cut off since */
+        end = self->size;
+    if (stored && end > self->min_kept_length)
+        self->min_kept_length = end;
+}
+
+bool account_store(Mapping *self, int64_t offset, size_t stored, bool ready, int64_t now)
+{
+    size_t first, end;
+    if (!pages_of(offset, (int64_t)stored, &first, &end))
+        return true;
+    if (ready && !account_ready(self, first, end))
+        return false;
+    account_bytes(self, offset, stored);
+    return account_dirty(self, first, end, now);
+}
+
+static void note_clean(Mapping *self)
+{
+    if (!self->dirty.members)
+        self->dirty_since = 0;
+}
+
+void account_size(Mapping *self)
+{
+    pages_remove(&self->dirty, self->pages, self->dirty.count);
+    pages_remove(&self->ready, self->pages, self->ready.count);
+    note_clean(self);
+}
+
+bool account_reserve(Mapping *self, size_t pages)
+{
+    return pages_reserve(&self->dirty, pages) && pages_reserve(&self->ready, pages);
+}
+
+void account_free(Mapping *self)
+{
+    pages_free(&self->dirty);
+    pages_free(&self->ready);
+}
+
+void account_begin_writeback(Mapping *self, size_t first, size_t end)
+{
+    self->writeback_pages += end - first - pages_missing(&self->dirty, first, end);
+    if (!self->writeback_since)
+        self->writeback_since = self->dirty_since;
+    pages_remove(&self->dirty, first, end);
+    pages_remove(&self->ready, first, end); /* write-back makes the pages read-only again */
+    note_clean(self);
+    int64_t start = (int64_t)(first << page_shift), stop = (int64_t)(end << page_shift);
+    bool idle = self->writeback_start >= self->writeback_end;
+    self->writeback_start = idle || start < self->writeback_start ? start : self->writeback_start;
+    self->writeback_end = idle || stop > self->writeback_end ? stop : self->writeback_end;
+}
+
+void account_end_writeback(Mapping *self)
+{
+    self->writeback_start = self->writeback_end = 0;
+    self->writeback_pages = 0;
+    self->writeback_since = 0;
+}
+
+void account_expire_ready(Mapping *self, int64_t now)
+{
+    pages_clear(&self->ready);
+    self->ready_since = now;
+}

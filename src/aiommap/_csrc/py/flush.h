@@ -1,0 +1,13 @@
+/* flush.h: what a flush takes out of the accounting, and what it gives back. */
+#ifndef AIOMMAP_PY_FLUSH_H
+#define AIOMMAP_PY_FLUSH_H
+
+#include "mapping.h"
+
+PyObject *mapping_flush_begin(Mapping *self, PyObject *args);
+PyObject *mapping_flush_end(Mapping *self, PyObject *failed);
+PyObject *mapping_dirty_runs(Mapping *self, PyObject *unused);
+PyObject *mapping_dirty_bytes(Mapping *self, PyObject *unused);
+PyObject *mapping_would_dirty(Mapping *self, PyObject *args);
+
+#endif

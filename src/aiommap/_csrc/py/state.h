@@ -1,0 +1,14 @@
+/* state.h: what the module keeps: its types, and one of Python's. */
+#ifndef AIOMMAP_PY_STATE_H
+#define AIOMMAP_PY_STATE_H
+
+#include "api.h"
+
+struct native_state { /* constant once the module has been executed */
+    PyTypeObject *mapping_type, *lease_type, *receipt_type;
+    PyTypeObject *word_type, *word_array_type, *wakeup_type, *export_type;
+    PyTypeObject *log_record_type, *log_cursor_type, *log_writer_type;
+    PyObject *out_of_bounds; /* OutOfBoundsError */
+};
+
+#endif

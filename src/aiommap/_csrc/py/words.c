@@ -1,0 +1,193 @@
+/* words.c: atomic operations on words of a mapping.
+ *
+ * The way of an operation: is it allowed, is the page there, the guarded instruction, the accounting.
+ * All of it holds the GIL, unless the thread may have to wait for the page. The policy, a Python
+ * object, raises what forbids an operation and what a fault was, and hears of stores that reach the
+ * inline limits. An operation that succeeds short of these does not call it.
+ */
+#include "words.h"
+
+#include <errno.h>
+
+#include "accounting.h"
+#include "pin.h"
+#include "resize.h"
+
+#include "../sys/clock.h"
+#include "../sys/guard.h"
+
+/* A word lies on one page. */
+static size_t page_of(int64_t at) { return (size_t)at >> page_shift; }
+
+static bool is_free(const Words *self, int64_t at, bool store)
+{
+    const Mapping *mapping = self->mapping;
+    return mapping_is_usable(mapping) && range_is_valid(at, self->width, mapping->reach) &&
+           (!store || (mapping->inline_writes &&
+                       !runs_overlap(at, at + self->width, mapping->queued_start,
+                                     mapping->queued_end))); /* I9 */
+}
+
+bool words_allowed(const Words *self, int64_t at, bool store)
+{
+    Mapping *mapping = self->mapping;
+    if (is_free(self, at, store))
+        return true;
+    do {
+        mapping_wait_for_change(mapping); /* one may be at work on the page (mapping.3) */
+        PyObject *answer = PyObject_CallMethod(self->policy, "check", "LIO", (long long)at,
+                                               self->width, store ? Py_True : Py_False);
+        if (!answer)
+            return false;
+        Py_DECREF(answer);
+        if (!mapping_range(mapping, at, self->width)) /* I3, whatever the policy thinks */
+            return false;
+    } while (!range_is_valid(at, self->width, mapping->reach));
+    if (store && !mapping->writable) {
+        PyErr_SetString(PyExc_ValueError, "the mapping is read-only");
+        return false;
+    }
+    return true;
+}
+
+bool words_present(const Words *self, int64_t at, int64_t now)
+{
+    Mapping *mapping = self->mapping;
+    if (page_is_ready(mapping, page_of(at), now))
+        return true;
+    if (mapping->locked.count && spans_cover(&mapping->locked, at, at + self->width))
+        return true;
+    return mapping_sees_residency(mapping) &&
+           region_is_resident(mapping->region, (size_t)at, self->width);
+}
+
+static bool act(const struct region *region, int64_t at, struct word_call *call, int64_t now)
+{
+    /* SAFETY: words_allowed found [at, at + width) inside the mapping, whose region the caller
+     * holds; base is page-aligned and `at` a multiple of width, so the word is aligned. */
+    call->at = region->base + at;
+    return guard_word(call, now);
+}
+
+/* Account for a store to a page that is ready and dirty already; false with an exception. */
+static bool account_word(const Words *self, int64_t at)
+{
+    Mapping *mapping = self->mapping;
+    account_bytes(mapping, at, self->width);
+    account_write(mapping);
+    const struct inline_limits *limits = &mapping->inline_limits;
+    if (mapping->written_bytes < limits->bytes && mapping->sequence < limits->sequence)
+        return true;
+    PyObject *answer = PyObject_CallMethod(self->policy, "stored", NULL);
+    Py_XDECREF(answer);
+    return answer != NULL;
+}
+
+/* Account for an operation; false with an exception. */
+static bool account(const Words *self, int64_t at, bool stored, int64_t now)
+{
+    Mapping *mapping = self->mapping;
+    size_t page = page_of(at);
+    if (account_ready(mapping, page, page + 1) &&
+        (!stored || account_dirty(mapping, page, page + 1, now)))
+        return !stored || account_word(self, at);
+    PyErr_NoMemory();
+    return false;
+}
+
+/* Have blocks behind a word, where the disk may have had none: 0, and in *reason what it means if the
+ * page still cannot be had; or why there are none, also there. Errno numbers. */
+static int fill(const Words *self, int64_t at, int *reason)
+{
+    Mapping *mapping = self->mapping;
+    struct pin pin;
+    int error = mapping->private_copy ? EFAULT : EAGAIN;
+    while (error == EAGAIN)
+        WITHOUT_GIL(pin, mapping, error = growth_fill(&mapping->growth, at, self->width, reason););
+    if (error)
+        *reason = error;
+    return error;
+}
+
+static bool report_fault(const Words *self, int64_t at, int error)
+{
+    struct file_stat found;
+    struct pin pin;
+    int failed;
+    self->mapping->counters.faults++;
+    WITHOUT_GIL(pin, self->mapping, failed = file_stat(pin.fd, &found););
+    long long size = failed ? -1 : (long long)found.size;
+    PyObject *answer = PyObject_CallMethod(self->policy, "fault", "LLi", (long long)at, size, error);
+    if (answer) {
+        Py_DECREF(answer);
+        PyErr_SetString(PyExc_SystemError, "a fault was not reported");
+    }
+    return false;
+}
+
+/* Whether an operation does not enter the kernel, where it may wait: for a flush of ours now and then,
+ * and in a frozen file system until it thaws. A store enters the kernel also on a page that the kernel
+ * has written back within the last second, which nothing tells; to let the GIL go for each store would
+ * cost words half of their rate (docs/decisions.md). With inline_writes=False no store is trusted. */
+static bool is_hot(const Words *self, int64_t at, bool store, int64_t now)
+{
+    Mapping *mapping = self->mapping;
+    size_t page = page_of(at);
+    if (!page_is_ready(mapping, page, now))
+        return false;
+    return !store || (mapping->inline_writes && pages_has(&mapping->dirty, page) &&
+                      !runs_overlap(at, at + self->width, mapping->writeback_start,
+                                    mapping->writeback_end));
+}
+
+static bool has_stored(const struct word_call *call)
+{
+    return call->operation != WORD_LOAD &&
+           (call->operation != WORD_COMPARE || call->seen == call->expected);
+}
+
+/* Where the page may not be there, or may have to be waited for. */
+static __attribute__((noinline)) bool operate_cold(const Words *self, int64_t at,
+                                                   struct word_call *call)
+{
+    Mapping *mapping = self->mapping;
+    bool store = call->operation != WORD_LOAD, done, again, filled = false;
+    int reason = EFAULT;
+    int64_t now;
+    do {
+        struct pin pin;
+        pin.moved = false;
+        if (!words_allowed(self, at, store))
+            return false;
+        now = coarse_clock();
+        if (store ? is_hot(self, at, store, now) : words_present(self, at, now))
+            done = act(mapping->region, at, call, now);
+        else
+            WITHOUT_GIL(pin, mapping, done = act(pin.region, at, call, now););
+        /* What has stored is not repeated; but if its page was cut off, it has gone nowhere. */
+        again = pin.moved && (!done || !store);
+        if (pin.moved && !again && !mapping->closed &&
+            !range_is_valid(at, self->width, mapping->reach) &&
+            !words_allowed(self, at, false))
+            return false;
+        if (!done && !again && !filled) {
+            filled = true;
+            again = !fill(self, at, &reason);
+        }
+    } while (again);
+    if (!done)
+        return report_fault(self, at, reason);
+    return account(self, at, has_stored(call), now);
+}
+
+bool words_operate(const Words *self, int64_t at, struct word_call *call)
+{
+    bool store = call->operation != WORD_LOAD;
+    call->width = self->width;
+    if (is_free(self, at, store)) {
+        int64_t now = coarse_clock();
+        if (is_hot(self, at, store, now) && act(self->mapping->region, at, call, now))
+            return !has_stored(call) || account_word(self, at);
+    }
+    return operate_cold(self, at, call);
+}

@@ -1,0 +1,41 @@
+/* write.h: stores of worker threads, which may wait, without the GIL. */
+#ifndef AIOMMAP_PY_WRITE_H
+#define AIOMMAP_PY_WRITE_H
+
+#include "mapping.h"
+#include "pin.h"
+
+struct store { /* the caller's own; written by write.c */
+    Py_buffer data;
+    int64_t offset;
+    bool outside;  /* the file was made shorter since the range was checked: nothing is stored */
+    bool ready;    /* its pages are known to be present and writable; result: whether they are */
+    size_t copied; /* result */
+    int error;     /* result: why the kernel refused the rest; 0 for a fault */
+};
+
+struct stores { /* the caller's own; written by write.c */
+    struct store *items;
+    Py_ssize_t count;
+    Py_ssize_t loaded; /* how many buffers have to be released */
+    bool cut;          /* result: others seem to have cut the file off meanwhile */
+};
+
+/* Load a list of (offset, buffer) and check it against the file; false with an exception. Release
+ * what was loaded in either case. */
+bool stores_load(Mapping *self, PyObject *list, struct stores *stores);
+void stores_release(struct stores *stores);
+/* Without the GIL: apply the stores in order. */
+void stores_apply(const struct pin *pin, struct stores *stores, bool shared);
+/* With the GIL again: account for the stores. A list with a receipt for each, or (copied, error) for
+ * one that stopped short. What was `flushed` already is not dirty. NULL with an exception. */
+PyObject *stores_account(Mapping *self, const struct stores *stores, bool flushed);
+
+static inline bool store_is_whole(const struct store *store)
+{
+    return !store->outside && store->copied == (size_t)store->data.len;
+}
+
+PyObject *mapping_write_many(Mapping *self, PyObject *list);
+
+#endif

@@ -1,0 +1,60 @@
+/* file_io.h: system calls on the descriptor of a file. Knows nothing of Python.
+ *
+ * Each may wait, unless its comment says otherwise, and is called without the GIL. A function that
+ * can fail returns 0 or a positive errno number; one that counts returns the count, or a negative
+ * errno number. A call that the platform lacks answers ENOSYS.
+ */
+#ifndef AIOMMAP_FILE_IO_H
+#define AIOMMAP_FILE_IO_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+/* Read what is in the page cache without waiting; -EAGAIN when it is not there. */
+ssize_t file_read_nowait(int fd, char *to, size_t length, off_t offset);
+/* Read until length or end of file, in pieces. */
+ssize_t file_read(int fd, char *to, size_t length, off_t offset);
+/* The same of a regular file, and of what was read only what is its own. */
+ssize_t file_read_own(int fd, char *to, size_t length, off_t offset);
+/* How many of the bytes that were just read the file has had throughout. The kernel looks at the size
+ * and then copies; pages that somebody cuts off in between are copied as zeros. Takes 0.2 us and does
+ * not wait on a file system that has NOWAIT reads; nobody else uses the descriptor's position. */
+size_t file_own(int fd, off_t offset, size_t got);
+/* Write pieces one behind the other, which it uses up; the number of bytes written, and why it is
+ * short if it is. */
+size_t file_write(int fd, struct iovec *pieces, int count, off_t offset, int *error);
+/* Whether the file is at least this long, so that a write up to there does not make it longer; and
+ * whether it is *solid*, with blocks behind all of its bytes: then none meets a full disk half-way. */
+bool file_reaches(int fd, off_t end, bool *solid);
+/* Have blocks behind a range of the file, whose bytes they leave as they are. The errno number of a
+ * full disk; 0 also where blocks cannot be had but by writing. */
+int file_fill_holes(int fd, off_t offset, off_t end);
+int file_sync(int fd, bool metadata);
+/* What stat(2) would say about a file, without its times. */
+struct file_stat { /* the caller's own */
+    int64_t size, blocks;
+    uint64_t links; /* how many names it has */
+};
+/* Look at the open file; all zeros when that fails. */
+int file_stat(int fd, struct file_stat *out);
+int file_start_writeback(int fd, off_t offset, off_t length);
+/* When the inode came to be, in nanoseconds; -1 where that is not known. What is below an overlayfs
+ * mount is copied up by the first who opens it to write: the same inode number, another birth. */
+int64_t file_birth(int fd);
+/* Sync everything of the file system that a file is on; ENOSYS where there is no such call. */
+int file_system_sync(int fd);
+/* The magic number of statfs(2); 0 where there is none. */
+int file_system_type(int fd, int64_t *type);
+int file_punch_hole(int fd, off_t offset, off_t length);
+int file_read_ahead(int fd, off_t offset, size_t length);
+
+/* What cachestat(2) counts, in pages. */
+struct cache_counts { /* the caller's own */
+    uint64_t cached, dirty, writeback, evicted, recently_evicted;
+};
+int file_cachestat(int fd, uint64_t offset, uint64_t length, struct cache_counts *out);
+
+#endif

@@ -1,0 +1,36 @@
+/* page.h: the units of memory and of work, and all rounding to them. Knows nothing of Python. */
+#ifndef AIOMMAP_PAGE_H
+#define AIOMMAP_PAGE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* No single system call or copy handles more than this, so that each can be interrupted. */
+#define PIECE_BYTES ((size_t)4 << 20)
+
+/* A page has 2 to the power of this many bytes. Constant: set when the library is loaded, so that
+ * the signal handler finds it there. */
+extern unsigned page_shift;
+
+static inline size_t page_size(void) { return (size_t)1 << page_shift; }
+
+static inline size_t page_down(size_t offset) { return offset >> page_shift << page_shift; }
+
+/* The number of whole pages that bytes [0, end) take. */
+static inline size_t pages_for(int64_t end)
+{
+    return ((size_t)end + page_size() - 1) >> page_shift;
+}
+
+static inline int64_t page_up(int64_t offset) { return (int64_t)(pages_for(offset) << page_shift); }
+
+/* The pages [*first, *end) that a range touches; false if the range is empty. */
+static inline bool pages_of(int64_t offset, int64_t length, size_t *first, size_t *end)
+{
+    *first = (size_t)offset >> page_shift;
+    *end = pages_for(offset + length);
+    return length > 0;
+}
+
+#endif
