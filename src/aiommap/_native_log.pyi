@@ -103,6 +103,9 @@ class LogWriter:
     ) -> None:
         """Go on in a segment whose byte 4096 has this position."""
 
+    def close(self) -> None:
+        """Give the control file up; nothing is stored or published afterwards (waits)."""
+
     def bind_loop_thread(self) -> None:
         """Let ``append`` answer in this thread, and in no other."""
 

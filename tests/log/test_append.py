@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
@@ -242,6 +244,20 @@ async def test_closed_log_refuses(folder):
     with pytest.raises(anyio.ClosedResourceError, match="is closed"):
         log.read()
     await log.aclose()
+
+
+async def test_closed_log_holds_nothing(folder):
+    """No mapping either: it would keep a file system from being unmounted."""
+    log = await Log.open(folder)
+    await log.append(b"x")
+    async for _ in log.read():
+        pass
+    await log.aclose()
+    with open("/proc/self/maps") as lines:
+        assert [line for line in lines if str(folder) in line] == []
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    held = [os.readlink(link) for link in links if os.path.islink(link)]
+    assert [name for name in held if str(folder) in name] == []
 
 
 async def test_reader_refuses_to_write(folder):

@@ -470,6 +470,7 @@ class Writer:
                 self.native.set_word(CLEAN, self.native.position)
                 os.fdatasync(opened.control.fd)
         finally:
+            self.native.close()
             if self._standby is not None:
                 self._standby.close()
             self._segment.close()

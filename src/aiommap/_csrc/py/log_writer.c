@@ -27,7 +27,7 @@
 
 typedef struct {
     PyObject_HEAD
-    char *page;                      /* constant; the control file, mapped */
+    char *page;                      /* GIL; the control file, mapped; NULL once closed */
     unsigned long generation;        /* constant; in a forked child it is another's */
     pthread_t loop_thread;           /* GIL; the one that may append inline */
     bool bound;                      /* GIL; whether there is one */
@@ -100,6 +100,19 @@ static PyObject *writer_bind_loop_thread(LogWriter *self, PyObject *Py_UNUSED(un
     Py_RETURN_NONE;
 }
 
+/* A mapping keeps its file system busy. */
+static PyObject *writer_close(LogWriter *self, PyObject *Py_UNUSED(unused))
+{
+    char *page = self->page;
+    self->page = NULL;
+    self->fd = -1;
+    Py_BEGIN_ALLOW_THREADS
+    if (page)
+        munmap(page, CONTROL_BYTES);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 static uint32_t claim_of(const LogWriter *self, uint64_t sequence)
 {
     uint64_t pending = sequence - self->durable;
@@ -152,6 +165,8 @@ static int put(int fd, char *from, size_t length, int64_t at)
 static bool publish(LogWriter *self)
 {
     uint64_t tail = self->origin + (uint64_t)self->at;
+    if (!self->page)
+        return false;
     struct published published = {.last_sequence = self->sequence - 1,
                                   .tail = tail,
                                   .durable = self->durable == self->sequence - 1 ? tail : 0};
@@ -419,7 +434,7 @@ static PyObject *writer_set_word(LogWriter *self, PyObject *args)
     bool reached;
     if (!PyArg_ParseTuple(args, "iK:set_word", &word, &value))
         return NULL;
-    if (word < 0 || word % 8 || word > CONTROL_BYTES - 8)
+    if (word < 0 || word % 8 || word > CONTROL_BYTES - 8 || !self->page)
         return os_error(EINVAL);
     Py_BEGIN_ALLOW_THREADS
     reached = control_store(self->page, (enum control_word)word, value, coarse_clock()) &&
@@ -440,6 +455,7 @@ static PyMethodDef writer_methods[] = { /* documented in _native.pyi */
     {"bind_loop_thread", (PyCFunction)writer_bind_loop_thread, METH_NOARGS, NULL},
     {"append", (PyCFunction)writer_append, METH_O, NULL},
     {"store", (PyCFunction)writer_store, METH_VARARGS, NULL},
+    {"close", (PyCFunction)writer_close, METH_NOARGS, NULL},
     {"commit", (PyCFunction)writer_commit, METH_VARARGS, NULL},
     {"mark", (PyCFunction)writer_mark, METH_VARARGS, NULL},
     {"sync", (PyCFunction)writer_sync, METH_NOARGS, NULL},
