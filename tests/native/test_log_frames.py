@@ -35,6 +35,7 @@ def files(tmp_path):
 def writer(files):
     made = LogWriter(files[0])
     made.life = 1
+    made.bind_loop_thread()
     made.enter(files[1], SALT, POSITION, 1, 1, HEADER_BYTES, 1 << 20)
     return made
 
