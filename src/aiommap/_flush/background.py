@@ -1,17 +1,18 @@
 """Flushes that nobody asked for, and writers that have to wait: one file's flush policy at work.
 
-Theory of operation. Inline stores run in native code, which knows only a *trip*: counts of bytes,
-writes and dirty pages that it may not reach. The store that would get there takes the slow way,
-and ends up in ``plan``, which looks what is due, asks the scheduler, and sets the next trip.
-Neither planning nor flushing needs the loop: it may be busy, or at rest between two runs.
+Theory of operation. Native code runs the inline stores. It knows the *inline limits*: counts of
+bytes, writes and dirty pages that a store may not reach. A store that would reach one takes the
+slow way and calls ``plan``. That decides what is due (``FlushTrigger``), asks the hub's scheduler
+for a turn or a timer, and sets the next limits. Planning and flushing need no
+loop: it may be busy, or at rest between two runs.
 
 Invariants.
-  1  While a file is clean and its policy has an interval, the trip is at zero: the first store
-      after a flush always gets here, and sets the timer. Otherwise inline stores cost nothing.
-  2  At most one timer and one request are out for a file; both are dropped when it closes.
-  3  A writer that waits for room is passed by no other writer (I9), and the loop never waits.
-  4  Whatever makes the file dirty, or leaves it so, plans in its own thread before it returns: for
-      as long as the file is open, the oldest dirty byte has a timer (background.1) or is being
+  1  While a file is clean and its policy has an interval, the inline limits are zero. So the first
+      store after a flush always gets here and sets the timer. Other inline stores cost nothing.
+  2  A file has at most one timer and one request with the scheduler. It drops both when it closes.
+  3  No other writer passes a writer that waits for room (I9), and the loop never waits.
+  4  Whatever makes the file dirty, or leaves it dirty, plans in its own thread before it returns.
+      So while the file is open, its oldest dirty byte has a timer (background.1) or is being
       flushed.
 """
 
@@ -34,7 +35,7 @@ from .flusher import Flusher
 from .requests import Request
 from .scheduler import FlushScheduler, Target
 
-#: A flush that could not be made, for want of memory for instance, is tried again after so long.
+#: A flush that failed without latching, for want of memory for instance, is tried again after this.
 RETRY_SECONDS = 0.25
 
 
@@ -46,10 +47,10 @@ class BackgroundFlush:
         "_asked",
         "_core",
         "_flusher",
-        "_let_clock_go",
         "_not_before",
         "_planning",
         "_queue",
+        "_release_clock",
         "_scheduler",
         "_timer",
         "_waiting",
@@ -61,11 +62,11 @@ class BackgroundFlush:
         self._scheduler = scheduler
         self._timer: Timer[Target] | None = None
         self._asked = False
-        #: A flush that could not be made is not tried again before.
+        #: When a flush that failed without latching may be tried again.
         self._not_before = 0.0
         #: Held while what is due is decided.
         self._planning = ReentrantMutex()
-        self._let_clock_go: Callable[[], object] = _nothing
+        self._release_clock: Callable[[], object] = _nothing
         self._queue: anyio.Lock | None = None
         self._waiting = 0
         if core.shared_writable:
@@ -89,17 +90,17 @@ class BackgroundFlush:
             self._drop_timer()
             self._asked = False
             self._scheduler.forget(self)
-        self._let_clock_go()
+        self._release_clock()
 
     def _keep_clock(self, policy: FlushPolicy) -> None:
-        """Have the clock's thread for as long as a policy may need it."""
-        let_go, self._let_clock_go = self._let_clock_go, _nothing
+        """Keep the clock's thread for as long as a policy may need it."""
+        release, self._release_clock = self._release_clock, _nothing
         if not policy.passive:
-            self._let_clock_go = clock.keep(self)
-        let_go()
+            self._release_clock = clock.keep(self)
+        release()
 
     def plan(self) -> None:
-        """Look what is due, ask for it, and set the trip of inline stores."""
+        """Decide what is due, ask for it, and set the limits of inline stores."""
         core = self._core
         with self._planning:
             idle = core.route.policy.passive and not self._waiting
@@ -112,7 +113,7 @@ class BackgroundFlush:
                     self._ask()
                 else:
                     self._set_timer(since)
-            self._set_trip(since)
+            self._set_inline_limits(since)
 
     def _ask(self) -> None:
         self._drop_timer()
@@ -123,7 +124,7 @@ class BackgroundFlush:
             self._scheduler.soon(self)
 
     def take_turn(self) -> None:
-        """Take the turn that was asked for. Worker threads only."""
+        """Use the turn that was asked for. Worker threads only."""
         with self._planning:
             self._asked = True
             self._drop_timer()
@@ -201,7 +202,7 @@ class BackgroundFlush:
         return trigger.due(mapping.written_bytes, mapping.sequence, since, time.monotonic())
 
     def _dirty_since(self) -> float | None:
-        """When the oldest byte was stored that no flush has begun to write."""
+        """When the oldest byte was stored that no flush has begun to write; None without any."""
         mapping = self._core.mapping
         if not mapping.dirty_since and mapping.writable_leases:
             mapping.dirty_bytes()  # counts what such a lease covers as dirty from this moment on
@@ -217,22 +218,22 @@ class BackgroundFlush:
             self._scheduler.cancel(self._timer)
             self._timer = None
 
-    def _set_trip(self, since: float | None) -> None:
+    def _set_inline_limits(self, since: float | None) -> None:
         policy = self._core.route.policy
         room = NO_LIMIT if policy.dirty_limit is None else policy.dirty_limit
         if self._waiting:
             room = 0
         if self._asked:
-            trip = (NO_LIMIT, NO_LIMIT)
+            limits = (NO_LIMIT, NO_LIMIT)
         elif since is None and policy.due_seconds is not None:
-            trip = (0, 0)
+            limits = (0, 0)
         else:
             bytes_due, writes_due = self._flusher.trigger.limits()
-            trip = (
+            limits = (
                 NO_LIMIT if bytes_due is None else bytes_due,
                 NO_LIMIT if writes_due is None else writes_due,
             )
-        self._core.mapping.set_inline_limits(*trip, room)
+        self._core.mapping.set_inline_limits(*limits, room)
 
 
 def _nothing() -> None:

@@ -1,13 +1,13 @@
-"""What to flush next, among any number of files: timers in one heap, turns in one queue.
+"""Which file of a hub to flush next in the background: timers in one heap, turns in one queue.
 
-Pure: the clock is passed in, and starting a flush is the caller's part.
+Pure: the caller passes the time, and starts the flushes.
 
 Invariants.
-  1  A file is waiting for its turn at most once, and never while it is being flushed; a request
-      made meanwhile is kept and gets the next turn.
+  1  A file waits for its turn at most once, and never while it is being flushed. A request made
+      meanwhile is kept and gets the next turn.
   2  At most ``limit`` files are being flushed at a time.
-  3  Turns are given in the order of the requests, so no file waits for more than one flush of
-      each other file.
+  3  Files get their turns in the order of their requests. So no file waits for more than one flush
+      of each other file.
 """
 
 from __future__ import annotations

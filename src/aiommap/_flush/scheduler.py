@@ -23,7 +23,8 @@ from .._runtime.threads import ReentrantMutex
 from .._runtime.workers import Workers
 from .flush_queue import FlushQueue, Timer
 
-#: How many files of a hub are flushed unasked at a time: a disk that hangs holds so many threads.
+#: How many files of a hub flush in the background at a time. A disk that hangs holds that many
+#: threads.
 BACKGROUND_FLUSHES = 3
 
 
@@ -37,7 +38,7 @@ class Target(Protocol):
 
 
 class FlushScheduler:
-    """Runs the flushes of a ``FlushQueue``. Who asks for one keeps the clock."""
+    """Gives turns in the order of a ``FlushQueue``. A file that asks for one keeps the clock."""
 
     __slots__ = ("__weakref__", "_done", "_mutex", "_queue", "_wake_at", "_workers")
 
@@ -65,7 +66,7 @@ class FlushScheduler:
         """Flush a file at its next turn."""
         with self._mutex:
             self._queue.soon(target)
-        self._look()
+        self._give_turns()
 
     def forget(self, target: Target) -> None:
         """Drop what was requested for a file; a flush that runs goes on."""
@@ -78,7 +79,7 @@ class FlushScheduler:
         with self._mutex:
             return self._queue.idle
 
-    def _look(self) -> None:
+    def _give_turns(self) -> None:
         for target in self._start():
             self._launch(target)
 
@@ -102,7 +103,7 @@ class FlushScheduler:
         run_in_some_thread(partial(self._take_turns, target))
 
     def _set_alarm(self) -> None:
-        """See to it that the next deadline is not missed; an earlier waking does no harm."""
+        """Set the clock for the next deadline, unless it is set for an earlier time."""
         deadline = self._queue.next_deadline()
         if deadline is not None and deadline < self._wake_at:
             self._wake_at = deadline
@@ -111,7 +112,7 @@ class FlushScheduler:
     def _wake(self) -> None:
         with self._mutex:
             self._wake_at = math.inf
-        self._look()
+        self._give_turns()
 
     def _take_turns(self, target: Target) -> None:
         """Flush a file, and then whichever is next."""

@@ -8,8 +8,8 @@ from .._flush_policy import FlushPolicy
 class FlushTrigger:
     """Decides whether a flush of one file is due: bytes and writes are counted apart.
 
-    Counts are totals since the file was opened, as the native module keeps them; the trigger only
-    remembers what they were when the last flush of everything began.
+    Counts are totals since the file was opened, as the native module keeps them. The trigger
+    remembers their values at the beginning of the last flush of everything.
     """
 
     __slots__ = ("_bytes", "_writes", "policy")

@@ -1,21 +1,20 @@
 """A batch queue: one batch in flight, the next one gathering.
 
-While a batch runs, whatever is submitted gathers and makes up the next batch, so that a single
-hop, or a single flush, answers many tasks. A batch starts as soon as the queue is free; nothing
-waits for company, but for the rest of a turn of the loop when the last batch had company: tasks
-that one batch answered wake in the same turn, and belong into one batch again.
+While a batch runs, new items gather for the next batch. So a single hop, or a single flush, answers
+many tasks. A batch starts when the queue is free. After a batch with several items the next one
+starts one loop turn later, so that tasks woken together batch together.
 
-Everything here runs on the loop thread, in tasks and in callbacks; no task is needed to serve. An
-item costs one future, which is set to its outcome: where a flush serves hundreds of writes, what
-each of them costs the loop is what bounds their number (docs/decisions.md).
+Everything here runs on the loop thread, in tasks and in callbacks. The queue needs no task of its
+own. An item costs one future, which is set to its outcome: where a flush serves hundreds of writes,
+the cost of each to the loop limits their number (docs/decisions.md).
 
 Invariants.
   1  At most one batch is in flight; items run in the order of submission (I9). A batch holds
       items of one kind, and a barrier's batch nothing else, so that ``begin`` need not look.
-  2  An item submitted while a batch is in flight is never part of it: what answers it began
-      after it was asked for (I4).
-  3  An item whose waiter is cancelled before its batch begins is taken out and never runs;
-      afterwards it is waited out (I8).
+  2  An item submitted while a batch is in flight is never part of it. So the batch that answers
+      an item began after the item was submitted (I4).
+  3  If a waiter is cancelled before its batch begins, its item is taken out and never runs. If
+      later, the waiter waits for the batch to end (I8).
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ def as_jobs(
     run: Callable[[list[Item]], Outcomes[Result]],
     after: Callable[[], None] | None = None,
 ) -> Begin[Item, Result]:
-    """Make the ``begin`` of a queue whose batches are one job each, and what follows each."""
+    """Make a ``begin`` that runs each batch as one job, and calls ``after`` when it has ended."""
 
     def begin(items: list[Item], done: Callable[[Outcomes[Result]], None]) -> None:
         def ended(results: Outcomes[Result] | None, error: BaseException | None) -> None:
@@ -271,5 +270,5 @@ class BatchQueue(Generic[Item, Result]):
         self._in_flight = None
         batch.end(outcomes)
         if self._waiting:
-            # Not at once: those whom this batch answered wake first, and may belong into the next.
+            # One turn later: tasks that this batch answered wake first, and may join the next one.
             self._workers.call_soon(self._advance)

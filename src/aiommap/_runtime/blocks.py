@@ -1,4 +1,4 @@
-"""Blocks: what ``async with`` enters and leaves, of two functions."""
+"""``async with`` blocks made from two functions."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ T = TypeVar("T")
 class Block(AbstractAsyncContextManager[None], Generic[T]):
     """One block.
 
-    Not made of an async generator: those are finalized by their loop, and a loop that was closed
-    never does it, so that what they hold would be held for good.
+    It is no async generator: the loop finalizes those, and a closed loop never does, so that they
+    would hold what they hold for good.
 
     Args:
-        enter: called at the beginning; what it returns is given to ``leave``.
-        leave: called at the end, however that comes.
+        enter: called at the beginning; its result is passed to ``leave``.
+        leave: called at the end, also after an error.
     """
 
     __slots__ = ("_enter", "_held", "_leave")

@@ -1,4 +1,4 @@
-"""Callbacks, sync or async: told on the event loop, kept apart from one another."""
+"""Callbacks of the application, sync or async: called on the loop, each in a task of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Subscription:
-    """Stands for one registered callback; ``cancel`` ends it."""
+    """One registered callback; ``cancel`` ends it."""
 
     __slots__ = ("_end",)
 
@@ -43,7 +43,7 @@ class Listeners(Generic[T]):
         return subscription
 
     def tell(self, value: T) -> None:
-        """Call them all in the background; one that raises is logged and stops no other."""
+        """Call all of them in the background. If one raises, that is logged and stops no other."""
         for callback in list(self._callbacks.values()):
             spawn_user_task(_call, callback, value)
 
@@ -54,9 +54,9 @@ class Listeners(Generic[T]):
 async def call_user(function: Callable[..., object], *arguments: object) -> object:
     """Call a function of the application, sync or async; return its answer or raise its error.
 
-    It has a task of its own: asyncio's code may raise a cancellation that nobody asked for, as by
+    The call has a task of its own. The function may raise a cancellation that nobody asked for, by
     awaiting a task that somebody else cancelled. That is a failure of the function, a RuntimeError,
-    and not the end of whoever calls it.
+    and does not cancel the caller.
     """
     outcome = _Outcome()
     async with anyio.create_task_group() as group:
@@ -65,7 +65,7 @@ async def call_user(function: Callable[..., object], *arguments: object) -> obje
 
 
 class _Outcome:
-    """What came of a call; a cancellation until something did."""
+    """The outcome of a call; a cancellation, until the call has ended."""
 
     __slots__ = ("_answer", "_error")
 

@@ -1,13 +1,15 @@
-"""Threads of the process that are there before they are needed.
+"""Two threads that the process starts before it needs them: the clock and the reserve.
 
-``clock`` wakes whoever has something due, whether or not a loop runs: a timer of an event loop
-fires when the loop has time, which is not during a long computation, nor at rest between two runs.
-``reserve`` runs jobs for which no thread can be started, at a limit on processes for instance:
-what was opened can then still be flushed and closed (I15).
+``clock`` calls functions at deadlines. Files with a flush policy that acts by itself keep it
+(``_flush/background``). A timer of an event loop would not do: it fires when the loop has time, but
+not during a long computation, nor between two runs of the loop.
 
-Theory of operation. A thread exists for as long as somebody *keeps* it. It alone touches the
-alarms; who sets one, or stops keeping it, puts that into a queue, which garbage collection may do
-at any moment, as putting never waits.
+``reserve`` runs jobs when no thread can be started, at a limit on processes for instance. Every hub
+keeps it (``Workers``). So a file that was opened can always be flushed and closed (I15).
+
+Theory of operation. A kept thread exists while it has keepers. It alone touches its alarms. Other
+threads send it orders through a queue: an alarm to add, or None for one keeper less. Putting into
+the queue never waits, so a finalizer may do it at any moment.
 """
 
 from __future__ import annotations
@@ -23,11 +25,11 @@ from collections.abc import Callable
 from .._logs import FLUSHES
 from .threads import Job, Mutex, run_in_thread
 
-#: Returns what is to be called, or None if that is gone: a weak reference, for one.
+#: Returns the function to call, or None if it is gone, as a weak reference does.
 Reference = Callable[[], Job | None]
 Alarm = tuple[float, int, Reference]
 
-#: Longer waits are made of several: the system cannot wait for as long as a float can say.
+#: A longer wait is made of several: the system cannot wait for as long as a float can say.
 LONGEST_WAIT_SECONDS = 3600.0
 
 
@@ -38,7 +40,10 @@ class KeptThread:
         self.renew()
 
     def renew(self) -> None:
-        """Have no thread, and no mutex that one may have held: in a forked child."""
+        """Begin without a thread, and with a new mutex; also in a forked child.
+
+        The parent's thread does not exist there, and may have held the old mutex.
+        """
         self._mutex = Mutex()
         self._keepers = 0
         self._runs = False
@@ -68,26 +73,26 @@ class KeptThread:
         return stop
 
     def call_at(self, when: float, reference: Reference) -> None:
-        """Call what a reference leads to, once that time has come; for who keeps the thread."""
+        """Call what a reference leads to at that time; for a keeper of the thread."""
         self._orders.put((when, next(self._order), reference))
 
     def call(self, function: Job) -> None:
-        """Call a function when those before it are done; for who keeps the thread."""
+        """Call a function when those before it are done; for a keeper of the thread."""
         self.call_at(0, lambda: function)
 
     def _run(self) -> None:
-        while self._obey():
+        while self._run_orders():
             while self._alarms and self._alarms[0][0] <= time.monotonic():
                 self._call(heapq.heappop(self._alarms)[2])
 
-    def _obey(self) -> bool:
-        """Wait for an order or the next alarm; tell whether to go on."""
+    def _run_orders(self) -> bool:
+        """Wait for an order or for the next alarm; tell whether to go on."""
         try:
             order = self._orders.get(timeout=self._wait_seconds())
         except queue.Empty:
             return True
         if order is None:
-            return not self._let_go()
+            return not self._drop_keeper()
         heapq.heappush(self._alarms, order)
         return True
 
@@ -96,7 +101,7 @@ class KeptThread:
             return None
         return min(max(self._alarms[0][0] - time.monotonic(), 0), LONGEST_WAIT_SECONDS)
 
-    def _let_go(self) -> bool:
+    def _drop_keeper(self) -> bool:
         """Count one keeper less; tell whether it was the last."""
         with self._mutex:
             self._keepers -= 1
@@ -121,7 +126,10 @@ for _thread in (clock, reserve):
 
 
 def run_in_some_thread(job: Job, tell: Job | None = None) -> None:
-    """As ``run_in_thread``, or in the reserve if no thread can be started; for who keeps that."""
+    """Run a job as ``run_in_thread`` does, or in the reserve if no thread can be started.
+
+    For whoever keeps the reserve.
+    """
     try:
         run_in_thread(job, tell)
     except RuntimeError:

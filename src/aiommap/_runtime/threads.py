@@ -1,12 +1,21 @@
-"""Threads that run jobs: as many as there are jobs at a time, and idle ones are used again.
+"""The pool of worker threads. The process has one pool, and this module owns it.
 
-Neither anyio's nor concurrent.futures' pool, because a hop through them costs twice as much
+Who owns which thread:
+
+    this module     the workers. A worker is started when a job finds no idle one, and ends after
+                    ``IDLE_SECONDS`` without a job. ``Workers`` limits how many jobs a hub has at
+                    a time; ``FlushScheduler`` limits its background flushes.
+    kept_threads    the clock and the reserve: one thread each, for as long as somebody keeps them.
+    a scanner of    its own thread, for as long as something is watched (``_watch/scanner``).
+    ``_watch``
+
+We use neither anyio's pool nor that of concurrent.futures. A hop through them costs twice as much
 (docs/decisions), and a hop is most of what a durable write costs beside the disk itself.
 
 Invariants.
-  1  A worker is in ``_idle`` only while it waits for a job, or is about to; whoever takes it out
-      owns it and must give it one. Taking out and putting in are single operations, so no lock is
-      needed.
+  1  A worker is in ``_idle`` only while it waits for a job, or is about to. Whoever takes it out
+      owns it and must give it a job. Taking out and putting in are single operations, so no lock
+      is needed.
   2  A forked child starts with no workers.
 """
 
@@ -22,13 +31,12 @@ from collections.abc import Callable
 
 Job = Callable[[], None]
 
-#: A lock between threads, for state that several of them touch; held for moments, never over a
-#: wait, so that the loop thread may take it too.
+#: A lock between threads. Whoever holds one that the loop thread takes does not wait meanwhile.
 Mutex = threading.Lock
-#: The same, where what runs at any moment, as finalizers do, may take it in a thread that has it.
+#: The same, where a finalizer may take it in the thread that holds it: those run at any moment.
 ReentrantMutex = threading.RLock
 
-#: A thread that had nothing to do for so long ends.
+#: An idle worker ends after this time.
 IDLE_SECONDS = 10.0
 
 _idle: deque[_Worker] = deque()
@@ -50,13 +58,16 @@ os.register_at_fork(after_in_child=Forks.add)
 
 
 def run_in_thread(job: Job, tell: Job | None = None) -> None:
-    """Run a job in a thread of its own; it must not raise. Who bounds their number is the caller.
+    """Run a job in a worker. It must not raise. The caller limits how many jobs there are.
 
-    What tells that the job is done is called when the thread can be had for the next one: else
-    who is told, and has a next one at once, would wake another thread with colder caches.
+    ``tell`` runs after the job, and only after this worker is idle again. Otherwise the waiter's
+    next job would start a second, colder thread.
 
-    The threads are daemons: a job that hangs, on a dead network file system for instance, does
-    not keep the interpreter from ending.
+    The threads are daemons. A job may hang, on a dead network file system for instance, and the
+    interpreter still ends.
+
+    Raises:
+        RuntimeError: if a thread is needed and none can be started.
     """
     try:
         worker = _idle.pop()  # the one that was busy last has the warmest caches
@@ -68,7 +79,7 @@ def run_in_thread(job: Job, tell: Job | None = None) -> None:
 def check_threads() -> None:
     """Raise RuntimeError if no thread can be started, for code that would not survive that.
 
-    Two are started at once, as the end of one may take a moment more than waiting for it.
+    It starts two at once: a thread may end a moment after the wait for it returns.
     """
     held, probes = threading.Event(), []
     try:
@@ -118,4 +129,4 @@ class _Worker:
             _idle.append(self)
             if tell is not None:
                 tell()
-            del job, tell  # what they refer to must not live until the next one comes
+            del job, tell  # or what they refer to would live until the next job comes

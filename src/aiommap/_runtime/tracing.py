@@ -1,13 +1,13 @@
-"""Who wants to be told of operations that left the loop thread, and of what.
+"""Tracing: an observer learns of operations that may leave the loop thread.
 
-Theory of operation. The slow ways of verbs run inside ``traced``. While nobody observes, that is
-one look at a variable beside a hop of some 35 microseconds. Otherwise the observer is told once of
-each operation, after it ended, in the task that asked for it and so in that task's context.
+Theory of operation. The slow ways of verbs run inside ``traced``. Without an observer that reads
+one variable, beside a hop of some 35 microseconds. With one, the observer is called once for each
+operation, after its end, in the task that asked for it and so in that task's context.
 
 Invariants.
   1  Inline verbs do not come here: an operation is traced only if it may wait.
   2  What an observer raises is logged, and changes nothing about the operation.
-  3  One observer at a time; an operation tells the one that was there when it began.
+  3  There is one observer at a time. An operation calls the one that was there when it began.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from typing import Self
 
 from .._logs import CALLBACKS
 
-#: Told of an operation that has ended; on the loop thread, so it must not wait.
+#: Called with an operation that has ended; on the loop thread, so it must not wait.
 Observer = Callable[["Operation"], object]
 
 _observer: Observer | None = None
 
 
 def set_observer(observer: Observer | None) -> None:
-    """Have a function told of every operation that begins from now on; None for nobody."""
+    """Call a function for every operation that begins from now on; None for no function."""
     global _observer
     _observer = observer
 
 
 def is_traced() -> bool:
-    """Tell whether ``traced`` does anything, for ways that are too short to pass through it."""
+    """Tell whether there is an observer, for ways that are too short to pass through ``traced``."""
     return _observer is not None
 
 
@@ -79,11 +79,11 @@ class Operation:
         self.hops += 1
 
     def hop_if(self, needed: Callable[[], bool]) -> None:
-        """Count a trip if one is needed; asked only while somebody observes."""
+        """Count a trip if one is needed; ``needed`` is called only with an observer."""
         self.hops += needed()
 
     def covers(self, length: int) -> None:
-        """Say how many bytes it is about, if only now known."""
+        """Set the length, where only the operation itself finds it out."""
         self.length = length
 
     def __enter__(self) -> Self:
@@ -107,7 +107,7 @@ class Operation:
 
 
 class _Untraced:
-    """What stands for an operation while nobody observes."""
+    """Stands for an operation while there is no observer."""
 
     __slots__ = ()
 
@@ -115,7 +115,7 @@ class _Untraced:
         """Count nothing."""
 
     def hop_if(self, needed: Callable[[], bool]) -> None:
-        """Do not even ask."""
+        """Call nothing."""
 
     def covers(self, length: int) -> None:
         """Keep nothing."""
@@ -131,6 +131,6 @@ _UNTRACED = _Untraced()
 
 
 def traced(name: str, path: str, offset: int, length: int) -> Operation | _Untraced:
-    """Begin what stands around the slow way of a verb, in a ``with`` statement."""
+    """Make the block that a verb runs its slow way in."""
     tell = _observer
     return _UNTRACED if tell is None else Operation(tell, name, path, offset, length)

@@ -58,7 +58,7 @@ def _nothing() -> None:
 
 
 class _Job:
-    """One hop with a claim: whoever takes it first, the thread or the cancellation, decides."""
+    """One hop. Its thread and the cancellation of its waiter both try to claim it."""
 
     __slots__ = ("_claim", "_ended", "_function", "error", "result", "withdrawn")
 
@@ -74,7 +74,7 @@ class _Job:
         return self._claim.acquire(blocking=False)
 
     def withdraw(self) -> bool:
-        """Keep it from running, if it has not begun; tell whether that was in time."""
+        """Keep the job from running, if it has not begun; tell whether it will never run."""
         self.withdrawn = self.withdrawn or self.claim()
         return self.withdrawn
 
@@ -87,9 +87,18 @@ class _Job:
                 self.error = error
 
     def end(self) -> None:
-        """Tell whoever waits, once; what is told refers to the job, and must not outlive it."""
+        """Wake the waiter, once. Let go of what was called: it refers to the job."""
         ended, self._ended, self._function = self._ended, _nothing, _nothing
         ended()
+
+    def take(self) -> tuple[Any, BaseException | None]:
+        """Return the result and the error, and keep neither.
+
+        The traceback of an error refers to the job it ran in.
+        """
+        result, self.result = self.result, None
+        error, self.error = self.error, None
+        return result, error
 
     def outcome(self) -> Any:
         if self.error is not None:
@@ -103,7 +112,7 @@ class _Job:
 class Limiter:
     """Tokens for jobs, and the jobs that wait for one, first come, first served.
 
-    For the loop thread. No task waits here: a task could be cancelled in a job's place.
+    For the loop thread. Jobs wait here, and no task does: a task could be cancelled meanwhile.
     """
 
     __slots__ = ("_free", "_waiting", "total_tokens")
@@ -126,7 +135,7 @@ class Limiter:
         return sum(not job.withdrawn for job in self._waiting)
 
     def queue(self, job: _Job) -> None:
-        """Have a job launched when its turn comes."""
+        """Launch a job later, when its turn comes."""
         self._waiting.append(job)
 
     def give(self, launch: Callable[[_Job], None]) -> None:
@@ -178,7 +187,7 @@ class Workers:
         self.control: Limiter = Limiter(CONTROL_WORKERS)
 
     def call_from_thread(self, function: Callable[[], object]) -> bool:
-        """Call a function on the loop soon, from any thread; tell if the loop was still there."""
+        """Call a function on the loop soon, from any thread; tell whether the loop was there."""
         try:
             self._from_thread(function)
         except RuntimeError:
@@ -234,7 +243,7 @@ class Workers:
         )
 
     async def checkpoint_if_due(self) -> bool:
-        """Let other tasks run, and see a cancellation, if the slice is spent; tell if it was."""
+        """If the time slice is spent, let others run and see a cancellation; tell if it was."""
         # In a forked child other tasks must not run: their copies would do the parent's work, and
         # take events out of the queue that the two loops share.
         if not time_slice_spent() or self._forks != Forks.count:
@@ -271,16 +280,13 @@ class Workers:
         function: Callable[[], T],
         ended: Callable[[T | None, BaseException | None], object],
     ) -> None:
-        """Run a job that nobody withdraws; its result or error is told on the loop.
+        """Run a job that nobody withdraws; ``ended`` gets its result or error, on the loop.
 
-        For the loop thread, which the caller has made sure of.
+        The caller has made sure that this is the loop thread.
         """
 
         def tell() -> None:
-            # Taken out: the traceback of an error in the result refers to the job it ran in.
-            result, job.result = job.result, None
-            error, job.error = job.error, None
-            ended(result, error)
+            ended(*job.take())
 
         job = self._start(limiter, function, tell)
 
@@ -307,7 +313,7 @@ class Workers:
             job.end()
 
         def tell() -> None:
-            # A loop that has ended answers RuntimeError; nobody is left there to be told.
+            # A loop that has ended raises RuntimeError; nobody is left there to wake.
             with suppress(RuntimeError):
                 self._from_thread(end)
 
