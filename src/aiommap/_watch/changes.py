@@ -1,6 +1,10 @@
 """What happened to a watched path: states of a file, the kinds of change between two, merging.
 
 Pure: a state is what stat(2) said at one moment, a change is the difference of two of them.
+
+A new kind of change is a member of ``ChangeKind`` and a case of ``classify``. If it depends on a
+part of stat(2) that no state has yet, that is a field of ``_core/file_state.FileState``, and
+``_watch/attribution.subtract_own`` says what this hub may do to it itself.
 """
 
 from __future__ import annotations
