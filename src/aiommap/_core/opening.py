@@ -235,8 +235,15 @@ def _data(fd: int, at: int, end: int) -> tuple[int, int] | None:
 _NOT_ALLOCATED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM})
 
 
+#: Called with (fd, offset, length) before blocks are allocated, and may raise: ``aiommap.testing``
+#: fills disks here.
+allocation_checks: list[Callable[[int, int, int], None]] = []
+
+
 def _allocate(fd: int, offset: int, length: int) -> None:
     """Allocate blocks, and make the file reach as far as they do."""
+    for check in tuple(allocation_checks):
+        check(fd, offset, length)
     try:
         os.posix_fallocate(fd, offset, length)
     except OSError as error:
@@ -259,10 +266,6 @@ def _fill_holes(fd: int, offset: int, end: int) -> None:
             offset += os.pwrite(fd, zeros[: stop - offset], offset)
 
 
-#: Looked up at each call, because ``aiommap.testing`` fills the disk here.
-allocate: Callable[[int, int, int], None] = _allocate
-
-
 def reserve(fd: int, offset: int, length: int, old: int) -> None:
     """Allocate the blocks of a range that may reach beyond the end of the file.
 
@@ -271,7 +274,7 @@ def reserve(fd: int, offset: int, length: int, old: int) -> None:
     if not length:
         return
     try:
-        allocate(fd, offset, length)
+        _allocate(fd, offset, length)
     except OSError:
         if offset + length > old:
             os.ftruncate(fd, old)

@@ -81,6 +81,8 @@ class StatDiffer:
 
     def begin(self, watched: WatchedPath) -> None:
         """Take the first state of a path."""
+        found: os.stat_result | None = None
+        sample: Sample | None = None
         for _ in range(MAX_ATTEMPTS):
             found = _stat_if_allowed(watched.path)
             # The sample comes second. So a store of ours in between counts as somebody else's,

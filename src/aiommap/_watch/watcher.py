@@ -49,7 +49,7 @@ class _ScannerThread:
         self.remote = remote
         self.ended = ended
         self._paths = 0
-        self._abandoned: weakref.finalize[..., object] | None = None
+        self._abandoned: weakref.finalize[..., Watcher] | None = None
 
     def end_with(self, watcher: Watcher) -> None:
         """End the thread if the watcher becomes garbage before it was closed."""

@@ -10,9 +10,9 @@ from contextlib import contextmanager, suppress
 from typing import get_args
 
 from aiommap import AccessModeError, MappedFile, Snapshot
-from aiommap._core import opening as _opening
 from aiommap._core.file_core import FileCore
 from aiommap._core.file_state import Identity
+from aiommap._core.opening import allocation_checks
 from aiommap._runtime.event_loop import Event
 from aiommap._runtime.threads import Mutex
 
@@ -74,9 +74,9 @@ class _FullDisk(InjectedFault):
         self._core = core
         self._path = path
 
-    def refuse(self, fd: int) -> None:
-        """Raise if a descriptor's file is on this disk. Worker threads only."""
-        if self._holds(fd):
+    def check(self, fd: int, offset: int, length: int) -> None:
+        """Raise if the file is on this disk and needs new blocks. Worker threads only."""
+        if os.fstat(fd).st_blocks * 512 < offset + length and self._holds(fd):
             self._count_hit()
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -98,19 +98,6 @@ class _FullDisk(InjectedFault):
         if hole < offset + length:
             self._count_hit()
         return hole >= offset + length
-
-
-#: The full disks in place. ``_core/opening.allocate`` is replaced while there is any.
-_full: list[_FullDisk] = []
-_allocate = _opening.allocate
-
-
-def _allocate_if_room(fd: int, offset: int, length: int) -> None:
-    """Allocate blocks, unless that would take new ones of a full disk. Worker threads only."""
-    if os.fstat(fd).st_blocks * 512 < offset + length:
-        for disk in tuple(_full):
-            disk.refuse(fd)
-    _allocate(fd, offset, length)
 
 
 @contextmanager
@@ -149,14 +136,12 @@ def full_disk(target: MappedFile | str | os.PathLike[str]) -> Iterator[InjectedF
 
 @contextmanager
 def _registered(fault: _FullDisk) -> Iterator[None]:
-    _full.append(fault)
-    _opening.allocate = _allocate_if_room
+    check = fault.check
+    allocation_checks.append(check)
     try:
         yield
     finally:
-        _full.remove(fault)
-        if not _full:
-            _opening.allocate = _allocate
+        allocation_checks.remove(check)
 
 
 class SlowDisk(InjectedFault):
