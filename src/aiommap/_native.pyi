@@ -1,12 +1,12 @@
 """The contract of the native module: mapped pages, guarded copies, and no waiting with the GIL.
 
-Conventions. Offsets and lengths are bytes from the start of the file, plain ``int``, checked
-against ``Mapping.size`` before an address is formed (I3); a range that leaves it, also because the
-file was made shorter while the verb was at work, is an ``OutOfBoundsError``. Page rounding is done
-inside. Verbs marked *inline* run on the loop thread, never wait, and return None when they cannot
-answer at once; all others may wait and release the GIL while they do (I2). A count short of the
-request is a fault: the page behind the next byte cannot be reached. System call errors are raised
-as ``OSError``.
+Conventions. Offsets and lengths are bytes from the start of the file, plain ``int``. Every verb
+checks its range against ``Mapping.size`` before it forms an address (I3). A range that leaves the
+size raises ``OutOfBoundsError``, also when the file became shorter while the verb ran. Native code
+rounds to pages. *Inline* verbs run on the loop thread, never wait, and return None when they cannot
+answer at once. All others may wait, and release the GIL while they do (I2). A count short of the
+request is a fault: the page behind the next byte cannot be reached. Errors of system calls are
+raised as ``OSError``.
 """
 
 from typing import Any, Literal, Protocol, Self, SupportsIndex, TypeAlias, final, overload
@@ -98,16 +98,16 @@ class Mapping:
     nowait: bool  # reads through the descriptor can be tried without waiting
     in_memory: bool  # tmpfs and the like, where they never wait
     residency_visible: bool  # mincore(2) tells the truth about this file
-    inline_writes: bool  # settable: whether write_inline may store at all
+    inline_writes: bool  # settable: whether verbs may store on the loop thread at all
     declining: bool  # settable: inline verbs answer None
     cut_suspected: bool  # settable: a store may have hidden that others cut the file
-    generation: int  # how often it changed: size, fence, region, closing; begun and ended count
+    generation: int  # grows when a change of size, fence or region begins and ends, and at close
     sequence: int
     durable_sequence: int  # settable
     written_bytes: int
     lease_count: int
     writable_leases: int
-    ended_leases: int  # writable ones that there were
+    ended_leases: int  # how many writable leases have ended
     dirty_since: int  # CLOCK_MONOTONIC nanoseconds of the oldest dirty page; 0 when there is none
     writeback_since: int  # the same, of what a flush in flight is writing
     inline_reads: int
@@ -117,7 +117,10 @@ class Mapping:
     faults: int
 
     def __new__(cls, fd: int, size: int, capacity: int, flags: int) -> Self:
-        """Map max(size, capacity) bytes, rounded up to pages; nothing at all for 0 bytes."""
+        """Map max(size, capacity) bytes, rounded up to pages; nothing at all for 0 bytes.
+
+        ``flags`` is a sum of WRITABLE, PRIVATE_COPY and so on.
+        """
 
     @property
     def size(self) -> int:
@@ -135,7 +138,8 @@ class Mapping:
     def first_bad(self) -> int | None:
         """Offset of the page that a foreign load or store could not reach first, or None.
 
-        A page of zeros was laid there, so from then on inline verbs answer None and copies count 0.
+        The signal handler has laid a page of zeros there. From then on inline verbs answer None
+        and copies count 0 bytes.
         """
 
     @property
@@ -147,38 +151,39 @@ class Mapping:
         """Offset, end and place of the live leases, newest first."""
 
     def attach(self, owner: object, receipt_type: type[Receipt], /) -> None:
-        """Say what receipts of write_inline are made of and refer to; binds the loop thread."""
+        """Set the type of receipts and what they refer to, and bind the loop thread."""
 
     def bind_loop_thread(self) -> None:
-        """Let read_inline, read_into_inline and write_inline answer in this thread, and no other.
+        """Let read_inline, read_into_inline and write_inline answer in this thread only.
 
-        They answer in any thread before the first ``attach``.
+        Before the first ``attach`` they answer in any thread.
         """
 
     def close(self) -> None:
-        """Close the descriptor and give up the mapping; leases keep their pages (I7)."""
+        """Close the descriptor and release the mapping; leases keep their pages (I7)."""
 
     # Inline verbs.
     def read_inline(self, offset: int, length: int, /) -> bytes | None:
-        """Read at most 1 MiB within the thread's slice."""
+        """Read at most 1 MiB within the thread's time slice."""
 
     def read_into_inline(self, offset: int, buffer: Buffer, /) -> int | None:
         """Fill a writable contiguous buffer, as read_inline does."""
 
     def read_nowait(self, offset: int, length: int, /) -> bytes | None:
-        """Read any length, whatever the slice says."""
+        """Read any length, also after the time slice is spent."""
 
     def write_inline(self, offset: int, data: Buffer, /) -> Receipt | None:
         """Store at most 64 KiB into pages that are present, short of the inline limits.
 
-        None also means that a fault struck in the middle; the worker then finds out why.
+        None also means that a fault struck in the middle. The worker that repeats the write finds
+        out why.
         """
 
     def write_now(self, offset: int, data: Buffer, /) -> Receipt | None:
-        """Store as write_inline does, whatever the time slice and the inline limits say."""
+        """Store as write_inline does, but not bound by the time slice and the inline limits."""
 
     def stage(self, offset: int, data: Buffer, /) -> _Store | None:
-        """Check a write and export its bytes, for write_many; None as of write_inline."""
+        """Check a write and export its bytes for write_many; None where write_inline says None."""
 
     # Verbs that may wait.
     def read(self, offset: int, length: int, /) -> bytes:
@@ -190,26 +195,25 @@ class Mapping:
     def write_many(self, items: list[_Store], /) -> list[Receipt | tuple[int, int]]:
         """Store in list order; a receipt for each, or (bytes copied, errno) if it stopped short.
 
-        The errno says why pwrite(2) was short; it is 0 for a fault. 0 bytes copied means that
-        nothing was stored: the pages cannot be reached, or lie beyond a size that was set after
-        the range was checked.
+        The errno says why pwrite(2) was short; it is 0 for a fault. With 0 bytes copied nothing was
+        stored: the pages cannot be reached, or the file became shorter after the check.
         """
 
     def commit(self, items: list[_Store], /) -> _Commit | list[Receipt | tuple[int, int]] | None:
-        """Store, fdatasync(2) and stat, if nothing was dirty before; else None, and do nothing.
+        """Store, fdatasync(2) and stat if nothing is dirty; otherwise do nothing and return None.
 
         Returns receipts; whether no other write was counted meanwhile; how many bytes of pages
-        were flushed; where the last store ends; and what ``stat`` says. The stores count as being
-        flushed from then on, until ``flush_end``. If one of them stopped short, nothing is flushed,
-        and the result is that of ``write_many``. Raises OSError if the flush failed; what was
-        stored is dirty then.
+        were flushed; where the last store ends; and the result of ``stat``. The pages stay in
+        writeback until ``flush_end``. If a store stopped short, commit flushes nothing and returns
+        the result of ``write_many``. If the flush failed, commit raises OSError, and the stored
+        pages are dirty.
         """
 
     def sync(self, metadata: bool, /) -> None:
         """fsync(2) or fdatasync(2); F_FULLFSYNC on macOS."""
 
     def stat(self) -> tuple[int, int]:
-        """Size of the open file, and how many names it has; statx(2) without the times."""
+        """Return the size of the file and how many names it has; statx(2) without the times."""
 
     def sync_range(self, offset: int, length: int, /) -> None:
         """msync(2) with MS_SYNC."""
@@ -221,7 +225,7 @@ class Mapping:
         """posix_fadvise(2) with POSIX_FADV_WILLNEED."""
 
     def populate(self, offset: int, length: int, write: bool, /) -> int:
-        """Make at most PIECE_BYTES present, dirty if write; the bytes handled.
+        """Make at most PIECE_BYTES present, dirty if write; return the bytes handled.
 
         EFAULT means that a page cannot be reached, EINVAL that the kernel lacks the call.
         """
@@ -233,7 +237,7 @@ class Mapping:
         """mlock2(2): the pages are present when it returns."""
 
     def lock_later(self, offset: int, length: int, /) -> None:
-        """The same for those pages that are present, and for others once they come."""
+        """mlock2(2) with MLOCK_ONFAULT: pages that are absent are locked when they come."""
 
     def unlock(self, offset: int, length: int, /) -> None:
         """munlock(2)."""
@@ -249,72 +253,75 @@ class Mapping:
 
     # Bookkeeping; short, with the GIL.
     def flush_begin(self, offset: int, length: int, /) -> list[tuple[int, int]]:
-        """Take the dirty runs of a range for a flush; inline stores keep off it from now on."""
+        """Take the dirty runs of a range to flush; inline stores avoid it until ``flush_end``."""
 
     def flush_end(self, failed: list[tuple[int, int]], /) -> None:
         """End the flush and mark the runs that did not reach the disk dirty again."""
 
     def dirty_runs(self) -> list[tuple[int, int]]:
-        """Byte ranges stored to since they were last flushed, or writable through a lease."""
+        """Return byte ranges stored to since their last flush, or writable through a lease."""
 
     def dirty_bytes(self) -> int:
-        """Bytes in the pages of dirty_runs."""
+        """Return the bytes of the pages of dirty_runs."""
 
     def would_dirty(self, offset: int, length: int, /) -> int:
-        """Bytes that were dirty or being flushed if this range were stored to; leases aside."""
+        """Return how many bytes a store to this range would leave dirty or in writeback.
+
+        Leases do not count.
+        """
 
     def set_inline_limits(self, written_bytes: int, sequence: int, dirty_bytes: int, /) -> None:
-        """Say which counts write_inline may not reach, and how much it may make dirty in all.
+        """Set the counts that write_inline may not reach, and how much may be dirty in all.
 
-        NO_LIMIT is out of reach.
+        No count reaches NO_LIMIT.
         """
 
     def set_queued(self, start: int, end: int, /) -> None:
-        """Say where writes wait for a worker: inline stores must not overtake them (I9)."""
+        """Set the range whose writes wait for a worker: no inline store overtakes them (I9)."""
 
     def set_locked(self, ranges: list[tuple[int, int]], /) -> None:
-        """Say which sorted disjoint ranges are pinned and need no residency check."""
+        """Set the sorted disjoint ranges that mlock(2) keeps in memory."""
 
     def lease(self, offset: int, length: int, writable: bool, place: str | None = None, /) -> Lease:
-        """Export a range as a buffer that keeps its pages mapped; place is for ``leases``."""
+        """Export a range as a buffer that keeps its pages mapped; ``leases`` tells its place."""
 
-    # Changes: each is one step, of which nobody sees a part, and not two at a time. One that fails
-    # leaves all as it was. Views of bytes that the file gives up read zeros.
+    # Changes. Each is one step, and nobody sees a part of it. Only one runs at a time. A change
+    # that fails leaves everything as it was. Views of bytes that the file gives up read zeros.
     @property
     def fenced(self) -> bool:
-        """Whether zeros lie over some of the pages, so that growing maps them anew, unpinned."""
+        """Whether zeros lie over some pages; growing maps these pages again, unlocked."""
 
     def rebase(self, capacity: int, /) -> None:
-        """Map the file anew over a larger range, its pages unpinned; leases keep the old one."""
+        """Map the file over a larger range, with unlocked pages; leases keep the old range."""
 
     def truncate(self, length: int, /) -> None:
-        """Make the file this long, and address so much of it; it is never longer than it was.
+        """Make the file this long, never longer than it was, and set ``size`` to that.
 
-        While there are growable leases, zeros behind that end it at a page boundary.
+        While there are growable leases, the file ends with zeros up to a page boundary.
         """
 
     def extend(self, size: int, end: int, back: int, min_kept: int, /) -> None:
-        """Make the file at least ``end`` bytes long, and address ``size``, within the capacity.
+        """Make the file at least ``end`` bytes long, and raise ``size``, within the capacity.
 
         If that fails it is ``back`` bytes long again, unless a store has made it longer. The
         minimum kept length becomes no less than ``min_kept``.
         """
 
     def adopt(self, size: int, end: int, forget: bool, /) -> None:
-        """Address as many bytes as others have made it long, within the capacity.
+        """Set ``size`` to the length that others gave the file, within the capacity.
 
-        Where ``end`` is not where the file ends, it is made so long; and if ``forget``, growth goes
-        on from ``size``, whatever stores have made of it before.
+        The file is made ``end`` bytes long if it ends elsewhere. With ``forget``, growth continues
+        from ``size``, and what stores added before is forgotten.
         """
 
     # Growing by stores beyond the end.
     @property
     def file_end(self) -> int:
-        """Where the file was made to end: at ``size``, or at a page boundary behind it."""
+        """Where we made the file end: at ``size``, or at a page boundary behind it."""
 
     @property
     def grown(self) -> int:
-        """Where a store through a growable lease made the file end; 0 if none since a truncate."""
+        """Where a store through a growable lease made the file end; 0 after a truncate."""
 
     @property
     def growing(self) -> bool:
@@ -325,13 +332,13 @@ class Mapping:
         """Up to where stores have reserved blocks; may lie behind ``file_end``."""
 
     def lease_growable(self, offset: int, length: int, place: str | None = None, /) -> Lease:
-        """Export a range within the capacity; stores beyond file_end, whole pages, move that."""
+        """Export a range within the capacity; a store beyond ``file_end`` moves it."""
 
     def take_growth(self) -> bool:
-        """Tell whether stores have made the file longer since this was asked last."""
+        """Tell whether stores have made the file longer since the last call."""
 
     def stop_growth(self) -> None:
-        """From now on what lies beyond the end reads as zeros, and stores there are lost."""
+        """End growth: bytes beyond the end read as zeros from now on, and stores there are lost."""
 
 @final
 class Lease:
@@ -351,24 +358,24 @@ class Receipt:
     def __new__(cls, owner: object, offset: int, length: int, sequence: int, /) -> Self: ...
 
 class _WordPolicy(Protocol):
-    """What Words ask, in whatever thread they are used."""
+    """What words ask, in the thread that uses the word."""
 
     @property
     def core(self) -> Any: ...
     def check(self, offset: int, length: int, store: bool, /) -> None:
-        """Raise what forbids an operation that the mapping does not simply allow."""
+        """Raise what forbids an operation; asked only where the mapping does not allow it."""
 
     def fault(self, offset: int, size: int, number: int, /) -> None:
-        """Raise the error for a fault; the size of the file is -1 if it could not be asked."""
+        """Raise the error for a fault; ``size`` is that of the file, or -1 if it is unknown."""
 
     def stored(self) -> None:
-        """Hear that a store has reached the inline limits."""
+        """Called when a store has reached the inline limits."""
 
 class Word:
     """A word of 4 or 8 bytes with atomic operations; base of AtomicU32 and AtomicU64.
 
-    An operation on a page that is not known to be in memory, or that a flush is writing, releases
-    the GIL and may wait; any other takes a fraction of a microsecond.
+    An operation releases the GIL and may wait where the page is not known to be in memory, and a
+    store also where a flush is writing the page. Any other takes a fraction of a microsecond.
     """
 
     offset: int
@@ -390,7 +397,7 @@ class Word:
         """FUTEX_WAKE; how many waiters of the kernel were woken."""
 
 class WordArray:
-    """Words side by side; the operations of Word, with the number of the word before the values."""
+    """Words side by side; the operations of Word take the number of the word first."""
 
     offset: int
     _policy: Any
@@ -433,18 +440,18 @@ class WordArray:
 
 @final
 class Wakeup:
-    """What a thread waits with, for words and for being woken; a private futex."""
+    """Lets a thread wait for words and for ``wake`` at once; a private futex."""
 
     def count(self) -> int:
-        """How often it was woken, modulo 2**32."""
+        """Return how often ``wake`` was called, modulo 2**32."""
 
     def wake(self) -> None:
-        """Wake the thread that waits, also if it only begins to."""
+        """Wake the thread that waits, or is about to."""
 
     def wait(self, count: int, words: list[tuple[Word, int]], /) -> list[tuple[int, int]]:
-        """Wait until a word is notified or not what is expected, or it was woken since ``count``.
+        """Wait until a word is notified or not as expected, or ``wake`` was called since ``count``.
 
-        Returns ``(number, 0)`` for each word that is not what is expected, or cannot be reached,
-        and ``(number, errno)`` for each that the kernel cannot wait for. At most MAX_WAIT_WORDS
+        Returns ``(number, 0)`` for each word that is not as expected, or cannot be reached, and
+        ``(number, errno)`` for each that the kernel cannot wait for. Takes at most MAX_WAIT_WORDS
         words, of 4 bytes each.
         """

@@ -1,6 +1,6 @@
-/* blocking.c: reads and syncs of worker threads. They may wait, without the GIL (I2).
+/* blocking.c: reads and calls of worker threads on the file; they may wait, without the GIL (I2).
  *
- * Verbs that copy report how much they copied; a number short of the request is a fault, and the
+ * A verb that copies returns how much it copied. A number short of the request is a fault, and the
  * caller finds out why. Errors of system calls are raised as OSError.
  */
 #include "blocking.h"
@@ -13,9 +13,8 @@
 /* No errno number is this large. */
 enum { GONE = INT_MIN };
 
-/* Fill `to` from the file, or from the mapping where only the mapping has the bytes: how many bytes,
- * a negative errno number, or GONE, with an exception, for a range that the file does not have any
- * more. */
+/* Fill `to` from the file, or from the mapping where only the mapping has the bytes. Returns how many
+ * bytes, or a negative errno number, or GONE with an exception when the file no longer has the range. */
 static ssize_t read_waiting(Mapping *self, char *to, int64_t offset, size_t length)
 {
     struct pin pin;
@@ -107,10 +106,10 @@ PyObject *mapping_stat(Mapping *self, PyObject *Py_UNUSED(unused))
     return Py_BuildValue("(LK)", (long long)found.size, (unsigned long long)found.links);
 }
 
-/* What a verb on a non-empty range of the mapping or of the descriptor has to call. Length 0 is
- * left out here: to several system calls it would mean "to the end". What failed is asked again if
- * the file or its region changed meanwhile, and what pins pages also if it did not fail. */
-#define RANGE_VERB(name, pins, call)                                                              \
+/* A verb that makes one call on a range of the mapping or of the descriptor. For length 0 it makes
+ * none: to several system calls 0 means "to the end". A call that failed is repeated if there was a
+ * change meanwhile; a call that locks pages is repeated also if it did not fail. */
+#define RANGE_VERB(name, locks, call)                                                             \
     PyObject *name(Mapping *self, PyObject *args)                                                 \
     {                                                                                             \
         long long offset, length;                                                                 \
@@ -124,7 +123,7 @@ PyObject *mapping_stat(Mapping *self, PyObject *Py_UNUSED(unused))
             if (length == 0)                                                                      \
                 break;                                                                            \
             WITHOUT_GIL(pin, self, error = call;);                                               \
-            if (error || ((pins) && pin.moved))                                                  \
+            if (error || ((locks) && pin.moved))                                                  \
                 meanwhile = pin_meanwhile(&pin, offset, length);                       \
         } while (meanwhile == RANGE_MOVED);                                                       \
         if (meanwhile == RANGE_GONE)                                                              \

@@ -58,10 +58,10 @@ static int wait_any(struct futex_entry *entries, size_t count, const struct mome
 #endif
 }
 
-/* Hold what the kernel is to look for a futex in. It faults a page that it finds writable in for
- * writing, which makes it dirty and moves the times of the file, though no byte is changed; it
- * finds the same futex through a mapping that cannot be written to. Where there is no room for one
- * the page gets dirty. */
+/* Pin a region in which the kernel shall look for a futex. In a writable region the kernel faults the
+ * page for writing, which makes it dirty and moves the times of the file, though no byte changes. It
+ * finds the same futex through a read-only region. Where there is no room for one, the page gets
+ * dirty. */
 static void pin_quietly(struct pin *pin, Mapping *mapping)
 {
     if (mapping->region && mapping->region->writable && !mapping->quiet) {
@@ -129,7 +129,7 @@ static bool take_in(struct waiting *waiting, PyTypeObject *type, PyObject *item)
     return true;
 }
 
-/* Look at every word, as the kernel names only one of several that were woken. */
+/* Load every word, because the kernel names only one of several that were woken. */
 static void check_words(struct waiting *waiting)
 {
     int64_t now = coarse_clock();
@@ -144,8 +144,8 @@ static void check_words(struct waiting *waiting)
     }
 }
 
-/* A wait that fails does not say which word is to blame: ask for each by itself, without waiting. If
- * it is none, one of their pages was gone for a moment, or the kernel cannot wait for so many. */
+/* A wait that fails does not say which word is to blame, so ask for each word alone, without waiting.
+ * If no word fails, a page was gone for a moment, or the kernel cannot wait for that many words. */
 static void ask_each(struct waiting *waiting, int failure)
 {
     const struct moment past = {0};

@@ -34,8 +34,8 @@ static bool parse_integer(PyObject *object, int64_t *value)
     return !overflow;
 }
 
-/* Whether this is the thread of the file's loop. Its slice tells it from any other thread alive;
- * a mapping that nobody attached belongs to none. */
+/* Whether this is the thread of the file's loop. The address of its time slice tells it from any
+ * other thread alive. A mapping that nobody has attached belongs to no thread. */
 static bool is_loop_thread(const Mapping *self, const struct time_slice *slice)
 {
     return self->loop_slice == slice || !self->loop_slice;
@@ -62,8 +62,8 @@ static bool copy_present(Mapping *self, char *to, int64_t offset, size_t length)
     return copied == length && !pin.moved;
 }
 
-/* Check and copy piece by piece, so that little time passes between the two. The size is looked at
- * last: past the end of a truncated file its last page still reads, as zeros. */
+/* Check and copy piece by piece, so that little time passes between check and copy. The size is
+ * checked last: the last page of a truncated file still reads, as zeros past the end. */
 static size_t copy_checked(const struct region *region, int fd, char *to, size_t offset,
                            size_t length)
 {
@@ -93,7 +93,7 @@ static bool read_mapped(Mapping *self, char *to, int64_t offset, size_t length)
     return done == length && !pin.moved;
 }
 
-/* file_read_nowait, or an equal that does not wait; and of what was read only what is its own. */
+/* Read without waiting; only the bytes that the file has had throughout count. */
 static ssize_t read_own(int fd, char *to, size_t length, int64_t offset, bool nowait)
 {
     if (!nowait)
@@ -202,14 +202,14 @@ PyObject *mapping_read_into_inline(Mapping *self, PyObject *const *args, Py_ssiz
     return PyLong_FromSsize_t(length);
 }
 
-/* Which way a store takes that the loop thread has to make; of a worker's, `way_of` decides. */
+/* Which way a store of the loop thread takes. For a worker's store, way_of in write.c decides. */
 enum inline_way {
-    WAY_WORKER,      /* it would wait: a page is not in memory, or a flush of ours is at work on it,
-                        under which a store waits for milliseconds (docs/decisions.md) */
-    WAY_WITHOUT_GIL, /* the first store to a clean page enters the file system, which waits where that
-                        is frozen, for its journal, or for its own write-back; and nothing tells
-                        whether the kernel has made a page clean */
-    WAY_WITH_GIL,    /* there is no file system: the pages are private, or on tmpfs */
+    WAY_WORKER,      /* it would wait: a page is not in memory, or our flush is writing it, which
+                        makes a store wait for milliseconds (docs/decisions.md) */
+    WAY_WITHOUT_GIL, /* it may wait: the first store to a clean page enters the file system, which may
+                        be frozen, or wait for its journal or its own write-back. Nothing tells
+                        whether the kernel has made a page clean. */
+    WAY_WITH_GIL,    /* no file system is involved: the pages are private, or on tmpfs */
 };
 
 static enum inline_way way_of_inline(Mapping *self, int64_t offset, int64_t length, int64_t now)
@@ -243,8 +243,8 @@ static bool meets_limit(const Mapping *self, int64_t offset, int64_t length)
            limits->pages;
 }
 
-/* The receipt, None when the store has to take the slow way, or NULL with MemoryError. A store
- * that was asked about before is bound neither by the slice nor by the flush policy. */
+/* The receipt, None when the store has to take the slow way, or NULL with MemoryError. A store for
+ * which the policy was `asked` before is bound neither by the time slice nor by the inline limits. */
 static PyObject *store_now(Mapping *self, int64_t offset, const Py_buffer *data, bool asked)
 {
     int64_t now = monotonic_clock();
@@ -307,7 +307,7 @@ PyObject *mapping_write_now(Mapping *self, PyObject *const *args, Py_ssize_t cou
     return write_now(self, args, count, true);
 }
 
-/* Bytes neither change nor move; what does is exported until the write is over. */
+/* Bytes neither change nor move. Other memory is exported until the write is over. */
 PyObject *mapping_stage(Mapping *self, PyObject *const *args, Py_ssize_t count)
 {
     int64_t offset;

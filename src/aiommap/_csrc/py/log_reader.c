@@ -245,7 +245,7 @@ static bool decode_buffer(LogCursor *self, PyObject *list, int64_t end, struct f
                           enum frame_verdict *verdict)
 {
     *verdict = FRAME_INCOMPLETE;
-    frame->length = 0;
+    *frame = (struct frame){0};
     if (self->offset < self->start || self->offset >= self->start + (int64_t)self->filled)
         return true;
     for (int turns = 0; turns < TURN_RECORDS && self->offset < end && self->state != CURSOR_END;

@@ -9,8 +9,8 @@
 #include "../sys/clock.h"
 #include "../sys/full_disk.h"
 
-/* Have blocks behind a range whose pages cannot be had; RANGE_MOVED if there are some now, and in
- * *reason what it means if that does not help, or why there are none: errno numbers. */
+/* Allocate blocks behind a range whose pages cannot be had. RANGE_MOVED if there are blocks now. An
+ * errno number in *reason says what a further fault means, or why there are no blocks. */
 static enum meanwhile fill(Mapping *self, int64_t offset, int64_t length, int *reason)
 {
     int64_t span = length < (int64_t)PIECE_BYTES ? length : (int64_t)PIECE_BYTES;

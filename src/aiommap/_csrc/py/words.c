@@ -95,8 +95,8 @@ static bool account(const Words *self, int64_t at, bool stored, int64_t now)
     return false;
 }
 
-/* Have blocks behind a word, where the disk may have had none: 0, and in *reason what it means if the
- * page still cannot be had; or why there are none, also there. Errno numbers. */
+/* Allocate blocks behind a word, in case that the disk had none; 0 or an errno number. In *reason an
+ * errno number says what a further fault means, or why there are no blocks. */
 static int fill(const Words *self, int64_t at, int *reason)
 {
     Mapping *mapping = self->mapping;
@@ -146,7 +146,7 @@ static bool has_stored(const struct word_call *call)
            (call->operation != WORD_COMPARE || call->seen == call->expected);
 }
 
-/* Where the page may not be there, or may have to be waited for. */
+/* The page may be absent, or the thread may have to wait for it. */
 static __attribute__((noinline)) bool operate_cold(const Words *self, int64_t at,
                                                    struct word_call *call)
 {
@@ -164,7 +164,7 @@ static __attribute__((noinline)) bool operate_cold(const Words *self, int64_t at
             done = act(mapping->region, at, call, now);
         else
             WITHOUT_GIL(pin, mapping, done = act(pin.region, at, call, now););
-        /* What has stored is not repeated; but if its page was cut off, it has gone nowhere. */
+        /* A store is not repeated. But if its page was cut off meanwhile, it went nowhere. */
         again = pin.moved && (!done || !store);
         if (pin.moved && !again && !mapping->closed &&
             !range_is_valid(at, self->width, mapping->reach) &&

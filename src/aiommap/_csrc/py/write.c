@@ -53,8 +53,8 @@ static bool is_next(const struct store *store, const struct store *last)
     return store->offset == last->offset + last->data.len;
 }
 
-/* Without the GIL. What a write of several pages may find missing half-way is looked for before it, so
- * that a full disk is found while nothing has been changed yet: an errno number, or 0. */
+/* Without the GIL. Allocate the blocks that a write of several pages might lack half-way, so that a full
+ * disk is found while nothing has been changed yet. 0 or an errno number. */
 static int make_room(int fd, int64_t offset, size_t length, const struct target *target)
 {
     int64_t page = (int64_t)page_size(), end = offset + (int64_t)length;
@@ -101,9 +101,9 @@ static Py_ssize_t store_through(int fd, struct store *stores, Py_ssize_t count,
     return run;
 }
 
-/* Without the GIL. Go the other way where the first one is closed: a limit on the size of files, a
- * seal or a sandbox may refuse a write where the mapping works; and a page that was there a moment
- * ago may have no block, or not be there any more. */
+/* Without the GIL. Go the other way where the first one is closed. A limit on the size of files, a
+ * seal or a sandbox may refuse a write where the mapping works. And a page that was there a moment
+ * ago may have no block, or be gone. */
 static void store_otherwise(const struct pin *pin, struct store *store, enum way way,
                             const struct target *target)
 {

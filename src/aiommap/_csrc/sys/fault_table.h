@@ -1,28 +1,29 @@
-/* fault_table.h: the table of mappings in which faults of foreign loads and stores are survived.
+/* fault_table.h: the mappings in which faults of foreign loads and stores are survived.
  *
- * A *foreign* load or store is one that none of our copies makes: NumPy's, a parser's, through an
- * exported buffer. The SIGBUS handler looks its address up here. Knows nothing of Python.
+ * A *foreign* load or store is one that none of our copies makes: NumPy or a parser makes it, through
+ * an exported buffer. The SIGBUS handler looks its address up here. Knows nothing of Python.
  *
- * How the table is read while it is being changed. Entries live in chunks that are never freed, so
- * a reader may look at any of them at any time. Its owner's version is odd while an entry changes
- * and different afterwards.
+ * How the handler reads the table while another thread changes it. Entries live in chunks that are
+ * never freed, so a reader may look at any entry at any time. The version of an entry is odd while
+ * the entry changes, and another even number afterwards.
+ *
  * Invariants.
- *   1  An entry is filled in before anybody has a pointer into its mapping, and emptied before
- *       that mapping goes. So while a thread is at an address of a mapping, which keeps the mapping
- *       alive, the entry that covers the address stands still, also for the handler of the fault
- *       that this thread takes there.
- *   2  So an entry that a reader sees changing is not the one it looks for: it passes on, and never
- *       waits. Nor can it mistake one for another: it believes only what had the same even version
- *       before and after.
- *   3  What an entry points at (damage, growth) belongs to the owner of the mapping, and lives
- *       longer than it. A reader follows the pointer only of the entry that covers its own fault, and that
- *       mapping is alive (fault_table.1).
- *   4  An address range can be another mapping's only after ours was unmapped, which came after
- *       its entry was emptied; a thread that faults there came to know the address later still. So
- *       no fault in a foreign mapping finds an entry of ours.
+ *   1  An entry is filled in before anybody has a pointer into its mapping, and emptied before the
+ *      mapping is unmapped. A thread that is at an address of a mapping keeps the mapping alive. So
+ *      the entry that covers the address does not change, also not for the handler of a fault that
+ *      this thread takes there.
+ *   2  So an entry that changes while a reader looks at it is not the one that the reader wants. The
+ *      reader passes on and never waits. It cannot take one entry for another, because it trusts
+ *      only what it read between two equal even versions.
+ *   3  What an entry points at (damage, growth) belongs to the owner of the mapping, and lives longer
+ *      than the mapping. A reader follows the pointers only of the entry that covers its own fault,
+ *      and that mapping is alive (fault_table.1).
+ *   4  An address range can belong to a foreign mapping only after ours was unmapped, and our entry
+ *      was emptied before that. A thread that faults there learned the address later still. So no
+ *      fault in a foreign mapping finds an entry of ours.
  */
-#ifndef AIOMMAP_WATCHED_H
-#define AIOMMAP_WATCHED_H
+#ifndef AIOMMAP_FAULT_TABLE_H
+#define AIOMMAP_FAULT_TABLE_H
 
 #include <stdbool.h>
 #include <stddef.h>

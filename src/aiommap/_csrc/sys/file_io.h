@@ -17,11 +17,11 @@
 ssize_t file_read_nowait(int fd, char *to, size_t length, off_t offset);
 /* Read until length or end of file, in pieces. */
 ssize_t file_read(int fd, char *to, size_t length, off_t offset);
-/* The same of a regular file, and of what was read only what is its own. */
+/* The same for a regular file; only the bytes that the file has had throughout count. */
 ssize_t file_read_own(int fd, char *to, size_t length, off_t offset);
-/* How many of the bytes that were just read the file has had throughout. The kernel looks at the size
- * and then copies; pages that somebody cuts off in between are copied as zeros. Takes 0.2 us and does
- * not wait on a file system that has NOWAIT reads; nobody else uses the descriptor's position. */
+/* How many of the bytes that were just read the file has had throughout. The kernel checks the size and
+ * then copies; pages that somebody cuts off in between are copied as zeros. Takes 0.2 us, and does
+ * not wait on a file system that has NOWAIT reads. Nobody else uses the descriptor's position. */
 size_t file_own(int fd, off_t offset, size_t got);
 /* Write pieces one behind the other, which it uses up; the number of bytes written, and why it is
  * short if it is. */
@@ -29,8 +29,8 @@ size_t file_write(int fd, struct iovec *pieces, int count, off_t offset, int *er
 /* Whether the file is at least this long, so that a write up to there does not make it longer; and
  * whether it is *solid*, with blocks behind all of its bytes: then none meets a full disk half-way. */
 bool file_reaches(int fd, off_t end, bool *solid);
-/* Have blocks behind a range of the file, whose bytes they leave as they are. The errno number of a
- * full disk; 0 also where blocks cannot be had but by writing. */
+/* Allocate blocks behind a range of the file, without changing its bytes. The errno number of a full
+ * disk; 0 also where only writing allocates blocks. */
 int file_fill_holes(int fd, off_t offset, off_t end);
 int file_sync(int fd, bool metadata);
 /* What stat(2) would say about a file, without its times. */

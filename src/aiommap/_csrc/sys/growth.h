@@ -1,17 +1,17 @@
 /* growth.h: files that become longer where a store beyond their end hits. Knows nothing of Python.
  *
  * Theory of operation. A growable region maps the whole reserved capacity over a short file. A store
- * beyond the end faults, the signal handler makes the file longer and lets the store happen again.
- * Nothing can be told to whoever stores; so the handler leaves behind where the file now ends, and
- * whoever asks for the size of the mapping finds it there.
+ * beyond the end faults; the signal handler makes the file longer and lets the store happen again. The
+ * handler cannot report anything to the code that stores. So it records where the file now ends, and
+ * the next question for the size of the mapping finds that record.
  *
  * Invariants.
- *   1  While a growable region exists the file ends at a page boundary, for a store into the rest of
- *       the last page faults nowhere and would never reach the file.
- *   2  Who holds `busy` makes a few system calls and nothing else: it never waits for the GIL, which
- *       a thread that stores may hold while it waits for `busy`. The handler does not even wait: it
- *       returns, the store faults again, and it looks again.
- *   3  A fault below `end` is not for growth to heal: that part of the file was there, and is lost.
+ *   1  While a growable region exists the file ends at a page boundary. A store into the rest of a
+ *      partly used last page would not fault, and never reach the file.
+ *   2  The thread that has the lock `busy` makes a few system calls and nothing else. It never waits
+ *      for the GIL, because a thread that stores may hold the GIL while it waits for `busy`. The
+ *      handler does not even wait for `busy`: it returns, the store faults again, and it tries again.
+ *   3  Growth does not heal a fault below `end`: that part of the file was there, and is lost.
  */
 #ifndef AIOMMAP_GROWTH_H
 #define AIOMMAP_GROWTH_H
@@ -19,10 +19,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* How far ahead of a store: as much again as there is, within these. So far blocks are reserved, and a
- * sparse file is made longer. A file that is not is made longer by zeros that are written, a window
- * of them: pages that are in memory and dirty already are stored to by one fault for many, where
- * each page of a reserved block takes its own (docs/decisions.md). */
+/* How far growth goes ahead of a store: as much as the file has already, within these. Blocks are
+ * reserved so far, and a sparse file becomes longer by as much. Any other file becomes longer by a
+ * window of zeros that are written. The pages of the window are in memory and dirty, so that one
+ * fault serves many of them; each page of a reserved block would fault (docs/decisions.md). */
 #define GROWTH_MIN_BYTES (INT64_C(64) << 10)
 #define GROWTH_MAX_BYTES (INT64_C(64) << 20)
 #define GROWTH_WINDOW_BYTES (INT64_C(512) << 10)
@@ -60,26 +60,26 @@ enum growth_outcome {
 enum growth_outcome growth_reach(struct growth *growth, int64_t offset, int64_t limit, int *error,
                                  uint64_t *generation);
 
-/* Have blocks behind a range of the file where a page could not be had: a store takes blocks for all of
- * a folio, and where the disk lacks these, nothing says so but the fault. 0 if there are some now, and
- * *again is what it means if the page still cannot be had; or else why there are none: the errno number
- * of a full disk, EFAULT for any other reason, EAGAIN while another thread has the lock. Also for the
- * handler, and for files that never grow. */
+/* Allocate blocks behind a range of the file whose page could not be had. A store takes blocks for a
+ * whole folio, and when the disk has too few, the fault is the only sign. 0 if there are blocks now;
+ * then *again is what a further fault of the page means. Otherwise why there are none: the errno
+ * number of a full disk, EFAULT for any other reason, EAGAIN while another thread has the lock. Also
+ * for the handler, and for files that never grow. */
 int growth_fill(struct growth *growth, int64_t offset, int64_t length, int *again);
 
-/* For the handler: GROWTH_BEYOND for a page behind the end of the file, in a region that does not grow;
- * nobody changes the length then until growth_return. */
+/* For the handler: GROWTH_BEYOND for a page behind the end of the file, in a region that does not
+ * grow. Then the lock is held until growth_return, so that nobody changes the length. */
 enum growth_outcome growth_leave(struct growth *growth, int64_t offset);
 void growth_return(struct growth *growth);
 
-/* Make the file this long, by another descriptor, and forget what the handler did. If it is to end
- * at a page boundary (growth.1) it does so with zeros behind the given length. 0 or an errno number. */
+/* Make the file this long, through the given descriptor, and forget what the handler did. With
+ * `whole_pages` zeros follow up to a page boundary (growth.1). 0 or an errno number. */
 int growth_truncate(struct growth *growth, int fd, int64_t length, bool whole_pages);
 /* Make the file at least this long; blocks are the caller's to reserve. 0 or an errno number. */
 int growth_extend(struct growth *growth, int fd, int64_t end);
 /* Take over the length that others cut the file to. */
 void growth_follow(struct growth *growth, int64_t length);
-/* Wait until nobody is at work on the length. */
+/* Wait until no thread has the lock. */
 void growth_wait(struct growth *growth);
 /* From now on a fault beyond the end finds zeros, and the descriptor is not used any more. */
 void growth_stop(struct growth *growth);

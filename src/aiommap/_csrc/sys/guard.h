@@ -12,19 +12,19 @@
  *   1  Only a memcpy, or one atomic operation, runs in a guarded region.
  *   2  The handler jumps only for a fault whose page meets one of the two ranges in use.
  *   3  The jump target is thread-local: a fault never leaves its own thread.
- *   4  SIGBUS is unblocked for the length of a guarded region, since the kernel kills a thread
- *       that faults with SIGBUS blocked, whatever handler there is.
- *   5  A fault outside of a guarded region, at an address of a watched mapping, gets a page of
- *       zeros laid under it and goes on. The damage is noted before the page is laid, so whoever
- *       has stored into such a page finds the damage noted. Unless the mapping grows: then sys/growth.h
- *       says what becomes of the fault. Nor does it fail at the kernel's limit on mappings: sys/spare.h.
- *   6  Every other SIGBUS goes to whoever was installed before us. Each time the handler is put on
- *       top of another one it has an entry point of its own, a level, which hands on to what was
- *       below that: the chain leads downward only, whoever calls whom.
- *   7  The handler calls nothing that is not safe in a signal handler, and preserves errno. mmap(2)
- *       is not on the list of POSIX; in Linux libraries it is no more than the system call.
- *   8  A jump leaves the thread with the signal mask and the alternate stack of before the fault,
- *       whatever a handler that was asked before ours, and called it, had blocked or used up.
+ *   4  SIGBUS is unblocked while a thread is in a guarded region. The kernel kills a thread that
+ *      faults with SIGBUS blocked, whatever handler there is.
+ *   5  A fault outside of a guarded region, at an address of the fault table, gets a page of zeros
+ *      laid under it and goes on. The handler notes the damage before it lays the page, so code that
+ *      has stored into such a page finds the damage noted. Where the mapping grows, sys/growth.h says
+ *      what becomes of the fault. At the kernel's limit on mappings sys/spare.h makes room.
+ *   6  Every other SIGBUS goes to the handler that was installed before ours. Each time our handler
+ *      is put on top of another one it gets an entry point of its own, a level, which hands on to the
+ *      handler below that level. So the chain leads only downward, whoever calls whom.
+ *   7  The handler calls only what is safe in a signal handler, and preserves errno. mmap(2) is not
+ *      on the list of POSIX; in Linux libraries it is no more than the system call.
+ *   8  A jump leaves the thread with the signal mask and the alternate stack that it had before the
+ *      fault. A handler on top of ours, which called ours, may have changed both.
  */
 #ifndef AIOMMAP_GUARD_H
 #define AIOMMAP_GUARD_H

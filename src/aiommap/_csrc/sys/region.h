@@ -49,9 +49,9 @@ struct region {
 int region_map(struct region **out, int fd, size_t length, const struct region_options *options);
 void region_unmap(struct region *region);
 
-/* Lay private zero pages over [offset, end of region), so that leases survive a file that ends
- * there; and put the file back behind [offset, end), no further than it reaches. Both are whole
- * numbers of pages. */
+/* Lay private zero pages over [offset, end of region), so that leases survive a file that ends there.
+ * And put the file back behind [offset, end), no further than it reaches. Both offsets are multiples
+ * of a page. */
 int region_fence(struct region *region, size_t offset);
 int region_unfence(struct region *region, int fd, size_t offset, size_t end);
 
@@ -70,8 +70,8 @@ int region_lock(const struct region *region, size_t offset, size_t length, bool 
 int region_unlock(const struct region *region, size_t offset, size_t length);
 int region_sync(const struct region *region, size_t offset, size_t length);
 
-/* Guarded copies in pieces; the exact number of bytes copied. 0 if the mapping is damaged: then it
- * may be zeros that were read, or a page of zeros that took the bytes and keeps them from the file. */
+/* Guarded copies in pieces; the exact number of bytes copied. 0 if the mapping is damaged: then the
+ * copy may have read zeros, or stored into a page of zeros that never reaches the file. */
 size_t region_copy_out(const struct region *region, size_t offset, char *to, size_t length);
 size_t region_copy_in(const struct region *region, size_t offset, const char *from, size_t length);
 

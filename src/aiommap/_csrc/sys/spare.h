@@ -1,4 +1,4 @@
-/* spare.h: mappings kept back, for the moment when the kernel allows no more. Knows nothing of Python.
+/* spare.h: mappings kept back for when the kernel allows no more. Knows nothing of Python.
  *
  * A process may have vm.max_map_count mappings, and a page laid into one of them takes up to two
  * more. The SIGBUS handler must not be refused, so it gives up one of these and takes its place.
@@ -9,7 +9,7 @@
 
 #include <stdbool.h>
 
-/* Take what is missing, as far as the kernel allows; cheap when nothing is. */
+/* Fill up the spares, as far as the kernel allows; cheap when none is missing. */
 void spare_keep(void);
 /* Unmap one; false if there was none. */
 bool spare_give_up(void);

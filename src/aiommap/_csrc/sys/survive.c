@@ -8,8 +8,8 @@
 #include "spare.h"
 #include "fault_table.h"
 
-/* So many faults of one file get a page each, from then on all that follows goes at once: a hole is
- * a mapping of its own, and at vm.max_map_count of them the kernel refuses the next. */
+/* This many faults of one file get a page each. A later fault gets zeros over all that follows it,
+ * because each page is a mapping of its own, and the kernel refuses mappings past vm.max_map_count. */
 enum { SINGLE_PAGES = 64 };
 
 /* One for the rest of a mapping, and one for its beginning. */
@@ -31,8 +31,8 @@ static PER_THREAD struct {
 
 static bool map_zeros(const struct fault_mapping *mapping, uintptr_t start, uintptr_t end)
 {
-    /* SAFETY: [start, end) lies in the watched mapping, which stays as long as the thread that
-     * faulted in it (fault_table.1), so nothing of anybody else's is mapped over. */
+    /* SAFETY: [start, end) lies in a mapping of the fault table, which stays while the faulting
+     * thread is in it (fault_table.1). So nothing of anybody else's is mapped over. */
     return mmap((void *)start, end - start, mapping->protection,
                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) != MAP_FAILED;
 }

@@ -1,5 +1,5 @@
-/* survive.h: a foreign load or store at a lost page goes on (guard.5). For the SIGBUS handler, and without
- * Python. */
+/* survive.h: a foreign load or store at a lost page goes on (guard.5). For the SIGBUS handler. Knows
+ * nothing of Python. */
 #ifndef AIOMMAP_SURVIVE_H
 #define AIOMMAP_SURVIVE_H
 
@@ -7,9 +7,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Make the faulting instruction succeed when it happens again, whose address lies in a block of lost
- * memory of this size: a power of two, at least a page. False if the address is nobody's who asked to
- * be watched, or nothing can be done. */
+/* Make the faulting instruction succeed when it runs again. `lost` is the size of the block of lost
+ * memory around the address: a power of two, at least a page. False if the address is not in the fault
+ * table, or nothing can be done. */
 bool survive_fault(uintptr_t address, size_t lost);
 
 #endif
