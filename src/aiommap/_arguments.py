@@ -65,6 +65,13 @@ def time_limit(timeout: object) -> float | None:
     return None if timeout is None else seconds(timeout, "timeout")
 
 
+def check_kind(value: object, kind: type[T], name: str, remedy: str) -> T:
+    """Return a value that is of a class, or raise a TypeError that says what to give instead."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is {reprlib.repr(value)}: {remedy}")
+    return value
+
+
 def function(value: object, name: str) -> None:
     """Refuse what cannot be called, before it would be."""
     if not callable(value):

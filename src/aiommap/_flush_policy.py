@@ -152,3 +152,7 @@ def _positive(count: SupportsIndex, name: str) -> int:
 def _first(a: Limit | None, b: Limit | None) -> Limit | None:
     """Whichever limit is reached first; None is never reached."""
     return min((limit for limit in (a, b) if limit is not None), default=None)
+
+
+#: The policy of a file that is opened without one.
+MANUAL = FlushPolicy.manual()

@@ -26,6 +26,7 @@ from .._native import (
 )
 from .file_kinds import cannot_map, check_mappable, check_regular, is_in_memory
 from .file_state import FileState, Identity
+from .kernel import kernel_version
 from .leases import LeasedError
 from .mapping_limit import mapping_limit
 from .options import OpenOptions
@@ -353,8 +354,7 @@ def nowait_works(kernel: os.uname_result) -> bool:
     """Tell whether this kernel can be trusted with NOWAIT reads."""
     if kernel.sysname != "Linux":
         return False
-    numbers = kernel.release.split("-")[0].split(".")[:2]
-    return tuple(int(n) for n in numbers if n.isdigit()) not in _BROKEN_NOWAIT
+    return kernel_version(kernel.release) not in _BROKEN_NOWAIT
 
 
 def _sees_residency(fd: int, found: os.stat_result, options: OpenOptions) -> bool:

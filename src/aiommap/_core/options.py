@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from typing import TypedDict, Unpack
 
 from .._advice import Advice
-from .._arguments import byte_count
-from .._flush_policy import FlushPolicy
+from .._arguments import byte_count, check_kind
+from .._flush_policy import MANUAL, FlushPolicy
 from .paths import FilePath
 
 
@@ -34,22 +35,19 @@ MODES = {
 }
 
 
-_MANUAL = FlushPolicy.manual()
-
-
 def check_policy(policy: object, name: str = "flush") -> FlushPolicy:
     """Refuse what is no flush policy."""
-    if not isinstance(policy, FlushPolicy):
-        raise TypeError(f"{name} is {policy!r}: use one of the FlushPolicy class methods")
-    return policy
+    return check_kind(policy, FlushPolicy, name, "use one of the FlushPolicy class methods")
 
 
-@dataclass(frozen=True, slots=True)
-class OpenOptions:
-    """Everything ``open`` was asked for, checked."""
+def check_advice(advice: object) -> Advice:
+    """Refuse what is no advice."""
+    return check_kind(advice, Advice, "advice", "use a member of Advice")
 
-    where: FilePath
-    mode: Mode
+
+class OpenKeywords(TypedDict, total=False):
+    """The keyword arguments of ``open``; what each means stands there."""
+
     size: int | None
     capacity: int | None
     sparse: bool
@@ -59,6 +57,27 @@ class OpenOptions:
     lock: bool
     huge_pages: bool
     inline_writes: bool
+
+
+#: Those that are either True or False.
+_SWITCHES = ("sparse", "prewarm", "lock", "huge_pages", "inline_writes")
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOptions:
+    """Everything ``open`` was asked for, checked."""
+
+    where: FilePath
+    mode: Mode
+    size: int | None = None
+    capacity: int | None = None
+    sparse: bool = False
+    flush: FlushPolicy = MANUAL
+    advice: Advice | None = None
+    prewarm: bool = False
+    lock: bool = False
+    huge_pages: bool = False
+    inline_writes: bool = True
     #: Whether a file was open at this path before: another one there may need more capacity.
     again: bool = False
 
@@ -69,59 +88,29 @@ class OpenOptions:
 
     @classmethod
     def check(
-        cls,
-        path: str | os.PathLike[str],
-        mode: str,
-        *,
-        size: int | None = None,
-        capacity: int | None = None,
-        sparse: bool = False,
-        flush: FlushPolicy = _MANUAL,
-        advice: Advice | None = None,
-        prewarm: bool = False,
-        lock: bool = False,
-        huge_pages: bool = False,
-        inline_writes: bool = True,
+        cls, path: str | os.PathLike[str], mode: str, **given: Unpack[OpenKeywords]
     ) -> OpenOptions:
         """Refuse what cannot be meant, before anything is touched; defaults as for ``open``."""
         check_mode(mode)
-        makes = MODES[mode].makes
-        if makes != (size is not None):
+        asked = cls(FilePath.check(path), MODES[mode], **given)
+        makes = asked.mode.makes
+        if makes != (asked.size is not None):
             need = "needs" if makes else "takes no"
             raise ValueError(f'mode "{mode}" {need} size: ' + _SIZE_REMEDY[makes])
-        if sparse and not MODES[mode].writable:
+        if asked.sparse and not asked.mode.writable:
             raise ValueError(f'sparse=True has no meaning in mode "{mode}": nothing is reserved')
-        length = None if size is None else byte_count(size, "size")
-        room = None if capacity is None else byte_count(capacity, "capacity")
-        if room is not None and MODES[mode].private:
+        length = None if asked.size is None else byte_count(asked.size, "size")
+        room = None if asked.capacity is None else byte_count(asked.capacity, "capacity")
+        if room is not None and asked.mode.private:
             raise ValueError('mode "c" takes no capacity: a private file cannot grow')
         if length is not None and room is not None and room < length:
             raise ValueError(f"capacity is {room}, less than size {length}: make it at least that")
-        if advice is not None and not isinstance(advice, Advice):
-            raise TypeError(f"advice is {advice!r}: use a member of Advice")
-        switches = {
-            "sparse": sparse,
-            "prewarm": prewarm,
-            "lock": lock,
-            "huge_pages": huge_pages,
-            "inline_writes": inline_writes,
-        }
-        for name, switch in switches.items():
-            if not isinstance(switch, bool):
-                raise TypeError(f"{name} is {switch!r}: it is either True or False")
-        return cls(
-            where=FilePath.check(path),
-            mode=MODES[mode],
-            size=length,
-            capacity=room,
-            sparse=sparse,
-            flush=check_policy(flush),
-            advice=advice,
-            prewarm=prewarm,
-            lock=lock,
-            huge_pages=huge_pages,
-            inline_writes=inline_writes,
-        )
+        if asked.advice is not None:
+            check_advice(asked.advice)
+        for name in _SWITCHES:
+            check_kind(getattr(asked, name), bool, name, "it is either True or False")
+        check_policy(asked.flush)
+        return replace(asked, size=length, capacity=room)
 
 
 def check_mode(mode: object) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, SupportsIndex, cast, overload
 from .._advice import Advice
 from .._arguments import check_range, check_tail, flag, function, integer, items_of, ranges_of
 from .._core.file_core import FileCore
+from .._core.options import check_advice
 from .._core.receipt import WriteReceipt
 from .._flush.requests import Request
 from .._ipc.atomics import (
@@ -339,8 +340,7 @@ class RangeVerbs:
         Source: madvise(2), posix_fadvise(2).
         """
         self._check()
-        if not isinstance(advice, Advice):
-            raise TypeError(f"advice is {advice!r}: use a member of Advice")
+        check_advice(advice)
         await self._open.pager.advise(advice, *self._tail(offset, length))
 
     def locked(

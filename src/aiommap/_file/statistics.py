@@ -121,7 +121,7 @@ def caller_outside() -> str | None:
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  inspect would read source files
     while frame is not None:
         code = frame.f_code
-        if frame.f_globals.get("__name__", "").partition(".")[0] != __package__:
+        if frame.f_globals.get("__name__", "").partition(".")[0] != "aiommap":
             return f"{code.co_filename}:{frame.f_lineno} in {code.co_qualname}"
         frame = frame.f_back
     return None

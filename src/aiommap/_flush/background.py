@@ -28,6 +28,7 @@ from .._core.file_core import FileCore
 from .._flush_policy import FlushPolicy
 from .._logs import FLUSHES
 from .._native import NO_LIMIT
+from .._runtime.callbacks import nothing
 from .._runtime.kept_threads import clock
 from .._runtime.threads import ReentrantMutex
 from .flush_queue import Timer
@@ -66,7 +67,7 @@ class BackgroundFlush:
         self._not_before = 0.0
         #: Held while what is due is decided.
         self._planning = ReentrantMutex()
-        self._release_clock: Callable[[], object] = _nothing
+        self._release_clock: Callable[[], object] = nothing
         self._queue: anyio.Lock | None = None
         self._waiting = 0
         if core.shared_writable:
@@ -94,7 +95,7 @@ class BackgroundFlush:
 
     def _keep_clock(self, policy: FlushPolicy) -> None:
         """Keep the clock's thread for as long as a policy may need it."""
-        release, self._release_clock = self._release_clock, _nothing
+        release, self._release_clock = self._release_clock, nothing
         if not policy.passive:
             self._release_clock = clock.keep(self)
         release()
@@ -234,7 +235,3 @@ class BackgroundFlush:
                 NO_LIMIT if writes_due is None else writes_due,
             )
         self._core.mapping.set_inline_limits(*limits, room)
-
-
-def _nothing() -> None:
-    """Stand in where the clock is not kept."""

@@ -43,7 +43,7 @@ from .._core.receipt import WriteReceipt
 from .._errors import AccessModeError, FlushError, MappingFaultError
 from .._logs import FLUSHES
 from .._runtime.batching import BatchQueue, Kind
-from .._runtime.callbacks import Listeners
+from .._runtime.callbacks import Listeners, nothing
 from .._runtime.tracing import traced
 from .._runtime.workers import Limiter
 from .requests import Change, Done, Outcome, Request, is_error, touch
@@ -83,7 +83,7 @@ class Flusher:
         #: Stores and makes durable in the next flush, for a file none of whose flushes failed, and
         #: untraced. It is the queue's own function: every step between costs each durable write.
         self.write = cast("Callable[[Store], Awaitable[WriteReceipt]]", self._queue.submit)
-        self._after_batch: Callable[[], None] = _nothing
+        self._after_batch: Callable[[], None] = nothing
         #: Told on the loop of the failure that latches, or of a poisoned mapping.
         self.failed = failed
 
@@ -140,7 +140,7 @@ class Flusher:
     async def quiesce(self) -> None:
         """Wait for a background flush to end; for a file for which no other one can begin."""
         if self.writeback.busy:
-            await self.change(_nothing, ours=False)
+            await self.change(nothing, ours=False)
 
     def storing(self, offset: int, end: int) -> bool:
         """Tell whether stores to a part of a range are still under way here (flusher.4)."""
@@ -238,7 +238,3 @@ class Flusher:
         if not self._core.sound:
             self._tell()
         self._after_batch()
-
-
-def _nothing() -> None:
-    """Stand in for a change where only its turn is waited for, and where nobody listens."""

@@ -19,7 +19,7 @@ import anyio
 import anyio.lowlevel
 
 from .._advice import Advice
-from .._arguments import integer
+from .._arguments import check_kind, integer
 from .._core.file_core import FileCore
 from .._core.file_state import FileState, Identity
 from .._core.leases import past_leases
@@ -30,7 +30,7 @@ from .._errors import AccessModeError, ForkedError
 from .._file.mapped_file import MappedFile
 from .._file.open_file import HubServices
 from .._flush.scheduler import FlushScheduler
-from .._flush_policy import FlushPolicy
+from .._flush_policy import MANUAL, FlushPolicy
 from .._logs import FILES
 from .._native import Mapping
 from .._runtime.batching import BatchQueue, as_jobs
@@ -46,8 +46,6 @@ Result = TypeVar("Result")
 
 #: So many files a hub closes between two turns of the loop.
 FILES_A_TURN = 32
-
-_MANUAL = FlushPolicy.manual()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +116,7 @@ class Hub:
         size: int | None = None,
         capacity: int | None = None,
         sparse: bool = False,
-        flush: FlushPolicy = _MANUAL,
+        flush: FlushPolicy = MANUAL,
         advice: Advice | None = None,
         prewarm: bool = False,
         lock: bool = False,
@@ -365,9 +363,7 @@ def hub_or_new(hub: Hub | None) -> Hub:
     """Return the hub that a caller gave, or one of its own for what is opened without."""
     if hub is None:
         return Hub()
-    if not isinstance(hub, Hub):
-        raise TypeError(f"hub is {hub!r}: pass an aiommap.Hub")
-    return hub
+    return check_kind(hub, Hub, "hub", "pass an aiommap.Hub")
 
 
 def open(
@@ -377,7 +373,7 @@ def open(
     size: int | None = None,
     capacity: int | None = None,
     sparse: bool = False,
-    flush: FlushPolicy = _MANUAL,
+    flush: FlushPolicy = MANUAL,
     advice: Advice | None = None,
     prewarm: bool = False,
     lock: bool = False,

@@ -14,7 +14,7 @@ import anyio
 from .._arguments import integer
 from .._core.paths import absolute_path
 from .._errors import AccessModeError, ForkedError
-from .._flush_policy import FlushPolicy
+from .._flush_policy import MANUAL, FlushPolicy
 from .._hub.opening import Opening
 from .._native import export_bytes, time_slice_spent
 from .._runtime.event_loop import Event
@@ -37,8 +37,6 @@ from .writer import Discard, Together, Writeback, Writer
 DEFAULT_SEGMENT_BYTES = 64 << 20
 #: How long workers store after an inline store had to wait.
 SLOW_SECONDS = 0.1
-
-_MANUAL = FlushPolicy.manual()
 
 StrPath: TypeAlias = str | os.PathLike[str]
 
@@ -88,7 +86,7 @@ class Log:
         mode: str = "a",
         *,
         segment_size: SupportsIndex = DEFAULT_SEGMENT_BYTES,
-        flush: FlushPolicy = _MANUAL,
+        flush: FlushPolicy = MANUAL,
         retain_bytes: SupportsIndex | None = None,
         inline_writes: bool = True,
     ) -> Opening[Log]:

@@ -13,6 +13,10 @@ from .loops import spawn_user_task
 T = TypeVar("T")
 
 
+def nothing() -> None:
+    """Stand in where there is nothing to call."""
+
+
 class Subscription:
     """One registered callback; ``cancel`` ends it."""
 

@@ -28,6 +28,7 @@ from functools import partial
 from typing import Any, TypeVar, TypeVarTuple, Unpack, cast
 
 from .._native import time_slice_renew, time_slice_spent, time_slice_yield
+from .callbacks import nothing
 from .event_loop import Event, Waiter
 from .kept_threads import reserve, run_in_some_thread
 from .loops import load_backend, running_loop, wait_out
@@ -51,10 +52,6 @@ class OnCancel(Enum):
     WITHDRAW = auto()
     #: It is waited out, even if it has not begun: it undoes something.
     WAIT = auto()
-
-
-def _nothing() -> None:
-    """Stand in for what was called, so that nothing it refers to is kept."""
 
 
 class _Job:
@@ -88,7 +85,7 @@ class _Job:
 
     def end(self) -> None:
         """Wake the waiter, once. Let go of what was called: it refers to the job."""
-        ended, self._ended, self._function = self._ended, _nothing, _nothing
+        ended, self._ended, self._function = self._ended, nothing, nothing
         ended()
 
     def take(self) -> tuple[Any, BaseException | None]:

@@ -12,6 +12,7 @@ import os
 import time
 
 from .._core.file_state import FileState
+from .._core.kernel import kernel_version
 from .attribution import Sample, made_syscalls
 from .changes import Change, ChangeKind
 from .path_resolution import ResolvedPath
@@ -37,8 +38,7 @@ def _has_coarse_times(release: str) -> bool:
 
     Since Linux 6.13 a change after a stat always gets another time than the stat has seen.
     """
-    numbers = [int(part) for part in release.split("-")[0].split(".")[:2] if part.isdigit()]
-    return numbers < [6, 13]
+    return kernel_version(release) < (6, 13)
 
 
 COARSE_TIMES = _has_coarse_times(os.uname().release)
