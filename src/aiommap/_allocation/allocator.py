@@ -2,11 +2,11 @@
 
 Invariants.
   1  A decision reads the table under the allocator's mutex. A thread holds the mutex for moments:
-      it does not wait, call back or wake a task meanwhile.
+     it does not wait, call back or wake a task meanwhile.
   2  A call that frees bytes also serves the queue, from its head on and under the same mutex. So a
-      task that waits gets the first space that it could have had.
+     task that waits gets the first space that it could have had.
   3  A range granted to a task that is gone becomes free again. A cancelled task frees it; if the
-      task's loop ended before the wake-up, the call that granted it frees it.
+     task's loop ended before the wake-up, the call that granted it frees it.
 """
 
 from __future__ import annotations

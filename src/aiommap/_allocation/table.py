@@ -4,9 +4,9 @@ Pure: no file, no loop, no mutex. ``_allocation/allocator`` holds its mutex duri
 
 Invariants.
   1  The span [start, end) is at all times the disjoint union of three sets: the free bytes, the
-      held ranges, and the unclaimed ranges, which were allocated before the state was saved.
+     held ranges, and the unclaimed ranges, which were allocated before the state was saved.
   2  A range is valid while the table holds that very object. A copy is not valid. A range that
-      was freed or split stays invalid, even if the same bytes are handed out again.
+     was freed or split stays invalid, even if the same bytes are handed out again.
   3  A call that raises has changed nothing.
 """
 

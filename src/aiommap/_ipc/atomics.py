@@ -164,7 +164,7 @@ class AtomicU32(_SizedWord):
 
         Args:
             expected: the value that the word has now; the wait ends when it has another one.
-            timeout: how long to wait, in seconds; None means no limit, and 0 only looks.
+            timeout: how long to wait, in seconds; None means no limit, and 0 only checks.
         Raises:
             TimeoutError: if the word is still the same after that time.
             AccessModeError: in mode "c", whose words nobody else changes.

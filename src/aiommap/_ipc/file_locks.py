@@ -11,20 +11,20 @@ call that waits in the kernel would cost a thread for each waiter, and nothing c
 
 Invariants.
   1  Requests of one file whose turn it is do not conflict. A request never overtakes an earlier
-      one that it conflicts with.
+     one that it conflicts with.
   2  One call to the kernel runs at a time, in the order in which the tasks asked for them, in a
-      thread that takes no token of reads or stores (I12).
+     thread that takes no token of reads or stores (I12).
   3  A release unlocks only bytes that no other granted request covers: shared requests of one
-      process may overlap, and the kernel keeps one lock for all of them. ``_granted`` is what the
-      kernel was last told, so only the calls to it (file_locks.2) touch ``_granted``.
-  4  Closing and reopening wake the waiting tasks and give none the turn: a task that wakes looks
-      at both (open_file.3).
+     process may overlap, and the kernel keeps one lock for all of them. ``_granted`` is what the
+     kernel has granted, so only the calls to it (file_locks.2) touch ``_granted``.
+  4  Closing and reopening wake the waiting tasks and give none the turn: a task that wakes checks
+     both (open_file.3).
   5  A forked child closes its copy of the descriptor, which would keep the parent's locks alive.
-      If the locks are on the file's own descriptor, the child also gives up the mapping; then only
-      memory of views that the child has keeps them alive.
+     If the locks are on the file's own descriptor, the child also gives up the mapping; then only
+     memory of views that the child has keeps them alive.
   6  A task that would wait without limit for its own lock gets an error instead. ``_requested`` is
-      for that alone, and knows all mapped files of the process. It keeps nothing alive: a request
-      refers to its task, and the task to the file.
+     for that alone, and knows all mapped files of the process. It keeps nothing alive: a request
+     refers to its task, and the task to the file.
 """
 
 from __future__ import annotations

@@ -9,14 +9,14 @@ hint to load the word, and an extra one does no harm.
 
 Invariants.
   1  A thread that touches ``_waiter_threads``, or the lists of a waiter thread, holds
-      ``_registry_lock``, and holds it for moments.
+     ``_registry_lock``, and holds it for moments.
   2  A waiter thread runs exactly while it is in ``_waiter_threads``, and ends once it has no
-      waiters. It takes no token of any limiter (I12), and no waiter needs a token to be cancelled.
+     waiters. It takes no token of any limiter (I12), and no waiter needs a token to be cancelled.
   3  A waiter that is gone may have got a notification. The waiter thread passes it on, after the
-      kernel has let go of that waiter's word.
+     kernel has let go of that waiter's word.
   4  A waiter thread keeps its waiters alive, so no finalizer ends one: a finalizer could not take
-      ``_registry_lock``. If a loop ends without ending its waits, the next change of the word ends
-      them, or the waiter thread does, which a garbage collection wakes.
+     ``_registry_lock``. If a loop ends without ending its waits, the next change of the word ends
+     them, or the waiter thread does, which a garbage collection wakes.
   5  A forked child starts with no waiter threads.
 """
 
