@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+from pathlib import Path
 
 import pytest
 from blockbuster import blockbuster_ctx
@@ -11,6 +13,11 @@ import aiommap
 from tests.support.loop_watch import LoopWatch
 
 PAGE = aiommap.PAGE_SIZE
+
+#: So that scripts, in processes of their own, find the helpers that tests have.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 
 
 @pytest.fixture(

@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiommap import OutOfBoundsError, ReceiptError
-from aiommap._allocation import table as _table
-from aiommap._allocation.table import AllocatedRange, AllocationTable, Layout, check_alignment
-from aiommap._ranges import align_up
+from aiommap import AllocatedRange, OutOfBoundsError, ReceiptError
+from tests.support.internals import AllocationTable, Layout, align_up, check_alignment
+from tests.support.internals import table as _table
 from tests.support.strategies import LARGEST, PAGE, disjoint_windows
 
 NO_DEADLINE = settings(deadline=None)

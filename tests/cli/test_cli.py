@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 
 import aiommap
-from aiommap._cli import main
-from aiommap._cli._system import cache_state, drop_pages
+from tests.support.internals import cache_state, drop_pages, main
 
 PAGE = aiommap.PAGE_SIZE
 ROOT = Path(__file__).parents[2]

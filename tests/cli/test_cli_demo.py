@@ -16,18 +16,20 @@ import anyio
 import pytest
 
 import aiommap
-from aiommap._cli import main
-from aiommap._cli._heartbeat import Heartbeat
-from aiommap._cli._measure import Measurement, measure_shared, random_offsets
-from aiommap._cli._text import (
+from tests.support.internals import (
+    Heartbeat,
+    Measurement,
+    command,
     format_bytes,
     format_seconds,
     format_share,
+    main,
+    measure_shared,
     parse_bytes,
     plural,
     printable,
+    random_offsets,
 )
-from aiommap._cli.demo import command
 
 QUICK = ("--size", "8M", "--seconds", "0.05", "--tasks", "4")
 BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])

@@ -11,7 +11,7 @@ import sys
 import anyio
 import pytest
 
-from aiommap._cli import main
+from tests.support.internals import main
 from tests.support.logs import flip, make, places, segment_path, segments
 
 DATA = (b"first", b"two lines\nof text", b"\xff\x00binary", b"last")

@@ -11,10 +11,8 @@ import sys
 
 import pytest
 
-from aiommap._cli import main
-from aiommap._cli._completion import SHELLS
-from aiommap._cli._main import build_parser
 from tests.cli.test_cli import HELP_FILE, on_terminal, spawn
+from tests.support.internals import SHELLS, build_parser, main
 
 pytest.importorskip("shtab", reason="shtab is not installed (extra: cli)")
 

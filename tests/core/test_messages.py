@@ -18,6 +18,7 @@ from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
 from aiommap.opentelemetry import instrument
 from aiommap.testing import failing_flush, slow_disk
+from tests.support.internals import opening
 
 #: Linux 5.1; the module fcntl has no name for it.
 F_SEAL_FUTURE_WRITE = 0x0010
@@ -139,7 +140,7 @@ async def test_punch_hole_of_a_sealed_file_names_it():
 @pytest.mark.anyio
 async def test_private_mapping_under_overcommit(path, monkeypatch):
     """The kernel is not made strict for that: all processes of this machine would be."""
-    monkeypatch.setattr("aiommap._core.opening._counts_private_pages", lambda: True)
+    monkeypatch.setattr(opening, "_counts_private_pages", lambda: True)
     with open(path, "ab") as file:
         file.truncate(1 << 40)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)

@@ -16,6 +16,7 @@ import pytest
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
+from tests.support.internals import opening
 
 pytestmark = pytest.mark.anyio
 
@@ -93,14 +94,14 @@ async def test_overwrite_beyond_the_limit(tmp_path, sparse):
 def opened_then_cancelled(monkeypatch):
     """Have an opening cancelled when its file has been made; returns what does that."""
     made, go_on = threading.Event(), threading.Event()
-    make = aiommap._core.opening._make_content
+    make = opening._make_content
 
     def gated(mapping, found, options):
         make(mapping, found, options)
         made.set()
         go_on.wait(20)
 
-    monkeypatch.setattr(aiommap._core.opening, "_make_content", gated)
+    monkeypatch.setattr(opening, "_make_content", gated)
 
     async def run(path, meanwhile=lambda: None, mode="w+"):
         async with anyio.create_task_group() as group:

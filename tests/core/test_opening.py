@@ -15,8 +15,8 @@ import pytest
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
-from aiommap._file.writing import Writer
-from aiommap._runtime import workers as _workers
+from tests.support.internals import Writer
+from tests.support.internals import workers as _workers
 from tests.support.limiters import held, until_queued
 
 pytestmark = pytest.mark.anyio

@@ -11,7 +11,7 @@ import anyio.to_thread
 import pytest
 
 import aiommap
-from aiommap._core.paths import absolute_path
+from tests.support.internals import absolute_path
 from tests.support.watching import fetch, write
 
 pytestmark = pytest.mark.anyio

@@ -15,8 +15,7 @@ from hypothesis.stateful import (
 )
 
 from aiommap import OutOfBoundsError
-from aiommap._arguments import check_range, check_tail
-from aiommap._ranges import RangeSet, align_down, align_up
+from tests.support.internals import RangeSet, align_down, align_up, check_range, check_tail
 from tests.support.strategies import LARGEST, PAGE, WRAP, edges, numbers, windows
 
 LIMIT = 4 * PAGE

@@ -234,17 +234,17 @@ def test_fault_where_sigbus_is_blocked(tmp_path, backend):
 def test_workers_have_sigbus_unblocked(tmp_path):
     expect_alive(
         """
-        from aiommap._runtime.threads import run_in_thread
+        from tests.support.internals import native, run_in_thread
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGBUS})
         done, blocked = threading.Event(), []
 
         def job():
-            blocked.append(aiommap._native.sigbus_blocked())
+            blocked.append(native.sigbus_blocked())
             done.set()
 
         run_in_thread(job)
         done.wait()
-        assert blocked == [False] and aiommap._native.sigbus_blocked()
+        assert blocked == [False] and native.sigbus_blocked()
         print("alive")
         """,
         tmp_path,
@@ -280,7 +280,7 @@ def test_background_flush_of_poisoned_file(tmp_path, backend):
 
 
 UNDER_A_VERB = """
-from aiommap._runtime.workers import Workers
+from tests.support.internals import Workers
 
 start, actions = Workers._start, []
 

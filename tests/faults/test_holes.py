@@ -9,8 +9,8 @@ import pytest
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
-from aiommap._native import PIECE_BYTES
 from tests.support.disks import must
+from tests.support.internals import PIECE_BYTES
 
 pytestmark = pytest.mark.anyio
 

@@ -13,7 +13,7 @@ import anyio.to_thread
 import pytest
 
 import aiommap
-from aiommap._core import leases as _leases
+from tests.support.internals import leases as _leases
 
 pytestmark = [
     pytest.mark.anyio,

@@ -12,8 +12,8 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
-from aiommap._core import paths as _paths
 from tests.powercut.mount import missing, mounted
+from tests.support.internals import paths as _paths
 from tests.support.scripts import expect_alive
 from tests.support.waiting import until
 

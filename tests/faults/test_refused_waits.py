@@ -39,12 +39,12 @@ long syscall(long number, ...)
 
 FRAME = """
 import sys, anyio, aiommap
-from aiommap._ipc import futex as _futex
+from tests.support.internals import futex
 
 path, other_path, backend, number = sys.argv[1:]
 
 def waiters():
-    return sum(len(thread.waiters) for thread in _futex._waiter_threads)
+    return sum(len(thread.waiters) for thread in futex._waiter_threads)
 
 async def expect_refusal(word):
     try:

@@ -14,8 +14,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import Advice, FlushPolicy
-from aiommap._flush.writeback import Writeback
-from aiommap._runtime.workers import Workers
+from tests.support.internals import Workers, Writeback
 from tests.support.strict import PYTHON
 
 pytestmark = pytest.mark.anyio

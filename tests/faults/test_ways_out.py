@@ -61,9 +61,9 @@ run(main)
 NO_THREAD = """
 async def scarce():
     if not IDLE:
-        from aiommap._runtime import threads as _threads
-        while _threads._idle:  # as after ten seconds
-            worker = _threads._idle.pop()
+        from tests.support.internals import threads
+        while threads._idle:  # as after ten seconds
+            worker = threads._idle.pop()
     threading.stack_size(1 << 46)
     try:
         threading.Thread(target=print).start()

@@ -20,8 +20,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import Advice, FlushPolicy
-from aiommap._flush.writeback import Writeback
-from aiommap._runtime.workers import Workers
+from tests.support.internals import Workers, Writeback
 from tests.support.limiters import held
 from tests.support.waiting import until
 

@@ -11,7 +11,7 @@ import pytest
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
-from aiommap._core import opening as _opening
+from tests.support.internals import opening as _opening
 
 pytestmark = pytest.mark.anyio
 

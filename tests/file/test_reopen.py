@@ -11,7 +11,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import ChangeKind, FlushPolicy
-from aiommap._runtime.threads import run_in_thread
+from tests.support.internals import kept_threads, run_in_thread
 from tests.support.limiters import held, until_queued
 
 pytestmark = pytest.mark.anyio
@@ -405,7 +405,7 @@ async def test_reopen_without_a_thread(path, monkeypatch):
 
         put_another(path)
         with monkeypatch.context() as patches:
-            patches.setattr("aiommap._runtime.kept_threads.run_in_thread", refuse_afterwards)
+            patches.setattr(kept_threads, "run_in_thread", refuse_afterwards)
             await f.reopen()
             await f._open.wait_earlier()
             assert old.mapping.closed

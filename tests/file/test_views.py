@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import OutOfBoundsError, OverlapError, UnsupportedError
-from aiommap._arguments import check_disjoint
+from tests.support.internals import check_disjoint
 from tests.support.strategies import windows
 
 pytestmark = pytest.mark.anyio

@@ -16,8 +16,8 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
-from aiommap._runtime.kept_threads import clock
 from aiommap.testing import failing_flush, slow_disk
+from tests.support.internals import clock
 from tests.support.waiting import nothing_happens, until
 
 pytestmark = pytest.mark.anyio

@@ -12,7 +12,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
-from aiommap._flush.scheduler import BACKGROUND_FLUSHES
+from tests.support.internals import BACKGROUND_FLUSHES, Writeback, kept_threads
 from tests.support.waiting import nothing_happens, until
 
 pytestmark = pytest.mark.anyio
@@ -320,7 +320,7 @@ async def test_background_flush_without_a_thread(path, monkeypatch):
         policy = FlushPolicy.every_interval(0.01)
         files = [await hub.open(path, "r+", flush=policy) for _ in range(2 * BACKGROUND_FLUSHES)]
         with monkeypatch.context() as patches:
-            patches.setattr("aiommap._runtime.kept_threads.run_in_thread", refuse)
+            patches.setattr(kept_threads, "run_in_thread", refuse)
             receipts = [await f.write(i * PAGE, b"x") for i, f in enumerate(files)]
             await until(lambda: all(receipt.durable for receipt in receipts))
             await until(lambda: hub._scheduler.idle)
@@ -333,7 +333,7 @@ async def test_background_flush_without_memory(path, monkeypatch, caplog):
             def fail(*_):
                 raise MemoryError
 
-            patches.setattr("aiommap._flush.writeback.Writeback._finds_work", fail)
+            patches.setattr(Writeback, "_finds_work", fail)
             receipt = await f.write(0, b"x")
             await until(lambda: caplog.records)
         await until(lambda: receipt.durable)

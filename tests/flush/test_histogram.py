@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiommap._flush.histogram import RATIO, Histogram
+from tests.support.internals import RATIO, Histogram
 
 values = st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=60)
 

@@ -10,7 +10,7 @@ import pickle
 import pytest
 
 from aiommap import FlushPolicy
-from aiommap._flush.trigger import FlushTrigger
+from tests.support.internals import FlushTrigger
 
 POLICIES = {
     "never": FlushPolicy.never(),

@@ -14,8 +14,8 @@ import pytest
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
-from aiommap._ipc import file_locks as _file_locks
 from aiommap.testing import slow_disk
+from tests.support.internals import file_locks as _file_locks
 
 pytestmark = pytest.mark.anyio
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiommap._ipc.turns import Turns
+from tests.support.internals import Turns
 
 
 @dataclass(eq=False)

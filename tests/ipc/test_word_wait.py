@@ -12,8 +12,8 @@ import pytest
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
-from aiommap import _native
-from aiommap._ipc import futex as _futex
+from tests.support.internals import futex as _futex
+from tests.support.internals import native
 
 pytestmark = pytest.mark.anyio
 
@@ -335,8 +335,7 @@ def test_fork_child_has_no_words_or_waiters(path):
 
 LOST_LOOP = """
 import asyncio, gc, sys, threading, aiommap
-from aiommap import _native
-from aiommap._ipc import futex as _futex
+from tests.support.internals import futex as _futex
 
 async def begin():
     f = await aiommap.open(sys.argv[1], "r+")
@@ -380,7 +379,7 @@ async def test_wait_without_time_at_end_of_slice(f):
     word = f.atomic_u32(0)
     word.store(5)
     for _ in range(20):
-        while not _native.time_slice_spent():
+        while not native.time_slice_spent():
             pass
         assert await word.wait(4, timeout=0) == 5
     with pytest.raises(TimeoutError):

@@ -11,8 +11,7 @@ import pytest
 
 import aiommap
 from aiommap import FlushPolicy, Log
-from aiommap._log.format import HEADER_BYTES, frame_bytes
-from aiommap._native import crc32c
+from tests.support.internals import HEADER_BYTES, crc32c, frame_bytes
 from tests.support.logs import (
     ALWAYS,
     BIG,
@@ -397,7 +396,7 @@ async def test_sequences_and_lives_at_their_ends(folder):
 
 
 def forge(folder, base, life):
-    from aiommap._log.format import SegmentHeader
+    from tests.support.internals import SegmentHeader
 
     header = SegmentHeader(bytes(16), base, 1 << 40, 7, base, base, life, 0, 1 << 40)
     segment_path(folder, base).write_bytes(header.pack(crc32c).ljust(SEGMENT, b"\0"))

@@ -9,17 +9,20 @@ import pytest
 
 SCRIPT = """
 import gc, os, sys
-from aiommap import _native
-from aiommap._native import Mapping, PAGE_SIZE, Wakeup, Word, WordArray
+from aiommap import PAGE_SIZE
+from tests.support.internals import native
+
+Mapping, Wakeup = native.Mapping, native.Wakeup
+Word, WordArray = native.Word, native.WordArray
 
 path = sys.argv[1]
 size = 64 * PAGE_SIZE
-FLAGS = _native.WRITABLE | _native.NOWAIT | _native.RESIDENCY_VISIBLE
+FLAGS = native.WRITABLE | native.NOWAIT | native.RESIDENCY_VISIBLE
 
 def turn():
     fd = os.open(path, os.O_RDWR)
     mapping = Mapping(fd, size, size, FLAGS)
-    mapping.attach(mapping, _native.Receipt)  # a cycle, for the collector
+    mapping.attach(mapping, native.Receipt)  # a cycle, for the collector
     mapping.write_many([(5, memoryview(b"x" * 5000)), (9000, memoryview(b"y"))])
     mapping.write_now(0, b"z" * 100)
     mapping.read(0, size)

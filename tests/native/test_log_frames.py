@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiommap._log.format import CONTROL_BYTES, HEADER_BYTES, frame_bytes
-from aiommap._native import (
+from tests.support.internals import (
+    CONTROL_BYTES,
+    HEADER_BYTES,
     LogCursor,
     LogRecord,
     LogWriter,
     crc32c,
     find_record,
+    frame_bytes,
     search_frames,
 )
 

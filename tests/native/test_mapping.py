@@ -12,16 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiommap import _native
-from aiommap._arguments import check_range
-from aiommap._errors import OutOfBoundsError
-from aiommap._native import (
-    NOWAIT,
-    PAGE_SIZE,
-    PRIVATE_COPY,
-    RESIDENCY_VISIBLE,
-    WRITABLE,
-    Mapping,
+from aiommap import PAGE_SIZE, OutOfBoundsError
+from tests.support.internals import Mapping, check_range, native
+
+NOWAIT, PRIVATE_COPY, RESIDENCY_VISIBLE, WRITABLE = (
+    native.NOWAIT,
+    native.PRIVATE_COPY,
+    native.RESIDENCY_VISIBLE,
+    native.WRITABLE,
 )
 
 PAGES = 16
@@ -38,7 +36,7 @@ def make_mapping(path, size=SIZE, *, capacity=None, writable=True, private=False
 @pytest.fixture
 def mapping(tmp_path):
     made = make_mapping(tmp_path / "file")
-    made.attach(object(), _native.Receipt)
+    made.attach(object(), native.Receipt)
     yield made
     made.close()
 
@@ -88,7 +86,7 @@ def test_dirty_runs_match_a_set_of_pages(tmp_path_factory, steps):
     """Stores mark pages, a flush takes them, a failed flush gives them back."""
     size = PAGES * 40 * PAGE_SIZE
     mapping = make_mapping(tmp_path_factory.mktemp("dirty") / "file", size)
-    mapping.attach(object(), _native.Receipt)
+    mapping.attach(object(), native.Receipt)
     dirty: set[int] = set()
     for kind, first, count in steps:
         end = min(first + count, PAGES * 40)
@@ -113,7 +111,7 @@ def test_dirty_runs_match_a_set_of_pages(tmp_path_factory, steps):
 def test_page_sets_are_exact_between_words(tmp_path):
     edges = (0, 1, 62, 63, 64, 65, 127, 128, 129, 200)
     mapping = make_mapping(tmp_path / "file", 200 * PAGE_SIZE)
-    mapping.attach(object(), _native.Receipt)
+    mapping.attach(object(), native.Receipt)
     whole = memoryview(bytes(200 * PAGE_SIZE))
     for first, end in itertools.combinations(edges, 2):
         offset, stop = first * PAGE_SIZE, end * PAGE_SIZE
@@ -160,7 +158,7 @@ def test_store_that_would_pass_one_is_declined(mapping):
 def inline(mapping, offset, data):
     """Store inline; a slice may be over before it is used, so it is granted more than once."""
     for _ in range(100):
-        _native.time_slice_renew(_native.time_slice_yield())
+        native.time_slice_renew(native.time_slice_yield())
         receipt = mapping.write_inline(offset, data)
         if receipt is not None:
             return receipt
@@ -171,13 +169,13 @@ def test_inline_stores_stop_at_the_policy(mapping):
     mapping.populate(0, SIZE, True)
     mapping.flush_begin(0, SIZE)
     mapping.flush_end([])
-    mapping.set_inline_limits(100, _native.NO_LIMIT, _native.NO_LIMIT)
+    mapping.set_inline_limits(100, native.NO_LIMIT, native.NO_LIMIT)
     assert inline(mapping, 0, b"x" * 99) is not None
     assert inline(mapping, 0, b"x") is None
-    mapping.set_inline_limits(_native.NO_LIMIT, mapping.sequence + 2, _native.NO_LIMIT)
+    mapping.set_inline_limits(native.NO_LIMIT, mapping.sequence + 2, native.NO_LIMIT)
     assert inline(mapping, 0, b"x") is not None
     assert inline(mapping, 0, b"x") is None
-    mapping.set_inline_limits(_native.NO_LIMIT, _native.NO_LIMIT, 2 * PAGE_SIZE)
+    mapping.set_inline_limits(native.NO_LIMIT, native.NO_LIMIT, 2 * PAGE_SIZE)
     assert inline(mapping, PAGE_SIZE, b"x") is not None
     assert inline(mapping, 2 * PAGE_SIZE, b"x") is None
     mapping.flush_begin(0, PAGE_SIZE)  # what is being written counts as well
@@ -206,12 +204,12 @@ def test_read_outside_locked_pages(mapping, tmp_path):
 
 def test_slice_is_spent_and_renewed(mapping):
     mapping.populate(0, SIZE, True)
-    _native.time_slice_renew(_native.time_slice_yield())
-    while not _native.time_slice_spent():
+    native.time_slice_renew(native.time_slice_yield())
+    while not native.time_slice_spent():
         pass
     assert mapping.read_inline(0, 1) is None
     assert mapping.write_inline(0, b"x") is None
-    _native.time_slice_renew(_native.time_slice_yield())
+    native.time_slice_renew(native.time_slice_yield())
     assert mapping.read_inline(0, 1) == b"\0"
 
 
@@ -317,7 +315,7 @@ def test_change_begins_and_ends_a_generation(mapping, change):
 
 def test_private_stores_never_reach_the_file(tmp_path):
     mapping = make_mapping(tmp_path / "file", private=True)
-    mapping.attach(object(), _native.Receipt)
+    mapping.attach(object(), native.Receipt)
     mapping.write_many([(10, memoryview(b"mine"))])
     assert mapping.read(8, 8) == b"\0\0mine\0\0"
     assert mapping.read_nowait(8, 8) == b"\0\0mine\0\0"

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from aiommap._core.opening import nowait_works
+from tests.support.internals import nowait_works
 
 PREADV2 = {"x86_64": 327, "aarch64": 286}
 

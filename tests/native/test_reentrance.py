@@ -8,10 +8,11 @@ import sys
 
 import pytest
 
-from aiommap import PAGE_SIZE, _native
+from aiommap import PAGE_SIZE
+from tests.support.internals import native
 
 PAGES = 4000
-FLAGS = _native.WRITABLE | _native.NOWAIT | _native.RESIDENCY_VISIBLE
+FLAGS = native.WRITABLE | native.NOWAIT | native.RESIDENCY_VISIBLE
 
 
 @pytest.fixture
@@ -20,8 +21,8 @@ def mapping(tmp_path):
     size = PAGES * PAGE_SIZE
     path.write_bytes(bytes(size))
     fd = os.open(path, os.O_RDWR)
-    made = _native.Mapping(fd, size, size, FLAGS)
-    made.attach(object(), _native.Receipt)
+    made = native.Mapping(fd, size, size, FLAGS)
+    made.attach(object(), native.Receipt)
     yield made
     made.close()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import aiommap
-import aiommap._pages.huge_pages as huge_pages
+from tests.support.internals import huge_pages
 
 MIB = 1 << 20
 

@@ -11,8 +11,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import Advice, UnsupportedError
-from aiommap._native import PIECE_BYTES
-from aiommap._pages.pager import Pager
+from tests.support.internals import PIECE_BYTES, Pager
 
 pytestmark = pytest.mark.anyio
 SIZE = 3 * PIECE_BYTES

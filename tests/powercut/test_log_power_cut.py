@@ -17,7 +17,6 @@ import anyio.to_thread
 import pytest
 
 from aiommap import FlushError, FlushPolicy, Log
-from aiommap._log import opening
 from tests.powercut.log_workload import (
     Recording,
     cut_power,
@@ -30,6 +29,7 @@ from tests.powercut.log_workload import (
 from tests.powercut.mount import missing, mounted
 from tests.powercut.records import DIRECTORY, SyncBegin
 from tests.powercut.workload import acknowledging
+from tests.support.internals import log_opening as opening
 from tests.support.logs import SEGMENT
 
 pytestmark = [

@@ -17,7 +17,6 @@ import pytest
 
 import aiommap
 from aiommap import FlushPolicy
-from aiommap._ranges import RangeSet
 from tests.powercut.mount import missing
 from tests.powercut.records import DIRECTORY, SyncBegin, SyncEnd
 from tests.powercut.replay import Disk, nothing_survives
@@ -33,6 +32,7 @@ from tests.powercut.workload import (
     promises,
     wait_durable,
 )
+from tests.support.internals import RangeSet
 
 pytestmark = [
     pytest.mark.anyio,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aiommap import _native
+from tests.support.internals import native
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -36,7 +36,7 @@ def test_oldest_python_agrees_everywhere():
     bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="no stable ABI without a GIL"
 )
 def test_native_module_is_one_for_all():
-    assert _native.__file__.endswith(".abi3.so")
+    assert native.__file__.endswith(".abi3.so")
 
 
 def test_free_threaded_wheels_are_not_declared():

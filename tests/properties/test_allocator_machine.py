@@ -17,9 +17,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from aiommap import OutOfBoundsError, ReceiptError
-from aiommap._allocation.allocator import RangeAllocator
-from aiommap._allocation.table import AllocatedRange, Layout
+from aiommap import AllocatedRange, OutOfBoundsError, RangeAllocator, ReceiptError
+from tests.support.internals import Layout
 from tests.support.strategies import LARGEST
 
 SPAN = 40

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from aiommap import FlushPolicy
-from aiommap._flush.flush_queue import FlushQueue
-from aiommap._flush.trigger import FlushTrigger
+from tests.support.internals import FlushQueue, FlushTrigger
 
 FILES = st.integers(0, 5)
 

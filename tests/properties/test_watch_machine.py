@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import aiommap
 from aiommap import Change, ChangeKind, FileState
-from aiommap._watch.changes import classify
+from tests.support.internals import classify
 
 pytestmark = pytest.mark.slow
 

@@ -18,8 +18,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import Advice, FlushPolicy
-from aiommap._runtime.batching import BatchQueue
-from aiommap._runtime.workers import Workers
+from tests.support.internals import BatchQueue, Workers
 from tests.support.limiters import held
 
 pytestmark = pytest.mark.anyio

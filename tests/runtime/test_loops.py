@@ -250,8 +250,7 @@ print(any(map(os.path.exists, names)))
 def test_loop_end_leaves_no_due_flush_task(path, loop):
     """More files than may be flushed at once, so that the later turns begin during the end."""
     script = """
-from aiommap._flush.writeback import Writeback
-from aiommap._runtime.asyncio_loop import _background
+from tests.support.internals import Writeback, asyncio_loop
 import time
 write_out = Writeback._write_out
 def slowly(self, spans, *, whole):
@@ -268,7 +267,7 @@ async def main():
         receipts.append(await f.write(0, b"x"))
 
 run(main())
-print(len(_background), all(receipt.durable for receipt in receipts))
+print(len(asyncio_loop._background), all(receipt.durable for receipt in receipts))
 """
     assert run(script, path, loop) == ["0", "True"]
 

@@ -15,8 +15,6 @@ import pytest
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
-from aiommap._core import opening as _opening
-from aiommap._snapshot.follower import MAX_OVERTAKEN
 from tests.support.following import (
     Gate,
     check_good,
@@ -27,6 +25,8 @@ from tests.support.following import (
     until_mapped,
     until_serves,
 )
+from tests.support.internals import MAX_OVERTAKEN
+from tests.support.internals import opening as _opening
 
 pytestmark = pytest.mark.anyio
 

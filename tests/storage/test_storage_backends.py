@@ -360,7 +360,7 @@ async def test_reads_left_behind_keep_the_descriptor(tmp_path, monkeypatch):
     """A read that hangs in its thread must not end up reading somebody else's file."""
     import threading
 
-    import aiommap._storage.descriptor as module
+    from tests.support.internals import descriptor as module
 
     begun, go = threading.Event(), threading.Event()
     real, found = module.read_file, []

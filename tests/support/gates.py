@@ -19,7 +19,8 @@ GATES = (
     PREAMBLE
     + """
 import concurrent.futures, contextlib
-from aiommap import FlushPolicy, _native
+from aiommap import FlushPolicy
+from tests.support.internals import native
 
 gate = ctypes.CDLL(None)
 pool = concurrent.futures.ThreadPoolExecutor()

@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 from aiommap import FlushPolicy, Log
-from aiommap._log.format import HEADER_BYTES, frame_bytes, segment_name
-from aiommap._native import crc32c
 from tests.support.example_scripts import EXAMPLES, load
+from tests.support.internals import HEADER_BYTES, crc32c, frame_bytes, segment_name
 
 read_log = load(EXAMPLES / "read_log.py")
 

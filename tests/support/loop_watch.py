@@ -12,7 +12,7 @@ from typing import Self
 
 import anyio
 
-from aiommap._native import LogCursor, LogWriter, Mapping
+from tests.support.internals import LogCursor, LogWriter, Mapping
 
 PACKAGE = "aiommap"
 

@@ -18,7 +18,6 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
-from aiommap._core import opening as _opening
 from aiommap.testing import (
     failing_flush,
     full_disk,
@@ -27,6 +26,8 @@ from aiommap.testing import (
     slow_disk,
     truncated_file,
 )
+from tests.support.internals import disk
+from tests.support.internals import opening as _opening
 
 pytestmark = pytest.mark.anyio
 
@@ -430,7 +431,7 @@ def test_real_fault_is_undone_on_failure(path, fault):
 
 def test_workers_reach_the_disk_by_the_seam():
     """A call on the mapping itself would be one that no fault could be put in place for."""
-    members = [name for name in vars(aiommap._core.disk.Disk) if not name.startswith("_")]
+    members = [name for name in vars(disk.Disk) if not name.startswith("_")]
     assert sorted(members) == sorted("read read_into write_many populate sync sync_range".split())
     past = re.compile(rf"\bmapping\.({'|'.join(members)})\(")
     found = [path.name for path in SOURCES.rglob("*.py") if past.search(path.read_text())]

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiommap._core.file_state import FileState
-from aiommap._watch.changes import Change, ChangeBuffer, ChangeKind, classify, merge
+from aiommap import Change, ChangeKind, FileState
+from tests.support.internals import ChangeBuffer, classify, merge
 
 BASE = FileState(
     device=1, inode=2, size=100, mode=0o100644, links=1, user=0, group=0, mtime_ns=10, ctime_ns=10

@@ -7,12 +7,18 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from aiommap._core.file_state import FileState, Identity
-from aiommap._core.own_activity import OwnActivity
-from aiommap._watch.attribution import OwnChanges, size_is_stable, subtract_own
-from aiommap._watch.changes import ChangeKind, classify
-from aiommap._watch.stat_differ import StatDiffer
-from aiommap._watch.watched_path import WatchedPath
+from aiommap import ChangeKind, FileState
+from tests.support.internals import (
+    Identity,
+    OwnActivity,
+    OwnChanges,
+    StatDiffer,
+    WatchedPath,
+    classify,
+    size_is_stable,
+    stat_differ,
+    subtract_own,
+)
 
 OLD = FileState(
     device=1, inode=2, size=100, mode=0o100644, links=1, user=0, group=0, mtime_ns=10, ctime_ns=10
@@ -249,7 +255,7 @@ def test_resize_ending_meanwhile_stats_again(tmp_path, monkeypatch):
             change(200)
         return found
 
-    monkeypatch.setattr("aiommap._watch.stat_differ.stat_of", stat_and_resize)
+    monkeypatch.setattr(stat_differ, "stat_of", stat_and_resize)
     change(300)
     differ.compare(watched, "poll")
     assert not found
@@ -275,7 +281,7 @@ def test_resize_during_first_state_is_ours(tmp_path, monkeypatch):
             file.mapping.file_end = 200
         return found
 
-    monkeypatch.setattr("aiommap._watch.stat_differ.stat_of", stat_and_resize)
+    monkeypatch.setattr(stat_differ, "stat_of", stat_and_resize)
     watched = WatchedPath(str(path))
     differ.begin(watched)
     differ.compare(watched, "event")

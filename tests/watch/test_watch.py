@@ -11,7 +11,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import ChangeKind, FlushPolicy
-from aiommap._watch import stat_differ as _stat_differ
+from tests.support.internals import stat_differ as _stat_differ
 from tests.support.watching import (
     expect,
     fence,

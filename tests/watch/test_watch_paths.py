@@ -10,7 +10,7 @@ import pytest
 
 import aiommap
 from aiommap import ChangeKind
-from aiommap._watch.path_resolution import PathResolver, is_remote
+from tests.support.internals import PathResolver, is_remote
 from tests.support.watching import fetch, missing, reach, size, watch
 
 pytestmark = pytest.mark.anyio

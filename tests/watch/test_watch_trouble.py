@@ -13,12 +13,12 @@ import pytest
 
 import aiommap
 from aiommap import ChangeKind
-from aiommap._watch import notifier as _notifier
-from aiommap._watch import scanner as _scanner
-from aiommap._watch import stat_differ as _stat_differ
-from aiommap._watch import watched_path as _watched_path
-from aiommap._watch import watcher as _watcher
-from aiommap._watch.attribution import OwnChanges
+from tests.support.internals import OwnChanges
+from tests.support.internals import notifier as _notifier
+from tests.support.internals import scanner as _scanner
+from tests.support.internals import stat_differ as _stat_differ
+from tests.support.internals import watched_path as _watched_path
+from tests.support.internals import watcher as _watcher
 from tests.support.watching import Deaf, fetch, missing, reach, size, watch
 
 pytestmark = pytest.mark.anyio
@@ -192,7 +192,7 @@ async def test_polling_can_be_forced(hub, tmp_path, monkeypatch):
 
 
 async def test_network_file_systems_have_a_thread(hub, tmp_path, monkeypatch):
-    from aiommap._watch import watcher as _watcher
+    from tests.support.internals import watcher as _watcher
 
     monkeypatch.setattr(_watcher, "is_remote", lambda path: path.endswith("remote"))
     for name in ("remote", "local"):

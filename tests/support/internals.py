@@ -1,0 +1,127 @@
+"""The one place from which tests reach what is private; tests/project/test_seam.py counts.
+
+A test asks the public names first. What has tests of its own although it is private, as the pure
+modules do, is named here; the modules are for tests that replace a function in them. Whoever
+renames something below ``aiommap`` has this file to change, and no test.
+"""
+
+from __future__ import annotations
+
+from aiommap import _arguments, _native, _ranges
+from aiommap._allocation import table
+from aiommap._cli import _completion, _heartbeat, _main, _measure, _system, _text, main
+from aiommap._cli.demo import command
+from aiommap._core import disk, file_state, leases, opening, own_activity, paths
+from aiommap._file import writing
+from aiommap._flush import flush_queue, histogram, scheduler, trigger, writeback
+from aiommap._ipc import file_locks, futex, turns
+from aiommap._log import format
+from aiommap._log import opening as log_opening
+from aiommap._pages import huge_pages, pager
+from aiommap._runtime import asyncio_loop, batching, kept_threads, threads, workers
+from aiommap._snapshot import follower
+from aiommap._storage import descriptor
+from aiommap._watch import (
+    attribution,
+    changes,
+    notifier,
+    path_resolution,
+    scanner,
+    stat_differ,
+    watched_path,
+    watcher,
+)
+
+native = _native
+
+# aiommap._allocation
+AllocationTable = table.AllocationTable
+Layout = table.Layout
+check_alignment = table.check_alignment
+
+# aiommap._arguments
+check_disjoint = _arguments.check_disjoint
+check_range = _arguments.check_range
+check_tail = _arguments.check_tail
+
+# aiommap._cli
+Heartbeat = _heartbeat.Heartbeat
+Measurement = _measure.Measurement
+SHELLS = _completion.SHELLS
+build_parser = _main.build_parser
+cache_state = _system.cache_state
+drop_pages = _system.drop_pages
+format_bytes = _text.format_bytes
+format_seconds = _text.format_seconds
+format_share = _text.format_share
+measure_shared = _measure.measure_shared
+parse_bytes = _text.parse_bytes
+plural = _text.plural
+printable = _text.printable
+random_offsets = _measure.random_offsets
+
+# aiommap._core
+Identity = file_state.Identity
+OwnActivity = own_activity.OwnActivity
+absolute_path = paths.absolute_path
+nowait_works = opening.nowait_works
+
+# aiommap._file
+Writer = writing.Writer
+
+# aiommap._flush
+BACKGROUND_FLUSHES = scheduler.BACKGROUND_FLUSHES
+FlushQueue = flush_queue.FlushQueue
+FlushTrigger = trigger.FlushTrigger
+Histogram = histogram.Histogram
+RATIO = histogram.RATIO
+Writeback = writeback.Writeback
+
+# aiommap._ipc
+Turns = turns.Turns
+
+# aiommap._log
+CONTROL_BYTES = format.CONTROL_BYTES
+HEADER_BYTES = format.HEADER_BYTES
+SegmentHeader = format.SegmentHeader
+frame_bytes = format.frame_bytes
+segment_name = format.segment_name
+
+# aiommap._native
+LogCursor = _native.LogCursor
+LogRecord = _native.LogRecord
+LogWriter = _native.LogWriter
+Mapping = _native.Mapping
+PIECE_BYTES = _native.PIECE_BYTES
+crc32c = _native.crc32c
+find_record = _native.find_record
+search_frames = _native.search_frames
+
+# aiommap._pages
+Pager = pager.Pager
+
+# aiommap._ranges
+RangeSet = _ranges.RangeSet
+align_down = _ranges.align_down
+align_up = _ranges.align_up
+
+# aiommap._runtime
+BatchQueue = batching.BatchQueue
+Workers = workers.Workers
+clock = kept_threads.clock
+run_in_thread = threads.run_in_thread
+
+# aiommap._snapshot
+MAX_OVERTAKEN = follower.MAX_OVERTAKEN
+
+# aiommap._watch
+ChangeBuffer = changes.ChangeBuffer
+OwnChanges = attribution.OwnChanges
+PathResolver = path_resolution.PathResolver
+StatDiffer = stat_differ.StatDiffer
+WatchedPath = watched_path.WatchedPath
+classify = changes.classify
+is_remote = path_resolution.is_remote
+merge = changes.merge
+size_is_stable = attribution.size_is_stable
+subtract_own = attribution.subtract_own
