@@ -20,7 +20,7 @@ GATES = (
     + """
 import concurrent.futures, contextlib
 from aiommap import FlushPolicy
-from tests.support.internals import native
+from tests.support.internals import native as _native
 
 gate = ctypes.CDLL(None)
 pool = concurrent.futures.ThreadPoolExecutor()
