@@ -5,13 +5,13 @@ less one and the size of the only segment in words, 8 bytes in all, and the segm
 
     | 0 u32 | words u32 | root pointer | structs, lists and texts, in the order of their making ...
 
-Address space for the largest possible segment is set aside when the file is made; the file itself
-grows by steps as words are asked for. Nothing moves when it does, so what was handed out before,
-arrays included, stays in place.
+Creating the file reserves address space for the largest possible segment; the file itself grows by
+steps as the builder takes words. Nothing moves when it grows, so views and arrays that were handed
+out before stay in place.
 
-Until the message is finished its header says that the segment is empty. Finishing trims the file to
-the words in use, makes them durable, and only then lets the header speak of them: whoever reads
-the file after a crash finds the whole message, or none.
+Until the message is finished, its header says that the segment is empty. Finishing trims the file
+to the words in use, makes them durable, and only then writes their number into the header: a reader
+finds the whole message after a crash, or none.
 
 This is no schema compiler: offsets and slots are those that ``capnp compile -ocapnp`` prints.
 """
@@ -33,9 +33,9 @@ import aiommap
 HEADER = struct.Struct("<2L")
 WORD = struct.Struct("<Q")
 SIZES = struct.Struct("<2H")  # of a struct: words of data, pointers
-#: A segment has at most so many words, as pointers count words in 30 bits with a sign.
+#: A segment has at most this many words, because pointers count words in 30 bits with a sign.
 MAX_WORDS = (1 << 29) - 1
-#: A list has less than so many elements.
+#: A list has fewer elements than this.
 MAX_COUNT = 1 << 29
 FIRST_BYTES, MAX_STEP_BYTES = 64 << 10, 64 << 20
 #: The two low bits of a pointer, and what a list pointer says of its elements.

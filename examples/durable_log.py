@@ -1,15 +1,15 @@
 """Accounts kept in a durable log, and a second process that follows them.
 
-``python examples/durable_log.py FOLDER`` has many tasks pay money in and out, each change durable
-before anybody is told of it; then it starts again from the log and compares.
+``python examples/durable_log.py FOLDER`` has many tasks pay money in and out. Each change is
+durable before the program reports it. Then it starts again from the log and compares.
 ``python examples/durable_log.py FOLDER --follow`` follows in a process of its own, also while the
 other one is killed and started again, and remembers how far it came.
 
-Theory of operation. The log is the truth, and the balances in memory are what its events come to.
-A change is checked against the balances, applied to them and appended, in this order and without
-a pause between check and append, so the log has the events in the order in which they were
-checked. The answer waits for the log: who was told of a payment finds it after a power cut.
-Whoever fails to append has balances that are not in the log, and starts again from there.
+Theory of operation. The log is the truth, and the balances in memory are the sum of its events.
+``pay`` checks a change against the balances, applies it to them and appends it, in this order and
+without a pause between check and append. So the log has the events in the order of the checks. The
+answer waits for the log: after a power cut every payment that was reported is there. If appending
+fails, the balances have a change that the log has not; then start again from the log.
 """
 
 from __future__ import annotations

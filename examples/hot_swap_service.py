@@ -4,9 +4,9 @@ The table is a file of fixed-length records and a checksum, as a nightly job may
 
     8 bytes magic, 8 bytes record length, records, 32 bytes SHA-256 of all that stands before it
 
-Whoever renames a new table over FILE has it in service a moment later, without a restart. Every
-request is answered from one table, the one that was in service when it began; one that is damaged
-is never served at all, and shows in ``GET /``.
+Rename a new table over FILE, and it is in service a moment later, without a restart. The service
+answers each request from one table, the one that was in service when the request began. It never
+serves a damaged table, and lists it in ``GET /``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Shared(TypedDict):
 
 
 async def record_length(table: aiommap.Snapshot) -> int:
-    """Return the length of a record, after a look at the header."""
+    """Check the header and return the length of a record."""
     header = await table.read_exact(0, min(HEADER_BYTES, table.size))
     length = int.from_bytes(header[8:], "little")
     records = table.size - HEADER_BYTES - CHECKSUM_BYTES
@@ -60,7 +60,7 @@ async def validate(table: aiommap.Snapshot) -> None:
 
 
 async def get_record(request: Request) -> Response:
-    """Answer one record; ``current`` is asked for once, so that all of it is of one table."""
+    """Answer one record; ask for ``current`` once, so that all of it is of one table."""
     live: aiommap.LiveSnapshot = request.state.live
     table, generation = live.current, live.generation
     length = await record_length(table)

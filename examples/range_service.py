@@ -1,13 +1,13 @@
 """Serve byte ranges of one mapped file over HTTP: ``python examples/range_service.py FILE``.
 
-One hub, and one mapping that all requests share: bytes in the page cache are answered on the event
-loop, all others by the hub's workers, so that no cold page ever delays another client.
+All requests share one hub and one mapping. The event loop answers bytes in the page cache, and the
+hub's workers read all others, so that a cold page does not delay another client.
 
 Each answer is of one *version* of the file, named by its ETag: inode, size, time of modification.
-Every request looks for a newer one. A file replaced at its path is sent to its end to whoever
-began it. A file truncated under a response ends that response's connection, because the length it
-promised cannot be kept, and nothing else. A file overwritten in place is sent as it is found:
-replace it instead, as with any web server.
+Every request looks for a newer one. If the file is replaced at its path, a response that has begun
+sends the old one to its end. If the file is truncated under a response, that response's connection
+ends, because it cannot keep the length that it promised; nothing else does. A file overwritten in
+place is sent as it is found: replace it instead, as with any web server.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def parse_ranges(header: str, size: int) -> list[range] | None:
 
 
 def coalesce(ranges: list[range]) -> list[range]:
-    """Merge ranges that overlap or touch; order them by who was asked for first (§15.3.7.2)."""
+    """Merge ranges that overlap or touch; keep the order in which they were asked (§15.3.7.2)."""
     merged: list[range] = []
     for asked in sorted(ranges, key=lambda r: r.start):
         if merged and asked.start <= merged[-1].stop:

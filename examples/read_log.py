@@ -1,6 +1,6 @@
 """Read a log of ``aiommap.Log`` with nothing but Python: ``python examples/read_log.py FOLDER``.
 
-What docs/log_format.md says, as a program. It reads a log that nobody writes to meanwhile.
+This program is docs/log_format.md as code. It reads a log that nobody writes to meanwhile.
 """
 
 from __future__ import annotations

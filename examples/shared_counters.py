@@ -1,8 +1,8 @@
 """A metrics page that worker processes share: ``python examples/shared_counters.py FILE``.
 
 Each process maps the same small file. Counters are 64-bit words in it, and counting is one machine
-instruction: no lock, no message, and nothing is lost when a worker is killed. Gauges are changed
-together under an ``AsyncLock``, which tells the next one in if a worker died half-way. The page::
+instruction: no lock, no message, and nothing is lost when a worker is killed. Workers change gauges
+together under an ``AsyncLock``, which tells the next holder if a worker died half-way. The page::
 
     0        8        64                                 128 + 8 n
     | done   | lock   | requests | errors | bytes | ...   | busy | idle |

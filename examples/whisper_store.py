@@ -7,17 +7,17 @@ then the archives back to back, finest first; all numbers are big-endian, and no
     for each archive: offset u32, step u32, points u32
     for each archive: for each point: interval u32, value f64
 
-An archive is a ring. The interval of a point is its time rounded down to the step; the first point
+An archive is a ring. The interval of a point is its time rounded down to the step. The first point
 is the *base*, its slot is 0, and every other interval has the slot that its distance from the base
-leads to. A base of 0 means that the archive is empty. A slot whose stored interval is not the one
-asked for holds a point of an earlier lap: it reads as None.
+gives. A base of 0 means that the archive is empty. A slot whose stored interval is not the wanted
+one holds a point of an earlier lap: it reads as None.
 
-Whatever is stored in an archive is at once propagated to the next, coarser one: the points of one
-of its intervals are aggregated if the share of them that is known reaches the x-files factor, and
-so on, until an archive has nothing to pass on.
+A store into an archive propagates at once to the next, coarser one. It aggregates the points of one
+of the coarser intervals if the share of them that is known reaches the x-files factor, and so on,
+until an archive has nothing to pass on.
 
-Files are what the package ``whisper`` makes of the same calls, byte for byte. Writers in several
-processes have to agree on turns, as there.
+The files equal, byte for byte, those that the package ``whisper`` makes of the same calls. Writers
+in several processes have to agree on turns, as there.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from aiommap import FlushPolicy
 METADATA = struct.Struct("!2LfL")
 ARCHIVE = struct.Struct("!3L")
 POINT = struct.Struct("!Ld")
-#: A power cut costs at most the points of so many seconds.
+#: A power cut costs at most the points of this many seconds.
 FLUSH = FlushPolicy.every_interval(5.0)
 
 Values = list[float | None]

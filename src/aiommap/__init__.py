@@ -1,4 +1,4 @@
-"""Memory-mapped files for asyncio that never stall the event loop, lie, or die of SIGBUS."""
+"""Memory-mapped files for asyncio that keep the disk off the event loop and survive SIGBUS."""
 
 from __future__ import annotations
 

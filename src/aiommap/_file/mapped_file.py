@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 
 class MappedFile(RangeVerbs, LockableFile):
-    """A memory-mapped file whose verbs never stall the event loop; made by ``aiommap.open``.
+    """A memory-mapped file whose verbs keep the disk off the loop; made by ``aiommap.open``.
 
     Verbs that find their data in memory answer on the loop thread within a microsecond or so. They
     are no checkpoints: a task that does nothing else gives way, and sees a cancellation, once in a
@@ -137,10 +137,10 @@ class MappedFile(RangeVerbs, LockableFile):
         self._open.background.replace(check_policy(policy, "flush_policy"))
 
     def on_error(self, callback: Callable[[FlushError], object]) -> Subscription:
-        """Have a function, sync or async, told when a flush fails, also one nobody waits for.
+        """Register a callback for flush failures, including those of background flushes.
 
-        It is called on the loop, at most once, as failures latch: see ``FlushError``. Whoever
-        writes, flushes, waits for a receipt or closes is told of the failure anyway.
+        The callback, sync or async, runs on the loop, at most once, because a failure latches: see
+        ``FlushError``. Writing, flushing, waiting for a receipt and closing raise it anyway.
 
         Returns:
             A subscription; its ``cancel`` ends it.

@@ -4,10 +4,10 @@ Every change of size is an item of the commit queue (flusher.2); ``OpenFile.chan
 makes it. ``Resizer`` is its half in the worker thread.
 
 Invariants.
-  1  Where a growable view is, the file ends at a page boundary: a store into the rest of its last
-      page would fault nowhere, and never get into the file. A worker first says where it is going
-      to end the file and then looks for such views; who makes one first makes it and then looks
-      for that. So one of the two finds the other, whichever came first.
+  1  While there is a growable view, the file ends at a page boundary: a store into the rest of its
+      last page would not fault, and never reach the file. The resizer publishes the new end, then
+      checks for growable views. A view registers itself, then checks the published end. Whichever
+      runs second sees the other.
 """
 
 from __future__ import annotations
