@@ -18,7 +18,7 @@ class FlushPolicy:
     """When writes are flushed; made by its class methods, never changed afterwards.
 
     Every policy leaves explicit ``flush``, ``flush_range`` and ``wait_durable`` as they are: they
-    always make durable what they name. A policy only adds flushes nobody asked for. Policies
+    always make durable what they name. A policy only adds background flushes. Policies
     combine with ``|``: a flush is due as soon as one of them says so.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Flushes that nobody asked for, and writers that have to wait: one file's flush policy at work.
+"""Background flushes, and writers that have to wait: one file's flush policy at work.
 
 Theory of operation. Native code runs the inline stores. It knows the *inline limits*: counts of
 bytes, writes and dirty pages that a store may not reach. A store that would reach one takes the

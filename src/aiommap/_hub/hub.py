@@ -395,7 +395,7 @@ def open(
         capacity: bytes of address space to reserve, so that ``resize`` up to there moves nothing.
         sparse: do not reserve disk blocks when the file is created or grows; a full disk then
             shows at a later ``write`` instead of here.
-        flush: when written bytes are made durable unasked; by default ``FlushPolicy.manual()``.
+        flush: when background flushes are due; by default ``FlushPolicy.manual()``.
         advice: how the whole file is going to be used.
         prewarm: make the whole file resident before returning.
         lock: pin the whole file in memory for as long as it is open.

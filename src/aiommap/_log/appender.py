@@ -1,4 +1,4 @@
-"""The loop half of a log's writer: inline appends, the queue of batches, flushes nobody asked for.
+"""The loop half of a log's writer: inline appends, the queue of batches, background flushes.
 
 Theory of operation. Appends that have to be durable, and all that comes while a batch is in flight,
 gather in a queue; a batch is one store, at most one flush and one publication in a worker, and
@@ -181,7 +181,7 @@ class Appender:
         if not self._preparing and self.ready and writer.wants_standby:
             self._prepare_standby()
 
-    # Flushes that nobody asked for.
+    # Background flushes.
 
     def _plan_flush(self) -> None:
         writer, native, now = self._writer, self._native, time.monotonic()

@@ -99,7 +99,7 @@ class Log:
             folder: a folder that holds the log and nothing else; its parent has to exist.
             mode: "a" to append and read, for one process at a time; "r" to read.
             segment_size: bytes of each new segment, from 64 KiB to 2 GiB.
-            flush: when records are made durable unasked, as for files.
+            flush: when background flushes make records durable, as for files.
             retain_bytes: discard the oldest segments when a new one is begun and all together
                 take more; None keeps everything.
             inline_writes: whether records that nobody waits for may be stored on the loop thread;
@@ -187,7 +187,7 @@ class Log:
 
     @property
     def flush_policy(self) -> FlushPolicy:
-        """When records are made durable unasked."""
+        """When background flushes make records durable."""
         return self._policy
 
     @property
