@@ -106,15 +106,18 @@ static ssize_t read_own(int fd, char *to, size_t length, int64_t offset, bool no
 static bool read_cached(Mapping *self, char *to, int64_t offset, size_t length)
 {
     ssize_t got;
-    struct pin pin = {0};
+    struct pin pin;
+    pin.moved = false;
     bool nowait = self->nowait;
     if (nowait && length <= GIL_COPY_LIMIT_BYTES)
         got = read_own(self->fd, to, length, offset, nowait);
     else
         WITHOUT_GIL(pin, self, got = read_own(pin.fd, to, length, offset, nowait););
+    if (got == (ssize_t)length)
+        return !pin.moved;
     if (got == -EOPNOTSUPP || got == -EPERM || got == -ENOSYS)
         self->nowait = false; /* this file system, sandbox or kernel has no NOWAIT reads */
-    return got == (ssize_t)length && !pin.moved;
+    return false;
 }
 
 /* True when `length` bytes were read without waiting. Needs a valid range. */

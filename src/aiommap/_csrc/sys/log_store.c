@@ -137,7 +137,7 @@ int log_scan(struct log_scan *scan)
     scan->end_at = -1;
     while (scan->end_at < 0) {
         struct frame frame;
-        size_t available;
+        size_t available = 0;
         error = window_at(&window, scan->offset, FRAME_HEADER_BYTES, &available);
         if (error)
             break;
@@ -164,7 +164,7 @@ int log_scan(struct log_scan *scan)
 static int search_at(struct log_search *search, struct window *window, struct frame *frame,
                      bool *found)
 {
-    size_t available;
+    size_t available = 0;
     *found = false;
     int error = window_at(window, search->offset, FRAME_HEADER_BYTES, &available);
     if (error || available < FRAME_HEADER_BYTES)

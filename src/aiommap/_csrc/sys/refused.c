@@ -12,12 +12,7 @@
 #endif
 #include <unistd.h>
 
-static unsigned char refused[CALL_COUNT]; /* atomic; true never becomes false again */
-
-bool call_was_refused(enum call call)
-{
-    return __atomic_load_n(&refused[call], __ATOMIC_RELAXED);
-}
+unsigned char refused_calls[CALL_COUNT];
 
 #if defined(__linux__)
 /* Numbers of Linux, where headers may be older than the kernel. */
@@ -98,6 +93,6 @@ bool call_is_refused(enum call call, int error)
     errno = saved;
     if (answer != EPERM && answer != ENOSYS)
         return false;
-    __atomic_store_n(&refused[call], true, __ATOMIC_RELAXED);
+    __atomic_store_n(&refused_calls[call], true, __ATOMIC_RELAXED);
     return true;
 }

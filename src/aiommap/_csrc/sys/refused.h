@@ -32,7 +32,13 @@ enum call {
 
 /* Whether a call that failed with an errno number is refused to the process. */
 bool call_is_refused(enum call call, int error);
+/* Atomic; written by refused.c; true never becomes false again. */
+extern unsigned char refused_calls[CALL_COUNT];
+
 /* Whether that was found out before, so that the call need not be made. */
-bool call_was_refused(enum call call);
+static inline bool call_was_refused(enum call call)
+{
+    return __atomic_load_n(&refused_calls[call], __ATOMIC_RELAXED);
+}
 
 #endif
