@@ -62,9 +62,7 @@ class RangeVerbs:
 
     def _place(self, offset: SupportsIndex, length: SupportsIndex) -> tuple[int, int]:
         """Check a part of the range, and give it as a range of the file; who asks checks that."""
-        self._check_range()
-        start, count = check_range(offset, length, len(self))
-        return self._first + start, count
+        raise NotImplementedError
 
     def _places(self, ranges: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int]]:
         """Do as ``_place`` with each of several ranges."""

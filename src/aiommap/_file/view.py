@@ -209,6 +209,11 @@ class View(RangeVerbs):
             raise anyio.ClosedResourceError("the view was released: make a new one to go on")
         return self._lease
 
+    def _place(self, offset: SupportsIndex, length: SupportsIndex) -> tuple[int, int]:
+        self._check_range()
+        start, count = check_range(offset, length, self._length)
+        return self._offset + start, count
+
     def _check_range(self) -> None:
         """Raise if the file moved on: its verbs would reach other bytes than the memory does."""
         self._pinned()

@@ -37,10 +37,22 @@ INLINE_ITEM_BYTES = 4 << 10
 class Writer:
     """Writes of one file that have to yield, wait for a worker, or fail."""
 
-    __slots__ = ("_background", "_core", "_end", "_flusher", "_queue", "_start")
+    __slots__ = (
+        "_background",
+        "_core",
+        "_end",
+        "_flusher",
+        "_queue",
+        "_route",
+        "_start",
+        "_unsynced",
+    )
 
     def __init__(self, core: FileCore, flusher: Flusher, background: BackgroundFlush) -> None:
         self._core = core
+        # The core's own, at hand for each durable write.
+        self._route = core.route
+        self._unsynced = core.unsynced
         self._flusher = flusher
         self._background = background
         workers = core.workers
@@ -61,11 +73,11 @@ class Writer:
     def write(self, offset: int, data: object) -> Awaitable[WriteReceipt]:
         """Write after ``write_inline`` answered None."""
         core = self._core
-        store = core.mapping.stage(offset, data) if core.unsynced.failure is None else None  # type: ignore[arg-type]
+        store = core.mapping.stage(offset, data) if self._unsynced.failure is None else None  # type: ignore[arg-type]
         if store is None:
             store = self._check(offset, data)
         full = core.own.queued_bytes or self._background.may_be_full
-        if core.route.durable and not full and not is_traced():
+        if self._route.durable and not full and not is_traced():
             return self._flusher.write(store)  # writing.2
         return self._write(store)
 
@@ -155,7 +167,7 @@ class Writer:
         self, write: Request, total: int, *, withdrawable: bool = True
     ) -> WriteReceipt:
         core = self._core
-        if core.route.durable and not core.own.queued_bytes:
+        if self._route.durable and not core.own.queued_bytes:
             return cast("WriteReceipt", await self._flusher.submit(write))
         each = core.route.policy.flush_each_write and core.shared_writable
         with core.lifecycle.activity():  # closing must not come between the store and its flush

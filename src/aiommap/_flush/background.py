@@ -52,6 +52,7 @@ class BackgroundFlush:
         "_planning",
         "_queue",
         "_release_clock",
+        "_route",
         "_scheduler",
         "_timer",
         "_waiting",
@@ -59,6 +60,7 @@ class BackgroundFlush:
 
     def __init__(self, core: FileCore, flusher: Flusher, scheduler: FlushScheduler) -> None:
         self._core = core
+        self._route = core.route
         self._flusher = flusher
         self._scheduler = scheduler
         self._timer: Timer[Target] | None = None
@@ -142,7 +144,7 @@ class BackgroundFlush:
     @property
     def may_be_full(self) -> bool:
         """Whether there is any point in asking ``is_full``."""
-        return self._waiting > 0 or self._core.route.policy.dirty_limit is not None
+        return self._waiting > 0 or self._route.policy.dirty_limit is not None
 
     def is_full(self, ranges: Sequence[tuple[int, int]], most: float = math.inf) -> bool:
         """Tell whether stores to these (offset, length) ranges have to wait in ``make_room``.
@@ -190,7 +192,7 @@ class BackgroundFlush:
 
     def _exceeds(self, ranges: Sequence[tuple[int, int]], most: float) -> bool:
         """Tell whether the stores exceed the limit by being added to others' dirty bytes."""
-        limit, mapping = self._core.route.policy.dirty_limit, self._core.mapping
+        limit, mapping = self._route.policy.dirty_limit, self._core.mapping
         if limit is None or not self._core.shared_writable:
             return False
         others = mapping.would_dirty(0, 0) + self._core.own.queued_bytes
@@ -220,7 +222,7 @@ class BackgroundFlush:
             self._timer = None
 
     def _set_inline_limits(self, since: float | None) -> None:
-        policy = self._core.route.policy
+        policy = self._route.policy
         room = NO_LIMIT if policy.dirty_limit is None else policy.dirty_limit
         if self._waiting:
             room = 0
