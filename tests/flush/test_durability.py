@@ -222,7 +222,7 @@ async def test_durable_write_beside_a_failing_store(path, outside):
 
 
 async def test_word_changed_during_flush_stays_dirty(path):
-    """F2: the write is, and its receipt says so, but not everything up to it."""
+    """writeback.2: the write is, and its receipt says so, but not everything up to it."""
     async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
         word = f.atomic_u64(8 * PAGE)
 

@@ -151,7 +151,7 @@ KINDS = {
 
 @pytest.mark.parametrize("busy", KINDS)
 async def test_own_kinds_of_work_do_not_starve(path, busy):
-    """W1: all the threads of one kind are taken, and every other kind goes on."""
+    """workers.1: all the threads of one kind are taken, and every other kind goes on."""
     async with aiommap.open(path, "r+") as f, anyio.create_task_group() as group:
         with held(f._core.workers, getattr(f._core.workers, busy)):
             for kind, verb in KINDS.items():

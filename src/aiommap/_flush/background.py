@@ -1,4 +1,4 @@
-"""Background flushes, and writers that have to wait: one file's flush policy at work.
+"""One file's flush policy at work: background flushes, and writers that wait for room.
 
 Theory of operation. Native code runs the inline stores. It knows the *inline limits*: counts of
 bytes, writes and dirty pages that a store may not reach. A store that would reach one takes the

@@ -78,13 +78,14 @@ class Flusher:
             barrier=self._begin_changes,
             widen=Request.of,
         )
-        #: Listeners were told of a failure; nothing is flushed any more.
+        #: Whether listeners have heard of a failure.
         self._told = False
         #: Stores and makes durable in the next flush, for a file none of whose flushes failed, and
         #: untraced. It is the queue's own function: every step between costs each durable write.
         self.write = cast("Callable[[Store], Awaitable[WriteReceipt]]", self._queue.submit)
         self._after_batch: Callable[[], None] = nothing
-        #: Told on the loop of the failure that latches, or of a poisoned mapping.
+        #: The listeners: called on the loop with the failure that latches, or with the damage of a
+        #: poisoned mapping.
         self.failed = failed
 
     def on_batch(self, callback: Callable[[], None]) -> None:
@@ -225,7 +226,7 @@ class Flusher:
     def flush_if_due(self, due: Callable[[], bool]) -> bool:
         """Make everything durable if that is due; tell whether it has to be tried again.
 
-        For worker threads. The loop is told when it has time.
+        For worker threads. Listeners hear of a failure when the loop has time.
         """
         begun, failure = self.writeback.flush_if_due(due)
         if begun:

@@ -44,15 +44,15 @@ class Change:
 
     Attributes:
         act: does it.
-        own: makes the block that tells watchers of our own doing; none where somebody else changed
-            the file, and we only take that over.
+        own: makes the block that tells watchers that the change is ours. Where another process
+            made the change, and we only take it over, it does nothing.
     """
 
     act: Callable[[], None]
     own: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def run(self) -> Exception | None:
-        """Act, and return what it raises, for whoever waits. Worker threads only."""
+        """Act, and return the exception, for the waiter. Worker threads only."""
         try:
             with self.own():
                 self.act()

@@ -1,4 +1,9 @@
-"""Decide from counts when a flush policy asks for a flush; pure."""
+"""Decide from counts when a flush policy asks for a flush; pure.
+
+A new policy needs: a field and a constructor in ``_flush_policy.py``; what makes it due, here in
+``due``, and in ``limits`` if an inline store can; and, if it counts something new, that count where
+``BackgroundFlush`` calls ``due``.
+"""
 
 from __future__ import annotations
 

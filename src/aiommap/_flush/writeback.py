@@ -260,7 +260,7 @@ class Writeback:
         runs = [run for runs in taken for run in runs]
         try:
             # One call from the first to the last dirty page of each span: what lies between them
-            # is clean, and each call waits for the device anew.
+            # is clean, and each call waits for the device once.
             self._sync([(runs[0][0], runs[-1][1]) for runs in taken if runs], whole=whole)
             if mapping.cut_suspected:
                 self._check_holes(runs)
@@ -278,7 +278,7 @@ class Writeback:
         self._core.mapping.flush_end(runs)
         if isinstance(error, NameNotSyncedError):
             self._passing = self._failure_of(error, latched=False)
-        elif not isinstance(error, MappingFaultError):  # every verb tells of that until a reopen
+        elif not isinstance(error, MappingFaultError):  # every verb raises that until a reopen
             self._latch(error)
 
     def _sync(self, hulls: list[tuple[int, int]], *, whole: bool) -> None:
@@ -329,8 +329,8 @@ class Writeback:
     def _check_holes(self, runs: Iterable[tuple[int, int]]) -> None:
         """Check that no hole is where bytes were flushed: a store may have hidden a truncation.
 
-        What others cut off, a write behind it makes long again with holes. A file system that has
-        none never tells of one.
+        If another process truncates the file, and a write behind the end makes it long again, the
+        part between is a hole. A file system without holes never reports one.
         """
         mapping = self._core.mapping
         for start, end in runs:

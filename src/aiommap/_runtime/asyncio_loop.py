@@ -56,7 +56,7 @@ class AsyncioLoop:
         return self._loop.is_closed()
 
     def call_later(self, delay: float, function: Callable[[], object]) -> Callable[[], object]:
-        """Call a function after so many seconds; returns what cancels that."""
+        """Call a function after a delay in seconds; returns what cancels that."""
         return self._loop.call_later(delay, function).cancel
 
     def spawn(self, function: Callable[[Unpack[Ts]], Awaitable[None]], *args: *Ts) -> None:

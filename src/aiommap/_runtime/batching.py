@@ -122,8 +122,8 @@ class BatchQueue(Generic[Item, Result]):
         begin: begins one batch of plain items. It is given the items, and has the second argument
             called on the loop with one result, or exception, per item, at once or later. It does
             not raise.
-        discard: frees a result that nobody gets because its waiter was cancelled; the waiter
-            waits for it, and it must not be cancellable.
+        discard: frees the result of a cancelled waiter. The waiter waits for it, and it must not be
+            cancellable.
         general, barrier: begin batches of those kinds; for a queue that has them.
         widen: makes a general item of a plain one.
     """

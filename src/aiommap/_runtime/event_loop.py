@@ -52,7 +52,7 @@ class EventLoop(Protocol):
         ...
 
     def call_later(self, delay: float, function: Callable[[], object]) -> Callable[[], object]:
-        """Call a function after so many seconds; returns what cancels that."""
+        """Call a function after a delay in seconds; returns what cancels that."""
 
     def spawn(self, function: Callable[[Unpack[Ts]], Awaitable[None]], *args: *Ts) -> None:
         """Start a background task that nothing cancels; the function must not raise (workers.3)."""

@@ -51,7 +51,7 @@ def spawn_user_task(function: Callable[[Unpack[Ts]], Awaitable[None]], *args: *T
 
 
 def call_later(delay: float, function: Callable[[], object]) -> Callable[[], object]:
-    """Call a function on the running loop after so many seconds; returns what cancels that."""
+    """Call a function on the running loop after a delay in seconds; returns what cancels that."""
     return running_loop().call_later(delay, function)
 
 

@@ -10,9 +10,9 @@ from .event_loop import Event, Waiter, find_program_end
 
 Ts = TypeVarTuple("Ts")
 
-#: How soon an exception is raised in a task again that could not take it at that moment.
+#: How soon to try again to raise an exception in a task that could not take it.
 RAISE_SECONDS = 0.001
-#: How soon a task that waits a job out learns of a Ctrl-C that trio has nobody to tell.
+#: How soon a task that waits a job out learns of a Ctrl-C that trio cannot raise.
 INTERRUPT_SECONDS = 0.1
 
 
@@ -47,7 +47,7 @@ class TrioLoop:
         return False
 
     def call_later(self, delay: float, function: Callable[[], object]) -> Callable[[], object]:
-        """Call a function after so many seconds; returns what cancels that."""
+        """Call a function after a delay in seconds; returns what cancels that."""
         scope = self._trio.CancelScope()
 
         async def wait() -> None:
@@ -100,8 +100,8 @@ class TrioLoop:
     async def wait_out(self, done: Event) -> None:
         """Wait with a cancellation in hand.
 
-        trio raises Ctrl-C in its main task only. Where that has been told already, nobody raises
-        the next one, so that whoever waits looks for it.
+        trio raises Ctrl-C in its main task only. If the main task waits for its end already, trio
+        raises the next Ctrl-C nowhere. So this wait looks for it.
         """
         with self._trio.CancelScope(shield=True):
             while not done.is_set():

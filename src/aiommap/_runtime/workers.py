@@ -5,16 +5,17 @@ that runs to its end once a thread has begun it. Its thread and the cancellation
 try to claim it: whichever is first decides whether it runs.
 
 Invariants.
-  1  Every hop takes a token of one of our own limiters, never of the application's (I12); reads,
-      stores, flushes and opening or closing have separate ones, so none can starve another.
-  2  A job that was begun is finished before the cancellation of its waiter is delivered; one
-      that was not begun is withdrawn and never runs (I8). This also holds for asyncio's own
-      ``Task.cancel``, from which an anyio cancel scope does not shield.
-  3  Background tasks belong to no scope of the caller: a file may be closed in another task than
-      the one that opened it, and what fails in them reaches a waiter, never the event loop. Nobody
-      can cancel them: not even the end of ``asyncio.run``, which cancels all tasks it knows of.
-  4  What ends a program, as KeyboardInterrupt and SystemExit do, leaves the loop from a callback
-      of the application as it does from any other task; on trio it leaves through the main task.
+  1  Every hop takes a token of one of our own limiters, never of the application's (I12). Reads,
+      stores, flushes, and opening or closing have separate limiters, so none can starve another.
+  2  A job that has begun ends before the cancellation of its waiter is delivered. A job that has
+      not begun is withdrawn and never runs (I8). This also holds for asyncio's own
+      ``Task.cancel``, from which an anyio cancel scope does not shield. ``OnCancel`` names the
+      exceptions.
+  3  Background tasks belong to no scope of the caller: one task may open a file and another close
+      it. Their failures reach a waiter, never the event loop. Nothing cancels them, not even the
+      end of ``asyncio.run``, which cancels all tasks it knows of.
+  4  KeyboardInterrupt and SystemExit leave the loop from a callback of the application as they do
+      from any other task; on trio they leave through the main task.
 """
 
 from __future__ import annotations
