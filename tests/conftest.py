@@ -20,6 +20,32 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 )
 
 
+LOOPS = ("asyncio", "uvloop", "trio")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--loop",
+        choices=LOOPS,
+        help="leave out what is run on another event loop, for a quick look after an edit",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Keep to one event loop if asked; a parameter that is the name of a loop says which it is."""
+    wanted = config.getoption("--loop")
+    if wanted is None:
+        return
+    others = {*LOOPS} - {wanted}
+
+    def is_wanted(item):
+        names = item.callspec.id.split("-") if hasattr(item, "callspec") else ()
+        return others.isdisjoint(names)
+
+    config.hook.pytest_deselected(items=[item for item in items if not is_wanted(item)])
+    items[:] = [item for item in items if is_wanted(item)]
+
+
 @pytest.fixture(
     params=[
         pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),

@@ -15,7 +15,7 @@ import pytest
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
-from tests.support.internals import Writer
+from tests.support.internals import Writer, core_of, workers_of
 from tests.support.internals import workers as _workers
 from tests.support.limiters import held, until_queued
 
@@ -357,7 +357,7 @@ async def test_write_cancelled_lands_whole_or_never(path, monkeypatch):
 async def test_close_waits_for_a_queued_write(path, policy):
     f = await aiommap.open(path, "r+", flush=getattr(aiommap.FlushPolicy, policy)())
     await f.resize(32 * PAGE)
-    workers, receipts, closed = f._core.workers, [], []
+    workers, receipts, closed = workers_of(f), [], []
     limiter = workers.flushes if policy == "always" else workers.stores
 
     async def write():
@@ -385,9 +385,9 @@ async def test_close_lets_no_verb_in(path):
     f = await aiommap.open(path, "r+")
     await f.write(0, b"x")
     async with anyio.create_task_group() as group:
-        with held(f._core.workers, f._core.workers.control):
+        with held(workers_of(f), workers_of(f).control):
             group.start_soon(f.aclose)
-            await until_queued(f._core.workers.control)
+            await until_queued(workers_of(f).control)
             for verb in (f.write, f.read):
                 with pytest.raises(anyio.ClosedResourceError):
                     await verb(0, b"lost" if verb == f.write else 4)
@@ -411,7 +411,7 @@ async def test_close_when_release_fails(path):
 
 async def test_close_waits_for_late_activities(path):
     f = await aiommap.open(path, "r+")
-    core, closed = f._core, []
+    core, closed = core_of(f), []
 
     async def close():
         await f.aclose()

@@ -171,7 +171,8 @@ async def main():
         names = await prepare(hub, f)
         turned = []
         # Before the fork: a thread that is not in the child may hold the lock of trio's queue.
-        f._core.workers.call_soon(lambda: turned.append(True))
+        from tests.support.internals import workers_of
+        workers_of(f).call_soon(lambda: turned.append(True))
         child = os.fork()
         if not child:
             signal.alarm(30)

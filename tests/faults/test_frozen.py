@@ -14,6 +14,7 @@ import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
 from tests.support.disks import must
+from tests.support.internals import core_of
 
 pytestmark = pytest.mark.anyio
 
@@ -183,20 +184,20 @@ async def test_writes_that_wait_cost_one_hop(tmp_path):
     """All but the first, which has gone already when the others come."""
     async with aiommap.open(tmp_path / "file", "w+", size=64 * PAGE, inline_writes=False) as f:
         sizes = []
-        real = f._core.disk.write_many
+        real = core_of(f).disk.write_many
 
         class Counting:
             def __getattr__(self, name):
-                return getattr(f._core.mapping, name)
+                return getattr(core_of(f).mapping, name)
 
             def write_many(self, items):
                 sizes.append(len(items))
                 return real(items)
 
-        f._core.disk = Counting()
+        core_of(f).disk = Counting()
         async with anyio.create_task_group() as group:
             for i in range(50):
                 group.start_soon(f.write, i * PAGE, b"x" * 10)
         assert sum(sizes) == 50
         assert len(sizes) <= 2
-        f._core.disk = f._core.mapping
+        core_of(f).disk = core_of(f).mapping

@@ -9,6 +9,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from tests.support.disks import must
+from tests.support.internals import core_of
 
 pytestmark = pytest.mark.anyio
 
@@ -79,9 +80,9 @@ async def test_reopen_maps_the_copy(merged):
         assert bytes(memory) == b"ooo"  # I7
         async with f.locked():
             assert await f.read(0, 3) == b"NNN"
-        core = f._core
+        core = core_of(f)
         await f.reopen()
-        assert f._core is core
+        assert core_of(f) is core
 
 
 async def test_refresh_maps_the_copy(merged):
@@ -127,6 +128,6 @@ async def test_upper_layer_file_is_mapped_as_is(merged):
         path.chmod(0o600)
         copy_up(path)
         assert bytes(f.view(0, 3).memory) == b"NNN"
-        core = f._core
+        core = core_of(f)
         await f.reopen()
-        assert f._core is core
+        assert core_of(f) is core

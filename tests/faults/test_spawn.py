@@ -14,6 +14,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import Advice, FileBackend, FlushPolicy, MappedBackend, Snapshot
+from tests.support.internals import core_of
 
 pytestmark = pytest.mark.anyio
 
@@ -115,8 +116,8 @@ async def test_pickle_keeps_path_and_options(tmp_path, path, mode):
             assert again.mode == ("r" if mode == "r" else "r+")
             assert (again.path, again.size) == (f.path, 16 * PAGE)
             assert (again.capacity, again.flush_policy) == (64 * PAGE, f.flush_policy)
-            assert again._core.options.advice is Advice.RANDOM
-            assert again._core.options.prewarm
+            assert core_of(again).options.advice is Advice.RANDOM
+            assert core_of(again).options.prewarm
             assert await again.read(0, 4) == await f.read(0, 4)
         assert os.stat(path).st_size == 16 * PAGE
 

@@ -20,7 +20,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import Advice, FlushPolicy
-from tests.support.internals import Workers, Writeback
+from tests.support.internals import Workers, Writeback, core_of, workers_of
 from tests.support.limiters import held
 from tests.support.waiting import until
 
@@ -249,7 +249,7 @@ async def test_verb_cancelled_in_the_queue(path, way, name):
     async with aiommap.open(path, "r+") as f:
         await f.write(0, b"o")
         async with anyio.create_task_group() as group:
-            with occupied(f._core.workers) as queued:
+            with occupied(workers_of(f)) as queued:
                 attempt = Attempt(way, lambda: VERBS[name](f, buffer)).start_in(group)
                 await until(queued)
                 attempt.cancel()
@@ -284,7 +284,7 @@ async def test_read_into_cancelled_leaves_buffer_alone(path, way):
     """The buffer belongs to the caller again, who may change or resize it."""
     async with aiommap.open(path) as f, anyio.create_task_group() as group:
         buffer = bytearray(b"?" * SIZE)
-        with occupied(f._core.workers) as queued:
+        with occupied(workers_of(f)) as queued:
             attempt = Attempt(way, lambda: f.read_into(0, buffer)).start_in(group)
             await until(queued)
             attempt.cancel()
@@ -349,7 +349,7 @@ async def test_locked_block_unpins_whatever_happens(path, way):
         attempt = Attempt(way, block).start_in(group)
         await entered.wait()
         assert pinned() != "0"
-        with occupied(f._core.workers) as queued:
+        with occupied(workers_of(f)) as queued:
             leave.set()
             await until(queued)
             attempt.cancel()
@@ -460,7 +460,7 @@ async def test_hub_cancelled_waits_for_every_file(path, way, monkeypatch):
     flushing, gates = Writeback._flush, {}
 
     def held(self, requests):
-        begun, leave = gates[self._core.path]
+        begun, leave = gates[core_of(self).path]
         begun.set()
         assert leave.wait(20), "the test never opened the gate"
         return flushing(self, requests)

@@ -9,6 +9,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
+from tests.support.internals import workers_of
 from tests.support.limiters import held
 from tests.support.waiting import until
 
@@ -255,7 +256,7 @@ async def test_write_in_pieces_lands_in_place(path, policy):
 async def test_write_many_cancelled_half_way_goes_on(path):
     """I8: the part went inline, so the rest cannot be withdrawn though it has not begun."""
     async with aiommap.open(path, "r+") as f:
-        workers, long, scope = f._core.workers, b"y" * 17 * PAGE, anyio.CancelScope()
+        workers, long, scope = workers_of(f), b"y" * 17 * PAGE, anyio.CancelScope()
 
         async def write():
             with scope:
@@ -291,7 +292,7 @@ LONG = 17 * PAGE  # more than is stored inline
 async def test_write_does_not_pass_one_that_waits(path, queued):
     """I9, writing.1: an inline store to what a queued write covers would be overwritten by that."""
     async with aiommap.open(path, "r+") as f:
-        workers = f._core.workers
+        workers = workers_of(f)
         await f.resize(64 * PAGE)
         async with anyio.create_task_group() as group:
             with held(workers, workers.stores):
@@ -307,7 +308,7 @@ async def test_write_does_not_pass_one_that_waits(path, queued):
 
 async def test_write_does_not_pass_one_in_a_batch(path):
     async with aiommap.open(path, "r+") as f:
-        workers = f._core.workers
+        workers = workers_of(f)
         await f.resize(64 * PAGE)
 
         async def write_twice():

@@ -11,7 +11,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import ChangeKind, FlushPolicy
-from tests.support.internals import kept_threads, run_in_thread
+from tests.support.internals import core_of, kept_threads, run_in_thread, workers_of
 from tests.support.limiters import held, until_queued
 
 pytestmark = pytest.mark.anyio
@@ -90,10 +90,10 @@ async def test_reopen_ends_allocators(tmp_path, mode):
 
 async def test_reopen_of_same_file_takes_its_size(path):
     async with aiommap.open(path, "r+") as f:
-        core = f._core
+        core = core_of(f)
         os.truncate(path, 20 * PAGE)
         await f.reopen()
-        assert (f.size, f._core) == (20 * PAGE, core)
+        assert (f.size, core_of(f)) == (20 * PAGE, core)
 
 
 async def test_reopen_without_a_file_keeps_the_old(path):
@@ -143,7 +143,7 @@ async def test_reopen_after_flush_moves(path):
 @pytest.mark.parametrize("discard", [False, True])
 async def test_reopen_lets_durable_write_end(path, discard):
     f = await aiommap.open(path, "r+", flush=FlushPolicy.always())
-    core, workers = f._core, f._core.workers
+    core, workers = core_of(f), workers_of(f)
 
     async def write():
         with pytest.raises(aiommap.FlushError, match="has no name left"):
@@ -163,7 +163,7 @@ async def test_reopen_lets_durable_write_end(path, discard):
                 group.start_soon(write)
                 await until_queued(workers.flushes)
                 group.start_soon(reopen)
-                while f._core is core if discard else not core.orphaned:
+                while core_of(f) is core if discard else not core.orphaned:
                     await anyio.sleep(0)
                 for _ in range(50):
                     await anyio.lowlevel.checkpoint()
@@ -396,10 +396,10 @@ async def test_reopen_refuses_private_stores(path):
 
 async def test_reopen_without_a_thread(path, monkeypatch):
     async with aiommap.open(path, "r+") as f:
-        old = f._core
+        old = core_of(f)
 
         def refuse_afterwards(job, tell):
-            if f._core is not old:
+            if core_of(f) is not old:
                 raise RuntimeError("can't start new thread")
             run_in_thread(job, tell)
 
@@ -414,7 +414,7 @@ async def test_reopen_without_a_thread(path, monkeypatch):
 
 async def test_reopen_refuses_queued_private_stores(path):
     async with aiommap.open(path, "c") as f:
-        workers, refused, long = f._core.workers, [], b"x" * 16 * PAGE
+        workers, refused, long = workers_of(f), [], b"x" * 16 * PAGE
 
         async def move():
             with pytest.raises(aiommap.AccessModeError, match="private stores would be lost"):

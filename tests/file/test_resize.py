@@ -13,6 +13,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
+from tests.support.internals import core_of, workers_of
 from tests.support.limiters import held
 from tests.support.waiting import until
 
@@ -51,7 +52,7 @@ async def test_shrink_fails_durable_write_behind_it(path):
                 outcomes[name] = error
 
         async with anyio.create_task_group() as group:
-            with held(f._core.workers, f._core.workers.flushes):
+            with held(workers_of(f), workers_of(f).flushes):
                 group.start_soon(attempt, "first", f.write, 0, b"kept")
                 await submitted(f, 1)
                 group.start_soon(attempt, "shrink", f.resize, 4 * PAGE)
@@ -83,9 +84,9 @@ async def test_policy_change_keeps_write_order(path):
 
         await f.resize(1 << 20)
         async with anyio.create_task_group() as group:
-            with held(f._core.workers, f._core.workers.stores):
+            with held(workers_of(f), workers_of(f).stores):
                 group.start_soon(f.write, 0, b"a" * (128 << 10))
-                await until(lambda: f._core.own.queued_bytes)
+                await until(lambda: core_of(f).own.queued_bytes)
                 f.flush_policy = FlushPolicy.always()
                 group.start_soon(write)
                 await until(f._open.writer._queue.waiting)
@@ -96,7 +97,7 @@ async def test_policy_change_keeps_write_order(path):
 async def test_policy_change_after_durable_writes(path):
     async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
         async with anyio.create_task_group() as group:
-            with held(f._core.workers, f._core.workers.flushes):
+            with held(workers_of(f), workers_of(f).flushes):
                 group.start_soon(f.write, 0, b"a" * 100)
                 await submitted(f, 1)
                 f.flush_policy = FlushPolicy.manual()
@@ -118,7 +119,7 @@ async def test_inline_write_waits_for_last_durable(path, replaced):
             await f.write(0, b"c")  # the batch of "b" has not begun yet
 
         async with anyio.create_task_group() as group:
-            with held(f._core.workers, f._core.workers.flushes):
+            with held(workers_of(f), workers_of(f).flushes):
                 group.start_soon(write_twice)
                 await submitted(f, 1)
                 group.start_soon(f.write, 0, b"b")
@@ -138,7 +139,7 @@ async def test_resize_waits_for_gathering_writes(path):
             left.append(f._open.writer._queue.busy)
 
         async with anyio.create_task_group() as group:
-            with held(f._core.workers, f._core.workers.stores):
+            with held(workers_of(f), workers_of(f).stores):
                 for count in (1, 2):
                     group.start_soon(f.write, 0, long)
                     await until(
@@ -160,7 +161,7 @@ async def test_resize_and_store_exclude_each_other(path, verb):
 
         await f.resize(32 * PAGE)
         async with anyio.create_task_group() as group:
-            with f._core.resize_mutex:  # as the other one has it
+            with core_of(f).resize_mutex:  # as the other one has it
                 group.start_soon(act)
                 for _ in range(5):  # hops, during which the worker gets as far as it can
                     async with aiommap.open(path, "r"):
@@ -176,7 +177,7 @@ async def test_resize_under_a_verb_is_out_of_bounds(path, verb):
         await f.resize(16 * PAGE)
         act = {
             "prewarm": lambda: f._open.pager._stretch(0, 16 * PAGE, False),
-            "residency": lambda: f._core.mapping.residency(0, 16 * PAGE),
+            "residency": lambda: core_of(f).mapping.residency(0, 16 * PAGE),
             "advise": lambda: f._open.pager._advise(aiommap.Advice.NORMAL, 0, 16 * PAGE),
             "locked": lambda: f._open.pager._lock_piece(0, 16 * PAGE),
             "punch_hole": lambda: f._open.resizer.punch_hole(0, 16 * PAGE),

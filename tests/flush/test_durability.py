@@ -18,6 +18,7 @@ import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
 from aiommap.testing import failing_flush
+from tests.support.internals import workers_of
 from tests.support.limiters import held, until_queued
 from tests.support.waiting import until
 
@@ -155,9 +156,9 @@ async def test_flush_failure_drops_gathered_writes(f):
     later = await f.write(PAGE, b"later")
     with failing_flush(f) as fault:
         async with anyio.create_task_group() as group:
-            with held(f._core.workers, f._core.workers.flushes):
+            with held(workers_of(f), workers_of(f).flushes):
                 group.start_soon(expect_failure, f.flush)
-                await until_queued(f._core.workers.flushes)
+                await until_queued(workers_of(f).flushes)
                 group.start_soon(expect_failure, later.wait_durable)
                 await until(f._open.flusher._queue.waiting)
         assert fault.hits == 1
@@ -168,9 +169,9 @@ async def test_flush_failure_drops_gathered_writes(f):
 async def test_flush_failure_names_store_under_way(f):
     await f.resize(32 * PAGE)
     async with anyio.create_task_group() as group:
-        with held(f._core.workers, f._core.workers.stores):
+        with held(workers_of(f), workers_of(f).stores):
             group.start_soon(f.write, 4 * PAGE, b"x" * 17 * PAGE)
-            await until_queued(f._core.workers.stores)
+            await until_queued(workers_of(f).stores)
             with failing_flush(f), pytest.raises(aiommap.FlushError) as caught:
                 await f.flush()
             assert caught.value.ranges == ((0, PAGE),)
@@ -184,9 +185,9 @@ async def test_flush_failure_drops_resize_behind_it(f, path):
     later = await f.write(PAGE, b"later")
     with failing_flush(f) as fault:
         async with anyio.create_task_group() as group:
-            with held(f._core.workers, f._core.workers.control):
+            with held(workers_of(f), workers_of(f).control):
                 group.start_soon(f.punch_hole, 8 * PAGE, PAGE)
-                await until_queued(f._core.workers.control)
+                await until_queued(workers_of(f).control)
                 for count, verb in enumerate(
                     (f.flush, partial(f.resize, 4 * PAGE), later.wait_durable), 1
                 ):
@@ -210,9 +211,9 @@ async def test_durable_write_beside_a_failing_store(path, outside):
                 await f.write(8 * PAGE, b"lost")
 
         async with anyio.create_task_group() as group:
-            with held(f._core.workers, f._core.workers.flushes):
+            with held(workers_of(f), workers_of(f).flushes):
                 group.start_soon(write, 0)
-                await until_queued(f._core.workers.flushes)
+                await until_queued(workers_of(f).flushes)
                 group.start_soon(write, PAGE)
                 group.start_soon(lose)
                 await until(lambda: len(f._open.flusher._queue.waiting()) >= 2)

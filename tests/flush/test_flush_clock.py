@@ -17,7 +17,7 @@ import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
 from aiommap.testing import failing_flush, slow_disk
-from tests.support.internals import clock
+from tests.support.internals import clock, core_of
 from tests.support.waiting import nothing_happens, until
 
 pytestmark = pytest.mark.anyio
@@ -49,7 +49,7 @@ class TestBusyLoop:
         os.truncate(path, 1 << 20)
         async with aiommap.open(path, "r+", flush=policy) as f, anyio.create_task_group() as group:
             group.start_soon(f.write, 0, b"x" * (1 << 20))
-            await until(lambda: f._core.own.queued_bytes)
+            await until(lambda: core_of(f).own.queued_bytes)
             busy_until(lambda: f._open.flusher.writeback.groups.count)
 
     async def test_word_changed_in_thread_is_flushed(self, path, policy):
@@ -65,7 +65,7 @@ class TestBusyLoop:
         f.on_error(told.append)
         with failing_flush(f):
             receipt = await f.write(0, b"x")
-            busy_until(lambda: f._core.unsynced.failure is not None)
+            busy_until(lambda: core_of(f).unsynced.failure is not None)
         assert not receipt.durable
         with pytest.raises(aiommap.FlushError):
             await f.write(0, b"x")
@@ -104,7 +104,7 @@ async def test_interval_of_growth_on_a_busy_loop(tmp_path):
             view.memory[100 * PAGE] = 1
             seen = f._open.flusher.writeback.groups.count
             busy_until(lambda: f._open.flusher.writeback.groups.count >= seen + 2)
-            assert not f._core.unsynced.resized
+            assert not core_of(f).unsynced.resized
 
 
 @pytest.mark.parametrize("kind", ["asyncio", "uvloop"])

@@ -15,6 +15,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap.testing import slow_disk
+from tests.support.internals import core_of
 from tests.support.internals import file_locks as _file_locks
 
 pytestmark = pytest.mark.anyio
@@ -183,7 +184,7 @@ async def test_lock_keeps_other_tasks_waiting(f, path):
 
 async def move_on(f, path):
     """Have a file go to another one at its path, and give up the old one."""
-    old = f._core
+    old = core_of(f)
     other = path.with_name("other")
     other.write_bytes(bytes(PAGE))
     os.replace(other, path)

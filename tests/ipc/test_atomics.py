@@ -14,6 +14,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
+from tests.support.internals import core_of, workers_of
 from tests.support.limiters import held, until_queued
 
 pytestmark = pytest.mark.anyio
@@ -291,7 +292,7 @@ async def test_change_waits_for_write_under_way(zeros):
         big = b"\xff" * (2 * PAGE) * 40  # too long to be stored inline
         await f.resize(len(big) + 2 * PAGE)
         async with anyio.create_task_group() as group:
-            with f._core.resize_mutex:  # what the worker needs for storing
+            with core_of(f).resize_mutex:  # what the worker needs for storing
                 group.start_soon(f.write, PAGE, big)
                 while not f._open.writer.storing(PAGE, PAGE + 8):
                     await anyio.lowlevel.checkpoint()
@@ -308,7 +309,7 @@ async def test_change_waits_for_write_under_way(zeros):
 @pytest.mark.parametrize("verb", ["write", "write_many"])
 async def test_change_waits_for_queued_durable_write(zeros, verb):
     async with aiommap.open(zeros, "r+", flush=FlushPolicy.always()) as f:
-        word, other, workers = f.atomic_u64(PAGE), f.atomic_u64(0), f._core.workers
+        word, other, workers = f.atomic_u64(PAGE), f.atomic_u64(0), workers_of(f)
         store = (PAGE, b"\xff" * 8)
         async with anyio.create_task_group() as group:
             with held(workers, workers.flushes):

@@ -12,6 +12,7 @@ import pytest
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
+from tests.support.internals import core_of
 
 pytestmark = pytest.mark.anyio
 
@@ -340,7 +341,7 @@ async def retired(core):
 
 
 async def test_reopen_inside_a_lock_keeps_it(f, path, stranger):
-    old = f._core
+    old = core_of(f)
     async with f.file_lock(0, 4):
         async with f.file_lock(8, 2):
             replace(path)
@@ -355,7 +356,7 @@ async def test_reopen_inside_a_lock_keeps_it(f, path, stranger):
 
 async def test_close_after_reopen_drops_old_locks(path, stranger):
     async with aiommap.open(path, "r+") as f:
-        old = f._core
+        old = core_of(f)
         lock = aiommap.AsyncLock(f, 0)
         await lock.acquire()
         replace(path)

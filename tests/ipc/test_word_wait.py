@@ -13,7 +13,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from tests.support.internals import futex as _futex
-from tests.support.internals import native
+from tests.support.internals import native, workers_of
 
 pytestmark = pytest.mark.anyio
 
@@ -186,7 +186,7 @@ async def test_wait_takes_no_other_worker(path):
         for _ in range(50):
             group.start_soon(word.wait, value)
         await until_waiting(50)
-        workers = f._core.workers
+        workers = workers_of(f)
         assert [w._free for w in (workers.reads, workers.stores)] == [
             1,
             workers.stores.total_tokens,

@@ -18,7 +18,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import Advice, FlushPolicy
-from tests.support.internals import BatchQueue, Workers
+from tests.support.internals import BatchQueue, Workers, workers_of
 from tests.support.limiters import held
 
 pytestmark = pytest.mark.anyio
@@ -153,7 +153,7 @@ KINDS = {
 async def test_own_kinds_of_work_do_not_starve(path, busy):
     """workers.1: all the threads of one kind are taken, and every other kind goes on."""
     async with aiommap.open(path, "r+") as f, anyio.create_task_group() as group:
-        with held(f._core.workers, getattr(f._core.workers, busy)):
+        with held(workers_of(f), getattr(workers_of(f), busy)):
             for kind, verb in KINDS.items():
                 if kind != busy:
                     await finish(group, lambda verb=verb: verb(f))

@@ -308,8 +308,9 @@ sys.unraisablehook = lambda args: print("unraisable", args.exc_value)
 async def begin(loop):
     f = await aiommap.open(path, "r+", flush=FlushPolicy.always())
     await f.resize(8 << 20)
-    f._core.disk = Stalled(f._core.mapping)
-    f._core.mapping.declining = True
+    from tests.support.internals import core_of
+    core_of(f).disk = Stalled(core_of(f).mapping)
+    core_of(f).mapping.declining = True
     return f
 
 class Stalled:

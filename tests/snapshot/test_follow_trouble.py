@@ -25,7 +25,7 @@ from tests.support.following import (
     until_mapped,
     until_serves,
 )
-from tests.support.internals import MAX_OVERTAKEN
+from tests.support.internals import MAX_OVERTAKEN, core_of
 from tests.support.internals import opening as _opening
 
 pytestmark = pytest.mark.anyio
@@ -327,7 +327,7 @@ async def test_file_taken_back_while_opened(path, monkeypatch):
         assert await anyio.to_thread.run_sync(opened.wait, 20)
         await anyio.to_thread.run_sync(turn_to, old)
         async for change in changes:
-            if change.new is not None and change.new.inode == first.mapped._core.identity.inode:
+            if change.new is not None and change.new.inode == core_of(first.mapped).identity.inode:
                 break
         await anyio.lowlevel.checkpoint()  # the follower hears the same in the same turn
         answered.set()

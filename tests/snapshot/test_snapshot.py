@@ -13,6 +13,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import Snapshot
+from tests.support.internals import core_of
 
 pytestmark = pytest.mark.anyio
 
@@ -171,7 +172,7 @@ async def test_close_cancelled_ends_with_last_hold(path):
         assert await s.read_exact(0, 1) == b"A"
     assert s.closed
     await s.aclose()
-    assert s._core.mapping.closed
+    assert core_of(s).mapping.closed
 
 
 async def test_verb_cancelled_leaves_it_usable(path):

@@ -1,4 +1,4 @@
-"""The one place from which tests reach what is private; tests/project/test_seam.py counts.
+"""The one place from which tests reach what is private; tests/project/test_tests.py counts.
 
 A test asks the public names first. What has tests of its own although it is private, as the pure
 modules do, is named here; the modules are for tests that replace a function in them. Whoever
@@ -125,3 +125,13 @@ is_remote = path_resolution.is_remote
 merge = changes.merge
 size_is_stable = attribution.size_is_stable
 subtract_own = attribution.subtract_own
+
+
+def core_of(opened):
+    """Return what an open file or a snapshot knows of itself: its mapping, disk and state."""
+    return opened._core
+
+
+def workers_of(opened):
+    """Return the threads of a file's hub, from which a test may take all: see ``limiters``."""
+    return core_of(opened).workers

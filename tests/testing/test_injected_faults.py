@@ -26,7 +26,7 @@ from aiommap.testing import (
     slow_disk,
     truncated_file,
 )
-from tests.support.internals import disk
+from tests.support.internals import core_of, disk
 from tests.support.internals import opening as _opening
 
 pytestmark = pytest.mark.anyio
@@ -53,7 +53,7 @@ def other_path(tmp_path):
 
 def untouched(f):
     """Tell whether a file has no fault in place: its disk is the mapping, inline verbs answer."""
-    core = f._core
+    core = core_of(f)
     return core.disk is core.mapping and core.mapping.declining == core.lifecycle.closing
 
 

@@ -11,6 +11,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import ChangeKind, FlushPolicy
+from tests.support.internals import core_of
 from tests.support.internals import stat_differ as _stat_differ
 from tests.support.watching import (
     expect,
@@ -175,7 +176,7 @@ async def test_own_writes_and_flushes_are_silent(path, policy):
 
 async def test_own_durable_write_while_applied(path):
     async with aiommap.Hub() as hub, hub.open(path, "r+", flush=POLICIES["always"]) as f:
-        core, samples = f._core, []
+        core, samples = core_of(f), []
         disk = core.disk
 
         class Looking:
@@ -363,7 +364,7 @@ async def test_read_beyond_new_end_says_both_sizes(path):
 
 async def test_refresh_grown_file_in_place(path):
     async with aiommap.open(path, capacity=32 * PAGE) as f, f.watch() as changes:
-        address = f._core.mapping.address
+        address = core_of(f).mapping.address
         with path.open("ab") as file:
             file.write(b"tail")
         change = await expect(changes, ChangeKind.GROWN)
@@ -371,7 +372,7 @@ async def test_refresh_grown_file_in_place(path):
         await f.refresh()
         assert f.size == 16 * PAGE + 4
         assert await f.read(16 * PAGE, 4) == b"tail"
-        assert f._core.mapping.address == address
+        assert core_of(f).mapping.address == address
         await fence(path, changes)
 
 
