@@ -56,6 +56,7 @@ class BackgroundFlush:
         "_scheduler",
         "_timer",
         "_waiting",
+        "may_be_full",
     )
 
     def __init__(self, core: FileCore, flusher: Flusher, scheduler: FlushScheduler) -> None:
@@ -72,6 +73,8 @@ class BackgroundFlush:
         self._release_clock: Callable[[], object] = nothing
         self._queue: anyio.Lock | None = None
         self._waiting = 0
+        #: Whether there is any point in asking ``is_full``.
+        self.may_be_full: bool = core.route.policy.dirty_limit is not None
         if core.shared_writable:
             self._keep_clock(core.route.policy)
         flusher.on_batch(self.plan)
@@ -83,6 +86,7 @@ class BackgroundFlush:
         if core.shared_writable:
             self._keep_clock(policy)
         core.route.replace_policy(policy, flushing=self._flusher.busy)
+        self._note_room()
         self._flusher.trigger.replace_policy(policy)
         self._drop_timer()
         self.plan()
@@ -141,10 +145,9 @@ class BackgroundFlush:
             self._asked = False
             self.plan()
 
-    @property
-    def may_be_full(self) -> bool:
-        """Whether there is any point in asking ``is_full``."""
-        return self._waiting > 0 or self._route.policy.dirty_limit is not None
+    def _note_room(self) -> None:
+        """Set ``may_be_full``; no property, as each durable write reads it."""
+        self.may_be_full = self._waiting > 0 or self._route.policy.dirty_limit is not None
 
     def is_full(self, ranges: Sequence[tuple[int, int]], most: float = math.inf) -> bool:
         """Tell whether stores to these (offset, length) ranges have to wait in ``make_room``.
@@ -168,6 +171,7 @@ class BackgroundFlush:
         if self._queue is None:
             self._queue = anyio.Lock()
         self._waiting += 1
+        self._note_room()
         self.plan()
         try:
             with self._core.lifecycle.activity():
@@ -175,6 +179,7 @@ class BackgroundFlush:
                     await self._flush_until_they_fit(ranges, wait_stored, most)
         finally:
             self._waiting -= 1
+            self._note_room()
             self.plan()
 
     async def _flush_until_they_fit(
