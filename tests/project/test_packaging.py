@@ -17,7 +17,7 @@ OLDEST = re.fullmatch(r">=3\.(\d+)", PROJECT["project"]["requires-python"])[1]
 
 
 def test_stable_abi_is_of_the_oldest_python():
-    header = (ROOT / "src" / "aiommap" / "_csrc" / "py" / "mapping.h").read_text(encoding="utf-8")
+    header = (ROOT / "src" / "aiommap" / "_csrc" / "py" / "api.h").read_text(encoding="utf-8")
     assert f"#define Py_LIMITED_API 0x03{int(OLDEST):02X}0000\n" in header
     wheels = PROJECT["tool"]["cibuildwheel"]
     assert wheels["build"] == f"cp3{OLDEST}-*"
