@@ -5,8 +5,8 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from aiommap._runtime.batching import BatchQueue, Kind
 from aiommap._runtime.workers import Workers
+from tests.support.internals import BatchQueue, Kind
 
 pytestmark = pytest.mark.anyio
 

@@ -107,6 +107,7 @@ align_up = _ranges.align_up
 
 # aiommap._runtime
 BatchQueue = batching.BatchQueue
+Kind = batching.Kind
 Workers = workers.Workers
 clock = kept_threads.clock
 run_in_thread = threads.run_in_thread
