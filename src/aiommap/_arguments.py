@@ -172,19 +172,35 @@ def check_disjoint(
             f"parts is {reprlib.repr(parts)}: give a mapping of names to (offset, length), such as "
             '{"header": (0, 16)}'
         )
-    checked = {name: _check_named(name, part, limit) for name, part in parts.items()}
+    checked: dict[Name, tuple[int, int]] = {}
+    behind, ascending = 0, True
+    for name, part in parts.items():
+        start, count = checked[name] = _check_named(name, part, limit)
+        if count:
+            ascending = ascending and start >= behind
+            behind = start + count
+    if not ascending:
+        _check_overlaps(checked)
+    return checked
+
+
+def _check_overlaps(checked: Mapping[Name, tuple[int, int]]) -> None:
     ranges = [(at, at + length, name) for name, (at, length) in checked.items() if length]
     # Of ranges in order of their starts, the first that overlaps anything overlaps the next one.
     ranges.sort(key=lambda item: item[0])
     for (low, end, one), (start, high, other) in pairwise(ranges):
         if start < end:
             raise OverlapError((low, end), (start, high), (one, other))
-    return checked
 
 
 def _check_named(
     name: object, part: tuple[SupportsIndex, SupportsIndex], limit: int
 ) -> tuple[int, int]:
+    # Nearly every part is this, and there may be very many: it is taken as it is.
+    if type(part) is tuple and len(part) == 2:
+        start, count = part
+        if type(start) is int and type(count) is int and 0 <= start <= limit - count <= limit:
+            return start, count
     example = "give (offset, length), two integers in bytes, such as (0, 16)"
     try:
         offset, length = part

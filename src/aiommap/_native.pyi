@@ -146,10 +146,6 @@ class Mapping:
     def damage_errno(self) -> int: ...
     @property
     def foreign_faults(self) -> int: ...
-    @property
-    def leases(self) -> list[tuple[int, int, str | None]]:
-        """Offset, end and place of the live leases, newest first."""
-
     def attach(self, owner: object, receipt_type: type[Receipt], /) -> None:
         """Set the type of receipts and what they refer to, and bind the loop thread."""
 
@@ -261,6 +257,9 @@ class Mapping:
     def dirty_runs(self) -> list[tuple[int, int]]:
         """Return byte ranges stored to since their last flush, or writable through a lease."""
 
+    def oldest_leases(self, limit: int, /) -> list[tuple[int, int, str | None]]:
+        """Return offset, end and place of so many live leases at most, oldest first."""
+
     def dirty_bytes(self) -> int:
         """Return the bytes of the pages of dirty_runs."""
 
@@ -283,7 +282,7 @@ class Mapping:
         """Set the sorted disjoint ranges that mlock(2) keeps in memory."""
 
     def lease(self, offset: int, length: int, writable: bool, place: str | None = None, /) -> Lease:
-        """Export a range as a buffer that keeps its pages mapped; ``leases`` tells its place."""
+        """Export a range as a buffer that keeps its pages mapped; oldest_leases tells its place."""
 
     # Changes. Each is one step, and nobody sees a part of it. Only one runs at a time. A change
     # that fails leaves everything as it was. Views of bytes that the file gives up read zeros.

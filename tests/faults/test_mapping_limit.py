@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
 from tests.support.scripts import expect_alive
+from tests.support.strict import PYTHON
 
 with open("/proc/sys/vm/max_map_count") as found:
     LIMIT = int(found.read())
@@ -102,3 +105,36 @@ run(main)
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_errors_at_the_limit_name_it(tmp_path, backend):
     expect_alive(REFUSALS, tmp_path, backend)
+
+
+# Not by ``run_script``: NumPy loads what this is about.
+EXIT = """
+import asyncio, mmap, os, sys, threading, time
+import aiommap
+
+async def main():
+    async with aiommap.open(sys.argv[1], "r+") as f:
+        await f.prewarm()
+    def stay():  # until the exit ends it, when it wants the interpreter again
+        while True:
+            time.sleep(0.001)
+    for _ in range(4):
+        threading.Thread(target=stay, daemon=True).start()
+    try:
+        while True:
+            taken.append(mmap.mmap(-1, 4096) if sys.argv[2] == "mapping" else os.dup(0))
+    except OSError:
+        pass
+    raise SystemExit(7)
+
+taken = []
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("want", ["mapping", "descriptor"])
+def test_exit_for_want_of(path, want):
+    """glibc ends a thread with the help of a library, which cannot be loaded then."""
+    command = [*PYTHON, "-c", EXIT, str(path), want]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stderr) == (7, "")

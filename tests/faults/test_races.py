@@ -301,7 +301,7 @@ print("alive")
         "m.read(0, SIZE)",
         "m.set_locked([(0, PAGE)])",
         "m.flush_begin(0, SIZE)",
-        "m.leases",
+        "m.oldest_leases(9)",
     ],
 )
 def test_closed_by_garbage_half_way(tmp_path, verb):

@@ -44,7 +44,13 @@ from .._watch.subscriptions import DEFAULT_BUFFER, Changes, ErrorCallback, call_
 from .._watch.watched_path import TICK_NS
 from .open_file import HubServices, OpenFile
 from .range_verbs import RangeVerbs
-from .statistics import Distribution, FileStatistics, oldest_dirty_seconds, oldest_leases
+from .statistics import (
+    Distribution,
+    FileStatistics,
+    caller_outside,
+    oldest_dirty_seconds,
+    oldest_leases,
+)
 from .view import View
 from .watching import FileWatch
 
@@ -307,15 +313,18 @@ class MappedFile(RangeVerbs, LockableFile):
         self._core.check_mapped()
         if not flag(growable, "growable"):
             span = check_tail(offset, length, self.size, self._core.shared_writable)
-            return View(self._open, *span, keeps=self)
+            return View(self._open, *span, caller_outside(), keeps=self)
         self._core.check_growable("grow")
         self._open.resizer.check_room(self._core.options.capacity)
         start, count = check_tail(offset, length, self.capacity)
-        make = partial(View, self._open, start, count, growable=True, keeps=self)
+        make = partial(View, self._open, start, count, caller_outside(), growable=True, keeps=self)
         return self._open.resizer.with_whole_pages(make)
 
     def carve(self, parts: Mapping[Name, tuple[SupportsIndex, SupportsIndex]]) -> dict[Name, View]:
         """Make named views of disjoint parts of the file, all of them or none.
+
+        It is one synchronous call, during which nothing else runs on the loop, and it costs about
+        2 µs a part: carve in portions what has more than some thousands.
 
         Args:
             parts: (offset, length) by name, in any order, with gaps or without. Parts may begin
@@ -329,7 +338,8 @@ class MappedFile(RangeVerbs, LockableFile):
         """
         self._core.check_usable()
         checked = check_disjoint(parts, self.size)
-        return {name: View(self._open, *part, keeps=self) for name, part in checked.items()}
+        place = caller_outside()
+        return {name: View(self._open, *part, place, keeps=self) for name, part in checked.items()}
 
     def allocator(
         self,
@@ -642,7 +652,7 @@ class MappedFile(RangeVerbs, LockableFile):
             faults=mapping.faults + mapping.foreign_faults,
             huge_page_bytes=self._open.pager.huge_page_bytes,
             leases=mapping.lease_count,
-            leased=oldest_leases(mapping.leases),
+            leased=oldest_leases(mapping),
             flush_failed=core.unsynced.failure is not None or (poisoned and core.shared_writable),
             poisoned=poisoned,
         )

@@ -109,9 +109,15 @@ class FileStatistics:
 _MAX_LEASES_NAMED = 64
 
 
-def oldest_leases(found: list[tuple[int, int, str | None]]) -> tuple[LeasedRange, ...]:
-    """Name the leases that are out longest, of all of them with the newest first."""
-    return tuple(LeasedRange(*lease) for lease in found[: -_MAX_LEASES_NAMED - 1 : -1])
+class Leases(Protocol):
+    """What is asked about the leases that are out."""
+
+    def oldest_leases(self, limit: int, /) -> list[tuple[int, int, str | None]]: ...
+
+
+def oldest_leases(mapping: Leases) -> tuple[LeasedRange, ...]:
+    """Name the leases that are out longest."""
+    return tuple(LeasedRange(*lease) for lease in mapping.oldest_leases(_MAX_LEASES_NAMED))
 
 
 def caller_outside() -> str | None:

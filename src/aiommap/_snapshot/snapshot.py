@@ -27,6 +27,7 @@ from .._core.file_state import FileState, Identity
 from .._core.options import OpenOptions
 from .._errors import StaleSnapshotError
 from .._file.mapped_file import MappedFile
+from .._file.statistics import caller_outside
 from .._file.view import View
 from .._hub.hub import Hub, hub_or_new
 from .._hub.opening import Opening
@@ -136,7 +137,8 @@ class Snapshot(AsyncResource):
         self._core.check_usable()
         start, count = check_tail(offset, length, self._size)
         # The view refers to the snapshot: a followed one is closed when it is garbage.
-        return View(self._file._open, start, count, keeps=self)  # noqa: SLF001
+        opened = self._file._open  # noqa: SLF001
+        return View(opened, start, count, caller_outside(), keeps=self)
 
     async def verify(self) -> None:
         """Raise if the file was changed in place since it was opened.

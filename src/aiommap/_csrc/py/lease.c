@@ -15,6 +15,8 @@ static void lease_link(Lease *lease)
     lease->next = mapping->leases;
     if (lease->next)
         lease->next->previous = lease;
+    else
+        mapping->oldest_lease = lease;
     mapping->leases = lease;
     mapping->lease_count++;
     mapping->writable_leases += lease->writable;
@@ -34,6 +36,8 @@ static void lease_unlink(Lease *lease)
         lease->mapping->leases = lease->next;
     if (lease->next)
         lease->next->previous = lease->previous;
+    else
+        lease->mapping->oldest_lease = lease->previous;
 }
 
 /* The pages of a lease that the file has; false if there are none. */
@@ -54,10 +58,13 @@ static bool mark_dirty(const Lease *lease, int64_t now)
 bool mapping_mark_leased(Mapping *self)
 {
     int64_t now = monotonic_clock();
+    Py_ssize_t writable = self->writable_leases; /* among what may be very many others */
     mapping_size(self);
-    for (const Lease *lease = self->leases; lease; lease = lease->next)
+    for (const Lease *lease = self->leases; writable > 0; lease = lease->next) {
+        writable -= lease->writable;
         if (!mark_dirty(lease, now))
             return false;
+    }
     return true;
 }
 
@@ -83,7 +90,6 @@ bool lease_bind(Lease *lease, struct region *region, int64_t offset, int64_t len
         region_retain(region);
     }
     lease_link(lease);
-    guard_refresh(); /* its memory is going to be touched by others */
     mapping_size(self);
     /* Stored to, or in mode "c" made private, at any moment from here on. To mark the pages now also
      * allocates the bitmap, so that marking them again when the lease ends cannot fail. */
@@ -102,21 +108,26 @@ PyObject *mapping_lease(Mapping *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "LLp|O:lease", &offset, &length, &writable, &place))
         return NULL;
     Lease *lease = lease_make(self, place);
+    mapping_size(self);
     if (lease && (!mapping_range(self, offset, length) ||
                   !lease_bind(lease, self->region, offset, length, writable)))
         Py_CLEAR(lease);
     return (PyObject *)lease;
 }
 
-PyObject *mapping_get_leases(Mapping *self, void *Py_UNUSED(closure))
+PyObject *mapping_oldest_leases(Mapping *self, PyObject *limit)
 {
+    Py_ssize_t most = PyLong_AsSsize_t(limit), count = 0, made = 0;
+    if (most == -1 && PyErr_Occurred())
+        return NULL;
+    if (most < 0 || most > self->lease_count)
+        most = self->lease_count;
     /* Copied first: to make Python objects can collect garbage, and with it the lease at hand. */
-    Py_ssize_t count = 0, made = 0;
     struct { long long offset, end; PyObject *place; } *found;
-    found = PyMem_Calloc((size_t)self->lease_count + 1, sizeof *found);
+    found = PyMem_Calloc((size_t)most + 1, sizeof *found);
     if (!found)
         return PyErr_NoMemory();
-    for (Lease *lease = self->leases; lease; lease = lease->next, count++) {
+    for (Lease *lease = self->oldest_lease; count < most; lease = lease->previous, count++) {
         found[count].offset = lease->offset;
         found[count].end = lease->offset + lease->length;
         found[count].place = Py_NewRef(lease->place);
@@ -140,6 +151,7 @@ static int lease_getbuffer(Lease *self, Py_buffer *view, int flags)
     /* SAFETY: [offset, offset + length) was checked when the lease was made, and the region stays
      * mapped at its full length for as long as the lease has a reference (I7). */
     void *at = self->length ? self->region->base + self->offset : &nothing;
+    guard_refresh(); /* others are going to touch it */
     return PyBuffer_FillInfo(view, (PyObject *)self, at, self->length, !self->writable, flags);
 }
 

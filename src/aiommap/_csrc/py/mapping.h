@@ -143,6 +143,7 @@ typedef struct {
 
     /* GIL; written by lease.c. */
     Lease *leases;             /* live leases, newest first */
+    Lease *oldest_lease;       /* the last of them */
     Py_ssize_t lease_count;
     Py_ssize_t writable_leases; /* how many of them are writable */
     Py_ssize_t growable_leases; /* how many of them are on a growable region */

@@ -253,7 +253,6 @@ static PyGetSetDef mapping_getset[] = {
     {"reserved_end", (getter)get_reserved_end, NULL, "Up to where it has blocks.", NULL},
     {"first_bad", (getter)get_first_bad, NULL, "Where a foreign load or store faulted.", NULL},
     {"foreign_faults", (getter)get_foreign_faults, NULL, "How many of them did.", NULL},
-    {"leases", (getter)mapping_get_leases, NULL, "Offset, end and place of the live leases.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -327,6 +326,7 @@ static PyMethodDef mapping_methods[] = { /* documented in _native.pyi */
     ARGS("extend", mapping_extend),
     ARGS("adopt", mapping_adopt),
     ARGS("lease", mapping_lease),
+    ONE("oldest_leases", mapping_oldest_leases),
     ARGS("lease_growable", mapping_lease_growable),
     NONE("take_growth", mapping_take_growth),
     NONE("stop_growth", mapping_stop_growth),

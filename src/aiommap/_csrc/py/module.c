@@ -1,4 +1,5 @@
 /* module.c: the module aiommap._native; its contract is _native.pyi. */
+#include <dlfcn.h>
 #include <errno.h>
 #include <sys/mman.h>
 
@@ -161,6 +162,11 @@ static int add_log(PyObject *module, struct native_state *state)
     return PyModule_AddFunctions(module, log_functions);
 }
 
+/* glibc loads this when a thread is ended, as CPython ends those that are left at its exit, and
+ * aborts the process where it cannot: at the limit of mappings or descriptors, in a sandbox. It stays
+ * loaded. A libc that has no need of it may lack it. */
+static void load_what_ends_threads(void) { dlopen("libgcc_s.so.1", RTLD_NOW); }
+
 static int native_exec(PyObject *module)
 {
     struct native_state *state = PyModule_GetState(module);
@@ -213,6 +219,7 @@ static int native_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->log_writer_type);
     Py_VISIT(state->export_type);
     Py_VISIT(state->out_of_bounds);
+    load_what_ends_threads();
     return 0;
 }
 
