@@ -47,7 +47,6 @@ from .range_verbs import RangeVerbs
 from .statistics import (
     Distribution,
     FileStatistics,
-    caller_outside,
     oldest_dirty_seconds,
     oldest_leases,
 )
@@ -313,11 +312,11 @@ class MappedFile(RangeVerbs, LockableFile):
         self._core.check_mapped()
         if not flag(growable, "growable"):
             span = check_tail(offset, length, self.size, self._core.shared_writable)
-            return View(self._open, *span, caller_outside(), keeps=self)
+            return View(self._open, *span, keeps=self)
         self._core.check_growable("grow")
         self._open.resizer.check_room(self._core.options.capacity)
         start, count = check_tail(offset, length, self.capacity)
-        make = partial(View, self._open, start, count, caller_outside(), growable=True, keeps=self)
+        make = partial(View, self._open, start, count, growable=True, keeps=self)
         return self._open.resizer.with_whole_pages(make)
 
     def carve(self, parts: Mapping[Name, tuple[SupportsIndex, SupportsIndex]]) -> dict[Name, View]:
@@ -338,8 +337,7 @@ class MappedFile(RangeVerbs, LockableFile):
         """
         self._core.check_usable()
         checked = check_disjoint(parts, self.size)
-        place = caller_outside()
-        return {name: View(self._open, *part, place, keeps=self) for name, part in checked.items()}
+        return {name: View(self._open, *part, keeps=self) for name, part in checked.items()}
 
     def allocator(
         self,

@@ -40,7 +40,6 @@ class View(RangeVerbs):
         opened: OpenFile,
         offset: int,
         length: int,
-        place: str | None,
         *,
         growable: bool = False,
         keeps: object = None,
@@ -49,7 +48,7 @@ class View(RangeVerbs):
         self._offset = offset
         self._length = length
         self._growable = growable
-        self._lease: Lease | None = self._pin(place, writable=growable)
+        self._lease: Lease | None = self._pin(writable=growable)
         self._memory: memoryview | None = None
         #: What has to live for as long as somebody may use the view.
         self._keeps = keeps
@@ -90,14 +89,14 @@ class View(RangeVerbs):
             self._core.check_whole()
             self._core.check_mapped()
             if self._core.mode != "r" and not self._core.mapping.closed:
-                lease = self._pin(caller_outside(), writable=True)
+                lease = self._pin(writable=True)
             self._lease = lease
             self._memory = memoryview(lease)
             self._open.background.plan()
         return self._memory
 
-    def _pin(self, place: str | None, *, writable: bool) -> Lease:
-        mapping = self._core.mapping
+    def _pin(self, *, writable: bool) -> Lease:
+        mapping, place = self._core.mapping, caller_outside()
         if self._growable:
             return mapping.lease_growable(self._offset, self._length, place)
         return mapping.lease(self._offset, self._length, writable, place)
@@ -127,11 +126,11 @@ class View(RangeVerbs):
             anyio.ClosedResourceError: if the file is closed or this view was released.
         """
         self._check()
-        return self._part(*check_tail(offset, length, self._length), caller_outside())
+        return self._part(*check_tail(offset, length, self._length))
 
-    def _part(self, offset: int, length: int, place: str | None) -> View:
+    def _part(self, offset: int, length: int) -> View:
         start, growable = self._offset + offset, self._growable
-        return View(self._open, start, length, place, growable=growable, keeps=self._keeps)
+        return View(self._open, start, length, growable=growable, keeps=self._keeps)
 
     def split_at(self, position: SupportsIndex) -> tuple[View, View]:
         """Replace this view by two that meet at a position and cover the same bytes.
@@ -161,8 +160,7 @@ class View(RangeVerbs):
         """
         checked = check_disjoint(parts, self._length)
         self._check()
-        place = caller_outside()
-        return {name: self._part(*part, place) for name, part in checked.items()}
+        return {name: self._part(*part) for name, part in checked.items()}
 
     def struct(self, layout: str) -> Records:
         """Lay records of a ``struct`` format over the memory of the view, without a copy.

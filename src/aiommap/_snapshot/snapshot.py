@@ -27,7 +27,6 @@ from .._core.file_state import FileState, Identity
 from .._core.options import OpenOptions
 from .._errors import StaleSnapshotError
 from .._file.mapped_file import MappedFile
-from .._file.statistics import caller_outside
 from .._file.view import View
 from .._hub.hub import Hub, hub_or_new
 from .._hub.opening import Opening
@@ -138,7 +137,7 @@ class Snapshot(AsyncResource):
         start, count = check_tail(offset, length, self._size)
         # The view refers to the snapshot: a followed one is closed when it is garbage.
         opened = self._file._open  # noqa: SLF001
-        return View(opened, start, count, caller_outside(), keeps=self)
+        return View(opened, start, count, keeps=self)
 
     async def verify(self) -> None:
         """Raise if the file was changed in place since it was opened.
