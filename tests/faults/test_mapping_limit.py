@@ -138,3 +138,38 @@ def test_exit_for_want_of(path, want):
     command = [*PYTHON, "-c", EXIT, str(path), want]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert (done.returncode, done.stderr) == (7, "")
+
+
+AS_LIMITED = """
+import resource
+
+async def main():
+    f = await aiommap.open(make(), "r+", capacity=2 * SIZE)
+    with open("/proc/self/statm") as sizes:
+        used = int(sizes.read().split()[0]) * PAGE
+    resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), resource.RLIM_INFINITY))
+    async def grows():
+        await f.resize(1 << 40)
+    os.truncate(f.path, 1 << 40)
+    try:
+        for verb in (grows, f.refresh):
+            try:
+                await verb()
+            except OSError as error:
+                assert "address space" in str(error) and "ask for less" in str(error), (verb, error)
+                assert (error.errno, error.filename) == (errno.ENOMEM, f.path), (verb, error)
+            else:
+                raise AssertionError(f"{verb} was not refused")
+            assert f.size == SIZE
+            os.truncate(f.path, 1 << 40)
+    finally:
+        os.truncate(f.path, SIZE)
+    await f.aclose()
+    print("alive")
+
+run(main)
+"""
+
+
+def test_resize_for_want_of_address_space(tmp_path):
+    expect_alive(AS_LIMITED, tmp_path)

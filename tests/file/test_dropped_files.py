@@ -48,6 +48,19 @@ async def watch(f):
         async for _ in changes:
             pass
 
+async def watch_path(f):
+    async with aiommap.Hub() as hub, hub.watch(f.path) as changes:
+        async for _ in changes:
+            pass
+
+async def follow(f):
+    kept.append(await aiommap.follow(f.path))
+    await hang()
+
+async def follow_in_a_block(f):
+    async with aiommap.follow(f.path):
+        await hang()
+
 async def hold_async_lock(f):
     await aiommap.AsyncLock(f, 16).acquire()
     await hang()
@@ -78,7 +91,8 @@ WAYS = {
     "nothing": [],
     "waits": [wait_for_word, wait_for_word_with_limit, hold_lock, wait_for_lock, acquire],
     "async locks": [hold_async_lock, wait_for_async_lock],
-    "watches": [watch],
+    "watches": [watch, watch_path],
+    "follows": [follow, follow_in_a_block],
     "watched waits": [watch, wait_for_word, wait_for_async_lock],
     "flushes": [flush, flush, write_at_the_end],
     "blocks": [pin, read_chunks],
@@ -96,7 +110,7 @@ async def main(policy, group):
     await anyio.sleep(0.03)
     raise ZeroDivisionError
 
-tasks = []
+tasks, kept = [], []
 
 async def main_of_asyncio(policy):
     await main(policy, lambda *call: tasks.append(asyncio.create_task(call[0](call[1]))))
@@ -128,6 +142,7 @@ for policy in POLICIES:
     with contextlib.suppress(ZeroDivisionError, BaseExceptionGroup):
         run(policy)
     tasks.clear()
+    kept.clear()
     deadline = time.monotonic() + 20  # threads that are being told to end take a moment
     while True:
         gc.collect()
@@ -143,7 +158,16 @@ print("done")
 # What the interpreter is left with is looked at in each of six policies, under load.
 pytestmark = pytest.mark.timeout(200)
 LOOPS = ["asyncio", "uvloop", "trio", "asyncio closed", "uvloop closed"]
-WAYS = ["nothing", "waits", "async locks", "watches", "watched waits", "flushes", "blocks"]
+WAYS = [
+    "nothing",
+    "waits",
+    "async locks",
+    "watches",
+    "follows",
+    "watched waits",
+    "flushes",
+    "blocks",
+]
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 
@@ -11,7 +12,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import Advice, UnsupportedError
-from tests.support.internals import PIECE_BYTES, Pager
+from tests.support.internals import PIECE_BYTES, Pager, RangeSet
 
 pytestmark = pytest.mark.anyio
 SIZE = 3 * PIECE_BYTES
@@ -114,3 +115,46 @@ async def test_advise_refused_by_pinned_pages(path, advice):
                 await f.advise(advice)
             assert str(path) in str(caught.value)
         await f.advise(advice)
+
+
+async def test_locked_ranges_are_not_put_together_anew(tmp_path, monkeypatch):
+    added = []
+    add = RangeSet.add
+
+    def counted(self, offset, end):
+        added.append((offset, end))
+        add(self, offset, end)
+
+    count = 100
+    async with aiommap.open(tmp_path / "file", "w+", size=count * 2 * PAGE) as f:
+        await f.prewarm(write=True)
+        async with contextlib.AsyncExitStack() as stack:
+            monkeypatch.setattr(RangeSet, "add", counted)
+            for at in range(count):
+                await stack.enter_async_context(f.locked(at * 2 * PAGE, PAGE))
+        # Each is put in when it is pinned, and once more to see what of it is to be unpinned.
+        assert len(added) <= 3 * count
+
+
+async def test_locked_ranges_that_overlap(path, monkeypatch):
+    published = []  # the ranges whose reads make no system call
+    each = RangeSet.__iter__
+
+    def spy(self):
+        published[:] = each(self)
+        return iter(published.copy())
+
+    monkeypatch.setattr(RangeSet, "__iter__", spy)
+    async with aiommap.open(path, "r+") as f, contextlib.AsyncExitStack() as stack:
+        before = locked_bytes(path)
+        await stack.enter_async_context(f.locked(0, 4 * PAGE))
+        async with f.locked(2 * PAGE, 4 * PAGE), f.locked(8 * PAGE, PAGE):
+            assert published == [(0, 6 * PAGE), (8 * PAGE, 9 * PAGE)]
+            assert locked_bytes(path) - before == 7 * PAGE
+        assert published == [(0, 4 * PAGE)]
+        async with f.locked(0, 4 * PAGE), f.locked(PAGE + 5, 0):
+            await stack.aclose()
+            assert published == [(0, 4 * PAGE)]
+            assert locked_bytes(path) - before == 4 * PAGE
+        async with f.locked(PAGE + 5, 0):
+            assert published == []

@@ -53,6 +53,29 @@ def _limit() -> int:
         return int(file.read())
 
 
+def no_address_space(length: int) -> str:
+    """Say what was missing where so many bytes could not be mapped, and what to do."""
+    return (
+        f"the process has no {length} bytes of address space left to map it in: ask for less, or "
+        "map fewer files at once"
+    )
+
+
+@contextmanager
+def naming_the_want(
+    path: str, length: int, found: Callable[[], str] = mapping_limit
+) -> Iterator[None]:
+    """Say of an ENOMEM in the block, which maps so many bytes, what there is too little of."""
+    try:
+        with naming_the_limit(path, found):
+            yield
+    except OSError as error:
+        if error.errno == errno.ENOMEM and error.filename is None:
+            reason = f"{os.strerror(errno.ENOMEM)}: {no_address_space(length)}"
+            raise OSError(errno.ENOMEM, reason, path) from error
+        raise
+
+
 @contextmanager
 def naming_the_limit(path: str, found: Callable[[], str] = mapping_limit) -> Iterator[None]:
     """Say of an ENOMEM in the block that it is the limit, if it is; let others pass."""

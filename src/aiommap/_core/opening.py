@@ -28,7 +28,7 @@ from .file_kinds import cannot_map, check_mappable, check_regular, is_in_memory
 from .file_state import FileState, Identity
 from .kernel import kernel_version
 from .leases import LeasedError
-from .mapping_limit import mapping_limit
+from .mapping_limit import mapping_limit, no_address_space
 from .options import OpenOptions
 from .paths import NewName, open_new, open_or_new
 
@@ -324,10 +324,7 @@ def _no_memory(capacity: int, options: OpenOptions) -> str:
             'mapping may come to need, and there is not as much left: use mode "r" or "r+", or '
             "raise vm.overcommit_ratio"
         )
-    return (
-        f": the process has no {capacity} bytes of address space left to map it in: ask for less "
-        "capacity, or map fewer files at once"
-    )
+    return f": {no_address_space(capacity)}"
 
 
 def _counts_private_pages() -> bool:

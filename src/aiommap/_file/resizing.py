@@ -19,7 +19,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 from .._core.file_core import FileCore
-from .._core.mapping_limit import mapping_limit_soon, naming_the_limit
+from .._core.mapping_limit import mapping_limit_soon, naming_the_want
 from .._core.opening import cannot_resize, reserve
 from .._errors import (
     AlignmentError,
@@ -91,7 +91,7 @@ class Resizer:
         """Name the file in errors of the block, and have the next flush sync what it did."""
         core = self._core
         try:
-            with naming_the_limit(core.path):
+            with naming_the_want(core.path, size):
                 yield
         except OSError as error:
             if error.errno == errno.EPROTO:  # native code looked, and the length was another one
@@ -141,7 +141,7 @@ class Resizer:
         actual = os.fstat(mapping.fd).st_size
         if self._hides_loss(actual, mapping.size):
             return False
-        with naming_the_limit(self._core.path):
+        with naming_the_want(self._core.path, actual):
             self._follow(actual)
         return True
 
@@ -210,7 +210,7 @@ class Resizer:
         """
         self.check_whole_pages()
         try:
-            with naming_the_limit(self._core.path, mapping_limit_soon):
+            with naming_the_want(self._core.path, self._core.mapping.capacity, mapping_limit_soon):
                 made = make()
         except ValueError:
             self.check_whole_pages()

@@ -3,7 +3,9 @@
 Theory of operation. Each stretch of bytes knows its latest requests: the last one that wants it
 alone, and the shared ones since. A new request waits only for these, because they wait for all
 earlier ones. So entering and leaving cost a step for each stretch of the range, and not for each
-request.
+request. Shared requests do not wait for each other, so a stretch knows all of them: where n
+overlap, each with a range of its own, they cut 2n stretches that know up to n requests each, and
+one costs up to n steps for each stretch that it cuts or joins.
 
 Invariants.
   1  Of two requests that conflict the later waits for the earlier, directly or through others. When

@@ -14,7 +14,7 @@ import math
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from .._advice import Advice
@@ -49,6 +49,7 @@ class Pager:
         "_generation",
         "_locks",
         "_moving",
+        "_pinned",
         "_pinning",
         "_publishing",
         "_sparse_locks",
@@ -65,6 +66,8 @@ class Pager:
         #: Serializes pinning and unpinning. Only worker threads take it.
         self._pinning = Mutex()
         self._locks: list[tuple[int, int]] = []
+        #: What those cover, kept up with them: it takes long to put together.
+        self._pinned = RangeSet()
         #: Pinned except for their holes, so never published.
         self._sparse_locks: list[tuple[int, int]] = []
         #: How often pages were remapped, and whether they are being remapped or could not be pinned
@@ -158,18 +161,18 @@ class Pager:
 
     async def lock(self, offset: int, length: int) -> tuple[int, int]:
         """Pin a range; the result goes to ``unlock``."""
-        span = align_down(offset, PAGE_SIZE), align_up(offset + length, PAGE_SIZE)
+        end = align_up(offset + length, PAGE_SIZE)
+        span = (align_down(offset, PAGE_SIZE), end) if length else (offset, offset)
         self._wanted.append(span)
         try:
             while True:
                 generation = self._generation
                 whole = await self._pin(offset, offset + length)
                 # Before the generation is read: a remap increments it and then pins these.
-                locks = self._locks if whole else self._sparse_locks
-                locks.append(span)
+                self._add_lock(span, whole=whole)
                 if generation == self._generation:
                     break
-                locks.remove(span)
+                self._remove_lock(span)
                 self._publish()
         except BaseException:
             self._wanted.remove(span)
@@ -191,10 +194,28 @@ class Pager:
 
     async def unlock(self, span: tuple[int, int]) -> None:
         """Unpin a range, except for bytes that other locks still cover."""
-        (self._locks if span in self._locks else self._sparse_locks).remove(span)
+        self._remove_lock(span)
         self._wanted.remove(span)
         self._publish()
         await self._unpin(span)
+
+    def _add_lock(self, span: tuple[int, int], *, whole: bool) -> None:
+        if not whole:
+            self._sparse_locks.append(span)
+            return
+        with self._publishing:
+            self._locks.append(span)
+            self._pinned.add(*span)
+
+    def _remove_lock(self, span: tuple[int, int]) -> None:
+        if span not in self._locks:
+            self._sparse_locks.remove(span)
+            return
+        with self._publishing:
+            self._locks.remove(span)
+            self._pinned.discard(*span)
+            for lock in _overlapping(self._locks, span):
+                self._pinned.add(*lock)
 
     async def _unpin(self, span: tuple[int, int]) -> None:
         core = self._core
@@ -211,7 +232,7 @@ class Pager:
 
     def _publish(self) -> None:
         with self._publishing:
-            ranges = [] if self._moving else list(RangeSet(self._locks))
+            ranges = [] if self._moving else list(self._pinned)
             self._core.mapping.set_locked(ranges)
 
     # Worker threads only, from here on.
@@ -229,11 +250,15 @@ class Pager:
             self._moving = False
             self._publish()
 
+    def _locked_within(self, size: int) -> tuple[tuple[int, int], ...]:
+        with self._publishing:
+            return self._pinned.within(0, size)
+
     def _relock(self) -> None:
         with self._pinning:
             size = self._core.mapping.size
             sparse = [(*span, True) for span in RangeSet(self._sparse_locks).within(0, size)]
-            whole = [(*span, False) for span in RangeSet(self._locks).within(0, size)]
+            whole = [(*span, False) for span in self._locked_within(size)]
             for offset, end, later in (*sparse, *whole):
                 try:
                     lock = self._core.mapping.lock_later if later else self._core.mapping.lock
@@ -335,8 +360,13 @@ class Pager:
     def _unlock_rest(self, span: tuple[int, int]) -> None:
         free = RangeSet([span])
         with self._pinning:
-            for offset, end in tuple(self._wanted):
+            for offset, end in _overlapping(tuple(self._wanted), span):
                 free.discard(offset, end)
             for offset, end in free.within(0, self._core.mapping.size):
                 with suppress(OutOfBoundsError):  # a tail that was cut off is not pinned any more
                     self._core.mapping.unlock(offset, end - offset)
+
+
+def _overlapping(spans: Iterable[tuple[int, int]], span: tuple[int, int]) -> list[tuple[int, int]]:
+    low, high = span
+    return [(offset, end) for offset, end in spans if offset < high and low < end]

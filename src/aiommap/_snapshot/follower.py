@@ -4,10 +4,10 @@ Terms. A *generation* is one file that the path named, opened, found good and pu
 *candidate* is a file on *trial*: opened, and not yet found good. A trial is *overtaken* when the
 path names another file by then.
 
-Theory of operation. One background task does two things at once. It listens to the hub's watcher,
-whose every change only means "the path may name another file now". And it runs one trial after the
-other, each of the file that the path names at that moment. So names that come and go quickly cost
-one trial and not many, and it does not matter how a file got there: renamed, linked, reached by a
+Theory of operation. There are two background tasks. One listens to the hub's watcher, whose every
+change only means "the path may name another file now". The other runs one trial after the other,
+each of the file that the path names at that moment. So names that come and go quickly cost one
+trial and not many, and it does not matter how a file got there: renamed, linked, reached by a
 symbolic link, created, or written in place.
 
 No call closes a generation: garbage collection does. Its file is open as long as anything refers to
@@ -61,7 +61,9 @@ class Generation(Snapshot):
 
     def __init__(self, file: MappedFile) -> None:
         super().__init__(file)
-        weakref.finalize(self, _close_soon, file).atexit = False
+        # Weakly, as a finalizer is never garbage, and the file leads to whoever refers to this. The
+        # follower keeps the file until it is closed.
+        weakref.finalize(self, _close_soon, weakref.ref(file)).atexit = False
 
     @property
     def mapped(self) -> MappedFile:
@@ -112,8 +114,11 @@ class Generation(Snapshot):
         await anyio.lowlevel.checkpoint()
 
 
-def _close_soon(file: MappedFile) -> None:
-    """Close a file to which nothing refers any more; called in any thread, at any moment."""
+def _close_soon(reference: weakref.ref[MappedFile]) -> None:
+    """Close a file that nobody reads any more; called in any thread, at any moment."""
+    file = reference()
+    if file is None:
+        return
     opened = file._open  # noqa: SLF001  a snapshot is made of its file
     if not opened.core.mapping.forked:
         opened.core.workers.call_from_thread(opened.start_closing_unasked)
@@ -171,7 +176,7 @@ class Follower:
         self._wanted = anyio.Event()
         self._overtaken = 0
         self._trial = anyio.CancelScope()
-        self._running = anyio.CancelScope()
+        self._tasks = 0
         self._ended = anyio.Event()
         self._moved = anyio.Event()
         #: Generations that something may refer to, and files that may still be mapped.
@@ -207,7 +212,9 @@ class Follower:
             self._ended.set()
             raise
         self._put_in_service(first)
-        spawn_user_task(self._run)
+        for task in (self._listen, self._try_each):
+            self._tasks += 1
+            spawn_user_task(self._run, task)
 
     @property
     def held(self) -> bool:
@@ -231,7 +238,6 @@ class Follower:
             return
         self._changes.close()
         self._end()
-        self._running.cancel()
         for generation in [*self._alive]:
             generation.retire()
         await self._ended.wait()
@@ -253,20 +259,29 @@ class Follower:
         if failure is not None:
             raise failure
 
-    # The background task, from here on.
+    # The background tasks, from here on. No group of anyio's holds them: what it knows of a task
+    # keeps the task, and all that it refers to, for good if the loop is closed while it waits.
 
-    async def _run(self) -> None:
+    async def _run(self, task: Callable[[], Awaitable[None]]) -> None:
         try:
-            with self._running:
-                async with anyio.create_task_group() as group:
-                    group.start_soon(self._try_each)
-                    await self._listen()
-                    group.cancel_scope.cancel()
+            await task()
+        except GeneratorExit:
+            raise  # the loop is gone, and nobody waits for the end any more
         except Exception:
             FOLLOWING.exception("following %s met an error and has ended", self.path)
-        finally:
-            self._changes.close()
-            self._end()
+            self._end_task()
+        except BaseException:
+            self._end_task()
+            raise
+        else:
+            self._end_task()
+
+    def _end_task(self) -> None:
+        """End the other task, too, and tell whoever waits for the last one."""
+        self._changes.close()
+        self._end()
+        self._tasks -= 1
+        if not self._tasks:
             self._ended.set()
 
     async def _listen(self) -> None:
@@ -287,6 +302,8 @@ class Follower:
     async def _try_each(self) -> None:
         while True:
             await self._wanted.wait()
+            if self.over:
+                return
             self._wanted = anyio.Event()
             seen_through = self._overtaken >= MAX_OVERTAKEN
             with anyio.CancelScope() as self._trial:
@@ -374,3 +391,5 @@ class Follower:
         self.over = True
         self._current = None
         self._moved.set()
+        self._wanted.set()
+        self._trial.cancel()
