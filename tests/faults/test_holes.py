@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 
 import pytest
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from tests.support.disks import must
-from tests.support.internals import PIECE_BYTES
+from tests.support.internals import PIECE_BYTES, RangeSet
 
 pytestmark = pytest.mark.anyio
 
@@ -93,6 +94,21 @@ async def test_prewarm_makes_sparse_data_resident(sparse):
         await f.prewarm()
         found = await f.residency()
         assert [at // PAGE for at, _ in found.runs] == [at // PAGE for at in DATA]
+
+
+async def test_prewarm_counts_runs_in_a_worker(sparse, monkeypatch):
+    threads = set()
+    add = RangeSet.add
+
+    def noted(self, offset, end):
+        threads.add(threading.get_ident())
+        add(self, offset, end)
+
+    monkeypatch.setattr(RangeSet, "add", noted)
+    async with aiommap.open(sparse) as f:
+        assert await f.prewarm() == f.size
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 async def test_page_stored_under_a_lock_is_pinned(sparse):

@@ -98,8 +98,7 @@ class Pager:
             return length
         if write or found.resident == found.total:
             return found.resident_bytes
-        free = await core.run(core.workers.reads, self._free, offset, end)
-        return RangeSet([*found.runs, *free]).total()
+        return await core.run(core.workers.reads, self._reached, found, end)
 
     async def _read_ahead(self, offset: int, end: int) -> ReadAhead | None:
         """Make the read-ahead of a prewarm, where that makes it faster."""
@@ -115,10 +114,7 @@ class Pager:
         core = self._core
         try:
             if core.mapping.residency_visible:
-                resident, total, runs = await core.run(
-                    core.workers.reads, core.mapping.residency, offset, length
-                )
-                return Residency(resident, total, tuple(runs), offset, length)
+                return await core.run(core.workers.reads, self._resident, offset, length)
         except OSError:
             if core.mapping.residency_visible:
                 raise
@@ -277,10 +273,18 @@ class Pager:
                 at += self._populate(at, until - at, write)
         return at
 
-    def _free(self, offset: int, end: int) -> list[tuple[int, int]]:
-        """Return the holes that can be read without waiting though no page of them is in memory."""
+    def _resident(self, offset: int, length: int) -> Residency:
+        resident, total, runs = self._core.mapping.residency(offset, length)
+        return Residency(resident, total, tuple(runs), offset, length)
+
+    def _reached(self, found: Residency, end: int) -> int:
+        """Count bytes in memory, and holes that can be read without waiting though none of them is.
+
+        Here and not on the loop: there may be very many runs.
+        """
         mapping = self._core.mapping
-        return [*holes(mapping.fd, offset, end)] if keeps_holes(mapping) else []
+        free = holes(mapping.fd, found.offset, end) if keeps_holes(mapping) else ()
+        return RangeSet([*found.runs, *free]).total()
 
     def _populate(self, offset: int, length: int, write: bool) -> int:
         try:
