@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import anyio
 
+from .._core.opening import reserve
 from .._errors import CorruptLogError, UnsupportedError
 from .._native import LogWriter, crc32c, filesystem_type
 from .format import (
@@ -254,7 +255,7 @@ class Unnamed:
             self._name = os.path.join(folder, f"standby-{secrets.token_hex(4)}.tmp")
             self.fd = os.open(self._name, flags | os.O_CREAT | os.O_EXCL, 0o644)
         try:
-            os.posix_fallocate(self.fd, 0, size)
+            reserve(self.fd, 0, size, 0)
             os.fsync(self.fd)
         except BaseException:
             self.close()
@@ -298,8 +299,9 @@ class Control:
         _held.add(self.fd)
         try:
             self._lock(folder)
-            if os.fstat(self.fd).st_size < CONTROL_BYTES:
-                os.posix_fallocate(self.fd, 0, CONTROL_BYTES)
+            length = os.fstat(self.fd).st_size
+            if length < CONTROL_BYTES:
+                reserve(self.fd, 0, CONTROL_BYTES, length)
             self.block: bytes = os.pread(self.fd, CONTROL_BYTES, 0)
             #: Whose words these are; None where they cannot be believed.
             self.identity: ControlIdentity | None = ControlIdentity.unpack(self.block, path, crc32c)

@@ -12,7 +12,7 @@ from typing import Any, TypeVarTuple, Unpack
 
 import anyio
 
-from .event_loop import Event, Waiter, find_program_end
+from .event_loop import Event, EventLoop, Waiter, find_program_end
 
 Ts = TypeVarTuple("Ts")
 
@@ -23,7 +23,7 @@ _background: dict[asyncio.AbstractEventLoop, set[asyncio.Task[None]]] = {}
 OLD_GENERATION = 1 if sys.version_info >= (3, 14) else 2
 
 
-class AsyncioLoop:
+class AsyncioLoop(EventLoop):
     """An ``EventLoop`` over the asyncio loop that runs in this thread."""
 
     __slots__ = (

@@ -32,6 +32,8 @@ class Waiter(Protocol[T]):
 class EventLoop(Protocol):
     """One event loop, made in its own thread while it runs."""
 
+    __slots__ = ()
+
     #: What stands for the loop, and what finds it in the thread it runs in, or raises RuntimeError.
     token: object
     find_token: Callable[[], object]
@@ -53,6 +55,7 @@ class EventLoop(Protocol):
 
     def call_later(self, delay: float, function: Callable[[], object]) -> Callable[[], object]:
         """Call a function after a delay in seconds; returns what cancels that."""
+        ...
 
     def spawn(self, function: Callable[[Unpack[Ts]], Awaitable[None]], *args: *Ts) -> None:
         """Start a background task that nothing cancels; the function must not raise (workers.3)."""

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Generator
 from functools import partial
 from typing import Any, NoReturn, TypeVarTuple, Unpack
 
-from .event_loop import Event, Waiter, find_program_end
+from .event_loop import Event, EventLoop, Waiter, find_program_end
 
 Ts = TypeVarTuple("Ts")
 
@@ -16,7 +16,7 @@ RAISE_SECONDS = 0.001
 INTERRUPT_SECONDS = 0.1
 
 
-class TrioLoop:
+class TrioLoop(EventLoop):
     """An ``EventLoop`` over the run of trio in this thread."""
 
     __slots__ = (
