@@ -28,15 +28,13 @@ def slow_growth(monkeypatch):
     """Let blocks be reserved only once that is asked for; tells when it begins."""
 
     def begin():
-        allocate = _opening.allocate
         begun, ended = threading.Event(), threading.Event()
 
-        def allocate_slowly(*args):
+        def wait(*_):
             begun.set()
             assert ended.wait(20)
-            allocate(*args)
 
-        monkeypatch.setattr(_opening, "allocate", allocate_slowly)
+        monkeypatch.setattr(_opening, "allocation_checks", [wait])
         return begun, ended
 
     return begin

@@ -24,7 +24,7 @@ class StorageBackend(Protocol):
     def size(self) -> int:
         """How many bytes can be read.
 
-        It is constant, and needs no call that may wait. The backend knows it before its user gets
+        Constant; it needs no call that may wait. The backend knows it before its user gets
         the backend, and still knows it after ``aclose``. 0 is a size like any other.
         """
 
