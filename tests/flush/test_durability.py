@@ -18,7 +18,7 @@ import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
 from aiommap.testing import failing_flush
-from tests.support.internals import workers_of
+from tests.support.internals import flusher_of, workers_of
 from tests.support.limiters import held, until_queued
 from tests.support.waiting import until
 
@@ -178,6 +178,32 @@ async def test_flush_failure_names_store_under_way(f):
     with pytest.raises(aiommap.FlushError) as caught:
         await f.flush()
     assert caught.value.ranges == ((0, PAGE), (4 * PAGE, 21 * PAGE))
+
+
+async def test_flush_behind_a_failed_background_is_not_tried(f):
+    """The kernel would call it a success: it has dropped the pages that it could not write."""
+    later = await f.write(PAGE, b"later")
+    begun, go_on = threading.Event(), threading.Event()
+
+    def due():  # asked while the background flush has the turn
+        begun.set()
+        return go_on.wait(20)
+
+    async def expect_failure():
+        with pytest.raises(aiommap.FlushError):
+            await later.wait_durable()
+
+    with failing_flush(f) as fault:
+        async with anyio.create_task_group() as group:
+            group.start_soon(anyio.to_thread.run_sync, flusher_of(f).flush_if_due, due)
+            await until(begun.is_set)
+            group.start_soon(expect_failure)
+            await until(lambda: flusher_of(f)._queue.busy)
+            go_on.set()
+        assert fault.hits == 1
+    assert not later.durable
+    with pytest.raises(aiommap.FlushError):
+        await f.aclose()
 
 
 async def test_flush_failure_drops_resize_behind_it(f, path):

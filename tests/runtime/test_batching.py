@@ -5,8 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from aiommap._runtime.workers import Workers
-from tests.support.internals import BatchQueue, Kind
+from tests.support.internals import BatchQueue, Kind, Workers
 
 pytestmark = pytest.mark.anyio
 
@@ -89,7 +88,7 @@ async def test_item_behind_a_barrier_withdraws():
             async with anyio.create_task_group() as inner:
                 for kind in (Kind.BARRIER, Kind.PLAIN):
                     inner.start_soon(lambda kind=kind: b.queue.submit("gone", kind=kind))
-                await anyio.wait_all_tasks_blocked()
+                    await anyio.wait_all_tasks_blocked()
                 assert b.queue.waiting() == ["gone", "gone"]
                 scope.cancel()
         assert b.queue.waiting() == []

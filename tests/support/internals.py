@@ -133,6 +133,11 @@ def core_of(opened):
     return opened._core
 
 
+def flusher_of(file):
+    """Return what flushes a file: a test may flush with it as the background does."""
+    return file._open.flusher
+
+
 def workers_of(opened):
     """Return the threads of a file's hub, from which a test may take all: see ``limiters``."""
     return core_of(opened).workers

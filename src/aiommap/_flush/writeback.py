@@ -10,6 +10,9 @@ Invariants.
       or a background flush. Every field here is written by whoever has the turn.
   2  ``durable_sequence`` grows only when everything that was dirty has been flushed, and only to
       the number of the newest write applied before the flush began.
+  3  Whoever gets the turn after a flush that failed does nothing: a background flush may have had
+     it before the batch. A second flush would report success for pages that the kernel dropped
+     (I5). The loop answers the batch with the failure (``Flusher._end``).
 """
 
 from __future__ import annotations
@@ -92,6 +95,8 @@ class Writeback:
     def commit(self, stores: list[Store]) -> list[Outcome]:
         """Store and make durable: the batch of durable writes."""
         with self._turn:
+            if not self._core.sound:
+                return [None for _ in stores]  # writeback.3
             outcomes = None
             if self._core.disk is self._core.mapping and not self._finds_work():
                 outcomes = self._commit(stores)
@@ -100,11 +105,15 @@ class Writeback:
     def flush(self, requests: list[Request]) -> list[Outcome]:
         """Store what is to be stored, and make it durable with what else was asked for."""
         with self._turn:
+            if not self._core.sound:
+                return [None for _ in requests]  # writeback.3
             return self._flush(requests)
 
     def change(self, changes: list[Change]) -> list[Outcome]:
         """Run changes of the file, in their order."""
         with self._turn, self._core.resize_mutex:
+            if not self._core.sound:
+                return [None for _ in changes]  # writeback.3
             return [change.run() for change in changes]
 
     def flush_if_due(self, due: Callable[[], bool]) -> tuple[bool, FlushError | None]:

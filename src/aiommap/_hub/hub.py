@@ -46,6 +46,8 @@ Result = TypeVar("Result")
 
 #: So many files a hub closes between two turns of the loop.
 FILES_A_TURN = 32
+#: How many files are opened or released in one hop: all who wait for them wake in one loop turn.
+FILES_A_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,9 +253,11 @@ class Hub:
             opening = as_jobs(workers, workers.control, partial(_attempt_all, open_mapping))
             releasing = as_jobs(workers, workers.control, partial(_attempt_all, _Release.run))
             self._opening: BatchQueue[OpenOptions, Opened] = BatchQueue(
-                workers, opening, self._discard
+                workers, opening, self._discard, max_items=FILES_A_BATCH
             )
-            self._releasing: BatchQueue[_Release, None] = BatchQueue(workers, releasing)
+            self._releasing: BatchQueue[_Release, None] = BatchQueue(
+                workers, releasing, max_items=FILES_A_BATCH
+            )
         return self._workers
 
     def _check_process(self, path: str) -> None:

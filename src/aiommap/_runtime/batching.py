@@ -19,6 +19,7 @@ Invariants.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum, auto
@@ -126,9 +127,19 @@ class BatchQueue(Generic[Item, Result]):
             cancellable.
         general, barrier: begin batches of those kinds; for a queue that has them.
         widen: makes a general item of a plain one.
+        max_items: how many items share a batch at most. All their waiters wake in one loop turn.
     """
 
-    __slots__ = ("_begin", "_discard", "_in_flight", "_last", "_waiting", "_widen", "_workers")
+    __slots__ = (
+        "_begin",
+        "_discard",
+        "_in_flight",
+        "_last",
+        "_max_items",
+        "_waiting",
+        "_widen",
+        "_workers",
+    )
 
     def __init__(
         self,
@@ -139,8 +150,10 @@ class BatchQueue(Generic[Item, Result]):
         general: Begin[Any, Result] | None = None,
         barrier: Begin[Any, Result] | None = None,
         widen: Callable[[Any], Any] | None = None,
+        max_items: int = sys.maxsize,
     ) -> None:
         self._workers = workers
+        self._max_items = max_items
         self._begin = {
             Kind.PLAIN: begin,
             Kind.GENERAL: general or begin,
@@ -148,7 +161,7 @@ class BatchQueue(Generic[Item, Result]):
         }
         self._widen = widen
         self._discard = discard
-        #: In order; several only where a barrier stands between them. The last one gathers.
+        #: In order; several only where one is full or a barrier. The last one gathers.
         self._waiting: deque[Batch[Item, Result]] = deque()
         self._in_flight: Batch[Item, Result] | None = None
         self._last = 0
@@ -189,9 +202,16 @@ class BatchQueue(Generic[Item, Result]):
         waiter: Waiter[Result | BaseException] = self._workers.waiter()
         waiting = self._waiting
         fresh = not waiting
-        if fresh or (kind is not waiting[-1].kind and not self._can_share(kind)):
-            waiting.append(Batch(kind))
-        batch = waiting[-1]
+        if fresh:
+            batch = Batch[Item, Result](kind)
+            waiting.append(batch)
+        else:
+            batch = waiting[-1]
+            if (kind is not batch.kind and not self._can_share(kind)) or (
+                len(batch.items) >= self._max_items
+            ):
+                batch = Batch(kind)
+                waiting.append(batch)
         if kind is not batch.kind:
             item = self._widened(item)
         batch.items.append(item)
