@@ -98,18 +98,18 @@ class OpenFile:
         watched: FileWatch,
         earlier: Sequence[OpenFile] = (),
     ) -> None:
-        self.core = core
-        self.failed = failed
-        self.watched = watched
-        self.flusher = Flusher(core, failed)
-        self.background = BackgroundFlush(core, self.flusher, hub.scheduler)
-        self.reader = Reader(core)
-        self.writer = Writer(core, self.flusher, self.background)
-        self.pager = Pager(core)
-        self.resizer = Resizer(core, self.pager)
-        self.words = WordPolicy(core, self.writer.storing, self.background.plan)
-        self.locks = FileLocks(core)
-        self.allocators = Allocators(core)
+        self.core: FileCore = core
+        self.failed: Listeners[FlushError] = failed
+        self.watched: FileWatch = watched
+        self.flusher: Flusher = Flusher(core, failed)
+        self.background: BackgroundFlush = BackgroundFlush(core, self.flusher, hub.scheduler)
+        self.reader: Reader = Reader(core)
+        self.writer: Writer = Writer(core, self.flusher, self.background)
+        self.pager: Pager = Pager(core)
+        self.resizer: Resizer = Resizer(core, self.pager)
+        self.words: WordPolicy = WordPolicy(core, self.writer.storing, self.background.plan)
+        self.locks: FileLocks = FileLocks(core)
+        self.allocators: Allocators = Allocators(core)
         core.mapping.attach(self.flusher, WriteReceipt)
         self._release = hub.release
         self._earlier = list(earlier)

@@ -69,8 +69,8 @@ class Flusher:
 
     def __init__(self, core: FileCore, failed: Listeners[FlushError]) -> None:
         self._core = core
-        self.trigger = FlushTrigger(core.route.policy)
-        self.writeback = Writeback(core, self, self.trigger, self._call_after_batch)
+        self.trigger: FlushTrigger = FlushTrigger(core.route.policy)
+        self.writeback: Writeback = Writeback(core, self, self.trigger, self._call_after_batch)
         self._queue: BatchQueue[Any, WriteReceipt | None] = BatchQueue(
             core.workers,
             self._begin_stores,
@@ -82,11 +82,13 @@ class Flusher:
         self._told = False
         #: Stores and makes durable in the next flush, for a file none of whose flushes failed, and
         #: untraced. It is the queue's own function: every step between costs each durable write.
-        self.write = cast("Callable[[Store], Awaitable[WriteReceipt]]", self._queue.submit)
+        self.write: Callable[[Store], Awaitable[WriteReceipt]] = cast(
+            "Callable[[Store], Awaitable[WriteReceipt]]", self._queue.submit
+        )
         self._after_batch: Callable[[], None] = nothing
         #: The listeners: called on the loop with the failure that latches, or with the damage of a
         #: poisoned mapping.
-        self.failed = failed
+        self.failed: Listeners[FlushError] = failed
 
     def on_batch(self, callback: Callable[[], None]) -> None:
         """Have a function called after every batch, and where a flush left something dirty."""

@@ -20,7 +20,7 @@ class FlushTrigger:
     __slots__ = ("_bytes", "_writes", "policy")
 
     def __init__(self, policy: FlushPolicy) -> None:
-        self.policy = policy
+        self.policy: FlushPolicy = policy
         self._bytes = 0
         self._writes = 0
 

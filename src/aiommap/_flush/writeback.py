@@ -74,9 +74,9 @@ class Writeback:
         self._turn = Mutex()
         #: Why the last flush failed, if the next one may be tried.
         self._passing: FlushError | None = None
-        self.flushed_bytes = 0
-        self.groups = Histogram()
-        self.seconds = Histogram()
+        self.flushed_bytes: int = 0
+        self.groups: Histogram = Histogram()
+        self.seconds: Histogram = Histogram()
 
     @property
     def busy(self) -> bool:
