@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 
 import pytest
@@ -12,7 +13,12 @@ from tests.support.strict import PYTHON
 with open("/proc/sys/vm/max_map_count") as found:
     LIMIT = int(found.read())
 
-pytestmark = pytest.mark.skipif(LIMIT > 1 << 20, reason="the limit is too high to reach")
+pytestmark = [
+    pytest.mark.skipif(LIMIT > 1 << 20, reason="the limit is too high to reach"),
+    pytest.mark.skipif(
+        "libasan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer needs mappings, too"
+    ),
+]
 
 FULL = """
 async def main():

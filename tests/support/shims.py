@@ -24,4 +24,5 @@ def compile_shim(folder, source):
 def preloaded(shim):
     """Return the environment of a process whose calls go through the shim first."""
     others = os.environ.get("LD_PRELOAD")
-    return os.environ | {"LD_PRELOAD": f"{shim}:{others}" if others else str(shim)}
+    # A sanitizer must come first; what it does not do itself it asks of the next, the shim.
+    return os.environ | {"LD_PRELOAD": f"{others}:{shim}" if others else str(shim)}
