@@ -21,7 +21,7 @@ from .._runtime.event_loop import Event, Waiter
 from .._runtime.loops import call_later, spawn
 from .._runtime.workers import OnCancel, Workers
 from .format import RESERVED_BYTES, frame_bytes
-from .receipt import Appended
+from .receipt import LogStatistics
 from .writer import Flush, Item, Outcome, Writer
 
 #: How long workers store after an inline store had to wait.
@@ -239,10 +239,10 @@ class Appender:
 
         self._workers.start(self._workers.control, self._writer.prepare_standby, ended)
 
-    def counted(self) -> Appended:
-        """Say what was done so far."""
+    def counted(self) -> LogStatistics:
+        """Say what was appended so far; the rest is the log's to count."""
         writer, counts = self._writer, self._writer.counts
-        return Appended(
+        return LogStatistics(
             appended_records=writer.last - self._began_records,
             appended_bytes=self._native.position - self._began_bytes,
             inline_appends=self._inline,

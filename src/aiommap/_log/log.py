@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Self, SupportsIndex, TypeAlias
@@ -30,7 +31,7 @@ from .format import (
 from .opening import open_writer
 from .published import Published
 from .reader import Reading
-from .receipt import NOTHING_APPENDED, LogReceipt, LogRecord, LogStatistics
+from .receipt import LogReceipt, LogRecord, LogStatistics
 from .recovery import Recovered
 from .writer import Discard, Together, Writeback, Writer
 
@@ -406,8 +407,8 @@ class Log:
     def statistics(self) -> LogStatistics:
         """Return what the log did so far."""
         held = [reading for reading in list(self._readings) if reading.holds_segment]
-        return LogStatistics(
-            **(NOTHING_APPENDED if self._appender is None else self._appender.counted()),
+        return replace(
+            LogStatistics() if self._appender is None else self._appender.counted(),
             held_segments=len(held),
             lag=max((self.last + 1 - reading.sequence for reading in held), default=0),
             wakeups=self.wakeups,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Protocol, TypedDict
+from typing import Protocol
 
 from .. import _native
 
@@ -74,39 +74,6 @@ class LogReceipt:
         return f"<LogReceipt {which}: {state}>"
 
 
-class Appended(TypedDict):
-    """The part of ``LogStatistics`` that only a writer has."""
-
-    appended_records: int
-    appended_bytes: int
-    inline_appends: int
-    batches: int
-    flushes: int
-    flush_group: float
-    rolls: int
-    roll_seconds: float
-    slowest_roll_seconds: float
-    standby_ready: bool
-    segments: int
-    write_path: str
-
-
-NOTHING_APPENDED: Final[Appended] = {
-    "appended_records": 0,
-    "appended_bytes": 0,
-    "inline_appends": 0,
-    "batches": 0,
-    "flushes": 0,
-    "flush_group": 0.0,
-    "rolls": 0,
-    "roll_seconds": 0.0,
-    "slowest_roll_seconds": 0.0,
-    "standby_ready": False,
-    "segments": 0,
-    "write_path": "none",
-}
-
-
 @dataclass(frozen=True, slots=True)
 class LogStatistics:
     """What a log did since it was opened, and what it holds.
@@ -131,19 +98,19 @@ class LogStatistics:
             "worker" where not, "none" for readers.
     """
 
-    appended_records: int
-    appended_bytes: int
-    inline_appends: int
-    batches: int
-    flushes: int
-    flush_group: float
-    rolls: int
-    roll_seconds: float
-    slowest_roll_seconds: float
-    standby_ready: bool
-    segments: int
-    held_segments: int
-    lag: int
-    wakeups: int
-    corrupt: int
-    write_path: str
+    appended_records: int = 0
+    appended_bytes: int = 0
+    inline_appends: int = 0
+    batches: int = 0
+    flushes: int = 0
+    flush_group: float = 0.0
+    rolls: int = 0
+    roll_seconds: float = 0.0
+    slowest_roll_seconds: float = 0.0
+    standby_ready: bool = False
+    segments: int = 0
+    held_segments: int = 0
+    lag: int = 0
+    wakeups: int = 0
+    corrupt: int = 0
+    write_path: str = "none"

@@ -393,26 +393,34 @@ static PyObject *sum_crc32c(PyObject *Py_UNUSED(module), PyObject *args)
     return PyLong_FromUnsignedLong(sum);
 }
 
-static PyObject *search_frames(PyObject *Py_UNUSED(module), PyObject *args)
+/* Search as the arguments of a function of this module say; false with an exception. */
+static bool run_search(PyObject *args, const char *format, struct log_search *search)
 {
     unsigned long long salt, position, sequence, base;
     long long offset, end;
     int fd, error;
-    if (!PyArg_ParseTuple(args, "iKKLLKK:search_frames", &fd, &salt, &position, &offset, &end,
-                          &sequence, &base))
-        return NULL;
-    struct log_search search = {.fd = fd,
-                                .salt = salt,
-                                .position = position,
-                                .offset = offset,
-                                .end = end,
-                                .sequence = sequence,
-                                .base = base};
+    if (!PyArg_ParseTuple(args, format, &fd, &salt, &position, &offset, &end, &sequence, &base))
+        return false;
+    search->fd = fd;
+    search->salt = salt;
+    search->position = position;
+    search->offset = offset;
+    search->end = end;
+    search->sequence = sequence;
+    search->base = base;
     Py_BEGIN_ALLOW_THREADS
-    error = log_search(&search);
+    error = log_search(search);
     Py_END_ALLOW_THREADS
     if (error)
-        return os_error(error);
+        os_error(error);
+    return !error;
+}
+
+static PyObject *search_frames(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    struct log_search search = {0};
+    if (!run_search(args, "iKKLLKK:search_frames", &search))
+        return NULL;
     return Py_BuildValue("(KKIL)", (unsigned long long)search.proof,
                          (unsigned long long)search.records, (unsigned int)search.life,
                          (long long)search.last_end);
@@ -420,26 +428,10 @@ static PyObject *search_frames(PyObject *Py_UNUSED(module), PyObject *args)
 
 static PyObject *find_record(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    unsigned long long salt, position, sequence, base;
-    long long offset, end;
-    int fd, error;
-    if (!PyArg_ParseTuple(args, "iKKLLKK:find_record", &fd, &salt, &position, &offset, &end,
-                          &sequence, &base))
+    struct log_search search = {.first_only = true};
+    if (!run_search(args, "iKKLLKK:find_record", &search))
         return NULL;
-    struct log_search search = {.fd = fd,
-                                .salt = salt,
-                                .position = position,
-                                .offset = offset,
-                                .end = end,
-                                .sequence = sequence,
-                                .base = base,
-                                .first_only = true};
-    Py_BEGIN_ALLOW_THREADS
-    error = log_search(&search);
-    Py_END_ALLOW_THREADS
-    if (error)
-        return os_error(error);
-    if (search.offset >= end || !search.records)
+    if (search.offset >= search.end || !search.records)
         Py_RETURN_NONE;
     return Py_BuildValue("(KLI)", (unsigned long long)search.sequence, (long long)search.offset,
                          (unsigned int)search.life);
