@@ -1,12 +1,16 @@
 #include "survive.h"
 
 #include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
 #include <sys/mman.h>
 
+#include "fault_table.h"
+#include "forks.h"
 #include "growth.h"
 #include "per_thread.h"
 #include "spare.h"
-#include "fault_table.h"
 
 /* This many faults of one file get a page each. A later fault gets zeros over all that follows it,
  * because each page is a mapping of its own, and the kernel refuses mappings past vm.max_map_count. */
@@ -49,26 +53,71 @@ static void note_damage(struct damage *damage, uint64_t offset, int error)
                                 __ATOMIC_SEQ_CST);
 }
 
-/* Lay zeros over what was lost; with many faults over all that follows it as well. Where the kernel
- * refuses the one it may allow the other: a page takes up to two mappings more, the rest of a
- * mapping one, and more memory to account for. */
-static bool lay_zeros(const struct fault_mapping *mapping, uintptr_t start, uintptr_t end, bool alone)
+static bool map_page_or_rest(const struct fault_mapping *mapping, uintptr_t start, uintptr_t end,
+                             bool alone)
 {
     uintptr_t limit = mapping->base + mapping->length;
-    if (map_zeros(mapping, start, alone ? end : limit) ||
-        map_zeros(mapping, start, alone ? limit : end))
-        return true;
-    /* At vm.max_map_count. */
+    return map_zeros(mapping, start, alone ? end : limit) ||
+           map_zeros(mapping, start, alone ? limit : end);
+}
+
+/* Who takes spares: 0 is nobody, else 1 + the fork generation of that process, as a child of a fork
+ * inherits a turn that nobody ends. */
+static unsigned long turn; /* atomic */
+
+/* Wait for the turn, with all signals blocked: a handler that met a fault here would wait for ever. */
+static void take_turn(sigset_t *mask)
+{
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, mask);
+    unsigned long ours = fork_generation + 1, found = 0;
+    while (!__atomic_compare_exchange_n(&turn, &found, ours, false, __ATOMIC_ACQUIRE,
+                                        __ATOMIC_RELAXED)) {
+        if (found == ours) {
+            sched_yield();
+            found = 0;
+        }
+    }
+}
+
+static void end_turn(const sigset_t *mask)
+{
+    __atomic_store_n(&turn, 0, __ATOMIC_RELEASE);
+    pthread_sigmask(SIG_SETMASK, mask, NULL);
+}
+
+/* At vm.max_map_count: give up spares until one more mapping is allowed. */
+static bool lay_with_spares(const struct fault_mapping *mapping, uintptr_t start, bool poisoned)
+{
+    uintptr_t limit = mapping->base + mapping->length;
     bool done = false;
     while (!done && spare_give_up())
         done = map_zeros(mapping, start, limit);
     spare_keep();
-    /* It took a place for good, and the next fault needs one too. Zeros over all of this mapping, whose
-     * file is poisoned anyhow, take the place of all its parts. */
-    if (done && spare_count() < MIN_SPARES && spare_give_up()) {
+    /* It took a place for good, and the next fault needs one too. Zeros over all of a mapping whose
+     * file is poisoned anyhow take the place of all its parts. */
+    if (done && poisoned && spare_count() < MIN_SPARES && spare_give_up()) {
         map_zeros(mapping, mapping->base, limit);
         spare_keep();
     }
+    return done;
+}
+
+/* Lay zeros over what was lost; with many faults over all that follows it as well. Where the kernel
+ * refuses the one it may allow the other: a page takes up to two mappings more, the rest of a
+ * mapping one, and more memory to account for. */
+static bool lay_zeros(const struct fault_mapping *mapping, uintptr_t start, uintptr_t end, bool alone,
+                      bool poisoned)
+{
+    /* Not past whoever has the turn: the place that a spare gave up is his. */
+    if (!__atomic_load_n(&turn, __ATOMIC_RELAXED) && map_page_or_rest(mapping, start, end, alone))
+        return true;
+    sigset_t mask;
+    take_turn(&mask);
+    bool done = map_page_or_rest(mapping, start, end, alone) ||
+                lay_with_spares(mapping, start, poisoned);
+    end_turn(&mask);
     return done;
 }
 
@@ -121,7 +170,7 @@ static bool is_cut_off(const struct fault_mapping *mapping, uintptr_t start, uin
     case GROWTH_AGAIN:
         return *done = true;
     case GROWTH_BEYOND:
-        *done = lay_zeros(mapping, start, end, false);
+        *done = lay_zeros(mapping, start, end, false, false);
         growth_return(mapping->file);
         return true;
     default:
@@ -150,11 +199,11 @@ bool survive_fault(uintptr_t address, size_t lost)
     if (!done && !beyond && !error)
         done = is_filled(&mapping, start, lost, &error);
     if (!done && beyond) {
-        done = lay_zeros(&mapping, start, end, false);
+        done = lay_zeros(&mapping, start, end, false, false);
     } else if (!done) {
         note_damage(mapping.damage, start - mapping.base, error);
         uint64_t faults = __atomic_fetch_add(&mapping.damage->faults, 1, __ATOMIC_RELAXED);
-        done = lay_zeros(&mapping, start, end, faults < SINGLE_PAGES);
+        done = lay_zeros(&mapping, start, end, faults < SINGLE_PAGES, true);
     }
     errno = saved;
     return done;
