@@ -10,6 +10,7 @@ import os
 import random
 import tempfile
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import anyio
@@ -27,7 +28,7 @@ from tests.powercut.log_workload import (
     recover_each,
 )
 from tests.powercut.mount import missing, mounted
-from tests.powercut.records import DIRECTORY, SyncBegin
+from tests.powercut.records import DIRECTORY, SyncBegin, Unlink
 from tests.powercut.workload import acknowledging
 from tests.support.internals import log_opening as opening
 from tests.support.logs import SEGMENT
@@ -90,6 +91,21 @@ async def test_power_cuts_lose_nothing_promised(mount, said, cut_folder, name):
     assert not faults(outcomes), mount.log_path
     assert sum(each.torn for each in outcomes) >= CUTS // 10
     assert sum(each.records > each.cut.promised for each in outcomes) >= CUTS // 20
+
+
+async def test_discard_syncs_each_unlink(mount):
+    """A power cut that kept an older segment and not a newer one would leave a gap."""
+    async with Log.open(mount.path, segment_size=SEGMENT) as log:
+        for number in range(200):
+            await log.append(b"%1000d" % number)
+        await log.discard(log.last)
+    log = mount.log()
+    unlinks = [at for at, record in enumerate(log) if isinstance(record, Unlink)]
+    unlinks = [at for at in unlinks if log[at].name.endswith(".log")]
+    assert len(unlinks) > 2
+    for before, after in pairwise(unlinks):
+        between = log[before:after]
+        assert any(isinstance(r, SyncBegin) and r.inode == DIRECTORY for r in between)
 
 
 @pytest.mark.slow

@@ -453,14 +453,16 @@ class Writer:
         self._unlink_discarded()
 
     def _unlink_discarded(self) -> None:
-        """Unlink what was discarded, now or by a predecessor, oldest first."""
-        gone = [base for base in self.sizes if base < self.first]
-        for base in gone:
+        """Unlink what was discarded, now or by a predecessor, oldest first.
+
+        Each is synced before the next: a power cut that kept an older one and not a newer would
+        leave a gap, which is how a segment looks that somebody took away.
+        """
+        for base in [base for base in self.sizes if base < self.first]:
             with suppress(FileNotFoundError):
                 os.unlink(os.path.join(self.folder, segment_name(base)))
-            del self.sizes[base]
-        if gone:
             sync_folder(self._opened.folder_fd)
+            del self.sizes[base]
 
     def close(self, *, clean: bool) -> None:
         """Give everything up; leave word if all is stored and flushed."""
