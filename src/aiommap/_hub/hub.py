@@ -174,6 +174,8 @@ class Hub:
             await self._close_files()
         finally:
             await self._watcher.aclose()
+            if self._workers is not None:
+                self._workers.close()
 
     async def _close_files(self) -> None:
         failures: list[Exception] = []

@@ -466,6 +466,7 @@ class Log:
             try:
                 await self.published.aclose()
             finally:
+                self.workers.close()
                 closing.set()
 
     async def __aenter__(self) -> Self:

@@ -156,6 +156,7 @@ class Workers:
         "_forks",
         "_from_thread",
         "_loop",
+        "_release_reserve",
         "_token",
         "call_soon",
         "control",
@@ -168,7 +169,7 @@ class Workers:
 
     def __init__(self, readers: int | None = None) -> None:
         load_backend()
-        reserve.keep(self)
+        self._release_reserve = reserve.keep(self)
         #: A forked child has a copy of the loop, which must not answer for it.
         self._forks = Forks.count
         # Parts of the loop, each kept here, as every step between costs each durable write.
@@ -183,6 +184,10 @@ class Workers:
         self.stores: Limiter = Limiter(STORE_WORKERS)
         self.flushes: Limiter = Limiter(FLUSH_WORKERS)
         self.control: Limiter = Limiter(CONTROL_WORKERS)
+
+    def close(self) -> None:
+        """Let go of the reserve: whoever used these workers has closed everything with them."""
+        self._release_reserve()
 
     def call_from_thread(self, function: Callable[[], object]) -> bool:
         """Call a function on the loop soon, from any thread; tell whether the loop was there."""

@@ -1,0 +1,38 @@
+"""The threads of a hub go when it is closed, also while somebody still refers to it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+CLOSED = """
+import sys
+import anyio
+import aiommap
+from tests.support.internals import kept_threads
+from tests.support.waiting import until
+
+async def main():
+    async with aiommap.Hub() as hub:
+        await hub.open(sys.argv[1])
+        assert kept_threads.reserve.runs
+    await until(lambda: not kept_threads.reserve.runs)
+    await hub.aclose()
+    async with aiommap.Log.open(sys.argv[1] + ".log") as log:
+        assert kept_threads.reserve.runs
+    await until(lambda: not kept_threads.reserve.runs)
+    print("gone", hub, log, file=sys.stderr)
+
+anyio.run(main, backend=sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_closed_hub_keeps_no_thread(path, backend):
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSED, path, backend], capture_output=True, text=True, timeout=50
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("gone")
