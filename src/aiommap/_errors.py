@@ -222,17 +222,24 @@ class StaleSnapshotError(MappingFaultError):
         size: the size of the file, in bytes.
         path: the file.
         opened_size: the size it had when it was opened.
+        reason: what is different, where it is an object of a store, whose bytes do not change.
         errno: ESTALE.
     """
 
-    def __init__(self, path: str, opened_size: int, size: int) -> None:
+    def __init__(self, path: str, opened_size: int, size: int, reason: str = "") -> None:
         super().__init__(0, 0, size, path, errno.ESTALE)
         self.opened_size = opened_size
+        self.reason = reason
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.path, self.opened_size, self.size), self.__dict__
+        return type(self), (self.path, self.opened_size, self.size, self.reason), self.__dict__
 
     def __str__(self) -> str:
+        if self.reason:
+            return (
+                f"{self.path} {self.reason} since it was opened as a snapshot: what was read of it "
+                "is what it was then, and so are blocks that are cached; open it again for the rest"
+            )
         return (
             f"{self.path} was changed since it was opened as a snapshot (of {self.opened_size} "
             f"bytes; it has {self.size}): do not believe what was read, and open it again"
@@ -374,6 +381,47 @@ class RecordsDiscardedError(LogError):
             f"{self.path}: records {self.sequence} to {self.first - 1} were discarded before they "
             f"were read: read on with start={self.first}"
         )
+
+
+class RemoteError(MappedFileError, OSError):
+    """A store could not be asked, or did not give the bytes it was asked for.
+
+    Attributes:
+        url: the object, without user, password and query.
+        offset: first byte that was asked for.
+        length: number of bytes; 0 where the object itself was asked about.
+        reason: what happened.
+        status: the HTTP status, where there was one.
+        attempts: how often it was asked, the engine's own retries aside.
+        errno: the operating system's error number; EIO where there is none.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        reason: str,
+        offset: int = 0,
+        length: int = 0,
+        status: int | None = None,
+        attempts: int = 1,
+        number: int = errno.EIO,
+    ) -> None:
+        super().__init__(number, reason, url)
+        self.url = url
+        self.reason = reason
+        self.offset = offset
+        self.length = length
+        self.status = status
+        self.attempts = attempts
+
+    def __reduce__(self) -> tuple[object, ...]:
+        found = (self.url, self.reason, self.offset, self.length, self.status, self.attempts)
+        return type(self), (*found, self.errno), self.__dict__
+
+    def __str__(self) -> str:
+        what = f"bytes [{self.offset}, {self.offset + self.length})" if self.length else "its state"
+        tries = f" {self.attempts} times" if self.attempts > 1 else ""
+        return f"{self.url}: asked for {what}{tries}: {self.reason}; try again, or check the store"
 
 
 class UnsupportedError(MappedFileError, OSError):

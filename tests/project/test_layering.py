@@ -20,8 +20,9 @@ FEATURES = ("_watch", "_flush", "_pages", "_ipc", "_allocation")
 FLOORS = (
     ("__main__",),
     ("_cli",),
-    ("testing", "prometheus", "opentelemetry"),
+    ("testing", "prometheus", "opentelemetry", "remote"),
     ("__init__",),
+    ("_remote",),
     ("_log",),
     ("_storage",),
     ("_snapshot",),
@@ -45,6 +46,7 @@ PURE = (
     "_ranges.py",
     "_arguments.py",
     "_flush_policy.py",
+    "_typing.py",
     "_allocation/table.py",
     "_core/file_state.py",
     "_core/kernel.py",
@@ -57,6 +59,8 @@ PURE = (
     "_log/recovery.py",
     "_ipc/turns.py",
     "_pages/residency.py",
+    "_remote/source.py",
+    "_remote/statistics.py",
     "_watch/attribution.py",
     "_watch/changes.py",
 )

@@ -13,7 +13,13 @@ import inspect
 from pathlib import Path
 
 PAGE = Path(__file__).with_name("public_api.txt")
-MODULES = ("aiommap", "aiommap.testing", "aiommap.prometheus", "aiommap.opentelemetry")
+MODULES = (
+    "aiommap",
+    "aiommap.testing",
+    "aiommap.prometheus",
+    "aiommap.opentelemetry",
+    "aiommap.remote",
+)
 
 
 def signature(thing):

@@ -18,6 +18,8 @@ from aiommap._ipc import file_locks, futex, turns
 from aiommap._log import format
 from aiommap._log import opening as log_opening
 from aiommap._pages import huge_pages, pager
+from aiommap._remote import obstore as remote_obstore
+from aiommap._remote import source as remote_source
 from aiommap._runtime import asyncio_loop, batching, kept_threads, threads, workers
 from aiommap._snapshot import follower
 from aiommap._storage import descriptor
@@ -104,6 +106,11 @@ Pager = pager.Pager
 RangeSet = _ranges.RangeSet
 align_down = _ranges.align_down
 align_up = _ranges.align_up
+
+# aiommap._remote
+ObjectIdentity = remote_source.ObjectIdentity
+source_of_url = remote_obstore.source_of_url
+without_secrets = remote_source.without_secrets
 
 # aiommap._runtime
 BatchQueue = batching.BatchQueue

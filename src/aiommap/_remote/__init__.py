@@ -1,0 +1,1 @@
+"""Remote snapshots: immutable objects of a store, read through a local mapped cache."""

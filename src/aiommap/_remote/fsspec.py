@@ -1,0 +1,112 @@
+"""The engine for whatever fsspec has a file system of, by its blocking calls.
+
+fsspec cannot fetch under a condition, so the state is asked for before and after: if it is the same
+both times, the bytes in between are those of that state. That is a request more for each fetch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from .._arguments import check_kind
+from .._errors import MappedFileError, RemoteError
+from .._typing import Buffer
+from .source import RemoteState, without_secrets
+
+#: Under which names the file systems of fsspec tell what we ask for, the most exact ones first.
+_ETAGS = ("ETag", "etag", "e_tag", "md5Hash", "content_md5")
+_VERSIONS = ("VersionId", "version_id", "generation")
+_MODIFIED = ("LastModified", "last_modified", "updated", "mtime", "Last-Modified", "created")
+
+
+class FsspecSource:
+    """An object that an fsspec file system reaches, as its users have it configured.
+
+    Args:
+        fs: an ``fsspec.AbstractFileSystem``; asynchronous ones by their blocking calls.
+        path: the object, as the file system names it.
+        url: the object's address; by default the file system's own.
+    Raises:
+        TypeError: if ``fs`` is no file system.
+    """
+
+    __slots__ = ("_fs", "_path", "_url")
+
+    def __init__(self, fs: Any, path: str, *, url: str | None = None) -> None:
+        if not callable(getattr(fs, "cat_file", None)) or not callable(getattr(fs, "info", None)):
+            raise TypeError(f"fs is {fs!r}: give an fsspec file system")
+        self._fs = fs
+        self._path = check_kind(path, str, "path", 'give a str, such as "bucket/key"')
+        self._url = without_secrets(url or _address(fs, path))
+
+    @property
+    def url(self) -> str:
+        """The object's address, without secrets."""
+        return self._url
+
+    def stat(self, known: RemoteState | None) -> RemoteState | None:
+        """Ask what the object is now; as ``RemoteSource.stat``."""
+        state = self._state()
+        return None if state == known else state
+
+    def fetch(self, start: int, end: int, state: RemoteState) -> tuple[Buffer, RemoteState]:
+        """Fetch bytes; as ``RemoteSource.fetch``. The state is the one after the bytes came."""
+        del state
+        try:
+            data = self._fs.cat_file(self._path, start=start, end=end)
+        except Exception as error:
+            raise self._translated(error, start, end - start) from None
+        return data, self._state()
+
+    def _state(self) -> RemoteState:
+        try:
+            # Listings are cached; what is asked for is what the object is now.
+            self._fs.invalidate_cache(self._fs._parent(self._path))  # noqa: SLF001  fsspec's way
+            info: Mapping[str, Any] = self._fs.info(self._path)
+        except Exception as error:
+            raise self._translated(error, 0, 0) from None
+        size = info.get("size")
+        if not isinstance(size, int):
+            raise RemoteError(self._url, "the file system does not say how large the object is")
+        return RemoteState(
+            size=size,
+            etag=_first(info, _ETAGS),
+            version=_first(info, _VERSIONS),
+            modified=_first(info, _MODIFIED),
+        )
+
+    def _translated(self, error: Exception, start: int, length: int) -> Exception:
+        if isinstance(error, (FileNotFoundError, PermissionError)):
+            number = error.errno or (2 if isinstance(error, FileNotFoundError) else 13)
+            return type(error)(number, without_secrets(str(error)), self._url)
+        if isinstance(error, MappedFileError):
+            return error
+        text = without_secrets(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        status = getattr(error, "status", None)
+        known = status if isinstance(status, int) else None
+        return RemoteError(self._url, text, start, length, known)
+
+    def __repr__(self) -> str:
+        return f"<FsspecSource {self._url}>"
+
+
+def _address(fs: Any, path: str) -> str:
+    """Say where an object is; two endpoints of one protocol are two places."""
+    url = str(fs.unstrip_protocol(path))
+    endpoint = getattr(fs, "endpoint_url", None) or (getattr(fs, "client_kwargs", None) or {}).get(
+        "endpoint_url"
+    )
+    if endpoint:
+        url = "/".join([str(endpoint).rstrip("/"), url.partition("://")[2]])
+    if url.startswith("memory:"):
+        url = url.replace("memory:", f"memory:{id(fs.store):x}", 1)
+    return url
+
+
+def _first(info: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
+    found = next((info[name] for name in names if info.get(name) not in (None, "")), None)
+    if isinstance(found, datetime):
+        return found.astimezone(UTC).isoformat()
+    return None if found is None else str(found)

@@ -1,0 +1,47 @@
+"""Immutable objects of a store, read through a local mapped cache; ``docs/remote`` is the guide.
+
+``RemoteCache().open("s3://bucket/key")`` is most of it. URLs are read by obstore, which the extra
+``remote`` brings; a source of one's own needs nothing.
+"""
+
+from __future__ import annotations
+
+from ._errors import RemoteError as RemoteError
+from ._remote.cache import RemoteCache as RemoteCache
+from ._remote.following import LiveRemoteSnapshot as LiveRemoteSnapshot
+from ._remote.fsspec import FsspecSource as FsspecSource
+from ._remote.obstore import ObstoreSource as ObstoreSource
+from ._remote.remote_file import RemoteSnapshotFile as RemoteSnapshotFile
+from ._remote.remote_snapshot import RemoteSnapshot as RemoteSnapshot
+from ._remote.source import RemoteSource as RemoteSource
+from ._remote.source import RemoteState as RemoteState
+from ._remote.statistics import CacheEntry as CacheEntry
+from ._remote.statistics import CacheReport as CacheReport
+from ._remote.statistics import CacheStatistics as CacheStatistics
+from ._remote.statistics import RemoteResidency as RemoteResidency
+
+__all__ = (
+    "CacheEntry",
+    "CacheReport",
+    "CacheStatistics",
+    "FsspecSource",
+    "LiveRemoteSnapshot",
+    "ObstoreSource",
+    "RemoteCache",
+    "RemoteError",
+    "RemoteResidency",
+    "RemoteSnapshot",
+    "RemoteSnapshotFile",
+    "RemoteSource",
+    "RemoteState",
+)
+
+
+def _adopt() -> None:
+    """Make tracebacks, reprs and pickles name the public place, not the file of a class."""
+    for name in __all__:
+        globals()[name].__module__ = __name__
+
+
+_adopt()
+del _adopt
