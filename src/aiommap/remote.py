@@ -1,4 +1,4 @@
-"""Immutable objects of a store, read through a local mapped cache; ``docs/remote`` is the guide.
+"""Immutable objects of a store, read through a local mapped cache.
 
 ``RemoteCache().open("s3://bucket/key")`` is most of it. URLs are read by obstore, which the extra
 ``remote`` brings; a source of one's own needs nothing.
