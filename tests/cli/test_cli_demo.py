@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -21,6 +22,7 @@ from tests.support.internals import (
     Measurement,
     command,
     format_bytes,
+    format_difference,
     format_seconds,
     format_share,
     main,
@@ -48,12 +50,20 @@ class TestDemo:
             "write_seen": True,
             "truncated_read_raised": "MappingFaultError",
             "stdlib_mmap_process": "killed by SIGBUS",
+            "lost_flush_raised": "FlushError",
+            "stdlib_mmap_flush": "reported as done",
+        }
+        assert document["durability"] == {
+            "written": False,
+            "awaited": True,
+            "dirty_bytes": [aiommap.PAGE_SIZE, 0],
         }
         assert len(document["comparisons"]) == 5
         for comparison in document["comparisons"]:
             for side in ("aiommap", "stdlib_mmap_in_thread"):
                 assert comparison[side]["operations"] > 0
                 assert comparison[side]["worst_gap_seconds"] > 0
+                assert comparison[side]["worst_wait_seconds"] >= 0
         groups = document["durable_writes"]
         assert 0 < groups["flushes"] <= groups["flush_requests"]
         assert list(tmp_path.iterdir()) == []
@@ -63,12 +73,26 @@ class TestDemo:
     ) -> None:
         assert main(["demo", *QUICK, "--dir", str(tmp_path)]) == 0
         out = capsys.readouterr().out
-        for part in ("durable records", "Cold read", "Prewarm", "Warm reads", "Another process"):
+        for part in ("on the disk yet", "durable", "Cold read", "Prewarm", "Warm reads", "process"):
             assert part in out
-        assert "MappingFaultError(offset=" in out
-        table = out.rpartition("== ")[2].splitlines()
-        assert table[1].split() == ["aiommap", "mmap", "faster", "stall", "mmap", "stall"]
-        assert len(table) == 7
+        assert "MappingFaultError (offset=" in " ".join(out.split())
+        table, _, conclusion = out.rpartition("== ")[2].partition("\n\n")
+        assert table.splitlines()[1].split() == ["aiommap", "mmap", "in", "a", "thread", "faster"]
+        assert [line.partition("  ")[0] for line in table.splitlines()[2:]] == [
+            "what is not durable yet",
+            "truncated while it is read",
+            "flush of data that was cut off",
+            "loop waited, durable writes",
+            "loop waited, large flush",
+            "loop waited, cold read",
+            "loop waited, prewarm",
+            "durable writes",
+            "large flush",
+            "cold read",
+            "prewarm",
+            "warm reads",
+        ]
+        assert conclusion.startswith("So: while the disk worked, the loop waited ")
 
     def test_demo_never_writes_to_the_users_file(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -81,9 +105,9 @@ class TestDemo:
         document = json.loads(capsys.readouterr().out)
         assert document["bytes"] == before.st_size
         assert [comparison["name"] for comparison in document["comparisons"]] == [
-            "cold read, whole file",
-            "prewarm, cold file",
-            "warm reads, 4 tasks",
+            "cold read",
+            "prewarm",
+            "warm reads",
         ]
         after = path.stat()
         assert (after.st_mtime_ns, after.st_ctime_ns) == (before.st_mtime_ns, before.st_ctime_ns)
@@ -96,7 +120,8 @@ class TestDemo:
         path = tmp_path / "large.bin"
         path.write_bytes(bytes(2 << 20))
         assert main(["demo", str(path), *QUICK, "--size", "1M"]) == 0
-        assert "2.0 MiB, the first 1.0 MiB of it; only read" in capsys.readouterr().out
+        out = " ".join(capsys.readouterr().out.split())
+        assert "2.0 MiB, the first 1.0 MiB of it; only read" in out
 
     def test_demo_admits_pages_it_cannot_drop(self, capsys: pytest.CaptureFixture[str]) -> None:
         shm = Path("/dev/shm")
@@ -122,7 +147,7 @@ class TestDemo:
             assert process.stdout is not None
             assert process.stderr is not None
             for line in process.stdout:
-                if "durable records" in line:
+                if "durable when" in line:
                     break
             process.send_signal(number)
             _, errors = process.communicate(timeout=30)
@@ -154,6 +179,26 @@ class TestHeartbeat:
             return beat
 
         assert anyio.run(block, backend=backend).worst_gap >= 0.03
+
+    @BACKENDS
+    def test_heartbeat_tells_work_from_waiting(self, backend: str) -> None:
+        async def work(blocked: Callable[[], object]) -> Heartbeat:
+            async with Heartbeat() as beat:
+                await anyio.sleep(0.002)
+                blocked()
+                await anyio.sleep(0.002)
+            return beat
+
+        def compute() -> None:
+            while time.thread_time() < end:
+                pass
+
+        end = time.thread_time() + 0.2
+        busy = anyio.run(work, compute, backend=backend)
+        assert busy.worst_gap >= 0.2
+        assert busy.worst_wait < busy.worst_gap / 2
+        asleep = anyio.run(work, partial(time.sleep, 0.2), backend=backend)
+        assert asleep.worst_wait >= 0.15
 
     @BACKENDS
     def test_heartbeat_sees_block_at_the_end(self, backend: str) -> None:
@@ -208,7 +253,7 @@ class TestMeasure:
 
     @pytest.mark.parametrize(("share", "latency"), [(0, 1.0), (0.5, 3.0), (0.99, 4.0), (1, 4.0)])
     def test_percentile(self, share: float, latency: float) -> None:
-        measured = Measurement(4, 4, 1.0, 0.0, (1.0, 2.0, 3.0, 4.0))
+        measured = Measurement(4, 4, 1.0, 0.0, 0.0, (1.0, 2.0, 3.0, 4.0))
         assert measured.percentile(share) == latency
 
 
@@ -226,6 +271,12 @@ class TestText:
     )
     def test_format_bytes(self, count: int, text: str) -> None:
         assert format_bytes(count) == text
+
+    @pytest.mark.parametrize(
+        ("count", "text"), [(4096, "+4.0 KiB"), (-8, "-8 B"), (0, "0 B"), (1, "+1 B")]
+    )
+    def test_format_difference(self, count: int, text: str) -> None:
+        assert format_difference(count) == text
 
     @pytest.mark.parametrize(
         ("text", "count"),

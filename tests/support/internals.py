@@ -9,8 +9,18 @@ from __future__ import annotations
 
 from aiommap import _arguments, _native, _ranges
 from aiommap._allocation import table
-from aiommap._cli import _completion, _heartbeat, _main, _measure, _system, _text, main
-from aiommap._cli.demo import command
+from aiommap._cli import (
+    _completion,
+    _heartbeat,
+    _main,
+    _measure,
+    _output,
+    _prewarm,
+    _system,
+    _text,
+    main,
+)
+from aiommap._cli.demo import command, stage
 from aiommap._core import disk, file_state, leases, opening, own_activity, paths
 from aiommap._file import writing
 from aiommap._flush import flush_queue, histogram, scheduler, trigger, writeback
@@ -50,17 +60,25 @@ check_tail = _arguments.check_tail
 Heartbeat = _heartbeat.Heartbeat
 Measurement = _measure.Measurement
 SHELLS = _completion.SHELLS
+Stage = stage.Stage
 build_parser = _main.build_parser
 cache_state = _system.cache_state
+choose_screen = _output.choose_screen
+columns_of = _text.columns_of
 drop_pages = _system.drop_pages
+fold = _text.fold
 format_bytes = _text.format_bytes
+format_difference = _text.format_difference
 format_seconds = _text.format_seconds
 format_share = _text.format_share
 measure_shared = _measure.measure_shared
 parse_bytes = _text.parse_bytes
 plural = _text.plural
+prewarm_module = _prewarm
 printable = _text.printable
 random_offsets = _measure.random_offsets
+shorten = _text.shorten
+wrap = _text.wrap
 
 # aiommap._core
 Identity = file_state.Identity

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ._help import HelpFormatter
 from ._text import parse_bytes
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Parser(argparse.ArgumentParser):
     """An argparse parser that raises ``UsageError`` instead of printing its usage and exiting."""
 
     def __init__(self, **options: Any) -> None:
-        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        options.setdefault("formatter_class", HelpFormatter)
         options.setdefault("epilog", EXIT_CODES)
         if sys.version_info >= (3, 14):
             options.setdefault("color", False)  # a pipe would get it, too, where FORCE_COLOR is set

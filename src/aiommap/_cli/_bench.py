@@ -21,8 +21,11 @@ from ._text import format_bytes, format_seconds, format_share, plural, printable
 _DESCRIPTION = """\
 Read FILE at random offsets through aiommap, stdlib mmap in a thread, pread in a thread,
 and aiofiles and aiofile where they are installed; one after the other, in this process,
-on asyncio. FILE is only read. The worst stall is the longest gap between two ticks of a
-1 ms heartbeat on the same loop; 1 to 3 ms is an idle loop."""
+on asyncio. FILE is only read.
+
+A 1 ms heartbeat runs on the same loop. Its longest gap is the longest turn of the loop,
+which the tasks share; "waited" is how long of one the loop's thread had to wait for
+something: 1 to 3 ms is a loop with nothing to do."""
 
 _EPILOG = with_examples(
     "aiommap bench model.bin", "aiommap bench model.bin --tasks 64 --block 64K --cold"
@@ -150,11 +153,12 @@ def _show(results: list[_Result], plan: _Plan, screen: Screen) -> None:
             format_seconds(result.measured.percentile(0.5)),
             format_seconds(result.measured.percentile(0.99)),
             format_seconds(result.measured.worst_gap),
+            format_seconds(result.measured.worst_wait),
             _share(result.resident_share_before),
         )
         for result in results
     ]
-    headers = ("", "reads/s", "ours faster", "p50", "p99", "worst stall", "resident")
+    headers = ("", "reads/s", "ours", "p50", "p99", "turn", "waited", "resident")
     screen.table(headers, rows)
     screen.document(
         "bench",

@@ -1,14 +1,18 @@
-"""A heartbeat on the event loop: the longest time in which the loop ran nothing else.
+"""A heartbeat on the event loop: the longest turn of the loop, and the longest wait in one.
 
-Theory of operation: a task asks to be woken every millisecond and notes when it really was. A
-loop that is blocked, or whose thread cannot get the interpreter lock, wakes it late. The gap
-contains the millisecond that was asked for (and the timer's rounding, about another one), so a
-gap of 1 to 3 ms is an idle loop.
+Theory of operation: a task asks to be woken every millisecond and notes when it really was. A gap
+between two ticks has two parts. In the one the loop's thread ran, or was ready to run and other
+programs had the processors: tasks share that time, and more of them make a turn longer. In the
+other it *waited*: for a disk, for the interpreter lock, or for the tick itself. Only the second
+part says whether something blocked the loop. It contains the millisecond that was asked for (and
+the timer's rounding, about another one), so 1 to 3 ms is a loop with nothing to do.
 """
 
 from __future__ import annotations
 
+import os
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -19,18 +23,23 @@ TICK_SECONDS = 0.001
 
 
 class Heartbeat:
-    """Measure the worst gap between two ticks while the ``async with`` block runs.
+    """Measure gaps between two ticks while the ``async with`` block runs.
 
     Attributes:
         worst_gap: longest time between two ticks, in seconds; includes the tick's own length.
+        worst_wait: longest time in such a gap in which the loop's thread neither ran nor was ready
+            to, in seconds; includes the tick's own length where the loop had nothing else to do.
         ticks: how often the task was woken.
     """
 
     def __init__(self, tick: float = TICK_SECONDS) -> None:
         self.worst_gap = 0.0
+        self.worst_wait = 0.0
         self.ticks = 0
         self._tick = tick
         self._last = 0.0
+        self._last_busy = 0.0
+        self._clock = _BusyClock()
         self._tasks: anyio.abc.TaskGroup = anyio.create_task_group()
 
     async def __aenter__(self) -> Self:
@@ -48,10 +57,13 @@ class Heartbeat:
         self._note()
         self._tasks.cancel_scope.cancel()
         # Not handed the block's error: it goes on as it is instead of inside an exception group.
-        await self._tasks.__aexit__(None, None, None)
+        try:
+            await self._tasks.__aexit__(None, None, None)
+        finally:
+            self._clock.close()
 
     async def _beat(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        self._last = time.perf_counter()
+        self._last, self._last_busy = time.perf_counter(), self._clock.read()
         task_status.started()
         while True:
             await anyio.sleep(self._tick)
@@ -59,6 +71,34 @@ class Heartbeat:
             self.ticks += 1
 
     def _note(self) -> None:
-        now = time.perf_counter()
-        self.worst_gap = max(self.worst_gap, now - self._last)
-        self._last = now
+        now, busy = time.perf_counter(), self._clock.read()
+        gap = now - self._last
+        self.worst_gap = max(self.worst_gap, gap)
+        self.worst_wait = max(self.worst_wait, gap - (busy - self._last_busy))
+        self._last, self._last_busy = now, busy
+
+
+class _BusyClock:
+    """Counts the seconds in which the calling thread ran, or was ready to run.
+
+    The second part is known where the kernel keeps statistics of its scheduler, as most do.
+    """
+
+    def __init__(self) -> None:
+        self._statistics = -1
+        with suppress(OSError):
+            # A file of the thread that opens it, whoever reads it.
+            self._statistics = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self) -> float:
+        ran = time.thread_time()
+        if self._statistics < 0:
+            return ran
+        # Nanoseconds on a processor, which lag behind, nanoseconds ready for one, and a count.
+        _, ready, _ = os.pread(self._statistics, 80, 0).split()
+        return ran + int(ready) / 1e9
+
+    def close(self) -> None:
+        if self._statistics >= 0:
+            os.close(self._statistics)
+            self._statistics = -1

@@ -10,6 +10,7 @@ import aiommap
 
 from . import _bench, _completion, _info, _log, _prewarm, _residency, _watch
 from ._arguments import Parser, ShowVersion, UsageError
+from ._help import HelpFormatter
 from ._output import choose_screen
 from ._screen import describe
 from ._text import printable
@@ -23,14 +24,16 @@ Memory-mapped files for asyncio: look at what is in memory, bring it there, meas
 and see the library at work. No command writes to a file you name.
 
 commands:
+  demo [FILE]        see what the library does, on a real file: begin here
   info FILE...       what a file is, and what aiommap would use on it
   residency PATH...  draw which pages of files are in memory
   prewarm FILE...    bring files into memory
   bench FILE         measure reads of a file, beside other libraries
-  demo [FILE]        see the library at work on a real file
-  watch PATH...      tell of changes of files as they happen
+  watch PATH...      show changes of files as they happen
   log COMMAND ...    look at a durable log, print, follow and verify it
   completion SHELL   print a script that completes this command line"""
+
+_HINT = "aiommap COMMAND --help shows the options of one, and examples."
 
 
 def build_parser() -> Parser:
@@ -40,13 +43,19 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(
         metavar="COMMAND",
         dest="name",
-        required=True,
         help="one of the above; each has its own --help",
     )
-    for command in (_info, _residency, _prewarm, _bench, demo, _watch, _log):
+    for command in (demo, _info, _residency, _prewarm, _bench, _watch, _log):
         command.add_parser(commands)
     _completion.add_parser(commands, build_parser)
     return parser
+
+
+def _overview() -> str:
+    """Return what stands for a command line that names no command."""
+    formatter = HelpFormatter("aiommap")
+    formatter.add_text(f"{_DESCRIPTION}\n\n{_HINT}")
+    return formatter.format_help()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,8 +91,12 @@ def _run(argv: Sequence[str] | None) -> int:
         sys.stdout.flush()
         return stop.code if isinstance(stop.code, int) else _USAGE
     if unknown:  # argparse itself would refer to the help of the whole
-        words = " ".join(unknown)
-        raise UsageError(f"unrecognized arguments: {words} (see aiommap {options.name} --help)")
+        words, program = " ".join(unknown), " ".join(filter(None, ("aiommap", options.name)))
+        raise UsageError(f"unrecognized arguments: {words} (see {program} --help)")
+    if options.name is None:
+        sys.stdout.write(_overview())
+        sys.stdout.flush()
+        return 0
     screen = choose_screen(as_json=options.json)
     try:
         options.run(options, screen)

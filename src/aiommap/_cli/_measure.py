@@ -28,6 +28,7 @@ class Measurement:
         length: bytes they moved, all together.
         seconds: wall time from the first start to the last end.
         worst_gap: longest gap between two ticks of a 1 ms heartbeat on the same loop, in seconds.
+        worst_wait: longest time in such a gap in which the loop's thread had to wait, in seconds.
         latencies: seconds of each operation, ascending; empty where it says nothing.
         counted: whether operations per second is the figure to show, rather than bytes.
     """
@@ -36,6 +37,7 @@ class Measurement:
     length: int
     seconds: float
     worst_gap: float
+    worst_wait: float
     latencies: Sequence[float] = field(default=(), repr=False)
     counted: bool = False
 
@@ -63,6 +65,7 @@ class Measurement:
             "seconds": self.seconds,
             "operations_per_second": self.operations_per_second,
             "worst_gap_seconds": self.worst_gap,
+            "worst_wait_seconds": self.worst_wait,
         }
         if self.latencies:
             document["p50_seconds"] = self.percentile(0.5)
@@ -103,7 +106,8 @@ async def measure_repeated(
                 tasks.start_soon(_repeat, operation, offsets, start + seconds, latencies)
         elapsed = time.perf_counter() - start
     done = len(latencies)
-    return Measurement(done, done * block, elapsed, beat.worst_gap, sorted(latencies), counted=True)
+    gaps = beat.worst_gap, beat.worst_wait
+    return Measurement(done, done * block, elapsed, *gaps, sorted(latencies), counted=True)
 
 
 async def _repeat(
@@ -126,12 +130,12 @@ async def measure_once(work: Callable[[], Awaitable[object]], length: int) -> Me
         start = time.perf_counter()
         await work()
         elapsed = time.perf_counter() - start
-    return Measurement(1, length, elapsed, beat.worst_gap)
+    return Measurement(1, length, elapsed, beat.worst_gap, beat.worst_wait)
 
 
 def middle(rounds: Sequence[Measurement]) -> Measurement:
-    """Return the round with the median worst stall: a lone one may be the machine's, not ours."""
-    return sorted(rounds, key=lambda measured: measured.worst_gap)[len(rounds) // 2]
+    """Return the round with the median of the worst waits: a lone one may be the machine's."""
+    return sorted(rounds, key=lambda measured: measured.worst_wait)[len(rounds) // 2]
 
 
 async def measure_shared(operations: Sequence[Operation], *, span: int, block: int) -> Measurement:
@@ -151,4 +155,5 @@ async def measure_shared(operations: Sequence[Operation], *, span: int, block: i
             for operation in operations:
                 tasks.start_soon(worker, operation)
         elapsed = time.perf_counter() - start
-    return Measurement(len(latencies), span, elapsed, beat.worst_gap, sorted(latencies))
+    gaps = beat.worst_gap, beat.worst_wait
+    return Measurement(len(latencies), span, elapsed, *gaps, sorted(latencies))

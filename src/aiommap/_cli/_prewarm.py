@@ -55,7 +55,7 @@ def run(options: argparse.Namespace, screen: Screen) -> None:
 
 async def _prewarm_all(paths: list[str], screen: Screen) -> None:
     def show(outcome: _Outcome) -> None:
-        screen.line((printable(outcome.path), "bold"), f": {_summary(outcome)}")
+        screen.line((printable(outcome.path), "bold"), f": {_summary(outcome)}", indent=2)
 
     outcomes = await for_each_file(paths, screen, partial(_prewarm, screen), show)
     screen.document("prewarm", files=[asdict(outcome) for outcome in outcomes])

@@ -16,20 +16,27 @@ import aiommap
 from ._arguments import add_json_option, count, file_name, with_examples
 from ._screen import Screen
 from ._system import HIDDEN, files_below, visible_residency
-from ._text import format_bytes, format_share, plural, printable
+from ._text import format_bytes, format_share, plural, printable, shorten
 
 _DESCRIPTION = """\
-Draw which pages of each file are in memory, one line per file: a chart from the start
-of the file to its end (a blank cell is empty, a full block is all in memory), resident
-and total pages and bytes, per cent. Folders are searched. Nothing is read from the
-files, and nothing keeps a page in memory after it was counted."""
+Draw which pages of each file are in memory: per cent, resident and total pages and bytes
+(as far as there is room for them), and a chart from the start of the file to its end, where
+a blank cell is empty and a full block is all in memory. Folders are searched. Nothing is
+read from the files, and nothing keeps a page in memory after it was counted."""
 
 _EPILOG = with_examples("aiommap residency model.bin", "aiommap residency . | sort -n | tail")
 
 # Files that are looked at together: their opens share thread hops, their descriptors stay few.
 _TOGETHER = 64
 
-_DEFAULT_CELLS = 40
+_PIPE_CELLS = 40
+_MAX_CELLS = 80
+
+# Columns of a line that are neither chart nor name: per cent, brackets, gaps; then the counts.
+_FRAME, _PAGES, _BYTES = 13, 21, 23
+
+# Terminals of fewer columns show pages, bytes, or a file on one line, no more.
+_ROOM_FOR_PAGES, _ROOM_FOR_BYTES, _ROOM_FOR_ONE_LINE = 120, 60, 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,37 @@ class _Picture:
     path: str
     size: int
     residency: aiommap.Residency | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What there is room for.
+
+    Attributes:
+        cells: width of the chart.
+        pages: whether to count pages.
+        amount: whether to count bytes.
+        name: columns for the name behind the chart; 0 gives it a line of its own, None has no end.
+    """
+
+    cells: int
+    pages: bool = True
+    amount: bool = True
+    name: int | None = None
+
+
+def _layout(screen: Screen, width: int | None) -> _Layout:
+    """Share a line between the counts, the chart and the name."""
+    if not screen.has_edge:
+        return _Layout(width or _PIPE_CELLS)
+    columns = screen.columns
+    pages, amount = columns >= _ROOM_FOR_PAGES, columns >= _ROOM_FOR_BYTES
+    left = max(columns - _FRAME - _PAGES * pages - _BYTES * amount, 1)
+    if columns < _ROOM_FOR_ONE_LINE:
+        return _Layout(min(width or _MAX_CELLS, left), pages, amount, name=0)
+    cells = min(width or min(left // 2, _MAX_CELLS), left)
+    name = left - cells
+    return _Layout(cells, pages, amount, name if name > len("...") else 0)
 
 
 def add_parser(commands: Any) -> None:
@@ -54,9 +92,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--width",
         type=count(1, 1000),
-        default=_DEFAULT_CELLS,
         metavar="CELLS",
-        help=f"width of the chart (default: {_DEFAULT_CELLS})",
+        help=f"width of the chart (default: what fits; in a pipe {_PIPE_CELLS})",
     )
     add_json_option(parser)
     parser.set_defaults(run=run)
@@ -65,7 +102,8 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace, screen: Screen) -> None:
     """Draw every file, then the total."""
     paths = _all_files(options.paths, screen)
-    pictures = anyio.run(_draw_all, paths, options.width, screen)
+    layout = _layout(screen, options.width)
+    pictures = anyio.run(_draw_all, paths, layout, screen)
     shown = [picture.residency for picture in pictures if picture.residency is not None]
     resident = sum(residency.resident for residency in shown)
     total = sum(residency.total for residency in shown)
@@ -73,7 +111,7 @@ def run(options: argparse.Namespace, screen: Screen) -> None:
     size = sum(residency.length for residency in shown)
     kept_out = _kept_out(len(screen.problems), len(pictures) - len(shown))
     if shown:
-        counts = _counts(resident, total, resident_bytes, size)
+        counts = _counts(resident, total, resident_bytes, size, layout)
         screen.line(counts, f"  total of {plural(len(shown), 'file')}{kept_out}")
     else:
         screen.line(f"no file was looked at{kept_out}")
@@ -105,7 +143,7 @@ def _all_files(paths: Iterable[str], screen: Screen) -> Iterator[str]:
             screen.problem(str(failure.filename), failure)
 
 
-async def _draw_all(paths: Iterator[str], width: int, screen: Screen) -> list[_Picture]:
+async def _draw_all(paths: Iterator[str], layout: _Layout, screen: Screen) -> list[_Picture]:
     pictures: list[_Picture] = []
     async with aiommap.Hub() as hub:
         while batch := await anyio.to_thread.run_sync(_take, paths):
@@ -114,7 +152,7 @@ async def _draw_all(paths: Iterator[str], width: int, screen: Screen) -> list[_P
                     screen.problem(path, outcome)
                 else:
                     pictures.append(outcome)
-                    _show(outcome, width, screen)
+                    _show(outcome, layout, screen)
     return pictures
 
 
@@ -139,24 +177,36 @@ async def _look_at(hub: aiommap.Hub, paths: list[str]) -> list[_Picture | Except
     return [outcomes[path] for path in paths]
 
 
-def _show(picture: _Picture, width: int, screen: Screen) -> None:
+def _show(picture: _Picture, layout: _Layout, screen: Screen) -> None:
     residency = picture.residency
     name = printable(picture.path)
     if residency is None:
         screen.line(f"{name}: {HIDDEN}")
         return
     counts = _counts(
-        residency.resident, residency.total, residency.resident_bytes, residency.length
+        residency.resident, residency.total, residency.resident_bytes, residency.length, layout
     )
-    chart = screen.chart(residency, width) if residency.length else " " * width
+    blank = " " * layout.cells
+    chart = screen.chart(residency, layout.cells) if residency.length else blank
+    if layout.name == 0:
+        screen.line(name)
+        screen.line(counts, "  [", (chart, "green"), "]")
+        return
+    if layout.name is not None:
+        name = shorten(name, layout.name)
     screen.line(counts, "  [", (chart, "green"), "]  ", name)
 
 
-def _counts(resident: int, total: int, resident_bytes: int, size: int) -> str:
-    pages = f"{resident}/{total} pages"
-    amount = f"{format_bytes(resident_bytes)}/{format_bytes(size)}"
+def _counts(resident: int, total: int, resident_bytes: int, size: int, layout: _Layout) -> str:
     share = format_share(resident_bytes, size) if size else "empty"
-    return f"{share:>7}  {pages:>19}  {amount:>21}"
+    text = f"{share:>7}"
+    if layout.pages:
+        pages = f"{resident}/{total} pages"
+        text += f"  {pages:>19}"
+    if layout.amount:
+        amount = f"{format_bytes(resident_bytes)}/{format_bytes(size)}"
+        text += f"  {amount:>21}"
+    return text
 
 
 def _as_json(picture: _Picture) -> dict[str, object]:

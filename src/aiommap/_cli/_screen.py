@@ -7,6 +7,7 @@ to standard error, one line each, in every form.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,13 +15,20 @@ from typing import TextIO
 
 import aiommap
 
-from ._text import printable
+from ._help import MAX_COLUMNS
+from ._text import columns_of, fold, printable, wrap
 
 #: A piece of a line: text, or text with the name of a colour or style.
 Span = str | tuple[str, str]
 
 #: Called with bytes done and bytes in all.
 Progress = Callable[[int, int], None]
+
+#: A pipe has no edge; what is prose gets the columns of a terminal as most are.
+_PIPE_COLUMNS = 80
+
+#: What is between the columns of a table.
+_GAP = "  "
 
 _BLOCKS, _ASCII = " ▁▂▃▄▅▆▇█", " .:-=+*%#"
 
@@ -30,45 +38,72 @@ class Screen:
 
     Attributes:
         problems: ``(path, message)`` of every file that failed, in order.
-        columns: width of a line that should fit; pipes have no edge, 100 is a readable one.
+        columns: how long a line may be; a pipe gets longer ones where they hold data.
+        has_edge: whether what is longer does not fit, as on a terminal.
     """
-
-    columns = 100
 
     def __init__(self, stream: TextIO) -> None:
         self.problems: list[tuple[str, str]] = []
+        self.has_edge = stream.isatty()
+        self.columns = shutil.get_terminal_size().columns if self.has_edge else _PIPE_COLUMNS
         self._stream = stream
         self._ascii = not _can_write(stream, _BLOCKS)
 
-    def line(self, *spans: Span) -> None:
-        """Write one line."""
+    def line(self, *spans: Span, indent: int = 4) -> None:
+        """Write a line of data; where it does not fit, it goes on behind an indent."""
         text = "".join(span if isinstance(span, str) else span[0] for span in spans)
-        self._stream.write(self._fit(text) + "\n")
+        for number, part in enumerate(self._parts(self._fit(text), indent)):
+            self._stream.write(f"{' ' * indent if number else ''}{part}\n")
         # A reader of the pipe sees each line when it is true, not when the buffer is full.
         self._stream.flush()
+
+    def _parts(self, text: str, indent: int) -> list[str]:
+        return fold(text, self.columns, indent) if self.has_edge else [text]
 
     def _fit(self, text: str) -> str:
         """Escape what the stream's encoding cannot carry."""
         return text.encode("ascii", "backslashreplace").decode() if self._ascii else text
 
+    def say(self, text: str, style: str = "") -> None:
+        """Write prose, in lines that fit; each is as deep as the text begins."""
+        for line in wrap(text, min(self.columns, MAX_COLUMNS)).splitlines():
+            self.line((line, style) if style else line)
+
     def heading(self, text: str) -> None:
-        """Write a line that opens a part."""
+        """Write what opens a part."""
         self.line()
-        self.line(f"== {text}")
+        self.say(f"== {text}")
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Write aligned columns: the first to the left, the others to the right."""
-        widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
+        """Write aligned columns, the first to the left and the others to the right.
+
+        Where they do not fit, each row becomes a list of what its columns hold.
+        """
+        widths = [max(map(columns_of, column)) for column in zip(headers, *rows, strict=True)]
+        if self.has_edge and sum(widths) + len(_GAP) * (len(widths) - 1) > self.columns:
+            self._lists(headers, rows)
+        else:
+            self._grid(headers, rows, widths)
+
+    def _lists(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        name, *others = headers
+        for first, *cells in rows:
+            self.line((f"{name} {first}".strip(), "bold"))
+            self.facts([pair for pair in zip(others, cells, strict=True) if pair[1]])
+
+    def _grid(
+        self, headers: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int]
+    ) -> None:
         for row in (headers, *rows):
             first = row[0].ljust(widths[0])
             rest = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
-            self.line("  ".join((first, *rest)).rstrip())
+            self.line(_GAP.join((first, *rest)).rstrip())
 
     def facts(self, pairs: Sequence[tuple[str, str]]) -> None:
         """Write names and values, one pair on a line."""
         width = max(len(name) for name, _ in pairs)
         for name, value in pairs:
-            self.line("  ", (name.ljust(width), "bold"), "  ", value)
+            self.line("  ", (name.ljust(width), "bold"), "  ", value, indent=width + 4)
 
     @contextmanager
     def progress(self, label: str) -> Iterator[Progress | None]:  # noqa: ARG002
@@ -96,7 +131,7 @@ class Screen:
 class JsonScreen(Screen):
     """One JSON document at the end, and nothing else."""
 
-    def line(self, *spans: Span) -> None:
+    def line(self, *spans: Span, indent: int = 4) -> None:
         """Write nothing."""
 
     def document(self, command: str, **content: object) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Literal, TextIO
 
 from rich import box
 from rich.console import Console
@@ -17,9 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ._screen import Progress, Screen, Span
-from ._text import format_bytes, format_rate, format_share
+from ._text import columns_of, format_bytes, format_rate, format_share, shorten
 
-_BAR_CELLS = 40
+_MAX_BAR, _MIN_BAR = 40, 10
 _FRAME_SECONDS = 0.05
 
 
@@ -28,24 +28,35 @@ class TerminalScreen(Screen):
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
-        self._console = Console(file=stream, markup=False, highlight=False, emoji=False)
-        self.columns = self._console.width
+        self._console = Console(
+            file=stream, width=self.columns, markup=False, highlight=False, emoji=False
+        )
 
-    def line(self, *spans: Span) -> None:
-        """Write one line, wrapped by the terminal and never by us: it may be a path to copy."""
+    def line(self, *spans: Span, indent: int = 4) -> None:
+        """Write a line of data; where it does not fit, it goes on behind an indent.
+
+        A word that is too long is left to the terminal to break: it may be a path to copy.
+        """
         fitting = (
             self._fit(span) if isinstance(span, str) else (self._fit(span[0]), span[1])
             for span in spans
         )
-        self._console.print(Text.assemble(*fitting), soft_wrap=True)
+        whole = Text.assemble(*fitting)
+        end = 0
+        for part in self._parts(whole.plain, indent):
+            start = whole.plain.index(part, end)
+            before = " " * indent if end else ""
+            end = start + len(part)
+            self._console.print(Text.assemble(before, whole[start:end]), soft_wrap=True)
 
     def heading(self, text: str) -> None:
-        """Write a bold line that opens a part."""
+        """Write what opens a part, in bold."""
         self.line()
-        self.line((text, "bold cyan"))
+        self.say(text, "bold cyan")
 
-    def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Draw a table with a rule under its headers."""
+    def _grid(
+        self, headers: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int]
+    ) -> None:
         table = Table(
             box=box.SIMPLE_HEAD,
             show_edge=False,
@@ -53,14 +64,9 @@ class TerminalScreen(Screen):
             collapse_padding=True,
             header_style="bold",
         )
-        for position, column in enumerate(zip(headers, *rows, strict=True)):
-            # Without a floor, a narrow terminal would cut digits off.
-            table.add_column(
-                column[0],
-                justify="right" if position else "left",
-                min_width=max(map(len, column)),
-                no_wrap=True,
-            )
+        for position, (header, width) in enumerate(zip(headers, widths, strict=True)):
+            justify: Literal["left", "right"] = "right" if position else "left"
+            table.add_column(header, justify=justify, min_width=width, no_wrap=True)
         for row in rows:
             table.add_row(*(Text(self._fit(cell)) for cell in row))
         self._console.print(table, crop=False)
@@ -68,7 +74,7 @@ class TerminalScreen(Screen):
     @contextmanager
     def progress(self, label: str) -> Iterator[Progress | None]:
         """Draw a bar in place while the block runs, then take it away."""
-        bar = _Bar(self._stream, label, ascii_only=self._ascii)
+        bar = _Bar(self._stream, label, self.columns, ascii_only=self._ascii)
         try:
             yield bar.show
         finally:
@@ -78,9 +84,11 @@ class TerminalScreen(Screen):
 class _Bar:
     """One line that is drawn over itself, at most every ``_FRAME_SECONDS``."""
 
-    def __init__(self, stream: TextIO, label: str, *, ascii_only: bool) -> None:
+    def __init__(self, stream: TextIO, label: str, columns: int, *, ascii_only: bool) -> None:
         self._stream = stream
-        self._label = label
+        self._label = shorten(label, columns // 3)
+        # The last column stays free: a terminal may go to the next line once it is taken.
+        self._columns = columns - 1
         self._full, self._empty = "#-" if ascii_only else "━┄"
         self._start = time.perf_counter()
         self._due = self._start
@@ -90,12 +98,17 @@ class _Bar:
         if now < self._due and done < total:
             return
         self._due = now + _FRAME_SECONDS
-        filled = _BAR_CELLS * done // total if total else _BAR_CELLS
-        bar = self._full * filled + self._empty * (_BAR_CELLS - filled)
-        self._write(
-            f"{self._label} {bar} {format_share(done, total)}  "
-            f"{format_bytes(done)} of {format_bytes(total)}  {format_rate(done, now - self._start)}"
-        )
+        share = f"{format_share(done, total):>7}"
+        amount = f"  {format_bytes(done)} of {format_bytes(total)}"
+        rate = f"  {format_rate(done, now - self._start)}"
+        for details in (share + amount + rate, share + amount, share):
+            cells = self._columns - columns_of(self._label) - len(details) - 2
+            if cells >= _MIN_BAR:
+                break
+        cells = max(min(cells, _MAX_BAR), 0)
+        filled = cells * done // total if total else cells
+        bar = self._full * filled + self._empty * (cells - filled)
+        self._write(f"{self._label} {bar} {details}")
 
     def clear(self) -> None:
         self._write("")

@@ -1,4 +1,4 @@
-"""Numbers and names as text: sizes, durations, rates, and file names that fit on one line.
+"""Numbers and names as text: sizes, durations, rates, file names, and what fits on a line.
 
 Pure, and ASCII only except for file names, so that piped output survives any locale.
 """
@@ -6,11 +6,14 @@ Pure, and ASCII only except for file names, so that piped output survives any lo
 from __future__ import annotations
 
 import re
+import unicodedata
 
 KIB, MIB = 1 << 10, 1 << 20
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _SHIFTS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+# A word as a line is broken: a number stays with its unit.
+_WORD = re.compile(r"\s*(?:[-+]?\d[\d.,]* (?:%|[um]?s|[KMGTPE]i?B(?:/s)?|B)(?!\w)\S*|\S+)")
 _SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 
@@ -21,6 +24,11 @@ def format_bytes(count: int) -> str:
     while amount >= (1024 if unit == 0 else 1023.95) and unit < len(_UNITS) - 1:
         amount, unit = amount / 1024, unit + 1
     return f"{count} B" if unit == 0 else f"{amount:.1f} {_UNITS[unit]}"
+
+
+def format_difference(count: int) -> str:
+    """Write by how much a size changed: ``+4.0 KiB``, ``-8 B``, ``0 B``."""
+    return f"{'+' if count > 0 else '-' if count < 0 else ''}{format_bytes(abs(count))}"
 
 
 def parse_bytes(text: str) -> int:
@@ -75,3 +83,41 @@ def printable(name: str) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in decoded
     )
+
+
+def columns_of(text: str) -> int:
+    """Count the columns that a terminal gives a text: two for each wide character."""
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))
+
+
+def shorten(name: str, columns: int) -> str:
+    """Return a name that fits, without its beginning where it is too long: its end tells more."""
+    if columns_of(name) <= columns:
+        return name
+    while name and columns_of(name) > columns - 3:
+        name = name[1:]
+    return f"...{name}"
+
+
+def fold(text: str, columns: int, indent: int) -> list[str]:
+    """Break a line between words, so that its parts fit, all but the first behind an indent.
+
+    Blanks within a part stay: columns that were aligned are. A word that is too long has a part of
+    its own. The parts come without the indent; together they are the text but for blanks.
+    """
+    parts: list[str] = []
+    part, room = "", columns
+    for word in _WORD.findall(text):
+        if part.strip() and columns_of(part + word) > room:
+            parts.append(part)
+            part, room = word.lstrip(), max(columns - indent, 1)
+        else:
+            part += word
+    return [*parts, part]
+
+
+def wrap(text: str, columns: int) -> str:
+    """Wrap prose, with every line as deep as its first one."""
+    indent = text[: len(text) - len(text.lstrip(" "))]
+    return f"\n{indent}".join(fold(text, columns, len(indent)))

@@ -19,13 +19,16 @@ import aiommap
 
 from ._arguments import UsageError, file_name
 from ._screen import Screen
-from ._text import format_bytes, format_seconds, plural, printable
+from ._text import format_bytes, format_difference, format_seconds, plural, printable
 
 _DESCRIPTION = """\
-Tell of every change of files, one line each: when it was found, its kind, the sizes
-before and after, how long ago it had happened, the path. Runs until Ctrl-C or SIGTERM.
-A path need not exist yet. A folder is refused: name the files in it. The kinds: created,
-removed, replaced (the path names another file), truncated, grown, modified, metadata, changed."""
+Show every change of files, one line each: when it was found, its kind, by how many bytes
+the file became longer or shorter, its size now, how long before the change had happened,
+the path. Runs until Ctrl-C or SIGTERM. A path need not exist yet. A folder is refused:
+name the files in it.
+
+The kinds: created, removed, replaced (the path names another file), truncated, grown,
+modified, metadata, changed."""
 
 _EXEC_HELP = """\
 run this shell command for each change, with AIOMMAP_PATH, AIOMMAP_KIND,
@@ -115,7 +118,7 @@ async def _tell(path: str, changes: aiommap.Changes, screen: Screen) -> None:
         screen.line(
             f"{found}.{change.detected_ns // 10**6 % 1000:03}  ",
             (f"{change.kind.value:<9}", "bold"),
-            f"  {_size(change.old):>10} -> {_size(change.new):<10}",
+            f"  {_difference(change):>11}  {_size(change.new):>10}",
             f"  {'-' if latency is None else format_seconds(latency):>7}",
             f"  {printable(path)}",
             f"  (and {change.merged:,} more)" if change.merged else "",
@@ -134,6 +137,13 @@ async def _tell(path: str, changes: aiommap.Changes, screen: Screen) -> None:
 
 def _size(state: aiommap.FileState | None) -> str:
     return "-" if state is None else format_bytes(state.size)
+
+
+def _difference(change: aiommap.Change) -> str:
+    """Write by how much the file became longer or shorter; a change of its bytes has no sign."""
+    return format_difference(
+        (change.new.size if change.new else 0) - (change.old.size if change.old else 0)
+    )
 
 
 def _latency(change: aiommap.Change) -> float | None:

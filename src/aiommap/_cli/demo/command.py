@@ -6,7 +6,7 @@ import argparse
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,19 +28,28 @@ from .._screen import Screen
 from .._text import MIB, format_bytes, format_seconds, printable
 from .outside import change_from_outside
 from .reading import draw_residency, prewarm, read_cold, read_warm
-from .stage import HEADERS, Stage
-from .writing import create, flush_much, write_durably
+from .stage import Comparison, Stage
+from .writing import count_durable, create, flush_much, write_durably
 
 _DESCRIPTION = """\
-Do the library's main job on a real file and measure it beside stdlib mmap in a thread.
+Show what the library does, on a real file and beside stdlib mmap in a thread: what is
+kept when things go wrong, how long the event loop waits, how much gets done.
 
-Without FILE: in a temporary folder that is removed at the end, durable writers, a large
+Without FILE, in a temporary folder that is removed at the end: durable writers, a large
 flush, cold and warm reads, prewarm, and another process that writes to the file and
 truncates it. With FILE: the reads and the prewarm, on your file; never writes to it."""
 
 _EPILOG = with_examples("aiommap demo", "aiommap demo --dir . --size 1G", "aiommap demo model.bin")
 
 _IDLE_SECONDS = 0.3
+
+_WHAT_IT_IS = "aiommap: memory-mapped files for asyncio that keep the disk off the event loop."
+
+_NEXT = (
+    ("aiommap demo FILE", "the reads again, on a file of yours"),
+    ("aiommap --help", "what else this command does"),
+    ("docs/tutorial.md", "in the sources: from a new file to a service, in 15 minutes"),
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -103,25 +112,33 @@ def _terminate_like_interrupt() -> Iterator[None]:
 
 async def _on_own_file(path: str, options: argparse.Namespace, screen: Screen) -> None:
     stage = Stage(screen, path, options.size, options.tasks, options.seconds)
+    _introduce(screen, f"on a file of {format_bytes(options.size)} in a temporary folder")
     idle = await _listen_to_idle_loop(screen)
     created = await create(stage)
+    counted = await count_durable(stage)
     groups = await write_durably(stage)
     await flush_much(stage)
     await _read_half(stage)
     outside = await change_from_outside(stage)
-    _close(stage, idle, created=created.as_json(), durable_writes=groups, other_processes=outside)
+    _close(
+        stage,
+        idle,
+        created=created.as_json(),
+        durability=counted,
+        durable_writes=groups,
+        other_processes=outside,
+    )
 
 
 async def _on_users_file(options: argparse.Namespace, screen: Screen) -> None:
     async with aiommap.open(options.file) as file:
         span = min(file.size, options.size)
         part = "" if span == file.size else f", the first {format_bytes(span)} of it"
-        screen.line(
-            (printable(options.file), "bold"), f": {format_bytes(file.size)}{part}; only read"
-        )
+        name = f"{printable(options.file)} ({format_bytes(file.size)}{part}; only read)"
     if not span:
         screen.problem(options.file, ValueError("the file is empty: there is nothing to read"))
         return
+    _introduce(screen, f"on {name}")
     stage = Stage(screen, options.file, span, options.tasks, options.seconds)
     idle = await _listen_to_idle_loop(screen)
     await _read_half(stage)
@@ -135,27 +152,49 @@ async def _read_half(stage: Stage) -> None:
     await read_warm(stage)
 
 
-async def _listen_to_idle_loop(screen: Screen) -> float:
+def _introduce(screen: Screen, where: str) -> None:
+    screen.say(_WHAT_IT_IS, "bold")
+    screen.line()
+    screen.say(
+        f"This demo works {where}, and does each job twice: through aiommap, and through stdlib "
+        "mmap in a thread. Beside it a heartbeat ticks on the event loop each millisecond. "
+        '"Loop waited" is the longest time in which the loop\'s thread could not go on, for want '
+        "of the disk or of the interpreter lock: in a service, every request waits as long."
+    )
+
+
+async def _listen_to_idle_loop(screen: Screen) -> Heartbeat:
     async with Heartbeat() as beat:
         await anyio.sleep(_IDLE_SECONDS)
-    screen.line(
-        "A 1 ms heartbeat runs on the event loop all the time; its longest gap is the worst stall. "
-        f"With nothing to do: {format_seconds(beat.worst_gap)}."
-    )
-    return beat.worst_gap
+    screen.say(f"A loop with nothing to do waits {format_seconds(beat.worst_wait)} for its tick.")
+    return beat
 
 
-def _close(stage: Stage, idle: float, **content: object) -> None:
-    """Show the closing table: what was measured, beside stdlib mmap in a thread."""
-    stage.screen.heading("Measured in this run: aiommap beside stdlib mmap in a thread")
-    stage.screen.table(HEADERS, [comparison.row() for comparison in stage.comparisons])
+def _close(stage: Stage, idle: Heartbeat, **content: object) -> None:
+    """Show the closing table and what to make of it."""
+    stage.close()
+    stage.screen.line()
+    stage.screen.say(f"So: {_conclusion(stage.comparisons, idle)}", "bold")
+    stage.screen.line("Next:")
+    stage.screen.facts(_NEXT)
     stage.screen.document(
         "demo",
         path=stage.path,
         bytes=stage.span,
         tasks=stage.tasks,
-        idle_gap_seconds=idle,
+        idle_gap_seconds=idle.worst_gap,
+        idle_wait_seconds=idle.worst_wait,
         pages_could_be_dropped=not stage.never_cold,
         comparisons=[comparison.as_json() for comparison in stage.comparisons],
         **content,
+    )
+
+
+def _conclusion(comparisons: Sequence[Comparison], idle: Heartbeat) -> str:
+    waits = [found for found in comparisons if found.waits]
+    ours = format_seconds(max(found.ours.worst_wait for found in waits))
+    theirs = format_seconds(max(found.theirs.worst_wait for found in waits))
+    return (
+        f"while the disk worked, the loop waited {ours} at most, {format_seconds(idle.worst_wait)} "
+        f"of it for its own tick; with stdlib mmap in a thread {theirs}."
     )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+from contextlib import suppress
 
 import anyio
-import anyio.to_thread
 
 import aiommap
 
+from .._stdlib import in_thread
 from .._text import format_bytes
 from .stage import Stage
 
@@ -35,17 +37,37 @@ with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_RE
     mapping[size - 1]
 """
 
+# Stores at the end of the file, cuts that off, and flushes.
+_STDLIB_WRITER = """\
+import mmap, os, sys
+path, size = sys.argv[1], int(sys.argv[2])
+with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
+    mapping[size - 6 : size] = b"record"
+    os.truncate(path, size // 2)
+    mapping.flush()
+"""
+
 _PATIENCE_SECONDS = 30.0
 
 
 async def change_from_outside(stage: Stage) -> dict[str, object]:
-    """Let another process write to the file, then cut it in half while a task reads it."""
+    """Let another process write to the file, and cut it while it is read and written."""
     stage.screen.heading("Another process changes the file")
     async with aiommap.open(stage.path) as file:
         seen = await _see_write(stage, file)
         error = await _survive_truncation(stage, file)
     fate = await _stdlib_fate(stage)
-    return {"write_seen": seen, "truncated_read_raised": error, "stdlib_mmap_process": fate}
+    flush = await _flush_what_is_lost(stage)
+    flushed = await _stdlib_flush(stage)
+    stage.promise("truncated while it is read", error, fate)
+    stage.promise("flush of data that was cut off", flush, flushed)
+    return {
+        "write_seen": seen,
+        "truncated_read_raised": error,
+        "stdlib_mmap_process": fate,
+        "lost_flush_raised": flush,
+        "stdlib_mmap_flush": flushed,
+    }
 
 
 async def _see_write(stage: Stage, file: aiommap.MappedFile) -> bool:
@@ -53,10 +75,10 @@ async def _see_write(stage: Stage, file: aiommap.MappedFile) -> bool:
     await _python(_OVERWRITE, stage.path)
     text = (await file.read(0, 32)).partition(b"\n")[0].decode("ascii", "backslashreplace")
     seen = text.startswith("written by process")
-    stage.screen.line(
-        f"  it wrote, and the next read of the open file saw it: {text!r}"
+    stage.tell(
+        f"It wrote, and the next read of the open file saw it: {text!r}."
         if seen
-        else "  it wrote, and the next read of the open file did NOT see it"
+        else "It wrote, and the next read of the open file did NOT see it."
     )
     return seen
 
@@ -77,29 +99,57 @@ async def _survive_truncation(stage: Stage, file: aiommap.MappedFile) -> str:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(read_on)
             await _python(_TRUNCATE, stage.path, str(stage.span // 2))
-    stage.screen.line(
-        f"  it cut the file to {format_bytes(stage.span // 2)} while a task was reading:"
-    )
-    stage.screen.line(
-        "    ",
-        (type(raised[0]).__name__, "red"),
-        f"(offset={raised[0].offset}, copied={raised[0].copied})",
-    )
     below = await file.read(0, stage.span // 2)
-    stage.screen.line(
-        f"  this process lives, and the {format_bytes(len(below))} that are left read as before"
+    stage.tell(
+        f"It cut the file to {format_bytes(stage.span // 2)} while a task was reading: the read "
+        f"raised {_name(raised[0])} (offset={raised[0].offset}, copied={raised[0].copied}). This "
+        f"process lives, and the {format_bytes(len(below))} that are left read as before."
     )
-    return type(raised[0]).__name__
+    return _name(raised[0])
 
 
 async def _stdlib_fate(stage: Stage) -> str:
     """Read a truncated file through stdlib mmap, in a process that can be spared."""
     result = await _python(_STDLIB_READER, stage.path, str(stage.span), check=False)
-    fate = (
-        f"killed by {signal.Signals(-result).name}" if result < 0 else f"ended with code {result}"
-    )
-    stage.screen.line(f"  a process that did the same through stdlib mmap was {fate}")
+    fate = _fate(result, "read on")
+    stage.tell(f"A process that did the same through stdlib mmap: {fate}.")
     return fate
+
+
+async def _flush_what_is_lost(stage: Stage) -> str:
+    """Write at the end of the file, have that cut off, and flush; return the error's name."""
+    file = await aiommap.open(stage.path, "r+")
+    try:
+        await file.write(file.size - 6, b"record")
+        await _python(_TRUNCATE, stage.path, str(file.size // 2))
+        await file.flush()
+    except aiommap.FlushError as error:
+        outcome = _name(error)
+    else:
+        outcome = "reported as done"
+    with suppress(aiommap.FlushError):  # closing does not hide the loss either
+        await file.aclose()
+    stage.tell(f"It cut off a record that was not flushed yet. The flush: {outcome}.")
+    return outcome
+
+
+async def _stdlib_flush(stage: Stage) -> str:
+    """Do the same through stdlib mmap."""
+    size = await in_thread(lambda: os.stat(stage.path).st_size)
+    result = await _python(_STDLIB_WRITER, stage.path, str(size), check=False)
+    outcome = _fate(result, "reported as done")
+    stage.tell(f"The same flush of stdlib mmap: {outcome}.")
+    return outcome
+
+
+def _fate(code: int, success: str) -> str:
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"ended with code {code}" if code else success
+
+
+def _name(error: Exception) -> str:
+    return type(error).__name__
 
 
 async def _python(code: str, *arguments: str, check: bool = True) -> int:
