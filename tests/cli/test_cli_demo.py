@@ -195,7 +195,7 @@ class TestHeartbeat:
 
         end = time.thread_time() + 0.2
         busy = anyio.run(work, compute, backend=backend)
-        assert busy.worst_gap >= 0.2
+        assert busy.worst_gap >= 0.15
         assert busy.worst_wait < busy.worst_gap / 2
         asleep = anyio.run(work, partial(time.sleep, 0.2), backend=backend)
         assert asleep.worst_wait >= 0.15
