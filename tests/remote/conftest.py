@@ -1,0 +1,46 @@
+"""Servers, one of each kind for all tests of a process, and the proxy in front of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support import remote_servers
+from tests.support.fault_proxy import fault_proxy
+
+
+@pytest.fixture(scope="session")
+def started(tmp_path_factory):
+    """Start a server of a kind on its first use; they end with the tests, or are killed."""
+    running = {}
+
+    def start(kind):
+        if kind not in running:
+            running[kind] = remote_servers.start(kind, tmp_path_factory.mktemp(kind.name))
+        return running[kind]
+
+    yield start
+    for server in running.values():
+        server.stop()
+
+
+@pytest.fixture
+def nginx(started):
+    return started(remote_servers.Nginx)
+
+
+@pytest.fixture
+def moto(started):
+    return started(remote_servers.Moto)
+
+
+@pytest.fixture(params=remote_servers.KINDS, ids=lambda kind: kind.name)
+def server(request, started):
+    """Each server in turn."""
+    return started(request.param)
+
+
+@pytest.fixture
+def proxy(nginx):
+    """A fault proxy in front of nginx."""
+    with fault_proxy(nginx.port) as made:
+        yield made
