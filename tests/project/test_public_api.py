@@ -31,6 +31,8 @@ def signature(thing):
 
 def parameters(cls):
     """Render a constructor without its annotations, some of which name private classes."""
+    if issubclass(cls, enum.Enum):  # each Python has its own idea of it
+        return "(value)"
     try:
         found = inspect.signature(cls)
     except (TypeError, ValueError):
