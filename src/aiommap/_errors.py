@@ -190,7 +190,7 @@ class MappingFaultError(MappedFileError, OSError):
             if self.discards:
                 remedy = (
                     "check the file after reopen(discard=True), which lets go of stores that were "
-                    "not flushed, or after opening it anew"
+                    "not flushed, or after opening it again"
                 )
             return (
                 f"{head}: a load or store through a view met a page that {why}, and found zeros "
@@ -292,7 +292,7 @@ class FlushError(MappedFileError, OSError):
 
 
 class ForkedError(MappedFileError):
-    """The file or its hub is another process's; a forked child has to open both anew.
+    """The file or its hub is another process's; a forked child has to open both again.
 
     Attributes:
         path: the file.

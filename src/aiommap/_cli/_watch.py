@@ -44,7 +44,7 @@ exit codes:
   141  the reader of standard output went away (as in "| head")
 """
 
-#: A command that does not end when it is told to is killed after so many seconds.
+#: A command that ignores the request to end is killed after this number of seconds.
 _GRACE_SECONDS = 5.0
 
 

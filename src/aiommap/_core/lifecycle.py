@@ -83,7 +83,7 @@ class Lifecycle:
         if self.retired:
             return anyio.ClosedResourceError(
                 f"{self._path} was reopened, and this belongs to the file that it was before: make "
-                "it anew, a view or a word as well as an AsyncLock"
+                "it again, a view or a word as well as an AsyncLock"
             )
         return anyio.ClosedResourceError(f"{self._path} is closed: open it again to use it")
 

@@ -54,7 +54,7 @@ def _limit() -> int:
 
 
 def no_address_space(length: int) -> str:
-    """Say what was missing where so many bytes could not be mapped, and what to do."""
+    """Say what was missing where this number of bytes could not be mapped, and what to do."""
     return (
         f"the process has no {length} bytes of address space left to map it in: ask for less, or "
         "map fewer files at once"
@@ -65,7 +65,7 @@ def no_address_space(length: int) -> str:
 def naming_the_want(
     path: str, length: int, found: Callable[[], str] = mapping_limit
 ) -> Iterator[None]:
-    """Say of an ENOMEM in the block, which maps so many bytes, what there is too little of."""
+    """Say of an ENOMEM in the block, which maps this number of bytes, what there is too little of."""
     try:
         with naming_the_limit(path, found):
             yield

@@ -78,7 +78,7 @@ class OwnActivity:
         self.offloaded_writes += number
 
     def storing(self, number: int) -> _Storing:
-        """Say that the block applies so many writes; in the flush worker.
+        """Say that the block applies this number of writes; in the flush worker.
 
         They count as applied unless the block raises.
         """

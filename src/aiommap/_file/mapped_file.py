@@ -220,7 +220,7 @@ class MappedFile(RangeVerbs, LockableFile):
     async def resize(self, new_size: SupportsIndex) -> None:
         """Change the size of the file.
 
-        Up to ``capacity`` nothing moves. Beyond it the file is mapped anew, and views made before
+        Up to ``capacity`` nothing moves. Beyond it the file is mapped again, and views made before
         keep the old mapping of the same bytes. Views of a part that is cut off read zeros there.
 
         Args:
@@ -536,14 +536,14 @@ class MappedFile(RangeVerbs, LockableFile):
         """Take over the size that others gave to the file: ``size`` is then what the file has.
 
         A tail that others appended can be read and written from then on; up to ``capacity``
-        nothing moves, and beyond it the file is mapped anew as ``resize`` does. If others cut the
+        nothing moves, and beyond it the file is mapped again as ``resize`` does. If others cut the
         file off, ``size`` shrinks, and views of what is gone read zeros.
 
         Raises:
             AccessModeError: in mode "c", whose size is fixed.
             FlushError: if bytes were cut off that were written here and not flushed; it latches.
             UnsupportedError: if overlayfs has copied the file up, and the path leads elsewhere by
-                now. Else it is mapped anew, as ``reopen`` would.
+                now. Else it is mapped again, as ``reopen`` does.
         Cancellation: one that has begun is waited out.
         Durability: none.
         """
@@ -559,14 +559,14 @@ class MappedFile(RangeVerbs, LockableFile):
     async def reopen(self, *, discard: bool = False) -> None:
         """Move to the file that the path names by now; if that is this one, only ``refresh``.
 
-        A poisoned file is mapped anew and usable again, also if it is the same one; so is one that
+        A poisoned file gets a new mapping and is usable again, also if it is the same one; so is one that
         overlayfs has copied up.
 
         Verbs that have begun finish on the old file. Views, atomics and allocators that were made
-        before belong to it: make them anew. Memory keeps showing the old file, and verbs of such a
+        before belong to it: make new ones. Memory keeps showing the old file, and verbs of such a
         view raise ``anyio.ClosedResourceError``. Locks belong to the old file, too: who is inside a
         ``file_lock`` or an ``AsyncLock`` stays inside until the block ends, who waits for one or
-        for a word gets ``anyio.ClosedResourceError``, and an ``AsyncLock`` has to be made anew.
+        for a word gets ``anyio.ClosedResourceError``, and an ``AsyncLock`` has to be made again.
         Subscriptions and ``on_error`` go on; statistics begin again, and so do advice and pinned
         pages.
 

@@ -34,6 +34,7 @@ from .._ipc.atomics import WordPolicy
 from .._ipc.file_locks import FileLocks
 from .._logs import FILES
 from .._pages.pager import Pager
+from .._runtime.blocks import close_after
 from .._runtime.callbacks import Listeners
 from .._runtime.event_loop import Event
 from .._runtime.loops import spawn, wait_or_withdraw
@@ -292,14 +293,8 @@ class OpenFile:
 
         A failure that ``close`` raised inside of the block is not raised again here.
         """
-        if self._told:
-            return
-        try:
-            await self.close()
-        except (MappedFileError, OSError) as failure:
-            if error is None:
-                raise
-            error.add_note(f"closing {self.core.path} failed, too: {failure}")
+        if not self._told:
+            await close_after(error, self.close, self.core.path, (MappedFileError, OSError))
 
     async def _close(self, done: Event) -> None:
         core = self.core

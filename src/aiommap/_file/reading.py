@@ -13,7 +13,7 @@ from .._native import export_bytes
 from .._runtime.tracing import traced
 from .._runtime.workers import OnCancel
 
-#: After so many items a loop looks whether it has to give way.
+#: After this number of items a loop checks whether it has to give way.
 YIELD_EVERY = 256
 
 

@@ -34,7 +34,7 @@ from .._ranges import align_up
 
 Made = TypeVar("Made")
 
-#: Unused room is looked through in pieces of so many bytes.
+#: Unused room is searched in pieces of this number of bytes.
 TRIM_BYTES = 1 << 20
 
 
@@ -55,7 +55,7 @@ class Resizer:
 
     @property
     def fenced(self) -> bool:
-        """Whether pages were taken from live views, and have to be mapped anew when it grows."""
+        """Whether pages were taken from live views, and have to be mapped again when it grows."""
         return self._core.mapping.fenced
 
     def _hides_loss(self, actual: int, size: int) -> bool:
@@ -117,7 +117,7 @@ class Resizer:
                 raise
 
     def _make_room(self, size: int) -> None:
-        """Have addresses for so many bytes; the file is as before."""
+        """Reserve addresses for this number of bytes; the file is as before."""
         if size > self._core.mapping.capacity:
             with self._pager.remapping():
                 self._core.mapping.rebase(size)

@@ -34,6 +34,7 @@ from .._flush_policy import MANUAL, FlushPolicy
 from .._logs import FILES
 from .._native import Mapping
 from .._runtime.batching import BatchQueue, as_jobs
+from .._runtime.blocks import close_after
 from .._runtime.tracing import traced
 from .._runtime.workers import Workers
 from .._watch.attribution import OwnChanges
@@ -236,12 +237,7 @@ class Hub:
         traceback: TracebackType | None,
     ) -> None:
         self._failed = []  # told by `aclose`, to whoever went on from there
-        try:
-            await self.aclose()
-        except Exception as failure:
-            if error is None:
-                raise
-            error.add_note(f"closing the hub failed, too: {failure}")
+        await close_after(error, self.aclose, "the hub")
 
     def _running_workers(self) -> Workers:
         """Return the workers; made on first use, as they belong to the event loop that runs."""

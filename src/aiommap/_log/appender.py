@@ -220,7 +220,7 @@ class Appender:
     async def _flush_unasked(self) -> None:
         try:
             await self.queue.submit(_FLUSH)
-        except Exception:  # noqa: S110  it latched: whoever appends, flushes or closes is told
+        except Exception:  # noqa: S110  it latched: the next append, flush or close raises it
             pass
         finally:
             self._flush_spawned = False

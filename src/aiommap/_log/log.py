@@ -18,6 +18,7 @@ from .._errors import AccessModeError, ForkedError
 from .._flush_policy import MANUAL, FlushPolicy
 from .._hub.opening import Opening
 from .._native import export_bytes, time_slice_spent
+from .._runtime.blocks import close_after
 from .._runtime.event_loop import Event
 from .._runtime.loops import spawn, wait_out
 from .._runtime.workers import OnCancel, Workers
@@ -431,7 +432,7 @@ class Log:
 
         Raises:
             FlushError: if the flush fails, or an earlier one did; the log is closed all the same,
-                and the first who waits is told.
+                and the first waiter gets the error.
         Cancellation: waited out.
         """
         if self.workers.forked:
@@ -478,12 +479,7 @@ class Log:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        try:
-            await self.aclose()
-        except Exception as failure:
-            if error is None:
-                raise
-            error.add_note(f"closing the log failed, too: {failure}")
+        await close_after(error, self.aclose, "the log")
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"records {self.first} to {self.last}"

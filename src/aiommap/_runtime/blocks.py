@@ -10,6 +10,21 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
+async def close_after(
+    error: BaseException | None,
+    close: Callable[[], Awaitable[object]],
+    name: str,
+    failures: type[Exception] | tuple[type[Exception], ...] = Exception,
+) -> None:
+    """Close at the end of a block; an exception that is under way is not replaced, but notes it."""
+    try:
+        await close()
+    except failures as failure:
+        if error is None:
+            raise
+        error.add_note(f"closing {name} failed, too: {failure}")
+
+
 class Block(AbstractAsyncContextManager[None], Generic[T]):
     """One block.
 

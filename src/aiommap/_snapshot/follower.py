@@ -192,7 +192,9 @@ class Follower:
     def current(self) -> Snapshot:
         """The generation in service (follower.1)."""
         if self.over or self._current is None:
-            raise anyio.ClosedResourceError(f"{self.path} is not followed any more: follow it anew")
+            raise anyio.ClosedResourceError(
+                f"{self.path} is not followed any more: call follow() again"
+            )
         return self._current
 
     async def start(self) -> None:

@@ -16,7 +16,7 @@ bool lease_bind(Lease *lease, struct region *region, int64_t offset, int64_t len
 bool mapping_mark_leased(Mapping *self);
 
 PyObject *mapping_lease(Mapping *self, PyObject *args);
-/* [(offset, end, place), ...] of so many live leases at most, oldest first. */
+/* [(offset, end, place), ...] of at most this number of live leases, oldest first. */
 PyObject *mapping_oldest_leases(Mapping *self, PyObject *limit);
 
 #endif

@@ -48,7 +48,7 @@
 /* A limit that no count reaches. */
 #define NO_LIMIT INT64_MAX
 
-/* What Mapping(fd, size, capacity, flags) is told of the file. */
+/* The flags of Mapping(fd, size, capacity, flags): what the caller knows of the file. */
 enum mapping_flags {
     MAPPING_WRITABLE = 1 << 0,          /* stores are allowed */
     MAPPING_PRIVATE_COPY = 1 << 1,      /* mode "c": stores never reach the file */

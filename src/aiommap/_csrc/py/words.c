@@ -128,7 +128,7 @@ static bool report_fault(const Words *self, int64_t at, int error)
 /* Whether an operation does not enter the kernel, where it may wait: for a flush of ours now and then,
  * and in a frozen file system until it thaws. A store enters the kernel also on a page that the kernel
  * has written back within the last second, which nothing tells; to let the GIL go for each store would
- * cost words half of their rate (docs/decisions.md). With inline_writes=False no store is trusted. */
+ * cost a word half as much again (docs/decisions.md). With inline_writes=False no store is trusted. */
 static bool is_hot(const Words *self, int64_t at, bool store, int64_t now)
 {
     Mapping *mapping = self->mapping;

@@ -105,7 +105,7 @@ static void forward(struct sigaction *previous, int number, siginfo_t *info, voi
     if (sent && previous->sa_handler == SIG_IGN)
         return;
     /* A fault happens again on return and then meets the default action; a sent signal does not,
-     * so it is sent anew. */
+     * so it is sent again. */
     struct sigaction fatal = {.sa_handler = SIG_DFL};
     sigaction(number, &fatal, NULL);
     if (sent)
