@@ -65,7 +65,7 @@ def no_address_space(length: int) -> str:
 def naming_the_want(
     path: str, length: int, found: Callable[[], str] = mapping_limit
 ) -> Iterator[None]:
-    """Say of an ENOMEM in the block, which maps this number of bytes, what there is too little of."""
+    """Say of an ENOMEM in the block, which maps ``length`` bytes, what there is too little of."""
     try:
         with naming_the_limit(path, found):
             yield

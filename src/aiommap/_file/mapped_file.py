@@ -559,8 +559,8 @@ class MappedFile(RangeVerbs, LockableFile):
     async def reopen(self, *, discard: bool = False) -> None:
         """Move to the file that the path names by now; if that is this one, only ``refresh``.
 
-        A poisoned file gets a new mapping and is usable again, also if it is the same one; so is one that
-        overlayfs has copied up.
+        A poisoned file gets a new mapping and is usable again, also if it is the same one; so is
+        one that overlayfs has copied up.
 
         Verbs that have begun finish on the old file. Views, atomics and allocators that were made
         before belong to it: make new ones. Memory keeps showing the old file, and verbs of such a

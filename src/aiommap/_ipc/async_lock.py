@@ -85,9 +85,9 @@ class AsyncLock:
     Concurrency: any number of tasks may share an object, or have one each for the same bytes. Those
         of one process get it in the order in which they asked; among processes there is no order.
         A process can hold it only in the event loop that opened the file; a forked child must open
-        the file again. It belongs to the file as it was when the object was made: after a ``reopen``
-        that moved, who is inside stays inside there, and the next one needs a new object. Not
-        reentrant.
+        the file again. It belongs to the file as it was when the object was made: after a
+        ``reopen`` that moved, who is inside stays inside there, and the next one needs a new
+        object. Not reentrant.
     Source: fcntl(2), F_OFD_SETLK; futex(2).
     """
 

@@ -193,7 +193,7 @@ class Follower:
         """The generation in service (follower.1)."""
         if self.over or self._current is None:
             raise anyio.ClosedResourceError(
-                f"{self.path} is not followed any more: call follow() again"
+                f"{self.path} is not followed any more: follow it again"
             )
         return self._current
 
