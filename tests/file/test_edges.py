@@ -170,6 +170,11 @@ async def split_at(subject, offset, length):
         assert low.length == int(offset)
 
 
+async def array(subject, offset, length):
+    made = subject.target.array("u1", length, offset)
+    assert made.tobytes() == part(subject, offset, length)
+
+
 async def carve(subject, offset, length):
     # An empty part shares bytes with nobody.
     made = subject.target.carve({"none": (0, 0), "part": (offset, length)})
@@ -200,6 +205,7 @@ VERBS = {
     "view": Verb(view),
     "split_at": Verb(split_at, length="nothing"),
     "carve": Verb(carve),
+    "array": Verb(array, length="buffer"),
 }
 
 

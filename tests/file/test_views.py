@@ -1,4 +1,4 @@
-"""Views: carving, and records and arrays laid over their memory."""
+"""Views: carving, records laid over their memory, and who holds that."""
 
 from __future__ import annotations
 
@@ -20,26 +20,13 @@ from hypothesis import strategies as st
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
-from aiommap import OutOfBoundsError, OverlapError, UnsupportedError
+from aiommap import OutOfBoundsError, OverlapError
 from tests.support.internals import check_disjoint
 from tests.support.strategies import windows
 
 pytestmark = pytest.mark.anyio
 NO_DEADLINE = settings(deadline=None)
 UNIVERSE = 40
-
-
-@pytest.fixture(params=[True, False], ids=["numpy", "no-numpy"])
-def numpy_imported(request, monkeypatch):
-    """Run with NumPy, and as a program that has not imported it."""
-    if not request.param:
-        monkeypatch.delitem(sys.modules, "numpy")
-    return request.param
-
-
-@pytest.fixture
-def without_numpy(monkeypatch):
-    monkeypatch.delitem(sys.modules, "numpy")
 
 
 # Carving.
@@ -240,7 +227,7 @@ async def test_records_out_of_range_raise_index_error(path, index):
 async def test_records_of_a_partial_item_are_refused(path, lay):
     async with aiommap.open(path, "r+") as f:
         view = f.view(0, 30)
-        with pytest.raises(ValueError, match=r"30 bytes is no whole .* 24 or 32 bytes"):
+        with pytest.raises(ValueError, match=r"30 bytes,? is no whole .* 24 (or 32 )?bytes"):
             getattr(view, lay)({"struct": "<d", "array": "<f8"}[lay])
         with pytest.raises(ValueError, match="describes no bytes"):
             getattr(view, lay)({"struct": "", "array": "S0"}[lay])
@@ -277,83 +264,6 @@ def test_records_round_trip_as_in_struct(codes, order, data):
         assert records[place] == tuple(values)
     assert memory == model
     assert [*records] == [*struct.iter_unpack(layout, model)]
-
-
-# Arrays.
-
-
-NATIVE = "<" if sys.byteorder == "little" else ">"
-FOREIGN = ">" if NATIVE == "<" else "<"
-
-
-@pytest.mark.parametrize("name", "i1 i2 i4 i8 u1 u2 u4 u8 f4 f8 b1".split(" "))
-@pytest.mark.parametrize("order", ["", "=", NATIVE])
-@pytest.mark.parametrize("offset", [0, 1], ids=["aligned", "unaligned"])
-async def test_array_native_is_the_memory_itself(path, numpy_imported, name, order, offset):
-    oracle = np.frombuffer(bytes(range(1, 129)) if name != "b1" else b"\0\1" * 64, name)
-    async with aiommap.open(path, "r+") as f:
-        await f.write(offset, oracle)
-        array = f.view(offset, 128).array(order + name)
-        assert isinstance(array, np.ndarray if numpy_imported else memoryview)
-        assert array.tolist() == oracle.tolist()
-        array[0], array[-1] = oracle[1].item(), oracle[0].item()
-        size = oracle.itemsize
-        assert await f.read(offset, size) == oracle[1:2].tobytes()
-        assert await f.read(offset + 128 - size, size) == oracle[:1].tobytes()
-
-
-@pytest.mark.parametrize("name", "int8 int64 uint16 uint64 float32 float64 bool".split(" "))
-async def test_array_long_names_mean_the_same(path, numpy_imported, name):
-    async with aiommap.open(path, "r+") as f:
-        assert isinstance(f.view(0, 8).array("u8"), np.ndarray if numpy_imported else memoryview)
-        array = f.view(1, 64).array(name)
-        assert array.itemsize == np.dtype(name).itemsize
-        array[0] = 1
-        assert (await f.read(1, 64))[: array.itemsize] == np.ones(1, name).tobytes()
-
-
-@pytest.mark.parametrize("offset", [0, 1, 6], ids=["aligned", "odd", "even"])
-@pytest.mark.parametrize("name", ["u2", "i8", "f4", "f8", "c16", "f2"])
-async def test_array_foreign_byte_order_needs_numpy(path, name, offset):
-    async with aiommap.open(path, "r+") as f:
-        array = f.view(offset, 160).array(FOREIGN + name)
-        array[:] = np.arange(len(array))
-        expected = np.arange(len(array)).astype(FOREIGN + name).tobytes()
-        assert await f.read(offset, 160) == expected
-        assert not array.flags.owndata
-
-
-@pytest.mark.parametrize(
-    "dtype", [FOREIGN + "f8", "f2", "c16", "S4", "<f8,<f8", "x", "", "<uint64", np.dtype("f8")]
-)
-@pytest.mark.usefixtures("without_numpy")
-async def test_array_without_numpy_is_refused(path, dtype):
-    async with aiommap.open(path, "r+") as f:
-        said = r"without NumPy .* i1 i2 .* uint64, .* import numpy before, .* struct\(\)"
-        with pytest.raises(UnsupportedError, match=said):
-            f.view(0, 160).array(dtype if isinstance(dtype, str) else [("t", "u4")])
-        assert f.statistics().dirty_bytes == 0
-
-
-@pytest.mark.usefixtures("without_numpy")
-async def test_array_of_bytes_has_no_order(path):
-    async with aiommap.open(path) as f:
-        assert f.view(0, 2).array(FOREIGN + "i1").tolist() == [65, 65]
-        assert f.view(0, 2).array("|u1").tolist() == [65, 65]
-
-
-async def test_array_structured_and_unaligned(path):
-    async with aiommap.open(path, "r+") as f:
-        points = f.view(52, 36).array([("time", ">u4"), ("value", ">f8")])
-        points["time"], points["value"] = [60, 120, 180], [0.5, 1.5, 2.5]
-        assert [*f.view(52, 36).struct("!Ld")] == [(60, 0.5), (120, 1.5), (180, 2.5)]
-
-
-async def test_array_of_objects_is_refused(path):
-    """Their bytes would be taken for pointers."""
-    async with aiommap.open(path) as f:
-        with pytest.raises(ValueError, match="OBJECT"):
-            f.view(0, 16).array("O")
 
 
 # Memory, however it was come by.

@@ -12,6 +12,9 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Literal, assert_type
 
+import numpy as np
+from numpy.typing import NDArray
+
 import aiommap
 from aiommap import (
     Advice,
@@ -64,6 +67,14 @@ async def snapshot(path: Path, hub: Hub) -> None:
     async with Snapshot.open(path, hub=hub, prewarm=True) as opened:
         assert_type(opened, Snapshot)
         assert_type(await opened.read_exact(0, 1), bytes)
+        assert_type(await opened.read(0, 1), bytes)
+        assert_type(await opened.read_many([(0, 1)]), list[bytes])
+        async for page in opened.pages():
+            assert_type(page, bytes)
+        assert_type(opened.carve({"a": (0, 1)}), dict[str, View])
+        assert_type(opened.array("<u1", 4), NDArray[Any])
+        assert_type(await opened.prewarm(), int)
+        assert_type(await opened.residency(), Residency)
         assert_type(opened.view(), View)
         assert_type(opened.file(), SnapshotFile)
         with opened.hold() as held:
@@ -245,7 +256,10 @@ async def viewing(file: MappedFile) -> None:
     assert_type(list(records), list[tuple[Any, ...]])
     assert_type((records.layout, records.itemsize, len(records)), tuple[str, int, int])
     records[0] = (1, 2.0)
-    assert_type(view.array("<f8"), Any)
+    assert_type(view.array("<f8"), NDArray[Any])
+    assert_type(file.array(np.float64, (2, -1), 8, order="F"), NDArray[Any])
+    file.array("<f8", "2")  # type: ignore[arg-type]
+    file.array("<f8", order="A")  # type: ignore[arg-type]
     assert_type(await view.read(0, 10), bytes)
     assert_type(view.read_nowait(0, 10), bytes)
     assert_type(await view.read_into(0, bytearray(4)), int)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn, Self, SupportsIndex, cast
@@ -18,9 +18,7 @@ import anyio
 from .._allocation.allocator import RangeAllocator
 from .._allocation.table import AllocatedRange
 from .._arguments import (
-    Name,
     byte_count,
-    check_disjoint,
     check_range,
     check_tail,
     flag,
@@ -50,7 +48,7 @@ from .statistics import (
     oldest_dirty_seconds,
     oldest_leases,
 )
-from .view import View
+from .view import Carving, View
 from .watching import FileWatch
 
 if TYPE_CHECKING:
@@ -59,7 +57,7 @@ if TYPE_CHECKING:
     from .._typing import Buffer
 
 
-class MappedFile(RangeVerbs, LockableFile):
+class MappedFile(Carving, RangeVerbs, LockableFile):
     """A memory-mapped file whose verbs keep the disk off the loop; made by ``aiommap.open``.
 
     Verbs that find their data in memory answer on the loop thread within a microsecond or so. They
@@ -312,32 +310,18 @@ class MappedFile(RangeVerbs, LockableFile):
         self._core.check_mapped()
         if not flag(growable, "growable"):
             span = check_tail(offset, length, self.size, self._core.shared_writable)
-            return View(self._open, *span, keeps=self)
+            return self._part(*span)
         self._core.check_growable("grow")
         self._open.resizer.check_room(self._core.options.capacity)
         start, count = check_tail(offset, length, self.capacity)
         make = partial(View, self._open, start, count, growable=True, keeps=self)
         return self._open.resizer.with_whole_pages(make)
 
-    def carve(self, parts: Mapping[Name, tuple[SupportsIndex, SupportsIndex]]) -> dict[Name, View]:
-        """Make named views of disjoint parts of the file, all of them or none.
+    def _part(self, offset: int, length: int) -> View:
+        return View(self._open, offset, length, keeps=self)
 
-        It is one synchronous call, during which nothing else runs on the loop, and it costs about
-        2 µs a part: carve in portions what has more than some thousands.
-
-        Args:
-            parts: (offset, length) by name, in any order, with gaps or without. Parts may begin
-                and end at any byte; ``flush``, ``prewarm`` and the like round to pages.
-        Returns:
-            One view a part, under the same names in the same order.
-        Raises:
-            OutOfBoundsError: if a part leaves the file.
-            OverlapError: if two parts share a byte. Its message names both.
-            TypeError: if a part is no pair of integers. Its message names it.
-        """
-        self._core.check_usable()
-        checked = check_disjoint(parts, self.size)
-        return {name: View(self._open, *part, keeps=self) for name, part in checked.items()}
+    def _memory_of(self, offset: int, length: int) -> memoryview:
+        return self._part(offset, length).memory
 
     def allocator(
         self,

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, SupportsIndex, cast, overload
 
-from .._advice import Advice
-from .._arguments import check_range, check_tail, flag, function, integer, items_of, ranges_of
-from .._core.file_core import FileCore
-from .._core.options import check_advice
+from .._arguments import integer, items_of
 from .._core.receipt import WriteReceipt
 from .._flush.requests import Request
 from .._ipc.atomics import (
@@ -20,143 +16,22 @@ from .._ipc.atomics import (
     AtomicU64,
     AtomicU64Array,
 )
-from .._native import PAGE_SIZE, export_bytes
-from .._pages.pager import Pager
-from .._pages.read_ahead import Chunks
-from .._pages.residency import Residency
-from .._runtime.blocks import Block
-from .open_file import OpenFile
+from .._native import export_bytes
+from .read_verbs import ReadVerbs
 
 if TYPE_CHECKING:
     from .._typing import Buffer
 
 
-class RangeVerbs:
-    """Verbs of a range of a file, with offsets from its own first byte.
+class RangeVerbs(ReadVerbs):
+    """All verbs of a range of a file; those that change no byte are in ``read_verbs``."""
 
-    ``MappedFile`` is all of its file and writes the verbs that answer inline once more, without
-    the steps from a range to the file; ``View`` is a part.
-    """
-
-    __slots__ = ("_core", "_open")
-
-    def __init__(self, opened: OpenFile) -> None:
-        self._open: OpenFile = opened
-        self._core: FileCore = opened.core
-
-    def __len__(self) -> int:
-        raise NotImplementedError
-
-    @property
-    def _first(self) -> int:
-        """First byte of the range, from the start of the file."""
-        return 0
-
-    def _check_range(self) -> None:
-        """Raise if the range is not to be used any more."""
-
-    def _check(self) -> None:
-        """Raise unless range and file can be used."""
-        self._check_range()
-        self._core.check_usable()
-
-    def _place(self, offset: SupportsIndex, length: SupportsIndex) -> tuple[int, int]:
-        """Check a part of the range, and give it as a range of the file; who asks checks that."""
-        raise NotImplementedError
-
-    def _places(self, ranges: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int]]:
-        """Do as ``_place`` with each of several ranges."""
-        return (self._place(*pair) for pair in ranges_of(ranges))
+    __slots__ = ()
 
     def _placed_items(self, items: Iterable[tuple[int, Buffer]]) -> Iterable[tuple[int, Buffer]]:
         """Do as ``_place`` with each piece of data."""
         exported = ((offset, export_bytes(data)) for offset, data in items_of(items))
         return ((self._place(offset, len(memory))[0], memory) for offset, memory in exported)
-
-    def _range(self, offset: SupportsIndex, length: SupportsIndex) -> tuple[int, int]:
-        """Check a part of the range, and give it as a range of the file."""
-        self._check()
-        return self._in_file(*self._place(offset, length))
-
-    def _tail(self, offset: SupportsIndex, length: SupportsIndex | None) -> tuple[int, int]:
-        """Do as ``_range``; None means to the end of the range."""
-        self._check()
-        start, count = check_tail(offset, length, len(self))
-        return self._in_file(self._first + start, count)
-
-    def _in_file(self, start: int, count: int) -> tuple[int, int]:
-        """Raise unless a range lies in the file: it may have become shorter than a view."""
-        return check_range(start, count, self._core.mapping.size, self._core.shared_writable)
-
-    async def read(self, offset: SupportsIndex, length: SupportsIndex) -> bytes:
-        """Read bytes.
-
-        Args:
-            offset: first byte, from the start of the file or the view; 0 <= offset <= its length.
-            length: number of bytes; offset + length <= its length.
-        Returns:
-            Exactly ``length`` bytes.
-        Raises:
-            OutOfBoundsError: if [offset, offset + length) leaves the file or the view.
-            MappingFaultError: if the file was truncated below the range, or a page is unreadable.
-            anyio.ClosedResourceError: if the file is closed.
-        Cancellation: a read under way in a worker is left behind; it harms nothing.
-        Source: preadv2(2) with RWF_NOWAIT, from 32 KiB on mincore(2) and a copy; else pread(2).
-        """
-        start, count = self._place(offset, length)
-        data = self._core.mapping.read_inline(start, count)
-        if data is None:
-            self._core.check_loop()
-            data = await self._open.reader.read(start, count)
-        return data
-
-    async def read_into(self, offset: SupportsIndex, buffer: Buffer) -> int:
-        """Fill a buffer, all of it.
-
-        Args:
-            offset: first byte, from the start of the file or the view.
-            buffer: any writable C-contiguous memory but Python objects, whatever its elements; its
-                size in bytes says how much is read.
-        Returns:
-            The size of the buffer in bytes.
-        Raises:
-            OutOfBoundsError: if the range leaves the file or the view; the buffer is untouched.
-            MappingFaultError: as ``read``; the buffer then holds ``copied`` good bytes.
-            TypeError: if the buffer is read-only, no buffer, or one of Python objects.
-            BufferError: if it is not C-contiguous.
-        Cancellation: waits for a worker that has begun, since it writes into the buffer.
-        """
-        memory = export_bytes(buffer, True)
-        start, _ = self._place(offset, len(memory))
-        done = self._core.mapping.read_into_inline(start, memory)
-        if done is None:
-            self._core.check_loop()
-            done = await self._open.reader.read_into(start, memory)
-        return done
-
-    def read_nowait(self, offset: SupportsIndex, length: SupportsIndex) -> bytes:
-        """Read bytes that are in memory, without giving way to the loop.
-
-        Raises:
-            anyio.WouldBlock: if a page of the range is not in memory, or this cannot be told
-                (file systems without NOWAIT reads).
-            OutOfBoundsError, anyio.ClosedResourceError: as ``read``.
-        """
-        return self._open.reader.read_nowait(*self._place(offset, length))
-
-    async def read_many(self, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
-        """Read several ranges, in one hop to a worker at most.
-
-        Args:
-            ranges: (offset, length) pairs, as for ``read``.
-        Returns:
-            One bytes object a pair, in the order of the pairs.
-        Raises:
-            As ``read``; every range is checked before any is read.
-        Cancellation: as ``read``.
-        """
-        self._core.check_loop()
-        return await self._open.reader.read_many(self._places(ranges))
 
     async def write(self, offset: SupportsIndex, data: Buffer) -> WriteReceipt:
         """Write bytes within the file or the view.
@@ -259,132 +134,6 @@ class RangeVerbs:
         start, count = self._tail(offset, length)
         if self._core.shared_writable:
             await self._open.pager.start_writeback(start, count)
-
-    async def prewarm(
-        self,
-        offset: SupportsIndex = 0,
-        length: SupportsIndex | None = None,
-        *,
-        write: bool = False,
-        progress: Callable[[int, int], object] | None = None,
-    ) -> int:
-        """Make a range resident, and say how much of it then is.
-
-        The kernel may drop pages again at any moment; only ``locked`` prevents that.
-
-        Args:
-            offset: first byte, from the start of the file or the view.
-            length: number of bytes; None means to the end of the file or the view.
-            write: also make the pages writable without a fault; they become dirty by it.
-            progress: called on the loop, with (bytes done, bytes in all), about every 10 ms.
-        Returns:
-            Bytes of the range that were resident when it had finished; the length of the range
-            where the kernel hides residency (files of others that we may not write) or a sandbox
-            does. Holes of a file in tmpfs count, and are left alone: they take no memory and are
-            read without waiting.
-        Raises:
-            OutOfBoundsError: if the range leaves the file or the view.
-            MappingFaultError: if the file was truncated below the range.
-            AccessModeError, FlushError: with ``write``, as ``MappedFile.write``.
-            OSError: with ``write``, ENOSPC if the disk is full behind a sparse file.
-        Cancellation: between steps of about 10 ms; pages made resident stay so.
-        Source: posix_fadvise(2) ahead of madvise(2) with MADV_POPULATE_READ or _WRITE; a touch of
-            each page where these are lacking (before Linux 5.14, in sandboxes).
-        """
-        self._check()
-        self._core.check_mapped()
-        if flag(write, "write"):
-            self._core.check_writable("prewarm for writing")
-        if progress is not None:
-            function(progress, "progress")
-        start, count = self._tail(offset, length)
-        with self._core.own.moving_times() if write else nullcontext():
-            return await self._open.pager.prewarm(start, count, write=write, progress=progress)
-
-    async def residency(
-        self, offset: SupportsIndex = 0, length: SupportsIndex | None = None
-    ) -> Residency:
-        """Ask which pages of a range are in memory at this moment.
-
-        Args:
-            offset, length: as for ``prewarm``.
-        Raises:
-            OutOfBoundsError: if the range leaves the file or the view.
-            UnsupportedError: if the kernel hides it: the file is somebody else's and we may not
-                write it (Linux 5.2 and later); or if a sandbox refuses mincore(2).
-        Cancellation: one that has begun is waited out.
-        Source: mincore(2).
-        """
-        self._check()
-        self._core.check_mapped()
-        return await self._open.pager.residency(*self._tail(offset, length))
-
-    async def advise(
-        self, advice: Advice, offset: SupportsIndex = 0, length: SupportsIndex | None = None
-    ) -> None:
-        """Say how a range is going to be used.
-
-        Advice on the whole file also sets the read-ahead of reads through the descriptor.
-
-        Args:
-            advice: a member of ``Advice``.
-            offset, length: as for ``prewarm``.
-        Raises:
-            OutOfBoundsError: if the range leaves the file or the view.
-            UnsupportedError: if the platform lacks the advice; for DONT_NEED in mode "c"; for
-                DONT_NEED, COLD and PAGE_OUT of pages that are pinned.
-            TypeError: if it is no advice.
-        Cancellation: one that has begun is waited out.
-        Source: madvise(2), posix_fadvise(2).
-        """
-        self._check()
-        check_advice(advice)
-        await self._open.pager.advise(advice, *self._tail(offset, length))
-
-    def locked(
-        self, offset: SupportsIndex = 0, length: SupportsIndex | None = None
-    ) -> AbstractAsyncContextManager[None]:
-        """Pin a range in memory for the length of the block; reads of it need no system call.
-
-        Holes of a file in tmpfs stay holes; a page that is stored there meanwhile is pinned then.
-
-        Args:
-            offset, length: as for ``prewarm``.
-        Raises:
-            OutOfBoundsError: if the range leaves the file or the view.
-            OSError: if the limit on locked memory refuses it; the message has the numbers.
-            MappingFaultError: if the file was truncated below the range.
-        Cancellation: between steps of 4 MiB; nothing stays pinned.
-        Source: mlock2(2).
-        """
-
-        async def lock() -> tuple[Pager, tuple[int, int]]:
-            self._check()
-            self._core.check_mapped()
-            pager = self._open.pager  # the one of the file that is mapped now
-            return pager, await pager.lock(*self._tail(offset, length))
-
-        async def unlock(locked: tuple[Pager, tuple[int, int]]) -> None:
-            pager, span = locked
-            await pager.unlock(span)
-
-        return Block(lock, unlock)
-
-    def chunks(self, size: SupportsIndex) -> AsyncIterator[bytes]:
-        """Iterate in pieces, the next being read in while you hold this one.
-
-        Args:
-            size: bytes a chunk; at least 1. The last chunk is shorter where it does not divide.
-        Raises:
-            ValueError: if the size is not positive.
-            As ``read``, from the iteration.
-        """
-        self._check()
-        return Chunks(self, self._core, size, self._first, self.__len__)
-
-    def pages(self) -> AsyncIterator[bytes]:
-        """Iterate over it in pieces of one page of memory (``aiommap.PAGE_SIZE`` bytes)."""
-        return self.chunks(PAGE_SIZE)
 
     def atomic_u32(self, offset: SupportsIndex) -> AtomicU32:
         """Make an object for the unsigned 32-bit word at an offset; nothing is touched.

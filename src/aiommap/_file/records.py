@@ -1,4 +1,4 @@
-"""Typed views: records and arrays laid over the memory of a view, without a copy.
+"""Typed views: records of a ``struct`` format laid over the memory of a view, without a copy.
 
 Sizes are checked before the memory is asked for, as asking makes a writable view dirty.
 """
@@ -6,30 +6,8 @@ Sizes are checked before the memory is asked for, as asking makes a writable vie
 from __future__ import annotations
 
 import struct
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, SupportsIndex, overload
-
-from .._errors import UnsupportedError
-
-if TYPE_CHECKING:
-    from numpy.typing import DTypeLike
-
-
-_NATIVE_ORDER = "<" if sys.byteorder == "little" else ">"
-
-
-def _spellings() -> Iterator[tuple[str, str]]:
-    """Yield NumPy's names of the types that a memoryview knows as well, each with its own code."""
-    for word, codes in {"int": "bhiq", "uint": "BHIQ", "float": "fd", "bool": "?"}.items():
-        for code in codes:
-            size = struct.calcsize(code)
-            yield word if word == "bool" else f"{word}{8 * size}", code
-            orders = ("", "=", "|", "<", ">") if size == 1 else ("", "=", _NATIVE_ORDER)
-            yield from ((f"{order}{word[0]}{size}", code) for order in orders)
-
-
-_CODES = dict(_spellings())
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, SupportsIndex, overload
 
 
 class Records(Sequence[tuple[Any, ...]]):
@@ -102,37 +80,7 @@ def check_records(layout: str, length: int) -> struct.Struct:
     if not isinstance(layout, str | bytes):
         raise TypeError(f"layout is {layout!r}: give a format of struct, such as '<IH'")
     record = struct.Struct(layout)
-    _check_whole(length, record.size, layout)
-    return record
-
-
-def check_array(dtype: DTypeLike, length: int) -> Callable[[memoryview], Any]:
-    """Return what lays an array over memory of so many bytes, once it is known to fit."""
-    numpy = sys.modules.get("numpy")
-    if numpy is None:
-        code = _native_code(dtype)
-        _check_whole(length, struct.calcsize(code), dtype)
-        return lambda memory: memory.cast(code)  # type: ignore[call-overload]
-    element = numpy.dtype(dtype)
-    _check_whole(length, element.itemsize, dtype)
-    # Not numpy.ndarray, which takes the bytes for pointers if the elements are objects.
-    return lambda memory: numpy.frombuffer(memory, element)
-
-
-def _native_code(dtype: object) -> str:
-    """Translate a NumPy name into the code of a memoryview, which knows native types alone."""
-    code = _CODES.get(str(dtype))
-    if code is None:
-        raise UnsupportedError(
-            f"lay an array of {dtype!r} over a view",
-            "without NumPy it has to be one of i1 i2 i4 i8 u1 u2 u4 u8 f4 f8 b1, or like uint64, "
-            f"in this machine's byte order ({_NATIVE_ORDER}): import numpy before, for all that "
-            "numpy.dtype knows, or use struct()",
-        )
-    return code
-
-
-def _check_whole(length: int, size: int, layout: object) -> None:
+    size = record.size
     if not size:
         raise ValueError(f"{layout!r} describes no bytes: name at least one field")
     if length % size:
@@ -140,3 +88,4 @@ def _check_whole(length: int, size: int, layout: object) -> None:
             f"a view of {length} bytes is no whole number of {layout!r}, {size} bytes each: "
             f"make a view of {length - length % size} or {length - length % size + size} bytes"
         )
+    return record

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self, SupportsIndex
+from typing import NoReturn, Self, SupportsIndex
 
 import anyio
 
@@ -13,14 +13,43 @@ from .._errors import ForkedError, not_copied
 from .._native import Lease
 from .open_file import OpenFile
 from .range_verbs import RangeVerbs
-from .records import Records, check_array, check_records
+from .read_verbs import ReadVerbs
+from .records import Records, check_records
 from .statistics import caller_outside
 
-if TYPE_CHECKING:
-    from numpy.typing import DTypeLike
+
+class Carving(ReadVerbs):
+    """The verb that makes many views at once; of files, views and snapshots."""
+
+    __slots__ = ()
+
+    def _part(self, offset: int, length: int) -> View:
+        """Make a view of a part that is known to lie in the range."""
+        raise NotImplementedError
+
+    def carve(self, parts: Mapping[Name, tuple[SupportsIndex, SupportsIndex]]) -> dict[Name, View]:
+        """Make named views of disjoint parts, all of them or none.
+
+        It is one synchronous call, during which nothing else runs on the loop, and it costs about
+        2 µs a part: carve in portions what has more than some thousands.
+
+        Args:
+            parts: (offset, length) by name, in any order, with gaps or without, in bytes from the
+                start of the file or the view. Parts may begin and end at any byte; ``flush``,
+                ``prewarm`` and the like round to pages.
+        Returns:
+            One view a part, under the same names in the same order.
+        Raises:
+            OutOfBoundsError: if a part leaves the file or the view.
+            OverlapError: if two parts share a byte. Its message names both.
+            TypeError: if a part is no pair of integers. Its message names it.
+        """
+        self._check()
+        checked = check_disjoint(parts, len(self))
+        return {name: self._part(*part) for name, part in checked.items()}
 
 
-class View(RangeVerbs):
+class View(Carving, RangeVerbs):
     """A range of a mapped file: the same verbs, with offsets relative to the view.
 
     A view pins the pages it covers: they stay mapped until it is released, also after the file
@@ -83,11 +112,8 @@ class View(RangeVerbs):
             ForkedError: if the file was opened by another process.
         """
         if self._memory is None:
+            self._check_memory()
             lease = self._pinned()
-            if self._core.mapping.forked:
-                raise ForkedError(self._core.path)
-            self._core.check_whole()
-            self._core.check_mapped()
             if self._core.mode != "r" and not self._core.mapping.closed:
                 lease = self._pin(writable=True)
             self._lease = lease
@@ -146,22 +172,6 @@ class View(RangeVerbs):
         self.release()
         return parts
 
-    def carve(self, parts: Mapping[Name, tuple[SupportsIndex, SupportsIndex]]) -> dict[Name, View]:
-        """Make named views of disjoint parts of this view, which stays; see ``MappedFile.carve``.
-
-        It costs what that does: about 2 µs a part, all in this one call.
-
-        Args:
-            parts: (offset, length) by name, in bytes from the start of this view.
-        Raises:
-            OutOfBoundsError: if a part leaves this view.
-            OverlapError: if two parts share a byte.
-            TypeError: if a part is no pair of integers. Its message names it.
-        """
-        checked = check_disjoint(parts, self._length)
-        self._check()
-        return {name: self._part(*part) for name, part in checked.items()}
-
     def struct(self, layout: str) -> Records:
         """Lay records of a ``struct`` format over the memory of the view, without a copy.
 
@@ -178,31 +188,19 @@ class View(RangeVerbs):
         record = check_records(layout, self._length)
         return Records(record, self.memory)
 
-    def array(self, dtype: DTypeLike) -> Any:
-        """Lay an array over the memory of the view, without a copy.
-
-        What holds for ``memory`` holds for it: in writable modes the view counts as dirty for as
-        long as it is held, and it keeps its pages after ``release``.
-
-        Args:
-            dtype: what the elements are, in NumPy's words: "<f8", ">u2", "uint64". With NumPy
-                anything that ``numpy.dtype`` takes but objects.
-        Returns:
-            A NumPy array if the program has imported NumPy, else a memoryview. Both index, slice
-            and assign, and have ``tolist``. NumPy is not imported here: that would read files on
-            the loop thread (I1).
-        Raises:
-            ValueError: if the view is no whole number of elements, or an element has no bytes.
-            UnsupportedError: without NumPy, if the byte order is not the machine's, or the type is
-                no integer of 1, 2, 4 or 8 bytes, float of 4 or 8, or bool.
-            As ``memory``.
-        """
-        lay = check_array(dtype, self._length)
-        return lay(self.memory)
-
     async def flush(self) -> None:
         """Make the bytes of the view durable; see ``flush_range``."""
         await self.flush_range(0, self._length)
+
+    def _check_memory(self) -> None:
+        self._pinned()
+        if self._core.mapping.forked:
+            raise ForkedError(self._core.path)
+        self._core.check_whole()
+        self._core.check_mapped()
+
+    def _memory_of(self, offset: int, length: int) -> memoryview:
+        return self.memory[offset : offset + length]
 
     @property
     def _first(self) -> int:

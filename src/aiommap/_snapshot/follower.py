@@ -103,7 +103,7 @@ class Generation(Snapshot):
         """Close once there is no hold; references count no longer."""
         self._closing = True
         if not self._holds:
-            self._file._open.start_closing()  # noqa: SLF001  a snapshot is made of its file
+            self._open.start_closing()
 
     async def ended(self) -> None:
         """Wait until it is closed after ``retire``."""

@@ -13,7 +13,7 @@ Invariants.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NoReturn, Self, SupportsIndex
@@ -22,20 +22,23 @@ import anyio
 from anyio.abc import AsyncResource
 
 from .._advice import Advice
-from .._arguments import check_tail
+from .._arguments import check_range, check_tail
 from .._core.file_state import FileState, Identity
 from .._core.options import OpenOptions
 from .._errors import StaleSnapshotError
 from .._file.mapped_file import MappedFile
-from .._file.view import View
+from .._file.view import Carving, View
 from .._hub.hub import Hub, hub_or_new
 from .._hub.opening import Opening
 from .._watch.changes import ChangeKind, classify
 from .snapshot_file import SnapshotFile
 
 
-class Snapshot(AsyncResource):
+class Snapshot(Carving, AsyncResource):
     """An immutable file, mapped for reading; made by ``Snapshot.open``.
+
+    It has the verbs of a file that change nothing, and their errors; ``size`` is what offsets are
+    checked against.
 
     It is for files that are complete when they are opened, and are replaced, not changed,
     afterwards: a new file renamed over the path leaves a snapshot as it is. If a file is changed in
@@ -49,13 +52,14 @@ class Snapshot(AsyncResource):
     Concurrency: for tasks of the event loop it was opened in; reads never wait for one another.
     """
 
-    __slots__ = ("__weakref__", "_closing", "_core", "_ended", "_file", "_holds", "_size")
+    __slots__ = ("__weakref__", "_closing", "_ended", "_file", "_holds", "_mapping", "_size")
 
     def __init__(self, file: MappedFile) -> None:
         if not isinstance(file, MappedFile):
             raise TypeError(f"cannot make a Snapshot of {file!r}: use Snapshot.open(path)")
+        super().__init__(file._open)  # noqa: SLF001  a snapshot is made of its file
         self._file = file
-        self._core = file._core  # noqa: SLF001  a snapshot is made of its file
+        self._mapping = self._core.mapping
         self._size = file.size
         self._holds = 0
         self._closing = False
@@ -109,22 +113,19 @@ class Snapshot(AsyncResource):
     def __len__(self) -> int:
         return self._size
 
-    async def read_exact(self, offset: SupportsIndex, length: SupportsIndex) -> bytes:
-        """Read bytes: all of them, or an error.
+    async def read(self, offset: SupportsIndex, length: SupportsIndex) -> bytes:
+        data = self._mapping.read_inline(offset, length)  # type: ignore[arg-type]
+        if data is None:
+            self._core.check_loop()
+            data = await self._open.reader.read(offset, length)  # type: ignore[arg-type]
+        return data
 
-        Args:
-            offset: first byte, from the start of the file; 0 <= offset <= size.
-            length: number of bytes; offset + length <= size.
-        Returns:
-            Exactly ``length`` bytes.
-        Raises:
-            OutOfBoundsError: if [offset, offset + length) leaves the snapshot.
-            MappingFaultError: if the file was truncated below the range, or a page is unreadable.
-            anyio.ClosedResourceError: if the snapshot is closed.
-            ForkedError: if it was opened by another process.
-        Cancellation: a read under way in a worker is left behind; it harms nothing.
-        """
-        return await self._file.read(offset, length)
+    async def read_exact(self, offset: SupportsIndex, length: SupportsIndex) -> bytes:
+        """Read bytes, all of them: ``read``, under the name that it has in a ``StorageBackend``."""
+        return await self.read(offset, length)
+
+    def _places(self, ranges: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int]]:
+        return ranges  # checked where they are read, as they are those of the file
 
     def view(self, offset: SupportsIndex = 0, length: SupportsIndex | None = None) -> View:
         """Make a read-only view of a part, to the end by default; see ``MappedFile.view``.
@@ -134,10 +135,17 @@ class Snapshot(AsyncResource):
             anyio.ClosedResourceError: if the snapshot is closed.
         """
         self._core.check_usable()
-        start, count = check_tail(offset, length, self._size)
+        return self._part(*check_tail(offset, length, self._size))
+
+    def _part(self, offset: int, length: int) -> View:
         # The view refers to the snapshot: a followed one is closed when it is garbage.
-        opened = self._file._open  # noqa: SLF001
-        return View(opened, start, count, keeps=self)
+        return View(self._open, offset, length, keeps=self)
+
+    def _memory_of(self, offset: int, length: int) -> memoryview:
+        return self._part(offset, length).memory
+
+    def _place(self, offset: SupportsIndex, length: SupportsIndex) -> tuple[int, int]:
+        return check_range(offset, length, self._size)
 
     async def verify(self) -> None:
         """Raise if the file was changed in place since it was opened.
@@ -160,7 +168,7 @@ class Snapshot(AsyncResource):
         Cancellation: a check that has begun is waited out.
         Source: fstat(2), st_mtime, st_ctime and st_size.
         """
-        self._core.check_usable()
+        self._check()
         await self._core.run(self._core.workers.reads, self._verify)
 
     def _verify(self) -> None:
@@ -205,8 +213,7 @@ class Snapshot(AsyncResource):
             anyio.ClosedResourceError: if ``aclose`` was called.
         """
         self._take_hold()
-        reader = self._file._open.reader  # noqa: SLF001  a snapshot is made of its file
-        return SnapshotFile(self._core, reader, self._release_hold)
+        return SnapshotFile(self._core, self._open.reader, self._release_hold)
 
     def _take_hold(self) -> None:
         self._core.check_usable()
@@ -218,7 +225,7 @@ class Snapshot(AsyncResource):
         """End a hold. The last one after ``aclose`` closes the file, in the background."""
         self._holds -= 1
         if self._closing and not self._holds:
-            self._file._open.start_closing_unasked()  # noqa: SLF001  a snapshot is made of its file
+            self._open.start_closing_unasked()
             if self._ended is not None:
                 self._ended.set()
 
