@@ -20,7 +20,7 @@ FEATURES = ("_watch", "_flush", "_pages", "_ipc", "_allocation")
 FLOORS = (
     ("__main__",),
     ("_cli",),
-    ("testing", "prometheus", "opentelemetry", "remote"),
+    ("testing", "numpy", "prometheus", "opentelemetry", "remote"),
     ("__init__",),
     ("_remote",),
     ("_log",),

@@ -16,6 +16,7 @@ PAGE = Path(__file__).with_name("public_api.txt")
 MODULES = (
     "aiommap",
     "aiommap.testing",
+    "aiommap.numpy",
     "aiommap.prometheus",
     "aiommap.opentelemetry",
     "aiommap.remote",

@@ -60,6 +60,7 @@ from aiommap import (
     WriteReceipt,
     testing,
 )
+from aiommap.numpy import NpyFile, load_npy, open_npy
 
 
 async def snapshot(path: Path, hub: Hub) -> None:
@@ -90,6 +91,9 @@ async def following(path: Path, hub: Hub) -> None:
     def sync(snapshot: Snapshot) -> bool:
         return snapshot.size > 0
 
+    async def length(snapshot: Snapshot) -> int:
+        return snapshot.size
+
     def told(error: Exception) -> None: ...
     async def told_later(error: Exception) -> None: ...
 
@@ -103,10 +107,31 @@ async def following(path: Path, hub: Hub) -> None:
             assert_type(snapshot, Snapshot)
         assert_type(aiter(live).skipped, int)
     assert_type(await aiommap.follow(path, validate=is_good, on_error=told_later), LiveSnapshot)
+    assert_type((await aiommap.follow(path)).value, None)
+    assert_type(await aiommap.follow(path, load=None), LiveSnapshot[None])
+    async with aiommap.follow(path, load=length, required=False, hub=hub) as loaded:
+        assert_type(loaded, LiveSnapshot[int])
+        assert_type(loaded.value, int)
+        assert_type(loaded.ready, bool)
+        assert_type(await loaded.wait_ready(), None)
+        wider: LiveSnapshot[float] = loaded
+        assert_type(wider.value, float)
+    assert_type((await aiommap.follow(path, load=load_npy)).value, NDArray[Any])
+    aiommap.follow(path, load=sync)  # type: ignore[arg-type]
     aiommap.follow(path, validate=sync)  # type: ignore[arg-type]
-    aiommap.follow(path, check)  # type: ignore[call-arg, arg-type]
+    aiommap.follow(path, check)  # type: ignore[call-overload]
     async with hub.watch(path, buffer=1, poll_interval=0.5) as changes:
         assert_type(changes, Changes)
+
+
+async def npy_files(path: Path, hub: Hub, file: MappedFile, view: View) -> None:
+    assert_type(open_npy(path, "r+", hub=hub, prewarm=True), Opening[NpyFile])
+    async with open_npy(path, flush=FlushPolicy.always()) as opened:
+        assert_type(opened.array, NDArray[Any])
+        assert_type(opened.file, MappedFile)
+    assert_type(await load_npy(file), NDArray[Any])
+    assert_type(await load_npy(view), NDArray[Any])
+    open_npy(path, shape=(1,))  # type: ignore[call-arg]
 
 
 async def backends(path: Path, hub: Hub, file: MappedFile, snapshot: Snapshot) -> None:

@@ -87,8 +87,8 @@ def _imported_numpy(dtype: object) -> ModuleType:
     if numpy is None:
         raise UnsupportedError(
             f"lay an array of {dtype!r} over a file",
-            'the program has not imported NumPy: write "import numpy" at its head (to install it, '
-            'pip install "aiommap[numpy]"), or use View.struct() or View.memory',
+            'the program has not imported NumPy: write "import aiommap.numpy", or "import numpy", '
+            "at its head; without NumPy use View.struct() or View.memory",
         )
     return numpy
 

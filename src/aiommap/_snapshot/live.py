@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Self
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 import anyio.lowlevel
 from anyio.abc import AsyncResource
@@ -18,24 +18,39 @@ from .._core.options import OpenOptions
 from .._hub.hub import Hub, hub_or_new
 from .._hub.opening import Opening
 from .._logs import FOLLOWING
-from .._runtime.callbacks import Listeners
+from .._runtime.callbacks import Listeners, call_user
+from .file_source import FileSource
 from .follower import Follower
+from .generation import Generation
 from .snapshot import Snapshot
 
+if TYPE_CHECKING:
+    import typing_extensions
 
-class LiveSnapshot(AsyncResource):
+    #: Without ``load`` a live snapshot has no value; so is ``LiveSnapshot`` in an annotation.
+    Value = typing_extensions.TypeVar("Value", covariant=True, default=None)
+else:
+    Value = TypeVar("Value", covariant=True)
+Loaded = TypeVar("Loaded")
+
+Validate = Callable[[Snapshot], Awaitable[object]]
+Load = Callable[[Snapshot], Awaitable[Loaded]]
+
+
+class LiveSnapshot(AsyncResource, Generic[Value]):
     """The newest good file of a path, as a snapshot; made by ``aiommap.follow``.
 
     Ask for ``current`` when a piece of work begins, and use that snapshot to its end: it is one
     file, and stays open, mapped and as it was for as long as you refer to it, or to a view of it,
-    also when a newer one is in service. The next ``current`` is the newest one.
+    also when a newer one is in service. The next ``current`` is the newest one. So it is with
+    ``value``; between the two there is no swap unless your code awaits something.
 
     Concurrency: for tasks of the event loop it was made in; any number of them.
     """
 
     __slots__ = ("__weakref__", "_follower", "_hub")
 
-    def __init__(self, follower: Follower, hub: Hub | None) -> None:
+    def __init__(self, follower: Follower[Generation, Value], hub: Hub | None) -> None:
         self._follower = follower
         #: The hub, if it was made for this alone.
         self._hub = hub
@@ -49,9 +64,36 @@ class LiveSnapshot(AsyncResource):
         closes it as well, after the last ``hold`` on it.
 
         Raises:
+            anyio.WouldBlock: with ``required=False``, while there was no good file yet.
             anyio.ClosedResourceError: if following has ended.
         """
         return self._follower.current
+
+    @property
+    def value(self) -> Value:
+        """What ``load`` returned for the snapshot in service; None without ``load``.
+
+        The same object until the next snapshot is in service, and then dropped.
+
+        Raises:
+            As ``current``.
+        """
+        return self._follower.value
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a ``current``: true from the first good file to the end."""
+        return self._follower.number > 0 and not self._follower.over
+
+    async def wait_ready(self) -> None:
+        """Wait for the first good file; returns at once unless ``required=False``.
+
+        Raises:
+            anyio.ClosedResourceError: if following ends, or has ended.
+        Cancellation: at any time.
+        """
+        await anyio.lowlevel.checkpoint()
+        await self._follower.wait_ready()
 
     @property
     def generation(self) -> int:
@@ -94,9 +136,9 @@ class LiveSnapshot(AsyncResource):
 class Generations:
     """The generations of a live snapshot: ``async for snapshot in live``.
 
-    The generation that is current when the iteration begins comes first. A slow iteration yields
-    the newest and skips those before it; ``skipped`` says how many. The iteration ends with
-    following.
+    The generation that is current when the iteration begins comes first, or else the first that
+    there is. A slow iteration yields the newest and skips those before it; ``skipped`` says how
+    many. The iteration ends with following.
 
     Attributes:
         skipped: how many generations came and went between the last two that were yielded.
@@ -104,9 +146,10 @@ class Generations:
 
     __slots__ = ("_follower", "_seen", "skipped")
 
-    def __init__(self, follower: Follower) -> None:
+    def __init__(self, follower: Follower[Generation, Any]) -> None:
         self._follower = follower
-        self._seen: int | None = None
+        #: Number of the last one that was yielded.
+        self._seen = 0
         self.skipped: int = 0
 
     def __aiter__(self) -> Self:
@@ -120,29 +163,54 @@ class Generations:
             await follower.moved()
         if follower.over:
             raise StopAsyncIteration
-        self.skipped = 0 if self._seen is None else follower.number - self._seen - 1
+        self.skipped = follower.number - self._seen - 1 if self._seen else 0
         self._seen = follower.number
         return follower.current
 
 
+@overload
 def follow(
     path: str | os.PathLike[str],
     *,
+    load: None = None,
+    required: bool = True,
     prewarm: bool = True,
-    validate: Callable[[Snapshot], Awaitable[object]] | None = None,
+    validate: Validate | None = None,
     on_error: Callable[[Exception], object] | None = None,
     hub: Hub | None = None,
-) -> Opening[LiveSnapshot]:
+) -> Opening[LiveSnapshot[None]]: ...
+@overload
+def follow(
+    path: str | os.PathLike[str],
+    *,
+    load: Load[Loaded],
+    required: bool = True,
+    prewarm: bool = True,
+    validate: Validate | None = None,
+    on_error: Callable[[Exception], object] | None = None,
+    hub: Hub | None = None,
+) -> Opening[LiveSnapshot[Loaded]]: ...
+def follow(
+    path: str | os.PathLike[str],
+    *,
+    load: Load[Any] | None = None,
+    required: bool = True,
+    prewarm: bool = True,
+    validate: Validate | None = None,
+    on_error: Callable[[Exception], object] | None = None,
+    hub: Hub | None = None,
+) -> Opening[LiveSnapshot[Any]]:
     """Follow a path through its replacements: ``async with aiommap.follow(path) as live``.
 
-    A file that appears at the path is opened, validated and made resident in the background, and
-    only then becomes ``live.current``. If any of these fails, the failure is reported and the file
-    before it stays in service; it also stays when the path is removed. The next good file is put in
-    service whatever came before it.
+    A file that appears at the path is opened, validated, made resident and loaded in the
+    background, and only then becomes ``live.current``, and what ``load`` returned ``live.value``.
+    If any of these fails, the failure is reported and the file before it stays in service with its
+    value; it also stays when the path is removed. The next good file is put in service whatever
+    came before it.
 
-    If a file is replaced while it is being validated, its trial is abandoned and the newest file is
-    tried instead. After three of those in a row one trial runs to its end, so that a path replaced
-    faster than its files can be validated still moves on.
+    If a file is replaced while it is being validated or loaded, its trial is abandoned and the
+    newest file is tried instead. After three of those in a row one trial runs to its end, so that a
+    path replaced faster than its files can be tried still moves on.
 
     A file that is written to in place is no replacement: readers of its snapshot see the new bytes,
     or a fault where bytes are cut off. That is reported as ``StaleSnapshotError``, and the file is
@@ -150,36 +218,48 @@ def follow(
     ``touch`` looks the same as writing. See docs/hot_swap.
 
     Args:
-        path: a regular file, or a symbolic link to one; kept as an absolute path. It has to exist.
-        prewarm: make each file resident before it is put in service.
-        validate: an async function that takes the snapshot of each file, the first included, and
-            raises, or returns False, if the file is not to be served. It is cancelled when the file
-            is overtaken or following ends.
+        path: a regular file, or a symbolic link to one; kept as an absolute path.
+        load: an async function that takes the snapshot of each file, the first included, and
+            returns what the program works with; it raises if it cannot. It is cancelled when the
+            file is overtaken or following ends. What it returned is dropped, and not closed, when
+            the next file is in service; a generation stays open for it only if it refers to the
+            snapshot or a view of it, and its pages are kept only if it holds memory of them.
+        required: whether there has to be a good file to begin with. With False a file may be
+            missing or bad then: what is wrong with one that is there is reported, and until the
+            first good one ``live.ready`` is False, ``live.current`` and ``live.value`` raise
+            ``anyio.WouldBlock``, and ``await live.wait_ready()`` waits.
+        prewarm: make each file resident before it is loaded and put in service.
+        validate: an async function as ``load``, called before it, that raises, or returns False,
+            if the file is not to be served.
         on_error: called in the background, sync or async, with the failure of a file that is not
-            served; by default that is logged. A failure of the first file is raised.
+            served; by default that is logged. A failure of the first file is raised if required.
         hub: watches and opens; its end ends following. By default there is one for this alone.
     Returns:
         An object to use with ``async with``, or to ``await`` for a LiveSnapshot to ``aclose``.
+        Opening returns after the trial of the file that is there.
     Raises:
-        FileNotFoundError: if there is no file to begin with; ``Hub.watch`` tells when one comes.
+        FileNotFoundError: if a file is required and there is none.
         PermissionError, UnsupportedError: as ``Snapshot.open``.
-        Whatever ``validate`` raises for the first file; ValueError if it returns False, TypeError
-        if it is not async.
+        Whatever ``validate`` or ``load`` raises for the first file; ValueError if ``validate``
+            returns False, TypeError if either is not async.
     Cancellation: nothing is left open.
     Source: inotify(7), stat(2).
     """
-    for function in (validate, on_error):
+    for function in (load, validate, on_error):
         if function is not None and not callable(function):
             raise TypeError(f"asked to call {function!r}: pass a function of one argument")
     hub_or_new(hub)  # refuses anything but a hub before it begins
     flag(prewarm, "prewarm")
+    flag(required, "required")
     options = OpenOptions.check(path, "r")
     failed: Listeners[Exception] = Listeners()
     failed.add(on_error or partial(_log_failure, options.path))
+    trial = partial(_try_out, validate, prewarm, load)
 
-    async def begin() -> LiveSnapshot:
+    async def begin() -> LiveSnapshot[Any]:
         chosen = Hub() if hub is None else hub
-        follower = Follower(chosen, options, prewarm=prewarm, validate=validate, failed=failed)
+        source = FileSource(chosen, options)
+        follower = Follower(source, trial, failed, required=required)
         live = LiveSnapshot(follower, chosen if hub is None else None)
         try:
             await follower.start()
@@ -189,6 +269,29 @@ def follow(
         return live
 
     return Opening(begin)
+
+
+async def _try_out(
+    validate: Validate | None, prewarm: bool, load: Load[Any] | None, candidate: Generation
+) -> Any:
+    """Raise unless a candidate is good, make it resident, and load it."""
+    # What belongs to the application has tasks of its own: a stray cancellation there would end
+    # following, and not just the trial.
+    if validate is not None and await call_user(call_async, validate, candidate) is False:
+        raise ValueError(f"{candidate.path}: validate returned False, so it is not served")
+    if prewarm:
+        await candidate.prewarm()
+    value = None if load is None else await call_user(call_async, load, candidate)
+    await candidate.verify()
+    return value
+
+
+async def call_async(function: Callable[[Snapshot], Awaitable[Loaded]], given: Snapshot) -> Loaded:
+    """Call what has to be async; a function that is not would keep the loop."""
+    answer = function(given)
+    if not isinstance(answer, Awaitable):
+        raise TypeError(f"{function!r} returned {answer!r}: it has to be async")
+    return await answer
 
 
 def _log_failure(path: str, error: Exception) -> None:

@@ -89,7 +89,7 @@ async def returns_false(_):
     [
         (check_good, ValueError, "not good: b'bad'"),
         (returns_false, ValueError, "validate returned False"),
-        (lambda _: None, TypeError, "validate has to be async"),
+        (lambda _: None, TypeError, "it has to be async"),
     ],
     ids=["raises", "false", "sync"],
 )
@@ -100,7 +100,7 @@ async def test_follow_bad_first_file_is_an_error(path, validate, kind, match):
     assert mappings(path) == 0
 
 
-@pytest.mark.parametrize("option", ["validate", "on_error"])
+@pytest.mark.parametrize("option", ["load", "validate", "on_error"])
 async def test_follow_refuses_no_function(path, option):
     with pytest.raises(TypeError, match="pass a function of one argument"):
         aiommap.follow(path, **{option: "x"})
@@ -155,7 +155,7 @@ async def test_new_file_is_resident_when_served(tmp_path):
         replace_cold(b"1")
         async for snapshot in live:
             if snapshot.size > 16 * PAGE:
-                residency = await snapshot._file.residency()
+                residency = await snapshot.residency()
                 assert residency.resident == residency.total == 4096
                 break
 

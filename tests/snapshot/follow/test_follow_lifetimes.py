@@ -58,9 +58,9 @@ async def test_readers_keep_the_generation_open(path, keep):
         elif keep == "view-of-view":
             read = snapshot.view().view(0, 4).split_at(4)[0].read
         elif keep == "hold":
-            read = stack.enter_context(snapshot.hold())._file.read
+            read = stack.enter_context(snapshot.hold()).read
         elif keep == "block":
-            read = (await stack.enter_async_context(snapshot))._file.read
+            read = (await stack.enter_async_context(snapshot)).read
         else:
             coroutine = snapshot.read_exact(0, 4)
 

@@ -327,7 +327,7 @@ async def test_file_taken_back_while_opened(path, monkeypatch):
         assert await anyio.to_thread.run_sync(opened.wait, 20)
         await anyio.to_thread.run_sync(turn_to, old)
         async for change in changes:
-            if change.new is not None and change.new.inode == core_of(first.mapped).identity.inode:
+            if change.new is not None and change.new.inode == core_of(first).identity.inode:
                 break
         await anyio.lowlevel.checkpoint()  # the follower hears the same in the same turn
         answered.set()

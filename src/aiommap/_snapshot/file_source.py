@@ -1,0 +1,50 @@
+"""The file at a path, as what a follower follows: what is opened, and what tells of changes."""
+
+from __future__ import annotations
+
+from .._core.options import OpenOptions
+from .._hub.hub import Hub
+from .._watch.changes import ChangeKind
+from .follower import News
+from .generation import Generation
+
+
+class FileSource:
+    """A path, watched and opened in a hub.
+
+    Args:
+        hub: opens and watches.
+        options: how to open; what makes the file resident is left to the trial.
+    """
+
+    def __init__(self, hub: Hub, options: OpenOptions) -> None:
+        self._hub = hub
+        self._options = options
+        self._changes = hub.watch(options.path, buffer=1)
+
+    @property
+    def path(self) -> str:
+        """The absolute path."""
+        return self._options.path
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether following ends, or the hub does."""
+        return self._changes.ended or self._hub._closed  # noqa: SLF001  a kind of its files
+
+    async def begin(self) -> None:
+        """Watch the path (I11)."""
+        await self._changes.__aenter__()
+
+    async def next(self) -> News:
+        """Wait for a change of the path."""
+        change = await anext(self._changes)
+        return News(change.new, doubtful=change.kind is ChangeKind.CHANGED)
+
+    async def open(self) -> Generation:
+        """Open the file that the path names."""
+        return await Generation.of(self._hub, self._options)
+
+    def end(self) -> None:
+        """Watch no longer."""
+        self._changes.close()

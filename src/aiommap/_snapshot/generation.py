@@ -1,0 +1,111 @@
+"""Generations: snapshots that many share and nobody closes.
+
+No call closes a generation: garbage collection does. Its file is open as long as anything refers to
+it: a variable, a read under way, a hold or a view. A finalizer then closes the file in the
+background. Explicit leases would be needed on every path to the snapshot; one forgotten lease would
+read from a closed file during a swap.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+
+import anyio.lowlevel
+
+from .._core.file_state import FileState
+from .._core.options import OpenOptions
+from .._file.mapped_file import MappedFile
+from .._hub.hub import Hub
+from .snapshot import Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationFile:
+    """What a generation keeps open; a reference to this does not."""
+
+    file: MappedFile
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing of it is left."""
+        return self.file._core.mapping.closed  # noqa: SLF001  a snapshot is made of its file
+
+    async def aclose(self) -> None:
+        """Close it, whoever reads it."""
+        await self.file.aclose()
+
+
+class Generation(Snapshot):
+    """A snapshot that many share and nobody closes: it is closed when it is garbage."""
+
+    __slots__ = ("resource",)
+
+    def __init__(self, file: MappedFile) -> None:
+        super().__init__(file)
+        #: Who opened it has to keep this until it is closed: the finalizer has a weak reference, as
+        #: it is never garbage itself, and the file leads to whoever refers to this.
+        self.resource: GenerationFile = GenerationFile(file)
+        weakref.finalize(self, _close_soon, weakref.ref(file)).atexit = False
+
+    @classmethod
+    async def of(cls, hub: Hub, options: OpenOptions) -> Generation:
+        """Open what a path names."""
+        return cls(await hub._open(options))  # noqa: SLF001  as for any snapshot
+
+    @property
+    def state(self) -> FileState:
+        """The state of the file when it was opened."""
+        return self._core.state
+
+    def is_of(self, state: FileState | None, *, strictly: bool = False) -> bool:
+        """Tell whether a state is the one in which this was opened.
+
+        Strictly, the time of change is the same, too; new names and permissions move it.
+        """
+        mine = self.state
+        if state is None or (strictly and mine.ctime_ns != state.ctime_ns):
+            return False
+        return (mine.size, mine.mtime_ns, mine.device, mine.inode) == (
+            state.size,
+            state.mtime_ns,
+            state.device,
+            state.inode,
+        )
+
+    def is_same_as(self, other: Generation) -> bool:
+        """Tell whether another one is of the same file in the same state."""
+        return self.is_of(other.state)
+
+    def is_changed_in(self, other: Generation) -> bool:
+        """Tell whether another one is of the same file, changed in place."""
+        return self.state.is_same_file(other.state) and not self.is_of(other.state)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether there is a hold on it."""
+        return self._holds > 0
+
+    def retire(self) -> None:
+        """Close once there is no hold; references count no longer."""
+        self._closing = True
+        if not self._holds:
+            self._open.start_closing()
+
+    async def ended(self) -> None:
+        """Wait until it is closed after ``retire``."""
+        await super().aclose()
+
+    async def aclose(self) -> None:
+        """Do nothing: others may be reading. ``async with`` keeps it for the block."""
+        await anyio.lowlevel.checkpoint()
+
+
+def _close_soon(reference: weakref.ref[MappedFile]) -> None:
+    """Close a file that nobody reads any more; called in any thread, at any moment."""
+    file = reference()
+    if file is None:
+        return
+    opened = file._open  # noqa: SLF001  a snapshot is made of its file
+    if not opened.core.mapping.forked:
+        opened.core.workers.call_from_thread(opened.start_closing_unasked)
