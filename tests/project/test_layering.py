@@ -20,7 +20,7 @@ FEATURES = ("_watch", "_flush", "_pages", "_ipc", "_allocation")
 FLOORS = (
     ("__main__",),
     ("_cli",),
-    ("testing", "numpy", "prometheus", "opentelemetry", "remote"),
+    ("testing", "numpy", "prometheus", "opentelemetry", "asgi", "remote"),
     ("__init__",),
     ("_remote",),
     ("_log",),
@@ -63,6 +63,7 @@ PURE = (
     "_remote/statistics.py",
     "_watch/attribution.py",
     "_watch/changes.py",
+    "asgi/_requests.py",
 )
 IMPURE = {"anyio", "asyncio", "io", "mmap", "os", "pathlib", "socket", "threading", "time", "trio"}
 

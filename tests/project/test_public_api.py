@@ -20,6 +20,7 @@ MODULES = (
     "aiommap.prometheus",
     "aiommap.opentelemetry",
     "aiommap.remote",
+    "aiommap.asgi",
 )
 
 

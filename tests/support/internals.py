@@ -43,6 +43,7 @@ from aiommap._watch import (
     watched_path,
     watcher,
 )
+from aiommap.asgi import _requests, _sending
 
 native = _native
 
@@ -79,6 +80,16 @@ printable = _text.printable
 random_offsets = _measure.random_offsets
 shorten = _text.shorten
 wrap = _text.wrap
+
+# aiommap.asgi
+MAX_RANGES = _requests.MAX_RANGES
+SENT_PIECE_BYTES = _sending.PIECE_BYTES
+Validators = _requests.Validators
+canonical = _requests.canonical
+decide = _requests.decide
+deciding_fields = _requests.deciding_fields
+parse_date = _requests.parse_date
+parse_ranges = _requests.parse_ranges
 
 # aiommap._core
 Identity = file_state.Identity

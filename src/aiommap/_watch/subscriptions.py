@@ -62,6 +62,7 @@ class Changes:
         "_buffer",
         "_error",
         "_is_ended",
+        "_on_change",
         "_on_end",
         "_path",
         "_poll_interval",
@@ -78,6 +79,7 @@ class Changes:
         buffer: int,
         poll_interval: float | None,
         since: Since,
+        on_change: Callable[[Change], object] | None = None,
         on_end: Callable[[Changes], object] | None = None,
     ) -> None:
         limit = at_least(1, buffer, "buffer", "it has to hold at least 1 change")
@@ -87,6 +89,8 @@ class Changes:
         self._path = path
         self._poll_interval = poll_interval
         self._since = since
+        #: Gets each change at once, instead of the buffer; must not raise.
+        self._on_change = on_change
         #: Called once, when this ends; dropped then, as the function may refer to this object.
         self._on_end = on_end
         self._is_ended = False
@@ -177,9 +181,13 @@ class Changes:
 
     def _push(self, change: Change) -> None:
         """Buffer a change, and wake the task that waits for one."""
-        if not self._is_ended:
-            self._buffer.push(change)
-            self._wake()
+        if self._is_ended:
+            return
+        if self._on_change is not None:
+            self._on_change(change)
+            return
+        self._buffer.push(change)
+        self._wake()
 
     def _start(self, state: FileState | None) -> None:
         """Begin with a state: the source pushes every later change."""

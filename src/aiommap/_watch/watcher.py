@@ -29,6 +29,7 @@ from .._runtime.event_loop import Event
 from .._runtime.threads import Forks, run_in_thread
 from .._runtime.workers import Workers
 from .attribution import OwnChanges
+from .changes import Change
 from .path_resolution import check_watchable, is_remote
 from .scanner import POLL_SECONDS, Finding, Scanner
 from .subscriptions import DEFAULT_BUFFER, Changes, Since, from_now
@@ -134,6 +135,7 @@ class Watcher:
         buffer: int = DEFAULT_BUFFER,
         poll_interval: float | None = None,
         since: Since = from_now,
+        on_change: Callable[[Change], object] | None = None,
         on_end: Callable[[Changes], object] | None = None,
     ) -> Changes:
         """Make a subscription to a path, which need not exist; it begins when it is entered.
@@ -144,6 +146,8 @@ class Watcher:
             poll_interval: seconds between polls for changes that raise no event.
             since: takes the state found when watching began, and returns the state to compare it
                 with; a difference is the first change.
+            on_change: called on the loop with each change, which then waits in no buffer; it must
+                not raise.
             on_end: called when the subscriber ends the subscription.
         """
         return Changes(
@@ -152,6 +156,7 @@ class Watcher:
             buffer=buffer,
             poll_interval=poll_interval,
             since=since,
+            on_change=on_change,
             on_end=on_end,
         )
 

@@ -1,0 +1,204 @@
+"""The files of a folder that were asked for lately: open, watched, and served without a look.
+
+Theory of operation. A path that was asked for is watched, and its *version*, the file in one state,
+is served to whoever asks until the watcher tells of a change. The next request then opens the path
+again. Who is being sent an old version has it to its end, as a response refers to it, and a version
+is closed when nothing refers to it any more. The path that nobody asked for longest is given up
+when there are too many.
+
+Invariants.
+  1  ``version`` of a path is never older than the last change that the watcher told of. Watching
+     begins with the state in which the version was opened, so nothing is missed in between (I11).
+  2  A version whose bytes may have been overwritten is spoiled: no more of it is sent.
+  3  A warm request makes no system call here, and no hop.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+
+from .._core.file_state import FileState
+from .._hub.hub import Hub
+from .._logs import WATCHING
+from .._runtime.event_loop import Event
+from .._runtime.loops import spawn_user_task
+from .._watch.changes import Change, ChangeKind
+from .._watch.subscriptions import Changes
+from ._folder import Folder, Refusal
+from ._representation import Version
+
+#: After one of these, bytes of the file are not what they were. One that has grown is left out: it
+#: is a log, as a rule, and what stood in it is as it was.
+_OVERWRITTEN = frozenset({ChangeKind.MODIFIED, ChangeKind.CHANGED, ChangeKind.TRUNCATED})
+
+
+class _WatchedPath:
+    """One path of the cache."""
+
+    __slots__ = ("_told", "_version", "_versions", "changes")
+
+    def __init__(self) -> None:
+        #: What is served; None until it is opened again.
+        self._version: Version | None = None
+        #: All that are open, as some may still be sent.
+        self._versions: weakref.WeakSet[Version] = weakref.WeakSet()
+        #: How many changes were told of.
+        self._told = 0
+        self.changes: Changes | None = None
+
+    @property
+    def version(self) -> Version | None:
+        return self._version
+
+    @property
+    def told(self) -> int:
+        return self._told
+
+    def put(self, version: Version, told: int) -> None:
+        """Serve a version, unless a change was told of since ``told`` was read (cache.1)."""
+        self._versions.add(version)
+        self._version = version if told == self._told else None
+
+    def since(self, found: FileState | None) -> FileState | None:
+        """Return the state that the watcher compares the one that it finds first with."""
+        return found if self._version is None else self._version.state
+
+    def change(self, change: Change) -> None:
+        """Take note of a change; called by the watcher, on the loop."""
+        self._told += 1
+        if change.kind in _OVERWRITTEN and change.old is not None:
+            for version in self._versions:
+                if version.state != change.new and version.state.is_same_file(change.old):
+                    version.spoil()
+        if self._version is not None and self._version.state != change.new:
+            self._version = None
+
+    def drop(self) -> None:
+        """Serve the version no more."""
+        self._version = None
+
+    def end(self) -> None:
+        """Watch no longer."""
+        self._version = None
+        if self.changes is not None:
+            self.changes.close()
+
+
+class FileCache:
+    """The files that were asked for lately.
+
+    Args:
+        folder: opens them.
+        hub: watches them.
+        limit: how many paths are kept.
+    """
+
+    def __init__(self, folder: Folder, hub: Hub, limit: int) -> None:
+        self._folder = folder
+        self._limit = limit
+        self._watcher = hub._watcher  # noqa: SLF001  one more of its users
+        self._workers = hub._running_workers()  # noqa: SLF001
+        self._paths: OrderedDict[str, _WatchedPath] = OrderedDict()
+        #: Paths that are being opened for the first that asked; others wait for that.
+        self._opening: dict[str, Event] = {}
+        #: Versions that are open.
+        self._open_versions: weakref.WeakSet[Version] = weakref.WeakSet()
+        self._closed = self._workers.event()
+        spawn_user_task(_abandon_with_loop, self._open_versions, self._closed)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this belongs to the loop and the process that ask."""
+        return self._workers.on_loop() and not self._workers.forked
+
+    async def check(self) -> None:
+        """Raise unless the folder is there."""
+        await self._folder.check()
+
+    def get(self, route: str) -> Version | None:
+        """Return the version to serve at a URL path, if there is one."""
+        watched = self._paths.get(route)
+        if watched is None:
+            return None
+        self._paths.move_to_end(route)
+        return watched.version
+
+    async def open(self, route: str) -> Version | Refusal:
+        """Open the file at a canonical URL path; raises what ``Folder.open`` does."""
+        opening = self._opening.get(route)
+        if opening is not None:
+            await opening.wait()
+            version = self.get(route)
+            # What failed for the first may not for this one, and each is to see its own error.
+            return version if version is not None else await self._open(route)
+        opening = self._opening[route] = self._workers.event()
+        try:
+            return await self._open(route)
+        finally:
+            del self._opening[route]
+            opening.set()
+
+    def drop(self, route: str, version: Version) -> None:
+        """Serve a version no more that turned out to have lost bytes."""
+        watched = self._paths.get(route)
+        if watched is not None and watched.version is version:
+            watched.drop()
+
+    def close(self) -> None:
+        """Give up all paths."""
+        self._closed.set()
+        while self._paths:
+            self._paths.popitem()[1].end()
+
+    async def _open(self, route: str) -> Version | Refusal:
+        watched = self._paths.get(route)
+        told = 0 if watched is None else watched.told
+        found = await self._folder.open(route)
+        if isinstance(found, Refusal):
+            self._forget(route)
+        else:
+            self._keep(route, found, told)
+        return found
+
+    def _keep(self, route: str, version: Version, told: int) -> None:
+        self._open_versions.add(version)
+        watched = self._paths.get(route)
+        if watched is not None:
+            watched.put(version, told)
+            return
+        watched = self._paths[route] = _WatchedPath()
+        watched.put(version, 0)
+        if len(self._paths) > self._limit:
+            self._paths.popitem(last=False)[1].end()
+        spawn_user_task(self._watch, route, watched)
+
+    async def _watch(self, route: str, watched: _WatchedPath) -> None:
+        """Begin to watch a path; one that cannot be watched is opened for each request."""
+        if self._paths.get(route) is not watched:
+            return
+        path = self._folder.path_of(route)
+        watched.changes = self._watcher.subscribe(
+            path, since=watched.since, on_change=watched.change
+        )
+        try:
+            await watched.changes.__aenter__()
+        except Exception as error:
+            WATCHING.warning("%s is opened for each request: %s", path, error)
+            if self._paths.get(route) is watched:
+                self._forget(route)
+
+    def _forget(self, route: str) -> None:
+        watched = self._paths.pop(route, None)
+        if watched is not None:
+            watched.end()
+
+
+async def _abandon_with_loop(versions: weakref.WeakSet[Version], closed: Event) -> None:
+    """Wait for the end of the loop: what is open then is garbage, and nobody forgot to close it."""
+    try:
+        await closed.wait()
+    except BaseException:
+        for version in versions:
+            version.abandon()
+        raise

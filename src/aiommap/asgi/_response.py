@@ -1,0 +1,144 @@
+"""The response that sends one file, for endpoints of Starlette and FastAPI."""
+
+from __future__ import annotations
+
+import mimetypes
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Literal
+from urllib.parse import quote
+
+from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from .._core.paths import absolute_path
+from .._errors import UnsupportedError
+from .._file.mapped_file import MappedFile
+from .._hub.hub import Hub
+from .._snapshot.snapshot import Snapshot
+from .._storage.mapped import MappedBackend
+from .._storage.protocol import StorageBackend
+from ._representation import Representation, media_type_of, validators_of
+from ._requests import Validators
+from ._sending import Answer, Receive, Scope, Send, refuse
+
+Source = str | os.PathLike[str] | MappedFile | Snapshot | StorageBackend
+
+_OCTETS = "application/octet-stream"
+_UNKNOWN = Validators(None, None)
+
+
+class MappedFileResponse(Response):
+    """A response that sends a file, or the parts of it that are asked for.
+
+    It answers GET and HEAD with byte ranges and conditions, as ``MappedFiles`` does, and takes the
+    place of Starlette's ``FileResponse``. A snapshot, such as ``live.current``, is held until it is
+    sent. A path is opened for this response alone: for a file that is asked for often, have a
+    snapshot open, or serve its folder by ``MappedFiles``. Bytes that a file has lost break the
+    response off.
+
+    Args:
+        source: a path, an open file, a snapshot, or any ``StorageBackend``. What is open stays
+            open.
+        headers: header fields to send; they replace those of the same name that it would have. The
+            entity tag of a backend that is no file goes here: ``{"etag": '"…"'}``.
+        media_type: by default it is guessed by the name of the file.
+        filename: has browsers save the body under that name; None leaves it to them.
+        content_disposition_type: "attachment", or "inline" to show what has a filename.
+        background: what to run when the response was sent.
+        hub: opens the path; None makes one for this.
+    Raises:
+        starlette.exceptions.HTTPException: 404 when it is called, if the path leads to no file, and
+            403 if that may not be read.
+        MappingFaultError: when it is called, if the file has lost the bytes.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        headers: Mapping[str, str] | None = None,
+        media_type: str | None = None,
+        filename: str | None = None,
+        content_disposition_type: Literal["attachment", "inline"] = "attachment",
+        background: BackgroundTask | None = None,
+        hub: Hub | None = None,
+    ) -> None:
+        if isinstance(source, str | os.PathLike):
+            source = absolute_path(source)
+        self._source = source
+        self._hub = hub
+        self.status_code = 200
+        self.background = background
+        self.media_type = None  # or the next line would send it with every answer
+        self.init_headers(headers)
+        self.media_type = media_type
+        if filename is not None:
+            self.headers.setdefault(
+                "content-disposition", _disposition(content_disposition_type, filename)
+            )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it; called by the framework."""
+        if scope["method"] not in ("GET", "HEAD"):
+            await refuse(405, scope, send, (b"allow", b"GET, HEAD"))
+            return
+        async with self._opened() as shown:
+            answer = Answer(scope, shown)
+            await answer.begin()
+            await answer.send(scope, receive, send)
+        if self.background is not None:
+            await self.background()
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[Representation]:
+        """Have what is to be sent open, and held, for the block."""
+        source = self._source
+        if isinstance(source, str):
+            try:
+                opened = await Snapshot.open(source, hub=self._hub)
+            except (FileNotFoundError, NotADirectoryError, UnsupportedError):
+                raise HTTPException(404) from None
+            except PermissionError:
+                raise HTTPException(403) from None
+            async with opened:
+                yield await self._represent(opened)
+        elif isinstance(source, Snapshot):
+            with source.hold():
+                yield await self._represent(source)
+        else:
+            yield await self._represent(source)
+
+    async def _represent(self, source: MappedFile | Snapshot | StorageBackend) -> Representation:
+        """Say what is to be sent of what is open."""
+        file = source if isinstance(source, MappedFile) else None
+        validators = _UNKNOWN
+        if isinstance(source, Snapshot):
+            file = source._file  # noqa: SLF001  one more thing that is made of it
+        if file is not None and file.mode == "r":
+            validators = validators_of(file._core.state)  # noqa: SLF001
+        given = dict(self.raw_headers)
+        if b"etag" in given:
+            validators = Validators(given[b"etag"], validators.modified)
+        kind = self.media_type or given.get(b"content-type", b"").decode("latin-1")
+        if not kind:
+            kind = _OCTETS if file is None else await self._guess(file)
+        body = MappedBackend(source) if isinstance(source, MappedFile) else source
+        extra = [field for field in self.raw_headers if field[0] != b"content-type"]
+        private = file is not None and file.mode == "c"  # its stores are not in the file
+        return Representation(body, kind, validators, extra, None if private else file)
+
+    async def _guess(self, file: MappedFile) -> str:
+        if mimetypes.inited:
+            return media_type_of(file.path)
+        core = file._core  # noqa: SLF001  its workers read the tables of types
+        return await core.run(core.workers.control, media_type_of, file.path)
+
+
+def _disposition(kind: str, filename: str) -> str:
+    """Spell a Content-Disposition (RFC 6266, RFC 8187)."""
+    quoted = quote(filename, safe="")
+    plain = quoted == filename
+    return f'{kind}; filename="{filename}"' if plain else f"{kind}; filename*=utf-8''{quoted}"
