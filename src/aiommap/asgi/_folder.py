@@ -23,7 +23,7 @@ from functools import partial
 from .._core.options import OpenOptions
 from .._errors import UnsupportedError
 from .._hub.hub import Hub
-from .._snapshot.follower import Generation
+from .._snapshot.generation import Generation
 from ._representation import Version, media_type_of
 
 #: What a folder is answered with, if it has a file of this name.

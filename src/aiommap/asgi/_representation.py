@@ -11,7 +11,7 @@ from typing import Protocol
 from .._core.file_state import FileState
 from .._errors import StaleSnapshotError
 from .._file.mapped_file import MappedFile
-from .._snapshot.follower import Generation
+from .._snapshot.generation import Generation
 from ._requests import Validators
 
 Fields = list[tuple[bytes, bytes]]
@@ -134,8 +134,10 @@ class Version(Representation):
 
     def __init__(self, generation: Generation, path: str, media_type: str) -> None:
         self.path: str = path
-        self.state: FileState = generation.mapped._core.state  # noqa: SLF001  as a snapshot does
-        super().__init__(generation, media_type, validators_of(self.state), file=generation.mapped)
+        self.state: FileState = generation.state
+        super().__init__(
+            generation, media_type, validators_of(self.state), file=generation.resource.file
+        )
         #: Whether somebody has written to the file in place: it may be in pieces of two versions.
         self._is_spoiled = False
 
@@ -146,7 +148,7 @@ class Version(Representation):
     def abandon(self) -> None:
         """Take note that the file will not be closed, as its loop has ended."""
         if self._file is not None:
-            self._file._core.begin_closing()  # noqa: SLF001  as for ``state``
+            self._file._core.begin_closing()  # noqa: SLF001  as a snapshot does
 
     async def read(self, offset: int, length: int) -> bytes:
         """Read a piece of the body, unless the file was changed in place."""
