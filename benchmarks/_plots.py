@@ -1,7 +1,13 @@
-"""Plots of one run: throughput, the distribution of latencies, loop stall over time."""
+"""Plots of one run: throughput, the distribution of latencies, loop stall over time.
+
+They are drawn in stand-ins for colours, which become variables of a style sheet within each file:
+the same picture suits a light page and a dark one, without a background of its own.
+"""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,68 +19,169 @@ mpl.rcParams["svg.fonttype"] = "none"
 
 Run = dict[str, Any]
 
+#: What a stand-in becomes: name, on a light page, on a dark page.
+COLOURS = {
+    "#010001": ("ink", "#333333", "#d8d8e0"),
+    "#010002": ("faint", "#d5d5d5", "#4a4d5a"),
+    "#010003": ("ours", "#3b4fb8", "#8b9cff"),
+    "#010004": ("theirs", "#9a9a9a", "#8a8d98"),
+    "#010005": ("second", "#c2571a", "#f0a063"),
+    "#010006": ("third", "#2e7d4f", "#74c99a"),
+    "#010007": ("fourth", "#8a4fae", "#cb9be6"),
+}
+INK, FAINT, OURS, THEIRS, SECOND, THIRD, FOURTH = COLOURS
+
+STYLE: Any = {
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "grid.color": FAINT,
+    "legend.frameon": False,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+#: Questions of operations a second: what was done, and what its peers are called.
+THROUGHPUT = {
+    "warm_read": "4 KiB reads of data in memory",
+    "write": "4 KiB writes, not flushed",
+    "durable": "128-byte records, each durable when its write returns",
+}
+PEERS = {
+    "bare": "stdlib mmap, bare slice",
+    "locked": "aiommap, file locked in memory",
+}
+
 
 def draw(run: Run, folder: Path) -> None:
     """Draw every plot as an SVG file."""
     folder.mkdir(exist_ok=True)
-    for name, plot in (
-        ("throughput", throughput(run)),
-        ("latency", latency(run)),
-        ("stall", stall(run)),
-    ):
-        plot.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    for plot in (throughput, latency, stall):
+        with mpl.rc_context(STYLE):
+            drawn = io.StringIO()
+            plot(run).savefig(drawn, format="svg", metadata={"Date": None}, transparent=True)
+        (folder / f"{plot.__name__}.svg").write_text(with_variables(drawn.getvalue()))
+
+
+def with_variables(svg: str) -> str:
+    """Put variables for the stand-ins, and a style sheet that gives them their colours."""
+    sheets = []
+    for column, rule in ((1, "{}"), (2, "@media (prefers-color-scheme: dark) {{ {} }}")):
+        values = "; ".join(f"--{names[0]}: {names[column]}" for names in COLOURS.values())
+        sheets.append(rule.format(f":root {{ {values} }}"))
+    for stand_in, (name, light, _) in COLOURS.items():
+        svg = svg.replace(stand_in, f"var(--{name}, {light})")
+    head, tag, rest = svg.partition("<defs>\n")
+    return f"{head}<style>{' '.join(sheets)}</style>\n {tag}{rest}"
 
 
 def throughput(run: Run) -> Figure:
     """Draw operations a second of us and our peers, one group a question and number of tasks."""
     groups: dict[str, dict[str, float]] = {}
     for row in run["figures"]:
-        if row["unit"].endswith("/s") and " tasks: " in row["label"]:
+        if row["question"] in THROUGHPUT and row["unit"].endswith("/s"):
             tasks, _, who = row["label"].partition(" tasks: ")
-            groups.setdefault(f"{row['question']}, {tasks} tasks", {})[who] = row["value"]
-    figure = Figure(figsize=(8, 1.1 + 1.3 * len(groups)), layout="constrained")
+            noun = "task" if tasks == "1" else "tasks"
+            title = f"{THROUGHPUT[row['question']]}, {tasks} {noun}"
+            groups.setdefault(title, {})[PEERS.get(who, who)] = row["value"]
+    bars = [len(rates) for rates in groups.values()]
+    figure = Figure(figsize=(8, 0.9 * len(groups) + 0.26 * sum(bars)), layout="constrained")
     for axes, (title, rates) in zip(
-        figure.subplots(len(groups), sharex=True), groups.items(), strict=True
+        figure.subplots(len(groups), sharex=True, height_ratios=bars), groups.items(), strict=True
     ):
-        colours = ["tab:blue" if who in ("aiommap", "locked") else "tab:gray" for who in rates]
-        axes.barh(list(rates), list(rates.values()), color=colours)
+        colours = [OURS if who.startswith("aiommap") else THEIRS for who in rates]
+        drawn = axes.barh(list(rates), list(rates.values()), color=colours)
+        axes.bar_label(drawn, [f"{rate:,.0f}" for rate in rates.values()], padding=4, fontsize=9)
         axes.set(xscale="log", title=title)
+        axes.tick_params(axis="y", length=0, labelsize=9)
+        axes.spines["left"].set_visible(False)
         axes.invert_yaxis()
-    figure.supxlabel("operations a second (logarithmic)")
+        axes.margins(x=0.12)
+        axes.set_xticks([1e4, 1e5, 1e6], ["10,000", "100,000", "1,000,000"])
+        axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+    figure.supxlabel("operations a second (logarithmic)", fontsize=10)
     return figure
 
 
 def latency(run: Run) -> Figure:
     """Draw what share of operations took longer than a time."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.subplots()
+    colours = iter((THIRD, OURS, SECOND, THEIRS, FOURTH))
     for series in run["series"]:
         if series["question"] == "latency":
             shares, microseconds = zip(*series["points"], strict=True)
-            axes.plot(microseconds, [1 - share for share in shares], label=series["label"])
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="microseconds",
-        ylabel="share of operations that took longer",
-    )
-    axes.grid(visible=True, alpha=0.3)
-    axes.legend()
+            longer = [1 - share for share in shares]
+            colour = next(colours)
+            marks = [_nearest(longer, share) for share in (0.5, 0.01)]
+            values = ", ".join(_duration(microseconds[at] / 1e3) for at in marks)
+            label = f"{series['label']}: {values}"
+            axes.plot(microseconds, longer, "-o", color=colour, label=label, markevery=marks, ms=4)
+    axes.set(xscale="log", yscale="log", xlabel="how long an operation took")
+    axes.set_yticks([0.5, 0.1, 0.01, 0.001], ["1 in 2", "1 in 10", "1 in 100", "1 in 1,000"])
+    axes.yaxis.set_minor_locator(mpl.ticker.NullLocator())
+    axes.set_xticks([1, 10, 100, 1e3, 1e4], ["1 µs", "10 µs", "100 µs", "1 ms", "10 ms"])
+    axes.set_title("how many operations took longer, 64 tasks; in figures: 1 in 2, 1 in 100")
+    axes.grid(visible=True)
+    axes.legend(loc="lower left", fontsize=9)
     return figure
+
+
+def _nearest(values: Sequence[float], wanted: float) -> int:
+    return min(range(len(values)), key=lambda index: abs(values[index] - wanted))
 
 
 def stall(run: Run) -> Figure:
     """Draw how late a heartbeat of 1 ms was, over the time of each work."""
-    works: dict[str, list[dict[str, Any]]] = {}
+    works: dict[str, dict[str, list[list[float]]]] = {}
     for series in run["series"]:
         if series["question"] == "stall":
-            works.setdefault(series["label"].partition(":")[0], []).append(series)
-    figure = Figure(figsize=(8, 2 * len(works)), layout="constrained")
+            work, _, who = series["label"].partition(": ")
+            works.setdefault(work, {})[who] = series["points"]
+    figure = Figure(figsize=(8, 1.9 * len(works)), layout="constrained")
     for axes, (work, both) in zip(figure.subplots(len(works)), works.items(), strict=True):
-        for series in both:
-            seconds, late = zip(*series["points"], strict=True)
-            axes.plot(seconds, late, ".-", label=series["label"].partition(": ")[2])
-        axes.set(title=work, yscale="symlog", ylabel="ms late")
-        axes.legend(loc="upper right")
-    figure.supxlabel("seconds")
+        lasted = max(points[-1][0] for points in both.values())
+        for (who, points), colour in zip(both.items(), (OURS, SECOND), strict=True):
+            seconds, late = steps(points)
+            axes.step(seconds, late, where="pre", color=colour, label=who)
+            worst = max(late)
+            end = seconds[len(late) - 1 - late[::-1].index(worst)]
+            start = max(end - worst / 1e3, 0)
+            axes.annotate(
+                f"{who}: {_duration(worst)}",
+                (start, worst),
+                xytext=(2, 4),
+                textcoords="offset points",
+                ha="left" if start < lasted / 2 else "right",
+                fontsize=9,
+                color=colour,
+            )
+        axes.set(yscale="log", ylim=(0.05, 3000), xlim=(0, None))
+        axes.set_title(f"{work}: how late a tick of the loop came")
+        axes.set_yticks([0.1, 1, 10, 100], ["0.1 ms", "1 ms", "10 ms", "100 ms"])
+        axes.yaxis.set_minor_locator(mpl.ticker.NullLocator())
+        axes.grid(visible=True, axis="y")
+    figure.supxlabel("seconds", fontsize=10)
     return figure
+
+
+def steps(points: list[list[float]]) -> tuple[list[float], list[float]]:
+    """Return times and delays of a heartbeat, from when the first tick was due to begin.
+
+    A tick that came late closes a time in which the loop ran nothing else: a step of that length.
+    """
+    first = points[0][0] - points[0][1] / 1e3
+    floor = 0.06  # a delay of nothing has no place on a logarithmic axis
+    seconds = [0.0, *(at - first for at, _ in points)]
+    late = [points[0][1], *(delay for _, delay in points)]
+    return seconds, [max(delay, floor) for delay in late]
+
+
+def _duration(milliseconds: float) -> str:
+    if milliseconds < 1:
+        return f"{milliseconds * 1e3:.3g} µs"
+    return f"{milliseconds:.1f} ms" if milliseconds < 10 else f"{milliseconds:.0f} ms"

@@ -36,3 +36,22 @@ def test_missing_figure_is_an_error():
 def test_questions_and_files_agree():
     files = {path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").glob("bench_*.py")}
     assert files == set(QUESTIONS)
+
+
+def test_plots_suit_light_and_dark_pages():
+    plots = pytest.importorskip(
+        "benchmarks._plots", reason="needs matplotlib", exc_type=ImportError
+    )
+    for plot in ("throughput", "latency", "stall"):
+        drawn = (ROOT / "docs" / "plots" / f"{plot}.svg").read_text()
+        assert "@media (prefers-color-scheme: dark)" in drawn
+        assert [stand_in for stand_in in plots.COLOURS if stand_in in drawn] == []
+
+
+def test_late_tick_is_a_step_of_its_length():
+    plots = pytest.importorskip(
+        "benchmarks._plots", reason="needs matplotlib", exc_type=ImportError
+    )
+    seconds, late = plots.steps([[0.0, 400.0], [0.5, 100.0]])
+    assert seconds == pytest.approx([0.0, 0.4, 0.9])
+    assert late == [400.0, 400.0, 100.0]
