@@ -1,7 +1,8 @@
-"""README's table, out of the figures of one whole run."""
+"""The tables of README and of the site's first page, out of the figures of one whole run."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ._machine import in_words
@@ -34,11 +35,15 @@ def _rounded(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
+#: What was done, and the cells of both columns.
+Row = tuple[str, list[Cell], list[Cell]]
+
+
 def _rates(question: str, tasks: int, *parts: tuple[str, str]) -> list[Cell]:
     return [Cell(question, f"{tasks} tasks: aiommap / {peer}", text) for peer, text in parts]
 
 
-def _stall(work: str, size: str) -> tuple[str, list[Cell], list[Cell]]:
+def _stall(work: str, size: str) -> Row:
     return (
         f"worst loop stall, {work} of {size}",
         [Cell("stall", f"{work}: aiommap", "{} ms")],
@@ -46,7 +51,7 @@ def _stall(work: str, size: str) -> tuple[str, list[Cell], list[Cell]]:
     )
 
 
-def _reads(tasks: int) -> tuple[str, list[Cell], list[Cell]]:
+def _reads(tasks: int) -> Row:
     noun = "task" if tasks == 1 else "tasks"
     return (
         f"warm 4 KiB reads, {tasks} {noun}",
@@ -55,18 +60,22 @@ def _reads(tasks: int) -> tuple[str, list[Cell], list[Cell]]:
     )
 
 
-def _records(tasks: int) -> tuple[str, list[Cell], list[Cell]]:
+def _records(tasks: int, *, peers: int = 3) -> Row:
     noun = "task" if tasks == 1 else "tasks"
-    peers = [("thread", "{} × `pwrite` + `fdatasync` in a thread"), ("aiofiles", "{} × aiofiles")]
+    named = [
+        ("thread", "{} × `pwrite` + `fdatasync` in a thread"),
+        ("aiofiles", "{} × aiofiles"),
+        ("aiofile", "{} × aiofile"),
+    ]
     return (
         f"durable 128-byte records, {tasks} {noun}",
         [Cell("durable", f"{tasks} tasks: aiommap", "{} a second")],
-        _rates("durable", tasks, *peers, ("aiofile", "{} × aiofile")),
+        _rates("durable", tasks, *named[:peers]),
     )
 
 
 #: What a reader of README wants to know first: (what, ours, beside).
-ROWS: tuple[tuple[str, list[Cell], list[Cell]], ...] = (
+ROWS: tuple[Row, ...] = (
     _reads(1),
     _reads(64),
     (
@@ -109,23 +118,45 @@ ROWS: tuple[tuple[str, list[Cell], list[Cell]], ...] = (
 )
 
 
+#: What the first page of the site shows: what others do not do at all, then the speed.
+HOME = """\
+| another process truncates the file | `MappingFaultError`; the process lives | \
+the process is killed by SIGBUS (stdlib mmap) |
+| it cuts off what is not flushed yet | the flush raises `FlushError` | \
+the flush reports success (stdlib mmap) |"""
+HOME_ROWS = (
+    _stall("cold read", "512 MiB"),
+    _stall("flush", "256 MiB"),
+    _records(64, peers=2),
+    _reads(64),
+)
+
+
 def table(run: dict[str, object]) -> str:
     """Write the section of README that one run stands for."""
-    rows = run["figures"]
-    assert isinstance(rows, list)
-    figures: Figures = {(row["question"], row["label"]): row["value"] for row in rows}
+    return _written(run, "", ROWS)
+
+
+def home(run: dict[str, object]) -> str:
+    """Write the section of the site's first page."""
+    return _written(run, HOME, HOME_ROWS)
+
+
+def _written(run: dict[str, object], first: str, rows: Sequence[Row]) -> str:
+    found = run["figures"]
+    assert isinstance(found, list)
+    figures: Figures = {(row["question"], row["label"]): row["value"] for row in found}
     machine = run["machine"]
     assert isinstance(machine, dict)
-    lines = [
-        f"Measured on {in_words(machine)}.",
-        "`python -m benchmarks` (extra `bench`) measures again:",
-        "",
-        "| | aiommap | beside |",
-        "|---|---|---|",
-    ]
-    for what, *columns in ROWS:
+    lines = ["| | aiommap | beside |", "|---|---|---|", *first.splitlines()]
+    for what, *columns in rows:
         ours, beside = (", ".join(cell.write(figures) for cell in cells) for cells in columns)
         lines.append(f"| {what} | {ours} | {beside} |")
+    lines += [
+        "",
+        f"Measured on {in_words(machine)}.",
+        "`python -m benchmarks` (extra `bench`) measures again.",
+    ]
     return "\n".join(lines) + "\n"
 
 

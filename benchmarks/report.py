@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from ._plots import draw
-from ._table import put_into, table
+from ._table import home, put_into, table
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,8 +19,9 @@ def main() -> None:
     options = parser.parse_args()
     text = options.run.read_text()
     run = json.loads(text)
-    readme = ROOT / "README.md"
-    readme.write_text(put_into(readme.read_text(), table(run)))
+    for page, section in (("README.md", table(run)), ("docs/index.md", home(run))):
+        path = ROOT / page
+        path.write_text(put_into(path.read_text(), section))
     (ROOT / "docs" / "benchmarks.json").write_text(text)
     draw(run, ROOT / "docs" / "plots")
 

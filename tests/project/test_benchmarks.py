@@ -18,6 +18,11 @@ def test_readme_table_is_the_recorded_run():
     assert _table.put_into(README, _table.table(RUN)) == README
 
 
+def test_home_table_is_the_recorded_run():
+    page = (ROOT / "docs" / "index.md").read_text()
+    assert _table.put_into(page, _table.home(RUN)) == page
+
+
 def test_recorded_run_is_complete():
     assert {row["question"] for row in RUN["figures"]} == set(QUESTIONS)
     assert not RUN["smoke"]

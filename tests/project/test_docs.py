@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+import aiommap
 from tests.support.strict import PYTHON
 
 ROOT = Path(__file__).parents[2]
@@ -113,6 +115,37 @@ def test_relative_links_lead_to_files(path):
 @pytest.mark.parametrize("pattern", [MACHINE_PATH, REGISTRY_HOST], ids=["machine", "registry"])
 def test_no_machine_or_registry_is_named(path, pattern):
     assert pattern.findall(path.read_text(encoding="utf-8")) == []
+
+
+def errors(root=aiommap.MappedFileError):
+    """Yield the names of all errors that we declare."""
+    yield root.__name__
+    for error in root.__subclasses__():
+        if error.__module__.startswith("aiommap"):
+            yield from errors(error)
+
+
+def test_troubleshooting_has_every_error():
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    explained = re.findall(r"^### (\w+)$", text, re.MULTILINE)
+    assert sorted(explained) == sorted(set(errors())), (
+        "each error has a section in docs/troubleshooting.md: what it means, what to do"
+    )
+
+
+def test_reference_has_every_name_once():
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    named = re.findall(r"^::: aiommap\.(\w+)$", text, re.MULTILINE)
+    assert named[:3] == ["open", "Opening", "MappedFile"]
+    assert sorted(set(aiommap.__all__) - set(named)) == []
+    assert [name for name, count in Counter(named).items() if count > 1] == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_pages_are_read_on_their_own(path):
+    """On the site there is no folder around a page."""
+    text = " ".join(path.read_text(encoding="utf-8").split())
+    assert re.findall(r"the (?:folder|directory) above", text) == []
 
 
 def test_readme_is_short():

@@ -1,0 +1,49 @@
+"""For the site: what mkdocs makes of a page is made fit for phones and for strangers.
+
+Each cell of a table knows what its column is called: on a phone there is no room for columns, and
+``stylesheets/site.css`` shows each row as a list. The reference names public places only.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from itertools import zip_longest
+
+TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
+ROW = re.compile(r"<tr>.*?</tr>", re.DOTALL)
+HEADER = re.compile(r"<th[^>]*>(.*?)</th>", re.DOTALL)
+CELL = re.compile(r"<td(?P<attributes>[^>]*)>")
+#: Where a name is defined, in the titles of links of the reference: nobody can import it there.
+PRIVATE = re.compile(r"\s*\(aiommap(?:\.\w+)*?\._[\w.]+\)|(?<=title=\")aiommap(?:\.\w+)*?\._[\w.]+")
+TAG = re.compile(r"<[^>]+>")
+
+
+def on_page_content(content: str, **_: object) -> str:
+    """Label the cells of all tables of a page; called by mkdocs."""
+    return TABLE.sub(lambda found: labelled(found[0]), content)
+
+
+def on_post_page(output: str, **_: object) -> str:
+    """Drop private places from a page whose links are all made; called by mkdocs."""
+    return PRIVATE.sub("", output)
+
+
+def labelled(table: str) -> str:
+    """Give each cell the text of its column's header."""
+    names = [TAG.sub("", header).strip() for header in HEADER.findall(table)]
+
+    def label(row: re.Match[str]) -> str:
+        pieces = CELL.split(row[0])
+        # Between the pieces are the attributes of the cells.
+        cells = zip_longest(pieces[1::2], pieces[2::2], names, fillvalue="")
+        return pieces[0] + "".join(
+            f"<td{attributes}{attribute(name)}>{rest}" for attributes, rest, name in cells if rest
+        )
+
+    return ROW.sub(label, table)
+
+
+def attribute(name: str) -> str:
+    """Write the attribute; an empty header says nothing."""
+    return f' data-label="{html.escape(html.unescape(name))}"' if name else ""
