@@ -79,21 +79,14 @@ ROWS: tuple[Row, ...] = (
     _reads(1),
     _reads(64),
     (
-        "warm 1 MiB reads",
-        [Cell("large_read", "aiommap / bare slice", "{} of a bare `mm[a:b]`")],
-        [],
-    ),
-    (
         "4 KiB writes, 64 tasks",
         _rates("write", 64, ("bare store", "{} of a bare store")),
         _rates("write", 64, ("aiofiles", "{} × aiofiles")),
     ),
     _records(1),
     _records(64),
-    _records(256),
     _stall("cold read", "512 MiB"),
     _stall("flush", "256 MiB"),
-    _stall("prewarm", "512 MiB"),
     (
         "a change by another process, median",
         [Cell("watch", "external write to subscriber, p50", "{} ms")],

@@ -1,4 +1,27 @@
-"""Memory-mapped files for asyncio that keep the disk off the event loop and survive SIGBUS."""
+"""Memory-mapped files for asyncio and trio that keep the disk off the event loop.
+
+    async with aiommap.open("data.bin", "r+") as f:
+        data = await f.read(0, 4096)
+        receipt = await f.write(0, b"hello")
+        await receipt.wait_durable()
+
+In the order in which one needs them; ``help(aiommap.open)`` and the like say more:
+
+    open            open a file: its modes and options
+    MappedFile      what open gives: read, write, flush, prewarm, resize, watch, and more
+    View            a part of a file, with the same verbs, and its memory as an array
+    follow          the newest good file of a path that others replace
+    Snapshot        a file that is not changed any more
+    FlushPolicy     when writes become durable without being asked for
+    WriteReceipt    whether a write is durable, and waiting for it
+    Log             records that survive a power cut, for one writer and many readers
+    Hub             many files that share worker threads
+    Change          what others did to a file
+    AtomicU64       a word that processes share; AtomicU32 can be waited for; AsyncLock
+    RangeAllocator  ranges of a file that do not overlap
+
+All errors of ours derive from MappedFileError. ``aiommap.testing`` has faults for tests.
+"""
 
 from __future__ import annotations
 

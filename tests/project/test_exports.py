@@ -35,6 +35,13 @@ def members():
                 yield pytest.param(cls, member, id=f"{name}.{member}")
 
 
+def test_help_begins_with_what_is_needed_first():
+    listed = [line.split()[0] for line in aiommap.__doc__.splitlines() if line.startswith("    ")]
+    names = listed[listed.index("open") :]
+    assert names[:4] == ["open", "MappedFile", "View", "follow"]
+    assert sorted(set(names) - set(aiommap.__all__)) == []
+
+
 def test_all_is_a_sorted_tuple():
     assert isinstance(aiommap.__all__, tuple)
     assert list(aiommap.__all__) == sorted(set(aiommap.__all__), key=kind_and_name)

@@ -45,6 +45,24 @@ def test_free_threaded_wheels_are_not_declared():
     assert not [path for path in sources if "Py_mod_gil" in path.read_text(encoding="utf-8")]
 
 
+def test_changelog_begins_with_this_version():
+    text = (ROOT / "docs" / "changelog.md").read_text(encoding="utf-8")
+    assert text.partition("\n## ")[2].split()[0] == PROJECT["project"]["version"]
+
+
+def test_hosted_ci_only_calls_ours():
+    """What is tried there can be tried anywhere."""
+    for workflow in sorted((ROOT / ".github" / "workflows").glob("*.yml")):
+        commands = re.findall(
+            r"^ +- run: (.+)$", workflow.read_text(encoding="utf-8"), re.MULTILINE
+        )
+        allowed = re.compile(
+            r"(sudo )?(bash )?\.ci/\w+( \w+)?|pipx run cibuildwheel.*|python3? -m venv .*"
+        )
+        assert commands
+        assert [command for command in commands if not allowed.fullmatch(command)] == []
+
+
 def brought(requirements):
     """Name what an extra brings: other extras in backquotes, as README has them."""
     names = set()
