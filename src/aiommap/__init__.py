@@ -145,11 +145,16 @@ __all__ = (
 
 
 def _adopt() -> None:
-    """Make tracebacks, reprs and pickles name the public place, not the file of a class."""
+    """Make tracebacks, reprs, pickles and ``help`` name the public place, not the file of a class.
+
+    Private bases as well, as ``help`` names them; those in C cannot be given another place.
+    """
     for name in __all__:
         value = globals()[name]
-        if hasattr(value, "__module__"):
-            value.__module__ = __name__
+        for place in getattr(value, "__mro__", (value,)):
+            module = getattr(place, "__module__", "")
+            if module.startswith(f"{__name__}._") and not module.endswith("._native"):
+                place.__module__ = __name__
 
 
 _adopt()
