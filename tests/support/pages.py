@@ -1,0 +1,54 @@
+"""The kernel's own word on the pages of a file, asked without the library."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+
+import pytest
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_LIBC.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+_LIBC.mmap.restype = ctypes.c_void_p
+_LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_CACHESTAT = 451
+
+
+def drop_pages(path):
+    """Write the file back, and have the kernel drop its pages."""
+    fd = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+
+
+def resident_pages(path):
+    """Return the numbers of the pages that are in memory, by mincore(2) of a mapping of its own."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        size = os.fstat(fd).st_size
+        if not size:
+            return set()
+        at = _LIBC.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
+        found = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
+        assert _LIBC.mincore(at, size, found) == 0, os.strerror(ctypes.get_errno())
+        _LIBC.munmap(at, size)
+    finally:
+        os.close(fd)
+    return {number for number, flags in enumerate(found) if flags & 1}
+
+
+def dirty_pages(path):
+    """Count the pages that the kernel has still to write back, by cachestat(2)."""
+    span, found = (ctypes.c_uint64 * 2)(0, 0), (ctypes.c_uint64 * 5)()
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        if _LIBC.syscall(_CACHESTAT, fd, span, found, 0):
+            pytest.skip(f"cachestat(2): {os.strerror(ctypes.get_errno())}")
+    finally:
+        os.close(fd)
+    return found[1]
