@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import anyio
@@ -32,10 +33,8 @@ def cold(tmp_path):
 @pytest.mark.parametrize("mode", ["r", "r+", "c"])
 async def test_advice_is_taken_or_refused(path, mode, advice):
     async with aiommap.open(path, mode) as f:
-        try:
+        with contextlib.suppress(UnsupportedError):
             await f.advise(advice)
-        except UnsupportedError as error:
-            assert str(path) in str(error)
         assert (await f.read(PAGE, 1)) == b"B"
 
 
@@ -95,6 +94,17 @@ async def test_dont_need_of_private_pages_is_refused(path):
         with pytest.raises(UnsupportedError):
             await f.advise(Advice.DONT_NEED)
         assert await f.read(0, 4) == b"mine"
+
+
+@pytest.mark.parametrize("advice", [Advice.DONT_NEED, Advice.COLD, Advice.PAGE_OUT])
+async def test_advise_refused_by_pinned_pages(path, advice):
+    async with aiommap.open(path, "r+") as f:
+        async with f.locked(2 * PAGE, PAGE):
+            await f.advise(advice, 0, 2 * PAGE)
+            with pytest.raises(UnsupportedError, match="pinned") as caught:
+                await f.advise(advice)
+            assert str(path) in str(caught.value)
+        await f.advise(advice)
 
 
 @pytest.mark.parametrize("wrong", ["random", 1, None])

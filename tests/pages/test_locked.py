@@ -11,7 +11,6 @@ import pytest
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
-from aiommap import Advice, UnsupportedError
 from tests.support.internals import PIECE_BYTES, Pager, RangeSet
 
 pytestmark = pytest.mark.anyio
@@ -106,18 +105,7 @@ async def test_lock_again_in_the_new_mapping(tmp_path):
         assert locked_bytes(path) >= SIZE
 
 
-@pytest.mark.parametrize("advice", [Advice.DONT_NEED, Advice.COLD, Advice.PAGE_OUT])
-async def test_advise_refused_by_pinned_pages(path, advice):
-    async with aiommap.open(path, "r+") as f:
-        async with f.locked(2 * PAGE, PAGE):
-            await f.advise(advice, 0, 2 * PAGE)
-            with pytest.raises(UnsupportedError, match="pinned") as caught:
-                await f.advise(advice)
-            assert str(path) in str(caught.value)
-        await f.advise(advice)
-
-
-async def test_locked_ranges_are_not_put_together_anew(tmp_path, monkeypatch):
+async def test_locked_ranges_are_not_joined_again(tmp_path, monkeypatch):
     added = []
     add = RangeSet.add
 

@@ -1,4 +1,4 @@
-"""Prewarming: what is resident afterwards, what it returns and reports; mincore(2) as the oracle."""
+"""Prewarming: what is resident afterwards, what it returns and reports, by mincore(2)."""
 
 from __future__ import annotations
 
