@@ -1,4 +1,4 @@
-"""The threads of a hub go when it is closed, also while somebody still refers to it."""
+"""The threads of a hub or a file go when it is closed, also while somebody still refers to it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ async def main():
     async with aiommap.Log.open(sys.argv[1] + ".log") as log:
         assert kept_threads.reserve.runs
     await until(lambda: not kept_threads.reserve.runs)
-    print("gone", hub, log, file=sys.stderr)
+    async with aiommap.open(sys.argv[1], "r+") as f:
+        await f.reopen()
+        assert kept_threads.reserve.runs
+    await until(lambda: not kept_threads.reserve.runs)
+    print("gone", hub, log, f, file=sys.stderr)
 
 anyio.run(main, backend=sys.argv[2])
 """

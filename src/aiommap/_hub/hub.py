@@ -361,6 +361,17 @@ def _attempt_all(
         del outcomes  # or they and the tracebacks of errors among them would keep each other alive
 
 
+class _OwnHub(Hub):
+    """The hub of a file that was opened without one, and goes with it."""
+
+    async def _release(self, core: FileCore) -> None:
+        try:
+            await super()._release(core)
+        finally:
+            if not self._files and self._workers is not None:
+                self._workers.close()
+
+
 def hub_or_new(hub: Hub | None) -> Hub:
     """Return the hub that a caller gave, or one of its own for what is opened without."""
     if hub is None:
@@ -426,7 +437,7 @@ def open(
         stays so. Waiting for a lease ends at once.
     Source: mmap(2), posix_fallocate(3).
     """
-    return Hub().open(
+    return _OwnHub().open(
         path,
         mode,
         size=size,
