@@ -30,6 +30,8 @@ PAGE_SIZE: int
 
 #: One system call or copy never handles more than this many bytes.
 PIECE_BYTES: int
+#: How many pieces ``Mapping.append`` takes.
+APPEND_PIECES: int
 #: A limit that no count reaches.
 NO_LIMIT: int
 # Flags of Mapping.
@@ -55,6 +57,12 @@ MADV_PAGEOUT: int
 
 def sync_filesystem(descriptor: int, /) -> None:
     """syncfs(2)."""
+
+def append_zeros_to(fd: int, length: int, sparse: bool, /) -> None:
+    """Make a file at least this long, whatever others append meanwhile; never shorter (waits).
+
+    Blocks are reserved unless sparse. A full disk leaves the length as it is.
+    """
 
 def filesystem_type(fd: int, /) -> int:
     """Return the magic number of statfs(2); 0 where the platform has none."""
@@ -203,6 +211,24 @@ class Mapping:
         writeback until ``flush_end``. If a store stopped short, commit flushes nothing and returns
         the result of ``write_many``. If the flush failed, commit raises OSError, and the stored
         pages are dirty.
+        """
+
+    def append_through(self, descriptor: int, /) -> None:
+        """Append through a descriptor of the same file with O_APPEND, and own it."""
+
+    def append(self, pieces: list[bytes | memoryview], /) -> tuple[int, int, int]:
+        """Write pieces at the end, in one call; at most APPEND_PIECES.
+
+        Returns where they begin, how many bytes were written, and the errno if that is not all.
+        Then bytes of whole pieces were, but for a file with ``append_through``: others may have
+        appended behind it, so nothing is cut back. EAGAIN means that others have changed the
+        length, and nothing was done. The end of what we made moves, ``size`` does not.
+        """
+
+    def count_appended(self, start: int, end: int, lengths: list[int], /) -> list[Receipt] | None:
+        """Let verbs address the file up to ``end``, and count the pieces as stored.
+
+        None if only a change can do the first: there is a fence, or too little capacity.
         """
 
     def sync(self, metadata: bool, /) -> None:

@@ -32,6 +32,7 @@ def instrument(tracer_provider: TracerProvider | None = None, *, threshold: floa
     - ``aiommap.open``; ``aiommap.prewarm``;
     - ``aiommap.read``: a read that was not answered inline, ``read_many`` as one;
     - ``aiommap.write``: a write that was not stored inline, until it is durable under ``always()``;
+    - ``aiommap.append``: an append, until it is durable under ``always()``;
     - ``aiommap.flush``: one for everybody who waits for a flush, from the request to its answer,
       and for flushes of a policy and of closing.
 

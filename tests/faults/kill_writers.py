@@ -124,6 +124,30 @@ async def append_to_log(_: str, path: str, seed: int, reporter: Reporter) -> Non
         await anyio.sleep_forever()
 
 
+async def append_to_file(_: str, path: str, seed: int, reporter: Reporter) -> None:
+    """Half of the writers by a file of their own, as another process would."""
+
+    async def append(file: aiommap.MappedFile, writer: int) -> None:
+        for index in range(RECORDS):
+            receipt = await file.append(content(seed, writer, index))
+            reporter.tell(writer, index, receipt.offset)
+
+    reporter.tell()
+    async with (
+        aiommap.open(path, "a+", flush=FlushPolicy.always()) as one,
+        aiommap.open(path, "a+") as other,
+        anyio.create_task_group() as group,
+    ):
+        reporter.tell()
+        for writer in range(WRITERS):
+            group.start_soon(append, one if writer % 2 else other, writer)
+        await anyio.sleep_forever()
+
+
+#: What is written, beside what the policies are for.
+FUNCTIONS = {"log": append_to_log, "append": append_to_file}
+
+
 def run(what: str, path: str, seed: int, patience: int, delay: float) -> dict[str, object]:
     """Fork a writer, kill it after so many lines and so long, and collect all that it reported."""
     reading, writing = os.pipe()
@@ -131,7 +155,7 @@ def run(what: str, path: str, seed: int, patience: int, delay: float) -> dict[st
     if not child:
         try:
             os.close(reading)
-            function = append_to_log if what == "log" else write_slots
+            function = FUNCTIONS.get(what, write_slots)
             anyio.run(function, what, path, seed, Reporter(writing))
         except BaseException:
             traceback.print_exc()

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 RUNS_EACH = 24
 LOGS, LIVES = 8, 7
-assert RUNS_EACH * len(POLICIES) + LOGS * LIVES == 200
+assert RUNS_EACH * (len(POLICIES) + 1) + LOGS * LIVES == 224
 
 #: Lines that a writer writes. Few runs end while it opens the file, and none when all is written.
 LINES = 2 + WRITERS * RECORDS
@@ -47,7 +47,7 @@ def kill():
         yield kill
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", [*POLICIES, "append"])
 def test_kill_keeps_acknowledged_writes(kill, tmp_path, policy):
     draw = random.Random(policy)
     for number in range(RUNS_EACH):

@@ -52,6 +52,7 @@ VERBS = {
     "read_many": lambda f, _: f.read_many([(0, 1), (0, SIZE)]),
     "write": lambda f, _: f.write(0, b"n" * SIZE),
     "write_many": lambda f, _: f.write_many([(0, b"n" * SIZE)]),
+    "append": lambda f, _: f.append(b"n" * SIZE),
     "flush": lambda f, _: f.flush(),
     "flush_range": lambda f, _: f.flush_range(0, PAGE),
     "start_writeback": lambda f, _: f.start_writeback(),
@@ -67,6 +68,7 @@ VERBS = {
 RESULTS = {
     "write": b"n" * SIZE,
     "write_many": b"n" * SIZE,
+    "append": b"o" * SIZE + b"n" * SIZE,
     "resize": b"o" * SIZE + bytes(SIZE),
     "punch_hole": bytes(SIZE),
 }
@@ -74,7 +76,16 @@ RESULTS = {
 ABANDONED = ("read", "read_many", "chunks")
 #: May be waited out also while no thread is free: a batch has begun once its queue took it, and a
 #: lock that was not taken is undone by a hop of its own.
-WAITED_OUT = ("write", "write_many", "flush", "flush_range", "locked", "resize", "punch_hole")
+WAITED_OUT = (
+    "write",
+    "write_many",
+    "append",
+    "flush",
+    "flush_range",
+    "locked",
+    "resize",
+    "punch_hole",
+)
 
 every_verb = pytest.mark.parametrize("name", VERBS)
 

@@ -84,13 +84,14 @@ class FileCore:
         #: Whether the path was last seen to name another file, or none.
         self.orphaned: bool = False
         self.workers: Workers = workers
-        #: The name that this opening gave to the file; it also holds the directory open.
+        #: The name that this opening gave to the file, or that may not be durable for another
+        #: reason; it also holds the directory open.
         self.made: NewName | None = opened.made
         #: Opening is over, and will not be undone.
         self.prepared: bool = False
         #: Opening failed or was cancelled after the file had been created: remove it again.
         self.undo: bool = False
-        made = options.mode.makes
+        made = opened.resized
         self.lifecycle: Lifecycle = Lifecycle(options.path, workers.event)
         self.unsynced: Unsynced = Unsynced(
             created=opened.made is not None, made=made, named=opened.named

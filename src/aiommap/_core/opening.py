@@ -8,7 +8,7 @@ import os
 import resource
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,6 +22,7 @@ from .._native import (
     SPARSE,
     WRITABLE,
     Mapping,
+    append_zeros_to,
     sigbus_blocked,
 )
 from .file_kinds import cannot_map, check_mappable, check_regular, is_in_memory
@@ -30,7 +31,7 @@ from .kernel import kernel_version
 from .leases import LeasedError
 from .mapping_limit import mapping_limit, no_address_space
 from .options import OpenOptions
-from .paths import NewName, open_new, open_or_new
+from .paths import NewName, open_new, open_or_new, open_or_share
 
 #: Linux 5.9 and 5.10 return short NOWAIT reads of cached data (tokio-rs/tokio#3803).
 _BROKEN_NOWAIT = ((5, 9), (5, 10))
@@ -61,8 +62,11 @@ class Opened:
     identity: Identity
     state: FileState
     named: bool
-    #: The name that was given to the file, if it was this opening that created it.
+    #: The name that was given to the file, if it was this opening that created it, or if that may
+    #: not be durable yet for another reason.
     made: NewName | None
+    #: Whether this opening changed the size.
+    resized: bool
 
 
 def open_mapping(options: OpenOptions) -> Opened:
@@ -74,14 +78,18 @@ def open_mapping(options: OpenOptions) -> Opened:
     fd, made = _open_descriptor(options)
     close: Callable[[], object] = partial(os.close, fd)
     try:
-        found = os.fstat(fd)
+        found = before = os.fstat(fd)
         check_mappable(options.path, fd, found)
+        if options.mode.appends and (options.size or 0) > found.st_size:
+            found = _extend(fd, options)
         # Mapped before it is overwritten: where that fails, the old bytes are still there.
         mapping = _map(fd, found, options)
         close = mapping.close
-        if options.size is not None:
+        if options.mode.makes:
             _make_content(mapping, found, options)
             found = os.fstat(fd)
+        if options.mode.appends:
+            mapping.append_through(_open_to_append(fd, options))
         _stop_noting_reads(fd)
     except BaseException as error:
         if made is not None:
@@ -90,7 +98,12 @@ def open_mapping(options: OpenOptions) -> Opened:
         name_file(error, options.path)
         raise
     return Opened(
-        mapping, Identity.of(found), FileState.of(found), named=found.st_nlink > 0, made=made
+        mapping,
+        Identity.of(found),
+        FileState.of(found),
+        named=found.st_nlink > 0,
+        made=made,
+        resized=options.mode.makes or found.st_size != before.st_size,
     )
 
 
@@ -114,8 +127,10 @@ def _open_descriptor(options: OpenOptions) -> tuple[int, NewName | None]:
                 # Looked at first, because merely opening a pipe or a device can have effects.
                 check_regular(options.path, os.stat(path, dir_fd=start))
             except FileNotFoundError:
-                if not mode.makes:
+                if not (mode.makes or mode.appends):
                     raise
+            if mode.appends:
+                return open_or_share(path, start, flags)
             if mode.name == "w+":
                 return open_or_new(path, start, flags)
             if mode.makes:
@@ -126,6 +141,43 @@ def _open_descriptor(options: OpenOptions) -> tuple[int, NewName | None]:
     except OSError as error:
         name_file(error, options.path)
         raise
+
+
+def _open_to_append(fd: int, options: OpenOptions) -> int:
+    """Open the same file once more, with O_APPEND and a position of its own.
+
+    Not by setting that for the first descriptor: pwrite(2) appends then, too, wherever it is asked
+    to write.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+    try:
+        return os.open(f"/proc/self/fd/{fd}", flags)
+    except (FileNotFoundError, NotADirectoryError):  # there is no /proc
+        pass
+    with options.where.beginning() as (path, start):
+        again = os.open(path, flags, dir_fd=start)
+    if Identity.of(os.fstat(again)) != Identity.of(os.fstat(fd)):
+        os.close(again)
+        reason = "it was replaced while it was opened: open it again"
+        raise OSError(errno.ESTALE, reason, options.path)
+    return again
+
+
+def _extend(fd: int, options: OpenOptions) -> os.stat_result:
+    """Make the file at least ``size`` bytes long, whatever others append meanwhile."""
+    size = options.size or 0
+    with _no_room(size, options.path):
+        reserve_shared(fd, size, sparse=options.sparse)
+    return os.fstat(fd)
+
+
+def _no_room(size: int, path: str) -> AbstractContextManager[None]:
+    """Say what to do if there is no room for the ``size`` of a new file."""
+    advice = (
+        f" for the {size} bytes to reserve: ask for a smaller size, or pass sparse=True to "
+        "take blocks only where something is stored"
+    )
+    return _explained(errno.ENOSPC, advice, path)
 
 
 @contextmanager
@@ -151,11 +203,7 @@ def _make_content(mapping: Mapping, found: os.stat_result, options: OpenOptions)
         reason = f"{os.strerror(errno.EFBIG)}: {size} bytes, and RLIMIT_FSIZE allows {limit}"
         raise OSError(errno.EFBIG, reason, options.path)
     if not options.sparse:
-        advice = (
-            f" for the {size} bytes to reserve: ask for a smaller size, or pass sparse=True to "
-            "take blocks only where something is stored"
-        )
-        with _explained(errno.ENOSPC, advice, options.path):
+        with _no_room(size, options.path):
             _check_room(fd, size - found.st_blocks * 512, found)
             reserve(fd, 0, size, old)
     set_length(fd, size, old, options.path)
@@ -241,10 +289,15 @@ _NOT_ALLOCATED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM})
 allocation_checks: list[Callable[[int, int, int], None]] = []
 
 
-def _allocate(fd: int, offset: int, length: int) -> None:
-    """Allocate blocks, and make the file reach as far as they do."""
+def check_allocation(fd: int, offset: int, length: int) -> None:
+    """Raise if a test has filled the disk."""
     for check in tuple(allocation_checks):
         check(fd, offset, length)
+
+
+def _allocate(fd: int, offset: int, length: int) -> None:
+    """Allocate blocks, and make the file reach as far as they do."""
+    check_allocation(fd, offset, length)
     try:
         os.posix_fallocate(fd, offset, length)
     except OSError as error:
@@ -282,11 +335,17 @@ def reserve(fd: int, offset: int, length: int, old: int) -> None:
         raise
 
 
+def reserve_shared(fd: int, size: int, *, sparse: bool) -> None:
+    """Make a file at least this long, to which others append meanwhile: nothing is ever cut off."""
+    check_allocation(fd, 0, size)
+    append_zeros_to(fd, size, sparse)
+
+
 def _map(fd: int, found: os.stat_result, options: OpenOptions) -> Mapping:
-    size = found.st_size if options.size is None else options.size
+    size = (options.size or 0) if options.mode.makes else found.st_size
     capacity = size if options.capacity is None else options.capacity
-    if capacity < size and options.again:
-        capacity = size
+    if capacity < size and (options.again or options.mode.appends):
+        capacity = size  # others, or an earlier run, have appended
     if capacity < size:
         raise ValueError(f"capacity is {capacity}, but {options.path} has {size} bytes already")
     try:

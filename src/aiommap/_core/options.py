@@ -14,13 +14,19 @@ from .paths import FilePath
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """What one of the five mode letters means."""
+    """What one of the mode letters means.
+
+    Attributes:
+        makes: whether the file is created, or overwritten, with a size that was asked for.
+        appends: whether it may be created, and ``append`` shares its end with other processes.
+    """
 
     name: str
     flags: int
     writable: bool = False
     private: bool = False
     makes: bool = False
+    appends: bool = False
 
 
 MODES = {
@@ -30,6 +36,7 @@ MODES = {
         Mode("r+", os.O_RDWR, writable=True),
         Mode("w+", os.O_RDWR | os.O_CREAT, writable=True, makes=True),
         Mode("x+", os.O_RDWR | os.O_CREAT | os.O_EXCL, writable=True, makes=True),
+        Mode("a+", os.O_RDWR | os.O_CREAT, writable=True, appends=True),
         Mode("c", os.O_RDONLY, writable=True, private=True),
     )
 }
@@ -94,7 +101,7 @@ class OpenOptions:
         check_mode(mode)
         asked = cls(FilePath.check(path), MODES[mode], **given)
         makes = asked.mode.makes
-        if makes != (asked.size is not None):
+        if makes != (asked.size is not None) and not asked.mode.appends:
             need = "needs" if makes else "takes no"
             raise ValueError(f'mode "{mode}" {need} size: ' + _SIZE_REMEDY[makes])
         if asked.sparse and not asked.mode.writable:
@@ -137,8 +144,8 @@ _MEANT = {
     "+w": '"w+" with size=, the number of bytes to create',
     "x": '"x+" with size=, the number of bytes to create',
     "+x": '"x+" with size=, the number of bytes to create',
-    "a": '"r+", with resize() before what is written at the end',
-    "+a": '"r+", with resize() before what is written at the end',
+    "a": '"a+", and append() for what is written at the end',
+    "+a": '"a+", and append() for what is written at the end',
 }
 
 _SIZE_REMEDY = {
@@ -148,6 +155,6 @@ _SIZE_REMEDY = {
 
 
 def reopening(options: OpenOptions) -> OpenOptions:
-    """Say how to open what is at the path by now, without making anything."""
+    """Say how to open what is at the path by now; only "a+" makes a file if there is none."""
     mode = MODES["r+"] if options.mode.makes else options.mode
     return replace(options, mode=mode, size=None, again=True)

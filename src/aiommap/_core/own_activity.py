@@ -36,6 +36,7 @@ class OwnActivity:
 
     __slots__ = (
         "durable_stores",
+        "foreign_growth",
         "identity",
         "mapping",
         "offloaded_writes",
@@ -56,6 +57,8 @@ class OwnActivity:
         self.durable_stores: int = 0
         #: Odd while a worker changes the size or the blocks of the file.
         self.size_changes: int = 2 if size_changed else 0
+        #: How often an append found that others had appended since the one before.
+        self.foreign_growth: int = 0
         #: Operations that moved the times of the file without storing, and those under way.
         self.touches: int = 0
         self.touching: int = 0
@@ -76,6 +79,10 @@ class OwnActivity:
     def count_stores(self, number: int) -> None:
         """Count writes of the store queue that its worker has applied."""
         self.offloaded_writes += number
+
+    def note_foreign_growth(self) -> None:
+        """Take note that the size we leave has bytes of others in it; in the flush worker."""
+        self.foreign_growth += 1
 
     def storing(self, number: int) -> _Storing:
         """Say that the block applies this number of writes; in the flush worker.

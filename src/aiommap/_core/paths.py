@@ -14,6 +14,7 @@ import reprlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Self
 
 from .._logs import FLUSHES
 from .._native import sync_filesystem
@@ -139,16 +140,19 @@ class NameNotSyncedError(OSError):
 
 
 class NewName:
-    """The name that a new file was given, held by the descriptor of its directory.
+    """The name that a new file was given, or may just have been, held by its directory.
 
     The descriptor is closed by ``close``, or with the last reference. In worker threads, one at a
     time; ``close`` in any.
     """
 
-    __slots__ = ("_held", "name")
+    __slots__ = ("_held", "_shared", "name")
 
-    def __init__(self, directory: int, name: str) -> None:
+    def __init__(self, directory: int, name: str, *, shared: bool = False) -> None:
         self.name: str = name
+        #: Whether other processes may have opened the file since, so that its name is never taken
+        #: back, and whether they or we created it does not matter.
+        self._shared = shared
         #: The descriptor, until it is closed: by whoever takes it out, which is one step.
         self._held = [directory]
 
@@ -161,7 +165,7 @@ class NewName:
 
     def remove(self, identity: Identity) -> None:
         """Take the name back if it still names that file, which has to be open meanwhile."""
-        if self.directory < 0:
+        if self.directory < 0 or self._shared:
             return
         try:
             found = os.stat(self.name, dir_fd=self.directory, follow_symlinks=False)
@@ -169,6 +173,11 @@ class NewName:
                 os.unlink(self.name, dir_fd=self.directory)
         except FileNotFoundError:
             return
+
+    def share(self) -> Self:
+        """Leave the name as it is from now on, for others who use the file."""
+        self._shared = True
+        return self
 
     def sync(self, file: int) -> None:
         """Make the name durable as far as the file system can. Worker threads only.
@@ -250,6 +259,23 @@ def open_new(path: str, start: int | None, flags: int) -> tuple[int, NewName]:
         return os.open(name, flags, 0o666, dir_fd=made.directory), made
     except BaseException:
         made.close()
+        raise
+
+
+def open_or_share(path: str, start: int | None, flags: int) -> tuple[int, NewName]:
+    """Open a file, or create it, as several processes may do at one time.
+
+    The name counts as new in either case: who created it may not have synced the directory yet, and
+    may die before. Arguments as for ``open_or_new``.
+    """
+    fd, made = open_or_new(path, start, flags)
+    try:
+        if made is not None:
+            return fd, made.share()
+        parent, name = os.path.split(path)
+        return fd, NewName(_open_directory(parent or ".", start), name, shared=True)
+    except BaseException:
+        os.close(fd)
         raise
 
 

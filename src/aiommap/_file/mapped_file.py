@@ -64,8 +64,9 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
     are no checkpoints: a task that does nothing else gives way, and sees a cancellation, once in a
     millisecond. All other verbs hop to a worker thread and are checkpoints.
 
-    Pickled, it becomes an ``Opening`` of its path, in mode "r+" if it was writable: ``async with``
-    or ``await`` that in the other process. Mode "c" is refused, as its stores would be lost.
+    Pickled, it becomes an ``Opening`` of its path, in mode "r+" for "w+" and "x+", which made it:
+    ``async with`` or ``await`` that in the other process. Mode "c" is refused, as its stores would
+    be lost.
 
     Concurrency: for tasks of the event loop it was opened in. Verbs on disjoint ranges do not wait
         for one another; overlapping writes are applied in the order they were submitted.
@@ -198,6 +199,39 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
             return await self._open.writer.write(offset, data)  # type: ignore[arg-type]
         return cast("WriteReceipt", receipt)
 
+    async def append(self, data: Buffer) -> WriteReceipt:
+        """Write bytes behind the end of the file, which becomes longer by exactly these.
+
+        Any number of tasks may append at once: each gets a range of its own, in the order in which
+        they asked, and those that wait at one time share a hop. ``receipt.offset`` says where it
+        is. The end is that of the file as it is then, whoever made it so. Nothing is ever visible
+        behind the last append: no room that is reserved, and no zeros, unless there is a growable
+        view or ``ensure`` was called.
+
+        In mode "a+" any number of processes may append at once, to a file on a local file system:
+        each append is one write(2), as that of any other program that opens the file with O_APPEND.
+        ``size`` counts what others appended before, from the next append of ours on; ``refresh``
+        asks. In other modes this process is to be the only one that changes the length.
+
+        Args:
+            data: any C-contiguous memory but Python objects, whatever its elements.
+        Raises:
+            AccessModeError: in modes "r" and "c".
+            FlushError: if a flush failed, now or earlier; or if others cut off what was written
+                here and not flushed, which latches.
+            OSError: ENOSPC if the disk is full, EFBIG beyond RLIMIT_FSIZE; nothing is left of it
+                then. In mode "a+" its first bytes may be left, if the disk had room for these:
+                the message says how many and where. EBUSY if others change the length all the
+                time, but in mode "a+".
+            OutOfBoundsError: beyond 2 GiB less a page in mode "a+", the limit of write(2).
+            TypeError, BufferError: as ``write``.
+        Cancellation: as ``write``.
+        Durability: as ``write``; the size is durable with the bytes.
+        Source: pwritev(2); in mode "a+" writev(2) with O_APPEND.
+        """
+        self._core.check_loop()
+        return await self._open.appender.append(data)
+
     async def flush(self) -> None:
         """Make everything written so far durable.
 
@@ -221,6 +255,9 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
         Up to ``capacity`` nothing moves. Beyond it the file is mapped again, and views made before
         keep the old mapping of the same bytes. Views of a part that is cut off read zeros there.
 
+        Of several calls at once the last one says how long the file is: a task that only needs room
+        calls ``ensure``, or it may cut off another one's. To write at the end, ``append``.
+
         Args:
             new_size: bytes that the file is to have.
         Raises:
@@ -239,9 +276,10 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
     async def ensure(self, size: SupportsIndex) -> None:
         """Make sure that bytes up to ``size`` are there, with blocks reserved unless sparse.
 
-        The way to let a system call (``recv_into``, ``readinto``) store beyond the end through a
-        growable view: the kernel grows no file for those, they fail with EFAULT. Nothing moves, and
-        nothing is ever cut off. While it is open the file ends at a page boundary from then on.
+        The way to grow from many tasks: it never makes the file shorter. And the way to let a
+        system call (``recv_into``, ``readinto``) store beyond the end through a growable view: the
+        kernel grows no file for those, they fail with EFAULT. Nothing moves, and nothing is ever
+        cut off. While it is open the file ends at a page boundary from then on, but in mode "a+".
 
         Args:
             size: bytes; at most ``capacity``.
@@ -312,6 +350,9 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
             span = check_tail(offset, length, self.size, self._core.shared_writable)
             return self._part(*span)
         self._core.check_growable("grow")
+        if self._core.options.mode.appends:
+            remedy = 'others append where its stores would be: use "r+", or append'
+            raise AccessModeError("make a growable view of", "a+", remedy)
         self._open.resizer.check_room(self._core.options.capacity)
         start, count = check_tail(offset, length, self.capacity)
         make = partial(View, self._open, start, count, growable=True, keeps=self)
@@ -542,6 +583,8 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
 
     async def reopen(self, *, discard: bool = False) -> None:
         """Move to the file that the path names by now; if that is this one, only ``refresh``.
+
+        In mode "a+" a file is created if there is none: rename a log, then ``reopen``.
 
         A poisoned file gets a new mapping and is usable again, also if it is the same one; so is
         one that overlayfs has copied up.

@@ -39,6 +39,7 @@ from .._runtime.callbacks import Listeners
 from .._runtime.event_loop import Event
 from .._runtime.loops import spawn, wait_or_withdraw
 from .._watch.watcher import Watcher
+from .appending import Appender
 from .reading import Reader
 from .resizing import Resizer
 from .watching import FileWatch
@@ -78,6 +79,7 @@ class OpenFile:
         "_release",
         "_told",
         "allocators",
+        "appender",
         "background",
         "core",
         "failed",
@@ -108,6 +110,9 @@ class OpenFile:
         self.writer: Writer = Writer(core, self.flusher, self.background)
         self.pager: Pager = Pager(core)
         self.resizer: Resizer = Resizer(core, self.pager)
+        self.appender: Appender = Appender(
+            core, self.flusher, self.background, self.writer, self.resizer
+        )
         self.words: WordPolicy = WordPolicy(core, self.writer.storing, self.background.plan)
         self.locks: FileLocks = FileLocks(core)
         self.allocators: Allocators = Allocators(core)

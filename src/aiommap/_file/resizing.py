@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from .._core.file_core import FileCore
 from .._core.mapping_limit import mapping_limit_soon, naming_the_want
-from .._core.opening import cannot_resize, reserve
+from .._core.opening import cannot_resize, reserve, reserve_shared
 from .._errors import (
     AlignmentError,
     OutOfBoundsError,
@@ -33,6 +33,11 @@ from .._pages.pager import Pager
 from .._ranges import align_up
 
 Made = TypeVar("Made")
+
+#: How many bytes of addresses are taken ahead of what is appended: as many as the file has, within
+#: these. They cost next to nothing, and mapping the file again costs more the longer it is.
+MIN_ROOM_BYTES = 16 << 20
+MAX_ROOM_BYTES = 1 << 30
 
 #: Unused room is searched in pieces of this number of bytes.
 TRIM_BYTES = 1 << 20
@@ -160,6 +165,56 @@ class Resizer:
         if size < old:
             check_all_words()
 
+    def follow_others(self) -> bool:
+        """Take over what others did to the length; where they only may append, only that they cut.
+
+        Answer False as ``resize`` does.
+        """
+        mapping = self._core.mapping
+        actual, _ = mapping.stat()
+        if actual == mapping.file_end or (self._appends and actual > mapping.size):
+            return True
+        return self.follow()
+
+    def make_room_behind(self, length: int) -> None:
+        """Have addresses for so many bytes behind the end, and for many more if there are any."""
+        mapping = self._core.mapping
+        wanted = max(mapping.size, mapping.file_end) + length
+        if align_up(wanted, PAGE_SIZE) <= mapping.capacity:
+            return
+        ahead = min(max(wanted, MIN_ROOM_BYTES), MAX_ROOM_BYTES)
+        with naming_the_want(self._core.path, wanted):
+            try:
+                self._make_room(wanted + ahead)
+            except OSError:
+                self._make_room(wanted)
+
+    def reach(self, end: int) -> None:
+        """Let verbs address the file up to where something was appended."""
+        mapping = self._core.mapping
+        with naming_the_want(self._core.path, end):
+            self._make_room(end)
+            with (
+                self._pager.remapping() if self.fenced else nullcontext(),
+                self._end_for(end) as last,
+            ):
+                mapping.extend(end, max(last, mapping.file_end), -1, end)
+
+    def cut_to(self, start: int) -> bool:
+        """Take over that others had cut the file to there when something was appended to it.
+
+        Answer False, with nothing done, if stores were lost by that: the next flush says so.
+        """
+        if self._hides_loss(start, self._core.mapping.size):
+            return False
+        with naming_the_want(self._core.path, start):
+            self._follow(start)
+        return True
+
+    @property
+    def _appends(self) -> bool:
+        return self._core.options.mode.appends
+
     def _shrink(self, size: int) -> None:
         with self._end_for(size):
             self._core.mapping.truncate(size)
@@ -174,6 +229,10 @@ class Resizer:
         old = mapping.size
         if self._hides_loss(os.fstat(mapping.fd).st_size, max(old, size)):
             return False
+        if self._appends:
+            with self._resizing(size):
+                reserve_shared(mapping.fd, size, sparse=self._core.options.sparse)
+            return self.follow()
         with self._resizing(max(old, size)):
             # What stores brought about is not asked for by this.
             self._grow(old, max(old, size), floor=size, whole_pages=True)
@@ -223,8 +282,10 @@ class Resizer:
 
     @property
     def wants_trim(self) -> bool:
-        """Whether the file may be longer than what is used of it."""
+        """Whether the file may be longer than what is used of it, by what we added."""
         mapping = self._core.mapping
+        if self._appends:  # appending.3
+            return False
         longest = max(mapping.size, mapping.file_end, mapping.reserved_end)
         return longest > mapping.min_kept_length
 

@@ -149,23 +149,27 @@ class BackgroundFlush:
         """Set ``may_be_full``; no property, as each durable write reads it."""
         self.may_be_full = self._waiting > 0 or self._route.policy.dirty_limit is not None
 
-    def is_full(self, ranges: Sequence[tuple[int, int]], most: float = math.inf) -> bool:
+    def is_full(
+        self, ranges: Sequence[tuple[int, int]], most: float = math.inf, more: int = 0
+    ) -> bool:
         """Tell whether stores to these (offset, length) ranges have to wait in ``make_room``.
 
-        Of very many, one range that has them all, and at most how many bytes they make dirty.
+        Of very many, one range that has them all, and at most how many bytes they make dirty; and
+        how many more bytes a store behind the end of the file adds.
         """
-        return self._waiting > 0 or self._exceeds(ranges, most)
+        return self._waiting > 0 or self._exceeds(ranges, most, more)
 
     async def make_room(
         self,
         ranges: Sequence[tuple[int, int]],
         wait_stored: Callable[[], Awaitable[None]],
         most: float = math.inf,
+        more: int = 0,
     ) -> None:
         """Wait until the stores fit under the limit, and all who wait already do (background.3).
 
         Args:
-            ranges, most: as for ``is_full``.
+            ranges, most, more: as for ``is_full``.
             wait_stored: waits until the writes submitted so far have been applied.
         """
         if self._queue is None:
@@ -176,7 +180,7 @@ class BackgroundFlush:
         try:
             with self._core.lifecycle.activity():
                 async with self._queue:
-                    await self._flush_until_they_fit(ranges, wait_stored, most)
+                    await self._flush_until_they_fit(ranges, wait_stored, most, more)
         finally:
             self._waiting -= 1
             self._note_room()
@@ -187,21 +191,24 @@ class BackgroundFlush:
         ranges: Sequence[tuple[int, int]],
         wait_stored: Callable[[], Awaitable[None]],
         most: float,
+        more: int,
     ) -> None:
         core = self._core
-        while self._exceeds(ranges, most):
+        while self._exceeds(ranges, most, more):
             await wait_stored()  # what waits in the queue is dirty only afterwards
             await self._flusher.submit(Request(0, core.mapping.size))
             if core.mapping.writable_leases:
                 return  # what such a view covers is dirty again at once
 
-    def _exceeds(self, ranges: Sequence[tuple[int, int]], most: float) -> bool:
+    def _exceeds(self, ranges: Sequence[tuple[int, int]], most: float, more: int) -> bool:
         """Tell whether the stores exceed the limit by being added to others' dirty bytes."""
         limit, mapping = self._route.policy.dirty_limit, self._core.mapping
         if limit is None or not self._core.shared_writable:
             return False
         others = mapping.would_dirty(0, 0) + self._core.own.queued_bytes
-        added = sum(mapping.would_dirty(*item) - mapping.would_dirty(0, 0) for item in ranges)
+        added = more + sum(
+            mapping.would_dirty(*item) - mapping.would_dirty(0, 0) for item in ranges
+        )
         return others > 0 and added > 0 and others + min(added, most) > limit
 
     def _due(self, since: float | None) -> bool:

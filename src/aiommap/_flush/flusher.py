@@ -22,8 +22,9 @@ turn; the loop only tries it, and takes a turn that is taken for work to wait fo
 
 Invariants.
   1  A flush answers only requests made before it began (I4): the queue adds to no batch in flight.
-  2  A batch is stores, requests or changes, never a mixture: a change of size is a barrier in the
-      queue. So no flush sees a change half done, or mistakes our own shrinking for another's.
+  2  A batch is stores, requests, changes or appends, never a mixture: a change of size is a barrier
+      in the queue. So no flush sees a change half done, or mistakes our own shrinking for
+      another's.
   3  The first failure latches (I5): every request from then on raises it, and inline stores are
       switched off. Listeners hear of it once.
   4  A store that asks for durability is applied in the hop of its flush, before that looks for
@@ -46,11 +47,16 @@ from .._runtime.batching import BatchQueue, Kind
 from .._runtime.callbacks import Listeners, nothing
 from .._runtime.tracing import traced
 from .._runtime.workers import Limiter
-from .requests import Change, Done, Outcome, Request, is_error, touch
+from .requests import ApplyAppends, Change, Done, Outcome, Request, is_error, touch
 from .trigger import FlushTrigger
 from .writeback import Writeback, settle
 
 Item = TypeVar("Item")
+
+
+def _no_appends(items: Sequence[object]) -> list[Outcome]:
+    """Stand for what appends to a file to which nothing can be appended."""
+    return [None for _ in items]
 
 
 class Flusher:
@@ -58,6 +64,7 @@ class Flusher:
 
     __slots__ = (
         "_after_batch",
+        "_apply_appends",
         "_core",
         "_queue",
         "_told",
@@ -76,6 +83,7 @@ class Flusher:
             self._begin_stores,
             general=self._begin_requests,
             barrier=self._begin_changes,
+            append=self._begin_appends,
             widen=Request.of,
         )
         #: Whether listeners have heard of a failure.
@@ -86,6 +94,7 @@ class Flusher:
             "Callable[[Store], Awaitable[WriteReceipt]]", self._queue.submit
         )
         self._after_batch: Callable[[], None] = nothing
+        self._apply_appends: ApplyAppends = _no_appends
         #: The listeners: called on the loop with the failure that latches, or with the damage of a
         #: poisoned mapping.
         self.failed: Listeners[FlushError] = failed
@@ -93,6 +102,15 @@ class Flusher:
     def on_batch(self, callback: Callable[[], None]) -> None:
         """Have a function called after every batch, and where a flush left something dirty."""
         self._after_batch = callback
+
+    def on_append(self, apply: ApplyAppends) -> None:
+        """Have a function called, in a worker, for each batch of appends."""
+        self._apply_appends = apply
+
+    async def append(self, data: bytes | memoryview) -> WriteReceipt:
+        """Append in the next batch of appends."""
+        self._core.check_flushed()
+        return cast("WriteReceipt", await self._queue.submit(data, kind=Kind.APPEND))
 
     async def wait_served(self) -> None:
         """Wait until what was submitted so far has been served."""
@@ -163,6 +181,11 @@ class Flusher:
             self._begin(self._core.workers.flushes, self.writeback.flush, requests, done)
         else:
             self._end(len(requests), done, [None for _ in requests], None)
+
+    def _begin_appends(self, items: list[bytes | memoryview], done: Done) -> None:
+        workers = self._core.workers
+        limiter = workers.flushes if self._core.route.durable else workers.stores
+        self._begin(limiter, partial(self.writeback.append, self._apply_appends), items, done)
 
     def _begin_changes(self, changes: list[Change], done: Done) -> None:
         self._begin(self._core.workers.control, self.writeback.change, changes, done)

@@ -1,8 +1,8 @@
-"""What the commit queue takes: stores, ranges to make durable, and changes of the file. Pure.
+"""What the commit queue takes: stores, ranges to make durable, changes of the file. Pure.
 
 A store that is to be durable is a plain item of its queue, as it is: most items are, and each costs
-the loop time. A ``Request`` is a general item, a ``Change`` a barrier. So a batch is a list of
-stores, of requests, or of changes.
+the loop time. A ``Request`` is a general item, a ``Change`` a barrier, and an append is the bytes
+alone. So a batch is a list of stores, of requests, of changes, or of appends.
 """
 
 from __future__ import annotations
@@ -62,6 +62,9 @@ class Change:
 
 
 Outcome = WriteReceipt | BaseException | None
+#: Appends a batch, and gives the outcome of each; None if what was written before is found to be
+#: cut off, so that nothing may be stored before a flush has said so (I5).
+ApplyAppends = Callable[[list[bytes | memoryview]], "list[Outcome] | None"]
 Done = Callable[[Sequence[Outcome]], None]
 
 

@@ -33,7 +33,7 @@ from .._native import PAGE_SIZE, Receipt
 from .._ranges import RangeSet, align_down, align_up
 from .._runtime.threads import Mutex
 from .histogram import Histogram
-from .requests import Change, Outcome, Request, is_error
+from .requests import ApplyAppends, Change, Outcome, Request, is_error
 from .trigger import FlushTrigger
 
 
@@ -108,6 +108,25 @@ class Writeback:
             if not self._core.sound:
                 return [None for _ in requests]  # writeback.3
             return self._flush(requests)
+
+    def append(self, apply: ApplyAppends, items: list[bytes | memoryview]) -> list[Outcome]:
+        """Append, and make it durable if the policy says so: in the same hop."""
+        core = self._core
+        with self._turn:
+            if not core.sound:
+                return [None for _ in items]  # writeback.3
+            with core.resize_mutex, core.own.resizing():
+                applied = apply(items)
+            core.unsynced.note_resize()
+            if applied is not None and not core.route.policy.flush_each_write:
+                return applied
+            outcomes: list[Outcome] = applied or [None for _ in items]
+            self._make_durable([Request(0, core.mapping.size)], outcomes, clean=False)
+            failure = self._passing
+            if failure is None:
+                return outcomes
+            self._left_dirty()
+            return [o if is_error(o) else failure for o in outcomes]
 
     def change(self, changes: list[Change]) -> list[Outcome]:
         """Run changes of the file, in their order."""

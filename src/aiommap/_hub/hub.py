@@ -307,7 +307,9 @@ class Hub:
         if opened.identity == old.identity and old.faults.damage() is None and old.mapping.current:
             await self._releasing.submit(_Release.of(opened), withdrawable=False)
             return None
-        return FileCore(opened, options, workers, mode=old.mode, policy=old.route.policy)
+        core = FileCore(opened, options, workers, mode=old.mode, policy=old.route.policy)
+        core.end_opening()
+        return core
 
     def _move(self, old: FileCore, new: FileCore) -> None:
         """Count a file as the one that it was reopened to."""
@@ -402,9 +404,12 @@ def open(
             a slash at the end asks for a directory. A relative path starts at the working directory
             of this call. Kept as an absolute path, in which links and ``..`` stay as they are.
         mode: "r" shared, read-only; "r+" shared, writable; "w+" the same, created or overwritten
-            with zeros; "x+" the same, but the file must not exist; "c" private and writable: its
-            stores never reach the file.
-        size: bytes to create, needed by "w+" and "x+", refused elsewhere.
+            with zeros; "x+" the same, but the file must not exist; "a+" the same, created if there
+            is none, in one step with that look, and never cut off: for processes that may be the
+            first, and for ``append`` beside other processes; "c" private and writable: its stores
+            never reach the file.
+        size: bytes to create, needed by "w+" and "x+"; in "a+" how many the file is to have at
+            least, none by default; refused elsewhere.
         capacity: bytes of address space to reserve, so that ``resize`` up to there moves nothing.
         sparse: do not reserve disk blocks when the file is created or grows; a full disk then
             shows at a later ``write`` instead of here.
@@ -431,10 +436,11 @@ def open(
         BlockingIOError: if another process keeps its lease on the file for longer than the kernel
             grants it; until then opening waits, as open(2) does.
         OSError: ENOSPC if the disk is full, EFBIG beyond RLIMIT_FSIZE, ENOMEM; a new file is then
-            gone again, and one that was there has its old size and bytes.
+            gone again, but in "a+", and one that was there has its old size and bytes.
     Cancellation: an open that has begun in a worker is waited out and then undone: the name of a
         file it created is removed again, if it still names that file. What "w+" has overwritten
-        stays so. Waiting for a lease ends at once.
+        stays so, and what "a+" has created stays there: another process may have opened it by then.
+        Waiting for a lease ends at once.
     Source: mmap(2), posix_fallocate(3).
     """
     return _OwnHub().open(
@@ -462,7 +468,7 @@ def _reopen(file: MappedFile) -> tuple[Callable[..., Any], tuple[()]]:
     reopen = partial(
         open,
         file.path,
-        "r+" if options.mode.writable else "r",  # what "w+" and "x+" make is there by now
+        reopening(options).mode.name,  # what "w+" and "x+" make is there by now
         capacity=None if options.capacity is None else file.capacity,
         sparse=options.sparse,
         flush=file.flush_policy,

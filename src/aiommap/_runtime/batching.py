@@ -43,7 +43,12 @@ class Kind(Enum):
     GENERAL = auto()
     #: They share batches with each other only, and so separate what came before from what follows.
     BARRIER = auto()
+    #: They do so, too, and share no batch with barriers either.
+    APPEND = auto()
 
+
+#: Those that share batches with their own kind only.
+_ALONE = frozenset({Kind.BARRIER, Kind.APPEND})
 
 Outcomes = Sequence[Result | BaseException]
 Begin = Callable[[list[Item], Callable[[Outcomes[Result]], None]], None]
@@ -125,7 +130,7 @@ class BatchQueue(Generic[Item, Result]):
             not raise.
         discard: frees the result of a cancelled waiter. The waiter waits for it, and it must not be
             cancellable.
-        general, barrier: begin batches of those kinds; for a queue that has them.
+        general, barrier, append: begin batches of those kinds; for a queue that has them.
         widen: makes a general item of a plain one.
         max_items: how many items share a batch at most. All their waiters wake in one loop turn.
     """
@@ -149,6 +154,7 @@ class BatchQueue(Generic[Item, Result]):
         *,
         general: Begin[Any, Result] | None = None,
         barrier: Begin[Any, Result] | None = None,
+        append: Begin[Any, Result] | None = None,
         widen: Callable[[Any], Any] | None = None,
         max_items: int = sys.maxsize,
     ) -> None:
@@ -158,6 +164,7 @@ class BatchQueue(Generic[Item, Result]):
             Kind.PLAIN: begin,
             Kind.GENERAL: general or begin,
             Kind.BARRIER: barrier or begin,
+            Kind.APPEND: append or begin,
         }
         self._widen = widen
         self._discard = discard
@@ -223,7 +230,7 @@ class BatchQueue(Generic[Item, Result]):
     def _can_share(self, kind: Kind) -> bool:
         """Tell whether the gathering batch takes items of a kind that is not its own."""
         batch = self._waiting[-1]
-        if Kind.BARRIER in (kind, batch.kind):
+        if not {kind, batch.kind}.isdisjoint(_ALONE):
             return False
         if kind is Kind.GENERAL:
             batch.widen(self._widened)

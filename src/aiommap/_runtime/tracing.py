@@ -40,7 +40,7 @@ class Operation:
     """One operation, from its beginning to its end.
 
     Attributes:
-        name: "open", "read", "write", "flush" or "prewarm".
+        name: "open", "read", "write", "append", "flush" or "prewarm".
         path: the absolute path of the file.
         offset: the first byte that was asked for.
         length: bytes from there to the end of what was asked for.
@@ -86,6 +86,10 @@ class Operation:
         """Set the length, where only the operation itself finds it out."""
         self.length = length
 
+    def begins(self, offset: int) -> None:
+        """Set the offset, where only the operation itself finds it out."""
+        self.offset = offset
+
     def __enter__(self) -> Self:
         self.started, self._begun = time.time_ns(), time.perf_counter()
         return self
@@ -118,6 +122,9 @@ class _Untraced:
         """Call nothing."""
 
     def covers(self, length: int) -> None:
+        """Keep nothing."""
+
+    def begins(self, offset: int) -> None:
         """Keep nothing."""
 
     def __enter__(self) -> Self:

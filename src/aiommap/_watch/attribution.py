@@ -8,7 +8,8 @@ Invariants.
      to, between the two samples. If an inotify event reported the change, mapped stores do not
      count: they raise no event.
   2  A change of the size is ours only if one of our resizes, or a store of ours through a growable
-     view, ended between the two samples and left exactly that size.
+     view, ended between the two samples and left exactly that size, and if no append of ours met
+     bytes that others had appended.
   3  A change of inode, owner, permissions or number of links is never ours.
   4  While a resize or growth of ours runs, or if one ended during the later stat, a change cannot
      be attributed: the caller compares again. So the later stat stands between two samples.
@@ -33,12 +34,14 @@ class SizeLeft(NamedTuple):
     """The size to which one file last changed the inode; equal until it changes the size again.
 
     Nothing counts growth by a store, but until the next resize each growth makes the file longer.
+    ``foreign`` counts how often that size had bytes of others in it.
     """
 
     number: int
     resizes: int
     grown: int
     size: int
+    foreign: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,13 @@ def _stores(file: OwnActivity) -> int:
 
 def _left_by(files: Iterable[tuple[int, OwnActivity]]) -> list[SizeLeft]:
     return [
-        SizeLeft(number, file.size_changes, file.mapping.grown, file.mapping.file_end)
+        SizeLeft(
+            number,
+            file.size_changes,
+            file.mapping.grown,
+            file.mapping.file_end,
+            file.foreign_growth,
+        )
         for number, file in files
         if file.size_changes or file.mapping.grown
     ]
@@ -165,7 +174,11 @@ def _left(old: int, new: int, before: Sample | None, after: Sample | None) -> in
     """Return the size that we left; the present size if it is one of several that we left."""
     if after is None:
         return new if before is not None and before.resizing else old
-    sizes = {left.size for left in after.left - (before or _NOTHING).left}
+    known = (before or _NOTHING).left
+    met = {left.number: left.foreign for left in known}
+    if any(left.foreign > met.get(left.number, 0) for left in after.left):
+        return old
+    sizes = {left.size for left in after.left - known}
     return new if new in sizes else max(sizes, default=old)
 
 

@@ -127,6 +127,11 @@ class FaultyDisk:
         refused = (0, errno.ENOSPC)
         return [next(stored) if room else refused for room in taken]
 
+    def append(self, pieces: list[bytes | memoryview], /) -> tuple[int, int, int]:
+        """Append as the mapping does."""
+        self._meet("write")
+        return self._real.append(pieces)
+
     def _has_room(self, offset: int, length: int) -> bool:
         return all(fault._has_room(offset, length) for fault in tuple(self._faults))  # noqa: SLF001
 

@@ -89,7 +89,8 @@ typedef struct {
     unsigned long fork_generation;
 
     /* GIL; written by mapping_type.c. */
-    int fd;      /* -1 once closed */
+    int fd;        /* -1 once closed */
+    int append_fd; /* another one of the same file, with O_APPEND; -1 without it and once closed */
     bool closed;
     PyObject *owner;            /* what receipts refer to; may be NULL */
     PyTypeObject *receipt_type; /* may be NULL */
@@ -153,7 +154,7 @@ typedef struct {
     unsigned long pins; /* how many there are; the descriptor outlives them */
 
     /* GIL; written by pin.c and mapping_type.c. */
-    int fd_to_close; /* the descriptor of a closed mapping, for the end of the last pin */
+    int fds_to_close[2]; /* the descriptors of a closed mapping, for the end of the last pin */
 
     /* See the struct. */
     struct damage damage;     /* atomic; written by survive.c */

@@ -5,6 +5,7 @@
 #include <structmember.h>
 
 #include "accounting.h"
+#include "append.h"
 #include "blocking.h"
 #include "commit.h"
 #include "flush.h"
@@ -50,7 +51,7 @@ static void fill_in(Mapping *self, int fd, int64_t size, int flags)
     self->birth = self->layered ? file_birth(fd) : 0;
     self->fork_generation = fork_generation;
     self->fd = fd;
-    self->fd_to_close = -1;
+    self->append_fd = self->fds_to_close[0] = self->fds_to_close[1] = -1;
     self->inline_writes = self->writable;
     self->size = self->reach = self->min_kept_length = size;
     self->pages = pages_for(size);
@@ -96,14 +97,14 @@ static PyObject *mapping_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
 static PyObject *mapping_close(Mapping *self, PyObject *Py_UNUSED(unused))
 {
     struct region *region = self->region, *growable = self->growable, *quiet = self->quiet;
-    int fd = self->fd;
+    int fds[] = {self->fd, self->append_fd};
     if (self->fork_generation != fork_generation)
         forget_pins(self);
     self->closed = true;
     self->region = self->growable = self->quiet = NULL;
-    self->fd = -1;
+    self->fd = self->append_fd = -1;
     mapping_count_change(self);
-    if (fd >= 0) {
+    if (fds[0] >= 0) {
         Py_BEGIN_ALLOW_THREADS /* it waits for a change that is under way, and with it for a disk */
         growth_stop(&self->growth);
         Py_END_ALLOW_THREADS
@@ -111,10 +112,20 @@ static PyObject *mapping_close(Mapping *self, PyObject *Py_UNUSED(unused))
     region_release(region);
     region_release(growable);
     region_release(quiet);
-    if (fd >= 0 && self->pins)
-        self->fd_to_close = fd;
-    else if (fd >= 0)
-        descriptor_close(fd);
+    for (int i = 0; i < 2; i++)
+        if (fds[i] >= 0 && self->pins)
+            self->fds_to_close[i] = fds[i];
+        else if (fds[i] >= 0)
+            descriptor_close(fds[i]);
+    Py_RETURN_NONE;
+}
+
+static PyObject *mapping_append_through(Mapping *self, PyObject *descriptor)
+{
+    int fd = PyObject_AsFileDescriptor(descriptor);
+    if (fd < 0 || !mapping_check(self))
+        return NULL;
+    self->append_fd = fd;
     Py_RETURN_NONE;
 }
 
@@ -300,6 +311,9 @@ static PyMethodDef mapping_methods[] = { /* documented in _native.pyi */
     ARGS("read_into", mapping_read_into),
     ONE("write_many", mapping_write_many),
     ONE("commit", mapping_commit),
+    ONE("append_through", mapping_append_through),
+    ONE("append", mapping_append),
+    ARGS("count_appended", mapping_count_appended),
     ARGS("sync", mapping_sync),
     NONE("stat", mapping_stat),
     ARGS("sync_range", mapping_sync_range),

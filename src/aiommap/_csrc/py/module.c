@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include "api.h"
+#include "append.h"
 #include "buffer.h"
 #include "futex.h"
 #include "lease.h"
@@ -105,6 +106,7 @@ static PyObject *export_bytes(PyObject *module, PyObject *args)
 }
 
 static PyMethodDef functions[] = { /* documented in _native.pyi */
+    {"append_zeros_to", append_zeros_to_file, METH_VARARGS, NULL},
     {"filesystem_type", filesystem_type, METH_O, NULL},
     {"export_bytes", export_bytes, METH_VARARGS, NULL},
     {"read_file", read_file, METH_VARARGS, NULL},
@@ -129,6 +131,7 @@ static const struct {
     long value;
 } constants[] = {
     {"PIECE_BYTES", PIECE_BYTES},
+    {"APPEND_PIECES", APPEND_PIECES},
     {"MAX_WAIT_WORDS", MAX_WAIT_WORDS},
     {"NO_LIMIT", NO_LIMIT},
     {"WRITABLE", MAPPING_WRITABLE},

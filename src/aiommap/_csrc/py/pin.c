@@ -61,11 +61,13 @@ void pin_end(struct pin *pin)
 {
     Mapping *mapping = pin->mapping;
     region_unpin(pin->region);
-    if (--mapping->pins == 0 && mapping->fd_to_close >= 0) {
-        int fd = mapping->fd_to_close;
-        mapping->fd_to_close = -1;
-        descriptor_close(fd);
-    }
+    if (--mapping->pins == 0)
+        for (int i = 0; i < 2; i++) {
+            int fd = mapping->fds_to_close[i];
+            mapping->fds_to_close[i] = -1;
+            if (fd >= 0)
+                descriptor_close(fd);
+        }
     /* Last, as both of the above may let the GIL go. */
     pin->moved = pin->generation != mapping->generation;
 }
@@ -97,7 +99,9 @@ void forget_pins(Mapping *self)
     for (Lease *lease = self->leases; lease; lease = lease->next)
         forget_region(lease->region);
     self->pins = 0;
-    if (self->fd_to_close >= 0)
-        close(self->fd_to_close);
-    self->fd_to_close = -1;
+    for (int i = 0; i < 2; i++) {
+        if (self->fds_to_close[i] >= 0)
+            close(self->fds_to_close[i]);
+        self->fds_to_close[i] = -1;
+    }
 }

@@ -23,6 +23,8 @@ static void set_size(Mapping *self, int64_t size)
 
 void mapping_count_change(Mapping *self) { self->generation++; }
 
+static size_t reserved(const Mapping *self) { return self->region ? self->region->length : 0; }
+
 /* With the GIL: put the file back behind fenced pages, as far as it reaches again. */
 static bool lift_fence(Mapping *self, int64_t end)
 {
@@ -49,6 +51,16 @@ int64_t mapping_size(Mapping *self)
         self->growth_seen = true; /* not a change: what verbs have checked stays true */
     }
     return self->size;
+}
+
+bool mapping_reach(Mapping *self, int64_t end)
+{
+    mapping_size(self);
+    if (self->moving != INT64_MAX || end > (int64_t)reserved(self) || self->fence < page_up(end))
+        return false;
+    if (end > self->size)
+        set_size(self, end);
+    return true;
 }
 
 PyObject *mapping_take_growth(Mapping *self, PyObject *Py_UNUSED(unused))
@@ -157,8 +169,6 @@ static int lift_to(const struct change *change, int64_t size, int64_t before)
 }
 
 /* The verbs, with the GIL. */
-
-static size_t reserved(const Mapping *self) { return self->region ? self->region->length : 0; }
 
 static bool check_size(const Mapping *self, int64_t size)
 {

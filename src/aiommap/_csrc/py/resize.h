@@ -11,6 +11,10 @@ void mapping_wait_for_change(Mapping *self);
 /* Count the end of the mapping as a change (mapping.1). */
 void mapping_count_change(Mapping *self);
 
+/* Let verbs address what the file has up to there. False, with nothing done, where that needs a change:
+ * it is fenced, or beyond the capacity. */
+bool mapping_reach(Mapping *self, int64_t end);
+
 PyObject *mapping_rebase(Mapping *self, PyObject *args);
 PyObject *mapping_truncate(Mapping *self, PyObject *args);
 PyObject *mapping_extend(Mapping *self, PyObject *args);

@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "file_io.h"
 #include "full_disk.h"
 #include "page.h"
 #include "retry.h"
@@ -332,6 +333,57 @@ int growth_extend(struct growth *growth, int fd, int64_t end)
         set_end(growth, end);
     unlock(growth);
     return error;
+}
+
+/* How much of `put` bytes the pieces take up to the last whole one. */
+static size_t whole_of(const size_t *lengths, int count, size_t put)
+{
+    size_t whole = 0;
+    for (int i = 0; i < count && whole + lengths[i] <= put; i++)
+        whole += lengths[i];
+    return whole;
+}
+
+/* Under the lock: write at `start`, and let the file end behind that, and no earlier than it did. */
+static int append_at(struct growth *growth, int fd, struct iovec *pieces, int count, int64_t start,
+                     bool whole_pages, size_t *put)
+{
+    static const char zeros[1 << 16]; /* no page is larger */
+    size_t lengths[APPEND_PIECES], wanted = 0;
+    int error, many = count;
+    for (int i = 0; i < count; wanted += lengths[i++])
+        lengths[i] = pieces[i].iov_len;
+    int64_t before = LOAD(growth->end), end = start + (int64_t)wanted;
+    int64_t last = max_of(before, whole_pages ? page_up(end) : end);
+    size_t pad = last > before ? (size_t)(last - end) : 0;
+    if (pad)
+        pieces[many++] = (struct iovec){(void *)zeros, pad};
+    size_t done = file_write(fd, pieces, many, (off_t)start, &error);
+    *put = done < wanted ? whole_of(lengths, count, done) : wanted;
+    if (done < wanted + pad) { /* cut back, with zeros where it had padding */
+        end = start + (int64_t)*put;
+        last = max_of(before, whole_pages ? page_up(end) : end);
+        if (!set_length(fd, end) && last > end)
+            set_length(fd, last);
+    }
+    set_end(growth, last);
+    return *put == wanted ? 0 : error ? error : EIO;
+}
+
+void growth_append(struct growth *growth, int fd, struct iovec *pieces, int count, int64_t size,
+                   bool whole_pages, struct appended *out)
+{
+    struct file_stat found;
+    *out = (struct appended){.start = size};
+    lock(growth);
+    out->start = max_of(size, LOAD(growth->grown));
+    out->error = file_stat(fd, &found);
+    if (!out->error && found.size != LOAD(growth->end))
+        out->error = EAGAIN;
+    if (!out->error)
+        out->error =
+            append_at(growth, fd, pieces, count, out->start, whole_pages, &out->put);
+    unlock(growth);
 }
 
 void growth_follow(struct growth *growth, int64_t length)

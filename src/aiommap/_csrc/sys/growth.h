@@ -19,6 +19,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "append.h"
+
 /* How far growth goes ahead of a store: as much as the file has already, within these. Blocks are
  * reserved so far, and a sparse file becomes longer by as much. Any other file becomes longer by a
  * window of zeros that are written. The pages of the window are in memory and dirty, so that one
@@ -77,6 +79,12 @@ void growth_return(struct growth *growth);
 int growth_truncate(struct growth *growth, int fd, int64_t length, bool whole_pages);
 /* Make the file at least this long; blocks are the caller's to reserve. 0 or an errno number. */
 int growth_extend(struct growth *growth, int fd, int64_t end);
+/* Write pieces behind the end: at `size`, or behind what the handler has added since. With
+ * `whole_pages` zeros follow up to a page boundary (growth.1). The error is EAGAIN, with nothing done,
+ * if others have changed the length. Any other one ends it with the last piece that is whole, and the
+ * file is cut back to that. Uses the pieces up, and has to have room for one more. */
+void growth_append(struct growth *growth, int fd, struct iovec *pieces, int count, int64_t size,
+                   bool whole_pages, struct appended *out);
 /* Take over the length that others cut the file to. */
 void growth_follow(struct growth *growth, int64_t length);
 /* Wait until no thread has the lock. */
