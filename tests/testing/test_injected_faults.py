@@ -432,7 +432,8 @@ def test_real_fault_is_undone_on_failure(path, fault):
 def test_workers_reach_the_disk_by_the_seam():
     """A call on the mapping itself would be one that no fault could be put in place for."""
     members = [name for name in vars(disk.Disk) if not name.startswith("_")]
-    assert sorted(members) == sorted("read read_into write_many populate sync sync_range".split())
+    expected = "read read_into write_many append populate sync sync_range"
+    assert sorted(members) == sorted(expected.split())
     past = re.compile(rf"\bmapping\.({'|'.join(members)})\(")
     found = [path.name for path in SOURCES.rglob("*.py") if past.search(path.read_text())]
     assert found == []
