@@ -7,8 +7,9 @@ is closed when nothing refers to it any more. The path that nobody asked for lon
 when there are too many.
 
 Invariants.
-  1  ``version`` of a path is never older than the last change that the watcher told of. Watching
-     begins with the state in which the version was opened, so nothing is missed in between (I11).
+  1  ``version`` of a path is never older than the last change that the watcher told of, nor than
+     one that was served before. Watching begins with the state in which the version was opened, so
+     nothing is missed in between (I11).
   2  A version whose bytes may have been overwritten is spoiled: no more of it is sent.
   3  A warm request makes no system call here, and no hop.
 """
@@ -36,7 +37,7 @@ _OVERWRITTEN = frozenset({ChangeKind.MODIFIED, ChangeKind.CHANGED, ChangeKind.TR
 class _WatchedPath:
     """One path of the cache."""
 
-    __slots__ = ("_told", "_version", "_versions", "changes")
+    __slots__ = ("_told", "_turn", "_version", "_versions", "changes")
 
     def __init__(self) -> None:
         #: What is served; None until it is opened again.
@@ -45,6 +46,8 @@ class _WatchedPath:
         self._versions: weakref.WeakSet[Version] = weakref.WeakSet()
         #: How many changes were told of.
         self._told = 0
+        #: When the opening of the version began.
+        self._turn = 0
         self.changes: Changes | None = None
 
     @property
@@ -55,10 +58,16 @@ class _WatchedPath:
     def told(self) -> int:
         return self._told
 
-    def put(self, version: Version, told: int) -> None:
-        """Serve a version, unless a change was told of since ``told`` was read (cache.1)."""
+    def put(self, version: Version, told: int, turn: int) -> None:
+        """Serve a version, unless it may be an older one (cache.1).
+
+        It may be if a change was told of since ``told`` was read, or if one is served whose opening
+        began later.
+        """
         self._versions.add(version)
-        self._version = version if told == self._told else None
+        if turn > self._turn:
+            self._turn = turn
+            self._version = version if told == self._told else None
 
     def since(self, found: FileState | None) -> FileState | None:
         """Return the state that the watcher compares the one that it finds first with."""
@@ -102,6 +111,8 @@ class FileCache:
         self._paths: OrderedDict[str, _WatchedPath] = OrderedDict()
         #: Paths that are being opened for the first that asked; others wait for that.
         self._opening: dict[str, Event] = {}
+        #: How many openings have begun.
+        self._turn = 0
         #: Versions that are open.
         self._open_versions: weakref.WeakSet[Version] = weakref.WeakSet()
         self._closed = self._workers.event()
@@ -154,21 +165,22 @@ class FileCache:
     async def _open(self, route: str) -> Version | Refusal:
         watched = self._paths.get(route)
         told = 0 if watched is None else watched.told
+        self._turn = turn = self._turn + 1
         found = await self._folder.open(route)
         if isinstance(found, Refusal):
             self._forget(route)
         else:
-            self._keep(route, found, told)
+            self._keep(route, found, told, turn)
         return found
 
-    def _keep(self, route: str, version: Version, told: int) -> None:
+    def _keep(self, route: str, version: Version, told: int, turn: int) -> None:
         self._open_versions.add(version)
         watched = self._paths.get(route)
         if watched is not None:
-            watched.put(version, told)
+            watched.put(version, told, turn)
             return
         watched = self._paths[route] = _WatchedPath()
-        watched.put(version, 0)
+        watched.put(version, 0, turn)
         if len(self._paths) > self._limit:
             self._paths.popitem(last=False)[1].end()
         spawn_user_task(self._watch, route, watched)
