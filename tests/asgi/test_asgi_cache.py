@@ -13,13 +13,14 @@ from anyio.lowlevel import checkpoint
 import aiommap
 from aiommap.asgi import MappedFiles
 from tests.support.asgi import CONTENT, Answer, ask, replace, until_answered
+from tests.support.internals import MAX_PIECE_BYTES, MIN_PIECE_BYTES, PIECE_SECONDS
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
 #: What does not lead out of the interpreter: methods of values, and these.
 PLAIN = (bytes, dict, list, re.Pattern, str)
 HARMLESS = {"Mapping.read_inline", "Match.groups", "get_running_loop", "setprofile"}
-HARMLESS |= {"isinstance", "len", "max", "min", "sum"}
+HARMLESS |= {"isinstance", "iter", "len", "max", "min", "next", "sum"}
 
 
 class TestCache:
@@ -123,6 +124,24 @@ class TestClients:
 
             assert (await ask(app, "/data.bin", on_send=on_send)).body == CONTENT
 
+    async def test_pieces_are_as_large_as_the_client_is_fast(self, tmp_path):
+        with open(tmp_path / "huge", "wb") as file:
+            file.truncate(32 << 20)
+        slow = 5
+
+        async def on_send(message):
+            nonlocal slow
+            slow -= 1
+            await anyio.sleep(2 * PIECE_SECONDS if slow > 0 else 0)
+
+        async with MappedFiles(tmp_path) as app:
+            answer = await ask(app, "/huge", on_send=on_send)
+        sizes = [len(body) for body in answer.bodies]
+        assert sum(sizes) == 32 << 20
+        assert min(sizes) == MIN_PIECE_BYTES
+        assert sizes.index(MIN_PIECE_BYTES) < sizes.index(MAX_PIECE_BYTES)
+        assert max(sizes) == MAX_PIECE_BYTES
+
     async def test_client_that_leaves_ends_reading(self, tmp_path):
         with open(tmp_path / "huge", "wb") as file:
             file.truncate(1 << 30)
@@ -159,10 +178,11 @@ class TestClients:
             with pytest.raises(BrokenPipeError, match="left"):
                 await ask(app, "/huge", on_send=on_send, asgi=asgi)
 
-    @pytest.mark.parametrize("field", [None, "bytes=5-", "bytes=0-9,500000-"])
+    @pytest.mark.parametrize("field", [None, "bytes=5-", "bytes=0-9,500000-2900000"])
     async def test_server_that_copies_by_itself(self, folder, field):
         extensions = {"http.response.zerocopysend": {}}
         headers = {} if field is None else {"range": field}
+        os.truncate(folder / "data.bin", 3 << 20)  # more than goes out at once
         async with MappedFiles(folder) as app:
             plain = await ask(app, "/data.bin", headers=headers)
             answer = await ask(app, "/data.bin", headers=headers, extensions=extensions)
@@ -170,7 +190,7 @@ class TestClients:
                 app, "/data.bin", headers={"range": "bytes=0-9"}, extensions=extensions
             )
         assert {message["type"] for message in answer.messages} >= {"http.response.zerocopysend"}
-        if field != "bytes=0-9,500000-":  # each of those has a boundary of its own
+        if field != "bytes=0-9,500000-2900000":  # each of those has a boundary of its own
             assert answer.body == plain.body
         assert (len(answer.body), answer.is_complete) == (len(plain.body), True)
         assert [message["type"] for message in small.messages][1:] == ["http.response.body"]

@@ -22,7 +22,8 @@ from tests.support.asgi import (
     until_answered,
     until_unknown,
 )
-from tests.support.internals import SENT_PIECE_BYTES as PIECE_BYTES
+from tests.support.internals import FIRST_PIECE_BYTES as PIECE_BYTES
+from tests.support.internals import MAX_PIECE_BYTES
 
 pytestmark = pytest.mark.anyio
 
@@ -33,7 +34,7 @@ class TestAnswers:
             for _ in range(2):
                 answer = await ask(app, "/data.bin")
                 assert (answer.status, answer.body, answer.is_complete) == (200, CONTENT, True)
-                assert max(map(len, answer.bodies)) <= PIECE_BYTES
+                assert max(map(len, answer.bodies)) <= MAX_PIECE_BYTES
                 state = (folder / "data.bin").stat()
                 assert answer.headers == {
                     "accept-ranges": "bytes",

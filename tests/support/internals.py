@@ -83,7 +83,10 @@ wrap = _text.wrap
 
 # aiommap.asgi
 MAX_RANGES = _requests.MAX_RANGES
-SENT_PIECE_BYTES = _sending.PIECE_BYTES
+MAX_PIECE_BYTES = _sending.MAX_PIECE_BYTES
+MIN_PIECE_BYTES = _sending.MIN_PIECE_BYTES
+FIRST_PIECE_BYTES = _sending.PIECE_BYTES
+PIECE_SECONDS = _sending.PIECE_SECONDS
 Validators = _requests.Validators
 canonical = _requests.canonical
 decide = _requests.decide

@@ -5,13 +5,15 @@ Invariants.
      bytes can be opened again, or be an error, rather than half an answer.
   2  A body that cannot be finished raises: the server then breaks the connection off, as it cannot
      keep the length that was promised (RFC 9112 §8). It is never padded.
-  3  One piece of a body is in memory at a time, and nothing is read for a client that has left.
+  3  Two pieces of a body are in memory at a time: the one that the client takes, and the next. No
+     more is read for a client that has left.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
+from time import monotonic
 from typing import Any
 
 import anyio
@@ -25,8 +27,12 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-#: A body is read and sent in pieces of this size.
+#: Sizes of a piece. A body up to the second one goes out at once: a piece costs a turn of the loop.
+MIN_PIECE_BYTES, MAX_PIECE_BYTES = 64 << 10, 1 << 20
+#: A longer one begins with a piece of this size,
 PIECE_BYTES = 256 << 10
+#: and goes on with what the client takes in this time, in seconds: a slow one is to hold little.
+PIECE_SECONDS = 0.05
 #: While more than this is sent, a task listens for the client to leave.
 LISTEN_BYTES = 4 << 20
 #: A server that copies for us gets a body in pieces of this size, each brought into memory first.
@@ -45,7 +51,17 @@ _ZERO_COPY_SEND = "http.response.zerocopysend"
 class Answer:
     """What to send of a representation: a body of literal bytes and of ranges of it, in order."""
 
-    __slots__ = ("_body", "_fields", "_first", "_length", "_pieces", "_shown", "_status")
+    __slots__ = (
+        "_body",
+        "_fields",
+        "_first",
+        "_length",
+        "_parts",
+        "_piece_bytes",
+        "_rest",
+        "_shown",
+        "_status",
+    )
 
     def __init__(self, scope: Scope, shown: Representation) -> None:
         """Decide how to answer a GET or HEAD."""
@@ -73,18 +89,21 @@ class Answer:
         self._fields: Fields = fields
         self._body = body if method == "GET" else []
         self._length = length
-        self._pieces = _pieces(self._body)
         self._first = b""
+        #: What was not read yet: of a range, and behind it.
+        self._rest = range(0)
+        self._parts = iter(self._body)
+        self._piece_bytes = MAX_PIECE_BYTES if length <= MAX_PIECE_BYTES else PIECE_BYTES
 
     async def begin(self) -> None:
         """Read the first piece of the body (sending.1); raises what reading raises."""
-        for piece in self._pieces:
+        piece = self._next_piece()
+        if piece is not None:
             self._first = await self._read(piece)
-            return
 
     async def send(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send all of it."""
-        if self._length <= PIECE_BYTES or not self._body:
+        if self._length <= MAX_PIECE_BYTES or not self._body:
             await self._send_pieces(send)
             return
         file = self._shown.lent
@@ -101,10 +120,28 @@ class Answer:
     async def _send_pieces(self, send: Send) -> None:
         await self._start(send)
         data = self._first
-        for piece in self._pieces:
+        while (piece := self._next_piece()) is not None:
+            begun = monotonic()
             await send({"type": "http.response.body", "body": data, "more_body": True})
+            self._adapt(len(data), monotonic() - begun)
             data = await self._read(piece)
         await send({"type": "http.response.body", "body": data, "more_body": False})
+
+    def _next_piece(self) -> bytes | range | None:
+        """Return what is to be read and sent next; None at the end."""
+        if not self._rest:
+            part = next(self._parts, None)
+            if not isinstance(part, range):
+                return part
+            self._rest = part
+        piece, self._rest = self._rest[: self._piece_bytes], self._rest[self._piece_bytes :]
+        return piece
+
+    def _adapt(self, sent: int, seconds: float) -> None:
+        """Make the next piece as large as what the client takes in a moment."""
+        if sent >= MIN_PIECE_BYTES:
+            wanted = self._piece_bytes * 2 if seconds < PIECE_SECONDS else self._piece_bytes // 2
+            self._piece_bytes = min(max(wanted, MIN_PIECE_BYTES), MAX_PIECE_BYTES)
 
     async def _read(self, piece: bytes | range) -> bytes:
         if isinstance(piece, bytes):
@@ -167,15 +204,6 @@ def _multipart(shown: Representation, ranges: list[range], boundary: bytes) -> l
         body += [head % (boundary, shown.media_type, _content_range(part, shown.size)), part]
     body.append(b"\r\n--%b--\r\n" % boundary)
     return body
-
-
-def _pieces(body: list[bytes | range]) -> Iterator[bytes | range]:
-    for part in body:
-        if isinstance(part, bytes):
-            yield part
-            continue
-        for offset in range(part.start, part.stop, PIECE_BYTES):
-            yield range(offset, min(offset + PIECE_BYTES, part.stop))
 
 
 def _raises_when_left(scope: Scope) -> bool:
