@@ -30,6 +30,7 @@ QUESTIONS = (
     "wake",
     "growth",
     "log",
+    "asgi",
 )
 
 
