@@ -15,6 +15,8 @@ WATCHING = logging.getLogger("aiommap.watching")
 FOLLOWING = logging.getLogger("aiommap.following")
 #: The next segment of a log that found no room, WARNING; the failure that ends a writer, ERROR.
 LOGS = logging.getLogger("aiommap.logs")
+#: Failures of the cache of remote objects, WARNING: each was a miss, and no error of a read.
+REMOTE = logging.getLogger("aiommap.remote")
 #: What an application's callback or observer raised, ERROR with its traceback.
 CALLBACKS = logging.getLogger("aiommap.callbacks")
 

@@ -13,6 +13,8 @@ from typing import Any, Literal, Protocol, Self, SupportsIndex, TypeAlias, final
 
 from typing_extensions import Buffer
 
+from ._native_blocks import Blocks as Blocks
+from ._native_blocks import punch_hole as punch_hole
 from ._native_log import LogCursor as LogCursor
 from ._native_log import LogRecord as LogRecord
 from ._native_log import LogWriter as LogWriter
@@ -307,8 +309,19 @@ class Mapping:
     def set_locked(self, ranges: list[tuple[int, int]], /) -> None:
         """Set the sorted disjoint ranges that mlock(2) keeps in memory."""
 
-    def lease(self, offset: int, length: int, writable: bool, place: str | None = None, /) -> Lease:
-        """Export a range as a buffer that keeps its pages mapped; oldest_leases tells its place."""
+    def lease(
+        self,
+        offset: int,
+        length: int,
+        writable: bool,
+        place: str | None = None,
+        anchor: object = None,
+        /,
+    ) -> Lease:
+        """Export a range as a buffer that keeps its pages mapped; oldest_leases tells its place.
+
+        The anchor lives for as long as the lease.
+        """
 
     # Changes. Each is one step, and nobody sees a part of it. Only one runs at a time. A change
     # that fails leaves everything as it was. Views of bytes that the file gives up read zeros.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from aiommap.remote import RemoteCache
 from tests.support import remote_servers
 from tests.support.fault_proxy import fault_proxy
+from tests.support.objects import BLOCK, DATA, Objects
 
 
 @pytest.fixture(scope="session")
@@ -44,3 +46,20 @@ def proxy(nginx):
     """A fault proxy in front of nginx."""
     with fault_proxy(nginx.port) as made:
         yield made
+
+
+@pytest.fixture
+def objects():
+    """An object of some blocks in a store of its own."""
+    return Objects(DATA)
+
+
+@pytest.fixture
+def make_cache(tmp_path):
+    """Make a cache of small blocks in a folder of its own."""
+
+    def make(**options):
+        options = {"block_size": BLOCK, "request_size": 4 * BLOCK, "min_free": 0.0, **options}
+        return RemoteCache(options.pop("folder", tmp_path / "cache"), **options)
+
+    return make

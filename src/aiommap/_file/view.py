@@ -62,7 +62,16 @@ class View(Carving, RangeVerbs):
     Concurrency: as for the file. Several views may cover the same bytes.
     """
 
-    __slots__ = ("__weakref__", "_growable", "_keeps", "_lease", "_length", "_memory", "_offset")
+    __slots__ = (
+        "__weakref__",
+        "_anchor",
+        "_growable",
+        "_keeps",
+        "_lease",
+        "_length",
+        "_memory",
+        "_offset",
+    )
 
     def __init__(
         self,
@@ -72,8 +81,11 @@ class View(Carving, RangeVerbs):
         *,
         growable: bool = False,
         keeps: object = None,
+        anchor: object = None,
     ) -> None:
         super().__init__(opened)
+        #: What has to live for as long as the pages are pinned, by the view or what it made.
+        self._anchor = anchor
         self._offset = offset
         self._length = length
         self._growable = growable
@@ -125,13 +137,14 @@ class View(Carving, RangeVerbs):
         mapping, place = self._core.mapping, caller_outside()
         if self._growable:
             return mapping.lease_growable(self._offset, self._length, place)
-        return mapping.lease(self._offset, self._length, writable, place)
+        return mapping.lease(self._offset, self._length, writable, place, self._anchor)
 
     def release(self) -> None:
         """Let go of the pages; what was made from ``memory`` keeps them until it is gone too."""
         self._memory = None
         self._lease = None
         self._keeps = None
+        self._anchor = None
 
     def __enter__(self) -> Self:
         return self
@@ -156,7 +169,8 @@ class View(Carving, RangeVerbs):
 
     def _part(self, offset: int, length: int) -> View:
         start, growable = self._offset + offset, self._growable
-        return View(self._open, start, length, growable=growable, keeps=self._keeps)
+        keeps, anchor = self._keeps, self._anchor
+        return View(self._open, start, length, growable=growable, keeps=keeps, anchor=anchor)
 
     def split_at(self, position: SupportsIndex) -> tuple[View, View]:
         """Replace this view by two that meet at a position and cover the same bytes.

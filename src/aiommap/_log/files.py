@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import anyio
 
+from .._core.machine import boot_id, remote_kind
 from .._core.opening import reserve
 from .._errors import CorruptLogError, UnsupportedError
 from .._native import LogWriter, crc32c, filesystem_type
@@ -41,17 +42,6 @@ _SET_LOCK = getattr(fcntl, "F_OFD_SETLK", None)
 #: struct flock, with the padding behind its last field: an exclusive lock of byte 0.
 _LOCK_BYTE_0 = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
 
-#: File systems whose pages other machines change, or do not see; statfs(2).
-_REMOTE = {
-    0x6969: "NFS",
-    0x517B: "SMB",
-    0xFE534D42: "SMB",
-    0xFF534D42: "CIFS",
-    0x01021997: "9p",
-    0x00C36400: "Ceph",
-    0x0BD00BD0: "Lustre",
-    0x5346414F: "AFS",
-}
 _IN_MEMORY = {0x01021994, 0x858458F6}
 
 #: Where a segment is made that has no name yet, on file systems without O_TMPFILE.
@@ -89,15 +79,6 @@ class HeldError(anyio.BusyResourceError):
         )
 
 
-def boot_id() -> bytes:
-    """Say which boot of the machine this is."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return bytes.fromhex(file.read().strip().replace("-", ""))
-    except (OSError, ValueError):
-        return bytes(16)
-
-
 def sync_folder(fd: int) -> None:
     """Make the names of a folder durable."""
     os.fsync(fd)
@@ -117,11 +98,6 @@ def open_folder(path: str, *, create: bool) -> int:
             finally:
                 os.close(parent)
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-
-
-def remote_kind(folder: int) -> str | None:
-    """Name the network file system that a folder lies on; None if it is local."""
-    return _REMOTE.get(filesystem_type(folder) & 0xFFFFFFFF)
 
 
 def is_in_memory(fd: int) -> bool:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .._core.machine import remote_kind
 from .._errors import CorruptLogError, UnsupportedError
 from .._native import LogCursor, LogRecord, LogWriter, search_frames
 from .files import (
@@ -22,7 +23,6 @@ from .files import (
     find_segment,
     open_folder,
     open_segment,
-    remote_kind,
     remove_standbys,
     segment_bases,
     sync_folder,

@@ -1,16 +1,42 @@
-"""Remote snapshots: immutable objects, read through the cache."""
+"""Remote snapshots: immutable objects, read through the cache.
+
+Invariants.
+  1  What a read returns came in a response about the object that was opened, or out of a block that
+     was PRESENT from before the copy until after it (R2, R4).
+  2  While there is a hold on the snapshot its files are open: ``aclose`` leaves closing to the last
+     hold, and allows no new ones.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Self, SupportsIndex
+from typing import NoReturn, Self, SupportsIndex
 
+import anyio
 from anyio.abc import AsyncResource
 
+from .._arguments import at_least, check_tail
+from .._file.mapped_file import MappedFile
 from .._file.view import View
+from .._runtime.event_loop import Event
+from .._runtime.workers import OnCancel, Workers
+from .counters import Counters
+from .entry import Entry
+from .fetches import Fetches
+from .fetching import AHEAD_REQUESTS, ReadAhead, overlap
+from .leases import LockFile
+from .reader import RemoteReader
 from .remote_file import RemoteSnapshotFile
+from .source import RemoteSource
 from .statistics import RemoteResidency
+
+#: How long a view waits for an evictor who has one of its blocks, and how often it looks.
+PIN_SECONDS = 2.0
+PIN_LOOK_SECONDS = 0.005
+#: So many words are looked at in one call.
+WORDS_A_CALL = 1 << 16
 
 
 class RemoteSnapshot(AsyncResource):
@@ -25,35 +51,80 @@ class RemoteSnapshot(AsyncResource):
         but for blocks that one of them is fetching.
     """
 
-    __slots__ = ("__weakref__",)
+    __slots__ = (
+        "__weakref__",
+        "_closing",
+        "_core",
+        "_counters",
+        "_ended",
+        "_entry",
+        "_file",
+        "_holds",
+        "_mapping",
+        "_read_inline",
+        "_reader",
+        "_released",
+        "_request_size",
+        "_size",
+        "_workers",
+    )
+
+    def __init__(
+        self,
+        file: MappedFile,
+        entry: Entry,
+        fetches: Fetches,
+        source: RemoteSource,
+        workers: Workers,
+        counters: Counters,
+        request_size: int,
+        *,
+        read_ahead: bool = True,
+    ) -> None:
+        self._file = file
+        self._core = file._core  # noqa: SLF001  a snapshot is made of its file
+        self._mapping = self._core.mapping
+        self._entry = entry
+        self._read_inline = entry.blocks.read_inline
+        self._size = entry.size
+        self._workers = workers
+        self._counters = counters
+        self._request_size = request_size
+        ahead = ReadAhead(entry.size, request_size) if read_ahead else None
+        self._reader = RemoteReader(self._core, entry, fetches, source, counters, ahead)
+        self._holds = 0
+        self._closing = False
+        self._released: Event | None = None
+        self._ended: anyio.Event | None = None
 
     @property
     def url(self) -> str:
         """Where the object is, without user, password and query."""
-        raise NotImplementedError
+        return self._entry.identity.url
 
     @property
     def size(self) -> int:
         """Bytes of the object."""
-        raise NotImplementedError
+        return self._size
 
     @property
     def etag(self) -> str | None:
         """The entity tag that every response is compared with; None if it is another validator."""
-        raise NotImplementedError
+        identity = self._entry.identity
+        return identity.state.etag if identity.validator == "etag" else None
 
     @property
     def version(self) -> str | None:
         """The version, in a bucket that keeps versions; else None."""
-        raise NotImplementedError
+        return self._entry.identity.state.version
 
     @property
     def closed(self) -> bool:
         """Whether it can be read no more; False while a hold outlives ``aclose``."""
-        raise NotImplementedError
+        return self._file.closed
 
     def __len__(self) -> int:
-        return self.size
+        return self._size
 
     async def read_exact(self, offset: SupportsIndex, length: SupportsIndex) -> bytes:
         """Read bytes: all of them, or an error.
@@ -76,14 +147,19 @@ class RemoteSnapshot(AsyncResource):
             ForkedError: if it was opened by another process.
         Cancellation: at any time; a fetch under way goes on, and its blocks are stored.
         """
-        raise NotImplementedError
+        data = self._read_inline(self._mapping, offset, length)
+        if data is not None:
+            return data
+        return await self._reader.read(offset, length)
 
     async def read_many(self, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
         """Read several ranges, each (offset, length), in the order given.
 
+        What is missing of all of them is asked for at once.
+
         Raises, Cancellation: as ``read_exact``.
         """
-        raise NotImplementedError
+        return await self._reader.read_many(ranges)
 
     def chunks(self, size: SupportsIndex = 1 << 20) -> AsyncIterator[bytes]:
         """Iterate over the whole object: ``async for chunk in s.chunks(1 << 20)``.
@@ -92,8 +168,13 @@ class RemoteSnapshot(AsyncResource):
 
         Args:
             size: bytes of a chunk; the last one may be shorter.
+        Raises:
+            ValueError: if the size is not positive.
+            As ``read_exact``, from the iteration.
         """
-        raise NotImplementedError
+        self._core.check_usable()
+        count = at_least(1, size, "size", "ask for at least 1 byte a chunk")
+        return _Chunks(self, self._reader, count, AHEAD_REQUESTS * self._request_size)
 
     async def prewarm(
         self,
@@ -110,7 +191,25 @@ class RemoteSnapshot(AsyncResource):
             How many bytes of the range are cached now; fewer than it has where there is no room.
         Raises, Cancellation: as ``read_exact``.
         """
-        raise NotImplementedError
+        self._core.check_usable()
+        start, count = check_tail(offset, length, self._size)
+        await self._reader.fill(start, count, progress)
+        return await self._reader.in_worker(self._cached_bytes, start, count)
+
+    def _cached_bytes(self, start: int, count: int) -> int:
+        return sum(end - low for low, end in self._cached_runs(start, count))
+
+    def _cached_runs(self, start: int, count: int) -> Iterator[tuple[int, int]]:
+        """Yield the ranges of bytes that the cache has. Worker threads only."""
+        entry = self._entry
+        if entry.lost:
+            return
+        first, end = entry.range_of(start, count)
+        for low in range(first, end, WORDS_A_CALL):
+            for run in entry.blocks.present(low, min(end, low + WORDS_A_CALL)):
+                shared = overlap(entry.bytes_of(*run), (start, start + count))
+                if shared is not None:
+                    yield shared
 
     async def view(self, offset: SupportsIndex = 0, length: SupportsIndex | None = None) -> View:
         """Make a read-only view of a range, fetched and kept in the cache while the view lives.
@@ -118,12 +217,49 @@ class RemoteSnapshot(AsyncResource):
         Raises:
             OSError: ENOSPC if the cache has no room for all of it.
             Others as ``read_exact``.
+        Cancellation: as ``read_exact``.
         """
-        raise NotImplementedError
+        self._core.check_usable()
+        start, count = check_tail(offset, length, self._size)
+        pin = _Pin(self._workers)
+        if count:
+            pin.keep(await self._reader.in_worker(self._lock, start, count))
+        with self.hold():
+            await self._reader.fill(start, count)
+            await self._reader.check_stored(start, count)
+            await self._file.prewarm(start, count)
+            opened = self._file._open  # noqa: SLF001  a snapshot is made of its file
+            return View(opened, start, count, keeps=self, anchor=pin)
+
+    def _lock(self, start: int, count: int) -> LockFile:
+        """Lock the blocks of a range, so that they are not evicted (R5). Worker threads only."""
+        low, end = self._entry.bytes_of(*self._entry.range_of(start, count))
+        pin = LockFile(f"/proc/self/fd/{self._entry.data_fd}")
+        give_up = time.monotonic() + PIN_SECONDS
+        while not pin.try_lock(low, end - low, shared=True):
+            if time.monotonic() > give_up:
+                pin.close()
+                raise TimeoutError(f"{self.url}: somebody keeps blocks of the cache locked")
+            time.sleep(PIN_LOOK_SECONDS)
+        return pin
 
     async def residency(self) -> RemoteResidency:
-        """Say what is cached, what of that is in memory, and what only the store has."""
-        raise NotImplementedError
+        """Say what is cached, what of that is in memory, and what only the store has.
+
+        Raises:
+            UnsupportedError: if the kernel does not tell what is in memory.
+            anyio.ClosedResourceError, ForkedError: as ``read_exact``.
+        """
+        self._core.check_usable()
+        found = await self._reader.in_worker(lambda: tuple(self._cached_runs(0, self._size)))
+        runs = _joined(found)
+        memory = await self._file.residency()
+        resident = tuple(
+            shared for run in runs for other in memory.runs if (shared := overlap(run, other))
+        )
+        cached = sum(end - start for start, end in runs)
+        in_memory = sum(end - start for start, end in resident)
+        return RemoteResidency(self._size, cached, in_memory, self._size - cached, runs, resident)
 
     async def verify(self) -> None:
         """Ask the store (HEAD) whether the object is still the one that was opened.
@@ -131,8 +267,14 @@ class RemoteSnapshot(AsyncResource):
         Raises:
             StaleSnapshotError: if it is not, or is gone, and is not pinned by its version.
             RemoteError, PermissionError: as ``read_exact``.
+        Cancellation: leaves the request behind.
         """
-        raise NotImplementedError
+        self._core.check_usable()
+        await self._ask(self._entry.verify, self._reader.source)
+
+    async def _ask(self, function: Callable[[RemoteSource], None], source: RemoteSource) -> None:
+        """Call what asks the store in a worker of the cache (R10)."""
+        await self._workers.run(self._workers.reads, function, source, on_cancel=OnCancel.ABANDON)
 
     @contextmanager
     def hold(self) -> Iterator[Self]:
@@ -142,8 +284,28 @@ class RemoteSnapshot(AsyncResource):
 
         Raises:
             anyio.ClosedResourceError: if ``aclose`` was called.
+        Concurrency: for the event loop's thread; holds nest, in any number.
         """
-        raise NotImplementedError
+        self._take_hold()
+        try:
+            yield self
+        finally:
+            self._release_hold()
+
+    def _take_hold(self) -> None:
+        self._core.check_usable()
+        if self._closing:
+            raise anyio.ClosedResourceError(f"{self.url} is closed: open it again to use it")
+        self._holds += 1
+
+    def _release_hold(self) -> None:
+        """End a hold. The last one after ``aclose`` closes the files, in the background."""
+        self._holds -= 1
+        if self._closing and not self._holds:
+            self._let_go()
+            self._file._open.start_closing_unasked()  # noqa: SLF001  a snapshot is made of its file
+            if self._ended is not None:
+                self._ended.set()
 
     def file(self) -> RemoteSnapshotFile:
         """Make a binary file object of it, for pandas, pyarrow, zarr, fsspec and the like.
@@ -153,7 +315,8 @@ class RemoteSnapshot(AsyncResource):
         Raises:
             anyio.ClosedResourceError: if ``aclose`` was called.
         """
-        raise NotImplementedError
+        self._take_hold()
+        return RemoteSnapshotFile(self._core, self._reader, self.url, self._release_hold)
 
     async def aclose(self) -> None:
         """Close as soon as there is no hold on the snapshot; never waits for the network.
@@ -162,4 +325,95 @@ class RemoteSnapshot(AsyncResource):
 
         Cancellation: ends the wait for holds; the end of the last one closes it anyway.
         """
-        raise NotImplementedError
+        self._closing = True
+        if self._holds and not self.closed and not self._mapping.forked:
+            self._ended = self._ended or anyio.Event()
+            await self._ended.wait()
+        await self.end()
+
+    async def end(self) -> None:
+        """Close, whatever holds there are."""
+        self._closing = True
+        self._let_go()
+        await self._file.aclose()
+        if self._released is not None:
+            await self._released.wait()
+
+    def _let_go(self) -> None:
+        """End our use of the object, once; in a worker, as the last one closes its files."""
+        if self._released is not None or self._mapping.forked:
+            return
+        self._released = released = self._workers.event()
+        self._workers.start(self._workers.control, self._entry.release, lambda *_: released.set())
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self!r} cannot be copied or pickled: pass its URL, and open that again")
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{self._size} bytes"
+        return f"<RemoteSnapshot {self.url} {state}>"
+
+
+class _Pin:
+    """Keeps blocks of the cache locked for as long as it lives."""
+
+    __slots__ = ("_lock", "_workers")
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+        self._lock: LockFile | None = None
+
+    def keep(self, lock: LockFile) -> None:
+        """Keep a lock."""
+        self._lock = lock
+
+    def __del__(self) -> None:
+        """Let go, in a worker: the last one who closes a file without a name waits for the disk."""
+        lock, workers = self._lock, self._workers
+        if lock is None:
+            return
+
+        def close() -> None:
+            workers.start(workers.control, lock.close, lambda *_: None)
+
+        if workers.forked or not workers.call_from_thread(close):
+            lock.close()
+
+
+class _Chunks(AsyncIterator[bytes]):
+    """Iterates over a snapshot, and has fetched ahead what comes next; for one task."""
+
+    __slots__ = ("_ahead", "_offset", "_reader", "_size", "_snapshot", "_window")
+
+    def __init__(
+        self, snapshot: RemoteSnapshot, reader: RemoteReader, size: int, window: int
+    ) -> None:
+        self._snapshot = snapshot
+        self._reader = reader
+        self._size = size
+        self._window = window
+        self._offset = 0
+        self._ahead = 0
+
+    async def __anext__(self) -> bytes:
+        offset, end = self._offset, self._snapshot.size
+        if offset >= end:
+            raise StopAsyncIteration
+        length = min(self._size, end - offset)
+        if self._ahead - offset < self._window // 2 + length:
+            start, self._ahead = self._ahead, min(end, offset + length + self._window)
+            self._reader.fetch_ahead((start, self._ahead))
+        data = await self._snapshot.read_exact(offset, length)
+        self._offset += length
+        return data
+
+
+def _joined(runs: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Join ranges that meet."""
+    found: list[tuple[int, int]] = []
+    for start, end in runs:
+        if found and found[-1][1] == start:
+            found[-1] = (found[-1][0], end)
+        else:
+            found.append((start, end))
+    return tuple(found)

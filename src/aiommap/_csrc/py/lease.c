@@ -104,10 +104,12 @@ PyObject *mapping_lease(Mapping *self, PyObject *args)
 {
     long long offset, length;
     int writable;
-    PyObject *place = Py_None;
-    if (!PyArg_ParseTuple(args, "LLp|O:lease", &offset, &length, &writable, &place))
+    PyObject *place = Py_None, *anchor = Py_None;
+    if (!PyArg_ParseTuple(args, "LLp|OO:lease", &offset, &length, &writable, &place, &anchor))
         return NULL;
     Lease *lease = lease_make(self, place);
+    if (lease)
+        lease->anchor = Py_NewRef(anchor);
     mapping_size(self);
     if (lease && (!mapping_range(self, offset, length) ||
                   !lease_bind(lease, self->region, offset, length, writable)))
@@ -160,6 +162,7 @@ static int lease_traverse(Lease *self, visitproc visit, void *arg)
     Py_VISIT(Py_TYPE((PyObject *)self));
     Py_VISIT(self->mapping);
     Py_VISIT(self->place);
+    Py_VISIT(self->anchor);
     return 0;
 }
 
@@ -174,6 +177,7 @@ static void lease_dealloc(Lease *self)
         mark_dirty(self, monotonic_clock()); /* stored through after the last flush began, perhaps */
     region_release(self->region);
     Py_DECREF(self->place);
+    Py_XDECREF(self->anchor);
     Py_DECREF(mapping);
     object_free(self);
 }

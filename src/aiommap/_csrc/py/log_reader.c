@@ -9,6 +9,7 @@
 #include <string.h>
 #include <structmember.h>
 
+#include "../sys/crc32c.h"
 #include "../sys/file_io.h"
 #include "../sys/guard.h"
 

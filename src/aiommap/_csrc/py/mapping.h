@@ -172,6 +172,7 @@ struct lease {
     Py_ssize_t length;
     bool writable;
     PyObject *place;       /* strong; a string that says where it was taken, or None */
+    PyObject *anchor;      /* strong; what has to live for as long; may be NULL */
 
     /* GIL; written by lease.c. */
     bool linked; /* it is one of Mapping.leases */

@@ -5,6 +5,7 @@
 
 #include "api.h"
 #include "append.h"
+#include "blocks.h"
 #include "buffer.h"
 #include "futex.h"
 #include "lease.h"
@@ -197,6 +198,9 @@ static int native_exec(PyObject *module)
         return -1;
     if (add_log(module, state))
         return -1;
+    state->blocks_type = add_type(module, &blocks_spec);
+    if (!state->blocks_type || PyModule_AddFunctions(module, block_functions))
+        return -1;
     if (PyModule_AddIntConstant(module, "PAGE_SIZE", (long)page_size()))
         return -1;
     for (size_t i = 0; constants[i].name; i++)
@@ -220,6 +224,7 @@ static int native_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->log_record_type);
     Py_VISIT(state->log_cursor_type);
     Py_VISIT(state->log_writer_type);
+    Py_VISIT(state->blocks_type);
     Py_VISIT(state->export_type);
     Py_VISIT(state->out_of_bounds);
     load_what_ends_threads();
@@ -238,6 +243,7 @@ static int native_clear(PyObject *module)
     Py_CLEAR(state->log_record_type);
     Py_CLEAR(state->log_cursor_type);
     Py_CLEAR(state->log_writer_type);
+    Py_CLEAR(state->blocks_type);
     Py_CLEAR(state->export_type);
     Py_CLEAR(state->out_of_bounds);
     return 0;

@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "crc32c.h"
+
 /* Where the fields of a frame's header lie. */
 enum { AT_CRC = 0, AT_LENGTH = 4, AT_SEQUENCE = 8, AT_LIFE = 16, AT_CLAIM = 20, AT_KIND = 23 };
 

@@ -1,5 +1,5 @@
-/* log_frame.h: checksums and frames of a log's segments; knows nothing of Python, and makes no
- * system call. docs/log_format.md has the byte tables.
+/* log_frame.h: frames of a log's segments; knows nothing of Python, and makes no system call.
+ * docs/log_format.md has the byte tables.
  */
 #ifndef AIOMMAP_LOG_FRAME_H
 #define AIOMMAP_LOG_FRAME_H
@@ -35,11 +35,6 @@ enum frame_verdict {
     FRAME_INCOMPLETE, /* more bytes are needed: frame_bytes of it, or a header */
     FRAME_WRONG,      /* no frame of this place */
 };
-
-/* Continue a CRC32C (Castagnoli); begin with 0. */
-uint32_t crc32c(uint32_t crc, const void *data, size_t length);
-/* The same by tables, which machines without an instruction use. */
-uint32_t crc32c_by_table(uint32_t crc, const void *data, size_t length);
 
 static inline uint64_t frame_bytes(uint64_t length)
 {

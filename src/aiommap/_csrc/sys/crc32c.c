@@ -1,6 +1,7 @@
-/* log_crc.c: CRC32C by the processor's instruction where there is one, else by tables. */
-#include "log_frame.h"
+/* crc32c.c: CRC32C by the processor's instruction where there is one, else by tables. */
+#include "crc32c.h"
 
+#include <stdbool.h>
 #include <string.h>
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>

@@ -1,0 +1,31 @@
+"""The machine: which boot of it this is, and which file systems are another machine's."""
+
+from __future__ import annotations
+
+from .._native import filesystem_type
+
+#: File systems whose pages other machines change, or do not see; statfs(2).
+_REMOTE = {
+    0x6969: "NFS",
+    0x517B: "SMB",
+    0xFE534D42: "SMB",
+    0xFF534D42: "CIFS",
+    0x01021997: "9p",
+    0x00C36400: "Ceph",
+    0x0BD00BD0: "Lustre",
+    0x5346414F: "AFS",
+}
+
+
+def boot_id() -> bytes:
+    """Say which boot of the machine this is; zeros where that cannot be told."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return bytes.fromhex(file.read().strip().replace("-", ""))
+    except (OSError, ValueError):
+        return bytes(16)
+
+
+def remote_kind(fd: int) -> str | None:
+    """Name the network file system that an open file lies on; None if it is local."""
+    return _REMOTE.get(filesystem_type(fd) & 0xFFFFFFFF)

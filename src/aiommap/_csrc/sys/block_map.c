@@ -1,0 +1,253 @@
+/* block_map.c: see block_map.h. */
+#include "block_map.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#endif
+#include <sys/uio.h>
+
+#include "crc32c.h"
+#include "file_io.h"
+#include "region.h"
+
+/* Words are compared after each piece of a long read. */
+enum { PIECE_BLOCKS = 64 };
+#define MULTIPLIER UINT64_C(0x9E3779B97F4A7C15)
+
+int64_t block_map_bytes(int64_t count)
+{
+    int64_t words = (4 * count + 7) & ~(int64_t)7;
+    return BLOCK_MAP_HEADER_BYTES + words + 8 * count;
+}
+
+int block_map_open(struct block_map *map, int fd)
+{
+    map->damage.first_bad = DAMAGE_NONE;
+    struct region_options options = {.writable = true, .damage = &map->damage};
+    size_t page = page_size(), length = (size_t)block_map_bytes(map->count);
+    int error = region_map(&map->region, fd, (length + page - 1) & ~(page - 1), &options);
+    if (error)
+        return error;
+    int64_t words = (4 * map->count + 7) & ~(int64_t)7;
+    map->words = (uint32_t *)(map->region->base + BLOCK_MAP_HEADER_BYTES);
+    map->sums = (uint64_t *)(map->region->base + BLOCK_MAP_HEADER_BYTES + words);
+    /* The loop thread loads words: have them in memory, and kept there if the system lets us. */
+    for (size_t at = 0; at < length; at += PIECE_BYTES)
+        region_populate(map->region, at, length - at, false);
+    region_lock(map->region, 0, map->region->length, true);
+    return 0;
+}
+
+void block_map_close(struct block_map *map)
+{
+    if (map->region)
+        region_unmap(map->region);
+    map->region = NULL;
+}
+
+bool block_map_begin_read(const struct block_map *map, int64_t first, int64_t end, uint32_t *words)
+{
+    for (int64_t block = first; block < end; block++) {
+        words[block - first] = block_word(map, block);
+        if (block_state(words[block - first]) != BLOCK_PRESENT)
+            return false;
+    }
+    return true;
+}
+
+bool block_map_end_read(struct block_map *map, int64_t first, int64_t end, const uint32_t *words)
+{
+    __atomic_thread_fence(__ATOMIC_ACQUIRE);
+    for (int64_t block = first; block < end; block++) {
+        uint32_t now = __atomic_load_n(&map->words[block], __ATOMIC_RELAXED);
+        if ((now ^ words[block - first]) & ~BLOCK_REFERENCED)
+            return false;
+        if (!(now & BLOCK_REFERENCED)) /* asked first: a store takes the line from other readers */
+            __atomic_compare_exchange_n(&map->words[block], &now, now | BLOCK_REFERENCED, false,
+                                        __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+    }
+    return !is_damaged(&map->damage);
+}
+
+size_t block_map_read(struct block_map *map, int64_t offset, char *to, size_t length)
+{
+    uint32_t words[PIECE_BLOCKS];
+    size_t done = 0;
+    while (done < length) {
+        int64_t at = offset + (int64_t)done, first = at >> map->shift;
+        size_t piece = (size_t)(block_offset(map, first + PIECE_BLOCKS) - at);
+        if (piece > length - done)
+            piece = length - done;
+        int64_t end = ((at + (int64_t)piece - 1) >> map->shift) + 1;
+        if (!block_map_begin_read(map, first, end, words) ||
+            file_read_own(map->data_fd, to + done, piece, at) != (ssize_t)piece ||
+            !block_map_end_read(map, first, end, words))
+            break;
+        done += piece;
+    }
+    return done;
+}
+
+static void wake(const uint32_t *word)
+{
+#if defined(__linux__)
+    enum { FUTEX_WAKE_CALL = 1 };
+    syscall(SYS_futex, word, FUTEX_WAKE_CALL, INT_MAX, NULL, NULL, 0);
+#else
+    (void)word;
+#endif
+}
+
+bool block_map_exchange(struct block_map *map, int64_t block, enum block_state state, uint32_t *word)
+{
+    uint32_t old = *word, generation = old >> BLOCK_GENERATION_SHIFT, new;
+    if (state == BLOCK_BUSY)
+        new = BLOCK_BUSY | map->owner << BLOCK_OWNER_SHIFT |
+              (generation + 1) << BLOCK_GENERATION_SHIFT;
+    else
+        new = (uint32_t)state | generation << BLOCK_GENERATION_SHIFT |
+              (state == BLOCK_PRESENT ? BLOCK_REFERENCED : 0);
+    if (is_damaged(&map->damage) ||
+        !__atomic_compare_exchange_n(&map->words[block], word, new, false, __ATOMIC_ACQ_REL,
+                                     __ATOMIC_ACQUIRE))
+        return false;
+    *word = new;
+    if (block_state(old) == BLOCK_BUSY)
+        wake(&map->words[block]);
+    return true;
+}
+
+/* Four lanes of a multiplication each: what a CRC of 32 bits misses, this does not. */
+static uint64_t mix(const unsigned char *at, size_t length, uint64_t seed)
+{
+    uint64_t lanes[4] = {seed, seed ^ MULTIPLIER, ~seed, seed + length}, words[4];
+    for (; length >= sizeof words; length -= sizeof words, at += sizeof words) {
+        memcpy(words, at, sizeof words);
+        for (int i = 0; i < 4; i++) {
+            lanes[i] = (lanes[i] ^ words[i]) * MULTIPLIER;
+            lanes[i] ^= lanes[i] >> 29;
+        }
+    }
+    uint64_t sum = 0;
+    memset(words, 0, sizeof words);
+    memcpy(words, at, length);
+    for (int i = 0; i < 4; i++) {
+        sum = (sum ^ lanes[i] ^ words[i]) * MULTIPLIER;
+        sum ^= sum >> 32;
+    }
+    return sum;
+}
+
+/* Of a block at its place in its object. Never 0, which no block has been given. */
+static uint64_t block_sum(const struct block_map *map, int64_t block, const char *bytes)
+{
+    size_t length = block_length(map, block);
+    uint64_t seed = map->salt ^ (uint64_t)block * MULTIPLIER;
+    uint64_t high = mix((const unsigned char *)bytes, length, seed);
+    uint32_t low = crc32c((uint32_t)seed, bytes, length);
+    return (high & ~UINT64_C(0xFFFFFFFF)) | low | UINT64_C(1) << 63;
+}
+
+static bool is_whole(const struct block_map *map)
+{
+    struct file_stat found;
+    return !file_stat(map->data_fd, &found) && found.size == map->size;
+}
+
+size_t block_map_store(struct block_map *map, const int64_t *blocks, const uint32_t *words,
+                       size_t count, const char *bytes, int64_t start, int *error)
+{
+    size_t published = 0;
+    *error = is_whole(map) ? 0 : ESTALE; /* block_map.3 */
+    for (size_t i = 0; i < count && !*error; i++) {
+        int64_t block = blocks[i];
+        size_t length = block_length(map, block);
+        char *from = (char *)bytes + (block_offset(map, block) - start);
+        struct iovec piece = {.iov_base = from, .iov_len = length};
+        if (file_write(map->data_fd, &piece, 1, block_offset(map, block), error) < length) {
+            *error = *error ? *error : ENOSPC;
+            break;
+        }
+        __atomic_store_n(&map->sums[block], block_sum(map, block, from), __ATOMIC_RELAXED);
+        uint32_t word = words[i];
+        published += block_map_exchange(map, block, BLOCK_PRESENT, &word); /* block_map.1 */
+    }
+    return published;
+}
+
+int block_map_verify(struct block_map *map, int64_t block, char *room)
+{
+    uint32_t word = block_word(map, block);
+    bool suspect = block_state(word) == BLOCK_SUSPECT;
+    if (!suspect && block_state(word) != BLOCK_PRESENT)
+        return -1;
+    size_t length = block_length(map, block);
+    uint64_t sum = __atomic_load_n(&map->sums[block], __ATOMIC_RELAXED);
+    bool good = file_read_own(map->data_fd, room, length, block_offset(map, block)) ==
+                    (ssize_t)length &&
+                block_sum(map, block, room) == sum;
+    if (good && !suspect)
+        return (block_word(map, block) ^ word) & ~BLOCK_REFERENCED ? -1 : 1;
+    for (;;) {
+        uint32_t seen = word;
+        if (block_map_exchange(map, block, good ? BLOCK_PRESENT : BLOCK_EMPTY, &seen))
+            return good;
+        if ((seen ^ word) & ~BLOCK_REFERENCED || is_damaged(&map->damage))
+            return -1;
+        word = seen;
+    }
+}
+
+void block_map_distrust(struct block_map *map)
+{
+    for (int64_t block = 0; block < map->count; block++) {
+        uint32_t word = block_word(map, block);
+        if (block_state(word) == BLOCK_PRESENT)
+            block_map_exchange(map, block, BLOCK_SUSPECT, &word);
+        else if (block_state(word) == BLOCK_BUSY)
+            block_map_exchange(map, block, BLOCK_EMPTY, &word);
+    }
+}
+
+bool block_map_sweep(struct block_map *map, int64_t block, bool force, uint32_t *word)
+{
+    uint32_t seen = block_word(map, block);
+    if (block_state(seen) != BLOCK_PRESENT && block_state(seen) != BLOCK_SUSPECT)
+        return false;
+    if (seen & BLOCK_REFERENCED && !force) {
+        __atomic_compare_exchange_n(&map->words[block], &seen, seen & ~BLOCK_REFERENCED, false,
+                                    __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+        return false;
+    }
+    *word = seen;
+    return block_map_exchange(map, block, BLOCK_BUSY, word);
+}
+
+void block_map_wait(const struct block_map *map, int64_t block, uint32_t word, int64_t nanoseconds)
+{
+    struct timespec span = {.tv_sec = nanoseconds / 1000000000, .tv_nsec = nanoseconds % 1000000000};
+#if defined(__linux__)
+    enum { FUTEX_WAIT_CALL = 0 };
+    struct { int64_t seconds, nanoseconds; } moment = {span.tv_sec, span.tv_nsec};
+#if defined(SYS_futex_time64)
+    long number = SYS_futex_time64;
+#else
+    long number = SYS_futex;
+#endif
+    if (!syscall(number, &map->words[block], FUTEX_WAIT_CALL, word, &moment, NULL, 0) ||
+        errno == EAGAIN || errno == ETIMEDOUT || errno == EINTR)
+        return;
+#endif
+    /* A sandbox without futexes on files: look again soon. */
+    const int64_t soon = 5000000;
+    if (nanoseconds > soon)
+        span = (struct timespec){.tv_nsec = soon};
+    if (block_word(map, block) == word)
+        nanosleep(&span, NULL);
+}

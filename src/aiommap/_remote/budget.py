@@ -1,0 +1,152 @@
+"""How many bytes the cache may take, counted by all processes together. For worker threads.
+
+Invariants.
+  1  Bytes are reserved before they are written, and nobody reserves beyond ``max_bytes`` (R7).
+     What is reserved and not used is given back by whoever reserved it.
+  2  The folder's lock is held for every change, and its state is written in one step. A process
+     that dies leaves the count too high, never too low: what it had reserved. A recount finds it.
+  3  A recount adds what the files take and what living owners have reserved; those may have
+     written some of it already, which then counts twice until the next one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from .._runtime.threads import Mutex
+from .layout import (
+    STATE_BYTES,
+    FolderState,
+    own_offset,
+    pack_own,
+    round_up,
+    unpack_owns,
+)
+from .leases import Leases, LockFile
+
+
+class Budget:
+    """The state file: its lock is the folder's.
+
+    Args:
+        path: of the state file.
+        leases: says who lives.
+        count: counts what the files of the folder take; called with the lock.
+        max_bytes, min_free: what this process allows itself.
+    """
+
+    __slots__ = (
+        "_count",
+        "_file",
+        "_folder",
+        "_leases",
+        "_min_free",
+        "_mutex",
+        "_own",
+        "max_bytes",
+        "path",
+        "seen",
+    )
+
+    def __init__(
+        self,
+        path: str,
+        leases: Leases,
+        count: Callable[[], int],
+        max_bytes: int,
+        min_free: float,
+    ) -> None:
+        self._folder = os.path.dirname(path)
+        self._leases = leases
+        self._count = count
+        self.path: str = path
+        self.max_bytes: int = max_bytes
+        self._min_free = min_free
+        self._mutex = Mutex()
+        self._own = 0
+        #: What was reserved when this process looked last; any thread may read it.
+        self.seen: int = 0
+        self._file = LockFile(path, os.O_RDWR | os.O_CREAT)
+        with self.locked() as state:
+            leases.take(state.next_owner)
+            state.next_owner = leases.owner
+            self._write_own()
+
+    @property
+    def detached(self) -> bool:
+        """Whether the state file was deleted: the folder is another one now, or gone."""
+        return not os.fstat(self._file.fd).st_nlink
+
+    @contextmanager
+    def locked(self) -> Iterator[FolderState]:
+        """Hold the folder's lock for a block; what the block makes of the state is kept."""
+        with self._mutex:
+            self._file.lock(0)
+            try:
+                state = FolderState.unpack(os.pread(self._file.fd, STATE_BYTES, 0))
+                if state is None:  # new, or damaged
+                    os.ftruncate(self._file.fd, STATE_BYTES)
+                    state = FolderState(reserved=self._count())
+                yield state
+                self.seen = state.reserved
+                os.pwrite(self._file.fd, state.pack(), 0)
+            finally:
+                self._file.unlock(0)
+
+    def reserve(self, length: int) -> bool:
+        """Reserve bytes; False if there is no room for them (budget.1)."""
+        length = round_up(length)
+        with self.locked() as state:
+            if state.reserved + length > self.max_bytes or not self._is_free(length):
+                return False
+            state.reserved += length
+            self._own += length
+            self._write_own()
+        return True
+
+    def settle(self, length: int, used: int) -> None:
+        """End a reservation of which so much was used."""
+        with self.locked() as state:
+            self._own -= round_up(length)
+            state.reserved = max(0, state.reserved - (round_up(length) - round_up(used)))
+            self._write_own()
+
+    def give_back(self, length: int) -> None:
+        """Count bytes no longer that were taken off the disk."""
+        with self.locked() as state:
+            state.reserved = max(0, state.reserved - length)
+
+    def excess(self, wanted: int) -> int:
+        """Say how many bytes have to go so that so many can be reserved."""
+        with self.locked() as state:
+            over = state.reserved + round_up(wanted) - self.max_bytes
+        found = os.statvfs(self._folder)
+        short = self._min_free * found.f_blocks + wanted / found.f_frsize - found.f_bavail
+        return max(0, over, int(short * found.f_frsize))
+
+    def recount(self) -> None:
+        """Count anew what there is (budget.3)."""
+        with self.locked() as state:
+            block = os.pread(self._file.fd, STATE_BYTES, 0)
+            under_way = 0
+            for owner, reserved in enumerate(unpack_owns(block)):
+                if reserved and owner != self._leases.owner and not self._leases.is_alive(owner):
+                    os.pwrite(self._file.fd, pack_own(0), own_offset(owner))
+                elif reserved:
+                    under_way += reserved
+            state.reserved = self._count() + under_way
+
+    def close(self) -> None:
+        """Give the lock file up."""
+        self._file.close()
+
+    def _write_own(self) -> None:
+        os.pwrite(self._file.fd, pack_own(self._own), own_offset(self._leases.owner))
+
+    def _is_free(self, length: int) -> bool:
+        found = os.statvfs(self._folder)
+        return found.f_bavail * found.f_frsize - length >= (
+            self._min_free * found.f_blocks * found.f_frsize
+        )

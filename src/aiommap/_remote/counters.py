@@ -1,0 +1,32 @@
+"""What a cache counts, in any thread; pure but for its mutex."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from .._runtime.threads import Mutex
+from .statistics import CacheStatistics
+
+
+class Counters:
+    """Numbers that only grow, under the names that ``CacheStatistics`` has for them."""
+
+    __slots__ = ("_counts", "_mutex")
+
+    def __init__(self) -> None:
+        self._mutex = Mutex()
+        self._counts = dict.fromkeys((field.name for field in fields(CacheStatistics)), 0)
+
+    def add(self, **counts: int) -> None:
+        """Count."""
+        with self._mutex:
+            for name, count in counts.items():
+                self._counts[name] += count
+
+    def snapshot(self, **others: int) -> CacheStatistics:
+        """Return all of them, and others that are no counters."""
+        with self._mutex:
+            counts = dict(self._counts)
+        for name, count in others.items():
+            counts[name] += count
+        return CacheStatistics(**counts)

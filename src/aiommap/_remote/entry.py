@@ -1,0 +1,481 @@
+"""One object that is open: who fetches which of its blocks. For worker threads.
+
+Terms. A *claim* is a block that we made BUSY. A *body* is what one response brought.
+
+Theory of operation. A fetch of a range claims what is EMPTY in it, asks for that in as few requests
+as there are runs, stores each response and publishes its blocks. Only then it waits for blocks
+that others have claimed, so no two ever wait for each other. It takes over what belongs to the
+dead, and after ``HEDGE_SECONDS`` also what belongs to the slow: two writers of one block write the
+same bytes, as both responses had the same identity.
+
+Invariants.
+  1  A fetch returns when each of its blocks is PRESENT, or its bytes are in a body that it returns.
+  2  It ends every claim that it made, also when it fails (R11).
+  3  ``_active`` has the claims of this process. A word that has our number, and is not there, was
+     left by a process that had the number before us.
+  4  Whatever fails in the cache is reported, and the body is handed out all the same (R8).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+import anyio
+
+from .._errors import RemoteError, StaleSnapshotError
+from .._runtime.threads import Mutex
+from .counters import Counters
+from .eviction import lock_range
+from .fetching import HEDGE_SECONDS, LOOK_SECONDS, overlap, requests_of, runs_of, without
+from .folder import Files
+from .layout import BUSY, EMPTY, SUSPECT, owner_of, state_of
+from .source import ObjectIdentity, RemoteSource, RemoteState
+
+#: How often one range is asked for, where the store answers about another object than it has.
+ATTEMPTS = 3
+
+Claim = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """Bytes of the object, as a response brought them.
+
+    Attributes:
+        start: first byte.
+        data: the bytes.
+    """
+
+    start: int
+    data: memoryview
+
+    @property
+    def end(self) -> int:
+        """First byte behind them."""
+        return self.start + len(self.data)
+
+    def part(self, start: int, end: int) -> memoryview:
+        """Return a range of the object that lies in it."""
+        return self.data[start - self.start : end - self.start]
+
+
+class Room(Protocol):
+    """Where blocks find room: the folder, as an entry knows it."""
+
+    def make(self, length: int) -> bool:
+        """Reserve bytes, and evict for them if need be; False if there is no room."""
+        ...
+
+    def settle(self, length: int, used: int) -> None:
+        """End a reservation of which so much was used."""
+        ...
+
+    def is_alive(self, owner: int) -> bool:
+        """Tell whether an owner of claims lives."""
+        ...
+
+    @property
+    def owner(self) -> int:
+        """Our number, by which claims are made."""
+        ...
+
+    def release(self) -> None:
+        """End the use of it."""
+        ...
+
+
+class Entry:
+    """An object that is open in this process, for any number of snapshots.
+
+    Args:
+        files: its files.
+        room: where blocks find room, which the entry releases; None if nothing is to be stored.
+        counters: what is counted.
+        request_size: bytes that one request may ask for.
+        report: gets failures of the cache.
+        closed: called when its files were closed.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_active",
+        "_closed",
+        "_counters",
+        "_files",
+        "_lost",
+        "_mutex",
+        "_owner",
+        "_report",
+        "_request_blocks",
+        "_room",
+        "_users",
+        "block_size",
+        "blocks",
+        "identity",
+        "path",
+        "place",
+        "size",
+    )
+
+    def __init__(
+        self,
+        files: Files,
+        room: Room | None,
+        counters: Counters,
+        request_size: int,
+        report: Callable[[Exception], object],
+        closed: Callable[[Entry], object],
+    ) -> None:
+        self._files = files
+        self.identity: ObjectIdentity = files.header.identity
+        self.blocks = files.blocks
+        self.block_size: int = files.header.block_size
+        self.size: int = self.identity.state.size
+        self.path: str = files.path
+        self._room = room
+        self._owner = 0 if room is None else room.owner
+        self._counters = counters
+        self._request_blocks = max(1, request_size // self.block_size)
+        self._report = report
+        self._closed = closed
+        found = os.fstat(files.data)
+        #: Device and inode of the data.
+        self.place: tuple[int, int] = (found.st_dev, found.st_ino)
+        self._mutex = Mutex()
+        self._active: set[int] = set()
+        self._users = 1
+        self._lost = False
+
+    # Life: files are closed by whoever lets go last, which may be a fetch (R11).
+
+    def use(self) -> None:
+        """Keep the files open; each use is ended by ``release``."""
+        with self._mutex:
+            if not self._users:
+                raise anyio.ClosedResourceError(f"{self.identity.url} is closed: open it again")
+            self._users += 1
+
+    def release(self) -> None:
+        """End a use; the last one closes the files."""
+        with self._mutex:
+            self._users -= 1
+            last = not self._users
+        if last:
+            self._files.close()
+            if self._room is not None:
+                self._room.release()
+            self._counters.add(hits=self.blocks.hits)
+            self._closed(self)
+
+    @property
+    def data_fd(self) -> int:
+        """Descriptor of the data."""
+        return self._files.data
+
+    @property
+    def lost(self) -> bool:
+        """Whether the files were damaged while in use, so that nothing of them is believed."""
+        return self._lost or self.blocks.damaged
+
+    def range_of(self, offset: int, length: int) -> tuple[int, int]:
+        """Return the blocks [first, end) that a range of bytes touches."""
+        end = -(-(offset + length) // self.block_size) if length else offset // self.block_size
+        return offset // self.block_size, end
+
+    def bytes_of(self, first: int, end: int) -> tuple[int, int]:
+        """Return the bytes [start, end) of blocks."""
+        return first * self.block_size, min(self.size, end * self.block_size)
+
+    def length_of(self, run: tuple[int, int], offset: int, length: int) -> int:
+        """Say how many bytes of a range lie in a run of blocks."""
+        shared = overlap(self.bytes_of(*run), (offset, offset + length))
+        return 0 if shared is None else shared[1] - shared[0]
+
+    def requests(self, runs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Cut runs of blocks into what one request may ask for."""
+        return list(requests_of(runs, self._request_blocks))
+
+    # Fetching.
+
+    def fetch(self, source: RemoteSource, first: int, end: int) -> list[Body]:
+        """Have blocks [first, end) PRESENT, or in hand (entry.1).
+
+        Raises:
+            StaleSnapshotError, RemoteError, PermissionError, UnsupportedError: as
+            ``RemoteSnapshot.read_exact``.
+        """
+        bodies: list[Body] = []
+        waits: dict[Claim, float] = {}
+        taken: set[int] = set()
+        while True:
+            busy: list[Claim] = []
+            for low, high in without((first, end), taken):
+                claims, others = self._claim(low, high)
+                taken.update(block for block, _ in claims)
+                bodies += self._fetch_claims(source, claims)
+                busy += others
+            if not busy:
+                return bodies
+            block, word = busy[0]
+            if self._is_slow(busy[0], waits):
+                taken.add(block)
+                bodies += self._hedge(source, block, word)
+            elif not self._lives(block, owner_of(word)):
+                claims = self._take_over(block, word)
+                taken.update(block for block, _ in claims)
+                bodies += self._fetch_claims(source, claims)
+            else:
+                self.blocks.wait(block, word, LOOK_SECONDS)
+
+    def _claim(self, first: int, end: int) -> tuple[list[Claim], list[Claim]]:
+        """Claim what is EMPTY, suspects that are bad included; and list what is others'."""
+        if self.lost:
+            return [(block, 0) for block in range(first, end)], []
+        while True:
+            with self._mutex:
+                claims, others = self.blocks.claim(first, end)
+                self._active.update(block for block, _ in claims)
+            suspects = [block for block, word in others if state_of(word) == SUSPECT]
+            busy = [claim for claim in others if state_of(claim[1]) == BUSY]
+            if not suspects:
+                return claims, busy
+            try:
+                for low, high in runs_of(suspects):
+                    good, bad = self.blocks.verify(low, high)
+                    self._counters.add(verified_blocks=good, bad_blocks=bad)
+            finally:
+                self._end(claims)  # they are claimed again at once, with the bad ones between them
+
+    def _end(self, claims: Iterable[Claim]) -> None:
+        """End claims that are still ours; those that were published are not (entry.2)."""
+        for block, word in claims:
+            with self._mutex:
+                self._active.discard(block)
+                if word:
+                    self.blocks.exchange(block, word, EMPTY)
+
+    def _is_slow(self, claim: Claim, waits: dict[Claim, float]) -> bool:
+        """Tell whether one has waited for somebody's block for too long."""
+        now = time.monotonic()
+        if claim not in waits:
+            self._counters.add(coalesced=1)
+        return now - waits.setdefault(claim, now) >= HEDGE_SECONDS
+
+    def _take_over(self, block: int, word: int) -> list[Claim]:
+        """Take a block over, if it is still as it was."""
+        with self._mutex:
+            ours = self.blocks.exchange(block, word, BUSY)
+            if ours is None:
+                return []
+            self._active.add(block)
+        self._counters.add(takeovers=1)
+        return [(block, ours)]
+
+    def _hedge(self, source: RemoteSource, block: int, word: int) -> list[Body]:
+        """Fetch a block whose owner lives and is slow.
+
+        That may be an evictor who is about to take the bytes away: with its lock the block is not
+        stored, and with ours it does not (eviction.1).
+        """
+        self._counters.add(hedges=1)
+        start, end = self.bytes_of(block, block + 1)
+        with lock_range(self.data_fd, start, end - start, shared=True) as locked:
+            claims = self._take_over(block, word) if locked else []
+            return self._fetch_claims(source, claims or [(block, 0)])
+
+    def _lives(self, block: int, owner: int) -> bool:
+        if owner == self._owner:
+            return block in self._active  # entry.3
+        return self._room is not None and self._room.is_alive(owner)
+
+    def _fetch_claims(self, source: RemoteSource, claims: list[Claim]) -> list[Body]:
+        words = dict(claims)
+        bodies = []
+        try:
+            for first, end in self.requests(runs_of(words)):
+                run = [(block, words[block]) for block in range(first, end)]
+                bodies.append(self._fetch_run(source, run))
+                self._end(run)
+                for block, _ in run:
+                    del words[block]
+        finally:
+            self._end(words.items())
+        return bodies
+
+    def _fetch_run(self, source: RemoteSource, claims: list[Claim]) -> Body:
+        start, end = self.bytes_of(claims[0][0], claims[-1][0] + 1)
+        room = self._room if self._is_storable(claims) else None
+        length = sum(high - low for low, high in (self.bytes_of(b, b + 1) for b, _ in claims))
+        try:
+            if room is not None and not room.make(length):
+                room = None
+        except OSError as error:
+            room = None
+            self._failed(error)
+        used = 0
+        try:
+            body = Body(start, self.request(source, start, end))
+            if room is not None:
+                used = min(length, self._store(claims, body) * self.block_size)
+            else:
+                self._counters.add(unstored_blocks=len(claims))
+        finally:
+            if room is not None:
+                self._settle(room, length, used)
+        return body
+
+    def _is_storable(self, claims: list[Claim]) -> bool:
+        """Tell whether blocks are ours, and the files still there to be found by others."""
+        return not self.lost and claims[0][1] != 0 and os.fstat(self.data_fd).st_nlink > 0
+
+    def _settle(self, room: Room, length: int, used: int) -> None:
+        try:
+            room.settle(length, used)
+        except OSError as error:
+            self._failed(error)
+
+    def _store(self, claims: list[Claim], body: Body) -> int:
+        """Write a body and publish its blocks, in one native call.
+
+        Returns:
+            How many blocks may take room by now: the published ones, and one that was cut short.
+        """
+        try:
+            stored, number = self.blocks.store(claims, body.data, body.start)
+        except OSError as error:
+            stored, number = 0, error.errno or errno.EIO
+        if number == errno.ESTALE:
+            self._lost = True
+            reason = "the data file was cut off while it was in use: clear() the cache"
+            self._failed(OSError(number, reason, self.path))
+        elif number:
+            self._failed(OSError(number, os.strerror(number), self.path))
+        self._counters.add(stored_blocks=stored, unstored_blocks=len(claims) - stored)
+        return stored + bool(number)
+
+    def _failed(self, error: Exception) -> None:
+        self._counters.add(errors=1)
+        self._report(error)
+
+    def drop(self) -> None:
+        """Believe nothing of the files any more: a read found that they lost bytes."""
+        if not self.lost:
+            self._lost = True
+            reason = "the cache lost bytes that it had: clear() the cache"
+            self._failed(OSError(errno.EIO, reason, self.path))
+
+    # Requests, each answer of which is compared with the identity (R2).
+
+    def request(self, source: RemoteSource, start: int, end: int) -> memoryview:
+        """Ask for bytes until a response is about this object."""
+        for attempt in range(1, ATTEMPTS + 1):
+            self._counters.add(gets=1)
+            try:
+                data, state = source.fetch(start, end, self.identity.state)
+            except StaleSnapshotError:
+                reason = "the store says that it is another object, and then that it is not"
+            except FileNotFoundError:
+                raise self._stale("is gone", 0) from None
+            except RemoteError as error:
+                self._check(source)
+                raise RemoteError(
+                    error.url,
+                    error.reason,
+                    start,
+                    end - start,
+                    error.status,
+                    attempt,
+                ) from None
+            else:
+                view = memoryview(data).cast("B")
+                self._counters.add(fetched_bytes=len(view))
+                if self.identity.is_of(state) and len(view) == end - start:
+                    return view
+                reason = self._difference(state, len(view), end - start)
+            self._check(source)
+        raise RemoteError(self.identity.url, reason, start, end - start, None, ATTEMPTS)
+
+    def _difference(self, state: RemoteState, got: int, asked: int) -> str:
+        if self.identity.is_of(state):
+            return f"{got} bytes came in place of {asked}"
+        return f"the responses are about another object ({state}), which the store does not have"
+
+    def _check(self, source: RemoteSource) -> None:
+        """Raise if the object is another one by now."""
+        self._counters.add(heads=1)
+        try:
+            now = source.stat(None)
+        except FileNotFoundError:
+            raise self._stale("is gone", 0) from None
+        except RemoteError:
+            return  # nobody knows: the failure that led here is told
+        if now is not None and not self.identity.is_of(now):
+            raise self._stale("was changed", now.size)
+
+    def verify(self, source: RemoteSource) -> None:
+        """Ask whether the object is still there as it was."""
+        self._counters.add(heads=1)
+        try:
+            now = source.stat(self.identity.state)
+        except FileNotFoundError:
+            raise self._stale("is gone", 0) from None
+        if now is not None and not self.identity.is_of(now):
+            raise self._stale("was changed", now.size)
+
+    def _stale(self, what: str, size: int) -> StaleSnapshotError:
+        return StaleSnapshotError(self.identity.url, self.size, size, what)
+
+    # Reading what is there.
+
+    def read(self, offset: int, length: int) -> bytes | None:
+        """Read what is PRESENT; None if some of it is not."""
+        if self.lost:
+            return None
+        data = self.blocks.read(offset, length)
+        if data is None and not self.blocks.missing(*self.range_of(offset, length)):
+            with suppress(OSError):
+                if os.fstat(self.data_fd).st_size != self.size:
+                    self.drop()
+        return data
+
+    def collect(self, offset: int, length: int, bodies: list[Body]) -> bytes | None:
+        """Put a range together out of bodies and of what is PRESENT; None if some is missing."""
+        if not bodies or not self.lost:
+            data = self.read(offset, length)
+            if data is not None:
+                return data
+        parts: list[bytes | memoryview] = []
+        at, stop = offset, offset + length
+        while at < stop:
+            body = next((body for body in bodies if body.start <= at < body.end), None)
+            if body is not None:
+                end = min(stop, body.end)
+                parts.append(body.part(at, end))
+            else:
+                end = min([stop, *(body.start for body in bodies if body.start > at)])
+                part = self.read(at, end - at)
+                if part is None:
+                    return None
+                parts.append(part)
+            at = end
+        return b"".join(parts)
+
+    def uncovered(self, offset: int, length: int, bodies: list[Body]) -> list[tuple[int, int]]:
+        """List the runs of blocks of a range that are neither PRESENT nor in a body."""
+        first, end = self.range_of(offset, length)
+        runs = [(first, end)] if self.lost else self.blocks.missing(first, end)
+        for body in bodies:
+            low, high = body.start // self.block_size, -(-body.end // self.block_size)
+            runs = [
+                part
+                for run in runs
+                for part in ((run[0], min(run[1], low)), (max(run[0], high), run[1]))
+                if part[0] < part[1]
+            ]
+        return runs

@@ -1,0 +1,229 @@
+"""What lies in the folder of a cache: names, headers of objects, the state of the folder; pure.
+
+    aiommap-cache        the marker: only a folder that has it is ours
+    state                bytes reserved, counters, the hand of the clock, reservations under way
+    leases               a byte for each live process, locked by it; nothing is in it
+    xx/ID.data           the object, sparse
+    xx/ID.map            its header, a word and a sum for each block (sys/block_map.h)
+
+ID is a hash of the object's identity, so two states of one object have nothing in common here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from .source import ObjectIdentity, RemoteState
+
+MARKER = "aiommap-cache"
+MARKER_TEXT = b"A cache of aiommap.remote, format 1. It may be deleted at any time.\n"
+STATE = "state"
+LEASES = "leases"
+DATA_SUFFIX = ".data"
+MAP_SUFFIX = ".map"
+FORMAT = 1
+
+HEADER_BYTES = 4096
+STATE_BYTES = 4096
+#: Owners of claims, one a cache that is open; number 0 is nobody. Their reservations fit in a page.
+OWNERS = 496
+
+#: Where the parts of a word lie; see sys/block_map.h.
+EMPTY, BUSY, PRESENT, SUSPECT = range(4)
+
+_MAGIC = b"AIOMMAPR"
+_HEAD = struct.Struct("<8sIIIIQQQQQ16s")
+_STATE = struct.Struct("<8sQQQ32sQ")
+_OWN = struct.Struct("<Q")
+OWN_AT = STATE_BYTES - OWNERS * _OWN.size
+_NAME = re.compile(r"([0-9a-f]{64})\.(data|map)")
+
+Checksum = Callable[[bytes], int]
+
+
+class LayoutError(ValueError):
+    """What was found is no header of ours, or not a whole one."""
+
+
+def state_of(word: int) -> int:
+    """Say what a word says of its block."""
+    return word & 3
+
+
+def owner_of(word: int) -> int:
+    """Say who claimed a BUSY block."""
+    return word >> 3 & 511
+
+
+def block_count(size: int, block_size: int) -> int:
+    """Say how many blocks an object has."""
+    return -(-size // block_size)
+
+
+def map_bytes(size: int, block_size: int) -> int:
+    """Say how long a map is: a header, 4 bytes and 8 bytes for each block."""
+    count = block_count(size, block_size)
+    return HEADER_BYTES + -(-4 * count // 8) * 8 + 8 * count
+
+
+def overhead_bytes(size: int, block_size: int) -> int:
+    """Say what an object takes of the disk beside its blocks: the map, and lists of extents."""
+    count = block_count(size, block_size)
+    return round_up(map_bytes(size, block_size)) + round_up(16 * count) + 4096
+
+
+def round_up(length: int) -> int:
+    """Round to what a file system allocates."""
+    return -(-length // 4096) * 4096
+
+
+def identifier(identity: ObjectIdentity) -> str:
+    """Name an object in one state of it."""
+    return hashlib.sha256("\0".join(identity.key).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def file_names(name: str) -> tuple[str, str]:
+    """Say where data and map of an object are, below the folder."""
+    stem = f"{name[:2]}/{name}"
+    return stem + DATA_SUFFIX, stem + MAP_SUFFIX
+
+
+def name_in(file_name: str) -> str | None:
+    """Say which object a file of a subfolder is of; None if it is none of ours."""
+    found = _NAME.fullmatch(file_name)
+    return None if found is None else found[1]
+
+
+@dataclass(slots=True)
+class Header:
+    """The first bytes of a map.
+
+    Attributes:
+        identity: which object, and in which state.
+        block_size: bytes of a block.
+        opened: the folder's counter when it was opened last.
+        boot: in which boot of the machine its words were written.
+        device, inode: of the data file they are about.
+    """
+
+    identity: ObjectIdentity
+    block_size: int
+    opened: int
+    boot: bytes
+    device: int
+    inode: int
+
+    @property
+    def salt(self) -> int:
+        """What goes into the sums, so that blocks of another object never match."""
+        return int(identifier(self.identity)[:16], 16)
+
+    def pack(self, checksum: Checksum) -> bytes:
+        """Return the bytes of the header.
+
+        Raises:
+            LayoutError: if the names of the object are too long for it.
+        """
+        state = self.identity.state
+        text = json.dumps(
+            [
+                self.identity.url,
+                self.identity.validator,
+                state.etag,
+                state.version,
+                state.modified,
+            ]
+        ).encode()
+        body = _HEAD.pack(
+            _MAGIC,
+            FORMAT,
+            self.block_size.bit_length() - 1,
+            len(text),
+            0,
+            state.size,
+            self.opened,
+            self.device,
+            self.inode,
+            0,
+            self.boot,
+        )
+        block = body + text
+        if len(block) > HEADER_BYTES - 4:
+            raise LayoutError(f"{self.identity.url} has names of {len(text)} bytes: too long")
+        block += bytes(HEADER_BYTES - 4 - len(block))
+        return block + struct.pack("<I", checksum(block))
+
+    @classmethod
+    def unpack(cls, block: bytes, checksum: Checksum) -> Header:
+        """Read a header.
+
+        Raises:
+            LayoutError: if it is damaged, or of a later format.
+        """
+        if len(block) < HEADER_BYTES or block[:8] != _MAGIC:
+            raise LayoutError("no header of a cached object")
+        if struct.unpack("<I", block[HEADER_BYTES - 4 : HEADER_BYTES])[0] != checksum(
+            block[: HEADER_BYTES - 4]
+        ):
+            raise LayoutError("the header is damaged")
+        _, version, shift, length, _, size, opened, device, inode, _, boot = _HEAD.unpack_from(
+            block
+        )
+        if version != FORMAT:
+            raise LayoutError(f"the header is of format {version}")
+        url, validator, etag, number, modified = json.loads(block[_HEAD.size : _HEAD.size + length])
+        state = RemoteState(size, etag, number, modified)
+        identity = ObjectIdentity(url, state, validator)
+        return cls(identity, 1 << shift, opened, boot, device, inode)
+
+
+@dataclass(slots=True)
+class FolderState:
+    """What all processes count together; read and written under the folder's lock.
+
+    Attributes:
+        reserved: bytes that are stored, or may be stored by whoever reserved them.
+        ticks: how many openings there were.
+        next_owner: where the search for a free owner begins.
+        hand: the object at which the clock stands, or 32 zero bytes.
+        hand_block: the block of it.
+    """
+
+    reserved: int = 0
+    ticks: int = 0
+    next_owner: int = 0
+    hand: bytes = field(default=bytes(32))
+    hand_block: int = 0
+
+    def pack(self) -> bytes:
+        """Return the bytes before the reservations under way."""
+        return _STATE.pack(
+            _MAGIC, self.reserved, self.ticks, self.next_owner, self.hand, self.hand_block
+        )
+
+    @classmethod
+    def unpack(cls, block: bytes) -> FolderState | None:
+        """Read it; None if there is none."""
+        if len(block) < _STATE.size or block[:8] != _MAGIC:
+            return None
+        return cls(*_STATE.unpack_from(block)[1:])
+
+
+def own_offset(owner: int) -> int:
+    """Say where in the state the reservations of an owner are."""
+    return OWN_AT + owner * _OWN.size
+
+
+def pack_own(reserved: int) -> bytes:
+    """Return the bytes of what an owner has reserved and not used yet."""
+    return _OWN.pack(reserved)
+
+
+def unpack_owns(block: bytes) -> list[int]:
+    """Return what each owner has reserved and not used yet."""
+    return [number for (number,) in _OWN.iter_unpack(block[OWN_AT : OWN_AT + OWNERS * _OWN.size])]

@@ -1,0 +1,77 @@
+"""Objects of a store that tests can hold up, break and count; a real source, with no engine."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from aiommap import StaleSnapshotError
+from aiommap.remote import RemoteState
+
+BLOCK = 4096
+#: Eleven blocks, the last one not whole; no two ranges that a test mixes up are equal.
+DATA = b"".join(number.to_bytes(4, "little") for number in range(10 * 1024 + 100))
+
+
+@dataclass
+class Objects:
+    """One object, versions of it, and what is done to requests for it.
+
+    Attributes:
+        data: the bytes that a request is answered from.
+        gets: ranges that were asked for.
+        stats: how often its state was asked for.
+        gate: requests for bytes wait until it is set.
+        asked: released once for each request for bytes, before it waits.
+        change: called with (start, end) before each answer; raises, or returns other bytes and
+            another state, or None for the true ones.
+    """
+
+    data: bytes
+    url: str = "test://host/object"
+    etag: str | None = '"1"'
+    gone: bool = False
+    heeds_etag: bool = True
+    modified: str | None = None
+    gets: list[tuple[int, int]] = field(default_factory=list)
+    stats: int = 0
+    gate: threading.Event = field(default_factory=threading.Event)
+    asked: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    change: Callable[[int, int], tuple[bytes, RemoteState] | None] | None = None
+
+    def __post_init__(self):
+        self.gate.set()
+
+    @property
+    def state(self):
+        return RemoteState(len(self.data), self.etag, None, self.modified)
+
+    def put(self, data):
+        """Overwrite the object."""
+        self.data = data
+        self.etag = f'"{int((self.etag or "0").strip(chr(34))) + 1}"'
+
+    def stat(self, known):
+        self.stats += 1
+        if self.gone:
+            raise FileNotFoundError(2, "gone", self.url)
+        return None if known == self.state else self.state
+
+    def fetch(self, start, end, state):
+        self.gets.append((start, end))
+        self.asked.release()
+        assert self.gate.wait(30)
+        changed = self.change(start, end) if self.change is not None else None
+        if changed is not None:
+            return changed
+        if self.gone:
+            raise FileNotFoundError(2, "gone", self.url)
+        if self.heeds_etag and state.etag != self.etag:
+            raise StaleSnapshotError(self.url, state.size, 0, "was changed")
+        return self.data[start:end], self.state
+
+    @property
+    def fetched(self):
+        """Bytes that were asked for, each time."""
+        return sum(end - start for start, end in self.gets)
