@@ -24,6 +24,7 @@ class Objects:
         stats: how often its state was asked for.
         gate: requests for bytes wait until it is set.
         asked: released once for each request for bytes, before it waits.
+        down: raised by each request, while it is set.
         change: called with (start, end) before each answer; raises, or returns other bytes and
             another state, or None for the true ones.
     """
@@ -32,6 +33,7 @@ class Objects:
     url: str = "test://host/object"
     etag: str | None = '"1"'
     gone: bool = False
+    down: Exception | None = None
     heeds_etag: bool = True
     modified: str | None = None
     gets: list[tuple[int, int]] = field(default_factory=list)
@@ -54,6 +56,7 @@ class Objects:
 
     def stat(self, known):
         self.stats += 1
+        self._check_up()
         if self.gone:
             raise FileNotFoundError(2, "gone", self.url)
         return None if known == self.state else self.state
@@ -62,6 +65,7 @@ class Objects:
         self.gets.append((start, end))
         self.asked.release()
         assert self.gate.wait(30)
+        self._check_up()
         changed = self.change(start, end) if self.change is not None else None
         if changed is not None:
             return changed
@@ -70,6 +74,10 @@ class Objects:
         if self.heeds_etag and state.etag != self.etag:
             raise StaleSnapshotError(self.url, state.size, 0, "was changed")
         return self.data[start:end], self.state
+
+    def _check_up(self):
+        if self.down is not None:
+            raise self.down
 
     @property
     def fetched(self):

@@ -15,29 +15,30 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import anyio
 from anyio.abc import AsyncResource
 
-from .._arguments import at_least, byte_count, check_kind, flag, function, integer
+from .._arguments import at_least, byte_count, check_kind, flag, function, integer, seconds
 from .._core.options import OpenOptions
 from .._core.paths import absolute_path
 from .._errors import ForkedError, MappedFileError
 from .._file.mapped_file import MappedFile
 from .._hub.hub import Hub
 from .._hub.opening import Opening
-from .._logs import REMOTE
+from .._logs import FOLLOWING, REMOTE
 from .._runtime.callbacks import Listeners
 from .._runtime.threads import Forks, Mutex
 from .._runtime.tracing import traced
 from .._runtime.workers import OnCancel, Workers
+from .._snapshot.follower import Follower
 from .counters import Counters
 from .entry import Entry
 from .eviction import FolderRoom, disk_bytes
 from .fetches import Fetches
 from .folder import Files, Folder, anonymous_files, default_folder
-from .following import LiveRemoteSnapshot
+from .following import Followed, LiveRemoteSnapshot, PolledSource, RemoteGeneration
 from .layout import PRESENT, SUSPECT
 from .obstore import source_of_url
 from .remote_snapshot import RemoteSnapshot
@@ -49,6 +50,8 @@ from .source import (
     without_secrets,
 )
 from .statistics import CacheEntry, CacheReport, CacheStatistics
+
+Kind = TypeVar("Kind", bound=RemoteSnapshot)
 
 DEFAULT_MAX_BYTES = 20 << 30
 DEFAULT_BLOCK_BYTES = 256 << 10
@@ -65,12 +68,15 @@ class _Asked:
     """What ``open`` was asked for, checked."""
 
     source: str | RemoteSource
-    validator: str
-    version: str | None
-    offline: bool
-    prewarm: bool
-    read_ahead: bool
-    hub: Hub | None
+    validator: str = "etag"
+    version: str | None = None
+    offline: bool = False
+    prewarm: bool = False
+    read_ahead: bool = True
+    hub: Hub | None = None
+
+
+_PREWARM = ("hot", "all", "none")
 
 
 class RemoteCache(AsyncResource):
@@ -189,7 +195,7 @@ class RemoteCache(AsyncResource):
             flag(read_ahead, "read_ahead"),
             None if hub is None else check_kind(hub, Hub, "hub", "pass an aiommap.Hub"),
         )
-        return Opening(partial(self._open, asked))
+        return Opening(partial(self._open, asked, RemoteSnapshot))
 
     def follow(
         self,
@@ -199,6 +205,7 @@ class RemoteCache(AsyncResource):
         pointer: bool = False,
         prewarm: Literal["hot", "all", "none"] = "hot",
         validate: Callable[[RemoteSnapshot], Awaitable[object]] | None = None,
+        load: Callable[[RemoteSnapshot], Awaitable[object]] | None = None,
         on_error: Callable[[Exception], object] | None = None,
     ) -> Opening[LiveRemoteSnapshot]:
         """Follow an object that is overwritten: ``async with cache.follow(url) as live``.
@@ -217,13 +224,52 @@ class RemoteCache(AsyncResource):
                 that are cached of the one before it; "all"; or "none".
             validate: an async function that takes each new snapshot, the first included, and
                 raises, or returns False, if it is not to be served.
+            load: an async function that takes each new snapshot after that, and returns what the
+                program works with: it becomes ``live.value`` together with the snapshot.
             on_error: called in the background, sync or async, with the failure of an object that is
                 not served; by default that is logged.
         Raises:
-            As ``open``, and whatever ``validate`` raises for the first one.
+            As ``open``, and whatever ``validate`` or ``load`` raises for the first one.
         Cancellation: nothing is left open.
         """
-        raise NotImplementedError
+        for called, name in ((validate, "validate"), (load, "load"), (on_error, "on_error")):
+            if called is not None:
+                function(called, name)
+        interval = seconds(poll_interval, "poll_interval")
+        if not interval > 0:
+            raise ValueError(f"poll_interval is {poll_interval}: give seconds, more than 0")
+        if prewarm not in _PREWARM:
+            raise ValueError(f"prewarm is {prewarm!r}: use one of {_PREWARM}")
+        pointed = flag(pointer, "pointer")
+        asked = Followed(_check_source(source), interval, pointed, prewarm, validate, load)
+        failed: Listeners[Exception] = Listeners()
+        failed.add(on_error or partial(_log_unserved, _name_of(source)))
+        return Opening(partial(self._follow, asked, failed))
+
+    async def _follow(self, asked: Followed, failed: Listeners[Exception]) -> LiveRemoteSnapshot:
+        workers = self._running_workers()
+
+        async def opener(source: RemoteSource) -> RemoteGeneration:
+            return await self._open(_Asked(source), RemoteGeneration)
+
+        followed = PolledSource(asked, workers, opener, failed)
+
+        async def trial(candidate: RemoteGeneration) -> Any:
+            return await followed.examine(serving, candidate)
+
+        follower: Follower[RemoteGeneration, Any] = Follower(followed, trial, failed)
+
+        def serving() -> RemoteSnapshot | None:
+            return follower.current if follower.number and not follower.over else None
+
+        live = LiveRemoteSnapshot(follower)
+        self._followed.add(live)
+        try:
+            await follower.start()
+        except BaseException:
+            await live.aclose()
+            raise
+        return live
 
     async def clear(self, source: str | RemoteSource | None = None) -> int:
         """Give up what is cached of an object, or all of it; reads in use go on.
@@ -307,7 +353,7 @@ class RemoteCache(AsyncResource):
         if self._forks != Forks.count:
             raise ForkedError(self._folder_path)
 
-    async def _open(self, asked: _Asked) -> RemoteSnapshot:
+    async def _open(self, asked: _Asked, kind: type[Kind]) -> Kind:
         workers = self._running_workers()
         attempt = _Attempt(partial(self._find, asked))
         with traced("open", _name_of(asked.source), 0, 0) as op:
@@ -322,21 +368,26 @@ class RemoteCache(AsyncResource):
                 raise
             op.covers(entry.size)
             try:
-                return await self._snapshot(asked, source, entry, workers)
+                return await self._snapshot(asked, source, entry, workers, kind)
             except BaseException:
                 workers.start(workers.control, entry.release, _ignore)
                 raise
 
     async def _snapshot(
-        self, asked: _Asked, source: RemoteSource, entry: Entry, workers: Workers
-    ) -> RemoteSnapshot:
+        self,
+        asked: _Asked,
+        source: RemoteSource,
+        entry: Entry,
+        workers: Workers,
+        kind: type[Kind],
+    ) -> Kind:
         if self._closed:
             raise anyio.ClosedResourceError("the cache was closed while it opened the object")
         file = await _map(self._hub if asked.hub is None else asked.hub, entry)
         fetches = self._fetches.get(entry)
         if fetches is None:
             fetches = self._fetches[entry] = Fetches(workers, entry, self._counters)
-        snapshot = RemoteSnapshot(
+        snapshot = kind(
             file,
             entry,
             fetches,
@@ -352,7 +403,7 @@ class RemoteCache(AsyncResource):
                 await snapshot.prewarm()
             except BaseException:
                 entry.use()  # closing ends one use, and whoever called us the other
-                await snapshot.aclose()
+                await snapshot.end()
                 raise
         return snapshot
 
@@ -603,3 +654,7 @@ def _cached(files: Files) -> Iterator[int]:
 
 def _log(error: Exception) -> None:
     REMOTE.warning("the cache failed, and the store is read in its place: %s", error)
+
+
+def _log_unserved(url: str, error: Exception) -> None:
+    FOLLOWING.error("following %s met what it cannot serve: %s", url, error, exc_info=error)

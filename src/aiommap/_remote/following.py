@@ -1,12 +1,241 @@
-"""Following an object of a store that is overwritten, or a pointer to one."""
+"""Following an object of a store that is overwritten, or a pointer to one.
+
+``_snapshot/follower`` puts generations in service; this says what there is to try: it asks the
+store again and again, under the condition that the object is not as it was.
+
+What failed for a reason of the store's is tried again by the next question. What was found bad is
+not, until the object is another one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 
+import anyio
+import anyio.lowlevel
 from anyio.abc import AsyncResource
 
-from .remote_snapshot import RemoteSnapshot
+from .._runtime.callbacks import Listeners, call_user
+from .._runtime.workers import OnCancel, Workers
+from .._snapshot.follower import Follower, News
+from .obstore import source_of_url
+from .remote_snapshot import Closer, RemoteSnapshot
+from .source import PointingSource, RemoteSource, RemoteState
+
+#: No pointer is longer: it names one object.
+MAX_POINTER_BYTES = 64 << 10
+
+T = TypeVar("T")
+Use = Callable[[RemoteSnapshot], Awaitable[Any]]
+
+
+class RemoteGeneration(RemoteSnapshot):
+    """A snapshot that many share and nobody closes: it is closed when it is garbage.
+
+    Attributes:
+        named: what the store said of what is followed when this was opened.
+    """
+
+    __slots__ = ("named",)
+    _shared = True
+
+    named: RemoteState
+
+    @property
+    def resource(self) -> Closer:
+        """What it keeps open."""
+        return self._closer
+
+    @property
+    def is_held(self) -> bool:
+        """Whether there is a hold on it."""
+        return self._holds > 0
+
+    def is_of(self, state: Any, *, strictly: bool = False) -> bool:
+        """Tell whether it was opened when what is followed was in a state."""
+        del strictly
+        return bool(state == self.named)
+
+    def is_same_as(self, other: RemoteGeneration) -> bool:
+        """Tell whether another one is of the same object in the same state."""
+        return self._entry.identity.key == other._entry.identity.key
+
+    def is_changed_in(self, other: RemoteGeneration) -> bool:
+        """Tell that objects are never changed in place."""
+        del other
+        return False
+
+    def retire(self) -> None:
+        """Close once there is no hold; references count no longer."""
+        self._closing = True
+        if not self._holds:
+            self._closer.start()
+
+    async def ended(self) -> None:
+        """Wait until it is closed after ``retire``."""
+        await super().aclose()
+
+    async def aclose(self) -> None:
+        """Do nothing: others may be reading. ``async with`` keeps it for the block."""
+        await anyio.lowlevel.checkpoint()
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """What ``follow`` was asked for, checked."""
+
+    source: str | RemoteSource
+    poll_interval: float
+    pointer: bool
+    prewarm: str
+    validate: Use | None
+    load: Use | None
+
+
+class PolledSource:
+    """What is followed, as the store has it; a source of ``_snapshot/follower``.
+
+    Args:
+        asked: what to follow, and how.
+        workers: ask the store.
+        opener: opens a source as it is now.
+        failed: gets the failures of questions.
+    """
+
+    def __init__(
+        self,
+        asked: Followed,
+        workers: Workers,
+        opener: Callable[[RemoteSource], Awaitable[RemoteGeneration]],
+        failed: Listeners[Exception],
+    ) -> None:
+        self._asked = asked
+        self._workers = workers
+        self._opener = opener
+        self._failed = failed
+        self._source: RemoteSource | None = None
+        self._over = anyio.Event()
+        #: The state that need not be tried again.
+        self._settled: RemoteState | None = None
+        self._failing = False
+
+    @property
+    def path(self) -> str:
+        """The address that is followed."""
+        return "" if self._source is None else self._source.url
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether following ends."""
+        return self._over.is_set()
+
+    async def begin(self) -> None:
+        """Find the source of a URL."""
+        source = self._asked.source
+        self._source = await self._ask(source_of_url, source) if isinstance(source, str) else source
+
+    async def next(self) -> News:
+        """Wait until the store has another object, or one that could not be tried."""
+        source = self._source
+        assert source is not None
+        while True:
+            with anyio.move_on_after(self._asked.poll_interval):
+                await self._over.wait()
+            if self.is_closed:
+                raise StopAsyncIteration
+            try:
+                state = await self._ask(source.stat, self._settled)
+            except Exception as error:
+                if not self._failing and not self.is_closed:
+                    self._failed.tell(error)
+                self._failing = True
+                continue
+            self._failing = False
+            # Looked at again: a trial may have ended while the store was asked.
+            if state is not None and state != self._settled:
+                return News(state)
+
+    async def open(self) -> RemoteGeneration:
+        """Open what is there now."""
+        source = self._source
+        assert source is not None
+        if not self._asked.pointer:
+            generation = await self._opener(source)
+            generation.named = generation.state
+            return generation
+        named = await self._ask(source.stat, None)
+        assert named is not None  # there was no condition
+        generation = await self._opener(await self._ask(_pointed_to, source, named))
+        generation.named = named
+        return generation
+
+    async def examine(
+        self, serving: Callable[[], RemoteSnapshot | None], candidate: RemoteGeneration
+    ) -> Any:
+        """Raise unless a candidate is good, fetch what is wanted of it, and load it."""
+        asked = self._asked
+        try:
+            before = serving()
+            if asked.prewarm == "all":
+                await candidate.prewarm()
+            elif asked.prewarm == "hot" and before is not None:
+                await candidate.prewarm_like(before)
+            # What belongs to the application has tasks of its own: a stray cancellation there
+            # would end following, and not just the trial.
+            if asked.validate is not None:
+                answer = await call_user(_call_async, asked.validate, candidate)
+                if answer is False:
+                    raise ValueError(f"{self.path}: validate returned False, so it is not served")
+            value = None
+            if asked.load is not None:
+                value = await call_user(_call_async, asked.load, candidate)
+        except OSError:
+            raise  # the next question tries it again
+        except Exception:
+            self._settled = candidate.named
+            raise
+        self._settled = candidate.named
+        return value
+
+    def end(self) -> None:
+        """Ask no more."""
+        self._over.set()
+
+    async def _ask(self, function: Callable[..., T], *args: Any) -> T:
+        """Call what asks the store in a worker of the cache (R10)."""
+        workers = self._workers
+        return await workers.run(
+            workers.reads, partial(function, *args), on_cancel=OnCancel.ABANDON
+        )
+
+
+async def _call_async(function: Use, given: RemoteSnapshot) -> Any:
+    answer = function(given)
+    if not isinstance(answer, Awaitable):
+        raise TypeError(f"{function!r} returned {answer!r}: it has to be async")
+    return await answer
+
+
+def _pointed_to(pointer: RemoteSource, state: RemoteState) -> RemoteSource:
+    """Read a pointer, and return the source that it names. Worker threads only."""
+    if not 0 < state.size <= MAX_POINTER_BYTES:
+        raise ValueError(
+            f"{pointer.url} has {state.size} bytes: a pointer is the URL or key of one object"
+        )
+    data, found = pointer.fetch(0, state.size, state)
+    if (found.size, found.etag) != (state.size, state.etag) or memoryview(
+        data
+    ).nbytes != state.size:
+        raise BlockingIOError(11, "the pointer was changed while it was read", pointer.url)
+    text = bytes(data).decode("utf-8", "replace").strip()
+    if "://" in text:
+        return source_of_url(text)
+    if not isinstance(pointer, PointingSource):
+        raise TypeError(f"{pointer.url} holds {text!r}, and its source finds no keys beside it")
+    return pointer.beside(text)
 
 
 class LiveRemoteSnapshot(AsyncResource):
@@ -19,7 +248,10 @@ class LiveRemoteSnapshot(AsyncResource):
     Concurrency: for tasks of the event loop it was made in; any number of them.
     """
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("__weakref__", "_follower")
+
+    def __init__(self, follower: Follower[RemoteGeneration, Any]) -> None:
+        self._follower = follower
 
     @property
     def current(self) -> RemoteSnapshot:
@@ -30,27 +262,69 @@ class LiveRemoteSnapshot(AsyncResource):
         Raises:
             anyio.ClosedResourceError: if following has ended.
         """
-        raise NotImplementedError
+        return self._follower.current
+
+    @property
+    def value(self) -> Any:
+        """What ``load`` returned for the snapshot in service; None without ``load``.
+
+        Raises:
+            As ``current``.
+        """
+        return self._follower.value
 
     @property
     def generation(self) -> int:
         """How many objects have been in service so far; 1 for the first."""
-        raise NotImplementedError
+        return self._follower.number
 
     @property
     def url(self) -> str:
-        """The address that is followed."""
-        raise NotImplementedError
+        """The address that is followed, without user, password and query."""
+        return self._follower.path
 
     @property
     def closed(self) -> bool:
         """Whether following has ended, by ``aclose`` or with the cache."""
-        raise NotImplementedError
+        return self._follower.over
 
     def __aiter__(self) -> AsyncIterator[RemoteSnapshot]:
-        """Iterate over generations: the current one, then each that follows it."""
-        raise NotImplementedError
+        """Iterate over generations: the current one, then each that follows it.
+
+        A slow iteration yields the newest and skips those before it. It ends with following.
+        """
+        return _Generations(self._follower)
 
     async def aclose(self) -> None:
-        """End following and close all generations, each after the last hold on it."""
-        raise NotImplementedError
+        """End following and close all generations, each after the last hold on it.
+
+        Iterations end. A trial under way is cancelled. A second call waits like the first.
+
+        Cancellation: ends the waits; the end of the last hold on a generation closes it anyway.
+        """
+        await self._follower.aclose()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"generation {self.generation}"
+        return f"<LiveRemoteSnapshot {self.url} {state}>"
+
+
+class _Generations(AsyncIterator[RemoteSnapshot]):
+    """The generations that are put in service; for one task."""
+
+    __slots__ = ("_follower", "_seen")
+
+    def __init__(self, follower: Follower[RemoteGeneration, Any]) -> None:
+        self._follower = follower
+        self._seen = 0
+
+    async def __anext__(self) -> RemoteSnapshot:
+        follower = self._follower
+        follower.check_process()
+        await anyio.lowlevel.checkpoint()
+        while not follower.over and follower.number == self._seen:
+            await follower.moved()
+        if follower.over:
+            raise StopAsyncIteration
+        self._seen = follower.number
+        return follower.current

@@ -46,6 +46,10 @@ class FsspecSource:
         """The object's address, without secrets."""
         return self._url
 
+    def beside(self, name: str) -> FsspecSource:
+        """Return a source of another file of the file system, relative to this one."""
+        return FsspecSource(self._fs, f"{self._path.rpartition('/')[0]}/{name}")
+
     def stat(self, known: RemoteState | None) -> RemoteState | None:
         """Ask what the object is now; as ``RemoteSource.stat``."""
         state = self._state()

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from .._arguments import check_kind
 from .._errors import RemoteError, StaleSnapshotError, UnsupportedError
@@ -117,6 +117,17 @@ class ObstoreSource:
     def at_version(self, version: str) -> ObstoreSource:
         """Return a source of this version of the object."""
         return ObstoreSource(self._store, self._key, version=version, url=self._url)
+
+    def beside(self, name: str) -> ObstoreSource:
+        """Return a source of another object of the store; its name is relative to this one's."""
+        if self._key:
+            folder = self._key.rpartition("/")[0]
+            key = name.lstrip("/") if name.startswith("/") or not folder else f"{folder}/{name}"
+            return ObstoreSource(self._store, key)
+        store: Any = self._store  # made of a whole URL
+        url = urljoin(str(store.url), name)
+        options = {"client_options": store.client_options, "retry_config": store.retry_config}
+        return ObstoreSource(type(store)(url, **options), "", url=url)
 
     def stat(self, known: RemoteState | None) -> RemoteState | None:
         """Ask what the object is now; as ``RemoteSource.stat``."""

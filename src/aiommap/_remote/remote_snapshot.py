@@ -10,9 +10,11 @@ Invariants.
 from __future__ import annotations
 
 import time
+import warnings
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn, Self, SupportsIndex
+from typing import ClassVar, NoReturn, Self, SupportsIndex
 
 import anyio
 from anyio.abc import AsyncResource
@@ -29,7 +31,7 @@ from .fetching import AHEAD_REQUESTS, ReadAhead, overlap
 from .leases import LockFile
 from .reader import RemoteReader
 from .remote_file import RemoteSnapshotFile
-from .source import RemoteSource
+from .source import RemoteSource, RemoteState
 from .statistics import RemoteResidency
 
 #: How long a view waits for an evictor who has one of its blocks, and how often it looks.
@@ -51,8 +53,12 @@ class RemoteSnapshot(AsyncResource):
         but for blocks that one of them is fetching.
     """
 
+    #: Whether many share it and nobody closes it.
+    _shared: ClassVar[bool] = False
+
     __slots__ = (
         "__weakref__",
+        "_closer",
         "_closing",
         "_core",
         "_counters",
@@ -63,7 +69,6 @@ class RemoteSnapshot(AsyncResource):
         "_mapping",
         "_read_inline",
         "_reader",
-        "_released",
         "_request_size",
         "_size",
         "_workers",
@@ -94,7 +99,8 @@ class RemoteSnapshot(AsyncResource):
         self._reader = RemoteReader(self._core, entry, fetches, source, counters, ahead)
         self._holds = 0
         self._closing = False
-        self._released: Event | None = None
+        self._closer = Closer(file, entry, workers)
+        weakref.finalize(self, self._closer.start_in_any_thread).atexit = False
         self._ended: anyio.Event | None = None
 
     @property
@@ -272,6 +278,18 @@ class RemoteSnapshot(AsyncResource):
         self._core.check_usable()
         await self._ask(self._entry.verify, self._reader.source)
 
+    @property
+    def state(self) -> RemoteState:
+        """What the store said of the object when it was opened."""
+        return self._entry.identity.state
+
+    async def prewarm_like(self, other: RemoteSnapshot) -> None:
+        """Fetch the ranges that are cached of another one."""
+        runs = await other._reader.in_worker(lambda: _joined(other._cached_runs(0, other.size)))
+        for start, end in runs:
+            low, high = min(start, self._size), min(end, self._size)
+            await self._reader.fill(low, high - low)
+
     async def _ask(self, function: Callable[[RemoteSource], None], source: RemoteSource) -> None:
         """Call what asks the store in a worker of the cache (R10)."""
         await self._workers.run(self._workers.reads, function, source, on_cancel=OnCancel.ABANDON)
@@ -302,8 +320,7 @@ class RemoteSnapshot(AsyncResource):
         """End a hold. The last one after ``aclose`` closes the files, in the background."""
         self._holds -= 1
         if self._closing and not self._holds:
-            self._let_go()
-            self._file._open.start_closing_unasked()  # noqa: SLF001  a snapshot is made of its file
+            self._closer.start()
             if self._ended is not None:
                 self._ended.set()
 
@@ -334,17 +351,13 @@ class RemoteSnapshot(AsyncResource):
     async def end(self) -> None:
         """Close, whatever holds there are."""
         self._closing = True
-        self._let_go()
-        await self._file.aclose()
-        if self._released is not None:
-            await self._released.wait()
+        await self._closer.aclose()
 
-    def _let_go(self) -> None:
-        """End our use of the object, once; in a worker, as the last one closes its files."""
-        if self._released is not None or self._mapping.forked:
-            return
-        self._released = released = self._workers.event()
-        self._workers.start(self._workers.control, self._entry.release, lambda *_: released.set())
+    def __del__(self) -> None:
+        # Missing when __init__ failed.
+        closer = getattr(self, "_closer", None)
+        if closer is not None and not (closer.started or self._shared or self._mapping.forked):
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"{self!r} cannot be copied or pickled: pass its URL, and open that again")
@@ -352,6 +365,45 @@ class RemoteSnapshot(AsyncResource):
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self._size} bytes"
         return f"<RemoteSnapshot {self.url} {state}>"
+
+
+class Closer:
+    """Closes what a snapshot keeps open; it knows nothing of the snapshot, which may be garbage."""
+
+    __slots__ = ("_entry", "_file", "_released", "_workers", "started")
+
+    def __init__(self, file: MappedFile, entry: Entry, workers: Workers) -> None:
+        self._file = file
+        self._entry = entry
+        self._workers = workers
+        self._released: Event | None = None
+        self.started: bool = False
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the file is closed."""
+        return self._file.closed
+
+    def start(self) -> None:
+        """Begin to close, once; files are closed in a worker, by the last one who uses them."""
+        if self.started or self._workers.forked:
+            return
+        self.started = True
+        self._released = released = self._workers.event()
+        self._file._open.start_closing_unasked()  # noqa: SLF001  a snapshot is made of its file
+        self._workers.start(self._workers.control, self._entry.release, lambda *_: released.set())
+
+    def start_in_any_thread(self) -> None:
+        """Begin to close what nobody refers to any more; called at any moment."""
+        if not self.started and not self._workers.forked:
+            self._workers.call_from_thread(self.start)
+
+    async def aclose(self) -> None:
+        """Close, and wait for it; never for the network."""
+        self.start()
+        await self._file.aclose()
+        if self._released is not None:
+            await self._released.wait()
 
 
 class _Pin:

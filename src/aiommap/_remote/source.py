@@ -91,6 +91,14 @@ class VersionedSource(Protocol):
         """Return a source of this version, whatever is written to the object later."""
 
 
+@runtime_checkable
+class PointingSource(Protocol):
+    """A source that finds other objects beside its own."""
+
+    def beside(self, name: str) -> RemoteSource:
+        """Return a source of an object whose name is relative to this one's."""
+
+
 def without_secrets(text: str) -> str:
     """Take users, passwords, queries and fragments out of each URL in a text (R13)."""
     return _QUERY.sub("", _USERINFO.sub("", text))
