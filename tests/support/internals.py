@@ -28,6 +28,8 @@ from aiommap._ipc import file_locks, futex, turns
 from aiommap._log import format
 from aiommap._log import opening as log_opening
 from aiommap._pages import huge_pages, pager
+from aiommap._remote import fetching as remote_fetching
+from aiommap._remote import layout as remote_layout
 from aiommap._remote import obstore as remote_obstore
 from aiommap._remote import source as remote_source
 from aiommap._runtime import asyncio_loop, batching, kept_threads, threads, workers
@@ -140,6 +142,10 @@ align_down = _ranges.align_down
 align_up = _ranges.align_up
 
 # aiommap._remote
+Header = remote_layout.Header
+ReadAhead = remote_fetching.ReadAhead
+requests_of = remote_fetching.requests_of
+runs_of = remote_fetching.runs_of
 ObjectIdentity = remote_source.ObjectIdentity
 source_of_url = remote_obstore.source_of_url
 without_secrets = remote_source.without_secrets

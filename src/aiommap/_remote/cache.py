@@ -1,19 +1,13 @@
 """The cache: a folder, the objects that are open through it, and the threads that fetch.
 
-Invariants.
-  1  An object is open once in a process, for any number of snapshots, which share its fetches.
-  2  Requests have worker threads of their own: a dead server takes none from reads of files (R10).
-  3  A folder that cannot be used for what it holds or where it lies is the caller's mistake, and an
-     error. One that fails is a miss: objects are opened without it, and nothing is stored (R8).
+Requests have worker threads of their own: a dead server takes none from reads of files (R10).
 """
 
 from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -23,30 +17,26 @@ from anyio.abc import AsyncResource
 from .._arguments import at_least, byte_count, check_kind, flag, function, integer, seconds
 from .._core.options import OpenOptions
 from .._core.paths import absolute_path
-from .._errors import ForkedError, MappedFileError
+from .._errors import ForkedError
 from .._file.mapped_file import MappedFile
 from .._hub.hub import Hub
 from .._hub.opening import Opening
 from .._logs import FOLLOWING, REMOTE
 from .._runtime.callbacks import Listeners
-from .._runtime.threads import Forks, Mutex
+from .._runtime.threads import Forks
 from .._runtime.tracing import traced
 from .._runtime.workers import OnCancel, Workers
 from .._snapshot.follower import Follower
+from .cache_folder import default_folder
 from .counters import Counters
 from .entry import Entry
-from .eviction import FolderRoom, disk_bytes
 from .fetches import Fetches
-from .folder import Files, Folder, anonymous_files, default_folder
 from .following import Followed, LiveRemoteSnapshot, PolledSource, RemoteGeneration
-from .layout import PRESENT, SUSPECT
-from .obstore import source_of_url
+from .open_objects import Asked, Attempt, OpenObjects
 from .remote_snapshot import RemoteSnapshot
 from .source import (
     VALIDATORS,
-    ObjectIdentity,
     RemoteSource,
-    VersionedSource,
     without_secrets,
 )
 from .statistics import CacheEntry, CacheReport, CacheStatistics
@@ -59,21 +49,6 @@ DEFAULT_REQUEST_BYTES = 8 << 20
 DEFAULT_WORKERS = 16
 MIN_BLOCK_BYTES = 4 << 10
 MAX_BLOCK_BYTES = 64 << 20
-#: How many blocks are compared with their sums in one call.
-VERIFY_BLOCKS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What ``open`` was asked for, checked."""
-
-    source: str | RemoteSource
-    validator: str = "etag"
-    version: str | None = None
-    offline: bool = False
-    prewarm: bool = False
-    read_ahead: bool = True
-    hub: Hub | None = None
 
 
 _PREWARM = ("hot", "all", "none")
@@ -116,7 +91,6 @@ class RemoteCache(AsyncResource):
     ) -> None:
         self._folder_path = absolute_path(default_folder() if folder is None else folder)
         self._max_bytes = byte_count(max_bytes, "max_bytes")
-        self._min_free = _share(min_free)
         self._block_size = _block_size(block_size)
         reason = f"it is at least a block, of {self._block_size} bytes"
         self._request_size = at_least(self._block_size, request_size, "request_size", reason)
@@ -133,11 +107,15 @@ class RemoteCache(AsyncResource):
         self._snapshots: weakref.WeakSet[RemoteSnapshot] = weakref.WeakSet()
         self._fetches: weakref.WeakKeyDictionary[Entry, Fetches] = weakref.WeakKeyDictionary()
         self._followed: weakref.WeakSet[LiveRemoteSnapshot] = weakref.WeakSet()
-        # Of worker threads, from here on, with the mutex.
-        self._mutex = Mutex()
-        self._folder: Folder | None = None
-        self._room: FolderRoom | None = None
-        self._entries: dict[tuple[str, ...], Entry] = {}
+        self._objects = OpenObjects(
+            self._folder_path,
+            self._max_bytes,
+            _share(min_free),
+            self._block_size,
+            self._request_size,
+            self._counters,
+            self._report,
+        )
 
     @property
     def folder(self) -> str:
@@ -186,7 +164,7 @@ class RemoteCache(AsyncResource):
         """
         if validator not in VALIDATORS:
             raise ValueError(f"validator is {validator!r}: use one of {VALIDATORS}")
-        asked = _Asked(
+        asked = Asked(
             _check_source(source),
             validator,
             None if version is None else check_kind(version, str, "version", "give a str"),
@@ -250,7 +228,7 @@ class RemoteCache(AsyncResource):
         workers = self._running_workers()
 
         async def opener(source: RemoteSource) -> RemoteGeneration:
-            return await self._open(_Asked(source), RemoteGeneration)
+            return await self._open(Asked(source), RemoteGeneration)
 
         followed = PolledSource(asked, workers, opener, failed)
 
@@ -281,7 +259,7 @@ class RemoteCache(AsyncResource):
         if source is not None:
             _check_source(source)
         workers = self._running_workers()
-        return await workers.run(workers.control, self._clear, source)
+        return await workers.run(workers.control, self._objects.clear, source)
 
     async def verify(self) -> CacheReport:
         """Compare every cached block with its checksum, and give up those that are wrong.
@@ -289,7 +267,7 @@ class RemoteCache(AsyncResource):
         Cancellation: waits for what has begun.
         """
         workers = self._running_workers()
-        return await workers.run(workers.control, self._verify)
+        return await workers.run(workers.control, self._objects.verify)
 
     async def entries(self) -> tuple[CacheEntry, ...]:
         """List what the folder holds, the object that was opened last first.
@@ -297,15 +275,14 @@ class RemoteCache(AsyncResource):
         Cancellation: waits for what has begun.
         """
         workers = self._running_workers()
-        return await workers.run(workers.control, self._list)
+        return await workers.run(workers.control, self._objects.list)
 
     def statistics(self) -> CacheStatistics:
         """Say what this cache has done; a plain call that waits for nothing."""
-        entries = [*self._entries.values()]
-        folder = self._folder
+        entries = self._objects.entries
         return self._counters.snapshot(
             hits=sum(entry.blocks.hits for entry in entries),
-            used_bytes=0 if folder is None else folder.budget.seen,
+            used_bytes=self._objects.used_bytes,
             max_bytes=self._max_bytes,
             open_objects=len(entries),
         )
@@ -334,7 +311,7 @@ class RemoteCache(AsyncResource):
         workers, self._workers = self._workers, None
         if workers is not None:
             try:
-                await workers.run(workers.control, self._close_folder, on_cancel=OnCancel.WAIT)
+                await workers.run(workers.control, self._objects.close, on_cancel=OnCancel.WAIT)
             finally:
                 workers.close()
 
@@ -353,9 +330,9 @@ class RemoteCache(AsyncResource):
         if self._forks != Forks.count:
             raise ForkedError(self._folder_path)
 
-    async def _open(self, asked: _Asked, kind: type[Kind]) -> Kind:
+    async def _open(self, asked: Asked, kind: type[Kind]) -> Kind:
         workers = self._running_workers()
-        attempt = _Attempt(partial(self._find, asked))
+        attempt = Attempt(partial(self._objects.find, asked))
         with traced("open", _name_of(asked.source), 0, 0) as op:
             op.hop()
             try:
@@ -375,7 +352,7 @@ class RemoteCache(AsyncResource):
 
     async def _snapshot(
         self,
-        asked: _Asked,
+        asked: Asked,
         source: RemoteSource,
         entry: Entry,
         workers: Workers,
@@ -407,146 +384,6 @@ class RemoteCache(AsyncResource):
                 raise
         return snapshot
 
-    # Worker threads only, from here on.
-
-    def _find(self, asked: _Asked) -> tuple[RemoteSource, Entry]:
-        """Ask the store what the object is, and open what is cached of it."""
-        source = source_of_url(asked.source) if isinstance(asked.source, str) else asked.source
-        if asked.version is not None:
-            source = _at_version(source, asked.version)
-        if asked.offline:
-            return source, self._open_entry(self._find_cached(source.url, asked))
-        self._counters.add(heads=1)
-        state = source.stat(None)
-        assert state is not None  # there was no condition
-        identity = ObjectIdentity.of(source.url, state, asked.validator)
-        if state.version is not None and isinstance(source, VersionedSource):
-            source = source.at_version(state.version)
-        return source, self._open_entry(identity)
-
-    def _find_cached(self, url: str, asked: _Asked) -> ObjectIdentity:
-        """Find the state of an object that was opened last, of those in the folder."""
-        found: list[tuple[int, ObjectIdentity]] = []
-
-        def look(_: str, files: Files) -> None:
-            identity = files.header.identity
-            if identity.url == url and asked.version in (None, identity.state.version):
-                found.append((files.header.opened, identity))
-
-        self._usable_folder().each(look)
-        if not found:
-            raise FileNotFoundError(2, f"nothing of it is cached in {self._folder_path}", url)
-        return max(found, key=lambda pair: pair[0])[1]
-
-    def _open_entry(self, identity: ObjectIdentity) -> Entry:
-        """Open an object, or share it with whoever has it open (cache.1)."""
-        with self._mutex:
-            known = self._entries.get(identity.key)
-            if known is not None and not known.lost:
-                with suppress(anyio.ClosedResourceError):
-                    known.use()
-                    return known
-            files, room = self._open_files(identity)
-            entry = Entry(
-                files, room, self._counters, self._request_size, self._report, self._forget
-            )
-            self._entries[identity.key] = entry
-            return entry
-
-    def _forget(self, entry: Entry) -> None:
-        """Take note that an object was closed."""
-        key = entry.identity.key
-        if self._entries.get(key) is entry:
-            del self._entries[key]
-
-    def _open_files(self, identity: ObjectIdentity) -> tuple[Files, FolderRoom | None]:
-        try:
-            folder = self._ready_folder()
-            assert self._room is not None
-            files = folder.open(identity, self._block_size, self._room.make)
-            if files is not None:
-                return files, self._room.use()
-        except MappedFileError:
-            raise
-        except (OSError, ValueError) as error:  # cache.3
-            self._counters.add(errors=1)
-            self._report(error)
-        return anonymous_files(identity, self._block_size), None
-
-    def _usable_folder(self) -> Folder:
-        with self._mutex:
-            return self._ready_folder()
-
-    def _ready_folder(self) -> Folder:
-        """Return the folder, and make it anew where it was deleted; with the mutex."""
-        if self._folder is not None and self._folder.budget.detached:
-            assert self._room is not None
-            self._room.release()  # objects that are open still use it
-            self._folder = self._room = None
-        if self._folder is None:
-            folder = Folder(self._folder_path, self._max_bytes, self._min_free)
-            self._room = FolderRoom(folder, self._counters)
-            self._folder = folder
-        return self._folder
-
-    def _close_folder(self) -> None:
-        with self._mutex:
-            if self._room is not None:
-                self._room.release()
-            self._folder = self._room = None
-
-    def _clear(self, source: str | RemoteSource | None) -> int:
-        url = None if source is None else _url_of(source)
-        folder = self._usable_folder()
-        room, names = self._room, list[str]()
-        assert room is not None
-
-        def look(name: str, files: Files) -> None:
-            if url in (None, files.header.identity.url):
-                names.append(name)
-
-        folder.each(look)
-        freed = sum(room.clear(name) for name in names)
-        folder.budget.recount()
-        return freed
-
-    def _verify(self) -> CacheReport:
-        objects = blocks = length = bad_blocks = 0
-
-        def compare(_: str, files: Files) -> None:
-            nonlocal objects, blocks, length, bad_blocks
-            objects += 1
-            count, block_size = files.blocks.count, files.header.block_size
-            for first in range(0, count, VERIFY_BLOCKS):
-                good, bad = files.blocks.verify(first, min(count, first + VERIFY_BLOCKS))
-                blocks += good + bad
-                length += (good + bad) * block_size
-                bad_blocks += bad
-            self._counters.add(bad_blocks=bad_blocks)
-
-        removed = self._usable_folder().each(compare)
-        return CacheReport(objects, blocks, length, bad_blocks, removed)
-
-    def _list(self) -> tuple[CacheEntry, ...]:
-        found: list[CacheEntry] = []
-
-        def look(_: str, files: Files) -> None:
-            header = files.header
-            found.append(
-                CacheEntry(
-                    header.identity.url,
-                    header.identity.state,
-                    header.block_size,
-                    sum(_cached(files)),
-                    disk_bytes(files),
-                    header.opened,
-                    files.map.is_locked_elsewhere(0),
-                )
-            )
-
-        self._usable_folder().each(look)
-        return tuple(sorted(found, key=lambda entry: -entry.opened))
-
     def _report(self, error: Exception) -> None:
         """Tell of a failure of the cache; in any thread."""
         workers = self._workers
@@ -558,35 +395,6 @@ class RemoteCache(AsyncResource):
     def __repr__(self) -> str:
         state = " closed" if self._closed else ""
         return f"<RemoteCache {self._folder_path}{state}>"
-
-
-class _Attempt:
-    """An opening in a worker whose task may be gone when it is done."""
-
-    __slots__ = ("_abandoned", "_find", "_found", "_mutex")
-
-    def __init__(self, find: Callable[[], tuple[RemoteSource, Entry]]) -> None:
-        self._find = find
-        self._mutex = Mutex()
-        self._abandoned = False
-        self._found: Entry | None = None
-
-    def run(self) -> tuple[RemoteSource, Entry]:
-        """Find the object; in a worker."""
-        source, entry = self._find()
-        with self._mutex:
-            abandoned = self._abandoned
-            self._found = entry
-        if abandoned:
-            entry.release()
-        return source, entry
-
-    def abandon(self) -> Entry | None:
-        """Give up what will be found; return what was, for the caller to release."""
-        with self._mutex:
-            self._abandoned = True
-            entry, self._found = self._found, None
-        return entry
 
 
 async def _map(hub: Hub, entry: Entry) -> MappedFile:
@@ -628,28 +436,8 @@ def _check_source(source: str | RemoteSource) -> str | RemoteSource:
     raise TypeError(f"source is {source!r}: give a URL, or a source such as ObstoreSource")
 
 
-def _url_of(source: str | RemoteSource) -> str:
-    return source_of_url(source).url if isinstance(source, str) else source.url
-
-
 def _name_of(source: str | RemoteSource) -> str:
     return without_secrets(source) if isinstance(source, str) else source.url
-
-
-def _at_version(source: RemoteSource, version: str) -> RemoteSource:
-    if not isinstance(source, VersionedSource):
-        raise TypeError(f"{source!r} reads no versions: give a source that is bound to one")
-    return source.at_version(version)
-
-
-def _cached(files: Files) -> Iterator[int]:
-    """Yield the bytes of each run of blocks that can be read without a request."""
-    size, block_size = files.header.identity.state.size, files.header.block_size
-    for first in range(0, files.blocks.count, 1 << 16):
-        states = files.blocks.states(first, min(files.blocks.count, first + (1 << 16)))
-        for at, state in enumerate(states, first):
-            if state in (PRESENT, SUSPECT):
-                yield min(size, (at + 1) * block_size) - at * block_size
 
 
 def _log(error: Exception) -> None:

@@ -30,10 +30,10 @@ import anyio
 
 from .._errors import RemoteError, StaleSnapshotError
 from .._runtime.threads import Mutex
+from .cache_folder import Files
 from .counters import Counters
 from .eviction import lock_range
 from .fetching import HEDGE_SECONDS, LOOK_SECONDS, overlap, requests_of, runs_of, without
-from .folder import Files
 from .layout import BUSY, EMPTY, SUSPECT, owner_of, state_of
 from .source import ObjectIdentity, RemoteSource, RemoteState
 

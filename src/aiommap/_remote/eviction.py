@@ -26,8 +26,8 @@ from itertools import groupby
 
 from .._native import punch_hole
 from .._runtime.threads import Mutex
+from .cache_folder import Files, Folder
 from .counters import Counters
-from .folder import Files, Folder
 from .layout import EMPTY, SUSPECT, round_up
 from .leases import LockFile
 
@@ -170,35 +170,46 @@ class FolderRoom:
 
     def _sweep_blocks(self, files: Files, begin: int, goal: int, *, force: bool) -> tuple[int, int]:
         freed, block, count = 0, begin, files.blocks.count
-        most = max(1, HOLE_BYTES // files.header.block_size)
+        block_size = files.header.block_size
         while block < count and freed < goal:
+            most = max(1, min(HOLE_BYTES, goal - freed) // block_size)
             claims, block = files.blocks.sweep(block, count, most, force)
             for run in _adjacent(claims, most):
                 freed += self._punch(files, run)
         return freed, block if block < count else 0
 
     def _punch(self, files: Files, claims: list[Claim]) -> int:
-        """Give up blocks that are claimed and follow one another; returns their bytes."""
-        size, block_size = files.header.identity.state.size, files.header.block_size
-        start = claims[0][0] * block_size
-        length = round_up(min(size, (claims[-1][0] + 1) * block_size) - start)
-        freed = 0
-        try:
-            with lock_range(files.data, start, length) as locked:
-                # Looked at again: whoever waited too long for us took them over (eviction.1).
-                if locked and all(files.blocks.word(block) == word for block, word in claims):
-                    punch_hole(files.data, start, length)
-                    freed = length
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
-                self._counters.add(errors=1)
-        finally:
-            for block, word in claims:
-                files.blocks.exchange(block, word, EMPTY if freed else SUSPECT)
+        """Give up blocks that are claimed and follow one another; returns their bytes.
+
+        Where a view covers some of them, the others go.
+        """
+        freed = self._punch_all(files, claims)
+        if freed is None and len(claims) > 1:
+            half = len(claims) // 2
+            return self._punch(files, claims[:half]) + self._punch(files, claims[half:])
+        for block, word in claims:
+            files.blocks.exchange(block, word, EMPTY if freed else SUSPECT)
         if freed:
             self._folder.budget.give_back(freed)
             self._counters.add(evicted_blocks=len(claims), evicted_bytes=freed)
-        return freed
+        return freed or 0
+
+    def _punch_all(self, files: Files, claims: list[Claim]) -> int | None:
+        """Make a hole; returns its bytes, 0 if that cannot be, and None if some block is locked."""
+        size, block_size = files.header.identity.state.size, files.header.block_size
+        start = claims[0][0] * block_size
+        length = round_up(min(size, (claims[-1][0] + 1) * block_size) - start)
+        try:
+            with lock_range(files.data, start, length) as locked:
+                # Looked at again: whoever waited too long for us took them over (eviction.1).
+                if not locked or any(files.blocks.word(block) != word for block, word in claims):
+                    return None
+                punch_hole(files.data, start, length)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+                self._counters.add(errors=1)
+            return 0
+        return length
 
     def clear(self, name: str) -> int:
         """Give up an object; of one that is in use, all blocks that no view covers."""

@@ -22,9 +22,8 @@ enum { MAX_INLINE_BLOCKS = 257 };
 typedef struct {
     PyObject_HEAD
     struct block_map map;
-    PyTypeObject *mapping_type;    /* constant */
-    unsigned long fork_generation; /* constant; in a forked child it is another's */
-    unsigned long long hits;       /* GIL; settable */
+    PyTypeObject *mapping_type; /* constant */
+    unsigned long long hits;    /* GIL; settable */
 } Blocks;
 
 static PyObject *blocks_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs))
@@ -46,7 +45,6 @@ static PyObject *blocks_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNU
         return NULL;
     }
     self->mapping_type = (PyTypeObject *)Py_NewRef((PyObject *)state->mapping_type);
-    self->fork_generation = fork_generation;
     self->map = (struct block_map){.size = size,
                                    .shift = shift,
                                    .count = (size + ((int64_t)1 << shift) - 1) >> shift,

@@ -312,7 +312,7 @@ def _map(words: LockFile, data: int, header: Header, owner: int) -> Blocks:
 
 
 def _check_folder(path: str) -> None:
-    """Have a folder that is ours (folder.1)."""
+    """Have a folder that is ours (cache_folder.1)."""
     marker = os.path.join(path, MARKER)
     what = f"use {path} as a cache"
     with suppress(FileExistsError):

@@ -1,0 +1,274 @@
+"""The objects that are open through a cache, and what its folder holds. For worker threads.
+
+Invariants.
+  1  An object is open once in a process, for any number of snapshots, which share its fetches.
+  2  A folder that cannot be used for what it holds or where it lies is the caller's mistake, and an
+     error. One that fails is a miss: objects are opened without it, and nothing is stored (R8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+import anyio
+
+from .._errors import MappedFileError
+from .._hub.hub import Hub
+from .._runtime.threads import Mutex
+from .cache_folder import Files, Folder, anonymous_files
+from .counters import Counters
+from .entry import Entry
+from .eviction import FolderRoom, disk_bytes
+from .layout import PRESENT, SUSPECT
+from .obstore import source_of_url
+from .source import ObjectIdentity, RemoteSource, VersionedSource
+from .statistics import CacheEntry, CacheReport
+
+#: How many blocks are compared with their sums in one call.
+VERIFY_BLOCKS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What ``open`` was asked for, checked."""
+
+    source: str | RemoteSource
+    validator: str = "etag"
+    version: str | None = None
+    offline: bool = False
+    prewarm: bool = False
+    read_ahead: bool = True
+    hub: Hub | None = None
+
+
+class OpenObjects:
+    """The worker half of a cache.
+
+    Args:
+        path: of the folder.
+        max_bytes, min_free, block_size, request_size: as for ``RemoteCache``.
+        counters: what is counted.
+        report: gets failures of the cache.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        max_bytes: int,
+        min_free: float,
+        block_size: int,
+        request_size: int,
+        counters: Counters,
+        report: Callable[[Exception], object],
+    ) -> None:
+        self._path = path
+        self._max_bytes = max_bytes
+        self._min_free = min_free
+        self._block_size = block_size
+        self._request_size = request_size
+        self._counters = counters
+        self._report = report
+        self._mutex = Mutex()
+        self._folder: Folder | None = None
+        self._room: FolderRoom | None = None
+        self._entries: dict[tuple[str, ...], Entry] = {}
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """Those that are open; in any thread."""
+        return (*self._entries.values(),)
+
+    @property
+    def used_bytes(self) -> int:
+        """What was reserved when this process looked last; in any thread."""
+        folder = self._folder
+        return 0 if folder is None else folder.budget.seen
+
+    def find(self, asked: Asked) -> tuple[RemoteSource, Entry]:
+        """Ask the store what the object is, and open what is cached of it."""
+        source = source_of_url(asked.source) if isinstance(asked.source, str) else asked.source
+        if asked.version is not None:
+            source = _at_version(source, asked.version)
+        if asked.offline:
+            return source, self._open_entry(self._find_cached(source.url, asked))
+        self._counters.add(heads=1)
+        state = source.stat(None)
+        assert state is not None  # there was no condition
+        identity = ObjectIdentity.of(source.url, state, asked.validator)
+        if state.version is not None and isinstance(source, VersionedSource):
+            source = source.at_version(state.version)
+        return source, self._open_entry(identity)
+
+    def _find_cached(self, url: str, asked: Asked) -> ObjectIdentity:
+        """Find the state of an object that was opened last, of those in the folder."""
+        found: list[tuple[int, ObjectIdentity]] = []
+
+        def look(_: str, files: Files) -> None:
+            identity = files.header.identity
+            if identity.url == url and asked.version in (None, identity.state.version):
+                found.append((files.header.opened, identity))
+
+        self._usable_folder().each(look)
+        if not found:
+            raise FileNotFoundError(2, f"nothing of it is cached in {self._path}", url)
+        return max(found, key=lambda pair: pair[0])[1]
+
+    def _open_entry(self, identity: ObjectIdentity) -> Entry:
+        """Open an object, or share it with whoever has it open (cache.1)."""
+        with self._mutex:
+            known = self._entries.get(identity.key)
+            if known is not None and not known.lost:
+                with suppress(anyio.ClosedResourceError):
+                    known.use()
+                    return known
+            files, room = self._open_files(identity)
+            entry = Entry(
+                files, room, self._counters, self._request_size, self._report, self._forget
+            )
+            self._entries[identity.key] = entry
+            return entry
+
+    def _forget(self, entry: Entry) -> None:
+        """Take note that an object was closed."""
+        key = entry.identity.key
+        if self._entries.get(key) is entry:
+            del self._entries[key]
+
+    def _open_files(self, identity: ObjectIdentity) -> tuple[Files, FolderRoom | None]:
+        try:
+            folder = self._ready_folder()
+            assert self._room is not None
+            files = folder.open(identity, self._block_size, self._room.make)
+            if files is not None:
+                return files, self._room.use()
+        except MappedFileError:
+            raise
+        except (OSError, ValueError) as error:  # cache.3
+            self._counters.add(errors=1)
+            self._report(error)
+        return anonymous_files(identity, self._block_size), None
+
+    def _usable_folder(self) -> Folder:
+        with self._mutex:
+            return self._ready_folder()
+
+    def _ready_folder(self) -> Folder:
+        """Return the folder, and make it anew where it was deleted; with the mutex."""
+        if self._folder is not None and self._folder.budget.detached:
+            assert self._room is not None
+            self._room.release()  # objects that are open still use it
+            self._folder = self._room = None
+        if self._folder is None:
+            folder = Folder(self._path, self._max_bytes, self._min_free)
+            self._room = FolderRoom(folder, self._counters)
+            self._folder = folder
+        return self._folder
+
+    def close(self) -> None:
+        with self._mutex:
+            if self._room is not None:
+                self._room.release()
+            self._folder = self._room = None
+
+    def clear(self, source: str | RemoteSource | None) -> int:
+        url = None if source is None else _url_of(source)
+        folder = self._usable_folder()
+        room, names = self._room, list[str]()
+        assert room is not None
+
+        def look(name: str, files: Files) -> None:
+            if url in (None, files.header.identity.url):
+                names.append(name)
+
+        folder.each(look)
+        freed = sum(room.clear(name) for name in names)
+        folder.budget.recount()
+        return freed
+
+    def verify(self) -> CacheReport:
+        objects = blocks = length = bad_blocks = 0
+
+        def compare(_: str, files: Files) -> None:
+            nonlocal objects, blocks, length, bad_blocks
+            objects += 1
+            count, block_size = files.blocks.count, files.header.block_size
+            for first in range(0, count, VERIFY_BLOCKS):
+                good, bad = files.blocks.verify(first, min(count, first + VERIFY_BLOCKS))
+                blocks += good + bad
+                length += (good + bad) * block_size
+                bad_blocks += bad
+            self._counters.add(bad_blocks=bad_blocks)
+
+        removed = self._usable_folder().each(compare)
+        return CacheReport(objects, blocks, length, bad_blocks, removed)
+
+    def list(self) -> tuple[CacheEntry, ...]:
+        found: list[CacheEntry] = []
+
+        def look(_: str, files: Files) -> None:
+            header = files.header
+            found.append(
+                CacheEntry(
+                    header.identity.url,
+                    header.identity.state,
+                    header.block_size,
+                    sum(_cached(files)),
+                    disk_bytes(files),
+                    header.opened,
+                    files.map.is_locked_elsewhere(0),
+                )
+            )
+
+        self._usable_folder().each(look)
+        return tuple(sorted(found, key=lambda entry: -entry.opened))
+
+
+class Attempt:
+    """An opening in a worker whose task may be gone when it is done."""
+
+    __slots__ = ("_abandoned", "_find", "_found", "_mutex")
+
+    def __init__(self, find: Callable[[], tuple[RemoteSource, Entry]]) -> None:
+        self._find = find
+        self._mutex = Mutex()
+        self._abandoned = False
+        self._found: Entry | None = None
+
+    def run(self) -> tuple[RemoteSource, Entry]:
+        """Find the object; in a worker."""
+        source, entry = self._find()
+        with self._mutex:
+            abandoned = self._abandoned
+            self._found = entry
+        if abandoned:
+            entry.release()
+        return source, entry
+
+    def abandon(self) -> Entry | None:
+        """Give up what will be found; return what was, for the caller to release."""
+        with self._mutex:
+            self._abandoned = True
+            entry, self._found = self._found, None
+        return entry
+
+
+def _url_of(source: str | RemoteSource) -> str:
+    return source_of_url(source).url if isinstance(source, str) else source.url
+
+
+def _at_version(source: RemoteSource, version: str) -> RemoteSource:
+    if not isinstance(source, VersionedSource):
+        raise TypeError(f"{source!r} reads no versions: give a source that is bound to one")
+    return source.at_version(version)
+
+
+def _cached(files: Files) -> Iterator[int]:
+    """Yield the bytes of each run of blocks that can be read without a request."""
+    size, block_size = files.header.identity.state.size, files.header.block_size
+    for first in range(0, files.blocks.count, 1 << 16):
+        states = files.blocks.states(first, min(files.blocks.count, first + (1 << 16)))
+        for at, state in enumerate(states, first):
+            if state in (PRESENT, SUSPECT):
+                yield min(size, (at + 1) * block_size) - at * block_size

@@ -1,0 +1,140 @@
+"""Room for new blocks: what goes, what stays, and that the budget holds at every moment."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from tests.support.objects import BLOCK, DATA, Objects
+
+pytestmark = pytest.mark.anyio
+
+#: Blocks that the cache may keep, beside what an object takes otherwise.
+ROOM = 6
+MAX = (ROOM + 6) * BLOCK
+
+
+def used(folder):
+    total = 0
+    for path in folder.glob("*/*"):
+        try:
+            total += path.stat().st_blocks * 512
+        except FileNotFoundError:
+            continue
+    return total
+
+
+async def test_budget_holds_under_random_reads(make_cache, objects, tmp_path):
+    draw = random.Random(7)
+    async with make_cache(max_bytes=MAX) as cache, cache.open(objects, read_ahead=False) as s:
+        for _ in range(60):
+            start = draw.randrange(len(DATA))
+            length = min(draw.randrange(2 * BLOCK), len(DATA) - start)
+            assert await s.read_exact(start, length) == DATA[start : start + length]
+            assert used(tmp_path / "cache") <= MAX
+        found = cache.statistics()
+        assert found.evicted_blocks > 0
+        assert found.used_bytes <= MAX
+
+
+async def test_block_that_is_read_again_stays(make_cache, objects):
+    async with make_cache(max_bytes=MAX) as cache, cache.open(objects, read_ahead=False) as s:
+        for block in range(1, 11):
+            await s.read_exact(0, 8)
+            await s.read_exact(block * BLOCK, 8)
+        assert objects.gets.count((0, BLOCK)) <= 2
+        assert cache.statistics().evicted_blocks > 0
+
+
+async def test_unused_object_goes_first(make_cache, objects, tmp_path):
+    other = Objects(DATA[: 4 * BLOCK], url="test://h/other")
+    async with make_cache(max_bytes=MAX) as cache:
+        async with cache.open(other, prewarm=True):
+            pass
+        async with cache.open(objects) as s:
+            for _ in range(2):
+                await s.read_exact(0, len(DATA))
+            urls = [entry.url for entry in await cache.entries() if entry.cached_bytes]
+            assert urls == [objects.url]
+            assert used(tmp_path / "cache") <= MAX
+
+
+async def test_view_keeps_its_blocks(make_cache, objects):
+    async with make_cache(max_bytes=MAX) as cache, cache.open(objects, read_ahead=False) as s:
+        view = await s.view(0, 2 * BLOCK)
+        memory = view.memory[BLOCK:]
+        view.release()
+        for _ in range(3):
+            for block in range(2, 11):
+                await s.read_exact(block * BLOCK, 100)
+        assert bytes(memory) == DATA[BLOCK : 2 * BLOCK]
+        assert cache.statistics().evicted_blocks > 0
+        assert await cache.clear() > 0
+        assert bytes(memory) == DATA[BLOCK : 2 * BLOCK]
+        del memory
+
+
+async def test_view_without_room_says_so(make_cache, objects):
+    async with make_cache(max_bytes=MAX) as cache, cache.open(objects) as s:
+        with pytest.raises(OSError, match="max_bytes"):
+            await s.view()
+        assert await s.read_exact(0, len(DATA)) == DATA
+
+
+async def test_cache_without_room_stores_nothing(make_cache, objects, tmp_path):
+    async with make_cache(max_bytes=0) as cache, cache.open(objects) as s:
+        assert await s.read_exact(0, len(DATA)) == DATA
+        assert (await s.residency()).cached == 0
+        assert await s.prewarm(0, BLOCK) == 0
+        assert used(tmp_path / "cache") == 0
+        assert cache.statistics().unstored_blocks >= 11
+
+
+async def test_dead_reservation_is_found_by_a_recount(make_cache, objects, tmp_path):
+    """A process that died with bytes reserved leaves the count too high until room is needed."""
+    state = tmp_path / "cache" / "state"
+    async with make_cache(max_bytes=MAX) as cache, cache.open(objects, read_ahead=False) as s:
+        await s.read_exact(0, 8)
+        with state.open("r+b") as file:
+            file.seek(8)
+            file.write((MAX).to_bytes(8, "little"))
+            file.seek(128 + 8 * 300)
+            file.write((BLOCK).to_bytes(8, "little"))
+        await s.read_exact(BLOCK, 8)
+        assert (await s.residency()).cached == 2 * BLOCK
+
+
+@pytest.mark.slow
+async def test_readers_beside_an_evictor_get_true_bytes(make_cache, tmp_path):
+    data = os.urandom(64 * BLOCK)
+    objects = Objects(data)
+    limit = 24 * BLOCK
+    over = threading.Event()
+    most = 0
+
+    def sample():
+        nonlocal most
+        while not over.is_set():
+            most = max(most, used(tmp_path / "cache"))
+
+    async def read(s, seed):
+        draw = random.Random(seed)
+        for _ in range(150):
+            start = draw.randrange(len(data))
+            length = min(draw.randrange(1, 3 * BLOCK), len(data) - start)
+            assert await s.read_exact(start, length) == data[start : start + length]
+
+    async with make_cache(max_bytes=limit) as cache, cache.open(objects) as s:
+        async with anyio.create_task_group() as group:
+            group.start_soon(anyio.to_thread.run_sync, sample)
+            async with anyio.create_task_group() as readers:
+                for seed in range(16):
+                    readers.start_soon(read, s, seed)
+            over.set()
+        assert cache.statistics().evicted_blocks > 100
+    assert 0 < most <= limit
