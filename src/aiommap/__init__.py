@@ -74,6 +74,8 @@ from ._runtime.callbacks import Subscription as Subscription
 from ._snapshot.live import Generations as Generations
 from ._snapshot.live import LiveSnapshot as LiveSnapshot
 from ._snapshot.live import follow as follow
+from ._snapshot.live_folder import LiveFolder as LiveFolder
+from ._snapshot.live_folder import follow_folder as follow_folder
 from ._snapshot.snapshot import Snapshot as Snapshot
 from ._snapshot.snapshot_file import SnapshotFile as SnapshotFile
 from ._storage.descriptor import FileBackend as FileBackend
@@ -109,6 +111,7 @@ __all__ = (
     "Generations",
     "Hub",
     "LeasedRange",
+    "LiveFolder",
     "LiveSnapshot",
     "Log",
     "LogError",
@@ -140,6 +143,7 @@ __all__ = (
     "align_down",
     "align_up",
     "follow",
+    "follow_folder",
     "open",
 )
 

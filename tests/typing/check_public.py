@@ -7,7 +7,7 @@ be reported as unused.
 from __future__ import annotations
 
 from array import array
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Literal, assert_type
@@ -36,6 +36,7 @@ from aiommap import (
     Generations,
     Hub,
     LeasedRange,
+    LiveFolder,
     LiveSnapshot,
     Log,
     LogReceipt,
@@ -122,6 +123,30 @@ async def following(path: Path, hub: Hub) -> None:
     aiommap.follow(path, check)  # type: ignore[call-overload]
     async with hub.watch(path, buffer=1, poll_interval=0.5) as changes:
         assert_type(changes, Changes)
+
+
+async def folders(path: Path, hub: Hub) -> None:
+    async def load(snapshot: Snapshot) -> bytes:
+        return await snapshot.read(0, snapshot.size)
+
+    def sync(snapshot: Snapshot) -> int:
+        return snapshot.size
+
+    def told(path: str, error: Exception) -> None: ...
+    def told_less(error: Exception) -> None: ...
+
+    assert_type(aiommap.follow_folder(path, load=load), Opening[LiveFolder[bytes]])
+    async with aiommap.follow_folder(
+        path, "*.json", load=load, required=False, prewarm=False, on_error=told, hub=hub
+    ) as live:
+        assert_type(live.value, Mapping[str, bytes])
+        assert_type((live.ready, live.generation, live.path), tuple[bool, int, str])
+        assert_type(await live.wait_ready(), None)
+        async for values in live:
+            assert_type(values, Mapping[str, bytes])
+    aiommap.follow_folder(path)  # type: ignore[call-arg]
+    aiommap.follow_folder(path, load=sync)  # type: ignore[arg-type]
+    aiommap.follow_folder(path, load=load, on_error=told_less)  # type: ignore[arg-type]
 
 
 async def npy_files(path: Path, hub: Hub, file: MappedFile, view: View) -> None:

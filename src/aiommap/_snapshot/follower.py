@@ -198,12 +198,17 @@ class Follower(Generic[Served, Value]):
         """The value of the generation in service."""
         return self._in_service()[1]
 
+    @property
+    def ready(self) -> bool:
+        """Whether a generation is in service."""
+        return self._current is not None
+
     def _in_service(self) -> tuple[Served, Value]:
         if self.over:
             raise self._over()
         if self._current is None:
             raise anyio.WouldBlock(
-                f"there is no good file at {self.path} yet: await wait_ready(), or ask ready first"
+                f"there is nothing good at {self.path} yet: await wait_ready(), or ask ready first"
             )
         return self._current
 
@@ -407,7 +412,7 @@ class Follower(Generic[Served, Value]):
         if self._source.is_closed or self._is_overtaken():
             return
         if self._current is None and isinstance(error, FileNotFoundError):
-            FOLLOWING.info("%s: there is no file yet", self.path)  # nor need there be (follower.5)
+            FOLLOWING.info("%s: there is nothing yet", self.path)  # nor need there be (follower.5)
             return
         self._failed.tell(error)
 

@@ -39,10 +39,12 @@ class GenerationFile:
 class Generation(Snapshot):
     """A snapshot that many share and nobody closes: it is closed when it is garbage."""
 
-    __slots__ = ("resource",)
+    __slots__ = ("group", "resource")
 
     def __init__(self, file: MappedFile) -> None:
         super().__init__(file)
+        #: What has to be found for as long as this is alive.
+        self.group: object = None
         #: Who opened it has to keep this until it is closed: the finalizer has a weak reference, as
         #: it is never garbage itself, and the file leads to whoever refers to this.
         self.resource: GenerationFile = GenerationFile(file)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
@@ -18,26 +18,86 @@ from .._core.options import OpenOptions
 from .._hub.hub import Hub, hub_or_new
 from .._hub.opening import Opening
 from .._logs import FOLLOWING
-from .._runtime.callbacks import Listeners, call_user
+from .._runtime.callbacks import Listeners
 from .file_source import FileSource
-from .follower import Follower
+from .follower import Candidate, Follower
 from .generation import Generation
 from .snapshot import Snapshot
+from .trial import Load, Validate, call_load, call_validate
 
 if TYPE_CHECKING:
     import typing_extensions
 
-    #: Without ``load`` a live snapshot has no value; so is ``LiveSnapshot`` in an annotation.
+    # In annotations ``LiveSnapshot`` is one without ``load``, and ``Generations`` are of those.
     Value = typing_extensions.TypeVar("Value", covariant=True, default=None)
+    Yielded = typing_extensions.TypeVar("Yielded", covariant=True, default=Snapshot)
 else:
     Value = TypeVar("Value", covariant=True)
+    Yielded = TypeVar("Yielded", covariant=True)
+Served = TypeVar("Served", bound=Candidate)
 Loaded = TypeVar("Loaded")
 
-Validate = Callable[[Snapshot], Awaitable[object]]
-Load = Callable[[Snapshot], Awaitable[Loaded]]
+
+class Live(AsyncResource, Generic[Served, Value]):
+    """What is followed: whether there is anything in service, and the end."""
+
+    __slots__ = ("__weakref__", "_follower", "_hub")
+
+    def __init__(self, follower: Follower[Served, Value], hub: Hub | None) -> None:
+        self._follower = follower
+        #: The hub, if it was made for this alone.
+        self._hub = hub
+
+    @property
+    def ready(self) -> bool:
+        """Whether something is in service: true from the first good generation to the end."""
+        return self._follower.ready
+
+    async def wait_ready(self) -> None:
+        """Wait until something is in service; returns at once unless ``required=False``.
+
+        Raises:
+            anyio.ClosedResourceError: if following ends, or has ended.
+        Cancellation: at any time.
+        """
+        await anyio.lowlevel.checkpoint()
+        await self._follower.wait_ready()
+
+    @property
+    def generation(self) -> int:
+        """How many generations have been in service so far; 1 for the first."""
+        return self._follower.number
+
+    @property
+    def path(self) -> str:
+        """The absolute path that is followed."""
+        return self._follower.path
+
+    @property
+    def closed(self) -> bool:
+        """Whether following has ended, by ``aclose`` or with the hub."""
+        return self._follower.over
+
+    async def aclose(self) -> None:
+        """End following and close all generations, each after the last hold on it.
+
+        Iterations end. A trial under way is cancelled, and this waits for it. Views keep their
+        pages. A second call waits like the first.
+
+        Cancellation: ends the waits; the end of the last hold on a generation closes it anyway.
+        """
+        try:
+            await self._follower.aclose()
+        finally:
+            if self._hub is not None and not self._follower.held:
+                await self._hub.aclose()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"generation {self.generation}"
+        return f"<{type(self).__name__} {self.path} {state}>"
 
 
-class LiveSnapshot(AsyncResource, Generic[Value]):
+class LiveSnapshot(Live[Generation, Value], Generic[Value]):
     """The newest good file of a path, as a snapshot; made by ``aiommap.follow``.
 
     Ask for ``current`` when a piece of work begins, and use that snapshot to its end: it is one
@@ -48,12 +108,7 @@ class LiveSnapshot(AsyncResource, Generic[Value]):
     Concurrency: for tasks of the event loop it was made in; any number of them.
     """
 
-    __slots__ = ("__weakref__", "_follower", "_hub")
-
-    def __init__(self, follower: Follower[Generation, Value], hub: Hub | None) -> None:
-        self._follower = follower
-        #: The hub, if it was made for this alone.
-        self._hub = hub
+    __slots__ = ()
 
     @property
     def current(self) -> Snapshot:
@@ -80,74 +135,28 @@ class LiveSnapshot(AsyncResource, Generic[Value]):
         """
         return self._follower.value
 
-    @property
-    def ready(self) -> bool:
-        """Whether there is a ``current``: true from the first good file to the end."""
-        return self._follower.number > 0 and not self._follower.over
-
-    async def wait_ready(self) -> None:
-        """Wait for the first good file; returns at once unless ``required=False``.
-
-        Raises:
-            anyio.ClosedResourceError: if following ends, or has ended.
-        Cancellation: at any time.
-        """
-        await anyio.lowlevel.checkpoint()
-        await self._follower.wait_ready()
-
-    @property
-    def generation(self) -> int:
-        """How many files have been in service so far; 1 for the first."""
-        return self._follower.number
-
-    @property
-    def path(self) -> str:
-        """The absolute path that is followed."""
-        return self._follower.path
-
-    @property
-    def closed(self) -> bool:
-        """Whether following has ended, by ``aclose`` or with the hub."""
-        return self._follower.over
-
     def __aiter__(self) -> Generations:
         """Iterate over generations: the current one, then each that follows it."""
-        return Generations(self._follower)
-
-    async def aclose(self) -> None:
-        """End following and close all generations, each after the last hold on it.
-
-        Iterations end. A trial under way is cancelled, and this waits for it. Views keep their
-        pages. A second call waits like the first.
-
-        Cancellation: ends the waits; the end of the last hold on a generation closes it anyway.
-        """
-        try:
-            await self._follower.aclose()
-        finally:
-            if self._hub is not None and not self._follower.held:
-                await self._hub.aclose()
-
-    def __repr__(self) -> str:
-        state = "closed" if self.closed else f"generation {self.generation}"
-        return f"<LiveSnapshot {self.path} {state}>"
+        follower = self._follower
+        return Generations(follower, lambda: follower.current)
 
 
-class Generations:
-    """The generations of a live snapshot: ``async for snapshot in live``.
+class Generations(Generic[Yielded]):
+    """What comes into service, one after the other: ``async for snapshot in live``.
 
-    The generation that is current when the iteration begins comes first, or else the first that
-    there is. A slow iteration yields the newest and skips those before it; ``skipped`` says how
-    many. The iteration ends with following.
+    Of a live snapshot it yields snapshots, of a live folder values. What is in service when the
+    iteration begins comes first, or else the first that there is. A slow iteration yields the
+    newest and skips those before it; ``skipped`` says how many. The iteration ends with following.
 
     Attributes:
         skipped: how many generations came and went between the last two that were yielded.
     """
 
-    __slots__ = ("_follower", "_seen", "skipped")
+    __slots__ = ("_follower", "_seen", "_take", "skipped")
 
-    def __init__(self, follower: Follower[Generation, Any]) -> None:
+    def __init__(self, follower: Follower[Any, Any], take: Callable[[], Yielded]) -> None:
         self._follower = follower
+        self._take = take
         #: Number of the last one that was yielded.
         self._seen = 0
         self.skipped: int = 0
@@ -155,7 +164,7 @@ class Generations:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Snapshot:
+    async def __anext__(self) -> Yielded:
         follower = self._follower
         follower.check_process()
         await anyio.lowlevel.checkpoint()
@@ -165,7 +174,7 @@ class Generations:
             raise StopAsyncIteration
         self.skipped = follower.number - self._seen - 1 if self._seen else 0
         self._seen = follower.number
-        return follower.current
+        return self._take()
 
 
 @overload
@@ -261,37 +270,32 @@ def follow(
         source = FileSource(chosen, options)
         follower = Follower(source, trial, failed, required=required)
         live = LiveSnapshot(follower, chosen if hub is None else None)
-        try:
-            await follower.start()
-        except BaseException:
-            await live.aclose()
-            raise
+        await start_following(live, follower)
         return live
 
     return Opening(begin)
+
+
+async def start_following(live: Live[Any, Any], follower: Follower[Any, Any]) -> None:
+    """Begin, or leave nothing open."""
+    try:
+        await follower.start()
+    except BaseException:
+        await live.aclose()
+        raise
 
 
 async def _try_out(
     validate: Validate | None, prewarm: bool, load: Load[Any] | None, candidate: Generation
 ) -> Any:
     """Raise unless a candidate is good, make it resident, and load it."""
-    # What belongs to the application has tasks of its own: a stray cancellation there would end
-    # following, and not just the trial.
-    if validate is not None and await call_user(call_async, validate, candidate) is False:
-        raise ValueError(f"{candidate.path}: validate returned False, so it is not served")
+    if validate is not None:
+        await call_validate(validate, candidate)
     if prewarm:
         await candidate.prewarm()
-    value = None if load is None else await call_user(call_async, load, candidate)
+    value = None if load is None else await call_load(load, candidate)
     await candidate.verify()
     return value
-
-
-async def call_async(function: Callable[[Snapshot], Awaitable[Loaded]], given: Snapshot) -> Loaded:
-    """Call what has to be async; a function that is not would keep the loop."""
-    answer = function(given)
-    if not isinstance(answer, Awaitable):
-        raise TypeError(f"{function!r} returned {answer!r}: it has to be async")
-    return await answer
 
 
 def _log_failure(path: str, error: Exception) -> None:

@@ -290,7 +290,7 @@ async def test_unrequired_file_may_come_later(tmp_path, errors, folder):
     async with aiommap.follow(path, **options) as live:
         assert (live.ready, live.generation, live.closed) == (False, 0, False)
         for name in ("current", "value"):
-            with pytest.raises(anyio.WouldBlock, match=r"no good file at .* yet: await wait_ready"):
+            with pytest.raises(anyio.WouldBlock, match=r"nothing good at .* yet: await wait_ready"):
                 getattr(live, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         replace(path, b"good 7")
