@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import anyio
@@ -70,6 +71,17 @@ async def until_mapped(path, count):
     await until(mapped)
 
 
+async def load_json(snapshot):
+    return json.loads(await content(snapshot))
+
+
+async def until_value(live, expected):
+    async def has():
+        return live.ready and live.value == expected
+
+    await until(has)
+
+
 class Errors:
     """What ``on_error`` was told."""
 
@@ -91,6 +103,29 @@ class Errors:
                     if isinstance(error, kind) and match in str(error):
                         return error
                 await self._told.wait()
+
+
+class FolderErrors:
+    """What ``on_error`` was told, by the name of the file."""
+
+    def __init__(self):
+        self.found = []
+
+    def __call__(self, path, error):
+        self.found.append((os.path.basename(path), error))
+
+    async def wait(self, name, kind, match=""):
+        def take():
+            for told in self.found:
+                if told[0] == name and isinstance(told[1], kind) and match in str(told[1]):
+                    self.found.remove(told)
+                    return True
+            return False
+
+        async def told():
+            return take()
+
+        await until(told)
 
 
 class Gate:

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import shutil
-import sys
 from collections import Counter
 
 import anyio
@@ -17,33 +16,18 @@ import pytest
 
 import aiommap
 from aiommap import follow_folder
-from tests.support.config_map import ConfigMap, names_of
-from tests.support.following import Gate, content, mappings, replace, until
+from tests.support.following import (
+    FolderErrors,
+    Gate,
+    content,
+    load_json,
+    mappings,
+    replace,
+    until,
+    until_value,
+)
 
 pytestmark = pytest.mark.anyio
-
-
-class FolderErrors:
-    """What ``on_error`` was told, by the name of the file."""
-
-    def __init__(self):
-        self.found = []
-
-    def __call__(self, path, error):
-        self.found.append((os.path.basename(path), error))
-
-    async def wait(self, name, kind, match=""):
-        def take():
-            for told in self.found:
-                if told[0] == name and isinstance(told[1], kind) and match in str(told[1]):
-                    self.found.remove(told)
-                    return True
-            return False
-
-        async def told():
-            return take()
-
-        await until(told)
 
 
 @pytest.fixture
@@ -58,17 +42,6 @@ def folder(tmp_path):
     for name in "ab":
         (made / f"{name}.json").write_text(f'"{name} 0"')
     return made
-
-
-async def load_json(snapshot):
-    return json.loads(await content(snapshot))
-
-
-async def until_value(live, expected):
-    async def has():
-        return live.ready and live.value == expected
-
-    await until(has)
 
 
 # What a folder holds.
@@ -303,102 +276,6 @@ async def test_folder_removed_and_made_again(folder, errors):
         folder.mkdir()
         (folder / "a.json").write_text('"again"')
         await until_value(live, {"a.json": "again"})
-
-
-# Versions.
-
-
-async def test_config_map_is_seen_in_one_version(tmp_path):
-    mount = ConfigMap(tmp_path / "config")
-    mount.turn({"a": "0", "b": "0"})
-    async with follow_folder(mount.path, load=load_json) as live:
-        assert dict(live.value) == {"a": 0, "b": 0}
-        mount.turn({"a": "1", "c": "1"})
-        await until_value(live, {"a": 1, "c": 1})
-        mount.turn({"b": "2"})
-        await until_value(live, {"b": 2})
-
-
-async def test_config_map_with_a_bad_file(tmp_path, errors):
-    mount = ConfigMap(tmp_path / "config")
-    mount.turn({"a": "0", "b": "0"})
-    async with follow_folder(mount.path, load=load_json, on_error=errors) as live:
-        mount.turn({"a": "1", "b": "bad"})
-        await errors.wait("b", ValueError)
-        await until_value(live, {"a": 1, "b": 0})
-        mount.turn({"a": "2", "b": "2"})
-        await until_value(live, {"a": 2, "b": 2})
-
-
-async def turn_under_readers(folder, live, turns):
-    """Turn in another process; check every value that is seen, and return which were."""
-    seen, stop = set(), anyio.Event()
-
-    async def read():
-        newest = -1
-        while not stop.is_set():
-            values = live.value
-            (number,) = {*values.values()}  # of one version
-            assert [*values] == names_of(number)
-            assert number >= newest
-            newest = number
-            seen.add(number)
-            await anyio.sleep(0.001)
-
-    code = f"from tests.support.config_map import storm; storm({str(folder)!r}, {turns})"
-    async with anyio.create_task_group() as group:
-        for _ in range(10):
-            group.start_soon(read)
-        await anyio.run_process([sys.executable, "-c", code])
-        await until_value(live, dict.fromkeys(names_of(turns), turns))
-        stop.set()
-    return seen
-
-
-async def test_config_map_turned_quickly_is_never_mixed(tmp_path):
-    folder = tmp_path / "config"
-    ConfigMap(folder).turn(dict.fromkeys(names_of(0), "0"))
-    async with follow_folder(folder, load=load_json) as live:
-        seen = await turn_under_readers(folder, live, 100)
-    assert {0, 100} <= seen
-
-
-@pytest.mark.slow
-async def test_config_map_turned_thousands_of_times(tmp_path):
-    folder = tmp_path / "config"
-    ConfigMap(folder).turn(dict.fromkeys(names_of(0), "0"))
-    async with follow_folder(folder, load=load_json) as live:
-        descriptors = len(os.listdir("/proc/self/fd"))
-        seen = await turn_under_readers(folder, live, 3000)
-
-        async def settled():
-            held = mappings(tmp_path) + len(os.listdir("/proc/self/fd")) - descriptors
-            return held <= 0
-
-        await until(settled)
-    assert len(seen) > 10
-
-
-async def test_link_to_the_folder_is_turned(tmp_path):
-    """As releases are: the link changes, and files of both folders have the same names."""
-
-    def turn(number):
-        made = tmp_path / f"release-{number}"
-        made.mkdir()
-        for name in "abc":
-            (made / name).write_text(str(number))
-        link = tmp_path / "link"
-        link.symlink_to(made.name)
-        link.rename(tmp_path / "current")
-
-    turn(0)
-    async with follow_folder(tmp_path / "current", load=load_json) as live:
-        for number in range(1, 30):
-            turn(number)
-            values = {*live.value.values()}
-            assert len(values) == 1
-            if not number % 5:
-                await until_value(live, dict.fromkeys("abc", number))
 
 
 @pytest.mark.slow

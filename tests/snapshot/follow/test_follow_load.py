@@ -23,6 +23,7 @@ from tests.support.following import (
     until,
     until_mapped,
     until_serves,
+    until_value,
 )
 
 pytestmark = pytest.mark.anyio
@@ -34,13 +35,6 @@ async def load_number(snapshot):
     if word != b"good":
         raise ValueError(f"cannot load {word!r}")
     return int(number)
-
-
-async def until_value(live, expected):
-    async def has():
-        return live.ready and live.value == expected
-
-    await until(has)
 
 
 # Values.
