@@ -148,6 +148,16 @@ def test_pages_are_read_on_their_own(path):
     assert re.findall(r"the (?:folder|directory) above", text) == []
 
 
+def test_installing_is_told_alike():
+    """By name once it is published, from the sources until then."""
+    told = {name_of(path): path.read_text(encoding="utf-8").lower() for path in PAGES}
+    by_name = {name: text for name, text in told.items() if "pip install aiommap" in text}
+    assert by_name.keys() == {"README.md", "docs/index.md", "docs/install.md"}
+    for text in by_name.values():
+        assert "once it is published" in text
+        assert "until then" in text
+
+
 def test_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 130
 
