@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import mimetypes
 import os
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from typing import Literal
-from urllib.parse import quote
+from contextlib import AbstractContextManager, asynccontextmanager
+from typing import Literal, Protocol, runtime_checkable
+from urllib.parse import quote, urlsplit
 
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
@@ -20,7 +19,12 @@ from .._hub.hub import Hub
 from .._snapshot.snapshot import Snapshot
 from .._storage.mapped import MappedBackend
 from .._storage.protocol import StorageBackend
-from ._representation import Representation, media_type_of, validators_of
+from ._representation import (
+    Representation,
+    entity_tag_of_store,
+    media_type_of,
+    validators_of,
+)
 from ._requests import Validators
 from ._sending import Answer, Receive, Scope, Send, refuse
 
@@ -30,18 +34,29 @@ _OCTETS = "application/octet-stream"
 _UNKNOWN = Validators(None, None)
 
 
+@runtime_checkable
+class _StoreObject(Protocol):
+    """What a ``RemoteSnapshot`` has beyond a backend; not everybody is to import that for it."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def etag(self) -> str | None: ...
+    def hold(self) -> AbstractContextManager[object]: ...
+
+
 class MappedFileResponse(Response):
     """A response that sends a file, or the parts of it that are asked for.
 
     It answers GET and HEAD with byte ranges and conditions, as ``MappedFiles`` does, and takes the
     place of Starlette's ``FileResponse``. A snapshot, such as ``live.current``, is held until it is
-    sent. A path is opened for this response alone: for a file that is asked for often, have a
-    snapshot open, or serve its folder by ``MappedFiles``. Bytes that a file has lost break the
-    response off.
+    sent; one of ``aiommap.remote`` has the entity tag of its store. A path is opened for this
+    response alone: for a file that is asked for often, have a snapshot open, or serve its folder by
+    ``MappedFiles``. Bytes that a file has lost break the response off.
 
     Args:
-        source: a path, an open file, a snapshot, or any ``StorageBackend``. What is open stays
-            open.
+        source: a path, an open file, a snapshot, a ``RemoteSnapshot``, or any other
+            ``StorageBackend``. What is open stays open.
         headers: header fields to send; they replace those of the same name that it would have. The
             entity tag of a backend that is no file goes here: ``{"etag": '"…"'}``.
         media_type: by default it is guessed by the name of the file.
@@ -53,6 +68,8 @@ class MappedFileResponse(Response):
         starlette.exceptions.HTTPException: 404 when it is called, if the path leads to no file, and
             403 if that may not be read.
         MappingFaultError: when it is called, if the file has lost the bytes.
+        StaleSnapshotError, RemoteError: when it is called, if a store has lost the bytes, or cannot
+            be reached.
     """
 
     def __init__(
@@ -104,37 +121,39 @@ class MappedFileResponse(Response):
             except PermissionError:
                 raise HTTPException(403) from None
             async with opened:
-                yield await self._represent(opened)
-        elif isinstance(source, Snapshot):
+                yield self._represent(opened)
+        elif isinstance(source, Snapshot | _StoreObject):
             with source.hold():
-                yield await self._represent(source)
+                yield self._represent(source)
         else:
-            yield await self._represent(source)
+            yield self._represent(source)
 
-    async def _represent(self, source: MappedFile | Snapshot | StorageBackend) -> Representation:
+    def _represent(self, source: MappedFile | Snapshot | StorageBackend) -> Representation:
         """Say what is to be sent of what is open."""
-        file = source if isinstance(source, MappedFile) else None
+        file = path = None
         validators = _UNKNOWN
-        if isinstance(source, Snapshot):
+        if isinstance(source, MappedFile):
+            file = source
+        elif isinstance(source, Snapshot):
             file = source._file  # noqa: SLF001  one more thing that is made of it
-        if file is not None and file.mode == "r":
-            validators = validators_of(file._core.state)  # noqa: SLF001
+        elif isinstance(source, _StoreObject):
+            path = urlsplit(source.url).path
+            if source.etag is not None:
+                validators = Validators(entity_tag_of_store(source.etag), None)
+        if file is not None:
+            path = file.path
+            if file.mode == "r":
+                validators = validators_of(file._core.state)  # noqa: SLF001
         given = dict(self.raw_headers)
         if b"etag" in given:
             validators = Validators(given[b"etag"], validators.modified)
         kind = self.media_type or given.get(b"content-type", b"").decode("latin-1")
         if not kind:
-            kind = _OCTETS if file is None else await self._guess(file)
+            kind = _OCTETS if path is None else media_type_of(path)
         body = MappedBackend(source) if isinstance(source, MappedFile) else source
         extra = [field for field in self.raw_headers if field[0] != b"content-type"]
         private = file is not None and file.mode == "c"  # its stores are not in the file
         return Representation(body, kind, validators, extra, None if private else file)
-
-    async def _guess(self, file: MappedFile) -> str:
-        if mimetypes.inited:
-            return media_type_of(file.path)
-        core = file._core  # noqa: SLF001  its workers read the tables of types
-        return await core.run(core.workers.control, media_type_of, file.path)
 
 
 def _disposition(kind: str, filename: str) -> str:
