@@ -13,7 +13,14 @@ from anyio.lowlevel import checkpoint
 import aiommap
 from aiommap.asgi import MappedFiles
 from tests.support.asgi import CONTENT, Answer, ask, replace, until_answered
-from tests.support.internals import MAX_PIECE_BYTES, MIN_PIECE_BYTES, PIECE_SECONDS
+from tests.support.internals import (
+    MAX_PIECE_BYTES,
+    MIN_PIECE_BYTES,
+    PIECE_SECONDS,
+    FileCache,
+    Folder,
+    ServedPath,
+)
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -66,6 +73,19 @@ class TestCache:
                 replace(folder / "data.bin", content)
                 await until_answered(app, "/data.bin", content)
             await until(lambda: len(hub.files) == 1)
+
+    async def test_slow_opening_of_an_old_version_is_not_served(self, folder):
+        """Of two openings that overlap, the later one counts, whichever ends first (cache.1)."""
+        async with aiommap.Hub() as hub:
+            cache = FileCache(Folder(os.fspath(folder), hub), hub, 8)
+            older = await cache.open("/data.bin")
+            replace(folder / "data.bin", b"new")
+            newer = await cache.open("/data.bin")
+            watched = ServedPath()
+            watched.put(newer, told=0, turn=2)
+            watched.put(older, told=0, turn=1)
+            assert (watched.version, newer.size) == (newer, 3)
+            cache.close()
 
     async def test_requests_together_open_once(self, folder):
         async with aiommap.Hub() as hub, MappedFiles(folder, hub=hub) as app:

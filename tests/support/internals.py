@@ -45,7 +45,7 @@ from aiommap._watch import (
     watched_path,
     watcher,
 )
-from aiommap.asgi import _requests, _sending
+from aiommap.asgi import _cache, _folder, _requests, _sending
 
 native = _native
 
@@ -84,6 +84,9 @@ shorten = _text.shorten
 wrap = _text.wrap
 
 # aiommap.asgi
+FileCache = _cache.FileCache
+Folder = _folder.Folder
+ServedPath = _cache._WatchedPath
 MAX_RANGES = _requests.MAX_RANGES
 MAX_PIECE_BYTES = _sending.MAX_PIECE_BYTES
 MIN_PIECE_BYTES = _sending.MIN_PIECE_BYTES
