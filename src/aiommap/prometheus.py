@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from weakref import ref
 
 from . import Distribution, FileStatistics, Hub, MappedFile
+from ._remote.cache import RemoteCache
 
 try:
     from prometheus_client import Metric
@@ -33,7 +34,7 @@ except ImportError as _missing:
         'aiommap.prometheus needs prometheus-client: pip install "aiommap[prometheus]"'
     ) from _missing
 
-__all__ = ("FileCollector",)
+__all__ = ("CacheCollector", "FileCollector")
 
 #: What tells the series of one file from those of all others: path, opening.
 _FileLabels = tuple[str, str]
@@ -182,3 +183,75 @@ def _add_distribution(family: SummaryMetricFamily, file: _FileLabels, found: Dis
         labels = {**dict(zip(_FILE, file, strict=True)), "quantile": quantile}
         family.add_sample(family.name, labels, value if found.count else float("nan"))
     family.add_metric(file, found.count, found.total)
+
+
+#: Counters of a cache, with what each counts.
+_CACHE_COUNTERS = {
+    "hits": "Reads that the cache answered without any request.",
+    "misses": "Reads that waited for a fetch.",
+    "gets": "Requests for bytes.",
+    "heads": "Requests for the state of an object.",
+    "fetched_bytes": "Bytes that responses brought.",
+    "coalesced": "Waits for a block that somebody else was fetching.",
+    "stored_blocks": "Blocks written to the cache.",
+    "unstored_blocks": "Blocks handed out without being stored.",
+    "verified_blocks": "Blocks of an earlier boot whose checksum was right.",
+    "bad_blocks": "Blocks whose checksum was wrong.",
+    "evicted_blocks": "Blocks given up to make room.",
+    "evicted_bytes": "Bytes given up to make room.",
+    "takeovers": "Blocks taken over from a process that died or was slow.",
+    "hedges": "Blocks fetched a second time because their owner was slow.",
+    "errors": "Failures of the cache, each a miss and no error of a read.",
+}
+_CACHE_GAUGES = {
+    "used_bytes": "Bytes that all processes have stored or reserved.",
+    "max_bytes": "Bytes that they may not exceed.",
+    "open_objects": "Objects that this process has open.",
+}
+
+
+class CacheCollector(Collector):
+    """Reports what caches of remote objects have done; give it to ``register`` of a registry.
+
+    Every field of ``aiommap.remote.CacheStatistics`` is a metric, ``aiommap_cache_hits_total`` and
+    so on, ``aiommap_cache_used_bytes`` for one of the gauges, with the label ``folder``.
+
+    Args:
+        caches: referenced weakly; all go into one collector.
+    Raises:
+        TypeError: if one is no ``RemoteCache``.
+    Concurrency: scrape from any thread.
+    """
+
+    def __init__(self, *caches: RemoteCache) -> None:
+        for cache in caches:
+            if not isinstance(cache, RemoteCache):
+                raise TypeError(f"CacheCollector got {cache!r}: give it remote caches")
+        self._caches = tuple(ref(cache) for cache in caches)
+
+    def describe(self) -> Iterable[Metric]:
+        """Name the metrics without asking any cache; called when the collector is registered."""
+        return list(self._families())
+
+    def collect(self) -> Iterable[Metric]:
+        """Take a snapshot of every cache; called by a scrape."""
+        families = self._families()
+        for cache in (reference() for reference in self._caches):
+            if cache is not None:
+                found = cache.statistics()
+                folder = cache.folder.encode("utf-8", "backslashreplace").decode()
+                for family in families:
+                    field = family.name.removeprefix("aiommap_cache_")
+                    family.add_metric([folder], getattr(found, field))
+        return families
+
+    def _families(self) -> list[CounterMetricFamily | GaugeMetricFamily]:
+        counters = [
+            CounterMetricFamily(f"aiommap_cache_{name}", text, labels=["folder"])
+            for name, text in _CACHE_COUNTERS.items()
+        ]
+        gauges = [
+            GaugeMetricFamily(f"aiommap_cache_{name}", text, labels=["folder"])
+            for name, text in _CACHE_GAUGES.items()
+        ]
+        return [*counters, *gauges]
