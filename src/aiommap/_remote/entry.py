@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Protocol
 
 import anyio
@@ -41,6 +42,12 @@ from .source import ObjectIdentity, RemoteSource, RemoteState
 ATTEMPTS = 3
 
 Claim = tuple[int, int]
+
+#: Tokens of those who write and sum at this moment: a processor is left to everybody else, or a
+#: thread that has the GIL waits for its turn while the loop waits for the GIL.
+_writers: SimpleQueue[None] = SimpleQueue()
+for _ in range(max(1, (os.cpu_count() or 2) - 1)):
+    _writers.put(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,10 +353,13 @@ class Entry:
         Returns:
             How many blocks may take room by now: the published ones, and one that was cut short.
         """
+        _writers.get()
         try:
             stored, number = self.blocks.store(claims, body.data, body.start)
         except OSError as error:
             stored, number = 0, error.errno or errno.EIO
+        finally:
+            _writers.put(None)
         if number == errno.ESTALE:
             self._lost = True
             reason = "the data file was cut off while it was in use: clear() the cache"

@@ -25,7 +25,7 @@ MAX_INLINE_COPY = 64 << 10
 #: After so many items a loop looks whether it has to give way.
 YIELD_EVERY = 64
 #: How many fetches of one prewarm are under way at once.
-PREWARM_REQUESTS = 8
+PREWARM_REQUESTS = 4
 
 
 class RemoteReader:
