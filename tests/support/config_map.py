@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 
@@ -41,7 +42,12 @@ def names_of(number):
 
 
 def storm(path, turns):
-    """Turn to one version after the other, each of which says its number in every file."""
+    """Turn to one version after the other, each of which says its number in every file.
+
+    Every thirtieth stays for a while, so that there is something to be seen.
+    """
     mount = ConfigMap(path)
     for number in range(1, turns + 1):
         mount.turn({name: str(number) for name in names_of(number)})
+        if not number % 30:
+            time.sleep(0.05)
