@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from .appending import killed_log, logs
 from .cancelling import storm
+from .following import folders
 from .reading import readers
 from .replacing import reopening, replacements, watched
 from .resizing import growth, sizes, truncations
@@ -18,7 +19,7 @@ Actor = Callable[[Scene], Awaitable[None]]
 
 CAST: tuple[Actor, ...] = (
     *(readers, journal, policies, killed, storm),
-    *(replacements, reopening, watched),
+    *(replacements, reopening, watched, folders),
     *(truncations, growth, sizes),
     *(resizes, refusals, outgrowths, intrusions),
     *(counters, turns, ranges),

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import struct
 import subprocess
 import sys
@@ -54,6 +55,20 @@ def replace(path: str, number: int, size: int) -> None:
     with open(path + ".new", "wb") as file:
         file.write(numbered(number, size))
     os.replace(path + ".new", path)
+
+
+def turn(folder: str, number: int) -> None:
+    """Turn a folder to its next version, as Kubernetes does with a ConfigMap."""
+    version, data = os.path.join(folder, f"..{number}"), os.path.join(folder, "..data")
+    os.makedirs(version)
+    for file in range(2 + number % 3):
+        with open(os.path.join(version, str(file)), "wb") as made:
+            made.write(numbered(number, 100 * file))
+    old = os.path.join(folder, os.readlink(data)) if number else None
+    os.symlink(f"..{number}", data + "_tmp")
+    os.replace(data + "_tmp", data)
+    if old is not None:
+        shutil.rmtree(old)
 
 
 def recreate(path: str, number: int, size: int) -> None:
@@ -168,7 +183,7 @@ async def append_until_killed(folder: str) -> None:
 VERBS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
-        *(truncate, overwrite, copy_tail, replace, recreate, chmod, stat),
+        *(truncate, overwrite, copy_tail, replace, turn, recreate, chmod, stat),
         *(add, play, beat, kill_a_writer, kill_a_logger),
     )
 }
