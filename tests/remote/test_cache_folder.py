@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import stat
+import struct
 from contextlib import suppress
 
 import anyio
@@ -280,3 +282,18 @@ async def test_no_secret_is_kept(make_cache, tmp_path):
         assert "hunter2" not in str(path)
         if path.is_file():
             assert b"hunter2" not in path.read_bytes()
+
+
+async def test_process_that_keeps_the_lock_is_not_waited_for(make_cache, objects, tmp_path):
+    """As one that was stopped does: what needs the lock is a miss."""
+    errors = []
+    async with make_cache(on_error=errors.append) as cache, cache.open(objects) as s:
+        await s.read_exact(0, 9)
+        lock = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
+        with (tmp_path / "cache" / "state").open("r+b") as state:
+            fcntl.fcntl(state, fcntl.F_OFD_SETLK, lock)
+            assert await s.read_exact(0, len(DATA)) == DATA
+            async with cache.open(Objects(DATA, url="test://h/other")) as other:
+                assert await other.read_exact(0, 9) == DATA[:9]
+            assert cache.statistics().unstored_blocks > 0
+        assert errors

@@ -5,13 +5,16 @@ Invariants.
      What is reserved and not used is given back by whoever reserved it.
   2  The folder's lock is held for every change, and its state is written in one step. A process
      that dies leaves the count too high, never too low: what it had reserved. A recount finds it.
-  3  A recount adds what the files take and what living owners have reserved; those may have
+  3  Nobody waits for long for a process that stands still while it has the lock: what needs it then
+     fails, and is a miss. A reservation that could not be ended is ended with the next one.
+  4  A recount adds what the files take and what living owners have reserved; those may have
      written some of it already, which then counts twice until the next one.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -25,6 +28,11 @@ from .layout import (
     unpack_owns,
 )
 from .leases import Leases, LockFile
+
+#: How long one waits for the lock, which others have for microseconds; and how long one does not
+#: wait again after that was in vain.
+PATIENCE_SECONDS = 0.5
+DISTRUST_SECONDS = 5.0
 
 
 class Budget:
@@ -45,6 +53,8 @@ class Budget:
         "_min_free",
         "_mutex",
         "_own",
+        "_stuck_until",
+        "_unsettled",
         "max_bytes",
         "path",
         "seen",
@@ -66,6 +76,9 @@ class Budget:
         self._min_free = min_free
         self._mutex = Mutex()
         self._own = 0
+        #: Reservations that could not be ended: bytes reserved, and bytes used of them.
+        self._unsettled: list[tuple[int, int]] = []
+        self._stuck_until = 0.0
         #: What was reserved when this process looked last; any thread may read it.
         self.seen: int = 0
         self._file = LockFile(path, os.O_RDWR | os.O_CREAT)
@@ -83,7 +96,7 @@ class Budget:
     def locked(self) -> Iterator[FolderState]:
         """Hold the folder's lock for a block; what the block makes of the state is kept."""
         with self._mutex:
-            self._file.lock(0)
+            self._take_lock()
             try:
                 state = FolderState.unpack(os.pread(self._file.fd, STATE_BYTES, 0))
                 if state is None:  # new, or damaged
@@ -94,6 +107,15 @@ class Budget:
                 os.pwrite(self._file.fd, state.pack(), 0)
             finally:
                 self._file.unlock(0)
+
+    def _take_lock(self) -> None:
+        patience = 0.0 if time.monotonic() < self._stuck_until else PATIENCE_SECONDS
+        try:
+            self._file.lock(0, patience)
+        except TimeoutError as error:
+            self._stuck_until = time.monotonic() + DISTRUST_SECONDS
+            error.filename = self.path
+            raise
 
     def reserve(self, length: int) -> bool:
         """Reserve bytes; False if there is no room for them (budget.1)."""
@@ -108,9 +130,12 @@ class Budget:
 
     def settle(self, length: int, used: int) -> None:
         """End a reservation of which so much was used."""
+        self._unsettled.append((round_up(length), round_up(used)))
         with self.locked() as state:
-            self._own -= round_up(length)
-            state.reserved = max(0, state.reserved - (round_up(length) - round_up(used)))
+            while self._unsettled:
+                reserved, kept = self._unsettled.pop()
+                self._own -= reserved
+                state.reserved = max(0, state.reserved - (reserved - kept))
             self._write_own()
 
     def give_back(self, length: int) -> None:
@@ -127,7 +152,7 @@ class Budget:
         return max(0, over, int(short * found.f_frsize))
 
     def recount(self) -> None:
-        """Count anew what there is (budget.3)."""
+        """Count anew what there is (budget.4)."""
         with self.locked() as state:
             block = os.pread(self._file.fd, STATE_BYTES, 0)
             under_way = 0

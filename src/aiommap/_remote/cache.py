@@ -230,7 +230,7 @@ class RemoteCache(AsyncResource):
         async def opener(source: RemoteSource) -> RemoteGeneration:
             return await self._open(Asked(source), RemoteGeneration)
 
-        followed = PolledSource(asked, workers, opener, failed)
+        followed = PolledSource(asked, workers, opener, failed, self._counters)
 
         async def trial(candidate: RemoteGeneration) -> Any:
             return await followed.examine(serving, candidate)

@@ -21,6 +21,7 @@ from anyio.abc import AsyncResource
 from .._runtime.callbacks import Listeners, call_user
 from .._runtime.workers import OnCancel, Workers
 from .._snapshot.follower import Follower, News
+from .counters import Counters
 from .obstore import source_of_url
 from .remote_snapshot import Closer, RemoteSnapshot
 from .source import PointingSource, RemoteSource, RemoteState
@@ -103,6 +104,7 @@ class PolledSource:
         workers: ask the store.
         opener: opens a source as it is now.
         failed: gets the failures of questions.
+        counters: what is counted.
     """
 
     def __init__(
@@ -111,7 +113,9 @@ class PolledSource:
         workers: Workers,
         opener: Callable[[RemoteSource], Awaitable[RemoteGeneration]],
         failed: Listeners[Exception],
+        counters: Counters,
     ) -> None:
+        self._counters = counters
         self._asked = asked
         self._workers = workers
         self._opener = opener
@@ -147,6 +151,7 @@ class PolledSource:
             if self.is_closed:
                 raise StopAsyncIteration
             try:
+                self._counters.add(heads=1)
                 state = await self._ask(source.stat, self._settled)
             except Exception as error:
                 if not self._failing and not self.is_closed:
@@ -166,6 +171,7 @@ class PolledSource:
             generation = await self._opener(source)
             generation.named = generation.state
             return generation
+        self._counters.add(heads=1, gets=1)
         named = await self._ask(source.stat, None)
         assert named is not None  # there was no condition
         generation = await self._opener(await self._ask(_pointed_to, source, named))

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import struct
+import time
 import weakref
 from contextlib import suppress
 
@@ -18,10 +19,13 @@ from .._errors import UnsupportedError
 from .layout import OWNERS
 
 _SET = getattr(fcntl, "F_OFD_SETLK", None)
-_SET_AND_WAIT = getattr(fcntl, "F_OFD_SETLKW", None)
 _GET = getattr(fcntl, "F_OFD_GETLK", None)
 #: struct flock, with the padding behind its last field.
 _FLOCK = struct.Struct("hhqqi0q")
+
+#: The first pause and the longest one between two attempts.
+FIRST_PAUSE_SECONDS = 0.00005
+MAX_PAUSE_SECONDS = 0.002
 
 _held: weakref.WeakSet[LockFile] = weakref.WeakSet()
 
@@ -54,9 +58,18 @@ class LockFile:
             raise
         return True
 
-    def lock(self, start: int, length: int = 1) -> None:
-        """Lock a range; waits for others. Threads that share this exclude each other themselves."""
-        self._set(_SET_AND_WAIT, fcntl.F_WRLCK, start, length)
+    def lock(self, start: int, patience: float) -> None:
+        """Lock a byte; waits for others. Threads that share this exclude each other themselves.
+
+        Raises:
+            TimeoutError: if somebody else has it for so many seconds.
+        """
+        give_up, pause = time.monotonic() + patience, FIRST_PAUSE_SECONDS
+        while not self.try_lock(start):
+            if time.monotonic() >= give_up:
+                raise TimeoutError(errno.ETIMEDOUT, "another process keeps it locked")
+            time.sleep(pause)
+            pause = min(2 * pause, MAX_PAUSE_SECONDS)
 
     def unlock(self, start: int, length: int = 1) -> None:
         """Give a range free."""
