@@ -56,6 +56,7 @@ from ._file.view import View as View
 from ._flush_policy import FlushPolicy as FlushPolicy
 from ._hub.hub import Hub as Hub
 from ._hub.hub import open as open
+from ._hub.memory import open_memory as open_memory
 from ._hub.opening import Opening as Opening
 from ._ipc.async_lock import AsyncLock as AsyncLock
 from ._ipc.atomics import AtomicU32 as AtomicU32
@@ -145,6 +146,7 @@ __all__ = (
     "follow",
     "follow_folder",
     "open",
+    "open_memory",
 )
 
 

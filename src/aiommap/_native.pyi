@@ -85,6 +85,9 @@ def export_bytes(data: object, writable: Literal[True], /) -> memoryview:
         BufferError: if it is not C-contiguous.
     """
 
+def find_bytes(data: Buffer, needle: Buffer, last: bool, /) -> int:
+    """Return where a needle that is not empty begins, first or last, or -1; in linear time."""
+
 def sigbus_blocked() -> bool:
     """Tell whether this thread blocks SIGBUS: then the kernel kills it for a fault of its own."""
 

@@ -124,7 +124,7 @@ async def load_npy(source: Snapshot | MappedFile | View) -> NDArray[Any]:
         As ``MappedFile.read`` and ``MappedFile.array``.
     Cancellation: as ``MappedFile.read``.
     """
-    path = "the view" if isinstance(source, View) else source.path
+    path = "the view" if isinstance(source, View) else source.path or "the file"
     header = await _read_header(source, path)
     return source.array(header.dtype, header.shape, header.offset, order=header.order)
 

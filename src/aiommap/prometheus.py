@@ -110,7 +110,7 @@ class FileCollector(Collector):
         taken = set(labels.values())
         for file in files:
             if ref(file) not in labels:
-                free = (label for label in _openings(file.path) if label not in taken)
+                free = (label for label in _openings(file.path or "no path") if label not in taken)
                 labels[ref(file)] = label = next(free)
                 taken.add(label)
         self._labels = labels

@@ -22,7 +22,7 @@ from aiommap._cli import (
 )
 from aiommap._cli.demo import command, stage
 from aiommap._core import disk, file_state, leases, opening, own_activity, paths
-from aiommap._file import writing
+from aiommap._file import searching, writing
 from aiommap._flush import flush_queue, histogram, scheduler, trigger, writeback
 from aiommap._ipc import file_locks, futex, turns
 from aiommap._log import format

@@ -179,6 +179,8 @@ async def backends(path: Path, hub: Hub, file: MappedFile, snapshot: Snapshot) -
 async def opening(path: Path) -> None:
     assert_type(aiommap.open(path), Opening[MappedFile])
     assert_type(await aiommap.open(path), MappedFile)
+    assert_type(await aiommap.open(3, "r+"), MappedFile)
+    assert_type(await aiommap.open_memory(1, capacity=2, seal=True), MappedFile)
     async with aiommap.open(path) as file:
         assert_type(file, MappedFile)
     async with await aiommap.open(str(path), "r+") as file:
@@ -212,7 +214,8 @@ async def sharing_a_hub(path: Path) -> None:
 
 
 def properties(file: MappedFile) -> None:
-    assert_type(file.path, str)
+    assert_type(file.path, str | None)
+    assert_type(file.fileno(), int)
     assert_type(file.mode, str)
     assert_type(file.size, int)
     assert_type(file.capacity, int)

@@ -82,7 +82,11 @@ class RangeAllocator:
 
     @property
     def remaining(self) -> int:
-        """Bytes that are free, in however many runs."""
+        """Bytes that are free, in however many runs.
+
+        Gaps that alignment leaves between ranges count, though they may be too short to hand out;
+        see ``largest``.
+        """
         return self._table.remaining
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar, TypeVarTuple, Unpack
 
 from .._errors import AccessModeError, FlushError, ForkedError, UnsupportedError, name_file
@@ -57,9 +58,11 @@ class FileCore:
         "prepared",
         "resize_mutex",
         "route",
+        "sealed",
         "state",
         "undo",
         "unsynced",
+        "volatile",
         "workers",
     )
 
@@ -72,7 +75,11 @@ class FileCore:
         mode: str | None = None,
         policy: FlushPolicy | None = None,
     ) -> None:
+        options = replace(options, where=opened.where)
         self.options: OpenOptions = options
+        #: Whether nothing of it is ever durable, and whether its size is fixed.
+        self.volatile: bool = opened.volatile
+        self.sealed: bool = opened.sealed
         self.mapping: Mapping = opened.mapping
         #: The mapping again, where a worker asks the disk through it.
         self.disk: Disk = opened.mapping
@@ -148,8 +155,13 @@ class FileCore:
 
     @property
     def shared_writable(self) -> bool:
-        """Whether stores reach the file, so that there is something to flush."""
+        """Whether stores reach the file."""
         return self.mode not in ("r", "c")
+
+    @property
+    def flushable(self) -> bool:
+        """Whether stores reach a file of which something can be durable."""
+        return self.mode not in ("r", "c") and not self.volatile
 
     @property
     def sound(self) -> bool:
@@ -205,8 +217,16 @@ class FileCore:
         if damage is not None:
             raise damage
 
+    def check_path(self, operation: str) -> None:
+        """Raise unless a path leads to the file."""
+        if not self.options.has_path:
+            reason = "it was opened without a path, and the system knows none that leads to it"
+            raise UnsupportedError(f"{operation} {self.path}", reason)
+
     def check_growable(self, operation: str) -> None:
         """Raise unless the file can become longer."""
+        if self.sealed:
+            raise AccessModeError(operation, self.mode, "it is sealed: its size is fixed")
         self.check_writable(operation, 'open it with "r+"')
         if self.mode == "c":
             raise AccessModeError(operation, "c", 'a private file has a fixed size: use "r+"')

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
-from .._errors import UnsupportedError, name_file
+from .._errors import AccessModeError, UnsupportedError, name_file
 from .._native import (
     HUGE,
     IN_MEMORY,
@@ -30,8 +30,9 @@ from .file_state import FileState, Identity
 from .kernel import kernel_version
 from .leases import LeasedError
 from .mapping_limit import mapping_limit, no_address_space
-from .options import OpenOptions
-from .paths import NewName, open_new, open_or_new, open_or_share
+from .nameless import FIXED_SIZE, READ_ONLY, AnonymousMemory, GivenDescriptor, seals_of
+from .options import Mode, OpenOptions, check_volatile_policy
+from .paths import FilePath, NewName, open_new, open_or_new, open_or_share
 
 #: Linux 5.9 and 5.10 return short NOWAIT reads of cached data (tokio-rs/tokio#3803).
 _BROKEN_NOWAIT = ((5, 9), (5, 10))
@@ -67,6 +68,12 @@ class Opened:
     made: NewName | None
     #: Whether this opening changed the size.
     resized: bool
+    #: Where it was found; a path if one leads there.
+    where: FilePath | GivenDescriptor | AnonymousMemory
+    #: Whether it is memory that is gone with its last descriptor, so that nothing is ever durable.
+    volatile: bool
+    #: Whether its size cannot be changed.
+    sealed: bool
 
 
 def open_mapping(options: OpenOptions) -> Opened:
@@ -75,7 +82,7 @@ def open_mapping(options: OpenOptions) -> Opened:
     Raises:
         LeasedError: before anything is touched; to be tried again.
     """
-    fd, made = _open_descriptor(options)
+    fd, made, shared = _open_descriptor(options)
     close: Callable[[], object] = partial(os.close, fd)
     try:
         found = before = os.fstat(fd)
@@ -90,7 +97,11 @@ def open_mapping(options: OpenOptions) -> Opened:
             found = os.fstat(fd)
         if options.mode.appends:
             mapping.append_through(_open_to_append(fd, options))
-        _stop_noting_reads(fd)
+        if isinstance(options.where, AnonymousMemory):
+            options.where.seal_size(fd)
+        if not shared:
+            _stop_noting_reads(fd)
+        volatile = _is_volatile(fd, found, options)
     except BaseException as error:
         if made is not None:
             _undo(made, fd, error)
@@ -104,7 +115,28 @@ def open_mapping(options: OpenOptions) -> Opened:
         named=found.st_nlink > 0,
         made=made,
         resized=options.mode.makes or found.st_size != before.st_size,
+        where=_found_at(options),
+        volatile=volatile,
+        sealed=bool(not options.has_path and seals_of(fd) & FIXED_SIZE),
     )
+
+
+def _found_at(options: OpenOptions) -> FilePath | GivenDescriptor | AnonymousMemory:
+    """Find a path to a file that was opened by a descriptor, which is not needed any more."""
+    where = options.where
+    if not isinstance(where, GivenDescriptor):
+        return where
+    path = where.find_path()
+    where.close()
+    return where if path is None else FilePath.check(path)
+
+
+def _is_volatile(fd: int, found: os.stat_result, options: OpenOptions) -> bool:
+    """Tell whether a file is memory without a name, and refuse what flushes that."""
+    volatile = not options.has_path and not found.st_nlink and is_in_memory(fd)
+    if volatile:
+        check_volatile_policy(options.flush, options.path)
+    return volatile
 
 
 def _undo(made: NewName, fd: int, error: BaseException) -> None:
@@ -116,31 +148,50 @@ def _undo(made: NewName, fd: int, error: BaseException) -> None:
     made.close()
 
 
-def _open_descriptor(options: OpenOptions) -> tuple[int, NewName | None]:
-    """Open the path without ever truncating it; tell whether this call created it."""
-    mode = options.mode
+def _open_descriptor(options: OpenOptions) -> tuple[int, NewName | None, bool]:
+    """Open a file without ever truncating it.
+
+    Returns:
+        A descriptor; the name that is new, if this call created it; and whether a caller's
+        descriptor shares position and flags with it.
+    """
+    where = options.where
     # O_NONBLOCK: should the path have become a pipe meanwhile, do not wait for its other end.
-    flags = mode.flags | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+    flags = options.mode.flags | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
     try:
-        with options.where.beginning() as (path, start):
-            try:
-                # Looked at first, because merely opening a pipe or a device can have effects.
-                check_regular(options.path, os.stat(path, dir_fd=start))
-            except FileNotFoundError:
-                if not (mode.makes or mode.appends):
-                    raise
-            if mode.appends:
-                return open_or_share(path, start, flags)
-            if mode.name == "w+":
-                return open_or_new(path, start, flags)
-            if mode.makes:
-                return open_new(path, start, flags)
-            return os.open(path, flags, dir_fd=start), None
+        if isinstance(where, AnonymousMemory):
+            return where.open(), None, False
+        if isinstance(where, FilePath):
+            return *_open_path(where, options.mode, flags), False
+        return _open_given(where, flags)
     except BlockingIOError:
         raise LeasedError(options.path) from None
     except OSError as error:
         name_file(error, options.path)
         raise
+
+
+def _open_given(where: GivenDescriptor, flags: int) -> tuple[int, None, bool]:
+    check_regular(where.whole, where.stat())
+    fd, shared = where.open(flags)
+    return fd, None, shared
+
+
+def _open_path(where: FilePath, mode: Mode, flags: int) -> tuple[int, NewName | None]:
+    with where.beginning() as (path, start):
+        try:
+            # Looked at first, because merely opening a pipe or a device can have effects.
+            check_regular(where.whole, os.stat(path, dir_fd=start))
+        except FileNotFoundError:
+            if not (mode.makes or mode.appends):
+                raise
+        if mode.appends:
+            return open_or_share(path, start, flags)
+        if mode.name == "w+":
+            return open_or_new(path, start, flags)
+        if mode.makes:
+            return open_new(path, start, flags)
+        return os.open(path, flags, dir_fd=start), None
 
 
 def _open_to_append(fd: int, options: OpenOptions) -> int:
@@ -153,7 +204,8 @@ def _open_to_append(fd: int, options: OpenOptions) -> int:
     try:
         return os.open(f"/proc/self/fd/{fd}", flags)
     except (FileNotFoundError, NotADirectoryError):  # there is no /proc
-        pass
+        if not isinstance(options.where, FilePath):
+            raise
     with options.where.beginning() as (path, start):
         again = os.open(path, flags, dir_fd=start)
     if Identity.of(os.fstat(again)) != Identity.of(os.fstat(fd)):
@@ -351,6 +403,9 @@ def _map(fd: int, found: os.stat_result, options: OpenOptions) -> Mapping:
     try:
         return Mapping(fd, size, capacity, _flags(fd, found, options))
     except OSError as error:
+        if error.errno == errno.EPERM and seals_of(fd) & READ_ONLY:
+            remedy = 'it is sealed against writing: use mode "r" or "c"'
+            raise AccessModeError("store to", options.mode.name, remedy) from error
         if error.errno == errno.ENODEV:
             raise cannot_map(options.path) from error
         if error.errno == errno.ENOMEM:

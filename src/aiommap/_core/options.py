@@ -8,7 +8,9 @@ from typing import TypedDict, Unpack
 
 from .._advice import Advice
 from .._arguments import byte_count, check_kind
+from .._errors import UnsupportedError
 from .._flush_policy import MANUAL, FlushPolicy
+from .nameless import AnonymousMemory, GivenDescriptor
 from .paths import FilePath
 
 
@@ -47,6 +49,13 @@ def check_policy(policy: object, name: str = "flush") -> FlushPolicy:
     return check_kind(policy, FlushPolicy, name, "use one of the FlushPolicy class methods")
 
 
+def check_volatile_policy(policy: FlushPolicy, path: str) -> None:
+    """Refuse a policy that would flush what no flush makes durable."""
+    if policy not in (MANUAL, FlushPolicy.never()):
+        reason = "it is memory, of which nothing is durable: use FlushPolicy.never() or manual()"
+        raise UnsupportedError(f"flush {path} by a policy", reason)
+
+
 def check_advice(advice: object) -> Advice:
     """Refuse what is no advice."""
     return check_kind(advice, Advice, "advice", "use a member of Advice")
@@ -74,7 +83,7 @@ _SWITCHES = ("sparse", "prewarm", "lock", "huge_pages", "inline_writes")
 class OpenOptions:
     """Everything ``open`` was asked for, checked."""
 
-    where: FilePath
+    where: FilePath | GivenDescriptor | AnonymousMemory
     mode: Mode
     size: int | None = None
     capacity: int | None = None
@@ -90,16 +99,34 @@ class OpenOptions:
 
     @property
     def path(self) -> str:
-        """The path from the root."""
+        """The path from the root, or what stands for one in messages."""
         return self.where.whole
+
+    @property
+    def has_path(self) -> bool:
+        """Whether a path leads to the file."""
+        return isinstance(self.where, FilePath)
 
     @classmethod
     def check(
-        cls, path: str | os.PathLike[str], mode: str, **given: Unpack[OpenKeywords]
+        cls, path: str | os.PathLike[str] | int, mode: str, **given: Unpack[OpenKeywords]
     ) -> OpenOptions:
         """Refuse what cannot be meant, before anything is touched; defaults as for ``open``."""
         check_mode(mode)
-        asked = cls(FilePath.check(path), MODES[mode], **given)
+        return cls._check(cls(_where(path, MODES[mode]), MODES[mode], **given))
+
+    @classmethod
+    def check_memory(cls, size: int, capacity: int | None, *, seal: bool) -> OpenOptions:
+        """Do so for anonymous memory: a file that is made, and of which nothing is durable."""
+        if check_kind(seal, bool, "seal", "it is either True or False") and capacity is not None:
+            raise ValueError("seal=True fixes the size: leave capacity out, or seal it later")
+        never = FlushPolicy.never()
+        memory = AnonymousMemory(seal)
+        return cls._check(cls(memory, MODES["w+"], size, capacity, sparse=True, flush=never))
+
+    @staticmethod
+    def _check(asked: OpenOptions) -> OpenOptions:
+        mode = asked.mode.name
         makes = asked.mode.makes
         if makes != (asked.size is not None) and not asked.mode.appends:
             need = "needs" if makes else "takes no"
@@ -118,6 +145,12 @@ class OpenOptions:
             check_kind(getattr(asked, name), bool, name, "it is either True or False")
         check_policy(asked.flush)
         return replace(asked, size=length, capacity=room)
+
+
+def _where(path: str | os.PathLike[str] | int, mode: Mode) -> FilePath | GivenDescriptor:
+    if isinstance(path, int) and not isinstance(path, bool):
+        return GivenDescriptor.check(path, mode.name, mode.flags)
+    return FilePath.check(path)  # type: ignore[arg-type]
 
 
 def check_mode(mode: object) -> None:

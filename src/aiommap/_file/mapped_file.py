@@ -26,7 +26,7 @@ from .._arguments import (
     time_limit,
 )
 from .._core.file_core import FileCore
-from .._core.options import check_policy
+from .._core.options import check_policy, check_volatile_policy
 from .._core.receipt import WriteReceipt
 from .._errors import AccessModeError, FlushError, OutOfBoundsError, UnsupportedError
 from .._flush.requests import Request
@@ -101,9 +101,29 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
                 await self.huge_page_bytes()
 
     @property
-    def path(self) -> str:
-        """The absolute path the file was opened at."""
-        return self._core.path
+    def path(self) -> str | None:
+        """The absolute path the file was opened at.
+
+        Of a file that was opened by a descriptor the path that the system had for it then, and None
+        if none leads there: it was removed, or never had a name, as anonymous memory.
+        """
+        return self._core.path if self._core.options.has_path else None
+
+    def fileno(self) -> int:
+        """Return the descriptor of the file, for calls that take one.
+
+        It can be passed to other processes (``socket.send_fds``, ``pass_fds``), which may open it
+        by ``aiommap.open(fd)``; to ``os.sendfile``, ``os.pread`` and others that take an offset;
+        and to fcntl(2). Its position is ours, and moves at any time: for one of your own open
+        ``/proc/self/fd/N`` with this number. It is closed by ``aclose``, and is another one after
+        a ``reopen`` that moved.
+
+        Raises:
+            anyio.ClosedResourceError: if the file is closed.
+            ForkedError: if it was opened by another process.
+        """
+        self._core.check_open()
+        return self._mapping.fd
 
     @property
     def mode(self) -> str:
@@ -138,7 +158,10 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
     def flush_policy(self, policy: FlushPolicy) -> None:
         self._core.check_usable()
         self._core.workers.check_loop()
-        self._open.background.replace(check_policy(policy, "flush_policy"))
+        checked = check_policy(policy, "flush_policy")
+        if self._core.volatile:
+            check_volatile_policy(checked, self._core.path)
+        self._open.background.replace(checked)
 
     def on_error(self, callback: Callable[[FlushError], object]) -> Subscription:
         """Register a callback for flush failures, including those of background flushes.
@@ -246,7 +269,7 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
         Source: fdatasync(2), or fsync(2) after a change of size; fsync(2) of the directory.
         """
         self._core.check_usable()
-        if self._core.shared_writable:
+        if self._core.flushable:
             await self._open.flusher.submit(Request(0, self.size))
 
     async def resize(self, new_size: SupportsIndex) -> None:
@@ -523,6 +546,7 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
         Source: inotify(7), stat(2).
         """
         self._core.check_usable()
+        self._core.check_path("watch")
         return self._open.watched.subscribe(self._core, buffer=buffer, poll_interval=poll_interval)
 
     def on_change(
@@ -549,6 +573,7 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
             anyio.ClosedResourceError: if the file is closed.
         """
         self._core.check_usable()
+        self._core.check_path("watch")
         called = time.time_ns()
         if not self._core.mapping.sequence:  # else what we stored just now would count, too
             called -= TICK_NS
@@ -614,6 +639,7 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
         """
         flag(discard, "discard")
         self._core.check_open()
+        self._core.check_path("reopen")
         async with self._turn_to_move():
             old = self._core
             old.check_open()
@@ -728,4 +754,4 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self.size} bytes"
-        return f"<MappedFile {self.path} mode={self.mode!r} {state}>"
+        return f"<MappedFile {self._core.path} mode={self.mode!r} {state}>"

@@ -42,6 +42,7 @@ from .._watch.watcher import Watcher
 from .appending import Appender
 from .reading import Reader
 from .resizing import Resizer
+from .searching import Searcher
 from .watching import FileWatch
 from .writing import Writer
 
@@ -88,6 +89,7 @@ class OpenFile:
         "pager",
         "reader",
         "resizer",
+        "searcher",
         "watched",
         "words",
         "writer",
@@ -107,6 +109,7 @@ class OpenFile:
         self.flusher: Flusher = Flusher(core, failed)
         self.background: BackgroundFlush = BackgroundFlush(core, self.flusher, hub.scheduler)
         self.reader: Reader = Reader(core)
+        self.searcher: Searcher = Searcher(core, self.reader)
         self.writer: Writer = Writer(core, self.flusher, self.background)
         self.pager: Pager = Pager(core)
         self.resizer: Resizer = Resizer(core, self.pager)
@@ -132,7 +135,7 @@ class OpenFile:
             raise ReceiptError(
                 f"{receipt!r} is not a receipt of {self.core.path}: ask its own file"
             )
-        if self.core.shared_writable:
+        if self.core.flushable:
             await receipt.wait_durable()
 
     async def change_size(self, act: Callable[[], bool], *, ours: bool = True) -> None:
@@ -329,8 +332,11 @@ class OpenFile:
         self.core.check_flushed()
         if self.resizer.wants_trim:
             await self.flusher.change(self.resizer.trim)
-        if self.core.route.policy.flush_at_close and self.flusher.has_work():
+        if self.core.flushable and self._flushes_at_close():
             await self.flusher.flush_everything()
+
+    def _flushes_at_close(self) -> bool:
+        return self.core.route.policy.flush_at_close and self.flusher.has_work()
 
     async def _give_up(self) -> None:
         """Release everything, whoever still uses it."""

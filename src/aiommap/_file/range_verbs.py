@@ -113,7 +113,7 @@ class RangeVerbs(ReadVerbs):
         if length is None:
             raise TypeError("flush_range takes a receipt, or an offset and a length")
         start, count = self._range(offset, length)
-        if self._core.shared_writable:
+        if self._core.flushable:
             await self._open.flusher.submit(Request(start, start + count))
 
     async def start_writeback(
@@ -132,7 +132,7 @@ class RangeVerbs(ReadVerbs):
         Source: sync_file_range(2) with SYNC_FILE_RANGE_WRITE.
         """
         start, count = self._tail(offset, length)
-        if self._core.shared_writable:
+        if self._core.flushable:
             await self._open.pager.start_writeback(start, count)
 
     def atomic_u32(self, offset: SupportsIndex) -> AtomicU32:

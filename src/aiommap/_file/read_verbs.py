@@ -17,6 +17,7 @@ from .._pages.residency import Residency
 from .._runtime.blocks import Block
 from .arrays import ArrayLayout, Order
 from .open_file import OpenFile
+from .searching import bounds, needle_of
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -146,6 +147,56 @@ class ReadVerbs:
         """
         self._core.check_loop()
         return await self._open.reader.read_many(self._places(ranges))
+
+    async def find(
+        self,
+        needle: Buffer | int,
+        start: SupportsIndex | None = 0,
+        end: SupportsIndex | None = None,
+    ) -> int:
+        """Find the first place of some bytes; the arguments and the answer are ``bytes.find``'s.
+
+        Args:
+            needle: any C-contiguous memory but Python objects, or the number of one byte. An empty
+                one is found at ``start``, unless that is behind the end.
+            start, end: it has to lie in ``[start, end)``, as in a slice: negative ones count from
+                the end of the file or the view, None means from the start and to the end, and what
+                leaves the file or the view is cut off.
+        Returns:
+            Its offset from the start of the file or the view, or -1.
+        Raises:
+            MappingFaultError, anyio.ClosedResourceError: as ``read``.
+            ValueError: if the number is none of a byte.
+            TypeError: if the needle is neither a number nor a buffer.
+        Cancellation: after 16 MiB at most; a step under way in a worker is left behind.
+        Concurrency: bytes that are written meanwhile may be found or not.
+        """
+        return await self._search(needle, start, end, last=False)
+
+    async def rfind(
+        self,
+        needle: Buffer | int,
+        start: SupportsIndex | None = 0,
+        end: SupportsIndex | None = None,
+    ) -> int:
+        """Find the last place of some bytes; as ``find``, but an empty needle is at ``end``."""
+        return await self._search(needle, start, end, last=True)
+
+    async def _search(
+        self,
+        needle: Buffer | int,
+        start: SupportsIndex | None,
+        end: SupportsIndex | None,
+        *,
+        last: bool,
+    ) -> int:
+        self._check()
+        self._core.check_loop()
+        wanted = needle_of(needle)
+        low, high = bounds(start, end, len(self))
+        first, stop = self._first + low, min(self._first + high, self._core.mapping.size)
+        found = await self._open.searcher.search(wanted, first, stop, last=last)
+        return found if found < 0 else found - self._first
 
     async def prewarm(
         self,

@@ -65,8 +65,9 @@ class FileStatistics:
         offloaded_writes: writes stored by a worker thread.
         fell_back_writes: attempts to store inline that would have waited: a page was not in memory,
             or a flush or an earlier write was at work on it.
-        dirty_bytes: bytes in pages stored to and not flushed since; in mode "c" the bytes in
-            private pages. A writable ``View.memory`` counts while it is held.
+        dirty_bytes: bytes of the pages stored to and not flushed since, whole pages, however few of
+            their bytes were stored; in mode "c" of the private pages. A writable ``View.memory``
+            counts while it is held.
         oldest_dirty_seconds: how long ago the oldest of them was stored to; None if all is clean.
         flushes: flushes that ran.
         flush_requests: requests that they answered.

@@ -41,7 +41,7 @@ from typing import Any, TypeVar, cast
 from .._core.disk import Store
 from .._core.file_core import FileCore
 from .._core.receipt import WriteReceipt
-from .._errors import AccessModeError, FlushError, MappingFaultError
+from .._errors import AccessModeError, FlushError, MappingFaultError, UnsupportedError
 from .._logs import FLUSHES
 from .._runtime.batching import BatchQueue, Kind
 from .._runtime.callbacks import Listeners, nothing
@@ -127,6 +127,9 @@ class Flusher:
     async def flush_receipt(self, receipt: WriteReceipt) -> None:
         """Make one write durable."""
         self._core.check_usable()
+        if self._core.volatile:
+            reason = "it is memory, which is gone with its last descriptor"
+            raise UnsupportedError(f"make {self._core.path} durable", reason)
         if not self._core.shared_writable:
             remedy = 'its stores never reach the file: use "r+"'
             raise AccessModeError("make durable what was written to", self._core.mode, remedy)

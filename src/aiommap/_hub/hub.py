@@ -26,7 +26,7 @@ from .._core.leases import past_leases
 from .._core.opening import Opened, open_mapping, warn_if_unguarded
 from .._core.options import OpenOptions, reopening
 from .._core.paths import NewName, absolute_path
-from .._errors import AccessModeError, ForkedError
+from .._errors import AccessModeError, ForkedError, not_copied
 from .._file.mapped_file import MappedFile
 from .._file.open_file import HubServices
 from .._flush.scheduler import FlushScheduler
@@ -113,7 +113,7 @@ class Hub:
 
     def open(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | int,
         mode: str = "r",
         *,
         size: int | None = None,
@@ -302,6 +302,7 @@ class Hub:
     async def _open_again(self, old: FileCore) -> FileCore | None:
         """Open what the path of a file names by now; None if that is the same file, and whole."""
         workers = self._running_workers()
+        old.check_path("reopen")
         options = reopening(old.options)
         opened = await self._open_mapping(options)
         if opened.identity == old.identity and old.faults.damage() is None and old.mapping.current:
@@ -382,7 +383,7 @@ def hub_or_new(hub: Hub | None) -> Hub:
 
 
 def open(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | int,
     mode: str = "r",
     *,
     size: int | None = None,
@@ -402,7 +403,9 @@ def open(
     Args:
         path: a regular file, named as for open(2): ``..`` and links lead where the kernel goes, and
             a slash at the end asks for a directory. A relative path starts at the working directory
-            of this call. Kept as an absolute path, in which links and ``..`` stay as they are.
+            of this call. Kept as an absolute path, in which links and ``..`` stay as they are. Or
+            an open descriptor of one, which stays yours: this call duplicates it, and the file is
+            opened by that, with a position and flags of its own where the system allows it.
         mode: "r" shared, read-only; "r+" shared, writable; "w+" the same, created or overwritten
             with zeros; "x+" the same, but the file must not exist; "a+" the same, created if there
             is none, in one step with that look, and never cut off: for processes that may be the
@@ -461,13 +464,16 @@ def open(
 def _reopen(file: MappedFile) -> tuple[Callable[..., Any], tuple[()]]:
     """Say what a pickled file is: an ``Opening`` of its path, with the options it has."""
     options = file._core.options  # noqa: SLF001  they were given here
+    path = file.path
+    if path is None:
+        raise not_copied(file, "pass its descriptor, fileno(), and open that")
     if options.mode.private:
         raise AccessModeError("pickle", "c", "its private stores would be lost")
     if file.closed:
         raise anyio.ClosedResourceError(f"{file.path} is closed: pickle it while it is open")
     reopen = partial(
         open,
-        file.path,
+        path,
         reopening(options).mode.name,  # what "w+" and "x+" make is there by now
         capacity=None if options.capacity is None else file.capacity,
         sparse=options.sparse,

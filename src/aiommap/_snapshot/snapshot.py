@@ -98,7 +98,7 @@ class Snapshot(Carving, AsyncResource):
     @property
     def path(self) -> str:
         """The absolute path it was opened at; another file may be there by now."""
-        return self._file.path
+        return self._core.path
 
     @property
     def size(self) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from .._core.file_core import FileCore
+from .._core.nameless import open_again
 from .._errors import not_copied
 from .._file.reading import Reader
 from .._native import export_bytes
@@ -40,6 +41,7 @@ class SnapshotFile(io.RawIOBase):
         self._reader = reader
         self._release = release
         self._position = 0
+        self._descriptor: int | None = None
         self.path: str = core.path
         self.size: int = core.mapping.size
 
@@ -47,6 +49,21 @@ class SnapshotFile(io.RawIOBase):
     def name(self) -> str:
         """The path, under the name that file objects have for it."""
         return self.path
+
+    def fileno(self) -> int:
+        """Return a descriptor of the file, with a position of its own, for who reads by that.
+
+        ``numpy.fromfile``, ``mmap.mmap`` and ``pandas.read_csv(..., memory_map=True)`` do. It is
+        opened by the first call, and closed with this object.
+
+        Raises:
+            RuntimeError: as ``read``.
+        """
+        self._check_usable()
+        if self._descriptor is None:
+            self._descriptor = open_again(self._core.mapping.fd)
+        os.lseek(self._descriptor, self._position, os.SEEK_SET)
+        return self._descriptor
 
     def readable(self) -> bool:
         """Tell that it can be read."""
@@ -111,6 +128,9 @@ class SnapshotFile(io.RawIOBase):
         """Release the snapshot; in any thread. A second call does nothing."""
         if not self.closed:
             super().close()
+            descriptor, self._descriptor = self._descriptor, None
+            if descriptor is not None:
+                os.close(descriptor)
             self._core.workers.call_from_thread(self._release)
 
     def __reduce__(self) -> NoReturn:
@@ -118,6 +138,11 @@ class SnapshotFile(io.RawIOBase):
 
     def _length(self, wanted: int) -> int:
         """Return how many of the wanted bytes there are, once reading is allowed."""
+        self._check_usable()
+        return max(0, min(wanted, self.size - self._position))
+
+    def _check_usable(self) -> None:
+        """Raise unless reading is allowed."""
         self._check_open()
         self._core.check_usable()
         if self._core.workers.on_loop():
@@ -125,7 +150,6 @@ class SnapshotFile(io.RawIOBase):
                 f"{self.path} would keep the event loop waiting: read it in a worker thread, "
                 "anyio.to_thread.run_sync for instance, or use Snapshot.read_exact"
             )
-        return max(0, min(wanted, self.size - self._position))
 
     def _check_open(self) -> None:
         if self.closed:

@@ -18,6 +18,8 @@ Target = MappedFile | Snapshot | str | os.PathLike[str]
 
 def _path_of(target: Target) -> str:
     if isinstance(target, MappedFile | Snapshot):
+        if target.path is None:
+            raise TypeError(f"no path leads to {target!r}: change it by its descriptor")
         return target.path
     return absolute_path(target)
 

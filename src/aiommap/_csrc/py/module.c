@@ -13,6 +13,7 @@
 #include "mapping.h"
 #include "mapping_type.h"
 #include "receipt.h"
+#include "search.h"
 #include "state.h"
 #include "word_type.h"
 
@@ -110,6 +111,7 @@ static PyMethodDef functions[] = { /* documented in _native.pyi */
     {"append_zeros_to", append_zeros_to_file, METH_VARARGS, NULL},
     {"filesystem_type", filesystem_type, METH_O, NULL},
     {"export_bytes", export_bytes, METH_VARARGS, NULL},
+    {"find_bytes", find_bytes, METH_VARARGS, NULL},
     {"read_file", read_file, METH_VARARGS, NULL},
     {"sigbus_blocked", sigbus_blocked, METH_NOARGS, NULL},
     {"time_slice_spent", time_slice_spent, METH_NOARGS, NULL},
