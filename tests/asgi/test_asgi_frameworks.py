@@ -94,6 +94,24 @@ class TestMounted:
         assert answer.url.query == b"x=1"
 
 
+async def test_mounted_in_litestar(folder):
+    """Litestar puts a slash at the end of every path."""
+    litestar = pytest.importorskip("litestar")
+    async with MappedFiles(folder) as files:
+        mount = litestar.asgi("/files", is_mount=True, copy_scope=False)
+        app = litestar.Litestar([mount(files)])
+        for path, status in (
+            ("/data.bin", 200),
+            ("/data.bin/", 404),
+            ("/data.bin%2F", 404),
+            ("/docs", 301),
+            ("/docs/", 200),
+            ("/docs%2f", 200),
+            ("/nothing", 404),
+        ):
+            assert (await ask(app, f"/files{path}")).status == status, path
+
+
 async def test_truncated_under_middleware_is_no_whole_answer(folder):
     """A middleware that compresses sends no length, so that only an error tells of it."""
     (folder / "text.txt").write_bytes(b"text " * (1 << 18))

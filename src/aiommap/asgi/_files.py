@@ -21,6 +21,9 @@ from ._sending import Answer, Receive, Scope, Send, redirect, refuse
 
 _NOT_IN_URL = re.compile(rb"[^\x21-\x7e]")
 
+#: How a slash at the end of a path may be spelt.
+_SLASHES = (b"/", b"%2f")
+
 #: How often a file is opened again that has lost its bytes before the first was sent.
 MAX_TRIES = 3
 
@@ -180,7 +183,10 @@ def _below_mount(scope: Scope) -> str:
     path: str = scope["path"]
     root: str = scope.get("root_path", "")
     if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
-        return path[len(root) :]
+        path = path[len(root) :]
+    # Litestar's mounts put a slash at the end of every path.
+    if path.endswith("/") and not (scope.get("raw_path") or b"/").lower().endswith(_SLASHES):
+        path = path[:-1]
     return path
 
 
