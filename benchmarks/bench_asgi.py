@@ -149,7 +149,8 @@ def _ask(port: int, folder: str, script: str, seconds: int) -> tuple[float, floa
     path = Path(folder) / "ask.lua"
     path.write_text(script)
     url = f"http://127.0.0.1:{port}/data"
-    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(path), url]
+    options = ["-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "30s", "-s", str(path)]
+    command = ["wrk", *options, url]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     trouble = re.search(r"Non-2xx.*|Socket errors.*", told)
     if trouble is not None:
