@@ -143,3 +143,34 @@ def test_identity_compares_what_counts(validator):
 def test_secrets_are_taken_out():
     text = 'GET https://u:p@h/a?X-Amz-Signature=1&b=2 and "http://h/x#f" failed'
     assert without_secrets(text) == 'GET https://h/a and "http://h/x" failed'
+
+
+def test_query_that_names_an_object_is_told_by_its_hash():
+    one, two = (source_of_url(f"http://127.0.0.1:9/get?id={n}&token=hunter2") for n in (1, 2))
+    assert one.url != two.url
+    assert one.url.startswith("http://127.0.0.1:9/get;query=")
+    assert "hunter2" not in one.url
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "X-Amz-Algorithm=AWS4&X-Amz-Signature=a1&X-Amz-Date=b",
+        "sv=2024&sr=b&se=2027&sp=r&sig=abc",
+        "Expires=1&Signature=x&Key-Pair-Id=k",
+    ],
+)
+def test_signed_urls_of_an_object_are_one(query):
+    assert source_of_url(f"http://127.0.0.1:9/a/b?{query}").url == "http://127.0.0.1:9/a/b"
+
+
+def test_url_sources_share_connections():
+    one, two = (source_of_url(f"http://127.0.0.1:9/{name}") for name in "ab")
+    assert one._store is two._store
+    assert (one.url, two.url) == ("http://127.0.0.1:9/a", "http://127.0.0.1:9/b")
+
+
+def test_object_beside_another(memory):
+    assert ObstoreSource(memory, "folder/LATEST").beside("key").stat(None).size == len(DATA)
+    for url in ("http://127.0.0.1:9/a/LATEST", "http://127.0.0.1:9/a/LAT%20EST"):
+        assert source_of_url(url).beside("key").url == "http://127.0.0.1:9/a/key"

@@ -5,8 +5,8 @@ Terms. A *claim* is a block that we made BUSY. A *body* is what one response bro
 Theory of operation. A fetch of a range claims what is EMPTY in it, asks for that in as few requests
 as there are runs, stores each response and publishes its blocks. Only then it waits for blocks
 that others have claimed, so no two ever wait for each other. It takes over what belongs to the
-dead, and after ``HEDGE_SECONDS`` also what belongs to the slow: two writers of one block write the
-same bytes, as both responses had the same identity.
+dead, and after ``HEDGE_SECONDS`` or longer also what belongs to the slow: two writers of one block
+write the same bytes, as both responses had the same identity.
 
 Invariants.
   1  A fetch returns when each of its blocks is PRESENT, or its bytes are in a body that it returns.
@@ -34,7 +34,15 @@ from .._runtime.threads import Mutex
 from .cache_folder import Files
 from .counters import Counters
 from .eviction import lock_range
-from .fetching import HEDGE_SECONDS, LOOK_SECONDS, overlap, requests_of, runs_of, without
+from .fetching import (
+    HEDGE_REQUESTS,
+    HEDGE_SECONDS,
+    LOOK_SECONDS,
+    overlap,
+    requests_of,
+    runs_of,
+    without,
+)
 from .layout import BUSY, EMPTY, SUSPECT, owner_of, state_of
 from .source import ObjectIdentity, RemoteSource, RemoteState
 
@@ -118,6 +126,7 @@ class Entry:
         "_lost",
         "_mutex",
         "_owner",
+        "_recent_seconds",
         "_report",
         "_request_blocks",
         "_room",
@@ -158,6 +167,8 @@ class Entry:
         self._active: set[int] = set()
         self._users = 1
         self._lost = False
+        #: How long requests took lately, the slowest ones; they may be slow for everybody.
+        self._recent_seconds = 0.0
 
     # Life: files are closed by whoever lets go last, which may be a fetch (R11).
 
@@ -272,7 +283,8 @@ class Entry:
         now = time.monotonic()
         if claim not in waits:
             self._counters.add(coalesced=1)
-        return now - waits.setdefault(claim, now) >= HEDGE_SECONDS
+        patience = max(HEDGE_SECONDS, HEDGE_REQUESTS * self._recent_seconds)
+        return now - waits.setdefault(claim, now) >= patience
 
     def _take_over(self, block: int, word: int) -> list[Claim]:
         """Take a block over, if it is still as it was."""
@@ -386,6 +398,7 @@ class Entry:
         """Ask for bytes until a response is about this object."""
         for attempt in range(1, ATTEMPTS + 1):
             self._counters.add(gets=1)
+            began = time.monotonic()
             try:
                 data, state = source.fetch(start, end, self.identity.state)
             except StaleSnapshotError:
@@ -403,6 +416,8 @@ class Entry:
                     attempt,
                 ) from None
             else:
+                took = time.monotonic() - began
+                self._recent_seconds = max(took, 0.9 * self._recent_seconds)
                 view = memoryview(data).cast("B")
                 self._counters.add(fetched_bytes=len(view))
                 if self.identity.is_of(state) and len(view) == end - start:

@@ -7,6 +7,8 @@ from itertools import groupby
 
 #: How long a block may be somebody else's before it is fetched by whoever waits for it.
 HEDGE_SECONDS = 2.0
+#: And for no less than so many requests take.
+HEDGE_REQUESTS = 4
 #: How long one wait for it takes at most, after which it is asked whether its owner lives.
 LOOK_SECONDS = 0.1
 #: So many requests are fetched ahead of reads that follow one another.

@@ -7,6 +7,8 @@ cache checks of every source.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib
 import re
 import secrets
@@ -14,7 +16,7 @@ import weakref
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import quote, unquote, urljoin, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urljoin, urlsplit
 
 from .._arguments import check_kind
 from .._errors import RemoteError, StaleSnapshotError, UnsupportedError
@@ -127,7 +129,7 @@ class ObstoreSource:
         store: Any = self._store  # made of a whole URL
         url = urljoin(str(store.url), name)
         options = {"client_options": store.client_options, "retry_config": store.retry_config}
-        return ObstoreSource(type(store)(url, **options), "", url=url)
+        return ObstoreSource(type(store)(url, **options), "", url=_named_by_query(url))
 
     def stat(self, known: RemoteState | None) -> RemoteState | None:
         """Ask what the object is now; as ``RemoteSource.stat``."""
@@ -240,41 +242,85 @@ def source_of_url(url: str) -> ObstoreSource:
     Credentials come from where obstore finds them: the environment and the cloud. An ``http://``
     URL is taken at its word.
     """
-    load_obstore()
-    stores = importlib.import_module("obstore.store")
     parts = urlsplit(url)
     if not parts.scheme or parts.scheme == "memory":
         raise ValueError(
             f"{without_secrets(url)} is no URL of an object: write it as s3://bucket/key, gs://…, "
             "az://…, https://… or file:///…"
         )
+    folder, _, name = parts.path.rpartition("/")
+    if not name and parts.scheme not in ("http", "https"):
+        raise ValueError(f"{without_secrets(url)} names no object: give it a key")
+    home = f"{parts.scheme}://{parts.netloc}"
+    try:
+        if parts.scheme == "file":
+            store = _store_at("LocalStore", unquote(folder) or "/")
+            return ObstoreSource(store, unquote(name), url=url)
+        if parts.scheme not in ("http", "https") or _is_of_a_cloud(parts.hostname or ""):
+            return ObstoreSource(_store_at("", home), unquote(parts.path.lstrip("/")))
+        if _PLAIN_PATH.fullmatch(parts.path) and not parts.query:
+            return ObstoreSource(_store_at("HTTPStore", home), parts.path[1:])
+        # Spelled as it was given.
+        return ObstoreSource(_make_store("HTTPStore", url), "", url=_named_by_query(url))
+    except (ValueError, OSError, ImportError):
+        raise
+    except Exception as error:
+        text = without_secrets(str(error).partition("\n")[0])
+        raise ValueError(f"{without_secrets(url)} cannot be read: {text}") from None
+
+
+def _named_by_query(url: str) -> str:
+    """Put what a query says of the object into the path, as a hash: the query itself is secret.
+
+    What only signs a request is left out, so that two signed URLs of an object are of one object.
+    """
+    base, _, query = url.partition("#")[0].partition("?")
+    fields = parse_qsl(query, keep_blank_values=True)
+    signed_by_azure = any(name.lower() == "sig" for name, _ in fields)
+    names = [
+        (name, value)
+        for name, value in fields
+        if not _SIGNATURE.match(name) and not (signed_by_azure and _AZURE.fullmatch(name))
+    ]
+    if not names:
+        return base
+    return f"{base};query={hashlib.sha256(urlencode(names).encode()).hexdigest()[:16]}"
+
+
+#: Fields of a query that say who may read, and not what.
+_SIGNATURE = re.compile(
+    r"(?i)x-(?:amz|goog|ms)-|(?:signature|expires|awsaccesskeyid|googleaccessid|key-pair-id|policy"
+    r"|token|access_token|api_?key)$"
+)
+#: Likewise, but only beside ``sig``.
+_AZURE = re.compile(r"(?i)s[a-z]{1,4}|rsc[a-z]")
+#: Paths that an engine spells as they are given.
+_PLAIN_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+")
+
+
+@functools.lru_cache(maxsize=64)
+def _store_at(kind: str, place: str) -> Any:
+    """Make a store, or return the one that was made: its connections serve all of its objects."""
+    return _make_store(kind, place)
+
+
+def _make_store(kind: str, place: str) -> Any:
+    load_obstore()
+    stores = importlib.import_module("obstore.store")
+    if kind == "LocalStore":
+        return stores.LocalStore(place)
     options: dict[str, Any] = {
         "client_options": {
             "read_timeout": READ_TIMEOUT,
             "timeout": REQUEST_TIMEOUT,
-            "allow_http": parts.scheme == "http",
+            "allow_http": place.startswith("http:"),
         },
         "retry_config": {
             "max_retries": MAX_RETRIES,
             "retry_timeout": timedelta(seconds=RETRY_SECONDS),
         },
     }
-    try:
-        if parts.scheme in ("http", "https") and not _is_of_a_cloud(parts.hostname or ""):
-            return ObstoreSource(stores.HTTPStore(url, **options), "", url=url)
-        folder, _, name = parts.path.rpartition("/")
-        if not name:
-            raise ValueError(f"{without_secrets(url)} names no object: give it a key")
-        if parts.scheme == "file":
-            store = stores.LocalStore(unquote(folder) or "/")
-            return ObstoreSource(store, unquote(name), url=url)
-        home = f"{parts.scheme}://{parts.netloc}"
-        return ObstoreSource(stores.from_url(home, **options), unquote(parts.path.lstrip("/")))
-    except (ValueError, OSError):
-        raise
-    except Exception as error:
-        text = without_secrets(str(error).partition("\n")[0])
-        raise ValueError(f"{without_secrets(url)} cannot be read: {text}") from None
+    return stores.HTTPStore(place, **options) if kind else stores.from_url(place, **options)
 
 
 def _is_of_a_cloud(host: str) -> bool:
