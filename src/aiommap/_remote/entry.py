@@ -38,6 +38,7 @@ from .fetching import (
     HEDGE_REQUESTS,
     HEDGE_SECONDS,
     LOOK_SECONDS,
+    SLOW_OWNER_SECONDS,
     overlap,
     requests_of,
     runs_of,
@@ -130,6 +131,7 @@ class Entry:
         "_report",
         "_request_blocks",
         "_room",
+        "_slow_owners",
         "_users",
         "block_size",
         "blocks",
@@ -169,6 +171,8 @@ class Entry:
         self._lost = False
         #: How long requests took lately, the slowest ones; they may be slow for everybody.
         self._recent_seconds = 0.0
+        #: Owners of claims that were too slow, and until when that counts.
+        self._slow_owners: dict[int, float] = {}
 
     # Life: files are closed by whoever lets go last, which may be a fetch (R11).
 
@@ -240,6 +244,7 @@ class Entry:
                 busy += others
             if not busy:
                 return bodies
+            self._begin_waits(busy, waits)
             block, word = busy[0]
             if self._is_slow(busy[0], waits):
                 taken.add(block)
@@ -278,13 +283,27 @@ class Entry:
                 if word:
                     self.blocks.exchange(block, word, EMPTY)
 
-    def _is_slow(self, claim: Claim, waits: dict[Claim, float]) -> bool:
-        """Tell whether one has waited for somebody's block for too long."""
+    def _begin_waits(self, busy: list[Claim], waits: dict[Claim, float]) -> None:
+        """Note since when one waits for each block of somebody else's."""
         now = time.monotonic()
-        if claim not in waits:
-            self._counters.add(coalesced=1)
+        for claim in busy:
+            if claim not in waits:
+                waits[claim] = now
+                self._counters.add(coalesced=1)
+
+    def _is_slow(self, claim: Claim, waits: dict[Claim, float]) -> bool:
+        """Tell whether one has waited for somebody's block for too long.
+
+        Who was too slow with one block is not waited for with the next one, for some time.
+        """
+        now, owner = time.monotonic(), owner_of(claim[1])
+        if now < self._slow_owners.get(owner, 0.0):
+            return True
         patience = max(HEDGE_SECONDS, HEDGE_REQUESTS * self._recent_seconds)
-        return now - waits.setdefault(claim, now) >= patience
+        slow = now - waits[claim] >= patience
+        if slow and owner != self._owner:
+            self._slow_owners[owner] = now + SLOW_OWNER_SECONDS
+        return slow
 
     def _take_over(self, block: int, word: int) -> list[Claim]:
         """Take a block over, if it is still as it was."""

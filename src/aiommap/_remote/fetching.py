@@ -9,6 +9,8 @@ from itertools import groupby
 HEDGE_SECONDS = 2.0
 #: And for no less than so many requests take.
 HEDGE_REQUESTS = 4
+#: How long somebody who was too slow with one block is not waited for.
+SLOW_OWNER_SECONDS = 10.0
 #: How long one wait for it takes at most, after which it is asked whether its owner lives.
 LOOK_SECONDS = 0.1
 #: So many requests are fetched ahead of reads that follow one another.
