@@ -31,6 +31,7 @@ QUESTIONS = (
     "growth",
     "log",
     "asgi",
+    "remote",
 )
 
 

@@ -23,8 +23,9 @@ PAGE = aiommap.PAGE_SIZE
 ROOT = Path(__file__).parents[2]
 HELP_FILE = ROOT / "docs" / "cli_help.txt"
 COMMANDS = ("info", "residency", "prewarm", "bench", "demo")
-ALL_COMMANDS = (*COMMANDS, "watch", "log", "completion")
+ALL_COMMANDS = (*COMMANDS, "watch", "cache", "log", "completion")
 SHORT = ("--seconds", "0.05", "--tasks", "2")
+CACHE_COMMANDS = [("cache", name) for name in ("info", "list", "clear", "verify")]
 LOG_COMMANDS = [("log", name) for name in ("info", "cat", "tail", "verify")]
 Run = Callable[..., tuple[int, str, str]]
 
@@ -99,7 +100,7 @@ def make_cold(path: Path) -> None:
 def render_help() -> str:
     """Return the help of the program and of every command, as docs/cli_help.txt holds it."""
     parts = []
-    for arguments in ((), *((name,) for name in ALL_COMMANDS), *LOG_COMMANDS):
+    for arguments in ((), *((name,) for name in ALL_COMMANDS), *CACHE_COMMANDS, *LOG_COMMANDS):
         with contextlib.redirect_stdout(io.StringIO()) as output:
             assert main([*arguments, "--help"]) == 0
         parts.append(f"$ {' '.join(('aiommap', *arguments, '--help'))}\n{output.getvalue()}")

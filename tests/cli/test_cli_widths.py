@@ -35,7 +35,7 @@ pytest.importorskip("rich")
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 WIDTHS = (40, 80, 200)
-COMMANDS = ("demo", "info", "residency", "prewarm", "bench", "watch", "log", "completion")
+COMMANDS = ("demo", "info", "residency", "prewarm", "bench", "watch", "cache", "log", "completion")
 ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 USAGE = re.compile(r"^usage: .*?\n\n", re.DOTALL | re.MULTILINE)
 LONG_NAME = "a-folder-with-a-long-name/and-a-file-in-it-whose-name-is-long-as-well.bin"

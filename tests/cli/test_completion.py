@@ -107,7 +107,7 @@ def test_help_example_is_accepted(words):
 
 
 def test_help_examples_of_every_command():
-    assert len({example.values[0][1] for example in examples()}) == 7
+    assert len({example.values[0][1] for example in examples()}) == 8
 
 
 class TestColour:

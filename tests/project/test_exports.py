@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import aiommap
+import aiommap.remote
 
 PUBLIC = {name: getattr(aiommap, name) for name in aiommap.__all__}
 CLASSES = {name: value for name, value in PUBLIC.items() if inspect.isclass(value)}
@@ -101,7 +102,10 @@ def test_commands_use_public_names_only():
             if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "aiommap":
                 assert node.attr in PUBLIC, f"{source.name}:{node.lineno}"
             elif isinstance(node, ast.ImportFrom) and not node.level:
-                assert not (node.module or "").startswith("aiommap."), source.name
+                below = (node.module or "").startswith("aiommap.")
+                assert not below or node.module == "aiommap.remote", source.name
+                if below:
+                    assert {alias.name for alias in node.names} <= {*aiommap.remote.__all__}
                 if node.module == "aiommap":
                     assert {alias.name for alias in node.names} <= PUBLIC.keys(), source.name
             elif isinstance(node, ast.ImportFrom):

@@ -173,4 +173,4 @@ def test_one_wing_enters_threads():
 
 
 def test_command_line_uses_public_names():
-    assert entries_imported("_cli") == {"__init__"}
+    assert entries_imported("_cli") == {"__init__", "remote"}

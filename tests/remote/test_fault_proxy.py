@@ -10,7 +10,7 @@ import obstore
 import pytest
 
 from tests.support.fault_proxy import Fault, Gate, always, cut, each, etag, once
-from tests.support.remote_servers import request
+from tests.support.server_processes import request
 
 CONTENT = os.urandom(100_000)
 RANGE = {"Range": "bytes=100-299"}

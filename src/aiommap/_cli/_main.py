@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import aiommap
 
-from . import _bench, _completion, _info, _log, _prewarm, _residency, _watch
+from . import _bench, _cache, _completion, _info, _log, _prewarm, _residency, _watch
 from ._arguments import Parser, ShowVersion, UsageError
 from ._help import HelpFormatter
 from ._output import choose_screen
@@ -30,6 +30,7 @@ commands:
   prewarm FILE...    bring files into memory
   bench FILE         measure reads of a file, beside other libraries
   watch PATH...      show changes of files as they happen
+  cache COMMAND ...  look at the cache of remote snapshots, empty and verify it
   log COMMAND ...    look at a durable log, print, follow and verify it
   completion SHELL   print a script that completes this command line"""
 
@@ -45,7 +46,7 @@ def build_parser() -> Parser:
         dest="name",
         help="one of the above; each has its own --help",
     )
-    for command in (demo, _info, _residency, _prewarm, _bench, _watch, _log):
+    for command in (demo, _info, _residency, _prewarm, _bench, _watch, _cache, _log):
         command.add_parser(commands)
     _completion.add_parser(commands, build_parser)
     return parser

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import anyio
@@ -15,16 +14,20 @@ import aiommap
 
 from ._arguments import add_json_option, file_name, with_examples
 from ._each import for_each_file
+from ._remote import add_cache_option, is_url, open_url
 from ._screen import Screen
 from ._system import HIDDEN, cache_state, visible_residency
-from ._text import format_rate, format_seconds, format_share, plural, printable
+from ._text import format_bytes, format_rate, format_seconds, format_share, plural, printable
 
 _DESCRIPTION = """\
 Bring whole files into memory, then count which of their pages really are there. Files
 that do not fit push each other out again, and nothing keeps a page in memory once the
-command has ended: the count says what was true when it was taken."""
+command has ended: the count says what was true when it was taken.
 
-_EPILOG = with_examples("aiommap prewarm model.bin index.bin")
+An object of a store, named by its URL, is fetched into the cache on this machine's disk,
+from which aiommap.remote reads it."""
+
+_EPILOG = with_examples("aiommap prewarm model.bin index.bin", "aiommap prewarm s3://bucket/key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,26 +41,43 @@ class _Outcome:
     cached_pages: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Fetched:
+    path: str
+    size: int
+    seconds: float
+    cached_bytes_before: int
+    cached_bytes: int
+    gets: int
+
+
 def add_parser(commands: Any) -> None:
     """Add the command to the command line."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "prewarm", description=_DESCRIPTION, epilog=_EPILOG
     )
-    parser.add_argument("files", nargs="+", type=file_name, metavar="FILE", help="a regular file")
+    parser.add_argument(
+        "files", nargs="+", type=file_name, metavar="FILE", help="a regular file, or a URL"
+    )
+    add_cache_option(parser)
     add_json_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace, screen: Screen) -> None:
     """Prewarm every file, one after the other: together they would share one disk."""
-    anyio.run(_prewarm_all, options.files, screen)
+    anyio.run(_prewarm_all, options.files, options.cache, screen)
 
 
-async def _prewarm_all(paths: list[str], screen: Screen) -> None:
-    def show(outcome: _Outcome) -> None:
-        screen.line((printable(outcome.path), "bold"), f": {_summary(outcome)}", indent=2)
+async def _prewarm_all(paths: list[str], folder: str | None, screen: Screen) -> None:
+    def show(outcome: _Outcome | _Fetched) -> None:
+        found = _summary(outcome) if isinstance(outcome, _Outcome) else _summary_of_url(outcome)
+        screen.line((printable(outcome.path), "bold"), f": {found}", indent=2)
 
-    outcomes = await for_each_file(paths, screen, partial(_prewarm, screen), show)
+    async def step(hub: aiommap.Hub, path: str) -> _Outcome | _Fetched:
+        return await (_fetch(screen, folder, path) if is_url(path) else _prewarm(screen, hub, path))
+
+    outcomes = await for_each_file(paths, screen, step, show)
     screen.document("prewarm", files=[asdict(outcome) for outcome in outcomes])
 
 
@@ -79,6 +99,37 @@ async def _prewarm(screen: Screen, hub: aiommap.Hub, path: str) -> _Outcome:
             resident_pages=after.resident if after else None,
             cached_pages=cache.cached if cache else None,
         )
+
+
+async def _fetch(screen: Screen, folder: str | None, url: str) -> _Fetched:
+    async with open_url(url, folder) as (cache, snapshot):
+        before = await snapshot.residency()
+        start = time.perf_counter()
+        with screen.progress(printable(snapshot.url)) as progress:
+            await snapshot.prewarm(progress=progress)
+        seconds = time.perf_counter() - start
+        after = await snapshot.residency()
+        return _Fetched(
+            path=snapshot.url,
+            size=snapshot.size,
+            seconds=seconds,
+            cached_bytes_before=before.cached,
+            cached_bytes=after.cached,
+            gets=cache.statistics().gets,
+        )
+
+
+def _summary_of_url(fetched: _Fetched) -> str:
+    if not fetched.size:
+        return "empty: nothing to fetch"
+    came = fetched.cached_bytes - fetched.cached_bytes_before
+    return (
+        f"{format_seconds(fetched.seconds)}, {format_rate(max(came, 0), fetched.seconds)}, "
+        f"{plural(fetched.gets, 'GET')}; {format_bytes(fetched.cached_bytes)} of "
+        f"{format_bytes(fetched.size)} cached "
+        f"({format_share(fetched.cached_bytes, fetched.size)}), "
+        f"{format_share(fetched.cached_bytes_before, fetched.size)} before"
+    )
 
 
 def _summary(outcome: _Outcome) -> str:

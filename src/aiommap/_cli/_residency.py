@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import anyio
 import anyio.to_thread
 
 import aiommap
+from aiommap.remote import RemoteResidency
 
 from ._arguments import add_json_option, count, file_name, with_examples
+from ._remote import add_cache_option, is_url, open_url
 from ._screen import Screen
 from ._system import HIDDEN, files_below, visible_residency
 from ._text import format_bytes, format_share, plural, printable, shorten
@@ -22,9 +24,16 @@ _DESCRIPTION = """\
 Draw which pages of each file are in memory: per cent, resident and total pages and bytes
 (as far as there is room for them), and a chart from the start of the file to its end, where
 a blank cell is empty and a full block is all in memory. Folders are searched. Nothing is
-read from the files, and nothing keeps a page in memory after it was counted."""
+read from the files, and nothing keeps a page in memory after it was counted.
 
-_EPILOG = with_examples("aiommap residency model.bin", "aiommap residency . | sort -n | tail")
+Of an object of a store, named by its URL, it draws which parts are in the cache on this
+machine's disk, from which aiommap.remote reads it."""
+
+_EPILOG = with_examples(
+    "aiommap residency model.bin",
+    "aiommap residency . | sort -n | tail",
+    "aiommap residency s3://bucket/key",
+)
 
 # Files that are looked at together: their opens share thread hops, their descriptors stay few.
 _TOGETHER = 64
@@ -39,11 +48,22 @@ _FRAME, _PAGES, _BYTES = 13, 21, 23
 _ROOM_FOR_PAGES, _ROOM_FOR_BYTES, _ROOM_FOR_ONE_LINE = 120, 60, 80
 
 
+# JSON says bytes in its names.
+_BYTES_OF = {
+    "size": "bytes",
+    "cached": "cached_bytes",
+    "resident": "resident_bytes",
+    "remote": "remote_bytes",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class _Picture:
     path: str
     size: int
     residency: aiommap.Residency | None
+    #: Of an object of a store; what is cached of it is then drawn as residency.
+    remote: RemoteResidency | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +107,7 @@ def add_parser(commands: Any) -> None:
         nargs="+",
         type=file_name,
         metavar="PATH",
-        help="a file, or a folder to search for files",
+        help="a file, a folder to search for files, or a URL",
     )
     parser.add_argument(
         "--width",
@@ -95,6 +115,7 @@ def add_parser(commands: Any) -> None:
         metavar="CELLS",
         help=f"width of the chart (default: what fits; in a pipe {_PIPE_CELLS})",
     )
+    add_cache_option(parser)
     add_json_option(parser)
     parser.set_defaults(run=run)
 
@@ -103,17 +124,18 @@ def run(options: argparse.Namespace, screen: Screen) -> None:
     """Draw every file, then the total."""
     paths = _all_files(options.paths, screen)
     layout = _layout(screen, options.width)
-    pictures = anyio.run(_draw_all, paths, layout, screen)
-    shown = [picture.residency for picture in pictures if picture.residency is not None]
+    pictures = anyio.run(_draw_all, paths, options.cache, layout, screen)
+    files = [picture for picture in pictures if picture.remote is None]
+    shown = [picture.residency for picture in files if picture.residency is not None]
     resident = sum(residency.resident for residency in shown)
     total = sum(residency.total for residency in shown)
     resident_bytes = sum(residency.resident_bytes for residency in shown)
     size = sum(residency.length for residency in shown)
-    kept_out = _kept_out(len(screen.problems), len(pictures) - len(shown))
+    kept_out = _kept_out(len(screen.problems), len(files) - len(shown))
     if shown:
         counts = _counts(resident, total, resident_bytes, size, layout)
         screen.line(counts, f"  total of {plural(len(shown), 'file')}{kept_out}")
-    else:
+    elif files or not pictures:  # a total of objects alone would say nothing
         screen.line(f"no file was looked at{kept_out}")
     screen.document(
         "residency",
@@ -137,17 +159,22 @@ def _kept_out(failed: int, hidden: int) -> str:
 
 def _all_files(paths: Iterable[str], screen: Screen) -> Iterator[str]:
     for path in paths:
+        if is_url(path):
+            yield path
+            continue
         failures: list[OSError] = []
         yield from files_below(path, failures)
         for failure in failures:
             screen.problem(str(failure.filename), failure)
 
 
-async def _draw_all(paths: Iterator[str], layout: _Layout, screen: Screen) -> list[_Picture]:
+async def _draw_all(
+    paths: Iterator[str], folder: str | None, layout: _Layout, screen: Screen
+) -> list[_Picture]:
     pictures: list[_Picture] = []
     async with aiommap.Hub() as hub:
         while batch := await anyio.to_thread.run_sync(_take, paths):
-            for path, outcome in zip(batch, await _look_at(hub, batch), strict=True):
+            for path, outcome in zip(batch, await _look_at(hub, folder, batch), strict=True):
                 if isinstance(outcome, Exception):
                     screen.problem(path, outcome)
                 else:
@@ -160,12 +187,17 @@ def _take(paths: Iterator[str]) -> list[str]:
     return list(itertools.islice(paths, _TOGETHER))
 
 
-async def _look_at(hub: aiommap.Hub, paths: list[str]) -> list[_Picture | Exception]:
+async def _look_at(
+    hub: aiommap.Hub, folder: str | None, paths: list[str]
+) -> list[_Picture | Exception]:
     """Look at some files together; the outcomes are in the order of the paths."""
     outcomes: dict[str, _Picture | Exception] = {}
 
     async def look(path: str) -> None:
         try:
+            if is_url(path):
+                outcomes[path] = await _look_at_url(path, folder)
+                return
             async with hub.open(path) as file:
                 outcomes[path] = _Picture(path, file.size, await visible_residency(file))
         except (OSError, ValueError) as error:
@@ -175,6 +207,14 @@ async def _look_at(hub: aiommap.Hub, paths: list[str]) -> list[_Picture | Except
         for path in set(paths):
             tasks.start_soon(look, path)
     return [outcomes[path] for path in paths]
+
+
+async def _look_at_url(url: str, folder: str | None) -> _Picture:
+    async with open_url(url, folder) as (_, snapshot):
+        found = await snapshot.residency()
+        pages, total = (-(-n // aiommap.PAGE_SIZE) for n in (found.cached, found.size))
+        cached = aiommap.Residency(pages, total, found.runs, 0, found.size)
+        return _Picture(snapshot.url, found.size, cached, found)
 
 
 def _show(picture: _Picture, layout: _Layout, screen: Screen) -> None:
@@ -210,6 +250,9 @@ def _counts(resident: int, total: int, resident_bytes: int, size: int, layout: _
 
 
 def _as_json(picture: _Picture) -> dict[str, object]:
+    if picture.remote is not None:
+        found = asdict(picture.remote)
+        return {"path": picture.path, **{_BYTES_OF.get(key, key): n for key, n in found.items()}}
     residency = picture.residency
     document: dict[str, object] = {
         "path": picture.path,

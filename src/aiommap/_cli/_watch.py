@@ -13,11 +13,14 @@ from dataclasses import asdict
 from typing import Any
 
 import anyio
+import anyio.to_thread
 from anyio.abc import Process
 
 import aiommap
+from aiommap.remote import ObstoreSource, RemoteError, RemoteState
 
-from ._arguments import UsageError, file_name
+from ._arguments import UsageError, file_name, seconds
+from ._remote import ObjectChange, check_engine, is_url, object_changes, state_of
 from ._screen import Screen
 from ._text import format_bytes, format_difference, format_seconds, plural, printable
 
@@ -28,7 +31,9 @@ the path. Runs until Ctrl-C or SIGTERM. A path need not exist yet. A folder is r
 name the files in it.
 
 The kinds: created, removed, replaced (the path names another file), truncated, grown,
-modified, metadata, changed."""
+modified, metadata, changed.
+
+An object of a store, named by its URL, is asked for its state every --interval seconds."""
 
 _EXEC_HELP = """\
 run this shell command for each change, with AIOMMAP_PATH, AIOMMAP_KIND,
@@ -54,7 +59,14 @@ def add_parser(commands: Any) -> None:
         "watch", description=_DESCRIPTION, epilog=_EXIT_CODES
     )
     parser.add_argument(
-        "paths", nargs="+", type=file_name, metavar="PATH", help="a file, there or not"
+        "paths", nargs="+", type=file_name, metavar="PATH", help="a file, there or not; or a URL"
+    )
+    parser.add_argument(
+        "--interval",
+        type=seconds,
+        default=10.0,
+        metavar="S",
+        help="how often to ask for the state of URLs (default: 10)",
     )
     parser.add_argument("--exec", metavar="CMD", dest="command", help=_EXEC_HELP)
     parser.add_argument(
@@ -75,7 +87,7 @@ def run(options: argparse.Namespace, screen: Screen) -> None:
                 f"{name} is a folder, of which changes of files do not show: name the files in it, "
                 f"as in: aiommap watch {os.path.join(name, '*')}"
             )
-    missing = [path for path in paths if not os.path.exists(path)]
+    missing = [path for path in paths if not is_url(path) and not os.path.exists(path)]
     anyio.run(_watch_all, options, paths, missing, screen)
 
 
@@ -86,8 +98,10 @@ async def _watch_all(
         signals = stack.enter_context(anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM))
         hub = await stack.enter_async_context(aiommap.Hub())
         group = await stack.enter_async_context(anyio.create_task_group())
-        told = await _begin(stack, hub, paths)
-        ran = await _begin(stack, hub, paths if options.command else [])
+        files = [path for path in paths if not is_url(path)]
+        told = await _begin(stack, hub, files)
+        ran = await _begin(stack, hub, files if options.command else [])
+        objects = [await _object(path, screen) for path in paths if is_url(path)]
         absent = f"; not there yet: {', '.join(map(printable, missing))}" if missing else ""
         screen.line(f"watching {plural(len(paths), 'path')}{absent}")
         screen.record(command="watch", paths=paths)
@@ -95,6 +109,8 @@ async def _watch_all(
             group.start_soon(_tell, path, changes, screen)
         for path, changes in ran.items():
             group.start_soon(_run_for_each, path, changes, options, screen)
+        for source, state in objects:
+            group.start_soon(_watch_object, source, state, options, screen)
         async for _ in signals:
             break
         group.cancel_scope.cancel()
@@ -111,35 +127,68 @@ async def _begin(
     return watched
 
 
+async def _object(
+    url: str, screen: Screen
+) -> tuple[ObstoreSource, RemoteState | RemoteError | None]:
+    """Find an object's state before anybody is told that it is watched."""
+    check_engine()
+    source = await anyio.to_thread.run_sync(ObstoreSource.from_url, url)
+    state = await anyio.to_thread.run_sync(state_of, source, None)
+    if isinstance(state, RemoteError):
+        screen.problem(source.url, state)
+    return source, state
+
+
+async def _watch_object(
+    source: ObstoreSource,
+    state: RemoteState | RemoteError | None,
+    options: argparse.Namespace,
+    screen: Screen,
+) -> None:
+    """Tell of the changes of an object; while a command runs for one, nobody asks for the next."""
+    async for change in object_changes(source, state, options.interval):
+        if isinstance(change, RemoteError):
+            screen.problem(source.url, change)
+            continue
+        _show(source.url, change, None, screen)
+        if options.command:
+            await _run_for(source.url, change, options, screen)
+
+
 async def _tell(path: str, changes: aiommap.Changes, screen: Screen) -> None:
     async for change in changes:
-        latency = _latency(change)
-        found = time.strftime("%H:%M:%S", time.localtime(change.detected_ns // 10**9))
-        screen.line(
-            f"{found}.{change.detected_ns // 10**6 % 1000:03}  ",
-            (f"{change.kind.value:<9}", "bold"),
-            f"  {_difference(change):>11}  {_size(change.new):>10}",
-            f"  {'-' if latency is None else format_seconds(latency):>7}",
-            f"  {printable(path)}",
-            f"  (and {change.merged:,} more)" if change.merged else "",
-        )
-        screen.record(
-            path=path,
-            kind=change.kind.value,
-            old=change.old and asdict(change.old),
-            new=change.new and asdict(change.new),
-            latency_seconds=latency,
-            merged=change.merged,
-            source=change.source,
-            detected_ns=change.detected_ns,
-        )
+        _show(path, change, _latency(change), screen)
 
 
-def _size(state: aiommap.FileState | None) -> str:
-    return "-" if state is None else format_bytes(state.size)
+def _show(
+    path: str, change: aiommap.Change | ObjectChange, latency: float | None, screen: Screen
+) -> None:
+    found = time.strftime("%H:%M:%S", time.localtime(change.detected_ns // 10**9))
+    screen.line(
+        f"{found}.{change.detected_ns // 10**6 % 1000:03}  ",
+        (f"{change.kind.value:<9}", "bold"),
+        f"  {_difference(change):>11}  {_size(change):>10}",
+        f"  {'-' if latency is None else format_seconds(latency):>7}",
+        f"  {printable(path)}",
+        f"  (and {change.merged:,} more)" if change.merged else "",
+    )
+    screen.record(
+        path=path,
+        kind=change.kind.value,
+        old=change.old and asdict(change.old),
+        new=change.new and asdict(change.new),
+        latency_seconds=latency,
+        merged=change.merged,
+        source=change.source,
+        detected_ns=change.detected_ns,
+    )
 
 
-def _difference(change: aiommap.Change) -> str:
+def _size(change: aiommap.Change | ObjectChange) -> str:
+    return "-" if change.new is None else format_bytes(change.new.size)
+
+
+def _difference(change: aiommap.Change | ObjectChange) -> str:
     """Write by how much the file became longer or shorter; a change of its bytes has no sign."""
     return format_difference(
         (change.new.size if change.new else 0) - (change.old.size if change.old else 0)
@@ -166,17 +215,26 @@ async def _run_for_each(
 ) -> None:
     """Run the command for one change after the other; the next ones wait in their buffer."""
     async for change in changes:
-        process = await anyio.open_process(
-            ["/bin/sh", "-c", options.command],
-            stdin=subprocess.DEVNULL,
-            stdout=sys.stderr if options.json else None,
-            stderr=None,
-            env=_environment(change),
-            start_new_session=True,  # Ctrl-C is for us, who then end all that it started
-        )
-        code = await _end_of(process)
-        if code:
-            screen.problem(path, ChildProcessError(_ending(code)))
+        await _run_for(path, change, options, screen)
+
+
+async def _run_for(
+    path: str,
+    change: aiommap.Change | ObjectChange,
+    options: argparse.Namespace,
+    screen: Screen,
+) -> None:
+    process = await anyio.open_process(
+        ["/bin/sh", "-c", options.command],
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr if options.json else None,
+        stderr=None,
+        env=_environment(change),
+        start_new_session=True,  # Ctrl-C is for us, who then end all that it started
+    )
+    code = await _end_of(process)
+    if code:
+        screen.problem(path, ChildProcessError(_ending(code)))
 
 
 async def _end_of(process: Process) -> int:
@@ -198,7 +256,7 @@ def _send(process: Process, number: signal.Signals) -> None:
         os.killpg(process.pid, number)
 
 
-def _environment(change: aiommap.Change) -> dict[str, str]:
+def _environment(change: aiommap.Change | ObjectChange) -> dict[str, str]:
     return {
         **os.environ,
         "AIOMMAP_PATH": change.path,

@@ -106,6 +106,19 @@ class ObstoreSource:
         self._url = without_secrets(url or _address(store, key))
         self._obstore: Any = None
 
+    @staticmethod
+    def from_url(url: str) -> ObstoreSource:
+        """Make the source of an object that a URL names, as ``RemoteCache.open`` does with a str.
+
+        Credentials come from where obstore finds them: the environment and the cloud. Reads files,
+        so call it in a worker thread.
+
+        Raises:
+            ValueError: if it is no URL of an object.
+            ImportError: if obstore is not installed.
+        """
+        return source_of_url(url)
+
     @property
     def url(self) -> str:
         """The object's address, without secrets."""
