@@ -90,11 +90,14 @@ async def test_no_address_space_tells_how_much(path):
 
 
 @pytest.mark.anyio
-async def test_no_disk_space_tells_how_much(tmp_path):
+@pytest.mark.parametrize("mode", ["x+", "w+"])
+async def test_no_disk_space_tells_how_much(tmp_path, monkeypatch, mode):
+    """It is known beforehand: reserving would take what is left from everybody else."""
+    monkeypatch.setattr(os, "posix_fallocate", None)
     found = os.statvfs(tmp_path)
     size = (found.f_blocks * found.f_frsize + (1 << 30)) // PAGE * PAGE
     with pytest.raises(OSError, match=rf"for the {size} bytes .*sparse=True"):
-        await aiommap.open(tmp_path / "new", "x+", size=size)
+        await aiommap.open(tmp_path / "new", mode, size=size)
     assert not (tmp_path / "new").exists()
 
 

@@ -256,7 +256,7 @@ def _make_content(mapping: Mapping, found: os.stat_result, options: OpenOptions)
         raise OSError(errno.EFBIG, reason, options.path)
     if not options.sparse:
         with _no_room(size, options.path):
-            _check_room(fd, size - found.st_blocks * 512, found)
+            _check_room(fd, size - found.st_blocks * 512)
             reserve(fd, 0, size, old)
     set_length(fd, size, old, options.path)
     kept = min(old, size)
@@ -278,14 +278,14 @@ def _size_limit() -> int:
         return resource.RLIM_INFINITY
 
 
-def _check_room(fd: int, wanted: int, found: os.stat_result) -> None:
-    """Raise if the holes of a file that is there would fill the disk, which takes them first."""
+def _check_room(fd: int, wanted: int) -> None:
+    """Raise if the disk has no room for this number of bytes: fallocate(2) takes what there is first."""
     try:
         disk = os.fstatvfs(fd)
     except OSError:  # a sandbox's: then it is found while blocks are reserved
         return
-    # Some file systems count nothing; only where there is a figure is it an answer.
-    if found.st_size and disk.f_blocks and wanted > disk.f_bfree * disk.f_frsize:
+    # Some file systems count nothing, and where nothing is free nothing can be taken.
+    if disk.f_blocks and disk.f_bfree and wanted > disk.f_bfree * disk.f_frsize:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -350,6 +350,7 @@ def check_allocation(fd: int, offset: int, length: int) -> None:
 def _allocate(fd: int, offset: int, length: int) -> None:
     """Allocate blocks, and make the file reach as far as they do."""
     check_allocation(fd, offset, length)
+    _check_room(fd, offset + length - max(os.fstat(fd).st_size, offset))
     try:
         os.posix_fallocate(fd, offset, length)
     except OSError as error:
