@@ -279,7 +279,7 @@ def _size_limit() -> int:
 
 
 def _check_room(fd: int, wanted: int) -> None:
-    """Raise if the disk has no room for this number of bytes: fallocate(2) takes what there is first."""
+    """Raise if the disk has less room: fallocate(2) would first take what there is."""
     try:
         disk = os.fstatvfs(fd)
     except OSError:  # a sandbox's: then it is found while blocks are reserved
