@@ -131,7 +131,8 @@ class MappedFiles:
             await refuse(405, scope, send, (b"allow", b"GET, HEAD"))
             return
         files, route = self._files(), _below_mount(scope)
-        for trial in range(MAX_TRIES):
+        tries = 0
+        while True:
             version = files.get(route)
             if version is None:
                 found = await self._find(files, route)
@@ -143,7 +144,8 @@ class MappedFiles:
             try:
                 await answer.begin()
             except MappingFaultError:
-                if trial + 1 == MAX_TRIES:
+                tries += 1
+                if tries == MAX_TRIES:
                     raise
                 files.drop(route, version)
             else:
