@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
 import threading
 
 import anyio
+import anyio.to_thread
 import pytest
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap.testing import full_disk
 from tests.support.scripts import expect_alive
+from tests.support.strict import PYTHON
 
 pytestmark = pytest.mark.anyio
 
@@ -117,6 +120,28 @@ async def test_append_mode_ensure_never_cuts(path):
             stop.set()
             other.join()
     assert path.read_bytes().count(b"#") == count
+
+
+FLOOD = """
+import os, sys
+fd = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND)
+print("begun", flush=True)
+while True:
+    os.write(fd, b"#")
+"""
+
+
+async def test_append_mode_tells_true_offsets(path):
+    """Beside a process that appends without a pause: the end has moved on before we can ask."""
+    with subprocess.Popen([*PYTHON, "-c", FLOOD, path], stdout=subprocess.PIPE) as other:
+        try:
+            await anyio.to_thread.run_sync(other.stdout.readline)
+            async with aiommap.open(path, "a+") as f:
+                told = [(await f.append(b"[%d]" % i), b"[%d]" % i) for i in range(300)]
+                wrong = [d for r, d in told if await f.read(r.offset, r.length) != d]
+        finally:
+            other.kill()
+    assert wrong == []
 
 
 PROCESSES, RECORDS = 4, 150
