@@ -15,6 +15,7 @@ from .soak.command import main as soak
 QUESTIONS = (
     "warm_read",
     "large_read",
+    "cold",
     "write",
     "stall",
     "fairness",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
 from blockbuster import blockbuster_ctx
 
 import aiommap
+from tests.support.internals import engine
 from tests.support.loop_watch import LoopWatch
 
 PAGE = aiommap.PAGE_SIZE
@@ -28,6 +28,9 @@ def pytest_addoption(parser):
         "--loop",
         choices=LOOPS,
         help="leave out what is run on another event loop, for a quick look after an edit",
+    )
+    parser.addoption(
+        "--one-reader", action="store_true", help="let each hub have one native thread that reads"
     )
 
 
@@ -58,6 +61,13 @@ def anyio_backend(request):
 
 
 @pytest.fixture(autouse=True)
+def one_reader(request, monkeypatch):
+    """Whatever needs two reads at a time to get on would hang."""
+    if request.config.getoption("--one-reader"):
+        monkeypatch.setattr(engine, "POOL_NO_LIMIT", 1)
+
+
+@pytest.fixture(autouse=True)
 def loop_never_waits():
     """Fail a test in which code of the package makes a call on the loop that may wait (I1)."""
     # Neither the command line nor a test suite has a loop to keep going.
@@ -84,6 +94,8 @@ def outside():
     """Truncate a file from another process."""
 
     def truncate(path, size):
-        subprocess.run(["truncate", "-s", str(size), str(path)], check=True)
+        command = ["truncate", "-s", str(size), str(path)]
+        process = os.posix_spawnp(command[0], command, os.environ)  # also on the loop
+        assert os.waitpid(process, 0)[1] == 0
 
     return truncate

@@ -22,6 +22,10 @@ from ._native_log import crc32c as crc32c
 from ._native_log import find_record as find_record
 from ._native_log import search_frames as search_frames
 from ._native_log import start_writeback as start_writeback
+from ._native_pool import POOL_NO_LIMIT as POOL_NO_LIMIT
+from ._native_pool import Pool as Pool
+from ._native_pool import PoolQueue as PoolQueue
+from ._native_pool import PoolRead as PoolRead
 
 #: A write that was checked: an offset, and the bytes to store there.
 _Store: TypeAlias = tuple[int, bytes | memoryview]

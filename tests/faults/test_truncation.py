@@ -95,7 +95,7 @@ anyio.run(main, backend=backend)
 
 
 class Moment:
-    """Runs an action once: in the next worker thread, before what that was called for."""
+    """Runs an action once: before the next read of the engine, or in the next worker thread."""
 
     def __init__(self):
         self.action = None
@@ -105,11 +105,22 @@ class Moment:
         if action is None:
             return function
 
-        def run():
+        def run(*arguments):
             action()
-            return function()
+            return function(*arguments)
 
         return run
+
+
+class Queue:
+    """The place of a file in the engine."""
+
+    def __init__(self, queue, moment):
+        self._queue = queue
+        self._moment = moment
+
+    def __getattr__(self, verb):
+        return self._moment.wrap(getattr(self._queue, verb))
 
 
 @pytest.fixture
@@ -121,6 +132,8 @@ def moment(monkeypatch):
         "_start",
         lambda self, limiter, function, ended: start(self, limiter, made.wrap(function), ended),
     )
+    queue = Workers.queue
+    monkeypatch.setattr(Workers, "queue", lambda self, device: Queue(queue(self, device), made))
     return made
 
 

@@ -21,7 +21,7 @@ import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import Advice, FlushPolicy
 from tests.support.internals import Workers, Writeback, core_of, workers_of
-from tests.support.limiters import held
+from tests.support.limiters import engine_held, held
 from tests.support.waiting import until
 
 SIZE = 512 * PAGE
@@ -164,7 +164,9 @@ class Gate:
 
 @pytest.fixture
 def gate(monkeypatch):
+    """Reads go to workers, too: tests/file/test_engine.py has those at work in the engine."""
     made = Gate()
+    monkeypatch.setattr(Workers, "queue", lambda *_: None)
     start = Workers._start
     monkeypatch.setattr(
         Workers,
@@ -185,10 +187,10 @@ def path(tmp_path):
 
 @contextmanager
 def occupied(workers):
-    """Take every token, so that no hop can begin; yields a test for hops that queue."""
+    """Let no hop begin, and no read of the engine; yields a test for what queues."""
     limiters = workers.reads, workers.stores, workers.flushes, workers.control
-    with held(workers, *limiters):
-        yield lambda: any(limiter.queued for limiter in limiters)
+    with held(workers, *limiters), engine_held(workers) as waiting:
+        yield lambda: waiting() or any(limiter.queued for limiter in limiters)
 
 
 async def settle():
@@ -301,7 +303,7 @@ async def test_read_into_cancelled_leaves_buffer_alone(path, way):
             attempt.cancel()
             await until(lambda: attempt.outcome)
             buffer[:] = b"!" * SIZE
-        await f.read(0, SIZE)  # through the same limiter
+        await f.read(0, SIZE)  # through the same queue
         assert buffer == b"!" * SIZE
 
 

@@ -33,7 +33,7 @@ FLOORS = (
     ("_runtime",),
     ("_advice",),
     ("_native", "_logs", "_flush_policy"),
-    ("_native_log", "_native_blocks"),
+    ("_native_log", "_native_blocks", "_native_pool"),
     ("_arguments",),
     ("_ranges",),
     ("_errors", "_typing"),

@@ -357,9 +357,10 @@ async def test_open_cancelled_leaves_no_descriptor(path):
 
 
 async def test_reads_left_behind_keep_the_descriptor(tmp_path, monkeypatch):
-    """A read that hangs in its thread must not end up reading somebody else's file."""
+    """A read that hangs in its worker must not end up reading somebody else's file."""
     import threading
 
+    from tests.support.internals import Workers
     from tests.support.internals import descriptor as module
 
     begun, go = threading.Event(), threading.Event()
@@ -372,6 +373,7 @@ async def test_reads_left_behind_keep_the_descriptor(tmp_path, monkeypatch):
         return found[-1]
 
     monkeypatch.setattr(module, "read_file", slow)
+    monkeypatch.setattr(Workers, "queue", lambda *_: None)  # tests/file/test_engine.py has that way
     backend = await FileBackend.open(stored(b"mine", tmp_path))
     async with anyio.create_task_group() as group:
         group.start_soon(backend.read_exact, 0, 4)

@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -130,6 +131,8 @@ GATED(int, posix_fallocate, "reserve", 1, errno, (int fd, off_t o, off_t n), fd,
 GATED(int, posix_fallocate64, "reserve", 1, errno, (int fd, off_t o, off_t n), fd, o, n)
 GATED(ssize_t, pread, "pread", 1, -1, (int fd, void *b, size_t n, off_t o), fd, b, n, o)
 GATED(ssize_t, pread64, "pread", 1, -1, (int fd, void *b, size_t n, off_t o), fd, b, n, o)
+GATED(int, pthread_create, "thread", 1, errno,
+      (pthread_t *t, const pthread_attr_t *a, void *(*f)(void *), void *g), t, a, f, g)
 GATED(int, madvise, "populate", h == 22 || h == 23, -1, (void *a, size_t n, int h), a, n, h)
 GATED(int, mincore, "mincore", 1, -1, (void *a, size_t n, unsigned char *v), a, n, v)
 GATED(int, mlock2, "mlock2", 1, -1, (const void *a, size_t n, unsigned f), a, n, f)

@@ -74,7 +74,7 @@ def gate_library():
     return made
 
 
-def run_gated(code, folder, *, modes=("-X", "dev")):
+def run_gated(code, folder, backend="asyncio", *, modes=("-X", "dev")):
     """Run a script with the shim preloaded, behind whatever is preloaded now."""
     library = gate_library()
     if library is None:
@@ -82,7 +82,7 @@ def run_gated(code, folder, *, modes=("-X", "dev")):
     preload = ":".join(filter(None, [os.environ.get("LD_PRELOAD"), str(library)]))
     command = [sys.executable, *modes, "-c", GATES + code, str(folder)]
     return subprocess.run(
-        [*command, "asyncio", "0"],
+        [*command, backend, "0"],
         capture_output=True,
         text=True,
         timeout=120,
@@ -90,7 +90,7 @@ def run_gated(code, folder, *, modes=("-X", "dev")):
     )
 
 
-def expect_gated(code, folder):
+def expect_gated(code, folder, backend="asyncio"):
     """The script has to come to its end, and to have said nothing but that."""
-    done = run_gated(textwrap.dedent(code) + '\nprint("alive")\n', folder)
+    done = run_gated(textwrap.dedent(code) + '\nprint("alive")\n', folder, backend)
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stdout + done.stderr

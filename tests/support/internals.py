@@ -32,7 +32,7 @@ from aiommap._remote import fetching as remote_fetching
 from aiommap._remote import layout as remote_layout
 from aiommap._remote import obstore as remote_obstore
 from aiommap._remote import source as remote_source
-from aiommap._runtime import asyncio_loop, batching, kept_threads, threads, workers
+from aiommap._runtime import asyncio_loop, batching, engine, kept_threads, threads, workers
 from aiommap._snapshot import follower
 from aiommap._storage import descriptor
 from aiommap._watch import (
@@ -184,6 +184,12 @@ def core_of(opened):
 def flusher_of(file):
     """Return what flushes a file: a test may flush with it as the background does."""
     return file._open.flusher
+
+
+def pool_of(workers):
+    """Return the native threads in which reads of a hub wait; made if need be."""
+    assert workers.queue(0) is not None
+    return workers._engine._pool
 
 
 def workers_of(opened):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 
+from tests.support.internals import native, pool_of
 from tests.support.waiting import until
 
 
@@ -17,6 +18,20 @@ def held(workers, *limiters):
     finally:
         for limiter in taken:
             workers.release(limiter)
+
+
+@contextmanager
+def engine_held(workers):
+    """Let no read of a hub begin in the engine; yields a test for reads that wait in it."""
+    pool, hub, readers = pool_of(workers), id(workers), workers._readers
+    place = pool.queue(hub, 0, 0)
+    workers._readers = 0  # for files that have no place yet
+    try:
+        yield lambda: pool.in_flight
+    finally:
+        workers._readers = readers
+        pool.queue(hub, native.POOL_NO_LIMIT if readers is None else readers, 0)
+        del place
 
 
 async def until_queued(limiter):

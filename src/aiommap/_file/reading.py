@@ -9,27 +9,39 @@ import anyio
 
 from .._arguments import check_range, plain_integers, ranges_of
 from .._core.file_core import FileCore
-from .._native import export_bytes
+from .._native import PoolQueue, PoolRead, export_bytes
+from .._runtime.loops import wait_or_withdraw
 from .._runtime.tracing import traced
 from .._runtime.workers import OnCancel
 
 #: After this number of items a loop checks whether it has to give way.
 YIELD_EVERY = 256
+#: So many reads of one ``read_many`` are begun at a time, which takes about 1 ms.
+READS_AT_ONCE = 1024
 
 
 class Reader:
-    """Reads of one file that have to yield, wait for a worker, or fail."""
+    """Reads of one file that have to yield, wait for the disk, or fail.
 
-    __slots__ = ("_core", "offloaded")
+    They wait in the engine. Where that declines, or does not return all bytes, a worker thread
+    reads again and finds out why.
+    """
+
+    __slots__ = ("_core", "_queue", "offloaded")
 
     def __init__(self, core: FileCore) -> None:
         self._core = core
-        #: Reads that workers were asked for.
+        self._queue: PoolQueue | None = None
+        #: Reads that had to wait for the disk.
         self.offloaded: int = 0
 
     async def read(self, offset: int, length: int) -> bytes:
         """Read after ``read_inline`` answered None."""
-        core = self._core
+        core, queue = self._core, self._queue
+        if queue is not None:
+            reading = queue.read(core.mapping, offset, length)
+            if reading is not None:
+                return await self._offload(reading, offset, length)
         # First, because a spent slice is by far the most frequent reason to come here.
         spent = await core.workers.checkpoint_if_due()
         data = core.mapping.read_inline(offset, length) if spent else None
@@ -41,16 +53,36 @@ class Reader:
         data = None if plain else core.mapping.read_inline(offset, length)
         if data is not None:
             return data
-        return await self._offload(offset, length)
+        queue = self._engine_queue()
+        reading = None if queue is None else queue.read(core.mapping, offset, length, True)
+        return await self._offload(reading, offset, length)
 
-    async def _offload(self, offset: int, length: int) -> bytes:
+    def _engine_queue(self) -> PoolQueue | None:
+        """Return the place of the file in the engine; made by the first read that has to wait."""
+        if self._queue is None:
+            self._queue = self._core.workers.queue(self._core.identity.device)
+        return self._queue
+
+    async def _offload(self, reading: PoolRead | None, offset: int, length: int) -> bytes:
         core = self._core
         self.offloaded += 1
-        with core.lifecycle.activity(), traced("read", core.path, offset, length) as op:
-            op.hop()
-            return await core.workers.run(
-                core.workers.reads, self.read_whole, offset, length, on_cancel=OnCancel.ABANDON
-            )
+        core.lifecycle.begin_activity()
+        try:
+            with traced("read", core.path, offset, length) as op:
+                op.hop()
+                if reading is not None:
+                    try:
+                        data: bytes | int = await reading.waiter
+                    except BaseException:
+                        reading.withdraw()
+                        raise
+                    if isinstance(data, bytes):
+                        return data
+                return await core.workers.run(
+                    core.workers.reads, self.read_whole, offset, length, on_cancel=OnCancel.ABANDON
+                )
+        finally:
+            core.lifecycle.end_activity()
 
     async def read_into(self, offset: int, buffer: object) -> int:
         """Fill a buffer after ``read_into_inline`` answered None."""
@@ -65,11 +97,28 @@ class Reader:
             if done is not None:
                 return done
         self.offloaded += 1
-        # A job: the thread writes into memory of the caller, so it is never left behind.
-        with traced("read", core.path, offset, length) as op:
+        with core.lifecycle.activity(), traced("read", core.path, offset, length) as op:
             op.hop()
-            await core.run(core.workers.reads, self.read_into_whole, offset, view)
+            if await self._fill(offset, view) < length:
+                # A job: the thread writes into memory of the caller, so it is never left behind.
+                await core.run(core.workers.reads, self.read_into_whole, offset, view)
         return length
+
+    async def _fill(self, offset: int, view: memoryview) -> int:
+        """Fill a view in the engine, as far as it does; waited out as a job (workers.2)."""
+        core, queue = self._core, self._engine_queue()
+        done = core.workers.event()
+        outcomes: list[int] = []
+
+        def tell(outcome: int) -> None:
+            outcomes.append(outcome)
+            done.set()
+
+        reading = None if queue is None else queue.read_into(core.mapping, offset, view, tell)
+        if reading is None:
+            return 0
+        await wait_or_withdraw(done, reading.withdraw)
+        return outcomes[0]
 
     def read_nowait(self, offset: int, length: int) -> bytes:
         """Read what is in memory, or raise WouldBlock."""
@@ -82,7 +131,7 @@ class Reader:
         return data
 
     async def read_many(self, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
-        """Read ranges: inline what is in memory, the rest in one hop."""
+        """Read ranges: inline what is in memory, the rest together."""
         core = self._core
         core.check_usable()
         with (
@@ -113,24 +162,48 @@ class Reader:
                 await core.workers.checkpoint_if_due()
         if missing:
             core.check_usable()
-            await self._fill(found, missing, first, end)
+            await self._fetch(found, missing, first, end)
         return found
 
-    async def _fill(
+    async def _fetch(
         self, found: list[bytes], missing: Sequence[tuple[int, int, int]], first: int, end: int
     ) -> None:
-        """Read what is missing, (place in ``found``, offset, length) each, in one hop."""
+        """Read what is missing, (place in ``found``, offset, length) each."""
         core = self._core
         self.offloaded += len(missing)
         with core.lifecycle.activity(), traced("read", core.path, first, end - first) as op:
             op.hop()
+            for at in range(0, len(missing), READS_AT_ONCE):
+                await self._fetch_part(found, missing[at : at + READS_AT_ONCE])
+
+    async def _fetch_part(
+        self, found: list[bytes], missing: Sequence[tuple[int, int, int]]
+    ) -> None:
+        """Read in the engine, and what that does not give in one hop."""
+        core, queue = self._core, self._engine_queue()
+        reading = None
+        if queue is not None:
+            ranges = [(offset, length) for _, offset, length in missing]
+            reading = queue.read_many(core.mapping, ranges)
+        outcomes: list[bytes | int] = [0] * len(missing)
+        if reading is not None:
+            try:
+                outcomes = await reading.waiter
+            except BaseException:
+                reading.withdraw()
+                raise
+        rest = []
+        for place, data in zip(missing, outcomes, strict=True):
+            if isinstance(data, bytes):
+                found[place[0]] = data
+            else:
+                rest.append(place)
+        if rest:
             parts = await core.workers.run(
-                core.workers.reads, self._read_parts, missing, on_cancel=OnCancel.ABANDON
+                core.workers.reads, self._read_parts, rest, on_cancel=OnCancel.ABANDON
             )
-            for number, ((at, _, _), data) in enumerate(zip(missing, parts, strict=True)):
+            for (at, _, _), data in zip(rest, parts, strict=True):
                 found[at] = data
-                if not number % YIELD_EVERY:
-                    await core.workers.checkpoint_if_due()
 
     # Threads that may wait only, from here on.
 

@@ -58,7 +58,7 @@ class FileStatistics:
 
     Attributes:
         inline_reads: reads answered on the loop thread, without a worker.
-        offloaded_reads: reads answered by a worker thread.
+        offloaded_reads: reads that had to wait, and were answered by a thread of ours.
         fell_back_reads: attempts to read inline that the kernel, or the residency check, refused:
             the data was not in memory, or the file system has no NOWAIT reads.
         inline_writes: writes stored on the loop thread.

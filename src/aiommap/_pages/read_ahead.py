@@ -1,4 +1,4 @@
-"""Read-ahead: another worker reads a window of pages in, ahead of a walk through the file.
+"""Read-ahead: another thread reads a window of pages in, ahead of a walk through the file.
 
 Where the kernel's own read-ahead is short, a walk alone leaves the device idle between requests;
 two threads keep it busy. Where it is long, two threads only hinder each other (docs/decisions).
@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Callable
-from functools import partial
 from typing import Protocol, SupportsIndex
 
 import anyio
 
 from .._arguments import at_least
 from .._core.file_core import FileCore
-from .._native import PIECE_BYTES
+from .._native import PIECE_BYTES, PoolQueue
 
 #: From this on the kernel's read-ahead keeps a device busy by itself, and in larger folios.
 LONG_READ_AHEAD_KIB = 512
+#: So much is asked for at a time: closing waits for it.
+MOST_AT_ONCE = 16 * PIECE_BYTES
 #: Where Linux shows it: for whole devices and network file systems, and for partitions.
 _SYSFS = ("/sys/class/bdi/{}:{}/read_ahead_kb", "/sys/dev/block/{}:{}/../queue/read_ahead_kb")
 
@@ -41,7 +42,7 @@ class ReadAhead:
         window: bytes of one request; the next one follows when less than half of them is left.
     """
 
-    __slots__ = ("_asked", "_busy", "_core", "_end", "_window")
+    __slots__ = ("_asked", "_busy", "_core", "_end", "_queue", "_window")
 
     def __init__(self, core: FileCore, offset: int, end: int, window: int) -> None:
         self._core = core
@@ -49,6 +50,7 @@ class ReadAhead:
         self._window = max(window, PIECE_BYTES)
         self._asked = offset
         self._busy = False
+        self._queue: PoolQueue | None = None
 
     def reach(self, position: int) -> None:
         """Note how far the walk has come, and ask for the next window when it is time."""
@@ -63,23 +65,29 @@ class ReadAhead:
         if start < stop:
             self._asked = stop
             self._busy = True
-            core = self._core
-            core.lifecycle.begin_activity()
-            run = partial(self._advise, start, stop)
-            core.workers.start(core.workers.reads, run, self._advised)
-
-    def _advised(self, _result: None, _error: BaseException | None) -> None:
-        self._busy = False
-        self._core.lifecycle.end_activity()
+            self._core.lifecycle.begin_activity()
+            self._advise(start, stop)
 
     def _advise(self, start: int, stop: int) -> None:
-        for at in range(start, stop, PIECE_BYTES):
-            if self._core.lifecycle.closing:
-                return
-            try:
-                self._core.mapping.read_ahead(at, min(PIECE_BYTES, stop - at))
-            except (OSError, ValueError):
-                return  # only a hint: the walk meets the same error and reports it
+        """Ask for a window part by part. What the engine declines is left out: it is a hint."""
+        core = self._core
+        end = min(start + MOST_AT_ONCE, stop)
+
+        def advised(_outcome: int) -> None:
+            if end < stop:
+                self._advise(end, stop)
+            else:
+                self._end_window()
+
+        if self._queue is None:
+            self._queue = core.workers.queue(core.identity.device)
+        queue, length = self._queue, end - start
+        if queue is None or queue.read_ahead(core.mapping, start, length, advised) is None:
+            self._end_window()
+
+    def _end_window(self) -> None:
+        self._busy = False
+        self._core.lifecycle.end_activity()
 
 
 class Reads(Protocol):

@@ -59,6 +59,15 @@ class AsyncioLoop(EventLoop):
         """Call a function after a delay in seconds; returns what cancels that."""
         return self._loop.call_later(delay, function).cancel
 
+    def add_reader(self, fd: int, function: Callable[[], object]) -> Callable[[], object]:
+        """Call a function whenever a descriptor is readable; returns what ends that."""
+        self._loop.add_reader(fd, function)
+        return partial(self._remove_reader, fd)
+
+    def _remove_reader(self, fd: int) -> None:
+        with suppress(RuntimeError):  # of a loop that is closed, and has no readers
+            self._loop.remove_reader(fd)
+
     def spawn(self, function: Callable[[Unpack[Ts]], Awaitable[None]], *args: *Ts) -> None:
         """Start a background task that nothing cancels."""
         self._spawn(_Background, partial(function, *args))

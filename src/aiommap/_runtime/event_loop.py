@@ -57,6 +57,13 @@ class EventLoop(Protocol):
         """Call a function after a delay in seconds; returns what cancels that."""
         ...
 
+    def add_reader(self, fd: int, function: Callable[[], object]) -> Callable[[], object]:
+        """Call a function whenever a descriptor is readable; returns what ends that.
+
+        End it before the descriptor is closed. It keeps neither the loop nor a run of it going.
+        """
+        ...
+
     def spawn(self, function: Callable[[Unpack[Ts]], Awaitable[None]], *args: *Ts) -> None:
         """Start a background task that nothing cancels; the function must not raise (workers.3)."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
+from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn, TypeVarTuple, Unpack
 
@@ -59,6 +60,25 @@ class TrioLoop(EventLoop):
         self._trio.lowlevel.spawn_system_task(wait)
         cancel: Callable[[], object] = scope.cancel
         return cancel
+
+    def add_reader(self, fd: int, function: Callable[[], object]) -> Callable[[], object]:
+        """Call a function whenever a descriptor is readable; returns what ends that."""
+        lowlevel = self._trio.lowlevel
+        watched = [fd]
+
+        async def watch() -> None:
+            with suppress(self._trio.ClosedResourceError):
+                while watched:
+                    await lowlevel.wait_readable(fd)
+                    function()
+
+        def end() -> None:
+            watched.clear()
+            with suppress(RuntimeError):  # trio has ended, and watches nothing
+                lowlevel.notify_closing(fd)
+
+        lowlevel.spawn_system_task(watch)
+        return end
 
     def spawn(self, function: Callable[[Unpack[Ts]], Awaitable[None]], *args: *Ts) -> None:
         """Start a background task. The end of trio cancels it: it shields what has to be done."""

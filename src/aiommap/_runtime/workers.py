@@ -28,8 +28,9 @@ from enum import Enum, auto
 from functools import partial
 from typing import Any, TypeVar, TypeVarTuple, Unpack, cast
 
-from .._native import time_slice_renew, time_slice_spent, time_slice_yield
+from .._native import PoolQueue, time_slice_renew, time_slice_spent, time_slice_yield
 from .callbacks import nothing
+from .engine import Engine
 from .event_loop import Event, Waiter
 from .kept_threads import reserve, run_in_some_thread
 from .loops import load_backend, running_loop, wait_out
@@ -152,10 +153,14 @@ class Workers:
     __slots__ = (
         "__weakref__",
         "_checkpoint",
+        "_closed",
+        "_engine",
         "_find_token",
         "_forks",
         "_from_thread",
         "_loop",
+        "_readers",
+        "_release_engine",
         "_release_reserve",
         "_token",
         "call_soon",
@@ -180,14 +185,37 @@ class Workers:
         self.call_soon: Callable[[Callable[[], object]], object] = loop.call_soon
         self.event: Callable[[], Event] = loop.event
         self.waiter: Callable[[], Waiter[Any]] = loop.waiter
+        #: Kept from the first read that has to wait on.
+        self._engine: Engine | None = None
+        self._release_engine: Callable[[], object] = nothing
+        self._closed = False
+        self._readers = readers
         self.reads: Limiter = Limiter(readers or DEFAULT_READERS)
         self.stores: Limiter = Limiter(STORE_WORKERS)
         self.flushes: Limiter = Limiter(FLUSH_WORKERS)
         self.control: Limiter = Limiter(CONTROL_WORKERS)
 
     def close(self) -> None:
-        """Let go of the reserve: whoever used these workers has closed everything with them."""
+        """Let go of reserve and engine: whoever used these workers has closed everything."""
         self._release_reserve()
+        self._release_engine()
+        self._engine, self._closed = None, True
+
+    def queue(self, device: int) -> PoolQueue | None:
+        """Make the place of a file in the engine, for its reads.
+
+        None if there is no engine, for want of a descriptor for instance, and ``run`` has to do.
+        """
+        self.check_loop()
+        if self._closed:
+            return None
+        if self._engine is None:
+            try:
+                self._engine = Engine.of_loop(self._loop)
+            except (OSError, NotImplementedError):
+                return None
+            self._release_engine = self._engine.keep(self)
+        return self._engine.queue(self, self._readers, device)
 
     def call_from_thread(self, function: Callable[[], object]) -> bool:
         """Call a function on the loop soon, from any thread; tell whether the loop was there."""

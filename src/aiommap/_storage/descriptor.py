@@ -9,6 +9,7 @@ openings of the same path.
 from __future__ import annotations
 
 import os
+import stat
 import warnings
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
@@ -25,57 +26,69 @@ from .._core.paths import FilePath
 from .._errors import ForkedError, OutOfBoundsError, name_file
 from .._hub.hub import Hub, hub_or_new
 from .._hub.opening import Opening
-from .._native import read_file
+from .._native import PoolQueue, read_file
+from .._runtime.event_loop import Waiter
 from .._runtime.threads import Mutex
 from .._runtime.workers import OnCancel, Workers
 
 
 class _Descriptor:
-    """A descriptor that stays open, after ``release``, as long as a thread reads through it.
+    """A descriptor that stays open, after the backend was closed, as long as somebody reads by it.
 
     A cancelled read goes on in its thread. If the descriptor were closed meanwhile, its number
     could be that of another file by the next system call.
     """
 
-    __slots__ = ("_fd", "_mutex", "_users")
+    __slots__ = ("_mutex", "_users", "fd")
 
     def __init__(self, fd: int) -> None:
-        self._fd = fd
+        self.fd: int = fd
         self._users = 1  # the backend that opened it
         self._mutex = Mutex()
 
-    @contextmanager
-    def using(self) -> Iterator[int]:
-        """Keep the descriptor open for a block. Worker threads only."""
+    def retain(self) -> None:
+        """Keep it open until ``drop``; in any thread."""
         with self._mutex:
             if not self._users:
                 raise anyio.ClosedResourceError("the backend was closed before it could read")
             self._users += 1
+
+    def drop(self) -> bool:
+        """End what ``retain`` began; tell whether nobody uses it now: then it is to be closed."""
+        with self._mutex:
+            self._users -= 1
+            return not self._users
+
+    @contextmanager
+    def using(self) -> Iterator[int]:
+        """Keep it open for a block. Worker threads only."""
+        self.retain()
         try:
-            yield self._fd
+            yield self.fd
         finally:
             self.release()
 
     def release(self) -> None:
-        """Close it, unless a thread uses it. Worker threads only."""
-        with self._mutex:
-            self._users -= 1
-            last = not self._users
-        if last:
-            os.close(self._fd)
+        """Close it, unless somebody uses it. Worker threads only."""
+        if self.drop():
+            self.close()
+
+    def close(self) -> None:
+        """Close what nobody uses. Worker threads only."""
+        os.close(self.fd)
 
     def __del__(self) -> None:
         if self._users:
-            os.close(self._fd)
+            os.close(self.fd)
 
     def close_copy(self) -> None:
         """Close a forked child's copy; a thread of the parent may hold the mutex (I10)."""
         self._users = 0
-        os.close(self._fd)
+        os.close(self.fd)
 
 
 class FileBackend(AsyncResource):
-    """A backend that reads through a descriptor, in worker threads; made by ``FileBackend.open``.
+    """A backend that reads through a descriptor, off the loop; made by ``FileBackend.open``.
 
     It is for files that should not be mapped, like those of network mounts whose server may go
     away, and for files that cannot be: block devices, and files that the kernel makes up as they
@@ -85,12 +98,14 @@ class FileBackend(AsyncResource):
         hub has worker threads.
     """
 
-    __slots__ = ("_closed", "_descriptor", "_path", "_size", "_workers")
+    __slots__ = ("_closed", "_descriptor", "_device", "_path", "_queue", "_size", "_workers")
 
     def __init__(self, workers: Workers, path: str) -> None:
         self._workers = workers
         self._path = path
         self._size = 0
+        self._device = 0
+        self._queue: PoolQueue | None = None
         self._descriptor: _Descriptor | None = None
         self._closed = False
 
@@ -145,11 +160,14 @@ class FileBackend(AsyncResource):
             OSError: of the file system or the device.
             anyio.ClosedResourceError: if the backend is closed.
             ForkedError: if it was opened by another process.
-        Cancellation: leaves a read under way in its worker behind; it harms nothing.
+        Cancellation: leaves a read under way in its thread behind; it harms nothing.
         Source: pread(2); interrupted and short ones are continued.
         """
         descriptor = self._usable()
         start, count = check_range(offset, length, self._size)
+        data = await self._read_in_engine(descriptor, start, count)
+        if isinstance(data, bytes):
+            return data
         return await self._workers.run(
             self._workers.reads,
             self._read_whole,
@@ -158,6 +176,32 @@ class FileBackend(AsyncResource):
             count,
             on_cancel=OnCancel.ABANDON,
         )
+
+    async def _read_in_engine(
+        self, descriptor: _Descriptor, offset: int, length: int
+    ) -> bytes | int | None:
+        """Read in the engine; all bytes, or what else came of it: a worker finds out why."""
+        if self._queue is None:
+            self._queue = self._workers.queue(self._device)
+        if self._queue is None:
+            return None
+        waiter: Waiter[bytes | int] = self._workers.waiter()
+
+        def tell(outcome: bytes | int) -> None:
+            if descriptor.drop():
+                self._workers.start(self._workers.control, descriptor.close, lambda *_: None)
+            if not waiter.done():
+                waiter.set_result(outcome)
+
+        reading = self._queue.read_file(descriptor.fd, offset, length, tell)
+        if reading is None:
+            return None
+        descriptor.retain()
+        try:
+            return await waiter
+        except BaseException:
+            reading.withdraw()
+            raise
 
     async def aclose(self) -> None:
         """Close; reads under way are answered all the same.
@@ -198,6 +242,7 @@ class FileBackend(AsyncResource):
                 found = os.fstat(fd)
                 check_readable(self._path, found)
                 self._size = size_of(self._path, fd, found) if size is None else size
+                self._device = found.st_rdev if stat.S_ISBLK(found.st_mode) else found.st_dev
             except BaseException:
                 os.close(fd)
                 raise

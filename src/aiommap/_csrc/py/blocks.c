@@ -69,15 +69,6 @@ static void blocks_dealloc(Blocks *self)
     object_free(self);
 }
 
-static bool parse_integer(PyObject *object, int64_t *value)
-{
-    if (!PyLong_Check(object))
-        return false;
-    int overflow;
-    *value = PyLong_AsLongLongAndOverflow(object, &overflow);
-    return !overflow;
-}
-
 static PyObject *blocks_read_inline(Blocks *self, PyObject *const *args, Py_ssize_t count)
 {
     uint32_t words[MAX_INLINE_BLOCKS];

@@ -10,6 +10,7 @@
 #include "accounting.h"
 #include "buffer.h"
 #include "pin.h"
+#include "pool_object.h"
 #include "receipt.h"
 #include "state.h"
 
@@ -25,7 +26,7 @@
 /* Residency is checked again for every piece, so that a check never is older than ~20 us. */
 #define MAPPED_READ_PIECE_BYTES ((size_t)256 << 10)
 
-static bool parse_integer(PyObject *object, int64_t *value)
+bool parse_integer(PyObject *object, int64_t *value)
 {
     if (!PyLong_Check(object))
         return false;
@@ -34,17 +35,9 @@ static bool parse_integer(PyObject *object, int64_t *value)
     return !overflow;
 }
 
-/* Whether this is the thread of the file's loop. The address of its time slice tells it from any
- * other thread alive. A mapping that nobody has attached belongs to no thread. */
-static bool is_loop_thread(const Mapping *self, const struct time_slice *slice)
-{
-    return self->loop_slice == slice || !self->loop_slice;
-}
-
 static bool slice_allows(const Mapping *self, int64_t now)
 {
-    const struct time_slice *slice = &thread_time_slice;
-    return is_loop_thread(self, slice) && !time_slice_is_spent(slice, now);
+    return is_loop_thread(self) && !time_slice_is_spent(&thread_time_slice, now);
 }
 
 /* A guarded copy out of pages that are known to be present. */
@@ -102,6 +95,22 @@ static ssize_t read_own(int fd, char *to, size_t length, int64_t offset, bool no
     return got == (ssize_t)length ? (ssize_t)file_own(fd, (off_t)offset, length) : got;
 }
 
+/* Whether a read through the descriptor can be tried: where so many are in flight, only of what is in
+ * memory (py/pool_object.h). */
+static bool may_probe(const Mapping *self, int64_t offset, size_t length)
+{
+    if (thread_cold_reads < COLD_READS_MANY || self->in_memory)
+        return true;
+    return mapping_sees_residency(self) && mapping_is_current(self) &&
+           region_is_resident(self->region, (size_t)offset, length);
+}
+
+bool inline_read_is_due(const Mapping *self, int64_t offset, int64_t length)
+{
+    return time_slice_is_spent(&thread_time_slice, monotonic_clock()) &&
+           may_probe(self, offset, (size_t)length);
+}
+
 /* Read through the descriptor, which never waits and never faults. */
 static bool read_cached(Mapping *self, char *to, int64_t offset, size_t length)
 {
@@ -140,7 +149,7 @@ static bool read_now(Mapping *self, char *to, int64_t offset, size_t length)
         return false;
     if (length >= MAPPED_READ_BYTES && mapping_sees_residency(self) && mapping_is_current(self))
         return read_mapped(self, to, offset, length);
-    return read_cached(self, to, offset, length);
+    return may_probe(self, offset, length) && read_cached(self, to, offset, length);
 }
 
 static bool read_counted(Mapping *self, char *to, int64_t offset, size_t length)

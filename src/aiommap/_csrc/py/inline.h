@@ -4,6 +4,19 @@
 
 #include "mapping.h"
 
+/* Whether this is the thread of the file's loop. The address of its time slice tells it from any
+ * other thread alive. A mapping that nobody has attached belongs to no thread. */
+static inline bool is_loop_thread(const Mapping *self)
+{
+    return self->loop_slice == &thread_time_slice || !self->loop_slice;
+}
+
+/* The value of a plain integer that fits; or false. */
+bool parse_integer(PyObject *object, int64_t *value);
+/* Whether a read that was declined has to give way and be tried once more, rather than wait for a disk:
+ * the time slice is spent, and the range may be in memory. */
+bool inline_read_is_due(const Mapping *self, int64_t offset, int64_t length);
+
 PyObject *mapping_read_inline(Mapping *self, PyObject *const *args, Py_ssize_t count);
 PyObject *mapping_read_into_inline(Mapping *self, PyObject *const *args, Py_ssize_t count);
 PyObject *mapping_read_nowait(Mapping *self, PyObject *const *args, Py_ssize_t count);

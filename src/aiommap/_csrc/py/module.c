@@ -12,6 +12,7 @@
 #include "log.h"
 #include "mapping.h"
 #include "mapping_type.h"
+#include "pool_object.h"
 #include "receipt.h"
 #include "search.h"
 #include "state.h"
@@ -144,6 +145,7 @@ static const struct {
     {"IN_MEMORY", MAPPING_IN_MEMORY},
     {"RESIDENCY_VISIBLE", MAPPING_RESIDENCY_VISIBLE},
     {"SPARSE", MAPPING_SPARSE},
+    {"POOL_NO_LIMIT", POOL_NO_LIMIT},
     {"MADV_NORMAL", MADV_NORMAL},
     {"MADV_RANDOM", MADV_RANDOM},
     {"MADV_SEQUENTIAL", MADV_SEQUENTIAL},
@@ -173,6 +175,14 @@ static int add_log(PyObject *module, struct native_state *state)
  * loaded. A libc that has no need of it may lack it. */
 static void load_what_ends_threads(void) { dlopen("libgcc_s.so.1", RTLD_NOW); }
 
+static bool add_pool(PyObject *module, struct native_state *state)
+{
+    state->pool_type = add_type(module, &pool_spec);
+    state->pool_queue_type = add_type(module, &pool_queue_spec);
+    state->pool_read_type = add_type(module, &pool_read_spec);
+    return state->pool_type && state->pool_queue_type && state->pool_read_type;
+}
+
 static int native_exec(PyObject *module)
 {
     struct native_state *state = PyModule_GetState(module);
@@ -198,7 +208,7 @@ static int native_exec(PyObject *module)
     Py_XDECREF(errors);
     if (!state->out_of_bounds)
         return -1;
-    if (add_log(module, state))
+    if (!add_pool(module, state) || add_log(module, state))
         return -1;
     state->blocks_type = add_type(module, &blocks_spec);
     if (!state->blocks_type || PyModule_AddFunctions(module, block_functions))
@@ -227,6 +237,9 @@ static int native_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->log_cursor_type);
     Py_VISIT(state->log_writer_type);
     Py_VISIT(state->blocks_type);
+    Py_VISIT(state->pool_type);
+    Py_VISIT(state->pool_queue_type);
+    Py_VISIT(state->pool_read_type);
     Py_VISIT(state->export_type);
     Py_VISIT(state->out_of_bounds);
     load_what_ends_threads();
@@ -246,6 +259,9 @@ static int native_clear(PyObject *module)
     Py_CLEAR(state->log_cursor_type);
     Py_CLEAR(state->log_writer_type);
     Py_CLEAR(state->blocks_type);
+    Py_CLEAR(state->pool_type);
+    Py_CLEAR(state->pool_queue_type);
+    Py_CLEAR(state->pool_read_type);
     Py_CLEAR(state->export_type);
     Py_CLEAR(state->out_of_bounds);
     return 0;

@@ -57,6 +57,18 @@ void pin_instead(struct pin *pin, struct region *region)
     region_unpin(before);
 }
 
+int pin_take_descriptor(struct pin *pin)
+{
+    Mapping *mapping = pin->mapping;
+    for (int i = 0; i < 2 && mapping->pins == 1; i++) {
+        int fd = mapping->fds_to_close[i];
+        mapping->fds_to_close[i] = -1;
+        if (fd >= 0)
+            return fd;
+    }
+    return -1;
+}
+
 void pin_end(struct pin *pin)
 {
     Mapping *mapping = pin->mapping;

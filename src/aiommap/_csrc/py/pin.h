@@ -16,6 +16,8 @@ struct pin { /* the caller's own; written by pin.c */
 /* All of these need the GIL. */
 void pin_begin(struct pin *pin, Mapping *mapping);
 void pin_end(struct pin *pin);
+/* Take over a descriptor that pin_end would close; -1 if there is none, or no more. */
+int pin_take_descriptor(struct pin *pin);
 /* Pin another region of the same mapping in place of this one. */
 void pin_instead(struct pin *pin, struct region *region);
 /* In a forked child, for whoever closes: end the pins of threads that are not there. */

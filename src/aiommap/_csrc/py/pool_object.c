@@ -1,0 +1,252 @@
+#include "pool_object.h"
+
+#include <errno.h>
+
+#include "state.h"
+
+#include "../sys/forks.h"
+
+/* A task takes some 10 us of the turn in which it is woken. */
+#define TASKS_A_TURN 64
+/* So many jobs are not kept until the turn is over, which may begin hundreds more. */
+#define GATHERED_MOST 64
+
+PER_THREAD size_t thread_cold_reads;
+
+bool pool_is_usable(const Pool *self)
+{
+    return self->pool && self->forks == fork_generation;
+}
+
+static bool call_drain_soon(Pool *self)
+{
+    if (self->called)
+        return true;
+    PyObject *drain = PyObject_GetAttrString((PyObject *)self, "drain");
+    PyObject *handle = drain ? PyObject_CallFunctionObjArgs(self->call_soon, drain, NULL) : NULL;
+    Py_XDECREF(drain);
+    Py_XDECREF(handle);
+    self->called = handle;
+    return handle;
+}
+
+static void append_landed(Pool *self, struct pool_job *job)
+{
+    while (job) {
+        struct pool_job *below = job->below;
+        job->below = NULL;
+        if (self->landed)
+            self->last_landed->below = job;
+        else
+            self->landed = job;
+        self->last_landed = job;
+        job = below;
+    }
+}
+
+void pool_flush(Pool *self)
+{
+    self->gathered_count = 0;
+    if (pool_list_is_empty(&self->gathered) || !pool_submit(self->pool, &self->gathered))
+        return;
+    while (!pool_list_is_empty(&self->gathered)) {
+        struct pool_job *job = pool_list_take(&self->gathered);
+        ((struct pool_read *)job)->got = -EAGAIN;
+        job->below = NULL;
+        append_landed(self, job);
+    }
+}
+
+bool pool_run(Pool *self, size_t count, struct waiting_read *reads)
+{
+    bool alone = self->in_flight == 0;
+    if (!alone && !call_drain_soon(self))
+        return false;
+    for (size_t i = 0; i < count; i++)
+        pool_list_append(&self->gathered, &reads[i].call.job);
+    thread_cold_reads = self->in_flight += count;
+    self->gathered_count += count;
+    if (!alone && self->gathered_count < GATHERED_MOST)
+        return true;
+    pool_flush(self);
+    if (self->landed && !call_drain_soon(self)) /* no thread could be started */
+        PyErr_Clear(); /* the loop is closed, so nobody waits */
+    return true;
+}
+
+void pool_note_landed(Pool *self) { thread_cold_reads = --self->in_flight; }
+
+static void deliver(Pool *self)
+{
+    for (int woken = 0; self->landed && woken < TASKS_A_TURN;) {
+        struct pool_job *job = self->landed;
+        self->landed = job->below;
+        pool_note_landed(self);
+        woken += pool_read_landed(job);
+    }
+}
+
+static bool tell_empty(Pool *self)
+{
+    PyObject *told = self->when_empty;
+    if (self->in_flight || !told)
+        return true;
+    self->when_empty = NULL;
+    PyObject *answer = PyObject_CallFunctionObjArgs(told, NULL);
+    Py_DECREF(told);
+    Py_XDECREF(answer);
+    return answer;
+}
+
+static PyObject *pool_drain(Pool *self, PyObject *Py_UNUSED(unused))
+{
+    self->called = false;
+    if (!pool_is_usable(self))
+        Py_RETURN_NONE;
+    Py_INCREF((PyObject *)self); /* a read that has landed may hold the last reference */
+    pool_flush(self);
+    append_landed(self, pool_landed(self->pool));
+    deliver(self);
+    bool done = (!self->landed || call_drain_soon(self)) && tell_empty(self);
+    Py_DECREF((PyObject *)self);
+    if (!done)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *pool_when_empty(Pool *self, PyObject *function)
+{
+    PyObject *before = self->when_empty;
+    self->when_empty = Py_NewRef(function);
+    Py_XDECREF(before);
+    if (!tell_empty(self))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *pool_close_object(Pool *self, PyObject *Py_UNUSED(unused))
+{
+    struct pool *pool = self->pool;
+    if (pool && self->in_flight && self->forks == fork_generation)
+        return PyErr_Format(PyExc_RuntimeError, "%zu reads are in flight: wait for when_empty",
+                            self->in_flight);
+    self->pool = NULL;
+    if (pool && self->forks != fork_generation) {
+        pool_forget(pool);
+    } else if (pool) {
+        Py_BEGIN_ALLOW_THREADS
+        pool_drop(pool);
+        Py_END_ALLOW_THREADS
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *pool_fileno(Pool *self, PyObject *Py_UNUSED(unused))
+{
+    return PyLong_FromLong(self->pool ? pool_descriptor(self->pool) : -1);
+}
+
+static PyObject *pool_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs))
+{
+    PyObject *make_waiter, *call_soon;
+    if (!PyArg_ParseTuple(args, "OO:Pool", &make_waiter, &call_soon))
+        return NULL;
+    Pool *self = (Pool *)PyType_GenericAlloc(type, 0);
+    if (!self)
+        return NULL;
+    self->make_waiter = Py_NewRef(make_waiter);
+    self->call_soon = Py_NewRef(call_soon);
+    self->forks = fork_generation;
+    pool_list_make(&self->gathered);
+    int error = pool_make(&self->pool);
+    if (!error)
+        return (PyObject *)self;
+    Py_DECREF((PyObject *)self);
+    return os_error(error);
+}
+
+/* queue(hub, limit, device): the place of a file of that hub and on that device. */
+static PyObject *pool_queue(Pool *self, PyObject *args)
+{
+    unsigned long long hub, device;
+    unsigned limit;
+    if (!PyArg_ParseTuple(args, "KIK:queue", &hub, &limit, &device))
+        return NULL;
+    if (!pool_is_usable(self)) {
+        PyErr_SetString(PyExc_ValueError, "the pool is closed, or another process's");
+        return NULL;
+    }
+    struct native_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
+    PoolQueue *queue = (PoolQueue *)PyType_GenericAlloc(state->pool_queue_type, 0);
+    if (!queue)
+        return NULL;
+    if (pool_queue_make(self->pool, &queue->queue, hub, limit, device)) {
+        queue->pool = (Pool *)Py_NewRef((PyObject *)self);
+        return (PyObject *)queue;
+    }
+    Py_DECREF((PyObject *)queue);
+    return PyErr_NoMemory();
+}
+
+static PyObject *get_in_flight(Pool *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromSize_t(self->in_flight);
+}
+
+static PyObject *get_threads(Pool *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromUnsignedLong(pool_is_usable(self) ? pool_threads(self->pool) : 0);
+}
+
+static int pool_traverse(Pool *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE((PyObject *)self));
+    Py_VISIT(self->make_waiter);
+    Py_VISIT(self->call_soon);
+    Py_VISIT(self->when_empty);
+    return 0;
+}
+
+static int pool_clear(Pool *self)
+{
+    Py_CLEAR(self->make_waiter);
+    Py_CLEAR(self->call_soon);
+    Py_CLEAR(self->when_empty);
+    return 0;
+}
+
+static void pool_dealloc(Pool *self)
+{
+    PyObject_GC_UnTrack(self);
+    Py_XDECREF(pool_close_object(self, NULL)); /* what is in flight holds references (pool_object.1) */
+    pool_clear(self);
+    object_free(self);
+}
+
+static PyMethodDef pool_methods[] = { /* documented in _native_pool.pyi */
+    {"queue", (PyCFunction)pool_queue, METH_VARARGS, NULL},
+    {"drain", (PyCFunction)pool_drain, METH_NOARGS, NULL},
+    {"when_empty", (PyCFunction)pool_when_empty, METH_O, NULL},
+    {"fileno", (PyCFunction)pool_fileno, METH_NOARGS, NULL},
+    {"close", (PyCFunction)pool_close_object, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef pool_getset[] = {
+    {"in_flight", (getter)get_in_flight, NULL, "How many jobs are in flight.", NULL},
+    {"threads", (getter)get_threads, NULL, "How many threads there are.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot pool_slots[] = {
+    {Py_tp_new, pool_new},           {Py_tp_dealloc, pool_dealloc}, {Py_tp_traverse, pool_traverse},
+    {Py_tp_clear, pool_clear},       {Py_tp_methods, pool_methods}, {Py_tp_getset, pool_getset},
+    {0, NULL},
+};
+
+PyType_Spec pool_spec = {
+    .name = "aiommap._native.Pool",
+    .basicsize = sizeof(Pool),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = pool_slots,
+};

@@ -1,0 +1,424 @@
+#include "pool.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#ifdef __linux__
+#include <sys/eventfd.h>
+#endif
+#include <unistd.h>
+
+#include "clock.h"
+
+/* Enough for a system call; pthread_create would reserve megabytes. */
+#define STACK_BYTES ((size_t)256 << 10)
+/* The threads that run jobs, and the one that watches. */
+#define THREADS_MAX (POOL_WIDTH_MAX + 1)
+
+struct pool_thread { /* with the mutex */
+    struct pool *pool;         /* constant */
+    struct pool_thread *below; /* in the stack of idle threads */
+    pthread_cond_t wake;
+    int64_t began; /* the job that it runs; 0 without one */
+    bool exists;
+    bool woken;
+};
+
+struct pool {
+    pthread_mutex_t mutex;
+    pthread_cond_t left; /* the last thread has ended */
+
+    /* Constant. */
+    int readable, writable; /* one eventfd, or the two ends of a pipe */
+
+    /* With the mutex. */
+    struct pool_turns turns;
+    struct pool_thread threads[THREADS_MAX];
+    struct pool_thread *idle; /* the one that was busy last has the warmest caches: a stack */
+    struct pool_thread *watcher;
+    unsigned existing;
+    unsigned waking; /* about to look for a job: woken, started, or done with another one */
+    bool dropped;
+
+    struct pool_job *landed; /* atomic; the newest one first */
+};
+
+/* Landing. */
+
+static int make_descriptors(struct pool *pool)
+{
+#ifdef __linux__
+    pool->readable = pool->writable = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    return pool->readable < 0 ? errno : 0;
+#else
+    int ends[2];
+    if (pipe(ends))
+        return errno;
+    for (int i = 0; i < 2; i++) {
+        fcntl(ends[i], F_SETFL, O_NONBLOCK);
+        fcntl(ends[i], F_SETFD, FD_CLOEXEC);
+    }
+    pool->readable = ends[0];
+    pool->writable = ends[1];
+    return 0;
+#endif
+}
+
+static void close_descriptors(struct pool *pool)
+{
+    close(pool->readable);
+    if (pool->writable != pool->readable)
+        close(pool->writable);
+}
+
+/* The descriptor first: what lands after it was read and before the stack is taken writes in vain, and
+ * what lands later finds an empty stack, and writes. */
+struct pool_job *pool_landed(struct pool *pool)
+{
+    uint64_t count;
+    struct pool_job *in_order = NULL;
+    while (read(pool->readable, &count, sizeof count) < 0 && errno == EINTR)
+        continue;
+    struct pool_job *job = __atomic_exchange_n(&pool->landed, NULL, __ATOMIC_ACQUIRE);
+    while (job) {
+        struct pool_job *below = job->below;
+        job->below = in_order;
+        in_order = job;
+        job = below;
+    }
+    return in_order;
+}
+
+/* The job may be gone by the time of the write; the descriptor stays until every thread has ended. */
+static void land(struct pool *pool, struct pool_job *job)
+{
+    struct pool_job *below = __atomic_load_n(&pool->landed, __ATOMIC_RELAXED);
+    do
+        job->below = below;
+    while (!__atomic_compare_exchange_n(&pool->landed, &below, job, true, __ATOMIC_RELEASE,
+                                        __ATOMIC_RELAXED));
+    if (below)
+        return;
+    uint64_t one = 1;
+    ssize_t put;
+    do
+        put = write(pool->writable, &one, sizeof one);
+    while (put < 0 && errno == EINTR); /* EAGAIN: it is readable already */
+}
+
+/* With the mutex, from here on to the threads. */
+
+static struct pool_job *begin(struct pool *pool, struct pool_thread *self)
+{
+    struct pool_job *job = turns_begin(&pool->turns);
+    self->began = job ? monotonic_clock() : 0;
+    return job;
+}
+
+/* Let more jobs run if those that do wait for a slow device. */
+static void widen(struct pool *pool)
+{
+    int64_t before = monotonic_clock() - POOL_BLOCKED_NS;
+    unsigned blocked = 0;
+    for (size_t i = 0; i < THREADS_MAX; i++)
+        blocked += pool->threads[i].began && pool->threads[i].began < before;
+    unsigned width = pool->turns.width + blocked;
+    if (2 * blocked >= pool->turns.running)
+        pool->turns.width = width < POOL_WIDTH_MAX ? width : POOL_WIDTH_MAX;
+}
+
+/* Threads. */
+
+static void *work(void *argument);
+
+static int start_thread(struct pool_thread *thread)
+{
+    pthread_t made;
+    pthread_attr_t attributes;
+    sigset_t blocked, before;
+    sigfillset(&blocked); /* signals are for threads of Python; those of faults cannot be left to them */
+    sigdelset(&blocked, SIGBUS);
+    sigdelset(&blocked, SIGSEGV);
+    sigdelset(&blocked, SIGILL);
+    sigdelset(&blocked, SIGFPE);
+    pthread_attr_init(&attributes);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&attributes, STACK_BYTES);
+    pthread_sigmask(SIG_SETMASK, &blocked, &before);
+    int error = pthread_create(&made, &attributes, work, thread);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+    return error;
+}
+
+static struct pool_thread *spare_thread(struct pool *pool)
+{
+    for (size_t i = 0; i < THREADS_MAX; i++)
+        if (!pool->threads[i].exists)
+            return &pool->threads[i];
+    return NULL;
+}
+
+/* Who is to help with what is left. */
+struct helper { /* the caller's own */
+    struct pool_thread *thread; /* or NULL */
+    bool starts;
+};
+
+static struct helper starting(struct pool *pool)
+{
+    struct pool_thread *thread = spare_thread(pool);
+    if (!thread)
+        return (struct helper){0};
+    thread->exists = true;
+    pool->existing++;
+    pool->waking++;
+    return (struct helper){thread, true};
+}
+
+static void undo_start(struct pool *pool, struct pool_thread *thread)
+{
+    thread->exists = false;
+    pool->existing--;
+    pool->waking--;
+}
+
+/* Choose an idle thread, or one to start. One at a time, and it chooses the next: who submits many
+ * jobs is not kept by as many calls. */
+static struct helper choose_helper(struct pool *pool)
+{
+    struct pool_thread *thread = pool->idle;
+    if (pool->waking || (!turns_has_next(&pool->turns) && (pool->watcher || !turns_is_crowded(&pool->turns))))
+        return (struct helper){0};
+    if (!thread)
+        return starting(pool);
+    pool->idle = thread->below;
+    thread->woken = true;
+    pool->waking++;
+    return (struct helper){thread, false};
+}
+
+/* Without the mutex. Where no thread can be started, those that are there have to do. */
+static void call_helper(struct pool *pool, struct helper helper)
+{
+    if (!helper.thread)
+        return;
+    if (!helper.starts) {
+        pthread_cond_signal(&helper.thread->wake);
+    } else if (start_thread(helper.thread)) {
+        pthread_mutex_lock(&pool->mutex);
+        undo_start(pool, helper.thread);
+        pthread_mutex_unlock(&pool->mutex);
+    }
+}
+
+static void wait_for(struct pool_thread *self, int64_t nanoseconds)
+{
+    int64_t until = monotonic_clock() + nanoseconds;
+    struct timespec moment = {until / 1000000000, until % 1000000000};
+#ifdef __APPLE__
+    moment = (struct timespec){nanoseconds / 1000000000, nanoseconds % 1000000000};
+    pthread_cond_timedwait_relative_np(&self->wake, &self->pool->mutex, &moment);
+#else
+    pthread_cond_timedwait(&self->wake, &self->pool->mutex, &moment);
+#endif
+}
+
+static void leave_idle(struct pool *pool, const struct pool_thread *self)
+{
+    struct pool_thread **at = &pool->idle;
+    while (*at != self)
+        at = &(*at)->below;
+    *at = self->below;
+}
+
+/* Wait to be woken; whether to go on. */
+static bool be_idle(struct pool *pool, struct pool_thread *self)
+{
+    int64_t since = monotonic_clock();
+    self->below = pool->idle;
+    pool->idle = self;
+    while (!self->woken && !pool->dropped && monotonic_clock() - since < POOL_IDLE_NS)
+        wait_for(self, POOL_IDLE_NS);
+    if (self->woken) {
+        self->woken = false;
+        pool->waking--;
+        return true;
+    }
+    leave_idle(pool, self);
+    pool->turns.width = POOL_WIDTH; /* nobody has needed so many threads for a while */
+    return false;
+}
+
+/* Wait until there is a job to take; whether there will be. */
+static bool rest(struct pool *pool, struct pool_thread *self)
+{
+    while (!pool->dropped && !turns_has_next(&pool->turns)) {
+        if (turns_is_crowded(&pool->turns) && !pool->watcher) {
+            pool->watcher = self;
+            wait_for(self, POOL_WATCH_NS);
+            pool->watcher = NULL;
+            if (turns_is_crowded(&pool->turns))
+                widen(pool);
+        } else if (!be_idle(pool, self)) {
+            return false;
+        }
+    }
+    return !pool->dropped;
+}
+
+/* The mutex is held, and let go. */
+static void leave(struct pool *pool, struct pool_thread *self)
+{
+    self->exists = false;
+    if (--pool->existing == 0)
+        pthread_cond_signal(&pool->left);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
+static void *work(void *argument)
+{
+    struct pool_thread *self = argument;
+    struct pool *pool = self->pool;
+    struct pool_job *done = NULL;
+    pthread_mutex_lock(&pool->mutex);
+    pool->waking--;
+    for (;;) {
+        if (done)
+            turns_end(&pool->turns, done);
+        struct pool_job *job = begin(pool, self);
+        struct helper helper = {0};
+        if (job)
+            helper = choose_helper(pool);
+        bool looks_again = !job && done; /* it only has to land that, so nobody else is woken */
+        if (!job && !done && !rest(pool, self))
+            break;
+        pool->waking += looks_again;
+        pthread_mutex_unlock(&pool->mutex);
+        if (done)
+            land(pool, done);
+        call_helper(pool, helper);
+        if (job)
+            job->run(job);
+        done = job;
+        pthread_mutex_lock(&pool->mutex);
+        pool->waking -= looks_again;
+    }
+    leave(pool, self);
+    return NULL;
+}
+
+/* The owner. */
+
+int pool_make(struct pool **made)
+{
+    struct pool *pool = calloc(1, sizeof *pool);
+    if (!pool)
+        return ENOMEM;
+    int error = make_descriptors(pool);
+    if (error) {
+        free(pool);
+        return error;
+    }
+    pthread_condattr_t attributes;
+    pthread_condattr_init(&attributes);
+#ifndef __APPLE__
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+#endif
+    for (size_t i = 0; i < THREADS_MAX; i++) {
+        pool->threads[i].pool = pool;
+        pthread_cond_init(&pool->threads[i].wake, &attributes);
+    }
+    pthread_cond_init(&pool->left, &attributes);
+    pthread_condattr_destroy(&attributes);
+    pthread_mutex_init(&pool->mutex, NULL);
+    turns_make(&pool->turns, POOL_WIDTH);
+    *made = pool;
+    return 0;
+}
+
+/* No job is left, so that every thread is idle or about to be, and none can hang. */
+void pool_drop(struct pool *pool)
+{
+    pthread_mutex_lock(&pool->mutex);
+    pool->dropped = true;
+    for (size_t i = 0; i < THREADS_MAX; i++)
+        pthread_cond_signal(&pool->threads[i].wake);
+    while (pool->existing)
+        pthread_cond_wait(&pool->left, &pool->mutex);
+    pthread_mutex_unlock(&pool->mutex);
+    close_descriptors(pool);
+    turns_free(&pool->turns);
+    for (size_t i = 0; i < THREADS_MAX; i++)
+        pthread_cond_destroy(&pool->threads[i].wake);
+    pthread_cond_destroy(&pool->left);
+    pthread_mutex_destroy(&pool->mutex);
+    free(pool);
+}
+
+void pool_forget(struct pool *pool) { close_descriptors(pool); }
+
+int pool_descriptor(const struct pool *pool) { return pool->readable; }
+
+bool pool_queue_make(struct pool *pool, struct pool_queue *queue, uint64_t hub, unsigned limit,
+                     uint64_t device)
+{
+    pthread_mutex_lock(&pool->mutex);
+    bool made = turns_open(&pool->turns, queue, hub, limit, device);
+    struct helper helper = choose_helper(pool); /* where the limit was lower */
+    pthread_mutex_unlock(&pool->mutex);
+    call_helper(pool, helper);
+    return made;
+}
+
+void pool_queue_drop(struct pool *pool, struct pool_queue *queue)
+{
+    pthread_mutex_lock(&pool->mutex);
+    turns_close(&pool->turns, queue);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
+/* With the mutex, which nobody else wants. */
+static int start_first(struct pool *pool)
+{
+    struct helper helper = starting(pool);
+    int error = start_thread(helper.thread);
+    if (error)
+        undo_start(pool, helper.thread);
+    return error;
+}
+
+int pool_submit(struct pool *pool, struct pool_link *list)
+{
+    struct helper helper = {0};
+    pthread_mutex_lock(&pool->mutex);
+    int error = pool->existing ? 0 : start_first(pool);
+    if (!error) {
+        while (!pool_list_is_empty(list))
+            turns_add(&pool->turns, pool_list_take(list));
+        helper = choose_helper(pool);
+    }
+    pthread_mutex_unlock(&pool->mutex);
+    call_helper(pool, helper);
+    return error;
+}
+
+bool pool_withdraw(struct pool *pool, struct pool_job *job)
+{
+    pthread_mutex_lock(&pool->mutex);
+    bool queued = job->queued;
+    if (queued)
+        turns_remove(&pool->turns, job);
+    pthread_mutex_unlock(&pool->mutex);
+    return queued;
+}
+
+unsigned pool_threads(struct pool *pool)
+{
+    pthread_mutex_lock(&pool->mutex);
+    unsigned existing = pool->existing;
+    pthread_mutex_unlock(&pool->mutex);
+    return existing;
+}

@@ -1,0 +1,56 @@
+/* pool.h: threads that make calls which wait for a disk. Knows nothing of Python.
+ *
+ * Threads take jobs in the order of pool_turns.h. A job that was run *lands*: it goes on a stack, and a
+ * descriptor becomes readable when the stack was empty. One thread, the *owner*, makes queues, submits,
+ * withdraws and takes what has landed.
+ *
+ * How many threads. POOL_WIDTH jobs run at a time. While jobs wait and at least half of those that
+ * run have done so for longer than POOL_BLOCKED_NS, more may: so a slow device gets depth, and a fast
+ * one no more threads than it needs. There is one thread more, which watches for that. Threads are
+ * started when they are needed, one by another, and an idle one ends after POOL_IDLE_NS.
+ *
+ * Invariants.
+ *   1  A job belongs to the pool from pool_submit until it was withdrawn, or pool_landed returned
+ *      it; so does the memory it fills. A thread touches neither job nor queue once it has landed it.
+ *   2  The mutex is held for moments: never during a job, nor while a thread is signalled.
+ *   3  Nobody waits for a thread that runs a job: the pool is dropped when all jobs have landed.
+ *   4  A forked child has no thread of the pool and makes no call of this file.
+ */
+#ifndef AIOMMAP_POOL_H
+#define AIOMMAP_POOL_H
+
+#include "pool_turns.h"
+
+#define POOL_WIDTH 16u
+#define POOL_BLOCKED_NS 500000
+#define POOL_WATCH_NS 1000000
+#define POOL_IDLE_NS 10000000000
+
+struct pool;
+
+/* Make a pool without a thread; 0 or an errno number. */
+int pool_make(struct pool **made);
+/* Give a pool up, when all its jobs have landed, and have its threads end. */
+void pool_drop(struct pool *pool);
+/* The same in a forked child. */
+void pool_forget(struct pool *pool);
+/* Readable when jobs have landed. */
+int pool_descriptor(const struct pool *pool);
+
+/* Make the queue of a file, which belongs to a hub and lies on a device; false without memory. The
+ * limit holds for the hub from now on. */
+bool pool_queue_make(struct pool *pool, struct pool_queue *queue, uint64_t hub, unsigned limit,
+                     uint64_t device);
+void pool_queue_drop(struct pool *pool, struct pool_queue *queue);
+
+/* Have jobs of a list run, each with queue and run set; the list is empty afterwards. If there is no
+ * thread and none can be started, the list stays as it is: an errno number. */
+int pool_submit(struct pool *pool, struct pool_link *list);
+/* Take a job back if no thread has begun it. */
+bool pool_withdraw(struct pool *pool, struct pool_job *job);
+/* Take all jobs that have landed, in the order in which they did, linked by `below`; or NULL. */
+struct pool_job *pool_landed(struct pool *pool);
+/* How many threads there are, for tests. */
+unsigned pool_threads(struct pool *pool);
+
+#endif

@@ -1,0 +1,259 @@
+/* pool_harness.c: cases of the pool of native threads, see harness.h. */
+#include "harness.h"
+
+#include "clock.h"
+#include "pool.h"
+#include "pool_calls.h"
+
+#include <poll.h>
+
+#define JOBS 2000
+
+/* A job that says when it is at work, and stays there until it is let go. */
+struct held_job {
+    struct pool_job job; /* first */
+    int begun, may_end, ended;
+    int at_once; /* how many of its kind were at work when it began */
+};
+
+static struct pool *pool;
+static struct pool_queue queues[8];
+static struct held_job jobs[JOBS];
+static int at_work, most_at_work;
+
+static void nap(void) { nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL); }
+
+static void run_held(struct pool_job *job)
+{
+    struct held_job *self = (struct held_job *)job;
+    int now = __atomic_add_fetch(&at_work, 1, __ATOMIC_SEQ_CST), most = GET(most_at_work);
+    while (now > most &&
+           !__atomic_compare_exchange_n(&most_at_work, &most, now, false, __ATOMIC_SEQ_CST,
+                                        __ATOMIC_SEQ_CST))
+        continue;
+    self->at_once = now;
+    SET(self->begun, 1);
+    while (!GET(self->may_end))
+        nap();
+    __atomic_sub_fetch(&at_work, 1, __ATOMIC_SEQ_CST);
+    SET(self->ended, 1);
+}
+
+static void begin_pool(void) { EXPECT(pool_make(&pool) == 0); }
+
+static void begin_queue(size_t number, uint64_t hub, unsigned limit, uint64_t device)
+{
+    EXPECT(pool_queue_make(pool, &queues[number], hub, limit, device));
+}
+
+static void submit(size_t first, size_t count, size_t queue, bool held)
+{
+    struct pool_link list;
+    pool_list_make(&list);
+    for (size_t i = first; i < first + count; i++) {
+        jobs[i] = (struct held_job){.job = {.queue = &queues[queue], .run = run_held},
+                                    .may_end = !held};
+        pool_list_append(&list, &jobs[i].job);
+    }
+    EXPECT(pool_submit(pool, &list) == 0 && pool_list_is_empty(&list));
+}
+
+/* Take what lands until so many have, in the order in which they did. */
+static void land(size_t count, struct pool_job **order)
+{
+    for (size_t got = 0; got < count;) {
+        struct pollfd ready = {.fd = pool_descriptor(pool), .events = POLLIN};
+        EXPECT(poll(&ready, 1, 20000) == 1);
+        for (struct pool_job *job = pool_landed(pool); job; job = job->below, got++)
+            if (order)
+                order[got] = job;
+    }
+}
+
+static void let_go(size_t first, size_t count)
+{
+    for (size_t i = first; i < first + count; i++)
+        SET(jobs[i].may_end, 1);
+}
+
+static size_t begun(size_t first, size_t count)
+{
+    size_t found = 0;
+    for (size_t i = first; i < first + count; i++)
+        found += (size_t)GET(jobs[i].begun);
+    return found;
+}
+
+static void until_begun(size_t first, size_t count, size_t wanted)
+{
+    while (begun(first, count) < wanted)
+        nap();
+}
+
+/* Everything that is submitted runs and lands once, in however many parts. */
+static void pool_runs_all(void)
+{
+    begin_pool();
+    begin_queue(0, 1, POOL_NO_LIMIT, 1);
+    begin_queue(1, 1, POOL_NO_LIMIT, 1);
+    begin_queue(2, 2, POOL_NO_LIMIT, 2);
+    for (size_t round = 0; round < 20; round++) {
+        for (size_t at = 0; at < JOBS; at += JOBS / 40)
+            submit(at, JOBS / 40, (at / (JOBS / 40)) % 3, false);
+        land(JOBS, NULL);
+        for (size_t i = 0; i < JOBS; i++)
+            EXPECT(jobs[i].ended == 1);
+        EXPECT(!pool_landed(pool));
+    }
+    for (size_t i = 0; i < 3; i++)
+        pool_queue_drop(pool, &queues[i]);
+    pool_drop(pool);
+}
+
+/* A thread at a time, so the order shows: hubs take turns, and within a hub its files. */
+static void pool_is_fair(void)
+{
+    struct pool_job *order[30];
+    begin_pool();
+    begin_queue(0, 1, 1, 1);
+    begin_queue(1, 1, 1, 1);
+    submit(0, 1, 0, true);
+    until_begun(0, 1, 1);
+    submit(1, 20, 0, false);
+    submit(21, 5, 1, false);
+    let_go(0, 1);
+    land(26, order);
+    EXPECT(order[0] == &jobs[0].job);
+    for (size_t i = 0; i < 10; i++) { /* by turns while both files have some */
+        size_t file = i % 2, number = i / 2;
+        EXPECT(order[1 + i] == &jobs[file ? 21 + number : 1 + number].job ||
+               order[1 + i] == &jobs[file ? 1 + number : 21 + number].job);
+    }
+    for (size_t i = 11; i < 26; i++)
+        EXPECT(order[i] == &jobs[6 + i - 11].job);
+    pool_queue_drop(pool, &queues[0]);
+    pool_queue_drop(pool, &queues[1]);
+    pool_drop(pool);
+}
+
+static void pool_keeps_limits(void)
+{
+    begin_pool();
+    begin_queue(0, 1, 3, 1);
+    submit(0, 200, 0, false);
+    land(200, NULL);
+    EXPECT(most_at_work <= 3);
+    begin_queue(1, 1, 0, 1); /* none, from now on */
+    submit(0, 10, 0, false);
+    EXPECT(pool_withdraw(pool, &jobs[4].job) && !pool_withdraw(pool, &jobs[4].job));
+    EXPECT(begun(0, 10) == 0);
+    begin_queue(2, 1, 2, 1);
+    land(9, NULL);
+    EXPECT(begun(0, 10) == 9 && !jobs[4].begun && most_at_work <= 3);
+    for (size_t i = 0; i < 3; i++)
+        pool_queue_drop(pool, &queues[i]);
+    pool_drop(pool);
+}
+
+/* A device that hangs gets more threads, but not all; others go on, even a second and a third that hang. */
+static void pool_survives_hangs(void)
+{
+    size_t hang = 200, at = 0;
+    begin_pool();
+    for (size_t device = 0; device < 4; device++) {
+        begin_queue(device, 1, POOL_NO_LIMIT, device);
+        submit(at, hang, device, true);
+        until_begun(at, hang, device ? 1 : 64);
+        at += hang;
+    }
+    begin_queue(4, 2, POOL_NO_LIMIT, 9);
+    submit(at, 1, 4, false);
+    land(1, NULL);
+    EXPECT(begun(0, hang) == 64 && GET(at_work) <= (int)POOL_WIDTH_MAX);
+    let_go(0, at);
+    land(at, NULL);
+    EXPECT(most_at_work <= (int)POOL_WIDTH_MAX);
+    for (size_t i = 0; i < 5; i++)
+        pool_queue_drop(pool, &queues[i]);
+    pool_drop(pool);
+}
+
+/* Threads are not more than what runs needs, and one that watches. */
+static void pool_stays_small(void)
+{
+    begin_pool();
+    begin_queue(0, 1, POOL_NO_LIMIT, 1);
+    EXPECT(pool_threads(pool) == 0);
+    for (size_t i = 0; i < 500; i++) {
+        submit(i, 1, 0, false);
+        land(1, NULL);
+    }
+    EXPECT(pool_threads(pool) <= 3);
+    pool_queue_drop(pool, &queues[0]);
+    pool_drop(pool);
+}
+
+static void pool_withdraws(void)
+{
+    begin_pool();
+    begin_queue(0, 1, 1, 1);
+    for (size_t round = 0; round < 50; round++) {
+        submit(0, 40, 0, false);
+        size_t withdrawn = 0;
+        for (size_t i = 40; i-- > 0;)
+            withdrawn += pool_withdraw(pool, &jobs[i].job);
+        land(40 - withdrawn, NULL);
+        EXPECT(begun(0, 40) == 40 - withdrawn && !pool_landed(pool));
+    }
+    pool_queue_drop(pool, &queues[0]);
+    pool_drop(pool);
+}
+
+static void pool_reads(void)
+{
+    struct pool_read reads[PAGES + 2] = {0};
+    struct pool_link list;
+    begin_pool();
+    begin_queue(0, 1, POOL_NO_LIMIT, 1);
+    pool_list_make(&list);
+    for (size_t i = 0; i < PAGES + 2; i++) {
+        reads[i] = (struct pool_read){.job = {.queue = &queues[0], .run = pool_read_own},
+                                      .fd = i > PAGES ? -1 : file, .offset = (off_t)(i * page),
+                                      .length = page + (i + 1 < PAGES ? 0 : 7),
+                                      .to = malloc(page + 7)};
+        pool_list_append(&list, &reads[i].job);
+    }
+    EXPECT(pool_submit(pool, &list) == 0);
+    land(PAGES + 2, NULL);
+    for (size_t i = 0; i < PAGES; i++)
+        EXPECT(reads[i].got == (ssize_t)page && reads[i].to[page - 1] == 'm');
+    EXPECT(reads[PAGES].got == 0 && reads[PAGES + 1].got == -EBADF);
+    pool_queue_drop(pool, &queues[0]);
+    pool_drop(pool);
+}
+
+/* Dropped at every moment of the life of its threads. */
+static void pool_ends(void)
+{
+    for (size_t round = 0; round < 200; round++) {
+        begin_pool();
+        begin_queue(0, 1, POOL_NO_LIMIT, 1);
+        submit(0, round % 40, 0, false);
+        land(round % 40, NULL);
+        pool_queue_drop(pool, &queues[0]);
+        pool_drop(pool);
+    }
+}
+
+static const struct test_case cases[] = {
+    {"pool_runs_all", pool_runs_all},
+    {"pool_is_fair", pool_is_fair},
+    {"pool_keeps_limits", pool_keeps_limits},
+    {"pool_survives_hangs", pool_survives_hangs},
+    {"pool_stays_small", pool_stays_small},
+    {"pool_withdraws", pool_withdraws},
+    {"pool_reads", pool_reads},
+    {"pool_ends", pool_ends},
+};
+
+RUN_CASES
