@@ -64,7 +64,7 @@ def anyio_backend(request):
 def one_reader(request, monkeypatch):
     """Whatever needs two reads at a time to get on would hang."""
     if request.config.getoption("--one-reader"):
-        monkeypatch.setattr(engine, "POOL_NO_LIMIT", 1)
+        monkeypatch.setattr(engine, "NO_LIMIT", 1)
 
 
 @pytest.fixture(autouse=True)

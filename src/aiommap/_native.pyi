@@ -22,7 +22,6 @@ from ._native_log import crc32c as crc32c
 from ._native_log import find_record as find_record
 from ._native_log import search_frames as search_frames
 from ._native_log import start_writeback as start_writeback
-from ._native_pool import POOL_NO_LIMIT as POOL_NO_LIMIT
 from ._native_pool import Pool as Pool
 from ._native_pool import PoolQueue as PoolQueue
 from ._native_pool import PoolRead as PoolRead
@@ -217,9 +216,8 @@ class Mapping:
 
         Returns receipts; whether no other write was counted meanwhile; how many bytes of pages
         were flushed; where the last store ends; and the result of ``stat``. The pages stay in
-        writeback until ``flush_end``. If a store stopped short, commit flushes nothing and returns
-        the result of ``write_many``. If the flush failed, commit raises OSError, and the stored
-        pages are dirty.
+        writeback until ``flush_end``. If a store stopped short, it flushes nothing and returns the
+        result of ``write_many``. If the flush failed it raises OSError; what was stored is dirty.
         """
 
     def append_through(self, descriptor: int, /) -> None:

@@ -11,9 +11,6 @@ from typing import Any, TypeAlias, final
 
 from typing_extensions import Buffer
 
-#: For a hub that may use as many threads as there are.
-POOL_NO_LIMIT: int
-
 _Outcome: TypeAlias = bytes | int
 
 @final

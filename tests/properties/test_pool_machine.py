@@ -171,7 +171,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def teardown(self):
         for hub in (1, 2, 3):
-            self.queues.append(self.pool.queue(hub, native.POOL_NO_LIMIT, 1))
+            self.queues.append(self.pool.queue(hub, 100, 1))
         emptied = []
         while self.pool.in_flight or self.soon:
             self.turn()

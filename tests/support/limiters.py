@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 
-from tests.support.internals import native, pool_of
+from tests.support.internals import engine, pool_of
 from tests.support.waiting import until
 
 
@@ -30,7 +30,7 @@ def engine_held(workers):
         yield lambda: pool.in_flight
     finally:
         workers._readers = readers
-        pool.queue(hub, native.POOL_NO_LIMIT if readers is None else readers, 0)
+        pool.queue(hub, engine.NO_LIMIT if readers is None else readers, 0)
         del place
 
 

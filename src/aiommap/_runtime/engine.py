@@ -21,10 +21,13 @@ import os
 import weakref
 from collections.abc import Callable
 
-from .._native import POOL_NO_LIMIT, Pool, PoolQueue
+from .._native import Pool, PoolQueue
 from .callbacks import nothing
 from .event_loop import EventLoop
 from .threads import Forks
+
+#: Of reads of one hub that run at a time: more than there are ever threads.
+NO_LIMIT = 1 << 16
 
 #: The engine of each loop, by the token of that.
 _engines: dict[object, Engine] = {}
@@ -76,7 +79,7 @@ class Engine:
             readers: how many of its reads run at a time; None means as many as there are threads.
             device: the device that the file is on.
         """
-        limit = POOL_NO_LIMIT if readers is None else readers
+        limit = NO_LIMIT if readers is None else readers
         return self._pool.queue(id(owner), limit, device)
 
     def _release_in_any_thread(self) -> None:
