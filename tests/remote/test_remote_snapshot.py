@@ -90,6 +90,14 @@ async def test_read_many_asks_once(make_cache, objects):
         assert sorted(objects.gets) == [(0, 3 * BLOCK), (7 * BLOCK, 8 * BLOCK)]
 
 
+async def test_read_many_of_overlapping_ranges(make_cache, objects):
+    async with make_cache() as cache, cache.open(objects) as s:
+        wanted = [(BLOCK, 9), (0, 2 * BLOCK), (5, 5), (BLOCK, 9)]
+        with anyio.fail_after(30):
+            assert await s.read_many(wanted) == [DATA[a : a + n] for a, n in wanted]
+        assert objects.gets == [(0, 2 * BLOCK)]
+
+
 async def test_prewarm_tells_progress(make_cache, objects):
     seen = []
     async with make_cache() as cache, cache.open(objects) as s:

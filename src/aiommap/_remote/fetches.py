@@ -56,16 +56,16 @@ class Fetches:
     def begin(self, source: RemoteSource, runs: Iterable[Run]) -> list[Fetch]:
         """Have runs of blocks fetched, in as few requests as may be; return all to wait for."""
         found: dict[Fetch, None] = {}
-        rest: list[int] = []
+        rest: set[int] = set()  # runs may overlap, in any order
         for run in runs:
             for block in range(*run):
                 fetch = self._under_way.get(block)
                 if fetch is None:
-                    rest.append(block)
+                    rest.add(block)
                 elif fetch not in found:
                     found[fetch] = None
                     self._counters.add(coalesced=1)
-        for request in self._entry.requests(runs_of(rest)):
+        for request in self._entry.requests(runs_of(sorted(rest))):
             found[self._start(source, request)] = None
         return list(found)
 
