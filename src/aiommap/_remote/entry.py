@@ -415,6 +415,7 @@ class Entry:
 
     def request(self, source: RemoteSource, start: int, end: int) -> memoryview:
         """Ask for bytes until a response is about this object."""
+        reason = ""
         for attempt in range(1, ATTEMPTS + 1):
             self._counters.add(gets=1)
             began = time.monotonic()

@@ -87,6 +87,7 @@ class RemoteSource(Protocol):
 class VersionedSource(Protocol):
     """A source that can be bound to one version of its object."""
 
+    @abstractmethod
     def at_version(self, version: str) -> RemoteSource:
         """Return a source of this version, whatever is written to the object later."""
 
@@ -95,6 +96,7 @@ class VersionedSource(Protocol):
 class PointingSource(Protocol):
     """A source that finds other objects beside its own."""
 
+    @abstractmethod
     def beside(self, name: str) -> RemoteSource:
         """Return a source of an object whose name is relative to this one's."""
 
