@@ -9,6 +9,7 @@ request is a fault: the page behind the next byte cannot be reached. Errors of s
 raised as ``OSError``.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol, Self, SupportsIndex, TypeAlias, final, overload
 
 from typing_extensions import Buffer
@@ -28,6 +29,7 @@ from ._native_pool import PoolRead as PoolRead
 
 #: A write that was checked: an offset, and the bytes to store there.
 _Store: TypeAlias = tuple[int, bytes | memoryview]
+_Flushed: TypeAlias = tuple[int, int, tuple[int, int]]
 _Commit: TypeAlias = tuple[list[Receipt], bool, int, int, tuple[int, int]]
 
 PAGE_SIZE: int
@@ -47,6 +49,8 @@ NOWAIT: int  # the kernel has reads that do not wait
 IN_MEMORY: int  # reads of the file never wait: it is on tmpfs or the like
 RESIDENCY_VISIBLE: int  # mincore(2) tells the truth about the file
 SPARSE: int  # stores that make the file longer reserve no blocks
+LOCAL: int  # pwrite(2) ends in the page cache, and asks no server
+STABLE_PAGES: int  # a store waits for the write-back of its folio
 #: How many words one Wakeup.wait can be given.
 MAX_WAIT_WORDS: int
 MADV_NORMAL: int
@@ -103,6 +107,9 @@ def time_slice_yield() -> int:
 def time_slice_renew(before: int, /) -> None:
     """Grant a time slice, shared by all that yielded since ``time_slice_yield`` said ``before``."""
 
+def time_slice_wake(tasks: int, /) -> None:
+    """Grant a time slice to so many tasks that wake in the next turn."""
+
 @final
 class Mapping:
     """One open file, mapped. Owns the descriptor from the moment the constructor returns."""
@@ -115,6 +122,8 @@ class Mapping:
     in_memory: bool  # tmpfs and the like, where they never wait
     residency_visible: bool  # mincore(2) tells the truth about this file
     inline_writes: bool  # settable: whether verbs may store on the loop thread at all
+    flush_expected: bool  # settable: the policy flushes unasked, so no store may make that dear
+    pwriting: bool  # the loop thread is in pwrite(2)
     declining: bool  # settable: inline verbs answer None
     cut_suspected: bool  # settable: a store may have hidden that others cut the file
     generation: int  # grows when a change of size, fence or region begins and ends, and at close
@@ -130,6 +139,14 @@ class Mapping:
     fell_back_reads: int
     fell_back_writes: int
     inline_writes_done: int
+    inline_pwrites: int  # how many of them made a system call
+    capacity: int
+    address: int
+    forked: bool
+    current: bool
+    damage_errno: int
+    foreign_faults: int
+    usable: bool  # open, of this process, whole, and not declining
     faults: int
 
     def __new__(cls, fd: int, size: int, capacity: int, flags: int) -> Self:
@@ -143,14 +160,6 @@ class Mapping:
         """Bytes of the file that verbs may address, with all growth so far."""
 
     @property
-    def capacity(self) -> int: ...
-    @property
-    def address(self) -> int: ...
-    @property
-    def forked(self) -> bool: ...
-    @property
-    def current(self) -> bool: ...
-    @property
     def first_bad(self) -> int | None:
         """Offset of the page that a foreign load or store could not reach first, or None.
 
@@ -158,10 +167,6 @@ class Mapping:
         and copies count 0 bytes.
         """
 
-    @property
-    def damage_errno(self) -> int: ...
-    @property
-    def foreign_faults(self) -> int: ...
     def attach(self, owner: object, receipt_type: type[Receipt], /) -> None:
         """Set the type of receipts and what they refer to, and bind the loop thread."""
 
@@ -185,10 +190,9 @@ class Mapping:
         """Read any length, also after the time slice is spent."""
 
     def write_inline(self, offset: int, data: Buffer, /) -> Receipt | None:
-        """Store at most 64 KiB into pages that are present, short of the inline limits.
+        """Store at most 64 KiB into pages that are present, or into one hole, short of the limits.
 
-        None also means that a fault struck in the middle. The worker that repeats the write finds
-        out why.
+        None also means that a fault struck in the middle: the worker that repeats it finds out why.
         """
 
     def write_now(self, offset: int, data: Buffer, /) -> Receipt | None:
@@ -237,6 +241,9 @@ class Mapping:
 
         None if only a change can do the first: there is a fence, or too little capacity.
         """
+
+    def flush_receipts(self, receipts: Sequence[Receipt], /) -> _Flushed | None:
+        """fdatasync(2) and stat, as ``commit``; None if much is dirty but the pages of these."""
 
     def sync(self, metadata: bool, /) -> None:
         """fsync(2) or fdatasync(2); F_FULLFSYNC on macOS."""
@@ -358,21 +365,10 @@ class Mapping:
         """
 
     # Growing by stores beyond the end.
-    @property
-    def file_end(self) -> int:
-        """Where we made the file end: at ``size``, or at a page boundary behind it."""
-
-    @property
-    def grown(self) -> int:
-        """Where a store through a growable lease made the file end; 0 after a truncate."""
-
-    @property
-    def growing(self) -> bool:
-        """Whether such a store, or a truncate, is changing the length right now."""
-
-    @property
-    def reserved_end(self) -> int:
-        """Up to where stores have reserved blocks; may lie behind ``file_end``."""
+    file_end: int  # where we made the file end: at ``size``, or at a page boundary behind it
+    grown: int  # where a store through a growable lease made the file end; 0 after a truncate
+    growing: bool  # such a store, or a truncate, is changing the length right now
+    reserved_end: int  # up to where stores have reserved blocks; may lie behind ``file_end``
 
     def lease_growable(self, offset: int, length: int, place: str | None = None, /) -> Lease:
         """Export a range within the capacity; a store beyond ``file_end`` moves it."""

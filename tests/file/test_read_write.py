@@ -9,7 +9,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
-from tests.support.internals import workers_of
+from tests.support.internals import drop_pages, workers_of
 from tests.support.limiters import held
 from tests.support.waiting import until
 
@@ -105,7 +105,9 @@ async def test_warm_reads_and_writes_are_inline(path):
 
 
 async def test_write_that_would_wait_counts_once(tmp_path):
-    async with aiommap.open(tmp_path / "new", "x+", size=64 * PAGE) as f:
+    (tmp_path / "cold").write_bytes(bytes(64 * PAGE))
+    drop_pages(tmp_path / "cold")
+    async with aiommap.open(tmp_path / "cold", "r+") as f:
         counts = []
         for offset, data in (
             (0, b"its page is not in memory"),

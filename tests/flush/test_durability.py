@@ -73,6 +73,26 @@ async def test_receipts_learn_what_is_durable(path):
             await other.flush_range(first)
 
 
+async def test_few_pages_are_flushed_with_those_of_a_receipt(path):
+    """One fdatasync takes them all, where msync would wait for the device once for each range."""
+    async with aiommap.open(path, "r+") as f:
+        receipts = [await f.write(i * PAGE, b"a") for i in range(8)]
+        await receipts[3].wait_durable()
+        assert all(receipt.durable for receipt in receipts)
+        assert f.statistics().dirty_bytes == 0
+
+
+async def test_many_pages_wait_for_their_own_flush(path):
+    async with aiommap.open(path, "r+", sparse=True) as f:
+        await f.resize(200 * PAGE)
+        await f.flush()
+        receipts = [await f.write(i * PAGE, b"a") for i in range(200)]
+        await receipts[3].wait_durable()
+        assert receipts[3].durable
+        assert not receipts[4].durable
+        assert f.statistics().dirty_bytes == 199 * PAGE
+
+
 async def test_always_shares_one_flush(path):
     async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
         receipts = []

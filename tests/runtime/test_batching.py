@@ -10,6 +10,7 @@ from tests.support.internals import BatchQueue, Kind, Workers
 pytestmark = pytest.mark.anyio
 
 WIDE = "wide {}".format
+BROAD = "broad {}".format
 
 
 class Batches:
@@ -21,9 +22,10 @@ class Batches:
         self.queue = BatchQueue(
             Workers(),
             self._begin("plain"),
+            other=self._begin("other_plain"),
             general=self._begin("general"),
             barrier=self._begin("barrier"),
-            widen=WIDE,
+            widen={Kind.PLAIN: WIDE, Kind.OTHER_PLAIN: BROAD},
         )
 
     def _begin(self, kind):
@@ -45,6 +47,12 @@ class Batches:
         (["plain a", "plain b"], [("plain", ["a", "b"])]),
         (["plain a", "general b", "plain c"], [("general", ["wide a", "b", "wide c"])]),
         (["general a", "plain b"], [("general", ["a", "wide b"])]),
+        (["other_plain a", "other_plain b"], [("other_plain", ["a", "b"])]),
+        (
+            ["plain a", "other_plain b", "plain c", "other_plain d"],
+            [("general", ["wide a", "broad b", "wide c", "broad d"])],
+        ),
+        (["other_plain a", "general b"], [("general", ["broad a", "b"])]),
         (["barrier a", "barrier b"], [("barrier", ["a", "b"])]),
         (
             ["plain a", "barrier b", "plain c", "general d", "barrier e"],
@@ -76,7 +84,7 @@ async def test_batch_has_one_kind(items, batches):
     assert b.begun[1:] == batches
     assert not b.queue.busy
     # Each waiter got the outcome at the place of its own item.
-    assert all(outcome in (item, WIDE(item)) for item, outcome in outcomes.items())
+    assert all(outcome in (item, WIDE(item), BROAD(item)) for item, outcome in outcomes.items())
 
 
 async def test_item_behind_a_barrier_withdraws():

@@ -119,8 +119,13 @@ static int fails(const char *name)
 #define VECTOR(function)                                                                          \
     GATED(ssize_t, function, "pwritev", 1, -1, (int fd, const struct iovec *v, int n, off_t o),   \
           fd, v, n, o)
+#define PWRITE(function)                                                                          \
+    GATED(ssize_t, function, "pwrite", 1, -1, (int fd, const void *b, size_t n, off_t o), fd, b,  \
+          n, o)
 MMAP(mmap)
 MMAP(mmap64)
+PWRITE(pwrite)
+PWRITE(pwrite64)
 VECTOR(pwritev)
 VECTOR(pwritev64)
 GATED(int, ftruncate, "ftruncate", 1, -1, (int fd, off_t n), fd, n)

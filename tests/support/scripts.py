@@ -17,6 +17,7 @@ from aiommap import PAGE_SIZE as PAGE
 path, backend, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
 SIZE = 16 * PAGE
 FLAGS = aiommap._native.WRITABLE | aiommap._native.NOWAIT | aiommap._native.RESIDENCY_VISIBLE
+FLAGS |= aiommap._native.LOCAL
 
 def make(name="file", size=SIZE):
     made = os.path.join(path, name)

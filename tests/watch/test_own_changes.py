@@ -35,6 +35,8 @@ class FakeMapping:
     sequence: int = 0
     writable_leases: int = 0
     ended_leases: int = 0
+    inline_pwrites: int = 0
+    pwriting: bool = False
 
 
 def opened(identity=INODE, *, size_changed=False):
@@ -63,6 +65,11 @@ def call(own, file):
     file.offloaded_writes += 1
 
 
+def call_inline(own, file):
+    file.mapping.sequence += 1
+    file.mapping.inline_pwrites += 1
+
+
 def resize(own, file):
     file.size_changes += 2
     file.mapping.file_end = 200
@@ -87,14 +94,19 @@ def test_mapped_stores_explain_times(foreign):
     assert judge(store, foreign=foreign) is not foreign
 
 
+@pytest.mark.parametrize("act", [call, call_inline])
 @pytest.mark.parametrize("foreign", [False, True], ids=["polled", "event"])
-def test_calls_explain_times_with_an_event(foreign):
-    assert judge(call, foreign=foreign)
+def test_calls_explain_times_with_an_event(act, foreign):
+    assert judge(act, foreign=foreign)
 
 
 @pytest.mark.parametrize("name", ["queued_bytes", "durable_stores"])
 def test_calls_under_way_explain_times(name):
     assert judge(lambda own, file: setattr(file, name, 1), foreign=True)
+
+
+def test_inline_call_under_way_explains_times():
+    assert judge(lambda own, file: setattr(file.mapping, "pwriting", True), foreign=True)
 
 
 @pytest.mark.parametrize("name", ["touches", "touching"])

@@ -9,12 +9,34 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 
 from .._errors import UnsupportedError
 from .._native import filesystem_type
 
 #: statfs(2) numbers of file systems whose files are memory: tmpfs, ramfs.
 _IN_MEMORY = frozenset({0x01021994, 0x858458F6})
+
+#: Those that other machines or processes change without this kernel seeing it, so that it raises
+#: no event, and that ask a server for each write(2): NFS, SMB and CIFS, 9p, Ceph, AFS, Coda, GFS2,
+#: OCFS2, Lustre, FUSE.
+_ON_SERVER = frozenset(
+    {
+        0x6969,
+        0x517B,
+        0xFF534D42,
+        0xFE534D42,
+        0x01021997,
+        0x00C36400,
+        0x5346414F,
+        0x6B414653,
+        0x73757245,
+        0x01161970,
+        0x7461636F,
+        0x0BD00BD0,
+        0x65735546,
+    }
+)
 
 _HUGETLBFS = 0x958458F6
 
@@ -120,6 +142,24 @@ def is_made_up(fd: int, found: os.stat_result) -> bool:
 def is_in_memory(fd: int) -> bool:
     """Tell whether reading a file never waits for a device."""
     return filesystem_type(fd) in _IN_MEMORY
+
+
+def is_on_server(fd: int) -> bool:
+    """Tell whether a file or directory lies on a network file system, or on FUSE."""
+    return filesystem_type(fd) in _ON_SERVER
+
+
+def has_stable_pages(device: int) -> bool:
+    """Tell whether a store to a page that is being written waits for the device.
+
+    It does where the device sums what it sends (RAID, iSCSI), or the file system does (btrfs). One
+    that is on no single device may; so may one of which nothing can be learned.
+    """
+    at = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"
+    for queue in ("queue", "../queue"):  # of a disk, and of a partition
+        with suppress(OSError), open(f"{at}/{queue}/stable_writes", encoding="ascii") as file:
+            return file.read().strip() != "0"
+    return True
 
 
 def size_of(path: str, fd: int, found: os.stat_result) -> int:

@@ -16,16 +16,25 @@ from .._errors import AccessModeError, UnsupportedError, name_file
 from .._native import (
     HUGE,
     IN_MEMORY,
+    LOCAL,
     NOWAIT,
     PRIVATE_COPY,
     RESIDENCY_VISIBLE,
     SPARSE,
+    STABLE_PAGES,
     WRITABLE,
     Mapping,
     append_zeros_to,
     sigbus_blocked,
 )
-from .file_kinds import cannot_map, check_mappable, check_regular, is_in_memory
+from .file_kinds import (
+    cannot_map,
+    check_mappable,
+    check_regular,
+    has_stable_pages,
+    is_in_memory,
+    is_on_server,
+)
 from .file_state import FileState, Identity
 from .kernel import kernel_version
 from .leases import LeasedError
@@ -422,6 +431,8 @@ def _flags(fd: int, found: os.stat_result, options: OpenOptions) -> int:
         HUGE: options.huge_pages,
         NOWAIT: nowait_works(os.uname()),
         IN_MEMORY: is_in_memory(fd),
+        LOCAL: not is_on_server(fd),
+        STABLE_PAGES: options.mode.writable and has_stable_pages(found.st_dev),
         RESIDENCY_VISIBLE: _sees_residency(fd, found, options),
         SPARSE: options.sparse,
     }

@@ -20,6 +20,10 @@ class Mapped(Protocol):
     @property
     def growing(self) -> bool: ...
     @property
+    def inline_pwrites(self) -> int: ...
+    @property
+    def pwriting(self) -> bool: ...
+    @property
     def sequence(self) -> int: ...
     @property
     def writable_leases(self) -> int: ...
@@ -67,6 +71,16 @@ class OwnActivity:
     def being_resized(self) -> bool:
         """Whether the size is being changed, by a verb or by a store beyond the end."""
         return self.size_changes % 2 == 1 or self.mapping.growing
+
+    @property
+    def calls(self) -> int:
+        """How many writes were system calls, which raise events."""
+        return self.offloaded_writes + self.mapping.inline_pwrites
+
+    @property
+    def calling(self) -> bool:
+        """Whether such a write is under way, or about to be."""
+        return bool(self.queued_bytes or self.durable_stores or self.mapping.pwriting)
 
     def queue(self, size: int) -> None:
         """Count the bytes of a write that goes to the store queue; on the loop."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Protocol
 
 from .._native import Receipt
@@ -13,7 +14,7 @@ class ReceiptOwner(Protocol):
     @property
     def durable_sequence(self) -> int: ...
 
-    async def flush_receipt(self, receipt: WriteReceipt) -> None: ...
+    def flush_receipt(self, receipt: WriteReceipt) -> Awaitable[object]: ...
 
 
 class WriteReceipt(Receipt):
@@ -48,8 +49,7 @@ class WriteReceipt(Receipt):
         Durability: durable, for the bytes of this write.
         Concurrency: requests made while a flush runs are answered together by the next one.
         """
-        if not self.durable:
-            await self._owner.flush_receipt(self)
+        await self._owner.flush_receipt(self)
 
     def __repr__(self) -> str:
         state = "durable" if self.durable else "not known to be durable"

@@ -41,12 +41,15 @@ class WriteRoute:
     def choose(self) -> None:
         """Let native code store on the loop thread, unless option, policy or a failure forbid it.
 
+        It is told whether the policy flushes unasked, for its choice of the way of a store.
+
         Not while writes wait in the commit queue either, of a policy that was replaced: they come
         first (I9).
         """
         self.durable = (self.policy.flush_each_write and self._shared) or self.draining
         inline = self._inline and not self.durable and self._unsynced.failure is None
         self._mapping.inline_writes = inline
+        self._mapping.flush_expected = not self.policy.passive
 
     def replace_policy(self, policy: FlushPolicy, *, flushing: bool) -> None:
         """Go on with another policy; writes may still wait in the commit queue while it flushes."""

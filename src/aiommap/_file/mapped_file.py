@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn, Self, SupportsIndex, cast
+from typing import TYPE_CHECKING, NoReturn, Self, SupportsIndex
 
 import anyio
 
@@ -220,7 +220,7 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
             if not self._core.route.durable:  # the commit queue looks at the loop itself
                 self._core.check_loop()
             return await self._open.writer.write(offset, data)  # type: ignore[arg-type]
-        return cast("WriteReceipt", receipt)
+        return receipt  # type: ignore[return-value]
 
     async def append(self, data: Buffer) -> WriteReceipt:
         """Write bytes behind the end of the file, which becomes longer by exactly these.

@@ -136,7 +136,7 @@ class OpenFile:
                 f"{receipt!r} is not a receipt of {self.core.path}: ask its own file"
             )
         if self.core.flushable:
-            await receipt.wait_durable()
+            await self.flusher.flush_pages_of(receipt)
 
     async def change_size(self, act: Callable[[], bool], *, ours: bool = True) -> None:
         """Change the size after the writes submitted so far.

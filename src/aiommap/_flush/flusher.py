@@ -22,8 +22,8 @@ turn; the loop only tries it, and takes a turn that is taken for work to wait fo
 
 Invariants.
   1  A flush answers only requests made before it began (I4): the queue adds to no batch in flight.
-  2  A batch is stores, requests, changes or appends, never a mixture: a change of size is a barrier
-      in the queue. So no flush sees a change half done, or mistakes our own shrinking for
+  2  A batch is stores, receipts, requests, changes or appends, never a mixture: a change of size is
+      a barrier in the queue. So no flush sees a change half done, or mistakes our own shrinking for
       another's.
   3  The first failure latches (I5): every request from then on raises it, and inline stores are
       switched off. Listeners hear of it once.
@@ -45,7 +45,7 @@ from .._errors import AccessModeError, FlushError, MappingFaultError, Unsupporte
 from .._logs import FLUSHES
 from .._runtime.batching import BatchQueue, Kind
 from .._runtime.callbacks import Listeners, nothing
-from .._runtime.tracing import traced
+from .._runtime.tracing import is_traced, traced
 from .._runtime.workers import Limiter
 from .requests import ApplyAppends, Change, Done, Outcome, Request, is_error, touch
 from .trigger import FlushTrigger
@@ -66,8 +66,11 @@ class Flusher:
         "_after_batch",
         "_apply_appends",
         "_core",
+        "_mapping",
         "_queue",
+        "_shared",
         "_told",
+        "_unsynced",
         "failed",
         "trigger",
         "write",
@@ -76,15 +79,20 @@ class Flusher:
 
     def __init__(self, core: FileCore, failed: Listeners[FlushError]) -> None:
         self._core = core
+        # The core's own, at hand for each receipt.
+        self._mapping = core.mapping
+        self._shared = core.shared_writable
+        self._unsynced = core.unsynced
         self.trigger: FlushTrigger = FlushTrigger(core.route.policy)
         self.writeback: Writeback = Writeback(core, self, self.trigger, self._call_after_batch)
         self._queue: BatchQueue[Any, WriteReceipt | None] = BatchQueue(
             core.workers,
             self._begin_stores,
+            other=self._begin_receipts,
             general=self._begin_requests,
             barrier=self._begin_changes,
             append=self._begin_appends,
-            widen=Request.of,
+            widen={Kind.PLAIN: Request.of, Kind.OTHER_PLAIN: Request.of_receipt},
         )
         #: Whether listeners have heard of a failure.
         self._told = False
@@ -124,16 +132,32 @@ class Flusher:
         """Every write up to this number is durable."""
         return self._core.mapping.durable_sequence
 
-    async def flush_receipt(self, receipt: WriteReceipt) -> None:
-        """Make one write durable."""
+    def flush_receipt(self, receipt: WriteReceipt) -> Awaitable[object]:
+        """Make one write durable, and others with it where that costs little."""
+        mapping = self._mapping
+        if (
+            receipt.sequence > mapping.durable_sequence
+            and not receipt._settled  # noqa: SLF001  as in ``settle``
+            and mapping.usable
+            and self._shared
+            and self._unsynced.failure is None
+            and not is_traced()
+        ):
+            return self._queue.submit(receipt, kind=Kind.OTHER_PLAIN)
+        return self.flush_pages_of(receipt)
+
+    async def flush_pages_of(self, receipt: WriteReceipt) -> None:
+        """Make one write durable, and nothing but its pages."""
+        if receipt.durable:
+            return
         self._core.check_usable()
         if self._core.volatile:
             reason = "it is memory, which is gone with its last descriptor"
             raise UnsupportedError(f"make {self._core.path} durable", reason)
-        if not self._core.shared_writable:
+        if not self._shared:
             remedy = 'its stores never reach the file: use "r+"'
             raise AccessModeError("make durable what was written to", self._core.mode, remedy)
-        await self.submit(Request(receipt.offset, receipt.offset + receipt.length, receipt))
+        await self.submit(Request.of_receipt(receipt))
 
     async def submit(self, request: Request) -> WriteReceipt | None:
         """Serve a request in the next flush; the receipt of its stores, if it has any."""
@@ -177,6 +201,13 @@ class Flusher:
 
     def _begin_stores(self, stores: list[Store], done: Done) -> None:
         self._begin(self._core.workers.flushes, self.writeback.commit, stores, done)
+
+    def _begin_receipts(self, receipts: list[WriteReceipt], done: Done) -> None:
+        if self.has_work():
+            self._begin(self._core.workers.flushes, self.writeback.flush_receipts, receipts, done)
+        else:
+            settle(receipts)
+            self._end(len(receipts), done, [None for _ in receipts], None)
 
     def _begin_requests(self, requests: list[Request], done: Done) -> None:
         done = partial(self._settle_receipts, requests, done)

@@ -1,8 +1,9 @@
 """What the commit queue takes: stores, ranges to make durable, changes of the file. Pure.
 
-A store that is to be durable is a plain item of its queue, as it is: most items are, and each costs
-the loop time. A ``Request`` is a general item, a ``Change`` a barrier, and an append is the bytes
-alone. So a batch is a list of stores, of requests, of changes, or of appends.
+A store that is to be durable, and a receipt whose write is, are plain items of the queue, as they
+are: most items are, and each costs the loop time. A ``Request`` is a general item, a ``Change`` a
+barrier, and an append is the bytes alone. So a batch is a list of stores, of receipts, of requests,
+of changes, or of appends.
 """
 
 from __future__ import annotations
@@ -26,6 +27,11 @@ class Request:
     end: int
     receipt: WriteReceipt | None = None
     stores: Sequence[Store] = ()
+
+    @classmethod
+    def of_receipt(cls, receipt: WriteReceipt) -> Request:
+        """Make the request that a single receipt stands for."""
+        return cls(receipt.offset, receipt.offset + receipt.length, receipt)
 
     @classmethod
     def of(cls, store: Store) -> Request:

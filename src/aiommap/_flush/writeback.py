@@ -102,6 +102,19 @@ class Writeback:
                 outcomes = self._commit(stores)
             return self._flush([*map(Request.of, stores)]) if outcomes is None else outcomes
 
+    def flush_receipts(self, receipts: list[WriteReceipt]) -> list[Outcome]:
+        """Make writes durable that were stored before: the batch of those who wait for receipts."""
+        with self._turn:
+            if not self._core.sound:
+                return [None for _ in receipts]  # writeback.3
+            if self._core.disk is self._core.mapping and self._flush_receipts(receipts):
+                return [None for _ in receipts]
+            outcomes = self._flush([*map(Request.of_receipt, receipts)])
+            if self._core.sound:  # else the loop answers all of them with the failure
+                asked = zip(receipts, outcomes, strict=True)
+                settle(receipt for receipt, outcome in asked if not is_error(outcome))
+            return outcomes
+
     def flush(self, requests: list[Request]) -> list[Outcome]:
         """Store what is to be stored, and make it durable with what else was asked for."""
         with self._turn:
@@ -156,10 +169,14 @@ class Writeback:
 
     def _finds_work(self) -> bool:
         """Tell whether anything is not durable."""
+        return self._has_changed() or self._core.mapping.dirty_bytes() > 0
+
+    def _has_changed(self) -> bool:
+        """Tell whether the size or the name is not durable."""
         core = self._core
         if core.mapping.take_growth():  # by stores beyond the end, through a growable view
             core.unsynced.note_resize()
-        return core.unsynced.size_changed or core.unsynced.created or core.mapping.dirty_bytes() > 0
+        return core.unsynced.size_changed or core.unsynced.created
 
     def _flush(self, requests: list[Request]) -> list[Outcome]:
         clean = not self._core.mapping.dirty_bytes()
@@ -193,15 +210,8 @@ class Writeback:
             self._make_durable(requests, outcomes, clean=True)
             return outcomes
         receipts, alone, flushed, end, seen = done
-        try:
-            self._verify(end, seen)
-            if mapping.cut_suspected:
-                self._check_holes(_runs(stores))
-        except (OSError, MappingFaultError) as error:
-            self._give_up(error, [*_runs(stores)])
+        if not self._ends_well(flushed, end, seen, receipts):
             return cast("list[Outcome]", receipts)
-        mapping.flush_end([])
-        self.flushed_bytes += flushed
         if alone:
             sequence = receipts[-1].sequence
             self._trigger.began(mapping.written_bytes, sequence)
@@ -210,6 +220,46 @@ class Writeback:
             settle(receipts)
         self._record(len(stores), start)
         return cast("list[Outcome]", receipts)
+
+    def _flush_receipts(self, receipts: list[WriteReceipt]) -> bool:
+        """Make durable in one native call, and tell whether that is over.
+
+        The way of nearly all groups that wait: False if more is to be done than what they ask for.
+        """
+        mapping = self._core.mapping
+        if self._has_changed():
+            return False
+        start = time.monotonic()
+        # writeback.2: before the runs are taken.
+        written, sequence = mapping.written_bytes, mapping.sequence
+        try:
+            done = mapping.flush_receipts(receipts)
+        except OSError as error:
+            self._latch(error)
+            return True
+        if done is None:
+            return False
+        if self._ends_well(*done, receipts):
+            self._trigger.began(written, sequence)
+            self._note_durable(sequence)
+            self._record(len(receipts), start)
+        return True
+
+    def _ends_well(
+        self, flushed: int, end: int, seen: tuple[int, int], receipts: Sequence[Receipt]
+    ) -> bool:
+        """End a flush of one native call; tell whether what it wrote is durable."""
+        mapping = self._core.mapping
+        try:
+            self._verify(end, seen)
+            if mapping.cut_suspected:
+                self._check_holes(_runs(receipts))
+        except (OSError, MappingFaultError) as error:
+            self._give_up(error, [*_runs(receipts)])
+            return False
+        mapping.flush_end([])
+        self.flushed_bytes += flushed
+        return True
 
     def _make_durable(
         self, requests: Sequence[Request], outcomes: Sequence[Outcome], *, clean: bool
@@ -340,6 +390,8 @@ class Writeback:
         core = self._core
         core.check_whole()
         size, names = seen or core.mapping.stat()
+        if size < core.mapping.size:
+            core.mapping.cut_suspected = True
         if size < end:
             raise OSError(
                 errno.EIO,
@@ -392,6 +444,6 @@ def settle(receipts: Iterable[object]) -> None:
             receipt._settled = True  # noqa: SLF001  the two are one mechanism
 
 
-def _runs(stores: Iterable[Store]) -> Iterator[tuple[int, int]]:
-    """Say where each store begins and ends."""
-    return ((offset, offset + len(data)) for offset, data in stores)
+def _runs(receipts: Iterable[Receipt]) -> Iterator[tuple[int, int]]:
+    """Say where each write begins and ends."""
+    return ((receipt.offset, receipt.offset + receipt.length) for receipt in receipts)

@@ -21,12 +21,13 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import Enum, auto
 from functools import partial
 from itertools import chain
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
+from .._native import time_slice_wake
 from .event_loop import Event, Waiter
 from .loops import wait_out
 from .workers import Limiter, Workers
@@ -39,6 +40,8 @@ class Kind(Enum):
     """Which items share a batch; all items of one batch are of one kind."""
 
     PLAIN = auto()
+    #: Plain items of another type.
+    OTHER_PLAIN = auto()
     #: They share batches with plain items, which are widened into general ones then.
     GENERAL = auto()
     #: They share batches with each other only, and so separate what came before from what follows.
@@ -130,8 +133,8 @@ class BatchQueue(Generic[Item, Result]):
             not raise.
         discard: frees the result of a cancelled waiter. The waiter waits for it, and it must not be
             cancellable.
-        general, barrier, append: begin batches of those kinds; for a queue that has them.
-        widen: makes a general item of a plain one.
+        other, general, barrier, append: begin batches of those kinds; for a queue that has them.
+        widen: makes a general item of one of each plain kind.
         max_items: how many items share a batch at most. All their waiters wake in one loop turn.
     """
 
@@ -152,21 +155,23 @@ class BatchQueue(Generic[Item, Result]):
         begin: Begin[Any, Result],
         discard: Callable[[Result], Awaitable[None]] | None = None,
         *,
+        other: Begin[Any, Result] | None = None,
         general: Begin[Any, Result] | None = None,
         barrier: Begin[Any, Result] | None = None,
         append: Begin[Any, Result] | None = None,
-        widen: Callable[[Any], Any] | None = None,
+        widen: Mapping[Kind, Callable[[Any], Any]] | None = None,
         max_items: int = sys.maxsize,
     ) -> None:
         self._workers = workers
         self._max_items = max_items
         self._begin = {
             Kind.PLAIN: begin,
+            Kind.OTHER_PLAIN: other or begin,
             Kind.GENERAL: general or begin,
             Kind.BARRIER: barrier or begin,
             Kind.APPEND: append or begin,
         }
-        self._widen = widen
+        self._widen = widen or {}
         self._discard = discard
         #: In order; several only where one is full or a barrier. The last one gathers.
         self._waiting: deque[Batch[Item, Result]] = deque()
@@ -220,7 +225,7 @@ class BatchQueue(Generic[Item, Result]):
                 batch = Batch(kind)
                 waiting.append(batch)
         if kind is not batch.kind:
-            item = self._widened(item)
+            item = self._widen[kind](item)
         batch.items.append(item)
         batch.waiters.append(waiter)
         if fresh and self._in_flight is None:
@@ -232,13 +237,9 @@ class BatchQueue(Generic[Item, Result]):
         batch = self._waiting[-1]
         if not {kind, batch.kind}.isdisjoint(_ALONE):
             return False
-        if kind is Kind.GENERAL:
-            batch.widen(self._widened)
+        if batch.kind is not Kind.GENERAL:
+            batch.widen(self._widen[batch.kind])
         return True
-
-    def _widened(self, item: Item) -> Item:
-        assert self._widen is not None
-        return cast("Item", self._widen(item))
 
     async def leave(
         self,
@@ -295,6 +296,7 @@ class BatchQueue(Generic[Item, Result]):
 
     def _end(self, batch: Batch[Item, Result], outcomes: Outcomes[Result]) -> None:
         self._in_flight = None
+        time_slice_wake(len(outcomes))
         batch.end(outcomes)
         if self._waiting:
             # One turn later: tasks that this batch answered wake first, and may join the next one.

@@ -48,9 +48,9 @@ class SizeLeft(NamedTuple):
 class Sample:
     """What the files of one inode had done at one moment.
 
-    ``stores`` counts mapped stores, which raise no event, and ``calls`` the system calls that raise
-    one; ``storing`` and ``calling`` say whether more were under way. ``left`` has the files that
-    ever changed the size.
+    ``stores`` counts all stores, also mapped ones, which raise no event, and ``calls`` the system
+    calls that raise one; ``storing`` and ``calling`` say whether more were under way. ``left`` has
+    the files that ever changed the size.
     """
 
     stores: int
@@ -102,7 +102,7 @@ class OwnChanges:
         self._files[file.identity] = _Files(
             opened,
             files.stores + _stores(file),
-            files.calls + file.offloaded_writes,
+            files.calls + file.calls,
             (*files.left, *_left_by(closed))[-CLOSED_FILES:],
         )
 
@@ -112,13 +112,14 @@ class OwnChanges:
         if entry is None:
             return None
         files = [file for _, file in entry.opened]
-        # Before the rest: ``left`` shows a resize that begins after this.
+        # Before the rest: ``left`` and the counts show what begins, or ends, after this.
         resizing = any(file.being_resized for file in files)
+        calling = any(file.calling for file in files)
         return Sample(
             stores=entry.stores + sum(map(_stores, files)),
-            calls=entry.calls + sum(file.offloaded_writes for file in files),
+            calls=entry.calls + sum(file.calls for file in files),
             storing=any(file.mapping.writable_leases or file.touching for file in files),
-            calling=any(file.queued_bytes or file.durable_stores for file in files),
+            calling=calling,
             resizing=resizing,
             left=frozenset((*entry.left, *_left_by(entry.opened))),
         )

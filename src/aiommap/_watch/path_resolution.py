@@ -9,29 +9,8 @@ import errno
 import os
 from dataclasses import dataclass
 
+from .._core.file_kinds import is_on_server
 from .._core.paths import MAX_LINKS
-from .._native import filesystem_type
-
-#: statfs(2) numbers of file systems that other machines or processes change without this kernel
-#: seeing it, so that it raises no event: NFS, SMB and CIFS, 9p, Ceph, AFS, Coda, GFS2, OCFS2,
-#: Lustre, FUSE.
-_REMOTE = frozenset(
-    {
-        0x6969,
-        0x517B,
-        0xFF534D42,
-        0xFE534D42,
-        0x01021997,
-        0x00C36400,
-        0x5346414F,
-        0x6B414653,
-        0x73757245,
-        0x01161970,
-        0x7461636F,
-        0x0BD00BD0,
-        0x65735546,
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +119,6 @@ def is_remote(path: str) -> bool:
             path = parent
             continue
         try:
-            return filesystem_type(fd) in _REMOTE
+            return is_on_server(fd)
         finally:
             os.close(fd)

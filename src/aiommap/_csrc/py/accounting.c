@@ -1,8 +1,12 @@
 #include "accounting.h"
 
-bool account_ready(Mapping *self, size_t first, size_t end)
+bool account_present(Mapping *self, size_t first, size_t end, enum presence presence)
 {
-    return pages_insert(&self->ready, first, end < self->pages ? end : self->pages);
+    if (presence == PRESENCE_UNKNOWN)
+        return true;
+    self->dirty_folios = self->dirty_folios || presence == PRESENCE_READY;
+    struct pages *pages = presence == PRESENCE_READY ? &self->ready : &self->cached;
+    return pages_insert(pages, first, end < self->pages ? end : self->pages);
 }
 
 bool account_dirty(Mapping *self, size_t first, size_t end, int64_t now)
@@ -24,12 +28,13 @@ void account_bytes(Mapping *self, int64_t offset, size_t stored)
         self->min_kept_length = end;
 }
 
-bool account_store(Mapping *self, int64_t offset, size_t stored, bool ready, int64_t now)
+bool account_store(Mapping *self, int64_t offset, size_t stored, enum presence presence,
+                   int64_t now)
 {
     size_t first, end;
     if (!pages_of(offset, (int64_t)stored, &first, &end))
         return true;
-    if (ready && !account_ready(self, first, end))
+    if (!account_present(self, first, end, presence))
         return false;
     account_bytes(self, offset, stored);
     return account_dirty(self, first, end, now);
@@ -37,30 +42,47 @@ bool account_store(Mapping *self, int64_t offset, size_t stored, bool ready, int
 
 static void note_clean(Mapping *self)
 {
-    if (!self->dirty.members)
-        self->dirty_since = 0;
+    if (self->dirty.members)
+        return;
+    self->dirty_since = 0;
+    self->dirty_folios = false;
 }
 
 void account_size(Mapping *self)
 {
     pages_remove(&self->dirty, self->pages, self->dirty.count);
     pages_remove(&self->ready, self->pages, self->ready.count);
+    pages_remove(&self->cached, self->pages, self->cached.count);
     note_clean(self);
 }
 
 bool account_reserve(Mapping *self, size_t pages)
 {
-    return pages_reserve(&self->dirty, pages) && pages_reserve(&self->ready, pages);
+    return pages_reserve(&self->dirty, pages) && pages_reserve(&self->ready, pages) &&
+           pages_reserve(&self->cached, pages);
 }
 
 void account_free(Mapping *self)
 {
     pages_free(&self->dirty);
     pages_free(&self->ready);
+    pages_free(&self->cached);
+}
+
+/* A flush begins: what was written since the last one says how much the next one may have. Half of it
+ * is remembered, so that a small flush in between does not pass for all. */
+static void begin_epoch(Mapping *self)
+{
+    uint64_t writes = self->sequence - self->flush_sequence, before = self->epoch_writes / 2;
+    if (!writes) /* another range of the same flush */
+        return;
+    self->epoch_writes = writes > before ? writes : before;
+    self->flush_sequence = self->sequence;
 }
 
 void account_begin_writeback(Mapping *self, size_t first, size_t end)
 {
+    begin_epoch(self);
     self->writeback_pages += end - first - pages_missing(&self->dirty, first, end);
     if (!self->writeback_since)
         self->writeback_since = self->dirty_since;
@@ -80,8 +102,9 @@ void account_end_writeback(Mapping *self)
     self->writeback_since = 0;
 }
 
-void account_expire_ready(Mapping *self, int64_t now)
+void account_expire_present(Mapping *self, int64_t now)
 {
     pages_clear(&self->ready);
+    pages_clear(&self->cached);
     self->ready_since = now;
 }

@@ -11,12 +11,19 @@
 /* How long a page that was stored to is trusted to be still in memory. */
 #define READY_NS INT64_C(1000000000)
 
-/* Mark pages as in memory and writable; and as stored to at a time. */
-bool account_ready(Mapping *self, size_t first, size_t end);
+/* What is known of pages that were just used. */
+enum presence {
+    PRESENCE_UNKNOWN,
+    PRESENCE_CACHED, /* they are in memory */
+    PRESENCE_READY,  /* and a store through the mapping enters the kernel no more */
+};
+
+/* Mark pages as present; and as stored to at a time. */
+bool account_present(Mapping *self, size_t first, size_t end, enum presence presence);
 bool account_dirty(Mapping *self, size_t first, size_t end, int64_t now);
-/* Account for `stored` bytes. `ready` says that their pages can be stored to without a fault from
- * now on. The pages behind a fault are not dirty, so `stored` ends before it. */
-bool account_store(Mapping *self, int64_t offset, size_t stored, bool ready, int64_t now);
+/* Account for `stored` bytes. The pages behind a fault are not dirty, so `stored` ends before it. */
+bool account_store(Mapping *self, int64_t offset, size_t stored, enum presence presence,
+                   int64_t now);
 /* The same for bytes whose pages are not dirty, or known to be dirty already. */
 void account_bytes(Mapping *self, int64_t offset, size_t stored);
 /* Give a write its number. */
@@ -32,22 +39,39 @@ void account_free(Mapping *self);
 void account_begin_writeback(Mapping *self, size_t first, size_t end);
 void account_end_writeback(Mapping *self);
 
-/* Empty `ready` if that was not done within READY_NS. */
-void account_expire_ready(Mapping *self, int64_t now);
+/* So many writes without a flush are no sign yet that nobody flushes. */
+#define UNFLUSHED_WRITES UINT64_C(4096)
 
-/* Whether pages [first, end) were touched within READY_NS; and whether one page was. */
-static inline bool pages_are_ready(Mapping *self, size_t first, size_t end, int64_t now)
+/* Whether the next flush is near, going by the policy and the writes that flushes had lately. A store
+ * through the mapping then makes the flush dear: it dirties whole folios. */
+static inline bool flush_is_near(const Mapping *self)
 {
-    if (now - self->ready_since > READY_NS)
-        account_expire_ready(self, now);
-    return pages_has_all(&self->ready, first, end);
+    uint64_t most = 2 * self->epoch_writes > UNFLUSHED_WRITES ? 2 * self->epoch_writes
+                                                              : UNFLUSHED_WRITES;
+    return self->flush_expected || self->sequence - self->flush_sequence < most;
 }
 
-static inline bool page_is_ready(Mapping *self, size_t page, int64_t now)
+/* Empty `ready` and `cached`. */
+void account_expire_present(Mapping *self, int64_t now);
+
+/* Forget what was seen too long ago. Before the questions that follow. */
+static inline void account_refresh(Mapping *self, int64_t now)
 {
     if (now - self->ready_since > READY_NS)
-        account_expire_ready(self, now);
-    return pages_has(&self->ready, page);
+        account_expire_present(self, now);
+}
+
+/* Whether pages [first, end), or one page, were used within READY_NS as the presence says. */
+static inline bool pages_are(const Mapping *self, size_t first, size_t end, enum presence presence)
+{
+    return pages_has_all(&self->ready, first, end) ||
+           (presence == PRESENCE_CACHED && pages_has_all(&self->cached, first, end));
+}
+
+static inline bool page_is(const Mapping *self, size_t page, enum presence presence)
+{
+    return pages_has(&self->ready, page) ||
+           (presence == PRESENCE_CACHED && pages_has(&self->cached, page));
 }
 
 #endif

@@ -2,6 +2,9 @@
 
 #include "accounting.h"
 #include "lease.h"
+#include "pin.h"
+#include "receipt.h"
+#include "state.h"
 
 /* Dirty runs in pages [first, end) as byte ranges, the last one clipped to the size; for PyMem_Free.
  * In C at first, because to make Python objects can run code that stores to the file. */
@@ -75,6 +78,77 @@ PyObject *mapping_flush_end(Mapping *self, PyObject *failed)
     if (!marked)
         return NULL;
     Py_RETURN_NONE;
+}
+
+/* So many pages that nobody asked for are flushed with the others, rather than ranges one by one. */
+#define FEW_PAGES ((size_t)64)
+
+/* Whether a flush of everything costs about as much as one of what was asked for; -1 when out of memory.
+ * It does not where a page may be a folio. */
+static int asks_for_most(const Mapping *self, const struct run *asked, Py_ssize_t asked_count,
+                         const struct run *dirty, Py_ssize_t dirty_count)
+{
+    size_t first, end, others = 0;
+    struct pages pages = {.count = self->dirty.count};
+    for (Py_ssize_t i = 0; i < asked_count; i++) {
+        int64_t stop = asked[i].end < self->size ? asked[i].end : self->size;
+        if (asked[i].start < stop && pages_of(asked[i].start, stop - asked[i].start, &first, &end) &&
+            !pages_insert(&pages, first, end)) {
+            pages_free(&pages);
+            return -1;
+        }
+    }
+    for (Py_ssize_t i = 0; i < dirty_count; i++)
+        if (pages_of(dirty[i].start, dirty[i].end - dirty[i].start, &first, &end))
+            others += pages_missing(&pages, first, end);
+    bool cheap = !self->dirty_folios && !self->writable_leases;
+    bool most = !others || (cheap && others <= pages.members + FEW_PAGES);
+    pages_free(&pages);
+    return most;
+}
+
+/* fdatasync(2) and stat, with all that is dirty in writeback until `flush_end`. */
+static PyObject *flush_all(Mapping *self, const struct run *dirty, Py_ssize_t count)
+{
+    int error;
+    struct pin pin;
+    struct file_stat seen;
+    size_t first, end;
+    int64_t start = dirty[0].start, stop = dirty[count - 1].end;
+    pages_of(start, stop - start, &first, &end);
+    account_begin_writeback(self, first, end);
+    long long bytes = (long long)(self->writeback_pages << page_shift) - (page_up(stop) - stop);
+    WITHOUT_GIL(pin, self, error = file_sync(pin.fd, false);
+                if (!error) error = file_stat(pin.fd, &seen););
+    if (!error)
+        return Py_BuildValue("(LL(LK))", bytes, (long long)stop, (long long)seen.size,
+                             (unsigned long long)seen.links);
+    bool marked = mark_dirty(self, dirty, count);
+    account_end_writeback(self);
+    return marked ? os_error(error) : NULL;
+}
+
+/* The way of nearly all groups of receipts; one release of the GIL, as in `commit`. */
+PyObject *mapping_flush_receipts(Mapping *self, PyObject *list)
+{
+    struct native_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
+    Py_ssize_t asked_count, count = 0;
+    if (!mapping_check(self))
+        return NULL;
+    struct run *asked = receipt_runs(state, list, &asked_count), *dirty = NULL;
+    if (!asked)
+        return NULL;
+    if (mapping_mark_leased(self))
+        dirty = collect_runs(self, 0, self->dirty.count, &count);
+    PyObject *result = NULL;
+    int most = dirty && count ? asks_for_most(self, asked, asked_count, dirty, count) : 0;
+    if (!dirty || most < 0)
+        PyErr_NoMemory();
+    else
+        result = most ? flush_all(self, dirty, count) : Py_NewRef(Py_None);
+    PyMem_Free(asked);
+    PyMem_Free(dirty);
+    return result;
 }
 
 PyObject *mapping_dirty_runs(Mapping *self, PyObject *Py_UNUSED(unused))

@@ -1,8 +1,28 @@
-/* inline.h: the verbs of the loop thread, which never wait; and what bounds them. */
+/* inline.h: the verbs of the loop thread, and what bounds them.
+ *
+ * Each returns None when it cannot answer at once; then nothing has happened, and the caller
+ * takes the slow way, which also forms the error if there is one to form. Reads are in inline.c,
+ * stores in inline_write.c.
+ */
 #ifndef AIOMMAP_PY_INLINE_H
 #define AIOMMAP_PY_INLINE_H
 
 #include "mapping.h"
+
+#include "../sys/clock.h"
+
+/* Copies up to this size are cheaper than letting the GIL go and getting it back (I2). */
+#define GIL_COPY_LIMIT_BYTES ((size_t)64 << 10)
+
+/* The value of a plain integer that fits; or false. */
+static inline bool parse_integer(PyObject *object, int64_t *value)
+{
+    if (!PyLong_Check(object))
+        return false;
+    int overflow;
+    *value = PyLong_AsLongLongAndOverflow(object, &overflow);
+    return !overflow;
+}
 
 /* Whether this is the thread of the file's loop. The address of its time slice tells it from any
  * other thread alive. A mapping that nobody has attached belongs to no thread. */
@@ -11,8 +31,12 @@ static inline bool is_loop_thread(const Mapping *self)
     return self->loop_slice == &thread_time_slice || !self->loop_slice;
 }
 
-/* The value of a plain integer that fits; or false. */
-bool parse_integer(PyObject *object, int64_t *value);
+/* Whether it is, within its time slice. */
+static inline bool slice_allows(const Mapping *self, int64_t now)
+{
+    return is_loop_thread(self) && !time_slice_is_spent(&thread_time_slice, now);
+}
+
 /* Whether a read that was declined has to give way and be tried once more, rather than wait for a disk:
  * the time slice is spent, and the range may be in memory. */
 bool inline_read_is_due(const Mapping *self, int64_t offset, int64_t length);

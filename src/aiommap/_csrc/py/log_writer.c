@@ -11,12 +11,12 @@
 #include <string.h>
 #include <structmember.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 
 #include "../sys/clock.h"
 #include "../sys/file_io.h"
 #include "../sys/forks.h"
 #include "../sys/guard.h"
+#include "../sys/thread_waits.h"
 
 /* One write has at least so much, if there is so much. */
 #define BATCH_BYTES ((size_t)1 << 20)
@@ -178,17 +178,6 @@ static bool fits(const LogWriter *self, int64_t at, uint64_t sequence, uint64_t 
 {
     return sequence == self->base ||
            at + (int64_t)bytes + FRAME_HEADER_BYTES <= self->limit;
-}
-
-/* How often this thread gave up the processor to wait for something. */
-static long thread_waits(void)
-{
-#ifdef RUSAGE_THREAD
-    struct rusage usage;
-    return getrusage(RUSAGE_THREAD, &usage) ? 0 : usage.ru_nvcsw;
-#else
-    return 0;
-#endif
 }
 
 static PyObject *writer_append(LogWriter *self, PyObject *data)

@@ -35,6 +35,8 @@
 #ifndef AIOMMAP_PY_MAPPING_H
 #define AIOMMAP_PY_MAPPING_H
 
+#include <pthread.h>
+
 #include "api.h"
 #include "runs.h"
 
@@ -57,17 +59,20 @@ enum mapping_flags {
     MAPPING_IN_MEMORY = 1 << 4,         /* tmpfs and the like: pread(2) never waits */
     MAPPING_RESIDENCY_VISIBLE = 1 << 5, /* mincore(2) tells the truth about this file */
     MAPPING_SPARSE = 1 << 6,            /* stores that make the file longer reserve no blocks */
+    MAPPING_LOCAL = 1 << 7,             /* pwrite(2) ends in the page cache, and asks no server */
+    MAPPING_STABLE_PAGES = 1 << 8,      /* a store waits for the write-back of its folio */
 };
 
 struct counters { /* GIL */
     uint64_t inline_reads, fell_back_reads;       /* written by inline.c */
-    uint64_t inline_writes_done, fell_back_writes; /* written by inline.c */
-    uint64_t faults; /* written by inline.c, write.c, blocking.c and words.c */
+    uint64_t inline_writes_done, fell_back_writes; /* written by inline_write.c */
+    uint64_t inline_pwrites; /* how many of them made a system call; written by inline_write.c */
+    uint64_t faults; /* written by inline.c, inline_write.c, write.c, blocking.c and words.c */
 };
 
 /* Counts that an inline store may not reach. A store that would reach one answers None, and the
  * slow way asks the flush policy. */
-struct inline_limits { /* GIL; written by inline.c */
+struct inline_limits { /* GIL; written by inline_write.c */
     uint64_t bytes;    /* of written_bytes */
     uint64_t sequence; /* of sequence */
     uint64_t pages;    /* dirty or in writeback; this many are still allowed */
@@ -83,6 +88,8 @@ typedef struct {
     bool private_copy;
     bool huge;
     bool in_memory;
+    bool local;
+    bool stable_pages;
     bool residency_visible;
     bool layered;  /* on overlayfs, and opened without having the file copied up */
     int64_t birth; /* of the inode that is mapped, if layered */
@@ -99,6 +106,7 @@ typedef struct {
     /* GIL; written by Python. */
     bool declining;     /* inline verbs answer None: it is being closed, or a test says so */
     bool inline_writes; /* off for policy "always", after a failed flush, while closing */
+    bool flush_expected; /* the policy flushes without being asked */
     uint64_t durable_sequence; /* every write up to this one is durable */
 
     /* GIL; written by mapping_type.c and resize.c. */
@@ -124,22 +132,35 @@ typedef struct {
 
     /* GIL; written by accounting.c. */
     struct pages dirty;    /* stored to since the last flush; in mode "c": private pages */
-    struct pages ready;    /* stored to, or a word loaded, within READY_NS: present */
-    int64_t ready_since;   /* when `ready` was last emptied */
+    struct pages ready;    /* stored to through the mapping within READY_NS: present, writable */
+    struct pages cached;   /* written or loaded within READY_NS: present */
+    int64_t ready_since;   /* when `ready` and `cached` were last emptied */
+    bool dirty_folios;     /* some of `dirty` was stored to through the mapping */
     int64_t dirty_since;   /* when the oldest page of `dirty` was stored to; 0 when clean */
     int64_t writeback_start, writeback_end; /* the range that a flush is writing */
     int64_t writeback_since; /* dirty_since of that range */
     size_t writeback_pages;  /* how many pages the flush is writing */
+    uint64_t flush_sequence; /* `sequence` when the last flush of anything began */
+    uint64_t epoch_writes;   /* how many writes flushes had lately, each since the one before */
     uint64_t sequence;       /* number of the newest applied write */
     uint64_t written_bytes;  /* bytes of all applied writes */
 
     /* GIL; written by inline.c. */
     bool nowait; /* cleared for good when the file system refuses RWF_NOWAIT */
+    struct spans locked; /* ranges that mlock(2) keeps in memory */
+
+    /* GIL; written by inline_write.c. */
     struct inline_limits inline_limits;
     int64_t queued_start, queued_end; /* bounds of the writes that wait for a worker */
-    struct spans locked;              /* ranges that mlock(2) keeps in memory */
+    bool pwriting;         /* the loop thread is in pwrite(2), without the GIL */
+    int64_t watched_until; /* a pwrite(2) was slow: until then look whether one waits */
+    int64_t blocked_until; /* one has waited: until then stores go to a worker */
 
-    /* GIL; written by write.c, commit.c and Python. */
+    /* A lock; written by inline_write.c and resize.c. The loop thread has it while it is in pwrite(2),
+     * which would make a file that a change just cut off as long again. No change keeps it. */
+    pthread_mutex_t pwrite_mutex;
+
+    /* GIL; written by inline_write.c, write.c, commit.c and Python. */
     bool cut_suspected; /* a flush has to find out whether the file still has what was written */
 
     /* GIL; written by lease.c. */
@@ -159,7 +180,8 @@ typedef struct {
     /* See the struct. */
     struct damage damage;     /* atomic; written by survive.c */
     struct growth growth;     /* atomic; written by growth.c */
-    struct counters counters; /* GIL; written by inline.c, write.c, blocking.c and words.c */
+    struct counters counters; /* GIL; written by inline.c, inline_write.c, write.c, blocking.c and
+                                 words.c */
 } Mapping;
 
 struct lease {

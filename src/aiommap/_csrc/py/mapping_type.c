@@ -46,6 +46,8 @@ static void fill_in(Mapping *self, int fd, int64_t size, int flags)
     self->private_copy = flags & MAPPING_PRIVATE_COPY;
     self->huge = flags & MAPPING_HUGE;
     self->in_memory = flags & MAPPING_IN_MEMORY;
+    self->local = flags & MAPPING_LOCAL;
+    self->stable_pages = flags & MAPPING_STABLE_PAGES;
     self->residency_visible = flags & MAPPING_RESIDENCY_VISIBLE;
     self->layered = (!self->writable || self->private_copy) && is_layered(fd);
     self->birth = self->layered ? file_birth(fd) : 0;
@@ -59,6 +61,7 @@ static void fill_in(Mapping *self, int fd, int64_t size, int flags)
     /* Where pread(2) does not wait it is preferred, and tmpfs refuses RWF_NOWAIT. */
     self->nowait = flags & MAPPING_NOWAIT && !self->in_memory;
     self->inline_limits = (struct inline_limits){NO_LIMIT, NO_LIMIT, NO_LIMIT};
+    pthread_mutex_init(&self->pwrite_mutex, NULL);
     self->damage.first_bad = DAMAGE_NONE;
     self->growth = (struct growth){.fd = fd, .sparse = flags & MAPPING_SPARSE, .end = size};
 }
@@ -196,6 +199,11 @@ static PyObject *get_forked(Mapping *self, void *Py_UNUSED(closure))
     return PyBool_FromLong(self->fork_generation != fork_generation);
 }
 
+static PyObject *get_usable(Mapping *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(mapping_is_usable(self));
+}
+
 static PyObject *get_size(Mapping *self, void *Py_UNUSED(closure))
 {
     return PyLong_FromLongLong(mapping_size(self));
@@ -255,6 +263,7 @@ static PyGetSetDef mapping_getset[] = {
     {"address", (getter)get_address, NULL, "Where byte 0 is mapped.", NULL},
     {"current", (getter)get_current, NULL, "Whether the mapping shows what the file holds.", NULL},
     {"forked", (getter)get_forked, NULL, "Whether this is a forked child of the opener.", NULL},
+    {"usable", (getter)get_usable, NULL, "Whether inline verbs may touch it.", NULL},
     {"size", (getter)get_size, NULL, "Bytes of the file that verbs may address.", NULL},
     {"fenced", (getter)get_fenced, NULL, "Whether zeros lie over some of the pages.", NULL},
     {"damage_errno", (getter)get_damage_errno, NULL, "Why it faulted, an errno number.", NULL},
@@ -277,6 +286,8 @@ static PyMemberDef mapping_members[] = {
     FIELD(nowait, T_BOOL, READONLY),
     FIELD(in_memory, T_BOOL, READONLY),
     FIELD(inline_writes, T_BOOL, 0),
+    FIELD(flush_expected, T_BOOL, 0),
+    FIELD(pwriting, T_BOOL, READONLY),
     FIELD(cut_suspected, T_BOOL, 0),
     FIELD(declining, T_BOOL, 0),
     FIELD(generation, T_ULONGLONG, READONLY),
@@ -292,6 +303,7 @@ static PyMemberDef mapping_members[] = {
     COUNTER(fell_back_reads),
     COUNTER(fell_back_writes),
     COUNTER(inline_writes_done),
+    COUNTER(inline_pwrites),
     COUNTER(faults),
     {NULL, 0, 0, 0, NULL},
 };
@@ -329,6 +341,7 @@ static PyMethodDef mapping_methods[] = { /* documented in _native.pyi */
     ARGS("cachestat", mapping_cachestat),
     ARGS("flush_begin", mapping_flush_begin),
     ONE("flush_end", mapping_flush_end),
+    ONE("flush_receipts", mapping_flush_receipts),
     NONE("dirty_runs", mapping_dirty_runs),
     NONE("dirty_bytes", mapping_dirty_bytes),
     ARGS("would_dirty", mapping_would_dirty),

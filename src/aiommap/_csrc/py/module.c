@@ -41,6 +41,15 @@ static PyObject *time_slice_renew(PyObject *Py_UNUSED(module), PyObject *before)
     Py_RETURN_NONE;
 }
 
+static PyObject *time_slice_wake(PyObject *Py_UNUSED(module), PyObject *tasks)
+{
+    unsigned long long count = PyLong_AsUnsignedLongLong(tasks);
+    if (PyErr_Occurred())
+        return NULL;
+    time_slice_grant_woken(&thread_time_slice, count);
+    Py_RETURN_NONE;
+}
+
 static PyObject *sync_filesystem(PyObject *Py_UNUSED(module), PyObject *descriptor)
 {
     int error, fd = PyObject_AsFileDescriptor(descriptor);
@@ -118,6 +127,7 @@ static PyMethodDef functions[] = { /* documented in _native.pyi */
     {"time_slice_spent", time_slice_spent, METH_NOARGS, NULL},
     {"time_slice_yield", count_yield, METH_NOARGS, NULL},
     {"time_slice_renew", time_slice_renew, METH_O, NULL},
+    {"time_slice_wake", time_slice_wake, METH_O, NULL},
     {"sync_filesystem", sync_filesystem, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
@@ -145,6 +155,8 @@ static const struct {
     {"IN_MEMORY", MAPPING_IN_MEMORY},
     {"RESIDENCY_VISIBLE", MAPPING_RESIDENCY_VISIBLE},
     {"SPARSE", MAPPING_SPARSE},
+    {"LOCAL", MAPPING_LOCAL},
+    {"STABLE_PAGES", MAPPING_STABLE_PAGES},
     {"MADV_NORMAL", MADV_NORMAL},
     {"MADV_RANDOM", MADV_RANDOM},
     {"MADV_SEQUENTIAL", MADV_SEQUENTIAL},

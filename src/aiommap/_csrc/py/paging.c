@@ -51,9 +51,11 @@ PyObject *mapping_populate(Mapping *self, PyObject *args)
     if (done < 0)
         return os_error((int)-done);
     size_t first, end;
+    int64_t now = monotonic_clock();
+    account_refresh(self, now);
     if (write && pages_of(offset, done, &first, &end) && /* the kernel made them dirty */
-        ((!pin.moved && !account_ready(self, first, end)) ||
-         !account_dirty(self, first, end, monotonic_clock())))
+        ((!pin.moved && !account_present(self, first, end, PRESENCE_READY)) ||
+         !account_dirty(self, first, end, now)))
         return PyErr_NoMemory();
     return PyLong_FromSsize_t(done);
 }

@@ -25,6 +25,24 @@ PyObject *receipt_make(const Mapping *mapping, int64_t offset, int64_t length, u
     return (PyObject *)receipt;
 }
 
+struct run *receipt_runs(const struct native_state *state, PyObject *list, Py_ssize_t *count)
+{
+    *count = PyList_CheckExact(list) ? PyList_Size(list) : 0;
+    struct run *runs = PyMem_Calloc((size_t)*count + 1, sizeof *runs);
+    if (!runs)
+        return (struct run *)PyErr_NoMemory();
+    for (Py_ssize_t i = 0; i < *count; i++) {
+        PyObject *item = PyList_GetItem(list, i);
+        if (!PyObject_TypeCheck(item, state->receipt_type)) {
+            PyMem_Free(runs);
+            return (struct run *)PyErr_Format(PyExc_TypeError, "%R is no receipt", item);
+        }
+        const Receipt *receipt = (const Receipt *)item;
+        runs[i] = (struct run){receipt->offset, receipt->offset + receipt->length};
+    }
+    return runs;
+}
+
 static PyObject *receipt_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs))
 {
     PyObject *owner;

@@ -3,10 +3,13 @@
 #define AIOMMAP_PY_RECEIPT_H
 
 #include "mapping.h"
+#include "state.h"
 
 extern PyType_Spec receipt_spec;
 
 /* Make the receipt of a write; NULL with an exception. */
 PyObject *receipt_make(const Mapping *mapping, int64_t offset, int64_t length, uint64_t sequence);
+/* The ranges of a list of receipts, for PyMem_Free; NULL with an exception. */
+struct run *receipt_runs(const struct native_state *state, PyObject *list, Py_ssize_t *count);
 
 #endif

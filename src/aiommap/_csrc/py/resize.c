@@ -114,6 +114,10 @@ static bool change_begin(Mapping *self, struct change *change, int64_t from)
     set_moving(self, from);
     self->generation++;
     pin_begin(&change->pin, self);
+    Py_BEGIN_ALLOW_THREADS /* a store that was checked before has to have ended; none begins */
+    pthread_mutex_lock(&self->pwrite_mutex);
+    pthread_mutex_unlock(&self->pwrite_mutex);
+    Py_END_ALLOW_THREADS
     return true;
 }
 

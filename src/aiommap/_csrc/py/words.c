@@ -53,7 +53,8 @@ bool words_allowed(const Words *self, int64_t at, bool store)
 bool words_present(const Words *self, int64_t at, int64_t now)
 {
     Mapping *mapping = self->mapping;
-    if (page_is_ready(mapping, page_of(at), now))
+    account_refresh(mapping, now);
+    if (page_is(mapping, page_of(at), PRESENCE_CACHED))
         return true;
     if (mapping->locked.count && spans_cover(&mapping->locked, at, at + self->width))
         return true;
@@ -88,7 +89,7 @@ static bool account(const Words *self, int64_t at, bool stored, int64_t now)
 {
     Mapping *mapping = self->mapping;
     size_t page = page_of(at);
-    if (account_ready(mapping, page, page + 1) &&
+    if (account_present(mapping, page, page + 1, stored ? PRESENCE_READY : PRESENCE_CACHED) &&
         (!stored || account_dirty(mapping, page, page + 1, now)))
         return !stored || account_word(self, at);
     PyErr_NoMemory();
@@ -133,7 +134,8 @@ static bool is_hot(const Words *self, int64_t at, bool store, int64_t now)
 {
     Mapping *mapping = self->mapping;
     size_t page = page_of(at);
-    if (!page_is_ready(mapping, page, now))
+    account_refresh(mapping, now);
+    if (!page_is(mapping, page, store ? PRESENCE_READY : PRESENCE_CACHED))
         return false;
     return !store || (mapping->inline_writes && pages_has(&mapping->dirty, page) &&
                       !runs_overlap(at, at + self->width, mapping->writeback_start,

@@ -211,7 +211,11 @@ static PyObject *account_for(Mapping *self, const struct store *store, bool flus
     bool whole = store_is_whole(store);
     if (flushed)
         account_bytes(self, store->offset, store->copied);
-    else if (!account_store(self, store->offset, store->copied, whole && store->ready, now))
+    else if (!account_store(self, store->offset, store->copied,
+                            !whole         ? PRESENCE_UNKNOWN
+                            : store->ready ? PRESENCE_READY
+                                           : PRESENCE_CACHED,
+                            now))
         return PyErr_NoMemory();
     if (!whole) {
         self->counters.faults++;

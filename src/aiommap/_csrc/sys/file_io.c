@@ -99,6 +99,23 @@ size_t file_write(int fd, struct iovec *pieces, int count, off_t offset, int *er
     return done;
 }
 
+size_t file_write_one(int fd, const char *from, size_t length, off_t offset, int *error)
+{
+    size_t done = 0;
+    *error = 0;
+    while (done < length) {
+        ssize_t put = pwrite(fd, from + done, length - done, offset + (off_t)done);
+        if (put < 0 && errno == EINTR)
+            continue;
+        if (put <= 0) {
+            *error = put < 0 ? errno : 0;
+            break;
+        }
+        done += (size_t)put;
+    }
+    return done;
+}
+
 /* Not by stat(2) where there is another way: who asks for the times of a file makes its next write
  * take a fresh one (multigrain timestamps, Linux 6.13), which dirties the inode and makes the flush
  * after it wait for longer (docs/decisions.md). */
@@ -130,6 +147,29 @@ bool file_reaches(int fd, off_t end, bool *solid)
     bool reached = file_stat(fd, &found) == 0 && found.size >= end;
     *solid = reached && found.blocks * 512 >= found.size;
     return reached;
+}
+
+int64_t file_size(int fd) { return lseek(fd, 0, SEEK_END); }
+
+bool file_is_hole(int fd, off_t offset, off_t end)
+{
+#ifdef SEEK_DATA
+    off_t data = lseek(fd, offset, SEEK_DATA);
+    return data >= end || (data < 0 && errno == ENXIO && file_size(fd) >= end);
+#else
+    (void)fd, (void)offset, (void)end;
+    return false;
+#endif
+}
+
+bool file_has_blocks(int fd, off_t offset, off_t end)
+{
+#ifdef SEEK_HOLE
+    return lseek(fd, offset, SEEK_HOLE) >= end;
+#else
+    (void)fd, (void)offset, (void)end;
+    return false;
+#endif
 }
 
 int file_fill_holes(int fd, off_t offset, off_t end)

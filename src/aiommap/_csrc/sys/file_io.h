@@ -26,12 +26,19 @@ size_t file_own(int fd, off_t offset, size_t got);
 /* Write pieces one behind the other, which it uses up; the number of bytes written, and why it is
  * short if it is. */
 size_t file_write(int fd, struct iovec *pieces, int count, off_t offset, int *error);
+size_t file_write_one(int fd, const char *from, size_t length, off_t offset, int *error);
 /* Whether the file is at least this long, so that a write up to there does not make it longer; and
  * whether it is *solid*, with blocks behind all of its bytes: then none meets a full disk half-way. */
 bool file_reaches(int fd, off_t end, bool *solid);
 /* Allocate blocks behind a range of the file, without changing its bytes. The errno number of a full
  * disk; 0 also where only writing allocates blocks. */
 int file_fill_holes(int fd, off_t offset, off_t end);
+/* Where the file ends, as file_own asks; -1 if that cannot be told. */
+int64_t file_size(int fd);
+/* Whether a range is a hole throughout, or a part of one that has blocks reserved: nothing of it would
+ * have to be read from the disk. And whether there is no hole in it. Both wait for the inode's lock. */
+bool file_is_hole(int fd, off_t offset, off_t end);
+bool file_has_blocks(int fd, off_t offset, off_t end);
 int file_sync(int fd, bool metadata);
 /* What stat(2) would say about a file, without its times. */
 struct file_stat { /* the caller's own */

@@ -10,3 +10,12 @@ void time_slice_grant(struct time_slice *slice, uint64_t yields_before)
         grant = TIME_SLICE_MIN_NS;
     slice->deadline = monotonic_clock() + grant;
 }
+
+void time_slice_grant_woken(struct time_slice *slice, uint64_t tasks)
+{
+    uint64_t grant = tasks < TIME_SLICE_MAX_NS / TIME_SLICE_WOKEN_NS ? tasks * TIME_SLICE_WOKEN_NS
+                                                                      : TIME_SLICE_MAX_NS;
+    if (grant < TIME_SLICE_BUDGET_NS)
+        grant = TIME_SLICE_BUDGET_NS;
+    slice->deadline = monotonic_clock() + (int64_t)grant;
+}

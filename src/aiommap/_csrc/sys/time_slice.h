@@ -18,6 +18,8 @@
 #include "per_thread.h"
 
 #define TIME_SLICE_BUDGET_NS 500000 /* all tasks together, per turn of the loop */
+#define TIME_SLICE_MAX_NS 2000000 /* those that wake together */
+#define TIME_SLICE_WOKEN_NS 10000 /* each of these */
 #define TIME_SLICE_MIN_NS 20000 /* one task; a switch takes 2 to 3 us, so it costs an eighth */
 
 struct time_slice { /* each by its own thread; written by time_slice.h */
@@ -33,6 +35,9 @@ static inline bool time_slice_is_spent(const struct time_slice *slice, int64_t n
 }
 
 void time_slice_grant(struct time_slice *slice, uint64_t yields_before);
+/* Grant one to tasks that wake together, after they have waited for something: all of them run in this
+ * turn in any case, and a yield of each would only make it longer. */
+void time_slice_grant_woken(struct time_slice *slice, uint64_t tasks);
 
 /* Count a yield; the number of those before it. */
 static inline uint64_t time_slice_yield(struct time_slice *slice) { return slice->yields++; }

@@ -1,0 +1,151 @@
+"""Bytes that durable writes cost the device: about those of pwrite and fdatasync (I13)."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+
+import aiommap
+from aiommap import PAGE_SIZE as PAGE
+from aiommap import FlushPolicy
+from tests.support.counted import counted_disk
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.anyio
+
+SIZE = 24 << 20
+#: Records of a case, and how many of them are written between two flushes.
+RECORDS, GROUP = 48, 4
+RATIO = 1.2
+#: A journal or a tree of the file system may be written by itself meanwhile.
+SLACK_BYTES = 64 << 10
+
+
+@pytest.fixture
+def anyio_backend():
+    """One is enough: no loop decides what reaches the device."""
+    return "asyncio"
+
+
+@pytest.fixture(
+    params=["ext4", "xfs", pytest.param("btrfs", marks=pytest.mark.slow)], scope="module"
+)
+def disk(request, tmp_path_factory):
+    with counted_disk(request.param, tmp_path_factory.mktemp("counted")) as disk:
+        yield disk
+
+
+def in_large_pieces(path):
+    """Write a file so that the kernel caches it in large folios."""
+    with open(path, "wb", buffering=0) as file:
+        file.writelines(bytes(2 << 20) for _ in range(0, SIZE, 2 << 20))
+        os.fsync(file.fileno())
+
+
+def reserved(path):
+    with open(path, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, SIZE)
+        os.fsync(file.fileno())
+
+
+def sparse(path):
+    with open(path, "wb") as file:
+        file.truncate(SIZE)
+        os.fsync(file.fileno())
+
+
+LAYOUTS = {"large pieces": in_large_pieces, "reserved": reserved, "sparse": sparse}
+
+
+def places(order, length):
+    """Where the records of a case go, in groups."""
+    drawn = random.Random(14)
+    room = SIZE // length
+    at = [drawn.randrange(room) if order == "random" else i for i in range(RECORDS)]
+    return [[n * length for n in at[i : i + GROUP]] for i in range(0, RECORDS, GROUP)]
+
+
+def by_pwrite(path, groups, record, *, each):
+    """Write the records as others do, with a sync for each one or for each group."""
+    fd = os.open(path, os.O_RDWR)
+    for group in groups:
+        for at in group:
+            os.pwrite(fd, record, at)
+            if each:
+                os.fdatasync(fd)
+        os.fdatasync(fd)
+    os.close(fd)
+
+
+async def wait_durable(f, group, record):
+    for at in group:
+        await (await f.write(at, record)).wait_durable()
+
+
+async def flush(f, group, record):
+    for at in group:
+        await f.write(at, record)
+    await f.flush()
+
+
+async def flush_range(f, group, record):
+    for at in group:
+        await f.write(at, record)
+    for at in group:
+        await f.flush_range(at, len(record))
+
+
+async def background(f, group, record):
+    for at in group:
+        await f.write(at, record)
+    await until(lambda: f.statistics().oldest_dirty_seconds is None)
+
+
+#: A policy, how a group is written under it, and whether each record is flushed by itself.
+FORMS = {
+    "manual-wait_durable": (FlushPolicy.manual(), wait_durable, True),
+    "manual-flush": (FlushPolicy.manual(), flush, False),
+    "manual-flush_range": (FlushPolicy.manual(), flush_range, True),
+    "every_interval": (FlushPolicy.every_interval(0.02), background, True),
+    "every_writes": (FlushPolicy.every_writes(GROUP), background, True),
+    "every_bytes": (FlushPolicy.every_bytes(GROUP * 128), background, True),
+    "always": (FlushPolicy.always(), flush, True),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_random_records_in_large_folios(disk, form):
+    """The dearest place for a store through the mapping: a megabyte for each record."""
+    await check(disk, form, "large pieces", "random", 128)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [128, PAGE])
+@pytest.mark.parametrize("order", ["random", "sequential"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("form", FORMS)
+async def test_device_bytes(disk, form, layout, order, length):
+    await check(disk, form, layout, order, length)
+
+
+async def check(disk, form, layout, order, length):
+    """Write the same as pwrite and as a form, and compare what the device was given."""
+    policy, write, each = FORMS[form]
+    ours, theirs = disk.folder / "ours", disk.folder / "theirs"
+    record = b"r" * length
+    groups = places(order, length)
+    for path in (ours, theirs):
+        LAYOUTS[layout](path)
+    with disk.counting() as peer:
+        by_pwrite(theirs, groups, record, each=each)
+    async with aiommap.open(ours, "r+", flush=policy) as f:
+        await f.prewarm(0, SIZE if layout != "sparse" else 0)
+        with disk.counting() as own:
+            for group in groups:
+                await write(f, group, record)
+    for path in (ours, theirs):
+        path.unlink()
+    pages = {at // PAGE for group in groups for at in group}
+    assert len(pages) * PAGE <= own.bytes <= RATIO * peer.bytes + SLACK_BYTES, peer.bytes

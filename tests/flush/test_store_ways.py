@@ -1,0 +1,110 @@
+"""Which way a store of the loop thread takes: pwrite(2) for as long as a flush can be expected."""
+
+from __future__ import annotations
+
+import pytest
+
+import aiommap
+from aiommap import PAGE_SIZE as PAGE
+from aiommap import FlushPolicy
+from tests.support.internals import core_of
+
+pytestmark = pytest.mark.anyio
+
+#: So many writes without a flush are no sign that nobody flushes.
+FEW = 4096
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(64 * PAGE))
+    return path
+
+
+async def write(f, count):
+    """Write to pages that differ; how many of the writes were system calls on the loop thread."""
+    mapping = core_of(f).mapping
+    before = mapping.inline_pwrites
+    inline = f.statistics().inline_writes
+    for i in range(count):
+        await f.write(i % 64 * PAGE, b"record")
+    assert f.statistics().inline_writes - inline == count
+    return mapping.inline_pwrites - before
+
+
+@pytest.mark.parametrize("policy", [FlushPolicy.manual(), FlushPolicy.never()], ids=str)
+async def test_who_never_flushes_stores_through_the_mapping(path, policy):
+    async with aiommap.open(path, "r+", flush=policy) as f:
+        await f.prewarm()
+        assert await write(f, FEW) == FEW
+        assert await write(f, FEW) <= 64  # those of a page known to be in memory for a second
+
+
+async def test_who_flushes_stays_on_pwrite(path):
+    async with aiommap.open(path, "r+") as f:
+        await f.prewarm()
+        for _ in range(3):
+            assert await write(f, 100) == 100
+            await f.flush()
+        assert await write(f, FEW + 1000) == FEW
+        await f.flush()
+        assert await write(f, 2 * FEW) == 2 * FEW  # as many as the last flush had, and again
+        await f.flush_range(0, 10)
+        await write(f, 1)
+        await f.flush()  # a small one does not pass for all
+        assert await write(f, FEW + 1000) == FEW + 1000
+        for _ in range(5):
+            await f.flush()
+            await write(f, 1)
+        await f.flush()
+        assert await write(f, FEW + 1000) == FEW
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        FlushPolicy.every_interval(3600),
+        FlushPolicy.every_bytes(1 << 40),
+        FlushPolicy.every_writes(1 << 40),
+    ],
+    ids=str,
+)
+async def test_policy_that_flushes_stays_on_pwrite(path, policy):
+    async with aiommap.open(path, "r+") as f:
+        await f.prewarm()
+        f.flush_policy = policy
+        await write(f, 1)
+        assert await write(f, 2 * FEW) == 2 * FEW
+        f.flush_policy = FlushPolicy.manual()
+        assert await write(f, FEW) == 0
+
+
+async def test_pages_stored_to_through_the_mapping_are_no_dearer(path):
+    """They are dirty as whole folios already, until a flush has begun."""
+    async with aiommap.open(path, "r+") as f:
+        await f.prewarm(write=True)
+        assert await write(f, 64) == 0
+        await f.flush()
+        assert await write(f, 64) == 64
+
+
+async def test_private_pages_stay_in_the_mapping(path):
+    async with aiommap.open(path, "c") as f:
+        await f.prewarm()
+        assert await write(f, 10) == 0
+        assert path.read_bytes() == bytes(64 * PAGE)
+
+
+async def test_words_and_writes_see_each_other(path):
+    async with aiommap.open(path, "r+") as f:
+        word = f.atomic_u64(8)
+        for i in range(100):
+            word.store(i)
+            await f.write(0, i.to_bytes(8, "little"))
+            assert f.atomic_u64(0).load() == i
+            assert await f.read(8, 8) == i.to_bytes(8, "little")
+            await f.write(8, (i + 1).to_bytes(8, "little"))
+            assert word.fetch_add(1) == i + 1
+            if not i % 10:
+                await f.flush()

@@ -1,0 +1,81 @@
+"""A file system on a loop device of its own, whose written bytes can be counted; needs root."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.devices import must
+from tests.support.internals import native
+
+#: So that nothing but what a test does reaches the device while it counts.
+OPTIONS = {
+    "ext4": ("-qF", "-b", "4096", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard"),
+    "xfs": ("-q", "-K"),
+    "btrfs": ("-q", "-K"),
+}
+SIZES = {"ext4": "256m", "xfs": "320m", "btrfs": "384m"}
+
+
+class CountedDisk:
+    """A mounted file system, whose device counts what it is given."""
+
+    def __init__(self, folder, loop):
+        self.folder = folder
+        self._stat = Path("/sys/block", os.path.basename(loop), "stat")
+
+    def _sync(self):
+        fd = os.open(self.folder, os.O_RDONLY)
+        native.sync_filesystem(fd)
+        os.close(fd)
+
+    def _written(self):
+        return int(self._stat.read_text().split()[6]) * 512
+
+    @contextmanager
+    def counting(self):
+        """Count the bytes that reach the device in a block: ``bytes``, once the block has ended.
+
+        Nothing is synced at its end: what nobody flushed is not to be counted.
+        """
+        count = Count()
+        self._sync()
+        before = self._written()
+        yield count
+        count.bytes = self._written() - before
+
+
+class Count:
+    bytes = 0
+
+
+@contextmanager
+def counted_disk(kind, top):
+    """Mount one, or skip the test with the reason why there can be none."""
+    for tool in (f"mkfs.{kind}", "losetup", "mount", "umount"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed")
+    if os.geteuid():
+        pytest.skip("making a device needs root")
+    folder, image, loop = top / kind, top / f"{kind}.image", None
+    folder.mkdir()
+    try:
+        try:
+            must("truncate", "-s", SIZES[kind], str(image))
+            must(f"mkfs.{kind}", *OPTIONS[kind], str(image))
+            loop = must("losetup", "--find", "--show", str(image)).strip()
+            must("mount", loop, str(folder))
+        except OSError as error:
+            pytest.skip(f"no loop device to be had here: {error}")
+        yield CountedDisk(folder, loop)
+    finally:
+        # Lazy: whatever a failed test holds open must not keep the machine from being cleaned up.
+        subprocess.run(["umount", "--lazy", folder], capture_output=True)
+        if loop is not None:
+            subprocess.run(["losetup", "--detach", loop], capture_output=True)
+        image.unlink(missing_ok=True)
