@@ -23,6 +23,8 @@ QUESTIONS = (
     "open_close",
     "durable",
     "scattered",
+    "device_bytes",
+    "write_stall",
     "many_files",
     "latency",
     "spans",

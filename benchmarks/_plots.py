@@ -1,4 +1,4 @@
-"""Plots of one run: throughput, the distribution of latencies, loop stall over time.
+"""Plots of one run: throughput, latencies, loop stall over time, and bytes to the device.
 
 They are drawn in stand-ins for colours, which become variables of a style sheet within each file:
 the same picture suits a light page and a dark one, without a background of its own.
@@ -49,7 +49,7 @@ STYLE: Any = {
 THROUGHPUT = {
     "warm_read": "4 KiB reads of data in memory",
     "write": "4 KiB writes, not flushed",
-    "durable": "128-byte records, each durable when its write returns",
+    "durable": "durable 128-byte records",
 }
 PEERS = {
     "bare": "stdlib mmap, bare slice",
@@ -60,7 +60,7 @@ PEERS = {
 def draw(run: Run, folder: Path) -> None:
     """Draw every plot as an SVG file."""
     folder.mkdir(exist_ok=True)
-    for plot in (throughput, latency, stall):
+    for plot in (throughput, latency, stall, device_bytes):
         with mpl.rc_context(STYLE):
             drawn = io.StringIO()
             plot(run).savefig(drawn, format="svg", metadata={"Date": None}, transparent=True)
@@ -85,7 +85,7 @@ def throughput(run: Run) -> Figure:
     for row in run["figures"]:
         if row["question"] in THROUGHPUT and row["unit"].endswith("/s"):
             tasks, _, who = row["label"].partition(" tasks: ")
-            noun = "task" if tasks == "1" else "tasks"
+            noun = "task" if tasks.split()[-1] == "1" else "tasks"
             title = f"{THROUGHPUT[row['question']]}, {tasks} {noun}"
             groups.setdefault(title, {})[PEERS.get(who, who)] = row["value"]
     bars = [len(rates) for rates in groups.values()]
@@ -179,6 +179,30 @@ def steps(points: list[list[float]]) -> tuple[list[float], list[float]]:
     seconds = [0.0, *(at - first for at, _ in points)]
     late = [points[0][1], *(delay for _, delay in points)]
     return seconds, [max(delay, floor) for delay in late]
+
+
+def device_bytes(run: Run) -> Figure:
+    """Draw what a durable record at random costs the device, one group a file system."""
+    groups: dict[str, dict[str, float]] = {}
+    for row in run["figures"]:
+        if row["question"] == "device_bytes" and row["unit"] == "KiB a record":
+            place, _, form = row["label"].partition(": ")
+            groups.setdefault(place, {})[form] = row["value"]
+    bars = [len(forms) for forms in groups.values()]
+    figure = Figure(figsize=(8, 0.9 * len(groups) + 0.26 * sum(bars)), layout="constrained")
+    for axes, (title, forms) in zip(
+        figure.subplots(len(groups), height_ratios=bars), groups.items(), strict=True
+    ):
+        colours = [THEIRS if form.startswith("pwrite") else OURS for form in forms]
+        drawn = axes.barh(list(forms), list(forms.values()), color=colours)
+        axes.bar_label(drawn, [f"{kib:.1f}" for kib in forms.values()], padding=4, fontsize=9)
+        axes.set(title=title)
+        axes.tick_params(axis="y", length=0, labelsize=9)
+        axes.spines["left"].set_visible(False)
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+    figure.supxlabel("KiB written to the device for each record", fontsize=10)
+    return figure
 
 
 def _duration(milliseconds: float) -> str:

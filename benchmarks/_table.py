@@ -74,6 +74,15 @@ def _records(tasks: int, *, peers: int = 3) -> Row:
     )
 
 
+def _device_bytes() -> Row:
+    label = "ext4, 128 B at random: "
+    return (
+        "bytes to the device for such a record at random (ext4)",
+        [Cell("device_bytes", label + "write + wait_durable", "{} KiB")],
+        [Cell("device_bytes", label + "pwrite + fdatasync", "{} KiB (`pwrite` + `fdatasync`)")],
+    )
+
+
 #: What a reader of README wants to know first: (what, ours, beside).
 ROWS: tuple[Row, ...] = (
     _reads(1),
@@ -85,6 +94,7 @@ ROWS: tuple[Row, ...] = (
     ),
     _records(1),
     _records(64),
+    _device_bytes(),
     _stall("cold read", "512 MiB"),
     _stall("flush", "256 MiB"),
     (

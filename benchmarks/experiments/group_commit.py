@@ -23,7 +23,7 @@ import aiommap
 
 SIZE = 16 * MIB
 Waiter = asyncio.Future[None]
-at = slots(SIZE)
+at = slots(SIZE, ordered=True)
 
 
 class Bare:

@@ -1,0 +1,206 @@
+"""How many bytes does a durable record cost the device, in every form and file system?"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import aiommap
+from aiommap import FlushPolicy, MappedFile
+
+from ._devices import MIB, Device, mounted
+from ._harness import Report
+
+#: What a durable record may cost, in those of pwrite and fdatasync (I13).
+MOST = 1.2
+#: Records of a case, and how many of them are written between two flushes.
+RECORDS, GROUP = 256, 8
+COUNTERS = 64
+
+Write = Callable[[MappedFile, Sequence[int], bytes], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One way to make records durable; ``each`` says that each record is flushed by itself."""
+
+    policy: FlushPolicy
+    write: Write
+    each: bool = True
+
+
+async def _wait_durable(f: MappedFile, group: Sequence[int], record: bytes) -> None:
+    for at in group:
+        await (await f.write(at, record)).wait_durable()
+
+
+async def _flush(f: MappedFile, group: Sequence[int], record: bytes) -> None:
+    for at in group:
+        await f.write(at, record)
+    await f.flush()
+
+
+async def _flush_range(f: MappedFile, group: Sequence[int], record: bytes) -> None:
+    for at in group:
+        await f.write(at, record)
+        await f.flush_range(at, len(record))
+
+
+async def _background(f: MappedFile, group: Sequence[int], record: bytes) -> None:
+    for at in group:
+        await f.write(at, record)
+    while f.statistics().oldest_dirty_seconds is not None:
+        await asyncio.sleep(0.001)
+
+
+def forms(length: int) -> dict[str, Form]:
+    """All that users write."""
+    manual = FlushPolicy.manual()
+    return {
+        "write + wait_durable": Form(manual, _wait_durable),
+        "write + flush": Form(manual, _flush, each=False),
+        "write + flush_range": Form(manual, _flush_range),
+        "every_interval": Form(FlushPolicy.every_interval(0.02), _background, each=False),
+        "every_writes": Form(FlushPolicy.every_writes(GROUP), _background, each=False),
+        "every_bytes": Form(FlushPolicy.every_bytes(GROUP * length), _background, each=False),
+        "always": Form(FlushPolicy.always(), _flush),
+    }
+
+
+def in_large_pieces(path: str, size: int) -> None:
+    """Have the file cached in large folios."""
+    with open(path, "wb", buffering=0) as file:
+        file.writelines(bytes(2 * MIB) for _ in range(0, size, 2 * MIB))
+        os.fsync(file.fileno())
+
+
+def reserved(path: str, size: int) -> None:
+    """Have blocks that were never written."""
+    with open(path, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+        os.fsync(file.fileno())
+
+
+def sparse(path: str, size: int) -> None:
+    """Have one hole."""
+    with open(path, "wb") as file:
+        file.truncate(size)
+        os.fsync(file.fileno())
+
+
+LAYOUTS = {"large pieces": in_large_pieces, "reserved": reserved, "sparse": sparse}
+
+
+def by_pwrite(path: str, groups: Sequence[Sequence[int]], record: bytes, *, each: bool) -> None:
+    """Write the records with a sync for each one, or for each group."""
+    fd = os.open(path, os.O_RDWR)
+    for group in groups:
+        for at in group:
+            os.pwrite(fd, record, at)
+            if each:
+                os.fdatasync(fd)
+        if not each:
+            os.fdatasync(fd)
+    os.close(fd)
+
+
+async def run(report: Report, *, smoke: bool) -> None:
+    """Compare each form with pwrite and fdatasync of the same records on the same device."""
+    size, records = (8 * MIB, 16) if smoke else (64 * MIB, RECORDS)
+    for kind in ("ext4", "xfs", "btrfs"):
+        try:
+            with mounted(kind) as device:
+                await _ask(report, kind, device, size, records, smoke=smoke)
+        except OSError as error:
+            print(f"{report.question:<11} {kind}: not measured here: {error}")
+
+
+async def _ask(
+    report: Report, kind: str, device: Device, size: int, records: int, *, smoke: bool
+) -> None:
+    worst: dict[str, float] = {}
+    for length in (128,) if smoke else (128, 4096):
+        for layout in ("large pieces",) if smoke else LAYOUTS:
+            for order in ("at random", "in sequence"):
+                groups = _places(order, length, size, records)
+                for name, form in forms(length).items():
+                    theirs = _count_pwrite(device, layout, size, groups, length, each=form.each)
+                    ours = await _count(device, layout, size, groups, length, form)
+                    worst[name] = max(worst.get(name, 0), ours / theirs)
+                    if (length, layout, order) == (128, "large pieces", "at random"):
+                        label = f"{kind}, 128 B at random: {name}"
+                        report.row(label, ours / records / 1024, "KiB a record")
+                        label = f"{kind}, 128 B at random: pwrite + fdatasync"
+                        if name == "write + wait_durable":
+                            report.row(label, theirs / records / 1024, "KiB a record")
+    for name, value in worst.items():
+        report.row(f"{kind}: {name} / pwrite + fdatasync", value, "x", MOST, most=True)
+    counters = await _count_counters(device, size, rounds=3 if smoke else 50)
+    report.row(f"{kind}: {COUNTERS} hot counters, a flush", counters / 1024, "KiB")
+
+
+def _places(order: str, length: int, size: int, records: int) -> list[list[int]]:
+    room, drawn = size // length, random.Random(14)
+    at = [drawn.randrange(room) if order == "at random" else i for i in range(records)]
+    return [[n * length for n in at[i : i + GROUP]] for i in range(0, records, GROUP)]
+
+
+def _count_pwrite(
+    device: Device,
+    layout: str,
+    size: int,
+    groups: Sequence[Sequence[int]],
+    length: int,
+    *,
+    each: bool,
+) -> int:
+    path = os.path.join(device.folder, "theirs")
+    LAYOUTS[layout](path, size)
+    device.sync()
+    before = device.written()
+    by_pwrite(path, groups, b"r" * length, each=each)
+    written = device.written() - before
+    os.unlink(path)
+    return written
+
+
+async def _count(
+    device: Device,
+    layout: str,
+    size: int,
+    groups: Sequence[Sequence[int]],
+    length: int,
+    form: Form,
+) -> int:
+    path = os.path.join(device.folder, "ours")
+    LAYOUTS[layout](path, size)
+    async with aiommap.open(path, "r+", flush=form.policy) as f:
+        device.sync()
+        before = device.written()
+        for group in groups:
+            await form.write(f, group, b"r" * length)
+        written = device.written() - before
+    os.unlink(path)
+    return written
+
+
+async def _count_counters(device: Device, size: int, rounds: int) -> float:
+    """Bytes of each flush of counters far apart, stored to all the time and flushed every 10 ms."""
+    path = os.path.join(device.folder, "counters")
+    in_large_pieces(path, size)
+    async with aiommap.open(path, "r+") as f:
+        await f.prewarm()
+        device.sync()
+        before, loop = device.written(), asyncio.get_running_loop()
+        for _ in range(rounds):
+            end, i = loop.time() + 0.01, 0
+            while loop.time() < end:
+                await f.write(i % COUNTERS * (size // COUNTERS), i.to_bytes(8, "little"))
+                i += 1
+            await f.flush()
+        written = device.written() - before
+    os.unlink(path)
+    return written / rounds
