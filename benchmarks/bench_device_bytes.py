@@ -17,7 +17,7 @@ from ._harness import Report
 #: What a durable record may cost, in those of pwrite and fdatasync (I13).
 MOST = 1.2
 #: Records of a case, and how many of them are written between two flushes.
-RECORDS, GROUP = 256, 8
+RECORDS, GROUP = 128, 8
 COUNTERS = 64
 
 Write = Callable[[MappedFile, Sequence[int], bytes], Awaitable[None]]
@@ -109,7 +109,7 @@ def by_pwrite(path: str, groups: Sequence[Sequence[int]], record: bytes, *, each
 
 async def run(report: Report, *, smoke: bool) -> None:
     """Compare each form with pwrite and fdatasync of the same records on the same device."""
-    size, records = (8 * MIB, 16) if smoke else (64 * MIB, RECORDS)
+    size, records = (8 * MIB, 16) if smoke else (32 * MIB, RECORDS)
     for kind in ("ext4", "xfs", "btrfs"):
         try:
             with mounted(kind) as device:

@@ -180,6 +180,24 @@ async def test_threads_go_on_beside_inline_write(freezer, hot):
     await f.aclose()
 
 
+async def test_workers_store_after_a_write_that_waited(freezer):
+    """Of the second one on: the first may have met a busy processor."""
+    f = await make_warm(freezer.folder)
+    for _ in range(2):
+        counted = []
+        freezer.freeze()
+        thread = threading.Thread(target=count_and_thaw, args=(freezer, counted))
+        thread.start()
+        await f.write(0, b"x")
+        await anyio.to_thread.run_sync(thread.join)
+    before = f.statistics()
+    assert (before.inline_writes, before.offloaded_writes) == (2, 1)
+    await f.write(PAGE, b"y")
+    after = f.statistics()
+    assert (after.inline_writes, after.offloaded_writes) == (2, 2)
+    await f.aclose()
+
+
 async def test_writes_that_wait_cost_one_hop(tmp_path):
     """All but the first, which has gone already when the others come."""
     async with aiommap.open(tmp_path / "file", "w+", size=64 * PAGE, inline_writes=False) as f:

@@ -30,7 +30,7 @@ from .reading import YIELD_EVERY
 
 #: What write_many may store on the loop thread, about 0.1 ms of copying; the rest takes a hop.
 INLINE_BATCH_BYTES = 512 << 10
-#: What each item counts beside its bytes: a store costs about a microsecond however small.
+#: What each item counts beside its bytes: a store costs some microseconds however small.
 INLINE_ITEM_BYTES = 4 << 10
 
 
