@@ -30,6 +30,7 @@ from typing import Protocol
 import anyio
 
 from .._errors import RemoteError, StaleSnapshotError
+from .._native import Blocks
 from .._runtime.threads import Mutex
 from .cache_folder import Files
 from .counters import Counters
@@ -152,7 +153,7 @@ class Entry:
     ) -> None:
         self._files = files
         self.identity: ObjectIdentity = files.header.identity
-        self.blocks = files.blocks
+        self.blocks: Blocks = files.blocks
         self.block_size: int = files.header.block_size
         self.size: int = self.identity.state.size
         self.path: str = files.path

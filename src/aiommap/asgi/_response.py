@@ -91,7 +91,7 @@ class MappedFileResponse(Response):
         self.background = background
         self.media_type = None  # or the next line would send it with every answer
         self.init_headers(headers)
-        self.media_type = media_type
+        self.media_type: str | None = media_type
         if filename is not None:
             self.headers.setdefault(
                 "content-disposition", _disposition(content_disposition_type, filename)
