@@ -29,6 +29,7 @@ from typing import Any, Self
 import anyio
 
 import aiommap
+import aiommap.numpy
 
 HEADER = struct.Struct("<2L")
 WORD = struct.Struct("<Q")

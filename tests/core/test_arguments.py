@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 import aiommap
+import aiommap.numpy  # for arrays
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import Advice, FlushPolicy, testing
 
@@ -42,9 +43,11 @@ WRONG = {
     ),
     **dict.fromkeys(("count", "n", "index", "alignment", "expected", "new", "value"), NO_INTEGER),
     **dict.fromkeys(("timeout", "poll_interval", "seconds"), NO_NUMBER),
-    **dict.fromkeys(("write", "growable", "shared", "discard", "prewarm", "lock"), NO_FLAG),
+    **dict.fromkeys(
+        ("write", "growable", "shared", "discard", "prewarm", "lock", "required"), NO_FLAG
+    ),
     **dict.fromkeys(("sparse", "huge_pages", "inline_writes"), NO_FLAG),
-    **dict.fromkeys(("callback", "on_error", "progress", "validate"), NO_FUNCTION),
+    **dict.fromkeys(("callback", "on_error", "progress", "validate", "load"), NO_FUNCTION),
     **dict.fromkeys(("path", "target"), NO_PATH),
     **dict.fromkeys(("layout", "order"), NO_TEXT),
     "mode": (None, 1, "rw", *THINGS),
@@ -53,6 +56,8 @@ WRONG = {
     "parts": (None, 1, [1], {"a": 1}, {"a": (1,)}, {"a": "text"}),
     "advice": ("text", 1, *THINGS),
     "dtype": (Thing(), [1]),
+    "shape": ("text", 1.5, Thing(), ["text"]),
+    "needle": (None, "text", 1.5, *THINGS),  # a number is a byte
     "allocated": (None, "text", *THINGS),
     "flush": (None, "always", *THINGS),
     "hub": ("text", 1, *THINGS),
@@ -67,6 +72,10 @@ OTHERWISE = {
     (verb, "buffer"): ("text", b"bytes", 1.5, *THINGS) for verb in ("watch", "on_change")
 } | {
     # Only the modes that make a file take one: test_messages.py.
+    # As bytes.find takes it.
+    **{(verb, "start"): NO_INTEGER[1:] for verb in ("find", "rfind")},
+    # A descriptor is a number.
+    **{(verb, "path"): (None, 1.5, True, *THINGS) for verb in ("open", "open_memory")},
     ("aiommap.open", "size"): (),
     ("Hub.open", "size"): (),
 }
@@ -92,6 +101,7 @@ RIGHT = {
     "expected": 1,
     "new": 1,
     "dtype": "<u1",
+    "needle": b"x",
     "layout": "B",
     "content": b"new",
 }

@@ -143,8 +143,8 @@ async def test_open_with_impossible_options(path, mode, options, message):
         ("wb", r'"w\+" with size='),
         ("w+b", r'"w\+" with size='),
         ("xb", r'"x\+" with size='),
-        ("a", r'"r\+", with resize\(\)'),
-        ("ab", r'"r\+", with resize\(\)'),
+        ("a", r'"a\+", and append\(\)'),
+        ("ab", r'"a\+", and append\(\)'),
     ],
 )
 def test_open_mode_of_builtin_gets_a_hint(path, mode, meant):

@@ -17,6 +17,7 @@ VERBS = {
     "MappedFile": {
         "advise": "f.advise(aiommap.Advice.NORMAL)",
         "allocator": "f.allocator(0, end=100)",
+        "append": "f.append(b'child')",
         "array": "f.array('<u1')",
         "atomic_u32": "f.atomic_u32(0)",
         "atomic_u32_array": "f.atomic_u32_array(0, 1)",
@@ -26,6 +27,8 @@ VERBS = {
         "chunks": "f.chunks(100)",
         "ensure": "f.ensure(100)",
         "file_lock": "f.file_lock(0, 1)",
+        "fileno": "f.fileno()",
+        "find": "f.find(b'x')",
         "flush": "f.flush()",
         "flush_range": "f.flush_range(0, 100)",
         "huge_page_bytes": "f.huge_page_bytes()",
@@ -43,6 +46,7 @@ VERBS = {
         "reopen": "f.reopen()",
         "residency": "f.residency()",
         "resize": "f.resize(100)",
+        "rfind": "f.rfind(b'x')",
         "start_writeback": "f.start_writeback()",
         "view": "f.view()",
         "watch": "f.watch()",
@@ -59,6 +63,7 @@ VERBS = {
         "atomic_u64_array": "view.atomic_u64_array(0, 1)",
         "carve": "view.carve({'a': (0, 1)})",
         "chunks": "view.chunks(100)",
+        "find": "view.find(b'x')",
         "flush": "view.flush()",
         "flush_range": "view.flush_range(0, 1)",
         "locked": "view.locked()",
@@ -70,6 +75,7 @@ VERBS = {
         "read_many": "view.read_many([(0, 1)])",
         "read_nowait": "view.read_nowait(0, 1)",
         "residency": "view.residency()",
+        "rfind": "view.rfind(b'x')",
         "split_at": "view.split_at(1)",
         "start_writeback": "view.start_writeback()",
         "struct": "view.struct('B')",
@@ -93,6 +99,7 @@ VERBS = {
         "array": "snapshot.array('<u1')",
         "carve": "snapshot.carve({'a': (0, 1)})",
         "chunks": "snapshot.chunks(100)",
+        "find": "snapshot.find(b'x')",
         "file": "snapshot.file()",
         "hold": "snapshot.hold()",
         "locked": "snapshot.locked()",
@@ -104,6 +111,7 @@ VERBS = {
         "read_many": "snapshot.read_many([(0, 1)])",
         "read_nowait": "snapshot.read_nowait(0, 1)",
         "residency": "snapshot.residency()",
+        "rfind": "snapshot.rfind(b'x')",
         "verify": "snapshot.verify()",
         "view": "snapshot.view()",
     },
@@ -122,7 +130,10 @@ BEGUN = {
 
 #: What is no use of the file: it answers, and harms nobody.
 HARMLESS = {
-    "MappedFile": {"on_error": "f.on_error(print)", "statistics": "f.statistics()"},
+    "MappedFile": {
+        "on_error": "f.on_error(print)",
+        "statistics": "f.statistics()",
+    },
     "View": {"release": "f_view.release()"},
     "RangeAllocator": {"is_valid": "allocator.is_valid(allocated)"},
     "Subscription": {"cancel": "subscription.cancel()"},

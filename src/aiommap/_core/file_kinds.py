@@ -157,8 +157,8 @@ def has_stable_pages(device: int) -> bool:
     """
     at = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"
     for queue in ("queue", "../queue"):  # of a disk, and of a partition
-        with suppress(OSError), open(f"{at}/{queue}/stable_writes", encoding="ascii") as file:
-            return file.read().strip() != "0"
+        with suppress(OSError), open(f"{at}/{queue}/stable_writes", "rb", buffering=0) as file:
+            return file.read() != b"0\n"
     return True
 
 

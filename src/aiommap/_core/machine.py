@@ -20,7 +20,7 @@ _REMOTE = {
 def boot_id() -> bytes:
     """Say which boot of the machine this is; zeros where that cannot be told."""
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
             return bytes.fromhex(file.read().strip().replace("-", ""))
     except (OSError, ValueError):
         return bytes(16)

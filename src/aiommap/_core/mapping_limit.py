@@ -49,7 +49,7 @@ def mapping_limit_soon() -> str:
 
 
 def _limit() -> int:
-    with open("/proc/sys/vm/max_map_count", encoding="ascii") as file:
+    with open("/proc/sys/vm/max_map_count", encoding="utf-8") as file:
         return int(file.read())
 
 

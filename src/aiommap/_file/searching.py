@@ -7,10 +7,10 @@ memory and short is searched on the loop thread.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 from typing import SupportsIndex
 
+from .._arguments import integer
 from .._core.file_core import FileCore
 from .._native import export_bytes, find_bytes
 from .._runtime.tracing import traced
@@ -26,8 +26,8 @@ HOP_BYTES = 16 << 20
 
 def bounds(start: SupportsIndex | None, end: SupportsIndex | None, length: int) -> tuple[int, int]:
     """Take two ends as a slice of so many bytes does, but for the order of the two."""
-    low = 0 if start is None else operator.index(start)
-    high = length if end is None else operator.index(end)
+    low = 0 if start is None else integer(start, "start")
+    high = length if end is None else integer(end, "end")
     low = max(low + length, 0) if low < 0 else low
     high = max(high + length, 0) if high < 0 else min(high, length)
     return low, high

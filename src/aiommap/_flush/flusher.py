@@ -66,6 +66,7 @@ class Flusher:
         "_after_batch",
         "_apply_appends",
         "_core",
+        "_flushable",
         "_mapping",
         "_queue",
         "_shared",
@@ -82,6 +83,7 @@ class Flusher:
         # The core's own, at hand for each receipt.
         self._mapping = core.mapping
         self._shared = core.shared_writable
+        self._flushable = core.flushable
         self._unsynced = core.unsynced
         self.trigger: FlushTrigger = FlushTrigger(core.route.policy)
         self.writeback: Writeback = Writeback(core, self, self.trigger, self._call_after_batch)
@@ -139,7 +141,7 @@ class Flusher:
             receipt.sequence > mapping.durable_sequence
             and not receipt._settled  # noqa: SLF001  as in ``settle``
             and mapping.usable
-            and self._shared
+            and self._flushable
             and self._unsynced.failure is None
             and not is_traced()
         ):

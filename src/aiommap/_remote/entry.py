@@ -23,15 +23,14 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Protocol
 
 import anyio
 
 from .._errors import RemoteError, StaleSnapshotError
 from .._native import Blocks
 from .._runtime.threads import Mutex
+from .body import Body
 from .cache_folder import Files
 from .counters import Counters
 from .eviction import lock_range
@@ -46,6 +45,7 @@ from .fetching import (
     without,
 )
 from .layout import BUSY, EMPTY, SUSPECT, owner_of, state_of
+from .room import Room
 from .source import ObjectIdentity, RemoteSource, RemoteState
 
 #: How often one range is asked for, where the store answers about another object than it has.
@@ -58,53 +58,6 @@ Claim = tuple[int, int]
 _writers: SimpleQueue[None] = SimpleQueue()
 for _ in range(max(1, (os.cpu_count() or 2) - 1)):
     _writers.put(None)
-
-
-@dataclass(frozen=True, slots=True)
-class Body:
-    """Bytes of the object, as a response brought them.
-
-    Attributes:
-        start: first byte.
-        data: the bytes.
-    """
-
-    start: int
-    data: memoryview
-
-    @property
-    def end(self) -> int:
-        """First byte behind them."""
-        return self.start + len(self.data)
-
-    def part(self, start: int, end: int) -> memoryview:
-        """Return a range of the object that lies in it."""
-        return self.data[start - self.start : end - self.start]
-
-
-class Room(Protocol):
-    """Where blocks find room: the folder, as an entry knows it."""
-
-    def make(self, length: int) -> bool:
-        """Reserve bytes, and evict for them if need be; False if there is no room."""
-        ...
-
-    def settle(self, length: int, used: int) -> None:
-        """End a reservation of which so much was used."""
-        ...
-
-    def is_alive(self, owner: int) -> bool:
-        """Tell whether an owner of claims lives."""
-        ...
-
-    @property
-    def owner(self) -> int:
-        """Our number, by which claims are made."""
-        ...
-
-    def release(self) -> None:
-        """End the use of it."""
-        ...
 
 
 class Entry:

@@ -8,8 +8,9 @@ from functools import partial
 
 from .._runtime.event_loop import Event
 from .._runtime.workers import Workers
+from .body import Body
 from .counters import Counters
-from .entry import Body, Entry
+from .entry import Entry
 from .fetching import Run, runs_of
 from .source import RemoteSource
 

@@ -11,8 +11,9 @@ import anyio.lowlevel
 from .._arguments import check_range, plain_integers, ranges_of
 from .._core.file_core import FileCore
 from .._runtime.tracing import traced
+from .body import Body
 from .counters import Counters
-from .entry import Body, Entry
+from .entry import Entry
 from .fetches import Fetch, Fetches
 from .fetching import ReadAhead, Run
 from .source import RemoteSource

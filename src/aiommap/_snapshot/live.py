@@ -15,6 +15,7 @@ from anyio.abc import AsyncResource
 
 from .._arguments import flag
 from .._core.options import OpenOptions
+from .._core.paths import absolute_path
 from .._hub.hub import Hub, hub_or_new
 from .._hub.opening import Opening
 from .._logs import FOLLOWING
@@ -260,7 +261,7 @@ def follow(
     hub_or_new(hub)  # refuses anything but a hub before it begins
     flag(prewarm, "prewarm")
     flag(required, "required")
-    options = OpenOptions.check(path, "r")
+    options = OpenOptions.check(absolute_path(path), "r")  # a descriptor leads nowhere else
     failed: Listeners[Exception] = Listeners()
     failed.add(on_error or partial(_log_failure, options.path))
     trial = partial(_try_out, validate, prewarm, load)

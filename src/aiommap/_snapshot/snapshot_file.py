@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from .._core.file_core import FileCore
@@ -15,6 +16,10 @@ from .._native import export_bytes
 
 if TYPE_CHECKING:
     from .._typing import Buffer
+
+
+def _ended(result: None, error: BaseException | None) -> None:
+    """Do nothing: a descriptor for reading has nothing to lose."""
 
 
 class SnapshotFile(io.RawIOBase):
@@ -130,8 +135,15 @@ class SnapshotFile(io.RawIOBase):
             super().close()
             descriptor, self._descriptor = self._descriptor, None
             if descriptor is not None:
-                os.close(descriptor)
+                self._close_descriptor(descriptor)
             self._core.workers.call_from_thread(self._release)
+
+    def _close_descriptor(self, descriptor: int) -> None:
+        close, workers = partial(os.close, descriptor), self._core.workers
+        if workers.forked or not workers.on_loop():
+            close()
+        else:
+            workers.start(workers.control, close, _ended)
 
     def __reduce__(self) -> NoReturn:
         raise not_copied(self, "make another file of the snapshot")
