@@ -34,6 +34,11 @@ def pytest_addoption(parser):
     )
 
 
+def pytest_xdist_auto_num_workers(config):
+    """Have half as many processes again as processors, as tests wait for disks and processes."""
+    return (os.cpu_count() or 2) * 3 // 2
+
+
 def pytest_collection_modifyitems(config, items):
     """Keep to one event loop if asked; a parameter that is the name of a loop says which it is."""
     wanted = config.getoption("--loop")

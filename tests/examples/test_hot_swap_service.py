@@ -52,7 +52,7 @@ def version_of(answer):
 def server(tmp_path):
     path = tmp_path / "table"
     path.write_bytes(table(0))
-    server = Server(path, SCRIPT)
+    server = Server(path, path, SCRIPT)
     yield server
     server.stop()
 

@@ -33,9 +33,9 @@ SIZE = len(CONTENT)
 class Server:
     """The service as a process of its own, its port learnt from what it prints."""
 
-    def __init__(self, path, script=SCRIPT):
+    def __init__(self, path, served, script=SCRIPT):
         self.path = path
-        command = [sys.executable, str(script), str(path.parent), "--port", "0"]
+        command = [sys.executable, str(script), str(served), "--port", "0"]
         environment = {**os.environ, "PYTHONDEVMODE": "1"}  # it tells of files left open
         self.process = subprocess.Popen(
             command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment
@@ -84,7 +84,7 @@ def start(tmp_path):
         folder.mkdir()
         path = folder / "data.bin"
         path.write_bytes(content)
-        servers.append(Server(path))
+        servers.append(Server(path, path.parent))
         return servers[-1]
 
     yield start
@@ -97,7 +97,7 @@ def shared(tmp_path_factory):
     """One service for all tests that change nothing, and a client of it."""
     path = tmp_path_factory.mktemp("shared") / "data.bin"
     path.write_bytes(CONTENT)
-    server = Server(path)
+    server = Server(path, path.parent)
     with httpx.Client(base_url=server.url) as client:
         yield client
     server.stop()

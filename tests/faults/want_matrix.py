@@ -150,7 +150,7 @@ async def notified(f: aiommap.MappedFile) -> None:
     word = f.atomic_u32(PAGE)
     async with anyio.create_task_group() as group:
         group.start_soon(word.wait, word.load())
-        await anyio.wait_all_tasks_blocked()
+        await anyio.sleep(0)
         word.store(word.load() + 1)
         word.notify()
 

@@ -363,7 +363,7 @@ async def test_statistics_name_the_oldest_leases(path):
 
 DEVELOPER = """
 import asyncio, sys
-import aiommap
+import aiommap.numpy
 
 async def main(path):
     async with aiommap.open(path, "r+") as f:

@@ -16,6 +16,7 @@ import weakref
 from contextlib import suppress
 
 from .._errors import UnsupportedError
+from .._runtime.threads import run_in_thread
 from .layout import OWNERS
 
 _SET = getattr(fcntl, "F_OFD_SETLK", None)
@@ -93,7 +94,10 @@ class LockFile:
 
     def __del__(self) -> None:
         if getattr(self, "fd", -1) >= 0:
-            self.close()
+            try:  # not here, which may be the loop thread (I1)
+                run_in_thread(self.close)
+            except RuntimeError:  # no thread can be started, as at the end of the interpreter
+                self.close()
 
     def _set(self, command: int | None, kind: int, start: int, length: int) -> None:
         if command is None:
