@@ -167,14 +167,19 @@ struct helper { /* the caller's own */
     bool starts;
 };
 
+static void note_start(struct pool *pool, struct pool_thread *thread)
+{
+    thread->exists = true;
+    pool->existing++;
+    pool->waking++;
+}
+
 static struct helper starting(struct pool *pool)
 {
     struct pool_thread *thread = spare_thread(pool);
     if (!thread)
         return (struct helper){0};
-    thread->exists = true;
-    pool->existing++;
-    pool->waking++;
+    note_start(pool, thread);
     return (struct helper){thread, true};
 }
 
@@ -383,10 +388,11 @@ void pool_queue_drop(struct pool *pool, struct pool_queue *queue)
 /* With the mutex, which nobody else wants. */
 static int start_first(struct pool *pool)
 {
-    struct helper helper = starting(pool);
-    int error = start_thread(helper.thread);
+    struct pool_thread *thread = pool->threads; /* as none exists */
+    note_start(pool, thread);
+    int error = start_thread(thread);
     if (error)
-        undo_start(pool, helper.thread);
+        undo_start(pool, thread);
     return error;
 }
 
