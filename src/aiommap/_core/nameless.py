@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import anyio
 
 from .._errors import AccessModeError, UnsupportedError
-from .._runtime.threads import run_in_thread
+from .._runtime.threads import run_apart
 
 _ACCESS = {os.O_RDONLY: "O_RDONLY", os.O_WRONLY: "O_WRONLY", os.O_RDWR: "O_RDWR"}
 #: What an open file description may have that our reads and stores cannot do with: the kernel
@@ -114,10 +114,7 @@ class GivenDescriptor:
     def __del__(self) -> None:
         # Not here: it may be the last descriptor of the file, and this the loop thread (I1).
         if getattr(self, "_held", None) is not None:
-            try:
-                run_in_thread(self.close)
-            except RuntimeError:  # no thread can be started, as at the end of the interpreter
-                self.close()
+            run_apart(self.close)
 
 
 @dataclass(frozen=True, slots=True)

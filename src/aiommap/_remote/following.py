@@ -9,7 +9,7 @@ not, until the object is another one.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from anyio.abc import AsyncResource
 from .._runtime.callbacks import Listeners, call_user
 from .._runtime.workers import OnCancel, Workers
 from .._snapshot.follower import Follower, News
+from .._snapshot.live import Generations
 from .counters import Counters
 from .obstore import source_of_url
 from .remote_snapshot import Closer, RemoteSnapshot
@@ -53,7 +54,7 @@ class RemoteGeneration(RemoteSnapshot):
     @property
     def is_held(self) -> bool:
         """Whether there is a hold on it."""
-        return self._holds > 0
+        return self._holds.any
 
     def is_of(self, state: Any, *, strictly: bool = False) -> bool:
         """Tell whether it was opened when what is followed was in a state."""
@@ -71,8 +72,7 @@ class RemoteGeneration(RemoteSnapshot):
 
     def retire(self) -> None:
         """Close once there is no hold; references count no longer."""
-        self._closing = True
-        if not self._holds:
+        if self._holds.refuse():
             self._closer.start()
 
     async def ended(self) -> None:
@@ -294,12 +294,13 @@ class LiveRemoteSnapshot(AsyncResource):
         """Whether following has ended, by ``aclose`` or with the cache."""
         return self._follower.over
 
-    def __aiter__(self) -> AsyncIterator[RemoteSnapshot]:
+    def __aiter__(self) -> Generations[RemoteSnapshot]:
         """Iterate over generations: the current one, then each that follows it.
 
         A slow iteration yields the newest and skips those before it. It ends with following.
         """
-        return _Generations(self._follower)
+        follower = self._follower
+        return Generations(follower, lambda: follower.current)
 
     async def aclose(self) -> None:
         """End following and close all generations, each after the last hold on it.
@@ -313,24 +314,3 @@ class LiveRemoteSnapshot(AsyncResource):
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"generation {self.generation}"
         return f"<LiveRemoteSnapshot {self.url} {state}>"
-
-
-class _Generations(AsyncIterator[RemoteSnapshot]):
-    """The generations that are put in service; for one task."""
-
-    __slots__ = ("_follower", "_seen")
-
-    def __init__(self, follower: Follower[RemoteGeneration, Any]) -> None:
-        self._follower = follower
-        self._seen = 0
-
-    async def __anext__(self) -> RemoteSnapshot:
-        follower = self._follower
-        follower.check_process()
-        await anyio.lowlevel.checkpoint()
-        while not follower.over and follower.number == self._seen:
-            await follower.moved()
-        if follower.over:
-            raise StopAsyncIteration
-        self._seen = follower.number
-        return follower.current

@@ -16,7 +16,7 @@ import weakref
 from contextlib import suppress
 
 from .._errors import UnsupportedError
-from .._runtime.threads import run_in_thread
+from .._runtime.threads import run_apart
 from .layout import OWNERS
 
 _SET = getattr(fcntl, "F_OFD_SETLK", None)
@@ -94,10 +94,7 @@ class LockFile:
 
     def __del__(self) -> None:
         if getattr(self, "fd", -1) >= 0:
-            try:  # not here, which may be the loop thread (I1)
-                run_in_thread(self.close)
-            except RuntimeError:  # no thread can be started, as at the end of the interpreter
-                self.close()
+            run_apart(self.close)
 
     def _set(self, command: int | None, kind: int, start: int, length: int) -> None:
         if command is None:

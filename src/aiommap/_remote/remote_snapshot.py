@@ -16,7 +16,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import ClassVar, NoReturn, Self, SupportsIndex
 
-import anyio
 from anyio.abc import AsyncResource
 
 from .._arguments import at_least, check_tail
@@ -24,6 +23,7 @@ from .._file.mapped_file import MappedFile
 from .._file.view import View
 from .._runtime.event_loop import Event
 from .._runtime.workers import OnCancel, Workers
+from .._snapshot.holds import Holds
 from .counters import Counters
 from .entry import Entry
 from .fetches import Fetches
@@ -59,10 +59,8 @@ class RemoteSnapshot(AsyncResource):
     __slots__ = (
         "__weakref__",
         "_closer",
-        "_closing",
         "_core",
         "_counters",
-        "_ended",
         "_entry",
         "_file",
         "_holds",
@@ -97,11 +95,9 @@ class RemoteSnapshot(AsyncResource):
         self._request_size = request_size
         ahead = ReadAhead(entry.size, request_size) if read_ahead else None
         self._reader = RemoteReader(self._core, entry, fetches, source, counters, ahead)
-        self._holds = 0
-        self._closing = False
+        self._holds = Holds()
         self._closer = Closer(file, entry, workers)
         weakref.finalize(self, self._closer.start_in_any_thread).atexit = False
-        self._ended: anyio.Event | None = None
 
     @property
     def url(self) -> str:
@@ -312,17 +308,12 @@ class RemoteSnapshot(AsyncResource):
 
     def _take_hold(self) -> None:
         self._core.check_usable()
-        if self._closing:
-            raise anyio.ClosedResourceError(f"{self.url} is closed: open it again to use it")
-        self._holds += 1
+        self._holds.take(self.url)
 
     def _release_hold(self) -> None:
         """End a hold. The last one after ``aclose`` closes the files, in the background."""
-        self._holds -= 1
-        if self._closing and not self._holds:
+        if self._holds.release():
             self._closer.start()
-            if self._ended is not None:
-                self._ended.set()
 
     def file(self) -> RemoteSnapshotFile:
         """Make a binary file object of it, for pandas, pyarrow, zarr, fsspec and the like.
@@ -342,15 +333,14 @@ class RemoteSnapshot(AsyncResource):
 
         Cancellation: ends the wait for holds; the end of the last one closes it anyway.
         """
-        self._closing = True
-        if self._holds and not self.closed and not self._mapping.forked:
-            self._ended = self._ended or anyio.Event()
-            await self._ended.wait()
+        self._holds.refuse()
+        if not self.closed and not self._mapping.forked:
+            await self._holds.wait_ended()
         await self.end()
 
     async def end(self) -> None:
         """Close, whatever holds there are."""
-        self._closing = True
+        self._holds.refuse()
         await self._closer.aclose()
 
     def __del__(self) -> None:

@@ -76,6 +76,17 @@ def run_in_thread(job: Job, tell: Job | None = None) -> None:
     worker.give(job, tell)
 
 
+def run_apart(job: Job) -> None:
+    """Run a job in a worker, or here where no thread can be started, as at the interpreter's end.
+
+    For finalizers: they may run on the loop thread, which must not wait (I1).
+    """
+    try:
+        run_in_thread(job)
+    except RuntimeError:
+        job()
+
+
 def check_threads() -> None:
     """Raise RuntimeError if no thread can be started, for code that would not survive that.
 

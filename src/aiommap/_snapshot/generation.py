@@ -86,12 +86,11 @@ class Generation(Snapshot):
     @property
     def is_held(self) -> bool:
         """Whether there is a hold on it."""
-        return self._holds > 0
+        return self._holds.any
 
     def retire(self) -> None:
         """Close once there is no hold; references count no longer."""
-        self._closing = True
-        if not self._holds:
+        if self._holds.refuse():
             self._open.start_closing()
 
     async def ended(self) -> None:

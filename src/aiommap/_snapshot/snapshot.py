@@ -31,6 +31,7 @@ from .._file.view import Carving, View
 from .._hub.hub import Hub, hub_or_new
 from .._hub.opening import Opening
 from .._watch.changes import ChangeKind, classify
+from .holds import Holds
 from .snapshot_file import SnapshotFile
 
 
@@ -52,7 +53,7 @@ class Snapshot(Carving, AsyncResource):
     Concurrency: for tasks of the event loop it was opened in; reads never wait for one another.
     """
 
-    __slots__ = ("__weakref__", "_closing", "_ended", "_file", "_holds", "_mapping", "_size")
+    __slots__ = ("__weakref__", "_file", "_holds", "_mapping", "_size")
 
     def __init__(self, file: MappedFile) -> None:
         if not isinstance(file, MappedFile):
@@ -61,9 +62,7 @@ class Snapshot(Carving, AsyncResource):
         self._file = file
         self._mapping = self._core.mapping
         self._size = file.size
-        self._holds = 0
-        self._closing = False
-        self._ended: anyio.Event | None = None
+        self._holds = Holds()
 
     @staticmethod
     def open(
@@ -217,17 +216,12 @@ class Snapshot(Carving, AsyncResource):
 
     def _take_hold(self) -> None:
         self._core.check_usable()
-        if self._closing:
-            raise anyio.ClosedResourceError(f"{self.path} is closed: open it again to use it")
-        self._holds += 1
+        self._holds.take(self.path)
 
     def _release_hold(self) -> None:
         """End a hold. The last one after ``aclose`` closes the file, in the background."""
-        self._holds -= 1
-        if self._closing and not self._holds:
+        if self._holds.release():
             self._open.start_closing_unasked()
-            if self._ended is not None:
-                self._ended.set()
 
     async def aclose(self) -> None:
         """Close as soon as there is no hold on the snapshot, and wait for that.
@@ -236,10 +230,9 @@ class Snapshot(Carving, AsyncResource):
 
         Cancellation: ends the wait for holds; the end of the last one closes it anyway.
         """
-        self._closing = True
-        if self._holds and not self.closed and not self._core.mapping.forked:
-            self._ended = self._ended or anyio.Event()
-            await self._ended.wait()
+        self._holds.refuse()
+        if not self.closed and not self._core.mapping.forked:
+            await self._holds.wait_ended()
         await self._file.aclose()
 
     def __reduce__(self) -> tuple[object, ...]:
