@@ -265,7 +265,6 @@ def _make_content(mapping: Mapping, found: os.stat_result, options: OpenOptions)
         raise OSError(errno.EFBIG, reason, options.path)
     if not options.sparse:
         with _no_room(size, options.path):
-            _check_room(fd, size - found.st_blocks * 512)
             reserve(fd, 0, size, old)
     set_length(fd, size, old, options.path)
     kept = min(old, size)
@@ -287,8 +286,13 @@ def _size_limit() -> int:
         return resource.RLIM_INFINITY
 
 
-def _check_room(fd: int, wanted: int) -> None:
-    """Raise if the disk has less room: fallocate(2) would first take what there is."""
+def _check_room(fd: int, offset: int, length: int) -> None:
+    """Raise if the disk has no room for a range: fallocate(2) would first take what there is."""
+    found = os.fstat(fd)
+    blocks = found.st_blocks * 512
+    spare = max(blocks - found.st_size, 0)  # XFS has blocks beyond the end of what grows
+    growth = offset + length - max(found.st_size, offset)
+    wanted = max(length - blocks, growth - spare)  # at least: where the holes are is not known
     try:
         disk = os.fstatvfs(fd)
     except OSError:  # a sandbox's: then it is found while blocks are reserved
@@ -359,7 +363,6 @@ def check_allocation(fd: int, offset: int, length: int) -> None:
 def _allocate(fd: int, offset: int, length: int) -> None:
     """Allocate blocks, and make the file reach as far as they do."""
     check_allocation(fd, offset, length)
-    _check_room(fd, offset + length - max(os.fstat(fd).st_size, offset))
     try:
         os.posix_fallocate(fd, offset, length)
     except OSError as error:
@@ -389,6 +392,7 @@ def reserve(fd: int, offset: int, length: int, old: int) -> None:
     """
     if not length:
         return
+    _check_room(fd, offset, length)
     try:
         _allocate(fd, offset, length)
     except OSError:
