@@ -14,6 +14,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap.testing import full_disk
+from tests.support.gates import expect_gated
 from tests.support.scripts import expect_alive
 from tests.support.strict import PYTHON
 
@@ -145,6 +146,35 @@ async def test_append_mode_tells_true_offsets(path):
 
 
 PROCESSES, RECORDS = 4, 150
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+def test_append_mode_offset_is_of_our_write(tmp_path, backend):
+    """Another one appends after our write, and before the library asks where that was."""
+    expect_gated(
+        """
+        async def main():
+            name, receipts = make(size=PAGE), []
+            async with aiommap.open(name, "a+") as f:
+                async def append():
+                    receipts.append(await f.append(b"mine"))
+
+                arm("writev", after=True)
+                async with anyio.create_task_group() as group:
+                    group.start_soon(append)
+                    assert await anyio.to_thread.run_sync(gate.gate_reached)
+                    with open(name, "ab") as other:
+                        other.write(b"theirs")
+                    gate.gate_open()
+                receipts.append(await f.append(b"next"))
+                assert [r.offset for r in receipts] == [PAGE, PAGE + 10], receipts
+                assert await f.read(PAGE, 14) == b"minetheirsnext"
+
+        run(main)
+        """,
+        tmp_path,
+        backend,
+    )
 
 
 def test_append_mode_beside_other_processes(tmp_path):

@@ -7,7 +7,6 @@ in a process of its own.
 from __future__ import annotations
 
 import gc
-import os
 import random
 
 import anyio
@@ -19,6 +18,7 @@ from aiommap import Advice
 from tests.support.gates import expect_gated
 from tests.support.internals import pool_of, workers_of
 from tests.support.limiters import engine_held
+from tests.support.pages import drop_pages
 from tests.support.scripts import expect_alive
 from tests.support.waiting import until
 
@@ -35,15 +35,6 @@ def path(tmp_path):
     return made
 
 
-def drop_cache(path):
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(fd)
-
-
 def page(number):
     return number.to_bytes(8, "little") * (PAGE // 8)
 
@@ -53,10 +44,10 @@ async def test_many_cold_reads_each_get_their_own(path):
     numbers = random.Random(15).choices(range(512), k=3000)
     async with aiommap.open(path, advice=Advice.RANDOM) as f:
         for _ in range(2):
-            drop_cache(path)
+            drop_pages(path)
             ranges = [(number * PAGE, PAGE) for number in numbers]
             assert await f.read_many(ranges) == [page(number) for number in numbers]
-        drop_cache(path)
+        drop_pages(path)
         found = {}
 
         async def read(number):

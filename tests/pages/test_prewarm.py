@@ -12,22 +12,10 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import AccessModeError, MappingFaultError, OutOfBoundsError
-from tests.support.pages import dirty_pages, drop_pages, resident_pages
+from tests.support.pages import COLD_PAGES as PAGES
+from tests.support.pages import dirty_pages, resident_pages
 
 pytestmark = pytest.mark.anyio
-
-PAGES = 512
-
-
-@pytest.fixture
-def cold(tmp_path):
-    """A file none of whose pages is in memory."""
-    path = tmp_path / "cold"
-    path.write_bytes(os.urandom(PAGES * PAGE))
-    drop_pages(path)
-    if resident_pages(path):
-        pytest.skip("this file system keeps the pages of a file in memory")
-    return path
 
 
 @pytest.mark.parametrize("mode", ["r", "r+", "c"])

@@ -8,6 +8,9 @@ import os
 
 import pytest
 
+#: How many pages the cold file of tests/pages has.
+COLD_PAGES = 512
+
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
 _LIBC.mmap.restype = ctypes.c_void_p
