@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
 
@@ -197,9 +198,24 @@ def test_date_of_each_form(date):
     assert parse_date(date.encode()) == MODIFIED
 
 
+def test_date_without_zone_is_in_greenwich(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "America/New_York")
+        time.tzset()
+        found = parse_date(b"Sun Nov  6 08:49:37 1994")
+    time.tzset()
+    assert found == MODIFIED
+
+
 @pytest.mark.parametrize(
     "date",
-    ["", "soon", "\xff", "Sun, 99 Nov 99999 08:49:37 GMT", f"{DATE}, {DATE}", "9" * 5000, "1 2 3"],
+    [
+        *("", "soon", "\xff", f"{DATE}, {DATE}", "9" * 5000, "1 2 3"),
+        "Sun, 99 Nov 99999 08:49:37 GMT",
+        "Sun, 31 Feb 1994 08:49:37 GMT",
+        "Sun, 06 Nov 1994 08:49:37 -9999",
+        f"{DATE.removesuffix('GMT')}+{'9' * 17}",
+    ],
 )
 def test_date_that_is_none(date):
     assert parse_date(date.encode("latin-1")) is None

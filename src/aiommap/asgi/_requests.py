@@ -1,15 +1,16 @@
 """What a request asks for: its conditions, its byte ranges, and the answer that they lead to.
 
 Pure: it takes header fields, what is known of a file, and nothing else (RFC 9110 §13 and §14).
+Dates are the standard library's; docs/decisions.md says what libraries make of the rest.
 """
 
 from __future__ import annotations
 
-import calendar
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_tz
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 
 #: More ranges than this are refused.
 MAX_RANGES = 100
@@ -28,7 +29,7 @@ DECIDING = frozenset(
 
 #: Twenty digits hold every 64-bit number, and keep int() cheap.
 _RANGE_SPEC = re.compile(rb"([0-9]{0,20})-([0-9]{0,20})")
-#: Roughly the three forms of a date (§5.6.7): of two that were joined, the parser takes the first.
+#: Roughly the three forms of a date (§5.6.7). The parser takes the first of two that were joined.
 _DATE = re.compile(rb"[A-Za-z]{3,9},? [0-9A-Za-z :-]{17,25}")
 _ENTITY_TAG = re.compile(rb'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 
@@ -116,11 +117,11 @@ def parse_date(field: bytes | None) -> int | None:
     if field is None or not _DATE.fullmatch(field):
         return None
     try:
-        found = parsedate_tz(field.decode())
-        # Not mktime_tz: a date without a zone is Greenwich's, not this machine's.
-        return None if found is None else calendar.timegm(found[:9]) - (found[9] or 0)
-    except (ValueError, OverflowError, IndexError):
+        found = parsedate_to_datetime(field.decode())
+    except (ValueError, OverflowError):
         return None
+    # A date without a zone is Greenwich's, not this machine's.
+    return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp())
 
 
 def parse_ranges(field: bytes, size: int) -> list[range] | None:
