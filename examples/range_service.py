@@ -4,10 +4,7 @@ Byte ranges, conditions, files that are replaced while they are served: ``aiomma
 is the whole application, and here it runs alone. docs/serving.md has more.
 """
 
-from __future__ import annotations
-
 import argparse
-import os
 
 import uvicorn
 
@@ -20,8 +17,6 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000, help="0 takes any that is free")
     options = parser.parse_args()
-    if not os.path.isdir(options.folder):
-        parser.error(f"{options.folder} is not a folder")
     uvicorn.run(
         MappedFiles(options.folder),
         host=options.host,

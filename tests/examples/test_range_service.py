@@ -376,5 +376,5 @@ class TestProcess:
         done = subprocess.run(
             [sys.executable, str(SCRIPT), str(tmp_path / "file")], capture_output=True, text=True
         )
-        assert (done.returncode, done.stdout) == (2, "")
-        assert "is not a folder" in done.stderr
+        assert (done.returncode, done.stdout) == (3, "")
+        assert "Not a directory" in done.stderr
