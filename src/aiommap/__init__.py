@@ -153,13 +153,12 @@ __all__ = (
 def _adopt() -> None:
     """Make tracebacks, reprs, pickles and ``help`` name the public place, not the file of a class.
 
-    Private bases as well, as ``help`` names them; those in C cannot be given another place.
+    Private bases as well, as ``help`` names them; those in C have it as their name.
     """
     for name in __all__:
         value = globals()[name]
         for place in getattr(value, "__mro__", (value,)):
-            module = getattr(place, "__module__", "")
-            if module.startswith(f"{__name__}._") and not module.endswith("._native"):
+            if getattr(place, "__module__", "").startswith(f"{__name__}._"):
                 place.__module__ = __name__
 
 

@@ -72,6 +72,13 @@ def test_names_say_they_come_from_the_package(name):
     assert pickle.loads(pickle.dumps(PUBLIC[name])) is PUBLIC[name]
 
 
+@pytest.mark.parametrize("name", CLASSES)
+def test_bases_say_they_come_from_the_package(name):
+    """Also those in C: ``help`` names them, and so do the reprs of what a class has of them."""
+    modules = {base.__module__ for base in CLASSES[name].__mro__}
+    assert {module for module in modules if module.startswith("aiommap")} == {"aiommap"}
+
+
 @pytest.mark.parametrize("name", {**CLASSES, **FUNCTIONS})
 def test_classes_and_functions_have_docstrings(name):
     # Not inspect.getdoc, which would be content with what a base class says.

@@ -95,7 +95,7 @@ static PyType_Slot record_slots[] = {
 };
 
 PyType_Spec log_record_spec = {
-    .name = "aiommap._native.LogRecord",
+    .name = "aiommap.LogRecord",
     .basicsize = sizeof(LogRecord),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = record_slots,

@@ -95,7 +95,7 @@ static PyType_Slot receipt_slots[] = {
 };
 
 PyType_Spec receipt_spec = {
-    .name = "aiommap._native.Receipt",
+    .name = "aiommap.Receipt",
     .basicsize = sizeof(Receipt),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE |
              Py_TPFLAGS_IMMUTABLETYPE,

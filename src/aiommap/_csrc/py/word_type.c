@@ -273,13 +273,13 @@ static PyType_Slot word_array_slots[] = {
 #define WORD_FLAGS                                                                                \
     (Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_IMMUTABLETYPE)
 PyType_Spec word_spec = {
-    .name = "aiommap._native.Word",
+    .name = "aiommap.Word",
     .basicsize = sizeof(Words),
     .flags = WORD_FLAGS,
     .slots = word_slots,
 };
 PyType_Spec word_array_spec = {
-    .name = "aiommap._native.WordArray",
+    .name = "aiommap.WordArray",
     .basicsize = sizeof(Words),
     .flags = WORD_FLAGS,
     .slots = word_array_slots,
