@@ -19,21 +19,12 @@ class Batches:
     def __init__(self):
         self.begun = []
         self._ends = []
-        self.queue = BatchQueue(
-            Workers(),
-            self._begin("plain"),
-            other=self._begin("other_plain"),
-            general=self._begin("general"),
-            barrier=self._begin("barrier"),
-            widen={Kind.PLAIN: WIDE, Kind.OTHER_PLAIN: BROAD},
-        )
+        widen = {Kind.PLAIN: WIDE, Kind.OTHER_PLAIN: BROAD}
+        self.queue = BatchQueue(Workers(), self._begin, widen=widen)
 
-    def _begin(self, kind):
-        def begin(items, done):
-            self.begun.append((kind, list(items)))
-            self._ends.append(lambda: done(items))
-
-        return begin
+    def _begin(self, kind, items, done):
+        self.begun.append((kind.name.lower(), list(items)))
+        self._ends.append(lambda: done(items))
 
     async def end(self):
         """End the batch in flight, and let the next one begin."""

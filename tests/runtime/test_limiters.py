@@ -161,7 +161,7 @@ async def test_own_kinds_of_work_do_not_starve(path, busy):
 
 async def test_batch_cancelled_by_all_is_waited_out():
     begun = []
-    queue = BatchQueue(Workers(), lambda items, done: begun.append((items, done)))
+    queue = BatchQueue(Workers(), lambda kind, items, done: begun.append((items, done)))
     ended = []
 
     async def submit(item, scope):

@@ -44,7 +44,8 @@ class Lifecycle:
         self.retired: bool = False
         self._active = 0
         self._idle: Event | None = None
-        self._waits: set[Callable[[], None]] = set()
+        #: A dictionary, as an empty set takes 216 bytes.
+        self._waits: dict[Callable[[], None], None] = {}
 
     @property
     def closing(self) -> bool:
@@ -68,11 +69,11 @@ class Lifecycle:
 
     def add_wait(self, end: Callable[[], None]) -> None:
         """Register what ends a wait for others, which nothing else would end."""
-        self._waits.add(end)
+        self._waits[end] = None
 
     def remove_wait(self, end: Callable[[], None]) -> None:
         """Forget a wait that is over."""
-        self._waits.discard(end)
+        self._waits.pop(end, None)
 
     def _end_waits(self) -> None:
         for end in tuple(self._waits):

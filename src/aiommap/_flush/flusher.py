@@ -43,7 +43,7 @@ from .._core.file_core import FileCore
 from .._core.receipt import WriteReceipt
 from .._errors import AccessModeError, FlushError, MappingFaultError, UnsupportedError
 from .._logs import FLUSHES
-from .._runtime.batching import BatchQueue, Kind
+from .._runtime.batching import BatchQueue, Kind, Widen
 from .._runtime.callbacks import Listeners, nothing
 from .._runtime.tracing import is_traced, traced
 from .._runtime.workers import Limiter
@@ -52,6 +52,9 @@ from .trigger import FlushTrigger
 from .writeback import Writeback, settle
 
 Item = TypeVar("Item")
+
+#: Stores and receipts share a batch with requests as requests.
+_WIDEN: Widen = {Kind.PLAIN: Request.of, Kind.OTHER_PLAIN: Request.of_receipt}
 
 
 def _no_appends(items: Sequence[object]) -> list[Outcome]:
@@ -88,13 +91,7 @@ class Flusher:
         self.trigger: FlushTrigger = FlushTrigger(core.route.policy)
         self.writeback: Writeback = Writeback(core, self, self.trigger, self._call_after_batch)
         self._queue: BatchQueue[Any, WriteReceipt | None] = BatchQueue(
-            core.workers,
-            self._begin_stores,
-            other=self._begin_receipts,
-            general=self._begin_requests,
-            barrier=self._begin_changes,
-            append=self._begin_appends,
-            widen={Kind.PLAIN: Request.of, Kind.OTHER_PLAIN: Request.of_receipt},
+            core.workers, self._begin_batch, widen=_WIDEN
         )
         #: Whether listeners have heard of a failure.
         self._told = False
@@ -200,6 +197,19 @@ class Flusher:
     def has_work(self) -> bool:
         """Tell whether a flush would do anything, or wait for one under way."""
         return self.writeback.has_work()
+
+    def _begin_batch(self, kind: Kind, items: list[Any], done: Done) -> None:
+        match kind:
+            case Kind.PLAIN:
+                self._begin_stores(items, done)
+            case Kind.OTHER_PLAIN:
+                self._begin_receipts(items, done)
+            case Kind.GENERAL:
+                self._begin_requests(items, done)
+            case Kind.BARRIER:
+                self._begin_changes(items, done)
+            case Kind.APPEND:
+                self._begin_appends(items, done)
 
     def _begin_stores(self, stores: list[Store], done: Done) -> None:
         self._begin(self._core.workers.flushes, self.writeback.commit, stores, done)

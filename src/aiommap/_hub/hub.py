@@ -256,6 +256,9 @@ class Hub:
             self._releasing: BatchQueue[_Release, None] = BatchQueue(
                 workers, releasing, max_items=FILES_A_BATCH
             )
+            self._services = HubServices(
+                self._scheduler, self._watcher, self._release, self._open_again, self._move
+            )
         return self._workers
 
     def _check_process(self, path: str) -> None:
@@ -274,10 +277,7 @@ class Hub:
             await self._releasing.submit(_Release.of(opened), withdrawable=False)
             raise anyio.ClosedResourceError("the hub was closed while it opened the file")
         core = FileCore(opened, options, workers)
-        hub = HubServices(
-            self._scheduler, self._watcher, self._release, self._open_again, self._move
-        )
-        file = MappedFile(core, hub)
+        file = MappedFile(core, self._services)
         self._files[core] = file
         self._register(core)
         FILES.debug('opened %s in mode "%s": %d bytes', core.path, core.mode, core.mapping.size)

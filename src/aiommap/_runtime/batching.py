@@ -20,7 +20,6 @@ Invariants.
 from __future__ import annotations
 
 import sys
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import Enum, auto
 from functools import partial
@@ -54,7 +53,10 @@ class Kind(Enum):
 _ALONE = frozenset({Kind.BARRIER, Kind.APPEND})
 
 Outcomes = Sequence[Result | BaseException]
-Begin = Callable[[list[Item], Callable[[Outcomes[Result]], None]], None]
+Begin = Callable[[Kind, list[Item], Callable[[Outcomes[Result]], None]], None]
+Widen = Mapping[Kind, Callable[[Any], Any]]
+
+_ONE_KIND: Widen = {}
 
 
 def as_jobs(
@@ -65,7 +67,7 @@ def as_jobs(
 ) -> Begin[Item, Result]:
     """Make a ``begin`` that runs each batch as one job, and calls ``after`` when it has ended."""
 
-    def begin(items: list[Item], done: Callable[[Outcomes[Result]], None]) -> None:
+    def begin(_kind: Kind, items: list[Item], done: Callable[[Outcomes[Result]], None]) -> None:
         def ended(results: Outcomes[Result] | None, error: BaseException | None) -> None:
             if after is not None:
                 after()
@@ -128,13 +130,12 @@ class BatchQueue(Generic[Item, Result]):
     """Runs submitted items in batches.
 
     Args:
-        begin: begins one batch of plain items. It is given the items, and has the second argument
+        begin: begins one batch. It is given the kind and the items, and has the third argument
             called on the loop with one result, or exception, per item, at once or later. It does
             not raise.
         discard: frees the result of a cancelled waiter. The waiter waits for it, and it must not be
             cancellable.
-        other, general, barrier, append: begin batches of those kinds; for a queue that has them.
-        widen: makes a general item of one of each plain kind.
+        widen: makes a general item of one of each plain kind; for a queue of several kinds.
         max_items: how many items share a batch at most. All their waiters wake in one loop turn.
     """
 
@@ -155,26 +156,17 @@ class BatchQueue(Generic[Item, Result]):
         begin: Begin[Any, Result],
         discard: Callable[[Result], Awaitable[None]] | None = None,
         *,
-        other: Begin[Any, Result] | None = None,
-        general: Begin[Any, Result] | None = None,
-        barrier: Begin[Any, Result] | None = None,
-        append: Begin[Any, Result] | None = None,
-        widen: Mapping[Kind, Callable[[Any], Any]] | None = None,
+        widen: Widen = _ONE_KIND,
         max_items: int = sys.maxsize,
     ) -> None:
         self._workers = workers
         self._max_items = max_items
-        self._begin = {
-            Kind.PLAIN: begin,
-            Kind.OTHER_PLAIN: other or begin,
-            Kind.GENERAL: general or begin,
-            Kind.BARRIER: barrier or begin,
-            Kind.APPEND: append or begin,
-        }
-        self._widen = widen or {}
+        self._begin = begin
+        self._widen = widen
         self._discard = discard
-        #: In order; several only where one is full or a barrier. The last one gathers.
-        self._waiting: deque[Batch[Item, Result]] = deque()
+        #: In order; several only where one is full or a barrier. The last one gathers. A list: an
+        #: empty deque takes 760 bytes, and each open file has two queues.
+        self._waiting: list[Batch[Item, Result]] = []
         self._in_flight: Batch[Item, Result] | None = None
         self._last = 0
 
@@ -289,10 +281,10 @@ class BatchQueue(Generic[Item, Result]):
     def _advance(self) -> None:
         if not self._waiting or self._in_flight is not None:
             return
-        batch = self._in_flight = self._waiting.popleft()
+        batch = self._in_flight = self._waiting.pop(0)
         items = batch.begin()
         self._last = len(items)
-        self._begin[batch.kind](items, partial(self._end, batch))
+        self._begin(batch.kind, items, partial(self._end, batch))
 
     def _end(self, batch: Batch[Item, Result], outcomes: Outcomes[Result]) -> None:
         self._in_flight = None
