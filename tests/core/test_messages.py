@@ -165,13 +165,14 @@ async def main():
     taken = []
     async with aiommap.open(sys.argv[1]) as f:
         await f.read(0, 1)
-        await f.advise(aiommap.Advice.NORMAL, 0, aiommap.PAGE_SIZE)
         try:
             while True:
+                if len(taken) % 1000 == 0:  # keeps a thread, which could not be started later
+                    await f.advise(aiommap.Advice.NORMAL, 0, aiommap.PAGE_SIZE)
                 # Of two kinds in turn, which the kernel cannot merge.
                 taken.append(mmap.mmap(-1, 4096, prot=mmap.PROT_READ))
                 taken.append(mmap.mmap(-1, 4096))
-        except OSError:
+        except (OSError, MemoryError):
             pass
         try:
             await f.advise(aiommap.Advice.RANDOM, aiommap.PAGE_SIZE, aiommap.PAGE_SIZE)

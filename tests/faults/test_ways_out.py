@@ -32,7 +32,7 @@ async def main():
         live = await enter(aiommap.follow(made["e"], hub=hub))
         await enter(aiommap.FileBackend.open(made["f"]))
         changes = await enter(hub.watch(made["f"]))
-        subscription = f.on_change(print)
+        subscription = f.on_change(lambda change: None)
         grown = new.view(growable=True)
         grown.memory[SIZE + 5] = 1
         lock = aiommap.AsyncLock(f, 64)
