@@ -69,10 +69,11 @@ class Blocks:
         was cut off. A claim that others took over is not published.
         """
 
-    def verify(self, first: int, end: int, /) -> tuple[int, int]:
-        """Compare the blocks of [first, end) with their sums (waits): how many are good, and bad.
+    def verify(self, first: int, end: int, /) -> tuple[int, int, int]:
+        """Compare the blocks of [first, end) with their sums (waits).
 
-        SUSPECT ones that are good become PRESENT; bad ones EMPTY.
+        Returns how many are good, how many are bad, and the bytes of both. SUSPECT ones that are
+        good become PRESENT; bad ones EMPTY.
         """
 
     def distrust(self) -> None:

@@ -15,8 +15,9 @@ import pytest
 from aiommap import UnsupportedError
 from aiommap.remote import RemoteCache
 from tests.support.disks import disk_with, must
-from tests.support.internals import Header, crc32c
+from tests.support.internals import Header, crc32c, remote_comparing
 from tests.support.objects import BLOCK, DATA, Objects
+from tests.support.remote import content
 
 pytestmark = pytest.mark.anyio
 
@@ -189,7 +190,29 @@ async def test_verify_finds_a_flipped_bit(make_cache, objects, tmp_path):
         flip(files_of(tmp_path)[0], 5)
         report = await cache.verify()
         assert (report.objects, report.blocks, report.bad_blocks) == (1, 11, 1)
+        assert report.bytes == len(DATA)
         assert await s.read_exact(0, 16) == DATA[:16]
+        assert cache.statistics().bad_blocks == 1
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["threads", "one thread"])
+async def test_verify_in_threads_compares_each_block_once(make_cache, monkeypatch, tmp_path, alone):
+    def no_thread(*_):
+        raise RuntimeError("can't start new thread")
+
+    if alone:
+        monkeypatch.setattr(remote_comparing, "run_in_thread", no_thread)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    objects = Objects(content(1, size=700 * BLOCK - 9))
+    async with make_cache() as cache, cache.open(objects, prewarm=True):
+        for block in (0, 63, 64, 699):
+            flip(files_of(tmp_path)[0], block * BLOCK)
+        report = await cache.verify()
+        assert (report.blocks, report.bad_blocks) == (700, 4)
+        assert report.bytes == len(objects.data)
+        report = await cache.verify()
+        assert (report.blocks, report.bad_blocks) == (696, 0)
+        assert report.bytes == len(objects.data) - 4 * BLOCK + 9
 
 
 async def test_cut_off_data_in_use_is_never_read_as_zeros(make_cache, objects, tmp_path):

@@ -28,6 +28,7 @@ from aiommap._ipc import file_locks, futex, turns
 from aiommap._log import format
 from aiommap._log import opening as log_opening
 from aiommap._pages import huge_pages, pager
+from aiommap._remote import comparing as remote_comparing
 from aiommap._remote import fetching as remote_fetching
 from aiommap._remote import layout as remote_layout
 from aiommap._remote import obstore as remote_obstore
@@ -127,6 +128,7 @@ frame_bytes = format.frame_bytes
 segment_name = format.segment_name
 
 # aiommap._native
+Blocks = _native.Blocks
 LogCursor = _native.LogCursor
 LogRecord = _native.LogRecord
 LogWriter = _native.LogWriter

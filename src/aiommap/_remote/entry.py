@@ -224,7 +224,7 @@ class Entry:
                 return claims, busy
             try:
                 for low, high in runs_of(suspects):
-                    good, bad = self.blocks.verify(low, high)
+                    good, bad, _ = self.blocks.verify(low, high)
                     self._counters.add(verified_blocks=good, bad_blocks=bad)
             finally:
                 self._end(claims)  # they are claimed again at once, with the bad ones between them

@@ -21,12 +21,12 @@ from dataclasses import dataclass, field
 from .source import ObjectIdentity, RemoteState
 
 MARKER = "aiommap-cache"
-MARKER_TEXT = b"A cache of aiommap.remote, format 1. It may be deleted at any time.\n"
+MARKER_TEXT = b"A cache of aiommap.remote. It may be deleted at any time.\n"
 STATE = "state"
 LEASES = "leases"
 DATA_SUFFIX = ".data"
 MAP_SUFFIX = ".map"
-FORMAT = 1
+FORMAT = 2
 
 HEADER_BYTES = 4096
 STATE_BYTES = 4096
@@ -163,7 +163,7 @@ class Header:
         """Read a header.
 
         Raises:
-            LayoutError: if it is damaged, or of a later format.
+            LayoutError: if it is damaged, or of another format.
         """
         if len(block) < HEADER_BYTES or block[:8] != _MAGIC:
             raise LayoutError("no header of a cached object")

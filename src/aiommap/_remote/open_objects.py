@@ -18,6 +18,7 @@ from .._errors import MappedFileError
 from .._hub.hub import Hub
 from .._runtime.threads import Mutex
 from .cache_folder import Files, Folder, anonymous_files
+from .comparing import compare
 from .counters import Counters
 from .entry import Entry
 from .eviction import FolderRoom, disk_bytes
@@ -25,9 +26,6 @@ from .layout import PRESENT, SUSPECT
 from .obstore import source_of_url
 from .source import ObjectIdentity, RemoteSource, VersionedSource
 from .statistics import CacheEntry, CacheReport
-
-#: How many blocks are compared with their sums in one call.
-VERIFY_BLOCKS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,18 +188,16 @@ class OpenObjects:
     def verify(self) -> CacheReport:
         objects = blocks = length = bad_blocks = 0
 
-        def compare(_: str, files: Files) -> None:
+        def look(_: str, files: Files) -> None:
             nonlocal objects, blocks, length, bad_blocks
+            good, bad, compared = compare(files.blocks)
+            self._counters.add(bad_blocks=bad)
             objects += 1
-            count, block_size = files.blocks.count, files.header.block_size
-            for first in range(0, count, VERIFY_BLOCKS):
-                good, bad = files.blocks.verify(first, min(count, first + VERIFY_BLOCKS))
-                blocks += good + bad
-                length += (good + bad) * block_size
-                bad_blocks += bad
-            self._counters.add(bad_blocks=bad_blocks)
+            blocks += good + bad
+            length += compared
+            bad_blocks += bad
 
-        removed = self._usable_folder().each(compare)
+        removed = self._usable_folder().each(look)
         return CacheReport(objects, blocks, length, bad_blocks, removed)
 
     def list(self) -> tuple[CacheEntry, ...]:

@@ -291,7 +291,7 @@ static PyObject *blocks_store(Blocks *self, PyObject *args)
 
 static PyObject *blocks_verify(Blocks *self, PyObject *args)
 {
-    long long first, end, good = 0, bad = 0;
+    long long first, end, good = 0, bad = 0, length = 0;
     if (!parse_blocks(self, args, "LL:verify", &first, &end))
         return NULL;
     char *room = PyMem_Malloc((size_t)1 << self->map.shift);
@@ -302,10 +302,11 @@ static PyObject *blocks_verify(Blocks *self, PyObject *args)
         int found = block_map_verify(&self->map, block, room);
         good += found == 1;
         bad += found == 0;
+        length += found < 0 ? 0 : (long long)block_length(&self->map, block);
     }
     Py_END_ALLOW_THREADS
     PyMem_Free(room);
-    return Py_BuildValue("LL", good, bad);
+    return Py_BuildValue("LLL", good, bad, length);
 }
 
 /* Whether any word has all of some bits. */

@@ -12,13 +12,12 @@
 #endif
 #include <sys/uio.h>
 
-#include "crc32c.h"
+#include "block_sum.h"
 #include "file_io.h"
 #include "region.h"
 
 /* Words are compared after each piece of a long read. */
 enum { PIECE_BLOCKS = 64 };
-#define MULTIPLIER UINT64_C(0x9E3779B97F4A7C15)
 
 int64_t block_map_bytes(int64_t count)
 {
@@ -123,35 +122,10 @@ bool block_map_exchange(struct block_map *map, int64_t block, enum block_state s
     return true;
 }
 
-/* Four lanes of a multiplication each: what a CRC of 32 bits misses, this does not. */
-static uint64_t mix(const unsigned char *at, size_t length, uint64_t seed)
+/* Of a block at its place in its object. */
+static uint64_t sum_of(const struct block_map *map, int64_t block, const char *bytes)
 {
-    uint64_t lanes[4] = {seed, seed ^ MULTIPLIER, ~seed, seed + length}, words[4];
-    for (; length >= sizeof words; length -= sizeof words, at += sizeof words) {
-        memcpy(words, at, sizeof words);
-        for (int i = 0; i < 4; i++) {
-            lanes[i] = (lanes[i] ^ words[i]) * MULTIPLIER;
-            lanes[i] ^= lanes[i] >> 29;
-        }
-    }
-    uint64_t sum = 0;
-    memset(words, 0, sizeof words);
-    memcpy(words, at, length);
-    for (int i = 0; i < 4; i++) {
-        sum = (sum ^ lanes[i] ^ words[i]) * MULTIPLIER;
-        sum ^= sum >> 32;
-    }
-    return sum;
-}
-
-/* Of a block at its place in its object. Never 0, which no block has been given. */
-static uint64_t block_sum(const struct block_map *map, int64_t block, const char *bytes)
-{
-    size_t length = block_length(map, block);
-    uint64_t seed = map->salt ^ (uint64_t)block * MULTIPLIER;
-    uint64_t high = mix((const unsigned char *)bytes, length, seed);
-    uint32_t low = crc32c((uint32_t)seed, bytes, length);
-    return (high & ~UINT64_C(0xFFFFFFFF)) | low | UINT64_C(1) << 63;
+    return block_sum(bytes, block_length(map, block), map->salt ^ (uint64_t)block * SUM_FACTOR);
 }
 
 static bool is_whole(const struct block_map *map)
@@ -174,7 +148,7 @@ size_t block_map_store(struct block_map *map, const int64_t *blocks, const uint3
             *error = *error ? *error : ENOSPC;
             break;
         }
-        __atomic_store_n(&map->sums[block], block_sum(map, block, from), __ATOMIC_RELAXED);
+        __atomic_store_n(&map->sums[block], sum_of(map, block, from), __ATOMIC_RELAXED);
         uint32_t word = words[i];
         published += block_map_exchange(map, block, BLOCK_PRESENT, &word); /* block_map.1 */
     }
@@ -191,7 +165,7 @@ int block_map_verify(struct block_map *map, int64_t block, char *room)
     uint64_t sum = __atomic_load_n(&map->sums[block], __ATOMIC_RELAXED);
     bool good = file_read_own(map->data_fd, room, length, block_offset(map, block)) ==
                     (ssize_t)length &&
-                block_sum(map, block, room) == sum;
+                sum_of(map, block, room) == sum;
     if (good && !suspect)
         return (block_word(map, block) ^ word) & ~BLOCK_REFERENCED ? -1 : 1;
     for (;;) {

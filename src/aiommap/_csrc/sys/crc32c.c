@@ -2,10 +2,11 @@
 #include "crc32c.h"
 
 #include <stdbool.h>
-#include <string.h>
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
+
+#include "little_endian.h"
 
 #define POLYNOMIAL 0x82F63B78u /* Castagnoli's, its bits reversed */
 /* Three lanes of this length hide the latency of the instruction; measured best at 4 KiB. */
@@ -28,20 +29,10 @@ __attribute__((constructor)) static void make_tables(void)
         }
 }
 
-static uint64_t load64(const unsigned char *from)
-{
-    uint64_t word;
-    memcpy(&word, from, sizeof word);
-#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-    word = __builtin_bswap64(word);
-#endif
-    return word;
-}
-
 static uint32_t by_table(uint32_t state, const unsigned char *at, size_t length)
 {
     for (; length >= 8; length -= 8, at += 8) {
-        uint64_t word = load64(at) ^ state;
+        uint64_t word = load_little64(at) ^ state;
         state = 0;
         for (int byte = 0; byte < 8; byte++)
             state ^= table[7 - byte][word >> 8 * byte & 0xFF];
@@ -77,7 +68,7 @@ static uint32_t skip[4][256];  /* constant likewise; what LANE_BYTES of zeros ma
 WITH_INSTRUCTION static uint64_t one_lane(uint64_t state, const unsigned char *at, size_t length)
 {
     for (; length >= 8; length -= 8, at += 8)
-        state = CRC_WORD(state, load64(at));
+        state = CRC_WORD(state, load_little64(at));
     for (; length; length--)
         state = CRC_BYTE(state, *at++);
     return state;
@@ -95,9 +86,9 @@ WITH_INSTRUCTION static uint32_t by_instruction(uint64_t state, const unsigned c
     for (; length >= 3 * LANE_BYTES; length -= 3 * LANE_BYTES, at += 3 * LANE_BYTES) {
         uint64_t second = 0, third = 0;
         for (size_t i = 0; i < LANE_BYTES; i += 8) {
-            state = CRC_WORD(state, load64(at + i));
-            second = CRC_WORD(second, load64(at + LANE_BYTES + i));
-            third = CRC_WORD(third, load64(at + 2 * LANE_BYTES + i));
+            state = CRC_WORD(state, load_little64(at + i));
+            second = CRC_WORD(second, load_little64(at + LANE_BYTES + i));
+            third = CRC_WORD(third, load_little64(at + 2 * LANE_BYTES + i));
         }
         /* A CRC is linear: that of what lies apart is the sum, each moved to its place. */
         state = skip_lane(skip_lane((uint32_t)state) ^ (uint32_t)second) ^ (uint32_t)third;

@@ -1,0 +1,117 @@
+"""The sums of cached blocks, and the CRC32C in them, against oracles that are written out here."""
+
+from __future__ import annotations
+
+import os
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.internals import Blocks, crc32c
+
+BLOCK, SHIFT = 4096, 12
+HEADER = 4096
+MASK = (1 << 64) - 1
+FACTOR = 0x9E3779B97F4A7C15
+SALT = 0x0123456789ABCDEF
+SIZES = [1, 8, 63, 64, 65, 1007, 1008, 1009, 4095, 4096, 4097, 5 * 4096 + 777]
+
+
+def crc_by_division(data, crc=0):
+    """Divide by Castagnoli's polynomial, bit by bit, as its definition says."""
+    crc ^= 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def stir(x):
+    x = (x ^ x >> 32) * FACTOR & MASK
+    x = (x ^ x >> 29) * FACTOR & MASK
+    return x ^ x >> 32
+
+
+def sum_by_definition(data, seed):
+    """Sum as sys/block_sum.h says."""
+    lanes = [0] * 8
+    padded = data + bytes(-len(data) % 64)
+    for number, (word,) in enumerate(struct.iter_unpack("<Q", padded)):
+        mixed = word + stir(seed) + (number + 1) * FACTOR & MASK
+        lanes[number % 8] += (mixed & 0xFFFFFFFF) * (mixed >> 32) + word
+    products = stir(len(data))
+    for lane in lanes:
+        products = stir(products ^ lane & MASK)
+    crc = crc_by_division(data, seed & 0xFFFFFFFF)
+    return products >> 32 << 32 | crc | 1 << 63
+
+
+@given(st.binary(max_size=2500), st.integers(0, 15), st.integers(0, 2500))
+def test_crc32c_is_the_remainder(data, start, cut):
+    """At every alignment, in one piece and in two, by the instruction and by tables."""
+    expected = crc_by_division(data)
+    placed = memoryview(bytes(start) + data)[start:]
+    for by_table in (False, True):
+        assert crc32c(placed, 0, by_table) == expected
+        assert crc32c(placed[cut:], crc32c(placed[:cut], 0, by_table), by_table) == expected
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """Store data in blocks; return them and the sums that they were given."""
+    opened = []
+
+    def store(data):
+        count = -(-len(data) // BLOCK)
+        words = HEADER + (4 * count + 7) // 8 * 8
+        for name, size in (("map", words + 8 * count), ("data", len(data))):
+            fd = os.open(tmp_path / name, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+            opened.append(fd)
+            os.ftruncate(fd, size)
+        map_fd, data_fd = opened[-2:]
+        blocks = Blocks(map_fd, data_fd, len(data), SHIFT, 1, SALT)
+        claims, _ = blocks.claim(0, count)
+        assert blocks.store(claims, data, 0) == (count, 0)
+        return blocks, struct.unpack(f"<{count}Q", os.pread(map_fd, 8 * count, words)), data_fd
+
+    yield store
+    for fd in opened:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_sum_is_as_defined(stored, size):
+    data = os.urandom(size)
+    _, sums, _ = stored(data)
+    for number, found in enumerate(sums):
+        block = data[number * BLOCK : (number + 1) * BLOCK]
+        assert found == sum_by_definition(block, SALT ^ number * FACTOR & MASK)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_verify_finds_any_bit(stored, size):
+    data = os.urandom(size)
+    blocks, sums, fd = stored(data)
+    assert blocks.verify(0, len(sums)) == (len(sums), 0, size)
+    at = int.from_bytes(os.urandom(4), "big") % size
+    os.pwrite(fd, bytes([data[at] ^ 1 << at % 8]), at)
+    assert blocks.verify(0, len(sums)) == (len(sums) - 1, 1, size)
+    assert blocks.missing(0, len(sums)) == [(at // BLOCK, at // BLOCK + 1)]
+
+
+def test_verify_finds_blocks_that_changed_places(stored):
+    data = os.urandom(2 * BLOCK)
+    blocks, _, fd = stored(data)
+    os.pwrite(fd, data[BLOCK:] + data[:BLOCK], 0)
+    assert blocks.verify(0, 2) == (0, 2, 2 * BLOCK)
+
+
+def test_verify_finds_lines_that_changed_places(stored):
+    """Within a block, where a sum that forgot the place of a word would see nothing."""
+    data = os.urandom(BLOCK)
+    blocks, _, fd = stored(data)
+    os.pwrite(fd, data[64:128] + data[:64], 0)
+    assert blocks.verify(0, 1) == (0, 1, BLOCK)
