@@ -36,7 +36,7 @@ except ImportError as _missing:
 
 __all__ = ("CacheCollector", "FileCollector")
 
-#: What tells the series of one file from those of all others: path, opening.
+#: What tells the series of one file, or cache, from those of all others: path, opening.
 _FileLabels = tuple[str, str]
 _FILE = ("path", "opening")
 
@@ -118,7 +118,7 @@ class FileCollector(Collector):
 
 
 def _openings(path: str) -> Iterator[_FileLabels]:
-    """Yield the labels a file may have, the usual ones first."""
+    """Yield the labels a file or cache may have, the usual ones first."""
     # A path need not be UTF-8, but an exposition is: one such path would fail the whole scrape.
     printable = path.encode("utf-8", "backslashreplace").decode()
     return ((printable, str(number)) for number in itertools.count())
@@ -214,7 +214,8 @@ class CacheCollector(Collector):
     """Reports what caches of remote objects have done; give it to ``register`` of a registry.
 
     Every field of ``aiommap.remote.CacheStatistics`` is a metric, ``aiommap_cache_hits_total`` and
-    so on, ``aiommap_cache_used_bytes`` for one of the gauges, with the label ``folder``.
+    so on, ``aiommap_cache_used_bytes`` for one of the gauges. All have the labels ``folder`` and
+    ``opening``, "0" but for a cache that was passed after another one of the same folder.
 
     Args:
         caches: referenced weakly; all go into one collector.
@@ -227,7 +228,12 @@ class CacheCollector(Collector):
         for cache in caches:
             if not isinstance(cache, RemoteCache):
                 raise TypeError(f"CacheCollector got {cache!r}: give it remote caches")
-        self._caches = tuple(ref(cache) for cache in caches)
+        self._labels: dict[ref[RemoteCache], _FileLabels] = {}
+        for cache in caches:
+            if ref(cache) not in self._labels:
+                taken = self._labels.values()
+                free = (label for label in _openings(cache.folder) if label not in taken)
+                self._labels[ref(cache)] = next(free)
 
     def describe(self) -> Iterable[Metric]:
         """Name the metrics without asking any cache; called when the collector is registered."""
@@ -236,22 +242,22 @@ class CacheCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         """Take a snapshot of every cache; called by a scrape."""
         families = self._families()
-        for cache in (reference() for reference in self._caches):
+        for reference, labels in self._labels.items():
+            cache = reference()
             if cache is not None:
                 found = cache.statistics()
-                folder = cache.folder.encode("utf-8", "backslashreplace").decode()
                 for family in families:
                     field = family.name.removeprefix("aiommap_cache_")
-                    family.add_metric([folder], getattr(found, field))
+                    family.add_metric(labels, getattr(found, field))
         return families
 
     def _families(self) -> list[CounterMetricFamily | GaugeMetricFamily]:
         counters = [
-            CounterMetricFamily(f"aiommap_cache_{name}", text, labels=["folder"])
+            CounterMetricFamily(f"aiommap_cache_{name}", text, labels=["folder", "opening"])
             for name, text in _CACHE_COUNTERS.items()
         ]
         gauges = [
-            GaugeMetricFamily(f"aiommap_cache_{name}", text, labels=["folder"])
+            GaugeMetricFamily(f"aiommap_cache_{name}", text, labels=["folder", "opening"])
             for name, text in _CACHE_GAUGES.items()
         ]
         return [*counters, *gauges]

@@ -12,6 +12,7 @@ from ._remote.following import LiveRemoteSnapshot as LiveRemoteSnapshot
 from ._remote.fsspec import FsspecSource as FsspecSource
 from ._remote.obstore import ObstoreSource as ObstoreSource
 from ._remote.remote_file import RemoteSnapshotFile as RemoteSnapshotFile
+from ._remote.remote_folder import RemoteFolder as RemoteFolder
 from ._remote.remote_snapshot import RemoteSnapshot as RemoteSnapshot
 from ._remote.source import RemoteSource as RemoteSource
 from ._remote.source import RemoteState as RemoteState
@@ -29,6 +30,7 @@ __all__ = (
     "ObstoreSource",
     "RemoteCache",
     "RemoteError",
+    "RemoteFolder",
     "RemoteResidency",
     "RemoteSnapshot",
     "RemoteSnapshotFile",

@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 import anyio
-import anyio.lowlevel
 from anyio.abc import AsyncResource
 
 from .._runtime.callbacks import Listeners, call_user
@@ -24,7 +23,7 @@ from .._snapshot.follower import Follower, News
 from .._snapshot.live import Generations
 from .counters import Counters
 from .obstore import source_of_url
-from .remote_snapshot import Closer, RemoteSnapshot
+from .remote_snapshot import Closer, RemoteSnapshot, SharedSnapshot
 from .source import PointingSource, RemoteSource, RemoteState
 
 #: No pointer is longer: it names one object.
@@ -34,15 +33,14 @@ T = TypeVar("T")
 Use = Callable[[RemoteSnapshot], Awaitable[Any]]
 
 
-class RemoteGeneration(RemoteSnapshot):
-    """A snapshot that many share and nobody closes: it is closed when it is garbage.
+class RemoteGeneration(SharedSnapshot):
+    """A snapshot that is, or may come into service.
 
     Attributes:
         named: what the store said of what is followed when this was opened.
     """
 
     __slots__ = ("named",)
-    _shared = True
 
     named: RemoteState
 
@@ -77,11 +75,7 @@ class RemoteGeneration(RemoteSnapshot):
 
     async def ended(self) -> None:
         """Wait until it is closed after ``retire``."""
-        await super().aclose()
-
-    async def aclose(self) -> None:
-        """Do nothing: others may be reading. ``async with`` keeps it for the block."""
-        await anyio.lowlevel.checkpoint()
+        await RemoteSnapshot.aclose(self)
 
 
 @dataclass(frozen=True, slots=True)

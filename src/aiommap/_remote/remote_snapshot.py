@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import ClassVar, NoReturn, Self, SupportsIndex
 
+import anyio.lowlevel
 from anyio.abc import AsyncResource
 
 from .._arguments import at_least, check_tail
@@ -355,6 +356,17 @@ class RemoteSnapshot(AsyncResource):
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self._size} bytes"
         return f"<RemoteSnapshot {self.url} {state}>"
+
+
+class SharedSnapshot(RemoteSnapshot):
+    """A snapshot that many share and nobody closes: it is closed when it is garbage."""
+
+    __slots__ = ()
+    _shared = True
+
+    async def aclose(self) -> None:
+        """Do nothing: others may be reading. ``async with`` keeps it for the block."""
+        await anyio.lowlevel.checkpoint()
 
 
 class Closer:

@@ -27,7 +27,7 @@ from .._runtime.loops import spawn_user_task
 from .._watch.changes import Change, ChangeKind
 from .._watch.subscriptions import Changes
 from ._folder import Folder, Refusal
-from ._representation import Version
+from ._representation import Representation, Version
 
 #: After one of these, bytes of the file are not what they were. One that has grown is left out: it
 #: is a log, as a rule, and what stood in it is as it was.
@@ -150,7 +150,7 @@ class FileCache:
             del self._opening[route]
             opening.set()
 
-    def drop(self, route: str, version: Version) -> None:
+    def drop(self, route: str, version: Representation) -> None:
         """Serve a version no more that turned out to have lost bytes."""
         watched = self._paths.get(route)
         if watched is not None and watched.version is version:

@@ -6,18 +6,23 @@ import os
 import re
 import resource
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 from urllib.parse import quote
 
 from .._arguments import at_least
 from .._core.paths import absolute_path
-from .._errors import MappingFaultError
+from .._errors import MappingFaultError, RemoteError, StaleSnapshotError
 from .._hub.hub import Hub, hub_or_new
+from .._logs import REMOTE
 from ._cache import FileCache
 from ._folder import Folder, Refusal
-from ._representation import Version
+from ._objects import DESCRIPTORS_EACH, ObjectCache, ObjectFolder
+from ._representation import Representation
 from ._requests import canonical
 from ._sending import Answer, Receive, Scope, Send, redirect, refuse
+
+if TYPE_CHECKING:
+    from .._remote.remote_folder import RemoteFolder
 
 _NOT_IN_URL = re.compile(rb"[^\x21-\x7e]")
 
@@ -31,6 +36,8 @@ MAX_TRIES = 3
 class MappedFiles:
     """An ASGI application that serves the files of a folder, from memory where they are there.
 
+    Or the objects of a store: ``MappedFiles(aiommap.remote.RemoteFolder(cache, address))``.
+
     Mount it in Starlette, FastAPI or Litestar, or run it alone. GET and HEAD; byte ranges and
     conditions as RFC 9110 has them; a folder is answered with its ``index.html``. A file has a
     strong entity tag, and each answer is of one version of it: a file that is replaced meanwhile is
@@ -43,36 +50,53 @@ class MappedFiles:
     Bytes in memory are sent by the loop thread without a hop or a look at the disk; the hub's
     workers read all others. Files that were asked for lately stay open.
 
+    An object has the entity tag of its store, and is sent as it was at most ``max_age`` seconds
+    before: the ``RemoteFolder`` says so. It is asked for in the store under the path below the
+    mount. While the store cannot be asked, what is open and cached goes on being sent; else the
+    answer is 502.
+
     Run alone, it opens and closes with the server. Under a mount, close it with the application:
     ``async with MappedFiles(...)`` in its lifespan; what it holds goes with the loop otherwise.
 
     Args:
-        directory: the folder; links in its path may be turned while it is served.
+        directory: the folder; links in its path may be turned while it is served. A
+            ``RemoteFolder`` serves objects; close its cache after this.
         hub: opens and watches the files; leaving it ends serving. By default there is one for this
-            alone, made when it is first needed.
-        cache: how many files stay open; each takes a descriptor, so it is at most half of those
-            that the process may have.
+            alone, made when it is first needed. Objects are by default mapped by their cache's.
+        cache: how many files stay open; each takes a descriptor, an object three, so it is at most
+            half of those that the process may have.
     Raises:
         ValueError, TypeError: for arguments that cannot be meant; the folder is looked at when
             serving begins.
-    Concurrency: one event loop after the other; a hub that was passed keeps it to its own.
+    Concurrency: one event loop after the other; a hub, or the cache of a ``RemoteFolder``, keeps it
+        to its own.
     """
 
-    __slots__ = ("_cache", "_hub", "_limit", "_own_hub", "_root")
+    __slots__ = ("_cache", "_hub", "_limit", "_own_hub", "_served")
 
     def __init__(
-        self, directory: str | os.PathLike[str], *, hub: Hub | None = None, cache: int = 1024
+        self,
+        directory: str | os.PathLike[str] | RemoteFolder,
+        *,
+        hub: Hub | None = None,
+        cache: int = 1024,
     ) -> None:
-        self._root = absolute_path(directory)
+        #: The path of the folder, or what opens objects.
+        self._served: str | ObjectFolder
+        each = 1
+        if isinstance(directory, ObjectFolder):
+            self._served, each = directory, DESCRIPTORS_EACH
+        else:
+            self._served = absolute_path(directory)
         wanted = at_least(1, cache, "cache", "it has to hold at least 1 file")
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._limit = max(min(wanted, descriptors // 2), 1)
+        self._limit = max(min(wanted, descriptors // 2 // each), 1)
         if hub is not None:
             hub_or_new(hub)  # refuses anything but a hub
         self._hub = hub
         #: The hub that was made for this alone, in the loop that asked last.
         self._own_hub: Hub | None = None
-        self._cache: FileCache | None = None
+        self._cache: FileCache | ObjectCache | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection of an ASGI server."""
@@ -114,17 +138,22 @@ class MappedFiles:
         await self.aclose()
 
     def __repr__(self) -> str:
-        return f"<MappedFiles {self._root}>"
+        return f"<MappedFiles {self._served}>"
 
-    def _files(self) -> FileCache:
+    def _files(self) -> FileCache | ObjectCache:
         """Return the files of the loop that runs here; a test client runs one for each request."""
         cache = self._cache
         if cache is None or not cache.is_here:
-            hub = self._hub
-            if hub is None:
-                hub = self._own_hub = Hub()
-            cache = self._cache = FileCache(Folder(self._root, hub), hub, self._limit)
+            cache = self._cache = self._make_cache()
         return cache
+
+    def _make_cache(self) -> FileCache | ObjectCache:
+        served, hub = self._served, self._hub
+        if not isinstance(served, str):
+            return ObjectCache(served, hub, self._limit)
+        if hub is None:
+            hub = self._own_hub = Hub()
+        return FileCache(Folder(served, hub), hub, self._limit)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] not in ("GET", "HEAD"):
@@ -135,28 +164,32 @@ class MappedFiles:
         while True:
             version = files.get(route)
             if version is None:
-                found = await self._find(files, route)
-                if not isinstance(found, Version):
+                name = canonical(route)
+                found = Refusal(400) if name is None else await self._find(files, route, name)
+                if isinstance(found, Refusal):
                     await self._refuse(found.status, scope, send)
                     return
                 version = found
             answer = Answer(scope, version)
             try:
                 await answer.begin()
-            except MappingFaultError:
+            except (MappingFaultError, StaleSnapshotError):
                 tries += 1
                 if tries == MAX_TRIES:
                     raise
-                files.drop(route, version)
+                files.drop(canonical(route) or "", version)
+            except RemoteError as error:
+                REMOTE.warning("the store has no bytes for an answer: %s", error)
+                await refuse(502, scope, send)
+                return
             else:
                 break
         await answer.send(scope, receive, send)
 
-    async def _find(self, files: FileCache, route: str) -> Version | Refusal:
+    async def _find(
+        self, files: FileCache | ObjectCache, route: str, name: str
+    ) -> Representation | Refusal:
         """Find what the cache has not got under that name."""
-        name = canonical(route)
-        if name is None:
-            return Refusal(400)
         version = files.get(name) if name != route else None
         return version or await files.open(name)
 

@@ -41,7 +41,8 @@ class Refusal:
     """There is no file to send.
 
     Attributes:
-        status: 404 or 403; 301 for a folder that was asked for without a slash at its end.
+        status: 404 or 403; 301 for a folder that was asked for without a slash at its end; 502 for
+            a store that cannot be asked.
     """
 
     status: int

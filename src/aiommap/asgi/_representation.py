@@ -5,9 +5,10 @@ from __future__ import annotations
 import mimetypes
 import re
 import time
+from contextlib import AbstractContextManager
 from email.utils import formatdate
 from hashlib import sha256
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from .._core.file_state import FileState
 from .._errors import StaleSnapshotError
@@ -39,6 +40,17 @@ class BodySource(Protocol):
     async def read_exact(self, offset: int, length: int, /) -> bytes: ...
 
 
+@runtime_checkable
+class StoreObject(BodySource, Protocol):
+    """What a ``RemoteSnapshot`` has beyond a backend; not everybody is to import that for it."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def etag(self) -> str | None: ...
+    def hold(self) -> AbstractContextManager[object]: ...
+
+
 # The tables of the system are read while modules are, and not later on a loop.
 if not mimetypes.inited:
     mimetypes.init()
@@ -64,7 +76,7 @@ def entity_tag(state: FileState) -> bytes:
     return b'"%b"' % sha256(told.encode()).hexdigest()[:32].encode()
 
 
-def entity_tag_of_store(told: str) -> bytes:
+def _entity_tag_of_store(told: str) -> bytes:
     """Make an entity tag of what a store calls one; some stores leave out the quotes."""
     if _ENTITY_TAG.fullmatch(told):
         return told.encode("latin-1")
@@ -74,6 +86,12 @@ def entity_tag_of_store(told: str) -> bytes:
 def validators_of(state: FileState) -> Validators:
     """Say what tells a file in one state from others; a date in the future is now (§8.8.2.1)."""
     return Validators(entity_tag(state), min(state.mtime_ns // 10**9, int(time.time())))
+
+
+def validators_of_object(snapshot: StoreObject) -> Validators:
+    """Say what tells an object of a store from others: what the store does, or nothing."""
+    told = snapshot.etag
+    return Validators(None if told is None else _entity_tag_of_store(told), None)
 
 
 class Representation:

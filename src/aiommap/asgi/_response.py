@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractContextManager, asynccontextmanager
-from typing import Literal, Protocol, runtime_checkable
+from contextlib import asynccontextmanager
+from typing import Literal
 from urllib.parse import quote, urlsplit
 
 from starlette.background import BackgroundTask
@@ -21,9 +21,10 @@ from .._storage.mapped import MappedBackend
 from .._storage.protocol import StorageBackend
 from ._representation import (
     Representation,
-    entity_tag_of_store,
+    StoreObject,
     media_type_of,
     validators_of,
+    validators_of_object,
 )
 from ._requests import Validators
 from ._sending import Answer, Receive, Scope, Send, refuse
@@ -32,17 +33,6 @@ Source = str | os.PathLike[str] | MappedFile | Snapshot | StorageBackend
 
 _OCTETS = "application/octet-stream"
 _UNKNOWN = Validators(None, None)
-
-
-@runtime_checkable
-class _StoreObject(Protocol):
-    """What a ``RemoteSnapshot`` has beyond a backend; not everybody is to import that for it."""
-
-    @property
-    def url(self) -> str: ...
-    @property
-    def etag(self) -> str | None: ...
-    def hold(self) -> AbstractContextManager[object]: ...
 
 
 class MappedFileResponse(Response):
@@ -122,7 +112,7 @@ class MappedFileResponse(Response):
                 raise HTTPException(403) from None
             async with opened:
                 yield self._represent(opened)
-        elif isinstance(source, Snapshot | _StoreObject):
+        elif isinstance(source, Snapshot | StoreObject):
             with source.hold():
                 yield self._represent(source)
         else:
@@ -136,10 +126,9 @@ class MappedFileResponse(Response):
             file = source
         elif isinstance(source, Snapshot):
             file = source._file  # noqa: SLF001  one more thing that is made of it
-        elif isinstance(source, _StoreObject):
+        elif isinstance(source, StoreObject):
             path = urlsplit(source.url).path
-            if source.etag is not None:
-                validators = Validators(entity_tag_of_store(source.etag), None)
+            validators = validators_of_object(source)
         if file is not None:
             path = file.path
             if file.mode == "r":

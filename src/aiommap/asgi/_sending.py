@@ -43,6 +43,7 @@ _REASONS = {
     403: b"Forbidden",
     404: b"Not Found",
     405: b"Method Not Allowed",
+    502: b"Bad Gateway",
 }
 
 _ZERO_COPY_SEND = "http.response.zerocopysend"
