@@ -1,4 +1,4 @@
-"""A FUSE file system that keeps one flat folder in memory and writes down all that happens to it.
+"""A FUSE file system that keeps a folder in memory and writes down all that happens to its files.
 
 Run as ``python -m tests.powercut.recording_fs MOUNTPOINT LOG``. It says "ready" on its standard
 output when it is mounted, and unmounts when its standard input ends: also when whoever holds the
@@ -13,6 +13,9 @@ Writing ``fsync NAME N`` or ``write NAME N`` to the file ``.control`` makes the 
 for that file from then on fail with EIO; ``write NAME N ERRNO TIMES`` says with which errno, and
 how many fail. The file need not exist yet; ``.`` is the folder. After ``read NAME N`` all later
 reads fail as well: the kernel asks again for single pages.
+
+Folders in it can be made, and that is not written down: a file below one has its path for a name,
+and where that survives, so does the folder.
 
 A file that is unlinked while it is open is renamed by libfuse to ``.fuse_hidden…`` first, and the
 log says so.
@@ -61,6 +64,7 @@ class RecordingFS(Operations):
         self._inodes = itertools.count(DIRECTORY + 1)
         self._tickets = itertools.count()
         self._names: dict[str, int] = {".": DIRECTORY}
+        self._folders: dict[str, int] = {}
         self._contents: dict[int, bytearray] = {}
         #: Which blocks of a file were written or reserved; stat(2) tells whether it has holes.
         self._blocks: dict[int, set[int]] = {}
@@ -83,6 +87,11 @@ class RecordingFS(Operations):
             self._record(Create(name, inode))
             return inode
 
+    def mkdir(self, path, mode):
+        with self._lock:
+            self._folders[path[1:]] = next(self._inodes)
+        return 0
+
     def rename(self, old, new):
         with self._lock:
             inode = self._find(old)
@@ -100,16 +109,22 @@ class RecordingFS(Operations):
 
     def readdir(self, path, handle):
         with self._lock:
-            return [(name, {"st_ino": inode}, 0) for name, inode in self._names.items()]
+            prefix = f"{path[1:]}/".lstrip("/")
+            found = (self._names | self._folders).items()
+            entries = [(n.removeprefix(prefix), i) for n, i in found if n.startswith(prefix)]
+            return [(name, {"st_ino": inode}, 0) for name, inode in entries if "/" not in name]
 
     def getattr(self, path, handle=None):
         with self._lock:
             inode = handle or self._find(path)
-            if inode == DIRECTORY:
+            if inode not in self._contents:
                 return {"st_ino": inode, "st_mode": stat.S_IFDIR | 0o755, "st_nlink": 2}
             sectors = len(self._blocks[inode]) * BLOCK // 512
             size = {"st_size": len(self._contents[inode]), "st_blocks": sectors}
             return {"st_ino": inode, "st_mode": stat.S_IFREG | 0o644, "st_nlink": 1, **size}
+
+    def statfs(self, path):
+        return {"f_bsize": BLOCK, "f_frsize": BLOCK, "f_blocks": 1 << 30, "f_bavail": 1 << 30}
 
     # Content.
 
@@ -174,7 +189,8 @@ class RecordingFS(Operations):
     # What the requests are made of.
 
     def _find(self, path: str) -> int:
-        inode = self._names.get(path[1:] or ".")
+        name = path[1:] or "."
+        inode = self._names.get(name) or self._folders.get(name)
         if inode is None:
             raise FuseOSError(errno.ENOENT)
         return inode

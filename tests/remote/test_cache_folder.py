@@ -83,6 +83,34 @@ async def test_folder_with_other_files_is_refused(make_cache, objects, tmp_path)
     assert (tmp_path / "cache" / "thesis").read_text() == "precious"
 
 
+async def test_folder_that_lost_its_marker_is_ours_again(make_cache, objects, tmp_path):
+    """A power cut may take it, and everything would be refused from then on."""
+    await fill(make_cache, objects)
+    (tmp_path / "cache" / "aiommap-cache").unlink()
+    found = await read_all(make_cache, objects)
+    assert found.gets == 0
+    assert (tmp_path / "cache" / "aiommap-cache").exists()
+
+
+@pytest.mark.parametrize("name", ["state", "leases", "ab/thesis", "ab", "abc/x", "link"])
+async def test_folder_without_a_marker_that_has_one_other_file_is_refused(
+    make_cache, objects, tmp_path, name
+):
+    await fill(make_cache, objects)
+    folder = tmp_path / "cache"
+    (folder / "aiommap-cache").unlink()
+    shutil.rmtree(folder / "ab", ignore_errors=True)
+    if name == "link":
+        (folder / "cd").unlink(missing_ok=True)
+        (folder / "cd").symlink_to(tmp_path)
+    else:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("precious")
+    async with make_cache() as cache:
+        with pytest.raises(UnsupportedError, match="other files"):
+            await cache.open(objects)
+
+
 async def test_folder_that_all_may_write_is_refused(make_cache, objects, tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache").chmod(0o777)

@@ -2,7 +2,8 @@
 
 Invariants.
   1  Files are made and deleted only in a folder that has our marker (R12), and below subfolders of
-     our own names.
+     our own names. Only where a power cut took the marker, and left nothing but files of ours, the
+     folder gets another one.
   2  The folder's lock is held while an object is opened, made or deleted; a shared lock on byte 0
      of its map says that somebody has it open. So no object is deleted that is in use.
   3  A map is believed if its header is whole, and of this boot and of this data file; otherwise
@@ -28,10 +29,13 @@ from .layout import (
     MARKER,
     MARKER_TEXT,
     STATE,
+    STATE_BYTES,
+    SUBFOLDER,
     Header,
     LayoutError,
     file_names,
     identifier,
+    is_state,
     map_bytes,
     name_in,
     overhead_bytes,
@@ -122,7 +126,7 @@ class Folder:
         """Yield (object, path) of each file of an object."""
         with suppress(OSError), os.scandir(self.path) as folders:
             for folder in folders:
-                if len(folder.name) != 2 or not folder.is_dir(follow_symlinks=False):
+                if not SUBFOLDER.fullmatch(folder.name) or not folder.is_dir(follow_symlinks=False):
                     continue
                 with suppress(OSError), os.scandir(folder.path) as files:
                     for file in files:
@@ -311,6 +315,19 @@ def _map(words: LockFile, data: int, header: Header, owner: int) -> Blocks:
         os.close(fd)
 
 
+def _is_ours(path: str, name: str) -> bool:
+    """Tell whether a name in a folder without a marker, and all below it, is what caches make."""
+    place = os.path.join(path, name)
+    if os.path.islink(place):
+        return False
+    if name in (STATE, LEASES):
+        with open(place, "rb") as file:
+            return is_state(file.read(STATE_BYTES + 1))
+    if not SUBFOLDER.fullmatch(name) or not os.path.isdir(place):
+        return False
+    return all(name_in(below) is not None for below in os.listdir(place))
+
+
 def _check_folder(path: str) -> None:
     """Have a folder that is ours (cache_folder.1)."""
     marker = os.path.join(path, MARKER)
@@ -331,7 +348,7 @@ def _check_folder(path: str) -> None:
             what, f"it is on a network file system ({kind}): name a folder on a local disk"
         )
     if MARKER not in names:
-        if names:
+        if not all(_is_ours(path, name) for name in names):
             raise UnsupportedError(
                 what, "it holds other files, and a cache deletes files: name an empty folder"
             )

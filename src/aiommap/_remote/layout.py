@@ -41,6 +41,8 @@ _HEAD = struct.Struct("<8sIIIIQQQQQ16s")
 _STATE = struct.Struct("<8sQQQ32sQ")
 _OWN = struct.Struct("<Q")
 OWN_AT = STATE_BYTES - OWNERS * _OWN.size
+#: What objects' files lie in.
+SUBFOLDER = re.compile(r"[0-9a-f]{2}")
 _NAME = re.compile(r"([0-9a-f]{64})\.(data|map)")
 
 Checksum = Callable[[bytes], int]
@@ -212,6 +214,11 @@ class FolderState:
         if len(block) < _STATE.size or block[:8] != _MAGIC:
             return None
         return cls(*_STATE.unpack_from(block)[1:])
+
+
+def is_state(block: bytes) -> bool:
+    """Tell whether a file holds a state, or nothing yet."""
+    return len(block) <= STATE_BYTES and (block[:8] == _MAGIC or not any(block[: _STATE.size]))
 
 
 def own_offset(owner: int) -> int:

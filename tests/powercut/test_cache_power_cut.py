@@ -1,0 +1,70 @@
+"""A cache never serves bytes that a power cut left wrong: no block is believed before its sum (R3).
+
+Readers fill a cache on the recording file system, beyond its room. It syncs nothing, so a cut may
+leave any sector of any file as it was at any moment before, and any name, or not. Each time every
+object is read through what is left, in another boot of the machine, and every byte compared.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.powercut.cache_workload import BLOCKS, record_readers, recover_each
+from tests.powercut.mount import missing
+from tests.support.internals import remote_cache_folder
+from tests.support.remote import BLOCK
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.timeout(180),
+    pytest.mark.skipif(missing() is not None, reason=f"no power cuts here: {missing()}"),
+]
+
+CUTS, MORE_CUTS = 24, 300
+THIS_BOOT = remote_cache_folder.boot_id()
+#: Room for about half of all blocks.
+ROOM = 2 * BLOCKS * BLOCK
+
+
+@pytest.fixture
+def cut_folder():
+    """Where what a cut left is read: in memory."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder, "disk")
+
+
+def mostly_survives(rng):
+    """Choose the newest but for a few: most blocks are whole, and a few are torn."""
+    return lambda choices: choices - 1 if rng.random() < 0.97 else rng.randrange(choices)
+
+
+async def outcomes_of(log, folder, rng, cuts, **options):
+    """Read what is left at random moments, of anything and of most, and in the end."""
+    found = []
+    for choose in (rng.randrange, mostly_survives(rng)):
+        positions = [*rng.choices(range(len(log)), k=cuts // 2 - 1), len(log)]
+        found += await recover_each(log, positions, folder, choose, **options)
+    return found
+
+
+@pytest.mark.parametrize("cuts", [CUTS, pytest.param(MORE_CUTS, marks=pytest.mark.slow)])
+async def test_power_cuts_leave_no_wrong_bytes(mount, cut_folder, cuts):
+    rng = random.Random(cuts)
+    log = await record_readers(mount, rng, ROOM)
+    outcomes = await outcomes_of(log, cut_folder, rng, cuts)
+    assert [each for each in outcomes if each.fault] == []
+    # Something was kept, and something had been torn: neither is served by chance.
+    assert sum(each.kept for each in outcomes) > 2 * cuts
+    assert sum(each.bad for each in outcomes) > cuts
+
+
+async def test_in_the_boot_of_the_cut_wrong_bytes_would_be_served(mount, cut_folder):
+    """The test above can fail: without the distrust of another boot it would."""
+    rng = random.Random(5)
+    log = await record_readers(mount, rng, ROOM)
+    outcomes = await outcomes_of(log, cut_folder, rng, CUTS, boot=THIS_BOOT)
+    assert any("wrong" in (each.fault or "") for each in outcomes)
