@@ -21,7 +21,7 @@ from aiommap.remote import RemoteCache
 from tests.powercut.mount import RecordingMount
 from tests.powercut.records import Record, SyncBegin, SyncEnd
 from tests.powercut.replay import Choose, Disk, nothing_survives
-from tests.support.internals import Header, crc32c, remote_cache_folder
+from tests.support.internals import Header, cache_folder, crc32c
 from tests.support.objects import Objects
 from tests.support.remote import BLOCK, content
 
@@ -107,12 +107,12 @@ class Outcome:
 @contextmanager
 def booted(boot: bytes) -> Iterator[None]:
     """Be in another boot of the machine for a block."""
-    before = remote_cache_folder.boot_id
-    remote_cache_folder.boot_id = lambda: boot
+    before = cache_folder.boot_id
+    cache_folder.boot_id = lambda: boot
     try:
         yield
     finally:
-        remote_cache_folder.boot_id = before
+        cache_folder.boot_id = before
 
 
 async def recover_each(

@@ -15,7 +15,7 @@ import pytest
 
 from tests.powercut.cache_workload import BLOCKS, record_readers, recover_each
 from tests.powercut.mount import missing
-from tests.support.internals import remote_cache_folder
+from tests.support.internals import cache_folder
 from tests.support.remote import BLOCK
 
 pytestmark = [
@@ -25,7 +25,7 @@ pytestmark = [
 ]
 
 CUTS, MORE_CUTS = 24, 300
-THIS_BOOT = remote_cache_folder.boot_id()
+THIS_BOOT = cache_folder.boot_id()
 #: Room for about half of all blocks.
 ROOM = 2 * BLOCKS * BLOCK
 

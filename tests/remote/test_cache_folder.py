@@ -15,7 +15,7 @@ import pytest
 from aiommap import UnsupportedError
 from aiommap.remote import RemoteCache
 from tests.support.disks import disk_with, must
-from tests.support.internals import Header, crc32c, remote_comparing
+from tests.support.internals import Header, comparing, crc32c
 from tests.support.objects import BLOCK, DATA, Objects
 from tests.support.remote import content
 
@@ -229,7 +229,7 @@ async def test_verify_in_threads_compares_each_block_once(make_cache, monkeypatc
         raise RuntimeError("can't start new thread")
 
     if alone:
-        monkeypatch.setattr(remote_comparing, "run_in_thread", no_thread)
+        monkeypatch.setattr(comparing, "run_in_thread", no_thread)
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     objects = Objects(content(1, size=700 * BLOCK - 9))
     async with make_cache() as cache, cache.open(objects, prewarm=True):
