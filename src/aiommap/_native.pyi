@@ -123,6 +123,7 @@ class Mapping:
     residency_visible: bool  # mincore(2) tells the truth about this file
     inline_writes: bool  # settable: whether verbs may store on the loop thread at all
     flush_expected: bool  # settable: the policy flushes unasked, so no store may make that dear
+    gathered: int  # how many stores are gathered, and not applied yet
     pwriting: bool  # the loop thread is in pwrite(2)
     declining: bool  # settable: inline verbs answer None
     cut_suspected: bool  # settable: a store may have hidden that others cut the file
@@ -201,6 +202,22 @@ class Mapping:
     def stage(self, offset: int, data: Buffer, /) -> _Store | None:
         """Check a write and export its bytes for write_many; None where write_inline says None."""
 
+    # Stores of tasks that woke together, on the loop thread; see py/gather.h.
+    def expect_stores(self, tasks: int, /) -> None:
+        """Gather stores that follow, if most of the last ones adjoined: so many tasks wake now."""
+
+    def gather(self, offset: int, data: Buffer, /) -> Receipt | None:
+        """Put a store by; its receipt has the sequence 0 until it is applied."""
+
+    def store_gathered(self) -> list[tuple[Receipt, int, bytes | memoryview]]:
+        """Apply all that is gathered; the result is what has to take the slow way."""
+
+    def withdraw(self, receipt: Receipt, /) -> bool:
+        """Never apply what is gathered; tell whether it still was."""
+
+    def gathers(self, start: int, end: int, /) -> bool:
+        """Tell whether a part of a range is gathered."""
+
     # Verbs that may wait.
     def read(self, offset: int, length: int, /) -> bytes:
         """Read; a result shorter than asked for is a fault at its end."""
@@ -241,6 +258,9 @@ class Mapping:
 
         None if only a change can do the first: there is a fence, or too little capacity.
         """
+
+    def awaits_flush(self, receipt: Receipt, /) -> bool:
+        """Tell, in the loop thread, whether a receipt is not known to be durable, and can be."""
 
     def flush_receipts(self, receipts: Sequence[Receipt], /) -> _Flushed | None:
         """fdatasync(2) and stat, as ``commit``; None if much is dirty but the pages of these."""

@@ -155,6 +155,84 @@ def test_store_that_would_pass_one_is_declined(mapping):
     assert mapping.write_now(199, b"x") is not None
 
 
+@pytest.fixture
+def gathering(tmp_path):
+    """A mapping whose tasks have just woken together, after stores that adjoin; the next offset."""
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    os.truncate(fd, SIZE)
+    made = Mapping(fd, SIZE, SIZE, NOWAIT | RESIDENCY_VISIBLE | WRITABLE | native.LOCAL)
+    made.attach(object(), native.Receipt)
+    for at in range(0, 80, 10):
+        assert made.write_now(at, b"s" * 10) is not None
+    made.expect_stores(8)
+    yield made
+    made.close()
+
+
+def test_gathered_stores_are_applied_together(gathering, tmp_path):
+    receipts = [gathering.gather(80 + i * 10, bytes([65 + i]) * 10) for i in range(7)]
+    assert gathering.gathered == 7
+    assert (tmp_path / "file").read_bytes()[80:] == bytes(SIZE - 80)
+    assert [receipt.sequence for receipt in receipts] == [0] * 7
+    assert gathering.write_inline(0, b"x") is None  # gather.2
+    assert gathering.write_now(0, b"x") is None
+    assert gathering.gathers(149, 200)
+    assert not gathering.gathers(150, 200)
+    assert gathering.withdraw(receipts[3])
+    assert not gathering.withdraw(receipts[3])
+    assert gathering.store_gathered() == []
+    assert [receipt.sequence for receipt in receipts] == [9, 10, 11, 0, 12, 13, 14]
+    content = b"A" * 10 + b"B" * 10 + b"C" * 10 + bytes(10) + b"E" * 10 + b"F" * 10 + b"G" * 10
+    assert (tmp_path / "file").read_bytes()[80:150] == content
+    assert gathering.dirty_runs() == [(0, PAGE_SIZE)]
+    assert gathering.gather(150, b"x") is None  # until tasks wake again
+    assert gathering.write_now(150, b"x").sequence == 15
+    assert not gathering.withdraw(receipts[0])
+
+
+def test_gathered_stores_that_have_to_wait_are_given_back(gathering, tmp_path):
+    data = bytearray(b"d" * 10)
+    first = gathering.gather(80, data)
+    second = gathering.gather(SIZE - 10, b"e" * 10)
+    with pytest.raises(BufferError):
+        data.append(0)
+    os.truncate(tmp_path / "file", SIZE - 1)
+    left = gathering.store_gathered()
+    assert [(receipt, offset, bytes(view)) for receipt, offset, view in left] == [
+        (first, 80, b"d" * 10),
+        (second, SIZE - 10, b"e" * 10),
+    ]
+    assert (first.sequence, gathering.sequence) == (0, 8)
+    assert os.stat(tmp_path / "file").st_size == SIZE - 1
+    del left
+    data.append(0)
+
+
+def test_gathered_stores_go_with_their_mapping(gathering):
+    data = bytearray(b"d")
+    receipt = gathering.gather(80, data)
+    gathering.close()
+    assert [item[0] for item in gathering.store_gathered()] == [receipt]
+    data.append(0)
+
+
+@pytest.mark.parametrize("what", ["few", "apart", "limited", "long", "not_expected"])
+def test_stores_are_not_gathered_without_need(gathering, what):
+    if what == "few":
+        gathering.expect_stores(3)
+    elif what == "apart":
+        for at in range(PAGE_SIZE, 12 * PAGE_SIZE, PAGE_SIZE):
+            gathering.write_now(at, b"s")
+        gathering.expect_stores(8)
+    elif what == "limited":
+        gathering.set_inline_limits(native.NO_LIMIT, 1 << 40, native.NO_LIMIT)
+    elif what == "not_expected":
+        gathering.expect_stores(0)
+    data = bytes(9 * PAGE_SIZE) * 8 if what == "long" else b"x"
+    assert gathering.gather(80, data) is None
+    assert gathering.gathered == 0
+
+
 def inline(mapping, offset, data):
     """Store inline; a slice may be over before it is used, so it is granted more than once."""
     for _ in range(100):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 
+import anyio
 import pytest
 from anyio.from_thread import start_blocking_portal
 from hypothesis import settings
@@ -20,6 +21,7 @@ from hypothesis.stateful import (
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
+from tests.support.internals import core_of
 
 SIZE = 6 * PAGE
 positions = st.one_of(
@@ -29,6 +31,12 @@ positions = st.one_of(
 lengths = st.one_of(st.sampled_from([0, 1, PAGE, SIZE]), st.integers(0, 3 * PAGE))
 patterns = st.binary(min_size=1, max_size=7)
 policies = st.sampled_from(["never", "manual", "always"])
+#: Where tasks that woke together write, how much, and by which verb.
+together = st.lists(
+    st.tuples(st.integers(0, 2 * PAGE), st.integers(1, PAGE), st.sampled_from(["one", "many"])),
+    min_size=4,
+    max_size=8,
+)
 
 
 class MappedFileMachine(RuleBasedStateMachine):
@@ -110,6 +118,49 @@ class MappedFileMachine(RuleBasedStateMachine):
         self.attempt(allowed, self.file.write_many, items)
         for offset, data in items if allowed else []:
             self.model[offset : offset + len(data)] = data
+
+    @precondition(lambda self: self.mode != "r" and len(self.model) >= 3 * PAGE)
+    @rule(writes=together, cancelled=st.integers(0, 8), start=st.integers(0, PAGE))
+    def write_together(self, writes, cancelled, start):
+        """Tasks that woke together, and wrote side by side before; the last one cancels another."""
+        self.model[start : start + 128] = b"s" * 128
+        submitted = self.portal.call(self.run_together, writes, cancelled, start)
+        with_it, without = bytearray(self.model), bytearray(self.model)
+        for offset, data, returned in submitted:
+            with_it[offset : offset + len(data)] = data
+            if returned:
+                without[offset : offset + len(data)] = data
+        found = self.portal.call(self.file.read, 0, len(self.model))
+        assert found in (with_it, without)  # whole or not at all
+        self.model[:] = found
+
+    async def run_together(self, writes, cancelled, start):
+        """Write in tasks that begin in one turn; what was submitted, and whether it returned."""
+        for at in range(start, start + 128, 16):
+            await self.file.write(at, b"s" * 16)
+        core, submitted, scopes = core_of(self.file), [], []
+
+        async def act(offset, length, verb):
+            number = len(submitted)
+            data = bytes([number + 1]) * length
+            submitted.append([offset, data, False])
+            with anyio.CancelScope() as scope:
+                scopes.append(scope)
+                if number == len(writes) - 1 and cancelled < number:
+                    scopes[cancelled].cancel()
+                if verb == "one":
+                    await self.file.write(offset, data)
+                else:
+                    await self.file.write_many([(offset, data[:1]), (offset, data)])
+                submitted[number][2] = True
+
+        async with anyio.create_task_group() as group:
+            if core.workers.pause is not None:
+                core.mapping.expect_stores(len(writes))
+            for write in writes:
+                group.start_soon(act, *write)
+        assert not core.mapping.gathered
+        return submitted
 
     @rule(offset=positions, length=lengths)
     def flush_range(self, offset, length):

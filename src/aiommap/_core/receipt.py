@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import Protocol
+from typing import Any, Protocol
 
 from .._native import Receipt
+from .._runtime.event_loop import Waiter
 
 
 class ReceiptOwner(Protocol):
@@ -14,7 +15,11 @@ class ReceiptOwner(Protocol):
     @property
     def durable_sequence(self) -> int: ...
 
-    def flush_receipt(self, receipt: WriteReceipt) -> Awaitable[object]: ...
+    def begin_flush(self, receipt: WriteReceipt) -> Waiter[Any] | None: ...
+
+    def end_flush(self, error: BaseException | None, waiter: Waiter[Any]) -> Awaitable[object]: ...
+
+    def flush_pages_of(self, receipt: WriteReceipt) -> Awaitable[object]: ...
 
 
 class WriteReceipt(Receipt):
@@ -49,7 +54,21 @@ class WriteReceipt(Receipt):
         Durability: durable, for the bytes of this write.
         Concurrency: requests made while a flush runs are answered together by the next one.
         """
-        await self._owner.flush_receipt(self)
+        owner = self._owner
+        waiter = owner.begin_flush(self)
+        if waiter is None:
+            await owner.flush_pages_of(self)
+            return
+        try:  # here: a coroutine more would cost each durable write
+            if waiter.done():
+                await owner.end_flush(None, waiter)
+            failure = await waiter
+        except BaseException as error:
+            await owner.end_flush(error, waiter)
+            raise
+        if failure is not None:
+            del waiter  # or the error would be kept alive by what refers to it
+            raise failure
 
     def __repr__(self) -> str:
         state = "durable" if self.durable else "not known to be durable"

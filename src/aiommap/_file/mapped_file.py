@@ -217,8 +217,6 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
     async def write(self, offset: SupportsIndex, data: Buffer) -> WriteReceipt:
         receipt = self._mapping.write_inline(offset, data)  # type: ignore[arg-type]
         if receipt is None:
-            if not self._core.route.durable:  # the commit queue looks at the loop itself
-                self._core.check_loop()
             return await self._open.writer.write(offset, data)  # type: ignore[arg-type]
         return receipt  # type: ignore[return-value]
 

@@ -173,6 +173,7 @@ class OpenFile:
         while True:
             await self.writer.wait_stored()
             await flusher.wait_served()
+            self.writer.store_gathered()
             # As when it is closed: a policy that does not flush then lets stores go.
             dirty = core.route.policy.flush_at_close and flusher.has_work()
             if not dirty and not core.own.queued_bytes and not flusher.busy:
@@ -268,6 +269,7 @@ class OpenFile:
         core.workers.check_loop()
         done = core.workers.event()
         spawn(self._close, done)  # first: it fails at the end of trio's run, and nothing has begun
+        self.writer.store_gathered()
         core.begin_closing()
         self.background.stop()
         self._done = done

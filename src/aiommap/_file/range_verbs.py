@@ -61,8 +61,6 @@ class RangeVerbs(ReadVerbs):
         start, _ = self._place(offset, len(memory))
         receipt = self._core.mapping.write_inline(start, memory)
         if receipt is None:
-            if not self._core.route.durable:  # the commit queue looks at the loop itself
-                self._core.check_loop()
             return await self._open.writer.write(start, memory)
         return cast("WriteReceipt", receipt)
 

@@ -5,7 +5,10 @@ Invariants.
       knows the bounds of everything queued (I9).
   2  Under a policy that flushes each write, stores and flush are one request of the commit queue:
       one hop, and the flush begins after the store by construction.
-  3  When the policy is replaced, writes go on through the queue that is still busy, so that none
+  3  Stores of tasks that woke together are gathered for a turn of the loop, and the first task to
+      go on stores all (``py/gather.h``). Whatever else stores, changes the size, closes or reopens
+      has them stored before. What cannot be stored inline then goes to the queue, in one step (I9).
+  4  When the policy is replaced, writes go on through the queue that is still busy, so that none
       overtakes one in the other queue (I9).
 """
 
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Iterable, Sequence
-from typing import cast
+from typing import TypeAlias, cast
 
 from .._arguments import check_range, items_of
 from .._core.disk import Store, write_in_parts
@@ -24,7 +27,8 @@ from .._flush.flusher import Flusher
 from .._flush.requests import Request
 from .._native import PAGE_SIZE, Receipt, export_bytes
 from .._ranges import align_down, align_up
-from .._runtime.batching import BatchQueue, as_jobs
+from .._runtime.batching import Batch, BatchQueue, as_jobs
+from .._runtime.event_loop import Waiter
 from .._runtime.tracing import is_traced, traced
 from .reading import YIELD_EVERY
 
@@ -32,6 +36,9 @@ from .reading import YIELD_EVERY
 INLINE_BATCH_BYTES = 512 << 10
 #: What each item counts beside its bytes: a store costs some microseconds however small.
 INLINE_ITEM_BYTES = 4 << 10
+
+
+Late: TypeAlias = tuple[Batch[Request, int], Waiter[int | BaseException]]
 
 
 class Writer:
@@ -42,6 +49,9 @@ class Writer:
         "_core",
         "_end",
         "_flusher",
+        "_late",
+        "_mapping",
+        "_pause",
         "_queue",
         "_route",
         "_start",
@@ -50,30 +60,42 @@ class Writer:
 
     def __init__(self, core: FileCore, flusher: Flusher, background: BackgroundFlush) -> None:
         self._core = core
-        # The core's own, at hand for each durable write.
+        # The core's own, at hand for each write.
         self._route = core.route
         self._unsynced = core.unsynced
+        self._mapping = core.mapping
+        self._pause = core.workers.pause
         self._flusher = flusher
         self._background = background
         workers = core.workers
         self._queue: BatchQueue[Request, int] = BatchQueue(
             workers, as_jobs(workers, workers.stores, self._apply, self._shrink_span)
         )
+        #: Gathered writes that are in the queue: their batches, and what their tasks wait for.
+        self._late: dict[Receipt, Late] = {}
         self._start = self._end = 0  # writing.1: bounds of what is queued or in flight
 
     async def wait_stored(self) -> None:
         """Wait until the writes submitted so far have been applied."""
+        self.store_gathered()
         await self._queue.settle()
 
     def storing(self, offset: int, end: int) -> bool:
         """Tell whether a write to a part of a range is still under way."""
         queued = any(write.stores_to(offset, end) for write in self._queue.unfinished())
-        return queued or self._flusher.storing(offset, end)
+        gathered = self._mapping.gathers(offset, end)
+        return gathered or queued or self._flusher.storing(offset, end)
 
     def write(self, offset: int, data: object) -> Awaitable[WriteReceipt]:
         """Write after ``write_inline`` answered None."""
         core = self._core
-        store = core.mapping.stage(offset, data) if self._unsynced.failure is None else None  # type: ignore[arg-type]
+        if not self._route.durable:
+            receipt = self._mapping.gather(offset, data)  # type: ignore[arg-type]
+            if receipt is not None:
+                return self._write_gathered(receipt, offset, data)
+            core.check_loop()  # the commit queue looks at the loop itself
+        self.store_gathered()
+        store = self._mapping.stage(offset, data) if self._unsynced.failure is None else None  # type: ignore[arg-type]
         if store is None:
             store = self._check(offset, data)
         full = core.own.queued_bytes or self._background.may_be_full
@@ -101,6 +123,66 @@ class Writer:
         self._background.plan()
         await core.workers.checkpoint_if_due()
         return cast("WriteReceipt", receipt)
+
+    async def _write_gathered(self, receipt: Receipt, offset: int, data: object) -> WriteReceipt:
+        """Wait a turn for stores of others, and store all that were gathered (writing.3)."""
+        assert self._pause is not None
+        try:
+            await self._pause
+        except GeneratorExit:
+            self._mapping.withdraw(receipt)
+            raise  # the loop is gone, and nothing can be awaited any more
+        except BaseException:
+            if not self._mapping.withdraw(receipt) and receipt in self._late:
+                await self._leave_late(receipt)
+            raise
+        if not receipt.sequence:
+            self.store_gathered()
+        if receipt.sequence:
+            return cast("WriteReceipt", receipt)
+        if receipt in self._late:
+            return await self._wait_late(receipt)
+        return await self._write(self._check(offset, data))
+
+    def store_gathered(self) -> None:
+        """Store what was gathered, or queue it: nothing submitted later comes first (writing.3)."""
+        if not self._mapping.gathered:
+            return
+        rest = self._mapping.store_gathered()
+        if self._unsynced.failure is None and not self._core.lifecycle.closing:
+            for receipt, offset, data in rest:  # else those who wait find out why
+                self._queue_late(receipt, Request.of((offset, data)))
+
+    def _queue_late(self, receipt: Receipt, write: Request) -> None:
+        self._core.lifecycle.begin_activity()
+        self._core.own.queue(receipt.length)
+        self._extend_span(write)
+        self._late[receipt] = self._queue.enqueue(write)
+
+    async def _wait_late(self, receipt: Receipt) -> WriteReceipt:
+        try:
+            outcome = await self._late[receipt][1]
+        except GeneratorExit:
+            raise
+        except BaseException:
+            await self._leave_late(receipt)
+            raise
+        self._end_late(receipt)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return WriteReceipt(self._flusher, receipt.offset, receipt.length, outcome)
+
+    async def _leave_late(self, receipt: Receipt) -> None:
+        try:
+            await self._queue.leave(*self._late[receipt], withdrawable=True)
+        finally:
+            self._end_late(receipt)
+
+    def _end_late(self, receipt: Receipt) -> None:
+        del self._late[receipt]
+        self._core.own.unqueue(receipt.length)
+        self._background.plan()
+        self._core.lifecycle.end_activity()
 
     async def write_many(self, items: Iterable[tuple[int, object]]) -> WriteReceipt:
         """Write items in order, in one hop at most."""
@@ -133,6 +215,7 @@ class Writer:
             ranges = [(first, end - first)]
         if self._background.is_full(ranges, most):
             await self._make_room(ranges, most)
+        self.store_gathered()
         rest, total = self._store_inline(stores, total)
         self._background.plan()
         if rest:

@@ -36,7 +36,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 from .._core.disk import Store
 from .._core.file_core import FileCore
@@ -45,6 +45,7 @@ from .._errors import AccessModeError, FlushError, MappingFaultError, Unsupporte
 from .._logs import FLUSHES
 from .._runtime.batching import BatchQueue, Kind, Widen
 from .._runtime.callbacks import Listeners, nothing
+from .._runtime.event_loop import Waiter
 from .._runtime.tracing import is_traced, traced
 from .._runtime.workers import Limiter
 from .requests import ApplyAppends, Change, Done, Outcome, Request, is_error, touch
@@ -52,6 +53,9 @@ from .trigger import FlushTrigger
 from .writeback import Writeback, settle
 
 Item = TypeVar("Item")
+Waiting: TypeAlias = Waiter[WriteReceipt | BaseException | None]
+#: Looked up once: each durable write would pay for it.
+RECEIPT = Kind.OTHER_PLAIN
 
 #: Stores and receipts share a batch with requests as requests.
 _WIDEN: Widen = {Kind.PLAIN: Request.of, Kind.OTHER_PLAIN: Request.of_receipt}
@@ -131,19 +135,26 @@ class Flusher:
         """Every write up to this number is durable."""
         return self._core.mapping.durable_sequence
 
-    def flush_receipt(self, receipt: WriteReceipt) -> Awaitable[object]:
-        """Make one write durable, and others with it where that costs little."""
-        mapping = self._mapping
+    def begin_flush(self, receipt: WriteReceipt) -> Waiting | None:
+        """Begin to make one write durable, and others with it where that costs little.
+
+        None if it is durable, or ``flush_pages_of`` has to do.
+        """
         if (
-            receipt.sequence > mapping.durable_sequence
-            and not receipt._settled  # noqa: SLF001  as in ``settle``
-            and mapping.usable
+            self._mapping.awaits_flush(receipt)
             and self._flushable
             and self._unsynced.failure is None
             and not is_traced()
         ):
-            return self._queue.submit(receipt, kind=Kind.OTHER_PLAIN)
-        return self.flush_pages_of(receipt)
+            return self._queue.join(receipt, RECEIPT)
+        return None
+
+    async def end_flush(self, error: BaseException | None, waiter: Waiting) -> None:
+        """End a wait that ``begin_flush`` began, because of an error or without a hop."""
+        if error is None:
+            await self._core.workers.checkpoint_if_due()
+        elif not isinstance(error, GeneratorExit):  # else the loop is gone
+            await self._queue.leave_early(waiter)
 
     async def flush_pages_of(self, receipt: WriteReceipt) -> None:
         """Make one write durable, and nothing but its pages."""
@@ -215,11 +226,19 @@ class Flusher:
         self._begin(self._core.workers.flushes, self.writeback.commit, stores, done)
 
     def _begin_receipts(self, receipts: list[WriteReceipt], done: Done) -> None:
+        workers = self._core.workers
+        if workers.pause is not None:
+            done = partial(self._wake_together, len(receipts), done)
         if self.has_work():
-            self._begin(self._core.workers.flushes, self.writeback.flush_receipts, receipts, done)
+            self._begin(workers.flushes, self.writeback.flush_receipts, receipts, done)
         else:
             settle(receipts)
             self._end(len(receipts), done, [None for _ in receipts], None)
+
+    def _wake_together(self, count: int, done: Done, outcomes: Sequence[Outcome]) -> None:
+        """Wake who waited for receipts: what these write next may be stored together."""
+        self._mapping.expect_stores(count)
+        done(outcomes)
 
     def _begin_requests(self, requests: list[Request], done: Done) -> None:
         done = partial(self._settle_receipts, requests, done)

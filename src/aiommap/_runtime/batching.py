@@ -224,6 +224,20 @@ class BatchQueue(Generic[Item, Result]):
             self._start()
         return batch, waiter
 
+    def join(self, item: Item, kind: Kind) -> Waiter[Result | BaseException]:
+        """Do ``enqueue`` for callers in the loop's thread, who leave by ``leave_early``.
+
+        In another loop that runs in that thread the waiter cannot be awaited, as it is not its own.
+        """
+        waiting = self._waiting
+        if not (waiting and waiting[-1].kind is kind):
+            return self.enqueue(item, kind)[1]
+        batch = waiting[-1]
+        waiter: Waiter[Result | BaseException] = self._workers.waiter()
+        batch.items.append(item)
+        batch.waiters.append(waiter)
+        return waiter
+
     def _can_share(self, kind: Kind) -> bool:
         """Tell whether the gathering batch takes items of a kind that is not its own."""
         batch = self._waiting[-1]
@@ -248,6 +262,13 @@ class BatchQueue(Generic[Item, Result]):
         outcome = batch.outcomes[batch.waiters.index(waiter)]
         if self._discard is not None and not isinstance(outcome, BaseException):
             await self._discard(outcome)
+
+    async def leave_early(self, waiter: Waiter[Result | BaseException]) -> None:
+        """Leave a batch, whichever it is, unless it has ended."""
+        for batch in self._batches():
+            if waiter in batch.waiters:
+                await self.leave(batch, waiter, withdrawable=True)
+                return
 
     @property
     def busy(self) -> bool:

@@ -27,6 +27,7 @@ class TrioLoop(EventLoop):
         "checkpoint",
         "event",
         "find_token",
+        "pause",
         "token",
         "waiter",
     )
@@ -37,6 +38,7 @@ class TrioLoop(EventLoop):
         self.token: object = token
         self.find_token: Callable[[], object] = trio.lowlevel.current_trio_token
         self.checkpoint: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        self.pause: Awaitable[None] | None = None
         self.call_soon: Callable[[Callable[[], object]], object] = token.run_sync_soon
         self.call_from_thread: Callable[[Callable[[], object]], object] = token.run_sync_soon
         self.event: Callable[[], Event] = trio.Event

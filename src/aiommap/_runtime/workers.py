@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from enum import Enum, auto
 from functools import partial
@@ -167,6 +167,7 @@ class Workers:
         "control",
         "event",
         "flushes",
+        "pause",
         "reads",
         "stores",
         "waiter",
@@ -182,6 +183,7 @@ class Workers:
         self._token, self._find_token = loop.token, loop.find_token
         self._checkpoint = loop.checkpoint
         self._from_thread = loop.call_from_thread
+        self.pause: Awaitable[None] | None = loop.pause
         self.call_soon: Callable[[Callable[[], object]], object] = loop.call_soon
         self.event: Callable[[], Event] = loop.event
         self.waiter: Callable[[], Waiter[Any]] = loop.waiter

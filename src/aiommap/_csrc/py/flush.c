@@ -1,6 +1,7 @@
 #include "flush.h"
 
 #include "accounting.h"
+#include "inline.h"
 #include "lease.h"
 #include "pin.h"
 #include "receipt.h"
@@ -149,6 +150,17 @@ PyObject *mapping_flush_receipts(Mapping *self, PyObject *list)
     PyMem_Free(asked);
     PyMem_Free(dirty);
     return result;
+}
+
+/* In the loop thread, of a mapping that can be used. */
+PyObject *mapping_awaits_flush(Mapping *self, PyObject *object)
+{
+    struct native_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
+    uint64_t sequence;
+    if (!is_loop_thread(self) || !mapping_is_usable(self) ||
+        !receipt_awaits(state, object, &sequence))
+        Py_RETURN_FALSE;
+    return PyBool_FromLong(sequence > self->durable_sequence);
 }
 
 PyObject *mapping_dirty_runs(Mapping *self, PyObject *Py_UNUSED(unused))

@@ -8,6 +8,7 @@
 #define AIOMMAP_PY_INLINE_H
 
 #include "mapping.h"
+#include "pin.h"
 
 #include "../sys/clock.h"
 
@@ -40,6 +41,26 @@ static inline bool slice_allows(const Mapping *self, int64_t now)
 /* Whether a read that was declined has to give way and be tried once more, rather than wait for a disk:
  * the time slice is spent, and the range may be in memory. */
 bool inline_read_is_due(const Mapping *self, int64_t offset, int64_t length);
+
+/* Whether a store of the loop thread would be a pwrite(2). */
+bool inline_is_pwrite(Mapping *self, int64_t offset, int64_t length, int64_t now);
+/* Without the GIL. Whether pwrite(2) need not read a page from the disk, nor find it full half-way. A
+ * store of one page is applied whole or not at all. One of several pages has to find the blocks of all.
+ * Pages that are known to be in memory need not be asked about, and what was found out is told. */
+bool pwrite_is_inline(const struct pin *pin, int64_t offset, int64_t end, bool *cached);
+
+/* Whether pwrite(2) takes long on the loop thread, and waits. */
+struct pwrite_watch { /* the caller's own */
+    bool watched; /* whether it waits is to be found out */
+    bool slow, waited;
+    long waits;
+    int64_t begun;
+};
+struct pwrite_watch pwrite_watch(const Mapping *self);
+/* Around each call, without the GIL. */
+void pwrite_watch_begin(struct pwrite_watch *watch);
+void pwrite_watch_end(struct pwrite_watch *watch);
+void pwrite_watch_note(Mapping *self, const struct pwrite_watch *watch);
 
 PyObject *mapping_read_inline(Mapping *self, PyObject *const *args, Py_ssize_t count);
 PyObject *mapping_read_into_inline(Mapping *self, PyObject *const *args, Py_ssize_t count);

@@ -10,6 +10,7 @@
 
 #include "accounting.h"
 #include "buffer.h"
+#include "gather.h"
 #include "pin.h"
 #include "receipt.h"
 #include "state.h"
@@ -63,20 +64,24 @@ static enum inline_way way_of_inline(Mapping *self, int64_t offset, int64_t leng
     return by_descriptor ? WAY_DESCRIPTOR : WAY_WORKER;
 }
 
+bool inline_is_pwrite(Mapping *self, int64_t offset, int64_t length, int64_t now)
+{
+    return way_of_inline(self, offset, length, now) == WAY_DESCRIPTOR;
+}
+
 /* A store on its way. */
 struct inline_store { /* the caller's own */
     int64_t offset;
     const char *from;
     size_t length;
-    bool cached;  /* its pages are known to be in memory */
-    bool last;    /* it ends where verbs have to stop */
-    bool watched; /* whether pwrite(2) waits is to be found out */
+    bool cached; /* its pages are known to be in memory */
+    bool last;   /* it ends where verbs have to stop */
     /* What became of it. */
     enum presence presence;
     size_t copied;
     bool faulted; /* a page cannot be reached */
     bool cut;     /* others seem to have cut the file off meanwhile */
-    bool slow, waited;
+    struct pwrite_watch watch;
 };
 
 /* Without the GIL, from here on to store_now. */
@@ -88,26 +93,27 @@ static void store_mapped(const struct pin *pin, struct inline_store *store)
     store->presence = PRESENCE_READY;
 }
 
-/* Whether pwrite(2) need not read a page from the disk, nor find it full half-way. A store of one page
- * is applied whole or not at all. One of several pages has to find the blocks of all. */
-static bool is_writable_at_once(const struct pin *pin, struct inline_store *store)
+bool pwrite_is_inline(const struct pin *pin, int64_t offset, int64_t end, bool *cached)
 {
-    int64_t start = (int64_t)page_down((size_t)store->offset);
-    int64_t end = store->offset + (int64_t)store->length;
-    store->cached = store->cached ||
-                    region_is_resident(pin->region, (size_t)store->offset, store->length);
+    int64_t start = (int64_t)page_down((size_t)offset);
+    *cached = *cached ||
+              region_is_resident(pin->region, (size_t)offset, (size_t)(end - offset));
     if (page_up(end) - start == (int64_t)page_size())
-        return store->cached || file_is_hole(pin->fd, start, end);
-    return store->cached && file_has_blocks(pin->fd, start, end);
+        return *cached || file_is_hole(pin->fd, start, end);
+    return *cached && file_has_blocks(pin->fd, start, end);
 }
 
-static void pwrite_timed(const struct pin *pin, struct inline_store *store, int *error)
+void pwrite_watch_begin(struct pwrite_watch *watch)
 {
-    long waits = store->watched ? thread_waits() : 0;
-    int64_t begun = monotonic_clock();
-    store->copied = file_write_one(pin->fd, store->from, store->length, store->offset, error);
-    store->slow = monotonic_clock() - begun >= SLOW_PWRITE_NS;
-    store->waited = store->slow && store->watched && thread_waits() != waits;
+    watch->waits = watch->watched ? thread_waits() : 0;
+    watch->begun = monotonic_clock();
+}
+
+void pwrite_watch_end(struct pwrite_watch *watch)
+{
+    bool slow = monotonic_clock() - watch->begun >= SLOW_PWRITE_NS;
+    watch->slow = watch->slow || slow;
+    watch->waited = watch->waited || (slow && watch->watched && thread_waits() != watch->waits);
 }
 
 /* pwrite(2) makes a file that others cut off as long again, with a hole where bytes were that are not
@@ -119,10 +125,12 @@ static void store_by_descriptor(const struct pin *pin, struct inline_store *stor
     int error = 0;
     struct file_stat before, after;
     int64_t end = store->offset + (int64_t)store->length, size = file_size(pin->fd);
-    if (size < end || !is_writable_at_once(pin, store))
+    if (size < end || !pwrite_is_inline(pin, store->offset, end, &store->cached))
         return;
     bool last = (store->last || size == end) && file_stat(pin->fd, &before) == 0;
-    pwrite_timed(pin, store, &error);
+    pwrite_watch_begin(&store->watch);
+    store->copied = file_write_one(pin->fd, store->from, store->length, store->offset, &error);
+    pwrite_watch_end(&store->watch);
     store->presence = PRESENCE_CACHED;
     store->cut = last && file_stat(pin->fd, &after) == 0 && after.blocks < before.blocks &&
                  after.blocks * 512 < after.size;
@@ -146,14 +154,19 @@ static bool meets_limit(const Mapping *self, int64_t offset, int64_t length)
            limits->pages;
 }
 
-static void note_slow(Mapping *self, const struct inline_store *store)
+struct pwrite_watch pwrite_watch(const Mapping *self)
 {
-    if (!store->slow)
+    return (struct pwrite_watch){.watched = monotonic_clock() < self->watched_until};
+}
+
+void pwrite_watch_note(Mapping *self, const struct pwrite_watch *watch)
+{
+    if (!watch->slow)
         return;
     int64_t now = monotonic_clock();
     /* Once may have been a busy processor. To find that out each time would take 0.8 us. */
     self->watched_until = now + 2 * BLOCKED_NS;
-    if (store->waited)
+    if (watch->waited)
         self->blocked_until = now + BLOCKED_NS;
 }
 
@@ -172,7 +185,7 @@ static void store_without_gil(Mapping *self, struct pin *pin, struct inline_stor
     self->pwriting = false;
     self->cut_suspected = self->cut_suspected || store->cut;
     self->counters.inline_pwrites += store->presence == PRESENCE_CACHED;
-    note_slow(self, store);
+    pwrite_watch_note(self, &store->watch);
 }
 
 /* The receipt, None when the store has to take the slow way, or NULL with MemoryError. A store for
@@ -181,7 +194,7 @@ static PyObject *store_now(Mapping *self, int64_t offset, const Py_buffer *data,
 {
     int64_t now = monotonic_clock();
     if (!range_is_valid(offset, data->len, self->reach) ||
-        (size_t)data->len > INLINE_WRITE_LIMIT_BYTES)
+        (size_t)data->len > INLINE_WRITE_LIMIT_BYTES || self->gather.count /* gather.2 */)
         Py_RETURN_NONE;
     if (!asked && !slice_allows(self, now))
         Py_RETURN_NONE;
@@ -197,7 +210,7 @@ static PyObject *store_now(Mapping *self, int64_t offset, const Py_buffer *data,
                                  .length = (size_t)data->len,
                                  .cached = pages_are(self, first, end, PRESENCE_CACHED),
                                  .last = offset + data->len == self->reach,
-                                 .watched = now < self->watched_until};
+                                 .watch.watched = now < self->watched_until};
     struct pin pin = {.region = self->region};
     /* SAFETY: the buffer is exported to us, the region is held. */
     if (way == WAY_WITH_GIL)
@@ -214,6 +227,7 @@ static PyObject *store_now(Mapping *self, int64_t offset, const Py_buffer *data,
         Py_RETURN_NONE;
     }
     self->counters.inline_writes_done++;
+    gather_note(self, offset, offset + data->len);
     return receipt_make(self, offset, data->len, account_write(self));
 }
 
@@ -221,7 +235,7 @@ static PyObject *write_now(Mapping *self, PyObject *const *args, Py_ssize_t coun
 {
     int64_t offset;
     Py_buffer data;
-    if (count != 2 || !parse_integer(args[0], &offset))
+    if (count != 2 || !parse_integer(args[0], &offset) || (!asked && self->gather.expected > 0))
         Py_RETURN_NONE;
     if (!buffer_take(args[1], &data, false)) {
         PyErr_Clear();

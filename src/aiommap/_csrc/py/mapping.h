@@ -65,8 +65,8 @@ enum mapping_flags {
 
 struct counters { /* GIL */
     uint64_t inline_reads, fell_back_reads;       /* written by inline.c */
-    uint64_t inline_writes_done, fell_back_writes; /* written by inline_write.c */
-    uint64_t inline_pwrites; /* how many of them made a system call; written by inline_write.c */
+    uint64_t inline_writes_done, fell_back_writes; /* written by inline_write.c, gather.c */
+    uint64_t inline_pwrites; /* how many of them made a system call; written by both */
     uint64_t faults; /* written by inline.c, inline_write.c, write.c, blocking.c and words.c */
 };
 
@@ -76,6 +76,16 @@ struct inline_limits { /* GIL; written by inline_write.c */
     uint64_t bytes;    /* of written_bytes */
     uint64_t sequence; /* of sequence */
     uint64_t pages;    /* dirty or in writeback; this many are still allowed */
+};
+
+/* Stores of tasks that woke together (py/gather.h). */
+struct gather { /* GIL; written by gather.c */
+    struct gathered *items; /* in the order in which they were submitted */
+    Py_ssize_t count, room;
+    size_t bytes;
+    Py_ssize_t expected;        /* how many more are gathered in this turn */
+    uint64_t stores, adjoining; /* of late: inline stores, and those that adjoined the one before */
+    int64_t last_end;           /* where the last one ended */
 };
 
 typedef struct lease Lease;
@@ -156,11 +166,13 @@ typedef struct {
     int64_t watched_until; /* a pwrite(2) was slow: until then look whether one waits */
     int64_t blocked_until; /* one has waited: until then stores go to a worker */
 
-    /* A lock; written by inline_write.c and resize.c. The loop thread has it while it is in pwrite(2),
+    struct gather gather; /* GIL; written by gather.c */
+
+    /* A lock; written by gather.c, inline_write.c and resize.c. The loop thread has it while it is in pwrite(2),
      * which would make a file that a change just cut off as long again. No change keeps it. */
     pthread_mutex_t pwrite_mutex;
 
-    /* GIL; written by inline_write.c, write.c, commit.c and Python. */
+    /* GIL; written by gather.c, inline_write.c, write.c, commit.c and Python. */
     bool cut_suspected; /* a flush has to find out whether the file still has what was written */
 
     /* GIL; written by lease.c. */

@@ -9,6 +9,7 @@
 #include "blocking.h"
 #include "commit.h"
 #include "flush.h"
+#include "gather.h"
 #include "growable.h"
 #include "inline.h"
 #include "lease.h"
@@ -158,13 +159,14 @@ static int mapping_traverse(Mapping *self, visitproc visit, void *arg)
     Py_VISIT(Py_TYPE((PyObject *)self));
     Py_VISIT(self->owner);
     Py_VISIT(self->receipt_type);
-    return 0;
+    return gather_traverse(self, visit, arg);
 }
 
 static int mapping_clear(Mapping *self)
 {
     Py_CLEAR(self->owner);
     Py_CLEAR(self->receipt_type);
+    gather_clear(self);
     return 0;
 }
 
@@ -288,6 +290,7 @@ static PyMemberDef mapping_members[] = {
     FIELD(inline_writes, T_BOOL, 0),
     FIELD(flush_expected, T_BOOL, 0),
     FIELD(pwriting, T_BOOL, READONLY),
+    {"gathered", T_PYSSIZET, offsetof(Mapping, gather.count), READONLY, NULL},
     FIELD(cut_suspected, T_BOOL, 0),
     FIELD(declining, T_BOOL, 0),
     FIELD(generation, T_ULONGLONG, READONLY),
@@ -319,6 +322,11 @@ static PyMethodDef mapping_methods[] = { /* documented in _native.pyi */
     FAST("write_inline", mapping_write_inline),
     FAST("write_now", mapping_write_now),
     FAST("stage", mapping_stage),
+    ONE("expect_stores", mapping_expect_stores),
+    FAST("gather", mapping_gather),
+    NONE("store_gathered", mapping_store_gathered),
+    ONE("withdraw", mapping_withdraw),
+    ARGS("gathers", mapping_gathers),
     ARGS("read", mapping_read),
     ARGS("read_into", mapping_read_into),
     ONE("write_many", mapping_write_many),
@@ -342,6 +350,7 @@ static PyMethodDef mapping_methods[] = { /* documented in _native.pyi */
     ARGS("flush_begin", mapping_flush_begin),
     ONE("flush_end", mapping_flush_end),
     ONE("flush_receipts", mapping_flush_receipts),
+    ONE("awaits_flush", mapping_awaits_flush),
     NONE("dirty_runs", mapping_dirty_runs),
     NONE("dirty_bytes", mapping_dirty_bytes),
     ARGS("would_dirty", mapping_would_dirty),

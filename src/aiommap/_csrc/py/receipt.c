@@ -7,7 +7,7 @@ typedef struct {
     PyObject *owner;   /* constant, strong */
     int64_t offset;    /* constant */
     int64_t length;    /* constant */
-    uint64_t sequence; /* constant */
+    uint64_t sequence; /* constant, once it is not 0 (gather.1) */
     bool settled;      /* GIL; written by Python; known durable by a flush of its own range */
 } Receipt;
 
@@ -23,6 +23,19 @@ PyObject *receipt_make(const Mapping *mapping, int64_t offset, int64_t length, u
         receipt->sequence = sequence;
     }
     return (PyObject *)receipt;
+}
+
+void receipt_number(PyObject *receipt, uint64_t sequence)
+{
+    ((Receipt *)receipt)->sequence = sequence;
+}
+
+bool receipt_awaits(const struct native_state *state, PyObject *object, uint64_t *sequence)
+{
+    if (!PyObject_TypeCheck(object, state->receipt_type))
+        return false;
+    *sequence = ((Receipt *)object)->sequence;
+    return !((Receipt *)object)->settled;
 }
 
 struct run *receipt_runs(const struct native_state *state, PyObject *list, Py_ssize_t *count)

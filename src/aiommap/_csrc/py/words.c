@@ -23,7 +23,7 @@ static bool is_free(const Words *self, int64_t at, bool store)
 {
     const Mapping *mapping = self->mapping;
     return mapping_is_usable(mapping) && range_is_valid(at, self->width, mapping->reach) &&
-           (!store || (mapping->inline_writes &&
+           (!store || (mapping->inline_writes && !mapping->gather.count /* gather.2 */ &&
                        !runs_overlap(at, at + self->width, mapping->queued_start,
                                      mapping->queued_end))); /* I9 */
 }
