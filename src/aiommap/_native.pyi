@@ -98,17 +98,12 @@ def find_bytes(data: Buffer, needle: Buffer, last: bool, /) -> int:
 def sigbus_blocked() -> bool:
     """Tell whether this thread blocks SIGBUS: then the kernel kills it for a fault of its own."""
 
-def time_slice_spent() -> bool:
-    """Tell whether this thread has to give way before the next inline verb."""
-
-def time_slice_yield() -> int:
-    """Count a yield of this thread and return how many there were before it."""
-
-def time_slice_renew(before: int, /) -> None:
-    """Grant a time slice, shared by all that yielded since ``time_slice_yield`` said ``before``."""
-
-def time_slice_wake(tasks: int, /) -> None:
-    """Grant a time slice to so many tasks that wake in the next turn."""
+# Of this thread: whether it has to give way; count a yield, and say how many there were before;
+# grant a slice to all that yielded since then, or to so many tasks that wake in the next turn.
+def time_slice_spent() -> bool: ...
+def time_slice_yield() -> int: ...
+def time_slice_renew(before: int, /) -> None: ...
+def time_slice_wake(tasks: int, /) -> None: ...
 
 @final
 class Mapping:
@@ -203,20 +198,11 @@ class Mapping:
         """Check a write and export its bytes for write_many; None where write_inline says None."""
 
     # Stores of tasks that woke together, on the loop thread; see py/gather.h.
-    def expect_stores(self, tasks: int, /) -> None:
-        """Gather stores that follow, if most of the last ones adjoined: so many tasks wake now."""
-
-    def gather(self, offset: int, data: Buffer, /) -> Receipt | None:
-        """Put a store by; its receipt has the sequence 0 until it is applied."""
-
-    def store_gathered(self) -> list[tuple[Receipt, int, bytes | memoryview]]:
-        """Apply all that is gathered; the result is what has to take the slow way."""
-
-    def withdraw(self, receipt: Receipt, /) -> bool:
-        """Never apply what is gathered; tell whether it still was."""
-
-    def gathers(self, start: int, end: int, /) -> bool:
-        """Tell whether a part of a range is gathered."""
+    def expect_stores(self, tasks: int, /) -> None: ...  # so many tasks wake now
+    def gather(self, offset: int, data: Buffer, /) -> Receipt | None: ...  # sequence 0 until stored
+    def store_gathered(self) -> list[tuple[Receipt, int, bytes | memoryview]]: ...  # or given back
+    def withdraw(self, receipt: Receipt, /) -> bool: ...  # whether it still was gathered
+    def gathers(self, start: int, end: int, /) -> bool: ...  # a part of the range
 
     # Verbs that may wait.
     def read(self, offset: int, length: int, /) -> bytes:
@@ -259,9 +245,7 @@ class Mapping:
         None if only a change can do the first: there is a fence, or too little capacity.
         """
 
-    def awaits_flush(self, receipt: Receipt, /) -> bool:
-        """Tell, in the loop thread, whether a receipt is not known to be durable, and can be."""
-
+    def awaits_flush(self, receipt: Receipt, /) -> bool: ...  # is not known to be durable
     def flush_receipts(self, receipts: Sequence[Receipt], /) -> _Flushed | None:
         """fdatasync(2) and stat, as ``commit``; None if much is dirty but the pages of these."""
 

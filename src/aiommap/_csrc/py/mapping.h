@@ -65,8 +65,8 @@ enum mapping_flags {
 
 struct counters { /* GIL */
     uint64_t inline_reads, fell_back_reads;       /* written by inline.c */
-    uint64_t inline_writes_done, fell_back_writes; /* written by inline_write.c, gather.c */
-    uint64_t inline_pwrites; /* how many of them made a system call; written by both */
+    uint64_t inline_writes_done, fell_back_writes; /* written by gather.c and inline_write.c */
+    uint64_t inline_pwrites; /* of these: system calls; written by gather.c and inline_write.c */
     uint64_t faults; /* written by inline.c, inline_write.c, write.c, blocking.c and words.c */
 };
 
@@ -159,7 +159,7 @@ typedef struct {
     bool nowait; /* cleared for good when the file system refuses RWF_NOWAIT */
     struct spans locked; /* ranges that mlock(2) keeps in memory */
 
-    /* GIL; written by inline_write.c. */
+    /* GIL; written by gather.c and inline_write.c. */
     struct inline_limits inline_limits;
     int64_t queued_start, queued_end; /* bounds of the writes that wait for a worker */
     bool pwriting;         /* the loop thread is in pwrite(2), without the GIL */
@@ -168,8 +168,8 @@ typedef struct {
 
     struct gather gather; /* GIL; written by gather.c */
 
-    /* A lock; written by gather.c, inline_write.c and resize.c. The loop thread has it while it is in pwrite(2),
-     * which would make a file that a change just cut off as long again. No change keeps it. */
+    /* A lock; written by gather.c, inline_write.c and resize.c. The loop thread has it while it is in
+     * pwrite(2), which would make a file that a change just cut off as long again. No change keeps it. */
     pthread_mutex_t pwrite_mutex;
 
     /* GIL; written by gather.c, inline_write.c, write.c, commit.c and Python. */
@@ -192,8 +192,9 @@ typedef struct {
     /* See the struct. */
     struct damage damage;     /* atomic; written by survive.c */
     struct growth growth;     /* atomic; written by growth.c */
-    struct counters counters; /* GIL; written by inline.c, inline_write.c, write.c, blocking.c and
-                                 words.c */
+
+    /* GIL; written by inline.c, gather.c, inline_write.c, write.c, blocking.c and words.c. */
+    struct counters counters;
 } Mapping;
 
 struct lease {
