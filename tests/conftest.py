@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import gc
 import os
+import re
+import tempfile
 from pathlib import Path
 
 import pytest
 from blockbuster import blockbuster_ctx
+from hypothesis import settings
 
 import aiommap
 from tests.support.internals import engine
@@ -22,6 +27,10 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 
 LOOPS = ("asyncio", "uvloop", "trio")
 
+# Nothing is asserted about elapsed time.
+settings.register_profile("whole", settings(), deadline=None)
+settings.register_profile("quick", settings.get_profile("whole"), max_examples=25)
+
 
 def pytest_addoption(parser):
     parser.addoption(
@@ -34,24 +43,35 @@ def pytest_addoption(parser):
     )
 
 
+def pytest_configure(config):
+    """Have Hypothesis look quickly, too, on one loop."""
+    settings.load_profile("quick" if config.getoption("--loop") else "whole")
+
+
 def pytest_xdist_auto_num_workers(config):
     """Have half as many processes again as processors, as tests wait for disks and processes."""
     return (os.cpu_count() or 2) * 3 // 2
 
 
 def pytest_collection_modifyitems(config, items):
-    """Keep to one event loop if asked; a parameter that is the name of a loop says which it is."""
+    """Keep to one event loop if asked; a word of a parameter's name says which it is."""
     wanted = config.getoption("--loop")
     if wanted is None:
         return
     others = {*LOOPS} - {wanted}
 
     def is_wanted(item):
-        names = item.callspec.id.split("-") if hasattr(item, "callspec") else ()
-        return others.isdisjoint(names)
+        words = re.split("[- ]", item.callspec.id) if hasattr(item, "callspec") else ()
+        return others.isdisjoint(words)
 
     config.hook.pytest_deselected(items=[item for item in items if not is_wanted(item)])
     items[:] = [item for item in items if is_wanted(item)]
+
+
+def pytest_collection_finish():
+    """Have tests that collect garbage not look through what the collection of tests has made."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(
@@ -84,6 +104,26 @@ def loop_never_waits():
         with LoopWatch() as watch:
             yield
     assert not watch.found, "\n".join(watch.found)
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """Make a folder of things that take long to make, once for all processes of the test run."""
+    top = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        top = top.parent
+
+    def once(name, make):
+        folder = top / name
+        with open(top / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                unready = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=top))
+                make(unready)
+                unready.rename(folder)
+        return folder
+
+    return once
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import aiommap
+from tests.support.fork_server import run_code
 from tests.support.internals import cache_state, drop_pages, main
 
 PAGE = aiommap.PAGE_SIZE
@@ -353,19 +354,8 @@ class TestResidency:
                 f"sys.exit(main([*sys.argv[1:], {str(path)!r}]))"
             )
             for name in ("residency", "info", "prewarm", "bench", "demo"):
-                result = subprocess.run(
-                    [
-                        sys.executable,
-                        "-c",
-                        code,
-                        name,
-                        *(SHORT if name in ("bench", "demo") else ()),
-                    ],
-                    capture_output=True,
-                    text=True,
-                    timeout=60,
-                    check=False,
-                )
+                arguments = SHORT if name in ("bench", "demo") else ()
+                result = run_code(code, name, *arguments)
                 assert (result.returncode, result.stderr) == (0, "")
                 assert (", 1 hidden\n" if name == "residency" else "hidden") in result.stdout
 

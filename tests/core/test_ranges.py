@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 
 from aiommap import OutOfBoundsError
 from tests.support.internals import RangeSet, align_down, align_up, check_range, check_tail
-from tests.support.strategies import LARGEST, PAGE, WRAP, edges, numbers, windows
+from tests.support.strategies import LARGEST, PAGE, WRAP, edges, examples, numbers, windows
 
 LIMIT = 4 * PAGE
 UNIVERSE = 24
@@ -225,7 +225,7 @@ class RangeSetMachine(RuleBasedStateMachine):
 def test_range_set_agrees_with_integers():
     run_state_machine_as_test(
         RangeSetMachine,
-        settings=settings(deadline=None, max_examples=100, stateful_step_count=30),
+        settings=settings(deadline=None, max_examples=examples(100), stateful_step_count=30),
     )
 
 

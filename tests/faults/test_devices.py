@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
 from contextlib import asynccontextmanager
 
 import pytest
@@ -14,6 +12,7 @@ import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import Advice, FlushPolicy
 from tests.support.devices import COLD, PAGES, fill, opened
+from tests.support.fork_server import run_code
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -182,12 +181,7 @@ async def test_lock_of_unreadable_page(disk):
     """In a process of its own: mlock2(2) of such a page can go on for ever."""
     async with opened_cold(disk) as f:
         disk.fail(errno.EIO)
-        done = subprocess.run(
-            [sys.executable, "-c", PIN, f.path, str(COLD)],
-            capture_output=True,
-            text=True,
-            timeout=5,
-        )
+        done = run_code(PIN, f.path, COLD, timeout=5)
         assert done.stdout == f"{COLD}\n", done.stderr
         disk.work_again()
 

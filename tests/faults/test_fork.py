@@ -5,12 +5,11 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import subprocess
 
 import pytest
 
 import aiommap
-from tests.support.strict import PYTHON
+from tests.support.fork_server import run_code
 
 #: How to call every public method, and with that which there are.
 VERBS = {
@@ -361,8 +360,7 @@ every_loop = pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
 
 
 def run(script, *arguments):
-    command = [*PYTHON, "-c", script, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=55, check=False)
+    done = run_code(script, *arguments)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     return done.stdout
 

@@ -18,6 +18,8 @@ def backend(request):
 
 
 LOST = """
+import numpy as np
+
 async def main():
     name = make()
     {before}
@@ -126,6 +128,8 @@ def test_fault_in_mapping_that_replaced_ours(tmp_path):
 def test_faults_in_ten_mappings_and_threads(tmp_path, backend):
     expect_alive(
         """
+        import numpy as np
+
         async def main():
             files = [await aiommap.open(make(f"file{i}"), "r+") for i in range(10)]
             arrays = [np.frombuffer(f.view().memory, dtype="u1") for f in files]
@@ -172,6 +176,8 @@ def test_fault_in_more_holes_than_mappings(tmp_path):
         pytest.skip(f"the limit is {pages // 2}, too many to try")
     expect_alive(
         f"""
+        import numpy as np
+
         async def main():
             name = make(size=0)
             os.truncate(name, {pages} * PAGE)
@@ -336,6 +342,8 @@ def test_store_during_a_lost_page_fails(tmp_path):
 def test_shrink_under_live_views_never_faults(tmp_path, backend):
     expect_alive(
         """
+        import numpy as np
+
         async def main():
             async with aiommap.open(make(), "r+") as f:
                 memory = f.view().memory

@@ -206,6 +206,8 @@ def test_growth_of_a_view_without_its_file(tmp_path, backend):
 def test_fork_child_stores_during_growth(tmp_path):
     expect_growth(
         """
+        import numpy as np
+
         warnings.simplefilter("ignore", DeprecationWarning)  # of threads and fork
         async with aiommap.open(name, "w+", size=0, capacity=1 << 32, sparse=True) as f:
             view = f.view(growable=True)

@@ -13,6 +13,8 @@ def backend(request):
 
 
 RACE = """
+import numpy as np
+
 def harass(name, parent):
     rng = random.Random(os.getpid())
     while os.getppid() == parent:

@@ -13,6 +13,7 @@ import aiommap
 from aiommap import FlushPolicy, Log
 from tests.powercut.mount import missing, mounted
 from tests.support.disks import disk_with
+from tests.support.fork_server import run_code
 from tests.support.logs import ALWAYS, SEGMENT, contents, make, pure_records, reopened, segments
 
 pytestmark = pytest.mark.anyio
@@ -81,7 +82,6 @@ async def test_limit_on_file_sizes_is_told(folder_and_limit):
 
 @pytest.fixture
 def folder_and_limit(tmp_path):
-    import sys
 
     code = """
 import sys, signal, resource, anyio, aiommap
@@ -96,8 +96,8 @@ async def main():
         resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
 anyio.run(main)
 """
-    command = [sys.executable, "-c", code.replace("(-1, -1)", "(40000, 40000)"), tmp_path / "log"]
-    return tmp_path / "log", subprocess.run(command, capture_output=True, text=True, timeout=50)
+    folder = tmp_path / "log"
+    return folder, run_code(code.replace("(-1, -1)", "(40000, 40000)"), folder)
 
 
 async def test_failed_flush_latches(mount):

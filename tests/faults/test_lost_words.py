@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 
 import pytest
 
+from tests.support.fork_server import run_code
+
 TRUNCATED = """
-import os, signal, subprocess, sys, threading, anyio, aiommap
+import os, signal, subprocess, sys, threading, warnings, anyio, aiommap
 path, backend, blocked = sys.argv[1:]
 PAGE = aiommap.PAGE_SIZE
 if blocked == "blocked":
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGBUS})
+    warnings.filterwarnings("ignore", "SIGBUS is blocked")
 
 async def main():
     f = await aiommap.open(path, "r+", flush=aiommap.FlushPolicy.never())
@@ -143,12 +145,7 @@ anyio.run(main)
 
 
 def run(script, *arguments):
-    done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=50,
-    )
+    done = run_code(script, *arguments)
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
 
 

@@ -113,7 +113,7 @@ def test_errors_at_the_limit_name_it(tmp_path, backend):
     expect_alive(REFUSALS, tmp_path, backend)
 
 
-# Not by ``run_script``: NumPy loads what this is about.
+# In a new interpreter, into which nobody has loaded what this is about.
 EXIT = """
 import asyncio, mmap, os, sys, threading, time
 import aiommap

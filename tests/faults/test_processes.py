@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 
 import pytest
 
-from tests.support.strict import PYTHON
+from tests.support.fork_server import run_code
 
 RACE = """
 import os, sys, threading, time, anyio, aiommap
@@ -119,12 +118,7 @@ anyio.run(main)
 
 
 def run(script, *arguments):
-    return subprocess.run(
-        [*PYTHON, "-c", script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=50,
-    )
+    return run_code(script, *arguments)
 
 
 @pytest.mark.slow

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import errno
-import subprocess
-import sys
 
 import pytest
 
+from tests.support.fork_server import run_code
 from tests.support.shims import compile_shim, preloaded
 
 #: Refuses futex_waitv(2) with an errno: always, or where one of the words is expected to be 57005.
@@ -94,8 +93,7 @@ def expect_alive(shim, folder, body, backend, number, **variables):
     environment = preloaded(shim) | {"REFUSE_ERRNO": str(number)} | variables
     paths = [str(folder / name) for name in ("refused", "other")]
     script = FRAME.replace("BODY", body)
-    command = [sys.executable, "-W", "error", "-c", script, *paths, backend, str(number)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=55, env=environment)
+    done = run_code(script, *paths, backend, number, environment=environment)
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import errno
 import platform
-import subprocess
-import sys
 
 import pytest
+
+from tests.support.fork_server import run_code
 
 pytestmark = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "aarch64"), reason="no numbers of system calls known"
@@ -170,11 +170,6 @@ anyio.run(main)
 )
 
 
-def run(script, *arguments):
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
-
-
 def number_of(call):
     return CALLS[call][0 if platform.machine() == "x86_64" else 1]
 
@@ -188,7 +183,7 @@ REFUSALS = [(call, number) for call in CALLS for number in (errno.EPERM, errno.E
     ids=lambda value: errno.errorcode[value] if isinstance(value, int) else value,
 )
 def test_verbs_without_a_system_call(tmp_path, call, refusal):
-    done = run(SCRIPT, tmp_path, number_of(call), refusal)
+    done = run_code(SCRIPT, tmp_path, number_of(call), refusal)
     expected = ["unsupported:", *CALLS[call][2].split()]
     assert done.stdout.split() == expected, done.stdout + done.stderr
 
@@ -232,7 +227,7 @@ anyio.run(main)
 
 
 def test_eperm_of_a_file_is_not_a_sandbox(tmp_path):
-    done = run(SEALED, tmp_path / "file")
+    done = run_code(SEALED, tmp_path / "file")
     assert done.stdout == "ok\n", done.stdout + done.stderr
 
 
@@ -265,7 +260,7 @@ anyio.run(main)
 
 @pytest.mark.parametrize("call", ["mincore", "statx", "madvise", "fdatasync", "pwritev"])
 def test_call_refused_while_a_file_is_open(tmp_path, call):
-    done = run(REFUSED_LATER, tmp_path / "file", number_of(call))
+    done = run_code(REFUSED_LATER, tmp_path / "file", number_of(call))
     assert done.stdout == "ok\n", done.stdout + done.stderr
 
 
@@ -302,7 +297,7 @@ anyio.run(main)
 @pytest.mark.parametrize("call", ["pwritev", "fallocate"])
 def test_quota_that_is_used_up(tmp_path, call):
     """Of a file system with quotas, as far as it can be had without one: by its answers."""
-    done = run(QUOTA, tmp_path / "file", number_of(call))
+    done = run_code(QUOTA, tmp_path / "file", number_of(call))
     assert done.stdout == "ok\n", done.stdout + done.stderr
 
 
@@ -341,10 +336,5 @@ def test_refused_for_good_names_the_file(tmp_path, call):
     path.write_bytes(bytes(8192))
     numbers, verb = LAST_RESORTS[call]
     number = numbers[platform.machine() == "aarch64"]
-    done = subprocess.run(
-        [sys.executable, "-c", REFUSED_IN_THE_END, path, str(number), verb],
-        capture_output=True,
-        text=True,
-        timeout=50,
-    )
+    done = run_code(REFUSED_IN_THE_END, path, number, verb)
     assert done.stdout == "told\n", done.stderr

@@ -14,8 +14,8 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import Advice, FlushPolicy
+from tests.support.fork_server import run_code
 from tests.support.internals import Workers, Writeback
-from tests.support.strict import PYTHON
 
 pytestmark = pytest.mark.anyio
 
@@ -408,10 +408,5 @@ async def test_flush_after_cut_above_dirty_bytes(path, outside):
     ],
 )
 def test_race_of_a_verb_with_truncation(path, verb, times, backend):
-    done = subprocess.run(
-        [*PYTHON, "-c", RACE, path, verb, backend, str(times)],
-        capture_output=True,
-        text=True,
-        timeout=50,
-    )
+    done = run_code(RACE, path, verb, backend, times)
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import pytest
+
+from tests.support.fork_server import run_code
 
 SCRIPT = """
 import asyncio, contextlib, gc, itertools, os, sys, time, warnings
@@ -174,6 +174,5 @@ WAYS = [
 @pytest.mark.parametrize("loop", LOOPS)
 def test_dropped_file_holds_nothing(path, loop, way):
     os.truncate(path, 1 << 20)
-    command = [sys.executable, "-c", SCRIPT, str(path), loop, way]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    ended = run_code(SCRIPT, path, loop, way)
     assert ended.stdout == "done\n", ended.stdout + ended.stderr

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
+from tests.support.strategies import examples
 
 pytestmark = pytest.mark.anyio
 
@@ -388,7 +389,7 @@ async def test_ensure_keeps_what_others_appended(path):
         assert path.stat().st_size == 10 * MIB
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(
     steps=st.lists(
         st.tuples(

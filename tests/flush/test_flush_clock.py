@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -17,6 +15,7 @@ import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
 from aiommap.testing import failing_flush, slow_disk
+from tests.support.fork_server import run_code
 from tests.support.internals import clock, core_of
 from tests.support.waiting import nothing_happens, until
 
@@ -241,6 +240,5 @@ os._exit(0)
 
 @pytest.mark.parametrize("script", [AT_EXIT, IN_A_CHILD], ids=["exit", "fork"])
 def test_interval_in_ending_or_forked_process(path, script):
-    command = [sys.executable, "-W", "ignore", "-c", script, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    done = run_code(script, path)
     assert (done.returncode, done.stderr) == (0, "")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
+
+from tests.support.fork_server import run_code
 
 CLOSED = """
 import sys
@@ -35,8 +34,6 @@ anyio.run(main, backend=sys.argv[2])
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_closed_hub_keeps_no_thread(path, backend):
-    done = subprocess.run(
-        [sys.executable, "-c", CLOSED, path, backend], capture_output=True, text=True, timeout=50
-    )
+    done = run_code(CLOSED, path, backend)
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("gone")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import resource
-import subprocess
-import sys
 from contextlib import contextmanager
 
 import anyio
 import pytest
 
 import aiommap
+from tests.support.fork_server import run_code
 
 SCRIPT = """
 import fcntl, os, struct, sys
@@ -76,8 +75,7 @@ anyio.run(main, backend=backend)
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("lost", ["nothing", "privileges", "proc", "descriptors"])
 def test_lock_without_a_descriptor(path, backend, lost):
-    command = [sys.executable, "-c", SCRIPT, str(path), backend, lost]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    ended = run_code(SCRIPT, path, backend, lost)
     assert ended.stdout == "done\n", ended.stderr
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import threading
 
@@ -12,6 +11,7 @@ import pytest
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
+from tests.support.fork_server import run_code
 from tests.support.internals import futex as _futex
 from tests.support.internals import native, workers_of
 
@@ -327,9 +327,7 @@ anyio.run(main)
 
 
 def test_fork_child_has_no_words_or_waiters(path):
-    done = subprocess.run(
-        [sys.executable, "-c", FORK, str(path)], capture_output=True, text=True, timeout=50
-    )
+    done = run_code(FORK, path)
     assert (done.returncode, done.stdout.strip()) == (0, "alive"), done.stderr
 
 
@@ -366,12 +364,7 @@ for _ in range(1000):
 
 @pytest.mark.parametrize("event", ["change", "collection"])
 def test_wait_of_an_ended_loop_goes_next(path, event):
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", LOST_LOOP, str(path), event],
-        capture_output=True,
-        text=True,
-        timeout=50,
-    )
+    done = run_code(LOST_LOOP, path, event)
     assert done.stdout.strip() == "left", done.stderr
 
 

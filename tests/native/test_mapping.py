@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from aiommap import PAGE_SIZE, OutOfBoundsError
 from tests.support.internals import Mapping, check_range, native
+from tests.support.strategies import examples
 
 NOWAIT, PRIVATE_COPY, RESIDENCY_VISIBLE, WRITABLE = (
     native.NOWAIT,
@@ -71,7 +72,7 @@ def test_inline_verbs_decline_odd_integers(mapping, argument):
     assert mapping.write_now(0, argument) is None
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(
     steps=st.lists(
         st.tuples(

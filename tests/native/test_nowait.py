@@ -8,12 +8,11 @@ from __future__ import annotations
 import errno
 import os
 import platform
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 
+from tests.support.fork_server import run_code
 from tests.support.internals import nowait_works
 
 PREADV2 = {"x86_64": 327, "aarch64": 286}
@@ -66,12 +65,7 @@ def test_nowait_refused_goes_to_a_worker(tmp_path, refusal):
         pytest.skip(f"no system call numbers for {platform.machine()}")
     path = tmp_path / "file"
     path.write_bytes(b"data" * 5000)
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(path), str(number), str(refusal)],
-        capture_output=True,
-        text=True,
-        timeout=50,
-    )
+    done = run_code(SCRIPT, path, number, refusal)
     assert done.stdout == "ok\n", done.stderr
 
 

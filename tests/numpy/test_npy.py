@@ -20,6 +20,7 @@ import aiommap
 from aiommap import Snapshot
 from aiommap.numpy import NpyFile, load_npy, open_npy
 from tests.support.following import Errors, mappings, replace, until_mapped
+from tests.support.strategies import examples
 
 pytestmark = pytest.mark.anyio
 
@@ -87,7 +88,7 @@ async def test_load_of_nothing_and_of_one(path, shape):
         assert opened.array.tolist() == np.full(shape, 7.0).tolist()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(
     st.lists(st.integers(0, 4), max_size=4),
     st.sampled_from(["<f8", ">u2", "i1", "S5", "U3"]),
@@ -213,7 +214,7 @@ async def test_refuses_objects_and_runs_nothing(path):
         await open_npy(path)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(st.data())
 def test_any_bytes_are_refused_or_read(tmp_path_factory, data):
     """Whatever is flipped in a file, it is a ValueError, or what NumPy makes of it."""

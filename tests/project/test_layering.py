@@ -7,6 +7,7 @@ A new module of the package, or a new folder, gets an entry in ``FLOORS``. Impor
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -81,10 +82,17 @@ def sources(entry):
     return [path for path in (PACKAGE / f"{entry}.py", PACKAGE / f"{entry}.pyi") if path.exists()]
 
 
+@functools.cache
+def nodes_of(path):
+    """Return the nodes of a file's syntax tree that import something or name an attribute."""
+    kinds = ast.Import | ast.ImportFrom | ast.Attribute
+    return [node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, kinds)]
+
+
 def imported(path):
     """Yield the full name of every module, or name in a module, that a file imports."""
     package = ["aiommap", *path.relative_to(PACKAGE).parent.parts]
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -165,8 +173,7 @@ def test_one_wing_enters_threads():
     for entry in set(ENTRIES) - {"_cli"}:
         for path in sources(entry):
             names = {part for name in imported(path) for part in name.split(".")}
-            nodes = ast.walk(ast.parse(path.read_bytes()))
-            names |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+            names |= {node.attr for node in nodes_of(path) if isinstance(node, ast.Attribute)}
             if names & THREAD_DOORS:
                 found.add(entry)
     assert found == {"_runtime"}

@@ -235,23 +235,28 @@ def run(*command, **options):
     return subprocess.run([*map(str, command)], env=environment, **options)
 
 
-@pytest.fixture(scope="module")
-def harnesses(tmp_path_factory):
-    """The guard and its harness, compiled without Python under UBSan, warnings being errors."""
+def compile_harnesses(folder):
+    """Compile what knows no Python, once, and link it with each harness."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")
-    folder = tmp_path_factory.mktemp("guard")
     strict = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-O1", "-g", "-pthread"]
     undefined = ["-fsanitize=undefined", "-fno-sanitize-recover=all"]
     empty = run(compiler, *undefined, "-xc", "-", "-o", folder / "empty", input="int main(){}")
     if empty.returncode:
         pytest.skip("the C compiler has no UBSan runtime")
-    sources = [f"-I{CSRC / 'sys'}", *(CSRC / name for name in WITHOUT_PYTHON)]
+    command = [compiler, *strict, *undefined, f"-I{CSRC / 'sys'}"]
+    made = run(*command, "-c", *(CSRC / name for name in WITHOUT_PYTHON), cwd=folder)
+    assert made.returncode == 0, made.stderr
     for harness in HARNESSES:
-        made = run(compiler, *strict, *undefined, *sources, harness, "-o", folder / harness.stem)
+        made = run(*command, *folder.glob("*.o"), harness, "-o", folder / harness.stem)
         assert made.returncode == 0, made.stderr
-    return folder
+
+
+@pytest.fixture(scope="module")
+def harnesses(once):
+    """The guard and its harness, compiled without Python under UBSan, warnings being errors."""
+    return once("harnesses", compile_harnesses)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("foreign_")])

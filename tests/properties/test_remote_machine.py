@@ -26,6 +26,7 @@ from aiommap import StaleSnapshotError
 from aiommap.remote import RemoteCache, RemoteError
 from tests.support.internals import Header, crc32c
 from tests.support.objects import Objects
+from tests.support.strategies import examples
 
 BLOCK = 4096
 ROOM = 14 * BLOCK
@@ -188,7 +189,7 @@ class RemoteMachine(RuleBasedStateMachine):
 
 
 RemoteMachine.TestCase.settings = settings(
-    max_examples=10,
+    max_examples=examples(10),
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=[*HealthCheck],

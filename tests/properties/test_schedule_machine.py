@@ -8,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from aiommap import FlushPolicy
 from tests.support.internals import FlushQueue, FlushTrigger
+from tests.support.strategies import examples
 
 FILES = st.integers(0, 5)
 
@@ -137,7 +138,7 @@ class LedgerMachine(RuleBasedStateMachine):
 TestSchedule = ScheduleMachine.TestCase
 TestLedger = LedgerMachine.TestCase
 TestSchedule.settings = TestLedger.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, derandomize=True
+    max_examples=examples(150), stateful_step_count=40, deadline=None, derandomize=True
 )
 
 

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.internals import ReadAhead, requests_of, runs_of
+from tests.support.strategies import examples
 
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=examples(40), deadline=None)
 blocks = st.sets(st.integers(0, 200)).map(sorted)
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import textwrap
-
 import pytest
+
+from tests.support.fork_server import run_code
 
 SCRIPT = """
 import os, signal, sys
@@ -76,6 +74,5 @@ WHAT = {
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("what", WHAT)
 def test_exit_in_a_callback_leaves_the_loop(path, loop, where, what):
-    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(path), *loop, what, where]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    ended = run_code(SCRIPT, path, *loop, what, where)
     assert ended.stdout.strip() == WHAT[what], ended.stderr

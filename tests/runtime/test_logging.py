@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
 
 import anyio
 import pytest
 
 import aiommap
+from tests.support.fork_server import run_code
 
 pytestmark = pytest.mark.anyio
 
@@ -93,7 +91,5 @@ async def main():
 
 anyio.run(main)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code, os.fspath(path)], capture_output=True, text=True, timeout=50
-    )
+    done = run_code(code, path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
+
+from tests.support.fork_server import run_code
 
 PRELUDE = """
 import asyncio, sys, aiommap, trio, uvloop
@@ -48,10 +47,7 @@ print("ended")
 
 
 def run(script, *arguments):
-    command = [sys.executable, "-W", "ignore::ResourceWarning", "-c", PRELUDE + script]
-    done = subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, timeout=20
-    )
+    done = run_code(PRELUDE + script, *arguments, timeout=20)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
 
 import anyio
 import pytest
@@ -13,6 +11,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import Snapshot
+from tests.support.fork_server import run_code
 from tests.support.internals import core_of
 
 pytestmark = pytest.mark.anyio
@@ -210,6 +209,5 @@ print("alive")
 
 
 def test_left_open_and_held_is_harmless(path):
-    command = [sys.executable, "-W", "ignore", "-c", LEFT_OPEN, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    done = run_code(LEFT_OPEN, path)
     assert (done.stdout, done.returncode) == ("alive\n", 0), done.stderr

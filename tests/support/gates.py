@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.fork_server import run_code
 from tests.support.scripts import PREAMBLE
+from tests.support.shims import preloaded
 
 GATES = (
     PREAMBLE
@@ -74,23 +75,12 @@ def gate_library():
     return made
 
 
-def run_gated(code, folder, backend="asyncio", *, modes=("-X", "dev")):
-    """Run a script with the shim preloaded, behind whatever is preloaded now."""
+def expect_gated(code, folder, backend="asyncio"):
+    """Run a script with the shim preloaded: it has to come to its end, and to say only that."""
     library = gate_library()
     if library is None:
         pytest.skip("needs a C compiler and LD_PRELOAD")
-    preload = ":".join(filter(None, [os.environ.get("LD_PRELOAD"), str(library)]))
-    command = [sys.executable, *modes, "-c", GATES + code, str(folder)]
-    return subprocess.run(
-        [*command, backend, "0"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "LD_PRELOAD": preload},
-    )
-
-
-def expect_gated(code, folder, backend="asyncio"):
-    """The script has to come to its end, and to have said nothing but that."""
-    done = run_gated(textwrap.dedent(code) + '\nprint("alive")\n', folder, backend)
+    code = GATES + textwrap.dedent(code) + '\nprint("alive")\n'
+    options, environment = ("-X", "dev"), preloaded(library)
+    done = run_code(code, folder, backend, 0, options=options, environment=environment, timeout=120)
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stdout + done.stderr

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 from aiommap import FlushPolicy, Log
 from tests.support.example_scripts import EXAMPLES, load
+from tests.support.fork_server import run_code
 from tests.support.internals import HEADER_BYTES, crc32c, frame_bytes, segment_name
 
 read_log = load(EXAMPLES / "read_log.py")
@@ -91,10 +90,9 @@ def adopt_control(folder, *, boot=None):
     path.write_bytes(block)
 
 
-def script(text, *arguments, check=True, **options):
+def script(text, *arguments, check=True):
     """Run a script in a process of its own."""
-    command = [sys.executable, "-W", "error", "-c", text, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=50, **options)
+    done = run_code(text, *arguments)
     if check:
         assert done.returncode == 0, done.stderr
     return done

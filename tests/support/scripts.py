@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
 import textwrap
 
-from tests.support.strict import PYTHON
+from tests.support.fork_server import run_code
 
 PREAMBLE = """
 import asyncio, ctypes, errno, faulthandler, gc, mmap, os, random, signal, sys, threading, time
 import warnings
 import anyio, aiommap
-import numpy as np
 from aiommap import PAGE_SIZE as PAGE
 
 path, backend, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
@@ -48,10 +46,8 @@ async def expect_poisoned(offset, *verbs):
 
 def run_script(code, folder, backend="asyncio", seconds=0.0):
     script = PREAMBLE + textwrap.dedent(code)
-    command = [*PYTHON, "-X", "dev", "-c", script, str(folder), backend]
-    return subprocess.run(
-        [*command, str(seconds)], capture_output=True, text=True, timeout=50 + seconds
-    )
+    options = ("-X", "dev")
+    return run_code(script, folder, backend, seconds, options=options, timeout=50 + seconds)
 
 
 def expect_alive(code, folder, backend="asyncio", seconds=0.0):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from aiommap import PAGE_SIZE as PAGE
@@ -35,3 +36,8 @@ def disjoint_windows(draw, universe):
     """Ranges within [0, universe) in ascending order, none empty and no two touching."""
     bounds = sorted(draw(st.sets(st.integers(0, universe), max_size=16)))
     return tuple(zip(bounds[0::2], bounds[1::2], strict=False))
+
+
+def examples(count):
+    """Scale a number of examples by what a test of this run has without one: 100 in a whole run."""
+    return max(1, count * settings().max_examples // 100)

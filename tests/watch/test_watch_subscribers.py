@@ -6,7 +6,6 @@ import asyncio
 import gc
 import logging
 import os
-import subprocess
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import ChangeKind
-from tests.support.strict import PYTHON
+from tests.support.fork_server import run_code
 from tests.support.watching import expect, fence, fetch, until, write
 
 pytestmark = pytest.mark.anyio
@@ -363,6 +362,7 @@ async def test_hub_has_one_watcher_thread(tmp_path):
     for path in paths:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"x")
+    await until(lambda: not watching_threads())  # those of the tests before are on their way out
     async with aiommap.Hub() as hub:
         files = [await hub.open(path) for path in paths]
         before = threading.active_count()
@@ -407,12 +407,7 @@ async def test_fork_child_leaves_the_watcher_alone(path):
 
 
 def run_script(code, *arguments):
-    done = subprocess.run(
-        [*PYTHON, "-c", code, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=50,
-    )
+    done = run_code(code, *arguments)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return done.stdout
 

@@ -13,6 +13,7 @@ import pytest
 
 import aiommap
 from aiommap import ChangeKind
+from tests.support.fork_server import run_code
 from tests.support.internals import OwnChanges
 from tests.support.internals import notifier as _notifier
 from tests.support.internals import scanner as _scanner
@@ -97,8 +98,7 @@ anyio.run(main)
 """
     path = tmp_path / "f"
     path.write_bytes(b"x")
-    command = [sys.executable, "-c", code, path]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=50)
+    done = run_code(code, path)
     assert done.returncode == 0, done.stderr
 
 
