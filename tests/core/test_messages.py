@@ -19,6 +19,7 @@ from aiommap import FlushPolicy
 from aiommap.opentelemetry import instrument
 from aiommap.testing import failing_flush, slow_disk
 from tests.support.internals import opening
+from tests.support.strict import without_asan
 
 #: Linux 5.1; the module fcntl has no name for it.
 F_SEAL_FUTURE_WRITE = 0x0010
@@ -140,6 +141,7 @@ async def test_punch_hole_of_a_sealed_file_names_it():
         os.close(fd)
 
 
+@without_asan
 @pytest.mark.anyio
 async def test_private_mapping_under_overcommit(path, monkeypatch):
     """The kernel is not made strict for that: all processes of this machine would be."""
@@ -185,6 +187,7 @@ asyncio.run(main())
 """
 
 
+@without_asan
 def test_advise_at_the_limit_of_mappings(path):
     with open("/proc/sys/vm/max_map_count") as file:
         if int(file.read()) > 1 << 18:

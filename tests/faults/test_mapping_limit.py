@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 
 import pytest
 
 from tests.support.scripts import expect_alive
-from tests.support.strict import PYTHON
+from tests.support.strict import PYTHON, without_asan
 
 with open("/proc/sys/vm/max_map_count") as found:
     LIMIT = int(found.read())
 
 pytestmark = [
     pytest.mark.skipif(LIMIT > 1 << 20, reason="the limit is too high to reach"),
-    pytest.mark.skipif(
-        "libasan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer needs mappings, too"
-    ),
+    without_asan,
 ]
 
 FULL = """
