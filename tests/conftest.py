@@ -9,6 +9,7 @@ import re
 import tempfile
 from pathlib import Path
 
+import anyio.lowlevel
 import pytest
 from blockbuster import blockbuster_ctx
 from hypothesis import settings
@@ -24,6 +25,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 
+# anyio imports the half that is trio's where it is first asked, which may be on a watched loop.
+anyio.run(anyio.lowlevel.checkpoint, backend="trio")
 
 LOOPS = ("asyncio", "uvloop", "trio")
 

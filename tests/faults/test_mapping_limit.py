@@ -24,6 +24,8 @@ async def main():
     await f.prewarm()
     try:
         while True:
+            if len(taken) % 1000 == 0:  # keeps a thread, which could not be started later
+                await f.advise(aiommap.Advice.NORMAL, 0, PAGE)
             taken.append(mmap.mmap(-1, PAGE))
     except OSError:
         pass
@@ -54,15 +56,17 @@ def test_lost_pages_at_the_limit_of_mappings(tmp_path, backend):
 REFUSALS = """
 taken = []
 
-def fill():
+async def fill(f):
     try:
         while True:
+            if len(taken) % 1000 == 0:  # keeps a thread, which could not be started later
+                await f.advise(aiommap.Advice.NORMAL, 0, f.size)
             taken.append(mmap.mmap(-1, PAGE))
     except OSError:
         pass
 
 async def refused(verb, path):
-    fill()  # what others gave back meanwhile
+    await fill(other)  # what others gave back meanwhile
     try:
         await verb()
     except OSError as error:
@@ -72,6 +76,8 @@ async def refused(verb, path):
         raise AssertionError(f"{verb} was not refused")
 
 async def main():
+    global other
+    other = await aiommap.open(make("other"))
     f = await aiommap.open(make(), "r+", capacity=SIZE)
     g = await aiommap.open(make("growing"), "r+", capacity=2 * SIZE)
     views = f.view(), g.view(8 * PAGE, PAGE)
@@ -83,7 +89,7 @@ async def main():
         await aiommap.open(g.path, "r+")
     async def grows():
         g.view(growable=True)
-    fill()
+    await fill(other)
     await refused(opens, g.path)
     await refused(lambda: f.reopen(discard=True), f.path)
     await refused(lambda: f.resize(2 * SIZE), f.path)
@@ -99,6 +105,7 @@ async def main():
     await f.resize(2 * SIZE)
     await f.aclose()
     await g.aclose()
+    await other.aclose()
     print("alive")
 
 run(main)

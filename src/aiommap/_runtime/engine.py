@@ -10,18 +10,20 @@ An engine exists while hubs keep it. All hubs of a loop share it: threads, and o
 Invariants.
   1  An engine closes when its last keeper has gone and nothing is in flight: a read that was left
       behind fills its memory to the end, and holds the descriptor open for as long.
-  2  Of an engine whose loop ended, what landed later is given up when the next engine is made, or
-      one is let go.
+  2  Of an engine whose loop ended, what landed later is given up when garbage is collected, when
+      the next engine is made, or one is let go: what waits for it refers to files and their hub.
   3  A forked child has no engine of its parent's: it neither drains one nor closes it.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import weakref
 from collections.abc import Callable
 
 from .._native import Pool, PoolQueue
+from .asyncio_loop import OLD_GENERATION
 from .callbacks import nothing
 from .event_loop import EventLoop
 from .threads import Forks
@@ -114,3 +116,11 @@ class Engine:
 def _give_up_ended() -> None:
     for engine in (*_engines.values(), *_leaving):
         engine.give_up()
+
+
+def _give_up_with_garbage(phase: str, info: dict[str, int]) -> None:
+    if phase == "start" and info["generation"] >= OLD_GENERATION:
+        _give_up_ended()
+
+
+gc.callbacks.append(_give_up_with_garbage)
