@@ -66,7 +66,8 @@ class Blocks:
 
         ``data`` begins with byte ``start`` of the object, and has all of each block. Returns how
         many were published, and the errno that cut it short, or 0; ESTALE if the file of the data
-        was cut off. A claim that others took over is not published.
+        was cut off, ENOENT if it has no name any more. A claim that others took over is not
+        published.
         """
 
     def verify(self, first: int, end: int, /) -> tuple[int, int, int]:

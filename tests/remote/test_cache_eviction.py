@@ -10,7 +10,9 @@ import anyio
 import anyio.to_thread
 import pytest
 
+from tests.support.internals import budget
 from tests.support.objects import BLOCK, DATA, Objects
+from tests.support.remote import content
 
 pytestmark = pytest.mark.anyio
 
@@ -40,6 +42,33 @@ async def test_budget_holds_under_random_reads(make_cache, objects, tmp_path):
         found = cache.statistics()
         assert found.evicted_blocks > 0
         assert found.used_bytes <= MAX
+
+
+async def test_budget_holds_with_much_reserved_ahead(make_cache, tmp_path, monkeypatch):
+    """What a process has reserved ahead it uses, or gives back: nothing of it is lost."""
+    monkeypatch.setattr(budget, "AHEAD_SHARE", 8)
+    folder, most, draw = tmp_path / "cache", 128 * BLOCK, random.Random(3)
+    big = Objects(content(1, 200 * BLOCK))
+    async with (
+        make_cache(max_bytes=most) as one,
+        make_cache(max_bytes=most) as two,
+        one.open(big, read_ahead=False) as first,
+        two.open(big, read_ahead=False) as second,
+    ):
+        for _ in range(150):
+            for snapshot in (first, second):
+                start = draw.randrange(len(big.data) - 9)
+                assert await snapshot.read_exact(start, 9) == big.data[start : start + 9]
+            assert used(folder) <= most
+        assert one.statistics().evicted_blocks + two.statistics().evicted_blocks > 0
+    async with make_cache(max_bytes=most) as cache:
+        await cache.entries()
+        assert used(folder) <= cache.statistics().used_bytes <= used(folder) + 8 * BLOCK
+
+
+async def test_bytes_reserved_ahead_count_as_free(make_cache, objects):
+    async with make_cache() as cache, cache.open(objects, prewarm=True):
+        assert len(DATA) <= cache.statistics().used_bytes <= len(DATA) + 8 * BLOCK
 
 
 async def test_block_that_is_read_again_stays(make_cache, objects):

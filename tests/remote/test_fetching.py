@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.support.internals import ReadAhead, requests_of, runs_of
@@ -35,6 +35,7 @@ reads = st.lists(st.tuples(st.booleans(), st.integers(0, 5000), st.integers(0, 3
 
 
 @few
+@example([(False, 0, 1), (True, 0, 1), (True, 0, 0), (True, 0, 1)], 2)  # nothing is no end
 @given(reads, st.integers(1, 500))
 def test_read_ahead_stays_inside_and_asks_once(steps, request):
     size = 5000

@@ -28,7 +28,7 @@ from aiommap._ipc import file_locks, futex, turns
 from aiommap._log import format
 from aiommap._log import opening as log_opening
 from aiommap._pages import huge_pages, pager
-from aiommap._remote import cache_folder, comparing
+from aiommap._remote import budget, cache_folder, comparing
 from aiommap._remote import fetching as remote_fetching
 from aiommap._remote import layout as remote_layout
 from aiommap._remote import obstore as remote_obstore

@@ -9,6 +9,9 @@ Invariants.
      fails, and is a miss. A reservation that could not be ended is ended with the next one.
   4  A recount adds what the files take and what living owners have reserved; those may have
      written some of it already, which then counts twice until the next one.
+  5  A process keeps some bytes reserved ahead, so that most blocks take no lock: each system call
+     of a fetch is a moment in which another thread takes the GIL. It uses them before it says that
+     there is no room, and gives them back when it ends.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from .._runtime.threads import Mutex
 from .layout import (
@@ -24,6 +27,7 @@ from .layout import (
     FolderState,
     own_offset,
     pack_own,
+    round_down,
     round_up,
     unpack_owns,
 )
@@ -33,6 +37,9 @@ from .leases import Leases, LockFile
 #: wait again after that was in vain.
 PATIENCE_SECONDS = 0.5
 DISTRUST_SECONDS = 5.0
+#: What is reserved ahead: bytes, and at most one part in so many of all.
+AHEAD_BYTES = 4 << 20
+AHEAD_SHARE = 256
 
 
 class Budget:
@@ -46,6 +53,7 @@ class Budget:
     """
 
     __slots__ = (
+        "_ahead",
         "_count",
         "_file",
         "_folder",
@@ -53,8 +61,10 @@ class Budget:
         "_min_free",
         "_mutex",
         "_own",
+        "_spare",
+        "_spare_mutex",
         "_stuck_until",
-        "_unsettled",
+        "_used",
         "max_bytes",
         "path",
         "seen",
@@ -75,9 +85,12 @@ class Budget:
         self.max_bytes: int = max_bytes
         self._min_free = min_free
         self._mutex = Mutex()
+        #: What the file says that we have reserved; changed with the lock.
         self._own = 0
-        #: Reservations that could not be ended: bytes reserved, and bytes used of them.
-        self._unsettled: list[tuple[int, int]] = []
+        self._ahead = round_down(min(AHEAD_BYTES, max_bytes // AHEAD_SHARE))
+        self._spare_mutex = Mutex()
+        #: What is reserved and nobody's; and what was used, and is reserved according to the file.
+        self._spare = self._used = 0
         self._stuck_until = 0.0
         #: What was reserved when this process looked last; any thread may read it.
         self.seen: int = 0
@@ -117,25 +130,72 @@ class Budget:
             error.filename = self.path
             raise
 
+    @property
+    def used_bytes(self) -> int:
+        """What all have reserved or stored, but for what we have only ahead; in any thread."""
+        return max(0, self.seen - self._spare)
+
+    def take(self, length: int) -> bool:
+        """Reserve bytes out of what is reserved ahead; False if that is too little."""
+        length = round_up(length)
+        with self._spare_mutex:
+            if self._spare < length:
+                return False
+            self._spare -= length
+            return True
+
     def reserve(self, length: int) -> bool:
-        """Reserve bytes; False if there is no room for them (budget.1)."""
+        """Reserve bytes, and some ahead; False if there is no room for them (budget.1)."""
         length = round_up(length)
         with self.locked() as state:
-            if state.reserved + length > self.max_bytes or not self._is_free(length):
+            self._note_used()
+            for ahead in (self._ahead, 0):
+                if self._extend(state, length, ahead):
+                    return True
+        return False
+
+    def _extend(self, state: FolderState, length: int, ahead: int) -> bool:
+        """Reserve what is missing of so much and so much ahead; with the lock."""
+        if not self._is_free(length + ahead):
+            return False
+        with self._spare_mutex:
+            more = max(0, length + ahead - self._spare)
+            if state.reserved + more > self.max_bytes:
                 return False
-            state.reserved += length
-            self._own += length
-            self._write_own()
+            self._spare += more - length
+        state.reserved += more
+        self._own += more
+        self._write_own()
         return True
 
     def settle(self, length: int, used: int) -> None:
         """End a reservation of which so much was used."""
-        self._unsettled.append((round_up(length), round_up(used)))
+        used = round_up(used)
+        with self._spare_mutex:
+            self._spare += round_up(length) - used
+            self._used += used
+            if self._used <= self._ahead and self._spare <= 2 * self._ahead:
+                return
         with self.locked() as state:
-            while self._unsettled:
-                reserved, kept = self._unsettled.pop()
-                self._own -= reserved
-                state.reserved = max(0, state.reserved - (reserved - kept))
+            self._note_used()
+            self._give_back_spare(state, self._ahead)
+
+    def _note_used(self) -> None:
+        """Have the file say of what was used that it is not only reserved; with the lock."""
+        with self._spare_mutex:
+            used, self._used = self._used, 0
+        if used:
+            self._own -= used
+            self._write_own()
+
+    def _give_back_spare(self, state: FolderState, kept: int) -> None:
+        """Give back what is reserved ahead, but for so much; with the lock."""
+        with self._spare_mutex:
+            back = max(0, self._spare - kept)
+            self._spare -= back
+        if back:
+            state.reserved = max(0, state.reserved - back)
+            self._own -= back
             self._write_own()
 
     def give_back(self, length: int) -> None:
@@ -146,7 +206,7 @@ class Budget:
     def excess(self, wanted: int) -> int:
         """Say how many bytes have to go so that so many can be reserved."""
         with self.locked() as state:
-            over = state.reserved + round_up(wanted) - self.max_bytes
+            over = state.reserved - self._spare + round_up(wanted) - self.max_bytes
         found = os.statvfs(self._folder)
         short = self._min_free * found.f_blocks + wanted / found.f_frsize - found.f_bavail
         return max(0, over, int(short * found.f_frsize))
@@ -154,6 +214,7 @@ class Budget:
     def recount(self) -> None:
         """Count anew what there is (budget.4)."""
         with self.locked() as state:
+            self._note_used()
             block = os.pread(self._file.fd, STATE_BYTES, 0)
             under_way = 0
             for owner, reserved in enumerate(unpack_owns(block)):
@@ -164,7 +225,11 @@ class Budget:
             state.reserved = self._count() + under_way
 
     def close(self) -> None:
-        """Give the lock file up."""
+        """Give back what is reserved ahead, and the lock file up; before the leases."""
+        if self._file.fd >= 0:
+            with suppress(OSError), self.locked() as state:  # else the next recount finds it
+                self._note_used()
+                self._give_back_spare(state, 0)
         self._file.close()
 
     def _write_own(self) -> None:

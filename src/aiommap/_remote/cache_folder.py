@@ -105,8 +105,8 @@ class Folder:
 
     def close(self) -> None:
         """Give up the locks."""
-        self.leases.close()
         self.budget.close()
+        self.leases.close()
 
     # Objects.
 

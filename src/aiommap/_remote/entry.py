@@ -23,7 +23,6 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from queue import SimpleQueue
 
 import anyio
 
@@ -52,12 +51,6 @@ from .source import ObjectIdentity, RemoteSource, RemoteState
 ATTEMPTS = 3
 
 Claim = tuple[int, int]
-
-#: Tokens of those who write and sum at this moment: a processor is left to everybody else, or a
-#: thread that has the GIL waits for its turn while the loop waits for the GIL.
-_writers: SimpleQueue[None] = SimpleQueue()
-for _ in range(max(1, (os.cpu_count() or 2) - 1)):
-    _writers.put(None)
 
 
 class Entry:
@@ -302,7 +295,7 @@ class Entry:
 
     def _fetch_run(self, source: RemoteSource, claims: list[Claim]) -> Body:
         start, end = self.bytes_of(claims[0][0], claims[-1][0] + 1)
-        room = self._room if self._is_storable(claims) else None
+        room = None if self.lost or not claims[0][1] else self._room  # ours, or nobody's
         length = sum(high - low for low, high in (self.bytes_of(b, b + 1) for b, _ in claims))
         try:
             if room is not None and not room.make(length):
@@ -322,10 +315,6 @@ class Entry:
                 self._settle(room, length, used)
         return body
 
-    def _is_storable(self, claims: list[Claim]) -> bool:
-        """Tell whether blocks are ours, and the files still there to be found by others."""
-        return not self.lost and claims[0][1] != 0 and os.fstat(self.data_fd).st_nlink > 0
-
     def _settle(self, room: Room, length: int, used: int) -> None:
         try:
             room.settle(length, used)
@@ -338,17 +327,16 @@ class Entry:
         Returns:
             How many blocks may take room by now: the published ones, and one that was cut short.
         """
-        _writers.get()
         try:
             stored, number = self.blocks.store(claims, body.data, body.start)
         except OSError as error:
             stored, number = 0, error.errno or errno.EIO
-        finally:
-            _writers.put(None)
         if number == errno.ESTALE:
             self._lost = True
             reason = "the data file was cut off while it was in use: clear() the cache"
             self._failed(OSError(number, reason, self.path))
+        elif number == errno.ENOENT:  # nobody could find them: the folder was deleted, or cleared
+            number = 0
         elif number:
             self._failed(OSError(number, os.strerror(number), self.path))
         self._counters.add(stored_blocks=stored, unstored_blocks=len(claims) - stored)

@@ -87,6 +87,8 @@ class FolderRoom:
     def make(self, length: int) -> bool:
         """Reserve bytes, and evict for them if need be; False if there is no room."""
         budget = self._folder.budget
+        if budget.take(length):
+            return True
         if budget.detached or length > budget.max_bytes:
             return False
         if budget.reserve(length):

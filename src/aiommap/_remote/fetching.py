@@ -65,7 +65,9 @@ class ReadAhead:
 
     def read(self, offset: int, length: int) -> Run | None:
         """Take note of a read; return the range of bytes to fetch ahead of the next one."""
-        follows = offset == self._next and length > 0
+        if not length:
+            return None
+        follows = offset == self._next
         self._next = offset + length
         if not follows:
             self._window, self._ahead = 0, self._next

@@ -84,6 +84,11 @@ def round_up(length: int) -> int:
     return -(-length // 4096) * 4096
 
 
+def round_down(length: int) -> int:
+    """Round to what a file system allocates, downwards."""
+    return length // 4096 * 4096
+
+
 def identifier(identity: ObjectIdentity) -> str:
     """Name an object in one state of it."""
     return hashlib.sha256("\0".join(identity.key).encode("utf-8", "surrogatepass")).hexdigest()

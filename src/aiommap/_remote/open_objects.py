@@ -82,7 +82,7 @@ class OpenObjects:
     def used_bytes(self) -> int:
         """What was reserved when this process looked last; in any thread."""
         folder = self._folder
-        return 0 if folder is None else folder.budget.seen
+        return 0 if folder is None else folder.budget.used_bytes
 
     def find(self, asked: Asked) -> tuple[RemoteSource, Entry]:
         """Ask the store what the object is, and open what is cached of it."""

@@ -15,6 +15,7 @@
 #include "block_sum.h"
 #include "file_io.h"
 #include "region.h"
+#include "store_turns.h"
 
 /* Words are compared after each piece of a long read. */
 enum { PIECE_BLOCKS = 64 };
@@ -128,29 +129,40 @@ static uint64_t sum_of(const struct block_map *map, int64_t block, const char *b
     return block_sum(bytes, block_length(map, block), map->salt ^ (uint64_t)block * SUM_FACTOR);
 }
 
-static bool is_whole(const struct block_map *map)
+/* Why nothing is to be written to the data; 0 if it may be (block_map.3). */
+static int check_data(const struct block_map *map)
 {
     struct file_stat found;
-    return !file_stat(map->data_fd, &found) && found.size == map->size;
+    if (file_stat(map->data_fd, &found) || found.size != map->size)
+        return ESTALE;
+    return found.links ? 0 : ENOENT;
+}
+
+/* Write one block that is claimed, store its sum and publish it; *published grows if it was ours to
+ * the end. 0 or an errno number. */
+static int store_block(struct block_map *map, int64_t block, uint32_t word, char *from,
+                       size_t *published)
+{
+    int error;
+    size_t length = block_length(map, block);
+    struct iovec piece = {.iov_base = from, .iov_len = length};
+    if (file_write(map->data_fd, &piece, 1, block_offset(map, block), &error) < length)
+        return error ? error : ENOSPC;
+    __atomic_store_n(&map->sums[block], sum_of(map, block, from), __ATOMIC_RELAXED);
+    *published += block_map_exchange(map, block, BLOCK_PRESENT, &word); /* block_map.1 */
+    return 0;
 }
 
 size_t block_map_store(struct block_map *map, const int64_t *blocks, const uint32_t *words,
                        size_t count, const char *bytes, int64_t start, int *error)
 {
     size_t published = 0;
-    *error = is_whole(map) ? 0 : ESTALE; /* block_map.3 */
+    *error = check_data(map);
     for (size_t i = 0; i < count && !*error; i++) {
-        int64_t block = blocks[i];
-        size_t length = block_length(map, block);
-        char *from = (char *)bytes + (block_offset(map, block) - start);
-        struct iovec piece = {.iov_base = from, .iov_len = length};
-        if (file_write(map->data_fd, &piece, 1, block_offset(map, block), error) < length) {
-            *error = *error ? *error : ENOSPC;
-            break;
-        }
-        __atomic_store_n(&map->sums[block], sum_of(map, block, from), __ATOMIC_RELAXED);
-        uint32_t word = words[i];
-        published += block_map_exchange(map, block, BLOCK_PRESENT, &word); /* block_map.1 */
+        char *from = (char *)bytes + (block_offset(map, blocks[i]) - start);
+        store_turn_take();
+        *error = store_block(map, blocks[i], words[i], from, &published);
+        store_turn_give();
     }
     return published;
 }

@@ -91,7 +91,8 @@ size_t block_map_read(struct block_map *map, int64_t offset, char *to, size_t le
  * something else, which *word then is. */
 bool block_map_exchange(struct block_map *map, int64_t block, enum block_state state, uint32_t *word);
 /* Write blocks that are claimed and publish them; `bytes` begins with byte `start` of the object.
- * Returns how many were published: a claim that was taken over is not. *error: why it is cut short. */
+ * Returns how many were published: a claim that was taken over is not. *error: why it is cut short;
+ * ESTALE: the data was cut off; ENOENT: it has no name, so nobody else would find the blocks. */
 size_t block_map_store(struct block_map *map, const int64_t *blocks, const uint32_t *words,
                        size_t count, const char *bytes, int64_t start, int *error);
 /* Compare a PRESENT or SUSPECT block with its sum: 1 it matches, and is PRESENT; 0 it does not, and is
