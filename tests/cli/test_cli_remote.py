@@ -119,7 +119,7 @@ def test_cache_is_verified(run, url, cache, stored):
     run("prewarm", url, "--cache", cache)
     code, out, err = run("cache", "verify", "--cache", cache)
     assert (code, err) == (0, "")
-    assert out == "4 blocks of 1 object compared, 1.0 MiB: 0 were wrong and given up\n"
+    assert out == "4 blocks of 1 object compared, 976.6 KiB: 0 were wrong and given up\n"
     (data,) = cache.rglob("*.data")
     with open(data, "r+b") as file:
         file.seek(SIZE // 2)
