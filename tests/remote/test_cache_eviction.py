@@ -61,6 +61,10 @@ async def test_budget_holds_with_much_reserved_ahead(make_cache, tmp_path, monke
                 assert await snapshot.read_exact(start, 9) == big.data[start : start + 9]
             assert used(folder) <= most
         assert one.statistics().evicted_blocks + two.statistics().evicted_blocks > 0
+        await one.clear()
+        for snapshot in (first, second):  # now there is room for bytes ahead
+            assert await snapshot.read_exact(0, 9) == big.data[:9]
+            assert await snapshot.read_exact(9 * BLOCK, 9) == big.data[9 * BLOCK :][:9]
     async with make_cache(max_bytes=most) as cache:
         await cache.entries()
         assert used(folder) <= cache.statistics().used_bytes <= used(folder) + 8 * BLOCK
