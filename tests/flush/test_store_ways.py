@@ -108,3 +108,27 @@ async def test_words_and_writes_see_each_other(path):
             assert word.fetch_add(1) == i + 1
             if not i % 10:
                 await f.flush()
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["reserved", "sparse"])
+async def test_several_new_pages_need_their_blocks(tmp_path, sparse):
+    """Without them the disk may be found full half-way, so a worker has them reserved first."""
+    path = tmp_path / "new"
+    async with aiommap.open(path, "w+", size=64 * PAGE, sparse=sparse) as f:
+        mapping = core_of(f).mapping
+        await f.write(4 * PAGE, b"n" * 4 * PAGE)
+        assert (mapping.inline_pwrites, f.statistics().offloaded_writes) == (not sparse, sparse)
+        await f.write(16 * PAGE, b"o" * PAGE)  # one is full before the first byte, or not at all
+        await f.write(20 * PAGE + 100, b"p" * 3 * PAGE)
+        assert (mapping.inline_pwrites, f.statistics().offloaded_writes) == (
+            3 - sparse * 2,
+            sparse * 2,
+        )
+        model = bytearray(64 * PAGE)
+        model[4 * PAGE : 8 * PAGE] = b"n" * 4 * PAGE
+        model[16 * PAGE : 17 * PAGE] = b"o" * PAGE
+        model[20 * PAGE + 100 : 23 * PAGE + 100] = b"p" * 3 * PAGE
+        assert path.read_bytes() == model
+        await f.write(22 * PAGE, b"q" * 2 * PAGE)  # partly there, partly new
+        model[22 * PAGE : 24 * PAGE] = b"q" * 2 * PAGE
+        assert path.read_bytes() == model

@@ -98,9 +98,11 @@ bool pwrite_is_inline(const struct pin *pin, int64_t offset, int64_t end, bool *
     int64_t start = (int64_t)page_down((size_t)offset);
     *cached = *cached ||
               region_is_resident(pin->region, (size_t)offset, (size_t)(end - offset));
-    if (page_up(end) - start == (int64_t)page_size())
-        return *cached || file_is_hole(pin->fd, start, end);
-    return *cached && file_has_blocks(pin->fd, start, end);
+    bool solid, one = page_up(end) - start == (int64_t)page_size();
+    if (*cached)
+        return one || file_has_blocks(pin->fd, start, end);
+    return file_is_hole(pin->fd, start, end) &&
+           (one || (file_reaches(pin->fd, end, &solid) && solid)); /* its blocks are reserved */
 }
 
 void pwrite_watch_begin(struct pwrite_watch *watch)
@@ -235,7 +237,8 @@ static PyObject *write_now(Mapping *self, PyObject *const *args, Py_ssize_t coun
 {
     int64_t offset;
     Py_buffer data;
-    if (count != 2 || !parse_integer(args[0], &offset) || (!asked && self->gather.expected > 0))
+    if (!self->inline_writes || (!asked && self->gather.expected > 0) || count != 2 ||
+        !parse_integer(args[0], &offset))
         Py_RETURN_NONE;
     if (!buffer_take(args[1], &data, false)) {
         PyErr_Clear();
