@@ -53,7 +53,6 @@ async def run(report: Report, *, smoke: bool) -> None:
             tracemalloc.start()
             before = tracemalloc.get_traced_memory()[0]
             files = await open_all(hub, paths)
-            await asyncio.sleep(0)  # until then the tasks that opened them are there
             memory = (tracemalloc.get_traced_memory()[0] - before) / count
             tracemalloc.stop()
             report.row("Python memory a file", memory / 1024, "KiB", 8, most=True)
