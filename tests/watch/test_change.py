@@ -6,7 +6,7 @@ import itertools
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiommap import Change, ChangeKind, FileState
@@ -139,6 +139,7 @@ def test_buffer_full_takes_another_path():
     ]
 
 
+@settings(deadline=None)
 @given(
     limit=st.integers(1, 5),
     steps=st.lists(st.sampled_from(["/a", "/b", "/c", None]), max_size=60),

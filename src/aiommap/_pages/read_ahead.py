@@ -74,7 +74,7 @@ class ReadAhead:
         end = min(start + MOST_AT_ONCE, stop)
 
         def advised(_outcome: int) -> None:
-            if end < stop:
+            if end < stop and not core.workers.ended:  # else nobody takes what lands (engine.2)
                 self._advise(end, stop)
             else:
                 self._end_window()
