@@ -53,7 +53,7 @@ def test_interrupt_ends_a_wait_for_a_server(tmp_path, backend, verb):
                 assert process.stdout.readline() == "begun\n"
                 for _ in range(3):
                     try:
-                        process.wait(1)
+                        process.wait(0.3)
                     except subprocess.TimeoutExpired:
                         process.send_signal(signal.SIGINT)
                 process.wait(10)

@@ -99,7 +99,8 @@ async def test_append_mode_keeps_descriptors_in_balance(path):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-async def test_append_mode_ensure_never_cuts(path):
+@pytest.mark.parametrize("rounds", [15, pytest.param(60, marks=pytest.mark.slow)])
+async def test_append_mode_ensure_never_cuts(path, rounds):
     """Beside a process that appends all the time; and there is no padding in this mode."""
     stop = threading.Event()
     count = 0
@@ -115,7 +116,7 @@ async def test_append_mode_ensure_never_cuts(path):
         other = threading.Thread(target=append_all_the_time)
         other.start()
         try:
-            for _ in range(60):
+            for _ in range(rounds):
                 await f.ensure(f.size + 100)
         finally:
             stop.set()

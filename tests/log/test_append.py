@@ -21,6 +21,7 @@ from tests.support.logs import (
     reopened,
     segments,
 )
+from tests.support.waiting import until
 
 LARGEST = SEGMENT - 4096 - 56
 pytestmark = pytest.mark.anyio
@@ -82,9 +83,7 @@ async def test_append_under_manual_waits_for_no_flush(folder):
 async def test_policy_flushes_unasked(folder, name):
     async with Log.open(folder, flush=POLICIES[name]) as log:
         receipts = [await log.append(bytes(400)) for _ in range(3)]
-        with anyio.fail_after(10):
-            while not receipts[-1].durable:
-                await anyio.lowlevel.checkpoint()
+        await until(lambda: receipts[-1].durable)
 
 
 async def test_max_dirty_bounds_what_is_dirty(folder):
