@@ -19,7 +19,7 @@ from aiommap import FlushPolicy
 from aiommap.opentelemetry import instrument
 from aiommap.testing import failing_flush, slow_disk
 from tests.support.internals import opening
-from tests.support.strict import without_asan
+from tests.support.sanitizers import without_asan
 
 #: Linux 5.1; the module fcntl has no name for it.
 F_SEAL_FUTURE_WRITE = 0x0010

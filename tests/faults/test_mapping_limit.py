@@ -6,8 +6,9 @@ import subprocess
 
 import pytest
 
+from tests.support.sanitizers import without_asan
 from tests.support.scripts import expect_alive
-from tests.support.strict import PYTHON, without_asan
+from tests.support.strict import PYTHON
 
 with open("/proc/sys/vm/max_map_count") as found:
     LIMIT = int(found.read())

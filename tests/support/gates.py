@@ -21,11 +21,11 @@ GATES = (
     + """
 import concurrent.futures, contextlib
 from aiommap import FlushPolicy
-from tests.support.internals import native as _native
 
 gate = ctypes.CDLL(None)
 pool = concurrent.futures.ThreadPoolExecutor()
 NEVER = FlushPolicy.never()
+_native = aiommap._native
 
 def arm(name, after=False):
     gate.gate_arm(name.encode(), int(after))

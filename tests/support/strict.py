@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
-
-import pytest
 
 #: A test run lets one warning pass, too: pyproject.toml has the same. Python warns of a fork in a
 #: process with threads, and what becomes of such children is what those tests are about.
 PYTHON = (sys.executable, "-W", "error", "-W", "ignore:This process:DeprecationWarning")
-
-#: For tests in which mappings or address space are scarce.
-without_asan = pytest.mark.skipif(
-    "libasan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer needs mappings, too"
-)
