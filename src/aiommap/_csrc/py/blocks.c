@@ -291,22 +291,18 @@ static PyObject *blocks_store(Blocks *self, PyObject *args)
 
 static PyObject *blocks_verify(Blocks *self, PyObject *args)
 {
-    long long first, end, good = 0, bad = 0, length = 0;
+    long long first, end;
+    struct block_counts found = {0};
     if (!parse_blocks(self, args, "LL:verify", &first, &end))
         return NULL;
     char *room = PyMem_Malloc((size_t)1 << self->map.shift);
     if (!room)
         return PyErr_NoMemory();
     Py_BEGIN_ALLOW_THREADS
-    for (long long block = first; block < end; block++) {
-        int found = block_map_verify(&self->map, block, room);
-        good += found == 1;
-        bad += found == 0;
-        length += found < 0 ? 0 : (long long)block_length(&self->map, block);
-    }
+    found = block_map_verify(&self->map, first, end, room);
     Py_END_ALLOW_THREADS
     PyMem_Free(room);
-    return Py_BuildValue("LLL", good, bad, length);
+    return Py_BuildValue("LLL", (long long)found.good, (long long)found.bad, (long long)found.bytes);
 }
 
 /* Whether any word has all of some bits. */

@@ -52,6 +52,11 @@ struct block_map { /* constant once mapped, but for `damage` and what the words 
     struct damage damage; /* atomic; written by survive.c */
 };
 
+struct block_counts {
+    int64_t good, bad; /* blocks */
+    int64_t bytes;     /* of both */
+};
+
 static inline enum block_state block_state(uint32_t word)
 {
     return (enum block_state)(word & BLOCK_STATE_MASK);
@@ -95,9 +100,10 @@ bool block_map_exchange(struct block_map *map, int64_t block, enum block_state s
  * ESTALE: the data was cut off; ENOENT: it has no name, so nobody else would find the blocks. */
 size_t block_map_store(struct block_map *map, const int64_t *blocks, const uint32_t *words,
                        size_t count, const char *bytes, int64_t start, int *error);
-/* Compare a PRESENT or SUSPECT block with its sum: 1 it matches, and is PRESENT; 0 it does not, and is
- * EMPTY; -1 it is neither, or is changing. `room` has a block's bytes. */
-int block_map_verify(struct block_map *map, int64_t block, char *room);
+/* Compare PRESENT and SUSPECT blocks of [first, end) with their sums. Those that match are PRESENT then,
+ * those that do not EMPTY; others do not count, nor what changes meanwhile. `room` has the bytes of a
+ * block. */
+struct block_counts block_map_verify(struct block_map *map, int64_t first, int64_t end, char *room);
 /* After a reboot, or where the file may be another one: believe nothing, and end all claims. For
  * whoever is alone with the file. */
 void block_map_distrust(struct block_map *map);
