@@ -52,7 +52,7 @@ struct block_map { /* constant once mapped, but for `damage` and what the words 
     struct damage damage; /* atomic; written by survive.c */
 };
 
-struct block_counts {
+struct block_counts { /* the caller's own */
     int64_t good, bad; /* blocks */
     int64_t bytes;     /* of both */
 };
