@@ -206,4 +206,4 @@ async def test_pickle_of_gone_snapshot_leaks_nothing(path):
         for _ in range(5):
             with pytest.raises(aiommap.StaleSnapshotError, match="was changed"):
                 await opening
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(os.listdir("/proc/self/fd")) <= before  # another test's may close late
