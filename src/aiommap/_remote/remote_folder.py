@@ -15,8 +15,6 @@ from .open_objects import Asked
 from .remote_snapshot import RemoteSnapshot, SharedSnapshot
 from .source import VALIDATORS, RemoteSource, without_secrets
 
-Validator = Literal["etag", "modified", "none"]
-
 
 class RemoteFolder:
     """The objects below an address of a store, found by their names: what ``MappedFiles`` serves.
@@ -42,7 +40,7 @@ class RemoteFolder:
         cache: RemoteCache,
         address: str | Callable[[str], RemoteSource],
         *,
-        validator: Validator = "etag",
+        validator: Literal["etag", "modified", "none"] = "etag",
         max_age: float = 10.0,
     ) -> None:
         self._cache = check_kind(cache, RemoteCache, "cache", "pass an aiommap.remote.RemoteCache")
@@ -53,7 +51,7 @@ class RemoteFolder:
         self._address = address
         if validator not in VALIDATORS:
             raise ValueError(f"validator is {validator!r}: use one of {VALIDATORS}")
-        self._validator: Validator = validator
+        self._validator: Literal["etag", "modified", "none"] = validator
         self._max_age = seconds(max_age, "max_age")
 
     @property
