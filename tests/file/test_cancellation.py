@@ -8,6 +8,7 @@ from beginning by taking the tokens of its limiter, and kept from ending by a ga
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
 from contextlib import contextmanager
@@ -228,6 +229,13 @@ def traces(path):
 def pinned():
     with open("/proc/self/status") as status:
         return next(line.split()[1] for line in status if line.startswith("VmLck"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_pinned():
+    """Let go of what tests before have left to the garbage collector."""
+    if pinned() != "0":
+        gc.collect()
 
 
 async def check_usable(f, path):
