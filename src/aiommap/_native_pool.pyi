@@ -7,12 +7,11 @@ fewer than asked for, or a negative errno number, -EAGAIN if no thread could be 
 """
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeAlias, TypeVar, final
+from typing import Any, TypeAlias, final
 
 from typing_extensions import Buffer
 
 _Outcome: TypeAlias = bytes | int
-_Done = TypeVar("_Done")
 
 @final
 class PoolRead:
@@ -26,7 +25,7 @@ class PoolRead:
         """Set no waiter any more, and run nothing that has not begun; tell if nothing runs now."""
 
 @final
-class PoolCommit(Generic[_Done]):
+class PoolCommit:
     """A call that stores or makes durable, and that is not taken back.
 
     Its function ``tell`` is called on the loop with this when the call was made.
@@ -38,7 +37,7 @@ class PoolCommit(Generic[_Done]):
     def wait(self) -> None:
         """Wait until the call was made (waits)."""
 
-    def outcome(self) -> _Done:
+    def outcome(self) -> Any:
         """Count what was done, the first time; the outcome. RuntimeError before that is there."""
 
 @final

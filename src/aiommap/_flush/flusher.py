@@ -48,9 +48,10 @@ from .._runtime.callbacks import Listeners, nothing
 from .._runtime.event_loop import Waiter
 from .._runtime.tracing import is_traced, traced
 from .._runtime.workers import Limiter
+from .flight import Asked, Ended, settle
 from .requests import ApplyAppends, Change, Done, Outcome, Request, is_error, touch
 from .trigger import FlushTrigger
-from .writeback import Asked, Ended, Writeback, settle
+from .writeback import Writeback
 
 Item = TypeVar("Item")
 Waiting: TypeAlias = Waiter[WriteReceipt | BaseException | None]
