@@ -8,8 +8,12 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("arguments", [["residency"], ["info", "--json"]], ids=" ".join)
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize(
+    "arguments",
+    [["residency"], pytest.param(["info", "--json"], marks=pytest.mark.slow)],
+    ids=["residency", "info --json"],
+)
 def test_closed_streams_take_writes(path, arguments, closed):
     missing = path.with_name("missing")
     for name, code in ((path, 0), (missing, 1)):

@@ -78,8 +78,21 @@ run(main)
 """
 
 
-@pytest.mark.parametrize("locked", [False, True], ids=["plain", "locked"])
-@pytest.mark.parametrize("verb", VERBS)
+#: In these each step that pins pages, or lets go of them, takes part.
+QUICK_LOCKED = {"shrink_grown", "grow_beyond", "refresh_much"}
+CASES = [
+    pytest.param(
+        verb,
+        locked,
+        marks=[pytest.mark.slow] if locked and verb not in QUICK_LOCKED else [],
+        id=f"{verb}-{'locked' if locked else 'plain'}",
+    )
+    for verb in VERBS
+    for locked in (False, True)
+]
+
+
+@pytest.mark.parametrize(("verb", "locked"), CASES)
 def test_step_that_fails(tmp_path, verb, locked):
     act, calls = VERBS[verb]
     code = SCRIPT.format(

@@ -34,7 +34,7 @@ IMPORTED = (
     "anyio anyio._backends._asyncio anyio.abc anyio.lowlevel anyio.to_thread asyncio "
     "concurrent.futures contextlib ctypes dataclasses errno faulthandler fcntl hashlib hmac json "
     "logging mmap random resource secrets signal socket ssl struct subprocess tempfile textwrap "
-    "threading traceback typing_extensions uuid warnings weakref"
+    "threading traceback uuid warnings weakref"
 ).split()
 
 #: And what those import that are told to run on another event loop.
