@@ -133,8 +133,10 @@ def run(policy):
         __import__(loop_name).run(main_of_asyncio(policy))
 
 def held():
-    found = [os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")
-             if os.path.lexists(f"/proc/self/fd/{name}")]
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # threads that end close theirs meanwhile
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
     names = [name for name in found if path in name or "inotify" in name]
     with open("/proc/self/maps") as maps:
         return names + [line for line in maps if path in line]
