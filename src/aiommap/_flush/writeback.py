@@ -133,11 +133,11 @@ class Writeback:
         if core.disk is not core.mapping or not self._mutex.acquire(blocking=False):
             return False
         try:
-            if self._flight is not None or not core.sound or self._has_changed():
-                return False
             if self._queue is None:
                 self._queue = core.workers.flush_queue(core.identity.device)
-            if self._queue is None:
+            if self._queue is None or self._flight is not None:
+                return False
+            if not core.sound or self._has_changed():
                 return False
             if flight.stores:
                 core.own.storing(flight.count)
