@@ -9,6 +9,7 @@ request is a fault: the page behind the next byte cannot be reached. Errors of s
 raised as ``OSError``.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, Protocol, Self, SupportsIndex, TypeAlias, final, overload
 
 from typing_extensions import Buffer
@@ -26,10 +27,11 @@ from ._native_pool import Pool as Pool
 from ._native_pool import PoolCommit as PoolCommit
 from ._native_pool import PoolQueue as PoolQueue
 from ._native_pool import PoolRead as PoolRead
-from ._native_pool import Tell
 
 #: A write that was checked: an offset, and the bytes to store there.
 _Store: TypeAlias = tuple[int, bytes | memoryview]
+_Tell: TypeAlias = Callable[[PoolCommit], object]
+_Commit: TypeAlias = PoolCommit | None
 
 PAGE_SIZE: int
 """Bytes of a page of memory, the unit in which files are mapped; asked of the system."""
@@ -217,7 +219,7 @@ class Mapping:
         stored: the pages cannot be reached, or the file became shorter after the check.
         """
 
-    def begin_commit(self, queue: PoolQueue, items: list[Any], tell: Tell, /) -> PoolCommit | None:
+    def begin_commit(self, queue: PoolQueue, items: list[_Store], tell: _Tell, /) -> _Commit:
         """Store, fdatasync(2) and stat; None if something is dirty, or the pool cannot.
 
         Outcome: receipts; whether no other write was counted; bytes of pages flushed; where the
@@ -244,8 +246,11 @@ class Mapping:
         """
 
     def awaits_flush(self, receipt: Receipt, /) -> bool: ...  # is not known to be durable
-    def begin_flush(self, queue: PoolQueue, asked: list[Any], tell: Tell, /) -> PoolCommit | None:
-        """fdatasync(2) and stat, for receipts or (start, end); the same without the first two."""
+    def begin_flush(self, queue: PoolQueue, asked: list[Any], tell: _Tell, /) -> _Commit:
+        """fdatasync(2) and stat, for receipts or (start, end); None also if much else is dirty.
+
+        Outcome: as above, without the first two.
+        """
 
     def sync(self, metadata: bool, /) -> None:
         """fsync(2) or fdatasync(2); F_FULLFSYNC on macOS."""

@@ -40,8 +40,6 @@ class PoolCommit:
     def outcome(self) -> Any:
         """Count what was done, the first time; the outcome. RuntimeError before that is there."""
 
-Tell: TypeAlias = Callable[[PoolCommit], object]
-
 @final
 class PoolQueue:
     """The place of one file in a pool."""

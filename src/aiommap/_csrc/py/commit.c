@@ -13,7 +13,7 @@ struct commit { /* by one thread at a time */
     struct pin pin;
     struct stores stores;
     bool shared;
-    uint64_t before;   /* the newest write of the mapping when it began */
+    uint64_t sequence; /* of the mapping when it began */
     int64_t last;      /* where the last store ends */
 
     /* What became of it. */
@@ -89,7 +89,7 @@ static PyObject *end(void *call)
     struct commit *self = call;
     Mapping *mapping = (Mapping *)Py_NewRef((PyObject *)self->mapping);
     let_go(self);
-    bool alone = self->before == mapping->sequence;
+    bool alone = self->sequence == mapping->sequence;
     PyObject *outcome = stores_account(mapping, &self->stores, has_flushed(self));
     if (outcome && has_flushed(self)) {
         outcome = Py_BuildValue("(NOLL(LK))", outcome, alone ? Py_True : Py_False,
@@ -127,7 +127,7 @@ static PyObject *begin(Mapping *mapping, struct commit *self, PyObject *queue, P
     if (self->last < 0)
         return PyErr_NoMemory();
     self->mapping = (Mapping *)Py_NewRef((PyObject *)mapping);
-    self->before = mapping->sequence;
+    self->sequence = mapping->sequence;
     self->shared = !mapping->private_copy;
     pin_begin(&self->pin, mapping);
     /* SAFETY: the buffers are exported to us until `release`. */

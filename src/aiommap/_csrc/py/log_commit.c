@@ -16,7 +16,7 @@ struct log_commit { /* by one thread at a time */
     char *to;          /* the writer's room */
     bool sync;
     int64_t at;        /* behind what is stored */
-    uint64_t next;     /* the sequence of the next record then */
+    uint64_t sequence; /* of the next record then */
 
     /* What became of it. */
     enum commit_phase phase;
@@ -37,7 +37,7 @@ static void store_and_publish(void *call)
     if (self->error)
         return;
     self->phase = COMMIT_PUBLISH;
-    if (!log_publish_to(writer, self->at, self->next, self->sync))
+    if (!log_publish_to(writer, self->at, self->sequence, self->sync))
         self->error = EFAULT;
 }
 
@@ -47,8 +47,12 @@ static PyObject *end(void *call)
 {
     const struct log_commit *self = call;
     LogWriter *writer = self->writer;
-    if (self->phase != COMMIT_STORE)
-        log_move_on(writer, self->at, self->next, self->phase == COMMIT_PUBLISH && self->sync);
+    if (self->phase != COMMIT_STORE) {
+        writer->at = self->at;
+        writer->sequence = self->sequence;
+    }
+    if (self->phase == COMMIT_PUBLISH && self->sync)
+        writer->durable = self->sequence - 1;
     return Py_BuildValue("(ii)", (int)self->phase, self->error);
 }
 
@@ -88,7 +92,7 @@ PyObject *log_begin_commit(LogWriter *writer, PyObject *args)
     if (begun && count && self->layout.taken == count &&
         (self->to = log_room_for(writer, self->layout.bytes))) {
         self->at = writer->at + (int64_t)self->layout.bytes;
-        self->next = writer->sequence + (uint64_t)count;
+        self->sequence = writer->sequence + (uint64_t)count;
         Py_DECREF(begun);
         begun = pool_commit_begin(PyType_GetModuleState(Py_TYPE((PyObject *)writer)), queue, &kind,
                                   self, tell);

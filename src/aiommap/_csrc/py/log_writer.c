@@ -153,14 +153,6 @@ bool log_publish_to(const LogWriter *self, int64_t at, uint64_t sequence, bool d
     return control_publish(self->page, &published, coarse_clock());
 }
 
-void log_move_on(LogWriter *self, int64_t at, uint64_t sequence, bool durable)
-{
-    self->at = at;
-    self->sequence = sequence;
-    if (durable)
-        self->durable = sequence - 1;
-}
-
 static bool publish(const LogWriter *self)
 {
     return log_publish_to(self, self->at, self->sequence, self->durable == self->sequence - 1);

@@ -8,23 +8,19 @@
 
 typedef struct {
     PyObject_HEAD
-
-    unsigned long generation; /* constant; in a forked child it is another's */
-
-    /* GIL; written by log_writer.c. */
-    char *page;            /* the control file, mapped; NULL once closed */
-    pthread_t loop_thread; /* the one that may append inline */
-    bool bound;            /* whether there is one */
-
-    /* By one thread at a time, that of the call under way; written by log_writer.c and Python. */
+    char *page;                      /* GIL; the control file, mapped; NULL once closed */
+    unsigned long generation;        /* constant; in a forked child it is another's */
+    pthread_t loop_thread;           /* GIL; the one that may append inline */
+    bool bound;                      /* GIL; whether there is one */
+    /* The rest: GIL, and changed by whoever runs the one call that may be under way. */
     int fd;
-    uint64_t salt, origin; /* origin: the position of byte 0 of the segment */
-    int64_t at, limit;     /* where the next frame comes; where the segment is full */
+    uint64_t salt, origin;           /* origin: the position of byte 0 of the segment */
+    int64_t at, limit;               /* where the next frame comes; where the segment is full */
     uint64_t base, sequence, durable;
     uint32_t life;
     char *room;
     size_t room_bytes;
-    bool waited; /* an inline store had to wait for something */
+    bool waited;                     /* settable; an inline store had to wait for something */
 } LogWriter;
 
 /* The buffers of one write, taken while the GIL is held and used without it. */
@@ -48,9 +44,6 @@ void log_encode_all(const LogWriter *self, char *to, int64_t at, uint64_t sequen
 int log_put(int fd, char *from, size_t length, int64_t at);
 /* Publish that the log goes up to a place; and whether all before it is durable. */
 bool log_publish_to(const LogWriter *self, int64_t at, uint64_t sequence, bool durable);
-
-/* Take note that a commit stored up to a place, and before a sequence; and whether it synced. */
-void log_move_on(LogWriter *self, int64_t at, uint64_t sequence, bool durable);
 
 PyObject *log_begin_commit(LogWriter *writer, PyObject *args);
 
