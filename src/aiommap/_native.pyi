@@ -9,7 +9,7 @@ request is a fault: the page behind the next byte cannot be reached. Errors of s
 raised as ``OSError``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, Self, SupportsIndex, TypeAlias, final, overload
 
 from typing_extensions import Buffer
@@ -30,8 +30,10 @@ from ._native_pool import PoolRead as PoolRead
 
 #: A write that was checked: an offset, and the bytes to store there.
 _Store: TypeAlias = tuple[int, bytes | memoryview]
-_Tell: TypeAlias = Callable[[PoolCommit], object]
-_Commit: TypeAlias = PoolCommit | None
+Flushed: TypeAlias = tuple[int, int, tuple[int, int]] | int
+Committed: TypeAlias = (
+    tuple[list[Receipt], bool, int, int, tuple[int, int]] | list[Receipt | tuple[int, int]] | int
+)
 
 PAGE_SIZE: int
 """Bytes of a page of memory, the unit in which files are mapped; asked of the system."""
@@ -219,12 +221,19 @@ class Mapping:
         stored: the pages cannot be reached, or the file became shorter after the check.
         """
 
-    def begin_commit(self, queue: PoolQueue, items: list[_Store], tell: _Tell, /) -> _Commit:
+    def begin_commit(
+        self,
+        queue: PoolQueue,
+        items: list[_Store],
+        tell: Callable[[PoolCommit[Committed]], object],
+        /,
+    ) -> PoolCommit[Committed] | None:
         """Store, fdatasync(2) and stat; None if something is dirty, or the pool cannot.
 
-        Outcome: receipts; whether no other write was counted; bytes of pages flushed; where the
-        last store ends; ``stat``; the pages stay in writeback until ``flush_end``. If a store
-        stopped short, that of ``write_many``. If the flush failed, the errno; all stored is dirty.
+        The outcome: receipts; whether no other write was counted meanwhile; how many bytes of pages
+        were flushed; where the last store ends; and the result of ``stat``. The pages stay in
+        writeback until ``flush_end``. If a store stopped short, nothing is flushed and the outcome
+        is that of ``write_many``. If the flush failed it is the errno; what was stored is dirty.
         """
 
     def append_through(self, descriptor: int, /) -> None:
@@ -246,10 +255,18 @@ class Mapping:
         """
 
     def awaits_flush(self, receipt: Receipt, /) -> bool: ...  # is not known to be durable
-    def begin_flush(self, queue: PoolQueue, asked: list[Any], tell: _Tell, /) -> _Commit:
-        """fdatasync(2) and stat, for receipts or (start, end); None also if much else is dirty.
+    def begin_flush(
+        self,
+        queue: PoolQueue,
+        asked: Sequence[Receipt | tuple[int, int]],
+        tell: Callable[[PoolCommit[Flushed]], object],
+        /,
+    ) -> PoolCommit[Flushed] | None:
+        """fdatasync(2) and stat, for writes or (start, end).
 
-        Outcome: as above, without the first two.
+        None if nothing is dirty, or much but the pages of these, or the pool cannot. The outcome:
+        how many bytes of pages were flushed, where the last one ends, and the result of ``stat``;
+        or the errno, and all is dirty as before.
         """
 
     def sync(self, metadata: bool, /) -> None:

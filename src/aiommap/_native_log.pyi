@@ -123,9 +123,9 @@ class LogWriter:
         queue: PoolQueue,
         items: list[Any],
         sync: bool,
-        tell: Callable[[PoolCommit], object],
+        tell: Callable[[PoolCommit[tuple[int, int]]], object],
         /,
-    ) -> PoolCommit | None:
+    ) -> PoolCommit[tuple[int, int]] | None:
         """Store all items, sync if wanted, and publish.
 
         None if that is not one store, or the pool cannot.

@@ -7,11 +7,12 @@ fewer than asked for, or a negative errno number, -EAGAIN if no thread could be 
 """
 
 from collections.abc import Callable
-from typing import Any, TypeAlias, final
+from typing import Any, Generic, TypeAlias, TypeVar, final
 
 from typing_extensions import Buffer
 
 _Outcome: TypeAlias = bytes | int
+_Done = TypeVar("_Done")
 
 @final
 class PoolRead:
@@ -25,7 +26,7 @@ class PoolRead:
         """Set no waiter any more, and run nothing that has not begun; tell if nothing runs now."""
 
 @final
-class PoolCommit:
+class PoolCommit(Generic[_Done]):
     """A call that stores or makes durable, and that is not taken back.
 
     Its function ``tell`` is called on the loop with this when the call was made.
@@ -37,7 +38,7 @@ class PoolCommit:
     def wait(self) -> None:
         """Wait until the call was made (waits)."""
 
-    def outcome(self) -> Any:
+    def outcome(self) -> _Done:
         """Count what was done, the first time; the outcome. RuntimeError before that is there."""
 
 @final

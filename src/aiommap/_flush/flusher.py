@@ -48,10 +48,9 @@ from .._runtime.callbacks import Listeners, nothing
 from .._runtime.event_loop import Waiter
 from .._runtime.tracing import is_traced, traced
 from .._runtime.workers import Limiter
-from .flight import Asked, Ended, settle
 from .requests import ApplyAppends, Change, Done, Outcome, Request, is_error, touch
 from .trigger import FlushTrigger
-from .writeback import Writeback
+from .writeback import Asked, Ended, Writeback, settle
 
 Item = TypeVar("Item")
 Waiting: TypeAlias = Waiter[WriteReceipt | BaseException | None]

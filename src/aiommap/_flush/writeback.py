@@ -28,21 +28,66 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from .._core.disk import STORES_A_CALL, Store, write_in_parts
 from .._core.file_core import FileCore
 from .._core.paths import NameNotSyncedError
 from .._core.receipt import ReceiptOwner, WriteReceipt
 from .._errors import FlushError, MappingFaultError
-from .._native import PAGE_SIZE, PoolCommit, PoolQueue, Receipt
+from .._native import PAGE_SIZE, Mapping, PoolCommit, PoolQueue, Receipt
 from .._ranges import RangeSet, align_down, align_up
 from .._runtime.kept_threads import run_in_some_thread
 from .._runtime.threads import Mutex
-from .flight import Asked, Committed, Ended, Flight, Flushed, Run, run_of, settle
 from .histogram import Histogram
 from .requests import ApplyAppends, Change, Outcome, Request, is_error
 from .trigger import FlushTrigger
+
+if TYPE_CHECKING:
+    from .._native import Committed, Flushed
+
+
+Run: TypeAlias = tuple[int, int]
+#: What a flush without stores makes durable: writes, or (start, end).
+Asked: TypeAlias = Receipt | Run
+#: Is told, on the loop, the outcome of each item, or an error of all of them.
+Ended: TypeAlias = Callable[[Sequence[Outcome] | None, BaseException | None], None]
+
+
+class _Flight:
+    """A batch whose calls the engine makes: of stores, or of what is to be made durable."""
+
+    __slots__ = (
+        "_ended",
+        "asked",
+        "count",
+        "error",
+        "job",
+        "outcomes",
+        "sequence",
+        "start",
+        "stores",
+        "written",
+    )
+
+    def __init__(
+        self, count: int, stores: list[Store], asked: list[Asked], mapping: Mapping, ended: Ended
+    ) -> None:
+        self.count = count
+        self.stores = stores
+        self.asked = asked
+        self.start: float = time.monotonic()
+        #: What had been written when it began (writeback.2).
+        self.written: int = mapping.written_bytes
+        self.sequence: int = mapping.sequence
+        self.job: PoolCommit[Any] | None = None
+        self.outcomes: Sequence[Outcome] | None = None
+        self.error: BaseException | None = None
+        self._ended = ended
+
+    def tell(self) -> None:
+        """Tell what became of it; on the loop."""
+        self._ended(self.outcomes, self.error)
 
 
 class Writeback:
@@ -82,7 +127,7 @@ class Writeback:
         #: Called after a flush that failed, and may be tried again.
         self._left_dirty = left_dirty
         self._mutex = Mutex()
-        self._flight: Flight | None = None
+        self._flight: _Flight | None = None
         #: The place of the file in the engine; made by the first batch.
         self._queue: PoolQueue | None = None
         #: Why the last flush failed, if the next one may be tried.
@@ -115,7 +160,7 @@ class Writeback:
         mapping = self._core.mapping
         if len(stores) > STORES_A_CALL:
             return False
-        flight = Flight(len(stores), stores, [], mapping, ended)
+        flight = _Flight(len(stores), stores, [], mapping, ended)
         return self._begin(flight, lambda queue: mapping.begin_commit(queue, stores, self._landed))
 
     def begin_flush(self, asked: list[Asked], count: int, ended: Ended) -> bool:
@@ -125,10 +170,10 @@ class Writeback:
         size or the name is not durable either. ``count`` says how many ask.
         """
         mapping = self._core.mapping
-        flight = Flight(count, [], asked, mapping, ended)
+        flight = _Flight(count, [], asked, mapping, ended)
         return self._begin(flight, lambda queue: mapping.begin_flush(queue, asked, self._landed))
 
-    def _begin(self, flight: Flight, begin: Callable[[PoolQueue], PoolCommit | None]) -> bool:
+    def _begin(self, flight: _Flight, begin: Callable[[PoolQueue], PoolCommit[Any] | None]) -> bool:
         core = self._core
         if core.disk is not core.mapping or not self._mutex.acquire(blocking=False):
             return False
@@ -153,7 +198,7 @@ class Writeback:
             core.own.end_storing(applied=False)
         return False
 
-    def _landed(self, job: PoolCommit) -> None:
+    def _landed(self, job: PoolCommit[Any]) -> None:
         """End the flight whose calls were made; on the loop."""
         flight = self._flight
         if flight is None or flight.job is not job:
@@ -258,7 +303,7 @@ class Writeback:
         self._left_dirty()  # here: what is dirty again must not wait for the loop
         return [o if is_error(o) else failure for o in outcomes]
 
-    def _end_flight(self, flight: Flight) -> None:
+    def _end_flight(self, flight: _Flight) -> None:
         """Count what the engine did, and find out whether it is durable."""
         assert flight.job is not None
         try:
@@ -267,7 +312,7 @@ class Writeback:
             flight.error = error
         self._flight = None
 
-    def _outcomes_of(self, flight: Flight, done: Committed | Flushed) -> Sequence[Outcome]:
+    def _outcomes_of(self, flight: _Flight, done: Committed | Flushed) -> Sequence[Outcome]:
         if flight.stores:
             self._core.own.end_storing(applied=not isinstance(done, int))
         if isinstance(done, int):
@@ -284,7 +329,7 @@ class Writeback:
 
     def _end_commit(
         self,
-        flight: Flight,
+        flight: _Flight,
         receipts: list[Receipt],
         alone: bool,
         flushed: int,
@@ -301,7 +346,7 @@ class Writeback:
             settle(receipts)
         self._record(flight.count, flight.start)
 
-    def _end_flush(self, flight: Flight, flushed: int, end: int, seen: tuple[int, int]) -> None:
+    def _end_flush(self, flight: _Flight, flushed: int, end: int, seen: tuple[int, int]) -> None:
         if self._ends_well(flushed, end, seen, flight.asked):
             self._trigger.began(flight.written, flight.sequence)
             self._note_durable(flight.sequence)
@@ -315,9 +360,9 @@ class Writeback:
         try:
             self._verify(end, seen)
             if mapping.cut_suspected:
-                self._check_holes(map(run_of, asked))
+                self._check_holes(map(_run, asked))
         except (OSError, MappingFaultError) as error:
-            self._give_up(error, [*map(run_of, asked)])
+            self._give_up(error, [*map(_run, asked)])
             return False
         mapping.flush_end([])
         self.flushed_bytes += flushed
@@ -497,3 +542,17 @@ class Writeback:
         failure = FlushError(self._core.path, reason, ranges, number or errno.EIO, latched=latched)
         failure.__cause__ = error
         return failure
+
+
+def settle(receipts: Iterable[object]) -> None:
+    """Mark receipts whose own ranges are durable, though ``durable_sequence`` may not say so."""
+    for receipt in receipts:
+        if isinstance(receipt, WriteReceipt):
+            receipt._settled = True  # noqa: SLF001  the two are one mechanism
+
+
+def _run(asked: Receipt | Run) -> Run:
+    """Say where it begins and ends."""
+    if isinstance(asked, tuple):
+        return asked
+    return asked.offset, asked.offset + asked.length

@@ -24,7 +24,7 @@ from .._runtime.loops import call_later, spawn
 from .._runtime.workers import OnCancel, Workers
 from .format import RESERVED_BYTES, frame_bytes
 from .receipt import LogStatistics
-from .writer import Flush, Item, Outcome, Writer
+from .writer import Committed, Flush, Item, Outcome, Writer
 
 #: How long workers store after an inline store had to wait.
 SLOW_SECONDS = 0.1
@@ -180,7 +180,7 @@ class Appender:
         """Begin one batch, once it is the turn of this log."""
         limiter = self._workers.flushes
 
-        def landed(job: PoolCommit) -> None:
+        def landed(job: PoolCommit[Committed]) -> None:
             limiter.give()
             outcomes: Sequence[Outcome]
             try:
@@ -201,7 +201,9 @@ class Appender:
         else:
             limiter.queue(start)
 
-    def _begin_in_engine(self, items: list[Item], landed: Callable[[PoolCommit], None]) -> bool:
+    def _begin_in_engine(
+        self, items: list[Item], landed: Callable[[PoolCommit[Committed]], None]
+    ) -> bool:
         if self._place is None:
             self._place = self._workers.flush_queue(self._device)
         if self._place is None:

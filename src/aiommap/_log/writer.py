@@ -26,7 +26,7 @@ from .._flush_policy import FlushPolicy
 from .._logs import LOGS
 from .._native import PoolCommit, PoolQueue, start_writeback
 from .._typing import Buffer
-from .files import Segment, Unnamed, sync_folder, sync_segment
+from .files import Segment, Unnamed, sync_folder
 from .format import (
     CLEAN,
     DISCARD,
@@ -83,6 +83,9 @@ class Discard:
 Item: TypeAlias = Buffer | Flush | Writeback | Together | Discard
 #: What an item gives: the last sequence it got, or for requests any.
 Outcome: TypeAlias = int | BaseException
+
+#: What a commit of the engine gives: where it failed, and the errno.
+Committed: TypeAlias = tuple[int, int]
 
 _PLAIN = {bytes, memoryview}
 
@@ -180,7 +183,7 @@ class Writer:
         return [*range(begun, begun + done), *[error] * (len(items) - done)]
 
     def begin_commit(
-        self, queue: PoolQueue, items: list[Item], tell: Callable[[PoolCommit], object]
+        self, queue: PoolQueue, items: list[Item], tell: Callable[[PoolCommit[Committed]], object]
     ) -> bool:
         """Have the engine do all of a batch, if it is nothing but records; on the loop."""
         native, policy = self.native, self._policy
@@ -192,7 +195,7 @@ class Writer:
             return False
         return native.begin_commit(queue, items, policy.flush_each_write, tell) is not None
 
-    def end_commit(self, job: PoolCommit) -> Sequence[int]:
+    def end_commit(self, job: PoolCommit[Committed]) -> Sequence[int]:
         """Count what the engine did; on the loop. Return sequences, or raise why it failed."""
         native, begun, durable = self.native, self.native.sequence, self.native.durable
         phase, number = job.outcome()
@@ -278,7 +281,7 @@ class Writer:
         covered = self.last - self.native.durable
         try:
             while self._unsynced:
-                sync_segment(self.folder, self._unsynced[0])
+                _sync_segment(self.folder, self._unsynced[0])
                 del self._unsynced[0]
             self.native.sync()
         except OSError as error:
@@ -491,6 +494,15 @@ class Writer:
             self._segment.close()
             opened.control.close()
             os.close(opened.folder_fd)
+
+
+def _sync_segment(folder: str, base: int) -> None:
+    """Make a segment durable that is not open any more."""
+    fd = os.open(os.path.join(folder, segment_name(base)), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
 
 
 def _explained(error: OSError) -> OSError:

@@ -3,9 +3,11 @@
  * One thread at a time uses it, which the Python side sees to: the loop thread while no batch is in
  * flight, else the worker that runs the batch, or the job of the pool that does.
  */
-#include "log_writer.h"
+#include "log.h"
+#include "pool_commit.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <structmember.h>
@@ -23,6 +25,23 @@
 #define KEPT_BYTES ((size_t)2 << 20)
 #define INLINE_RECORD_BYTES ((size_t)32 << 10)
 #define SLOW_STORE_NS 1000000
+
+typedef struct {
+    PyObject_HEAD
+    char *page;                      /* GIL; the control file, mapped; NULL once closed */
+    unsigned long generation;        /* constant; in a forked child it is another's */
+    pthread_t loop_thread;           /* GIL; the one that may append inline */
+    bool bound;                      /* GIL; whether there is one */
+    /* The rest: GIL, and changed by whoever runs the one call that may be under way. */
+    int fd;
+    uint64_t salt, origin;           /* origin: the position of byte 0 of the segment */
+    int64_t at, limit;               /* where the next frame comes; where the segment is full */
+    uint64_t base, sequence, durable;
+    uint32_t life;
+    char *room;
+    size_t room_bytes;
+    bool waited;                     /* settable; an inline store had to wait for something */
+} LogWriter;
 
 static PyObject *writer_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs))
 {
@@ -101,7 +120,7 @@ static uint32_t claim_of(const LogWriter *self, uint64_t sequence)
     return pending < CLAIM_NONE ? (uint32_t)pending : CLAIM_NONE;
 }
 
-char *log_room_for(LogWriter *self, size_t bytes)
+static char *room_for(LogWriter *self, size_t bytes)
 {
     if (bytes > self->room_bytes) {
         char *room = realloc(self->room, bytes);
@@ -113,7 +132,8 @@ char *log_room_for(LogWriter *self, size_t bytes)
     return self->room;
 }
 
-void log_trim_room(LogWriter *self)
+/* Give back what one large record needed. */
+static void trim_room(LogWriter *self)
 {
     if (self->room_bytes > KEPT_BYTES) {
         free(self->room);
@@ -134,7 +154,8 @@ static void encode_at(const LogWriter *self, char *to, int64_t at, enum frame_ki
     frame_encode(to, &frame, &place, data);
 }
 
-int log_put(int fd, char *from, size_t length, int64_t at)
+/* EIO stands for a write that was cut short without a reason. */
+static int put(int fd, char *from, size_t length, int64_t at)
 {
     int error;
     struct iovec piece = {.iov_base = from, .iov_len = length};
@@ -142,7 +163,8 @@ int log_put(int fd, char *from, size_t length, int64_t at)
     return done == length ? 0 : error ? error : EIO;
 }
 
-bool log_publish_to(const LogWriter *self, int64_t at, uint64_t sequence, bool durable)
+/* Publish that the log goes up to a place; and whether all before it is durable. */
+static bool publish_to(const LogWriter *self, int64_t at, uint64_t sequence, bool durable)
 {
     uint64_t tail = self->origin + (uint64_t)at;
     if (!self->page)
@@ -155,7 +177,7 @@ bool log_publish_to(const LogWriter *self, int64_t at, uint64_t sequence, bool d
 
 static bool publish(const LogWriter *self)
 {
-    return log_publish_to(self, self->at, self->sequence, self->durable == self->sequence - 1);
+    return publish_to(self, self->at, self->sequence, self->durable == self->sequence - 1);
 }
 
 /* Room for an END frame is always kept; the first record of a segment goes in whatever its size. */
@@ -176,7 +198,7 @@ static PyObject *writer_append(LogWriter *self, PyObject *data)
     size_t whole = (size_t)frame_bytes((uint64_t)buffer.len);
     char *to = NULL;
     if ((size_t)buffer.len <= INLINE_RECORD_BYTES && fits(self, self->at, self->sequence, whole))
-        to = log_room_for(self, whole);
+        to = room_for(self, whole);
     if (!to) {
         PyBuffer_Release(&buffer);
         Py_RETURN_NONE;
@@ -187,7 +209,7 @@ static PyObject *writer_append(LogWriter *self, PyObject *data)
     int64_t begun = monotonic_clock();
     long waits = thread_waits();
     encode_at(self, to, self->at, FRAME_RECORD, self->sequence, buffer.buf, (size_t)buffer.len);
-    error = log_put(self->fd, to, whole, self->at);
+    error = put(self->fd, to, whole, self->at);
     if (!error) {
         self->at += (int64_t)whole;
         self->sequence++;
@@ -205,7 +227,15 @@ static PyObject *writer_append(LogWriter *self, PyObject *data)
     return PyLong_FromUnsignedLongLong(self->sequence - 1);
 }
 
-bool log_take_items(const LogWriter *self, PyObject *items, Py_ssize_t start, int64_t at,
+/* The buffers of one write, taken while the GIL is held and used without it. */
+struct layout { /* the caller's own */
+    Py_buffer *buffers;
+    Py_ssize_t count, taken;
+    size_t bytes;
+};
+
+/* Take as many items as fit and belong into one write; false with an exception. */
+static bool take_items(const LogWriter *self, PyObject *items, Py_ssize_t start, int64_t at,
                        uint64_t sequence, struct layout *layout)
 {
     Py_ssize_t size = PyList_Size(items);
@@ -228,13 +258,13 @@ bool log_take_items(const LogWriter *self, PyObject *items, Py_ssize_t start, in
     return true;
 }
 
-void log_release_items(struct layout *layout)
+static void release_items(struct layout *layout)
 {
     while (layout->taken)
         PyBuffer_Release(&layout->buffers[--layout->taken]);
 }
 
-void log_encode_all(const LogWriter *self, char *to, int64_t at, uint64_t sequence,
+static void encode_all(const LogWriter *self, char *to, int64_t at, uint64_t sequence,
                        const struct layout *layout)
 {
     for (Py_ssize_t i = 0; i < layout->taken; i++) {
@@ -263,23 +293,23 @@ static bool store_items(LogWriter *self, PyObject *items, Py_ssize_t start, Py_s
         return PyErr_NoMemory(), false;
     do {
         char *to = NULL;
-        fine = log_take_items(self, items, start + *stored, at, sequence, &layout);
-        if (fine && layout.taken && !(to = log_room_for(self, layout.bytes)))
+        fine = take_items(self, items, start + *stored, at, sequence, &layout);
+        if (fine && layout.taken && !(to = room_for(self, layout.bytes)))
             fine = (PyErr_NoMemory(), false);
         if (!fine || !layout.taken)
             break;
         Py_BEGIN_ALLOW_THREADS
-        log_encode_all(self, to, at, sequence, &layout);
-        *error = log_put(self->fd, to, layout.bytes, at);
+        encode_all(self, to, at, sequence, &layout);
+        *error = put(self->fd, to, layout.bytes, at);
         Py_END_ALLOW_THREADS
         at += (int64_t)layout.bytes;
         sequence += (uint64_t)layout.taken;
         *stored += layout.taken;
-        log_release_items(&layout);
+        release_items(&layout);
     } while (!*error);
-    log_release_items(&layout);
+    release_items(&layout);
     PyMem_Free(layout.buffers);
-    log_trim_room(self);
+    trim_room(self);
     if (fine && !*error) { /* all of it, or nothing of it has a place */
         self->at = at;
         self->sequence = sequence;
@@ -298,6 +328,103 @@ static PyObject *writer_store(LogWriter *self, PyObject *args)
     return error ? os_error(error) : PyLong_FromSsize_t(stored);
 }
 
+/* Where a commit failed. */
+enum commit_phase { COMMIT_STORE, COMMIT_SYNC, COMMIT_PUBLISH };
+
+struct log_commit { /* by one thread at a time */
+    LogWriter *writer; /* strong; its fields stay as they are until the end */
+    struct layout layout;
+    char *to;          /* the writer's room */
+    bool sync;
+    int64_t at;        /* behind what is stored */
+    uint64_t sequence; /* of the next record then */
+
+    /* What became of it. */
+    enum commit_phase phase;
+    int error;
+};
+
+static void store_and_publish(void *call)
+{
+    struct log_commit *self = call;
+    const LogWriter *writer = self->writer;
+    encode_all(writer, self->to, writer->at, writer->sequence, &self->layout);
+    self->error = put(writer->fd, self->to, self->layout.bytes, writer->at);
+    if (self->error)
+        return;
+    self->phase = COMMIT_SYNC;
+    if (self->sync)
+        self->error = segment_sync(writer->fd, self->at);
+    if (self->error)
+        return;
+    self->phase = COMMIT_PUBLISH;
+    if (!publish_to(writer, self->at, self->sequence, self->sync))
+        self->error = EFAULT;
+}
+
+static bool succeeded(const void *call) { return !((const struct log_commit *)call)->error; }
+
+static PyObject *end(void *call)
+{
+    const struct log_commit *self = call;
+    LogWriter *writer = self->writer;
+    if (self->phase != COMMIT_STORE) {
+        writer->at = self->at;
+        writer->sequence = self->sequence;
+    }
+    if (self->phase == COMMIT_PUBLISH && self->sync)
+        writer->durable = self->sequence - 1;
+    return Py_BuildValue("(ii)", (int)self->phase, self->error);
+}
+
+static void release(void *call)
+{
+    struct log_commit *self = call;
+    LogWriter *writer = self->writer;
+    release_items(&self->layout);
+    PyMem_Free(self->layout.buffers);
+    trim_room(writer);
+    Py_DECREF((PyObject *)writer);
+}
+
+static const struct commit_kind kind = {store_and_publish, succeeded, end, release};
+
+/* begin_commit(queue, items, sync, tell): store, sync if wanted, and publish, in one job. */
+static PyObject *writer_begin_commit(LogWriter *writer, PyObject *args)
+{
+    PyObject *queue, *items, *tell, *begun = NULL;
+    int sync;
+    if (!PyArg_ParseTuple(args, "OO!pO:begin_commit", &queue, &PyList_Type, &items, &sync, &tell))
+        return NULL;
+    if (writer->generation != fork_generation || writer->fd < 0)
+        Py_RETURN_NONE;
+    Py_ssize_t count = PyList_Size(items);
+    struct log_commit *self = PyMem_Calloc(1, sizeof *self);
+    if (!self)
+        return PyErr_NoMemory();
+    self->writer = (LogWriter *)Py_NewRef((PyObject *)writer);
+    self->sync = sync;
+    self->layout.buffers = PyMem_Malloc(((size_t)count + 1) * sizeof *self->layout.buffers);
+    self->layout.count = self->layout.buffers ? count : 0;
+    if (!self->layout.buffers)
+        PyErr_NoMemory();
+    else if (take_items(writer, items, 0, writer->at, writer->sequence, &self->layout))
+        begun = Py_NewRef(Py_None);
+    if (begun && count && self->layout.taken == count &&
+        (self->to = room_for(writer, self->layout.bytes))) {
+        self->at = writer->at + (int64_t)self->layout.bytes;
+        self->sequence = writer->sequence + (uint64_t)count;
+        Py_DECREF(begun);
+        begun = pool_commit_begin(PyType_GetModuleState(Py_TYPE((PyObject *)writer)), queue, &kind,
+                                  self, tell);
+    }
+    if (!begun || Py_IsNone(begun)) {
+        release(self);
+        PyMem_Free(self);
+    }
+    return begun;
+}
+
 static PyObject *writer_mark(LogWriter *self, PyObject *args)
 {
     int kind, error;
@@ -314,7 +441,7 @@ static PyObject *writer_mark(LogWriter *self, PyObject *args)
               (size_t)data.len);
     PyBuffer_Release(&data);
     Py_BEGIN_ALLOW_THREADS
-    error = log_put(self->fd, frame, whole, self->at);
+    error = put(self->fd, frame, whole, self->at);
     Py_END_ALLOW_THREADS
     if (error)
         return os_error(error);
@@ -376,7 +503,7 @@ static PyMethodDef writer_methods[] = { /* documented in _native.pyi */
     {"append", (PyCFunction)writer_append, METH_O, NULL},
     {"store", (PyCFunction)writer_store, METH_VARARGS, NULL},
     {"close", (PyCFunction)writer_close, METH_NOARGS, NULL},
-    {"begin_commit", (PyCFunction)log_begin_commit, METH_VARARGS, NULL},
+    {"begin_commit", (PyCFunction)writer_begin_commit, METH_VARARGS, NULL},
     {"mark", (PyCFunction)writer_mark, METH_VARARGS, NULL},
     {"sync", (PyCFunction)writer_sync, METH_NOARGS, NULL},
     {"publish", (PyCFunction)writer_publish, METH_NOARGS, NULL},

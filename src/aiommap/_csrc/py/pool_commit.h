@@ -12,7 +12,7 @@
 
 extern PyType_Spec pool_commit_spec;
 
-struct commit_kind { /* constant */
+struct commit_kind {
     void (*run)(void *call);                   /* in a thread of the pool, without the GIL */
     bool (*succeeded)(const void *call);       /* once it has run: nothing unusual is left to do */
     PyObject *(*end)(void *call);              /* count; the outcome, or NULL with an exception */
