@@ -172,51 +172,6 @@ run(main)
     expect_gated(code, tmp_path, backend)
 
 
-LOSSES = {
-    "truncated": "os.truncate(name, 0)",
-    "replaced": "os.replace(make('new'), name)",
-    "removed": "os.unlink(name)",
-}
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("way", ["by_write", "by_receipt", "by_flush"])
-def test_data_that_is_lost_during_a_commit(tmp_path, way, loss):
-    """The kernel calls it a success; the check after it does not."""
-    code = (
-        COMMON
-        + f"""
-async def main():
-    name = os.path.join(path, "file")
-    failed = []
-    try:
-        async with {way}() as (write, on_disk), anyio.create_task_group() as group:
-            await write(b"once")
-
-            async def act():
-                try:
-                    await write(b"new!")
-                except aiommap.FlushError as error:
-                    failed.append(error)
-
-            arm("fdatasync")
-            group.start_soon(act)
-            await reached()
-            {LOSSES[loss]}
-            gate.gate_open()
-    except* aiommap.FlushError as group:
-        failed += group.exceptions
-    assert len(failed) == 2 and {{error.path for error in failed}} == {{name}}, failed
-    assert failed[0].ranges == ((0, PAGE),), failed
-
-import logging
-logging.disable()
-run(main)
-"""
-    )
-    expect_gated(code, tmp_path)
-
-
 @every_way
 @every_loop
 def test_commits_without_a_thread_for_the_engine(tmp_path, way, backend):
