@@ -91,8 +91,7 @@ async def test_commits_go_through_the_engine(tmp_path):
         pool = pool_of(workers_of(f))
         assert not pool.threads
         await f.write(0, b"new!")
-        assert pool.threads
-        assert not pool.in_flight
+        assert pool.threads and not pool.in_flight
         assert f.statistics().flushes == 1
 
 

@@ -18,7 +18,7 @@ from weakref import WeakSet
 from .._flush.trigger import FlushTrigger
 from .._flush_policy import FlushPolicy
 from .._native import PoolCommit, PoolQueue
-from .._runtime.batching import Batch, BatchQueue, Kind, as_jobs
+from .._runtime.batching import Batch, BatchQueue, as_jobs
 from .._runtime.event_loop import Event, Waiter
 from .._runtime.loops import call_later, spawn
 from .._runtime.workers import OnCancel, Workers
@@ -174,9 +174,7 @@ class Appender:
         """What a flush has to reach: also what is in flight, or waits."""
         return self._writer.last + self.queue.busy
 
-    def _begin(
-        self, kind: Kind, items: list[Item], done: Callable[[Sequence[Outcome]], None]
-    ) -> None:
+    def _begin(self, items: list[Item], done: Callable[[Sequence[Outcome]], None]) -> None:
         """Begin one batch, once it is the turn of this log."""
         limiter = self._workers.flushes
 
@@ -194,7 +192,7 @@ class Appender:
         def start() -> None:
             if not self._begin_in_engine(items, landed):
                 limiter.give()
-                self._begin_in_worker(kind, items, done)
+                self._begin_in_worker(items, done)
 
         if limiter.take():
             start()
