@@ -9,7 +9,7 @@ request is a fault: the page behind the next byte cannot be reached. Errors of s
 raised as ``OSError``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol, Self, SupportsIndex, TypeAlias, final, overload
 
 from typing_extensions import Buffer
@@ -24,16 +24,13 @@ from ._native_log import find_record as find_record
 from ._native_log import search_frames as search_frames
 from ._native_log import start_writeback as start_writeback
 from ._native_pool import Pool as Pool
-from ._native_pool import PoolCommit as PoolCommit
 from ._native_pool import PoolQueue as PoolQueue
 from ._native_pool import PoolRead as PoolRead
 
 #: A write that was checked: an offset, and the bytes to store there.
 _Store: TypeAlias = tuple[int, bytes | memoryview]
-Flushed: TypeAlias = tuple[int, int, tuple[int, int]] | int
-Committed: TypeAlias = (
-    tuple[list[Receipt], bool, int, int, tuple[int, int]] | list[Receipt | tuple[int, int]] | int
-)
+_Flushed: TypeAlias = tuple[int, int, tuple[int, int]]
+_Commit: TypeAlias = tuple[list[Receipt], bool, int, int, tuple[int, int]]
 
 PAGE_SIZE: int
 """Bytes of a page of memory, the unit in which files are mapped; asked of the system."""
@@ -221,19 +218,13 @@ class Mapping:
         stored: the pages cannot be reached, or the file became shorter after the check.
         """
 
-    def begin_commit(
-        self,
-        queue: PoolQueue,
-        items: list[_Store],
-        tell: Callable[[PoolCommit[Committed]], object],
-        /,
-    ) -> PoolCommit[Committed] | None:
-        """Store, fdatasync(2) and stat; None if something is dirty, or the pool cannot.
+    def commit(self, items: list[_Store], /) -> _Commit | list[Receipt | tuple[int, int]] | None:
+        """Store, fdatasync(2) and stat if nothing is dirty; otherwise do nothing and return None.
 
-        The outcome: receipts; whether no other write was counted meanwhile; how many bytes of pages
+        Returns receipts; whether no other write was counted meanwhile; how many bytes of pages
         were flushed; where the last store ends; and the result of ``stat``. The pages stay in
-        writeback until ``flush_end``. If a store stopped short, nothing is flushed and the outcome
-        is that of ``write_many``. If the flush failed it is the errno; what was stored is dirty.
+        writeback until ``flush_end``. If a store stopped short, it flushes nothing and returns the
+        result of ``write_many``. If the flush failed it raises OSError; what was stored is dirty.
         """
 
     def append_through(self, descriptor: int, /) -> None:
@@ -255,19 +246,8 @@ class Mapping:
         """
 
     def awaits_flush(self, receipt: Receipt, /) -> bool: ...  # is not known to be durable
-    def begin_flush(
-        self,
-        queue: PoolQueue,
-        asked: Sequence[Receipt | tuple[int, int]],
-        tell: Callable[[PoolCommit[Flushed]], object],
-        /,
-    ) -> PoolCommit[Flushed] | None:
-        """fdatasync(2) and stat, for writes or (start, end).
-
-        None if nothing is dirty, or much but the pages of these, or the pool cannot. The outcome:
-        how many bytes of pages were flushed, where the last one ends, and the result of ``stat``;
-        or the errno, and all is dirty as before.
-        """
+    def flush_receipts(self, receipts: Sequence[Receipt], /) -> _Flushed | None:
+        """fdatasync(2) and stat, as ``commit``; None if much is dirty but the pages of these."""
 
     def sync(self, metadata: bool, /) -> None:
         """fsync(2) or fdatasync(2); F_FULLFSYNC on macOS."""

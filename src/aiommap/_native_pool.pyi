@@ -7,12 +7,11 @@ fewer than asked for, or a negative errno number, -EAGAIN if no thread could be 
 """
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeAlias, TypeVar, final
+from typing import Any, TypeAlias, final
 
 from typing_extensions import Buffer
 
 _Outcome: TypeAlias = bytes | int
-_Done = TypeVar("_Done")
 
 @final
 class PoolRead:
@@ -24,22 +23,6 @@ class PoolRead:
 
     def withdraw(self) -> bool:
         """Set no waiter any more, and run nothing that has not begun; tell if nothing runs now."""
-
-@final
-class PoolCommit(Generic[_Done]):
-    """A call that stores or makes durable, and that is not taken back.
-
-    Its function ``tell`` is called on the loop with this when the call was made.
-    """
-
-    #: Whether all went well and nothing suspicious was seen. Only before ``outcome``.
-    succeeded: bool
-
-    def wait(self) -> None:
-        """Wait until the call was made (waits)."""
-
-    def outcome(self) -> _Done:
-        """Count what was done, the first time; the outcome. RuntimeError before that is there."""
 
 @final
 class PoolQueue:
@@ -72,12 +55,9 @@ class PoolQueue:
 class Pool:
     """Threads that make calls which wait; they are started when there is something to do."""
 
-    #: Jobs that were begun and whose outcome nobody was told yet; how many of them are commits.
+    #: Jobs that were begun and whose outcome nobody was told yet.
     in_flight: int
-    commits: int
     threads: int
-    #: Settable: no more commits are taken, as nobody calls ``drain`` when they land.
-    deaf: bool
 
     def __new__(cls, make_waiter: Callable[[], Any], call_soon: Callable[..., object], /) -> Pool:
         """Make a pool for a loop.

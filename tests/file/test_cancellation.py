@@ -165,10 +165,9 @@ class Gate:
 
 @pytest.fixture
 def gate(monkeypatch):
-    """All goes to workers: tests/file/test_engine.py has what is at work in the engine."""
+    """Reads go to workers, too: tests/file/test_engine.py has those at work in the engine."""
     made = Gate()
     monkeypatch.setattr(Workers, "queue", lambda *_: None)
-    monkeypatch.setattr(Workers, "flush_queue", lambda *_: None)
     start = Workers._start
     monkeypatch.setattr(
         Workers,
@@ -488,7 +487,6 @@ async def test_hub_cancelled_waits_for_every_file(path, way, monkeypatch):
         return flushing(self, requests)
 
     monkeypatch.setattr(Writeback, "_flush", held)
-    monkeypatch.setattr(Workers, "flush_queue", lambda *_: None)
     hub = aiommap.Hub()
     for name in ("first", "second"):
         made = path.with_name(name)

@@ -17,7 +17,7 @@ def held(workers, *limiters):
         yield
     finally:
         for limiter in taken:
-            limiter.give()
+            workers.release(limiter)
 
 
 @contextmanager

@@ -1,9 +1,9 @@
-/* commit.h: the group commit: stores that are made durable in one job of the pool. */
+/* commit.h: the group commit: stores that are made durable in the same native call. */
 #ifndef AIOMMAP_PY_COMMIT_H
 #define AIOMMAP_PY_COMMIT_H
 
 #include "mapping.h"
 
-PyObject *mapping_begin_commit(Mapping *self, PyObject *args);
+PyObject *mapping_commit(Mapping *self, PyObject *list);
 
 #endif

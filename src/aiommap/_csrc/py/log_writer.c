@@ -1,10 +1,9 @@
 /* log_writer.c: the LogWriter type, which lays records out, stores and publishes them.
  *
  * One thread at a time uses it, which the Python side sees to: the loop thread while no batch is in
- * flight, else the worker that runs the batch, or the job of the pool that does.
+ * flight, else the worker that runs the batch.
  */
 #include "log.h"
-#include "pool_commit.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -163,21 +162,15 @@ static int put(int fd, char *from, size_t length, int64_t at)
     return done == length ? 0 : error ? error : EIO;
 }
 
-/* Publish that the log goes up to a place; and whether all before it is durable. */
-static bool publish_to(const LogWriter *self, int64_t at, uint64_t sequence, bool durable)
+static bool publish(LogWriter *self)
 {
-    uint64_t tail = self->origin + (uint64_t)at;
+    uint64_t tail = self->origin + (uint64_t)self->at;
     if (!self->page)
         return false;
-    struct published published = {.last_sequence = sequence - 1,
+    struct published published = {.last_sequence = self->sequence - 1,
                                   .tail = tail,
-                                  .durable = durable ? tail : 0};
+                                  .durable = self->durable == self->sequence - 1 ? tail : 0};
     return control_publish(self->page, &published, coarse_clock());
-}
-
-static bool publish(const LogWriter *self)
-{
-    return publish_to(self, self->at, self->sequence, self->durable == self->sequence - 1);
 }
 
 /* Room for an END frame is always kept; the first record of a segment goes in whatever its size. */
@@ -331,98 +324,47 @@ static PyObject *writer_store(LogWriter *self, PyObject *args)
 /* Where a commit failed. */
 enum commit_phase { COMMIT_STORE, COMMIT_SYNC, COMMIT_PUBLISH };
 
-struct log_commit { /* by one thread at a time */
-    LogWriter *writer; /* strong; its fields stay as they are until the end */
-    struct layout layout;
-    char *to;          /* the writer's room */
-    bool sync;
-    int64_t at;        /* behind what is stored */
-    uint64_t sequence; /* of the next record then */
-
-    /* What became of it. */
-    enum commit_phase phase;
-    int error;
-};
-
-static void store_and_publish(void *call)
+/* Store, sync if wanted, and publish in one go: every return of the GIL may have to wait for it. */
+static PyObject *writer_commit(LogWriter *self, PyObject *args)
 {
-    struct log_commit *self = call;
-    const LogWriter *writer = self->writer;
-    encode_all(writer, self->to, writer->at, writer->sequence, &self->layout);
-    self->error = put(writer->fd, self->to, self->layout.bytes, writer->at);
-    if (self->error)
-        return;
-    self->phase = COMMIT_SYNC;
-    if (self->sync)
-        self->error = segment_sync(writer->fd, self->at);
-    if (self->error)
-        return;
-    self->phase = COMMIT_PUBLISH;
-    if (!publish_to(writer, self->at, self->sequence, self->sync))
-        self->error = EFAULT;
-}
-
-static bool succeeded(const void *call) { return !((const struct log_commit *)call)->error; }
-
-static PyObject *end(void *call)
-{
-    const struct log_commit *self = call;
-    LogWriter *writer = self->writer;
-    if (self->phase != COMMIT_STORE) {
-        writer->at = self->at;
-        writer->sequence = self->sequence;
-    }
-    if (self->phase == COMMIT_PUBLISH && self->sync)
-        writer->durable = self->sequence - 1;
-    return Py_BuildValue("(ii)", (int)self->phase, self->error);
-}
-
-static void release(void *call)
-{
-    struct log_commit *self = call;
-    LogWriter *writer = self->writer;
-    release_items(&self->layout);
-    PyMem_Free(self->layout.buffers);
-    trim_room(writer);
-    Py_DECREF((PyObject *)writer);
-}
-
-static const struct commit_kind kind = {store_and_publish, succeeded, end, release};
-
-/* begin_commit(queue, items, sync, tell): store, sync if wanted, and publish, in one job. */
-static PyObject *writer_begin_commit(LogWriter *writer, PyObject *args)
-{
-    PyObject *queue, *items, *tell, *begun = NULL;
-    int sync;
-    if (!PyArg_ParseTuple(args, "OO!pO:begin_commit", &queue, &PyList_Type, &items, &sync, &tell))
+    enum { MOST_ITEMS = 1024 };
+    PyObject *items;
+    int sync, error;
+    Py_buffer buffers[MOST_ITEMS];
+    struct layout layout = {.buffers = buffers, .count = MOST_ITEMS};
+    enum commit_phase phase = COMMIT_STORE;
+    if (!PyArg_ParseTuple(args, "O!p:commit", &PyList_Type, &items, &sync))
         return NULL;
-    if (writer->generation != fork_generation || writer->fd < 0)
+    bool fine = take_items(self, items, 0, self->at, self->sequence, &layout);
+    char *to = fine && layout.taken == PyList_Size(items) ? room_for(self, layout.bytes) : NULL;
+    if (!to) {
+        release_items(&layout);
+        if (!fine)
+            return NULL;
         Py_RETURN_NONE;
-    Py_ssize_t count = PyList_Size(items);
-    struct log_commit *self = PyMem_Calloc(1, sizeof *self);
-    if (!self)
-        return PyErr_NoMemory();
-    self->writer = (LogWriter *)Py_NewRef((PyObject *)writer);
-    self->sync = sync;
-    self->layout.buffers = PyMem_Malloc(((size_t)count + 1) * sizeof *self->layout.buffers);
-    self->layout.count = self->layout.buffers ? count : 0;
-    if (!self->layout.buffers)
-        PyErr_NoMemory();
-    else if (take_items(writer, items, 0, writer->at, writer->sequence, &self->layout))
-        begun = Py_NewRef(Py_None);
-    if (begun && count && self->layout.taken == count &&
-        (self->to = room_for(writer, self->layout.bytes))) {
-        self->at = writer->at + (int64_t)self->layout.bytes;
-        self->sequence = writer->sequence + (uint64_t)count;
-        Py_DECREF(begun);
-        begun = pool_commit_begin(PyType_GetModuleState(Py_TYPE((PyObject *)writer)), queue, &kind,
-                                  self, tell);
     }
-    if (!begun || Py_IsNone(begun)) {
-        release(self);
-        PyMem_Free(self);
+    Py_BEGIN_ALLOW_THREADS
+    encode_all(self, to, self->at, self->sequence, &layout);
+    error = put(self->fd, to, layout.bytes, self->at);
+    if (!error) {
+        self->at += (int64_t)layout.bytes;
+        self->sequence += (uint64_t)layout.taken;
+        if (sync) {
+            phase = COMMIT_SYNC;
+            error = segment_sync(self->fd, self->at);
+        }
     }
-    return begun;
+    if (!error) {
+        if (sync)
+            self->durable = self->sequence - 1;
+        phase = COMMIT_PUBLISH;
+        if (!publish(self))
+            error = EFAULT;
+    }
+    Py_END_ALLOW_THREADS
+    release_items(&layout);
+    trim_room(self);
+    return Py_BuildValue("(ii)", (int)phase, error);
 }
 
 static PyObject *writer_mark(LogWriter *self, PyObject *args)
@@ -503,7 +445,7 @@ static PyMethodDef writer_methods[] = { /* documented in _native.pyi */
     {"append", (PyCFunction)writer_append, METH_O, NULL},
     {"store", (PyCFunction)writer_store, METH_VARARGS, NULL},
     {"close", (PyCFunction)writer_close, METH_NOARGS, NULL},
-    {"begin_commit", (PyCFunction)writer_begin_commit, METH_VARARGS, NULL},
+    {"commit", (PyCFunction)writer_commit, METH_VARARGS, NULL},
     {"mark", (PyCFunction)writer_mark, METH_VARARGS, NULL},
     {"sync", (PyCFunction)writer_sync, METH_NOARGS, NULL},
     {"publish", (PyCFunction)writer_publish, METH_NOARGS, NULL},

@@ -2,8 +2,6 @@
 
 #include <structmember.h>
 
-#include "inline.h"
-
 typedef struct {
     PyObject_HEAD
     PyObject *owner;   /* constant, strong */
@@ -48,20 +46,12 @@ struct run *receipt_runs(const struct native_state *state, PyObject *list, Py_ss
         return (struct run *)PyErr_NoMemory();
     for (Py_ssize_t i = 0; i < *count; i++) {
         PyObject *item = PyList_GetItem(list, i);
-        int64_t start, end;
-        if (PyObject_TypeCheck(item, state->receipt_type)) {
-            const Receipt *receipt = (const Receipt *)item;
-            runs[i] = (struct run){receipt->offset, receipt->offset + receipt->length};
-        } else if (PyTuple_CheckExact(item) && PyTuple_Size(item) == 2 &&
-                   parse_integer(PyTuple_GetItem(item, 0), &start) &&
-                   parse_integer(PyTuple_GetItem(item, 1), &end)) {
-            runs[i] = (struct run){start, end};
-        } else {
+        if (!PyObject_TypeCheck(item, state->receipt_type)) {
             PyMem_Free(runs);
-            if (!PyErr_Occurred())
-                PyErr_Format(PyExc_TypeError, "%R is no receipt, and no (start, end)", item);
-            return NULL;
+            return (struct run *)PyErr_Format(PyExc_TypeError, "%R is no receipt", item);
         }
+        const Receipt *receipt = (const Receipt *)item;
+        runs[i] = (struct run){receipt->offset, receipt->offset + receipt->length};
     }
     return runs;
 }
