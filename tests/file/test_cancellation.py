@@ -8,7 +8,6 @@ from beginning by taking the tokens of its limiter, and kept from ending by a ga
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import threading
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from aiommap import PAGE_SIZE as PAGE
 from aiommap import Advice, FlushPolicy
 from tests.support.internals import Workers, Writeback, core_of, workers_of
 from tests.support.limiters import engine_held, held
+from tests.support.pages import pinned
 from tests.support.waiting import until
 
 SIZE = 512 * PAGE
@@ -34,6 +34,7 @@ _LOOPS = {
 }
 pytestmark = [
     pytest.mark.anyio,
+    pytest.mark.usefixtures("nothing_pinned"),
     pytest.mark.parametrize(
         ("anyio_backend", "way"),
         [
@@ -224,18 +225,6 @@ def traces(path):
     with open("/proc/self/maps") as maps:
         mapped = [line for line in maps if str(path) in line]
     return links.count(str(path)), len(mapped)
-
-
-def pinned():
-    with open("/proc/self/status") as status:
-        return next(line.split()[1] for line in status if line.startswith("VmLck"))
-
-
-@pytest.fixture(autouse=True)
-def nothing_pinned():
-    """Let go of what tests before have left to the garbage collector."""
-    if pinned() != "0":
-        gc.collect()
 
 
 async def check_usable(f, path):
