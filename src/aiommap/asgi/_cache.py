@@ -27,6 +27,7 @@ from .._runtime.loops import spawn_user_task
 from .._watch.changes import Change, ChangeKind
 from .._watch.subscriptions import Changes
 from ._folder import Folder, Refusal
+from ._openings import Openings
 from ._representation import Representation, Version
 
 #: After one of these, bytes of the file are not what they were. One that has grown is left out: it
@@ -109,8 +110,7 @@ class FileCache:
         self._watcher = hub._watcher  # noqa: SLF001  one more of its users
         self._workers = hub._running_workers()  # noqa: SLF001
         self._paths: OrderedDict[str, _WatchedPath] = OrderedDict()
-        #: Paths that are being opened for the first that asked; others wait for that.
-        self._opening: dict[str, Event] = {}
+        self._openings = Openings()
         #: How many openings have begun.
         self._turn = 0
         #: Versions that are open.
@@ -137,18 +137,7 @@ class FileCache:
 
     async def open(self, route: str) -> Version | Refusal:
         """Open the file at a canonical URL path; raises what ``Folder.open`` does."""
-        opening = self._opening.get(route)
-        if opening is not None:
-            await opening.wait()
-            version = self.get(route)
-            # What failed for the first may not for this one, and each is to see its own error.
-            return version if version is not None else await self._open(route)
-        opening = self._opening[route] = self._workers.event()
-        try:
-            return await self._open(route)
-        finally:
-            del self._opening[route]
-            opening.set()
+        return await self._openings.open(route, self.get, self._open)
 
     def drop(self, route: str, version: Representation) -> None:
         """Serve a version no more that turned out to have lost bytes."""

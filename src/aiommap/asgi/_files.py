@@ -17,7 +17,6 @@ from .._logs import REMOTE
 from ._cache import FileCache
 from ._folder import Folder, Refusal
 from ._objects import DESCRIPTORS_EACH, ObjectCache, ObjectFolder
-from ._representation import Representation
 from ._requests import canonical
 from ._sending import Answer, Receive, Scope, Send, redirect, refuse
 
@@ -165,7 +164,11 @@ class MappedFiles:
             version = files.get(route)
             if version is None:
                 name = canonical(route)
-                found = Refusal(400) if name is None else await self._find(files, route, name)
+                if name is None:
+                    await refuse(400, scope, send)
+                    return
+                route = name
+                found = files.get(route) or await files.open(route)
                 if isinstance(found, Refusal):
                     await self._refuse(found.status, scope, send)
                     return
@@ -177,7 +180,7 @@ class MappedFiles:
                 tries += 1
                 if tries == MAX_TRIES:
                     raise
-                files.drop(canonical(route) or "", version)
+                files.drop(route, version)
             except RemoteError as error:
                 REMOTE.warning("the store has no bytes for an answer: %s", error)
                 await refuse(502, scope, send)
@@ -185,13 +188,6 @@ class MappedFiles:
             else:
                 break
         await answer.send(scope, receive, send)
-
-    async def _find(
-        self, files: FileCache | ObjectCache, route: str, name: str
-    ) -> Representation | Refusal:
-        """Find what the cache has not got under that name."""
-        version = files.get(name) if name != route else None
-        return version or await files.open(name)
 
     async def _refuse(self, status: int, scope: Scope, send: Send) -> None:
         if status == 301:

@@ -18,12 +18,11 @@ from collections import OrderedDict
 from collections.abc import Awaitable
 from typing import Protocol, runtime_checkable
 
-import anyio
-
 from .._errors import RemoteError
 from .._hub.hub import Hub
 from .._logs import REMOTE
 from ._folder import INDEX, Refusal
+from ._openings import Openings
 from ._representation import Representation, StoreObject, media_type_of, validators_of_object
 
 #: Descriptors of an open object: of its data, of its map, and of the mapping.
@@ -54,8 +53,7 @@ class ObjectCache:
         self._limit = limit
         #: What is served, and when it was opened.
         self._kept: OrderedDict[str, tuple[Representation, float]] = OrderedDict()
-        #: What is being opened for the first that asked; others wait for that.
-        self._opening: dict[str, anyio.Event] = {}
+        self._openings = Openings()
 
     @property
     def is_here(self) -> bool:
@@ -79,18 +77,7 @@ class ObjectCache:
         Raises:
             UnsupportedError: if the store sends nothing to tell one object from another.
         """
-        opening = self._opening.get(route)
-        if opening is not None:
-            await opening.wait()
-            found = self.get(route)
-            # What failed for the first may not for this one.
-            return found if found is not None else await self._open(route)
-        opening = self._opening[route] = anyio.Event()
-        try:
-            return await self._open(route)
-        finally:
-            del self._opening[route]
-            opening.set()
+        return await self._openings.open(route, self.get, self._open)
 
     def drop(self, route: str, version: Representation) -> None:
         """Serve an object no more that turned out to be overwritten."""
