@@ -94,8 +94,7 @@ class Writer:
             if receipt is not None:
                 return self._write_gathered(receipt, offset, data)
             core.check_loop()  # the commit queue looks at the loop itself
-        if self._mapping.gathered:
-            self.store_gathered()
+        self.store_gathered()
         store = self._mapping.stage(offset, data) if self._unsynced.failure is None else None  # type: ignore[arg-type]
         if store is None:
             store = self._check(offset, data)
