@@ -17,6 +17,7 @@ keeps what it likes, as a disk with a volatile cache does:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from random import Random
 from typing import Generic, TypeVar
 
 from tests.powercut.records import (
@@ -42,6 +43,11 @@ T = TypeVar("T")
 def nothing_survives(choices: int) -> int:
     """Choose the worst for whatever was not synced: all of it is lost."""
     return 0
+
+
+def mostly_survives(rng: Random, share: float) -> Choose:
+    """Choose the newest for so much of it: what lies behind a torn part is often whole."""
+    return lambda choices: choices - 1 if rng.random() < share else rng.randrange(choices)
 
 
 class _History(Generic[T]):

@@ -8,13 +8,12 @@ object is read through what is left, in another boot of the machine, and every b
 from __future__ import annotations
 
 import random
-import tempfile
-from pathlib import Path
 
 import pytest
 
 from tests.powercut.cache_workload import BLOCKS, record_readers, recover_each
 from tests.powercut.mount import missing
+from tests.powercut.replay import mostly_survives
 from tests.support.internals import cache_folder
 from tests.support.remote import BLOCK
 
@@ -30,22 +29,10 @@ THIS_BOOT = cache_folder.boot_id()
 ROOM = 2 * BLOCKS * BLOCK
 
 
-@pytest.fixture
-def cut_folder():
-    """Where what a cut left is read: in memory."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        yield Path(folder, "disk")
-
-
-def mostly_survives(rng):
-    """Choose the newest but for a few: most blocks are whole, and a few are torn."""
-    return lambda choices: choices - 1 if rng.random() < 0.97 else rng.randrange(choices)
-
-
 async def outcomes_of(log, folder, rng, cuts, **options):
     """Read what is left at random moments, of anything and of most, and in the end."""
     found = []
-    for choose in (rng.randrange, mostly_survives(rng)):
+    for choose in (rng.randrange, mostly_survives(rng, 0.97)):
         positions = [*rng.choices(range(len(log)), k=cuts // 2 - 1), len(log)]
         found += await recover_each(log, positions, folder, choose, **options)
     return found

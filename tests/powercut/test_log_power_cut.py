@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 import random
-import tempfile
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -29,6 +27,7 @@ from tests.powercut.log_workload import (
 )
 from tests.powercut.mount import missing, mounted
 from tests.powercut.records import DIRECTORY, SyncBegin, Unlink
+from tests.powercut.replay import mostly_survives
 from tests.powercut.workload import acknowledging
 from tests.support.internals import log_opening as opening
 from tests.support.logs import SEGMENT
@@ -53,18 +52,6 @@ POLICIES = {
 }
 
 
-@pytest.fixture
-def cut_folder():
-    """Where what a cut left is recovered: in memory, where a sync costs nothing."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        yield Path(folder, "log")
-
-
-def mostly_survives(rng):
-    """Choose the newest but for a few: what lies behind a torn record is often whole."""
-    return lambda choices: choices - 1 if rng.random() < 0.9 else rng.randrange(choices)
-
-
 async def recovered_at_worst(recording, folder):
     cuts = await cut_power(recording, recording.worst())
     return await recover_each(cuts, recording, folder)
@@ -73,7 +60,7 @@ async def recovered_at_worst(recording, folder):
 async def recovered_at_random(recording, folder, rng, number):
     """Recover after cuts at random moments that keep anything, and after some that keep most."""
     outcomes = []
-    for choose in (rng.randrange, mostly_survives(rng)):
+    for choose in (rng.randrange, mostly_survives(rng, 0.9)):
         for control in (True, False):
             moments = rng.choices(recording.moments(), k=number // 2)
             cuts = await cut_power(recording, moments, choose)
