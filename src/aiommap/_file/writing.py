@@ -95,13 +95,18 @@ class Writer:
                 return self._write_gathered(receipt, offset, data)
             core.check_loop()  # the commit queue looks at the loop itself
         self.store_gathered()
+        # Most often the time slice is spent, and that is all: the shortest way for it.
+        asked = self._background.idle
+        receipt = self._mapping.write_now(offset, data) if asked else None  # type: ignore[arg-type]
+        if receipt is not None:
+            return self._written(receipt)
         store = self._mapping.stage(offset, data) if self._unsynced.failure is None else None  # type: ignore[arg-type]
         if store is None:
             store = self._check(offset, data)
         full = core.own.queued_bytes or self._background.may_be_full
         if self._route.durable and not full and not is_traced():
             return self._flusher.write(store)  # writing.2
-        return self._write(store)
+        return self._submit(Request.of(store), len(store[1])) if asked else self._write(store)
 
     def _check(self, offset: int, data: object) -> Store:
         """Check a write with an error for each check; what passes is not stored yet."""
@@ -109,6 +114,10 @@ class Writer:
         core.check_writable("write to")
         view = export_bytes(data)
         return check_range(offset, len(view), core.mapping.size, core.shared_writable)[0], view
+
+    async def _written(self, receipt: Receipt) -> WriteReceipt:
+        await self._core.workers.checkpoint_if_due()
+        return cast("WriteReceipt", receipt)
 
     async def _write(self, store: Store) -> WriteReceipt:
         core = self._core
@@ -118,8 +127,7 @@ class Writer:
         # Stored before giving way: whoever writes meanwhile must not come first (I9).
         receipt = core.mapping.write_now(offset, view)
         if receipt is None:
-            request = Request(offset, offset + len(view), stores=[store])
-            return await self._submit(request, len(view))
+            return await self._submit(Request.of(store), len(view))
         self._background.plan()
         await core.workers.checkpoint_if_due()
         return cast("WriteReceipt", receipt)

@@ -56,6 +56,7 @@ class BackgroundFlush:
         "_scheduler",
         "_timer",
         "_waiting",
+        "idle",
         "may_be_full",
     )
 
@@ -74,7 +75,10 @@ class BackgroundFlush:
         self._queue: anyio.Lock | None = None
         self._waiting = 0
         #: Whether there is any point in asking ``is_full``.
-        self.may_be_full: bool = core.route.policy.dirty_limit is not None
+        self.may_be_full: bool
+        #: Whether there is nothing to plan: the policy asks for nothing, and nobody waits for room.
+        self.idle: bool
+        self._note_room()
         if core.shared_writable:
             self._keep_clock(core.route.policy)
         flusher.on_batch(self.plan)
@@ -110,8 +114,7 @@ class BackgroundFlush:
         """Decide what is due, ask for it, and set the limits of inline stores."""
         core = self._core
         with self._planning:
-            idle = core.route.policy.passive and not self._waiting
-            if idle or not core.shared_writable or core.lifecycle.closing or not core.sound:
+            if self.idle or not core.shared_writable or core.lifecycle.closing or not core.sound:
                 core.mapping.set_inline_limits(NO_LIMIT, NO_LIMIT, NO_LIMIT)
                 return
             since = self._dirty_since()
@@ -146,8 +149,10 @@ class BackgroundFlush:
             self.plan()
 
     def _note_room(self) -> None:
-        """Set ``may_be_full``; no property, as each durable write reads it."""
-        self.may_be_full = self._waiting > 0 or self._route.policy.dirty_limit is not None
+        """Set ``may_be_full`` and ``idle``; no properties, as many a write reads them."""
+        policy = self._route.policy
+        self.may_be_full = self._waiting > 0 or policy.dirty_limit is not None
+        self.idle = policy.passive and not self._waiting
 
     def is_full(
         self, ranges: Sequence[tuple[int, int]], most: float = math.inf, more: int = 0
