@@ -41,24 +41,30 @@ def read_by_s3fs(folder: str, options: dict[str, str]) -> None:
         file.read(READ)
 
 
-def read_by_rclone(url: str, folder: str, tool: str) -> tuple[float, float]:
-    """Mount the server with an empty cache, and read; seconds until first bytes, and all."""
+def read_by_rclone(url: str, folder: str, tool: str) -> tuple[float, float, float]:
+    """Mount the server with an empty cache, and read.
+
+    Returns:
+        Seconds until it is mounted, and then until the first bytes, and all.
+    """
     place = Path(folder) / "mounted"
     place.mkdir(parents=True)
     source = f":http,url='{url.rpartition('/')[0]}/':"
     options = ["--read-only", "--vfs-cache-mode", "full", "--cache-dir", f"{folder}/vfs"]
     command = [tool, "mount", source, str(place), "--config", f"{folder}/none", *options]
+    begun = time.perf_counter()
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
             while not place.is_mount() and process.poll() is None:
-                time.sleep(0.05)
+                time.sleep(0.001)
             start = time.perf_counter()
+            mounting = start - begun
             with open(place / "object", "rb", buffering=0) as file:
                 file.read(READ)
                 first = time.perf_counter() - start
                 while file.read(CHUNK):
                     pass
-            return first, time.perf_counter() - start
+            return mounting, first, time.perf_counter() - start
         finally:
             process.terminate()  # which unmounts
             process.wait()

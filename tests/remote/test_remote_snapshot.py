@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
+import weakref
 
 import anyio
 import anyio.to_thread
@@ -12,7 +14,7 @@ import pytest
 import aiommap
 from aiommap import OutOfBoundsError, StaleSnapshotError, UnsupportedError
 from aiommap.remote import RemoteError, RemoteState
-from tests.support.objects import BLOCK, DATA
+from tests.support.objects import BLOCK, DATA, Objects
 
 pytestmark = pytest.mark.anyio
 
@@ -297,6 +299,34 @@ async def test_cache_closes_while_a_fetch_hangs(make_cache, objects):
         objects.gate.set()
     assert cache.closed
     assert threading.active_count() >= before  # the fetch has a thread of its own, and ends alone
+
+
+class SlowToAsk(Objects):
+    """An object whose state is told when its gate is open."""
+
+    def stat(self, known):
+        self.asked.release()
+        assert self.gate.wait(30)
+        return super().stat(known)
+
+
+async def test_an_opening_that_was_left_behind_makes_no_folder_of_a_closed_cache(
+    make_cache, tmp_path
+):
+    objects = SlowToAsk(DATA)
+    asked, gate, alive = objects.asked, objects.gate, weakref.ref(objects)
+    gate.clear()
+    async with make_cache() as cache, anyio.create_task_group() as group:
+        group.start_soon(cache.open(objects).__aenter__)
+        await anyio.to_thread.run_sync(asked.acquire)
+        group.cancel_scope.cancel()
+    gate.set()
+    del objects, group
+    with anyio.fail_after(30):
+        while alive() is not None:  # until its thread is done
+            gc.collect()
+            await anyio.sleep(0.01)
+    assert not (tmp_path / "cache").exists()
 
 
 async def test_bounds_are_checked(make_cache, objects):

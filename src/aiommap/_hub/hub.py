@@ -268,15 +268,19 @@ class Hub:
 
     async def _open(self, options: OpenOptions) -> MappedFile:
         self._check_process(options.path)
-        workers = self._running_workers()
+        self._running_workers()
         with traced("open", options.path, 0, options.size or 0) as op:
             op.hop()
             opened = await self._open_mapping(options)
             op.covers(opened.mapping.size)
+        return await self._admit(opened, options)
+
+    async def _admit(self, opened: Opened, options: OpenOptions) -> MappedFile:
+        """Make a file of what was opened while the hub was in use; if that fails, it is closed."""
         if self._closed:
             await self._releasing.submit(_Release.of(opened), withdrawable=False)
             raise anyio.ClosedResourceError("the hub was closed while it opened the file")
-        core = FileCore(opened, options, workers)
+        core = FileCore(opened, options, self._running_workers())
         file = MappedFile(core, self._services)
         self._files[core] = file
         self._register(core)

@@ -146,13 +146,16 @@ class Budget:
 
     def reserve(self, length: int) -> bool:
         """Reserve bytes, and some ahead; False if there is no room for them (budget.1)."""
-        length = round_up(length)
         with self.locked() as state:
-            self._note_used()
-            for ahead in (self._ahead, 0):
-                if self._extend(state, length, ahead):
-                    return True
-        return False
+            return self.reserve_with(state, length)
+
+    def reserve_with(self, state: FolderState, length: int) -> bool:
+        """Reserve bytes with the lock, as ``reserve`` does; none in a folder that is gone."""
+        if self.detached:
+            return False
+        length = round_up(length)
+        self._note_used()
+        return any(self._extend(state, length, ahead) for ahead in (self._ahead, 0))
 
     def _extend(self, state: FolderState, length: int, ahead: int) -> bool:
         """Reserve what is missing of so much and so much ahead; with the lock."""

@@ -15,7 +15,6 @@ import anyio
 from anyio.abc import AsyncResource
 
 from .._arguments import at_least, byte_count, check_kind, flag, function, integer, seconds
-from .._core.options import OpenOptions
 from .._core.paths import absolute_path
 from .._errors import ForkedError
 from .._file.mapped_file import MappedFile
@@ -32,7 +31,7 @@ from .counters import Counters
 from .entry import Entry
 from .fetches import Fetches
 from .following import Followed, LiveRemoteSnapshot, PolledSource, RemoteGeneration
-from .open_objects import Asked, Attempt, OpenObjects
+from .open_objects import Asked, Attempt, Found, OpenObjects
 from .remote_snapshot import RemoteSnapshot
 from .source import (
     VALIDATORS,
@@ -332,35 +331,37 @@ class RemoteCache(AsyncResource):
 
     async def _open(self, asked: Asked, kind: type[Kind]) -> Kind:
         workers = self._running_workers()
+        hub = self._hub if asked.hub is None else asked.hub
+        hub._running_workers()  # noqa: SLF001  as for any snapshot
         attempt = Attempt(partial(self._objects.find, asked))
         with traced("open", _name_of(asked.source), 0, 0) as op:
             op.hop()
             try:
-                source, entry = await workers.run(
-                    workers.reads, attempt.run, on_cancel=OnCancel.ABANDON
-                )
+                found = await workers.run(workers.reads, attempt.run, on_cancel=OnCancel.ABANDON)
             except BaseException:
                 if (left := attempt.abandon()) is not None:
-                    workers.start(workers.control, left.release, _ignore)
+                    workers.start(workers.control, left.give_up, _ignore)
                 raise
-            op.covers(entry.size)
+            op.covers(found.entry.size)
+            if self._closed:
+                workers.start(workers.control, found.give_up, _ignore)
+                raise anyio.ClosedResourceError("the cache was closed while it opened the object")
             try:
-                return await self._snapshot(asked, source, entry, workers, kind)
+                file = await hub._admit(found.opened, found.options)  # noqa: SLF001  as above
+                return await self._snapshot(asked, found, file, workers, kind)
             except BaseException:
-                workers.start(workers.control, entry.release, _ignore)
+                workers.start(workers.control, found.entry.release, _ignore)
                 raise
 
     async def _snapshot(
         self,
         asked: Asked,
-        source: RemoteSource,
-        entry: Entry,
+        found: Found,
+        file: MappedFile,
         workers: Workers,
         kind: type[Kind],
     ) -> Kind:
-        if self._closed:
-            raise anyio.ClosedResourceError("the cache was closed while it opened the object")
-        file = await _map(self._hub if asked.hub is None else asked.hub, entry)
+        entry = found.entry
         fetches = self._fetches.get(entry)
         if fetches is None:
             fetches = self._fetches[entry] = Fetches(workers, entry, self._counters)
@@ -368,7 +369,7 @@ class RemoteCache(AsyncResource):
             file,
             entry,
             fetches,
-            source,
+            found.source,
             workers,
             self._counters,
             self._request_size,
@@ -395,20 +396,6 @@ class RemoteCache(AsyncResource):
     def __repr__(self) -> str:
         state = " closed" if self._closed else ""
         return f"<RemoteCache {self._folder_path}{state}>"
-
-
-async def _map(hub: Hub, entry: Entry) -> MappedFile:
-    """Open the data as a file of a hub: by its name, or by its descriptor if it has none now."""
-    for path in (entry.path, f"/proc/self/fd/{entry.data_fd}"):
-        try:
-            file = await hub._open(OpenOptions.check(path, "r"))  # noqa: SLF001  as for any snapshot
-        except FileNotFoundError:
-            continue
-        identity = file._core.identity  # noqa: SLF001  a snapshot is made of its file
-        if (identity.device, identity.inode) == entry.place:
-            return file
-        await file.aclose()
-    raise FileNotFoundError(2, "the cached file cannot be opened again", entry.path)
 
 
 def _ignore(result: object, error: BaseException | None) -> None:

@@ -92,7 +92,8 @@ class Folder:
         self.path = path
         self.max_bytes = max_bytes
         #: Where that cannot be told, nothing of an earlier opening is believed.
-        self.boot: bytes = boot_id() if any(boot_id()) else os.urandom(16)
+        boot = boot_id()
+        self.boot: bytes = boot if any(boot) else os.urandom(16)
         _check_folder(path)
         self.leases: Leases = Leases(os.path.join(path, LEASES))
         try:
@@ -142,25 +143,31 @@ class Folder:
         self, identity: ObjectIdentity, block_size: int, make_room: Callable[[int], bool]
     ) -> Files | None:
         """Open an object, and make it if there is none; None if there is no room for it."""
-        name = identifier(identity)
-        with self.budget.locked() as state:
-            state.ticks += 1
-            files = self._open_known(name, identity, state.ticks)
-        if files is not None:
-            return files
-        room, used = overhead_bytes(identity.state.size, block_size), 0
-        if not make_room(room):
-            return None
+        room = overhead_bytes(identity.state.size, block_size)
+        files = self._open_or_make(identity, block_size, room, reserved=False)
+        if files is None and make_room(room):
+            files = self._open_or_make(identity, block_size, room, reserved=True)
+        return files
+
+    def _open_or_make(
+        self, identity: ObjectIdentity, block_size: int, room: int, *, reserved: bool
+    ) -> Files | None:
+        """Open an object, or make it in room that is reserved, or is free; None if it is not."""
+        name, used = identifier(identity), 0
         try:
             with self.budget.locked() as state:
+                state.ticks += 1
                 files = self._open_known(name, identity, state.ticks)
                 if files is None:
-                    header = Header(identity, block_size, state.ticks, self.boot, 0, 0)
-                    files = self._make(name, header)
-                    used = room
+                    reserved = reserved or self.budget.reserve_with(state, room)
+                    if reserved:
+                        header = Header(identity, block_size, state.ticks, self.boot, 0, 0)
+                        files = self._make(name, header)
+                        used = room
+                return files
         finally:
-            self.budget.settle(room, used)
-        return files
+            if reserved:
+                self.budget.settle(room, used)
 
     def _open_known(self, name: str, identity: ObjectIdentity, ticks: int) -> Files | None:
         """Open an object that is there, and say in its header that it was opened."""
@@ -227,11 +234,10 @@ class Folder:
             raise
 
     def _make(self, name: str, header: Header) -> Files:
-        """Make both files; the header comes last, so that half of one is none."""
+        """Make both files, of which there is none; the header comes last: half of one is none."""
         data_path, map_path = self._paths(name)
         os.makedirs(os.path.dirname(data_path), mode=0o700, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
-        self.remove(name)
         data = os.open(data_path, flags | os.O_CLOEXEC, 0o600)
         words: LockFile | None = None
         try:

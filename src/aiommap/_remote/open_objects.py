@@ -4,6 +4,7 @@ Invariants.
   1  An object is open once in a process, for any number of snapshots, which share its fetches.
   2  A folder that cannot be used for what it holds or where it lies is the caller's mistake, and an
      error. One that fails is a miss: objects are opened without it, and nothing is stored (R8).
+  3  Once closed, it opens nothing: nobody would give it up.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 
 import anyio
 
+from .._core.opening import Opened, open_mapping
+from .._core.options import OpenOptions
 from .._errors import MappedFileError
 from .._hub.hub import Hub
 from .._runtime.threads import Mutex
@@ -39,6 +42,38 @@ class Asked:
     prewarm: bool = False
     read_ahead: bool = True
     hub: Hub | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An object that was opened, and its data, mapped for one snapshot.
+
+    Attributes:
+        source: where the rest of it is.
+        entry: the object; whoever has this has one use of it.
+        options, opened: of the data.
+    """
+
+    source: RemoteSource
+    entry: Entry
+    options: OpenOptions
+    opened: Opened
+
+    @staticmethod
+    def of(source: RemoteSource, entry: Entry) -> Found:
+        """Map the data of an object that is open; its use is ended if that fails."""
+        try:
+            return Found(source, entry, *_map_data(entry))
+        except BaseException:
+            entry.release()
+            raise
+
+    def give_up(self) -> None:
+        """Unmap the data and end the use."""
+        try:
+            self.opened.mapping.close()
+        finally:
+            self.entry.release()
 
 
 class OpenObjects:
@@ -71,6 +106,7 @@ class OpenObjects:
         self._mutex = Mutex()
         self._folder: Folder | None = None
         self._room: FolderRoom | None = None
+        self._closed = False
         self._entries: dict[tuple[str, ...], Entry] = {}
 
     @property
@@ -84,8 +120,14 @@ class OpenObjects:
         folder = self._folder
         return 0 if folder is None else folder.budget.used_bytes
 
-    def find(self, asked: Asked) -> tuple[RemoteSource, Entry]:
-        """Ask the store what the object is, and open what is cached of it."""
+    def find(self, asked: Asked) -> Found:
+        """Ask the store what the object is, open what is cached of it, and map that.
+
+        All in one: each hop more is a turn of the loop.
+        """
+        return Found.of(*self._find(asked))
+
+    def _find(self, asked: Asked) -> tuple[RemoteSource, Entry]:
         source = source_of_url(asked.source) if isinstance(asked.source, str) else asked.source
         if asked.version is not None:
             source = _at_version(source, asked.version)
@@ -143,7 +185,7 @@ class OpenObjects:
                 return files, self._room.use()
         except MappedFileError:
             raise
-        except (OSError, ValueError) as error:  # cache.3
+        except (OSError, ValueError) as error:  # open_objects.2
             self._counters.add(errors=1)
             self._report(error)
         return anonymous_files(identity, self._block_size), None
@@ -154,6 +196,8 @@ class OpenObjects:
 
     def _ready_folder(self) -> Folder:
         """Return the folder, and make it anew where it was deleted; with the mutex."""
+        if self._closed:
+            raise anyio.ClosedResourceError(f"the cache {self._path} is closed")
         if self._folder is not None and self._folder.budget.detached:
             assert self._room is not None
             self._room.release()  # objects that are open still use it
@@ -165,7 +209,9 @@ class OpenObjects:
         return self._folder
 
     def close(self) -> None:
+        """Give up the folder (open_objects.3); objects that are open still use it."""
         with self._mutex:
+            self._closed = True
             if self._room is not None:
                 self._room.release()
             self._folder = self._room = None
@@ -226,28 +272,42 @@ class Attempt:
 
     __slots__ = ("_abandoned", "_find", "_found", "_mutex")
 
-    def __init__(self, find: Callable[[], tuple[RemoteSource, Entry]]) -> None:
+    def __init__(self, find: Callable[[], Found]) -> None:
         self._find = find
         self._mutex = Mutex()
         self._abandoned = False
-        self._found: Entry | None = None
+        self._found: Found | None = None
 
-    def run(self) -> tuple[RemoteSource, Entry]:
+    def run(self) -> Found:
         """Find the object; in a worker."""
-        source, entry = self._find()
+        found = self._find()
         with self._mutex:
             abandoned = self._abandoned
-            self._found = entry
+            self._found = found
         if abandoned:
-            entry.release()
-        return source, entry
+            found.give_up()
+        return found
 
-    def abandon(self) -> Entry | None:
-        """Give up what will be found; return what was, for the caller to release."""
+    def abandon(self) -> Found | None:
+        """Give up what will be found; return what was, for the caller to give up."""
         with self._mutex:
             self._abandoned = True
-            entry, self._found = self._found, None
-        return entry
+            found, self._found = self._found, None
+        return found
+
+
+def _map_data(entry: Entry) -> tuple[OpenOptions, Opened]:
+    """Map the data as a file of a hub: by its name, or by its descriptor if it has none now."""
+    for path in (entry.path, f"/proc/self/fd/{entry.data_fd}"):
+        options = OpenOptions.check(path, "r")
+        try:
+            opened = open_mapping(options)
+        except FileNotFoundError:
+            continue
+        if (opened.identity.device, opened.identity.inode) == entry.place:
+            return options, opened
+        opened.mapping.close()
+    raise FileNotFoundError(2, "the cached file cannot be opened again", entry.path)
 
 
 def _url_of(source: str | RemoteSource) -> str:
