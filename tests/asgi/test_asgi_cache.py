@@ -40,19 +40,28 @@ class TestCache:
             if event == "c_call" and not plain:
                 called.append(function.__qualname__)
 
-        async with aiommap.Hub() as hub, MappedFiles(folder, hub=hub) as app:
-            for _ in range(2):
-                await ask(app, "/data.bin", headers={"range": "bytes=4096-8191"})
-            (file,) = hub.files
-            before = file.statistics()
+        async def called_by_request():
+            called.clear()
             outer = sys.getprofile()
             sys.setprofile(look)
             try:
                 answer = await ask(app, "/data.bin", headers={"range": "bytes=4096-8191"})
             finally:
                 sys.setprofile(outer)
+            assert answer.body == CONTENT[4096:8192]
+            return called.count("Mapping.read_inline")
+
+        async with aiommap.Hub() as hub, MappedFiles(folder, hub=hub) as app:
+            for _ in range(2):
+                await ask(app, "/data.bin", headers={"range": "bytes=4096-8191"})
+            (file,) = hub.files
+            before = file.statistics()
+            tries = 1
+            while await called_by_request() > 1 and tries < 20:
+                tries += 1  # it gave way in between, for the loop had been busy for too long
+                await checkpoint()
+                before = file.statistics()
             after = file.statistics()
-        assert answer.body == CONTENT[4096:8192]
         assert after.inline_reads == before.inline_reads + 1
         assert after.offloaded_reads == before.offloaded_reads
         assert called.count("Mapping.read_inline") == 1

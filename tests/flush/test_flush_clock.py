@@ -242,3 +242,43 @@ os._exit(0)
 def test_interval_in_ending_or_forked_process(path, script):
     done = run_code(script, path)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+WHILE_PLANNING = """
+import sys, threading, time
+import anyio, aiommap
+from aiommap import FlushPolicy
+
+def hold_up(frame, event, argument):
+    if frame.f_code.co_name not in ("_due", "flush_if_due"):
+        return None
+    if event == "return":
+        time.sleep(0.001)
+    return hold_up
+
+async def main():
+    policy = getattr(FlushPolicy, sys.argv[3])(int(sys.argv[4]))
+    async with aiommap.open(sys.argv[1], "r+", flush=policy) as f:
+        await f.prewarm()
+        for _ in range(40):
+            for _ in range(8):
+                await anyio.lowlevel.checkpoint()
+                time.sleep(0.0002)  # no more than the worker is held up
+                await f.write(0, b"x" * 16)
+            with anyio.fail_after(15):
+                while f.statistics().oldest_dirty_seconds is not None:
+                    await anyio.lowlevel.checkpoint()
+    print("flushed")
+
+threading.settrace(hold_up)
+anyio.run(main, backend=sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("policy", [("every_writes", 8), ("every_bytes", 128)])
+def test_stores_while_a_flush_ends(tmp_path, backend, policy):
+    """The worker plans the next flush while the loop stores what makes it due."""
+    (tmp_path / "file").write_bytes(bytes(4 * PAGE))
+    done = run_code(WHILE_PLANNING, tmp_path / "file", backend, *policy)
+    assert (done.returncode, done.stdout) == (0, "flushed\n"), done.stderr

@@ -117,13 +117,15 @@ class BackgroundFlush:
             if self.idle or not core.shared_writable or core.lifecycle.closing or not core.sound:
                 core.mapping.set_inline_limits(NO_LIMIT, NO_LIMIT, NO_LIMIT)
                 return
-            since = self._dirty_since()
             if not self._asked:
+                self._set_inline_limits(self._dirty_since())
+                since = self._dirty_since()  # background.5: looked at again
                 if self._due(since):
                     self._ask()
                 else:
                     self._set_timer(since)
-            self._set_inline_limits(since)
+            if self._asked:
+                self._set_inline_limits(None)
 
     def _ask(self) -> None:
         self._drop_timer()
@@ -138,15 +140,17 @@ class BackgroundFlush:
         with self._planning:
             self._asked = True
             self._drop_timer()
-        again = True
+        begun, again = False, True
         try:
-            again = self._flusher.flush_if_due(lambda: self._due(self._dirty_since()))
+            begun, again = self._flusher.flush_if_due(lambda: self._due(self._dirty_since()))
         except Exception as error:  # no memory, for one
             FLUSHES.error("%s was not flushed, and will be tried again: %s", self._core.path, error)
         with self._planning:
             self._not_before = time.monotonic() + RETRY_SECONDS if again else 0.0
             self._asked = False
             self.plan()
+        if begun:
+            self._flusher.tell_loop()  # background.5: only now
 
     def _note_room(self) -> None:
         """Set ``may_be_full`` and ``idle``; no properties, as many a write reads them."""

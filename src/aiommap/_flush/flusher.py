@@ -313,17 +313,20 @@ class Flusher:
             FLUSHES.error("%s", failure)
             self.failed.tell(failure)
 
-    def flush_if_due(self, due: Callable[[], bool]) -> bool:
-        """Make everything durable if that is due; tell whether it has to be tried again.
+    def flush_if_due(self, due: Callable[[], bool]) -> tuple[bool, bool]:
+        """Make everything durable if that is due. For worker threads.
 
-        For worker threads. Listeners hear of a failure when the loop has time.
+        Returns:
+            Whether the loop has to be told, and whether it has to be tried again.
         """
         begun, failure = self.writeback.flush_if_due(due)
-        if begun:
-            self._core.workers.call_from_thread(self._background_ended)
         if failure is not None:
             FLUSHES.warning("%s", failure)
-        return failure is not None
+        return begun, failure is not None
+
+    def tell_loop(self) -> None:
+        """Have the loop hear of a flush in the background when it has time, and listeners then."""
+        self._core.workers.call_from_thread(self._background_ended)
 
     def _background_ended(self) -> None:
         if not self._core.sound:
