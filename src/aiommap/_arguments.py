@@ -16,6 +16,8 @@ T = TypeVar("T")
 #: No process can map more: half of what 48 bits address.
 MAX_BYTES = 1 << 47
 
+_LENGTHEN = "make the file longer first, by append() or resize()"
+
 
 def plain_integers(*numbers: object) -> bool:
     """Tell whether the native verbs take these as they are; NumPy's integers they do not."""
@@ -137,7 +139,7 @@ def check_range(
     if start < 0 or count < 0 or start + count > limit:
         error = OutOfBoundsError(start, count, limit)
         if resizable and start >= 0 and count >= 0:
-            raise OutOfBoundsError(start, count, limit, f"{error}, or resize() the file first")
+            raise OutOfBoundsError(start, count, limit, f"{error}, or {_LENGTHEN}")
         raise error
     return start, count
 
@@ -151,7 +153,7 @@ def check_tail(
         if start > limit:
             reason = f"asked for bytes from {start} on but there are only {limit}: begin earlier"
             if resizable:
-                reason += ", or resize() the file first"
+                reason += f", or {_LENGTHEN}"
             raise OutOfBoundsError(start, 0, limit, reason)
         return check_range(start, max(0, limit - start), limit, resizable)
     return check_range(offset, length, limit, resizable)

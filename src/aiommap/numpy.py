@@ -68,8 +68,8 @@ class _Header:
                 text = _as_2_0(text)
             file = io.BytesIO(len(text).to_bytes(4, "little") + text)
             shape, fortran, dtype = npy.read_array_header_2_0(file)
-        if any(count < 0 for count in shape):
-            raise ValueError(f"the shape {shape} has negative numbers")
+        if any(count < 0 or isinstance(count, bool) for count in shape):
+            raise ValueError(f"the shape {shape} has negative numbers, or what is no number")
         return cls(dtype, shape, "F" if fortran else "C", begin + length)
 
     def check(self, size: int, path: str) -> None:
@@ -81,9 +81,15 @@ class _Header:
             )
         wanted = self.offset + math.prod(self.shape) * self.dtype.itemsize
         if size != wanted:
+            guess = (
+                "was it written to its end?"
+                if size < wanted
+                else "does something follow the array? Of several in one file, each is to be laid "
+                "over the bytes by array(dtype, shape, offset)"
+            )
             raise ValueError(
                 f"{path} has {size} bytes, and its header tells of {wanted}: {self.dtype} in the "
-                f"shape {self.shape} behind {self.offset} bytes; was it written to its end?"
+                f"shape {self.shape} behind {self.offset} bytes; {guess}"
             )
 
 
@@ -126,7 +132,10 @@ async def load_npy(source: Snapshot | MappedFile | View) -> NDArray[Any]:
     """
     path = "the view" if isinstance(source, View) else source.path or "the file"
     header = await _read_header(source, path)
-    return source.array(header.dtype, header.shape, header.offset, order=header.order)
+    try:
+        return source.array(header.dtype, header.shape, header.offset, order=header.order)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be laid out: {error}") from error
 
 
 class NpyFile(AsyncResource):

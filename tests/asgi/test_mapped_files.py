@@ -263,7 +263,11 @@ class TestChanges:
         assert not answer.is_complete
         assert answer.body == CONTENT[: len(answer.body)]
 
-    async def test_overwritten_file_is_broken_off(self, folder):
+    @pytest.mark.parametrize(
+        ("change", "argument", "size"),
+        [(overwrite, bytes(SIZE), SIZE), (os.truncate, SIZE - 1, SIZE - 1)],
+    )
+    async def test_overwritten_file_is_broken_off(self, folder, change, argument, size):
         path = folder / "data.bin"
         answer = Answer()
         async with MappedFiles(folder) as app:
@@ -271,11 +275,12 @@ class TestChanges:
             async def on_send(message):
                 if message.get("body") and not answer.body:
                     tag = (await ask(app, "/data.bin")).headers["etag"]
-                    await to_thread.run_sync(overwrite, path, bytes(SIZE))
+                    await to_thread.run_sync(change, path, argument)
                     await until_unknown(app, "/data.bin", tag)
 
-            with pytest.raises(aiommap.StaleSnapshotError):
+            with pytest.raises(aiommap.StaleSnapshotError) as caught:
                 await ask(app, "/data.bin", on_send=on_send, answer=answer)
+        assert (caught.value.opened_size, caught.value.size) == (SIZE, size)
         assert answer.body == CONTENT[: len(answer.body)]
 
     async def test_log_that_grows_is_sent(self, folder):

@@ -86,11 +86,12 @@ async def test_open_descriptor_checks_its_access(path, flags, modes, found):
 
 
 async def test_open_descriptor_refuses_what_it_cannot_be(path):
-    with pytest.raises(OSError, match="descriptor 9999 is not open"):
-        aiommap.open(9999)
+    for number in (9999, 2**40):
+        with pytest.raises(OSError, match=f"descriptor {number} is not open"):
+            aiommap.open(number)
     with pytest.raises(ValueError, match="negative"):
         aiommap.open(-1)
-    with pytest.raises(TypeError, match="path is True"):
+    with pytest.raises(TypeError, match=r"path is True: .* or the number of a descriptor"):
         aiommap.open(True)
     with open(path, "r+b") as given, pytest.raises(ValueError, match="is one already"):
         aiommap.open(given.fileno(), "x+", size=1)

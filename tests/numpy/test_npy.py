@@ -176,7 +176,20 @@ REFUSED = {
     "version 1.1": (with_header(HEADER, version=(1, 1)), "version .1, 1."),
     "no bytes": (with_header(HEADER), "67 bytes, and its header tells of 91"),
     "too few bytes": (with_header(HEADER, behind=bytes(23)), "was it written to its end"),
-    "too many bytes": (with_header(HEADER, behind=bytes(25)), "was it written to its end"),
+    "too many bytes": (with_header(HEADER, behind=bytes(25)), "does something follow the array"),
+    "truth for a number": (with_header(HEADER.replace("3", "True"), behind=bytes(8)), "no number"),
+    "too long and empty": (
+        with_header(HEADER.replace("3", f"0, {2**63 - 1}")),
+        r"saved.npy cannot be laid out: shape is \(0, ",
+    ),
+    "longer and empty": (
+        with_header(HEADER.replace("3", f"0, {2**63}")),
+        r"saved.npy cannot be laid out: shape is \(0, ",
+    ),
+    "too many dimensions": (
+        with_header(HEADER.replace("3", "1," * 69 + "1"), behind=bytes(8)),
+        "saved.npy cannot be laid out: shape is .* dimension",
+    ),
     "no literal": (with_header("__import__('os').abort()"), "no header"),
     "no closing": (with_header("{'descr': (((("), "no header"),
     "no dictionary": (with_header("(1, 2)"), "no header"),

@@ -54,9 +54,9 @@ class GivenDescriptor:
             )
         try:
             flags = fcntl.fcntl(number, fcntl.F_GETFL)
-        except OSError as error:
-            reason = f"{os.strerror(error.errno or 0)}: descriptor {number} is not open"
-            raise OSError(error.errno, reason) from None
+        except (OSError, OverflowError):
+            reason = f"{os.strerror(errno.EBADF)}: descriptor {number} is not open"
+            raise OSError(errno.EBADF, reason) from None
         given = "O_PATH" if flags & os.O_PATH else _ACCESS[flags & os.O_ACCMODE]
         needed = _ACCESS[wanted & os.O_ACCMODE]
         if given in (needed, "O_RDWR"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from dataclasses import dataclass, replace
 from typing import TypedDict, Unpack
 
@@ -150,7 +151,10 @@ class OpenOptions:
 def _where(path: str | os.PathLike[str] | int, mode: Mode) -> FilePath | GivenDescriptor:
     if isinstance(path, int) and not isinstance(path, bool):
         return GivenDescriptor.check(path, mode.name, mode.flags)
-    return FilePath.check(path)  # type: ignore[arg-type]
+    if not isinstance(path, str | bytes | os.PathLike):
+        remedy = "give a str, an object with a path, or the number of a descriptor"
+        raise TypeError(f"path is {reprlib.repr(path)}: {remedy}")
+    return FilePath.check(path)
 
 
 def check_mode(mode: object) -> None:

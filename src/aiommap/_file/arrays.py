@@ -56,6 +56,8 @@ class ArrayLayout:
     ) -> ArrayLayout:
         """Check an array that is to begin at an offset of so many bytes."""
         numpy = _imported_numpy(dtype)
+        if dtype is None:
+            raise TypeError('dtype is None: name one, such as "<f8"')
         if order not in ("C", "F"):
             raise ValueError(f'order is {reprlib.repr(order)}: use "C" or "F"')
         element: np.dtype[Any] = numpy.dtype(dtype)
@@ -72,6 +74,14 @@ class ArrayLayout:
             rest = check_tail(offset, None, limit)
             lengths = _with_rest(lengths, dtype, element.itemsize, *rest)
         span = check_range(offset, math.prod(lengths) * element.itemsize, limit)
+        try:  # with strides of zero, one byte is memory for any shape that NumPy can have
+            numpy.ndarray(lengths, "u1", b"0", strides=(0,) * len(lengths))
+        except ValueError as error:
+            raise ValueError(f"shape is {reprlib.repr(lengths)}: {error}") from error
+        if math.prod(filter(None, lengths)) * element.itemsize > sys.maxsize:
+            raise ValueError(
+                f"shape is {reprlib.repr(lengths)}: no process can address so much of {dtype!r}"
+            )
         return cls(element, lengths, order, *span)
 
     def lay(self, memory: memoryview) -> NDArray[Any]:
@@ -95,19 +105,25 @@ def _imported_numpy(dtype: object) -> ModuleType:
 
 def _lengths(shape: Shape) -> tuple[int, ...]:
     """Check a shape: a number of elements, or one for each dimension, of which one may be -1."""
-    if isinstance(shape, SupportsIndex):
+    if isinstance(shape, SupportsIndex) and not isinstance(shape, bool):
         lengths: tuple[int, ...] = (integer(shape, "shape"),)
     elif isinstance(shape, str | bytes) or not isinstance(shape, Iterable):
         raise TypeError(
             f"shape is {reprlib.repr(shape)}: give a number of elements, or a tuple of them"
         )
     else:
-        lengths = tuple(integer(each, f"shape[{at}]") for at, each in enumerate(shape))
+        lengths = tuple(_length(each, f"shape[{at}]") for at, each in enumerate(shape))
     if any(each < -1 for each in lengths) or lengths.count(-1) > 1:
         raise ValueError(
             f"shape is {lengths}: give numbers from 0, at most one of them -1, for what there is"
         )
     return lengths
+
+
+def _length(value: object, name: str) -> int:
+    if isinstance(value, bool):
+        raise TypeError(f"{name} is {value}: give an integer")
+    return integer(value, name)
 
 
 def _with_rest(

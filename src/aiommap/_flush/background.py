@@ -14,6 +14,9 @@ Invariants.
   4  Whatever makes the file dirty, or leaves it dirty, plans in its own thread before it returns.
       So while the file is open, its oldest dirty byte has a timer (background.1) or is being
       flushed.
+  5  The limits are set before what is due is looked at, as the loop stores meanwhile: a store is
+     seen by that look, or meets the limits. One that is under way just then may do neither. So the
+     loop plans as well, after each flush in the background.
 """
 
 from __future__ import annotations

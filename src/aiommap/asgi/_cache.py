@@ -77,10 +77,10 @@ class _WatchedPath:
     def change(self, change: Change) -> None:
         """Take note of a change; called by the watcher, on the loop."""
         self._told += 1
-        if change.kind in _OVERWRITTEN and change.old is not None:
+        if change.kind in _OVERWRITTEN and change.old is not None and change.new is not None:
             for version in self._versions:
                 if version.state != change.new and version.state.is_same_file(change.old):
-                    version.spoil()
+                    version.spoil(change.new)
         if self._version is not None and self._version.state != change.new:
             self._version = None
 

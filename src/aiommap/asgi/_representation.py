@@ -165,7 +165,7 @@ class OpenDescriptor:
 class Version(Representation):
     """A file of a folder in one state, open for as long as a response or the cache refers to it."""
 
-    __slots__ = ("__weakref__", "_is_spoiled", "path", "state")
+    __slots__ = ("__weakref__", "_spoiled", "path", "state")
 
     def __init__(self, generation: Generation, path: str, media_type: str) -> None:
         self.path: str = path
@@ -173,12 +173,13 @@ class Version(Representation):
         super().__init__(
             generation, media_type, validators_of(self.state), file=generation.resource.file
         )
-        #: Whether somebody has written to the file in place: it may be in pieces of two versions.
-        self._is_spoiled = False
+        #: What the file is since somebody wrote to it in place, if so: it may be in pieces of two
+        #: versions.
+        self._spoiled: FileState | None = None
 
-    def spoil(self) -> None:
+    def spoil(self, found: FileState) -> None:
         """Take note that bytes of the file are not what they were: no more of it is read."""
-        self._is_spoiled = True
+        self._spoiled = found
 
     def abandon(self) -> None:
         """Take note that the file will not be closed, as its loop has ended."""
@@ -187,6 +188,6 @@ class Version(Representation):
 
     async def read(self, offset: int, length: int) -> bytes:
         """Read a piece of the body, unless the file was changed in place."""
-        if self._is_spoiled:
-            raise StaleSnapshotError(self.path, self.size, self.size)
+        if self._spoiled is not None:
+            raise StaleSnapshotError(self.path, self.size, self._spoiled.size)
         return await self._source.read_exact(offset, length)
