@@ -76,3 +76,4 @@ WHAT = {
 def test_exit_in_a_callback_leaves_the_loop(path, loop, where, what):
     ended = run_code(SCRIPT, path, *loop, what, where)
     assert ended.stdout.strip() == WHAT[what], ended.stderr
+    assert "never retrieved" not in ended.stderr

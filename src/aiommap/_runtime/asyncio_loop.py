@@ -123,6 +123,8 @@ async def _run(function: Callable[[], Awaitable[None]]) -> None:
 
 
 def _forget_done(task: asyncio.Task[None]) -> None:
+    if isinstance(task._exception, (KeyboardInterrupt, SystemExit)):  # noqa: SLF001
+        task.exception()  # it has left the loop: asyncio need not log that nobody asked for it
     loop = task.get_loop()
     tasks = _background.get(loop, set())
     tasks.discard(task)
