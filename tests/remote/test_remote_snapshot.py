@@ -15,6 +15,7 @@ import aiommap
 from aiommap import OutOfBoundsError, StaleSnapshotError, UnsupportedError
 from aiommap.remote import RemoteError, RemoteState
 from tests.support.objects import BLOCK, DATA, Objects
+from tests.support.remote import content
 
 pytestmark = pytest.mark.anyio
 
@@ -327,6 +328,18 @@ async def test_an_opening_that_was_left_behind_makes_no_folder_of_a_closed_cache
             gc.collect()
             await anyio.sleep(0.01)
     assert not (tmp_path / "cache").exists()
+
+
+async def test_chunks_are_fetched_ahead_in_whole_requests(make_cache):
+    request, size = 4 * BLOCK, 40 * BLOCK
+    big = Objects(content(3, size))
+    async with make_cache() as cache, cache.open(big) as s:
+        chunks = s.chunks(3000)
+        found = [await anext(chunks)]
+        assert max(end for _, end in big.gets) <= size // 2
+        found += [chunk async for chunk in chunks]
+    assert b"".join(found) == big.data
+    assert sorted(big.gets) == [(at, at + request) for at in range(0, size, request)]
 
 
 async def test_bounds_are_checked(make_cache, objects):

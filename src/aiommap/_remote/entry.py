@@ -166,6 +166,11 @@ class Entry:
         shared = overlap(self.bytes_of(*run), (offset, offset + length))
         return 0 if shared is None else shared[1] - shared[0]
 
+    @property
+    def request_bytes(self) -> int:
+        """How many bytes one request asks for at most: of whole blocks."""
+        return self._request_blocks * self.block_size
+
     def requests(self, runs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         """Cut runs of blocks into what one request may ask for."""
         return list(requests_of(runs, self._request_blocks))

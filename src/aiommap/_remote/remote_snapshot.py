@@ -177,7 +177,7 @@ class RemoteSnapshot(AsyncResource):
         """
         self._core.check_usable()
         count = at_least(1, size, "size", "ask for at least 1 byte a chunk")
-        return _Chunks(self, self._reader, count, AHEAD_REQUESTS * self._request_size)
+        return _Chunks(self, self._reader, count, self._entry.request_bytes)
 
     async def prewarm(
         self,
@@ -437,15 +437,15 @@ class _Pin:
 class _Chunks(AsyncIterator[bytes]):
     """Iterates over a snapshot, and has fetched ahead what comes next; for one task."""
 
-    __slots__ = ("_ahead", "_offset", "_reader", "_size", "_snapshot", "_window")
+    __slots__ = ("_ahead", "_offset", "_reader", "_request", "_size", "_snapshot")
 
     def __init__(
-        self, snapshot: RemoteSnapshot, reader: RemoteReader, size: int, window: int
+        self, snapshot: RemoteSnapshot, reader: RemoteReader, size: int, request: int
     ) -> None:
         self._snapshot = snapshot
         self._reader = reader
         self._size = size
-        self._window = window
+        self._request = request
         self._offset = 0
         self._ahead = 0
 
@@ -454,8 +454,9 @@ class _Chunks(AsyncIterator[bytes]):
         if offset >= end:
             raise StopAsyncIteration
         length = min(self._size, end - offset)
-        if self._ahead - offset < self._window // 2 + length:
-            start, self._ahead = self._ahead, min(end, offset + length + self._window)
+        goal = (offset + length) // self._request + AHEAD_REQUESTS
+        if self._ahead < min(end, goal * self._request):  # whole requests, one after the other
+            start, self._ahead = self._ahead, min(end, goal * self._request)
             self._reader.fetch_ahead((start, self._ahead))
         data = await self._snapshot.read_exact(offset, length)
         self._offset += length

@@ -19,8 +19,6 @@
 
 /* Words are compared after each piece of a long read. */
 enum { PIECE_BLOCKS = 64 };
-/* So much is read ahead of what is compared: about what the kernel takes in one call. */
-enum { AHEAD_BYTES = 2 << 20 };
 
 int64_t block_map_bytes(int64_t count)
 {
@@ -193,24 +191,10 @@ static int verify_block(struct block_map *map, int64_t block, char *room)
     }
 }
 
-/* Have the kernel read a range of blocks in, or a part of it; it does not wait. */
-static void read_ahead(const struct block_map *map, int64_t first, int64_t end)
-{
-    if (first < end)
-        file_read_ahead(map->data_fd, block_offset(map, first), (size_t)(end - first) << map->shift);
-}
-
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 struct block_counts block_map_verify(struct block_map *map, int64_t first, int64_t end, char *room)
 {
-    /* Threads share the descriptor, so the kernel sees no sequence in what they read. */
-    int64_t window = AHEAD_BYTES >> map->shift ? AHEAD_BYTES >> map->shift : 1;
     struct block_counts counts = {0};
-    read_ahead(map, first, least(end, first + window));
     for (int64_t block = first; block < end; block++) {
-        if (!((block - first) % window))
-            read_ahead(map, least(end, block + window), least(end, block + 2 * window));
         int found = verify_block(map, block, room);
         counts.good += found == 1;
         counts.bad += found == 0;
