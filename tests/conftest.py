@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import gc
 import os
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import anyio.lowlevel
 import pytest
-from blockbuster import blockbuster_ctx
+from blockbuster import BlockBuster
 from hypothesis import settings
 
 import aiommap
@@ -71,10 +72,16 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if is_wanted(item)]
 
 
-def pytest_collection_finish():
-    """Have tests that collect garbage not look through what the collection of tests has made."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Collect no garbage among tests while they are collected, nor when tests look for some."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(
@@ -98,15 +105,24 @@ def one_reader(request, monkeypatch):
 @pytest.fixture(autouse=True)
 def loop_never_waits():
     """Fail a test in which code of the package makes a call on the loop that may wait (I1)."""
-    # Neither the command line nor a test suite has a loop to keep going.
-    applications = ["aiommap._cli", "aiommap.testing"]
-    with blockbuster_ctx("aiommap", excluded_modules=applications) as busters:
-        # getcwd(2) asks no disk, and the answer must be the one of the moment of the call.
-        getcwd = busters.functions["os.getcwd"]
-        getcwd.can_block_in("aiommap/_core/paths.py", "check")
+    busters = blockbuster()
+    busters.activate()
+    try:
         with LoopWatch() as watch:
             yield
+    finally:
+        busters.deactivate()
     assert not watch.found, "\n".join(watch.found)
+
+
+@functools.cache
+def blockbuster():
+    """Make the detector of calls that may wait."""
+    # Neither the command line nor a test suite has a loop to keep going.
+    busters = BlockBuster("aiommap", excluded_modules=["aiommap._cli", "aiommap.testing"])
+    # getcwd(2) asks no disk, and the answer must be the one of the moment of the call.
+    busters.functions["os.getcwd"].can_block_in("aiommap/_core/paths.py", "check")
+    return busters
 
 
 @pytest.fixture(scope="session")
