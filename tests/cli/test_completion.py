@@ -117,6 +117,7 @@ class TestColour:
         path.write_bytes(b"x" * 10_000)
         return path
 
+    @pytest.mark.slow
     def test_pipe_gets_no_colour_even_if_forced(self, file):
         forced = {**os.environ, "FORCE_COLOR": "1", "CLICOLOR_FORCE": "1", "TERM": "xterm"}
         for arguments in (["info", file], ["info", "--help"], ["prewarm", file]):

@@ -187,6 +187,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 @without_asan
 def test_advise_at_the_limit_of_mappings(path):
     with open("/proc/sys/vm/max_map_count") as file:

@@ -326,6 +326,7 @@ async def test_pycapnp_lays_out_the_same(path, track_schema):
     assert path.read_bytes() == theirs.to_bytes()
 
 
+@pytest.mark.slow
 def test_capnp_script_runs(tmp_path):
     done = subprocess.run(
         [sys.executable, str(SCRIPT), str(tmp_path / "file")], capture_output=True, text=True

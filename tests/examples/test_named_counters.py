@@ -14,6 +14,7 @@ SCRIPT = EXAMPLES / "named_counters.py"
 pytestmark = pytest.mark.anyio
 
 
+@pytest.mark.slow
 def test_counters_of_all_workers(tmp_path):
     command = [sys.executable, str(SCRIPT), str(tmp_path / "counters"), "--workers", "3"]
     done = subprocess.run(

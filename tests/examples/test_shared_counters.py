@@ -5,11 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from tests.support.example_scripts import EXAMPLES
 
 SCRIPT = EXAMPLES / "shared_counters.py"
 
 
+@pytest.mark.slow
 def test_count_requests_of_all_workers(tmp_path):
     command = [sys.executable, str(SCRIPT), str(tmp_path / "metrics")]
     done = subprocess.run(

@@ -113,6 +113,7 @@ run(main)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_errors_at_the_limit_name_it(tmp_path, backend):
     expect_alive(REFUSALS, tmp_path, backend)
@@ -143,7 +144,7 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("want", ["mapping", "descriptor"])
+@pytest.mark.parametrize("want", [pytest.param("mapping", marks=pytest.mark.slow), "descriptor"])
 def test_exit_for_want_of(path, want):
     """glibc ends a thread with the help of a library, which cannot be loaded then."""
     command = [*PYTHON, "-c", EXIT, str(path), want]

@@ -265,6 +265,7 @@ print("alive")
 """
 
 
+@pytest.mark.slow
 def test_garbage_while_a_lease_is_made(tmp_path):
     expect_alive(LEASES, tmp_path)
 

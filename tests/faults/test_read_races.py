@@ -33,7 +33,13 @@ anyio.run(main)
 
 
 @pytest.mark.parametrize("way", ["warm", "cold"])
-@pytest.mark.parametrize("options", [{}, {"mode": "c"}], ids=["shared", "private"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="shared"),
+        pytest.param({"mode": "c"}, id="private", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("length", [100, 40_000], ids=["short", "long"])
 def test_read_cut_off_while_copied_is_a_fault(tmp_path, options, way, length):
     lacking = missing()

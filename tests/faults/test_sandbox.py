@@ -174,7 +174,10 @@ def number_of(call):
     return CALLS[call][0 if platform.machine() == "x86_64" else 1]
 
 
-REFUSALS = [(call, number) for call in CALLS for number in (errno.EPERM, errno.ENOSYS)]
+REFUSALS = [
+    *(pytest.param(call, errno.EPERM, marks=pytest.mark.slow) for call in CALLS),
+    *((call, errno.ENOSYS) for call in CALLS),
+]
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,10 @@ async def calls_at_once(verb):
     return max(most, calls)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    "policy",
+    ["manual", "always", "max_dirty", pytest.param("max_dirty_small", marks=pytest.mark.slow)],
+)
 async def test_write_many_lets_others_run(path, policy):
     size = 16 * MANY
     async with aiommap.open(path, "w+", size=size, flush=POLICIES[policy]) as f:

@@ -317,9 +317,7 @@ async def test_flush_of_nothing_makes_no_hop(folder):
 async def test_rolls_use_a_standby(folder):
     async with Log.open(folder, segment_size=SEGMENT) as log:
         await log.append(bytes(50_000))
-        with anyio.fail_after(10):
-            while not log.statistics().standby_ready:
-                await anyio.lowlevel.checkpoint()
+        await until(lambda: log.statistics().standby_ready)
         await log.append(bytes(20_000))  # no room for it; and less than half of the next segment
         found = log.statistics()
         assert (found.rolls, found.segments, found.standby_ready) == (1, 2, False)

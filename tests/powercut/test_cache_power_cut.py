@@ -49,6 +49,7 @@ async def test_power_cuts_leave_no_wrong_bytes(mount, cut_folder, cuts):
     assert sum(each.bad for each in outcomes) > cuts
 
 
+@pytest.mark.slow
 async def test_in_the_boot_of_the_cut_wrong_bytes_would_be_served(mount, cut_folder):
     """The test above can fail: without the distrust of another boot it would."""
     rng = random.Random(5)

@@ -46,6 +46,7 @@ def test_questions_and_files_agree():
     assert files == set(QUESTIONS)
 
 
+@pytest.mark.slow
 def test_plots_suit_light_and_dark_pages():
     plots = pytest.importorskip(
         "benchmarks._plots", reason="needs matplotlib", exc_type=ImportError

@@ -19,6 +19,8 @@ CASES = {
     for harness in HARNESSES
     for case in re.findall(r'^    \{"(\w+)", \w+\},$', harness.read_text("utf-8"), re.MULTILINE)
 }
+#: Each takes all mappings that the kernel allows; one that does is left to the quick tests.
+SLOW = ("limit_in_threads", "limit_lifted")
 FILES = sorted(str(path.relative_to(CSRC)) for path in CSRC.rglob("*.[ch]"))
 
 #: These never see Python, so nothing Pythonic can happen in them.
@@ -259,7 +261,14 @@ def harnesses(once):
     return once("harnesses", compile_harnesses)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("foreign_")])
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=pytest.mark.slow if case in SLOW else ())
+        for case in CASES
+        if not case.startswith("foreign_")
+    ],
+)
 def test_guard_by_itself(harnesses, tmp_path, case):
     done = run(harnesses / CASES[case], case, tmp_path / "file")
     assert (done.returncode, done.stderr) == (0, "")
