@@ -118,6 +118,7 @@ class Mapping:
     residency_visible: bool  # mincore(2) tells the truth about this file
     inline_writes: bool  # settable: whether verbs may store on the loop thread at all
     flush_expected: bool  # settable: the policy flushes unasked, so no store may make that dear
+    remapping: bool  # settable: locked pages are mapped anew, and none counts as locked
     gathered: int  # how many stores are gathered, and not applied yet
     pwriting: bool  # the loop thread is in pwrite(2)
     declining: bool  # settable: inline verbs answer None
@@ -308,10 +309,7 @@ class Mapping:
         """Return the bytes of the pages of dirty_runs."""
 
     def would_dirty(self, offset: int, length: int, /) -> int:
-        """Return how many bytes a store to this range would leave dirty or in writeback.
-
-        Leases do not count.
-        """
+        """Return the bytes that a store would leave dirty or in writeback; leases do not count."""
 
     def set_inline_limits(self, written_bytes: int, sequence: int, dirty_bytes: int, /) -> None:
         """Set the counts that write_inline may not reach, and how much may be dirty in all.
@@ -322,8 +320,8 @@ class Mapping:
     def set_queued(self, start: int, end: int, /) -> None:
         """Set the range whose writes wait for a worker: no inline store overtakes them (I9)."""
 
-    def set_locked(self, ranges: list[tuple[int, int]], /) -> None:
-        """Set the sorted disjoint ranges that mlock(2) keeps in memory."""
+    def set_locked(self, offset: int, length: int, locked: bool, /) -> None:
+        """Say whether mlock(2) keeps all pages of a range in memory."""
 
     def lease(
         self,

@@ -1,4 +1,4 @@
-"""Byte ranges: the one bounds check, page rounding, and sorted disjoint sets of ranges.
+"""Byte ranges: page rounding, sorted disjoint sets of ranges, and counts of ranges that overlap.
 
 Pure: no file, no loop, no clock. Ranges are half-open, ``[offset, end)``, in bytes.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 
 def align_down(offset: int, alignment: int) -> int:
@@ -86,3 +87,72 @@ class RangeSet:
 
     def __repr__(self) -> str:
         return f"RangeSet({list(self)!r})"
+
+
+class RangeCounts:
+    """How many half-open ranges lie over each byte.
+
+    Invariants: ``_edges`` is sorted, without doubles. ``_counts[i]`` holds from ``_edges[i]`` to
+    the next edge, and differs from the count before it, which is 0 before the first edge. The last
+    count is 0.
+    """
+
+    __slots__ = ("_counts", "_edges")
+
+    def __init__(self) -> None:
+        self._edges: list[int] = []
+        self._counts: list[int] = []
+
+    def add(self, offset: int, end: int) -> None:
+        """Count one more range [offset, end)."""
+        self._change(offset, end, 1)
+
+    def remove(self, offset: int, end: int) -> None:
+        """Count one less; a range of exactly these bounds was added before."""
+        self._change(offset, end, -1)
+
+    def within(self, offset: int, end: int) -> tuple[tuple[int, int], ...]:
+        """Return the parts of [offset, end) that lie in any range."""
+        return self._parts(offset, end, covered=True)
+
+    def gaps(self, offset: int, end: int) -> tuple[tuple[int, int], ...]:
+        """Return the parts of [offset, end) that lie in none."""
+        return self._parts(offset, end, covered=False)
+
+    def _change(self, offset: int, end: int, by: int) -> None:
+        if offset >= end:
+            return
+        first, last = self._split(offset), self._split(end)
+        for at in range(first, last):
+            self._counts[at] += by
+        self._join(last)
+        self._join(first)
+
+    def _split(self, offset: int) -> int:
+        """Have an edge at an offset; return its index."""
+        at = bisect_left(self._edges, offset)
+        if at == len(self._edges) or self._edges[at] != offset:
+            self._edges.insert(at, offset)
+            self._counts.insert(at, self._before(at))
+        return at
+
+    def _join(self, at: int) -> None:
+        """Drop an edge where nothing changes any more."""
+        if self._counts[at] == self._before(at):
+            del self._edges[at], self._counts[at]
+
+    def _before(self, at: int) -> int:
+        return self._counts[at - 1] if at else 0
+
+    def _parts(self, offset: int, end: int, *, covered: bool) -> tuple[tuple[int, int], ...]:
+        if offset >= end:
+            return ()
+        first, last = bisect_right(self._edges, offset), bisect_left(self._edges, end)
+        found: list[tuple[int, int]] = []
+        bounds = pairwise((offset, *self._edges[first:last], end))
+        for at, (low, high) in enumerate(bounds, first):
+            if (self._before(at) > 0) is not covered:
+                continue
+            joins = found and found[-1][1] == low
+            found.append((found.pop()[0] if joins else low, high))
+        return tuple(found)

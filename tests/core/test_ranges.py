@@ -15,7 +15,14 @@ from hypothesis.stateful import (
 )
 
 from aiommap import OutOfBoundsError
-from tests.support.internals import RangeSet, align_down, align_up, check_range, check_tail
+from tests.support.internals import (
+    RangeCounts,
+    RangeSet,
+    align_down,
+    align_up,
+    check_range,
+    check_tail,
+)
 from tests.support.strategies import LARGEST, PAGE, WRAP, edges, examples, numbers, windows
 
 LIMIT = 4 * PAGE
@@ -265,3 +272,26 @@ def test_discard_leaves_the_rest(hole, left):
 @pytest.mark.parametrize("window", [(5, 5), (7, 3)], ids=["empty", "turned-round"])
 def test_empty_window_holds_nothing(window):
     assert RangeSet([(0, 10)]).within(*window) == ()
+
+
+@NO_DEADLINE
+@given(st.lists(st.one_of(windows(UNIVERSE), st.integers(0, 9)), max_size=30), windows(UNIVERSE))
+def test_range_counts_agree_with_integers(steps, asked):
+    """A window is added; a number removes one that was added. The model counts each integer."""
+    ranges, added = RangeCounts(), []
+    for step in steps:
+        if isinstance(step, tuple):
+            added.append(step)
+            ranges.add(*step)
+        elif added:
+            ranges.remove(*added.pop(step % len(added)))
+        covered = {number for window in added for number in range(*window)}
+        for parts, model in (
+            (ranges.within(*asked), covered & set(range(*asked))),
+            (ranges.gaps(*asked), set(range(*asked)) - covered),
+        ):
+            assert parts == tuple(RangeSet((number, number + 1) for number in sorted(model)))
+    for window in added:
+        ranges.remove(*window)
+    assert ranges.within(0, UNIVERSE) == ()
+    assert not ranges._edges  # or what is gone would cost time for ever

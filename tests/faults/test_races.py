@@ -98,7 +98,7 @@ def test_read_beside_own_shrink(tmp_path, refused, locked):
         m.populate(0, 64 * PAGE, False)
         if {locked}:
             m.lock(0, 64 * PAGE)
-            m.set_locked([(0, 64 * PAGE)])
+            m.set_locked(0, 64 * PAGE, True)
         old = b"o" * 64 * PAGE
         if {refused}:
             fail("ftruncate", 1, errno.EPERM)
@@ -300,7 +300,6 @@ print("alive")
         "m.stage(0, bytearray(1))",
         "m.write_now(0, b'x')",
         "m.read(0, SIZE)",
-        "m.set_locked([(0, PAGE)])",
         "m.flush_begin(0, SIZE)",
         "m.oldest_leases(9)",
     ],
@@ -366,7 +365,7 @@ def test_list_that_changes_while_loaded(tmp_path):
                 items.clear()
                 return 0
 
-        for call in (m.set_locked, m.flush_end, m.write_many):
+        for call in (m.flush_end, m.write_many):
             for _ in range(3):
                 items = [(Evil(), memoryview(b"x") if call == m.write_many else PAGE)] * 50
                 call(items)

@@ -274,7 +274,7 @@ def test_page_cut_off_is_not_present(mapping):
 
 def test_read_outside_locked_pages(mapping, tmp_path):
     mapping.populate(0, PAGE_SIZE, True)
-    mapping.set_locked([(0, PAGE_SIZE)])
+    mapping.set_locked(0, PAGE_SIZE, True)
     os.truncate(tmp_path / "file", PAGE_SIZE)
     assert mapping.read_nowait(0, PAGE_SIZE) == bytes(PAGE_SIZE)
     assert mapping.read_nowait(0, PAGE_SIZE + 1) is None

@@ -11,7 +11,7 @@ import pytest
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
-from tests.support.internals import PIECE_BYTES, Pager, RangeSet
+from tests.support.internals import PIECE_BYTES, Pager, core_of
 
 pytestmark = pytest.mark.anyio
 SIZE = 3 * PIECE_BYTES
@@ -105,44 +105,61 @@ async def test_lock_again_in_the_new_mapping(tmp_path):
         assert locked_bytes(path) >= SIZE
 
 
-async def test_locked_ranges_are_not_joined_again(tmp_path, monkeypatch):
-    added = []
-    add = RangeSet.add
+class Published:
+    """Passes all on to a mapping, and keeps the pages whose reads make no system call."""
 
-    def counted(self, offset, end):
-        added.append((offset, end))
-        add(self, offset, end)
+    def __init__(self, mapping):
+        self.mapping = mapping
+        self.pages = set()
+        self.changed = []
 
+    def __getattr__(self, name):
+        return getattr(self.mapping, name)
+
+    def set_locked(self, offset, length, locked):
+        pages = range(offset // PAGE, (offset + length) // PAGE)
+        self.changed.append(len(pages))
+        self.pages = self.pages | set(pages) if locked else self.pages - set(pages)
+        self.mapping.set_locked(offset, length, locked)
+
+
+@pytest.fixture
+def published(monkeypatch):
+    """Return what makes the mapping of a file tell what is published."""
+
+    def watch(f):
+        spy = Published(core_of(f).mapping)
+        monkeypatch.setattr(core_of(f), "mapping", spy)
+        return spy
+
+    return watch
+
+
+async def test_a_locked_range_costs_the_same_however_many_there_are(tmp_path, published):
     count = 100
     async with aiommap.open(tmp_path / "file", "w+", size=count * 2 * PAGE) as f:
         await f.prewarm(write=True)
+        spy = published(f)
         async with contextlib.AsyncExitStack() as stack:
-            monkeypatch.setattr(RangeSet, "add", counted)
             for at in range(count):
                 await stack.enter_async_context(f.locked(at * 2 * PAGE, PAGE))
-        # Each is put in when it is pinned, and once more to see what of it is to be unpinned.
-        assert len(added) <= 3 * count
+            assert spy.pages == set(range(0, 2 * count, 2))
+        assert spy.pages == set()
+        assert spy.changed == [1] * 2 * count
 
 
-async def test_locked_ranges_that_overlap(path, monkeypatch):
-    published = []  # the ranges whose reads make no system call
-    each = RangeSet.__iter__
-
-    def spy(self):
-        published[:] = each(self)
-        return iter(published.copy())
-
-    monkeypatch.setattr(RangeSet, "__iter__", spy)
+async def test_locked_ranges_that_overlap(path, published):
     async with aiommap.open(path, "r+") as f, contextlib.AsyncExitStack() as stack:
         before = locked_bytes(path)
+        spy = published(f)
         await stack.enter_async_context(f.locked(0, 4 * PAGE))
         async with f.locked(2 * PAGE, 4 * PAGE), f.locked(8 * PAGE, PAGE):
-            assert published == [(0, 6 * PAGE), (8 * PAGE, 9 * PAGE)]
+            assert spy.pages == {0, 1, 2, 3, 4, 5, 8}
             assert locked_bytes(path) - before == 7 * PAGE
-        assert published == [(0, 4 * PAGE)]
+        assert spy.pages == {0, 1, 2, 3}
         async with f.locked(0, 4 * PAGE), f.locked(PAGE + 5, 0):
             await stack.aclose()
-            assert published == [(0, 4 * PAGE)]
+            assert spy.pages == {0, 1, 2, 3}
             assert locked_bytes(path) - before == 4 * PAGE
         async with f.locked(PAGE + 5, 0):
-            assert published == []
+            assert spy.pages == set()

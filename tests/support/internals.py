@@ -142,6 +142,7 @@ search_frames = _native.search_frames
 Pager = pager.Pager
 
 # aiommap._ranges
+RangeCounts = _ranges.RangeCounts
 RangeSet = _ranges.RangeSet
 align_down = _ranges.align_down
 align_up = _ranges.align_up

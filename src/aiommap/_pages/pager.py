@@ -2,7 +2,8 @@
 
 Invariants.
   1  The pager publishes a range, so that reads of it make no system call, only while every page of
-     it is pinned. It publishes nothing while pages are being remapped, and pins them again then.
+     it is pinned. What is published does not count while pages are being remapped, until the pager
+     has pinned them again; if that fails, until it succeeds.
   2  If pages are remapped while a range is being pinned, the pager pins the range again from its
      start: ``_generation`` shows that.
 """
@@ -14,8 +15,9 @@ import math
 import os
 import resource
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 from .._advice import Advice
 from .._core.faults import FULL
@@ -23,7 +25,7 @@ from .._core.file_core import FileCore
 from .._core.mapping_limit import mapping_limit, naming_the_limit
 from .._errors import OutOfBoundsError, UnsupportedError, name_file
 from .._native import PAGE_SIZE, PIECE_BYTES
-from .._ranges import RangeSet, align_down, align_up
+from .._ranges import RangeCounts, RangeSet, align_down, align_up
 from .._runtime.threads import Mutex
 from .._runtime.tracing import traced
 from .._runtime.workers import OnCancel
@@ -41,19 +43,26 @@ READ_AHEAD_BYTES = 32 * PIECE_BYTES
 Progress = Callable[[int, int], object]
 
 
+class PinnedRange(NamedTuple):
+    """One range that ``lock`` pinned; whole pages."""
+
+    offset: int
+    end: int
+    #: Whether every page of it was present; if not, it has holes and is never published.
+    whole: bool
+
+
 class Pager:
     """Paging verbs of one file. The caller checks ranges."""
 
     __slots__ = (
         "_core",
+        "_counting",
         "_generation",
-        "_locks",
-        "_moving",
-        "_pinned",
         "_pinning",
-        "_publishing",
-        "_sparse_locks",
+        "_sparse",
         "_wanted",
+        "_whole",
         "huge_page_bytes",
     )
 
@@ -61,21 +70,17 @@ class Pager:
         self._core = core
         #: What the last count of them found.
         self.huge_page_bytes: int | None = None
-        #: Ranges that are pinned or being pinned: leaving another block must not unpin them.
-        self._wanted: list[tuple[int, int]] = []
         #: Serializes pinning and unpinning. Only worker threads take it.
         self._pinning = Mutex()
-        self._locks: list[tuple[int, int]] = []
-        #: What those cover, kept up with them: it takes long to put together.
-        self._pinned = RangeSet()
-        #: Pinned except for their holes, so never published.
-        self._sparse_locks: list[tuple[int, int]] = []
-        #: How often pages were remapped, and whether they are being remapped or could not be pinned
-        #: again. Only the worker that remaps writes these; one does at a time.
+        #: Held for moments by any thread, for the counts.
+        self._counting = Mutex()
+        #: Pinned or being pinned: leaving another block must not unpin them.
+        self._wanted = RangeCounts()
+        #: Pinned, by whether every page was present.
+        self._whole = RangeCounts()
+        self._sparse = RangeCounts()
+        #: How often pages were remapped. Only the worker that remaps writes it; one does at a time.
         self._generation = 0
-        self._moving = False
-        #: Keeps the published ranges in step with ``_moving``; any thread holds it for moments.
-        self._publishing = Mutex()
 
     async def prewarm(
         self, offset: int, length: int, *, write: bool, progress: Progress | None
@@ -155,27 +160,30 @@ class Pager:
             what = f"start write-back of {core.path}"
             raise UnsupportedError(what, reason, errno.ENOSYS) from error
 
-    async def lock(self, offset: int, length: int) -> tuple[int, int]:
+    async def lock(self, offset: int, length: int) -> PinnedRange:
         """Pin a range; the result goes to ``unlock``."""
         end = align_up(offset + length, PAGE_SIZE)
         span = (align_down(offset, PAGE_SIZE), end) if length else (offset, offset)
-        self._wanted.append(span)
+        with self._counting:
+            self._wanted.add(*span)
         try:
             while True:
                 generation = self._generation
-                whole = await self._pin(offset, offset + length)
+                pinned = PinnedRange(*span, await self._pin(offset, offset + length))
                 # Before the generation is read: a remap increments it and then pins these.
-                self._add_lock(span, whole=whole)
+                with self._counting:
+                    self._alike(pinned).add(*span)
                 if generation == self._generation:
                     break
-                self._remove_lock(span)
-                self._publish()
+                self._forget(pinned)
         except BaseException:
-            self._wanted.remove(span)
+            with self._counting:
+                self._wanted.remove(*span)
             await self._unpin(span)
             raise
-        self._publish()
-        return span
+        if pinned.whole:
+            self._core.mapping.set_locked(span[0], span[1] - span[0], True)
+        return pinned
 
     async def _pin(self, at: int, end: int) -> bool:
         """Pin a range; tell whether every page of it is present, so that it has no hole."""
@@ -188,30 +196,25 @@ class Pager:
             at += piece
         return whole
 
-    async def unlock(self, span: tuple[int, int]) -> None:
+    async def unlock(self, pinned: PinnedRange) -> None:
         """Unpin a range, except for bytes that other locks still cover."""
-        self._remove_lock(span)
-        self._wanted.remove(span)
-        self._publish()
+        span = (pinned.offset, pinned.end)
+        self._forget(pinned)
+        with self._counting:
+            self._wanted.remove(*span)
         await self._unpin(span)
 
-    def _add_lock(self, span: tuple[int, int], *, whole: bool) -> None:
-        if not whole:
-            self._sparse_locks.append(span)
-            return
-        with self._publishing:
-            self._locks.append(span)
-            self._pinned.add(*span)
+    def _alike(self, pinned: PinnedRange) -> RangeCounts:
+        return self._whole if pinned.whole else self._sparse
 
-    def _remove_lock(self, span: tuple[int, int]) -> None:
-        if span not in self._locks:
-            self._sparse_locks.remove(span)
-            return
-        with self._publishing:
-            self._locks.remove(span)
-            self._pinned.discard(*span)
-            for lock in _overlapping(self._locks, span):
-                self._pinned.add(*lock)
+    def _forget(self, pinned: PinnedRange) -> None:
+        """Count a range no longer, and publish no more of it than others have published."""
+        offset, end, whole = pinned
+        with self._counting:
+            self._alike(pinned).remove(offset, end)
+            bare = self._whole.gaps(offset, end) if whole else ()
+        for start, stop in bare:
+            self._core.mapping.set_locked(start, stop - start, False)
 
     async def _unpin(self, span: tuple[int, int]) -> None:
         core = self._core
@@ -226,35 +229,26 @@ class Pager:
                     name_file(error, core.path)
                     raise
 
-    def _publish(self) -> None:
-        with self._publishing:
-            ranges = [] if self._moving else list(self._pinned)
-            self._core.mapping.set_locked(ranges)
-
     # Worker threads only, from here on.
 
     @contextmanager
     def remapping(self) -> Iterator[None]:
         """Remap pages in this block, and pin at its end again what was pinned (pager.1)."""
-        self._moving = True
-        self._publish()
+        mapping = self._core.mapping
+        mapping.remapping = True
         try:
             yield
         finally:
             self._generation += 1
-            self._relock()  # if that fails, nothing is published until it succeeds
-            self._moving = False
-            self._publish()
-
-    def _locked_within(self, size: int) -> tuple[tuple[int, int], ...]:
-        with self._publishing:
-            return self._pinned.within(0, size)
+            self._relock()
+            mapping.remapping = False
 
     def _relock(self) -> None:
         with self._pinning:
             size = self._core.mapping.size
-            sparse = [(*span, True) for span in RangeSet(self._sparse_locks).within(0, size)]
-            whole = [(*span, False) for span in self._locked_within(size)]
+            with self._counting:
+                sparse = [(*span, True) for span in self._sparse.within(0, size)]
+                whole = [(*span, False) for span in self._whole.within(0, size)]
             for offset, end, later in (*sparse, *whole):
                 try:
                     lock = self._core.mapping.lock_later if later else self._core.mapping.lock
@@ -316,7 +310,7 @@ class Pager:
                     "as many as vm.max_map_count allows: advise the whole file, map fewer files, "
                     "or raise that limit"
                 )
-            elif any(start < offset + length and offset < end for start, end in (*self._wanted,)):
+            elif self._is_wanted(offset, offset + length):
                 reason = "pages of the range are pinned, by locked() or lock=True: unpin them first"
             what = f"advise {advice.name} of {self._core.path}"
             raise UnsupportedError(what, reason, error.errno) from error
@@ -343,6 +337,10 @@ class Pager:
             raise self._explain_lock(error, offset, length) from error
         return not later
 
+    def _is_wanted(self, offset: int, end: int) -> bool:
+        with self._counting:
+            return bool(self._wanted.within(offset, end))
+
     def _explain_lock(self, error: OSError, offset: int, length: int) -> OSError:
         number = error.errno or errno.ENOMEM
         limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
@@ -362,15 +360,10 @@ class Pager:
         return OSError(number, reason, self._core.path)
 
     def _unlock_rest(self, span: tuple[int, int]) -> None:
-        free = RangeSet([span])
+        offset, end = span
         with self._pinning:
-            for offset, end in _overlapping(tuple(self._wanted), span):
-                free.discard(offset, end)
-            for offset, end in free.within(0, self._core.mapping.size):
+            with self._counting:
+                free = self._wanted.gaps(offset, min(end, self._core.mapping.size))
+            for start, stop in free:
                 with suppress(OutOfBoundsError):  # a tail that was cut off is not pinned any more
-                    self._core.mapping.unlock(offset, end - offset)
-
-
-def _overlapping(spans: Iterable[tuple[int, int]], span: tuple[int, int]) -> list[tuple[int, int]]:
-    low, high = span
-    return [(offset, end) for offset, end in spans if offset < high and low < end]
+                    self._core.mapping.unlock(start, stop - start)

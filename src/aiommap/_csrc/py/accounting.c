@@ -59,7 +59,7 @@ void account_size(Mapping *self)
 bool account_reserve(Mapping *self, size_t pages)
 {
     return pages_reserve(&self->dirty, pages) && pages_reserve(&self->ready, pages) &&
-           pages_reserve(&self->cached, pages);
+           pages_reserve(&self->cached, pages) && pages_reserve(&self->locked, pages);
 }
 
 void account_free(Mapping *self)
@@ -67,6 +67,15 @@ void account_free(Mapping *self)
     pages_free(&self->dirty);
     pages_free(&self->ready);
     pages_free(&self->cached);
+    pages_free(&self->locked);
+}
+
+void account_locked(Mapping *self, size_t first, size_t end, bool locked)
+{
+    if (locked)
+        pages_insert(&self->locked, first, end);
+    else
+        pages_remove(&self->locked, first, end);
 }
 
 /* A flush begins: what was written since the last one says how much the next one may have. Half of it

@@ -51,6 +51,15 @@ static inline bool flush_is_near(const Mapping *self)
     return self->flush_expected || self->sequence - self->flush_sequence < most;
 }
 
+/* Take note that mlock(2) keeps pages in memory, or no longer does. Where there is no memory for the
+ * note, they are read as others are. */
+void account_locked(Mapping *self, size_t first, size_t end, bool locked);
+
+static inline bool pages_are_locked(const Mapping *self, size_t first, size_t end)
+{
+    return self->locked.members && !self->remapping && pages_has_all(&self->locked, first, end);
+}
+
 /* Empty `ready` and `cached`. */
 void account_expire_present(Mapping *self, int64_t now);
 

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 
+#include "accounting.h"
 #include "buffer.h"
 #include "pin.h"
 #include "pool_object.h"
@@ -108,14 +109,12 @@ static bool read_cached(Mapping *self, char *to, int64_t offset, size_t length)
 /* True when `length` bytes were read without waiting. Needs a valid range. */
 static bool read_now(Mapping *self, char *to, int64_t offset, size_t length)
 {
-    if (length == 0)
+    size_t first, end;
+    if (!pages_of(offset, (int64_t)length, &first, &end))
         return true;
-    if (self->locked.count && spans_cover(&self->locked, offset, offset + (int64_t)length) &&
-        mapping_is_current(self))
+    if (pages_are_locked(self, first, end) && mapping_is_current(self))
         return copy_present(self, to, offset, length);
     if (self->private_copy) {
-        size_t first, end;
-        pages_of(offset, (int64_t)length, &first, &end);
         /* Private pages are not in the file: only the mapping has them. */
         if (pages_has_any(&self->dirty, first, end))
             return mapping_sees_residency(self) && mapping_is_current(self) &&
@@ -190,15 +189,16 @@ PyObject *mapping_read_into_inline(Mapping *self, PyObject *const *args, Py_ssiz
     return PyLong_FromSsize_t(length);
 }
 
-PyObject *mapping_set_locked(Mapping *self, PyObject *ranges)
+PyObject *mapping_set_locked(Mapping *self, PyObject *args)
 {
-    if (!PyList_CheckExact(ranges))
-        return PyErr_Format(PyExc_TypeError, "set_locked needs a list of (offset, end)");
-    Py_ssize_t count = 0;
-    struct run *runs = runs_of(ranges, &count);
-    if (!runs)
+    size_t first, end;
+    long long offset, length, room = (long long)(self->locked.count << page_shift);
+    int locked;
+    if (!PyArg_ParseTuple(args, "LLp:set_locked", &offset, &length, &locked))
         return NULL;
-    PyMem_Free(self->locked.runs);
-    self->locked = (struct spans){.runs = runs, .count = (size_t)count};
+    if (!range_is_valid(offset, length, room))
+        return PyErr_Format(PyExc_ValueError, "%lld bytes at %lld were never mapped", length, offset);
+    if (pages_of(offset, length, &first, &end))
+        account_locked(self, first, end, locked);
     Py_RETURN_NONE;
 }

@@ -71,6 +71,6 @@ PyObject *mapping_stage(Mapping *self, PyObject *const *args, Py_ssize_t count);
 
 PyObject *mapping_set_inline_limits(Mapping *self, PyObject *args);
 PyObject *mapping_set_queued(Mapping *self, PyObject *args);
-PyObject *mapping_set_locked(Mapping *self, PyObject *ranges);
+PyObject *mapping_set_locked(Mapping *self, PyObject *args);
 
 #endif

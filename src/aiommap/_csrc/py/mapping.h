@@ -117,6 +117,7 @@ typedef struct {
     bool declining;     /* inline verbs answer None: it is being closed, or a test says so */
     bool inline_writes; /* off for policy "always", after a failed flush, while closing */
     bool flush_expected; /* the policy flushes without being asked */
+    bool remapping; /* locked pages are mapped anew, and none counts as locked until all are again */
     uint64_t durable_sequence; /* every write up to this one is durable */
 
     /* GIL; written by mapping_type.c and resize.c. */
@@ -144,6 +145,7 @@ typedef struct {
     struct pages dirty;    /* stored to since the last flush; in mode "c": private pages */
     struct pages ready;    /* stored to through the mapping within READY_NS: present, writable */
     struct pages cached;   /* written or loaded within READY_NS: present */
+    struct pages locked;   /* mlock(2) keeps them in memory */
     int64_t ready_since;   /* when `ready` and `cached` were last emptied */
     bool dirty_folios;     /* some of `dirty` was stored to through the mapping */
     int64_t dirty_since;   /* when the oldest page of `dirty` was stored to; 0 when clean */
@@ -157,7 +159,6 @@ typedef struct {
 
     /* GIL; written by inline.c. */
     bool nowait; /* cleared for good when the file system refuses RWF_NOWAIT */
-    struct spans locked; /* ranges that mlock(2) keeps in memory */
 
     /* GIL; written by gather.c and inline_write.c. */
     struct inline_limits inline_limits;

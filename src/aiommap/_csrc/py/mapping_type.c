@@ -176,7 +176,6 @@ static void mapping_dealloc(Mapping *self)
     Py_XDECREF(mapping_close(self, NULL));
     mapping_clear(self);
     account_free(self);
-    PyMem_Free(self->locked.runs);
     guard_remove();
     object_free(self);
 }
@@ -289,6 +288,7 @@ static PyMemberDef mapping_members[] = {
     FIELD(in_memory, T_BOOL, READONLY),
     FIELD(inline_writes, T_BOOL, 0),
     FIELD(flush_expected, T_BOOL, 0),
+    FIELD(remapping, T_BOOL, 0),
     FIELD(pwriting, T_BOOL, READONLY),
     {"gathered", T_PYSSIZET, offsetof(Mapping, gather.count), READONLY, NULL},
     FIELD(cut_suspected, T_BOOL, 0),
@@ -356,7 +356,7 @@ static PyMethodDef mapping_methods[] = { /* documented in _native.pyi */
     ARGS("would_dirty", mapping_would_dirty),
     ARGS("set_inline_limits", mapping_set_inline_limits),
     ARGS("set_queued", mapping_set_queued),
-    ONE("set_locked", mapping_set_locked),
+    ARGS("set_locked", mapping_set_locked),
     ARGS("rebase", mapping_rebase),
     ARGS("truncate", mapping_truncate),
     ARGS("extend", mapping_extend),

@@ -1,18 +1,5 @@
 #include "runs.h"
 
-bool spans_cover(const struct spans *spans, int64_t offset, int64_t end)
-{
-    size_t low = 0, high = spans->count;
-    while (low < high) { /* the last span that starts at or before offset */
-        size_t middle = (low + high) / 2;
-        if (spans->runs[middle].start <= offset)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return low > 0 && end <= spans->runs[low - 1].end;
-}
-
 PyObject *list_of_runs(const struct run *runs, Py_ssize_t count)
 {
     PyObject *list = PyList_New(count);

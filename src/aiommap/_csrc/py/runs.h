@@ -9,11 +9,6 @@ struct run { /* the caller's own */
     int64_t start, end;
 };
 
-struct spans { /* GIL; written by inline.c */
-    struct run *runs; /* sorted and disjoint */
-    size_t count;
-};
-
 /* No address is formed before this returned true (I3). */
 static inline bool range_is_valid(int64_t offset, int64_t length, int64_t limit)
 {
@@ -24,8 +19,6 @@ static inline bool runs_overlap(int64_t start, int64_t end, int64_t other_start,
 {
     return start < other_end && other_start < end;
 }
-
-bool spans_cover(const struct spans *spans, int64_t offset, int64_t end);
 
 /* [(start, end), ...]; NULL with an exception. */
 PyObject *list_of_runs(const struct run *runs, Py_ssize_t count);

@@ -56,7 +56,7 @@ bool words_present(const Words *self, int64_t at, int64_t now)
     account_refresh(mapping, now);
     if (page_is(mapping, page_of(at), PRESENCE_CACHED))
         return true;
-    if (mapping->locked.count && spans_cover(&mapping->locked, at, at + self->width))
+    if (pages_are_locked(mapping, page_of(at), page_of(at) + 1))
         return true;
     return mapping_sees_residency(mapping) &&
            region_is_resident(mapping->region, (size_t)at, self->width);
