@@ -9,7 +9,6 @@ request is a fault: the page behind the next byte cannot be reached. Errors of s
 raised as ``OSError``.
 """
 
-from collections.abc import Sequence
 from typing import Any, Literal, Protocol, Self, SupportsIndex, TypeAlias, final, overload
 
 from typing_extensions import Buffer
@@ -24,13 +23,13 @@ from ._native_log import find_record as find_record
 from ._native_log import search_frames as search_frames
 from ._native_log import start_writeback as start_writeback
 from ._native_pool import Pool as Pool
+from ._native_pool import PoolCommit as PoolCommit
 from ._native_pool import PoolQueue as PoolQueue
 from ._native_pool import PoolRead as PoolRead
+from ._native_pool import Tell
 
 #: A write that was checked: an offset, and the bytes to store there.
 _Store: TypeAlias = tuple[int, bytes | memoryview]
-_Flushed: TypeAlias = tuple[int, int, tuple[int, int]]
-_Commit: TypeAlias = tuple[list[Receipt], bool, int, int, tuple[int, int]]
 
 PAGE_SIZE: int
 """Bytes of a page of memory, the unit in which files are mapped; asked of the system."""
@@ -219,13 +218,12 @@ class Mapping:
         stored: the pages cannot be reached, or the file became shorter after the check.
         """
 
-    def commit(self, items: list[_Store], /) -> _Commit | list[Receipt | tuple[int, int]] | None:
-        """Store, fdatasync(2) and stat if nothing is dirty; otherwise do nothing and return None.
+    def begin_commit(self, queue: PoolQueue, items: list[Any], tell: Tell, /) -> PoolCommit | None:
+        """Store, fdatasync(2) and stat; None if something is dirty, or the pool cannot.
 
-        Returns receipts; whether no other write was counted meanwhile; how many bytes of pages
-        were flushed; where the last store ends; and the result of ``stat``. The pages stay in
-        writeback until ``flush_end``. If a store stopped short, it flushes nothing and returns the
-        result of ``write_many``. If the flush failed it raises OSError; what was stored is dirty.
+        Outcome: receipts; whether no other write was counted; bytes of pages flushed; where the
+        last store ends; ``stat``; the pages stay in writeback until ``flush_end``. If a store
+        stopped short, that of ``write_many``. If the flush failed, the errno; all stored is dirty.
         """
 
     def append_through(self, descriptor: int, /) -> None:
@@ -247,8 +245,8 @@ class Mapping:
         """
 
     def awaits_flush(self, receipt: Receipt, /) -> bool: ...  # is not known to be durable
-    def flush_receipts(self, receipts: Sequence[Receipt], /) -> _Flushed | None:
-        """fdatasync(2) and stat, as ``commit``; None if much is dirty but the pages of these."""
+    def begin_flush(self, queue: PoolQueue, asked: list[Any], tell: Tell, /) -> PoolCommit | None:
+        """fdatasync(2) and stat, for receipts or (start, end); the same without the first two."""
 
     def sync(self, metadata: bool, /) -> None:
         """fsync(2) or fdatasync(2); F_FULLFSYNC on macOS."""

@@ -3,9 +3,12 @@
 Conventions as in ``_native.pyi``, which has all of these; "waits" says what is for worker threads.
 """
 
+from collections.abc import Callable
 from typing import Any, Self, final
 
 from typing_extensions import Buffer
+
+from ._native_pool import PoolCommit, PoolQueue
 
 def crc32c(data: Buffer, crc: int = 0, by_table: bool = False, /) -> int:
     """Continue a CRC32C; by tables only if so asked, for tests."""
@@ -115,11 +118,20 @@ class LogWriter:
     def store(self, items: list[Any], start: int, /) -> int:
         """Store as many items from ``start`` on as fit into the segment; how many (waits)."""
 
-    def commit(self, items: list[Any], sync: bool, /) -> tuple[int, int] | None:
-        """Store all items, sync if wanted, and publish (waits); None if that is not one store.
+    def begin_commit(
+        self,
+        queue: PoolQueue,
+        items: list[Any],
+        sync: bool,
+        tell: Callable[[PoolCommit], object],
+        /,
+    ) -> PoolCommit | None:
+        """Store all items, sync if wanted, and publish.
 
-        Returns 0 and an errno if the store failed, 1 and an errno if the sync did, 2 and an errno
-        or 0 for the rest.
+        None if that is not one store, or the pool cannot.
+
+        The outcome is 0 and an errno if the store failed, 1 and an errno if the sync did, 2 and an
+        errno or 0 for the rest.
         """
 
     def mark(self, kind: int, data: Buffer, /) -> int:

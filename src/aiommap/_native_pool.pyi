@@ -25,6 +25,24 @@ class PoolRead:
         """Set no waiter any more, and run nothing that has not begun; tell if nothing runs now."""
 
 @final
+class PoolCommit:
+    """A call that stores or makes durable, and that is not taken back.
+
+    Its function ``tell`` is called on the loop with this when the call was made.
+    """
+
+    #: Whether all went well and nothing suspicious was seen. Only before ``outcome``.
+    succeeded: bool
+
+    def wait(self) -> None:
+        """Wait until the call was made (waits)."""
+
+    def outcome(self) -> Any:
+        """Count what was done, the first time; the outcome. RuntimeError before that is there."""
+
+Tell: TypeAlias = Callable[[PoolCommit], object]
+
+@final
 class PoolQueue:
     """The place of one file in a pool."""
 
@@ -55,9 +73,12 @@ class PoolQueue:
 class Pool:
     """Threads that make calls which wait; they are started when there is something to do."""
 
-    #: Jobs that were begun and whose outcome nobody was told yet.
+    #: Jobs that were begun and whose outcome nobody was told yet; how many of them are commits.
     in_flight: int
+    commits: int
     threads: int
+    #: Settable: no more commits are taken, as nobody calls ``drain`` when they land.
+    deaf: bool
 
     def __new__(cls, make_waiter: Callable[[], Any], call_soon: Callable[..., object], /) -> Pool:
         """Make a pool for a loop.

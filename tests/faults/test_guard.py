@@ -9,6 +9,7 @@ import signal
 
 import pytest
 
+from tests.support.gates import expect_gated
 from tests.support.scripts import expect_alive, run_script
 
 
@@ -299,6 +300,7 @@ def hooked(self, limiter, function, ended):
     return start(self, limiter, act, ended)
 
 Workers._start = hooked
+Workers.flush_queue = lambda *_: None  # what the engine does meanwhile is for the next test
 
 async def main():
     name = make()
@@ -330,6 +332,34 @@ def test_flush_during_a_lost_store_fails(tmp_path, verb):
     """The file has its size again when it ends, so nothing but the poison can tell."""
     later = "receipt.wait_durable, lambda: f.flush_range(receipt),"
     expect_alive(UNDER_A_VERB.replace("{verb}", verb).replace("{later}", later), tmp_path)
+
+
+UNDER_THE_ENGINE = """
+async def main():
+    name = make()
+    f = await aiommap.open(name, "r+")
+    memory = f.view().memory
+    receipt = await f.write(0, b"new")
+    arm("fdatasync")
+    async with anyio.create_task_group() as group:
+        group.start_soon(expect_poisoned, 4 * PAGE, {verb})
+        assert await anyio.to_thread.run_sync(gate.gate_reached)
+        os.truncate(name, 2 * PAGE)
+        assert memory[4 * PAGE] == 0
+        os.truncate(name, SIZE)
+        gate.gate_open()
+    assert not receipt.durable
+    if not f.closed:
+        await expect_poisoned(4 * PAGE, receipt.wait_durable, f.flush, f.aclose)
+
+run(main)
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+@pytest.mark.parametrize("verb", ["f.flush", "f.aclose"])
+def test_commit_during_a_lost_store_fails(tmp_path, backend, verb):
+    expect_gated(UNDER_THE_ENGINE.replace("{verb}", verb), tmp_path, backend)
 
 
 def test_store_during_a_lost_page_fails(tmp_path):

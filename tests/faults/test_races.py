@@ -274,6 +274,7 @@ CLOSED_BY_GARBAGE = """
 fd = os.open(make(), os.O_RDWR)
 m = aiommap._native.Mapping(fd, SIZE, SIZE, FLAGS)
 m.attach(object(), aiommap._native.Receipt)
+queue = aiommap._native.Pool(object, print).queue(1, 16, 1)
 keep = [[] for _ in range(300)]  # empties the free list of lists
 gc.callbacks.append(lambda phase, info: m.close())
 gc.set_threshold(1)
@@ -296,7 +297,7 @@ print("alive")
         "m.lease(0, SIZE, True)",
         "m.lease_growable(0, SIZE)",
         "m.write_many([(0, memoryview(b'x'))])",
-        "m.commit([(0, memoryview(b'x'))])",
+        "m.begin_commit(queue, [(0, memoryview(b'x'))], print)",
         "m.stage(0, bytearray(1))",
         "m.write_now(0, b'x')",
         "m.read(0, SIZE)",
@@ -312,6 +313,7 @@ CLOSED_BY_BUFFER = """
 fd = os.open(make(), os.O_RDWR)
 m = aiommap._native.Mapping(fd, SIZE, SIZE, FLAGS)
 m.attach(object(), aiommap._native.Receipt)
+queue = aiommap._native.Pool(object, print).queue(1, 16, 1)
 aiommap._native.time_slice_renew(aiommap._native.time_slice_yield())
 
 class Evil:
@@ -344,7 +346,7 @@ print("alive")
         "m.read_into_inline(0, Evil(40960))",
         "m.read_into(0, Evil(40960))",
         "m.write_many(stores)",
-        "m.commit(stores)",
+        "m.begin_commit(queue, stores, print)",
     ],
 )
 def test_buffer_that_changes_what_it_is_for(tmp_path, verb, does):

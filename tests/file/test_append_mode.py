@@ -17,6 +17,7 @@ from aiommap.testing import full_disk
 from tests.support.gates import expect_gated
 from tests.support.scripts import expect_alive
 from tests.support.strict import PYTHON
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -96,7 +97,8 @@ async def test_append_mode_keeps_descriptors_in_balance(path):
             await f.append(b"x")
         with pytest.raises(ValueError, match="size"):
             aiommap.open(path, "a+", size=-1)
-    assert len(os.listdir("/proc/self/fd")) == before
+    # The engine closes a turn of the loop after its last hub.
+    await until(lambda: len(os.listdir("/proc/self/fd")) <= before)
 
 
 @pytest.mark.parametrize("rounds", [15, pytest.param(60, marks=pytest.mark.slow)])

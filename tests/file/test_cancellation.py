@@ -76,8 +76,7 @@ RESULTS = {
 }
 #: Their threads are left behind: they only fill a buffer of their own.
 ABANDONED = ("read", "read_many", "chunks")
-#: May be waited out also while no thread is free: a batch has begun once its queue took it, and a
-#: lock that was not taken is undone by a hop of its own.
+#: May be waited out while no thread is free: a batch that its queue took, a lock to be undone.
 WAITED_OUT = (
     "write",
     "write_many",
@@ -166,9 +165,9 @@ class Gate:
 
 @pytest.fixture
 def gate(monkeypatch):
-    """Reads go to workers, too: tests/file/test_engine.py has those at work in the engine."""
+    """All goes to workers: test_engine.py has what is at work in the engine."""
     made = Gate()
-    monkeypatch.setattr(Workers, "queue", lambda *_: None)
+    monkeypatch.setattr(Workers, "_keep_engine", lambda _: None)
     start = Workers._start
     monkeypatch.setattr(
         Workers,
@@ -476,6 +475,7 @@ async def test_hub_cancelled_waits_for_every_file(path, way, monkeypatch):
         return flushing(self, requests)
 
     monkeypatch.setattr(Writeback, "_flush", held)
+    monkeypatch.setattr(Workers, "_keep_engine", lambda _: None)
     hub = aiommap.Hub()
     for name in ("first", "second"):
         made = path.with_name(name)

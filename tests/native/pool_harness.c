@@ -232,6 +232,28 @@ static void pool_reads(void)
     pool_drop(pool);
 }
 
+/* One at a time, while others are handed over in lists, withdrawn and landed. */
+static void pool_takes_single_jobs(void)
+{
+    begin_pool();
+    begin_queue(0, 1, 4, 1);
+    begin_queue(1, 2, POOL_NO_LIMIT, 1);
+    for (size_t round = 0; round < 40; round++) {
+        size_t withdrawn = 0;
+        submit(0, 20, 0, false);
+        for (size_t i = 20; i < 40; i++) {
+            jobs[i] = (struct held_job){.job = {.queue = &queues[1], .run = run_held}, .may_end = 1};
+            EXPECT(pool_submit_one(pool, &jobs[i].job));
+            withdrawn += pool_withdraw(pool, &jobs[i - 20].job);
+        }
+        land(40 - withdrawn, NULL);
+        EXPECT(begun(20, 20) == 20 && !pool_landed(pool));
+    }
+    pool_queue_drop(pool, &queues[0]);
+    pool_queue_drop(pool, &queues[1]);
+    pool_drop(pool);
+}
+
 /* Dropped at every moment of the life of its threads. */
 static void pool_ends(void)
 {
@@ -253,6 +275,7 @@ static const struct test_case cases[] = {
     {"pool_stays_small", pool_stays_small},
     {"pool_withdraws", pool_withdraws},
     {"pool_reads", pool_reads},
+    {"pool_takes_single_jobs", pool_takes_single_jobs},
     {"pool_ends", pool_ends},
 };
 

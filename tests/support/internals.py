@@ -132,6 +132,7 @@ Blocks = _native.Blocks
 LogCursor = _native.LogCursor
 LogRecord = _native.LogRecord
 LogWriter = _native.LogWriter
+PoolCommit = _native.PoolCommit
 Mapping = _native.Mapping
 PIECE_BYTES = _native.PIECE_BYTES
 crc32c = _native.crc32c

@@ -17,7 +17,7 @@ def held(workers, *limiters):
         yield
     finally:
         for limiter in taken:
-            workers.release(limiter)
+            limiter.give()
 
 
 @contextmanager

@@ -21,15 +21,15 @@ from typing import Self
 
 import anyio
 
-from tests.support.internals import LogCursor, LogWriter, Mapping
+from tests.support.internals import LogCursor, LogWriter, Mapping, PoolCommit
 
 PACKAGE = "aiommap"
 
 #: Verbs of the native module for worker threads: they may wait for a disk.
 NATIVE = frozenset(
-    "adopt advise cachestat close commit extend filesystem_type lock look populate punch_hole read "
+    "adopt advise cachestat close extend filesystem_type lock look populate punch_hole read "
     "read_ahead read_into rebase residency start_writeback sync sync_range truncate unlock "
-    "write_many find_record mark search_frames seek store".split()
+    "write_many find_record mark search_frames seek store wait".split()
 )
 
 #: System calls of the standard library that touch a file, and sleeping.
@@ -49,7 +49,7 @@ def may_wait(function: object) -> bool:
     """Tell whether a C function is one that the loop thread must not call."""
     name = getattr(function, "__name__", "")
     owner = getattr(function, "__self__", None)
-    of_ours = isinstance(owner, Mapping | LogCursor | LogWriter)
+    of_ours = isinstance(owner, Mapping | LogCursor | LogWriter | PoolCommit)
     if of_ours or getattr(function, "__module__", "") == "aiommap._native":
         return name in NATIVE
     return name in STANDARD.get(getattr(function, "__module__", None) or "", ())

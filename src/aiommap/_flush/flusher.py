@@ -3,13 +3,13 @@
 Theory of operation. Every request to make something durable, and every change of size, goes
 through the commit queue (``_runtime/batching``). While a batch runs, requests gather. The next
 batch answers all of them with one flush: that is group commit. ``Writeback`` does the work, in a
-worker.
+thread of the engine, or in a worker if it is more than a few system calls.
 
     loop     Flusher: the commit queue, at most one batch in flight
                |                      ^
                | begin                | _end: outcomes, receipts, listeners
                v                      |
-    worker   Writeback, by turns: one batch, or one background flush
+    threads  Writeback, by turns: one batch, or one background flush
                ^
                | flush_if_due
     worker   BackgroundFlush, given its turn by the hub's FlushScheduler
@@ -48,9 +48,10 @@ from .._runtime.callbacks import Listeners, nothing
 from .._runtime.event_loop import Waiter
 from .._runtime.tracing import is_traced, traced
 from .._runtime.workers import Limiter
+from .flight import Asked, Ended, settle
 from .requests import ApplyAppends, Change, Done, Outcome, Request, is_error, touch
 from .trigger import FlushTrigger
-from .writeback import Writeback, settle
+from .writeback import Writeback
 
 Item = TypeVar("Item")
 Waiting: TypeAlias = Waiter[WriteReceipt | BaseException | None]
@@ -223,17 +224,27 @@ class Flusher:
                 self._begin_appends(items, done)
 
     def _begin_stores(self, stores: list[Store], done: Done) -> None:
-        self._begin(self._core.workers.flushes, self.writeback.commit, stores, done)
+        self._begin_in_engine(
+            partial(self.writeback.begin_commit, stores),
+            len(stores),
+            done,
+            lambda: self._begin_in_worker([*map(Request.of, stores)], done),
+        )
 
     def _begin_receipts(self, receipts: list[WriteReceipt], done: Done) -> None:
-        workers = self._core.workers
-        if workers.pause is not None:
+        if self._core.workers.pause is not None:
             done = partial(self._wake_together, len(receipts), done)
-        if self.has_work():
-            self._begin(workers.flushes, self.writeback.flush_receipts, receipts, done)
-        else:
+        if not self.has_work():
             settle(receipts)
             self._end(len(receipts), done, [None for _ in receipts], None)
+            return
+        asked: list[Asked] = [*receipts]
+        self._begin_in_engine(
+            partial(self.writeback.begin_flush, asked, len(asked)),
+            len(asked),
+            done,
+            lambda: self._begin_in_worker([*map(Request.of_receipt, receipts)], done),
+        )
 
     def _wake_together(self, count: int, done: Done, outcomes: Sequence[Outcome]) -> None:
         """Wake who waited for receipts: what these write next may be stored together."""
@@ -241,11 +252,49 @@ class Flusher:
         done(outcomes)
 
     def _begin_requests(self, requests: list[Request], done: Done) -> None:
-        done = partial(self._settle_receipts, requests, done)
-        if any(request.stores for request in requests) or self.has_work():
-            self._begin(self._core.workers.flushes, self.writeback.flush, requests, done)
-        else:
+        mapping, count = self._mapping, len(requests)
+        if any(request.stores for request in requests):
+            self._begin_in_worker(requests, done)
+        elif not self.has_work():
+            done = partial(self._settle_receipts, requests, done)
             self._end(len(requests), done, [None for _ in requests], None)
+        elif any(not request.offset and request.end >= mapping.size for request in requests):
+            self._begin_in_engine(
+                lambda ended: self.writeback.begin_flush([*mapping.dirty_runs()], count, ended),
+                count,
+                partial(self._settle_receipts, requests, done),
+                lambda: self._begin_in_worker(requests, done),
+            )
+        else:  # of some pages, and of no others
+            self._begin_in_worker(requests, done)
+
+    def _begin_in_worker(self, requests: list[Request], done: Done) -> None:
+        done = partial(self._settle_receipts, requests, done)
+        self._begin(self._core.workers.flushes, self.writeback.flush, requests, done)
+
+    def _begin_in_engine(
+        self,
+        begin: Callable[[Ended], bool],
+        count: int,
+        done: Done,
+        otherwise: Callable[[], None],
+    ) -> None:
+        """Begin a batch in the engine, once it is the turn of this file; otherwise by a worker."""
+        limiter = self._core.workers.flushes
+
+        def ended(outcomes: Sequence[Outcome] | None, error: BaseException | None) -> None:
+            limiter.give()
+            self._end(count, done, outcomes, error)
+
+        def start() -> None:
+            if not begin(ended):
+                limiter.give()
+                otherwise()
+
+        if limiter.take():
+            start()
+        else:
+            limiter.queue(start)
 
     def _begin_appends(self, items: list[bytes | memoryview], done: Done) -> None:
         workers = self._core.workers

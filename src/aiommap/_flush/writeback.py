@@ -1,13 +1,18 @@
-"""Flushes of one file, the half in worker threads: write-back, proof of durability, the latch.
+"""Flushes of one file, the half that waits: write-back, proof of durability, the latch.
 
 Theory of operation. A flush takes the dirty runs of the requested ranges, writes them back and
 waits. Then it looks whether the file is still long enough and still has a name: the kernel reports
 success also for pages of a file that was truncated or removed meanwhile. Stores that ride along are
 applied first.
 
+Nearly all batches need no more than stores and fdatasync(2), or that alone. They are a *flight*: a
+thread of the engine makes the calls, and the loop does what comes before and after. All others, and
+the end of a flight that met anything unusual, are for worker threads.
+
 Invariants.
   1  Whoever flushes or changes the size has the *turn*, a mutex. It is a batch of the commit queue,
-      or a background flush. Every field here is written by whoever has the turn.
+      or a background flush. Every field here is written by whoever has the turn. The loop keeps it
+      only for moments: whoever gets the turn while there is a flight waits for that and ends it.
   2  ``durable_sequence`` grows only when everything that was dirty has been flushed, and only to
       the number of the newest write applied before the flush began.
   3  Whoever gets the turn after a flush that failed does nothing: a background flush may have had
@@ -22,16 +27,19 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import cast
 
-from .._core.disk import Store, write_in_parts
+from .._core.disk import STORES_A_CALL, Store, write_in_parts
 from .._core.file_core import FileCore
 from .._core.paths import NameNotSyncedError
 from .._core.receipt import ReceiptOwner, WriteReceipt
 from .._errors import FlushError, MappingFaultError
-from .._native import PAGE_SIZE, Receipt
+from .._native import PAGE_SIZE, PoolCommit, PoolQueue, Receipt
 from .._ranges import RangeSet, align_down, align_up
+from .._runtime.kept_threads import run_in_some_thread
 from .._runtime.threads import Mutex
+from .flight import Asked, Committed, Ended, Flight, Flushed, Run, run_of, settle
 from .histogram import Histogram
 from .requests import ApplyAppends, Change, Outcome, Request, is_error
 from .trigger import FlushTrigger
@@ -48,11 +56,13 @@ class Writeback:
 
     __slots__ = (
         "_core",
+        "_flight",
         "_left_dirty",
+        "_mutex",
         "_owner",
         "_passing",
+        "_queue",
         "_trigger",
-        "_turn",
         "flushed_bytes",
         "groups",
         "seconds",
@@ -71,7 +81,10 @@ class Writeback:
         self._trigger = trigger
         #: Called after a flush that failed, and may be tried again.
         self._left_dirty = left_dirty
-        self._turn = Mutex()
+        self._mutex = Mutex()
+        self._flight: Flight | None = None
+        #: The place of the file in the engine; made by the first batch.
+        self._queue: PoolQueue | None = None
         #: Why the last flush failed, if the next one may be tried.
         self._passing: FlushError | None = None
         self.flushed_bytes: int = 0
@@ -80,44 +93,101 @@ class Writeback:
 
     @property
     def busy(self) -> bool:
-        """Whether somebody has the turn; in any thread."""
-        return self._turn.locked()
+        """Whether somebody has the turn, or a batch is under way; in any thread."""
+        return self._mutex.locked() or self._flight is not None
 
     def has_work(self) -> bool:
         """Tell whether a flush would do anything, or wait for one under way; on the loop."""
-        if not self._turn.acquire(blocking=False):
+        if not self._mutex.acquire(blocking=False):
             return True
         try:
-            return self._finds_work()
+            return self._flight is not None or self._finds_work()
         finally:
-            self._turn.release()
+            self._mutex.release()
 
-    def commit(self, stores: list[Store]) -> list[Outcome]:
-        """Store and make durable: the batch of durable writes."""
-        with self._turn:
-            if not self._core.sound:
-                return [None for _ in stores]  # writeback.3
-            outcomes = None
-            if self._core.disk is self._core.mapping and not self._finds_work():
-                outcomes = self._commit(stores)
-            return self._flush([*map(Request.of, stores)]) if outcomes is None else outcomes
+    # Flights.
 
-    def flush_receipts(self, receipts: list[WriteReceipt]) -> list[Outcome]:
-        """Make writes durable that were stored before: the batch of those who wait for receipts."""
-        with self._turn:
-            if not self._core.sound:
-                return [None for _ in receipts]  # writeback.3
-            if self._core.disk is self._core.mapping and self._flush_receipts(receipts):
-                return [None for _ in receipts]
-            outcomes = self._flush([*map(Request.of_receipt, receipts)])
-            if self._core.sound:  # else the loop answers all of them with the failure
-                asked = zip(receipts, outcomes, strict=True)
-                settle(receipt for receipt, outcome in asked if not is_error(outcome))
-            return outcomes
+    def begin_commit(self, stores: list[Store], ended: Ended) -> bool:
+        """Have the engine store and make durable; on the loop. False if a worker has to.
+
+        Workers do what is rare: stores to a file of which something else is dirty.
+        """
+        mapping = self._core.mapping
+        if len(stores) > STORES_A_CALL:
+            return False
+        flight = Flight(len(stores), stores, [], mapping, ended)
+        return self._begin(flight, lambda queue: mapping.begin_commit(queue, stores, self._landed))
+
+    def begin_flush(self, asked: list[Asked], count: int, ended: Ended) -> bool:
+        """Have the engine make durable what was asked for, and all that is dirty with it.
+
+        On the loop. False if a worker has to: where much more is dirty than was asked for, or the
+        size or the name is not durable either. ``count`` says how many ask.
+        """
+        mapping = self._core.mapping
+        flight = Flight(count, [], asked, mapping, ended)
+        return self._begin(flight, lambda queue: mapping.begin_flush(queue, asked, self._landed))
+
+    def _begin(self, flight: Flight, begin: Callable[[PoolQueue], PoolCommit | None]) -> bool:
+        core = self._core
+        if core.disk is not core.mapping or not self._mutex.acquire(blocking=False):
+            return False
+        try:
+            if self._flight is not None or not core.sound or self._has_changed():
+                return False
+            if self._queue is None:
+                self._queue = core.workers.flush_queue(core.identity.device)
+            if self._queue is None:
+                return False
+            if flight.stores:
+                core.own.storing(flight.count)
+            flight.job = begin(self._queue)
+            if flight.job is not None:
+                self._flight = flight
+                return True
+        except (MemoryError, OSError, ValueError):
+            pass  # the worker that tries again finds out why
+        finally:
+            self._mutex.release()
+        if flight.stores:
+            core.own.end_storing(applied=False)
+        return False
+
+    def _landed(self, job: PoolCommit) -> None:
+        """End the flight whose calls were made; on the loop."""
+        flight = self._flight
+        if flight is None or flight.job is not job:
+            return  # whoever got the turn ended it
+        if not job.succeeded:
+            run_in_some_thread(self._end_in_worker)  # it may have to wait
+        elif self._mutex.acquire(blocking=False):  # else whoever has the turn ends it
+            try:
+                ends = self._flight is flight
+                if ends:
+                    self._end_flight(flight)
+            finally:
+                self._mutex.release()
+            if ends and not self._core.workers.ended:
+                flight.tell()
+
+    def _end_in_worker(self) -> None:
+        with self._turn():
+            pass
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Have the turn, once no flight is under way."""
+        with self._mutex:
+            flight = self._flight
+            if flight is not None and flight.job is not None:
+                flight.job.wait()
+                self._end_flight(flight)
+                self._core.workers.call_from_thread(flight.tell)
+            yield
 
     def flush(self, requests: list[Request]) -> list[Outcome]:
         """Store what is to be stored, and make it durable with what else was asked for."""
-        with self._turn:
+        with self._turn():
             if not self._core.sound:
                 return [None for _ in requests]  # writeback.3
             return self._flush(requests)
@@ -125,7 +195,7 @@ class Writeback:
     def append(self, apply: ApplyAppends, items: list[bytes | memoryview]) -> list[Outcome]:
         """Append, and make it durable if the policy says so: in the same hop."""
         core = self._core
-        with self._turn:
+        with self._turn():
             if not core.sound:
                 return [None for _ in items]  # writeback.3
             with core.resize_mutex, core.own.resizing():
@@ -134,16 +204,12 @@ class Writeback:
             if applied is not None and not core.route.policy.flush_each_write:
                 return applied
             outcomes: list[Outcome] = applied or [None for _ in items]
-            self._make_durable([Request(0, core.mapping.size)], outcomes, clean=False)
-            failure = self._passing
-            if failure is None:
-                return outcomes
-            self._left_dirty()
-            return [o if is_error(o) else failure for o in outcomes]
+            everything = [Request(0, core.mapping.size)]
+            return self._make_stored_durable(everything, outcomes, clean=False)
 
     def change(self, changes: list[Change]) -> list[Outcome]:
         """Run changes of the file, in their order."""
-        with self._turn, self._core.resize_mutex:
+        with self._turn(), self._core.resize_mutex:
             if not self._core.sound:
                 return [None for _ in changes]  # writeback.3
             return [change.run() for change in changes]
@@ -155,7 +221,7 @@ class Writeback:
             Whether the loop has to hear of it, and an error if it may be tried again.
         """
         core = self._core
-        with self._turn:
+        with self._turn():
             if core.lifecycle.closing or core.lifecycle.retired:
                 return False, None
             if not core.sound:
@@ -180,7 +246,11 @@ class Writeback:
 
     def _flush(self, requests: list[Request]) -> list[Outcome]:
         clean = not self._core.mapping.dirty_bytes()
-        outcomes = self._store(requests)
+        return self._make_stored_durable(requests, self._store(requests), clean=clean)
+
+    def _make_stored_durable(
+        self, requests: Sequence[Request], outcomes: list[Outcome], *, clean: bool
+    ) -> list[Outcome]:
         self._make_durable(requests, outcomes, clean=clean)
         failure = self._passing
         if failure is None:
@@ -188,74 +258,66 @@ class Writeback:
         self._left_dirty()  # here: what is dirty again must not wait for the loop
         return [o if is_error(o) else failure for o in outcomes]
 
-    def _commit(self, stores: list[Store]) -> list[Outcome] | None:
-        """Store and make durable in one native call; None if something else became dirty first.
+    def _end_flight(self, flight: Flight) -> None:
+        """Count what the engine did, and find out whether it is durable."""
+        assert flight.job is not None
+        try:
+            flight.outcomes = self._outcomes_of(flight, flight.job.outcome())
+        except (MemoryError, RuntimeError) as error:
+            flight.error = error
+        self._flight = None
 
-        The way of nearly all groups of durable writes: the general one is a dozen steps of Python,
-        which cost a single writer a tenth of its rate (docs/decisions.md).
-        """
-        core, mapping = self._core, self._core.mapping
-        start = time.monotonic()
-        with core.own.storing(len(stores)):
-            try:
-                done = mapping.commit(stores)
-            except OSError as error:
-                self._latch(error)
-                return [None for _ in stores]
-        if done is None:
-            return None
+    def _outcomes_of(self, flight: Flight, done: Committed | Flushed) -> Sequence[Outcome]:
+        if flight.stores:
+            self._core.own.end_storing(applied=not isinstance(done, int))
+        if isinstance(done, int):
+            self._latch(OSError(done, os.strerror(done)))
+            return [None] * flight.count
         if isinstance(done, list):  # a store stopped short; the others are to be flushed
-            requests = [*map(Request.of, stores)]
-            outcomes = self._outcomes(requests, done)
-            self._make_durable(requests, outcomes, clean=True)
-            return outcomes
-        receipts, alone, flushed, end, seen = done
+            requests = [*map(Request.of, flight.stores)]
+            return self._make_stored_durable(requests, self._outcomes(requests, done), clean=True)
+        if len(done) == 3:
+            self._end_flush(flight, *done)
+            return [None] * flight.count
+        self._end_commit(flight, *done)
+        return cast("list[Outcome]", done[0])
+
+    def _end_commit(
+        self,
+        flight: Flight,
+        receipts: list[Receipt],
+        alone: bool,
+        flushed: int,
+        end: int,
+        seen: tuple[int, int],
+    ) -> None:
         if not self._ends_well(flushed, end, seen, receipts):
-            return cast("list[Outcome]", receipts)
+            return
         if alone:
             sequence = receipts[-1].sequence
-            self._trigger.began(mapping.written_bytes, sequence)
+            self._trigger.began(self._core.mapping.written_bytes, sequence)
             self._note_durable(sequence)
         else:
             settle(receipts)
-        self._record(len(stores), start)
-        return cast("list[Outcome]", receipts)
+        self._record(flight.count, flight.start)
 
-    def _flush_receipts(self, receipts: list[WriteReceipt]) -> bool:
-        """Make durable in one native call, and tell whether that is over.
-
-        The way of nearly all groups that wait: False if more is to be done than what they ask for.
-        """
-        mapping = self._core.mapping
-        if self._has_changed():
-            return False
-        start = time.monotonic()
-        # writeback.2: before the runs are taken.
-        written, sequence = mapping.written_bytes, mapping.sequence
-        try:
-            done = mapping.flush_receipts(receipts)
-        except OSError as error:
-            self._latch(error)
-            return True
-        if done is None:
-            return False
-        if self._ends_well(*done, receipts):
-            self._trigger.began(written, sequence)
-            self._note_durable(sequence)
-            self._record(len(receipts), start)
-        return True
+    def _end_flush(self, flight: Flight, flushed: int, end: int, seen: tuple[int, int]) -> None:
+        if self._ends_well(flushed, end, seen, flight.asked):
+            self._trigger.began(flight.written, flight.sequence)
+            self._note_durable(flight.sequence)
+            self._record(flight.count, flight.start)
 
     def _ends_well(
-        self, flushed: int, end: int, seen: tuple[int, int], receipts: Sequence[Receipt]
+        self, flushed: int, end: int, seen: tuple[int, int], asked: Sequence[Receipt | Run]
     ) -> bool:
-        """End a flush of one native call; tell whether what it wrote is durable."""
+        """End a flush of the engine; tell whether what it wrote is durable."""
         mapping = self._core.mapping
         try:
             self._verify(end, seen)
             if mapping.cut_suspected:
-                self._check_holes(_runs(receipts))
+                self._check_holes(map(run_of, asked))
         except (OSError, MappingFaultError) as error:
-            self._give_up(error, [*_runs(receipts)])
+            self._give_up(error, [*map(run_of, asked)])
             return False
         mapping.flush_end([])
         self.flushed_bytes += flushed
@@ -435,15 +497,3 @@ class Writeback:
         failure = FlushError(self._core.path, reason, ranges, number or errno.EIO, latched=latched)
         failure.__cause__ = error
         return failure
-
-
-def settle(receipts: Iterable[object]) -> None:
-    """Mark receipts whose own ranges are durable, though ``durable_sequence`` may not say so."""
-    for receipt in receipts:
-        if isinstance(receipt, WriteReceipt):
-            receipt._settled = True  # noqa: SLF001  the two are one mechanism
-
-
-def _runs(receipts: Iterable[Receipt]) -> Iterator[tuple[int, int]]:
-    """Say where each write begins and ends."""
-    return ((receipt.offset, receipt.offset + receipt.length) for receipt in receipts)

@@ -1,9 +1,10 @@
 """The loop half of a log's writer: inline appends, the queue of batches, background flushes.
 
 Theory of operation. Appends that have to be durable, and all that comes while a batch is in flight,
-gather in a queue; a batch is one store, at most one flush and one publication in a worker, and
-answers everybody in it. While nothing is in flight, an append that need not be durable is stored on
-the loop thread at once, unless such a store was seen to wait: then workers store for a while.
+gather in a queue; a batch is one store, at most one flush and one publication in a thread of the
+engine, or in a worker if it is more than that, and answers everybody in it. While nothing is in
+flight, an append that need not be durable is stored on the loop thread at once, unless such a store
+was seen to wait: then other threads store for a while.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from weakref import WeakSet
 
 from .._flush.trigger import FlushTrigger
 from .._flush_policy import FlushPolicy
-from .._runtime.batching import Batch, BatchQueue, as_jobs
+from .._native import PoolCommit, PoolQueue
+from .._runtime.batching import Batch, BatchQueue, Kind, as_jobs
 from .._runtime.event_loop import Event, Waiter
 from .._runtime.loops import call_later, spawn
 from .._runtime.workers import OnCancel, Workers
@@ -54,11 +56,14 @@ class Appender:
         "__weakref__",
         "_began_bytes",
         "_began_records",
+        "_begin_in_worker",
         "_cancel_timer",
+        "_device",
         "_dirty_since",
         "_flush_spawned",
         "_inline",
         "_native",
+        "_place",
         "_policy",
         "_prepared",
         "_preparing",
@@ -78,6 +83,7 @@ class Appender:
         writer: Writer,
         policy: FlushPolicy,
         segment_size: int,
+        device: int,
         *,
         inline_writes: bool,
     ) -> None:
@@ -88,9 +94,11 @@ class Appender:
         self._policy = policy
         self.max_record: int = segment_size - RESERVED_BYTES
         self.may_inline: bool = inline_writes and not policy.flush_each_write
-        self.queue: BatchQueue[Item, int] = BatchQueue(
-            workers, as_jobs(workers, workers.flushes, self._run, self._ran)
-        )
+        self.queue: BatchQueue[Item, int] = BatchQueue(workers, self._begin)
+        self._begin_in_worker = as_jobs(workers, workers.flushes, writer.run, self._ran)
+        self._device = device
+        #: The place of the log in the engine; made by the first batch.
+        self._place: PoolQueue | None = None
         self._slow_until = 0.0
         self._inline = 0
         self._trigger = FlushTrigger(policy)
@@ -166,9 +174,42 @@ class Appender:
         """What a flush has to reach: also what is in flight, or waits."""
         return self._writer.last + self.queue.busy
 
-    def _run(self, items: list[Item]) -> Sequence[Outcome]:
-        """Run one batch, in a worker; the seam for a pool of native threads."""
-        return self._writer.run(items)
+    def _begin(
+        self, kind: Kind, items: list[Item], done: Callable[[Sequence[Outcome]], None]
+    ) -> None:
+        """Begin one batch, once it is the turn of this log."""
+        limiter = self._workers.flushes
+
+        def landed(job: PoolCommit) -> None:
+            limiter.give()
+            outcomes: Sequence[Outcome]
+            try:
+                outcomes = self._writer.end_commit(job)
+            except Exception as error:
+                outcomes = [error] * len(items)
+            if not self._workers.ended:
+                self._ran()
+                done(outcomes)
+
+        def start() -> None:
+            if not self._begin_in_engine(items, landed):
+                limiter.give()
+                self._begin_in_worker(kind, items, done)
+
+        if limiter.take():
+            start()
+        else:
+            limiter.queue(start)
+
+    def _begin_in_engine(self, items: list[Item], landed: Callable[[PoolCommit], None]) -> bool:
+        if self._place is None:
+            self._place = self._workers.flush_queue(self._device)
+        if self._place is None:
+            return False
+        try:
+            return self._writer.begin_commit(self._place, items, landed)
+        except MemoryError:
+            return False
 
     def _ran(self) -> None:
         """See to what follows a batch; on the loop."""

@@ -352,3 +352,12 @@ def believed_control(path: str) -> tuple[bytes, ControlIdentity, bool] | None:
     if identity is None or not identity.is_of(found.st_dev, found.st_ino, boot):
         return None
     return block, identity, identity.boot == boot
+
+
+def sync_segment(folder: str, base: int) -> None:
+    """Make a segment durable that is not open any more."""
+    fd = os.open(os.path.join(folder, segment_name(base)), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)

@@ -177,6 +177,7 @@ class Log:
                 self._writer,
                 self._policy,
                 segment_size,
+                self._writer.device,
                 inline_writes=self._inline_writes,
             )
 

@@ -1,8 +1,8 @@
-"""The worker half of a log's writer: storing, rolling, discarding, making durable.
+"""The half of a log's writer that waits: storing, rolling, discarding, making durable.
 
 One call at a time: the batch queue of the log sees to that, and while no batch is in flight the
-loop thread may call ``LogWriter.append`` alone. ``run`` is the seam where the commits can be handed
-to other threads than Python's.
+loop thread may call ``LogWriter.append`` alone. Most batches are records that fit into the segment:
+``begin_commit`` hands those to the engine. All others are for ``run``, in a worker.
 
 Invariants.
   1  A store that failed has no place. What it left behind is written over by an OPEN frame of
@@ -24,9 +24,9 @@ from typing import TypeAlias, TypeVar
 from .._errors import FlushError, MappedFileError
 from .._flush_policy import FlushPolicy
 from .._logs import LOGS
-from .._native import start_writeback
+from .._native import PoolCommit, PoolQueue, start_writeback
 from .._typing import Buffer
-from .files import Segment, Unnamed, sync_folder
+from .files import Segment, Unnamed, sync_folder, sync_segment
 from .format import (
     CLEAN,
     DISCARD,
@@ -130,6 +130,11 @@ class Writer:
     # What the loop half asks; attributes that change in one step.
 
     @property
+    def device(self) -> int:
+        """The device that the log is on."""
+        return self._opened.control.own[0]
+
+    @property
     def last(self) -> int:
         """The last record that was stored."""
         return self.native.sequence - 1
@@ -167,8 +172,6 @@ class Writer:
 
     def _run_plain(self, items: list[Buffer]) -> Sequence[Outcome]:
         begun = self.native.sequence
-        if self._commit(items):
-            return range(begun, begun + len(items))
         error = self._attempt(self._store, items)
         done = self.native.sequence - begun
         self._finish(flush=self._policy.flush_each_write)
@@ -176,28 +179,33 @@ class Writer:
             return range(begun, begun + done)
         return [*range(begun, begun + done), *[error] * (len(items) - done)]
 
-    def _commit(self, items: list[Buffer]) -> bool:
-        """Do all of a batch in one native call, if nothing but records has to be stored."""
+    def begin_commit(
+        self, queue: PoolQueue, items: list[Item], tell: Callable[[PoolCommit], object]
+    ) -> bool:
+        """Have the engine do all of a batch, if it is nothing but records; on the loop."""
         native, policy = self.native, self._policy
-        if self.needs_life or self._unsynced or policy.dirty_limit is not None:
+        if self.failure is not None or self.needs_life or self._unsynced:
             return False
-        if native.sequence + len(items) > MAX_SEQUENCE:
+        if policy.dirty_limit is not None or self._writeback_due:
             return False
-        durable = native.durable
-        done = native.commit(items, policy.flush_each_write)
-        if done is None:
+        if not set(map(type, items)) <= _PLAIN or native.sequence + len(items) > MAX_SEQUENCE:
             return False
-        phase, number = done
+        return native.begin_commit(queue, items, policy.flush_each_write, tell) is not None
+
+    def end_commit(self, job: PoolCommit) -> Sequence[int]:
+        """Count what the engine did; on the loop. Return sequences, or raise why it failed."""
+        native, begun, durable = self.native, self.native.sequence, self.native.durable
+        phase, number = job.outcome()
+        self.counts.batches += 1
         if number:
             error = OSError(number, os.strerror(number))
             if phase:
                 raise self.latch(_explained(error)) from error
             self.note_failed_store(error)
             raise error
-        if policy.flush_each_write:
+        if self._policy.flush_each_write:
             self._count_flush(native.durable - durable)
-        self._start_writeback()
-        return True
+        return range(begun, native.sequence)
 
     def _run_mixed(self, items: list[Item]) -> Sequence[Outcome]:
         outcomes: list[Outcome] = []
@@ -270,7 +278,7 @@ class Writer:
         covered = self.last - self.native.durable
         try:
             while self._unsynced:
-                _sync_segment(self.folder, self._unsynced[0])
+                sync_segment(self.folder, self._unsynced[0])
                 del self._unsynced[0]
             self.native.sync()
         except OSError as error:
@@ -282,10 +290,15 @@ class Writer:
         self.counts.flushes += 1
         self.counts.flushed_records += records
 
+    @property
+    def _writeback_due(self) -> bool:
+        behind = self.native.at - self._written_back
+        return behind >= _WRITEBACK_BYTES and self._policy.flush_at_close
+
     def _start_writeback(self) -> None:
         """Keep the flush of the next roll short; a hint, so its failure means nothing."""
-        at = self.native.at
-        if at - self._written_back >= _WRITEBACK_BYTES and self._policy.flush_at_close:
+        if self._writeback_due:
+            at = self.native.at
             with suppress(OSError):
                 start_writeback(self._segment.fd, self._written_back, at - self._written_back)
             self._written_back = at
@@ -478,15 +491,6 @@ class Writer:
             self._segment.close()
             opened.control.close()
             os.close(opened.folder_fd)
-
-
-def _sync_segment(folder: str, base: int) -> None:
-    """Make a segment durable that is not open any more."""
-    fd = os.open(os.path.join(folder, segment_name(base)), os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fdatasync(fd)
-    finally:
-        os.close(fd)
 
 
 def _explained(error: OSError) -> OSError:

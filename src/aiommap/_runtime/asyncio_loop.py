@@ -73,7 +73,12 @@ class AsyncioLoop(EventLoop):
         """Call a function after a delay in seconds; returns what cancels that."""
         return self._loop.call_later(delay, function).cancel
 
-    def add_reader(self, fd: int, function: Callable[[], object]) -> Callable[[], object]:
+    def add_reader(
+        self,
+        fd: int,
+        function: Callable[[], object],
+        may_end: Callable[[], bool],  # noqa: ARG002  a reader outlives the runs of its loop
+    ) -> Callable[[], object]:
         """Call a function whenever a descriptor is readable; returns what ends that."""
         self._loop.add_reader(fd, function)
         return partial(self._remove_reader, fd)

@@ -1,4 +1,4 @@
-"""The engine of reads: the native pool of one event loop, and how its outcomes come to the loop.
+"""The engine: the native pool of one event loop, and how its outcomes come to the loop.
 
 Why native threads. A hop to a thread that runs Python costs a job object, two locks, and twice the
 wait for the GIL, some 80 microseconds of CPU; a cold page is there after 90. The threads of the
@@ -13,6 +13,8 @@ Invariants.
   2  Of an engine whose loop ended, what landed later is given up when garbage is collected, when
       the next engine is made, or one is let go: what waits for it refers to files and their hub.
   3  A forked child has no engine of its parent's: it neither drains one nor closes it.
+  4  At the end of a run of trio, which ends what watches the descriptor, an engine stays until
+     what it commits has landed, and takes no more of that.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from .callbacks import nothing
 from .event_loop import EventLoop
 from .threads import Forks
 
-#: Of reads of one hub that run at a time: more than there are ever threads.
+#: Of jobs of one hub that run at a time: more than there are ever threads.
 NO_LIMIT = 1 << 16
 
 #: The engine of each loop, by the token of that.
@@ -50,7 +52,9 @@ class Engine:
         self._keepers = 0
         self._forks = Forks.count
         self._pool = Pool(loop.waiter, loop.call_soon)
-        self._stop_watching = loop.add_reader(self._pool.fileno(), self._pool.drain)
+        self._stop_watching = loop.add_reader(
+            self._pool.fileno(), self._pool.drain, self._has_committed
+        )
 
     @classmethod
     def of_loop(cls, loop: EventLoop) -> Engine:
@@ -78,11 +82,16 @@ class Engine:
 
         Args:
             owner: the hub of the file, or what stands for it.
-            readers: how many of its reads run at a time; None means as many as there are threads.
+            readers: how many of its jobs run at a time; None means as many as there are threads.
             device: the device that the file is on.
         """
         limit = NO_LIMIT if readers is None else readers
         return self._pool.queue(id(owner), limit, device)
+
+    def _has_committed(self) -> bool:
+        """Take no more commits; tell whether all have landed (engine.4)."""
+        self._pool.deaf = True
+        return not self._pool.commits
 
     def _release_in_any_thread(self) -> None:
         if self._forks != Forks.count:

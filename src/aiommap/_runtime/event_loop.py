@@ -60,10 +60,13 @@ class EventLoop(Protocol):
         """Call a function after a delay in seconds; returns what cancels that."""
         ...
 
-    def add_reader(self, fd: int, function: Callable[[], object]) -> Callable[[], object]:
+    def add_reader(
+        self, fd: int, function: Callable[[], object], may_end: Callable[[], bool]
+    ) -> Callable[[], object]:
         """Call a function whenever a descriptor is readable; returns what ends that.
 
-        End it before the descriptor is closed. It keeps neither the loop nor a run of it going.
+        End it before the descriptor is closed. It keeps neither the loop nor a run of it going; but
+        if the end of a run ends it, only once ``may_end``, which is asked from then on, says so.
         """
         ...
 

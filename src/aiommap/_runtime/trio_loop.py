@@ -63,16 +63,24 @@ class TrioLoop(EventLoop):
         cancel: Callable[[], object] = scope.cancel
         return cancel
 
-    def add_reader(self, fd: int, function: Callable[[], object]) -> Callable[[], object]:
+    def add_reader(
+        self, fd: int, function: Callable[[], object], may_end: Callable[[], bool]
+    ) -> Callable[[], object]:
         """Call a function whenever a descriptor is readable; returns what ends that."""
         lowlevel = self._trio.lowlevel
         watched = [fd]
 
         async def watch() -> None:
             with suppress(self._trio.ClosedResourceError):
-                while watched:
-                    await lowlevel.wait_readable(fd)
-                    function()
+                try:
+                    while watched:
+                        await lowlevel.wait_readable(fd)
+                        function()
+                finally:  # the end of trio cancels it
+                    with self._trio.CancelScope(shield=True):
+                        while watched and not may_end():
+                            await lowlevel.wait_readable(fd)
+                            function()
 
         def end() -> None:
             watched.clear()

@@ -109,9 +109,10 @@ class _Job:
 
 
 class Limiter:
-    """Tokens for jobs, and the jobs that wait for one, first come, first served.
+    """Tokens for jobs, and what waits for one, first come, first served.
 
-    For the loop thread. Jobs wait here, and no task does: a task could be cancelled meanwhile.
+    For the loop thread. Jobs wait here, or functions that begin something; no task does: a task
+    could be cancelled meanwhile.
     """
 
     __slots__ = ("_free", "_waiting", "total_tokens")
@@ -119,7 +120,7 @@ class Limiter:
     def __init__(self, tokens: int) -> None:
         self.total_tokens: int = tokens
         self._free = tokens
-        self._waiting: deque[_Job] = deque()
+        self._waiting: deque[tuple[_Job | None, Callable[[], object]]] = deque()
 
     def take(self) -> bool:
         """Take a token if one is free."""
@@ -130,21 +131,21 @@ class Limiter:
 
     @property
     def queued(self) -> int:
-        """How many jobs wait."""
-        return sum(not job.withdrawn for job in self._waiting)
+        """How many wait."""
+        return sum(job is None or not job.withdrawn for job, _ in self._waiting)
 
-    def queue(self, job: _Job) -> None:
-        """Launch a job later, when its turn comes."""
-        self._waiting.append(job)
+    def queue(self, begin: Callable[[], object], job: _Job | None = None) -> None:
+        """Have something begun later, when its turn comes; unless its job was withdrawn."""
+        self._waiting.append((job, begin))
 
-    def give(self, launch: Callable[[_Job], None]) -> None:
-        """Give a token back: the next job that still wants to run gets it."""
+    def give(self) -> None:
+        """Give a token back: the next that still wants one gets it."""
         self._free += 1
         while self._free and self._waiting:
-            job = self._waiting.popleft()
-            if not job.withdrawn:
+            job, begin = self._waiting.popleft()
+            if job is None or not job.withdrawn:
                 self._free -= 1
-                launch(job)
+                begin()
 
 
 class Workers:
@@ -209,15 +210,22 @@ class Workers:
         None if there is no engine, for want of a descriptor for instance, and ``run`` has to do.
         """
         self.check_loop()
-        if self._closed:
-            return None
-        if self._engine is None:
+        engine = self._keep_engine()
+        return None if engine is None else engine.queue(self, self._readers, device)
+
+    def flush_queue(self, device: int) -> PoolQueue | None:
+        """Make another one for its flushes, which wait for no read of the hub."""
+        engine = self._keep_engine()
+        return None if engine is None else engine.queue(self.flushes, None, device)
+
+    def _keep_engine(self) -> Engine | None:
+        if self._engine is None and not self._closed:
             try:
                 self._engine = Engine.of_loop(self._loop)
             except (OSError, NotImplementedError):
                 return None
             self._release_engine = self._engine.keep(self)
-        return self._engine.queue(self, self._readers, device)
+        return self._engine
 
     def call_from_thread(self, function: Callable[[], object]) -> bool:
         """Call a function on the loop soon, from any thread; tell whether the loop was there."""
@@ -333,16 +341,12 @@ class Workers:
         if limiter.take():
             self._launch(limiter, job)
         else:
-            limiter.queue(job)
+            limiter.queue(partial(self._launch, limiter, job), job)
         return job
-
-    def release(self, limiter: Limiter) -> None:
-        """Give a token back that ``limiter.take`` took."""
-        limiter.give(partial(self._launch, limiter))
 
     def _launch(self, limiter: Limiter, job: _Job) -> None:
         def end() -> None:
-            self.release(limiter)
+            limiter.give()
             job.end()
 
         def tell() -> None:

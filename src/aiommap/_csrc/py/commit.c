@@ -3,34 +3,49 @@
 #include "accounting.h"
 #include "lease.h"
 #include "pin.h"
+#include "pool_commit.h"
 #include "write.h"
 
 #include "../sys/clock.h"
 
-/* What a commit found out without the GIL. */
-struct commit { /* the caller's own */
+struct commit { /* by one thread at a time */
+    Mapping *mapping; /* strong; NULL until there is a pin, and once that has ended */
+    struct pin pin;
+    struct stores stores;
+    bool shared;
+    uint64_t before;   /* the newest write of the mapping when it began */
+    int64_t last;      /* where the last store ends */
+
+    /* What became of it. */
     bool stored; /* all of it; nothing is flushed otherwise */
     int error;   /* of the flush or of the stat */
     struct file_stat seen;
 };
 
-/* Without the GIL. */
-static struct commit store_and_sync(const struct pin *pin, struct stores *stores, bool shared)
+static void store_and_sync(void *call)
 {
-    struct commit done = {.stored = true};
-    stores_apply(pin, stores, shared);
-    for (Py_ssize_t i = 0; i < stores->count; i++)
-        done.stored = done.stored && store_is_whole(&stores->items[i]);
-    if (done.stored)
-        done.error = file_sync(pin->fd, false);
-    if (done.stored && !done.error)
-        done.error = file_stat(pin->fd, &done.seen);
-    return done;
+    struct commit *self = call;
+    stores_apply(&self->pin, &self->stores, self->shared);
+    self->stored = true;
+    for (Py_ssize_t i = 0; i < self->stores.count; i++)
+        self->stored = self->stored && store_is_whole(&self->stores.items[i]);
+    if (self->stored)
+        self->error = file_sync(self->pin.fd, false);
+    if (self->stored && !self->error)
+        self->error = file_stat(self->pin.fd, &self->seen);
+}
+
+static bool has_flushed(const struct commit *self) { return self->stored && !self->error; }
+
+static bool succeeded(const void *call)
+{
+    const struct commit *self = call;
+    return has_flushed(self) && !self->stores.cut && !self->mapping->cut_suspected;
 }
 
 /* Have the pages of stores be in writeback, as if they were stored to already; where the last store
  * ends, or -1 when out of memory. */
-static int64_t begin_writeback(Mapping *self, const struct stores *stores)
+static int64_t begin_writeback(Mapping *mapping, const struct stores *stores)
 {
     size_t first, end, low = SIZE_MAX, high = 0;
     int64_t now = monotonic_clock(), last = 0;
@@ -39,67 +54,104 @@ static int64_t begin_writeback(Mapping *self, const struct stores *stores)
         int64_t stop = store->offset + (int64_t)store->data.len;
         if (store->outside || !pages_of(store->offset, store->data.len, &first, &end))
             continue;
-        if (!account_dirty(self, first, end, now))
+        if (!account_dirty(mapping, first, end, now))
             return -1;
         low = first < low ? first : low;
         high = end > high ? end : high;
         last = stop > last ? stop : last;
     }
     if (low < high)
-        account_begin_writeback(self, low, high);
+        account_begin_writeback(mapping, low, high);
     return last;
 }
 
 /* Bytes of the pages in writeback, up to the end of the file. */
-static int64_t writeback_bytes(const Mapping *self, int64_t last)
+static int64_t writeback_bytes(const Mapping *mapping, int64_t last)
 {
     int64_t end = page_up(last);
-    return (int64_t)(self->writeback_pages << page_shift) -
-           (end > self->size ? end - self->size : 0);
+    return (int64_t)(mapping->writeback_pages << page_shift) -
+           (end > mapping->size ? end - mapping->size : 0);
 }
 
-/* With the GIL again. After a success the pages stay in writeback until `flush_end`. */
-static PyObject *end_commit(Mapping *self, const struct stores *stores, const struct commit *done,
-                            int64_t last, bool alone)
+static void let_go(struct commit *self)
 {
-    bool flushed = done->stored && !done->error;
-    PyObject *results = stores_account(self, stores, flushed);
-    if (results && flushed)
-        return Py_BuildValue("(NOLL(LK))", results, alone ? Py_True : Py_False,
-                             (long long)writeback_bytes(self, last), (long long)last,
-                             (long long)done->seen.size, (unsigned long long)done->seen.links);
-    account_end_writeback(self);
-    if (results && done->error) {
-        Py_DECREF(results);
-        return os_error(done->error);
+    Mapping *mapping = self->mapping;
+    self->mapping = NULL;
+    if (!mapping)
+        return;
+    pin_end(&self->pin);
+    Py_DECREF((PyObject *)mapping);
+}
+
+/* After a success the pages stay in writeback until `flush_end`. */
+static PyObject *end(void *call)
+{
+    struct commit *self = call;
+    Mapping *mapping = (Mapping *)Py_NewRef((PyObject *)self->mapping);
+    let_go(self);
+    bool alone = self->before == mapping->sequence;
+    PyObject *outcome = stores_account(mapping, &self->stores, has_flushed(self));
+    if (outcome && has_flushed(self)) {
+        outcome = Py_BuildValue("(NOLL(LK))", outcome, alone ? Py_True : Py_False,
+                                (long long)writeback_bytes(mapping, self->last),
+                                (long long)self->last, (long long)self->seen.size,
+                                (unsigned long long)self->seen.links);
+    } else {
+        account_end_writeback(mapping);
+        if (outcome && self->error) {
+            Py_DECREF(outcome);
+            outcome = PyLong_FromLong(self->error);
+        }
     }
-    return results;
+    Py_DECREF((PyObject *)mapping);
+    return outcome;
 }
 
-static PyObject *commit(Mapping *self, struct stores *stores)
+static void release(void *call)
 {
-    if (!mapping_mark_leased(self))
+    struct commit *self = call;
+    let_go(self);
+    stores_release(&self->stores);
+}
+
+static const struct commit_kind kind = {store_and_sync, succeeded, end, release};
+
+/* Begin, with all that it needs; None or NULL as pool_commit_begin has it. */
+static PyObject *begin(Mapping *mapping, struct commit *self, PyObject *queue, PyObject *tell)
+{
+    if (!mapping_mark_leased(mapping))
         return PyErr_NoMemory();
-    if (self->dirty.members)
+    if (mapping->dirty.members)
         Py_RETURN_NONE;
-    int64_t last = begin_writeback(self, stores);
-    if (last < 0)
+    self->last = begin_writeback(mapping, &self->stores);
+    if (self->last < 0)
         return PyErr_NoMemory();
-    struct pin pin;
-    struct commit done;
-    uint64_t sequence = self->sequence;
-    bool shared = !self->private_copy;
-    /* SAFETY: the buffers are exported to us until the caller releases them. */
-    WITHOUT_GIL(pin, self, done = store_and_sync(&pin, stores, shared););
-    return end_commit(self, stores, &done, last, sequence == self->sequence);
+    self->mapping = (Mapping *)Py_NewRef((PyObject *)mapping);
+    self->before = mapping->sequence;
+    self->shared = !mapping->private_copy;
+    pin_begin(&self->pin, mapping);
+    /* SAFETY: the buffers are exported to us until `release`. */
+    PyObject *begun = pool_commit_begin(PyType_GetModuleState(Py_TYPE((PyObject *)mapping)), queue,
+                                        &kind, self, tell);
+    if (!begun || Py_IsNone(begun))
+        account_end_writeback(mapping);
+    return begun;
 }
 
-/* One release of the GIL where `write_many`, `flush_begin`, `sync` and `stat` would be four, with
- * a thread's wait for the GIL after each. */
-PyObject *mapping_commit(Mapping *self, PyObject *list)
+/* begin_commit(queue, stores, tell) */
+PyObject *mapping_begin_commit(Mapping *self, PyObject *args)
 {
-    struct stores stores;
-    PyObject *result = stores_load(self, list, &stores) ? commit(self, &stores) : NULL;
-    stores_release(&stores);
-    return result;
+    PyObject *queue, *list, *tell;
+    if (!PyArg_ParseTuple(args, "OOO:begin_commit", &queue, &list, &tell))
+        return NULL;
+    struct commit *commit = PyMem_Calloc(1, sizeof *commit);
+    if (!commit)
+        return PyErr_NoMemory();
+    PyObject *begun =
+        stores_load(self, list, &commit->stores) ? begin(self, commit, queue, tell) : NULL;
+    if (!begun || Py_IsNone(begun)) {
+        release(commit);
+        PyMem_Free(commit);
+    }
+    return begun;
 }

@@ -1,9 +1,9 @@
-/* commit.h: the group commit: stores that are made durable in the same native call. */
+/* commit.h: the group commit: stores that are made durable in one job of the pool. */
 #ifndef AIOMMAP_PY_COMMIT_H
 #define AIOMMAP_PY_COMMIT_H
 
 #include "mapping.h"
 
-PyObject *mapping_commit(Mapping *self, PyObject *list);
+PyObject *mapping_begin_commit(Mapping *self, PyObject *args);
 
 #endif

@@ -4,8 +4,8 @@
 #include "inline.h"
 #include "lease.h"
 #include "pin.h"
+#include "pool_commit.h"
 #include "receipt.h"
-#include "state.h"
 
 /* Dirty runs in pages [first, end) as byte ranges, the last one clipped to the size; for PyMem_Free.
  * In C at first, because to make Python objects can run code that stores to the file. */
@@ -109,47 +109,120 @@ static int asks_for_most(const Mapping *self, const struct run *asked, Py_ssize_
 }
 
 /* fdatasync(2) and stat, with all that is dirty in writeback until `flush_end`. */
-static PyObject *flush_all(Mapping *self, const struct run *dirty, Py_ssize_t count)
-{
-    int error;
+struct flush { /* by one thread at a time */
+    Mapping *mapping; /* strong; NULL until there is a pin, and once that has ended */
     struct pin pin;
+    struct run *dirty;
+    Py_ssize_t count;
+    int64_t bytes;
+
+    /* What became of it. */
+    int error;
     struct file_stat seen;
-    size_t first, end;
-    int64_t start = dirty[0].start, stop = dirty[count - 1].end;
-    pages_of(start, stop - start, &first, &end);
-    account_begin_writeback(self, first, end);
-    long long bytes = (long long)(self->writeback_pages << page_shift) - (page_up(stop) - stop);
-    WITHOUT_GIL(pin, self, error = file_sync(pin.fd, false);
-                if (!error) error = file_stat(pin.fd, &seen););
-    if (!error)
-        return Py_BuildValue("(LL(LK))", bytes, (long long)stop, (long long)seen.size,
-                             (unsigned long long)seen.links);
-    bool marked = mark_dirty(self, dirty, count);
-    account_end_writeback(self);
-    return marked ? os_error(error) : NULL;
+};
+
+static void sync_and_look(void *call)
+{
+    struct flush *self = call;
+    self->error = file_sync(self->pin.fd, false);
+    if (!self->error)
+        self->error = file_stat(self->pin.fd, &self->seen);
 }
 
-/* The way of nearly all groups of receipts; one release of the GIL, as in `commit`. */
-PyObject *mapping_flush_receipts(Mapping *self, PyObject *list)
+static bool succeeded(const void *call)
+{
+    const struct flush *self = call;
+    return !self->error && !self->mapping->cut_suspected;
+}
+
+static void let_go(struct flush *self)
+{
+    Mapping *mapping = self->mapping;
+    self->mapping = NULL;
+    if (!mapping)
+        return;
+    pin_end(&self->pin);
+    Py_DECREF((PyObject *)mapping);
+}
+
+/* What was to be flushed is dirty as before; false with an exception. */
+static bool undo(Mapping *mapping, const struct flush *self)
+{
+    bool marked = mark_dirty(mapping, self->dirty, self->count);
+    account_end_writeback(mapping);
+    return marked;
+}
+
+static PyObject *end(void *call)
+{
+    struct flush *self = call;
+    Mapping *mapping = (Mapping *)Py_NewRef((PyObject *)self->mapping);
+    let_go(self);
+    PyObject *outcome = NULL;
+    if (!self->error)
+        outcome = Py_BuildValue("(LL(LK))", (long long)self->bytes,
+                                (long long)self->dirty[self->count - 1].end,
+                                (long long)self->seen.size, (unsigned long long)self->seen.links);
+    else if (undo(mapping, self))
+        outcome = PyLong_FromLong(self->error);
+    Py_DECREF((PyObject *)mapping);
+    return outcome;
+}
+
+static void release(void *call)
+{
+    struct flush *self = call;
+    let_go(self);
+    PyMem_Free(self->dirty);
+}
+
+static const struct commit_kind kind = {sync_and_look, succeeded, end, release};
+
+static PyObject *begin(Mapping *mapping, struct flush *self, PyObject *queue, PyObject *tell)
+{
+    size_t first, stop;
+    int64_t end = self->dirty[self->count - 1].end;
+    pages_of(self->dirty[0].start, end - self->dirty[0].start, &first, &stop);
+    account_begin_writeback(mapping, first, stop);
+    self->bytes = (int64_t)(mapping->writeback_pages << page_shift) - (page_up(end) - end);
+    self->mapping = (Mapping *)Py_NewRef((PyObject *)mapping);
+    pin_begin(&self->pin, mapping);
+    PyObject *begun = pool_commit_begin(PyType_GetModuleState(Py_TYPE((PyObject *)mapping)), queue,
+                                        &kind, self, tell);
+    if ((!begun || Py_IsNone(begun)) && !undo(mapping, self))
+        Py_CLEAR(begun);
+    return begun;
+}
+
+/* begin_flush(queue, asked, tell): the way of nearly all groups that wait for receipts. */
+PyObject *mapping_begin_flush(Mapping *self, PyObject *args)
 {
     struct native_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
-    Py_ssize_t asked_count, count = 0;
-    if (!mapping_check(self))
+    PyObject *queue, *list, *tell, *begun = NULL;
+    if (!PyArg_ParseTuple(args, "OOO:begin_flush", &queue, &list, &tell) || !mapping_check(self))
         return NULL;
-    struct run *asked = receipt_runs(state, list, &asked_count), *dirty = NULL;
-    if (!asked)
-        return NULL;
+    Py_ssize_t asked_count;
+    struct run *asked = receipt_runs(state, list, &asked_count);
+    struct flush *flush = asked ? PyMem_Calloc(1, sizeof *flush) : NULL;
+    if (!flush) {
+        PyMem_Free(asked);
+        return asked ? PyErr_NoMemory() : NULL;
+    }
     if (mapping_mark_leased(self))
-        dirty = collect_runs(self, 0, self->dirty.count, &count);
-    PyObject *result = NULL;
-    int most = dirty && count ? asks_for_most(self, asked, asked_count, dirty, count) : 0;
-    if (!dirty || most < 0)
+        flush->dirty = collect_runs(self, 0, self->dirty.count, &flush->count);
+    int most = flush->dirty && flush->count ? asks_for_most(self, asked, asked_count, flush->dirty,
+                                                            flush->count)
+                                            : 0;
+    if (!flush->dirty || most < 0)
         PyErr_NoMemory();
     else
-        result = most ? flush_all(self, dirty, count) : Py_NewRef(Py_None);
+        begun = most ? begin(self, flush, queue, tell) : Py_NewRef(Py_None);
     PyMem_Free(asked);
-    PyMem_Free(dirty);
-    return result;
+    if (!begun || Py_IsNone(begun)) {
+        release(flush);
+        PyMem_Free(flush);
+    }
+    return begun;
 }
 
 /* In the loop thread, of a mapping that can be used. */

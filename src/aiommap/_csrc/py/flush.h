@@ -6,7 +6,7 @@
 
 PyObject *mapping_flush_begin(Mapping *self, PyObject *args);
 PyObject *mapping_flush_end(Mapping *self, PyObject *failed);
-PyObject *mapping_flush_receipts(Mapping *self, PyObject *list);
+PyObject *mapping_begin_flush(Mapping *self, PyObject *args);
 PyObject *mapping_awaits_flush(Mapping *self, PyObject *receipt);
 PyObject *mapping_dirty_runs(Mapping *self, PyObject *unused);
 PyObject *mapping_dirty_bytes(Mapping *self, PyObject *unused);

@@ -1,12 +1,11 @@
 /* log_writer.c: the LogWriter type, which lays records out, stores and publishes them.
  *
  * One thread at a time uses it, which the Python side sees to: the loop thread while no batch is in
- * flight, else the worker that runs the batch.
+ * flight, else the worker that runs the batch, or the job of the pool that does.
  */
-#include "log.h"
+#include "log_writer.h"
 
 #include <errno.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <structmember.h>
@@ -24,23 +23,6 @@
 #define KEPT_BYTES ((size_t)2 << 20)
 #define INLINE_RECORD_BYTES ((size_t)32 << 10)
 #define SLOW_STORE_NS 1000000
-
-typedef struct {
-    PyObject_HEAD
-    char *page;                      /* GIL; the control file, mapped; NULL once closed */
-    unsigned long generation;        /* constant; in a forked child it is another's */
-    pthread_t loop_thread;           /* GIL; the one that may append inline */
-    bool bound;                      /* GIL; whether there is one */
-    /* The rest: GIL, and changed by whoever runs the one call that may be under way. */
-    int fd;
-    uint64_t salt, origin;           /* origin: the position of byte 0 of the segment */
-    int64_t at, limit;               /* where the next frame comes; where the segment is full */
-    uint64_t base, sequence, durable;
-    uint32_t life;
-    char *room;
-    size_t room_bytes;
-    bool waited;                     /* settable; an inline store had to wait for something */
-} LogWriter;
 
 static PyObject *writer_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs))
 {
@@ -119,7 +101,7 @@ static uint32_t claim_of(const LogWriter *self, uint64_t sequence)
     return pending < CLAIM_NONE ? (uint32_t)pending : CLAIM_NONE;
 }
 
-static char *room_for(LogWriter *self, size_t bytes)
+char *log_room_for(LogWriter *self, size_t bytes)
 {
     if (bytes > self->room_bytes) {
         char *room = realloc(self->room, bytes);
@@ -131,8 +113,7 @@ static char *room_for(LogWriter *self, size_t bytes)
     return self->room;
 }
 
-/* Give back what one large record needed. */
-static void trim_room(LogWriter *self)
+void log_trim_room(LogWriter *self)
 {
     if (self->room_bytes > KEPT_BYTES) {
         free(self->room);
@@ -153,8 +134,7 @@ static void encode_at(const LogWriter *self, char *to, int64_t at, enum frame_ki
     frame_encode(to, &frame, &place, data);
 }
 
-/* EIO stands for a write that was cut short without a reason. */
-static int put(int fd, char *from, size_t length, int64_t at)
+int log_put(int fd, char *from, size_t length, int64_t at)
 {
     int error;
     struct iovec piece = {.iov_base = from, .iov_len = length};
@@ -162,15 +142,28 @@ static int put(int fd, char *from, size_t length, int64_t at)
     return done == length ? 0 : error ? error : EIO;
 }
 
-static bool publish(LogWriter *self)
+bool log_publish_to(const LogWriter *self, int64_t at, uint64_t sequence, bool durable)
 {
-    uint64_t tail = self->origin + (uint64_t)self->at;
+    uint64_t tail = self->origin + (uint64_t)at;
     if (!self->page)
         return false;
-    struct published published = {.last_sequence = self->sequence - 1,
+    struct published published = {.last_sequence = sequence - 1,
                                   .tail = tail,
-                                  .durable = self->durable == self->sequence - 1 ? tail : 0};
+                                  .durable = durable ? tail : 0};
     return control_publish(self->page, &published, coarse_clock());
+}
+
+void log_move_on(LogWriter *self, int64_t at, uint64_t sequence, bool durable)
+{
+    self->at = at;
+    self->sequence = sequence;
+    if (durable)
+        self->durable = sequence - 1;
+}
+
+static bool publish(const LogWriter *self)
+{
+    return log_publish_to(self, self->at, self->sequence, self->durable == self->sequence - 1);
 }
 
 /* Room for an END frame is always kept; the first record of a segment goes in whatever its size. */
@@ -191,7 +184,7 @@ static PyObject *writer_append(LogWriter *self, PyObject *data)
     size_t whole = (size_t)frame_bytes((uint64_t)buffer.len);
     char *to = NULL;
     if ((size_t)buffer.len <= INLINE_RECORD_BYTES && fits(self, self->at, self->sequence, whole))
-        to = room_for(self, whole);
+        to = log_room_for(self, whole);
     if (!to) {
         PyBuffer_Release(&buffer);
         Py_RETURN_NONE;
@@ -202,7 +195,7 @@ static PyObject *writer_append(LogWriter *self, PyObject *data)
     int64_t begun = monotonic_clock();
     long waits = thread_waits();
     encode_at(self, to, self->at, FRAME_RECORD, self->sequence, buffer.buf, (size_t)buffer.len);
-    error = put(self->fd, to, whole, self->at);
+    error = log_put(self->fd, to, whole, self->at);
     if (!error) {
         self->at += (int64_t)whole;
         self->sequence++;
@@ -220,15 +213,7 @@ static PyObject *writer_append(LogWriter *self, PyObject *data)
     return PyLong_FromUnsignedLongLong(self->sequence - 1);
 }
 
-/* The buffers of one write, taken while the GIL is held and used without it. */
-struct layout { /* the caller's own */
-    Py_buffer *buffers;
-    Py_ssize_t count, taken;
-    size_t bytes;
-};
-
-/* Take as many items as fit and belong into one write; false with an exception. */
-static bool take_items(const LogWriter *self, PyObject *items, Py_ssize_t start, int64_t at,
+bool log_take_items(const LogWriter *self, PyObject *items, Py_ssize_t start, int64_t at,
                        uint64_t sequence, struct layout *layout)
 {
     Py_ssize_t size = PyList_Size(items);
@@ -251,13 +236,13 @@ static bool take_items(const LogWriter *self, PyObject *items, Py_ssize_t start,
     return true;
 }
 
-static void release_items(struct layout *layout)
+void log_release_items(struct layout *layout)
 {
     while (layout->taken)
         PyBuffer_Release(&layout->buffers[--layout->taken]);
 }
 
-static void encode_all(const LogWriter *self, char *to, int64_t at, uint64_t sequence,
+void log_encode_all(const LogWriter *self, char *to, int64_t at, uint64_t sequence,
                        const struct layout *layout)
 {
     for (Py_ssize_t i = 0; i < layout->taken; i++) {
@@ -286,23 +271,23 @@ static bool store_items(LogWriter *self, PyObject *items, Py_ssize_t start, Py_s
         return PyErr_NoMemory(), false;
     do {
         char *to = NULL;
-        fine = take_items(self, items, start + *stored, at, sequence, &layout);
-        if (fine && layout.taken && !(to = room_for(self, layout.bytes)))
+        fine = log_take_items(self, items, start + *stored, at, sequence, &layout);
+        if (fine && layout.taken && !(to = log_room_for(self, layout.bytes)))
             fine = (PyErr_NoMemory(), false);
         if (!fine || !layout.taken)
             break;
         Py_BEGIN_ALLOW_THREADS
-        encode_all(self, to, at, sequence, &layout);
-        *error = put(self->fd, to, layout.bytes, at);
+        log_encode_all(self, to, at, sequence, &layout);
+        *error = log_put(self->fd, to, layout.bytes, at);
         Py_END_ALLOW_THREADS
         at += (int64_t)layout.bytes;
         sequence += (uint64_t)layout.taken;
         *stored += layout.taken;
-        release_items(&layout);
+        log_release_items(&layout);
     } while (!*error);
-    release_items(&layout);
+    log_release_items(&layout);
     PyMem_Free(layout.buffers);
-    trim_room(self);
+    log_trim_room(self);
     if (fine && !*error) { /* all of it, or nothing of it has a place */
         self->at = at;
         self->sequence = sequence;
@@ -321,52 +306,6 @@ static PyObject *writer_store(LogWriter *self, PyObject *args)
     return error ? os_error(error) : PyLong_FromSsize_t(stored);
 }
 
-/* Where a commit failed. */
-enum commit_phase { COMMIT_STORE, COMMIT_SYNC, COMMIT_PUBLISH };
-
-/* Store, sync if wanted, and publish in one go: every return of the GIL may have to wait for it. */
-static PyObject *writer_commit(LogWriter *self, PyObject *args)
-{
-    enum { MOST_ITEMS = 1024 };
-    PyObject *items;
-    int sync, error;
-    Py_buffer buffers[MOST_ITEMS];
-    struct layout layout = {.buffers = buffers, .count = MOST_ITEMS};
-    enum commit_phase phase = COMMIT_STORE;
-    if (!PyArg_ParseTuple(args, "O!p:commit", &PyList_Type, &items, &sync))
-        return NULL;
-    bool fine = take_items(self, items, 0, self->at, self->sequence, &layout);
-    char *to = fine && layout.taken == PyList_Size(items) ? room_for(self, layout.bytes) : NULL;
-    if (!to) {
-        release_items(&layout);
-        if (!fine)
-            return NULL;
-        Py_RETURN_NONE;
-    }
-    Py_BEGIN_ALLOW_THREADS
-    encode_all(self, to, self->at, self->sequence, &layout);
-    error = put(self->fd, to, layout.bytes, self->at);
-    if (!error) {
-        self->at += (int64_t)layout.bytes;
-        self->sequence += (uint64_t)layout.taken;
-        if (sync) {
-            phase = COMMIT_SYNC;
-            error = segment_sync(self->fd, self->at);
-        }
-    }
-    if (!error) {
-        if (sync)
-            self->durable = self->sequence - 1;
-        phase = COMMIT_PUBLISH;
-        if (!publish(self))
-            error = EFAULT;
-    }
-    Py_END_ALLOW_THREADS
-    release_items(&layout);
-    trim_room(self);
-    return Py_BuildValue("(ii)", (int)phase, error);
-}
-
 static PyObject *writer_mark(LogWriter *self, PyObject *args)
 {
     int kind, error;
@@ -383,7 +322,7 @@ static PyObject *writer_mark(LogWriter *self, PyObject *args)
               (size_t)data.len);
     PyBuffer_Release(&data);
     Py_BEGIN_ALLOW_THREADS
-    error = put(self->fd, frame, whole, self->at);
+    error = log_put(self->fd, frame, whole, self->at);
     Py_END_ALLOW_THREADS
     if (error)
         return os_error(error);
@@ -445,7 +384,7 @@ static PyMethodDef writer_methods[] = { /* documented in _native.pyi */
     {"append", (PyCFunction)writer_append, METH_O, NULL},
     {"store", (PyCFunction)writer_store, METH_VARARGS, NULL},
     {"close", (PyCFunction)writer_close, METH_NOARGS, NULL},
-    {"commit", (PyCFunction)writer_commit, METH_VARARGS, NULL},
+    {"begin_commit", (PyCFunction)log_begin_commit, METH_VARARGS, NULL},
     {"mark", (PyCFunction)writer_mark, METH_VARARGS, NULL},
     {"sync", (PyCFunction)writer_sync, METH_NOARGS, NULL},
     {"publish", (PyCFunction)writer_publish, METH_NOARGS, NULL},

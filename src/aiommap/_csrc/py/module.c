@@ -12,7 +12,7 @@
 #include "log.h"
 #include "mapping.h"
 #include "mapping_type.h"
-#include "pool_object.h"
+#include "pool_commit.h"
 #include "receipt.h"
 #include "search.h"
 #include "state.h"
@@ -191,7 +191,9 @@ static bool add_pool(PyObject *module, struct native_state *state)
     state->pool_type = add_type(module, &pool_spec);
     state->pool_queue_type = add_type(module, &pool_queue_spec);
     state->pool_read_type = add_type(module, &pool_read_spec);
-    return state->pool_type && state->pool_queue_type && state->pool_read_type;
+    state->pool_commit_type = add_type(module, &pool_commit_spec);
+    return state->pool_type && state->pool_queue_type && state->pool_read_type &&
+           state->pool_commit_type;
 }
 
 static int native_exec(PyObject *module)
@@ -251,6 +253,7 @@ static int native_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->pool_type);
     Py_VISIT(state->pool_queue_type);
     Py_VISIT(state->pool_read_type);
+    Py_VISIT(state->pool_commit_type);
     Py_VISIT(state->export_type);
     Py_VISIT(state->out_of_bounds);
     load_what_ends_threads();
@@ -273,6 +276,7 @@ static int native_clear(PyObject *module)
     Py_CLEAR(state->pool_type);
     Py_CLEAR(state->pool_queue_type);
     Py_CLEAR(state->pool_read_type);
+    Py_CLEAR(state->pool_commit_type);
     Py_CLEAR(state->export_type);
     Py_CLEAR(state->out_of_bounds);
     return 0;

@@ -1,6 +1,7 @@
 #include "pool_object.h"
 
 #include <errno.h>
+#include <structmember.h>
 
 #include "state.h"
 
@@ -59,12 +60,12 @@ void pool_flush(Pool *self)
 
 bool pool_run(Pool *self, size_t count, struct waiting_read *reads)
 {
-    bool alone = self->in_flight == 0;
+    bool alone = self->reads == 0;
     if (!alone && !call_drain_soon(self))
         return false;
     for (size_t i = 0; i < count; i++)
         pool_list_append(&self->gathered, &reads[i].call.job);
-    thread_cold_reads = self->in_flight += count;
+    thread_cold_reads = self->reads += count;
     self->gathered_count += count;
     if (!alone && self->gathered_count < GATHERED_MOST)
         return true;
@@ -74,22 +75,37 @@ bool pool_run(Pool *self, size_t count, struct waiting_read *reads)
     return true;
 }
 
-void pool_note_landed(Pool *self) { thread_cold_reads = --self->in_flight; }
+void pool_note_read(Pool *self) { thread_cold_reads = --self->reads; }
 
-static void deliver(Pool *self)
+/* False with an exception that ends the program. */
+static bool deliver(Pool *self)
 {
     for (int woken = 0; self->landed && woken < TASKS_A_TURN;) {
         struct pool_job *job = self->landed;
         self->landed = job->below;
-        pool_note_landed(self);
-        woken += pool_read_landed(job);
+        woken += job->landed(job);
+        if (PyErr_Occurred())
+            return false;
     }
+    return true;
 }
+
+/* Deliver the rest in the next turn, whatever the exception leads to. */
+static void call_drain_after_error(Pool *self)
+{
+    PyObject *kind, *error, *traceback;
+    PyErr_Fetch(&kind, &error, &traceback);
+    if (self->landed && !call_drain_soon(self))
+        PyErr_Clear(); /* the loop is closed, so nobody waits */
+    PyErr_Restore(kind, error, traceback);
+}
+
+static size_t in_flight(const Pool *self) { return self->reads + self->commits; }
 
 static bool tell_empty(Pool *self)
 {
     PyObject *told = self->when_empty;
-    if (self->in_flight || !told)
+    if (in_flight(self) || !told)
         return true;
     self->when_empty = NULL;
     PyObject *answer = PyObject_CallFunctionObjArgs(told, NULL);
@@ -106,8 +122,11 @@ static PyObject *pool_drain(Pool *self, PyObject *Py_UNUSED(unused))
     Py_INCREF((PyObject *)self); /* a read that has landed may hold the last reference */
     pool_flush(self);
     append_landed(self, pool_landed(self->pool));
-    deliver(self);
-    bool done = (!self->landed || call_drain_soon(self)) && tell_empty(self);
+    bool done = deliver(self);
+    if (done)
+        done = (!self->landed || call_drain_soon(self)) && tell_empty(self);
+    else
+        call_drain_after_error(self);
     Py_DECREF((PyObject *)self);
     if (!done)
         return NULL;
@@ -127,9 +146,9 @@ static PyObject *pool_when_empty(Pool *self, PyObject *function)
 static PyObject *pool_close_object(Pool *self, PyObject *Py_UNUSED(unused))
 {
     struct pool *pool = self->pool;
-    if (pool && self->in_flight && self->forks == fork_generation)
-        return PyErr_Format(PyExc_RuntimeError, "%zu reads are in flight: wait for when_empty",
-                            self->in_flight);
+    if (pool && in_flight(self) && self->forks == fork_generation)
+        return PyErr_Format(PyExc_RuntimeError, "%zu jobs are in flight: wait for when_empty",
+                            in_flight(self));
     self->pool = NULL;
     if (pool && self->forks != fork_generation) {
         pool_forget(pool);
@@ -190,7 +209,12 @@ static PyObject *pool_queue(Pool *self, PyObject *args)
 
 static PyObject *get_in_flight(Pool *self, void *Py_UNUSED(closure))
 {
-    return PyLong_FromSize_t(self->in_flight);
+    return PyLong_FromSize_t(in_flight(self));
+}
+
+static PyObject *get_commits(Pool *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromSize_t(self->commits);
 }
 
 static PyObject *get_threads(Pool *self, void *Py_UNUSED(closure))
@@ -232,8 +256,14 @@ static PyMethodDef pool_methods[] = { /* documented in _native_pool.pyi */
     {NULL, NULL, 0, NULL},
 };
 
+static PyMemberDef pool_members[] = {
+    {"deaf", T_BOOL, offsetof(Pool, deaf), 0, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
 static PyGetSetDef pool_getset[] = {
     {"in_flight", (getter)get_in_flight, NULL, "How many jobs are in flight.", NULL},
+    {"commits", (getter)get_commits, NULL, "How many of them store or flush.", NULL},
     {"threads", (getter)get_threads, NULL, "How many threads there are.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
@@ -241,7 +271,7 @@ static PyGetSetDef pool_getset[] = {
 static PyType_Slot pool_slots[] = {
     {Py_tp_new, pool_new},           {Py_tp_dealloc, pool_dealloc}, {Py_tp_traverse, pool_traverse},
     {Py_tp_clear, pool_clear},       {Py_tp_methods, pool_methods}, {Py_tp_getset, pool_getset},
-    {0, NULL},
+    {Py_tp_members, pool_members},   {0, NULL},
 };
 
 PyType_Spec pool_spec = {

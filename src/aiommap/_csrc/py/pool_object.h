@@ -1,13 +1,14 @@
 /* pool_object.h: Pool, the threads that make calls of one event loop which wait; PoolQueue, the place in it of
- * one file; and PoolRead, one call or several that somebody waits for.
+ * one file; and PoolRead, one call or several that somebody waits for. PoolCommit, which stores and
+ * makes durable, is in pool_commit.h.
  *
  * All of it is for the loop thread, with the GIL. Only the jobs inside of a PoolRead are seen by the
  * threads, which know nothing of Python (sys/pool.h).
  *
  * Invariants.
- *   1  A PoolRead that is in flight has a reference to itself, to its queue, to what keeps the
- *      descriptor open and to the memory it fills. It gives them up when its last job has landed,
- *      whoever has stopped waiting meanwhile.
+ *   1  A PoolRead or PoolCommit that is in flight has a reference to itself, to its queue, to what
+ *      keeps the descriptor open and to the memory it uses. It gives them up when its last job has
+ *      landed, whoever has stopped waiting meanwhile.
  *   2  What has landed is delivered by `drain`, for at most TASKS_A_TURN tasks between two turns of the
  *      loop: all that are woken together run in one turn.
  *   3  Of one file about READS_MOST jobs are in flight, and what is begun then *waits* for others to
@@ -47,8 +48,9 @@ typedef struct {
     struct pool_link gathered; /* jobs to submit in the next turn, or when they are many */
     size_t gathered_count;
     struct pool_job *landed, *last_landed; /* not delivered yet, by `below` */
-    size_t in_flight;          /* jobs begun and not delivered */
+    size_t reads, commits;     /* jobs begun and not delivered */
     bool called;               /* the loop calls `drain` soon */
+    bool deaf;                 /* nobody calls `drain` any more when something lands */
 } Pool;
 
 /* About so many jobs of a file are in flight at a time (pool_object.3). */
@@ -93,8 +95,8 @@ void pool_flush(Pool *self);
 /* Have jobs run: at once if nothing is in flight, else together with others of this turn. False with an
  * exception, and nothing has happened. */
 bool pool_run(Pool *self, size_t count, struct waiting_read *reads);
-/* Count one job less in flight. */
-void pool_note_landed(Pool *self);
+/* Count one read less in flight. */
+void pool_note_read(Pool *self);
 bool pool_is_usable(const Pool *self);
 
 /* Make a PoolRead of so many jobs, all to be filled in; NULL with an exception. With `tell` its result
@@ -104,7 +106,7 @@ PoolRead *pool_read_make(PoolQueue *queue, size_t count, PyObject *tell);
 void pool_read_pin(PoolRead *self, Mapping *mapping);
 /* Have its jobs run, now or later, and keep it until they have landed; false with an exception. */
 bool pool_read_begin(PoolRead *self);
-/* Note that a job has landed. True if a task was woken. */
+/* Note that one of its jobs has landed. True if a task was woken. */
 bool pool_read_landed(struct pool_job *job);
 
 #endif

@@ -116,6 +116,7 @@ bool pool_read_begin(PoolRead *self)
 {
     for (size_t i = 0; i < self->count; i++) {
         self->reads[i].call.owner = self;
+        self->reads[i].call.job.landed = pool_read_landed;
         self->reads[i].call.job.queue = &self->queue->queue;
     }
     if (self->queue->in_flight < READS_MOST)
@@ -210,6 +211,7 @@ bool pool_read_landed(struct pool_job *job)
     PoolQueue *queue = (PoolQueue *)Py_NewRef((PyObject *)self->queue);
     PyObject *result = result_of(read);
     bool last = --self->missing == 0;
+    pool_note_read(queue->pool);
     queue->in_flight--;
     if (self->results) {
         PyList_SetItem(self->results, read - self->reads, result);
@@ -241,7 +243,6 @@ static PyObject *pool_read_withdraw(PoolRead *self, PyObject *Py_UNUSED(unused))
         if (!pool_withdraw(queue->pool->pool, &call->job))
             continue;
         call->got = -ECANCELED;
-        pool_note_landed(queue->pool);
         pool_read_landed(&call->job);
     }
     bool over = !self->queue;

@@ -46,12 +46,23 @@ struct run *receipt_runs(const struct native_state *state, PyObject *list, Py_ss
         return (struct run *)PyErr_NoMemory();
     for (Py_ssize_t i = 0; i < *count; i++) {
         PyObject *item = PyList_GetItem(list, i);
-        if (!PyObject_TypeCheck(item, state->receipt_type)) {
+        if (PyObject_TypeCheck(item, state->receipt_type)) {
+            const Receipt *receipt = (const Receipt *)item;
+            runs[i] = (struct run){receipt->offset, receipt->offset + receipt->length};
+        } else if (PyTuple_CheckExact(item) && PyTuple_Size(item) == 2 &&
+                   PyLong_CheckExact(PyTuple_GetItem(item, 0)) &&
+                   PyLong_CheckExact(PyTuple_GetItem(item, 1))) {
+            runs[i].start = PyLong_AsLongLong(PyTuple_GetItem(item, 0));
+            runs[i].end = PyLong_AsLongLong(PyTuple_GetItem(item, 1));
+        } else {
             PyMem_Free(runs);
-            return (struct run *)PyErr_Format(PyExc_TypeError, "%R is no receipt", item);
+            return (struct run *)PyErr_Format(PyExc_TypeError,
+                                              "%R is no receipt, and no (start, end)", item);
         }
-        const Receipt *receipt = (const Receipt *)item;
-        runs[i] = (struct run){receipt->offset, receipt->offset + receipt->length};
+        if (PyErr_Occurred()) { /* too large */
+            PyMem_Free(runs);
+            return NULL;
+        }
     }
     return runs;
 }

@@ -13,7 +13,7 @@ PyObject *receipt_make(const Mapping *mapping, int64_t offset, int64_t length, u
 void receipt_number(PyObject *receipt, uint64_t sequence);
 /* Whether it is a receipt that no flush of its own range made durable; its number. */
 bool receipt_awaits(const struct native_state *state, PyObject *object, uint64_t *sequence);
-/* The ranges of a list of receipts, for PyMem_Free; NULL with an exception. */
+/* The ranges of a list of receipts or of (start, end), for PyMem_Free; NULL with an exception. */
 struct run *receipt_runs(const struct native_state *state, PyObject *list, Py_ssize_t *count);
 
 #endif

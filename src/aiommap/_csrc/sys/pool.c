@@ -40,6 +40,7 @@ struct pool {
     struct pool_thread *watcher;
     unsigned existing;
     unsigned waking; /* about to look for a job: woken, started, or done with another one */
+    bool starved;    /* the last thread that was to start did not */
     bool dropped;
 
     struct pool_job *landed; /* atomic; the newest one first */
@@ -188,6 +189,7 @@ static void undo_start(struct pool *pool, struct pool_thread *thread)
     thread->exists = false;
     pool->existing--;
     pool->waking--;
+    pool->starved = true;
 }
 
 /* Choose an idle thread, or one to start. One at a time, and it chooses the next: who submits many
@@ -290,6 +292,7 @@ static void *work(void *argument)
     struct pool_job *done = NULL;
     pthread_mutex_lock(&pool->mutex);
     pool->waking--;
+    pool->starved = false;
     for (;;) {
         if (done)
             turns_end(&pool->turns, done);
@@ -411,14 +414,34 @@ int pool_submit(struct pool *pool, struct pool_link *list)
     return error;
 }
 
-bool pool_withdraw(struct pool *pool, struct pool_job *job)
+/* With the mutex. */
+static bool withdraw(struct pool *pool, struct pool_job *job)
 {
-    pthread_mutex_lock(&pool->mutex);
     bool queued = job->queued;
     if (queued)
         turns_remove(&pool->turns, job);
-    pthread_mutex_unlock(&pool->mutex);
     return queued;
+}
+
+bool pool_submit_one(struct pool *pool, struct pool_job *job)
+{
+    struct pool_link list;
+    pool_list_make(&list);
+    pool_list_append(&list, job);
+    if (pool_submit(pool, &list))
+        return false;
+    pthread_mutex_lock(&pool->mutex);
+    bool stuck = pool->starved && withdraw(pool, job);
+    pthread_mutex_unlock(&pool->mutex);
+    return !stuck;
+}
+
+bool pool_withdraw(struct pool *pool, struct pool_job *job)
+{
+    pthread_mutex_lock(&pool->mutex);
+    bool withdrawn = withdraw(pool, job);
+    pthread_mutex_unlock(&pool->mutex);
+    return withdrawn;
 }
 
 unsigned pool_threads(struct pool *pool)

@@ -46,6 +46,9 @@ void pool_queue_drop(struct pool *pool, struct pool_queue *queue);
 /* Have jobs of a list run, each with queue and run set; the list is empty afterwards. If there is no
  * thread and none can be started, the list stays as it is: an errno number. */
 int pool_submit(struct pool *pool, struct pool_link *list);
+/* Have one job run. False if it would have to wait for a thread and none can be started: it stays the
+ * caller's. */
+bool pool_submit_one(struct pool *pool, struct pool_job *job);
 /* Take a job back if no thread has begun it. */
 bool pool_withdraw(struct pool *pool, struct pool_job *job);
 /* Take all jobs that have landed, in the order in which they did, linked by `below`; or NULL. */

@@ -53,6 +53,7 @@ struct pool_job {
     /* Constant from pool_submit on. */
     struct pool_queue *queue;
     void (*run)(struct pool_job *self); /* makes the call; in a thread of the pool */
+    bool (*landed)(struct pool_job *self); /* what the owner does then; the pool does not call it */
     /* Of the thread that ran it, and then of the owner; written by pool.c and pool_object.c. */
     struct pool_job *below; /* among those that have landed */
 };

@@ -1,0 +1,57 @@
+/* log_writer.h: the LogWriter, and the steps that its calls and its commits share. */
+#ifndef AIOMMAP_PY_LOG_WRITER_H
+#define AIOMMAP_PY_LOG_WRITER_H
+
+#include <pthread.h>
+
+#include "log.h"
+
+typedef struct {
+    PyObject_HEAD
+
+    unsigned long generation; /* constant; in a forked child it is another's */
+
+    /* GIL; written by log_writer.c. */
+    char *page;            /* the control file, mapped; NULL once closed */
+    pthread_t loop_thread; /* the one that may append inline */
+    bool bound;            /* whether there is one */
+
+    /* By one thread at a time, that of the call under way; written by log_writer.c and Python. */
+    int fd;
+    uint64_t salt, origin; /* origin: the position of byte 0 of the segment */
+    int64_t at, limit;     /* where the next frame comes; where the segment is full */
+    uint64_t base, sequence, durable;
+    uint32_t life;
+    char *room;
+    size_t room_bytes;
+    bool waited; /* an inline store had to wait for something */
+} LogWriter;
+
+/* The buffers of one write, taken while the GIL is held and used without it. */
+struct layout { /* the caller's own */
+    Py_buffer *buffers;
+    Py_ssize_t count, taken;
+    size_t bytes;
+};
+
+/* Memory to lay out a batch in, or NULL; and give back what one large record needed. */
+char *log_room_for(LogWriter *self, size_t bytes);
+void log_trim_room(LogWriter *self);
+/* Take as many items as fit and belong into one write; false with an exception. */
+bool log_take_items(const LogWriter *self, PyObject *items, Py_ssize_t start, int64_t at,
+                    uint64_t sequence, struct layout *layout);
+void log_release_items(struct layout *layout);
+/* Without the GIL. */
+void log_encode_all(const LogWriter *self, char *to, int64_t at, uint64_t sequence,
+                    const struct layout *layout);
+/* Store; 0 or an errno number. EIO stands for a write that was cut short without a reason. */
+int log_put(int fd, char *from, size_t length, int64_t at);
+/* Publish that the log goes up to a place; and whether all before it is durable. */
+bool log_publish_to(const LogWriter *self, int64_t at, uint64_t sequence, bool durable);
+
+/* Take note that a commit stored up to a place, and before a sequence; and whether it synced. */
+void log_move_on(LogWriter *self, int64_t at, uint64_t sequence, bool durable);
+
+PyObject *log_begin_commit(LogWriter *writer, PyObject *args);
+
+#endif
