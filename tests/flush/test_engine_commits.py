@@ -122,6 +122,29 @@ def test_commit_cancelled_at_work_is_waited_out(tmp_path, way, backend):
     expect_gated(script(way, body), tmp_path, backend)
 
 
+@every_way
+@every_loop
+def test_batch_that_all_left_before_it_began(tmp_path, way, backend):
+    """It stores nothing and flushes nothing, and holds nobody up."""
+    body = """
+        arm("fdatasync")
+        async with anyio.create_task_group() as first:
+            first.start_soon(write, b"new!")
+            await reached()
+            async with anyio.create_task_group() as leaving:
+                leaving.start_soon(write, b"gone")
+                leaving.start_soon(write, b"gone")
+                for _ in range(50):
+                    await anyio.sleep(0)
+                leaving.cancel_scope.cancel()
+            gate.gate_open()
+        for _ in range(50):
+            await anyio.sleep(0)
+        await write(b"next")
+    """
+    expect_gated(script(way, body), tmp_path, backend)
+
+
 @every_loop
 def test_buffer_is_exported_until_the_commit_has_ended(tmp_path, backend):
     body = """

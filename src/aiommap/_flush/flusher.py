@@ -29,12 +29,15 @@ Invariants.
       switched off. Listeners hear of it once.
   4  A store that asks for durability is applied in the hop of its flush, before that looks for
       dirty pages.
+  5  A batch that has begun is answered once, whatever fails at its end: listeners, logs and the
+      plan of what is due come before its outcome, and an error of theirs keeps it from nobody.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -211,6 +214,9 @@ class Flusher:
         return self.writeback.has_work()
 
     def _begin_batch(self, kind: Kind, items: list[Any], done: Done) -> None:
+        if not items:
+            self._end(0, done, [], None)
+            return
         match kind:
             case Kind.PLAIN:
                 self._begin_stores(items, done)
@@ -283,18 +289,20 @@ class Flusher:
         limiter = self._core.workers.flushes
 
         def ended(outcomes: Sequence[Outcome] | None, error: BaseException | None) -> None:
-            limiter.give()
-            self._end(count, done, outcomes, error)
+            try:
+                self._end(count, done, outcomes, error)
+            finally:
+                limiter.give()
 
         def start() -> None:
-            if not begin(ended):
+            begun = False
+            with suppress(Exception):  # the worker that tries again finds out why
+                begun = begin(ended)
+            if not begun:
                 limiter.give()
                 otherwise()
 
-        if limiter.take():
-            start()
-        else:
-            limiter.queue(start)
+        limiter.begin(start)
 
     def _begin_appends(self, items: list[bytes | memoryview], done: Done) -> None:
         workers = self._core.workers
@@ -311,7 +319,7 @@ class Flusher:
         items: list[Item],
         done: Done,
     ) -> None:
-        if items and self._core.sound:
+        if self._core.sound:
             ended = partial(self._end, len(items), done)
             self._core.workers.start(limiter, partial(serve, items), ended)
         else:
@@ -328,12 +336,15 @@ class Flusher:
         if error is not None or not core.sound:
             failure = error or self._failure()
             outcomes = [o if is_error(o) else failure for o in outcomes or [failure] * count]
-            self._tell()
         assert outcomes is not None
-        if core.route.draining and not self._queue.waiting():
-            core.route.end_draining()
-        self._after_batch()
-        done(outcomes)
+        try:
+            if not core.sound:
+                self._tell()
+            if core.route.draining and not self._queue.waiting():
+                core.route.end_draining()
+            self._after_batch()
+        finally:
+            done(outcomes)  # flusher.5
 
     def _settle_receipts(
         self, requests: list[Request], done: Done, outcomes: Sequence[Outcome]

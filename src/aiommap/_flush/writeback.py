@@ -18,6 +18,8 @@ Invariants.
   3  Whoever gets the turn after a flush that failed does nothing: a background flush may have had
      it before the batch. A second flush would report success for pages that the kernel dropped
      (I5). The loop answers the batch with the failure (``Flusher._end``).
+  4  A flight ends, and is told, whatever fails while it is counted: an error there is what became
+     of all that it was asked.
 """
 
 from __future__ import annotations
@@ -144,14 +146,11 @@ class Writeback:
             flight.job = begin(self._queue)
             if flight.job is not None:
                 self._flight = flight
-                return True
-        except (MemoryError, OSError, ValueError):
-            pass  # the worker that tries again finds out why
         finally:
+            if flight.stores and flight.job is None:
+                core.own.end_storing(applied=False)
             self._mutex.release()
-        if flight.stores:
-            core.own.end_storing(applied=False)
-        return False
+        return flight.job is not None
 
     def _landed(self, job: PoolCommit) -> None:
         """End the flight whose calls were made; on the loop."""
@@ -259,17 +258,17 @@ class Writeback:
         return [o if is_error(o) else failure for o in outcomes]
 
     def _end_flight(self, flight: Flight) -> None:
-        """Count what the engine did, and find out whether it is durable."""
+        """Count what the engine did, and find out whether it is durable (writeback.4)."""
         assert flight.job is not None
-        try:
-            flight.outcomes = self._outcomes_of(flight, flight.job.outcome())
-        except (MemoryError, RuntimeError) as error:
-            flight.error = error
         self._flight = None
+        try:
+            if flight.stores:
+                self._core.own.end_storing(applied=True)
+            flight.outcomes = self._outcomes_of(flight, flight.job.outcome())
+        except BaseException as error:
+            flight.error = error
 
     def _outcomes_of(self, flight: Flight, done: Committed | Flushed) -> Sequence[Outcome]:
-        if flight.stores:
-            self._core.own.end_storing(applied=not isinstance(done, int))
         if isinstance(done, int):
             self._latch(OSError(done, os.strerror(done)))
             return [None] * flight.count
@@ -316,8 +315,10 @@ class Writeback:
             self._verify(end, seen)
             if mapping.cut_suspected:
                 self._check_holes(map(run_of, asked))
-        except (OSError, MappingFaultError) as error:
+        except BaseException as error:
             self._give_up(error, [*map(run_of, asked)])
+            if not isinstance(error, (OSError, MappingFaultError)):
+                raise
             return False
         mapping.flush_end([])
         self.flushed_bytes += flushed

@@ -181,35 +181,33 @@ class Appender:
         limiter = self._workers.flushes
 
         def landed(job: PoolCommit) -> None:
-            limiter.give()
             outcomes: Sequence[Outcome]
             try:
                 outcomes = self._writer.end_commit(job)
-            except Exception as error:
+            except BaseException as error:
                 outcomes = [error] * len(items)
-            if not self._workers.ended:
+            if self._workers.ended:
+                return
+            try:
                 self._ran()
-                done(outcomes)
+            finally:
+                done(outcomes)  # batching.4
+                limiter.give()
 
         def start() -> None:
             if not self._begin_in_engine(items, landed):
                 limiter.give()
                 self._begin_in_worker(kind, items, done)
 
-        if limiter.take():
-            start()
-        else:
-            limiter.queue(start)
+        limiter.begin(start)
 
     def _begin_in_engine(self, items: list[Item], landed: Callable[[PoolCommit], None]) -> bool:
-        if self._place is None:
-            self._place = self._workers.flush_queue(self._device)
-        if self._place is None:
-            return False
         try:
-            return self._writer.begin_commit(self._place, items, landed)
-        except MemoryError:
-            return False
+            if self._place is None:
+                self._place = self._workers.flush_queue(self._device)
+            return self._place is not None and self._writer.begin_commit(self._place, items, landed)
+        except Exception:
+            return False  # the worker that tries again finds out why
 
     def _ran(self) -> None:
         """See to what follows a batch; on the loop."""

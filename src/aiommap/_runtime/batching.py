@@ -15,6 +15,9 @@ Invariants.
       an item began after the item was submitted (I4).
   3  If a waiter is cancelled before its batch begins, its item is taken out and never runs. If
       later, the waiter waits for the batch to end (I8).
+  4  A batch that has begun is answered, and the next one follows, whatever else fails at its end:
+      what follows a batch keeps its outcome from nobody. A batch that all waiters left has nothing
+      to run, and is over at once.
 """
 
 from __future__ import annotations
@@ -69,13 +72,18 @@ def as_jobs(
 
     def begin(_kind: Kind, items: list[Item], done: Callable[[Outcomes[Result]], None]) -> None:
         def ended(results: Outcomes[Result] | None, error: BaseException | None) -> None:
-            if after is not None:
-                after()
             if results is None:
                 results = [error or RuntimeError("a batch gave no results")] * len(items)
-            done(results)
+            try:
+                if after is not None:
+                    after()
+            finally:
+                done(results)  # batching.4
 
-        workers.start(limiter, partial(run, items), ended)
+        if items:
+            workers.start(limiter, partial(run, items), ended)
+        else:
+            ended([], None)
 
     return begin
 
@@ -110,6 +118,9 @@ class Batch(Generic[Item, Result]):
         return not self.begun
 
     def end(self, outcomes: Outcomes[Result]) -> None:
+        asked, given = len(self.waiters), len(outcomes)
+        if asked != given:
+            outcomes = [RuntimeError(f"a batch of {asked} gave {given} results")] * asked
         self.outcomes = outcomes
         for waiter, outcome in zip(self.waiters, outcomes, strict=True):
             if not waiter.done():  # else its task was cancelled
@@ -131,8 +142,9 @@ class BatchQueue(Generic[Item, Result]):
 
     Args:
         begin: begins one batch. It is given the kind and the items, and has the third argument
-            called on the loop with one result, or exception, per item, at once or later. It does
-            not raise.
+            called on the loop, once, with one result, or exception, per item, at once or later. If
+            it raises, nothing has begun. Where all waiters left there are no items, and nothing to
+            do but to answer.
         discard: frees the result of a cancelled waiter. The waiter waits for it, and it must not be
             cancellable.
         widen: makes a general item of one of each plain kind; for a queue of several kinds.
@@ -305,12 +317,17 @@ class BatchQueue(Generic[Item, Result]):
         batch = self._in_flight = self._waiting.pop(0)
         items = batch.begin()
         self._last = len(items)
-        self._begin(batch.kind, items, partial(self._end, batch))
+        try:
+            self._begin(batch.kind, items, partial(self._end, batch))
+        except Exception as error:  # no memory, for one
+            self._end(batch, [error] * len(items))
 
     def _end(self, batch: Batch[Item, Result], outcomes: Outcomes[Result]) -> None:
         self._in_flight = None
         time_slice_wake(len(outcomes))
-        batch.end(outcomes)
-        if self._waiting:
-            # One turn later: tasks that this batch answered wake first, and may join the next one.
-            self._workers.call_soon(self._advance)
+        try:
+            batch.end(outcomes)
+        finally:
+            if self._waiting:
+                # One turn later: tasks that this batch answered wake first, and may join the next.
+                self._workers.call_soon(self._advance)

@@ -134,6 +134,13 @@ class Limiter:
         """How many wait."""
         return sum(job is None or not job.withdrawn for job, _ in self._waiting)
 
+    def begin(self, begin: Callable[[], object]) -> None:
+        """Have something begun, with a token: at once, or when its turn comes."""
+        if self.take():
+            begin()
+        else:
+            self.queue(begin)
+
     def queue(self, begin: Callable[[], object], job: _Job | None = None) -> None:
         """Have something begun later, when its turn comes; unless its job was withdrawn."""
         self._waiting.append((job, begin))
@@ -346,8 +353,10 @@ class Workers:
 
     def _launch(self, limiter: Limiter, job: _Job) -> None:
         def end() -> None:
-            limiter.give()
-            job.end()
+            try:
+                job.end()
+            finally:
+                limiter.give()
 
         def tell() -> None:
             # A loop that has ended raises RuntimeError; nobody is left there to wake.
