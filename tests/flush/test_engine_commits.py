@@ -195,6 +195,47 @@ run(main)
     expect_gated(code, tmp_path, backend)
 
 
+@every_way
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop"])
+def test_error_beside_a_commit_that_fails_keeps_its_outcome_from_nobody(tmp_path, way, backend):
+    """As when what the application logs with is broken."""
+    code = (
+        COMMON
+        + f"""
+import logging
+
+class Broken(logging.Filter):
+    def filter(self, record):
+        raise LookupError("nothing can be logged")
+
+for name in ("aiommap.flushes", "aiommap.logs"):
+    logging.getLogger(name).addFilter(Broken())
+
+async def main():
+    told = []
+    try:
+        async with {way}() as (write, on_disk), anyio.create_task_group() as group:
+            await write(b"once")
+            fail("fdatasync", error=errno.EIO)
+
+            async def act():
+                try:
+                    await write(b"new!")
+                except (aiommap.FlushError, LookupError) as error:
+                    told.append(error)
+
+            for _ in range(3):
+                group.start_soon(act)
+    except* aiommap.FlushError as group:
+        told += group.exceptions
+    assert len(told) == 4 and isinstance(told[-1], aiommap.FlushError), told
+
+run(main)
+"""
+    )
+    expect_gated(code, tmp_path, backend)
+
+
 LOSSES = {
     "truncated": "os.truncate(name, 0)",
     "replaced": "os.replace(make('new'), name)",
