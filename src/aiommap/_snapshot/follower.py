@@ -337,7 +337,8 @@ class Follower(Generic[Served, Value]):
 
     async def _try_each(self) -> None:
         while True:
-            await self._wanted.wait()
+            if not self.over:  # a trial may have taken back what would say so
+                await self._wanted.wait()
             if self.over:
                 return
             self._wanted = anyio.Event()
