@@ -129,16 +129,17 @@ async def test_cuts_lose_nothing_durable(mount, said, policy):
     assert not await broken_promises(log, cuts, rng.randrange), mount.log_path
 
 
+async def create(hub, path, policy, way, said):
+    """Make a file of one slot, which is promised."""
+    async with hub.open(path, "x+", size=SLOT_BYTES, flush=policy) as file:
+        await Writer(file, [0], way, said).run(1)
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 async def test_cuts_keep_names_of_new_files(mount, said, policy):
-    async def create(name, way):
-        path = mount.path / name
-        async with hub.open(path, "x+", size=SLOT_BYTES, flush=policy) as file:
-            await Writer(file, [0], way, said).run(1)
-
     async with aiommap.Hub() as hub, anyio.create_task_group() as group:
         for name, way in zip("abcdef", 2 * ASKING, strict=True):
-            group.start_soon(create, name, way)
+            group.start_soon(create, hub, mount.path / name, policy, way, said)
     log = mount.log()
     assert {promise.name for _, promise in promises(log)} == set("abcdef")
     assert not await broken_promises(log, worst_cuts(log))
@@ -151,6 +152,8 @@ async def test_cuts_keep_names_of_new_files(mount, said, policy):
 )
 async def test_failure_amid_writers_breaks_no_promise(mount, said, policy, kind, name):
     """The device works again at once, but what it failed to take stays lost (I5)."""
+    # The failure may come before the writers are promised anything.
+    await create(aiommap, mount.path / "before", policy, wait_durable, said)
     # Twice: a write(2) of several requests that stopped short is tried again, and might succeed.
     mount.fail(kind, name, nth=9, times=2)
     with pytest.raises(ExceptionGroup) as caught:
