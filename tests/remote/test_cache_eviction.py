@@ -44,6 +44,18 @@ async def test_budget_holds_under_random_reads(make_cache, objects, tmp_path):
         assert found.used_bytes <= MAX
 
 
+async def test_recount_leaves_room_for_the_list_of_extents(make_cache, objects):
+    """It grows when the kernel writes blocks back to scattered places, long after the recount."""
+    draw = random.Random(7)
+    async with make_cache(max_bytes=MAX) as cache, cache.open(objects, read_ahead=False) as s:
+        for _ in range(60):
+            await s.read_exact(draw.randrange(len(DATA) - 9), 9)
+        assert cache.statistics().evicted_blocks > 0
+        (found,) = await cache.entries()
+    the_map, the_list = 2 * BLOCK, 2 * BLOCK
+    assert 0 < found.cached_bytes <= MAX - the_map - the_list
+
+
 async def test_budget_holds_with_much_reserved_ahead(make_cache, tmp_path, monkeypatch):
     """What a process has reserved ahead it uses, or gives back: nothing of it is lost."""
     monkeypatch.setattr(budget, "AHEAD_SHARE", 8)

@@ -330,6 +330,20 @@ async def test_an_opening_that_was_left_behind_makes_no_folder_of_a_closed_cache
     assert not (tmp_path / "cache").exists()
 
 
+async def test_closed_cache_is_no_garbage_of_a_cycle(make_cache, objects):
+    gc.disable()
+    try:
+        async with make_cache() as cache, cache.open(objects) as s:
+            await s.read_exact(0, 10)
+        alive = weakref.ref(cache)
+        del cache, s
+        with anyio.fail_after(30):
+            while alive() is not None:  # until its threads have let go
+                await anyio.sleep(0.001)
+    finally:
+        gc.enable()
+
+
 async def test_chunks_are_fetched_ahead_in_whole_requests(make_cache):
     request, size = 4 * BLOCK, 40 * BLOCK
     big = Objects(content(3, size))

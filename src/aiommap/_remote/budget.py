@@ -7,8 +7,9 @@ Invariants.
      that dies leaves the count too high, never too low: what it had reserved. A recount finds it.
   3  Nobody waits for long for a process that stands still while it has the lock: what needs it then
      fails, and is a miss. A reservation that could not be ended is ended with the next one.
-  4  A recount adds what the files take and what living owners have reserved; those may have
-     written some of it already, which then counts twice until the next one.
+  4  A recount adds what the files take, what their lists of extents may yet grow by, and what
+     living owners have reserved; those may have written some of it already, which then counts twice
+     until the next one.
   5  A process keeps some bytes reserved ahead, so that most blocks take no lock: each system call
      of a fetch is a moment in which another thread takes the GIL. It uses them before it says that
      there is no room, and gives them back when it ends.

@@ -96,8 +96,7 @@ class RemoteCache(AsyncResource):
         self._fetchers = at_least(1, workers, "workers", "a cache needs at least 1 to fetch with")
         if on_error is not None:
             function(on_error, "on_error")
-        self._errors: Listeners[Exception] = Listeners()
-        self._errors.add(on_error or _log)
+        self._failures = _Failures(on_error or _log)
         self._counters = Counters()
         self._forks = Forks.count
         self._workers: Workers | None = None
@@ -113,7 +112,7 @@ class RemoteCache(AsyncResource):
             self._block_size,
             self._request_size,
             self._counters,
-            self._report,
+            self._failures.tell,  # of another object: a cycle would keep a closed cache
         )
 
     @property
@@ -308,6 +307,7 @@ class RemoteCache(AsyncResource):
     async def _let_go(self) -> None:
         """Give up the folder, in a worker; fetches under way keep what they need of it."""
         workers, self._workers = self._workers, None
+        self._failures.workers_are(None)
         if workers is not None:
             try:
                 await workers.run(workers.control, self._objects.close, on_cancel=OnCancel.WAIT)
@@ -321,6 +321,7 @@ class RemoteCache(AsyncResource):
             raise anyio.ClosedResourceError(f"the cache {self._folder_path} is closed")
         if self._workers is None:
             self._workers = Workers(self._fetchers)
+            self._failures.workers_are(self._workers)
         self._workers.check_loop("a cache")
         return self._workers
 
@@ -385,17 +386,32 @@ class RemoteCache(AsyncResource):
                 raise
         return snapshot
 
-    def _report(self, error: Exception) -> None:
-        """Tell of a failure of the cache; in any thread."""
+    def __repr__(self) -> str:
+        state = " closed" if self._closed else ""
+        return f"<RemoteCache {self._folder_path}{state}>"
+
+
+class _Failures:
+    """Tells of failures of the cache, on its loop."""
+
+    __slots__ = ("_listeners", "_workers")
+
+    def __init__(self, listener: Callable[[Exception], object]) -> None:
+        self._listeners: Listeners[Exception] = Listeners()
+        self._listeners.add(listener)
+        self._workers: Workers | None = None
+
+    def workers_are(self, workers: Workers | None) -> None:
+        """Say by what to reach the loop; None before there is one, and after."""
+        self._workers = workers
+
+    def tell(self, error: Exception) -> None:
+        """Tell of a failure; in any thread."""
         workers = self._workers
         if workers is None:
             _log(error)
         else:
-            workers.call_on_loop(partial(self._errors.tell, error))
-
-    def __repr__(self) -> str:
-        state = " closed" if self._closed else ""
-        return f"<RemoteCache {self._folder_path}{state}>"
+            workers.call_on_loop(partial(self._listeners.tell, error))
 
 
 def _ignore(result: object, error: BaseException | None) -> None:

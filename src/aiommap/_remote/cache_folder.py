@@ -26,6 +26,7 @@ from .budget import Budget
 from .layout import (
     HEADER_BYTES,
     LEASES,
+    MAP_SUFFIX,
     MARKER,
     MARKER_TEXT,
     STATE,
@@ -33,9 +34,11 @@ from .layout import (
     SUBFOLDER,
     Header,
     LayoutError,
+    blocks_of_map,
     file_names,
     identifier,
     is_state,
+    list_bytes,
     map_bytes,
     name_in,
     overhead_bytes,
@@ -98,7 +101,7 @@ class Folder:
         self.leases: Leases = Leases(os.path.join(path, LEASES))
         try:
             self.budget: Budget = Budget(
-                os.path.join(path, STATE), self.leases, self.disk_bytes, max_bytes, min_free
+                os.path.join(path, STATE), self.leases, self.taken_bytes, max_bytes, min_free
             )
         except BaseException:
             self.leases.close()
@@ -115,12 +118,19 @@ class Folder:
         """Name every object there is a file of, in order."""
         return sorted({name for name, _ in self._walk()})
 
-    def disk_bytes(self) -> int:
-        """Count what the files of objects take of the disk."""
+    def taken_bytes(self) -> int:
+        """Count what the files of objects take of the disk, or may take without being asked.
+
+        A list of extents grows when the kernel writes blocks back to scattered places, long after
+        they were stored.
+        """
         total = 0
         for _, path in self._walk():
             with suppress(OSError):
-                total += os.stat(path).st_blocks * 512
+                found = os.stat(path)
+                total += found.st_blocks * 512
+                if path.endswith(MAP_SUFFIX):
+                    total += list_bytes(blocks_of_map(found.st_size))
         return total
 
     def _walk(self) -> Iterator[tuple[str, str]]:

@@ -73,10 +73,19 @@ def map_bytes(size: int, block_size: int) -> int:
     return HEADER_BYTES + -(-4 * count // 8) * 8 + 8 * count
 
 
+def blocks_of_map(length: int) -> int:
+    """Say for how many blocks a map of this length is."""
+    return max(0, length - HEADER_BYTES) // 12
+
+
+def list_bytes(count: int) -> int:
+    """Say what the file system's list of extents may take, of so many blocks."""
+    return round_up(16 * count) + 4096
+
+
 def overhead_bytes(size: int, block_size: int) -> int:
-    """Say what an object takes of the disk beside its blocks: the map, and lists of extents."""
-    count = block_count(size, block_size)
-    return round_up(map_bytes(size, block_size)) + round_up(16 * count) + 4096
+    """Say what an object takes of the disk beside its blocks: the map, and the list of extents."""
+    return round_up(map_bytes(size, block_size)) + list_bytes(block_count(size, block_size))
 
 
 def round_up(length: int) -> int:
