@@ -82,9 +82,13 @@ def awake() -> Iterator[None]:
 
 @dataclass
 class Stall:
-    """Delays of a heartbeat, in milliseconds: the worst, and each with its time in seconds."""
+    """Delays of a heartbeat, in milliseconds: the worst, and each with its time in seconds.
+
+    ``worst_running`` leaves out what its thread waited for a processor, if the kernel tells.
+    """
 
     worst: float = 0.0
+    worst_running: float = 0.0
     beats: list[tuple[float, float]] = field(default_factory=list)
 
     def curve(self, points: int = 200) -> list[tuple[float, float]]:
@@ -100,25 +104,42 @@ async def heartbeat() -> AsyncIterator[Stall]:
     """Beat every millisecond and keep the worst lateness."""
     stall = Stall()
 
-    async def beat() -> None:
+    async def beat(queued: Callable[[], float]) -> None:
         start = last = time.perf_counter()
+        before = queued()
         while True:
             await asyncio.sleep(0.001)
-            now = time.perf_counter()
+            now, waited = time.perf_counter(), queued()
             late = max((now - last - 0.001) * 1e3, 0.0)
             stall.worst = max(stall.worst, late)
+            stall.worst_running = max(stall.worst_running, late - (waited - before))
             stall.beats.append((now - start, late))
-            last = now
+            last, before = now, waited
 
-    task = asyncio.create_task(beat())
-    await asyncio.sleep(0.01)
-    stall.worst = 0.0
-    stall.beats.clear()
+    with queue_clock() as queued:
+        task = asyncio.create_task(beat(queued))
+        await asyncio.sleep(0.01)
+        stall.worst = stall.worst_running = 0.0
+        stall.beats.clear()
+        try:
+            yield stall
+        finally:
+            await asyncio.sleep(0.002)
+            task.cancel()
+
+
+@contextmanager
+def queue_clock() -> Iterator[Callable[[], float]]:
+    """Tell for how many milliseconds this thread has waited for a processor, in all."""
     try:
-        yield stall
+        fd = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+    except OSError:
+        yield lambda: 0.0
+        return
+    try:
+        yield lambda: int(os.pread(fd, 100, 0).split()[1]) / 1e6
     finally:
-        await asyncio.sleep(0.002)
-        task.cancel()
+        os.close(fd)
 
 
 async def rate(action: Action, operations: int, tasks: int) -> float:

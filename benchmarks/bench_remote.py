@@ -375,6 +375,7 @@ async def gaps(report: Report, setting: Setting) -> None:
     """How long does the loop stall while blocks are fetched, stored and evicted?"""
     fill: list[float] = []
     evict: list[float] = []
+    running: list[float] = []
     for _ in range(setting.rounds):
         with setting.fresh() as folder:
             async with RemoteCache(folder, max_bytes=setting.size + 8 * MIB) as cache:
@@ -383,11 +384,14 @@ async def gaps(report: Report, setting: Setting) -> None:
                         async with heartbeat() as stall:
                             await snapshot.prewarm()
                         found.append(stall.worst)
+                        running.append(stall.worst_running)
     amount = f"{setting.size // MIB} MiB"
     report.row(f"worst gap: {amount} filled", statistics.median(fill), "ms", 5, most=True)
     report.row(
         f"worst gap: {amount} filled and evicted", statistics.median(evict), "ms", 5, most=True
     )
+    label = "worst gap: of both, but for waiting for a processor"
+    report.row(label, statistics.median(running), "ms", 5, most=True)
 
 
 async def checking(report: Report, setting: Setting) -> None:
