@@ -13,7 +13,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
-from tests.support.disks import must
+from tests.support.disks import loop_disk, must
 from tests.support.internals import core_of
 
 pytestmark = pytest.mark.anyio
@@ -48,16 +48,10 @@ class Freezer:
 
 @pytest.fixture(scope="module")
 def frozen_folder(tmp_path_factory):
-    top = tmp_path_factory.mktemp("frozen")
-    if shutil.which("mkfs.ext4") is None or shutil.which("fsfreeze") is None:
-        pytest.skip("mkfs.ext4 or fsfreeze is not installed")
-    folder = top / "disk"
-    folder.mkdir()
-    must("truncate", "-s", "64m", top / "image")
-    must("mkfs.ext4", "-qF", top / "image")
-    must("mount", "-o", "loop", top / "image", folder)
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+    if shutil.which("fsfreeze") is None:
+        pytest.skip("fsfreeze is not installed")
+    with loop_disk(tmp_path_factory.mktemp("frozen"), "64m", "mkfs.ext4", "-qF") as folder:
+        yield folder
 
 
 @pytest.fixture

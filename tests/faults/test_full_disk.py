@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import shutil
 import subprocess
 
 import pytest
@@ -13,7 +12,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
-from tests.support.disks import must
+from tests.support.disks import loop_disk, must
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -27,18 +26,13 @@ NEVER = FlushPolicy.never()
 @pytest.fixture(scope="module", params=SIZES)
 def mount(request, tmp_path_factory):
     kind, top = request.param, tmp_path_factory.mktemp("full")
-    folder = top / "disk"
-    folder.mkdir()
-    if kind == "tmpfs":
-        must("mount", "-t", "tmpfs", "-o", f"size={SIZES[kind]}", "tmpfs", folder)
-    else:
-        if shutil.which(f"mkfs.{kind}") is None:
-            pytest.skip(f"mkfs.{kind} is not installed")
-        must("truncate", "-s", SIZES[kind], top / "image")
-        must(f"mkfs.{kind}", "-q", top / "image")
-        must("mount", "-o", "loop", top / "image", folder)
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+    if kind != "tmpfs":
+        with loop_disk(top, SIZES[kind], f"mkfs.{kind}", "-q") as folder:
+            yield folder
+        return
+    must("mount", "-t", "tmpfs", "-o", f"size={SIZES[kind]}", "tmpfs", top)
+    yield top
+    subprocess.run(["umount", "--lazy", top], check=True)
 
 
 def remove(path):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 
 import pytest
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
-from tests.support.devices import fill, must
+from tests.support.devices import fill
+from tests.support.disks import loop_disk
 from tests.support.gates import expect_gated
 from tests.support.internals import core_of
 
@@ -133,15 +133,8 @@ def test_failed_pwrite_takes_the_slow_way(tmp_path, error):
 @pytest.fixture
 def disk(tmp_path):
     """Yield an ext4 of one's own."""
-    if shutil.which("mkfs.ext4") is None:
-        pytest.skip("mkfs.ext4 is not installed")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    must("truncate", "-s", "64m", str(tmp_path / "image"))
-    must("mkfs.ext4", "-qF", "-m", "0", "-b", str(PAGE), str(tmp_path / "image"))
-    must("mount", "-o", "loop", str(tmp_path / "image"), str(folder))
-    yield folder
-    must("umount", "--lazy", str(folder))
+    with loop_disk(tmp_path, "64m", "mkfs.ext4", "-qF", "-m", "0", "-b", PAGE) as folder:
+        yield folder
 
 
 async def test_holes_are_stored_to_inline(disk):

@@ -103,7 +103,7 @@ async def grow(f):
 async def wait(f):
     word = f.atomic_u32(8 * PAGE)
     try:
-        await word.wait(word.load(), timeout=0.1)
+        await word.wait(word.load(), timeout=0.01)
     except TimeoutError:
         pass
 

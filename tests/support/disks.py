@@ -19,6 +19,28 @@ def must(*command):
 
 
 @contextmanager
+def loop_disk(top, size, make, *options):
+    """Yield the folder of a file system that a command makes; its blocks are in memory.
+
+    What is tested is the file system: the machine's disk would only be waited for.
+    """
+    if shutil.which(make) is None:
+        pytest.skip(f"{make} is not installed")
+    memory, folder = top / "memory", top / "disk"
+    image = memory / "image"
+    with ExitStack() as stack:
+        memory.mkdir()
+        must("mount", "-t", "tmpfs", "tmpfs", memory)
+        stack.callback(must, "umount", "--lazy", memory)
+        must("truncate", "-s", size, image)
+        must(make, *options, image)
+        folder.mkdir()
+        must("mount", "-o", "loop", image, folder)
+        stack.callback(must, "umount", "--lazy", folder)
+        yield folder
+
+
+@contextmanager
 def disk_with(fault, tmp_path):
     """Yield a folder: 1 MiB of tmpfs, 4 MiB of ext4, FUSE whose reads can fail, or a plain one."""
     folder = tmp_path / "disk"
@@ -28,15 +50,12 @@ def disk_with(fault, tmp_path):
                 pytest.skip(missing())
             yield stack.enter_context(mounted(tmp_path)).path
             return
+        if fault == "full_ext4":
+            options = ("-qFm", "0", "-O", "^has_journal")
+            yield stack.enter_context(loop_disk(tmp_path, "4m", "mkfs.ext4", *options))
+            return
         folder.mkdir()
         if fault == "full_tmpfs":
             must("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder)
-            stack.callback(must, "umount", "--lazy", folder)
-        if fault == "full_ext4":
-            if shutil.which("mkfs.ext4") is None:
-                pytest.skip("mkfs.ext4 is not installed")
-            must("truncate", "-s", "4m", tmp_path / "image")
-            must("mkfs.ext4", "-qFm", "0", "-O", "^has_journal", tmp_path / "image")
-            must("mount", "-o", "loop", tmp_path / "image", folder)
             stack.callback(must, "umount", "--lazy", folder)
         yield folder
