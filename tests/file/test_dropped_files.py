@@ -61,6 +61,9 @@ async def follow_in_a_block(f):
     async with aiommap.follow(f.path):
         await hang()
 
+async def follow_in_a_trial(f):
+    await aiommap.follow(f.path, validate=hang)
+
 async def hold_async_lock(f):
     await aiommap.AsyncLock(f, 16).acquire()
     await hang()
@@ -92,7 +95,7 @@ WAYS = {
     "waits": [wait_for_word, wait_for_word_with_limit, hold_lock, wait_for_lock, acquire],
     "async locks": [hold_async_lock, wait_for_async_lock],
     "watches": [watch, watch_path],
-    "follows": [follow, follow_in_a_block],
+    "follows": [follow, follow_in_a_block, follow_in_a_trial],
     "watched waits": [watch, wait_for_word, wait_for_async_lock],
     "flushes": [flush, flush, write_at_the_end],
     "blocks": [pin, read_chunks],

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+import weakref
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVarTuple, Unpack, cast
 
 import anyio
+import anyio._backends._asyncio as _asyncio_backend
 
 from .event_loop import Event, EventLoop, Waiter, find_program_end
 
@@ -18,6 +20,8 @@ Ts = TypeVarTuple("Ts")
 
 #: asyncio keeps only weak references to tasks; these live until they are done, or their loop is.
 _background: dict[asyncio.AbstractEventLoop, set[asyncio.Task[None]]] = {}
+#: Those that files were used on, and that were not seen to be closed.
+_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
 #: The generation in which a collection finds old objects. Python 3.14 collects in steps, and
 #: numbers its collections otherwise.
 OLD_GENERATION = 1 if sys.version_info >= (3, 14) else 2
@@ -53,6 +57,7 @@ class AsyncioLoop(EventLoop):
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self._loop = loop
+        _loops.add(loop)
         self.token: object = loop
         self.find_token: Callable[[], object] = asyncio.get_running_loop
         # It does all that anyio's checkpoint does, in half the time, and inline verbs pay for
@@ -106,6 +111,9 @@ class AsyncioLoop(EventLoop):
 
     async def wait_out(self, done: Event) -> None:
         """Wait with a cancellation in hand. asyncio itself raises Ctrl-C out of its loop."""
+        if isinstance(asyncio.current_task(), _Background):
+            await done.wait()  # without a scope, which nobody would leave if the loop is closed
+            return
         with anyio.CancelScope(shield=True):
             while not done.is_set():
                 with suppress(asyncio.CancelledError):  # ``Task.cancel`` again
@@ -140,10 +148,26 @@ def _forget_done(task: asyncio.Task[None]) -> None:
 def _forget_ended(phase: str, info: dict[str, int]) -> None:
     """Let go of tasks whose loop was closed, before garbage is collected: they are a part of it."""
     if phase == "start" and info["generation"] >= OLD_GENERATION:
-        for loop in tuple(_background):
-            if loop.is_closed():
-                for task in _background.pop(loop, ()):
-                    task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
+        closed = [loop for loop in tuple(_loops) if loop.is_closed()]
+        for loop in closed:
+            _loops.discard(loop)
+            for task in _background.pop(loop, ()):
+                task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
+        if closed:
+            _forget_scopes()
+
+
+def _forget_scopes() -> None:
+    """Let go of what anyio keeps of tasks whose loop was closed, as nobody leaves their scopes.
+
+    It finds a task's cancel scope by a weak reference to the task, and the scope refers to the
+    task: so both would stay, with all that the task refers to.
+    """
+    name = "_task_states"  # not public, and another anyio may do without it
+    states: MutableMapping[asyncio.Task[Any], object] = getattr(_asyncio_backend, name, {})
+    for task in tuple(states):
+        if task.get_loop().is_closed():
+            states.pop(task, None)
 
 
 gc.callbacks.append(_forget_ended)

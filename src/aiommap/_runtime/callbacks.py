@@ -85,7 +85,9 @@ class _Outcome:
             answer = function(*arguments)
             self._answer = await answer if isinstance(answer, Awaitable) else answer
             self._error = None
-        except (anyio.get_cancelled_exc_class(), GeneratorExit):
+        except GeneratorExit:
+            raise  # the loop is gone, and so is what could be asked of it
+        except anyio.get_cancelled_exc_class():
             raise
         except BaseException as error:
             self._error = error

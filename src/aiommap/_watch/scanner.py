@@ -28,15 +28,18 @@ import heapq
 import os
 import queue
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import TypeAlias
 
 from .._logs import WATCHING
 from .attribution import OwnChanges
 from .changes import Change
 from .notifier import DirectoryWatches
 from .stat_differ import StatDiffer
+from .subscriptions import Changes
 from .watched_path import WatchedPath
 
 #: How often the thread reads events: the longest that one takes.
@@ -83,15 +86,21 @@ def _end_all() -> None:
         scanner.end_now()
 
 
+#: The subscription that asked for a state; weak, as the thread must not keep it.
+Asker: TypeAlias = "weakref.ReferenceType[Changes]"
+
+
 class Finding:
     """What the thread sends to the loop: a change, or a state that was asked for."""
 
-    __slots__ = ("change", "state", "token", "watched")
+    __slots__ = ("asker", "change", "state", "watched")
 
-    def __init__(self, watched: WatchedPath, change: Change | None, token: object = None) -> None:
+    def __init__(
+        self, watched: WatchedPath, change: Change | None, asker: Asker | None = None
+    ) -> None:
         self.watched = watched
         self.change = change
-        self.token = token
+        self.asker = asker
         self.state = watched.state
 
 
@@ -129,8 +138,8 @@ class Scanner:
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._findings: list[Finding] = []
         self._paths: set[WatchedPath] = set()
-        #: Paths whose state is to be reported once they are watched, and the token of each request.
-        self._requests: list[tuple[WatchedPath, object]] = []
+        #: Paths whose state is to be reported once they are watched, and the asker of each request.
+        self._requests: list[tuple[WatchedPath, Asker]] = []
         #: Paths and directories in the order in which they are polled.
         self._poll_ring: deque[WatchedPath | str] = deque()
         #: Paths with an interval of their own, by the time of their next poll.
@@ -151,9 +160,9 @@ class Scanner:
 
     # Any thread.
 
-    def add(self, watched: WatchedPath, interval: float | None, token: object) -> None:
-        """Watch a path, and report its state with the token once it is watched."""
-        self._commands.put(lambda: self._add(watched, interval, token))
+    def add(self, watched: WatchedPath, interval: float | None, asker: Asker) -> None:
+        """Watch a path, and report its state with the asker once it is watched."""
+        self._commands.put(lambda: self._add(watched, interval, asker))
 
     def remove(self, watched: WatchedPath) -> None:
         """Watch a path no longer."""
@@ -259,21 +268,21 @@ class Scanner:
         """Report the requested states, if every path is watched (scanner.1)."""
         if self._requests and not self._watches.incomplete:
             requests, self._requests = self._requests, []
-            for watched, token in requests:
+            for watched, asker in requests:
                 if watched.is_known:
                     self._differ.compare(watched, "poll")
                 else:
                     self._differ.begin(watched)
-                self._report(Finding(watched, None, token))
+                self._report(Finding(watched, None, asker))
 
-    def _add(self, watched: WatchedPath, interval: float | None, token: object) -> None:
+    def _add(self, watched: WatchedPath, interval: float | None, asker: Asker) -> None:
         if interval is not None and watched.poll_every(interval):
             self._schedule(watched, time.monotonic())
         if watched not in self._paths:
             self._paths.add(watched)
             self._poll_ring.append(watched)
             self._watches.add(watched)
-        self._requests.append((watched, token))
+        self._requests.append((watched, asker))
 
     def _schedule(self, watched: WatchedPath, now: float) -> None:
         """Poll a path when its interval is over."""

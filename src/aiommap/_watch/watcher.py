@@ -244,7 +244,8 @@ class Watcher:
     ) -> None:
         self._beginning.discard(changes)
         subscribed.waiting.add(changes)
-        subscribed.thread.scanner.add(subscribed.watched, poll_interval, changes)
+        # Not the subscription itself: it refers to the watcher, and its thread to the scanner.
+        subscribed.thread.scanner.add(subscribed.watched, poll_interval, weakref.ref(changes))
 
     def _thread(self, *, remote: bool) -> _ScannerThread:
         """Return the thread for a kind of paths, started if there is none."""
@@ -261,6 +262,7 @@ class Watcher:
         )
         thread = _ScannerThread(scanner, ended, remote=remote)
         ending = self._ending
+        loop = weakref.ref(workers)
 
         def finish() -> None:
             ending.discard(thread)
@@ -268,7 +270,8 @@ class Watcher:
 
         def run() -> None:
             scanner.run()
-            workers.call_from_thread(finish)
+            if (alive := loop()) is not None:
+                alive.call_from_thread(finish)
 
         run_in_thread(run)
         self._threads[remote] = thread
@@ -321,10 +324,11 @@ class Watcher:
 
     def _start_waiting(self, finding: Finding) -> None:
         """Start the subscription that asked for a state, if the finding is that state."""
-        subscribed, changes = self._subscribed_to(finding), finding.token
-        if finding.change is not None or subscribed is None:
+        subscribed = self._subscribed_to(finding)
+        if finding.asker is None or subscribed is None:
             return
-        if isinstance(changes, Changes) and changes in subscribed.waiting:
+        changes = finding.asker()
+        if changes is not None and changes in subscribed.waiting:
             subscribed.waiting.discard(changes)
             subscribed.live.add(changes)
             changes._start(finding.state)  # noqa: SLF001  this is its source
@@ -337,8 +341,12 @@ def _look_up(path: str) -> bool:
 
 
 def _deliverer(watcher: Watcher, workers: Workers) -> Callable[[list[Finding]], bool]:
-    """Make the function that sends findings to the loop; it does not keep the watcher alive."""
-    reference = weakref.ref(watcher)
+    """Make the function that sends findings to the loop.
+
+    It keeps neither the watcher alive nor the loop, which may refer to the watcher: a loop that was
+    closed keeps the calls that it did not get to.
+    """
+    reference, loop = weakref.ref(watcher), weakref.ref(workers)
 
     def receive(findings: list[Finding]) -> None:
         alive = reference()
@@ -346,7 +354,10 @@ def _deliverer(watcher: Watcher, workers: Workers) -> Callable[[list[Finding]], 
             alive.receive(findings)
 
     def deliver(findings: list[Finding]) -> bool:
-        return reference() is not None and workers.call_from_thread(partial(receive, findings))
+        alive = loop()
+        if reference() is None or alive is None:
+            return False
+        return alive.call_from_thread(partial(receive, findings))
 
     return deliver
 
