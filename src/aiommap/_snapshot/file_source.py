@@ -8,6 +8,12 @@ from .._watch.changes import ChangeKind
 from .follower import News
 from .generation import Generation
 
+#: After one of these, bytes may be other ones though size and times are what they once were: the
+#: change that sets these back may follow one that moved them.
+_IN_PLACE = frozenset(
+    {ChangeKind.MODIFIED, ChangeKind.CHANGED, ChangeKind.GROWN, ChangeKind.TRUNCATED}
+)
+
 
 class FileSource:
     """A path, watched and opened in a hub.
@@ -39,7 +45,7 @@ class FileSource:
     async def next(self) -> News:
         """Wait for a change of the path."""
         change = await anext(self._changes)
-        return News(change.new, doubtful=change.kind is ChangeKind.CHANGED)
+        return News(change.new, doubtful=change.kind in _IN_PLACE)
 
     async def open(self) -> Generation:
         """Open the file that the path names."""

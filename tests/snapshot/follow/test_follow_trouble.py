@@ -243,6 +243,24 @@ async def test_overwrite_with_same_size_and_mtime(path, errors):
         assert await content(live.current) == b"good 2"
 
 
+@pytest.mark.parametrize("between", ["modified", "truncated"])
+async def test_times_set_back_after_a_change_that_was_seen(path, errors, between):
+    os.utime(path, ns=(0, 0))
+    async with aiommap.follow(path, validate=check_good, on_error=errors) as live:
+        if between == "modified":
+            with path.open("r+b") as file:
+                file.write(b"bad! 1")
+        else:
+            os.truncate(path, 1)
+        await errors.wait(aiommap.StaleSnapshotError)
+        await errors.wait(ValueError, "not good")
+        overwrite_and_set_back(path, b"good 2")
+        with anyio.fail_after(20):
+            while live.generation < 2:
+                await anyio.sleep(0.001)
+        assert await content(live.current) == b"good 2"
+
+
 async def test_served_file_moved_and_linked(path, errors):
     async with aiommap.follow(path, validate=check_good, on_error=errors) as live:
         first = live.current
