@@ -204,8 +204,12 @@ async def test_network_file_systems_have_a_thread(hub, tmp_path, monkeypatch):
         assert len(hub._watcher._threads) == 2
         os.truncate(tmp_path / "remote", 5)
         assert (await fetch(remote)).source == "poll"
-        os.truncate(tmp_path / "local", 5)
-        assert (await fetch(local)).source == "event"
+        for length in range(5, 50):
+            os.truncate(tmp_path / "local", length)
+            if (await fetch(local)).source == "event":  # a poll may come first on a busy machine
+                break
+        else:
+            pytest.fail("no event told of any change")
     assert not hub._watcher._threads
 
 
