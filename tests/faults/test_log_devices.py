@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import subprocess
+from contextlib import contextmanager
 
 import anyio
 import pytest
@@ -12,6 +14,7 @@ import pytest
 import aiommap
 from aiommap import FlushPolicy, Log
 from tests.powercut.mount import missing, mounted
+from tests.support.devices import fill
 from tests.support.disks import disk_with
 from tests.support.fork_server import run_code
 from tests.support.logs import ALWAYS, SEGMENT, contents, make, pure_records, reopened, segments
@@ -71,6 +74,63 @@ async def test_full_disk_at_creation(fault, tmp_path):
         async with Log.open(disk / "log", segment_size=SEGMENT) as log:
             await log.append(b"x")
         assert await reopened(disk / "log") == [b"x"]
+
+
+async def test_full_disk_without_room_for_control(tmp_path):
+    with disk_with("full_tmpfs", tmp_path) as disk:
+        fill(disk / "filler")
+        with pytest.raises(OSError, match="No space left"):
+            await Log.open(disk / "log")
+        (disk / "filler").unlink()
+        await make(disk / "log", b"x")
+        assert await reopened(disk / "log") == [b"x"]
+
+
+async def test_descriptors_run_out_at_a_roll(tmp_path):
+    """Nothing was stored, so nothing latches, and the same life goes on (I5)."""
+    async with Log.open(tmp_path / "log", segment_size=SEGMENT) as log:
+        await log.append(bytes(20_000))
+        with no_descriptors():
+            for _ in range(2):
+                with pytest.raises(OSError, match="Too many open files"):
+                    await log.append(bytes(50_000))
+        await log.append(bytes(50_000))
+        assert (log.last, log.life) == (2, 1)
+        assert len(segments(tmp_path / "log")) == 2
+
+
+@contextmanager
+def no_descriptors():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(os.devnull) as lowest:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest.fileno(), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_segment_that_cannot_be_unlinked(tmp_path):
+    """The discard is told, and made up for by the next one; appends know nothing of it."""
+    folder = tmp_path / "log"
+    async with Log.open(folder, segment_size=SEGMENT, retain_bytes=2 * SEGMENT) as log:
+        for _ in range(2):
+            await log.append(bytes(50_000))
+        oldest = segments(folder)[0]
+        if subprocess.run(["chattr", "+i", oldest], capture_output=True).returncode:
+            pytest.skip("files cannot be made immutable here")
+        try:
+            for _ in range(5):
+                await log.append(bytes(50_000))
+            with pytest.raises(PermissionError) as caught:
+                await log.discard(log.last)
+            assert caught.value.filename == str(oldest)
+            assert len(await contents(log)) == log.last + 1 - log.first == 1
+        finally:
+            subprocess.run(["chattr", "-i", oldest], check=True)
+        await log.discard(log.last)
+        assert len(segments(folder)) == 1
+        await (await log.append(b"x")).wait_durable()
 
 
 async def test_limit_on_file_sizes_is_told(folder_and_limit):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import pytest
 
 from tests.support.logs import pure_records
@@ -10,6 +13,13 @@ from tests.support.logs import pure_records
 @pytest.fixture
 def folder(tmp_path):
     return tmp_path / "log"
+
+
+@pytest.fixture
+def in_memory():
+    """A folder whose syncs take no time, for tests that make hundreds."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as home:
+        yield Path(home) / "log"
 
 
 @pytest.fixture(autouse=True)

@@ -309,6 +309,43 @@ async def test_reader_without_control_follows_the_frames(log, folder):
             assert (await anext(tail)).data == b"new"
 
 
+async def test_reader_without_control_passes_frames_between_large_records(folder):
+    """An OPEN frame alone is no record, and not the end either."""
+    for i in range(3):
+        async with Log.open(folder, segment_size=2 << 20) as log:
+            await log.append(b"%d" % i * (300 << 10))
+    (folder / "control").unlink()
+    async with Log.open(folder, "r") as reader:
+        assert [data[:1] for data in await contents(reader)] == [b"0", b"1", b"2"]
+        assert reader.last == 3
+
+
+async def test_readers_that_begin_amid_discards(in_memory):
+    """They start with what is first by then, or are told; nothing looks like damage."""
+    found = []
+
+    async def begin(reader):
+        while not log.closed:
+            try:
+                async for record in reader.read():
+                    found.append((record.sequence, int(record.data[:10])))
+                    break
+                assert await reader.segments()
+            except aiommap.RecordsDiscardedError:
+                pass
+
+    async with Log.open(in_memory, segment_size=SEGMENT, retain_bytes=1) as log:
+        await log.append(b"%10d" % 1)
+        async with Log.open(in_memory, "r") as reader, anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(begin, reader)
+            while log.last < 100 or not found:
+                await log.append(b"%10d" % (log.last + 1) + bytes(50_000))
+                await anyio.lowlevel.checkpoint()
+            await log.aclose()
+    assert all(sequence == number for sequence, number in found)
+
+
 async def test_reader_of_no_log(folder):
     with pytest.raises(FileNotFoundError):
         await Log.open(folder, "r")

@@ -62,57 +62,55 @@ async def test_recovery_of_a_lost_control_file(folder):
 
 @pytest.mark.slow
 @pytest.mark.damaged
-async def test_torn_at_each_byte(folder, tmp_path):
+async def test_torn_at_each_byte(folder, in_memory):
     """Whatever is left of the last three records: whole ones before it are found, and no more."""
     async with Log.open(folder, segment_size=SEGMENT) as log:  # in one flush, so nothing is proven
         for each in DATA:
             await log.append(each)
     whole, at = segment_path(folder).read_bytes(), places(DATA)
     for keep in range(at[2], at[5] + 1):
-        copy = tmp_path / "copy"
-        shutil.rmtree(copy, ignore_errors=True)
-        copy.mkdir()
-        segment_path(copy).write_bytes(whole[:keep].ljust(len(whole), b"\0"))
+        shutil.rmtree(in_memory, ignore_errors=True)
+        in_memory.mkdir()
+        segment_path(in_memory).write_bytes(whole[:keep].ljust(len(whole), b"\0"))
         complete = sum(keep >= end for end in at[1:])
         # Zeros at the end of a frame are there anyway.
         while complete < 5 and not whole[keep : at[complete + 1]].strip(b"\0"):
             complete += 1
-        found, recovered = await opened_with(copy)
+        found, recovered = await opened_with(in_memory)
         assert found == list(DATA[:complete]), keep
         assert recovered.sequence == complete
-        async with Log.open(copy, segment_size=SEGMENT) as log:
+        async with Log.open(in_memory, segment_size=SEGMENT) as log:
             await log.append(b"after")
             assert await contents(log) == [*DATA[:complete], b"after"]
 
 
 @pytest.mark.slow
 @pytest.mark.damaged
-async def test_every_flipped_bit_is_found(folder, tmp_path):
+async def test_every_flipped_bit_is_found(folder, in_memory):
     """Of records that something proves durable none is lost, and no wrong byte is served."""
     await make(folder, *DATA)
     whole, at = segment_path(folder).read_bytes(), places(DATA)
     for control in (True, False):
         for byte in range(at[0], at[5]):
-            copy = tmp_path / "copy"
-            shutil.rmtree(copy, ignore_errors=True)
+            shutil.rmtree(in_memory, ignore_errors=True)
             if control:
-                shutil.copytree(folder, copy)
-                adopt_control(copy)
+                shutil.copytree(folder, in_memory)
+                adopt_control(in_memory)
             else:
-                copy.mkdir()
+                in_memory.mkdir()
             flipped = bytearray(whole)
             flipped[byte] ^= 1 << byte % 8
-            segment_path(copy).write_bytes(flipped)
+            segment_path(in_memory).write_bytes(flipped)
             bad = sum(byte >= end for end in at[1:]) + 1
             if bad == 5 and not control:  # doubt 1: nobody can tell it from a torn one
-                assert (await opened_with(copy))[0] == list(DATA[:4])
+                assert (await opened_with(in_memory))[0] == list(DATA[:4])
                 continue
-            before = segment_path(copy).read_bytes()
+            before = segment_path(in_memory).read_bytes()
             with pytest.raises(aiommap.CorruptRecordError) as caught:
-                await opened_with(copy)
+                await opened_with(in_memory)
             assert (caught.value.sequence, caught.value.offset) == (bad, at[bad - 1])
-            assert segment_path(copy).read_bytes() == before  # nothing was changed
-            async with Log.open(copy, "r") as reader:
+            assert segment_path(in_memory).read_bytes() == before  # nothing was changed
+            async with Log.open(in_memory, "r") as reader:
                 if control:
                     with pytest.raises(aiommap.CorruptRecordError):
                         await contents(reader)
@@ -360,6 +358,69 @@ async def test_unflushed_segments_are_set_aside(folder):
     assert len([path for path in folder.iterdir() if ".cut-" in path.name]) >= 3
 
 
+async def test_successor_unlinks_what_was_discarded(folder):
+    """A kill or a power cut between a discard and its unlinks leaves segments behind."""
+    await make(folder, *[bytes(BIG)] * 20)
+    old = {path: path.read_bytes() for path in segments(folder)}
+    async with Log.open(folder, segment_size=SEGMENT) as log:
+        await log.discard(15)
+        first = log.first
+    for path in set(old) - set(segments(folder)):
+        path.write_bytes(old[path])
+    async with Log.open(folder, segment_size=SEGMENT) as log:
+        assert (log.first, log.statistics().segments) == (first, 2)
+        assert len(segments(folder)) == 4  # opening deletes nothing (L9)
+        await log.discard(log.first)
+        assert [int(path.stem) for path in segments(folder)] == [first, 19]
+    assert len(await reopened(folder)) == 21 - first
+
+
+@pytest.mark.parametrize("control", [True, False], ids=["control", "without"])
+async def test_times_of_files_mean_nothing(folder, control):
+    """Nor does their order (L13)."""
+    data = [b"%d" % i * BIG for i in range(20)]
+    await make(folder, *data)
+    if not control:
+        without_control(folder)
+    for number, path in enumerate(sorted(folder.iterdir(), reverse=True)):
+        os.utime(path, (number * 86_400, 4_000_000_000 - number))
+    async with Log.open(folder, "r") as reader:
+        assert await contents(reader) == data
+    assert await reopened(folder) == data
+
+
+@pytest.mark.slow
+@pytest.mark.damaged
+@pytest.mark.parametrize("kind", ["header", "open", "end"])
+async def test_torn_frames_that_are_no_records(folder, in_memory, kind):
+    """Cut at each byte: what is before is there, or the file with the damage is named."""
+    await make(folder, *DATA)
+    await make(folder, *[] if kind != "end" else [bytes(SEGMENT - 4096 - 1000), bytes(2000)])
+    at = places(DATA)[-1]
+    begin, length = {"header": (0, 92), "open": (at, 40), "end": (0, 24)}[kind]
+    if kind == "end":
+        begin = places([*DATA, bytes(16), bytes(SEGMENT - 4096 - 1000)])[-1]
+        segments(folder)[1].unlink()  # as if the power had gone before it had its name
+    whole = segment_path(folder).read_bytes()
+    kept = [*DATA, bytes(SEGMENT - 4096 - 1000)] if kind == "end" else list(DATA)
+    for keep in range(length):
+        shutil.rmtree(in_memory, ignore_errors=True)
+        in_memory.mkdir()
+        torn = whole[: begin + keep] + bytes(length - keep) + whole[begin + length :]
+        segment_path(in_memory).write_bytes(torn)
+        if kind == "header" and torn != whole:
+            for mode in ("r", "a"):
+                wrong = (aiommap.CorruptLogError, aiommap.UnsupportedError)
+                with pytest.raises(wrong, match=segment_path(in_memory).name):
+                    await reopened(in_memory, mode)
+            continue
+        async with Log.open(in_memory, "r") as reader:
+            assert await contents(reader) == kept
+        for more in ([b"more"], [b"more", b"and more"]):
+            await make(in_memory, more[-1])
+            assert await reopened(in_memory) == kept + more
+
+
 @pytest.mark.damaged
 async def test_flushed_segments_prove_the_ones_before(folder):
     await make(folder, *[bytes(BIG)] * 30, flush=FlushPolicy.manual())
@@ -393,6 +454,45 @@ async def test_sequences_and_lives_at_their_ends(folder):
         assert [(s, d) for s, _, d in pure_records(folder)] == [(base, b"y")]
     with pytest.raises(aiommap.UnsupportedError, match=r"opened 2\*\*32 times"):
         await reopened(folder)
+
+
+async def test_last_sequence_is_given_out_once(folder):
+    """Also to records that are stored on the loop thread; nothing is stored for a refused one."""
+    folder.mkdir()
+    forge(folder, (1 << 63) - 4, 1)
+    async with Log.open(folder, segment_size=SEGMENT) as log:
+        assert [(await log.append(b"x")).sequence - (1 << 63) for _ in range(3)] == [-4, -3, -2]
+        before = log.statistics().appended_bytes
+        for verb in (log.append, log.append, lambda data: log.append_many([data, data])):
+            with pytest.raises(OSError, match="all sequence numbers"):
+                await verb(b"y")
+        await log.flush()
+        assert (log.last, log.statistics().appended_bytes) == ((1 << 63) - 2, before)
+        assert log.life == 2
+    assert await reopened(folder) == [b"x"] * 3
+
+
+async def test_claims_around_their_largest_number(folder):
+    """Records that claim almost too much, and nothing: what they prove is found, and no more."""
+    folder.mkdir()
+    base = (1 << 40) + 1
+    at = segment_path(folder, base)
+    frames, position = b"", 1 << 40
+    for sequence, claim in ((base, 0xFFFFFE), (base + 1, 0xFFFFFF), (base + 2, 2)):
+        body = struct.pack("<IQII", 0, sequence, 1, claim | 1 << 24)
+        frames += struct.pack("<I", crc32c(struct.pack("<QQ", 7, position) + body)) + body
+        position += 24
+    forge(folder, base, 1)
+    overwrite(at, HEADER_BYTES, frames)
+    async with Log.open(folder, "r") as reader:
+        assert (reader.last, reader.durable) == (base + 2, base)
+    assert await reopened(folder) == [b""] * 3
+    shutil.rmtree(folder)
+    folder.mkdir()
+    forge(folder, base, 1)
+    overwrite(at, HEADER_BYTES, bytes(24) + frames[24:48])  # torn; what is behind claims nothing
+    async with Log.open(folder, segment_size=SEGMENT) as log:
+        assert (log.last, log.recovered.cut_records) == (base - 1, 1)
 
 
 def forge(folder, base, life):

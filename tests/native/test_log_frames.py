@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import aiommap
 from tests.support.internals import (
     CONTROL_BYTES,
     HEADER_BYTES,
     LogCursor,
     LogRecord,
     LogWriter,
+    SegmentHeader,
     crc32c,
     find_record,
     frame_bytes,
@@ -159,6 +161,23 @@ def test_skipped_kinds_are_passed(writer, cursor):
     assert [record.data for record in cursor.take(1 << 20, True)] == [b"1", b"2"]
 
 
+def test_large_skipped_frame_is_no_record(writer, cursor, files):
+    """One that is longer than what a cursor reads at a time."""
+    writer.append(b"1")
+    data = os.urandom(300_000)
+    at, position = writer.at, writer.position
+    header = struct.pack("<IQII", len(data), 2, 1, 0x80FFFFFF)
+    crc = crc32c(struct.pack("<QQ", SALT, position) + header + data)
+    os.pwrite(files[1], struct.pack("<I", crc) + header + data, at)
+    writer.enter(files[1], SALT, POSITION, 1, 2, at + frame_bytes(len(data)), 1 << 20)
+    writer.append(b"2")
+    found = []
+    while cursor.offset < writer.at:
+        found += [(record.sequence, record.data) for record in cursor.take(writer.at, True)]
+        assert cursor.state == LIMIT
+    assert found == [(1, b"1"), (2, b"2")]
+
+
 @pytest.mark.parametrize("kind", [0, 6, 0x7F])
 def test_unknown_kinds_are_wrong(writer, cursor, kind):
     writer.append(b"1")
@@ -166,6 +185,41 @@ def test_unknown_kinds_are_wrong(writer, cursor, kind):
     assert len(cursor.take(1 << 20, True)) == 1
     assert cursor.take(1 << 20, True) == []
     assert cursor.state == WRONG
+
+
+def test_every_bit_of_a_segment_counts(writer, files):
+    """Of each frame: what is before it is read, and nothing else."""
+    items = [b"one", b"", b"eight888", bytes(40)]
+    ends = [HEADER_BYTES]
+    for each in items:
+        writer.append(each)
+        ends.append(writer.at)
+    writer.mark(3, b"")
+    whole = os.pread(files[1], writer.at, 0)
+    for bit in range(8 * HEADER_BYTES, 8 * len(whole)):
+        at = bit // 8
+        flipped = bytes([whole[at] ^ 1 << bit % 8])
+        os.pwrite(files[1], flipped, at)
+        cursor = LogCursor(LogRecord)
+        cursor.enter(files[1], SALT, POSITION, HEADER_BYTES, 1, 1, False)
+        found = cursor.take(writer.at, True)
+        good = sum(at >= end for end in ends[1:])
+        assert [record.data for record in found] == items[:good], bit
+        if good:
+            cursor.take(writer.at, True)
+        assert cursor.state == WRONG, bit
+        os.pwrite(files[1], whole[at : at + 1], at)
+
+
+def test_every_bit_of_a_header_counts():
+    header = SegmentHeader(bytes(range(16)), 1, 2, 3, 4, 5, 6, 7, 8)
+    block = header.pack(crc32c)
+    assert SegmentHeader.unpack(block, "segment", crc32c) == header
+    for bit in range(8 * 92):
+        flipped = bytearray(block)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises((ValueError, aiommap.UnsupportedError)):
+            SegmentHeader.unpack(bytes(flipped), "segment", crc32c)
 
 
 def test_search_finds_frames_behind_a_torn_one(writer, files):

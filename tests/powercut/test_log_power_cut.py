@@ -29,8 +29,9 @@ from tests.powercut.mount import missing, mounted
 from tests.powercut.records import DIRECTORY, SyncBegin, Unlink
 from tests.powercut.replay import mostly_survives
 from tests.powercut.workload import acknowledging
+from tests.support.internals import frame_bytes
 from tests.support.internals import log_opening as opening
-from tests.support.logs import SEGMENT
+from tests.support.logs import SEGMENT, segments
 
 pytestmark = [
     pytest.mark.anyio,
@@ -161,6 +162,33 @@ async def test_failed_flush_then_successor(mount, said, cut_folder):
         data = [record.data async for record in log.read()]
     recording = Recording(data, mount.log())
     outcomes = await recovered_at_worst(recording, cut_folder)
+    assert not faults(outcomes)
+
+
+@pytest.mark.slow
+async def test_failed_discard_then_successor(mount, said, cut_folder):
+    """So is a frame that is no record; else nothing behind it could be read after a power cut."""
+    # The frame that says so ends where a sector does: no later append writes that one again.
+    data = [*(b"%1000d" % i for i in range(200)), bytes(512 - frame_bytes(8) - frame_bytes(0))]
+    async with Log.open(mount.path, segment_size=SEGMENT) as log:
+        await log.append_many(data)
+        await log.flush()
+        mount.fail("fsync", segments(mount.path)[-1].name)
+        with pytest.raises(FlushError):
+            await log.discard(log.last)
+        with pytest.raises(FlushError):
+            await log.aclose()
+    begun = len(mount.log())
+    async with Log.open(mount.path, segment_size=SEGMENT) as log:
+        assert 1 < log.first <= log.last == len(data)
+        data += [b"more", b"and more"]
+        for each in data[-2:]:
+            await (await log.append(each)).wait_durable()
+            promise(said, log.last)
+        await log.discard(log.last)
+        recording = Recording(data, mount.log(), log.first, begun)
+    outcomes = await recovered_at_worst(recording, cut_folder)
+    outcomes += await recovered_at_random(recording, cut_folder, random.Random(3), FEWER_CUTS)
     assert not faults(outcomes)
 
 

@@ -84,6 +84,13 @@ def sync_folder(fd: int) -> None:
     os.fsync(fd)
 
 
+def write_all(fd: int, data: bytes, at: int) -> None:
+    """Write bytes at an offset, though one call may write only some of them."""
+    while data:
+        done = os.pwrite(fd, data, at)
+        data, at = data[done:], at + done
+
+
 def open_folder(path: str, *, create: bool) -> int:
     """Open the folder of a log, and make it if wanted."""
     if create:
@@ -193,16 +200,21 @@ def list_segments(folder: str, first: int) -> tuple[LogSegment, ...]:
     folder_fd = open_folder(folder, create=False)
     try:
         bases = segment_bases(folder_fd)
+        while True:
+            try:
+                return tuple(_describe(folder, base) for base in bases if base >= first)
+            except FileNotFoundError:
+                before, bases = bases, segment_bases(folder_fd)
+                if bases == before:
+                    raise  # nor was it discarded meanwhile
     finally:
         os.close(folder_fd)
-    found = []
-    for base in (base for base in bases if base >= first):
-        segment = find_segment(folder, base)
-        header = segment.header
-        found.append(
-            LogSegment(segment.path, base, segment.size, header.life, header.durable_below)
-        )
-    return tuple(found)
+
+
+def _describe(folder: str, base: int) -> LogSegment:
+    found = find_segment(folder, base)
+    header = found.header
+    return LogSegment(found.path, base, found.size, header.life, header.durable_below)
 
 
 def remove_standbys(folder: str, folder_fd: int) -> None:
@@ -241,8 +253,7 @@ class Unnamed:
         """Write the header and give the segment its name; both are durable when it returns."""
         path = os.path.join(self._folder, segment_name(header.base))
         block = header.pack(crc32c)
-        if os.pwrite(self.fd, block, 0) != len(block):
-            raise OSError(errno.EIO, "the header was written in part only", path)
+        write_all(self.fd, block, 0)
         os.fsync(self.fd)
         if self._name is not None:
             if os.path.exists(path):
@@ -319,11 +330,12 @@ class Control:
 
     def say_who_writes(self, life: int) -> None:
         """Leave a note for those who are refused."""
-        os.pwrite(self.fd, Holder(os.getpid(), life, os.uname().nodename).pack(), HOLDER_AT)
+        holder = Holder(os.getpid(), life, os.uname().nodename)
+        write_all(self.fd, holder.pack(), HOLDER_AT)
 
     def adopt(self, log_id: bytes) -> None:
         """Vouch for the words, which are true by now."""
-        os.pwrite(self.fd, ControlIdentity(log_id, *self.own, self.boot).pack(crc32c), 0)
+        write_all(self.fd, ControlIdentity(log_id, *self.own, self.boot).pack(crc32c), 0)
 
     def close(self) -> None:
         """Release the lock."""

@@ -26,6 +26,7 @@ from .files import (
     remove_standbys,
     segment_bases,
     sync_folder,
+    write_all,
 )
 from .format import (
     CLEAN,
@@ -71,6 +72,8 @@ class OpenedLog:
     segment: Segment
     #: Sizes of all segments by their bases, oldest first.
     sizes: dict[int, int]
+    #: Bases of segments that were discarded, and not unlinked yet.
+    discarded: list[int]
     log_id: bytes
     first: int
     recovered: Recovered | None
@@ -237,7 +240,11 @@ class _Recovery:
         self._forget_foreign_words()
         found = survey(self._folder, self._folder_fd, self._durable, self._first)
         opened = self._create(native) if found is None else self._recover(native, found)
-        self._publish(opened)
+        try:
+            self._publish(opened)
+        except BaseException:
+            opened.segment.close()
+            raise
         return opened
 
     def _forget_foreign_words(self) -> None:
@@ -272,6 +279,7 @@ class _Recovery:
             native,
             segment,
             {1: self._segment_size},
+            [],
             header.log_id,
             1,
             None,
@@ -314,16 +322,18 @@ class _Recovery:
         seconds = time.perf_counter() - self._begun
         clean = self._clean == position and not cut
         recovered = Recovered(life, walk.sequence - 1, cut, search.records, rewritten, seconds)
-        sizes = {each.header.base: each.size for each in found.segments[: found.end + 1]}
+        first, bases = max(found.first, self._first, 1), segment_bases(self._folder_fd)
+        found_sizes = {each.header.base: each.size for each in found.segments[: found.end + 1]}
         return OpenedLog(
             self._folder,
             self._folder_fd,
             self._control,
             native,
             segment,
-            sizes,
+            {base: size for base, size in found_sizes.items() if base >= first},
+            [base for base in bases if base < first],
             current.header.log_id,
-            max(found.first, self._first, 1),
+            first,
             None if clean else recovered,
         )
 
@@ -338,23 +348,24 @@ class _Recovery:
             sync_folder(self._folder_fd)
 
     def _rewrite(self, found: Survey, proof: int) -> int:
-        """Write what is not proven durable again: a failed flush left it in memory only (R5)."""
+        """Write what is not proven durable again: a failed flush left it in memory only (R5).
+
+        So frames behind the last proven record count, too: were one of those lost, what is
+        appended next could not be reached.
+        """
         written = 0
-        if proof >= found.walk.sequence - 1:
-            return 0
         for number in range(found.begin, found.end + 1):
-            segment = found.segments[number]
-            walk = walk_segment(segment, 1, 0, proof + 1)
-            stop = found.walk.offset
+            segment, stop = found.segments[number], found.walk.offset
             if number < found.end:
+                if proof >= found.segments[number + 1].header.base:
+                    continue
                 stop = walk_segment(segment, 1, 0).stop
-            if walk.offset >= stop:
-                continue
             fd = os.open(segment.path, os.O_RDWR | os.O_CLOEXEC)
             try:
-                for at in range(walk.offset, stop, _PIECE_BYTES):
+                begin = _behind_record(fd, segment, proof)
+                for at in range(begin, stop, _PIECE_BYTES):
                     piece = os.pread(fd, min(_PIECE_BYTES, stop - at), at)
-                    _write_all(fd, piece, at)
+                    write_all(fd, piece, at)
                     written += len(piece)
                 if number < found.end:
                     os.fdatasync(fd)
@@ -381,10 +392,12 @@ class _Recovery:
         native.publish()
 
 
-def _write_all(fd: int, data: bytes, at: int) -> None:
-    while data:
-        done = os.pwrite(fd, data, at)
-        data, at = data[done:], at + done
+def _behind_record(fd: int, segment: FoundSegment, sequence: int) -> int:
+    """Say where a record ends; of a segment that begins with a later one, where that begins."""
+    if sequence < segment.header.base:
+        return HEADER_BYTES
+    offset = walk_segment(segment, 1, 0, sequence).offset
+    return offset + frame_bytes(int.from_bytes(os.pread(fd, 4, offset + 4), "little"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -217,9 +217,10 @@ class Reading(AsyncIterator[LogRecord]):
     async def _take_unpublished(self) -> bool | None:
         """Decode what fits, where nobody says how far the log goes."""
         cursor, log = self._cursor, self._log
+        begun = cursor.position
         got = await self._take(_EVERYTHING)
-        if self._at_end and not got:
-            return None
+        if not got and cursor.position != begun:
+            return None  # there were frames, and no records
         if cursor.state == WRONG and not got and not self._held:
             await self._refuse_gap()
         if not self._durable:
@@ -261,7 +262,31 @@ class Reading(AsyncIterator[LogRecord]):
 
     async def _locate(self) -> None:
         """Find the record to start with."""
-        log = self._log
+        while True:
+            start, last, end = self._where_to_start()
+            log, workers = self._log, self._log.workers
+            try:
+                segment = await workers.run(
+                    workers.control,
+                    _seek,
+                    log.folder,
+                    log.published.log_id,
+                    self._cursor,
+                    start,
+                    last,
+                    end,
+                )
+            except (CorruptLogError, FileNotFoundError):
+                if log.first <= start:
+                    raise
+                # It was discarded meanwhile.
+            else:
+                self._adopt(segment)
+                return
+
+    def _where_to_start(self) -> tuple[int, int, int]:
+        """Say which record comes first, which is the last, and at which position the log ends."""
+        log, words = self._log, self._log.published.words
         first, last = log.first, log.last
         start = first if self._start is None else self._start
         if start < first:
@@ -271,14 +296,7 @@ class Reading(AsyncIterator[LogRecord]):
                 f"start is {start}, but {log.folder} goes to record {last}: there is no record to "
                 f"wait for before {last + 1}"
             )
-        workers, end = (
-            log.workers,
-            self._until if log.published.words is None else log.published.words.tail.load(),
-        )
-        segment = await workers.run(
-            workers.control, _seek, log.folder, log.published.log_id, self._cursor, start, last, end
-        )
-        self._adopt(segment)
+        return start, last, self._until if words is None else words.tail.load()
 
     def _adopt(self, segment: Segment) -> None:
         old, self._segment = self._segment, segment
@@ -350,7 +368,8 @@ def _seek(
             if found is None or found[0] != start:
                 raise CorruptRecordError(segment.path, start, cursor.offset)
             position = header.position + found[1] - HEADER_BYTES
-            cursor.enter(segment.fd, header.salt, position, found[1], start, found[2], in_memory)
+            life = max(cursor.life, found[2])
+            cursor.enter(segment.fd, header.salt, position, found[1], start, life, in_memory)
     except BaseException:
         segment.close()
         raise

@@ -108,6 +108,8 @@ class Writer:
         self.folder: str = opened.folder
         self.native = opened.native
         self.sizes: dict[int, int] = opened.sizes
+        #: Bases of segments that were discarded, and not unlinked yet.
+        self._discarded: list[int] = opened.discarded
         self.first: int = opened.first
         self.failure: FlushError | None = None
         self.counts: Counts = Counts()
@@ -125,6 +127,7 @@ class Writer:
         self._written_back: int = self.native.at
         #: Segments that were left without a flush, as ``never()`` wants it.
         self._unsynced: list[int] = []
+        #: The last error of a step that stored nothing, and can be tried again (I5).
         self._harmless: OSError | None = None
 
     # What the loop half asks; attributes that change in one step.
@@ -243,9 +246,11 @@ class Writer:
         """Take note that what was being stored has no place; latch if the device is at fault."""
         if error.filename is None:
             error.filename = self._segment.path
+        if error is self._harmless:
+            return
         if error.errno not in _WITHOUT_ROOM:
             raise self.latch(error) from error
-        self.needs_life |= error is not self._harmless
+        self.needs_life = True
 
     def latch(self, error: OSError) -> FlushError:
         """End the writer (writer.2)."""
@@ -329,7 +334,8 @@ class Writer:
         while done < len(items):
             self._begin_life()
             if self.native.sequence + len(items) > MAX_SEQUENCE:
-                raise OSError(errno.EFBIG, "the log has given out all sequence numbers")
+                self._harmless = OSError(errno.EFBIG, "the log has given out all sequence numbers")
+                raise self._harmless
             done += self.native.store(items, done)
             if done < len(items):
                 self._roll()
@@ -383,7 +389,7 @@ class Writer:
             try:
                 unnamed = Unnamed(self.folder, self._opened.folder_fd, self._segment_size)
             except OSError as error:
-                self._harmless = error  # nothing was stored
+                self._harmless = error
                 raise
         native, at = self.native, self.native.at
         try:
@@ -460,6 +466,8 @@ class Writer:
                 self._roll()
             self.native.mark(DISCARD, DISCARD_DATA.pack(first))
             self.sync()
+            self._discarded += [base for base in self.sizes if base < first]
+            self.sizes = {base: size for base, size in self.sizes.items() if base >= first}
             self.first = first
             self._publish()
             self.native.set_word(FIRST, first)
@@ -471,11 +479,16 @@ class Writer:
         Each is synced before the next: a power cut that kept an older one and not a newer would
         leave a gap, which is how a segment looks that somebody took away.
         """
-        for base in [base for base in self.sizes if base < self.first]:
-            with suppress(FileNotFoundError):
-                os.unlink(os.path.join(self.folder, segment_name(base)))
+        while self._discarded:
+            try:
+                os.unlink(os.path.join(self.folder, segment_name(self._discarded[0])))
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                self._harmless = error
+                raise
             sync_folder(self._opened.folder_fd)
-            del self.sizes[base]
+            del self._discarded[0]
 
     def close(self, *, clean: bool) -> None:
         """Give everything up; leave word if all is stored and flushed."""

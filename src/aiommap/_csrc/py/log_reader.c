@@ -235,7 +235,9 @@ static bool take_large(LogCursor *self, PyObject *list, const struct frame *fram
         self->state = CURSOR_WRONG;
         return true;
     }
-    if (!keep(list, self, frame, data))
+    if (frame->kind != FRAME_RECORD)
+        Py_DECREF(data);
+    else if (!keep(list, self, frame, data))
         return false;
     pass(self, frame);
     return true;

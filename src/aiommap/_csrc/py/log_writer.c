@@ -177,6 +177,7 @@ static PyObject *writer_append(LogWriter *self, PyObject *data)
 {
     Py_buffer buffer;
     if (self->generation != fork_generation || self->fd < 0 || !self->bound ||
+        self->sequence >= INT64_MAX ||
         !pthread_equal(self->loop_thread, pthread_self()))
         Py_RETURN_NONE;
     if (PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE))
