@@ -176,6 +176,13 @@ def find_segment(folder: str, base: int) -> FoundSegment:
         segment.close()
 
 
+def explained(error: OSError) -> OSError:
+    """Say what a sync found that the system calls success."""
+    if error.errno == errno.ESTALE:
+        return OSError(error.errno, "the segment was unlinked by somebody else")
+    return error
+
+
 @dataclass(frozen=True, slots=True)
 class LogSegment:
     """One file of a log.

@@ -74,6 +74,18 @@ class LogReceipt:
         return f"<LogReceipt {which}: {state}>"
 
 
+@dataclass(slots=True)
+class Counts:
+    """What a writer did so far."""
+
+    batches: int = 0
+    flushes: int = 0
+    flushed_records: int = 0
+    rolls: int = 0
+    roll_seconds: float = 0.0
+    slowest_roll: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class LogStatistics:
     """What a log did since it was opened, and what it holds.

@@ -26,7 +26,7 @@ from .._flush_policy import FlushPolicy
 from .._logs import LOGS
 from .._native import PoolCommit, PoolQueue, start_writeback
 from .._typing import Buffer
-from .files import Segment, Unnamed, sync_folder, sync_segment
+from .files import Segment, Unnamed, explained, sync_folder, sync_segment
 from .format import (
     CLEAN,
     DISCARD,
@@ -44,6 +44,7 @@ from .format import (
     segment_name,
 )
 from .opening import OpenedLog
+from .receipt import Counts
 
 T = TypeVar("T")
 
@@ -85,18 +86,6 @@ Item: TypeAlias = Buffer | Flush | Writeback | Together | Discard
 Outcome: TypeAlias = int | BaseException
 
 _PLAIN = {bytes, memoryview}
-
-
-@dataclass(slots=True)
-class Counts:
-    """What a writer did so far."""
-
-    batches: int = 0
-    flushes: int = 0
-    flushed_records: int = 0
-    rolls: int = 0
-    roll_seconds: float = 0.0
-    slowest_roll: float = 0.0
 
 
 class Writer:
@@ -203,7 +192,7 @@ class Writer:
         if number:
             error = OSError(number, os.strerror(number))
             if phase:
-                raise self.latch(_explained(error)) from error
+                raise self.latch(explained(error)) from error
             self.note_failed_store(error)
             raise error
         if self._policy.flush_each_write:
@@ -287,7 +276,7 @@ class Writer:
                 del self._unsynced[0]
             self.native.sync()
         except OSError as error:
-            raise self.latch(_explained(error)) from error
+            raise self.latch(explained(error)) from error
         self._count_flush(covered)
 
     def _count_flush(self, records: int) -> None:
@@ -504,10 +493,3 @@ class Writer:
             self._segment.close()
             opened.control.close()
             os.close(opened.folder_fd)
-
-
-def _explained(error: OSError) -> OSError:
-    """Say what a sync found that the system calls success."""
-    if error.errno == errno.ESTALE:
-        return OSError(error.errno, "the segment was unlinked by somebody else")
-    return error
