@@ -176,22 +176,27 @@ async def test_threads_go_on_beside_inline_write(freezer, hot):
 
 async def test_workers_store_after_a_write_that_waited(freezer):
     """Of the second one on: the first may have met a busy processor."""
-    f = await make_warm(freezer.folder)
-    began = f.statistics()
-    for _ in range(2):
-        counted = []
-        freezer.freeze()
-        thread = threading.Thread(target=count_and_thaw, args=(freezer, counted))
-        thread.start()
-        await f.write(0, b"x")
-        await anyio.to_thread.run_sync(thread.join)
-    before = f.statistics()
-    assert before.inline_writes - began.inline_writes == 2
-    await f.write(PAGE, b"y")
-    after = f.statistics()
-    assert after.inline_writes == before.inline_writes
-    assert after.offloaded_writes == began.offloaded_writes + 1
-    await f.aclose()
+    for _ in range(5):
+        f = await make_warm(freezer.folder)
+        began = f.statistics()
+        for _ in range(2):
+            counted = []
+            freezer.freeze()
+            thread = threading.Thread(target=count_and_thaw, args=(freezer, counted))
+            thread.start()
+            await f.write(0, b"x")
+            await anyio.to_thread.run_sync(thread.join)
+        before = f.statistics()
+        await f.write(PAGE, b"y")
+        after = f.statistics()
+        await f.aclose()
+        assert after.inline_writes == before.inline_writes
+        assert after.offloaded_writes == before.offloaded_writes + 1
+        if before.inline_writes - began.inline_writes == 2:
+            assert before.offloaded_writes == began.offloaded_writes
+            return
+        # The write of make_warm had met one, too, so that one more was enough.
+    raise AssertionError("the first write that waited was enough")
 
 
 async def test_writes_that_wait_cost_one_hop(tmp_path):

@@ -379,9 +379,9 @@ async def test_hub_has_one_watcher_thread(tmp_path):
                 tasks.start_soon(listen, f, event)
             for event in ready:
                 await event.wait()
-            assert watching_threads() == 1
-            instances = [link for link in descriptors() if link == "anon_inode:inotify"]
-            assert len(instances) == 1
+            # Those that had fewer folders to watch are on their way out.
+            await until(lambda: watching_threads() == 1)
+            await until(lambda: descriptors().count("anon_inode:inotify") == 1)
             assert threading.active_count() <= before + 3
             for path in paths:
                 write(path, 0, b"y")
