@@ -7,6 +7,7 @@ import shutil
 import struct
 
 import anyio
+import anyio.to_thread
 import pytest
 
 import aiommap
@@ -211,6 +212,37 @@ async def test_copied_folder_is_a_log(folder, tmp_path):
         assert await contents(reader) == list(DATA)
         assert reader.durable == 4  # the control file is another's
     assert await reopened(tmp_path / "copy") == list(DATA)
+
+
+@pytest.mark.slow
+@pytest.mark.damaged
+async def test_copy_made_amid_appends(in_memory, tmp_path):
+    """It holds the first records, or looks damaged; the original goes on undisturbed."""
+    copies = tmp_path / "copies"
+    async with Log.open(in_memory, segment_size=SEGMENT) as log:
+
+        async def append():
+            while not done:
+                await log.append(b"%d " % (log.last + 1) * 300)
+                if log.last % 7 == 0:
+                    await log.flush()
+
+        done = False
+        async with anyio.create_task_group() as group:
+            group.start_soon(append)
+            for number in range(10):
+                copy = copies / str(number)
+                await anyio.to_thread.run_sync(shutil.copytree, in_memory, copy)
+            done = True
+        for copy in copies.iterdir():
+            for mode in ("r", "a", "r"):
+                try:
+                    found = await reopened(copy, mode)
+                except aiommap.LogError:
+                    break
+                assert found == [b"%d " % i * 300 for i in range(1, len(found) + 1)]
+                assert len(found) <= log.last
+        assert len(await contents(log)) == log.last
 
 
 @pytest.mark.parametrize("equal", [True, False], ids=["equal", "other"])
