@@ -17,6 +17,16 @@ async def fetch(changes):
         return await anext(changes)
 
 
+async def fetch_event(changes, path):
+    """Make a file longer until an event tells of it; on a busy machine a poll may come first."""
+    with anyio.fail_after(20):
+        while True:
+            os.truncate(path, os.path.getsize(path) + 1)
+            change = await anext(changes)
+            if change.source == "event":
+                return change
+
+
 async def expect(changes, *kinds):
     """Fetch changes, and check that they are of these kinds."""
     found = [await fetch(changes) for _ in kinds]

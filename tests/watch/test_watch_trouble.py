@@ -20,7 +20,7 @@ from tests.support.internals import scanner as _scanner
 from tests.support.internals import stat_differ as _stat_differ
 from tests.support.internals import watched_path as _watched_path
 from tests.support.internals import watcher as _watcher
-from tests.support.watching import Deaf, fetch, missing, reach, size, watch
+from tests.support.watching import Deaf, fetch, fetch_event, missing, reach, size, watch
 
 pytestmark = pytest.mark.anyio
 
@@ -63,13 +63,7 @@ async def test_refusing_kernel_is_polled(hub, tmp_path, monkeypatch, caplog):
             assert (await fetch(changes)).source == "poll"
             assert "so they are polled" in caplog.records[0].getMessage()
             patch.undo()
-            with anyio.fail_after(20):
-                length = 5
-                while True:
-                    length += 1
-                    os.truncate(path, length)
-                    if (await fetch(changes)).source == "event":
-                        break
+            await fetch_event(changes, path)
 
 
 def test_first_watch_without_a_descriptor(tmp_path):
@@ -171,12 +165,7 @@ async def test_failed_notifier_is_made_again(hub, tmp_path, monkeypatch, caplog,
         os.truncate(path, 5)
         await reach(changes, size(5))
         assert "begins afresh" in caplog.records[0].getMessage()
-        length = 5
-        while True:
-            length += 1
-            os.truncate(path, length)
-            if (await fetch(changes)).source == "event":
-                break
+        await fetch_event(changes, path)
 
 
 async def test_polling_can_be_forced(hub, tmp_path, monkeypatch):
@@ -204,12 +193,7 @@ async def test_network_file_systems_have_a_thread(hub, tmp_path, monkeypatch):
         assert len(hub._watcher._threads) == 2
         os.truncate(tmp_path / "remote", 5)
         assert (await fetch(remote)).source == "poll"
-        for length in range(5, 50):
-            os.truncate(tmp_path / "local", length)
-            if (await fetch(local)).source == "event":  # a poll may come first on a busy machine
-                break
-        else:
-            pytest.fail("no event told of any change")
+        await fetch_event(local, tmp_path / "local")
     assert not hub._watcher._threads
 
 
