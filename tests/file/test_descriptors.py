@@ -79,7 +79,7 @@ async def test_open_descriptor_checks_its_access(path, flags, modes, found):
             with pytest.raises(AccessModeError, match=f"descriptor {given} has to be") as caught:
                 aiommap.open(given, mode, size=size)
             assert caught.value.mode == found
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(os.listdir("/proc/self/fd")) <= before
     finally:
         os.close(given)
     assert path.stat().st_size == 16 * PAGE
