@@ -45,6 +45,13 @@ def test_free_threaded_wheels_are_not_declared():
     assert not [path for path in sources if "Py_mod_gil" in path.read_text(encoding="utf-8")]
 
 
+def test_sdist_has_all_native_sources():
+    (module,) = PROJECT["tool"]["setuptools"]["ext-modules"]
+    listed = [*module["sources"], *module["depends"]]
+    found = (ROOT / "src" / "aiommap" / "_csrc").rglob("*.[ch]")
+    assert sorted(listed) == sorted(str(path.relative_to(ROOT)) for path in found)
+
+
 def test_changelog_begins_with_this_version():
     text = (ROOT / "docs" / "changelog.md").read_text(encoding="utf-8")
     assert text.partition("\n## ")[2].split()[0] == PROJECT["project"]["version"]
