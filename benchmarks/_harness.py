@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -157,9 +158,13 @@ async def rate(action: Action, operations: int, tasks: int) -> float:
 async def compare(
     actions: dict[str, tuple[Action, int]], tasks: int, rounds: int
 ) -> dict[str, float]:
-    """Interleave rounds of all peers, each with its own count; the median rate of each."""
+    """Interleave rounds of all peers, each with its own count; the median rate of each.
+
+    Each round has an order of its own: what a peer leaves the disk to do slows the next one down.
+    """
     rates: dict[str, list[float]] = {name: [] for name in actions}
+    drawn = random.Random(1)
     for _ in range(rounds):
-        for name, (action, operations) in actions.items():
+        for name, (action, operations) in drawn.sample([*actions.items()], len(actions)):
             rates[name].append(await rate(action, operations, tasks))
     return {name: statistics.median(found) for name, found in rates.items()}

@@ -89,6 +89,10 @@ class RangeSet:
         return f"RangeSet({list(self)!r})"
 
 
+#: Never changed.
+_NONE: list[int] = []
+
+
 class RangeCounts:
     """How many half-open ranges lie over each byte.
 
@@ -100,8 +104,9 @@ class RangeCounts:
     __slots__ = ("_counts", "_edges")
 
     def __init__(self) -> None:
-        self._edges: list[int] = []
-        self._counts: list[int] = []
+        # Without lists of its own until there is a range: most files have none.
+        self._edges: list[int] = _NONE
+        self._counts: list[int] = _NONE
 
     def add(self, offset: int, end: int) -> None:
         """Count one more range [offset, end)."""
@@ -122,6 +127,8 @@ class RangeCounts:
     def _change(self, offset: int, end: int, by: int) -> None:
         if offset >= end:
             return
+        if self._edges is _NONE:
+            self._edges, self._counts = [], []
         first, last = self._split(offset), self._split(end)
         for at in range(first, last):
             self._counts[at] += by
