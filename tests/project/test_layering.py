@@ -182,3 +182,28 @@ def test_one_wing_enters_threads():
 
 def test_command_line_uses_public_names():
     assert entries_imported("_cli") == {"__init__", "remote"}
+
+
+def writes_elsewhere(path):
+    """Name the attributes of other objects that a module assigns to."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Assign(targets=targets):
+                pass
+            case ast.AugAssign(target=target) | ast.AnnAssign(target=target):
+                targets = [target]
+            case _:
+                continue
+        for target in targets:
+            for each in target.elts if isinstance(target, ast.Tuple | ast.List) else [target]:
+                match each:
+                    case ast.Attribute(value=ast.Name(id="self" | "cls")):
+                        pass
+                    case ast.Attribute():
+                        yield f"{path.name}:{each.lineno} {ast.unparse(each)}"
+
+
+def test_state_has_one_writer():
+    """Nearly all that is left are fields of native objects, and what Python itself has us set."""
+    found = [name for path in sorted(PACKAGE.rglob("*.py")) for name in writes_elsewhere(path)]
+    assert len(found) <= 45, found

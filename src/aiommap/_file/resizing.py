@@ -102,7 +102,7 @@ class Resizer:
             if error.errno == errno.EPROTO:  # native code looked, and the length was another one
                 raise cannot_resize(core.path, size) from error
             if error.filename is None:
-                error.filename = core.path
+                name_file(error, core.path)
             raise
         core.unsynced.note_resize()
 
@@ -324,7 +324,7 @@ class Resizer:
             core.mapping.punch_hole(offset, length)
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
-                error.filename = core.path
+                name_file(error, core.path)
                 raise
             reason = "this file system has no holes"
             raise UnsupportedError(f"punch a hole in {core.path}", reason, error.errno) from error

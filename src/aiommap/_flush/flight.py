@@ -58,6 +58,14 @@ class Flight:
         self.error: BaseException | None = None
         self._ended = ended
 
+    def end(self, outcomes: Sequence[Outcome]) -> None:
+        """Note the outcome of each item."""
+        self.outcomes = outcomes
+
+    def fail(self, error: BaseException) -> None:
+        """Note an error of all of them."""
+        self.error = error
+
     def tell(self) -> None:
         """Tell what became of it; on the loop."""
         self._ended(self.outcomes, self.error)

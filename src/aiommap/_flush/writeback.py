@@ -264,9 +264,9 @@ class Writeback:
         try:
             if flight.stores:
                 self._core.own.end_storing(applied=True)
-            flight.outcomes = self._outcomes_of(flight, flight.job.outcome())
+            flight.end(self._outcomes_of(flight, flight.job.outcome()))
         except BaseException as error:
-            flight.error = error
+            flight.fail(error)
 
     def _outcomes_of(self, flight: Flight, done: Committed | Flushed) -> Sequence[Outcome]:
         if isinstance(done, int):

@@ -21,7 +21,7 @@ from typing import Protocol
 
 import anyio
 
-from .._errors import CorruptLogError, CorruptRecordError, RecordsDiscardedError
+from .._errors import CorruptLogError, CorruptRecordError, RecordsDiscardedError, name_file
 from .._native import LogCursor, find_record
 from .._runtime.workers import Workers
 from .files import Segment, is_in_memory, open_folder, open_segment, segment_bases
@@ -208,7 +208,7 @@ class Reading(AsyncIterator[LogRecord]):
                 records = await workers.run(workers.reads, cursor.take, end, True)
         except OSError as error:
             if error.filename is None and self._segment is not None:
-                error.filename = self._segment.path
+                name_file(error, self._segment.path)
             raise
         self._at_end = cursor.state == END
         self._ready = iter(records)

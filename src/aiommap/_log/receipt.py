@@ -85,6 +85,21 @@ class Counts:
     roll_seconds: float = 0.0
     slowest_roll: float = 0.0
 
+    def add_batch(self) -> None:
+        """Count a batch."""
+        self.batches += 1
+
+    def add_flush(self, records: int) -> None:
+        """Count a flush, and the records that it made durable."""
+        self.flushes += 1
+        self.flushed_records += records
+
+    def add_roll(self, seconds: float) -> None:
+        """Count the beginning of a segment."""
+        self.rolls += 1
+        self.roll_seconds += seconds
+        self.slowest_roll = max(self.slowest_roll, seconds)
+
 
 @dataclass(frozen=True, slots=True)
 class LogStatistics:

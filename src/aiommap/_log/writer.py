@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
-from .._errors import FlushError, MappedFileError
+from .._errors import FlushError, MappedFileError, name_file
 from .._flush_policy import FlushPolicy
 from .._logs import LOGS
 from .._native import PoolCommit, PoolQueue, start_writeback
@@ -155,7 +155,7 @@ class Writer:
 
     def run(self, items: list[Item]) -> Sequence[Outcome]:
         """Store, flush and publish one batch; one outcome for each item."""
-        self.counts.batches += 1
+        self.counts.add_batch()
         if self.failure is not None:
             raise self.failure
         if set(map(type, items)) <= _PLAIN:
@@ -188,7 +188,7 @@ class Writer:
         """Count what the engine did; on the loop. Return sequences, or raise why it failed."""
         native, begun, durable = self.native, self.native.sequence, self.native.durable
         phase, number = job.outcome()
-        self.counts.batches += 1
+        self.counts.add_batch()
         if number:
             error = OSError(number, os.strerror(number))
             if phase:
@@ -234,7 +234,7 @@ class Writer:
     def note_failed_store(self, error: OSError) -> None:
         """Take note that what was being stored has no place; latch if the device is at fault."""
         if error.filename is None:
-            error.filename = self._segment.path
+            name_file(error, self._segment.path)
         if error is self._harmless:
             return
         if error.errno not in _WITHOUT_ROOM:
@@ -264,7 +264,7 @@ class Writer:
         try:
             self.native.publish()
         except OSError as error:
-            error.filename = os.path.join(self.folder, "control")
+            name_file(error, os.path.join(self.folder, "control"))
             raise self.latch(error) from error
 
     def sync(self) -> None:
@@ -281,8 +281,7 @@ class Writer:
 
     def _count_flush(self, records: int) -> None:
         self._durable_at = self.native.at
-        self.counts.flushes += 1
-        self.counts.flushed_records += records
+        self.counts.add_flush(records)
 
     @property
     def _writeback_due(self) -> bool:
@@ -403,9 +402,7 @@ class Writer:
             raise
         self._enter(segment)
         took = time.perf_counter() - begun
-        self.counts.rolls += 1
-        self.counts.roll_seconds += took
-        self.counts.slowest_roll = max(self.counts.slowest_roll, took)
+        self.counts.add_roll(took)
 
     def _enter(self, segment: Segment) -> None:
         try:

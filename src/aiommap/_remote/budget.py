@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from .._errors import name_file
 from .._runtime.threads import Mutex
 from .layout import (
     STATE_BYTES,
@@ -98,7 +99,7 @@ class Budget:
         self._file = LockFile(path, os.O_RDWR | os.O_CREAT)
         with self.locked() as state:
             leases.take(state.next_owner)
-            state.next_owner = leases.owner
+            state.note_owner(leases.owner)
             self._write_own()
 
     @property
@@ -128,7 +129,7 @@ class Budget:
             self._file.lock(0, patience)
         except TimeoutError as error:
             self._stuck_until = time.monotonic() + DISTRUST_SECONDS
-            error.filename = self.path
+            name_file(error, self.path)
             raise
 
     @property
@@ -167,7 +168,7 @@ class Budget:
             if state.reserved + more > self.max_bytes:
                 return False
             self._spare += more - length
-        state.reserved += more
+        state.reserve(more)
         self._own += more
         self._write_own()
         return True
@@ -198,14 +199,14 @@ class Budget:
             back = max(0, self._spare - kept)
             self._spare -= back
         if back:
-            state.reserved = max(0, state.reserved - back)
+            state.give_back(back)
             self._own -= back
             self._write_own()
 
     def give_back(self, length: int) -> None:
         """Count bytes no longer that were taken off the disk."""
         with self.locked() as state:
-            state.reserved = max(0, state.reserved - length)
+            state.give_back(length)
 
     def excess(self, wanted: int) -> int:
         """Say how many bytes have to go so that so many can be reserved."""
@@ -226,7 +227,7 @@ class Budget:
                     os.pwrite(self._file.fd, pack_own(0), own_offset(owner))
                 elif reserved:
                     under_way += reserved
-            state.reserved = self._count() + under_way
+            state.recount(self._count() + under_way)
 
     def close(self) -> None:
         """Give back what is reserved ahead, and the lock file up; before the leases."""

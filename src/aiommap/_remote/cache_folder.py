@@ -166,7 +166,7 @@ class Folder:
         name, used = identifier(identity), 0
         try:
             with self.budget.locked() as state:
-                state.ticks += 1
+                state.count_opening()
                 files = self._open_known(name, identity, state.ticks)
                 if files is None:
                     reserved = reserved or self.budget.reserve_with(state, room)
@@ -183,8 +183,7 @@ class Folder:
         """Open an object that is there, and say in its header that it was opened."""
         files = self.look(name)
         if files is not None and files.header.identity.key == identity.key:
-            files.header.opened = ticks
-            files.header.identity = identity
+            files.header.note_opened(identity, ticks)
             self._write_header(files)
             return files
         if files is not None:
@@ -269,8 +268,7 @@ class Folder:
 
     def _write_header(self, files: Files) -> None:
         found = os.fstat(files.data)
-        files.header.boot = self.boot
-        files.header.device, files.header.inode = found.st_dev, found.st_ino
+        files.header.note_file(self.boot, found.st_dev, found.st_ino)
         os.pwrite(files.map.fd, files.header.pack(crc32c), 0)
 
     def each(self, visit: Callable[[str, Files], None]) -> int:

@@ -147,17 +147,17 @@ class FolderRoom:
                 return 0
             same = state.hand.hex() == name
             begin = state.hand_block if same and state.hand_block < files.blocks.count else 0
-            state.hand, state.hand_block = bytes.fromhex(name), 0
+            state.move_hand(bytes.fromhex(name), 0)
             if self._goes_whole(files, goal):
                 freed = remove_whole(self._folder, name, files)
-                state.reserved = max(0, state.reserved - freed)
+                state.give_back(freed)
                 return freed
         try:
             freed, block = self._sweep_blocks(files, begin, goal, force=force)
         finally:
             files.close()
         with self._folder.budget.locked() as state:
-            state.hand_block = block
+            state.move_hand(state.hand, block)
         return freed
 
     def _goes_whole(self, files: Files, goal: int) -> bool:
@@ -222,7 +222,7 @@ class FolderRoom:
                 return 0
             if files.map.try_lock(0):
                 freed = remove_whole(self._folder, name, files)
-                state.reserved = max(0, state.reserved - freed)
+                state.give_back(freed)
                 return freed
         try:
             return self._sweep_blocks(files, 0, 1 << 62, force=True)[0]

@@ -32,6 +32,11 @@ class Fetch:
         self.bodies: list[Body] = []
         self.error: BaseException | None = None
 
+    def end(self, bodies: list[Body], error: BaseException | None) -> None:
+        """End it: wake who waits."""
+        self.bodies, self.error = bodies, error
+        self.done.set()
+
     async def wait(self) -> list[Body]:
         """Wait for the end; return what it brought, or raise what it met."""
         await self.done.wait()
@@ -90,8 +95,7 @@ class Fetches:
     def _end(self, fetch: Fetch, bodies: list[Body] | None, error: BaseException | None) -> None:
         for block in range(*fetch.run):
             del self._under_way[block]
-        fetch.bodies, fetch.error = bodies or [], error
-        fetch.done.set()
+        fetch.end(bodies or [], error)
 
 
 def _again(error: BaseException) -> BaseException:

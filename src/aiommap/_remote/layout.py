@@ -134,6 +134,14 @@ class Header:
     device: int
     inode: int
 
+    def note_opened(self, identity: ObjectIdentity, ticks: int) -> None:
+        """Take note of an opening, and of the state that the store told then."""
+        self.identity, self.opened = identity, ticks
+
+    def note_file(self, boot: bytes, device: int, inode: int) -> None:
+        """Vouch for the words, in this boot, about this file."""
+        self.boot, self.device, self.inode = boot, device, inode
+
     @property
     def salt(self) -> int:
         """What goes into the sums, so that blocks of another object never match."""
@@ -215,6 +223,30 @@ class FolderState:
     next_owner: int = 0
     hand: bytes = field(default=bytes(32))
     hand_block: int = 0
+
+    def reserve(self, length: int) -> None:
+        """Reserve bytes."""
+        self.reserved += length
+
+    def give_back(self, length: int) -> None:
+        """Reserve less."""
+        self.reserved = max(0, self.reserved - length)
+
+    def recount(self, reserved: int) -> None:
+        """Go on with what was counted."""
+        self.reserved = reserved
+
+    def count_opening(self) -> None:
+        """Count one opening more."""
+        self.ticks += 1
+
+    def note_owner(self, owner: int) -> None:
+        """Begin the next search for a free owner at this one."""
+        self.next_owner = owner
+
+    def move_hand(self, name: bytes, block: int) -> None:
+        """Move the clock's hand to a block of an object."""
+        self.hand, self.hand_block = name, block
 
     def pack(self) -> bytes:
         """Return the bytes before the reservations under way."""

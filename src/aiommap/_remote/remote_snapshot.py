@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 import warnings
-import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import ClassVar, NoReturn, Self, SupportsIndex
@@ -22,6 +21,7 @@ from anyio.abc import AsyncResource
 from .._arguments import at_least, check_tail
 from .._file.mapped_file import MappedFile
 from .._file.view import View
+from .._runtime.callbacks import when_garbage
 from .._runtime.event_loop import Event
 from .._runtime.workers import OnCancel, Workers
 from .._snapshot.holds import Holds
@@ -98,7 +98,7 @@ class RemoteSnapshot(AsyncResource):
         self._reader = RemoteReader(self._core, entry, fetches, source, counters, ahead)
         self._holds = Holds()
         self._closer = Closer(file, entry, workers)
-        weakref.finalize(self, self._closer.start_in_any_thread).atexit = False
+        when_garbage(self, self._closer.start_in_any_thread)
 
     @property
     def url(self) -> str:

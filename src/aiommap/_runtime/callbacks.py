@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 import anyio
 
@@ -11,10 +12,20 @@ from .._logs import CALLBACKS
 from .loops import spawn_user_task
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 def nothing() -> None:
     """Stand in where there is nothing to call."""
+
+
+def when_garbage(
+    owner: T, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs
+) -> weakref.finalize[P, T]:
+    """Have a function called when an object is garbage, but not at the end of the interpreter."""
+    ending = weakref.finalize(owner, function, *args, **kwargs)
+    ending.atexit = False
+    return ending
 
 
 class Subscription:

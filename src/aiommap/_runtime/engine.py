@@ -21,12 +21,11 @@ from __future__ import annotations
 
 import gc
 import os
-import weakref
 from collections.abc import Callable
 
 from .._native import Pool, PoolQueue
 from .asyncio_loop import OLD_GENERATION
-from .callbacks import nothing
+from .callbacks import nothing, when_garbage
 from .event_loop import EventLoop
 from .threads import Forks
 
@@ -73,9 +72,7 @@ class Engine:
     def keep(self, owner: object) -> Callable[[], object]:
         """Keep it until the owner is garbage, or what is returned is called."""
         self._keepers += 1
-        stop = weakref.finalize(owner, self._release_in_any_thread)
-        stop.atexit = False
-        return stop
+        return when_garbage(owner, self._release_in_any_thread)
 
     def queue(self, owner: object, readers: int | None, device: int) -> PoolQueue:
         """Make the place of one file.

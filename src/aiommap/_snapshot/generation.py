@@ -17,6 +17,7 @@ from .._core.file_state import FileState
 from .._core.options import OpenOptions
 from .._file.mapped_file import MappedFile
 from .._hub.hub import Hub
+from .._runtime.callbacks import when_garbage
 from .snapshot import Snapshot
 
 
@@ -48,7 +49,7 @@ class Generation(Snapshot):
         #: Who opened it has to keep this until it is closed: the finalizer has a weak reference, as
         #: it is never garbage itself, and the file leads to whoever refers to this.
         self.resource: GenerationFile = GenerationFile(file)
-        weakref.finalize(self, _close_soon, weakref.ref(file)).atexit = False
+        when_garbage(self, _close_soon, weakref.ref(file))
 
     @classmethod
     async def of(cls, hub: Hub, options: OpenOptions) -> Generation:

@@ -25,6 +25,7 @@ import anyio
 
 from .._core.file_state import FileState
 from .._errors import ForkedError
+from .._runtime.callbacks import when_garbage
 from .._runtime.event_loop import Event
 from .._runtime.threads import Forks, run_in_thread
 from .._runtime.workers import Workers
@@ -54,8 +55,7 @@ class _ScannerThread:
 
     def end_with(self, watcher: Watcher) -> None:
         """End the thread if the watcher becomes garbage before it was closed."""
-        self._abandoned = weakref.finalize(watcher, self.scanner.end)
-        self._abandoned.atexit = False
+        self._abandoned = when_garbage(watcher, self.scanner.end)
 
     def add_path(self) -> None:
         """Count one path more."""
