@@ -7,6 +7,7 @@ be hit by chance is raced for, in processes of their own, since a lost race coul
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 
 import pytest
@@ -412,3 +413,18 @@ async def test_flush_after_cut_above_dirty_bytes(path, outside):
 def test_race_of_a_verb_with_truncation(path, verb, times, backend):
     done = run_code(RACE, path, verb, backend, times)
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
+
+
+async def test_wait_looks_for_holes_in_all_that_it_flushes(path):
+    """Another process cuts the file and makes it longer again under a write nobody waits for."""
+    f = await aiommap.open(path, "r+")
+    lost = await f.write(0, b"lost")
+    os.truncate(path, 0)
+    os.truncate(path, f.size - PAGE)
+    kept = await f.write(5 * PAGE, b"kept")
+    with pytest.raises(aiommap.FlushError, match="zeros now"):
+        await kept.wait_durable()
+    assert (lost.durable, kept.durable) == (False, False)
+    assert f.statistics().dirty_bytes == 2 * PAGE
+    with pytest.raises(aiommap.FlushError):
+        await f.aclose()

@@ -183,3 +183,15 @@ async def test_batch_cancelled_by_all_is_waited_out():
         assert ended == [(0, False)]
         begun[1][1]([None, None])
     assert sorted(ended) == [(0, False), (1, True), (2, True)]
+
+
+async def test_very_many_new_files_are_flushed_at_once(tmp_path):
+    """Each is for a worker, as its name is not durable, and gives back what it took at once."""
+    count = 1500  # more than Python's frames
+    async with aiommap.Hub() as hub:
+        files = [await hub.open(tmp_path / str(i), "x+", size=1) for i in range(count)]
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as group:
+                for f in files:
+                    group.start_soon(f.flush)
+        assert sum(f.statistics().flushes for f in files) == count

@@ -18,10 +18,11 @@ Asked: TypeAlias = Receipt | Run
 Ended: TypeAlias = Callable[[Sequence[Outcome] | None, BaseException | None], None]
 
 
-#: What the engine gives: bytes flushed, where they end, and what ``stat`` said; or the errno.
-Flushed: TypeAlias = tuple[int, int, tuple[int, int]] | int
-#: The same for stores, behind their receipts and whether no other write was counted; or what
-#: ``write_many`` gives, if a store stopped short.
+#: What the engine gives: bytes flushed, where they end, what ``stat`` said, and their runs; or the
+#: errno.
+Flushed: TypeAlias = tuple[int, int, tuple[int, int], list[Run]] | int
+#: The same for stores, without runs, behind their receipts and whether no other write was counted;
+#: or what ``write_many`` gives, if a store stopped short.
 Committed: TypeAlias = (
     tuple[list[Receipt], bool, int, int, tuple[int, int]] | list[Receipt | tuple[int, int]] | int
 )

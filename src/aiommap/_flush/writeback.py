@@ -275,7 +275,7 @@ class Writeback:
         if isinstance(done, list):  # a store stopped short; the others are to be flushed
             requests = [*map(Request.of, flight.stores)]
             return self._make_stored_durable(requests, self._outcomes(requests, done), clean=True)
-        if len(done) == 3:
+        if len(done) == 4:
             self._end_flush(flight, *done)
             return [None] * flight.count
         self._end_commit(flight, *done)
@@ -300,23 +300,25 @@ class Writeback:
             settle(receipts)
         self._record(flight.count, flight.start)
 
-    def _end_flush(self, flight: Flight, flushed: int, end: int, seen: tuple[int, int]) -> None:
-        if self._ends_well(flushed, end, seen, flight.asked):
+    def _end_flush(
+        self, flight: Flight, flushed: int, end: int, seen: tuple[int, int], runs: list[Run]
+    ) -> None:
+        if self._ends_well(flushed, end, seen, runs):
             self._trigger.began(flight.written, flight.sequence)
             self._note_durable(flight.sequence)
             self._record(flight.count, flight.start)
 
     def _ends_well(
-        self, flushed: int, end: int, seen: tuple[int, int], asked: Sequence[Receipt | Run]
+        self, flushed: int, end: int, seen: tuple[int, int], written: Sequence[Receipt | Run]
     ) -> bool:
-        """End a flush of the engine; tell whether what it wrote is durable."""
+        """End a flush of the engine; tell whether all that it wrote is durable."""
         mapping = self._core.mapping
         try:
             self._verify(end, seen)
             if mapping.cut_suspected:
-                self._check_holes(map(run_of, asked))
+                self._check_holes(map(run_of, written))
         except BaseException as error:
-            self._give_up(error, [*map(run_of, asked)])
+            self._give_up(error, [*map(run_of, written)])
             if not isinstance(error, (OSError, MappingFaultError)):
                 raise
             return False
@@ -479,11 +481,9 @@ class Writeback:
         for start, end in runs:
             hole = end if start == end else os.lseek(mapping.fd, start, os.SEEK_HOLE)
             if hole < end:
-                raise OSError(
-                    errno.EIO,
-                    f"the file was truncated and made longer again while bytes at {hole} were "
-                    "dirty: they are zeros now",
-                )
+                what = "the file was truncated and made longer again"
+                reason = f"{what} while bytes at {hole} were dirty: they are zeros now"
+                raise OSError(errno.EIO, reason)
         mapping.cut_suspected = bool(mapping.dirty_bytes())
 
     def _latch(self, error: BaseException) -> None:

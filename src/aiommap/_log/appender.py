@@ -191,8 +191,10 @@ class Appender:
             try:
                 self._ran()
             finally:
-                done(outcomes)  # batching.4
-                limiter.give()
+                try:
+                    done(outcomes)  # batching.4
+                finally:
+                    limiter.give()
 
         def start() -> None:
             if not self._begin_in_engine(items, landed):

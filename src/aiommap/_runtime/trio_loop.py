@@ -79,7 +79,9 @@ class TrioLoop(EventLoop):
                 finally:  # the end of trio cancels it
                     with self._trio.CancelScope(shield=True):
                         while watched and not may_end():
-                            await lowlevel.wait_readable(fd)
+                            # Not longer: another call of the function may have taken the rest.
+                            with self._trio.move_on_after(INTERRUPT_SECONDS):
+                                await lowlevel.wait_readable(fd)
                             function()
 
         def end() -> None:

@@ -115,11 +115,13 @@ class Limiter:
     could be cancelled meanwhile.
     """
 
-    __slots__ = ("_free", "_waiting", "total_tokens")
+    __slots__ = ("_free", "_is_giving", "_waiting", "total_tokens")
 
     def __init__(self, tokens: int) -> None:
         self.total_tokens: int = tokens
         self._free = tokens
+        #: Whether ``give`` is at work: what it begins may give its token back at once.
+        self._is_giving = False
         self._waiting: deque[tuple[_Job | None, Callable[[], object]]] = deque()
 
     def take(self) -> bool:
@@ -148,11 +150,17 @@ class Limiter:
     def give(self) -> None:
         """Give a token back: the next that still wants one gets it."""
         self._free += 1
-        while self._free and self._waiting:
-            job, begin = self._waiting.popleft()
-            if job is None or not job.withdrawn:
-                self._free -= 1
-                begin()
+        if self._is_giving:
+            return
+        self._is_giving = True
+        try:
+            while self._free and self._waiting:
+                job, begin = self._waiting.popleft()
+                if job is None or not job.withdrawn:
+                    self._free -= 1
+                    begin()
+        finally:
+            self._is_giving = False
 
 
 class Workers:

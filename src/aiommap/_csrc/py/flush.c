@@ -158,12 +158,13 @@ static PyObject *end(void *call)
     struct flush *self = call;
     Mapping *mapping = (Mapping *)Py_NewRef((PyObject *)self->mapping);
     let_go(self);
-    PyObject *outcome = NULL;
-    if (!self->error)
-        outcome = Py_BuildValue("(LL(LK))", (long long)self->bytes,
+    PyObject *outcome = NULL, *runs = NULL;
+    if (!self->error && (runs = list_of_runs(self->dirty, self->count)) != NULL)
+        outcome = Py_BuildValue("(LL(LK)N)", (long long)self->bytes,
                                 (long long)self->dirty[self->count - 1].end,
-                                (long long)self->seen.size, (unsigned long long)self->seen.links);
-    else if (undo(mapping, self))
+                                (long long)self->seen.size, (unsigned long long)self->seen.links,
+                                runs);
+    if (!outcome && undo(mapping, self) && self->error)
         outcome = PyLong_FromLong(self->error);
     Py_DECREF((PyObject *)mapping);
     return outcome;
