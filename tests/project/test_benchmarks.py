@@ -14,7 +14,7 @@ README = (ROOT / "README.md").read_text()
 RUN = json.loads((ROOT / "docs" / "benchmarks.json").read_text())
 
 #: Questions that were asked first after that run.
-UNRECORDED = {"asgi", "remote"}
+UNRECORDED: set[str] = set()
 
 
 def test_readme_table_is_the_recorded_run():
