@@ -64,10 +64,10 @@ class Generation(Snapshot):
     def is_of(self, state: FileState | None, *, strictly: bool = False) -> bool:
         """Tell whether a state is the one in which this was opened.
 
-        Strictly, the time of change is the same, too; new names and permissions move it.
+        Strictly, this was opened after that change, too; new names and permissions are changes.
         """
         mine = self.state
-        if state is None or (strictly and mine.ctime_ns != state.ctime_ns):
+        if state is None or (strictly and mine.ctime_ns < state.ctime_ns):
             return False
         return (mine.size, mine.mtime_ns, mine.device, mine.inode) == (
             state.size,
