@@ -33,7 +33,6 @@ class Flight:
 
     __slots__ = (
         "_ended",
-        "asked",
         "count",
         "error",
         "job",
@@ -44,12 +43,9 @@ class Flight:
         "written",
     )
 
-    def __init__(
-        self, count: int, stores: list[Store], asked: list[Asked], mapping: Mapping, ended: Ended
-    ) -> None:
+    def __init__(self, count: int, stores: list[Store], mapping: Mapping, ended: Ended) -> None:
         self.count = count
         self.stores = stores
-        self.asked = asked
         self.start: float = time.monotonic()
         #: What had been written when it began (writeback.2).
         self.written: int = mapping.written_bytes

@@ -117,7 +117,7 @@ class Writeback:
         mapping = self._core.mapping
         if len(stores) > STORES_A_CALL:
             return False
-        flight = Flight(len(stores), stores, [], mapping, ended)
+        flight = Flight(len(stores), stores, mapping, ended)
         return self._begin(flight, lambda queue: mapping.begin_commit(queue, stores, self._landed))
 
     def begin_flush(self, asked: list[Asked], count: int, ended: Ended) -> bool:
@@ -127,7 +127,7 @@ class Writeback:
         size or the name is not durable either. ``count`` says how many ask.
         """
         mapping = self._core.mapping
-        flight = Flight(count, [], asked, mapping, ended)
+        flight = Flight(count, [], mapping, ended)
         return self._begin(flight, lambda queue: mapping.begin_flush(queue, asked, self._landed))
 
     def _begin(self, flight: Flight, begin: Callable[[PoolQueue], PoolCommit | None]) -> bool:
