@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -39,3 +41,18 @@ def write_in_parts(disk: Disk, stores: Sequence[Store]) -> list[Receipt | tuple[
     for at in range(0, len(stores), STORES_A_CALL):
         outcomes += disk.write_many(list(stores[at : at + STORES_A_CALL]))
     return outcomes
+
+
+def find_hole(fd: int, start: int, end: int) -> int:
+    """Tell where the first hole in a range is, which the end of the file is too; its end if none.
+
+    A file system without holes has only the one at the end.
+    """
+    if start == end:
+        return end
+    try:
+        return min(os.lseek(fd, start, os.SEEK_HOLE), end)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return start  # the file ends before it

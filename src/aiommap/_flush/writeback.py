@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
-from .._core.disk import STORES_A_CALL, Store, write_in_parts
+from .._core.disk import STORES_A_CALL, Store, find_hole, write_in_parts
 from .._core.file_core import FileCore
 from .._core.paths import NameNotSyncedError
 from .._core.receipt import ReceiptOwner, WriteReceipt
@@ -475,14 +475,13 @@ class Writeback:
         """Check that no hole is where bytes were flushed: a store may have hidden a truncation.
 
         If another process truncates the file, and a write behind the end makes it long again, the
-        part between is a hole. A file system without holes never reports one.
+        part between is a hole.
         """
         mapping = self._core.mapping
         for start, end in runs:
-            hole = end if start == end else os.lseek(mapping.fd, start, os.SEEK_HOLE)
-            if hole < end:
-                what = "the file was truncated and made longer again"
-                reason = f"{what} while bytes at {hole} were dirty: they are zeros now"
+            if (hole := find_hole(mapping.fd, start, end)) < end:
+                what = "the file was truncated, and perhaps made longer again"
+                reason = f"{what}, while bytes at {hole} were dirty: they are lost"
                 raise OSError(errno.EIO, reason)
         mapping.cut_suspected = bool(mapping.dirty_bytes())
 
