@@ -13,6 +13,7 @@ from aiommap import PAGE_SIZE as PAGE
 from aiommap import Advice, FlushPolicy
 from tests.support.devices import COLD, PAGES, fill, opened
 from tests.support.fork_server import run_code
+from tests.support.pages import resident_pages
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -29,6 +30,27 @@ async def main():
             print(error.offset)
 
 anyio.run(main)
+"""
+
+VERIFY = """
+import os, signal, sys
+from tests.support.internals import Blocks
+
+# One block, the first pages of which are read ahead of the cut, and the last one is in memory.
+path, words, page, pages = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:5])
+fd = os.open(path, os.O_RDWR)
+blocks = Blocks(os.open(words, os.O_RDWR), fd, pages * page, 20, 1, 0)
+if blocks.missing(0, 1):
+    claims, _ = blocks.claim(0, 1)
+    assert blocks.store(claims, b"sums" * (pages * page >> 2), 0) == (1, 0)
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    os.pread(fd, page, (pages - 1) * page)
+else:
+    if sys.argv[5:]:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGBUS])
+    print(blocks.verify(0, 1), blocks.missing(0, 1))
 """
 
 
@@ -184,6 +206,23 @@ async def test_lock_of_unreadable_page(disk):
         done = run_code(PIN, f.path, COLD, timeout=5)
         assert done.stdout == f"{COLD}\n", done.stderr
         disk.work_again()
+
+
+@pytest.mark.parametrize("blocked", [(), ("blocked",)], ids=["SIGBUS", "SIGBUS blocked"])
+def test_block_of_a_cache_that_cannot_be_read(disk, tmp_path, blocked):
+    """It is summed where it is mapped, so a page that is lost is a fault; it is no block then."""
+    path, words = disk.folder / "file", tmp_path / "words"
+    for file, size in ((path, PAGES * PAGE), (words, 4096 + 16)):
+        file.touch()
+        os.truncate(file, size)
+    arguments = (path, words, PAGE, PAGES)
+    assert run_code(VERIFY, *arguments).stdout == ""
+    assert resident_pages(path) == {PAGES - 1}
+    disk.watch(path)
+    disk.fail(errno.EIO)
+    done = run_code(VERIFY, *arguments, *blocked)
+    assert done.stdout == f"(0, 1, {PAGES * PAGE}) [(0, 1)]\n", done.stderr
+    disk.work_again()
 
 
 async def test_full_disk_refuses_files_and_growth(small_disk):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import struct
 
 import pytest
@@ -10,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.internals import Blocks, crc32c
+from tests.support.pages import drop_pages
 
 BLOCK, SHIFT = 4096, 12
 HEADER = 4096
 MASK = (1 << 64) - 1
 FACTOR = 0x9E3779B97F4A7C15
 SALT = 0x0123456789ABCDEF
-SIZES = [1, 8, 63, 64, 65, 1007, 1008, 1009, 4095, 4096, 4097, 5 * 4096 + 777]
+SIZES = [1, 8, 63, 64, 65, 1007, 1008, 1009, 1151, 1152, 1153, 4095, 4096, 4097, 5 * 4096 + 777]
 
 
 def crc_by_division(data, crc=0):
@@ -91,15 +93,48 @@ def test_sum_is_as_defined(stored, size):
         assert found == sum_by_definition(block, SALT ^ number * FACTOR & MASK)
 
 
+def in_memory(blocks, fd, count):
+    return blocks.verify(0, count)
+
+
+def on_the_disk(blocks, fd, count):
+    drop_pages(f"/proc/self/fd/{fd}")
+    return blocks.verify(0, count)
+
+
+def without_sigbus(blocks, fd, count):
+    """In a thread that a fault would kill, handler or not: so it may not load what may be lost."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGBUS])
+    try:
+        return blocks.verify(0, count)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+WAYS = [in_memory, on_the_disk, without_sigbus]
+
+
+@pytest.mark.parametrize("verify", WAYS, ids=lambda way: way.__name__)
 @pytest.mark.parametrize("size", SIZES)
-def test_verify_finds_any_bit(stored, size):
+def test_verify_finds_any_bit(stored, size, verify):
     data = os.urandom(size)
     blocks, sums, fd = stored(data)
-    assert blocks.verify(0, len(sums)) == (len(sums), 0, size)
+    count = len(sums)
+    assert verify(blocks, fd, count) == (count, 0, size)
     at = int.from_bytes(os.urandom(4), "big") % size
     os.pwrite(fd, bytes([data[at] ^ 1 << at % 8]), at)
-    assert blocks.verify(0, len(sums)) == (len(sums) - 1, 1, size)
-    assert blocks.missing(0, len(sums)) == [(at // BLOCK, at // BLOCK + 1)]
+    assert verify(blocks, fd, count) == (count - 1, 1, size)
+    assert blocks.missing(0, count) == [(at // BLOCK, at // BLOCK + 1)]
+
+
+@pytest.mark.parametrize("verify", WAYS, ids=lambda way: way.__name__)
+def test_verify_misses_what_was_cut_off(stored, verify):
+    """Also what ends within a page, where zeros would be read that match a block of zeros."""
+    data = os.urandom(2 * BLOCK) + bytes(2 * BLOCK)
+    blocks, _, fd = stored(data)
+    os.truncate(fd, 2 * BLOCK + 100)
+    assert verify(blocks, fd, 4) == (2, 2, 4 * BLOCK)
+    assert blocks.missing(0, 4) == [(2, 4)]
 
 
 def test_verify_finds_blocks_that_changed_places(stored):

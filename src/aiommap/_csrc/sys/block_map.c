@@ -14,6 +14,8 @@
 
 #include "block_sum.h"
 #include "file_io.h"
+#include "guard.h"
+#include "page.h"
 #include "region.h"
 #include "store_turns.h"
 
@@ -167,18 +169,55 @@ size_t block_map_store(struct block_map *map, const int64_t *blocks, const uint3
     return published;
 }
 
+/* The data as blocks are compared: mapped, once a block is found in memory. */
+struct look { /* the caller's own */
+    char *room; /* for a copy of a block */
+    struct region *region;
+    struct damage damage;
+};
+
+/* Whether a block can be summed where it is. The last page comes last when the kernel reads ahead; it
+ * does that best for reads, so what is not in memory is copied. */
+static bool can_map(struct look *look, const struct block_map *map, int64_t block)
+{
+    char byte;
+    off_t last = block_offset(map, block) + (off_t)block_length(map, block) - 1;
+    if (is_damaged(&look->damage) || file_read_nowait(map->data_fd, &byte, 1, last) != 1)
+        return false;
+    if (look->region)
+        return true;
+    /* SAFETY: a load from a page that is lost finds zeros, and says so (guard.5); but SIGBUS kills a
+     * thread that blocks it. */
+    guard_refresh();
+    struct region_options options = {.damage = &look->damage};
+    return !guard_is_blocked() && !region_map(&look->region, map->data_fd,
+                                              (size_t)page_up(map->size), &options);
+}
+
+/* Whether the bytes of a block can be read, and match a sum. */
+static bool block_matches(struct look *look, const struct block_map *map, int64_t block,
+                          uint64_t sum)
+{
+    off_t offset = block_offset(map, block);
+    size_t length = block_length(map, block);
+    if (!can_map(look, map, block))
+        return file_read_own(map->data_fd, look->room, length, offset) == (ssize_t)length &&
+               sum_of(map, block, look->room) == sum;
+    if (sum_of(map, block, look->region->base + offset) != sum)
+        return false;
+    __atomic_thread_fence(__ATOMIC_ACQUIRE); /* as in region_copy_out */
+    return !is_damaged(&look->damage) && file_own(map->data_fd, offset, length) == length;
+}
+
 /* 1 it matches, and is PRESENT; 0 it does not, and is EMPTY; -1 it is neither, or is changing. */
-static int verify_block(struct block_map *map, int64_t block, char *room)
+static int verify_block(struct look *look, struct block_map *map, int64_t block)
 {
     uint32_t word = block_word(map, block);
     bool suspect = block_state(word) == BLOCK_SUSPECT;
     if (!suspect && block_state(word) != BLOCK_PRESENT)
         return -1;
-    size_t length = block_length(map, block);
     uint64_t sum = __atomic_load_n(&map->sums[block], __ATOMIC_RELAXED);
-    bool good = file_read_own(map->data_fd, room, length, block_offset(map, block)) ==
-                    (ssize_t)length &&
-                sum_of(map, block, room) == sum;
+    bool good = block_matches(look, map, block, sum);
     if (good && !suspect)
         return (block_word(map, block) ^ word) & ~BLOCK_REFERENCED ? -1 : 1;
     for (;;) {
@@ -194,12 +233,15 @@ static int verify_block(struct block_map *map, int64_t block, char *room)
 struct block_counts block_map_verify(struct block_map *map, int64_t first, int64_t end, char *room)
 {
     struct block_counts counts = {0};
+    struct look look = {.room = room, .damage = {.first_bad = DAMAGE_NONE}};
     for (int64_t block = first; block < end; block++) {
-        int found = verify_block(map, block, room);
+        int found = verify_block(&look, map, block);
         counts.good += found == 1;
         counts.bad += found == 0;
         counts.bytes += found < 0 ? 0 : (int64_t)block_length(map, block);
     }
+    if (look.region)
+        region_unmap(look.region);
     return counts;
 }
 

@@ -1,9 +1,10 @@
 /* block_sum.c: see block_sum.h. */
 #include "block_sum.h"
 
+#include <stdbool.h>
 #include <string.h>
-#if defined(__SSE2__)
-#include <emmintrin.h>
+#if defined(__x86_64__)
+#include <nmmintrin.h>
 #endif
 
 #include "crc32c.h"
@@ -18,29 +19,123 @@ static uint64_t stir(uint64_t x)
     return x ^ x >> 32;
 }
 
-#if defined(__SSE2__)
+#if defined(__x86_64__)
+#define WITH_INSTRUCTION __attribute__((target("sse4.2")))
+
+enum {
+    PAIRS = LANES / 2,
+    /* What both sums take in one step: three lanes of the CRC, which hide the latency of its
+     * instruction, and as many lines of the products, which use other units of the processor. */
+    LANE_LINES = 6,
+    LANE_BYTES = LANE_LINES * LINE_BYTES,
+    STEP_BYTES = 3 * LANE_BYTES,
+    /* Hardware does not fetch ahead across pages. Measured; twice as far is slower. */
+    AHEAD_BYTES = 2048,
+};
+
+static bool usable;           /* constant once the module is loaded */
+static uint32_t skip[4][256]; /* constant likewise; what LANE_BYTES of zeros make of a CRC */
+
 /* Two lanes a register: a compiler does not find that the factors have 32 bits. */
-static void add_lines(uint64_t lanes[LANES], const unsigned char *at, size_t lines, uint64_t key)
+struct products { /* the caller's own */
+    __m128i sums[PAIRS], keys[PAIRS];
+};
+
+static inline void begin_products(struct products *p, const uint64_t lanes[LANES], uint64_t key)
 {
-    enum { PAIRS = LANES / 2 };
-    __m128i sums[PAIRS], keys[PAIRS], step = _mm_set1_epi64x((long long)(LANES * SUM_FACTOR));
     for (int i = 0; i < PAIRS; i++) {
         uint64_t first = key + (uint64_t)(2 * i + 1) * SUM_FACTOR;
-        sums[i] = _mm_loadu_si128((const __m128i *)(lanes + 2 * i));
-        keys[i] = _mm_set_epi64x((long long)(first + SUM_FACTOR), (long long)first);
+        p->sums[i] = _mm_loadu_si128((const __m128i *)(lanes + 2 * i));
+        p->keys[i] = _mm_set_epi64x((long long)(first + SUM_FACTOR), (long long)first);
     }
-    for (; lines; lines--, at += LINE_BYTES) {
-#pragma GCC unroll 4 /* or the sums lie in memory */
-        for (int i = 0; i < PAIRS; i++) {
-            __m128i words = _mm_loadu_si128((const __m128i *)(at + 16 * i));
-            __m128i mixed = _mm_add_epi64(words, keys[i]);
-            __m128i product = _mm_mul_epu32(mixed, _mm_srli_epi64(mixed, 32));
-            sums[i] = _mm_add_epi64(sums[i], _mm_add_epi64(words, product));
-            keys[i] = _mm_add_epi64(keys[i], step);
-        }
-    }
+}
+
+static inline void end_products(const struct products *p, uint64_t lanes[LANES])
+{
     for (int i = 0; i < PAIRS; i++)
-        _mm_storeu_si128((__m128i *)(lanes + 2 * i), sums[i]);
+        _mm_storeu_si128((__m128i *)(lanes + 2 * i), p->sums[i]);
+}
+
+static inline __attribute__((always_inline)) void add_line(struct products *p,
+                                                           const unsigned char *at)
+{
+    const __m128i step = _mm_set1_epi64x((long long)(LANES * SUM_FACTOR));
+#pragma GCC unroll 4 /* or the sums lie in memory */
+    for (int i = 0; i < PAIRS; i++) {
+        __m128i words = _mm_loadu_si128((const __m128i *)(at + 16 * i));
+        __m128i mixed = _mm_add_epi64(words, p->keys[i]);
+        __m128i product = _mm_mul_epu32(mixed, _mm_srli_epi64(mixed, 32));
+        p->sums[i] = _mm_add_epi64(p->sums[i], _mm_add_epi64(words, product));
+        p->keys[i] = _mm_add_epi64(p->keys[i], step);
+    }
+}
+
+static void add_lines(uint64_t lanes[LANES], const unsigned char *at, size_t lines, uint64_t key)
+{
+    struct products p;
+    begin_products(&p, lanes, key);
+    for (; lines; lines--, at += LINE_BYTES)
+        add_line(&p, at);
+    end_products(&p, lanes);
+}
+
+static uint32_t skip_lane(uint32_t state)
+{
+    return skip[0][state & 0xFF] ^ skip[1][state >> 8 & 0xFF] ^ skip[2][state >> 16 & 0xFF] ^
+           skip[3][state >> 24];
+}
+
+/* Both sums of whole steps, at twice the rate of one after the other: how many bytes that was. */
+WITH_INSTRUCTION static size_t add_steps(uint64_t lanes[LANES], uint32_t *crc,
+                                         const unsigned char *bytes, size_t length, uint64_t key)
+{
+    struct products p;
+    size_t done = 0;
+    uint64_t first = ~*crc;
+    if (!usable)
+        return 0;
+    begin_products(&p, lanes, key);
+    for (; length - done >= STEP_BYTES; done += STEP_BYTES) {
+        const unsigned char *at = bytes + done;
+        uint64_t second = 0, third = 0;
+        for (size_t line = 0; line < LANE_LINES; line++) {
+#pragma GCC unroll 3
+            for (size_t i = 0; i < 3; i++) {
+                const unsigned char *here = at + (3 * line + i) * LINE_BYTES;
+                __builtin_prefetch(here + AHEAD_BYTES); /* no fault, wherever that is */
+                add_line(&p, here);
+            }
+            const unsigned char *here = at + line * LINE_BYTES;
+#pragma GCC unroll 8
+            for (size_t i = 0; i < LINE_BYTES; i += 8) {
+                first = _mm_crc32_u64(first, load_little64(here + i));
+                second = _mm_crc32_u64(second, load_little64(here + LANE_BYTES + i));
+                third = _mm_crc32_u64(third, load_little64(here + 2 * LANE_BYTES + i));
+            }
+        }
+        /* A CRC is linear: that of what lies apart is the sum, each moved to its place. */
+        first = skip_lane(skip_lane((uint32_t)first) ^ (uint32_t)second) ^ (uint32_t)third;
+    }
+    end_products(&p, lanes);
+    *crc = ~(uint32_t)first;
+    return done;
+}
+
+WITH_INSTRUCTION static uint32_t skip_slowly(uint32_t state)
+{
+    uint64_t moved = state;
+    for (int i = 0; i < LANE_BYTES; i += 8)
+        moved = _mm_crc32_u64(moved, 0);
+    return (uint32_t)moved;
+}
+
+__attribute__((constructor)) static void prepare_lanes(void)
+{
+    __builtin_cpu_init();
+    usable = __builtin_cpu_supports("sse4.2");
+    for (int byte = 0; usable && byte < 4; byte++)
+        for (uint32_t value = 0; value < 256; value++)
+            skip[byte][value] = skip_slowly(value << 8 * byte);
 }
 #else
 static void add_lines(uint64_t lanes[LANES], const unsigned char *at, size_t lines, uint64_t key)
@@ -53,11 +148,18 @@ static void add_lines(uint64_t lanes[LANES], const unsigned char *at, size_t lin
             lanes[i] += (mixed & UINT32_MAX) * (mixed >> 32) + word;
         }
 }
+
+static size_t add_steps(uint64_t lanes[LANES], uint32_t *crc, const unsigned char *bytes,
+                        size_t length, uint64_t key)
+{
+    (void)lanes, (void)crc, (void)bytes, (void)length, (void)key;
+    return 0;
+}
 #endif
 
-static uint64_t sum_products(const unsigned char *bytes, size_t length, uint64_t key)
+/* Add lines, the last of which is filled up with zeros. */
+static void add_rest(uint64_t lanes[LANES], const unsigned char *bytes, size_t length, uint64_t key)
 {
-    uint64_t lanes[LANES] = {0};
     size_t lines = length / LINE_BYTES, rest = length % LINE_BYTES;
     add_lines(lanes, bytes, lines, key);
     if (rest) {
@@ -65,15 +167,17 @@ static uint64_t sum_products(const unsigned char *bytes, size_t length, uint64_t
         memcpy(line, bytes + lines * LINE_BYTES, rest);
         add_lines(lanes, line, 1, key + (uint64_t)lines * LANES * SUM_FACTOR);
     }
-    uint64_t sum = stir(length);
-    for (int i = 0; i < LANES; i++)
-        sum = stir(sum ^ lanes[i]);
-    return sum;
 }
 
 uint64_t block_sum(const void *bytes, size_t length, uint64_t seed)
 {
-    uint64_t products = sum_products(bytes, length, stir(seed));
-    return (products & ~(uint64_t)UINT32_MAX) | crc32c((uint32_t)seed, bytes, length) |
-           UINT64_C(1) << 63;
+    uint64_t lanes[LANES] = {0}, key = stir(seed), sum = stir(length);
+    uint32_t crc = (uint32_t)seed;
+    size_t done = add_steps(lanes, &crc, bytes, length, key);
+    const unsigned char *rest = (const unsigned char *)bytes + done;
+    add_rest(lanes, rest, length - done, key + (uint64_t)(done / 8) * SUM_FACTOR);
+    crc = crc32c(crc, rest, length - done);
+    for (int i = 0; i < LANES; i++)
+        sum = stir(sum ^ lanes[i]);
+    return (sum & ~(uint64_t)UINT32_MAX) | crc | UINT64_C(1) << 63;
 }
