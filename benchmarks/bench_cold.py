@@ -127,7 +127,7 @@ async def run(report: Report, *, smoke: bool) -> None:
             cold = Rounds(path, mapped)
             await by_tasks(report, cold, reads, counts, rounds, path)
             await together(report, cold, reads, rounds, path, 100 if smoke else 1000)
-            await stalls(report, cold, reads["aiommap"], 200 if smoke else 4000)
+            await stalls(report, cold, reads["aiommap"], 200 if smoke else 4000, rounds)
         slow_device(report, path, smoke=smoke)
     await walk(report, rounds, 8 * MIB if smoke else 512 * MIB)
 
@@ -220,7 +220,7 @@ async def together(
         report.row(f"read_many of {count} / fio", many / by_fio[0], "x", 0.8)
 
 
-async def stalls(report: Report, cold: Rounds, read: READ, count: int) -> None:
+async def stalls(report: Report, cold: Rounds, read: READ, count: int, rounds: int) -> None:
     """How long the loop stands still while so many tasks begin, and while they wait for the disk.
 
     To make them and to run each for the first time is one turn of the loop, whatever they do.
@@ -229,21 +229,29 @@ async def stalls(report: Report, cold: Rounds, read: READ, count: int) -> None:
     async def only_yield(_: int) -> None:
         await asyncio.sleep(0)
 
-    await _stall(report, f"gather of {count} that only yield", only_yield, range(count))
-    await _stall(report, f"gather of {count}", read, await cold.cold(count), 5)
+    label = f"gather of {count} that only yield"
+    _report_stalls(report, label, [await _stall(only_yield, range(count)) for _ in range(rounds)])
+    found = [await _stall(read, await cold.cold(count)) for _ in range(rounds)]
+    _report_stalls(report, f"gather of {count}", found, 5)
 
 
-async def _stall(
-    report: Report, label: str, action: READ, items: Sequence[int], target: float | None = None
-) -> None:
+async def _stall(action: READ, items: Sequence[int]) -> tuple[float, float]:
+    """The worst stalls until all have begun, and afterwards, in milliseconds."""
     async with heartbeat() as stall:
         waiting = asyncio.gather(*map(action, items))
         await asyncio.sleep(0.002)
         await asyncio.sleep(0)
         begun, stall.worst = stall.worst, 0.0
         await waiting
-    report.row(f"{label}: worst stall until all have begun", begun, "ms")
-    report.row(f"{label}: worst stall afterwards", stall.worst, "ms", target, most=True)
+    return begun, stall.worst
+
+
+def _report_stalls(
+    report: Report, label: str, found: list[tuple[float, float]], target: float | None = None
+) -> None:
+    begun, afterwards = map(statistics.median, zip(*found, strict=True))
+    report.row(f"{label}: worst stall until all have begun, median", begun, "ms")
+    report.row(f"{label}: worst stall afterwards, median", afterwards, "ms", target, most=True)
 
 
 async def fio(path: str, depth: int, count: int) -> list[float]:
