@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 
 import anyio
@@ -258,6 +259,46 @@ async def test_cancelled_tail_goes_on(log, folder):
         assert (await anext(tail)).data == b"x"
 
 
+async def cancel_after(turns, scope):
+    for _ in range(turns):
+        await anyio.lowlevel.checkpoint()
+    scope.cancel()
+
+
+async def read_cancelled(records, found):
+    """Read, and cancel each wait for a record a little later than the one before."""
+    waits = itertools.cycle(range(30))
+    while found[-1:] != [None]:
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(cancel_after, next(waits), scope)
+                record = await anext(records, None)
+                found.append(record and record.sequence)
+
+
+async def test_cancelled_reads_skip_nothing(folder):
+    """Each of the records is read by itself, in a worker, and each segment has a few."""
+    async with Log.open(folder, segment_size=2 << 20) as log:
+        for i in range(30):
+            await log.append(b"%02d" % i * 150_000)
+        for records in (log.read(), log.read()):
+            found = []
+            await read_cancelled(records, found)
+            assert found == [*range(1, 31), None]
+
+
+async def test_cancelled_reads_leave_no_segment_open(log):
+    descriptors = len(os.listdir("/proc/self/fd"))
+    for turns in range(40):
+        records = log.read()
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(cancel_after, turns % 20, scope)
+                await anext(records)
+        await records.aclose()
+    await until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)
+
+
 @pytest.mark.damaged
 async def test_read_meets_damage(log, folder):
     at = places(numbers(20)[:2])[1]
@@ -300,10 +341,13 @@ async def test_reader_without_control_follows_the_frames(log, folder):
         assert reader.durable == 19  # nothing says that the last one is durable
         assert await contents(reader) == numbers(20)
         found = []
+        durable = reader.tail(durable=True)
         with anyio.move_on_after(0.3):
-            await collect(reader.tail(durable=True), found)
+            await collect(durable, found)
         assert found == list(range(1, 20))
         await make(folder, b"new")  # and now somebody publishes
+        with anyio.fail_after(10):
+            assert [(await anext(durable)).sequence for _ in range(2)] == [20, 21]
         tail = reader.tail(21)
         with anyio.fail_after(10):
             assert (await anext(tail)).data == b"new"

@@ -16,7 +16,8 @@ Invariants.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from typing import Protocol
 
 import anyio
@@ -72,9 +73,11 @@ class Reading(AsyncIterator[LogRecord]):
         "_follow",
         "_held",
         "_log",
+        "_opened",
         "_ready",
         "_segment",
         "_start",
+        "_taken",
         "_until",
     )
 
@@ -93,6 +96,9 @@ class Reading(AsyncIterator[LogRecord]):
         self._ready: Iterator[LogRecord] = iter(())
         #: Records that nothing says are durable yet.
         self._held: list[LogRecord] = []
+        #: What a worker brought; it stays where the task that wanted it was cancelled meanwhile.
+        self._taken: list[LogRecord] = []
+        self._opened: Segment | None = None
 
     def __aiter__(self) -> Reading:
         return self
@@ -173,11 +179,13 @@ class Reading(AsyncIterator[LogRecord]):
 
     async def _take_published(self, words: Words) -> bool | None:
         """Decode what comes next, up to where the log is published."""
+        if self._held:  # from the time when nobody published
+            return self._hand_out_durable(words.durable_sequence.load())
         cursor, first = self._cursor, words.first.load()
         if cursor.sequence < first:
             raise RecordsDiscardedError(self._log.folder, cursor.sequence, first)
         left = self._limit(words) - cursor.position
-        if left <= 0:
+        if left <= 0 and not self._taken:
             return False
         if await self._take(cursor.offset + left):
             return True
@@ -203,16 +211,21 @@ class Reading(AsyncIterator[LogRecord]):
         """Decode what comes next, up to an offset of the segment."""
         cursor, workers = self._cursor, self._log.workers
         try:
-            records = cursor.take(end, False)
-            if not records and cursor.state == COLD:
-                records = await workers.run(workers.reads, cursor.take, end, True)
+            if not self._taken:
+                self._taken = cursor.take(end, False)
+            if not self._taken and cursor.state == COLD:
+                await workers.run(workers.reads, self._take_waiting, end)
         except OSError as error:
             if error.filename is None and self._segment is not None:
                 name_file(error, self._segment.path)
             raise
         self._at_end = cursor.state == END
+        records, self._taken = self._taken, []
         self._ready = iter(records)
         return bool(records)
+
+    def _take_waiting(self, end: int) -> None:
+        self._taken = self._cursor.take(end, True)
 
     async def _take_unpublished(self) -> bool | None:
         """Decode what fits, where nobody says how far the log goes."""
@@ -226,7 +239,10 @@ class Reading(AsyncIterator[LogRecord]):
         if not self._durable:
             return got
         self._held += self._ready
-        proof = max(cursor.proof, log.durable)
+        return self._hand_out_durable(max(cursor.proof, log.durable))
+
+    def _hand_out_durable(self, proof: int) -> bool:
+        """Have those records ready that were held, and are durable."""
         known = [record for record in self._held if record.sequence <= proof]
         del self._held[: len(known)]
         self._ready = iter(known)
@@ -264,24 +280,16 @@ class Reading(AsyncIterator[LogRecord]):
         """Find the record to start with."""
         while True:
             start, last, end = self._where_to_start()
-            log, workers = self._log, self._log.workers
+            log = self._log
             try:
-                segment = await workers.run(
-                    workers.control,
-                    _seek,
-                    log.folder,
-                    log.published.log_id,
-                    self._cursor,
-                    start,
-                    last,
-                    end,
+                await self._open(
+                    partial(_seek, log.folder, log.published.log_id, self._cursor, start, last, end)
                 )
             except (CorruptLogError, FileNotFoundError):
                 if log.first <= start:
                     raise
                 # It was discarded meanwhile.
             else:
-                self._adopt(segment)
                 return
 
     def _where_to_start(self) -> tuple[int, int, int]:
@@ -298,16 +306,28 @@ class Reading(AsyncIterator[LogRecord]):
             )
         return start, last, self._until if words is None else words.tail.load()
 
-    def _adopt(self, segment: Segment) -> None:
-        old, self._segment = self._segment, segment
-        if old is not None:
-            self._log.release(old)
+    async def _open(self, opening: Callable[[], Segment | None]) -> bool:
+        """Have a worker open a segment and go there; false if there is none."""
+        workers = self._log.workers
+
+        def open_it() -> None:
+            self._opened = opening()
+
+        try:
+            await workers.run(workers.control, open_it)
+        finally:  # the cursor is there, also where this task is cancelled
+            segment, self._opened = self._opened, None
+            if segment is not None:
+                old, self._segment = self._segment, segment
+                self._at_end = False
+                if old is not None:
+                    self._log.release(old)
+        return segment is not None
 
     async def _cross(self) -> bool:
         """Go on in the next segment; false if there is none."""
-        log, workers, cursor = self._log, self._log.workers, self._cursor
-        segment = await workers.run(workers.control, _enter_next, log.folder, cursor)
-        if segment is None:
+        log, cursor = self._log, self._cursor
+        if not await self._open(partial(_enter_next, log.folder, cursor)):
             first = log.first
             if first > cursor.sequence:
                 raise RecordsDiscardedError(log.folder, cursor.sequence, first)
@@ -315,8 +335,6 @@ class Reading(AsyncIterator[LogRecord]):
                 return False
             missing = segment_name(cursor.sequence)
             raise CorruptLogError(log.folder, f"the segment {missing} is missing: put it back")
-        self._adopt(segment)
-        self._at_end = False
         return True
 
 
