@@ -114,7 +114,7 @@ class Reading(AsyncIterator[LogRecord]):
         try:
             found = await self._advance()
         except BaseException as error:
-            self._done = not isinstance(error, anyio.get_cancelled_exc_class())
+            self._done |= not isinstance(error, anyio.get_cancelled_exc_class())
             raise
         finally:
             self._busy = False
@@ -170,7 +170,7 @@ class Reading(AsyncIterator[LogRecord]):
             if self._log.published.words is None and self._log.published.log_id is None:
                 return False  # there is no log yet
             await self._locate()
-        if self._at_end and not await self._cross():
+        if self._at_end and not self._taken and not await self._cross():
             return False
         words = self._log.published.words
         if words is None:
@@ -226,6 +226,7 @@ class Reading(AsyncIterator[LogRecord]):
 
     def _take_waiting(self, end: int) -> None:
         self._taken = self._cursor.take(end, True)
+        self._at_end = self._cursor.state == END
 
     async def _take_unpublished(self) -> bool | None:
         """Decode what fits, where nobody says how far the log goes."""
