@@ -7,6 +7,7 @@ import functools
 import gc
 import os
 import re
+import signal
 import tempfile
 from pathlib import Path
 
@@ -25,6 +26,9 @@ PAGE = aiommap.PAGE_SIZE
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
+
+# A shell has its background jobs ignore this, and so would each process that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # anyio imports the half that is trio's where it is first asked, which may be on a watched loop.
 anyio.run(anyio.lowlevel.checkpoint, backend="trio")
