@@ -62,6 +62,12 @@ def content_of(version):
     return b"%08d" % version * (10_000 + version)
 
 
+def ask_until_seen(client, version, seen, troubles):
+    """Ask until one of the readers has met a version, or trouble."""
+    while version not in seen and not troubles:
+        client.ask("GET", "/data.bin")
+
+
 def test_replaced_under_load_each_answer_is_one_version(folder):
     """Every client sees whole versions, each with its own tag, and never an older one again."""
     path, beside = folder / "data.bin", folder / "beside"
@@ -92,10 +98,11 @@ def test_replaced_under_load_each_answer_is_one_version(folder):
                     beside.replace(path)
                     if version % 3 == 0:  # or else two or three follow at once
                         client.ask("GET", "/data.bin")
-                    while version % 20 == 0 and version not in seen and not troubles:
-                        client.ask("GET", "/data.bin")
+                    if version % 9 == 0 or version == REPLACEMENTS:
+                        ask_until_seen(client, version, seen, troubles)
         finally:
             over.set()
             for thread in threads:
                 thread.join()
     assert not troubles
+    assert len(seen) > REPLACEMENTS / 10

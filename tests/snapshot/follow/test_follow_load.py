@@ -179,20 +179,26 @@ async def test_value_and_current_are_of_one_generation(path):
             newest = value
             pairs.add(value)
             # Where a loop never rests, other threads may wait seconds for the GIL.
-            await anyio.sleep(0.002)
+            await anyio.sleep(0.02)
+
+    async def read_of(number):
+        async def was():
+            return number in pairs
+
+        await until(was)
 
     async with (
         aiommap.follow(path, load=load_number) as live,
         anyio.create_task_group() as group,
     ):
-        for _ in range(10):
+        for _ in range(50):
             group.start_soon(read, live)
         for number in range(1, 300):
             await replace_off_loop(path, b"good %d" % number)
-            if not number % 10:
-                await until_value(live, number)
+            if not number % 9:
+                await read_of(number)
         stop.set()
-    assert len(pairs) > 10
+    assert len(pairs) > 30
 
 
 # What a value keeps.
