@@ -33,8 +33,8 @@ enum {
     AHEAD_BYTES = 2048,
 };
 
-static bool usable;           /* constant once the module is loaded */
-static uint32_t skip[4][256]; /* constant likewise; what LANE_BYTES of zeros make of a CRC */
+static bool usable;             /* constant once the module is loaded */
+static struct crc32c_skip lane; /* constant likewise */
 
 /* Two lanes a register: a compiler does not find that the factors have 32 bits. */
 struct products { /* the caller's own */
@@ -79,12 +79,6 @@ static void add_lines(uint64_t lanes[LANES], const unsigned char *at, size_t lin
     end_products(&p, lanes);
 }
 
-static uint32_t skip_lane(uint32_t state)
-{
-    return skip[0][state & 0xFF] ^ skip[1][state >> 8 & 0xFF] ^ skip[2][state >> 16 & 0xFF] ^
-           skip[3][state >> 24];
-}
-
 /* Both sums of whole steps, at twice the rate of one after the other: how many bytes that was. */
 WITH_INSTRUCTION static size_t add_steps(uint64_t lanes[LANES], uint32_t *crc,
                                          const unsigned char *bytes, size_t length, uint64_t key)
@@ -113,29 +107,17 @@ WITH_INSTRUCTION static size_t add_steps(uint64_t lanes[LANES], uint32_t *crc,
                 third = _mm_crc32_u64(third, load_little64(here + 2 * LANE_BYTES + i));
             }
         }
-        /* A CRC is linear: that of what lies apart is the sum, each moved to its place. */
-        first = skip_lane(skip_lane((uint32_t)first) ^ (uint32_t)second) ^ (uint32_t)third;
+        first = crc32c_skip(&lane, crc32c_skip(&lane, (uint32_t)first) ^ (uint32_t)second) ^
+                (uint32_t)third;
     }
     end_products(&p, lanes);
     *crc = ~(uint32_t)first;
     return done;
 }
 
-WITH_INSTRUCTION static uint32_t skip_slowly(uint32_t state)
-{
-    uint64_t moved = state;
-    for (int i = 0; i < LANE_BYTES; i += 8)
-        moved = _mm_crc32_u64(moved, 0);
-    return (uint32_t)moved;
-}
-
 __attribute__((constructor)) static void prepare_lanes(void)
 {
-    __builtin_cpu_init();
-    usable = __builtin_cpu_supports("sse4.2");
-    for (int byte = 0; usable && byte < 4; byte++)
-        for (uint32_t value = 0; value < 256; value++)
-            skip[byte][value] = skip_slowly(value << 8 * byte);
+    usable = crc32c_skip_make(&lane, LANE_BYTES);
 }
 #else
 static void add_lines(uint64_t lanes[LANES], const unsigned char *at, size_t lines, uint64_t key)

@@ -1,7 +1,6 @@
 /* crc32c.c: CRC32C by the processor's instruction where there is one, else by tables. */
 #include "crc32c.h"
 
-#include <stdbool.h>
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
@@ -62,8 +61,8 @@ static bool instruction_works(void) { return getauxval(AT_HWCAP) & (1 << 7); /* 
 #endif
 
 #ifdef HAS_INSTRUCTION
-static bool usable;            /* constant once the module is loaded */
-static uint32_t skip[4][256];  /* constant likewise; what LANE_BYTES of zeros make of a state */
+static bool usable;             /* constant once the module is loaded */
+static struct crc32c_skip lane; /* constant likewise */
 
 WITH_INSTRUCTION static uint64_t one_lane(uint64_t state, const unsigned char *at, size_t length)
 {
@@ -72,12 +71,6 @@ WITH_INSTRUCTION static uint64_t one_lane(uint64_t state, const unsigned char *a
     for (; length; length--)
         state = CRC_BYTE(state, *at++);
     return state;
-}
-
-static uint32_t skip_lane(uint32_t state)
-{
-    return skip[0][state & 0xFF] ^ skip[1][state >> 8 & 0xFF] ^ skip[2][state >> 16 & 0xFF] ^
-           skip[3][state >> 24];
 }
 
 WITH_INSTRUCTION static uint32_t by_instruction(uint64_t state, const unsigned char *at,
@@ -90,31 +83,47 @@ WITH_INSTRUCTION static uint32_t by_instruction(uint64_t state, const unsigned c
             second = CRC_WORD(second, load_little64(at + LANE_BYTES + i));
             third = CRC_WORD(third, load_little64(at + 2 * LANE_BYTES + i));
         }
-        /* A CRC is linear: that of what lies apart is the sum, each moved to its place. */
-        state = skip_lane(skip_lane((uint32_t)state) ^ (uint32_t)second) ^ (uint32_t)third;
+        state = crc32c_skip(&lane, crc32c_skip(&lane, (uint32_t)state) ^ (uint32_t)second) ^
+                (uint32_t)third;
     }
     return (uint32_t)one_lane(state, at, length);
 }
 
+WITH_INSTRUCTION static uint32_t skip_slowly(uint64_t state, size_t zeros)
+{
+    for (size_t i = 0; i < zeros; i += 8)
+        state = CRC_WORD(state, 0);
+    return (uint32_t)state;
+}
+
 __attribute__((constructor)) static void prepare_lanes(void)
 {
-    static const unsigned char zeros[LANE_BYTES];
+    usable = crc32c_skip_make(&lane, LANE_BYTES);
+}
+#endif
+
+bool crc32c_skip_make(struct crc32c_skip *skip, size_t zeros)
+{
+#ifdef HAS_INSTRUCTION
+    uint32_t of_bit[32];
 #if defined(__x86_64__)
     __builtin_cpu_init();
 #endif
-    usable = instruction_works();
-    if (!usable)
-        return;
-    uint32_t of_bit[32];
+    if (!instruction_works())
+        return false;
     for (int bit = 0; bit < 32; bit++)
-        of_bit[bit] = (uint32_t)one_lane(UINT32_C(1) << bit, zeros, sizeof zeros);
+        of_bit[bit] = skip_slowly(UINT32_C(1) << bit, zeros);
     for (int byte = 0; byte < 4; byte++)
         for (int value = 0; value < 256; value++)
             for (int bit = 0; bit < 8; bit++)
                 if (value >> bit & 1)
-                    skip[byte][value] ^= of_bit[8 * byte + bit];
-}
+                    skip->of_byte[byte][value] ^= of_bit[8 * byte + bit];
+    return true;
+#else
+    (void)skip, (void)zeros;
+    return false;
 #endif
+}
 
 uint32_t crc32c(uint32_t crc, const void *data, size_t length)
 {

@@ -3,6 +3,7 @@
 #ifndef AIOMMAP_CRC32C_H
 #define AIOMMAP_CRC32C_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -10,5 +11,20 @@
 uint32_t crc32c(uint32_t crc, const void *data, size_t length);
 /* The same by tables, which machines without an instruction use. */
 uint32_t crc32c_by_table(uint32_t crc, const void *data, size_t length);
+
+/* For whoever sums lanes side by side, which hides the latency of the processor's instruction: what
+ * zeros make of a state (a checksum with its bits flipped). A CRC is linear, so that of what lies apart
+ * is the sum, each moved to its place. */
+struct crc32c_skip { /* constant once made */
+    uint32_t of_byte[4][256];
+};
+/* For so many zeros, whole words of 8 bytes, in a struct of zeros; false if the processor lacks the
+ * instruction. */
+bool crc32c_skip_make(struct crc32c_skip *skip, size_t zeros);
+static inline uint32_t crc32c_skip(const struct crc32c_skip *skip, uint32_t state)
+{
+    return skip->of_byte[0][state & 0xFF] ^ skip->of_byte[1][state >> 8 & 0xFF] ^
+           skip->of_byte[2][state >> 16 & 0xFF] ^ skip->of_byte[3][state >> 24];
+}
 
 #endif
