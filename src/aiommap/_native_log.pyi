@@ -4,14 +4,19 @@ Conventions as in ``_native.pyi``, which has all of these; "waits" says what is 
 """
 
 from collections.abc import Callable
-from typing import Any, Self, final
+from typing import Any, Self, final, overload
 
 from typing_extensions import Buffer
 
 from ._native_pool import PoolCommit, PoolQueue
 
-def crc32c(data: Buffer, crc: int = 0, by_table: bool = False, /) -> int:
-    """Continue a CRC32C; by tables only if so asked, for tests."""
+@overload
+def crc32c(data: Buffer, crc: int = 0, /) -> int:
+    """Continue a CRC32C."""
+
+@overload
+def crc32c(data: Buffer, crc: int, way: int, /) -> int | None:
+    """The same by one way, for tests; None if it cannot be taken (``enum crc32c_way``)."""
 
 def search_frames(
     fd: int, salt: int, position: int, offset: int, end: int, sequence: int, base: int, /

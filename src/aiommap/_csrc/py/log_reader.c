@@ -387,12 +387,18 @@ static PyObject *sum_crc32c(PyObject *Py_UNUSED(module), PyObject *args)
 {
     Py_buffer data;
     unsigned int crc = 0;
-    int by_table = 0;
-    if (!PyArg_ParseTuple(args, "y*|Ip:crc32c", &data, &crc, &by_table))
+    int way = -1;
+    if (!PyArg_ParseTuple(args, "y*|Ii:crc32c", &data, &crc, &way))
         return NULL;
-    uint32_t sum = by_table ? crc32c_by_table(crc, data.buf, (size_t)data.len)
-                            : crc32c(crc, data.buf, (size_t)data.len);
+    uint32_t sum = crc;
+    bool done = true;
+    if (way < 0)
+        sum = crc32c(crc, data.buf, (size_t)data.len);
+    else
+        done = crc32c_by((enum crc32c_way)way, &sum, data.buf, (size_t)data.len);
     PyBuffer_Release(&data);
+    if (!done)
+        Py_RETURN_NONE;
     return PyLong_FromUnsignedLong(sum);
 }
 

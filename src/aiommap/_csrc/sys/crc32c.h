@@ -9,8 +9,11 @@
 
 /* Continue a checksum; begin with 0. */
 uint32_t crc32c(uint32_t crc, const void *data, size_t length);
-/* The same by tables, which machines without an instruction use. */
-uint32_t crc32c_by_table(uint32_t crc, const void *data, size_t length);
+
+/* The ways there are; the first can be taken everywhere. */
+enum crc32c_way { CRC32C_TABLE, CRC32C_INSTRUCTION, CRC32C_FOLDING };
+/* The same by one of them; false if this machine lacks it, or the data is too short for it. */
+bool crc32c_by(enum crc32c_way way, uint32_t *crc, const void *data, size_t length);
 
 /* For whoever sums lanes side by side, which hides the latency of the processor's instruction: what
  * zeros make of a state (a checksum with its bits flipped). A CRC is linear, so that of what lies apart
