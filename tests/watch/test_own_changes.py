@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass, replace
 
 import pytest
@@ -18,6 +19,7 @@ from tests.support.internals import (
     size_is_stable,
     stat_differ,
     subtract_own,
+    watched_path,
 )
 
 OLD = FileState(
@@ -25,6 +27,8 @@ OLD = FileState(
 )
 TOUCHED = replace(OLD, mtime_ns=11, ctime_ns=11)
 INODE = Identity(1, 2)
+#: Cutting a file of so many bytes takes some milliseconds.
+SIZE_OF_CUT = 64 << 20
 
 
 @dataclass
@@ -314,3 +318,78 @@ def test_event_before_first_state_is_ours(tmp_path):
     os.utime(path)
     differ.compare(watched, "event")
     assert not found
+
+
+@pytest.fixture
+def compared(tmp_path):
+    """A file of ours, and what comparing its path has found."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(100))
+    found, own, file = [], OwnChanges(), opened(Identity.of(path.stat()))
+    own.add(file)
+    watched = WatchedPath(str(path))
+    differ = StatDiffer(own, lambda _, change: found.append(change), lambda _: None)
+    differ.begin(watched)
+
+    def compare(source):
+        assert own  # the differ refers to it weakly
+        return differ.compare(watched, source)
+
+    return path, file, compare, found
+
+
+def test_event_after_a_poll_is_of_what_the_poll_saw(compared):
+    path, file, compare, found = compared
+    before = path.stat().st_mtime_ns
+    file.mapping.sequence += 1
+    os.utime(path)  # by somebody else
+    compare("poll")
+    assert not found
+    compare("event")
+    compare("event")
+    assert [(one.kind, one.old.mtime_ns) for one in found] == [(ChangeKind.MODIFIED, before)]
+    assert found[0].new.mtime_ns == path.stat().st_mtime_ns
+
+
+def test_event_long_after_a_poll_is_of_something_else(compared, monkeypatch):
+    path, file, compare, found = compared
+    monkeypatch.setattr(watched_path, "LATE_EVENT_SECONDS", 0)
+    file.mapping.sequence += 1
+    os.utime(path)
+    compare("poll")
+    compare("event")
+    assert not found
+
+
+def test_event_of_ours_after_a_poll_tells_nothing(compared):
+    path, file, compare, found = compared
+    file.mapping.sequence += 1
+    os.utime(path)
+    compare("poll")
+    file.offloaded_writes += 1
+    compare("event")
+    assert not found
+
+
+def test_cut_under_way_is_not_compared(compared):
+    """A shorter file with its old times is one that truncate(2) has not done with."""
+    path, _, compare, found = compared
+    with path.open("r+b") as other:
+        other.write(bytes(SIZE_OF_CUT))
+    compare("poll")
+    found.clear()
+    states = []
+
+    def cut():
+        os.truncate(path, 10)
+        states.append(path.stat())
+
+    thread = threading.Thread(target=cut)
+    thread.start()
+    while not states:
+        compare("poll")
+    thread.join()
+    compare("poll")
+    assert [(one.kind, one.new.mtime_ns) for one in found] == [
+        (ChangeKind.TRUNCATED, states[0].st_mtime_ns)
+    ]

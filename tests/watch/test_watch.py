@@ -61,10 +61,11 @@ async def test_own_growth_after_a_refresh(path, monkeypatch):
     compare = _stat_differ.StatDiffer.compare
     rested, compared = threading.Event(), threading.Event()
 
-    def compare_later(differ, watched, source):
+    def compare_later(*arguments, **options):
         rested.wait(20)
-        compare(differ, watched, source)
+        done = compare(*arguments, **options)
         compared.set()
+        return done
 
     async with aiommap.open(path, "r+", capacity=64 * PAGE) as f, f.watch() as changes:
         monkeypatch.setattr(_stat_differ.StatDiffer, "compare", compare_later)

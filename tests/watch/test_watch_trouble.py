@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import anyio
@@ -20,7 +21,7 @@ from tests.support.internals import scanner as _scanner
 from tests.support.internals import stat_differ as _stat_differ
 from tests.support.internals import watched_path as _watched_path
 from tests.support.internals import watcher as _watcher
-from tests.support.watching import Deaf, fetch, fetch_event, missing, reach, size, watch
+from tests.support.watching import Deaf, fetch, fetch_event, missing, reach, size, watch, write
 
 pytestmark = pytest.mark.anyio
 
@@ -358,3 +359,33 @@ def test_overrun_kernel_queue_hides_nothing(tmp_path):
         assert process.stdout.readline() == "truncated\n"
     for fd in others:
         os.close(fd)
+
+
+STOPPED = """
+import os, signal, sys, anyio, aiommap
+
+async def main(path):
+    async with aiommap.open(path, "r+") as f, f.watch() as changes:
+        await anyio.sleep(0.3)  # until no event of our own can follow
+        f.atomic_u32(0).store(1)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        with anyio.fail_after(20):
+            print((await anext(changes)).kind.value, flush=True)
+
+anyio.run(main, sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_write_by_others_while_stopped_beside_our_store(tmp_path):
+    """A thread that was held up compares all paths before it reads the events."""
+    path = tmp_path / "f"
+    path.write_bytes(bytes(100))
+    with subprocess.Popen(
+        [sys.executable, "-c", STOPPED, str(path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        write(path, 50)
+        time.sleep(_scanner.LATE_SECONDS * 1.2)  # that it is held up for so long is what is tested
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout.readline() == "modified\n"

@@ -202,3 +202,11 @@ def subtract_own(
     ):
         return replace(old, size=size)
     return replace(old, size=size, mtime_ns=new.mtime_ns, ctime_ns=new.ctime_ns)
+
+
+def rests_on_mapped_stores(
+    old: FileState, new: FileState, before: Sample | None, after: Sample | None
+) -> bool:
+    """Tell whether a difference is ours, but would not be if a foreign event led to it."""
+    explained = subtract_own(old, new, before, after, event_is_foreign=False)
+    return explained == new != subtract_own(old, new, before, after, event_is_foreign=True)

@@ -324,7 +324,9 @@ class Scanner:
 
     def _compare(self, watched: WatchedPath, source: str) -> None:
         """Compare one path of many."""
-        self._differ.compare(watched, source)
+        if not self._differ.compare(watched, source) and not watched.is_suspect:
+            now = time.monotonic()
+            self._suspect(watched, now, now)
         self._compared += 1
         if self._compared % YIELD_EVERY == 0:
             time.sleep(YIELD_SECONDS)
@@ -386,18 +388,23 @@ class Scanner:
     def _poll(self, watched: WatchedPath, now: float) -> None:
         """Compare without a reason, but leave a difference to the event that may follow."""
         if self._watches.notifier is None:
-            self._differ.compare(watched, "poll")
+            self._differ.compare(watched, "poll", patient=False)
         elif watched.is_known and not watched.is_suspect and self._differ.differs(watched):
-            watched.suspect()
-            self._suspects.append((now + POLL_DELAY_SECONDS, watched, now))
+            self._suspect(watched, now, now)
 
     def _compare_suspect(self, watched: WatchedPath, now: float, since: float) -> None:
         """Compare, unless the file has changed again and an event of that may follow."""
-        patient = now - since < MAX_DELAY_SECONDS
-        if patient and self._differ.changed_within(watched, POLL_DELAY_SECONDS):
-            self._suspects.append((now + POLL_DELAY_SECONDS, watched, since))
-        else:
-            self._differ.compare(watched, "poll")
+        if now - since >= MAX_DELAY_SECONDS:
+            self._differ.compare(watched, "poll", patient=False)
+        elif self._differ.changed_within(watched, POLL_DELAY_SECONDS) or not self._differ.compare(
+            watched, "poll"
+        ):
+            self._suspect(watched, now, since)
+
+    def _suspect(self, watched: WatchedPath, now: float, since: float) -> None:
+        """Compare a path a little later, unless an event has led to it before."""
+        watched.suspect()
+        self._suspects.append((now + POLL_DELAY_SECONDS, watched, since))
 
     def _report(self, finding: Finding) -> None:
         self._findings.append(finding)

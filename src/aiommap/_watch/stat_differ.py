@@ -6,6 +6,10 @@ changes are our own, and ``_watch/watched_path`` what is kept of a path.
 Invariants.
   1  The state of a path is the one last reported, or our own change since. So no difference is
      lost, though a later one may join it, and none is reported twice.
+  2  A difference that mapped stores of ours explain is reported all the same if a foreign event
+     follows soon: a poll may come before the event of what it sees.
+  3  A file whose size moved and whose times did not is being cut: truncate(2) moves the times last.
+     It is compared when that has ended, or the cut would be reported twice.
 """
 
 from __future__ import annotations
@@ -17,7 +21,13 @@ import weakref
 from collections.abc import Callable
 
 from .._core.file_state import FileState, Identity
-from .attribution import OwnChanges, Sample, size_is_stable, subtract_own
+from .attribution import (
+    OwnChanges,
+    Sample,
+    rests_on_mapped_stores,
+    size_is_stable,
+    subtract_own,
+)
 from .changes import MOVES, Change, ChangeKind, classify
 from .watched_path import WatchedPath, key_of
 
@@ -93,17 +103,25 @@ class StatDiffer:
                 break
         watched.begin(found, sample)
 
-    def compare(self, watched: WatchedPath, source: str) -> None:
-        """Compare a path with the state last reported of it, and report a difference."""
-        if not watched.is_known:
-            return  # its first state has not been taken yet
-        watched.clear_suspicion()
-        for _ in range(MAX_ATTEMPTS):
-            if self._compare_once(watched, source):
-                break
+    def compare(self, watched: WatchedPath, source: str, *, patient: bool = True) -> bool:
+        """Compare a path with the state last reported of it, and report a difference.
 
-    def _compare_once(self, watched: WatchedPath, source: str) -> bool:
-        """Compare; false if our own resize makes that impossible now (attribution.4)."""
+        Returns:
+            False if the size is changing right now, and the path is to be compared again.
+
+        Args:
+            patient: leave a file that is being cut (stat_differ.3). Not all file systems move the
+                times with each change of the size, so that cannot be left for ever.
+        """
+        if not watched.is_known:
+            return True  # its first state has not been taken yet
+        done = any(self._compare_once(watched, source, patient) for _ in range(MAX_ATTEMPTS))
+        if done:
+            watched.clear_suspicion()
+        return done
+
+    def _compare_once(self, watched: WatchedPath, source: str, patient: bool) -> bool:
+        """Compare; false if the size is changing right now (attribution.4, stat_differ.3)."""
         before = self._sample(watched.state)
         now = time.monotonic()
         watched.note_syscalls(watched.sample, before)
@@ -113,20 +131,24 @@ class StatDiffer:
             return True  # it cannot be seen at the moment: EACCES, EIO, ESTALE
         foreign = source == "event" and watched.event_is_foreign(now)
         if key_of(found) == watched.key:
-            if watched.observe_same(before, event_is_foreign=foreign):
-                self._report(watched, watched.change(ChangeKind.MODIFIED, watched.state, source))
+            missed = watched.observe_same(before, event_is_foreign=foreign)
+            if missed is not None:
+                self._report(watched, watched.change(ChangeKind.MODIFIED, missed, source))
             return True
         old, new = watched.state, found and FileState.of(found)
+        taken: FileState | None = None
         if old is not None and new is not None and old.is_same_file(new):
             after = self._sample(old)
-            if not size_is_stable(before, after):
+            if (patient and watched.is_being_cut(new)) or not size_is_stable(before, after):
                 return False
             if watched.note_syscalls(watched.sample, after):
                 foreign = False
+            if not foreign and rests_on_mapped_stores(old, new, watched.sample, after):
+                taken = old
             old = subtract_own(old, new, watched.sample, after, event_is_foreign=foreign)
         elif new is not None:
             before = self._sample(new)
-        watched.observe(found, new, before)
+        watched.observe(found, new, before, taken_for_ours=taken)
         self._report_difference(watched, old, source)
         return True
 

@@ -19,6 +19,8 @@ from .path_resolution import ResolvedPath
 
 #: An event may follow the system call that caused it by this much.
 EVENT_DELAY_SECONDS = 0.1
+#: A foreign event that comes within this time after a poll may be of what the poll saw.
+LATE_EVENT_SECONDS = 0.5
 #: The longest tick of a kernel (HZ=100). The times of files may be as coarse as that.
 TICK_NS = 10_000_000
 
@@ -58,6 +60,7 @@ class WatchedPath:
         "_interval",
         "_is_recent",
         "_syscalls_at",
+        "_taken_for_ours",
         "is_known",
         "is_removed",
         "is_suspect",
@@ -82,6 +85,8 @@ class WatchedPath:
         self.is_removed = False
         #: When this hub last made a system call that raises an event.
         self._syscalls_at = -math.inf
+        #: The state before a difference that mapped stores of ours explained, and when it was seen.
+        self._taken_for_ours: tuple[FileState, float] | None = None
         #: Whether the file could change once more without its times moving.
         self._is_recent = False
         self._interval = math.inf
@@ -129,7 +134,7 @@ class WatchedPath:
         self.is_suspect = True
 
     def clear_suspicion(self) -> None:
-        """Note that the difference is being compared now."""
+        """Note that the difference was compared."""
         self.is_suspect = False
 
     def note_syscalls(self, before: Sample | None, after: Sample | None) -> bool:
@@ -143,24 +148,53 @@ class WatchedPath:
         """Tell whether an event at a moment can be of no system call of this hub."""
         return moment - self._syscalls_at > EVENT_DELAY_SECONDS
 
+    def is_being_cut(self, state: FileState) -> bool:
+        """Tell whether a state of the same file is one in the middle of truncate(2)."""
+        old = self.state
+        return (
+            old is not None
+            and not self._is_recent
+            and old.size != state.size
+            and (old.mtime_ns, old.ctime_ns) == (state.mtime_ns, state.ctime_ns)
+        )
+
     def observe(
-        self, found: os.stat_result | None, state: FileState | None, sample: Sample | None
+        self,
+        found: os.stat_result | None,
+        state: FileState | None,
+        sample: Sample | None,
+        *,
+        taken_for_ours: FileState | None = None,
     ) -> None:
-        """Take a state as the one that is reported, with the sample that belongs to it."""
+        """Take a state as the one that is reported, with the sample that belongs to it.
+
+        Args:
+            taken_for_ours: the state before, if nothing but mapped stores of ours explained the
+                difference.
+        """
         self.state, self.key, self.sample = state, key_of(found), sample
         self._is_recent = _is_recent(state)
+        self._taken_for_ours = None
+        if taken_for_ours is not None:
+            self._taken_for_ours = (taken_for_ours, time.monotonic())
 
-    def observe_same(self, sample: Sample | None, *, event_is_foreign: bool) -> bool:
-        """Note that the state is the same; true if the file has changed all the same.
+    def observe_same(self, sample: Sample | None, *, event_is_foreign: bool) -> FileState | None:
+        """Note that the state is the same; return the one before if it changed all the same.
 
-        It has if a foreign event came within the tick of the kernel in which the state was taken:
-        the times of the file may stay the same then.
+        It did in two cases. A foreign event came soon after a poll that took a difference for ours:
+        mapped stores raise no event. Or it came within the tick of the kernel in which the state
+        was taken: the times of the file may stay the same then.
         """
         self.sample = sample
-        if not (event_is_foreign and self._is_recent):
-            return False
+        if not event_is_foreign:
+            return None
+        taken, self._taken_for_ours = self._taken_for_ours, None
+        if taken is not None and time.monotonic() - taken[1] < LATE_EVENT_SECONDS:
+            return taken[0]
+        if not self._is_recent:
+            return None
         self._is_recent = _is_recent(self.state)
-        return True
+        return self.state
 
     def change(self, kind: ChangeKind, old: FileState | None, source: str) -> Change:
         """Make the change from an old state to the present one."""
