@@ -9,7 +9,6 @@
 #include "../sys/clock.h"
 
 struct commit { /* by one thread at a time */
-    Mapping *mapping; /* strong; NULL until there is a pin, and once that has ended */
     struct pin pin;
     struct stores stores;
     bool shared;
@@ -40,7 +39,7 @@ static bool has_flushed(const struct commit *self) { return self->stored && !sel
 static bool succeeded(const void *call)
 {
     const struct commit *self = call;
-    return has_flushed(self) && !self->stores.cut && !self->mapping->cut_suspected;
+    return has_flushed(self) && !self->stores.cut && !self->pin.mapping->cut_suspected;
 }
 
 /* Have the pages of stores be in writeback, as if they were stored to already; where the last store
@@ -73,22 +72,12 @@ static int64_t writeback_bytes(const Mapping *mapping, int64_t last)
            (end > mapping->size ? end - mapping->size : 0);
 }
 
-static void let_go(struct commit *self)
-{
-    Mapping *mapping = self->mapping;
-    self->mapping = NULL;
-    if (!mapping)
-        return;
-    pin_end(&self->pin);
-    Py_DECREF((PyObject *)mapping);
-}
-
 /* After a success the pages stay in writeback until `flush_end`. */
 static PyObject *end(void *call)
 {
     struct commit *self = call;
-    Mapping *mapping = (Mapping *)Py_NewRef((PyObject *)self->mapping);
-    let_go(self);
+    Mapping *mapping = (Mapping *)Py_NewRef((PyObject *)self->pin.mapping);
+    pin_let_go(&self->pin);
     bool alone = self->before == mapping->sequence;
     PyObject *outcome = stores_account(mapping, &self->stores, has_flushed(self));
     if (outcome && has_flushed(self)) {
@@ -110,7 +99,7 @@ static PyObject *end(void *call)
 static void release(void *call)
 {
     struct commit *self = call;
-    let_go(self);
+    pin_let_go(&self->pin);
     stores_release(&self->stores);
 }
 
@@ -126,10 +115,9 @@ static PyObject *begin(Mapping *mapping, struct commit *self, PyObject *queue, P
     self->last = begin_writeback(mapping, &self->stores);
     if (self->last < 0)
         return PyErr_NoMemory();
-    self->mapping = (Mapping *)Py_NewRef((PyObject *)mapping);
     self->before = mapping->sequence;
     self->shared = !mapping->private_copy;
-    pin_begin(&self->pin, mapping);
+    pin_hold(&self->pin, mapping);
     /* SAFETY: the buffers are exported to us until `release`. */
     PyObject *begun = pool_commit_begin(PyType_GetModuleState(Py_TYPE((PyObject *)mapping)), queue,
                                         &kind, self, tell);

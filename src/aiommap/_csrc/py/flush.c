@@ -110,7 +110,6 @@ static int asks_for_most(const Mapping *self, const struct run *asked, Py_ssize_
 
 /* fdatasync(2) and stat, with all that is dirty in writeback until `flush_end`. */
 struct flush { /* by one thread at a time */
-    Mapping *mapping; /* strong; NULL until there is a pin, and once that has ended */
     struct pin pin;
     struct run *dirty;
     Py_ssize_t count;
@@ -132,17 +131,7 @@ static void sync_and_look(void *call)
 static bool succeeded(const void *call)
 {
     const struct flush *self = call;
-    return !self->error && !self->mapping->cut_suspected;
-}
-
-static void let_go(struct flush *self)
-{
-    Mapping *mapping = self->mapping;
-    self->mapping = NULL;
-    if (!mapping)
-        return;
-    pin_end(&self->pin);
-    Py_DECREF((PyObject *)mapping);
+    return !self->error && !self->pin.mapping->cut_suspected;
 }
 
 /* What was to be flushed is dirty as before; false with an exception. */
@@ -156,8 +145,8 @@ static bool undo(Mapping *mapping, const struct flush *self)
 static PyObject *end(void *call)
 {
     struct flush *self = call;
-    Mapping *mapping = (Mapping *)Py_NewRef((PyObject *)self->mapping);
-    let_go(self);
+    Mapping *mapping = (Mapping *)Py_NewRef((PyObject *)self->pin.mapping);
+    pin_let_go(&self->pin);
     PyObject *outcome = NULL, *runs = NULL;
     if (!self->error && (runs = list_of_runs(self->dirty, self->count)) != NULL)
         outcome = Py_BuildValue("(LL(LK)N)", (long long)self->bytes,
@@ -173,7 +162,7 @@ static PyObject *end(void *call)
 static void release(void *call)
 {
     struct flush *self = call;
-    let_go(self);
+    pin_let_go(&self->pin);
     PyMem_Free(self->dirty);
 }
 
@@ -186,8 +175,7 @@ static PyObject *begin(Mapping *mapping, struct flush *self, PyObject *queue, Py
     pages_of(self->dirty[0].start, end - self->dirty[0].start, &first, &stop);
     account_begin_writeback(mapping, first, stop);
     self->bytes = (int64_t)(mapping->writeback_pages << page_shift) - (page_up(end) - end);
-    self->mapping = (Mapping *)Py_NewRef((PyObject *)mapping);
-    pin_begin(&self->pin, mapping);
+    pin_hold(&self->pin, mapping);
     PyObject *begun = pool_commit_begin(PyType_GetModuleState(Py_TYPE((PyObject *)mapping)), queue,
                                         &kind, self, tell);
     if ((!begun || Py_IsNone(begun)) && !undo(mapping, self))

@@ -84,6 +84,21 @@ void pin_end(struct pin *pin)
     pin->moved = pin->generation != mapping->generation;
 }
 
+void pin_hold(struct pin *pin, Mapping *mapping)
+{
+    pin_begin(pin, (Mapping *)Py_NewRef((PyObject *)mapping));
+}
+
+void pin_let_go(struct pin *pin)
+{
+    Mapping *mapping = pin->mapping;
+    if (!mapping)
+        return;
+    pin_end(pin);
+    pin->mapping = NULL;
+    Py_DECREF((PyObject *)mapping);
+}
+
 enum meanwhile pin_meanwhile(const struct pin *pin, int64_t offset, int64_t length)
 {
     const Mapping *mapping = pin->mapping;

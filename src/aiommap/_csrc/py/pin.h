@@ -16,6 +16,10 @@ struct pin { /* the caller's own; written by pin.c */
 /* All of these need the GIL. */
 void pin_begin(struct pin *pin, Mapping *mapping);
 void pin_end(struct pin *pin);
+/* The same for a job that its caller does not wait for: with a reference to the mapping. The second
+ * may be called again, or without the first if the pin is all zeros. */
+void pin_hold(struct pin *pin, Mapping *mapping);
+void pin_let_go(struct pin *pin);
 /* Take over a descriptor that pin_end would close; -1 if there is none, or no more. */
 int pin_take_descriptor(struct pin *pin);
 /* Pin another region of the same mapping in place of this one. */
