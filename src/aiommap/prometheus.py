@@ -134,7 +134,7 @@ class _Families:
         self.writes_back = _counter("fell_back_writes", "Writes that would have waited inline.")
         self.flushes = _counter("flushes", "Flushes that ran.")
         self.flushed = _counter("flushed_bytes", "Bytes in the dirty pages flushed.", unit="bytes")
-        self.faults = _counter("faults", "Copies that met a page that could not be reached.")
+        self.faults = _counter("faults", "Copies and accesses of views that met a lost page.")
         self.seconds = _summary("flush_duration_seconds", "How long flushes took.", "seconds")
         self.group = _summary("flush_group_requests", "Requests that one flush answered.")
         self.dirty = _gauge("dirty_bytes", "Bytes in pages not flushed since stored to.", "bytes")
