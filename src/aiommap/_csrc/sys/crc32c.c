@@ -192,7 +192,8 @@ WITH_FOLDING static uint32_t by_folding(uint32_t state, const unsigned char *at,
     for (int lane = 0; lane < 4; lane++)
         sums[lane] = _mm512_loadu_si512(at + 64 * lane);
     /* What came before is as if it were added to the first word. */
-    sums[0] = _mm512_xor_si512(sums[0], _mm512_zextsi128_si512(_mm_cvtsi32_si128((int)state)));
+    __m512i first = _mm512_inserti32x4(_mm512_setzero_si512(), _mm_cvtsi32_si128((int)state), 0);
+    sums[0] = _mm512_xor_si512(sums[0], first);
     for (at += FOLDED_BYTES, length -= FOLDED_BYTES; length >= FOLDED_BYTES;
          at += FOLDED_BYTES, length -= FOLDED_BYTES) {
         sums[0] = fold(sums[0], factors, _mm512_loadu_si512(at));
