@@ -3,7 +3,8 @@
 A new policy needs: a field and a constructor in ``_flush_policy.py``; what makes it due, here in
 ``due``, and in ``limits`` if an inline store can. If it counts something new, it needs that count,
 too, where ``BackgroundFlush._due`` and ``_log/appender`` call ``due``; what counts stores is
-``_csrc/py/accounting.c``. A time also needs a case in ``BackgroundFlush._set_inline_limits``.
+``_csrc/py/accounting.c``. A new kind of time also needs a case in
+``BackgroundFlush._set_inline_limits``.
 """
 
 from __future__ import annotations

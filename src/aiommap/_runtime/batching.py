@@ -2,7 +2,8 @@
 
 While a batch runs, new items gather for the next batch. So a single hop, or a single flush, answers
 many tasks. A batch starts when the queue is free. After a batch with several items the next one
-starts one loop turn later, so that tasks woken together batch together.
+starts one loop turn later, so that tasks woken together batch together. Else it starts at once,
+which one task alone needs: of several that write in one turn the first goes without the others.
 
 Everything here runs on the loop thread, in tasks and in callbacks. The queue needs no task of its
 own. An item costs one future, which is set to its outcome: where a flush serves hundreds of writes,

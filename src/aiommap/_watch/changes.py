@@ -2,11 +2,12 @@
 
 Pure: a state is what stat(2) said at one moment, a change is the difference of two of them.
 
-A new kind of change is a member of ``ChangeKind`` and a case of ``classify``. If it depends on a
-part of stat(2) that no state has yet, that is a field of ``_core/file_state.FileState``. A field
-counts as somebody else's doing unless ``_watch/attribution.subtract_own`` says otherwise. What
-moves neither times nor size is never seen: ``_watch/watched_path.key_of`` is compared first. Events
-only say where to look, so the notifier needs nothing.
+A new kind of change is a member of ``ChangeKind``, a case of ``classify`` and, if it is harmless,
+one of ``merge``. If it depends on a part of stat(2) that ``Change.old`` does not have yet, that is
+a field of ``_core/file_state.FileState``. A field counts as somebody else's doing unless
+``_watch/attribution.subtract_own`` says otherwise. What moves neither times nor size is never seen:
+``_watch/watched_path.key_of`` is compared first. Events only say where to look, so the notifier
+needs nothing.
 """
 
 from __future__ import annotations
