@@ -78,11 +78,13 @@ class LogCursor:
         Inline unless ``waits``: then it reads no more than the page cache has.
         """
 
-    def seek(self, until: int, end: int, /) -> tuple[int, int, int]:
+    def seek(self, until: int, end: int, /) -> tuple[int, int, int, int]:
         """Pass frames up to the record ``until``, the END frame, or where none fits (waits).
 
-        Returns how many records were passed, what the last DISCARD frame said or 0, and the offset
-        of the END frame or -1.
+        Returns how many records were passed, what the last DISCARD frame said or 0, the offset of
+        the END frame or -1, and the offset behind the record ``proof``. That is behind an earlier
+        one, or where the walk began, if ``proof`` is not among those passed, or was said too late
+        to know where it ended.
         """
 
 @final

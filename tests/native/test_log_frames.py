@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import tempfile
 
 import pytest
 from hypothesis import given
@@ -225,6 +226,47 @@ def test_every_bit_of_a_header_counts():
             SegmentHeader.unpack(bytes(flipped), "segment", crc32c)
 
 
+@given(
+    st.lists(st.sampled_from(["append", "sync", "open", "lost"]), min_size=1, max_size=20),
+    st.integers(0, 20),
+)
+def test_walk_says_where_the_proven_records_end(steps, known):
+    """Exactly, if the first frame behind each flush is there; never too far."""
+    with (
+        tempfile.NamedTemporaryFile(dir="/dev/shm") as control,
+        tempfile.NamedTemporaryFile(dir="/dev/shm") as segment,
+    ):
+        control.truncate(CONTROL_BYTES)
+        segment.truncate(1 << 20)
+        writer = LogWriter(control.fileno())
+        writer.life = 1
+        writer.enter(segment.fileno(), SALT, POSITION, 1, 1, HEADER_BYTES, 1 << 20)
+        ends, claimed, exact = [HEADER_BYTES], 0, True
+        for step in steps:
+            if step == "sync":
+                writer.sync()
+                continue
+            if step == "lost" and writer.durable:  # a frame that nothing before it claimed
+                writer.durable -= 1
+            if writer.durable > claimed:
+                claimed, exact = writer.durable, writer.durable == writer.sequence - 1
+            if step == "open":
+                writer.mark(2, bytes(16))
+            else:
+                writer.store([bytes(len(ends))], 0)
+                ends.append(writer.at)
+        known = min(known, len(ends) - 1)
+        cursor = LogCursor(LogRecord)
+        cursor.enter(segment.fileno(), SALT, POSITION, HEADER_BYTES, 1, 1, False)
+        cursor.proof = known
+        *_, proven = cursor.seek(1 << 62, writer.at)
+        assert cursor.proof == max(known, claimed)
+        if exact or known >= claimed:
+            assert proven == ends[cursor.proof]
+        else:
+            assert proven in ends[: cursor.proof + 1]
+
+
 def test_search_finds_frames_behind_a_torn_one(writer, files):
     for i in range(10):
         writer.append(bytes(i))
@@ -238,6 +280,25 @@ def test_search_finds_frames_behind_a_torn_one(writer, files):
     found = find_record(files[1], SALT, POSITION + at - HEADER_BYTES, at, 1 << 20, 2, 1)
     assert found == (3, third, 1)
     assert find_record(files[1], SALT, POSITION + at - HEADER_BYTES, at, 1 << 20, 99, 1) is None
+
+
+@pytest.mark.parametrize("before", [b"\0", b"\xff", None], ids=["zeros", "ones", "hole"])
+def test_search_finds_a_frame_wherever_it_lies(writer, files, before):
+    """Also across the edges of what is read at a time, and of what was never written."""
+    begin, end = HEADER_BYTES, (1 << 20) + HEADER_BYTES + (64 << 10)
+    os.ftruncate(files[1], end)
+    edges = (begin, begin + 4096, begin + 8192, begin + (1 << 20))
+    for at in (edge + 8 * step for edge in edges for step in range(-4, 5)):
+        if at < begin:
+            continue
+        os.ftruncate(files[1], begin)
+        os.ftruncate(files[1], end)
+        if before is not None:
+            os.pwrite(files[1], before * (at - begin), begin)
+        writer.enter(files[1], SALT, POSITION, 1, 7, at, end)
+        writer.append(b"data")
+        found = search_frames(files[1], SALT, POSITION, begin, end, 7, 7)
+        assert found == (0, 1, 1, at + frame_bytes(4)), at
 
 
 def test_search_of_random_bytes_ends(files):

@@ -86,19 +86,27 @@ class Survey:
     Attributes:
         segments: those that are not discarded, oldest first.
         begin: the one in which the walk began.
-        end: the one in which it ended.
-        walk: the walk along the segment in which it ended.
+        walks: the walk along that one, and along each after it, up to where the frames end.
         first: the lowest sequence that is not discarded.
     """
 
     segments: Sequence[FoundSegment]
     begin: int
-    end: int
-    walk: Walk
+    walks: Sequence[Walk]
     first: int
 
+    @property
+    def end(self) -> int:
+        """The segment in which the frames end."""
+        return self.begin + len(self.walks) - 1
 
-def walk_segment(found: FoundSegment, life: int, proof: int, until: int = NO_LIMIT) -> Walk:
+    @property
+    def walk(self) -> Walk:
+        """The walk along that one."""
+        return self.walks[-1]
+
+
+def walk_segment(found: FoundSegment, life: int, proof: int) -> Walk:
     """Follow the frames of a segment to its END frame, or to where nothing fits (steps 7, 8)."""
     segment = open_segment(os.path.dirname(found.path), found.header.base)
     try:
@@ -108,7 +116,7 @@ def walk_segment(found: FoundSegment, life: int, proof: int, until: int = NO_LIM
         cursor.enter(
             segment.fd, header.salt, header.position, HEADER_BYTES, header.base, life, False
         )
-        _, discarded, end_at = cursor.seek(until, found.size)
+        _, discarded, end_at, proven = cursor.seek(NO_LIMIT, found.size)
         return Walk(
             end_at if end_at >= 0 else cursor.offset,
             cursor.sequence,
@@ -118,6 +126,7 @@ def walk_segment(found: FoundSegment, life: int, proof: int, until: int = NO_LIM
             end_at >= 0,
             cursor.last_crc,
             cursor.offset,
+            proven,
         )
     finally:
         segment.close()
@@ -140,10 +149,11 @@ def survey(folder: str, folder_fd: int, proof: int, first: int) -> Survey | None
     segments = [find_segment(folder, base) for base in bases[:-1] if base >= first] + [last]
     check_joins(folder, segments)
     begin = where_to_begin(segments, proof)
-    at, life = begin, 1
+    at, life, walks = begin, 1, list[Walk]()
     while True:
         life = max(life, segments[at].header.life)
         walk = walk_segment(segments[at], life, proof)
+        walks.append(walk)
         first, proof, life = max(first, walk.discarded), max(proof, walk.proof), walk.life
         if not walk.ended or at + 1 == len(segments):
             break
@@ -157,8 +167,8 @@ def survey(folder: str, folder_fd: int, proof: int, first: int) -> Survey | None
     kept = [found for found in segments if found.header.base >= first] or segments[-1:]
     dropped = len(segments) - len(kept)
     if begin >= dropped:
-        segments, begin, at = kept, begin - dropped, at - dropped
-    return Survey(segments, begin, at, walk, first)
+        segments, begin = kept, begin - dropped
+    return Survey(segments, begin, walks, first)
 
 
 def search_behind(found: Survey) -> Search:
@@ -354,16 +364,15 @@ class _Recovery:
         appended next could not be reached.
         """
         written = 0
-        for number in range(found.begin, found.end + 1):
-            segment, stop = found.segments[number], found.walk.offset
-            if number < found.end:
-                if proof >= found.segments[number + 1].header.base:
-                    continue
-                stop = walk_segment(segment, 1, 0).stop
-            fd = os.open(segment.path, os.O_RDWR | os.O_CLOEXEC)
+        for number, walk in enumerate(found.walks, found.begin):
+            stop = walk.stop
+            if number == found.end:
+                stop = walk.offset  # OPEN takes the place of an END frame
+            elif proof >= found.segments[number + 1].header.base:
+                continue
+            fd = os.open(found.segments[number].path, os.O_RDWR | os.O_CLOEXEC)
             try:
-                begin = _behind_record(fd, segment, proof)
-                for at in range(begin, stop, _PIECE_BYTES):
+                for at in range(walk.proven, stop, _PIECE_BYTES):
                     piece = os.pread(fd, min(_PIECE_BYTES, stop - at), at)
                     write_all(fd, piece, at)
                     written += len(piece)
@@ -390,14 +399,6 @@ class _Recovery:
         native.publish()
         self._control.adopt(opened.log_id)
         native.publish()
-
-
-def _behind_record(fd: int, segment: FoundSegment, sequence: int) -> int:
-    """Say where a record ends; of a segment that begins with a later one, where that begins."""
-    if sequence < segment.header.base:
-        return HEADER_BYTES
-    offset = walk_segment(segment, 1, 0, sequence).offset
-    return offset + frame_bytes(int.from_bytes(os.pread(fd, 4, offset + 4), "little"))
 
 
 @dataclass(frozen=True, slots=True)

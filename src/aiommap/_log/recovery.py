@@ -62,6 +62,7 @@ class Walk:
         ended: whether there is an END frame.
         last_crc: checksum of the last good frame, the END frame included.
         stop: offset behind that frame.
+        proven: offset up to which all is durable, as ``proof`` says; it may be more.
     """
 
     offset: int
@@ -72,6 +73,7 @@ class Walk:
     ended: bool
     last_crc: int
     stop: int
+    proven: int
 
 
 @dataclass(frozen=True, slots=True)

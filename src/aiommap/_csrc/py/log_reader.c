@@ -344,8 +344,9 @@ static PyObject *cursor_seek(LogCursor *self, PyObject *args)
         self->last_crc = scan.last_crc;
     self->filled = 0;
     self->state = scan.end_at >= 0 ? CURSOR_END : CURSOR_LIMIT;
-    return Py_BuildValue("(KKL)", (unsigned long long)scan.records,
-                         (unsigned long long)scan.first, (long long)scan.end_at);
+    return Py_BuildValue("(KKLL)", (unsigned long long)scan.records,
+                         (unsigned long long)scan.first, (long long)scan.end_at,
+                         (long long)scan.proven_at);
 }
 
 static PyMethodDef cursor_methods[] = { /* documented in _native.pyi */

@@ -73,10 +73,25 @@ struct window { /* the caller's own */
     char *bytes;
     size_t room, filled;
     int64_t start, end; /* end: of what may be read */
+    int64_t data_end;   /* no hole lies before it */
 };
 
+/* Find out where a hole begins, at an offset or behind it. */
+static void find_hole(struct window *window, int64_t offset)
+{
+    window->data_end = window->end;
+#ifdef SEEK_HOLE
+    off_t hole = lseek(window->fd, offset, SEEK_HOLE);
+    if (hole >= 0 && hole < window->end)
+        window->data_end = hole;
+#endif
+}
+
 /* Have `length` bytes from `offset` in memory, or fewer where the file ends; *available says how
- * many. Returns an errno number. */
+ * many. Returns an errno number.
+ *
+ * What is not asked for is read only up to the next hole: there reading leaves pages of zeros, which
+ * SEEK_DATA takes for data from then on, so that a search would read all the room that is reserved. */
 static int window_at(struct window *window, int64_t offset, size_t length, size_t *available)
 {
     size_t most = offset < window->end ? (size_t)(window->end - offset) : 0;
@@ -91,8 +106,12 @@ static int window_at(struct window *window, int64_t offset, size_t length, size_
             window->bytes = bytes;
             window->room = room;
         }
-        ssize_t got = file_read(window->fd, window->bytes,
-                                most < window->room ? most : window->room, offset);
+        if (offset >= window->data_end)
+            find_hole(window, offset);
+        size_t ahead = offset < window->data_end ? (size_t)(window->data_end - offset) : 0;
+        size_t wanted = ahead < window->room ? ahead : window->room;
+        ssize_t got =
+            file_read(window->fd, window->bytes, length < wanted ? wanted : length, offset);
         if (got < 0)
             return (int)-got;
         window->start = offset;
@@ -110,8 +129,11 @@ static char *window_bytes(const struct window *window, int64_t offset)
 static void scan_over(struct log_scan *scan, const struct frame *frame, const char *data)
 {
     uint64_t first, proof = frame_proof(frame);
-    if (proof > scan->proof)
+    if (proof > scan->proof) {
         scan->proof = proof;
+        if (proof == scan->place.sequence - 1) /* so is the first claim behind each flush */
+            scan->proven_at = scan->record_end;
+    }
     if (frame->kind == FRAME_DISCARD && frame->length >= sizeof first) {
         memcpy(&first, data, sizeof first);
 #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
@@ -119,15 +141,18 @@ static void scan_over(struct log_scan *scan, const struct frame *frame, const ch
 #endif
         scan->first = first;
     }
-    if (frame->kind == FRAME_RECORD) {
-        scan->records++;
-        scan->place.sequence++;
-    }
     scan->end_at = frame->kind == FRAME_END ? scan->offset : -1;
     scan->place.life = frame->life;
     scan->last_crc = frame->crc;
     scan->offset += (int64_t)frame_bytes(frame->length);
     scan->place.position += frame_bytes(frame->length);
+    if (frame->kind == FRAME_RECORD) {
+        scan->records++;
+        scan->place.sequence++;
+        scan->record_end = scan->offset;
+        if (frame->sequence == scan->proof)
+            scan->proven_at = scan->offset;
+    }
 }
 
 int log_scan(struct log_scan *scan)
@@ -135,6 +160,7 @@ int log_scan(struct log_scan *scan)
     struct window window = {.fd = scan->fd, .end = scan->end, .start = -1};
     int error = 0;
     scan->end_at = -1;
+    scan->proven_at = scan->record_end = scan->offset;
     while (scan->end_at < 0) {
         struct frame frame;
         size_t available = 0;
@@ -166,6 +192,8 @@ static int search_at(struct log_search *search, struct window *window, struct fr
 {
     size_t available = 0;
     *found = false;
+    if (window->data_end - search->offset < FRAME_HEADER_BYTES)
+        return 0; /* its kind would lie in the hole */
     int error = window_at(window, search->offset, FRAME_HEADER_BYTES, &available);
     if (error || available < FRAME_HEADER_BYTES)
         return error;
@@ -195,30 +223,52 @@ static void search_on(struct log_search *search, int64_t bytes)
     search->position += (uint64_t)bytes;
 }
 
+/* Go on behind what was never written; false if nothing was from here on. */
+static bool pass_hole(struct log_search *search, struct window *window)
+{
+    int64_t data = search->offset;
+    if (data < window->data_end)
+        return true;
+#ifdef SEEK_DATA
+    data = lseek(search->fd, data, SEEK_DATA);
+    if (data < 0 && errno == ENXIO)
+        return false;
+    if (data < search->offset)
+        data = search->offset; /* the file system cannot tell */
+    search_on(search, (data - search->offset) & ~(int64_t)(FRAME_ALIGNMENT - 1));
+#endif
+    find_hole(window, data);
+    if (window->data_end <= data) /* somebody changes the file */
+        window->data_end = window->end;
+    return true;
+}
+
+/* How many of the next places hold no frame, as far as is in memory: where the word that ends a header
+ * is 0, as its kind then is, too. */
+static int64_t zeros_behind(const struct log_search *search, const struct window *window)
+{
+    size_t from = (size_t)(search->offset - window->start) + FRAME_HEADER_BYTES, at = from;
+    for (uint64_t word = 0; at + sizeof word <= window->filled; at += sizeof word) {
+        memcpy(&word, window->bytes + at, sizeof word);
+        if (word)
+            break;
+    }
+    return (int64_t)(at - from);
+}
+
 int log_search(struct log_search *search)
 {
     struct window window = {.fd = search->fd, .end = search->end, .start = -1};
-    int64_t looked = -1; /* whether there is data was asked up to here */
     int error = 0;
     search->last_end = -1;
-    while (!error && search->offset < search->end) {
-#ifdef SEEK_DATA
-        if (search->offset >= looked) { /* skip what was never written */
-            off_t data = lseek(search->fd, search->offset, SEEK_DATA);
-            if (data < 0 && errno == ENXIO)
-                break;
-            if (data > search->offset) {
-                search_on(search, (data - search->offset) & ~(int64_t)(FRAME_ALIGNMENT - 1));
-                continue;
-            }
-            looked = search->offset + (int64_t)WINDOW_BYTES;
-        }
-#endif
+    while (search->offset < search->end && pass_hole(search, &window)) {
         struct frame frame;
         bool found;
         error = search_at(search, &window, &frame, &found);
+        if (error)
+            break;
         if (!found) {
-            search_on(search, FRAME_ALIGNMENT);
+            search_on(search, FRAME_ALIGNMENT + zeros_behind(search, &window));
             continue;
         }
         uint64_t proof = frame_proof(&frame);

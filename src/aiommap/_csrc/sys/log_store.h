@@ -46,6 +46,8 @@ struct log_scan { /* the caller's own */
     int64_t end;              /* of what may be looked at */
     uint64_t until;           /* stop before the record of this number */
     uint64_t proof;           /* records up to this one are said to be durable */
+    int64_t proven_at;        /* where that record ends, or one before it where it is not known */
+    int64_t record_end;       /* of the last record */
     uint64_t first;           /* what the last DISCARD said; 0 if there was none */
     uint64_t records;
     int64_t end_at; /* where the END frame lies, or -1 */

@@ -1,0 +1,50 @@
+"""Opening a log: what it costs."""
+
+from __future__ import annotations
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from aiommap import Log
+from tests.support.internals import frame_bytes
+from tests.support.logs import script, without_control
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend():
+    """A disk does not know which loop asks for it."""
+    return "asyncio"
+
+
+CRASH = """
+import os, sys, anyio, aiommap
+async def main():
+    log = await aiommap.Log.open(sys.argv[1])
+    await log.append_many([bytes(1024)] * 500)
+    await log.flush()
+    await log.append_many([bytes(1024)] * 500)
+    os._exit(0)
+anyio.run(main)
+"""
+
+
+@pytest.mark.parametrize("control", [True, False], ids=["control", "without"])
+async def test_frames_are_read_once(folder, control):
+    """And those again that nothing proves durable, to write them once more."""
+    await anyio.to_thread.run_sync(script, CRASH, folder)
+    if not control:
+        without_control(folder)
+    before = bytes_read()
+    async with Log.open(folder) as log:
+        walked = 1000 * frame_bytes(1024)
+        assert log.recovered.rewritten == walked // 2
+        assert bytes_read() - before < walked + log.recovered.rewritten + (1 << 18)
+
+
+def bytes_read():
+    """Count what this process read, from the page cache or not."""
+    with open("/proc/self/io") as counts:
+        return int(counts.readline().split()[1])
