@@ -29,7 +29,7 @@ from .._snapshot.follower import Follower
 from .cache_folder import default_folder
 from .counters import Counters
 from .entry import Entry
-from .fetches import Fetches
+from .fetches import Fetches, FetchQueue
 from .following import Followed, LiveRemoteSnapshot, PolledSource, RemoteGeneration
 from .open_objects import Asked, Attempt, Found, OpenObjects
 from .remote_snapshot import RemoteSnapshot
@@ -100,6 +100,7 @@ class RemoteCache(AsyncResource):
         self._counters = Counters()
         self._forks = Forks.count
         self._workers: Workers | None = None
+        self._queue: FetchQueue | None = None
         self._hub = Hub()
         self._closed = False
         self._snapshots: weakref.WeakSet[RemoteSnapshot] = weakref.WeakSet()
@@ -321,6 +322,7 @@ class RemoteCache(AsyncResource):
             raise anyio.ClosedResourceError(f"the cache {self._folder_path} is closed")
         if self._workers is None:
             self._workers = Workers(self._fetchers)
+            self._queue = FetchQueue(self._workers)
             self._failures.workers_are(self._workers)
         self._workers.check_loop("a cache")
         return self._workers
@@ -365,7 +367,9 @@ class RemoteCache(AsyncResource):
         entry = found.entry
         fetches = self._fetches.get(entry)
         if fetches is None:
-            fetches = self._fetches[entry] = Fetches(workers, entry, self._counters)
+            assert self._queue is not None  # made together with the workers
+            fetches = Fetches(workers, self._queue, entry, self._counters)
+            self._fetches[entry] = fetches
         snapshot = kind(
             file,
             entry,

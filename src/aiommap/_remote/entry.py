@@ -187,9 +187,10 @@ class Entry:
         bodies: list[Body] = []
         waits: dict[Claim, float] = {}
         taken: set[int] = set()
+        runs = [(first, end)]
         while True:
             busy: list[Claim] = []
-            for low, high in without((first, end), taken):
+            for low, high in runs:
                 claims, others = self._claim(low, high)
                 taken.update(block for block, _ in claims)
                 bodies += self._fetch_claims(source, claims)
@@ -207,6 +208,7 @@ class Entry:
                 bodies += self._fetch_claims(source, claims)
             else:
                 self.blocks.wait(block, word, LOOK_SECONDS)
+            runs = without((first, end), taken)
 
     def _claim(self, first: int, end: int) -> tuple[list[Claim], list[Claim]]:
         """Claim what is EMPTY, suspects that are bad included; and list what is others'."""
@@ -215,7 +217,9 @@ class Entry:
         while True:
             with self._mutex:
                 claims, others = self.blocks.claim(first, end)
-                self._active.update(block for block, _ in claims)
+                self._active.update([block for block, _ in claims])
+            if not others:
+                return claims, others
             suspects = [block for block, word in others if state_of(word) == SUSPECT]
             busy = [claim for claim in others if state_of(claim[1]) == BUSY]
             if not suspects:
@@ -229,8 +233,8 @@ class Entry:
 
     def _end(self, claims: Iterable[Claim]) -> None:
         """End claims that are still ours; those that were published are not (entry.2)."""
-        for block, word in claims:
-            with self._mutex:
+        with self._mutex:
+            for block, word in claims:
                 self._active.discard(block)
                 if word:
                     self.blocks.exchange(block, word, EMPTY)
@@ -285,30 +289,24 @@ class Entry:
         return self._room is not None and self._room.is_alive(owner)
 
     def _fetch_claims(self, source: RemoteSource, claims: list[Claim]) -> list[Body]:
-        words = dict(claims)
+        """Fetch what was claimed, in order of blocks, and end the claims."""
         bodies = []
+        done = 0
         try:
-            for first, end in self.requests(runs_of(words)):
-                run = [(block, words[block]) for block in range(first, end)]
+            for first, end in self.requests(runs_of([block for block, _ in claims])):
+                run = claims[done : done + end - first]
                 bodies.append(self._fetch_run(source, run))
                 self._end(run)
-                for block, _ in run:
-                    del words[block]
+                done += len(run)
         finally:
-            self._end(words.items())
+            self._end(claims[done:])
         return bodies
 
     def _fetch_run(self, source: RemoteSource, claims: list[Claim]) -> Body:
+        """Fetch adjacent blocks in one request, and store them if there is room."""
         start, end = self.bytes_of(claims[0][0], claims[-1][0] + 1)
-        room = None if self.lost or not claims[0][1] else self._room  # ours, or nobody's
-        length = sum(high - low for low, high in (self.bytes_of(b, b + 1) for b, _ in claims))
-        try:
-            if room is not None and not room.make(length):
-                room = None
-        except OSError as error:
-            room = None
-            self._failed(error)
-        used = 0
+        length, used = end - start, 0
+        room = self._make_room(claims, length)
         try:
             body = Body(start, self.request(source, start, end))
             if room is not None:
@@ -319,6 +317,15 @@ class Entry:
             if room is not None:
                 self._settle(room, length, used)
         return body
+
+    def _make_room(self, claims: list[Claim], length: int) -> Room | None:
+        """Reserve room for blocks; None if they are not ours to store, or nobody has room."""
+        room = None if self.lost or not claims[0][1] else self._room  # ours, or nobody's
+        try:
+            return room if room is not None and room.make(length) else None
+        except OSError as error:
+            self._failed(error)
+            return None
 
     def _settle(self, room: Room, length: int, used: int) -> None:
         try:

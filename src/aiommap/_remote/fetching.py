@@ -21,8 +21,11 @@ Run = tuple[int, int]
 
 def runs_of(blocks: Iterable[int]) -> list[Run]:
     """Join blocks, in order and each once, into runs [first, end)."""
+    found = list(blocks)
+    if found and found[-1] - found[0] == len(found) - 1:  # as usual
+        return [(found[0], found[-1] + 1)]
     runs = []
-    for _, group in groupby(enumerate(blocks), lambda pair: pair[1] - pair[0]):
+    for _, group in groupby(enumerate(found), lambda pair: pair[1] - pair[0]):
         members = [block for _, block in group]
         runs.append((members[0], members[-1] + 1))
     return runs
