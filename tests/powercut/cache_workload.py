@@ -76,7 +76,7 @@ async def record_readers(mount: RecordingMount, rng: random.Random, room: int) -
 
 
 def _write_back(folder: Path) -> None:
-    for path in folder.glob("*/*.map"):
+    for path in folder.glob("*.map"):
         try:
             fd = os.open(path, os.O_RDONLY)
         except FileNotFoundError:  # given up meanwhile
@@ -164,7 +164,7 @@ def lay_down(folder: Path, left: dict[str, bytes]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bytes_left)
     (folder / "cache").mkdir(parents=True, exist_ok=True)
-    for path in folder.glob("cache/*/*.map"):
+    for path in folder.glob("cache/*.map"):
         adopt(path)
 
 

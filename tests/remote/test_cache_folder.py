@@ -30,7 +30,7 @@ async def fill(make_cache, objects, **options):
 
 
 def files_of(tmp_path):
-    return [next((tmp_path / "cache").glob(f"*/*.{kind}")) for kind in ("data", "map")]
+    return [next((tmp_path / "cache").glob(f"*.{kind}")) for kind in ("data", "map")]
 
 
 def change_header(tmp_path, **fields):
@@ -92,19 +92,19 @@ async def test_folder_that_lost_its_marker_is_ours_again(make_cache, objects, tm
     assert (tmp_path / "cache" / "aiommap-cache").exists()
 
 
-@pytest.mark.parametrize("name", ["state", "leases", "ab/thesis", "ab", "abc/x", "link"])
+@pytest.mark.parametrize("name", ["state", "thesis.data", "folder", "link"])
 async def test_folder_without_a_marker_that_has_one_other_file_is_refused(
     make_cache, objects, tmp_path, name
 ):
     await fill(make_cache, objects)
     folder = tmp_path / "cache"
     (folder / "aiommap-cache").unlink()
-    shutil.rmtree(folder / "ab", ignore_errors=True)
+    ours = files_of(tmp_path)[0].with_stem("ab" * 32)
     if name == "link":
-        (folder / "cd").unlink(missing_ok=True)
-        (folder / "cd").symlink_to(tmp_path)
+        ours.symlink_to(tmp_path)
+    elif name == "folder":
+        ours.mkdir()
     else:
-        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("precious")
     async with make_cache() as cache:
         with pytest.raises(UnsupportedError, match="other files"):
@@ -172,7 +172,7 @@ async def test_swapped_data_is_found_out(make_cache, tmp_path):
     one, two = Objects(DATA, url="test://h/1"), Objects(bytes(len(DATA)), url="test://h/2")
     for objects in (one, two):
         await fill(make_cache, objects)
-    first, second = (tmp_path / "cache").glob("*/*.data")
+    first, second = (tmp_path / "cache").glob("*.data")
     first.rename(tmp_path / "aside")
     second.rename(first)
     (tmp_path / "aside").rename(second)
@@ -207,7 +207,7 @@ async def test_one_file_without_the_other_is_made_anew(make_cache, objects, tmp_
 
 async def test_damaged_state_is_counted_anew(make_cache, objects, tmp_path):
     await fill(make_cache, objects)
-    (tmp_path / "cache" / "state").write_bytes(b"\xff" * 5000)
+    (tmp_path / "cache" / "aiommap-cache").write_bytes(b"\xff" * 5000)
     found = await read_all(make_cache, objects)
     assert found.gets == 0
     assert len(DATA) <= found.used_bytes <= len(DATA) + 8 * BLOCK
@@ -341,7 +341,7 @@ async def test_process_that_keeps_the_lock_is_not_waited_for(make_cache, objects
     async with make_cache(on_error=errors.append) as cache, cache.open(objects) as s:
         await s.read_exact(0, 9)
         lock = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
-        with (tmp_path / "cache" / "state").open("r+b") as state:
+        with (tmp_path / "cache" / "aiommap-cache").open("r+b") as state:
             fcntl.fcntl(state, fcntl.F_OFD_SETLK, lock)
             assert await s.read_exact(0, len(DATA)) == DATA
             async with cache.open(Objects(DATA, url="test://h/other")) as other:

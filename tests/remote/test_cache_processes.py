@@ -128,7 +128,7 @@ def test_kill_at_any_moment_harms_nobody(tmp_path, stored, seed):
             other.result()
     with Reader(tmp_path, stored, 99, room=room) as later:
         run_together([later])
-    disk = sum(path.stat().st_blocks for path in (tmp_path / "cache").glob("*/*")) * 512
+    disk = sum(path.stat().st_blocks for path in (tmp_path / "cache").glob("*.*")) * 512
     assert disk <= room * BLOCK
 
 

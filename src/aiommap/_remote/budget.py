@@ -96,7 +96,7 @@ class Budget:
         self._stuck_until = 0.0
         #: What was reserved when this process looked last; any thread may read it.
         self.seen: int = 0
-        self._file = LockFile(path, os.O_RDWR | os.O_CREAT)
+        self._file = LockFile(path)
         with self.locked() as state:
             leases.take(state.next_owner)
             state.note_owner(leases.owner)

@@ -1,9 +1,9 @@
 """The folder of a cache: its marker, its objects, its room. For worker threads.
 
 Invariants.
-  1  Files are made and deleted only in a folder that has our marker (R12), and below subfolders of
-     our own names. Only where a power cut took the marker, and left nothing but files of ours, the
-     folder gets another one.
+  1  Files are made and deleted only in a folder that has our marker (R12), under names of our own.
+     Only where a power cut took the marker, and left nothing but files of ours, the folder gets
+     another one.
   2  The folder's lock is held while an object is opened, made or deleted; a shared lock on byte 0
      of its map says that somebody has it open. So no object is deleted that is in use.
   3  A map is believed if its header is whole, and of this boot and of this data file; otherwise
@@ -25,19 +25,13 @@ from .._native import Blocks, crc32c
 from .budget import Budget
 from .layout import (
     HEADER_BYTES,
-    LEASES,
     MAP_SUFFIX,
     MARKER,
-    MARKER_TEXT,
-    STATE,
-    STATE_BYTES,
-    SUBFOLDER,
     Header,
     LayoutError,
     blocks_of_map,
     file_names,
     identifier,
-    is_state,
     list_bytes,
     map_bytes,
     name_in,
@@ -97,12 +91,11 @@ class Folder:
         #: Where that cannot be told, nothing of an earlier opening is believed.
         boot = boot_id()
         self.boot: bytes = boot if any(boot) else os.urandom(16)
-        _check_folder(path)
-        self.leases: Leases = Leases(os.path.join(path, LEASES))
+        marker = os.path.join(path, MARKER)
+        _check_folder(path, marker)
+        self.leases: Leases = Leases(marker)
         try:
-            self.budget: Budget = Budget(
-                os.path.join(path, STATE), self.leases, self.taken_bytes, max_bytes, min_free
-            )
+            self.budget: Budget = Budget(marker, self.leases, self.taken_bytes, max_bytes, min_free)
         except BaseException:
             self.leases.close()
             raise
@@ -135,15 +128,11 @@ class Folder:
 
     def _walk(self) -> Iterator[tuple[str, str]]:
         """Yield (object, path) of each file of an object."""
-        with suppress(OSError), os.scandir(self.path) as folders:
-            for folder in folders:
-                if not SUBFOLDER.fullmatch(folder.name) or not folder.is_dir(follow_symlinks=False):
-                    continue
-                with suppress(OSError), os.scandir(folder.path) as files:
-                    for file in files:
-                        name = name_in(file.name)
-                        if name is not None:
-                            yield name, file.path
+        with suppress(OSError), os.scandir(self.path) as files:
+            for file in files:
+                name = name_in(file.name)
+                if name is not None:
+                    yield name, file.path
 
     def _paths(self, name: str) -> tuple[str, str]:
         data, words = file_names(name)
@@ -245,7 +234,6 @@ class Folder:
     def _make(self, name: str, header: Header) -> Files:
         """Make both files, of which there is none; the header comes last: half of one is none."""
         data_path, map_path = self._paths(name)
-        os.makedirs(os.path.dirname(data_path), mode=0o700, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         data = os.open(data_path, flags | os.O_CLOEXEC, 0o600)
         words: LockFile | None = None
@@ -329,22 +317,16 @@ def _map(words: LockFile, data: int, header: Header, owner: int) -> Blocks:
         os.close(fd)
 
 
-def _is_ours(path: str, name: str) -> bool:
-    """Tell whether a name in a folder without a marker, and all below it, is what caches make."""
-    place = os.path.join(path, name)
-    if os.path.islink(place):
-        return False
-    if name in (STATE, LEASES):
-        with open(place, "rb") as file:
-            return is_state(file.read(STATE_BYTES + 1))
-    if not SUBFOLDER.fullmatch(name) or not os.path.isdir(place):
-        return False
-    return all(name_in(below) is not None for below in os.listdir(place))
+def _has_only_ours(path: str) -> bool:
+    """Tell whether all that is in a folder without a marker is what caches make."""
+    with os.scandir(path) as files:
+        return all(
+            name_in(file.name) is not None and file.is_file(follow_symlinks=False) for file in files
+        )
 
 
-def _check_folder(path: str) -> None:
-    """Have a folder that is ours (cache_folder.1)."""
-    marker = os.path.join(path, MARKER)
+def _check_folder(path: str, marker: str) -> None:
+    """Have a folder that is ours, or that our marker may be put into (cache_folder.1)."""
     what = f"use {path} as a cache"
     with suppress(FileExistsError):
         os.makedirs(path, mode=0o700)
@@ -354,23 +336,16 @@ def _check_folder(path: str) -> None:
     try:
         kind = remote_kind(fd)
         mode = os.fstat(fd).st_mode
-        names = set(os.listdir(fd))
     finally:
         os.close(fd)
     if kind is not None:
         raise UnsupportedError(
             what, f"it is on a network file system ({kind}): name a folder on a local disk"
         )
-    if MARKER not in names:
-        if not all(_is_ours(path, name) for name in names):
-            raise UnsupportedError(
-                what, "it holds other files, and a cache deletes files: name an empty folder"
-            )
-        fd = os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, MARKER_TEXT)
-        finally:
-            os.close(fd)
+    if not (os.path.lexists(marker) or _has_only_ours(path)):
+        raise UnsupportedError(
+            what, "it holds other files, and a cache deletes files: name an empty folder"
+        )
     if mode & 0o002:
         raise UnsupportedError(
             what,

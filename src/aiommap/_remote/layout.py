@@ -1,12 +1,13 @@
 """What lies in the folder of a cache: names, headers of objects, the state of the folder; pure.
 
-    aiommap-cache        the marker: only a folder that has it is ours
-    state                bytes reserved, counters, the hand of the clock, reservations under way
-    leases               a byte for each live process, locked by it; nothing is in it
-    xx/ID.data           the object, sparse
-    xx/ID.map            its header, a word and a sum for each block (sys/block_map.h)
+    aiommap-cache     the marker: only a folder that has it is ours. In it, the state of the folder:
+                      bytes reserved, counters, the hand of the clock, reservations under way.
+                      Behind its end, a byte for each live process, which has it locked
+    ID.data           the object, sparse
+    ID.map            its header, a word and a sum for each block (sys/block_map.h)
 
-ID is a hash of the object's identity, so two states of one object have nothing in common here.
+ID is a hash of the object's identity, so two states of one object have nothing in common here. Each
+file more is one more that a new cache makes before its first read.
 """
 
 from __future__ import annotations
@@ -21,9 +22,6 @@ from dataclasses import dataclass, field
 from .source import ObjectIdentity, RemoteState
 
 MARKER = "aiommap-cache"
-MARKER_TEXT = b"A cache of aiommap.remote. It may be deleted at any time.\n"
-STATE = "state"
-LEASES = "leases"
 DATA_SUFFIX = ".data"
 MAP_SUFFIX = ".map"
 FORMAT = 2
@@ -37,12 +35,12 @@ OWNERS = 496
 EMPTY, BUSY, PRESENT, SUSPECT = range(4)
 
 _MAGIC = b"AIOMMAPR"
+#: For people who find the folder.
+_MARKER_TEXT = b"A cache of aiommap.remote. It may be deleted at any time.\n".ljust(64, b"\0")
 _HEAD = struct.Struct("<8sIIIIQQQQQ16s")
-_STATE = struct.Struct("<8sQQQ32sQ")
+_STATE = struct.Struct("<64sQQQ32sQ")
 _OWN = struct.Struct("<Q")
 OWN_AT = STATE_BYTES - OWNERS * _OWN.size
-#: What objects' files lie in.
-SUBFOLDER = re.compile(r"[0-9a-f]{2}")
 _NAME = re.compile(r"([0-9a-f]{64})\.(data|map)")
 
 Checksum = Callable[[bytes], int]
@@ -105,12 +103,11 @@ def identifier(identity: ObjectIdentity) -> str:
 
 def file_names(name: str) -> tuple[str, str]:
     """Say where data and map of an object are, below the folder."""
-    stem = f"{name[:2]}/{name}"
-    return stem + DATA_SUFFIX, stem + MAP_SUFFIX
+    return name + DATA_SUFFIX, name + MAP_SUFFIX
 
 
 def name_in(file_name: str) -> str | None:
-    """Say which object a file of a subfolder is of; None if it is none of ours."""
+    """Say which object a file of the folder is of; None if it is of none."""
     found = _NAME.fullmatch(file_name)
     return None if found is None else found[1]
 
@@ -251,20 +248,20 @@ class FolderState:
     def pack(self) -> bytes:
         """Return the bytes before the reservations under way."""
         return _STATE.pack(
-            _MAGIC, self.reserved, self.ticks, self.next_owner, self.hand, self.hand_block
+            _MARKER_TEXT, self.reserved, self.ticks, self.next_owner, self.hand, self.hand_block
         )
 
     @classmethod
     def unpack(cls, block: bytes) -> FolderState | None:
         """Read it; None if there is none."""
-        if len(block) < _STATE.size or block[:8] != _MAGIC:
+        if len(block) < _STATE.size or not block.startswith(_MARKER_TEXT):
             return None
         return cls(*_STATE.unpack_from(block)[1:])
 
 
-def is_state(block: bytes) -> bool:
-    """Tell whether a file holds a state, or nothing yet."""
-    return len(block) <= STATE_BYTES and (block[:8] == _MAGIC or not any(block[: _STATE.size]))
+def lease_offset(owner: int) -> int:
+    """Say which byte an owner keeps locked while it lives."""
+    return STATE_BYTES + owner
 
 
 def own_offset(owner: int) -> int:

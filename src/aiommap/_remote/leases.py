@@ -17,7 +17,7 @@ from contextlib import suppress
 
 from .._errors import UnsupportedError
 from .._runtime.threads import run_apart
-from .layout import OWNERS
+from .layout import OWNERS, lease_offset
 
 _SET = getattr(fcntl, "F_OFD_SETLK", None)
 _GET = getattr(fcntl, "F_OFD_GETLK", None)
@@ -124,14 +124,16 @@ class Leases:
         """
         for step in range(OWNERS - 1):
             number = 1 + (begin + step) % (OWNERS - 1)
-            if self._file.try_lock(number):
+            if self._file.try_lock(lease_offset(number)):
                 self.owner = number
                 return number
         raise OSError(errno.EUSERS, f"{OWNERS - 1} caches have the folder open")
 
     def is_alive(self, owner: int) -> bool:
         """Tell whether a number is somebody's."""
-        return owner == self.owner or (owner > 0 and self._file.is_locked_elsewhere(owner))
+        return owner == self.owner or (
+            owner > 0 and self._file.is_locked_elsewhere(lease_offset(owner))
+        )
 
     def close(self) -> None:
         """Give the number back."""
