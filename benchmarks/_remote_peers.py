@@ -41,11 +41,13 @@ def read_by_s3fs(folder: str, options: dict[str, str]) -> None:
         file.read(READ)
 
 
-def read_by_rclone(url: str, folder: str, tool: str) -> tuple[float, float, float]:
-    """Mount the server with an empty cache, and read.
+def read_by_rclone(
+    url: str, folder: str, tool: str, most: int | None = None
+) -> tuple[float, float, float]:
+    """Mount the server with an empty cache, and read: all, or no more than so many bytes.
 
     Returns:
-        Seconds until it is mounted, and then until the first bytes, and all.
+        Seconds until it is mounted, and then until the first bytes, and all that is read.
     """
     place = Path(folder) / "mounted"
     place.mkdir(parents=True)
@@ -62,7 +64,7 @@ def read_by_rclone(url: str, folder: str, tool: str) -> tuple[float, float, floa
             with open(place / "object", "rb", buffering=0) as file:
                 file.read(READ)
                 first = time.perf_counter() - start
-                while file.read(CHUNK):
+                while most is None and file.read(CHUNK):
                     pass
             return mounting, first, time.perf_counter() - start
         finally:

