@@ -5,7 +5,17 @@ from __future__ import annotations
 import enum
 import os
 
-from . import _native
+from ._native import (
+    MADV_COLD,
+    MADV_DONTNEED,
+    MADV_HUGEPAGE,
+    MADV_NOHUGEPAGE,
+    MADV_NORMAL,
+    MADV_PAGEOUT,
+    MADV_RANDOM,
+    MADV_SEQUENTIAL,
+    MADV_WILLNEED,
+)
 
 
 class Advice(enum.Enum):
@@ -45,17 +55,18 @@ class Advice(enum.Enum):
         return _FADVISE.get(self)
 
 
-_MADVISE = {
-    Advice.NORMAL: _native.MADV_NORMAL,
-    Advice.RANDOM: _native.MADV_RANDOM,
-    Advice.SEQUENTIAL: _native.MADV_SEQUENTIAL,
-    Advice.WILL_NEED: _native.MADV_WILLNEED,
-    Advice.DONT_NEED: _native.MADV_DONTNEED,
-    Advice.COLD: getattr(_native, "MADV_COLD", None),
-    Advice.PAGE_OUT: getattr(_native, "MADV_PAGEOUT", None),
-    Advice.HUGE_PAGE: getattr(_native, "MADV_HUGEPAGE", None),
-    Advice.NO_HUGE_PAGE: getattr(_native, "MADV_NOHUGEPAGE", None),
+_NUMBERS = {
+    Advice.NORMAL: MADV_NORMAL,
+    Advice.RANDOM: MADV_RANDOM,
+    Advice.SEQUENTIAL: MADV_SEQUENTIAL,
+    Advice.WILL_NEED: MADV_WILLNEED,
+    Advice.DONT_NEED: MADV_DONTNEED,
+    Advice.COLD: MADV_COLD,
+    Advice.PAGE_OUT: MADV_PAGEOUT,
+    Advice.HUGE_PAGE: MADV_HUGEPAGE,
+    Advice.NO_HUGE_PAGE: MADV_NOHUGEPAGE,
 }
+_MADVISE = {advice: None if number < 0 else number for advice, number in _NUMBERS.items()}
 
 _FADVISE = {
     advice: getattr(os, name)

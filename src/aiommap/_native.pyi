@@ -57,7 +57,7 @@ MADV_RANDOM: int
 MADV_SEQUENTIAL: int
 MADV_WILLNEED: int
 MADV_DONTNEED: int
-# The next four exist on Linux only.
+# The next four are -1 but on Linux.
 MADV_HUGEPAGE: int
 MADV_NOHUGEPAGE: int
 MADV_COLD: int

@@ -147,6 +147,12 @@ def test_no_feature_imports_another(feature):
     assert not entries_imported(feature) & set(FEATURES)
 
 
+def test_native_names_are_imported_one_by_one():
+    """So a file says what it takes, and does not import the package that it is in."""
+    paths = [path for entry in ENTRIES for path in sources(entry)]
+    assert [path for path in paths if "aiommap._native" in imported(path)] == []
+
+
 def test_no_modules_import_in_a_circle():
     imports = {
         path: {own_module(name) for name in imported(path)} - {None, path}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from .. import _native
+from .._native import LogRecord as NativeRecord
 
 
 class ReceiptOwner(Protocol):
@@ -17,7 +17,7 @@ class ReceiptOwner(Protocol):
     async def _make_durable(self, sequence: int) -> None: ...
 
 
-class LogRecord(_native.LogRecord):
+class LogRecord(NativeRecord):
     """One record of a log.
 
     Attributes:

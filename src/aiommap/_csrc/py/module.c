@@ -167,6 +167,11 @@ static const struct {
     {"MADV_NOHUGEPAGE", 15},
     {"MADV_COLD", 20},
     {"MADV_PAGEOUT", 21},
+#else
+    {"MADV_HUGEPAGE", -1},
+    {"MADV_NOHUGEPAGE", -1},
+    {"MADV_COLD", -1},
+    {"MADV_PAGEOUT", -1},
 #endif
     {NULL, 0},
 };
