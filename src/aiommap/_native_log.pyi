@@ -3,7 +3,7 @@
 Conventions as in ``_native.pyi``, which has all of these; "waits" says what is for worker threads.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Self, final, overload
 
 from typing_extensions import Buffer
@@ -45,9 +45,12 @@ class LogRecord:
 
     def __new__(cls, sequence: int, data: bytes, life: int) -> Self: ...
 
-@final
 class LogCursor:
-    """A place in a segment, and the records from there on. For one thread at a time."""
+    """A place in a segment, and the records from there on. For one thread at a time.
+
+    ``__anext__`` gives the records that were granted, and else what the coroutine function
+    ``_advance`` of a subclass does.
+    """
 
     fd: int
     sequence: int  # of the next record
@@ -72,11 +75,19 @@ class LogCursor:
     ) -> None:
         """Go to a frame of an open segment; ``in_memory`` says that reads never wait."""
 
-    def take(self, end: int, waits: bool, /) -> list[Any]:
-        """Decode frames of at most 64 KiB, or one larger one, up to an offset of the file.
+    def take(self, end: int, waits: bool, more: int, /) -> Any:
+        """Make the next record below an offset of the file; None if there is none yet.
 
-        Inline unless ``waits``: then it reads no more than the page cache has.
+        Inline unless ``waits``: it reads no more than the page cache has. Grants as many as
+        ``more`` of those that were read with it. Behind an END frame there is none.
         """
+
+    def __aiter__(self) -> Self: ...
+    def __anext__(self) -> Coroutine[Any, Any, Any]:
+        """Take it when it is awaited."""
+
+    def leave(self) -> None:
+        """Grant nothing more."""
 
     def seek(self, until: int, end: int, /) -> tuple[int, int, int, int]:
         """Pass frames up to the record ``until``, the END frame, or where none fits (waits).

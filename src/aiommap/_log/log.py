@@ -412,7 +412,7 @@ class Log:
         return replace(
             LogStatistics() if self._appender is None else self._appender.counted(),
             held_segments=len(held),
-            lag=max((self.last + 1 - reading.sequence for reading in held), default=0),
+            lag=max((self.last + 1 - reading.next_sequence for reading in held), default=0),
             wakeups=self.wakeups,
             corrupt=self.corrupt,
         )

@@ -1,11 +1,12 @@
 """Reading a log: one cursor for each ``read`` or ``tail``, in any process.
 
 Theory of operation. The writer publishes how far the log goes in words of the control file, which
-readers have mapped. A reader that is behind reads at most 64 KiB at a time, on the loop thread what
-is in the page cache and in a worker what is not, and checks every frame before it hands records
-out; a reader at the end sleeps on the futex beside the words. Where the words cannot be believed,
-as on a network file system or in a copy of the folder, it follows the frames as far as they fit
-and looks again ten times a second.
+readers have mapped. A reader that is behind reads some 256 KiB at a time, on the loop thread what
+is in the page cache and in a worker what is not. It checks every frame before it hands a record
+out, and makes records one by one: after each look at the log some hundred are granted, which
+``async for`` gets of the native cursor without a call of Python. A reader at the end sleeps on the
+futex beside the words. Where the words cannot be believed, as on a network file system or in a copy
+of the folder, it follows the frames as far as they fit and looks again ten times a second.
 
 Invariants.
   1  A record is handed out only after checksum, salt, place, life and sequence fit (L4), and
@@ -16,9 +17,11 @@ Invariants.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from enum import Enum
 from functools import partial
-from typing import Protocol
+from typing import Protocol, Self
 
 import anyio
 
@@ -35,10 +38,21 @@ from .published import Published, Words
 from .receipt import LogRecord
 
 LIMIT, COLD, END, WRONG = range(4)
+#: So many records are handed out before the reader looks at the log, and at the time, again.
+GRANTED_RECORDS = 512
 #: How long a reader at the end sleeps before it looks whether the folder is still there.
 LOOK_SECONDS = 1.0
 POLL_SECONDS = 0.1
 _EVERYTHING = (1 << 63) - 1
+
+
+class Found(Enum):
+    """What a step of a reading finds that is no record."""
+
+    #: Something else: go on.
+    NOTHING = 0
+    #: The end, as far as it is known by now.
+    END = 1
 
 
 class ReadLog(Protocol):
@@ -60,26 +74,30 @@ class ReadLog(Protocol):
     def release(self, segment: Segment) -> None: ...
 
 
-class Reading(AsyncIterator[LogRecord]):
-    """One walk along a log."""
+class Reading(LogCursor, AsyncIterator[LogRecord]):
+    """One walk along a log.
+
+    ``__anext__`` is the cursor's: it gives the records that ``take`` granted, and else does what
+    ``_advance`` does.
+    """
 
     __slots__ = (
         "__weakref__",
-        "_at_end",
         "_busy",
-        "_cursor",
         "_done",
         "_durable",
         "_follow",
         "_held",
         "_log",
         "_opened",
-        "_ready",
         "_segment",
         "_start",
         "_taken",
         "_until",
     )
+
+    def __new__(cls, *_: object, **__: object) -> Self:
+        return super().__new__(cls, LogRecord)
 
     def __init__(self, log: ReadLog, start: int | None, *, follow: bool, durable: bool) -> None:
         self._log = log
@@ -90,29 +108,23 @@ class Reading(AsyncIterator[LogRecord]):
         words = log.published.words
         #: Where ``read`` ends: the end as it is now.
         self._until = _EVERYTHING if words is None else words.tail.load()
-        self._cursor = LogCursor(LogRecord)
-        self._at_end = False
         self._busy = self._done = False
-        self._ready: Iterator[LogRecord] = iter(())
         #: Records that nothing says are durable yet.
-        self._held: list[LogRecord] = []
+        self._held: deque[LogRecord] = deque()
         #: What a worker brought; it stays where the task that wanted it was cancelled meanwhile.
-        self._taken: list[LogRecord] = []
+        self._taken: LogRecord | None = None
         self._opened: Segment | None = None
 
-    def __aiter__(self) -> Reading:
-        return self
-
-    async def __anext__(self) -> LogRecord:
-        for record in self._ready:
-            return record
+    async def _advance(self) -> LogRecord:
+        """Give the next record, where none is granted."""
         if self._busy:
             raise anyio.BusyResourceError("reading this iterator of")
         if self._done:
             raise StopAsyncIteration
         self._busy = True
         try:
-            found = await self._advance()
+            record = await self._next_record()
+            self._done |= record is None
         except BaseException as error:
             self._done |= not isinstance(error, anyio.get_cancelled_exc_class())
             raise
@@ -120,16 +132,14 @@ class Reading(AsyncIterator[LogRecord]):
             self._busy = False
             if self._done:
                 self._close()
-        if not found:
-            self._done = True
-            self._close()
+        if record is None:
             raise StopAsyncIteration
-        return next(self._ready)
+        return record
 
     async def aclose(self) -> None:
         """End the walk, and let go of its segment."""
         self._done = True
-        self._ready = iter(())
+        self.leave()
         if not self._busy:
             self._close()
 
@@ -137,61 +147,64 @@ class Reading(AsyncIterator[LogRecord]):
         self._close()
 
     def _close(self) -> None:
+        self.leave()
         segment, self._segment = self._segment, None
         if segment is not None:
             self._log.release(segment)
 
     @property
-    def sequence(self) -> int:
-        """The next record that will be read from the segment."""
-        return self._cursor.sequence if self._segment is not None else self._start or 1
+    def next_sequence(self) -> int:
+        """The record that comes next."""
+        return self.sequence if self._segment is not None else self._start or 1
 
     @property
     def holds_segment(self) -> bool:
         """Whether a segment is open."""
         return self._segment is not None
 
-    async def _advance(self) -> bool:
-        """Have records ready; false at the end."""
+    async def _next_record(self) -> LogRecord | None:
+        """Find the next record; None at the end."""
         while True:
             await self._log.workers.checkpoint_if_due()
             self._log.check_reading()
             got = await self._step()
-            if got:
-                return True
-            if got is False:
+            if isinstance(got, LogRecord):
+                return got
+            if got is Found.END:
                 if not self._follow:
-                    return False
+                    return None
                 await self._wait()
 
-    async def _step(self) -> bool | None:
-        """Take what comes next: true if there are records, false at the end, None in between."""
+    async def _step(self) -> LogRecord | Found:
+        """Take what comes next."""
         if self._segment is None:
             if self._log.published.words is None and self._log.published.log_id is None:
-                return False  # there is no log yet
+                return Found.END  # there is no log yet
             await self._locate()
-        if self._at_end and not self._taken and not await self._cross():
-            return False
+        if self.state == END and not await self._cross():
+            return Found.END
         words = self._log.published.words
         if words is None:
             return await self._take_unpublished()
         return await self._take_published(words)
 
-    async def _take_published(self, words: Words) -> bool | None:
-        """Decode what comes next, up to where the log is published."""
+    async def _take_published(self, words: Words) -> LogRecord | Found:
+        """Take what comes next, up to where the log is published."""
         if self._held:  # from the time when nobody published
-            return self._hand_out_durable(words.durable_sequence.load())
-        cursor, first = self._cursor, words.first.load()
-        if cursor.sequence < first:
-            raise RecordsDiscardedError(self._log.folder, cursor.sequence, first)
-        left = self._limit(words) - cursor.position
-        if left <= 0 and not self._taken:
-            return False
-        if await self._take(cursor.offset + left):
-            return True
-        if cursor.state == WRONG:
+            proof = words.durable_sequence.load()
+            return self._held.popleft() if self._held[0].sequence <= proof else Found.END
+        first = words.first.load()
+        if self.sequence < first:
+            raise RecordsDiscardedError(self._log.folder, self.sequence, first)
+        left = self._limit(words) - self.position
+        if left <= 0 and self._taken is None:
+            return Found.END
+        record = await self._take(self.offset + left, GRANTED_RECORDS)
+        if record is not None:
+            return record
+        if self.state == WRONG:
             raise self._damage()
-        return None
+        return Found.NOTHING
 
     async def _wait(self) -> None:
         words = self._log.published.words
@@ -207,47 +220,41 @@ class Reading(AsyncIterator[LogRecord]):
             return self._until
         return words.durable.load() if self._durable else words.tail.load()
 
-    async def _take(self, end: int) -> bool:
-        """Decode what comes next, up to an offset of the segment."""
-        cursor, workers = self._cursor, self._log.workers
+    async def _take(self, end: int, more: int) -> LogRecord | None:
+        """Take the record that comes next, up to an offset of the segment, and grant more."""
+        workers = self._log.workers
         try:
-            if not self._taken:
-                self._taken = cursor.take(end, False)
-            if not self._taken and cursor.state == COLD:
+            if self._taken is None:
+                self._taken = self.take(end, False, more)
+            if self._taken is None and self.state == COLD:
                 await workers.run(workers.reads, self._take_waiting, end)
         except OSError as error:
             if error.filename is None and self._segment is not None:
                 name_file(error, self._segment.path)
             raise
-        self._at_end = cursor.state == END
-        records, self._taken = self._taken, []
-        self._ready = iter(records)
-        return bool(records)
+        record, self._taken = self._taken, None
+        return record
 
     def _take_waiting(self, end: int) -> None:
-        self._taken = self._cursor.take(end, True)
-        self._at_end = self._cursor.state == END
+        # Nothing is granted: what is taken here is handed out first, also after a cancellation.
+        self._taken = self.take(end, True, 0)
 
-    async def _take_unpublished(self) -> bool | None:
-        """Decode what fits, where nobody says how far the log goes."""
-        cursor, log = self._cursor, self._log
-        begun = cursor.position
-        got = await self._take(_EVERYTHING)
-        if not got and cursor.position != begun:
-            return None  # there were frames, and no records
-        if cursor.state == WRONG and not got and not self._held:
+    async def _take_unpublished(self) -> LogRecord | Found:
+        """Take what fits, where nobody says how far the log goes."""
+        if self._held and self._held[0].sequence <= max(self.proof, self._log.durable):
+            return self._held.popleft()
+        begun = self.position
+        record = await self._take(_EVERYTHING, 0 if self._durable else GRANTED_RECORDS)
+        if record is not None and self._durable:
+            self._held.append(record)
+            return Found.NOTHING
+        if record is not None:
+            return record
+        if self.position != begun:
+            return Found.NOTHING  # there were frames, and no records
+        if self.state == WRONG and not self._held:
             await self._refuse_gap()
-        if not self._durable:
-            return got
-        self._held += self._ready
-        return self._hand_out_durable(max(cursor.proof, log.durable))
-
-    def _hand_out_durable(self, proof: int) -> bool:
-        """Have those records ready that were held, and are durable."""
-        known = [record for record in self._held if record.sequence <= proof]
-        del self._held[: len(known)]
-        self._ready = iter(known)
-        return bool(known)
+        return Found.END
 
     async def _refuse_gap(self) -> None:
         """Raise if frames end before the segment does, and there is another one behind it."""
@@ -260,12 +267,12 @@ class Reading(AsyncIterator[LogRecord]):
     def _damage(self) -> CorruptRecordError:
         assert self._segment is not None
         self._log.corrupt += 1
-        return CorruptRecordError(self._segment.path, self._cursor.sequence, self._cursor.offset)
+        return CorruptRecordError(self._segment.path, self.sequence, self.offset)
 
     async def _sleep(self, words: Words) -> None:
         """Wait until something was published."""
         seen = words.futex.load()
-        if self._limit(words) > self._cursor.position:
+        if self._limit(words) > self.position:
             return
         try:
             await words.futex.wait(seen, timeout=LOOK_SECONDS)
@@ -284,7 +291,7 @@ class Reading(AsyncIterator[LogRecord]):
             log = self._log
             try:
                 await self._open(
-                    partial(_seek, log.folder, log.published.log_id, self._cursor, start, last, end)
+                    partial(_seek, log.folder, log.published.log_id, self, start, last, end)
                 )
             except (CorruptLogError, FileNotFoundError):
                 if log.first <= start:
@@ -320,21 +327,20 @@ class Reading(AsyncIterator[LogRecord]):
             segment, self._opened = self._opened, None
             if segment is not None:
                 old, self._segment = self._segment, segment
-                self._at_end = False
                 if old is not None:
                     self._log.release(old)
         return segment is not None
 
     async def _cross(self) -> bool:
         """Go on in the next segment; false if there is none."""
-        log, cursor = self._log, self._cursor
-        if not await self._open(partial(_enter_next, log.folder, cursor)):
+        log = self._log
+        if not await self._open(partial(_enter_next, log.folder, self)):
             first = log.first
-            if first > cursor.sequence:
-                raise RecordsDiscardedError(log.folder, cursor.sequence, first)
+            if first > self.sequence:
+                raise RecordsDiscardedError(log.folder, self.sequence, first)
             if log.published.words is None:
                 return False
-            missing = segment_name(cursor.sequence)
+            missing = segment_name(self.sequence)
             raise CorruptLogError(log.folder, f"the segment {missing} is missing: put it back")
         return True
 

@@ -1,8 +1,12 @@
 /* log_reader.c: records as Python sees them, and the cursor that makes them out of segments.
  *
- * One thread at a time uses a cursor, which the Python side sees to.
+ * One thread at a time uses a cursor, which the Python side sees to. It takes one record, and grants
+ * some more by that: those `async for` gets without calling Python, one by one, so that what a record
+ * lies in is still in the processor's cache when its user looks at it.
  */
 #include "log.h"
+#include "log_next.h"
+#include "state.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -11,18 +15,14 @@
 
 #include "../sys/crc32c.h"
 #include "../sys/file_io.h"
-#include "../sys/guard.h"
 
 /* What one read brings; larger records are read by themselves. */
 #define BUFFER_BYTES ((size_t)256 << 10)
-/* What one turn of the loop decodes at most: some 50 microseconds. */
-#define TURN_RECORDS 512
-
 /* Why a turn ended. */
 enum cursor_state {
-    CURSOR_LIMIT,  /* the limit is reached, or the turn is over */
+    CURSOR_LIMIT,  /* the limit is reached */
     CURSOR_COLD,   /* what comes next has to be read by a worker */
-    CURSOR_END,    /* an END frame was passed */
+    CURSOR_END,    /* an END frame was passed; it stays so until another segment is entered */
     CURSOR_WRONG,  /* there is no good frame where one has to be */
 };
 
@@ -36,17 +36,22 @@ typedef struct {
 typedef struct {
     PyObject_HEAD
     PyTypeObject *record_type; /* constant */
+    PyTypeObject *next_type;   /* constant */
     /* The rest: GIL, and changed by whoever runs the one call that may be under way. */
     int fd;
     bool in_memory; /* settable; reads of the file never wait */
     struct frame_place place;
-    int64_t offset, limit;
+    int64_t offset;
     uint64_t proof;
     uint32_t last_crc;
     int state;
     char *buffer;
     int64_t start;  /* of what is in the buffer */
     size_t filled;
+    /* So many records may be handed out, below an offset of the file, without asking Python. */
+    unsigned int granted;
+    int64_t granted_end;
+    PyObject *spare; /* a LogNext that is over, or NULL */
 } LogCursor;
 
 static PyObject *record_make(PyTypeObject *type, uint64_t sequence, uint32_t life, PyObject *data)
@@ -101,15 +106,32 @@ PyType_Spec log_record_spec = {
     .slots = record_slots,
 };
 
+/* Of the module that a type, or a base of it, belongs to; NULL with an exception. */
+static const struct native_state *state_of(PyTypeObject *type)
+{
+    const struct native_state *state = NULL;
+    while (type && !(state = PyType_GetModuleState(type))) {
+        PyErr_Clear();
+        type = PyType_GetSlot(type, Py_tp_base);
+    }
+    if (!state)
+        PyErr_SetString(PyExc_TypeError, "a LogCursor has to be made by the module");
+    return state;
+}
+
 static PyObject *cursor_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs))
 {
     PyTypeObject *record_type;
     if (!PyArg_ParseTuple(args, "O!:LogCursor", &PyType_Type, &record_type))
         return NULL;
+    const struct native_state *state = state_of(type);
+    if (!state)
+        return NULL;
     LogCursor *self = (LogCursor *)PyType_GenericAlloc(type, 0);
     if (!self)
         return NULL;
     self->record_type = (PyTypeObject *)Py_NewRef((PyObject *)record_type);
+    self->next_type = (PyTypeObject *)Py_NewRef((PyObject *)state->log_next_type);
     self->fd = -1;
     self->buffer = malloc(BUFFER_BYTES);
     if (!self->buffer) {
@@ -122,6 +144,8 @@ static PyObject *cursor_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNU
 static void cursor_dealloc(LogCursor *self)
 {
     Py_XDECREF((PyObject *)self->record_type);
+    Py_XDECREF((PyObject *)self->next_type);
+    Py_XDECREF(self->spare);
     free(self->buffer);
     object_free(self);
 }
@@ -141,6 +165,7 @@ static PyObject *cursor_enter(LogCursor *self, PyObject *args)
         .salt = salt, .position = position, .sequence = sequence, .life = life};
     self->offset = offset;
     self->filled = 0;
+    self->granted = 0;
     self->state = CURSOR_LIMIT;
     Py_RETURN_NONE;
 }
@@ -194,17 +219,19 @@ static void pass(LogCursor *self, const struct frame *frame)
         self->state = CURSOR_END;
 }
 
-static bool keep(PyObject *list, LogCursor *self, const struct frame *frame, PyObject *data)
+/* Make a record of bytes, which may be NULL with an exception, and pass its frame. */
+static PyObject *keep(LogCursor *self, const struct frame *frame, PyObject *data)
 {
     PyObject *record =
         data ? record_make(self->record_type, frame->sequence, frame->life, data) : NULL;
-    bool kept = record && PyList_Append(list, record) == 0;
-    Py_XDECREF(record);
-    return kept;
+    if (record)
+        pass(self, frame);
+    return record;
 }
 
-/* Read and check a record that is larger than the buffer, straight into its own bytes. */
-static bool take_large(LogCursor *self, PyObject *list, const struct frame *frame, int *error)
+/* Read and check a record that is larger than the buffer, straight into its own bytes. NULL without an
+ * exception if it is none, or with an errno number in *error. */
+static PyObject *take_large(LogCursor *self, const struct frame *frame, int *error)
 {
     char header[FRAME_HEADER_BYTES], padding[FRAME_ALIGNMENT];
     size_t length = frame->length;
@@ -216,7 +243,7 @@ static bool take_large(LogCursor *self, PyObject *list, const struct frame *fram
     bool good = false;
     PyObject *data = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
     if (!data)
-        return false;
+        return NULL;
     memcpy(header, self->buffer + (self->offset - self->start), sizeof header);
     /* SAFETY: nobody else knows the new object yet, so its bytes can be filled without the GIL. */
     char *to = PyBytes_AsString(data);
@@ -230,92 +257,133 @@ static bool take_large(LogCursor *self, PyObject *list, const struct frame *fram
     }
     Py_END_ALLOW_THREADS
     *error = got < 0 ? (int)-got : more < 0 ? (int)-more : 0;
-    if (!good) {
-        Py_DECREF(data);
+    if (good && frame->kind == FRAME_RECORD)
+        return keep(self, frame, data);
+    Py_DECREF(data);
+    if (good)
+        pass(self, frame);
+    else
         self->state = CURSOR_WRONG;
-        return true;
-    }
-    if (frame->kind != FRAME_RECORD)
-        Py_DECREF(data);
-    else if (!keep(list, self, frame, data))
-        return false;
-    pass(self, frame);
-    return true;
+    return NULL;
 }
 
-/* Decode what is in the buffer; false with an exception. *frame is the one that was not taken. */
-static bool decode_buffer(LogCursor *self, PyObject *list, int64_t end, struct frame *frame,
-                          enum frame_verdict *verdict)
+/* The next record in the buffer; NULL without an exception where there is none. Then *frame is what was
+ * not taken, and *verdict says why. */
+static PyObject *take_buffered(LogCursor *self, int64_t end, struct frame *frame,
+                               enum frame_verdict *verdict)
 {
     *verdict = FRAME_INCOMPLETE;
     *frame = (struct frame){0};
-    if (self->offset < self->start || self->offset >= self->start + (int64_t)self->filled)
-        return true;
-    for (int turns = 0; turns < TURN_RECORDS && self->offset < end && self->state != CURSOR_END;
-         turns++) {
+    while (self->offset < end && self->state != CURSOR_END && self->offset >= self->start &&
+           self->offset < self->start + (int64_t)self->filled) {
         const char *from = self->buffer + (self->offset - self->start);
         size_t available = (size_t)(self->start + (int64_t)self->filled - self->offset);
         *verdict = frame_decode(from, available, &self->place, frame);
         if (*verdict != FRAME_FITS)
-            return true;
-        if (frame->kind == FRAME_RECORD &&
-            !keep(list, self, frame,
-                  PyBytes_FromStringAndSize(from + FRAME_HEADER_BYTES, (Py_ssize_t)frame->length)))
-            return false;
+            return NULL;
+        if (frame->kind == FRAME_RECORD)
+            return keep(self, frame,
+                        PyBytes_FromStringAndSize(from + FRAME_HEADER_BYTES,
+                                                  (Py_ssize_t)frame->length));
         pass(self, frame);
     }
-    *verdict = FRAME_FITS;
-    return true;
+    return NULL;
 }
 
-static PyObject *fail(PyObject *list, int error)
+/* The next record below an offset of the file. NULL without an exception if there is none, or it is not
+ * reached yet; `state` says which. */
+static PyObject *take(LogCursor *self, int64_t end, bool waits)
 {
-    Py_DECREF(list);
-    return error ? os_error(error) : NULL;
+    int error = 0;
+    struct frame frame;
+    enum frame_verdict verdict;
+    int64_t begun = self->offset;
+    if (self->state == CURSOR_END)
+        return NULL;
+    self->state = CURSOR_LIMIT;
+    if (begun >= end)
+        return NULL;
+    /* What is left of an earlier read, as far as whole frames go: those do not change any more. */
+    PyObject *record = take_buffered(self, end, &frame, &verdict);
+    if (record || self->offset > begun || PyErr_Occurred())
+        return record;
+    if (waits)
+        error = fill_waiting(self, end);
+    else if (!fill_now(self, end, &error) && !error) {
+        self->state = CURSOR_COLD;
+        return NULL;
+    }
+    if (error)
+        return os_error(error);
+    record = take_buffered(self, end, &frame, &verdict);
+    if (record || self->offset > begun || PyErr_Occurred())
+        return record;
+    if (verdict != FRAME_INCOMPLETE || self->filled < FRAME_HEADER_BYTES ||
+        frame_bytes(frame.length) > (uint64_t)(end - self->offset)) {
+        self->state = !waits && verdict == FRAME_INCOMPLETE ? CURSOR_COLD : CURSOR_WRONG;
+        return NULL;
+    }
+    if (!waits) {
+        self->state = CURSOR_COLD;
+        return NULL;
+    }
+    record = take_large(self, &frame, &error);
+    return error ? os_error(error) : record;
 }
 
 static PyObject *cursor_take(LogCursor *self, PyObject *args)
 {
     long long end;
-    int waits, error = 0;
+    int waits;
+    unsigned int more;
+    if (!PyArg_ParseTuple(args, "LpI:take", &end, &waits, &more))
+        return NULL;
+    self->granted = 0; /* nobody goes on while this reads */
+    PyObject *record = take(self, end, waits);
+    if (record) {
+        self->granted = more;
+        self->granted_end = end;
+        return record;
+    }
+    if (PyErr_Occurred())
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+PyObject *log_cursor_take_granted(PyObject *cursor)
+{
+    LogCursor *self = (LogCursor *)cursor;
     struct frame frame;
     enum frame_verdict verdict;
-    if (!PyArg_ParseTuple(args, "Lp:take", &end, &waits))
+    if (!self->granted)
         return NULL;
-    PyObject *list = PyList_New(0);
-    if (!list)
-        return NULL;
-    self->state = CURSOR_LIMIT;
-    if (self->offset >= end)
-        return list;
-    int64_t begun = self->offset;
-    /* What is left of an earlier read, as far as whole frames go: those do not change any more. */
-    if (!decode_buffer(self, list, end, &frame, &verdict))
-        return fail(list, 0);
-    if (self->offset > begun)
-        return list;
-    if (waits)
-        error = fill_waiting(self, end);
-    else if (!fill_now(self, end, &error))
-        self->state = CURSOR_COLD;
-    if (error)
-        return fail(list, error);
-    if (self->state == CURSOR_COLD)
-        return list;
-    if (!decode_buffer(self, list, end, &frame, &verdict))
-        return fail(list, 0);
-    if (self->offset > begun)
-        return list; /* what did not fit is the next turn's first */
-    if (verdict == FRAME_INCOMPLETE && self->filled >= FRAME_HEADER_BYTES &&
-        frame_bytes(frame.length) <= (uint64_t)(end - self->offset)) {
-        if (!waits)
-            self->state = CURSOR_COLD;
-        else if (!take_large(self, list, &frame, &error) || error)
-            return fail(list, error);
-        return list;
-    }
-    self->state = !waits && verdict == FRAME_INCOMPLETE ? CURSOR_COLD : CURSOR_WRONG;
-    return list;
+    PyObject *record = take_buffered(self, self->granted_end, &frame, &verdict);
+    self->granted = record ? self->granted - 1 : 0;
+    return record;
+}
+
+void log_cursor_keep(PyObject *cursor, PyObject *next)
+{
+    LogCursor *self = (LogCursor *)cursor;
+    PyObject *old = self->spare;
+    if (old == next)
+        return;
+    self->spare = Py_NewRef(next);
+    Py_XDECREF(old);
+}
+
+/* __anext__. Where nothing is granted, the coroutine function of a subclass has to look. */
+static PyObject *cursor_next(LogCursor *self)
+{
+    return self->granted ? log_next_make(self->next_type, &self->spare, (PyObject *)self)
+                         : PyObject_CallMethod((PyObject *)self, "_advance", NULL);
+}
+
+/* Grant nothing more. */
+static PyObject *cursor_leave(LogCursor *self, PyObject *Py_UNUSED(unused))
+{
+    self->granted = 0;
+    Py_RETURN_NONE;
 }
 
 /* Walk on without making records; `until` is the record to stop before. */
@@ -343,7 +411,8 @@ static PyObject *cursor_seek(LogCursor *self, PyObject *args)
     if (scan.last_crc || scan.records)
         self->last_crc = scan.last_crc;
     self->filled = 0;
-    self->state = scan.end_at >= 0 ? CURSOR_END : CURSOR_LIMIT;
+    self->granted = 0;
+    self->state = CURSOR_LIMIT;
     return Py_BuildValue("(KKLL)", (unsigned long long)scan.records,
                          (unsigned long long)scan.first, (long long)scan.end_at,
                          (long long)scan.proven_at);
@@ -352,6 +421,7 @@ static PyObject *cursor_seek(LogCursor *self, PyObject *args)
 static PyMethodDef cursor_methods[] = { /* documented in _native.pyi */
     {"enter", (PyCFunction)cursor_enter, METH_VARARGS, NULL},
     {"take", (PyCFunction)cursor_take, METH_VARARGS, NULL},
+    {"leave", (PyCFunction)cursor_leave, METH_NOARGS, NULL},
     {"seek", (PyCFunction)cursor_seek, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
@@ -371,6 +441,8 @@ static PyMemberDef cursor_members[] = {
 
 static PyType_Slot cursor_slots[] = {
     {Py_tp_new, cursor_new},
+    {Py_am_aiter, PyObject_SelfIter},
+    {Py_am_anext, cursor_next},
     {Py_tp_dealloc, cursor_dealloc},
     {Py_tp_methods, cursor_methods},
     {Py_tp_members, cursor_members},
@@ -380,91 +452,6 @@ static PyType_Slot cursor_slots[] = {
 PyType_Spec log_cursor_spec = {
     .name = "aiommap._native.LogCursor",
     .basicsize = sizeof(LogCursor),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = cursor_slots,
-};
-
-static PyObject *sum_crc32c(PyObject *Py_UNUSED(module), PyObject *args)
-{
-    Py_buffer data;
-    unsigned int crc = 0;
-    int way = -1;
-    if (!PyArg_ParseTuple(args, "y*|Ii:crc32c", &data, &crc, &way))
-        return NULL;
-    uint32_t sum = crc;
-    bool done = true;
-    if (way < 0)
-        sum = crc32c(crc, data.buf, (size_t)data.len);
-    else
-        done = crc32c_by((enum crc32c_way)way, &sum, data.buf, (size_t)data.len);
-    PyBuffer_Release(&data);
-    if (!done)
-        Py_RETURN_NONE;
-    return PyLong_FromUnsignedLong(sum);
-}
-
-/* Search as the arguments of a function of this module say; false with an exception. */
-static bool run_search(PyObject *args, const char *format, struct log_search *search)
-{
-    unsigned long long salt, position, sequence, base;
-    long long offset, end;
-    int fd, error;
-    if (!PyArg_ParseTuple(args, format, &fd, &salt, &position, &offset, &end, &sequence, &base))
-        return false;
-    search->fd = fd;
-    search->salt = salt;
-    search->position = position;
-    search->offset = offset;
-    search->end = end;
-    search->sequence = sequence;
-    search->base = base;
-    Py_BEGIN_ALLOW_THREADS
-    error = log_search(search);
-    Py_END_ALLOW_THREADS
-    if (error)
-        os_error(error);
-    return !error;
-}
-
-static PyObject *search_frames(PyObject *Py_UNUSED(module), PyObject *args)
-{
-    struct log_search search = {0};
-    if (!run_search(args, "iKKLLKK:search_frames", &search))
-        return NULL;
-    return Py_BuildValue("(KKIL)", (unsigned long long)search.proof,
-                         (unsigned long long)search.records, (unsigned int)search.life,
-                         (long long)search.last_end);
-}
-
-static PyObject *find_record(PyObject *Py_UNUSED(module), PyObject *args)
-{
-    struct log_search search = {.first_only = true};
-    if (!run_search(args, "iKKLLKK:find_record", &search))
-        return NULL;
-    if (search.offset >= search.end || !search.records)
-        Py_RETURN_NONE;
-    return Py_BuildValue("(KLI)", (unsigned long long)search.sequence, (long long)search.offset,
-                         (unsigned int)search.life);
-}
-
-static PyObject *start_writeback(PyObject *Py_UNUSED(module), PyObject *args)
-{
-    int fd, error;
-    long long offset, length;
-    if (!PyArg_ParseTuple(args, "iLL:start_writeback", &fd, &offset, &length))
-        return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    error = file_start_writeback(fd, offset, length);
-    Py_END_ALLOW_THREADS
-    if (error)
-        return os_error(error);
-    Py_RETURN_NONE;
-}
-
-PyMethodDef log_functions[] = { /* documented in _native.pyi */
-    {"crc32c", sum_crc32c, METH_VARARGS, NULL},
-    {"search_frames", search_frames, METH_VARARGS, NULL},
-    {"find_record", find_record, METH_VARARGS, NULL},
-    {"start_writeback", start_writeback, METH_VARARGS, NULL},
-    {NULL, NULL, 0, NULL},
 };

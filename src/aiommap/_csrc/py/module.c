@@ -10,6 +10,7 @@
 #include "futex.h"
 #include "lease.h"
 #include "log.h"
+#include "log_next.h"
 #include "mapping.h"
 #include "mapping_type.h"
 #include "pool_commit.h"
@@ -179,9 +180,11 @@ static const struct {
 static int add_log(PyObject *module, struct native_state *state)
 {
     state->log_record_type = add_type(module, &log_record_spec);
+    state->log_next_type = add_type(module, &log_next_spec);
     state->log_cursor_type = add_type(module, &log_cursor_spec);
     state->log_writer_type = add_type(module, &log_writer_spec);
-    if (!state->log_record_type || !state->log_cursor_type || !state->log_writer_type)
+    if (!state->log_record_type || !state->log_next_type || !state->log_cursor_type ||
+        !state->log_writer_type)
         return -1;
     return PyModule_AddFunctions(module, log_functions);
 }
@@ -252,6 +255,7 @@ static int native_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->word_array_type);
     Py_VISIT(state->wakeup_type);
     Py_VISIT(state->log_record_type);
+    Py_VISIT(state->log_next_type);
     Py_VISIT(state->log_cursor_type);
     Py_VISIT(state->log_writer_type);
     Py_VISIT(state->blocks_type);
@@ -275,6 +279,7 @@ static int native_clear(PyObject *module)
     Py_CLEAR(state->word_array_type);
     Py_CLEAR(state->wakeup_type);
     Py_CLEAR(state->log_record_type);
+    Py_CLEAR(state->log_next_type);
     Py_CLEAR(state->log_cursor_type);
     Py_CLEAR(state->log_writer_type);
     Py_CLEAR(state->blocks_type);

@@ -8,7 +8,7 @@ struct native_state { /* constant once the module has been executed */
     PyTypeObject *mapping_type, *lease_type, *receipt_type;
     PyTypeObject *word_type, *word_array_type, *wakeup_type, *export_type;
     PyTypeObject *blocks_type;
-    PyTypeObject *log_record_type, *log_cursor_type, *log_writer_type;
+    PyTypeObject *log_record_type, *log_next_type, *log_cursor_type, *log_writer_type;
     PyTypeObject *pool_type, *pool_queue_type, *pool_read_type, *pool_commit_type;
     PyObject *out_of_bounds; /* OutOfBoundsError */
 };

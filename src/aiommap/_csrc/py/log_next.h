@@ -1,0 +1,23 @@
+/* log_next.h: what __anext__ of a cursor returns while records are granted.
+ *
+ * An async function would make a coroutine for each record and run it, which takes four times as long as
+ * decoding a small one. This one takes the record when it is awaited, and not before: whoever is
+ * cancelled until then has lost nothing. If none is granted by then, it does what the coroutine would.
+ */
+#ifndef AIOMMAP_PY_LOG_NEXT_H
+#define AIOMMAP_PY_LOG_NEXT_H
+
+#include "api.h"
+
+extern PyType_Spec log_next_spec;
+
+/* Make one, or take the one that the cursor has to spare if nobody else has it; a new reference. */
+PyObject *log_next_make(PyTypeObject *type, PyObject **spare, PyObject *cursor);
+
+/* What it asks of the cursor, in log_reader.c. */
+/* Take a granted record; NULL without an exception if Python has to look. */
+PyObject *log_cursor_take_granted(PyObject *cursor);
+/* Keep one that is over, and refers to the cursor no more. */
+void log_cursor_keep(PyObject *cursor, PyObject *next);
+
+#endif
