@@ -178,6 +178,36 @@ static void pool_survives_hangs(void)
     pool_drop(pool);
 }
 
+/* As many jobs run as the width and those that hang; and no more than the width once these have ended. */
+static void pool_adapts(void)
+{
+    size_t hang = 64, quick = JOBS - 64;
+    begin_pool();
+    begin_queue(0, 1, POOL_NO_LIMIT, 1);
+    begin_queue(1, 1, POOL_NO_LIMIT, 2);
+    EXPECT(pool_width(pool) == POOL_WIDTH);
+    submit(0, hang, 0, true);
+    until_begun(0, hang, hang);
+    while (pool_width(pool) < POOL_WIDTH_MAX) {
+        submit(hang, quick, 1, false);
+        land(quick, NULL);
+    }
+    for (size_t round = 0; round < 5; round++) {
+        submit(hang, quick, 1, false);
+        land(quick, NULL);
+        EXPECT(pool_width(pool) == POOL_WIDTH_MAX);
+    }
+    let_go(0, hang);
+    land(hang, NULL);
+    while (pool_width(pool) > POOL_WIDTH) {
+        submit(hang, quick, 1, false);
+        land(quick, NULL);
+    }
+    pool_queue_drop(pool, &queues[0]);
+    pool_queue_drop(pool, &queues[1]);
+    pool_drop(pool);
+}
+
 /* Threads are not more than what runs needs, and one that watches. */
 static void pool_stays_small(void)
 {
@@ -272,6 +302,7 @@ static const struct test_case cases[] = {
     {"pool_is_fair", pool_is_fair},
     {"pool_keeps_limits", pool_keeps_limits},
     {"pool_survives_hangs", pool_survives_hangs},
+    {"pool_adapts", pool_adapts},
     {"pool_stays_small", pool_stays_small},
     {"pool_withdraws", pool_withdraws},
     {"pool_reads", pool_reads},

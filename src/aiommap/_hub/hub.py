@@ -83,7 +83,7 @@ class Hub:
     Leaving the block closes every file that is still open.
 
     Args:
-        workers: how many threads may read for this hub at once; None means 16, and more while a
+        workers: how many threads may read for this hub at once; None means 40, and more while a
             slow device keeps them waiting. Stores, flushes, and opening and closing have a few of
             their own, so none waits for another, nor for the application's own threads.
     Raises:

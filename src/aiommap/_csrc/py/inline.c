@@ -14,6 +14,8 @@
 #define INLINE_READ_LIMIT_BYTES ((size_t)1 << 20)
 /* From here on mincore(2) and a guarded copy are faster than preadv2(2): docs/decisions.md. */
 #define MAPPED_READ_BYTES ((size_t)32 << 10)
+/* So many reads after one that was cold may be, too. */
+#define SUSPICIOUS_READS 16u
 /* Residency is checked again for every piece, so that a check never is older than ~20 us. */
 #define MAPPED_READ_PIECE_BYTES ((size_t)256 << 10)
 
@@ -72,20 +74,23 @@ static ssize_t read_own(int fd, char *to, size_t length, int64_t offset, bool no
     return got == (ssize_t)length ? (ssize_t)file_own(fd, (off_t)offset, length) : got;
 }
 
-/* Whether a read through the descriptor can be tried: where so many are in flight, only of what is in
- * memory (py/pool_object.h). */
-static bool may_probe(const Mapping *self, int64_t offset, size_t length)
+/* Whether a read through the descriptor can be tried. Beside so many of a file that may be cold, only if
+ * it is of what is in memory (py/pool_object.h). */
+static bool may_probe(Mapping *self, int64_t offset, size_t length, size_t few)
 {
-    if (thread_cold_reads < COLD_READS_MANY || self->in_memory)
+    if (self->in_memory || thread_cold_reads < (self->suspicious ? few : COLD_READS_MANY))
         return true;
-    return mapping_sees_residency(self) && mapping_is_current(self) &&
-           region_is_resident(self->region, (size_t)offset, length);
+    if (!mapping_sees_residency(self) || !mapping_is_current(self))
+        return thread_cold_reads < COLD_READS_MANY;
+    bool resident = region_is_resident(self->region, (size_t)offset, length);
+    if (!resident)
+        self->suspicious = SUSPICIOUS_READS;
+    return resident;
 }
 
-bool inline_read_is_due(const Mapping *self, int64_t offset, int64_t length)
+bool inline_read_seems_warm(Mapping *self, int64_t offset, int64_t length)
 {
-    return time_slice_is_spent(&thread_time_slice, monotonic_clock()) &&
-           may_probe(self, offset, (size_t)length);
+    return may_probe(self, offset, (size_t)length, 0);
 }
 
 /* Read through the descriptor, which never waits and never faults. */
@@ -99,8 +104,11 @@ static bool read_cached(Mapping *self, char *to, int64_t offset, size_t length)
         got = read_own(self->fd, to, length, offset, nowait);
     else
         WITHOUT_GIL(pin, self, got = read_own(pin.fd, to, length, offset, nowait););
-    if (got == (ssize_t)length)
+    if (got == (ssize_t)length) {
+        self->suspicious -= self->suspicious > 0;
         return !pin.moved;
+    }
+    self->suspicious = SUSPICIOUS_READS;
     if (got == -EOPNOTSUPP || got == -EPERM || got == -ENOSYS)
         self->nowait = false; /* this file system, sandbox or kernel has no NOWAIT reads */
     return false;
@@ -124,7 +132,7 @@ static bool read_now(Mapping *self, char *to, int64_t offset, size_t length)
         return false;
     if (length >= MAPPED_READ_BYTES && mapping_sees_residency(self) && mapping_is_current(self))
         return read_mapped(self, to, offset, length);
-    return may_probe(self, offset, length) && read_cached(self, to, offset, length);
+    return may_probe(self, offset, length, COLD_READS_FEW) && read_cached(self, to, offset, length);
 }
 
 static bool read_counted(Mapping *self, char *to, int64_t offset, size_t length)

@@ -38,9 +38,9 @@ static inline bool slice_allows(const Mapping *self, int64_t now)
     return is_loop_thread(self) && !time_slice_is_spent(&thread_time_slice, now);
 }
 
-/* Whether a read that was declined has to give way and be tried once more, rather than wait for a disk:
- * the time slice is spent, and the range may be in memory. */
-bool inline_read_is_due(const Mapping *self, int64_t offset, int64_t length);
+/* Whether an inline read may find the range in memory, so that it is worth a turn of the loop to try it
+ * within a new time slice. */
+bool inline_read_seems_warm(Mapping *self, int64_t offset, int64_t length);
 
 /* Whether a store of the loop thread would be a pwrite(2). */
 bool inline_is_pwrite(Mapping *self, int64_t offset, int64_t length, int64_t now);

@@ -159,6 +159,7 @@ typedef struct {
 
     /* GIL; written by inline.c. */
     bool nowait; /* cleared for good when the file system refuses RWF_NOWAIT */
+    unsigned suspicious; /* so many reads to come may be cold, as one was lately */
 
     /* GIL; written by gather.c and inline_write.c. */
     struct inline_limits inline_limits;

@@ -28,10 +28,13 @@
 
 extern PyType_Spec pool_spec, pool_queue_spec, pool_read_spec;
 
-/* How many reads this loop thread has in flight. From COLD_READS_MANY on inline reads ask for residency
- * first: even a read that is not to wait begins to read what is cold, and where the queue of the
- * device is full that blocks for milliseconds (docs/decisions.md). */
+/* How many reads this loop thread has in flight. Even a read that is not to wait has the device begin with
+ * what is cold. Beside COLD_READS_FEW that is of use, as a thread wakes up meanwhile. Beside more it only
+ * takes ten times what it takes to ask for residency, which inline reads do first if one of the file
+ * was cold lately. Beside COLD_READS_MANY all do: where the queue of the device is full, to begin blocks
+ * for milliseconds (docs/decisions.md). */
 extern PER_THREAD size_t thread_cold_reads;
+#define COLD_READS_FEW 32
 #define COLD_READS_MANY 64
 
 typedef struct {
@@ -80,6 +83,7 @@ struct pool_read_object {
     PoolQueue *queue;  /* strong; NULL once all has landed */
     PoolRead *after;   /* among those that wait */
     bool waits;
+    bool untried;      /* by an inline read, of which the device would have begun */
     PyObject *waiter;  /* strong; what is waited for, until it was told */
     PyObject *tell;    /* strong; called instead of a waiter; or NULL */
     PyObject *results; /* strong; a list for several jobs; or NULL */

@@ -51,6 +51,12 @@ static PyObject *begin(PoolRead *read)
     return NULL;
 }
 
+/* Whether an inline read declined for that and has tried nothing. */
+static bool is_slice_spent(void)
+{
+    return time_slice_is_spent(&thread_time_slice, monotonic_clock());
+}
+
 /* read(mapping, offset, length): unless it should give way and be tried inline; with one argument more
  * it has been. */
 static PyObject *queue_read(PoolQueue *self, PyObject *const *args, Py_ssize_t count)
@@ -61,13 +67,15 @@ static PyObject *queue_read(PoolQueue *self, PyObject *const *args, Py_ssize_t c
     Mapping *mapping = mapping_of(self, args[0]);
     if (!mapping)
         return NULL;
+    bool untried = count == 3 && is_slice_spent();
     if (!parse_integer(args[1], &offset) || !parse_integer(args[2], &length) ||
         !is_readable(self, mapping, offset, length) ||
-        (count == 3 && inline_read_is_due(mapping, offset, length)))
+        (untried && inline_read_seems_warm(mapping, offset, length)))
         Py_RETURN_NONE;
     PoolRead *read = pool_read_make(self, 1, NULL);
     if (!read)
         return NULL;
+    read->untried = untried;
     pool_read_pin(read, mapping);
     fill_in(&read->one, pool_read_own, mapping->fd, offset, length);
     return begin(read);

@@ -3,7 +3,10 @@
 
 #include <errno.h>
 
+#include "inline.h"
 #include "state.h"
+
+#include "../sys/file_io.h"
 
 PoolRead *pool_read_make(PoolQueue *queue, size_t count, PyObject *tell)
 {
@@ -91,9 +94,21 @@ static bool make_memory(PoolRead *self)
     return true;
 }
 
+/* Have the device begin while a thread wakes up (pool_object.h); an inline read would have. */
+static void begin_if_few(const PoolRead *self)
+{
+    const struct pool_read *call = &self->one.call;
+    if (self->untried && self->queue->pool->reads < COLD_READS_FEW && self->mapping->nowait &&
+        call->length <= GIL_COPY_LIMIT_BYTES)
+        file_read_nowait(call->fd, call->to, call->length, call->offset);
+}
+
 static bool start(PoolRead *self)
 {
-    if (!make_memory(self) || !pool_run(self->queue->pool, self->count, self->reads))
+    if (!make_memory(self))
+        return false;
+    begin_if_few(self);
+    if (!pool_run(self->queue->pool, self->count, self->reads))
         return false;
     self->queue->in_flight += self->count;
     Py_INCREF((PyObject *)self); /* pool_object.1 */

@@ -40,6 +40,7 @@ struct pool {
     struct pool_thread *watcher;
     unsigned existing;
     unsigned waking; /* about to look for a job: woken, started, or done with another one */
+    unsigned ended;  /* jobs, since the width was last adapted */
     bool starved;    /* the last thread that was to start did not */
     bool dropped;
 
@@ -111,23 +112,33 @@ static void land(struct pool *pool, struct pool_job *job)
 
 /* With the mutex, from here on to the threads. */
 
-static struct pool_job *begin(struct pool *pool, struct pool_thread *self)
+/* Let as many jobs run as POOL_WIDTH and those that are blocked. An eighth fewer at most, as all that
+ * a slow device does at a time may begin at one moment. */
+static void adapt(struct pool *pool, int64_t now)
 {
-    struct pool_job *job = turns_begin(&pool->turns);
-    self->began = job ? monotonic_clock() : 0;
-    return job;
+    unsigned width = POOL_WIDTH, least = pool->turns.width - pool->turns.width / 8;
+    for (size_t i = 0; i < THREADS_MAX; i++)
+        width += pool->threads[i].began && pool->threads[i].began < now - POOL_BLOCKED_NS;
+    width = width < POOL_WIDTH_MAX ? width : POOL_WIDTH_MAX;
+    pool->turns.width = width > least ? width : least;
+    pool->ended = 0;
 }
 
-/* Let more jobs run if those that do wait for a slow device. */
-static void widen(struct pool *pool)
+/* The thread has done a job if there is one, and takes the next. */
+static struct pool_job *take_next(struct pool *pool, struct pool_thread *self,
+                                  const struct pool_job *done)
 {
-    int64_t before = monotonic_clock() - POOL_BLOCKED_NS;
-    unsigned blocked = 0;
-    for (size_t i = 0; i < THREADS_MAX; i++)
-        blocked += pool->threads[i].began && pool->threads[i].began < before;
-    unsigned width = pool->turns.width + blocked;
-    if (2 * blocked >= pool->turns.running)
-        pool->turns.width = width < POOL_WIDTH_MAX ? width : POOL_WIDTH_MAX;
+    int64_t now = monotonic_clock();
+    self->began = 0;
+    if (done) {
+        turns_end(&pool->turns, done);
+        if (++pool->ended == POOL_WIDTH_MAX)
+            adapt(pool, now);
+    }
+    struct pool_job *job = turns_begin(&pool->turns);
+    if (job)
+        self->began = now;
+    return job;
 }
 
 /* Threads. */
@@ -255,7 +266,6 @@ static bool be_idle(struct pool *pool, struct pool_thread *self)
         return true;
     }
     leave_idle(pool, self);
-    pool->turns.width = POOL_WIDTH; /* nobody has needed so many threads for a while */
     return false;
 }
 
@@ -268,7 +278,7 @@ static bool rest(struct pool *pool, struct pool_thread *self)
             wait_for(self, POOL_WATCH_NS);
             pool->watcher = NULL;
             if (turns_is_crowded(&pool->turns))
-                widen(pool);
+                adapt(pool, monotonic_clock());
         } else if (!be_idle(pool, self)) {
             return false;
         }
@@ -294,9 +304,7 @@ static void *work(void *argument)
     pool->waking--;
     pool->starved = false;
     for (;;) {
-        if (done)
-            turns_end(&pool->turns, done);
-        struct pool_job *job = begin(pool, self);
+        struct pool_job *job = take_next(pool, self, done);
         struct helper helper = {0};
         if (job)
             helper = choose_helper(pool);
@@ -450,4 +458,12 @@ unsigned pool_threads(struct pool *pool)
     unsigned existing = pool->existing;
     pthread_mutex_unlock(&pool->mutex);
     return existing;
+}
+
+unsigned pool_width(struct pool *pool)
+{
+    pthread_mutex_lock(&pool->mutex);
+    unsigned width = pool->turns.width;
+    pthread_mutex_unlock(&pool->mutex);
+    return width;
 }

@@ -4,10 +4,10 @@
  * descriptor becomes readable when the stack was empty. One thread, the *owner*, makes queues, submits,
  * withdraws and takes what has landed.
  *
- * How many threads. POOL_WIDTH jobs run at a time. While jobs wait and at least half of those that
- * run have done so for longer than POOL_BLOCKED_NS, more may: so a slow device gets depth, and a fast
- * one no more threads than it needs. There is one thread more, which watches for that. Threads are
- * started when they are needed, one by another, and an idle one ends after POOL_IDLE_NS.
+ * How many threads. POOL_WIDTH jobs run at a time, and one more for each that has run for longer than
+ * POOL_BLOCKED_NS: so a slow device gets depth, and a fast one no more than it needs, with reads in hand
+ * for when it is done with others. There is one thread more, which watches for that while jobs wait.
+ * Threads are started when they are needed, one by another, and an idle one ends after POOL_IDLE_NS.
  *
  * Invariants.
  *   1  A job belongs to the pool from pool_submit until it was withdrawn, or pool_landed returned
@@ -21,8 +21,8 @@
 
 #include "pool_turns.h"
 
-#define POOL_WIDTH 16u
-#define POOL_BLOCKED_NS 500000
+#define POOL_WIDTH 40u
+#define POOL_BLOCKED_NS 1000000
 #define POOL_WATCH_NS 1000000
 #define POOL_IDLE_NS 10000000000
 
@@ -53,7 +53,8 @@ bool pool_submit_one(struct pool *pool, struct pool_job *job);
 bool pool_withdraw(struct pool *pool, struct pool_job *job);
 /* Take all jobs that have landed, in the order in which they did, linked by `below`; or NULL. */
 struct pool_job *pool_landed(struct pool *pool);
-/* How many threads there are, for tests. */
+/* How many threads there are, and how many jobs may run at a time; for tests. */
 unsigned pool_threads(struct pool *pool);
+unsigned pool_width(struct pool *pool);
 
 #endif

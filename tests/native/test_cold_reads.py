@@ -1,0 +1,179 @@
+"""Inline reads of what may be cold: which of them have the device begin, and which only ask.
+
+No job of the pool runs here, so what comes into memory was begun by the loop thread.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.support.internals import native
+from tests.support.pages import drop_pages, resident_pages
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+PAGES = 256
+FLAGS = native.WRITABLE | native.NOWAIT
+#: As pool_object.h has them.
+FEW, MANY = 32, 64
+
+
+class Waiter:
+    """What a task waits for; nobody does."""
+
+    def done(self):
+        return True
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A file of which nothing is in memory."""
+    made = tmp_path / "file"
+    made.write_bytes(os.urandom(PAGES * PAGE))
+    drop_pages(made)
+    if resident_pages(made):
+        pytest.skip("this file system keeps what it is told to drop")
+    return made
+
+
+class Loop:
+    """What the loop thread does to one file, with a pool that holds all jobs."""
+
+    def __init__(self, path, flags):
+        fd = os.open(path, os.O_RDWR)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        self.path = path
+        self.mapping = native.Mapping(fd, PAGES * PAGE, PAGES * PAGE, flags)
+        self.soon = []
+        self.pool = native.Pool(Waiter, self.soon.append)
+        self.queue = self.pool.queue(1, 0, 1)
+        self.begun = []
+
+    def renew(self):
+        native.time_slice_renew(native.time_slice_yield())
+
+    def spend(self):
+        self.renew()
+        while not native.time_slice_spent():
+            pass
+
+    def inline(self, number):
+        self.renew()
+        return self.mapping.read_inline(number * PAGE, PAGE)
+
+    def queued(self, number, *tried):
+        """Tell whether a read was begun, rather than to be tried inline first."""
+        reading = self.queue.read(self.mapping, number * PAGE, PAGE, *tried)
+        if reading is not None:
+            self.begun.append(reading)
+        return reading is not None
+
+    def fill(self, count):
+        """Have so many in flight, of pages from the end."""
+        while self.pool.in_flight < count:
+            assert self.queued(PAGES - 1 - self.pool.in_flight, True)
+
+    def bring(self, number):
+        """Have the device bring a page in, and all that it was asked for before."""
+        with open(self.path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            os.pread(file.fileno(), PAGE, number * PAGE)
+
+    def is_brought(self, number):
+        """Tell whether a page comes into memory that was begun before this."""
+        self.bring(PAGES // 2)
+        return number in resident_pages(self.path)
+
+    def end(self):
+        for reading in self.begun:
+            reading.withdraw()
+        self.mapping.close()
+        self.pool.close()
+
+
+@pytest.fixture
+def loop(path):
+    made = Loop(path, FLAGS | native.RESIDENCY_VISIBLE)
+    yield made
+    made.end()
+
+
+def until_brought(loop, number):
+    while number not in resident_pages(loop.path):
+        os.sched_yield()
+
+
+def test_inline_read_has_the_device_begin(loop):
+    assert loop.inline(1) is None
+    until_brought(loop, 1)
+    assert len(loop.inline(1)) == PAGE
+
+
+def test_read_beside_a_few_has_the_device_begin(loop):
+    loop.inline(0)
+    loop.fill(FEW - 1)
+    loop.spend()
+    assert loop.queued(1)
+    until_brought(loop, 1)
+
+
+def test_read_beside_more_of_a_cold_file_only_asks(loop):
+    assert loop.inline(0) is None
+    until_brought(loop, 0)
+    loop.fill(FEW)
+    assert loop.inline(1) is None
+    loop.spend()
+    assert loop.queued(2)
+    assert not loop.is_brought(1)
+    assert not loop.is_brought(2)
+    assert len(loop.inline(0)) == PAGE
+
+
+def test_read_of_a_warm_file_does_not_ask(loop):
+    loop.bring(0)
+    assert len(loop.inline(0)) == PAGE
+    loop.fill(MANY - 1)
+    assert loop.inline(1) is None
+    until_brought(loop, 1)
+
+
+def test_file_is_warm_again_after_reads_that_were(loop):
+    loop.bring(0)
+    assert loop.inline(1) is None
+    loop.fill(FEW)
+    for _ in range(16):
+        assert len(loop.inline(0)) == PAGE
+    assert loop.inline(2) is None
+    until_brought(loop, 2)
+
+
+def test_read_beside_many_only_asks(loop):
+    loop.bring(0)
+    loop.fill(MANY)
+    assert loop.inline(1) is None
+    assert not loop.is_brought(1)
+    assert len(loop.inline(0)) == PAGE
+
+
+def test_spent_slice_holds_up_no_cold_read(loop):
+    loop.inline(0)
+    until_brought(loop, 0)
+    loop.spend()
+    assert loop.queued(1)
+    assert not loop.queued(0), "it is in memory, so it has to give way and be read inline"
+
+
+def test_spent_slice_of_a_warm_file_gives_way_unasked(loop):
+    loop.spend()
+    assert not loop.queued(1)
+
+
+@pytest.mark.parametrize(("count", "answered"), [(FEW, True), (MANY - 1, True), (MANY, False)])
+def test_file_that_cannot_be_asked_about(path, count, answered):
+    loop = Loop(path, FLAGS)
+    loop.bring(0)
+    assert loop.inline(1) is None
+    loop.fill(count)
+    assert (loop.inline(0) is not None) is answered
+    loop.end()
