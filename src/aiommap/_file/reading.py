@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import Any
 
 import anyio
 
@@ -35,13 +36,17 @@ class Reader:
         #: Reads that had to wait for the disk.
         self.offloaded: int = 0
 
-    async def read(self, offset: int, length: int) -> bytes:
-        """Read after ``read_inline`` answered None."""
-        core, queue = self._core, self._queue
+    def read(self, offset: int, length: int) -> Coroutine[Any, Any, bytes]:
+        """Read after ``read_inline`` answered None; to be awaited at once."""
+        queue = self._queue
         if queue is not None:
-            reading = queue.read(core.mapping, offset, length)
+            reading = queue.read(self._core.mapping, offset, length)
             if reading is not None:
-                return await self._offload(reading, offset, length)
+                return self._offload(reading, offset, length)
+        return self._read(offset, length)
+
+    async def _read(self, offset: int, length: int) -> bytes:
+        core = self._core
         # First, because a spent slice is by far the most frequent reason to come here.
         spent = await core.workers.checkpoint_if_due()
         data = core.mapping.read_inline(offset, length) if spent else None

@@ -200,8 +200,10 @@ static bool add_pool(PyObject *module, struct native_state *state)
     state->pool_queue_type = add_type(module, &pool_queue_spec);
     state->pool_read_type = add_type(module, &pool_read_spec);
     state->pool_commit_type = add_type(module, &pool_commit_spec);
+    state->done = PyUnicode_InternFromString("done");
+    state->set_result = PyUnicode_InternFromString("set_result");
     return state->pool_type && state->pool_queue_type && state->pool_read_type &&
-           state->pool_commit_type;
+           state->pool_commit_type && state->done && state->set_result;
 }
 
 static int native_exec(PyObject *module)
@@ -289,6 +291,8 @@ static int native_clear(PyObject *module)
     Py_CLEAR(state->pool_commit_type);
     Py_CLEAR(state->export_type);
     Py_CLEAR(state->out_of_bounds);
+    Py_CLEAR(state->done);
+    Py_CLEAR(state->set_result);
     return 0;
 }
 

@@ -161,9 +161,9 @@ static PyObject *result_of(struct waiting_read *read)
     return number(read->call.got);
 }
 
-static bool is_done(PyObject *waiter)
+static bool is_done(PyObject *waiter, PyObject *name)
 {
-    PyObject *answer = PyObject_CallMethod(waiter, "done", NULL);
+    PyObject *answer = PyObject_CallMethodObjArgs(waiter, name, NULL);
     bool done = !answer || PyObject_IsTrue(answer) != 0;
     Py_XDECREF(answer);
     return done;
@@ -172,12 +172,13 @@ static bool is_done(PyObject *waiter)
 /* A waiter that is done was cancelled. One whose loop has ended raises RuntimeError, and nobody waits. */
 static void tell(PoolRead *self, PyObject *result)
 {
+    const struct native_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
     PyObject *function = self->tell, *waiter = self->waiter, *answer = NULL;
     self->tell = self->waiter = NULL;
     if (function && function != Py_None)
         answer = PyObject_CallFunctionObjArgs(function, result, NULL);
-    else if (waiter && !is_done(waiter))
-        answer = PyObject_CallMethod(waiter, "set_result", "(O)", result);
+    else if (waiter && !is_done(waiter, state->done))
+        answer = PyObject_CallMethodObjArgs(waiter, state->set_result, result, NULL);
     if (!answer && PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_RuntimeError))
         PyErr_Clear();
     else if (!answer && PyErr_Occurred())
