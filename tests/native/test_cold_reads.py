@@ -50,17 +50,14 @@ class Loop:
         self.queue = self.pool.queue(1, 0, 1)
         self.begun = []
 
-    def renew(self):
-        native.time_slice_renew(native.time_slice_yield())
-
     def spend(self):
-        self.renew()
+        native.time_slice_renew(native.time_slice_yield())
         while not native.time_slice_spent():
             pass
 
     def inline(self, number):
-        self.renew()
-        return self.mapping.read_inline(number * PAGE, PAGE)
+        """Read as an inline read does within its time slice, however long this thread is away."""
+        return self.mapping.read_nowait(number * PAGE, PAGE)
 
     def queued(self, number, *tried):
         """Tell whether a read was begun, rather than to be tried inline first."""
