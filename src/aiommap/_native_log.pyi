@@ -20,12 +20,13 @@ def crc32c(data: Buffer, crc: int, way: int, /) -> int | None:
 
 def search_frames(
     fd: int, salt: int, position: int, offset: int, end: int, sequence: int, base: int, /
-) -> tuple[int, int, int, int]:
+) -> tuple[int, int, int, int, int]:
     """Search a segment for good frames at any multiple of 8 from ``offset`` on (waits).
 
     ``position`` is that of the byte at ``offset``; sequences below ``sequence``, or higher than fit
     behind ``base``, are not looked for. Returns the highest sequence that one of them says is
-    durable, how many records there are, the highest life, and where the last frame ends, or -1.
+    durable, how many records there are, the highest life, where the last frame ends, or -1, and of
+    how many bytes a checksum was made.
     """
 
 def find_record(

@@ -23,6 +23,7 @@ from tests.support.internals import (
     frame_bytes,
     search_frames,
 )
+from tests.support.logs import bytes_read
 
 SALT, POSITION = 0x1234567890ABCDEF, 1 << 33
 LIMIT, COLD, END, WRONG = range(4)
@@ -273,10 +274,8 @@ def test_search_finds_frames_behind_a_torn_one(writer, files):
         writer.append(bytes(i))
     at = HEADER_BYTES + frame_bytes(0)
     os.pwrite(files[1], b"\xff", at + 4)
-    proof, records, life, last_end = search_frames(
-        files[1], SALT, POSITION + at - HEADER_BYTES, at, 1 << 20, 2, 1
-    )
-    assert (proof, records, life, last_end) == (0, 8, 1, writer.at)
+    found = search_frames(files[1], SALT, POSITION + at - HEADER_BYTES, at, 1 << 20, 2, 1)
+    assert found[:4] == (0, 8, 1, writer.at)
     third = at + frame_bytes(1)
     found = find_record(files[1], SALT, POSITION + at - HEADER_BYTES, at, 1 << 20, 2, 1)
     assert found == (3, third, 1)
@@ -299,14 +298,71 @@ def test_search_finds_a_frame_wherever_it_lies(writer, files, before):
         writer.enter(files[1], SALT, POSITION, 1, 7, at, end)
         writer.append(b"data")
         found = search_frames(files[1], SALT, POSITION, begin, end, 7, 7)
-        assert found == (0, 1, 1, at + frame_bytes(4)), at
+        assert found[:4] == (0, 1, 1, at + frame_bytes(4)), at
 
 
 def test_search_of_random_bytes_ends(files):
     """Random bytes look like headers now and then; none is summed for long."""
     os.pwrite(files[1], os.urandom((1 << 20) - HEADER_BYTES), HEADER_BYTES)
     found = search_frames(files[1], SALT, POSITION, HEADER_BYTES, 1 << 20, 1, 1)
-    assert found == (0, 0, 0, -1)
+    assert found[:4] == (0, 0, 0, -1)
+
+
+@given(
+    st.lists(st.integers(0, 3000) | st.integers(0, 150_000), min_size=1, max_size=8),
+    st.integers(0, 100),
+    st.integers(0, 1 << 62),
+)
+def test_search_checks_long_frames_as_short_ones(lengths, words_before, draw):
+    """All of them are found, and all but one that was changed."""
+    end = 2 << 20
+    begin = HEADER_BYTES + 8 * words_before
+    with (
+        tempfile.NamedTemporaryFile(dir="/dev/shm") as control,
+        tempfile.NamedTemporaryFile(dir="/dev/shm") as segment,
+    ):
+        control.truncate(CONTROL_BYTES)
+        segment.truncate(end)
+        fd = segment.fileno()
+        writer = LogWriter(control.fileno())
+        writer.life = 1
+        writer.enter(fd, SALT, POSITION, 1, 1, begin, end)
+        ends = [begin]
+        for length in lengths:
+            writer.store([os.urandom(length)], 0)
+            ends.append(writer.at)
+        at = draw % (writer.at - begin) + begin
+        for flipped in (0, 1 << draw % 8):
+            (byte,) = os.pread(fd, 1, at)
+            os.pwrite(fd, bytes([byte ^ flipped]), at)
+            found = search_frames(fd, SALT, POSITION, HEADER_BYTES, end, 1, 1)
+            assert found[1] == len(lengths) - (flipped > 0)
+            bad = sum(at >= each for each in ends[1:])
+            if not flipped or bad + 1 < len(lengths):
+                assert found[3] == writer.at
+
+
+def header_like(length):
+    return struct.pack("<IIQII", 0x1234567, length, 1, 1, 0x01000001)
+
+
+@pytest.mark.parametrize("shape", ["to the end", "small", "long", "any"])
+def test_search_sums_what_looks_like_headers_a_few_times_only(files, shape):
+    """Whatever lengths they claim: else one record could keep a log from being opened again."""
+    end = 1 << 20
+    count = (end - HEADER_BYTES) // 24
+    lengths = {
+        "to the end": lambda i: 24 * (count - i - 1),
+        "small": lambda _: 1000,
+        "long": lambda i: 300_000 + 8 * (i % 1000),
+        "any": lambda i: i * 2_654_435_761 % (24 * (count - i)),
+    }[shape]
+    os.pwrite(files[1], b"".join(header_like(lengths(i)) for i in range(count)), HEADER_BYTES)
+    before = bytes_read()
+    *found, summed = search_frames(files[1], SALT, POSITION, HEADER_BYTES, end, 1, 1)
+    assert found == [0, 0, 0, -1]
+    assert summed < 50 * end  # a thousand bytes for each
+    assert bytes_read() - before < 50 * end
 
 
 def test_words_are_published_in_the_control_file(writer, files):

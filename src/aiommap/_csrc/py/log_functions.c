@@ -52,9 +52,9 @@ static PyObject *search_frames(PyObject *Py_UNUSED(module), PyObject *args)
     struct log_search search = {0};
     if (!run_search(args, "iKKLLKK:search_frames", &search))
         return NULL;
-    return Py_BuildValue("(KKIL)", (unsigned long long)search.proof,
+    return Py_BuildValue("(KKILK)", (unsigned long long)search.proof,
                          (unsigned long long)search.records, (unsigned int)search.life,
-                         (long long)search.last_end);
+                         (long long)search.last_end, (unsigned long long)search.summed);
 }
 
 static PyObject *find_record(PyObject *Py_UNUSED(module), PyObject *args)

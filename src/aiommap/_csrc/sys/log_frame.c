@@ -43,7 +43,7 @@ static uint64_t get64(const char *from)
 }
 
 /* What salt and position contribute, and then the header but for the checksum itself. */
-static uint32_t begin_checksum(const char *header, const struct frame_place *place)
+uint32_t frame_header_checksum(const char *header, const struct frame_place *place)
 {
     char covered[16 + FRAME_HEADER_BYTES - AT_LENGTH];
     put64(covered, place->salt);
@@ -57,7 +57,7 @@ uint32_t frame_checksum(const char *header, const void *data, size_t length,
 {
     static const char zeros[FRAME_ALIGNMENT];
     size_t padding = (size_t)frame_bytes(length) - FRAME_HEADER_BYTES - length;
-    uint32_t crc = crc32c(begin_checksum(header, place), data, length);
+    uint32_t crc = crc32c(frame_header_checksum(header, place), data, length);
     return crc32c(crc, zeros, padding);
 }
 
@@ -73,7 +73,7 @@ void frame_encode(char *to, const struct frame *frame, const struct frame_place 
         memcpy(to + FRAME_HEADER_BYTES, data, frame->length);
     memset(to + FRAME_HEADER_BYTES + frame->length, 0, body - frame->length);
     /* Of the copy: who else can store into the source cannot spoil what was summed. */
-    put32(to + AT_CRC, crc32c(begin_checksum(to, place), to + FRAME_HEADER_BYTES, body));
+    put32(to + AT_CRC, crc32c(frame_header_checksum(to, place), to + FRAME_HEADER_BYTES, body));
 }
 
 void frame_header(const char *from, struct frame *frame)
@@ -87,11 +87,16 @@ void frame_header(const char *from, struct frame *frame)
     frame->kind = (uint8_t)(claim_and_kind >> 24);
 }
 
+bool frame_has_known_kind(const struct frame *frame)
+{
+    return (frame->kind >= FRAME_RECORD && frame->kind <= FRAME_DISCARD) ||
+           frame->kind >= FRAME_SKIPPED;
+}
+
 bool frame_is_plausible(const struct frame *frame, const struct frame_place *place)
 {
-    bool known = (frame->kind >= FRAME_RECORD && frame->kind <= FRAME_DISCARD) ||
-                 frame->kind >= FRAME_SKIPPED;
-    return known && frame->sequence == place->sequence && frame->life >= place->life;
+    return frame_has_known_kind(frame) && frame->sequence == place->sequence &&
+           frame->life >= place->life;
 }
 
 enum frame_verdict frame_decode(const char *from, size_t available,
@@ -105,7 +110,7 @@ enum frame_verdict frame_decode(const char *from, size_t available,
     uint64_t whole = frame_bytes(frame->length);
     if (available < whole)
         return FRAME_INCOMPLETE;
-    uint32_t crc = crc32c(begin_checksum(from, place), from + FRAME_HEADER_BYTES,
+    uint32_t crc = crc32c(frame_header_checksum(from, place), from + FRAME_HEADER_BYTES,
                           (size_t)whole - FRAME_HEADER_BYTES);
     return crc == frame->crc ? FRAME_FITS : FRAME_WRONG;
 }

@@ -54,8 +54,11 @@ void frame_encode(char *to, const struct frame *frame, const struct frame_place 
                   const void *data);
 /* Read the header alone; nothing is checked. */
 void frame_header(const char *from, struct frame *frame);
+bool frame_has_known_kind(const struct frame *frame);
 /* Whether a header can be the one of a place, the checksum aside. */
 bool frame_is_plausible(const struct frame *frame, const struct frame_place *place);
+/* The checksum of a frame as far as its header goes; its data and padding continue it. */
+uint32_t frame_header_checksum(const char *header, const struct frame_place *place);
 /* The checksum of a frame of which header, data and padding may lie apart. */
 uint32_t frame_checksum(const char *header, const void *data, size_t length,
                         const struct frame_place *place);

@@ -9,8 +9,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "log_frame.h"
-
 /* Words of the control file, each on a cache line of its own; docs/log_format.md. */
 #define CONTROL_BYTES 4096
 enum control_word {
@@ -37,38 +35,5 @@ bool control_wake(char *page, int64_t tick);
 /* Make what is in a segment durable, and check that the file is still whole and has a name: EIO if
  * it is shorter than `end`, ESTALE if it has no name left. */
 int segment_sync(int fd, int64_t end);
-
-/* A walk along the frames of a segment. */
-struct log_scan { /* the caller's own */
-    int fd;
-    struct frame_place place; /* of the next frame */
-    int64_t offset;           /* of the next frame, in the file */
-    int64_t end;              /* of what may be looked at */
-    uint64_t until;           /* stop before the record of this number */
-    uint64_t proof;           /* records up to this one are said to be durable */
-    int64_t proven_at;        /* where that record ends, or one before it where it is not known */
-    int64_t record_end;       /* of the last record */
-    uint64_t first;           /* what the last DISCARD said; 0 if there was none */
-    uint64_t records;
-    int64_t end_at; /* where the END frame lies, or -1 */
-    uint32_t last_crc;
-};
-/* Walk to the END frame, or to the first place where nothing fits. */
-int log_scan(struct log_scan *scan);
-
-/* A search for frames behind the place where nothing fits. */
-struct log_search { /* the caller's own */
-    int fd;
-    uint64_t salt, position; /* of the segment, and of the byte at `offset` */
-    int64_t offset, end;
-    uint64_t sequence; /* smaller ones are not looked for */
-    uint64_t base;     /* of the first record of the segment */
-    uint64_t proof;    /* the highest that was found */
-    uint64_t records;
-    int64_t last_end; /* where the last one ends, or -1 */
-    uint32_t life;    /* the highest */
-    bool first_only;  /* stop at the first record: at `offset`, and `sequence` is its number */
-};
-int log_search(struct log_search *search);
 
 #endif

@@ -1,0 +1,36 @@
+/* file_sums.h: checksums of many stretches of one file that overlap, for about one pass over it. Knows
+ * nothing of Python.
+ *
+ * A CRC is linear: that of a stretch follows from those of all that is before its two ends, each moved
+ * to its place. So the file is summed once, and what is kept says how far, every SUMMED_BYTES.
+ */
+#ifndef AIOMMAP_FILE_SUMS_H
+#define AIOMMAP_FILE_SUMS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define SUMMED_BYTES 256
+
+/* Some bytes of the file, as those that are asked for often lie together. */
+struct summed_block { /* the owner's */
+    int64_t at;
+    char bytes[SUMMED_BYTES];
+};
+
+struct file_sums { /* the caller's own */
+    int fd;             /* with `start` and `end`, set before the first call; the rest is 0 */
+    int64_t start, end; /* no stretch goes beyond them */
+    uint32_t *states;   /* of what lies between the start and each multiple of SUMMED_BYTES */
+    size_t known;       /* of them */
+    char *buffer;
+    struct summed_block *blocks; /* at the beginning and at the end of the last stretch */
+    uint64_t summed;             /* bytes, for who counts them */
+};
+
+/* Continue a checksum by what lies between two offsets, whole words of 8 bytes; what the file has lost
+ * counts as zeros. Returns an errno number. */
+int file_sums_add(struct file_sums *sums, uint32_t *crc, int64_t from, int64_t to);
+void file_sums_free(struct file_sums *sums);
+
+#endif
