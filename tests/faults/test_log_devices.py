@@ -229,6 +229,30 @@ async def test_refused_store_latches(mount, policy):
     assert [data for _, _, data in pure_records(mount.path)] == [b"before", b"again"]
 
 
+@pytest.mark.parametrize("policy", [ALWAYS, FlushPolicy.manual()], ids=["always", "manual"])
+async def test_stopped_server_stops_no_loop(mount, policy):
+    """Of FUSE: who appends, flushes or reads waits for it, and nobody else."""
+    async with Log.open(mount.path, segment_size=SEGMENT, flush=policy) as log:
+        await log.append(b"before")
+        async with Log.open(mount.path, "r") as reader, anyio.create_task_group() as group:
+            done = []
+
+            async def wait_for(verb, *arguments):
+                await verb(*arguments)
+                done.append(verb)
+
+            verbs = (log.append, b"amid"), (log.append_many, [b"and", b"more"]), (log.flush,)
+            with mount.stopped():
+                for verb in (*verbs, (contents, reader)):
+                    group.start_soon(wait_for, *verb)
+                for _ in range(100):
+                    await anyio.sleep(0.001)
+                assert (done, log.last) == ([], 1)
+        assert log.durable == log.last == 4
+        assert log.statistics().write_path == "worker"
+    assert await reopened(mount.path) == [b"before", b"amid", b"and", b"more"]
+
+
 async def test_unreadable_segment_is_an_error_with_its_path(mount):
     await make(mount.path, b"x")
     os.sync()

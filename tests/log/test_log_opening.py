@@ -8,7 +8,7 @@ import pytest
 
 from aiommap import Log
 from tests.support.internals import frame_bytes
-from tests.support.logs import script, without_control
+from tests.support.logs import bytes_read, script, without_control
 
 pytestmark = pytest.mark.anyio
 
@@ -42,9 +42,3 @@ async def test_frames_are_read_once(folder, control):
         walked = 1000 * frame_bytes(1024)
         assert log.recovered.rewritten == walked // 2
         assert bytes_read() - before < walked + log.recovered.rewritten + (1 << 18)
-
-
-def bytes_read():
-    """Count what this process read, from the page cache or not."""
-    with open("/proc/self/io") as counts:
-        return int(counts.readline().split()[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import struct
 
@@ -9,8 +10,20 @@ import pytest
 
 import aiommap
 from aiommap import Log
+from tests.support.devices import fill
+from tests.support.disks import disk_with
 from tests.support.internals import HEADER_BYTES, SegmentHeader, crc32c
-from tests.support.logs import SEGMENT, make, overwrite, pure_records, reopened, segment_path
+from tests.support.logs import (
+    ALWAYS,
+    SEGMENT,
+    contents,
+    make,
+    overwrite,
+    pure_records,
+    reopened,
+    segment_path,
+    without_control,
+)
 
 
 @pytest.fixture
@@ -77,6 +90,34 @@ async def test_claims_around_their_largest_number(folder):
     overwrite(at, HEADER_BYTES, bytes(24) + frames[24:48])  # torn; what is behind claims nothing
     async with Log.open(folder, segment_size=SEGMENT) as log:
         assert (log.last, log.recovered.cut_records) == (base - 1, 1)
+
+
+async def test_store_that_fails_in_the_last_life_ends_the_log(tmp_path):
+    """What it left behind needs a life to be covered: nothing more is stored, then or later."""
+    with disk_with("full_tmpfs", tmp_path) as disk:
+        folder = disk / "log"
+        folder.mkdir()
+        forge(folder, 1, 0xFFFFFFFE)
+        os.truncate(segment_path(folder), HEADER_BYTES)
+        os.truncate(segment_path(folder), SEGMENT)  # a hole: no room is reserved
+        async with Log.open(folder, segment_size=SEGMENT, flush=ALWAYS) as log:
+            await log.append(b"kept")
+            assert log.life == 0xFFFFFFFF
+            fill(disk / "filler")
+            with pytest.raises(OSError, match="No space left"):
+                await log.append(b"x" * 5000)
+            (disk / "filler").unlink()
+            for _ in range(2):
+                with pytest.raises(OSError, match=r"begun again 2\*\*32 times"):
+                    await log.append(b"lost")
+            assert (log.last, log.durable) == (1, 1)
+            assert await contents(log) == [b"kept"]
+        for _ in range(2):
+            with pytest.raises(aiommap.UnsupportedError, match=r"opened 2\*\*32 times"):
+                await reopened(folder)
+            assert await reopened(folder, "r") == [b"kept"]
+            without_control(folder)
+        assert [data for _, _, data in pure_records(folder)] == [b"kept"]
 
 
 def forge(folder, base, life):

@@ -385,6 +385,9 @@ async def test_unflushed_segments_are_set_aside(folder):
     async with Log.open(folder, segment_size=SEGMENT) as log:
         assert log.last == 2
         assert log.recovered.cut_records == 27
+        without_control(folder)
+        with pytest.raises(anyio.BusyResourceError):
+            await Log.open(folder)
         await log.append(b"new")
     assert len(await reopened(folder)) == 3
     assert len([path for path in folder.iterdir() if ".cut-" in path.name]) >= 3

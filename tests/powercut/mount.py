@@ -6,8 +6,10 @@ import ctypes.util
 import errno
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,11 +38,26 @@ class RecordingMount:
     Attributes:
         path: where it is mounted.
         log_path: where its log grows.
+        server: number of the process that serves it, once it is mounted.
     """
 
     def __init__(self, path: Path, log_path: Path) -> None:
         self.path = path
         self.log_path = log_path
+        self.server = 0
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Let it answer nothing during a block; not for ever, though, if that waits for it."""
+        end = threading.Timer(15, os.kill, (self.server, signal.SIGCONT))
+        os.kill(self.server, signal.SIGSTOP)
+        try:
+            os.waitid(os.P_PID, self.server, os.WSTOPPED)  # until each of its threads has
+            end.start()
+            yield
+        finally:
+            end.cancel()
+            os.kill(self.server, signal.SIGCONT)
 
     def log(self) -> list[Record]:
         """Read what was recorded so far."""
@@ -79,6 +96,7 @@ def mounted(folder: Path, server: str = "tests.powercut.recording_fs") -> Iterat
             if process.stdout.readline() != "ready\n":
                 errors.seek(0)
                 raise RuntimeError(f"the file system did not mount:\n{errors.read()}")
+            mount.server = process.pid
             yield mount
         finally:
             _stop(process, mount.path)

@@ -27,6 +27,7 @@ from aiommap._flush import flush_queue, histogram, scheduler, trigger, writeback
 from aiommap._ipc import file_locks, futex, turns
 from aiommap._log import format
 from aiommap._log import opening as log_opening
+from aiommap._log import reader as log_reader
 from aiommap._pages import huge_pages, pager
 from aiommap._remote import budget, cache_folder, comparing
 from aiommap._remote import fetching as remote_fetching

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from aiommap import FlushPolicy, Log
+from aiommap import CorruptRecordError, FlushPolicy, Log
 from tests.support.example_scripts import EXAMPLES, load
 from tests.support.fork_server import run_code
 from tests.support.internals import HEADER_BYTES, crc32c, frame_bytes, segment_name
@@ -33,6 +33,18 @@ def segments(folder):
 
 async def contents(log, start=None):
     return [record.data async for record in log.read(start)]
+
+
+async def up_to_damage(log):
+    """Read up to the first damaged record, and say which that is; None if there is none."""
+    found, records = [], log.read()
+    while True:
+        try:
+            found.append((await anext(records)).data)
+        except StopAsyncIteration:
+            return found, None
+        except CorruptRecordError as error:
+            return found, error.sequence
 
 
 async def reopened(folder, mode="a", **options):
@@ -88,6 +100,32 @@ def adopt_control(folder, *, boot=None):
         block[48:64] = boot
     struct.pack_into("<I", block, 64, crc32c(bytes(block[:64])))
     path.write_bytes(block)
+
+
+def bytes_read():
+    """Count what this process read, from the page cache or not."""
+    with open("/proc/self/io") as counts:
+        return int(counts.readline().split()[1])
+
+
+#: Appends 40 records under a policy, which fill some segments, and tells of those that are durable.
+WRITER = """
+import os, sys, anyio, aiommap
+folder, policy, first = sys.argv[1], sys.argv[2], int(sys.argv[3])
+async def main():
+    flush = getattr(aiommap.FlushPolicy, policy)()
+    async with aiommap.Log.open(folder, segment_size=65536, flush=flush) as log:
+        os.write(1, b"%d\\n" % log.durable)
+        for i in range(first, first + 40):
+            receipt = await log.append(b"%d " % (log.last + 1) + bytes(3000))
+            if policy == "always" or i % 5 == 0:
+                await receipt.wait_durable()
+            if receipt.durable:
+                os.write(1, b"%d\\n" % receipt.sequence)
+            if i == 30:
+                await log.discard(log.last - 5)
+anyio.run(main)
+"""
 
 
 def script(text, *arguments, check=True):

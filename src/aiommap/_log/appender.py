@@ -93,7 +93,7 @@ class Appender:
         self._native.bind_loop_thread()
         self._policy = policy
         self.max_record: int = segment_size - RESERVED_BYTES
-        self.may_inline: bool = inline_writes and not policy.flush_each_write
+        self.may_inline: bool = inline_writes and writer.local and not policy.flush_each_write
         self.queue: BatchQueue[Item, int] = BatchQueue(workers, self._begin)
         self._begin_in_worker = as_jobs(workers, workers.flushes, writer.run, self._ran)
         self._device = device

@@ -1,10 +1,13 @@
-"""The files of a log: segments, their names, the control file and its lock. For worker threads.
+"""The files of a log: segments, their names, control file, the writer's locks. For worker threads.
 
 Invariants.
   1  A segment gets its name only when its header is durable, and the folder is synced before
      anything in the segment is reported (L6, L7).
-  2  The lock of the one writer is the kernel's. No process number and no time breaks it (L13);
-     a forked child closes its copy, which would keep a dead parent's lock.
+  2  The locks of the one writer are the kernel's. No process number and no time breaks them (L13);
+     a forked child closes its copies, which would keep a dead parent's locks.
+  3  There are two: of the control file, and of the segment that is written, as a control file can
+     be removed, and who makes another has another file to lock. A segment is locked before it has
+     its name, and the one before it until then: so the last one always is.
 """
 
 from __future__ import annotations
@@ -48,6 +51,7 @@ _IN_MEMORY = {0x01021994, 0x858458F6}
 _STANDBY = re.compile(r"standby-[0-9a-f]{8}\.tmp")
 _NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL, errno.ENOSYS}
 
+#: Descriptors that hold a lock.
 _held: set[int] = set()
 
 
@@ -77,6 +81,29 @@ class HeldError(anyio.BusyResourceError):
             f'{self.path} is written by {who}, and a log has one writer: open it with mode "r", '
             "or close it there first"
         )
+
+
+def _lock(fd: int, path: str) -> None:
+    if _SET_LOCK is None:
+        raise UnsupportedError(f"write {path}", "the system has no locks of open files")
+    _held.add(fd)
+    try:
+        fcntl.fcntl(fd, _SET_LOCK, _LOCK_BYTE_0)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            folder = os.path.dirname(path)
+            raise HeldError(folder, _holder(os.path.join(folder, CONTROL_NAME))) from None
+        raise
+
+
+def _holder(control: str) -> Holder | None:
+    """Say who wrote last, if a control file tells."""
+    try:
+        with open(control, "rb") as file:
+            block = file.read(CONTROL_BYTES)
+    except OSError:
+        return None
+    return Holder.unpack(block) if len(block) == CONTROL_BYTES else None
 
 
 def sync_folder(fd: int) -> None:
@@ -150,9 +177,10 @@ class Segment:
         return HEADER_BYTES + position - self.header.position
 
     def close(self) -> None:
-        """Close the descriptor, once."""
+        """Close the descriptor, once, and so release the lock."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
+            _held.discard(fd)
             os.close(fd)
 
 
@@ -165,6 +193,32 @@ def open_segment(folder: str, base: int, flags: int = os.O_RDONLY) -> Segment:
     except BaseException:
         os.close(fd)
         raise
+
+
+def lock_segment(folder: str, base: int) -> Segment:
+    """Open a segment to write it, and keep other writers out (files.3)."""
+    segment = open_segment(folder, base, os.O_RDWR)
+    try:
+        _lock(segment.fd, segment.path)
+    except BaseException:
+        segment.close()
+        raise
+    return segment
+
+
+def lock_last_segment(folder: str, folder_fd: int) -> Segment | None:
+    """Lock the last segment, which another writer may be about to follow up; None without any."""
+    bases = segment_bases(folder_fd)
+    if not bases:
+        return None
+    last = lock_segment(folder, bases[-1])
+    try:
+        if segment_bases(folder_fd)[-1:] != bases[-1:]:
+            raise HeldError(folder, _holder(os.path.join(folder, CONTROL_NAME)))
+    except BaseException:
+        last.close()
+        raise
+    return last
 
 
 def find_segment(folder: str, base: int) -> FoundSegment:
@@ -262,6 +316,7 @@ class Unnamed:
         block = header.pack(crc32c)
         write_all(self.fd, block, 0)
         os.fsync(self.fd)
+        _lock(self.fd, path)
         if self._name is not None:
             if os.path.exists(path):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
@@ -275,6 +330,7 @@ class Unnamed:
 
     def close(self) -> None:
         """Give it up."""
+        _held.discard(self.fd)
         os.close(self.fd)
         if self._name is not None:
             with suppress(FileNotFoundError):
@@ -290,9 +346,8 @@ class Control:
         path = self._path = os.path.join(folder, CONTROL_NAME)
         self.fd: int = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self.boot: bytes = boot_id()
-        _held.add(self.fd)
         try:
-            self._lock(folder)
+            _lock(self.fd, path)
             length = os.fstat(self.fd).st_size
             if length < CONTROL_BYTES:
                 reserve(self.fd, 0, CONTROL_BYTES, length)
@@ -305,18 +360,6 @@ class Control:
                 self.identity = None
         except BaseException:
             self.close()
-            raise
-
-    def _lock(self, folder: str) -> None:
-        if _SET_LOCK is None:
-            raise UnsupportedError(f"write {folder}", "the system has no locks of open files")
-        try:
-            fcntl.fcntl(self.fd, _SET_LOCK, _LOCK_BYTE_0)
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                block = os.pread(self.fd, CONTROL_BYTES, 0)
-                holder = Holder.unpack(block) if len(block) == CONTROL_BYTES else None
-                raise HeldError(folder, holder) from None
             raise
 
     @property

@@ -105,7 +105,8 @@ class Log:
             retain_bytes: discard the oldest segments when a new one is begun and all together
                 take more; None keeps everything.
             inline_writes: whether records that nobody waits for may be stored on the loop thread;
-                without, a file system that stands still stops appends and nothing else.
+                without, a file system that stands still stops appends and nothing else. None are
+                on FUSE.
         Returns:
             An object to use with ``async with``, or to ``await`` for a Log to ``aclose``.
         Raises:

@@ -21,6 +21,8 @@ from .files import (
     Unnamed,
     believed_control,
     find_segment,
+    lock_last_segment,
+    lock_segment,
     open_folder,
     open_segment,
     remove_standbys,
@@ -163,7 +165,7 @@ def survey(folder: str, folder_fd: int, proof: int, first: int) -> Survey | None
                 folder, f"{segments[at + 1].path} does not continue {segments[at].path}"
             )
         at += 1
-    check_first(folder, segments, first)
+    check_first(folder, segments, first, walk.sequence - 1)
     kept = [found for found in segments if found.header.base >= first] or segments[-1:]
     dropped = len(segments) - len(kept)
     if begin >= dropped:
@@ -204,7 +206,7 @@ def search_behind(found: Survey) -> Search:
 def open_writer(folder: str, segment_size: int) -> OpenedLog:
     """Recover a log, or make one, and lock it against other writers."""
     folder_fd = open_folder(folder, create=True)
-    control = None
+    last = control = None
     try:
         kind = remote_kind(folder_fd)
         if kind is not None:
@@ -213,12 +215,15 @@ def open_writer(folder: str, segment_size: int) -> OpenedLog:
                 f"it is on {kind}, where a lock and a mapped page do not hold for other machines: "
                 "put the log on a local disk",
             )
-        control = Control(folder)  # step 1
+        last = lock_last_segment(folder, folder_fd)  # step 1
+        control = Control(folder)
         remove_standbys(folder, folder_fd)
-        return _Recovery(folder, folder_fd, control, segment_size).run()
+        return _Recovery(folder, folder_fd, control, last, segment_size).run()
     except BaseException:
         if control is not None:
             control.close()
+        if last is not None:
+            last.close()
         os.close(folder_fd)
         raise
 
@@ -226,11 +231,19 @@ def open_writer(folder: str, segment_size: int) -> OpenedLog:
 class _Recovery:
     """One opening by a writer, from step 2 on."""
 
-    def __init__(self, folder: str, folder_fd: int, control: Control, segment_size: int) -> None:
+    def __init__(
+        self,
+        folder: str,
+        folder_fd: int,
+        control: Control,
+        last: Segment | None,
+        segment_size: int,
+    ) -> None:
         self._begun = time.perf_counter()
         self._folder = folder
         self._folder_fd = folder_fd
         self._control = control
+        self._last = last
         self._segment_size = segment_size
         known = control.identity is not None
         block = control.block
@@ -307,10 +320,10 @@ class _Recovery:
             raise UnsupportedError(f"write {self._folder}", "it was opened 2**32 times: copy it")
         cut = torn_bytes(walk, search)
         proof = max(self._durable, walk.proof, current.header.durable_below - 1)
-        self._set_aside(found)
-        rewritten = self._rewrite(found, proof)  # step 12
-        segment = open_segment(self._folder, current.header.base, os.O_RDWR)
+        segment = self._open_locked(current.header.base)
         try:
+            self._set_aside(found)
+            rewritten = self._rewrite(found, proof)  # step 12
             native.life = life
             native.durable = walk.sequence - 1
             native.enter(
@@ -329,6 +342,8 @@ class _Recovery:
         except BaseException:
             segment.close()
             raise
+        if self._last is not None and self._last is not segment:
+            self._last.close()  # it was set aside
         seconds = time.perf_counter() - self._begun
         clean = self._clean == position and not cut
         recovered = Recovered(life, walk.sequence - 1, cut, search.records, rewritten, seconds)
@@ -346,6 +361,12 @@ class _Recovery:
             first,
             None if clean else recovered,
         )
+
+    def _open_locked(self, base: int) -> Segment:
+        """Open the segment to go on in; mostly the last, which is open and locked."""
+        if self._last is not None and self._last.header.base == base:
+            return self._last
+        return lock_segment(self._folder, base)
 
     def _set_aside(self, found: Survey) -> None:
         """Take away the names of segments that nothing proves durable, newest first.

@@ -105,8 +105,8 @@ def check_joins(folder: str, segments: Sequence[FoundSegment]) -> None:
             )
 
 
-def check_first(folder: str, segments: Sequence[FoundSegment], first: int) -> None:
-    """Check that they go down to the first record that was not discarded (L1).
+def check_first(folder: str, segments: Sequence[FoundSegment], first: int, last: int) -> None:
+    """Check that they go down to the first record that was not discarded, and up to it (L1).
 
     Raises:
         CorruptLogError: if they do not.
@@ -117,6 +117,12 @@ def check_first(folder: str, segments: Sequence[FoundSegment], first: int) -> No
             folder,
             f"records {first} to {base - 1} are missing, and were not discarded: the oldest "
             f"segment is {segments[0].path}",
+        )
+    if first > last + 1:
+        raise CorruptLogError(
+            folder,
+            f"records before {first} were discarded, and the last one found is {last}: the "
+            f"segments behind {segments[-1].path} are missing",
         )
 
 

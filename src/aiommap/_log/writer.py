@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
+from .._core.file_kinds import is_on_server
 from .._errors import FlushError, MappedFileError, name_file
 from .._flush_policy import FlushPolicy
 from .._logs import LOGS
@@ -95,6 +96,8 @@ class Writer:
         self, opened: OpenedLog, policy: FlushPolicy, segment_size: int, retain_bytes: int | None
     ) -> None:
         self.folder: str = opened.folder
+        #: Whether it can only be a device that a store waits for, and no server.
+        self.local: bool = not is_on_server(opened.folder_fd)
         self.native = opened.native
         self.sizes: dict[int, int] = opened.sizes
         #: Bases of segments that were discarded, and not unlinked yet.

@@ -1,0 +1,130 @@
+"""Writers of a log that are killed at any system call: two readers and a successor find all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from aiommap import FlushPolicy, Log
+from tests.support.logs import (
+    BIG,
+    SEGMENT,
+    WRITER,
+    flip,
+    places,
+    segment_path,
+    up_to_damage,
+    without_control,
+)
+from tests.support.tracing import missing
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.slow,
+    pytest.mark.timeout(180),
+    pytest.mark.skipif(missing() is not None, reason=str(missing())),
+]
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "log"
+
+
+#: System calls at each of which the writer is killed, before it and after it.
+CALLS = ("pwrite64", "pwritev", "fdatasync", "fsync", "linkat", "unlink", "fallocate", "fcntl")
+#: Those that all of Python makes as well: only those on these names count.
+NAMED_CALLS = ("openat", "mkdir")
+
+
+async def killed(folder, code, call, when, *arguments):
+    """Run a script that is killed at the n-th call, if it makes so many; return what it said.
+
+    Injected at the entry: the call itself does not happen; so the one before has.
+    """
+    inject = ["-e", f"inject={call}:signal=KILL:when={when}"]
+    if call in NAMED_CALLS:
+        names = ("", "control", *(segment_path(folder, base).name for base in (1, 21, 41)))
+        inject += [option for name in names for option in ("-P", folder / name)]
+    traced = [*("strace", "-f", "-qq", "-o", os.devnull), *inject]
+    done = await anyio.to_thread.run_sync(
+        lambda: subprocess.run(
+            [*(traced if call else []), sys.executable, "-c", code, folder, *arguments],
+            capture_output=True,
+            timeout=60,
+        )
+    )
+    assert done.returncode in (0, -signal.SIGKILL, 137), done.stderr
+    return done.returncode != 0, [int(line) for line in done.stdout.split()]
+
+
+@pytest.mark.parametrize("call", CALLS + NAMED_CALLS)
+@pytest.mark.parametrize("policy", ["always", "manual"])
+async def test_kill_at_system_calls(folder, call, policy):
+    deaths = 0
+    for when in (1, 2, 3, 5, 9, 17):
+        shutil.rmtree(folder, ignore_errors=True)
+        died, said = await killed(folder, WRITER, call, when, policy, "1")
+        deaths += died
+        if folder.exists():
+            for mode in ("r", "r", "a"):
+                await look(folder, mode, [0, *said])
+        _, more = await killed(folder, WRITER, None, 0, policy, "1")
+        await look(folder, "r", said + more)
+    assert deaths > 0
+
+
+async def look(folder, mode, said):
+    async with Log.open(folder, mode, segment_size=SEGMENT) as log:
+        found = [record async for record in log.read()]
+        assert [record.sequence for record in found] == list(range(log.first, log.last + 1))
+        assert log.last >= max(said)
+        for record in found:
+            assert record.data.startswith(b"%d " % record.sequence)
+
+
+SUCCESSOR = """
+import sys, anyio, aiommap
+async def main():
+    async with aiommap.Log.open(sys.argv[1], segment_size=65536) as log:
+        print(log.last)
+anyio.run(main)
+"""
+
+
+@pytest.mark.parametrize("call", ["rename", "pwrite64", "fsync", "fdatasync", "openat"])
+async def test_kill_while_segments_are_set_aside(folder, tmp_path, call):
+    """Whatever was done of it: the next opening does the rest, and keeps the same records."""
+    async with Log.open(folder, flush=FlushPolicy.never(), segment_size=SEGMENT) as log:
+        for i in range(1, 31):
+            await log.append(b"%d " % i + bytes(BIG))
+    without_control(folder)
+    flip(segment_path(folder), places([bytes(BIG + 2)] * 3)[2] + 100)
+    count = len(list(folder.glob("*.log")))
+    whole, deaths = tmp_path / "whole", 0
+    shutil.copytree(folder, whole)
+    for when in range(1, 8):
+        shutil.rmtree(folder)
+        shutil.copytree(whole, folder)
+        died, _ = await killed(folder, SUCCESSOR, call, when)
+        deaths += died
+        for mode in ("r", "r", "a", "r"):
+            async with Log.open(folder, mode, segment_size=SEGMENT) as log:
+                found, damaged = await up_to_damage(log)
+                assert [int(data.split()[0]) for data in found] == [1, 2], (when, mode)
+                # A reader cannot tell damage from what was torn, until a writer has.
+                assert damaged in ((None, 3) if mode == "r" else (None,))
+        assert len(list(folder.glob("*.log.cut-*"))) == count - 1
+    assert deaths > 0

@@ -1,0 +1,142 @@
+"""The control file: what of it is believed, when it lies, and whom its words wake."""
+
+from __future__ import annotations
+
+import struct
+
+import anyio
+import pytest
+
+import aiommap
+from aiommap import Log
+from tests.support.internals import HEADER_BYTES, crc32c, log_reader
+from tests.support.logs import (
+    SEGMENT,
+    adopt_control,
+    contents,
+    make,
+    overwrite,
+    places,
+    reopened,
+    segment_path,
+    up_to_damage,
+)
+from tests.support.waiting import nothing_happens, until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.damaged]
+
+TAIL, DURABLE, DURABLE_SEQUENCE, LAST, FIRST, FUTEX, CLEAN = range(256, 641, 64)
+DATA = [b"one", b"two", b"three"]
+#: Behind the last record, the first of them that there is not.
+END = places(DATA)[-1]
+
+
+def store(folder, at, value):
+    overwrite(folder / "control", at, struct.pack("<Q", value))
+
+
+async def test_words_ahead_of_the_segments_are_damage(folder):
+    """In this boot they came after the bytes, so those are gone: nobody is served less."""
+    await make(folder, *DATA)
+    for at, value in ((TAIL, END - HEADER_BYTES + 48), (LAST, 5), (CLEAN, 0)):
+        store(folder, at, value)
+    before = segment_path(folder).read_bytes()
+    with pytest.raises(aiommap.CorruptRecordError) as caught:
+        await reopened(folder)
+    assert (caught.value.sequence, caught.value.offset) == (4, END)
+    assert segment_path(folder).read_bytes() == before
+    async with Log.open(folder, "r") as reader:
+        assert await up_to_damage(reader) == (DATA, 4)
+
+
+async def test_words_of_another_boot_are_ahead_of_what_was_written(folder):
+    """A page that was written back before the segment was: only what was durable is believed."""
+    await make(folder, *DATA)
+    for at, value in ((TAIL, 1 << 40), (DURABLE, 1 << 40), (LAST, 99), (CLEAN, 0)):
+        store(folder, at, value)
+    adopt_control(folder, boot=bytes(16))
+    async with Log.open(folder, "r") as reader:
+        assert (reader.last, reader.durable) == (3, 3)
+        assert await contents(reader) == DATA
+    assert await reopened(folder) == DATA
+
+
+@pytest.mark.parametrize("boot", [None, bytes(16)], ids=["this boot", "another"])
+async def test_durable_records_that_are_not_there_are_damage(folder, boot):
+    """Whenever that was said: it was said after the flush."""
+    await make(folder, *DATA)
+    store(folder, DURABLE_SEQUENCE, 4)
+    adopt_control(folder, boot=boot)
+    with pytest.raises(aiommap.CorruptRecordError) as caught:
+        await reopened(folder)
+    assert (caught.value.sequence, caught.value.offset) == (4, END)
+
+
+@pytest.mark.parametrize("boot", [None, bytes(16)], ids=["this boot", "another"])
+async def test_first_record_ahead_of_the_last_is_damage(folder, boot):
+    await make(folder, *DATA)
+    store(folder, FIRST, 100)
+    adopt_control(folder, boot=boot)
+    with pytest.raises(
+        aiommap.CorruptLogError,
+        match="records before 100 were discarded, and the last one found is 3",
+    ):
+        await reopened(folder)
+
+
+@pytest.mark.parametrize("mode", ["a", "r"])
+@pytest.mark.parametrize(("at", "match"), [(8, "has version 2 of"), (12, "flags 0x1")])
+async def test_later_control_file_is_refused(folder, at, match, mode):
+    await make(folder, *DATA)
+    before = (folder / "control").read_bytes()
+    change_identity(folder, at, 3 if at == 8 else 1)
+    forged = (folder / "control").read_bytes()
+    with pytest.raises(aiommap.UnsupportedError, match=match) as caught:
+        await reopened(folder, mode)
+    assert str(folder / "control") in str(caught.value)
+    assert (folder / "control").read_bytes() == forged
+    (folder / "control").write_bytes(before)
+    assert await reopened(folder) == DATA  # it was left unlocked
+
+
+async def test_later_minor_version_of_the_control_file_is_read(folder):
+    await make(folder, *DATA)
+    change_identity(folder, 10, 7)
+    async with Log.open(folder, "r") as reader:
+        assert (reader.last, reader.durable) == (3, 3)
+    async with Log.open(folder, segment_size=SEGMENT) as log:
+        assert (await contents(log), log.recovered) == (DATA, None)
+
+
+def change_identity(folder, at, bits):
+    block = bytearray((folder / "control").read_bytes()[:64])
+    block[at] ^= bits
+    overwrite(folder / "control", 0, bytes(block) + struct.pack("<I", crc32c(bytes(block))))
+
+
+async def test_tail_is_woken_as_the_futex_word_wraps(folder, monkeypatch):
+    """Each time it waits for a value, and comes back for the next: 0 is one like any other."""
+    monkeypatch.setattr(log_reader, "LOOK_SECONDS", 1000.0)  # it does not look by itself
+    async with (
+        Log.open(folder, segment_size=SEGMENT) as log,
+        Log.open(folder, "r") as reader,
+        anyio.create_task_group() as group,
+    ):
+        overwrite(folder / "control", FUTEX, b"\xfd\xff\xff\xff")
+        found = []
+
+        async def follow():
+            async for record in reader.tail(1):
+                found.append(record.data)
+                if record.data == b"end":
+                    return
+
+        group.start_soon(follow)
+        for i in range(8):
+            await nothing_happens()
+            await log.append(b"%d" % i)
+            await until(lambda: len(found) == log.last)
+        await log.append(b"end")
+    (word,) = struct.unpack_from("<I", (folder / "control").read_bytes(), FUTEX)
+    assert word < 100
+    assert found == [*(b"%d" % i for i in range(8)), b"end"]
