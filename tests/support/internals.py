@@ -25,9 +25,8 @@ from aiommap._core import disk, file_state, leases, opening, own_activity, paths
 from aiommap._file import searching, writing
 from aiommap._flush import flush_queue, histogram, scheduler, trigger, writeback
 from aiommap._ipc import file_locks, futex, turns
-from aiommap._log import format
+from aiommap._log import format, reader
 from aiommap._log import opening as log_opening
-from aiommap._log import reader as log_reader
 from aiommap._pages import huge_pages, pager
 from aiommap._remote import budget, cache_folder, comparing
 from aiommap._remote import fetching as remote_fetching
@@ -127,6 +126,7 @@ HEADER_BYTES = format.HEADER_BYTES
 SegmentHeader = format.SegmentHeader
 frame_bytes = format.frame_bytes
 segment_name = format.segment_name
+log_reader = reader
 
 # aiommap._native
 Blocks = _native.Blocks

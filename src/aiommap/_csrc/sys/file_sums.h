@@ -13,7 +13,7 @@
 #define SUMMED_BYTES 256
 
 /* Some bytes of the file, as those that are asked for often lie together. */
-struct summed_block { /* the owner's */
+struct summed_block { /* the caller's own, in a struct file_sums */
     int64_t at;
     char bytes[SUMMED_BYTES];
 };
