@@ -3,7 +3,7 @@
 
 #include "../sys/crc32c.h"
 #include "../sys/file_io.h"
-#include "../sys/log_store.h"
+#include "../sys/log_walk.h"
 
 static PyObject *sum_crc32c(PyObject *Py_UNUSED(module), PyObject *args)
 {
