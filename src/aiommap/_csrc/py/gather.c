@@ -166,17 +166,13 @@ static int64_t end_of(const struct gathered *item)
     return item->offset + (int64_t)item->view.len;
 }
 
-/* Store a run of stores that adjoin by one call. */
-static void store_run(const struct pin *pin, struct gathered *items, Py_ssize_t count,
-                      struct together *together)
+static void write_run(const struct pin *pin, struct gathered *items, Py_ssize_t count)
 {
     struct iovec pieces[RUN_STORES];
     int error;
     for (Py_ssize_t i = 0; i < count; i++)
         pieces[i] = (struct iovec){items[i].view.buf, (size_t)items[i].view.len};
-    pwrite_watch_begin(&together->watch);
     size_t done = file_write(pin->fd, pieces, (int)count, (off_t)items->offset, &error);
-    pwrite_watch_end(&together->watch);
     for (Py_ssize_t i = 0; i < count; i++) {
         size_t length = (size_t)items[i].view.len;
         items[i].copied = done < length ? done : length;
@@ -184,12 +180,20 @@ static void store_run(const struct pin *pin, struct gathered *items, Py_ssize_t 
     }
 }
 
-static bool is_run_writable(const struct pin *pin, const struct gathered *items, Py_ssize_t count)
+/* Store a run of stores that adjoin by one call, or false if that might read from the disk. */
+static bool store_run(const struct pin *pin, struct gathered *items, Py_ssize_t count,
+                      struct together *together)
 {
+    int64_t end = end_of(&items[count - 1]);
     bool cached = true;
     for (Py_ssize_t i = 0; i < count; i++)
         cached = cached && items[i].cached;
-    return pwrite_is_inline(pin, items->offset, end_of(&items[count - 1]), &cached);
+    pwrite_watch_begin(&together->watch, monotonic_clock());
+    bool writable = pwrite_is_inline(pin, items->offset, end, &cached);
+    if (writable)
+        write_run(pin, items, count);
+    pwrite_watch_end(&together->watch, (size_t)(end - items->offset));
+    return writable;
 }
 
 static Py_ssize_t run_of(const struct gathered *items, Py_ssize_t count)
@@ -200,6 +204,7 @@ static Py_ssize_t run_of(const struct gathered *items, Py_ssize_t count)
     return run;
 }
 
+/* Those behind one that is known to have waited are left to a worker. */
 static void store_together(const struct pin *pin, struct gathered *items, Py_ssize_t count,
                            int64_t reach, struct together *together)
 {
@@ -210,15 +215,13 @@ static void store_together(const struct pin *pin, struct gathered *items, Py_ssi
     if (size < end) /* pwrite(2) would make it longer */
         return;
     bool last = (end == reach || end == size) && file_stat(pin->fd, &before) == 0;
-    for (Py_ssize_t i = 0, run; i < count; i += run) {
+    for (Py_ssize_t i = 0, run; i < count && !together->watch.waited; i += run) {
         run = run_of(&items[i], count - i);
-        if (is_run_writable(pin, &items[i], run)) {
-            store_run(pin, &items[i], run, together);
+        if (store_run(pin, &items[i], run, together) || run == 1)
             continue;
-        }
-        for (Py_ssize_t at = i; at < i + run; at++) /* some may have what all have not */
-            if (is_run_writable(pin, &items[at], 1))
-                store_run(pin, &items[at], 1, together);
+        /* Some may have what all have not. */
+        for (Py_ssize_t at = i; at < i + run && !together->watch.waited; at++)
+            store_run(pin, &items[at], 1, together);
     }
     together->cut = last && file_stat(pin->fd, &after) == 0 && after.blocks < before.blocks &&
                     after.blocks * 512 < after.size;
@@ -256,7 +259,7 @@ PyObject *mapping_store_gathered(Mapping *self, PyObject *Py_UNUSED(unused))
     Py_ssize_t count;
     struct pin pin = {0};
     struct gathered *items = take(self, &count);
-    struct together together = {.watch = pwrite_watch(self)};
+    struct together together = {.watch = pwrite_watch(self, monotonic_clock())};
     int64_t end = 0;
     for (Py_ssize_t i = 0; i < count; i++)
         end = end_of(&items[i]) > end ? end_of(&items[i]) : end;

@@ -49,17 +49,20 @@ bool inline_is_pwrite(Mapping *self, int64_t offset, int64_t length, int64_t now
  * Pages that are known to be in memory need not be asked about, and what was found out is told. */
 bool pwrite_is_inline(const struct pin *pin, int64_t offset, int64_t end, bool *cached);
 
-/* Whether pwrite(2) takes long on the loop thread, and waits. */
+/* Whether pwrite(2) waits on the loop thread. */
 struct pwrite_watch { /* the caller's own */
-    bool watched; /* whether it waits is to be found out */
-    bool slow, waited;
+    int suspected;    /* one was slow: so many more are looked at */
+    bool watched;     /* one took long: whether another sleeps is looked at */
+    bool was_long, waited;
+    /* Of one call. */
+    bool looks;
     long waits;
-    int64_t begun;
+    int64_t begun, ran; /* the monotonic clock, and the thread's */
 };
-struct pwrite_watch pwrite_watch(const Mapping *self);
-/* Around each call, without the GIL. */
-void pwrite_watch_begin(struct pwrite_watch *watch);
-void pwrite_watch_end(struct pwrite_watch *watch);
+struct pwrite_watch pwrite_watch(const Mapping *self, int64_t now);
+/* Around each call and what is asked before it, without the GIL; `now` of the monotonic clock. */
+void pwrite_watch_begin(struct pwrite_watch *watch, int64_t now);
+void pwrite_watch_end(struct pwrite_watch *watch, size_t bytes);
 void pwrite_watch_note(Mapping *self, const struct pwrite_watch *watch);
 
 PyObject *mapping_read_inline(Mapping *self, PyObject *const *args, Py_ssize_t count);

@@ -18,8 +18,14 @@
 #include "../sys/thread_waits.h"
 
 #define INLINE_WRITE_LIMIT_BYTES GIL_COPY_LIMIT_BYTES
-/* A pwrite(2) of that long has waited, if the thread gave up the processor meanwhile. */
-#define SLOW_PWRITE_NS INT64_C(1000000)
+/* A pwrite(2) that took so long beyond its bytes is slow. A byte takes less than a nanosecond. */
+#define SLOW_PWRITE_NS INT64_C(250000)
+/* So many that follow a slow one are looked at: a second slow one that slept, or spun for a lock, tells
+ * that they wait. To look at each would take 0.9 us. */
+#define SUSPECTED_PWRITES 8
+/* After one of that long the next one of that long that slept tells it, too, within such a time. */
+#define LONG_PWRITE_NS INT64_C(1000000)
+#define WATCHED_NS INT64_C(2000000000)
 /* For so long stores then go to a worker. It may be the inode's lock, which another process has, or
  * a page that the kernel is writing, or its limit for dirty pages: nothing tells when that ends. */
 #define BLOCKED_NS INT64_C(1000000000)
@@ -105,17 +111,28 @@ bool pwrite_is_inline(const struct pin *pin, int64_t offset, int64_t end, bool *
            (one || (file_reaches(pin->fd, end, &solid) && solid)); /* its blocks are reserved */
 }
 
-void pwrite_watch_begin(struct pwrite_watch *watch)
+void pwrite_watch_begin(struct pwrite_watch *watch, int64_t now)
 {
-    watch->waits = watch->watched ? thread_waits() : 0;
-    watch->begun = monotonic_clock();
+    watch->looks = watch->suspected || watch->watched;
+    if (watch->looks) {
+        watch->waits = thread_waits();
+        watch->ran = thread_clock();
+    }
+    watch->begun = now;
 }
 
-void pwrite_watch_end(struct pwrite_watch *watch)
+void pwrite_watch_end(struct pwrite_watch *watch, size_t bytes)
 {
-    bool slow = monotonic_clock() - watch->begun >= SLOW_PWRITE_NS;
-    watch->slow = watch->slow || slow;
-    watch->waited = watch->waited || (slow && watch->watched && thread_waits() != watch->waits);
+    int64_t took = monotonic_clock() - watch->begun - (int64_t)bytes;
+    bool slow = took >= SLOW_PWRITE_NS, is_long = took >= LONG_PWRITE_NS, slept, spun;
+    if (slow && watch->looks) {
+        slept = thread_waits() != watch->waits;
+        spun = thread_clock() - watch->ran >= took / 2; /* or the host took the processor */
+        watch->waited = watch->waited || (watch->suspected ? slept || spun : slept && is_long);
+        slow = slept || spun; /* else the thread lost the processor */
+    }
+    watch->was_long = watch->was_long || (slow && is_long);
+    watch->suspected = slow ? SUSPECTED_PWRITES : watch->suspected - (watch->suspected > 0);
 }
 
 /* pwrite(2) makes a file that others cut off as long again, with a hole where bytes were that are not
@@ -130,9 +147,7 @@ static void store_by_descriptor(const struct pin *pin, struct inline_store *stor
     if (size < end || !pwrite_is_inline(pin, store->offset, end, &store->cached))
         return;
     bool last = (store->last || size == end) && file_stat(pin->fd, &before) == 0;
-    pwrite_watch_begin(&store->watch);
     store->copied = file_write_one(pin->fd, store->from, store->length, store->offset, &error);
-    pwrite_watch_end(&store->watch);
     store->presence = PRESENCE_CACHED;
     store->cut = last && file_stat(pin->fd, &after) == 0 && after.blocks < before.blocks &&
                  after.blocks * 512 < after.size;
@@ -156,25 +171,24 @@ static bool meets_limit(const Mapping *self, int64_t offset, int64_t length)
            limits->pages;
 }
 
-struct pwrite_watch pwrite_watch(const Mapping *self)
+struct pwrite_watch pwrite_watch(const Mapping *self, int64_t now)
 {
-    return (struct pwrite_watch){.watched = monotonic_clock() < self->watched_until};
+    return (struct pwrite_watch){.watched = now < self->watched_until,
+                                 .suspected = self->suspected_pwrites};
 }
 
 void pwrite_watch_note(Mapping *self, const struct pwrite_watch *watch)
 {
-    if (!watch->slow)
-        return;
-    int64_t now = monotonic_clock();
-    /* Once may have been a busy processor. To find that out each time would take 0.8 us. */
-    self->watched_until = now + 2 * BLOCKED_NS;
+    self->suspected_pwrites = watch->suspected;
+    if (watch->was_long)
+        self->watched_until = monotonic_clock() + WATCHED_NS;
     if (watch->waited)
-        self->blocked_until = now + BLOCKED_NS;
+        self->blocked_until = monotonic_clock() + BLOCKED_NS;
 }
 
 /* Let the GIL go for a store. One by the descriptor must not meet a change (mapping.3). */
 static void store_without_gil(Mapping *self, struct pin *pin, struct inline_store *store,
-                              enum inline_way way)
+                              enum inline_way way, int64_t now)
 {
     if (way == WAY_MAPPING) {
         WITHOUT_GIL(*pin, self, store_mapped(pin, store););
@@ -182,7 +196,8 @@ static void store_without_gil(Mapping *self, struct pin *pin, struct inline_stor
     }
     pthread_mutex_lock(&self->pwrite_mutex);
     self->pwriting = true;
-    WITHOUT_GIL(*pin, self, store_by_descriptor(pin, store);
+    WITHOUT_GIL(*pin, self, pwrite_watch_begin(&store->watch, now); store_by_descriptor(pin, store);
+                pwrite_watch_end(&store->watch, store->length);
                 pthread_mutex_unlock(&self->pwrite_mutex););
     self->pwriting = false;
     self->cut_suspected = self->cut_suspected || store->cut;
@@ -212,13 +227,13 @@ static PyObject *store_now(Mapping *self, int64_t offset, const Py_buffer *data,
                                  .length = (size_t)data->len,
                                  .cached = pages_are(self, first, end, PRESENCE_CACHED),
                                  .last = offset + data->len == self->reach,
-                                 .watch.watched = now < self->watched_until};
+                                 .watch = pwrite_watch(self, now)};
     struct pin pin = {.region = self->region};
     /* SAFETY: the buffer is exported to us, the region is held. */
     if (way == WAY_WITH_GIL)
         store_mapped(&pin, &store);
     else if (way != WAY_WORKER)
-        store_without_gil(self, &pin, &store, way);
+        store_without_gil(self, &pin, &store, way, now);
     bool whole = store.copied == store.length;
     enum presence presence = whole && !pin.moved ? store.presence : PRESENCE_UNKNOWN;
     if (!account_store(self, offset, store.copied, presence, now))

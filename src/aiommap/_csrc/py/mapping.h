@@ -165,7 +165,8 @@ typedef struct {
     struct inline_limits inline_limits;
     int64_t queued_start, queued_end; /* bounds of the writes that wait for a worker */
     bool pwriting;         /* the loop thread is in pwrite(2), without the GIL */
-    int64_t watched_until; /* a pwrite(2) was slow: until then look whether one waits */
+    int suspected_pwrites; /* one was slow: so many more are looked at, whether they wait */
+    int64_t watched_until; /* one took long: until then look whether another sleeps */
     int64_t blocked_until; /* one has waited: until then stores go to a worker */
 
     struct gather gather; /* GIL; written by gather.c */

@@ -1,8 +1,14 @@
-/* thread_waits.h: whether a thread waited, or merely lost the processor. Knows nothing of Python. */
+/* thread_waits.h: whether a thread waited, or merely lost the processor. Knows nothing of Python.
+ *
+ * A thread that waits gives the processor up, or spins for a lock whose owner runs: then its own
+ * clock goes on.
+ */
 #ifndef AIOMMAP_THREAD_WAITS_H
 #define AIOMMAP_THREAD_WAITS_H
 
 #include <sys/resource.h>
+
+#include "clock.h"
 
 /* How often this thread gave up the processor to wait for something. Takes 0.4 us. */
 static inline long thread_waits(void)
@@ -14,5 +20,9 @@ static inline long thread_waits(void)
     return 0;
 #endif
 }
+
+/* For how many nanoseconds this thread has run. What the host took away does not count where it says
+ * so. Takes 0.5 us. */
+static inline int64_t thread_clock(void) { return clock_read(CLOCK_THREAD_CPUTIME_ID); }
 
 #endif
