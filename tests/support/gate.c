@@ -1,9 +1,10 @@
-/* gate.c: preloaded, holds or fails one system call of the process, so that a test says what happens
+/* gate.c: preloaded, holds, fails or slows system calls of the process, so that a test says what happens
  * in the middle of a native step. Calls are named as in the list at the end. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -12,8 +13,9 @@
 #include <time.h>
 #include <unistd.h>
 
-static char armed[32], failing[32];
+static char armed[32], failing[32], slow[32], slow_way[32];
 static atomic_int is_armed, fails_in, reached, is_open, gate_after, fails_with, once;
+static atomic_int slow_calls, slow_microseconds;
 static void (*_Atomic act_before)(void);
 
 /* Hold the next such call, before it is made or after. */
@@ -58,6 +60,47 @@ void gate_before(const char *name, void (*act)(void))
     atomic_store(&is_armed, 1);
 }
 
+/* Have the next such calls take so long: "asleep", "running", or "without the processor", which another
+ * process has to want. */
+void gate_slow(const char *name, int calls, int microseconds, const char *way)
+{
+    strncpy(slow, name, sizeof slow - 1);
+    strncpy(slow_way, way, sizeof slow_way - 1);
+    atomic_store(&slow_microseconds, microseconds);
+    atomic_store(&slow_calls, calls);
+}
+
+static long nanoseconds_since(clockid_t clock, const struct timespec *begun)
+{
+    struct timespec now;
+    clock_gettime(clock, &now);
+    return (now.tv_sec - begun->tv_sec) * 1000000000 + now.tv_nsec - begun->tv_nsec;
+}
+
+static void take_long(long wanted)
+{
+    struct timespec begun, ran;
+    clock_gettime(CLOCK_MONOTONIC, &begun);
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ran);
+    if (!strcmp(slow_way, "asleep"))
+        nanosleep(&(struct timespec){.tv_nsec = wanted}, NULL);
+    else if (!strcmp(slow_way, "running"))
+        while (nanoseconds_since(CLOCK_THREAD_CPUTIME_ID, &ran) < wanted)
+            ;
+    else
+        while (nanoseconds_since(CLOCK_MONOTONIC, &begun) <
+               wanted + 4 * nanoseconds_since(CLOCK_THREAD_CPUTIME_ID, &ran))
+            sched_yield();
+}
+
+static void slow_down(const char *name)
+{
+    if (!atomic_load(&slow_calls) || strcmp(name, slow))
+        return;
+    atomic_fetch_sub(&slow_calls, 1);
+    take_long(atomic_load(&slow_microseconds) * 1000L);
+}
+
 static int takes(const char *name)
 {
     int yes = 1;
@@ -100,6 +143,7 @@ static int fails(const char *name)
         int held = takes(name), after = atomic_load(&gate_after);                                 \
         if (held && !after)                                                                       \
             hold();                                                                               \
+        slow_down(name);                                                                          \
         if (fails(name))                                                                          \
             return failure;                                                                       \
         type result = real(__VA_ARGS__);                                                          \

@@ -1,4 +1,4 @@
-"""Scripts in which one system call is held or fails (``gate.c``), each in a process of its own."""
+"""Scripts in which system calls are held, fail or are slow (``gate.c``), each in a new process."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ def arm(name, after=False):
 
 def fail(name, nth=1, error=errno.ENOMEM, on=False):
     gate.gate_fail(name.encode(), nth, error, int(on))
+
+def slow(name, calls, way="asleep", milliseconds=0.4):
+    gate.gate_slow(name.encode(), calls, round(1000 * milliseconds), way.encode())
 
 @contextlib.contextmanager
 def held(name, call, *arguments, after=False):
