@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,8 @@ COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 STRING = re.compile(r'"(?:\\.|[^"\\])*"')
 #: House style: the braces of a function, and only those, stand in the first column.
 FUNCTION = re.compile(r"^\w[^\n;]*\([^;{}]*\)\n\{\n(?P<body>.*?)^\}$", re.MULTILINE | re.DOTALL)
+#: A function that other files can call.
+DEFINED = re.compile(r"^(?!static (?!inline)|__)\w[\w *]*?\b(\w+)\([^;{}]*\)\n\{$", re.MULTILINE)
 STRUCT = re.compile(
     r"^(?:typedef )?struct(?P<tag> \w+)? \{(?P<beside>[^\n]*)\n(?P<fields>.*?)^\}(?P<name> ?\w*);",
     re.MULTILINE | re.DOTALL,
@@ -84,6 +87,20 @@ def includes(name):
     return found
 
 
+def calls_by_module():
+    """Name for each module, a C file with its header, the others that define what it calls."""
+    modules = {name: str(Path(name).with_suffix("")) for name in FILES}
+    owners = {
+        function: modules[name] for name in FILES for function in DEFINED.findall(code_of(name))
+    }
+    calls = {module: set() for module in modules.values()}
+    for name, module in modules.items():
+        bodies = " ".join(found["body"] for found in FUNCTION.finditer(code_of(name)))
+        called = re.findall(r"\b\w+(?=\()", bodies)
+        calls[module] |= {owners[one] for one in called if one in owners} - {module}
+    return calls
+
+
 def without_gil_spans(code):
     """Yield every piece of code that runs without the GIL; fail where a pair is broken."""
     begun = None
@@ -124,6 +141,12 @@ def test_sys_knows_nothing_of_python(name):
     found = includes(name)
     assert not {header for header in found if "Python" in header or header.startswith("py/")}
     assert not PYTHON_CALL.search(code_of(name))
+
+
+def test_modules_call_each_other_in_no_circle():
+    calls = calls_by_module()
+    assert "py/accounting" in calls["py/gather"]
+    tuple(TopologicalSorter(calls).static_order())  # raises CycleError, which names the circle
 
 
 def test_only_the_guard_jumps():

@@ -5,6 +5,7 @@
 #include "accounting.h"
 #include "buffer.h"
 #include "inline.h"
+#include "inline_way.h"
 #include "pin.h"
 #include "receipt.h"
 #include "state.h"
@@ -113,7 +114,7 @@ static bool may_gather(Mapping *self, int64_t offset, Py_ssize_t length)
            is_unlimited(&self->inline_limits) && length > 0 &&
            range_is_valid(offset, length, self->reach) &&
            self->gather.bytes + (size_t)length <= GATHER_BYTES &&
-           inline_is_pwrite(self, offset, length, now);
+           inline_way_of(self, offset, length, now) == WAY_DESCRIPTOR;
 }
 
 /* The receipt, without a number, or NULL with or without an exception. */

@@ -5,17 +5,21 @@ typedef struct {
     PyObject_HEAD
     PyObject *cursor;    /* GIL; NULL once it is over */
     PyObject *coroutine; /* GIL; NULL unless Python had to look */
+    const struct log_grants *grants; /* constant */
 } LogNext;
 
-PyObject *log_next_make(PyTypeObject *type, PyObject **spare, PyObject *cursor)
+PyObject *log_next_make(PyTypeObject *type, PyObject **spare, PyObject *cursor,
+                        const struct log_grants *grants)
 {
     LogNext *self = (LogNext *)*spare;
     if (self && Py_REFCNT(*spare) == 1)
         *spare = NULL; /* or the two would keep each other alive */
     else
         self = (LogNext *)PyType_GenericAlloc(type, 0);
-    if (self)
-        self->cursor = Py_NewRef(cursor);
+    if (!self)
+        return NULL;
+    self->cursor = Py_NewRef(cursor);
+    self->grants = grants;
     return (PyObject *)self;
 }
 
@@ -36,7 +40,7 @@ static void end(LogNext *self)
     Py_CLEAR(self->coroutine);
     self->cursor = NULL;
     if (cursor)
-        log_cursor_keep(cursor, (PyObject *)self);
+        self->grants->keep(cursor, (PyObject *)self);
     Py_XDECREF(cursor);
 }
 
@@ -63,7 +67,7 @@ static PySendResult next_send(LogNext *self, PyObject *value, PyObject **result)
 {
     *result = NULL;
     if (self->cursor && !self->coroutine) {
-        *result = log_cursor_take_granted(self->cursor);
+        *result = self->grants->take(self->cursor);
         if (*result || PyErr_Occurred()) {
             end(self);
             return *result ? PYGEN_RETURN : PYGEN_ERROR;

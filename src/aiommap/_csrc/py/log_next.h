@@ -11,13 +11,16 @@
 
 extern PyType_Spec log_next_spec;
 
-/* Make one, or take the one that the cursor has to spare if nobody else has it; a new reference. */
-PyObject *log_next_make(PyTypeObject *type, PyObject **spare, PyObject *cursor);
+/* What it asks of the cursor. */
+struct log_grants { /* constant */
+    /* Take a granted record; NULL without an exception if Python has to look. */
+    PyObject *(*take)(PyObject *cursor);
+    /* Keep one that is over, and refers to the cursor no more. */
+    void (*keep)(PyObject *cursor, PyObject *next);
+};
 
-/* What it asks of the cursor, in log_reader.c. */
-/* Take a granted record; NULL without an exception if Python has to look. */
-PyObject *log_cursor_take_granted(PyObject *cursor);
-/* Keep one that is over, and refers to the cursor no more. */
-void log_cursor_keep(PyObject *cursor, PyObject *next);
+/* Make one, or take the one that the cursor has to spare if nobody else has it; a new reference. */
+PyObject *log_next_make(PyTypeObject *type, PyObject **spare, PyObject *cursor,
+                        const struct log_grants *grants);
 
 #endif

@@ -350,7 +350,7 @@ static PyObject *cursor_take(LogCursor *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-PyObject *log_cursor_take_granted(PyObject *cursor)
+static PyObject *take_granted(PyObject *cursor)
 {
     LogCursor *self = (LogCursor *)cursor;
     struct frame frame;
@@ -362,7 +362,7 @@ PyObject *log_cursor_take_granted(PyObject *cursor)
     return record;
 }
 
-void log_cursor_keep(PyObject *cursor, PyObject *next)
+static void keep_next(PyObject *cursor, PyObject *next)
 {
     LogCursor *self = (LogCursor *)cursor;
     PyObject *old = self->spare;
@@ -372,10 +372,12 @@ void log_cursor_keep(PyObject *cursor, PyObject *next)
     Py_XDECREF(old);
 }
 
+static const struct log_grants grants = {take_granted, keep_next};
+
 /* __anext__. Where nothing is granted, the coroutine function of a subclass has to look. */
 static PyObject *cursor_next(LogCursor *self)
 {
-    return self->granted ? log_next_make(self->next_type, &self->spare, (PyObject *)self)
+    return self->granted ? log_next_make(self->next_type, &self->spare, (PyObject *)self, &grants)
                          : PyObject_CallMethod((PyObject *)self, "_advance", NULL);
 }
 

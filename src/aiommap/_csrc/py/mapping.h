@@ -164,12 +164,13 @@ typedef struct {
     /* GIL; written by gather.c and inline_write.c. */
     struct inline_limits inline_limits;
     int64_t queued_start, queued_end; /* bounds of the writes that wait for a worker */
-    bool pwriting;         /* the loop thread is in pwrite(2), without the GIL */
+    bool pwriting; /* the loop thread is in pwrite(2), without the GIL */
+    struct gather gather; /* written by gather.c */
+
+    /* GIL; written by inline_way.c. */
     int suspected_pwrites; /* one was slow: so many more are looked at, whether they wait */
     int64_t watched_until; /* one took long: until then look whether another sleeps */
     int64_t blocked_until; /* one has waited: until then stores go to a worker */
-
-    struct gather gather; /* GIL; written by gather.c */
 
     /* A lock; written by gather.c, inline_write.c and resize.c. The loop thread has it while it is in
      * pwrite(2), which would make a file that a change just cut off as long again. No change keeps it. */

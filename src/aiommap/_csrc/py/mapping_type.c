@@ -12,6 +12,7 @@
 #include "gather.h"
 #include "growable.h"
 #include "inline.h"
+#include "inline_write.h"
 #include "lease.h"
 #include "paging.h"
 #include "pin.h"
