@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import anyio
 import anyio.lowlevel
@@ -290,18 +291,30 @@ async def test_options_that_cannot_be_meant(folder, options, match):
     assert not folder.exists()
 
 
-async def test_append_in_another_thread(folder):
-    """Neither inline nor in the queue: both belong to the loop."""
-    async with Log.open(folder) as log:
+@pytest.mark.parametrize("waiting", [0, 2], ids=["idle", "busy"])
+async def test_append_in_another_thread(folder, waiting):
+    """Neither inline nor in the queue, also behind what waits there: all belongs to the loop."""
+    async with Log.open(folder, flush=ALWAYS if waiting else FlushPolicy.manual()) as log:
         await log.append(b"1")
 
         def elsewhere():
             coroutine = log.append(b"2")
             with pytest.raises(RuntimeError, match="a thread that runs no event loop"):
                 coroutine.send(None)
+            told.append(1)
 
-        await anyio.to_thread.run_sync(elsewhere)
-        assert await contents(log) == [b"1"]
+        async def start_and_join():  # in the turn in which the others begin
+            thread = threading.Thread(target=elsewhere)
+            thread.start()
+            thread.join()
+
+        told = []
+        async with anyio.create_task_group() as group:
+            for _ in range(waiting):
+                group.start_soon(log.append, b"1")
+            group.start_soon(start_and_join)
+        assert told == [1]
+        assert await contents(log) == [b"1"] * (1 + waiting)
 
 
 async def test_start_writeback_flushes_nothing(folder):

@@ -13,12 +13,13 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from threading import get_ident
 from weakref import WeakSet
 
 from .._flush.trigger import FlushTrigger
 from .._flush_policy import FlushPolicy
 from .._native import PoolCommit, PoolQueue
-from .._runtime.batching import Batch, BatchQueue, Kind, as_jobs
+from .._runtime.batching import BatchQueue, Kind, as_jobs
 from .._runtime.event_loop import Event, Waiter
 from .._runtime.loops import call_later, spawn
 from .._runtime.workers import OnCancel, Workers
@@ -50,6 +51,7 @@ class Appender:
         may_inline: whether records may be stored on the loop thread at all.
         max_record: bytes of the largest record.
         queue: the batches.
+        thread: of the loop.
     """
 
     __slots__ = (
@@ -75,6 +77,7 @@ class Appender:
         "may_inline",
         "queue",
         "ready",
+        "thread",
     )
 
     def __init__(
@@ -91,6 +94,7 @@ class Appender:
         self._writer = writer
         self._native = writer.native
         self._native.bind_loop_thread()
+        self.thread: int = get_ident()
         self._policy = policy
         self.max_record: int = segment_size - RESERVED_BYTES
         self.may_inline: bool = inline_writes and writer.local and not policy.flush_each_write
@@ -152,17 +156,12 @@ class Appender:
         limit = self._policy.dirty_limit
         return limit is None or self._writer.dirty_bytes + frame_bytes(length) <= limit
 
-    async def abandon(
-        self,
-        error: BaseException,
-        batch: Batch[Item, int],
-        waiter: Waiter[int | BaseException],
-    ) -> None:
+    async def abandon(self, error: BaseException, waiter: Waiter[int | BaseException]) -> None:
         """Withdraw what a cancelled task appended, or wait it out."""
         if not isinstance(
             error, GeneratorExit
         ):  # then the loop is gone, and nothing can be awaited
-            await self.queue.leave(batch, waiter, withdrawable=True)
+            await self.queue.leave_early(waiter)
 
     async def flush(self, sequence: int) -> None:
         """Make all records durable, if one is not yet."""

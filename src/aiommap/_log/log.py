@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from functools import partial
+from threading import get_ident
 from types import TracebackType
 from typing import Self, SupportsIndex, TypeAlias
 from weakref import WeakSet
@@ -18,6 +19,7 @@ from .._errors import AccessModeError, ForkedError
 from .._flush_policy import MANUAL, FlushPolicy
 from .._hub.opening import Opening
 from .._native import export_bytes, time_slice_spent
+from .._runtime.batching import Kind
 from .._runtime.blocks import close_after
 from .._runtime.event_loop import Event
 from .._runtime.loops import spawn, wait_out
@@ -253,14 +255,16 @@ class Log:
                 return LogReceipt(self, sequence)
         if not appender.ready:
             self._check_writing()
-        batch, waiter = appender.queue.enqueue(data)
+        if get_ident() != appender.thread:
+            self.workers.check_loop("a log")
+        waiter = appender.queue.join(data, Kind.PLAIN)
         try:
             outcome = await waiter
         except BaseException as error:
-            await appender.abandon(error, batch, waiter)
+            await appender.abandon(error, waiter)
             raise
         if isinstance(outcome, BaseException):
-            del batch, waiter  # or the error would be kept alive by what refers to it
+            del waiter  # or the error would be kept alive by what refers to it
             raise outcome
         return LogReceipt(self, outcome)
 
