@@ -13,7 +13,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from threading import get_ident
 from weakref import WeakSet
 
 from .._flush.trigger import FlushTrigger
@@ -22,6 +21,7 @@ from .._native import PoolCommit, PoolQueue
 from .._runtime.batching import BatchQueue, Kind, as_jobs
 from .._runtime.event_loop import Event, Waiter
 from .._runtime.loops import call_later, spawn
+from .._runtime.threads import this_thread
 from .._runtime.workers import OnCancel, Workers
 from .format import RESERVED_BYTES, frame_bytes
 from .receipt import LogStatistics
@@ -94,7 +94,7 @@ class Appender:
         self._writer = writer
         self._native = writer.native
         self._native.bind_loop_thread()
-        self.thread: int = get_ident()
+        self.thread: int = this_thread()
         self._policy = policy
         self.max_record: int = segment_size - RESERVED_BYTES
         self.may_inline: bool = inline_writes and writer.local and not policy.flush_each_write

@@ -6,7 +6,6 @@ import os
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from functools import partial
-from threading import get_ident
 from types import TracebackType
 from typing import Self, SupportsIndex, TypeAlias
 from weakref import WeakSet
@@ -23,6 +22,7 @@ from .._runtime.batching import Kind
 from .._runtime.blocks import close_after
 from .._runtime.event_loop import Event
 from .._runtime.loops import spawn, wait_out
+from .._runtime.threads import this_thread
 from .._runtime.workers import OnCancel, Workers
 from .._typing import Buffer
 from .appender import Appender
@@ -255,7 +255,7 @@ class Log:
                 return LogReceipt(self, sequence)
         if not appender.ready:
             self._check_writing()
-        if get_ident() != appender.thread:
+        if this_thread() != appender.thread:
             self.workers.check_loop("a log")
         waiter = appender.queue.join(data, Kind.PLAIN)
         try:

@@ -35,6 +35,8 @@ Job = Callable[[], None]
 Mutex = threading.Lock
 #: The same, where a finalizer may take it in the thread that holds it: those run at any moment.
 ReentrantMutex = threading.RLock
+#: Number of the thread that asks.
+this_thread = threading.get_ident
 
 #: An idle worker ends after this time.
 IDLE_SECONDS = 10.0
