@@ -44,9 +44,9 @@ def folder(tmp_path):
 
 
 #: System calls at each of which the writer is killed, before it and after it.
-CALLS = ("pwrite64", "pwritev", "fdatasync", "fsync", "linkat", "unlink", "fallocate", "fcntl")
+CALLS = ("pwrite64", "pwritev", "fdatasync", "fsync", "linkat", "unlink", "fallocate")
 #: Those that all of Python makes as well: only those on these names count.
-NAMED_CALLS = ("openat", "mkdir")
+NAMED_CALLS = ("openat", "mkdir", "fcntl")
 
 
 async def killed(folder, code, call, when, *arguments):
@@ -83,6 +83,8 @@ async def test_kill_at_system_calls(folder, call, policy):
                 await look(folder, mode, [0, *said])
         _, more = await killed(folder, WRITER, None, 0, policy, "1")
         await look(folder, "r", said + more)
+        if not died:
+            break  # nor are there more calls
     assert deaths > 0
 
 
@@ -127,4 +129,6 @@ async def test_kill_while_segments_are_set_aside(folder, tmp_path, call):
                 # A reader cannot tell damage from what was torn, until a writer has.
                 assert damaged in ((None, 3) if mode == "r" else (None,))
         assert len(list(folder.glob("*.log.cut-*"))) == count - 1
+        if not died:
+            break
     assert deaths > 0
