@@ -67,6 +67,13 @@ async def main():
     log = await aiommap.Log.open(sys.argv[1], segment_size=65536)
     for _ in range(int(sys.argv[3])):
         await log.append(bytes(40000))
+    if sys.argv[2] == "forks and rolls":
+        while not log.statistics().standby_ready:
+            await anyio.sleep(0.005)
+        if not os.fork():
+            sys.stdin.readline()
+            os._exit(0)
+        await log.append(bytes(40000))
     if sys.argv[2] == "forks" and os.fork():
         os._exit(9)
     os.write(1, b"ready")
@@ -106,6 +113,36 @@ async def test_forked_child_keeps_no_lock_of_a_segment(folder, records):
         assert await process.wait() == 9
         without_control(folder)
         assert await reopened(folder) == records  # the child lives, and waits
+
+
+async def test_child_forked_beside_a_standby_keeps_no_lock_of_it(folder):
+    async with holding(folder, "forks and rolls", ONE) as process:
+        process.kill()
+        await process.wait()
+        assert await reopened(folder) == [*ONE, bytes(40000)]  # the child lives, and waits
+
+
+async def test_closing_releases_the_locks_of_all_copies(folder):
+    """As of a child that another thread forks while the descriptors are opened or closed."""
+    log = await Log.open(folder)
+    await log.append(b"x")
+    copies = [os.dup(fd) for fd in descriptors_below(folder)]
+    await log.aclose()
+    try:
+        assert len(copies) > 1
+        assert await reopened(folder) == [b"x"]
+    finally:
+        for fd in copies:
+            os.close(fd)
+
+
+def descriptors_below(folder):
+    found = {fd: f"/proc/self/fd/{fd}" for fd in map(int, os.listdir("/proc/self/fd"))}
+    return [
+        fd
+        for fd, link in found.items()
+        if os.path.lexists(link) and os.readlink(link).startswith(f"{folder}/")
+    ]
 
 
 async def test_closing_and_failing_to_open_let_others_in(folder):

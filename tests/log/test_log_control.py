@@ -72,6 +72,26 @@ async def test_durable_records_that_are_not_there_are_damage(folder, boot):
     assert (caught.value.sequence, caught.value.offset) == (4, END)
 
 
+@pytest.mark.parametrize("control", ["this boot", "another", "removed"])
+async def test_damage_is_told_to_readers_whatever_control_says(folder, control):
+    """Frames behind it say that it was durable."""
+    async with Log.open(folder, flush=aiommap.FlushPolicy.always()) as log:
+        for data in DATA:
+            await log.append(data)
+    overwrite(segment_path(folder), places(DATA)[1] + 24, b"?")
+    if control == "removed":
+        (folder / "control").unlink()
+    else:
+        adopt_control(folder, boot=None if control == "this boot" else bytes(16))
+    async with Log.open(folder, "r") as reader:
+        assert await up_to_damage(reader) == (DATA[:1], 2)
+        assert [record.data async for record in reader.read(3)] == DATA[2:]
+        tail = reader.tail()
+        assert (await anext(tail)).data == DATA[0]
+        with pytest.raises(aiommap.CorruptRecordError):
+            await anext(tail)
+
+
 @pytest.mark.parametrize("boot", [None, bytes(16)], ids=["this boot", "another"])
 async def test_first_record_ahead_of_the_last_is_damage(folder, boot):
     await make(folder, *DATA)

@@ -247,8 +247,21 @@ async def test_closing_ends_readings(log, folder):
         group.start_soon(follow)
         await until(lambda: reader.statistics().held_segments)
         await reader.aclose()
-    with pytest.raises((anyio.ClosedResourceError, StopAsyncIteration)):
+    with pytest.raises(anyio.ClosedResourceError):
         await anext(tail)
+
+
+@pytest.mark.parametrize("how", ["read", "tail"])
+async def test_closing_in_the_middle_is_no_end(log, folder, how):
+    reader = await Log.open(folder, "r")
+    records, whole = getattr(reader, how)(), reader.read()
+    assert [record.sequence async for record in whole] == list(range(1, 21))
+    assert (await anext(records)).sequence == 1
+    await reader.aclose()
+    with pytest.raises(anyio.ClosedResourceError, match="is closed"):
+        await anext(records)
+    with pytest.raises(StopAsyncIteration):
+        await anext(whole)  # it was at its end before
 
 
 async def test_cancelled_tail_goes_on(log, folder):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 import aiommap
 from aiommap import ChangeKind
 from tests.support.fork_server import run_code
-from tests.support.internals import OwnChanges
+from tests.support.internals import OwnChanges, core_of
 from tests.support.internals import notifier as _notifier
 from tests.support.internals import scanner as _scanner
 from tests.support.internals import stat_differ as _stat_differ
@@ -323,6 +324,30 @@ async def test_shortest_interval_holds(hub, tmp_path, monkeypatch):
                 os.truncate(path, length)
                 await reach(quick, size(length))
         await reach(slow, size(5))
+
+
+async def test_path_is_polled_after_a_long_resize_of_ours(hub, tmp_path, monkeypatch):
+    """Nothing can be told of it meanwhile, and it stays suspect until then."""
+    from watchfiles import _rust_notify
+
+    monkeypatch.setattr(_rust_notify, "RustNotify", Deaf)
+    monkeypatch.setattr(_scanner, "MAX_DELAY_SECONDS", 0.05)
+    compare, gave_up = _stat_differ.StatDiffer.compare, threading.Event()
+
+    def compare_and_tell(differ, watched, source, *, patient=True):
+        done = compare(differ, watched, source, patient=patient)
+        if not (done or patient):
+            gave_up.set()
+        return done
+
+    path = tmp_path / "f"
+    path.write_bytes(b"x")
+    async with hub.open(path, "r+") as f, watch(hub, path) as changes:
+        monkeypatch.setattr(_stat_differ.StatDiffer, "compare", compare_and_tell)
+        with core_of(f).own.resizing():
+            os.truncate(path, 5)
+            assert await anyio.to_thread.run_sync(gave_up.wait, 20)
+        await reach(changes, size(5))
 
 
 OVERFLOW = """

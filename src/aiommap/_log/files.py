@@ -42,8 +42,9 @@ from .format import (
 from .recovery import FoundSegment
 
 _SET_LOCK = getattr(fcntl, "F_OFD_SETLK", None)
-#: struct flock, with the padding behind its last field: an exclusive lock of byte 0.
+#: struct flock, with the padding behind its last field: an exclusive lock of byte 0, or none.
 _LOCK_BYTE_0 = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
+_UNLOCK_BYTE_0 = struct.pack("hhqqi0q", fcntl.F_UNLCK, os.SEEK_SET, 0, 1, 0)
 
 _IN_MEMORY = {0x01021994, 0x858458F6}
 
@@ -51,7 +52,7 @@ _IN_MEMORY = {0x01021994, 0x858458F6}
 _STANDBY = re.compile(r"standby-[0-9a-f]{8}\.tmp")
 _NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL, errno.ENOSYS}
 
-#: Descriptors that hold a lock.
+#: Descriptors that hold a lock, or may be given one.
 _held: set[int] = set()
 
 
@@ -83,10 +84,29 @@ class HeldError(anyio.BusyResourceError):
         )
 
 
+def _open_to_lock(path: str, flags: int) -> int:
+    """Open a file that is locked later: a child that is forked before that has a copy, too."""
+    fd = os.open(path, flags | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    _held.add(fd)
+    return fd
+
+
+def _close_locked(fd: int) -> None:
+    """Release the lock of a descriptor if it has one, and close it.
+
+    Closing alone would leave the lock to a child that another thread forks in this moment.
+    """
+    if fd in _held and _SET_LOCK is not None:
+        with suppress(OSError):
+            fcntl.fcntl(fd, _SET_LOCK, _UNLOCK_BYTE_0)
+    _held.discard(fd)
+    os.close(fd)
+
+
 def _lock(fd: int, path: str) -> None:
+    """Lock what ``_open_to_lock`` has opened."""
     if _SET_LOCK is None:
         raise UnsupportedError(f"write {path}", "the system has no locks of open files")
-    _held.add(fd)
     try:
         fcntl.fcntl(fd, _SET_LOCK, _LOCK_BYTE_0)
     except OSError as error:
@@ -180,14 +200,13 @@ class Segment:
         """Close the descriptor, once, and so release the lock."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            _held.discard(fd)
-            os.close(fd)
+            _close_locked(fd)
 
 
-def open_segment(folder: str, base: int, flags: int = os.O_RDONLY) -> Segment:
-    """Open a segment and read its header."""
+def open_segment(folder: str, base: int) -> Segment:
+    """Open a segment to read it, and read its header."""
     path = os.path.join(folder, segment_name(base))
-    fd = os.open(path, flags | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return Segment(fd, path, read_header(fd, path, folder))
     except BaseException:
@@ -197,11 +216,13 @@ def open_segment(folder: str, base: int, flags: int = os.O_RDONLY) -> Segment:
 
 def lock_segment(folder: str, base: int) -> Segment:
     """Open a segment to write it, and keep other writers out (files.3)."""
-    segment = open_segment(folder, base, os.O_RDWR)
+    path = os.path.join(folder, segment_name(base))
+    fd = _open_to_lock(path, 0)
     try:
-        _lock(segment.fd, segment.path)
+        segment = Segment(fd, path, read_header(fd, path, folder))
+        _lock(fd, path)
     except BaseException:
-        segment.close()
+        _close_locked(fd)
         raise
     return segment
 
@@ -211,10 +232,14 @@ def lock_last_segment(folder: str, folder_fd: int) -> Segment | None:
     bases = segment_bases(folder_fd)
     if not bases:
         return None
-    last = lock_segment(folder, bases[-1])
+    held = HeldError(folder, _holder(os.path.join(folder, CONTROL_NAME)))
+    try:
+        last = lock_segment(folder, bases[-1])
+    except FileNotFoundError:  # another writer that is being opened has set it aside
+        raise held from None
     try:
         if segment_bases(folder_fd)[-1:] != bases[-1:]:
-            raise HeldError(folder, _holder(os.path.join(folder, CONTROL_NAME)))
+            raise held
     except BaseException:
         last.close()
         raise
@@ -295,14 +320,13 @@ class Unnamed:
         self._folder_fd = folder_fd
         #: Where the file system has no files without a name.
         self._name: str | None = None
-        flags = os.O_RDWR | os.O_CLOEXEC
         try:
-            self.fd: int = os.open(folder, flags | os.O_TMPFILE, 0o644)
+            self.fd: int = _open_to_lock(folder, os.O_TMPFILE)
         except OSError as error:
             if error.errno not in _NO_TMPFILE:
                 raise
             self._name = os.path.join(folder, f"standby-{secrets.token_hex(4)}.tmp")
-            self.fd = os.open(self._name, flags | os.O_CREAT | os.O_EXCL, 0o644)
+            self.fd = _open_to_lock(self._name, os.O_CREAT | os.O_EXCL)
         try:
             reserve(self.fd, 0, size, 0)
             os.fsync(self.fd)
@@ -330,8 +354,7 @@ class Unnamed:
 
     def close(self) -> None:
         """Give it up."""
-        _held.discard(self.fd)
-        os.close(self.fd)
+        _close_locked(self.fd)
         if self._name is not None:
             with suppress(FileNotFoundError):
                 os.unlink(self._name)
@@ -344,7 +367,7 @@ class Control:
 
     def __init__(self, folder: str) -> None:
         path = self._path = os.path.join(folder, CONTROL_NAME)
-        self.fd: int = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self.fd: int = _open_to_lock(path, os.O_CREAT)
         self.boot: bytes = boot_id()
         try:
             _lock(self.fd, path)
@@ -389,8 +412,7 @@ class Control:
 
     def close(self) -> None:
         """Release the lock."""
-        _held.discard(self.fd)
-        os.close(self.fd)
+        _close_locked(self.fd)
 
 
 def believed_control(path: str) -> tuple[bytes, ControlIdentity, bool] | None:

@@ -134,6 +134,12 @@ def walk_segment(found: FoundSegment, life: int, proof: int) -> Walk:
         segment.close()
 
 
+def is_of(folder: str, folder_fd: int, log_id: bytes) -> bool:
+    """Tell whether a folder has no segment of another log: its last one is asked."""
+    bases = segment_bases(folder_fd)
+    return not bases or find_segment(folder, bases[-1]).header.log_id == log_id
+
+
 def survey(folder: str, folder_fd: int, proof: int, first: int) -> Survey | None:
     """Make steps 3 to 8; None if there is no segment.
 
@@ -272,11 +278,9 @@ class _Recovery:
 
     def _forget_foreign_words(self) -> None:
         """Believe nothing of a control file that belongs to another log."""
-        bases, identity = segment_bases(self._folder_fd), self._control.identity
-        if bases and identity is not None:
-            header = find_segment(self._folder, bases[-1]).header
-            if header.log_id != identity.log_id:
-                self._durable = self._first = self._clean = self._tail = 0
+        identity = self._control.identity
+        if identity is not None and not is_of(self._folder, self._folder_fd, identity.log_id):
+            self._durable = self._first = self._clean = self._tail = 0
 
     def _create(self, native: LogWriter) -> OpenedLog:
         if self._durable:
@@ -430,8 +434,9 @@ class Look:
         log_id: of the log; None while it has no segment.
         trusted: whether the words of the control file can be believed.
         first: the lowest sequence that is kept.
-        last: the last record that was found; first - 1 if there is none.
-        durable: records up to this one are known to be durable.
+        last: the last record that was found, or is known to have been there; first - 1 if there
+            is none.
+        durable: records up to this one were durable, so that what is missing of them is damaged.
     """
 
     log_id: bytes | None
@@ -442,7 +447,7 @@ class Look:
 
 
 def look(folder: str) -> Look:
-    """Look at a log without writing: by its control file, or else by steps 2 to 8."""
+    """Look at a log without writing: by its control file, or else by steps 2 to 9."""
     folder_fd = open_folder(folder, create=False)
     try:
         path = os.path.join(folder, CONTROL_NAME)
@@ -451,14 +456,14 @@ def look(folder: str) -> Look:
             block, identity, _ = believed
             return Look(identity.log_id, True, word(block, FIRST), 0, 0)
         durable, first = 0, 0
-        if believed is not None:
+        if believed is not None and is_of(folder, folder_fd, believed[1].log_id):
             durable, first = word(believed[0], DURABLE_SEQUENCE), word(believed[0], FIRST)
         found = survey(folder, folder_fd, durable, first)
         if found is None:
             return Look(None, False, 1, 0, 0)
         walk, current = found.walk, found.segments[found.end].header
-        proof = max(durable, walk.proof, current.durable_below - 1)
-        last = walk.sequence - 1
-        return Look(current.log_id, False, max(found.first, 1), last, min(proof, last))
+        proof = max(durable, walk.proof, current.durable_below - 1, search_behind(found).proof)
+        last = max(walk.sequence - 1, proof)
+        return Look(current.log_id, False, max(found.first, 1), last, proof)
     finally:
         os.close(folder_fd)

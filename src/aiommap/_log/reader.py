@@ -86,6 +86,7 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
         "_busy",
         "_done",
         "_durable",
+        "_ended",
         "_follow",
         "_held",
         "_log",
@@ -108,7 +109,7 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
         words = log.published.words
         #: Where ``read`` ends: the end as it is now.
         self._until = _EVERYTHING if words is None else words.tail.load()
-        self._busy = self._done = False
+        self._busy = self._done = self._ended = False
         #: Records that nothing says are durable yet.
         self._held: deque[LogRecord] = deque()
         #: What a worker brought; it stays where the task that wanted it was cancelled meanwhile.
@@ -120,11 +121,14 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
         if self._busy:
             raise anyio.BusyResourceError("reading this iterator of")
         if self._done:
+            if not self._ended:  # what is closed in the middle must not look as if it were whole
+                self._log.check_reading()
             raise StopAsyncIteration
         self._busy = True
         try:
             record = await self._next_record()
-            self._done |= record is None
+            self._ended = record is None
+            self._done |= self._ended
         except BaseException as error:
             self._done |= not isinstance(error, anyio.get_cancelled_exc_class())
             raise
@@ -252,6 +256,8 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
             return record
         if self.position != begun:
             return Found.NOTHING  # there were frames, and no records
+        if self.sequence <= self._log.durable:
+            raise self._damage()
         if self.state == WRONG and not self._held:
             await self._refuse_gap()
         return Found.END

@@ -62,7 +62,7 @@ class Walk:
         ended: whether there is an END frame.
         last_crc: checksum of the last good frame, the END frame included.
         stop: offset behind that frame.
-        proven: offset up to which all is durable, as ``proof`` says; it may be more.
+        proven: offset up to which all is durable, as ``proof`` says; more may be durable.
     """
 
     offset: int

@@ -270,7 +270,7 @@ class Scanner:
             requests, self._requests = self._requests, []
             for watched, asker in requests:
                 if watched.is_known:
-                    self._differ.compare(watched, "poll")
+                    self._compare(watched, "poll")
                 else:
                     self._differ.begin(watched)
                 self._report(Finding(watched, None, asker))
@@ -394,11 +394,10 @@ class Scanner:
 
     def _compare_suspect(self, watched: WatchedPath, now: float, since: float) -> None:
         """Compare, unless the file has changed again and an event of that may follow."""
-        if now - since >= MAX_DELAY_SECONDS:
-            self._differ.compare(watched, "poll", patient=False)
-        elif self._differ.changed_within(watched, POLL_DELAY_SECONDS) or not self._differ.compare(
-            watched, "poll"
-        ):
+        patient = now - since < MAX_DELAY_SECONDS
+        if (
+            patient and self._differ.changed_within(watched, POLL_DELAY_SECONDS)
+        ) or not self._differ.compare(watched, "poll", patient=patient):
             self._suspect(watched, now, since)
 
     def _suspect(self, watched: WatchedPath, now: float, since: float) -> None:
