@@ -213,6 +213,8 @@ static bool pass_hole(struct log_search *search, struct window *window)
  * is 0, as its kind then is, too. */
 static int64_t zeros_behind(const struct log_search *search, const struct window *window)
 {
+    if (!window->bytes)
+        return 0; /* nothing was read yet */
     size_t from = (size_t)(search->offset - window->start) + FRAME_HEADER_BYTES, at = from;
     for (uint64_t word = 0; at + sizeof word <= window->filled; at += sizeof word) {
         memcpy(&word, window->bytes + at, sizeof word);
