@@ -49,6 +49,45 @@ static uint32_t by_table(uint32_t state, const unsigned char *at, size_t length)
     return state;
 }
 
+#define DIGITS 4 /* of the base 256, of a number of words */
+
+/* What so many words of zeros make of a state: it is multiplied by a power of x. Constant once the
+ * module is loaded. */
+static uint32_t powers[DIGITS][256];
+
+/* The product of two polynomials modulo CRC32C's; the highest bit is the lowest power. */
+static uint32_t multiply(uint32_t one, uint32_t other)
+{
+    uint32_t product = 0;
+    for (; one; one <<= 1) {
+        product ^= other & -(one >> 31);
+        other = other >> 1 ^ (POLYNOMIAL & -(other & 1));
+    }
+    return product;
+}
+
+__attribute__((constructor)) static void make_powers(void)
+{
+    uint32_t word = UINT32_C(1) << 30; /* x, to become its 64th power */
+    for (int doubled = 0; doubled < 6; doubled++)
+        word = multiply(word, word);
+    for (int digit = 0; digit < DIGITS; digit++) {
+        powers[digit][0] = UINT32_C(1) << 31;
+        for (int value = 1; value < 256; value++)
+            powers[digit][value] = multiply(powers[digit][value - 1], word);
+        word = multiply(powers[digit][255], word);
+    }
+}
+
+uint32_t crc32c_move(uint32_t state, uint64_t zeros)
+{
+    uint64_t words = zeros / 8;
+    for (int digit = 0; words; digit++, words >>= 8)
+        if (words & 0xFF)
+            state = multiply(state, powers[digit][words & 0xFF]);
+    return state;
+}
+
 #if defined(__x86_64__)
 #define HAS_INSTRUCTION 1
 #define WITH_INSTRUCTION __attribute__((target("sse4.2")))

@@ -15,9 +15,12 @@ enum crc32c_way { CRC32C_TABLE, CRC32C_INSTRUCTION, CRC32C_FOLDING };
 /* The same by one of them; false if this machine lacks it, or the data is too short for it. */
 bool crc32c_by(enum crc32c_way way, uint32_t *crc, const void *data, size_t length);
 
-/* For whoever sums lanes side by side, which hides the latency of the processor's instruction: what
- * zeros make of a state (a checksum with its bits flipped). A CRC is linear, so that of what lies apart
- * is the sum, each moved to its place. */
+/* What zeros make of a state (a checksum with its bits flipped). A CRC is linear, so that of what lies
+ * apart is the sum, each moved to its place. For any number of them below 32 GiB, in whole words of 8
+ * bytes: */
+uint32_t crc32c_move(uint32_t state, uint64_t zeros);
+/* And by tables for one number of them, for whoever sums lanes side by side, which hides the latency of
+ * the processor's instruction. */
 struct crc32c_skip { /* constant once made */
     uint32_t of_byte[4][256];
 };

@@ -8,46 +8,7 @@
 #include "crc32c.h"
 #include "file_io.h"
 
-#define POLYNOMIAL 0x82F63B78u /* CRC32C's, its bits reversed */
 #define PIECE_BYTES ((size_t)64 << 10)
-#define DIGITS 4 /* of the base 256, of a number of words */
-
-/* What so many words of zeros make of a state: it is multiplied by a power of x. Constant once the
- * module is loaded. */
-static uint32_t factors[DIGITS][256];
-
-/* The product of two polynomials modulo CRC32C's; the highest bit is the lowest power. */
-static uint32_t multiply(uint32_t one, uint32_t other)
-{
-    uint32_t product = 0;
-    for (; one; one <<= 1) {
-        product ^= other & -(one >> 31);
-        other = other >> 1 ^ (POLYNOMIAL & -(other & 1));
-    }
-    return product;
-}
-
-__attribute__((constructor)) static void make_factors(void)
-{
-    uint32_t word = UINT32_C(1) << 30; /* x, to become its 64th power */
-    for (int doubled = 0; doubled < 6; doubled++)
-        word = multiply(word, word);
-    for (int digit = 0; digit < DIGITS; digit++) {
-        factors[digit][0] = UINT32_C(1) << 31;
-        for (int value = 1; value < 256; value++)
-            factors[digit][value] = multiply(factors[digit][value - 1], word);
-        word = multiply(factors[digit][255], word);
-    }
-}
-
-static uint32_t moved(uint32_t state, int64_t bytes)
-{
-    uint64_t words = (uint64_t)bytes / 8;
-    for (int digit = 0; words; digit++, words >>= 8)
-        if (words & 0xFF)
-            state = multiply(state, factors[digit][words & 0xFF]);
-    return state;
-}
 
 static uint32_t continued(struct file_sums *sums, uint32_t state, const char *bytes, size_t length)
 {
@@ -117,7 +78,7 @@ int file_sums_add(struct file_sums *sums, uint32_t *crc, int64_t from, int64_t t
     if (!error)
         error = state_at(sums, &sums->blocks[1], to, &last);
     if (!error)
-        *crc = ~(moved(~*crc ^ first, to - from) ^ last);
+        *crc = ~(crc32c_move(~*crc ^ first, (uint64_t)(to - from)) ^ last);
     return error;
 }
 
