@@ -10,7 +10,7 @@ import os
 import pytest
 
 from tests.support.internals import native
-from tests.support.pages import drop_pages, resident_pages
+from tests.support.pages import make_cold, resident_pages
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 PAGES = 256
@@ -29,11 +29,7 @@ class Waiter:
 @pytest.fixture
 def path(tmp_path):
     """A file of which nothing is in memory."""
-    made = tmp_path / "file"
-    made.write_bytes(os.urandom(PAGES * PAGE))
-    drop_pages(made)
-    if resident_pages(made):
-        pytest.skip("this file system keeps what it is told to drop")
+    made = make_cold(tmp_path / "file", PAGES)
     mapping = native.Mapping(os.open(made, os.O_RDWR), PAGES * PAGE, PAGES * PAGE, FLAGS)
     mapping.read_nowait(PAGES // 4 * PAGE, PAGE)  # a page that no test reads
     works = mapping.nowait

@@ -29,6 +29,15 @@ def drop_pages(path):
         os.close(fd)
 
 
+def make_cold(path, pages):
+    """Make a file none of whose pages is in memory, and return its path; skip where that fails."""
+    path.write_bytes(os.urandom(pages * os.sysconf("SC_PAGE_SIZE")))
+    drop_pages(path)
+    if resident_pages(path):
+        pytest.skip("this file system keeps the pages of a file in memory")
+    return path
+
+
 def resident_pages(path):
     """Return the numbers of the pages that are in memory, by mincore(2) of a mapping of its own."""
     fd = os.open(path, os.O_RDONLY)
