@@ -414,3 +414,42 @@ def test_write_by_others_while_stopped_beside_our_store(tmp_path):
         time.sleep(_scanner.LATE_SECONDS * 1.2)  # that it is held up for so long is what is tested
         process.send_signal(signal.SIGCONT)
         assert process.stdout.readline() == "modified\n"
+
+
+REBUILDING = """
+import os, signal, sys, anyio, aiommap
+
+async def main(path):
+    async with aiommap.Hub() as hub, hub.open(path, "r+") as f, f.watch() as changes:
+        await anyio.sleep(0.3)  # until no event of our own can follow
+        for i in range(4):
+            os.mkdir(f"{path}.{i}")
+            f.atomic_u32(0).store(i)
+            async with anyio.create_task_group() as group:
+                async def watch_another():
+                    async with hub.watch(f"{path}.{i}/g"):
+                        await anyio.sleep_forever()
+                group.start_soon(watch_another)
+                await anyio.sleep(i % 2 / 1000)
+                os.kill(os.getpid(), signal.SIGSTOP)
+                with anyio.fail_after(20):
+                    print((await anext(changes)).kind.value, flush=True)
+                group.cancel_scope.cancel()
+
+anyio.run(main, sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_write_by_others_while_a_directory_is_added(tmp_path):
+    """The events that wait when the notifier is replaced say that others wrote, too."""
+    path = tmp_path / "f"
+    path.write_bytes(bytes(100))
+    with subprocess.Popen(
+        [sys.executable, "-c", REBUILDING, str(path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        for _ in range(4):
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+            write(path, 50)
+            process.send_signal(signal.SIGCONT)
+            assert process.stdout.readline() == "modified\n"

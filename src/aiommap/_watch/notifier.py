@@ -2,8 +2,9 @@
 
 A change of any name on the way to a watched path can redirect it, so the kernel watches all the
 directories that hold those names. The notifier cannot change its set of directories. So a new one
-starts before the old one is closed. Events between the two are not lost if the caller compares all
-paths afterwards (I11). Scanner thread only.
+starts before the old one is closed, and the old one's last events are read before that: they say
+what others did (attribution.1). Events that are lost all the same are found if the caller compares
+all paths afterwards (I11). Scanner thread only.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Notifier(Protocol):
     """The part of watchfiles' native class that is used here."""
 
     def watch(
-        self, debounce_ms: int, step_ms: int, timeout_ms: int, stop_event: Stop
+        self, debounce_ms: int, step_ms: int, timeout_ms: int, stop_event: Stop | None
     ) -> set[tuple[int, str]] | str: ...
     def close(self) -> None: ...
 
@@ -114,12 +115,12 @@ class DirectoryWatches:
                 self._incomplete = True
         self._unresolved.clear()
 
-    def rebuild(self) -> None:
-        """Watch the directories that are needed now."""
+    def rebuild(self) -> set[str]:
+        """Watch the directories that are needed now; return the names that have changed before."""
         self._incomplete = False
         needed = {os.path.dirname(name) for name in self._by_name}
         inodes = {name: inode for name in needed if (inode := identity_of(name)) is not None}
-        self._replace_notifier(inodes)
+        changed = self._replace_notifier(inodes)
         self._inodes = inodes
         # Directories and links may have changed while the notifier started.
         stale = len(inodes) < len(needed) or any(map(self.is_stale, inodes))
@@ -131,6 +132,7 @@ class DirectoryWatches:
                 else:
                     self.mark_unresolved(watched)
         self.resolve_pending()
+        return changed
 
     def aliases(self, name: str) -> Iterable[str]:
         """All the paths that the kernel may mean by a name."""
@@ -164,16 +166,21 @@ class DirectoryWatches:
                 if not others:
                     del self._by_name[name]
 
-    def _replace_notifier(self, inodes: dict[str, Identity]) -> None:
+    def _replace_notifier(self, inodes: dict[str, Identity]) -> set[str]:
+        """Watch other directories; return the names that changed in those watched before."""
         first: dict[Identity, str] = {}
-        self._aliases = {}
+        aliases: dict[str, list[str]] = {}
         for directory, inode in inodes.items():
             name = first.setdefault(inode, directory)
-            self._aliases.setdefault(name, []).append(directory)
+            aliases.setdefault(name, []).append(directory)
         wanted = [name for name in first.values() if _can_be_watched(name)]
         old, self.notifier = self.notifier, self._make_notifier(wanted)
+        changed: set[str] = set()
         if old is not None:
+            changed = {path for name in _last_names(old) for path in self.aliases(name)}
             old.close()
+        self._aliases = aliases
+        return changed
 
     def _make_notifier(self, directories: list[str]) -> Notifier | None:
         if not directories:
@@ -193,6 +200,15 @@ class DirectoryWatches:
                 WATCHING.warning(text, len(directories), str(error) or repr(error))
             return None
         return made
+
+
+def _last_names(notifier: Notifier) -> set[str]:
+    """Return the names that a notifier has to tell of, without waiting for more."""
+    try:
+        labels = notifier.watch(0, 1, 1, None)
+    except RuntimeError:  # it has failed; the caller compares all paths
+        return set()
+    return set() if isinstance(labels, str) else {name for _, name in labels}
 
 
 def _can_be_watched(directory: str) -> bool:

@@ -7,11 +7,12 @@ it cannot label. Between events the thread polls all paths and directories in tu
 cost a fraction of a per cent. That finds what raises no event: mapped stores of other processes,
 renamed ancestors, mounts, lost events.
 
-Stopping the notifier discards pending events, so this thread stops it only before it compares
-everything. It does all other work in the notifier's ``is_set`` callback, which the notifier makes
-before each of its looks at the pending events. The notifier returns once two looks in a row found
-the same; so the callback sleeps before every other look, and the notifier itself never does. An
-event then takes half a step on average, where sleeping before each look takes one and a half.
+A notifier that is told to stop discards its pending events. So this thread stops it only at the
+end, and raises an exception through it when other directories are to be watched. It does all other
+work in the notifier's ``is_set`` callback, which the notifier calls before each of its looks at the
+pending events. The notifier returns once two looks in a row found the same; so the callback sleeps
+before every other look, and the notifier itself never does. An event then takes half a step on
+average, where sleeping before each look takes one and a half.
 
 Invariants.
   1  The directories of a path are watched before its first state is taken, so no later change is
@@ -88,6 +89,10 @@ def _end_all() -> None:
 
 #: The subscription that asked for a state; weak, as the thread must not keep it.
 Asker: TypeAlias = "weakref.ReferenceType[Changes]"
+
+
+class _RebuildDueError(Exception):
+    """Other directories are to be watched: ends a look of the notifier, which keeps its events."""
 
 
 class Finding:
@@ -207,20 +212,25 @@ class Scanner:
             command = self._commands.get(timeout=STEP_SECONDS)
         except queue.Empty:
             if not self._findings and time.monotonic() < self._tick_at:
-                return self._is_over or self._watches.incomplete
+                return self._must_stop()
         else:
             command()
             self._run_commands()
-        return self._step()
+        self._step()
+        return self._must_stop()
 
-    def _step(self) -> bool:
+    def _must_stop(self) -> bool:
+        if self._watches.incomplete and not self._is_over:
+            raise _RebuildDueError
+        return self._is_over
+
+    def _step(self) -> None:
         if not self._commands.empty():
             self._run_commands()
         if time.monotonic() >= self._tick_at:
             self._tick()
         self._watches.resolve_pending()
         self._send()
-        return self._is_over or self._watches.incomplete
 
     def _run_once(self) -> None:
         self._run_commands()
@@ -233,6 +243,8 @@ class Scanner:
             try:
                 self._has_slept = False
                 labels = notifier.watch(0, 0, 0, self)
+            except _RebuildDueError:
+                return
             except RuntimeError as error:
                 self._restart_notifier(error)
                 return
@@ -296,10 +308,12 @@ class Scanner:
         self._watches.discard(watched)
 
     def _rebuild_watches(self) -> None:
-        self._watches.rebuild()
+        changed = self._watches.rebuild()
         if self._watches.incomplete:  # directories are being created or removed
             time.sleep(STEP_SECONDS)
         self._poll_ring = deque([*self._paths, *self._watches.directories])
+        for path in changed:
+            self._handle_change(path)
         self._compare_all()
         self._answer_requests()
 
@@ -310,13 +324,16 @@ class Scanner:
         names = {name for _, name in labels}
         for name in names:
             for path in self._watches.aliases(name):
-                for watched in self._watches.decided_by(path):
-                    self._watches.mark_unresolved(watched)
-                    self._compare(watched, "event")
-                if self._watches.is_watched(path):
-                    self._check_directory(path)
+                self._handle_change(path)
         if len(names) >= LARGE_BATCH:
             self._compare_all()
+
+    def _handle_change(self, path: str) -> None:
+        for watched in self._watches.decided_by(path):
+            self._watches.mark_unresolved(watched)
+            self._compare(watched, "event")
+        if self._watches.is_watched(path):
+            self._check_directory(path)
 
     def _compare_all(self) -> None:
         for watched in tuple(self._paths):
