@@ -1,1 +1,1 @@
-"""The durable log: records in segments, one writer, any readers in any processes."""
+"""The durable log: records in segments, one writer, any number of readers in any processes."""

@@ -1,10 +1,10 @@
 """The loop half of a log's writer: inline appends, the queue of batches, background flushes.
 
-Theory of operation. Appends that have to be durable, and all that comes while a batch is in flight,
-gather in a queue; a batch is one store, at most one flush and one publication in a thread of the
-engine, or in a worker if it is more than that, and answers everybody in it. While nothing is in
-flight, an append that need not be durable is stored on the loop thread at once, unless such a store
-was seen to wait: then other threads store for a while.
+Theory of operation. Appends that have to be durable, and all appends made while a batch is in
+flight, gather in a queue. A batch makes one store, at most one flush and one publication, and then
+answers every append in it. It runs in a thread of the engine, or in a worker if it needs more than
+those three steps. While no batch is in flight, the loop thread stores an append that need not be
+durable at once. If such an inline store had to wait, other threads store for a while.
 """
 
 from __future__ import annotations
@@ -47,11 +47,12 @@ class Appender:
     """Hands what is appended to a ``Writer``; for one event loop.
 
     Attributes:
-        ready: whether appends need no closer look: open, whole, and of this process.
+        ready: whether appends need no further check: the log is open, nothing has latched, and
+            this process opened it.
         may_inline: whether records may be stored on the loop thread at all.
         max_record: bytes of the largest record.
-        queue: the batches.
-        thread: of the loop.
+        queue: the batch queue of appends and requests.
+        thread: the loop thread.
     """
 
     __slots__ = (
@@ -111,7 +112,7 @@ class Appender:
         self._cancel_timer: Callable[[], object] | None = None
         self._flush_spawned = False
         self._preparing = False
-        #: Set when the next segment is ready, or found no room; None while none is being made.
+        #: Set when the next segment is ready, or there was no room; None while none is being made.
         self._prepared: Event | None = None
         self._began_bytes = self._native.position
         self._began_records = writer.last
@@ -119,11 +120,11 @@ class Appender:
         _ready.add(self)
 
     def refuse(self) -> None:
-        """Have appends look closer from now on."""
+        """Have every append check the state of the log from now on."""
         self.ready = False
 
     def append_inline(self, data: bytes | memoryview) -> int | None:
-        """Store at once, if nothing speaks against it; None if a worker has to."""
+        """Store on the loop thread if possible; return None if the record has to be queued."""
         writer, native = self._writer, self._native
         if not self.ready or self.queue.busy or writer.needs_life or self._is_slow():
             return None
@@ -158,19 +159,18 @@ class Appender:
 
     async def abandon(self, error: BaseException, waiter: Waiter[int | BaseException]) -> None:
         """Withdraw what a cancelled task appended, or wait it out."""
-        if not isinstance(
-            error, GeneratorExit
-        ):  # then the loop is gone, and nothing can be awaited
+        # After GeneratorExit the loop is gone, and nothing can be awaited.
+        if not isinstance(error, GeneratorExit):
             await self.queue.leave_early(waiter)
 
     async def flush(self, sequence: int) -> None:
-        """Make all records durable, if one is not yet."""
+        """Make all records durable, unless those up to ``sequence`` are already."""
         if self._writer.durable < sequence:
             await self.queue.submit(_FLUSH)
 
     @property
     def pending(self) -> int:
-        """What a flush has to reach: also what is in flight, or waits."""
+        """The sequence that a flush has to reach; it counts records in flight or in the queue."""
         return self._writer.last + self.queue.busy
 
     def _begin(
@@ -208,10 +208,10 @@ class Appender:
                 self._place = self._workers.flush_queue(self._device)
             return self._place is not None and self._writer.begin_commit(self._place, items, landed)
         except Exception:
-            return False  # the worker that tries again finds out why
+            return False  # a worker runs the batch instead, and raises what is wrong
 
     def _ran(self) -> None:
-        """See to what follows a batch; on the loop."""
+        """Plan the next flush and the next segment after a batch; on the loop."""
         writer = self._writer
         self.ready &= writer.failure is None
         if self._slow_until and not self._is_slow():
@@ -260,7 +260,7 @@ class Appender:
     async def _flush_unasked(self) -> None:
         try:
             await self.queue.submit(_FLUSH)
-        except Exception:  # noqa: S110  it latched: the next append, flush or close raises it
+        except Exception:  # noqa: S110  the failure latched: append, flush and close raise it
             pass
         finally:
             self._flush_spawned = False
@@ -272,7 +272,7 @@ class Appender:
         prepared = self._prepared = self._workers.event()
 
         def ended(_: object, error: BaseException | None) -> None:
-            # One that found no room is tried again by the roll, and not before.
+            # If there was no room, only the roll tries again.
             self._preparing = error is not None or self._writer.standby_error is not None
             self._prepared = None
             prepared.set()
@@ -280,7 +280,7 @@ class Appender:
         self._workers.start(self._workers.control, self._writer.prepare_standby, ended)
 
     def counted(self) -> LogStatistics:
-        """Say what was appended so far; the rest is the log's to count."""
+        """Return the writer's share of the statistics; the log adds those of its readers."""
         writer, counts = self._writer, self._writer.counts
         return LogStatistics(
             appended_records=writer.last - self._began_records,
@@ -298,12 +298,12 @@ class Appender:
         )
 
     def stop(self) -> None:
-        """Begin to close: take nothing more, and plan nothing more."""
+        """Begin to close: refuse appends and plan no more flushes."""
         self.refuse()
         self._stop_timer()
 
     async def close(self) -> None:
-        """Finish what was begun, flush unless the policy is ``never()``, give everything up."""
+        """Finish what was begun, flush unless the policy is ``never()``, and close the writer."""
         writer, workers = self._writer, self._workers
         while self.queue.busy:
             await self.queue.settle()

@@ -1,13 +1,15 @@
 """The files of a log: segments, their names, control file, the writer's locks. For worker threads.
 
 Invariants.
-  1  A segment gets its name only when its header is durable, and the folder is synced before
-     anything in the segment is reported (L6, L7).
-  2  The locks of the one writer are the kernel's. No process number and no time breaks them (L13);
-     a forked child closes its copies, which would keep a dead parent's locks.
-  3  There are two: of the control file, and of the segment that is written, as a control file can
-     be removed, and who makes another has another file to lock. A segment is locked before it has
-     its name, and the one before it until then: so the last one always is.
+  1  A segment gets its name only when its header is durable. The folder is synced before any
+     record in the segment is reported durable (L6, L7).
+  2  The kernel keeps the writer's locks. We never break a lock because of a process number or a
+     time (L13). A forked child closes its copies of the descriptors: they would keep the locks of
+     a parent that died.
+  3  The writer holds two locks: one on the control file, one on the segment that it writes. The
+     control file alone is not enough: somebody may remove it, and a second writer would lock the
+     new one. A segment is locked before it has its name, and the segment before it stays locked
+     until then. So the last segment is always locked.
 """
 
 from __future__ import annotations
@@ -42,17 +44,18 @@ from .format import (
 from .recovery import FoundSegment
 
 _SET_LOCK = getattr(fcntl, "F_OFD_SETLK", None)
-#: struct flock, with the padding behind its last field: an exclusive lock of byte 0, or none.
+#: struct flock with the padding behind its last field: lock byte 0 exclusively; unlock it.
 _LOCK_BYTE_0 = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
 _UNLOCK_BYTE_0 = struct.pack("hhqqi0q", fcntl.F_UNLCK, os.SEEK_SET, 0, 1, 0)
 
+#: Types of file systems that have no device: tmpfs and ramfs.
 _IN_MEMORY = {0x01021994, 0x858458F6}
 
-#: Where a segment is made that has no name yet, on file systems without O_TMPFILE.
+#: Name of a segment in the making, on file systems without O_TMPFILE.
 _STANDBY = re.compile(r"standby-[0-9a-f]{8}\.tmp")
 _NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL, errno.ENOSYS}
 
-#: Descriptors that hold a lock, or may be given one.
+#: Descriptors that hold a lock, or may get one.
 _held: set[int] = set()
 
 
@@ -85,7 +88,10 @@ class HeldError(anyio.BusyResourceError):
 
 
 def _open_to_lock(path: str, flags: int) -> int:
-    """Open a file that is locked later: a child that is forked before that has a copy, too."""
+    """Open a file that is locked later, and have a forked child close its copy from now on.
+
+    A child that is forked before the lock is taken has a copy of the descriptor, too.
+    """
     fd = os.open(path, flags | os.O_RDWR | os.O_CLOEXEC, 0o644)
     _held.add(fd)
     return fd
@@ -94,7 +100,7 @@ def _open_to_lock(path: str, flags: int) -> int:
 def _close_locked(fd: int) -> None:
     """Release the lock of a descriptor if it has one, and close it.
 
-    Closing alone would leave the lock to a child that another thread forks in this moment.
+    Closing alone would leave the lock with a child that another thread forks at this moment.
     """
     if fd in _held and _SET_LOCK is not None:
         with suppress(OSError):
@@ -104,7 +110,7 @@ def _close_locked(fd: int) -> None:
 
 
 def _lock(fd: int, path: str) -> None:
-    """Lock what ``_open_to_lock`` has opened."""
+    """Lock a descriptor of ``_open_to_lock``; raise ``HeldError`` if another writer has it."""
     if _SET_LOCK is None:
         raise UnsupportedError(f"write {path}", "the system has no locks of open files")
     try:
@@ -117,7 +123,7 @@ def _lock(fd: int, path: str) -> None:
 
 
 def _holder(control: str) -> Holder | None:
-    """Say who wrote last, if a control file tells."""
+    """Say who wrote last, if the control file can be read."""
     try:
         with open(control, "rb") as file:
             block = file.read(CONTROL_BYTES)
@@ -127,19 +133,19 @@ def _holder(control: str) -> Holder | None:
 
 
 def sync_folder(fd: int) -> None:
-    """Make the names of a folder durable."""
+    """Make the names in a folder durable."""
     os.fsync(fd)
 
 
 def write_all(fd: int, data: bytes, at: int) -> None:
-    """Write bytes at an offset, though one call may write only some of them."""
+    """Write all bytes at an offset; a single pwrite(2) may write only some of them."""
     while data:
         done = os.pwrite(fd, data, at)
         data, at = data[done:], at + done
 
 
 def open_folder(path: str, *, create: bool) -> int:
-    """Open the folder of a log, and make it if wanted."""
+    """Open the folder of a log; with ``create``, make it durably if it is missing."""
     if create:
         try:
             os.mkdir(path)
@@ -160,7 +166,7 @@ def is_in_memory(fd: int) -> bool:
 
 
 def segment_bases(folder: int) -> list[int]:
-    """List the segments of a log, oldest first; unknown names are ignored."""
+    """List the bases of the segments of a log, oldest first; ignore unknown names."""
     found = (base_of(name) for name in os.listdir(folder))
     return sorted(base for base in found if base is not None)
 
@@ -169,7 +175,7 @@ def read_header(fd: int, path: str, folder: str) -> SegmentHeader:
     """Read and check the header of an open segment.
 
     Raises:
-        CorruptLogError: if it is none, or of another name.
+        CorruptLogError: if there is no good header, or it has the base of another file name.
         UnsupportedError: if a later version wrote it.
     """
     try:
@@ -193,18 +199,18 @@ class Segment:
     header: SegmentHeader
 
     def offset_of(self, position: int) -> int:
-        """Say where in the file a position is."""
+        """Return the offset in the file at which a position of the log lies."""
         return HEADER_BYTES + position - self.header.position
 
     def close(self) -> None:
-        """Close the descriptor, once, and so release the lock."""
+        """Close the descriptor and release its lock; a second call does nothing."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             _close_locked(fd)
 
 
 def open_segment(folder: str, base: int) -> Segment:
-    """Open a segment to read it, and read its header."""
+    """Open a segment for reading, and read its header."""
     path = os.path.join(folder, segment_name(base))
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -215,7 +221,7 @@ def open_segment(folder: str, base: int) -> Segment:
 
 
 def lock_segment(folder: str, base: int) -> Segment:
-    """Open a segment to write it, and keep other writers out (files.3)."""
+    """Open a segment for writing, and lock it against other writers (files.3)."""
     path = os.path.join(folder, segment_name(base))
     fd = _open_to_lock(path, 0)
     try:
@@ -228,14 +234,18 @@ def lock_segment(folder: str, base: int) -> Segment:
 
 
 def lock_last_segment(folder: str, folder_fd: int) -> Segment | None:
-    """Lock the last segment, which another writer may be about to follow up; None without any."""
+    """Lock the last segment; return None if the log has none.
+
+    Another writer may roll to a new segment or set this one aside meanwhile: that is a
+    ``HeldError``, too.
+    """
     bases = segment_bases(folder_fd)
     if not bases:
         return None
     held = HeldError(folder, _holder(os.path.join(folder, CONTROL_NAME)))
     try:
         last = lock_segment(folder, bases[-1])
-    except FileNotFoundError:  # another writer that is being opened has set it aside
+    except FileNotFoundError:  # another writer, in its recovery, has set the segment aside
         raise held from None
     try:
         if segment_bases(folder_fd)[-1:] != bases[-1:]:
@@ -247,7 +257,7 @@ def lock_last_segment(folder: str, folder_fd: int) -> Segment | None:
 
 
 def find_segment(folder: str, base: int) -> FoundSegment:
-    """Look at a segment without keeping it open."""
+    """Read size and header of a segment, and close it again."""
     segment = open_segment(folder, base)
     try:
         return FoundSegment(segment.path, os.fstat(segment.fd).st_size, segment.header)
@@ -256,7 +266,10 @@ def find_segment(folder: str, base: int) -> FoundSegment:
 
 
 def explained(error: OSError) -> OSError:
-    """Say what a sync found that the system calls success."""
+    """Give an error of a sync the reason that its errno does not tell.
+
+    A sync that succeeds on a segment without a name is ESTALE to us: nobody can find its records.
+    """
     if error.errno == errno.ESTALE:
         return OSError(error.errno, "the segment was unlinked by somebody else")
     return error
@@ -269,9 +282,9 @@ class LogSegment:
     Attributes:
         path: the file.
         base: sequence of its first record.
-        size: bytes of the file, which is made in its full size.
-        life: the opening of the log in which it was made.
-        durable_below: records before this one were durable then.
+        size: bytes of the file; a segment is made in its full size.
+        life: number of the opening of the log in which it was made.
+        durable_below: records before this sequence were durable when the segment was made.
     """
 
     path: str
@@ -282,7 +295,7 @@ class LogSegment:
 
 
 def list_segments(folder: str, first: int) -> tuple[LogSegment, ...]:
-    """Look at all segments from the one on that begins with a record."""
+    """List the segments whose base is ``first`` or higher, oldest first."""
     folder_fd = open_folder(folder, create=False)
     try:
         bases = segment_bases(folder_fd)
@@ -292,7 +305,7 @@ def list_segments(folder: str, first: int) -> tuple[LogSegment, ...]:
             except FileNotFoundError:
                 before, bases = bases, segment_bases(folder_fd)
                 if bases == before:
-                    raise  # nor was it discarded meanwhile
+                    raise  # the segment was not discarded meanwhile: it is missing
     finally:
         os.close(folder_fd)
 
@@ -304,21 +317,21 @@ def _describe(folder: str, base: int) -> LogSegment:
 
 
 def remove_standbys(folder: str, folder_fd: int) -> None:
-    """Remove what a crash left of segments that had no name of a segment yet."""
+    """Remove the standby files that a crash left behind."""
     for name in os.listdir(folder_fd):
         if _STANDBY.fullmatch(name):
             os.unlink(os.path.join(folder, name))
 
 
 class Unnamed:
-    """A segment without a name: blocks reserved, nothing in it (files.1)."""
+    """A segment that has no name yet: its blocks are reserved, and it is empty (files.1)."""
 
     __slots__ = ("_folder", "_folder_fd", "_name", "fd")
 
     def __init__(self, folder: str, folder_fd: int, size: int) -> None:
         self._folder = folder
         self._folder_fd = folder_fd
-        #: Where the file system has no files without a name.
+        #: Path of a standby file, where the file system has no files without a name.
         self._name: str | None = None
         try:
             self.fd: int = _open_to_lock(folder, os.O_TMPFILE)
@@ -346,14 +359,14 @@ class Unnamed:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
             os.rename(self._name, path)
         else:
-            # A descriptor of the folder makes Python call linkat(2), which follows the link.
+            # Given dst_dir_fd, Python calls linkat(2), which can follow the link in /proc.
             source, target = f"/proc/self/fd/{self.fd}", segment_name(header.base)
             os.link(source, target, dst_dir_fd=self._folder_fd, follow_symlinks=True)
         self._name = None
         return Segment(self.fd, path, header)
 
     def close(self) -> None:
-        """Give it up."""
+        """Close the descriptor, and remove the standby file if there is one."""
         _close_locked(self.fd)
         if self._name is not None:
             with suppress(FileNotFoundError):
@@ -361,7 +374,15 @@ class Unnamed:
 
 
 class Control:
-    """The control file as the writer has it: locked, never replaced."""
+    """The control file of a writer: it is locked, and never replaced.
+
+    Attributes:
+        fd: its locked descriptor.
+        block: its bytes when it was opened.
+        own: its device and inode.
+        boot: id of the boot of this machine.
+        identity: what it says of the log; None if its words cannot be believed.
+    """
 
     __slots__ = ("_path", "block", "boot", "fd", "identity", "own")
 
@@ -375,7 +396,6 @@ class Control:
             if length < CONTROL_BYTES:
                 reserve(self.fd, 0, CONTROL_BYTES, length)
             self.block: bytes = os.pread(self.fd, CONTROL_BYTES, 0)
-            #: Whose words these are; None where they cannot be believed.
             self.identity: ControlIdentity | None = ControlIdentity.unpack(self.block, path, crc32c)
             found = os.fstat(self.fd)
             self.own: tuple[int, int] = (found.st_dev, found.st_ino)
@@ -387,13 +407,14 @@ class Control:
 
     @property
     def is_of_this_boot(self) -> bool:
-        """Whether its positions can be believed, too."""
+        """Whether the file was written in this boot, so that its positions can be believed, too."""
         return self.identity is not None and self.identity.boot == self.boot
 
     def map(self) -> LogWriter:
-        """Map the words, by a descriptor of its own.
+        """Map the words by a second descriptor, which has no lock.
 
-        A mapping keeps its open file alive, and with it a lock, also in a forked child (files.2).
+        A mapping keeps its open file alive. With the first descriptor it would keep the lock in a
+        forked child (files.2).
         """
         fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -402,16 +423,16 @@ class Control:
             os.close(fd)
 
     def say_who_writes(self, life: int) -> None:
-        """Leave a note for those who are refused."""
+        """Note who writes, for the messages of writers that are refused."""
         holder = Holder(os.getpid(), life, os.uname().nodename)
         write_all(self.fd, holder.pack(), HOLDER_AT)
 
     def adopt(self, log_id: bytes) -> None:
-        """Vouch for the words, which are true by now."""
+        """Write the identity, so that readers believe the words; call it when they are true."""
         write_all(self.fd, ControlIdentity(log_id, *self.own, self.boot).pack(crc32c), 0)
 
     def close(self) -> None:
-        """Release the lock."""
+        """Close the descriptor and release its lock."""
         _close_locked(self.fd)
 
 
@@ -419,8 +440,8 @@ def believed_control(path: str) -> tuple[bytes, ControlIdentity, bool] | None:
     """Read a control file as a reader does.
 
     Returns:
-        Its block, whose it is, and whether its positions are of this boot; None if it is missing,
-        or not to be believed.
+        The bytes of the file, its identity, and whether it was written in this boot; None if it
+        is missing or cannot be believed.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -439,7 +460,7 @@ def believed_control(path: str) -> tuple[bytes, ControlIdentity, bool] | None:
 
 
 def sync_segment(folder: str, base: int) -> None:
-    """Make a segment durable that is not open any more."""
+    """Make durable a segment that the writer has closed."""
     fd = os.open(os.path.join(folder, segment_name(base)), os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fdatasync(fd)

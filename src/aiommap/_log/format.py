@@ -1,7 +1,7 @@
 """The bytes of a log: segment headers, frames, the control file; pure.
 
-The tables stand in docs/log_format.md. Frames of records are laid out and checked by the native
-module; what is here are the headers, the small frames in between, and names.
+docs/log_format.md has the tables. The native module lays out and checks frames. This module has
+the headers of segments, the data of the frames that are no records, the control file, and names.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ MIN_SEGMENT_BYTES: Final = 64 << 10
 MAX_SEGMENT_BYTES: Final = 2 << 30
 MAX_SEQUENCE: Final = (1 << 63) - 1
 MAX_LIFE: Final = (1 << 32) - 1
-#: Header of the record, padding, and the END frame that must fit behind it.
+#: What a segment needs besides the data of its largest record: its own header, the header of the
+#: frame, padding, and the END frame.
 RESERVED_BYTES: Final = HEADER_BYTES + FRAME_BYTES + ALIGNMENT + FRAME_BYTES
 
 OPEN: Final = 2
@@ -46,9 +47,9 @@ CLEAN: Final = 640
 
 _HEADER = struct.Struct("<8sHHI16sQQQQQIIQ")
 _CRC = struct.Struct("<I")
-#: What was cut off behind the place of an OPEN frame: bytes, and whole records in them.
+#: Data of an OPEN frame: how many bytes recovery cut off at its place, and whole records in them.
 OPEN_DATA = struct.Struct("<QQ")
-#: The lowest sequence that is kept.
+#: Data of a DISCARD frame: the lowest sequence that is kept.
 DISCARD_DATA = struct.Struct("<Q")
 _IDENTITY = struct.Struct("<8sHHI16sQQ16s")
 _HOLDER = struct.Struct("<QI64s")
@@ -56,25 +57,25 @@ HOLDER_AT: Final = 128
 _NAME = re.compile(r"([0-9]{20})\.log")
 
 
-#: CRC32C of bytes; the native module has it.
+#: A function that returns the CRC32C of bytes. The native module has one; this module is pure.
 Checksum = Callable[[bytes], int]
 
 
 class FormatError(ValueError):
-    """Bytes are no header; the message says why."""
+    """Bytes are not a header; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentHeader:
-    """The first block of a segment, never written again.
+    """The first block of a segment; it is written once.
 
     Attributes:
         log_id: 16 random bytes that all segments of a log share.
         base: sequence of the first record, and the name of the file.
         position: logical position of byte 4096.
-        salt: random; part of every checksum.
+        salt: a random number that is part of every checksum of the segment.
         durable_below: records before this sequence were durable when the segment was made.
-        first: the lowest sequence that was not discarded then.
+        first: the lowest sequence that was not discarded when the segment was made.
         life: the life of the writer that made it.
         previous_crc: checksum of the last frame of the segment before; 0 in the first one.
         previous_end: position at which that frame ends.
@@ -91,7 +92,7 @@ class SegmentHeader:
     previous_end: int
 
     def pack(self, crc32c: Checksum) -> bytes:
-        """Lay the block out."""
+        """Return the bytes of the block."""
         fields = _HEADER.pack(
             SEGMENT_MAGIC,
             MAJOR,
@@ -111,10 +112,10 @@ class SegmentHeader:
 
     @classmethod
     def unpack(cls, block: bytes, path: str, crc32c: Checksum) -> SegmentHeader:
-        """Read a block.
+        """Read the bytes of a block.
 
         Raises:
-            FormatError: if it is no header, or damaged.
+            FormatError: if they are not a header, or it is damaged.
             UnsupportedError: if a later version wrote it.
         """
         if len(block) < HEADER_BYTES:
@@ -130,7 +131,7 @@ class SegmentHeader:
 
 
 def check_version(major: int, flags: int, path: str) -> None:
-    """Refuse what a later version of the format may mean."""
+    """Refuse a major version or a flag that this version of the format does not know."""
     if major != MAJOR:
         raise UnsupportedError(
             f"read {path}", f"it has version {major} of the format of logs, this is {MAJOR}"
@@ -151,7 +152,7 @@ class ControlIdentity:
     boot: bytes
 
     def pack(self, crc32c: Checksum) -> bytes:
-        """Lay it out, with its checksum."""
+        """Return its bytes, checksum included."""
         fields = _IDENTITY.pack(
             CONTROL_MAGIC, MAJOR, MINOR, 0, self.log_id, self.device, self.inode, self.boot
         )
@@ -159,7 +160,7 @@ class ControlIdentity:
 
     @classmethod
     def unpack(cls, block: bytes, path: str, crc32c: Checksum) -> ControlIdentity | None:
-        """Read it; None where there is none, as in a file that was just made."""
+        """Read it; return None if there is none, as in a new file, or its checksum is wrong."""
         if len(block) < CONTROL_BYTES or not block.startswith(CONTROL_MAGIC):
             return None
         _, major, _, flags, log_id, device, inode, boot = _IDENTITY.unpack_from(block)
@@ -170,28 +171,28 @@ class ControlIdentity:
         return cls(log_id, device, inode, boot)
 
     def is_of(self, device: int, inode: int, boot: bytes) -> bool:
-        """Tell whether it is this very file's, if perhaps of an earlier boot.
+        """Tell whether this identity was written into this very file, in this boot or before.
 
-        Devices may get other numbers when the system starts; a copy of the folder has other inodes.
+        A copy of the folder has other inodes. A device may get another number at a reboot.
         """
         return self.inode == inode and (self.device == device or self.boot != boot)
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who writes, for messages."""
+    """Who writes the log; for messages only."""
 
     pid: int
     life: int
     host: str
 
     def pack(self) -> bytes:
-        """Lay it out."""
+        """Return its bytes."""
         return _HOLDER.pack(self.pid, self.life, self.host.encode()[:64])
 
     @classmethod
     def unpack(cls, block: bytes) -> Holder:
-        """Read it out of a control file."""
+        """Read it from the bytes of a control file."""
         pid, life, host = _HOLDER.unpack_from(block, HOLDER_AT)
         return cls(pid, life, host.rstrip(b"\0").decode(errors="replace"))
 
@@ -202,16 +203,16 @@ def word(block: bytes, at: int) -> int:
 
 
 def segment_name(base: int) -> str:
-    """Name the segment that begins with a sequence."""
+    """Return the name of the segment whose first record has this sequence."""
     return f"{base:020d}.log"
 
 
 def base_of(name: str) -> int | None:
-    """Say with which sequence a segment begins; None for names of other files."""
+    """Return the sequence in the name of a segment; None if the name is not that of a segment."""
     found = _NAME.fullmatch(name)
     return int(found[1]) if found else None
 
 
 def frame_bytes(length: int) -> int:
-    """Say how many bytes a record of a length takes."""
+    """Return the bytes that the frame of a record of this length takes."""
     return FRAME_BYTES + -(-length // ALIGNMENT) * ALIGNMENT

@@ -39,23 +39,21 @@ from .recovery import Recovered
 from .writer import Discard, Together, Writeback, Writer
 
 DEFAULT_SEGMENT_BYTES = 64 << 20
-#: How long workers store after an inline store had to wait.
-SLOW_SECONDS = 0.1
 
 StrPath: TypeAlias = str | os.PathLike[str]
 
 
 class Log:
-    """A durable log in a folder: one writer, any readers, in any processes.
+    """A durable log in a folder: one writer, any number of readers, in any processes.
 
-    Made by ``Log.open``. Records get sequence numbers from 1, without gaps, in the order in which
+    ``Log.open`` makes one. Records get sequence numbers from 1, without gaps, in the order in which
     they were submitted. docs/durable_log.md is the how-to, docs/log_format.md the format.
 
     Attributes:
         folder: the absolute path of the folder.
         mode: "a" for the writer, "r" for readers.
-        recovered: what opening found behind the last good record; None for readers, and where the
-            writer before had closed the log.
+        recovered: what opening found behind the last good record; None for readers, and if the
+            last writer closed the log.
     """
 
     def __init__(
@@ -96,32 +94,32 @@ class Log:
     ) -> Opening[Log]:
         """Open a log: ``async with aiommap.Log.open(folder) as log``.
 
-        Mode "a" recovers what a crash left behind, and makes the folder and the log if there is
-        none; it deletes nothing. Mode "r" needs read permission only, and writes nothing.
+        Mode "a" recovers a log after a crash, and makes the folder and the log if they are missing.
+        Recovery deletes no record. Mode "r" needs read permission only, and writes nothing.
 
         Args:
             folder: a folder that holds the log and nothing else; its parent has to exist.
             mode: "a" to append and read, for one process at a time; "r" to read.
             segment_size: bytes of each new segment, from 64 KiB to 2 GiB.
             flush: when background flushes make records durable, as for files.
-            retain_bytes: discard the oldest segments when a new one is begun and all together
-                take more; None keeps everything.
-            inline_writes: whether records that nobody waits for may be stored on the loop thread;
-                without, a file system that stands still stops appends and nothing else. None are
-                on FUSE.
+            retain_bytes: when a new segment is begun and all segments together take more bytes
+                than this, the log discards the oldest ones; None keeps everything.
+            inline_writes: whether the loop thread may store records that need not be durable at
+                once. With False, a file system that stands still stops appends and nothing else.
+                On FUSE the loop thread never stores.
         Returns:
             An object to use with ``async with``, or to ``await`` for a Log to ``aclose``.
         Raises:
-            ValueError, TypeError: for options that cannot be meant, before anything is touched.
+            ValueError, TypeError: if an option makes no sense; raised before any file is touched.
             FileNotFoundError: in mode "r" if there is no such folder.
-            anyio.BusyResourceError: in mode "a" if another writer has the log; says who.
+            anyio.BusyResourceError: in mode "a" if another writer has the log; it says who.
             CorruptRecordError: if a record that is known to have been durable is damaged.
             CorruptLogError: if segments are missing or do not belong together.
-            UnsupportedError: if a later version wrote the log, or in mode "a" the file system does
-                not do: network file systems.
-            OSError: as the system gives it, ENOSPC if there is no room for a segment.
-        Cancellation: waited out, and closed again; a log that was made stays.
-        Durability: what was recovered is durable when it returns.
+            UnsupportedError: if a later version wrote the log; in mode "a" also if the folder is
+                on a network file system.
+            OSError: from the system; ENOSPC if there is no room for a segment.
+        Cancellation: opening is waited out, and the log is closed again; a log that was made stays.
+        Durability: recovered records are durable when this returns.
         """
         path = absolute_path(folder)
         if mode not in ("a", "r"):
@@ -164,7 +162,7 @@ class Log:
             log._begin(segment_size)
             await log.published.attach()
         except BaseException:
-            if log._writer is not None:  # cancelled, perhaps, when all was done
+            if log._writer is not None:  # recovery was complete, perhaps before a cancellation
                 log._begin(segment_size)
                 with anyio.CancelScope(shield=True):
                     await log.aclose()
@@ -172,7 +170,7 @@ class Log:
         return log
 
     def _begin(self, segment_size: int) -> None:
-        """Make what only a writer has."""
+        """Make the appender, which only a writer has."""
         assert self._writer is not None
         if self._appender is None:
             self._appender = Appender(
@@ -184,7 +182,7 @@ class Log:
                 inline_writes=self._inline_writes,
             )
 
-    # What there is.
+    # State of the log.
 
     @property
     def closed(self) -> bool:
@@ -198,27 +196,27 @@ class Log:
 
     @property
     def first(self) -> int:
-        """The lowest sequence that was not discarded; of an empty log the one to come."""
+        """The lowest sequence that was not discarded; in an empty log, that of the next record."""
         return self.published.first if self._writer is None else self._writer.first
 
     @property
     def last(self) -> int:
-        """The last record; ``first - 1`` in an empty log."""
+        """The sequence of the last record; ``first - 1`` in an empty log."""
         return self.published.last if self._writer is None else self._writer.last
 
     @property
     def durable(self) -> int:
-        """The last record that is known to be on stable storage; 0 if none is."""
+        """The sequence up to which records are known to be on stable storage; 0 if none is."""
         return self.published.durable if self._writer is None else self._writer.durable
 
     @property
     def life(self) -> int:
-        """Number of this opening, which its records carry; 0 for readers."""
+        """Number of this opening of the log; records appended by it carry it. 0 for readers."""
         return 0 if self._writer is None else self._writer.native.life
 
     @property
     def log_id(self) -> bytes | None:
-        """Sixteen random bytes that the log got when it was made; None while there is none."""
+        """Sixteen random bytes that the log got when it was made; None while there is no log."""
         return self.published.log_id
 
     # Appending.
@@ -227,19 +225,20 @@ class Log:
         """Append one record; it is visible to all readers when this returns.
 
         Args:
-            data: any C-contiguous buffer; up to ``segment_size`` less 4,152 bytes.
+            data: any C-contiguous buffer of at most ``segment_size - 4152`` bytes.
         Raises:
-            ValueError: if it is larger.
+            ValueError: if the data is larger.
             AccessModeError: in mode "r".
             FlushError: if a flush failed, now or earlier; the record may be in the log or not.
             OSError: ENOSPC if there is no room; the record is not in the log, and a later append
                 tries again.
             anyio.ClosedResourceError, ForkedError: as for files.
-        Cancellation: an append that was not begun is not in the log; one that has begun is waited
-            out, and in the log.
-        Durability: as the flush policy says: durable under ``always()``; else visible, so that it
-            survives the end of the process, and ``wait_durable`` makes it durable.
-        Concurrency: any number of tasks; records are numbered in the order of the calls.
+        Cancellation: an append that has not begun is withdrawn, and its record is not in the log;
+            one that has begun is waited out, and its record is in the log.
+        Durability: the flush policy decides. Under ``always()`` the record is durable when this
+            returns. Otherwise it survives the end of the process, and ``wait_durable`` makes it
+            durable.
+        Concurrency: any number of tasks may append; records are numbered in the order of the calls.
         """
         appender = self._appender
         if appender is None:
@@ -264,22 +263,22 @@ class Log:
             await appender.abandon(error, waiter)
             raise
         if isinstance(outcome, BaseException):
-            del waiter  # or the error would be kept alive by what refers to it
+            del waiter  # this frame is in the traceback of the error, and the waiter refers to it
             raise outcome
         return LogReceipt(self, outcome)
 
     async def append_many(self, items: Iterable[Buffer]) -> LogReceipt:
-        """Append records one behind the other, published together.
+        """Append records in a row, and publish them together.
 
-        If they fit into one segment, readers see all of them or none, and so does whoever asks
-        after a failure; a power cut before they are durable may leave the first few.
+        If they fit into one segment, readers see all of them or none, and a failed call leaves none
+        in the log. A power cut before they are durable may leave the first few.
 
         Args:
             items: the data of at least one record.
         Returns:
-            One receipt: ``sequence`` of the last record, and their ``count``.
-        Raises, Cancellation, Durability, Concurrency: as ``append``; nothing is appended if one
-            item is refused.
+            One receipt, with the ``sequence`` of the last record and the ``count`` of records.
+        Raises, Cancellation, Durability, Concurrency: as ``append``; if one item is refused, none
+            is appended.
         """
         records: list[Buffer] = [export_bytes(data) for data in items]
         if not records:
@@ -308,16 +307,23 @@ class Log:
         """Make every record durable that was appended before the call.
 
         Raises:
-            FlushError: if it fails, or an earlier flush did.
+            FlushError: if this flush or an earlier one failed.
             AccessModeError: in mode "r".
         Cancellation: a flush that has begun is waited out, then the cancellation is delivered.
-        Durability: durable, with the names of all segments.
+        Durability: the records and the names of their segments are durable when this returns.
         """
         appender = self._check_writing("flush")
         await appender.flush(appender.pending)
 
     async def start_writeback(self) -> None:
-        """Have the kernel begin to write records back; saves time later and promises nothing."""
+        """Have the kernel begin to write records back; a later flush is shorter.
+
+        Raises:
+            AccessModeError: in mode "r".
+            FlushError, OSError: as ``append``.
+        Cancellation: withdrawn, or waited out once it has begun.
+        Durability: none.
+        """
         await self._check_writing("start to write back").queue.submit(Writeback())
 
     async def _make_durable(self, sequence: int) -> None:
@@ -326,30 +332,31 @@ class Log:
     # Reading.
 
     def read(self, start: SupportsIndex | None = None) -> AsyncIterator[LogRecord]:
-        """Iterate over the records, up to the end as it is now.
+        """Iterate over the records, up to the last one that is in the log at the call.
 
         Args:
-            start: sequence of the first record wanted; None for the first there is.
+            start: sequence of the first record to read; None to begin with the first in the log.
         Raises, while iterating:
-            RecordsDiscardedError: if the next record was discarded; says which is the first now.
-            ValueError: if ``start`` is beyond the record to come.
-            CorruptRecordError: if a record is damaged; those behind it can be read with ``start``.
+            RecordsDiscardedError: if the next record was discarded; it says which is the first now.
+            ValueError: if ``start`` is greater than ``last + 1``.
+            CorruptRecordError: if a record is damaged; read those behind it with ``start``.
             CorruptLogError: if a segment is missing.
             anyio.ClosedResourceError: if the log was closed.
-        Cancellation: checked when the slice is spent and while waiting; iterating may go on.
-        Concurrency: any number of walks; each one for one task at a time.
+        Cancellation: delivered when the time slice is spent and while waiting; after it you can go
+            on with the same iterator, and no record is lost.
+        Concurrency: any number of iterators at a time; one task at a time for each of them.
         """
         return self._reading(start, follow=False, durable=False)
 
     def tail(
         self, start: SupportsIndex | None = None, durable: bool = False
     ) -> AsyncIterator[LogRecord]:
-        """Iterate over the records, and wait for more at the end; never ends by itself.
+        """Iterate over the records, and wait for more at the end; the iterator does not end.
 
         Args:
-            start: as for ``read``; ``log.last + 1`` for new records only.
-            durable: hand out only records that are on stable storage.
-        Raises, Cancellation, Concurrency: as ``read``; CorruptLogError also if the folder was
+            start: as for ``read``; give ``log.last + 1`` to get new records only.
+            durable: whether to wait with each record until it is on stable storage.
+        Raises, Cancellation, Concurrency: as ``read``; also CorruptLogError if the folder was
             deleted or replaced.
         """
         return self._reading(start, follow=True, durable=durable)
@@ -364,14 +371,14 @@ class Log:
         return reading
 
     def check_reading(self) -> None:
-        """Raise unless records can be read."""
+        """Raise if the log is closed, or this is a forked child."""
         if self.workers.forked:
             raise ForkedError(self.folder)
         if self._closed:
             raise anyio.ClosedResourceError(f"{self.folder} is closed: open the log again")
 
     def release(self, segment: Segment) -> None:
-        """Close what a reading is done with, in a worker; from any thread."""
+        """Have a worker close a segment that a reading is done with; from any thread."""
 
         def close() -> None:
             self.workers.start(self.workers.control, segment.close, lambda *_: None)
@@ -379,20 +386,21 @@ class Log:
         if self.workers.forked or not self.workers.call_from_thread(close):
             segment.close()
 
-    # The rest.
+    # Segments, statistics, and closing.
 
     async def discard(self, before: SupportsIndex) -> None:
-        """Drop whole segments whose records all come before a sequence.
+        """Drop each segment whose records all come before a sequence.
 
-        ``first`` then is the first record of the segment that holds ``before``. Readers that have
-        not come so far get ``RecordsDiscardedError``. The space comes back when no reader has the
-        segments open any more.
+        Afterwards ``first`` is the first record of the segment that holds ``before``. A reader that
+        has not come that far gets ``RecordsDiscardedError``. The disk space is free when no reader
+        has the dropped segments open.
 
         Raises:
-            ValueError: if ``before`` is not a sequence up to ``last + 1``.
+            ValueError: if ``before`` is not a sequence from 1 to ``last + 1``.
             AccessModeError, FlushError, OSError: as ``append``.
         Cancellation: withdrawn, or waited out once it has begun.
-        Durability: durable; what was appended before is made durable, too.
+        Durability: if it drops a segment, that and all records appended before the call are
+            durable when this returns.
         """
         number = integer(before, "before")
         appender = self._check_writing("discard records of")
@@ -401,7 +409,7 @@ class Log:
         await appender.queue.submit(Discard(number))
 
     async def segments(self) -> tuple[LogSegment, ...]:
-        """List the segments that are not discarded, oldest first; reads the header of each.
+        """List the segments that are not discarded, oldest first, after reading each header.
 
         Raises:
             CorruptLogError: if a header is damaged.
@@ -437,9 +445,9 @@ class Log:
         """Finish what was begun, flush unless the policy is ``never()``, and release the log.
 
         Raises:
-            FlushError: if the flush fails, or an earlier one did; the log is closed all the same,
-                and the first waiter gets the error.
-        Cancellation: waited out.
+            FlushError: if the flush fails, or an earlier one did. The log is closed all the same.
+                Of several tasks that close the log, the first that wakes gets the error.
+        Cancellation: closing is waited out, then the cancellation is delivered.
         """
         if self.workers.forked:
             self._closed = True
@@ -447,7 +455,7 @@ class Log:
         if self._closing is None:
             self.workers.check_loop("a log")
             closing = self.workers.event()
-            spawn(self._close, closing)  # first: it fails when the loop is ending
+            spawn(self._close, closing)  # first, because it raises if the loop is ending
             self._closing = closing
             self._closed = True
             if self._appender is not None:

@@ -1,7 +1,8 @@
-"""Opening a log: the fifteen steps of recovery, and looking at a log without a writer.
+"""Opening a log: the fifteen steps of recovery, and how a reader finds out what is in a log.
 
-For worker threads. Whatever a crash leaves in between, the same steps can be made again (L9):
-nothing is changed before everything was checked, and what is then changed is not yet reported.
+For worker threads. docs/log_format.md numbers the steps. After a crash in any step, the next
+opening can make all of them again (L9): recovery changes nothing before it has checked everything,
+and it reports nothing before its changes are durable.
 """
 
 from __future__ import annotations
@@ -59,13 +60,13 @@ from .recovery import (
 )
 
 _PIECE_BYTES = 1 << 20
-#: Beyond every sequence.
+#: Greater than every sequence.
 NO_LIMIT = (1 << 64) - 1
 
 
 @dataclass(slots=True)
 class OpenedLog:
-    """What the writer of a log goes on with."""
+    """What opening hands to the writer of a log."""
 
     folder: str
     folder_fd: int
@@ -74,7 +75,7 @@ class OpenedLog:
     segment: Segment
     #: Sizes of all segments by their bases, oldest first.
     sizes: dict[int, int]
-    #: Bases of segments that were discarded, and not unlinked yet.
+    #: Bases of segments that were discarded, but not unlinked yet.
     discarded: list[int]
     log_id: bytes
     first: int
@@ -83,12 +84,12 @@ class OpenedLog:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """How far the good frames of a log go, without anything being changed.
+    """How far the good frames of a log go; finding that out changes nothing.
 
     Attributes:
         segments: those that are not discarded, oldest first.
-        begin: the one in which the walk began.
-        walks: the walk along that one, and along each after it, up to where the frames end.
+        begin: index of the segment in which the walk began.
+        walks: one walk for that segment and for each after it, up to where the frames end.
         first: the lowest sequence that is not discarded.
     """
 
@@ -99,17 +100,17 @@ class Survey:
 
     @property
     def end(self) -> int:
-        """The segment in which the frames end."""
+        """Index of the segment in which the frames end."""
         return self.begin + len(self.walks) - 1
 
     @property
     def walk(self) -> Walk:
-        """The walk along that one."""
+        """The walk along the segment in which the frames end."""
         return self.walks[-1]
 
 
 def walk_segment(found: FoundSegment, life: int, proof: int) -> Walk:
-    """Follow the frames of a segment to its END frame, or to where nothing fits (steps 7, 8)."""
+    """Follow the frames of a segment to its END frame, or to the first bad one (steps 7, 8)."""
     segment = open_segment(os.path.dirname(found.path), found.header.base)
     try:
         cursor = LogCursor(LogRecord)
@@ -135,19 +136,19 @@ def walk_segment(found: FoundSegment, life: int, proof: int) -> Walk:
 
 
 def is_of(folder: str, folder_fd: int, log_id: bytes) -> bool:
-    """Tell whether a folder has no segment of another log: its last one is asked."""
+    """Tell whether the last segment of a folder belongs to a log; true without any segment."""
     bases = segment_bases(folder_fd)
     return not bases or find_segment(folder, bases[-1]).header.log_id == log_id
 
 
 def survey(folder: str, folder_fd: int, proof: int, first: int) -> Survey | None:
-    """Make steps 3 to 8; None if there is no segment.
+    """Make steps 3 to 8; return None if there is no segment.
 
     Args:
         folder: the folder of the log.
         folder_fd: the same, open.
-        proof: the highest sequence that the control file says is durable; 0 if it says nothing.
-        first: the lowest sequence that it says is kept; 0 likewise.
+        proof: the highest sequence that is durable, as the control file says; 0 if it says nothing.
+        first: the lowest sequence that is kept, as the control file says; 0 if it says nothing.
     """
     bases = segment_bases(folder_fd)
     if not bases:
@@ -180,7 +181,7 @@ def survey(folder: str, folder_fd: int, proof: int, first: int) -> Survey | None
 
 
 def search_behind(found: Survey) -> Search:
-    """Look for good frames behind the end of the walk, to the last segment (step 9)."""
+    """Search for good frames between the end of the walk and the end of the log (step 9)."""
     walk = found.walk
     proof, records, life, last_end = 0, 0, walk.life, -1
     for number, segment in enumerate(found.segments[found.end :]):
@@ -277,7 +278,7 @@ class _Recovery:
         return opened
 
     def _forget_foreign_words(self) -> None:
-        """Believe nothing of a control file that belongs to another log."""
+        """Ignore the words of a control file that belongs to another log."""
         identity = self._control.identity
         if identity is not None and not is_of(self._folder, self._folder_fd, identity.log_id):
             self._durable = self._first = self._clean = self._tail = 0
@@ -341,13 +342,13 @@ class _Recovery:
             )
             native.durable = min(proof, walk.sequence - 1)
             self._write_open(native, cut, search.records)
-            native.sync()  # step 14; what is behind the name, and the name
+            native.sync()  # step 14
             sync_folder(self._folder_fd)
         except BaseException:
             segment.close()
             raise
         if self._last is not None and self._last is not segment:
-            self._last.close()  # it was set aside
+            self._last.close()  # _set_aside renamed it
         seconds = time.perf_counter() - self._begun
         clean = self._clean == position and not cut
         recovered = Recovered(life, walk.sequence - 1, cut, search.records, rewritten, seconds)
@@ -367,15 +368,19 @@ class _Recovery:
         )
 
     def _open_locked(self, base: int) -> Segment:
-        """Open the segment to go on in; mostly the last, which is open and locked."""
+        """Open and lock the segment in which the writer goes on.
+
+        In most cases that is the last segment, which is open and locked already.
+        """
         if self._last is not None and self._last.header.base == base:
             return self._last
         return lock_segment(self._folder, base)
 
     def _set_aside(self, found: Survey) -> None:
-        """Take away the names of segments that nothing proves durable, newest first.
+        """Rename the segments behind the end of the frames, newest first.
 
-        Only ``never()`` leaves such segments: their records come behind one that was torn.
+        Nothing proves that their records were durable, and the records come behind one that was
+        torn. Only the policy ``never()`` leaves such segments.
         """
         for segment in reversed(found.segments[found.end + 1 :]):
             os.rename(segment.path, f"{segment.path}.cut-{secrets.token_hex(4)}")
@@ -383,10 +388,11 @@ class _Recovery:
             sync_folder(self._folder_fd)
 
     def _rewrite(self, found: Survey, proof: int) -> int:
-        """Write what is not proven durable again: a failed flush left it in memory only (R5).
+        """Write again all frames that nothing proves durable, and return how many bytes.
 
-        So frames behind the last proven record count, too: were one of those lost, what is
-        appended next could not be reached.
+        A failed flush may have left them in the page cache only, where the kernel takes them for
+        clean. This includes frames that are no records: if a power cut lost one of them, recovery
+        could not reach the records behind it.
         """
         written = 0
         for number, walk in enumerate(found.walks, found.begin):
@@ -408,15 +414,16 @@ class _Recovery:
         return written
 
     def _write_open(self, native: LogWriter, cut: int, records: int) -> None:
-        """Make the life durable before a record carries it (L5): in place of what was torn."""
+        """Write the OPEN frame over torn bytes: a life is durable before records have it (L5)."""
         room = frame_bytes(OPEN_DATA.size) + FRAME_BYTES
         if native.at + room > native.limit and native.base < native.sequence:
-            native.limit = native.at  # the writer rolls before its first record: that has the life
+            # The writer rolls before its first record, and the new header has the life.
+            native.limit = native.at
             return
         native.mark(OPEN, OPEN_DATA.pack(cut, records))
 
     def _publish(self, opened: OpenedLog) -> None:
-        """Step 15: the words, then who vouches for them."""
+        """Make step 15: publish the words, then the identity that makes readers believe them."""
         native = opened.native
         self._control.say_who_writes(native.life)
         native.set_word(CLEAN, 0)
@@ -431,12 +438,14 @@ class Look:
     """What a reader finds when it opens a log.
 
     Attributes:
-        log_id: of the log; None while it has no segment.
-        trusted: whether the words of the control file can be believed.
+        log_id: id of the log; None while it has no segment.
+        trusted: whether the words of the control file can be believed. If so, they say how far
+            the log goes, and ``last`` and ``durable`` are 0 here.
         first: the lowest sequence that is kept.
-        last: the last record that was found, or is known to have been there; first - 1 if there
+        last: the last record that was found or that is known to be durable; ``first - 1`` if there
             is none.
-        durable: records up to this one were durable, so that what is missing of them is damaged.
+        durable: records up to this sequence were durable: if one of them is missing, that is
+            damage.
     """
 
     log_id: bytes | None
@@ -447,7 +456,7 @@ class Look:
 
 
 def look(folder: str) -> Look:
-    """Look at a log without writing: by its control file, or else by steps 2 to 9."""
+    """Find out what is in a log: from its control file, or else by steps 2 to 9. Write nothing."""
     folder_fd = open_folder(folder, create=False)
     try:
         path = os.path.join(folder, CONTROL_NAME)

@@ -1,4 +1,4 @@
-"""How far a log goes, as its control file says, or as was found where that cannot be believed."""
+"""How far a log goes: its control file says it, or its frames if that cannot be believed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .opening import Look, look
 
 
 class Words:
-    """The published words of a control file that is mapped."""
+    """The words of a control file by which a log publishes, mapped."""
 
     __slots__ = ("durable", "durable_sequence", "first", "futex", "last", "place", "tail")
 
     def __init__(self, file: MappedFile, place: tuple[int, int]) -> None:
-        #: Device and inode.
+        #: Device and inode of the control file.
         self.place: tuple[int, int] = place
         self.tail: AtomicU64 = file.atomic_u64(TAIL)
         self.durable: AtomicU64 = file.atomic_u64(DURABLE)
@@ -30,11 +30,11 @@ class Words:
 
 
 class Published:
-    """What a log shows of itself; for one event loop.
+    """What a log has published; for one event loop.
 
     Attributes:
         words: the words of the control file; None while they cannot be believed.
-        log_id: which log it is; None while there is none.
+        log_id: id of the log; None while there is none.
     """
 
     __slots__ = ("_folder", "_found", "_hub", "_workers", "log_id", "words")
@@ -48,10 +48,11 @@ class Published:
         self.log_id: bytes | None = None
 
     async def attach(self) -> None:
-        """Map the words, if they can be believed; else find out how far the frames go.
+        """Map the words if they can be believed, else find out how far the frames go.
 
-        Made again where there are none, as a writer may publish by now; what was found before is
-        then not looked for again, which takes as long as reading the last segment.
+        While there are no words, a reader at the end calls this again, because a writer may have
+        published by then. It follows the frames only until it has found a log: that takes as long
+        as reading the last segment.
         """
         workers, path = self._workers, os.path.join(self._folder, CONTROL_NAME)
         if self.log_id is None:
@@ -71,14 +72,14 @@ class Published:
 
     @property
     def last(self) -> int:
-        """The last record."""
+        """The sequence of the last record."""
         return self._found.last if self.words is None else self.words.last.load()
 
     @property
     def durable(self) -> int:
-        """The last record that is known to be durable."""
+        """The sequence up to which records are known to be durable."""
         return self._found.durable if self.words is None else self.words.durable_sequence.load()
 
     async def aclose(self) -> None:
-        """Give the control file up."""
+        """Unmap the control file."""
         await self._hub.aclose()

@@ -1,17 +1,17 @@
 """Reading a log: one cursor for each ``read`` or ``tail``, in any process.
 
 Theory of operation. The writer publishes how far the log goes in words of the control file, which
-readers have mapped. A reader that is behind reads some 256 KiB at a time, on the loop thread what
-is in the page cache and in a worker what is not. It checks every frame before it hands a record
-out, and makes records one by one: after each look at the log some hundred are granted, which
-``async for`` gets of the native cursor without a call of Python. A reader at the end sleeps on the
-futex beside the words. Where the words cannot be believed, as on a network file system or in a copy
-of the folder, it follows the frames as far as they fit and looks again ten times a second.
+readers map. A reader that is behind the end reads some 256 KiB at a time: on the loop thread if the
+bytes are in the page cache, else in a worker. It checks every frame before it hands out a record.
+Each time the reader looks at the words, it grants up to ``GRANTED_RECORDS`` records: ``async for``
+gets those from the native cursor without a call of Python. A reader at the end sleeps on the futex
+beside the words. If the words cannot be believed, as on a network file system or in a copy of the
+folder, a reader follows the frames as far as they fit, and tries again ten times a second.
 
 Invariants.
-  1  A record is handed out only after checksum, salt, place, life and sequence fit (L4), and
-     only below what was published or, without words, what fits.
-  2  A reader writes nothing, and has one segment open, two while it crosses to the next.
+  1  A record is handed out only after its checksum, salt, place, life and sequence fit (L4), and
+     only if it was published; without words, only if all frames before it fit.
+  2  A reader writes nothing. It has one segment open, and two while it crosses to the next.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ from .published import Published, Words
 from .receipt import LogRecord
 
 LIMIT, COLD, END, WRONG = range(4)
-#: So many records are handed out before the reader looks at the log, and at the time, again.
+#: How many records a reader hands out before it looks at the words and at the time again.
 GRANTED_RECORDS = 512
-#: How long a reader at the end sleeps before it looks whether the folder is still there.
+#: How long a reader at the end sleeps before it checks that the control file is still there.
 LOOK_SECONDS = 1.0
 POLL_SECONDS = 0.1
 _EVERYTHING = (1 << 63) - 1
 
 
 class Found(Enum):
-    """What a step of a reading finds that is no record."""
+    """What a step of a reading returns if it is not a record."""
 
-    #: Something else: go on.
+    #: No record: make the next step.
     NOTHING = 0
-    #: The end, as far as it is known by now.
+    #: There are no more records for now.
     END = 1
 
 
 class ReadLog(Protocol):
-    """What a reading asks of its log."""
+    """What a reading needs from its log."""
 
     folder: str
     workers: Workers
@@ -77,8 +77,8 @@ class ReadLog(Protocol):
 class Reading(LogCursor, AsyncIterator[LogRecord]):
     """One walk along a log.
 
-    ``__anext__`` is the cursor's: it gives the records that ``take`` granted, and else does what
-    ``_advance`` does.
+    ``__anext__`` is the cursor's: it hands out the records that ``take`` granted, and awaits
+    ``_advance`` when there are none.
     """
 
     __slots__ = (
@@ -107,21 +107,21 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
         self._follow = follow
         self._durable = durable
         words = log.published.words
-        #: Where ``read`` ends: the end as it is now.
+        #: The position at which ``read`` ends: the end of the log when it was called.
         self._until = _EVERYTHING if words is None else words.tail.load()
         self._busy = self._done = self._ended = False
-        #: Records that nothing says are durable yet.
+        #: Records that ``tail(durable=True)`` has read, but that nothing proves durable yet.
         self._held: deque[LogRecord] = deque()
-        #: What a worker brought; it stays where the task that wanted it was cancelled meanwhile.
+        #: The record that a worker read. After a cancellation, the next call hands it out.
         self._taken: LogRecord | None = None
         self._opened: Segment | None = None
 
     async def _advance(self) -> LogRecord:
-        """Give the next record, where none is granted."""
+        """Return the next record when no record is granted."""
         if self._busy:
             raise anyio.BusyResourceError("reading this iterator of")
         if self._done:
-            if not self._ended:  # what is closed in the middle must not look as if it were whole
+            if not self._ended:  # closed before the end: that must not look like the end
                 self._log.check_reading()
             raise StopAsyncIteration
         self._busy = True
@@ -141,7 +141,7 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
         return record
 
     async def aclose(self) -> None:
-        """End the walk, and let go of its segment."""
+        """End the walk, and close its segment."""
         self._done = True
         self.leave()
         if not self._busy:
@@ -158,7 +158,7 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
 
     @property
     def next_sequence(self) -> int:
-        """The record that comes next."""
+        """The sequence of the record that comes next."""
         return self.sequence if self._segment is not None else self._start or 1
 
     @property
@@ -180,7 +180,7 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
                 await self._wait()
 
     async def _step(self) -> LogRecord | Found:
-        """Take what comes next."""
+        """Make one step: open a segment if needed, and take a record if there is one."""
         if self._segment is None:
             if self._log.published.words is None and self._log.published.log_id is None:
                 return Found.END  # there is no log yet
@@ -193,8 +193,8 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
         return await self._take_published(words)
 
     async def _take_published(self, words: Words) -> LogRecord | Found:
-        """Take what comes next, up to where the log is published."""
-        if self._held:  # from the time when nobody published
+        """Take the next record, up to the published end."""
+        if self._held:  # they were read before the words could be believed
             proof = words.durable_sequence.load()
             return self._held.popleft() if self._held[0].sequence <= proof else Found.END
         first = words.first.load()
@@ -225,7 +225,7 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
         return words.durable.load() if self._durable else words.tail.load()
 
     async def _take(self, end: int, more: int) -> LogRecord | None:
-        """Take the record that comes next, up to an offset of the segment, and grant more."""
+        """Take the next record if it ends at or before ``end`` in the segment; grant ``more``."""
         workers = self._log.workers
         try:
             if self._taken is None:
@@ -240,11 +240,11 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
         return record
 
     def _take_waiting(self, end: int) -> None:
-        # Nothing is granted: what is taken here is handed out first, also after a cancellation.
+        # It grants nothing: the record taken here comes first, also after a cancellation.
         self._taken = self.take(end, True, 0)
 
     async def _take_unpublished(self) -> LogRecord | Found:
-        """Take what fits, where nobody says how far the log goes."""
+        """Take the next record whose frame fits, when no words say how far the log goes."""
         if self._held and self._held[0].sequence <= max(self.proof, self._log.durable):
             return self._held.popleft()
         begun = self.position
@@ -255,7 +255,7 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
         if record is not None:
             return record
         if self.position != begun:
-            return Found.NOTHING  # there were frames, and no records
+            return Found.NOTHING  # there were frames, but no records among them
         if self.sequence <= self._log.durable:
             raise self._damage()
         if self.state == WRONG and not self._held:
@@ -263,7 +263,7 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
         return Found.END
 
     async def _refuse_gap(self) -> None:
-        """Raise if frames end before the segment does, and there is another one behind it."""
+        """Raise if there is another segment although the frames of this one have no END."""
         log, workers = self._log, self._log.workers
         bases = await workers.run(workers.control, _bases, log.folder)
         assert self._segment is not None
@@ -276,7 +276,7 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
         return CorruptRecordError(self._segment.path, self.sequence, self.offset)
 
     async def _sleep(self, words: Words) -> None:
-        """Wait until something was published."""
+        """Wait until something is published."""
         seen = words.futex.load()
         if self._limit(words) > self.position:
             return
@@ -291,7 +291,7 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
         self._log.wakeups += 1
 
     async def _locate(self) -> None:
-        """Find the record to start with."""
+        """Move to the record to start with."""
         while True:
             start, last, end = self._where_to_start()
             log = self._log
@@ -302,12 +302,12 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
             except (CorruptLogError, FileNotFoundError):
                 if log.first <= start:
                     raise
-                # It was discarded meanwhile.
+                # The segment was discarded meanwhile: find the record, or raise, as things are now.
             else:
                 return
 
     def _where_to_start(self) -> tuple[int, int, int]:
-        """Say which record comes first, which is the last, and at which position the log ends."""
+        """Return the first record to read, the last in the log, and the position of its end."""
         log, words = self._log, self._log.published.words
         first, last = log.first, log.last
         start = first if self._start is None else self._start
@@ -321,7 +321,7 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
         return start, last, self._until if words is None else words.tail.load()
 
     async def _open(self, opening: Callable[[], Segment | None]) -> bool:
-        """Have a worker open a segment and go there; false if there is none."""
+        """Have a worker open a segment and move the cursor there; false if there is none."""
         workers = self._log.workers
 
         def open_it() -> None:
@@ -329,7 +329,7 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
 
         try:
             await workers.run(workers.control, open_it)
-        finally:  # the cursor is there, also where this task is cancelled
+        finally:  # also after a cancellation the cursor is in the new segment
             segment, self._opened = self._opened, None
             if segment is not None:
                 old, self._segment = self._segment, segment
@@ -362,7 +362,7 @@ def _bases(folder: str) -> list[int]:
 def _seek(
     folder: str, log_id: bytes | None, cursor: LogCursor, start: int, last: int, end: int
 ) -> Segment:
-    """Open the segment of a record, and have the cursor before it."""
+    """Open the segment that holds a record, and move the cursor to that record."""
     bases = [base for base in _bases(folder) if base <= start]
     if not bases:
         raise CorruptLogError(folder, f"the segment of record {start} is missing: put it back")
@@ -384,7 +384,7 @@ def _seek(
         stop = min(size, max(segment.offset_of(end), HEADER_BYTES))
         cursor.seek(start, stop)
         if cursor.sequence < start:
-            # Damage lies before it; nobody asked for that record.
+            # A record before it is damaged, and nobody asked for that one.
             found = find_record(
                 segment.fd,
                 header.salt,
@@ -395,7 +395,7 @@ def _seek(
                 header.base,
             )
             if found is None and start == last + 1 and stop < size:
-                found = start, stop, header.life  # the end: nobody asked for what lies before
+                found = start, stop, header.life  # start at the end, behind the damage
             if found is None or found[0] != start:
                 raise CorruptRecordError(segment.path, start, cursor.offset)
             position = header.position + found[1] - HEADER_BYTES
@@ -408,7 +408,7 @@ def _seek(
 
 
 def _enter_next(folder: str, cursor: LogCursor) -> Segment | None:
-    """Open the segment behind an END frame; None if there is none of its name."""
+    """Open the segment behind an END frame; return None if there is no file of that name."""
     try:
         segment = open_segment(folder, cursor.sequence)
     except FileNotFoundError:
@@ -432,7 +432,7 @@ def _enter_next(folder: str, cursor: LogCursor) -> Segment | None:
 
 
 def _check_folder(folder: str, place: tuple[int, int]) -> None:
-    """Raise if nobody will ever publish again where the reader looks."""
+    """Raise if the control file that the reader has mapped is gone or was replaced."""
     try:
         found = os.stat(os.path.join(folder, CONTROL_NAME))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Receipts of appended records, records themselves, and what a log counts."""
+"""``LogRecord``, ``LogReceipt``, and the statistics of a log."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .._native import LogRecord as NativeRecord
 
 
 class ReceiptOwner(Protocol):
-    """What a receipt asks about its log."""
+    """What a receipt needs from its log."""
 
     @property
     def durable(self) -> int: ...
@@ -21,11 +21,11 @@ class LogRecord(NativeRecord):
     """One record of a log.
 
     Attributes:
-        sequence: its number, from 1; dense within the log.
+        sequence: its number; numbers begin at 1 and have no gaps.
         data: its bytes.
-        life: number of the opening of the log in which it was appended. A record that was not
-            durable may be gone after a power cut, and another one then has its number; the life
-            tells the two apart.
+        life: number of the opening of the log in which it was appended. A power cut may take a
+            record that was not durable, and a later record then gets its number. The life tells
+            the two apart.
     """
 
     __slots__ = ()
@@ -35,11 +35,11 @@ class LogRecord(NativeRecord):
 
 
 class LogReceipt:
-    """Proof that records were appended: visible to every reader of the log at once.
+    """Proof that records were appended, and that every reader of the log sees them.
 
     Attributes:
-        sequence: number of the record; of the last one, if there are several.
-        count: how many records there are.
+        sequence: number of the record, or of the last one if there are several.
+        count: how many records the receipt is for.
     """
 
     __slots__ = ("_owner", "count", "sequence")
@@ -59,13 +59,13 @@ class LogReceipt:
 
         Raises:
             FlushError: if the flush fails, or an earlier one did.
-            anyio.ClosedResourceError: if the log was closed before.
+            anyio.ClosedResourceError: if the log was closed before they were durable.
         Cancellation: a flush that has begun is waited out, then the cancellation is delivered.
-        Durability: durable, with every record before them.
+        Durability: the records and all before them are durable when this returns.
         Concurrency: requests made while a flush runs are answered together by the next one.
         """
         if not self.durable:
-            await self._owner._make_durable(self.sequence)  # noqa: SLF001  the two are one
+            await self._owner._make_durable(self.sequence)  # noqa: SLF001  of the log that made us
 
     def __repr__(self) -> str:
         state = "durable" if self.durable else "not known to be durable"
@@ -76,7 +76,7 @@ class LogReceipt:
 
 @dataclass(slots=True)
 class Counts:
-    """What a writer did so far."""
+    """What a writer has counted so far."""
 
     batches: int = 0
     flushes: int = 0
@@ -95,7 +95,7 @@ class Counts:
         self.flushed_records += records
 
     def add_roll(self, seconds: float) -> None:
-        """Count the beginning of a segment."""
+        """Count a roll, and the time that it took."""
         self.rolls += 1
         self.roll_seconds += seconds
         self.slowest_roll = max(self.slowest_roll, seconds)
@@ -107,22 +107,22 @@ class LogStatistics:
 
     Attributes:
         appended_records: records stored by this object.
-        appended_bytes: bytes of segments that they took, frames included.
+        appended_bytes: bytes of the segments that were written since then, all frames included.
         inline_appends: records stored on the loop thread, without a hop.
-        batches: trips to a worker for stores, flushes and discards together.
+        batches: batches of appends and requests that the engine or a worker ran.
         flushes: flushes of a segment.
         flush_group: mean number of records that one flush made durable; 0.0 without any.
         rolls: segments begun.
-        roll_seconds: time that rolling took, all together.
-        slowest_roll_seconds: the longest of them.
+        roll_seconds: seconds that all rolls took together.
+        slowest_roll_seconds: seconds that the slowest roll took.
         standby_ready: whether the next segment is ready.
-        segments: segments that are not discarded; 0 if that is not known, as for readers.
+        segments: segments that are not discarded; 0 for readers, which do not know it.
         held_segments: segments that readers of this object have open.
         lag: records between the slowest running ``read`` or ``tail`` of this object and the end.
-        wakeups: how often a ``tail`` of this object was woken.
-        corrupt: records that were found damaged.
-        write_path: "inline" where appends that nobody waits for are stored on the loop thread,
-            "worker" where not, "none" for readers.
+        wakeups: how often a ``tail`` of this object woke up at the end of the log.
+        corrupt: damaged records that readers of this object found.
+        write_path: "inline" while the loop thread stores appends that need not be durable at once,
+            "worker" while other threads do, "none" for readers.
     """
 
     appended_records: int = 0

@@ -1,7 +1,7 @@
-"""What recovery decides, from what was read; pure.
+"""The decisions of recovery; pure.
 
 Steps 5, 6, 10 and 11 of docs/log_format.md: where to begin, whether the segments join, and whether
-what lies behind the last good frame was torn or is damage.
+the bytes behind the last good frame are torn or damaged.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ class Recovered:
     """What opening a log found behind its last good record.
 
     Attributes:
-        life: number of this opening of the log, as each record carries it.
-        sequence: the last record that was recovered; the next one gets one more.
-        cut_bytes: bytes that were torn, or that nothing proves to have been durable.
-        cut_records: whole records among them.
-        rewritten: bytes that were written again, as a failed flush may have left them in memory.
-        seconds: how long it took.
+        life: number of this opening of the log; records appended by it carry it.
+        sequence: the last record that was recovered; the next one gets ``sequence + 1``.
+        cut_bytes: bytes cut off behind that record: they were torn, or nothing proves that they
+            were durable.
+        cut_records: whole records among those bytes.
+        rewritten: bytes written again, because a failed flush may have left them in the page
+            cache only.
+        seconds: how long recovery took.
     """
 
     life: int
@@ -45,7 +47,7 @@ class FoundSegment:
 
     @property
     def end(self) -> int:
-        """The position behind its last byte, if it were full."""
+        """The position behind the last byte of the file."""
         return self.header.position + self.size - HEADER_BYTES
 
 
@@ -54,15 +56,15 @@ class Walk:
     """How far the good frames of a segment go.
 
     Attributes:
-        offset: of the first place where nothing fits, in the file; with an END frame, of that.
-        sequence: of the record that would come there.
-        life: of the last good frame.
+        offset: offset of the END frame in the file; without one, of the first bad frame.
+        sequence: sequence of the record that would come there.
+        life: life of the last good frame.
         proof: the highest sequence that a frame says is durable.
-        discarded: what the last DISCARD frame said to keep from; 0 if there was none.
+        discarded: the lowest sequence that the last DISCARD frame keeps; 0 if there was none.
         ended: whether there is an END frame.
         last_crc: checksum of the last good frame, the END frame included.
         stop: offset behind that frame.
-        proven: offset up to which all is durable, as ``proof`` says; more may be durable.
+        proven: offset up to which ``proof`` says that all is durable; more may be durable.
     """
 
     offset: int
@@ -78,7 +80,15 @@ class Walk:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What was found behind the place where nothing fits."""
+    """What was found behind the end of the good frames.
+
+    Attributes:
+        proof: the highest sequence that a frame or header there says is durable.
+        records: good records there.
+        life: the highest life there.
+        last_end: offset behind the last good frame there, counted on from the segment in which the
+            walk ended; negative if there is none.
+    """
 
     proof: int
     records: int
@@ -106,10 +116,10 @@ def check_joins(folder: str, segments: Sequence[FoundSegment]) -> None:
 
 
 def check_first(folder: str, segments: Sequence[FoundSegment], first: int, last: int) -> None:
-    """Check that they go down to the first record that was not discarded, and up to it (L1).
+    """Check that the segments hold the first record that was not discarded (L1).
 
     Raises:
-        CorruptLogError: if they do not.
+        CorruptLogError: if the records of the segments begin behind it, or end before it.
     """
     base = segments[0].header.base
     if base > first:
@@ -127,7 +137,7 @@ def check_first(folder: str, segments: Sequence[FoundSegment], first: int, last:
 
 
 def where_to_begin(segments: Sequence[FoundSegment], proof: int) -> int:
-    """Say from which segment on frames have to be looked at.
+    """Return the index of the segment from which on the frames have to be checked.
 
     Args:
         segments: all of them, oldest first.
@@ -141,11 +151,11 @@ def where_to_begin(segments: Sequence[FoundSegment], proof: int) -> int:
 
 
 def refuse_damage(path: str, walk: Walk, proof: int) -> None:
-    """Raise if the record that does not fit is known to have been durable (L8)."""
+    """Raise if the record at the end of a walk is known to have been durable (L8)."""
     if proof >= walk.sequence:
         raise CorruptRecordError(path, walk.sequence, walk.offset)
 
 
 def torn_bytes(walk: Walk, search: Search) -> int:
-    """Say how many bytes lie between the last good frame and the last one behind it."""
+    """Return how many bytes lie between the end of the walk and the last good frame behind it."""
     return max(search.last_end - walk.offset, 0)

@@ -1,13 +1,15 @@
 """The half of a log's writer that waits: storing, rolling, discarding, making durable.
 
-One call at a time: the batch queue of the log sees to that, and while no batch is in flight the
-loop thread may call ``LogWriter.append`` alone. Most batches are records that fit into the segment:
-``begin_commit`` hands those to the engine. All others are for ``run``, in a worker.
+Only one call runs at a time: the batch queue of the log sees to that. While no batch is in flight,
+the loop thread may call ``LogWriter.append``, and nothing else. Most batches are records that fit
+into the segment: ``begin_commit`` hands those to the engine. A worker calls ``run`` for all others.
 
 Invariants.
-  1  A store that failed has no place. What it left behind is written over by an OPEN frame of
-     the next life before anything else is stored (L12): half of it could come back otherwise.
-  2  A failed flush, or a store that the device refused, ends the writer: it latches (I5).
+  1  A failed store does not move the end of the log. Before anything else is stored, an OPEN frame
+     of the next life overwrites what the store left there (L12); otherwise half of a failed batch
+     could come back.
+  2  A failed flush ends the writer: it latches (I5). So does a store that the system refused for
+     any reason but a lack of room.
 """
 
 from __future__ import annotations
@@ -49,41 +51,41 @@ from .receipt import Counts
 
 T = TypeVar("T")
 
-#: Errors that say that there is no room, and nothing about the device.
+#: Errors that mean a lack of room, and no fault of the device.
 _WITHOUT_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-#: A roll flushes what nobody flushed before; so write-back is begun each time so much is there.
+#: Write-back is begun each time this many bytes were stored, to keep the flush of a roll short.
 _WRITEBACK_BYTES = 8 << 20
 
 
 class Flush:
-    """Asks that all that was appended before is made durable."""
+    """A request to make durable all that was appended before."""
 
     __slots__ = ()
 
 
 class Writeback:
-    """Asks that write-back is begun."""
+    """A request to begin write-back."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """Items that are published together."""
+    """Records to publish together."""
 
     items: list[Buffer]
 
 
 @dataclass(frozen=True, slots=True)
 class Discard:
-    """Asks that whole segments before a sequence are dropped."""
+    """A request to drop each segment whose records all come before a sequence."""
 
     before: int
 
 
 #: What the queue of a log carries: the data of a record, or a request.
 Item: TypeAlias = Buffer | Flush | Writeback | Together | Discard
-#: What an item gives: the last sequence it got, or for requests any.
+#: The result of an item: the sequence of its last record (of any, for a request), or an error.
 Outcome: TypeAlias = int | BaseException
 
 _PLAIN = {bytes, memoryview}
@@ -96,11 +98,11 @@ class Writer:
         self, opened: OpenedLog, policy: FlushPolicy, segment_size: int, retain_bytes: int | None
     ) -> None:
         self.folder: str = opened.folder
-        #: Whether it can only be a device that a store waits for, and no server.
+        #: Whether a store can wait only for a device of this machine, and never for a server.
         self.local: bool = not is_on_server(opened.folder_fd)
         self.native = opened.native
         self.sizes: dict[int, int] = opened.sizes
-        #: Bases of segments that were discarded, and not unlinked yet.
+        #: Bases of segments that were discarded, but not unlinked yet.
         self._discarded: list[int] = opened.discarded
         self.first: int = opened.first
         self.failure: FlushError | None = None
@@ -112,31 +114,31 @@ class Writer:
         self._segment_size = segment_size
         self._retain_bytes = retain_bytes
         self._standby: Unnamed | None = None
-        #: writer.1; how much is torn at the place of the next frame is not known.
+        #: Whether a failed store left bytes at the place of the next frame (writer.1).
         self.needs_life: bool = False
-        #: Up to here the open segment is durable, and begun to be written back.
+        #: Offsets in the open segment up to which it is durable, and write-back was begun.
         self._durable_at: int = self.native.at
         self._written_back: int = self.native.at
-        #: Segments that were left without a flush, as ``never()`` wants it.
+        #: Bases of segments that the policy ``never()`` left without a flush.
         self._unsynced: list[int] = []
-        #: The last error of a step that stored nothing, and can be tried again (I5).
+        #: The last error that need not latch (I5): its step stored nothing and can be tried again.
         self._harmless: OSError | None = None
 
-    # What the loop half asks; attributes that change in one step.
+    # For the loop half. Each property reads a value that changes in one step.
 
     @property
     def device(self) -> int:
-        """The device that the log is on."""
+        """Number of the device that the log is on."""
         return self._opened.control.own[0]
 
     @property
     def last(self) -> int:
-        """The last record that was stored."""
+        """The sequence of the last record that was stored."""
         return self.native.sequence - 1
 
     @property
     def durable(self) -> int:
-        """The last record that is known to be durable."""
+        """The sequence up to which records are known to be durable."""
         return self.native.durable
 
     @property
@@ -146,7 +148,7 @@ class Writer:
 
     @property
     def wants_standby(self) -> bool:
-        """Whether the next segment should be made ready by now."""
+        """Whether the open segment is more than half full, and the next one is not ready."""
         return self._standby is None and 2 * self.native.at > self.native.limit
 
     @property
@@ -157,7 +159,7 @@ class Writer:
     # Batches.
 
     def run(self, items: list[Item]) -> Sequence[Outcome]:
-        """Store, flush and publish one batch; one outcome for each item."""
+        """Store, flush and publish one batch; return one outcome for each item."""
         self.counts.add_batch()
         if self.failure is not None:
             raise self.failure
@@ -177,7 +179,10 @@ class Writer:
     def begin_commit(
         self, queue: PoolQueue, items: list[Item], tell: Callable[[PoolCommit], object]
     ) -> bool:
-        """Have the engine do all of a batch, if it is nothing but records; on the loop."""
+        """Have the engine run a batch if it has only records and needs no other step; on the loop.
+
+        Return whether the engine took it. It calls ``tell`` when the batch has ended.
+        """
         native, policy = self.native, self._policy
         if self.failure is not None or self.needs_life or self._unsynced:
             return False
@@ -188,7 +193,7 @@ class Writer:
         return native.begin_commit(queue, items, policy.flush_each_write, tell) is not None
 
     def end_commit(self, job: PoolCommit) -> Sequence[int]:
-        """Count what the engine did; on the loop. Return sequences, or raise why it failed."""
+        """Count a batch of the engine; return its sequences, or raise its error. On the loop."""
         native, begun, durable = self.native, self.native.sequence, self.native.durable
         phase, number = job.outcome()
         self.counts.add_batch()
@@ -222,7 +227,7 @@ class Writer:
         return outcomes
 
     def _attempt(self, function: Callable[[T], None], argument: T) -> BaseException | None:
-        """Call; return an error after which the writer can go on, and raise any other."""
+        """Call a function; return an error after which the writer can go on, raise any other."""
         try:
             function(argument)
         except OSError as error:
@@ -235,7 +240,7 @@ class Writer:
         return None
 
     def note_failed_store(self, error: OSError) -> None:
-        """Take note that what was being stored has no place; latch if the device is at fault."""
+        """Note that a store failed: latch the error, unless it is only a lack of room."""
         if error.filename is None:
             name_file(error, self._segment.path)
         if error is self._harmless:
@@ -245,7 +250,7 @@ class Writer:
         self.needs_life = True
 
     def latch(self, error: OSError) -> FlushError:
-        """End the writer (writer.2)."""
+        """End the writer (writer.2): keep and return the error that all later calls raise."""
         self.failure = FlushError(
             self._segment.path,
             error.strerror or str(error),
@@ -257,7 +262,7 @@ class Writer:
         return self.failure
 
     def _finish(self, *, flush: bool) -> None:
-        """Make durable what has to be, and publish it."""
+        """Flush if asked or needed, and publish what was stored."""
         if flush and self.native.durable < self.last:
             self.sync()
         self._publish()
@@ -271,7 +276,7 @@ class Writer:
             raise self.latch(error) from error
 
     def sync(self) -> None:
-        """Make all that was stored durable."""
+        """Make durable all that was stored."""
         covered = self.last - self.native.durable
         try:
             while self._unsynced:
@@ -292,7 +297,7 @@ class Writer:
         return behind >= _WRITEBACK_BYTES and self._policy.flush_at_close
 
     def _start_writeback(self) -> None:
-        """Keep the flush of the next roll short; a hint, so its failure means nothing."""
+        """Begin write-back if it is due; its failure means nothing, as nothing depends on it."""
         if self._writeback_due:
             at = self.native.at
             with suppress(OSError):
@@ -332,7 +337,7 @@ class Writer:
                 self._roll()
 
     def _store_together(self, items: list[Buffer]) -> None:
-        """Store items so that none has a place if one fails; if they fit into a segment."""
+        """Store records in one segment if they fit into one: then all are stored, or none."""
         self._begin_life()
         total = sum(frame_bytes(memoryview(item).nbytes) for item in items)
         if not self._fits(total) and total + HEADER_BYTES + FRAME_BYTES <= self._segment_size:
@@ -344,7 +349,7 @@ class Writer:
         return native.base == native.sequence or native.at + total + FRAME_BYTES <= native.limit
 
     def _begin_life(self) -> None:
-        """Cover what a failed store left behind (writer.1)."""
+        """Overwrite what a failed store left behind, and begin a new life (writer.1)."""
         if not self.needs_life:
             return
         native = self.native
@@ -356,13 +361,13 @@ class Writer:
             native.mark(OPEN, OPEN_DATA.pack(0, 0))
             self.sync()
         else:
-            self._roll()  # the header of the next segment makes the life durable
+            self._roll()  # the header of the next segment has the life, and is durable
         self.needs_life = False
 
     # Segments.
 
     def prepare_standby(self) -> None:
-        """Make the next segment ready, so that a roll need not reserve blocks."""
+        """Make the next segment, so that a roll need not wait until its blocks are reserved."""
         try:
             standby = Unnamed(self.folder, self._opened.folder_fd, self._segment_size)
         except OSError as error:
@@ -373,7 +378,7 @@ class Writer:
         self._standby = standby
 
     def _roll(self) -> None:
-        """Go on in a new segment: the old one is durable first, then the name (files.1)."""
+        """Go on in a new segment; it gets its name when the old one is durable (files.1)."""
         begun = time.perf_counter()
         unnamed, self._standby = self._standby, None
         if unnamed is None:
@@ -400,7 +405,7 @@ class Writer:
             )
             segment = unnamed.name(header)
         except BaseException:
-            native.at = at  # the END frame has no place, either
+            native.at = at  # take back the END frame, too
             unnamed.close()
             raise
         self._enter(segment)
@@ -433,7 +438,7 @@ class Writer:
         self._retain()
 
     def _retain(self) -> None:
-        """Discard the oldest segments while all together take too much."""
+        """Discard the oldest segments if all together take more than ``retain_bytes``."""
         if self._retain_bytes is None:
             return
         bases, total = list(self.sizes), sum(self.sizes.values())
@@ -447,7 +452,7 @@ class Writer:
                 LOGS.warning("%s: old segments stay for now: %s", self.folder, error)
 
     def _discard(self, before: int) -> None:
-        """Drop whole segments; the frame that says so is durable before any is gone."""
+        """Drop whole segments; the DISCARD frame is durable before the first one is unlinked."""
         first = max((base for base in self.sizes if base <= before), default=self.first)
         if first > self.first:
             self._begin_life()
@@ -463,10 +468,10 @@ class Writer:
         self._unlink_discarded()
 
     def _unlink_discarded(self) -> None:
-        """Unlink what was discarded, now or by a predecessor, oldest first.
+        """Unlink the segments that this writer or an earlier one discarded, oldest first.
 
-        Each is synced before the next: a power cut that kept an older one and not a newer would
-        leave a gap, which is how a segment looks that somebody took away.
+        The folder is synced after each. Otherwise a power cut could keep an older segment and lose
+        a newer one: a gap, which looks as if somebody had taken a segment away.
         """
         while self._discarded:
             try:
@@ -480,7 +485,7 @@ class Writer:
             del self._discarded[0]
 
     def close(self, *, clean: bool) -> None:
-        """Give everything up; leave word if all is stored and flushed."""
+        """Close all files; if all is flushed, note in the control file that the log was closed."""
         opened = self._opened
         try:
             if clean and self.failure is None and not self.needs_life:
