@@ -1,7 +1,7 @@
 """Immutable objects of a store, read through a local mapped cache.
 
-``RemoteCache().open("s3://bucket/key")`` is most of it. URLs are read by obstore, which the extra
-``remote`` brings; a source of one's own needs nothing.
+Make a ``RemoteCache``, and open objects with ``cache.open("s3://bucket/key")``. To read URLs,
+install the extra ``remote``, which brings obstore; a source of your own needs nothing.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = (
 
 
 def _adopt() -> None:
-    """Make tracebacks, reprs and pickles name the public place, not the file of a class."""
+    """Make tracebacks, reprs and pickles name this module, not the private one of a class."""
     for name in __all__:
         globals()[name].__module__ = __name__
 

@@ -1,4 +1,4 @@
-"""What a response brought of an object."""
+"""``Body``: the bytes of an object that one response brought."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """Bytes of the object, as a response brought them.
+    """Bytes of an object, as one response brought them.
 
     Attributes:
-        start: first byte.
+        start: offset of the first byte in the object.
         data: the bytes.
     """
 
@@ -19,9 +19,9 @@ class Body:
 
     @property
     def end(self) -> int:
-        """First byte behind them."""
+        """Offset of the first byte behind them."""
         return self.start + len(self.data)
 
     def part(self, start: int, end: int) -> memoryview:
-        """Return a range of the object that lies in it."""
+        """Return the bytes [start, end) of the object, which have to lie in this body."""
         return self.data[start - self.start : end - self.start]

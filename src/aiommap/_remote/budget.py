@@ -2,17 +2,18 @@
 
 Invariants.
   1  Bytes are reserved before they are written, and nobody reserves beyond ``max_bytes`` (R7).
-     What is reserved and not used is given back by whoever reserved it.
-  2  The folder's lock is held for every change, and its state is written in one step. A process
-     that dies leaves the count too high, never too low: what it had reserved. A recount finds it.
-  3  Nobody waits for long for a process that stands still while it has the lock: what needs it then
-     fails, and is a miss. A reservation that could not be ended is ended with the next one.
-  4  A recount adds what the files take, what their lists of extents may yet grow by, and what
-     living owners have reserved; those may have written some of it already, which then counts twice
-     until the next one.
-  5  A process keeps some bytes reserved ahead, so that most blocks take no lock: each system call
-     of a fetch is a moment in which another thread takes the GIL. It uses them before it says that
-     there is no room, and gives them back when it ends.
+     Whoever reserves bytes and does not use them gives them back.
+  2  Every change holds the folder's lock and writes the folder's state in one step. A process that
+     dies leaves the count too high by what it had reserved, and never too low. A recount corrects
+     that.
+  3  Nobody waits long for a process that stands still with the lock. Whoever needs the lock fails
+     instead, and that is a miss. A reservation that could not be ended is ended with the next one.
+  4  A recount adds up what the files take, what their lists of extents may still grow by, and what
+     live owners have reserved. An owner may have written some of its reservation already; those
+     bytes count twice until the next recount.
+  5  A process keeps some bytes reserved ahead, so that most blocks need no lock: in each system
+     call of a fetch another thread may take the GIL. The process uses these bytes before it says
+     that there is no room, and gives them back when it ends.
 """
 
 from __future__ import annotations
@@ -35,23 +36,23 @@ from .layout import (
 )
 from .leases import Leases, LockFile
 
-#: How long one waits for the lock, which others have for microseconds; and how long one does not
-#: wait again after that was in vain.
+#: How long we wait for the lock, which others hold for microseconds; and for how long we do not
+#: wait at all after a wait that failed.
 PATIENCE_SECONDS = 0.5
 DISTRUST_SECONDS = 5.0
-#: What is reserved ahead: bytes, and at most one part in so many of all.
+#: How much is reserved ahead: so many bytes, but at most this part of ``max_bytes``.
 AHEAD_BYTES = 4 << 20
 AHEAD_SHARE = 256
 
 
 class Budget:
-    """The state file: its lock is the folder's.
+    """The state file of a folder, and its lock, which is the folder's lock.
 
     Args:
-        path: of the state file.
-        leases: says who lives.
-        count: counts what the files of the folder take; called with the lock.
-        max_bytes, min_free: what this process allows itself.
+        path: path of the state file.
+        leases: says which owners are alive.
+        count: counts what the files of the folder take on the disk; called with the lock held.
+        max_bytes, min_free: the limits of this process, as for ``RemoteCache``.
     """
 
     __slots__ = (
@@ -87,14 +88,14 @@ class Budget:
         self.max_bytes: int = max_bytes
         self._min_free = min_free
         self._mutex = Mutex()
-        #: What the file says that we have reserved; changed with the lock.
+        #: What this process has reserved, according to the file; changed with the lock held.
         self._own = 0
         self._ahead = round_down(min(AHEAD_BYTES, max_bytes // AHEAD_SHARE))
         self._spare_mutex = Mutex()
-        #: What is reserved and nobody's; and what was used, and is reserved according to the file.
+        #: Bytes reserved ahead; and bytes that were used, but are still reserved in the file.
         self._spare = self._used = 0
         self._stuck_until = 0.0
-        #: What was reserved when this process looked last; any thread may read it.
+        #: What all had reserved when this process last read the file; any thread may read it.
         self.seen: int = 0
         self._file = LockFile(path)
         with self.locked() as state:
@@ -104,12 +105,12 @@ class Budget:
 
     @property
     def detached(self) -> bool:
-        """Whether the state file was deleted: the folder is another one now, or gone."""
+        """Whether the state file was deleted, so that the folder is gone or is another one."""
         return not os.fstat(self._file.fd).st_nlink
 
     @contextmanager
     def locked(self) -> Iterator[FolderState]:
-        """Hold the folder's lock for a block; what the block makes of the state is kept."""
+        """Hold the folder's lock for a block, and write back the state that the block changed."""
         with self._mutex:
             self._take_lock()
             try:
@@ -134,11 +135,11 @@ class Budget:
 
     @property
     def used_bytes(self) -> int:
-        """What all have reserved or stored, but for what we have only ahead; in any thread."""
+        """What all have reserved or stored, less what we have reserved ahead; in any thread."""
         return max(0, self.seen - self._spare)
 
     def take(self, length: int) -> bool:
-        """Reserve bytes out of what is reserved ahead; False if that is too little."""
+        """Reserve bytes from those reserved ahead; False if these are too few."""
         length = round_up(length)
         with self._spare_mutex:
             if self._spare < length:
@@ -152,7 +153,7 @@ class Budget:
             return self.reserve_with(state, length)
 
     def reserve_with(self, state: FolderState, length: int) -> bool:
-        """Reserve bytes with the lock, as ``reserve`` does; none in a folder that is gone."""
+        """Reserve bytes as ``reserve`` does, with the lock held; False if the folder is gone."""
         if self.detached:
             return False
         length = round_up(length)
@@ -160,7 +161,7 @@ class Budget:
         return any(self._extend(state, length, ahead) for ahead in (self._ahead, 0))
 
     def _extend(self, state: FolderState, length: int, ahead: int) -> bool:
-        """Reserve what is missing of so much and so much ahead; with the lock."""
+        """Reserve ``length`` bytes and have ``ahead`` bytes spare; with the lock held."""
         if not self._is_free(length + ahead):
             return False
         with self._spare_mutex:
@@ -174,7 +175,7 @@ class Budget:
         return True
 
     def settle(self, length: int, used: int) -> None:
-        """End a reservation of which so much was used."""
+        """End a reservation of ``length`` bytes, of which ``used`` were used."""
         used = round_up(used)
         with self._spare_mutex:
             self._spare += round_up(length) - used
@@ -186,7 +187,7 @@ class Budget:
             self._give_back_spare(state, self._ahead)
 
     def _note_used(self) -> None:
-        """Have the file say of what was used that it is not only reserved; with the lock."""
+        """Take what was used out of our reservation in the file; with the lock held."""
         with self._spare_mutex:
             used, self._used = self._used, 0
         if used:
@@ -194,7 +195,7 @@ class Budget:
             self._write_own()
 
     def _give_back_spare(self, state: FolderState, kept: int) -> None:
-        """Give back what is reserved ahead, but for so much; with the lock."""
+        """Give back what is reserved ahead beyond ``kept`` bytes; with the lock held."""
         with self._spare_mutex:
             back = max(0, self._spare - kept)
             self._spare -= back
@@ -204,12 +205,12 @@ class Budget:
             self._write_own()
 
     def give_back(self, length: int) -> None:
-        """Count bytes no longer that were taken off the disk."""
+        """Give back bytes that are gone from the disk."""
         with self.locked() as state:
             state.give_back(length)
 
     def excess(self, wanted: int) -> int:
-        """Say how many bytes have to go so that so many can be reserved."""
+        """Return how many bytes have to be evicted before ``wanted`` can be reserved."""
         with self.locked() as state:
             over = state.reserved - self._spare + round_up(wanted) - self.max_bytes
         found = os.statvfs(self._folder)
@@ -217,7 +218,7 @@ class Budget:
         return max(0, over, int(short * found.f_frsize))
 
     def recount(self) -> None:
-        """Count anew what there is (budget.4)."""
+        """Count again what all files and live owners take (budget.4)."""
         with self.locked() as state:
             self._note_used()
             block = os.pread(self._file.fd, STATE_BYTES, 0)
@@ -230,7 +231,7 @@ class Budget:
             state.recount(self._count() + under_way)
 
     def close(self) -> None:
-        """Give back what is reserved ahead, and the lock file up; before the leases."""
+        """Give back what is reserved ahead, and close the file; call it before ``Leases.close``."""
         if self._file.fd >= 0:
             with suppress(OSError), self.locked() as state:  # else the next recount finds it
                 self._note_used()

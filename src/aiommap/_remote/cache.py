@@ -1,6 +1,7 @@
 """The cache: a folder, the objects that are open through it, and the threads that fetch.
 
-Requests have worker threads of their own: a dead server takes none from reads of files (R10).
+Requests run in worker threads of their own, so a dead server takes no thread from reads of files
+(R10).
 """
 
 from __future__ import annotations
@@ -56,23 +57,26 @@ _PREWARM = ("hot", "all", "none")
 class RemoteCache(AsyncResource):
     """Reads immutable objects of stores through a folder on the local disk.
 
-    One a program: ``async with RemoteCache() as cache``. Any number of processes and containers
-    share a folder, and may be killed at any moment. The folder may be deleted while it is in use.
-    A failure of the cache never fails a read, which then goes to the store.
+    Make one for the whole program: ``async with RemoteCache() as cache``. Any number of processes
+    and containers may share a folder, and each may be killed at any moment. The folder may be
+    deleted while it is in use. A failure of the cache never fails a read: that read goes to the
+    store.
 
     Args:
-        folder: where blocks are kept; None means ``aiommap`` in the user's folder for caches. It is
-            made if it is missing, for this user alone. A folder with other files is refused.
-        max_bytes: what the blocks of all processes may take of the disk; never exceeded.
-        min_free: the share of the file system, 0 to 1, that is left free whatever ``max_bytes``.
-        block_size: bytes that are fetched, checked and given up together; a power of 2, from 4 KiB
-            to 64 MiB. Objects that are cached already keep theirs.
+        folder: where blocks are kept; None means ``aiommap`` in the user's folder for caches. A
+            folder that is missing is made, for this user alone. A folder with other files is
+            refused.
+        max_bytes: how many bytes the files of all processes may take on the disk; never exceeded.
+        min_free: the share of the file system, 0 <= share < 1, that stays free whatever
+            ``max_bytes`` allows.
+        block_size: bytes that are fetched, checked and evicted together; a power of 2, from 4 KiB
+            to 64 MiB. Objects that are cached already keep their block size.
         request_size: how many bytes of adjacent blocks one request may ask for.
-        workers: how many requests may be under way at once, in threads of their own.
-        on_error: called in the background, sync or async, with each failure of the cache itself; by
-            default they are logged.
+        workers: how many requests may be under way at once; each runs in a thread.
+        on_error: a sync or async function that is called on the event loop with each failure of the
+            cache itself; by default failures are logged.
     Raises:
-        ValueError, TypeError: for options that cannot be meant.
+        ValueError, TypeError: if an option makes no sense.
 
     Concurrency: for tasks of the event loop in which it is used first.
     """
@@ -113,7 +117,7 @@ class RemoteCache(AsyncResource):
             self._block_size,
             self._request_size,
             self._counters,
-            self._failures.tell,  # of another object: a cycle would keep a closed cache
+            self._failures.tell,  # not a method of ours: the cycle would keep a closed cache alive
         )
 
     @property
@@ -139,27 +143,27 @@ class RemoteCache(AsyncResource):
     ) -> Opening[RemoteSnapshot]:
         """Open an object as a snapshot: ``async with cache.open("s3://bucket/key") as s``.
 
-        That is one request for its state (HEAD), however much of it is cached.
+        Opening sends one request for the state of the object (HEAD), however much of it is cached.
 
         Args:
-            source: a URL, or a source such as ``ObstoreSource`` and ``FsspecSource``.
-            validator: what tells one state of the object from another: its ETag, its time of
-                modification, or nothing, for objects that never change under their name.
-            version: read this version, in a bucket that keeps versions.
-            offline: ask the store nothing, and open what is cached of the object, in the state in
-                which it was opened last; reads of other blocks go to the store.
-            prewarm: fetch all of it before returning.
-            read_ahead: fetch ahead of reads that follow one another.
-            hub: shares its worker threads, for blocks that are cached but not in memory.
+            source: a URL, or a source such as ``ObstoreSource`` or ``FsspecSource``.
+            validator: what tells one state of the object from another: its ETag; its time of
+                modification; or nothing, for objects that never change under their name.
+            version: the version to read, in a bucket that keeps versions.
+            offline: whether to open the object without asking the store, in the state in which it
+                was opened last. Reads of blocks that are not cached still go to the store.
+            prewarm: whether to fetch the whole object before returning.
+            read_ahead: whether to fetch ahead of sequential reads.
+            hub: a hub whose worker threads read blocks that are cached but not in memory.
         Returns:
             An object to use with ``async with``, or to ``await`` for a snapshot to ``aclose``.
         Raises:
             FileNotFoundError: if there is no such object; offline, if nothing of it is cached.
-            PermissionError: if the store refuses.
+            PermissionError: if the store refuses access.
             UnsupportedError: if the server sends no validator, or the folder cannot be a cache: it
-                holds other files, or lies on a network file system.
-            RemoteError: if the store cannot be asked.
-        Cancellation: nothing is left open; a request under way is left behind.
+                holds other files, or is on a network file system.
+            RemoteError: if the request to the store fails.
+        Cancellation: nothing is left open; nobody waits for a request under way.
         """
         if validator not in VALIDATORS:
             raise ValueError(f"validator is {validator!r}: use one of {VALIDATORS}")
@@ -187,26 +191,27 @@ class RemoteCache(AsyncResource):
     ) -> Opening[LiveRemoteSnapshot]:
         """Follow an object that is overwritten: ``async with cache.follow(url) as live``.
 
-        The store is asked again and again, by a request that is answered without a body as long as
-        nothing changed. A new object is opened, prewarmed and validated in the background, and only
-        then becomes ``live.current``. If any of these fails, that is reported and the one before it
-        stays in service.
+        The cache polls the store by a request that the store answers without a body while nothing
+        has changed. A new object is opened, prewarmed and validated in the background, and only
+        then becomes ``live.current``. If one of these steps fails, the failure goes to
+        ``on_error``, and the object in service stays in service.
 
         Args:
             source: as for ``open``.
-            poll_interval: seconds between two questions.
-            pointer: the object is small and its text names the object to serve: a URL, or a key
-                beside it.
-            prewarm: what of a new object is fetched before it is put in service: "hot", the ranges
-                that are cached of the one before it; "all"; or "none".
-            validate: an async function that takes each new snapshot, the first included, and
-                raises, or returns False, if it is not to be served.
-            load: an async function that takes each new snapshot after that, and returns what the
-                program works with: it becomes ``live.value`` together with the snapshot.
-            on_error: called in the background, sync or async, with the failure of an object that is
-                not served; by default that is logged.
+            poll_interval: seconds between two requests.
+            pointer: whether the object is a pointer: a small text that names the object to serve,
+                by its URL or by a key beside the pointer.
+            prewarm: what is fetched of a new object before it is put in service: "hot", the ranges
+                that are cached of the object in service; "all"; or "none".
+            validate: an async function that gets each new snapshot, the first included. It raises
+                or returns False if the snapshot must not be served.
+            load: an async function that gets each snapshot that ``validate`` accepted, and returns
+                the value that the program works with. That becomes ``live.value`` when the snapshot
+                becomes ``live.current``.
+            on_error: a sync or async function that is called on the event loop with the failure of
+                each object that is not served; by default failures are logged.
         Raises:
-            As ``open``, and whatever ``validate`` or ``load`` raises for the first one.
+            As ``open``, and whatever ``validate`` or ``load`` raises for the first snapshot.
         Cancellation: nothing is left open.
         """
         for called, name in ((validate, "validate"), (load, "load"), (on_error, "on_error")):
@@ -249,11 +254,13 @@ class RemoteCache(AsyncResource):
         return live
 
     async def clear(self, source: str | RemoteSource | None = None) -> int:
-        """Give up what is cached of an object, or all of it; reads in use go on.
+        """Delete the cached blocks of one object, or of all; snapshots that are open stay usable.
+
+        Blocks that a view covers stay.
 
         Returns:
-            How many bytes of the disk that gives back; what a view covers stays.
-        Cancellation: waits for what has begun.
+            How many bytes of the disk are free again.
+        Cancellation: withdrawn, or waited out once it has begun.
         """
         if source is not None:
             _check_source(source)
@@ -263,21 +270,21 @@ class RemoteCache(AsyncResource):
     async def verify(self) -> CacheReport:
         """Compare every cached block with its checksum, and give up those that are wrong.
 
-        Cancellation: waits for what has begun.
+        Cancellation: withdrawn, or waited out once it has begun.
         """
         workers = self._running_workers()
         return await workers.run(workers.control, self._objects.verify)
 
     async def entries(self) -> tuple[CacheEntry, ...]:
-        """List what the folder holds, the object that was opened last first.
+        """List the objects in the folder; the object that was opened last comes first.
 
-        Cancellation: waits for what has begun.
+        Cancellation: withdrawn, or waited out once it has begun.
         """
         workers = self._running_workers()
         return await workers.run(workers.control, self._objects.list)
 
     def statistics(self) -> CacheStatistics:
-        """Say what this cache has done; a plain call that waits for nothing."""
+        """Return what this cache has counted; a plain call that waits for nothing."""
         entries = self._objects.entries
         return self._counters.snapshot(
             hits=sum(entry.blocks.hits for entry in entries),
@@ -289,7 +296,7 @@ class RemoteCache(AsyncResource):
     async def aclose(self) -> None:
         """Close every snapshot that is still open, then the cache; never waits for the network.
 
-        What is cached stays for the next one.
+        Cached blocks stay in the folder, for the next cache that uses it.
 
         Cancellation: waited out.
         """
@@ -306,7 +313,7 @@ class RemoteCache(AsyncResource):
             await self._let_go()
 
     async def _let_go(self) -> None:
-        """Give up the folder, in a worker; fetches under way keep what they need of it."""
+        """Close the folder in a worker; fetches under way keep the files that they need."""
         workers, self._workers = self._workers, None
         self._failures.workers_are(None)
         if workers is not None:
@@ -316,7 +323,7 @@ class RemoteCache(AsyncResource):
                 workers.close()
 
     def _running_workers(self) -> Workers:
-        """Return the threads of requests; made on first use, as they belong to the running loop."""
+        """Return the threads of requests; made on first use, because they belong to one loop."""
         self._check_process()
         if self._closed:
             raise anyio.ClosedResourceError(f"the cache {self._folder_path} is closed")
@@ -328,7 +335,7 @@ class RemoteCache(AsyncResource):
         return self._workers
 
     def _check_process(self) -> None:
-        """Raise in a forked child, before an engine is touched that would hang there (R13)."""
+        """Raise in a forked child, before a call of the engine, which would hang there (R13)."""
         if self._forks != Forks.count:
             raise ForkedError(self._folder_path)
 
@@ -385,7 +392,7 @@ class RemoteCache(AsyncResource):
             try:
                 await snapshot.prewarm()
             except BaseException:
-                entry.use()  # closing ends one use, and whoever called us the other
+                entry.use()  # the snapshot ends one use when it closes, our caller the other
                 await snapshot.end()
                 raise
         return snapshot
@@ -396,7 +403,7 @@ class RemoteCache(AsyncResource):
 
 
 class _Failures:
-    """Tells of failures of the cache, on its loop."""
+    """Passes failures of the cache to ``on_error``, on the loop of the cache."""
 
     __slots__ = ("_listeners", "_workers")
 
@@ -406,11 +413,11 @@ class _Failures:
         self._workers: Workers | None = None
 
     def workers_are(self, workers: Workers | None) -> None:
-        """Say by what to reach the loop; None before there is one, and after."""
+        """Set the workers by which ``tell`` reaches the loop; None if there are none."""
         self._workers = workers
 
     def tell(self, error: Exception) -> None:
-        """Tell of a failure; in any thread."""
+        """Report a failure; in any thread."""
         workers = self._workers
         if workers is None:
             _log(error)
@@ -419,7 +426,7 @@ class _Failures:
 
 
 def _ignore(result: object, error: BaseException | None) -> None:
-    """Take note of the end of what nobody waits for."""
+    """Do nothing at the end of a job that nobody waits for."""
 
 
 def _share(value: object) -> float:

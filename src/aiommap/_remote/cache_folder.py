@@ -1,13 +1,14 @@
 """The folder of a cache: its marker, its objects, its room. For worker threads.
 
 Invariants.
-  1  Files are made and deleted only in a folder that has our marker (R12), under names of our own.
-     Only where a power cut took the marker, and left nothing but files of ours, the folder gets
-     another one.
-  2  The folder's lock is held while an object is opened, made or deleted; a shared lock on byte 0
-     of its map says that somebody has it open. So no object is deleted that is in use.
-  3  A map is believed if its header is whole, and of this boot and of this data file; otherwise
-     whoever opens it first, alone, makes its blocks SUSPECT (R3).
+  1  We make and delete files only in a folder that has our marker (R12), and only under names of
+     our own. A power cut may take the marker: a folder that holds nothing but files of ours gets
+     it again.
+  2  The folder's lock is held while an object is opened, made or deleted. Whoever has an object
+     open keeps a shared lock on byte 0 of its map. So no object is deleted while it is in use.
+  3  A map is believed if its header is whole, was written in this boot, and is about this data
+     file. Otherwise the first process that opens it, while no other has it open, marks its blocks
+     SUSPECT (R3).
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from .source import ObjectIdentity
 
 
 def default_folder() -> str:
-    """Say where the cache is unless told otherwise."""
+    """Return the folder of a cache that is made without one."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return os.path.join(base, "aiommap")
 
@@ -52,11 +53,11 @@ class Files:
     """The two files of an object, open.
 
     Attributes:
-        header: of its map.
-        data: descriptor of the data.
-        map: the map, which carries the lock that says that it is in use.
-        blocks: words and sums.
-        path: of the data.
+        header: the header of its map.
+        data: descriptor of the data file.
+        map: the map; its lock says that the object is in use.
+        blocks: the words and checksums of the map.
+        path: path of the data file.
     """
 
     header: Header
@@ -66,7 +67,7 @@ class Files:
     path: str
 
     def close(self) -> None:
-        """Close both, once."""
+        """Close both; a second call does nothing."""
         self.map.close()
         data, self.data = self.data, -1
         if data >= 0:
@@ -77,18 +78,19 @@ class Folder:
     """An open folder.
 
     Args:
-        path: an absolute path; made if it is missing.
+        path: an absolute path; the folder is made if it is missing.
         max_bytes, min_free: as for ``RemoteCache``.
     Raises:
-        UnsupportedError: if it holds other files, others may write to it, or it is on a network
-            file system.
+        UnsupportedError: if it is no folder, holds other files, can be written to by everybody, or
+            is on a network file system.
         OSError: if it cannot be made or written to.
     """
 
     def __init__(self, path: str, max_bytes: int, min_free: float) -> None:
         self.path = path
         self.max_bytes = max_bytes
-        #: Where that cannot be told, nothing of an earlier opening is believed.
+        #: Id of this boot. If the system does not tell it, a random one: then no map of an earlier
+        #: opening is believed.
         boot = boot_id()
         self.boot: bytes = boot if any(boot) else os.urandom(16)
         marker = os.path.join(path, MARKER)
@@ -108,14 +110,14 @@ class Folder:
     # Objects.
 
     def names(self) -> list[str]:
-        """Name every object there is a file of, in order."""
+        """Return the names of all objects that have a file, in order."""
         return sorted({name for name, _ in self._walk()})
 
     def taken_bytes(self) -> int:
-        """Count what the files of objects take of the disk, or may take without being asked.
+        """Count the bytes on the disk that the files of objects take, or may take by themselves.
 
-        A list of extents grows when the kernel writes blocks back to scattered places, long after
-        they were stored.
+        The file system's list of extents grows when the kernel writes blocks back to scattered
+        places, long after they were stored.
         """
         total = 0
         for _, path in self._walk():
@@ -127,7 +129,7 @@ class Folder:
         return total
 
     def _walk(self) -> Iterator[tuple[str, str]]:
-        """Yield (object, path) of each file of an object."""
+        """Yield (name of the object, path) for each file of an object."""
         with suppress(OSError), os.scandir(self.path) as files:
             for file in files:
                 name = name_in(file.name)
@@ -141,7 +143,7 @@ class Folder:
     def open(
         self, identity: ObjectIdentity, block_size: int, make_room: Callable[[int], bool]
     ) -> Files | None:
-        """Open an object, and make it if there is none; None if there is no room for it."""
+        """Open an object, and make its files if it has none; None if there is no room for them."""
         room = overhead_bytes(identity.state.size, block_size)
         files = self._open_or_make(identity, block_size, room, reserved=False)
         if files is None and make_room(room):
@@ -151,7 +153,7 @@ class Folder:
     def _open_or_make(
         self, identity: ObjectIdentity, block_size: int, room: int, *, reserved: bool
     ) -> Files | None:
-        """Open an object, or make it in room that is reserved, or is free; None if it is not."""
+        """Open an object, or make it; None if room is neither reserved nor free."""
         name, used = identifier(identity), 0
         try:
             with self.budget.locked() as state:
@@ -169,7 +171,7 @@ class Folder:
                 self.budget.settle(room, used)
 
     def _open_known(self, name: str, identity: ObjectIdentity, ticks: int) -> Files | None:
-        """Open an object that is there, and say in its header that it was opened."""
+        """Open an object that has files, and note the opening in its header; else None."""
         files = self.look(name)
         if files is not None and files.header.identity.key == identity.key:
             files.header.note_opened(identity, ticks)
@@ -177,11 +179,11 @@ class Folder:
             return files
         if files is not None:
             files.close()
-        self.remove(name)  # nothing of it, or damaged, or of a later format
+        self.remove(name)  # files that are damaged, incomplete or of another format
         return None
 
     def look(self, name: str) -> Files | None:
-        """Open an object, with the folder's lock; None if there is none, or it is damaged."""
+        """Open an object, with the folder's lock held; None if it is missing or damaged."""
         try:
             files = self._open_files(name)
         except (OSError, LayoutError):
@@ -189,7 +191,7 @@ class Folder:
         alone = files.map.try_lock(0)
         files.map.try_lock(0, shared=True)
         if not self._is_trusted(files):
-            if not alone:  # its user is in another boot, which cannot be
+            if not alone:  # whoever has it open would have made it of this boot: it is damaged
                 files.close()
                 return None
             files.blocks.distrust()
@@ -197,7 +199,7 @@ class Folder:
         return files
 
     def remove(self, name: str) -> None:
-        """Take the names of an object away; with the folder's lock."""
+        """Unlink the files of an object; with the folder's lock held."""
         for path in self._paths(name):
             with suppress(FileNotFoundError):
                 os.unlink(path)
@@ -232,7 +234,10 @@ class Folder:
             raise
 
     def _make(self, name: str, header: Header) -> Files:
-        """Make both files, of which there is none; the header comes last: half of one is none."""
+        """Make both files of a new object.
+
+        The header is written last, so that an object that is half made has none and is not opened.
+        """
         data_path, map_path = self._paths(name)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         data = os.open(data_path, flags | os.O_CLOEXEC, 0o600)
@@ -260,9 +265,9 @@ class Folder:
         os.pwrite(files.map.fd, files.header.pack(crc32c), 0)
 
     def each(self, visit: Callable[[str, Files], None]) -> int:
-        """Open every object in turn; returns how many were damaged, and are gone.
+        """Visit every object in turn, open; return how many were damaged, and were removed.
 
-        The folder's lock is held for one object at a time.
+        The folder's lock is held while one object is opened, and not while it is visited.
         """
         removed = 0
         for name in self.names():
@@ -280,9 +285,9 @@ class Folder:
 
 
 def anonymous_files(identity: ObjectIdentity, block_size: int) -> Files:
-    """Make files that have no folder, for an object that cannot be cached: nothing is stored.
+    """Make files in memory, without a folder, for an object that cannot be cached.
 
-    Its map says so: every block stays EMPTY.
+    Nothing is stored in them: every block stays EMPTY.
     """
     size = identity.state.size
     data = os.memfd_create("aiommap remote", os.MFD_CLOEXEC)
@@ -305,9 +310,10 @@ def anonymous_files(identity: ObjectIdentity, block_size: int) -> Files:
 
 
 def _map(words: LockFile, data: int, header: Header, owner: int) -> Blocks:
-    """Map the words, by a descriptor of its own.
+    """Map the words by a second descriptor, which has no lock.
 
-    A mapping keeps its open file alive, and with it a lock, also in a forked child.
+    A mapping keeps its open file alive. With the first descriptor it would keep the lock in a
+    forked child.
     """
     fd = os.open(f"/proc/self/fd/{words.fd}", os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -318,7 +324,7 @@ def _map(words: LockFile, data: int, header: Header, owner: int) -> Blocks:
 
 
 def _has_only_ours(path: str) -> bool:
-    """Tell whether all that is in a folder without a marker is what caches make."""
+    """Tell whether a folder holds nothing but files with names of cached objects."""
     with os.scandir(path) as files:
         return all(
             name_in(file.name) is not None and file.is_file(follow_symlinks=False) for file in files
@@ -326,7 +332,7 @@ def _has_only_ours(path: str) -> bool:
 
 
 def _check_folder(path: str, marker: str) -> None:
-    """Have a folder that is ours, or that our marker may be put into (cache_folder.1)."""
+    """Make the folder if it is missing; raise if it cannot be a cache (cache_folder.1)."""
     what = f"use {path} as a cache"
     with suppress(FileExistsError):
         os.makedirs(path, mode=0o700)

@@ -1,4 +1,4 @@
-"""Comparing the blocks of an object with their sums, in several threads. For worker threads."""
+"""Comparing the blocks of an object with their checksums in several threads. For worker threads."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from .._runtime.threads import run_in_thread
 
 #: How many blocks are compared in one call.
 BLOCKS_A_CALL = 64
-#: One thread copies and sums at half the rate of only reading. More than these wait for memory.
+#: A thread that copies and sums reads at half the rate of one that only reads. More threads than
+#: this only wait for memory.
 MAX_THREADS = 4
 
-#: Blocks that were as their sums say, blocks that were not and are EMPTY now, and bytes of both.
+#: Number of good blocks, number of bad blocks (which are EMPTY then), and bytes of both.
 Found = tuple[int, int, int]
 
 
 def compare(blocks: Blocks) -> Found:
-    """Compare all blocks of an object; no thread is at it any more when this ends."""
-    starts = iter(range(0, blocks.count, BLOCKS_A_CALL))  # each step is one call: threads share it
+    """Compare all blocks of an object; every thread has ended its share when this returns."""
+    # The threads share this iterator: a step of it is one call in C, so no two get the same start.
+    starts = iter(range(0, blocks.count, BLOCKS_A_CALL))
     ends: SimpleQueue[Found | BaseException] = SimpleQueue()
     wanted = min(MAX_THREADS, os.cpu_count() or 1, -(-blocks.count // BLOCKS_A_CALL))
     started = 1
@@ -47,7 +49,7 @@ def compare(blocks: Blocks) -> Found:
 def _compare_some(
     blocks: Blocks, starts: Iterator[int], ends: SimpleQueue[Found | BaseException]
 ) -> None:
-    """Compare what nobody else compares."""
+    """Compare blocks from the shared iterator until it ends, and put the result."""
     good = bad = length = 0
     try:
         for start in starts:

@@ -1,4 +1,4 @@
-"""What a cache counts, in any thread; pure but for its mutex."""
+"""The counters of a cache, for any thread; pure but for a mutex."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Counters:
         self._counts = dict.fromkeys((field.name for field in fields(CacheStatistics)), 0)
 
     def add(self, **counts: int) -> None:
-        """Count."""
+        """Add to counters, by their names."""
         with self._mutex:
             for name, count in counts.items():
                 self._counts[name] += count
 
     def snapshot(self, **others: int) -> CacheStatistics:
-        """Return all of them, and others that are no counters."""
+        """Return all counters, plus numbers that are counted elsewhere."""
         with self._mutex:
             counts = dict(self._counts)
         for name, count in others.items():

@@ -1,19 +1,20 @@
 """One object that is open: who fetches which of its blocks. For worker threads.
 
-Terms. A *claim* is a block that we made BUSY. A *body* is what one response brought.
+Terms. A *claim* is a block that an owner made BUSY. A *body* is what one response brought.
 
-Theory of operation. A fetch of a range claims what is EMPTY in it, asks for that in as few requests
-as there are runs, stores each response and publishes its blocks. Only then it waits for blocks
-that others have claimed, so no two ever wait for each other. It takes over what belongs to the
-dead, and after ``HEDGE_SECONDS`` or longer also what belongs to the slow: two writers of one block
-write the same bytes, as both responses had the same identity.
+Theory of operation. A fetch of a range claims the blocks in it that are EMPTY, asks for each run of
+them in as few requests as possible, stores each response and publishes its blocks. Only then does
+it wait for blocks that others have claimed, so no two fetches ever wait for each other. It takes
+over the blocks of an owner that died. After ``HEDGE_SECONDS`` or longer it also takes over those of
+an owner that is too slow: two writers of one block write the same bytes, because both responses
+had the same identity.
 
 Invariants.
   1  A fetch returns when each of its blocks is PRESENT, or its bytes are in a body that it returns.
   2  It ends every claim that it made, also when it fails (R11).
-  3  ``_active`` has the claims of this process. A word that has our number, and is not there, was
-     left by a process that had the number before us.
-  4  Whatever fails in the cache is reported, and the body is handed out all the same (R8).
+  3  ``_active`` has the claims of this process. If a word has our number but its block is not in
+     ``_active``, a process that had the number before us left it.
+  4  A failure of the cache is reported, and the body is handed out all the same (R8).
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from .layout import BUSY, EMPTY, SUSPECT, owner_of, state_of
 from .room import Room
 from .source import ObjectIdentity, RemoteSource, RemoteState
 
-#: How often one range is asked for, where the store answers about another object than it has.
+#: How often we ask for a range while the store answers about another object than it has.
 ATTEMPTS = 3
 
 Claim = tuple[int, int]
@@ -57,12 +58,12 @@ class Entry:
     """An object that is open in this process, for any number of snapshots.
 
     Args:
-        files: its files.
-        room: where blocks find room, which the entry releases; None if nothing is to be stored.
-        counters: what is counted.
+        files: its files, which the entry closes.
+        room: gives blocks room on the disk; the entry releases it. None if nothing is to be stored.
+        counters: the counters of the cache.
         request_size: bytes that one request may ask for.
-        report: gets failures of the cache.
-        closed: called when its files were closed.
+        report: called with each failure of the cache.
+        closed: called when the files were closed.
     """
 
     __slots__ = (
@@ -110,21 +111,21 @@ class Entry:
         self._report = report
         self._closed = closed
         found = os.fstat(files.data)
-        #: Device and inode of the data.
+        #: Device and inode of the data file.
         self.place: tuple[int, int] = (found.st_dev, found.st_ino)
         self._mutex = Mutex()
         self._active: set[int] = set()
         self._users = 1
         self._lost = False
-        #: How long requests took lately, the slowest ones; they may be slow for everybody.
+        #: How long the slowest requests took lately: if all are slow, an owner may be, too.
         self._recent_seconds = 0.0
-        #: Owners of claims that were too slow, and until when that counts.
+        #: Owners that were too slow, and until when we do not wait for them.
         self._slow_owners: dict[int, float] = {}
 
-    # Life: files are closed by whoever lets go last, which may be a fetch (R11).
+    # Life: the last user closes the files, and that may be a fetch (R11).
 
     def use(self) -> None:
-        """Keep the files open; each use is ended by ``release``."""
+        """Keep the files open until the matching ``release``."""
         with self._mutex:
             if not self._users:
                 raise anyio.ClosedResourceError(f"{self.identity.url} is closed: open it again")
@@ -144,12 +145,12 @@ class Entry:
 
     @property
     def data_fd(self) -> int:
-        """Descriptor of the data."""
+        """Descriptor of the data file."""
         return self._files.data
 
     @property
     def lost(self) -> bool:
-        """Whether the files were damaged while in use, so that nothing of them is believed."""
+        """Whether the files were damaged while in use, so that no block is believed."""
         return self._lost or self.blocks.damaged
 
     def range_of(self, offset: int, length: int) -> tuple[int, int]:
@@ -162,23 +163,23 @@ class Entry:
         return first * self.block_size, min(self.size, end * self.block_size)
 
     def length_of(self, run: tuple[int, int], offset: int, length: int) -> int:
-        """Say how many bytes of a range lie in a run of blocks."""
+        """Return how many bytes of a range lie in a run of blocks."""
         shared = overlap(self.bytes_of(*run), (offset, offset + length))
         return 0 if shared is None else shared[1] - shared[0]
 
     @property
     def request_bytes(self) -> int:
-        """How many bytes one request asks for at most: of whole blocks."""
+        """How many bytes one request asks for at most; a multiple of the block size."""
         return self._request_blocks * self.block_size
 
     def requests(self, runs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Cut runs of blocks into what one request may ask for."""
+        """Cut runs of blocks into the runs that one request may ask for."""
         return list(requests_of(runs, self._request_blocks))
 
     # Fetching.
 
     def fetch(self, source: RemoteSource, first: int, end: int) -> list[Body]:
-        """Have blocks [first, end) PRESENT, or in hand (entry.1).
+        """Fetch what is missing of blocks [first, end), and return the bodies that came (entry.1).
 
         Raises:
             StaleSnapshotError, RemoteError, PermissionError, UnsupportedError: as
@@ -211,7 +212,10 @@ class Entry:
             runs = without((first, end), taken)
 
     def _claim(self, first: int, end: int) -> tuple[list[Claim], list[Claim]]:
-        """Claim what is EMPTY, suspects that are bad included; and list what is others'."""
+        """Claim the blocks that are EMPTY; return the claims, and those of others.
+
+        Blocks that are SUSPECT are verified first: bad ones become EMPTY, and are claimed, too.
+        """
         if self.lost:
             return [(block, 0) for block in range(first, end)], []
         while True:
@@ -229,10 +233,10 @@ class Entry:
                     good, bad, _ = self.blocks.verify(low, high)
                     self._counters.add(verified_blocks=good, bad_blocks=bad)
             finally:
-                self._end(claims)  # they are claimed again at once, with the bad ones between them
+                self._end(claims)  # the next turn claims them again, with the bad ones between them
 
     def _end(self, claims: Iterable[Claim]) -> None:
-        """End claims that are still ours; those that were published are not (entry.2)."""
+        """End the claims that are still ours: a block that was published is not (entry.2)."""
         with self._mutex:
             for block, word in claims:
                 self._active.discard(block)
@@ -240,7 +244,7 @@ class Entry:
                     self.blocks.exchange(block, word, EMPTY)
 
     def _begin_waits(self, busy: list[Claim], waits: dict[Claim, float]) -> None:
-        """Note since when one waits for each block of somebody else's."""
+        """Note for each block that another owner fetches when we began to wait for it."""
         now = time.monotonic()
         for claim in busy:
             if claim not in waits:
@@ -248,9 +252,9 @@ class Entry:
                 self._counters.add(coalesced=1)
 
     def _is_slow(self, claim: Claim, waits: dict[Claim, float]) -> bool:
-        """Tell whether one has waited for somebody's block for too long.
+        """Tell whether we have waited too long for a block of another owner.
 
-        Who was too slow with one block is not waited for with the next one, for some time.
+        If so, we do not wait for that owner's other blocks, either, for ``SLOW_OWNER_SECONDS``.
         """
         now, owner = time.monotonic(), owner_of(claim[1])
         if now < self._slow_owners.get(owner, 0.0):
@@ -262,7 +266,7 @@ class Entry:
         return slow
 
     def _take_over(self, block: int, word: int) -> list[Claim]:
-        """Take a block over, if it is still as it was."""
+        """Take over a block, if its word is still the one that we saw."""
         with self._mutex:
             ours = self.blocks.exchange(block, word, BUSY)
             if ours is None:
@@ -272,10 +276,10 @@ class Entry:
         return [(block, ours)]
 
     def _hedge(self, source: RemoteSource, block: int, word: int) -> list[Body]:
-        """Fetch a block whose owner lives and is slow.
+        """Fetch a block whose owner is alive but too slow.
 
-        That may be an evictor who is about to take the bytes away: with its lock the block is not
-        stored, and with ours it does not (eviction.1).
+        The owner may be an evictor that is about to punch a hole. If it has locked the range, we do
+        not store the block. If we lock the range first, the evictor leaves the block (eviction.1).
         """
         self._counters.add(hedges=1)
         start, end = self.bytes_of(block, block + 1)
@@ -289,7 +293,7 @@ class Entry:
         return self._room is not None and self._room.is_alive(owner)
 
     def _fetch_claims(self, source: RemoteSource, claims: list[Claim]) -> list[Body]:
-        """Fetch what was claimed, in order of blocks, and end the claims."""
+        """Fetch the claimed blocks, in their order, and end the claims."""
         bodies = []
         done = 0
         try:
@@ -319,8 +323,8 @@ class Entry:
         return body
 
     def _make_room(self, claims: list[Claim], length: int) -> Room | None:
-        """Reserve room for blocks; None if they are not ours to store, or nobody has room."""
-        room = None if self.lost or not claims[0][1] else self._room  # ours, or nobody's
+        """Reserve room for blocks; None if we have not claimed them, or there is no room."""
+        room = None if self.lost or not claims[0][1] else self._room  # word 0: not claimed
         try:
             return room if room is not None and room.make(length) else None
         except OSError as error:
@@ -337,7 +341,7 @@ class Entry:
         """Write a body and publish its blocks, in one native call.
 
         Returns:
-            How many blocks may take room by now: the published ones, and one that was cut short.
+            How many blocks may take room now: those published, and one whose store failed halfway.
         """
         try:
             stored, number = self.blocks.store(claims, body.data, body.start)
@@ -347,7 +351,7 @@ class Entry:
             self._lost = True
             reason = "the data file was cut off while it was in use: clear() the cache"
             self._failed(OSError(number, reason, self.path))
-        elif number == errno.ENOENT:  # nobody could find them: the folder was deleted, or cleared
+        elif number == errno.ENOENT:  # the folder was deleted or cleared: nobody would find them
             number = 0
         elif number:
             self._failed(OSError(number, os.strerror(number), self.path))
@@ -359,16 +363,16 @@ class Entry:
         self._report(error)
 
     def drop(self) -> None:
-        """Believe nothing of the files any more: a read found that they lost bytes."""
+        """Stop believing the files: a read found that they lost bytes."""
         if not self.lost:
             self._lost = True
             reason = "the cache lost bytes that it had: clear() the cache"
             self._failed(OSError(errno.EIO, reason, self.path))
 
-    # Requests, each answer of which is compared with the identity (R2).
+    # Requests. Each response is compared with the identity (R2).
 
     def request(self, source: RemoteSource, start: int, end: int) -> memoryview:
-        """Ask for bytes until a response is about this object."""
+        """Request bytes; ask again, up to ``ATTEMPTS`` times, if a response has another state."""
         reason = ""
         for attempt in range(1, ATTEMPTS + 1):
             self._counters.add(gets=1)
@@ -406,19 +410,19 @@ class Entry:
         return f"the responses are about another object ({state}), which the store does not have"
 
     def _check(self, source: RemoteSource) -> None:
-        """Raise if the object is another one by now."""
+        """Ask the store; raise if it has another state of the object, or none."""
         self._counters.add(heads=1)
         try:
             now = source.stat(None)
         except FileNotFoundError:
             raise self._stale("is gone", 0) from None
         except RemoteError:
-            return  # nobody knows: the failure that led here is told
+            return  # the state is not known: the caller raises what brought it here
         if now is not None and not self.identity.is_of(now):
             raise self._stale("was changed", now.size)
 
     def verify(self, source: RemoteSource) -> None:
-        """Ask whether the object is still there as it was."""
+        """Raise unless the store still has the object in the state of the identity."""
         self._counters.add(heads=1)
         try:
             now = source.stat(self.identity.state)
@@ -430,10 +434,10 @@ class Entry:
     def _stale(self, what: str, size: int) -> StaleSnapshotError:
         return StaleSnapshotError(self.identity.url, self.size, size, what)
 
-    # Reading what is there.
+    # Reading from the cache.
 
     def read(self, offset: int, length: int) -> bytes | None:
-        """Read what is PRESENT; None if some of it is not."""
+        """Read a range from the cache; None if some of it is not PRESENT."""
         if self.lost:
             return None
         data = self.blocks.read(offset, length)
@@ -444,7 +448,7 @@ class Entry:
         return data
 
     def collect(self, offset: int, length: int, bodies: list[Body]) -> bytes | None:
-        """Put a range together out of bodies and of what is PRESENT; None if some is missing."""
+        """Put a range together from bodies and from blocks; None if some of it is in neither."""
         if not bodies or not self.lost:
             data = self.read(offset, length)
             if data is not None:

@@ -1,17 +1,18 @@
-"""Room for new blocks: the clock that gives up old ones. For worker threads.
+"""Room for new blocks: the clock algorithm evicts old ones. For worker threads.
 
-Theory of operation. One evictor works at a time, in whichever process needs room. It goes over the
-objects in the order of their names, from where the last one stopped, and over their blocks. A block
-that was read since it came by keeps its place, and has to be read again before the next round;
-others go. Nobody knows when a block was read, and no reader pays for it but once a round.
+Theory of operation. One evictor works at a time, in a process that needs room. Its hand moves over
+the objects in the order of their names, from where the last evictor stopped, and over the blocks of
+each. A block that was read since the hand last passed it stays, and its mark is cleared: it has to
+be read again before the next round. The other blocks are evicted. The clock records no times, and
+a reader marks a block at most once a round.
 
 Invariants.
-  1  A block is claimed before its bytes go, and a reader that was copying finds that its word
-     changed. A block that a view covers has a shared lock, which refuses ours: it stays (R5). So
-     does one that somebody took over from an evictor who was slow, and is filling anew: its word is
-     looked at again under the lock.
-  2  An object that nobody has open and nobody read goes as a whole, by its name: that costs less
-     than holes.
+  1  The evictor claims a block before its bytes go, so a reader that was copying it finds that its
+     word changed. A view keeps a shared lock on its blocks, which refuses the evictor's: they stay
+     (R5). A block also stays if somebody took it over from a slow evictor and is filling it again:
+     the evictor compares its word once more under the lock.
+  2  An object that nobody has open, and that was not read in this round, is deleted as a whole:
+     that costs less than holes.
   3  Bytes are given back after they are gone from the disk, never before.
 """
 
@@ -31,24 +32,24 @@ from .counters import Counters
 from .layout import EMPTY, SUSPECT, round_up
 from .leases import LockFile
 
-#: One hole at most: the disk may take 10 ms for it.
+#: The largest hole that is punched at once; the disk may take 10 ms for it.
 HOLE_BYTES = 16 << 20
-#: How much room is made beyond what is needed, as a share of all and at most in bytes.
+#: How much more room than needed is made: this part of ``max_bytes``, but at most so many bytes.
 SPARE_SHARE = 32
 SPARE_BYTES = 64 << 20
 #: The byte of the state file that an evictor locks.
 EVICTOR_BYTE = 8
-#: How long one waits for somebody else's eviction, and how often one looks.
+#: How long we wait for another evictor to end, and how often we try.
 PATIENCE_SECONDS = 0.2
 LOOK_SECONDS = 0.005
-#: Two rounds of the clock, and a third that spares nothing but views.
+#: Two rounds of the clock, and a third that evicts every block that no view covers.
 ROUNDS = 3
 
 Claim = tuple[int, int]
 
 
 class FolderRoom:
-    """The room of a folder: reserves, and evicts where there is not enough."""
+    """The room of a folder: reserves bytes, and evicts blocks if there are not enough."""
 
     __slots__ = ("_counters", "_evictor", "_folder", "_mutex", "_users", "_users_mutex")
 
@@ -62,17 +63,17 @@ class FolderRoom:
 
     @property
     def owner(self) -> int:
-        """Our number, by which claims are made."""
+        """The number of our lease, which our claims carry."""
         return self._folder.leases.owner
 
     def use(self) -> FolderRoom:
-        """Keep the folder's locks for one more user, who ends that by ``release``."""
+        """Keep the folder open until the matching ``release``."""
         with self._users_mutex:
             self._users += 1
         return self
 
     def release(self) -> None:
-        """End a use; the last one gives up the folder's locks (R11)."""
+        """End a use; the last one closes the folder and its locks (R11)."""
         with self._users_mutex:
             self._users -= 1
             last = not self._users
@@ -81,11 +82,11 @@ class FolderRoom:
             self._folder.close()
 
     def is_alive(self, owner: int) -> bool:
-        """Tell whether an owner of claims lives."""
+        """Tell whether an owner of claims is alive."""
         return self._folder.leases.is_alive(owner)
 
     def make(self, length: int) -> bool:
-        """Reserve bytes, and evict for them if need be; False if there is no room."""
+        """Reserve bytes, after evicting blocks if needed; False if there is no room."""
         budget = self._folder.budget
         if budget.take(length):
             return True
@@ -106,7 +107,7 @@ class FolderRoom:
                 self._evictor.unlock(EVICTOR_BYTE)
 
     def settle(self, length: int, used: int) -> None:
-        """End a reservation of which so much was used."""
+        """End a reservation of ``length`` bytes, of which ``used`` were used."""
         self._folder.budget.settle(length, used)
 
     def _become_evictor(self) -> bool:
@@ -118,7 +119,7 @@ class FolderRoom:
         return True
 
     def _evict(self, wanted: int) -> None:
-        """Give up blocks until so much can be reserved, and some more."""
+        """Evict blocks until ``wanted`` bytes can be reserved, and some more."""
         budget = self._folder.budget
         budget.recount()
         if not budget.excess(wanted):
@@ -133,13 +134,13 @@ class FolderRoom:
                     return
 
     def _from_hand(self, names: list[str]) -> list[str]:
-        """Order objects so that the one at which the clock stands comes first."""
+        """Order the objects so that the one at the hand of the clock comes first."""
         with self._folder.budget.locked() as state:
             hand = state.hand.hex()
         return [name for name in names if name >= hand] + [name for name in names if name < hand]
 
     def _sweep(self, name: str, goal: int, *, force: bool) -> int:
-        """Let the clock go over one object; returns how many bytes that gave back."""
+        """Move the hand over one object, and evict; return how many bytes were given back."""
         with self._folder.budget.locked() as state:
             files = self._folder.look(name)
             if files is None:
@@ -161,9 +162,9 @@ class FolderRoom:
         return freed
 
     def _goes_whole(self, files: Files, goal: int) -> bool:
-        """Tell whether an object goes by its name: unused, not read lately, and no more than asked.
+        """Tell whether to delete a whole object; if so, it is locked.
 
-        If so, it is locked.
+        It has to be in nobody's use, unread in this round, and not much larger than the goal.
         """
         whole = disk_bytes(files)
         if files.blocks.referenced() or (whole > 2 * goal and files.blocks.any_present()):
@@ -181,9 +182,9 @@ class FolderRoom:
         return freed, block if block < count else 0
 
     def _punch(self, files: Files, claims: list[Claim]) -> int:
-        """Give up blocks that are claimed and follow one another; returns their bytes.
+        """Evict a run of claimed blocks; return the bytes that were given back.
 
-        Where a view covers some of them, the others go.
+        If a view covers some of them, only the others are evicted.
         """
         freed = self._punch_all(files, claims)
         if freed is None and len(claims) > 1:
@@ -197,13 +198,13 @@ class FolderRoom:
         return freed or 0
 
     def _punch_all(self, files: Files, claims: list[Claim]) -> int | None:
-        """Make a hole; returns its bytes, 0 if that cannot be, and None if some block is locked."""
+        """Punch a hole; return its bytes, 0 if that fails, None if a block is locked or changed."""
         size, block_size = files.header.identity.state.size, files.header.block_size
         start = claims[0][0] * block_size
         length = round_up(min(size, (claims[-1][0] + 1) * block_size) - start)
         try:
             with lock_range(files.data, start, length) as locked:
-                # Looked at again: whoever waited too long for us took them over (eviction.1).
+                # A process that waited too long for us may have taken a block over (eviction.1).
                 if not locked or any(files.blocks.word(block) != word for block, word in claims):
                     return None
                 punch_hole(files.data, start, length)
@@ -214,7 +215,7 @@ class FolderRoom:
         return length
 
     def clear(self, name: str) -> int:
-        """Give up an object; of one that is in use, all blocks that no view covers."""
+        """Delete an object; if it is in use, evict all of its blocks that no view covers."""
         with self._folder.budget.locked() as state:
             files = self._folder.look(name)
             if files is None:
@@ -231,12 +232,12 @@ class FolderRoom:
 
 
 def disk_bytes(files: Files) -> int:
-    """Say what an object takes of the disk."""
+    """Return how many bytes of the disk the files of an object take."""
     return sum(os.fstat(fd).st_blocks for fd in (files.data, files.map.fd)) * 512
 
 
 def remove_whole(folder: Folder, name: str, files: Files) -> int:
-    """Take an object off the disk that is locked, as nobody has it open; with the folder's lock."""
+    """Delete an object that is locked and that nobody has open; with the folder's lock held."""
     freed = disk_bytes(files)
     folder.remove(name)
     files.close()
@@ -245,7 +246,7 @@ def remove_whole(folder: Folder, name: str, files: Files) -> int:
 
 @contextmanager
 def lock_range(fd: int, start: int, length: int, *, shared: bool = False) -> Iterator[bool]:
-    """Lock a range of a data file for a block, by a descriptor of its own; says whether it is."""
+    """Lock a range of a data file for a block, by a new descriptor; yields whether it succeeded."""
     file = LockFile(f"/proc/self/fd/{fd}")
     try:
         yield file.try_lock(start, length, shared=shared)
@@ -254,7 +255,7 @@ def lock_range(fd: int, start: int, length: int, *, shared: bool = False) -> Ite
 
 
 def _adjacent(claims: list[Claim], most: int) -> Iterator[list[Claim]]:
-    """Group claims into runs of blocks that follow one another."""
+    """Group claims into runs of adjacent blocks, of at most ``most`` blocks each."""
     for _, group in groupby(enumerate(claims), lambda pair: pair[1][0] - pair[0]):
         run = [claim for _, claim in group]
         for at in range(0, len(run), most):

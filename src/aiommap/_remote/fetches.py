@@ -1,4 +1,4 @@
-"""The fetches of one object that are under way, as the loop knows them."""
+"""The fetches of one object that are under way: the loop's half."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from .entry import Entry
 from .fetching import Run, runs_of
 from .source import RemoteSource
 
-#: So many fetches a thread runs before it gives its token back, for whoever opens something.
+#: How many fetches a thread runs before it returns its token, which an ``open`` may wait for.
 FETCHES_A_TURN = 8
 
 Ended = Callable[[list[Body] | None, BaseException | None], object]
 
 
 class FetchQueue:
-    """What the threads of a cache are to fetch: one that is done takes the next fetch by itself.
+    """The fetches that wait for a thread of the cache; a thread takes one after another by itself.
 
-    With a trip to the loop and back between two fetches a thread would wait twice for its turn.
-    The last fetch of a thread ends together with its job, when the thread is free for the next one.
+    If the loop handed out each fetch, a thread would wait twice between two of them: for the loop,
+    and for the GIL. The last fetch of a thread is reported when the thread's job ends, because the
+    thread is then free for the next job.
     """
 
     __slots__ = ("_threads", "_waiting", "_workers")
@@ -42,18 +43,18 @@ class FetchQueue:
         self._employ()
 
     def _employ(self) -> None:
-        """Have one thread more, if there may be one."""
+        """Start another thread, unless all are running."""
         reads = self._workers.reads
         if self._threads < reads.total_tokens:
             self._threads += 1
             self._workers.start(reads, self._work, self._leave)
 
     def _work(self) -> Callable[[], object]:
-        """Fetch what waits; return what is to be called on the loop for the last of it."""
+        """Run waiting fetches; return the call that reports the last of them, for the loop."""
         for left in reversed(range(FETCHES_A_TURN)):
             try:
                 fetch, ended = self._waiting.popleft()
-            except IndexError:  # others were faster
+            except IndexError:  # other threads took them
                 break
             tell = partial(ended, *_outcome_of(fetch))
             if not (left and self._waiting):
@@ -78,12 +79,13 @@ def _outcome_of(fetch: Callable[[], list[Body]]) -> tuple[list[Body] | None, Bas
 
 
 class Fetch:
-    """One fetch; tasks wait for ``done``, and what they find here stays.
+    """One fetch, for any number of tasks that wait for it.
 
     Attributes:
+        run: the blocks [first, end) that it fetches.
         done: set when it has ended.
-        bodies: what it brought, whether that was stored or not.
-        error: why it failed, if it did.
+        bodies: what it brought, whether stored or not.
+        error: why it failed; None if it did not.
     """
 
     __slots__ = ("bodies", "done", "error", "run")
@@ -95,12 +97,12 @@ class Fetch:
         self.error: BaseException | None = None
 
     def end(self, bodies: list[Body], error: BaseException | None) -> None:
-        """End it: wake who waits."""
+        """Set the outcome, and wake all waiters."""
         self.bodies, self.error = bodies, error
         self.done.set()
 
     async def wait(self) -> list[Body]:
-        """Wait for the end; return what it brought, or raise what it met."""
+        """Wait for the end; return the bodies, or raise a copy of the error."""
         await self.done.wait()
         if self.error is not None:
             raise _again(self.error) from self.error
@@ -108,9 +110,9 @@ class Fetch:
 
 
 class Fetches:
-    """Starts fetches in workers, one a block: whoever wants a block that is under way waits for it.
+    """Starts fetches in workers, one for a block: all tasks that want the block wait for that one.
 
-    A fetch belongs to nobody, and no cancellation ends it (R11). It keeps the files open.
+    A fetch belongs to no task, and no cancellation ends it (R11). It keeps the files open.
     """
 
     __slots__ = ("__weakref__", "_counters", "_entry", "_queue", "_under_way", "_workers")
@@ -125,9 +127,12 @@ class Fetches:
         self._under_way: dict[int, Fetch] = {}
 
     def begin(self, source: RemoteSource, runs: Iterable[Run]) -> list[Fetch]:
-        """Have runs of blocks fetched, in as few requests as may be; return all to wait for."""
+        """Begin to fetch runs of blocks; return all fetches to wait for.
+
+        Blocks that are not under way yet are fetched in as few requests as possible.
+        """
         found: dict[Fetch, None] = {}
-        rest: set[int] = set()  # runs may overlap, in any order
+        rest: set[int] = set()  # a set, because runs may overlap
         for run in runs:
             for block in range(*run):
                 fetch = self._under_way.get(block)
@@ -149,7 +154,7 @@ class Fetches:
         return fetch
 
     def _run(self, source: RemoteSource, run: Run) -> list[Body]:
-        """Fetch; in a worker."""
+        """Fetch a run in a worker, and end the use that ``_start`` began."""
         try:
             return self._entry.fetch(source, *run)
         finally:
@@ -162,7 +167,7 @@ class Fetches:
 
 
 def _again(error: BaseException) -> BaseException:
-    """Make an error that one of several tasks may raise, each with a traceback of its own."""
+    """Copy an error, so that each of several tasks raises one with a traceback of its own."""
     try:
         return copy.copy(error)
     except Exception:

@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
-#: How long a block may be somebody else's before it is fetched by whoever waits for it.
+#: How long we wait for a block that another owner fetches, before we fetch it ourselves.
 HEDGE_SECONDS = 2.0
-#: And for no less than so many requests take.
+#: We wait at least as long as this many requests took lately.
 HEDGE_REQUESTS = 4
-#: How long somebody who was too slow with one block is not waited for.
+#: For how long we do not wait for an owner that was too slow with one block.
 SLOW_OWNER_SECONDS = 10.0
-#: How long one wait for it takes at most, after which it is asked whether its owner lives.
+#: How often we check, while waiting for a block, that its owner is alive.
 LOOK_SECONDS = 0.1
-#: So many requests are fetched ahead of reads that follow one another.
+#: How many requests we fetch ahead of sequential reads.
 AHEAD_REQUESTS = 4
 
 Run = tuple[int, int]
 
 
 def runs_of(blocks: Iterable[int]) -> list[Run]:
-    """Join blocks, in order and each once, into runs [first, end)."""
+    """Join block numbers, which ascend, into runs [first, end)."""
     found = list(blocks)
-    if found and found[-1] - found[0] == len(found) - 1:  # as usual
+    if found and found[-1] - found[0] == len(found) - 1:  # one run: the usual case
         return [(found[0], found[-1] + 1)]
     runs = []
     for _, group in groupby(enumerate(found), lambda pair: pair[1] - pair[0]):
@@ -32,29 +32,30 @@ def runs_of(blocks: Iterable[int]) -> list[Run]:
 
 
 def requests_of(runs: Iterable[Run], most: int) -> Iterator[Run]:
-    """Cut runs of blocks into requests of at most so many blocks."""
+    """Cut runs of blocks into requests of at most ``most`` blocks."""
     for first, end in runs:
         for start in range(first, end, most):
             yield start, min(end, start + most)
 
 
 def without(run: Run, taken: Iterable[int]) -> list[Run]:
-    """Return what is left of a run without some blocks."""
+    """Return the runs that are left of a run without some blocks."""
     gone = set(taken)
     return runs_of(block for block in range(*run) if block not in gone)
 
 
 def overlap(run: Run, other: Run) -> Run | None:
-    """Return what two ranges share; None if nothing."""
+    """Return the range that two ranges share; None if they share nothing."""
     low, high = max(run[0], other[0]), min(run[1], other[1])
     return (low, high) if low < high else None
 
 
 class ReadAhead:
-    """Which range to fetch ahead of a reader, who says where it reads.
+    """Decides which range to fetch ahead, from the reads that it is told of.
 
-    Reads that follow one another double the window, from one request on to ``AHEAD_REQUESTS``. A
-    read from elsewhere ends it. The range is asked for in whole requests, and each byte once.
+    Each read that begins where the last one ended doubles the window, from one request up to
+    ``AHEAD_REQUESTS`` requests. Any other read closes the window. The range grows by whole
+    requests, and no byte is asked for twice.
     """
 
     __slots__ = ("_ahead", "_next", "_request", "_size", "_window")
@@ -67,7 +68,7 @@ class ReadAhead:
         self._window = 0
 
     def read(self, offset: int, length: int) -> Run | None:
-        """Take note of a read; return the range of bytes to fetch ahead of the next one."""
+        """Note a read; return the range of bytes to fetch ahead now, or None."""
         if not length:
             return None
         follows = offset == self._next

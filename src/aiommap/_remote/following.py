@@ -1,10 +1,10 @@
 """Following an object of a store that is overwritten, or a pointer to one.
 
-``_snapshot/follower`` puts generations in service; this says what there is to try: it asks the
-store again and again, under the condition that the object is not as it was.
+``_snapshot/follower`` puts generations in service. This module gives it candidates: it polls the
+store with a request that asks only for a state other than the last one.
 
-What failed for a reason of the store's is tried again by the next question. What was found bad is
-not, until the object is another one.
+If a trial fails because of the store, the next poll tries the object again. If the object itself
+was found bad, it is not tried again until the store has another one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .obstore import source_of_url
 from .remote_snapshot import Closer, RemoteSnapshot, SharedSnapshot
 from .source import PointingSource, RemoteSource, RemoteState
 
-#: No pointer is longer: it names one object.
+#: A pointer that is longer is refused: it has only to name one object.
 MAX_POINTER_BYTES = 64 << 10
 
 T = TypeVar("T")
@@ -34,10 +34,11 @@ Use = Callable[[RemoteSnapshot], Awaitable[Any]]
 
 
 class RemoteGeneration(SharedSnapshot):
-    """A snapshot that is, or may come into service.
+    """A snapshot that is in service, or may come into service.
 
     Attributes:
-        named: what the store said of what is followed when this was opened.
+        named: the state of the followed object when this was opened; with a pointer, the state of
+            the pointer.
     """
 
     __slots__ = ("named",)
@@ -46,7 +47,7 @@ class RemoteGeneration(SharedSnapshot):
 
     @property
     def resource(self) -> Closer:
-        """What it keeps open."""
+        """What closes its files; it outlives the snapshot."""
         return self._closer
 
     @property
@@ -55,21 +56,21 @@ class RemoteGeneration(SharedSnapshot):
         return self._holds.any
 
     def is_of(self, state: Any, *, strictly: bool = False) -> bool:
-        """Tell whether it was opened when what is followed was in a state."""
+        """Tell whether the followed object was in this state when the snapshot was opened."""
         del strictly
         return bool(state == self.named)
 
     def is_same_as(self, other: RemoteGeneration) -> bool:
-        """Tell whether another one is of the same object in the same state."""
+        """Tell whether another generation is of the same object in the same state."""
         return self._entry.identity.key == other._entry.identity.key
 
     def is_changed_in(self, other: RemoteGeneration) -> bool:
-        """Tell that objects are never changed in place."""
+        """Return False: a store never changes an object in place."""
         del other
         return False
 
     def retire(self) -> None:
-        """Close once there is no hold; references count no longer."""
+        """Close when there is no hold on it, even if something still refers to it."""
         if self._holds.refuse():
             self._closer.start()
 
@@ -80,7 +81,7 @@ class RemoteGeneration(SharedSnapshot):
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """What ``follow`` was asked for, checked."""
+    """The arguments of ``RemoteCache.follow``, checked."""
 
     source: str | RemoteSource
     poll_interval: float
@@ -91,14 +92,14 @@ class Followed:
 
 
 class PolledSource:
-    """What is followed, as the store has it; a source of ``_snapshot/follower``.
+    """Polls a store for the object that is followed; a source of ``_snapshot/follower``.
 
     Args:
         asked: what to follow, and how.
-        workers: ask the store.
-        opener: opens a source as it is now.
-        failed: gets the failures of questions.
-        counters: what is counted.
+        workers: run the requests.
+        opener: opens the object of a source as it is now.
+        failed: told of polls that fail.
+        counters: the counters of the cache.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class PolledSource:
         self._failed = failed
         self._source: RemoteSource | None = None
         self._over = anyio.Event()
-        #: The state that need not be tried again.
+        #: The state that was tried last, unless its trial has to be repeated.
         self._settled: RemoteState | None = None
         self._failing = False
 
@@ -127,16 +128,16 @@ class PolledSource:
 
     @property
     def is_closed(self) -> bool:
-        """Whether following ends."""
+        """Whether following has ended."""
         return self._over.is_set()
 
     async def begin(self) -> None:
-        """Find the source of a URL."""
+        """Make the source, if a URL is followed."""
         source = self._asked.source
         self._source = await self._ask(source_of_url, source) if isinstance(source, str) else source
 
     async def next(self) -> News:
-        """Wait until the store has another object, or one that could not be tried."""
+        """Wait until the store has an object to try: another one, or one whose trial failed."""
         source = self._source
         assert source is not None
         while True:
@@ -153,12 +154,12 @@ class PolledSource:
                 self._failing = True
                 continue
             self._failing = False
-            # Looked at again: a trial may have ended while the store was asked.
+            # Compare with the state as it is now: a trial may have ended during the request.
             if state is not None and state != self._settled:
                 return News(state)
 
     async def open(self) -> RemoteGeneration:
-        """Open what is there now."""
+        """Open the object, or the object that the pointer names, as it is now."""
         source = self._source
         assert source is not None
         if not self._asked.pointer:
@@ -175,7 +176,7 @@ class PolledSource:
     async def examine(
         self, serving: Callable[[], RemoteSnapshot | None], candidate: RemoteGeneration
     ) -> Any:
-        """Raise unless a candidate is good, fetch what is wanted of it, and load it."""
+        """Prewarm, validate and load a candidate; return its value, or raise if it is bad."""
         asked = self._asked
         try:
             before = serving()
@@ -183,8 +184,8 @@ class PolledSource:
                 await candidate.prewarm()
             elif asked.prewarm == "hot" and before is not None:
                 await candidate.prewarm_like(before)
-            # What belongs to the application has tasks of its own: a stray cancellation there
-            # would end following, and not just the trial.
+            # Functions of the application run in tasks of their own. A stray cancellation in one
+            # would otherwise end following, and not just the trial.
             if asked.validate is not None:
                 answer = await call_user(_call_async, asked.validate, candidate)
                 if answer is False:
@@ -193,7 +194,7 @@ class PolledSource:
             if asked.load is not None:
                 value = await call_user(_call_async, asked.load, candidate)
         except OSError:
-            raise  # the next question tries it again
+            raise  # the next poll tries it again
         except Exception:
             self._settled = candidate.named
             raise
@@ -201,11 +202,11 @@ class PolledSource:
         return value
 
     def end(self) -> None:
-        """Ask no more."""
+        """End following: poll no more."""
         self._over.set()
 
     async def _ask(self, function: Callable[..., T], *args: Any) -> T:
-        """Call what asks the store in a worker of the cache (R10)."""
+        """Call a function that sends a request, in a worker of the cache (R10)."""
         workers = self._workers
         return await workers.run(
             workers.reads, partial(function, *args), on_cancel=OnCancel.ABANDON
@@ -239,13 +240,13 @@ def _pointed_to(pointer: RemoteSource, state: RemoteState) -> RemoteSource:
 
 
 class LiveRemoteSnapshot(AsyncResource):
-    """The newest good object of a key, as a snapshot; made by ``RemoteCache.follow``.
+    """The newest good object of a key, as a snapshot; ``RemoteCache.follow`` makes it.
 
-    Ask for ``current`` when a piece of work begins, and use that snapshot to its end: it is one
-    version of the object, and stays open for as long as you refer to it, or to a view of it, also
-    when a newer one is in service.
+    Ask for ``current`` when a piece of work begins, and use that snapshot until the work ends. The
+    snapshot is one version of the object. It stays open for as long as you refer to it or to a view
+    of it, even when a newer one is in service.
 
-    Concurrency: for tasks of the event loop it was made in; any number of them.
+    Concurrency: for any number of tasks of the event loop in which it was made.
     """
 
     __slots__ = ("__weakref__", "_follower")
@@ -255,9 +256,9 @@ class LiveRemoteSnapshot(AsyncResource):
 
     @property
     def current(self) -> RemoteSnapshot:
-        """The snapshot in service; the same object until the next one is.
+        """The snapshot in service; the same object until the next one is in service.
 
-        It is closed when nothing refers to it any more: its ``aclose`` does nothing.
+        It is closed when nothing refers to it: its ``aclose`` does nothing.
 
         Raises:
             anyio.ClosedResourceError: if following has ended.
@@ -291,7 +292,8 @@ class LiveRemoteSnapshot(AsyncResource):
     def __aiter__(self) -> Generations[RemoteSnapshot]:
         """Iterate over generations: the current one, then each that follows it.
 
-        A slow iteration yields the newest and skips those before it. It ends with following.
+        A slow iteration skips generations, and yields the newest. The iteration ends when following
+        ends.
         """
         follower = self._follower
         return Generations(follower, lambda: follower.current)
@@ -301,7 +303,7 @@ class LiveRemoteSnapshot(AsyncResource):
 
         Iterations end. A trial under way is cancelled. A second call waits like the first.
 
-        Cancellation: ends the waits; the end of the last hold on a generation closes it anyway.
+        Cancellation: ends the wait; each generation is closed all the same when its last hold ends.
         """
         await self._follower.aclose()
 

@@ -1,7 +1,7 @@
-"""The engine for whatever fsspec has a file system of, by its blocking calls.
+"""The engine for every file system that fsspec has, by its blocking calls.
 
-fsspec cannot fetch under a condition, so the state is asked for before and after: if it is the same
-both times, the bytes in between are those of that state. That is a request more for each fetch.
+fsspec cannot fetch under a condition. So we ask for the state after each fetch, too: if it is still
+the state that was opened, the bytes are of that state. This costs one more request for each fetch.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from .._errors import MappedFileError, RemoteError
 from .._typing import Buffer
 from .source import RemoteState, without_secrets
 
-#: Under which names the file systems of fsspec tell what we ask for, the most exact ones first.
+#: The names under which file systems of fsspec give what we ask for; the most exact come first.
 _ETAGS = ("ETag", "etag", "e_tag", "md5Hash", "content_md5")
 _VERSIONS = ("VersionId", "version_id", "generation")
 _MODIFIED = ("LastModified", "last_modified", "updated", "mtime", "Last-Modified", "created")
 
 
 class FsspecSource:
-    """An object that an fsspec file system reaches, as its users have it configured.
+    """An object of an fsspec file system, with the file system's own configuration.
 
     Args:
-        fs: an ``fsspec.AbstractFileSystem``; asynchronous ones by their blocking calls.
+        fs: an ``fsspec.AbstractFileSystem``. Only its blocking calls are used, also of an
+            asynchronous one.
         path: the object, as the file system names it.
-        url: the object's address; by default the file system's own.
+        url: the object's address; by default the one that the file system gives.
     Raises:
         TypeError: if ``fs`` is no file system.
     """
@@ -47,7 +48,7 @@ class FsspecSource:
         return self._url
 
     def beside(self, name: str) -> FsspecSource:
-        """Return a source of another file of the file system, relative to this one."""
+        """Return a source of another file of the file system, named relative to this one."""
         return FsspecSource(self._fs, f"{self._path.rpartition('/')[0]}/{name}")
 
     def stat(self, known: RemoteState | None) -> RemoteState | None:
@@ -66,7 +67,7 @@ class FsspecSource:
 
     def _state(self) -> RemoteState:
         try:
-            # Listings are cached; what is asked for is what the object is now.
+            # The file system caches listings, and we need the object as it is now.
             self._fs.invalidate_cache(self._fs._parent(self._path))  # noqa: SLF001  fsspec's way
             info: Mapping[str, Any] = self._fs.info(self._path)
         except Exception as error:
@@ -97,7 +98,7 @@ class FsspecSource:
 
 
 def _address(fs: Any, path: str) -> str:
-    """Say where an object is; two endpoints of one protocol are two places."""
+    """Return the address of an object, endpoint included: two endpoints are two stores."""
     url = str(fs.unstrip_protocol(path))
     endpoint = getattr(fs, "endpoint_url", None) or (getattr(fs, "client_kwargs", None) or {}).get(
         "endpoint_url"

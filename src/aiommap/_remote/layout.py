@@ -1,13 +1,13 @@
-"""What lies in the folder of a cache: names, headers of objects, the state of the folder; pure.
+"""The files in the folder of a cache: names, headers of objects, the state of the folder; pure.
 
-    aiommap-cache     the marker: only a folder that has it is ours. In it, the state of the folder:
-                      bytes reserved, counters, the hand of the clock, reservations under way.
-                      Behind its end, a byte for each live process, which has it locked
+    aiommap-cache     the marker: only a folder that has it is ours. It holds the state of the
+                      folder: bytes reserved, counters, the hand of the clock, reservations under
+                      way. Behind its end lies one byte for each owner; a live owner keeps it locked
     ID.data           the object, sparse
-    ID.map            its header, a word and a sum for each block (sys/block_map.h)
+    ID.map            its header, and a word and a checksum for each block (sys/block_map.h)
 
-ID is a hash of the object's identity, so two states of one object have nothing in common here. Each
-file more is one more that a new cache makes before its first read.
+ID is a hash of the object's identity, so two states of one object share no file. There are no more
+files than these, because a new cache has to make them all before its first read.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ FORMAT = 2
 
 HEADER_BYTES = 4096
 STATE_BYTES = 4096
-#: Owners of claims, one a cache that is open; number 0 is nobody. Their reservations fit in a page.
+#: Numbers of owners of claims: each open cache has one, and number 0 is nobody's. The state of the
+#: folder has room for the reservations of so many.
 OWNERS = 496
 
-#: Where the parts of a word lie; see sys/block_map.h.
+#: The states of a block; sys/block_map.h says what they mean.
 EMPTY, BUSY, PRESENT, SUSPECT = range(4)
 
 _MAGIC = b"AIOMMAPR"
@@ -47,67 +48,67 @@ Checksum = Callable[[bytes], int]
 
 
 class LayoutError(ValueError):
-    """What was found is no header of ours, or not a whole one."""
+    """Bytes are not a header of ours, or the header is damaged."""
 
 
 def state_of(word: int) -> int:
-    """Say what a word says of its block."""
+    """Return the state of a block from its word."""
     return word & 3
 
 
 def owner_of(word: int) -> int:
-    """Say who claimed a BUSY block."""
+    """Return the owner of a BUSY block from its word."""
     return word >> 3 & 511
 
 
 def block_count(size: int, block_size: int) -> int:
-    """Say how many blocks an object has."""
+    """Return how many blocks an object has."""
     return -(-size // block_size)
 
 
 def map_bytes(size: int, block_size: int) -> int:
-    """Say how long a map is: a header, 4 bytes and 8 bytes for each block."""
+    """Return the bytes of a map: a header, and 4 bytes and 8 bytes for each block."""
     count = block_count(size, block_size)
     return HEADER_BYTES + -(-4 * count // 8) * 8 + 8 * count
 
 
 def blocks_of_map(length: int) -> int:
-    """Say for how many blocks a map of this length is."""
+    """Return how many blocks a map of this length is for."""
     return max(0, length - HEADER_BYTES) // 12
 
 
 def list_bytes(count: int) -> int:
-    """Say what the file system's list of extents may take, of so many blocks."""
+    """Return how many bytes the file system's list of extents may take, for so many blocks."""
     return round_up(16 * count) + 4096
 
 
 def overhead_bytes(size: int, block_size: int) -> int:
-    """Say what an object takes of the disk beside its blocks: the map, and the list of extents."""
+    """Return what an object takes on the disk besides its blocks: the map and the extent list."""
     return round_up(map_bytes(size, block_size)) + list_bytes(block_count(size, block_size))
 
 
 def round_up(length: int) -> int:
-    """Round to what a file system allocates."""
+    """Round up to a multiple of what a file system allocates."""
     return -(-length // 4096) * 4096
 
 
 def round_down(length: int) -> int:
-    """Round to what a file system allocates, downwards."""
+    """Round down to a multiple of what a file system allocates."""
     return length // 4096 * 4096
 
 
 def identifier(identity: ObjectIdentity) -> str:
-    """Name an object in one state of it."""
+    """Return the name of an object in one state, for its files."""
     return hashlib.sha256("\0".join(identity.key).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def file_names(name: str) -> tuple[str, str]:
-    """Say where data and map of an object are, below the folder."""
+    """Return the file names of the data and of the map of an object."""
     return name + DATA_SUFFIX, name + MAP_SUFFIX
 
 
 def name_in(file_name: str) -> str | None:
-    """Say which object a file of the folder is of; None if it is of none."""
+    """Return the object to which a file of the folder belongs; None for other files."""
     found = _NAME.fullmatch(file_name)
     return None if found is None else found[1]
 
@@ -117,11 +118,11 @@ class Header:
     """The first bytes of a map.
 
     Attributes:
-        identity: which object, and in which state.
+        identity: the object and its state.
         block_size: bytes of a block.
-        opened: the folder's counter when it was opened last.
-        boot: in which boot of the machine its words were written.
-        device, inode: of the data file they are about.
+        opened: the folder's counter of openings when this object was opened last.
+        boot: id of the boot in which its words were written.
+        device, inode: of the data file that the words are about.
     """
 
     identity: ObjectIdentity
@@ -132,23 +133,23 @@ class Header:
     inode: int
 
     def note_opened(self, identity: ObjectIdentity, ticks: int) -> None:
-        """Take note of an opening, and of the state that the store told then."""
+        """Note an opening, and the state that the store gave then."""
         self.identity, self.opened = identity, ticks
 
     def note_file(self, boot: bytes, device: int, inode: int) -> None:
-        """Vouch for the words, in this boot, about this file."""
+        """Note the boot and the data file for which the words are true."""
         self.boot, self.device, self.inode = boot, device, inode
 
     @property
     def salt(self) -> int:
-        """What goes into the sums, so that blocks of another object never match."""
+        """A number that goes into each checksum, so that blocks of other objects never match."""
         return int(identifier(self.identity)[:16], 16)
 
     def pack(self, checksum: Checksum) -> bytes:
         """Return the bytes of the header.
 
         Raises:
-            LayoutError: if the names of the object are too long for it.
+            LayoutError: if the URL and the state of the object are too long for it.
         """
         state = self.identity.state
         text = json.dumps(
@@ -205,14 +206,14 @@ class Header:
 
 @dataclass(slots=True)
 class FolderState:
-    """What all processes count together; read and written under the folder's lock.
+    """What all processes count together; read and written with the folder's lock held.
 
     Attributes:
-        reserved: bytes that are stored, or may be stored by whoever reserved them.
-        ticks: how many openings there were.
-        next_owner: where the search for a free owner begins.
-        hand: the object at which the clock stands, or 32 zero bytes.
-        hand_block: the block of it.
+        reserved: bytes that are stored, or reserved for blocks to come.
+        ticks: number of openings of objects.
+        next_owner: the owner at which the search for a free one begins.
+        hand: the object at the hand of the clock, or 32 zero bytes.
+        hand_block: the block of that object at the hand.
     """
 
     reserved: int = 0
@@ -226,15 +227,15 @@ class FolderState:
         self.reserved += length
 
     def give_back(self, length: int) -> None:
-        """Reserve less."""
+        """End the reservation of bytes, or count bytes that are gone from the disk."""
         self.reserved = max(0, self.reserved - length)
 
     def recount(self, reserved: int) -> None:
-        """Go on with what was counted."""
+        """Set the count to the result of a recount."""
         self.reserved = reserved
 
     def count_opening(self) -> None:
-        """Count one opening more."""
+        """Count one opening of an object."""
         self.ticks += 1
 
     def note_owner(self, owner: int) -> None:
@@ -246,31 +247,31 @@ class FolderState:
         self.hand, self.hand_block = name, block
 
     def pack(self) -> bytes:
-        """Return the bytes before the reservations under way."""
+        """Return the bytes of the state; the reservations of owners follow it in the file."""
         return _STATE.pack(
             _MARKER_TEXT, self.reserved, self.ticks, self.next_owner, self.hand, self.hand_block
         )
 
     @classmethod
     def unpack(cls, block: bytes) -> FolderState | None:
-        """Read it; None if there is none."""
+        """Read a state; None if the bytes are not one."""
         if len(block) < _STATE.size or not block.startswith(_MARKER_TEXT):
             return None
         return cls(*_STATE.unpack_from(block)[1:])
 
 
 def lease_offset(owner: int) -> int:
-    """Say which byte an owner keeps locked while it lives."""
+    """Return the offset of the byte that an owner keeps locked while it is alive."""
     return STATE_BYTES + owner
 
 
 def own_offset(owner: int) -> int:
-    """Say where in the state the reservations of an owner are."""
+    """Return the offset of an owner's reservation in the state file."""
     return OWN_AT + owner * _OWN.size
 
 
 def pack_own(reserved: int) -> bytes:
-    """Return the bytes of what an owner has reserved and not used yet."""
+    """Return the bytes of an owner's reservation: what it has reserved and not used yet."""
     return _OWN.pack(reserved)
 
 

@@ -1,8 +1,8 @@
-"""Locks of open files, and the owners of claims: who is alive, as the kernel says.
+"""Locks of open files, and leases: the kernel says which owner of claims is alive.
 
-A lock goes when the last copy of its descriptor is closed, so also when its process is killed. No
-process number and no time is asked. A forked child has copies: it gives them up at once, or a dead
-parent would seem alive (R13).
+The kernel releases a lock when the last copy of its descriptor is closed, also when the process is
+killed. No process number and no time decides. A forked child has copies of the descriptors and
+closes them at once: otherwise a dead parent would seem alive (R13).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 class LockFile:
-    """A descriptor whose locks count; -1 once it is closed. Worker threads only."""
+    """A descriptor that takes locks; -1 after ``close``. Worker threads only."""
 
     __slots__ = ("__weakref__", "fd")
 
@@ -49,7 +49,10 @@ class LockFile:
         _held.add(self)
 
     def try_lock(self, start: int, length: int = 1, *, shared: bool = False) -> bool:
-        """Lock a range, for reading if shared; False if somebody else's lock is in the way."""
+        """Lock a range, exclusively or shared; False if the lock of another descriptor forbids it.
+
+        A lock that this descriptor has on the range is replaced.
+        """
         kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
         try:
             self._set(_SET, kind, start, length)
@@ -60,10 +63,12 @@ class LockFile:
         return True
 
     def lock(self, start: int, patience: float) -> None:
-        """Lock a byte; waits for others. Threads that share this exclude each other themselves.
+        """Lock a byte exclusively, and wait for it up to ``patience`` seconds.
+
+        Threads that share this object have to exclude one another by other means.
 
         Raises:
-            TimeoutError: if somebody else has it for so many seconds.
+            TimeoutError: if another descriptor has it locked for all that time.
         """
         give_up, pause = time.monotonic() + patience, FIRST_PAUSE_SECONDS
         while not self.try_lock(start):
@@ -73,7 +78,7 @@ class LockFile:
             pause = min(2 * pause, MAX_PAUSE_SECONDS)
 
     def unlock(self, start: int, length: int = 1) -> None:
-        """Give a range free."""
+        """Unlock a range."""
         self._set(_SET, fcntl.F_UNLCK, start, length)
 
     def is_locked_elsewhere(self, start: int) -> bool:
@@ -85,7 +90,7 @@ class LockFile:
         return kind != fcntl.F_UNLCK
 
     def close(self) -> None:
-        """Close the descriptor, once; its locks go."""
+        """Close the descriptor and so release its locks; a second call does nothing."""
         fd, self.fd = self.fd, -1
         _held.discard(self)
         if fd >= 0:
@@ -107,17 +112,17 @@ def _unsupported() -> UnsupportedError:
 
 
 class Leases:
-    """The owners of claims: each live cache has a number that nobody else has."""
+    """The numbers of owners of claims: each open cache has one that no other cache has."""
 
     __slots__ = ("_file", "owner")
 
     def __init__(self, path: str) -> None:
         self._file = LockFile(path, os.O_RDWR | os.O_CREAT)
-        #: Our own number; 0 while there is none.
+        #: The number of this cache; 0 while it has none.
         self.owner: int = 0
 
     def take(self, begin: int) -> int:
-        """Take a number, the first free one from ``begin`` on: none is used again soon.
+        """Take the first free number behind ``begin``, so that no number is used again soon.
 
         Raises:
             OSError: EUSERS if all are taken.
@@ -130,11 +135,11 @@ class Leases:
         raise OSError(errno.EUSERS, f"{OWNERS - 1} caches have the folder open")
 
     def is_alive(self, owner: int) -> bool:
-        """Tell whether a number is somebody's."""
+        """Tell whether an open cache has this number."""
         return owner == self.owner or (
             owner > 0 and self._file.is_locked_elsewhere(lease_offset(owner))
         )
 
     def close(self) -> None:
-        """Give the number back."""
+        """Give the number back; another cache may take it then."""
         self._file.close()

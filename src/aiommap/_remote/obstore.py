@@ -1,8 +1,8 @@
 """The engine for S3, GCS, Azure, HTTP and folders: obstore, by its blocking calls.
 
-Its coroutines know asyncio alone, and cost a hop of their own (docs/decisions). What it raises is
-translated here; what it does not check (the ETag of a response, its range and its length) the
-cache checks of every source.
+Its coroutines work with asyncio alone, and each costs a hop of its own (docs/decisions). This
+module translates the errors of obstore. obstore does not check the ETag and the length of a
+response: the cache checks both, for every source.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from .._runtime.threads import Mutex
 from .._typing import Buffer
 from .source import RemoteState, without_secrets
 
-#: A stalled connection ends after this; a whole request, of up to some MiB, after that.
+#: How long a connection may bring nothing, and how long a whole request of some MiB may take.
 READ_TIMEOUT = "10 seconds"
 REQUEST_TIMEOUT = "120 seconds"
-#: The engine's own retries, of what can be retried.
+#: How often, and for how long, the engine itself retries.
 MAX_RETRIES = 5
 RETRY_SECONDS = 60
 
@@ -36,13 +36,14 @@ _STATUS = re.compile(
     re.IGNORECASE,
 )
 
-#: Of a store in memory: it has no address, and another one may have the same objects.
+#: Names that we give to stores in memory: they have no address, and two may have equal names of
+#: objects. By id of the store; the reference tells whether the id still is that store's.
 _tokens: dict[int, tuple[weakref.ref[object], str]] = {}
 _tokens_mutex = Mutex()
 
 
 def _memory_token(store: object) -> str:
-    """Name a store in memory, for as long as it lives."""
+    """Return the name of a store in memory; it is the same for as long as the store lives."""
     with _tokens_mutex:
         known = _tokens.get(id(store))
         if known is None or known[0]() is not store:
@@ -56,7 +57,7 @@ def _join(base: str, *parts: str | None) -> str:
 
 
 def _address(store: Any, key: str) -> str:
-    """Say where an object is, by what the store says of itself."""
+    """Return the address of an object, from the configuration of its store."""
     kind, path = type(store).__name__, quote(key, safe="/!$&'()*+,;=:@~-._")
     config: Mapping[str, str] = getattr(store, "config", None) or {}
     prefix = str(getattr(store, "prefix", None) or "")
@@ -86,12 +87,12 @@ class ObstoreSource:
     Args:
         store: a store of ``obstore.store``, with the credentials, retries and timeouts that it was
             made with.
-        key: the object, as the store names it; "" for a store that is made of a whole URL.
+        key: the object, as the store names it; "" if the store was made from the whole URL.
         version: the version to read, in a bucket that keeps versions; None for the newest.
-        url: the object's address, where the store cannot tell it; by default it does. Everything
-            that could be secret is taken out of it.
+        url: the object's address; by default it comes from the configuration of the store. User,
+            password, query and fragment are taken out of it.
     Raises:
-        UnsupportedError: if the store has no address that could be told.
+        UnsupportedError: if the configuration of the store gives no address.
     Source: obstore's ``get`` with ``range``, ``if_match``, ``version`` and ``head``.
     """
 
@@ -108,13 +109,13 @@ class ObstoreSource:
 
     @staticmethod
     def from_url(url: str) -> ObstoreSource:
-        """Make the source of an object that a URL names, as ``RemoteCache.open`` does with a str.
+        """Make the source of an object from its URL, as ``RemoteCache.open`` does with a str.
 
-        Credentials come from where obstore finds them: the environment and the cloud. Reads files,
-        so call it in a worker thread.
+        obstore finds the credentials, in the environment or in the cloud. Call this in a worker
+        thread, because it reads files.
 
         Raises:
-            ValueError: if it is no URL of an object.
+            ValueError: if the text is not the URL of an object.
             ImportError: if obstore is not installed.
         """
         return source_of_url(url)
@@ -139,7 +140,7 @@ class ObstoreSource:
             folder = self._key.rpartition("/")[0]
             key = name.lstrip("/") if name.startswith("/") or not folder else f"{folder}/{name}"
             return ObstoreSource(self._store, key)
-        store: Any = self._store  # made of a whole URL
+        store: Any = self._store  # it was made from a whole URL
         url = urljoin(str(store.url), name)
         options = {"client_options": store.client_options, "retry_config": store.retry_config}
         return ObstoreSource(type(store)(url, **options), "", url=_named_by_query(url))
@@ -202,7 +203,7 @@ class ObstoreSource:
     def _translated(
         self, error: Exception, start: int, length: int, state: RemoteState | None
     ) -> Exception:
-        """Make one of our errors, or of Python's, of what the engine raised; none keeps secrets."""
+        """Turn an error of the engine into one of ours or of Python's, without its secrets."""
         kind = type(error).__name__
         text = without_secrets(str(error).partition("\n")[0])
         if kind == "NotModifiedError":
@@ -229,7 +230,7 @@ _REFUSED = ("PermissionDeniedError", "UnauthenticatedError")
 
 
 class _NotModifiedError(Exception):
-    """The object is as it was."""
+    """The store says that the object is still in the state that we know."""
 
 
 def _moment(modified: object) -> str:
@@ -239,7 +240,7 @@ def _moment(modified: object) -> str:
 
 
 def load_obstore() -> Any:
-    """Import the engine, which reads files: for worker threads."""
+    """Import the engine; for worker threads, because an import reads files."""
     try:
         return importlib.import_module("obstore")
     except ImportError as error:
@@ -250,10 +251,10 @@ def load_obstore() -> Any:
 
 
 def source_of_url(url: str) -> ObstoreSource:
-    """Make the source of an object that is named by its URL. Worker threads only.
+    """Make the source of an object from its URL. Worker threads only.
 
-    Credentials come from where obstore finds them: the environment and the cloud. An ``http://``
-    URL is taken at its word.
+    obstore finds the credentials, in the environment or in the cloud. An ``http://`` URL is read
+    without encryption, as it says.
     """
     parts = urlsplit(url)
     if not parts.scheme or parts.scheme == "memory":
@@ -273,7 +274,7 @@ def source_of_url(url: str) -> ObstoreSource:
             return ObstoreSource(_store_at("", home), unquote(parts.path.lstrip("/")))
         if _PLAIN_PATH.fullmatch(parts.path) and not parts.query:
             return ObstoreSource(_store_at("HTTPStore", home), parts.path[1:])
-        # Spelled as it was given.
+        # An engine would spell this URL in another way: one store for it, and an empty key.
         return ObstoreSource(_make_store("HTTPStore", url), "", url=_named_by_query(url))
     except (ValueError, OSError, ImportError):
         raise
@@ -283,9 +284,10 @@ def source_of_url(url: str) -> ObstoreSource:
 
 
 def _named_by_query(url: str) -> str:
-    """Put what a query says of the object into the path, as a hash: the query itself is secret.
+    """Replace the query of a URL by a hash of it in the path, because the query may be secret.
 
-    What only signs a request is left out, so that two signed URLs of an object are of one object.
+    Fields that only sign a request are left out, so that all signed URLs of an object have one
+    address.
     """
     base, _, query = url.partition("#")[0].partition("?")
     fields = parse_qsl(query, keep_blank_values=True)
@@ -300,20 +302,20 @@ def _named_by_query(url: str) -> str:
     return f"{base};query={hashlib.sha256(urlencode(names).encode()).hexdigest()[:16]}"
 
 
-#: Fields of a query that say who may read, and not what.
+#: Fields of a query that say who may read, and not which object.
 _SIGNATURE = re.compile(
     r"(?i)x-(?:amz|goog|ms)-|(?:signature|expires|awsaccesskeyid|googleaccessid|key-pair-id|policy"
     r"|token|access_token|api_?key)$"
 )
-#: Likewise, but only beside ``sig``.
+#: Fields of Azure that do, if the query has ``sig``, too.
 _AZURE = re.compile(r"(?i)s[a-z]{1,4}|rsc[a-z]")
-#: Paths that an engine spells as they are given.
+#: Paths that an engine sends as they are written.
 _PLAIN_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+")
 
 
 @functools.lru_cache(maxsize=64)
 def _store_at(kind: str, place: str) -> Any:
-    """Make a store, or return the one that was made: its connections serve all of its objects."""
+    """Make a store, or return the one that was made before: all its objects share connections."""
     return _make_store(kind, place)
 
 
@@ -337,5 +339,5 @@ def _make_store(kind: str, place: str) -> Any:
 
 
 def _is_of_a_cloud(host: str) -> bool:
-    """Tell whether an https address is one that a cloud's own protocol is spoken at."""
+    """Tell whether the host of an https URL speaks the protocol of Azure or of S3."""
     return host.endswith((".blob.core.windows.net", ".dfs.core.windows.net", ".amazonaws.com"))

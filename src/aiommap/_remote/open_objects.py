@@ -1,10 +1,11 @@
 """The objects that are open through a cache, and what its folder holds. For worker threads.
 
 Invariants.
-  1  An object is open once in a process, for any number of snapshots, which share its fetches.
-  2  A folder that cannot be used for what it holds or where it lies is the caller's mistake, and an
-     error. One that fails is a miss: objects are opened without it, and nothing is stored (R8).
-  3  Once closed, it opens nothing: nobody would give it up.
+  1  A cache opens an object once, for any number of snapshots, which share its fetches.
+  2  If the folder holds other files or is in a place where no cache can be, that is the caller's
+     mistake, and an error. If the folder fails, that is a miss: objects are opened without it, and
+     nothing is stored (R8).
+  3  After ``close`` no object is opened: nobody would close it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from .statistics import CacheEntry, CacheReport
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What ``open`` was asked for, checked."""
+    """The arguments of ``RemoteCache.open``, checked."""
 
     source: str | RemoteSource
     validator: str = "etag"
@@ -46,12 +47,12 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An object that was opened, and its data, mapped for one snapshot.
+    """An object that was opened, and its data file, mapped for one snapshot.
 
     Attributes:
-        source: where the rest of it is.
-        entry: the object; whoever has this has one use of it.
-        options, opened: of the data.
+        source: what fetches the blocks that are not cached.
+        entry: the object; whoever has this ``Found`` has one use of it.
+        options, opened: of the data file.
     """
 
     source: RemoteSource
@@ -61,7 +62,7 @@ class Found:
 
     @staticmethod
     def of(source: RemoteSource, entry: Entry) -> Found:
-        """Map the data of an object that is open; its use is ended if that fails."""
+        """Map the data file of an open object; if that fails, end the use of the object."""
         try:
             return Found(source, entry, *_map_data(entry))
         except BaseException:
@@ -69,7 +70,7 @@ class Found:
             raise
 
     def give_up(self) -> None:
-        """Unmap the data and end the use."""
+        """Unmap the data file, and end the use of the object."""
         try:
             self.opened.mapping.close()
         finally:
@@ -80,10 +81,10 @@ class OpenObjects:
     """The worker half of a cache.
 
     Args:
-        path: of the folder.
+        path: path of the folder.
         max_bytes, min_free, block_size, request_size: as for ``RemoteCache``.
-        counters: what is counted.
-        report: gets failures of the cache.
+        counters: the counters of the cache.
+        report: called with each failure of the cache.
     """
 
     def __init__(
@@ -111,19 +112,19 @@ class OpenObjects:
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """Those that are open; in any thread."""
+        """The objects that are open; in any thread."""
         return (*self._entries.values(),)
 
     @property
     def used_bytes(self) -> int:
-        """What was reserved when this process looked last; in any thread."""
+        """What all processes had reserved when this one last read the count; in any thread."""
         folder = self._folder
         return 0 if folder is None else folder.budget.used_bytes
 
     def find(self, asked: Asked) -> Found:
-        """Ask the store what the object is, open what is cached of it, and map that.
+        """Ask the store for the state of the object, open it in the cache, and map its data file.
 
-        All in one: each hop more is a turn of the loop.
+        One job does all three, because each further hop would cost a turn of the loop.
         """
         return Found.of(*self._find(asked))
 
@@ -142,7 +143,7 @@ class OpenObjects:
         return source, self._open_entry(identity)
 
     def _find_cached(self, url: str, asked: Asked) -> ObjectIdentity:
-        """Find the state of an object that was opened last, of those in the folder."""
+        """Find, among the cached states of an object, the one that was opened last."""
         found: list[tuple[int, ObjectIdentity]] = []
 
         def look(_: str, files: Files) -> None:
@@ -156,7 +157,7 @@ class OpenObjects:
         return max(found, key=lambda pair: pair[0])[1]
 
     def _open_entry(self, identity: ObjectIdentity) -> Entry:
-        """Open an object, or share it with whoever has it open (cache.1)."""
+        """Open an object, or return its entry if it is open (open_objects.1)."""
         with self._mutex:
             known = self._entries.get(identity.key)
             if known is not None and not known.lost:
@@ -171,7 +172,7 @@ class OpenObjects:
             return entry
 
     def _forget(self, entry: Entry) -> None:
-        """Take note that an object was closed."""
+        """Forget an object whose files were closed."""
         key = entry.identity.key
         if self._entries.get(key) is entry:
             del self._entries[key]
@@ -195,7 +196,7 @@ class OpenObjects:
             return self._ready_folder()
 
     def _ready_folder(self) -> Folder:
-        """Return the folder, and make it anew where it was deleted; with the mutex."""
+        """Return the folder; make it if it is missing or was deleted. With the mutex held."""
         if self._closed:
             raise anyio.ClosedResourceError(f"the cache {self._path} is closed")
         if self._folder is not None and self._folder.budget.detached:
@@ -209,7 +210,7 @@ class OpenObjects:
         return self._folder
 
     def close(self) -> None:
-        """Give up the folder (open_objects.3); objects that are open still use it."""
+        """Open no more objects (open_objects.3), and close the folder after the last open one."""
         with self._mutex:
             self._closed = True
             if self._room is not None:
@@ -268,7 +269,7 @@ class OpenObjects:
 
 
 class Attempt:
-    """An opening in a worker whose task may be gone when it is done."""
+    """An opening in a worker; the task that wants it may be cancelled before it ends."""
 
     __slots__ = ("_abandoned", "_find", "_found", "_mutex")
 
@@ -279,7 +280,7 @@ class Attempt:
         self._found: Found | None = None
 
     def run(self) -> Found:
-        """Find the object; in a worker."""
+        """Open the object, in a worker; close it again if it was abandoned."""
         found = self._find()
         with self._mutex:
             abandoned = self._abandoned
@@ -289,7 +290,7 @@ class Attempt:
         return found
 
     def abandon(self) -> Found | None:
-        """Give up what will be found; return what was, for the caller to give up."""
+        """Have the worker close the object; if it is open already, return it for the caller."""
         with self._mutex:
             self._abandoned = True
             found, self._found = self._found, None
@@ -297,7 +298,7 @@ class Attempt:
 
 
 def _map_data(entry: Entry) -> tuple[OpenOptions, Opened]:
-    """Map the data as a file of a hub: by its name, or by its descriptor if it has none now."""
+    """Map the data file for a hub: by its name, or by its descriptor if it lost its name."""
     for path in (entry.path, f"/proc/self/fd/{entry.data_fd}"):
         options = OpenOptions.check(path, "r")
         try:

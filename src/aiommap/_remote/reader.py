@@ -1,4 +1,4 @@
-"""Reads of one remote snapshot that the inline way did not answer."""
+"""Reads of one remote snapshot that could not be answered inline."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ from .source import RemoteSource
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-#: Up to here a range is copied out of a response on the loop thread (I2).
+#: The largest range that the loop thread copies from a response (I2).
 MAX_INLINE_COPY = 64 << 10
-#: After so many items a loop looks whether it has to give way.
+#: How many items a loop handles before it checks whether it has to give way.
 YIELD_EVERY = 64
 #: How many fetches of one prewarm are under way at once.
 PREWARM_REQUESTS = 4
 
 
 class RemoteReader:
-    """Finds bytes: in memory, on the disk, or in the store; and puts them together.
+    """Finds bytes in memory, on the disk or in the store, and puts them together.
 
     Args:
-        core: of the data file, as it is mapped.
-        entry, fetches: the object.
-        source: where the rest of it is.
-        ahead: fetches ahead of reads that follow one another; None not to.
+        core: the core of the data file, which is mapped.
+        entry, fetches: the object, and its fetches.
+        source: what fetches the blocks that are not cached.
+        counters: the counters of the cache.
+        ahead: decides what to fetch ahead; None to fetch nothing ahead.
     """
 
     __slots__ = (
@@ -69,7 +70,7 @@ class RemoteReader:
         self.source: RemoteSource = source
 
     async def read(self, offset: SupportsIndex, length: SupportsIndex) -> bytes:
-        """Read after the inline way answered None."""
+        """Read a range for which the inline read returned None."""
         core = self._core
         if await core.workers.checkpoint_if_due():
             data = self._inline(self._mapping, offset, length)
@@ -86,7 +87,7 @@ class RemoteReader:
             return await self._find(start, count)
 
     async def read_many(self, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
-        """Read ranges: what is missing of all of them is fetched at once."""
+        """Read several ranges; begin all fetches before waiting for the first."""
         core = self._core
         core.check_usable()
         checked: list[tuple[int, int]] = []
@@ -118,7 +119,7 @@ class RemoteReader:
         return self._fetches.begin(self.source, runs)
 
     async def _find(self, start: int, count: int, known: Sequence[Body] = ()) -> bytes:
-        """Return a range that is not empty, out of the cache, of responses, or of both."""
+        """Return a range that is not empty, from the cache, from responses, or from both."""
         ahead = None if self._ahead is None else self._ahead.read(start, count)
         bodies = list(known)
         missed = False
@@ -129,7 +130,7 @@ class RemoteReader:
             self._core.check_usable()
             runs = self._entry.uncovered(start, count, bodies)
             fetches = self._fetches.begin(self.source, runs)
-            self.fetch_ahead(ahead)  # behind what is waited for
+            self.fetch_ahead(ahead)  # behind the fetches that this task waits for
             ahead = None
             if not fetches:
                 data = self._inline(self._mapping, start, count)
@@ -145,13 +146,13 @@ class RemoteReader:
                 bodies += await fetch.wait()
 
     def fetch_ahead(self, wanted: Run | None) -> None:
-        """Begin to fetch a range of bytes that nobody waits for yet."""
+        """Begin to fetch a range of bytes that no task waits for yet."""
         if wanted is not None:
             runs = self._entry.uncovered(wanted[0], wanted[1] - wanted[0], [])
             self._fetches.begin(self.source, runs)
 
     async def in_worker(self, function: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
-        """Call what reads the files in a worker of the hub, and keep them open for as long."""
+        """Call a function that reads the files in a worker of the hub; keep them open for it."""
         entry, workers = self._entry, self._core.workers
         workers.check_loop()
         done = workers.event()
@@ -168,7 +169,7 @@ class RemoteReader:
             done.set()
 
         entry.use()
-        # Not ``run``, which may withdraw it: then nobody would end the use.
+        # Not ``workers.run``: that may withdraw the job, and then nobody would end the use.
         workers.start(workers.reads, run, end)
         await done.wait()
         result, error = outcome.pop()
@@ -179,7 +180,7 @@ class RemoteReader:
     async def fill(
         self, start: int, count: int, progress: Callable[[int, int], object] | None = None
     ) -> None:
-        """Have what is missing of a range fetched, and stored if there is room."""
+        """Fetch what is missing of a range, and store it if there is room."""
         entry, under_way = self._entry, list[Fetch]()
         runs = entry.uncovered(start, count, [])
         done = count - sum(entry.length_of(run, start, count) for run in runs)
@@ -201,7 +202,7 @@ class RemoteReader:
         return self._entry.length_of(fetch.run, start, count)
 
     def read_here(self, start: int, count: int) -> bytes:
-        """Read in the calling thread, which may wait, and fetch there what is missing."""
+        """Read in the calling thread, which may wait; fetch what is missing in it, too."""
         self._entry.use()
         try:
             bodies: list[Body] = []
@@ -221,10 +222,10 @@ class RemoteReader:
             self._entry.release()
 
     async def check_stored(self, start: int, count: int) -> None:
-        """Raise if the cache has no room for a range.
+        """Raise if some of a range is not in the cache.
 
         Raises:
-            OSError: ENOSPC.
+            OSError: ENOSPC: ``fill`` has fetched the range, so the cache had no room to store it.
         """
         await anyio.lowlevel.checkpoint()
         if self._entry.uncovered(start, count, []):
@@ -237,7 +238,7 @@ class RemoteReader:
 
 
 def _copy_small(start: int, count: int, bodies: Sequence[Body]) -> bytes | None:
-    """Copy a small range that lies in one response."""
+    """Copy a small range that lies in one body; None if it is large, or lies in none."""
     if count > MAX_INLINE_COPY:
         return None
     for body in bodies:

@@ -12,16 +12,16 @@ from .reader import RemoteReader
 class RemoteSnapshotFile(BinaryFile):
     """A read-only, seekable binary file over a remote snapshot; made by ``RemoteSnapshot.file``.
 
-    pandas, pyarrow, zarr, zipfile and the like take it in place of a path. A read of what is not
-    cached fetches it, in the thread that reads; so make reads in a worker thread. On the event
-    loop's thread they raise. It holds the snapshot until it is closed.
+    pandas, pyarrow, zarr, zipfile and the like take it in place of a path. Read it in worker
+    threads: a read fetches what is not cached, in the thread that reads. On the thread of the event
+    loop a read raises. The file holds the snapshot until it is closed.
 
     Attributes:
         path: the URL of the object.
         size: its size in bytes.
         mode: "rb".
 
-    Concurrency: it has one position, as any file object, so one thread uses it at a time.
+    Concurrency: for one thread at a time, because it has one position, like any file object.
     """
 
     _instead = "RemoteSnapshot.read_exact"

@@ -1,4 +1,4 @@
-"""The objects below an address, by their names."""
+"""``RemoteFolder``: the objects below an address of a store, by their names."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from .source import VALIDATORS, RemoteSource, without_secrets
 
 
 class RemoteFolder:
-    """The objects below an address of a store, found by their names: what ``MappedFiles`` serves.
+    """The objects below an address of a store, by their names; ``MappedFiles`` serves one.
 
-    Nothing is listed, and the store is asked nothing before an object is opened.
+    It never lists objects, and sends no request before an object is opened.
 
     Args:
-        cache: reads the objects.
-        address: a URL that names are put behind: "s3://bucket/prefix". For a store of your own, a
-            function that makes the source of a name, and waits for nothing:
+        cache: the cache that reads the objects.
+        address: a URL to which names are appended: "s3://bucket/prefix". For a store of your own,
+            a function that returns the source for a name, and waits for nothing:
             ``lambda name: ObstoreSource(store, f"prefix/{name}")``.
         validator: as for ``RemoteCache.open``.
-        max_age: for how many seconds whoever serves the folder may send an object without asking
-            the store whether it is still the same.
+        max_age: for how many seconds a server of the folder may send an object without asking the
+            store whether it is still the same.
     Raises:
-        ValueError, TypeError: for arguments that cannot be meant.
+        ValueError, TypeError: if an argument makes no sense.
     """
 
     __slots__ = ("_address", "_cache", "_max_age", "_validator")
@@ -56,25 +56,25 @@ class RemoteFolder:
 
     @property
     def max_age(self) -> float:
-        """Seconds for which an object is served without asking the store."""
+        """For how many seconds an object may be served without asking the store."""
         return self._max_age
 
     def open(self, name: str) -> Opening[RemoteSnapshot]:
         """Open an object as ``RemoteCache.open`` does: ``async with folder.open("a/b") as s``.
 
         Args:
-            name: what stands behind the address, without a slash before it: "2026/ranker.bin".
+            name: the name below the address, without a leading slash: "2026/ranker.bin".
         Raises:
-            ValueError: if the name is empty, or leads out by "..".
+            ValueError: if the name or a part of it is empty, "." or "..".
             Others as ``RemoteCache.open``.
         Cancellation: as ``RemoteCache.open``.
         """
         return self._cache.open(self._source_of(name), validator=self._validator)
 
     def share(self, name: str, hub: Hub | None = None) -> Opening[RemoteSnapshot]:
-        """Open an object for many, as ``LiveRemoteSnapshot.current`` is: ``await f.share(name)``.
+        """Open an object to be shared by many tasks: ``snapshot = await folder.share(name)``.
 
-        It is closed when nothing refers to it any more: its ``aclose`` does nothing.
+        It is closed when nothing refers to it: its ``aclose`` does nothing.
 
         Args:
             name: as for ``open``.

@@ -1,10 +1,10 @@
 """Remote snapshots: immutable objects, read through the cache.
 
 Invariants.
-  1  What a read returns came in a response about the object that was opened, or out of a block that
-     was PRESENT from before the copy until after it (R2, R4).
-  2  While there is a hold on the snapshot its files are open: ``aclose`` leaves closing to the last
-     hold, and allows no new ones.
+  1  Bytes that a read returns came in a response about the object that was opened, or from a block
+     that was PRESENT from before the copy until after it (R2, R4).
+  2  While there is a hold on the snapshot, its files are open: ``aclose`` refuses new holds, and
+     the end of the last one closes the files.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ from .remote_file import RemoteSnapshotFile
 from .source import RemoteSource, RemoteState
 from .statistics import RemoteResidency
 
-#: How long a view waits for an evictor who has one of its blocks, and how often it looks.
+#: How long a view waits for an evictor that has locked one of its blocks, and how often it tries.
 PIN_SECONDS = 2.0
 PIN_LOOK_SECONDS = 0.005
-#: So many words are looked at in one call.
+#: How many words of blocks one call reads.
 WORDS_A_CALL = 1 << 16
 
 
 class RemoteSnapshot(AsyncResource):
     """An immutable object of a store, read through a local mapped cache; a ``StorageBackend``.
 
-    Made by ``RemoteCache.open``. It is the object that was there when it was opened, whatever is
-    written to its name later: every response is compared with it. Where the store keeps versions,
-    all of it can still be read after it was overwritten; elsewhere blocks that are cached can, and
-    others raise ``StaleSnapshotError``.
+    ``RemoteCache.open`` makes one. It is the object as it was when it was opened, whatever is
+    written to its name later: every response is compared with that state. After the object was
+    overwritten, a store that keeps versions still serves all of it. From other stores you can read
+    the blocks that are cached, and a read of any other block raises ``StaleSnapshotError``.
 
-    Concurrency: for tasks of the event loop it was opened in; reads never wait for one another,
-        but for blocks that one of them is fetching.
+    Concurrency: for tasks of the event loop in which it was opened. A read waits for another read
+        only if that one is fetching a block that both need.
     """
 
-    #: Whether many share it and nobody closes it.
+    #: Whether many tasks share it, so that it is closed only as garbage.
     _shared: ClassVar[bool] = False
 
     __slots__ = (
@@ -102,7 +102,7 @@ class RemoteSnapshot(AsyncResource):
 
     @property
     def url(self) -> str:
-        """Where the object is, without user, password and query."""
+        """The address of the object, without user, password and query."""
         return self._entry.identity.url
 
     @property
@@ -112,18 +112,18 @@ class RemoteSnapshot(AsyncResource):
 
     @property
     def etag(self) -> str | None:
-        """The entity tag that every response is compared with; None if it is another validator."""
+        """The ETag that every response is compared with; None if the validator is another one."""
         identity = self._entry.identity
         return identity.state.etag if identity.validator == "etag" else None
 
     @property
     def version(self) -> str | None:
-        """The version, in a bucket that keeps versions; else None."""
+        """The version of the object, in a bucket that keeps versions; else None."""
         return self._entry.identity.state.version
 
     @property
     def closed(self) -> bool:
-        """Whether it can be read no more; False while a hold outlives ``aclose``."""
+        """Whether it is closed; False after ``aclose`` while there is still a hold on it."""
         return self._file.closed
 
     def __len__(self) -> int:
@@ -132,8 +132,8 @@ class RemoteSnapshot(AsyncResource):
     async def read_exact(self, offset: SupportsIndex, length: SupportsIndex) -> bytes:
         """Read bytes: all of them, or an error.
 
-        What is cached and in memory is read at once, on the loop thread. What is not cached is
-        fetched, together with what others wait for, and stored.
+        The loop thread reads blocks that are cached and in memory, at once. Blocks that are not
+        cached are fetched and stored; tasks that need the same block wait for one fetch.
 
         Args:
             offset: first byte, from the start of the object; 0 <= offset <= size.
@@ -144,11 +144,11 @@ class RemoteSnapshot(AsyncResource):
             OutOfBoundsError: if [offset, offset + length) leaves the object.
             StaleSnapshotError: if the object was changed or is gone, and these bytes are not all
                 cached.
-            RemoteError: if the store cannot be reached, or answers what it was not asked for.
-            PermissionError: if the store refuses.
+            RemoteError: if the store cannot be reached, or its response does not fit the request.
+            PermissionError: if the store refuses access.
             anyio.ClosedResourceError: if the snapshot is closed.
             ForkedError: if it was opened by another process.
-        Cancellation: at any time; a fetch under way goes on, and its blocks are stored.
+        Cancellation: delivered at once; a fetch under way goes on, and its blocks are stored.
         """
         data = self._read_inline(self._mapping, offset, length)
         if data is not None:
@@ -158,7 +158,7 @@ class RemoteSnapshot(AsyncResource):
     async def read_many(self, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
         """Read several ranges, each (offset, length), in the order given.
 
-        What is missing of all of them is asked for at once.
+        All blocks that are missing are requested at once.
 
         Raises, Cancellation: as ``read_exact``.
         """
@@ -167,13 +167,13 @@ class RemoteSnapshot(AsyncResource):
     def chunks(self, size: SupportsIndex = 1 << 20) -> AsyncIterator[bytes]:
         """Iterate over the whole object: ``async for chunk in s.chunks(1 << 20)``.
 
-        The next chunks are being fetched while you hold this one.
+        While you work with one chunk, the next ones are being fetched.
 
         Args:
             size: bytes of a chunk; the last one may be shorter.
         Raises:
             ValueError: if the size is not positive.
-            As ``read_exact``, from the iteration.
+            As ``read_exact``, while iterating.
         """
         self._core.check_usable()
         count = at_least(1, size, "size", "ask for at least 1 byte a chunk")
@@ -186,12 +186,14 @@ class RemoteSnapshot(AsyncResource):
         *,
         progress: Callable[[int, int], object] | None = None,
     ) -> int:
-        """Fetch what is not cached of a range, to the end by default.
+        """Fetch what is not cached of a range; by default of the whole object.
 
         Args:
+            offset: first byte of the range.
+            length: number of bytes; None for all up to the end.
             progress: called on the loop with (bytes done, bytes in total).
         Returns:
-            How many bytes of the range are cached now; fewer than it has where there is no room.
+            How many bytes of the range are cached now; fewer than ``length`` if there is no room.
         Raises, Cancellation: as ``read_exact``.
         """
         self._core.check_usable()
@@ -215,7 +217,7 @@ class RemoteSnapshot(AsyncResource):
                     yield shared
 
     async def view(self, offset: SupportsIndex = 0, length: SupportsIndex | None = None) -> View:
-        """Make a read-only view of a range, fetched and kept in the cache while the view lives.
+        """Make a read-only view of a range: fetch it, and keep it cached while the view lives.
 
         Raises:
             OSError: ENOSPC if the cache has no room for all of it.
@@ -247,7 +249,7 @@ class RemoteSnapshot(AsyncResource):
         return pin
 
     async def residency(self) -> RemoteResidency:
-        """Say what is cached, what of that is in memory, and what only the store has.
+        """Return which bytes are cached, which of those are in memory, and how many are in neither.
 
         Raises:
             UnsupportedError: if the kernel does not tell what is in memory.
@@ -268,9 +270,10 @@ class RemoteSnapshot(AsyncResource):
         """Ask the store (HEAD) whether the object is still the one that was opened.
 
         Raises:
-            StaleSnapshotError: if it is not, or is gone, and is not pinned by its version.
+            StaleSnapshotError: if it was changed or is gone. A snapshot of a version asks for that
+                version, so overwriting the object does not matter to it.
             RemoteError, PermissionError: as ``read_exact``.
-        Cancellation: leaves the request behind.
+        Cancellation: delivered at once; nobody waits for the request.
         """
         self._core.check_usable()
         await self._ask(self._entry.verify, self._reader.source)
@@ -281,14 +284,14 @@ class RemoteSnapshot(AsyncResource):
         return self._entry.identity.state
 
     async def prewarm_like(self, other: RemoteSnapshot) -> None:
-        """Fetch the ranges that are cached of another one."""
+        """Fetch the ranges that are cached of another snapshot."""
         runs = await other._reader.in_worker(lambda: _joined(other._cached_runs(0, other.size)))
         for start, end in runs:
             low, high = min(start, self._size), min(end, self._size)
             await self._reader.fill(low, high - low)
 
     async def _ask(self, function: Callable[[RemoteSource], None], source: RemoteSource) -> None:
-        """Call what asks the store in a worker of the cache (R10)."""
+        """Call a function that sends a request, in a worker of the cache (R10)."""
         await self._workers.run(self._workers.reads, function, source, on_cancel=OnCancel.ABANDON)
 
     @contextmanager
@@ -299,7 +302,7 @@ class RemoteSnapshot(AsyncResource):
 
         Raises:
             anyio.ClosedResourceError: if ``aclose`` was called.
-        Concurrency: for the event loop's thread; holds nest, in any number.
+        Concurrency: for the thread of the event loop; there may be any number of holds at a time.
         """
         self._take_hold()
         try:
@@ -312,14 +315,15 @@ class RemoteSnapshot(AsyncResource):
         self._holds.take(self.url)
 
     def _release_hold(self) -> None:
-        """End a hold. The last one after ``aclose`` closes the files, in the background."""
+        """End a hold; after ``aclose`` the end of the last one closes the files, in a worker."""
         if self._holds.release():
             self._closer.start()
 
     def file(self) -> RemoteSnapshotFile:
-        """Make a binary file object of it, for pandas, pyarrow, zarr, fsspec and the like.
+        """Make a binary file object over the snapshot, for pandas, pyarrow, zarr and the like.
 
-        It holds the snapshot until it is closed. Read it in worker threads: a read fetches there.
+        The file holds the snapshot until it is closed. Read it in worker threads: a read fetches in
+        the thread that reads.
 
         Raises:
             anyio.ClosedResourceError: if ``aclose`` was called.
@@ -332,7 +336,7 @@ class RemoteSnapshot(AsyncResource):
 
         Views keep their pages. A second call waits like the first.
 
-        Cancellation: ends the wait for holds; the end of the last one closes it anyway.
+        Cancellation: ends the wait for holds; the end of the last one closes the snapshot anyway.
         """
         self._holds.refuse()
         if not self.closed and not self._mapping.forked:
@@ -340,7 +344,7 @@ class RemoteSnapshot(AsyncResource):
         await self.end()
 
     async def end(self) -> None:
-        """Close, whatever holds there are."""
+        """Close now, even if there are holds."""
         self._holds.refuse()
         await self._closer.aclose()
 
@@ -359,18 +363,18 @@ class RemoteSnapshot(AsyncResource):
 
 
 class SharedSnapshot(RemoteSnapshot):
-    """A snapshot that many share and nobody closes: it is closed when it is garbage."""
+    """A snapshot that many tasks share; it is closed when nothing refers to it."""
 
     __slots__ = ()
     _shared = True
 
     async def aclose(self) -> None:
-        """Do nothing: others may be reading. ``async with`` keeps it for the block."""
+        """Do nothing but give way: other tasks may be reading. ``async with`` is allowed."""
         await anyio.lowlevel.checkpoint()
 
 
 class Closer:
-    """Closes what a snapshot keeps open; it knows nothing of the snapshot, which may be garbage."""
+    """Closes what a snapshot keeps open; does not refer to the snapshot, which may be garbage."""
 
     __slots__ = ("_entry", "_file", "_released", "_workers", "started")
 
@@ -387,7 +391,7 @@ class Closer:
         return self._file.closed
 
     def start(self) -> None:
-        """Begin to close, once; files are closed in a worker, by the last one who uses them."""
+        """Begin to close; a second call does nothing. The last user of the files closes them."""
         if self.started or self._workers.forked:
             return
         self.started = True
@@ -396,12 +400,12 @@ class Closer:
         self._workers.start(self._workers.control, self._entry.release, lambda *_: released.set())
 
     def start_in_any_thread(self) -> None:
-        """Begin to close what nobody refers to any more; called at any moment."""
+        """Begin to close when the snapshot is garbage; in any thread, at any moment."""
         if not self.started and not self._workers.forked:
             self._workers.call_from_thread(self.start)
 
     async def aclose(self) -> None:
-        """Close, and wait for it; never for the network."""
+        """Close, and wait until the files are closed; never wait for the network."""
         self.start()
         await self._file.aclose()
         if self._released is not None:
@@ -409,7 +413,7 @@ class Closer:
 
 
 class _Pin:
-    """Keeps blocks of the cache locked for as long as it lives."""
+    """Keeps the blocks of a view locked for as long as it lives."""
 
     __slots__ = ("_lock", "_workers")
 
@@ -418,11 +422,11 @@ class _Pin:
         self._lock: LockFile | None = None
 
     def keep(self, lock: LockFile) -> None:
-        """Keep a lock."""
+        """Take over a lock, to release it at the end."""
         self._lock = lock
 
     def __del__(self) -> None:
-        """Let go, in a worker: the last one who closes a file without a name waits for the disk."""
+        """Release the lock in a worker: closing the last descriptor of a deleted file may wait."""
         lock, workers = self._lock, self._workers
         if lock is None:
             return
@@ -435,7 +439,7 @@ class _Pin:
 
 
 class _Chunks(AsyncIterator[bytes]):
-    """Iterates over a snapshot, and has fetched ahead what comes next; for one task."""
+    """Iterates over a snapshot, and fetches ahead; for one task."""
 
     __slots__ = ("_ahead", "_offset", "_reader", "_request", "_size", "_snapshot")
 
@@ -455,7 +459,7 @@ class _Chunks(AsyncIterator[bytes]):
             raise StopAsyncIteration
         length = min(self._size, end - offset)
         goal = (offset + length) // self._request + AHEAD_REQUESTS
-        if self._ahead < min(end, goal * self._request):  # whole requests, one after the other
+        if self._ahead < min(end, goal * self._request):  # fetch ahead by whole requests
             start, self._ahead = self._ahead, min(end, goal * self._request)
             self._reader.fetch_ahead((start, self._ahead))
         data = await self._snapshot.read_exact(offset, length)
@@ -464,7 +468,7 @@ class _Chunks(AsyncIterator[bytes]):
 
 
 def _joined(runs: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """Join ranges that meet."""
+    """Join adjacent ranges."""
     found: list[tuple[int, int]] = []
     for start, end in runs:
         if found and found[-1][1] == start:

@@ -1,4 +1,4 @@
-"""What an open object asks of the folder that its blocks are kept in."""
+"""``Room``: what an open object needs from the folder in which its blocks are kept."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from typing import Protocol
 
 
 class Room(Protocol):
-    """Where blocks find room: the folder, as an entry knows it."""
+    """Gives blocks room on the disk: the folder, as an entry sees it."""
 
     def make(self, length: int) -> bool:
-        """Reserve bytes, and evict for them if need be; False if there is no room."""
+        """Reserve bytes, after evicting blocks if needed; False if there is no room."""
         ...
 
     def settle(self, length: int, used: int) -> None:
-        """End a reservation of which so much was used."""
+        """End a reservation of ``length`` bytes, of which ``used`` were used."""
         ...
 
     def is_alive(self, owner: int) -> bool:
-        """Tell whether an owner of claims lives."""
+        """Tell whether an owner of claims is alive."""
         ...
 
     @property
     def owner(self) -> int:
-        """Our number, by which claims are made."""
+        """The number of our lease, which our claims carry."""
         ...
 
     def release(self) -> None:
-        """End the use of it."""
+        """End one use of the folder."""
         ...

@@ -1,4 +1,4 @@
-"""What an engine has to do: say what an object is, and fetch a range of it; pure."""
+"""What a source has to do: tell the state of an object, and fetch a range of it; pure."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _QUERY = re.compile(r"(?<=[^\s\"?#])[?#][^\s\"]*")
 
 @dataclass(frozen=True, slots=True)
 class RemoteState:
-    """What one response said of an object. Two responses are never mixed in one state.
+    """The state of an object, as one response gave it. No state mixes two responses.
 
     Attributes:
         size: bytes of the whole object.
-        etag: its entity tag, with its quotes as the server sent it; None if it sent none.
+        etag: its ETag, as the server sent it, quotes included; None if it sent none.
         version: its version, in a bucket that keeps versions; else None.
-        modified: when it was modified, as text that is the same for the same moment; None if the
+        modified: its time of modification, as text that is equal for equal times; None if the
             server did not say.
     """
 
@@ -38,12 +38,12 @@ class RemoteState:
 
 @runtime_checkable
 class RemoteSource(Protocol):
-    """One object of a store, as an engine reaches it. Blocking: called in worker threads only.
+    """Reads one object of a store. Its methods block: they are called in worker threads only.
 
-    ``ObstoreSource`` and ``FsspecSource`` are two; any class with these members is another one.
-    The remote side is never written to.
+    ``ObstoreSource`` and ``FsspecSource`` are sources, and so is any class with these members. A
+    source never writes to the store.
 
-    Concurrency: any number of threads call it at once, also for ranges that overlap.
+    Concurrency: any number of threads may call it at a time, also for ranges that overlap.
     """
 
     @property
@@ -51,19 +51,20 @@ class RemoteSource(Protocol):
     def url(self) -> str:
         """The object's address, endpoint included; without user, password, query or fragment.
 
-        Sources with one address are of one object: the cache finds it again by this.
+        Two sources with the same address are of the same object: the cache finds it by the address.
         """
 
     @abstractmethod
     def stat(self, known: RemoteState | None) -> RemoteState | None:
-        """Ask what the object is now (HEAD).
+        """Ask the store for the state of the object now (HEAD).
 
         Args:
-            known: what it was when it was asked last; None to ask without a condition.
+            known: the state of the last answer; None to ask without a condition.
         Returns:
-            Its state; None if it is as known.
+            Its state; None if that is still ``known``.
         Raises:
-            FileNotFoundError, PermissionError: as the store says.
+            FileNotFoundError: if there is no such object.
+            PermissionError: if the store refuses access.
             RemoteError: for any other failure, after the engine's own retries.
         """
 
@@ -73,12 +74,13 @@ class RemoteSource(Protocol):
 
         Args:
             start, end: 0 <= start < end <= ``state.size``.
-            state: what the object has to be: pass its ETag as If-Match, and read its version.
+            state: the state that the object has to be in: send its ETag as If-Match, and ask for
+                its version.
         Returns:
-            The bytes, exactly ``end - start`` of them, and the state that the response itself told.
-            The cache compares it with the one that it asked for.
+            The bytes, exactly ``end - start`` of them, and the state that the response itself gave.
+            The cache compares that with the state that it asked for.
         Raises:
-            StaleSnapshotError: if the store says that the object is another one by now.
+            StaleSnapshotError: if the store says that the object is in another state.
             FileNotFoundError, PermissionError, RemoteError: as ``stat``.
         """
 
@@ -89,7 +91,7 @@ class VersionedSource(Protocol):
 
     @abstractmethod
     def at_version(self, version: str) -> RemoteSource:
-        """Return a source of this version, whatever is written to the object later."""
+        """Return a source that reads this version, whatever is written to the object later."""
 
 
 @runtime_checkable
@@ -102,7 +104,7 @@ class PointingSource(Protocol):
 
 
 def without_secrets(text: str) -> str:
-    """Take users, passwords, queries and fragments out of each URL in a text (R13)."""
+    """Remove users, passwords, queries and fragments from each URL in a text (R13)."""
     return _QUERY.sub("", _USERINFO.sub("", text))
 
 
@@ -134,12 +136,12 @@ _CHECKS: dict[str, Callable[[str, RemoteState], None]] = {
 
 @dataclass(frozen=True, slots=True)
 class ObjectIdentity:
-    """What every response has to agree with: the file's identity (R2).
+    """The identity of an object that was opened; every response has to agree with it (R2).
 
     Attributes:
-        url: where the object is.
-        state: what it was when it was opened.
-        validator: which of its fields count beside the size.
+        url: the address of the object.
+        state: its state when it was opened.
+        validator: the field of the state that counts besides size and version.
     """
 
     url: str
@@ -148,10 +150,10 @@ class ObjectIdentity:
 
     @classmethod
     def of(cls, url: str, state: RemoteState, validator: str) -> ObjectIdentity:
-        """Take what a server said, or refuse what cannot tell one object from another.
+        """Make the identity of an object from the state that the server gave.
 
         Raises:
-            UnsupportedError: if the server sends no such validator.
+            UnsupportedError: if the state lacks the validator.
         """
         if validator in _CHECKS:
             _CHECKS[validator](url, state)
@@ -159,15 +161,16 @@ class ObjectIdentity:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """The parts that make two identities different."""
+        """The parts by which two identities differ."""
         state = self.state
         mark = {"etag": state.etag, "modified": state.modified, "none": ""}[self.validator]
         return (self.url, self.validator, mark or "", state.version or "", str(state.size))
 
     def is_of(self, state: RemoteState) -> bool:
-        """Tell whether a response was about this object as it was when it was opened.
+        """Tell whether a response was about this object in the state in which it was opened.
 
-        A version counts only where both have one: not every response of a store tells it.
+        Versions are compared only if both states have one: a store need not send it in each
+        response.
         """
         mine = self.state
         if state.size != mine.size:

@@ -1,4 +1,4 @@
-"""What a cache tells of itself, as frozen snapshots; pure."""
+"""Statistics and reports of a cache, as frozen snapshots; pure."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from .source import RemoteState
 
 @dataclass(frozen=True, slots=True)
 class CacheStatistics:
-    """What one ``RemoteCache`` has done since it was made; other processes count for themselves.
+    """What one ``RemoteCache`` has done since it was made; each cache counts for itself.
 
     Attributes:
         hits: reads that the cache answered without any request.
         misses: reads that had to wait for a fetch.
         gets: requests for bytes that were sent; the engine's own retries are not counted.
         heads: requests for the state of an object that were sent.
-        fetched_bytes: bytes that those responses brought.
-        coalesced: waits for a block that somebody else was fetching already.
+        fetched_bytes: bytes that the requests for bytes brought.
+        coalesced: waits for a block that another task or process was already fetching.
         stored_blocks: blocks that were written to the cache.
-        unstored_blocks: blocks that were handed out without being stored: no room, or a failure.
+        unstored_blocks: blocks that were fetched but not stored, for want of room or by a failure.
         verified_blocks: blocks of an earlier boot whose checksum was right.
-        bad_blocks: blocks whose checksum was wrong, and which were fetched anew.
+        bad_blocks: blocks whose checksum was wrong; they were given up.
         evicted_blocks: blocks that were given up to make room.
         evicted_bytes: their bytes.
-        takeovers: blocks that were taken over from a process that died, or was too slow.
-        hedges: those of them whose owner lives.
-        errors: failures of the cache itself, each of which was a miss and no error of a read.
+        takeovers: blocks that were taken over from a process that died or was too slow.
+        hedges: blocks that were fetched although the process that was fetching them is alive,
+            because it was too slow.
+        errors: failures of the cache itself; each was a miss, and no error of a read.
         used_bytes: bytes that all processes have reserved or stored in the folder.
-        max_bytes: what they may not exceed.
-        open_objects: objects that this process has open.
+        max_bytes: the limit of ``used_bytes``.
+        open_objects: objects that this cache has open.
     """
 
     hits: int = 0
@@ -54,15 +55,16 @@ class CacheStatistics:
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """One object in the folder of a cache: one generation of it, with the blocks that are there.
+    """One object in the folder of a cache, in one state.
 
     Attributes:
-        url: where it came from, without user, password and query.
-        state: what the server said of it.
+        url: its address, without user, password and query.
+        state: its state, as the server gave it.
         block_size: bytes of a block.
         cached_bytes: bytes of it that can be read without a request.
-        disk_bytes: what it takes on the disk.
-        opened: a counter of openings in this folder: the larger, the more recently it was opened.
+        disk_bytes: bytes that its files take on the disk.
+        opened: the folder's counter of openings when it was opened last; a larger number is more
+            recent.
         in_use: whether some process has it open.
     """
 
@@ -83,8 +85,9 @@ class CacheReport:
         objects: objects whose blocks were compared with their checksums.
         blocks: blocks that were compared.
         bytes: their bytes.
-        bad_blocks: blocks that were wrong; they were given up, and will be fetched anew.
-        removed: objects that were given up because their files were damaged.
+        bad_blocks: blocks whose checksum was wrong; they were given up, and a read fetches them
+            again.
+        removed: objects that were deleted because their files were damaged.
     """
 
     objects: int
@@ -100,10 +103,10 @@ class RemoteResidency:
 
     Attributes:
         size: bytes of the object.
-        cached: bytes that the cache has, on its disk or in memory.
+        cached: bytes that the cache had, on its disk or in memory.
         resident: bytes of those that were in memory.
-        remote: bytes that only the store has.
-        runs: byte ranges ``(offset, end)`` that the cache has, in order.
+        remote: bytes that only the store had.
+        runs: byte ranges ``(offset, end)`` that the cache had, in order.
         resident_runs: byte ranges ``(offset, end)`` of those that were in memory, in order.
     """
 
