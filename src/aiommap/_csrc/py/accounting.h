@@ -1,4 +1,5 @@
-/* accounting.h: what was stored, what is dirty, and what a flush is writing; the one writer of it.
+/* accounting.h: what was stored, what is dirty, and what a flush is writing. Only accounting.c
+ * writes that.
  *
  * Every page range is clipped to the pages that the file has (mapping.5). All functions need the
  * GIL. Those that return bool return false when out of memory, without an exception.
@@ -15,10 +16,10 @@
 enum presence {
     PRESENCE_UNKNOWN,
     PRESENCE_CACHED, /* they are in memory */
-    PRESENCE_READY,  /* and a store through the mapping enters the kernel no more */
+    PRESENCE_READY,  /* and a store through the mapping does not enter the kernel */
 };
 
-/* Mark pages as present; and as stored to at a time. */
+/* Mark pages as present; mark pages as stored to at a time. */
 bool account_present(Mapping *self, size_t first, size_t end, enum presence presence);
 bool account_dirty(Mapping *self, size_t first, size_t end, int64_t now);
 /* Account for `stored` bytes. The pages behind a fault are not dirty, so `stored` ends before it. */
@@ -35,15 +36,16 @@ void account_size(Mapping *self);
 bool account_reserve(Mapping *self, size_t pages);
 void account_free(Mapping *self);
 
-/* Move pages [first, end) from the dirty ones to those that a flush is writing; and end that. */
+/* Move pages [first, end) from the dirty ones to those that a flush is writing; and end that
+ * writeback. */
 void account_begin_writeback(Mapping *self, size_t first, size_t end);
 void account_end_writeback(Mapping *self);
 
-/* So many writes without a flush are no sign yet that nobody flushes. */
+/* Fewer writes than these without a flush are no sign that nobody flushes. */
 #define UNFLUSHED_WRITES UINT64_C(4096)
 
-/* Whether the next flush is near, going by the policy and the writes that flushes had lately. A store
- * through the mapping then makes the flush dear: it dirties whole folios. */
+/* Whether the next flush is near, going by the policy and the writes that flushes had lately. A
+ * store through the mapping then makes that flush expensive, as it dirties whole folios. */
 static inline bool flush_is_near(const Mapping *self)
 {
     uint64_t most = 2 * self->epoch_writes > UNFLUSHED_WRITES ? 2 * self->epoch_writes
@@ -51,8 +53,8 @@ static inline bool flush_is_near(const Mapping *self)
     return self->flush_expected || self->sequence - self->flush_sequence < most;
 }
 
-/* Take note that mlock(2) keeps pages in memory, or no longer does. Where there is no memory for the
- * note, they are read as others are. */
+/* Take note that mlock(2) keeps pages in memory, or that it does not. Without memory for the note,
+ * they are read as other pages are. */
 void account_locked(Mapping *self, size_t first, size_t end, bool locked);
 
 static inline bool pages_are_locked(const Mapping *self, size_t first, size_t end)
@@ -63,7 +65,7 @@ static inline bool pages_are_locked(const Mapping *self, size_t first, size_t en
 /* Empty `ready` and `cached`. */
 void account_expire_present(Mapping *self, int64_t now);
 
-/* Forget what was seen too long ago. Before the questions that follow. */
+/* Forget what was seen too long ago. For callers to do before the questions that follow. */
 static inline void account_refresh(Mapping *self, int64_t now)
 {
     if (now - self->ready_since > READY_NS)

@@ -10,11 +10,11 @@
 #include "receipt.h"
 #include "state.h"
 
-/* From so many tasks on, a pwrite(2) saved for each is worth a turn of the loop for each. */
+/* From this many tasks on, saving each a pwrite(2) is worth a turn of the loop. */
 #define GATHER_TASKS 4
 /* What the loop thread copies at once, about 0.05 ms; a store beyond it runs by itself. */
 #define GATHER_BYTES ((size_t)256 << 10)
-/* How many stores that adjoin one pwritev(2) has. */
+/* How many adjoining stores one pwritev(2) takes at most. */
 #define RUN_STORES 256
 
 struct gathered { /* GIL; of Mapping.gather until it is taken from there, then the taker's own */
@@ -55,7 +55,7 @@ int gather_traverse(Mapping *self, visitproc visit, void *arg)
     return 0;
 }
 
-/* Take what is gathered, so that nothing is; for forget_all. */
+/* Take what is gathered, and leave nothing gathered. The caller passes it to forget_all. */
 static struct gathered *take(Mapping *self, Py_ssize_t *count)
 {
     struct gathered *items = self->gather.items;
@@ -74,7 +74,8 @@ void gather_clear(Mapping *self)
     forget_all(items, count);
 }
 
-/* So many tasks wake in this turn, each of which waited for a write of its own. */
+/* expect_stores(count): that many tasks wake in this turn, and each waited for a write of its
+ * own. */
 PyObject *mapping_expect_stores(Mapping *self, PyObject *count)
 {
     struct gather *gather = &self->gather;
@@ -83,7 +84,7 @@ PyObject *mapping_expect_stores(Mapping *self, PyObject *count)
         return NULL;
     bool adjoin = 2 * gather->adjoining > gather->stores;
     gather->expected = adjoin && tasks >= GATHER_TASKS ? tasks : 0;
-    gather->stores /= 2; /* so that one that others made in between does not decide */
+    gather->stores /= 2; /* so that one store in between does not decide */
     gather->adjoining /= 2;
     Py_RETURN_NONE;
 }
@@ -106,7 +107,7 @@ static bool is_unlimited(const struct inline_limits *limits)
     return limits->bytes == NO_LIMIT && limits->sequence == NO_LIMIT && limits->pages == NO_LIMIT;
 }
 
-/* gather.1. Whatever is left of the time slice: to give way is what its task does. */
+/* Whether gather.1 holds. The time slice does not count, because the task gives way in any case. */
 static bool may_gather(Mapping *self, int64_t offset, Py_ssize_t length)
 {
     int64_t now = monotonic_clock();
@@ -117,7 +118,7 @@ static bool may_gather(Mapping *self, int64_t offset, Py_ssize_t length)
            inline_way_of(self, offset, length, now) == WAY_DESCRIPTOR;
 }
 
-/* The receipt, without a number, or NULL with or without an exception. */
+/* Gather a store. Returns the receipt, without a number, or NULL with or without an exception. */
 static PyObject *put_by(Mapping *self, int64_t offset, PyObject *data)
 {
     struct gather *gather = &self->gather;
@@ -127,12 +128,12 @@ static PyObject *put_by(Mapping *self, int64_t offset, PyObject *data)
         return NULL;
     }
     size_t first, end;
-    if (may_gather(self, offset, item.view.len)) { /* after the buffer (mapping.2) */
+    if (may_gather(self, offset, item.view.len)) { /* after the export (mapping.2) */
         pages_of(offset, item.view.len, &first, &end);
         item.cached = pages_are(self, first, end, PRESENCE_CACHED);
         item.receipt = receipt_make(self, offset, item.view.len, 0);
     }
-    if (!item.receipt || !make_room(gather)) { /* to make one may have run code, too */
+    if (!item.receipt || !make_room(gather)) { /* after the receipt: to make it may run code, too */
         forget(&item);
         return NULL;
     }
@@ -156,7 +157,7 @@ PyObject *mapping_gather(Mapping *self, PyObject *const *args, Py_ssize_t count)
     }
     if (receipt)
         return receipt;
-    self->gather.expected = 0; /* the others ask no more */
+    self->gather.expected = 0; /* the other tasks need not ask */
     Py_RETURN_NONE;
 }
 
@@ -205,7 +206,7 @@ static Py_ssize_t run_of(const struct gathered *items, Py_ssize_t count)
     return run;
 }
 
-/* Those behind one that is known to have waited are left to a worker. */
+/* Store run by run. Once a call has waited, the rest is left to a worker. */
 static void store_together(const struct pin *pin, struct gathered *items, Py_ssize_t count,
                            int64_t reach, struct together *together)
 {
@@ -220,7 +221,7 @@ static void store_together(const struct pin *pin, struct gathered *items, Py_ssi
         run = run_of(&items[i], count - i);
         if (store_run(pin, &items[i], run, together) || run == 1)
             continue;
-        /* Some may have what all have not. */
+        /* Some of them may be writable where all are not. */
         for (Py_ssize_t at = i; at < i + run && !together->watch.waited; at++)
             store_run(pin, &items[at], 1, together);
     }
@@ -228,8 +229,8 @@ static void store_together(const struct pin *pin, struct gathered *items, Py_ssi
                     after.blocks * 512 < after.size;
 }
 
-/* With the GIL again. Give applied ones their number; (receipt, offset, data) of each other one, which
- * the slow way stores from the beginning; NULL with an exception. */
+/* With the GIL again. Give each applied store its number. Returns a list with (receipt, offset,
+ * data) of each other one, which the slow way stores from the beginning; NULL with an exception. */
 static PyObject *end_gathered(Mapping *self, struct gathered *items, Py_ssize_t count, bool moved)
 {
     PyObject *rest = PyList_New(0);
@@ -280,7 +281,7 @@ PyObject *mapping_store_gathered(Mapping *self, PyObject *Py_UNUSED(unused))
     return rest;
 }
 
-/* Whether a store was gathered still, and is no more. */
+/* Take a store out; whether it was still gathered. */
 PyObject *mapping_withdraw(Mapping *self, PyObject *receipt)
 {
     struct gather *gather = &self->gather;
@@ -297,7 +298,7 @@ PyObject *mapping_withdraw(Mapping *self, PyObject *receipt)
     Py_RETURN_FALSE;
 }
 
-/* Whether a part of [start, end) is to be stored. */
+/* Whether a gathered store meets [start, end). */
 PyObject *mapping_gathers(Mapping *self, PyObject *args)
 {
     long long start, end;

@@ -1,23 +1,24 @@
 /* gather.h: stores of tasks that woke together, gathered for a turn of the loop and stored as one.
  *
- * Tasks that waited for one flush wake in one turn. If each of them then writes where the one before it
- * ended, as those do who append records side by side, a pwrite(2) for each is most of what a durable
- * record costs: the kernel walks the whole folio each time (docs/decisions.md). So in such a turn
- * stores are put by; their tasks give way once, and the first of them to go on stores all.
+ * Tasks that waited for one flush wake in one turn. If each of them then writes where the one
+ * before it ended, as tasks do that append records side by side, a pwrite(2) for each is most of
+ * what a durable record costs: the kernel walks the whole folio each time (docs/decisions.md). So
+ * in such a turn the stores are gathered: their tasks give way once, and the first task that goes
+ * on stores them all.
  *
  * Invariants.
  *   1  A store is gathered only if it could run inline at once, by pwrite(2), and its verb returns only
  *      after it was applied.
  *   2  While any is gathered, no other store runs inline: inline verbs and words decline, and their
- *      slow way has the gathered ones stored, or queued, before (I9).
- *   3  What is withdrawn before it was applied is never applied (I8).
+ *      slow way first has the gathered ones stored, or queued (I9).
+ *   3  A store that is withdrawn before it was applied is never applied (I8).
  */
 #ifndef AIOMMAP_PY_GATHER_H
 #define AIOMMAP_PY_GATHER_H
 
 #include "mapping.h"
 
-/* Take note of a store of the loop thread: whether most of them adjoin. */
+/* Take note of a store of the loop thread, to know whether most of them adjoin. */
 static inline void gather_note(Mapping *self, int64_t offset, int64_t end)
 {
     self->gather.stores++;

@@ -14,9 +14,9 @@
 #define INLINE_READ_LIMIT_BYTES ((size_t)1 << 20)
 /* From here on mincore(2) and a guarded copy are faster than preadv2(2): docs/decisions.md. */
 #define MAPPED_READ_BYTES ((size_t)32 << 10)
-/* So many reads after one that was cold may be, too. */
+/* After a cold read this many more may be cold, too. */
 #define SUSPICIOUS_READS 16u
-/* Residency is checked again for every piece, so that a check never is older than ~20 us. */
+/* Residency is checked again for every piece, so that a check is never older than about 20 us. */
 #define MAPPED_READ_PIECE_BYTES ((size_t)256 << 10)
 
 /* A guarded copy out of pages that are known to be present. */
@@ -74,8 +74,8 @@ static ssize_t read_own(int fd, char *to, size_t length, int64_t offset, bool no
     return got == (ssize_t)length ? (ssize_t)file_own(fd, (off_t)offset, length) : got;
 }
 
-/* Whether a read through the descriptor can be tried. Beside so many of a file that may be cold, only if
- * it is of what is in memory (py/pool_object.h). */
+/* Whether to try a read through the descriptor. With many reads in flight, or with a few if this
+ * file may be cold, only if its pages are in memory (py/pool_object.h). */
 static bool may_probe(Mapping *self, int64_t offset, size_t length, size_t few)
 {
     if (self->in_memory || thread_cold_reads < (self->suspicious ? few : COLD_READS_MANY))
@@ -147,7 +147,7 @@ static bool read_counted(Mapping *self, char *to, int64_t offset, size_t length)
 
 static PyObject *read_bytes(Mapping *self, int64_t offset, int64_t length)
 {
-    /* Bytes are nothing that garbage collection knows, so making them runs no Python code (mapping.2). */
+    /* Garbage collection does not track bytes, so making them runs no Python code (mapping.2). */
     PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
     if (!bytes)
         return NULL;
@@ -186,7 +186,7 @@ PyObject *mapping_read_into_inline(Mapping *self, PyObject *const *args, Py_ssiz
         PyErr_Clear();
         Py_RETURN_NONE;
     }
-    bool done = mapping_is_usable(self) && /* after the buffer, which may be Python's (mapping.2) */
+    bool done = mapping_is_usable(self) && /* after the export (mapping.2) */
                 range_is_valid(offset, view.len, self->reach) &&
                 (size_t)view.len <= INLINE_READ_LIMIT_BYTES &&
                 read_counted(self, view.buf, offset, (size_t)view.len);

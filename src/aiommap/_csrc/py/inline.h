@@ -1,7 +1,7 @@
 /* inline.h: the reading verbs of the loop thread, and what bounds all its verbs.
  *
- * Each returns None when it cannot answer at once; then nothing has happened, and the caller
- * takes the slow way, which also forms the error if there is one to form.
+ * Each returns None when it cannot answer at once; then nothing has happened, and the caller takes
+ * the slow way, which also raises the error if there is one.
  */
 #ifndef AIOMMAP_PY_INLINE_H
 #define AIOMMAP_PY_INLINE_H
@@ -30,14 +30,14 @@ static inline bool is_loop_thread(const Mapping *self)
     return self->loop_slice == &thread_time_slice || !self->loop_slice;
 }
 
-/* Whether it is, within its time slice. */
+/* Whether it is that thread, within its time slice. */
 static inline bool slice_allows(const Mapping *self, int64_t now)
 {
     return is_loop_thread(self) && !time_slice_is_spent(&thread_time_slice, now);
 }
 
-/* Whether an inline read may find the range in memory, so that it is worth a turn of the loop to try it
- * within a new time slice. */
+/* Whether an inline read may find the range in memory, so that trying it in a new time slice is
+ * worth a turn of the loop. */
 bool inline_read_seems_warm(Mapping *self, int64_t offset, int64_t length);
 
 PyObject *mapping_read_inline(Mapping *self, PyObject *const *args, Py_ssize_t count);

@@ -6,19 +6,22 @@
 #include "../sys/clock.h"
 #include "../sys/thread_waits.h"
 
-/* A pwrite(2) that took so long beyond its bytes is slow. A byte takes less than a nanosecond. */
+/* A pwrite(2) that took this long is slow. It may take a nanosecond more for each byte, which takes
+ * less. */
 #define SLOW_PWRITE_NS INT64_C(250000)
-/* So many that follow a slow one are looked at: a second slow one that slept, or spun for a lock, tells
- * that they wait. To look at each would take 0.9 us. */
+/* After a slow one this many are looked at: a second slow one that slept, or spun for a lock, tells
+ * that they wait. To look takes 0.9 us, too much for each. */
 #define SUSPECTED_PWRITES 8
-/* After one of that long the next one of that long that slept tells it, too, within such a time. */
+/* A call that took this long is long. After it, another long one within this time tells that they
+ * wait, too, if it slept. */
 #define LONG_PWRITE_NS INT64_C(1000000)
 #define WATCHED_NS INT64_C(2000000000)
-/* For so long stores then go to a worker. It may be the inode's lock, which another process has, or
- * a page that the kernel is writing, or its limit for dirty pages: nothing tells when that ends. */
+/* For this long stores then go to a worker. They may wait for the inode's lock, which another
+ * process holds, for a page that the kernel is writing, or at its limit for dirty pages: nothing
+ * tells when that ends. */
 #define BLOCKED_NS INT64_C(1000000000)
 
-/* Whether a flush of ours is writing a range, or what a store to it would wait for. */
+/* Whether a flush of ours is writing a range, or a folio of it for which a store would wait. */
 static bool is_in_writeback(const Mapping *self, int64_t offset, int64_t end)
 {
     int64_t unit = self->stable_pages ? FOLIO_BYTES : 1;

@@ -1,8 +1,9 @@
 /* inline_way.h: which way a store of the loop thread takes, and whether it waits there.
  *
- * A store through the mapping costs least, and makes the next flush dear: it dirties the whole folio,
- * up to two megabytes, where pwrite(2) dirties one block. So a store is a pwrite(2) for as long as a
- * flush can be expected, and goes through the mapping where nobody flushes (docs/decisions.md).
+ * A store through the mapping costs least, but it makes the next flush expensive: it dirties the
+ * whole folio, up to two megabytes, where pwrite(2) dirties one block. So a store is a pwrite(2)
+ * for as long as a flush can be expected, and goes through the mapping where nobody flushes
+ * (docs/decisions.md).
  */
 #ifndef AIOMMAP_PY_INLINE_WAY_H
 #define AIOMMAP_PY_INLINE_WAY_H
@@ -15,7 +16,7 @@ enum inline_way {
     WAY_WORKER,      /* it would wait: a page is not in memory, or our flush is writing it, which
                         makes a store wait for milliseconds (docs/decisions.md) */
     WAY_DESCRIPTOR,  /* by pwrite(2), without the GIL, for it enters the file system. Pages that are
-                        not in memory have to be holes: they are not read. */
+                      * not in memory have to be holes, which nothing reads from the disk. */
     WAY_MAPPING,     /* through the mapping, without the GIL: the first store to a clean page enters
                         the file system. Nothing tells whether the kernel has made a page clean. */
     WAY_WITH_GIL,    /* through the mapping: no file system is involved, as the pages are private, or
@@ -24,23 +25,24 @@ enum inline_way {
 
 enum inline_way inline_way_of(Mapping *self, int64_t offset, int64_t length, int64_t now);
 
-/* Without the GIL. Whether pwrite(2) need not read a page from the disk, nor find it full half-way. A
- * store of one page is applied whole or not at all. One of several pages has to find the blocks of all.
- * Pages that are known to be in memory need not be asked about, and what was found out is told. */
+/* Without the GIL. Whether pwrite(2) will neither read a page from the disk nor find the disk full
+ * half-way. The kernel applies a store to one page whole or not at all; one to several pages has to
+ * find the blocks of all. *cached says that the pages are known to be in memory; it is set if this
+ * finds them there. */
 bool pwrite_is_inline(const struct pin *pin, int64_t offset, int64_t end, bool *cached);
 
 /* Whether pwrite(2) waits on the loop thread. */
 struct pwrite_watch { /* the caller's own */
-    int suspected;    /* one was slow: so many more are looked at */
-    bool watched;     /* one took long: whether another sleeps is looked at */
+    int suspected;    /* one was slow: this many more are looked at */
+    bool watched;     /* one took long: see whether another one sleeps */
     bool was_long, waited;
-    /* Of one call. */
+    /* These are of one call. */
     bool looks;
     long waits;
     int64_t begun, ran; /* the monotonic clock, and the thread's */
 };
 struct pwrite_watch pwrite_watch(const Mapping *self, int64_t now);
-/* Around each call and what is asked before it, without the GIL; `now` of the monotonic clock. */
+/* Before and after each call with the questions before it, without the GIL; `now` is monotonic. */
 void pwrite_watch_begin(struct pwrite_watch *watch, int64_t now);
 void pwrite_watch_end(struct pwrite_watch *watch, size_t bytes);
 void pwrite_watch_note(Mapping *self, const struct pwrite_watch *watch);

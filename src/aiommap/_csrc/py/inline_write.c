@@ -38,10 +38,10 @@ static void store_mapped(const struct pin *pin, struct inline_store *store)
     store->presence = PRESENCE_READY;
 }
 
-/* pwrite(2) makes a file that others cut off as long again, with a hole where bytes were that are not
- * durable. So the size is looked at before. If they cut it just now, the next flush finds the file
- * shorter than it was, and looks for holes. But a store up to the end of the file makes it as long as
- * it was: then only the number of its blocks tells, and not always. */
+/* If others have cut the file off, pwrite(2) makes it as long again, with a hole where bytes were
+ * that are not durable. So this looks at the size first. If they cut the file after that look, the
+ * next flush finds it shorter than it was, and looks for holes. But a store up to the end of the
+ * file makes it as long as it was: then only the number of its blocks tells, and not always. */
 static void store_by_descriptor(const struct pin *pin, struct inline_store *store)
 {
     int error = 0;
@@ -54,7 +54,8 @@ static void store_by_descriptor(const struct pin *pin, struct inline_store *stor
     store->presence = PRESENCE_CACHED;
     store->cut = last && file_stat(pin->fd, &after) == 0 && after.blocks < before.blocks &&
                  after.blocks * 512 < after.size;
-    /* A limit on the size of files, a seal or a sandbox may refuse it where the mapping works. */
+    /* A limit on the size of files, a seal or a sandbox may refuse pwrite(2) where the mapping
+     * works. */
     if (!store->copied && store->cached && (error == EFBIG || error == EPERM || error == ENOSYS))
         store_mapped(pin, store);
 }
@@ -93,8 +94,9 @@ static void store_without_gil(Mapping *self, struct pin *pin, struct inline_stor
     pwrite_watch_note(self, &store->watch);
 }
 
-/* The receipt, None when the store has to take the slow way, or NULL with MemoryError. A store for
- * which the policy was `asked` before is bound neither by the time slice nor by the inline limits. */
+/* Returns the receipt, None when the store has to take the slow way, or NULL with MemoryError. A
+ * store for which the policy was `asked` before is bound neither by the time slice nor by the
+ * inline limits. */
 static PyObject *store_now(Mapping *self, int64_t offset, const Py_buffer *data, bool asked)
 {
     int64_t now = monotonic_clock();
@@ -128,7 +130,7 @@ static PyObject *store_now(Mapping *self, int64_t offset, const Py_buffer *data,
         return PyErr_NoMemory();
     self->counters.faults += store.faulted;
     if (!whole || pin.moved) { /* what may have been cut off meanwhile is stored again (mapping.2) */
-        self->counters.fell_back_writes += asked && !store.copied; /* others are asked about next */
+        self->counters.fell_back_writes += asked && !store.copied; /* else tried again */
         Py_RETURN_NONE;
     }
     self->counters.inline_writes_done++;
@@ -147,7 +149,7 @@ static PyObject *write_now(Mapping *self, PyObject *const *args, Py_ssize_t coun
         PyErr_Clear();
         Py_RETURN_NONE;
     }
-    PyObject *receipt = self->inline_writes && mapping_is_usable(self) /* after the buffer (mapping.2) */
+    PyObject *receipt = self->inline_writes && mapping_is_usable(self) /* mapping.2 */
                             ? store_now(self, offset, &data, asked)
                             : Py_NewRef(Py_None);
     PyBuffer_Release(&data);

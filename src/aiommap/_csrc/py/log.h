@@ -1,4 +1,4 @@
-/* log.h: the Python objects of a log; what they are for stands in _native.pyi. */
+/* log.h: the Python objects of a log; _native_log.pyi says what they are for. */
 #ifndef AIOMMAP_PY_LOG_H
 #define AIOMMAP_PY_LOG_H
 

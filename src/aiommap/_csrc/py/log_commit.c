@@ -15,7 +15,7 @@ struct log_commit { /* by one thread at a time */
     struct layout layout;
     char *to;          /* the writer's room */
     bool sync;
-    int64_t at;        /* behind what is stored */
+    int64_t at;        /* where the stored frames end */
     uint64_t next;     /* the sequence of the next record then */
 
     /* What became of it. */

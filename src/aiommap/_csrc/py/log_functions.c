@@ -82,7 +82,7 @@ static PyObject *start_writeback(PyObject *Py_UNUSED(module), PyObject *args)
     Py_RETURN_NONE;
 }
 
-PyMethodDef log_functions[] = { /* documented in _native.pyi */
+PyMethodDef log_functions[] = { /* documented in _native_log.pyi */
     {"crc32c", sum_crc32c, METH_VARARGS, NULL},
     {"search_frames", search_frames, METH_VARARGS, NULL},
     {"find_record", find_record, METH_VARARGS, NULL},

@@ -23,7 +23,7 @@ PyObject *log_next_make(PyTypeObject *type, PyObject **spare, PyObject *cursor,
     return (PyObject *)self;
 }
 
-/* Only one may await it: two would take each other's wake-ups. */
+/* Only one task may await it: two would take each other's wake-ups. */
 static PyObject *next_await(LogNext *self)
 {
     if (self->coroutine) {
@@ -51,7 +51,7 @@ static void next_dealloc(LogNext *self)
     object_free(self);
 }
 
-/* Have the coroutine; false with an exception. */
+/* Make the coroutine unless there is one; false with an exception. */
 static bool begin_coroutine(LogNext *self)
 {
     if (self->coroutine)
@@ -83,7 +83,7 @@ static PySendResult next_send(LogNext *self, PyObject *value, PyObject **result)
     return how;
 }
 
-/* What a coroutine's caller gets of a result. */
+/* The result as the caller of a coroutine gets it. */
 static PyObject *as_step(PySendResult how, PyObject *result)
 {
     if (how == PYGEN_RETURN) {

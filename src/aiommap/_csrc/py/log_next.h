@@ -1,8 +1,9 @@
 /* log_next.h: what __anext__ of a cursor returns while records are granted.
  *
- * An async function would make a coroutine for each record and run it, which takes four times as long as
- * decoding a small one. This one takes the record when it is awaited, and not before: whoever is
- * cancelled until then has lost nothing. If none is granted by then, it does what the coroutine would.
+ * An async function would make a coroutine for each record and run it, which takes four times as
+ * long as decoding a small one. A LogNext takes the record when it is awaited, and not before: a
+ * task that is cancelled until then has lost nothing. If none is granted by then, the LogNext does
+ * what the coroutine would.
  */
 #ifndef AIOMMAP_PY_LOG_NEXT_H
 #define AIOMMAP_PY_LOG_NEXT_H
@@ -11,11 +12,11 @@
 
 extern PyType_Spec log_next_spec;
 
-/* What it asks of the cursor. */
+/* What a LogNext asks of the cursor. */
 struct log_grants { /* constant */
     /* Take a granted record; NULL without an exception if Python has to look. */
     PyObject *(*take)(PyObject *cursor);
-    /* Keep one that is over, and refers to the cursor no more. */
+    /* Keep a LogNext that is over, and does not refer to the cursor any more. */
     void (*keep)(PyObject *cursor, PyObject *next);
 };
 

@@ -1,8 +1,8 @@
 /* log_reader.c: records as Python sees them, and the cursor that makes them out of segments.
  *
- * One thread at a time uses a cursor, which the Python side sees to. It takes one record, and grants
- * some more by that: those `async for` gets without calling Python, one by one, so that what a record
- * lies in is still in the processor's cache when its user looks at it.
+ * One thread at a time uses a cursor; the Python side sees to that. `take` takes one record, and
+ * grants some more. `async for` gets those without calling Python, one by one, so that the bytes of
+ * a record are still in the processor's cache when its user looks at it.
  */
 #include "log.h"
 #include "log_next.h"
@@ -46,9 +46,9 @@ typedef struct {
     uint32_t last_crc;
     int state;
     char *buffer;
-    int64_t start;  /* of what is in the buffer */
+    int64_t start;  /* the offset of what is in the buffer */
     size_t filled;
-    /* So many records may be handed out, below an offset of the file, without asking Python. */
+    /* This many records, below an offset of the file, may be handed out without asking Python. */
     unsigned int granted;
     int64_t granted_end;
     PyObject *spare; /* a LogNext that is over, or NULL */
@@ -106,7 +106,7 @@ PyType_Spec log_record_spec = {
     .slots = record_slots,
 };
 
-/* Of the module that a type, or a base of it, belongs to; NULL with an exception. */
+/* The state of the module that a type, or a base of it, belongs to; NULL with an exception. */
 static const struct native_state *state_of(PyTypeObject *type)
 {
     const struct native_state *state = NULL;
@@ -303,7 +303,8 @@ static PyObject *take(LogCursor *self, int64_t end, bool waits)
     self->state = CURSOR_LIMIT;
     if (begun >= end)
         return NULL;
-    /* What is left of an earlier read, as far as whole frames go: those do not change any more. */
+    /* First what is left of an earlier read, as far as it is whole frames, which do not change any
+     * more. */
     PyObject *record = take_buffered(self, end, &frame, &verdict);
     if (record || self->offset > begun || PyErr_Occurred())
         return record;
@@ -338,7 +339,7 @@ static PyObject *cursor_take(LogCursor *self, PyObject *args)
     unsigned int more;
     if (!PyArg_ParseTuple(args, "LpI:take", &end, &waits, &more))
         return NULL;
-    self->granted = 0; /* nobody goes on while this reads */
+    self->granted = 0; /* nobody takes a granted record while this reads */
     PyObject *record = take(self, end, waits);
     if (record) {
         self->granted = more;
@@ -374,7 +375,8 @@ static void keep_next(PyObject *cursor, PyObject *next)
 
 static const struct log_grants grants = {take_granted, keep_next};
 
-/* __anext__. Where nothing is granted, the coroutine function of a subclass has to look. */
+/* __anext__. Where nothing is granted, `_advance` of a subclass, a coroutine function, has to
+ * look. */
 static PyObject *cursor_next(LogCursor *self)
 {
     return self->granted ? log_next_make(self->next_type, &self->spare, (PyObject *)self, &grants)
@@ -420,7 +422,7 @@ static PyObject *cursor_seek(LogCursor *self, PyObject *args)
                          (long long)scan.proven_at);
 }
 
-static PyMethodDef cursor_methods[] = { /* documented in _native.pyi */
+static PyMethodDef cursor_methods[] = { /* documented in _native_log.pyi */
     {"enter", (PyCFunction)cursor_enter, METH_VARARGS, NULL},
     {"take", (PyCFunction)cursor_take, METH_VARARGS, NULL},
     {"leave", (PyCFunction)cursor_leave, METH_NOARGS, NULL},

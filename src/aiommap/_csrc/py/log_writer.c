@@ -1,7 +1,7 @@
 /* log_writer.c: the LogWriter type, which lays records out, stores and publishes them.
  *
- * One thread at a time uses it, which the Python side sees to: the loop thread while no batch is in
- * flight, else the worker that runs the batch, or the job of the pool that does.
+ * One thread at a time uses it; the Python side sees to that. It is the loop thread while no batch
+ * is in flight, else the worker or the job of the pool that runs the batch.
  */
 #include "log_writer.h"
 
@@ -17,9 +17,9 @@
 #include "../sys/guard.h"
 #include "../sys/thread_waits.h"
 
-/* One write has at least so much, if there is so much. */
+/* A write takes no more records once it has this much. */
 #define BATCH_BYTES ((size_t)1 << 20)
-/* What a writer keeps to lay out the next batch. */
+/* How much memory a writer keeps for laying out the next batch. */
 #define KEPT_BYTES ((size_t)2 << 20)
 #define INLINE_RECORD_BYTES ((size_t)32 << 10)
 #define SLOW_STORE_NS 1000000
@@ -82,7 +82,7 @@ static PyObject *writer_bind_loop_thread(LogWriter *self, PyObject *Py_UNUSED(un
     Py_RETURN_NONE;
 }
 
-/* A mapping keeps its file system busy. */
+/* Unmap the control file: a mapping keeps its file system busy. */
 static PyObject *writer_close(LogWriter *self, PyObject *Py_UNUSED(unused))
 {
     char *page = self->page;
@@ -289,7 +289,7 @@ static bool store_items(LogWriter *self, PyObject *items, Py_ssize_t start, Py_s
     log_release_items(&layout);
     PyMem_Free(layout.buffers);
     log_trim_room(self);
-    if (fine && !*error) { /* all of it, or nothing of it has a place */
+    if (fine && !*error) { /* all of it counts as stored, or nothing */
         self->at = at;
         self->sequence = sequence;
     }
@@ -379,7 +379,7 @@ static PyObject *writer_get_position(LogWriter *self, void *Py_UNUSED(closure))
     return PyLong_FromUnsignedLongLong(self->origin + (uint64_t)self->at);
 }
 
-static PyMethodDef writer_methods[] = { /* documented in _native.pyi */
+static PyMethodDef writer_methods[] = { /* documented in _native_log.pyi */
     {"enter", (PyCFunction)writer_enter, METH_VARARGS, NULL},
     {"bind_loop_thread", (PyCFunction)writer_bind_loop_thread, METH_NOARGS, NULL},
     {"append", (PyCFunction)writer_append, METH_O, NULL},

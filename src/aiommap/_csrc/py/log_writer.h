@@ -9,7 +9,7 @@
 typedef struct {
     PyObject_HEAD
 
-    unsigned long generation; /* constant; in a forked child it is another's */
+    unsigned long generation; /* constant; in a forked child fork_generation is another */
 
     /* GIL; written by log_writer.c. */
     char *page;            /* the control file, mapped; NULL once closed */
@@ -34,10 +34,10 @@ struct layout { /* the caller's own */
     size_t bytes;
 };
 
-/* Memory to lay out a batch in, or NULL; and give back what one large record needed. */
+/* Return memory to lay a batch out in, or NULL; and free it where one large record needed much. */
 char *log_room_for(LogWriter *self, size_t bytes);
 void log_trim_room(LogWriter *self);
-/* Take as many items as fit and belong into one write; false with an exception. */
+/* Take the buffers of as many items as fit and belong in one write; false with an exception. */
 bool log_take_items(const LogWriter *self, PyObject *items, Py_ssize_t start, int64_t at,
                     uint64_t sequence, struct layout *layout);
 void log_release_items(struct layout *layout);

@@ -1,16 +1,17 @@
-/* mapping.h: the Mapping, an open file and the memory over it; and the Lease, which exports a part.
+/* mapping.h: the Mapping, an open file and the memory over it; and the Lease, which exports a part
+ * of that memory.
  *
  * Locking. "GIL" at a field means: it is read and written only by a thread that holds the GIL. A
  * verb that lets the GIL go first takes a pin (py/pin.h), which keeps region and descriptor alive.
  * Until it has the GIL back it touches only the pin, the caller's buffer and constants.
  *
- * Owners. A field is written by the files that its section names, by Python where it says so, and
- * by mapping_new in py/mapping_type.c, which sets the first value.
+ * Owners. The files that a section names write its fields, and Python does where the section says
+ * so. mapping_new in py/mapping_type.c sets the first values.
  *
  * Changes. A verb checks its range under the GIL. When it has let the GIL go and got it back, the
- * file may be another. A *change* is a change of the size, of the fence, or of the region, or the
- * end of the mapping. Growth that the signal handler brought about is no change: it adds bytes that
- * nobody has checked for, and every check that was made stays true.
+ * file may have changed. A *change* is a change of the size, of the fence or of the region, or the
+ * closing of the mapping. Growth that the signal handler brings about is no change: it only adds
+ * bytes, and every check that was made stays true.
  *
  * Invariants.
  *   1  `generation` moves, under the GIL, when a change begins and when it ends.
@@ -24,8 +25,8 @@
  *      mapping from that byte on: inline verbs decline, stores of workers count as outside, words
  *      wait. Verbs may use the descriptor, which shows the file as it is.
  *   4  Changes come one after the other: they are items of the commit queue (flusher.2), and a
- *      second one is refused. While one is under way nobody takes growth over, so neither meets the
- *      other's fence.
+ *      second one is refused. While one is under way nobody takes growth over, so neither of the
+ *      two meets the fence of the other.
  *   5  No page beyond the size is dirty or ready, and the minimum kept length does not lie beyond
  *      the size. Whatever enters the accounting is clipped, however late it comes.
  *   6  A thread uses a region only while it holds a reference, and it takes the reference before it
@@ -54,7 +55,7 @@
 enum mapping_flags {
     MAPPING_WRITABLE = 1 << 0,          /* stores are allowed */
     MAPPING_PRIVATE_COPY = 1 << 1,      /* mode "c": stores never reach the file */
-    MAPPING_HUGE = 1 << 2,              /* huge pages were asked for */
+    MAPPING_HUGE = 1 << 2,              /* the caller asked for huge pages */
     MAPPING_NOWAIT = 1 << 3,            /* the file system has reads that do not wait */
     MAPPING_IN_MEMORY = 1 << 4,         /* tmpfs and the like: pread(2) never waits */
     MAPPING_RESIDENCY_VISIBLE = 1 << 5, /* mincore(2) tells the truth about this file */
@@ -66,7 +67,7 @@ enum mapping_flags {
 struct counters { /* GIL */
     uint64_t inline_reads, fell_back_reads;       /* written by inline.c */
     uint64_t inline_writes_done, fell_back_writes; /* written by gather.c and inline_write.c */
-    uint64_t inline_pwrites; /* of these: system calls; written by gather.c and inline_write.c */
+    uint64_t inline_pwrites; /* those that were pwrite(2); written by gather.c and inline_write.c */
     uint64_t faults; /* written by inline.c, inline_write.c, write.c, blocking.c and words.c */
 };
 
@@ -102,7 +103,7 @@ typedef struct {
     bool stable_pages;
     bool residency_visible;
     bool layered;  /* on overlayfs, and opened without having the file copied up */
-    int64_t birth; /* of the inode that is mapped, if layered */
+    int64_t birth; /* when the mapped inode came to be, if layered */
     unsigned long fork_generation;
 
     /* GIL; written by mapping_type.c. */
@@ -111,13 +112,13 @@ typedef struct {
     bool closed;
     PyObject *owner;            /* what receipts refer to; may be NULL */
     PyTypeObject *receipt_type; /* may be NULL */
-    const struct time_slice *loop_slice; /* of the thread its loop runs in; never read through */
+    const struct time_slice *loop_slice; /* that of the loop thread; compared, never read through */
 
     /* GIL; written by Python. */
     bool declining;     /* inline verbs answer None: it is being closed, or a test says so */
     bool inline_writes; /* off for policy "always", after a failed flush, while closing */
     bool flush_expected; /* the policy flushes without being asked */
-    bool remapping; /* locked pages are mapped anew, and none counts as locked until all are again */
+    bool remapping; /* locked pages are being mapped again; none counts as locked meanwhile */
     uint64_t durable_sequence; /* every write up to this one is durable */
 
     /* GIL; written by mapping_type.c and resize.c. */
@@ -131,12 +132,12 @@ typedef struct {
 
     /* GIL; written by resize.c. */
     int64_t size;        /* bytes of the file that verbs may address; see mapping_size */
-    size_t pages;        /* the whole pages that they take */
+    size_t pages;        /* how many pages they take */
     int64_t moving;      /* mapping.3; INT64_MAX while no change is under way */
     int64_t reach;       /* where verbs have to stop: the lesser of size and moving */
     int64_t fence;       /* where private zero pages begin; INT64_MAX without any */
     uint64_t generation; /* mapping.1 */
-    bool growth_seen;    /* the file grew since take_growth was asked */
+    bool growth_seen;    /* the file has grown since the last call of take_growth */
 
     /* GIL; written by accounting.c, resize.c and Python. */
     int64_t min_kept_length; /* what closing may not cut off: asked for, or written by a verb */
@@ -153,13 +154,13 @@ typedef struct {
     int64_t writeback_since; /* dirty_since of that range */
     size_t writeback_pages;  /* how many pages the flush is writing */
     uint64_t flush_sequence; /* `sequence` when the last flush of anything began */
-    uint64_t epoch_writes;   /* how many writes flushes had lately, each since the one before */
+    uint64_t epoch_writes;   /* how many writes came between two flushes lately */
     uint64_t sequence;       /* number of the newest applied write */
     uint64_t written_bytes;  /* bytes of all applied writes */
 
     /* GIL; written by inline.c. */
     bool nowait; /* cleared for good when the file system refuses RWF_NOWAIT */
-    unsigned suspicious; /* so many reads to come may be cold, as one was lately */
+    unsigned suspicious; /* this many reads to come may be cold, as one was lately */
 
     /* GIL; written by gather.c and inline_write.c. */
     struct inline_limits inline_limits;
@@ -168,12 +169,13 @@ typedef struct {
     struct gather gather; /* written by gather.c */
 
     /* GIL; written by inline_way.c. */
-    int suspected_pwrites; /* one was slow: so many more are looked at, whether they wait */
-    int64_t watched_until; /* one took long: until then look whether another sleeps */
+    int suspected_pwrites; /* one was slow: see whether this many more wait */
+    int64_t watched_until; /* one took long: until then see whether another one sleeps */
     int64_t blocked_until; /* one has waited: until then stores go to a worker */
 
-    /* A lock; written by gather.c, inline_write.c and resize.c. The loop thread has it while it is in
-     * pwrite(2), which would make a file that a change just cut off as long again. No change keeps it. */
+    /* A lock; written by gather.c, inline_write.c and resize.c. The loop thread holds it during
+     * pwrite(2), which would make a file as long again that a change just cut off. No change holds
+     * it for long. */
     pthread_mutex_t pwrite_mutex;
 
     /* GIL; written by gather.c, inline_write.c, write.c, commit.c and Python. */
@@ -185,13 +187,13 @@ typedef struct {
     Py_ssize_t lease_count;
     Py_ssize_t writable_leases; /* how many of them are writable */
     Py_ssize_t growable_leases; /* how many of them are on a growable region */
-    uint64_t ended_leases;      /* how many writable ones there were */
+    uint64_t ended_leases;      /* how many writable ones have ended */
 
     /* GIL; written by pin.c. */
     unsigned long pins; /* how many there are; the descriptor outlives them */
 
     /* GIL; written by pin.c and mapping_type.c. */
-    int fds_to_close[2]; /* the descriptors of a closed mapping, for the end of the last pin */
+    int fds_to_close[2]; /* those of a closed mapping; the end of the last pin closes them */
 
     /* See the struct. */
     struct damage damage;     /* atomic; written by survive.c */
@@ -210,8 +212,8 @@ struct lease {
     int64_t offset;
     Py_ssize_t length;
     bool writable;
-    PyObject *place;       /* strong; a string that says where it was taken, or None */
-    PyObject *anchor;      /* strong; what has to live for as long; may be NULL */
+    PyObject *place;       /* strong; a string that says where the lease was taken, or None */
+    PyObject *anchor;      /* strong; has to live as long as the lease; may be NULL */
 
     /* GIL; written by lease.c. */
     bool linked; /* it is one of Mapping.leases */
@@ -224,7 +226,7 @@ bool mapping_check_range(const Mapping *self, int64_t offset, int64_t length, in
 bool mapping_range(const Mapping *self, int64_t offset, int64_t length);
 /* Parse (offset, length) of a verb on a range, and check it. */
 bool parse_range(Mapping *self, PyObject *args, long long *offset, long long *length);
-/* What another region of this mapping is made with. */
+/* The options for making another region of this mapping. */
 struct region_options mapping_options(Mapping *self);
 
 /* Whether inline verbs may touch it: open, of this process, undamaged, not declining. */

@@ -26,7 +26,7 @@ static PoolCommit *of(struct pool_job *job)
     return (PoolCommit *)((char *)job - offsetof(PoolCommit, job));
 }
 
-/* In a thread of the pool. It is the pool's until it has landed, whoever waits for `ended`. */
+/* In a thread of the pool. The job is the pool's until it has landed, whoever waits for `ended`. */
 static void run(struct pool_job *job)
 {
     PoolCommit *self = of(job);
@@ -101,7 +101,7 @@ PyObject *pool_commit_begin(const struct native_state *state, PyObject *queue,
     return Py_NewRef((PyObject *)self); /* pool_object.1 */
 }
 
-/* wait(): until the call was made; for threads that may. */
+/* wait(): wait until the call was made; for threads that may wait. */
 static PyObject *commit_wait(PoolCommit *self, PyObject *Py_UNUSED(unused))
 {
     Py_INCREF((PyObject *)self);

@@ -1,8 +1,8 @@
 /* pool_commit.h: PoolCommit, a call that stores or makes durable in a thread of the pool.
  *
- * Who begins one, on the loop thread, has checked and counted everything. A thread makes the call. Then
- * `outcome` counts again: on the loop, or first in another thread that waited for the call because it
- * wants to change the same file. A call that was begun is never taken back.
+ * The loop thread checks and counts everything before it begins one. A thread of the pool makes the
+ * call. Then `outcome` counts again: on the loop thread, or earlier in another thread that waited
+ * for the call because it wants to change the same file. A call that was begun is never taken back.
  */
 #ifndef AIOMMAP_PY_POOL_COMMIT_H
 #define AIOMMAP_PY_POOL_COMMIT_H
@@ -19,8 +19,9 @@ struct commit_kind { /* constant */
     void (*release)(void *call);               /* give up what it holds, ended or not */
 };
 
-/* Have a thread make a call, which PyMem_Malloc made, and `tell` called with the PoolCommit on the
- * loop then. None if the pool cannot, NULL with an exception: the call stays the caller's. */
+/* Have a thread make a call, whose memory is of PyMem_Malloc; the loop thread then calls `tell`
+ * with the PoolCommit. Returns None if the pool cannot, NULL with an exception: in both cases the
+ * call stays the caller's. */
 PyObject *pool_commit_begin(const struct native_state *state, PyObject *queue,
                             const struct commit_kind *kind, void *call, PyObject *tell);
 

@@ -9,7 +9,7 @@
 
 /* A task takes some 10 us of the turn in which it is woken. */
 #define TASKS_A_TURN 64
-/* So many jobs are not kept until the turn is over, which may begin hundreds more. */
+/* This many jobs do not wait until the turn is over, which may begin hundreds more. */
 #define GATHERED_MOST 64
 
 PER_THREAD size_t thread_cold_reads;

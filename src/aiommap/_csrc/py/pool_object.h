@@ -1,19 +1,19 @@
-/* pool_object.h: Pool, the threads that make calls of one event loop which wait; PoolQueue, the place in it of
- * one file; and PoolRead, one call or several that somebody waits for. PoolCommit, which stores and
- * makes durable, is in pool_commit.h.
+/* pool_object.h: Pool, the threads of one event loop, which make its calls that wait; PoolQueue,
+ * the place of one file in it; and PoolRead, one call or several that somebody waits for.
+ * PoolCommit, a call that stores or makes durable, is in pool_commit.h.
  *
- * All of it is for the loop thread, with the GIL. Only the jobs inside of a PoolRead are seen by the
- * threads, which know nothing of Python (sys/pool.h).
+ * Only the loop thread uses these, with the GIL. The threads see only the jobs inside a PoolRead,
+ * and know nothing of Python (sys/pool.h).
  *
  * Invariants.
  *   1  A PoolRead or PoolCommit that is in flight has a reference to itself, to its queue, to what
  *      keeps the descriptor open and to the memory it uses. It gives them up when its last job has
- *      landed, whoever has stopped waiting meanwhile.
- *   2  What has landed is delivered by `drain`, for at most TASKS_A_TURN tasks between two turns of the
- *      loop: all that are woken together run in one turn.
- *   3  Of one file about READS_MOST jobs are in flight, and what is begun then *waits* for others to
- *      land, with no memory to fill yet: so a thousand tasks that read do not have a thousand buffers,
- *      and a turn of the loop in which they all begin is short.
+ *      landed, even if nobody waits any more.
+ *   2  `drain` delivers what has landed, to at most TASKS_A_TURN tasks between two turns of the
+ *      loop: all tasks that are woken together run in one turn.
+ *   3  About READS_MOST jobs of one file are in flight at most. A read that begins then *waits* for
+ *      others to land, and has no memory to fill yet. So a thousand tasks that read do not have a
+ *      thousand buffers, and a turn of the loop in which they all begin is short.
  *   4  In a forked child nothing here does anything.
  */
 #ifndef AIOMMAP_PY_POOL_OBJECT_H
@@ -28,11 +28,11 @@
 
 extern PyType_Spec pool_spec, pool_queue_spec, pool_read_spec;
 
-/* How many reads this loop thread has in flight. Even a read that is not to wait has the device begin with
- * what is cold. Beside COLD_READS_FEW that is of use, as a thread wakes up meanwhile. Beside more it only
- * takes ten times what it takes to ask for residency, which inline reads do first if one of the file
- * was cold lately. Beside COLD_READS_MANY all do: where the queue of the device is full, to begin blocks
- * for milliseconds (docs/decisions.md). */
+/* How many reads this loop thread has in flight. Even a NOWAIT read makes the device begin with
+ * cold pages. Below COLD_READS_FEW that is of use, as a thread wakes up meanwhile. From there on it
+ * only takes ten times as long as to ask for residency; inline reads ask first if a read of the
+ * file was cold lately. From COLD_READS_MANY on all inline reads ask first: where the queue of the
+ * device is full, even to begin a read blocks for milliseconds (docs/decisions.md). */
 extern PER_THREAD size_t thread_cold_reads;
 #define COLD_READS_FEW 32
 #define COLD_READS_MANY 64
@@ -50,13 +50,13 @@ typedef struct {
     PyObject *when_empty;      /* strong; called once nothing is in flight; or NULL */
     struct pool_link gathered; /* jobs to submit in the next turn, or when they are many */
     size_t gathered_count;
-    struct pool_job *landed, *last_landed; /* not delivered yet, by `below` */
+    struct pool_job *landed, *last_landed; /* not delivered yet, linked by `below` */
     size_t reads, commits;     /* jobs begun and not delivered */
     bool called;               /* the loop calls `drain` soon */
     bool deaf;                 /* nobody calls `drain` any more when something lands */
 } Pool;
 
-/* About so many jobs of a file are in flight at a time (pool_object.3). */
+/* About this many jobs of a file are in flight at most (pool_object.3). */
 #define READS_MOST 256
 
 typedef struct pool_read_object PoolRead;
@@ -68,7 +68,7 @@ typedef struct {
 
     /* GIL; written by pool_read.c. */
     size_t in_flight;                 /* jobs of this file */
-    PoolRead *waiting, *last_waiting; /* strong; by `after` */
+    PoolRead *waiting, *last_waiting; /* strong; linked by `after` */
 } PoolQueue;
 
 struct waiting_read { /* one job of a PoolRead */
@@ -83,32 +83,33 @@ struct pool_read_object {
     PoolQueue *queue;  /* strong; NULL once all has landed */
     PoolRead *after;   /* among those that wait */
     bool waits;
-    bool untried;      /* by an inline read, of which the device would have begun */
-    PyObject *waiter;  /* strong; what is waited for, until it was told */
+    bool untried;      /* no inline read has tried it, and so made the device begin */
+    PyObject *waiter;  /* strong; what a task waits for, until it is told */
     PyObject *tell;    /* strong; called instead of a waiter; or NULL */
     PyObject *results; /* strong; a list for several jobs; or NULL */
-    struct pin pin;    /* of the file that is mapped, if it is one */
+    struct pin pin;    /* of the mapping, if it reads one */
     Mapping *mapping;  /* strong; whose pin it is; or NULL */
-    Py_buffer view;    /* memory of the caller that it fills; or without an object */
+    Py_buffer view;    /* memory of the caller that it fills; or without an obj */
     size_t count, missing;           /* jobs; those that have not landed */
     struct waiting_read *reads, one; /* several are allocated */
 };
 
-/* Have the jobs gathered run; what cannot be submitted lands with EAGAIN. */
+/* Submit the gathered jobs; those that cannot be submitted land with EAGAIN. */
 void pool_flush(Pool *self);
-/* Have jobs run: at once if nothing is in flight, else together with others of this turn. False with an
- * exception, and nothing has happened. */
+/* Submit jobs: at once if no read is in flight, else together with others of this turn. False with
+ * an exception, and nothing has happened. */
 bool pool_run(Pool *self, size_t count, struct waiting_read *reads);
 /* Count one read less in flight. */
 void pool_note_read(Pool *self);
 bool pool_is_usable(const Pool *self);
 
-/* Make a PoolRead of so many jobs, all to be filled in; NULL with an exception. With `tell` its result
- * is passed to that, else `waiter` is set to it. */
+/* Make a PoolRead of `count` jobs, which the caller fills in; NULL with an exception. It calls
+ * `tell` with its result, or gives it to `waiter` if `tell` is NULL. */
 PoolRead *pool_read_make(PoolQueue *queue, size_t count, PyObject *tell);
 /* Pin the file that its jobs read. */
 void pool_read_pin(PoolRead *self, Mapping *mapping);
-/* Have its jobs run, now or later, and keep it until they have landed; false with an exception. */
+/* Have its jobs run, now or later, and keep it alive until they have landed; false with an
+ * exception. */
 bool pool_read_begin(PoolRead *self);
 /* Note that one of its jobs has landed. True if a task was woken. */
 bool pool_read_landed(struct pool_job *job);

@@ -22,7 +22,8 @@ static Mapping *mapping_of(const PoolQueue *self, PyObject *object)
     return NULL;
 }
 
-/* Whether a range is the file's, so that its descriptor has the bytes, for the thread of its loop. */
+/* Whether the descriptor has the bytes of a range, and this is the loop thread of the file: the
+ * range is within the file, and has no private page. */
 static bool is_readable(const PoolQueue *self, const Mapping *mapping, int64_t offset, int64_t length)
 {
     size_t first, end;
@@ -42,7 +43,7 @@ static void fill_in(struct waiting_read *read, void (*run)(struct pool_job *), i
     read->call.length = (size_t)length;
 }
 
-/* Consumes it. */
+/* Takes the reference over. */
 static PyObject *begin(PoolRead *read)
 {
     if (pool_read_begin(read))
@@ -51,14 +52,14 @@ static PyObject *begin(PoolRead *read)
     return NULL;
 }
 
-/* Whether an inline read declined for that and has tried nothing. */
+/* Whether an inline read has declined for that reason, and has tried nothing. */
 static bool is_slice_spent(void)
 {
     return time_slice_is_spent(&thread_time_slice, monotonic_clock());
 }
 
-/* read(mapping, offset, length): unless it should give way and be tried inline; with one argument more
- * it has been. */
+/* read(mapping, offset, length): None if the task should give way and try an inline read. One more
+ * argument says that it has tried. */
 static PyObject *queue_read(PoolQueue *self, PyObject *const *args, Py_ssize_t count)
 {
     int64_t offset, length;
@@ -81,7 +82,7 @@ static PyObject *queue_read(PoolQueue *self, PyObject *const *args, Py_ssize_t c
     return begin(read);
 }
 
-/* read_many(mapping, [(offset, length), ...]): all of them in one result, a list. */
+/* read_many(mapping, [(offset, length), ...]): all of them, with a list as the one result. */
 static PyObject *queue_read_many(PoolQueue *self, PyObject *args)
 {
     PyObject *object, *list;
@@ -159,7 +160,8 @@ static PyObject *queue_read_ahead(PoolQueue *self, PyObject *args)
     return begin(read);
 }
 
-/* read_file(fd, offset, length, tell): of a descriptor that stays open until `tell` is called. */
+/* read_file(fd, offset, length, tell): the caller keeps the descriptor open until `tell` is
+ * called. */
 static PyObject *queue_read_file(PoolQueue *self, PyObject *args)
 {
     PyObject *tell;

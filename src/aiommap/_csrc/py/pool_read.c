@@ -94,7 +94,8 @@ static bool make_memory(PoolRead *self)
     return true;
 }
 
-/* Have the device begin while a thread wakes up (pool_object.h); an inline read would have. */
+/* Make the device begin while a thread wakes up (pool_object.h), as an inline read would have
+ * done. */
 static void begin_if_few(const PoolRead *self)
 {
     const struct pool_read *call = &self->one.call;
@@ -140,7 +141,7 @@ bool pool_read_begin(PoolRead *self)
     return true;
 }
 
-/* Without memory for a number, None will do: what is not bytes is read again by a worker thread. */
+/* Without memory for a number, None will do: a worker thread reads again whatever is not bytes. */
 static PyObject *number(ssize_t value)
 {
     PyObject *result = PyLong_FromSsize_t(value);
@@ -150,7 +151,7 @@ static PyObject *number(ssize_t value)
     return Py_NewRef(Py_None);
 }
 
-/* Bytes if it is all there, else what the call returned. */
+/* The bytes if all of them are there, else what the call returned. */
 static PyObject *result_of(struct waiting_read *read)
 {
     PyObject *bytes = read->bytes;
@@ -188,7 +189,7 @@ static void tell(PoolRead *self, PyObject *result)
     Py_XDECREF(waiter);
 }
 
-/* Give up what it holds, and say what came of it. Consumes the result. */
+/* Give up what the read holds, and tell its result; takes the reference to the result over. */
 static void end(PoolRead *self, PyObject *result)
 {
     let_go(self);
@@ -196,7 +197,7 @@ static void end(PoolRead *self, PyObject *result)
     Py_DECREF(result);
 }
 
-/* Of what could not be begun. */
+/* The result of a read that could not begin. */
 static PyObject *nothing_read(PoolRead *self)
 {
     for (size_t i = 0; self->results && i < self->count; i++)
@@ -204,7 +205,7 @@ static PyObject *nothing_read(PoolRead *self)
     return self->results ? Py_NewRef(self->results) : number(0);
 }
 
-/* Begin those that wait, as far as there is room. */
+/* Begin reads that wait, as far as there is room. */
 static void go_on(PoolQueue *queue)
 {
     while (queue->waiting && queue->in_flight < READS_MOST) {
@@ -242,7 +243,8 @@ bool pool_read_landed(struct pool_job *job)
     return last;
 }
 
-/* Nobody waits any more: what no thread has begun never runs. Whether nothing of it runs now. */
+/* Nobody waits any more: a job that no thread has begun never runs. Returns whether none of them
+ * runs now. */
 static PyObject *pool_read_withdraw(PoolRead *self, PyObject *Py_UNUSED(unused))
 {
     PoolQueue *queue = self->queue;

@@ -12,14 +12,14 @@
 enum way {
     WAY_NONE,       /* none: it is empty, or the file ends before it */
     WAY_MAPPING,    /* through the mapping */
-    WAY_DESCRIPTOR, /* by pwrite(2): that makes only its own blocks dirty, and takes only these from
-                       the disk, where a store through the mapping does so with whole folios, of
-                       up to two megabytes (docs/decisions.md) */
+    WAY_DESCRIPTOR, /* by pwrite(2), which makes only its own blocks dirty, and takes only these
+                     * from the disk. A store through the mapping does both with whole folios of up
+                     * to two megabytes (docs/decisions.md) */
 };
 
-/* What is known of the file while stores are applied. */
+/* What is known of the file while a worker applies stores. */
 struct target { /* the caller's own */
-    bool reached; /* it is shared, and as long as the stores need it: pwrite(2) makes it no longer */
+    bool reached; /* it is shared, and no store reaches beyond its end */
     bool solid;   /* it has all of its blocks */
 };
 
@@ -30,8 +30,8 @@ static enum way way_of(const struct store *store, const struct target *target)
     return target->reached && !store->ready ? WAY_DESCRIPTOR : WAY_MAPPING;
 }
 
-/* Without the GIL. Every page is made writable before the first byte is stored, so that a full
- * disk or a truncated file is found while nothing has been changed yet. */
+/* Without the GIL. Make every page writable before storing the first byte, so that a full disk or a
+ * truncated file shows while nothing has changed yet. */
 static void store_mapped(const struct region *region, struct store *store)
 {
     size_t length = (size_t)store->data.len, offset = (size_t)store->offset;
@@ -53,8 +53,8 @@ static bool is_next(const struct store *store, const struct store *last)
     return store->offset == last->offset + last->data.len;
 }
 
-/* Without the GIL. Allocate the blocks that a write of several pages might lack half-way, so that a full
- * disk is found while nothing has been changed yet. 0 or an errno number. */
+/* Without the GIL. Allocate the blocks that a write of several pages might lack half-way, so that a
+ * full disk shows while nothing has changed yet. 0 or an errno number. */
 static int make_room(int fd, int64_t offset, size_t length, const struct target *target)
 {
     int64_t page = (int64_t)page_size(), end = offset + (int64_t)length;
@@ -63,7 +63,8 @@ static int make_room(int fd, int64_t offset, size_t length, const struct target 
     return file_fill_holes(fd, (off_t)offset, (off_t)end);
 }
 
-/* Without the GIL. Write stores that lie one behind the other, from the first on; how many. */
+/* Without the GIL. Write the first store, and those that follow it without a gap; returns how
+ * many. */
 static Py_ssize_t store_through(int fd, struct store *stores, Py_ssize_t count,
                                 const struct target *target)
 {
@@ -78,7 +79,7 @@ static Py_ssize_t store_through(int fd, struct store *stores, Py_ssize_t count,
              is_next(&stores[run], &stores[run - 1]) &&
              total + (size_t)stores[run].data.len <= PIECE_BYTES);
     int error = make_room(fd, stores->offset, total, target);
-    if (error && run > 1) /* there may be room for the first ones */
+    if (error && run > 1) /* there may be room for the first one */
         return store_through(fd, stores, 1, target);
     if (error) {
         stores->error = error;
@@ -101,9 +102,9 @@ static Py_ssize_t store_through(int fd, struct store *stores, Py_ssize_t count,
     return run;
 }
 
-/* Without the GIL. Go the other way where the first one is closed. A limit on the size of files, a
- * seal or a sandbox may refuse a write where the mapping works. And a page that was there a moment
- * ago may have no block, or be gone. */
+/* Without the GIL. Try the other way if the first one failed. A limit on the size of files, a seal
+ * or a sandbox may refuse pwrite(2) where the mapping works. And a page that was there a moment ago
+ * may have no block, or be gone, where pwrite(2) works. */
 static void store_otherwise(const struct pin *pin, struct store *store, enum way way,
                             const struct target *target)
 {
@@ -138,9 +139,10 @@ static void put_stores(const struct pin *pin, struct store *stores, Py_ssize_t c
     }
 }
 
-/* A write by pwrite(2) makes a file that others cut off as long again, with a hole where bytes were
- * that are not durable. The one sign is that the file has fewer blocks. A file system that compresses
- * gives blocks back as well, so it is only a suspicion, and the next flush has to find out. */
+/* If others cut the file off meanwhile, pwrite(2) makes it as long again, with a hole where bytes
+ * were that are not durable. The only sign is that the file has fewer blocks. A file system that
+ * compresses gives blocks back as well. So this is only a suspicion, and the next flush has to find
+ * out. */
 void stores_apply(const struct pin *pin, struct stores *stores, bool shared)
 {
     struct file_stat before, after;
@@ -163,7 +165,7 @@ static bool load(PyObject *items, struct stores *stores)
     return true;
 }
 
-/* Once all are loaded, as a buffer may be Python's (mapping.2). */
+/* Check the stores once all are loaded: to export a buffer may run Python code (mapping.2). */
 static bool check(const Mapping *self, struct stores *stores)
 {
     size_t first, end;
@@ -186,7 +188,7 @@ bool stores_load(Mapping *self, PyObject *list, struct stores *stores)
         PyErr_SetString(PyExc_TypeError, "stores have to be a list of (offset, buffer)");
         return false;
     }
-    PyObject *items = PyList_AsTuple(list); /* a copy: a buffer that is Python's may change the list */
+    PyObject *items = PyList_AsTuple(list); /* a copy, as an export may change the list */
     if (!items)
         return false;
     stores->count = PyTuple_Size(items);
@@ -205,7 +207,7 @@ void stores_release(struct stores *stores)
     PyMem_Free(stores->items);
 }
 
-/* A receipt, or (copied, error) for a store that stopped short. */
+/* Account for one store. Returns a receipt, or (copied, error) for one that stopped short. */
 static PyObject *account_for(Mapping *self, const struct store *store, bool flushed, int64_t now)
 {
     bool whole = store_is_whole(store);

@@ -1,4 +1,4 @@
-/* write.h: stores of worker threads, which may wait, without the GIL. */
+/* write.h: stores that worker threads make without the GIL, and that may wait. */
 #ifndef AIOMMAP_PY_WRITE_H
 #define AIOMMAP_PY_WRITE_H
 
@@ -21,14 +21,15 @@ struct stores { /* the caller's own; written by write.c */
     bool cut;          /* result: others seem to have cut the file off meanwhile */
 };
 
-/* Load a list of (offset, buffer) and check it against the file; false with an exception. Release
- * what was loaded in either case. */
+/* Load a list of (offset, buffer) and check it against the file; false with an exception. The
+ * caller calls stores_release in either case. */
 bool stores_load(Mapping *self, PyObject *list, struct stores *stores);
 void stores_release(struct stores *stores);
 /* Without the GIL: apply the stores in order. */
 void stores_apply(const struct pin *pin, struct stores *stores, bool shared);
-/* With the GIL again: account for the stores. A list with a receipt for each, or (copied, error) for
- * one that stopped short. What was `flushed` already is not dirty. NULL with an exception. */
+/* With the GIL again: account for the stores. Returns a list with a receipt for each, or (copied,
+ * error) for one that stopped short; NULL with an exception. If the stores are `flushed` already,
+ * they make no page dirty. */
 PyObject *stores_account(Mapping *self, const struct stores *stores, bool flushed);
 
 static inline bool store_is_whole(const struct store *store)

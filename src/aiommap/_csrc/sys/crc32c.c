@@ -1,8 +1,8 @@
 /* crc32c.c: CRC32C by the quickest way that the processor has: by folding with its widest carry-less
  * multiplication, by an instruction of its own, or by tables.
  *
- * All are remainders of the data as a polynomial. Its bits are reversed: the first bit of a byte, and
- * of a word, is the one of the highest power.
+ * All compute the remainder of the data as a polynomial. Its bits are reversed: the first bit of a
+ * byte, and of a word, is the one of the highest power.
  */
 #include "crc32c.h"
 
@@ -49,9 +49,9 @@ static uint32_t by_table(uint32_t state, const unsigned char *at, size_t length)
     return state;
 }
 
-#define DIGITS 4 /* of the base 256, of a number of words */
+#define DIGITS 4 /* of a number of words, to the base 256 */
 
-/* What so many words of zeros make of a state: it is multiplied by a power of x. Constant once the
+/* What `value` words of zeros multiply a state by, at each digit: a power of x. Constant once the
  * module is loaded. */
 static uint32_t powers[DIGITS][256];
 
@@ -170,14 +170,14 @@ bool crc32c_skip_make(struct crc32c_skip *skip, size_t zeros)
 #if defined(__x86_64__)
 #define HAS_FOLDING 1
 #define WITH_FOLDING __attribute__((target("sse4.2,avx512f,vpclmulqdq")))
-/* Four lanes of 64 bytes are folded at a time; below some of them the instruction is as quick. */
+/* Four lanes of 64 bytes are folded at a time; for few bytes the instruction is as quick. */
 #define FOLDED_BYTES 256
 #define FOLDING_PAYS_BYTES 512
 
 static bool can_fold; /* constant once the module is loaded */
 
-/* What moves 128 bits to where they are summed with those `distance` bits behind them: the factors for
- * the first and for the second half of them. */
+/* The factors that move 128 bits to where they are summed with those `distance` bits behind them:
+ * one for their first half, and one for their second. */
 struct factors { /* constant likewise */
     uint64_t first, second;
 };
@@ -217,7 +217,7 @@ WITH_FOLDING static __m512i in_all_lanes(const struct factors *factors)
                             (long long)factors->second, (long long)factors->first);
 }
 
-/* Move what was summed, and add what lies there. */
+/* Move a sum, and add the data that lies there. */
 WITH_FOLDING static __m512i fold(__m512i sum, __m512i factors, __m512i next)
 {
     __m512i first = _mm512_clmulepi64_epi128(sum, factors, 0x00);
@@ -230,7 +230,7 @@ WITH_FOLDING static uint32_t by_folding(uint32_t state, const unsigned char *at,
     __m512i factors = in_all_lanes(&by_2048), sums[4];
     for (int lane = 0; lane < 4; lane++)
         sums[lane] = _mm512_loadu_si512(at + 64 * lane);
-    /* What came before is as if it were added to the first word. */
+    /* The state of what came before counts as added to the first word. */
     __m512i first = _mm512_inserti32x4(_mm512_setzero_si512(), _mm_cvtsi32_si128((int)state), 0);
     sums[0] = _mm512_xor_si512(sums[0], first);
     for (at += FOLDED_BYTES, length -= FOLDED_BYTES; length >= FOLDED_BYTES;

@@ -10,22 +10,22 @@
 /* Continue a checksum; begin with 0. */
 uint32_t crc32c(uint32_t crc, const void *data, size_t length);
 
-/* The ways there are; the first can be taken everywhere. */
+/* The ways to compute it; the first works everywhere. */
 enum crc32c_way { CRC32C_TABLE, CRC32C_INSTRUCTION, CRC32C_FOLDING };
 /* The same by one of them; false if this machine lacks it, or the data is too short for it. */
 bool crc32c_by(enum crc32c_way way, uint32_t *crc, const void *data, size_t length);
 
-/* What zeros make of a state (a checksum with its bits flipped). A CRC is linear, so that of what lies
- * apart is the sum, each moved to its place. For any number of them below 32 GiB, in whole words of 8
- * bytes: */
+/* Continue a state, which is a checksum with its bits flipped, by zeros: any number of them below
+ * 32 GiB, in whole words of 8 bytes. A CRC is linear: the state of several parts is the sum of
+ * theirs, each moved over as many zeros as bytes follow it. */
 uint32_t crc32c_move(uint32_t state, uint64_t zeros);
-/* And by tables for one number of them, for whoever sums lanes side by side, which hides the latency of
- * the processor's instruction. */
+/* The same by tables, for one number of zeros: for code that sums lanes side by side, to hide the
+ * latency of the processor's instruction. */
 struct crc32c_skip { /* constant once made */
     uint32_t of_byte[4][256];
 };
-/* For so many zeros, whole words of 8 bytes, in a struct of zeros; false if the processor lacks the
- * instruction. */
+/* Make the tables for that many zeros, whole words of 8 bytes, in a struct that is all zeros; false
+ * if the processor lacks the instruction. */
 bool crc32c_skip_make(struct crc32c_skip *skip, size_t zeros);
 static inline uint32_t crc32c_skip(const struct crc32c_skip *skip, uint32_t state)
 {

@@ -18,7 +18,8 @@
 #include "page.h"
 #include "retry.h"
 
-/* Of fallocate(2) and pwritev2(2); numbers of Linux, where headers may be older than the kernel. */
+/* Flags of fallocate(2) and pwritev2(2) on Linux, as numbers: headers may be older than the
+ * kernel. */
 enum { KEEP_SIZE = 1, APPEND = 16 };
 #ifdef __linux__
 enum { CAN_APPEND = true };
@@ -26,12 +27,13 @@ enum { CAN_APPEND = true };
 enum { CAN_APPEND = false };
 #endif
 
-/* SAFETY: read by the handler and by threads at any moment. Who sees a new `end` has to see what
- * was done to the file before it, so they are released and acquired. */
+/* SAFETY: the handler and other threads read these fields at any moment. A reader that sees a new
+ * `end` has to see what was done to the file before it: hence acquire and release. */
 #define LOAD(field) __atomic_load_n(&(field), __ATOMIC_ACQUIRE)
 #define STORE(field, value) __atomic_store_n(&(field), (value), __ATOMIC_RELEASE)
 
-/* A forked child takes a lock over that a thread of its parent had: this copy is nobody's. */
+/* A forked child takes a lock over that a thread of its parent held: nobody holds the child's
+ * copy. */
 static bool try_lock(struct growth *growth)
 {
     int us = getpid(), holder = 0;
@@ -54,8 +56,8 @@ static void lock(struct growth *growth)
 
 static void unlock(struct growth *growth) { STORE(growth->busy, 0); }
 
-/* Under the lock. Unique in the process: of a file whose address was another's before, nobody takes
- * a page for one that was tried already. */
+/* Under the lock. Generations are unique in the process: where a file is mapped at an address that
+ * another file had, no page of it passes for one that was tried already. */
 static void set_end(struct growth *growth, int64_t end)
 {
     static uint64_t latest;
@@ -69,9 +71,10 @@ static int64_t length_of(int fd)
     return fstat(fd, &found) ? -1 : (int64_t)found.st_size;
 }
 
-/* Looks whether it was done: there are FUSE drivers that only say so. Others may change the length
- * between the two calls, so it is tried again: they do not come in between each time. A file that
- * is longer than it was has been appended to. */
+/* Set the length and look at it: some FUSE drivers only say that they have set it. Others may
+ * change the length between the two calls, so this tries again; they do not come in between each
+ * time. If the file is longer than asked, and was not before, somebody has appended to it, and that
+ * is fine. */
 static int set_length(int fd, int64_t length)
 {
     for (int attempt = 0; attempt < 4; attempt++) {
@@ -100,7 +103,7 @@ static int allocate(int fd, int mode, int64_t from, int64_t end)
 #endif
 }
 
-/* The call itself: musl has had a function for it only since 1.2.5. */
+/* The system call itself: musl has a function for it only since 1.2.5. */
 static ssize_t append(int fd, const struct iovec *pieces, int count)
 {
 #ifdef __linux__
@@ -112,14 +115,16 @@ static ssize_t append(int fd, const struct iovec *pieces, int count)
 #endif
 }
 
-/* Whether there is a plainer way to go: file systems and kernels may lack a call, sandboxes refuse
- * it with EPERM. Where EPERM is about the file, the plainer way has the same answer. */
+/* Whether the error says that the call is missing, so that a plainer call is worth a try. File
+ * systems and kernels may lack a call, and sandboxes refuse it with EPERM. Where EPERM is about the
+ * file, the plainer call fails with it, too. */
 static bool is_missing(int error)
 {
     return error == EOPNOTSUPP || error == ENOSYS || error == EPERM || error == EINVAL;
 }
 
-/* As much again as there is, but no less than the least and no more than the most. */
+/* By how much a file of this length grows: as much again as it has, but at least GROWTH_MIN_BYTES
+ * and at most `most`. */
 static int64_t again(int64_t end, int64_t most)
 {
     return end < GROWTH_MIN_BYTES ? GROWTH_MIN_BYTES : end > most ? most : end;
@@ -128,8 +133,8 @@ static int64_t again(int64_t end, int64_t most)
 static int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
-/* How long the process may make the file. A write up to a limit within a page would end it there
- * (growth.1). */
+/* How long the process may make the file. A write that meets a limit within a page would end the
+ * file there (growth.1). */
 static int64_t allowed(int64_t end)
 {
     struct rlimit most;
@@ -138,8 +143,8 @@ static int64_t allowed(int64_t end)
     return (int64_t)most.rlim_cur / (int64_t)page_size() * (int64_t)page_size();
 }
 
-/* Under the lock: take over what a call got done that failed. A store may have gone there already,
- * so nothing is cut off. */
+/* Under the lock: take over what a failed call got done. A store may have gone there already, so
+ * nothing is cut off. */
 static int take_over(struct growth *growth, int64_t offset, int error)
 {
     int64_t length = length_of(growth->fd), end = page_up(length);
@@ -150,8 +155,8 @@ static int take_over(struct growth *growth, int64_t offset, int error)
     return offset < end ? 0 : error;
 }
 
-/* Make the file longer without writing. None of this makes a file shorter that somebody else has
- * made longer meanwhile, but for file systems without fallocate(2): ftruncate(2) would. */
+/* Make the file longer without writing. If somebody else has made it even longer meanwhile,
+ * fallocate(2) leaves it so. Where a file system lacks that call, ftruncate(2) may cut it. */
 static int extend(const struct growth *growth, int64_t end, int64_t target)
 {
     int error = allocate(growth->fd, 0, growth->sparse ? target - 1 : end, target);
@@ -160,8 +165,8 @@ static int extend(const struct growth *growth, int64_t end, int64_t target)
     return set_length(growth->fd, target) ? errno : 0;
 }
 
-/* Reserve blocks beyond the end, for several windows at once. A file system that cannot do so finds
- * the room when the zeros are written. */
+/* Reserve blocks beyond the end, for several windows at once. On a file system that cannot, writing
+ * the zeros finds the room. */
 static int reserve(struct growth *growth, int64_t end, int64_t target, int64_t limit)
 {
     int64_t from = max_of(growth->reserved, end);
@@ -176,12 +181,13 @@ static int reserve(struct growth *growth, int64_t end, int64_t target, int64_t l
     return is_missing(error) ? 0 : error;
 }
 
-/* At most a window, or up to a page boundary where others have ended the file within a page (growth.1).
- * Appended, wherever the end is by then: what another process has put there since is not written
- * over, and neither is what another thread stores: it can only do so behind us. */
+/* Append zeros, at most a window, or up to a page boundary where others have ended the file within
+ * a page (growth.1). They go to the end of the file, wherever it is by then. So they overwrite
+ * neither what another process has put there since, nor what another thread stores: it can store
+ * there only after us. */
 static int append_zeros(int fd, int64_t *end, int64_t target)
 {
-    static const char zeros[1 << 16]; /* SAFETY: constant, so also for two handlers at once */
+    static const char zeros[1 << 16]; /* SAFETY: constant, so two handlers can use it at once */
     enum { PIECES = GROWTH_WINDOW_BYTES / sizeof zeros };
     for (int64_t to = target; *end < to; to = max_of(target, page_up(*end))) {
         struct iovec pieces[PIECES];
@@ -199,7 +205,8 @@ static int append_zeros(int fd, int64_t *end, int64_t target)
     return 0;
 }
 
-/* Under the lock. A full disk may still have room for the page itself. */
+/* Under the lock: make the file so long that it has the page at `offset`. A full disk may still
+ * have room for that page, if not for more. */
 static int grow(struct growth *growth, int64_t offset, int64_t limit)
 {
     int64_t end = LOAD(growth->end), least = page_up(offset + 1);
@@ -208,7 +215,7 @@ static int grow(struct growth *growth, int64_t offset, int64_t limit)
         return take_over(growth, offset, EFBIG);
     int64_t window = again(end, growth->sparse ? GROWTH_MAX_BYTES : GROWTH_WINDOW_BYTES);
     int64_t target = max_of(least, min_of(limit, end + window));
-    bool written = CAN_APPEND && !growth->sparse && least - end <= window; /* not a page far away */
+    bool written = CAN_APPEND && !growth->sparse && least - end <= window; /* not far away */
     int error = written ? reserve(growth, end, target, limit) : extend(growth, end, target);
     if (is_full(error) && target > least) {
         target = least;
@@ -216,7 +223,7 @@ static int grow(struct growth *growth, int64_t offset, int64_t limit)
     }
     if (written && !error) {
         error = append_zeros(growth->fd, &end, target);
-        if (is_missing(error)) /* sandboxes and emulators lack it, which kernels do not */
+        if (is_missing(error)) /* every kernel has the call, but not every sandbox and emulator */
             error = extend(growth, end, target);
     }
     if (error)
@@ -227,7 +234,8 @@ static int grow(struct growth *growth, int64_t offset, int64_t limit)
     return 0;
 }
 
-/* Whether a file system that takes new blocks also where there are some, as btrfs does, has any left. */
+/* Whether the file system has blocks left. One like btrfs takes new blocks even where the file has
+ * some. */
 static bool has_room(int fd)
 {
 #ifdef __linux__
@@ -239,7 +247,8 @@ static bool has_room(int fd)
 #endif
 }
 
-/* Under the lock. As much as pages of a range can want at a time, or else just the range. */
+/* Under the lock: allocate as much as the folios of a range can want at a time or, on a full disk,
+ * the range alone. */
 static int fill(int fd, int64_t offset, int64_t length, int *again)
 {
     int64_t size = length_of(fd), start = offset / FOLIO_BYTES * FOLIO_BYTES;
@@ -247,7 +256,7 @@ static int fill(int fd, int64_t offset, int64_t length, int *again)
     if (size <= offset)
         return EFAULT;
     int error = allocate(fd, KEEP_SIZE, start, min_of(end, page_up(size)));
-    if (error == EBADF) /* open for reading: of a hole that is there, only room can be missing */
+    if (error == EBADF) /* open for reading: where the file has a hole, it can only lack room */
         return lseek(fd, (off_t)offset, SEEK_HOLE) == offset ? ENOSPC : EFAULT;
     *again = is_full(error) ? error : has_room(fd) ? EFAULT : ENOSPC;
     if (!is_full(error))
@@ -314,7 +323,7 @@ int growth_truncate(struct growth *growth, int fd, int64_t length, bool whole_pa
     int error = set_length(fd, length) ? errno : 0;
     if (!error) {
         if (end > length && set_length(fd, end)) {
-            error = errno; /* it is shorter all the same */
+            error = errno; /* the file has its new length all the same */
             end = length;
         }
         set_end(growth, end);
@@ -335,7 +344,7 @@ int growth_extend(struct growth *growth, int fd, int64_t end)
     return error;
 }
 
-/* How much of `put` bytes the pieces take up to the last whole one. */
+/* How many of `put` bytes belong to whole pieces. */
 static size_t whole_of(const size_t *lengths, int count, size_t put)
 {
     size_t whole = 0;
@@ -344,7 +353,8 @@ static size_t whole_of(const size_t *lengths, int count, size_t put)
     return whole;
 }
 
-/* Under the lock: write at `start`, and let the file end behind that, and no earlier than it did. */
+/* Under the lock: write at `start`, and let the file end behind that, but no earlier than
+ * before. */
 static int append_at(struct growth *growth, int fd, struct iovec *pieces, int count, int64_t start,
                      bool whole_pages, size_t *put)
 {

@@ -15,28 +15,29 @@
 #include "spare.h"
 #include "survive.h"
 
-/* On the stack of whoever armed it. The rest the handler leaves behind: a foreign one that called it
- * may have blocked signals, and the kernel puts an alternate stack with SS_AUTODISARM out of use
- * until the handler returns; so whoever jumps out has to undo that. */
+/* Where the handler jumps to; on the stack of the function that armed it. The handler fills in the
+ * rest, for a jump leaves two things to undo: a foreign handler that called ours may have blocked
+ * signals, and the kernel keeps an alternate stack with SS_AUTODISARM out of use until the handler
+ * returns. */
 struct landing {
     sigjmp_buf target;
-    bool told;     /* whether the two below are those of the faulting code, and not of a handler */
-    sigset_t mask; /* signals that were blocked where the fault struck */
-    stack_t stack; /* the alternate stack there */
+    bool told;     /* whether the next two are those of the faulting code, and not of a handler */
+    sigset_t mask; /* the signals that the faulting code blocked */
+    stack_t stack; /* its alternate stack */
 };
 
-/* One per thread; touched only by its own thread, in and out of the handler. Kept small: what a
- * library takes of a thread's static block others lack, and a jump target has 312 bytes on arm64. */
+/* One per thread; only its own thread touches it, in and out of the handler. It is small, because
+ * all libraries share the static block of a thread, and a jump target has 312 bytes on arm64. */
 struct jump {
     struct landing *volatile landing; /* NULL unless armed */
     uintptr_t dst, src;  /* starts of the two copied ranges */
     size_t length;       /* their common length */
-    uintptr_t fault;     /* of the last fault that the handler saw */
+    uintptr_t fault;     /* the address of the last fault that the handler saw */
 };
 
 static PER_THREAD struct jump jump;
 
-/* Of sigaltstack(2); a number of Linux 4.7, which headers of C libraries lack. */
+/* SS_AUTODISARM of sigaltstack(2), since Linux 4.7. Headers of C libraries lack it. */
 #ifdef __linux__
 enum { AUTODISARM = 1U << 31 };
 #else
@@ -47,10 +48,11 @@ enum { LEVELS = 4 };
 
 static pthread_mutex_t install_lock = PTHREAD_MUTEX_INITIALIZER;
 static unsigned installs;              /* install_lock */
-static int highest = -1;               /* install_lock; the level installed last that is in use */
+static int highest = -1;               /* install_lock; the highest level in use */
 static struct sigaction below[LEVELS]; /* written under install_lock before its level goes live */
 
-/* A forked child has one thread, so nobody would ever release a lock that another one held. */
+/* A forked child has one thread, so nobody there would ever release a lock that another thread of
+ * the parent held. */
 static void lock_installs(void) { pthread_mutex_lock(&install_lock); }
 static void unlock_installs(void) { pthread_mutex_unlock(&install_lock); }
 static pthread_once_t forks = PTHREAD_ONCE_INIT;
@@ -60,8 +62,8 @@ static void follow_forks(void)
 }
 
 /* Whether the block of lost memory around an address meets a range. The address alone may lie just
- * outside: for broken memory the kernel names the first byte of the block, and arm64 any byte of
- * the page when a wide vector instruction faulted (FAR not precise). */
+ * outside: for broken memory the kernel names the first byte of the block, and after a fault of a
+ * wide vector instruction arm64 names any byte of the page (FAR not precise). */
 static bool meets(uintptr_t address, size_t lost, uintptr_t start, size_t length)
 {
     uintptr_t block = address - address % lost;
@@ -74,7 +76,8 @@ static bool is_default(const struct sigaction *action)
            (action->sa_handler == SIG_DFL || action->sa_handler == SIG_IGN);
 }
 
-/* Call a handler as the kernel would have: with what it wants blocked, and once only if it says so. */
+/* Call a handler as the kernel would: block the signals that it wants blocked, and reset it first
+ * if it is for one signal only. */
 static void call(struct sigaction *previous, int number, siginfo_t *info, void *context)
 {
     struct sigaction action = *previous;
@@ -82,7 +85,8 @@ static void call(struct sigaction *previous, int number, siginfo_t *info, void *
     if (!(action.sa_flags & SA_NODEFER))
         sigaddset(&action.sa_mask, number);
     if (action.sa_flags & (int)SA_RESETHAND) {
-        /* SAFETY: the flags first: another thread then still finds a handler, if not all of it. */
+        /* SAFETY: the flags go first. With SA_SIGINFO still set, another thread would take SIG_DFL
+         * for a function, and call it. */
         __atomic_store_n(&previous->sa_flags, 0, __ATOMIC_RELEASE);
         __atomic_store_n(&previous->sa_handler, SIG_DFL, __ATOMIC_RELEASE);
     }
@@ -112,7 +116,8 @@ static void forward(struct sigaction *previous, int number, siginfo_t *info, voi
         raise(number);
 }
 
-/* Where the thread faulted last, also when this is another signal; 0 where nobody tells. */
+/* The address of the thread's last fault, also when this signal is another one; 0 where the
+ * platform does not tell it. */
 static uintptr_t last_fault(const ucontext_t *context)
 {
     if (!context)
@@ -136,7 +141,7 @@ static bool is_sent_by_us(const siginfo_t *info)
 #endif
 }
 
-/* How much memory a fault made unusable; 0 if the signal is not one. */
+/* How many bytes of memory a fault made unusable; 0 if the signal is no fault. */
 static size_t lost_by(const siginfo_t *info)
 {
 #ifdef BUS_MCEERR_AR
@@ -154,10 +159,10 @@ static void on_sigbus(int level, int number, siginfo_t *info, void *context)
     size_t lost = lost_by(info);
     bool copied = lost && (meets(address, lost, jump.dst, jump.length) ||
                            meets(address, lost, jump.src, jump.length));
-    /* A handler that was installed over this one, such as faulthandler's, took the fault, and
-     * sends the signal on from within it: then the armed copy is what it interrupted, or else the
-     * instruction that it returns to. The kernel keeps the address of that; it also keeps the one
-     * of a fault that is long over, which is the one that was dealt with here. */
+    /* A handler above ours, such as faulthandler's, may have taken the fault, and sends the signal
+     * on from within. Then the armed copy faulted or, if none is armed, the instruction to which
+     * that handler returns. The kernel keeps the address of the last fault. If this handler has
+     * seen that very address before, the fault is long over. */
     bool handed_on = is_sent_by_us(info);
     if (handed_on)
         address = last_fault(context);
@@ -204,9 +209,10 @@ static int level_of(const struct sigaction *action)
     return -1;
 }
 
-/* Under the lock. Take over from whoever is there: nobody, or who put the default back over us, as
- * faulthandler.disable() does, or a handler above our highest level, on one more level (guard.6). Above
- * the last of them it is left alone: most handlers hand on what they do not know. */
+/* Under the lock. Take SIGBUS over. Level 0 goes where there is no handler, or where somebody has
+ * put the default back, as faulthandler.disable() does. One more level goes on top of a foreign
+ * handler (guard.6). Above our last level a foreign handler stays on top: most handlers hand on
+ * what they do not know. */
 static int take_over(void)
 {
     struct sigaction current;
@@ -220,7 +226,8 @@ static int take_over(void)
     level = is_default(&current) ? 0 : highest + 1;
     if (level == LEVELS)
         return 0;
-    /* SA_NODEFER, and no mask: where nobody is above, a jump then leaves the signal mask as it was. */
+    /* SA_NODEFER and an empty mask: the kernel then blocks nothing, and a jump leaves the signal
+     * mask as it was, unless a handler above ours has changed it. */
     struct sigaction ours = {.sa_sigaction = entry_points[level],
                              .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK};
     sigemptyset(&ours.sa_mask);
@@ -259,7 +266,7 @@ void guard_remove(void)
     pthread_mutex_lock(&install_lock);
     if (--installs == 0) {
         struct sigaction current;
-        /* Whoever was installed over us keeps a pointer to our handler; leave the chain whole. */
+        /* A handler that was installed over ours keeps a pointer to ours: leave the chain whole. */
         int level = sigaction(SIGBUS, NULL, &current) ? -1 : level_of(&current);
         if (level >= 0 && !sigaction(SIGBUS, &below[level], NULL))
             highest = level - 1;
@@ -276,11 +283,12 @@ bool guard_is_blocked(void)
 /* Bytes of a signal set that the kernel knows; C libraries keep room for more. */
 enum { MASK_BYTES = sizeof(sigset_t) < 8 ? sizeof(sigset_t) : 8 };
 
-/* What the thread blocked when guard_word last looked. */
+/* The signals that the thread blocked when guard_word last looked. */
 static PER_THREAD char seen_mask[MASK_BYTES];
 
-/* guard.8, with the mask from before the copy if there is one: nobody looked at it for one word. Not in
- * the handler: signals that are let through there would run on top of it. */
+/* Keep guard.8. `mask` is the one from before the copy; for a word it is NULL, as nobody asked for
+ * it. This does not run in the handler: handlers of the signals that it lets through would run on
+ * top. */
 static __attribute__((noinline)) void land(const struct landing *landing, const sigset_t *mask)
 {
     sigset_t open;
@@ -295,8 +303,9 @@ static __attribute__((noinline)) void land(const struct landing *landing, const 
     pthread_sigmask(SIG_SETMASK, &open, NULL);
 }
 
-/* guard.4. Whether the thread blocked SIGBUS; *before is its mask from before. To look takes a sixth
- * less than to unblock what is not blocked, and every inline verb pays for it. */
+/* Let SIGBUS through (guard.4). Whether the thread blocked it; *before is its mask from before. To
+ * look first takes a sixth less time than to unblock a signal that is not blocked, and every inline
+ * verb pays for it. */
 static bool let_through(sigset_t *before)
 {
     sigset_t bus;
@@ -323,8 +332,9 @@ static __attribute__((noinline)) bool copy_armed(void *dst, const void *src, siz
         return false;
     }
     jump.landing = &landing;
-    /* SAFETY: both ranges are the caller's to touch (I3); what they lack is a page, and that jumps
-     * back. The fences keep the copy between arming and disarming, as the handler sees them. */
+    /* SAFETY: both ranges are the caller's to touch (I3); all that they can lack is a page, and
+     * then the handler jumps back. The fences keep the copy between arming and disarming, as the
+     * handler sees them. */
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
     memcpy(dst, src, n);
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
@@ -332,8 +342,8 @@ static __attribute__((noinline)) bool copy_armed(void *dst, const void *src, siz
     return true;
 }
 
-/* memcpy may touch the end of a range first, so after a fault the exact prefix is found by
- * copying again page by page of either side. */
+/* memcpy may touch the end of a range first. So after a fault this finds the exact prefix: it
+ * copies again, page by page of either side. */
 static size_t copy_prefix(char *dst, const char *src, size_t n, const sigset_t *mask)
 {
     size_t done = 0;

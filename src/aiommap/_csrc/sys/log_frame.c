@@ -42,7 +42,7 @@ static uint64_t get64(const char *from)
     return LITTLE64(value);
 }
 
-/* What salt and position contribute, and then the header but for the checksum itself. */
+/* It covers salt and position, and then the header without the checksum itself. */
 uint32_t frame_header_checksum(const char *header, const struct frame_place *place)
 {
     char covered[16 + FRAME_HEADER_BYTES - AT_LENGTH];
@@ -72,7 +72,7 @@ void frame_encode(char *to, const struct frame *frame, const struct frame_place 
     if (frame->length)
         memcpy(to + FRAME_HEADER_BYTES, data, frame->length);
     memset(to + FRAME_HEADER_BYTES + frame->length, 0, body - frame->length);
-    /* Of the copy: who else can store into the source cannot spoil what was summed. */
+    /* Sum the copy: somebody else may store into the source meanwhile. */
     put32(to + AT_CRC, crc32c(frame_header_checksum(to, place), to + FRAME_HEADER_BYTES, body));
 }
 

@@ -11,7 +11,7 @@
 #define SEGMENT_HEADER_BYTES 4096
 #define FRAME_HEADER_BYTES 24
 #define FRAME_ALIGNMENT 8
-/* A claim that claims nothing. */
+/* The claim of a frame that claims nothing. */
 #define CLAIM_NONE 0xFFFFFFu
 
 enum frame_kind { FRAME_RECORD = 1, FRAME_OPEN, FRAME_END, FRAME_DISCARD, FRAME_SKIPPED = 0x80 };
@@ -32,7 +32,7 @@ struct frame_place { /* the caller's own */
 
 enum frame_verdict {
     FRAME_FITS,
-    FRAME_INCOMPLETE, /* more bytes are needed: frame_bytes of it, or a header */
+    FRAME_INCOMPLETE, /* more bytes are needed: a whole header, or frame_bytes of it */
     FRAME_WRONG,      /* no frame of this place */
 };
 
@@ -49,7 +49,7 @@ static inline uint64_t frame_proof(const struct frame *frame)
                : frame->sequence - frame->claim;
 }
 
-/* Lay a frame out, frame_bytes(length) long; its crc is worked out. */
+/* Lay a frame out, frame_bytes(length) long, with the crc that this computes. */
 void frame_encode(char *to, const struct frame *frame, const struct frame_place *place,
                   const void *data);
 /* Read the header alone; nothing is checked. */

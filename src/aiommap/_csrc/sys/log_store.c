@@ -41,7 +41,7 @@ bool control_wake(char *page, int64_t tick)
 
 bool control_publish(char *page, const struct published *published, int64_t tick)
 {
-    /* Places before sequences: who sees a record's number finds the record. */
+    /* Positions before sequences: a reader that sees the number of a record finds the record. */
     bool reached = control_store(page, CONTROL_TAIL, published->tail, tick) &&
                    control_store(page, CONTROL_LAST_SEQUENCE, published->last_sequence, tick);
     if (reached && published->durable)
@@ -52,8 +52,8 @@ bool control_publish(char *page, const struct published *published, int64_t tick
 
 int segment_sync(int fd, int64_t end)
 {
-    /* Without the times: who is told of them has the next write change them, in a block of its own
-     * with each commit. */
+    /* This does not ask for the times of the file: after such a question the next write changes
+     * them, and each commit would write the block of the inode as well. */
     struct file_stat found;
     int error = file_sync(fd, false);
     if (!error)

@@ -26,10 +26,10 @@ struct published { /* the caller's own */
     uint64_t durable; /* the tail, if all before it is durable; else 0 */
 };
 
-/* Publish how far the log goes, and wake who waits; false if the page cannot be reached. */
+/* Publish how far the log goes, and wake those who wait; false if the page cannot be reached. */
 bool control_publish(char *page, const struct published *published, int64_t tick);
 bool control_store(char *page, enum control_word word, uint64_t value, int64_t tick);
-/* Bump the futex and wake who waits for it. */
+/* Change the futex word and wake those who wait for it. */
 bool control_wake(char *page, int64_t tick);
 
 /* Make what is in a segment durable, and check that the file is still whole and has a name: EIO if

@@ -10,7 +10,7 @@
 #include "file_sums.h"
 
 #define WINDOW_BYTES ((size_t)1 << 20)
-/* Frames up to this size are summed by themselves. */
+/* Frames up to this size are summed directly, and not by file_sums. */
 #define SMALL_BYTES 1024
 
 /* What is in memory of a segment, [start, start + filled). */
@@ -22,7 +22,7 @@ struct window { /* the caller's own */
     int64_t data_end;   /* no hole lies before it */
 };
 
-/* Find out where a hole begins, at an offset or behind it. */
+/* Find the first hole at an offset or behind it. */
 static void find_hole(struct window *window, int64_t offset)
 {
     window->data_end = window->end;
@@ -36,8 +36,9 @@ static void find_hole(struct window *window, int64_t offset)
 /* Have `length` bytes from `offset` in memory, or fewer where the file ends; *available says how
  * many. Returns an errno number.
  *
- * What is not asked for is read only up to the next hole: there reading leaves pages of zeros, which
- * SEEK_DATA takes for data from then on, so that a search would read all the room that is reserved. */
+ * Bytes that nobody asked for are read only up to the next hole. Reading a hole leaves pages of
+ * zeros in memory, which SEEK_DATA takes for data from then on: a search would then read all the
+ * room that is reserved. */
 static int window_at(struct window *window, int64_t offset, size_t length, size_t *available)
 {
     size_t most = offset < window->end ? (size_t)(window->end - offset) : 0;
@@ -132,7 +133,7 @@ int log_scan(struct log_scan *scan)
     return error;
 }
 
-/* Whether a frame of which the header is in memory is good. */
+/* Find out whether a frame is good; its header is in memory. */
 static int check_frame(struct log_search *search, struct window *window, struct file_sums *sums,
                        struct frame *frame, bool *good)
 {
@@ -160,20 +161,20 @@ static int check_frame(struct log_search *search, struct window *window, struct 
 
 /* Whether there is a good frame at the offset, of whatever sequence and life.
  *
- * Bytes may be made up to look like a header wherever one may be. So what a long frame would hold is not
- * summed for each, and not read. */
+ * Data may be made up to look like a header at every place. So the bytes of a long frame are not
+ * read and summed again for each of them. */
 static int search_at(struct log_search *search, struct window *window, struct file_sums *sums,
                      struct frame *frame, bool *found)
 {
     size_t available = 0;
     *found = false;
     if (window->data_end - search->offset < FRAME_HEADER_BYTES)
-        return 0; /* its kind would lie in the hole */
+        return 0; /* the kind of a frame would lie in the hole */
     int error = window_at(window, search->offset, FRAME_HEADER_BYTES, &available);
     if (error || available < FRAME_HEADER_BYTES)
         return error;
     frame_header(window_bytes(window, search->offset), frame);
-    /* No more records than fit can lie before it. */
+    /* Only as many records as fit can lie before it. */
     uint64_t most =
         search->base + (uint64_t)(search->offset - SEGMENT_HEADER_BYTES) / FRAME_HEADER_BYTES;
     if (frame->sequence < search->sequence || frame->sequence > most ||
@@ -189,7 +190,7 @@ static void search_on(struct log_search *search, int64_t bytes)
     search->position += (uint64_t)bytes;
 }
 
-/* Go on behind what was never written; false if nothing was from here on. */
+/* Go on behind a hole; false if the rest of the file is one. */
 static bool pass_hole(struct log_search *search, struct window *window)
 {
     int64_t data = search->offset;
@@ -204,13 +205,13 @@ static bool pass_hole(struct log_search *search, struct window *window)
     search_on(search, (data - search->offset) & ~(int64_t)(FRAME_ALIGNMENT - 1));
 #endif
     find_hole(window, data);
-    if (window->data_end <= data) /* somebody changes the file */
+    if (window->data_end <= data) /* somebody is changing the file */
         window->data_end = window->end;
     return true;
 }
 
-/* How many of the next places hold no frame, as far as is in memory: where the word that ends a header
- * is 0, as its kind then is, too. */
+/* How many bytes of the next places hold no frame, as far as they are in memory: places where the
+ * word that ends a header is 0, and so its kind. */
 static int64_t zeros_behind(const struct log_search *search, const struct window *window)
 {
     if (!window->bytes)

@@ -75,8 +75,8 @@ static void close_descriptors(struct pool *pool)
         close(pool->writable);
 }
 
-/* The descriptor first: what lands after it was read and before the stack is taken writes in vain, and
- * what lands later finds an empty stack, and writes. */
+/* Read the descriptor first. A job that lands between that and taking the stack makes it readable
+ * for nothing; one that lands later finds an empty stack, and makes it readable. */
 struct pool_job *pool_landed(struct pool *pool)
 {
     uint64_t count;
@@ -112,8 +112,8 @@ static void land(struct pool *pool, struct pool_job *job)
 
 /* With the mutex, from here on to the threads. */
 
-/* Let as many jobs run as POOL_WIDTH and those that are blocked. An eighth fewer at most, as all that
- * a slow device does at a time may begin at one moment. */
+/* Let POOL_WIDTH jobs run, and one more for each that is blocked. The width falls by an eighth at
+ * most: the jobs of a slow device may all begin at one moment, and then none looks blocked. */
 static void adapt(struct pool *pool, int64_t now)
 {
     unsigned width = POOL_WIDTH, least = pool->turns.width - pool->turns.width / 8;
@@ -124,7 +124,7 @@ static void adapt(struct pool *pool, int64_t now)
     pool->ended = 0;
 }
 
-/* The thread has done a job if there is one, and takes the next. */
+/* End the job that the thread has done, if there is one, and take its next one. */
 static struct pool_job *take_next(struct pool *pool, struct pool_thread *self,
                                   const struct pool_job *done)
 {
@@ -150,7 +150,8 @@ static int start_thread(struct pool_thread *thread)
     pthread_t made;
     pthread_attr_t attributes;
     sigset_t blocked, before;
-    sigfillset(&blocked); /* signals are for threads of Python; those of faults cannot be left to them */
+    sigfillset(&blocked); /* threads of Python get all signals but those of faults, which stay with
+                           * the thread that faults */
     sigdelset(&blocked, SIGBUS);
     sigdelset(&blocked, SIGSEGV);
     sigdelset(&blocked, SIGILL);
@@ -173,7 +174,7 @@ static struct pool_thread *spare_thread(struct pool *pool)
     return NULL;
 }
 
-/* Who is to help with what is left. */
+/* The thread that is to help with the jobs that are left. */
 struct helper { /* the caller's own */
     struct pool_thread *thread; /* or NULL */
     bool starts;
@@ -203,8 +204,8 @@ static void undo_start(struct pool *pool, struct pool_thread *thread)
     pool->starved = true;
 }
 
-/* Choose an idle thread, or one to start. One at a time, and it chooses the next: who submits many
- * jobs is not kept by as many calls. */
+/* Choose an idle thread, or one to start. That thread then chooses the next one, so that whoever
+ * submits many jobs does not make as many calls. */
 static struct helper choose_helper(struct pool *pool)
 {
     struct pool_thread *thread = pool->idle;
@@ -218,7 +219,7 @@ static struct helper choose_helper(struct pool *pool)
     return (struct helper){thread, false};
 }
 
-/* Without the mutex. Where no thread can be started, those that are there have to do. */
+/* Without the mutex. If no thread can be started, the existing ones have to do. */
 static void call_helper(struct pool *pool, struct helper helper)
 {
     if (!helper.thread)
@@ -252,7 +253,7 @@ static void leave_idle(struct pool *pool, const struct pool_thread *self)
     *at = self->below;
 }
 
-/* Wait to be woken; whether to go on. */
+/* Wait to be woken; false if the thread is to end. */
 static bool be_idle(struct pool *pool, struct pool_thread *self)
 {
     int64_t since = monotonic_clock();
@@ -269,7 +270,7 @@ static bool be_idle(struct pool *pool, struct pool_thread *self)
     return false;
 }
 
-/* Wait until there is a job to take; whether there will be. */
+/* Wait until there is a job to take; false if the thread is to end. */
 static bool rest(struct pool *pool, struct pool_thread *self)
 {
     while (!pool->dropped && !turns_has_next(&pool->turns)) {
@@ -286,7 +287,7 @@ static bool rest(struct pool *pool, struct pool_thread *self)
     return !pool->dropped;
 }
 
-/* The mutex is held, and let go. */
+/* With the mutex, which this lets go. */
 static void leave(struct pool *pool, struct pool_thread *self)
 {
     self->exists = false;
@@ -308,7 +309,8 @@ static void *work(void *argument)
         struct helper helper = {0};
         if (job)
             helper = choose_helper(pool);
-        bool looks_again = !job && done; /* it only has to land that, so nobody else is woken */
+        bool looks_again = !job && done; /* this thread only has to land its job, so it wakes nobody
+                                          * else */
         if (!job && !done && !rest(pool, self))
             break;
         pool->waking += looks_again;
@@ -383,7 +385,7 @@ bool pool_queue_make(struct pool *pool, struct pool_queue *queue, uint64_t hub, 
 {
     pthread_mutex_lock(&pool->mutex);
     bool made = turns_open(&pool->turns, queue, hub, limit, device);
-    struct helper helper = choose_helper(pool); /* where the limit was lower */
+    struct helper helper = choose_helper(pool); /* if the limit was lower, jobs may begin now */
     pthread_mutex_unlock(&pool->mutex);
     call_helper(pool, helper);
     return made;
@@ -396,7 +398,7 @@ void pool_queue_drop(struct pool *pool, struct pool_queue *queue)
     pthread_mutex_unlock(&pool->mutex);
 }
 
-/* With the mutex, which nobody else wants. */
+/* With the mutex, which no other thread wants. */
 static int start_first(struct pool *pool)
 {
     struct pool_thread *thread = pool->threads; /* as none exists */

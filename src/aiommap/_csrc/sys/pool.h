@@ -1,17 +1,19 @@
 /* pool.h: threads that make calls which wait for a disk. Knows nothing of Python.
  *
- * Threads take jobs in the order of pool_turns.h. A job that was run *lands*: it goes on a stack, and a
- * descriptor becomes readable when the stack was empty. One thread, the *owner*, makes queues, submits,
- * withdraws and takes what has landed.
+ * Threads take jobs in the order of pool_turns.h. After its call a job *lands*: its thread puts it
+ * on a stack, and makes a descriptor readable if the stack was empty. One thread, the *owner*,
+ * makes queues, submits, withdraws and takes what has landed.
  *
- * How many threads. POOL_WIDTH jobs run at a time, and one more for each that has run for longer than
- * POOL_BLOCKED_NS: so a slow device gets depth, and a fast one no more than it needs, with reads in hand
- * for when it is done with others. There is one thread more, which watches for that while jobs wait.
- * Threads are started when they are needed, one by another, and an idle one ends after POOL_IDLE_NS.
+ * How many threads. POOL_WIDTH jobs run at a time, and one more for each that has run for longer
+ * than POOL_BLOCKED_NS: so a slow device gets depth, and a fast one gets no more than it needs,
+ * with some reads in hand for when it is done with others. One more thread watches for such jobs
+ * while others wait. A thread is started when it is needed, and an idle one ends after
+ * POOL_IDLE_NS.
  *
  * Invariants.
  *   1  A job belongs to the pool from pool_submit until it was withdrawn, or pool_landed returned
- *      it; so does the memory it fills. A thread touches neither job nor queue once it has landed it.
+ *      it; so does the memory that it fills. A thread touches neither job nor queue once it has
+ *      landed the job.
  *   2  The mutex is held for moments: never during a job, nor while a thread is signalled.
  *   3  Nobody waits for a thread that runs a job: the pool is dropped when all jobs have landed.
  *   4  A forked child has no thread of the pool and makes no call of this file.
@@ -43,11 +45,11 @@ bool pool_queue_make(struct pool *pool, struct pool_queue *queue, uint64_t hub, 
                      uint64_t device);
 void pool_queue_drop(struct pool *pool, struct pool_queue *queue);
 
-/* Have jobs of a list run, each with queue and run set; the list is empty afterwards. If there is no
- * thread and none can be started, the list stays as it is: an errno number. */
+/* Submit the jobs of a list, each with queue and run set, and empty the list. If there is no thread
+ * and none can be started, returns an errno number, and the list stays as it is. */
 int pool_submit(struct pool *pool, struct pool_link *list);
-/* Have one job run. False if it would have to wait for a thread and none can be started: it stays the
- * caller's. */
+/* Submit one job. False if it would have to wait for a thread and none can be started: then it
+ * stays the caller's. */
 bool pool_submit_one(struct pool *pool, struct pool_job *job);
 /* Take a job back if no thread has begun it. */
 bool pool_withdraw(struct pool *pool, struct pool_job *job);

@@ -25,7 +25,7 @@ void pool_read_ahead(struct pool_job *job)
     for (size_t done = 0; done < read->length; done += PIECE_BYTES) {
         size_t left = read->length - done;
         if (file_read_ahead(read->fd, read->offset + (off_t)done, left < PIECE_BYTES ? left : PIECE_BYTES))
-            break; /* only a hint: who reads meets the same error, and tells of it */
+            break; /* only a hint: a read meets the same error, and reports it */
     }
     read->got = 0;
 }

@@ -9,7 +9,7 @@
 struct pool_read {
     struct pool_job job; /* first; by one thread at a time; written by pool.c */
     /* Constant while a thread may run it. */
-    void *owner; /* whom it belongs to */
+    void *owner; /* the object that it belongs to */
     int fd;      /* stays open until the job has landed */
     off_t offset;
     size_t length;

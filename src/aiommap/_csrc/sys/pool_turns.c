@@ -82,7 +82,7 @@ void turns_add(struct pool_turns *turns, struct pool_job *job)
     link_append(&queue->jobs, &job->link);
 }
 
-/* Queue and share go to the end of their lines if they have more. */
+/* Queue and share go to the end of their lists if they have more jobs. */
 void turns_remove(struct pool_turns *turns, struct pool_job *job)
 {
     struct pool_queue *queue = job->queue;
@@ -133,7 +133,7 @@ static void add_count(struct pool_count **first, struct pool_count *count, uint6
     *first = count;
 }
 
-/* Whether nobody uses it any more. */
+/* Give up one use of a count; whether nobody uses it any more. */
 static bool release_count(struct pool_count **first, struct pool_count *count)
 {
     if (--count->users)

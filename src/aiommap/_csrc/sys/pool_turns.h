@@ -1,12 +1,12 @@
 /* pool_turns.h: which job of the pool runs next. Knows nothing of Python, nor of threads.
  *
- * A *job* is a call that waits. The jobs of one file stand in a *queue*, and the queues of one hub make
- * up a *share* of the pool. The shares that have jobs are taken in turn, within a share its queues in
- * turn, and the jobs of a queue in order.
+ * A *job* is a call that waits. The jobs of one file stand in a *queue*, and the queues of one hub
+ * make up a *share* of the pool. The pool takes jobs from the shares in turn, within a share from
+ * its queues in turn, and from a queue in order.
  *
  * Invariants.
- *   1  A device takes at most two thirds of all threads, and never the last third of those that other
- *      devices have left. So one that hangs, or several, leave threads for the rest.
+ *   1  A device takes at most two thirds of the threads that other devices have left. So devices
+ *      that hang, one or several, leave threads for the rest.
  *   2  A share never has more jobs running than its limit.
  */
 #ifndef AIOMMAP_POOL_TURNS_H
@@ -24,7 +24,7 @@ struct pool_link { /* under the pool's lock; written by pool_turns.c */
     struct pool_link *next, *previous;
 };
 
-/* What running jobs are counted by; found by a number that the owner gives. */
+/* A count of running jobs, by hub or by device. The owner gives the number that it is found by. */
 struct pool_count { /* under the pool's lock; written by pool_turns.c */
     struct pool_count *next;
     uint64_t number;
@@ -53,7 +53,8 @@ struct pool_job {
     /* Constant from pool_submit on. */
     struct pool_queue *queue;
     void (*run)(struct pool_job *self); /* makes the call; in a thread of the pool */
-    bool (*landed)(struct pool_job *self); /* what the owner does then; the pool does not call it */
+    bool (*landed)(struct pool_job *self); /* for the owner, once it has landed; the pool does not
+                                            * call it */
     /* Of the thread that ran it, and then of the owner; written by pool.c and pool_object.c. */
     struct pool_job *below; /* among those that have landed */
 };
@@ -74,7 +75,7 @@ struct pool_job *pool_list_take(struct pool_link *list); /* the first; the list 
 /* All of these with the mutex. */
 void turns_make(struct pool_turns *turns, unsigned width);
 void turns_free(struct pool_turns *turns);
-/* Whether a job may begin now; and whether jobs wait for nothing but that too many run. */
+/* Whether a job may begin now; and whether jobs wait only because too many run. */
 bool turns_has_next(const struct pool_turns *turns);
 bool turns_is_crowded(const struct pool_turns *turns);
 void turns_add(struct pool_turns *turns, struct pool_job *job);

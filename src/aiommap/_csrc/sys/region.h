@@ -49,29 +49,32 @@ struct region {
 int region_map(struct region **out, int fd, size_t length, const struct region_options *options);
 void region_unmap(struct region *region);
 
-/* Lay private zero pages over [offset, end of region), so that leases survive a file that ends there.
- * And put the file back behind [offset, end), no further than it reaches. Both offsets are multiples
- * of a page. */
+/* Lay private zero pages over [offset, end of region), so that leases survive a file that ends
+ * there. region_unfence puts the file back behind [offset, end), no further than the file reaches.
+ * Both offsets are multiples of a page. */
 int region_fence(struct region *region, size_t offset);
 int region_unfence(struct region *region, int fd, size_t offset, size_t end);
 
-/* Whether a read at this moment need not wait: the whole range, as mincore(2) sees it. */
+/* Whether the whole range is in memory, as mincore(2) sees it, so that a read at this moment need
+ * not wait. */
 bool region_is_resident(const struct region *region, size_t offset, size_t length);
-/* One flag byte per page of the (page-aligned) range into flags. */
+/* Fill in one flag byte for each page of a range that is aligned to pages, as mincore(2) does. */
 int region_mincore(const struct region *region, size_t offset, size_t length,
                    unsigned char *flags);
 
-/* Make the pages of a range present, at most PIECE_BYTES of it; the number of bytes handled. Where
- * the kernel or a sandbox lacks the call for it, each page is touched. */
+/* Make the pages of a range present, at most PIECE_BYTES of it. Returns the number of bytes
+ * handled. Where the kernel or a sandbox lacks the call for it, this touches each page. */
 ssize_t region_populate(const struct region *region, size_t offset, size_t length, bool write);
 int region_advise(const struct region *region, size_t offset, size_t length, int advice);
-/* Pin pages: all of them now, or those that are present, and others when they come. */
+/* Lock pages in memory: all of them now or, with `later`, those that are present, and others when
+ * they come. */
 int region_lock(const struct region *region, size_t offset, size_t length, bool later);
 int region_unlock(const struct region *region, size_t offset, size_t length);
 int region_sync(const struct region *region, size_t offset, size_t length);
 
-/* Guarded copies in pieces; the exact number of bytes copied. 0 if the mapping is damaged: then the
- * copy may have read zeros, or stored into a page of zeros that never reaches the file. */
+/* Guarded copies in pieces. They return the exact number of bytes copied. 0 if the mapping is
+ * damaged: then the copy may have read zeros, or stored into a page of zeros that never reaches the
+ * file. */
 size_t region_copy_out(const struct region *region, size_t offset, char *to, size_t length);
 size_t region_copy_in(const struct region *region, size_t offset, const char *from, size_t length);
 
