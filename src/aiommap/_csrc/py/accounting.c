@@ -22,7 +22,7 @@ void account_bytes(Mapping *self, int64_t offset, size_t stored)
 {
     int64_t end = offset + (int64_t)stored;
     self->written_bytes += stored;
-    if (end > self->size) /* cut off since */
+    if (end > self->size) /* cut off meanwhile */
         end = self->size;
     if (stored && end > self->min_kept_length)
         self->min_kept_length = end;
@@ -78,8 +78,8 @@ void account_locked(Mapping *self, size_t first, size_t end, bool locked)
         pages_remove(&self->locked, first, end);
 }
 
-/* A flush begins: what was written since the last one says how much the next one may have. Half of it
- * is remembered, so that a small flush in between does not pass for all. */
+/* A flush begins: the number of writes since the last one tells how many the next one may have. At
+ * least half of the number before is kept, so that one small flush in between does not decide. */
 static void begin_epoch(Mapping *self)
 {
     uint64_t writes = self->sequence - self->flush_sequence, before = self->epoch_writes / 2;

@@ -2,7 +2,7 @@
  *
  * Two steps. The first writes; verbs cannot address the bytes yet, as if somebody else had appended
  * them. The second counts them, in a moment with the GIL, and lets verbs address them. This is no
- * change: it adds bytes that nobody has checked for (mapping.h).
+ * change, because it only adds bytes (mapping.h).
  */
 #include "append.h"
 
@@ -30,7 +30,8 @@ static void pieces_release(struct pieces *pieces)
     PyMem_Free(pieces->data);
 }
 
-/* False with an exception; release it in either case. */
+/* Export the buffers of a list; false with an exception. The caller calls pieces_release in either
+ * case. */
 static bool pieces_load(struct pieces *pieces, PyObject *list)
 {
     *pieces = (struct pieces){0};
@@ -72,7 +73,7 @@ PyObject *mapping_append(Mapping *self, PyObject *list)
 {
     struct pieces pieces;
     struct appended done = {0};
-    bool loaded = pieces_load(&pieces, list) && mapping_check(self); /* a buffer may be Python's */
+    bool loaded = pieces_load(&pieces, list) && mapping_check(self); /* an export may close it */
     if (loaded) {
         struct pin pin;
         int64_t size = mapping_size(self);

@@ -1,6 +1,7 @@
-/* blocking.c: reads and calls of worker threads on the file; they may wait, without the GIL (I2).
+/* blocking.c: reads and other calls on the file that worker threads make; they may wait, without
+ * the GIL (I2).
  *
- * A verb that copies returns how much it copied. A number short of the request is a fault, and the
+ * A verb that copies returns how much it copied. A number below the request means a fault, and the
  * caller finds out why. Errors of system calls are raised as OSError.
  */
 #include "blocking.h"
@@ -107,8 +108,8 @@ PyObject *mapping_stat(Mapping *self, PyObject *Py_UNUSED(unused))
 }
 
 /* A verb that makes one call on a range of the mapping or of the descriptor. For length 0 it makes
- * none: to several system calls 0 means "to the end". A call that failed is repeated if there was a
- * change meanwhile; a call that locks pages is repeated also if it did not fail. */
+ * none: to several system calls 0 means "to the end". If there was a change meanwhile, the verb
+ * repeats a call that failed, and a call that locks pages even if it did not fail. */
 #define RANGE_VERB(name, locks, call)                                                             \
     PyObject *name(Mapping *self, PyObject *args)                                                 \
     {                                                                                             \
@@ -133,7 +134,7 @@ PyObject *mapping_stat(Mapping *self, PyObject *Py_UNUSED(unused))
         Py_RETURN_NONE;                                                                           \
     }
 
-/* Where msync(2) is refused to the process, the whole file is synced instead. */
+/* Where msync(2) is refused to the process, sync the whole file instead. */
 static int sync_range(const struct pin *pin, size_t offset, size_t length)
 {
     int error = region_sync(pin->region, offset, length);

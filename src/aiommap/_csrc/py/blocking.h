@@ -1,4 +1,5 @@
-/* blocking.h: reads and calls of worker threads on the file; they may wait, without the GIL (I2). */
+/* blocking.h: reads and other calls on the file that worker threads make; they may wait, without
+ * the GIL (I2). */
 #ifndef AIOMMAP_PY_BLOCKING_H
 #define AIOMMAP_PY_BLOCKING_H
 

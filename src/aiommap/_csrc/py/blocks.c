@@ -1,7 +1,8 @@
-/* blocks.c: the type Blocks: reads that check words before and after, and one call for a whole fill.
+/* blocks.c: the type Blocks: reads that check words before and after, and one call that stores many
+ * blocks.
  *
- * Whoever holds a reference keeps the words mapped. The descriptor of the data is the caller's, who
- * keeps it open for as long as any method runs.
+ * A reference keeps the words mapped. The descriptor of the data belongs to the caller, who keeps
+ * it open while any method runs.
  */
 #include "blocks.h"
 
@@ -19,7 +20,7 @@
 /* No inline read is longer than 1 MiB, nor a block shorter than 4 KiB. */
 enum { MAX_INLINE_BLOCKS = 257 };
 
-/* The kernel copies half as fast again to the start of a line. */
+/* The kernel copies half as fast again to memory that begins a cache line. */
 #define CACHE_LINE_BYTES ((uintptr_t)64)
 
 typedef struct {
@@ -143,7 +144,7 @@ static PyObject *blocks_states(Blocks *self, PyObject *args)
     return states;
 }
 
-/* Append the runs [first, end) of blocks that are PRESENT, or that are not. */
+/* A list of the runs (start, end) of blocks that are PRESENT, or that are not. */
 static PyObject *runs_that_are(Blocks *self, long long first, long long end, bool present)
 {
     PyObject *list = PyList_New(0);
@@ -234,7 +235,8 @@ static PyObject *blocks_word(Blocks *self, PyObject *args)
     return PyLong_FromUnsignedLong(block_word(&self->map, block));
 }
 
-/* Take a list of (block, word) apart; NULL with an exception. Both arrays in one piece of memory. */
+/* Take a list of (block, word) apart; NULL with an exception. One piece of memory has both
+ * arrays. */
 static int64_t *take_claims(Blocks *self, PyObject *list, const Py_buffer *data, long long start,
                             uint32_t **words)
 {
@@ -309,7 +311,7 @@ static PyObject *blocks_verify(Blocks *self, PyObject *args)
     return Py_BuildValue("LLL", (long long)found.good, (long long)found.bad, (long long)found.bytes);
 }
 
-/* Whether any word has all of some bits. */
+/* Whether any word has these bits under the mask. */
 static PyObject *has_word(Blocks *self, uint32_t mask, uint32_t bits)
 {
     bool found = false;
@@ -327,7 +329,7 @@ static PyObject *blocks_referenced(Blocks *self, PyObject *Py_UNUSED(unused))
 
 static PyObject *blocks_any_present(Blocks *self, PyObject *Py_UNUSED(unused))
 {
-    return has_word(self, BLOCK_STATE_MASK & 2, BLOCK_PRESENT); /* or SUSPECT, which has that bit, too */
+    return has_word(self, BLOCK_STATE_MASK & 2, BLOCK_PRESENT); /* or SUSPECT: both have that bit */
 }
 
 static PyObject *blocks_distrust(Blocks *self, PyObject *Py_UNUSED(unused))

@@ -1,7 +1,7 @@
-/* buffer.c: what counts as bytes: which memory of callers is stored, or filled.
+/* buffer.c: what counts as bytes: which memory of callers a verb stores or fills.
  *
- * Any C-contiguous memory does, whatever its elements are; only pointers to Python objects are no
- * data. Both ways of a verb ask here, so that they cannot differ in what they take.
+ * Any C-contiguous memory counts, whatever its elements are, except pointers to Python objects. The
+ * inline way and the slow way of a verb both ask here, so that they accept the same.
  */
 #include "buffer.h"
 
@@ -25,8 +25,8 @@ static bool format_has_objects(const char *format)
     return false;
 }
 
-/* The same of an exporter that cannot put its elements in such a format, as NumPy cannot for dates
- * and strings of any width. */
+/* The same for an exporter that cannot express its elements in such a format, as NumPy cannot for
+ * dates and for strings of any width. */
 static bool dtype_has_objects(PyObject *data)
 {
     PyObject *dtype = PyObject_GetAttrString(data, "dtype");
@@ -63,7 +63,7 @@ static bool exports(PyObject *data, int flags)
     return true;
 }
 
-/* Say why memory was not to be had. */
+/* Raise the error that says why the memory cannot be exported. */
 static bool refuse_memory(PyObject *data, const char *name, int flags)
 {
     Py_buffer view;
@@ -73,7 +73,7 @@ static bool refuse_memory(PyObject *data, const char *name, int flags)
     } else if (exports(data, PyBUF_INDIRECT)) {
         PyErr_Format(PyExc_BufferError,
                      "%s is a buffer that is not C-contiguous: make a copy of it first", name);
-    } else if (!PyObject_GetBuffer(data, &view, flags)) { /* else its owner has said why */
+    } else if (!PyObject_GetBuffer(data, &view, flags)) { /* else the owner's own error is set */
         PyBuffer_Release(&view);
         PyErr_Format(PyExc_BufferError, "%s is a buffer that comes and goes", name);
     }
@@ -135,7 +135,7 @@ static int export_traverse(Export *self, visitproc visit, void *arg)
 static void export_dealloc(Export *self)
 {
     PyObject_GC_UnTrack(self);
-    PyBuffer_Release(&self->memory); /* nothing, where nothing was taken */
+    PyBuffer_Release(&self->memory); /* does nothing if nothing was taken */
     object_free(self);
 }
 

@@ -12,11 +12,11 @@ struct commit { /* by one thread at a time */
     struct pin pin;
     struct stores stores;
     bool shared;
-    uint64_t before;   /* the newest write of the mapping when it began */
+    uint64_t before;   /* the sequence of the mapping when it began */
     int64_t last;      /* where the last store ends */
 
     /* What became of it. */
-    bool stored; /* all of it; nothing is flushed otherwise */
+    bool stored; /* everything; otherwise nothing is flushed */
     int error;   /* of the flush or of the stat */
     struct file_stat seen;
 };
@@ -42,8 +42,8 @@ static bool succeeded(const void *call)
     return has_flushed(self) && !self->stores.cut && !self->pin.mapping->cut_suspected;
 }
 
-/* Have the pages of stores be in writeback, as if they were stored to already; where the last store
- * ends, or -1 when out of memory. */
+/* Count the pages of stores as in writeback, as if they were stored to already. Returns where the
+ * last store ends, or -1 when out of memory. */
 static int64_t begin_writeback(Mapping *mapping, const struct stores *stores)
 {
     size_t first, end, low = SIZE_MAX, high = 0;
@@ -105,7 +105,8 @@ static void release(void *call)
 
 static const struct commit_kind kind = {store_and_sync, succeeded, end, release};
 
-/* Begin, with all that it needs; None or NULL as pool_commit_begin has it. */
+/* Begin a commit whose stores are loaded; returns what pool_commit_begin returns, or None if other
+ * pages are dirty. */
 static PyObject *begin(Mapping *mapping, struct commit *self, PyObject *queue, PyObject *tell)
 {
     if (!mapping_mark_leased(mapping))

@@ -7,8 +7,9 @@
 #include "pool_commit.h"
 #include "receipt.h"
 
-/* Dirty runs in pages [first, end) as byte ranges, the last one clipped to the size; for PyMem_Free.
- * In C at first, because to make Python objects can run code that stores to the file. */
+/* The dirty runs in pages [first, end) as byte ranges, the last one clipped to the size; for
+ * PyMem_Free. They are collected in C first, because making Python objects can run code that stores
+ * to the file. */
 static struct run *collect_runs(Mapping *self, size_t first, size_t end, Py_ssize_t *count)
 {
     size_t start, stop, at = first;
@@ -44,7 +45,7 @@ PyObject *mapping_flush_begin(Mapping *self, PyObject *args)
     if (count)
         account_begin_writeback(self, first, end);
     PyObject *list = list_of_runs(runs, count);
-    if (!list) /* nothing will be written: all of it is dirty as before */
+    if (!list) /* nothing will be written, so all of it stays dirty */
         for (Py_ssize_t i = 0; i < count; i++)
             if (pages_of(runs[i].start, runs[i].end - runs[i].start, &first, &end))
                 account_dirty(self, first, end, self->writeback_since);
@@ -81,11 +82,12 @@ PyObject *mapping_flush_end(Mapping *self, PyObject *failed)
     Py_RETURN_NONE;
 }
 
-/* So many pages that nobody asked for are flushed with the others, rather than ranges one by one. */
+/* With no more pages than this that nobody asked for, one flush of everything replaces those of
+ * single ranges. */
 #define FEW_PAGES ((size_t)64)
 
-/* Whether a flush of everything costs about as much as one of what was asked for; -1 when out of memory.
- * It does not where a page may be a folio. */
+/* Whether a flush of everything costs about as much as one of the ranges asked for; -1 when out of
+ * memory. It costs more where a page may stand for a whole folio. */
 static int asks_for_most(const Mapping *self, const struct run *asked, Py_ssize_t asked_count,
                          const struct run *dirty, Py_ssize_t dirty_count)
 {
@@ -134,7 +136,7 @@ static bool succeeded(const void *call)
     return !self->error && !self->pin.mapping->cut_suspected;
 }
 
-/* What was to be flushed is dirty as before; false with an exception. */
+/* Make what was to be flushed dirty again; false with an exception. */
 static bool undo(Mapping *mapping, const struct flush *self)
 {
     bool marked = mark_dirty(mapping, self->dirty, self->count);
@@ -183,7 +185,8 @@ static PyObject *begin(Mapping *mapping, struct flush *self, PyObject *queue, Py
     return begun;
 }
 
-/* begin_flush(queue, asked, tell): the way of nearly all groups that wait for receipts. */
+/* begin_flush(queue, asked, tell): this serves nearly all groups of tasks that wait for
+ * receipts. */
 PyObject *mapping_begin_flush(Mapping *self, PyObject *args)
 {
     struct native_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
@@ -214,7 +217,7 @@ PyObject *mapping_begin_flush(Mapping *self, PyObject *args)
     return begun;
 }
 
-/* In the loop thread, of a mapping that can be used. */
+/* Whether a receipt awaits a flush, and this is the loop thread of a usable mapping. */
 PyObject *mapping_awaits_flush(Mapping *self, PyObject *object)
 {
     struct native_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
@@ -244,7 +247,7 @@ PyObject *mapping_dirty_bytes(Mapping *self, PyObject *Py_UNUSED(unused))
     return PyLong_FromSize_t(self->dirty.members * page_size());
 }
 
-/* How much would be dirty or being flushed if a range were stored to. */
+/* How many bytes would be dirty or in writeback after a store to a range. */
 PyObject *mapping_would_dirty(Mapping *self, PyObject *args)
 {
     long long offset, length;

@@ -1,4 +1,4 @@
-/* flush.h: what a flush takes out of the accounting, and what it gives back. */
+/* flush.h: what a flush takes out of the accounting, and what it puts back. */
 #ifndef AIOMMAP_PY_FLUSH_H
 #define AIOMMAP_PY_FLUSH_H
 

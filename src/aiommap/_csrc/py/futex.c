@@ -1,7 +1,7 @@
 /* futex.c: the Wakeup type, for a thread that waits for words to change; and waking such threads.
  *
- * Words are waited for as shared futexes: the kernel finds them by file and offset, so a process
- * is woken whatever address the other one has them mapped at.
+ * Threads wait for words as shared futexes. The kernel finds these by file and offset, so a process
+ * is woken at whatever address the other one has mapped them.
  */
 #include "futex.h"
 
@@ -19,7 +19,7 @@
 #include "../sys/clock.h"
 #include "../sys/guard.h"
 
-/* Of futex(2); numbers of Linux, where headers may be older than the kernel. */
+/* Numbers of futex(2) and futex_waitv(2): headers may be older than the kernel. */
 enum { WAKE = 1, PRIVATE = 128, WORD_OF_32_BITS = 2, SYSTEM_CALL_WAITV = 449 };
 
 struct futex_entry { /* the caller's own; the kernel's struct futex_waitv */
@@ -31,7 +31,7 @@ struct moment { int64_t seconds, nanoseconds; }; /* the kernel's struct timespec
 
 typedef struct {
     PyObject_HEAD
-    uint32_t count; /* atomic; how often it was woken: a private futex */
+    uint32_t count; /* atomic; a private futex: how often others have woken the thread */
 } Wakeup;
 
 static int wake(const uint32_t *at, int count, int flags)
@@ -45,7 +45,7 @@ static int wake(const uint32_t *at, int count, int flags)
 #endif
 }
 
-/* Wait until one of the words is not as expected or somebody wakes it, or the moment comes. */
+/* Wait until a word differs from its expected value, somebody wakes one, or the moment comes. */
 static int wait_any(struct futex_entry *entries, size_t count, const struct moment *until)
 {
 #ifdef __linux__
@@ -58,10 +58,10 @@ static int wait_any(struct futex_entry *entries, size_t count, const struct mome
 #endif
 }
 
-/* Pin a region in which the kernel shall look for a futex. In a writable region the kernel faults the
- * page for writing, which makes it dirty and moves the times of the file, though no byte changes. It
- * finds the same futex through a read-only region. Where there is no room for one, the page gets
- * dirty. */
+/* Pin a region in which the kernel is to look for a futex. In a writable region the kernel faults
+ * the page for writing, which makes it dirty and moves the times of the file, though no byte
+ * changes. Through a read-only region it finds the same futex. If that region cannot be mapped, the
+ * page gets dirty. */
 static void pin_quietly(struct pin *pin, Mapping *mapping)
 {
     if (mapping->region && mapping->region->writable && !mapping->quiet) {
@@ -74,7 +74,7 @@ static void pin_quietly(struct pin *pin, Mapping *mapping)
         pin_instead(pin, mapping->quiet);
 }
 
-/* A fault of the page is the kernel's to find, and an errno. */
+/* The kernel finds a fault of the page itself, and reports it as an errno. */
 PyObject *words_notify(Words *self, PyObject *const *args, Py_ssize_t count)
 {
     int woken;
@@ -98,7 +98,8 @@ PyObject *words_notify(Words *self, PyObject *const *args, Py_ssize_t count)
     return woken < 0 ? os_error(-woken) : PyLong_FromLong(woken);
 }
 
-/* What a wait needs, and how much of it is in use. Entry 0 is the Wakeup; word i is entry i + 1. */
+/* The arrays that a wait needs; `count` says how much of them is in use. Entry 0 is the Wakeup;
+ * word i is entry i + 1. */
 struct waiting { /* the caller's own */
     struct futex_entry entries[MAX_WAIT_WORDS + 1];
     struct pin pins[MAX_WAIT_WORDS];
@@ -107,8 +108,8 @@ struct waiting { /* the caller's own */
     size_t count;
 };
 
-/* Take one (Words, expected) in; false with an exception, or without one when the word cannot be
- * reached any more. */
+/* Add one (Words, expected) to a wait; false with an exception, or without one if the word cannot
+ * be reached any more. */
 static bool take_in(struct waiting *waiting, PyTypeObject *type, PyObject *item)
 {
     Words *words;
@@ -135,7 +136,7 @@ static void check_words(struct waiting *waiting)
     int64_t now = coarse_clock();
     for (size_t i = 0; i < waiting->count; i++) {
         const struct futex_entry *entry = &waiting->entries[i + 1];
-        /* SAFETY: as in take_in; a page that is gone counts as a change. */
+        /* SAFETY: as in take_in. A page that is gone counts as a change. */
         struct word_call call = {.at = (void *)(uintptr_t)entry->address,
                                  .width = sizeof(uint32_t),
                                  .operation = WORD_LOAD,

@@ -8,7 +8,8 @@
 #include "lease.h"
 #include "pin.h"
 
-/* Map as much as is reserved once more, unless that was done; false with an exception. */
+/* Map the reserved range once more, as a growable region, unless there is one; false with an
+ * exception. */
 static bool map_growable(Mapping *self)
 {
     while (mapping_check(self)) {
@@ -25,12 +26,13 @@ static bool map_growable(Mapping *self)
             os_error(error);
             return false;
         }
-        /* Another thread may have been first, or closed the mapping: then this region has no use. */
+        /* Another thread may have been first, or closed the mapping: then nobody needs this
+         * region. */
         bool wanted = !self->closed && (!self->growable || self->growable->length < length);
         old = wanted ? self->growable : region;
         if (wanted)
             self->growable = region;
-        region_release(old); /* leases on it keep it */
+        region_release(old); /* its leases keep it mapped */
     }
     return false;
 }
@@ -56,7 +58,8 @@ PyObject *mapping_lease_growable(Mapping *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "LL|O:lease_growable", &offset, &length, &place))
         return NULL;
     Lease *lease = lease_make(self, place);
-    /* The region last: nothing lets the GIL go between the check and the binding (mapping.6). */
+    /* Take the region last: nothing lets the GIL go between the last check and the binding
+     * (mapping.6). */
     if (lease && (!can_grow(self, offset, length) || (length && !map_growable(self)) ||
                   !can_grow(self, offset, length) ||
                   !lease_bind(lease, self->growable, offset, length, true)))

@@ -58,7 +58,7 @@ static bool mark_dirty(const Lease *lease, int64_t now)
 bool mapping_mark_leased(Mapping *self)
 {
     int64_t now = monotonic_clock();
-    Py_ssize_t writable = self->writable_leases; /* among what may be very many others */
+    Py_ssize_t writable = self->writable_leases; /* among perhaps very many others */
     mapping_size(self);
     for (const Lease *lease = self->leases; writable > 0; lease = lease->next) {
         writable -= lease->writable;
@@ -91,8 +91,9 @@ bool lease_bind(Lease *lease, struct region *region, int64_t offset, int64_t len
     }
     lease_link(lease);
     mapping_size(self);
-    /* Stored to, or in mode "c" made private, at any moment from here on. To mark the pages now also
-     * allocates the bitmap, so that marking them again when the lease ends cannot fail. */
+    /* From here on somebody may store to the pages at any moment, which in mode "c" makes them
+     * private. Marking them now also allocates the bitmap, so that marking them again when the
+     * lease ends cannot fail. */
     if (!mark_dirty(lease, monotonic_clock())) {
         PyErr_NoMemory();
         return false;
@@ -124,7 +125,7 @@ PyObject *mapping_oldest_leases(Mapping *self, PyObject *limit)
         return NULL;
     if (most < 0 || most > self->lease_count)
         most = self->lease_count;
-    /* Copied first: to make Python objects can collect garbage, and with it the lease at hand. */
+    /* Copy first: making Python objects can collect garbage, and with it the lease at hand. */
     struct { long long offset, end; PyObject *place; } *found;
     found = PyMem_Calloc((size_t)most + 1, sizeof *found);
     if (!found)
@@ -153,7 +154,7 @@ static int lease_getbuffer(Lease *self, Py_buffer *view, int flags)
     /* SAFETY: [offset, offset + length) was checked when the lease was made, and the region stays
      * mapped at its full length for as long as the lease has a reference (I7). */
     void *at = self->length ? self->region->base + self->offset : &nothing;
-    guard_refresh(); /* others are going to touch it */
+    guard_refresh(); /* others are going to touch the memory */
     return PyBuffer_FillInfo(view, (PyObject *)self, at, self->length, !self->writable, flags);
 }
 
@@ -174,7 +175,7 @@ static void lease_dealloc(Lease *self)
         lease_unlink(self);
     mapping_size(mapping);
     if (!mapping->closed)
-        mark_dirty(self, monotonic_clock()); /* stored through after the last flush began, perhaps */
+        mark_dirty(self, monotonic_clock()); /* perhaps stored to since the last flush began */
     region_release(self->region);
     Py_DECREF(self->place);
     Py_XDECREF(self->anchor);

@@ -6,13 +6,13 @@
 
 extern PyType_Spec lease_spec;
 
-/* A lease is made first, and then bound to a range that is checked when nothing can happen any more
- * (mapping.2). lease_bind takes a reference of the region; false with an exception. */
+/* Make a lease first, then check the range, and then bind the lease to it: nothing may run between
+ * the last two (mapping.2). lease_bind takes a reference of the region; false with an exception. */
 Lease *lease_make(Mapping *self, PyObject *place);
 bool lease_bind(Lease *lease, struct region *region, int64_t offset, int64_t length,
                 bool writable);
-/* A writable lease may be stored through at any moment, so its pages are dirty while it lives. False
- * when out of memory. */
+/* Mark the pages of writable leases as dirty: somebody may store to them at any moment. False when
+ * out of memory. */
 bool mapping_mark_leased(Mapping *self);
 
 PyObject *mapping_lease(Mapping *self, PyObject *args);

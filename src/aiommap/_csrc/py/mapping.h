@@ -174,8 +174,8 @@ typedef struct {
     int64_t blocked_until; /* one has waited: until then stores go to a worker */
 
     /* A lock; written by gather.c, inline_write.c and resize.c. The loop thread holds it during
-     * pwrite(2), which would make a file as long again that a change just cut off. No change holds
-     * it for long. */
+     * pwrite(2), which would make a file as long again that a change just cut off. A change only
+     * waits for it. */
     pthread_mutex_t pwrite_mutex;
 
     /* GIL; written by gather.c, inline_write.c, write.c, commit.c and Python. */

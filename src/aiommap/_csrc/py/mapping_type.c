@@ -24,7 +24,7 @@
 static int map_file(Mapping *self, int64_t capacity)
 {
     if (capacity == 0)
-        return 0; /* an empty file: mmap(2) refuses length 0, and nothing can be addressed */
+        return 0; /* an empty file: mmap(2) refuses length 0, and no verb can address anything */
     int error;
     size_t length = pages_for(capacity) << page_shift;
     struct region_options options = mapping_options(self);
@@ -60,7 +60,7 @@ static void fill_in(Mapping *self, int fd, int64_t size, int flags)
     self->size = self->reach = self->min_kept_length = size;
     self->pages = pages_for(size);
     self->moving = self->fence = INT64_MAX;
-    /* Where pread(2) does not wait it is preferred, and tmpfs refuses RWF_NOWAIT. */
+    /* Where pread(2) does not wait, verbs use that: tmpfs refuses RWF_NOWAIT. */
     self->nowait = flags & MAPPING_NOWAIT && !self->in_memory;
     self->inline_limits = (struct inline_limits){NO_LIMIT, NO_LIMIT, NO_LIMIT};
     pthread_mutex_init(&self->pwrite_mutex, NULL);
@@ -110,7 +110,7 @@ static PyObject *mapping_close(Mapping *self, PyObject *Py_UNUSED(unused))
     self->fd = self->append_fd = -1;
     mapping_count_change(self);
     if (fds[0] >= 0) {
-        Py_BEGIN_ALLOW_THREADS /* it waits for a change that is under way, and with it for a disk */
+        Py_BEGIN_ALLOW_THREADS /* it may wait for a change that is under way, and so for a disk */
         growth_stop(&self->growth);
         Py_END_ALLOW_THREADS
     }

@@ -38,7 +38,7 @@ static PyObject *time_slice_renew(PyObject *Py_UNUSED(module), PyObject *before)
     if (yields == (unsigned long long)-1 && PyErr_Occurred())
         return NULL;
     time_slice_grant(&thread_time_slice, yields);
-    guard_refresh(); /* so that an inline copy never trusts it for longer than a time slice */
+    guard_refresh(); /* so that inline copies trust the handler for one time slice at most */
     Py_RETURN_NONE;
 }
 
@@ -189,9 +189,10 @@ static int add_log(PyObject *module, struct native_state *state)
     return PyModule_AddFunctions(module, log_functions);
 }
 
-/* glibc loads this when a thread is ended, as CPython ends those that are left at its exit, and
- * aborts the process where it cannot: at the limit of mappings or descriptors, in a sandbox. It stays
- * loaded. A libc that has no need of it may lack it. */
+/* Load the library that glibc needs for ending a thread, as CPython ends those that are left at its
+ * exit. If glibc cannot load it then, at the limit of mappings or descriptors or in a sandbox, it
+ * aborts the process. The library stays loaded. Other C libraries do not need it, and may lack
+ * it. */
 static void load_what_ends_threads(void) { dlopen("libgcc_s.so.1", RTLD_NOW); }
 
 static bool add_pool(PyObject *module, struct native_state *state)
@@ -209,7 +210,7 @@ static bool add_pool(PyObject *module, struct native_state *state)
 static int native_exec(PyObject *module)
 {
     struct native_state *state = PyModule_GetState(module);
-    /* The SIGBUS action is the process's: one interpreter owns it, and that is the main one. */
+    /* A process has one SIGBUS action, so one interpreter owns it, the main one. */
     if (PyInterpreterState_GetID(PyInterpreterState_Get()) != 0) {
         PyErr_SetString(PyExc_ImportError, "aiommap handles SIGBUS for the whole process and "
                                            "cannot be loaded in a subinterpreter: import it "

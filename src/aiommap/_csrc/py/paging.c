@@ -9,8 +9,8 @@
 #include "../sys/clock.h"
 #include "../sys/full_disk.h"
 
-/* Allocate blocks behind a range whose pages cannot be had. RANGE_MOVED if there are blocks now. An
- * errno number in *reason says what a further fault means, or why there are no blocks. */
+/* Allocate blocks for a range whose pages faulted. Returns RANGE_MOVED if there are blocks now.
+ * *reason is the errno number that a further fault means, or that says why there are no blocks. */
 static enum meanwhile fill(Mapping *self, int64_t offset, int64_t length, int *reason)
 {
     int64_t span = length < (int64_t)PIECE_BYTES ? length : (int64_t)PIECE_BYTES;
@@ -36,7 +36,7 @@ PyObject *mapping_populate(Mapping *self, PyObject *args)
     struct pin pin;
     ssize_t done;
     enum meanwhile meanwhile;
-    int reason = 0; /* why there are no blocks behind the range; EFAULT unless the disk is full */
+    int reason = 0; /* why the range has no blocks; EFAULT unless the disk is full */
     do {
         WITHOUT_GIL(pin, self,
                     done = region_populate(pin.region, (size_t)offset, (size_t)length, write););
@@ -71,7 +71,7 @@ PyObject *mapping_advise(Mapping *self, PyObject *args)
         Py_RETURN_NONE;
     struct pin pin;
     enum meanwhile meanwhile;
-    do { /* a new region needs it as well */
+    do { /* a new region needs the advice as well */
         WITHOUT_GIL(pin, self, error = region_advise(pin.region, (size_t)offset,
                                                       (size_t)length, advice););
         meanwhile = pin_meanwhile(&pin, offset, length);
@@ -83,12 +83,12 @@ PyObject *mapping_advise(Mapping *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* Runs of resident pages, gathered from one window of mincore(2) flags after the other. */
+/* Runs of resident pages, collected from one window of mincore(2) flags after the other. */
 struct residency { /* the caller's own */
     PyObject *runs; /* list of (offset, end) */
     size_t resident;
     int64_t run_start; /* -1 outside a run */
-    int64_t offset, end; /* what was asked for: runs are clipped to it */
+    int64_t offset, end; /* the range asked for: runs are clipped to it */
 };
 
 static bool close_run(struct residency *found, int64_t stop)
@@ -156,7 +156,7 @@ PyObject *mapping_residency(Mapping *self, PyObject *args)
 {
     long long offset, length;
     size_t first, end;
-    PyObject *result = NULL, *runs = PyList_New(0); /* before the range is checked (mapping.2) */
+    PyObject *result = NULL, *runs = PyList_New(0); /* before the check (mapping.2) */
     struct residency found = {.runs = runs, .run_start = -1};
     unsigned char *flags = PyMem_Malloc(WINDOW_PAGES);
     if (!flags)

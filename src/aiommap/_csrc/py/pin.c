@@ -117,7 +117,8 @@ static void forget_region(struct region *region)
     region->pins = 0;
 }
 
-/* The threads whose calls were in flight are not there to end them. */
+/* The threads whose calls were in flight do not exist in this process, and cannot end their
+ * pins. */
 void forget_pins(Mapping *self)
 {
     forget_region(self->region);

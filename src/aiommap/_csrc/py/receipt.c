@@ -8,7 +8,7 @@ typedef struct {
     int64_t offset;    /* constant */
     int64_t length;    /* constant */
     uint64_t sequence; /* constant, once it is not 0 (gather.1) */
-    bool settled;      /* GIL; written by Python; known durable by a flush of its own range */
+    bool settled;      /* GIL; written by Python; a flush of its own range made it durable */
 } Receipt;
 
 PyObject *receipt_make(const Mapping *mapping, int64_t offset, int64_t length, uint64_t sequence)
@@ -84,7 +84,7 @@ static PyObject *receipt_new(PyTypeObject *type, PyObject *args, PyObject *Py_UN
     return (PyObject *)receipt;
 }
 
-/* Its owner knows the callbacks for failures, and these may well keep receipts. */
+/* The owner refers to callbacks for failures, which may well keep receipts. */
 static int receipt_traverse(Receipt *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE((PyObject *)self));

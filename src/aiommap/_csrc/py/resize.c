@@ -25,7 +25,7 @@ void mapping_count_change(Mapping *self) { self->generation++; }
 
 static size_t reserved(const Mapping *self) { return self->region ? self->region->length : 0; }
 
-/* With the GIL: put the file back behind fenced pages, as far as it reaches again. */
+/* With the GIL: put the file back behind fenced pages, up to `end`. */
 static bool lift_fence(Mapping *self, int64_t end)
 {
     int64_t stop = page_up(end);
@@ -71,10 +71,10 @@ PyObject *mapping_take_growth(Mapping *self, PyObject *Py_UNUSED(unused))
     return PyBool_FromLong(seen);
 }
 
-/* A change that is under way. */
+/* A change while it is under way. */
 struct change { /* the caller's own */
     struct pin pin;
-    struct region **regions; /* references: all that are fenced when the file becomes shorter */
+    struct region **regions; /* references: all that get a fence when the file becomes shorter */
     size_t count;
 };
 
@@ -95,7 +95,7 @@ static void take_regions(const Mapping *self, struct change *change)
         region_retain(change->regions[i]);
 }
 
-/* Begin a change of what lies from a byte on; false with an exception. */
+/* Begin a change of the bytes from `from` on; false with an exception. */
 static bool change_begin(Mapping *self, struct change *change, int64_t from)
 {
     *change = (struct change){0};
@@ -114,14 +114,15 @@ static bool change_begin(Mapping *self, struct change *change, int64_t from)
     set_moving(self, from);
     self->generation++;
     pin_begin(&change->pin, self);
-    Py_BEGIN_ALLOW_THREADS /* a store that was checked before has to have ended; none begins */
+    Py_BEGIN_ALLOW_THREADS /* wait for a pwrite(2) that was checked before; none begins */
     pthread_mutex_lock(&self->pwrite_mutex);
     pthread_mutex_unlock(&self->pwrite_mutex);
     Py_END_ALLOW_THREADS
     return true;
 }
 
-/* With the GIL again, and all that changed noted: the answer of the verb. */
+/* End a change, with the GIL again, after noting all that changed; returns the answer of the
+ * verb. */
 static PyObject *change_end(Mapping *self, struct change *change, int error)
 {
     set_moving(self, INT64_MAX);
@@ -155,15 +156,15 @@ static int unfence(const struct change *change, int64_t from, int64_t end)
     return error;
 }
 
-/* Lay a fence from a page on, where one begins later or nowhere. Where the kernel refuses the fence, a
- * load or store faults and the handler lays zeros there (growth_leave). */
+/* Lay a fence from the page at `from` on, if none begins before it. Where the kernel refuses the
+ * fence, a load or store faults, and the handler lays zeros there (growth_leave). */
 static void fence(const struct change *change, int64_t from, int64_t before)
 {
     for (size_t i = 0; from < before && i < change->count; i++)
         region_fence(change->regions[i], (size_t)from);
 }
 
-/* Put the file back behind pages of a fence, as far as it reaches again. */
+/* Put the file back behind the pages of a fence, as far as the file reaches again. */
 static int lift_to(const struct change *change, int64_t size, int64_t before)
 {
     int error = before < page_up(size) ? unfence(change, before, page_up(size)) : 0;
@@ -187,7 +188,7 @@ static void note_fence(Mapping *self, int64_t from)
     self->fence = from < (int64_t)reserved(self) ? from : INT64_MAX;
 }
 
-/* The file ends here from now on, whoever made it so. */
+/* Note that the file ends here, whoever made it so. */
 static void note_cut(Mapping *self, int64_t size)
 {
     set_size(self, size);
@@ -208,7 +209,7 @@ PyObject *mapping_truncate(Mapping *self, PyObject *args)
         return NULL;
     int64_t before = self->fence;
     bool whole_pages = self->growable_leases > 0 && growth->fd >= 0, cut;
-    /* The file first: if that is refused nothing was touched, and no store went into a fence. */
+    /* Cut the file first: if that fails, nothing was touched, and no store went into a fence. */
     Py_BEGIN_ALLOW_THREADS
     error = growth_truncate(growth, change.pin.fd, length, whole_pages);
     cut = !error || __atomic_load_n(&growth->end, __ATOMIC_ACQUIRE) == length;
@@ -309,7 +310,7 @@ PyObject *mapping_rebase(Mapping *self, PyObject *args)
         old = self->region;
         quiet = self->quiet;
         self->region = region;
-        self->quiet = NULL; /* the next wait makes a longer one */
+        self->quiet = NULL; /* the next wait maps a longer one */
         region = NULL;
     }
     PyObject *answer = change_end(self, &change, error);

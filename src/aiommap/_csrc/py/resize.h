@@ -4,15 +4,15 @@
 
 #include "mapping.h"
 
-/* The size, after growth that the signal handler brought about has been taken over. */
+/* Take over growth that the signal handler brought about, and return the size. */
 int64_t mapping_size(Mapping *self);
 /* Wait, without the GIL, until the change that is under way has ended, if one is. */
 void mapping_wait_for_change(Mapping *self);
-/* Count the end of the mapping as a change (mapping.1). */
+/* Count the closing of the mapping as a change (mapping.1). */
 void mapping_count_change(Mapping *self);
 
-/* Let verbs address what the file has up to there. False, with nothing done, where that needs a change:
- * it is fenced, or beyond the capacity. */
+/* Let verbs address the file up to `end`. False, with nothing done, if that needs a change: a part
+ * is fenced, or beyond the capacity. */
 bool mapping_reach(Mapping *self, int64_t end);
 
 PyObject *mapping_rebase(Mapping *self, PyObject *args);

@@ -14,7 +14,7 @@ PyObject *list_of_runs(const struct run *runs, Py_ssize_t count)
     return list;
 }
 
-/* A tuple is made first: to read Python objects can run code, which may change the list. */
+/* Make a tuple first: reading Python objects can run code, which may change the list. */
 struct run *runs_of(PyObject *list, Py_ssize_t *count)
 {
     PyObject *items = PyList_AsTuple(list);

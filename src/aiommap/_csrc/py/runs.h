@@ -9,7 +9,7 @@ struct run { /* the caller's own */
     int64_t start, end;
 };
 
-/* No address is formed before this returned true (I3). */
+/* Nobody forms an address before this has returned true (I3). */
 static inline bool range_is_valid(int64_t offset, int64_t length, int64_t limit)
 {
     return offset >= 0 && length >= 0 && offset <= limit && length <= limit - offset;

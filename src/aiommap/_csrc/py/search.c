@@ -2,7 +2,7 @@
 
 #include "../sys/search.h"
 
-/* More takes longer than giving up the GIL does. */
+/* Searching more takes longer than letting the GIL go. */
 enum { SHORT = 64 << 10 };
 
 static ssize_t search(const Py_buffer *in, const Py_buffer *needle, bool last)

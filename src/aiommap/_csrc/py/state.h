@@ -1,4 +1,4 @@
-/* state.h: what the module keeps: its types, one of Python's, and names of methods. */
+/* state.h: what the module keeps: its types, an exception of the package, and names of methods. */
 #ifndef AIOMMAP_PY_STATE_H
 #define AIOMMAP_PY_STATE_H
 
@@ -11,7 +11,7 @@ struct native_state { /* constant once the module has been executed */
     PyTypeObject *log_record_type, *log_next_type, *log_cursor_type, *log_writer_type;
     PyTypeObject *pool_type, *pool_queue_type, *pool_read_type, *pool_commit_type;
     PyObject *out_of_bounds; /* OutOfBoundsError */
-    PyObject *done, *set_result; /* what a waiter has, interned */
+    PyObject *done, *set_result; /* names of a waiter's methods, interned */
 };
 
 #endif

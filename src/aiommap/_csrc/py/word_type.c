@@ -9,7 +9,7 @@
 
 static const struct {
     const char *name;
-    unsigned numbers; /* how many values it takes */
+    unsigned numbers; /* how many values the operation takes */
     unsigned orders;  /* bits of the orders it can have */
 } operations[] = {
 #define BIT(order) (1u << (order))
@@ -78,7 +78,7 @@ static bool parse_value(const Words *self, PyObject *object, uint64_t *value)
     return false;
 }
 
-/* Where word number `object` of an array is. */
+/* The offset of word number `object` of an array. */
 static bool parse_index(const Words *self, PyObject *object, int64_t *at)
 {
     Py_ssize_t index = PyNumber_AsSsize_t(object, PyExc_IndexError);
@@ -220,7 +220,8 @@ static void words_dealloc(Words *self)
 #define FAST(name, arguments, doc)                                                                \
     {#name, (PyCFunction)(void (*)(void))words_##name, METH_FASTCALL | METH_KEYWORDS,             \
      #name "(" arguments "/, *, order='seq_cst')\n--\n\n" doc}
-/* `first` is what stands before the other arguments: of an array, the number of the word. */
+/* `first` is what stands before the other arguments; for an array that includes the number of the
+ * word. */
 #define OPERATIONS(first)                                                                         \
     FAST(load, first, "Return the value."),                                                       \
     FAST(store, first "value, ", "Replace the value."),                                           \

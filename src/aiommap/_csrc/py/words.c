@@ -1,9 +1,10 @@
 /* words.c: atomic operations on words of a mapping.
  *
- * The way of an operation: is it allowed, is the page there, the guarded instruction, the accounting.
- * All of it holds the GIL, unless the thread may have to wait for the page. The policy, a Python
- * object, raises what forbids an operation and what a fault was, and hears of stores that reach the
- * inline limits. An operation that succeeds short of these does not call it.
+ * The steps of an operation: check that it is allowed and that the page is there, run the guarded
+ * instruction, account for it. The thread holds the GIL throughout, unless it may have to wait for
+ * the page. The policy, a Python object, raises the error for a forbidden operation and for a
+ * fault, and is told when a store reaches the inline limits. An operation that succeeds below these
+ * limits does not call it.
  */
 #include "words.h"
 
@@ -34,13 +35,13 @@ bool words_allowed(const Words *self, int64_t at, bool store)
     if (is_free(self, at, store))
         return true;
     do {
-        mapping_wait_for_change(mapping); /* one may be at work on the page (mapping.3) */
+        mapping_wait_for_change(mapping); /* a change may be at work on the page (mapping.3) */
         PyObject *answer = PyObject_CallMethod(self->policy, "check", "LIO", (long long)at,
                                                self->width, store ? Py_True : Py_False);
         if (!answer)
             return false;
         Py_DECREF(answer);
-        if (!mapping_range(mapping, at, self->width)) /* I3, whatever the policy thinks */
+        if (!mapping_range(mapping, at, self->width)) /* I3, whatever the policy says */
             return false;
     } while (!range_is_valid(at, self->width, mapping->reach));
     if (store && !mapping->writable) {
@@ -96,8 +97,9 @@ static bool account(const Words *self, int64_t at, bool stored, int64_t now)
     return false;
 }
 
-/* Allocate blocks behind a word, in case that the disk had none; 0 or an errno number. In *reason an
- * errno number says what a further fault means, or why there are no blocks. */
+/* Allocate blocks for the page of a word, in case it faulted for want of them; 0 or an errno
+ * number. *reason is the errno number that a further fault means, or that says why there are no
+ * blocks. */
 static int fill(const Words *self, int64_t at, int *reason)
 {
     Mapping *mapping = self->mapping;
@@ -126,10 +128,11 @@ static bool report_fault(const Words *self, int64_t at, int error)
     return false;
 }
 
-/* Whether an operation does not enter the kernel, where it may wait: for a flush of ours now and then,
- * and in a frozen file system until it thaws. A store enters the kernel also on a page that the kernel
- * has written back within the last second, which nothing tells; to let the GIL go for each store would
- * cost a word half as much again (docs/decisions.md). With inline_writes=False no store is trusted. */
+/* Whether an operation does not enter the kernel. There it may wait for a flush of ours now and
+ * then, and in a frozen file system until that thaws. A store also enters the kernel if the kernel
+ * has written the page back within the last second, and nothing tells that; letting the GIL go for
+ * each store would make operations half as expensive again (docs/decisions.md). With
+ * inline_writes=False no store is trusted. */
 static bool is_hot(const Words *self, int64_t at, bool store, int64_t now)
 {
     Mapping *mapping = self->mapping;
@@ -166,7 +169,8 @@ static __attribute__((noinline)) bool operate_cold(const Words *self, int64_t at
             done = act(mapping->region, at, call, now);
         else
             WITHOUT_GIL(pin, mapping, done = act(pin.region, at, call, now););
-        /* A store is not repeated. But if its page was cut off meanwhile, it went nowhere. */
+        /* A store is never repeated. But if its page was cut off meanwhile, the store went
+         * nowhere. */
         again = pin.moved && (!done || !store);
         if (pin.moved && !again && !mapping->closed &&
             !range_is_valid(at, self->width, mapping->reach) &&

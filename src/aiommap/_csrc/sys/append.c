@@ -29,8 +29,8 @@ static int allocate(int fd, int mode, int64_t from, int64_t end)
 #endif
 }
 
-/* Why a write to the end of the file stopped: the kernel says so only of the next one, which would
- * have to begin where the last one ended, and others may come in between. */
+/* Why a write to the end of the file stopped short. The kernel tells the reason only to the next
+ * write. That one would have to begin where this one ended, and others may come in between. */
 static int why_short(int fd, int64_t end, size_t missing)
 {
     struct rlimit most;
@@ -56,7 +56,7 @@ void append_shared(int fd, const struct iovec *pieces, int count, struct appende
         out->error = why_short(fd, end, wanted - out->put);
 }
 
-/* Where fallocate(2) is lacking: zeros, wherever the end is by then. The file may become longer than
+/* Without fallocate(2): append zeros, wherever the end is by then. The file may become longer than
  * asked for. */
 static int append_zeros(int fd, int64_t length)
 {
@@ -84,7 +84,7 @@ int append_zeros_to(int fd, int64_t length, bool sparse)
         return EFBIG;
     if (!sparse) {
         error = allocate(fd, KEEP_SIZE, found.size, length);
-        if (is_full(error)) { /* what it got is behind the end of the file */
+        if (is_full(error)) { /* the blocks that it got are behind the end of the file */
             allocate(fd, PUNCH_HOLE | KEEP_SIZE, found.size, length);
             return error;
         }

@@ -35,7 +35,7 @@ struct word_call { /* the caller's own */
 _Static_assert(__atomic_always_lock_free(4, 0) && __atomic_always_lock_free(8, 0),
                "atomics across processes need native instructions");
 
-/* What is left of an order for an operation that only loads, or only stores. */
+/* The part of an order that an operation which only loads, or only stores, can have. */
 #define LOAD_PART(order)                                                                          \
     ((order) == __ATOMIC_SEQ_CST                               ? __ATOMIC_SEQ_CST                 \
      : (order) == __ATOMIC_ACQ_REL || (order) == __ATOMIC_ACQUIRE ? __ATOMIC_ACQUIRE              \
@@ -45,8 +45,8 @@ _Static_assert(__atomic_always_lock_free(4, 0) && __atomic_always_lock_free(8, 0
      : (order) == __ATOMIC_ACQ_REL || (order) == __ATOMIC_RELEASE ? __ATOMIC_RELEASE              \
                                                                : __ATOMIC_RELAXED)
 
-/* SAFETY: `at` was checked to be aligned and inside a mapping. Inlined with a constant order, as a
- * variable one would make the compiler take the strongest. */
+/* SAFETY: `at` was checked to be aligned and inside a mapping. The function is inlined with a
+ * constant order: for a variable one the compiler would take the strongest. */
 #define WORD_FUNCTION(type)                                                                       \
     static inline __attribute__((always_inline)) void word_act_##type(struct word_call *call,     \
                                                                       const int order)            \
@@ -62,7 +62,7 @@ _Static_assert(__atomic_always_lock_free(4, 0) && __atomic_always_lock_free(8, 0
         case WORD_OR: seen = __atomic_fetch_or(at, value, order); break;                          \
         case WORD_XOR: seen = __atomic_fetch_xor(at, value, order); break;                        \
         case WORD_COMPARE:                                                                        \
-            /* Looked at first: the instruction makes the page dirty also where it fails. */      \
+            /* Load it first: the instruction makes the page dirty even if it fails. */           \
             seen = __atomic_load_n(at, LOAD_PART(order));                                         \
             if (seen == (type)call->expected)                                                     \
                 __atomic_compare_exchange_n(at, &seen, value, false, order, LOAD_PART(order));    \

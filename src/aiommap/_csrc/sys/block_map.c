@@ -19,7 +19,7 @@
 #include "region.h"
 #include "store_turns.h"
 
-/* Words are compared after each piece of a long read. */
+/* A long read compares the words after each piece. */
 enum { PIECE_BLOCKS = 64 };
 
 int64_t block_map_bytes(int64_t count)
@@ -39,7 +39,7 @@ int block_map_open(struct block_map *map, int fd)
     int64_t words = (4 * map->count + 7) & ~(int64_t)7;
     map->words = (uint32_t *)(map->region->base + BLOCK_MAP_HEADER_BYTES);
     map->sums = (uint64_t *)(map->region->base + BLOCK_MAP_HEADER_BYTES + words);
-    /* The loop thread loads words: have them in memory, and kept there if the system lets us. */
+    /* The loop thread loads words: read them in, and keep them in memory if the system lets us. */
     for (size_t at = 0; at < length; at += PIECE_BYTES)
         region_populate(map->region, at, length - at, false);
     region_lock(map->region, 0, map->region->length, true);
@@ -70,7 +70,7 @@ bool block_map_end_read(struct block_map *map, int64_t first, int64_t end, const
         uint32_t now = __atomic_load_n(&map->words[block], __ATOMIC_RELAXED);
         if ((now ^ words[block - first]) & ~BLOCK_REFERENCED)
             return false;
-        if (!(now & BLOCK_REFERENCED)) /* asked first: a store takes the line from other readers */
+        if (!(now & BLOCK_REFERENCED)) /* load first: a store takes the line from other readers */
             __atomic_compare_exchange_n(&map->words[block], &now, now | BLOCK_REFERENCED, false,
                                         __ATOMIC_RELAXED, __ATOMIC_RELAXED);
     }
@@ -125,13 +125,13 @@ bool block_map_exchange(struct block_map *map, int64_t block, enum block_state s
     return true;
 }
 
-/* Of a block at its place in its object. */
+/* The sum of a block at its place in its object. */
 static uint64_t sum_of(const struct block_map *map, int64_t block, const char *bytes)
 {
     return block_sum(bytes, block_length(map, block), map->salt ^ (uint64_t)block * SUM_FACTOR);
 }
 
-/* Why nothing is to be written to the data; 0 if it may be (block_map.3). */
+/* Why nobody may write to the data; 0 if one may (block_map.3). */
 static int check_data(const struct block_map *map)
 {
     struct file_stat found;
@@ -140,8 +140,8 @@ static int check_data(const struct block_map *map)
     return found.links ? 0 : ENOENT;
 }
 
-/* Write one block that is claimed, store its sum and publish it; *published grows if it was ours to
- * the end. 0 or an errno number. */
+/* Write one block that is claimed, store its sum and publish it; *published grows if the claim was
+ * ours to the end. 0 or an errno number. */
 static int store_block(struct block_map *map, int64_t block, uint32_t word, char *from,
                        size_t *published)
 {
@@ -169,15 +169,16 @@ size_t block_map_store(struct block_map *map, const int64_t *blocks, const uint3
     return published;
 }
 
-/* The data as blocks are compared: mapped, once a block is found in memory. */
+/* What it takes to compare blocks: the data gets mapped once a block is found in memory. */
 struct look { /* the caller's own */
     char *room; /* for a copy of a block */
     struct region *region;
     struct damage damage;
 };
 
-/* Whether a block can be summed where it is. The last page comes last when the kernel reads ahead; it
- * does that best for reads, so what is not in memory is copied. */
+/* Whether to sum a block where it is mapped: if its last page is in memory, which comes last when
+ * the kernel reads ahead. The kernel reads ahead best for read calls, so other blocks are
+ * copied. */
 static bool can_map(struct look *look, const struct block_map *map, int64_t block)
 {
     char byte;
@@ -186,8 +187,8 @@ static bool can_map(struct look *look, const struct block_map *map, int64_t bloc
         return false;
     if (look->region)
         return true;
-    /* SAFETY: a load from a page that is lost finds zeros, and says so (guard.5); but SIGBUS kills a
-     * thread that blocks it. */
+    /* SAFETY: a load from a lost page finds zeros, and the handler notes the damage (guard.5). But
+     * SIGBUS kills a thread that blocks it. */
     guard_refresh();
     struct region_options options = {.damage = &look->damage};
     return !guard_is_blocked() && !region_map(&look->region, map->data_fd,
@@ -209,7 +210,8 @@ static bool block_matches(struct look *look, const struct block_map *map, int64_
     return !is_damaged(&look->damage) && file_own(map->data_fd, offset, length) == length;
 }
 
-/* 1 it matches, and is PRESENT; 0 it does not, and is EMPTY; -1 it is neither, or is changing. */
+/* 1: it matches, and is PRESENT; 0: it does not, and is EMPTY; -1: it had no data, or is
+ * changing. */
 static int verify_block(struct look *look, struct block_map *map, int64_t block)
 {
     uint32_t word = block_word(map, block);

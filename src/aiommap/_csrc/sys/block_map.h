@@ -1,22 +1,23 @@
 /* block_map.h: the words and checksums of one cached object, which processes share by mapping them.
  * Knows nothing of Python.
  *
- * The object lies in a sparse file, in blocks of a power of 2. A block has a word, which says what its
- * bytes are worth, and a sum. Words are changed by single instructions, so any process may die at any
+ * The object lies in a sparse file, in blocks of a power of 2. A block has a word, which says what
+ * its bytes are worth, and a sum. Single instructions change a word, so any process may die at any
  * moment, and another one goes on.
  *
  *   EMPTY --claim--> BUSY --publish--> PRESENT --evict--> BUSY --> EMPTY
  *                     | dead: another one claims it       PRESENT --reboot--> SUSPECT --verify--> PRESENT
  *
  * Invariants.
- *   1  A word becomes PRESENT only after all bytes of its block were written and its sum was stored,
- *      by whoever holds the word BUSY; or after a SUSPECT block was found to match its sum.
+ *   1  A word becomes PRESENT only after all bytes of its block were written and its sum was
+ *      stored, by the process that holds the word BUSY; or after a SUSPECT block was found to match
+ *      its sum.
  *   2  Each claim moves the generation of a word. So a copy of a block is good if the word was
  *      PRESENT before it, and is the same after it but for the referenced bit.
- *   3  Nothing is written behind the end of file, and nothing at all if the file has another length
- *      than the object: somebody cut it off, and what is read of it may be zeros.
- *   4  Where the file of the words lost pages, faults find zeros (sys/fault_table.h): every block looks
- *      EMPTY. Nothing of a damaged map is believed, nor changed in the file.
+ *   3  Nobody writes behind the end of the file, and nobody writes at all if the file has another
+ *      length than the object: then somebody cut it off, and what is read of it may be zeros.
+ *   4  Where the file of the words lost pages, faults find zeros (sys/fault_table.h): every block
+ *      looks EMPTY. Nobody believes anything in a damaged map, or changes it in the file.
  */
 #ifndef AIOMMAP_BLOCK_MAP_H
 #define AIOMMAP_BLOCK_MAP_H
@@ -45,10 +46,10 @@ struct block_map { /* constant once mapped, but for `damage` and what the words 
     uint64_t *sums;  /* in the region */
     int64_t size;    /* bytes of the object */
     int64_t count;   /* how many blocks */
-    unsigned shift;  /* of the bytes of a block */
+    unsigned shift;  /* a block has 2**shift bytes */
     uint64_t salt;   /* of the object: a block of another one does not match */
     int data_fd;
-    uint32_t owner;  /* of claims that are made here */
+    uint32_t owner;  /* the number that our claims carry */
     struct damage damage; /* atomic; written by survive.c */
 };
 
@@ -78,39 +79,41 @@ static inline uint32_t block_word(const struct block_map *map, int64_t block)
     return __atomic_load_n(&map->words[block], __ATOMIC_ACQUIRE);
 }
 
-/* Bytes of the file of the words of so many blocks. */
+/* The size of the file that has the words and sums of that many blocks. */
 int64_t block_map_bytes(int64_t count);
-/* Map the words of `count` blocks; 0 or an errno number. */
+/* Map the words and sums of `count` blocks; 0 or an errno number. */
 int block_map_open(struct block_map *map, int fd);
 void block_map_close(struct block_map *map);
 
-/* Take the words of blocks [first, end) before a copy; false unless all of them are PRESENT. */
+/* Load the words of blocks [first, end) before a copy; false unless all of them are PRESENT. */
 bool block_map_begin_read(const struct block_map *map, int64_t first, int64_t end, uint32_t *words);
 /* Whether the copy made since then is good; if it is, mark the blocks as referenced. */
 bool block_map_end_read(struct block_map *map, int64_t first, int64_t end, const uint32_t *words);
-/* Read a range by the descriptor, piece by piece; how many bytes are good. */
+/* Read a range through the descriptor, piece by piece; returns how many bytes are good. */
 size_t block_map_read(struct block_map *map, int64_t offset, char *to, size_t length);
 
-/* Change a word to another state, if it still is as expected: to BUSY by a claim of our own, which
- * moves the generation. Whoever waits for a BUSY word is woken. The new word; false if it was
- * something else, which *word then is. */
+/* Change a word to another state, if it still equals *word: to BUSY by a claim of our own, which
+ * moves the generation. Wakes those who wait for a BUSY word. *word is the new word then; false if
+ * the word was another one, which *word then is. */
 bool block_map_exchange(struct block_map *map, int64_t block, enum block_state state, uint32_t *word);
 /* Write blocks that are claimed and publish them; `bytes` begins with byte `start` of the object.
- * Returns how many were published: a claim that was taken over is not. *error: why it is cut short;
- * ESTALE: the data was cut off; ENOENT: it has no name, so nobody else would find the blocks. */
+ * Returns how many were published: a claim that was taken over is not. *error says why it stopped
+ * short: ESTALE if the data was cut off, ENOENT if the data has no name, so that nobody else would
+ * find the blocks. */
 size_t block_map_store(struct block_map *map, const int64_t *blocks, const uint32_t *words,
                        size_t count, const char *bytes, int64_t start, int *error);
-/* Compare PRESENT and SUSPECT blocks of [first, end) with their sums. Those that match are PRESENT then,
- * those that do not EMPTY; others do not count, nor what changes meanwhile. `room` has the bytes of a
- * block, and is quickest at the start of a line of the cache. The SIGBUS handler is installed. */
+/* Compare PRESENT and SUSPECT blocks of [first, end) with their sums. Those that match become
+ * PRESENT, those that do not become EMPTY. Other blocks do not count, nor do those that change
+ * meanwhile. `room` has room for a block, and is quickest if it begins a cache line. The SIGBUS
+ * handler has to be installed. */
 struct block_counts block_map_verify(struct block_map *map, int64_t first, int64_t end, char *room);
-/* After a reboot, or where the file may be another one: believe nothing, and end all claims. For
- * whoever is alone with the file. */
+/* After a reboot, or if the file may be another one: believe nothing, and end all claims. The
+ * caller is alone with the file. */
 void block_map_distrust(struct block_map *map);
-/* One step of the clock: claim a block that was not referenced since the last one, or any with
- * `force`; else forget that it was. False if nothing is claimed. */
+/* One step of the clock algorithm: claim a block that was not referenced since the last step, or
+ * any with `force`; else forget that it was. False if nothing is claimed. */
 bool block_map_sweep(struct block_map *map, int64_t block, bool force, uint32_t *word);
-/* Wait until a word is not as expected any more, or somebody wakes, or the time is over. */
+/* Wait until the word is another one, or somebody wakes this thread, or the time is over. */
 void block_map_wait(const struct block_map *map, int64_t block, uint32_t word, int64_t nanoseconds);
 
 #endif

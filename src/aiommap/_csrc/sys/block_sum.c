@@ -25,18 +25,19 @@ static uint64_t stir(uint64_t x)
 enum {
     PAIRS = LANES / 2,
     /* What both sums take in one step: three lanes of the CRC, which hide the latency of its
-     * instruction, and as many lines of the products, which use other units of the processor. */
+     * instruction, and the same lines for the products, which use other units of the processor. */
     LANE_LINES = 6,
     LANE_BYTES = LANE_LINES * LINE_BYTES,
     STEP_BYTES = 3 * LANE_BYTES,
-    /* Hardware does not fetch ahead across pages. Measured; twice as far is slower. */
+    /* How far to fetch ahead, as hardware does not do so across pages. Measured: twice as far is
+     * slower. */
     AHEAD_BYTES = 2048,
 };
 
 static bool usable;             /* constant once the module is loaded */
 static struct crc32c_skip lane; /* constant likewise */
 
-/* Two lanes a register: a compiler does not find that the factors have 32 bits. */
+/* Two lanes a register, by hand: a compiler does not find out that the factors have 32 bits. */
 struct products { /* the caller's own */
     __m128i sums[PAIRS], keys[PAIRS];
 };
@@ -60,7 +61,7 @@ static inline __attribute__((always_inline)) void add_line(struct products *p,
                                                            const unsigned char *at)
 {
     const __m128i step = _mm_set1_epi64x((long long)(LANES * SUM_FACTOR));
-#pragma GCC unroll 4 /* or the sums lie in memory */
+#pragma GCC unroll 4 /* else the sums lie in memory */
     for (int i = 0; i < PAIRS; i++) {
         __m128i words = _mm_loadu_si128((const __m128i *)(at + 16 * i));
         __m128i mixed = _mm_add_epi64(words, p->keys[i]);
@@ -79,7 +80,8 @@ static void add_lines(uint64_t lanes[LANES], const unsigned char *at, size_t lin
     end_products(&p, lanes);
 }
 
-/* Both sums of whole steps, at twice the rate of one after the other: how many bytes that was. */
+/* Add whole steps to both sums, at twice the rate of one sum after the other; returns how many
+ * bytes that was. */
 WITH_INSTRUCTION static size_t add_steps(uint64_t lanes[LANES], uint32_t *crc,
                                          const unsigned char *bytes, size_t length, uint64_t key)
 {
@@ -139,7 +141,7 @@ static size_t add_steps(uint64_t lanes[LANES], uint32_t *crc, const unsigned cha
 }
 #endif
 
-/* Add lines, the last of which is filled up with zeros. */
+/* Add lines; zeros fill up the last one. */
 static void add_rest(uint64_t lanes[LANES], const unsigned char *bytes, size_t length, uint64_t key)
 {
     size_t lines = length / LINE_BYTES, rest = length % LINE_BYTES;

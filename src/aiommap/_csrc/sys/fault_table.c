@@ -23,7 +23,8 @@ static struct entry *free_entries;     /* table_lock */
 static size_t unused = 0;              /* table_lock; entries of the last chunk that were handed out */
 static struct chunk *last = &table;    /* table_lock */
 
-/* A forked child has one thread, so nobody would ever release a lock that another one held. */
+/* A forked child has one thread, so nobody there would ever release a lock that another thread of
+ * the parent held. */
 static void lock_table(void) { pthread_mutex_lock(&table_lock); }
 static void unlock_table(void) { pthread_mutex_unlock(&table_lock); }
 static pthread_once_t forks = PTHREAD_ONCE_INIT;
@@ -44,7 +45,8 @@ static struct entry *take_entry(void)
         struct chunk *chunk = calloc(1, sizeof *chunk);
         if (!chunk)
             return NULL;
-        /* SAFETY: release, so that who sees the pointer sees the zeros: free entries. */
+        /* SAFETY: release, so that a reader that sees the pointer sees the zeros, which are free
+         * entries. */
         __atomic_store_n(&last->next, chunk, __ATOMIC_RELEASE);
         last = chunk;
         unused = 0;
@@ -52,7 +54,7 @@ static struct entry *take_entry(void)
     return &last->entries[unused++];
 }
 
-/* Under the lock, so versions are even and nobody else changes them. */
+/* Under the lock, so the version is even and nobody else changes it. */
 static void fill(struct entry *entry, const struct fault_mapping *mapping)
 {
     unsigned version = entry->version;
@@ -92,7 +94,7 @@ void fault_table_remove(struct entry *entry)
 /* False if the entry was changed meanwhile (fault_table.2). */
 static bool read_entry(const struct entry *entry, struct fault_mapping *found)
 {
-    /* SAFETY: acquire and the fence keep the loads between the two looks at the version. */
+    /* SAFETY: the acquire and the fence keep the loads between the two loads of the version. */
     unsigned version = __atomic_load_n(&entry->version, __ATOMIC_ACQUIRE);
     found->base = LOAD(entry->mapping.base);
     found->length = LOAD(entry->mapping.length);
@@ -114,7 +116,8 @@ static bool find_in(const struct chunk *chunk, uintptr_t address, struct fault_m
 
 bool fault_table_find(uintptr_t address, struct fault_mapping *found)
 {
-    /* SAFETY: chunks are never freed, and whichever it is, it is only where to look first. */
+    /* SAFETY: chunks are never freed, and `recent` only says where to look first, whichever it
+     * is. */
     struct chunk *first = __atomic_load_n(&recent, __ATOMIC_ACQUIRE), *chunk = &table;
     if (find_in(first, address, found))
         return true;

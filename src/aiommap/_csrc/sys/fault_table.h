@@ -1,4 +1,4 @@
-/* fault_table.h: the mappings in which faults of foreign loads and stores are survived.
+/* fault_table.h: the mappings in which foreign loads and stores survive faults.
  *
  * A *foreign* load or store is one that none of our copies makes: NumPy or a parser makes it, through
  * an exported buffer. The SIGBUS handler looks its address up here. Knows nothing of Python.
@@ -34,7 +34,7 @@
 /* What faults did to one file. */
 struct damage { /* atomic; written by survive.c */
     uint64_t first_bad; /* offset of the page that faulted first, or DAMAGE_NONE */
-    int error;          /* set before it: why, as an errno number; EFAULT if nobody says */
+    int error;          /* set before first_bad: why, as an errno number; EFAULT if unknown */
     uint64_t faults;    /* how many there were */
 };
 

@@ -18,8 +18,8 @@
 ssize_t file_read_nowait(int fd, char *to, size_t length, off_t offset)
 {
 #if defined(__linux__)
-    /* The call itself, and its number: musl has a function for it only since 1.2.5. The kernel takes
-     * the offset in halves, and on 64 bits makes nothing of the second. */
+    /* The system call itself, by its number: musl has a function for it only since 1.2.5. The
+     * kernel takes the offset in halves, and with 64 bits ignores the second. */
     const int nowait = 8;
     if (call_was_refused(CALL_PREADV2))
         return -ENOSYS;
@@ -116,9 +116,9 @@ size_t file_write_one(int fd, const char *from, size_t length, off_t offset, int
     return done;
 }
 
-/* Not by stat(2) where there is another way: who asks for the times of a file makes its next write
- * take a fresh one (multigrain timestamps, Linux 6.13), which dirties the inode and makes the flush
- * after it wait for longer (docs/decisions.md). */
+/* By statx(2), without the times: after somebody has asked for the times of a file, its next write
+ * takes a fresh one (multigrain timestamps, Linux 6.13). That dirties the inode, and makes the
+ * flush after it wait for longer (docs/decisions.md). */
 int file_stat(int fd, struct file_stat *out)
 {
     *out = (struct file_stat){0};

@@ -15,25 +15,27 @@
 
 /* Read what is in the page cache without waiting; -EAGAIN when it is not there. */
 ssize_t file_read_nowait(int fd, char *to, size_t length, off_t offset);
-/* Read until length or end of file, in pieces. */
+/* Read `length` bytes, or up to the end of the file, in pieces. */
 ssize_t file_read(int fd, char *to, size_t length, off_t offset);
 /* The same for a regular file; only the bytes that the file has had throughout count. */
 ssize_t file_read_own(int fd, char *to, size_t length, off_t offset);
-/* How many of the bytes that were just read the file has had throughout. The kernel checks the size and
- * then copies; pages that somebody cuts off in between are copied as zeros. Takes 0.2 us, and does
- * not wait on a file system that has NOWAIT reads. Nobody else uses the descriptor's position. */
+/* How many of the bytes that were just read the file has had throughout. The kernel checks the size
+ * and then copies; of pages that somebody cuts off in between it copies zeros. Takes 0.2 us, and
+ * does not wait on a file system that has NOWAIT reads. It moves the position of the descriptor,
+ * which nobody else uses. */
 size_t file_own(int fd, off_t offset, size_t got);
-/* Write pieces one behind the other, which it uses up; the number of bytes written, and why it is
- * short if it is. */
+/* Write pieces one behind the other, and use them up. Returns the number of bytes written; *error
+ * says why it is short, if it is. */
 size_t file_write(int fd, struct iovec *pieces, int count, off_t offset, int *error);
 size_t file_write_one(int fd, const char *from, size_t length, off_t offset, int *error);
 /* Whether the file is at least this long, so that a write up to there does not make it longer; and
- * whether it is *solid*, with blocks behind all of its bytes: then none meets a full disk half-way. */
+ * whether it is *solid*, with blocks behind all of its bytes: then no write meets a full disk
+ * half-way. */
 bool file_reaches(int fd, off_t end, bool *solid);
-/* Allocate blocks behind a range of the file, without changing its bytes. The errno number of a full
- * disk; 0 also where only writing allocates blocks. */
+/* Allocate blocks for the holes in a range of the file, without changing its bytes. Returns the
+ * errno number of a full disk, or 0, also where only writing allocates blocks. */
 int file_fill_holes(int fd, off_t offset, off_t end);
-/* Where the file ends, as file_own asks; -1 if that cannot be told. */
+/* Where the file ends, asked as in file_own; -1 if that cannot be told. */
 int64_t file_size(int fd);
 /* Whether a range is a hole throughout, or a part of one that has blocks reserved: nothing of it would
  * have to be read from the disk. And whether there is no hole in it. Both wait for the inode's lock. */
@@ -48,8 +50,9 @@ struct file_stat { /* the caller's own */
 /* Look at the open file; all zeros when that fails. */
 int file_stat(int fd, struct file_stat *out);
 int file_start_writeback(int fd, off_t offset, off_t length);
-/* When the inode came to be, in nanoseconds; -1 where that is not known. What is below an overlayfs
- * mount is copied up by the first who opens it to write: the same inode number, another birth. */
+/* When the inode came to be, in nanoseconds; -1 if that is not known. The first one who opens a
+ * file of the lower layer of an overlayfs to write makes the kernel copy it up: it keeps its inode
+ * number, and has another birth. */
 int64_t file_birth(int fd);
 /* Sync everything of the file system that a file is on; ENOSYS where there is no such call. */
 int file_system_sync(int fd);

@@ -78,7 +78,7 @@ void pages_remove(struct pages *set, size_t first, size_t end)
     for (size_t w = from / BITS; w < words_for(to); w++) {
         uint64_t mask = mask_of(w, from, to);
         if (!(mask & set->words[w]))
-            continue; /* not even written to: a page of zeros stays unallocated */
+            continue; /* it is not written to, so a page of zeros stays unallocated */
         set->members -= popcount(mask & set->words[w]);
         set->words[w] &= ~mask;
     }

@@ -1,8 +1,9 @@
 /* page_set.h: a set of pages as a bitmap with bounds on what was ever set.
  *
  * Not thread-safe: the owner's lock (the GIL, for a Mapping) covers every call. Page numbers count
- * from the start of the file. The bitmap is allocated by the first insertion, zeroed lazily by the
- * kernel, so a set over a huge reserved range costs only what is touched.
+ * from the start of the file. The first insertion allocates the bitmap, and the kernel fills its
+ * pages with zeros when they are touched. So a set over a huge reserved range costs only what is
+ * touched.
  */
 #ifndef AIOMMAP_PAGES_H
 #define AIOMMAP_PAGES_H
@@ -21,7 +22,7 @@ struct pages { /* the owner's lock: the GIL, for a Mapping; written by page_set.
 /* Make room for pages [0, count); keeps the members. False when out of memory. */
 bool pages_reserve(struct pages *set, size_t count);
 void pages_free(struct pages *set);
-/* Remove all members; takes time for the pages of the bitmap that were touched, not for its size. */
+/* Remove all members; that takes time for the touched pages of the bitmap, not for its size. */
 void pages_clear(struct pages *set);
 
 /* All ranges are half-open and must lie within the reserved room. */

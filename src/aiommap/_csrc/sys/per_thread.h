@@ -2,8 +2,9 @@
 #ifndef AIOMMAP_PER_THREAD_H
 #define AIOMMAP_PER_THREAD_H
 
-/* initial-exec: the handler must not enter the dynamic TLS allocator. musl has none, as loading a
- * library allots its part to all threads, and loads no library that asks for initial-exec. */
+/* initial-exec: the handler must not enter the dynamic TLS allocator. musl has no such allocator,
+ * because it gives all threads their part when it loads a library, and it loads no library that
+ * asks for initial-exec. */
 #ifdef __GLIBC__
 #define PER_THREAD _Thread_local __attribute__((tls_model("initial-exec")))
 #else

@@ -15,11 +15,11 @@
 unsigned char refused_calls[CALL_COUNT];
 
 #if defined(__linux__)
-/* Numbers of Linux, where headers may be older than the kernel. */
+/* Linux's numbers: headers may be older than the kernel. */
 enum { CACHESTAT = 451, FUTEX_WAITV = 449, POPULATE_READ = 22, POPULATE_WRITE = 23 };
 
-/* Make a call as we make it, but of nothing that there is: it fails, and here is how. A filter sees
- * only numbers and plain arguments, and decides before any of them is looked at. */
+/* Make a call as we always make it, but on nothing that exists: it fails, and this returns how. A
+ * filter sees only numbers and plain arguments, and decides before the kernel looks at them. */
 static int answer_to_nothing(enum call call)
 {
     char byte = 0, *nowhere = (char *)1; /* no page begins there */

@@ -61,7 +61,7 @@ void region_unmap(struct region *region)
 }
 
 /* SAFETY, from here on: offset and length were checked against the size (I3), or are whole pages of
- * the region; both lie within it, and the base is page-aligned, so rounding down stays inside. */
+ * the region. Both lie within it, and the base is page-aligned, so rounding down stays inside. */
 
 int region_fence(struct region *region, size_t offset)
 {
@@ -113,7 +113,8 @@ bool region_is_resident(const struct region *region, size_t offset, size_t lengt
     return true;
 }
 
-/* Touch every page of [start, end): load a byte, or store to it what is there. 0 or EFAULT. */
+/* Touch every page of [start, end): load a byte, or store the bytes that it has already. 0 or
+ * EFAULT. */
 static int touch(const struct region *region, size_t start, size_t end, bool write)
 {
     char byte;
@@ -139,7 +140,7 @@ ssize_t region_populate(const struct region *region, size_t offset, size_t lengt
     enum call call = write ? CALL_POPULATE_WRITE : CALL_POPULATE_READ;
     int error = ENOSYS;
 #if defined(__linux__)
-    /* Numbers of Linux 5.14; headers may be older than the kernel. */
+    /* Numbers, since Linux 5.14: headers may be older than the kernel. */
     const int advice = write ? 23 : 22;
     if (!call_was_refused(call))
         error = madvise(region->base + start, end - start, advice) ? errno : 0;
@@ -161,7 +162,8 @@ int region_lock(const struct region *region, size_t offset, size_t length, bool 
     char *at = region->base + start;
     size_t span = offset + length - start;
 #if defined(__linux__)
-    /* Without MLOCK_ONFAULT a locked range is read without any check, so it must be present. */
+    /* Without MLOCK_ONFAULT all pages have to be present, as locked ones are read without any
+     * check. */
     if (!call_was_refused(CALL_MLOCK2)) {
         int failed = mlock2(at, span, later ? MLOCK_ONFAULT : 0);
         if (!failed || !call_is_refused(CALL_MLOCK2, errno))
@@ -178,7 +180,8 @@ int region_unlock(const struct region *region, size_t offset, size_t length)
     char *at = region->base + start;
     size_t span = offset + length - start;
 #if defined(__linux__)
-    /* The call itself: sanitizers replace munlock(3) by nothing, and then it stays. */
+    /* The system call itself: sanitizers replace munlock(3) by nothing, and the pages would stay
+     * locked. */
     return syscall(SYS_munlock, at, span) ? errno : 0;
 #else
     return munlock(at, span) ? errno : 0;
@@ -211,8 +214,8 @@ static size_t copy_pieces(char *to, const char *from, size_t length)
 size_t region_copy_out(const struct region *region, size_t offset, char *to, size_t length)
 {
     size_t copied = copy_pieces(to, region->base + offset, length);
-    /* SAFETY: whoever lays a page of zeros notes the damage first (guard.5), but arm64 may look at the
-     * note before it loads the zeros; an acquire fence keeps the loads in order. */
+    /* SAFETY: the handler notes the damage before it lays a page of zeros (guard.5), but arm64 may
+     * load the note before it loads the zeros. An acquire fence keeps the loads in order. */
     __atomic_thread_fence(__ATOMIC_ACQUIRE);
     return is_damaged(region->damage) ? 0 : copied;
 }

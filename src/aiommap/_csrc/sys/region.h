@@ -22,7 +22,7 @@ struct region_options { /* the caller's own */
     bool huge;
     struct damage *damage;
     struct growth *growth; /* NULL unless stores beyond the end of file make it longer */
-    struct growth *file;   /* NULL if private */
+    struct growth *file;   /* that of the file, also if it never grows; NULL if private */
 };
 
 /* One mapped address range. Pages beyond the end of the file are reserved, not backed:

@@ -4,8 +4,8 @@
 
 #include <errno.h>
 
-/* Make a call that returns 0, or -1 with errno, until no signal ends it. Where a server answers, as
- * for FUSE and NFS, a signal may end the wait for it, which says nothing of the file. */
+/* Make a call that returns 0, or -1 with errno, again until no signal ends it. For FUSE and NFS the
+ * call waits for a server, and a signal may end that wait, which says nothing about the file. */
 #define UNINTERRUPTED(failed, call)                                                               \
     do                                                                                            \
         (failed) = (call);                                                                        \

@@ -6,9 +6,9 @@
 #include <stddef.h>
 #include <sys/types.h>
 
-/* Where the needle, of one byte or more, begins first; -1 if nowhere. */
+/* Where the needle, of one byte or more, occurs first; -1 if nowhere. */
 ssize_t search_first(const char *in, size_t length, const char *needle, size_t count);
-/* Where it begins last; -2 when out of memory. */
+/* Where it occurs last; -1 if nowhere, -2 when out of memory. */
 ssize_t search_last(const char *in, size_t length, const char *needle, size_t count);
 
 #endif

@@ -7,7 +7,8 @@
 #define MAP_NORESERVE 0
 #endif
 
-/* Several, as other threads may take the place of one that was given up before the handler does. */
+/* There are several: other threads may take the place of one that the handler gave up, before the
+ * handler does. */
 enum { SPARES = 8 };
 
 static void *spares[SPARES]; /* atomic */
@@ -20,7 +21,8 @@ void spare_keep(void)
     for (int i = 0; i < SPARES; i++) {
         if (__atomic_load_n(&spares[i], __ATOMIC_RELAXED))
             continue;
-        /* Shared, so that the kernel does not make one mapping of two neighbours; a byte is a page. */
+        /* Shared, so that the kernel does not make one mapping of two neighbours; one byte takes a
+         * page. */
         void *spare = mmap(NULL, 1, PROT_NONE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (spare == MAP_FAILED)
             return;

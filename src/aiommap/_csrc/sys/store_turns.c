@@ -13,7 +13,7 @@ struct turns {
 static struct turns turns = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 1};
 static int most = 1; /* constant once the module is loaded */
 
-/* A forked child has none of the threads that had turns, and perhaps a locked mutex. */
+/* A forked child has none of the threads that had turns, and the mutex may be locked in it. */
 static void begin_in_child(void)
 {
     turns = (struct turns){PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, most};
@@ -24,7 +24,7 @@ __attribute__((constructor)) static void begin(void)
     long processors = sysconf(_SC_NPROCESSORS_ONLN);
     most = processors > 2 ? (int)processors - 1 : 1;
     turns.free = most;
-    pthread_atfork(NULL, NULL, begin_in_child); /* fails for want of memory alone */
+    pthread_atfork(NULL, NULL, begin_in_child); /* it fails only for want of memory */
 }
 
 void store_turn_take(void)

@@ -19,15 +19,15 @@ enum { SINGLE_PAGES = 64 };
 /* One for the rest of a mapping, and one for its beginning. */
 enum { MIN_SPARES = 2 };
 
-/* A page of a growable region that was there after all when this thread last looked, or 0; and the
- * generation of growth at that moment. */
+/* The page of a growable region that this thread last faulted at although it was there, or 0; and
+ * the generation of growth at that moment. */
 static PER_THREAD struct {
     uintptr_t page;
     uint64_t generation;
 } retried;
 
-/* A page that blocks were put behind when this thread last faulted, or 0; and what it means, as an errno
- * number, if it faults again. */
+/* The page that got its blocks when this thread last faulted, or 0; and the errno number to report
+ * if the page faults again. */
 static PER_THREAD struct {
     uintptr_t page;
     int reason;
@@ -45,8 +45,8 @@ static void note_damage(struct damage *damage, uint64_t offset, int error)
 {
     int unset = 0;
     uint64_t none = DAMAGE_NONE;
-    /* SAFETY: the first fault wins, whichever thread it struck; and the reason goes in before the
-     * place, so that who sees that there is damage finds out why. */
+    /* SAFETY: the first fault wins, in whichever thread it happened. The reason goes in before the
+     * place, so that a reader that sees the damage finds the reason. */
     __atomic_compare_exchange_n(&damage->error, &unset, error ? error : EFAULT, false,
                                 __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
     __atomic_compare_exchange_n(&damage->first_bad, &none, offset, false, __ATOMIC_SEQ_CST,
@@ -61,11 +61,12 @@ static bool map_page_or_rest(const struct fault_mapping *mapping, uintptr_t star
            map_zeros(mapping, start, alone ? limit : end);
 }
 
-/* Who takes spares: 0 is nobody, else 1 + the fork generation of that process, as a child of a fork
+/* Which process takes spares: 0 if none does, else 1 + its fork generation, because a forked child
  * inherits a turn that nobody ends. */
 static unsigned long turn; /* atomic */
 
-/* Wait for the turn, with all signals blocked: a handler that met a fault here would wait for ever. */
+/* Wait for the turn, with all signals blocked: a handler that faults while this thread has the turn
+ * would wait for ever. */
 static void take_turn(sigset_t *mask)
 {
     sigset_t all;
@@ -95,8 +96,8 @@ static bool lay_with_spares(const struct fault_mapping *mapping, uintptr_t start
     while (!done && spare_give_up())
         done = map_zeros(mapping, start, limit);
     spare_keep();
-    /* It took a place for good, and the next fault needs one too. Zeros over all of a mapping whose
-     * file is poisoned anyhow take the place of all its parts. */
+    /* The zeros took a place for good, and the next fault needs one, too. The file is poisoned
+     * anyhow, so lay zeros over all of its mapping: they take the places of all its parts. */
     if (done && poisoned && spare_count() < MIN_SPARES && spare_give_up()) {
         map_zeros(mapping, mapping->base, limit);
         spare_keep();
@@ -104,13 +105,14 @@ static bool lay_with_spares(const struct fault_mapping *mapping, uintptr_t start
     return done;
 }
 
-/* Lay zeros over what was lost; with many faults over all that follows it as well. Where the kernel
- * refuses the one it may allow the other: a page takes up to two mappings more, the rest of a
- * mapping one, and more memory to account for. */
+/* Lay zeros over the lost block or, after many faults, over all that follows it as well. Where the
+ * kernel refuses one it may allow the other: a page takes up to two mappings more; the rest of a
+ * mapping takes one, and more memory to account for. */
 static bool lay_zeros(const struct fault_mapping *mapping, uintptr_t start, uintptr_t end, bool alone,
                       bool poisoned)
 {
-    /* Not past whoever has the turn: the place that a spare gave up is his. */
+    /* Not while another thread has the turn: the place of the spare that it gave up belongs to
+     * it. */
     if (!__atomic_load_n(&turn, __ATOMIC_RELAXED) && map_page_or_rest(mapping, start, end, alone))
         return true;
     sigset_t mask;
@@ -121,7 +123,8 @@ static bool lay_zeros(const struct fault_mapping *mapping, uintptr_t start, uint
     return done;
 }
 
-/* Whether a fault in a growable region just has to happen again; if not, why its page is lost. */
+/* Whether a fault in a growable region just has to happen again; if not, *beyond and *error say
+ * why. */
 static bool has_grown(const struct fault_mapping *mapping, uintptr_t start, bool *beyond, int *error)
 {
     uintptr_t before = retried.page;
@@ -133,7 +136,7 @@ static bool has_grown(const struct fault_mapping *mapping, uintptr_t start, bool
         return true;
     case GROWTH_THERE:
         retried.page = start;
-        /* SAFETY: of the same page, and nothing was changed since: it cannot be read. */
+        /* SAFETY: the same page faults again, and nothing has changed since: it cannot be read. */
         bool again = before == start && retried.generation == generation;
         retried.generation = generation;
         return !again;
@@ -145,8 +148,8 @@ static bool has_grown(const struct fault_mapping *mapping, uintptr_t start, bool
     }
 }
 
-/* Whether a page within the file got its blocks now, so that the fault has to happen again; if not, why
- * it is lost. Once for a page: it may be unreadable. */
+/* Whether a page within the file got its blocks just now, so that the fault has to happen again; if
+ * not, *error says why the page is lost. This is done once for a page, which may be unreadable. */
 static bool is_filled(const struct fault_mapping *mapping, uintptr_t start, size_t lost, int *error)
 {
     uintptr_t before = filled.page;
@@ -162,8 +165,9 @@ static bool is_filled(const struct fault_mapping *mapping, uintptr_t start, size
     return !*error || *error == EAGAIN;
 }
 
-/* Whether a page lies where we have ended the file ourselves: nothing of it is lost there, and nothing
- * makes it longer again. Zeros are laid under the lock, as the next to make it longer takes them away. */
+/* Whether a page lies behind the end that we gave the file ourselves: nothing of the file is lost
+ * there. Then this lays zeros, under the lock, because whoever makes the file longer takes them
+ * away again. */
 static bool is_cut_off(const struct fault_mapping *mapping, uintptr_t start, uintptr_t end, bool *done)
 {
     switch (growth_leave(mapping->file, (int64_t)(start - mapping->base))) {

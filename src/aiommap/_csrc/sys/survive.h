@@ -1,5 +1,5 @@
-/* survive.h: a foreign load or store at a lost page goes on (guard.5). For the SIGBUS handler. Knows
- * nothing of Python. */
+/* survive.h: how a foreign load or store at a lost page goes on (guard.5). For the SIGBUS handler.
+ * Knows nothing of Python. */
 #ifndef AIOMMAP_SURVIVE_H
 #define AIOMMAP_SURVIVE_H
 

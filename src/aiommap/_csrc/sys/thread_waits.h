@@ -1,7 +1,7 @@
 /* thread_waits.h: whether a thread waited, or merely lost the processor. Knows nothing of Python.
  *
- * A thread that waits gives the processor up, or spins for a lock whose owner runs: then its own
- * clock goes on.
+ * A thread that waits gives the processor up, or it spins for a lock whose owner runs: while it
+ * spins, its own clock goes on.
  */
 #ifndef AIOMMAP_THREAD_WAITS_H
 #define AIOMMAP_THREAD_WAITS_H
@@ -21,8 +21,8 @@ static inline long thread_waits(void)
 #endif
 }
 
-/* For how many nanoseconds this thread has run. What the host took away does not count where it says
- * so. Takes 0.5 us. */
+/* For how many nanoseconds this thread has run, without the time that the host took away, where the
+ * host tells that. Takes 0.5 us. */
 static inline int64_t thread_clock(void) { return clock_read(CLOCK_THREAD_CPUTIME_ID); }
 
 #endif

@@ -35,11 +35,11 @@ static inline bool time_slice_is_spent(const struct time_slice *slice, int64_t n
 }
 
 void time_slice_grant(struct time_slice *slice, uint64_t yields_before);
-/* Grant one to tasks that wake together, after they have waited for something: all of them run in this
- * turn in any case, and a yield of each would only make it longer. */
+/* Grant a slice to tasks that wake together after they have waited for something: all of them run
+ * in this turn in any case, and it would only become longer if each of them yielded. */
 void time_slice_grant_woken(struct time_slice *slice, uint64_t tasks);
 
-/* Count a yield; the number of those before it. */
+/* Count a yield; returns the number of those before it. */
 static inline uint64_t time_slice_yield(struct time_slice *slice) { return slice->yields++; }
 
 #endif
