@@ -1,4 +1,4 @@
-"""Fixtures of the logs: a folder, and the pure reader over whatever a test wrote."""
+"""Fixtures for logs: a folder, and a check of each log by a reader in pure Python."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def folder(tmp_path):
 
 @pytest.fixture
 def in_memory():
-    """A folder whose syncs take no time, for tests that make hundreds."""
+    """A folder in memory, whose syncs take no time, for tests that open hundreds of logs."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as home:
         yield Path(home) / "log"
 
 
 @pytest.fixture(autouse=True)
 def read_back_in_pure_python(tmp_path, request):
-    """Read every log that the test left behind with the reader of the examples, too."""
+    """Read each log that a test left behind with the reader of the examples, too."""
     yield
     if request.node.get_closest_marker("damaged"):
         return

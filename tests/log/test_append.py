@@ -100,7 +100,7 @@ async def test_never_flushes_at_no_roll_and_no_close(folder):
             await log.append(bytes(BIG))
         assert log.statistics().rolls >= 3
         assert log.statistics().flushes == 0
-        await log.flush()  # an explicit one covers the segments before, too
+        await log.flush()  # an explicit flush covers earlier segments, too
         assert log.durable == 30
     assert len(await reopened(folder)) == 30
 
@@ -144,7 +144,7 @@ async def test_large_records_go_round(folder):
 
 @pytest.mark.parametrize("spare", [0, 8, 16, 24, 32], ids=str)
 async def test_end_frame_at_the_boundary(folder, spare):
-    """The END frame comes exactly at the end of the segment, or so many bytes before."""
+    """The END frame lies at the very end of the segment, or ``spare`` bytes before it."""
     room = SEGMENT - 4096 - 24 - spare
     async with Log.open(folder, segment_size=SEGMENT) as log:
         await log.append(bytes(room - 1000 - 24))
@@ -185,7 +185,7 @@ async def test_append_many_gives_one_receipt(folder):
 
 
 async def test_append_many_stays_together(folder):
-    """What fits into one segment is not torn apart by a roll."""
+    """A roll does not divide records that fit into one segment."""
     async with Log.open(folder, segment_size=SEGMENT) as log:
         await log.append(bytes(40_000))
         await log.append_many([bytes(10_000)] * 4)
@@ -247,7 +247,7 @@ async def test_closed_log_refuses(folder):
 
 
 async def test_closed_log_holds_nothing(folder):
-    """No mapping either: it would keep a file system from being unmounted."""
+    """Neither a descriptor nor a mapping, which would keep the file system mounted."""
     log = await Log.open(folder)
     await log.append(b"x")
     async for _ in log.read():
@@ -293,7 +293,7 @@ async def test_options_that_cannot_be_meant(folder, options, match):
 
 @pytest.mark.parametrize("waiting", [0, 2], ids=["idle", "busy"])
 async def test_append_in_another_thread(folder, waiting):
-    """Neither inline nor in the queue, also behind what waits there: all belongs to the loop."""
+    """An append in another thread raises, whether it would be inline or would join the queue."""
     async with Log.open(folder, flush=ALWAYS if waiting else FlushPolicy.manual()) as log:
         await log.append(b"1")
 
@@ -303,7 +303,7 @@ async def test_append_in_another_thread(folder, waiting):
                 coroutine.send(None)
             told.append(1)
 
-        async def start_and_join():  # in the turn in which the others begin
+        async def start_and_join():  # in the same turn of the loop as the appends
             thread = threading.Thread(target=elsewhere)
             thread.start()
             thread.join()
@@ -335,7 +335,8 @@ async def test_rolls_use_a_standby(folder):
     async with Log.open(folder, segment_size=SEGMENT) as log:
         await log.append(bytes(50_000))
         await until(lambda: log.statistics().standby_ready)
-        await log.append(bytes(20_000))  # no room for it; and less than half of the next segment
+        # This record does not fit; it fills less than half of the next segment.
+        await log.append(bytes(20_000))
         found = log.statistics()
         assert (found.rolls, found.segments, found.standby_ready) == (1, 2, False)
     assert sorted(path.name for path in folder.iterdir()) == [

@@ -1,4 +1,4 @@
-"""The control file: what of it is believed, when it lies, and whom its words wake."""
+"""The control file: which of its words are believed, and how they wake readers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.damaged]
 
 TAIL, DURABLE, DURABLE_SEQUENCE, LAST, FIRST, FUTEX, CLEAN = range(256, 641, 64)
 DATA = [b"one", b"two", b"three"]
-#: Behind the last record, the first of them that there is not.
+#: The offset behind the last record.
 END = places(DATA)[-1]
 
 
@@ -36,7 +36,7 @@ def store(folder, at, value):
 
 
 async def test_words_ahead_of_the_segments_are_damage(folder):
-    """In this boot they came after the bytes, so those are gone: nobody is served less."""
+    """In one boot words are stored after the bytes, so bytes are missing: that is an error."""
     await make(folder, *DATA)
     for at, value in ((TAIL, END - HEADER_BYTES + 48), (LAST, 5), (CLEAN, 0)):
         store(folder, at, value)
@@ -50,7 +50,7 @@ async def test_words_ahead_of_the_segments_are_damage(folder):
 
 
 async def test_words_of_another_boot_are_ahead_of_what_was_written(folder):
-    """A page that was written back before the segment was: only what was durable is believed."""
+    """The kernel wrote the words back before the segment: only the durable sequence is believed."""
     await make(folder, *DATA)
     for at, value in ((TAIL, 1 << 40), (DURABLE, 1 << 40), (LAST, 99), (CLEAN, 0)):
         store(folder, at, value)
@@ -63,7 +63,7 @@ async def test_words_of_another_boot_are_ahead_of_what_was_written(folder):
 
 @pytest.mark.parametrize("boot", [None, bytes(16)], ids=["this boot", "another"])
 async def test_durable_records_that_are_not_there_are_damage(folder, boot):
-    """Whenever that was said: it was said after the flush."""
+    """In any boot: the durable sequence is stored after the flush."""
     await make(folder, *DATA)
     store(folder, DURABLE_SEQUENCE, 4)
     adopt_control(folder, boot=boot)
@@ -74,7 +74,7 @@ async def test_durable_records_that_are_not_there_are_damage(folder, boot):
 
 @pytest.mark.parametrize("control", ["this boot", "another", "removed"])
 async def test_damage_is_told_to_readers_whatever_control_says(folder, control):
-    """Frames behind it say that it was durable."""
+    """Frames behind the damaged record say that it was durable."""
     async with Log.open(folder, flush=aiommap.FlushPolicy.always()) as log:
         for data in DATA:
             await log.append(data)
@@ -116,7 +116,7 @@ async def test_later_control_file_is_refused(folder, at, match, mode):
     assert str(folder / "control") in str(caught.value)
     assert (folder / "control").read_bytes() == forged
     (folder / "control").write_bytes(before)
-    assert await reopened(folder) == DATA  # it was left unlocked
+    assert await reopened(folder) == DATA  # the refused opening left no lock
 
 
 async def test_later_minor_version_of_the_control_file_is_read(folder):
@@ -135,8 +135,8 @@ def change_identity(folder, at, bits):
 
 
 async def test_tail_is_woken_as_the_futex_word_wraps(folder, monkeypatch):
-    """Each time it waits for a value, and comes back for the next: 0 is one like any other."""
-    monkeypatch.setattr(log_reader, "LOOK_SECONDS", 1000.0)  # it does not look by itself
+    """A reader waits for each value of the word in turn, and 0 is like any other."""
+    monkeypatch.setattr(log_reader, "LOOK_SECONDS", 1000.0)  # only the futex wakes it
     async with (
         Log.open(folder, segment_size=SEGMENT) as log,
         Log.open(folder, "r") as reader,

@@ -1,4 +1,4 @@
-"""Opening a log: what it costs."""
+"""How many bytes recovery reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def anyio_backend():
-    """A disk does not know which loop asks for it."""
+    """One loop is enough: all of this runs in a worker."""
     return "asyncio"
 
 
@@ -33,7 +33,7 @@ anyio.run(main)
 
 @pytest.mark.parametrize("control", [True, False], ids=["control", "without"])
 async def test_frames_are_read_once(folder, control):
-    """And those again that nothing proves durable, to write them once more."""
+    """Only frames that nothing proves durable are read again, to write them once more."""
     await anyio.to_thread.run_sync(script, CRASH, folder)
     if not control:
         without_control(folder)

@@ -1,4 +1,4 @@
-"""What ``__anext__`` of a reading returns: a record is taken when it is awaited, and not before."""
+"""The awaitable of ``__anext__``: it takes a record when it is awaited, and not before."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def log(folder):
 
 @pytest.fixture
 async def records(log):
-    """Of which one was read, and more are granted by that."""
+    """A reading that has returned one record, and has more granted."""
     reading = log.tail()
     assert (await anext(reading)).sequence == 1
     yield reading
@@ -77,7 +77,7 @@ async def test_driven_by_hand(records):
 
 
 async def test_waits_where_all_was_taken(log, records):
-    """Made while records were granted, awaited when there is none."""
+    """An awaitable that was made while records were granted, and is awaited when none is left."""
     later = [anext(records) for _ in range(6)]
     assert [(await waiting).sequence for waiting in later[:4]] == [2, 3, 4, 5]
     found, begun = [], anyio.Event()
@@ -130,7 +130,7 @@ async def test_damage_behind_granted_records(log, folder):
 
 
 async def test_nothing_is_left_behind(log):
-    """Neither by what was awaited nor by what was not."""
+    """Awaitables keep no reading alive, whether they were awaited or not."""
     for awaited in (0, 1, 2):
         records = log.read()
         await anext(records)
@@ -144,7 +144,7 @@ async def test_nothing_is_left_behind(log):
 
 
 async def test_as_a_task(records, anyio_backend_name):
-    """What is cancelled before its first step has taken nothing."""
+    """A task that is cancelled before its first step has taken no record."""
     if anyio_backend_name != "asyncio":
         return
     cancelled, task = (asyncio.create_task(anext(records)) for _ in range(2))

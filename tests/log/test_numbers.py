@@ -1,4 +1,4 @@
-"""Numbers at their ends: sequences, lives and claims, in a log whose header is forged."""
+"""Sequences, lives and claims near their largest values, in logs with forged headers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_sequences_and_lives_at_their_ends(folder):
-    """A forged header: numbers beyond 2**32, and a life that is the last one."""
+    """Sequences beyond 2**32 and near 2**63, and the last life."""
     await make(folder, b"x")
     for base, life in ((1 << 32, 5), ((1 << 63) - 3, 0xFFFFFFFE)):
         shutil.rmtree(folder)
@@ -54,7 +54,7 @@ async def test_sequences_and_lives_at_their_ends(folder):
 
 
 async def test_last_sequence_is_given_out_once(folder):
-    """Also to records that are stored on the loop thread; nothing is stored for a refused one."""
+    """Also by inline appends; a refused append stores nothing."""
     folder.mkdir()
     forge(folder, (1 << 63) - 4, 1)
     async with Log.open(folder, segment_size=SEGMENT) as log:
@@ -70,7 +70,7 @@ async def test_last_sequence_is_given_out_once(folder):
 
 
 async def test_claims_around_their_largest_number(folder):
-    """Records that claim almost too much, and nothing: what they prove is found, and no more."""
+    """One record has the largest claim, the next claims nothing: each proves that, and no more."""
     folder.mkdir()
     base = (1 << 40) + 1
     at = segment_path(folder, base)
@@ -87,13 +87,13 @@ async def test_claims_around_their_largest_number(folder):
     shutil.rmtree(folder)
     folder.mkdir()
     forge(folder, base, 1)
-    overwrite(at, HEADER_BYTES, bytes(24) + frames[24:48])  # torn; what is behind claims nothing
+    overwrite(at, HEADER_BYTES, bytes(24) + frames[24:48])  # torn; the frame behind claims nothing
     async with Log.open(folder, segment_size=SEGMENT) as log:
         assert (log.last, log.recovered.cut_records) == (base - 1, 1)
 
 
 async def test_store_that_fails_in_the_last_life_ends_the_log(tmp_path):
-    """What it left behind needs a life to be covered: nothing more is stored, then or later."""
+    """No life is left to cover what the failed store left: no later append is stored."""
     with disk_with("full_tmpfs", tmp_path) as disk:
         folder = disk / "log"
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""Reading and tailing, by the writer and by others, through rolls, takeovers and discards."""
+"""``read`` and ``tail``, by the writer and by readers, across rolls, takeovers and discards."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 async def log(folder):
-    """A writer with twenty records in four segments."""
+    """A writer that has appended twenty records, to several segments."""
     async with Log.open(folder, flush=ALWAYS, segment_size=SEGMENT) as log:
         for i in range(20):
             await log.append(b"%02d" % i * (BIG // 2))
@@ -134,7 +134,7 @@ async def test_tail_waits_for_the_first_record(folder):
 
 
 async def test_tail_survives_a_takeover(folder):
-    """A reader goes on over the end of one writer and the beginning of the next."""
+    """A reader goes on after one writer has closed the log and another has opened it."""
     await make(folder, b"1", b"2")
     async with Log.open(folder, "r") as reader:
         tail = reader.tail()
@@ -261,7 +261,7 @@ async def test_closing_in_the_middle_is_no_end(log, folder, how):
     with pytest.raises(anyio.ClosedResourceError, match="is closed"):
         await anext(records)
     with pytest.raises(StopAsyncIteration):
-        await anext(whole)  # it was at its end before
+        await anext(whole)  # it was at its end before the log was closed
 
 
 async def test_cancelled_tail_goes_on(log, folder):
@@ -280,7 +280,7 @@ async def cancel_after(turns, scope):
 
 
 async def read_cancelled(records, found, folder):
-    """Read cold, and cancel each wait for a record a little later than the one before."""
+    """Read from the disk, and cancel each wait a turn of the loop later than the wait before."""
     waits = itertools.cycle(range(30))
     while found[-1:] != [None]:
         for segment in segments(folder):
@@ -293,7 +293,7 @@ async def read_cancelled(records, found, folder):
 
 
 async def test_cancelled_reads_skip_nothing(folder):
-    """Each of the records is read by itself, in a worker, and so is the end of a segment."""
+    """The records are so large that a worker reads each of them, and each end of a segment."""
     async with Log.open(folder, segment_size=1 << 20, flush=ALWAYS) as log:
         for i in range(12):
             await log.append(b"%02d" % i * 150_000)
@@ -349,7 +349,7 @@ async def test_tail_of_a_deleted_folder_ends(log, folder):
 
 
 async def test_reader_without_control_follows_the_frames(log, folder):
-    """As on a network file system: what fits, and what claims prove."""
+    """As on a network file system: it reads the frames that fit; claims prove records durable."""
     await log.aclose()
     (folder / "control").unlink()
     async with Log.open(folder, "r") as reader:
@@ -361,7 +361,7 @@ async def test_reader_without_control_follows_the_frames(log, folder):
         with anyio.move_on_after(0.3):
             await collect(durable, found)
         assert found == list(range(1, 20))
-        await make(folder, b"new")  # and now somebody publishes
+        await make(folder, b"new")  # a writer publishes
         with anyio.fail_after(10):
             assert [(await anext(durable)).sequence for _ in range(2)] == [20, 21]
         tail = reader.tail(21)
@@ -370,7 +370,7 @@ async def test_reader_without_control_follows_the_frames(log, folder):
 
 
 async def test_reader_without_control_passes_frames_between_large_records(folder):
-    """An OPEN frame alone is no record, and not the end either."""
+    """A read that finds only an OPEN frame has found neither a record nor the end."""
     for i in range(3):
         async with Log.open(folder, segment_size=2 << 20) as log:
             await log.append(b"%d" % i * (300 << 10))
@@ -381,7 +381,7 @@ async def test_reader_without_control_passes_frames_between_large_records(folder
 
 
 async def test_readers_that_begin_amid_discards(in_memory):
-    """They start with what is first by then, or are told; nothing looks like damage."""
+    """They begin at a first record, or raise RecordsDiscardedError; nothing looks like damage."""
     found = []
 
     async def begin(reader):

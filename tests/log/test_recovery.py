@@ -1,4 +1,4 @@
-"""Recovery: what was torn is cut, what was durable is never, and damage is told (L8, L9)."""
+"""Recovery cuts torn records, never cuts durable ones, and reports damage (L8, L9)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ DATA = (b"one", b"", b"three" * 20, b"seven77", b"eight888")
 
 @pytest.fixture
 def anyio_backend():
-    """A disk does not know which loop asks for it."""
+    """One loop is enough: recovery runs in a worker."""
     return "asyncio"
 
 
@@ -65,8 +65,8 @@ async def test_recovery_of_a_lost_control_file(folder):
 @pytest.mark.slow
 @pytest.mark.damaged
 async def test_torn_at_each_byte(folder, in_memory):
-    """Whatever is left of the last three records: whole ones before it are found, and no more."""
-    async with Log.open(folder, segment_size=SEGMENT) as log:  # in one flush, so nothing is proven
+    """Cut anywhere in the last three records: the whole ones are found, and no more."""
+    async with Log.open(folder, segment_size=SEGMENT) as log:  # one flush: no claim proves any
         for each in DATA:
             await log.append(each)
     whole, at = segment_path(folder).read_bytes(), places(DATA)
@@ -75,7 +75,7 @@ async def test_torn_at_each_byte(folder, in_memory):
         in_memory.mkdir()
         segment_path(in_memory).write_bytes(whole[:keep].ljust(len(whole), b"\0"))
         complete = sum(keep >= end for end in at[1:])
-        # Zeros at the end of a frame are there anyway.
+        # A record of which only zeros at the end were cut is whole.
         while complete < 5 and not whole[keep : at[complete + 1]].strip(b"\0"):
             complete += 1
         found, recovered = await opened_with(in_memory)
@@ -89,7 +89,7 @@ async def test_torn_at_each_byte(folder, in_memory):
 @pytest.mark.slow
 @pytest.mark.damaged
 async def test_every_flipped_bit_is_found(folder, in_memory):
-    """Of records that something proves durable none is lost, and no wrong byte is served."""
+    """No record that is proven durable is lost, and no wrong byte is served."""
     await make(folder, *DATA)
     whole, at = segment_path(folder).read_bytes(), places(DATA)
     for control in (True, False):
@@ -104,7 +104,7 @@ async def test_every_flipped_bit_is_found(folder, in_memory):
             flipped[byte] ^= 1 << byte % 8
             segment_path(in_memory).write_bytes(flipped)
             bad = sum(byte >= end for end in at[1:]) + 1
-            if bad == 5 and not control:  # doubt 1: nobody can tell it from a torn one
+            if bad == 5 and not control:  # nothing tells this record from a torn one
                 assert (await opened_with(in_memory))[0] == list(DATA[:4])
                 continue
             before = segment_path(in_memory).read_bytes()
@@ -207,14 +207,14 @@ async def test_copied_folder_is_a_log(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "copy")
     async with Log.open(tmp_path / "copy", "r") as reader:
         assert await contents(reader) == list(DATA)
-        assert reader.durable == 4  # the control file is another's
+        assert reader.durable == 4  # the control file is that of the other folder
     assert await reopened(tmp_path / "copy") == list(DATA)
 
 
 @pytest.mark.slow
 @pytest.mark.damaged
 async def test_copy_made_amid_appends(in_memory, tmp_path):
-    """It holds the first records, or looks damaged; the original goes on undisturbed."""
+    """Each copy holds the first records, or is refused as damaged; the original goes on."""
     copies = tmp_path / "copies"
     async with Log.open(in_memory, segment_size=SEGMENT) as log:
 
@@ -256,7 +256,8 @@ async def test_no_ghost_behind_a_successor(folder, equal):
         assert (log.recovered.cut_records, log.recovered.sequence) == (1, 2)
         assert log.recovered.cut_bytes == at[4] - at[2]
         assert log.life == 2
-        # OPEN takes the place of the torn record and more; lay the ghost behind what comes.
+        # The OPEN frame takes the place of the torn record and more. Put the old fourth record
+        # behind the new one.
         await log.append(b"bad" if equal else b"new")
     without_control(folder)
     overwrite(segment_path(folder), at[3] + 40, _frame_of(folder, at[3]))
@@ -269,10 +270,10 @@ def _frame_of(folder, at):
 
 @pytest.mark.damaged
 async def test_ghost_of_an_earlier_life_never_comes_back(folder):
-    """Records of one size and content, so that all but the life of the ghost fits."""
+    """All records have one size and content, so only the life tells the old ones from the new."""
     async with Log.open(folder, segment_size=SEGMENT) as log:
         for _ in range(12):
-            await log.append(bytes(16))  # frames of 40 bytes, as OPEN has
+            await log.append(bytes(16))  # frames of 40 bytes, like the OPEN frame
     at = places([bytes(16)] * 12)
     without_control(folder)
     flip(segment_path(folder), at[4] + 30)
@@ -281,7 +282,8 @@ async def test_ghost_of_an_earlier_life_never_comes_back(folder):
         for _ in range(3):
             await log.append(bytes(16))
     without_control(folder)
-    # OPEN lies at the place of 5; 5 to 7 at those of 6 to 8; the old 9 has another number.
+    # OPEN is in the place of record 5, and records 5 to 7 in those of 6 to 8. The old record behind
+    # them is 9, and the next is 8.
     async with Log.open(folder, segment_size=SEGMENT) as log:
         assert [record.life async for record in log.read()] == [1] * 4 + [2] * 3
         assert log.life == 3
@@ -290,7 +292,7 @@ async def test_ghost_of_an_earlier_life_never_comes_back(folder):
 
 @pytest.mark.damaged
 async def test_torn_bytes_may_be_a_whole_log(folder, tmp_path):
-    """A copy of a log inside of a torn record proves nothing: it is of another place."""
+    """The frames of a log inside a torn record prove nothing: their place and salt do not fit."""
     await make(tmp_path / "other", *DATA)
     inner = segment_path(tmp_path / "other").read_bytes()[: 8 << 10]
     await make(folder, b"first", inner + b"torn", flush=FlushPolicy.manual())
@@ -324,7 +326,7 @@ async def test_checksum_of_zero_is_a_record(folder):
 
 
 def _suffix_for_zero(covered):
-    """Find four bytes that make the checksum 0; it is linear in them."""
+    """Find four bytes that make the checksum 0, by elimination: the checksum is linear in them."""
     base = crc32c(covered + bytes(4))
     rows = [(crc32c(covered + struct.pack("<I", 1 << bit)) ^ base, 1 << bit) for bit in range(32)]
     wanted, chosen = base, 0
@@ -349,7 +351,7 @@ async def test_recovery_reads_a_small_segment_whose_records_are_zeros(folder):
 
 
 async def test_many_openings_without_a_record(folder):
-    """Each leaves a frame; a segment without records never rolls, as its name is taken."""
+    """Each leaves an OPEN frame. A segment without records never rolls: the next has its name."""
     async with Log.open(folder, segment_size=SEGMENT):
         pass
     os.truncate(segment_path(folder), HEADER_BYTES + 200)
@@ -361,7 +363,7 @@ async def test_many_openings_without_a_record(folder):
 
 
 async def test_no_room_for_open_rolls_first(folder):
-    """The life is durable before the first record that carries it (L5)."""
+    """The header of the new segment makes the life durable before a record carries it (L5)."""
     async with Log.open(folder, segment_size=SEGMENT) as log:
         await log.append(bytes(SEGMENT - 4096 - 24 - 24 - 48))
         assert log.last == 1
@@ -373,7 +375,7 @@ async def test_no_room_for_open_rolls_first(folder):
 
 @pytest.mark.damaged
 async def test_unflushed_segments_are_set_aside(folder):
-    """Only ``never()`` leaves segments behind a torn record; their bytes stay."""
+    """Only ``never()`` leaves segments behind a torn record; recovery renames and keeps them."""
     async with Log.open(folder, flush=FlushPolicy.never(), segment_size=SEGMENT) as log:
         for i in range(30):
             await log.append(b"%02d" % i * (BIG // 2))
@@ -391,7 +393,7 @@ async def test_unflushed_segments_are_set_aside(folder):
 
 
 async def test_successor_unlinks_what_was_discarded(folder):
-    """A kill or a power cut between a discard and its unlinks leaves segments behind."""
+    """A process or system crash between a discard and its unlinks leaves segments behind."""
     await make(folder, *[bytes(BIG)] * 20)
     old = {path: path.read_bytes() for path in segments(folder)}
     async with Log.open(folder, segment_size=SEGMENT) as log:
@@ -409,7 +411,7 @@ async def test_successor_unlinks_what_was_discarded(folder):
 
 @pytest.mark.parametrize("control", [True, False], ids=["control", "without"])
 async def test_times_of_files_mean_nothing(folder, control):
-    """Nor does their order (L13)."""
+    """Recovery and readers ignore the times of files, and so their order in time (L13)."""
     data = [b"%d" % i * BIG for i in range(20)]
     await make(folder, *data)
     if not control:
@@ -425,14 +427,14 @@ async def test_times_of_files_mean_nothing(folder, control):
 @pytest.mark.damaged
 @pytest.mark.parametrize("kind", ["header", "open", "end"])
 async def test_torn_frames_that_are_no_records(folder, in_memory, kind):
-    """Cut at each byte: what is before is there, or the file with the damage is named."""
+    """Cut at each byte: the records before are found, or the error names the damaged file."""
     await make(folder, *DATA)
     await make(folder, *[] if kind != "end" else [bytes(SEGMENT - 4096 - 1000), bytes(2000)])
     at = places(DATA)[-1]
     begin, length = {"header": (0, 92), "open": (at, 40), "end": (0, 24)}[kind]
     if kind == "end":
         begin = places([*DATA, bytes(16), bytes(SEGMENT - 4096 - 1000)])[-1]
-        segments(folder)[1].unlink()  # as if the power had gone before it had its name
+        segments(folder)[1].unlink()  # as if power had failed before the segment had its name
     whole = segment_path(folder).read_bytes()
     kept = [*DATA, bytes(SEGMENT - 4096 - 1000)] if kind == "end" else list(DATA)
     for keep in range(length):
@@ -463,7 +465,7 @@ async def test_flushed_segments_prove_the_ones_before(folder):
             await contents(reader)
         path = str(segments(folder)[1])
         assert caught.value.path == path
-    # A writer only looks at what may not be durable; who reads meets the damage.
+    # Recovery checks only frames that may not be durable; a read of the others finds the damage.
     async with Log.open(folder, segment_size=SEGMENT) as log:
         with pytest.raises(aiommap.CorruptRecordError):
             await contents(log)

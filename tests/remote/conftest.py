@@ -1,4 +1,4 @@
-"""Servers, one of each kind for all tests of a process, and the proxy in front of them."""
+"""Servers, of which one of each kind serves all tests of a process, and a fault proxy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.objects import BLOCK, DATA, Objects
 
 @pytest.fixture(scope="session")
 def started(tmp_path_factory):
-    """Start a server of a kind on its first use; they end with the tests, or are killed."""
+    """Start a server of a kind on its first use; all servers are stopped after the last test."""
     running = {}
 
     def start(kind):
@@ -50,7 +50,7 @@ def proxy(nginx):
 
 @pytest.fixture
 def objects():
-    """An object of some blocks in a store of its own."""
+    """An object of eleven blocks, in a store of its own."""
     return Objects(DATA)
 
 

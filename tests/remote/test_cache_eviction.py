@@ -1,4 +1,4 @@
-"""Room for new blocks: what goes, what stays, and that the budget holds at every moment."""
+"""Room for new blocks: which blocks are evicted, which stay, and that the budget always holds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.remote import content
 
 pytestmark = pytest.mark.anyio
 
-#: Blocks that the cache may keep, beside what an object takes otherwise.
+#: How many blocks of an object the cache has room for, besides its map and its list of extents.
 ROOM = 6
 MAX = (ROOM + 6) * BLOCK
 
@@ -45,7 +45,7 @@ async def test_budget_holds_under_random_reads(make_cache, objects, tmp_path):
 
 
 async def test_recount_leaves_room_for_the_list_of_extents(make_cache, objects):
-    """It grows when the kernel writes blocks back to scattered places, long after the recount."""
+    """The list grows when the kernel writes blocks back to scattered places, after the recount."""
     draw = random.Random(7)
     async with make_cache(max_bytes=MAX) as cache, cache.open(objects, read_ahead=False) as s:
         for _ in range(60):
@@ -57,7 +57,7 @@ async def test_recount_leaves_room_for_the_list_of_extents(make_cache, objects):
 
 
 async def test_budget_holds_with_much_reserved_ahead(make_cache, tmp_path, monkeypatch):
-    """What a process has reserved ahead it uses, or gives back: nothing of it is lost."""
+    """A process uses the bytes that it has reserved ahead, or gives them back: none are lost."""
     monkeypatch.setattr(budget, "AHEAD_SHARE", 8)
     folder, most, draw = tmp_path / "cache", 128 * BLOCK, random.Random(3)
     big = Objects(content(1, 200 * BLOCK))
@@ -74,7 +74,7 @@ async def test_budget_holds_with_much_reserved_ahead(make_cache, tmp_path, monke
             assert used(folder) <= most
         assert one.statistics().evicted_blocks + two.statistics().evicted_blocks > 0
         await one.clear()
-        for snapshot in (first, second):  # now there is room for bytes ahead
+        for snapshot in (first, second):  # there is room to reserve ahead
             assert await snapshot.read_exact(0, 9) == big.data[:9]
             assert await snapshot.read_exact(9 * BLOCK, 9) == big.data[9 * BLOCK :][:9]
     async with make_cache(max_bytes=most) as cache:

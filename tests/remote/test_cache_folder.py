@@ -1,4 +1,4 @@
-"""What a cache finds in its folder: damage, other boots, other people's files, no room."""
+"""A cache whose folder has damage, blocks of another boot, files of other people, or no room."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def fill(make_cache, objects, **options):
-    """Leave all of an object in a cache that is closed again."""
+    """Cache a whole object, and close the cache."""
     async with make_cache(**options) as cache, cache.open(objects, prewarm=True):
         pass
     objects.gets.clear()
@@ -52,14 +52,14 @@ def flip(path, offset):
 
 
 def fill_up(folder):
-    """Leave no room on a disk."""
+    """Fill the disk of a folder."""
     with (folder / "filler").open("wb", buffering=0) as filler, suppress(OSError):
         while True:
             filler.write(bytes(BLOCK))
 
 
 async def read_all(make_cache, objects, **options):
-    """Read everything twice, compared; return what the cache says of it."""
+    """Read and compare the whole object twice; return the statistics of the cache."""
     async with make_cache(**options) as cache, cache.open(objects) as s:
         assert await s.read_exact(0, len(DATA)) == DATA
         assert await s.read_exact(0, len(DATA)) == DATA
@@ -84,7 +84,7 @@ async def test_folder_with_other_files_is_refused(make_cache, objects, tmp_path)
 
 
 async def test_folder_that_lost_its_marker_is_ours_again(make_cache, objects, tmp_path):
-    """A power cut may take it, and everything would be refused from then on."""
+    """A power cut may take the marker; without this rule the folder would be refused for good."""
     await fill(make_cache, objects)
     (tmp_path / "cache" / "aiommap-cache").unlink()
     found = await read_all(make_cache, objects)
@@ -133,7 +133,7 @@ async def test_blocks_of_another_boot_are_verified(make_cache, objects, tmp_path
     change_header(tmp_path, boot=bytes(16))
     found = await read_all(make_cache, objects)
     assert (found.gets, found.verified_blocks, found.bad_blocks) == (0, 11, 0)
-    found = await read_all(make_cache, objects)  # which is of this boot again
+    found = await read_all(make_cache, objects)  # the header is of this boot again
     assert (found.gets, found.verified_blocks) == (0, 0)
 
 
@@ -147,7 +147,7 @@ async def test_flipped_bit_of_another_boot_is_fetched_anew(make_cache, objects, 
 
 
 async def test_hole_of_another_boot_is_fetched_anew(make_cache, objects, tmp_path):
-    """What a power cut leaves: words reached the disk, and bytes did not."""
+    """After a power cut the words may be on the disk, and the bytes not."""
     await fill(make_cache, objects)
     change_header(tmp_path, boot=bytes(16))
     data = files_of(tmp_path)[0]
@@ -168,7 +168,7 @@ async def test_copied_files_are_verified(make_cache, objects, tmp_path):
 
 
 async def test_swapped_data_is_found_out(make_cache, tmp_path):
-    """Blocks of one object are not those of another one of the same length."""
+    """The checksums refuse the blocks of another object of the same length."""
     one, two = Objects(DATA, url="test://h/1"), Objects(bytes(len(DATA)), url="test://h/2")
     for objects in (one, two):
         await fill(make_cache, objects)
@@ -336,7 +336,7 @@ async def test_no_secret_is_kept(make_cache, tmp_path):
 
 
 async def test_process_that_keeps_the_lock_is_not_waited_for(make_cache, objects, tmp_path):
-    """As one that was stopped does: what needs the lock is a miss."""
+    """A stopped process keeps the lock: whatever needs the lock is a miss."""
     errors = []
     async with make_cache(on_error=errors.append) as cache, cache.open(objects) as s:
         await s.read_exact(0, 9)

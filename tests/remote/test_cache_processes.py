@@ -1,4 +1,4 @@
-"""Processes that share a cache: each block is fetched once, and whoever dies harms nobody."""
+"""Processes that share a cache: each block is fetched once, and a process that dies harms none."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Reader:
         return json.loads(out)
 
     def kill(self, after):
-        """Kill it after so many seconds, if it lives for as long."""
+        """Kill the process after ``after`` seconds, or when it has printed something."""
         select.select([self._process.stdout], [], [], after)
         self._process.send_signal(signal.SIGKILL)
         out, _ = self._process.communicate(timeout=50)
@@ -110,7 +110,7 @@ def test_two_processes_evict_from_each_other(tmp_path, stored):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_kill_at_any_moment_harms_nobody(tmp_path, stored, seed):
-    """One of two is killed, ten times: filling, evicting, opening; the other goes on."""
+    """One of two processes is killed, five times: filling, evicting, opening; the other goes on."""
     draw = random.Random(seed)
     room = draw.choice([24, 4 * BLOCKS])
     for turn in range(5):
@@ -134,7 +134,7 @@ def test_kill_at_any_moment_harms_nobody(tmp_path, stored, seed):
 
 @pytest.mark.slow
 def test_stopped_process_holds_nobody_up(tmp_path, stored):
-    """What a process has claimed that stands still is fetched by whoever waits for it."""
+    """If a process stops with blocks claimed, the process that waits for them fetches them."""
     with Reader(tmp_path, stored, 1, 2000, 24) as stopped, Reader(tmp_path, stored, 2) as other:
         stopped.wait_ready()
         other.wait_ready()
@@ -202,7 +202,7 @@ def test_exit_during_a_fetch(tmp_path):
 
 
 def test_reader_script_finds_wrong_bytes(tmp_path, stored):
-    """The oracle of these tests can fail: its object changes under an unchanged ETag."""
+    """The oracle of these tests can fail: here an object changes and keeps its ETag."""
     with Reader(tmp_path, stored, 1) as first:
         run_together([first])
     stored.write_bytes(os.urandom(stored.stat().st_size))

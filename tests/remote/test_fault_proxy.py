@@ -1,4 +1,4 @@
-"""The proxy does what it is told, and the engine sees what tests mean it to see."""
+"""The fault proxy makes the faults that it is told to make, and the engine meets them."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_stalls_and_trickles(proxy, key):
 
 
 def test_engine_goes_through(proxy, nginx, key):
-    """What the engine makes of it by itself: a break is mended, another ETag passes unseen."""
+    """The engine by itself repairs a broken response, and does not notice another ETag."""
     store = nginx.store(proxy.port)
     proxy.rule = once(cut(1000))
     assert bytes(obstore.get_range(store, key, start=0, end=5000)) == CONTENT[:5000]
@@ -120,7 +120,7 @@ def test_engine_goes_through(proxy, nginx, key):
 
 
 def test_every_server_serves(server):
-    """Each one starts, takes an object, and gives it back by ranges as far as it can."""
+    """Each server starts, takes an object, and serves ranges of it, if it can serve ranges."""
     server.put("folder-object", CONTENT)
     store = server.store()
     meta = obstore.head(store, "folder-object")

@@ -1,4 +1,4 @@
-"""How the threads of a cache share what is to be fetched."""
+"""How the threads of a cache share the fetches that wait."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def many():
 
 
 async def read_all_at_once(s, many, outcomes):
-    """Begin a read of each block; outcomes get the numbers of those that failed."""
+    """Read all blocks concurrently; append the numbers of those that failed to ``outcomes``."""
 
     async def read(number):
         try:
@@ -61,7 +61,7 @@ async def test_thread_goes_on_after_a_fetch_that_failed(make_cache, many):
 
 
 async def test_opening_waits_for_few_of_the_fetches_that_wait(make_cache, many):
-    """Nor does it wait for all of them when there is one thread for both."""
+    """An ``open`` does not wait for all fetches in the queue, even with one thread for both."""
     other = Objects(b"other" * 1000, url="test://host/other")
     async with make_cache(workers=1) as cache, cache.open(many, read_ahead=False) as s:
         many.gate.clear()

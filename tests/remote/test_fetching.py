@@ -1,4 +1,4 @@
-"""What to fetch: runs, requests, read-ahead; decided without a store or a clock."""
+"""What to fetch: runs, requests, read-ahead; pure functions, tested without a store or a clock."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ reads = st.lists(st.tuples(st.booleans(), st.integers(0, 5000), st.integers(0, 3
 
 
 @few
-@example([(False, 0, 1), (True, 0, 1), (True, 0, 0), (True, 0, 1)], 2)  # nothing is no end
+@example([(False, 0, 1), (True, 0, 1), (True, 0, 0), (True, 0, 1)], 2)  # an empty read changes none
 @given(reads, st.integers(1, 500))
 def test_read_ahead_stays_inside_and_asks_once(steps, request):
     size = 5000

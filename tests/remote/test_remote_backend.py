@@ -1,4 +1,4 @@
-"""Remote snapshots keep the contract of a backend, over each engine that needs no server."""
+"""Remote snapshots keep the contract of a ``StorageBackend``, with engines that need no server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aiommap.testing import StorageBackendSuite
 
 
 class _Owned:
-    """A snapshot that closes its cache with it."""
+    """A snapshot that closes its cache when it is closed."""
 
     def __init__(self, cache, snapshot):
         self._cache, self._snapshot = cache, snapshot
@@ -65,7 +65,7 @@ class TestFsspecBackend(_Suite):
 
 
 class TestUnstoredBackend(_Suite):
-    """A cache without room stores nothing, and reads on."""
+    """A cache without room stores nothing, and still reads."""
 
     async def make_backend(self, content, folder):
         place = folder / str(len(list(folder.iterdir())))

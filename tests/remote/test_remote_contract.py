@@ -1,4 +1,4 @@
-"""A remote snapshot is a ``StorageBackend``, over every server that serves ranges."""
+"""A remote snapshot is a ``StorageBackend``, with every server that serves ranges."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class TestFakeGCS(_Contract):
 @pytest.mark.anyio
 @pytest.mark.parametrize("server", remote_servers.KINDS, ids=lambda kind: kind.name, indirect=True)
 async def test_every_server_is_read_right(tmp_path, server):
-    """Or refused: rclone answers ranges in a way that cannot be trusted."""
+    """Reads from each server are right, or raise: rclone does not serve ranges."""
     import aiommap
     from aiommap.remote import RemoteError
     from tests.support.remote import content, opened, read_all

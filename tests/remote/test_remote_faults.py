@@ -1,7 +1,7 @@
-"""What networks and servers do wrong: a read gets the right bytes or an error, never other bytes.
+"""Faults of networks and servers: a read gets the right bytes or an error, never other bytes.
 
-Each fault that ends is followed by a read that has to succeed, in the cache that met the fault and
-in the next one over the same folder (the first of the complaints in docs/remote).
+After each fault that ends, a read has to succeed: in the cache that met the fault, and in the next
+cache over the same folder (the first of the complaints in docs/remote).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HURRIED = {"timeout": "0.5s", "read_timeout": "0.2s"}
 
 @pytest.fixture
 def stored(nginx, request):
-    """The object that a test reads; every test has one of its own."""
+    """Key of the object that a test reads; each test has its own."""
     key = request.node.name.replace("[", "-").replace("]", "")
     nginx.put(key, OLD)
     return key
@@ -34,7 +34,7 @@ def stored(nginx, request):
 
 @pytest.fixture
 def through(tmp_path, nginx, proxy, stored):
-    """Open the object of this test through the proxy."""
+    """A function that opens the object of this test through the proxy."""
 
     def open_it(client=None, **options):
         store = nginx.store(proxy.port, **(client or {}))
@@ -64,7 +64,7 @@ class TestPassing:
             await read_all(snapshot, OLD, step=16 * BLOCK)
 
 
-#: Faults that last, and so have to end in an error.
+#: Faults that last, so that a read has to raise.
 LASTING = {
     "reset": cut(1000),
     "fin": cut(1000, reset=False),
@@ -84,7 +84,7 @@ LASTING = {
 
 
 class TestLasting:
-    """Faults that last are errors, and leave nothing behind that is taken for bytes."""
+    """Faults that last are errors, and leave no wrong bytes in the cache."""
 
     @pytest.mark.parametrize("fault", LASTING.values(), ids=LASTING)
     async def test_read_fails_then_succeeds(self, through, proxy, fault):
@@ -114,7 +114,7 @@ class TestLasting:
         assert stored in str(error)
 
     async def test_server_gone_for_one_read(self, tmp_path, nginx, proxy, stored):
-        """fsspec's cache answered with zeros ever after."""
+        """After such a failure, fsspec's own cache returns zeros for good."""
         proxy.rule = nothing
         errors = (RemoteError,)
         async with opened(tmp_path, nginx.store(proxy.port), stored) as (_, snapshot):
@@ -155,7 +155,7 @@ class TestLasting:
 
 
 class TestChanged:
-    """An object that is overwritten: bytes of one version only, whatever the moment."""
+    """An object that is overwritten at any moment: a snapshot reads bytes of one version only."""
 
     async def test_between_open_and_read(self, through, nginx, stored):
         async with through() as (_, snapshot):
@@ -207,7 +207,7 @@ class TestChanged:
             await read_all(snapshot, NEW)
 
     async def test_if_match_is_ignored(self, through, proxy, nginx, stored):
-        """The server hands out the new bytes under their own ETag: we compare."""
+        """The server sends the new bytes with their own ETag, and we compare that."""
         proxy.rule = each(Fault(ignore=("if-match",)))
         async with through() as (_, snapshot):
             await snapshot.read_exact(0, BLOCK)
@@ -239,7 +239,7 @@ class TestChanged:
                 pass
 
     async def test_time_and_size_alike(self, through, nginx, stored):
-        """What no client can see: such a server says the same ETag. Promised in docs/remote."""
+        """No client can see this change: the server sends the same ETag. docs/remote says so."""
         async with through() as (_, snapshot):
             await snapshot.read_exact(0, BLOCK)
             path = nginx.objects / stored
@@ -283,7 +283,7 @@ class TestOpening:
 
 
 class TestVersions:
-    """A bucket that keeps versions pins them: an overwritten object stays readable."""
+    """In a bucket that keeps versions, an overwritten object stays readable."""
 
     @pytest.fixture
     def versioned(self, moto, request):
@@ -310,7 +310,7 @@ class TestVersions:
 
 
 async def test_fetches_are_cancelled_for_nobody(through, proxy):
-    """A reader that gives up leaves its fetch to the others, and to the cache (R11)."""
+    """A reader that is cancelled leaves its fetch to other readers and to the cache (R11)."""
     gate = Gate()
     async with through() as (_, snapshot):
         proxy.rule = once(Fault(gate=gate))

@@ -19,7 +19,7 @@ async def in_thread(function, *arguments):
 
 @pytest.fixture
 def served(tmp_path, nginx, proxy):
-    """Serve bytes as an object, and open it through the proxy, which counts."""
+    """A function that serves bytes as an object, and opens it through the proxy."""
 
     def serve(data, key):
         nginx.put(key, data)

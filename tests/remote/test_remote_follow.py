@@ -1,4 +1,4 @@
-"""Following an object that is overwritten: what is in service, and what is reported."""
+"""Following an object that is overwritten: what comes into service, and what is reported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.objects import BLOCK, DATA
 
 pytestmark = pytest.mark.anyio
 
-#: Asked as often as the loop comes round, nearly.
+#: A poll interval of about one turn of the loop.
 SOON = 0.001
 
 
@@ -176,7 +176,7 @@ async def test_follow_refuses_what_it_cannot_mean(make_cache, objects):
 
 @pytest.mark.slow
 async def test_readers_get_one_version_each(make_cache, objects):
-    """Sixty overwrites under sixteen readers: each answer is of one object."""
+    """Sixty overwrites under sixteen readers: the bytes of each read are of one version."""
     over = anyio.Event()
     wrong = []
 
@@ -188,11 +188,12 @@ async def test_readers_get_one_version_each(make_cache, objects):
             with live.current.hold() as s:
                 try:
                     data = await s.read_exact(0, s.size)
-                except StaleSnapshotError:  # overwritten, and given up for newer ones
+                except StaleSnapshotError:  # overwritten, and its blocks evicted for newer ones
                     continue
             if len(set(zip(*[iter(data)] * 4, strict=True))) != 1:
                 wrong.append(data[:16])
-            await checkpoint()  # or each step of following waits for sixteen time slices
+            # Without this each step of following would wait for sixteen time slices.
+            await checkpoint()
 
     objects.put(version(0))
     cache = make_cache(max_bytes=100 * BLOCK)

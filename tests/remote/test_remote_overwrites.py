@@ -1,4 +1,4 @@
-"""Following a key: 300 overwrites under 16 readers, and each answer comes from one version."""
+"""Following a key: 300 overwrites under 16 readers; the bytes of each read are of one version."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZE = 6 * BLOCK + 11
 
 
 def version_of(data):
-    """Say which version bytes are of, all of them."""
+    """Return the version that bytes are of; fail if they are of several."""
     number = int.from_bytes(data[:4], "little")
     assert data == make(number), f"bytes of several versions, the first of {number}"
     return number
@@ -52,7 +52,8 @@ async def test_readers_see_whole_versions(tmp_path, nginx, overwrites):
                     continue  # overwritten before all of it was fetched
                 seen.add(version_of(b"".join(parts)))
                 reads += 1
-                await checkpoint()  # or each step of following waits for sixteen time slices
+                # Without this each step of following would wait for sixteen time slices.
+                await checkpoint()
 
         for _ in range(readers):
             group.start_soon(read)
@@ -62,7 +63,7 @@ async def test_readers_see_whole_versions(tmp_path, nginx, overwrites):
             with anyio.fail_after(100):
                 while reads < before + readers:
                     await anyio.sleep(0.001)
-                # Most are overwritten while they are fetched; some come into service.
+                # Most versions are overwritten while they are fetched; wait for every tenth.
                 while not number % 10 and number not in seen:
                     await anyio.sleep(0.001)
         group.cancel_scope.cancel()
@@ -70,7 +71,7 @@ async def test_readers_see_whole_versions(tmp_path, nginx, overwrites):
 
 
 async def test_pointer_names_the_object(tmp_path, nginx):
-    """A small object says which key is current; its overwriting moves all readers on."""
+    """A small object names the current key; overwriting it moves all readers on."""
     for number in range(3):
         nginx.put(f"data-{number}", make(number))
     nginx.put("latest", b"data-0\n")

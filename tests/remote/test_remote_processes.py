@@ -1,4 +1,4 @@
-"""Several processes over one cache: each block is fetched once, and a death harms nobody."""
+"""Several processes over one cache: each block is fetched once, and a crash harms no other."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def blocks_of(ranges):
 
 
 def read_by_another(folder, nginx, key, **options):
-    """Read all of it here, where nothing was killed, and compare."""
+    """Read and compare the whole object in this process, with a new cache over the folder."""
 
     async def read():
         async with opened(folder, nginx.store(), key, **options) as (_, snapshot):
@@ -66,7 +66,7 @@ def test_second_process_fetches_nothing(tmp_path, proxy, stored):
 
 
 def test_fetches_of_the_dead_are_taken_over(tmp_path, nginx, proxy, stored):
-    """The owner dies while its fetch is under way; who waits for the block fetches it."""
+    """An owner dies during its fetch: the process that waits for the block fetches it."""
     gate = Gate()
     job = {"tasks": 1, "step": len(OLD), "cache": {"request_size": 1 << 20}}
     with children(2, tmp_path, proxy.port, stored, **job) as (owner, other):
@@ -84,7 +84,7 @@ def test_fetches_of_the_dead_are_taken_over(tmp_path, nginx, proxy, stored):
 
 @pytest.mark.slow
 def test_stopped_owner_is_not_waited_for(tmp_path, proxy, stored):
-    """A process that stands still (SIGSTOP, a debugger, a swapped-out machine) is no obstacle."""
+    """Other processes do not wait for one that stands still (SIGSTOP, a debugger, swapping)."""
     gate = Gate()
     job = {"tasks": 1, "step": len(OLD), "cache": {"request_size": 1 << 20}}
     with children(2, tmp_path, proxy.port, stored, **job) as (owner, other):
@@ -99,12 +99,12 @@ def test_stopped_owner_is_not_waited_for(tmp_path, proxy, stored):
         assert owner.result()["wrong"] == []
 
 
-#: What a container is to us: process ids and users of its own.
+#: A command in namespaces like those of a container: its own process ids and users.
 CONTAINER = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child")
 
 
 def test_containers_share_a_folder(tmp_path, nginx, proxy, stored):
-    """Leases are locks, so that process ids do not matter: two processes of number 1 share."""
+    """Leases are locks, so process ids do not matter: two processes with id 1 share a folder."""
     if subprocess.run([*CONTAINER, "true"], capture_output=True).returncode:
         pytest.skip("needs unshare(1), and the right to use it")
     gate = Gate()
@@ -124,7 +124,7 @@ def test_containers_share_a_folder(tmp_path, nginx, proxy, stored):
 
 
 def kill_at(proxy, child, requests, seconds):
-    """Kill a child some time after so many requests were seen."""
+    """Kill a child ``seconds`` after the proxy has seen ``requests`` requests."""
     due = threading.Event()
 
     def rule(_):
@@ -148,7 +148,7 @@ KINDS = {
 
 @pytest.mark.parametrize("seed", MOMENTS)
 def test_kill_at_random_moments(tmp_path, nginx, proxy, stored, seed):
-    """One of two processes is killed while it fills, evicts or verifies; nobody reads others."""
+    """One of two processes is killed while it fills, evicts or verifies; none reads wrong bytes."""
     drawn = random.Random(seed)
     kind = [*KINDS][seed % len(KINDS)]
     job = KINDS[kind]
@@ -164,7 +164,7 @@ def test_kill_at_random_moments(tmp_path, nginx, proxy, stored, seed):
 
 @pytest.mark.slow
 def test_readers_beside_evictors_and_views(tmp_path, nginx, stored):
-    """Four processes whose cache holds a third of the object, while views here stay as they are."""
+    """Four processes evict from a cache that holds a third of the object; our views stay intact."""
 
     async def hold_views():
         async with opened(tmp_path, nginx.store(), stored, cache=SMALL) as (_, snapshot):

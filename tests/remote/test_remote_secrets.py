@@ -1,4 +1,4 @@
-"""No secret reaches the disk, a log, a repr or an error; nobody else may look into the cache."""
+"""No secret reaches the disk, a log, a repr or an error; only its user can read the cache."""
 
 from __future__ import annotations
 

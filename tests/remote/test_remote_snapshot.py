@@ -1,4 +1,4 @@
-"""Reading through the cache: what is asked of the store, and what comes back."""
+"""Reading through the cache: which requests reach the store, and what a read returns."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ async def test_failed_fetch_is_told_to_each_waiter(make_cache, objects):
 
 
 async def test_outage_leaves_no_zeros(make_cache, objects):
-    """fsspec's cache marks blocks before they are fetched, and serves zeros ever after."""
+    """fsspec's own cache marks blocks before they are fetched, and then serves zeros for good."""
 
     def refuse(start, end):
         raise RemoteError(objects.url, "connection refused")
@@ -299,11 +299,11 @@ async def test_cache_closes_while_a_fetch_hangs(make_cache, objects):
             group.cancel_scope.cancel()
         objects.gate.set()
     assert cache.closed
-    assert threading.active_count() >= before  # the fetch has a thread of its own, and ends alone
+    assert threading.active_count() >= before  # the fetch ends later, in a thread of its own
 
 
 class SlowToAsk(Objects):
-    """An object whose state is told when its gate is open."""
+    """An object whose ``stat`` waits until its gate is open."""
 
     def stat(self, known):
         self.asked.release()
@@ -324,7 +324,7 @@ async def test_an_opening_that_was_left_behind_makes_no_folder_of_a_closed_cache
     gate.set()
     del objects, group
     with anyio.fail_after(30):
-        while alive() is not None:  # until its thread is done
+        while alive() is not None:  # until its thread has ended
             gc.collect()
             await anyio.sleep(0.01)
     assert not (tmp_path / "cache").exists()
@@ -338,7 +338,7 @@ async def test_closed_cache_is_no_garbage_of_a_cycle(make_cache, objects):
         alive = weakref.ref(cache)
         del cache, s
         with anyio.fail_after(30):
-            while alive() is not None:  # until its threads have let go
+            while alive() is not None:  # until its threads have ended
                 await anyio.sleep(0.001)
     finally:
         gc.enable()

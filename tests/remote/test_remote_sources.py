@@ -1,4 +1,4 @@
-"""Engines over real servers, and over one that is faulty: exact bytes and states, or an error."""
+"""Sources over real servers and over a faulty one: exact bytes and states, or an error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def key():
 
 
 class TestServers:
-    """Every server that answers ranges, in turn; ``rclone`` does not."""
+    """Every server in turn; all but ``rclone`` serve ranges."""
 
     @pytest.fixture
     def source(self, server, key):
@@ -58,7 +58,7 @@ class TestServers:
             data, answered = source.fetch(0, 10, unversioned)
         except aiommap.StaleSnapshotError:
             return
-        # It heeds no If-Match: what it answers tells it.
+        # This server ignores If-Match: the state in its response tells of the change.
         assert server.name == "fake-gcs"
         assert (answered.etag, bytes(memoryview(data))) == (found.etag, CONTENT[::-1][:10])
 
@@ -141,7 +141,7 @@ class TestFaults:
 def test_urls(nginx, proxy, key, query):
     nginx.put(f"a folder/{key}", CONTENT)
     source = source_of_url(f"http://user:word@127.0.0.1:{proxy.port}/a%20folder/{key}{query}")
-    # What a query says of the object is part of its name, hashed.
+    # A hash of the query is part of the address.
     assert source.url.partition(";")[0] == f"http://127.0.0.1:{proxy.port}/a%20folder/{key}"
     assert "of-it" not in source.url
     state = source.stat(None)

@@ -1,4 +1,4 @@
-"""Sources: what engines answer, translated; in worker threads, here in the test's own."""
+"""Sources: the states and errors that they make of the answers of engines."""
 
 from __future__ import annotations
 
