@@ -1,6 +1,6 @@
 """The hub: limits on worker threads, queues for opening and closing, and the flush scheduler.
 
-Opening and closing are batches of queues, so that a thousand files opened at once take a handful of
+Files are opened and closed in batches, so that a thousand files opened at once take a handful of
 hops. ``aiommap.open`` makes a private hub for one file.
 """
 
@@ -45,15 +45,15 @@ from .opening import Opening
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-#: So many files a hub closes between two turns of the loop.
+#: How many files a hub closes in one turn of the loop.
 FILES_A_TURN = 32
-#: How many files are opened or released in one hop: all who wait for them wake in one loop turn.
+#: How many files one hop opens or releases; all tasks that wait for them wake in one turn.
 FILES_A_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True)
 class _Release:
-    """What is given up when a file is closed, and whether opening it is to be undone."""
+    """What to close when a file is closed, and whether to undo that it was opened."""
 
     mapping: Mapping
     identity: Identity
@@ -62,13 +62,13 @@ class _Release:
 
     @classmethod
     def of(cls, opened: Opened) -> _Release:
-        """Give up what no file was made of."""
+        """Make the release of a mapping that never became a file."""
         return cls(opened.mapping, opened.identity, opened.made)
 
     def run(self) -> None:
-        """Close, and remove a file that a cancelled or failed open created. Worker threads only."""
+        """Close; remove a file that a cancelled or failed open created. Worker threads only."""
         try:
-            # While it is open: its inode could be another file's afterwards.
+            # While the file is open, no other file can get its inode number.
             if self.made is not None and self.undo:
                 self.made.remove(self.identity)
         finally:
@@ -80,14 +80,15 @@ class _Release:
 class Hub:
     """Shares worker threads and queues among any number of mapped files.
 
-    Leaving the block closes every file that is still open.
+    Use it with ``async with``: the end of the block closes every file that is still open.
 
     Args:
         workers: how many threads may read for this hub at once; None means 40, and more while a
-            slow device keeps them waiting. Stores, flushes, and opening and closing have a few of
-            their own, so none waits for another, nor for the application's own threads.
+            slow device keeps them waiting. There are other threads for stores, for flushes, and for
+            opening and closing. So none of these waits for another, or for the application's own
+            threads.
     Raises:
-        ValueError: if workers is not positive.
+        ValueError: if ``workers`` is not positive.
     """
 
     def __init__(self, *, workers: int | None = None) -> None:
@@ -97,7 +98,7 @@ class Hub:
         self._workers: Workers | None = None
         self._closed = False
         self._files: dict[FileCore, MappedFile] = {}
-        #: Closed with an error by ``aclose``, which raises it each time it is called (I15).
+        #: Files whose ``aclose`` raised; each call of the hub's ``aclose`` raises that again (I15).
         self._failed: list[MappedFile] = []
         self._at: dict[str, set[FileCore]] = {}
         self._own = OwnChanges()
@@ -105,9 +106,9 @@ class Hub:
 
     @property
     def files(self) -> tuple[MappedFile, ...]:
-        """The files that are open, in the order they were opened; may be asked in any thread."""
-        # Unpacking takes the values in one step; tuple() could be interrupted, and find the
-        # dictionary changed by the loop.
+        """The files that are open, in the order in which they were opened; in any thread."""
+        # Unpacking takes the values in one step. tuple() could be interrupted, and the loop could
+        # change the dictionary meanwhile.
         files = (*self._files.values(),)
         return tuple(file for file in files if not file.closed)
 
@@ -126,7 +127,7 @@ class Hub:
         huge_pages: bool = False,
         inline_writes: bool = True,
     ) -> Opening[MappedFile]:
-        """Open a file in this hub; arguments and errors as for ``aiommap.open``."""
+        """Open a file in this hub; arguments, errors and cancellation as for ``aiommap.open``."""
         warn_if_unguarded()
         options = OpenOptions.check(
             path,
@@ -152,11 +153,11 @@ class Hub:
     ) -> Changes:
         """Watch a path for changes by others: ``async with hub.watch(path) as changes: ...``.
 
-        The path need not exist yet: a file that comes is ``ChangeKind.CREATED``. Changes are told
-        from the moment on at which the block begins. Of a directory, names that come and go are
-        ``MODIFIED``, without saying which, and what its files hold is not watched. See
-        ``MappedFile.watch``, which watches the path of an open file, for arguments, errors and
-        limits.
+        The path need not exist: when a file appears there, that is ``ChangeKind.CREATED``. Changes
+        are reported from the moment at which the block begins. For a directory, ``MODIFIED`` means
+        that names were added or removed; it does not say which, and changes of files in it are not
+        reported. For arguments, errors and limits see ``MappedFile.watch``, which watches the path
+        of an open file.
         """
         name = absolute_path(path)
         self._check_process(name)
@@ -166,9 +167,9 @@ class Hub:
         """Close every file that is still open, then the hub.
 
         Raises:
-            FlushError: if closing one file fails; an ExceptionGroup if several do. Raised by every
-                later call, too.
-        Cancellation: waited out, as for each file.
+            FlushError: if closing one file fails; an ExceptionGroup if closing several fails. Every
+                later call raises it again.
+        Cancellation: closing is waited out, then the cancellation is delivered.
         """
         self._closed = True
         try:
@@ -191,8 +192,8 @@ class Hub:
             except Exception as error:
                 failures.append(error)
                 self._failed.append(file)
-            except BaseException as error:  # each file waits it out, and so does the hub
-                if file._open.is_closing:  # noqa: SLF001  but for what ends the program
+            except BaseException as error:  # a cancellation: the file has waited it out
+                if file._open.is_closing:  # noqa: SLF001  or an exception that ends the program
                     raise
                 cancellation = cancellation or error
         if cancellation is not None:
@@ -205,9 +206,9 @@ class Hub:
             raise ExceptionGroup("several files could not be closed cleanly", failures)
 
     async def _start_closing(self, files: list[MappedFile]) -> BaseException | None:
-        """Begin to close all, so that none waits for another and they share hops.
+        """Begin to close all files, so that none waits for another and they share hops.
 
-        A cancellation is returned, to be delivered later.
+        A cancellation is returned, and the caller raises it later.
         """
         cancellation: BaseException | None = None
         for number, file in enumerate(files, 1):
@@ -217,7 +218,7 @@ class Hub:
         return cancellation
 
     async def _let_others_run(self) -> BaseException | None:
-        """Let other tasks run once; a cancellation is returned, to be delivered later."""
+        """Let other tasks run once; return a cancellation, which the caller raises later."""
         if self._workers is None or self._workers.forked:
             return None
         try:
@@ -236,11 +237,11 @@ class Hub:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._failed = []  # told by `aclose`, to whoever went on from there
+        self._failed = []  # an ``aclose`` inside the block has raised these already
         await close_after(error, self.aclose, "the hub")
 
     def _running_workers(self) -> Workers:
-        """Return the workers; made on first use, as they belong to the event loop that runs."""
+        """Return the workers; made on first use, because they belong to one event loop."""
         if self._closed:
             raise anyio.ClosedResourceError("the hub is closed: open files in a new one")
         if self._workers is not None:
@@ -262,7 +263,7 @@ class Hub:
         return self._workers
 
     def _check_process(self, path: str) -> None:
-        """Raise if a path is to be used with a hub of the parent process (I10)."""
+        """Raise in a forked child of the process that uses the hub (I10)."""
         if self._workers is not None and self._workers.forked:
             raise ForkedError(path)
 
@@ -276,7 +277,7 @@ class Hub:
         return await self._admit(opened, options)
 
     async def _admit(self, opened: Opened, options: OpenOptions) -> MappedFile:
-        """Make a file of what was opened while the hub was in use; if that fails, it is closed."""
+        """Make a file from an open mapping; undo the opening if that fails or the hub is closed."""
         if self._closed:
             await self._releasing.submit(_Release.of(opened), withdrawable=False)
             raise anyio.ClosedResourceError("the hub was closed while it opened the file")
@@ -295,16 +296,16 @@ class Hub:
         return file
 
     async def _open_mapping(self, options: OpenOptions) -> Opened:
-        """Open in a worker, together with what else is to be opened."""
+        """Open a mapping in a worker, in one batch with others that are to be opened."""
 
         def attempt() -> Awaitable[Opened]:
-            self._running_workers()  # the hub may have been closed while one waited
+            self._running_workers()  # the hub may have been closed during a wait for a lease
             return self._opening.submit(options)
 
         return await past_leases(attempt)
 
     async def _open_again(self, old: FileCore) -> FileCore | None:
-        """Open what the path of a file names by now; None if that is the same file, and whole."""
+        """Open the file that a path names now; None if that is the open file, and it is whole."""
         workers = self._running_workers()
         old.check_path("reopen")
         options = reopening(old.options)
@@ -317,7 +318,7 @@ class Hub:
         return core
 
     def _move(self, old: FileCore, new: FileCore) -> None:
-        """Count a file as the one that it was reopened to."""
+        """Put the reopened core of a file in the place of the old one."""
         self._files[new] = self._files.pop(old)
         self._register(new)
 
@@ -342,13 +343,13 @@ class Hub:
             self._at.pop(core.path, None)
 
     def _seen(self, path: str, state: FileState | None) -> None:
-        """Take note of which file a path names by now."""
+        """Tell the open files of a path which file the path names now."""
         for core in self._at.get(path, ()):
             core.note_path(None if state is None else Identity(state.device, state.inode))
 
     async def _discard(self, opened: Opened) -> None:
-        """Close, or undo, what was opened for a task that was cancelled."""
-        with suppress(OSError):  # there is nobody left to tell, and nothing to lose
+        """Undo an opening whose task was cancelled."""
+        with suppress(OSError):  # no task is left to raise it in, and no data can be lost
             await self._releasing.submit(_Release.of(opened), withdrawable=False)
 
 
@@ -365,11 +366,11 @@ def _attempt_all(
     try:
         return outcomes
     finally:
-        del outcomes  # or they and the tracebacks of errors among them would keep each other alive
+        del outcomes  # this frame is in the tracebacks of errors, and must not refer to them
 
 
 class _OwnHub(Hub):
-    """The hub of a file that was opened without one, and goes with it."""
+    """The private hub of one file; it ends when the file is closed."""
 
     async def _release(self, core: FileCore) -> None:
         try:
@@ -380,7 +381,7 @@ class _OwnHub(Hub):
 
 
 def hub_or_new(hub: Hub | None) -> Hub:
-    """Return the hub that a caller gave, or one of its own for what is opened without."""
+    """Return the hub that a caller gave; make a new one for None."""
     if hub is None:
         return Hub()
     return check_kind(hub, Hub, "hub", "pass an aiommap.Hub")
@@ -402,52 +403,57 @@ def open(
 ) -> Opening[MappedFile]:
     """Open a file and map it: ``async with aiommap.open(path) as f``.
 
-    The file gets limits on worker threads of its own; to share them use ``Hub.open``.
+    The file has limits on worker threads of its own; to share them among files use ``Hub.open``.
 
     Args:
-        path: a regular file, named as for open(2): ``..`` and links lead where the kernel goes, and
-            a slash at the end asks for a directory. A relative path starts at the working directory
-            of this call. Kept as an absolute path, in which links and ``..`` stay as they are. Or
-            an open descriptor of one, which stays yours: this call duplicates it, and the file is
-            opened by that, with a position and flags of its own where the system allows it.
-        mode: "r" shared, read-only; "r+" shared, writable; "w+" the same, created or overwritten
-            with zeros; "x+" the same, but the file must not exist; "a+" the same, created if there
-            is none, in one step with that look, and never cut off: for processes that may be the
-            first, and for ``append`` beside other processes; "c" private and writable: its stores
-            never reach the file.
-        size: bytes to create, needed by "w+" and "x+"; in "a+" how many the file is to have at
-            least, none by default; refused elsewhere.
-        capacity: bytes of address space to reserve, so that ``resize`` up to there moves nothing.
-        sparse: do not reserve disk blocks when the file is created or grows; a full disk then
-            shows at a later ``write`` instead of here.
+        path: a regular file, or an open descriptor of one. The kernel resolves a path as in
+            open(2): it follows ``..`` and links, and a slash at the end asks for a directory. A
+            relative path starts at the working directory of this call. The file keeps the path as
+            an absolute one, with links and ``..`` as they are. A descriptor stays yours: this call
+            duplicates it, and opens the file again by the duplicate where the system allows it, so
+            that the file has its own position and flags.
+        mode: "r": shared, read-only. "r+": shared, writable. "w+": shared, writable, created or
+            overwritten with zeros. "x+": shared, writable, created; the file must not exist. "a+":
+            shared, writable, created in one atomic step if it is missing, and never cut off; for
+            processes that may be the first, and for ``append`` beside other processes. "c": private
+            and writable: its stores never reach the file.
+        size: how many bytes "w+" and "x+" create; they need it. In "a+", the file is made at least
+            this long; 0 by default. Other modes refuse it.
+        capacity: bytes of address space to reserve; ``resize`` up to there moves nothing.
+        sparse: whether to skip reserving disk blocks when the file is created or grows; a full disk
+            then shows at a later ``write`` instead.
         flush: when background flushes are due; by default ``FlushPolicy.manual()``.
         advice: how the whole file is going to be used.
-        prewarm: make the whole file resident before returning.
-        lock: pin the whole file in memory for as long as it is open.
-        huge_pages: ask for huge pages, where the file system has them; what that obtained is in
-            ``statistics().huge_page_bytes``. On tmpfs mounted with huge=advise, pages that were
-            reserved before they were mapped are small: create the file with ``sparse=True``.
-        inline_writes: whether a ``write`` may store on the loop thread, where that need not wait
-            for the disk as far as can be told. It cannot where a file system is frozen (for a
-            snapshot, by ``fsfreeze``), and hardly where it is over a network or its writers are
-            throttled: with False every store runs in a worker, all that wait at one time together.
-            Words and stores through views run in the thread that makes them, either way.
+        prewarm: whether to make the whole file resident before returning.
+        lock: whether to keep the whole file in memory for as long as it is open.
+        huge_pages: whether to ask for huge pages, if the file system has them;
+            ``statistics().huge_page_bytes`` says what that obtained. On tmpfs mounted with
+            huge=advise, pages that were reserved before they were mapped are small: create the file
+            with ``sparse=True``.
+        inline_writes: whether a ``write`` may store on the loop thread, if it can be told that the
+            store need not wait for the disk. That cannot be told while a file system is frozen (by
+            ``fsfreeze``, for a backup), and hardly if it is over a network or its writers are
+            throttled. With False a worker makes every store; stores that wait at the same time go
+            together. Operations on words, and stores through views, always run in the thread that
+            makes them.
     Returns:
         An object to use with ``async with``, or to ``await`` for a MappedFile to ``aclose``.
     Raises:
-        ValueError, TypeError: for options that cannot be meant, before anything is touched.
+        ValueError, TypeError: if an option makes no sense; raised before any file is touched.
         FileNotFoundError, FileExistsError, PermissionError: as ``open``.
-        UnsupportedError: if the path is a directory, pipe, socket or device, a file that the kernel
-            makes up as it is read (/proc, /sys), or one on hugetlbfs: use FileBackend for those; if
-            the file system says that a new file is as long as asked, and it is not.
+        UnsupportedError: if the path is a directory, pipe, socket or device, a file whose content
+            the kernel makes when it is read (/proc, /sys), or a file on hugetlbfs: use
+            ``FileBackend`` for these. Also if the file system claims that a new file has the size
+            asked for, and it has not.
         BlockingIOError: if another process keeps its lease on the file for longer than the kernel
             grants it; until then opening waits, as open(2) does.
-        OSError: ENOSPC if the disk is full, EFBIG beyond RLIMIT_FSIZE, ENOMEM; a new file is then
-            gone again, but in "a+", and one that was there has its old size and bytes.
-    Cancellation: an open that has begun in a worker is waited out and then undone: the name of a
-        file it created is removed again, if it still names that file. What "w+" has overwritten
-        stays so, and what "a+" has created stays there: another process may have opened it by then.
-        Waiting for a lease ends at once.
+        OSError: ENOSPC if the disk is full, EFBIG beyond RLIMIT_FSIZE, ENOMEM. A file that this
+            call created is removed again, except in "a+"; a file that existed keeps its old size
+            and bytes.
+    Cancellation: an open that has begun in a worker is waited out and then undone: a file that it
+        created is removed, if its name still names that file. A file that "w+" has overwritten
+        stays so. A file that "a+" has created stays, because another process may have opened it by
+        then. A wait for a lease ends at once.
     Source: mmap(2), posix_fallocate(3).
     """
     return _OwnHub().open(
@@ -466,7 +472,7 @@ def open(
 
 
 def _reopen(file: MappedFile) -> tuple[Callable[..., Any], tuple[()]]:
-    """Say what a pickled file is: an ``Opening`` of its path, with the options it has."""
+    """Pickle a file as an ``Opening`` of its path, with its options."""
     options = file._core.options  # noqa: SLF001  they were given here
     path = file.path
     if path is None:
@@ -478,7 +484,7 @@ def _reopen(file: MappedFile) -> tuple[Callable[..., Any], tuple[()]]:
     reopen = partial(
         open,
         path,
-        reopening(options).mode.name,  # what "w+" and "x+" make is there by now
+        reopening(options).mode.name,  # the file of "w+" and "x+" exists by now
         capacity=None if options.capacity is None else file.capacity,
         sparse=options.sparse,
         flush=file.flush_policy,

@@ -1,4 +1,4 @@
-"""What opening returns before it is entered or awaited."""
+"""``Opening``: the object that ``open`` and the like return, to be entered or awaited."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 
 
 class Closing(Protocol):
-    """What is closed at the end of an ``async with`` block."""
+    """A resource that the end of an ``async with`` block closes."""
 
     async def __aexit__(
         self,
@@ -23,7 +23,10 @@ Resource = TypeVar("Resource", bound=Closing)
 
 
 class Opening(Generic[Resource]):
-    """What opening returns: ``async with`` it, or ``await`` it and call ``aclose`` yourself."""
+    """Something to open: use it with ``async with``, or ``await`` it and call ``aclose`` yourself.
+
+    Nothing is open before that.
+    """
 
     __slots__ = ("_begin", "_entered", "_opened")
 
@@ -36,7 +39,7 @@ class Opening(Generic[Resource]):
         return self._begin().__await__()
 
     async def __aenter__(self) -> Resource:
-        if self._entered:  # it could close only one of the two
+        if self._entered:  # the end of a block could close only one of two resources
             raise RuntimeError("an opening is entered by one block at a time: make another one")
         self._entered = True
         try:
@@ -57,7 +60,7 @@ class Opening(Generic[Resource]):
         assert opened is not None
         await opened.__aexit__(kind, error, traceback)
 
-    # Type checkers have to find these mistakes themselves.
+    # Hidden from type checkers, so that they report these mistakes, too.
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""What the file objects of snapshots share: a position, and reads in worker threads only."""
+"""The base of the file objects of snapshots: a position, and reads in worker threads only."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 class BinaryFile(io.RawIOBase):
-    """A read-only, seekable binary file over something that is open and does not change.
+    """A read-only, seekable binary file over an open file that does not change.
 
     Args:
-        core: what is open.
-        path: what it is called.
-        release: called on the loop when this is closed.
+        core: the core of the open file.
+        path: its path or URL.
+        release: called on the loop when this object is closed.
     """
 
     mode = "rb"
-    #: What to use on the event loop's thread.
+    #: The verb to use on the loop thread; for an error message.
     _instead: ClassVar[str]
 
     def __init__(self, core: FileCore, path: str, release: Callable[[], None]) -> None:
@@ -39,11 +39,11 @@ class BinaryFile(io.RawIOBase):
 
     @abstractmethod
     def _fetch(self, offset: int, length: int) -> bytes:
-        """Read a range of it."""
+        """Read a range, which lies within the file."""
 
     @abstractmethod
     def _fetch_into(self, offset: int, buffer: memoryview) -> None:
-        """Read a range of it into a buffer."""
+        """Read a range, which lies within the file, into a buffer."""
 
     @property
     def name(self) -> str:
@@ -51,23 +51,23 @@ class BinaryFile(io.RawIOBase):
         return self.path
 
     def readable(self) -> bool:
-        """Tell that it can be read."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Tell that it has a position that can be set."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
-        """Say where the next read begins."""
+        """Return the position at which the next read begins."""
         self._check_open()
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Set where the next read begins, from the start, from where it is, or from the end.
+        """Set the position of the next read, from the start, the present position or the end.
 
         Raises:
-            ValueError: if that is before the start, or whence is none of the three.
+            ValueError: if that is before the start, or ``whence`` is none of the three.
         """
         self._check_open()
         bases = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}
@@ -80,12 +80,12 @@ class BinaryFile(io.RawIOBase):
         return position
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read up to ``size`` bytes, to the end by default; fewer only at the end.
+        """Read ``size`` bytes, or all up to the end by default; fewer only at the end.
 
         Raises:
-            As ``read_exact`` of the snapshot, if bytes are not to be had.
+            As ``read_exact`` of the snapshot.
             anyio.ClosedResourceError: if the hub closed the snapshot in spite of this file.
-            RuntimeError: on the event loop's thread, which must not wait.
+            RuntimeError: on the thread of the event loop, which must not wait.
         """
         length = self._length(self.size if size is None or size < 0 else size)
         data = self._fetch(self._position, length) if length else b""
@@ -97,7 +97,7 @@ class BinaryFile(io.RawIOBase):
         return self.read()
 
     def readinto(self, buffer: Buffer, /) -> int:
-        """Fill a buffer as far as there are bytes; see ``read``."""
+        """Read into a buffer; return how many bytes, fewer than it has only at the end."""
         view = export_bytes(buffer, True)
         length = self._length(len(view))
         if length:
@@ -106,7 +106,7 @@ class BinaryFile(io.RawIOBase):
         return length
 
     def write(self, data: Buffer, /) -> NoReturn:  # noqa: ARG002  the signature is io's
-        """Refuse, as read-only files do."""
+        """Raise ``io.UnsupportedOperation``: the file is read-only."""
         raise io.UnsupportedOperation(f"{self.path} is a snapshot: it cannot be written to")
 
     def close(self) -> None:
@@ -119,12 +119,12 @@ class BinaryFile(io.RawIOBase):
         raise not_copied(self, "make another file of the snapshot")
 
     def _length(self, wanted: int) -> int:
-        """Return how many of the wanted bytes there are, once reading is allowed."""
+        """Check that reading is allowed; return how many of the wanted bytes there are."""
         self._check_usable()
         return max(0, min(wanted, self.size - self._position))
 
     def _check_usable(self) -> None:
-        """Raise unless reading is allowed."""
+        """Raise if the file or the snapshot is closed, or this is the loop thread."""
         self._check_open()
         self._core.check_usable()
         if self._core.workers.on_loop():

@@ -1,4 +1,4 @@
-"""The file at a path, as what a follower follows: what is opened, and what tells of changes."""
+"""The source of a follower that follows the file at a path."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from .._watch.changes import ChangeKind
 from .follower import News
 from .generation import Generation
 
-#: After one of these, bytes may be other ones though size and times are what they once were: the
-#: change that sets these back may follow one that moved them.
+#: After one of these the bytes may have changed although size and times are those of an earlier
+#: state: one change may have moved them, and the next have set them back.
 _IN_PLACE = frozenset(
     {ChangeKind.MODIFIED, ChangeKind.CHANGED, ChangeKind.GROWN, ChangeKind.TRUNCATED}
 )
@@ -19,8 +19,8 @@ class FileSource:
     """A path, watched and opened in a hub.
 
     Args:
-        hub: opens and watches.
-        options: how to open; what makes the file resident is left to the trial.
+        hub: opens and watches the file.
+        options: how to open the file; the trial makes it resident.
     """
 
     def __init__(self, hub: Hub, options: OpenOptions) -> None:
@@ -35,7 +35,7 @@ class FileSource:
 
     @property
     def is_closed(self) -> bool:
-        """Whether following ends, or the hub does."""
+        """Whether following or the hub has ended."""
         return self._changes.ended or self._hub._closed  # noqa: SLF001  a kind of its files
 
     async def begin(self) -> None:
@@ -52,5 +52,5 @@ class FileSource:
         return await Generation.of(self._hub, self._options)
 
     def end(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self._changes.close()

@@ -1,10 +1,10 @@
 """The files of a folder that are in service together, and how the next ones are loaded.
 
 Invariants.
-  1  A file in service is held for ``SETTLE_SECONDS`` at least. What replaces it later has another
-     time of change, even if it gets the number of the old one.
-  2  Nothing is changed once it is in service: a trial makes new files of the old ones, and of those
-     that are news. So a trial that is abandoned leaves no trace.
+  1  A file in service is kept open for ``SETTLE_SECONDS`` at least. A file that replaces it later
+     has another time of change, even if it gets the inode number of the old one.
+  2  A ``LoadedFiles`` in service never changes: a trial makes a new one, from old entries and from
+     new ones. So an abandoned trial leaves no trace.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .trial import Load, call_load
 Value = TypeVar("Value", covariant=True)
 Loaded = TypeVar("Loaded")
 
-#: Longer than the tick that times of files move in.
+#: Longer than the tick of the clock by which times of files move.
 SETTLE_SECONDS = 0.25
 #: How many files of a folder are loaded at a time.
 LOADS_AT_ONCE = 16
@@ -38,7 +38,13 @@ Failed = Listeners[tuple[str, Exception]]
 
 
 class Entry(Generic[Value]):
-    """A file of a folder: the state in which it was tried, and its last good values, if any."""
+    """A file of a folder.
+
+    Attributes:
+        state: the state in which it was tried last.
+        values: its last good value; empty if it never had one.
+        good: whether the last trial was good.
+    """
 
     __slots__ = ("good", "state", "values")
 
@@ -48,7 +54,10 @@ class Entry(Generic[Value]):
         self.good = good
 
     def needs_trial(self, state: FileState) -> bool:
-        """Tell whether the file is to be tried in a state; what could not be opened, in any."""
+        """Tell whether to try the file in a state.
+
+        After a good trial only other bytes count, after a failed one any difference.
+        """
         return not (same_bytes(self.state, state) if self.good else self.state == state)
 
 
@@ -64,15 +73,15 @@ class LoadedFiles(Generic[Value]):
         self.by_name: Mapping[str, Value] = MappingProxyType(
             {name: value for name, entry in entries.items() for value in entry.values}
         )
-        # Weakly: whoever keeps values may let them go sooner.
+        # Weak, so that this object can be garbage sooner.
         call_later(SETTLE_SECONDS, partial(_settle, weakref.ref(self)))
 
     def held(self, name: str) -> Mapping[str, Generation]:
-        """Return the file of a name while it has to be held (folder_files.1)."""
+        """Return the file of a name if it has to be kept open still (folder_files.1)."""
         return {name: self._held[name]} if name in self._held else {}
 
     def settle(self) -> None:
-        """Hold no file any more."""
+        """Keep no file open from now on."""
         self._held = {}
 
 
@@ -89,7 +98,7 @@ async def load_files(
     in_service: Callable[[], LoadedFiles[Loaded] | None],
     candidate: FolderGeneration,
 ) -> LoadedFiles[Loaded]:
-    """Load the files that are news, and put them beside those that are in service."""
+    """Load the files that the candidate opened, and join them with those in service."""
     held, failures = candidate.take()
     values = await _load_all(load, prewarm, dict(held), failures)
     served = in_service()
@@ -104,7 +113,7 @@ async def load_files(
         elif served is not None and old is not None:
             entries[name] = old
             held |= served.held(name)
-    failures.clear()  # an error refers to frames that refer to this
+    failures.clear()  # an error refers to frames, and these refer to the dict
     return LoadedFiles(entries, held)
 
 
@@ -114,7 +123,7 @@ async def _load_all(
     opened: Mapping[str, Generation],
     failures: dict[str, Exception],
 ) -> dict[str, Loaded]:
-    """Load files, some at a time; return the values, and add the failures of the others."""
+    """Load files, up to ``LOADS_AT_ONCE`` at a time; return the values, and add to ``failures``."""
     values: dict[str, Loaded] = {}
     limiter = anyio.CapacityLimiter(LOADS_AT_ONCE)
 

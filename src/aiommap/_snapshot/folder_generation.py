@@ -1,4 +1,4 @@
-"""A folder as it was at one moment: what a follower tries, and puts in service."""
+"""A folder as it was at one moment; a follower tries it, and puts it in service."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ class FolderResource:
 
     @property
     def is_closed(self) -> bool:
-        """Whether nothing of it is left."""
+        """Whether all files are closed."""
         return all(file.is_closed for file in self._files)
 
     async def aclose(self) -> None:
-        """Close the files, whoever reads them."""
+        """Close the files, even if somebody reads them."""
         for file in self._files:
             await file.aclose()
 
 
 class FolderGeneration:
-    """A folder as it was at one moment, with the files that were news opened.
+    """A folder as it was at one moment; the files that need a trial are open.
 
-    Each of the files keeps this alive, so that the end of following finds them all.
+    Each open file keeps this object alive, so that the end of following finds all files.
 
     Args:
-        listing: all files that there were.
-        opened: those that were opened, by name.
-        failures: why others could not be opened.
+        listing: all files in the folder at that moment.
+        opened: the files that were opened, by name.
+        failures: the errors of files that could not be opened, by name.
     """
 
     __slots__ = ("__weakref__", "_alive", "_failures", "_opened", "listing", "resource")
@@ -48,7 +48,7 @@ class FolderGeneration:
         failures: dict[str, Exception],
     ) -> None:
         self.listing: FolderListing = listing
-        #: What is open.
+        #: The open files; a reference to this does not keep them open.
         self.resource: FolderResource = FolderResource([each.resource for each in opened.values()])
         self._opened = opened
         self._failures = failures
@@ -57,7 +57,7 @@ class FolderGeneration:
             generation.group = self
 
     def take(self) -> tuple[dict[str, Generation], dict[str, Exception]]:
-        """Return what was opened and what could not be; this refers to neither any longer."""
+        """Return the open files and the failures, and drop the references to both."""
         taken = dict(self._opened), dict(self._failures)
         self._opened.clear()
         self._failures.clear()
@@ -74,19 +74,19 @@ class FolderGeneration:
         return any(generation.is_held for generation in self._alive)
 
     def is_of(self, state: FolderListing | None, *, strictly: bool = False) -> bool:  # noqa: ARG002
-        """Tell whether a listing is that of this moment."""
+        """Tell whether a listing has the same files in the same states."""
         return state is not None and self.listing.files == state.files
 
     def is_same_as(self, other: FolderGeneration, /) -> bool:
-        """Tell whether the folder was the same at another moment."""
+        """Tell whether the folder had the same files in the same states at another moment."""
         return self.is_of(other.listing)
 
     def is_changed_in(self, other: FolderGeneration, /) -> bool:  # noqa: ARG002
-        """Tell that changes in place are the files' own matter: each is verified."""
+        """Return False: each file is verified by itself."""
         return False
 
     def retire(self) -> None:
-        """Close each file once there is no hold on it."""
+        """Close each file when there is no hold on it, even if something still refers to it."""
         self._failures.clear()
         for generation in [*self._alive]:
             generation.retire()

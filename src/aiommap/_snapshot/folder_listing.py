@@ -1,9 +1,9 @@
-"""Which files a folder holds at one moment. Worker threads only, but for comparing.
+"""The files that a folder holds at one moment. Worker threads only, but for comparing.
 
-Kubernetes mounts a ConfigMap or a Secret as a folder of links through ``..data``, itself a link to
-a folder that is never written to again. A new version is another such folder; turning ``..data`` to
-it is one rename, and the links follow a moment later. So where there is a link ``..data``, the
-files are those of the folder that it leads to: all of one version, whatever the links say.
+Kubernetes mounts a ConfigMap or a Secret as a folder of links through ``..data``. That is itself a
+link, to a folder that is never written to again. A new version is another such folder: one rename
+makes ``..data`` lead to it, and the links of the outer folder are updated a moment later. So if
+there is a link ``..data``, we take the files of the folder to which it leads: all of one version.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ class FolderListing:
 
     @property
     def is_version(self) -> bool:
-        """Whether the folder is replaced as a whole, and not its files."""
+        """Whether the whole folder is replaced, and never a file in it."""
         return self.root.endswith(f"/{DATA_LINK}")
 
     def path_of(self, name: str) -> str:
-        """Return where a file is."""
+        """Return the path of a file."""
         return f"{self.root}/{name}"
 
     def held_until(self, later: FolderListing, opened: Mapping[str, FileState]) -> bool:
-        """Tell whether all files were there together, at a moment before a later one.
+        """Tell whether all files were in the folder together, at a moment between two listings.
 
         Args:
-            later: the files at the later moment.
-            opened: files that were opened in between, and are open at the later moment, in the
-                state in which they were opened. The others are as they were.
+            later: the later listing.
+            opened: the states of files that were opened in between and are still open. The others
+                have to be in the same state in both listings.
         """
         if self.files.keys() != later.files.keys():
             return False
@@ -62,12 +62,12 @@ class FolderListing:
 
 
 def same_bytes(old: FileState, new: FileState) -> bool:
-    """Tell whether a file has the bytes that it had, as far as its states show."""
+    """Tell whether a file has the same bytes in two states, as far as these show."""
     return classify(old, new) in (None, ChangeKind.METADATA)
 
 
 def matcher(pattern: str) -> Callable[[str], object]:
-    """Return what tells whether a name matches a pattern, as in a shell."""
+    """Return a function that tells whether a name matches a pattern, as in a shell."""
     if not isinstance(pattern, str):
         raise TypeError(f"pattern is {pattern!r}: give a str, such as '*.json'")
     if not pattern or "/" in pattern:
@@ -79,14 +79,14 @@ def matcher(pattern: str) -> Callable[[str], object]:
 
 
 def list_folder(folder: str, matches: Callable[[str], object]) -> FolderListing:
-    """Look at the regular files of a folder whose names match; links lead to files, too."""
+    """List the regular files of a folder, and the links to such files, whose names match."""
     data = f"{folder}/{DATA_LINK}"
     while True:
         root = data if os.path.islink(data) else folder
         directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             files = _files_of(directory, matches)
-            # A folder that was replaced meanwhile may have been half removed.
+            # If the folder was replaced meanwhile, its files may have been half removed.
             if Identity.of(os.stat(root)) == Identity.of(os.fstat(directory)):
                 return FolderListing(root, files)
         finally:
@@ -99,7 +99,7 @@ def _files_of(directory: int, matches: Callable[[str], object]) -> dict[str, Fil
         try:
             found = os.stat(name, dir_fd=directory)
         except OSError:
-            continue  # it was removed just now, or is a link to nothing
+            continue  # the file was just removed, or is a link to a missing one
         if stat.S_ISREG(found.st_mode):
             files[name] = FileState.of(found)
     return files

@@ -1,18 +1,18 @@
-"""The files of a folder as one thing to follow: all of them as they were at one moment.
+"""The source of a follower that follows a folder: all its files, as they were at one moment.
 
-Theory of operation. To open a folder, list it, open the files that are news, and list it again. If
-every name still means the file that it meant, all of them were there together at the moment in
-between: a file that is open keeps its number, so a name that means it before and after has meant it
-all the time. Otherwise begin again. So a candidate is never a mix of two versions of a folder that
-is replaced as a whole; of any other folder it is what it held at one moment.
+Theory of operation. To open a folder, we list it, open the files that need a trial, and list it
+again. If every name still names the same file, all files were in the folder together at a moment in
+between. An open file keeps its inode number, so a name that has that number before and after has
+named the file all the time. Otherwise we begin again. So a candidate is never a mix of two versions
+of a folder that is replaced as a whole, and of any other folder it is the content at one moment.
 
-The folder and each of its files are watched, and any change of any of them is a reason to list it
-again. An event tells of changes of files and of a link ``..data``; polling the folder's time of
-modification tells of names that come.
+We watch the folder and each of its files, and list the folder again after any change. Events tell
+of changes of files and of a link ``..data``. Polls of the folder's time of modification tell of new
+names.
 
 Invariants.
-  1  What is opened was listed after watching it had begun, so no later change is missed (I11).
-  2  Only files that are news are open, and those that values refer to.
+  1  A file is watched before it is listed and opened, so no later change is missed (I11).
+  2  Only the files that need a trial are open, and those to which values refer.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class FolderSource(Generic[Loaded]):
     """The files of a folder whose names match, watched and opened in a hub.
 
     Args:
-        hub: opens and watches.
-        folder: absolute path.
-        matches: tells whether a name does.
-        in_service: returns what is in service, if anything is.
+        hub: opens and watches the files.
+        folder: the absolute path of the folder.
+        matches: tells whether a name matches.
+        in_service: returns the files in service; None if there are none yet.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class FolderSource(Generic[Loaded]):
 
     @property
     def is_closed(self) -> bool:
-        """Whether following ends, or the hub does."""
+        """Whether following or the hub has ended."""
         return self._over or self._hub._closed  # noqa: SLF001  a kind of its files
 
     async def begin(self) -> None:
@@ -73,7 +73,7 @@ class FolderSource(Generic[Loaded]):
         await self._watch_all(self._always)
 
     async def next(self) -> News:
-        """Wait for a change of anything, and list the folder."""
+        """Wait for a change of the folder or of a file in it, and list the folder."""
         await self._news.wait()
         if not self.is_closed:
             self._news = anyio.Event()
@@ -84,7 +84,7 @@ class FolderSource(Generic[Loaded]):
         raise StopAsyncIteration
 
     async def open(self) -> FolderGeneration:
-        """Open the files that are news, all of one moment."""
+        """Open the files that need a trial, as they are together at one moment."""
         opened: dict[str, Generation] = {}
         try:
             return await self._open_together(opened)
@@ -102,7 +102,7 @@ class FolderSource(Generic[Loaded]):
             if before.held_until(after, states):
                 listing = FolderListing(before.root, {**before.files, **states})
                 return FolderGeneration(listing, opened, failures)
-            failures.clear()  # an error refers to frames that refer to this
+            failures.clear()  # an error refers to frames, and these refer to the dict
             for name, state in states.items():
                 if name not in after.files or not state.is_same_file(after.files[name]):
                     opened.pop(name).retire()
@@ -111,7 +111,7 @@ class FolderSource(Generic[Loaded]):
     async def _open_all(
         self, listing: FolderListing, opened: dict[str, Generation]
     ) -> dict[str, Exception]:
-        """Open what is news and not open yet; return the failures."""
+        """Open the files that need a trial and are not open yet; return the failures."""
         failures: dict[str, Exception] = {}
 
         async def open_one(name: str) -> None:
@@ -131,9 +131,9 @@ class FolderSource(Generic[Loaded]):
         return failures
 
     def end(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self._over = True
-        self._in_service = lambda: None  # what did answer refers to this
+        self._in_service = lambda: None  # the given function refers, by the follower, to this
         self._news.set()
         for path in [*self._changes]:
             self._changes.pop(path).close()
@@ -143,7 +143,7 @@ class FolderSource(Generic[Loaded]):
         return await workers.run(workers.control, list_folder, self.path, self._matches)
 
     async def _list_watched(self) -> FolderListing:
-        """List the folder once all of its files are watched, and nothing else is."""
+        """List the folder; before that, watch all of its files, and no others."""
         while True:
             listing = await self._list()
             # Files of a version are never written to.
@@ -181,7 +181,7 @@ class FolderSource(Generic[Loaded]):
             raise anyio.ClosedResourceError(f"{self.path} is not followed any more")
 
     async def _listen(self, path: str, changes: Changes) -> None:
-        """Pass on that something changed; the end of the hub's watching ends this, too."""
+        """Note each change of a path as news; if the hub stops watching, end following."""
         try:
             async for _ in changes:
                 self._news.set()

@@ -1,31 +1,33 @@
-"""Following a source: what is in service, what is on trial, and how long old ones stay open.
+"""Following a source: what is in service, what is on trial, and how long generations stay open.
 
-Terms. A *source* names one thing at any moment, such as the file at a path, tells when that may be
-another one, and opens it. A *generation* is one that was opened, found good and put in service. A
-*candidate* is on *trial*: opened, and not yet found good. A trial answers with a *value*, such as
-what the file says. A trial is *overtaken* when the source names something else by then.
+Terms. A *source* names one thing at any moment, such as the file at a path. It opens that thing,
+and sends *news* when it may name another one. A *generation* is a thing that was opened, found good
+and put in service. A *candidate* is on *trial*: it is open, and not yet found good. A trial returns
+a *value*, such as what ``load`` made of the file. A trial is *overtaken* when the source names
+something else before the trial ends.
 
-Theory of operation. There are two background tasks. One listens to the source, whose every news
-only means "it may name something else now". The other runs one trial after the other, each of what
-the source names at that moment. So files that come and go quickly at a path cost one trial and not
-many, and it does not matter how a file got there: renamed, linked, reached by a symbolic link,
-created, or written in place.
+Theory of operation. There are two background tasks. One listens to the source: each piece of news
+only means that the source may name something else now. The other runs one trial after another, each
+of the thing that the source names at that moment. So many files that come and go quickly at a path
+cost one trial. It does not matter how a file got there: renamed, linked, reached by a symbolic
+link, created, or written in place.
 
 No call closes a generation: ``_snapshot/generation`` says why, and how it is closed.
 
 Invariants.
-  1  ``current`` is always a generation that was found good, and ``value`` what its trial answered.
-     One step on the loop thread replaces both, so a caller gets the old ones or the new ones, and
-     the generation is open.
-  2  A generation is not closed while anything refers to it, unless the follower or the source is.
-     Only ``_current`` and ``_candidate``, and a value that does, refer to one in here.
+  1  ``current`` is always a generation that was found good, and ``value`` is the value of its
+     trial. One step on the loop thread replaces both, so a caller gets the old ones or the new
+     ones, and the generation is open.
+  2  A generation is not closed while anything refers to it, unless the follower or the source is
+     closed. In this module only ``_current`` and ``_candidate`` refer to one, and perhaps a value.
   3  An overtaken candidate is never put in service, and its failure is not reported. But after
-     ``MAX_OVERTAKEN`` trials in a row the next one counts all the same. Otherwise a path that is
-     replaced faster than files can be tried would be served from its first file for ever.
-  4  If the source stops changing, what it names is tried last; if that is good, it is ``current``.
-     While it is being opened its state is unknown, so every change counts.
+     ``MAX_OVERTAKEN`` overtaken trials in a row the next one counts even if it is overtaken, too.
+     Otherwise a path that is replaced faster than files can be tried would stay with its first
+     file.
+  4  When the source stops changing, the thing that it names is tried last; if it is good, it is
+     ``current``. While that is being opened its state is unknown, so every change counts.
   5  A failed trial is reported, and changes nothing else. Before the first generation a source may
-     name nothing; that is no failure then.
+     name nothing, and that is no failure.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ class Resource(Protocol):
 
 
 class Candidate(Protocol):
-    """What a source opens; as a generation it is open for as long as anything refers to it."""
+    """A thing that a source opened; as a generation it stays open while anything refers to it."""
 
     @property
     def resource(self) -> Resource: ...
@@ -66,7 +68,10 @@ class Candidate(Protocol):
     def is_held(self) -> bool: ...
 
     def is_of(self, state: Any, *, strictly: bool = False) -> bool:
-        """Tell whether it is what a source named; strictly, also if doubts are possible."""
+        """Tell whether it is the thing that a source named by a state.
+
+        With ``strictly``, return False if it may have been changed in place since it was opened.
+        """
         ...
 
     def is_same_as(self, other: Self, /) -> bool:
@@ -78,7 +83,7 @@ class Candidate(Protocol):
         ...
 
     def retire(self) -> None:
-        """Close once there is no hold on it; references count no longer."""
+        """Close when there is no hold on it, even if something still refers to it."""
         ...
 
     async def ended(self) -> None:
@@ -88,11 +93,12 @@ class Candidate(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What a source names by now.
+    """Says what a source names now.
 
     Attributes:
-        state: what tells it from others, for ``Candidate.is_of``; None if there is nothing.
-        doubtful: whether it may have been changed in place though its state hardly shows that.
+        state: the state that tells it from others, for ``Candidate.is_of``; None if it names
+            nothing.
+        doubtful: whether it may have been changed in place even if its state does not show that.
     """
 
     state: Any
@@ -105,32 +111,32 @@ Value = TypeVar("Value")
 
 
 class Source(Protocol[Opened]):
-    """What is followed. ``begin`` comes first, so that no news is missed."""
+    """What a follower follows. ``begin`` is called before ``open``, so that no news is missed."""
 
     @property
     def path(self) -> str:
-        """What it is called in errors and logs."""
+        """Its name in errors and logs."""
         ...
 
     @property
     def is_closed(self) -> bool:
-        """Whether it ends, so that failures to open are nobody's fault."""
+        """Whether it has ended, so that a failure to open is not reported."""
         ...
 
     async def begin(self) -> None:
-        """Begin to look for news."""
+        """Begin to watch for news."""
         ...
 
     async def next(self) -> News:
-        """Wait for news; StopAsyncIteration if there will be no more."""
+        """Wait for news; raise StopAsyncIteration if there will be none."""
         ...
 
     async def open(self) -> Opened:
-        """Open what it names now; FileNotFoundError if it names nothing."""
+        """Open the thing that it names now; raise FileNotFoundError if it names nothing."""
         ...
 
     def end(self) -> None:
-        """Look for news no longer; ``next`` stops."""
+        """Stop watching for news: ``next`` raises StopAsyncIteration."""
         ...
 
 
@@ -138,10 +144,10 @@ class Follower(Generic[Served, Value]):
     """Keeps the newest good generation of a source in service.
 
     Args:
-        source: names, opens, and tells of changes.
-        trial: raises if a candidate is not good, and answers with its value.
-        failed: gets the failures of trials, and of generations that are changed in place.
-        required: whether following fails to begin without a good first generation.
+        source: what to follow.
+        trial: raises if a candidate is not good, and returns its value.
+        failed: told of failed trials, and of generations that were changed in place.
+        required: whether ``start`` raises if there is no good first generation.
     """
 
     def __init__(
@@ -159,33 +165,33 @@ class Follower(Generic[Served, Value]):
         self._required = required
         #: The generation in service with its value; one tuple, so that one step replaces both.
         self._current: tuple[Served, Value] | None = None
-        #: What the generation keeps open that is in service, or was when following ended.
+        #: The resource of the generation that is in service, or was when following ended.
         self._serving: Resource | None = None
         self._candidate: Served | None = None
         #: Number of the generation in service, from 1; 0 before the first.
         self.number: int = 0
         #: Whether following has ended.
         self.over: bool = False
-        #: What the source names, as the last news said.
+        #: The state that the last news brought.
         self._named: Any = None
         #: Whether bytes of the generation in service may have been overwritten.
         self._doubted: bool = False
-        #: Whether what the source names is being opened.
+        #: Whether a candidate is being opened.
         self._opening: bool = False
-        #: Set when there is something to try that is neither in service nor on trial.
+        #: Set when the source may name something that is neither in service nor on trial.
         self._wanted = anyio.Event()
         self._overtaken = 0
         self._trial = anyio.CancelScope()
         self._tasks = 0
         self._ended = anyio.Event()
         self._moved = anyio.Event()
-        #: Generations that something may refer to, and what may still be open.
+        #: Generations that are not garbage yet, and resources that may still be open.
         self._alive: weakref.WeakSet[Served] = weakref.WeakSet()
         self._resources: set[Resource] = set()
 
     @property
     def path(self) -> str:
-        """What is followed."""
+        """The name of what is followed."""
         return self._source.path
 
     @property
@@ -216,7 +222,7 @@ class Follower(Generic[Served, Value]):
         return anyio.ClosedResourceError(f"{self.path} is not followed any more: follow it again")
 
     async def start(self) -> None:
-        """Put the first generation in service; raise what is wrong with it if it is required."""
+        """Put the first generation in service; if it is required, raise what is wrong with it."""
         try:
             await self._source.begin()
             if self._required:
@@ -276,7 +282,7 @@ class Follower(Generic[Served, Value]):
         await self._wait_closed()
 
     async def _wait_closed(self) -> None:
-        """Wait for everything to close; raise only the failure of what is in service."""
+        """Wait until everything is closed; raise only the failure of the generation in service."""
         closing = {resource: resource.aclose for resource in self._resources}
         closing |= {generation.resource: generation.ended for generation in self._alive}
         failure: Exception | None = None
@@ -291,8 +297,8 @@ class Follower(Generic[Served, Value]):
         if failure is not None:
             raise failure
 
-    # The background tasks, from here on. No group of anyio's holds them: what it knows of a task
-    # keeps the task, and all that it refers to, for good if the loop is closed while it waits.
+    # The background tasks. They are in no task group of anyio: if the loop is closed while a task
+    # waits, anyio's record of the task keeps it, and all that it refers to, for good.
 
     async def _run(self, task: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -309,7 +315,7 @@ class Follower(Generic[Served, Value]):
             self._end_task()
 
     def _end_task(self) -> None:
-        """End the other task, too, and tell whoever waits for the last one."""
+        """End the other task, too; wake ``aclose`` when both have ended."""
         self._source.end()
         self._end()
         self._tasks -= 1
@@ -337,7 +343,7 @@ class Follower(Generic[Served, Value]):
 
     async def _try_each(self) -> None:
         while True:
-            if not self.over:  # a trial may have taken back what would say so
+            if not self.over:  # a trial may have replaced the event that ``_end`` sets
                 await self._wanted.wait()
             if self.over:
                 return
@@ -345,12 +351,12 @@ class Follower(Generic[Served, Value]):
             seen_through = self._overtaken >= MAX_OVERTAKEN
             with anyio.CancelScope() as self._trial:
                 await self._try()
-            # A trial that failed while the source changed was overtaken as well.
+            # A trial that failed while the source changed counts as overtaken, too.
             again = self._wanted.is_set() and not seen_through
             self._overtaken = self._overtaken + 1 if again else 0
 
     async def _try(self) -> None:
-        """Open what the source names, and put it in service if it is good."""
+        """Try the thing that the source names, and put it in service if it is good."""
         self._opening = True
         try:
             candidate = await self._open()
@@ -375,9 +381,9 @@ class Follower(Generic[Served, Value]):
                 candidate.retire()
 
     def _is_news(self, candidate: Served) -> bool:
-        """Tell whether a candidate needs a trial; report what is in service if it was changed."""
+        """Tell whether a candidate needs a trial; report if the one in service was changed."""
         if candidate.is_of(self._named, strictly=True):
-            self._wanted = anyio.Event()  # the change came while this one was being opened
+            self._wanted = anyio.Event()  # the news came while this candidate was being opened
         if self._current is None:
             return not self.over and not self._is_overtaken()
         current, _ = self._current
@@ -413,12 +419,12 @@ class Follower(Generic[Served, Value]):
         if self._source.is_closed or self._is_overtaken():
             return
         if self._current is None and isinstance(error, FileNotFoundError):
-            FOLLOWING.info("%s: there is nothing yet", self.path)  # nor need there be (follower.5)
+            FOLLOWING.info("%s: there is nothing yet", self.path)  # that is no failure (follower.5)
             return
         self._failed.tell(error)
 
     def _end(self) -> None:
-        """Put nothing in service any more."""
+        """End following: drop the generation in service, and wake all who wait."""
         self.over = True
         self._current = None
         self._moved.set()

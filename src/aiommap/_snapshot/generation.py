@@ -1,9 +1,9 @@
-"""Generations: snapshots that many share and nobody closes.
+"""Generations: snapshots that many tasks share and none closes.
 
 No call closes a generation: garbage collection does. Its file is open as long as anything refers to
-it: a variable, a read under way, a hold or a view. A finalizer then closes the file in the
-background. Explicit leases would be needed on every path to the snapshot; one forgotten lease would
-read from a closed file during a swap.
+the generation: a variable, a read under way, a hold or a view. Then a finalizer closes the file in
+the background. With explicit leases every path to the snapshot would need one, and one forgotten
+lease would read from a closed file during a swap.
 """
 
 from __future__ import annotations
@@ -23,37 +23,38 @@ from .snapshot import Snapshot
 
 @dataclass(frozen=True, slots=True)
 class GenerationFile:
-    """What a generation keeps open; a reference to this does not."""
+    """The file of a generation; a reference to this object does not keep the generation."""
 
     file: MappedFile
 
     @property
     def is_closed(self) -> bool:
-        """Whether nothing of it is left."""
+        """Whether the file is closed and unmapped."""
         return self.file._core.mapping.closed  # noqa: SLF001  a snapshot is made of its file
 
     async def aclose(self) -> None:
-        """Close it, whoever reads it."""
+        """Close the file, even if somebody reads it."""
         await self.file.aclose()
 
 
 class Generation(Snapshot):
-    """A snapshot that many share and nobody closes: it is closed when it is garbage."""
+    """A snapshot that many tasks share; it is closed when nothing refers to it."""
 
     __slots__ = ("group", "resource")
 
     def __init__(self, file: MappedFile) -> None:
         super().__init__(file)
-        #: What has to be found for as long as this is alive.
+        #: The folder generation that this is part of; this keeps it alive.
         self.group: object = None
-        #: Who opened it has to keep this until it is closed: the finalizer has a weak reference, as
-        #: it is never garbage itself, and the file leads to whoever refers to this.
+        #: Whoever opened the generation has to keep this until it is closed. The finalizer has only
+        #: a weak reference to the file: it lives until it runs, and the file may lead to an object
+        #: that refers to the generation.
         self.resource: GenerationFile = GenerationFile(file)
         when_garbage(self, _close_soon, weakref.ref(file))
 
     @classmethod
     async def of(cls, hub: Hub, options: OpenOptions) -> Generation:
-        """Open what a path names."""
+        """Open the file that a path names."""
         return cls(await hub._open(options))  # noqa: SLF001  as for any snapshot
 
     @property
@@ -64,7 +65,8 @@ class Generation(Snapshot):
     def is_of(self, state: FileState | None, *, strictly: bool = False) -> bool:
         """Tell whether a state is the one in which this was opened.
 
-        Strictly, this was opened after that change, too; new names and permissions are changes.
+        With ``strictly``, the time of change must not be later, either; it moves with names and
+        permissions, too.
         """
         mine = self.state
         if state is None or (strictly and mine.ctime_ns < state.ctime_ns):
@@ -77,11 +79,11 @@ class Generation(Snapshot):
         )
 
     def is_same_as(self, other: Generation) -> bool:
-        """Tell whether another one is of the same file in the same state."""
+        """Tell whether another generation is of the same file in the same state."""
         return self.is_of(other.state)
 
     def is_changed_in(self, other: Generation) -> bool:
-        """Tell whether another one is of the same file, changed in place."""
+        """Tell whether another generation is of the same file, changed in place."""
         return self.state.is_same_file(other.state) and not self.is_of(other.state)
 
     @property
@@ -90,7 +92,7 @@ class Generation(Snapshot):
         return self._holds.any
 
     def retire(self) -> None:
-        """Close once there is no hold; references count no longer."""
+        """Close when there is no hold on it, even if something still refers to it."""
         if self._holds.refuse():
             self._open.start_closing()
 
@@ -99,12 +101,12 @@ class Generation(Snapshot):
         await super().aclose()
 
     async def aclose(self) -> None:
-        """Do nothing: others may be reading. ``async with`` keeps it for the block."""
+        """Do nothing but give way: other tasks may be reading. ``async with`` is allowed."""
         await anyio.lowlevel.checkpoint()
 
 
 def _close_soon(reference: weakref.ref[MappedFile]) -> None:
-    """Close a file that nobody reads any more; called in any thread, at any moment."""
+    """Close the file of a generation that is garbage; called in any thread, at any moment."""
     file = reference()
     if file is None:
         return

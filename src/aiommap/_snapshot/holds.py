@@ -1,4 +1,4 @@
-"""Holds: what keeps a snapshot open after it was asked to close. For the loop thread."""
+"""Holds, which keep a snapshot open after ``aclose`` was called. For the loop thread."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import anyio
 
 
 class Holds:
-    """The holds on one snapshot, which closes it after the last of them.
+    """Counts the holds on one snapshot, which is closed after the last of them.
 
-    It does not know the snapshot, or neither would be garbage before a collection.
+    It does not refer to the snapshot: with a cycle, neither would be freed before a collection.
     """
 
     __slots__ = ("_closing", "_count", "_ended")
@@ -20,17 +20,17 @@ class Holds:
 
     @property
     def any(self) -> bool:
-        """Whether there is one."""
+        """Whether there is a hold."""
         return self._count > 0
 
     def take(self, name: str) -> None:
-        """Hold the snapshot of that name once more."""
+        """Take a hold; ``name`` names the snapshot in an error."""
         if self._closing:
             raise anyio.ClosedResourceError(f"{name} is closed: open it again to use it")
         self._count += 1
 
     def release(self) -> bool:
-        """End a hold; true if nothing is in the way of closing any more."""
+        """End a hold; true if it was the last one and the snapshot is to be closed now."""
         self._count -= 1
         if not self._closing or self._count:
             return False
@@ -39,12 +39,12 @@ class Holds:
         return True
 
     def refuse(self) -> bool:
-        """Let nobody take one any more; true if nothing is in the way of closing."""
+        """Refuse new holds; true if there is none, so that the snapshot can be closed now."""
         self._closing = True
         return not self._count
 
     async def wait_ended(self) -> None:
-        """Wait until the last one has ended, after ``refuse``."""
+        """Wait until the last hold has ended, after ``refuse``."""
         if self._count:
             self._ended = self._ended or anyio.Event()
             await self._ended.wait()

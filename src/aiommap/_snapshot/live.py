@@ -29,7 +29,7 @@ from .trial import Load, Validate, call_load, call_validate
 if TYPE_CHECKING:
     import typing_extensions
 
-    # In annotations ``LiveSnapshot`` is one without ``load``, and ``Generations`` are of those.
+    # In annotations, plain ``LiveSnapshot`` has no value, plain ``Generations`` yields snapshots.
     Value = typing_extensions.TypeVar("Value", covariant=True, default=None)
     Yielded = typing_extensions.TypeVar("Yielded", covariant=True, default=Snapshot)
 else:
@@ -40,26 +40,26 @@ Loaded = TypeVar("Loaded")
 
 
 class Live(AsyncResource, Generic[Served, Value]):
-    """What is followed: whether there is anything in service, and the end."""
+    """The base of live snapshots and live folders: whether they are ready, and how they end."""
 
     __slots__ = ("__weakref__", "_follower", "_hub")
 
     def __init__(self, follower: Follower[Served, Value], hub: Hub | None) -> None:
         self._follower = follower
-        #: The hub, if it was made for this alone.
+        #: The hub, if it was made for this object alone; else None.
         self._hub = hub
 
     @property
     def ready(self) -> bool:
-        """Whether something is in service: true from the first good generation to the end."""
+        """Whether a generation is in service: true from the first good one to the end."""
         return self._follower.ready
 
     async def wait_ready(self) -> None:
-        """Wait until something is in service; returns at once unless ``required=False``.
+        """Wait until a generation is in service; with ``required=True`` there is one already.
 
         Raises:
             anyio.ClosedResourceError: if following ends, or has ended.
-        Cancellation: at any time.
+        Cancellation: delivered at once.
         """
         await anyio.lowlevel.checkpoint()
         await self._follower.wait_ready()
@@ -82,10 +82,10 @@ class Live(AsyncResource, Generic[Served, Value]):
     async def aclose(self) -> None:
         """End following and close all generations, each after the last hold on it.
 
-        Iterations end. A trial under way is cancelled, and this waits for it. Views keep their
+        Iterations end. A trial under way is cancelled, and this call waits for it. Views keep their
         pages. A second call waits like the first.
 
-        Cancellation: ends the waits; the end of the last hold on a generation closes it anyway.
+        Cancellation: ends the wait; each generation is closed all the same when its last hold ends.
         """
         try:
             await self._follower.aclose()
@@ -99,28 +99,28 @@ class Live(AsyncResource, Generic[Served, Value]):
 
 
 class LiveSnapshot(Live[Generation, Value], Generic[Value]):
-    """The newest good file of a path, as a snapshot; made by ``aiommap.follow``.
+    """The newest good file of a path, as a snapshot; ``aiommap.follow`` makes it.
 
-    Ask for ``current`` when a piece of work begins, and use that snapshot to its end: it is one
-    file, and stays open, mapped and as it was for as long as you refer to it, or to a view of it,
-    also when a newer one is in service. The next ``current`` is the newest one. So it is with
-    ``value``; between the two there is no swap unless your code awaits something.
+    Ask for ``current`` when a piece of work begins, and use that snapshot until the work ends. The
+    snapshot is one file. It stays open and mapped for as long as you refer to it or to a view of
+    it, even when a newer one is in service. Use ``value`` in the same way. If your code awaits
+    nothing between ``current`` and ``value``, both are of one generation.
 
-    Concurrency: for tasks of the event loop it was made in; any number of them.
+    Concurrency: for any number of tasks of the event loop in which it was made.
     """
 
     __slots__ = ()
 
     @property
     def current(self) -> Snapshot:
-        """The snapshot in service; the same object until the next one is.
+        """The snapshot in service; the same object until the next one is in service.
 
-        It is closed when nothing refers to it any more, and not before: its ``aclose`` does
-        nothing, and ``async with live.current as s`` keeps it for the block. The end of following
-        closes it as well, after the last ``hold`` on it.
+        It is closed when nothing refers to it, and not before: its ``aclose`` does nothing, and
+        ``async with live.current as s`` keeps it for the block. The end of following also closes
+        it, after the last ``hold`` on it.
 
         Raises:
-            anyio.WouldBlock: with ``required=False``, while there was no good file yet.
+            anyio.WouldBlock: with ``required=False``, while there has been no good file.
             anyio.ClosedResourceError: if following has ended.
         """
         return self._follower.current
@@ -129,7 +129,7 @@ class LiveSnapshot(Live[Generation, Value], Generic[Value]):
     def value(self) -> Value:
         """What ``load`` returned for the snapshot in service; None without ``load``.
 
-        The same object until the next snapshot is in service, and then dropped.
+        It is the same object until the next snapshot is in service, and is then dropped.
 
         Raises:
             As ``current``.
@@ -143,14 +143,15 @@ class LiveSnapshot(Live[Generation, Value], Generic[Value]):
 
 
 class Generations(Generic[Yielded]):
-    """What comes into service, one after the other: ``async for snapshot in live``.
+    """Iterates over generations as they come into service: ``async for snapshot in live``.
 
-    Of a live snapshot it yields snapshots, of a live folder values. What is in service when the
-    iteration begins comes first, or else the first that there is. A slow iteration yields the
-    newest and skips those before it; ``skipped`` says how many. The iteration ends with following.
+    It yields the snapshots of a live snapshot, or the values of a live folder. It begins with the
+    generation in service, or waits for the first one. A slow iteration skips generations, and
+    yields the newest; ``skipped`` says how many it has skipped. The iteration ends when following
+    ends.
 
     Attributes:
-        skipped: how many generations came and went between the last two that were yielded.
+        skipped: how many generations were skipped between the last two that it yielded.
     """
 
     __slots__ = ("_follower", "_seen", "_take", "skipped")
@@ -213,40 +214,41 @@ def follow(
     """Follow a path through its replacements: ``async with aiommap.follow(path) as live``.
 
     A file that appears at the path is opened, validated, made resident and loaded in the
-    background, and only then becomes ``live.current``, and what ``load`` returned ``live.value``.
-    If any of these fails, the failure is reported and the file before it stays in service with its
-    value; it also stays when the path is removed. The next good file is put in service whatever
-    came before it.
+    background. Only then does it become ``live.current``, and the result of ``load`` becomes
+    ``live.value``. If one of these steps fails, the failure goes to ``on_error``, and the file in
+    service stays in service with its value. It also stays when the path is removed. Any later good
+    file replaces it.
 
-    If a file is replaced while it is being validated or loaded, its trial is abandoned and the
-    newest file is tried instead. After three of those in a row one trial runs to its end, so that a
-    path replaced faster than its files can be tried still moves on.
+    If a file is replaced while it is being validated or loaded, its trial is abandoned, and the
+    newest file is tried instead. After three abandoned trials in a row the next one runs to its
+    end. So new files come into service even if the path is replaced faster than files can be tried.
 
-    A file that is written to in place is no replacement: readers of its snapshot see the new bytes,
-    or a fault where bytes are cut off. That is reported as ``StaleSnapshotError``, and the file is
-    then tried as if it were a new one, so that the newest state is in service at the end. A
-    ``touch`` looks the same as writing. See docs/hot_swap.
+    Writing to a file in place does not replace it: readers of its snapshot see the new bytes, or
+    get a ``MappingFaultError`` where bytes were cut off. ``on_error`` gets a
+    ``StaleSnapshotError``, and the file is tried again like a new one, so that the newest state is
+    in service in the end. A ``touch`` looks the same as a write. See docs/hot_swap.
 
     Args:
         path: a regular file, or a symbolic link to one; kept as an absolute path.
-        load: an async function that takes the snapshot of each file, the first included, and
-            returns what the program works with; it raises if it cannot. It is cancelled when the
-            file is overtaken or following ends. What it returned is dropped, and not closed, when
-            the next file is in service; a generation stays open for it only if it refers to the
-            snapshot or a view of it, and its pages are kept only if it holds memory of them.
-        required: whether there has to be a good file to begin with. With False a file may be
-            missing or bad then: what is wrong with one that is there is reported, and until the
-            first good one ``live.ready`` is False, ``live.current`` and ``live.value`` raise
+        load: an async function that gets the snapshot of each file, the first included, and returns
+            the value that the program works with. It raises if it cannot make one. It is cancelled
+            when the file is overtaken or following ends. The value is dropped, and not closed, when
+            the next file is in service. It keeps the snapshot open only if it refers to the
+            snapshot or to a view of it, and keeps pages mapped only if it holds memory of them.
+        required: whether opening raises if there is no good file. With False the file may be
+            missing or bad at first; the failure of a bad one goes to ``on_error``. Until the first
+            good file, ``live.ready`` is False, ``live.current`` and ``live.value`` raise
             ``anyio.WouldBlock``, and ``await live.wait_ready()`` waits.
-        prewarm: make each file resident before it is loaded and put in service.
-        validate: an async function as ``load``, called before it, that raises, or returns False,
-            if the file is not to be served.
-        on_error: called in the background, sync or async, with the failure of a file that is not
-            served; by default that is logged. A failure of the first file is raised if required.
-        hub: watches and opens; its end ends following. By default there is one for this alone.
+        prewarm: whether to make each file resident before it is loaded and put in service.
+        validate: an async function that gets each snapshot before ``load`` does. It raises or
+            returns False if the file must not be served.
+        on_error: a sync or async function that is called on the event loop with the failure of each
+            file that is not served; by default failures are logged. If a first file is required,
+            its failure is raised instead.
+        hub: the hub that watches and opens the file; following ends with it. None makes one.
     Returns:
         An object to use with ``async with``, or to ``await`` for a LiveSnapshot to ``aclose``.
-        Opening returns after the trial of the file that is there.
+        Opening returns after the trial of the file at the path.
     Raises:
         FileNotFoundError: if a file is required and there is none.
         PermissionError, UnsupportedError: as ``Snapshot.open``.
@@ -258,10 +260,10 @@ def follow(
     for function in (load, validate, on_error):
         if function is not None and not callable(function):
             raise TypeError(f"asked to call {function!r}: pass a function of one argument")
-    hub_or_new(hub)  # refuses anything but a hub before it begins
+    hub_or_new(hub)  # raises now if it is not a hub
     flag(prewarm, "prewarm")
     flag(required, "required")
-    options = OpenOptions.check(absolute_path(path), "r")  # a descriptor leads nowhere else
+    options = OpenOptions.check(absolute_path(path), "r")  # no descriptor: it has no replacements
     failed: Listeners[Exception] = Listeners()
     failed.add(on_error or partial(_log_failure, options.path))
     trial = partial(_try_out, validate, prewarm, load)
@@ -278,7 +280,7 @@ def follow(
 
 
 async def start_following(live: Live[Any, Any], follower: Follower[Any, Any]) -> None:
-    """Begin, or leave nothing open."""
+    """Start a follower; if that fails, close all that it opened."""
     try:
         await follower.start()
     except BaseException:
@@ -289,7 +291,7 @@ async def start_following(live: Live[Any, Any], follower: Follower[Any, Any]) ->
 async def _try_out(
     validate: Validate | None, prewarm: bool, load: Load[Any] | None, candidate: Generation
 ) -> Any:
-    """Raise unless a candidate is good, make it resident, and load it."""
+    """Validate, prewarm, load and verify a candidate; return its value, or raise."""
     if validate is not None:
         await call_validate(validate, candidate)
     if prewarm:

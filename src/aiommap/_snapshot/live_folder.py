@@ -1,4 +1,4 @@
-"""Live folders: what was loaded from the files of a folder, always from one state of it.
+"""Live folders: values loaded from the files of a folder, always from one state of the folder.
 
 ``follow_folder`` and what it returns; ``_snapshot/folder_source`` says how it works.
 """
@@ -29,25 +29,25 @@ Loaded = TypeVar("Loaded")
 
 
 class LiveFolder(Live[FolderGeneration, LoadedFiles[Value]], Generic[Value]):
-    """What was loaded from the files of a folder; made by ``aiommap.follow_folder``.
+    """The values loaded from the files of a folder; ``aiommap.follow_folder`` makes it.
 
-    Ask for ``value`` when a piece of work begins, and use that mapping to its end: it never
-    changes, also when a newer one is in service.
+    Ask for ``value`` when a piece of work begins, and use that mapping until the work ends. The
+    mapping never changes, even when a newer one is in service.
 
-    Concurrency: for tasks of the event loop it was made in; any number of them.
+    Concurrency: for any number of tasks of the event loop in which it was made.
     """
 
     __slots__ = ()
 
     @property
     def value(self) -> Mapping[str, Value]:
-        """What ``load`` returned for each file, by its name; the same object until the next one.
+        """The result of ``load`` for each file, by name; the same object until the next generation.
 
-        All files are of one moment. A file that ``load`` could not load has the last value that it
-        could, and is missing if there is none.
+        All files were in the folder at one moment. A file that could not be loaded has its last
+        good value; it is missing if it never had one.
 
         Raises:
-            anyio.WouldBlock: with ``required=False``, while there was no folder yet.
+            anyio.WouldBlock: with ``required=False``, while there has been no folder.
             anyio.ClosedResourceError: if following has ended.
         """
         return self._follower.value.by_name
@@ -70,46 +70,48 @@ def follow_folder(
 ) -> Opening[LiveFolder[Loaded]]:
     """Follow the files of a folder: ``async with aiommap.follow_folder(...) as live``.
 
-    ``live.value`` has what ``load`` returned for each file. When files are added, removed, replaced
-    or written to, those that are news are loaded in the background, and then a new mapping is put
-    in service, in one step. It is of one moment: all the files of it were in the folder together. A
-    folder that Kubernetes mounts for a ConfigMap or a Secret is seen in one version at a time, and
-    so is a folder that is reached by a symbolic link that is turned.
+    ``live.value`` has the result of ``load`` for each file. When files are added, removed, replaced
+    or written to, the new and changed ones are loaded in the background. Then one step puts a new
+    mapping in service. All files of a mapping were in the folder together at one moment. If
+    Kubernetes mounts the folder for a ConfigMap or a Secret, a mapping never mixes two versions of
+    it; nor does it if the folder is reached by a symbolic link that is changed to another folder.
 
-    A file that cannot be opened or loaded is reported, and keeps its last good value; it is tried
-    again when it changes. If the folder is removed, that is reported, and the last mapping stays.
+    The failure of a file that cannot be opened or loaded goes to ``on_error``; the file keeps its
+    last good value, and is tried again when it changes. If the folder is removed, that goes to
+    ``on_error``, too, and the last mapping stays.
 
     Args:
-        folder: a folder, or a symbolic link to one; kept as an absolute path. Only its own files
-            count, and links to files, and not those of folders in it.
-        pattern: which names count, as in a shell: "*.json". Names that begin with a dot only do if
-            the pattern does.
-        load: an async function that takes the snapshot of a file, and returns what the program
-            works with; see ``follow``. Up to 16 are called at a time. It is called for the files
-            that are news only.
-        required: whether the folder has to be there to begin with. With False ``live.ready`` is
-            False until there is one, and ``live.value`` raises ``anyio.WouldBlock``.
-        prewarm: make each file resident before it is loaded.
-        on_error: called in the background, sync or async, with the path and the failure of a file
-            that is not served, or of the folder; by default that is logged.
-        hub: watches and opens; its end ends following. By default there is one for this alone.
+        folder: a folder, or a symbolic link to one; kept as an absolute path. Its files and its
+            links to files count; files in folders below it do not.
+        pattern: the names that count, as in a shell: "*.json". Names that begin with a dot count
+            only if the pattern begins with a dot.
+        load: an async function that gets the snapshot of a file, and returns the value that the
+            program works with; see ``follow``. It is called for new and changed files only, and
+            for up to 16 of them at a time.
+        required: whether opening raises if the folder is missing. With False, ``live.ready`` is
+            False until there is a folder, and ``live.value`` raises ``anyio.WouldBlock``.
+        prewarm: whether to make each file resident before it is loaded.
+        on_error: a sync or async function that is called on the event loop with the path and the
+            failure of each file that is not served, or of the folder; by default failures are
+            logged.
+        hub: the hub that watches and opens the files; following ends with it. None makes one.
     Returns:
         An object to use with ``async with``, or to ``await`` for a LiveFolder to ``aclose``.
-        Opening returns when the files that are there were tried; none of them has to be good.
+        Opening returns when all files in the folder were tried; none of them has to be good.
     Raises:
         FileNotFoundError, NotADirectoryError, PermissionError: if a folder is required and there is
             none.
-        ValueError, TypeError: for arguments that cannot be meant.
+        ValueError, TypeError: if an argument makes no sense.
     Cancellation: nothing is left open.
-    Concurrency: all files that are news are open at a time, so there have to be descriptors for
-        them.
-    Source: inotify(7), stat(2). A name that comes is found by polling the folder, within
-        ``poll_interval`` of ``Hub.watch``; the rest by events.
+    Concurrency: all new and changed files are open at the same time, so the process needs
+        descriptors for them.
+    Source: inotify(7), stat(2). Polls of the folder find new names, within the poll interval of
+        ``Hub.watch``; events find other changes.
     """
     for function in (load, *([] if on_error is None else [on_error])):
         if not callable(function):
             raise TypeError(f"asked to call {function!r}: pass a function")
-    hub_or_new(hub)  # refuses anything but a hub before it begins
+    hub_or_new(hub)  # raises now if it is not a hub
     flag(prewarm, "prewarm")
     flag(required, "required")
     path, matches = absolute_path(folder).rstrip("/") or "/", matcher(pattern)

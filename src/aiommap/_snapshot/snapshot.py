@@ -1,13 +1,13 @@
 """Snapshots: immutable files, mapped and read by any number of tasks without locks.
 
-A *snapshot* is the file that was at a path when it was opened, held by its descriptor and mapping:
-replacing or unlinking the path does not change it. Only a change in place does; ``Snapshot`` says
-what it promises about those.
+A *snapshot* is the file that was at a path when it was opened. It keeps a descriptor and a mapping
+of that file, so replacing or unlinking the path does not change it. Only a change in place does;
+the docstring of ``Snapshot`` says what is promised then.
 
 Invariants.
   1  The size is always the one at opening; every range is checked against it (I3).
-  2  While there is a hold on the snapshot its file is open: ``aclose`` leaves closing to the last
-     hold, and allows no new ones.
+  2  While there is a hold on the snapshot, its file is open: ``aclose`` refuses new holds, and the
+     end of the last one closes the file.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ from .snapshot_file import SnapshotFile
 
 
 class Snapshot(Carving, AsyncResource):
-    """An immutable file, mapped for reading; made by ``Snapshot.open``.
+    """An immutable file, mapped for reading; ``Snapshot.open`` makes it.
 
-    It has the verbs of a file that change nothing, and their errors; ``size`` is what offsets are
-    checked against.
+    It has those verbs of a mapped file that change nothing, with the same errors. Offsets are
+    checked against ``size``.
 
-    It is for files that are complete when they are opened, and are replaced, not changed,
-    afterwards: a new file renamed over the path leaves a snapshot as it is. If a file is changed in
-    place all the same, a read of bytes that were cut off raises ``MappingFaultError``, and the next
-    ``verify`` raises ``StaleSnapshotError`` for bytes that were overwritten. Appended bytes never
-    become part of it.
+    It is for files that are complete when they are opened, and are replaced afterwards, not
+    changed: a new file renamed over the path leaves the snapshot as it is. If the file is changed
+    in place all the same, a read of bytes that were cut off raises ``MappingFaultError``, and the
+    next ``verify`` raises ``StaleSnapshotError``. Appended bytes never become part of the snapshot.
 
-    Pickled, it becomes an ``Opening`` of the same path: ``async with`` or ``await`` that in another
-    process. It raises ``StaleSnapshotError`` if another file is there by then.
+    Pickling makes an ``Opening`` of the same path: use ``async with`` or ``await`` on it in another
+    process. That raises ``StaleSnapshotError`` if another file is at the path by then.
 
-    Concurrency: for tasks of the event loop it was opened in; reads never wait for one another.
+    Concurrency: for tasks of the event loop in which it was opened. Reads never wait for one
+        another.
     """
 
     __slots__ = ("__weakref__", "_file", "_holds", "_mapping", "_size")
@@ -78,15 +78,15 @@ class Snapshot(Carving, AsyncResource):
 
         Args:
             path: a regular file; kept as an absolute path.
-            hub: shares its worker threads; None gives the snapshot limits of its own. The hub
-                closes the snapshot when it is left.
+            hub: the hub whose worker threads the snapshot uses, and which closes the snapshot when
+                it is closed itself; None makes one for the snapshot alone.
             advice, prewarm, lock, huge_pages: as for ``aiommap.open``.
         Returns:
             An object to use with ``async with``, or to ``await`` for a Snapshot to ``aclose``.
         Raises:
             FileNotFoundError, PermissionError: as ``open``.
             UnsupportedError: if the path is a directory, pipe, socket or device, or a file that
-                cannot be mapped, as below /proc: use FileBackend.
+                cannot be mapped, such as one below /proc: use ``FileBackend``.
         Cancellation: as ``aiommap.open``.
         """
         options = OpenOptions.check(
@@ -96,17 +96,17 @@ class Snapshot(Carving, AsyncResource):
 
     @property
     def path(self) -> str:
-        """The absolute path it was opened at; another file may be there by now."""
+        """The absolute path at which it was opened; another file may be there by now."""
         return self._core.path
 
     @property
     def size(self) -> int:
-        """Bytes of the file when it was opened; no call asks the file."""
+        """Bytes of the file when it was opened."""
         return self._size
 
     @property
     def closed(self) -> bool:
-        """Whether it can be read no more; False while a hold outlives ``aclose``."""
+        """Whether it is closed; False after ``aclose`` while there is still a hold on it."""
         return self._file.closed
 
     def __len__(self) -> int:
@@ -120,14 +120,14 @@ class Snapshot(Carving, AsyncResource):
         return data
 
     async def read_exact(self, offset: SupportsIndex, length: SupportsIndex) -> bytes:
-        """Read bytes, all of them: ``read``, under the name that it has in a ``StorageBackend``."""
+        """Read bytes: all of them, or an error; ``read`` by its name in ``StorageBackend``."""
         return await self.read(offset, length)
 
     def _places(self, ranges: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int]]:
-        return ranges  # checked where they are read, as they are those of the file
+        return ranges  # ranges of the snapshot are ranges of the file, and the read checks them
 
     def view(self, offset: SupportsIndex = 0, length: SupportsIndex | None = None) -> View:
-        """Make a read-only view of a part, to the end by default; see ``MappedFile.view``.
+        """Make a read-only view of a range, by default of the whole; see ``MappedFile.view``.
 
         Raises:
             OutOfBoundsError: if the range leaves the snapshot.
@@ -137,7 +137,7 @@ class Snapshot(Carving, AsyncResource):
         return self._part(*check_tail(offset, length, self._size))
 
     def _part(self, offset: int, length: int) -> View:
-        # The view refers to the snapshot: a followed one is closed when it is garbage.
+        # The view refers to the snapshot, because a generation is closed when it is garbage.
         return View(self._open, offset, length, keeps=self)
 
     def _memory_of(self, offset: int, length: int) -> memoryview:
@@ -149,14 +149,14 @@ class Snapshot(Carving, AsyncResource):
     async def verify(self) -> None:
         """Raise if the file was changed in place since it was opened.
 
-        Call it after reading: bytes read before a ``verify`` that returns are those that the file
-        had when it was opened. It relies on the times of the file. So it does not see
+        Call it after reading: if it returns, the bytes read before are those that the file had when
+        it was opened. It relies on the times of the file. So it does not see
 
         - a change within the tick of the clock in which the file was opened (milliseconds);
         - a change whose author set the time of modification back and also changed permissions,
           owner or links, or moved the file to another name;
-        - stores through another process's mapping to pages that were dirty already, and on tmpfs
-          any such stores.
+        - stores through another process's mapping to pages that were dirty already; on tmpfs, any
+          stores through a mapping.
 
         It cannot distinguish an append from an overwrite, nor a call that sets only the time of
         change (``touch -a``, ``setfattr``) from ``cp -p``.
@@ -190,12 +190,12 @@ class Snapshot(Carving, AsyncResource):
     def hold(self) -> Iterator[Self]:
         """Keep the snapshot open for a block, even if it is closed meanwhile: ``with s.hold():``.
 
-        Do not await ``aclose`` inside the block: it waits for the block to end. Leaving the hub
-        closes its snapshots, with holds or without.
+        Do not await ``aclose`` inside the block: it waits for the block to end. Closing the hub
+        closes its snapshots even if there are holds.
 
         Raises:
             anyio.ClosedResourceError: if ``aclose`` was called.
-        Concurrency: for the event loop's thread; holds nest, in any number.
+        Concurrency: for the thread of the event loop; there may be any number of holds at a time.
         """
         self._take_hold()
         try:
@@ -204,9 +204,9 @@ class Snapshot(Carving, AsyncResource):
             self._release_hold()
 
     def file(self) -> SnapshotFile:
-        """Make a binary file object of it, for pandas, pyarrow, zipfile, fsspec and the like.
+        """Make a binary file object over the snapshot, for pandas, pyarrow, zipfile and the like.
 
-        It holds the snapshot until it is closed. Read it in worker threads.
+        The file holds the snapshot until it is closed. Read it in worker threads.
 
         Raises:
             anyio.ClosedResourceError: if ``aclose`` was called.
@@ -219,7 +219,7 @@ class Snapshot(Carving, AsyncResource):
         self._holds.take(self.path)
 
     def _release_hold(self) -> None:
-        """End a hold. The last one after ``aclose`` closes the file, in the background."""
+        """End a hold; after ``aclose`` the end of the last one closes the file, in a worker."""
         if self._holds.release():
             self._open.start_closing_unasked()
 
@@ -228,7 +228,7 @@ class Snapshot(Carving, AsyncResource):
 
         Views keep their pages. A second call waits like the first.
 
-        Cancellation: ends the wait for holds; the end of the last one closes it anyway.
+        Cancellation: ends the wait for holds; the end of the last one closes the snapshot anyway.
         """
         self._holds.refuse()
         if not self.closed and not self._core.mapping.forked:

@@ -17,16 +17,16 @@ class SnapshotFile(BinaryFile):
     """A read-only, seekable binary file over a snapshot; made by ``Snapshot.file``.
 
     fsspec, pandas, pyarrow, zipfile and the like take it in place of a path. Its reads wait for the
-    disk, so make them in a worker thread, by ``anyio.to_thread.run_sync`` for instance; on the
-    event loop's thread they raise. It holds the snapshot until it is closed.
+    disk, so make them in a worker thread, for instance by ``anyio.to_thread.run_sync``. On the
+    thread of the event loop a read raises. The file holds the snapshot until it is closed.
 
     Attributes:
         path: the path of the snapshot.
         size: its size in bytes.
         mode: "rb".
 
-    Concurrency: it has one position, as any file object, so one thread uses it at a time; make one
-        for each thread.
+    Concurrency: for one thread at a time, because it has one position, like any file object; make
+        one for each thread.
     """
 
     _instead = "Snapshot.read_exact"
@@ -43,10 +43,10 @@ class SnapshotFile(BinaryFile):
         self._reader.read_into_whole(offset, buffer)
 
     def fileno(self) -> int:
-        """Return a descriptor of the file, with a position of its own, for who reads by that.
+        """Return a descriptor of the file, with a position of its own.
 
-        ``numpy.fromfile``, ``mmap.mmap`` and ``pandas.read_csv(..., memory_map=True)`` do. It is
-        opened by the first call, and closed with this object.
+        ``numpy.fromfile``, ``mmap.mmap`` and ``pandas.read_csv(..., memory_map=True)`` read by a
+        descriptor. The first call opens it, and ``close`` closes it.
 
         Raises:
             RuntimeError: as ``read``.

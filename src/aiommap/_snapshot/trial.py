@@ -1,6 +1,6 @@
-"""What the application does in a trial: validating and loading, each in a task of its own.
+"""The application's part of a trial: ``validate`` and ``load``, each in a task of its own.
 
-So a stray cancellation there is a failure of the trial, and does not end following.
+A stray cancellation in such a task fails the trial, and does not end following.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Load = Callable[[Snapshot], Awaitable[Loaded]]
 
 
 async def call_load(load: Load[Loaded], candidate: Snapshot) -> Loaded:
-    """Return what ``load`` makes of a candidate, or raise what it does."""
+    """Return what ``load`` returns for a candidate, or raise what it raises."""
     return cast("Loaded", await call_user(_call, load, candidate))
 
 

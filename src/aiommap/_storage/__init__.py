@@ -1,1 +1,1 @@
-"""Where exact reads come from: a mapping or a descriptor."""
+"""Storage backends, which make exact reads: from a mapping or by a descriptor."""

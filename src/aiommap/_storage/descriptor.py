@@ -1,9 +1,9 @@
-"""Storage backends: where exact reads of immutable bytes come from, mapped or not.
+"""``FileBackend``: a storage backend that reads by a descriptor, without a mapping.
 
-A *backend* is anything with the three members of ``StorageBackend``. Code written against them
-runs over a mapped file, over a descriptor where a mapping is no good, and over a user's own.
-``aiommap.testing.StorageBackendSuite`` tests all of them against one contract. Ours pickle as
-openings of the same path.
+A *backend* is any object with the three members of ``StorageBackend``. Code that uses only these
+runs over a mapped file, over a descriptor if the file should not be mapped, and over a backend of
+the user's own. ``aiommap.testing.StorageBackendSuite`` tests all of them against one contract. Our
+backends pickle as openings of the same path.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from .._runtime.workers import OnCancel, Workers
 
 
 class _Descriptor:
-    """A descriptor that stays open, after the backend was closed, as long as somebody reads by it.
+    """A descriptor that stays open after the backend was closed, until no read uses it.
 
-    A cancelled read goes on in its thread. If the descriptor were closed meanwhile, its number
-    could be that of another file by the next system call.
+    A cancelled read goes on in its thread. If the descriptor were closed meanwhile, another file
+    could get its number before the next system call of the read.
     """
 
     __slots__ = ("_mutex", "_users", "fd")
@@ -54,7 +54,7 @@ class _Descriptor:
             self._users += 1
 
     def drop(self) -> bool:
-        """End what ``retain`` began; tell whether nobody uses it now: then it is to be closed."""
+        """End a use; tell whether it was the last one, so that the caller has to close."""
         with self._mutex:
             self._users -= 1
             return not self._users
@@ -69,12 +69,12 @@ class _Descriptor:
             self.release()
 
     def release(self) -> None:
-        """Close it, unless somebody uses it. Worker threads only."""
+        """End a use, and close after the last one. Worker threads only."""
         if self.drop():
             self.close()
 
     def close(self) -> None:
-        """Close what nobody uses. Worker threads only."""
+        """Close the descriptor, which nobody uses. Worker threads only."""
         os.close(self.fd)
 
     def __del__(self) -> None:
@@ -88,14 +88,14 @@ class _Descriptor:
 
 
 class FileBackend(AsyncResource):
-    """A backend that reads through a descriptor, off the loop; made by ``FileBackend.open``.
+    """A backend that reads by a descriptor, off the loop; ``FileBackend.open`` makes it.
 
-    It is for files that should not be mapped, like those of network mounts whose server may go
-    away, and for files that cannot be: block devices, and files that the kernel makes up as they
-    are read.
+    It is for files that should not be mapped, such as those of network mounts whose server may go
+    away. It is also for files that cannot be mapped: block devices, and files whose content the
+    kernel makes when they are read.
 
-    Concurrency: for tasks of the event loop it was opened in; at most as many reads at once as its
-        hub has worker threads.
+    Concurrency: for tasks of the event loop in which it was opened. A read waits if too many reads
+        of its hub are under way.
     """
 
     __slots__ = ("_closed", "_descriptor", "_device", "_path", "_queue", "_size", "_workers")
@@ -117,17 +117,18 @@ class FileBackend(AsyncResource):
 
         Args:
             path: a regular file, or a block or character device; kept as an absolute path.
-            size: bytes that can be asked for; None means the size of the file or block device as
-                it is now. Needed where the system cannot tell, as for files below /proc; if it is
-                more than there is, a read beyond the end says where that is (``limit``).
-            hub: shares its worker threads; None gives the backend limits of its own. Close the
-                backend before the hub is left.
+            size: how many bytes can be read; None means the size that the file or block device has
+                now. Give it if the system cannot tell the size, as for files below /proc. If it is
+                more than there is, a read beyond the end raises, and ``limit`` says where the end
+                is.
+            hub: the hub whose worker threads the backend uses; None makes one. Close the backend
+                before the hub.
         Raises:
-            ValueError: if the size is negative, at once.
+            ValueError: if the size is negative; raised by the call itself.
             FileNotFoundError, PermissionError: as ``open``.
-            UnsupportedError: if the path is a directory, pipe or socket; without a size, also if
-                it is a character device, or made up as it is read.
-        Cancellation: waits for an open that has begun in a worker, and undoes it.
+            UnsupportedError: if the path is a directory, pipe or socket; without a size, also if it
+                is a character device, or a file whose content the kernel makes when it is read.
+        Cancellation: an open that has begun in a worker is waited out, and the backend is closed.
         """
         length = None if size is None else byte_count(size, "size")
         where = FilePath.check(path)
@@ -135,12 +136,12 @@ class FileBackend(AsyncResource):
 
     @property
     def path(self) -> str:
-        """The absolute path it was opened at."""
+        """The absolute path at which it was opened."""
         return self._path
 
     @property
     def size(self) -> int:
-        """Bytes that can be asked for, as found or given when it was opened."""
+        """How many bytes can be read: the size that was given or found when it was opened."""
         return self._size
 
     @property
@@ -155,13 +156,14 @@ class FileBackend(AsyncResource):
             offset: first byte, from the start of the file; 0 <= offset <= size.
             length: number of bytes; offset + length <= size.
         Raises:
-            OutOfBoundsError: if the range leaves what can be asked for, or if the file turns out
-                to end before it: ``limit`` is then where it ends.
-            OSError: of the file system or the device.
+            OutOfBoundsError: if the range leaves [0, size), or if the file has no bytes there;
+                ``limit`` is then where the file ends.
+            OSError: from the file system or the device.
             anyio.ClosedResourceError: if the backend is closed.
             ForkedError: if it was opened by another process.
-        Cancellation: leaves a read under way in its thread behind; it harms nothing.
-        Source: pread(2); interrupted and short ones are continued.
+        Cancellation: delivered at once; a read under way ends in its thread, and nobody waits for
+            it.
+        Source: pread(2); interrupted and short reads are continued.
         """
         descriptor = self._usable()
         start, count = check_range(offset, length, self._size)
@@ -180,7 +182,7 @@ class FileBackend(AsyncResource):
     async def _read_in_engine(
         self, descriptor: _Descriptor, offset: int, length: int
     ) -> bytes | int | None:
-        """Read in the engine; all bytes, or what else came of it: a worker finds out why."""
+        """Read in the engine; return all bytes, or anything else to have a worker read instead."""
         if self._queue is None:
             self._queue = self._workers.queue(self._device)
         if self._queue is None:
@@ -204,9 +206,9 @@ class FileBackend(AsyncResource):
             raise
 
     async def aclose(self) -> None:
-        """Close; reads under way are answered all the same.
+        """Close; reads under way return their bytes all the same.
 
-        Cancellation: waited out.
+        Cancellation: closing is waited out, then the cancellation is delivered.
         """
         descriptor, self._descriptor = self._descriptor, None
         self._closed = True
@@ -235,7 +237,7 @@ class FileBackend(AsyncResource):
     # Worker threads only, from here on.
 
     def _open(self, where: FilePath, size: int | None) -> None:
-        """Open the descriptor, and ask for the size."""
+        """Open the descriptor, and find the size unless it was given."""
         try:
             fd = self._open_descriptor(where)
             try:
@@ -255,8 +257,8 @@ class FileBackend(AsyncResource):
 
     def _open_descriptor(self, where: FilePath) -> int:
         with where.beginning() as (path, start):
-            # stat comes first, because merely opening a pipe can have effects. If the path becomes
-            # one meanwhile, O_NONBLOCK does not wait for its other end.
+            # stat comes first, because merely opening a pipe can have effects. If the path names a
+            # pipe by the next step, O_NONBLOCK keeps open(2) from waiting for its other end.
             check_readable(self._path, os.stat(path, dir_fd=start))
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
             return os.open(path, flags, dir_fd=start)

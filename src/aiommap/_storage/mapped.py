@@ -1,4 +1,4 @@
-"""The storage backend that reads a mapped file."""
+"""``MappedBackend``: a storage backend that reads a mapped file."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from .._snapshot.snapshot import Snapshot
 
 
 class MappedBackend(AsyncResource):
-    """A backend over a mapped file: data in memory is read without a hop to a worker thread.
+    """A backend over a mapped file: it reads data that is in memory without a hop to a worker.
 
     Args:
-        source: the file or snapshot to read from; the backend closes it. Its present size counts.
+        source: the file or snapshot to read from. The backend has the size that it has now, and
+            closes it in the end.
     """
 
     __slots__ = ("_size", "_source")
@@ -35,7 +36,7 @@ class MappedBackend(AsyncResource):
     def open(
         path: str | os.PathLike[str], *, hub: Hub | None = None, prewarm: bool = False
     ) -> Opening[MappedBackend]:
-        """Open a file as a snapshot and read from that; arguments as for ``Snapshot.open``."""
+        """Open a file as a snapshot and read from that; as ``Snapshot.open``."""
         return _reopen(Snapshot.open(path, hub=hub, prewarm=prewarm))
 
     @property
@@ -44,14 +45,14 @@ class MappedBackend(AsyncResource):
         return self._size
 
     async def read_exact(self, offset: SupportsIndex, length: SupportsIndex) -> bytes:
-        """Read bytes, all of them; arguments, errors and cancellation as ``MappedFile.read``."""
+        """Read bytes: all of them, or an error; as ``MappedFile.read``."""
         start, count = check_range(offset, length, self._size)
         if isinstance(self._source, MappedFile):
             return await self._source.read(start, count)
         return await self._source.read_exact(start, count)
 
     async def aclose(self) -> None:
-        """Close the file or snapshot; errors and cancellation as its own ``aclose``."""
+        """Close the file or snapshot; as its own ``aclose``."""
         await self._source.aclose()
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -62,7 +63,7 @@ class MappedBackend(AsyncResource):
 
 
 def _reopen(source: Opening[Snapshot] | Opening[MappedFile]) -> Opening[MappedBackend]:
-    """Make the opening of a backend from that of its source; also when unpickled."""
+    """Make the opening of a backend from the opening of its source; unpickling calls it, too."""
 
     async def begin() -> MappedBackend:
         return MappedBackend(await source)

@@ -11,12 +11,12 @@ class StorageBackend(Protocol):
     """Immutable bytes that can be read at any offset; ``Snapshot`` is one as well.
 
     The bytes [0, ``size``) never change: two reads of one range return the same bytes. Opening is
-    not part of the protocol, as its arguments differ; a backend is open when its user gets it. The
-    protocol needs the methods alone: a backend derives from nothing, and ``isinstance`` checks only
-    the names. ``aiommap.testing.StorageBackendSuite`` tests a backend against this contract.
+    not part of the protocol, because each kind of backend has its own arguments; a backend is open
+    when its user gets it. A backend needs no base class, and ``isinstance`` checks only the names
+    of the members. ``aiommap.testing.StorageBackendSuite`` tests a backend against this contract.
 
-    Concurrency: any number of tasks of one event loop read at once, also overlapping ranges. A task
-        may have to wait for another, as when the backend has few connections.
+    Concurrency: any number of tasks of one event loop may read at once, also overlapping ranges. A
+        task may have to wait for another, for instance if the backend has few connections.
     """
 
     @property
@@ -24,8 +24,8 @@ class StorageBackend(Protocol):
     def size(self) -> int:
         """How many bytes can be read.
 
-        Constant; it needs no call that may wait. The backend knows it before its user gets
-        the backend, and still knows it after ``aclose``. 0 is a size like any other.
+        The size is constant, and reading it never waits. A backend has it from the beginning, and
+        still has it after ``aclose``. It may be 0.
         """
 
     @abstractmethod
@@ -42,29 +42,30 @@ class StorageBackend(Protocol):
         Returns:
             Exactly ``length`` bytes, as ``bytes`` and not another buffer.
         Raises:
-            OutOfBoundsError: before anything is read, if [offset, offset + length) is not within
-                [0, size), also for negative numbers and for those beyond 64 bits; the two numbers
-                and the size are its attributes. Also for bytes within the size that the source does
-                not have: ``limit`` is then where it ends. A mapped backend raises
-                ``MappingFaultError`` there.
-            TypeError: if a number is no integer, a float for instance: nothing is rounded.
+            OutOfBoundsError: before any read, if [offset, offset + length) is not within [0, size),
+                also for negative numbers and for those beyond 64 bits. Its attributes are the two
+                numbers and the size. Also if the source turns out to be shorter than the size:
+                ``limit`` is then where it ends. (A mapped backend raises ``MappingFaultError`` in
+                that case.)
+            TypeError: if a number is not an integer, for instance a float: nothing is rounded.
             OSError: for any other failure of the source. The backend stays usable, and the next
                 read may succeed.
             anyio.ClosedResourceError: if the backend is closed, also for an empty range.
-        Cancellation: at any time; drops what was read by then. It harms no other read, leaves
-            nothing locked or half sent, and the backend can be read again at once.
+        Cancellation: allowed at any time; bytes read by then are dropped. A cancelled read harms no
+            other read, leaves nothing locked or half sent, and the backend stays readable.
         Concurrency: see the class. A read that is under way when ``aclose`` is called returns the
-            right bytes or raises ``anyio.ClosedResourceError``, and never waits for ever.
+            right bytes or raises ``anyio.ClosedResourceError``; it never waits for ever.
         """
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Release what the backend holds; from then on ``read_exact`` raises.
+        """Release the resources of the backend; from then on ``read_exact`` raises.
 
         A second call does nothing.
 
         Raises:
             OSError: if the release fails; the backend is closed all the same.
-        Cancellation: it is closed all the same. Release in a shielded scope what has to be awaited.
-        Concurrency: by any task, also while others read.
+        Cancellation: the backend is closed all the same. An implementation that has to await
+            something in order to release it does so in a shielded scope.
+        Concurrency: any task may call it, also while others read.
         """

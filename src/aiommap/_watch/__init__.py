@@ -1,1 +1,1 @@
-"""Changes by others: notifier, stat, attribution, subscriptions."""
+"""Changes of files by others: the notifier, stat, attribution, subscriptions."""

@@ -1,7 +1,7 @@
-"""Which changes of a file are our own: what the open files of this hub did, and what that explains.
+"""Attribution: which changes of a file are our own.
 
-The kernel does not say who changed a file. So two *samples* of what this hub's files did decide it:
-one from before the earlier stat, and one from after the later stat.
+The kernel does not say who changed a file. So we compare two *samples* of what the open files of
+this hub did: one taken before the earlier stat, and one taken after the later stat.
 
 Invariants.
   1  A change of the times is ours if one of our files on that inode stored or resized, or was about
@@ -33,8 +33,8 @@ CLOSED_FILES = 8
 class SizeLeft(NamedTuple):
     """The size to which one file last changed the inode; equal until it changes the size again.
 
-    Nothing counts growth by a store, but until the next resize each growth makes the file longer.
-    ``foreign`` counts how often that size had bytes of others in it.
+    No counter counts growth by stores. It shows all the same: until the next resize, each growth
+    makes the file longer. ``foreign`` counts how often others had appended bytes before that size.
     """
 
     number: int
@@ -48,9 +48,9 @@ class SizeLeft(NamedTuple):
 class Sample:
     """What the files of one inode had done at one moment.
 
-    ``stores`` counts all stores, also mapped ones, which raise no event, and ``calls`` the system
-    calls that raise one; ``storing`` and ``calling`` say whether more were under way. ``left`` has
-    the files that ever changed the size.
+    ``stores`` counts all stores, also mapped ones, which raise no event. ``calls`` counts the
+    system calls that raise one. ``storing`` and ``calling`` say whether more were under way.
+    ``left`` has an item for each file that ever changed the size.
     """
 
     stores: int
@@ -62,7 +62,7 @@ class Sample:
 
 
 class _Files(NamedTuple):
-    """The open files of one inode, numbered, and what the closed ones had done."""
+    """The open files of one inode, each with a number, and what the closed ones had done."""
 
     opened: tuple[tuple[int, OwnActivity], ...] = ()
     stores: int = 0
@@ -84,7 +84,7 @@ class OwnChanges:
         self._numbers = itertools.count()
 
     def add(self, file: OwnActivity) -> None:
-        """Count from now on what a file does."""
+        """Count what a file does, from now on."""
         files = self._files.get(file.identity, _Files())
         opened = (*files.opened, (next(self._numbers), file))
         self._files[file.identity] = files._replace(opened=opened)
@@ -112,7 +112,7 @@ class OwnChanges:
         if entry is None:
             return None
         files = [file for _, file in entry.opened]
-        # Before the rest: ``left`` and the counts show what begins, or ends, after this.
+        # Read these first: ``left`` and the counts show what begins or ends later.
         resizing = any(file.being_resized for file in files)
         calling = any(file.calling for file in files)
         return Sample(
@@ -157,7 +157,7 @@ def size_is_stable(before: Sample | None, after: Sample | None) -> bool:
 def made_syscalls(before: Sample | None, after: Sample | None) -> bool:
     """Tell whether we may have made a system call that raises an event."""
     if after is None:
-        return before is not None  # closed meanwhile, and closing flushes
+        return before is not None  # the file was closed meanwhile, and closing may flush
     before = before or _NOTHING
     moved = before.calls != after.calls or not after.left <= before.left
     return moved or before.calling or after.calling
@@ -172,7 +172,7 @@ def stored_mapped(before: Sample | None, after: Sample | None) -> bool:
 
 
 def _left(old: int, new: int, before: Sample | None, after: Sample | None) -> int:
-    """Return the size that we left; the present size if it is one of several that we left."""
+    """Return the size that we left, or the old one; the new one if it is among several we left."""
     if after is None:
         return new if before is not None and before.resizing else old
     known = (before or _NOTHING).left

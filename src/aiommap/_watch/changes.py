@@ -1,13 +1,13 @@
-"""What happened to a watched path: states of a file, the kinds of change between two, merging.
+"""Changes of a watched path: their kinds, and how two of them merge.
 
-Pure: a state is what stat(2) said at one moment, a change is the difference of two of them.
+Pure: a state is what stat(2) said at one moment, and a change is the difference of two states.
 
-A new kind of change is a member of ``ChangeKind``, a case of ``classify`` and, if it is harmless,
-one of ``merge``. If it depends on a part of stat(2) that ``Change.old`` does not have yet, that is
-a field of ``_core/file_state.FileState``. A field counts as somebody else's doing unless
-``_watch/attribution.subtract_own`` says otherwise. What moves neither times nor size is never seen:
-``_watch/watched_path.key_of`` is compared first. Events only say where to look, so the notifier
-needs nothing.
+To add a kind of change, add a member to ``ChangeKind``, a case to ``classify`` and, if the change
+is harmless, a case to ``merge``. If it depends on a part of stat(2) that ``Change.old`` lacks, add
+a field to ``_core/file_state.FileState``. A change of a field counts as made by others unless
+``_watch/attribution.subtract_own`` says otherwise. A change that moves neither times nor size is
+never seen, because ``_watch/watched_path.key_of`` is compared first. The notifier needs no change:
+its events only say which paths to compare.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from .._core.file_state import FileState
 class ChangeKind(Enum):
     """What happened to a path, as far as the states before and after it show.
 
-    The first of these that applies is the kind, in this order: ``CREATED``, ``REMOVED``,
-    ``REPLACED``, ``TRUNCATED`` or ``GROWN``, ``MODIFIED``, ``METADATA``, ``CHANGED``. A file that
-    was rewritten and has another size now is therefore ``TRUNCATED`` or ``GROWN``: the states show
-    the rest.
+    The kind is the first of these that applies: ``CREATED``, ``REMOVED``, ``REPLACED``,
+    ``TRUNCATED`` or ``GROWN``, ``MODIFIED``, ``METADATA``, ``CHANGED``. So a file that was
+    rewritten and has another size is ``TRUNCATED`` or ``GROWN``; the states show the rest.
     """
 
     #: The size is the same and the time of modification moved: it was written to, or touched.
     MODIFIED = "modified"
-    #: Owner, permissions or number of links.
+    #: The owner, the permissions or the number of links changed.
     METADATA = "metadata"
-    #: Only the time of change moved, which nobody can set: bytes were overwritten and the time of
-    #: modification set back, as ``cp -p`` does, or something was changed that no state shows.
+    #: Only the time of change moved, which nobody can set. Either bytes were overwritten and the
+    #: time of modification was set back, as ``cp -p`` does, or something changed that no state
+    #: shows.
     CHANGED = "changed"
     #: The file is longer.
     GROWN = "grown"
     #: The file is shorter: bytes beyond its end are gone.
     TRUNCATED = "truncated"
-    #: The path names another file than before.
+    #: The path names another file.
     REPLACED = "replaced"
-    #: The path names nothing any more.
+    #: The path names no file.
     REMOVED = "removed"
-    #: The path names a file again, or for the first time.
+    #: The path names a file, and named none in the state before.
     CREATED = "created"
 
 
@@ -52,14 +52,14 @@ class Change:
     """One change of a watched path.
 
     Attributes:
-        kind: what happened; see ``ChangeKind`` for what counts as what.
-        path: the path that was watched, absolute, symbolic links as they were given.
-        old: the state before it; None if there was no file.
-        new: the state after it; None if there is no file.
-        merged: how many further changes this one stands for: it replaced that many in a full
-            buffer, where ``old`` is then the state before the first and ``new`` after the last.
-        source: how it was found: "event" by an event of the kernel, "poll" by comparing without
-            one, "start" because it had already happened when watching began.
+        kind: what happened.
+        path: the absolute path that is watched; symbolic links stay as they were given.
+        old: the state before the change; None if there was no file.
+        new: the state after the change; None if there is no file.
+        merged: how many further changes were merged into this one in a full buffer; ``old`` is then
+            the state before the first of them, and ``new`` the state after the last.
+        source: how it was found: "event", by an event of the kernel; "poll", by comparing without
+            an event; "start", because it had happened before watching began.
         detected_ns: when it was found, in nanoseconds since 1970; compare with ``new.mtime_ns``.
     """
 
@@ -96,11 +96,11 @@ MOVES = (ChangeKind.REPLACED, ChangeKind.REMOVED, ChangeKind.CREATED)
 
 
 def merge(first: Change, last: Change) -> Change:
-    """Make one change of two of the same path.
+    """Merge two changes of the same path into one.
 
-    What was removed and created again counts as replaced, even if the number of the old inode
-    was given to the new file; what was created and removed again counts as removed. What was
-    written to and has its old size and times again counts as changed.
+    A file that was removed and created again counts as replaced, even if the new file got the inode
+    number of the old one. A file that was created and removed again counts as removed. A file that
+    was written to, and has its old size and times again, counts as changed.
     """
     kind = classify(first.old, last.new) or last.kind
     if kind in (ChangeKind.METADATA, ChangeKind.CHANGED):

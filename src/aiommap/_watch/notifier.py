@@ -21,12 +21,12 @@ from .._runtime.threads import check_threads
 from .path_resolution import PathResolver
 from .watched_path import WatchedPath
 
-#: How long after a refusal the kernel is asked again.
+#: How long after a refusal we ask the kernel again.
 RETRY_SECONDS = 5.0
 
 
 class Stop(Protocol):
-    """What a notifier asks at every step whether to stop waiting."""
+    """The object that a notifier asks, at every step, whether to stop waiting."""
 
     def is_set(self) -> bool: ...
 
@@ -53,16 +53,16 @@ class DirectoryWatches:
         self._by_name: dict[str, set[WatchedPath]] = {}
         #: Paths that are not resolved yet, or have to be resolved again.
         self._unresolved: set[WatchedPath] = set()
-        #: Watched directories, and which inode each of them was.
+        #: Watched directories, and the inode that each path named when it was watched.
         self._inodes: dict[str, Identity] = {}
-        #: All paths of a directory that is watched under one of them: the kernel knows inodes.
+        #: All paths of a directory that is watched by one of them; the kernel watches inodes.
         self._aliases: dict[str, list[str]] = {}
         self._incomplete = False
         self.notifier: Notifier | None = None
 
     @property
     def directories(self) -> Iterable[str]:
-        """The watched directories; those to watch if the kernel has refused."""
+        """The watched directories, or those that should be watched if the kernel has refused."""
         return self._inodes
 
     @property
@@ -77,7 +77,7 @@ class DirectoryWatches:
         self._unresolved.add(watched)
 
     def discard(self, watched: WatchedPath) -> None:
-        """Watch a path no longer."""
+        """Stop watching a path."""
         self._unresolved.discard(watched)
         self._remove_names(watched)
 
@@ -88,7 +88,7 @@ class DirectoryWatches:
             self._unresolved.add(watched)
 
     def mark_stale(self, directory: str) -> None:
-        """Note that another directory than the watched one is at its path now."""
+        """Note that the path of a watched directory names another directory, or none."""
         self._inodes.pop(directory, None)
         self._incomplete = self._notify
         for name, group in self._by_name.items():
@@ -97,7 +97,7 @@ class DirectoryWatches:
         self.resolve_pending()
 
     def is_stale(self, directory: str) -> bool:
-        """Tell whether the watched directory is not at its path any more."""
+        """Tell whether the path of a watched directory names another directory, or none."""
         return identity_of(directory) != self._inodes.get(directory)
 
     def resolve_pending(self) -> None:
@@ -116,7 +116,7 @@ class DirectoryWatches:
         self._unresolved.clear()
 
     def rebuild(self) -> set[str]:
-        """Watch the directories that are needed now; return the names that have changed before."""
+        """Watch the directories that are needed now; return the last names of the old notifier."""
         self._incomplete = False
         needed = {os.path.dirname(name) for name in self._by_name}
         inodes = {name: inode for name in needed if (inode := identity_of(name)) is not None}
@@ -135,7 +135,7 @@ class DirectoryWatches:
         return changed
 
     def aliases(self, name: str) -> Iterable[str]:
-        """All the paths that the kernel may mean by a name."""
+        """All the paths that a name in an event may stand for."""
         if name in self._aliases:
             return self._aliases[name]
         directory, base = os.path.split(name)
@@ -167,7 +167,7 @@ class DirectoryWatches:
                     del self._by_name[name]
 
     def _replace_notifier(self, inodes: dict[str, Identity]) -> set[str]:
-        """Watch other directories; return the names that changed in those watched before."""
+        """Start a notifier for these directories; return the last names of the old one."""
         first: dict[Identity, str] = {}
         aliases: dict[str, list[str]] = {}
         for directory, inode in inodes.items():
@@ -193,7 +193,7 @@ class DirectoryWatches:
 
             check_threads()  # the notifier starts a thread, and aborts the process if it cannot
             made: Notifier = RustNotify(directories, False, False, 0, False, False)
-        except BaseException as error:  # no import after a chroot; a panic is no Exception
+        except BaseException as error:  # after a chroot the import fails; a panic is no Exception
             if not isinstance(error, FileNotFoundError):
                 self._retry_at = time.monotonic() + RETRY_SECONDS
                 text = "%d directories cannot be watched by the kernel, so they are polled: %s"
@@ -203,7 +203,7 @@ class DirectoryWatches:
 
 
 def _last_names(notifier: Notifier) -> set[str]:
-    """Return the names that a notifier has to tell of, without waiting for more."""
+    """Return the names of events that a notifier has, without waiting for more."""
     try:
         labels = notifier.watch(0, 1, 1, None)
     except RuntimeError:  # it has failed; the caller compares all paths

@@ -18,8 +18,9 @@ class ResolvedPath:
     """Where a path leads.
 
     Attributes:
-        names: full paths of the directory entries that decide it, none of them below a symbolic
-            link: each link on the way, and last the file, or the first name that is missing.
+        names: full paths of the directory entries that decide where the path leads: each symbolic
+            link on the way, and last the file, or the first name that is missing. No name goes
+            through a link.
         exists: whether the last of them is the file itself.
     """
 
@@ -32,13 +33,13 @@ class ResolvedPath:
         return tuple(dict.fromkeys(os.path.dirname(name) for name in self.names))
 
 
-#: Where a path ends, the links on the way, and whether that end exists. If it does not, the last
-#: "link" is the name that is missing, or one link more than the kernel follows.
+#: The end of a path, the links on the way, and whether that end exists. If it does not, the last
+#: "link" is the missing name, or the first link beyond the number that the kernel follows.
 _Resolution = tuple[str, tuple[str, ...], bool]
 
 
 class PathResolver:
-    """Resolves one batch of paths, and stats only once what several of them share."""
+    """Resolves one batch of paths; names that several paths share are looked up once."""
 
     __slots__ = ("_known",)
 
@@ -90,7 +91,7 @@ class PathResolver:
 
 
 def check_watchable(path: str) -> None:
-    """Raise if ``open`` could open nothing at a path, whatever is created there.
+    """Raise if ``open`` could never open a path, whatever is created there.
 
     Raises:
         OSError: ENOENT if it starts at a directory that was removed; ENAMETOOLONG; ENOTDIR for a
@@ -108,7 +109,7 @@ def check_watchable(path: str) -> None:
 
 
 def is_remote(path: str) -> bool:
-    """Tell whether a path, or the nearest directory there is, lies on a network file system."""
+    """Tell whether a path, or its nearest directory that exists, is on a network file system."""
     while True:
         try:
             fd = os.open(path, os.O_PATH | os.O_CLOEXEC)

@@ -1,18 +1,18 @@
-"""The thread that finds changes: events tell it where to look, and stat tells it what happened.
+"""The thread that finds changes: events say which paths to compare, and stat says what happened.
 
 Theory of operation. One thread serves any number of watched paths. It waits in watchfiles' native
 notifier, which watches the directories on the way to all of them. An event is only a reason to
-compare a path with its file: the kernel's queue merges and overflows, and the notifier drops what
-it cannot label. Between events the thread polls all paths and directories in turn, slowly enough to
-cost a fraction of a per cent. That finds what raises no event: mapped stores of other processes,
-renamed ancestors, mounts, lost events.
+compare a path with its file: the kernel's queue merges and overflows, and the notifier drops events
+that it cannot label. Between events the thread polls all paths and directories in turn, slowly
+enough to cost a fraction of a per cent of a core. That finds the changes that raise no event:
+mapped stores of other processes, renamed ancestors, mounts, lost events.
 
 A notifier that is told to stop discards its pending events. So this thread stops it only at the
 end, and raises an exception through it when other directories are to be watched. It does all other
-work in the notifier's ``is_set`` callback, which the notifier calls before each of its looks at the
-pending events. The notifier returns once two looks in a row found the same; so the callback sleeps
-before every other look, and the notifier itself never does. An event then takes half a step on
-average, where sleeping before each look takes one and a half.
+work in the notifier's ``is_set`` callback, which the notifier calls before each check of its
+pending events. The notifier returns when two checks in a row found the same events. So the callback
+sleeps before every other check, and the notifier itself never sleeps. An event is then found after
+half a step on average; with a sleep before each check that would take one and a half.
 
 Invariants.
   1  The directories of a path are watched before its first state is taken, so no later change is
@@ -43,9 +43,9 @@ from .stat_differ import StatDiffer
 from .subscriptions import Changes
 from .watched_path import WatchedPath
 
-#: How often the thread reads events: the longest that one takes.
+#: How often the thread reads events, and so the longest that an event waits.
 STEP_SECONDS = 0.014
-#: How often every path is polled, if there are few.
+#: How often each path is polled, if there are few paths.
 POLL_SECONDS = 0.25
 #: Polls take at most this share of one core.
 POLL_SHARE = 0.0015
@@ -58,17 +58,17 @@ MAX_BATCH = 256
 YIELD_EVERY = 32
 YIELD_SECONDS = 5e-5
 TICK_SECONDS = 0.1
-#: After a poll found a difference the thread waits this long for the event, which says more, and as
-#: long again after each further change, but no longer than MAX_DELAY_SECONDS.
+#: After a poll found a difference the thread waits this long for the event, which says more. It
+#: waits as long again after each further change, but no longer than MAX_DELAY_SECONDS in all.
 POLL_DELAY_SECONDS = 3 * STEP_SECONDS
 MAX_DELAY_SECONDS = 0.5
 #: This many names at once suggest that the kernel's queue overflowed; the notifier hides that.
 LARGE_BATCH = 2000
-#: How often the thread makes sure that its watcher still exists.
+#: How often the thread checks that its watcher still exists.
 ALIVE_SECONDS = 10.0
 #: A thread that was held up for this long may have missed an overflow as well.
 LATE_SECONDS = 1.0
-#: How long the interpreter waits at its end for a thread that may hang.
+#: How long the interpreter waits, when it ends, for a thread that may hang.
 END_SECONDS = 1.0
 
 #: Scanners whose thread runs.
@@ -92,7 +92,7 @@ Asker: TypeAlias = "weakref.ReferenceType[Changes]"
 
 
 class _RebuildDueError(Exception):
-    """Other directories are to be watched: ends a look of the notifier, which keeps its events."""
+    """Other directories are to be watched. Raised through the notifier, which keeps its events."""
 
 
 class Finding:
@@ -109,7 +109,7 @@ class Finding:
         self.state = watched.state
 
 
-#: Takes findings, in this thread; returns False when the watcher is gone.
+#: Takes findings from the scanner's thread; returns False when the watcher is gone.
 Deliver = Callable[[list[Finding]], bool]
 
 
@@ -119,9 +119,9 @@ class Scanner:
     Args:
         own: says what this hub's files did.
         deliver: takes findings; when it returns False, the thread ends.
-        notify: whether to ask the kernel; False on network file systems, whose changes the kernel
-            does not see, and where a stat may hang.
-        poll_seconds: how often every path is polled, if there are few.
+        notify: whether to ask the kernel for events. False for network file systems: the kernel
+            does not see their changes, and a stat of them may hang.
+        poll_seconds: how often each path is polled, if there are few paths.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Scanner:
         self._scheduled: list[tuple[float, int, WatchedPath]] = []
         #: Suspect paths: when to compare each, in that order, and when a poll found the difference.
         self._suspects: deque[tuple[float, WatchedPath, float]] = deque()
-        #: How many polls are due.
+        #: How many polls the thread may make now; it grows with time.
         self._poll_credit = 0.0
         self._compared = 0
         #: Seconds of this thread that one poll takes, on average.
@@ -160,7 +160,7 @@ class Scanner:
         self._ended: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._is_over = False
         self._warned = False
-        #: Whether the callback slept before the notifier's last look.
+        #: Whether the callback slept before the notifier's last check.
         self._has_slept = False
 
     # Any thread.
@@ -170,7 +170,7 @@ class Scanner:
         self._commands.put(lambda: self._add(watched, interval, asker))
 
     def remove(self, watched: WatchedPath) -> None:
-        """Watch a path no longer."""
+        """Stop watching a path."""
         self._commands.put(lambda: self._remove(watched))
 
     def end(self) -> None:
@@ -179,7 +179,7 @@ class Scanner:
         self._commands.put(lambda: None)
 
     def end_now(self) -> None:
-        """End the thread and wait for its end, but not long: it may hang."""
+        """End the thread and wait for its end, but only for a second: it may hang."""
         self.end()
         with suppress(queue.Empty):
             self._ended.get(timeout=END_SECONDS)
@@ -201,9 +201,9 @@ class Scanner:
         self._ended.put(None)
 
     def is_set(self) -> bool:
-        """Sleep, and do what is due; tell whether the notifier has to stop.
+        """Sleep, and do the work that is due; tell whether the notifier has to stop.
 
-        The notifier calls this twice a step, so nearly always nothing is due.
+        The notifier calls this twice a step, so in most calls no work is due.
         """
         self._has_slept = not self._has_slept
         if not self._has_slept:
@@ -253,7 +253,7 @@ class Scanner:
         self._step()
 
     def _restart_notifier(self, error: RuntimeError) -> None:
-        """Close a notifier that failed; it does so for a name that is no text."""
+        """Close a notifier that failed, as it does for a name that is not text."""
         if not self._warned:
             self._warned = True
             WATCHING.warning("what tells of changed files failed, and begins afresh: %s", error)
@@ -360,7 +360,7 @@ class Scanner:
             self._compare_all()
         if now > self._alive_at:
             self._alive_at = now + ALIVE_SECONDS
-            if not self._deliver([]):  # only ever set to True, as ``end`` may run meanwhile
+            if not self._deliver([]):  # never assign False: ``end`` may run in another thread
                 self._is_over = True
         self._tick_at = now + TICK_SECONDS
         while self._scheduled and self._scheduled[0][0] <= now:
@@ -403,14 +403,14 @@ class Scanner:
         self._poll_cost += (spent - self._poll_cost) / 16
 
     def _poll(self, watched: WatchedPath, now: float) -> None:
-        """Compare without a reason, but leave a difference to the event that may follow."""
+        """Compare a path without an event; if it differs, wait for the event that may follow."""
         if self._watches.notifier is None:
             self._differ.compare(watched, "poll", patient=False)
         elif watched.is_known and not watched.is_suspect and self._differ.differs(watched):
             self._suspect(watched, now, now)
 
     def _compare_suspect(self, watched: WatchedPath, now: float, since: float) -> None:
-        """Compare, unless the file has changed again and an event of that may follow."""
+        """Compare, unless the file has just changed again and an event may follow."""
         patient = now - since < MAX_DELAY_SECONDS
         if (
             patient and self._differ.changed_within(watched, POLL_DELAY_SECONDS)
@@ -418,7 +418,7 @@ class Scanner:
             self._suspect(watched, now, since)
 
     def _suspect(self, watched: WatchedPath, now: float, since: float) -> None:
-        """Compare a path a little later, unless an event has led to it before."""
+        """Compare a path a little later, unless an event leads to it before that."""
         watched.suspect()
         self._suspects.append((now + POLL_DELAY_SECONDS, watched, since))
 

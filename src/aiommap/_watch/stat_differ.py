@@ -1,15 +1,15 @@
-"""Comparing watched paths with their files, less what this hub did itself.
+"""Comparing watched paths with their files, and leaving out changes made by this hub.
 
 Scanner thread only. ``_watch/scanner`` says when a path is compared, ``_watch/attribution`` which
 changes are our own, and ``_watch/watched_path`` what is kept of a path.
 
 Invariants.
-  1  The state of a path is the one last reported, or our own change since. So no difference is
-     lost, though a later one may join it, and none is reported twice.
+  1  The state of a path is the one last reported, with our own changes since applied. So no
+     difference is lost, though a later one may join it, and none is reported twice.
   2  A difference that mapped stores of ours explain is reported all the same if a foreign event
-     follows soon: a poll may come before the event of what it sees.
-  3  A file whose size moved and whose times did not is being cut: truncate(2) moves the times last.
-     It is compared when that has ended, or the cut would be reported twice.
+     follows soon: a poll may see a change before its event comes.
+  3  A file whose size moved but whose times did not is being cut: truncate(2) moves the times last.
+     It is compared when the cut has ended; otherwise the cut would be reported twice.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .attribution import (
 from .changes import MOVES, Change, ChangeKind, classify
 from .watched_path import WatchedPath, key_of
 
-#: A resize of ours may come between the stat and the samples around it this many times in a row.
+#: How often we try again because a resize of ours came between the stat and the samples around it.
 MAX_ATTEMPTS = 8
 
 
@@ -58,7 +58,7 @@ class StatDiffer:
     Args:
         own: says what this hub's files did.
         report: takes a change.
-        mark_unresolved: called when the file of a path is another one, so that its links may be.
+        mark_unresolved: called when a path names another file, because a link may have changed.
     """
 
     __slots__ = ("_mark_unresolved", "_own", "_report")
@@ -69,7 +69,7 @@ class StatDiffer:
         report: Callable[[WatchedPath, Change], object],
         mark_unresolved: Callable[[WatchedPath], object],
     ) -> None:
-        # Weakly: what a thread refers to lives, and a file that nobody closed must not (I15).
+        # Weak: a thread keeps what it refers to alive, and a file that nobody closed must go (I15).
         self._own = weakref.ref(own)
         self._report = report
         self._mark_unresolved = mark_unresolved
@@ -98,7 +98,7 @@ class StatDiffer:
             # The sample comes second. So a store of ours in between counts as somebody else's,
             # which is better than the reverse.
             sample = self._sample(found and FileState.of(found))
-            # Neither has a resize in between, but a second stat shows it: then take both again.
+            # A resize in between would count for neither; a second stat shows it. Then try again.
             if key_of(_stat_if_allowed(watched.path)) == key_of(found):
                 break
         watched.begin(found, sample)
@@ -110,8 +110,8 @@ class StatDiffer:
             False if the size is changing right now, and the path is to be compared again.
 
         Args:
-            patient: leave a file that is being cut (stat_differ.3). Not all file systems move the
-                times with each change of the size, so that cannot be left for ever.
+            patient: whether to leave a file that is being cut (stat_differ.3). Some file systems do
+                not move the times with each change of the size, so patience has to end.
         """
         if not watched.is_known:
             return True  # its first state has not been taken yet
@@ -128,7 +128,7 @@ class StatDiffer:
         try:
             found = stat_of(watched.path)
         except OSError:
-            return True  # it cannot be seen at the moment: EACCES, EIO, ESTALE
+            return True  # stat(2) fails for now: EACCES, EIO, ESTALE
         foreign = source == "event" and watched.event_is_foreign(now)
         if key_of(found) == watched.key:
             missed = watched.observe_same(before, event_is_foreign=foreign)

@@ -1,7 +1,7 @@
 """Subscriptions to changes: an iterator with a bounded buffer, and callbacks fed from one.
 
-Everything here runs on the loop thread. The watcher that pushes a change never waits and never
-fails. A slow subscriber delays nobody else: its own buffer merges what it does not fetch.
+Everything here runs on the loop thread. Pushing a change never waits and never fails. A slow
+subscriber delays no other: its own buffer merges the changes that it does not fetch.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def from_now(state: FileState | None) -> FileState | None:
 
 
 class Source(Protocol):
-    """Where subscriptions get their changes from."""
+    """The watcher, from which subscriptions get their changes."""
 
     @property
     def workers(self) -> Workers: ...
@@ -49,11 +49,10 @@ class Source(Protocol):
 class Changes:
     """External changes as they come: ``async with f.watch() as changes: async for c in changes``.
 
-    The iteration ends when the file or the hub is closed; what was found before that is still
-    handed out. A subscriber that is slow finds changes merged, see ``Change.merged``, and delays
-    nobody else.
+    The iteration ends when the file or the hub is closed, after the changes that were found before.
+    A slow subscriber gets changes merged (see ``Change.merged``), and delays no other.
 
-    It is for one task: a second one that waits for a change meanwhile gets BusyResourceError.
+    One task at a time may wait for a change; a second one gets ``anyio.BusyResourceError``.
     """
 
     __slots__ = (
@@ -91,7 +90,7 @@ class Changes:
         self._since = since
         #: Gets each change at once, instead of the buffer; must not raise.
         self._on_change = on_change
-        #: Called once, when this ends; dropped then, as the function may refer to this object.
+        #: Called once, when the subscription ends; then dropped, as it may refer to this object.
         self._on_end = on_end
         self._is_ended = False
         self._buffer = ChangeBuffer(limit)
@@ -101,17 +100,17 @@ class Changes:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will be found; what was found may still wait to be fetched."""
+        """Whether no more changes will be found; some may still wait to be fetched."""
         return self._is_ended
 
     def close(self) -> None:
-        """Watch no longer: the iteration ends, and what was not fetched yet is dropped."""
+        """Stop watching: the iteration ends, and changes that were not fetched are dropped."""
         self.end()
         while self._buffer:
             self._buffer.pop()
 
     def end(self) -> None:
-        """Watch no longer: the iteration ends after what was found before."""
+        """Stop watching: the iteration ends after the changes that were found before."""
         if not self._is_ended:
             self._source.forget(self, self._path)
         self._finish()
@@ -198,12 +197,12 @@ class Changes:
         self._set_started()
 
     def _fail(self, error: BaseException) -> None:
-        """Raise an error where ``_begin`` waits."""
+        """Have ``_begin`` raise an error."""
         self._error = error
         self._set_started()
 
     def _finish(self) -> None:
-        """End the iteration after the buffered changes, as no more will come."""
+        """End the iteration after the changes in the buffer."""
         self._is_ended = True
         self._wake()
         self._set_started()

@@ -17,9 +17,9 @@ from .attribution import Sample, made_syscalls
 from .changes import Change, ChangeKind
 from .path_resolution import ResolvedPath
 
-#: An event may follow the system call that caused it by this much.
+#: How long after a system call its event may come.
 EVENT_DELAY_SECONDS = 0.1
-#: A foreign event that comes within this time after a poll may be of what the poll saw.
+#: How long after a poll an event may come of a change that the poll saw.
 LATE_EVENT_SECONDS = 0.5
 #: The longest tick of a kernel (HZ=100). The times of files may be as coarse as that.
 TICK_NS = 10_000_000
@@ -29,7 +29,7 @@ Key = tuple[int, ...]
 
 
 def key_of(found: os.stat_result | None) -> Key | None:
-    """Return what tells one state from another, as cheaply as can be."""
+    """Return what tells one state from another, without making a ``FileState``."""
     if found is None:
         return None
     return (found.st_ctime_ns, found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev)
@@ -75,7 +75,7 @@ class WatchedPath:
         self.path = path
         #: Where the path leads; None until it is resolved.
         self.resolved: ResolvedPath | None = None
-        #: What was last reported; None if there is no file.
+        #: The state last reported; None if there was no file.
         self.state: FileState | None = None
         self.key: Key | None = None
         #: What this hub's files of that inode had done when the state was taken.
@@ -87,7 +87,7 @@ class WatchedPath:
         self._syscalls_at = -math.inf
         #: The state before a difference that mapped stores of ours explained, and when it was seen.
         self._taken_for_ours: tuple[FileState, float] | None = None
-        #: Whether the file could change once more without its times moving.
+        #: Whether the file could change again and keep its times, because they are coarse.
         self._is_recent = False
         self._interval = math.inf
         self._due_at = math.inf
@@ -97,7 +97,7 @@ class WatchedPath:
         self.resolved = resolved
 
     def remove(self) -> None:
-        """Watch it no longer; what still refers to it passes by it."""
+        """Mark it as removed; queues that still hold it skip it."""
         self.is_removed = True
 
     # When it is polled.
@@ -121,13 +121,13 @@ class WatchedPath:
         """
         return not self.is_removed and scheduled == self._due_at
 
-    # What was found there.
+    # Its states.
 
     def begin(self, found: os.stat_result | None, sample: Sample | None) -> None:
-        """Take the first state, and what this hub's files had done just after it."""
+        """Take the first state, and a sample of this hub's files that was taken just after it."""
         self.observe(found, found and FileState.of(found), sample)
         self.is_known = True
-        self.note_syscalls(None, sample)  # an event of those may follow
+        self.note_syscalls(None, sample)  # their events may still follow
 
     def suspect(self) -> None:
         """Note that a poll found a difference."""
@@ -145,11 +145,11 @@ class WatchedPath:
         return False
 
     def event_is_foreign(self, moment: float) -> bool:
-        """Tell whether an event at a moment can be of no system call of this hub."""
+        """Tell whether no system call of this hub can have raised an event at this moment."""
         return moment - self._syscalls_at > EVENT_DELAY_SECONDS
 
     def is_being_cut(self, state: FileState) -> bool:
-        """Tell whether a state of the same file is one in the middle of truncate(2)."""
+        """Tell whether a state of the same file was taken in the middle of truncate(2)."""
         old = self.state
         return (
             old is not None
@@ -166,10 +166,10 @@ class WatchedPath:
         *,
         taken_for_ours: FileState | None = None,
     ) -> None:
-        """Take a state as the one that is reported, with the sample that belongs to it.
+        """Take a state as the one last reported, with the sample that belongs to it.
 
         Args:
-            taken_for_ours: the state before, if nothing but mapped stores of ours explained the
+            taken_for_ours: the state before, if only mapped stores of ours explained the
                 difference.
         """
         self.state, self.key, self.sample = state, key_of(found), sample
@@ -179,11 +179,11 @@ class WatchedPath:
             self._taken_for_ours = (taken_for_ours, time.monotonic())
 
     def observe_same(self, sample: Sample | None, *, event_is_foreign: bool) -> FileState | None:
-        """Note that the state is the same; return the one before if it changed all the same.
+        """Note that the state is the same; return an old state if a foreign event shows a change.
 
-        It did in two cases. A foreign event came soon after a poll that took a difference for ours:
-        mapped stores raise no event. Or it came within the tick of the kernel in which the state
-        was taken: the times of the file may stay the same then.
+        The event shows one in two cases. It came soon after a poll that took a difference for ours:
+        mapped stores raise no event, so others stored, too. Or it came within the tick of the
+        kernel in which the state was taken: the file may have changed and kept its times.
         """
         self.sample = sample
         if not event_is_foreign:

@@ -1,14 +1,14 @@
-"""The watcher of a hub: which subscriptions there are to each path, and which changes each gets.
+"""The watcher of a hub: the subscriptions to each path, and the changes that each gets.
 
-The loop thread's half; ``_watch/scanner`` is the other one, which finds the changes. A hub has at
-most two scanners: one for paths on local file systems, which asks the kernel, and one for paths on
-network file systems, where a stat may hang and must not delay the others.
+This is the half on the loop thread. The other half, ``_watch/scanner``, finds the changes. A hub
+has at most two scanners: one for paths on local file systems, which asks the kernel, and one for
+paths on network file systems, where a stat may hang and must not delay the others.
 
 Invariants.
-  1  A scanner runs while there is a path for it. It ends with the last path, with the hub or with
-     the event loop, and closing the hub waits for that.
-  2  A subscription that has begun gets every change found from then on. If its own ``since`` calls
-     the first state a change, it gets that one first.
+  1  A scanner runs while it has a path. It ends with the last path, with the hub or with the event
+     loop. Closing the hub waits for the end of the local one; that of the other may hang.
+  2  A subscription that has begun gets every change found from then on. If its own ``since`` makes
+     the first state a change, it gets that change first.
   3  A forked child never touches the parent's scanners (I10).
 """
 
@@ -36,7 +36,7 @@ from .scanner import POLL_SECONDS, Finding, Scanner
 from .subscriptions import DEFAULT_BUFFER, Changes, Since, from_now
 from .watched_path import WatchedPath
 
-#: One turn of the loop pushes at most this many changes, as each wakes a task.
+#: How many changes one turn of the loop pushes at most, because each wakes a task.
 MAX_PUSHES = 64
 
 
@@ -58,11 +58,11 @@ class _ScannerThread:
         self._abandoned = when_garbage(watcher, self.scanner.end)
 
     def add_path(self) -> None:
-        """Count one path more."""
+        """Count one more path."""
         self._paths += 1
 
     def remove(self, watched: WatchedPath) -> bool:
-        """Watch a path no longer; true if it was the last one."""
+        """Stop watching a path; true if it was the last one."""
         self.scanner.remove(watched)
         self._paths -= 1
         return not self._paths
@@ -93,8 +93,8 @@ class Watcher:
     """Watches any number of paths for any number of subscribers; for one event loop.
 
     Args:
-        workers: makes, or checks, the workers of the running loop.
-        own: what this hub's files do.
+        workers: returns the workers of the running loop, made on the first call.
+        own: knows what this hub's files did.
         on_state: called with the state of a path whenever it has changed, or was asked for.
     """
 
@@ -114,7 +114,7 @@ class Watcher:
         #: The scanners, by whether they are for network file systems.
         self._threads: dict[bool, _ScannerThread] = {}
         self._ending: set[_ScannerThread] = set()
-        #: Subscriptions that begin: a worker looks their path up.
+        #: Subscriptions that have not begun yet: a worker looks up their path.
         self._beginning: set[Changes] = set()
         #: Findings in their order; each turn of the loop distributes a few.
         self._findings: deque[Finding] = deque()
@@ -123,7 +123,7 @@ class Watcher:
 
     @property
     def workers(self) -> Workers:
-        """The workers of the loop that watching began in."""
+        """The workers of the loop in which watching began."""
         if self._bound is None:
             self._bound = self._workers()
         return self._bound
@@ -144,10 +144,10 @@ class Watcher:
             path: absolute.
             buffer: how many changes may wait to be fetched; beyond that they are merged.
             poll_interval: seconds between polls for changes that raise no event.
-            since: takes the state found when watching began, and returns the state to compare it
-                with; a difference is the first change.
-            on_change: called on the loop with each change, which then waits in no buffer; it must
-                not raise.
+            since: gets the state found when watching began, and returns the state to compare it
+                with; if they differ, that is the first change.
+            on_change: called on the loop with each change, in place of the buffer; it must not
+                raise.
             on_end: called when the subscriber ends the subscription.
         """
         return Changes(
@@ -161,7 +161,7 @@ class Watcher:
         )
 
     def begin(self, changes: Changes, path: str, poll_interval: float | None) -> None:
-        """Start a subscription; it hears when it has begun, or why it cannot begin."""
+        """Begin a subscription; its ``_start`` or ``_fail`` is called later."""
         if self._closed:
             raise anyio.ClosedResourceError("the hub is closed: watch in a new one")
         workers = self.workers
@@ -180,7 +180,7 @@ class Watcher:
             raise ForkedError(path)
 
     def forget(self, changes: Changes, path: str) -> None:
-        """Push no more changes to a subscription."""
+        """Stop pushing changes to a subscription."""
         self._beginning.discard(changes)
         subscribed = self._paths.get(path)
         if subscribed is None:
@@ -227,7 +227,7 @@ class Watcher:
             if error is not None:
                 raise error
             subscribed = self._subscribed(path, remote=bool(remote))
-        except Exception as failure:  # no thread can be started, for one; this is a callback
+        except Exception as failure:  # such as no thread to start; a callback must not raise
             self._beginning.discard(changes)
             changes._fail(failure)  # noqa: SLF001  this is its source
         else:
@@ -244,11 +244,11 @@ class Watcher:
     ) -> None:
         self._beginning.discard(changes)
         subscribed.waiting.add(changes)
-        # Not the subscription itself: it refers to the watcher, and its thread to the scanner.
+        # A weak reference: the thread must not keep the subscription, which refers to the watcher.
         subscribed.thread.scanner.add(subscribed.watched, poll_interval, weakref.ref(changes))
 
     def _thread(self, *, remote: bool) -> _ScannerThread:
-        """Return the thread for a kind of paths, started if there is none."""
+        """Return the thread for local or for remote paths; start it if it does not run."""
         thread = self._threads.get(remote)
         if thread is not None:
             return thread
@@ -299,7 +299,7 @@ class Watcher:
         """Push findings to their subscriptions; those beyond the budget in the next turn."""
         while self._findings:
             finding = self._findings[0]
-            if self._receivers is None:  # now: a subscription that began before it gets it, too
+            if self._receivers is None:  # taken now, so that a subscription begun by then is in it
                 self._receivers = self._receivers_of(finding)
             while self._receivers and budget > 0:
                 assert finding.change is not None
@@ -313,7 +313,7 @@ class Watcher:
             self._start_waiting(finding)
 
     def _subscribed_to(self, finding: Finding) -> _SubscribedPath | None:
-        """Return the subscriptions to what was found; None if they have ended meanwhile."""
+        """Return the subscribed path of a finding; None if its subscriptions have ended."""
         subscribed = self._paths.get(finding.watched.path)
         current = subscribed is not None and subscribed.watched is finding.watched
         return subscribed if current else None
@@ -335,7 +335,7 @@ class Watcher:
 
 
 def _look_up(path: str) -> bool:
-    """Tell whether the scanner for network file systems is to watch a path. Worker threads only."""
+    """Tell whether a path is for the scanner of network file systems. Worker threads only."""
     check_watchable(path)
     return is_remote(path)
 
@@ -343,8 +343,8 @@ def _look_up(path: str) -> bool:
 def _deliverer(watcher: Watcher, workers: Workers) -> Callable[[list[Finding]], bool]:
     """Make the function that sends findings to the loop.
 
-    It keeps neither the watcher alive nor the loop, which may refer to the watcher: a loop that was
-    closed keeps the calls that it did not get to.
+    It keeps neither the watcher alive nor the loop. A loop that was closed keeps the calls that it
+    has not made, and so may refer to the watcher.
     """
     reference, loop = weakref.ref(watcher), weakref.ref(workers)
 
