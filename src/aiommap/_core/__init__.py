@@ -1,1 +1,1 @@
-"""What every part of one open file shares."""
+"""The core of one open file, which all other parts of it share."""

@@ -1,4 +1,4 @@
-"""What a mapping does that waits for the disk."""
+"""The operations of a mapping that wait for the disk."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from .._typing import Buffer
 
 
-#: A write that was checked: an offset, and the bytes to store there.
+#: A checked write: an offset, and the bytes to store there.
 Store = tuple[int, bytes | memoryview]
-#: So many stores are handed to native code at a time, about half a millisecond of the GIL.
+#: How many stores native code gets at a time: they take about half a millisecond of the GIL.
 STORES_A_CALL = 2048
 
 
 class Disk(Protocol):
-    """What a mapping does that waits for the disk and fails with it; the words are ``Mapping``'s.
+    """The operations of a mapping that wait for the disk and fail with it, named as in ``Mapping``.
 
     For worker threads. They read ``FileCore.disk`` each time and keep no reference to it, because
-    ``aiommap.testing`` lays a disk that fails or waits over it while a file is open.
+    ``aiommap.testing`` replaces it, while a file is open, by a disk that fails or waits.
     """
 
     def read(self, offset: int, length: int, /) -> bytes: ...
@@ -36,7 +36,7 @@ class Disk(Protocol):
 
 
 def write_in_parts(disk: Disk, stores: Sequence[Store]) -> list[Receipt | tuple[int, int]]:
-    """Store in order, in parts: native code takes them in, and makes the outcomes, with the GIL."""
+    """Store in order, in parts: native code reads the items and makes the outcomes with the GIL."""
     outcomes: list[Receipt | tuple[int, int]] = []
     for at in range(0, len(stores), STORES_A_CALL):
         outcomes += disk.write_many(list(stores[at : at + STORES_A_CALL]))
@@ -44,9 +44,9 @@ def write_in_parts(disk: Disk, stores: Sequence[Store]) -> list[Receipt | tuple[
 
 
 def find_hole(fd: int, start: int, end: int) -> int:
-    """Tell where the first hole in a range is, which the end of the file is too; its end if none.
+    """Find the first hole in a range; return the end of the range if there is none.
 
-    A file system without holes has only the one at the end.
+    The end of the file counts as a hole. On a file system without holes it is the only one.
     """
     if start == end:
         return end
@@ -55,4 +55,4 @@ def find_hole(fd: int, start: int, end: int) -> int:
     except OSError as error:
         if error.errno != errno.ENXIO:
             raise
-        return start  # the file ends before it
+        return start  # the file ends before the range

@@ -1,4 +1,4 @@
-"""Errors after a fault: what a copy that stopped, a lost page or a full disk means to a caller."""
+"""Errors after a fault: for a copy that stopped, a lost page or a full disk."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .._errors import MappingFaultError
 from .._native import Mapping, Receipt
 from .disk import Store
 
-#: Errors that say there is no room: on the disk, for a user, or for the size of files of a process.
+#: Errors that mean "no room": on the disk, in a user's quota, or under the limit on file sizes.
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -25,7 +25,7 @@ class Faults:
         self._mode = mode
 
     def damage(self, copied: int = 0) -> MappingFaultError | None:
-        """Make the error for a poisoned mapping, if it is; in any thread."""
+        """Make the error for a poisoned mapping; None if it is not poisoned. In any thread."""
         mapping = self._mapping
         first = mapping.first_bad
         if first is None:
@@ -52,7 +52,7 @@ class Faults:
     def outcome(
         self, stores: Sequence[Store], results: Sequence[Receipt | tuple[int, int]]
     ) -> int | OSError:
-        """Take the last one's sequence, or make the error for the first that stopped short."""
+        """Return the sequence of the last store, or the error for the first that stopped short."""
         sequence = self._mapping.sequence
         for (offset, data), result in zip(stores, results, strict=True):
             if isinstance(result, tuple):
@@ -61,7 +61,7 @@ class Faults:
         return sequence
 
     def not_stored(self, offset: int, length: int, copied: int, number: int = 0) -> OSError:
-        """Make the error for a store that stopped; a full disk is told from a lost page."""
+        """Make the error for a store that stopped, because of a full disk or of a lost page."""
         if number in FULL:
             return self.no_room(number, offset, length)
         if number not in (0, errno.EIO, errno.EFAULT):
@@ -69,6 +69,6 @@ class Faults:
         return self.lost(offset, length, copied, number or errno.EFAULT)
 
     def no_room(self, number: int, offset: int, length: int) -> OSError:
-        """Make the error for a range that the disk has no blocks for."""
+        """Make the error for a range for which the disk has no blocks."""
         reason = f"{os.strerror(number)} for {length} bytes at {offset}, where the file has a hole"
         return OSError(number, f"{reason}: make room, and repeat what was asked", self._path)

@@ -1,8 +1,8 @@
-"""What all verbs of one mapped file share: constants, the owners of its state, and checks.
+"""The core that all verbs of one mapped file share: constants, the owners of its state, and checks.
 
-``lifecycle`` says whether verbs may run, ``unsynced`` what a flush has to sync beside pages,
-``own`` what we do to the file ourselves, ``route`` which way its writes take. Nobody else writes
-their fields.
+``lifecycle`` says whether verbs may run. ``unsynced`` says what a flush has to sync beside pages.
+``own`` counts what this process does to the file. ``route`` says which way writes take. Each of
+these objects writes its own fields, and nobody else does.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ Ts = TypeVarTuple("Ts")
 
 
 class FileCore:
-    """The shared state of one mapped file; touched on the loop thread unless it says otherwise.
+    """The shared state of one mapped file; for the loop thread unless a member says otherwise.
 
     Args:
-        opened: what opening found.
-        options: what opening was asked for.
+        opened: the result of opening.
+        options: the options of opening.
         workers: the threads of the hub.
-        mode, policy: those of the file that was reopened; by default the options'.
+        mode, policy: those of the file before a reopen; by default those of the options.
     """
 
     __slots__ = (
@@ -77,33 +77,33 @@ class FileCore:
     ) -> None:
         options = replace(options, where=opened.where)
         self.options: OpenOptions = options
-        #: Whether nothing of it is ever durable, and whether its size is fixed.
+        #: Whether no byte of it is ever durable, and whether its size is fixed.
         self.volatile: bool = opened.volatile
         self.sealed: bool = opened.sealed
         self.mapping: Mapping = opened.mapping
-        #: The mapping again, where a worker asks the disk through it.
+        #: The mapping, or a disk that ``aiommap.testing`` put in its place; workers use this one.
         self.disk: Disk = opened.mapping
         self.path: str = options.path
         self.mode: str = mode or options.mode.name
         self.identity: Identity = opened.identity
-        #: What stat(2) said when the file was opened.
+        #: The answer of stat(2) when the file was opened.
         self.state: FileState = opened.state
         #: Whether the path was last seen to name another file, or none.
         self.orphaned: bool = False
         self.workers: Workers = workers
-        #: The name that this opening gave to the file, or that may not be durable for another
-        #: reason; it also holds the directory open.
+        #: The name of the file if it may not be durable, because this opening created it or for
+        #: another reason. It also holds the directory open.
         self.made: NewName | None = opened.made
-        #: Opening is over, and will not be undone.
+        #: Whether opening is over and will not be undone.
         self.prepared: bool = False
-        #: Opening failed or was cancelled after the file had been created: remove it again.
+        #: Whether closing removes the file: opening created it, then failed or was cancelled.
         self.undo: bool = False
         made = opened.resized
         self.lifecycle: Lifecycle = Lifecycle(options.path, workers.event)
         self.unsynced: Unsynced = Unsynced(
             created=opened.made is not None, made=made, named=opened.named
         )
-        #: What watchers must not take for somebody else's doing.
+        #: What this process does to the file, so that watchers do not report it.
         self.own: OwnActivity = OwnActivity(opened.mapping, opened.identity, size_changed=made)
         self.route: WriteRoute = WriteRoute(
             opened.mapping,
@@ -117,25 +117,25 @@ class FileCore:
         self.resize_mutex: Mutex = Mutex()
 
     def use_disk(self, disk: Disk | None, *, declining: bool) -> None:
-        """Lay a disk over the mapping, or None to take it away; for ``aiommap.testing``.
+        """Put a disk in place of the mapping, or None to take it away; for ``aiommap.testing``.
 
         Args:
-            declining: whether inline verbs decline, so that all reads and stores come to the disk.
+            declining: whether inline verbs decline, so that all reads and stores use the disk.
         """
         self.disk = disk or self.mapping
         self.mapping.declining = declining or self.lifecycle.closing
 
     def begin_closing(self) -> None:
-        """Let no verb pass from now on, an inline one neither."""
+        """Let no verb pass from now on, not even an inline one."""
         self.lifecycle.begin_closing()
         self.mapping.declining = True
 
     def note_path(self, found: Identity | None) -> None:
-        """Take note of which file the path names by now; None if there is none."""
+        """Note which file the path names; None if it names none."""
         self.orphaned = found != self.identity
 
     def name_is_durable(self) -> None:
-        """Take note that the directory entry is; in the flush worker."""
+        """Note that the directory entry is durable; in the flush worker."""
         self.unsynced.name_is_durable()
         self._release_directory()
 
@@ -144,7 +144,7 @@ class FileCore:
         self.undo = self.made is not None
 
     def end_opening(self) -> None:
-        """Take note that opening will not be undone; on the loop."""
+        """Note that opening will not be undone; on the loop."""
         self.prepared = True
         self._release_directory()
 
@@ -160,18 +160,18 @@ class FileCore:
 
     @property
     def flushable(self) -> bool:
-        """Whether stores reach a file of which something can be durable."""
+        """Whether stores reach the file and can become durable."""
         return self.mode not in ("r", "c") and not self.volatile
 
     @property
     def sound(self) -> bool:
-        """Whether no flush failed and no page is gone: what ``check_whole`` and others raise."""
+        """Whether no flush failed and the mapping is not poisoned."""
         return self.unsynced.failure is None and self.mapping.first_bad is None
 
     def check_loop(self) -> None:
-        """Raise unless on the loop of the file, which may have gone on in another thread.
+        """Raise unless called on the loop of the file, which may have moved to another thread.
 
-        Where the inline way ends: native code knows the thread, but not the loop.
+        Verbs call this where the inline way ends: native code knows the thread, but not the loop.
         """
         if self.workers.on_loop():
             self.mapping.bind_loop_thread()
@@ -184,10 +184,10 @@ class FileCore:
         self.check_open()
         self.check_whole()
         if self.mode == "c":
-            self.check_mapped()  # its verbs answer from the mapping where there are private stores
+            self.check_mapped()  # in "c" verbs read private stores from the mapping
 
     def check_mapped(self) -> None:
-        """Raise if the mapping shows another file than the one that reads and ``reopen`` find."""
+        """Raise if overlayfs copied the file up: the mapping shows the old file, reads the copy."""
         if not self.mapping.current:
             reason = (
                 "overlayfs has copied it up since it was opened, as somebody opened it to write, "
@@ -196,16 +196,17 @@ class FileCore:
             raise UnsupportedError(f"map {self.path}", reason, errno.ESTALE)
 
     def check_current(self) -> None:
-        """Raise unless the file is usable, and its path was not reopened: nobody waits here then.
+        """Raise unless the file is usable and not retired.
 
-        For what waits for others, and would be ended by nothing once closing or retiring begins.
+        For verbs that wait for another task or process: once closing or retiring has begun,
+        nothing would end such a wait.
         """
         self.check_usable()
         if self.lifecycle.retired:
             raise self.lifecycle.ended()
 
     def check_open(self) -> None:
-        """Raise unless the file is open, and open in this process."""
+        """Raise unless the file is open, and was opened by this process."""
         if self.lifecycle.closing:
             raise self.lifecycle.ended()
         if self.mapping.forked:
@@ -234,7 +235,7 @@ class FileCore:
     def check_writable(
         self, operation: str, remedy: str = 'open it with "r+", or with "c" for private changes'
     ) -> None:
-        """Raise unless stores are allowed and believed in."""
+        """Raise unless stores are allowed and no flush has failed."""
         self.check_usable()
         if self.mode == "r":
             raise AccessModeError(operation, self.mode, remedy)
@@ -244,7 +245,7 @@ class FileCore:
         """Raise the failure of an earlier flush again (I5)."""
         if self.unsynced.failure is not None:
             first = self.unsynced.failure
-            # A store that was under way when the flush failed came after its list of ranges.
+            # The list of the first failure lacks stores that were under way when the flush failed.
             ranges = RangeSet([*first.ranges, *self.mapping.dirty_runs()])
             raise FlushError(
                 first.path, first.reason, tuple(ranges), first.errno or errno.EIO
@@ -256,7 +257,7 @@ class FileCore:
         function: Callable[[Unpack[Ts]], T],
         *args: *Ts,
     ) -> T:
-        """Run a job that closing waits for."""
+        """Run a job for which closing waits."""
         with self.lifecycle.activity():
             try:
                 return await self.workers.run(limiter, function, *args)

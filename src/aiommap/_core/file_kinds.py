@@ -1,6 +1,6 @@
-"""Kinds of files: which can be mapped, which can only be read, and what to use for the others.
+"""Kinds of files: those that can be mapped, those that can only be read, and all others.
 
-Worker threads only: everything here asks the file system.
+Worker threads only: every function here asks the file system.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from .._native import filesystem_type
 #: statfs(2) numbers of file systems whose files are memory: tmpfs, ramfs.
 _IN_MEMORY = frozenset({0x01021994, 0x858458F6})
 
-#: Those that other machines or processes change without this kernel seeing it, so that it raises
-#: no event, and that ask a server for each write(2): NFS, SMB and CIFS, 9p, Ceph, AFS, Coda, GFS2,
+#: File systems that other machines or processes change unseen by this kernel, so that it raises no
+#: event, and that ask a server for each write(2): NFS, SMB and CIFS, 9p, Ceph, AFS, Coda, GFS2,
 #: OCFS2, Lustre, FUSE.
 _ON_SERVER = frozenset(
     {
@@ -40,8 +40,8 @@ _ON_SERVER = frozenset(
 
 _HUGETLBFS = 0x958458F6
 
-#: Those whose files the kernel makes up as they are read: proc, sysfs, debugfs, tracefs, cgroup,
-#: cgroup2, securityfs, configfs, bpf, selinuxfs, smackfs, binfmt_misc, fusectl.
+#: File systems whose files the kernel makes up as they are read: proc, sysfs, debugfs, tracefs,
+#: cgroup, cgroup2, securityfs, configfs, bpf, selinuxfs, smackfs, binfmt_misc, fusectl.
 _MADE_UP = frozenset(
     {
         0x9FA0,
@@ -78,7 +78,7 @@ _USE_BACKEND = "read it with FileBackend.open(path, size=…)"
 
 
 def check_regular(path: str, found: os.stat_result) -> None:
-    """Raise unless a path is a regular file, saying what it is instead."""
+    """Raise unless a path is a regular file; the error says what it is instead."""
     for test, kind, number in _OTHER_KINDS:
         if test(found.st_mode):
             reason = f"it is {kind}, and only regular files can be mapped"
@@ -93,7 +93,7 @@ def check_readable(path: str, found: os.stat_result) -> None:
 
 
 def check_mappable(path: str, fd: int, found: os.stat_result) -> None:
-    """Raise unless the bytes of an open file can be mapped, and its size be believed."""
+    """Raise unless an open file can be mapped and reports its true size."""
     check_regular(path, found)
     check_file_system(path, fd)
     if is_made_up(fd, found):
@@ -105,10 +105,10 @@ def check_mappable(path: str, fd: int, found: os.stat_result) -> None:
 
 
 def check_file_system(path: str, fd: int) -> None:
-    """Raise if files of the file system of a file or directory cannot be mapped safely."""
+    """Raise if a file or directory lies on a file system whose files cannot be mapped safely."""
     if filesystem_type(fd) == _HUGETLBFS:
-        # A page that the file loses can only be replaced by a huge one, and the kernel has none
-        # to give: the load or store could not be survived (I6).
+        # Only a huge page can replace a page that the file loses, and the kernel may have none
+        # free: the process would not survive the load or store (I6).
         reason = (
             "it lies on hugetlbfs, whose pages cannot be replaced when the file loses them, nor "
             "written out; use a file on tmpfs mounted with huge=advise, and huge_pages=True, or "
@@ -133,7 +133,7 @@ def is_made_up(fd: int, found: os.stat_result) -> bool:
     if filesystem_type(fd) in _MADE_UP:
         return True
     try:
-        # Somebody may be appending to it; then it has a size after that.
+        # Somebody may just be appending to a real file: it then has a size after the read.
         return bool(os.pread(fd, 1, 0)) and not os.fstat(fd).st_size
     except OSError:
         return False
@@ -150,20 +150,20 @@ def is_on_server(fd: int) -> bool:
 
 
 def has_stable_pages(device: int) -> bool:
-    """Tell whether a store to a page that is being written waits for the device.
+    """Tell whether a store to a page that is being written back waits for the device.
 
-    It does where the device sums what it sends (RAID, iSCSI), or the file system does (btrfs). One
-    that is on no single device may; so may one of which nothing can be learned.
+    It waits if the device (RAID, iSCSI) or the file system (btrfs) makes checksums of the data. The
+    answer is True as well for a file system on several devices, and where the system does not tell.
     """
     at = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"
-    for queue in ("queue", "../queue"):  # of a disk, and of a partition
+    for queue in ("queue", "../queue"):  # where a disk has it, and a partition
         with suppress(OSError), open(f"{at}/{queue}/stable_writes", "rb", buffering=0) as file:
             return file.read() != b"0\n"
     return True
 
 
 def size_of(path: str, fd: int, found: os.stat_result) -> int:
-    """Ask the system how much there is to read."""
+    """Ask the system how many bytes there are to read."""
     if stat.S_ISBLK(found.st_mode):
         return os.lseek(fd, 0, os.SEEK_END)
     if stat.S_ISREG(found.st_mode) and not is_made_up(fd, found):

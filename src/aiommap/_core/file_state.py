@@ -1,4 +1,4 @@
-"""What stat(2) says of a file, as far as the library compares it."""
+"""The identity and the state of a file, as stat(2) reports them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 
 class StatResult(Protocol):
-    """What is read of an ``os.stat_result``."""
+    """The fields of ``os.stat_result`` that the library reads."""
 
     @property
     def st_dev(self) -> int: ...
@@ -30,7 +30,7 @@ class StatResult(Protocol):
 
 
 class Identity(NamedTuple):
-    """What tells a file from another one at the same path."""
+    """Device and inode, which tell a file from another one at the same path."""
 
     device: int
     inode: int
@@ -43,18 +43,18 @@ class Identity(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """What stat(2) said of a file at one moment.
+    """The state of a file at one moment, as stat(2) reported it.
 
     Attributes:
-        device: number of the file system it is on.
-        inode: its number there; device and inode tell it from any other file.
-        size: its length in bytes.
-        mode: its type and permissions.
+        device: number of the device of its file system.
+        inode: its number in that file system; device and inode tell it from any other file.
+        size: its size in bytes.
+        mode: its type and permissions, as in ``st_mode``.
         links: how many names it has.
-        user: number of its owner.
+        user: number of the user that owns it.
         group: number of its group.
-        mtime_ns: when its bytes were modified, in nanoseconds since 1970.
-        ctime_ns: when anything of it was changed, in nanoseconds since 1970.
+        mtime_ns: when its bytes were last modified, in nanoseconds since 1970.
+        ctime_ns: when its bytes or its attributes were last changed, in nanoseconds since 1970.
     """
 
     device: int

@@ -1,8 +1,8 @@
-"""Files under a lease: opening one waits until it is given back, as open(2) does.
+"""Files under a lease: opening one waits until the holder gives it back, as open(2) does.
 
-Samba's oplocks and the delegations of NFS servers are leases (fcntl(2), F_SETLEASE). An opening
-with O_NONBLOCK has the kernel ask the holder, and fails at once. So it is tried again, and nothing
-is held while one waits: neither a thread nor the queue in which other files are opened.
+Samba's oplocks and the delegations of NFS servers are leases (fcntl(2), F_SETLEASE). An open(2)
+with O_NONBLOCK makes the kernel ask the holder, and fails at once. So we try again. The wait
+between two attempts holds neither a thread nor the queue in which other files are opened.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ T = TypeVar("T")
 FIRST_SECONDS = 0.002
 MAX_PAUSE_SECONDS = 0.05
 
-#: How long the kernel lets a holder keep a lease that it was asked for, unless told otherwise.
+#: How long the kernel by default lets a holder keep a lease after it asked for it.
 _BREAK_SECONDS = 45
 
 
 class LeasedError(BlockingIOError):
-    """Somebody has a lease on the file, and was asked for it by this attempt; nothing is touched.
+    """Another process has a lease on the file; the kernel asked it to give the lease back.
 
     Attributes:
-        patience: how many seconds it makes sense to wait for that.
+        patience: how long the holder may keep the lease, in seconds.
     """
 
     def __init__(self, path: str) -> None:
@@ -42,7 +42,7 @@ class LeasedError(BlockingIOError):
 
 
 def _break_seconds() -> float:
-    """Say for how long a holder may keep a lease; worker threads only."""
+    """Say how long a holder may keep a lease, in seconds; worker threads only."""
     try:
         with open("/proc/sys/fs/lease-break-time", encoding="utf-8") as file:
             seconds = int(file.read())
@@ -52,11 +52,11 @@ def _break_seconds() -> float:
 
 
 async def past_leases(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Open what may be under a lease.
+    """Open a file that may be under a lease, by as many attempts as that takes.
 
     Raises:
-        LeasedError: if it is kept for twice as long as the kernel lets a holder keep it.
-    Cancellation: between two attempts at once, within one as that attempt.
+        LeasedError: if the holder keeps the lease for twice as long as the kernel lets it.
+    Cancellation: at once between two attempts; during one, as that attempt.
     """
     began, pause = time.monotonic(), FIRST_SECONDS
     while True:

@@ -1,10 +1,10 @@
-"""The life of one open file: open, retired, closing, closed; and what each end waits for.
+"""The life of one open file: open, retired, closing, closed; and the waits that each step ends.
 
 Invariants.
   1  No verb passes ``FileCore.check_usable`` once closing has begun. A verb that passed before is
       counted here, or waits in the commit queue, until it is done. Closing waits for both.
-  2  Nobody waits for a word or a lock of a file that is retired or closing: what ends it also ends
-      the waits registered here, and who comes later finds its state.
+  2  No task waits for a word or a lock of a file that is retired or closing. Retiring and closing
+      end the waits registered here, and a task that comes later finds the state and raises.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .._runtime.event_loop import Event
 
 
 class State(IntEnum):
-    """Where a file is in its life; it only goes forward."""
+    """The state of a file in its life; it only goes forward."""
 
     OPEN = 0
-    #: The path was reopened. Verbs that had begun finish on this file, and no other one begins.
+    #: The path was reopened. Verbs that had begun finish on this file; no other verb begins.
     RETIRED = 1
     CLOSING = 2
     CLOSED = 3
@@ -40,7 +40,7 @@ class Lifecycle:
         self._path = path
         self._event = event
         self.state: State = State.OPEN
-        #: Whether the mapped file went on to another mapping; it stays so while this one closes.
+        #: Whether a reopen moved the mapped file to another mapping; stays True while this closes.
         self.retired: bool = False
         self._active = 0
         self._idle: Event | None = None
@@ -49,11 +49,11 @@ class Lifecycle:
 
     @property
     def closing(self) -> bool:
-        """Whether closing has begun, so that no verb passes; also once it is closed."""
+        """Whether closing has begun or is over, so that no verb passes."""
         return self.state >= State.CLOSING
 
     def retire(self) -> None:
-        """Take note that the mapped file went on to another mapping."""
+        """Note that a reopen moved the mapped file to another mapping."""
         self.state = State.RETIRED
         self.retired = True
         self._end_waits()
@@ -64,11 +64,11 @@ class Lifecycle:
         self._end_waits()
 
     def end_closing(self) -> None:
-        """Take note that the mapping was given up."""
+        """Note that the mapping was given up."""
         self.state = State.CLOSED
 
     def add_wait(self, end: Callable[[], None]) -> None:
-        """Register what ends a wait for others, which nothing else would end."""
+        """Register the function that ends a wait for other tasks or processes."""
         self._waits[end] = None
 
     def remove_wait(self, end: Callable[[], None]) -> None:

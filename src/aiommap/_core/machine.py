@@ -1,10 +1,10 @@
-"""The machine: which boot of it this is, and which file systems are another machine's."""
+"""The machine: the number of its boot, and the file systems that it shares with other machines."""
 
 from __future__ import annotations
 
 from .._native import filesystem_type
 
-#: File systems whose pages other machines change, or do not see; statfs(2).
+#: statfs(2) numbers of file systems whose pages other machines change, or do not see.
 _REMOTE = {
     0x6969: "NFS",
     0x517B: "SMB",
@@ -18,7 +18,7 @@ _REMOTE = {
 
 
 def boot_id() -> bytes:
-    """Say which boot of the machine this is; zeros where that cannot be told."""
+    """Return the number of this boot of the machine; zeros if the system does not tell."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
             return bytes.fromhex(file.read().strip().replace("-", ""))

@@ -1,4 +1,4 @@
-"""The kernel's limit on the mappings of a process, which it tells as a lack of memory."""
+"""The kernel's limit on the mappings of a process, which it reports as a lack of memory."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-#: Where the kernel refuses: to split a mapping from one below the limit on.
+#: How far below the limit the kernel may refuse: splitting a mapping takes one or two more.
 NEAR = 2
 
 
 def mapping_limit() -> str:
-    """Say that the limit is reached, and what to do; empty if it is not. For worker threads."""
+    """Say that the limit is reached, and what to do; "" if it is not. For worker threads."""
     with suppress(OSError, ValueError):
         with open("/proc/sys/vm/max_map_count", encoding="utf-8") as file:
             limit = int(file.read())
@@ -29,9 +29,10 @@ def mapping_limit() -> str:
 
 
 def mapping_limit_soon() -> str:
-    """Say the same on the loop thread, without counting, which takes a while where there are many.
+    """Say the same on the loop thread, without counting: to count many mappings takes a while.
 
-    So it is told by trying, and not where a limit on memory may be what refuses.
+    Instead it tries to make a mapping. Under a limit on address space a failure of that would prove
+    nothing, so then it returns "".
     """
     with suppress(OSError, ValueError):
         limit = _limit()
@@ -54,7 +55,7 @@ def _limit() -> int:
 
 
 def no_address_space(length: int) -> str:
-    """Say what was missing where this number of bytes could not be mapped, and what to do."""
+    """Say that there are no addresses left to map this number of bytes, and what to do."""
     return (
         f"the process has no {length} bytes of address space left to map it in: ask for less, or "
         "map fewer files at once"
@@ -65,7 +66,7 @@ def no_address_space(length: int) -> str:
 def naming_the_want(
     path: str, length: int, found: Callable[[], str] = mapping_limit
 ) -> Iterator[None]:
-    """Say of an ENOMEM in the block, which maps ``length`` bytes, what there is too little of."""
+    """Explain an ENOMEM in the block, which maps ``length`` bytes: the limit, or address space."""
     try:
         with naming_the_limit(path, found):
             yield
@@ -78,7 +79,7 @@ def naming_the_want(
 
 @contextmanager
 def naming_the_limit(path: str, found: Callable[[], str] = mapping_limit) -> Iterator[None]:
-    """Say of an ENOMEM in the block that it is the limit, if it is; let others pass."""
+    """Explain an ENOMEM in the block if the limit is the reason; let other errors pass."""
     try:
         yield
     except OSError as error:

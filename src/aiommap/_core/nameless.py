@@ -1,4 +1,4 @@
-"""Files that are not opened by a path: by a descriptor that a caller gave, and anonymous memory."""
+"""Files that are opened without a path: by a descriptor that the caller gave; anonymous memory."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .._errors import AccessModeError, UnsupportedError
 from .._runtime.threads import run_apart
 
 _ACCESS = {os.O_RDONLY: "O_RDONLY", os.O_WRONLY: "O_WRONLY", os.O_RDWR: "O_RDWR"}
-#: What an open file description may have that our reads and stores cannot do with: the kernel
-#: appends whatever it is asked to store elsewhere, and wants whole blocks.
+#: Flags of an open file description with which our reads and stores cannot work. With O_APPEND the
+#: kernel appends bytes that are to be stored elsewhere; with O_DIRECT it wants whole blocks.
 _UNUSABLE = {"O_APPEND": os.O_APPEND, "O_DIRECT": getattr(os, "O_DIRECT", 0)}
 #: Of fcntl(2) and memfd_create(2); Python 3.11 does not name them all.
 _F_GET_SEALS = 1034
@@ -26,26 +26,27 @@ READ_ONLY = _SEAL_WRITE | _SEAL_FUTURE_WRITE
 
 
 class GivenDescriptor:
-    """A duplicate of a descriptor, until a file is opened by it; on the loop unless it says so."""
+    """A duplicate of a descriptor, kept until a file is opened by it; on the loop by default."""
 
     __slots__ = ("_held", "whole")
 
     def __init__(self, number: int) -> None:
-        #: What stands for a path in messages.
+        #: The name of the file in messages, instead of a path.
         self.whole: str = f"descriptor {number}"
         self._held: int | None = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 0)
 
     @classmethod
     def check(cls, number: int, mode: str, wanted: int) -> GivenDescriptor:
-        """Take a descriptor, or refuse what it cannot be used for; nothing is touched.
+        """Duplicate a descriptor, or raise if the mode cannot use it; without touching the file.
 
         Args:
             number: the descriptor.
-            mode: the mode letters, and ``wanted`` the flags of open(2) that they stand for.
+            mode: the mode letters.
+            wanted: the flags of open(2) for which the letters stand.
         Raises:
-            OSError: EBADF, if it is not open.
-            AccessModeError: if it was not opened for what the mode needs.
-            ValueError: for modes that create a file.
+            OSError: EBADF, if the descriptor is not open.
+            AccessModeError: if it was opened without the access that the mode needs.
+            ValueError: for the mode "x+", which always creates a file.
         """
         if wanted & os.O_EXCL:
             raise ValueError(
@@ -68,8 +69,8 @@ class GivenDescriptor:
         """Open the same file. Worker threads only.
 
         Returns:
-            A descriptor; and whether it shares its position and flags with the caller's, which is
-            so where the system does not let us open the file itself.
+            A descriptor, and whether it shares its position and flags with the one of the caller.
+            It does if the system does not let us open the file again.
         """
         held = self._duplicate()
         try:
@@ -77,7 +78,7 @@ class GivenDescriptor:
         except BlockingIOError:
             raise  # a lease
         except OSError:
-            pass  # no permission, which who passed it to us had; or there is no /proc
+            pass  # no permission, because another process passed it to us; or there is no /proc
         shared = fcntl.fcntl(held, fcntl.F_GETFL)
         for name, flag in _UNUSABLE.items():
             if shared & flag:
@@ -86,7 +87,7 @@ class GivenDescriptor:
         return os.dup(held), True
 
     def stat(self) -> os.stat_result:
-        """Look at the file. Worker threads only."""
+        """Return the answer of fstat(2) for the file. Worker threads only."""
         return os.fstat(self._duplicate())
 
     def find_path(self) -> str | None:
@@ -101,7 +102,7 @@ class GivenDescriptor:
         return None
 
     def close(self) -> None:
-        """Let the duplicate go. Worker threads only."""
+        """Close the duplicate. Worker threads only."""
         held, self._held = self._held, None
         if held is not None:
             os.close(held)
@@ -112,7 +113,7 @@ class GivenDescriptor:
         return self._held
 
     def __del__(self) -> None:
-        # Not here: it may be the last descriptor of the file, and this the loop thread (I1).
+        # In another thread: close(2) of a last descriptor may wait, and this may be the loop (I1).
         if getattr(self, "_held", None) is not None:
             run_apart(self.close)
 
@@ -123,14 +124,14 @@ class AnonymousMemory:
 
     Attributes:
         seal: whether its size is fixed once it is made.
-        whole: what stands for a path in messages.
+        whole: the name in messages, instead of a path.
     """
 
     seal: bool
     whole: str = "anonymous memory"
 
     def open(self) -> int:
-        """Make it, empty. Worker threads only."""
+        """Make the memory, with no bytes, and return its descriptor. Worker threads only."""
         create = getattr(os, "memfd_create", None)
         if create is None:
             reason = "the system has no memfd_create(2): use a file on a file system in memory"
@@ -144,13 +145,13 @@ class AnonymousMemory:
         return int(create("aiommap", flags))
 
     def seal_size(self, fd: int) -> None:
-        """Fix the size if that was asked for, and let nobody seal more."""
+        """Fix the size if ``seal`` is set, and forbid further seals."""
         if self.seal:
             fcntl.fcntl(fd, _F_ADD_SEALS, FIXED_SIZE | _SEAL)
 
 
 def open_again(fd: int) -> int:
-    """Open a file for reading once more, with a position of its own where the system allows that.
+    """Open a file once more for reading, with a position of its own if the system allows it.
 
     Worker threads only.
     """

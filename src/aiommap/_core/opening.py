@@ -1,4 +1,4 @@
-"""Opening: from a path and options to a mapping, in a worker thread, leaving nothing half done."""
+"""Opening: make a mapping of a path and options, in a worker thread, whole or not at all."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _warned = False
 
 
 def warn_if_unguarded() -> None:
-    """Warn, once a process, if foreign loads and stores of this thread could not be survived."""
+    """Warn, once per process, if a foreign fault in this thread would kill the process."""
     global _warned
     if _warned or not sigbus_blocked():
         return
@@ -66,20 +66,21 @@ def warn_if_unguarded() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What opening found."""
+    """The result of opening."""
 
     mapping: Mapping
     identity: Identity
     state: FileState
+    #: Whether the file had a name.
     named: bool
-    #: The name that was given to the file, if it was this opening that created it, or if that may
-    #: not be durable yet for another reason.
+    #: The name of the file if it may not be durable: this opening created it, or another process
+    #: may just have done so.
     made: NewName | None
     #: Whether this opening changed the size.
     resized: bool
-    #: Where it was found; a path if one leads there.
+    #: How the file can be found: a path if one leads there.
     where: FilePath | GivenDescriptor | AnonymousMemory
-    #: Whether it is memory that is gone with its last descriptor, so that nothing is ever durable.
+    #: Whether it is memory that is gone with its last descriptor, so that no byte is ever durable.
     volatile: bool
     #: Whether its size cannot be changed.
     sealed: bool
@@ -89,7 +90,7 @@ def open_mapping(options: OpenOptions) -> Opened:
     """Open, create or overwrite the file and map it. Worker threads only.
 
     Raises:
-        LeasedError: before anything is touched; to be tried again.
+        LeasedError: before anything is touched; the caller tries again.
     """
     fd, made, shared = _open_descriptor(options)
     close: Callable[[], object] = partial(os.close, fd)
@@ -98,7 +99,7 @@ def open_mapping(options: OpenOptions) -> Opened:
         check_mappable(options.path, fd, found)
         if options.mode.appends and (options.size or 0) > found.st_size:
             found = _extend(fd, options)
-        # Mapped before it is overwritten: where that fails, the old bytes are still there.
+        # Map before overwriting: if mapping fails, the old bytes are still there.
         mapping = _map(fd, found, options)
         close = mapping.close
         if options.mode.makes:
@@ -131,7 +132,7 @@ def open_mapping(options: OpenOptions) -> Opened:
 
 
 def _found_at(options: OpenOptions) -> FilePath | GivenDescriptor | AnonymousMemory:
-    """Find a path to a file that was opened by a descriptor, which is not needed any more."""
+    """Find a path to the file if it was opened by a descriptor, and close the duplicate."""
     where = options.where
     if not isinstance(where, GivenDescriptor):
         return where
@@ -141,7 +142,7 @@ def _found_at(options: OpenOptions) -> FilePath | GivenDescriptor | AnonymousMem
 
 
 def _is_volatile(fd: int, found: os.stat_result, options: OpenOptions) -> bool:
-    """Tell whether a file is memory without a name, and refuse what flushes that."""
+    """Tell whether a file is memory without a name; raise if a policy would flush it."""
     volatile = not options.has_path and not found.st_nlink and is_in_memory(fd)
     if volatile:
         check_volatile_policy(options.flush, options.path)
@@ -149,7 +150,7 @@ def _is_volatile(fd: int, found: os.stat_result, options: OpenOptions) -> bool:
 
 
 def _undo(made: NewName, fd: int, error: BaseException) -> None:
-    """Remove what was created, while its descriptor keeps the inode from being another file's."""
+    """Remove the new file, before its descriptor is closed: no other file can have its inode."""
     try:
         made.remove(Identity.of(os.fstat(fd)))
     except OSError as failure:
@@ -161,11 +162,11 @@ def _open_descriptor(options: OpenOptions) -> tuple[int, NewName | None, bool]:
     """Open a file without ever truncating it.
 
     Returns:
-        A descriptor; the name that is new, if this call created it; and whether a caller's
-        descriptor shares position and flags with it.
+        A descriptor; the name, if it may not be durable; and whether the descriptor shares
+        position and flags with one of the caller's.
     """
     where = options.where
-    # O_NONBLOCK: should the path have become a pipe meanwhile, do not wait for its other end.
+    # O_NONBLOCK: if the path has become a pipe meanwhile, do not wait for its other end.
     flags = options.mode.flags | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
     try:
         if isinstance(where, AnonymousMemory):
@@ -189,7 +190,7 @@ def _open_given(where: GivenDescriptor, flags: int) -> tuple[int, None, bool]:
 def _open_path(where: FilePath, mode: Mode, flags: int) -> tuple[int, NewName | None]:
     with where.beginning() as (path, start):
         try:
-            # Looked at first, because merely opening a pipe or a device can have effects.
+            # Look first: merely to open a pipe or a device can have effects.
             check_regular(where.whole, os.stat(path, dir_fd=start))
         except FileNotFoundError:
             if not (mode.makes or mode.appends):
@@ -206,8 +207,8 @@ def _open_path(where: FilePath, mode: Mode, flags: int) -> tuple[int, NewName | 
 def _open_to_append(fd: int, options: OpenOptions) -> int:
     """Open the same file once more, with O_APPEND and a position of its own.
 
-    Not by setting that for the first descriptor: pwrite(2) appends then, too, wherever it is asked
-    to write.
+    The first descriptor must not have O_APPEND: pwrite(2) would append as well, whatever its
+    offset.
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
     try:
@@ -225,7 +226,7 @@ def _open_to_append(fd: int, options: OpenOptions) -> int:
 
 
 def _extend(fd: int, options: OpenOptions) -> os.stat_result:
-    """Make the file at least ``size`` bytes long, whatever others append meanwhile."""
+    """Make the file at least ``size`` bytes long, while others may append to it."""
     size = options.size or 0
     with _no_room(size, options.path):
         reserve_shared(fd, size, sparse=options.sparse)
@@ -233,7 +234,7 @@ def _extend(fd: int, options: OpenOptions) -> os.stat_result:
 
 
 def _no_room(size: int, path: str) -> AbstractContextManager[None]:
-    """Say what to do if there is no room for the ``size`` of a new file."""
+    """Explain ENOSPC in the block: the disk has no room for the ``size`` of a new file."""
     advice = (
         f" for the {size} bytes to reserve: ask for a smaller size, or pass sparse=True to "
         "take blocks only where something is stored"
@@ -243,7 +244,7 @@ def _no_room(size: int, path: str) -> AbstractContextManager[None]:
 
 @contextmanager
 def _explained(number: int, advice: str, path: str) -> Iterator[None]:
-    """Say of an error with this number what was asked, and what to do; let others pass."""
+    """Add advice to an error with this number in the block; let other errors pass."""
     try:
         yield
     except OSError as error:
@@ -253,9 +254,10 @@ def _explained(number: int, advice: str, path: str) -> Iterator[None]:
 
 
 def _make_content(mapping: Mapping, found: os.stat_result, options: OpenOptions) -> None:
-    """Make the file ``size`` zero bytes long; where that is refused, it is as it was.
+    """Make the file ``size`` zero bytes long; if the system refuses, the file is as it was.
 
-    What can be refused comes first: room, then the size, and the old bytes go last.
+    So the steps that the system may refuse come first: blocks, then the size. The old bytes are
+    overwritten last.
     """
     fd, size, old = mapping.fd, options.size or 0, found.st_size
     limit = _size_limit()
@@ -282,28 +284,28 @@ def _make_content(mapping: Mapping, found: os.stat_result, options: OpenOptions)
 def _size_limit() -> int:
     try:
         return resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    except OSError:  # a sandbox's: then the file system says it
+    except OSError:  # a sandbox refuses the call; then the file system enforces the limit
         return resource.RLIM_INFINITY
 
 
 def _check_room(fd: int, offset: int, length: int) -> None:
-    """Raise if the disk has no room for a range: fallocate(2) would first take what there is."""
+    """Raise if the disk has no room for a range: fallocate(2) would first take all there is."""
     found = os.fstat(fd)
     blocks = found.st_blocks * 512
-    spare = max(blocks - found.st_size, 0)  # XFS has blocks beyond the end of what grows
+    spare = max(blocks - found.st_size, 0)  # XFS keeps blocks beyond the end of a growing file
     growth = offset + length - max(found.st_size, offset)
-    wanted = max(length - blocks, growth - spare)  # at least: where the holes are is not known
+    wanted = max(length - blocks, growth - spare)  # a lower bound: holes may be anywhere
     try:
         disk = os.fstatvfs(fd)
-    except OSError:  # a sandbox's: then it is found while blocks are reserved
+    except OSError:  # a sandbox refuses the call; then reserving blocks finds out
         return
-    # Some file systems count nothing, and where nothing is free nothing can be taken.
+    # Some file systems count no blocks; and a full disk has none that fallocate(2) could take.
     if disk.f_blocks and disk.f_bfree and wanted > disk.f_bfree * disk.f_frsize:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def set_length(fd: int, size: int, old: int, path: str) -> None:
-    """Change the length of a file, and look whether it has it: some FUSE drivers only say so."""
+    """Change the length of a file, and check it: some FUSE drivers only report success."""
     os.ftruncate(fd, size)
     found = os.fstat(fd).st_size
     if found == size:
@@ -314,7 +316,7 @@ def set_length(fd: int, size: int, old: int, path: str) -> None:
 
 
 def cannot_resize(path: str, size: int) -> UnsupportedError:
-    """Make the error for a file system that said it did what it did not."""
+    """Make the error for a file system that reported a new length and did not set it."""
     reason = (
         "its file system answered that this was done, but the file has another length: it can only "
         "be read, or be written whole by something else; use another file system"
@@ -323,7 +325,7 @@ def cannot_resize(path: str, size: int) -> UnsupportedError:
 
 
 def _store_zeros(fd: int, end: int) -> None:
-    """Overwrite what a file holds up to there; holes are zeros already, and stay holes."""
+    """Overwrite the data of a file up to ``end`` with zeros; holes stay holes."""
     zeros, at = bytes(1 << 20), 0
     while (found := _data(fd, at, end)) is not None:
         at, stop = found
@@ -332,7 +334,7 @@ def _store_zeros(fd: int, end: int) -> None:
 
 
 def _data(fd: int, at: int, end: int) -> tuple[int, int] | None:
-    """Find the next run of a file that is no hole, from there on."""
+    """Find the next run of data, not a hole, from ``at`` on."""
     if at >= end:
         return None
     try:
@@ -341,21 +343,21 @@ def _data(fd: int, at: int, end: int) -> tuple[int, int] | None:
     except OSError as error:
         if error.errno == errno.ENXIO:  # a hole up to the end of the file
             return None
-        return at, end  # it cannot tell, so all of it counts as data
+        return at, end  # the file system cannot tell, so all of it counts as data
     return (start, min(stop, end)) if start < end else None
 
 
-#: How sandboxes answer, and file systems that cannot, where libc does not write zeros by itself.
+#: Errors of sandboxes, and of file systems that cannot allocate, if libc does not write zeros.
 _NOT_ALLOCATED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM})
 
 
-#: Called with (fd, offset, length) before blocks are allocated, and may raise: ``aiommap.testing``
-#: fills disks here.
+#: Functions called with (fd, offset, length) before blocks are allocated. They may raise:
+#: ``aiommap.testing`` fills disks here.
 allocation_checks: list[Callable[[int, int, int], None]] = []
 
 
 def check_allocation(fd: int, offset: int, length: int) -> None:
-    """Raise if a test has filled the disk."""
+    """Raise if ``aiommap.testing`` has filled the disk."""
     for check in tuple(allocation_checks):
         check(fd, offset, length)
 
@@ -368,7 +370,7 @@ def _allocate(fd: int, offset: int, length: int) -> None:
     except OSError as error:
         if error.errno not in _NOT_ALLOCATED:
             raise
-        _fill_holes(fd, offset, offset + length)  # of a sealed file, that fails in the same way
+        _fill_holes(fd, offset, offset + length)  # this fails with the same EPERM if it is sealed
 
 
 def _fill_holes(fd: int, offset: int, end: int) -> None:
@@ -388,7 +390,7 @@ def _fill_holes(fd: int, offset: int, end: int) -> None:
 def reserve(fd: int, offset: int, length: int, old: int) -> None:
     """Allocate the blocks of a range that may reach beyond the end of the file.
 
-    posix_fallocate(3) that fails leaves the file grown and the disk full, so it is cut back.
+    A posix_fallocate(3) that fails leaves the file grown and the disk full, so this cuts it back.
     """
     if not length:
         return
@@ -402,7 +404,7 @@ def reserve(fd: int, offset: int, length: int, old: int) -> None:
 
 
 def reserve_shared(fd: int, size: int, *, sparse: bool) -> None:
-    """Make a file at least this long, to which others append meanwhile: nothing is ever cut off."""
+    """Make a file at least ``size`` bytes long while others append to it; never cut it off."""
     check_allocation(fd, 0, size)
     append_zeros_to(fd, size, sparse)
 
@@ -411,7 +413,7 @@ def _map(fd: int, found: os.stat_result, options: OpenOptions) -> Mapping:
     size = (options.size or 0) if options.mode.makes else found.st_size
     capacity = size if options.capacity is None else options.capacity
     if capacity < size and (options.again or options.mode.appends):
-        capacity = size  # others, or an earlier run, have appended
+        capacity = size  # the file has grown beyond it since the capacity was chosen
     if capacity < size:
         raise ValueError(f"capacity is {capacity}, but {options.path} has {size} bytes already")
     try:
@@ -444,7 +446,7 @@ def _flags(fd: int, found: os.stat_result, options: OpenOptions) -> int:
 
 
 def _no_memory(capacity: int, options: OpenOptions) -> str:
-    """Say what was missing to map a file, and what to do."""
+    """Say why a file could not be mapped for want of memory, and what to do."""
     full = mapping_limit()
     if full:
         return f": {full}"
@@ -458,7 +460,7 @@ def _no_memory(capacity: int, options: OpenOptions) -> str:
 
 
 def _counts_private_pages() -> bool:
-    """Tell whether the kernel promises no memory that it may not have (strict overcommit)."""
+    """Tell whether private mappings count as memory in use (strict overcommit)."""
     try:
         with open("/proc/sys/vm/overcommit_memory", encoding="utf-8") as file:
             return file.read().strip() == "2"
@@ -467,10 +469,10 @@ def _counts_private_pages() -> bool:
 
 
 def _stop_noting_reads(fd: int) -> None:
-    """Leave the time of access as mapping the file has set it, as loads from memory do.
+    """Keep reads from updating the access time, which mapping the file has just set.
 
-    Noting it makes a read join the file system's journal, for which RWF_NOWAIT waits too, on the
-    loop thread (docs/decisions.md). Only the owner of the file may turn it off.
+    An update makes a read join the file system's journal. Even a read with RWF_NOWAIT waits for
+    that, on the loop thread (docs/decisions.md). Only the owner of the file may turn updates off.
     """
     if hasattr(os, "O_NOATIME"):
         with suppress(OSError):
@@ -478,7 +480,7 @@ def _stop_noting_reads(fd: int) -> None:
 
 
 def nowait_works(kernel: os.uname_result) -> bool:
-    """Tell whether this kernel can be trusted with NOWAIT reads."""
+    """Tell whether NOWAIT reads of this kernel can be trusted."""
     if kernel.sysname != "Linux":
         return False
     return kernel_version(kernel.release) not in _BROKEN_NOWAIT
@@ -491,5 +493,5 @@ def _sees_residency(fd: int, found: os.stat_result, options: OpenOptions) -> boo
     user = os.geteuid()
     if user in (0, found.st_uid):
         return True
-    # Of this file: its path may name another one by now.
+    # Ask by descriptor: the path may name another file by now.
     return os.access(f"/proc/self/fd/{fd}", os.W_OK, effective_ids=True)

@@ -1,4 +1,4 @@
-"""The options of opening, checked before anything is touched."""
+"""The options of opening, checked before the file is touched."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ from .paths import FilePath
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """What one of the mode letters means.
+    """The meaning of one of the modes.
 
     Attributes:
-        makes: whether the file is created, or overwritten, with a size that was asked for.
-        appends: whether it may be created, and ``append`` shares its end with other processes.
+        name: its letters.
+        flags: the flags of open(2).
+        writable: whether stores are allowed.
+        private: whether stores stay in this object.
+        makes: whether opening creates or overwrites the file, with a given size.
+        appends: whether opening may create the file, and ``append`` shares its end with other
+            processes.
     """
 
     name: str
@@ -46,24 +51,24 @@ MODES = {
 
 
 def check_policy(policy: object, name: str = "flush") -> FlushPolicy:
-    """Refuse what is no flush policy."""
+    """Return a flush policy; raise a TypeError for anything else."""
     return check_kind(policy, FlushPolicy, name, "use one of the FlushPolicy class methods")
 
 
 def check_volatile_policy(policy: FlushPolicy, path: str) -> None:
-    """Refuse a policy that would flush what no flush makes durable."""
+    """Raise if a policy would flush memory that no flush makes durable."""
     if policy not in (MANUAL, FlushPolicy.never()):
         reason = "it is memory, of which nothing is durable: use FlushPolicy.never() or manual()"
         raise UnsupportedError(f"flush {path} by a policy", reason)
 
 
 def check_advice(advice: object) -> Advice:
-    """Refuse what is no advice."""
+    """Return an advice; raise a TypeError for anything else."""
     return check_kind(advice, Advice, "advice", "use a member of Advice")
 
 
 class OpenKeywords(TypedDict, total=False):
-    """The keyword arguments of ``open``; what each means stands there."""
+    """The keyword arguments of ``open``, which documents them."""
 
     size: int | None
     capacity: int | None
@@ -76,13 +81,13 @@ class OpenKeywords(TypedDict, total=False):
     inline_writes: bool
 
 
-#: Those that are either True or False.
+#: The options that are either True or False.
 _SWITCHES = ("sparse", "prewarm", "lock", "huge_pages", "inline_writes")
 
 
 @dataclass(frozen=True, slots=True)
 class OpenOptions:
-    """Everything ``open`` was asked for, checked."""
+    """All options of ``open``, checked."""
 
     where: FilePath | GivenDescriptor | AnonymousMemory
     mode: Mode
@@ -95,12 +100,12 @@ class OpenOptions:
     lock: bool = False
     huge_pages: bool = False
     inline_writes: bool = True
-    #: Whether a file was open at this path before: another one there may need more capacity.
+    #: Whether this opens the path again: the file that is there may need more capacity.
     again: bool = False
 
     @property
     def path(self) -> str:
-        """The path from the root, or what stands for one in messages."""
+        """The path from the root, or the name that messages use instead of one."""
         return self.where.whole
 
     @property
@@ -112,13 +117,13 @@ class OpenOptions:
     def check(
         cls, path: str | os.PathLike[str] | int, mode: str, **given: Unpack[OpenKeywords]
     ) -> OpenOptions:
-        """Refuse what cannot be meant, before anything is touched; defaults as for ``open``."""
+        """Check the arguments of ``open`` before the file is touched; defaults as for ``open``."""
         check_mode(mode)
         return cls._check(cls(_where(path, MODES[mode]), MODES[mode], **given))
 
     @classmethod
     def check_memory(cls, size: int, capacity: int | None, *, seal: bool) -> OpenOptions:
-        """Do so for anonymous memory: a file that is made, and of which nothing is durable."""
+        """Check the arguments for anonymous memory, which is made and never durable."""
         if check_kind(seal, bool, "seal", "it is either True or False") and capacity is not None:
             raise ValueError("seal=True fixes the size: leave capacity out, or seal it later")
         never = FlushPolicy.never()
@@ -158,7 +163,7 @@ def _where(path: str | os.PathLike[str] | int, mode: Mode) -> FilePath | GivenDe
 
 
 def check_mode(mode: object) -> None:
-    """Refuse what is none of the mode letters, with what somebody who knows ``open`` meant."""
+    """Raise unless this is a mode; the error translates modes of the built-in ``open``."""
     if isinstance(mode, str) and mode in MODES:
         return
     error = f"mode is {mode!r}: use one of " + ", ".join(map(repr, MODES))
@@ -173,7 +178,7 @@ def check_mode(mode: object) -> None:
     raise ValueError(error)
 
 
-#: What modes of the built-in ``open`` come to here, by their letters in order, without "b" and "t".
+#: What to use for modes of the built-in ``open``, by their sorted letters without "b" and "t".
 _MEANT = {
     "r": '"r"',
     "+r": '"r+"',
@@ -192,6 +197,6 @@ _SIZE_REMEDY = {
 
 
 def reopening(options: OpenOptions) -> OpenOptions:
-    """Say how to open what is at the path by now; only "a+" makes a file if there is none."""
+    """Return the options to open the path again; only "a+" then creates a file."""
     mode = MODES["r+"] if options.mode.makes else options.mode
     return replace(options, mode=mode, size=None, again=True)

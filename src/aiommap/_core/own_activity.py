@@ -1,4 +1,4 @@
-"""What this process itself does to one file, so that watchers tell it from others' doing."""
+"""The changes that this process makes to one file, so that watchers do not report them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .file_state import Identity
 
 
 class Mapped(Protocol):
-    """What is asked of a mapping; every answer is one step under the GIL."""
+    """The counts of a mapping that watchers read; each read is one step under the GIL."""
 
     @property
     def file_end(self) -> int: ...
@@ -32,10 +32,9 @@ class Mapped(Protocol):
 
 
 class OwnActivity:
-    """What one open file does to its inode, but for what its mapping counts itself.
+    """Counts what one open file does to its inode, except for what its mapping counts.
 
-    Each number is kept by one side, the loop or the one worker whose turn it is, and is read in
-    any thread.
+    Each number has one writer, the loop or the worker that has the turn; any thread may read it.
     """
 
     __slots__ = (
@@ -61,9 +60,9 @@ class OwnActivity:
         self.durable_stores: int = 0
         #: Odd while a worker changes the size or the blocks of the file.
         self.size_changes: int = 2 if size_changed else 0
-        #: How often an append found that others had appended since the one before.
+        #: How often an append found that others had appended since our last one.
         self.foreign_growth: int = 0
-        #: Operations that moved the times of the file without storing, and those under way.
+        #: Operations that changed the times of the file without storing: ended, and under way.
         self.touches: int = 0
         self.touching: int = 0
 
@@ -74,12 +73,12 @@ class OwnActivity:
 
     @property
     def calls(self) -> int:
-        """How many writes were system calls, which raise events."""
+        """How many writes were system calls, for which the kernel raises events."""
         return self.offloaded_writes + self.mapping.inline_pwrites
 
     @property
     def calling(self) -> bool:
-        """Whether such a write is under way, or about to be."""
+        """Whether such a write is under way, or soon will be."""
         return bool(self.queued_bytes or self.durable_stores or self.mapping.pwriting)
 
     def queue(self, size: int) -> None:
@@ -87,7 +86,7 @@ class OwnActivity:
         self.queued_bytes += size
 
     def unqueue(self, size: int) -> None:
-        """Take away what ``queue`` counted, when that write has ended."""
+        """Uncount the bytes of a write that has ended; on the loop."""
         self.queued_bytes -= size
 
     def count_stores(self, number: int) -> None:
@@ -95,13 +94,13 @@ class OwnActivity:
         self.offloaded_writes += number
 
     def note_foreign_growth(self) -> None:
-        """Take note that the size we leave has bytes of others in it; in the flush worker."""
+        """Note that the file includes bytes that others appended; in the flush worker."""
         self.foreign_growth += 1
 
     def storing(self, number: int) -> _Storing:
-        """Say that the block applies this number of writes; in the flush worker.
+        """Count this number of writes as under way during the block; in the flush worker.
 
-        They count as applied unless the block raises.
+        Afterwards they count as applied, unless the block raises.
         """
         self.durable_stores = number
         return _Storing(self)
@@ -114,7 +113,7 @@ class OwnActivity:
 
     @contextmanager
     def resizing(self) -> Iterator[None]:
-        """Say that the block may change the size or the blocks of the file; in a worker."""
+        """Mark the block as one that may change the size or the blocks of the file; in a worker."""
         self.size_changes += 1
         try:
             yield
@@ -123,7 +122,7 @@ class OwnActivity:
 
     @contextmanager
     def moving_times(self) -> Iterator[None]:
-        """Say that the block may move the times of the file without storing; on the loop."""
+        """Mark the block as one that may change only the times of the file; on the loop."""
         self.touching += 1
         try:
             yield
@@ -133,7 +132,7 @@ class OwnActivity:
 
 
 class _Storing:
-    """The block of ``OwnActivity.storing``; a generator would cost each durable write more."""
+    """The block of ``OwnActivity.storing``; with a generator each durable write would cost more."""
 
     __slots__ = ("_own",)
 

@@ -1,9 +1,9 @@
-"""Paths: what one means at the moment it is asked for, and the name of a new file (I14).
+"""Paths as the kernel takes them at the moment of the call, and the name of a new file (I14).
 
-A path is handed to the kernel as it was given. Nothing is collapsed: ``..`` after a symbolic link
-leads to the parent of what the link names, and a slash at the end asks for a directory. A relative
-path starts at the directory that is the working directory when it is passed to us, whatever that
-is by the time a worker thread opens it.
+The kernel gets a path as the caller gave it. We collapse nothing: ``..`` after a symbolic link
+leads to the parent of the directory that the link names, and a slash at the end asks for a
+directory. A relative path starts at the working directory of the moment when the caller passed it,
+even if that changes before a worker thread opens the path.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class FilePath:
     """A path as a caller gave it, and where it starts.
 
     Attributes:
-        whole: the path from the root, for names, for errors and for whatever comes later.
-        given: what was given.
-        start: the working directory it starts at; None if it starts at the root.
+        whole: the path from the root, for ``path``, for errors and to open it again.
+        given: the path that the caller gave.
+        start: the working directory where it starts; None if it starts at the root.
     """
 
     whole: str
@@ -40,7 +40,7 @@ class FilePath:
 
     @classmethod
     def check(cls, path: str | os.PathLike[str]) -> FilePath:
-        """Take a path, or refuse what no file can be called; it is for the loop thread, too."""
+        """Take a path, or raise if no file can have that name; also for the loop thread."""
         try:
             given = os.fsdecode(path)
         except TypeError:
@@ -70,7 +70,7 @@ class FilePath:
 
     @contextmanager
     def beginning(self) -> Iterator[tuple[str, int | None]]:
-        """Lend what to open, and the directory descriptor to open it at. Worker threads only."""
+        """Yield the path to open, and a descriptor of its start. Worker threads only."""
         if self.start is None:
             yield self.given, None
             return
@@ -85,12 +85,12 @@ class FilePath:
 
 
 def absolute_path(path: str | os.PathLike[str]) -> str:
-    """Return a path from the root that means what the path means from here."""
+    """Return the path from the root that names the same file as this path does from here."""
     return FilePath.check(path).whole
 
 
 def _from_root(start: str, path: str) -> str:
-    """Join a path to a directory that is named without links, and drop what has no meaning."""
+    """Join a path to a directory that is named without links, without empty and "." parts."""
     names = path.split("/")
     asks_for_directory = names[-1] in ("", ".")
     base = [name for name in start.split("/") if name]
@@ -102,7 +102,7 @@ def _from_root(start: str, path: str) -> str:
 
 
 def _open_start(start: str) -> int | None:
-    """Open the working directory if it is still the one of that name, or else None."""
+    """Open the working directory; None if it is another one than ``start``."""
     try:
         if os.getcwd() != start:
             return None
@@ -110,15 +110,15 @@ def _open_start(start: str) -> int | None:
     except OSError:
         return None
     with suppress(OSError):
-        if os.getcwd() == start:  # or another thread changed it in between
+        if os.getcwd() == start:  # else another thread changed it in between
             return directory
     os.close(directory)
     return None
 
 
-#: The directory was not written: as for a file, the kernel may say so only once.
+#: Errors that say the directory was not written. As for a file, the kernel may say so only once.
 _WRITE_FAILED = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT})
-#: What file systems answer that cannot sync a directory, FUSE drivers in particular.
+#: Errors of file systems that cannot sync a directory, FUSE drivers in particular.
 _CANNOT_SYNC = frozenset(
     {
         errno.EACCES,
@@ -131,29 +131,29 @@ _CANNOT_SYNC = frozenset(
     }
 )
 
-#: Devices of file systems that cannot, and of which that was told.
+#: Devices of such file systems for which a warning was logged.
 _told: set[int] = set()
 
 
 class NameNotSyncedError(OSError):
-    """The name of a new file may not be durable, and syncing it can be tried again."""
+    """The name of a new file may not be durable; the next flush can try to sync it again."""
 
 
 class NewName:
-    """The name that a new file was given, or may just have been, held by its directory.
+    """The name of a file that is new or may be, with an open descriptor of its directory.
 
-    The descriptor is closed by ``close``, or with the last reference. In worker threads, one at a
-    time; ``close`` in any.
+    ``close``, or the end of the last reference, closes the descriptor. For worker threads, one at a
+    time; ``close`` for any thread.
     """
 
     __slots__ = ("_held", "_shared", "name")
 
     def __init__(self, directory: int, name: str, *, shared: bool = False) -> None:
         self.name: str = name
-        #: Whether other processes may have opened the file since, so that its name is never taken
-        #: back, and whether they or we created it does not matter.
+        #: Whether other processes may have opened the file, so that its name is never removed,
+        #: even if we created it.
         self._shared = shared
-        #: The descriptor, until it is closed: by whoever takes it out, which is one step.
+        #: The descriptor, until it is closed. Taking it out is one step, and who does it closes it.
         self._held = [directory]
 
     @property
@@ -164,7 +164,7 @@ class NewName:
         return -1
 
     def remove(self, identity: Identity) -> None:
-        """Take the name back if it still names that file, which has to be open meanwhile."""
+        """Remove the name if it still names that file, which the caller has to keep open."""
         if self.directory < 0 or self._shared:
             return
         try:
@@ -175,7 +175,7 @@ class NewName:
             return
 
     def share(self) -> Self:
-        """Leave the name as it is from now on, for others who use the file."""
+        """Never remove the name from now on, because other processes may use the file."""
         self._shared = True
         return self
 
@@ -185,7 +185,7 @@ class NewName:
         Args:
             file: a descriptor of the file itself.
         Raises:
-            NameNotSyncedError: if that failed, and can be tried again.
+            NameNotSyncedError: if it failed and can be tried again.
             OSError: EIO, ENOSPC or EDQUOT, if the directory could not be written.
         """
         try:
@@ -193,13 +193,13 @@ class NewName:
         except OSError as error:
             if error.errno in _CANNOT_SYNC:
                 self._tell_unable(error)
-            elif error.errno == errno.EBADF:  # O_PATH: nothing but the whole file system is left
+            elif error.errno == errno.EBADF:  # O_PATH: we can only sync the whole file system
                 _attempt(sync_filesystem, file)
             else:
                 raise _explained(error) from error
 
     def _tell_unable(self, error: OSError) -> None:
-        """Say once of a file system what it cannot do, and that nothing will be done about it."""
+        """Log a warning, once per file system, that it cannot sync directories."""
         device = os.fstat(self.directory).st_dev
         if device not in _told:
             _told.add(device)
@@ -211,7 +211,7 @@ class NewName:
             )
 
     def close(self) -> None:
-        """Let the directory go; what was made stays."""
+        """Close the directory; the name stays."""
         while self._held:
             with suppress(IndexError):  # another thread was first
                 os.close(self._held.pop())
@@ -228,14 +228,14 @@ def _attempt(sync: Callable[[int], None], fd: int) -> None:
 
 
 def _explained(error: OSError) -> OSError:
-    """Tell a directory that could not be written from a step that can be tried again."""
+    """Make the error: an OSError if the directory was not written, else one that can be retried."""
     kind = OSError if error.errno in _WRITE_FAILED else NameNotSyncedError
     reason = f"{error.strerror} as the directory of the new file was synced"
     return kind(error.errno or errno.EIO, reason)
 
 
 def _open_directory(path: str, start: int | None) -> int:
-    """Open a directory so that it can be synced if it may be read, and else without."""
+    """Open a directory; for reading if we may, because only then it can be synced."""
     flags = os.O_DIRECTORY | os.O_CLOEXEC
     try:
         return os.open(path, os.O_RDONLY | flags, dir_fd=start)
@@ -244,12 +244,12 @@ def _open_directory(path: str, start: int | None) -> int:
 
 
 def open_new(path: str, start: int | None, flags: int) -> tuple[int, NewName]:
-    """Create a file, or raise FileExistsError if anything has its name, a dangling link included.
+    """Create a file, or raise FileExistsError if the name exists, even as a dangling link.
 
     Args:
-        path: what to create.
-        start: descriptor of the directory that it starts at, if it is relative.
-        flags: those of open(2), O_CREAT and O_EXCL among them.
+        path: the file to create.
+        start: descriptor of the directory where the path starts, if it is relative.
+        flags: flags of open(2), with O_CREAT and O_EXCL.
     """
     parent, name = os.path.split(path)
     if not name:  # the kernel's own answer to a slash at the end
@@ -263,10 +263,10 @@ def open_new(path: str, start: int | None, flags: int) -> tuple[int, NewName]:
 
 
 def open_or_share(path: str, start: int | None, flags: int) -> tuple[int, NewName]:
-    """Open a file, or create it, as several processes may do at one time.
+    """Open a file, or create it; several processes may do so at the same time.
 
-    The name counts as new in either case: who created it may not have synced the directory yet, and
-    may die before. Arguments as for ``open_or_new``.
+    The name counts as new in either case: the process that created it may die before it syncs the
+    directory. Arguments as for ``open_or_new``.
     """
     fd, made = open_or_new(path, start, flags)
     try:
@@ -280,10 +280,10 @@ def open_or_share(path: str, start: int | None, flags: int) -> tuple[int, NewNam
 
 
 def open_or_new(path: str, start: int | None, flags: int) -> tuple[int, NewName | None]:
-    """Open a file, or create it where its name or the links behind that lead.
+    """Open a file, or create it at the place to which its name and links lead.
 
-    Never by O_CREAT alone, which does not tell whether it was this call that made the file. Other
-    arguments as for ``open_new``, without O_EXCL.
+    It never uses O_CREAT alone, which does not tell whether this call created the file. Arguments
+    as for ``open_new``, but flags without O_EXCL.
     """
     links, held = 0, -1
     try:
@@ -295,7 +295,7 @@ def open_or_new(path: str, start: int | None, flags: int) -> tuple[int, NewName 
             try:
                 return os.open(path, flags & ~os.O_CREAT, dir_fd=start), None
             except FileNotFoundError:
-                pass  # a dangling link, which O_EXCL never follows; or it has just been removed
+                pass  # a dangling link, which O_EXCL never follows; or somebody just removed it
             parent, name = os.path.split(path)
             start = os.open(parent or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=start)
             if held >= 0:

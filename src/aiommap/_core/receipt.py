@@ -10,7 +10,7 @@ from .._runtime.event_loop import Waiter
 
 
 class ReceiptOwner(Protocol):
-    """What a receipt asks about its file."""
+    """The methods of a file that its receipts use."""
 
     @property
     def durable_sequence(self) -> int: ...
@@ -23,12 +23,12 @@ class ReceiptOwner(Protocol):
 
 
 class WriteReceipt(Receipt):
-    """Proof that one write was applied: visible to every other mapper of the file at once.
+    """Proof that one write was applied, so that every other mapper of the file sees it.
 
     Attributes:
         offset: first byte written, from the start of the file.
         length: number of bytes written.
-        sequence: number of the write among the writes of its file; later writes have higher ones.
+        sequence: number of the write in its file; later writes have higher numbers.
     """
 
     __slots__ = ()
@@ -38,8 +38,8 @@ class WriteReceipt(Receipt):
     def durable(self) -> bool:
         """Whether the write is known to be on stable storage.
 
-        False may also mean "not known": a flush of a range that merely includes the bytes is not
-        counted, a flush of the receipt, or of everything that was dirty, is.
+        False may also mean "not known". A flush of this receipt counts, and so does a flush of
+        everything that was dirty. A flush of a range that merely includes the bytes does not.
         """
         return self._settled or self.sequence <= self._owner.durable_sequence
 
@@ -50,16 +50,16 @@ class WriteReceipt(Receipt):
             FlushError: if the flush fails, or an earlier one did.
             anyio.ClosedResourceError: if the file was closed before the write became durable.
             AccessModeError: in mode "c", whose writes never reach the file.
-        Cancellation: a flush that has begun is waited out, then the cancellation is delivered.
+        Cancellation: waits for a flush that has begun.
         Durability: durable, for the bytes of this write.
-        Concurrency: requests made while a flush runs are answered together by the next one.
+        Concurrency: the next flush answers all requests that were made while a flush ran.
         """
         owner = self._owner
         waiter = owner.begin_flush(self)
         if waiter is None:
             await owner.flush_pages_of(self)
             return
-        try:  # here: a coroutine more would cost each durable write
+        try:  # not in a coroutine of its own, which would cost each durable write more
             if waiter.done():
                 await owner.end_flush(None, waiter)
             failure = await waiter
@@ -67,7 +67,7 @@ class WriteReceipt(Receipt):
             await owner.end_flush(error, waiter)
             raise
         if failure is not None:
-            del waiter  # or the error would be kept alive by what refers to it
+            del waiter  # it refers to the error, whose traceback refers to this frame
             raise failure
 
     def __repr__(self) -> str:

@@ -8,13 +8,12 @@ from .unsynced import Unsynced
 
 
 class WriteRoute:
-    """Chosen by the option ``inline_writes``, the flush policy and the latch.
+    """The route of writes, which depends on ``inline_writes``, the flush policy and the latch.
 
     Attributes:
         policy: the flush policy.
-        durable: whether writes are requests of the commit queue, unless others still wait in the
-            store queue.
-        draining: whether writes of a policy that was replaced may still wait in the commit queue.
+        durable: whether writes go to the commit queue, once none waits in the store queue.
+        draining: whether the commit queue may still have writes of a policy that was replaced.
     """
 
     __slots__ = ("_inline", "_mapping", "_shared", "_unsynced", "draining", "durable", "policy")
@@ -39,12 +38,11 @@ class WriteRoute:
         self.choose()
 
     def choose(self) -> None:
-        """Let native code store on the loop thread, unless option, policy or a failure forbid it.
+        """Let native code store on the loop thread, unless option, policy or a failure forbids it.
 
-        It is told whether the policy flushes unasked, for its choice of the way of a store.
-
-        Not while writes wait in the commit queue either, of a policy that was replaced: they come
-        first (I9).
+        Writes of a replaced policy that still wait in the commit queue forbid it, too: they come
+        first (I9). Native code also learns whether background flushes are to be expected, because
+        its choice between pwrite(2) and the mapping depends on that.
         """
         self.durable = (self.policy.flush_each_write and self._shared) or self.draining
         inline = self._inline and not self.durable and self._unsynced.failure is None
@@ -52,12 +50,12 @@ class WriteRoute:
         self._mapping.flush_expected = not self.policy.passive
 
     def replace_policy(self, policy: FlushPolicy, *, flushing: bool) -> None:
-        """Go on with another policy; writes may still wait in the commit queue while it flushes."""
+        """Go on with another policy; if ``flushing``, the commit queue may still have writes."""
         self.draining = self.durable and flushing
         self.policy = policy
         self.choose()
 
     def end_draining(self) -> None:
-        """Take note that no write of a policy that was replaced waits any more."""
+        """Note that the commit queue has no more writes of the policy that was replaced."""
         self.draining = False
         self.choose()

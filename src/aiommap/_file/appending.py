@@ -1,19 +1,21 @@
 """Appending: writes that make the file longer, each by a range of its own.
 
-Theory of operation. An append is an item of the commit queue, of a kind of its own, so appends that
-wait at one time share a hop, and under a policy that flushes each write also its flush. The worker
-writes a batch by one system call at the end of the file, and only then lets verbs address it: so
-the file is never longer than what was appended, and readers of any program see no zeros.
+Theory of operation. An append is an item of the commit queue, of a kind of its own. So appends that
+wait at one time share a hop, and under a policy that flushes each write they share a flush. The
+worker writes a batch by one system call at the end of the file, and only then lets verbs address
+it. So the file is never longer than the bytes that were appended, and no reader sees zeros.
 
-In mode "a+" the kernel says where the end is, for each write(2) through a descriptor with O_APPEND;
-other processes may append at the same time. In the other modes the end is ours: the size that verbs
-address, behind which there may be zeros up to the end of a page (resizing.1).
+In mode "a+" the kernel finds the end, for each write(2) through a descriptor with O_APPEND; other
+processes may append at the same time. In the other modes the end is the size that verbs address.
+Behind it there may be zeros up to the end of a page (resizing.1).
 
 Invariants.
-  1  The bytes of an append are one range, and no other append's, of whatever process in "a+".
-  2  An append that failed left nothing, but for one in "a+" that stopped half-way: others may have
-     appended behind it, so it is told how much there is and where.
-  3  Only ``resize`` cuts off a file in "a+": it gets no padding, and closing trims nothing.
+  1  The bytes of an append are one range, which no other append shares; in "a+" neither does one
+     of another process.
+  2  An append that failed leaves nothing in the file. The exception is an append in "a+" that
+     stopped half-way: others may have appended behind it, so its error says how many of its bytes
+     there are and where.
+  3  In "a+" only ``resize`` cuts the file off: the file gets no padding, and closing trims nothing.
 """
 
 from __future__ import annotations
@@ -37,9 +39,9 @@ from .._runtime.tracing import traced
 from .resizing import Resizer
 from .writing import Writer
 
-#: What write(2) takes at most; more would be two writes, and another process's between them.
+#: The most that one write(2) takes; of two, another process could write between them.
 MAX_SHARED_BYTES = 0x7FFFF000
-#: How often in a row others may change the length between a look and the write.
+#: How often in a row others may change the length between our look at it and our write.
 MAX_ATTEMPTS = 100
 
 
@@ -83,10 +85,10 @@ class Appender:
                 op.begins(receipt.offset)
         return receipt
 
-    # Worker threads only, from here on, with the turn.
+    # From here on: only for the worker thread that has the turn.
 
     def _apply(self, items: list[bytes | memoryview]) -> list[Outcome] | None:
-        """Append a batch; None if the file was cut off before what was written."""
+        """Append a batch; return None if others cut off dirty bytes of the file."""
         outcomes: list[Outcome] = []
         attempts = 0
         while len(outcomes) < len(items):
@@ -102,13 +104,13 @@ class Appender:
             if attempts == MAX_ATTEMPTS:
                 done = [self._outrun() for _ in part]
             outcomes += done
-        self._background.plan()  # the loop that is told of them may be busy for long
+        self._background.plan()  # here, because the loop may be too busy to plan for long
         return outcomes
 
     def _append(self, part: list[bytes | memoryview]) -> list[Outcome]:
-        """Write what one call takes: outcomes up to the first that stopped short.
+        """Write the items of one call; return outcomes up to the first item that stopped short.
 
-        No outcome at all if others have changed the length since it was looked at.
+        It returns no outcome if others changed the length after we looked at it.
         """
         core = self._core
         total = sum(map(len, part))
@@ -144,7 +146,7 @@ class Appender:
         return cast("Sequence[Outcome]", receipts)
 
     def _outrun(self) -> OSError:
-        """Make the error for a file in which others are always quicker."""
+        """Make the error for a file whose length others change each time before we append."""
         reason = 'others change its length all the time: open it with "a+" to append beside them'
         return OSError(errno.EBUSY, reason, self._core.path)
 
@@ -162,7 +164,7 @@ class Appender:
 
 
 def _one_call(items: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
-    """Take what goes into one system call: the first item, and those that fit behind it."""
+    """Take the items of one system call: the first one, and those that fit behind it."""
     part = list(items[:1])
     room = PIECE_BYTES - len(part[0])
     for item in items[1:APPEND_PIECES]:

@@ -1,6 +1,7 @@
 """NumPy arrays laid over mapped bytes, without a copy.
 
-What was asked for is checked before the memory is, as asking for writable memory makes it dirty.
+The check of the arguments comes before the request for memory, because that makes a writable range
+dirty.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ Order = Literal["C", "F"]
 
 @dataclass(frozen=True, slots=True)
 class ArrayLayout:
-    """An array that is known to fit where it is to be laid.
+    """The layout of an array that was checked to fit its range.
 
     Attributes:
-        dtype: what its elements are; no Python objects.
-        shape: how many elements it has in each dimension.
+        dtype: the type of its elements; not Python objects.
+        shape: the number of elements in each dimension.
         order: which index varies fastest: the last one, "C", or the first, "F".
-        offset, length: its bytes.
+        offset, length: the bytes of the array, from the start of the range.
     """
 
     dtype: np.dtype[Any]
@@ -54,7 +55,7 @@ class ArrayLayout:
         offset: SupportsIndex,
         limit: int,
     ) -> ArrayLayout:
-        """Check an array that is to begin at an offset of so many bytes."""
+        """Check an array that begins at an offset in a range of ``limit`` bytes."""
         numpy = _imported_numpy(dtype)
         if dtype is None:
             raise TypeError('dtype is None: name one, such as "<f8"')
@@ -74,7 +75,7 @@ class ArrayLayout:
             rest = check_tail(offset, None, limit)
             lengths = _with_rest(lengths, dtype, element.itemsize, *rest)
         span = check_range(offset, math.prod(lengths) * element.itemsize, limit)
-        try:  # with strides of zero, one byte is memory for any shape that NumPy can have
+        try:  # with strides of zero, one byte of memory serves any shape that NumPy accepts
             numpy.ndarray(lengths, "u1", b"0", strides=(0,) * len(lengths))
         except ValueError as error:
             raise ValueError(f"shape is {reprlib.repr(lengths)}: {error}") from error
@@ -85,14 +86,14 @@ class ArrayLayout:
         return cls(element, lengths, order, *span)
 
     def lay(self, memory: memoryview) -> NDArray[Any]:
-        """Lay it over the memory, which is of its length."""
+        """Lay the array over memory of its length."""
         numpy = sys.modules["numpy"]
         laid: NDArray[Any] = numpy.ndarray(self.shape, self.dtype, memory, order=self.order)
         return laid
 
 
 def _imported_numpy(dtype: object) -> ModuleType:
-    """Return NumPy if the program has it: importing it would read files on the loop thread (I1)."""
+    """Return NumPy if the program imported it: an import here would read files on the loop (I1)."""
     numpy = sys.modules.get("numpy")
     if numpy is None:
         raise UnsupportedError(
@@ -129,7 +130,7 @@ def _length(value: object, name: str) -> int:
 def _with_rest(
     lengths: tuple[int, ...], dtype: object, size: int, offset: int, room: int
 ) -> tuple[int, ...]:
-    """Put a number in place of -1, with which the array ends where the bytes do."""
+    """Replace -1 by the number with which the array fills the bytes that there are."""
     row = size * math.prod(each for each in lengths if each != -1)
     what = f"{dtype!r}" if lengths == (-1,) else f"{dtype!r} in the shape {lengths}"
     if not row:

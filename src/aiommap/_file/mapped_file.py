@@ -1,7 +1,7 @@
 """The mapped file: one object for reading, writing, flushing and paging one file.
 
-What it shares with views is in ``range_verbs``, where it is documented. Verbs check, take the
-inline way where that can answer, and delegate everything else to the ``OpenFile``.
+``range_verbs`` and ``read_verbs`` have the verbs that files share with views, and document them. A
+verb checks its arguments, answers inline where it can, and leaves the rest to the ``OpenFile``.
 """
 
 from __future__ import annotations
@@ -60,16 +60,17 @@ if TYPE_CHECKING:
 class MappedFile(Carving, RangeVerbs, LockableFile):
     """A memory-mapped file whose verbs keep the disk off the loop; made by ``aiommap.open``.
 
-    Verbs that find their data in memory answer on the loop thread within a microsecond or so. They
-    are no checkpoints: a task that does nothing else gives way, and sees a cancellation, once in a
-    millisecond. All other verbs hop to a worker thread and are checkpoints.
+    A verb that finds its data in memory answers on the loop thread within a microsecond or so. It
+    is not a checkpoint: a task that calls only such verbs gives way, and sees a cancellation, once
+    in a millisecond. Every other verb waits for another thread and is a checkpoint.
 
-    Pickled, it becomes an ``Opening`` of its path, in mode "r+" for "w+" and "x+", which made it:
-    ``async with`` or ``await`` that in the other process. Mode "c" is refused, as its stores would
-    be lost.
+    Pickling a file gives an ``Opening`` of its path: use ``async with`` or ``await`` on that in the
+    other process. Modes "w+" and "x+" become "r+", because the file exists by then. A file in mode
+    "c" cannot be pickled, because its stores would be lost.
 
-    Concurrency: for tasks of the event loop it was opened in. Verbs on disjoint ranges do not wait
-        for one another; overlapping writes are applied in the order they were submitted.
+    Concurrency: for tasks of the event loop in which the file was opened. Verbs on disjoint ranges
+        do not wait for one another. Overlapping writes are applied in the order in which they were
+        submitted.
     """
 
     __slots__ = ("__weakref__", "_hub", "_mapping", "_moving")
@@ -78,17 +79,17 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
         if hub is None:
             raise TypeError(f"cannot make a MappedFile of {core!r}: use aiommap.open(path)")
         self._hub = hub
-        #: For who moves the file; made when first needed, as few of many files are moved.
+        #: Held while ``reopen`` moves the file; made when first needed, as few files are moved.
         self._moving: anyio.Lock | None = None
         self._use(OpenFile(core, hub, Listeners(), FileWatch(hub.watcher)))
 
     def _use(self, opened: OpenFile) -> None:
-        """Work on a mapping from now on."""
+        """Send verbs to this open file from now on."""
         super().__init__(opened)
         self._mapping = opened.core.mapping
 
     async def _prepare(self) -> None:
-        """Do what opening was asked to do beyond mapping."""
+        """Apply the options of opening that need the mapping."""
         options = self._core.options
         if options.advice is not None:
             await self.advise(options.advice)
@@ -102,42 +103,42 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
 
     @property
     def path(self) -> str | None:
-        """The absolute path the file was opened at.
+        """The absolute path at which the file was opened.
 
-        Of a file that was opened by a descriptor the path that the system had for it then, and None
-        if none leads there: it was removed, or never had a name, as anonymous memory.
+        For a file that was opened by a descriptor: the path that the system knew for it then, or
+        None if it had no path (a removed file, or anonymous memory).
         """
         return self._core.path if self._core.options.has_path else None
 
     def fileno(self) -> int:
         """Return the descriptor of the file, for calls that take one.
 
-        It can be passed to other processes (``socket.send_fds``, ``pass_fds``), which may open it
+        You can pass it to other processes (``socket.send_fds``, ``pass_fds``), which may open it
         by ``aiommap.open(fd)``; to ``os.sendfile``, ``os.pread`` and others that take an offset;
-        and to fcntl(2). Its position is ours, and moves at any time: for one of your own open
-        ``/proc/self/fd/N`` with this number. It is closed by ``aclose``, and is another one after
-        a ``reopen`` that moved.
+        and to fcntl(2). The library moves its file position at any time: for a position of your
+        own, open ``/proc/self/fd/N``, where N is this number. ``aclose`` closes the descriptor.
+        After a ``reopen`` that moved, the file has another descriptor.
 
         Raises:
             anyio.ClosedResourceError: if the file is closed.
-            ForkedError: if it was opened by another process.
+            ForkedError: if another process opened it.
         """
         self._core.check_open()
         return self._mapping.fd
 
     @property
     def mode(self) -> str:
-        """The mode it was opened with."""
+        """The mode with which the file was opened."""
         return self._core.mode
 
     @property
     def size(self) -> int:
-        """Bytes of the file that verbs can address; what others do to the file does not show."""
+        """Bytes of the file that verbs can address; ``refresh`` takes over a size set by others."""
         return self._mapping.size
 
     @property
     def capacity(self) -> int:
-        """Bytes of reserved address space, in whole pages: ``resize`` up to here moves nothing."""
+        """Bytes of reserved address space, in whole pages; ``resize`` up to here moves nothing."""
         return self._mapping.capacity
 
     @property
@@ -147,10 +148,10 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
 
     @property
     def flush_policy(self) -> FlushPolicy:
-        """When it is flushed without being asked; can be replaced while the file is open.
+        """When background flushes are due; can be replaced while the file is open.
 
-        A new policy holds from now on: what is dirty already counts, and ``FlushPolicy.always()``
-        makes durable what is written after it was set.
+        A new policy takes effect at once. Bytes that are dirty already count toward its limits.
+        ``FlushPolicy.always()`` makes durable the writes that begin after it was set.
         """
         return self._core.route.policy
 
@@ -166,11 +167,12 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
     def on_error(self, callback: Callable[[FlushError], object]) -> Subscription:
         """Register a callback for flush failures, including those of background flushes.
 
-        The callback, sync or async, runs on the loop, at most once, because a failure latches: see
-        ``FlushError``. Writing, flushing, waiting for a receipt and closing raise it anyway.
+        The callback, sync or async, runs on the loop. It runs at most once, because a failure
+        latches: see ``FlushError``. Writing, flushing, waiting for a receipt and closing raise the
+        failure as well.
 
         Returns:
-            A subscription; its ``cancel`` ends it.
+            A subscription; its ``cancel`` unregisters the callback.
         """
         return self._open.failed.add(callback)
 
@@ -178,9 +180,10 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
     def orphaned(self) -> bool:
         """Whether the path was last seen to name another file, or none.
 
-        Found out while this path is watched, and by ``reopen``. An orphan can be read, written
-        and flushed for as long as the file has any name, as one that was renamed has. When it has
-        none any more, flushing it raises ``FlushError``: what was written is gone at close.
+        The watcher finds this out while the path is watched, and so does ``reopen``. You can read,
+        write and flush an orphan for as long as the file has any name: a renamed file has one. Once
+        the file has no name, flushing it raises ``FlushError``, because its bytes are gone at
+        close.
         """
         return self._core.orphaned
 
@@ -191,7 +194,7 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
         return check_range(offset, length, self.size, self._core.shared_writable)
 
     def _places(self, ranges: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int]]:
-        return ranges  # checked where they are read, as they are those of the file
+        return ranges  # offsets in the file already; the reader checks them
 
     def _placed_items(self, items: Iterable[tuple[int, Buffer]]) -> Iterable[tuple[int, Buffer]]:
         return items
@@ -221,29 +224,29 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
         return receipt  # type: ignore[return-value]
 
     async def append(self, data: Buffer) -> WriteReceipt:
-        """Write bytes behind the end of the file, which becomes longer by exactly these.
+        """Write bytes behind the end of the file, which makes it longer by exactly these bytes.
 
-        Any number of tasks may append at once: each gets a range of its own, in the order in which
-        they asked, and those that wait at one time share a hop. ``receipt.offset`` says where it
-        is. The end is that of the file as it is then, whoever made it so. Nothing is ever visible
-        behind the last append: no room that is reserved, and no zeros, unless there is a growable
-        view or ``ensure`` was called.
+        Any number of tasks may append at once. Each append gets a range of its own, in the order
+        in which the tasks asked, and appends that wait at the same time share a hop.
+        ``receipt.offset`` says where the range begins: at the end that the file has at that
+        moment, whoever made it so long. Readers see nothing behind the last append, neither
+        reserved room nor zeros, unless there is a growable view or ``ensure`` was called.
 
         In mode "a+" any number of processes may append at once, to a file on a local file system:
-        each append is one write(2), as that of any other program that opens the file with O_APPEND.
-        ``size`` counts what others appended before, from the next append of ours on; ``refresh``
-        asks. In other modes this process is to be the only one that changes the length.
+        each append is one write(2), like that of any program that opens the file with O_APPEND.
+        ``size`` includes what other processes appended only after our next append, or after
+        ``refresh``. In the other modes this process must be the only one that changes the length.
 
         Args:
             data: any C-contiguous memory but Python objects, whatever its elements.
         Raises:
             AccessModeError: in modes "r" and "c".
-            FlushError: if a flush failed, now or earlier; or if others cut off what was written
-                here and not flushed, which latches.
-            OSError: ENOSPC if the disk is full, EFBIG beyond RLIMIT_FSIZE; nothing is left of it
-                then. In mode "a+" its first bytes may be left, if the disk had room for these:
-                the message says how many and where. EBUSY if others change the length all the
-                time, but in mode "a+".
+            FlushError: if a flush failed, now or earlier; or if others cut off bytes that were
+                written here and not flushed, which latches.
+            OSError: ENOSPC if the disk is full, EFBIG beyond RLIMIT_FSIZE; the file is then as it
+                was. In mode "a+" the first bytes may be left in it, if the disk had room for them:
+                the message says how many and where. EBUSY, except in mode "a+", if others change
+                the length all the time.
             OutOfBoundsError: beyond 2 GiB less a page in mode "a+", the limit of write(2).
             TypeError, BufferError: as ``write``.
         Cancellation: as ``write``.
@@ -256,13 +259,13 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
     async def flush(self) -> None:
         """Make everything written so far durable.
 
-        Covers data, size, and for a new file its directory entry. Returns at once when nothing
-        was written since the last flush, and in modes "r" and "c", where there is nothing to do.
+        This covers the data, the size and, for a new file, its directory entry. It returns at once
+        if nothing was written since the last flush, and in modes "r" and "c".
 
         Raises:
-            FlushError: if this or an earlier flush failed, or if what was flushed is no longer
-                part of a file that has a name. Latches: see ``FlushError``.
-        Cancellation: a flush that has begun is waited out.
+            FlushError: if this or an earlier flush failed, or if the flushed bytes are not part of
+                a file that has a name. It latches: see ``FlushError``.
+        Cancellation: waits for a flush that has begun.
         Durability: durable, data and metadata, if the device honours flushes.
         Source: fdatasync(2), or fsync(2) after a change of size; fsync(2) of the directory.
         """
@@ -274,42 +277,43 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
         """Change the size of the file.
 
         Up to ``capacity`` nothing moves. Beyond it the file is mapped again, and views made before
-        keep the old mapping of the same bytes. Views of a part that is cut off read zeros there.
+        keep the old mapping of the same bytes. If a part is cut off, views of it read zeros.
 
-        Of several calls at once the last one says how long the file is: a task that only needs room
-        calls ``ensure``, or it may cut off another one's. To write at the end, ``append``.
+        If several tasks resize at once, the last call decides the size. So a task that only needs
+        room calls ``ensure``: with ``resize`` it might cut off what another task wrote. To write
+        at the end, use ``append``.
 
         Args:
-            new_size: bytes that the file is to have.
+            new_size: the new size, in bytes.
         Raises:
             AccessModeError: in modes "r" and "c".
             ValueError: if the size is negative, or more than a process can map.
-            FlushError: if a flush failed earlier, or others cut off what was written here and
-                not flushed; it latches.
+            FlushError: if a flush failed earlier; or if others cut off bytes that were written
+                here and not flushed, which latches.
             OSError: ENOSPC if the disk is full; the file then has its old size.
-        Cancellation: one that has begun is waited out.
-        Durability: visible; the size is durable with the next ``flush``, of whatever range.
+        Cancellation: waits for a change that has begun.
+        Durability: visible; the next ``flush``, of any range, makes the size durable.
         """
         self._core.check_growable("resize")
         size = byte_count(new_size, "new_size")
         await self._open.change_size(partial(self._open.resizer.resize, size))
 
     async def ensure(self, size: SupportsIndex) -> None:
-        """Make sure that bytes up to ``size`` are there, with blocks reserved unless sparse.
+        """Make the file at least ``size`` bytes long, with blocks reserved unless sparse.
 
-        The way to grow from many tasks: it never makes the file shorter. And the way to let a
-        system call (``recv_into``, ``readinto``) store beyond the end through a growable view: the
-        kernel grows no file for those, they fail with EFAULT. Nothing moves, and nothing is ever
-        cut off. While it is open the file ends at a page boundary from then on, but in mode "a+".
+        Use it to grow a file from many tasks: it never makes the file shorter, and nothing moves.
+        Use it also before a system call (``recv_into``, ``readinto``) stores beyond the end through
+        a growable view: the kernel does not grow the file for those, and they fail with EFAULT.
+        From then on the file ends at a page boundary while it is open, except in mode "a+".
 
         Args:
             size: bytes; at most ``capacity``.
         Raises:
             AccessModeError: in modes "r" and "c".
-            OutOfBoundsError: if it is more than ``capacity``.
+            OutOfBoundsError: if the size is more than ``capacity``.
             FlushError: as ``resize``.
             OSError: ENOSPC if the disk is full; the file then has its old size.
-        Cancellation: one that has begun is waited out.
+        Cancellation: waits for a change that has begun.
         Durability: as ``resize``.
         """
         self._core.check_growable("grow")
@@ -326,8 +330,8 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
             AccessModeError: in modes "r" and "c".
             OutOfBoundsError: if the range leaves the file.
             UnsupportedError: if the file system has no holes.
-        Cancellation: one that has begun is waited out.
-        Durability: visible; durable with the next ``flush``, of whatever range.
+        Cancellation: waits for a hole that is being punched.
+        Durability: visible; the next ``flush``, of any range, makes it durable.
         Source: fallocate(2) with FALLOC_FL_PUNCH_HOLE.
         """
         self._core.check_writable("punch a hole in", 'open it with "r+"')
@@ -345,25 +349,26 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
         *,
         growable: bool = False,
     ) -> View:
-        """Make a view: a range with verbs of its own and, as ``memory``, its bytes uncopied.
+        """Make a view: a range with verbs of its own and, as ``memory``, its bytes without a copy.
 
-        A growable view reaches up to ``capacity``. Touching its ``memory`` beyond the end of the
-        file makes the file longer, by as much again as it has, at least 64 KiB and at most 512 KiB
-        (64 MiB if sparse); ``size`` follows. ``aclose`` cuts off what was not used: bytes are used
-        up to the last size that ``resize`` or ``ensure`` set, or verb wrote, and beyond that up to
-        the end of the last page that is not all zeros. So ``resize`` to the exact length before
-        closing.
+        A growable view reaches up to ``capacity``. Touching its ``memory`` beyond the end makes the
+        file longer: it doubles its size, but adds at least 64 KiB and at most 512 KiB (64 MiB if
+        sparse). ``size`` follows. ``aclose`` cuts off the bytes that nobody used. It keeps all
+        bytes up to the size that ``resize`` or ``ensure`` set, or a verb wrote; beyond that, it
+        keeps those up to the end of the last page that is not all zeros. So ``resize`` to the exact
+        length before closing.
 
         Args:
             offset: first byte, from the start of the file.
-            length: number of bytes; None means to the end, of the capacity if growable.
+            length: number of bytes; None means to the end of the file, or of the capacity if
+                growable.
             growable: let stores make the file longer; see also ``ensure``.
         Raises:
             OutOfBoundsError: if the range leaves the file, or the capacity if growable; or if
                 growable and the file was opened without capacity beyond its size.
-            AccessModeError: if growable in modes "r" and "c".
-            AlignmentError: if growable, and the file does not end at a page boundary: ``ensure``
-                makes it do so.
+            AccessModeError: if growable in modes "r", "c" and "a+".
+            AlignmentError: if growable, and the file does not end at a page boundary; call
+                ``ensure`` first.
         """
         self._core.check_usable()
         self._core.check_mapped()
@@ -396,34 +401,36 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
         """Make an allocator for a span of the file.
 
         Args:
-            start: first byte of the span, from the start of the file, all of it free. May be left
-                out for the first allocator of a file opened with "w+" or "x+", and is then 0; any
-                other file may hold ranges handed out before, so nothing is assumed.
-            alignment: what offsets of ranges are a multiple of; a power of two, often
+            start: first byte of the span, from the start of the file; the whole span counts as
+                free. It may be left out, and is then 0, for the first allocator of a file opened
+                with "w+" or "x+". Any other file may hold ranges that were handed out before, so
+                the caller has to say where free bytes begin.
+            alignment: offsets of ranges are multiples of this; a power of two, often
                 ``aiommap.PAGE_SIZE``. None means 1.
-            end: first byte behind the span; None means the size of the file at this moment. What
-                the file grows by later can have an allocator of its own.
-            state: what ``RangeAllocator.state`` returned; it stands for the other three.
+            end: first byte behind the span; None means the size of the file at this moment. The
+                bytes by which the file grows later can have an allocator of their own.
+            state: bytes that ``RangeAllocator.state`` returned, instead of the other three.
         Raises:
-            ValueError: if neither start nor state is given where one is needed, if both are, or if
-                the state is damaged or of a longer file.
+            ValueError: if neither start nor state is given where one is needed, if both are given,
+                or if the state is damaged or belongs to a longer file.
             OutOfBoundsError: if the span leaves the file.
             OverlapError: if the span shares bytes with that of another open allocator of the file.
         """
         return self._open.allocators.make(start, alignment, end, state)
 
     async def write_range(self, allocated: AllocatedRange, data: Buffer) -> WriteReceipt:
-        """Write an allocated range, all of it; otherwise as ``write``.
+        """Write a whole allocated range; otherwise as ``write``.
 
         Args:
-            allocated: a valid range of this file. It has to stay so until this returns.
+            allocated: a valid range of this file. It has to stay valid until this returns.
             data: any C-contiguous buffer of exactly ``allocated.length`` bytes.
         Returns:
             The receipt for exactly the bytes of the range.
         Raises:
-            ReceiptError: if the range was freed or split, or is another file's.
-            OutOfBoundsError: if the data has another length than the range, or if the file was cut
-                off below its end. Nothing was written then, nor after a ReceiptError.
+            ReceiptError: if the range was freed or split, or belongs to another file. Nothing was
+                written.
+            OutOfBoundsError: if the data and the range have different lengths, or if the file was
+                cut off below the end of the range. Nothing was written.
             As ``write``.
         Cancellation: as ``write``.
         """
@@ -441,12 +448,12 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
         return await self.write(offset, view)
 
     async def read_range(self, allocated: AllocatedRange) -> bytes:
-        """Read an allocated range, all of it; otherwise as ``read``.
+        """Read a whole allocated range; otherwise as ``read``.
 
         Args:
             allocated: a valid range of this file.
         Raises:
-            ReceiptError: if the range was freed or split, or is another file's.
+            ReceiptError: if the range was freed or split, or belongs to another file.
             As ``read``.
         Cancellation: as ``read``.
         """
@@ -460,30 +467,30 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
         shared: bool = False,
         timeout: float | None = None,
     ) -> AbstractAsyncContextManager[None]:
-        """Lock a range against other tasks and processes that lock it, for the block.
+        """Lock a range for the length of the block, against tasks and processes that lock it too.
 
-        Nobody else is kept from reading or writing; only from locking. A process that dies has
-        unlocked. The same bytes may be locked by other programs, with F_OFD_SETLK or with the
-        older F_SETLK of fcntl(2); flock(2) is another kind of lock and does not count.
+        The lock keeps nobody from reading or writing, only from locking. It ends when its process
+        dies. It also excludes programs that lock the same bytes by F_OFD_SETLK, or by the older
+        F_SETLK, of fcntl(2). It does not exclude flock(2), which is another kind of lock.
 
         Args:
             offset: first byte, from the start of the file.
             length: number of bytes.
-            shared: let others have it shared, too.
-            timeout: how long to wait, in seconds; None means no limit, and 0 only tries.
+            shared: let others lock the range at the same time, if they share it too.
+            timeout: how long to wait, in seconds; None means no limit, and 0 tries only once.
         Raises:
-            TimeoutError: if a part of it is still locked after so long.
-            RuntimeError: without a time limit, if this task itself has locked a part of it.
+            TimeoutError: if others still hold a part of the range when the timeout ends.
+            RuntimeError: without a timeout, if this same task holds a part of the range already.
             OutOfBoundsError: if the range leaves the file.
             AccessModeError: in modes "r" and "c" unless shared.
             UnsupportedError: if the system has no such locks.
-            anyio.ClosedResourceError: if the file is closed, or moved to another one by
-                ``reopen``; also meanwhile.
+            anyio.ClosedResourceError: if the file is closed, or ``reopen`` moved it to another one,
+                before or while this waits.
         Cancellation: at any time; nothing stays locked.
-        Concurrency: tasks of one file get overlapping ranges in the order in which they asked. It
-            is not reentrant. ``reopen`` inside the block keeps the old file's bytes locked, and
-            none of the new one's. While another process has the range, it is asked for every 20 ms
-            at the latest; ``AsyncLock`` is quicker.
+        Concurrency: tasks of one file get overlapping ranges in the order in which they asked. The
+            lock is not reentrant. ``reopen`` inside the block leaves bytes of the old file locked,
+            and locks none of the new one. While another process has the range, this asks the kernel
+            again every 20 ms at the latest; ``AsyncLock`` is quicker.
         Source: fcntl(2), F_OFD_SETLK.
         """
 
@@ -494,7 +501,7 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
             if not flag(shared, "shared") and not core.shared_writable:
                 remedy = 'use shared=True, or open it with "r+"'
                 raise AccessModeError("lock bytes for oneself in", core.mode, remedy)
-            locks = self._open.locks  # those of the file that is mapped now
+            locks = self._open.locks  # at hand for unlocking: a reopen replaces self._open
             return locks, await locks.acquire(start, count, shared=shared, timeout=limit)
 
         async def unlock(locked: tuple[FileLocks, LockRequest]) -> None:
@@ -512,13 +519,13 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
     async def huge_page_bytes(self) -> int:
         """Count the bytes of the file that are mapped by huge pages at this moment.
 
-        Opening with ``huge_pages=True`` asks for them, once, and counts what it got; what file
-        system, mount options and free memory allow is another matter, and so is when: the kernel
-        may also do it later, in the background. ``statistics()`` has the last count.
+        Opening with ``huge_pages=True`` asks the kernel for huge pages once, and counts those that
+        it gave. Whether it gives any depends on the file system, the mount options and free memory.
+        It may also do so later, in the background. ``statistics()`` has the last count.
 
         Raises:
             UnsupportedError: if the kernel does not tell.
-        Cancellation: one that has begun is waited out.
+        Cancellation: waits for a count that has begun.
         Source: proc_pid_smaps(5); AnonHugePages, ShmemPmdMapped and FilePmdMapped.
         """
         self._core.check_usable()
@@ -527,18 +534,19 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
     def watch(self, *, buffer: int = DEFAULT_BUFFER, poll_interval: float | None = None) -> Changes:
         """Watch the path for changes by others: ``async with f.watch() as changes: async for ...``.
 
-        The block begins when the path is watched. What this hub itself writes, flushes or resizes
-        is not reported. If the path already names another file than the one that is mapped, or
-        that has another size, this is the first change. See docs/watching for the limits.
+        Watching has begun when the block begins. The writes, flushes and resizes of this hub are
+        not reported. If the path already names another file than the mapped one, or a file of
+        another size, this is the first change. See docs/watching for the limits.
 
         Args:
-            buffer: how many changes may wait to be fetched; beyond that they are merged.
-            poll_interval: seconds between looks for what the kernel tells nobody, as stores
-                through a mapping of another process; by default 0.25, or more for many files.
+            buffer: how many changes may wait to be fetched; more are merged.
+            poll_interval: seconds between polls for changes of which the kernel tells nobody, such
+                as stores of another process through a mapping. By default 0.25, or more for many
+                files.
         Raises:
             ValueError: if an argument is not positive.
-            anyio.ClosedResourceError: if the file is closed; when entered, if the hub is.
-        Cancellation: ends the subscription; nothing else is affected.
+            anyio.ClosedResourceError: if the file is closed; on entering, also if the hub is.
+        Cancellation: ends the subscription and affects nothing else.
         Concurrency: any number of subscriptions; each gets every change, and none waits for
             another.
         Source: inotify(7), stat(2).
@@ -555,25 +563,26 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
         buffer: int = DEFAULT_BUFFER,
         poll_interval: float | None = None,
     ) -> Subscription:
-        """Have a function, sync or async, called on the loop with each change by others.
+        """Call a function, sync or async, on the loop with each change by others.
 
         One call ends before the next begins; meanwhile changes are buffered as for ``watch``.
 
         Args:
             callback: a function of one argument, the change.
-            on_error: called with an exception that the callback raised, and the change; or with
-                None for a change if watching could not begin. By default it is logged.
+            on_error: called with the exception that the callback raised, and the change. If
+                watching could not begin, it gets that exception, and None instead of a change. By
+                default the exception is logged.
             buffer, poll_interval: as for ``watch``.
         Returns:
-            A subscription; its ``cancel`` ends it.
+            A subscription; its ``cancel`` ends the calls.
         Raises:
-            ValueError, TypeError: for arguments that cannot be meant.
+            ValueError, TypeError: if an argument is not valid.
             anyio.ClosedResourceError: if the file is closed.
         """
         self._core.check_usable()
         self._core.check_path("watch")
         called = time.time_ns()
-        if not self._core.mapping.sequence:  # else what we stored just now would count, too
+        if not self._core.mapping.sequence:  # else a store of our own just now would count, too
             called -= TICK_NS
         changes = self._open.watched.subscribe(
             self._core, buffer=buffer, poll_interval=poll_interval, called_ns=called
@@ -581,18 +590,19 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
         return call_on_change(changes, callback, on_error)
 
     async def refresh(self) -> None:
-        """Take over the size that others gave to the file: ``size`` is then what the file has.
+        """Take over the size that others gave to the file; ``size`` is then its true size.
 
-        A tail that others appended can be read and written from then on; up to ``capacity``
-        nothing moves, and beyond it the file is mapped again as ``resize`` does. If others cut the
-        file off, ``size`` shrinks, and views of what is gone read zeros.
+        You can then read and write what others appended. Up to ``capacity`` nothing moves; beyond
+        it the file is mapped again, as by ``resize``. If others cut the file off, ``size`` shrinks,
+        and views of the lost part read zeros. If overlayfs has copied the file up, the copy is
+        mapped instead, as by ``reopen``.
 
         Raises:
             AccessModeError: in mode "c", whose size is fixed.
-            FlushError: if bytes were cut off that were written here and not flushed; it latches.
-            UnsupportedError: if overlayfs has copied the file up, and the path leads elsewhere by
-                now. Else it is mapped again, as ``reopen`` does.
-        Cancellation: one that has begun is waited out.
+            FlushError: if others cut off bytes that were written here and not flushed; it latches.
+            UnsupportedError: if overlayfs has copied the file up, and the path does not lead to the
+                copy.
+        Cancellation: waits for a change that has begun.
         Durability: none.
         """
         core = self._core
@@ -605,34 +615,34 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
         await self._open.change_size(self._open.resizer.follow, ours=False)
 
     async def reopen(self, *, discard: bool = False) -> None:
-        """Move to the file that the path names by now; if that is this one, only ``refresh``.
+        """Move to the file that the path names by now; if it is the same file, only ``refresh``.
 
-        In mode "a+" a file is created if there is none: rename a log, then ``reopen``.
+        In mode "a+" this creates the file if there is none: rename a log file, then ``reopen``.
 
-        A poisoned file gets a new mapping and is usable again, also if it is the same one; so is
-        one that overlayfs has copied up.
+        A poisoned file gets a new mapping and is usable again, even if the path still names the
+        same file. So does a file that overlayfs has copied up.
 
         Verbs that have begun finish on the old file. Views, atomics and allocators that were made
-        before belong to it: make new ones. Memory keeps showing the old file, and verbs of such a
-        view raise ``anyio.ClosedResourceError``. Locks belong to the old file, too: who is inside a
-        ``file_lock`` or an ``AsyncLock`` stays inside until the block ends, who waits for one or
-        for a word gets ``anyio.ClosedResourceError``, and an ``AsyncLock`` has to be made again.
-        Subscriptions and ``on_error`` go on; statistics begin again, and so do advice and pinned
-        pages.
+        before belong to the old file: make new ones. The memory of an old view goes on showing the
+        old file, and its verbs raise ``anyio.ClosedResourceError``. Locks belong to the old file,
+        too. A task inside a ``file_lock`` or an ``AsyncLock`` stays inside until its block ends. A
+        task that waits for a lock or a word gets ``anyio.ClosedResourceError``. Make each
+        ``AsyncLock`` again. Subscriptions and ``on_error`` go on. Statistics, advice and locked
+        pages begin anew.
 
         Args:
-            discard: let go of what was written to the old file and is not durable, also if a
-                flush of it failed before. Receipts of it never become durable.
+            discard: give up the bytes that were written to the old file and are not durable, also
+                if a flush of it failed before. Their receipts never become durable.
         Raises:
-            FlushError: if something was written to the old file that cannot be made durable, as
-                it has no name left. Nothing is lost yet: the old file stays until ``discard=True``.
-                Not raised under ``FlushPolicy.never()``, which lets such bytes go.
+            FlushError: if bytes written to the old file cannot be made durable, because it has no
+                name left. Nothing is lost yet: the old file stays until ``discard=True``. Not
+                raised under ``FlushPolicy.never()``, which gives such bytes up.
             AccessModeError: in mode "c" if there are private stores, which would be lost.
-            MappingFaultError: the same if the file is poisoned, and was or could be stored to.
+            MappingFaultError: if the file is poisoned and was, or could be, stored to. Its stores
+                would be lost: pass ``discard=True``.
             FileNotFoundError, PermissionError, UnsupportedError: as ``aiommap.open``; the old
                 file stays.
-        Cancellation: before the move it leaves the old file; afterwards there is nothing to wait
-            for.
+        Cancellation: until the move, the old file stays; after it there is nothing to wait for.
         Durability: what was written before is durable, or discarded.
         """
         flag(discard, "discard")
@@ -681,7 +691,7 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
         self._use(old.replace(new, self._hub))
 
     def statistics(self) -> FileStatistics:
-        """Count what the file has done so far; also after it was closed."""
+        """Return counts of what the file has done so far; also after it was closed."""
         core, mapping, flusher = self._core, self._mapping, self._open.flusher
         poisoned = mapping.first_bad is not None
         return FileStatistics(
@@ -709,13 +719,13 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
     async def aclose(self) -> None:
         """Wait for verbs under way, flush unless the policy is ``never()``, and close.
 
-        The file is closed also when the flush fails. Views keep their pages. A second call waits
-        for the first, does nothing, and raises what that one did.
+        The file is closed even if the flush fails. Views keep their pages. A second call waits for
+        the first one and raises the same error.
 
         Raises:
             FlushError: if the flush fails, or an earlier one did.
             MappingFaultError: if a load or store through a view met a page that the file lost.
-        Cancellation: waited out; the file is closed before the cancellation is delivered.
+        Cancellation: delivered once the file is closed.
         Durability: as ``flush``, or none under ``FlushPolicy.never()``.
         """
         await self._open.close()
@@ -743,7 +753,7 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
                 source=self,
             )
 
-    # What pickling makes of it stands beside ``open``, in ``_hub/hub``.
+    # Pickling is defined beside ``open``, in ``_hub/hub``.
     def __copy__(self) -> NoReturn:
         raise TypeError(f"{self!r} cannot be copied: share it, or open its path again")
 

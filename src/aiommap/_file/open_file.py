@@ -1,16 +1,16 @@
-"""All that belongs to one mapping of a file, built once and in order, and given up as a whole.
+"""One mapping of a file with everything that works on it, made and given up as a whole.
 
 A mapped file holds one ``OpenFile``, and ``reopen`` puts a new one in its place. The old one is
-*retired*: verbs that had begun finish on it, then its mapping is given up; memory of views made
-before keeps its pages (I7). Closing and retiring run in the background, so that no cancellation
-stops them half-way.
+*retired*: verbs that had begun finish on it, then its mapping is given up. Views made before keep
+their pages (I7). Closing and retiring run in the background, so that no cancellation stops them
+half-way.
 
 Invariants.
-  1  What was written and is not known to be durable is never left behind unless that was asked
-      for: an orphan that is dirty stays (I4), and so do private stores.
-  2  Between the last look for such writes and the step to the new ``OpenFile`` no other task runs.
-  3  A task inside of a lock of a retired file stays inside, until it leaves. Nobody waits for one
-      (lifecycle.2).
+  1  ``reopen`` leaves no bytes behind that were written and are not known to be durable, unless the
+      caller asked for that. A dirty orphan stays in its place (I4), and so do private stores.
+  2  Between the last look for such bytes and the step to the new ``OpenFile`` no other task runs.
+  3  A task that holds a lock of a retired file keeps it until it leaves the block. No task waits
+      for such a lock (lifecycle.2).
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ class HubServices:
 
     scheduler: FlushScheduler
     watcher: Watcher
-    #: Gives up what a core holds.
+    #: Gives up the mapping and the descriptors of a core.
     release: Callable[[FileCore], Awaitable[None]]
     #: Opens the path again; None if it still names the file of that core.
     open_again: Callable[[FileCore], Awaitable[FileCore | None]]
-    #: Takes note, on the loop, that a file went from one core to another.
+    #: Notes, on the loop, that a file moved from one core to another.
     move: Callable[[FileCore, FileCore], None]
 
 
@@ -66,10 +66,10 @@ class OpenFile:
 
     Args:
         core: the mapping and its state.
-        hub: what the file needs of its hub.
+        hub: the services of the hub.
         failed: the callbacks of ``on_error``; they outlive this object.
         watched: the subscriptions of the path; they outlive this object unless it is closed.
-        earlier: the files that the path named before; closing waits for them.
+        earlier: retired files that are not given up yet; closing waits for them.
     """
 
     __slots__ = (
@@ -122,10 +122,11 @@ class OpenFile:
         core.mapping.attach(self.flusher, WriteReceipt)
         self._release = hub.release
         self._earlier = list(earlier)
-        #: Set once a retired file was given up.
+        #: Set once this retired file was given up.
         self._gone: anyio.Event | None = None
-        #: Set once closing has ended; its error, and whether somebody was told of that.
+        #: Set once closing has ended.
         self._done: Event | None = None
+        #: The error of closing, and whether ``close`` has raised it.
         self._error: Exception | None = None
         self._told = False
 
@@ -142,9 +143,9 @@ class OpenFile:
         """Change the size after the writes submitted so far.
 
         Args:
-            act: changes it, in a worker; answers False, with nothing done, if that would hide that
-                stores were cut off. This fails then, as a flush does.
-            ours: whether it is we who change the file, and not somebody else who did.
+            act: changes the size, in a worker. It returns False, with nothing done, if the change
+                would hide that others cut off stores; this call then fails as a flush does.
+            ours: whether we change the file; False if we take over what somebody else did.
         """
         lost = False
 
@@ -156,14 +157,14 @@ class OpenFile:
             await self.writer.wait_stored()
             await self.flusher.change(change, ours=ours)
             if lost:
-                await self.flusher.flush_everything()  # which finds out, and latches (I5)
+                await self.flusher.flush_everything()  # which finds the loss, and latches (I5)
 
     # Reopening.
 
     async def flush_before_reopen(self) -> None:
         """Flush until nothing is left to lose (open_file.1).
 
-        Returns without giving way after the last look.
+        It does not give way between its last look and its return (open_file.2).
         """
         core, flusher = self.core, self.flusher
         if not core.shared_writable:
@@ -174,7 +175,7 @@ class OpenFile:
             await self.writer.wait_stored()
             await flusher.wait_served()
             self.writer.store_gathered()
-            # As when it is closed: a policy that does not flush then lets stores go.
+            # As at close: a policy that does not flush at close gives its stores up.
             dirty = core.route.policy.flush_at_close and flusher.has_work()
             if not dirty and not core.own.queued_bytes and not flusher.busy:
                 return
@@ -183,21 +184,22 @@ class OpenFile:
             await anyio.lowlevel.checkpoint()  # as in _check_private
 
     async def _check_private(self) -> None:
-        """Raise if stores of mode "c" would be left behind, which no flush can make durable."""
+        """Raise if a reopen would lose stores of mode "c", which no flush can make durable."""
         core = self.core
         while core.own.queued_bytes:
             await self.writer.wait_stored()
-            await anyio.lowlevel.checkpoint()  # the writer may wake after us, and counts until then
+            await anyio.lowlevel.checkpoint()  # a writer that wakes after us still counts its bytes
         if core.mapping.dirty_bytes():
             remedy = "its private stores would be lost: copy them, then pass discard=True"
             raise AccessModeError("reopen", core.mode, remedy)
 
     def replace(self, core: FileCore, hub: HubServices) -> OpenFile:
-        """Make the one that takes the place of this one, and retire this one; in one step."""
+        """Make the ``OpenFile`` that takes the place of this one, and retire this; in one step."""
         earlier = [old for old in (*self._earlier, self) if not old.is_gone]
         self._earlier = []
         new = OpenFile(core, hub, self.failed, self.watched, earlier)
-        # Now: the clock's thread must not end in between, as another one may not be had.
+        # Only now that the new one keeps the clock: its thread must not end in between, because
+        # the system might refuse another one.
         self.background.stop()
         self._gone = anyio.Event()
         self.core.lifecycle.retire()
@@ -205,11 +207,12 @@ class OpenFile:
         return new
 
     async def _retire(self) -> None:
-        """Give this file up once no verb uses it; its locks when the last task leaves them."""
+        """Give this file up once no verb uses it, and its locks when the last task leaves them."""
         core = self.core
         assert self._gone is not None
         try:
-            # Inline verbs that gave way to the loop count as nothing; they return in a turn.
+            # The lifecycle does not count inline verbs that give way to the loop; they return
+            # within a turn.
             for _ in range(2):
                 await self._wait_idle()
                 await anyio.lowlevel.checkpoint()
@@ -221,25 +224,25 @@ class OpenFile:
             await self._release(core)
             core.lifecycle.end_closing()
         except Exception as error:
-            # close(2) failed; there is nothing left to lose in a file that was given up.
+            # close(2) failed; a file that was given up has nothing left to lose.
             FILES.debug("%s was not closed cleanly after it was reopened: %s", core.path, error)
         finally:
             self._gone.set()
 
     async def _trim_retired(self) -> None:
-        """Cut off what growth made and nothing used, as closing does.
+        """Cut off what growth added and nobody used, as closing does.
 
-        The file may live on under another name. One that cannot be believed is left as it is.
+        The file may live on under another name. A file that failed or is poisoned is left as it is.
         """
         core = self.core
         await self.flusher.quiesce()
         if core.shared_writable and core.sound and self.resizer.wants_trim:
-            with suppress(OSError):  # nobody waits, and what was written is in it
+            with suppress(OSError):  # nobody waits for it, and the file has all that was written
                 await self.flusher.change(self.resizer.trim)
 
     @property
     def is_gone(self) -> bool:
-        """Whether nothing of a retired file is left, its locks neither."""
+        """Whether nothing is left of this retired file, not even a lock."""
         return self._gone is not None and self._gone.is_set() and not self.locks.held
 
     async def wait_gone(self) -> None:
@@ -248,7 +251,7 @@ class OpenFile:
         await wait_or_withdraw(self._gone, lambda: False)
 
     async def wait_earlier(self) -> None:
-        """Wait until all earlier files are given up; locks go now, whoever is inside."""
+        """Wait until all earlier files are given up; then end their locks, whoever holds them."""
         for old in list(self._earlier):
             await old.wait_gone()
         for old in self._earlier:
@@ -261,47 +264,48 @@ class OpenFile:
         core = self.core
         if core.mapping.forked:
             core.begin_closing()
-            core.mapping.close()  # the parent's file: nothing is flushed, no thread entered (I10)
+            core.mapping.close()  # the parent's file: flush nothing, and enter no thread (I10)
             self._done = None
             return
         if core.lifecycle.closing:
             return
         core.workers.check_loop()
         done = core.workers.event()
-        spawn(self._close, done)  # first: it fails at the end of trio's run, and nothing has begun
+        spawn(self._close, done)  # first: at the end of trio's run it fails, before anything began
         self.writer.store_gathered()
         core.begin_closing()
         self.background.stop()
         self._done = done
 
     def start_closing_unasked(self) -> None:
-        """Begin to close what nobody waits for; in a loop that takes no more tasks, do nothing.
+        """Begin to close a file for which nobody waits; called where no error can be reported.
 
-        The mapping is then given up as garbage. It is called where nobody could be told.
+        In a loop that takes no more tasks this does nothing, and the garbage collector gives the
+        mapping up.
         """
         with suppress(RuntimeError):
             self.start_closing()
 
     @property
     def is_closing(self) -> bool:
-        """Whether closing was begun, and is not over."""
+        """Whether closing has begun and not ended."""
         return self._done is not None and not self._done.is_set()
 
     async def close(self) -> None:
-        """Close, or wait for the call that does; every call raises the failure (I15)."""
+        """Close, or wait for the call that closes; every call raises the failure (I15)."""
         self.start_closing()
         if self._done is None:
             return
         await wait_or_withdraw(self._done, lambda: False)
         if self._error is not None:
             self._told = True
-            # A copy: the traceback of what is raised refers to frames that refer to this.
+            # A copy: the traceback of a raised error refers to frames that refer to this object.
             raise copy(self._error) from self._error.__cause__
 
     async def close_after(self, error: BaseException | None) -> None:
-        """Close at the end of a block; an exception that is under way is not replaced.
+        """Close at the end of a block, without replacing an exception that is under way.
 
-        A failure that ``close`` raised inside of the block is not raised again here.
+        A failure that ``close`` raised inside the block is not raised again here.
         """
         if not self._told:
             await close_after(error, self.close, self.core.path, (MappedFileError, OSError))
@@ -326,7 +330,7 @@ class OpenFile:
                 done.set()
 
     async def _wait_idle(self) -> None:
-        """Wait until no verb is under way, nor begun by one that was."""
+        """Wait until no verb is under way, and no request that a verb left in the commit queue."""
         await self.core.lifecycle.wait_idle()
         await self.flusher.wait_served()
 

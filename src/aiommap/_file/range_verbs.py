@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class RangeVerbs(ReadVerbs):
-    """All verbs of a range of a file; those that change no byte are in ``read_verbs``."""
+    """All verbs of a range of a file; ``read_verbs`` has those that change no byte."""
 
     __slots__ = ()
 
@@ -36,9 +36,8 @@ class RangeVerbs(ReadVerbs):
     async def write(self, offset: SupportsIndex, data: Buffer) -> WriteReceipt:
         """Write bytes within the file or the view.
 
-        When it returns, the bytes are visible to every mapper and reader of the file (in mode
-        "c": to this object only). How durable they are is the flush policy's and the receipt's
-        matter.
+        When it returns, every mapper and reader of the file sees the bytes (in mode "c": only this
+        object does). The flush policy decides when they become durable, and the receipt tells.
 
         Args:
             offset: first byte, from the start of the file or the view.
@@ -49,12 +48,12 @@ class RangeVerbs(ReadVerbs):
             AccessModeError: in mode "r".
             FlushError: if a flush failed, now or earlier.
             MappingFaultError: if the file was truncated below the range.
-            TypeError: if the data is no buffer, or one of Python objects.
-            BufferError: if it is not C-contiguous.
-            OSError: ENOSPC if the disk is full behind a sparse file. Nothing was stored then, or
-                the first pages, if only later ones had no blocks.
-        Cancellation: a write not yet begun is withdrawn and never applied; one that has begun is
-            applied whole before the cancellation is delivered.
+            TypeError: if the data is not a buffer, or is a buffer of Python objects.
+            BufferError: if the data is not C-contiguous.
+            OSError: ENOSPC if the disk is full behind a sparse file. Then nothing was stored; or
+                only the first pages, if later ones had no blocks.
+        Cancellation: a write that has not begun is withdrawn and never applied; one that has begun
+            is applied whole before the cancellation is delivered.
         Durability: visible; durable on return under ``FlushPolicy.always()``.
         """
         memory = export_bytes(data)
@@ -72,9 +71,9 @@ class RangeVerbs(ReadVerbs):
         Returns:
             One receipt for all: it spans from the lowest offset to the highest end.
         Raises:
-            As ``write``; every range is checked before any is written. A ``resize`` under way
-                that cuts later items off may let the first ones be stored.
-        Cancellation: withdrawn whole if nothing was stored yet; once a part was, the rest is
+            As ``write``; every range is checked before any is written. If a ``resize`` under way
+                cuts off later items, the first ones may have been stored.
+        Cancellation: withdrawn whole if nothing was stored; once a part was stored, the rest is
             applied before the cancellation is delivered.
         Durability: as ``write``.
         """
@@ -90,19 +89,19 @@ class RangeVerbs(ReadVerbs):
     ) -> None:
         """Make a range, or the bytes of one receipt, durable.
 
-        The range is rounded outward to pages. Others stay dirty, unless the size was changed.
+        The range is rounded outward to pages. Other pages stay dirty, unless the size was changed.
 
         Args:
             offset: a receipt of this file; or the first byte, from the start of the file or the
                 view.
-            length: number of bytes, if the offset is no receipt.
+            length: number of bytes; left out if the first argument is a receipt.
         Raises:
-            ReceiptError: if the receipt is another file's.
+            ReceiptError: if the receipt belongs to another file.
             OutOfBoundsError: if the range leaves the file or the view.
             FlushError: as ``flush``.
         Cancellation: as ``flush``.
-        Durability: durable for the range; metadata as far as reading the range back needs it.
-        Source: msync(2) with MS_SYNC; as ``flush`` where nothing else is dirty.
+        Durability: durable for the range, with the metadata that reading it back needs.
+        Source: msync(2) with MS_SYNC; as ``flush`` if nothing else is dirty.
         """
         self._check()
         if isinstance(offset, WriteReceipt):
@@ -117,7 +116,7 @@ class RangeVerbs(ReadVerbs):
     async def start_writeback(
         self, offset: SupportsIndex = 0, length: SupportsIndex | None = None
     ) -> None:
-        """Begin to write dirty pages back, without waiting and without any promise.
+        """Begin to write dirty pages back, without waiting for the disk and without any promise.
 
         Args:
             offset: first byte, from the start of the file or the view.
@@ -125,7 +124,7 @@ class RangeVerbs(ReadVerbs):
         Raises:
             OutOfBoundsError: if the range leaves the file or the view.
             UnsupportedError: if the platform lacks the call.
-        Cancellation: one that has begun is waited out.
+        Cancellation: waits for a call that has begun.
         Durability: none; it only makes a later ``flush`` shorter.
         Source: sync_file_range(2) with SYNC_FILE_RANGE_WRITE.
         """
@@ -134,20 +133,20 @@ class RangeVerbs(ReadVerbs):
             await self._open.pager.start_writeback(start, count)
 
     def atomic_u32(self, offset: SupportsIndex) -> AtomicU32:
-        """Make an object for the unsigned 32-bit word at an offset; nothing is touched.
+        """Make an object for the unsigned 32-bit word at an offset, without touching the word.
 
         Raises:
-            OutOfBoundsError: if the word leaves the file, or the view.
-            AlignmentError: if it does not begin at a multiple of 4 bytes of the file.
+            OutOfBoundsError: if the word leaves the file or the view.
+            AlignmentError: if its offset in the file is not a multiple of 4.
         """
         return AtomicU32(self._open.words, self._range(offset, U32_BYTES)[0])
 
     def atomic_u64(self, offset: SupportsIndex) -> AtomicU64:
-        """Make an object for the unsigned 64-bit word at an offset; nothing is touched.
+        """Make an object for the unsigned 64-bit word at an offset, without touching the word.
 
         Raises:
-            OutOfBoundsError: if the word leaves the file, or the view.
-            AlignmentError: if it does not begin at a multiple of 8 bytes of the file.
+            OutOfBoundsError: if the word leaves the file or the view.
+            AlignmentError: if its offset in the file is not a multiple of 8.
         """
         return AtomicU64(self._open.words, self._range(offset, U64_BYTES)[0])
 

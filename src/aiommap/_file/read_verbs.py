@@ -1,4 +1,4 @@
-"""The verbs of a range of bytes that change none: of files, views and snapshots."""
+"""The verbs that change no byte, which files, views and snapshots share."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 
 class ReadVerbs:
-    """Verbs of a range of a file, with offsets from its own first byte.
+    """Verbs of a range of a file; offsets count from the first byte of the range.
 
-    ``MappedFile`` is all of its file and writes the verbs that answer inline once more, without
-    the steps from a range to the file; ``View`` is a part.
+    The range of a ``View`` is a part of the file. The range of a ``MappedFile`` is the whole file,
+    so it overrides the verbs that answer inline by versions that skip the conversion of offsets.
     """
 
     __slots__ = ("_core", "_open")
@@ -48,34 +48,34 @@ class ReadVerbs:
         return 0
 
     def _check_range(self) -> None:
-        """Raise if the range is not to be used any more."""
+        """Raise if the range can no more be used."""
 
     def _check(self) -> None:
-        """Raise unless range and file can be used."""
+        """Raise unless the range and the file can be used."""
         self._check_range()
         self._core.check_usable()
 
     def _place(self, offset: SupportsIndex, length: SupportsIndex) -> tuple[int, int]:
-        """Check a part of the range, and give it as a range of the file; who asks checks that."""
+        """Convert a part of the range to a range of the file, which may be shorter by now."""
         raise NotImplementedError
 
     def _places(self, ranges: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int]]:
-        """Do as ``_place`` with each of several ranges."""
+        """Convert each of several ranges as ``_place`` does."""
         return (self._place(*pair) for pair in ranges_of(ranges))
 
     def _range(self, offset: SupportsIndex, length: SupportsIndex) -> tuple[int, int]:
-        """Check a part of the range, and give it as a range of the file."""
+        """Convert a part of the range to a range of the file, and check that the file has it."""
         self._check()
         return self._in_file(*self._place(offset, length))
 
     def _tail(self, offset: SupportsIndex, length: SupportsIndex | None) -> tuple[int, int]:
-        """Do as ``_range``; None means to the end of the range."""
+        """Convert and check as ``_range`` does; a length of None means to the end of the range."""
         self._check()
         start, count = check_tail(offset, length, len(self))
         return self._in_file(self._first + start, count)
 
     def _in_file(self, start: int, count: int) -> tuple[int, int]:
-        """Raise unless a range lies in the file: it may have become shorter than a view."""
+        """Raise unless a range lies in the file, which may have become shorter than a view."""
         return check_range(start, count, self._core.mapping.size, self._core.shared_writable)
 
     async def read(self, offset: SupportsIndex, length: SupportsIndex) -> bytes:
@@ -90,7 +90,7 @@ class ReadVerbs:
             OutOfBoundsError: if [offset, offset + length) leaves the file or the view.
             MappingFaultError: if the file was truncated below the range, or a page is unreadable.
             anyio.ClosedResourceError: if the file is closed.
-        Cancellation: a read under way in a worker is left behind; it harms nothing.
+        Cancellation: at any time; a read under way in another thread ends by itself.
         Source: preadv2(2) with RWF_NOWAIT, from 32 KiB on mincore(2) and a copy; else pread(2).
         """
         start, count = self._place(offset, length)
@@ -101,20 +101,20 @@ class ReadVerbs:
         return data
 
     async def read_into(self, offset: SupportsIndex, buffer: Buffer) -> int:
-        """Fill a buffer, all of it.
+        """Fill a whole buffer.
 
         Args:
             offset: first byte, from the start of the file or the view.
             buffer: any writable C-contiguous memory but Python objects, whatever its elements; its
-                size in bytes says how much is read.
+                size in bytes says how much to read.
         Returns:
             The size of the buffer in bytes.
         Raises:
             OutOfBoundsError: if the range leaves the file or the view; the buffer is untouched.
             MappingFaultError: as ``read``; the buffer then holds ``copied`` good bytes.
-            TypeError: if the buffer is read-only, no buffer, or one of Python objects.
-            BufferError: if it is not C-contiguous.
-        Cancellation: waits for a worker that has begun, since it writes into the buffer.
+            TypeError: if the argument is not a buffer, or is read-only, or has Python objects.
+            BufferError: if the buffer is not C-contiguous.
+        Cancellation: waits for a thread that has begun, because it writes into the buffer.
         """
         memory = export_bytes(buffer, True)
         start, _ = self._place(offset, len(memory))
@@ -128,8 +128,8 @@ class ReadVerbs:
         """Read bytes that are in memory, without giving way to the loop.
 
         Raises:
-            anyio.WouldBlock: if a page of the range is not in memory, or this cannot be told
-                (file systems without NOWAIT reads).
+            anyio.WouldBlock: if a page of the range is not in memory, or the file system cannot
+                tell (it has no NOWAIT reads).
             OutOfBoundsError, anyio.ClosedResourceError: as ``read``.
         """
         return self._open.reader.read_nowait(*self._place(offset, length))
@@ -140,7 +140,7 @@ class ReadVerbs:
         Args:
             ranges: (offset, length) pairs, as for ``read``.
         Returns:
-            One bytes object a pair, in the order of the pairs.
+            One bytes object per pair, in the order of the pairs.
         Raises:
             As ``read``; every range is checked before any is read.
         Cancellation: as ``read``.
@@ -154,22 +154,22 @@ class ReadVerbs:
         start: SupportsIndex | None = 0,
         end: SupportsIndex | None = None,
     ) -> int:
-        """Find the first place of some bytes; the arguments and the answer are ``bytes.find``'s.
+        """Find the first place of some bytes, with the arguments and the result of ``bytes.find``.
 
         Args:
             needle: any C-contiguous memory but Python objects, or the number of one byte. An empty
-                one is found at ``start``, unless that is behind the end.
-            start, end: it has to lie in ``[start, end)``, as in a slice: negative ones count from
-                the end of the file or the view, None means from the start and to the end, and what
-                leaves the file or the view is cut off.
+                needle is found at ``start``, unless that is behind the end.
+            start, end: the search covers ``[start, end)``, as a slice does: negative numbers count
+                from the end of the file or the view, None means its start or its end, and whatever
+                leaves it is cut off.
         Returns:
-            Its offset from the start of the file or the view, or -1.
+            The offset of the needle from the start of the file or the view, or -1.
         Raises:
             MappingFaultError, anyio.ClosedResourceError: as ``read``.
-            ValueError: if the number is none of a byte.
+            ValueError: if the number is not that of a byte.
             TypeError: if the needle is neither a number nor a buffer.
-        Cancellation: after 16 MiB at most; a step under way in a worker is left behind.
-        Concurrency: bytes that are written meanwhile may be found or not.
+        Cancellation: at any time; a step of at most 16 MiB under way in a worker ends by itself.
+        Concurrency: the search may find bytes that are written meanwhile, or miss them.
         """
         return await self._search(needle, start, end, last=False)
 
@@ -206,20 +206,20 @@ class ReadVerbs:
         write: bool = False,
         progress: Callable[[int, int], object] | None = None,
     ) -> int:
-        """Make a range resident, and say how much of it then is.
+        """Make a range resident, and return how many of its bytes are.
 
         The kernel may drop pages again at any moment; only ``locked`` prevents that.
 
         Args:
             offset: first byte, from the start of the file or the view.
             length: number of bytes; None means to the end of the file or the view.
-            write: also make the pages writable without a fault; they become dirty by it.
+            write: also make the pages writable without a fault; this makes them dirty.
             progress: called on the loop, with (bytes done, bytes in all), about every 10 ms.
         Returns:
-            Bytes of the range that were resident when it had finished; the length of the range
-            where the kernel hides residency (files of others that we may not write) or a sandbox
-            does. Holes of a file in tmpfs count, and are left alone: they take no memory and are
-            read without waiting.
+            Bytes of the range that were resident at the end; or the length of the range, if the
+            kernel hides residency (of a file of another user that we may not write) or a sandbox
+            does. Holes of a file in tmpfs count as resident and stay holes: reading them takes no
+            memory and never waits.
         Raises:
             OutOfBoundsError: if the range leaves the file or the view.
             MappingFaultError: if the file was truncated below the range.
@@ -227,7 +227,7 @@ class ReadVerbs:
             OSError: with ``write``, ENOSPC if the disk is full behind a sparse file.
         Cancellation: between steps of about 10 ms; pages made resident stay so.
         Source: posix_fadvise(2) ahead of madvise(2) with MADV_POPULATE_READ or _WRITE; a touch of
-            each page where these are lacking (before Linux 5.14, in sandboxes).
+            each page where the kernel (before Linux 5.14) or a sandbox lacks these.
         """
         self._check()
         self._core.check_mapped()
@@ -248,9 +248,10 @@ class ReadVerbs:
             offset, length: as for ``prewarm``.
         Raises:
             OutOfBoundsError: if the range leaves the file or the view.
-            UnsupportedError: if the kernel hides it: the file is somebody else's and we may not
-                write it (Linux 5.2 and later); or if a sandbox refuses mincore(2).
-        Cancellation: one that has begun is waited out.
+            UnsupportedError: if the kernel hides residency, because the file belongs to another
+                user and we may not write it (Linux 5.2 and later); or if a sandbox refuses
+                mincore(2).
+        Cancellation: waits for a call that has begun.
         Source: mincore(2).
         """
         self._check()
@@ -262,7 +263,8 @@ class ReadVerbs:
     ) -> None:
         """Say how a range is going to be used.
 
-        Advice on the whole file also sets the read-ahead of reads through the descriptor.
+        Advice for the whole file also sets the kernel's read-ahead for reads through the
+        descriptor.
 
         Args:
             advice: a member of ``Advice``.
@@ -270,9 +272,9 @@ class ReadVerbs:
         Raises:
             OutOfBoundsError: if the range leaves the file or the view.
             UnsupportedError: if the platform lacks the advice; for DONT_NEED in mode "c"; for
-                DONT_NEED, COLD and PAGE_OUT of pages that are pinned.
-            TypeError: if it is no advice.
-        Cancellation: one that has begun is waited out.
+                DONT_NEED, COLD and PAGE_OUT of locked pages.
+            TypeError: if the advice is not a member of ``Advice``.
+        Cancellation: waits for a call that has begun.
         Source: madvise(2), posix_fadvise(2).
         """
         self._check()
@@ -282,24 +284,24 @@ class ReadVerbs:
     def locked(
         self, offset: SupportsIndex = 0, length: SupportsIndex | None = None
     ) -> AbstractAsyncContextManager[None]:
-        """Pin a range in memory for the length of the block; reads of it need no system call.
+        """Lock a range in memory for the length of the block; reads of it need no system call.
 
-        Holes of a file in tmpfs stay holes; a page that is stored there meanwhile is pinned then.
+        Holes of a file in tmpfs stay holes; a page that is stored there meanwhile is locked then.
 
         Args:
             offset, length: as for ``prewarm``.
         Raises:
             OutOfBoundsError: if the range leaves the file or the view.
-            OSError: if the limit on locked memory refuses it; the message has the numbers.
+            OSError: if the range exceeds the limit on locked memory; the message has the numbers.
             MappingFaultError: if the file was truncated below the range.
-        Cancellation: between steps of 4 MiB; nothing stays pinned.
+        Cancellation: between steps of 4 MiB; nothing stays locked.
         Source: mlock2(2).
         """
 
         async def lock() -> tuple[Pager, PinnedRange]:
             self._check()
             self._core.check_mapped()
-            pager = self._open.pager  # the one of the file that is mapped now
+            pager = self._open.pager  # at hand for unlocking: a reopen replaces self._open
             return pager, await pager.lock(*self._tail(offset, length))
 
         async def unlock(locked: tuple[Pager, PinnedRange]) -> None:
@@ -309,19 +311,19 @@ class ReadVerbs:
         return Block(lock, unlock)
 
     def chunks(self, size: SupportsIndex) -> AsyncIterator[bytes]:
-        """Iterate in pieces, the next being read in while you hold this one.
+        """Iterate in chunks; the next one is read ahead while you hold this one.
 
         Args:
-            size: bytes a chunk; at least 1. The last chunk is shorter where it does not divide.
+            size: bytes per chunk; at least 1. The last chunk may be shorter.
         Raises:
             ValueError: if the size is not positive.
-            As ``read``, from the iteration.
+            As ``read``, during the iteration.
         """
         self._check()
         return Chunks(self, self._core, size, self._first, self.__len__)
 
     def pages(self) -> AsyncIterator[bytes]:
-        """Iterate over it in pieces of one page of memory (``aiommap.PAGE_SIZE`` bytes)."""
+        """Iterate in chunks of one page (``aiommap.PAGE_SIZE`` bytes)."""
         return self.chunks(PAGE_SIZE)
 
     def array(
@@ -334,26 +336,27 @@ class ReadVerbs:
     ) -> NDArray[Any]:
         """Lay a NumPy array over the mapped bytes, without a copy.
 
-        What holds for ``View.memory`` holds for it. It is read-only in mode "r", and its stores are
-        private in mode "c". Elsewhere its bytes count as dirty for as long as it lives. It keeps
-        its pages, also after ``release``, ``resize`` and ``aclose``. Touching a page that is not in
-        memory blocks the calling thread: prewarm first.
+        The array follows the rules of ``View.memory``. It is read-only in mode "r", and its stores
+        are private in mode "c". In other modes its bytes count as dirty for as long as the array
+        lives. Its pages stay mapped, also after ``release``, ``resize`` and ``aclose``. Touching a
+        page that is not resident blocks the calling thread: prewarm first.
 
         Args:
-            dtype: what the elements are, in NumPy's words: "<f8", ">u2", numpy.uint64, or fields
-                with names. Any byte order.
-            shape: how many elements, or a tuple with their number in each dimension; one number
-                may be -1, for as many as there are. None means all up to the end.
-            offset: first byte, from the start of the file or the view; any, though NumPy is slower
-                where elements are not aligned.
+            dtype: the type of the elements, as NumPy takes it: "<f8", ">u2", numpy.uint64, or
+                fields with names. Any byte order.
+            shape: the number of elements, or a tuple with their number in each dimension. One
+                number may be -1, which stands for as many as fit. None means all elements up to
+                the end.
+            offset: first byte, from the start of the file or the view. Any offset is allowed, but
+                NumPy is slower with elements that are not aligned.
             order: which index varies fastest: the last, "C", or the first, "F".
         Raises:
             OutOfBoundsError: if the array leaves the file or the view.
-            ValueError: with None or -1, if there is no whole number of elements or rows; if the
-                shape is none, or an element has no bytes.
-            TypeError: if the dtype is none.
-            UnsupportedError: for Python objects; and if the program has not imported NumPy, which
-                is not imported here, as that would read files on the loop thread.
+            ValueError: with None or -1, if the bytes are not a whole number of elements or rows; if
+                the shape is not valid, or an element has no bytes.
+            TypeError: if the dtype is not valid.
+            UnsupportedError: for Python objects; and if the program has not imported NumPy: this
+                verb does not, because importing would read files on the loop thread.
             As ``View.memory``.
         """
         self._check_memory()
@@ -361,7 +364,7 @@ class ReadVerbs:
         return layout.lay(self._memory_of(layout.offset, layout.length))
 
     def _check_memory(self) -> None:
-        """Raise unless there is memory to look at."""
+        """Raise unless the memory of the range can be used."""
         self._check()
         self._core.check_mapped()
 

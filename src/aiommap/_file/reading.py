@@ -1,4 +1,4 @@
-"""The slow way of a read: what ``read_inline`` could not answer at once."""
+"""The slow way of a read: for reads that ``read_inline`` could not answer at once."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .._runtime.loops import wait_or_withdraw
 from .._runtime.tracing import traced
 from .._runtime.workers import OnCancel
 
-#: After this number of items a loop checks whether it has to give way.
+#: After this number of items a verb checks whether it has to give way.
 YIELD_EVERY = 256
-#: So many reads of one ``read_many`` are begun at a time, which takes about 1 ms.
+#: How many reads of one ``read_many`` are begun at a time; that takes about 1 ms.
 READS_AT_ONCE = 1024
 
 
 class Reader:
-    """Reads of one file that have to yield, wait for the disk, or fail.
+    """Reads of one file that have to give way, wait for the disk, or fail.
 
-    They wait in the engine. Where that declines, or does not return all bytes, a worker thread
+    They wait in the engine. If the engine declines, or does not return all bytes, a worker thread
     reads again and finds out why.
     """
 
@@ -37,7 +37,7 @@ class Reader:
         self.offloaded: int = 0
 
     def read(self, offset: int, length: int) -> Coroutine[Any, Any, bytes]:
-        """Read after ``read_inline`` answered None; to be awaited at once."""
+        """Read after ``read_inline`` answered None; the caller has to await it at once."""
         queue = self._queue
         if queue is not None:
             reading = queue.read(self._core.mapping, offset, length)
@@ -47,7 +47,7 @@ class Reader:
 
     async def _read(self, offset: int, length: int) -> bytes:
         core = self._core
-        # First, because a spent slice is by far the most frequent reason to come here.
+        # First, because a spent time slice is by far the most frequent reason to come here.
         spent = await core.workers.checkpoint_if_due()
         data = core.mapping.read_inline(offset, length) if spent else None
         if data is not None:
@@ -110,7 +110,7 @@ class Reader:
         return length
 
     async def _fill(self, offset: int, view: memoryview) -> int:
-        """Fill a view in the engine, as far as it does; waited out as a job (workers.2)."""
+        """Fill a view in the engine, and return how far it came; it is waited out (workers.2)."""
         core, queue = self._core, self._engine_queue()
         done = core.workers.event()
         outcomes: list[int] = []
@@ -141,7 +141,7 @@ class Reader:
         core.check_usable()
         with (
             core.lifecycle.activity()
-        ):  # it may give way many times, and reopen() must not overtake it
+        ):  # it may give way many times, and a reopen has to wait for it
             return await self._read_many(ranges)
 
     async def _read_many(self, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
@@ -163,7 +163,7 @@ class Reader:
                 missing.append((len(found), offset, length))
                 first, end = min(first, offset), max(end, offset + length)
             found.append(data or b"")
-            if not len(found) % YIELD_EVERY:  # what is declined at once spends no slice
+            if not len(found) % YIELD_EVERY:  # a read that declines at once spends no time slice
                 await core.workers.checkpoint_if_due()
         if missing:
             core.check_usable()
@@ -173,7 +173,7 @@ class Reader:
     async def _fetch(
         self, found: list[bytes], missing: Sequence[tuple[int, int, int]], first: int, end: int
     ) -> None:
-        """Read what is missing, (place in ``found``, offset, length) each."""
+        """Read the missing ranges, given as (place in ``found``, offset, length)."""
         core = self._core
         self.offloaded += len(missing)
         with core.lifecycle.activity(), traced("read", core.path, first, end - first) as op:
@@ -184,7 +184,7 @@ class Reader:
     async def _fetch_part(
         self, found: list[bytes], missing: Sequence[tuple[int, int, int]]
     ) -> None:
-        """Read in the engine, and what that does not give in one hop."""
+        """Read in the engine; a worker reads in one hop what the engine does not return."""
         core, queue = self._core, self._engine_queue()
         reading = None
         if queue is not None:
@@ -210,13 +210,13 @@ class Reader:
             for (at, _, _), data in zip(rest, parts, strict=True):
                 found[at] = data
 
-    # Threads that may wait only, from here on.
+    # From here on: only for threads that may wait.
 
     def _read_parts(self, missing: Sequence[tuple[int, int, int]]) -> list[bytes]:
         return [self.read_whole(offset, length) for _, offset, length in missing]
 
     def read_whole(self, offset: int, length: int) -> bytes:
-        """Read a range that was checked."""
+        """Read a checked range."""
         try:
             data = self._core.disk.read(offset, length)
         except OSError as error:
@@ -226,7 +226,7 @@ class Reader:
         return data
 
     def read_into_whole(self, offset: int, view: memoryview) -> None:
-        """Fill a view of bytes from a range that was checked."""
+        """Fill a view of bytes from a checked range."""
         try:
             copied = self._core.disk.read_into(offset, view)
         except OSError as error:

@@ -1,6 +1,6 @@
 """Typed views: records of a ``struct`` format laid over the memory of a view, without a copy.
 
-Sizes are checked before the memory is asked for, as asking makes a writable view dirty.
+The check of sizes comes before the request for memory, because that makes a writable view dirty.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any, SupportsIndex, overload
 class Records(Sequence[tuple[Any, ...]]):
     """Records of one ``struct`` format in the memory of a view; made by ``View.struct``.
 
-    A sequence of tuples: ``records[i]`` unpacks one, ``records[i] = values`` packs one, iterating
-    unpacks all, and a slice is the same records seen through another ``Records``. Nothing is
-    copied but the record that is asked for.
+    This is a sequence of tuples. ``records[i]`` unpacks one record, ``records[i] = values`` packs
+    one, and iterating unpacks all. A slice is another ``Records`` over the same memory. Only the
+    record that you ask for is copied.
 
-    Concurrency: reading a record while another thread or process stores it may see a part of
-        each; readers and writers of one record have to agree on turns.
+    Concurrency: a read while another thread or process stores the same record may see parts of
+        the old and the new record; the program has to keep the two apart.
     """
 
     __slots__ = ("_memory", "_places", "_struct")
@@ -28,7 +28,7 @@ class Records(Sequence[tuple[Any, ...]]):
     ) -> None:
         self._struct = record
         self._memory = memory
-        # Where each record begins. Slices of a range are ranges, so slices of slices come free.
+        # Where each record begins. A slice of a range is a range, so slices need no more code.
         self._places = range(0, len(memory), record.size) if places is None else places
 
     @property
@@ -55,8 +55,8 @@ class Records(Sequence[tuple[Any, ...]]):
 
     def __setitem__(self, index: SupportsIndex, values: Iterable[Any]) -> None:
         place = self._place(index)
-        # Packed first and copied then: pack_into clears the record before it looks at the values,
-        # so that others could see zeros, and values that do not fit would leave them there.
+        # Pack first, then copy: pack_into clears the record before it looks at the values. Others
+        # could see the zeros, and values that do not fit would leave them there.
         self._memory[place : place + self._struct.size] = self._struct.pack(*values)
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
@@ -76,7 +76,7 @@ class Records(Sequence[tuple[Any, ...]]):
 
 
 def check_records(layout: str, length: int) -> struct.Struct:
-    """Compile a format once it is known that a view of so many bytes is whole records of it."""
+    """Compile a format, and check that this number of bytes is a whole number of its records."""
     if not isinstance(layout, str | bytes):
         raise TypeError(f"layout is {layout!r}: give a format of struct, such as '<IH'")
     record = struct.Struct(layout)

@@ -1,11 +1,11 @@
 """Resizing: in place within the capacity, by a second mapping beyond it; views stay valid.
 
-Every change of size is an item of the commit queue (flusher.2); ``OpenFile.change_size``
-makes it. ``Resizer`` is its half in the worker thread.
+Every change of size is an item of the commit queue (flusher.2). ``OpenFile.change_size`` submits
+it, and ``Resizer`` does it in the worker thread.
 
 Invariants.
-  1  While there is a growable view, the file ends at a page boundary: a store into the rest of its
-      last page would not fault, and never reach the file. The resizer publishes the new end, then
+  1  While there is a growable view, the file ends at a page boundary. A store into the rest of a
+      last page would not fault, and would never reach the file. The resizer publishes the end, then
       checks for growable views. A view registers itself, then checks the published end. Whichever
       runs second sees the other.
 """
@@ -34,20 +34,20 @@ from .._ranges import align_up
 
 Made = TypeVar("Made")
 
-#: How many bytes of addresses are taken ahead of what is appended: as many as the file has, within
-#: these. They cost next to nothing, and mapping the file again costs more the longer it is.
+#: Bounds for the addresses that appending reserves ahead: as many bytes as the file has, within
+#: these. Addresses cost next to nothing; to map the file again costs more the longer it is.
 MIN_ROOM_BYTES = 16 << 20
 MAX_ROOM_BYTES = 1 << 30
 
-#: Unused room is searched in pieces of this number of bytes.
+#: Trimming searches the end of the file for zeros in pieces of this number of bytes.
 TRIM_BYTES = 1 << 20
 
 
 class Resizer:
-    """Changes the size of one file. Worker threads only; one change at a time, and no flush then.
+    """Changes the size of one file. Worker threads only; one change at a time, beside no flush.
 
-    Shrinking fences the tail once the file has given it up: live views read zeros there. Each
-    change is one step of the mapping (mapping.3): all of it is done, or nothing.
+    Shrinking fences the tail that the file gives up: live views read zeros there. Each change is
+    one step of the mapping (mapping.3): it is done whole or not at all.
     """
 
     __slots__ = ("_core", "_ending", "_pager")
@@ -55,18 +55,18 @@ class Resizer:
     def __init__(self, core: FileCore, pager: Pager) -> None:
         self._core = core
         self._pager = pager
-        #: Where a change that is under way may end the file, if that is within a page (resizing.1).
+        #: Where a change under way may end the file, if that is inside a page (resizing.1).
         self._ending: int | None = None
 
     @property
     def fenced(self) -> bool:
-        """Whether pages were taken from live views, and have to be mapped again when it grows."""
+        """Whether live views have fenced pages, which have to be mapped again when it grows."""
         return self._core.mapping.fenced
 
     def _hides_loss(self, actual: int, size: int) -> bool:
-        """Tell whether others cut off to ``actual`` what may be dirty below ``size``.
+        """Tell whether others cut the file to ``actual`` bytes, and so dirty bytes below ``size``.
 
-        Dirty are whole pages: any that goes beyond the end counts, as it does for a flush.
+        Whole pages are dirty: one that reaches beyond the end counts, as it does for a flush.
         """
         core = self._core
         if actual >= min(size, core.mapping.size) or not core.shared_writable:
@@ -76,15 +76,14 @@ class Resizer:
     def resize(self, size: int) -> bool:
         """Make the file ``size`` bytes long; on failure it has its old size.
 
-        Answer False, with nothing done, if zeros would take the place of stores that others cut
-        off.
+        Return False, with nothing done, if others cut off stores: zeros would take their place.
         """
         mapping = self._core.mapping
         if self._hides_loss(os.fstat(mapping.fd).st_size, size):
             return False
         old = mapping.size
         with self._resizing(size):
-            # Not only what verbs can address: stores behind an odd size, and blocks ahead, go too.
+            # Also shrink behind what verbs can address: stores behind an odd size, blocks ahead.
             if size < max(old, mapping.file_end) or size == old < mapping.reserved_end:
                 self._shrink(size)
             elif size > old:
@@ -93,13 +92,13 @@ class Resizer:
 
     @contextmanager
     def _resizing(self, size: int) -> Iterator[None]:
-        """Name the file in errors of the block, and have the next flush sync what it did."""
+        """Name the file in errors of the block, and have the next flush sync the new size."""
         core = self._core
         try:
             with naming_the_want(core.path, size):
                 yield
         except OSError as error:
-            if error.errno == errno.EPROTO:  # native code looked, and the length was another one
+            if error.errno == errno.EPROTO:  # native code found another length than it had set
                 raise cannot_resize(core.path, size) from error
             if error.filename is None:
                 name_file(error, core.path)
@@ -117,19 +116,19 @@ class Resizer:
                 with self._pager.remapping() if self.fenced else nullcontext():
                     mapping.extend(size, end, actual, floor)
             except BaseException:
-                if mapping.size > old:  # pages could not be pinned again
+                if mapping.size > old:  # pages could not be locked again
                     mapping.truncate(old)
                 raise
 
     def _make_room(self, size: int) -> None:
-        """Reserve addresses for this number of bytes; the file is as before."""
+        """Reserve addresses for this number of bytes, without changing the file."""
         if size > self._core.mapping.capacity:
             with self._pager.remapping():
                 self._core.mapping.rebase(size)
 
     @contextmanager
     def _end_for(self, size: int, *, whole_pages: bool = False) -> Iterator[int]:
-        """Say where a file that is to be so long has to end, and let it end there (resizing.1)."""
+        """Yield where a file of ``size`` bytes has to end, and let it end there (resizing.1)."""
         self._ending = size if size % PAGE_SIZE and not whole_pages else None
         try:
             whole = whole_pages or self._core.mapping.growable_leases
@@ -138,9 +137,9 @@ class Resizer:
             self._ending = None
 
     def follow(self) -> bool:
-        """Address as many bytes as the file has by now, whoever changed that.
+        """Let verbs address as many bytes as the file has, whoever changed its size.
 
-        Answer False as ``resize`` does.
+        Return False as ``resize`` does.
         """
         mapping = self._core.mapping
         actual = os.fstat(mapping.fd).st_size
@@ -158,17 +157,17 @@ class Resizer:
             self._end_for(size) as end,
             self._pager.remapping() if (self.fenced and size > old) else nullcontext(),
         ):
-            # Not under a growable view: a store may just be growing it. And what such a store has
-            # made of it remains known as our own doing.
+            # The size does not count as set by others if a growable view may be growing the file
+            # at this moment, or if such a store made it what it is.
             growing = mapping.growable_leases or size == mapping.file_end
             mapping.adopt(size, end, size < old or not growing)
         if size < old:
             check_all_words()
 
     def follow_others(self) -> bool:
-        """Take over what others did to the length; where they only may append, only that they cut.
+        """Take over a length that others changed; in "a+", where others append, only a cut.
 
-        Answer False as ``resize`` does.
+        Return False as ``resize`` does.
         """
         mapping = self._core.mapping
         actual, _ = mapping.stat()
@@ -177,7 +176,7 @@ class Resizer:
         return self.follow()
 
     def make_room_behind(self, length: int) -> None:
-        """Have addresses for so many bytes behind the end, and for many more if there are any."""
+        """Reserve addresses for this number of bytes behind the end, and more ahead if possible."""
         mapping = self._core.mapping
         wanted = max(mapping.size, mapping.file_end) + length
         if align_up(wanted, PAGE_SIZE) <= mapping.capacity:
@@ -190,7 +189,7 @@ class Resizer:
                 self._make_room(wanted)
 
     def reach(self, end: int) -> None:
-        """Let verbs address the file up to where something was appended."""
+        """Let verbs address the file up to the end of what was appended."""
         mapping = self._core.mapping
         with naming_the_want(self._core.path, end):
             self._make_room(end)
@@ -201,9 +200,9 @@ class Resizer:
                 mapping.extend(end, max(last, mapping.file_end), -1, end)
 
     def cut_to(self, start: int) -> bool:
-        """Take over that others had cut the file to there when something was appended to it.
+        """Take over that others had cut the file to ``start`` when we appended.
 
-        Answer False, with nothing done, if stores were lost by that: the next flush says so.
+        Return False, with nothing done, if that lost stores: the next flush reports it.
         """
         if self._hides_loss(start, self._core.mapping.size):
             return False
@@ -223,7 +222,7 @@ class Resizer:
     def ensure(self, size: int) -> bool:
         """Make the file at least ``size`` bytes long, and end it at a page boundary.
 
-        Answer False as ``resize`` does.
+        Return False as ``resize`` does.
         """
         mapping = self._core.mapping
         old = mapping.size
@@ -234,14 +233,14 @@ class Resizer:
                 reserve_shared(mapping.fd, size, sparse=self._core.options.sparse)
             return self.follow()
         with self._resizing(max(old, size)):
-            # What stores brought about is not asked for by this.
+            # Only ``size`` is kept at close: bytes that stores added before may still be trimmed.
             self._grow(old, max(old, size), floor=size, whole_pages=True)
         return True
 
     def check_room(self, capacity: int | None) -> None:
-        """Raise if no capacity was asked for and there is none; on the loop thread.
+        """Raise if the file was opened without capacity and has no room; on the loop thread.
 
-        A file that has used up the capacity it was given is no mistake: its size decides that.
+        A file that has used up the capacity it was opened with raises nothing here.
         """
         mapping, path = self._core.mapping, self._core.path
         end, room = mapping.file_end, mapping.capacity
@@ -253,7 +252,7 @@ class Resizer:
             raise OutOfBoundsError(end, 1, room, reason)
 
     def check_whole_pages(self) -> None:
-        """Raise unless the file ends at a page boundary, and is left so; on the loop thread."""
+        """Raise unless the file ends, and will end, at a page boundary; on the loop thread."""
         end = self._ending or self._core.mapping.file_end
         if end % PAGE_SIZE:
             reason = (
@@ -282,7 +281,7 @@ class Resizer:
 
     @property
     def wants_trim(self) -> bool:
-        """Whether the file may be longer than what is used of it, by what we added."""
+        """Whether growth may have made the file longer than its used length."""
         mapping = self._core.mapping
         if self._appends:  # appending.3
             return False
@@ -290,14 +289,14 @@ class Resizer:
         return longest > mapping.min_kept_length
 
     def trim(self) -> None:
-        """Cut the file to its used length, and let it grow no more."""
+        """Stop growth, and cut the file to its used length."""
         core, mapping = self._core, self._core.mapping
         mapping.stop_growth()
         end = mapping.file_end
         if os.fstat(mapping.fd).st_size != end:  # somebody else made it longer, or shorter
             return
         used = self._used(mapping.min_kept_length, end)
-        self._shrink(used)  # also to the same length: that gives blocks behind it back
+        self._shrink(used)  # even to the same length: that gives back the blocks behind it
         core.unsynced.note_resize()
 
     def _used(self, floor: int, end: int) -> int:

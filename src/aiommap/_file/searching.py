@@ -1,8 +1,8 @@
-"""Searching: where bytes begin in a range of a file, first or last.
+"""Searching: find the first or last place of some bytes in a range of a file.
 
-The range is read piece by piece, each with enough of the next one for a match that lies across, so
-memory stays bounded, and what the file loses meanwhile is an error as for any read. What is in
-memory and short is searched on the loop thread.
+A worker reads the range piece by piece. Each piece includes enough of the next one for a match that
+lies across the two. So memory stays bounded, and a page that the file loses meanwhile is an error
+as for any read. The loop thread searches a short range itself if it is in memory.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from .._runtime.tracing import traced
 from .._runtime.workers import OnCancel
 from .reading import Reader
 
-#: What is searched on the loop thread at most, as what is copied there.
+#: The longest range that the loop thread searches; as much as it copies at once.
 INLINE_BYTES = 64 << 10
-#: What is read at a time, and what is searched in one hop, between two looks for a cancellation.
+#: The bytes that a worker reads at a time.
 PIECE_BYTES = 1 << 20
+#: The bytes that a worker searches in one hop; a cancellation is seen between two hops.
 HOP_BYTES = 16 << 20
 
 
 def bounds(start: SupportsIndex | None, end: SupportsIndex | None, length: int) -> tuple[int, int]:
-    """Take two ends as a slice of so many bytes does, but for the order of the two."""
+    """Convert the bounds of a slice of ``length`` bytes to offsets; they may be in wrong order."""
     low = 0 if start is None else integer(start, "start")
     high = length if end is None else integer(end, "end")
     low = max(low + length, 0) if low < 0 else low
@@ -34,7 +35,7 @@ def bounds(start: SupportsIndex | None, end: SupportsIndex | None, length: int) 
 
 
 def needle_of(needle: object) -> bytes:
-    """Take what is searched for, as ``bytes.find`` does; a copy, for a worker may outlive us."""
+    """Copy what ``bytes.find`` would take; a copy, because a worker may outlive the verb."""
     return bytes([needle]) if isinstance(needle, int) else bytes(export_bytes(needle))
 
 
@@ -48,7 +49,7 @@ class Searcher:
         self._reader = reader
 
     async def search(self, needle: bytes, start: int, end: int, *, last: bool) -> int:
-        """Find the first or last place in a range of the file that was checked, or -1."""
+        """Return the first or last place of the needle in a checked range of the file, or -1."""
         core = self._core
         if start > end or end - start < len(needle):
             return -1
@@ -79,7 +80,7 @@ class Searcher:
         return -1
 
     def _search(self, needle: bytes, start: int, end: int, last: bool) -> int:
-        """Search what goes into one hop. Threads that may wait only."""
+        """Search the range of one hop. Only for threads that may wait."""
         for low, high in _pieces(start, end, len(needle), PIECE_BYTES, backwards=last):
             found = find_bytes(self._reader.read_whole(low, high - low), needle, last)
             if found >= 0:

@@ -1,4 +1,4 @@
-"""Views: sub-ranges that share one mapping and keep its pages alive."""
+"""Views: sub-ranges that share one mapping and keep its pages mapped."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ class Carving(ReadVerbs):
     def carve(self, parts: Mapping[Name, tuple[SupportsIndex, SupportsIndex]]) -> dict[Name, View]:
         """Make named views of disjoint parts, all of them or none.
 
-        It is one synchronous call, during which nothing else runs on the loop, and it costs about
-        2 µs a part: carve in portions what has more than some thousands.
+        This is one synchronous call of about 2 µs a part, and nothing else runs on the loop
+        meanwhile: carve more than some thousands of parts in several calls.
 
         Args:
             parts: (offset, length) by name, in any order, with gaps or without, in bytes from the
                 start of the file or the view. Parts may begin and end at any byte; ``flush``,
                 ``prewarm`` and the like round to pages.
         Returns:
-            One view a part, under the same names in the same order.
+            One view per part, under the same names in the same order.
         Raises:
             OutOfBoundsError: if a part leaves the file or the view.
-            OverlapError: if two parts share a byte. Its message names both.
-            TypeError: if a part is no pair of integers. Its message names it.
+            OverlapError: if two parts share a byte; the message names both parts.
+            TypeError: if a part is not a pair of integers; the message names the part.
         """
         self._check()
         checked = check_disjoint(parts, len(self))
@@ -52,12 +52,12 @@ class Carving(ReadVerbs):
 class View(Carving, RangeVerbs):
     """A range of a mapped file: the same verbs, with offsets relative to the view.
 
-    A view pins the pages it covers: they stay mapped until it is released, also after the file
-    was resized within its capacity or closed. Releasing happens by ``release``, at the end of a
+    The pages that a view covers stay mapped until the view is released, also after the file was
+    resized within its capacity or closed. A view is released by ``release``, at the end of a
     ``with`` block, or when the view and everything made from its ``memory`` are garbage.
 
-    It belongs to the file as it was when the view was made: after a ``reopen`` that moved, its
-    ``memory`` goes on, and its verbs raise ``anyio.ClosedResourceError``.
+    A view belongs to the file that was mapped when it was made. After a ``reopen`` that moved, its
+    ``memory`` remains usable, and its verbs raise ``anyio.ClosedResourceError``.
 
     Concurrency: as for the file. Several views may cover the same bytes.
     """
@@ -84,14 +84,14 @@ class View(Carving, RangeVerbs):
         anchor: object = None,
     ) -> None:
         super().__init__(opened)
-        #: What has to live for as long as the pages are pinned, by the view or what it made.
+        #: An object that lives as long as the lease, in the view or in memory made from it.
         self._anchor = anchor
         self._offset = offset
         self._length = length
         self._growable = growable
         self._lease: Lease | None = self._pin(writable=growable)
         self._memory: memoryview | None = None
-        #: What has to live for as long as somebody may use the view.
+        #: An object that lives as long as the view.
         self._keeps = keeps
 
     @property
@@ -111,17 +111,17 @@ class View(Carving, RangeVerbs):
     def memory(self) -> memoryview:
         """The bytes themselves, without a copy: shape (length,), format 'B'.
 
-        Read-only in mode "r", and also if it is first asked for after the file was closed. While
-        it is writable its range counts as dirty. Touching a page that is not in memory blocks the
-        calling thread: prewarm first. Touching one whose bytes the file has lost reads zeros, or
-        stores nothing, and poisons the file: every later verb raises. See docs/safety. No verb of
-        the file needs it.
+        It is read-only in mode "r", and if you first ask for it after the file was closed. The
+        range counts as dirty for as long as there is writable memory of it. Touching a page that
+        is not resident blocks the calling thread: prewarm first. Touching a page that the file has
+        lost reads zeros, or stores nothing, and poisons the file: every later verb raises. See
+        docs/safety.
 
         Raises:
-            MappingFaultError: if the file is poisoned already.
+            MappingFaultError: if the file is poisoned.
             anyio.ClosedResourceError: if the view was released.
             OutOfBoundsError: if the file was resized to end before the view does.
-            ForkedError: if the file was opened by another process.
+            ForkedError: if another process opened the file.
         """
         if self._memory is None:
             self._check_memory()
@@ -140,7 +140,7 @@ class View(Carving, RangeVerbs):
         return mapping.lease(self._offset, self._length, writable, place, self._anchor)
 
     def release(self) -> None:
-        """Let go of the pages; what was made from ``memory`` keeps them until it is gone too."""
+        """Give up the pages; objects made from ``memory`` keep them mapped until they are gone."""
         self._memory = None
         self._lease = None
         self._keeps = None
@@ -189,14 +189,14 @@ class View(Carving, RangeVerbs):
     def struct(self, layout: str) -> Records:
         """Lay records of a ``struct`` format over the memory of the view, without a copy.
 
-        What holds for ``memory`` holds for them: in writable modes the view counts as dirty for
-        as long as they are held, and they keep its pages after ``release``.
+        The records follow the rules of ``memory``: in writable modes the view counts as dirty for
+        as long as you hold them, and they keep its pages mapped after ``release``.
 
         Args:
-            layout: a format as ``struct`` has it, of one record. Any byte order, any alignment.
+            layout: the format of one record, as for ``struct``. Any byte order, any alignment.
         Raises:
-            ValueError: if the view is no whole number of records, or a record has no bytes.
-            struct.error: if the format is none.
+            ValueError: if the view is not a whole number of records, or a record has no bytes.
+            struct.error: if the format is not valid.
             As ``memory``.
         """
         record = check_records(layout, self._length)
@@ -231,7 +231,7 @@ class View(Carving, RangeVerbs):
         return self._offset + start, count
 
     def _check_range(self) -> None:
-        """Raise if the file moved on: its verbs would reach other bytes than the memory does."""
+        """Raise if the file was reopened: verbs would reach other bytes than the memory shows."""
         self._pinned()
         if self._core.lifecycle.retired:
             raise self._core.lifecycle.ended()

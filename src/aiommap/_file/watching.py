@@ -18,7 +18,7 @@ class FileWatch:
 
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
-        #: Those that have not ended; they leave by themselves, so that none passes by the others.
+        #: The subscriptions that have not ended, in order; each removes itself when it ends.
         self._subscribers: dict[Changes, None] = {}
 
     def subscribe(
@@ -29,7 +29,7 @@ class FileWatch:
         poll_interval: float | None,
         called_ns: int | None = None,
     ) -> Changes:
-        """Make a subscription, of changes since a moment that is given or else since it begins."""
+        """Make a subscription to changes since ``called_ns``, or else since the block begins."""
         changes = self._watcher.subscribe(
             core.path,
             buffer=buffer,
@@ -50,7 +50,10 @@ class FileWatch:
 
 
 def _since(core: FileCore, called_ns: int | None) -> Callable[[FileState | None], FileState | None]:
-    """Say which state a subscription begins with, of the one that is found when it begins."""
+    """Make the function that turns the state found at the beginning into the one to compare with.
+
+    A state other than the one found makes the difference the first change.
+    """
     done = _done(core)
 
     def since(state: FileState | None) -> FileState | None:
@@ -60,7 +63,7 @@ def _since(core: FileCore, called_ns: int | None) -> Callable[[FileState | None]
         if state is None or not state.is_same_file(opened):
             return opened
         if core.own.being_resized or _done(core) != done:
-            return state  # we are at it ourselves
+            return state  # the difference is our own doing
         touched = called_ns is not None and state.ctime_ns >= called_ns
         return opened if touched or state.size != opened.size else state
 

@@ -1,15 +1,15 @@
-"""The slow way of a write: what ``write_inline`` could not store at once.
+"""The slow way of a write: for writes that ``write_inline`` could not store at once.
 
 Invariants.
-  1  While a write waits in the queue, no inline store touches the span it lies in: the mapping
-      knows the bounds of everything queued (I9).
+  1  While writes wait in the queue, no inline store touches the span from the first to the last of
+      their bytes: the mapping knows its bounds (I9).
   2  Under a policy that flushes each write, stores and flush are one request of the commit queue:
       one hop, and the flush begins after the store by construction.
   3  Stores of tasks that woke together are gathered for a turn of the loop, and the first task to
-      go on stores all (``py/gather.h``). Whatever else stores, changes the size, closes or reopens
-      has them stored before. What cannot be stored inline then goes to the queue, in one step (I9).
-  4  When the policy is replaced, writes go on through the queue that is still busy, so that none
-      overtakes one in the other queue (I9).
+      go on stores all of them (``py/gather.h``). Any other store, change of size, close or reopen
+      stores them first. Those that cannot be stored inline go to the queue in the same step (I9).
+  4  After the policy is replaced, writes go on through the queue that is still busy, so that none
+      overtakes a write in the other queue (I9).
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from .._runtime.event_loop import Waiter
 from .._runtime.tracing import is_traced, traced
 from .reading import YIELD_EVERY
 
-#: What write_many may store on the loop thread, about 0.1 ms of copying; the rest takes a hop.
+#: How much write_many may store on the loop thread, about 0.1 ms of copying; the rest takes a hop.
 INLINE_BATCH_BYTES = 512 << 10
-#: What each item counts beside its bytes: a store costs some microseconds however small.
+#: What each item counts beside its bytes: even a small store takes some microseconds.
 INLINE_ITEM_BYTES = 4 << 10
 
 
@@ -42,7 +42,7 @@ Late: TypeAlias = tuple[Batch[Request, int], Waiter[int | BaseException]]
 
 
 class Writer:
-    """Writes of one file that have to yield, wait for a worker, or fail."""
+    """Writes of one file that have to give way, wait for a worker, or fail."""
 
     __slots__ = (
         "_background",
@@ -60,7 +60,7 @@ class Writer:
 
     def __init__(self, core: FileCore, flusher: Flusher, background: BackgroundFlush) -> None:
         self._core = core
-        # The core's own, at hand for each write.
+        # Objects of the core, kept here because each write needs them.
         self._route = core.route
         self._unsynced = core.unsynced
         self._mapping = core.mapping
@@ -71,7 +71,7 @@ class Writer:
         self._queue: BatchQueue[Request, int] = BatchQueue(
             workers, as_jobs(workers, workers.stores, self._apply, self._shrink_span)
         )
-        #: Gathered writes that are in the queue: their batches, and what their tasks wait for.
+        #: Gathered writes that went to the queue: the batch of each, and the waiter of its task.
         self._late: dict[Receipt, Late] = {}
         self._start = self._end = 0  # writing.1: bounds of what is queued or in flight
 
@@ -95,7 +95,7 @@ class Writer:
                 return self._write_gathered(receipt, offset, data)
             core.check_loop()  # the commit queue looks at the loop itself
         self.store_gathered()
-        # Most often the time slice is spent, and that is all: the shortest way for it.
+        # The most frequent case, a spent time slice and nothing else, takes the shortest way.
         asked = self._background.idle
         receipt = self._mapping.write_now(offset, data) if asked else None  # type: ignore[arg-type]
         if receipt is not None:
@@ -109,7 +109,7 @@ class Writer:
         return self._submit(Request.of(store), len(store[1])) if asked else self._write(store)
 
     def _check(self, offset: int, data: object) -> Store:
-        """Check a write with an error for each check; what passes is not stored yet."""
+        """Check a write, and raise the error of the first check that fails; store nothing."""
         core = self._core
         core.check_writable("write to")
         view = export_bytes(data)
@@ -124,7 +124,7 @@ class Writer:
         offset, view = store
         if self._background.is_full([(offset, len(view))]):
             await self._make_room([(offset, len(view))])
-        # Stored before giving way: whoever writes meanwhile must not come first (I9).
+        # Store before giving way: a task that writes meanwhile must not come first (I9).
         receipt = core.mapping.write_now(offset, view)
         if receipt is None:
             return await self._submit(Request.of(store), len(view))
@@ -133,7 +133,7 @@ class Writer:
         return cast("WriteReceipt", receipt)
 
     async def _write_gathered(self, receipt: Receipt, offset: int, data: object) -> WriteReceipt:
-        """Wait a turn for stores of others, and store all that were gathered (writing.3)."""
+        """Wait a turn for stores of other tasks, then store all gathered ones (writing.3)."""
         assert self._pause is not None
         try:
             await self._pause
@@ -153,12 +153,12 @@ class Writer:
         return await self._write(self._check(offset, data))
 
     def store_gathered(self) -> None:
-        """Store what was gathered, or queue it: nothing submitted later comes first (writing.3)."""
+        """Store or queue the gathered writes, so that no later write comes first (writing.3)."""
         if not self._mapping.gathered:
             return
         rest = self._mapping.store_gathered()
         if self._unsynced.failure is None and not self._core.lifecycle.closing:
-            for receipt, offset, data in rest:  # else those who wait find out why
+            for receipt, offset, data in rest:  # else their own tasks raise the reason
                 self._queue_late(receipt, Request.of((offset, data)))
 
     def _queue_late(self, receipt: Receipt, write: Request) -> None:
@@ -198,7 +198,7 @@ class Writer:
         core.check_writable("write to")
         with (
             core.lifecycle.activity()
-        ):  # it may give way many times, and reopen() must not overtake it
+        ):  # it may give way many times, and a reopen has to wait for it
             return await self._write_many(items)
 
     async def _write_many(self, items: Iterable[tuple[int, object]]) -> WriteReceipt:
@@ -219,7 +219,7 @@ class Writer:
                 await core.workers.checkpoint_if_due()
         core.check_writable("write to")
         first = min(first, end)
-        if len(stores) > YIELD_EVERY:  # nothing on the loop looks at so many at once
+        if len(stores) > YIELD_EVERY:  # too many ranges for one turn of the loop
             ranges = [(first, end - first)]
         if self._background.is_full(ranges, most):
             await self._make_room(ranges, most)
@@ -234,10 +234,10 @@ class Writer:
         return WriteReceipt(self._flusher, first, end - first, sequence)
 
     def _store_inline(self, stores: Sequence[Store], total: int) -> tuple[list[Store], int]:
-        """Store up to the first one that has to wait; what is left keeps its order (I9).
+        """Store up to the first one that has to wait, and return the rest in order (I9).
 
         Args:
-            total: bytes of all stores; the result has those of the rest.
+            total: the bytes of all stores; also returned, for the rest.
         """
         budget = INLINE_BATCH_BYTES
         for done, (offset, view) in enumerate(stores):
@@ -293,7 +293,7 @@ class Writer:
         self._end = max((write.end for write in waiting), default=0)
         self._core.mapping.set_queued(self._start, self._end)
 
-    # Worker threads only, from here on.
+    # From here on: worker threads only.
 
     def _apply(self, writes: list[Request]) -> list[int | BaseException]:
         core = self._core
@@ -307,5 +307,5 @@ class Writer:
         for write in writes:
             results.append(core.faults.outcome(write.stores, outcomes[at : at + len(write.stores)]))
             at += len(write.stores)
-        self._background.plan()  # the loop that is told of them may be busy for long
+        self._background.plan()  # here, because the loop may be too busy to plan for long
         return results

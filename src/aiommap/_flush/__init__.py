@@ -1,1 +1,1 @@
-"""When and how written bytes become durable."""
+"""Flushes: when and how written bytes become durable."""

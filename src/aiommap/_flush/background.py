@@ -14,9 +14,9 @@ Invariants.
   4  Whatever makes the file dirty, or leaves it dirty, plans in its own thread before it returns.
       So while the file is open, its oldest dirty byte has a timer (background.1) or is being
       flushed.
-  5  The limits are set before what is due is looked at, as the loop stores meanwhile: a store is
-     seen by that look, or meets the limits. One that is under way just then may do neither. So the
-     loop plans as well, after each flush in the background.
+  5  ``plan`` sets the limits before it looks at what is due, because the loop may store meanwhile.
+     So the look sees a store, or the store meets the limits. A store that is under way at that
+     moment may do neither. So the loop plans as well, after each background flush.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ RETRY_SECONDS = 0.25
 
 
 class BackgroundFlush:
-    """Keeps one file's flush policy; a target of its hub's scheduler."""
+    """Carries out one file's flush policy; a target of its hub's scheduler."""
 
     __slots__ = (
         "__weakref__",
@@ -72,7 +72,7 @@ class BackgroundFlush:
         self._asked = False
         #: When a flush that failed without latching may be tried again.
         self._not_before = 0.0
-        #: Held while what is due is decided.
+        #: Held while ``plan`` decides what is due.
         self._planning = ReentrantMutex()
         self._release_clock: Callable[[], object] = nothing
         self._queue: anyio.Lock | None = None
@@ -107,7 +107,7 @@ class BackgroundFlush:
         self._release_clock()
 
     def _keep_clock(self, policy: FlushPolicy) -> None:
-        """Keep the clock's thread for as long as a policy may need it."""
+        """Keep the thread of the clock for as long as the policy may need it."""
         release, self._release_clock = self._release_clock, nothing
         if not policy.passive:
             self._release_clock = clock.keep(self)
@@ -139,14 +139,14 @@ class BackgroundFlush:
             self._scheduler.soon(self)
 
     def take_turn(self) -> None:
-        """Use the turn that was asked for. Worker threads only."""
+        """Flush if a flush is still due, and plan again. Worker threads only."""
         with self._planning:
             self._asked = True
             self._drop_timer()
         begun, again = False, True
         try:
             begun, again = self._flusher.flush_if_due(lambda: self._due(self._dirty_since()))
-        except Exception as error:  # no memory, for one
+        except Exception as error:  # no memory, for instance
             FLUSHES.error("%s was not flushed, and will be tried again: %s", self._core.path, error)
         with self._planning:
             self._not_before = time.monotonic() + RETRY_SECONDS if again else 0.0
@@ -156,7 +156,7 @@ class BackgroundFlush:
             self._flusher.tell_loop()  # background.5: only now
 
     def _note_room(self) -> None:
-        """Set ``may_be_full`` and ``idle``; no properties, as many a write reads them."""
+        """Set ``may_be_full`` and ``idle``: not properties, because many writes read them."""
         policy = self._route.policy
         self.may_be_full = self._waiting > 0 or policy.dirty_limit is not None
         self.idle = policy.passive and not self._waiting
@@ -164,10 +164,12 @@ class BackgroundFlush:
     def is_full(
         self, ranges: Sequence[tuple[int, int]], most: float = math.inf, more: int = 0
     ) -> bool:
-        """Tell whether stores to these (offset, length) ranges have to wait in ``make_room``.
+        """Tell whether stores have to wait in ``make_room``.
 
-        Of very many, one range that has them all, and at most how many bytes they make dirty; and
-        how many more bytes a store behind the end of the file adds.
+        Args:
+            ranges: (offset, length) of the stores; of very many, one range that includes them all.
+            most: the most bytes that the stores can make dirty.
+            more: bytes that a store behind the end of the file adds.
         """
         return self._waiting > 0 or self._exceeds(ranges, most, more)
 
@@ -178,7 +180,7 @@ class BackgroundFlush:
         most: float = math.inf,
         more: int = 0,
     ) -> None:
-        """Wait until the stores fit under the limit, and all who wait already do (background.3).
+        """Wait until earlier writers have room, and then until these stores fit (background.3).
 
         Args:
             ranges, most, more: as for ``is_full``.
@@ -207,13 +209,13 @@ class BackgroundFlush:
     ) -> None:
         core = self._core
         while self._exceeds(ranges, most, more):
-            await wait_stored()  # what waits in the queue is dirty only afterwards
+            await wait_stored()  # queued stores become dirty only when they are applied
             await self._flusher.submit(Request(0, core.mapping.size))
             if core.mapping.writable_leases:
-                return  # what such a view covers is dirty again at once
+                return  # the range of a writable lease is dirty again at once
 
     def _exceeds(self, ranges: Sequence[tuple[int, int]], most: float, more: int) -> bool:
-        """Tell whether the stores exceed the limit by being added to others' dirty bytes."""
+        """Tell whether the stores and the bytes that are dirty already exceed the limit."""
         limit, mapping = self._route.policy.dirty_limit, self._core.mapping
         if limit is None or not self._core.shared_writable:
             return False
@@ -229,10 +231,10 @@ class BackgroundFlush:
         return trigger.due(mapping.written_bytes, mapping.sequence, since, time.monotonic())
 
     def _dirty_since(self) -> float | None:
-        """When the oldest byte was stored that no flush has begun to write; None without any."""
+        """Return when the oldest byte was stored that no flush has begun to write; None if none."""
         mapping = self._core.mapping
         if not mapping.dirty_since and mapping.writable_leases:
-            mapping.dirty_bytes()  # counts what such a lease covers as dirty from this moment on
+            mapping.dirty_bytes()  # this counts the range of such a lease as dirty from now on
         return mapping.dirty_since / 1e9 or None
 
     def _set_timer(self, since: float | None) -> None:

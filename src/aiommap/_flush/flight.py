@@ -1,4 +1,4 @@
-"""Batches whose system calls the engine makes, and what they are asked for."""
+"""Batches whose system calls the engine makes, and the types of their requests and results."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from .._native import Mapping, PoolCommit, Receipt
 from .requests import Outcome
 
 Run: TypeAlias = tuple[int, int]
-#: What a flush without stores makes durable: writes, or (start, end).
+#: What a flush without stores makes durable: the write of a receipt, or a range.
 Asked: TypeAlias = Receipt | Run
-#: Is told, on the loop, the outcome of each item, or an error of all of them.
+#: Called on the loop with the outcome of each item, or with an error of all of them.
 Ended: TypeAlias = Callable[[Sequence[Outcome] | None, BaseException | None], None]
 
 
-#: What the engine gives: bytes flushed, where they end, what ``stat`` said, and their runs; or the
-#: errno.
+#: The result of a flush by the engine: bytes flushed, where they end, the size and the number of
+#: names of the file, and the runs; or an errno.
 Flushed: TypeAlias = tuple[int, int, tuple[int, int], list[Run]] | int
-#: The same for stores, without runs, behind their receipts and whether no other write was counted;
-#: or what ``write_many`` gives, if a store stopped short.
+#: The result of stores and their flush: the receipts, whether no other write was counted, and then
+#: the same without the runs. If a store stopped short: the result of ``write_many``. Or an errno.
 Committed: TypeAlias = (
     tuple[list[Receipt], bool, int, int, tuple[int, int]] | list[Receipt | tuple[int, int]] | int
 )
 
 
 class Flight:
-    """A batch whose calls the engine makes: of stores, or of what is to be made durable."""
+    """A batch whose calls the engine makes: stores and their flush, or a flush alone."""
 
     __slots__ = (
         "_ended",
@@ -47,7 +47,7 @@ class Flight:
         self.count = count
         self.stores = stores
         self.start: float = time.monotonic()
-        #: What had been written when it began (writeback.2).
+        #: The counts of bytes and writes when it began (writeback.2).
         self.written: int = mapping.written_bytes
         self.sequence: int = mapping.sequence
         self.job: PoolCommit | None = None
@@ -64,7 +64,7 @@ class Flight:
         self.error = error
 
     def tell(self) -> None:
-        """Tell what became of it; on the loop."""
+        """Report the outcomes or the error; on the loop."""
         self._ended(self.outcomes, self.error)
 
 
@@ -76,7 +76,7 @@ def settle(receipts: Iterable[object]) -> None:
 
 
 def run_of(asked: Receipt | Run) -> Run:
-    """Say where it begins and ends."""
+    """Return the range that was asked for."""
     if isinstance(asked, tuple):
         return asked
     return asked.offset, asked.offset + asked.length

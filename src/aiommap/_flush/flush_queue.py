@@ -30,7 +30,7 @@ class Timer(Generic[Target]):
         self.target: Target | None = target
 
     def take(self) -> Target | None:
-        """Return the target, and refer to it no more; None if that was done before."""
+        """Return the target and forget it; None if it was taken before."""
         target, self.target = self.target, None
         return target
 
@@ -55,9 +55,9 @@ class FlushQueue(Generic[Target]):
         self._limit = limit
         self._order = 0
         self._timers: list[Timer[Target]] = []
-        #: Entries of cancelled timers; swept out once they are more than half.
+        #: How many entries of cancelled timers the heap has; removed once they are more than half.
         self._empty_timers: int = 0
-        self._waiting: dict[Target, None] = {}  # in order; a set that a deque would have to scan
+        self._waiting: dict[Target, None] = {}  # an ordered set; a deque would have to be scanned
         self._running: set[Target] = set()
         self._again: set[Target] = set()
 
@@ -73,7 +73,7 @@ class FlushQueue(Generic[Target]):
         return timer
 
     def cancel(self, timer: Timer[Target]) -> None:
-        """Take a request back that ``at`` made, unless its time has come."""
+        """Cancel a request of ``at``, unless its time has come."""
         self._empty_timers += timer.take() is not None
 
     def soon(self, target: Target) -> None:
@@ -84,12 +84,12 @@ class FlushQueue(Generic[Target]):
             self._waiting.setdefault(target)
 
     def forget(self, target: Target) -> None:
-        """Drop what was requested for a target; a flush that runs goes on."""
+        """Drop the requests for a target, but not a flush that runs."""
         self._again.discard(target)
         self._waiting.pop(target, None)
 
     def start(self, now: float) -> list[Target]:
-        """Give turns: what is returned counts as being flushed until it is ``finished``."""
+        """Give turns; each returned target counts as being flushed until ``finished``."""
         while self._timers and (self._timers[0].target is None or self._timers[0].deadline <= now):
             target = self._pop()
             if target is not None:
@@ -110,12 +110,12 @@ class FlushQueue(Generic[Target]):
             self._waiting.setdefault(target)
 
     def _pop(self) -> Target | None:
-        target = heapq.heappop(self._timers).take()  # cancelling it later is nothing
+        target = heapq.heappop(self._timers).take()  # so that a later cancel does nothing
         self._empty_timers -= target is None
         return target
 
     def next_deadline(self) -> float | None:
-        """Say when ``start`` has something to do again if nothing else happens."""
+        """Return the time of the earliest timer; None if there is none."""
         while self._timers and self._timers[0].target is None:
             self._pop()
         return self._timers[0].deadline if self._timers else None

@@ -1,4 +1,4 @@
-"""Flushes of one file, the half on the loop: group commit, and who hears of a failure.
+"""Flushes of one file, the half on the loop: group commit, and the report of failures.
 
 Theory of operation. Every request to make something durable, and every change of size, goes
 through the commit queue (``_runtime/batching``). While a batch runs, requests gather. The next
@@ -16,21 +16,22 @@ thread of the engine, or in a worker if it is more than a few system calls.
                ^
     clock    a thread of the process: wakes the scheduler for deadlines
 
-A background flush does not use the queue, as the queue needs the loop: that may be busy, or at rest
-between two runs. The mutex in ``Writeback``, the *turn*, keeps the two apart. Workers wait for the
-turn; the loop only tries it, and takes a turn that is taken for work to wait for.
+A background flush does not use the queue, because the queue needs the loop, and the loop may be
+busy, or at rest between two runs. The mutex in ``Writeback``, the *turn*, keeps the two apart.
+Workers wait for the turn. The loop never waits: if the turn is taken, it leaves the batch to a
+worker.
 
 Invariants.
   1  A flush answers only requests made before it began (I4): the queue adds to no batch in flight.
-  2  A batch is stores, receipts, requests, changes or appends, never a mixture: a change of size is
-      a barrier in the queue. So no flush sees a change half done, or mistakes our own shrinking for
-      another's.
+  2  A batch has only stores, receipts, requests, changes or appends: a change of size is a barrier
+      in the queue. So no flush sees a change half done, or takes our own shrinking for somebody
+      else's.
   3  The first failure latches (I5): every request from then on raises it, and inline stores are
       switched off. Listeners hear of it once.
-  4  A store that asks for durability is applied in the hop of its flush, before that looks for
+  4  A store that asks for durability is applied in the hop of its flush, before the flush looks for
       dirty pages.
-  5  A batch that has begun is answered once, whatever fails at its end: listeners, logs and the
-      plan of what is due come before its outcome, and an error of theirs keeps it from nobody.
+  5  A batch that has begun is answered once, whatever fails at its end. Listeners, logs and plans
+      come before the outcome, but an error of theirs does not keep it from the waiters.
 """
 
 from __future__ import annotations
@@ -58,20 +59,20 @@ from .writeback import Writeback
 
 Item = TypeVar("Item")
 Waiting: TypeAlias = Waiter[WriteReceipt | BaseException | None]
-#: Looked up once: each durable write would pay for it.
+#: Looked up once, because each durable write would pay for the lookup.
 RECEIPT = Kind.OTHER_PLAIN
 
-#: Stores and receipts share a batch with requests as requests.
+#: Makes requests of stores and receipts when they share a batch with requests.
 _WIDEN: Widen = {Kind.PLAIN: Request.of, Kind.OTHER_PLAIN: Request.of_receipt}
 
 
 def _no_appends(items: Sequence[object]) -> list[Outcome]:
-    """Stand for what appends to a file to which nothing can be appended."""
+    """Append nothing; for a file to which nothing can be appended."""
     return [None for _ in items]
 
 
 class Flusher:
-    """Makes ranges of one file durable; also the owner that its receipts ask."""
+    """Makes ranges of one file durable; also the owner of the receipts of that file."""
 
     __slots__ = (
         "_after_batch",
@@ -91,7 +92,7 @@ class Flusher:
 
     def __init__(self, core: FileCore, failed: Listeners[FlushError]) -> None:
         self._core = core
-        # The core's own, at hand for each receipt.
+        # Values of the core, kept here because each receipt needs them.
         self._mapping = core.mapping
         self._shared = core.shared_writable
         self._flushable = core.flushable
@@ -103,8 +104,8 @@ class Flusher:
         )
         #: Whether listeners have heard of a failure.
         self._told = False
-        #: Stores and makes durable in the next flush, for a file none of whose flushes failed, and
-        #: untraced. It is the queue's own function: every step between costs each durable write.
+        #: Stores bytes and makes them durable in the next flush. Only while no flush has failed and
+        #: nobody traces. It is the queue's own function: each step more slows each durable write.
         self.write: Callable[[Store], Awaitable[WriteReceipt]] = cast(
             "Callable[[Store], Awaitable[WriteReceipt]]", self._queue.submit
         )
@@ -115,11 +116,11 @@ class Flusher:
         self.failed: Listeners[FlushError] = failed
 
     def on_batch(self, callback: Callable[[], None]) -> None:
-        """Have a function called after every batch, and where a flush left something dirty."""
+        """Call a function after every batch, and when a failed flush left pages dirty."""
         self._after_batch = callback
 
     def on_append(self, apply: ApplyAppends) -> None:
-        """Have a function called, in a worker, for each batch of appends."""
+        """Set the function that a worker calls for each batch of appends."""
         self._apply_appends = apply
 
     async def append(self, data: bytes | memoryview) -> WriteReceipt:
@@ -128,7 +129,7 @@ class Flusher:
         return cast("WriteReceipt", await self._queue.submit(data, kind=Kind.APPEND))
 
     async def wait_served(self) -> None:
-        """Wait until what was submitted so far has been served."""
+        """Wait until all items submitted so far have been served."""
         await self._queue.settle()
 
     def _call_after_batch(self) -> None:
@@ -140,9 +141,9 @@ class Flusher:
         return self._core.mapping.durable_sequence
 
     def begin_flush(self, receipt: WriteReceipt) -> Waiting | None:
-        """Begin to make one write durable, and others with it where that costs little.
+        """Begin to make one write durable, and others with it if that costs little.
 
-        None if it is durable, or ``flush_pages_of`` has to do.
+        Return None if the write is durable, or if the caller has to use ``flush_pages_of``.
         """
         if (
             self._mapping.awaits_flush(receipt)
@@ -154,14 +155,14 @@ class Flusher:
         return None
 
     async def end_flush(self, error: BaseException | None, waiter: Waiting) -> None:
-        """End a wait that ``begin_flush`` began, because of an error or without a hop."""
+        """End a wait of ``begin_flush`` that failed, or that was answered without a hop."""
         if error is None:
             await self._core.workers.checkpoint_if_due()
         elif not isinstance(error, GeneratorExit):  # else the loop is gone
             await self._queue.leave_early(waiter)
 
     async def flush_pages_of(self, receipt: WriteReceipt) -> None:
-        """Make one write durable, and nothing but its pages."""
+        """Make one write durable, and flush only its pages."""
         if receipt.durable:
             return
         self._core.check_usable()
@@ -174,7 +175,7 @@ class Flusher:
         await self.submit(Request.of_receipt(receipt))
 
     async def submit(self, request: Request) -> WriteReceipt | None:
-        """Serve a request in the next flush; the receipt of its stores, if it has any."""
+        """Serve a request in the next flush; return the receipt of its stores, if it has any."""
         self._core.check_flushed()
         return await self._submit(request)
 
@@ -190,22 +191,22 @@ class Flusher:
             return await self._queue.submit(request, kind=Kind.GENERAL)
 
     async def change(self, act: Callable[[], None], *, ours: bool = True) -> None:
-        """Run what changes the size or the blocks, or takes a new size over (flusher.2)."""
+        """Run a function that changes the size or the blocks, or takes over a size (flusher.2)."""
         change = Change(act, self._core.own.resizing) if ours else Change(act)
         await self._queue.submit(change, kind=Kind.BARRIER)
 
     @property
     def busy(self) -> bool:
-        """Whether anything is being served or waits for it."""
+        """Whether any item is being served or waits for that."""
         return self._queue.busy or self.writeback.busy
 
     async def quiesce(self) -> None:
-        """Wait for a background flush to end; for a file for which no other one can begin."""
+        """Wait for a background flush to end; only when no other one can begin."""
         if self.writeback.busy:
             await self.change(nothing, ours=False)
 
     def storing(self, offset: int, end: int) -> bool:
-        """Tell whether stores to a part of a range are still under way here (flusher.4)."""
+        """Tell whether the queue still has stores to a part of a range (flusher.4)."""
         stores, requests = self._queue.unfinished(), self._queue.unfinished(Kind.GENERAL)
         return touch(stores, offset, end) or any(r.stores_to(offset, end) for r in requests)
 
@@ -253,7 +254,7 @@ class Flusher:
         )
 
     def _wake_together(self, count: int, done: Done, outcomes: Sequence[Outcome]) -> None:
-        """Wake who waited for receipts: what these write next may be stored together."""
+        """Wake the tasks that waited for receipts; native code may gather what they write next."""
         self._mapping.expect_stores(count)
         done(outcomes)
 
@@ -271,7 +272,7 @@ class Flusher:
                 partial(self._settle_receipts, requests, done),
                 lambda: self._begin_in_worker(requests, done),
             )
-        else:  # of some pages, and of no others
+        else:  # the engine flushes the whole file, and these ask for some pages only
             self._begin_in_worker(requests, done)
 
     def _begin_in_worker(self, requests: list[Request], done: Done) -> None:
@@ -285,7 +286,7 @@ class Flusher:
         done: Done,
         otherwise: Callable[[], None],
     ) -> None:
-        """Begin a batch in the engine, once it is the turn of this file; otherwise by a worker."""
+        """Begin a batch in the engine when the limiter allows; ``otherwise`` if it declines."""
         limiter = self._core.workers.flushes
 
         def ended(outcomes: Sequence[Outcome] | None, error: BaseException | None) -> None:
@@ -296,7 +297,7 @@ class Flusher:
 
         def start() -> None:
             begun = False
-            with suppress(Exception):  # the worker that tries again finds out why
+            with suppress(Exception):  # the worker tries again, and reports the error
                 begun = begin(ended)
             if not begun:
                 limiter.give()
@@ -362,7 +363,7 @@ class Flusher:
         return None
 
     def _tell(self) -> None:
-        """Tell listeners, once, that flushes fail from now on (flusher.3)."""
+        """Tell the listeners, once, that every flush fails from now on (flusher.3)."""
         core = self._core
         failure, damage = core.unsynced.failure, core.faults.damage()
         if failure is None and damage is not None:
@@ -374,10 +375,10 @@ class Flusher:
             self.failed.tell(failure)
 
     def flush_if_due(self, due: Callable[[], bool]) -> tuple[bool, bool]:
-        """Make everything durable if that is due. For worker threads.
+        """Make everything durable if a flush is due. For worker threads.
 
         Returns:
-            Whether the loop has to be told, and whether it has to be tried again.
+            Whether the loop has to hear of it, and whether the flush has to be tried again.
         """
         begun, failure = self.writeback.flush_if_due(due)
         if failure is not None:
@@ -385,7 +386,7 @@ class Flusher:
         return begun, failure is not None
 
     def tell_loop(self) -> None:
-        """Have the loop hear of a flush in the background when it has time, and listeners then."""
+        """Have the loop plan, and tell listeners of a failure, after a background flush."""
         self._core.workers.call_from_thread(self._background_ended)
 
     def _background_ended(self) -> None:

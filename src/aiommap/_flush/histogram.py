@@ -1,13 +1,13 @@
 """A histogram of positive numbers in buckets of equal ratio: small, and exact to five per cent.
 
-Pure. Only buckets that were hit take memory, so a file that never flushes has none.
+Pure. Only buckets with values take memory, so the histogram of a file that never flushes has none.
 """
 
 from __future__ import annotations
 
 import math
 
-#: Each bucket reaches this much further than the one before: its middle is within 5 % of all in it.
+#: The ratio of the bounds of a bucket: its middle is within 5 % of every value in it.
 RATIO = 1.1
 _LOG_RATIO = math.log(RATIO)
 

@@ -1,9 +1,9 @@
-"""What the commit queue takes: stores, ranges to make durable, changes of the file. Pure.
+"""The items of the commit queue: stores, ranges to make durable, changes of the file. Pure.
 
-A store that is to be durable, and a receipt whose write is, are plain items of the queue, as they
-are: most items are, and each costs the loop time. A ``Request`` is a general item, a ``Change`` a
-barrier, and an append is the bytes alone. So a batch is a list of stores, of receipts, of requests,
-of changes, or of appends.
+Most items are a store that is to become durable, or a receipt whose write is to become durable.
+These are plain items, without an object around them, because each item takes time of the loop. A
+``Request`` is a general item, a ``Change`` is a barrier, and an append is just its bytes. So a
+batch is a list of stores, of receipts, of requests, of changes, or of appends.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from .._core.receipt import WriteReceipt
 
 @dataclass(slots=True)
 class Request:
-    """A range to make durable, the stores of one caller in it, or both, stores first.
+    """A range to make durable, or stores of one caller in it, or both; the stores come first.
 
-    In the store queue there are only stores. ``receipt`` is the receipt to mark as durable.
+    In the store queue a request has only stores. ``receipt`` is the receipt to mark as durable.
     """
 
     offset: int
@@ -49,9 +49,9 @@ class Change:
     """Something to do to the file between two flushes, in a worker.
 
     Attributes:
-        act: does it.
-        own: makes the block that tells watchers that the change is ours. Where another process
-            made the change, and we only take it over, it does nothing.
+        act: the function that makes the change.
+        own: makes the block that tells watchers that the change is ours. If another process made
+            the change and we only take it over, the block does nothing.
     """
 
     act: Callable[[], None]
@@ -68,8 +68,8 @@ class Change:
 
 
 Outcome = WriteReceipt | BaseException | None
-#: Appends a batch, and gives the outcome of each; None if what was written before is found to be
-#: cut off, so that nothing may be stored before a flush has said so (I5).
+#: Appends a batch, and returns the outcome of each. Returns None if others cut off earlier writes:
+#: then nothing may be stored before a flush has reported that (I5).
 ApplyAppends = Callable[[list[bytes | memoryview]], "list[Outcome] | None"]
 Done = Callable[[Sequence[Outcome]], None]
 

@@ -1,11 +1,11 @@
-"""The flush scheduler: one per hub, which flushes any number of files when it is their turn.
+"""The flush scheduler: one per hub, which gives its files their turns for background flushes.
 
-No flush needs the loop, so that what is due is flushed while it is busy, or at rest between two
-runs. The clock's thread wakes the scheduler for the next deadline, each flush runs in a thread of
-ours, and clean files cost nothing. All of it may be called in any thread.
+No background flush needs the loop: it runs while the loop is busy, or at rest between two runs. The
+thread of the clock wakes the scheduler for the next deadline, and each flush runs in a worker
+thread. Clean files cost nothing. Any thread may call every method.
 
 The loop does one thing: while flushes are due, a task that nothing cancels waits for them. So
-``asyncio.run`` and ``trio.run`` return only after what was due before their end is flushed.
+``asyncio.run`` and ``trio.run`` return only after the flushes that were due before their end.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class Target(Protocol):
     """A file that the scheduler flushes."""
 
     def take_turn(self) -> None:
-        """Flush, in a worker thread, if that is still due; keep errors to itself."""
+        """Flush, in a worker thread, if that is still due; must not raise."""
 
     def __hash__(self) -> int: ...
 
 
 class FlushScheduler:
-    """Gives turns in the order of a ``FlushQueue``. A file that asks for one keeps the clock."""
+    """Gives turns in the order of a ``FlushQueue``. A file that asks for turns keeps the clock."""
 
     __slots__ = ("__weakref__", "_done", "_mutex", "_queue", "_wake_at", "_workers")
 
@@ -58,7 +58,7 @@ class FlushScheduler:
         return timer
 
     def cancel(self, timer: Timer[Target]) -> None:
-        """Take a request back that ``at`` made."""
+        """Cancel a request of ``at``."""
         with self._mutex:
             self._queue.cancel(timer)
 
@@ -69,7 +69,7 @@ class FlushScheduler:
         self._give_turns()
 
     def forget(self, target: Target) -> None:
-        """Drop what was requested for a file; a flush that runs goes on."""
+        """Drop the requests for a file, but not a flush that runs."""
         with self._mutex:
             self._queue.forget(target)
 
@@ -91,7 +91,7 @@ class FlushScheduler:
         return started
 
     def _keep_loop(self) -> None:
-        """Have a task on the loop for as long as flushes are due."""
+        """Keep a task on the loop for as long as flushes are due."""
         if self._queue.busy and self._done is None:
             done = self._done = self._workers.event()
             self._workers.call_on_loop(lambda: spawn(wait_out, done))
@@ -115,7 +115,7 @@ class FlushScheduler:
         self._give_turns()
 
     def _take_turns(self, target: Target) -> None:
-        """Flush a file, and then whichever is next."""
+        """Flush a file, and then each file that gets the next turn."""
         turns = [target]
         while turns:
             target, *others = turns

@@ -1,9 +1,9 @@
 """Decide from counts when a flush policy asks for a flush; pure.
 
-A new policy needs: a field and a constructor in ``_flush_policy.py``; what makes it due, here in
-``due``, and in ``limits`` if an inline store can. If it counts something new, it needs that count,
-too, where ``BackgroundFlush._due`` and ``_log/appender`` call ``due``; what counts stores is
-``_csrc/py/accounting.c``. A new kind of time also needs a case in
+To add a policy: add a field and a constructor in ``_flush_policy.py``. Here, say in ``due`` when it
+is due, and in ``limits`` too if an inline store can make it due. If it counts something new, pass
+that count where ``BackgroundFlush._due`` and ``_log/appender`` call ``due``; stores are counted in
+``_csrc/py/accounting.c``. A new kind of deadline also needs a case in
 ``BackgroundFlush._set_inline_limits``.
 """
 
@@ -13,7 +13,7 @@ from .._flush_policy import FlushPolicy
 
 
 class FlushTrigger:
-    """Decides whether a flush of one file is due: bytes and writes are counted apart.
+    """Decides whether a flush of one file is due, from counts of bytes and of writes, and times.
 
     Counts are totals since the file was opened, as the native module keeps them. The trigger
     remembers their values at the beginning of the last flush of everything.

@@ -1,25 +1,25 @@
 """Flushes of one file, the half that waits: write-back, proof of durability, the latch.
 
 Theory of operation. A flush takes the dirty runs of the requested ranges, writes them back and
-waits. Then it looks whether the file is still long enough and still has a name: the kernel reports
-success also for pages of a file that was truncated or removed meanwhile. Stores that ride along are
-applied first.
+waits. Then it checks that the file is still long enough and still has a name: the kernel reports
+success even for pages of a file that was truncated or removed meanwhile. If the batch has stores,
+they are applied first.
 
-Nearly all batches need no more than stores and fdatasync(2), or that alone. They are a *flight*: a
-thread of the engine makes the calls, and the loop does what comes before and after. All others, and
-the end of a flight that met anything unusual, are for worker threads.
+Nearly all batches need only stores and fdatasync(2), or fdatasync(2) alone. Such a batch is a
+*flight*: a thread of the engine makes the calls, and the loop does the work before and after them.
+Worker threads do all other batches, and the end of a flight that met anything unusual.
 
 Invariants.
-  1  Whoever flushes or changes the size has the *turn*, a mutex. It is a batch of the commit queue,
-      or a background flush. Every field here is written by whoever has the turn. The loop keeps it
-      only for moments: whoever gets the turn while there is a flight waits for that and ends it.
+  1  A batch of the commit queue, or a background flush, has the *turn*, a mutex, while it flushes
+      or changes the size. Only the holder of the turn writes the fields here. The loop holds it
+      only for moments. A thread that gets the turn during a flight waits for that and ends it.
   2  ``durable_sequence`` grows only when everything that was dirty has been flushed, and only to
       the number of the newest write applied before the flush began.
-  3  Whoever gets the turn after a flush that failed does nothing: a background flush may have had
-     it before the batch. A second flush would report success for pages that the kernel dropped
-     (I5). The loop answers the batch with the failure (``Flusher._end``).
-  4  A flight ends, and is told, whatever fails while it is counted: an error there is what became
-     of all that it was asked.
+  3  After a flush that failed, the holder of the turn does nothing; the flush may have been one in
+     the background just before this batch. A second flush would report success for pages that the
+     kernel dropped (I5). The loop answers the batch with the failure (``Flusher._end``).
+  4  A flight always ends and reports, even if its accounting fails: then all its requests get that
+     error.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from .trigger import FlushTrigger
 
 
 class Writeback:
-    """Stores, writes back and verifies for one file; for worker threads unless it says otherwise.
+    """Stores, writes back and verifies for one file; for worker threads unless a member says more.
 
     Attributes:
         flushed_bytes: bytes written back.
@@ -78,10 +78,10 @@ class Writeback:
         left_dirty: Callable[[], None],
     ) -> None:
         self._core = core
-        #: What receipts ask.
+        #: The owner of the receipts that this makes.
         self._owner = owner
         self._trigger = trigger
-        #: Called after a flush that failed, and may be tried again.
+        #: Called after a flush that failed and may be tried again.
         self._left_dirty = left_dirty
         self._mutex = Mutex()
         self._flight: Flight | None = None
@@ -95,7 +95,7 @@ class Writeback:
 
     @property
     def busy(self) -> bool:
-        """Whether somebody has the turn, or a batch is under way; in any thread."""
+        """Whether a thread has the turn, or a flight is under way; in any thread."""
         return self._mutex.locked() or self._flight is not None
 
     def has_work(self) -> bool:
@@ -110,9 +110,9 @@ class Writeback:
     # Flights.
 
     def begin_commit(self, stores: list[Store], ended: Ended) -> bool:
-        """Have the engine store and make durable; on the loop. False if a worker has to.
+        """Have the engine store and make durable; on the loop. False if a worker has to do it.
 
-        Workers do what is rare: stores to a file of which something else is dirty.
+        That is rare: a worker does it if other bytes of the file are dirty, too.
         """
         mapping = self._core.mapping
         if len(stores) > STORES_A_CALL:
@@ -121,10 +121,10 @@ class Writeback:
         return self._begin(flight, lambda queue: mapping.begin_commit(queue, stores, self._landed))
 
     def begin_flush(self, asked: list[Asked], count: int, ended: Ended) -> bool:
-        """Have the engine make durable what was asked for, and all that is dirty with it.
+        """Have the engine flush everything that is dirty, for these requests; on the loop.
 
-        On the loop. False if a worker has to: where much more is dirty than was asked for, or the
-        size or the name is not durable either. ``count`` says how many ask.
+        False if a worker has to do it: if much more is dirty than the requests ask for, or if the
+        size or the name is not durable. ``count`` is the number of requests.
         """
         mapping = self._core.mapping
         flight = Flight(count, [], mapping, ended)
@@ -156,10 +156,10 @@ class Writeback:
         """End the flight whose calls were made; on the loop."""
         flight = self._flight
         if flight is None or flight.job is not job:
-            return  # whoever got the turn ended it
+            return  # a thread that got the turn has ended it
         if not job.succeeded:
             run_in_some_thread(self._end_in_worker)  # it may have to wait
-        elif self._mutex.acquire(blocking=False):  # else whoever has the turn ends it
+        elif self._mutex.acquire(blocking=False):  # else the holder of the turn ends it
             try:
                 ends = self._flight is flight
                 if ends:
@@ -175,7 +175,7 @@ class Writeback:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """Have the turn, once no flight is under way."""
+        """Hold the turn, once no flight is under way."""
         with self._mutex:
             flight = self._flight
             if flight is not None and flight.job is not None:
@@ -185,14 +185,14 @@ class Writeback:
             yield
 
     def flush(self, requests: list[Request]) -> list[Outcome]:
-        """Store what is to be stored, and make it durable with what else was asked for."""
+        """Apply the stores of the requests, and make these and the requested ranges durable."""
         with self._turn():
             if not self._core.sound:
                 return [None for _ in requests]  # writeback.3
             return self._flush(requests)
 
     def append(self, apply: ApplyAppends, items: list[bytes | memoryview]) -> list[Outcome]:
-        """Append, and make it durable if the policy says so: in the same hop."""
+        """Append; if the policy flushes each write, make it durable in the same hop."""
         core = self._core
         with self._turn():
             if not core.sound:
@@ -214,10 +214,10 @@ class Writeback:
             return [change.run() for change in changes]
 
     def flush_if_due(self, due: Callable[[], bool]) -> tuple[bool, FlushError | None]:
-        """Make everything durable if that is due.
+        """Make everything durable if a flush is due.
 
         Returns:
-            Whether the loop has to hear of it, and an error if it may be tried again.
+            Whether the loop has to hear of it; and the error of a flush that may be tried again.
         """
         core = self._core
         with self._turn():
@@ -230,7 +230,7 @@ class Writeback:
             self._make_durable([Request(0, core.mapping.size)], [None], clean=False)
             return True, self._passing
 
-    # For whoever has the turn, from here on.
+    # From here on: only for the holder of the turn.
 
     def _finds_work(self) -> bool:
         """Tell whether anything is not durable."""
@@ -254,11 +254,11 @@ class Writeback:
         failure = self._passing
         if failure is None:
             return outcomes
-        self._left_dirty()  # here: what is dirty again must not wait for the loop
+        self._left_dirty()  # in this thread: a plan for dirty pages must not wait for the loop
         return [o if is_error(o) else failure for o in outcomes]
 
     def _end_flight(self, flight: Flight) -> None:
-        """Count what the engine did, and find out whether it is durable (writeback.4)."""
+        """Account for what the engine did, and check that it is durable (writeback.4)."""
         assert flight.job is not None
         self._flight = None
         try:
@@ -272,7 +272,7 @@ class Writeback:
         if isinstance(done, int):
             self._latch(OSError(done, os.strerror(done)))
             return [None] * flight.count
-        if isinstance(done, list):  # a store stopped short; the others are to be flushed
+        if isinstance(done, list):  # a store stopped short; flush the others here
             requests = [*map(Request.of, flight.stores)]
             return self._make_stored_durable(requests, self._outcomes(requests, done), clean=True)
         if len(done) == 4:
@@ -311,7 +311,7 @@ class Writeback:
     def _ends_well(
         self, flushed: int, end: int, seen: tuple[int, int], written: Sequence[Receipt | Run]
     ) -> bool:
-        """End a flush of the engine; tell whether all that it wrote is durable."""
+        """End a flush of the engine; tell whether everything that it wrote is durable."""
         mapping = self._core.mapping
         try:
             self._verify(end, seen)
@@ -335,11 +335,11 @@ class Writeback:
             settle(outcomes)
             return
         start = time.monotonic()
-        # writeback.2: before the runs are taken.
+        # Read the counts before the runs (writeback.2).
         written, sequence = mapping.written_bytes, mapping.sequence
         dirty = mapping.dirty_runs()
-        # Where all was clean, only these stores are dirty. And only fsync(2) syncs a size, and it
-        # writes everything.
+        # Flush everything if all was clean, because then only these stores are dirty; and after a
+        # change of size, because only fsync(2) syncs a size, and it writes everything.
         asked = None if clean or core.unsynced.size_changed else self._spans(requests, outcomes)
         if asked is None or all(asked.covers(*run) for run in dirty):
             self._trigger.began(written, sequence)
@@ -353,7 +353,7 @@ class Writeback:
         self._record(len(requests), start)
 
     def _note_durable(self, sequence: int) -> None:
-        """Every write up to this number is durable (writeback.2)."""
+        """Note that every write up to this number is durable (writeback.2)."""
         mapping = self._core.mapping
         mapping.durable_sequence = max(mapping.durable_sequence, sequence)
 
@@ -362,7 +362,7 @@ class Writeback:
         self.seconds.record(max(time.monotonic() - start, 1e-9))
 
     def _store(self, requests: list[Request]) -> list[Outcome]:
-        """Apply the stores (flusher.4); the receipt or error of each request, None without any."""
+        """Apply the stores (flusher.4); return the receipt or error of each request, else None."""
         core = self._core
         stores = [store for request in requests for store in request.stores]
         if not stores:
@@ -402,8 +402,8 @@ class Writeback:
         taken = [mapping.flush_begin(offset, end - offset) for offset, end in spans]
         runs = [run for runs in taken for run in runs]
         try:
-            # One call from the first to the last dirty page of each span: what lies between them
-            # is clean, and each call waits for the device once.
+            # One call from the first to the last dirty page of each span: pages between the runs
+            # are clean, and each call waits for the device once.
             self._sync([(runs[0][0], runs[-1][1]) for runs in taken if runs], whole=whole)
             if mapping.cut_suspected:
                 self._check_holes(runs)
@@ -417,7 +417,7 @@ class Writeback:
         return True
 
     def _give_up(self, error: BaseException, runs: list[tuple[int, int]]) -> None:
-        """Note why what was being flushed is dirty as before."""
+        """Count the runs as dirty again after a failed flush, and keep or latch its error."""
         self._core.mapping.flush_end(runs)
         if isinstance(error, NameNotSyncedError):
             self._passing = self._failure_of(error, latched=False)
@@ -451,7 +451,7 @@ class Writeback:
         self._verify(end)
 
     def _verify(self, end: int, seen: tuple[int, int] | None = None) -> None:
-        """Check that what was flushed is still part of a file that has a name (I4)."""
+        """Check that the flushed bytes are still part of a file that has a name (I4)."""
         core = self._core
         core.check_whole()
         size, names = seen or core.mapping.stat()
@@ -472,9 +472,9 @@ class Writeback:
             )
 
     def _check_holes(self, runs: Iterable[tuple[int, int]]) -> None:
-        """Check that no hole is where bytes were flushed: a store may have hidden a truncation.
+        """Check that the flushed runs have no hole, which would show a hidden truncation.
 
-        If another process truncates the file, and a write behind the end makes it long again, the
+        If another process truncates the file, and a write behind its end makes it long again, the
         part between is a hole.
         """
         mapping = self._core.mapping

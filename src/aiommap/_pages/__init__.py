@@ -1,1 +1,1 @@
-"""Which pages are in memory: prewarm, residency, advice, pinning, read-ahead."""
+"""Which pages are in memory: prewarm, residency, advice, locking, read-ahead."""

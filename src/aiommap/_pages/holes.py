@@ -14,18 +14,18 @@ from .._native import Mapping
 
 
 def keeps_holes(mapping: Mapping) -> bool:
-    """Tell whether a file is on such a file system and has holes. Worker threads only."""
+    """Tell whether a file is in a file system in memory and has holes. Worker threads only."""
     if not mapping.in_memory:
         return False
     found = os.fstat(mapping.fd)
-    # Pages that are reserved and not yet stored to have blocks, so they are no holes.
+    # Pages that are reserved and were never stored to have blocks, so they are not holes.
     return found.st_blocks * 512 < found.st_size
 
 
 def next_data(fd: int, at: int, end: int) -> tuple[int, int]:
     """Find the first range at or behind a byte that has blocks; ``(end, end)`` if there is none.
 
-    Bytes beyond the end of the file are no hole, and count as data.
+    Bytes beyond the end of the file are not a hole; they count as data.
     """
     size = os.fstat(fd).st_size
     if at >= size:

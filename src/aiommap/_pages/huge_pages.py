@@ -1,4 +1,4 @@
-"""Huge pages: how much of a mapping the kernel maps by them, as /proc shows."""
+"""Huge pages: how many bytes of a mapping the kernel maps by them, as /proc shows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KINDS = ("AnonHugePages:", "ShmemPmdMapped:", "FilePmdMapped:")
 
 
 def huge_bytes(lines: Iterable[str], start: int, end: int) -> int:
-    """Add up the lines of smaps for the mappings at addresses [start, end)."""
+    """Add up the huge pages in lines of smaps for the mappings at addresses [start, end)."""
     total, ours = 0, False
     for line in lines:
         found = _RANGE.match(line)
@@ -28,7 +28,7 @@ def huge_bytes(lines: Iterable[str], start: int, end: int) -> int:
 
 
 def count_huge_bytes(core: FileCore) -> int:
-    """Ask the kernel. Worker threads only."""
+    """Ask the kernel how many bytes of a file it maps by huge pages. Worker threads only."""
     start = core.mapping.address
     try:
         with open(_SMAPS, encoding="utf-8", errors="replace") as lines:
@@ -37,6 +37,6 @@ def count_huge_bytes(core: FileCore) -> int:
         reason = "the kernel tells it in /proc, which is not there or may not be read any more"
         what = f"count the huge pages of {core.path}"
         raise UnsupportedError(what, reason, errno.ENOSYS) from error
-    except OSError as error:  # no descriptor is left, for one
+    except OSError as error:  # no descriptor is left, for instance
         reason = f"{error.strerror}, while its huge pages were to be counted"
         raise OSError(error.errno, reason, core.path) from error

@@ -1,10 +1,10 @@
 """Prewarm, residency, advice and locking: which pages are in memory, and how they get there.
 
 Invariants.
-  1  The pager publishes a range, so that reads of it make no system call, only while every page of
-     it is pinned. What is published does not count while pages are being remapped, until the pager
-     has pinned them again; if that fails, until it succeeds.
-  2  If pages are remapped while a range is being pinned, the pager pins the range again from its
+  1  The pager publishes a range only while every page of it is locked; reads of a published range
+     make no system call. While pages are being remapped, published ranges do not count until the
+     pager has locked them again.
+  2  If pages are remapped while a range is being locked, the pager locks the range again from its
      start: ``_generation`` shows that.
 """
 
@@ -44,7 +44,7 @@ Progress = Callable[[int, int], object]
 
 
 class PinnedRange(NamedTuple):
-    """One range that ``lock`` pinned; whole pages."""
+    """One range of whole pages that ``lock`` has locked."""
 
     offset: int
     end: int
@@ -68,15 +68,15 @@ class Pager:
 
     def __init__(self, core: FileCore) -> None:
         self._core = core
-        #: What the last count of them found.
+        #: The last count of bytes that are mapped by huge pages.
         self.huge_page_bytes: int | None = None
-        #: Serializes pinning and unpinning. Only worker threads take it.
+        #: Serializes locking and unlocking of pages. Only worker threads take it.
         self._pinning = Mutex()
-        #: Held for moments by any thread, for the counts.
+        #: Guards the counts; any thread holds it for moments.
         self._counting = Mutex()
-        #: Pinned or being pinned: leaving another block must not unpin them.
+        #: Ranges that are locked or being locked: the end of another block must not unlock them.
         self._wanted = RangeCounts()
-        #: Pinned, by whether every page was present.
+        #: Locked ranges of which every page was present, and the others.
         self._whole = RangeCounts()
         self._sparse = RangeCounts()
         #: How often pages were remapped. Only the worker that remaps writes it; one does at a time.
@@ -106,7 +106,7 @@ class Pager:
         return await core.run(core.workers.reads, self._reached, found, end)
 
     async def _read_ahead(self, offset: int, end: int) -> ReadAhead | None:
-        """Make the read-ahead of a prewarm, where that makes it faster."""
+        """Make the read-ahead of a prewarm; None if it would not make the prewarm faster."""
         core = self._core
         if end - offset <= PIECE_BYTES or await core.run(
             core.workers.reads, kernel_reads_far_ahead, core.identity.device
@@ -161,7 +161,7 @@ class Pager:
             raise UnsupportedError(what, reason, errno.ENOSYS) from error
 
     async def lock(self, offset: int, length: int) -> PinnedRange:
-        """Pin a range; the result goes to ``unlock``."""
+        """Lock the pages of a range; the caller passes the result to ``unlock``."""
         end = align_up(offset + length, PAGE_SIZE)
         span = (align_down(offset, PAGE_SIZE), end) if length else (offset, offset)
         with self._counting:
@@ -170,7 +170,8 @@ class Pager:
             while True:
                 generation = self._generation
                 pinned = PinnedRange(*span, await self._pin(offset, offset + length))
-                # Before the generation is read: a remap increments it and then pins these.
+                # Add the range before reading the generation: a remap increments the generation,
+                # then locks the ranges that were added.
                 with self._counting:
                     self._alike(pinned).add(*span)
                 if generation == self._generation:
@@ -186,7 +187,7 @@ class Pager:
         return pinned
 
     async def _pin(self, at: int, end: int) -> bool:
-        """Pin a range; tell whether every page of it is present, so that it has no hole."""
+        """Lock a range piece by piece; tell whether every page is present and none is a hole."""
         core = self._core
         whole = True
         while at < end:
@@ -197,7 +198,7 @@ class Pager:
         return whole
 
     async def unlock(self, pinned: PinnedRange) -> None:
-        """Unpin a range, except for bytes that other locks still cover."""
+        """Unlock a range, except for bytes that other locks still cover."""
         span = (pinned.offset, pinned.end)
         self._forget(pinned)
         with self._counting:
@@ -208,7 +209,7 @@ class Pager:
         return self._whole if pinned.whole else self._sparse
 
     def _forget(self, pinned: PinnedRange) -> None:
-        """Count a range no longer, and publish no more of it than others have published."""
+        """Stop counting a range, and withdraw the parts that no other locked range publishes."""
         offset, end, whole = pinned
         with self._counting:
             self._alike(pinned).remove(offset, end)
@@ -229,11 +230,11 @@ class Pager:
                     name_file(error, core.path)
                     raise
 
-    # Worker threads only, from here on.
+    # From here on: worker threads only.
 
     @contextmanager
     def remapping(self) -> Iterator[None]:
-        """Remap pages in this block, and pin at its end again what was pinned (pager.1)."""
+        """Allow the block to remap pages; at its end lock again what was locked (pager.1)."""
         mapping = self._core.mapping
         mapping.remapping = True
         try:
@@ -257,7 +258,7 @@ class Pager:
                     raise self._explain_lock(error, offset, end - offset) from error
 
     def _stretch(self, at: int, end: int, write: bool, seconds: float = STRETCH_SECONDS) -> int:
-        """Map pages for some seconds, and return the next byte to map."""
+        """Map pages for at most some seconds, and return the next byte to map."""
         stop = time.monotonic() + seconds
         mapping = self._core.mapping
         sparse = not write and keeps_holes(mapping)
@@ -272,9 +273,9 @@ class Pager:
         return Residency(resident, total, tuple(runs), offset, length)
 
     def _reached(self, found: Residency, end: int) -> int:
-        """Count bytes in memory, and holes that can be read without waiting though none of them is.
+        """Count resident bytes, and bytes of holes, which reads never wait for.
 
-        Here and not on the loop: there may be very many runs.
+        In a worker, because there may be very many runs.
         """
         mapping = self._core.mapping
         free = holes(mapping.fd, found.offset, end) if keeps_holes(mapping) else ()
@@ -321,12 +322,12 @@ class Pager:
             try:
                 os.posix_fadvise(mapping.fd, offset, length, advice.fadvise)
             except OSError as error:
-                if error.errno not in (errno.EPERM, errno.ENOSYS):  # a sandbox's: only a hint
+                if error.errno not in (errno.EPERM, errno.ENOSYS):  # a sandbox refused this hint
                     raise
 
     def _lock_piece(self, offset: int, length: int) -> bool:
-        later = keeps_holes(self._core.mapping)  # then the kernel pins pages as they come
-        # Read in first: mlock2(2) of a page that cannot be read never returns (seen on Linux 6.18).
+        later = keeps_holes(self._core.mapping)  # then the kernel locks pages when they appear
+        # Read first: mlock2(2) of a page that cannot be read never returns (seen on Linux 6.18).
         with suppress(UnsupportedError):
             self._stretch(offset, offset + length, write=False, seconds=math.inf)
         try:
@@ -365,5 +366,5 @@ class Pager:
             with self._counting:
                 free = self._wanted.gaps(offset, min(end, self._core.mapping.size))
             for start, stop in free:
-                with suppress(OutOfBoundsError):  # a tail that was cut off is not pinned any more
+                with suppress(OutOfBoundsError):  # a tail that was cut off is not locked
                     self._core.mapping.unlock(start, stop - start)

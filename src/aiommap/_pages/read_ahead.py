@@ -1,7 +1,7 @@
-"""Read-ahead: another thread reads a window of pages in, ahead of a walk through the file.
+"""Read-ahead: another thread reads a window of pages, ahead of a walk through the file.
 
-Where the kernel's own read-ahead is short, a walk alone leaves the device idle between requests;
-two threads keep it busy. Where it is long, two threads only hinder each other (docs/decisions).
+If the kernel's own read-ahead is short, a walk alone leaves the device idle between requests, and
+two threads keep it busy. If it is long, two threads only hinder each other (docs/decisions).
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ from .._arguments import at_least
 from .._core.file_core import FileCore
 from .._native import PIECE_BYTES, PoolQueue
 
-#: From this on the kernel's read-ahead keeps a device busy by itself, and in larger folios.
+#: From this size on, the kernel's read-ahead keeps a device busy by itself, and in larger folios.
 LONG_READ_AHEAD_KIB = 512
-#: So much is asked for at a time: closing waits for it.
+#: The most that one request reads: closing waits for its end.
 MOST_AT_ONCE = 16 * PIECE_BYTES
-#: Where Linux shows it: for whole devices and network file systems, and for partitions.
+#: Where Linux shows that size: for whole devices and network file systems, and for partitions.
 _SYSFS = ("/sys/class/bdi/{}:{}/read_ahead_kb", "/sys/dev/block/{}:{}/../queue/read_ahead_kb")
 
 
 def kernel_reads_far_ahead(device: int) -> bool:
-    """Tell whether a walk through a file of this device needs no help. Worker threads only."""
+    """Tell whether a walk through a file of this device needs no read-ahead of ours.
+
+    Worker threads only.
+    """
     for place in _SYSFS:
         try:
             with open(place.format(os.major(device), os.minor(device)), "rb") as setting:
@@ -39,7 +42,7 @@ class ReadAhead:
     """Reads one window ahead of a position; at most one request is under way.
 
     Args:
-        window: bytes of one request; the next one follows when less than half of them is left.
+        window: bytes of one window; the next one follows when less than half of it is left.
     """
 
     __slots__ = ("_asked", "_busy", "_core", "_end", "_queue", "_window")
@@ -69,12 +72,12 @@ class ReadAhead:
             self._advise(start, stop)
 
     def _advise(self, start: int, stop: int) -> None:
-        """Ask for a window part by part. What the engine declines is left out: it is a hint."""
+        """Read a window part by part. If the engine declines one, skip the rest: it is a hint."""
         core = self._core
         end = min(start + MOST_AT_ONCE, stop)
 
         def advised(_outcome: int) -> None:
-            if end < stop and not core.workers.ended:  # else nobody takes what lands (engine.2)
+            if end < stop and not core.workers.ended:  # else nobody drains the engine (engine.2)
                 self._advise(end, stop)
             else:
                 self._end_window()
@@ -99,8 +102,8 @@ class Reads(Protocol):
 class Chunks(AsyncIterator[bytes]):
     """Iterates over a file or view in chunks of a given size; for one task.
 
-    It asks for the length of the source before each chunk, as a file may become longer or shorter
-    meanwhile. It is no async generator, because one that a ``break`` leaves has to be finalized.
+    It asks for the length of the source before each chunk, because the file may become longer or
+    shorter meanwhile. It is not an async generator: after a ``break`` that would have to be closed.
     """
 
     __slots__ = ("_ahead", "_busy", "_core", "_length", "_offset", "_size", "_source", "_start")
@@ -136,7 +139,7 @@ class Chunks(AsyncIterator[bytes]):
         try:
             data = await self._source.read(self._offset, count)
         except BaseException:
-            self._source = None  # as a generator: what failed once has ended
+            self._source = None  # like a generator, an iteration that failed has ended
             raise
         finally:
             self._busy = False

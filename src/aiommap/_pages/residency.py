@@ -1,13 +1,13 @@
 """Residency: which pages of a file are in memory, as runs, totals and a chart of fixed width.
 
-Pure: other modules ask the kernel for the runs; this one only does the arithmetic.
+Pure: other modules ask the kernel for the runs, and this one only does the arithmetic.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: Chart cells from empty to full; the same eight steps a terminal sparkline has.
+#: Chart cells from empty to full: a blank, then the eight steps of a terminal sparkline.
 _CELLS = " ▁▂▃▄▅▆▇█"
 
 
@@ -56,8 +56,8 @@ class Residency:
             raise ValueError(f"asked for a chart of {width} cells: it needs at least 1")
         if not self.length:
             return (1.0,) * width
-        # In units of 1/width byte, so that every cell is ``length`` of them wide, also those of a
-        # file with fewer bytes than cells.
+        # Count in units of 1/width byte: then every cell is ``length`` units wide, even if the
+        # range has fewer bytes than cells.
         size = self.length
         covered = [0] * width
         for offset, end in self.runs:

@@ -18,17 +18,17 @@ from .event_loop import Event, EventLoop, Waiter, find_program_end
 
 Ts = TypeVarTuple("Ts")
 
-#: asyncio keeps only weak references to tasks; these live until they are done, or their loop is.
+#: asyncio keeps only weak references to tasks. This keeps a task until it is done or its loop ends.
 _background: dict[asyncio.AbstractEventLoop, set[asyncio.Task[None]]] = {}
-#: Those that files were used on, and that were not seen to be closed.
+#: The loops that files were used on and that nobody has found closed.
 _loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
-#: The generation in which a collection finds old objects. Python 3.14 collects in steps, and
-#: numbers its collections otherwise.
+#: The lowest generation whose collection finds old objects. Python 3.14 collects in steps, and
+#: numbers its generations differently.
 OLD_GENERATION = 1 if sys.version_info >= (3, 14) else 2
 
 
 class _Pause:
-    """What ``asyncio.sleep(0)`` awaits, for any number of tasks, without a generator for each."""
+    """Does the same as ``asyncio.sleep(0)``, for any number of tasks, without a generator each."""
 
     __slots__ = ()
 
@@ -60,8 +60,7 @@ class AsyncioLoop(EventLoop):
         _loops.add(loop)
         self.token: object = loop
         self.find_token: Callable[[], object] = asyncio.get_running_loop
-        # It does all that anyio's checkpoint does, in half the time, and inline verbs pay for
-        # nothing else.
+        # sleep(0) does the same as anyio's checkpoint in half the time. Inline verbs pay for it.
         self.checkpoint: Callable[[], Awaitable[None]] = partial(asyncio.sleep, 0)
         self.pause: Awaitable[None] | None = cast("Awaitable[None]", _Pause())
         self.call_soon: Callable[[Callable[[], object]], object] = loop.call_soon
@@ -75,7 +74,7 @@ class AsyncioLoop(EventLoop):
         return self._loop.is_closed()
 
     def call_later(self, delay: float, function: Callable[[], object]) -> Callable[[], object]:
-        """Call a function after a delay in seconds; returns what cancels that."""
+        """Call a function after a delay in seconds; return a function that cancels that."""
         return self._loop.call_later(delay, function).cancel
 
     def add_reader(
@@ -84,12 +83,12 @@ class AsyncioLoop(EventLoop):
         function: Callable[[], object],
         may_end: Callable[[], bool],  # noqa: ARG002  a reader outlives the runs of its loop
     ) -> Callable[[], object]:
-        """Call a function whenever a descriptor is readable; returns what ends that."""
+        """Call a function whenever a descriptor is readable; return a function that ends that."""
         self._loop.add_reader(fd, function)
         return partial(self._remove_reader, fd)
 
     def _remove_reader(self, fd: int) -> None:
-        with suppress(RuntimeError):  # of a loop that is closed, and has no readers
+        with suppress(RuntimeError):  # the loop is closed, and has no readers
             self._loop.remove_reader(fd)
 
     def spawn(self, function: Callable[[Unpack[Ts]], Awaitable[None]], *args: *Ts) -> None:
@@ -110,13 +109,13 @@ class AsyncioLoop(EventLoop):
         task.add_done_callback(_forget_done)
 
     async def wait_out(self, done: Event) -> None:
-        """Wait with a cancellation in hand. asyncio itself raises Ctrl-C out of its loop."""
+        """Wait although cancelled. asyncio itself raises Ctrl-C out of its loop."""
         if isinstance(asyncio.current_task(), _Background):
-            await done.wait()  # without a scope, which nobody would leave if the loop is closed
+            await done.wait()  # without a scope: nobody would leave it if the loop is closed
             return
         with anyio.CancelScope(shield=True):
             while not done.is_set():
-                with suppress(asyncio.CancelledError):  # ``Task.cancel`` again
+                with suppress(asyncio.CancelledError):  # another ``Task.cancel``
                     await done.wait()
 
 
@@ -124,7 +123,7 @@ class _Background(asyncio.Task[None]):
     """A task that cannot be cancelled, so that ``asyncio.run`` waits for it when it ends."""
 
     def cancel(self, msg: Any | None = None) -> bool:  # noqa: ARG002  the signature is asyncio's
-        """Refuse: what it does has to be done, and ends by itself."""
+        """Refuse: the work of the task has to be done, and ends by itself."""
         return False
 
 
@@ -137,7 +136,7 @@ async def _run(function: Callable[[], Awaitable[None]]) -> None:
 
 def _forget_done(task: asyncio.Task[None]) -> None:
     if isinstance(task._exception, (KeyboardInterrupt, SystemExit)):  # noqa: SLF001
-        task.exception()  # it has left the loop: asyncio need not log that nobody asked for it
+        task.exception()  # it has left the loop; so asyncio does not log it as never retrieved
     loop = task.get_loop()
     tasks = _background.get(loop, set())
     tasks.discard(task)
@@ -146,7 +145,7 @@ def _forget_done(task: asyncio.Task[None]) -> None:
 
 
 def _forget_ended(phase: str, info: dict[str, int]) -> None:
-    """Let go of tasks whose loop was closed, before garbage is collected: they are a part of it."""
+    """Forget tasks whose loop was closed, before a garbage collection, which then frees them."""
     if phase == "start" and info["generation"] >= OLD_GENERATION:
         closed = [loop for loop in tuple(_loops) if loop.is_closed()]
         for loop in closed:
@@ -158,12 +157,12 @@ def _forget_ended(phase: str, info: dict[str, int]) -> None:
 
 
 def _forget_scopes() -> None:
-    """Let go of what anyio keeps of tasks whose loop was closed, as nobody leaves their scopes.
+    """Remove anyio's entries for tasks whose loop was closed, because nobody leaves their scopes.
 
-    It finds a task's cancel scope by a weak reference to the task, and the scope refers to the
-    task: so both would stay, with all that the task refers to.
+    anyio maps a weak reference to the task to its cancel scope, and the scope refers to the task.
+    So both would stay, with everything to which the task refers.
     """
-    name = "_task_states"  # not public, and another anyio may do without it
+    name = "_task_states"  # not public; another version of anyio may not have it
     states: MutableMapping[asyncio.Task[Any], object] = getattr(_asyncio_backend, name, {})
     for task in tuple(states):
         if task.get_loop().is_closed():

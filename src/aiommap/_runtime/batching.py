@@ -2,22 +2,23 @@
 
 While a batch runs, new items gather for the next batch. So a single hop, or a single flush, answers
 many tasks. A batch starts when the queue is free. After a batch with several items the next one
-starts one loop turn later, so that tasks woken together batch together. Else it starts at once,
-which one task alone needs: of several that write in one turn the first goes without the others.
+starts one loop turn later, so that tasks woken together batch together. After a batch of one item
+it starts at once, because a task that is alone should not wait. So if several tasks then submit in
+one turn, the first item runs without the others.
 
 Everything here runs on the loop thread, in tasks and in callbacks. The queue needs no task of its
-own. An item costs one future, which is set to its outcome: where a flush serves hundreds of writes,
-the cost of each to the loop limits their number (docs/decisions.md).
+own. An item costs one future, which gets its outcome: where a flush serves hundreds of writes, the
+time that each takes on the loop limits their number (docs/decisions.md).
 
 Invariants.
-  1  At most one batch is in flight; items run in the order of submission (I9). A batch holds
-      items of one kind, and a barrier's batch nothing else, so that ``begin`` need not look.
+  1  At most one batch is in flight; items run in the order of submission (I9). A batch holds items
+      of one kind, so ``begin`` need not check; a barrier shares a batch only with barriers.
   2  An item submitted while a batch is in flight is never part of it. So the batch that answers
       an item began after the item was submitted (I4).
   3  If a waiter is cancelled before its batch begins, its item is taken out and never runs. If
       later, the waiter waits for the batch to end (I8).
-  4  A batch that has begun is answered, and the next one follows, whatever else fails at its end:
-      what follows a batch keeps its outcome from nobody. A batch that all waiters left has nothing
+  4  A batch that has begun is answered, and the next one follows, whatever fails at its end: an
+      error in ``after`` keeps no outcome from a waiter. A batch that all waiters left has nothing
       to run, and is over at once.
 """
 
@@ -45,15 +46,15 @@ class Kind(Enum):
     PLAIN = auto()
     #: Plain items of another type.
     OTHER_PLAIN = auto()
-    #: They share batches with plain items, which are widened into general ones then.
+    #: They share batches with plain items, which are then widened into general ones.
     GENERAL = auto()
-    #: They share batches with each other only, and so separate what came before from what follows.
+    #: They share batches only with each other, and so separate earlier items from later ones.
     BARRIER = auto()
-    #: They do so, too, and share no batch with barriers either.
+    #: They share batches only with each other, too.
     APPEND = auto()
 
 
-#: Those that share batches with their own kind only.
+#: Kinds that share batches only with their own kind.
 _ALONE = frozenset({Kind.BARRIER, Kind.APPEND})
 
 Outcomes = Sequence[Result | BaseException]
@@ -69,7 +70,7 @@ def as_jobs(
     run: Callable[[list[Item]], Outcomes[Result]],
     after: Callable[[], None] | None = None,
 ) -> Begin[Item, Result]:
-    """Make a ``begin`` that runs each batch as one job, and calls ``after`` when it has ended."""
+    """Make a ``begin`` that runs each batch as one job and calls ``after`` when that has ended."""
 
     def begin(_kind: Kind, items: list[Item], done: Callable[[Outcomes[Result]], None]) -> None:
         def ended(results: Outcomes[Result] | None, error: BaseException | None) -> None:
@@ -90,7 +91,7 @@ def as_jobs(
 
 
 class Batch(Generic[Item, Result]):
-    """Items, and at the same places those who wait for them."""
+    """Items, and the waiter of each at the same place."""
 
     __slots__ = ("_over", "begun", "items", "kind", "outcomes", "waiters")
 
@@ -108,7 +109,7 @@ class Batch(Generic[Item, Result]):
         self.items = [*map(widen, self.items)]
 
     def begin(self) -> list[Item]:
-        """Take no item out any more; return them."""
+        """Return the items; from now on none is taken out."""
         self.begun = True
         return self.items
 
@@ -130,7 +131,7 @@ class Batch(Generic[Item, Result]):
             self._over.set()
 
     def over(self, event: Callable[[], Event]) -> Event:
-        """What is set when it ends; few ask."""
+        """Return the event that is set when the batch ends; made only if asked for."""
         if self._over is None:  # not `or`: trio's events have no truth value
             self._over = event()
         if self.outcomes is not None:
@@ -142,13 +143,12 @@ class BatchQueue(Generic[Item, Result]):
     """Runs submitted items in batches.
 
     Args:
-        begin: begins one batch. It is given the kind and the items, and has the third argument
-            called on the loop, once, with one result, or exception, per item, at once or later. If
-            it raises, nothing has begun. Where all waiters left there are no items, and nothing to
-            do but to answer.
+        begin: begins one batch. It gets the kind, the items and a function. It calls that function
+            on the loop, once, at once or later, with one result or exception per item. If it
+            raises, nothing has begun. If all waiters left there are no items, and it only answers.
         discard: frees the result of a cancelled waiter. The waiter waits for it, and it must not be
             cancellable.
-        widen: makes a general item of one of each plain kind; for a queue of several kinds.
+        widen: functions that make a general item of a plain one, by kind; for several kinds.
         max_items: how many items share a batch at most. All their waiters wake in one loop turn.
     """
 
@@ -177,8 +177,8 @@ class BatchQueue(Generic[Item, Result]):
         self._begin = begin
         self._widen = widen
         self._discard = discard
-        #: In order; several only where one is full or a barrier. The last one gathers. A list: an
-        #: empty deque takes 760 bytes, and each open file has two queues.
+        #: Batches in order; several only if one is full or kinds do not mix. The last one gathers.
+        #: A list: an empty deque takes 760 bytes, and each open file has two queues.
         self._waiting: list[Batch[Item, Result]] = []
         self._in_flight: Batch[Item, Result] | None = None
         self._last = 0
@@ -192,7 +192,7 @@ class BatchQueue(Generic[Item, Result]):
         """
         batch, waiter = self.enqueue(item, kind)
         try:
-            if waiter.done():  # answered without a hop: as an inline verb is
+            if waiter.done():  # answered without a hop, like an inline verb
                 await self._workers.checkpoint_if_due()
             outcome = await waiter
         except GeneratorExit:
@@ -210,10 +210,10 @@ class BatchQueue(Generic[Item, Result]):
     def enqueue(
         self, item: Item, kind: Kind = Kind.PLAIN
     ) -> tuple[Batch[Item, Result], Waiter[Result | BaseException]]:
-        """Do the first half of ``submit``, for callers whom a coroutine more would cost too much.
+        """Do the first half of ``submit``, for callers that avoid the cost of one more coroutine.
 
-        They await the waiter, raise what it gives if that is an exception, and ``leave`` when they
-        are cancelled.
+        The caller awaits the waiter, raises the outcome if it is an exception, and calls ``leave``
+        when it is cancelled.
         """
         self._workers.check_loop()
         waiter: Waiter[Result | BaseException] = self._workers.waiter()
@@ -238,9 +238,10 @@ class BatchQueue(Generic[Item, Result]):
         return batch, waiter
 
     def join(self, item: Item, kind: Kind) -> Waiter[Result | BaseException]:
-        """Do ``enqueue`` for callers in the loop's thread, who leave by ``leave_early``.
+        """Enqueue an item without a check of the loop; the caller leaves by ``leave_early``.
 
-        In another loop that runs in that thread the waiter cannot be awaited, as it is not its own.
+        For the loop thread. If another loop runs there, awaiting the waiter raises, because the
+        waiter belongs to this loop.
         """
         waiting = self._waiting
         if not (waiting and waiting[-1].kind is kind):
@@ -252,7 +253,7 @@ class BatchQueue(Generic[Item, Result]):
         return waiter
 
     def _can_share(self, kind: Kind) -> bool:
-        """Tell whether the gathering batch takes items of a kind that is not its own."""
+        """Tell whether the gathering batch takes items of another kind; widen it if so."""
         batch = self._waiting[-1]
         if not {kind, batch.kind}.isdisjoint(_ALONE):
             return False
@@ -267,7 +268,7 @@ class BatchQueue(Generic[Item, Result]):
         *,
         withdrawable: bool,
     ) -> None:
-        """Withdraw an item whose waiter was cancelled, or else wait it out (batching.3)."""
+        """Withdraw an item whose waiter was cancelled, or else wait for its batch (batching.3)."""
         if withdrawable and batch.withdraw(waiter):
             return
         await wait_out(batch.over(self._workers.event))
@@ -277,7 +278,7 @@ class BatchQueue(Generic[Item, Result]):
             await self._discard(outcome)
 
     async def leave_early(self, waiter: Waiter[Result | BaseException]) -> None:
-        """Leave a batch, whichever it is, unless it has ended."""
+        """Leave the batch of a waiter, unless it has ended."""
         for batch in self._batches():
             if waiter in batch.waiters:
                 await self.leave(batch, waiter, withdrawable=True)
@@ -330,5 +331,5 @@ class BatchQueue(Generic[Item, Result]):
             batch.end(outcomes)
         finally:
             if self._waiting:
-                # One turn later: tasks that this batch answered wake first, and may join the next.
+                # One turn later: the tasks that this batch answered wake first and may join.
                 self._workers.call_soon(self._advance)

@@ -16,7 +16,7 @@ async def close_after(
     name: str,
     failures: type[Exception] | tuple[type[Exception], ...] = Exception,
 ) -> None:
-    """Close at the end of a block; an exception that is under way is not replaced, but notes it."""
+    """Close at the end of a block; a failure becomes a note of the exception under way, if any."""
     try:
         await close()
     except failures as failure:
@@ -28,8 +28,8 @@ async def close_after(
 class Block(AbstractAsyncContextManager[None], Generic[T]):
     """One block.
 
-    It is no async generator: the loop finalizes those, and a closed loop never does, so that they
-    would hold what they hold for good.
+    It is not an async generator: the loop finalizes those, and a closed loop never does. So what a
+    generator holds would be held for good.
 
     Args:
         enter: called at the beginning; its result is passed to ``leave``.

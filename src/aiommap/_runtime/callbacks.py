@@ -22,7 +22,7 @@ def nothing() -> None:
 def when_garbage(
     owner: T, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs
 ) -> weakref.finalize[P, T]:
-    """Have a function called when an object is garbage, but not at the end of the interpreter."""
+    """Call a function when an object becomes garbage, but not at the end of the interpreter."""
     ending = weakref.finalize(owner, function, *args, **kwargs)
     ending.atexit = False
     return ending
@@ -37,7 +37,7 @@ class Subscription:
         self._end = end
 
     def cancel(self) -> None:
-        """Call the callback no more; a call under way goes on. Twice is once."""
+        """Stop calling the callback. A call under way goes on; a second ``cancel`` does nothing."""
         self._end(self)
 
 
@@ -80,7 +80,7 @@ async def call_user(function: Callable[..., object], *arguments: object) -> obje
 
 
 class _Outcome:
-    """The outcome of a call; a cancellation, until the call has ended."""
+    """The outcome of a call; until the call has ended, the error for a cancellation of its own."""
 
     __slots__ = ("_answer", "_error")
 
@@ -97,7 +97,7 @@ class _Outcome:
             self._answer = await answer if isinstance(answer, Awaitable) else answer
             self._error = None
         except GeneratorExit:
-            raise  # the loop is gone, and so is what could be asked of it
+            raise  # the loop is gone, and cannot be asked for its cancellation class
         except anyio.get_cancelled_exc_class():
             raise
         except BaseException as error:

@@ -1,20 +1,22 @@
-"""The engine: the native pool of one event loop, and how its outcomes come to the loop.
+"""The engine: the native pool of one event loop, and the way of its outcomes to the loop.
 
-Why native threads. A hop to a thread that runs Python costs a job object, two locks, and twice the
-wait for the GIL, some 80 microseconds of CPU; a cold page is there after 90. The threads of the
-pool make one system call and never touch Python. Reads that tasks begin in one turn of the loop are
-handed over together, and what has landed is told together (docs/decisions).
+Why native threads. A hop to a thread that runs Python costs a job object, two locks and two waits
+for the GIL: some 80 microseconds of CPU. The device delivers a cold page after 90. The threads of
+the pool make one system call and never touch Python. The loop hands over together all reads that
+tasks begin in one turn, and learns together of all jobs that have landed (docs/decisions).
 
-An engine exists while hubs keep it. All hubs of a loop share it: threads, and one descriptor.
+An engine exists while hubs keep it. All hubs of a loop share it, with its threads and its one
+descriptor.
 
 Invariants.
-  1  An engine closes when its last keeper has gone and nothing is in flight: a read that was left
-      behind fills its memory to the end, and holds the descriptor open for as long.
-  2  Of an engine whose loop ended, what landed later is given up when garbage is collected, when
-      the next engine is made, or one is let go: what waits for it refers to files and their hub.
-  3  A forked child has no engine of its parent's: it neither drains one nor closes it.
-  4  At the end of a run of trio, which ends what watches the descriptor, an engine stays until
-     what it commits has landed, and takes no more of that.
+  1  An engine closes when its last keeper has gone and no job is in flight. A read that was left
+      behind still fills its memory, and holds the descriptor open until it ends.
+  2  If the loop of an engine has ended, jobs that land later are given up at the next garbage
+      collection, or when an engine is made or released. Otherwise their waiters would keep files
+      and hubs alive.
+  3  A forked child uses no engine of its parent: it neither drains nor closes one.
+  4  The end of a run of trio ends the task that watches the descriptor. Then an engine takes no
+     more commits, and stays until those in flight have landed.
 """
 
 from __future__ import annotations
@@ -29,12 +31,12 @@ from .callbacks import nothing, when_garbage
 from .event_loop import EventLoop
 from .threads import Forks
 
-#: Of jobs of one hub that run at a time: more than there are ever threads.
+#: A limit on the jobs of one hub that run at a time, larger than any number of threads.
 NO_LIMIT = 1 << 16
 
-#: The engine of each loop, by the token of that.
+#: The engine of each loop, by the token of the loop.
 _engines: dict[object, Engine] = {}
-#: Engines that nobody keeps, but have something in flight.
+#: Engines that nobody keeps, and that still have jobs in flight.
 _leaving: list[Engine] = []
 
 os.register_at_fork(after_in_child=_engines.clear)
@@ -57,7 +59,7 @@ class Engine:
 
     @classmethod
     def of_loop(cls, loop: EventLoop) -> Engine:
-        """Return the engine of the loop that runs here, for somebody who keeps it.
+        """Return the engine of the loop that runs here; the caller has to keep it.
 
         Raises:
             OSError: if no descriptor is left.
@@ -70,7 +72,7 @@ class Engine:
         return engine
 
     def keep(self, owner: object) -> Callable[[], object]:
-        """Keep it until the owner is garbage, or what is returned is called."""
+        """Keep the engine until the owner is garbage, or until the returned function is called."""
         self._keepers += 1
         return when_garbage(owner, self._release_in_any_thread)
 
@@ -78,9 +80,9 @@ class Engine:
         """Make the place of one file.
 
         Args:
-            owner: the hub of the file, or what stands for it.
-            readers: how many of its jobs run at a time; None means as many as there are threads.
-            device: the device that the file is on.
+            owner: jobs of one owner share the limit; the hub of the file, or another object.
+            readers: how many jobs of the owner run at a time; None means no limit.
+            device: the device of the file.
         """
         limit = NO_LIMIT if readers is None else readers
         return self._pool.queue(id(owner), limit, device)
@@ -96,7 +98,7 @@ class Engine:
         try:
             self._loop.call_from_thread(self._release)
         except RuntimeError:
-            self._release()  # the loop has ended, and nobody else uses it
+            self._release()  # the loop has ended, so no other thread uses the engine
 
     def _release(self) -> None:
         self._keepers -= 1
@@ -112,7 +114,7 @@ class Engine:
         self._pool.close()
 
     def give_up(self) -> None:
-        """Take what has landed if the loop has ended, so that nobody else will."""
+        """Drain jobs that have landed, if the loop has ended and so will never do it."""
         try:
             self._loop.call_from_thread(nothing)
         except RuntimeError:

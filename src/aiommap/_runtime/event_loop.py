@@ -1,7 +1,7 @@
-"""What the rest of the library asks of an event loop, whichever it is.
+"""The interface to an event loop that the rest of the library uses.
 
-``AsyncioLoop`` and ``TrioLoop`` do it, each in a module of its own; ``loops`` picks the one that
-runs. No other module knows which it is.
+``AsyncioLoop`` and ``TrioLoop`` implement it, each in a module of its own. ``loops`` picks the one
+that runs. No other module knows which one that is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Ts = TypeVarTuple("Ts")
 
 
 class Event(Protocol):
-    """What asyncio's, trio's and anyio's events have in common."""
+    """The methods that the events of asyncio, trio and anyio have in common."""
 
     def set(self) -> object: ...
     def is_set(self) -> bool: ...
@@ -22,7 +22,7 @@ class Event(Protocol):
 
 
 class Waiter(Protocol[T]):
-    """What one task waits for: asyncio's own future, or what stands for it in trio."""
+    """An object for which one task waits: a future of asyncio, or its substitute in trio."""
 
     def done(self) -> bool: ...
     def set_result(self, result: T, /) -> None: ...
@@ -34,39 +34,40 @@ class EventLoop(Protocol):
 
     __slots__ = ()
 
-    #: What stands for the loop, and what finds it in the thread it runs in, or raises RuntimeError.
+    #: An object that stands for the loop.
     token: object
+    #: Returns the token of the loop that runs in this thread, or raises RuntimeError.
     find_token: Callable[[], object]
     #: Gives way to other tasks and sees a pending cancellation.
     checkpoint: Callable[[], Awaitable[None]]
-    #: Awaited it does so, too, and costs little more than the switch of tasks; None where nothing
-    #: costs so little. All tasks that wake in one turn get to it before one of them goes on.
+    #: Does the same when awaited, and costs little more than the switch of tasks; None if the loop
+    #: has no such thing. All tasks that wake in one turn reach it before one of them goes on.
     pause: Awaitable[None] | None
     #: Calls a function in the next turn of the loop; for the loop thread.
     call_soon: Callable[[Callable[[], object]], object]
     #: The same in any thread. Raises RuntimeError if the loop has ended.
     call_from_thread: Callable[[Callable[[], object]], object]
-    #: Makes an event of this loop's own kind: anyio's costs each waiter a microsecond more.
+    #: Makes an event of this loop's own kind; anyio's costs each waiter a microsecond more.
     event: Callable[[], Event]
-    #: Makes what a single task waits for: half of what an event costs.
+    #: Makes a waiter for a single task, for half the cost of an event.
     waiter: Callable[[], Waiter[Any]]
 
     @property
     def ended(self) -> bool:
-        """Whether the loop was closed, which ends tasks that wait without a word; any thread."""
+        """Whether the loop was closed, so that its tasks will never wake; in any thread."""
         ...
 
     def call_later(self, delay: float, function: Callable[[], object]) -> Callable[[], object]:
-        """Call a function after a delay in seconds; returns what cancels that."""
+        """Call a function after a delay in seconds; return a function that cancels that."""
         ...
 
     def add_reader(
         self, fd: int, function: Callable[[], object], may_end: Callable[[], bool]
     ) -> Callable[[], object]:
-        """Call a function whenever a descriptor is readable; returns what ends that.
+        """Call a function whenever a descriptor is readable; return a function that ends that.
 
-        End it before the descriptor is closed. It keeps neither the loop nor a run of it going; but
-        if the end of a run ends it, only once ``may_end``, which is asked from then on, says so.
+        The caller ends it before it closes the descriptor. It keeps neither the loop nor a run of
+        it going. But if the end of a run has to end it, that waits until ``may_end`` returns True.
         """
         ...
 
@@ -79,9 +80,10 @@ class EventLoop(Protocol):
         """Start a background task that runs code of the application; it ends when the loop does."""
 
     async def wait_out(self, done: Event) -> None:
-        """Wait with a cancellation in hand, which is delivered afterwards, and whatever more come.
+        """Wait although the task is cancelled, even twice; deliver the cancellation afterwards.
 
-        What ends the program does not wait: a job may hang for good, on a dead server for instance.
+        Only the end of the program ends this wait: a job may hang for good, on a dead server for
+        instance.
 
         Raises:
             KeyboardInterrupt: if Ctrl-C was pressed and no other task can raise it.
@@ -89,7 +91,7 @@ class EventLoop(Protocol):
 
 
 def find_program_end(error: BaseException, cancelled: type[BaseException]) -> BaseException | None:
-    """Find what no task may keep to itself in an exception, or in a group of several."""
+    """Find the exception that has to end the program in an exception or a group; None if none."""
     if isinstance(error, BaseExceptionGroup):
         found = (find_program_end(part, cancelled) for part in error.exceptions)
         return next((end for end in found if end is not None), None)

@@ -1,11 +1,11 @@
 """Two threads that the process starts before it needs them: the clock and the reserve.
 
-``clock`` calls functions at deadlines. Files with a flush policy that acts by itself keep it
+``clock`` calls functions at deadlines. Files whose flush policy asks for background flushes keep it
 (``_flush/background``). A timer of an event loop would not do: it fires when the loop has time, but
 not during a long computation, nor between two runs of the loop.
 
-``reserve`` runs jobs when no thread can be started, at a limit on processes for instance. Every hub
-keeps it (``Workers``). So a file that was opened can always be flushed and closed (I15).
+``reserve`` runs jobs when the system can start no thread, at a limit on processes for instance.
+Every hub keeps it (``Workers``). So a file that was opened can always be flushed and closed (I15).
 
 Theory of operation. A kept thread exists while it has keepers. It alone touches its alarms. Other
 threads send it orders through a queue: an alarm to add, or None for one keeper less. Putting into
@@ -29,7 +29,7 @@ from .threads import Job, Mutex, run_in_thread
 Reference = Callable[[], Job | None]
 Alarm = tuple[float, int, Reference]
 
-#: A longer wait is made of several: the system cannot wait for as long as a float can say.
+#: A longer wait is split into several: the system cannot wait for every number of seconds.
 LONGEST_WAIT_SECONDS = 3600.0
 
 
@@ -48,7 +48,7 @@ class KeptThread:
         self._keepers = 0
         self._runs = False
         self._order = itertools.count()
-        #: An alarm to add; or None: one keeper less.
+        #: An alarm to add; None means one keeper less.
         self._orders: queue.SimpleQueue[Alarm | None] = queue.SimpleQueue()
         self._alarms: list[Alarm] = []
 
@@ -58,7 +58,7 @@ class KeptThread:
         return self._runs
 
     def keep(self, owner: object) -> Callable[[], object]:
-        """Keep the thread until the owner is garbage, or what is returned is called.
+        """Keep the thread until the owner is garbage, or until the returned function is called.
 
         Raises:
             RuntimeError: if no thread can be started.
@@ -73,11 +73,11 @@ class KeptThread:
         return stop
 
     def call_at(self, when: float, reference: Reference) -> None:
-        """Call what a reference leads to at that time; for a keeper of the thread."""
+        """Call the function of a reference at a time; only while somebody keeps the thread."""
         self._orders.put((when, next(self._order), reference))
 
     def call(self, function: Job) -> None:
-        """Call a function when those before it are done; for a keeper of the thread."""
+        """Call a function after those before it; only while somebody keeps the thread."""
         self.call_at(0, lambda: function)
 
     def _run(self) -> None:
@@ -115,7 +115,7 @@ class KeptThread:
         try:
             if function is not None:
                 function()
-        except Exception:  # no memory, for one; others wait for their turn
+        except Exception:  # no memory, for instance; other functions wait for their turn
             FLUSHES.exception("what was due in the background could not be done")
 
 
@@ -128,7 +128,7 @@ for _thread in (clock, reserve):
 def run_in_some_thread(job: Job, tell: Job | None = None) -> None:
     """Run a job as ``run_in_thread`` does, or in the reserve if no thread can be started.
 
-    For whoever keeps the reserve.
+    Only while somebody keeps the reserve.
     """
     try:
         run_in_thread(job, tell)

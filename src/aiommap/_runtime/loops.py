@@ -1,4 +1,4 @@
-"""The event loop that runs in this thread, and what is asked of it without a hub."""
+"""The event loop that runs in this thread, and functions that use it without a hub."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ import_module("anyio._backends._asyncio")
 
 
 def load_backend() -> None:
-    """Have what anyio needs for the loop that runs here; it imports that when first asked.
+    """Make anyio import its modules for the loop that runs here, which it does at the first call.
 
-    That could be when a file is closed: without a descriptor, in a chroot or without the privilege
-    to read the modules it would fail there (I15). A part of it is imported together with us.
+    Otherwise the first call might be at close. Without a free descriptor, in a chroot, or without
+    the privilege to read the modules, the import would fail there (I15). The import of this module
+    loads the part for asyncio.
     """
     anyio.get_cancelled_exc_class()
     anyio.CancelScope()
 
 
 def running_loop() -> EventLoop:
-    """Return the loop that runs in this thread; also right in a callback.
+    """Return the loop that runs in this thread, in a task or in a callback.
 
     Raises:
-        RuntimeError: if none does.
+        RuntimeError: if no loop runs here.
     """
     trio = sys.modules.get("trio")
     if trio is not None and trio.lowlevel.in_trio_run():
@@ -51,17 +52,17 @@ def spawn_user_task(function: Callable[[Unpack[Ts]], Awaitable[None]], *args: *T
 
 
 def call_later(delay: float, function: Callable[[], object]) -> Callable[[], object]:
-    """Call a function on the running loop after a delay in seconds; returns what cancels that."""
+    """Call a function on the running loop after a delay in seconds; return a cancel function."""
     return running_loop().call_later(delay, function)
 
 
 async def wait_out(done: Event) -> None:
-    """Wait with a cancellation in hand, which is delivered afterwards, and whatever more come."""
+    """Wait although the task is cancelled; it sees the cancellation afterwards."""
     await running_loop().wait_out(done)
 
 
 async def wait_or_withdraw(done: Event, withdraw: Callable[[], bool]) -> None:
-    """Wait; on cancellation withdraw what has not begun, or else wait it out first (workers.2)."""
+    """Wait; on cancellation withdraw a job that has not begun, or else wait for it (workers.2)."""
     try:
         await done.wait()
     except GeneratorExit:

@@ -6,7 +6,7 @@ Who owns which thread:
                     ``IDLE_SECONDS`` without a job. ``Workers`` limits how many jobs a hub has at
                     a time; ``FlushScheduler`` limits its background flushes.
     kept_threads    the clock and the reserve: one thread each, for as long as somebody keeps them.
-    a scanner of    its own thread, for as long as something is watched (``_watch/scanner``).
+    a scanner of    its own thread, for as long as a path is watched (``_watch/scanner``).
     ``_watch``
 
 We use neither anyio's pool nor that of concurrent.futures. A hop through them costs twice as much
@@ -31,11 +31,11 @@ from collections.abc import Callable
 
 Job = Callable[[], None]
 
-#: A lock between threads. Whoever holds one that the loop thread takes does not wait meanwhile.
+#: A lock between threads. If the loop thread takes a mutex, no holder of it may wait meanwhile.
 Mutex = threading.Lock
-#: The same, where a finalizer may take it in the thread that holds it: those run at any moment.
+#: The same for a mutex that finalizers take: one may run at any moment in the thread that holds it.
 ReentrantMutex = threading.RLock
-#: Number of the thread that asks.
+#: Returns the number of the calling thread.
 this_thread = threading.get_ident
 
 #: An idle worker ends after this time.
@@ -79,7 +79,7 @@ def run_in_thread(job: Job, tell: Job | None = None) -> None:
 
 
 def run_apart(job: Job) -> None:
-    """Run a job in a worker, or here where no thread can be started, as at the interpreter's end.
+    """Run a job in a worker; or here if no thread can be started, as at the interpreter's end.
 
     For finalizers: they may run on the loop thread, which must not wait (I1).
     """
@@ -90,7 +90,7 @@ def run_apart(job: Job) -> None:
 
 
 def check_threads() -> None:
-    """Raise RuntimeError if no thread can be started, for code that would not survive that.
+    """Raise RuntimeError if no thread can be started; for code that cannot handle that later.
 
     It starts two at once: a thread may end a moment after the wait for it returns.
     """
@@ -112,21 +112,21 @@ class _Worker:
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[tuple[Job, Job | None]] = queue.SimpleQueue()
         thread = threading.Thread(target=self._run, name="aiommap worker", daemon=True)
-        # Not from here: start() waits until the thread runs, and so for the GIL, which others may
-        # keep for as long as they like while the event loop stands still.
+        # Another thread calls start(): it waits until the new thread runs, and so for the GIL,
+        # which other threads may keep for long. The event loop would stand still.
         _thread.start_new_thread(self._start, (thread,))
 
     def _start(self, thread: threading.Thread) -> None:
         try:
             thread.start()
-        except RuntimeError:  # no more threads: this one has to do
+        except RuntimeError:  # no second thread can be started: use this one
             self._run()
 
     def give(self, job: Job, tell: Job | None) -> None:
         self._jobs.put((job, tell))
 
     def _run(self) -> None:
-        # A thread inherits the mask of who started it; one that blocks SIGBUS dies of a fault.
+        # A thread inherits the signal mask of its starter. If SIGBUS is blocked, a fault kills us.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGBUS})
         while True:
             try:
@@ -142,4 +142,4 @@ class _Worker:
             _idle.append(self)
             if tell is not None:
                 tell()
-            del job, tell  # or what they refer to would live until the next job comes
+            del job, tell  # else the objects they refer to would live until the next job

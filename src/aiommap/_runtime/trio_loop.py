@@ -1,4 +1,4 @@
-"""The event loop of trio; this module never imports it, and is used only where trio runs."""
+"""The event loop of trio; this module never imports trio, and is used only while trio runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Ts = TypeVarTuple("Ts")
 
 #: How soon to try again to raise an exception in a task that could not take it.
 RAISE_SECONDS = 0.001
-#: How soon a task that waits a job out learns of a Ctrl-C that trio cannot raise.
+#: How soon a cancelled task that waits for a job learns of a Ctrl-C that trio cannot raise.
 INTERRUPT_SECONDS = 0.1
 
 
@@ -46,11 +46,11 @@ class TrioLoop(EventLoop):
 
     @property
     def ended(self) -> bool:
-        """Never: trio ends no task without a word."""
+        """Always False: a run of trio ends only after its tasks."""
         return False
 
     def call_later(self, delay: float, function: Callable[[], object]) -> Callable[[], object]:
-        """Call a function after a delay in seconds; returns what cancels that."""
+        """Call a function after a delay in seconds; return a function that cancels that."""
         scope = self._trio.CancelScope()
 
         async def wait() -> None:
@@ -66,7 +66,7 @@ class TrioLoop(EventLoop):
     def add_reader(
         self, fd: int, function: Callable[[], object], may_end: Callable[[], bool]
     ) -> Callable[[], object]:
-        """Call a function whenever a descriptor is readable; returns what ends that."""
+        """Call a function whenever a descriptor is readable; return a function that ends that."""
         lowlevel = self._trio.lowlevel
         watched = [fd]
 
@@ -79,7 +79,7 @@ class TrioLoop(EventLoop):
                 finally:  # the end of trio cancels it
                     with self._trio.CancelScope(shield=True):
                         while watched and not may_end():
-                            # Not longer: another call of the function may have taken the rest.
+                            # With a limit: another call of the function may have taken the rest.
                             with self._trio.move_on_after(INTERRUPT_SECONDS):
                                 await lowlevel.wait_readable(fd)
                             function()
@@ -93,7 +93,7 @@ class TrioLoop(EventLoop):
         return end
 
     def spawn(self, function: Callable[[Unpack[Ts]], Awaitable[None]], *args: *Ts) -> None:
-        """Start a background task. The end of trio cancels it: it shields what has to be done."""
+        """Start a background task. The end of trio cancels it: it shields what must be done."""
         self._trio.lowlevel.spawn_system_task(self._run, partial(function, *args))
 
     #: Code of the application has the same kind of task, and ends at its next checkpoint.
@@ -119,7 +119,7 @@ class TrioLoop(EventLoop):
     def _raise_in(self, main: Any, error: BaseException) -> None:
         """Raise an exception in the main task where it waits next, as trio does with Ctrl-C."""
         if main is not self._main_task():
-            return  # over by now, and whatever ended it ends the program
+            return  # the main task has ended, and with it the program ends
         if main._abort_func is None:  # noqa: SLF001  it has no public name
             self.call_later(RAISE_SECONDS, partial(self._raise_in, main, error))
             return
@@ -130,10 +130,10 @@ class TrioLoop(EventLoop):
         main._attempt_abort(throw)  # noqa: SLF001  likewise
 
     async def wait_out(self, done: Event) -> None:
-        """Wait with a cancellation in hand.
+        """Wait although the task is cancelled.
 
-        trio raises Ctrl-C in its main task only. If the main task waits for its end already, trio
-        raises the next Ctrl-C nowhere. So this wait looks for it.
+        trio raises Ctrl-C only in its main task. If the main task is already cancelled and waits
+        here, trio raises the next Ctrl-C nowhere. So this wait looks for it.
         """
         with self._trio.CancelScope(shield=True):
             while not done.is_set():
@@ -149,7 +149,7 @@ class TrioLoop(EventLoop):
 
 
 class _TrioWaiter:
-    """As much of a future as a ``Waiter`` needs."""
+    """The part of a future that a ``Waiter`` needs."""
 
     __slots__ = ("_event", "_result")
 

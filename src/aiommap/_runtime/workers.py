@@ -46,13 +46,13 @@ CONTROL_WORKERS = 2
 
 
 class OnCancel(Enum):
-    """What becomes of a job whose waiter is cancelled."""
+    """The fate of a job whose waiter is cancelled."""
 
-    #: It is left behind, or withdrawn if it has not begun: it fills only a buffer of its own.
+    #: Withdraw it if it has not begun, else leave it behind: it fills only a buffer of its own.
     ABANDON = auto()
-    #: It is withdrawn if it has not begun, and waited out otherwise (workers.2).
+    #: Withdraw it if it has not begun, else wait for it (workers.2).
     WITHDRAW = auto()
-    #: It is waited out, even if it has not begun: it undoes something.
+    #: Wait for it even if it has not begun, because it undoes something.
     WAIT = auto()
 
 
@@ -86,7 +86,7 @@ class _Job:
                 self.error = error
 
     def end(self) -> None:
-        """Wake the waiter, once. Let go of what was called: it refers to the job."""
+        """Wake the waiter, once. Drop the functions, which refer to the job."""
         ended, self._ended, self._function = self._ended, nothing, nothing
         ended()
 
@@ -104,15 +104,15 @@ class _Job:
             try:
                 raise self.error
             finally:
-                self.error = None  # or the traceback and the job would keep each other alive
+                self.error = None  # else its traceback and the job would keep each other alive
         return self.result
 
 
 class Limiter:
-    """Tokens for jobs, and what waits for one, first come, first served.
+    """Tokens for jobs, given in the order of the requests.
 
-    For the loop thread. Jobs wait here, or functions that begin something; no task does: a task
-    could be cancelled meanwhile.
+    For the loop thread. Jobs wait here for tokens, or functions that begin something. No task
+    waits here, because a task could be cancelled meanwhile.
     """
 
     __slots__ = ("_free", "_is_giving", "_waiting", "total_tokens")
@@ -120,7 +120,7 @@ class Limiter:
     def __init__(self, tokens: int) -> None:
         self.total_tokens: int = tokens
         self._free = tokens
-        #: Whether ``give`` is at work: what it begins may give its token back at once.
+        #: Whether ``give`` runs: a function that it begins may give its token back at once.
         self._is_giving = False
         self._waiting: deque[tuple[_Job | None, Callable[[], object]]] = deque()
 
@@ -137,18 +137,18 @@ class Limiter:
         return sum(job is None or not job.withdrawn for job, _ in self._waiting)
 
     def begin(self, begin: Callable[[], object]) -> None:
-        """Have something begun, with a token: at once, or when its turn comes."""
+        """Call a function that begins something once it has a token: at once, or at its turn."""
         if self.take():
             begin()
         else:
             self.queue(begin)
 
     def queue(self, begin: Callable[[], object], job: _Job | None = None) -> None:
-        """Have something begun later, when its turn comes; unless its job was withdrawn."""
+        """Call a function that begins something at its turn, unless its job was withdrawn."""
         self._waiting.append((job, begin))
 
     def give(self) -> None:
-        """Give a token back: the next that still wants one gets it."""
+        """Give a token back; the next in the queue that was not withdrawn gets it."""
         self._free += 1
         if self._is_giving:
             return
@@ -164,7 +164,7 @@ class Limiter:
 
 
 class Workers:
-    """The limiters of one hub, and the ways to run something in a worker thread; for one loop."""
+    """The limiters of one hub, and the ways to run a job in a worker thread; for one loop."""
 
     __slots__ = (
         "__weakref__",
@@ -194,7 +194,7 @@ class Workers:
         self._release_reserve = reserve.keep(self)
         #: A forked child has a copy of the loop, which must not answer for it.
         self._forks = Forks.count
-        # Parts of the loop, each kept here, as every step between costs each durable write.
+        # Functions of the loop, kept here because each step to them would slow each durable write.
         self._loop = loop = running_loop()
         self._token, self._find_token = loop.token, loop.find_token
         self._checkpoint = loop.checkpoint
@@ -203,7 +203,7 @@ class Workers:
         self.call_soon: Callable[[Callable[[], object]], object] = loop.call_soon
         self.event: Callable[[], Event] = loop.event
         self.waiter: Callable[[], Waiter[Any]] = loop.waiter
-        #: Kept from the first read that has to wait on.
+        #: The engine, kept from the first read or flush that uses it.
         self._engine: Engine | None = None
         self._release_engine: Callable[[], object] = nothing
         self._closed = False
@@ -214,7 +214,7 @@ class Workers:
         self.control: Limiter = Limiter(CONTROL_WORKERS)
 
     def close(self) -> None:
-        """Let go of reserve and engine: whoever used these workers has closed everything."""
+        """Release the reserve and the engine; all files of these workers are closed."""
         self._release_reserve()
         self._release_engine()
         self._engine, self._closed = None, True
@@ -222,14 +222,14 @@ class Workers:
     def queue(self, device: int) -> PoolQueue | None:
         """Make the place of a file in the engine, for its reads.
 
-        None if there is no engine, for want of a descriptor for instance, and ``run`` has to do.
+        None if there is no engine, for want of a descriptor for instance; then use ``run``.
         """
         self.check_loop()
         engine = self._keep_engine()
         return None if engine is None else engine.queue(self, self._readers, device)
 
     def flush_queue(self, device: int) -> PoolQueue | None:
-        """Make another one for its flushes, which wait for no read of the hub."""
+        """Make another place for the flushes of a file, which never wait for reads of the hub."""
         engine = self._keep_engine()
         return None if engine is None else engine.queue(self.flushes, None, device)
 
@@ -243,7 +243,7 @@ class Workers:
         return self._engine
 
     def call_from_thread(self, function: Callable[[], object]) -> bool:
-        """Call a function on the loop soon, from any thread; tell whether the loop was there."""
+        """Call a function on the loop soon, from any thread; False if the loop has ended."""
         try:
             self._from_thread(function)
         except RuntimeError:
@@ -266,17 +266,17 @@ class Workers:
 
     @property
     def ended(self) -> bool:
-        """Whether the loop was closed, which ends tasks that wait without a word; any thread."""
+        """Whether the loop was closed, so that its tasks will never wake; in any thread."""
         return self._loop.ended
 
     @property
     def forked(self) -> bool:
-        """Whether this process is a child of the one whose loop these workers answer to."""
+        """Whether this process is a forked child of the one that made these workers."""
         return self._forks != Forks.count
 
     def check_loop(self, what: str = "a file or hub") -> None:
-        """Raise unless this is the loop these workers answer to; any other would wait for ever."""
-        try:  # as ``on_loop`` has it, without its call: each durable write pays for this
+        """Raise unless this is the loop of these workers; a task of another would never wake."""
+        try:  # the body of ``on_loop``, because each durable write would pay for the call
             here = self._find_token() is self._token
         except RuntimeError:
             here = False
@@ -284,7 +284,7 @@ class Workers:
             raise RuntimeError(self._elsewhere(what))
 
     def _elsewhere(self, what: str) -> str:
-        """Say where something is used that belongs to this loop and no other."""
+        """Make the message for an object that is used outside its loop."""
         if self.forked:
             return f"{what} is used in a forked child: open it again in there"
         try:
@@ -299,8 +299,8 @@ class Workers:
         )
 
     async def checkpoint_if_due(self) -> bool:
-        """If the time slice is spent, let others run and see a cancellation; tell if it was."""
-        # In a forked child other tasks must not run: their copies would do the parent's work, and
+        """If the time slice is spent, give way and see a cancellation; tell whether it was."""
+        # In a forked child no other task may run: the copied tasks would do the parent's work, and
         # take events out of the queue that the two loops share.
         if not time_slice_spent() or self._forks != Forks.count:
             return False
@@ -324,7 +324,7 @@ class Workers:
             await done.wait()
         except BaseException as error:
             over = on_cancel is not OnCancel.WAIT and job.withdraw()
-            loop_ended = isinstance(error, GeneratorExit)  # nothing can be awaited any more
+            loop_ended = isinstance(error, GeneratorExit)  # then nothing can be awaited
             if not (over or loop_ended or on_cancel is OnCancel.ABANDON):
                 await wait_out(done)
             raise
@@ -338,7 +338,7 @@ class Workers:
     ) -> None:
         """Run a job that nobody withdraws; ``ended`` gets its result or error, on the loop.
 
-        The caller has made sure that this is the loop thread.
+        The caller makes sure that this is the loop thread.
         """
 
         def tell() -> None:
