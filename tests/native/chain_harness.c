@@ -1,4 +1,4 @@
-/* chain_harness.c: cases of the SIGBUS guard among handlers of others, see harness.h. */
+/* chain_harness.c: cases of the SIGBUS guard among foreign handlers, see harness.h. */
 #include "harness.h"
 
 #include <setjmp.h>
@@ -39,7 +39,7 @@ CHAINED(5)
 static void (*const chained[])(int, siginfo_t *, void *) = {chained_0, chained_1, chained_2,
                                                             chained_3, chained_4, chained_5};
 
-/* As crash reporters do it: everything blocked, and chained by calling. */
+/* Like some crash reporters: it blocks everything, and calls the handler before it. */
 static void install_chained(int flags)
 {
     struct sigaction action = {.sa_sigaction = chained[installed], .sa_flags = SA_SIGINFO | flags};
@@ -49,7 +49,7 @@ static void install_chained(int flags)
     EXPECT(sigaction(SIGBUS, &action, &previous[installed++]) == 0);
 }
 
-/* Others again: the action before is put back, SIGBUS let through, and sent once more. */
+/* Like others: it puts the action before it back, lets SIGBUS through, and sends it once more. */
 static void send_on(int number)
 {
     sigset_t bus;
@@ -92,7 +92,8 @@ static bool load(size_t offset, int64_t tick)
     return guard_word(&call, tick);
 }
 
-/* Twice each: the second fault kills a thread whose mask was left as the handler had it. */
+/* Each fault happens twice: the second one kills a thread whose mask is still that of the
+ * handler. */
 static void expect_survival(int expected_calls)
 {
     int before = calls;
@@ -111,7 +112,7 @@ static void chained_by_a_call(void)
     truncate_to(1);
     EXPECT(load(0, 7));
     install_chained(0);
-    expect_survival(10); /* twice: a copy and its page, a store and its page, a word */
+    expect_survival(10); /* two turns of: a copy and its page, a store and its page, a word */
 }
 
 static void chained_without_defer(void)
@@ -134,7 +135,7 @@ static void chained_thrice(void)
     expect_survival(30);
 }
 
-/* More often than the guard has levels: from then on it stays below. */
+/* Chained more often than the guard has levels: from then on the guard stays below. */
 static void chained_above_all_levels(void)
 {
     block(SIGUSR1);
@@ -144,10 +145,10 @@ static void chained_above_all_levels(void)
         guard_refresh();
     }
     EXPECT(load(0, 7));
-    expect_survival(30); /* the three that were installed over the highest level */
+    expect_survival(30); /* three handlers were installed over the highest level */
 }
 
-/* What the thread has blocked since the guard looked stays blocked. */
+/* A signal that the thread has blocked since the guard looked stays blocked. */
 static void chained_in_one_tick(void)
 {
     truncate_to(1);
@@ -185,7 +186,7 @@ static void sent_on(void)
 
 static volatile bool has_foreign_page;
 
-/* A crash reporter that looks at memory which is lost as well. */
+/* Like a crash reporter that loads from memory which is lost as well. */
 static void look_at_lost_page(int number, siginfo_t *info, void *context)
 {
     has_foreign_page = *(volatile char *)(mapped + 3 * page) == 0;
@@ -200,7 +201,7 @@ static void faults_within_a_handler(void)
     truncate_to(1);
     EXPECT(sigaction(SIGBUS, &action, &previous[installed++]) == 0);
     has_foreign_page = false;
-    EXPECT(sigaction(SIGBUS, &previous[0], NULL) == 0); /* first by itself */
+    EXPECT(sigaction(SIGBUS, &previous[0], NULL) == 0); /* first without the reporter */
     EXPECT(*(volatile char *)(mapped + 3 * page) == 0);
     EXPECT(sigaction(SIGBUS, &action, NULL) == 0);
     EXPECT(guard_copy(plain, mapped + page, 1, NULL) == 0 && has_foreign_page);
@@ -226,13 +227,14 @@ static void automatic_stack(void)
     EXPECT(calls > 0);
 }
 
-/* A handler below that gets out of faults of its own, of a mapping that nobody watches. */
+/* A handler below the guard that jumps out of its own faults, in a mapping outside the fault
+ * table. */
 static sigjmp_buf theirs;
 
 static void jump_out(int number)
 {
     EXPECT(is_blocked(number) && is_blocked(SIGUSR2));
-#ifndef THREAD_SANITIZER /* it blocks every signal in every handler */
+#ifndef THREAD_SANITIZER /* ThreadSanitizer blocks every signal in every handler */
     EXPECT(!is_blocked(SIGUSR1));
 #endif
     siglongjmp(theirs, 1);
@@ -255,7 +257,8 @@ static void jumping_below(void)
     }
 }
 
-/* A handler that wants to be called once, then to die: the fault must not go on for ever. */
+/* A handler that is to be called once, before the process dies: the fault must not go on for
+ * ever. */
 static void count_call(int number)
 {
     (void)number;
@@ -272,7 +275,8 @@ static void foreign_once(void)
     plain[0] = *(volatile char *)(mapped + page);
 }
 
-/* The kernel says that more than a page is broken: aligned to its size, as the mapping is not. */
+/* The kernel says that four pages are broken: a block aligned to its size, as the mapping is
+ * not. */
 static void say_broken(int number, siginfo_t *info, void *context)
 {
     info->si_code = BUS_MCEERR_AR;
@@ -316,7 +320,7 @@ static void *copy_in_child(void *unused)
     return unused;
 }
 
-/* In a thread that has no alternate stack, while others install and fault. */
+/* Fork in threads that have no alternate stack, while others install and fault. */
 static void forked_in_a_thread(void)
 {
     pthread_t thread[4];

@@ -3,7 +3,7 @@
 
 #include "crc32c.h"
 
-/* Beyond it, whatever is done for longer data was done more than once. */
+/* Up to this length, each loop for longer data has run more than once. */
 #define LENGTHS 2100
 #define WAYS 3
 
@@ -20,7 +20,7 @@ static void make_data(void)
     }
 }
 
-/* The definition of it. */
+/* CRC32C by its definition. */
 static uint32_t bit_by_bit(uint32_t crc, const char *at, size_t length)
 {
     crc = ~crc;
@@ -32,7 +32,7 @@ static uint32_t bit_by_bit(uint32_t crc, const char *at, size_t length)
     return ~crc;
 }
 
-/* By each way that the machine has, and by the one that is taken. */
+/* Whether crc32c and each way that the machine has agree. */
 static bool all_find(uint32_t expected, uint32_t before, const char *at, size_t length)
 {
     bool agree = crc32c(before, at, length) == expected;
@@ -75,7 +75,7 @@ static void checksum_of_each_bit(void)
     }
 }
 
-/* Nothing before or behind the data is touched. */
+/* No way touches anything before or behind the data. */
 static void checksum_between_walls(void)
 {
     char *walled = mmap(NULL, 3 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -5,7 +5,7 @@
 
 static struct growth growth;
 
-/* A capacity of a gibibyte over a file without a byte. */
+/* Map a capacity of one gibibyte over an empty file. */
 static char *map_growable(bool sparse)
 {
     size_t capacity = (size_t)1 << 30;
@@ -41,12 +41,12 @@ static void growing(void)
         EXPECT(end_now() == (int64_t)1 << 30 && !is_damaged(&damage));
         growth_stop(&growth);
         EXPECT(growth_truncate(&growth, file, 0, false) == 0);
-        *(volatile char *)(base + 9 * page) = 'd'; /* into a page of nobody */
+        *(volatile char *)(base + 9 * page) = 'd'; /* into a private page of zeros */
         EXPECT(length_of_file() == 0 && !is_damaged(&damage));
     }
 }
 
-/* Below its end a file does not grow back: what was there is lost. */
+/* Below its old end a file does not grow back: those bytes are lost. */
 static void growing_cut_off(void)
 {
     char *base = map_growable(true);
@@ -77,7 +77,7 @@ static void growing_threads(void)
         EXPECT(base[at] == 'g');
 }
 
-/* No file may be longer than this: as good as a full disk. */
+/* A limit on the length of files does the same as a full disk. */
 static void growing_without_room(void)
 {
     struct rlimit limit = {.rlim_cur = 10 * page + 100, .rlim_max = RLIM_INFINITY};
@@ -95,7 +95,7 @@ static void growing_without_room(void)
 static int other_may_store, other_has_stored; /* atomic */
 static _Thread_local volatile int waits_for_the_other;
 
-/* The first that the handler asks when it looks at growth: there one thread waits for the other. */
+/* The handler calls this first when it looks at growth: here one thread waits for the other. */
 pid_t getpid(void)
 {
     if (waits_for_the_other) {
@@ -116,8 +116,8 @@ static void *store_when_asked(void *at)
     return NULL;
 }
 
-/* Each time the page is there when the handler looks, as the other thread was quicker: what was tried
- * again before the file was cut says nothing of the page that there is now. */
+/* Each time the page is there when the handler looks, because the other thread was quicker. A page
+ * that was tried again before the file was cut says nothing about the page that is there now. */
 static void growing_again_after_a_cut(void)
 {
     char *base = map_growable(false);

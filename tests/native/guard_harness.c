@@ -20,7 +20,7 @@ static void whole_copy(void)
     const void *fault = plain;
     EXPECT(guard_copy(plain, mapped, PAGES * page, &fault) == PAGES * page);
     EXPECT(memcmp(plain, mapped, PAGES * page) == 0);
-    EXPECT(fault == plain); /* untouched without a fault */
+    EXPECT(fault == plain); /* not set without a fault */
     EXPECT(guard_copy(plain, mapped, 0, NULL) == 0);
 }
 
@@ -32,7 +32,7 @@ static void truncated_source(void)
     EXPECT(in_page(fault, 2));
     EXPECT(plain[0] == 'm' && plain[2 * page - 6] == 'm' && plain[2 * page - 5] == 'p');
     EXPECT(guard_copy(plain, mapped + 3 * page, 1, NULL) == 0); /* nobody asks for the address */
-    EXPECT(guard_copy(plain, mapped, 2 * page, &fault) == 2 * page); /* the rest goes on */
+    EXPECT(guard_copy(plain, mapped, 2 * page, &fault) == 2 * page); /* so can the rest */
 }
 
 static void truncated_target(void)
@@ -63,7 +63,7 @@ static void word(void)
     EXPECT(add_one(8, 1, &seen) && seen == 0);
     EXPECT(add_one(8, 1, &seen) && seen == 1);
     truncate_to(2);
-    EXPECT(!add_one(3 * page, 1, &seen)); /* in a tick that was looked at */
+    EXPECT(!add_one(3 * page, 1, &seen)); /* in a tick in which the thread has looked */
     EXPECT(!add_one(3 * page, 2, &seen)); /* and in a new one */
     EXPECT(add_one(8, 2, &seen) && seen == 2);
 }
@@ -76,7 +76,7 @@ static void word_with_sigbus_blocked(void)
     sigaddset(&bus, SIGBUS);
     pthread_sigmask(SIG_BLOCK, &bus, NULL);
     truncate_to(1);
-    for (int turn = 0; turn < 2; turn++) { /* twice in one tick: it is not remembered as open */
+    for (int turn = 0; turn < 2; turn++) { /* the second time in the same tick */
         EXPECT(!add_one(2 * page, 1, &seen) && is_blocked());
         EXPECT(add_one(0, 1, &seen) && is_blocked());
     }
@@ -169,7 +169,7 @@ static void earlier_action(void)
     EXPECT(!"the action that was there before leaves");
 }
 
-/* Whoever came after the guard stays when it goes. */
+/* A handler that was installed after the guard stays when the guard goes. */
 static void later_action(void)
 {
     struct sigaction later = {.sa_sigaction = leave_informed, .sa_flags = SA_SIGINFO}, now;
@@ -194,7 +194,7 @@ static void foreign_load(void)
 static void foreign_load_ignored(void)
 {
     install_over((struct sigaction){.sa_handler = SIG_IGN});
-    load_lost_page(); /* a fault, other than a signal that was sent, cannot be ignored */
+    load_lost_page(); /* unlike a signal that was sent, a fault cannot be ignored */
 }
 
 static void foreign_signal(void)
@@ -211,7 +211,8 @@ static struct entry *watch_pages(struct damage *noted)
     return entry;
 }
 
-/* A load and a store at a lost page go on, the errno of the thread stays, the damage is noted. */
+/* A load and a store at a lost page go on, errno stays as it is, and the handler notes the
+ * damage. */
 static void watched_pages(void)
 {
     watch_pages(&damage);
@@ -225,10 +226,10 @@ static void watched_pages(void)
     EXPECT(damage.first_bad == 3 * page && damage.faults == 2); /* the first stays noted */
     EXPECT(mapped[0] == 'm'); /* what was not lost is still there */
     EXPECT(ftruncate(file, (off_t)(PAGES * page)) == 0);
-    EXPECT(pread(file, plain, 1, (off_t)page) == 1 && plain[0] == 0); /* the store is not */
+    EXPECT(pread(file, plain, 1, (off_t)page) == 1 && plain[0] == 0); /* the store is lost */
 }
 
-/* A copy of our own jumps out, and notes no damage: whoever asked for it is told. */
+/* A fault in a copy of our own jumps out and notes no damage, because the caller is told. */
 static void watched_copy(void)
 {
     watch_pages(&damage);
@@ -237,7 +238,7 @@ static void watched_copy(void)
     EXPECT(guard_copy(mapped + page, plain, 1, NULL) == 0 && !is_damaged(&damage));
 }
 
-/* More mappings than one chunk of the table has room for, each with damage of its own. */
+/* There are more mappings than a chunk of the table has room for, each with damage of its own. */
 static void watched_many(void)
 {
     enum { MANY = 1000 };
@@ -271,7 +272,7 @@ static void *change_table(void *unused)
     char *elsewhere = mmap(NULL, PAGES * page, PROT_READ, MAP_SHARED, file, 0);
     struct damage none = {.first_bad = DAMAGE_NONE};
     while (!GET(stop_changing)) {
-        size_t length = page; /* each time another one, so that a torn look at it would be wrong */
+        size_t length = page; /* another one each time, so that a torn read would be wrong */
         for (; length <= PAGES * page; length += page)
             fault_table_remove(
                 add_mapping((uintptr_t)elsewhere, length, PROT_READ, &none, NULL, NULL));
@@ -297,7 +298,7 @@ static void *fault_often(void *unused)
     return unused;
 }
 
-/* Faults in several threads while others fill in and empty entries. */
+/* Several threads fault while others fill in and empty entries. */
 static void watched_threads(void)
 {
     pthread_t faulting[4], changing[2];
@@ -316,7 +317,7 @@ static void watched_threads(void)
 static struct sigaction before_later;
 static volatile int later_calls;
 
-/* As faulthandler does it: put the earlier action back, then send the signal to it. */
+/* Like faulthandler: put the earlier action back, then send the signal to it. */
 static void hand_on(int number)
 {
     later_calls++;
@@ -330,7 +331,8 @@ static void install_later(void (*handler)(int))
     EXPECT(sigaction(SIGBUS, &later, &before_later) == 0);
 }
 
-/* Installed over the guard, it is asked first until the guard looks, and last from then on. */
+/* A handler that is installed over the guard is called first until the guard looks, and last from
+ * then on. */
 static void later_that_hands_on(void)
 {
     watch_pages(&damage);
@@ -346,7 +348,8 @@ static void later_that_hands_on(void)
     EXPECT(damage.faults == 2);
 }
 
-/* One that hands nothing on, as Python's own: the guard goes on top of it, again and again. */
+/* A handler that hands nothing on, like Python's own: the guard goes on top of it, again and
+ * again. */
 static void later_that_leaves(void)
 {
     watch_pages(&damage);
@@ -356,7 +359,7 @@ static void later_that_leaves(void)
         guard_refresh();
         EXPECT(*(volatile char *)(mapped + i * page) == 0 && damage.faults == i);
     }
-    raise(SIGBUS); /* not ours: down to the one that leaves */
+    raise(SIGBUS); /* not ours, so it goes down to the handler that leaves */
     EXPECT(!"the action below leaves");
 }
 
@@ -367,8 +370,8 @@ static void name_the_page(int number, siginfo_t *info, void *context)
     before_later.sa_sigaction(number, info, context);
 }
 
-/* For broken memory the kernel names its first byte, and arm64 may name any byte of the page: such
- * an address lies in front of a range that begins within the page. */
+/* For broken memory the kernel names the first byte of the block, and arm64 may name any byte of
+ * the page. Such an address may lie in front of a range that begins within the page. */
 static void address_beside_the_range(void)
 {
     const void *fault = NULL;
@@ -380,7 +383,8 @@ static void address_beside_the_range(void)
     EXPECT(guard_copy(mapped + 9, plain, page, NULL) == page - 9);
 }
 
-/* Gone and installed again while one that hands on stays: the chain must not become a ring. */
+/* The guard goes and is installed again while a handler that hands on stays: the chain must not
+ * become a ring. */
 static void foreign_ring(void)
 {
     install_later(hand_on);
@@ -405,7 +409,8 @@ static void foreign_beside_watched(void)
     plain[0] = *(volatile char *)other;
 }
 
-/* What the kernel kept of a fault that is over does not make a signal that was sent survivable. */
+/* The kernel keeps the address of a fault that is over. That must not make a later sent signal
+ * survivable. */
 static void foreign_signal_after_a_fault(void)
 {
     watch_pages(&damage);

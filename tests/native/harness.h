@@ -1,9 +1,10 @@
-/* harness.h: what the harnesses share: one case a run, over one file, without Python.
+/* harness.h: what the harnesses share: each run is one case, over one file, without Python.
  *
- * Usage: HARNESS CASE FILE. FILE is made anew with four pages. A case that holds exits 0; one that
- * does not prints the broken expectation and exits 1. The foreign_* cases die of SIGBUS.
+ * Usage: HARNESS CASE FILE. The harness makes FILE, with four pages, or empties it first. A case
+ * that holds exits 0; one that does not prints the broken expectation and exits 1. The foreign_*
+ * cases die of SIGBUS.
  *
- * Who includes it defines `cases` and then RUN_CASES.
+ * A harness includes this header, defines `cases` and ends with RUN_CASES.
  */
 #ifndef AIOMMAP_HARNESS_H
 #define AIOMMAP_HARNESS_H

@@ -9,7 +9,7 @@ static char *bases[FILES];
 static struct damage noted[FILES];
 static void *taken; /* a list through the first word of each page */
 
-/* Map until the kernel refuses. None of them touches another of its kind, so none is merged. */
+/* Map pages until the kernel refuses. They are shared, so the kernel merges no two of them. */
 static size_t take_all(void)
 {
     size_t count = 0;
@@ -93,7 +93,7 @@ static void limit_in_threads(void)
         EXPECT(is_damaged(&noted[i]));
 }
 
-/* What was given up is taken again once there is room. */
+/* The guard takes spares again once there is room. */
 static void limit_lifted(void)
 {
     while (spare_give_up())

@@ -9,7 +9,7 @@
 
 #define JOBS 2000
 
-/* A job that says when it is at work, and stays there until it is let go. */
+/* A job that says when it has begun, and runs until it is let go. */
 struct held_job {
     struct pool_job job; /* first */
     int begun, may_end, ended;
@@ -58,7 +58,7 @@ static void submit(size_t first, size_t count, size_t queue, bool held)
     EXPECT(pool_submit(pool, &list) == 0 && pool_list_is_empty(&list));
 }
 
-/* Take what lands until so many have, in the order in which they did. */
+/* Take jobs that land, in that order, until `count` have. */
 static void land(size_t count, struct pool_job **order)
 {
     for (size_t got = 0; got < count;) {
@@ -90,7 +90,7 @@ static void until_begun(size_t first, size_t count, size_t wanted)
         nap();
 }
 
-/* Everything that is submitted runs and lands once, in however many parts. */
+/* Every job that is submitted runs and lands once, in however many lists. */
 static void pool_runs_all(void)
 {
     begin_pool();
@@ -110,7 +110,7 @@ static void pool_runs_all(void)
     pool_drop(pool);
 }
 
-/* A thread at a time, so the order shows: hubs take turns, and within a hub its files. */
+/* One job at a time, so the order shows: the files of a hub take turns. */
 static void pool_is_fair(void)
 {
     struct pool_job *order[30];
@@ -143,7 +143,7 @@ static void pool_keeps_limits(void)
     submit(0, 200, 0, false);
     land(200, NULL);
     EXPECT(most_at_work <= 3);
-    begin_queue(1, 1, 0, 1); /* none, from now on */
+    begin_queue(1, 1, 0, 1); /* no job may begin from now on */
     submit(0, 10, 0, false);
     EXPECT(pool_withdraw(pool, &jobs[4].job) && !pool_withdraw(pool, &jobs[4].job));
     EXPECT(begun(0, 10) == 0);
@@ -155,7 +155,8 @@ static void pool_keeps_limits(void)
     pool_drop(pool);
 }
 
-/* A device that hangs gets more threads, but not all; others go on, even a second and a third that hang. */
+/* A device that hangs gets more threads, but not all of them; other devices go on, even a second
+ * and a third one that hang. */
 static void pool_survives_hangs(void)
 {
     size_t hang = 200, at = 0;
@@ -178,7 +179,7 @@ static void pool_survives_hangs(void)
     pool_drop(pool);
 }
 
-/* As many jobs run as the width and those that hang; and no more than the width once these have ended. */
+/* The width grows by the jobs that hang, and falls back once they have ended. */
 static void pool_adapts(void)
 {
     size_t hang = 64, quick = JOBS - 64;
@@ -208,7 +209,7 @@ static void pool_adapts(void)
     pool_drop(pool);
 }
 
-/* Threads are not more than what runs needs, and one that watches. */
+/* There are no more threads than the jobs need, and one that watches. */
 static void pool_stays_small(void)
 {
     begin_pool();
@@ -262,7 +263,7 @@ static void pool_reads(void)
     pool_drop(pool);
 }
 
-/* One at a time, while others are handed over in lists, withdrawn and landed. */
+/* Submit jobs one at a time, while others are submitted in lists, withdrawn and landed. */
 static void pool_takes_single_jobs(void)
 {
     begin_pool();
@@ -284,7 +285,7 @@ static void pool_takes_single_jobs(void)
     pool_drop(pool);
 }
 
-/* Dropped at every moment of the life of its threads. */
+/* A pool is dropped at every moment in the life of its threads. */
 static void pool_ends(void)
 {
     for (size_t round = 0; round < 200; round++) {

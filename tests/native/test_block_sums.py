@@ -1,4 +1,4 @@
-"""The sums of cached blocks, and the CRC32C in them, against oracles that are written out here."""
+"""The sums of cached blocks, and the CRC32C in them, against oracles that this file writes out."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def on_the_disk(blocks, fd, count):
 
 
 def without_sigbus(blocks, fd, count):
-    """In a thread that a fault would kill, handler or not: so it may not load what may be lost."""
+    """Verify in a thread that a fault would kill: it may not load from pages that may be lost."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGBUS])
     try:
         return blocks.verify(0, count)
@@ -129,7 +129,7 @@ def test_verify_finds_any_bit(stored, size, verify):
 
 @pytest.mark.parametrize("verify", WAYS, ids=lambda way: way.__name__)
 def test_verify_misses_what_was_cut_off(stored, verify):
-    """Also what ends within a page, where zeros would be read that match a block of zeros."""
+    """Also if the file ends within a page, where reads find zeros that match a block of zeros."""
     data = os.urandom(2 * BLOCK) + bytes(2 * BLOCK)
     blocks, _, fd = stored(data)
     os.truncate(fd, 2 * BLOCK + 100)
@@ -145,7 +145,7 @@ def test_verify_finds_blocks_that_changed_places(stored):
 
 
 def test_verify_finds_lines_that_changed_places(stored):
-    """Within a block, where a sum that forgot the place of a word would see nothing."""
+    """They are lines of one block: a sum that forgot the place of a word would see nothing."""
     data = os.urandom(BLOCK)
     blocks, _, fd = stored(data)
     os.pwrite(fd, data[64:128] + data[:64], 0)

@@ -1,6 +1,6 @@
-"""Inline reads of what may be cold: which of them have the device begin, and which only ask.
+"""Inline reads of pages that may be cold: which make the device begin, and which only ask.
 
-No job of the pool runs here, so what comes into memory was begun by the loop thread.
+No job of the pool runs here, so the loop thread began every page that comes into memory.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from tests.support.pages import make_cold, resident_pages
 PAGE = os.sysconf("SC_PAGE_SIZE")
 PAGES = 256
 FLAGS = native.WRITABLE | native.NOWAIT
-#: As pool_object.h has them.
+#: Those of pool_object.h.
 FEW, MANY = 32, 64
 
 
 class Waiter:
-    """What a task waits for; nobody does."""
+    """What a task waits for; no task does here."""
 
     def done(self):
         return True
@@ -63,30 +63,30 @@ class Loop:
         return self.mapping.read_nowait(number * PAGE, PAGE)
 
     def miss(self):
-        """Find a page cold; under load the device may be done with one before it is declined."""
+        """Find a cold page; under load the device may bring one before the read declines."""
         while self.inline(self.next) is not None:
             self.next += 1
 
     def queued(self, number, *tried):
-        """Tell whether a read was begun, rather than to be tried inline first."""
+        """Tell whether the queue begins a read; else an inline read has to be tried first."""
         reading = self.queue.read(self.mapping, number * PAGE, PAGE, *tried)
         if reading is not None:
             self.begun.append(reading)
         return reading is not None
 
     def fill(self, count):
-        """Have so many in flight, of pages from the end."""
+        """Have ``count`` reads in flight, of pages from the end."""
         while self.pool.in_flight < count:
             assert self.queued(PAGES - 1 - self.pool.in_flight, True)
 
     def bring(self, number):
-        """Have the device bring a page in, and all that it was asked for before."""
+        """Have the device bring a page in, and so all that it was asked for before."""
         with open(self.path, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
             os.pread(file.fileno(), PAGE, number * PAGE)
 
     def is_brought(self, number):
-        """Tell whether a page comes into memory that was begun before this."""
+        """Tell whether the device was asked for a page before this, and so brings it in."""
         self.bring(PAGES // 2)
         return number in resident_pages(self.path)
 

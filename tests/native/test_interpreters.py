@@ -57,7 +57,7 @@ def test_subinterpreter_is_refused():
 
 @needs_free_threads
 def test_free_threaded_python_gets_its_gil():
-    """Its objects are guarded by the GIL, so nothing else is declared."""
+    """The GIL guards the module's objects, so the module does not declare that it needs none."""
     code = "import sys, aiommap; sys.exit(not sys._is_gil_enabled())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
     assert done.returncode == 0

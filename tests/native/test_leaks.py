@@ -1,4 +1,4 @@
-"""Ten thousand turns of map, view, read, write, fail and close leave nothing behind."""
+"""Ten thousand rounds of map, view, read, write, fail and close leave nothing behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages that mlock(2) keeps: reads of them take the shortest way, also where any other may wait."""
+"""Pages that mlock(2) keeps: reads of them take the shortest way, where other reads may wait."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_only_locked_pages_are_read(tmp_path):
     mapping.populate(0, SIZE, True)
 
     def locked():
-        """Pages of which a read takes the shortest way."""
+        """Return the pages that a read takes by the shortest way."""
         return {
             page
             for page in range(PAGES)

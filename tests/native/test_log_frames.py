@@ -55,7 +55,7 @@ def cursor(files):
 
 
 def take_all(cursor, end=1 << 20, *, waits=True):
-    """Take records one by one, until there is none."""
+    """Take records one by one, until there are none."""
     found = []
     while (record := cursor.take(end, waits, 0)) is not None:
         found.append(record)
@@ -74,7 +74,7 @@ def take_all(cursor, end=1 << 20, *, waits=True):
     ids=["empty", "digits", "zeros", "ones", "ascending"],
 )
 def test_crc32c_of_known_texts(data, expected):
-    """Castagnoli's, with the texts of RFC 3720."""
+    """Castagnoli's CRC, with the texts of RFC 3720."""
     assert crc32c(data) == crc32c(data, 0, TABLE) == expected
 
 
@@ -171,7 +171,7 @@ def test_skipped_kinds_are_passed(writer, cursor):
 
 
 def test_large_skipped_frame_is_no_record(writer, cursor, files):
-    """One that is longer than what a cursor reads at a time."""
+    """The frame is longer than what a cursor reads at a time."""
     writer.append(b"1")
     data = os.urandom(300_000)
     at, position = writer.at, writer.position
@@ -196,7 +196,7 @@ def test_unknown_kinds_are_wrong(writer, cursor, kind):
 
 
 def test_every_bit_of_a_segment_counts(writer, files):
-    """Of each frame: what is before it is read, and nothing else."""
+    """After any bit has changed, a cursor reads the records before that frame, and no other."""
     items = [b"one", b"", b"eight888", bytes(40)]
     ends = [HEADER_BYTES]
     for each in items:
@@ -233,7 +233,7 @@ def test_every_bit_of_a_header_counts():
     st.integers(0, 20),
 )
 def test_walk_says_where_the_proven_records_end(steps, known):
-    """Exactly, if the first frame behind each flush is there; never too far."""
+    """The end is exact if the first frame behind each flush is there, and never too far."""
     with (
         tempfile.NamedTemporaryFile(dir="/dev/shm") as control,
         tempfile.NamedTemporaryFile(dir="/dev/shm") as segment,
@@ -284,7 +284,7 @@ def test_search_finds_frames_behind_a_torn_one(writer, files):
 
 @pytest.mark.parametrize("before", [b"\0", b"\xff", None], ids=["zeros", "ones", "hole"])
 def test_search_finds_a_frame_wherever_it_lies(writer, files, before):
-    """Also across the edges of what is read at a time, and of what was never written."""
+    """Also across the edges of what a search reads at a time, and of holes."""
     begin, end = HEADER_BYTES, (1 << 20) + HEADER_BYTES + (64 << 10)
     os.ftruncate(files[1], end)
     edges = (begin, begin + 4096, begin + 8192, begin + (1 << 20))
@@ -302,7 +302,7 @@ def test_search_finds_a_frame_wherever_it_lies(writer, files, before):
 
 
 def test_search_of_random_bytes_ends(files):
-    """Random bytes look like headers now and then; none is summed for long."""
+    """Random bytes look like headers now and then, and the search sums few bytes for each."""
     os.pwrite(files[1], os.urandom((1 << 20) - HEADER_BYTES), HEADER_BYTES)
     found = search_frames(files[1], SALT, POSITION, HEADER_BYTES, 1 << 20, 1, 1)
     assert found[:4] == (0, 0, 0, -1)
@@ -314,7 +314,7 @@ def test_search_of_random_bytes_ends(files):
     st.integers(0, 1 << 62),
 )
 def test_search_checks_long_frames_as_short_ones(lengths, words_before, draw):
-    """All of them are found, and all but one that was changed."""
+    """The search finds all frames, and all but one after a bit of that one has changed."""
     end = 2 << 20
     begin = HEADER_BYTES + 8 * words_before
     with (
@@ -378,7 +378,7 @@ def test_words_are_published_in_the_control_file(writer, files):
     assert words() == [tail, tail, 1, 1, 0, 2]
     os.pwrite(files[0], b"\xff\xff\xff\xff", 576)
     writer.publish()
-    assert words()[-1] == 0  # the futex wraps, and touches nothing beside it
+    assert words()[-1] == 0  # the futex word wraps, and the words beside it stay
 
 
 def test_record_is_made_and_kept(cursor):

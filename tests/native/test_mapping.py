@@ -1,4 +1,4 @@
-"""The native module by itself: bounds, page sets, flush bookkeeping, leases, budget."""
+"""The native module by itself: bounds, page sets, accounting, gathering, leases, time slices."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_inline_verbs_decline_odd_integers(mapping, argument):
     )
 )
 def test_dirty_runs_match_a_set_of_pages(tmp_path_factory, steps):
-    """Stores mark pages, a flush takes them, a failed flush gives them back."""
+    """Stores mark pages, a flush takes them, and a failed flush puts them back."""
     size = PAGES * 40 * PAGE_SIZE
     mapping = make_mapping(tmp_path_factory.mktemp("dirty") / "file", size)
     mapping.attach(object(), native.Receipt)
@@ -140,7 +140,7 @@ def test_store_under_a_flush_is_queued(mapping):
     assert mapping.write_now(0, b"no") is None
     assert sequences(mapping.write_many([(5 * PAGE_SIZE, memoryview(b"x"))])) == [3]
     assert mapping.write_now(5 * PAGE_SIZE, b"elsewhere") is not None
-    mapping.flush_begin(5 * PAGE_SIZE, PAGE_SIZE)  # of the same flush
+    mapping.flush_begin(5 * PAGE_SIZE, PAGE_SIZE)  # more of the same flush
     assert mapping.write_now(0, b"no") is None
     assert mapping.write_now(5 * PAGE_SIZE, b"no") is None
     mapping.flush_end([])
@@ -158,7 +158,7 @@ def test_store_that_would_pass_one_is_declined(mapping):
 
 @pytest.fixture
 def gathering(tmp_path):
-    """A mapping whose tasks have just woken together, after stores that adjoin; the next offset."""
+    """A mapping whose tasks have just woken together, after stores that adjoin, up to offset 80."""
     fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
     os.truncate(fd, SIZE)
     made = Mapping(fd, SIZE, SIZE, NOWAIT | RESIDENCY_VISIBLE | WRITABLE | native.LOCAL)
@@ -186,7 +186,7 @@ def test_gathered_stores_are_applied_together(gathering, tmp_path):
     content = b"A" * 10 + b"B" * 10 + b"C" * 10 + bytes(10) + b"E" * 10 + b"F" * 10 + b"G" * 10
     assert (tmp_path / "file").read_bytes()[80:150] == content
     assert gathering.dirty_runs() == [(0, PAGE_SIZE)]
-    assert gathering.gather(150, b"x") is None  # until tasks wake again
+    assert gathering.gather(150, b"x") is None  # not before tasks wake together again
     assert gathering.write_now(150, b"x").sequence == 15
     assert not gathering.withdraw(receipts[0])
 
@@ -235,7 +235,7 @@ def test_stores_are_not_gathered_without_need(gathering, what):
 
 
 def inline(mapping, offset, data):
-    """Store inline; a slice may be over before it is used, so it is granted more than once."""
+    """Store inline; a time slice may end before the store begins, so this asks for several."""
     for _ in range(100):
         native.time_slice_renew(native.time_slice_yield())
         receipt = mapping.write_inline(offset, data)
@@ -257,7 +257,7 @@ def test_inline_stores_stop_at_the_policy(mapping):
     mapping.set_inline_limits(native.NO_LIMIT, native.NO_LIMIT, 2 * PAGE_SIZE)
     assert inline(mapping, PAGE_SIZE, b"x") is not None
     assert inline(mapping, 2 * PAGE_SIZE, b"x") is None
-    mapping.flush_begin(0, PAGE_SIZE)  # what is being written counts as well
+    mapping.flush_begin(0, PAGE_SIZE)  # pages in writeback count as well
     assert inline(mapping, 2 * PAGE_SIZE, b"x") is None
     mapping.flush_end([])
     assert inline(mapping, 2 * PAGE_SIZE, b"x") is not None
@@ -428,7 +428,7 @@ def test_read_into_releases_on_failure(mapping):
 
 
 def test_residency_agrees_with_mmap(mapping, tmp_path):
-    """All pages touched through another mapping are resident here, as one run."""
+    """All pages that another mapping touched are resident here, as one run."""
     with open(tmp_path / "file", "rb") as file, mmap.mmap(file.fileno(), 0, prot=1) as other:
         assert other[:] == bytes(SIZE)
         resident, total, runs = mapping.residency(1, SIZE - 2)

@@ -1,4 +1,4 @@
-"""Garbage is collected in the middle of a native call: what it frees or stores is not lost."""
+"""Garbage collection in the middle of a native call does no harm, and loses no store."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def mapping(tmp_path):
 
 
 def test_leases_that_die_while_listed(mapping):
-    """The list has thousands of tuples, so making it collects garbage; there it is leases."""
+    """Making the list, with its thousands of tuples, collects garbage, which here is leases."""
     for count in range(200, 3000, 200):
         graph = [mapping.lease(0, 10, False) for _ in range(1000 + count)]
         cycle = [graph]

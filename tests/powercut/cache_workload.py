@@ -1,7 +1,7 @@
 """Readers of remote objects through a cache, power cuts of its folder, and what a cut broke.
 
-Nothing is promised of a cache but that it never serves wrong bytes. So each cut is judged by
-reading every object through what it left, twice: the second time out of what the first one stored.
+A cache promises only that it never serves wrong bytes. So a test judges each cut by reading every
+object through what the cut left, twice: the second time from what the first one stored.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def cache_in(folder: Path, **options: object) -> RemoteCache:
 async def record_readers(mount: RecordingMount, rng: random.Random, room: int) -> list[Record]:
     """Record readers of all objects in a cache that has room for some of their blocks.
 
-    Now and then its files are synced, which is how stores to its mapped words are recorded: a
-    kernel writes them back whenever it likes. What a sync makes certain is left out of the
-    recording, as no cache asks for one.
+    Now and then they sync its files, so that stores to its mapped words are recorded: a kernel
+    writes them back whenever it likes. The recording leaves the syncs themselves out, as no cache
+    asks for one.
     """
     folder = mount.path / "cache"
 
@@ -89,12 +89,12 @@ def _write_back(folder: Path) -> None:
 
 @dataclass
 class Outcome:
-    """What was found in what one cut left.
+    """What a cache found in what one cut left.
 
     Attributes:
         position: of the cut in the recording.
         kept: blocks of an earlier boot that were served.
-        bad: blocks of it whose sum was wrong.
+        bad: blocks of an earlier boot whose sum was wrong.
         fault: what is wrong, if anything.
     """
 
@@ -106,7 +106,7 @@ class Outcome:
 
 @contextmanager
 def booted(boot: bytes) -> Iterator[None]:
-    """Be in another boot of the machine for a block."""
+    """Pretend for a block that this is another boot of the machine."""
     before = cache_folder.boot_id
     cache_folder.boot_id = lambda: boot
     try:

@@ -1,4 +1,4 @@
-"""Fixtures of the power cuts: the recorded disk, and what was acknowledged of it."""
+"""Fixtures of the power cuts: the recorded disk, and the acknowledgements."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.powercut.workload import acknowledging
 
 @pytest.fixture
 def anyio_backend():
-    """A disk does not know which loop asks for it."""
+    """One loop is enough: a disk does not know which loop uses it."""
     return "asyncio"
 
 
@@ -31,6 +31,6 @@ def said(mount):
 
 @pytest.fixture
 def cut_folder():
-    """Where what a cut left is recovered: in memory, where a sync costs nothing."""
+    """The folder where tests recover what a cut left: in memory, where a sync costs nothing."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         yield Path(folder, "disk")

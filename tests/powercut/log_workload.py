@@ -1,8 +1,8 @@
 """Concurrent appenders of a log, power cuts of its folder, and what a cut broke.
 
-A promise is made as in ``workload``, but for a prefix of the log: the first n records are durable.
-What a cut left of the folder is opened as a log again, and has to hold the records in their order,
-as far as was promised or further, and nothing else.
+Promises are made as in ``workload``, but each is about a prefix of the log: its first n records are
+durable. Recovery opens what a cut left of the folder as a log again. That has to hold the records
+in their order, at least as far as was promised, and nothing else.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from tests.support.logs import SEGMENT, adopt_control
 NAME = "log"
 APPENDERS = 16
 RECORDS_EACH = 5
-#: Sizes of records, which lie across sectors, or several in one; and so many that segments roll.
+#: Sizes of records: some lie across sectors, several share one, and together they roll segments.
 SIZES = (*range(0, 900, 37), 3000, 12_000)
-#: What is appended to each log that was recovered.
+#: What recovery appends to each log.
 AFTER = b"after"
 ANOTHER_BOOT = b"another boot of."
 
@@ -54,14 +54,14 @@ class Recording:
         return [(position, said.slot) for position, said in promises(self.log)]
 
     def worst(self) -> list[int]:
-        """Find the positions at which any promise that is ever broken is broken."""
+        """Find positions so that any promise that is ever broken is broken at one of them."""
         told = [position for position, _ in self.promised()]
         syncs = [i for i, record in enumerate(self.log) if isinstance(record, SyncEnd)]
         found = {*syncs, *(i + 1 for i in told), len(self.log)}
         return sorted(i for i in found if i >= self.begun)
 
     def moments(self) -> list[int]:
-        """Find the positions right after each record but a promise, which changes no log."""
+        """Find the positions right after each record, except promises, which change no log."""
         told = {position for position, _ in self.promised()}
         return [i + 1 for i in range(self.begun, len(self.log)) if i not in told]
 
@@ -81,7 +81,7 @@ class Outcome:
 
     Attributes:
         records: the last record that was found.
-        torn: there were pieces of further ones.
+        torn: whether there were pieces of further records.
         fault: what is wrong, if anything.
     """
 

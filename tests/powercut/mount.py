@@ -38,7 +38,7 @@ class RecordingMount:
     Attributes:
         path: where it is mounted.
         log_path: where its log grows.
-        server: number of the process that serves it, once it is mounted.
+        server: ID of the process that serves it, once it is mounted.
     """
 
     def __init__(self, path: Path, log_path: Path) -> None:
@@ -48,7 +48,7 @@ class RecordingMount:
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Let it answer nothing during a block; not for ever, though, if that waits for it."""
+        """Stop the server for a block; but not for ever, if the block waits for an answer."""
         end = threading.Timer(15, os.kill, (self.server, signal.SIGCONT))
         os.kill(self.server, signal.SIGSTOP)
         try:
@@ -68,7 +68,7 @@ class RecordingMount:
     ) -> None:
         """Let the nth "fsync", "write" or "read" request for a file fail, and some that follow.
 
-        Reads fail from then on, as no page would be fetched twice.
+        All later reads fail, too, as the kernel repeats a failed read page by page.
         """
         (self.path / ".control").write_text(f"{kind} {name} {nth} {number} {times}")
 
@@ -78,7 +78,7 @@ def mounted(folder: Path, server: str = "tests.powercut.recording_fs") -> Iterat
     """Mount a recording file system, or another one, below a folder; unmount it in any case."""
     mount = RecordingMount(folder / "disk", folder / "log")
     mount.path.mkdir()
-    # libfuse 2 may be installed beside it, and would be taken first.
+    # libfuse 2 may be installed as well, and mfusepy would take that first.
     environment = os.environ | {"PYTHONPATH": str(ROOT), "FUSE_LIBRARY_NAME": "fuse3"}
     command = [sys.executable, "-m", server, mount.path, mount.log_path]
     with (

@@ -1,23 +1,23 @@
 """A FUSE file system that keeps a folder in memory and writes down all that happens to its files.
 
 Run as ``python -m tests.powercut.recording_fs MOUNTPOINT LOG``. It says "ready" on its standard
-output when it is mounted, and unmounts when its standard input ends: also when whoever holds the
+output when it is mounted, and unmounts when its standard input ends, so also when the client at the
 other end is killed. It has to be a process of its own: a client that waits for it with the GIL
 held, as in a page fault, would wait for ever if the answer needed the same GIL.
 
-The kernel's page cache is in use and its write-back mode is not, so a store through a mapping
-arrives as a WRITE when the page is written back, and write(2) as a WRITE before it returns: the
-log is the order in which the client saw things happen.
+The kernel caches pages, but does not write them back late. So a store through a mapping arrives as
+a WRITE when the page is written back, and a write(2) as a WRITE before it returns: the log is the
+order in which the client saw things happen.
 
 Writing ``fsync NAME N`` or ``write NAME N`` to the file ``.control`` makes the N-th such request
 for that file from then on fail with EIO; ``write NAME N ERRNO TIMES`` says with which errno, and
 how many fail. The file need not exist yet; ``.`` is the folder. After ``read NAME N`` all later
 reads fail as well: the kernel asks again for single pages.
 
-Folders in it can be made, and that is not written down: a file below one has its path for a name,
+Clients can make folders, and the log does not say so: a file in a folder has its path for a name,
 and where that survives, so does the folder.
 
-A file that is unlinked while it is open is renamed by libfuse to ``.fuse_hidden…`` first, and the
+When a client unlinks a file that is open, libfuse renames it to ``.fuse_hidden…`` first, and the
 log says so.
 """
 
@@ -59,7 +59,7 @@ class RecordingFS(Operations):
 
     def __init__(self, log: int) -> None:
         self._log = log
-        # Every effect and its record are one step, or the log would not be the order of things.
+        # Every effect and its record are one step, else the log would not be in their order.
         self._lock = threading.RLock()
         self._inodes = itertools.count(DIRECTORY + 1)
         self._tickets = itertools.count()
@@ -186,7 +186,7 @@ class RecordingFS(Operations):
         self._record(SyncEnd(ticket, ok=True))
         return 0
 
-    # What the requests are made of.
+    # Steps that requests share.
 
     def _find(self, path: str) -> int:
         name = path[1:] or "."
@@ -235,10 +235,10 @@ def blocks(start: int, end: int) -> set[int]:
 
 
 def unmount_at_end_of_input(mountpoint: str) -> None:
-    """Wait for the client to be done with us, or dead; then leave no mount behind."""
+    """Wait until the client is done with us, or dead; then leave no mount behind."""
     sys.stdin.buffer.read()
     subprocess.run(["umount", "--lazy", mountpoint], check=False)
-    # Whoever still has a file open gets errors from now on, and no answer to wait for.
+    # A process that still has a file open gets errors from now on, and waits for no answer.
     os._exit(0)
 
 

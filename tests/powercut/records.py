@@ -1,6 +1,6 @@
-"""What the recording file system writes down: one record an effect, in the order they happened.
+"""What the recording file system writes down: one record for each effect, in order.
 
-Its position in the log is the sequence number of a record.
+The position of a record in the log is its sequence number.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Unlink:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """Bytes reached the device; its cache, that is, until a sync says more."""
+    """Bytes reached the cache of the device; only a sync says more."""
 
     inode: int
     offset: int

@@ -1,7 +1,7 @@
 """What a power cut leaves on the disk, worked out from a log. Pure.
 
-The disk keeps all that was covered by a sync that had been answered with success. Of the rest it
-keeps what it likes, as a disk with a volatile cache does:
+The disk keeps all that a successful sync covered. Of the rest it keeps what it likes, as a disk with
+a volatile cache does:
 
   R1  Each sector of 512 bytes holds any one of the contents it has had since the newest one that
       is certain, whatever the other sectors hold: writes are torn and reordered.
@@ -10,7 +10,7 @@ keeps what it likes, as a disk with a volatile cache does:
       names. Only a sync of the directory makes them certain. That is stricter than ext4, where
       syncing a new file happens to keep its name, too.
   R4  A sync covers what was done before it was asked for, and nothing that was done meanwhile.
-  R5  What a failed sync was to cover is not covered by a later one that succeeds: the kernel has
+  R5  A later sync that succeeds does not cover what a failed one was to cover: the kernel has
       marked the pages clean and does not write them again. Only writing them again helps.
 """
 
@@ -46,7 +46,7 @@ def nothing_survives(choices: int) -> int:
 
 
 def mostly_survives(rng: Random, share: float) -> Choose:
-    """Choose the newest for so much of it: what lies behind a torn part is often whole."""
+    """Choose the newest for this share of it: what lies behind a torn part is often whole."""
     return lambda choices: choices - 1 if rng.random() < share else rng.randrange(choices)
 
 

@@ -1,8 +1,9 @@
 """A cache never serves bytes that a power cut left wrong: no block is believed before its sum (R3).
 
-Readers fill a cache on the recording file system, beyond its room. It syncs nothing, so a cut may
-leave any sector of any file as it was at any moment before, and any name, or not. Each time every
-object is read through what is left, in another boot of the machine, and every byte compared.
+Readers fetch more into a cache on the recording file system than it has room for. The cache syncs
+nothing, so a cut may leave any sector of any file as it was at any moment before, and may keep or
+lose any name. After each cut the test reads every object through what is left, in another boot of
+the machine, and compares every byte.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ ROOM = 2 * BLOCKS * BLOCK
 
 
 async def outcomes_of(log, folder, rng, cuts, **options):
-    """Read what is left at random moments, of anything and of most, and in the end."""
+    """Read what cuts leave at random moments and at the end, whether anything or most survives."""
     found = []
     for choose in (rng.randrange, mostly_survives(rng, 0.97)):
         positions = [*rng.choices(range(len(log)), k=cuts // 2 - 1), len(log)]
@@ -44,7 +45,7 @@ async def test_power_cuts_leave_no_wrong_bytes(mount, cut_folder, cuts):
     log = await record_readers(mount, rng, ROOM)
     outcomes = await outcomes_of(log, cut_folder, rng, cuts)
     assert [each for each in outcomes if each.fault] == []
-    # Something was kept, and something had been torn: neither is served by chance.
+    # Blocks were kept and blocks were torn, so it is no chance that only the good ones are served.
     assert sum(each.kept for each in outcomes) > 2 * cuts
     assert sum(each.bad for each in outcomes) > cuts
 

@@ -39,7 +39,7 @@ pytestmark = [
     pytest.mark.skipif(missing() is not None, reason=f"no power cuts here: {missing()}"),
 ]
 
-#: Random cuts of one recording, of each kind; those that lose most are made beside them.
+#: How many random cuts of each kind one recording gets, besides those that lose most.
 CUTS = 100
 FEWER_CUTS = 40
 LIVES = 4
@@ -115,7 +115,7 @@ async def test_power_cuts_of_what_power_cuts_left(tmp_path, cut_folder):
 
 
 def lay_on_mount(folder, left):
-    """Write files as a power cut left them: all of it certain."""
+    """Write files as a power cut left them, and make all of it certain."""
     for name, content in left.items():
         path = folder / name
         path.write_bytes(content)
@@ -129,11 +129,11 @@ def lay_on_mount(folder, left):
 
 @pytest.mark.slow
 async def test_power_cuts_with_equal_records(mount, said, tmp_path, cut_folder):
-    """The same size and content in every life: nothing but the life tells a ghost (L5)."""
+    """Records have the same size and content in every life: only the life tells an old one (L5)."""
     rng = random.Random(17)
     recording = await record_appenders(mount, said, flush=FlushPolicy.manual(), sizes=(16,))
     outcomes = await recovered_at_random(recording, cut_folder, rng, CUTS)
-    # Contents cannot be compared one by one, so counts have to tell: none was invented.
+    # The contents are all equal, so only counts can tell that no record was invented.
     total = len(recording.data)
     assert all(each.records <= total for each in outcomes)
     assert [fault for _, fault in faults(outcomes) if "acknowledged" in fault] == []
@@ -153,7 +153,7 @@ async def append_and_fail(mount):
 
 @pytest.mark.slow
 async def test_failed_flush_then_successor(mount, said, cut_folder):
-    """What a failed flush left in memory only is written again by the next writer (R5)."""
+    """The next writer writes again what a failed flush left in memory only (R5)."""
     await append_and_fail(mount)
     async with Log.open(mount.path, segment_size=SEGMENT) as log:
         assert log.last == log.durable == 20
@@ -167,8 +167,8 @@ async def test_failed_flush_then_successor(mount, said, cut_folder):
 
 @pytest.mark.slow
 async def test_failed_discard_then_successor(mount, said, cut_folder):
-    """So is a frame that is no record; else nothing behind it could be read after a power cut."""
-    # The frame that says so ends where a sector does: no later append writes that one again.
+    """It also writes frames again that are no records: else nothing behind one could be read."""
+    # The frame of the discard ends where a sector does: no later append writes that sector again.
     data = [*(b"%1000d" % i for i in range(200)), bytes(512 - frame_bytes(8) - frame_bytes(0))]
     async with Log.open(mount.path, segment_size=SEGMENT) as log:
         await log.append_many(data)
@@ -206,7 +206,7 @@ async def test_on_a_disk_that_ignores_syncs_records_are_lost(mount, said, cut_fo
 
 
 async def test_without_rewriting_a_failed_flush_loses_records(mount, said, cut_folder, monkeypatch):
-    """Step 12 of recovery is what the test of the failed flush depends on."""
+    """The test of the failed flush depends on step 12 of recovery."""
     monkeypatch.setattr(opening._Recovery, "_rewrite", lambda *_: 0)
     await append_and_fail(mount)
     async with Log.open(mount.path, segment_size=SEGMENT) as log:

@@ -49,7 +49,7 @@ POLICIES = [
     pytest.param(FlushPolicy.every_writes(7) | FlushPolicy.max_dirty(8192), id="max_dirty"),
 ]
 
-#: Random cuts a policy; those that lose most are made beside them.
+#: How many random cuts each policy gets, besides those that lose most.
 CUTS = 80
 #: Slots a writer, and how often it writes each.
 SLOTS_EACH = 4
@@ -57,7 +57,7 @@ GENERATIONS = 5
 
 
 async def write_and_ask(path, policy, ways, said, *, sparse):
-    """Fill a new file, with one writer a way, then as many more in the part by which it grew."""
+    """Fill a new file with one writer for each way, and what it grows by with as many more."""
     half = len(ways) * SLOTS_EACH * SLOT_BYTES
     options = {"capacity": 2 * half, "sparse": sparse, "flush": policy}
     async with aiommap.open(path, "x+", size=half, **options) as file:
@@ -80,7 +80,7 @@ async def write_and_ask(path, policy, ways, said, *, sparse):
 async def record_writers(mount, policy, said):
     """Record concurrent writers of two files.
 
-    In the one whose blocks are not reserved nobody flushes it all, so that pages stay dirty beside
+    Nobody flushes all of the one whose blocks are not reserved, so pages stay dirty there beside
     those that are flushed.
     """
     async with anyio.create_task_group() as group:
@@ -111,7 +111,7 @@ def replay(log, positions, choose):
 
 
 def worst_cuts(log):
-    """Find the positions at which any promise that is ever broken is broken.
+    """Find positions so that any promise that is ever broken is broken at one of them.
 
     While nothing unsynced survives, the disk changes only where a sync ends; promises only add up.
     """
@@ -158,7 +158,7 @@ async def test_failure_amid_writers_breaks_no_promise(mount, said, policy, kind,
     mount.fail(kind, name, nth=9, times=2)
     with pytest.raises(ExceptionGroup) as caught:
         await record_writers(mount, policy, said)
-    # Where a store goes through the descriptor, the write itself is told, and no flush.
+    # Where a store goes through the descriptor, the write itself fails, and no flush does.
     assert caught.group_contains((aiommap.FlushError, aiommap.MappingFaultError))
     log = mount.log()
     assert list(promises(log))
@@ -178,7 +178,7 @@ async def test_flush_failure_tells_all_and_latches(mount, policy, kind, name):
     path, slots = mount.path / "data", range(8)
     size = len(slots) * SLOT_BYTES
     async with aiommap.open(path, "x+", size=size, sparse=True, flush=policy) as file:
-        if kind == "write":  # stores to pages that are there are written by the flush
+        if kind == "write":  # the flush writes stores to pages that are there
             await file.prewarm(write=True)
         mount.fail(kind, name)
         await expect_all_to_fail(file, slots)
@@ -194,7 +194,7 @@ async def test_flush_failure_tells_all_and_latches(mount, policy, kind, name):
 
 
 async def expect_all_to_fail(file, slots):
-    """Write and ask for durability in one task a slot; all are told of the same failure."""
+    """Write and ask for durability in one task for each slot; all of them get the same failure."""
     receipts, told = [], []
 
     async def write(slot):
@@ -214,8 +214,8 @@ async def expect_all_to_fail(file, slots):
 
 
 async def test_flush_failure_names_stores_under_way(mount):
-    """Whoever checks the ranges that the error names must not miss what a receipt was given for."""
-    far = range(1 << 16, 4 << 20, 1 << 16)  # each page has to be fetched, which takes its time
+    """The ranges that the error names have to cover every store that has a receipt."""
+    far = range(1 << 16, 4 << 20, 1 << 16)  # each page has to be fetched, which takes a while
     receipts = []
 
     async def store():

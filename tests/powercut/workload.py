@@ -1,7 +1,7 @@
 """Writers of self-describing slots, their acknowledgements, and the search for what was lost.
 
 A slot is filled with one 32-bit word, over and over: its own number and the generation of the
-write. So any torn mixture of generations can be judged: a word must never be older than the newest
+write. So a test can judge any torn mixture of generations: no word may be older than the newest
 generation that was acknowledged. Slots lie side by side, across sectors and pages.
 
 An acknowledgement is a write(2) to the file ``.ack`` beside the data. It is in the log of the file
@@ -117,7 +117,7 @@ async def flush_range(file: MappedFile, receipt: WriteReceipt) -> bool:
 
 
 async def ask_nothing(file: MappedFile, receipt: WriteReceipt) -> bool:
-    """Look for a few turns of the loop whether a flush that others wanted took this write along."""
+    """See for a few turns of the loop whether a flush that others asked for covers this write."""
     for _ in range(50):
         if receipt.durable:
             return True
@@ -142,7 +142,7 @@ class Writer:
         self._waiting: list[tuple[WriteReceipt, Promise]] = []
 
     async def run(self, generations: int) -> None:
-        """Write every slot as many times, each time asking in this writer's way."""
+        """Write every slot in each generation, and ask each time in this writer's way."""
         name = Path(self._file.path).name
         for generation in range(1, generations + 1):
             for slot in self._slots:
@@ -153,7 +153,7 @@ class Writer:
                 self.acknowledge_durable()
 
     def acknowledge_durable(self) -> None:
-        """Acknowledge whatever its receipt calls durable, whoever asked for it."""
+        """Acknowledge every write that its receipt calls durable, whoever asked for that."""
         self._acknowledge(lambda receipt: receipt.durable)
 
     def _acknowledge(self, durable: Callable[[WriteReceipt], bool]) -> None:

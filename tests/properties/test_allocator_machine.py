@@ -27,7 +27,7 @@ which = st.integers(0, SPAN)
 
 
 def allocator_of(layout):
-    """An allocator of a file that is open, and of which it needs nothing else."""
+    """Make an allocator of a file that is open; it needs nothing else of the file."""
     core = SimpleNamespace(
         mapping=SimpleNamespace(forked=False),
         workers=SimpleNamespace(call_from_thread=None),
@@ -40,8 +40,8 @@ def allocator_of(layout):
 class AllocatorMachine(RuleBasedStateMachine):
     """The model: for each byte of the span the range that holds it, or None.
 
-    A range is its (offset, length). ``held`` has the handle of each range that somebody holds.
-    Everything the allocator decides is decided a second time from that, byte by byte.
+    A range is its (offset, length). ``held`` has the handle of each range that somebody holds. From
+    that the model decides again, byte by byte, everything that the allocator decides.
     """
 
     @initialize(
@@ -55,7 +55,7 @@ class AllocatorMachine(RuleBasedStateMachine):
         self.allocator = allocator_of(Layout(base, base + SPAN, alignment))
 
     def fits(self, length, owner):
-        """The lowest offset at which a range would fit, found by trying all."""
+        """Find the lowest offset at which a range would fit, by trying all."""
         for offset in range(self.base, self.base + SPAN - length + 1):
             if offset % self.alignment == 0:
                 at = range(offset, offset + length)

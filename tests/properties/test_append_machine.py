@@ -1,6 +1,6 @@
 """Appends of several files and of another program to one path, against a bytearray.
 
-What each append was told is checked as well.
+The machine also checks what each append returned.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class AppendMachine(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 1), keep=st.integers(0, 4 * PAGE))
     def cut(self, number, keep):
-        """Once all is durable, as a program does that rotates logs by copying them."""
+        """Cut the file once all is durable, as a program does that rotates logs by copying them."""
         for file in self.files:
             self.portal.call(file.flush)
         if keep < len(self.model):

@@ -15,7 +15,7 @@ import aiommap
 from aiommap import PAGE_SIZE as PAGE
 
 PAGES = 3
-#: Where words of both widths lie over each other, and at the edges of pages.
+#: Where words of both widths overlap, and at the edges of pages.
 PLACES = (0, 4, 8, PAGE - 8, PAGE - 4, PAGE, PAGES * PAGE - 8)
 UPDATES = {
     "swap": lambda _old, value: value,
@@ -52,7 +52,7 @@ class AtomicMachine(RuleBasedStateMachine):
         self.file = self.portal.call(start)
 
     def place(self, place, width, array):
-        """An operation's object and leading arguments, whether words are taken singly or not."""
+        """Return the object, leading arguments and offset of an operation on a word or an array."""
         offset = place - place % width
         if array:
             words = self.file.atomic_u32_array if width == 4 else self.file.atomic_u64_array
@@ -122,7 +122,7 @@ class AtomicMachine(RuleBasedStateMachine):
 
     @rule(pages=st.integers(PAGES, 400))
     def grow(self, pages):
-        """The file moves in memory; the words do not mind."""
+        """The mapping moves, and the words go on working."""
         self.portal.call(self.file.resize, pages * PAGE)
         self.portal.call(self.file.resize, PAGES * PAGE)
 

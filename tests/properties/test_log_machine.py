@@ -112,12 +112,12 @@ class LogMachine(RuleBasedStateMachine):
         self.run(self.log.aclose())
         if not control:
             (self.folder / "control").unlink()
-            self.leave()  # whoever had it mapped is told that it is gone
+            self.leave()  # a reader that has it mapped learns that it is gone
         self.open(policy)
 
     @rule(policy=st.sampled_from(POLICIES), control=st.booleans())
     def crash(self, policy, control):
-        """Go on with what another process would find now: a copy, while the writer lives."""
+        """Go on with what another process would find now: a copy, made while the writer lives."""
         self.copies += 1
         copy = self.home / f"log{self.copies}"
         shutil.copytree(self.folder, copy)

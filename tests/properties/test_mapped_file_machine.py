@@ -75,7 +75,7 @@ class MappedFileMachine(RuleBasedStateMachine):
         return min(offset, length) >= 0 and offset + length <= len(self.model)
 
     def attempt(self, allowed, verb, *arguments):
-        """Run a verb; the result if it is allowed, else see it refused."""
+        """Run a verb; return its result if it is allowed, else see it refused."""
         if allowed:
             return self.portal.call(verb, *arguments)
         refusals = (aiommap.OutOfBoundsError, aiommap.AccessModeError)
@@ -122,7 +122,7 @@ class MappedFileMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.mode != "r" and len(self.model) >= 3 * PAGE)
     @rule(writes=together, cancelled=st.integers(0, 8), start=st.integers(0, PAGE))
     def write_together(self, writes, cancelled, start):
-        """Tasks that woke together, and wrote side by side before; the last one cancels another."""
+        """Write in tasks woken together, after adjoining stores; the last one cancels another."""
         self.model[start : start + 128] = b"s" * 128
         submitted = self.portal.call(self.run_together, writes, cancelled, start)
         with_it, without = bytearray(self.model), bytearray(self.model)
@@ -135,7 +135,7 @@ class MappedFileMachine(RuleBasedStateMachine):
         self.model[:] = found
 
     async def run_together(self, writes, cancelled, start):
-        """Write in tasks that begin in one turn; what was submitted, and whether it returned."""
+        """Write in tasks that begin in one turn; return the writes, and whether each returned."""
         for at in range(start, start + 128, 16):
             await self.file.write(at, b"s" * 16)
         core, submitted, scopes = core_of(self.file), [], []

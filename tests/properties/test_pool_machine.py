@@ -1,8 +1,8 @@
 """The native pool against an oracle: whatever is begun, withdrawn, limited and cut, in any order.
 
-The oracle keeps the content of the file as it was cut, and what was begun. Each read is told of at
-most once, and of nothing but bytes the file had; what was withdrawn sets no waiter; nothing is left
-in flight at the end.
+The oracle keeps the content of the file, how far it was cut, and the reads that were begun. A read
+has one outcome at most, and returns only bytes that the file had. A cancelled waiter gets no
+result. Nothing is in flight at the end.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ranges = st.tuples(st.integers(0, SIZE), st.integers(0, SIZE)).map(
 
 
 class Waiter:
-    """What a task waits for; counts how often it was told."""
+    """What a task waits for; keeps every result that it gets."""
 
     def __init__(self):
         self.results = []
@@ -121,7 +121,7 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.begun)
     @rule(data=st.data())
     def cancel(self, data):
-        """As a loop does, before the task comes to withdraw."""
+        """Cancel a waiter as a loop does, before its task withdraws the read."""
         begun = data.draw(st.sampled_from(self.begun))
         if begun.waiter is not None:
             begun.cancelled_first = not begun.waiter.results
@@ -134,7 +134,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule()
     def turn(self):
-        """What a turn of the loop does."""
+        """Do what a turn of the loop does."""
         soon, self.soon[:] = self.soon[:], []
         for function in soon:
             function()

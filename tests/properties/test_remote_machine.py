@@ -1,7 +1,7 @@
 """Remote snapshots against a model: versions of objects, reads, evictions, other boots, outages.
 
-The oracle keeps the bytes of each version and knows nothing of blocks. A read of a version is its
-bytes, or an error where the store has another version by now, or is down.
+The oracle keeps the bytes of each version and knows nothing of blocks. A read of a version returns
+its bytes, or raises if the store has another version or is down.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ places = st.integers(0, 9 * BLOCK)
 
 
 def content(version, blocks):
-    """Make bytes of which each block and each version is unlike all others."""
+    """Make bytes that differ in each block and in each version."""
     size = blocks * BLOCK - 1000 if blocks else 0
     words = ((version << 24 | number).to_bytes(4, "little") for number in range(size // 4 + 1))
     return b"".join(words)[:size]

@@ -1,4 +1,4 @@
-"""The schedule and the trigger against naive models, with a clock that only the test turns."""
+"""The flush queue and the flush trigger against naive models, with a clock that the test moves."""
 
 from __future__ import annotations
 

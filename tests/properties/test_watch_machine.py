@@ -119,7 +119,7 @@ STEPS = st.lists(
 
 
 class Follower:
-    """What a subscriber knows, from what it was told alone."""
+    """What a subscriber knows from its changes alone."""
 
     def __init__(self, state, changes):
         self.state = state
@@ -134,7 +134,7 @@ class Follower:
         return change
 
     async def settle(self, place):
-        """Be told until what is known is what is there."""
+        """Take changes until the known state is the state that is there."""
         while self.state != place.state():
             await self.take()
 
