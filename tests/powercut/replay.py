@@ -1,7 +1,7 @@
 """What a power cut leaves on the disk, worked out from a log. Pure.
 
-The disk keeps all that a successful sync covered. Of the rest it keeps what it likes, as a disk with
-a volatile cache does:
+The disk keeps all that a successful sync covered. Of the rest it keeps what it likes, as a disk
+with a volatile cache does:
 
   R1  Each sector of 512 bytes holds any one of the contents it has had since the newest one that
       is certain, whatever the other sectors hold: writes are torn and reordered.
