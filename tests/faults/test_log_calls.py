@@ -23,7 +23,6 @@ CALLS = r"""
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/types.h>
-#include <sys/uio.h>
 #include <time.h>
 
 static __thread unsigned calls;
@@ -68,15 +67,6 @@ __attribute__((destructor)) static void tell(void) { fprintf(stderr, "faults: %d
     {                                                                                      \
         return interrupted() ? -1 : NEXT(name)(fd, from, part(length), at);                \
     }
-#define WRITES_MANY(name)                                                                  \
-    ssize_t name(int fd, const struct iovec *pieces, int count, off_t at)                  \
-    {                                                                                      \
-        if (interrupted())                                                                 \
-            return -1;                                                                     \
-        if (part(pieces->iov_len) == pieces->iov_len)                                      \
-            return NEXT(name)(fd, pieces, count, at);                                      \
-        return pwrite(fd, pieces->iov_base, part(pieces->iov_len), at);                    \
-    }
 #define READS(name)                                                                        \
     ssize_t name(int fd, void *to, size_t length, off_t at)                                \
     {                                                                                      \
@@ -90,8 +80,6 @@ __attribute__((destructor)) static void tell(void) { fprintf(stderr, "faults: %d
     }
 WRITES(pwrite)
 WRITES(pwrite64)
-WRITES_MANY(pwritev)
-WRITES_MANY(pwritev64)
 READS(pread)
 READS(pread64)
 SYNCS(fsync)

@@ -152,3 +152,44 @@ def test_a_turn_of_many_tasks_waits_twice(tmp_path, backend):
         tmp_path,
         backend,
     )
+
+
+APPENDS = """
+async def main():
+    async with aiommap.Log.open(path + "/log", segment_size=1 << 16, flush=NEVER) as log:
+        for _ in range(20):  # in a burst: whether the thread waited is asked at its beginning
+            await log.append(b"quick")
+        slow("pwrite", 20, {slow})
+        for _ in range(20):
+            await log.append(b"slow")
+        inline = log.statistics().inline_appends
+        assert {inline}, inline
+        assert [record.sequence async for record in log.read()] == list(range(1, 41))
+
+run(main)
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+def test_append_that_sleeps_sends_others_to_workers(tmp_path, backend):
+    slow = APPENDS.format(slow="milliseconds=2", inline="inline < 40")
+    expect_gated(slow, tmp_path, backend)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="takes a processor away")
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+def test_append_that_loses_the_processor_sends_nobody(tmp_path, backend):
+    starved = APPENDS.format(slow='"without the processor", 1.5', inline="inline == 40")
+    expect_gated(
+        f"""
+import subprocess
+os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})
+with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+    try:
+        exec({starved!r})
+    finally:
+        other.kill()
+""",
+        tmp_path,
+        backend,
+    )

@@ -66,6 +66,7 @@ class Appender:
         "_flush_spawned",
         "_inline",
         "_native",
+        "_passive",
         "_place",
         "_policy",
         "_prepared",
@@ -97,6 +98,7 @@ class Appender:
         self._native.bind_loop_thread()
         self.thread: int = this_thread()
         self._policy = policy
+        self._passive = policy.passive
         self.max_record: int = segment_size - RESERVED_BYTES
         self.may_inline: bool = inline_writes and writer.local and not policy.flush_each_write
         self.queue: BatchQueue[Item, int] = BatchQueue(workers, self._begin)
@@ -126,7 +128,9 @@ class Appender:
     def append_inline(self, data: bytes | memoryview) -> int | None:
         """Store on the loop thread if possible; return None if the record has to be queued."""
         writer, native = self._writer, self._native
-        if not self.ready or self.queue.busy or writer.needs_life or self._is_slow():
+        if not self.ready or self.queue.busy or writer.needs_life:
+            return None
+        if self._slow_until and self._is_slow():
             return None
         if self._policy.dirty_limit is not None and not self._has_room(len(data)):
             return None
@@ -144,14 +148,14 @@ class Appender:
         if native.waited:
             native.waited = False
             self._slow_until = time.monotonic() + SLOW_SECONDS
-        if not self._policy.passive:
+        if not self._passive:
             self._plan_flush()
         if not self._preparing and writer.wants_standby:
             self._prepare_standby()
         return sequence
 
     def _is_slow(self) -> bool:
-        return self._slow_until != 0.0 and time.monotonic() < self._slow_until
+        return time.monotonic() < self._slow_until
 
     def _has_room(self, length: int) -> bool:
         limit = self._policy.dirty_limit
@@ -216,7 +220,7 @@ class Appender:
         self.ready &= writer.failure is None
         if self._slow_until and not self._is_slow():
             self._slow_until = 0.0
-        if not self._policy.passive:
+        if not self._passive:
             self._plan_flush()
         if not self._preparing and self.ready and writer.wants_standby:
             self._prepare_standby()

@@ -24,6 +24,8 @@ typedef struct {
     uint32_t life;
     char *room;
     size_t room_bytes;
+    long waits; /* how often the loop thread had waited, before its last store or one just before that */
+    int64_t stored_ns; /* when the last inline store ended */
     bool waited; /* an inline store had to wait for something */
 } LogWriter;
 
@@ -45,7 +47,7 @@ void log_release_items(struct layout *layout);
 void log_encode_all(const LogWriter *self, char *to, int64_t at, uint64_t sequence,
                     const struct layout *layout);
 /* Store; 0 or an errno number. EIO stands for a write that was cut short without a reason. */
-int log_put(int fd, char *from, size_t length, int64_t at);
+int log_put(int fd, const char *from, size_t length, int64_t at);
 /* Publish that the log goes up to a place; and whether all before it is durable. */
 bool log_publish_to(const LogWriter *self, int64_t at, uint64_t sequence, bool durable);
 
