@@ -1,11 +1,11 @@
 """NumPy's ``.npy`` files, mapped; needs NumPy (the extra ``numpy``).
 
-``load_npy`` makes an array of what is open already, and is a ``load`` for ``aiommap.follow``.
-``open_npy`` opens a file. Both read the header, check it against the size of the file, and lay the
-array over the mapped bytes behind it. Nothing is copied, and nothing in the file is run: objects of
-Python are refused.
+``load_npy`` makes an array over an open file, view or snapshot; it fits as ``load`` of
+``aiommap.follow``. ``open_npy`` opens a file. Both read the header, check it against the size of
+the file, and lay the array over the mapped bytes behind it. They copy nothing, and run nothing that
+is in the file: Python objects are refused.
 
-``import aiommap.numpy`` also does what ``array`` of files, views and snapshots needs.
+After ``import aiommap.numpy`` the verb ``array`` of files, views and snapshots works, too.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ("NpyFile", "load_npy", "open_npy")
 
-#: NumPy parses no longer header, as one made for that purpose could exhaust the stack.
+#: NumPy refuses longer headers, because a malicious one could exhaust the stack.
 _MAX_HEADER_BYTES = 10_000
-#: Bytes of magic and version, and by the first number of the version, of the length behind them.
+#: Bytes of magic and version; and bytes of the length behind them, by the major version.
 _MAGIC_BYTES = npy.MAGIC_LEN
 _LENGTH_BYTES = {1: 2, 2: 4, 3: 4}
 _MODES = ("r", "r+", "c")
@@ -42,7 +42,7 @@ _MODES = ("r", "r+", "c")
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """What a header says, and where the array begins."""
+    """The content of a header, and the offset at which the array begins."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -51,7 +51,7 @@ class _Header:
 
     @classmethod
     def parse(cls, head: bytes) -> _Header:
-        """Parse the first bytes of a file, or raise whatever NumPy does."""
+        """Parse the first bytes of a file; raise what NumPy raises, or ValueError."""
         file = io.BytesIO(head)
         version = npy.read_magic(file)
         if version not in ((1, 0), (2, 0), (3, 0)):
@@ -73,7 +73,7 @@ class _Header:
         return cls(dtype, shape, "F" if fortran else "C", begin + length)
 
     def check(self, size: int, path: str) -> None:
-        """Raise unless a file of so many bytes is this header and its array, and nothing else."""
+        """Raise unless a file of ``size`` bytes holds this header and its array, and no more."""
         if self.dtype.hasobject:
             raise ValueError(
                 f"{path} holds Python objects, which only unpickling makes, and a pickle can run "
@@ -94,10 +94,10 @@ class _Header:
 
 
 def _as_2_0(text: bytes) -> bytes:
-    """Write the text of a header of version 3.0 as 2.0, which NumPy has a public parser for.
+    """Convert the text of a header of version 3.0 to 2.0, for which NumPy has a public parser.
 
-    They differ in the encoding of names alone. The text is a Python literal, in which a letter
-    beyond ASCII means the same as its escape.
+    The two versions differ only in the encoding of names. The text is a Python literal, in which a
+    character beyond ASCII means the same as its escape.
     """
     return text.decode("utf-8").encode("ascii", "backslashreplace")
 
@@ -116,17 +116,18 @@ async def _read_header(source: Snapshot | MappedFile | View, path: str) -> _Head
 async def load_npy(source: Snapshot | MappedFile | View) -> NDArray[Any]:
     """Make the array of a ``.npy`` file over its mapped bytes, without a copy.
 
-    As ``aiommap.follow(path, load=aiommap.numpy.load_npy)`` it makes ``live.value`` the array of
-    the newest good file. The array keeps its pages for as long as it lives, and no file open.
+    With ``aiommap.follow(path, load=aiommap.numpy.load_npy)``, ``live.value`` is the array of the
+    newest good file. The array keeps its pages mapped for as long as it lives, but does not keep
+    the file open.
 
     Args:
-        source: all of a file in a format of ``numpy.save``: version 1.0, 2.0 or 3.0, in C or
-            Fortran order.
+        source: a whole file in a format of ``numpy.save``: version 1.0, 2.0 or 3.0, in C or Fortran
+            order.
     Returns:
-        An array as ``source.array`` makes it: read-only in mode "r" and of snapshots.
+        An array as ``source.array`` makes it: read-only in mode "r" and for snapshots.
     Raises:
-        ValueError: if the header is none, or tells of another size than the file has; for Python
-            objects.
+        ValueError: if there is no good header, if it does not fit the size of the file, or if the
+            array holds Python objects.
         As ``MappedFile.read`` and ``MappedFile.array``.
     Cancellation: as ``MappedFile.read``.
     """
@@ -139,12 +140,12 @@ async def load_npy(source: Snapshot | MappedFile | View) -> NDArray[Any]:
 
 
 class NpyFile(AsyncResource):
-    """A ``.npy`` file that is open; made by ``open_npy``.
+    """An open ``.npy`` file; ``open_npy`` makes it.
 
     Attributes:
-        array: its array, over the mapped bytes. It outlives the file.
-        file: the file. ``await npy.file.prewarm()`` before the array is touched keeps the disk off
-            the loop; ``await npy.file.flush()`` makes durable what was stored in it.
+        array: its array, over the mapped bytes. It stays valid after the file was closed.
+        file: the file. ``await npy.file.prewarm()`` before you use the array, so that the loop does
+            not wait for the disk. ``await npy.file.flush()`` makes stores into the array durable.
 
     Concurrency: as for the file.
     """
@@ -173,19 +174,19 @@ def open_npy(
 ) -> Opening[NpyFile]:
     """Open a ``.npy`` file and map its array: ``async with aiommap.numpy.open_npy(path) as npy``.
 
-    ``npy.array`` is what ``numpy.load(path, mmap_mode=mode)`` gives.
+    ``npy.array`` has the values, dtype and shape of ``numpy.load(path, mmap_mode=mode)``.
 
     Args:
         path: a file in a format of ``numpy.save``.
-        mode: "r" for a read-only array; "r+" for one whose stores reach the file; "c" for one
-            whose stores stay private. ``numpy.save`` makes files.
-        flush: when background flushes are due; as for ``aiommap.open``.
-        prewarm: make the whole file resident before returning.
-        hub: shares its worker threads; None gives the file limits of its own.
+        mode: "r" for a read-only array; "r+" for an array whose stores reach the file; "c" for one
+            whose stores stay private. To make a file use ``numpy.save``.
+        flush: when background flushes are due, as for ``aiommap.open``.
+        prewarm: whether to make the whole file resident before returning.
+        hub: the hub that opens the file; None makes one.
     Returns:
         An object to use with ``async with``, or to ``await`` for an NpyFile to ``aclose``.
     Raises:
-        ValueError: as ``load_npy``; for another mode.
+        ValueError: as ``load_npy``; also if the mode is another one.
         As ``aiommap.open``.
     Cancellation: as ``aiommap.open``.
     """

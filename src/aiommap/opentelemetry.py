@@ -1,8 +1,9 @@
 """OpenTelemetry spans of slow operations; needs opentelemetry-api (the extra ``opentelemetry``).
 
-``instrument(threshold=0.01)`` is all an application has to do. A span is made when its operation
-has ended, so that one below the threshold costs no more than looking at the clock; its parent is
-the span that is current in the task that asked. Inline verbs make none: they take microseconds.
+An application only has to call ``instrument(threshold=0.01)``. A span is made when its operation
+has ended, so an operation below the threshold costs no more than reading the clock. The parent of a
+span is the current span of the task that called. Inline verbs make no spans: they take
+microseconds.
 """
 
 from __future__ import annotations
@@ -22,30 +23,32 @@ except ImportError as _missing:
 
 __all__ = ("instrument", "uninstrument")
 
-# Read here, because instrument may be called on an event loop, which must not wait for a disk.
+# Read at import, because ``instrument`` may be called on an event loop, which must not wait for a
+# disk.
 _VERSION = importlib.metadata.version("aiommap")
 
 
 def instrument(tracer_provider: TracerProvider | None = None, *, threshold: float = 0.0) -> None:
-    """Make a span of every operation that goes to a worker thread and takes long enough.
+    """Make a span for every operation that leaves the loop thread and takes long enough.
 
     - ``aiommap.open``; ``aiommap.prewarm``;
-    - ``aiommap.read``: a read that was not answered inline, ``read_many`` as one;
+    - ``aiommap.read``: a read that was not answered inline; one span for a ``read_many``;
     - ``aiommap.write``: a write that was not stored inline, until it is durable under ``always()``;
     - ``aiommap.append``: an append, until it is durable under ``always()``;
-    - ``aiommap.flush``: one for everybody who waits for a flush, from the request to its answer,
-      and for flushes of a policy and of closing.
+    - ``aiommap.flush``: one span for each task that waits for a flush, from the request to its
+      answer; also for background flushes and those of closing.
 
-    Attributes: ``aiommap.path``, ``aiommap.offset`` and ``aiommap.length`` in bytes, and
-    ``aiommap.hops``, trips to a worker thread. An exception is recorded, without its traceback,
-    and sets the status; a cancellation sets ``aiommap.cancelled``. All files of the process are
-    meant, also those open already; called again, the last call holds.
+    The attributes of a span are ``aiommap.path``, ``aiommap.offset`` and ``aiommap.length`` in
+    bytes, and ``aiommap.hops``, the number of hops. An exception is recorded, without its
+    traceback, and sets the status. A cancellation sets ``aiommap.cancelled``. Spans are made for
+    all files of the process, also for those that are open already. The last call of this function
+    counts.
 
     Args:
         tracer_provider: where the spans go; None means the global one.
         threshold: operations shorter than this, in seconds, make no span.
     Raises:
-        ValueError: if the threshold is negative or not a number.
+        ValueError: if the threshold is negative, infinite or not a number.
     Concurrency: spans are made on the loop thread: use a processor that does not export there,
         such as ``BatchSpanProcessor``.
     """
@@ -58,7 +61,7 @@ def instrument(tracer_provider: TracerProvider | None = None, *, threshold: floa
 
 
 def uninstrument() -> None:
-    """Make no more spans; twice is once."""
+    """Make no more spans; a second call does nothing."""
     set_observer(None)
 
 
@@ -86,8 +89,8 @@ def _report(tracer: Tracer, threshold: float, operation: Operation) -> None:
 
 
 def _facts(error: Exception) -> dict[str, str]:
-    # Not the span's own record_exception: it formats the traceback, and so reads source files on
-    # the loop thread (I1).
+    # We do not call the span's own record_exception: it formats the traceback, and so reads source
+    # files on the loop thread (I1).
     kind = type(error)
     return {
         "exception.type": f"{kind.__module__}.{kind.__qualname__}",

@@ -1,15 +1,15 @@
 """Prometheus metrics of mapped files; needs prometheus-client (the extra ``prometheus``).
 
-``REGISTRY.register(FileCollector(hub))`` is all an application has to do.
+An application only has to call ``REGISTRY.register(FileCollector(hub))``.
 
-Theory of operation. A scrape asks every open file for its ``statistics()`` and keeps nothing but
-the labels of the files it saw. It may run in any thread while the loop runs: the numbers are plain
-integers that only grow, each read in one step, and no mutex is shared with the loop.
+Theory of operation. A scrape asks every open file for its ``statistics()``, and keeps only the
+labels of these files. It may run in any thread while the loop runs: the numbers are plain integers
+that only grow, each is read in one step, and no mutex is shared with the loop.
 
 Invariants.
-  1  Every file that is open has a series of its own, whose counters never fall: two files open at
-      one path differ in the label ``opening``, and each keeps its own for as long as it is open.
-  2  The collector holds weak references only; during a scrape it holds the files it reports.
+  1  Every open file has its own series, whose counters never fall. Two files open at one path
+     differ in the label ``opening``, and each keeps its label for as long as it is open.
+  2  The collector has weak references only; during a scrape it refers to the files that it reports.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ except ImportError as _missing:
 
 __all__ = ("CacheCollector", "FileCollector")
 
-#: What tells the series of one file, or cache, from those of all others: path, opening.
+#: The labels that tell the series of one file or cache from all others: path, opening.
 _FileLabels = tuple[str, str]
 _FILE = ("path", "opening")
 
@@ -44,10 +44,10 @@ _FILE = ("path", "opening")
 class FileCollector(Collector):
     """Reports what open files have done; give it to ``register`` of a prometheus-client registry.
 
-    A file's series begin when it is opened and are gone once it is closed; they begin again at
-    zero when the path is opened again, which Prometheus takes for a restart. What happened after
-    the last scrape of a file is not reported. All series have the labels ``path`` and ``opening``,
-    "0" but for a file that was opened while others were open at the same path.
+    The series of a file begin when it is opened and end when it is closed. When the path is opened
+    again they begin at zero, which Prometheus takes for a restart. Events between the last scrape
+    of a file and its closing are not reported. All series have the labels ``path`` and ``opening``;
+    ``opening`` is "0" unless other files were open at the same path when the file was opened.
 
     - ``aiommap_reads_total``, ``aiommap_writes_total``: also by ``way``, "inline" or "offloaded".
     - ``aiommap_fell_back_reads_total``, ``aiommap_fell_back_writes_total``,
@@ -61,13 +61,13 @@ class FileCollector(Collector):
 
     Args:
         sources: hubs, for all files that are open in them at the time of a scrape, and single
-            files. They are referenced weakly, and all go into one collector: a registry takes each
-            metric name once.
+            files; they are referenced weakly. Give all of them to one collector, because a registry
+            accepts each metric name once.
     Raises:
         TypeError: if a source is neither a hub nor a file.
-    Concurrency: scrape from any thread, also from several at once. It never waits for anything, but
-        with the text that is made of it takes about 0.1 ms a file: with hundreds of them, scrape in
-        another thread than the loop's.
+    Concurrency: any number of threads may scrape at the same time. A scrape never waits, but with
+        the text that is made from it, it takes about 0.1 ms for each file: with hundreds of files,
+        scrape in another thread than the loop's.
     """
 
     def __init__(self, *sources: Hub | MappedFile) -> None:
@@ -104,7 +104,7 @@ class FileCollector(Collector):
         return list(found)
 
     def _label(self, files: list[MappedFile]) -> dict[ref[MappedFile], _FileLabels]:
-        """Keep the labels that files have, and give others the first free ones (prometheus.1)."""
+        """Return the labels of files; a new file gets the first free ones (prometheus.1)."""
         before = self._labels
         labels = {key: before[key] for key in map(ref, files) if key in before}
         taken = set(labels.values())
@@ -118,7 +118,7 @@ class FileCollector(Collector):
 
 
 def _openings(path: str) -> Iterator[_FileLabels]:
-    """Yield the labels a file or cache may have, the usual ones first."""
+    """Yield the labels that a file or cache may get, in the order in which they are tried."""
     # A path need not be UTF-8, but an exposition is: one such path would fail the whole scrape.
     printable = path.encode("utf-8", "backslashreplace").decode()
     return ((printable, str(number)) for number in itertools.count())
@@ -213,15 +213,16 @@ _CACHE_GAUGES = {
 class CacheCollector(Collector):
     """Reports what caches of remote objects have done; give it to ``register`` of a registry.
 
-    Every field of ``aiommap.remote.CacheStatistics`` is a metric, ``aiommap_cache_hits_total`` and
-    so on, ``aiommap_cache_used_bytes`` for one of the gauges. All have the labels ``folder`` and
-    ``opening``, "0" but for a cache that was passed after another one of the same folder.
+    Every field of ``aiommap.remote.CacheStatistics`` is a metric: counters such as
+    ``aiommap_cache_hits_total``, and gauges such as ``aiommap_cache_used_bytes``. All have the
+    labels ``folder`` and ``opening``; ``opening`` is "0" unless a cache of the same folder was
+    given before.
 
     Args:
-        caches: referenced weakly; all go into one collector.
+        caches: the caches, which are referenced weakly. Give all of them to one collector.
     Raises:
-        TypeError: if one is no ``RemoteCache``.
-    Concurrency: scrape from any thread.
+        TypeError: if one of them is not a ``RemoteCache``.
+    Concurrency: any thread may scrape.
     """
 
     def __init__(self, *caches: RemoteCache) -> None:

@@ -1,4 +1,4 @@
-"""The ``aiommap`` command: a thin user of the public API, and of nothing below it."""
+"""The ``aiommap`` command: a thin layer over the public API; it uses nothing private."""
 
 from ._main import main as main
 

@@ -42,8 +42,8 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("formatter_class", HelpFormatter)
         options.setdefault("epilog", EXIT_CODES)
         if sys.version_info >= (3, 14):
-            options.setdefault("color", False)  # a pipe would get it, too, where FORCE_COLOR is set
-        # A prefix that works today would become ambiguous with the next option.
+            options.setdefault("color", False)  # with FORCE_COLOR a pipe would get colour, too
+        # A new option could make a prefix ambiguous that worked before.
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
@@ -51,12 +51,12 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{' '.join(message.split())} (see {self.prog} --help)")
 
     def print_help(self, file: SupportsWrite[str] | None = None) -> None:
-        """Print the help; unlike argparse's own, it does not hide that nobody could read it."""
+        """Print the help; unlike argparse, raise if it cannot be written."""
         (file or sys.stdout).write(self.format_help())
 
 
 class ShowVersion(argparse.Action):
-    """``--version``: looks the version up only when asked, for that reads several files."""
+    """``--version``: looks up the version only when asked, because that reads several files."""
 
     def __init__(self, option_strings: Sequence[str], dest: str) -> None:
         super().__init__(option_strings, dest, nargs=0, help="show the version and exit")
@@ -68,7 +68,7 @@ class ShowVersion(argparse.Action):
 
 
 def file_name(text: str) -> str:
-    """Refuse an empty path, which the system takes for the current folder or for nothing."""
+    """Refuse an empty path, which can mean the current folder or no file."""
     if not text:
         raise argparse.ArgumentTypeError("an empty path names no file: is a variable unset?")
     return text

@@ -118,7 +118,7 @@ async def _size_of(options: argparse.Namespace) -> int:
 async def _measure(name: str, contender: Contender, plan: _Plan) -> _Result:
     share = await _prepare(plan)
     async with contender(plan.path, plan.tasks) as readers:
-        # The first use of a contender starts its threads; that is not what is measured.
+        # The first read of a contender starts its threads; do not measure that.
         await readers[0](0, 1)
         measured = await measure_repeated(
             [_block_reader(reader, plan.block) for reader in readers],
@@ -130,7 +130,7 @@ async def _measure(name: str, contender: Contender, plan: _Plan) -> _Result:
 
 
 async def _prepare(plan: _Plan) -> float | None:
-    """Bring the file into memory or out of it, and return which share is there, if visible."""
+    """Bring the file into memory or drop it; return the share that is in memory, if visible."""
     if is_url(plan.path):
         return await prepare_url(plan.path, plan.cache, cold=plan.cold)
     if plan.cold:

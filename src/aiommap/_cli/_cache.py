@@ -1,4 +1,4 @@
-"""``aiommap cache``: look at the cache of remote snapshots, give it up, check every block of it."""
+"""``aiommap cache``: look at the cache of remote snapshots, clear it, check every block of it."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _run(run: Run, options: argparse.Namespace, screen: Screen) -> None:
 
 
 async def _run_in(run: Run, options: argparse.Namespace, screen: Screen) -> None:
-    """Run a command on a folder that is there; to look for a cache must not make one."""
+    """Run a command on a folder that exists: a command must not make one."""
     async with RemoteCache(options.cache) as cache:
         if not await anyio.to_thread.run_sync(os.path.isdir, cache.folder):
             missing = FileNotFoundError("there is no such folder: nothing was cached in it yet")

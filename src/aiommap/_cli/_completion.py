@@ -27,7 +27,7 @@ _EPILOG = with_examples(
 
 
 def add_parser(commands: Any, build: Callable[[], argparse.ArgumentParser]) -> None:
-    """Add the command to the command line, whose whole parser ``build`` makes."""
+    """Add the command to the command line; ``build`` makes the parser of the whole command line."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "completion", description=_DESCRIPTION, epilog=_EPILOG
     )
@@ -53,9 +53,9 @@ def run(
 
 
 def _prepare(parser: Any, kinds: dict[str, Any]) -> None:
-    """Tell shtab what it looks for: which arguments are files, and what each command does.
+    """Tell shtab which arguments are files, and what each command does.
 
-    argparse has no public way to list what a parser takes; shtab goes the same way.
+    argparse has no public way to list the arguments of a parser; shtab uses the same attributes.
     """
     for action in parser._actions:  # noqa: SLF001
         if action.metavar in kinds:
@@ -63,8 +63,8 @@ def _prepare(parser: Any, kinds: dict[str, Any]) -> None:
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
             for name, command in action.choices.items():
                 _prepare(command, kinds)
-                # shtab leaves out commands that have no help of their own, which ours have not:
-                # the description of the whole lists them.
+                # shtab leaves out commands without a help text. Ours have none, because the
+                # description of the whole command line lists them.
                 summary = " ".join((command.description or "").split()).partition(". ")[0]
                 listed = action._ChoicesPseudoAction(name, [], summary)  # noqa: SLF001
                 action._choices_actions.append(listed)  # noqa: SLF001

@@ -1,7 +1,7 @@
-"""Ways to read a file from a coroutine, each as one ``async with`` that gives its readers.
+"""Ways to read a file from a coroutine: each is an async context manager that yields readers.
 
-A contender gives one reader per task, because some of them have a position of their own. All of
-them read on the caller's loop and return bytes.
+A contender yields one reader for each task, because some readers have a position. All of them are
+awaited on the caller's loop and return bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ._stdlib import in_thread, stdlib_mapping
 #: Reads ``length`` bytes at ``offset``.
 Reader = Callable[[int, int], Awaitable[bytes]]
 
-#: Opens a path for a number of tasks and gives a reader for each.
+#: Opens a path for a number of tasks, and yields a reader for each.
 Contender = Callable[[str, int], AbstractAsyncContextManager[Sequence[Reader]]]
 
 
@@ -57,7 +57,7 @@ async def pread_readers(path: str, tasks: int) -> AsyncIterator[Sequence[Reader]
 
 @asynccontextmanager
 async def aiofiles_readers(path: str, tasks: int) -> AsyncIterator[Sequence[Reader]]:
-    """Read through aiofiles: a handle per task, for its position is part of it."""
+    """Read through aiofiles: one handle for each task, because a handle has a position."""
     aiofiles = importlib.import_module("aiofiles")
 
     def reader(handle: Any) -> Reader:
@@ -91,9 +91,9 @@ async def aiofile_readers(path: str, tasks: int) -> AsyncIterator[Sequence[Reade
 
 
 def available_contenders() -> tuple[dict[str, Contender], list[str]]:
-    """Return the contenders under their names, ours first, and the names of those not installed.
+    """Return the contenders by name, ours first, and the names of those that are not installed.
 
-    Imports what it offers, so that no loop has to wait for it later.
+    It imports the libraries of the contenders, so that no loop has to wait for an import later.
     """
     contenders: dict[str, Contender] = {
         "aiommap": aiommap_readers,

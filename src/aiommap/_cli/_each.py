@@ -1,4 +1,4 @@
-"""One step for each file that was named: what fails is reported, and the rest is still done."""
+"""One step for each file of a command: a failure is reported, and the other files are done."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def for_each_file(
     step: Callable[[aiommap.Hub, str], Awaitable[Outcome]],
     show: Callable[[Outcome], None],
 ) -> list[Outcome]:
-    """Take the step for one file after the other, and show each outcome as it comes."""
+    """Take the step for one file after another, and show each outcome at once."""
     outcomes: list[Outcome] = []
     async with aiommap.Hub() as hub:
         for path in paths:

@@ -1,11 +1,11 @@
 """A heartbeat on the event loop: the longest turn of the loop, and the longest wait in one.
 
-Theory of operation: a task asks to be woken every millisecond and notes when it really was. A gap
-between two ticks has two parts. In the one the loop's thread ran, or was ready to run and other
-programs had the processors: tasks share that time, and more of them make a turn longer. In the
-other it *waited*: for a disk, for the interpreter lock, or for the tick itself. Only the second
-part says whether something blocked the loop. It contains the millisecond that was asked for (and
-the timer's rounding, about another one), so 1 to 3 ms is a loop with nothing to do.
+Theory of operation. A task asks to be woken every millisecond, and notes when it is woken. The time
+between two ticks, a gap, has two parts. In one part the loop thread ran, or was ready to run while
+other programs had the processors: tasks share that time, and more tasks make a turn longer. In the
+other part it *waited*: for a disk, for the interpreter lock, or for the tick itself. Only the
+second part says whether something blocked the loop. It includes the millisecond of the tick, and
+about another one from the timer's rounding, so a loop with nothing to do waits 1 to 3 ms.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ TICK_SECONDS = 0.001
 
 
 class Heartbeat:
-    """Measure gaps between two ticks while the ``async with`` block runs.
+    """Measures the gaps between ticks while an ``async with`` block runs.
 
     Attributes:
-        worst_gap: longest time between two ticks, in seconds; includes the tick's own length.
-        worst_wait: longest time in such a gap in which the loop's thread neither ran nor was ready
-            to, in seconds; includes the tick's own length where the loop had nothing else to do.
+        worst_gap: longest time between two ticks, in seconds; it includes the tick's own length.
+        worst_wait: longest time in a gap in which the loop thread neither ran nor was ready to run,
+            in seconds; it includes the tick's own length if the loop had nothing else to do.
         ticks: how often the task was woken.
     """
 
@@ -53,10 +53,10 @@ class Heartbeat:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # Work that blocked the loop to its very end left no tick behind to notice.
+        # If work blocked the loop until now, no tick has noted that gap yet.
         self._note()
         self._tasks.cancel_scope.cancel()
-        # Not handed the block's error: it goes on as it is instead of inside an exception group.
+        # The task group does not get the block's error, and so does not wrap it in a group.
         try:
             await self._tasks.__aexit__(None, None, None)
         finally:
@@ -81,20 +81,20 @@ class Heartbeat:
 class _BusyClock:
     """Counts the seconds in which the calling thread ran, or was ready to run.
 
-    The second part is known where the kernel keeps statistics of its scheduler, as most do.
+    The time ready to run is known if the kernel keeps scheduler statistics, as most kernels do.
     """
 
     def __init__(self) -> None:
         self._statistics = -1
         with suppress(OSError):
-            # A file of the thread that opens it, whoever reads it.
+            # The file is of the thread that opens it, also if another thread reads it.
             self._statistics = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
 
     def read(self) -> float:
         ran = time.thread_time()
         if self._statistics < 0:
             return ran
-        # Nanoseconds on a processor, which lag behind, nanoseconds ready for one, and a count.
+        # Nanoseconds on a processor (outdated), nanoseconds ready to run, and a count.
         _, ready, _ = os.pread(self._statistics, 80, 0).split()
         return ran + int(ready) / 1e9
 

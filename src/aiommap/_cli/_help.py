@@ -1,4 +1,4 @@
-"""How help is laid out: paragraphs, lists and example commands fit the terminal that shows them."""
+"""The layout of help: paragraphs, lists and example commands are wrapped to fit the terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import textwrap
 #: Longer lines are hard to read, however wide the terminal.
 MAX_COLUMNS = 100
 
-#: An explanation with less room than this beside its name goes below it.
+#: If an explanation has less room than this beside its name, it goes below the name.
 _MIN_EXPLANATION = 20
 
 _ITEM = re.compile(r"  (?P<name>\S.*?)(?:\s{2,}(?P<explanation>\S.*))?")

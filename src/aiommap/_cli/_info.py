@@ -61,7 +61,7 @@ async def _describe_all(paths: list[str], screen: Screen) -> None:
 
 
 async def _describe(hub: aiommap.Hub, path: str) -> _Facts:
-    # Random: the probe's one byte must not pull a read-ahead window into memory behind it.
+    # RANDOM: reading one byte must not make the kernel read ahead.
     async with hub.open(path, advice=aiommap.Advice.RANDOM) as file:
         residency = await visible_residency(file)
         cache = await anyio.to_thread.run_sync(cache_state, path)
@@ -81,11 +81,11 @@ async def _describe(hub: aiommap.Hub, path: str) -> _Facts:
 async def _reads_inline(
     file: aiommap.MappedFile, residency: aiommap.Residency | None
 ) -> bool | None:
-    """Read a byte that is in memory and see who served it; None for an empty file."""
+    """Tell whether a byte that is in memory is read inline; None for an empty file."""
     if not file.size:
         return None
     offset = residency.runs[0][0] if residency and residency.runs else 0
-    # The first read may have to wait for the disk, and then says nothing about the second.
+    # The first read brings the byte into memory, and may wait for the disk.
     await file.read(offset, 1)
     before = file.statistics().inline_reads
     await file.read(offset, 1)

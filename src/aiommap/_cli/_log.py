@@ -176,6 +176,6 @@ async def _verify(options: argparse.Namespace, screen: Screen) -> None:
                 screen.problem(options.file, error)
                 damaged, start = damaged + 1, error.sequence + 1
             except aiommap.RecordsDiscardedError as error:
-                start = error.first  # the writer goes on meanwhile
+                start = error.first  # the writer has discarded records meanwhile
     screen.line(f"{plural(good, 'good record')}, {damaged:,} damaged")
     screen.document("log verify", path=options.file, good=good, damaged=damaged)

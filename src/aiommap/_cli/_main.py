@@ -1,4 +1,4 @@
-"""The entry point: parse, run one command, and turn whatever happens into an exit code."""
+"""The entry point: parse the arguments, run one command, and turn its outcome into an exit code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .demo import command as demo
 
 _FAILED, _USAGE, _INTERRUPTED, _BROKEN_PIPE = 1, 2, 130, 141
 
-# Listed by hand: where argparse puts the column of a command's help depends on Python's version.
+# Listed by hand, because argparse lays out a list of commands differently in each Python version.
 _DESCRIPTION = """\
 Memory-mapped files for asyncio: look at what is in memory, bring it there, measure,
 and see the library at work. No command writes to a file you name.
@@ -53,7 +53,7 @@ def build_parser() -> Parser:
 
 
 def _overview() -> str:
-    """Return what stands for a command line that names no command."""
+    """Return the text that is shown if the command line names no command."""
     formatter = HelpFormatter("aiommap")
     formatter.add_text(f"{_DESCRIPTION}\n\n{_HINT}")
     return formatter.format_help()
@@ -88,10 +88,10 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         options, unknown = build_parser().parse_known_args(argv)
     except SystemExit as stop:
-        # Help and version end the parser this way, and may sit in a buffer that no one reads.
+        # --help and --version end the parser this way; flush, to find out if nobody can read them.
         sys.stdout.flush()
         return stop.code if isinstance(stop.code, int) else _USAGE
-    if unknown:  # argparse itself would refer to the help of the whole
+    if unknown:  # argparse itself would refer to the help of the whole command line
         words, program = " ".join(unknown), " ".join(filter(None, ("aiommap", options.name)))
         raise UsageError(f"unrecognized arguments: {words} (see {program} --help)")
     if options.name is None:
@@ -102,7 +102,7 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         options.run(options, screen)
     except BaseException as error:
-        # Tasks fail in groups; one line can tell of one failure, and the first caused the rest.
+        # Tasks fail in groups. We report the first failure, which caused the others.
         failure = _first(error)
         if isinstance(failure, OSError) and _is_about(getattr(options, "file", None), failure):
             screen.problem(options.file, failure)
@@ -114,13 +114,13 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _is_about(path: str | None, failure: OSError) -> bool:
-    """Tell whether what failed is the one file of the command; errors have its absolute path."""
+    """Tell whether an error is about the one file of the command; errors have absolute paths."""
     if path is None:
         return False
     named: object = failure.filename
     if isinstance(failure, aiommap.UnsupportedError):
         named = failure.operation.removeprefix("map ")
-    # Only compared, as text: what both collapse alike is the same.
+    # Both paths are changed in the same way and only compared, so abspath is good enough.
     return isinstance(named, str) and os.path.abspath(named) == os.path.abspath(path)
 
 
@@ -142,7 +142,7 @@ def _complain(message: str) -> None:
 
 
 def _open_closed_streams() -> None:
-    """Let what was closed before we began, as by ``>&-``, take what nobody wants to read."""
+    """Replace standard streams that were closed before we began, as by ``>&-``: write nowhere."""
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  until the process ends
     if sys.stderr is None:
@@ -150,7 +150,7 @@ def _open_closed_streams() -> None:
 
 
 def _abandon_output() -> None:
-    """Keep the interpreter from meeting the broken pipe again when it flushes at exit."""
+    """Point standard output to the null device, so that the flush at exit does not fail again."""
     try:
         target = sys.stdout.fileno()
     except (OSError, ValueError):

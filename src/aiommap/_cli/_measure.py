@@ -1,4 +1,4 @@
-"""Measuring awaited operations: many tasks, each doing one after the other, beside a heartbeat."""
+"""Measuring awaited operations: many tasks, each with one operation at a time, and a heartbeat."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _OFFSETS = 1 << 14
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What one contender did.
+    """The measurement of one contender.
 
     Attributes:
         operations: how many operations finished.
-        length: bytes they moved, all together.
+        length: bytes that all of them moved together.
         seconds: wall time from the first start to the last end.
         worst_gap: longest gap between two ticks of a 1 ms heartbeat on the same loop, in seconds.
-        worst_wait: longest time in such a gap in which the loop's thread had to wait, in seconds.
-        latencies: seconds of each operation, ascending; empty where it says nothing.
-        counted: whether operations per second is the figure to show, rather than bytes.
+        worst_wait: longest time in a gap in which the loop thread had to wait, in seconds.
+        latencies: seconds of each operation, ascending; empty if they were not measured.
+        counted: whether to show operations per second instead of bytes per second.
     """
 
     operations: int
@@ -48,11 +48,11 @@ class Measurement:
 
     @property
     def seconds_each(self) -> float:
-        """Wall time per finished operation, whatever ran beside it."""
+        """Wall time divided by the number of finished operations."""
         return self.seconds / max(1, self.operations)
 
     def percentile(self, share: float) -> float:
-        """Return the latency that this share of the operations stayed within, in seconds."""
+        """Return the latency, in seconds, that this share of the operations did not exceed."""
         if not self.latencies:
             return 0.0
         return self.latencies[min(int(share * len(self.latencies)), len(self.latencies) - 1)]
@@ -74,10 +74,10 @@ class Measurement:
 
 
 def random_offsets(span: int, block: int, tasks: int) -> list[Iterator[int]]:
-    """Return for each task an endless run of block-aligned offsets at random, the same each time.
+    """Return, for each task, an endless iterator of random block-aligned offsets; always the same.
 
-    All of it is drawn here, before anything is measured: drawing one number takes as long as a
-    warm read, and a table per task would be the worst stall of the run.
+    All numbers are drawn here, before the measurement: drawing one takes as long as a warm read,
+    and drawing a table in each task would be the longest stall of the run.
     """
     draw = random.Random(0)  # noqa: S311  offsets are no secret
     blocks = max(1, span // block)
@@ -89,13 +89,13 @@ def random_offsets(span: int, block: int, tasks: int) -> list[Iterator[int]]:
 async def measure_repeated(
     operations: Sequence[Operation], *, span: int, block: int, seconds: float
 ) -> Measurement:
-    """Let one task per operation repeat it at random offsets until the time is over.
+    """Have one task for each operation repeat it at random offsets until the time is over.
 
     Args:
-        operations: what each task does; as many tasks as operations.
+        operations: the operations, one for each task.
         span: the offsets lie within the first ``span`` bytes.
         block: bytes that one operation moves; the offsets are multiples of it.
-        seconds: when to stop.
+        seconds: how long to measure.
     """
     latencies = array("d")
     runs = random_offsets(span, block, len(operations))
@@ -134,12 +134,12 @@ async def measure_once(work: Callable[[], Awaitable[object]], length: int) -> Me
 
 
 def middle(rounds: Sequence[Measurement]) -> Measurement:
-    """Return the round with the median of the worst waits: a lone one may be the machine's."""
+    """Return the round with the median worst wait: in a single one the machine may have stalled."""
     return sorted(rounds, key=lambda measured: measured.worst_wait)[len(rounds) // 2]
 
 
 async def measure_shared(operations: Sequence[Operation], *, span: int, block: int) -> Measurement:
-    """Let one task per operation take the next block in order until the span has been done."""
+    """Have one task for each operation take the next block in order, until all blocks are done."""
     remaining = iter(range(0, span, block))
     latencies = array("d")
 

@@ -14,7 +14,7 @@ def choose_screen(*, as_json: bool) -> Screen:
         return JsonScreen(sys.stdout)
     if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
         try:
-            # Only here: rich is an extra, and takes longer to import than a short command to run.
+            # Imported here: rich is an extra, and its import takes longer than a short command.
             from ._terminal import TerminalScreen  # noqa: PLC0415
         except ImportError:
             return Screen(sys.stdout)

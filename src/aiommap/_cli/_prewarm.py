@@ -1,4 +1,4 @@
-"""``aiommap prewarm``: bring files into memory, then look what is really there."""
+"""``aiommap prewarm``: bring files into memory, then count the pages that are there."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace, screen: Screen) -> None:
-    """Prewarm every file, one after the other: together they would share one disk."""
+    """Prewarm one file after another, because they may share one disk."""
     anyio.run(_prewarm_all, options.files, options.cache, screen)
 
 

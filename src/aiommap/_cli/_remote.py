@@ -1,4 +1,4 @@
-"""What commands do with URLs: objects of stores, read through the cache that programs use."""
+"""URLs in commands: objects of stores, read through the cache that programs use."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def add_cache_option(parser: argparse.ArgumentParser) -> None:
 
 
 def check_engine() -> None:
-    """Raise if URLs cannot be read, with what to install."""
+    """Raise if URLs cannot be read; the error says what to install."""
     if importlib.util.find_spec("obstore") is None:
         raise OSError("reading URLs needs obstore: pip install 'aiommap[remote]'")
 
@@ -47,7 +47,7 @@ def check_engine() -> None:
 async def open_url(
     url: str, folder: str | None
 ) -> AsyncIterator[tuple[RemoteCache, RemoteSnapshot]]:
-    """Open an object through a cache of the command's own, over the folder that others share."""
+    """Open an object through a new cache, over the folder that programs share."""
     check_engine()
     async with RemoteCache(folder) as cache, cache.open(url, read_ahead=False) as snapshot:
         yield cache, snapshot
@@ -55,7 +55,7 @@ async def open_url(
 
 @dataclass(frozen=True, slots=True)
 class ObjectChange:
-    """One change of an object of a store, told like one of a file."""
+    """One change of an object of a store, with the attributes of a change of a file."""
 
     path: str
     kind: aiommap.ChangeKind
@@ -69,12 +69,12 @@ class ObjectChange:
 async def object_changes(
     source: ObstoreSource, old: RemoteState | RemoteError | None, interval: float
 ) -> AsyncIterator[ObjectChange | RemoteError]:
-    """Ask for an object's state again and again; yields changes, and each outage once.
+    """Poll the state of an object; yield its changes, and the first error of each outage.
 
     Args:
-        source: the object.
-        old: what it was at first, as ``state_of`` said.
-        interval: seconds between two questions.
+        source: the source of the object.
+        old: the first state, as ``state_of`` returned it.
+        interval: seconds between two requests.
     """
     failed = isinstance(old, RemoteError)
     while True:
@@ -93,7 +93,7 @@ async def object_changes(
 
 
 def state_of(source: ObstoreSource, known: RemoteState | None) -> RemoteState | RemoteError | None:
-    """Ask what an object is now; None if there is none. Worker threads only."""
+    """Ask for the state of an object now; None if there is no object. Worker threads only."""
     try:
         return source.stat(known) or known
     except FileNotFoundError:
@@ -132,7 +132,7 @@ def url_contenders(folder: str | None) -> dict[str, Contender]:
 
 
 async def prepare_url(url: str, folder: str | None, *, cold: bool) -> float:
-    """Bring an object into the cache or out of it, and return which share of it is there."""
+    """Fetch an object into the cache, or clear it; return the share that is cached."""
     async with open_url(url, folder) as (cache, snapshot):
         if cold:
             await snapshot.aclose()

@@ -35,20 +35,20 @@ _EPILOG = with_examples(
     "aiommap residency s3://bucket/key",
 )
 
-# Files that are looked at together: their opens share thread hops, their descriptors stay few.
+# How many files are open at the same time: they share hops, and take few descriptors.
 _TOGETHER = 64
 
 _PIPE_CELLS = 40
 _MAX_CELLS = 80
 
-# Columns of a line that are neither chart nor name: per cent, brackets, gaps; then the counts.
+# Columns of a line besides chart and name: per cent, brackets and gaps; pages; bytes.
 _FRAME, _PAGES, _BYTES = 13, 21, 23
 
-# Terminals of fewer columns show pages, bytes, or a file on one line, no more.
+# Terminals with fewer columns leave out pages, leave out bytes, or use two lines for a file.
 _ROOM_FOR_PAGES, _ROOM_FOR_BYTES, _ROOM_FOR_ONE_LINE = 120, 60, 80
 
 
-# JSON says bytes in its names.
+# Names in the JSON document, which have the unit.
 _BYTES_OF = {
     "size": "bytes",
     "cached": "cached_bytes",
@@ -62,19 +62,20 @@ class _Picture:
     path: str
     size: int
     residency: aiommap.Residency | None
-    #: Of an object of a store; what is cached of it is then drawn as residency.
+    #: For an object of a store; ``residency`` then has the parts that are cached.
     remote: RemoteResidency | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """What there is room for.
+    """The layout of a line.
 
     Attributes:
         cells: width of the chart.
-        pages: whether to count pages.
-        amount: whether to count bytes.
-        name: columns for the name behind the chart; 0 gives it a line of its own, None has no end.
+        pages: whether to show page counts.
+        amount: whether to show byte counts.
+        name: columns for the name behind the chart; 0 puts it on a line of its own, None has no
+            limit.
     """
 
     cells: int
@@ -84,7 +85,7 @@ class _Layout:
 
 
 def _layout(screen: Screen, width: int | None) -> _Layout:
-    """Share a line between the counts, the chart and the name."""
+    """Divide the columns of a line among the counts, the chart and the name."""
     if not screen.has_edge:
         return _Layout(width or _PIPE_CELLS)
     columns = screen.columns
@@ -135,7 +136,7 @@ def run(options: argparse.Namespace, screen: Screen) -> None:
     if shown:
         counts = _counts(resident, total, resident_bytes, size, layout)
         screen.line(counts, f"  total of {plural(len(shown), 'file')}{kept_out}")
-    elif files or not pictures:  # a total of objects alone would say nothing
+    elif files or not pictures:  # objects alone have no total
         screen.line(f"no file was looked at{kept_out}")
     screen.document(
         "residency",
@@ -152,7 +153,7 @@ def run(options: argparse.Namespace, screen: Screen) -> None:
 
 
 def _kept_out(failed: int, hidden: int) -> str:
-    """Say which files the total leaves out."""
+    """Return the text that says which files the total leaves out."""
     counts = ((failed, "could not be used"), (hidden, "hidden"))
     return "".join(f", {count:,} {why}" for count, why in counts if count)
 
@@ -190,7 +191,7 @@ def _take(paths: Iterator[str]) -> list[str]:
 async def _look_at(
     hub: aiommap.Hub, folder: str | None, paths: list[str]
 ) -> list[_Picture | Exception]:
-    """Look at some files together; the outcomes are in the order of the paths."""
+    """Find the residency of some files concurrently; return outcomes in the order of the paths."""
     outcomes: dict[str, _Picture | Exception] = {}
 
     async def look(path: str) -> None:

@@ -1,7 +1,7 @@
-"""Where a command writes: plain lines, a terminal, or one JSON document.
+"""The output of a command: plain lines, a terminal, or one JSON document.
 
-Commands say what they have (a line, a table, progress) and never ask how it is shown. Problems go
-to standard error, one line each, in every form.
+Commands write lines, tables and progress to a screen, and never ask how it shows them. Every kind
+of screen writes problems to standard error, one line each.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from ._text import columns_of, fold, printable, wrap
 #: A piece of a line: text, or text with the name of a colour or style.
 Span = str | tuple[str, str]
 
-#: Called with bytes done and bytes in all.
+#: Called with bytes done and bytes in total.
 Progress = Callable[[int, int], None]
 
-#: A pipe has no edge; what is prose gets the columns of a terminal as most are.
+#: A pipe has no width; prose is wrapped as for a usual terminal.
 _PIPE_COLUMNS = 80
 
-#: What is between the columns of a table.
+#: Text between the columns of a table.
 _GAP = "  "
 
 _BLOCKS, _ASCII = " ▁▂▃▄▅▆▇█", " .:-=+*%#"
 
 
 class Screen:
-    """Plain lines without colour: what a pipe gets, and a terminal where rich is missing.
+    """Plain lines without colour, for a pipe, or for a terminal if rich is not installed.
 
     Attributes:
         problems: ``(path, message)`` of every file that failed, in order.
-        columns: how long a line may be; a pipe gets longer ones where they hold data.
-        has_edge: whether what is longer does not fit, as on a terminal.
+        columns: how long a line of prose may be; in a pipe, lines of data may be longer.
+        has_edge: whether longer lines do not fit, as on a terminal.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -50,11 +50,11 @@ class Screen:
         self._ascii = not _can_write(stream, _BLOCKS)
 
     def line(self, *spans: Span, indent: int = 4) -> None:
-        """Write a line of data; where it does not fit, it goes on behind an indent."""
+        """Write a line of data; if it does not fit, continue it behind an indent."""
         text = "".join(span if isinstance(span, str) else span[0] for span in spans)
         for number, part in enumerate(self._parts(self._fit(text), indent)):
             self._stream.write(f"{' ' * indent if number else ''}{part}\n")
-        # A reader of the pipe sees each line when it is true, not when the buffer is full.
+        # A reader of a pipe gets each line at once, and not when the buffer is full.
         self._stream.flush()
 
     def _parts(self, text: str, indent: int) -> list[str]:
@@ -65,19 +65,19 @@ class Screen:
         return text.encode("ascii", "backslashreplace").decode() if self._ascii else text
 
     def say(self, text: str, style: str = "") -> None:
-        """Write prose, in lines that fit; each is as deep as the text begins."""
+        """Write prose, wrapped to fit; each line has the indent of the text."""
         for line in wrap(text, min(self.columns, MAX_COLUMNS)).splitlines():
             self.line((line, style) if style else line)
 
     def heading(self, text: str) -> None:
-        """Write what opens a part."""
+        """Write a heading."""
         self.line()
         self.say(f"== {text}")
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Write aligned columns, the first to the left and the others to the right.
+        """Write aligned columns: the first to the left, the others to the right.
 
-        Where they do not fit, each row becomes a list of what its columns hold.
+        If they do not fit, write each row as a list of names and values.
         """
         widths = [max(map(columns_of, column)) for column in zip(headers, *rows, strict=True)]
         if self.has_edge and sum(widths) + len(_GAP) * (len(widths) - 1) > self.columns:
@@ -107,14 +107,14 @@ class Screen:
 
     @contextmanager
     def progress(self, label: str) -> Iterator[Progress | None]:  # noqa: ARG002
-        """Show how far something is; gives None where nobody would see it move."""
+        """Show progress while a block runs; yields None if the screen does not show any."""
         yield None
 
     def document(self, command: str, **content: object) -> None:
-        """Write a command's whole outcome; nothing here, it has been written line by line."""
+        """Write the outcome of a command as JSON; this screen has shown it line by line."""
 
     def record(self, **content: object) -> None:
-        """Write one of many documents, each on a line; nothing here, as for ``document``."""
+        """Write one of many JSON documents, each on a line; this screen has shown it already."""
 
     def chart(self, residency: aiommap.Residency, width: int) -> str:
         """Draw residency as one line of characters that the stream can carry."""
@@ -129,13 +129,13 @@ class Screen:
 
 
 class JsonScreen(Screen):
-    """One JSON document at the end, and nothing else."""
+    """Writes JSON documents, and nothing else."""
 
     def line(self, *spans: Span, indent: int = 4) -> None:
         """Write nothing."""
 
     def document(self, command: str, **content: object) -> None:
-        """Write the document; ``errors`` holds what also went to standard error."""
+        """Write the document; ``errors`` has the problems that also went to standard error."""
         errors = [{"path": path, "error": message} for path, message in self.problems]
         whole = {"command": command, **content, "errors": errors}
         # ASCII with escapes: a name that is not UTF-8 keeps its bytes, as Python writes them.
@@ -144,13 +144,13 @@ class JsonScreen(Screen):
         self._stream.flush()
 
     def record(self, **content: object) -> None:
-        """Write a document on one line, as soon as it is true."""
+        """Write a document on one line, at once."""
         self._stream.write(json.dumps(content, allow_nan=False) + "\n")
         self._stream.flush()
 
 
 def describe(error: Exception) -> str:
-    """Say on one line what went wrong, without repeating the path that stands before it."""
+    """Describe an error on one line; leave out the path, which the caller writes before it."""
     if isinstance(error, OSError) and not isinstance(error, aiommap.MappedFileError):
         text = error.strerror or str(error)
     else:

@@ -1,4 +1,4 @@
-"""The standard library's ways, as one would use them from a coroutine without aiommap."""
+"""How a coroutine would use the standard library to map and read a file without aiommap."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 async def in_thread(call: Callable[[], T]) -> T:
-    """Call something in a worker thread, by asyncio: its hop costs half of what anyio's does."""
+    """Call a function in a worker thread of asyncio, whose hop costs half as much as anyio's."""
     return await asyncio.to_thread(call)
 
 
@@ -25,7 +25,7 @@ async def stdlib_mapping(path: str, *, writable: bool = False) -> AsyncIterator[
 
 
 def _map(path: str, *, writable: bool) -> mmap.mmap:
-    # The mapping keeps a descriptor of its own.
+    # The mapping has its own descriptor.
     with open(path, "r+b" if writable else "rb") as file:
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
         return mmap.mmap(file.fileno(), 0, access=access)

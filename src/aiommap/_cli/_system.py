@@ -1,7 +1,7 @@
-"""What the operating system knows of a file: its file system, its cached pages, who may ask.
+"""Facts that the operating system knows about a file: its file system, and its cached pages.
 
-What is not a coroutine here blocks, if shortly: commands call it in a worker thread, or before
-the loop runs.
+Functions here that are not coroutines block for a short time: commands call them in a worker
+thread, or before the loop runs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import aiommap
 
 HIDDEN = "hidden by the kernel: you neither own the file nor may write to it"
 
-# One number on every architecture but alpha: system calls from 424 on share their numbers.
+# The number on every architecture but alpha: all others share the numbers of calls from 424 on.
 _CACHESTAT = 451
 
 
@@ -29,9 +29,9 @@ class CacheState:
     Attributes:
         cached: pages in memory.
         dirty: pages in memory that are newer than the disk.
-        writeback: pages on their way to the disk.
+        writeback: pages that are being written to the disk.
         evicted: pages that were in memory and were dropped.
-        recently_evicted: of these, pages whose drop means that memory is short.
+        recently_evicted: those of them that were dropped so recently that memory is short.
     """
 
     cached: int
@@ -45,7 +45,7 @@ def cache_state(path: str) -> CacheState | None:
     """Ask cachestat(2) about a whole file.
 
     Returns:
-        The counts; None where the kernel lacks the call (before Linux 6.5) or refuses it.
+        The counts; None if the kernel lacks the call (before Linux 6.5) or refuses it.
     """
     library = ctypes.CDLL(None, use_errno=True)
     whole = (ctypes.c_uint64 * 2)(0, 0)
@@ -67,7 +67,7 @@ def cache_state(path: str) -> CacheState | None:
 def file_system(path: str) -> str:
     """Return the name of the file system that holds a file, such as ``ext4``; or ``unknown``.
 
-    Looked up by mount id: device numbers are not unique (btrfs), and a path prefix is wrong where
+    We look it up by mount id: device numbers are not unique (btrfs), and a path prefix is wrong if
     one mount lies over another.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -87,10 +87,10 @@ def file_system(path: str) -> str:
 async def visible_residency(
     file: aiommap.MappedFile, offset: int = 0, length: int | None = None
 ) -> aiommap.Residency | None:
-    """Return the residency of a range; None where the kernel hides it.
+    """Return the residency of a range; None if the kernel hides it.
 
-    Since Linux 5.2 it is shown only to who owns the file or may write to it: other users' access
-    patterns are none of our business.
+    Since Linux 5.2 the kernel shows it only to users who own the file or may write to it, because
+    it tells what other users read.
     """
     try:
         return await file.residency(offset, length)
@@ -101,10 +101,10 @@ async def visible_residency(
 
 
 def drop_pages(path: str, offset: int = 0, length: int = 0) -> None:
-    """Ask the kernel to forget the cached pages of a range; nothing of the file changes.
+    """Ask the kernel to drop the cached pages of a range; the file does not change.
 
-    Not every page goes: a page that is dirty, mapped or on a file system that lives in memory
-    stays, so ask afterwards what is left. Length 0 means to the end of the file.
+    Pages that are mapped, or on a file system in memory, stay: count afterwards which are left.
+    Length 0 means to the end of the file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -115,10 +115,10 @@ def drop_pages(path: str, offset: int = 0, length: int = 0) -> None:
 
 
 def files_below(path: str, failures: list[OSError]) -> Iterator[str]:
-    """Yield the path itself, or if it is a folder every regular file below it, in sorted order.
+    """Yield the path itself; for a folder, yield every regular file below it, in sorted order.
 
-    A file with several names is given once; symbolic links below the folder are not followed.
-    What could not be looked at is appended to ``failures``.
+    A file with several names is yielded once. Symbolic links below the folder are not followed.
+    Errors are appended to ``failures``.
     """
     if not Path(path).is_dir():
         yield path

@@ -1,7 +1,8 @@
-"""The screen of a terminal: rich's colours and tables, and a progress bar of our own.
+"""The screen of a terminal: rich's colours and tables, and our own progress bar.
 
-The bar is not rich's: rendering a frame of rich's takes milliseconds of pure Python, on the loop
-or beside it under the same interpreter lock, and would be the worst stall of what it shows.
+We do not use rich's bar: to render one of its frames takes milliseconds of pure Python, on the loop
+or beside it under the same interpreter lock. That would be the longest stall of the operation that
+it shows.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ class TerminalScreen(Screen):
         )
 
     def line(self, *spans: Span, indent: int = 4) -> None:
-        """Write a line of data; where it does not fit, it goes on behind an indent.
+        """Write a line of data; if it does not fit, continue it behind an indent.
 
-        A word that is too long is left to the terminal to break: it may be a path to copy.
+        The terminal breaks a word that is too long: then a user can still copy it as one path.
         """
         fitting = (
             self._fit(span) if isinstance(span, str) else (self._fit(span[0]), span[1])
@@ -50,7 +51,7 @@ class TerminalScreen(Screen):
             self._console.print(Text.assemble(before, whole[start:end]), soft_wrap=True)
 
     def heading(self, text: str) -> None:
-        """Write what opens a part, in bold."""
+        """Write a heading, in bold."""
         self.line()
         self.say(text, "bold cyan")
 
@@ -73,7 +74,7 @@ class TerminalScreen(Screen):
 
     @contextmanager
     def progress(self, label: str) -> Iterator[Progress | None]:
-        """Draw a bar in place while the block runs, then take it away."""
+        """Draw a bar while the block runs, then erase it."""
         bar = _Bar(self._stream, label, self.columns, ascii_only=self._ascii)
         try:
             yield bar.show
@@ -87,7 +88,7 @@ class _Bar:
     def __init__(self, stream: TextIO, label: str, columns: int, *, ascii_only: bool) -> None:
         self._stream = stream
         self._label = shorten(label, columns // 3)
-        # The last column stays free: a terminal may go to the next line once it is taken.
+        # Leave the last column free: some terminals go to the next line when it is written.
         self._columns = columns - 1
         self._full, self._empty = "#-" if ascii_only else "━┄"
         self._start = time.perf_counter()
@@ -114,6 +115,6 @@ class _Bar:
         self._write("")
 
     def _write(self, text: str) -> None:
-        # Back to the first column and erase: a shorter frame leaves nothing of the one before.
+        # Go back to the first column and erase the line, so that no rest of a longer frame stays.
         self._stream.write(f"\r\x1b[K{text}")
         self._stream.flush()

@@ -1,6 +1,6 @@
-"""Numbers and names as text: sizes, durations, rates, file names, and what fits on a line.
+"""Numbers and names as text: sizes, durations, rates and file names; and wrapping of lines.
 
-Pure, and ASCII only except for file names, so that piped output survives any locale.
+Pure. Only file names can have characters beyond ASCII, so that piped output works in any locale.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ KIB, MIB = 1 << 10, 1 << 20
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _SHIFTS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
-# A word as a line is broken: a number stays with its unit.
+# A word for breaking lines: a number and its unit are one word.
 _WORD = re.compile(r"\s*(?:[-+]?\d[\d.,]* (?:%|[um]?s|[KMGTPE]i?B(?:/s)?|B)(?!\w)\S*|\S+)")
 _SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
@@ -44,7 +44,7 @@ def parse_bytes(text: str) -> int:
 
 
 def format_seconds(seconds: float) -> str:
-    """Write a duration with three digits that matter: ``1.2 us``, ``34 ms``, ``1.50 s``."""
+    """Write a duration with three significant digits: ``1.20 us``, ``34.0 ms``, ``1.50 s``."""
     for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")):
         amount = seconds * factor
         if amount >= 0.9995 or unit == "us":
@@ -64,7 +64,7 @@ def format_rate(count: int, seconds: float) -> str:
 
 
 def format_share(part: float, whole: float) -> str:
-    """Write a share in per cent, with 100.0 and 0.0 kept for exactly all and exactly nothing."""
+    """Write a share in per cent; 100.0 means exactly all, and 0.0 exactly nothing."""
     if part >= whole:
         return "100.0 %"
     return "0.0 %" if part <= 0 else f"{min(max(100 * part / whole, 0.1), 99.9):.1f} %"
@@ -92,7 +92,7 @@ def columns_of(text: str) -> int:
 
 
 def shorten(name: str, columns: int) -> str:
-    """Return a name that fits, without its beginning where it is too long: its end tells more."""
+    """Return a name that fits; if it is too long, cut off its beginning: its end tells more."""
     if columns_of(name) <= columns:
         return name
     while name and columns_of(name) > columns - 3:
@@ -101,10 +101,11 @@ def shorten(name: str, columns: int) -> str:
 
 
 def fold(text: str, columns: int, indent: int) -> list[str]:
-    """Break a line between words, so that its parts fit, all but the first behind an indent.
+    """Break a line between words into parts that fit, all but the first behind an indent.
 
-    Blanks within a part stay: columns that were aligned are. A word that is too long has a part of
-    its own. The parts come without the indent; together they are the text but for blanks.
+    Blanks within a part stay, so that aligned columns stay aligned. A word that is too long is a
+    part by itself. The parts come without the indent. Joined, they are the text, except for blanks
+    at the breaks.
     """
     parts: list[str] = []
     part, room = "", columns
@@ -118,6 +119,6 @@ def fold(text: str, columns: int, indent: int) -> list[str]:
 
 
 def wrap(text: str, columns: int) -> str:
-    """Wrap prose, with every line as deep as its first one."""
+    """Wrap prose; every line gets the indent of the first."""
     indent = text[: len(text) - len(text.lstrip(" "))]
     return f"\n{indent}".join(fold(text, columns, len(indent)))

@@ -1,4 +1,4 @@
-"""``aiommap watch``: one line for each change of a file, and a command run for each, if asked."""
+"""``aiommap watch``: one line for each change of a file; on request, run a command for each."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ exit codes:
   141  the reader of standard output went away (as in "| head")
 """
 
-#: A command that ignores the request to end is killed after this number of seconds.
+#: How long a command may take to end after SIGTERM, before it is killed.
 _GRACE_SECONDS = 5.0
 
 
@@ -78,7 +78,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace, screen: Screen) -> None:
-    """Watch until a signal comes."""
+    """Watch until SIGINT or SIGTERM comes."""
     paths = [*dict.fromkeys(options.paths)]
     for path in paths:
         if os.path.isdir(path):
@@ -119,7 +119,7 @@ async def _watch_all(
 async def _begin(
     stack: AsyncExitStack, hub: aiommap.Hub, paths: list[str]
 ) -> dict[str, aiommap.Changes]:
-    """Watch all paths at once: each takes some milliseconds to begin."""
+    """Begin to watch all paths concurrently: each takes some milliseconds."""
     watched = {path: hub.watch(path) for path in paths}
     async with anyio.create_task_group() as group:
         for changes in watched.values():
@@ -130,7 +130,7 @@ async def _begin(
 async def _object(
     url: str, screen: Screen
 ) -> tuple[ObstoreSource, RemoteState | RemoteError | None]:
-    """Find an object's state before anybody is told that it is watched."""
+    """Find the first state of an object, before the command says that it is watched."""
     check_engine()
     source = await anyio.to_thread.run_sync(ObstoreSource.from_url, url)
     state = await anyio.to_thread.run_sync(state_of, source, None)
@@ -145,7 +145,7 @@ async def _watch_object(
     options: argparse.Namespace,
     screen: Screen,
 ) -> None:
-    """Tell of the changes of an object; while a command runs for one, nobody asks for the next."""
+    """Show the changes of an object; while a command runs for one, the store is not polled."""
     async for change in object_changes(source, state, options.interval):
         if isinstance(change, RemoteError):
             screen.problem(source.url, change)
@@ -189,17 +189,17 @@ def _size(change: aiommap.Change | ObjectChange) -> str:
 
 
 def _difference(change: aiommap.Change | ObjectChange) -> str:
-    """Write by how much the file became longer or shorter; a change of its bytes has no sign."""
+    """Write by how much the file became longer or shorter; without a sign if its size stayed."""
     return format_difference(
         (change.new.size if change.new else 0) - (change.old.size if change.old else 0)
     )
 
 
 def _latency(change: aiommap.Change) -> float | None:
-    """Say how long ago a change had happened when it was found, in seconds, if that is known.
+    """Return how many seconds before it was found a change had happened; None if not known.
 
-    A file remembers when it was changed or renamed. It knows nothing of its removal, nor of a
-    symbolic link that was turned to it.
+    The time of change of a file tells when it was written to or renamed. It does not tell when the
+    file was removed, nor when a symbolic link was made to lead to it.
     """
     moved = change.kind in (aiommap.ChangeKind.CREATED, aiommap.ChangeKind.REPLACED)
     if change.new is None or (moved and os.path.realpath(change.path) != change.path):
@@ -213,7 +213,7 @@ def _latency(change: aiommap.Change) -> float | None:
 async def _run_for_each(
     path: str, changes: aiommap.Changes, options: argparse.Namespace, screen: Screen
 ) -> None:
-    """Run the command for one change after the other; the next ones wait in their buffer."""
+    """Run the command for one change after another; later changes wait in their buffer."""
     async for change in changes:
         await _run_for(path, change, options, screen)
 
@@ -230,7 +230,7 @@ async def _run_for(
         stdout=sys.stderr if options.json else None,
         stderr=None,
         env=_environment(change),
-        start_new_session=True,  # Ctrl-C is for us, who then end all that it started
+        start_new_session=True,  # so that we get Ctrl-C, and end all that the command started
     )
     code = await _end_of(process)
     if code:
@@ -238,7 +238,7 @@ async def _run_for(
 
 
 async def _end_of(process: Process) -> int:
-    """Wait until a command ends; cancelled, end it and everything it started."""
+    """Wait until a command ends; on a cancellation, end it and all that it started."""
     async with process:
         try:
             return await process.wait()

@@ -1,7 +1,7 @@
 """Serve files over HTTP from any ASGI server; needs starlette (the extra ``asgi``).
 
-``MappedFiles(folder)`` is an application to mount or to run alone, and an endpoint of Starlette or
-FastAPI returns ``MappedFileResponse(file)``. Not loaded by ``import aiommap``.
+``MappedFiles(folder)`` is an application: mount it, or run it alone. An endpoint of Starlette or
+FastAPI returns ``MappedFileResponse(file)``. ``import aiommap`` does not load this module.
 """
 
 from __future__ import annotations

@@ -1,17 +1,18 @@
-"""The files of a folder that were asked for lately: open, watched, and served without a look.
+"""The files of a folder that were requested lately: open, watched, and served without a check.
 
-Theory of operation. A path that was asked for is watched, and its *version*, the file in one state,
-is served to whoever asks until the watcher tells of a change. The next request then opens the path
-again. Who is being sent an old version has it to its end, as a response refers to it, and a version
-is closed when nothing refers to it any more. The path that nobody asked for longest is given up
-when there are too many.
+Theory of operation. After a request for a path, the path is watched, and its *version*, the file in
+one state, answers all requests until the watcher reports a change. The next request opens the path
+again. A response refers to its version, so it sends an old one to the end, and a version is closed
+when nothing refers to it. If there are too many paths, the one that was not requested for longest
+is dropped.
 
 Invariants.
-  1  ``version`` of a path is never older than the last change that the watcher told of, nor than
-     one that was served before. Watching begins with the state in which the version was opened, so
-     nothing is missed in between (I11).
+  1  ``version`` of a path is never older than the last change that the watcher reported, nor than
+     a version that was served before. Watching begins with the state in which the version was
+     opened, so no change in between is missed (I11).
   2  A version whose bytes may have been overwritten is spoiled: no more of it is sent.
-  3  A warm request makes no system call here, and no hop.
+  3  If the file is in the cache and its bytes are in memory, a request makes no system call here,
+     and no hop.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from ._folder import Folder, Refusal
 from ._openings import Openings
 from ._representation import Representation, Version
 
-#: After one of these, bytes of the file are not what they were. One that has grown is left out: it
-#: is a log, as a rule, and what stood in it is as it was.
+#: After one of these, bytes of the file may have changed. ``GROWN`` is left out: a file that grows
+#: is a log, as a rule, and its old bytes stay.
 _OVERWRITTEN = frozenset({ChangeKind.MODIFIED, ChangeKind.CHANGED, ChangeKind.TRUNCATED})
 
 
@@ -41,13 +42,13 @@ class _WatchedPath:
     __slots__ = ("_told", "_turn", "_version", "_versions", "changes")
 
     def __init__(self) -> None:
-        #: What is served; None until it is opened again.
+        #: The version to serve; None until the path is opened again.
         self._version: Version | None = None
-        #: All that are open, as some may still be sent.
+        #: All versions that are open, because old ones may still be sent.
         self._versions: weakref.WeakSet[Version] = weakref.WeakSet()
-        #: How many changes were told of.
+        #: How many changes the watcher has reported.
         self._told = 0
-        #: When the opening of the version began.
+        #: Number of the opening that made the version; openings are numbered as they begin.
         self._turn = 0
         self.changes: Changes | None = None
 
@@ -60,10 +61,10 @@ class _WatchedPath:
         return self._told
 
     def put(self, version: Version, told: int, turn: int) -> None:
-        """Serve a version, unless it may be an older one (cache.1).
+        """Serve a version, unless it may be outdated (cache.1).
 
-        It may be if a change was told of since ``told`` was read, or if one is served whose opening
-        began later.
+        It may be if a change was reported since ``told`` was read, or if the opening of the version
+        in service began later.
         """
         self._versions.add(version)
         if turn > self._turn:
@@ -71,11 +72,11 @@ class _WatchedPath:
             self._version = version if told == self._told else None
 
     def since(self, found: FileState | None) -> FileState | None:
-        """Return the state that the watcher compares the one that it finds first with."""
+        """Return the state with which the watcher has to compare the first one that it finds."""
         return found if self._version is None else self._version.state
 
     def change(self, change: Change) -> None:
-        """Take note of a change; called by the watcher, on the loop."""
+        """Note a change; the watcher calls this on the loop."""
         self._told += 1
         if change.kind in _OVERWRITTEN and change.old is not None and change.new is not None:
             for version in self._versions:
@@ -85,22 +86,22 @@ class _WatchedPath:
             self._version = None
 
     def drop(self) -> None:
-        """Serve the version no more."""
+        """Stop serving the version."""
         self._version = None
 
     def end(self) -> None:
-        """Watch no longer."""
+        """Stop serving and watching the path."""
         self._version = None
         if self.changes is not None:
             self.changes.close()
 
 
 class FileCache:
-    """The files that were asked for lately.
+    """The files that were requested lately.
 
     Args:
-        folder: opens them.
-        hub: watches them.
+        folder: opens the files.
+        hub: watches the files.
         limit: how many paths are kept.
     """
 
@@ -111,7 +112,7 @@ class FileCache:
         self._workers = hub._running_workers()  # noqa: SLF001
         self._paths: OrderedDict[str, _WatchedPath] = OrderedDict()
         self._openings = Openings()
-        #: How many openings have begun.
+        #: Number of the opening that began last.
         self._turn = 0
         #: Versions that are open.
         self._open_versions: weakref.WeakSet[Version] = weakref.WeakSet()
@@ -120,11 +121,11 @@ class FileCache:
 
     @property
     def is_here(self) -> bool:
-        """Whether this belongs to the loop and the process that ask."""
+        """Whether this belongs to the running loop and to this process."""
         return self._workers.on_loop() and not self._workers.forked
 
     async def check(self) -> None:
-        """Raise unless the folder is there."""
+        """Raise unless the folder exists."""
         await self._folder.check()
 
     def get(self, route: str) -> Version | None:
@@ -136,17 +137,17 @@ class FileCache:
         return watched.version
 
     async def open(self, route: str) -> Version | Refusal:
-        """Open the file at a canonical URL path; raises what ``Folder.open`` does."""
+        """Open the file at a canonical URL path; raise as ``Folder.open``."""
         return await self._openings.open(route, self.get, self._open)
 
     def drop(self, route: str, version: Representation) -> None:
-        """Serve a version no more that turned out to have lost bytes."""
+        """Stop serving a version that turned out to have lost bytes."""
         watched = self._paths.get(route)
         if watched is not None and watched.version is version:
             watched.drop()
 
     def close(self) -> None:
-        """Give up all paths."""
+        """Drop all paths."""
         self._closed.set()
         while self._paths:
             self._paths.popitem()[1].end()
@@ -175,7 +176,7 @@ class FileCache:
         spawn_user_task(self._watch, route, watched)
 
     async def _watch(self, route: str, watched: _WatchedPath) -> None:
-        """Begin to watch a path; one that cannot be watched is opened for each request."""
+        """Begin to watch a path; if that fails, drop it, so that each request opens it."""
         if self._paths.get(route) is not watched:
             return
         path = self._folder.path_of(route)
@@ -196,7 +197,7 @@ class FileCache:
 
 
 async def _abandon_with_loop(versions: weakref.WeakSet[Version], closed: Event) -> None:
-    """Wait for the end of the loop: what is open then is garbage, and nobody forgot to close it."""
+    """At the end of the loop, mark open versions as abandoned: nobody forgot to close them."""
     try:
         await closed.wait()
     except BaseException:

@@ -25,50 +25,53 @@ if TYPE_CHECKING:
 
 _NOT_IN_URL = re.compile(rb"[^\x21-\x7e]")
 
-#: How a slash at the end of a path may be spelt.
+#: How the slash at the end of a raw path may be written.
 _SLASHES = (b"/", b"%2f")
 
-#: How often a file is opened again that has lost its bytes before the first was sent.
+#: How often a file is tried that has lost bytes before the first one was sent.
 MAX_TRIES = 3
 
 
 class MappedFiles:
-    """An ASGI application that serves the files of a folder, from memory where they are there.
+    """An ASGI application that serves the files of a folder, from memory if they are there.
 
-    Or the objects of a store: ``MappedFiles(aiommap.remote.RemoteFolder(cache, address))``.
+    It also serves the objects of a store:
+    ``MappedFiles(aiommap.remote.RemoteFolder(cache, address))``.
 
-    Mount it in Starlette, FastAPI or Litestar, or run it alone. GET and HEAD; byte ranges and
-    conditions as RFC 9110 has them; a folder is answered with its ``index.html``. A file has a
-    strong entity tag, and each answer is of one version of it: a file that is replaced meanwhile is
-    sent to its end, and one that is truncated or overwritten in place is broken off, not padded.
-    The next request, a few milliseconds after the change, gets the new version.
+    Mount it in Starlette, FastAPI or Litestar, or run it alone. It answers GET and HEAD, with byte
+    ranges and conditions as in RFC 9110. For a folder it sends the ``index.html`` in it. A file has
+    a strong entity tag, and each answer is of one version of the file. If the file is replaced
+    meanwhile, the old version is sent to its end. If it is truncated or overwritten in place, the
+    answer is broken off, and never padded. A request a few milliseconds after the change gets the
+    new version.
 
-    No file is sent that is outside of the folder when it is opened, whatever the path or a link
-    says; links that stay inside are followed. Pipes, sockets and devices are not there (404).
+    It never sends a file that is outside the folder when it is opened, whatever the path or a link
+    says; links that stay inside are followed. For pipes, sockets and devices the answer is 404.
 
-    Bytes in memory are sent by the loop thread without a hop or a look at the disk; the hub's
-    workers read all others. Files that were asked for lately stay open.
+    The loop thread sends bytes that are in memory, without a hop or a system call; workers of the
+    hub read all others. Files that were requested lately stay open.
 
-    An object has the entity tag of its store, and is sent as it was at most ``max_age`` seconds
-    before: the ``RemoteFolder`` says so. It is asked for in the store under the path below the
-    mount. While the store cannot be asked, what is open and cached goes on being sent; else the
-    answer is 502.
+    An object has the entity tag of its store. It is sent in a state that the store had at most
+    ``max_age`` seconds before, as the ``RemoteFolder`` says. Its name in the store is the path
+    below the mount. While the store cannot be reached, objects that are open and cached are still
+    served; for others the answer is 502.
 
-    Run alone, it opens and closes with the server. Under a mount, close it with the application:
-    ``async with MappedFiles(...)`` in its lifespan; what it holds goes with the loop otherwise.
+    Run alone, it opens and closes with the server. Under a mount, close it with your application:
+    use ``async with MappedFiles(...)`` in the lifespan. Otherwise its files are released when the
+    loop ends.
 
     Args:
-        directory: the folder; links in its path may be turned while it is served. A
-            ``RemoteFolder`` serves objects; close its cache after this.
-        hub: opens and watches the files; leaving it ends serving. By default there is one for this
-            alone, made when it is first needed. Objects are by default mapped by their cache's.
-        cache: how many files stay open; each takes a descriptor, an object three, so it is at most
-            half of those that the process may have.
+        directory: the folder; links in its path may be changed while it is served. With a
+            ``RemoteFolder`` it serves objects; close the cache of that folder after this.
+        hub: the hub that opens and watches the files; serving ends with it. None makes one when it
+            is first needed. Objects are by default mapped by the hub of their cache.
+        cache: how many files stay open. A file takes one descriptor and an object takes three; at
+            most half of the descriptors of the process are used.
     Raises:
-        ValueError, TypeError: for arguments that cannot be meant; the folder is looked at when
-            serving begins.
-    Concurrency: one event loop after the other; a hub, or the cache of a ``RemoteFolder``, keeps it
-        to its own.
+        ValueError, TypeError: if an argument makes no sense; whether the folder exists is checked
+            when serving begins.
+    Concurrency: for one event loop after another. With a hub, or with a ``RemoteFolder``, only for
+        the loop of that hub or cache.
     """
 
     __slots__ = ("_cache", "_hub", "_limit", "_own_hub", "_served")
@@ -80,7 +83,7 @@ class MappedFiles:
         hub: Hub | None = None,
         cache: int = 1024,
     ) -> None:
-        #: The path of the folder, or what opens objects.
+        #: The path of the folder, or the ``RemoteFolder``.
         self._served: str | ObjectFolder
         each = 1
         if isinstance(directory, ObjectFolder):
@@ -91,9 +94,9 @@ class MappedFiles:
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._limit = max(min(wanted, descriptors // 2 // each), 1)
         if hub is not None:
-            hub_or_new(hub)  # refuses anything but a hub
+            hub_or_new(hub)  # raises if it is not a hub
         self._hub = hub
-        #: The hub that was made for this alone, in the loop that asked last.
+        #: The hub that this object made, in the loop of the last request.
         self._own_hub: Hub | None = None
         self._cache: FileCache | ObjectCache | None = None
 
@@ -109,9 +112,9 @@ class MappedFiles:
             await send({"type": "websocket.close", "code": 1000})
 
     async def aclose(self) -> None:
-        """Close the files, and the hub unless it was passed; a request opens them again.
+        """Close the files, and the hub unless it was given; a later request opens them again.
 
-        Cancellation: waited out, as for ``Hub.aclose``.
+        Cancellation: as ``Hub.aclose``.
         """
         cache, self._cache = self._cache, None
         if cache is not None and cache.is_here:
@@ -140,7 +143,7 @@ class MappedFiles:
         return f"<MappedFiles {self._served}>"
 
     def _files(self) -> FileCache | ObjectCache:
-        """Return the files of the loop that runs here; a test client runs one for each request."""
+        """Return the cache of the running loop; a test client may run a loop for each request."""
         cache = self._cache
         if cache is None or not cache.is_here:
             cache = self._cache = self._make_cache()
@@ -196,7 +199,7 @@ class MappedFiles:
             await refuse(status, scope, send)
 
     async def _live(self, receive: Receive, send: Send) -> None:
-        """Open with the server, and close with it, where this is the whole application."""
+        """Open and close with the server, if this is the whole application (lifespan)."""
         await receive()
         try:
             await self.__aenter__()
@@ -222,13 +225,13 @@ def _below_mount(scope: Scope) -> str:
 
 
 def _with_slash(scope: Scope) -> bytes:
-    """Return where a folder is that was asked for without the slash at its end.
+    """Return the location of a folder that was requested without a slash at the end.
 
-    Relative to what was asked for, as only that is the same for the client whatever stands between.
+    It is relative to the requested URL: a proxy may have changed the path before it came to us.
     """
     asked: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
     name = asked.partition(b"?")[0].rpartition(b"/")[2]
     query: bytes = scope.get("query_string", b"")
     place = b"./%b/?%b" % (name, query) if query else b"./%b/" % name
-    # A server should let nothing else pass, and a header field must not have it.
+    # A server should not let other characters pass, and a header field must not have them.
     return _NOT_IN_URL.sub(b"", place)

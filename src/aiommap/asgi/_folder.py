@@ -1,15 +1,15 @@
-"""Opening a file by its URL path, and never one that is outside of the folder.
+"""Opening a file by its URL path, and never one that is outside the folder.
 
-Theory of operation. The kernel opens whatever the path leads to, links included; then it is asked
-where the descriptor leads (``/proc/self/fd``), and a file that is not below the folder is closed
-unread. What is checked is what was opened, so no race with a link that is turned can pass by it. A
-check of the path before it is opened could be overtaken, and O_NOFOLLOW for each name would refuse
-links that stay inside, as Kubernetes has them.
+Theory of operation. The kernel opens the file to which the path leads, links included. Then we ask
+the kernel where the descriptor leads (``/proc/self/fd``), and close a file that is not below the
+folder unread. We check the very file that we opened, so a link that is changed meanwhile cannot get
+around the check. A check of the path before opening could be outdated by then, and O_NOFOLLOW for
+each name would refuse links that stay inside, which Kubernetes uses.
 
 Invariants.
-  1  A version is of a regular file that was at or below the folder when it was opened.
-  2  Nothing but a regular file is ever opened: what merely opening a pipe or a device does, is not
-     done. ``_core/opening`` sees to that.
+  1  A version is of a regular file that was below the folder when it was opened.
+  2  Only regular files are opened, because merely opening a pipe or a device can have effects.
+     ``_core/opening`` sees to that.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from .._hub.hub import Hub
 from .._snapshot.generation import Generation
 from ._representation import Version, media_type_of
 
-#: What a folder is answered with, if it has a file of this name.
+#: The file that is sent for a folder.
 INDEX = "index.html"
 
-#: How often a path is opened again whose root was turned to another folder meanwhile.
+#: How often a path is opened while the root is changed to another folder.
 MAX_TRIES = 3
 
 _NOT_FOUND = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
@@ -41,8 +41,8 @@ class Refusal:
     """There is no file to send.
 
     Attributes:
-        status: 404 or 403; 301 for a folder that was asked for without a slash at its end; 502 for
-            a store that cannot be asked.
+        status: 404 or 403; 301 for a folder that was requested without a slash at the end; 502 if
+            the store cannot be reached.
     """
 
     status: int
@@ -52,7 +52,7 @@ class Folder:
     """The folder of files to serve.
 
     Args:
-        root: its absolute path; links in it are followed each time.
+        root: the absolute path of the folder; links in it are followed each time.
         hub: opens the files.
     """
 
@@ -64,16 +64,16 @@ class Folder:
         self.root = root
 
     def path_of(self, route: str) -> str:
-        """Return the path of the file that a canonical URL path asks for."""
+        """Return the path of the file for a canonical URL path."""
         return self.root.rstrip("/") + route + (INDEX if route.endswith("/") else "")
 
     async def open(self, route: str) -> Version | Refusal:
-        """Open the file that a canonical URL path asks for.
+        """Open the file for a canonical URL path.
 
         Raises:
-            OSError: if the root is no folder, or the system cannot open the file for want of
-                something.
-            UnsupportedError: if it cannot be mapped although it is a regular file.
+            OSError: if the root is no folder, or the system lacks something to open the file, such
+                as a descriptor.
+            UnsupportedError: if it is a regular file that cannot be mapped.
         Cancellation: nothing is left open.
         """
         path = self.path_of(route)
@@ -100,7 +100,7 @@ class Folder:
         await self._workers.run(self._workers.control, self._check)
 
     async def _refuse(self, error: OSError, route: str) -> Refusal:
-        """Say why there is no file to send; raise what is the fault of no request."""
+        """Return the refusal for an error of opening; raise errors that no request caused."""
         status = await self._workers.run(self._workers.control, self._status_of, error, route)
         if status is None:
             raise error
@@ -113,21 +113,21 @@ class Folder:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), self.root)
 
     def _examine(self, fd: int, path: str) -> str | None:
-        """Return the media type of an open file; None if it is outside of the folder (folder.1)."""
-        # A file that was removed since has a note behind its path, and nothing before it.
+        """Return the media type of an open file; None if it is outside the folder (folder.1)."""
+        # If the file was removed, the kernel appends a note; the beginning is still its path.
         place = os.readlink(f"/proc/self/fd/{fd}")
         return media_type_of(path) if self._is_inside(place) else None
 
     def _is_inside(self, place: str) -> bool:
-        """Tell whether a path without links is below the folder, wherever that is by now."""
+        """Tell whether a path without links is below the folder, where that is now."""
         return place.startswith(os.path.realpath(self.root).rstrip("/") + "/")
 
     def _status_of(self, error: OSError, route: str) -> int | None:
-        """Return what to answer where a path could not be opened; None if that is an error."""
+        """Return the status for a path that could not be opened; None to raise the error."""
         if isinstance(error, UnsupportedError):
             return self._status_of_kind(route)
         if error.errno in _NOT_FOUND:
-            self._check()  # a root that is not there is a mistake of whoever set this up
+            self._check()  # a missing root is no 404: it is a mistake in the setup
             return 404
         return 403 if error.errno in _FORBIDDEN else None
 

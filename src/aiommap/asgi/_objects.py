@@ -1,14 +1,14 @@
-"""The objects of a store that were asked for lately: open, and opened again when they are old.
+"""The objects of a store that were requested lately: open, and opened again after ``max_age``.
 
-Theory of operation. No watcher tells of objects. One that was opened within ``max_age`` seconds is
-served without a look. The first request after that opens it again, which is one question to the
-store, and finds what is cached of it if it is the same. Who is being sent an old one has it to its
-end, as a response refers to it. A snapshot is closed when nothing refers to it any more.
+Theory of operation. Nobody watches objects. An object that was opened within ``max_age`` seconds is
+served without a check. The first request after that opens it again. That sends one request to the
+store, and finds the cached blocks if the object is the same. A response refers to its snapshot, so
+it sends an old one to the end, and a snapshot is closed when nothing refers to it.
 
 Invariants.
-  1  What is served was the store's object at most ``max_age`` seconds before the request, unless
-     the store cannot be asked.
-  2  However many requests wait for an object, one of them asks the store.
+  1  An object is served in a state that the store had at most ``max_age`` seconds before the
+     request, unless the store cannot be reached.
+  2  However many requests wait for an object, only one of them asks the store.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from ._folder import INDEX, Refusal
 from ._openings import Openings
 from ._representation import Representation, StoreObject, media_type_of, validators_of_object
 
-#: Descriptors of an open object: of its data, of its map, and of the mapping.
+#: How many descriptors an open object takes: for its data, for its map, and for the mapping.
 DESCRIPTORS_EACH = 3
 
 
 @runtime_checkable
 class ObjectFolder(Protocol):
-    """What is asked of a ``RemoteFolder``; not everybody is to import that for it."""
+    """The part of a ``RemoteFolder`` that is used here, so that this need not import it."""
 
     @property
     def max_age(self) -> float: ...
@@ -39,29 +39,29 @@ class ObjectFolder(Protocol):
 
 
 class ObjectCache:
-    """The objects that were asked for lately; to ``MappedFiles`` what ``FileCache`` is.
+    """The objects that were requested lately; ``MappedFiles`` uses it like a ``FileCache``.
 
     Args:
-        folder: opens them.
-        hub: maps them; None leaves that to the folder's cache.
-        limit: how many are kept.
+        folder: opens the objects.
+        hub: maps the objects; None leaves that to the folder's cache.
+        limit: how many objects are kept.
     """
 
     def __init__(self, folder: ObjectFolder, hub: Hub | None, limit: int) -> None:
         self._folder = folder
         self._hub = hub
         self._limit = limit
-        #: What is served, and when it was opened.
+        #: The object to serve at each URL path, and when it was opened.
         self._kept: OrderedDict[str, tuple[Representation, float]] = OrderedDict()
         self._openings = Openings()
 
     @property
     def is_here(self) -> bool:
-        """Whether this belongs to the loop that asks: the folder's cache knows, and raises."""
+        """True: the folder's cache checks the loop itself, and raises."""
         return True
 
     async def check(self) -> None:
-        """Ask the store nothing before something is asked for."""
+        """Do nothing: the store is not asked before the first request."""
 
     def get(self, route: str) -> Representation | None:
         """Return the object to serve at a canonical URL path, unless it is old."""
@@ -75,18 +75,18 @@ class ObjectCache:
         """Open the object at a canonical URL path.
 
         Raises:
-            UnsupportedError: if the store sends nothing to tell one object from another.
+            UnsupportedError: if the store sends no validator.
         """
         return await self._openings.open(route, self.get, self._open)
 
     def drop(self, route: str, version: Representation) -> None:
-        """Serve an object no more that turned out to be overwritten."""
+        """Stop serving an object that turned out to be overwritten."""
         kept = self._kept.get(route)
         if kept is not None and kept[0] is version:
             del self._kept[route]
 
     def close(self) -> None:
-        """Give up all objects."""
+        """Drop all objects."""
         self._kept.clear()
 
     async def _open(self, route: str) -> Representation | Refusal:
@@ -111,7 +111,7 @@ class ObjectCache:
         return Refusal(status)
 
     def _serve_old(self, route: str, error: RemoteError) -> Representation | Refusal:
-        """Go on with what there is while the store cannot be asked, and ask again later."""
+        """Serve the old object while the store cannot be reached; ask again after ``max_age``."""
         REMOTE.warning("the store cannot be asked for what is served: %s", error)
         kept = self._kept.get(route)
         if kept is None:

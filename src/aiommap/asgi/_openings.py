@@ -1,4 +1,4 @@
-"""Opening what is asked for: however many ask for a path, one of them opens it."""
+"""Opening a path once for all requests that wait for it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ Kept = TypeVar("Kept", bound=Representation)
 
 
 class Openings:
-    """The paths that are being opened; whoever else asks for one meanwhile waits for that.
+    """The paths that are being opened; another request for such a path waits.
 
-    It refers to nothing that opens them, or neither would be garbage before a collection.
+    It does not refer to the cache that opens them: with a cycle, neither would be freed before a
+    collection.
     """
 
     __slots__ = ("_under_way",)
@@ -30,14 +31,14 @@ class Openings:
         get: Callable[[str], Kept | None],
         open_path: Callable[[str], Awaitable[Kept | Refusal]],
     ) -> Kept | Refusal:
-        """Open what is at a canonical URL path, unless ``get`` has it after a wait for others.
+        """Open the file at a canonical URL path, or wait for another request that is opening it.
 
-        Raises what ``open_path`` does.
+        Raises as ``open_path``.
         """
         opening = self._under_way.get(route)
         if opening is not None:
             await opening.wait()
-            # What failed for the first may not for this one, and each is to see its own error.
+            # If the first opening failed, this one may succeed; if not, it raises its own error.
             return get(route) or await open_path(route)
         opening = self._under_way[route] = anyio.Event()
         try:

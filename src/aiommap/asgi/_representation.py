@@ -18,7 +18,7 @@ from ._requests import Validators
 
 Fields = list[tuple[bytes, bytes]]
 
-#: What a name with one of these suffixes is sent as: the compressed file, not what is in it.
+#: The media types of compressed files: we send the file as it is, not its content.
 _ENCODED = {
     "br": "application/x-brotli",
     "bzip2": "application/x-bzip2",
@@ -28,12 +28,12 @@ _ENCODED = {
 }
 
 
-#: A strong one (RFC 9110 §8.8.3).
+#: A strong entity tag (RFC 9110 §8.8.3).
 _ENTITY_TAG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
 
 
 class BodySource(Protocol):
-    """What a body is read from: a snapshot, or any other ``StorageBackend``."""
+    """The source of a body: a snapshot, or any other ``StorageBackend``."""
 
     @property
     def size(self) -> int: ...
@@ -42,7 +42,7 @@ class BodySource(Protocol):
 
 @runtime_checkable
 class StoreObject(BodySource, Protocol):
-    """What a ``RemoteSnapshot`` has beyond a backend; not everybody is to import that for it."""
+    """The part of a ``RemoteSnapshot`` that is used here, so that this need not import it."""
 
     @property
     def url(self) -> str: ...
@@ -51,13 +51,13 @@ class StoreObject(BodySource, Protocol):
     def hold(self) -> AbstractContextManager[object]: ...
 
 
-# The tables of the system are read while modules are, and not later on a loop.
+# Read the system's tables at import, and not later on a loop.
 if not mimetypes.inited:
     mimetypes.init()
 
 
 def media_type_of(path: str) -> str:
-    """Guess the media type of an absolute path by its name."""
+    """Guess the media type of an absolute path from its name."""
     found, encoding = mimetypes.guess_type(path)
     if encoding is not None:
         found = _ENCODED.get(encoding)
@@ -68,41 +68,41 @@ def media_type_of(path: str) -> str:
 def entity_tag(state: FileState) -> bytes:
     """Make the strong entity tag of a file in one state.
 
-    The time of change is in it, which nobody can set: ``cp -p`` over a file keeps the other times.
-    Only a change of bytes in place within one tick of file time escapes it. Hashed, as nobody is to
-    learn the numbers of inodes.
+    It includes the time of change, which nobody can set: ``cp -p`` over a file sets the time of
+    modification. Only a change of bytes in place within one tick of file time leaves it the same.
+    It is hashed, so that clients do not learn inode numbers.
     """
     told = f"{state.inode} {state.size} {state.mtime_ns} {state.ctime_ns}"
     return b'"%b"' % sha256(told.encode()).hexdigest()[:32].encode()
 
 
 def _entity_tag_of_store(told: str) -> bytes:
-    """Make an entity tag of what a store calls one; some stores leave out the quotes."""
+    """Make an entity tag from the ETag of a store; some stores leave out the quotes."""
     if _ENTITY_TAG.fullmatch(told):
         return told.encode("latin-1")
     return b'"%b"' % sha256(told.encode()).hexdigest()[:32].encode()
 
 
 def validators_of(state: FileState) -> Validators:
-    """Say what tells a file in one state from others; a date in the future is now (§8.8.2.1)."""
+    """Return the validators of a file in one state; a date in the future becomes now (§8.8.2.1)."""
     return Validators(entity_tag(state), min(state.mtime_ns // 10**9, int(time.time())))
 
 
 def validators_of_object(snapshot: StoreObject) -> Validators:
-    """Say what tells an object of a store from others: what the store does, or nothing."""
+    """Return the validators of an object: the ETag of its store, or none."""
     told = snapshot.etag
     return Validators(None if told is None else _entity_tag_of_store(told), None)
 
 
 class Representation:
-    """Bytes that do not change, and what is said of them in every answer.
+    """Bytes that do not change, and the header fields that describe them.
 
     Args:
-        source: the bytes.
-        media_type: what they are.
-        validators: what tells them from other versions.
+        source: the source of the bytes.
+        media_type: their media type.
+        validators: tell them from other versions.
         extra: header fields that replace those of the same name.
-        file: the file that they are in, if a server may copy them from there by itself.
+        file: the file that has the bytes, if a server may copy them from it by itself.
     """
 
     __slots__ = ("_file", "_source", "fields", "media_type", "size", "validators")
@@ -147,11 +147,11 @@ def _fields(validators: Validators) -> Fields:
 
 
 class OpenDescriptor:
-    """The file object that ``os.sendfile`` needs, over a descriptor that others close."""
+    """The file object that ``os.sendfile`` needs; it does not own its descriptor."""
 
     __slots__ = ("_fd",)
 
-    #: What asyncio's ``sendfile`` looks at.
+    #: asyncio's ``sendfile`` checks this.
     mode = "rb"
 
     def __init__(self, fd: int) -> None:
@@ -173,16 +173,16 @@ class Version(Representation):
         super().__init__(
             generation, media_type, validators_of(self.state), file=generation.resource.file
         )
-        #: What the file is since somebody wrote to it in place, if so: it may be in pieces of two
-        #: versions.
+        #: The state of the file after somebody wrote to it in place: its bytes may be a mix of two
+        #: versions. None if that did not happen.
         self._spoiled: FileState | None = None
 
     def spoil(self, found: FileState) -> None:
-        """Take note that bytes of the file are not what they were: no more of it is read."""
+        """Note that bytes of the file were overwritten: no more of it is read."""
         self._spoiled = found
 
     def abandon(self) -> None:
-        """Take note that the file will not be closed, as its loop has ended."""
+        """Note that the file will not be closed, because its loop has ended."""
         if self._file is not None:
             self._file._core.begin_closing()  # noqa: SLF001  as a snapshot does
 

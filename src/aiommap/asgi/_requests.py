@@ -1,7 +1,7 @@
-"""What a request asks for: its conditions, its byte ranges, and the answer that they lead to.
+"""Requests: their conditions, their byte ranges, and the answer to which these lead.
 
-Pure: it takes header fields, what is known of a file, and nothing else (RFC 9110 §13 and §14).
-Dates are the standard library's; docs/decisions.md says what libraries make of the rest.
+Pure: it takes only header fields, and the validators and size of a file (RFC 9110 §13 and §14). The
+standard library parses dates; docs/decisions.md says what libraries do with the rest.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
-#: More ranges than this are refused.
+#: A request for more ranges is refused.
 MAX_RANGES = 100
 
 #: The header fields that decide which answer a GET or HEAD gets.
@@ -29,18 +29,19 @@ DECIDING = frozenset(
 
 #: Twenty digits hold every 64-bit number, and keep int() cheap.
 _RANGE_SPEC = re.compile(rb"([0-9]{0,20})-([0-9]{0,20})")
-#: Roughly the three forms of a date (§5.6.7). The parser takes the first of two that were joined.
+#: Roughly the three forms of a date (§5.6.7). Without this check the parser would accept two dates
+#: that were joined, and take the first.
 _DATE = re.compile(rb"[A-Za-z]{3,9},? [0-9A-Za-z :-]{17,25}")
 _ENTITY_TAG = re.compile(rb'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 
 
 @dataclass(frozen=True, slots=True)
 class Validators:
-    """What tells one version of a file from another.
+    """Tell one version of a file from another.
 
     Attributes:
-        etag: a strong entity tag, quoted; None if nothing tells.
-        modified: when it was modified, in whole seconds since 1970; None if nobody knows.
+        etag: a strong entity tag, quoted; None if there is none.
+        modified: the time of modification, in whole seconds since 1970; None if it is not known.
     """
 
     etag: bytes | None
@@ -48,7 +49,7 @@ class Validators:
 
 
 def deciding_fields(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """Collect the fields that decide; lines of one name are joined (§5.3)."""
+    """Collect the fields in ``DECIDING``; lines of one name are joined (§5.3)."""
     found: dict[bytes, bytes] = {}
     for name, value in headers:
         if name in DECIDING:
@@ -59,11 +60,11 @@ def deciding_fields(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes
 def decide(
     method: str, fields: Mapping[bytes, bytes], known: Validators, size: int
 ) -> tuple[int, list[range]]:
-    """Say which status a GET or HEAD gets, and which bytes.
+    """Decide the status of the answer to a GET or HEAD, and the bytes to send.
 
     Returns:
         200 with the whole range, 206 with the ranges to send, or 304, 412 or 416 with none.
-    Source: RFC 9110 §13.2.2, the order in which conditions count.
+    Source: RFC 9110 §13.2.2, the order in which conditions are checked.
     """
     if fields:
         refused = _precondition(fields, known)
@@ -96,7 +97,7 @@ def _precondition(fields: Mapping[bytes, bytes], known: Validators) -> int | Non
 
 
 def _is_listed(field: bytes, etag: bytes | None, *, weakly: bool) -> bool:
-    """Tell whether a list of entity tags, or ``*``, names a version (§8.8.3.2)."""
+    """Tell whether a list of entity tags has this one, or is ``*`` (§8.8.3.2)."""
     if field.strip(b" \t") == b"*":
         return True
     tags = _ENTITY_TAG.findall(field)
@@ -104,32 +105,33 @@ def _is_listed(field: bytes, etag: bytes | None, *, weakly: bool) -> bool:
 
 
 def _is_current(if_range: bytes | None, known: Validators) -> bool:
-    """Tell whether a Range header holds for this version (§13.1.5).
+    """Tell whether the If-Range of a request names this version (§13.1.5).
 
-    A date never does: who got this version got its entity tag, and must then send that. A file may
-    have changed twice in the second of a date, so parts of two versions could be put together.
+    A date never does. A file may have changed twice in the second that a date names, and a client
+    could then join parts of two versions. A client that got this version got its entity tag, and
+    has to send that.
     """
     return if_range is None or (known.etag is not None and if_range.strip(b" \t") == known.etag)
 
 
 def parse_date(field: bytes | None) -> int | None:
-    """Return the seconds since 1970 of an HTTP date; None for what is none, and is ignored."""
+    """Return the seconds since 1970 of an HTTP date; None for text that is not one: ignore it."""
     if field is None or not _DATE.fullmatch(field):
         return None
     try:
         found = parsedate_to_datetime(field.decode())
     except (ValueError, OverflowError):
         return None
-    # A date without a zone is Greenwich's, not this machine's.
+    # A date without a zone is in GMT, not in the zone of this machine.
     return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp())
 
 
 def parse_ranges(field: bytes, size: int) -> list[range] | None:
-    """Return the byte ranges that a Range header asks for, none overlapping or touching another.
+    """Return the byte ranges of a Range header, merged so that none overlaps or touches another.
 
     Returns:
-        None where the header is to be ignored: malformed, of another unit, or of an empty file,
-        no part of which Content-Range could name. An empty list where it is to be refused: no
+        None if the header has to be ignored: it is malformed, or of another unit, or the file is
+        empty, so that no Content-Range could name a part. An empty list if it has to be refused: no
         range begins within the file, or there are more than ``MAX_RANGES``.
     Source: RFC 9110 §14.1.2, §14.2.
     """
@@ -153,7 +155,7 @@ def parse_ranges(field: bytes, size: int) -> list[range] | None:
 
 
 def coalesce(ranges: list[range]) -> list[range]:
-    """Merge ranges that overlap or touch; keep the order in which they were asked (§15.3.7.2)."""
+    """Merge ranges that overlap or touch; keep the order of the request (§15.3.7.2)."""
     if len(ranges) < 2:
         return ranges
     merged: list[range] = []
@@ -169,8 +171,8 @@ def canonical(path: str) -> str | None:
     """Resolve ``.``, ``..`` and empty names of a decoded URL path (RFC 3986 §5.2.4).
 
     Returns:
-        A path that begins with a slash, and ends with one if it asks for a folder; None if it
-        leads out of the root, or holds a null character.
+        A path that begins with a slash, and ends with one if it names a folder; None if it leads
+        out of the root or has a null character.
     """
     if "\0" in path:
         return None

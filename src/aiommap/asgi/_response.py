@@ -36,30 +36,31 @@ _UNKNOWN = Validators(None, None)
 
 
 class MappedFileResponse(Response):
-    """A response that sends a file, or the parts of it that are asked for.
+    """A response that sends a file, or the byte ranges of it that are requested.
 
-    It answers GET and HEAD with byte ranges and conditions, as ``MappedFiles`` does, and takes the
-    place of Starlette's ``FileResponse``. A snapshot, such as ``live.current``, is held until it is
-    sent; one of ``aiommap.remote`` has the entity tag of its store. A path is opened for this
-    response alone: for a file that is asked for often, have a snapshot open, or serve its folder by
-    ``MappedFiles``. Bytes that a file has lost break the response off.
+    It answers GET and HEAD with byte ranges and conditions, as ``MappedFiles`` does, and replaces
+    Starlette's ``FileResponse``. A snapshot, such as ``live.current``, is held until it is sent. A
+    ``RemoteSnapshot`` has the entity tag of its store. A path is opened for this response alone: if
+    a file is requested often, keep a snapshot of it open, or serve its folder by ``MappedFiles``.
+    If the file loses bytes while it is sent, the response is broken off.
 
     Args:
         source: a path, an open file, a snapshot, a ``RemoteSnapshot``, or any other
-            ``StorageBackend``. What is open stays open.
-        headers: header fields to send; they replace those of the same name that it would have. The
-            entity tag of a backend that is no file goes here: ``{"etag": '"…"'}``.
-        media_type: by default it is guessed by the name of the file.
-        filename: has browsers save the body under that name; None leaves it to them.
-        content_disposition_type: "attachment", or "inline" to show what has a filename.
-        background: what to run when the response was sent.
-        hub: opens the path; None makes one for this.
+            ``StorageBackend``. The response does not close an open source.
+        headers: header fields to send; they replace fields of the same name. Give the entity tag of
+            a backend that is not a file here: ``{"etag": '"…"'}``.
+        media_type: the media type; by default it is guessed from the name of the file.
+        filename: the name under which browsers save the body; None sends none.
+        content_disposition_type: "attachment"; or "inline", to have browsers show the body although
+            it has a filename.
+        background: a task to run after the response was sent.
+        hub: the hub that opens the path; None makes one.
     Raises:
-        starlette.exceptions.HTTPException: 404 when it is called, if the path leads to no file, and
-            403 if that may not be read.
+        starlette.exceptions.HTTPException: when it is called: 404 if the path leads to no regular
+            file, 403 if the file may not be read.
         MappingFaultError: when it is called, if the file has lost the bytes.
-        StaleSnapshotError, RemoteError: when it is called, if a store has lost the bytes, or cannot
-            be reached.
+        StaleSnapshotError, RemoteError: when it is called, if the store has lost the bytes, or
+            cannot be reached.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class MappedFileResponse(Response):
         self._hub = hub
         self.status_code = 200
         self.background = background
-        self.media_type = None  # or the next line would send it with every answer
+        self.media_type = None  # otherwise init_headers would send it with every answer
         self.init_headers(headers)
         self.media_type: str | None = media_type
         if filename is not None:
@@ -88,7 +89,7 @@ class MappedFileResponse(Response):
             )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it; called by the framework."""
+        """Send the response; the framework calls this."""
         if scope["method"] not in ("GET", "HEAD"):
             await refuse(405, scope, send, (b"allow", b"GET, HEAD"))
             return
@@ -101,7 +102,7 @@ class MappedFileResponse(Response):
 
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[Representation]:
-        """Have what is to be sent open, and held, for the block."""
+        """Keep the source open, or hold it, for the block."""
         source = self._source
         if isinstance(source, str):
             try:
@@ -119,7 +120,7 @@ class MappedFileResponse(Response):
             yield self._represent(source)
 
     def _represent(self, source: MappedFile | Snapshot | StorageBackend) -> Representation:
-        """Say what is to be sent of what is open."""
+        """Make the representation of an open source."""
         file = path = None
         validators = _UNKNOWN
         if isinstance(source, MappedFile):
@@ -141,12 +142,12 @@ class MappedFileResponse(Response):
             kind = _OCTETS if path is None else media_type_of(path)
         body = MappedBackend(source) if isinstance(source, MappedFile) else source
         extra = [field for field in self.raw_headers if field[0] != b"content-type"]
-        private = file is not None and file.mode == "c"  # its stores are not in the file
+        private = file is not None and file.mode == "c"  # its private stores are not in the file
         return Representation(body, kind, validators, extra, None if private else file)
 
 
 def _disposition(kind: str, filename: str) -> str:
-    """Spell a Content-Disposition (RFC 6266, RFC 8187)."""
+    """Write a Content-Disposition (RFC 6266, RFC 8187)."""
     quoted = quote(filename, safe="")
     plain = quoted == filename
     return f'{kind}; filename="{filename}"' if plain else f"{kind}; filename*=utf-8''{quoted}"

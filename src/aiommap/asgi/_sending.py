@@ -1,12 +1,12 @@
-"""Sending an answer: its start, then its body in pieces, or by what the server offers instead.
+"""Sending an answer: its start, then its body in pieces, or by zero-copy if the server offers it.
 
 Invariants.
-  1  Nothing is sent before the first piece of the body was read, so that a file which has lost its
-     bytes can be opened again, or be an error, rather than half an answer.
-  2  A body that cannot be finished raises: the server then breaks the connection off, as it cannot
-     keep the length that was promised (RFC 9112 §8). It is never padded.
-  3  Two pieces of a body are in memory at a time: the one that the client takes, and the next. No
-     more is read for a client that has left.
+  1  Nothing is sent before the first piece of the body was read. So if a file has lost its bytes,
+     it can be opened again, or the answer can be an error; it is never half an answer.
+  2  If a body cannot be finished, sending raises, and the server breaks the connection off, because
+     it cannot keep the length that it has announced (RFC 9112 §8). A body is never padded.
+  3  Two pieces of a body are in memory at a time: the one that is being sent, and the next. No more
+     is read for a client that has left.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-#: Sizes of a piece. A body up to the second one goes out at once: a piece costs a turn of the loop.
+#: Limits for the size of a piece. A body up to the second is one piece: a piece costs a turn of the
+#: loop.
 MIN_PIECE_BYTES, MAX_PIECE_BYTES = 64 << 10, 1 << 20
-#: A longer one begins with a piece of this size,
+#: The first piece of a longer body.
 PIECE_BYTES = 256 << 10
-#: and goes on with what the client takes in this time, in seconds: a slow one is to hold little.
+#: Later pieces have the size that the client takes in about this time, so that little memory is
+#: held for a slow client.
 PIECE_SECONDS = 0.05
-#: While more than this is sent, a task listens for the client to leave.
+#: While a body larger than this is sent, a task listens for the client to leave.
 LISTEN_BYTES = 4 << 20
-#: A server that copies for us gets a body in pieces of this size, each brought into memory first.
+#: With zero-copy, the pieces of a body; each is brought into memory before the server copies it.
 ZERO_COPY_BYTES = 4 << 20
 
 _REASONS = {
@@ -50,7 +52,7 @@ _ZERO_COPY_SEND = "http.response.zerocopysend"
 
 
 class Answer:
-    """What to send of a representation: a body of literal bytes and of ranges of it, in order."""
+    """An answer: status, header fields, and a body of literal bytes and of ranges, in order."""
 
     __slots__ = (
         "_body",
@@ -91,19 +93,19 @@ class Answer:
         self._body = body if method == "GET" else []
         self._length = length
         self._first = b""
-        #: What was not read yet: of a range, and behind it.
+        #: The rest of the range that is being read, and the parts behind it.
         self._rest = range(0)
         self._parts = iter(self._body)
         self._piece_bytes = MAX_PIECE_BYTES if length <= MAX_PIECE_BYTES else PIECE_BYTES
 
     async def begin(self) -> None:
-        """Read the first piece of the body (sending.1); raises what reading raises."""
+        """Read the first piece of the body (sending.1); raise as the source."""
         piece = self._next_piece()
         if piece is not None:
             self._first = await self._read(piece)
 
     async def send(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send all of it."""
+        """Send the whole answer."""
         if self._length <= MAX_PIECE_BYTES or not self._body:
             await self._send_pieces(send)
             return
@@ -129,7 +131,7 @@ class Answer:
         await send({"type": "http.response.body", "body": data, "more_body": False})
 
     def _next_piece(self) -> bytes | range | None:
-        """Return what is to be read and sent next; None at the end."""
+        """Return the next piece to read and send; None at the end."""
         if not self._rest:
             part = next(self._parts, None)
             if not isinstance(part, range):
@@ -139,7 +141,7 @@ class Answer:
         return piece
 
     def _adapt(self, sent: int, seconds: float) -> None:
-        """Make the next piece as large as what the client takes in a moment."""
+        """Adapt the size of the next piece to the speed of the client."""
         if sent >= MIN_PIECE_BYTES:
             wanted = self._piece_bytes * 2 if seconds < PIECE_SECONDS else self._piece_bytes // 2
             self._piece_bytes = min(max(wanted, MIN_PIECE_BYTES), MAX_PIECE_BYTES)
@@ -162,16 +164,16 @@ class Answer:
             group.start_soon(listen)
             try:
                 await self._send_pieces(send)
-            except Exception as error:  # as it is, and not in a group of one
+            except Exception as error:  # raise it below, and not in an exception group
                 failure = error
             group.cancel_scope.cancel()
         if failure is not None:
             raise failure
 
     async def _send_descriptor(self, file: MappedFile, send: Send) -> None:
-        """Have the server copy; what it copies is in memory, so that it does not wait either."""
+        """Have the server copy from the descriptor, after each piece was brought into memory."""
         await self._start(send)
-        descriptor = OpenDescriptor(file._core.mapping.fd)  # noqa: SLF001  no verb lends it
+        descriptor = OpenDescriptor(file._core.mapping.fd)  # noqa: SLF001  not a duplicate
         last = len(self._body) - 1
         for number, part in enumerate(self._body):
             if isinstance(part, bytes):
@@ -193,7 +195,7 @@ class Answer:
 
 
 def _content_range(part: range, size: int) -> bytes:
-    """Spell a Content-Range, whose last byte is inclusive."""
+    """Write a Content-Range; its last byte is inclusive."""
     return b"bytes %d-%d/%d" % (part.start, part.stop - 1, size)
 
 
@@ -208,7 +210,7 @@ def _multipart(shown: Representation, ranges: list[range], boundary: bytes) -> l
 
 
 def _raises_when_left(scope: Scope) -> bool:
-    """Tell whether ``send`` raises once the client has left, as it does since ASGI 2.4."""
+    """Tell whether ``send`` raises after the client has left, as since ASGI 2.4."""
     version = scope.get("asgi", {}).get("spec_version", "2.0")
     return tuple(map(int, version.split("."))) >= (2, 4)
 
@@ -223,7 +225,7 @@ async def refuse(status: int, scope: Scope, send: Send, *extra: tuple[bytes, byt
 
 
 async def redirect(place: bytes, send: Send) -> None:
-    """Send the client to another place, for good."""
+    """Redirect the client permanently."""
     fields = [(b"location", place), (b"content-length", b"0")]
     await send({"type": "http.response.start", "status": 301, "headers": fields})
     await send({"type": "http.response.body", "body": b""})

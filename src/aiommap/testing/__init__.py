@@ -1,6 +1,6 @@
 """Tests for code that builds on aiommap; needs pytest, and is not loaded by ``import aiommap``.
 
-This is no entry point of pytest, because that would load aiommap in every test run of an
+It is not an entry point of pytest: as one, pytest would load aiommap in every test run of an
 environment, before a measurement of coverage begins. Name it in the topmost ``conftest.py``:
 ``pytest_plugins = ["aiommap.testing"]``. The context managers work without that.
 """

@@ -28,8 +28,8 @@ def _path_of(target: Target) -> str:
 def truncated_file(target: Target, size: int) -> Iterator[None]:
     """Truncate a file for a block, while it is open elsewhere.
 
-    It uses a descriptor of its own; for the kernel that is the same as another process. The end of
-    the block restores the size and the bytes, unless the file has got another size meanwhile.
+    It uses its own descriptor, which for the kernel is the same as another process. The end of the
+    block restores the size and the bytes, unless the file has got another size meanwhile.
 
     Args:
         target: an open file, or a path.
@@ -73,14 +73,14 @@ def _write(fd: int, offset: int, data: bytes) -> None:
 def replaced_file(target: Target, content: Buffer) -> Iterator[None]:
     """Put another file at a path, in one step, for a block.
 
-    The first file stays as it is where it is open. The end of the block puts it back to its path,
-    in one step again.
+    Programs that have the first file open see no change of it. The end of the block puts the first
+    file back at its path, also in one step.
 
     Args:
         target: an open file, or a path.
-        content: the bytes of the other file; it has the permissions of the first.
+        content: the bytes of the other file, which gets the permissions of the first.
     Raises:
-        OSError: as ``open``, ``os.link`` and ``os.rename``; the path is as it was then.
+        OSError: as ``open``, ``os.link`` and ``os.rename``; the path then has its first file.
     Source: link(2), rename(2).
     Example: ``with replaced_file(f, b"new"): ...``
     """
@@ -100,7 +100,8 @@ def replaced_file(target: Target, content: Buffer) -> Iterator[None]:
 def removed_file(target: Target) -> Iterator[None]:
     """Unlink a path for a block.
 
-    The file stays as it is where it is open. The end of the block puts it back to its path.
+    Programs that have the file open see no change of it but the missing name. The end of the block
+    puts the file back at its path.
 
     Args:
         target: an open file, or a path.
@@ -125,7 +126,7 @@ def _kept_aside(path: str) -> Iterator[str]:
         yield f"{aside}.new"
     finally:
         os.rename(aside, path)
-        # Renaming one name of a file over another one does nothing: then it was never replaced.
+        # rename(2) does nothing if both names are of one file: then the path was never replaced.
         for left_over in (aside, f"{aside}.new"):
             with suppress(FileNotFoundError):
                 os.unlink(left_over)

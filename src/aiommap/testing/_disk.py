@@ -1,4 +1,4 @@
-"""The seam: a disk over the real disk of one open file, which fails or waits as its faults say.
+"""The seam: a disk over the real disk of one open file, which fails or waits as faults tell it.
 
 Theory of operation. Worker threads reach the disk through ``FileCore.disk``, which is the native
 mapping. While a fault is in place, it is a ``FaultyDisk``, which asks the fault first and then
@@ -8,10 +8,10 @@ waits, as it does in production.
 Invariants.
   1  A file has at most one faulty disk, with any number of faults, added and removed in any order.
      The removal of the last one puts the mapping back.
-  2  Where a fault has to see reads or stores, inline verbs decline, as for data that is not in
-     memory, so that the verb goes through a worker.
-  3  A fault is for one file. Allocating blocks calls no mapping, so the descriptor identifies the
-     file there.
+  2  If a fault has to see reads or stores, inline verbs decline, as for data that is not in memory,
+     so that a worker runs the verb.
+  3  A fault is for one file. Allocating blocks does not call the mapping, so there the descriptor
+     identifies the file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from aiommap._native import Receipt
 from aiommap._runtime.threads import Mutex
 from aiommap._typing import Buffer
 
-#: What a worker asks of the disk: bytes, to take bytes, or to have them on stable storage.
+#: The kinds of calls that a worker makes to the disk: read, store, and make durable.
 Call = Literal["read", "write", "flush"]
 
 
@@ -37,7 +37,7 @@ class InjectedFault:
     """A fault that is in place.
 
     Attributes:
-        hits: how many calls met it so far; check in a test that there was one.
+        hits: how many calls have met it so far; a test should check that there was one.
     """
 
     #: Whether the fault has to see reads and stores (disk.2).
@@ -80,7 +80,7 @@ class FaultyDisk:
         self._lay()
 
     def _lay(self) -> None:
-        """Be the disk of the file for as long as there are faults."""
+        """Be the disk of the file if there are faults; put the mapping back if there are none."""
         seen = any(fault._sees_inline_verbs for fault in self._faults)  # noqa: SLF001  its other half
         self._core.use_disk(self if self._faults else None, declining=seen)
 
@@ -116,7 +116,7 @@ class FaultyDisk:
         self._real.sync_range(offset, length)
 
     def write_many(self, items: list[Store], /) -> list[Receipt | tuple[int, int]]:
-        """Store what the disk has room for; the other stores return the errno of a full disk.
+        """Make the stores for which the disk has room; the others return the errno of a full disk.
 
         A store without room stores nothing: the mapping, too, makes all of its pages writable
         before it copies the first byte.

@@ -1,4 +1,4 @@
-"""Faults that need root outside of tests: a failing flush, a full disk, a slow disk."""
+"""Faults that would need root to make for real: a failing flush, a full disk, a slow disk."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ class _FailingFlush(InjectedFault):
 def failing_flush(file: MappedFile, number: int = errno.EIO) -> Iterator[InjectedFault]:
     """Make the next flush of one file fail.
 
-    The call that should write the dirty pages back raises instead. All that follows is the
-    library's own: ``FlushError`` for every task that waits, ``on_error``, and the latch, which
-    outlasts the block. The stored bytes stay in the page cache and may reach the disk some day, so
-    this cannot prove what a reader finds after a crash.
+    The call that should write the dirty pages back raises instead. The library's own code does the
+    rest: ``FlushError`` in every task that waits, ``on_error``, and the latch, which lasts longer
+    than the block. The stored bytes stay in the page cache and may reach the disk later, so this
+    cannot prove what a reader finds after a crash.
 
     Args:
-        file: a mapped file, open in mode "r+", "w+" or "x+".
-        number: the errno; EIO for a broken device, ENOSPC or EDQUOT where write-back allocates the
-            blocks (thin provisioning, network mounts).
+        file: a mapped file, open in mode "r+", "w+", "x+" or "a+".
+        number: the errno: EIO for a broken device; ENOSPC or EDQUOT for file systems that allocate
+            blocks during write-back (thin provisioning, network mounts).
     Raises:
-        AccessModeError: in modes "r" and "c", where nothing is flushed.
-        ValueError: if the number is no errno.
+        AccessModeError: in modes "r" and "c", which flush nothing.
+        ValueError: if the number is not an errno.
         anyio.ClosedResourceError: if the file is closed.
-    Concurrency: for the event loop's thread.
+    Concurrency: for the thread of the event loop.
     Example: ``with failing_flush(f) as fault: ...``
     """
     if not isinstance(number, int) or number not in errno.errorcode:
@@ -87,7 +87,7 @@ class _FullDisk(InjectedFault):
         return os.path.commonpath([path, self._path]) == self._path
 
     def _has_room(self, offset: int, length: int) -> bool:
-        """Tell whether a store meets no hole. Worker threads only."""
+        """Tell whether a store needs no new blocks. Worker threads only."""
         core = self._core
         if core is None or not core.options.sparse or not length:
             return True
@@ -102,23 +102,23 @@ class _FullDisk(InjectedFault):
 
 @contextmanager
 def full_disk(target: MappedFile | str | os.PathLike[str]) -> Iterator[InjectedFault]:
-    """Leave no free block on the disk for a block of code.
+    """Have a full disk while a block of code runs.
 
-    For an open file, ``resize`` to more than it has blocks for fails, and so does a store into a
-    hole of a file that was opened with ``sparse=True``: nothing of it is stored then. For a path,
-    creating and growing files there or anywhere below fails, but stores into holes do not. Ranges
-    that have their blocks work as always.
+    For an open file, ``resize`` to more bytes than it has blocks for fails. A store into a hole of
+    a file that was opened with ``sparse=True`` fails, too, and stores nothing. For a path, creating
+    and growing files there or anywhere below fails, but stores into holes do not. Ranges that have
+    their blocks work as always.
 
-    A real file system also runs out of blocks for its own metadata and for copies of overwritten
-    blocks (copy on write), and some notice that only during write-back; use
-    ``failing_flush(f, errno.ENOSPC)`` for those.
+    A real file system also needs blocks for its own metadata and for copies of overwritten blocks
+    (copy on write), and some find out only during write-back that there are none; for those use
+    ``failing_flush(f, errno.ENOSPC)``.
 
     Args:
         target: an open file; or the path of a file to be created, or of a folder.
     Raises:
         AccessModeError: for a file in mode "r" or "c".
         anyio.ClosedResourceError: if the file is closed.
-    Concurrency: for the event loop's thread.
+    Concurrency: for the thread of the event loop.
     Example: ``with full_disk(f) as fault: ...``
     """
     if isinstance(target, MappedFile):
@@ -145,10 +145,10 @@ def _registered(fault: _FullDisk) -> Iterator[None]:
 
 
 class SlowDisk(InjectedFault):
-    """A disk that makes calls wait; made by ``slow_disk``.
+    """A disk that makes calls wait; ``slow_disk`` makes it.
 
-    A call waits in its worker thread until ``release`` or the end of its time. The event loop goes
-    on meanwhile, and so do calls that need no disk.
+    A call waits in its worker thread until ``release``, or until its time is over. The event loop
+    goes on meanwhile, and so do calls that need no disk.
     """
 
     def __init__(self, core: FileCore, seconds: float, only: Call | None) -> None:
@@ -157,7 +157,7 @@ class SlowDisk(InjectedFault):
         self._seconds = seconds
         self._only = only
         self._sees_inline_verbs = only != "flush"
-        #: Under the mutex: a locked gate for each call that waits, and whether new calls pass.
+        #: With the mutex held: a locked gate for each waiting call, and whether new calls pass.
         self._gates: list[Mutex] = []
         self._open = False
         self._changed: Event | None = None
@@ -168,9 +168,9 @@ class SlowDisk(InjectedFault):
         return len(self._gates)
 
     async def wait_stalled(self, calls: int = 1) -> None:
-        """Wait until at least this many calls wait for the disk at once.
+        """Wait until at least this many calls wait for the disk at the same time.
 
-        Use it where a test would otherwise sleep: when it returns, the operation is under way.
+        Use it where a test would otherwise sleep: when it returns, the operations are under way.
 
         Cancellation: ends the wait.
         """
@@ -180,10 +180,10 @@ class SlowDisk(InjectedFault):
             await self._changed.wait()
 
     def release(self, calls: int | None = None) -> None:
-        """Let calls go on: those that have waited longest, or all of them and all later ones.
+        """Let calls go on: the ones that have waited longest, or all.
 
         Args:
-            calls: how many; None releases all, and the disk is fast from then on.
+            calls: how many; None releases all calls, and later ones do not wait.
         """
         with self._changing:
             self._open = self._open or calls is None
@@ -211,7 +211,7 @@ class SlowDisk(InjectedFault):
         self._count_hit()
         self._workers.call_from_thread(self._tell)
         gate.acquire(timeout=self._seconds)
-        with self._changing, suppress(ValueError):  # not there if it was released
+        with self._changing, suppress(ValueError):  # ``release`` has removed it already
             self._gates.remove(gate)
 
 
@@ -221,20 +221,20 @@ def slow_disk(
 ) -> Iterator[SlowDisk]:
     """Make every call of one file that needs its disk wait.
 
-    No page counts as being in memory: reads and stores go through a worker and wait there, and
-    ``read_nowait`` raises ``WouldBlock``. The end of the block releases all of them.
+    No page counts as being in memory: a worker makes every read and store, and waits in it, and
+    ``read_nowait`` raises ``WouldBlock``. The end of the block releases all calls.
 
     Args:
         file: an open file or snapshot.
-        seconds: how long each call waits without ``SlowDisk.release``. The wait always ends: so a
-            test is slow, and does not hang, if it awaits a write or a close inside the block, whose
-            cancellation waits.
-        only: "read" (``prewarm`` included), "write" or "flush" for only these calls; reads and
-            stores stay inline if only flushes are slow.
+        seconds: how long each call waits if ``SlowDisk.release`` is not called. The wait always
+            ends. So a test that awaits a write or a close inside the block, whose cancellation is
+            waited out, is slow but does not hang.
+        only: "read" (``prewarm`` included), "write" or "flush", to make only these calls wait;
+            reads and stores stay inline if only flushes wait.
     Raises:
-        ValueError: if seconds is not positive, or infinite; if only is no such word.
+        ValueError: if ``seconds`` is not positive or is infinite, or ``only`` is another word.
         anyio.ClosedResourceError: if the file is closed.
-    Concurrency: for the event loop's thread.
+    Concurrency: for the thread of the event loop.
     Example: ``with slow_disk(f) as disk: ...``
     """
     if only not in (None, *get_args(Call)):

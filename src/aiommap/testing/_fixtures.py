@@ -13,19 +13,19 @@ T = TypeVar("T")
 
 
 class InjectFault(Protocol):
-    """The type of the fixture ``inject_fault``: enters context managers for the rest of a test."""
+    """The type of the fixture ``inject_fault``: it enters a context manager until the test ends."""
 
     @abstractmethod
     def __call__(self, fault: AbstractContextManager[T], /) -> T:
-        """Put a fault in place and return what ``with`` would bind."""
+        """Put a fault in place, and return the object that ``with ... as`` would give."""
 
 
 @pytest.fixture
 def inject_fault() -> Iterator[InjectFault]:
     """Put faults in place for the rest of a test.
 
-    When the test has ended, in whatever way, the fixture removes them in reverse order; fixtures
-    that were set up earlier are torn down afterwards.
+    However the test ends, the fixture then removes the faults in reverse order. Fixtures that were
+    set up before this one are torn down after it.
 
     Example: ``disk = inject_fault(slow_disk(f))``
     """

@@ -1,4 +1,4 @@
-"""The contract of ``StorageBackend`` as a suite of tests."""
+"""``StorageBackendSuite``: the contract of ``StorageBackend`` as a suite of tests."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from aiommap import PAGE_SIZE, OutOfBoundsError, StorageBackend
 
 
 def _pattern(length: int) -> bytes:
-    """Make bytes of which no two ranges that a test mixes up are equal."""
+    """Make bytes in which two ranges that a faulty backend may confuse are never equal."""
     words = (i.to_bytes(4, "little") for i in range(length // 4 + 1))
     return b"".join(words)[:length]
 
 
 class StorageBackendSuite:
-    """What every ``StorageBackend`` has to do; derive from it in a test module of your own.
+    """Tests what every ``StorageBackend`` has to do; derive a class from it in your tests.
 
-    The derived class, whose name begins with ``Test`` for pytest, says how to make a backend::
+    The name of the derived class begins with ``Test``, for pytest. It says how to make a backend::
 
         class TestMyBackend(StorageBackendSuite):
             async def make_backend(self, content, folder):
                 (folder / "stored").write_bytes(content)
                 return await MyBackend.open(folder / "stored")
 
-    The tests are marked ``anyio``, whose pytest plugin runs them on the event loops that the
-    ``anyio_backend`` fixture names; it comes with anyio.
+    The tests are marked ``anyio``: anyio's pytest plugin runs them on the event loops that the
+    ``anyio_backend`` fixture names.
 
     Attributes:
-        content: what most tests ask ``make_backend`` to serve; give it another value, of some pages
-            at least, where a backend can only serve certain bytes.
-        readers: how many tasks read at once in the tests of concurrency.
+        content: the bytes that most tests have ``make_backend`` serve. If a backend can serve only
+            certain bytes, set others, at least some pages of them.
+        readers: how many tasks read at the same time in tests of concurrency.
     """
 
     pytestmark: ClassVar[pytest.MarkDecorator] = pytest.mark.anyio
@@ -48,8 +48,8 @@ class StorageBackendSuite:
         """Return an open backend that serves the given bytes; the suite closes it.
 
         Args:
-            content: all the bytes it serves, from offset 0.
-            folder: an empty folder for whatever it needs.
+            content: all the bytes that it serves, from offset 0.
+            folder: an empty folder for files that it needs.
         """
         raise NotImplementedError(f"{type(self).__name__} has to define make_backend")
 
@@ -63,7 +63,7 @@ class StorageBackendSuite:
                 await backend.aclose()
 
     def _edges(self) -> tuple[int, ...]:
-        """Offsets and lengths that have caught somebody."""
+        """Offsets and lengths at which faults are likely."""
         end = len(self.content)
         around_page = (PAGE_SIZE - 1, PAGE_SIZE, PAGE_SIZE + 1)
         return (0, 1, *around_page, end - 1, end, end + 1, 2**63 - 1, 2**64, -1, -(2**63))
@@ -76,7 +76,7 @@ class StorageBackendSuite:
                     yield offset, length
 
     def _spans(self) -> Iterator[tuple[int, int]]:
-        """One range a reader: of all lengths up to two pages, all over the content."""
+        """One range for each reader: of lengths up to two pages, spread over the content."""
         end = len(self.content)
         for i in range(self.readers):
             offset = i * 977 % end
@@ -95,7 +95,7 @@ class StorageBackendSuite:
             assert backend.size == len(self.content)
 
     async def test_ranges_within_are_read_exactly(self, tmp_path: Path) -> None:
-        """Neither a byte less nor one more, empty ranges included, as ``bytes``."""
+        """A read returns exactly the range, as ``bytes``; an empty range, too."""
         async with self._open(tmp_path) as backend:
             for offset, length in self._ranges(inside=True):
                 data = await backend.read_exact(offset, length)
@@ -104,7 +104,7 @@ class StorageBackendSuite:
                 assert data == self.content[offset : offset + length], (offset, length)
 
     async def test_ranges_beyond_are_refused_with_their_numbers(self, tmp_path: Path) -> None:
-        """A range that begins before 0 or ends behind the size is an error that carries it."""
+        """A range that begins before 0 or ends behind the size raises an error with its numbers."""
         async with self._open(tmp_path) as backend:
             for offset, length in self._ranges(inside=False):
                 with pytest.raises(OutOfBoundsError) as caught:
@@ -115,14 +115,14 @@ class StorageBackendSuite:
             assert await backend.read_exact(0, 1) == self.content[:1]
 
     async def test_numbers_that_are_not_integers_are_refused(self, tmp_path: Path) -> None:
-        """A float is a mistake of the caller, not to be rounded in silence."""
+        """A float is a mistake of the caller, and is not rounded in silence."""
         async with self._open(tmp_path) as backend:
             for offset, length in ((0.0, 1), (0, 1.0)):
                 with pytest.raises(TypeError):
                     await backend.read_exact(offset, length)  # type: ignore[arg-type]
 
     async def test_no_content_has_no_bytes(self, tmp_path: Path) -> None:
-        """An empty backend answers the empty range."""
+        """An empty backend returns the empty range, and refuses any other."""
         backend = await self.make_backend(b"", tmp_path)
         assert backend.size == 0
         assert await backend.read_exact(0, 0) == b""
@@ -131,7 +131,7 @@ class StorageBackendSuite:
         await backend.aclose()
 
     async def test_concurrent_reads_do_not_mix(self, tmp_path: Path) -> None:
-        """Each of many tasks gets the bytes that it asked for."""
+        """Each of many tasks gets the bytes of its own range."""
         wrong: list[tuple[int, int]] = []
 
         async def read(backend: StorageBackend, offset: int, length: int) -> None:
@@ -163,7 +163,7 @@ class StorageBackendSuite:
                 assert await backend.read_exact(0, len(self.content)) == self.content
 
     async def test_a_closed_backend_refuses_to_read(self, tmp_path: Path) -> None:
-        """Closing twice is once, the size stays, and reading is an error of the caller."""
+        """A second ``aclose`` does nothing, the size stays, and a read raises."""
         async with self._open(tmp_path) as backend:
             await backend.read_exact(0, 1)
             await backend.aclose()
@@ -177,7 +177,7 @@ class StorageBackendSuite:
     async def test_closing_under_reads_answers_or_refuses_each(
         self, tmp_path: Path, turns: int
     ) -> None:
-        """A read that is under way is finished or refused: never wrong, never left waiting."""
+        """A read under way returns the right bytes or raises; it never waits for ever."""
         wrong: list[tuple[int, int]] = []
 
         async def read(backend: StorageBackend, offset: int, length: int) -> None:
@@ -198,7 +198,7 @@ class StorageBackendSuite:
         assert not wrong, f"reads of (offset, length) {wrong} got other bytes"
 
     async def test_a_cancelled_close_closes(self, tmp_path: Path) -> None:
-        """What a cancelled task leaves behind is closed, not half open."""
+        """A cancelled ``aclose`` closes the backend all the same."""
         async with self._open(tmp_path) as backend:
             with anyio.CancelScope() as scope:
                 scope.cancel()

@@ -1,1 +1,1 @@
-"""The demo: one story on a real file, measured while it is told."""
+"""The demo: what the library does, shown and measured on a real file."""

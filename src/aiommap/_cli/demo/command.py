@@ -78,7 +78,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace, screen: Screen) -> None:
-    """Run the whole demo, or its read half on the user's file."""
+    """Run the whole demo, or only its reads on the user's file."""
     with _terminate_like_interrupt():
         if options.file is not None:
             if options.dir is not None:
@@ -95,7 +95,7 @@ def run(options: argparse.Namespace, screen: Screen) -> None:
 
 @contextmanager
 def _terminate_like_interrupt() -> Iterator[None]:
-    """Let SIGTERM take the way of Ctrl-C, which cleans up; only the main thread may arrange it."""
+    """Handle SIGTERM like Ctrl-C, which cleans up; only the main thread can arrange that."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -171,7 +171,7 @@ async def _listen_to_idle_loop(screen: Screen) -> Heartbeat:
 
 
 def _close(stage: Stage, idle: Heartbeat, **content: object) -> None:
-    """Show the closing table and what to make of it."""
+    """Show the closing table, a conclusion, and what to try next."""
     stage.close()
     stage.screen.line()
     stage.screen.say(f"So: {_conclusion(stage.comparisons, idle)}", "bold")

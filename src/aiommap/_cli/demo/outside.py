@@ -26,7 +26,8 @@ import os, sys
 os.truncate(sys.argv[1], int(sys.argv[2]))
 """
 
-# Its death is the point: no core file, and -I keeps PYTHONFAULTHANDLER from commenting on it.
+# This process is meant to be killed by SIGBUS. It writes no core file, and -I keeps
+# PYTHONFAULTHANDLER from printing a traceback.
 _STDLIB_READER = """\
 import mmap, os, resource, sys
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -37,7 +38,7 @@ with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_RE
     mapping[size - 1]
 """
 
-# Stores at the end of the file, cuts that off, and flushes.
+# Stores at the end of the file, truncates the file before that, and flushes.
 _STDLIB_WRITER = """\
 import mmap, os, sys
 path, size = sys.argv[1], int(sys.argv[2])
@@ -51,7 +52,7 @@ _PATIENCE_SECONDS = 30.0
 
 
 async def change_from_outside(stage: Stage) -> dict[str, object]:
-    """Let another process write to the file, and cut it while it is read and written."""
+    """Have another process write to the file, and truncate it while it is read and written."""
     stage.screen.heading("Another process changes the file")
     async with aiommap.open(stage.path) as file:
         seen = await _see_write(stage, file)
@@ -84,7 +85,7 @@ async def _see_write(stage: Stage, file: aiommap.MappedFile) -> bool:
 
 
 async def _survive_truncation(stage: Stage, file: aiommap.MappedFile) -> str:
-    """Read the upper half without pause until it is cut off; return the error's name."""
+    """Read the second half without pause until it is cut off; return the name of the error."""
     raised: list[aiommap.MappingFaultError] = []
 
     async def read_on() -> None:
@@ -109,7 +110,7 @@ async def _survive_truncation(stage: Stage, file: aiommap.MappedFile) -> str:
 
 
 async def _stdlib_fate(stage: Stage) -> str:
-    """Read a truncated file through stdlib mmap, in a process that can be spared."""
+    """Read a truncated file through stdlib mmap, in a process of its own, which may be killed."""
     result = await _python(_STDLIB_READER, stage.path, str(stage.span), check=False)
     fate = _fate(result, "read on")
     stage.tell(f"A process that did the same through stdlib mmap: {fate}.")
@@ -117,7 +118,7 @@ async def _stdlib_fate(stage: Stage) -> str:
 
 
 async def _flush_what_is_lost(stage: Stage) -> str:
-    """Write at the end of the file, have that cut off, and flush; return the error's name."""
+    """Write at the end of the file, have that cut off, and flush; return the name of the error."""
     file = await aiommap.open(stage.path, "r+")
     try:
         await file.write(file.size - 6, b"record")
@@ -127,7 +128,7 @@ async def _flush_what_is_lost(stage: Stage) -> str:
         outcome = _name(error)
     else:
         outcome = "reported as done"
-    with suppress(aiommap.FlushError):  # closing does not hide the loss either
+    with suppress(aiommap.FlushError):  # closing raises it, too
         await file.aclose()
     stage.tell(f"It cut off a record that was not flushed yet. The flush: {outcome}.")
     return outcome

@@ -85,7 +85,7 @@ async def draw_residency(stage: Stage) -> None:
     """Drop everything, read a few parts, and draw what is in memory."""
     stage.screen.heading("What is in memory after three parts of a cold file were read")
     await stage.make_cold()
-    # Random: without it the kernel's read-ahead would blur the edges of what was asked for.
+    # RANDOM, because the kernel's read-ahead would make more pages resident than were read.
     async with aiommap.open(stage.path, advice=Advice.RANDOM) as file:
         part = max(1, stage.span // 12)
         for start in (stage.span // 8, stage.span // 2, stage.span - part):
@@ -96,7 +96,7 @@ async def draw_residency(stage: Stage) -> None:
 
 
 async def prewarm(stage: Stage) -> None:
-    """Bring the cold file into memory, and look whether it is there."""
+    """Bring the cold file into memory, and count the pages that are there."""
     stage.screen.heading(f"Prewarm: bring {format_bytes(stage.span)} into memory beforehand")
     await stage.make_cold()
     async with aiommap.open(stage.path) as file:
@@ -115,7 +115,7 @@ async def prewarm(stage: Stage) -> None:
 
 
 def _populate(mapping: mmap.mmap, span: int) -> None:
-    """Prewarm the way a user of stdlib mmap can: one call, or one byte of every page."""
+    """Prewarm as a user of stdlib mmap can: by one call, or by reading one byte of every page."""
     try:
         mapping.madvise(_POPULATE_READ, 0, span)
     except OSError:
@@ -131,7 +131,7 @@ def _draw(stage: Stage, residency: aiommap.Residency | None) -> None:
         f"{format_share(residency.resident, residency.total)}"
     )
     cells = min(_MAX_CELLS, stage.screen.columns - len(counted) - len("  []"))
-    # Without room beside the chart the count goes to the next line.
+    # If there is no room beside the chart, the count goes to the next line.
     width = cells if cells >= _MIN_CELLS else min(_MAX_CELLS, stage.screen.columns - len("  []"))
     stage.screen.line(
         "  [", (stage.screen.chart(residency, width), "green"), "]", counted, indent=3

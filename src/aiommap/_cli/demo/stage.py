@@ -1,4 +1,4 @@
-"""What the parts of the demo share: the file, the screen, and the outcomes they collect."""
+"""The state that the parts of the demo share: the file, the screen, and the outcomes so far."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .._screen import Screen
 from .._system import drop_pages, visible_residency
 from .._text import format_rate, format_seconds, format_share
 
-# A page or two may come back on their own; more than this and "cold" would be a false word.
+# The kernel may read a few pages again; with a larger share resident, "cold" would be false.
 _STILL_COLD = 0.01
 
 _OURS, _THEIRS = "aiommap", "mmap in a thread"
@@ -23,12 +23,12 @@ HEADERS = ("", _OURS, _THEIRS, "faster")
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """Something that is kept or not, whatever the speed.
+    """A promise, which is kept or not, whatever the speed.
 
     Attributes:
         name: what was tried.
-        ours: what came of it with aiommap.
-        theirs: what came of it with stdlib mmap.
+        ours: the outcome with aiommap.
+        theirs: the outcome with stdlib mmap.
     """
 
     name: str
@@ -42,12 +42,12 @@ class Promise:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One piece of work done twice in one run: through aiommap, and by stdlib mmap in a thread.
+    """One piece of work, done twice in one run: by aiommap, and by stdlib mmap in a thread.
 
     Attributes:
         name: what was done.
-        ours: how aiommap did.
-        theirs: how stdlib mmap in a thread did.
+        ours: the measurement of aiommap.
+        theirs: the measurement of stdlib mmap in a thread.
         waits: whether the loop would wait for the disk if it did the work itself.
     """
 
@@ -57,12 +57,12 @@ class Comparison:
     waits: bool
 
     def wait_row(self) -> tuple[str, ...]:
-        """Return the cells of the closing table that tell how long the loop waited."""
+        """Return the cells of the closing table for the wait of the loop."""
         ours, theirs = self.ours.worst_wait, self.theirs.worst_wait
         return (f"loop waited, {self.name}", format_seconds(ours), format_seconds(theirs), "")
 
     def speed_row(self) -> tuple[str, ...]:
-        """Return the cells of the closing table that tell how much was done."""
+        """Return the cells of the closing table for the speed."""
         factor = f"{self.theirs.seconds_each / self.ours.seconds_each:.1f}x"
         return (self.name, _speed(self.ours), _speed(self.theirs), factor)
 
@@ -86,14 +86,14 @@ class Stage:
     """The demo in progress.
 
     Attributes:
-        screen: where it is told.
-        path: the file it runs on.
-        span: how many bytes of the file, from its start, it uses.
-        tasks: how many tasks read or write at once.
+        screen: where the demo writes.
+        path: the file on which it runs.
+        span: how many bytes it uses, from the start of the file.
+        tasks: how many tasks read or write at the same time.
         seconds: how long each timed part runs.
-        promises: what was kept or not so far.
-        comparisons: what was measured so far.
-        never_cold: set once pages could not be dropped.
+        promises: the promises that were tried so far.
+        comparisons: the comparisons that were measured so far.
+        never_cold: whether pages stayed in memory when they should have been dropped.
     """
 
     screen: Screen
@@ -106,17 +106,17 @@ class Stage:
     never_cold: bool = False
 
     def tell(self, text: str) -> None:
-        """Say what happened in this part."""
+        """Write what happened in this part."""
         self.screen.say(f"  {text}")
 
     def promise(self, name: str, ours: str, theirs: str) -> None:
-        """Keep for the closing table what came of something that can go wrong."""
+        """Add a promise to the closing table."""
         self.promises.append(Promise(name, ours, theirs))
 
     def compare(
         self, name: str, ours: Measurement, theirs: Measurement, *, waits: bool = True
     ) -> None:
-        """Keep a comparison for the closing table and tell of it."""
+        """Add a comparison to the closing table, and show it."""
         self.comparisons.append(Comparison(name, ours, theirs, waits))
         for who, measured in ((_OURS, ours), (_THEIRS, theirs)):
             took = (
@@ -130,7 +130,7 @@ class Stage:
             )
 
     def close(self) -> None:
-        """Show the closing table: what can be counted on, how long the loop waited, how fast."""
+        """Show the closing table: the promises, how long the loop waited, and how much was done."""
         rows = [promise.row() for promise in self.promises]
         rows += [found.wait_row() for found in self.comparisons if found.waits]
         rows += [found.speed_row() for found in self.comparisons]
@@ -138,7 +138,7 @@ class Stage:
         self.screen.table(HEADERS, rows)
 
     async def make_cold(self) -> None:
-        """Drop the file's pages, look whether they went, and say so once if they did not."""
+        """Drop the pages of the file; if some stay in memory, say so, once."""
         await anyio.to_thread.run_sync(drop_pages, self.path)
         async with aiommap.open(self.path) as file:
             residency = await visible_residency(file, 0, self.span)

@@ -1,4 +1,4 @@
-"""The write half of the demo: make the file, count what is durable, write durably, flush much."""
+"""The writes of the demo: make the file, count durable bytes, write durably, make a large flush."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def _store(file: aiommap.MappedFile, data: bytes, length: int) -> None:
 
 
 async def count_durable(stage: Stage) -> dict[str, object]:
-    """Write one record and ask, before a flush and after it, whether it is durable."""
+    """Write one record, and show before and after a flush whether it is durable."""
     stage.screen.heading("Is what I wrote on the disk yet?")
     async with aiommap.open(stage.path, "r+", flush=FlushPolicy.manual()) as file:
         receipt = await file.write(0, b"a record")
@@ -60,7 +60,7 @@ async def count_durable(stage: Stage) -> dict[str, object]:
 
 
 async def write_durably(stage: Stage) -> dict[str, object]:
-    """Let many tasks write records that are durable when the write returns."""
+    """Have many tasks write records; each is durable when its write returns."""
     record = os.urandom(aiommap.PAGE_SIZE)
     stage.screen.heading(
         f"{plural(stage.tasks, 'task')} write records of {format_bytes(len(record))}; "
