@@ -89,7 +89,7 @@ PyObject *mapping_append(Mapping *self, PyObject *list)
     return Py_BuildValue("(Lni)", (long long)done.start, (Py_ssize_t)done.put, done.error);
 }
 
-/* A receipt for the bytes of one piece. */
+/* Account for one piece; returns its receipt. */
 static PyObject *count_one(Mapping *self, int64_t offset, int64_t length, int64_t now)
 {
     if (!account_store(self, offset, (size_t)length, false, now))

@@ -75,7 +75,8 @@ static bool refuse_memory(PyObject *data, const char *name, int flags)
                      "%s is a buffer that is not C-contiguous: make a copy of it first", name);
     } else if (!PyObject_GetBuffer(data, &view, flags)) { /* else the owner's own error is set */
         PyBuffer_Release(&view);
-        PyErr_Format(PyExc_BufferError, "%s is a buffer that comes and goes", name);
+        PyErr_Format(PyExc_BufferError,
+                     "%s is a buffer that its owner refused to export a moment ago: try again", name);
     }
     return false;
 }

@@ -82,8 +82,8 @@ PyObject *mapping_flush_end(Mapping *self, PyObject *failed)
     Py_RETURN_NONE;
 }
 
-/* With no more pages than this that nobody asked for, one flush of everything replaces those of
- * single ranges. */
+/* One flush of everything replaces those of single ranges, if it takes at most this many more pages
+ * than the ranges have. */
 #define FEW_PAGES ((size_t)64)
 
 /* Whether a flush of everything costs about as much as one of the ranges asked for; -1 when out of

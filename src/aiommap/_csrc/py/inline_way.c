@@ -6,14 +6,13 @@
 #include "../sys/clock.h"
 #include "../sys/thread_waits.h"
 
-/* A pwrite(2) that took this long is slow. It may take a nanosecond more for each byte, which takes
- * less. */
+/* A pwrite(2) that took this long is slow, not counting a nanosecond for each byte. */
 #define SLOW_PWRITE_NS INT64_C(250000)
-/* After a slow one this many are looked at: a second slow one that slept, or spun for a lock, tells
- * that they wait. To look takes 0.9 us, too much for each. */
+/* After a slow one this many more are watched: a second slow one that slept, or spun for a lock,
+ * tells that they wait. To watch takes 0.9 us, too much for each. */
 #define SUSPECTED_PWRITES 8
-/* A call that took this long is long. After it, another long one within this time tells that they
- * wait, too, if it slept. */
+/* A pwrite(2) that took this long is long; and how long the next ones are watched after it. A
+ * second long one that slept tells that they wait, too. */
 #define LONG_PWRITE_NS INT64_C(1000000)
 #define WATCHED_NS INT64_C(2000000000)
 /* For this long stores then go to a worker. They may wait for the inode's lock, which another

@@ -33,7 +33,7 @@ bool pwrite_is_inline(const struct pin *pin, int64_t offset, int64_t end, bool *
 
 /* Whether pwrite(2) waits on the loop thread. */
 struct pwrite_watch { /* the caller's own */
-    int suspected;    /* one was slow: this many more are looked at */
+    int suspected;    /* one was slow: this many more are watched */
     bool watched;     /* one took long: see whether another one sleeps */
     bool was_long, waited;
     /* These are of one call. */
@@ -42,7 +42,7 @@ struct pwrite_watch { /* the caller's own */
     int64_t begun, ran; /* the monotonic clock, and the thread's */
 };
 struct pwrite_watch pwrite_watch(const Mapping *self, int64_t now);
-/* Before and after each call with the questions before it, without the GIL; `now` is monotonic. */
+/* Before a call with its questions, and after it, without the GIL; `now` is monotonic. */
 void pwrite_watch_begin(struct pwrite_watch *watch, int64_t now);
 void pwrite_watch_end(struct pwrite_watch *watch, size_t bytes);
 void pwrite_watch_note(Mapping *self, const struct pwrite_watch *watch);

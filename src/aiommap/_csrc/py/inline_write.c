@@ -130,7 +130,7 @@ static PyObject *store_now(Mapping *self, int64_t offset, const Py_buffer *data,
         return PyErr_NoMemory();
     self->counters.faults += store.faulted;
     if (!whole || pin.moved) { /* what may have been cut off meanwhile is stored again (mapping.2) */
-        self->counters.fell_back_writes += asked && !store.copied; /* else tried again */
+        self->counters.fell_back_writes += asked && !store.copied; /* else a second try follows */
         Py_RETURN_NONE;
     }
     self->counters.inline_writes_done++;

@@ -18,7 +18,7 @@
 
 /* What one read brings; larger records are read by themselves. */
 #define BUFFER_BYTES ((size_t)256 << 10)
-/* Why a turn ended. */
+/* Why the last `take` ended. */
 enum cursor_state {
     CURSOR_LIMIT,  /* the limit is reached */
     CURSOR_COLD,   /* what comes next has to be read by a worker */

@@ -43,7 +43,7 @@ void log_trim_room(LogWriter *self);
 bool log_take_items(const LogWriter *self, PyObject *items, Py_ssize_t start, int64_t at,
                     uint64_t sequence, struct layout *layout);
 void log_release_items(struct layout *layout);
-/* Without the GIL. */
+/* Lay out the items that were taken, without the GIL. */
 void log_encode_all(const LogWriter *self, char *to, int64_t at, uint64_t sequence,
                     const struct layout *layout);
 /* Store; 0 or an errno number. EIO stands for a write that was cut short without a reason. */

@@ -17,9 +17,9 @@
  *   1  `generation` moves, under the GIL, when a change begins and when it ends.
  *   2  A verb that has let the GIL go trusts no check that it made before. `pin.moved` says whether
  *      there was a change. Then the verb clips what it enters into the accounting, repeats a call
- *      that has no effect, or declines. The same holds for a verb that may have run Python code:
- *      one that made or dropped an object that garbage collection tracks, asked for a buffer, or
- *      called the policy. Such a verb checks afterwards, not before.
+ *      that may be made twice, or declines. The same holds for a verb that may have run Python
+ *      code: one that made or dropped an object that garbage collection tracks, asked for a buffer,
+ *      or called the policy. Such a verb checks afterwards, not before.
  *   3  A change is one native step (py/resize.c). While it is under way, `moving` is the first byte
  *      whose pages come and go, and size and fence have their old values. No verb touches the
  *      mapping from that byte on: inline verbs decline, stores of workers count as outside, words
@@ -178,7 +178,7 @@ typedef struct {
      * waits for it. */
     pthread_mutex_t pwrite_mutex;
 
-    /* GIL; written by gather.c, inline_write.c, write.c, commit.c and Python. */
+    /* GIL; written by gather.c, inline_write.c, write.c and Python. */
     bool cut_suspected; /* a flush has to find out whether the file still has what was written */
 
     /* GIL; written by lease.c. */

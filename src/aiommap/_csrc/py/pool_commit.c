@@ -131,7 +131,8 @@ static PyObject *commit_outcome(PoolCommit *self, PyObject *Py_UNUSED(unused))
         self->outcome = self->kind->end(self->call);
         release_call(self);
     } else if (!self->outcome && !self->call) {
-        PyErr_SetString(PyExc_RuntimeError, "it was asked for the outcome, and failed to count");
+        PyErr_SetString(PyExc_RuntimeError,
+                        "the outcome was asked for before, and counting it failed");
     }
     return Py_XNewRef(self->outcome);
 }

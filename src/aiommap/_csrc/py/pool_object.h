@@ -43,7 +43,7 @@ typedef struct {
     /* Constant. */
     PyObject *make_waiter; /* strong; makes what a task waits for */
     PyObject *call_soon;   /* strong; calls a function in the next turn of the loop */
-    unsigned long forks;   /* how many there had been when it was made */
+    unsigned long forks;   /* how many forks there were when it was made */
 
     /* GIL; written by pool_object.c. */
     struct pool *pool;         /* NULL once closed */
@@ -89,7 +89,7 @@ struct pool_read_object {
     PyObject *results; /* strong; a list for several jobs; or NULL */
     struct pin pin;    /* of the mapping, if it reads one */
     Mapping *mapping;  /* strong; whose pin it is; or NULL */
-    Py_buffer view;    /* memory of the caller that it fills; or without an obj */
+    Py_buffer view;    /* memory of the caller that it fills; its obj is NULL if there is none */
     size_t count, missing;           /* jobs; those that have not landed */
     struct waiting_read *reads, one; /* several are allocated */
 };

@@ -43,7 +43,7 @@ static void fill_in(struct waiting_read *read, void (*run)(struct pool_job *), i
     read->call.length = (size_t)length;
 }
 
-/* Takes the reference over. */
+/* Begin a read; takes the reference to it over. */
 static PyObject *begin(PoolRead *read)
 {
     if (pool_read_begin(read))
@@ -52,7 +52,7 @@ static PyObject *begin(PoolRead *read)
     return NULL;
 }
 
-/* Whether an inline read has declined for that reason, and has tried nothing. */
+/* Whether the time slice is spent: then an inline read has declined, and tried nothing. */
 static bool is_slice_spent(void)
 {
     return time_slice_is_spent(&thread_time_slice, monotonic_clock());

@@ -234,7 +234,7 @@ static int grow(struct growth *growth, int64_t offset, int64_t limit)
     return 0;
 }
 
-/* Whether the file system has blocks left. One like btrfs takes new blocks even where the file has
+/* Whether the file system has blocks left; one like btrfs takes new blocks even where the file has
  * some. */
 static bool has_room(int fd)
 {

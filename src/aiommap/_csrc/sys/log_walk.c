@@ -34,7 +34,7 @@ static void find_hole(struct window *window, int64_t offset)
 }
 
 /* Have `length` bytes from `offset` in memory, or fewer where the file ends; *available says how
- * many. Returns an errno number.
+ * many. 0 or an errno number.
  *
  * Bytes that nobody asked for are read only up to the next hole. Reading a hole leaves pages of
  * zeros in memory, which SEEK_DATA takes for data from then on: a search would then read all the

@@ -14,7 +14,7 @@ struct pool_read {
     off_t offset;
     size_t length;
     char *to; /* memory of the pool until then (pool.1) */
-    /* By one thread at a time; written by pool_calls.c and pool_object.c. */
+    /* By one thread at a time; written by pool_calls.c, pool_object.c and pool_read.c. */
     ssize_t got; /* bytes, or a negative errno number */
 };
 
