@@ -5,22 +5,22 @@
         receipt = await f.write(0, b"hello")
         await receipt.wait_durable()
 
-In the order in which one needs them; ``help(aiommap.open)`` and the like say more:
+The names, in the order in which most programs need them; ``help(aiommap.open)`` says more:
 
     open            open a file: its modes and options
-    MappedFile      what open gives: read, write, flush, prewarm, resize, watch, and more
+    MappedFile      an open file: read, write, flush, prewarm, resize, watch, and more
     View            a part of a file, with the same verbs, and its memory as an array
     follow          the newest good file of a path that others replace
-    Snapshot        a file that is not changed any more
-    FlushPolicy     when writes become durable without being asked for
-    WriteReceipt    whether a write is durable, and waiting for it
+    Snapshot        a file that nobody changes
+    FlushPolicy     when background flushes make writes durable
+    WriteReceipt    tells whether a write is durable, and waits until it is
     Log             records that survive a power cut, for one writer and many readers
     Hub             many files that share worker threads
-    Change          what others did to a file
-    AtomicU64       a word that processes share; AtomicU32 can be waited for; AsyncLock
-    RangeAllocator  ranges of a file that do not overlap
+    Change          a change that others made to a file
+    AtomicU64       a word that processes share; tasks can wait for an AtomicU32, or an AsyncLock
+    RangeAllocator  hands out ranges of a file that do not overlap
 
-All errors of ours derive from MappedFileError. ``aiommap.testing`` has faults for tests.
+All errors of this package derive from MappedFileError. ``aiommap.testing`` injects faults in tests.
 """
 
 from __future__ import annotations
@@ -151,9 +151,9 @@ __all__ = (
 
 
 def _adopt() -> None:
-    """Make tracebacks, reprs, pickles and ``help`` name the public place, not the file of a class.
+    """Make tracebacks, reprs, pickles and ``help`` name this package as the module of each class.
 
-    Private bases as well, as ``help`` names them; those in C have it as their name.
+    This includes private base classes, because ``help`` names them. Classes in C already have it.
     """
     for name in __all__:
         value = globals()[name]

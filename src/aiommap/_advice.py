@@ -21,7 +21,8 @@ from ._native import (
 class Advice(enum.Enum):
     """How a range is going to be used; see madvise(2) and posix_fadvise(2).
 
-    Each member applies to the mapping and, where the descriptor has the like, to reads through it.
+    Each member applies to the mapping, and to reads through the descriptor if posix_fadvise(2) has
+    the same advice.
     """
 
     #: The default: read-ahead around each miss.
@@ -32,8 +33,8 @@ class Advice(enum.Enum):
     SEQUENTIAL = "sequential"
     #: Soon: start reading in now. ``prewarm`` does the same and waits for it.
     WILL_NEED = "will_need"
-    #: Not soon: drop clean pages from memory. Dirty pages stay; refused in mode "c", where it
-    #: would throw stores away.
+    #: Not soon: drop clean pages from memory. Dirty pages stay. Refused in mode "c", where it would
+    #: throw stores away.
     DONT_NEED = "dont_need"
     #: Reclaim these pages before others (Linux 5.4).
     COLD = "cold"
@@ -46,12 +47,12 @@ class Advice(enum.Enum):
 
     @property
     def madvise(self) -> int | None:
-        """Number of the advice for madvise, None where the platform lacks it."""
+        """The advice as madvise takes it; None if the platform lacks it."""
         return _MADVISE[self]
 
     @property
     def fadvise(self) -> int | None:
-        """Number of the advice for posix_fadvise, None where that has no such advice."""
+        """The advice as posix_fadvise takes it; None if that has no such advice."""
         return _FADVISE.get(self)
 
 

@@ -1,4 +1,4 @@
-"""What callers pass, as the verbs take it: integers, numbers of bytes; pure."""
+"""Checks of arguments: integers, sizes, ranges, flags and functions; pure."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _LENGTHEN = "make the file longer first, by append() or resize()"
 
 
 def plain_integers(*numbers: object) -> bool:
-    """Tell whether the native verbs take these as they are; NumPy's integers they do not."""
+    """Tell whether native verbs take these numbers; they take no integers of NumPy."""
     return all(isinstance(number, int) for number in numbers)
 
 
 def byte_count(size: object, name: str) -> int:
-    """Check a size given by the caller."""
+    """Check a size in bytes."""
     count = integer(size, name)
     if count < 0:
         raise ValueError(f"{name} is {count}: it is a number of bytes and cannot be negative")
@@ -35,7 +35,7 @@ def byte_count(size: object, name: str) -> int:
 
 
 def at_least(least: int, value: object, name: str, reason: str) -> int:
-    """Check a number given by the caller that makes no sense below a bound."""
+    """Check a number that has a lower bound."""
     number = integer(value, name)
     if number < least:
         raise ValueError(f"{name} is {number}: {reason}")
@@ -43,17 +43,17 @@ def at_least(least: int, value: object, name: str, reason: str) -> int:
 
 
 def flag(value: object, name: str) -> bool:
-    """Check a switch: what only counts as true is more likely a mistake."""
+    """Check a switch; a value that is merely true is more likely a mistake."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} is {reprlib.repr(value)}: use True or False")
     return value
 
 
 def seconds(value: object, name: str) -> float:
-    """Check a duration given by the caller; an infinite one is no limit."""
+    """Check a duration in seconds, which may be infinite."""
     if isinstance(value, int | float):
         duration = value
-    elif isinstance(value, SupportsFloat):  # a number of NumPy's, a fraction
+    elif isinstance(value, SupportsFloat):  # a number of NumPy, a fraction
         duration = float(value)
     else:
         raise TypeError(f"{name} is {reprlib.repr(value)}: give a number of seconds")
@@ -63,25 +63,25 @@ def seconds(value: object, name: str) -> float:
 
 
 def time_limit(timeout: object) -> float | None:
-    """Check how long to wait at most; None means no limit."""
+    """Check a timeout; None means no limit."""
     return None if timeout is None else seconds(timeout, "timeout")
 
 
 def check_kind(value: object, kind: type[T], name: str, remedy: str) -> T:
-    """Return a value that is of a class, or raise a TypeError that says what to give instead."""
+    """Return a value of a class; raise a TypeError with the remedy for any other value."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} is {reprlib.repr(value)}: {remedy}")
     return value
 
 
 def function(value: object, name: str) -> None:
-    """Refuse what cannot be called, before it would be."""
+    """Raise a TypeError unless the value can be called."""
     if not callable(value):
         raise TypeError(f"{name} is {reprlib.repr(value)}: give a function")
 
 
 def pairs(items: Iterable[tuple[T, Any]], name: str, example: str) -> Iterator[tuple[T, Any]]:
-    """Yield pairs; the error for what is none says which item it was."""
+    """Yield pairs; the error for an item that is not a pair says which one it was."""
     try:
         each = iter(items)
     except TypeError:
@@ -99,12 +99,12 @@ def pairs(items: Iterable[tuple[T, Any]], name: str, example: str) -> Iterator[t
 
 
 def ranges_of(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Yield what ``read_many`` was given, as it has to be."""
+    """Yield the pairs that the caller gave to ``read_many``."""
     return pairs(ranges, "ranges", "(0, 16)")
 
 
 def items_of(items: Iterable[tuple[int, object]]) -> Iterator[tuple[int, object]]:
-    """Yield what ``write_many`` was given, as it has to be."""
+    """Yield the pairs that the caller gave to ``write_many``."""
     return pairs(items, "items", '(0, b"data")')
 
 
@@ -112,9 +112,9 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 def integer(value: object, name: str) -> int:
-    """Return a plain integer; the error for what is none says which argument it was."""
+    """Return a plain integer; the error for any other value names the argument."""
     try:
-        return operator.index(value)  # type: ignore[arg-type]  # this finds out
+        return operator.index(value)  # type: ignore[arg-type]  # it raises for other values
     except TypeError:
         raise TypeError(f"{name} is {reprlib.repr(value)}: give an integer") from None
 
@@ -122,15 +122,15 @@ def integer(value: object, name: str) -> int:
 def check_range(
     offset: SupportsIndex, length: SupportsIndex, limit: int, resizable: bool = False
 ) -> tuple[int, int]:
-    """Return offset and length as plain integers once they are known to lie within the limit.
+    """Check that a range lies within the limit; return offset and length as plain integers.
 
-    Python integers do not overflow, so this form of the check is complete; the native module has
-    the same comparison in 64 bits, and a test holds the two to one edge table.
+    Python integers do not overflow, so this form of the check is complete. The native module has
+    the same comparison in 64 bits, and a test holds both to one table of edges.
 
     Args:
-        offset, length: what was asked for.
+        offset, length: the range.
         limit: how many bytes there are.
-        resizable: whether who asked can have more, by ``resize``; for the error.
+        resizable: whether the caller can make the file longer; for the message.
     Raises:
         OutOfBoundsError: if [offset, offset + length) is not within [0, limit).
         TypeError: if either is not an integer.
@@ -147,7 +147,7 @@ def check_range(
 def check_tail(
     offset: SupportsIndex, length: SupportsIndex | None, limit: int, resizable: bool = False
 ) -> tuple[int, int]:
-    """Check a range whose length None means "to the end"; the rest as ``check_range``."""
+    """Check a range as ``check_range`` does; a length of None means to the end."""
     if length is None:
         start = integer(offset, "offset")
         if start > limit:
@@ -162,12 +162,12 @@ def check_tail(
 def check_disjoint(
     parts: Mapping[Name, tuple[SupportsIndex, SupportsIndex]], limit: int
 ) -> dict[Name, tuple[int, int]]:
-    """Return named (offset, length) pairs once all lie within the limit and no two share a byte.
+    """Check that named ranges lie within the limit and that no two share a byte; return them.
 
     Raises:
         OutOfBoundsError: if a range is not within [0, limit); it names the range.
-        OverlapError: if two share a byte; it names both.
-        TypeError: if these are no named pairs of integers; it names the one that is not.
+        OverlapError: if two ranges share a byte; it names both.
+        TypeError: if a range is not a pair of integers; it names the range.
     """
     if not isinstance(parts, Mapping):
         raise TypeError(
@@ -188,7 +188,7 @@ def check_disjoint(
 
 def _check_overlaps(checked: Mapping[Name, tuple[int, int]]) -> None:
     ranges = [(at, at + length, name) for name, (at, length) in checked.items() if length]
-    # Of ranges in order of their starts, the first that overlaps anything overlaps the next one.
+    # If ranges in order of their starts overlap at all, two neighbours do.
     ranges.sort(key=lambda item: item[0])
     for (low, end, one), (start, high, other) in pairwise(ranges):
         if start < end:
@@ -198,7 +198,7 @@ def _check_overlaps(checked: Mapping[Name, tuple[int, int]]) -> None:
 def _check_named(
     name: object, part: tuple[SupportsIndex, SupportsIndex], limit: int
 ) -> tuple[int, int]:
-    # Nearly every part is this, and there may be very many: it is taken as it is.
+    # The short way for a tuple of two plain integers, because there may be very many parts.
     if type(part) is tuple and len(part) == 2:
         start, count = part
         if type(start) is int and type(count) is int and 0 <= start <= limit - count <= limit:

@@ -1,7 +1,7 @@
-"""The exception tree of aiommap: each error names who is at fault and carries its numbers.
+"""The exceptions of aiommap: each error says what was wrong and carries its numbers.
 
-Messages are built from the arguments in ``__str__``, so that an exception pickles and that a
-handler reads numbers from attributes instead of parsing text.
+``__str__`` builds the message from the attributes. So an exception can be pickled, and a handler
+reads numbers from attributes instead of parsing text.
 """
 
 from __future__ import annotations
@@ -10,25 +10,25 @@ import errno
 
 
 class MappedFileError(Exception):
-    """Root of all errors that aiommap itself raises; never raised directly.
+    """Root of all errors that aiommap itself defines; never raised directly.
 
-    A missing file, a refused permission and a full disk stay the plain ``OSError`` subclasses
-    they are everywhere in Python; use of a closed file raises ``anyio.ClosedResourceError``.
+    A missing file, a refused permission and a full disk raise the same ``OSError`` subclasses as
+    everywhere in Python. Use of a closed file raises ``anyio.ClosedResourceError``.
     """
 
-    # Not __new__: OSError fills errno from there instead of from __init__ once it is overridden.
+    # Not in __new__: if that were overridden, OSError would not set errno in __init__.
     def __init__(self, *args: object) -> None:
         if type(self) is MappedFileError:
             raise TypeError("MappedFileError is abstract: raise one of its subclasses")
         super().__init__(*args)
 
     def __repr__(self) -> str:
-        # What tracebacks of groups, logs of %r and asserts show: the text, not the bare numbers.
+        # Tracebacks of groups, logs of %r and asserts then show the text, not the bare numbers.
         return f"{type(self).__name__}({str(self)!r})"
 
 
 def name_file(error: BaseException, path: str) -> None:
-    """Have an error of the system name the path that was asked for; ours say it themselves."""
+    """Put the path into an error of the system; errors of this package have it already."""
     if isinstance(error, OSError) and not isinstance(error, MappedFileError):
         error.filename = path
 
@@ -39,8 +39,8 @@ class OutOfBoundsError(MappedFileError, ValueError):
     Attributes:
         offset: first byte asked for, from the start of the file (or of the view).
         length: number of bytes asked for.
-        limit: number of bytes that were there to address.
-        reason: what was wrong, where it is not that the range leaves what can be addressed.
+        limit: number of bytes that could be addressed.
+        reason: the message, if something else was wrong than a range beyond the limit.
     """
 
     def __init__(self, offset: int, length: int, limit: int, reason: str = "") -> None:
@@ -65,12 +65,12 @@ class OutOfBoundsError(MappedFileError, ValueError):
 
 
 class AlignmentError(MappedFileError, ValueError):
-    """An offset is not a multiple of what the operation needs.
+    """An offset is not a multiple of the alignment that the operation needs.
 
     Attributes:
         required: the alignment in bytes.
-        offset: the offset that was asked for.
-        reason: what is at fault, where it is not the offset that was asked for.
+        offset: the offset that is not aligned.
+        reason: the message, if that offset is not one that the caller passed.
     """
 
     def __init__(self, required: int, offset: int, reason: str = "") -> None:
@@ -93,8 +93,8 @@ class AccessModeError(MappedFileError):
     """The file's mode does not allow the operation.
 
     Attributes:
-        operation: what was asked for.
-        mode: the mode the file was opened with.
+        operation: the operation, in words.
+        mode: the mode with which the file was opened.
         remedy: what to do instead.
     """
 
@@ -114,7 +114,7 @@ class OverlapError(MappedFileError, ValueError):
     Attributes:
         first: ``(offset, end)`` of the one range.
         second: ``(offset, end)`` of the other.
-        names: what the caller called the two, or None where they have no names.
+        names: the names that the caller gave the two; None if they have none.
     """
 
     def __init__(
@@ -143,21 +143,21 @@ class ReceiptError(MappedFileError, ValueError):
 
 
 class MappingFaultError(MappedFileError, OSError):
-    """Bytes of the mapping are not there any more: the file was truncated, or the device failed.
+    """A page of the mapping cannot be reached: the file was truncated, or the device failed.
 
-    If a verb met them, that verb failed and the file can be used on. If a load or store through a
-    view's memory met them, by NumPy or ``struct`` for instance, it read zeros, or stored what never
-    gets into the file; so the mapping is *poisoned*: every later verb, ``flush`` and ``aclose``
-    raises this error.
+    If a verb met the page, that verb failed, and the file remains usable. If a load or store
+    through the memory of a view met it, by NumPy or ``struct`` for instance, the load read zeros,
+    or the store never reaches the file. Then the mapping is *poisoned*: every later verb, ``flush``
+    and ``aclose`` raises this error.
 
     Attributes:
         offset: first byte that could not be reached, from the start of the file.
         copied: how many bytes of the operation were done before it.
-        size: the size of the file at the time, in bytes; None when it could not be read.
+        size: the size of the file at the time, in bytes; None if it is not known.
         path: the file.
-        errno: the operating system's error number; EFAULT where it gave none.
-        poisoned: whether a load or store through a view met them, and the mapping is poisoned.
-        discards: whether reopening needs ``discard=True``, as stores may be lost with the mapping.
+        errno: the operating system's error number; EFAULT if it gave none.
+        poisoned: whether a load or store through a view met the page, and the mapping is poisoned.
+        discards: whether reopening needs ``discard=True``, because it may lose stores.
     """
 
     def __init__(
@@ -214,15 +214,15 @@ _WITHOUT_ROOM = {
 
 
 class StaleSnapshotError(MappingFaultError):
-    """The file of a snapshot is not as it was: changed in place, or replaced before reopening.
+    """The file of a snapshot was changed in place, or was replaced before it was opened again.
 
     Attributes:
-        offset: the first byte that is not known to be as it was: 0, as any may have changed.
+        offset: 0, because any byte may have changed.
         copied: 0.
         size: the size of the file, in bytes.
         path: the file.
-        opened_size: the size it had when it was opened.
-        reason: what is different, where it is an object of a store, whose bytes do not change.
+        opened_size: the size that it had when it was opened.
+        reason: what is different about an object of a store; "" for a file.
         errno: ESTALE.
     """
 
@@ -249,18 +249,18 @@ class StaleSnapshotError(MappingFaultError):
 class FlushError(MappedFileError, OSError):
     """A flush failed, so bytes that were written may not be on stable storage.
 
-    The failure latches: after it the kernel may report later flushes as successful although pages
-    were dropped, so every later write, flush and ``aclose`` of the file raises this error. Reads
-    go on working. To recover, close the file, reopen it and compare what is really there.
+    The failure latches: every later write, flush and ``aclose`` of the file raises this error,
+    because the kernel may report later flushes as successful although it dropped pages. Reads go on
+    working. To recover, close the file, open it again and check its bytes.
 
-    Where only a step beside the data failed, such as syncing the directory of a new file, nothing
-    is lost and nothing latches: ``latched`` is False, and the next flush tries again.
+    If only a step beside the data failed, such as syncing the directory of a new file, nothing is
+    lost and nothing latches: ``latched`` is False, and the next flush tries again.
 
     Attributes:
         path: the file.
         reason: what happened.
-        ranges: the ``(offset, end)`` byte ranges written since the last durable point.
-        errno: the operating system's error number; EIO where our own check found the loss.
+        ranges: the ``(offset, end)`` byte ranges that may not be durable.
+        errno: the operating system's error number; EIO if it gave none.
         latched: whether every later flush of the file fails, too.
     """
 
@@ -292,7 +292,7 @@ class FlushError(MappedFileError, OSError):
 
 
 class ForkedError(MappedFileError):
-    """The file or its hub is another process's; a forked child has to open both again.
+    """The file or its hub belongs to another process; a forked child has to open both again.
 
     Attributes:
         path: the file.
@@ -311,19 +311,19 @@ class ForkedError(MappedFileError):
 
 
 class LogError(MappedFileError):
-    """A log cannot be read or written on as it is."""
+    """A log cannot be read on, or written on, in its present state."""
 
 
 class CorruptRecordError(LogError):
-    """A record of a log is damaged; its bytes were not handed out.
+    """A record of a log is damaged; its bytes were not returned.
 
-    It is known to have been durable, or published: no power cut leaves it so. Records behind it can
-    be read with ``start=sequence + 1``.
+    The record was durable or published before, so this is not the effect of a power cut. Records
+    behind it can be read with ``start=sequence + 1``.
 
     Attributes:
         path: the file of the segment.
-        sequence: the record.
-        offset: where it begins in the file.
+        sequence: the sequence of the record.
+        offset: first byte of the record in the file.
     """
 
     def __init__(self, path: str, sequence: int, offset: int) -> None:
@@ -357,12 +357,12 @@ class CorruptLogError(LogError):
 
 
 class RecordsDiscardedError(LogError):
-    """Records that were to be read next are not in the log any more: they were discarded.
+    """The records to be read next were discarded from the log.
 
     Attributes:
         path: the folder of the log.
-        sequence: the record that was to be read next.
-        first: the first record that is still there.
+        sequence: the sequence of the record that was to be read next.
+        first: the sequence of the first record that is still in the log.
     """
 
     def __init__(self, path: str, sequence: int, first: int) -> None:
@@ -373,7 +373,7 @@ class RecordsDiscardedError(LogError):
 
     @property
     def lost(self) -> int:
-        """How many records are not there any more."""
+        """How many of the records to be read were discarded."""
         return self.first - self.sequence
 
     def __str__(self) -> str:
@@ -384,16 +384,16 @@ class RecordsDiscardedError(LogError):
 
 
 class RemoteError(MappedFileError, OSError):
-    """A store could not be asked, or did not give the bytes it was asked for.
+    """A request to a store failed, or the store did not return the bytes that were asked for.
 
     Attributes:
         url: the object, without user, password and query.
         offset: first byte that was asked for.
-        length: number of bytes; 0 where the object itself was asked about.
+        length: number of bytes; 0 if the request was about the object and not about its bytes.
         reason: what happened.
-        status: the HTTP status, where there was one.
-        attempts: how often it was asked, the engine's own retries aside.
-        errno: the operating system's error number; EIO where there is none.
+        status: the HTTP status; None if there was none.
+        attempts: number of requests, without the engine's own retries.
+        errno: the operating system's error number; EIO if there is none.
     """
 
     def __init__(
@@ -425,12 +425,12 @@ class RemoteError(MappedFileError, OSError):
 
 
 class UnsupportedError(MappedFileError, OSError):
-    """The operating system, the file system or the kind of file lacks what was asked for.
+    """The operating system, the file system or the kind of file does not support the operation.
 
     Attributes:
-        operation: what was asked for.
-        reason: what was found.
-        errno: the operating system's error number; EOPNOTSUPP where it gave none.
+        operation: the operation, in words.
+        reason: what was found, and often what to do.
+        errno: the operating system's error number; EOPNOTSUPP if it gave none.
     """
 
     def __init__(self, operation: str, reason: str, number: int = errno.EOPNOTSUPP) -> None:
@@ -446,5 +446,5 @@ class UnsupportedError(MappedFileError, OSError):
 
 
 def not_copied(thing: object, remedy: str) -> TypeError:
-    """Make the error of what has no meaning beside the object that it was made by."""
+    """Make the error for copying or pickling an object that only works beside its maker."""
     return TypeError(f"{thing!r} cannot be copied or pickled: {remedy}")

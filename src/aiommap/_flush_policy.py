@@ -1,6 +1,7 @@
-"""Flush policies: when written bytes are made durable without anybody asking.
+"""Flush policies: when background flushes make written bytes durable.
 
-Pure: a policy is a value; what is due is decided from counts and times that the caller passes in.
+Pure: a policy is a value. ``_flush/trigger`` decides from it, and from counts and times, whether a
+flush is due.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ Limit = TypeVar("Limit", int, float)
 
 @dataclass(frozen=True, slots=True)
 class FlushPolicy:
-    """When writes are flushed; made by its class methods, never changed afterwards.
+    """When writes are flushed; made by its class methods, and immutable.
 
-    Every policy leaves explicit ``flush``, ``flush_range`` and ``wait_durable`` as they are: they
-    always make durable what they name. A policy only adds background flushes. Policies
-    combine with ``|``: a flush is due as soon as one of them says so.
+    Explicit calls of ``flush``, ``flush_range`` and ``wait_durable`` do the same under every
+    policy. A policy only adds flushes that nobody asks for. Policies combine with ``|``: a flush is
+    due as soon as one of them says so.
 
     Attributes:
-        flush_at_close: whether ``aclose`` flushes what is still dirty.
+        flush_at_close: whether ``aclose`` flushes bytes that are still dirty.
         flush_each_write: whether ``write`` returns only once its bytes are durable.
         due_bytes: a flush is due once this many bytes were written since the last one began.
-        due_writes: the same, counted in writes.
+        due_writes: a flush is due once there were this many writes since the last one began.
         due_seconds: a flush is due once the oldest dirty byte is this old.
         dirty_limit: bytes that may be dirty, or on their way to the disk, before a write waits.
     """
@@ -39,7 +40,7 @@ class FlushPolicy:
 
     @classmethod
     def never(cls) -> FlushPolicy:
-        """Leave write-back to the operating system, also at close."""
+        """Leave write-back to the operating system, even at close."""
         return cls(flush_at_close=False)
 
     @classmethod
@@ -75,7 +76,7 @@ class FlushPolicy:
         """Flush in the background once the oldest dirty byte is this old; a clean file rests.
 
         Raises:
-            ValueError: if the seconds are not finite and above 0.
+            ValueError: if the number of seconds is not finite and above 0.
         """
         try:
             period = float(seconds)
@@ -87,9 +88,9 @@ class FlushPolicy:
 
     @classmethod
     def max_dirty(cls, count: SupportsIndex) -> FlushPolicy:
-        """Let a write that would make more bytes than this dirty wait for a flush first.
+        """Make a write wait for a flush first if more bytes than this would become dirty.
 
-        Counted in whole pages. A single write above the limit waits until nothing else is dirty.
+        The limit counts whole pages. A single write above it waits until no other byte is dirty.
 
         Raises:
             ValueError: if the count is not positive.
@@ -97,7 +98,7 @@ class FlushPolicy:
         return cls(dirty_limit=_positive(count, "max_dirty"))
 
     def __or__(self, other: object) -> FlushPolicy:
-        """Combine two policies: whichever comes first."""
+        """Combine two policies: a flush is due when the first of them says so."""
         if not isinstance(other, FlushPolicy):
             return NotImplemented
         if self == other:
@@ -117,7 +118,7 @@ class FlushPolicy:
 
     @property
     def passive(self) -> bool:
-        """Whether it asks for no flush between writing and closing."""
+        """Whether it never asks for a background flush, nor makes writes wait for room."""
         limits = (self.due_bytes, self.due_writes, self.due_seconds, self.dirty_limit)
         return limits == (None, None, None, None)
 
@@ -150,7 +151,7 @@ def _positive(count: SupportsIndex, name: str) -> int:
 
 
 def _first(a: Limit | None, b: Limit | None) -> Limit | None:
-    """Whichever limit is reached first; None is never reached."""
+    """Return the lower limit; None is never reached."""
     return min((limit for limit in (a, b) if limit is not None), default=None)
 
 

@@ -1,4 +1,4 @@
-"""The loggers: ``aiommap`` and those below it; silent unless the application configures logging."""
+"""The loggers below ``aiommap``; silent unless the application configures logging."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import logging
 FILES = logging.getLogger("aiommap.files")
 #: The flush failure that latches, ERROR.
 FLUSHES = logging.getLogger("aiommap.flushes")
-#: What keeps files from being watched, WARNING and ERROR.
+#: Problems that keep files from being watched, WARNING and ERROR.
 WATCHING = logging.getLogger("aiommap.watching")
-#: New generations of followed paths, INFO; trouble closing an old one, WARNING; what could not be
-#: served, or ended following, ERROR with its traceback.
+#: New generations of followed paths, INFO; a failure to close an old one, WARNING; a file that
+#: cannot be served, or an error that ends following, ERROR with its traceback.
 FOLLOWING = logging.getLogger("aiommap.following")
-#: The next segment of a log that found no room, WARNING; the failure that ends a writer, ERROR.
+#: A log that has no room for its next segment, WARNING; the failure that ends a writer, ERROR.
 LOGS = logging.getLogger("aiommap.logs")
-#: Failures of the cache of remote objects, WARNING: each was a miss, and no error of a read.
+#: Failures of the cache of remote objects, WARNING: reads then miss the cache, and do not fail.
 REMOTE = logging.getLogger("aiommap.remote")
-#: What an application's callback or observer raised, ERROR with its traceback.
+#: Errors of callbacks and observers of the application, ERROR with their traceback.
 CALLBACKS = logging.getLogger("aiommap.callbacks")
 
-# Without it Python would print what no handler takes.
+# Without this handler Python would print records that no handler takes.
 logging.getLogger("aiommap").addHandler(logging.NullHandler())

@@ -1,12 +1,12 @@
 """The contract of the native module: mapped pages, guarded copies, and no waiting with the GIL.
 
 Conventions. Offsets and lengths are bytes from the start of the file, plain ``int``. Every verb
-checks its range against ``Mapping.size`` before it forms an address (I3). A range that leaves the
-size raises ``OutOfBoundsError``, also when the file became shorter while the verb ran. Native code
-rounds to pages. *Inline* verbs run on the loop thread, never wait, and return None when they cannot
-answer at once. All others may wait, and release the GIL while they do (I2). A count short of the
-request is a fault: the page behind the next byte cannot be reached. Errors of system calls are
-raised as ``OSError``.
+checks its range against ``Mapping.size`` before it forms an address (I3). It raises
+``OutOfBoundsError`` for a range that leaves the size, even if the file became shorter while the
+verb ran. Native code rounds to pages. *Inline* verbs run on the loop thread, never wait, and
+decline by None if they cannot answer at once. All others may wait, and release the GIL while they
+do (I2). A count short of the request means a fault: the page behind the next byte cannot be
+reached. Errors of system calls are raised as ``OSError``.
 """
 
 from typing import Any, Literal, Protocol, Self, SupportsIndex, TypeAlias, final, overload
@@ -28,11 +28,11 @@ from ._native_pool import PoolQueue as PoolQueue
 from ._native_pool import PoolRead as PoolRead
 from ._native_pool import Tell
 
-#: A write that was checked: an offset, and the bytes to store there.
+#: A checked write: an offset, and the bytes to store there.
 _Store: TypeAlias = tuple[int, bytes | memoryview]
 
 PAGE_SIZE: int
-"""Bytes of a page of memory, the unit in which files are mapped; asked of the system."""
+"""Bytes of a page of memory, the unit in which files are mapped; as the system reports it."""
 
 #: One system call or copy never handles more than this many bytes.
 PIECE_BYTES: int
@@ -50,14 +50,14 @@ RESIDENCY_VISIBLE: int  # mincore(2) tells the truth about the file
 SPARSE: int  # stores that make the file longer reserve no blocks
 LOCAL: int  # pwrite(2) ends in the page cache, and asks no server
 STABLE_PAGES: int  # a store waits for the write-back of its folio
-#: How many words one Wakeup.wait can be given.
+#: How many words one Wakeup.wait takes.
 MAX_WAIT_WORDS: int
 MADV_NORMAL: int
 MADV_RANDOM: int
 MADV_SEQUENTIAL: int
 MADV_WILLNEED: int
 MADV_DONTNEED: int
-# The next four are -1 but on Linux.
+# The next four are -1 except on Linux.
 MADV_HUGEPAGE: int
 MADV_NOHUGEPAGE: int
 MADV_COLD: int
@@ -67,13 +67,13 @@ def sync_filesystem(descriptor: int, /) -> None:
     """syncfs(2)."""
 
 def append_zeros_to(fd: int, length: int, sparse: bool, /) -> None:
-    """Make a file at least this long, whatever others append meanwhile; never shorter (waits).
+    """Make a file at least this long while others may append to it; never shorter (waits).
 
-    Blocks are reserved unless sparse. A full disk leaves the length as it is.
+    Blocks are reserved unless sparse. If the disk is full, the length stays as it is.
     """
 
 def filesystem_type(fd: int, /) -> int:
-    """Return the magic number of statfs(2); 0 where the platform has none."""
+    """Return the magic number of statfs(2); 0 if the platform has none."""
 
 def read_file(fd: int, offset: int, length: int, /) -> bytes:
     """Read a descriptor without any mapping; shorter than ``length`` only at the end (waits)."""
@@ -84,43 +84,42 @@ def export_bytes(data: object, /) -> bytes | memoryview: ...
 def export_bytes(data: object, writable: Literal[True], /) -> memoryview:
     """View any C-contiguous memory as bytes; its owner cannot move or free it meanwhile.
 
-    Bytes that are not to be written are returned as they are.
+    A ``bytes`` object is returned as it is, unless the memory has to be writable.
 
     Raises:
-        TypeError: if it is no buffer, holds Python objects, or has to be writable and is not.
+        TypeError: if it is not a buffer, holds Python objects, or has to be writable and is not.
         BufferError: if it is not C-contiguous.
     """
 
 def find_bytes(data: Buffer, needle: Buffer, last: bool, /) -> int:
-    """Return where a needle that is not empty begins, first or last, or -1; in linear time."""
+    """Return the first or last place of a needle that is not empty, or -1; in linear time."""
 
 def sigbus_blocked() -> bool:
-    """Tell whether this thread blocks SIGBUS: then the kernel kills it for a fault of its own."""
+    """Tell whether this thread blocks SIGBUS: then a foreign fault in it kills the process."""
 
-# Of this thread: whether it has to give way; count a yield, and say how many there were before;
-# grant a slice to all that yielded since then, or to so many tasks that wake in the next turn.
-def time_slice_spent() -> bool: ...
-def time_slice_yield() -> int: ...
-def time_slice_renew(before: int, /) -> None: ...
-def time_slice_wake(tasks: int, /) -> None: ...
+# The time slice of this thread.
+def time_slice_spent() -> bool: ...  # whether the thread has to give way
+def time_slice_yield() -> int: ...  # count a yield; return how many there were before
+def time_slice_renew(before: int, /) -> None: ...  # grant a slice to all that yielded since then
+def time_slice_wake(tasks: int, /) -> None: ...  # and to this many tasks that wake next turn
 
 @final
 class Mapping:
     """One open file, mapped. Owns the descriptor from the moment the constructor returns."""
 
     fd: int  # -1 once closed
-    min_kept_length: int  # settable: bytes that were asked for, or written by a verb
+    min_kept_length: int  # settable: the bytes that somebody asked for, or a verb wrote
     growable_leases: int
     closed: bool
     nowait: bool  # reads through the descriptor can be tried without waiting
-    in_memory: bool  # tmpfs and the like, where they never wait
+    in_memory: bool  # on tmpfs or the like, where reads never wait
     residency_visible: bool  # mincore(2) tells the truth about this file
     inline_writes: bool  # settable: whether verbs may store on the loop thread at all
-    flush_expected: bool  # settable: the policy flushes unasked, so no store may make that dear
-    remapping: bool  # settable: locked pages are mapped anew, and none counts as locked
-    gathered: int  # how many stores are gathered, and not applied yet
+    flush_expected: bool  # settable: the policy flushes in the background; stores prefer pwrite(2)
+    remapping: bool  # settable: locked pages are being remapped, and none counts as locked
+    gathered: int  # how many stores are gathered and not yet applied
     pwriting: bool  # the loop thread is in pwrite(2)
-    declining: bool  # settable: inline verbs answer None
+    declining: bool  # settable: inline verbs decline
     cut_suspected: bool  # settable: a store may have hidden that others cut the file
     generation: int  # grows when a change of size, fence or region begins and ends, and at close
     sequence: int
@@ -129,24 +128,24 @@ class Mapping:
     lease_count: int
     writable_leases: int
     ended_leases: int  # how many writable leases have ended
-    dirty_since: int  # CLOCK_MONOTONIC nanoseconds of the oldest dirty page; 0 when there is none
-    writeback_since: int  # the same, of what a flush in flight is writing
+    dirty_since: int  # CLOCK_MONOTONIC nanoseconds of the oldest dirty page; 0 if there is none
+    writeback_since: int  # the same for the pages that a flush in flight is writing
     inline_reads: int
     fell_back_reads: int
     fell_back_writes: int
     inline_writes_done: int
-    inline_pwrites: int  # how many of them made a system call
+    inline_pwrites: int  # how many inline writes made a system call
     capacity: int
     address: int
-    forked: bool
-    current: bool
+    forked: bool  # this process is a forked child of the one that made the mapping
+    current: bool  # False once overlayfs has copied the file up
     damage_errno: int
     foreign_faults: int
-    usable: bool  # open, of this process, whole, and not declining
+    usable: bool  # open, in this process, not poisoned, and not declining
     faults: int
 
     def __new__(cls, fd: int, size: int, capacity: int, flags: int) -> Self:
-        """Map max(size, capacity) bytes, rounded up to pages; nothing at all for 0 bytes.
+        """Map max(size, capacity) bytes, rounded up to pages; for 0 bytes map nothing.
 
         ``flags`` is a sum of WRITABLE, PRIVATE_COPY and so on.
         """
@@ -157,14 +156,14 @@ class Mapping:
 
     @property
     def first_bad(self) -> int | None:
-        """Offset of the page that a foreign load or store could not reach first, or None.
+        """Offset of the first page that a foreign load or store could not reach, or None.
 
-        The signal handler has laid a page of zeros there. From then on inline verbs answer None
-        and copies count 0 bytes.
+        The signal handler has laid a page of zeros there. Since then inline verbs decline, and
+        copies count 0 bytes.
         """
 
     def attach(self, owner: object, receipt_type: type[Receipt], /) -> None:
-        """Set the type of receipts and what they refer to, and bind the loop thread."""
+        """Set the type of receipts and their owner, and bind the loop thread."""
 
     def bind_loop_thread(self) -> None:
         """Let read_inline, read_into_inline and write_inline answer in this thread only.
@@ -177,76 +176,80 @@ class Mapping:
 
     # Inline verbs.
     def read_inline(self, offset: int, length: int, /) -> bytes | None:
-        """Read at most 1 MiB within the thread's time slice."""
+        """Read at most 1 MiB, within the time slice of the thread."""
 
     def read_into_inline(self, offset: int, buffer: Buffer, /) -> int | None:
         """Fill a writable contiguous buffer, as read_inline does."""
 
     def read_nowait(self, offset: int, length: int, /) -> bytes | None:
-        """Read any length, also after the time slice is spent."""
+        """Read any length, even if the time slice is spent."""
 
     def write_inline(self, offset: int, data: Buffer, /) -> Receipt | None:
-        """Store at most 64 KiB into pages that are present, or into one hole, short of the limits.
+        """Store at most 64 KiB into pages that are present, or into one hole, within the limits.
 
-        None also means that a fault struck in the middle: the worker that repeats it finds out why.
+        It also declines if a fault stops it half-way: a worker then repeats it and finds out why.
         """
 
     def write_now(self, offset: int, data: Buffer, /) -> Receipt | None:
-        """Store as write_inline does, but not bound by the time slice and the inline limits."""
+        """Store as write_inline does, without regard to the time slice and the inline limits."""
 
     def stage(self, offset: int, data: Buffer, /) -> _Store | None:
-        """Check a write and export its bytes for write_many; None where write_inline says None."""
+        """Check a write and export its bytes for write_many; None if the check fails."""
 
     # Stores of tasks that woke together, on the loop thread; see py/gather.h.
-    def expect_stores(self, tasks: int, /) -> None: ...  # so many tasks wake now
+    def expect_stores(self, tasks: int, /) -> None: ...  # this number of tasks wakes now
     def gather(self, offset: int, data: Buffer, /) -> Receipt | None: ...  # sequence 0 until stored
-    def store_gathered(self) -> list[tuple[Receipt, int, bytes | memoryview]]: ...  # or given back
-    def withdraw(self, receipt: Receipt, /) -> bool: ...  # whether it still was gathered
-    def gathers(self, start: int, end: int, /) -> bool: ...  # a part of the range
+    def store_gathered(self) -> list[tuple[Receipt, int, bytes | memoryview]]: ...  # returns a rest
+    def withdraw(self, receipt: Receipt, /) -> bool: ...  # whether it was gathered until now
+    def gathers(self, start: int, end: int, /) -> bool: ...  # whether for a part of the range
 
     # Verbs that may wait.
     def read(self, offset: int, length: int, /) -> bytes:
-        """Read; a result shorter than asked for is a fault at its end."""
+        """Read; a result shorter than asked for means a fault at its end."""
 
     def read_into(self, offset: int, buffer: Buffer, /) -> int:
-        """Fill a writable contiguous buffer; returns the bytes read."""
+        """Fill a writable contiguous buffer; return the number of bytes read."""
 
     def write_many(self, items: list[_Store], /) -> list[Receipt | tuple[int, int]]:
         """Store in list order; a receipt for each, or (bytes copied, errno) if it stopped short.
 
-        The errno says why pwrite(2) was short; it is 0 for a fault. With 0 bytes copied nothing was
-        stored: the pages cannot be reached, or the file became shorter after the check.
+        The errno says why pwrite(2) was short; it is 0 for a fault. If 0 bytes were copied, the
+        pages cannot be reached, or the file became shorter after the check.
         """
 
     def begin_commit(self, queue: PoolQueue, items: list[Any], tell: Tell, /) -> PoolCommit | None:
-        """Store, fdatasync(2) and stat; None if something is dirty, or the pool cannot.
+        """Store, fdatasync(2) and stat; None if other bytes are dirty, or the pool cannot do it.
 
-        Outcome: receipts; whether no other write was counted; bytes of pages flushed; where the
-        last store ends; ``stat``; the pages stay in writeback until ``flush_end``. If a store
-        stopped short, that of ``write_many``. If the flush failed, the errno; all stored is dirty.
+        The outcome has the receipts, whether no other write was counted, the bytes of the flushed
+        pages, the end of the last store, and the result of ``stat``. The pages stay in writeback
+        until ``flush_end``. If a store stopped short, the outcome is that of ``write_many``. If the
+        flush failed, it is the errno, and the stored pages are dirty.
         """
 
     def append_through(self, descriptor: int, /) -> None:
-        """Append through a descriptor of the same file with O_APPEND, and own it."""
+        """Append through a descriptor of the same file with O_APPEND from now on, and own it."""
 
     def append(self, pieces: list[bytes | memoryview], /) -> tuple[int, int, int]:
         """Write pieces at the end, in one call; at most APPEND_PIECES.
 
-        Returns where they begin, how many bytes were written, and the errno if that is not all.
-        Then bytes of whole pieces were, but for a file with ``append_through``: others may have
-        appended behind it, so nothing is cut back. EAGAIN means that others have changed the
-        length, and nothing was done. The end of what we made moves, ``size`` does not.
+        Returns where they begin, how many bytes were written, and the errno if not all were. Then
+        only whole pieces were written. With ``append_through`` a part of one may be left: others
+        may have appended behind it, so it is not cut off. EAGAIN means that others changed the
+        length, and nothing was done. ``file_end`` moves, and ``size`` does not.
         """
 
     def count_appended(self, start: int, end: int, lengths: list[int], /) -> list[Receipt] | None:
         """Let verbs address the file up to ``end``, and count the pieces as stored.
 
-        None if only a change can do the first: there is a fence, or too little capacity.
+        None if that needs a change first, because of a fence or of too little capacity.
         """
 
-    def awaits_flush(self, receipt: Receipt, /) -> bool: ...  # is not known to be durable
+    def awaits_flush(self, receipt: Receipt, /) -> bool: ...  # whether it is not known durable
     def begin_flush(self, queue: PoolQueue, asked: list[Any], tell: Tell, /) -> PoolCommit | None:
-        """fdatasync(2) and stat, for receipts or (start, end); the same without the first two."""
+        """fdatasync(2) and stat, for receipts or ranges; None if the pool cannot do it.
+
+        The outcome is that of ``begin_commit`` without its first two parts, and the flushed runs.
+        """
 
     def sync(self, metadata: bool, /) -> None:
         """fsync(2) or fdatasync(2); F_FULLFSYNC on macOS."""
@@ -264,7 +267,7 @@ class Mapping:
         """posix_fadvise(2) with POSIX_FADV_WILLNEED."""
 
     def populate(self, offset: int, length: int, write: bool, /) -> int:
-        """Make at most PIECE_BYTES present, dirty if write; return the bytes handled.
+        """Make at most PIECE_BYTES present, and dirty if ``write``; return the bytes handled.
 
         EFAULT means that a page cannot be reached, EINVAL that the kernel lacks the call.
         """
@@ -276,7 +279,7 @@ class Mapping:
         """mlock2(2): the pages are present when it returns."""
 
     def lock_later(self, offset: int, length: int, /) -> None:
-        """mlock2(2) with MLOCK_ONFAULT: pages that are absent are locked when they come."""
+        """mlock2(2) with MLOCK_ONFAULT: absent pages are locked when they become present."""
 
     def unlock(self, offset: int, length: int, /) -> None:
         """munlock(2)."""
@@ -290,33 +293,33 @@ class Mapping:
     def punch_hole(self, offset: int, length: int, /) -> None:
         """fallocate(2) with FALLOC_FL_PUNCH_HOLE and FALLOC_FL_KEEP_SIZE."""
 
-    # Bookkeeping; short, with the GIL.
+    # Accounting; short, with the GIL.
     def flush_begin(self, offset: int, length: int, /) -> list[tuple[int, int]]:
-        """Take the dirty runs of a range to flush; inline stores avoid it until ``flush_end``."""
+        """Take the dirty runs of a range to flush; inline stores avoid them until ``flush_end``."""
 
     def flush_end(self, failed: list[tuple[int, int]], /) -> None:
         """End the flush and mark the runs that did not reach the disk dirty again."""
 
     def dirty_runs(self) -> list[tuple[int, int]]:
-        """Return byte ranges stored to since their last flush, or writable through a lease."""
+        """Return the byte ranges stored to since their last flush, or writable through a lease."""
 
     def oldest_leases(self, limit: int, /) -> list[tuple[int, int, str | None]]:
-        """Return offset, end and place of so many live leases at most, oldest first."""
+        """Return offset, end and place of at most ``limit`` live leases, oldest first."""
 
     def dirty_bytes(self) -> int:
-        """Return the bytes of the pages of dirty_runs."""
+        """Return the number of bytes in the pages of dirty_runs."""
 
     def would_dirty(self, offset: int, length: int, /) -> int:
         """Return the bytes that a store would leave dirty or in writeback; leases do not count."""
 
     def set_inline_limits(self, written_bytes: int, sequence: int, dirty_bytes: int, /) -> None:
-        """Set the counts that write_inline may not reach, and how much may be dirty in all.
+        """Set the counts that write_inline may not reach, and how many bytes may be dirty in all.
 
-        No count reaches NO_LIMIT.
+        NO_LIMIT stands for no limit.
         """
 
     def set_queued(self, start: int, end: int, /) -> None:
-        """Set the range whose writes wait for a worker: no inline store overtakes them (I9)."""
+        """Set the range in which writes wait for a worker: inline stores decline there (I9)."""
 
     def set_locked(self, offset: int, length: int, locked: bool, /) -> None:
         """Say whether mlock(2) keeps all pages of a range in memory."""
@@ -330,22 +333,22 @@ class Mapping:
         anchor: object = None,
         /,
     ) -> Lease:
-        """Export a range as a buffer that keeps its pages mapped; oldest_leases tells its place.
+        """Export a range as a buffer that keeps its pages mapped.
 
-        The anchor lives for as long as the lease.
+        ``oldest_leases`` returns ``place``. The anchor lives for as long as the lease.
         """
 
-    # Changes. Each is one step, and nobody sees a part of it. Only one runs at a time. A change
-    # that fails leaves everything as it was. Views of bytes that the file gives up read zeros.
+    # Changes. Each is one step: nobody sees a part of it, and it fails without any effect. Only one
+    # runs at a time. Views of bytes that the file gives up read zeros.
     @property
     def fenced(self) -> bool:
-        """Whether zeros lie over some pages; growing maps these pages again, unlocked."""
+        """Whether some pages are fenced; growing maps these pages again, unlocked."""
 
     def rebase(self, capacity: int, /) -> None:
         """Map the file over a larger range, with unlocked pages; leases keep the old range."""
 
     def truncate(self, length: int, /) -> None:
-        """Make the file this long, never longer than it was, and set ``size`` to that.
+        """Make the file this long, but never longer than it was, and set ``size`` to that.
 
         While there are growable leases, the file ends with zeros up to a page boundary.
         """
@@ -353,31 +356,31 @@ class Mapping:
     def extend(self, size: int, end: int, back: int, min_kept: int, /) -> None:
         """Make the file at least ``end`` bytes long, and raise ``size``, within the capacity.
 
-        If that fails it is ``back`` bytes long again, unless a store has made it longer. The
-        minimum kept length becomes no less than ``min_kept``.
+        If that fails the file is ``back`` bytes long again, unless a store has made it longer. The
+        minimum kept length becomes at least ``min_kept``.
         """
 
     def adopt(self, size: int, end: int, forget: bool, /) -> None:
         """Set ``size`` to the length that others gave the file, within the capacity.
 
-        The file is made ``end`` bytes long if it ends elsewhere. With ``forget``, growth continues
-        from ``size``, and what stores added before is forgotten.
+        If the file does not end at ``end``, it is made that long. With ``forget``, growth continues
+        from ``size``, and the growth by stores until now is forgotten.
         """
 
     # Growing by stores beyond the end.
     file_end: int  # where we made the file end: at ``size``, or at a page boundary behind it
     grown: int  # where a store through a growable lease made the file end; 0 after a truncate
-    growing: bool  # such a store, or a truncate, is changing the length right now
-    reserved_end: int  # up to where stores have reserved blocks; may lie behind ``file_end``
+    growing: bool  # such a store, or a truncate, is changing the length at this moment
+    reserved_end: int  # the end of the blocks that stores reserved; may lie behind ``file_end``
 
     def lease_growable(self, offset: int, length: int, place: str | None = None, /) -> Lease:
-        """Export a range within the capacity; a store beyond ``file_end`` moves it."""
+        """Export a range within the capacity; a store beyond ``file_end`` moves ``file_end``."""
 
     def take_growth(self) -> bool:
         """Tell whether stores have made the file longer since the last call."""
 
     def stop_growth(self) -> None:
-        """End growth: bytes beyond the end read as zeros from now on, and stores there are lost."""
+        """End growth: from now on bytes beyond the end read as zeros, and stores there are lost."""
 
 @final
 class Lease:
@@ -386,7 +389,7 @@ class Lease:
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 class Receipt:
-    """Base of WriteReceipt: what native code fills in."""
+    """Base of WriteReceipt, with the fields that native code fills."""
 
     offset: int
     length: int
@@ -397,24 +400,24 @@ class Receipt:
     def __new__(cls, owner: object, offset: int, length: int, sequence: int, /) -> Self: ...
 
 class _WordPolicy(Protocol):
-    """What words ask, in the thread that uses the word."""
+    """The policy that words ask, in the thread that uses the word."""
 
     @property
     def core(self) -> Any: ...
     def check(self, offset: int, length: int, store: bool, /) -> None:
-        """Raise what forbids an operation; asked only where the mapping does not allow it."""
+        """Raise if an operation is forbidden; called only if the mapping does not allow it."""
 
     def fault(self, offset: int, size: int, number: int, /) -> None:
         """Raise the error for a fault; ``size`` is that of the file, or -1 if it is unknown."""
 
     def stored(self) -> None:
-        """Called when a store has reached the inline limits."""
+        """Learn that a store has reached the inline limits."""
 
 class Word:
     """A word of 4 or 8 bytes with atomic operations; base of AtomicU32 and AtomicU64.
 
-    An operation releases the GIL and may wait where the page is not known to be in memory, and a
-    store also where a flush is writing the page. Any other takes a fraction of a microsecond.
+    An operation releases the GIL and may wait if the page is not known to be in memory; a store
+    also if a flush is writing the page. All others take a fraction of a microsecond.
     """
 
     offset: int
@@ -433,10 +436,10 @@ class Word:
         self, expected: SupportsIndex, new: SupportsIndex, /, *, order: str = "seq_cst"
     ) -> tuple[bool, int]: ...
     def _notify(self, n: int, /) -> int:
-        """FUTEX_WAKE; how many waiters of the kernel were woken."""
+        """FUTEX_WAKE; return how many waiters the kernel woke."""
 
 class WordArray:
-    """Words side by side; the operations of Word take the number of the word first."""
+    """Words side by side; the first argument of each operation is the number of the word."""
 
     offset: int
     _policy: Any
@@ -485,12 +488,12 @@ class Wakeup:
         """Return how often ``wake`` was called, modulo 2**32."""
 
     def wake(self) -> None:
-        """Wake the thread that waits, or is about to."""
+        """Wake the thread that waits, or that soon will."""
 
     def wait(self, count: int, words: list[tuple[Word, int]], /) -> list[tuple[int, int]]:
-        """Wait until a word is notified or not as expected, or ``wake`` was called since ``count``.
+        """Wait until a word is notified or differs, or until ``wake`` was called since ``count``.
 
-        Returns ``(number, 0)`` for each word that is not as expected, or cannot be reached, and
-        ``(number, errno)`` for each that the kernel cannot wait for. Takes at most MAX_WAIT_WORDS
-        words, of 4 bytes each.
+        Returns ``(number, 0)`` for each word that differs from its expected value or cannot be
+        reached, and ``(number, errno)`` for each word for which the kernel cannot wait. Takes at
+        most MAX_WAIT_WORDS words, of 4 bytes each.
         """

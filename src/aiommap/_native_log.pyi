@@ -1,6 +1,7 @@
-"""The contract of the native module, as far as logs go: frames, cursors, and the writer.
+"""The part of the contract of the native module for logs: frames, cursors, and the writer.
 
-Conventions as in ``_native.pyi``, which has all of these; "waits" says what is for worker threads.
+The conventions are those of ``_native.pyi``, which exports all names here. "(waits)" marks calls
+for worker threads.
 """
 
 from collections.abc import Callable, Coroutine
@@ -16,29 +17,29 @@ def crc32c(data: Buffer, crc: int = 0, /) -> int:
 
 @overload
 def crc32c(data: Buffer, crc: int, way: int, /) -> int | None:
-    """The same by one way, for tests; None if it cannot be taken (``enum crc32c_way``)."""
+    """The same by one way, for tests; None if the machine lacks it (``enum crc32c_way``)."""
 
 def search_frames(
     fd: int, salt: int, position: int, offset: int, end: int, sequence: int, base: int, /
 ) -> tuple[int, int, int, int, int]:
     """Search a segment for good frames at any multiple of 8 from ``offset`` on (waits).
 
-    ``position`` is that of the byte at ``offset``; sequences below ``sequence``, or higher than fit
-    behind ``base``, are not looked for. Returns the highest sequence that one of them says is
-    durable, how many records there are, the highest life, where the last frame ends, or -1, and of
-    how many bytes a checksum was made.
+    ``position`` is the position of the byte at ``offset``. Frames with a sequence below
+    ``sequence``, or above the highest that fits behind ``base``, do not count. Returns the highest
+    sequence that a frame says is durable, the number of records, the highest life, the end of the
+    last frame or -1, and the number of bytes for which a checksum was made.
     """
 
 def find_record(
     fd: int, salt: int, position: int, offset: int, end: int, sequence: int, base: int, /
 ) -> tuple[int, int, int] | None:
-    """Search likewise, up to the first record: its sequence, offset and life (waits)."""
+    """Search in the same way for the first record; return its sequence, offset and life (waits)."""
 
 def start_writeback(fd: int, offset: int, length: int, /) -> None:
     """Begin to write a range of a file back: sync_file_range(2) (waits)."""
 
 class LogRecord:
-    """Base of the public class, which a LogCursor makes instances of."""
+    """Base of the public class, of which a LogCursor makes instances."""
 
     sequence: int
     data: bytes
@@ -49,8 +50,8 @@ class LogRecord:
 class LogCursor:
     """A place in a segment, and the records from there on. For one thread at a time.
 
-    ``__anext__`` gives the records that were granted, and else what the coroutine function
-    ``_advance`` of a subclass does.
+    ``__anext__`` returns the records that ``take`` granted. When there are no more, it awaits the
+    coroutine function ``_advance`` of the subclass.
     """
 
     fd: int
@@ -60,7 +61,7 @@ class LogCursor:
     life: int
     last_crc: int
     proof: int  # settable: the highest sequence that a frame said is durable
-    state: int  # why the last take ended: 0 limit, 1 not in memory, 2 END frame passed, 3 no fit
+    state: int  # why the last take ended: 0 limit, 1 not in memory, 2 END frame, 3 no good frame
 
     def __new__(cls, record_type: type[LogRecord], /) -> Self: ...
     def enter(
@@ -77,65 +78,65 @@ class LogCursor:
         """Go to a frame of an open segment; ``in_memory`` says that reads never wait."""
 
     def take(self, end: int, waits: bool, more: int, /) -> Any:
-        """Make the next record below an offset of the file; None if there is none yet.
+        """Return the next record below an offset of the file; None if there is none yet.
 
-        Inline unless ``waits``: it reads no more than the page cache has. Grants as many as
-        ``more`` of those that were read with it. Behind an END frame there is none.
+        Inline unless ``waits``: then it reads only what the page cache has. It also grants up to
+        ``more`` records that it read along with this one. Behind an END frame there is no record.
         """
 
     def __aiter__(self) -> Self: ...
     def __anext__(self) -> Coroutine[Any, Any, Any]:
-        """Take it when it is awaited."""
+        """Return the next record when it is awaited."""
 
     def leave(self) -> None:
-        """Grant nothing more."""
+        """Take back the records that were granted."""
 
     def seek(self, until: int, end: int, /) -> tuple[int, int, int, int]:
-        """Pass frames up to the record ``until``, the END frame, or where none fits (waits).
+        """Pass frames up to the record ``until``, the END frame, or the last good frame (waits).
 
-        Returns how many records were passed, what the last DISCARD frame said or 0, the offset of
-        the END frame or -1, and the offset behind the record ``proof``. That is behind an earlier
-        one, or where the walk began, if ``proof`` is not among those passed, or was said too late
-        to know where it ended.
+        Returns how many records were passed, the sequence of the last DISCARD frame or 0, the
+        offset of the END frame or -1, and the offset behind the record ``proof``. If that record
+        was not passed, or a frame named it too late to know where it ended, the last is the offset
+        behind an earlier record, or where the walk began.
         """
 
 @final
 class LogWriter:
     """Lays frames out, stores and publishes them. For one thread at a time.
 
-    The claim of each frame is worked out of ``durable``. OSError where a call failed: then nothing
-    of it has a place.
+    The claim of each frame is computed from ``durable``. If a system call fails, the method raises
+    OSError, and none of its frames counts as stored.
     """
 
     fd: int
-    at: int  # settable: where the next frame comes, in the file
-    limit: int  # settable: where the segment is full
+    at: int  # settable: the offset of the next frame in the file
+    limit: int  # settable: the offset at which the segment is full
     base: int
     sequence: int  # settable: of the next record
     durable: int  # settable: the last record that is durable
     life: int  # settable
     position: int  # of the next frame
-    waited: bool  # settable: an inline store had to wait for something
+    waited: bool  # settable: an inline store had to wait
 
     def __new__(cls, control_fd: int, /) -> Self:
-        """Map a control file; the descriptor is not kept."""
+        """Map a control file, without keeping the descriptor."""
 
     def enter(
         self, fd: int, salt: int, position: int, base: int, sequence: int, at: int, limit: int, /
     ) -> None:
-        """Go on in a segment whose byte 4096 has this position."""
+        """Go on in a segment; ``position`` is that of its byte 4096."""
 
     def close(self) -> None:
-        """Give the control file up; nothing is stored or published afterwards (waits)."""
+        """Give the control file up; afterwards store and publish nothing (waits)."""
 
     def bind_loop_thread(self) -> None:
-        """Let ``append`` answer in this thread, and in no other."""
+        """Let ``append`` answer in this thread only."""
 
     def append(self, data: Buffer, /) -> int | None:
         """Store and publish one record, inline; None if it is large or does not fit."""
 
     def store(self, items: list[Any], start: int, /) -> int:
-        """Store as many items from ``start`` on as fit into the segment; how many (waits)."""
+        """Store as many items from ``start`` on as fit; return how many that were (waits)."""
 
     def begin_commit(
         self,
@@ -145,22 +146,22 @@ class LogWriter:
         tell: Callable[[PoolCommit], object],
         /,
     ) -> PoolCommit | None:
-        """Store all items, sync if wanted, and publish.
+        """Store all items, sync them if ``sync``, and publish.
 
-        None if that is not one store, or the pool cannot.
+        None if the items are more than one store, or the pool cannot do it.
 
-        The outcome is 0 and an errno if the store failed, 1 and an errno if the sync did, 2 and an
-        errno or 0 for the rest.
+        The outcome is 0 and an errno if the store failed, 1 and an errno if the sync failed, 2 and
+        an errno or 0 for the rest.
         """
 
     def mark(self, kind: int, data: Buffer, /) -> int:
-        """Store a frame that is no record, room or not; its checksum (waits)."""
+        """Store a frame that is not a record, with or without room; return its checksum (waits)."""
 
     def sync(self) -> None:
-        """Make all of the segment durable (waits); EIO, ESTALE if it was cut off or unlinked."""
+        """Make the whole segment durable (waits); EIO, or ESTALE if it was cut off or unlinked."""
 
     def publish(self) -> None:
-        """Tell readers how far the log goes, and how far it is durable, and wake them."""
+        """Tell readers the tail and the durable sequence, and wake them."""
 
     def set_word(self, at: int, value: int, /) -> None:
-        """Store one word of the control file, and wake who waits."""
+        """Store one word of the control file, and wake the tasks that wait for it."""

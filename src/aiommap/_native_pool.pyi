@@ -1,9 +1,9 @@
-"""The contract of the native module, as far as its own threads go.
+"""The part of the contract of the native module for its own threads, the native pool.
 
-Everything here is for the thread of one event loop; ``mapping`` is a ``Mapping``. A verb of
-``PoolQueue`` returns None where the pool cannot do it, and a worker thread has to. The outcome of a
-job is bytes, all of them, or else what the system call returned: the number of bytes it filled,
-fewer than asked for, or a negative errno number, -EAGAIN if no thread could be started.
+All of it is for the thread of one event loop; ``mapping`` is a ``Mapping``. A verb of ``PoolQueue``
+returns None if the pool cannot do it; then a worker thread has to. The outcome of a job is all the
+bytes, or else the result of the system call: the number of bytes that it filled, if fewer than
+asked for, or a negative errno; -EAGAIN if no thread could be started.
 """
 
 from collections.abc import Callable
@@ -15,30 +15,34 @@ _Outcome: TypeAlias = bytes | int
 
 @final
 class PoolRead:
-    """Reads that were begun; they go on, and keep what they need, whoever holds this."""
+    """Reads that were begun; they go on, and keep what they need, even if nobody holds this."""
 
     @property
     def waiter(self) -> Any:
-        """What to wait for: it gives the outcome, or a list of them. None once it has landed."""
+        """An awaitable for the outcome, or for a list of them. None once it has landed."""
 
     def withdraw(self) -> bool:
-        """Set no waiter any more, and run nothing that has not begun; tell if nothing runs now."""
+        """Forget the waiter, and withdraw reads that have not begun; tell whether none runs."""
 
 @final
 class PoolCommit:
-    """A call that stores or makes durable, and that is not taken back.
+    """A job that stores or makes durable, and that cannot be withdrawn.
 
-    Its function ``tell`` is called on the loop with this when the call was made.
+    When the job has landed, the loop calls its function ``tell`` with this object.
     """
 
-    #: Whether all went well and nothing suspicious was seen. Only before ``outcome``.
+    #: Whether all calls succeeded and nothing unusual was found. Only before ``outcome``.
     succeeded: bool
 
     def wait(self) -> None:
-        """Wait until the call was made (waits)."""
+        """Wait until the calls were made (waits)."""
 
     def outcome(self) -> Any:
-        """Count what was done, the first time; the outcome. RuntimeError before that is there."""
+        """Return the outcome; the first call also does the accounting.
+
+        Raises:
+            RuntimeError: if the calls were not made yet.
+        """
 
 Tell: TypeAlias = Callable[[PoolCommit], object]
 
@@ -47,17 +51,21 @@ class PoolQueue:
     """The place of one file in a pool."""
 
     def read(
-        self, mapping: object, offset: int, length: int, at_once: bool = True, /
+        self, mapping: object, offset: int, length: int, at_once: bool = ..., /
     ) -> PoolRead | None:
-        """Read; None also if it is time to give way, unless there is a fourth argument."""
+        """Read.
+
+        Without a fourth argument, None also means that the time slice is spent and the bytes seem
+        to be in memory: give way, and try inline. With one, whatever its value, the pool reads.
+        """
 
     def read_many(self, mapping: object, ranges: list[tuple[int, int]], /) -> PoolRead | None:
-        """Read (offset, length) pairs at once; their outcomes are a list."""
+        """Read (offset, length) pairs together; the outcome is a list."""
 
     def read_into(
         self, mapping: object, offset: int, memory: Buffer, tell: Callable[[int], object], /
     ) -> PoolRead | None:
-        """Fill memory, which is kept until ``tell`` is called with the outcome."""
+        """Fill memory, and keep it until ``tell`` is called with the outcome."""
 
     def read_ahead(
         self, mapping: object, offset: int, length: int, tell: Callable[[int], object], /
@@ -67,17 +75,17 @@ class PoolQueue:
     def read_file(
         self, fd: int, offset: int, length: int, tell: Callable[[_Outcome], object], /
     ) -> PoolRead | None:
-        """Read a descriptor, which has to stay open until ``tell`` is called with the outcome."""
+        """Read a descriptor; the caller keeps it open until ``tell`` is called with the outcome."""
 
 @final
 class Pool:
-    """Threads that make calls which wait; they are started when there is something to do."""
+    """Threads that make calls that wait; the pool starts them when there are jobs."""
 
-    #: Jobs that were begun and whose outcome nobody was told yet; how many of them are commits.
+    #: Jobs that were begun and not yet delivered, and how many of them are commits.
     in_flight: int
     commits: int
     threads: int
-    #: Settable: no more commits are taken, as nobody calls ``drain`` when they land.
+    #: Settable: take no more commits, because nobody calls ``drain`` when they land.
     deaf: bool
 
     def __new__(cls, make_waiter: Callable[[], Any], call_soon: Callable[..., object], /) -> Pool:
@@ -88,16 +96,16 @@ class Pool:
         """
 
     def queue(self, hub: int, limit: int, device: int, /) -> PoolQueue:
-        """Make the place of a file; of all with this ``hub``, ``limit`` jobs run at a time."""
+        """Make the place of a file; at most ``limit`` jobs of one ``hub`` run at a time."""
 
     def fileno(self) -> int:
-        """Return what becomes readable when ``drain`` has something to do; -1 once closed."""
+        """Return a descriptor that is readable when ``drain`` has work to do; -1 once closed."""
 
     def drain(self) -> None:
-        """Tell the outcomes of what has landed, and have what was begun in this turn run."""
+        """Deliver the outcomes of jobs that landed, and start jobs that were begun this turn."""
 
     def when_empty(self, function: Callable[[], object], /) -> None:
-        """Call a function when nothing is in flight: now, or by the ``drain`` that ends that."""
+        """Call a function when no job is in flight: now, or in the ``drain`` of the last one."""
 
     def close(self) -> None:
-        """End the threads. RuntimeError if anything is in flight."""
+        """End the threads. RuntimeError if a job is in flight."""

@@ -23,8 +23,8 @@ def align_up(offset: int, alignment: int) -> int:
 class RangeSet:
     """A sorted set of disjoint half-open ranges; touching ranges are one range.
 
-    Invariants: ``_starts`` and ``_ends`` have one length; ``_starts[i] < _ends[i] <
-    _starts[i + 1]`` (a gap of at least one byte, or the two would have been merged).
+    Invariants: ``_starts`` and ``_ends`` have the same length, and ``_starts[i] < _ends[i] <
+    _starts[i + 1]``: there is a gap of at least one byte, because ranges that touch are merged.
     """
 
     __slots__ = ("_ends", "_starts")
@@ -96,15 +96,15 @@ _NONE: list[int] = []
 class RangeCounts:
     """How many half-open ranges lie over each byte.
 
-    Invariants: ``_edges`` is sorted, without doubles. ``_counts[i]`` holds from ``_edges[i]`` to
-    the next edge, and differs from the count before it, which is 0 before the first edge. The last
-    count is 0.
+    Invariants: ``_edges`` is sorted, without duplicates. ``_counts[i]`` holds from ``_edges[i]`` to
+    the next edge, and differs from the count before it. Before the first edge the count is 0, and
+    the last count is 0.
     """
 
     __slots__ = ("_counts", "_edges")
 
     def __init__(self) -> None:
-        # Without lists of its own until there is a range: most files have none.
+        # No lists of its own until there is a range, because most files have none.
         self._edges: list[int] = _NONE
         self._counts: list[int] = _NONE
 
@@ -113,7 +113,7 @@ class RangeCounts:
         self._change(offset, end, 1)
 
     def remove(self, offset: int, end: int) -> None:
-        """Count one less; a range of exactly these bounds was added before."""
+        """Count one range less; the caller has added a range of exactly these bounds."""
         self._change(offset, end, -1)
 
     def within(self, offset: int, end: int) -> tuple[tuple[int, int], ...]:
@@ -136,7 +136,7 @@ class RangeCounts:
         self._join(first)
 
     def _split(self, offset: int) -> int:
-        """Have an edge at an offset; return its index."""
+        """Make an edge at an offset if there is none; return its index."""
         at = bisect_left(self._edges, offset)
         if at == len(self._edges) or self._edges[at] != offset:
             self._edges.insert(at, offset)
@@ -144,7 +144,7 @@ class RangeCounts:
         return at
 
     def _join(self, at: int) -> None:
-        """Drop an edge where nothing changes any more."""
+        """Drop an edge if the count is the same on both sides."""
         if self._counts[at] == self._before(at):
             del self._edges[at], self._counts[at]
 

@@ -21,7 +21,7 @@ SPAN = 100
 
 
 class Owner:
-    """The least that a range and a table need: something to ask, and to be told apart by."""
+    """The smallest allocator that a range and a table can have."""
 
     def __init__(self, layout):
         self.table = AllocationTable(self, layout)
@@ -42,7 +42,7 @@ def places(*ranges):
 
 
 def unchanged(table):
-    """Everything that can be seen of a table, to be compared with a later look."""
+    """Return everything that can be seen of a table, to compare it later."""
     return table.layout(), table.remaining, table.largest(), table.unclaimed()
 
 
@@ -78,7 +78,7 @@ def test_take_aligned_leaves_gaps_free():
 
 
 def test_search_skips_gaps_too_small(monkeypatch):
-    """What is too small is passed by a block at a time, whether alignment or freeing left it."""
+    """A search skips runs that are too small a block at a time, whatever made them small."""
     monkeypatch.setattr(_table, "BLOCK_RUNS", 64)
     looked_at = []
 
@@ -251,7 +251,7 @@ def test_repr_shows_range_and_validity():
 def layouts(draw):
     base = draw(st.sampled_from([0, 1, PAGE, LARGEST - SPAN]))
     pairs = [(low + base, high - low) for low, high in draw(disjoint_windows(SPAN))]
-    # Neighbours without a gap, which a set of bytes could not tell from one range.
+    # Neighbours without a gap, which a set of bytes would merge into one range.
     cut = [part for o, n in pairs for part in (((o, 1), (o + 1, n - 1)) if n > 1 else ((o, n),))]
     chosen = draw(st.sampled_from([pairs, cut]))
     return Layout(base, base + SPAN, draw(st.sampled_from([1, 2, PAGE])), tuple(chosen))
@@ -291,7 +291,7 @@ def test_load_notices_cut_or_longer_state():
 
 
 def sealed(*, version=1, start=0, end=SPAN, alignment=1, count=None, pairs=()):
-    """A state with a right checksum, whatever it says; written down here a second time."""
+    """Make a state with a right checksum, whatever its fields; a second version of the format."""
     count = len(pairs) if count is None else count
     body = struct.pack("<8sIQQQQ", b"aioAlloc", version, start, end, alignment, count)
     body += b"".join(struct.pack("<QQ", *pair) for pair in pairs)

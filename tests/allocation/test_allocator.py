@@ -1,4 +1,4 @@
-"""Allocators of a file: what they start from, their state, ranged verbs, and threads."""
+"""Allocators of a file: their beginning, their state, verbs of ranges, and threads."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def alloc(file):
     return file.allocator(1000, end=1100)
 
 
-# What an allocator starts from.
+# The beginning of an allocator.
 
 
 @pytest.mark.parametrize("mode", ["w+", "x+"])
@@ -118,7 +118,7 @@ async def test_restore_never_hands_out_live_bytes(path):
         for number, allocated in enumerate(live):
             content[allocated.offset, allocated.length] = bytes([number]) * allocated.length
             await f.write_range(allocated, bytes([number]) * allocated.length)
-    state = alloc.state()  # saved after the file was closed, too
+    state = alloc.state()  # this also works after the file was closed
 
     async with aiommap.open(path, "r+") as f:
         again = f.allocator(state=state)
@@ -156,7 +156,7 @@ async def test_restore_refuses_state_up_front(path):
         assert f.allocator(state=bytearray(state)).unclaimed == ((PAGE, 10),)
 
 
-# Ranged verbs.
+# Verbs of ranges.
 
 
 async def test_write_range_receipt_covers_its_bytes(file, path, alloc):
@@ -199,7 +199,7 @@ async def test_invalid_ranges_are_refused(file, path, tmp_path):
         split, freed, lost = alloc.allocate(50), alloc.allocate(50), closed.allocate(50)
         split.split_at(25)
         alloc.free(freed)
-        alloc.allocate(50)  # the same bytes again, which does not bring the old range back
+        alloc.allocate(50)  # the same bytes again; the old range stays invalid
         closed.close()
         for allocated, match in (
             (split, "freed or split"),
@@ -251,7 +251,7 @@ async def test_concurrent_writers_stay_in_their_ranges(file, path):
 
 
 def allocate_and_free(alloc, marks, me):
-    """Mark the bytes that are held; a mark of somebody else among them is an overlap."""
+    """Mark the bytes of held ranges; the mark of another thread among them shows an overlap."""
     rng, mine = random.Random(me), []
     for _ in range(1000):
         if mine and rng.random() < 0.5:
@@ -316,7 +316,7 @@ async def test_acquire_is_served_by_freeing_threads(file):
             handed.append(await alloc.acquire(length))
             ready.release()
 
-    # A task that is forgotten fails the test, and does not hang it.
+    # A forgotten task then fails the test instead of hanging it.
     with anyio.fail_after(10):
         async with anyio.create_task_group() as group:
             for _ in range(2):
@@ -328,7 +328,7 @@ async def test_acquire_is_served_by_freeing_threads(file):
 
 async def test_fork_child_is_refused_without_lock(alloc):
     allocated = alloc.allocate(10)
-    alloc._mutex.acquire()  # as another thread could hold it at the moment of the fork
+    alloc._mutex.acquire()  # as if another thread held it at the moment of the fork
     child = None
     try:
         child = os.fork()
@@ -337,7 +337,7 @@ async def test_fork_child_is_refused_without_lock(alloc):
             alloc._mutex.release()
     if not child:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(10)  # the end of a child that does wait
+        signal.alarm(10)  # ends a child that waits all the same
         verbs = (
             lambda: alloc.allocate(1),
             lambda: alloc.free(allocated),

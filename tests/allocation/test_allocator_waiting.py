@@ -1,4 +1,4 @@
-"""Waiting for space: in order, without leaks on cancellation, and told when it cannot come."""
+"""Waiting for space: in order, without leaks on cancellation, and with an error at close."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def alloc(file):
 
 
 class Queue:
-    """Tasks that wait for space, begun one after the other, and what each of them got."""
+    """Tasks that wait for space, begun one after the other, and the range that each one got."""
 
     def __init__(self, alloc, group):
         self.alloc, self.group = alloc, group
@@ -51,11 +51,11 @@ class Queue:
         self.ended[name].set()
 
     async def end_of(self, name):
-        with anyio.fail_after(10):  # a task that is forgotten fails the test, and does not hang it
+        with anyio.fail_after(10):  # a forgotten task then fails the test instead of hanging it
             await self.ended[name].wait()
 
     async def place(self, name):
-        """Where the space is that a task was given."""
+        """Return the place of the range that a task got."""
         await self.end_of(name)
         return self.got[name].offset, self.got[name].length
 
@@ -73,13 +73,13 @@ async def test_acquire_is_served_in_order(alloc):
             await queue.join(name, length)
         for block in blocks[:2]:
             alloc.free(block)
-        assert alloc.remaining == 20  # the small one would fit, and still waits for its turn
+        assert alloc.remaining == 20  # "small" would fit, but waits for its turn
         for block in blocks[2:4]:
             alloc.free(block)
         assert await queue.place("large") == (1000, 30)
         assert await queue.place("small") == (1030, 5)
         await queue.join("late", 5)
-        assert alloc.remaining == 5  # the room that is left belongs to those who came before
+        assert alloc.remaining == 5  # "medium" came before "late", and needs more
         alloc.free(blocks[4])
         assert await queue.place("medium") == (1035, 15)
         assert alloc.remaining == 0
@@ -94,7 +94,7 @@ async def test_free_serves_all_that_fit(alloc):
         for name in range(5):
             await queue.join(name, 25)
         alloc.free(whole)
-        assert alloc.remaining == 0  # before any of them runs: nobody can come in between
+        assert alloc.remaining == 0  # granted before the tasks run, so no other can come between
         assert [await queue.place(name) for name in range(4)] == [
             (1000, 25),
             (1025, 25),
@@ -158,7 +158,7 @@ async def test_acquire_cancelled_while_granted(alloc, free_first):
         queue.scopes["cancelled"].cancel()
         if not free_first:
             alloc.free(whole)
-        assert alloc.remaining == 0  # granted, and the task has not run yet
+        assert alloc.remaining == 0  # granted, before the task runs
         await queue.end_of("cancelled")
         if "cancelled" in queue.got:
             alloc.free(queue.got["cancelled"])
@@ -224,7 +224,7 @@ async def test_close_tells_waiting_acquires(path, closing):
 
 
 def test_acquire_of_a_dead_loop_passes_on(path):
-    """Nobody could ever use it, and no cancellation is going to give it back."""
+    """A grant to a task of an ended loop goes back, because no cancellation would return it."""
 
     async def main():
         f = await aiommap.open(path, "r+")

@@ -1,7 +1,7 @@
-"""Whatever is passed in place of what a verb takes is named, before anything is touched.
+"""A verb names an argument of a wrong type, before it touches anything.
 
-The public names are asked for their parameters, so that none can be forgotten: a parameter that is
-in no table here fails. Numbers that are only out of range have tests of their own (test_edges.py).
+The test asks all public names for their parameters, so that none can be forgotten: a parameter that
+is in no table here fails. Numbers that are only out of range are tested in test_edges.py.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NO_TEXT = (None, 1, *THINGS)
 NO_BUFFER = (None, "text", 1, 1.5, *THINGS)
 NO_PAIRS = (None, 1, Thing(), [1], [(1,)], [(1, 2, 3)], [Thing()])
 
-#: By the name of a parameter, what is none of it; for some verbs the same name means another thing.
+#: Wrong values by the name of the parameter; for some verbs a name means another thing (OTHERWISE).
 WRONG = {
     **dict.fromkeys(
         ("offset", "length", "size", "new_size", "position", "start", "end"), NO_INTEGER
@@ -67,21 +67,23 @@ WRONG = {
     "only": ("text", *THINGS),
     "file": (None, "text", *THINGS),
 }
-#: How many changes, not memory.
+#: Wrong values of parameters that mean another thing for some verbs.
 OTHERWISE = {
-    (verb, "buffer"): ("text", b"bytes", 1.5, *THINGS) for verb in ("watch", "on_change")
+    # A number of changes, not memory.
+    (verb, "buffer"): ("text", b"bytes", 1.5, *THINGS)
+    for verb in ("watch", "on_change")
 } | {
-    # Only the modes that make a file take one: test_messages.py.
-    # As bytes.find takes it.
+    # None is allowed, as in bytes.find.
     **{(verb, "start"): NO_INTEGER[1:] for verb in ("find", "rfind")},
-    # A descriptor is a number.
+    # A number is a descriptor.
     **{(verb, "path"): (None, 1.5, True, *THINGS) for verb in ("open", "open_memory")},
+    # Only the modes that make a file take a size: test_messages.py.
     ("aiommap.open", "size"): (),
     ("Hub.open", "size"): (),
 }
-#: None stands for the default.
+#: Parameters of which None is the default.
 OPTIONAL = {"length", "end", "start", "alignment", "size", "state"}
-#: What has to be passed beside the parameter that is tried.
+#: The arguments that are passed beside the parameter that is tried.
 RIGHT = {
     "offset": 0,
     "length": 16,
@@ -105,12 +107,12 @@ RIGHT = {
     "layout": "B",
     "content": b"new",
 }
-#: Only together with this can the others be meant.
+#: Optional arguments that the call needs as well, or other arguments would not be valid.
 BESIDE = {"allocator": {"start": 8 * PAGE}, "flush_range": {"length": 16}, "open": {"mode": "r+"}}
-#: Not of a kind that can be wrong: any object will do, or it is a class of ours.
+#: Methods that are not tried here.
 UNTRIED = {
-    "RangeAllocator": {"is_valid"},  # an answer for whatever it is
-    "Snapshot": {"open"},  # below
+    "RangeAllocator": {"is_valid"},  # it takes any object
+    "Snapshot": {"open"},  # in OPENINGS
     "MappedBackend": {"open"},
 }
 
@@ -168,7 +170,7 @@ async def refuse(where, call, right=RIGHT):
 
 
 REFUSED = (TypeError, ValueError, aiommap.UnsupportedError)
-#: How Python words the same; nobody is to read that of us.
+#: Python's own words for such errors; a message of the library must not have them.
 RAW = re.compile(
     r"cannot be interpreted|not supported between|unpack|unsupported operand|not iterable"
     r"|has no attribute|unhashable|bytes-like|argument \d|object is not|expected str"
@@ -176,7 +178,7 @@ RAW = re.compile(
 
 
 def names(message, value):
-    """Whether a message shows the value, or the part of it that is wrong, and has our words."""
+    """Tell whether a message shows the value, or its wrong part, and is not in Python's words."""
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
     shown = [reprlib.repr(part) for part in (value, *parts)]
     return any(text in message for text in shown) and not RAW.search(message)

@@ -1,4 +1,4 @@
-"""The exception tree: one root, numbers as attributes, and messages that say what to do."""
+"""The exceptions: one root, numbers as attributes, and messages that say what to do."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from aiommap import (
 
 @dataclass(frozen=True)
 class Case:
-    """One error, what it must carry, and what its message must say, in order."""
+    """One error, with the parts of its message in order, and its attributes and other bases."""
 
     error: MappedFileError
     says: tuple[str, ...]
@@ -245,7 +245,7 @@ def test_errors_survive_copies_and_pickles(case, clone):
 
 
 def test_errors_cross_from_another_process():
-    """As a pool does it, which wraps the cause around them as well."""
+    """A process pool also adds the remote traceback as their cause."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         for case in CASES.values():
             with pytest.raises(type(case.error)) as caught:

@@ -1,4 +1,4 @@
-"""What is refused says what was asked, what was found and what to do; and is not accepted."""
+"""Error messages say what was asked, what was found and what to do."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.sanitizers import without_asan
 #: Linux 5.1; the module fcntl has no name for it.
 F_SEAL_FUTURE_WRITE = 0x0010
 
-#: A call with an open file, the error, and what its message has to hold.
+#: A call with an open file, the error, and a part of its message.
 MISTAKES = {
     "slow-disk": (lambda f: slow_disk(f, only="reads"), ValueError, "only is 'reads'"),
     "slow-disk-list": (lambda f: slow_disk(f, only=["read"]), ValueError, "only is ['read']"),
@@ -93,7 +93,7 @@ async def test_no_address_space_tells_how_much(path):
 @pytest.mark.anyio
 @pytest.mark.parametrize("mode", ["x+", "w+"])
 async def test_no_disk_space_tells_how_much(tmp_path, monkeypatch, mode):
-    """It is known beforehand: reserving would take what is left from everybody else."""
+    """Opening checks that first: reserving would take the rest of the disk from everybody else."""
     monkeypatch.setattr(os, "posix_fallocate", None)
     found = os.statvfs(tmp_path)
     size = (found.f_blocks * found.f_frsize + (1 << 30)) // PAGE * PAGE
@@ -105,7 +105,7 @@ async def test_no_disk_space_tells_how_much(tmp_path, monkeypatch, mode):
 @pytest.mark.anyio
 @pytest.mark.parametrize("mode", ["r", "c", "r+"])
 async def test_read_beyond_the_end_advises_what_works(path, mode):
-    """Only a file that is open for writing can be made longer."""
+    """It advises resize() only for a file that is open for writing."""
     async with aiommap.open(path, mode) as f:
         end = f.size
         calls = [
@@ -144,7 +144,7 @@ async def test_punch_hole_of_a_sealed_file_names_it():
 @without_asan
 @pytest.mark.anyio
 async def test_private_mapping_under_overcommit(path, monkeypatch):
-    """The kernel is not made strict for that: all processes of this machine would be."""
+    """The test only pretends strict overcommit: the setting is for all processes of the machine."""
     monkeypatch.setattr(opening, "_counts_private_pages", lambda: True)
     with open(path, "ab") as file:
         file.truncate(1 << 40)
@@ -169,9 +169,9 @@ async def main():
         await f.read(0, 1)
         try:
             while True:
-                if len(taken) % 1000 == 0:  # keeps a thread, which could not be started later
+                if len(taken) % 1000 == 0:  # keep a worker: later none could be started
                     await f.advise(aiommap.Advice.NORMAL, 0, aiommap.PAGE_SIZE)
-                # Of two kinds in turn, which the kernel cannot merge.
+                # Two kinds in turn, so that the kernel cannot merge them.
                 taken.append(mmap.mmap(-1, 4096, prot=mmap.PROT_READ))
                 taken.append(mmap.mmap(-1, 4096))
         except (OSError, MemoryError):

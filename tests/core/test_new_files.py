@@ -1,4 +1,4 @@
-"""New and overwritten files: what is undone is what was made, and refusal costs no byte (I14)."""
+"""New and overwritten files: undoing removes only what opening made; a refusal changes no byte."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def dangling(tmp_path):
-    """A link to a name that nothing has yet, by way of another link."""
+    """A link to another link, which leads to a name that does not exist."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "link").symlink_to("file")
     (tmp_path / "link").symlink_to("data/link")
@@ -81,7 +81,7 @@ async def test_create_too_large_through_a_link(dangling):
 @pytest.mark.usefixtures("short_files")
 @pytest.mark.parametrize("sparse", [False, True])
 async def test_overwrite_beyond_the_limit(tmp_path, sparse):
-    """What is written before the limit would be gone."""
+    """Without the check, opening would overwrite the bytes below the limit before it fails."""
     old = tmp_path / "old"
     old.touch()
     os.truncate(old, 1 << 20)
@@ -93,7 +93,7 @@ async def test_overwrite_beyond_the_limit(tmp_path, sparse):
 
 @pytest.fixture
 def opened_then_cancelled(monkeypatch):
-    """Have an opening cancelled when its file has been made; returns what does that."""
+    """Return a function that cancels an opening when the file has been made."""
     made, go_on = threading.Event(), threading.Event()
     make = opening._make_content
 
@@ -127,7 +127,7 @@ async def test_create_cancelled(tmp_path, opened_then_cancelled, mode):
 
 
 async def test_create_cancelled_in_renamed_folder(tmp_path, opened_then_cancelled):
-    """What is undone is in the folder where it was made, whatever has its name by now."""
+    """Undoing removes the file in the folder where it was made, whatever has its name by now."""
     (tmp_path / "a").mkdir()
 
     def rename():
@@ -150,13 +150,13 @@ async def test_create_cancelled_after_replacement(tmp_path, opened_then_cancelle
 
 
 async def test_create_cancelled_after_linking(tmp_path, opened_then_cancelled):
-    """The other name is somebody else's."""
+    """Undoing leaves the other name, which somebody else made."""
     await opened_then_cancelled(tmp_path / "new", lambda: os.link(tmp_path / "new", tmp_path / "x"))
     assert os.listdir(tmp_path) == ["x"]
 
 
 async def test_create_cancelled_with_link_in_place(tmp_path, opened_then_cancelled):
-    """A link that leads to the file is not the file."""
+    """Undoing does not remove a link that leads to the file."""
 
     def move():
         os.rename(tmp_path / "new", tmp_path / "moved")
@@ -242,7 +242,7 @@ async def test_overwrite_of_file_beyond_its_disk(small_disk):
 
 
 async def test_overwrite_of_what_cannot_be_mapped(tmp_path):
-    """Mapping comes first, so that its refusal costs no byte."""
+    """Opening maps first, so if mapping fails, no byte is changed."""
     path = tmp_path / "old"
     path.write_bytes(b"old bytes")
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -257,7 +257,7 @@ async def test_overwrite_of_what_cannot_be_mapped(tmp_path):
     assert path.read_bytes() == b"old bytes"
 
 
-# The name of a new file is made durable by the descriptor of its folder.
+# A flush makes the name of a new file durable through the descriptor of its folder.
 
 
 FLUSH_AS_NOBODY = """
@@ -265,7 +265,7 @@ import asyncio, os, sys, aiommap
 
 async def main():
     when, path = sys.argv[1:]
-    async with aiommap.open(sys.executable) as f:  # all is imported by then
+    async with aiommap.open(sys.executable) as f:  # this imports all modules
         pass
     if when == "before":
         os.seteuid(65534)
@@ -282,10 +282,10 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_flush_in_an_unreadable_folder(when):
-    """A drop box; or one that could be read until the process gave up its privileges."""
+    """A folder that nobody may list; or one that root could read before it gave up privileges."""
     if os.geteuid() != 0:
         pytest.skip("giving up privileges needs some")
-    with tempfile.TemporaryDirectory() as folder:  # others cannot get to tmp_path
+    with tempfile.TemporaryDirectory() as folder:  # other users cannot reach tmp_path
         os.chmod(folder, 0o733 if when == "before" else 0o700)
         script = [sys.executable, "-c", FLUSH_AS_NOBODY, when, f"{folder}/new"]
         done = subprocess.run(script, capture_output=True, text=True)
@@ -318,7 +318,7 @@ async def test_flush_leaves_one_descriptor(tmp_path):
 
 
 async def test_create_failed_after_a_flush(tmp_path, monkeypatch):
-    """A policy may flush a new file while its opening goes on."""
+    """A background flush may run while the file is still being opened."""
     prepare = aiommap.MappedFile._prepare
 
     async def fail(self):
@@ -336,7 +336,7 @@ async def test_create_failed_after_a_flush(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("short_files")
 async def test_overwrite_of_longer_file_by_a_hole(tmp_path):
-    """The limit is on what is written, and nothing is."""
+    """The limit is on bytes that are written, and a hole writes none."""
     old = tmp_path / "old"
     subprocess.run(["truncate", "-s", "8M", str(old)], check=True, preexec_fn=lift_limit)
     async with aiommap.open(old, "w+", size=4 << 20, sparse=True) as f:

@@ -1,4 +1,4 @@
-"""Opening in five modes, refusing what cannot be mapped, closing whatever happens."""
+"""Opening in five modes, refusing files that cannot be mapped, and closing whatever happens."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ HINT = r'nothing is open yet: write "async with aiommap\.open\(\.\.\.\) as f", o
 
 @pytest.mark.parametrize("name", ["read", "size", "no_such_thing"])
 def test_open_without_await_warns(tmp_path, name):
-    """Nothing is touched before: the path need not exist."""
+    """The path need not exist, because nothing has touched it yet."""
     opening = aiommap.open(tmp_path / "file")
     with pytest.raises(AttributeError, match=rf"has no '{name}', as {HINT}") as caught:
         getattr(opening, name)
@@ -314,7 +314,7 @@ async def test_open_hundreds_shares_hops(path, monkeypatch):
 
 
 async def test_write_cancelled_lands_whole_or_never(path, monkeypatch):
-    """I8: the queue is held at a gate, so what has begun and what has not is certain."""
+    """I8: a gate holds the queue, so the test knows which write has begun."""
     gate, begun = threading.Event(), threading.Event()
     apply = Writer._apply
 
@@ -382,7 +382,7 @@ async def test_close_waits_for_a_queued_write(path, policy):
 
 
 async def test_close_lets_no_verb_in(path):
-    """C1: what was stored inline by then would be flushed by nobody."""
+    """lifecycle.1: nobody would flush a store that an inline verb made then."""
     f = await aiommap.open(path, "r+")
     await f.write(0, b"x")
     async with anyio.create_task_group() as group:
@@ -432,7 +432,7 @@ async def test_close_waits_for_late_activities(path):
 
 
 async def test_opening_entered_by_one_block_at_a_time(path):
-    """It closes what it opened last, and would leave the other one open."""
+    """Otherwise the first block would close the second file, and leave its own open."""
     opening = aiommap.open(path)
     for _ in range(2):
         async with opening as f:

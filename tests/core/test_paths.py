@@ -1,4 +1,4 @@
-"""A path means what open(2) makes of it, and what is undone is what was made (I14)."""
+"""A path leads to the file that open(2) would find (I14)."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def test_open_of_a_relative_path(releases, monkeypatch, opener):
 
 @each_opener
 async def test_open_after_the_folder_was_left(releases, monkeypatch, opener):
-    """A path starts where one was when it was passed, not where one is when it is opened."""
+    """A path starts at the working directory of the call, not of the moment when it is opened."""
     monkeypatch.chdir(releases / "releases")
     opening = opener("state")
     monkeypatch.chdir(releases)
@@ -126,7 +126,7 @@ async def test_reopen_follows_dots_after_a_link(releases):
 
 
 async def test_open_from_a_removed_folder(tmp_path, monkeypatch):
-    """getcwd(2) has no name for it then; open(2) goes from there all the same."""
+    """getcwd(2) has no name for such a folder, but open(2) starts there all the same."""
     (tmp_path / "gone").mkdir()
     (tmp_path / "file").write_bytes(b"bytes")
     monkeypatch.chdir(tmp_path / "gone")
@@ -156,7 +156,7 @@ def test_absolute_path(path, whole):
 
 
 def test_absolute_path_above_the_folder(tmp_path, monkeypatch):
-    """No link can come before the first dots, so they need not stay."""
+    """No link can come before leading dots, so they are resolved."""
     monkeypatch.chdir(tmp_path)
     assert absolute_path("../x") == str(tmp_path.parent / "x")
     assert absolute_path("../" * 100 + "x") == "/x"
@@ -180,7 +180,7 @@ async def test_names_that_are_no_text(tmp_path):
     assert await first_bytes(aiommap.open(path)) == b"bytes"
 
 
-# What cannot be opened, as open(2) says it.
+# Paths that cannot be opened raise the error of open(2).
 
 
 def unopenable(tmp_path):
@@ -204,7 +204,7 @@ async def test_open_of_an_impossible_path(tmp_path, opener):
 
 
 async def test_watch_of_an_impossible_path(tmp_path):
-    """Those that something may come to be at are watched; nobody else hears of any of them."""
+    """Paths where a file may appear later are watched, and they disturb no other watch."""
     file = tmp_path / "file"
     file.write_bytes(b"bytes")
     async with aiommap.Hub() as hub, hub.watch(file) as changes:
@@ -225,7 +225,7 @@ async def test_watch_of_an_impossible_path(tmp_path):
 
 
 async def test_watch_of_links_that_double(tmp_path):
-    """The kernel counts the links of a whole path; the names they lead to double with each."""
+    """Each link doubles the number of names, while the kernel counts only the links of the path."""
     for level in range(39):
         (tmp_path / f"l{level}").symlink_to(f"l{level + 1}/../l{level + 1}")
     (tmp_path / "l39").mkdir()

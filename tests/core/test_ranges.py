@@ -1,4 +1,4 @@
-"""The bounds check, page rounding, and sets of ranges against a set of integers."""
+"""The bounds check, page rounding, and sets of ranges compared with a set of integers."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_check_tail_with_a_length(offset, length):
 
 
 class Indexed:
-    """An object that says which integer it stands for."""
+    """An object that converts to an integer."""
 
     def __index__(self):
         return 5
@@ -152,7 +152,7 @@ class RangeSetMachine(RuleBasedStateMachine):
 
     @initialize(base=st.sampled_from([0, LARGEST - UNIVERSE]), first=windows(UNIVERSE))
     def begin(self, base, first):
-        # Far from zero too: nothing may depend on numbers that fit a machine word.
+        # Also far from zero: no step may depend on numbers that fit a machine word.
         self.base = base
         self.ranges = RangeSet([(base + first[0], base + first[1])])
         self.model = set(range(*first))
@@ -184,7 +184,7 @@ class RangeSetMachine(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, UNIVERSE), length=st.integers(1, 3), behind=st.booleans())
     def add_touching(self, which, length, behind):
-        """Add what begins exactly where a range ends, or ends where it begins."""
+        """Add a window that touches a range at its end or at its start."""
         runs = self.runs()
         if not runs:
             return
@@ -195,7 +195,7 @@ class RangeSetMachine(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, UNIVERSE), length=st.integers(1, 3), behind=st.booleans())
     def discard_touching(self, which, length, behind):
-        """Discard a neighbour that shares a bound with a range and no byte: nothing may change."""
+        """Discard a window that touches a range and shares no byte with it: nothing may change."""
         runs = self.runs()
         if not runs:
             return
@@ -277,7 +277,7 @@ def test_empty_window_holds_nothing(window):
 @NO_DEADLINE
 @given(st.lists(st.one_of(windows(UNIVERSE), st.integers(0, 9)), max_size=30), windows(UNIVERSE))
 def test_range_counts_agree_with_integers(steps, asked):
-    """A window is added; a number removes one that was added. The model counts each integer."""
+    """A step that is a window adds it; a number removes an added one. The model is a set."""
     ranges, added = RangeCounts(), []
     for step in steps:
         if isinstance(step, tuple):
@@ -294,4 +294,4 @@ def test_range_counts_agree_with_integers(steps, asked):
     for window in added:
         ranges.remove(*window)
     assert ranges.within(0, UNIVERSE) == ()
-    assert not ranges._edges  # or what is gone would cost time for ever
+    assert not ranges._edges  # else removed ranges would cost time for ever

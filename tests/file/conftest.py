@@ -1,4 +1,4 @@
-"""What tests of files share."""
+"""Fixtures for the tests of files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ from tests.support.pages import pinned
 
 @pytest.fixture
 def nothing_pinned():
-    """Let go of what tests before have left to the garbage collector."""
+    """Collect garbage of earlier tests if it still keeps pages locked."""
     if pinned() != "0":
         gc.collect()

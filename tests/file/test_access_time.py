@@ -1,4 +1,4 @@
-"""Reads leave the time of access alone: noting it joins the journal, which may wait (I1)."""
+"""Reads do not update the access time: an update joins the journal, which may wait (I1)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def path(tmp_path):
 
 
 def make_due(path):
-    """Have the next access noted, as a change of the file does (relatime)."""
+    """Make the next access update the time, as after a change of the file (relatime)."""
     os.utime(path, (LONG_AGO, LONG_AGO + 1))
 
 
@@ -71,7 +71,7 @@ PR_CAPBSET_DROP, CAP_FOWNER = 24, 3
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make a file of somebody else")
 def test_read_files_of_other_owners(path):
-    """Only the owner may have reads not noted, or a process that counts as every owner."""
+    """Only the owner may turn the updates off, or a process with CAP_FOWNER."""
     os.chown(path, 65534, -1)
     make_due(path)
     done = subprocess.run(

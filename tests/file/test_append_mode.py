@@ -1,4 +1,4 @@
-"""Mode "a+": opened or created in one step, and appended to by any number of processes."""
+"""Mode "a+": one step opens or creates the file, and any number of processes may append."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def test_append_mode_size_is_the_least(tmp_path):
 
 
 async def test_append_mode_capacity_is_the_least(path):
-    """An earlier run may have appended more than that."""
+    """The capacity may be less than the size, because an earlier run may have appended."""
     async with aiommap.open(path, "a+", capacity=PAGE) as f:
         assert f.capacity == 16 * PAGE
     async with aiommap.open(path, "a+", capacity=1 << 30) as f:
@@ -97,13 +97,13 @@ async def test_append_mode_keeps_descriptors_in_balance(path):
             await f.append(b"x")
         with pytest.raises(ValueError, match="size"):
             aiommap.open(path, "a+", size=-1)
-    # The engine closes a turn of the loop after its last hub.
+    # The engine closes one turn of the loop after its last hub.
     await until(lambda: len(os.listdir("/proc/self/fd")) <= before)
 
 
 @pytest.mark.parametrize("rounds", [15, pytest.param(60, marks=pytest.mark.slow)])
 async def test_append_mode_ensure_never_cuts(path, rounds):
-    """Beside a process that appends all the time; and there is no padding in this mode."""
+    """While others append all the time, ensure() neither cuts their bytes off nor adds padding."""
     stop = threading.Event()
     count = 0
 
@@ -136,7 +136,7 @@ while True:
 
 
 async def test_append_mode_tells_true_offsets(path):
-    """Beside a process that appends without a pause: the end has moved on before we can ask."""
+    """Another process appends without a pause, so the end has moved before we can ask for it."""
     with subprocess.Popen([*PYTHON, "-c", FLOOD, path], stdout=subprocess.PIPE) as other:
         try:
             await anyio.to_thread.run_sync(other.stdout.readline)
@@ -153,7 +153,7 @@ PROCESSES, RECORDS = 4, 150
 
 @pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
 def test_append_mode_offset_is_of_our_write(tmp_path, backend):
-    """Another one appends after our write, and before the library asks where that was."""
+    """Another process appends after our write, and before the library asks where that began."""
     expect_gated(
         """
         async def main():
@@ -181,7 +181,7 @@ def test_append_mode_offset_is_of_our_write(tmp_path, backend):
 
 
 def test_append_mode_beside_other_processes(tmp_path):
-    """They all create and use it at once: no record is torn or lost, every offset is true."""
+    """All processes create and use the file at once: no record is torn, lost or misplaced."""
     code = f"""
         import multiprocessing
 

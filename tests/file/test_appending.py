@@ -1,4 +1,4 @@
-"""Appending: a range of its own at the end for each, and a file that is never longer than that."""
+"""Appending: each append gets its own range at the end, and the file is never longer than that."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ every_mode = pytest.mark.parametrize("mode", MODES)
 
 
 def prepare(path, mode):
-    """Have three bytes at the path if the mode wants that."""
+    """Open the path in a mode, with three bytes in the file."""
     path.unlink()
     if mode in ("r+", "a+"):
         path.write_bytes(bytes(3))
@@ -33,7 +33,7 @@ def prepare(path, mode):
 
 
 async def append_all(f, pieces):
-    """Append by a task each; the receipts in the order in which the tasks asked."""
+    """Append each piece in a task of its own; return receipts in the order of the requests."""
     receipts = {}
 
     async def append(piece):
@@ -70,7 +70,7 @@ async def test_append_by_many_tasks_keeps_ranges_apart(path, mode):
         receipts = await append_all(f, pieces)
         content = path.read_bytes()
         end = 3
-        for receipt in receipts:  # in the order in which they were asked for (I9)
+        for receipt in receipts:  # in the order of the requests (I9)
             assert receipt.offset == end
             end += receipt.length
         found = [content[r.offset : r.offset + r.length] for r in receipts]
@@ -96,7 +96,7 @@ async def test_append_of_waiting_tasks_is_one_hop(path):
 
 @pytest.mark.parametrize("mode", ["r+", "a+"])
 async def test_append_never_shows_what_is_not_written(path, mode):
-    """A reader of another program sees a prefix of what is appended at every moment."""
+    """At every moment a reader of another program sees a prefix of the appended bytes."""
     stop, bad = threading.Event(), []
 
     def read_all_the_time():
@@ -132,7 +132,7 @@ async def test_append_refused_where_the_file_cannot_grow(path):
 
 
 async def test_append_keeps_views_without_capacity(path):
-    """The file is mapped anew behind them; they go on to show what is written."""
+    """The file is mapped again, and the views go on showing what is written."""
     async with aiommap.open(path, "r+") as f:
         with f.view(0, PAGE) as view:
             memory = view.memory
@@ -151,7 +151,7 @@ async def test_append_within_capacity_moves_nothing(path):
 
 
 async def test_append_behind_a_fence(path):
-    """The view of a tail that was cut off shows what is appended in its place."""
+    """The view of a tail that was cut off shows the bytes that are appended in its place."""
     async with aiommap.open(path, "r+") as f, f.locked():
         with f.view(8 * PAGE, 4) as view:
             assert view.memory.tobytes() == b"IIII"
@@ -167,7 +167,7 @@ async def test_append_beside_growable_view(path):
     async with aiommap.open(path, "r+", capacity=64 * PAGE) as f:
         view = f.view(growable=True)
         one = await f.append(b"one")
-        assert path.stat().st_size == 17 * PAGE  # whole pages, as long as there is such a view
+        assert path.stat().st_size == 17 * PAGE  # whole pages, while there is such a view
         two = await f.append(b"two")
         assert (one.offset, two.offset) == (16 * PAGE, 16 * PAGE + 3)
         view.memory[20 * PAGE] = 7
@@ -215,7 +215,7 @@ async def test_append_goes_to_the_end_where_others_cut(path, mode, outside):
 
 @pytest.mark.parametrize("mode", ["r+", "a+"])
 async def test_append_fails_once_unflushed_bytes_were_cut(path, mode, outside):
-    """What is not durable was lost: no zeros and no later bytes hide that (I4, I5)."""
+    """Bytes that were not durable are lost: neither zeros nor later bytes hide that (I4, I5)."""
     async with aiommap.open(path, mode, flush=FlushPolicy.never()) as f:
         await f.append(b"ours")
         outside(path, 0)
@@ -243,7 +243,7 @@ async def test_append_on_full_disk_leaves_nothing(path, mode):
 @pytest.mark.parametrize("fault", ["full_tmpfs", "full_ext4"])
 @pytest.mark.parametrize("mode", ["r+", "a+"])
 async def test_append_that_stops_half_way(tmp_path, mode, fault):
-    """It is cut back where the end is ours; else the error says what is there, and where."""
+    """In "r+" the file is cut back; in "a+" the error says how many bytes are left, and where."""
     with disk_with(fault, tmp_path) as folder:
         path = folder / "file"
         path.write_bytes(b"begin")
@@ -269,7 +269,7 @@ async def test_append_that_stops_half_way(tmp_path, mode, fault):
                 assert f"the file, at {kept}" in torn[0]
                 assert count <= size - kept
             assert path.read_bytes().startswith(b"begin")
-            os.truncate(path, size)  # the flush may lack blocks for it on a disk so full
+            os.truncate(path, size)  # on such a full disk the flush may lack blocks for it
             await f.flush()
 
 
@@ -340,7 +340,7 @@ async def test_append_with_inline_writes_off(path):
 
 
 async def test_append_wakes_order_with_resize(path):
-    """Changes of size and appends happen in the order in which they were asked for."""
+    """Changes of size and appends happen in the order of the requests."""
     async with aiommap.open(path, "r+") as f:
         workers = workers_of(f)
         async with anyio.create_task_group() as group:

@@ -50,7 +50,7 @@ OPENERS = {"file": open_file, "view": open_view, "snapshot": open_snapshot}
 each_source = pytest.mark.parametrize("opener", OPENERS.values(), ids=OPENERS)
 
 
-# What is in them.
+# The contents of arrays.
 
 
 @pytest.mark.parametrize("name", "i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 c16 b1 S4 U2".split(" "))
@@ -96,7 +96,7 @@ async def test_array_without_shape_is_the_rest(path, opener):
     ],
 )
 async def test_array_in_a_shape(path, opener, shape, expected):
-    """-1 stands for what is left of the last four pages, in elements of two bytes."""
+    """-1 stands for the rest of the last four pages, in elements of two bytes."""
     async with opener(path) as source:
         assert source.array("<u2", shape, SIZE - 4 * PAGE).shape == expected
 
@@ -108,7 +108,7 @@ DTYPES = st.sampled_from(["<u1", "<i2", ">i4", "<f8", ">f8", [("a", ">u2"), ("b"
 @settings(deadline=None)
 @given(NUMBERS, st.lists(NUMBERS, max_size=4), DTYPES, st.sampled_from("CF"), st.data())
 def test_array_is_what_numpy_makes(tmp_path_factory, offset, shape, dtype, order, data):
-    """NumPy makes its own of the same bytes in memory."""
+    """The oracle is an array that NumPy makes of the same bytes in memory."""
     length = math.prod(shape) * np.dtype(dtype).itemsize
     others = [math.prod(shape[:at] + shape[at + 1 :]) for at in range(len(shape))]
     inferable = [at for at, count in enumerate(others) if count]
@@ -147,7 +147,7 @@ async def test_array_of_a_view_begins_there(path):
         assert view.view(8, 8).array("u1").tobytes() == content[PAGE + 7 : PAGE + 15]
 
 
-# What is refused.
+# Arguments that are refused.
 
 
 @each_source
@@ -207,7 +207,7 @@ async def test_array_refused_makes_nothing_dirty(path):
 
 @each_source
 async def test_array_without_numpy_is_refused(path, opener, monkeypatch):
-    """It is never something else instead, and NumPy is not imported on the loop thread (I1)."""
+    """The verb neither returns something else nor imports NumPy on the loop thread (I1)."""
     said = 'has not imported NumPy: write "import aiommap.numpy"'
     async with opener(path) as source:
         monkeypatch.delitem(sys.modules, "numpy")
@@ -221,7 +221,7 @@ def test_array_does_not_load_numpy(path):
     subprocess.run([sys.executable, "-c", code], check=True, timeout=50)
 
 
-# How long they live.
+# The life of arrays.
 
 
 @each_source
@@ -287,7 +287,7 @@ async def test_array_of_a_poisoned_file(path):
     f = await aiommap.open(path)
     array = f.array("u1")
     os.truncate(path, PAGE)
-    assert array[PAGE * 2] == 0  # and the process is still there (I6)
+    assert array[PAGE * 2] == 0  # and the process still lives (I6)
     with pytest.raises(aiommap.MappingFaultError):
         f.array("u1")
     with pytest.raises(aiommap.MappingFaultError):
@@ -300,7 +300,7 @@ async def test_array_of_a_generation_keeps_its_pages(path):
         array = live.current.array("u1")
         replace(path, b"next")
         await until_serves(live, b"next")
-        await until_mapped(path, 2)  # the file of the first is closed, its pages are there
+        await until_mapped(path, 2)  # the first file is closed, and its pages are still mapped
         assert array.tobytes() == content
         del array
         await until_mapped(path, 1)

@@ -1,7 +1,7 @@
-"""What memory the verbs take and fill: one answer, whichever way a verb goes.
+"""Kinds of memory: verbs take and refuse the same ones, whichever way a verb goes.
 
-A way is a state of the file in which a verb goes on the loop thread or in a worker. Every verb that
-takes memory is tried with every kind of memory in each.
+A way is a state of the file that decides whether a verb runs on the loop thread or in a worker. The
+tests try every verb that takes memory with every kind of memory, in each way.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ STRIDED = {
 RELEASED = memoryview(bytearray(8))
 RELEASED.release()
 
-#: What is no memory to store, the error, and what its message has to hold.
+#: Objects that cannot be stored, the error, and a part of its message.
 UNFIT = {
     **{name: (make, TypeError, "Python objects") for name, make in OBJECTS.items()},
     **{name: (make, BufferError, "not C-contiguous") for name, make in STRIDED.items()},
@@ -142,7 +142,7 @@ UNFIT = {
     "none": (lambda: None, TypeError, "is None, not bytes"),
     "list": (lambda: [1, 2], TypeError, "is [1, 2], not bytes"),
 }
-#: What cannot be filled beside those.
+#: Other objects that cannot be filled.
 FULL = {name: (lambda make=make: make(RAW), TypeError, "read-only") for name, make in FIXED.items()}
 
 

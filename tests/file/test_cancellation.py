@@ -1,8 +1,8 @@
 """Cancellation of every await, before it begins, while it queues and while a worker is at it.
 
 Each case runs with the cancel scopes of anyio on all three loops, and with asyncio's own
-``Task.cancel``, from which no scope shields. Nothing here waits for time to pass: a hop is kept
-from beginning by taking the tokens of its limiter, and kept from ending by a gate in its thread.
+``Task.cancel``, from which no scope shields. No test waits for time to pass: it takes the tokens of
+a limiter to keep a hop from beginning, and a gate in the thread keeps a hop from ending.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ RESULTS = {
     "resize": b"o" * SIZE + bytes(SIZE),
     "punch_hole": bytes(SIZE),
 }
-#: Their threads are left behind: they only fill a buffer of their own.
+#: Verbs whose threads are left behind, because they fill only a buffer of their own.
 ABANDONED = ("read", "read_many", "chunks")
-#: May be waited out while no thread is free: a batch that its queue took, a lock to be undone.
+#: Verbs that may wait although no thread is free: their batch has begun, or they undo a lock.
 WAITED_OUT = (
     "write",
     "write_many",
@@ -136,7 +136,7 @@ class Attempt:
 
 
 class Gate:
-    """Keeps the work of the hops made while it is armed from being done, in their threads."""
+    """Stops the threads of hops that begin while it is armed, until it opens."""
 
     def __init__(self):
         self.armed = False
@@ -165,7 +165,7 @@ class Gate:
 
 @pytest.fixture
 def gate(monkeypatch):
-    """All goes to workers: test_engine.py has what is at work in the engine."""
+    """All hops go to workers; test_engine.py tests the engine."""
     made = Gate()
     monkeypatch.setattr(Workers, "_keep_engine", lambda _: None)
     start = Workers._start
@@ -180,7 +180,7 @@ def gate(monkeypatch):
 
 @pytest.fixture
 def path(tmp_path):
-    """Larger than what any verb does inline."""
+    """A file that is too large for any verb to work inline."""
     made = tmp_path / "file"
     made.write_bytes(b"o" * SIZE)
     return made
@@ -188,20 +188,20 @@ def path(tmp_path):
 
 @contextmanager
 def occupied(workers):
-    """Let no hop begin, and no read of the engine; yields a test for what queues."""
+    """Let no hop and no read of the engine begin; yield a function that tells whether one waits."""
     limiters = workers.reads, workers.stores, workers.flushes, workers.control
     with held(workers, *limiters), engine_held(workers) as waiting:
         yield lambda: waiting() or any(limiter.queued for limiter in limiters)
 
 
 async def settle():
-    """Let everything happen that can happen without a thread."""
+    """Let the loop do everything that it can do without a thread."""
     for _ in range(20):
         await anyio.lowlevel.checkpoint()
 
 
 async def cancel_at_work(attempt, gate, *, times=1, left_behind=False):
-    """Cancel what a worker has begun, see it waited out (or left behind), and let it end."""
+    """Cancel a verb whose worker has begun, check that it waits (or not), and let it end."""
     await until(gate.begun.is_set)
     try:
         for _ in range(times):
@@ -214,7 +214,7 @@ async def cancel_at_work(attempt, gate, *, times=1, left_behind=False):
 
 
 def traces(path):
-    """Descriptors and mappings of a file in this process."""
+    """Count the descriptors and mappings of a file in this process."""
     links = []
     for fd in os.listdir("/proc/self/fd"):
         try:
@@ -227,7 +227,7 @@ def traces(path):
 
 
 async def check_usable(f, path):
-    """Whatever was cancelled: the file reads, writes, flushes and closes as ever."""
+    """Check that the file reads, writes, flushes and closes, whatever was cancelled before."""
     await f.write(SIZE - 5, b"after")
     assert (await f.read(0, SIZE))[-5:] == b"after"
     await f.flush()
@@ -237,7 +237,7 @@ async def check_usable(f, path):
 
 @every_verb
 async def test_verb_cancelled_beforehand(path, way, name):
-    """Verbs begin before they first wait, as inline ones do: by then they may be under way."""
+    """Verbs begin before they first wait, like inline ones, so the work may be under way."""
     buffer = bytearray(b"?" * SIZE)
     async with aiommap.open(path, "r+") as f:
         await f.write(0, b"o")
@@ -247,7 +247,7 @@ async def test_verb_cancelled_beforehand(path, way, name):
         content, filled = path.read_bytes(), bytes(buffer)
         assert content in (b"o" * SIZE, RESULTS.get(name))
         assert filled in (b"?" * SIZE, b"o" * SIZE)
-        await f.read(0, SIZE)  # and so no worker is at it any more
+        await f.read(0, SIZE)  # by then no worker is at work
         assert (path.read_bytes(), buffer) == (content, filled)
         await check_usable(f, path)
 
@@ -290,7 +290,7 @@ async def test_verb_cancelled_at_work_is_waited_out(path, way, name, gate, times
 
 
 async def test_read_into_cancelled_leaves_buffer_alone(path, way):
-    """The buffer belongs to the caller again, who may change or resize it."""
+    """The buffer belongs to the caller again, and the caller may change or resize it."""
     async with aiommap.open(path) as f, anyio.create_task_group() as group:
         buffer = bytearray(b"?" * SIZE)
         with occupied(workers_of(f)) as queued:
@@ -304,7 +304,7 @@ async def test_read_into_cancelled_leaves_buffer_alone(path, way):
 
 
 async def test_write_withdrawn_is_never_applied(path, way, gate):
-    """It waits behind a batch at work, and its neighbours in the next batch do land."""
+    """It waits behind a batch at work, and its neighbours in the next batch are stored."""
     async with aiommap.open(path, "r+", capacity=4 * SIZE) as f:
         await f.resize(3 * SIZE)
         data = bytearray(b"2" * SIZE)
@@ -390,7 +390,7 @@ async def cancelled_open(way, gate, path, options, *, phase):
         attempt = Attempt(way, open_it).start_in(group)
         await cancel_at_work(attempt, gate)
         assert attempt.outcome == "cancelled"
-        # What a cancelled open had mapped is given back by a worker, in its own time.
+        # A worker gives back what the cancelled open had mapped, some time later.
         await until(lambda: traces(path) == (0, 0))
         assert pinned() == "0"
 
@@ -398,7 +398,7 @@ async def cancelled_open(way, gate, path, options, *, phase):
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("phase", ["mapping", "preparing"])
 async def test_open_cancelled_leaves_no_mapping(path, way, gate, options, phase):
-    """Nor a descriptor, nor pinned pages."""
+    """Nor does it leave a descriptor or locked pages."""
     target = path.with_name("new") if options["mode"] == "x+" else path
     await cancelled_open(way, gate, target, options, phase=phase)
     assert path.read_bytes() == b"o" * SIZE
@@ -465,7 +465,7 @@ async def test_block_left_by_cancellation_closes(path, way):
 
 
 async def test_hub_cancelled_waits_for_every_file(path, way, monkeypatch):
-    """The first file lets go while the second one is still being flushed."""
+    """The first file is released while the second one is still being flushed."""
     flushing, gates = Writeback._flush, {}
 
     def held(self, requests):

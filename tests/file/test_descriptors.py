@@ -43,7 +43,7 @@ async def test_open_descriptor(path, mode):
 
 
 async def test_open_descriptor_leaves_it_alone(path):
-    """Neither its position nor its flags move, and neither does it have to be without any."""
+    """Its position and flags stay as they are, and may be of any kind."""
     given = os.open(path, os.O_RDWR | os.O_APPEND)
     try:
         os.lseek(given, 7, os.SEEK_SET)
@@ -146,7 +146,7 @@ async def test_open_descriptor_with_a_path_is_as_by_path(path):
 
 
 async def test_open_descriptor_of_unlinked_file(path):
-    """It never had a name as far as we know, so its flush says what the disk says (I4)."""
+    """The library never saw a name of the file, so its flush can succeed (I4)."""
     with open(path, "r+b") as given:
         path.unlink()
         async with aiommap.open(given.fileno(), "r+") as f:
@@ -165,7 +165,7 @@ async def test_open_descriptor_of_unlinked_file(path):
 
 
 async def test_open_descriptor_of_file_unlinked_later(path):
-    """It had a name, and what is flushed is gone when it is closed: that is an error (I4)."""
+    """The file had a name, and its flushed bytes are gone at close: that is an error (I4)."""
     with open(path, "r+b") as given:
         f = await aiommap.open(given.fileno(), "r+")
         path.unlink()
@@ -189,7 +189,7 @@ async def test_open_descriptor_of_temporary_file(tmp_path):
 
 
 def test_open_descriptor_that_only_its_giver_may_open(tmp_path):
-    """As another user: then the description is shared, and no flag may be in the way."""
+    """Another user cannot open the file again, so both share the description and its flags."""
     code = """
         made = make()
         os.chmod(made, 0o600)
@@ -219,7 +219,7 @@ def test_open_descriptor_that_only_its_giver_may_open(tmp_path):
     expect_alive(code, tmp_path)
 
 
-# Descriptors of what is open.
+# Descriptors of open files.
 
 
 async def test_fileno_of_file(path):
@@ -233,7 +233,7 @@ async def test_fileno_of_file(path):
 
 
 async def test_fileno_of_snapshot_file(path):
-    """NumPy, mmap and pandas read by it; its position is nobody else's."""
+    """NumPy, mmap and pandas read by it; nobody else moves its position."""
     data = path.read_bytes()
 
     def use(file):
@@ -347,7 +347,7 @@ async def test_memory_sealed_against_writing():
 
 
 def test_memory_shared_with_another_process(tmp_path):
-    """Passed over a socket, it is one memory, counted by both and waited for by either."""
+    """Passed over a socket, it is one memory, which both processes change and wait for."""
     code = """
         import socket
 
@@ -383,7 +383,7 @@ def test_memory_shared_with_another_process(tmp_path):
 
 
 async def test_open_received_descriptor(path):
-    """Over SCM_RIGHTS, by hand, as other languages send it."""
+    """A descriptor that came over SCM_RIGHTS, as other languages send it."""
     ours, theirs = socket.socketpair()
     with ours, theirs, open(path, "rb") as given:
         rights = array.array("i", [given.fileno()])

@@ -1,4 +1,4 @@
-"""What a forgotten file holds goes with it, however its loop ended and whatever was under way."""
+"""A file that is dropped releases everything, however its loop ended and whatever was under way."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ for policy in POLICIES:
 print("done")
 """
 
-# What the interpreter is left with is looked at in each of six policies, under load.
+# Each test runs six policies in a new interpreter, and the machine may be busy.
 pytestmark = pytest.mark.timeout(200)
 LOOPS = ["asyncio", "uvloop", "trio", "asyncio closed", "uvloop closed"]
 WAYS = [

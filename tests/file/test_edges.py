@@ -1,6 +1,6 @@
-"""One table of offsets and lengths through every verb that takes a range (I3).
+"""One table of offsets and lengths, tried with every verb that takes a range (I3).
 
-Which verbs those are is asked of the classes themselves, so that none can be forgotten.
+The test finds these verbs by inspecting the classes, so that none can be forgotten.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from aiommap import Advice, FlushPolicy, MappedFile, View
 
 pytestmark = pytest.mark.anyio
 SIZE = 16 * PAGE
-#: Where the view under test lies: neither end on a page boundary.
+#: The place of the view under test; neither end is on a page boundary.
 VIEW_OFFSET, VIEW_LENGTH = PAGE + 5, 3 * PAGE
 
 
 def edges(end):
-    """Offsets and lengths worth trying on something of ``end`` bytes."""
+    """Return the offsets and lengths to try on a file or view of ``end`` bytes."""
     around_page = (PAGE - 1, PAGE, PAGE + 1)
     around_end = (end - 1, end, end + 1)
     around_word = (2**63 - 1, 2**63, 2**64, -1, -(2**63))
@@ -34,7 +34,7 @@ def edges(end):
 
 @dataclass
 class Subject:
-    """A file, or a view of it, and what it must show."""
+    """A file, or a view of it, and its expected contents."""
 
     target: MappedFile | View
     offset: int
@@ -42,11 +42,11 @@ class Subject:
 
 
 class Verb(NamedTuple):
-    """How to call a verb on a range and see that it did what it should.
+    """A function that calls a verb on a range and checks its effect.
 
-    ``length`` says where its length comes from: an "argument", a "buffer" (so that it is a size
-    that a buffer can have), "nothing" (a position has none), "u32" or "u64" (the width of a word),
-    or "words" (so many of them).
+    ``length`` says where the length comes from: an "argument", a "buffer" (only sizes that a buffer
+    can have), "nothing" (a position has no length), "u32" or "u64" (the width of a word), or
+    "words" (a number of words).
     """
 
     call: Callable[[Subject, object, object], Awaitable[None]]
@@ -129,7 +129,7 @@ async def view(subject, offset, length):
 
 
 def word(name, width):
-    """Make atomic words, or see them refused where they would not be aligned."""
+    """Return a function that makes atomic words, or checks that unaligned ones are refused."""
 
     async def make(subject, offset, length):
         verb = getattr(subject.target, name)
@@ -176,7 +176,7 @@ async def array(subject, offset, length):
 
 
 async def carve(subject, offset, length):
-    # An empty part shares bytes with nobody.
+    # An empty part shares no byte with any other.
     made = subject.target.carve({"none": (0, 0), "part": (offset, length)})
     with made["none"] as none, made["part"] as carved:
         assert none.length == 0
@@ -210,7 +210,7 @@ VERBS = {
 
 
 def bounded(owner, *parameters):
-    """The public methods of a class that have one of the parameters."""
+    """Return the public methods of a class that have one of the parameters."""
     return {
         name
         for name, method in inspect.getmembers(owner, inspect.isfunction)
@@ -238,7 +238,7 @@ def part(subject, offset, length):
 
 
 def pairs(verb, end):
-    """Offsets and lengths to try, and whether each pair lies within ``end``."""
+    """Yield offsets and lengths to try, and whether each pair lies within ``end``."""
     lengths = {
         "argument": edges(end),
         "buffer": tuple(length for length in edges(end) if 0 <= length <= end + 1),
@@ -254,7 +254,7 @@ def pairs(verb, end):
 
 @asynccontextmanager
 async def opened(path, owner):
-    """Open what ``owner`` says, all of it in memory, so that read_nowait can answer."""
+    """Open a file or a view, as ``owner`` says, with all pages in memory for read_nowait."""
     content = path.read_bytes()
     async with aiommap.open(path, "r+", flush=FlushPolicy.never()) as f:
         await f.prewarm()
@@ -331,7 +331,7 @@ class Tail:
 
 
 class Index:
-    """An integer that is no int, as NumPy's are."""
+    """An integer that is not an ``int``, like those of NumPy."""
 
     def __init__(self, value):
         self.value = value
@@ -348,7 +348,7 @@ async def test_integers_will_do_and_floats_not(path, owner, name):
         verb = VERBS[name]
         lengths = {"argument": Index(PAGE), "nothing": 0, "u32": 4, "u64": 8}
         length = lengths.get(verb.length, PAGE)
-        if name != "write_many":  # its own check adds the numbers up
+        if name != "write_many":  # the check in its function adds offset and length
             await verb.call(subject, Index(1), length)
         with pytest.raises(TypeError, match=r"float|is 1\.0: give an integer"):
             await verb.call(subject, 1.0, 1)

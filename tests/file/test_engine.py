@@ -1,7 +1,7 @@
 """Reads that wait in the engine: cancelled, closed, forked, hung, and left behind by their loop.
 
-A read of more than the loop thread reads at once always waits there. ``gate.c`` holds its pread(2),
-in a process of its own.
+A read that is too long for the loop thread always waits in the engine. ``gate.c`` holds its
+pread(2), in a process of its own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ every_loop = pytest.mark.parametrize("backend", LOOPS)
 
 @pytest.fixture
 def path(tmp_path):
-    """Every page begins with its number."""
+    """A file in which every page repeats its number."""
     made = tmp_path / "file"
     made.write_bytes(b"".join(number.to_bytes(8, "little") * (PAGE // 8) for number in range(512)))
     return made
@@ -160,7 +160,7 @@ def held(begin, then):
 
 @every_loop
 def test_read_cancelled_at_work_is_left_behind(tmp_path, backend):
-    """The file closes, but for the descriptor, which goes when the thread is done with it."""
+    """The file closes at once, and its descriptor when the thread has ended the read."""
     begin = "group.start_soon(f.read, 0, SIZE)"
     then = """
         group.cancel_scope.cancel()
@@ -229,7 +229,7 @@ def test_backend_closed_with_a_read_at_work(tmp_path, backend):
 
 @every_loop
 def test_loop_ends_while_a_read_hangs(tmp_path, backend):
-    """What it holds is given up when the next loop has an engine, and not before it is done."""
+    """The next loop that has an engine gives up the read, but not before the read has ended."""
     begin = "group.start_soon(f.read, 0, SIZE)"
     then = """
         group.cancel_scope.cancel()
@@ -267,7 +267,7 @@ def test_program_ends_while_a_read_hangs(tmp_path, backend):
 
 @every_loop
 def test_forked_child_has_no_engine(tmp_path, backend):
-    """It gets ForkedError, starts nothing, and takes no outcome from the parent."""
+    """The child gets ForkedError, starts no thread, and takes no outcome from the parent."""
     expect_alive(
         """
         SIZE = 512 * PAGE
@@ -315,7 +315,7 @@ def test_forked_child_has_no_engine(tmp_path, backend):
 
 @every_loop
 def test_reads_without_a_descriptor_for_the_engine(tmp_path, backend):
-    """A worker thread does what the engine cannot."""
+    """Worker threads read, because the engine cannot be made."""
     expect_alive(
         """
         import resource
@@ -356,7 +356,7 @@ def test_reads_without_a_thread_for_the_engine(tmp_path, backend):
 
         async def main():
             async with aiommap.open(make(size=SIZE)) as f:
-                await f.residency()  # a worker, while one can be started
+                await f.residency()  # starts a worker, while that is possible
                 fail("thread", error=errno.EAGAIN, on=True)
                 buffer = bytearray(SIZE)
                 assert await f.read(0, SIZE) == b"o" * SIZE

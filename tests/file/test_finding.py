@@ -1,4 +1,4 @@
-"""``find`` and ``rfind`` beside those of ``bytes``, on files, views and snapshots."""
+"""``find`` and ``rfind`` compared with those of ``bytes``, on files, views and snapshots."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def test_pieces_have_every_match(parts, needle, size, last):
     assert found == (data.rfind(wanted) if last else data.find(wanted))
 
 
-#: Few letters, so that much almost matches.
+#: Only two letters, so that many places almost match.
 LETTERS = random.Random(7).randbytes((3 << 20) + 100).translate(b"ab" * 128)
 
 
 @pytest.fixture
 def words(tmp_path):
-    """Three pieces long, and a marker across two."""
+    """A file of three pieces and a bit, with a marker across two pieces."""
     data = bytearray(LETTERS)
     data[(1 << 20) - 2 : (1 << 20) + 3] = b"xyzzy"
     data[(2 << 20) + 5 : (2 << 20) + 10] = b"xyzzy"
@@ -105,7 +105,7 @@ async def test_find_inline_where_it_is_short(path):
 
 
 async def test_find_cold_leaves_the_loop(path):
-    """As for data that is not in memory, the read of it is a worker's (I1)."""
+    """A worker reads if the inline read declines, as for data that is not in memory (I1)."""
     async with aiommap.open(path) as f:
         core_of(f).mapping.declining = True
         assert await f.find(b"CCB") == -1
@@ -133,7 +133,7 @@ async def test_find_in_truncated_file(path, outside):
 
 
 async def test_find_of_worst_case_takes_linear_time(tmp_path):
-    """Where each place almost matches, a search that begins again at each takes hours."""
+    """Each place almost matches, so a search that begins again at each would take hours."""
     path = tmp_path / "file"
     path.write_bytes(b"a" * (3 << 20))
     async with aiommap.open(path) as f:

@@ -1,4 +1,4 @@
-"""Verbs leave no reference cycles behind: what they held is freed when they return, not later."""
+"""Verbs leave no reference cycles: their objects are freed when they return, not later."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ LARGE = 64 * PAGE  # stores of this size go through the queue
 
 
 async def garbage_of(verb, times=20):
-    """How many objects a verb leaves to the collector; the first call may fill caches.
+    """Count the objects that a verb leaves to the collector; the first call may fill caches.
 
-    The least of three rounds: what other tests left running may end, and be garbage, in one.
+    The result is the lowest of three rounds: in one of them a task of an earlier test may end.
     """
     await verb()
     rounds = []

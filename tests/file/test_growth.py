@@ -1,4 +1,4 @@
-"""Stores beyond the end through a growable view: the file follows, and what is used of it stays."""
+"""Stores beyond the end through a growable view: the file grows; closing keeps the used bytes."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def test_growth_steps_have_a_bound(path):
     steps = [after - before for before, after in itertools.pairwise(sizes)]
     assert steps[:3] == [FIRST_STEP, FIRST_STEP, 2 * FIRST_STEP]
     assert max(steps) == 64 * MIB
-    assert sizes[-1] == CAPACITY  # the last step ends there
+    assert sizes[-1] == CAPACITY  # the last step ends at the capacity
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -111,11 +111,11 @@ async def test_resize_sets_used_length_under_views(path, used):
         await f.resize(used)
         assert f.size == used
         assert await f.read(0, used) == b"x" * used
-        assert not any(memory[used : used + PAGE])  # cut off, and grown again by looking
+        assert not any(memory[used : used + PAGE])  # zeros; this load grows the file again
         await f.resize(used)
     assert path.read_bytes() == b"x" * used
     assert memory[:used].tobytes() == b"x" * used  # still mapped
-    memory[CAPACITY - 1] = 1  # nobody's any more, and no signal
+    memory[CAPACITY - 1] = 1  # lost, and without a signal
     assert path.stat().st_size == used
 
 
@@ -148,7 +148,7 @@ async def test_atomic_zeros_are_used(path):
 
 
 async def test_store_behind_an_odd_size_is_kept(path):
-    """In the last page nothing faults, so the file has to end at a page boundary meanwhile."""
+    """Stores in the last page do not fault, so the file ends at a page boundary meanwhile."""
     async with grown(path) as f:
         with f.view(growable=True) as view:
             view.memory[0:10] = b"x" * 10
@@ -211,7 +211,7 @@ async def test_growable_view_ends_at_capacity(path):
 
 @pytest.mark.parametrize("size", [0, 100, PAGE, 3 * PAGE], ids=str)
 async def test_growable_view_needs_capacity(path, size):
-    """Nothing could be stored beyond the end, which is all that such a view is for."""
+    """Without capacity, such a view could not store beyond the end."""
     async with aiommap.open(path, "w+", size=size) as f:
         said = rf"opened without capacity.* its {size} bytes: open it with capacity="
         for part in ((), (0, 0), (0, CAPACITY)):
@@ -233,7 +233,7 @@ async def test_growable_view_of_used_up_capacity(path):
             view.memory[0] = 2
     async with aiommap.open(path, "r+") as f:
         await f.resize(PAGE)
-        with f.view(growable=True) as view:  # up to where the file was mapped when it was opened
+        with f.view(growable=True) as view:  # its room is the size when the file was opened
             view.memory[PAGE] = 3
     assert path.read_bytes()[PAGE] == 3
 
@@ -279,7 +279,7 @@ async def test_flush_covers_growth_by_stores(path):
             await f.flush()
             assert f._mapping.cachestat(0, f.size)[1] == 0  # dirty pages, says the kernel
             view.memory[2 * MIB] = 1
-        await f.flush()  # of what was stored before the view went
+        await f.flush()  # the last store through the view
         assert f.statistics().dirty_bytes == 0
         assert f._mapping.cachestat(0, f.size)[1] == 0
 
@@ -292,7 +292,7 @@ async def test_plain_views_of_cut_tail_stay_zeros(path):
         assert bytes(plain.memory) == b"x" * 40 * PAGE
         await f.resize(4 * PAGE)
         assert bytes(plain.memory) == b"x" * 4 * PAGE + bytes(36 * PAGE)
-        assert f.size == 4 * PAGE  # looking at it through that view makes nothing longer
+        assert f.size == 4 * PAGE  # loads through a plain view do not grow the file
         growable.memory[39 * PAGE] = ord("y")
         assert await f.read(0, 40 * PAGE) == b"x" * 4 * PAGE + bytes(35 * PAGE) + b"y" + bytes(
             PAGE - 1
@@ -324,7 +324,7 @@ async def test_growth_in_many_threads(path):
                 array = np.frombuffer(view.memory, dtype="u1")
                 ready.wait()
                 for block in range(number, blocks, 8):
-                    # NumPy gives the GIL up for as much as this.
+                    # NumPy releases the GIL for this many bytes.
                     array[block * MIB : (block + 1) * MIB].fill(block + 1)
 
             in_threads(*(partial(store, i) for i in range(8)))
@@ -346,7 +346,7 @@ def in_threads(*functions):
 
 @pytest.mark.slow
 async def test_growth_during_resize_loses_nothing(path):
-    """Sizes are set in a worker while a thread stores beyond them."""
+    """A worker changes the size while a thread stores beyond the end."""
     async with grown(path, flush=FlushPolicy.never()) as f:
         await f.ensure(MIB)
         with f.view(growable=True) as view:
@@ -401,7 +401,7 @@ async def test_ensure_keeps_what_others_appended(path):
     )
 )
 def test_growth_agrees_with_a_bytearray(tmp_path_factory, steps):
-    """The file has what was stored, and zeros; how far it reaches is what the rules say."""
+    """The file has the stored bytes and zeros, and ends where the rules of growth say."""
     path = tmp_path_factory.mktemp("growth") / "file"
 
     async def run():
@@ -433,7 +433,7 @@ def test_growth_agrees_with_a_bytearray(tmp_path_factory, steps):
                         floor = max(floor, at)
                     elif kind == "flush":
                         await f.flush()
-                    # A store into the rest of the last page makes nothing longer, until the end.
+                    # A store into the rest of the last page does not move ``size``.
                     found = await f.read(0, f.size)
                     assert found == bytes(content[: f.size]).ljust(f.size, b"\0")
         used = len(content.rstrip(b"\0"))

@@ -1,4 +1,4 @@
-"""Where the file ends while there are growable views, whoever moves the end: at a page boundary."""
+"""A file with growable views ends at a page boundary, whoever moves the end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def slow_growth(monkeypatch):
-    """Let blocks be reserved only once that is asked for; tells when it begins."""
+    """Return a function that holds the reservation of blocks, and returns two events for that."""
 
     def begin():
         begun, ended = threading.Event(), threading.Event()
@@ -41,7 +41,7 @@ def slow_growth(monkeypatch):
 
 
 async def test_rotated_file_is_trimmed_at_the_end(path):
-    """As closing does: it lives on under another name."""
+    """A reopen trims the old file as closing does, because it lives on under another name."""
     rotated = path.with_name("rotated")
     async with aiommap.open(path, "w+", size=0, capacity=CAPACITY) as f:
         with f.view(growable=True) as view:
@@ -59,7 +59,7 @@ async def test_rotated_file_is_trimmed_at_the_end(path):
 
 @pytest.mark.parametrize("to", [PAGE + 100, 3 * PAGE - 100])
 async def test_growable_view_refused_during_odd_resize(path, to, slow_growth):
-    """It looked for such views before it began, so this one would find the end within a page."""
+    """The resize has looked for growable views already, and will end the file inside a page."""
     async with aiommap.open(path, "w+", size=PAGE, capacity=CAPACITY) as f:
         begun, ended = slow_growth()
         async with anyio.create_task_group() as group:
@@ -99,7 +99,7 @@ async def test_growable_view_during_page_resize(path, to, slow_growth):
 
 @pytest.mark.parametrize("early", [False, True], ids=["view-after", "view-before"])
 async def test_store_behind_odd_end_of_others(path, early):
-    """``refresh`` takes the end over, and a growable view has to find it at a page boundary."""
+    """``refresh`` takes over an odd end; a growable view needs it at a page boundary."""
     async with aiommap.open(path, "w+", size=PAGE, capacity=CAPACITY) as f:
         view = f.view(growable=True) if early else None
         with path.open("ab") as other:
@@ -123,7 +123,7 @@ async def test_store_behind_odd_end_of_others(path, early):
 
 
 async def test_store_behind_odd_cut_of_others(path):
-    """The view begins behind what was cut, so nothing of it is lost, and growth goes on."""
+    """The view begins behind the lost part, so it loses no byte, and growth goes on."""
     async with aiommap.open(path, "w+", size=4 * PAGE, capacity=CAPACITY) as f:
         await f.flush()
         with f.view(4 * PAGE, growable=True) as view:
@@ -142,7 +142,7 @@ async def test_store_behind_odd_cut_of_others(path):
 
 
 async def test_append_of_others_ends_at_a_page(path):
-    """Growth appends behind it, up to a page boundary, and all of the last page is in the file."""
+    """Growth continues behind it up to a page boundary, and the file has the whole last page."""
     async with aiommap.open(path, "w+", size=PAGE, capacity=CAPACITY) as f:
         with f.view(growable=True) as view, view.memory as memory:
             with open(path, "ab") as others:

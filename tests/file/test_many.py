@@ -1,4 +1,4 @@
-"""Verbs of very many items let others run: the calls between two turns of the loop are counted."""
+"""Verbs of very many items let others run: a test counts calls between two turns of the loop."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def calls_at_once(verb):
 async def test_write_many_lets_others_run(path, policy):
     size = 16 * MANY
     async with aiommap.open(path, "w+", size=size, flush=POLICIES[policy]) as f:
-        await f.write(0, b"first")  # somebody's dirty bytes
+        await f.write(0, b"first")  # so that there are dirty bytes
         assert await calls_at_once(lambda: f.write_many(ITEMS)) < MANY
         assert await f.read(size - 16, 4) == b"data"
 
@@ -68,7 +68,7 @@ async def test_read_many_lets_others_run(path):
 
 
 async def test_statistics_of_many_views(path):
-    """The oldest are named, however many there are."""
+    """Statistics name only the oldest 64 views."""
     async with aiommap.open(path, "w+", size=16 * MANY) as f:
         views = [f.view(offset, 4) for offset, _ in ITEMS[:200]]
         found = f.statistics()

@@ -240,7 +240,7 @@ async def test_view_verbs_stay_inside_the_view(path):
 
 @pytest.mark.parametrize("policy", ["always", "manual"])
 async def test_write_in_pieces_lands_in_place(path, policy):
-    """Some meet and some do not, more than go into one system call, one longer than it may be."""
+    """Some pieces adjoin, some do not; there are more than one call takes, and one is too long."""
     async with aiommap.open(path, "r+", flush=getattr(FlushPolicy, policy)()) as f:
         size = 10 << 20
         await f.resize(size)
@@ -256,7 +256,7 @@ async def test_write_in_pieces_lands_in_place(path, policy):
 
 
 async def test_write_many_cancelled_half_way_goes_on(path):
-    """I8: the part went inline, so the rest cannot be withdrawn though it has not begun."""
+    """I8: a part was stored inline, so the rest cannot be withdrawn although it has not begun."""
     async with aiommap.open(path, "r+") as f:
         workers, long, scope = workers_of(f), b"y" * 17 * PAGE, anyio.CancelScope()
 
@@ -280,7 +280,7 @@ async def test_write_many_cancelled_half_way_goes_on(path):
         assert await f.read(PAGE, len(long)) == long
 
 
-LONG = 17 * PAGE  # more than is stored inline
+LONG = 17 * PAGE  # too long to be stored inline
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ LONG = 17 * PAGE  # more than is stored inline
     ],
 )
 async def test_write_does_not_pass_one_that_waits(path, queued):
-    """I9, writing.1: an inline store to what a queued write covers would be overwritten by that."""
+    """I9, writing.1: a queued write would overwrite an earlier inline store to its range."""
     async with aiommap.open(path, "r+") as f:
         workers = workers_of(f)
         await f.resize(64 * PAGE)
@@ -315,7 +315,7 @@ async def test_write_does_not_pass_one_in_a_batch(path):
 
         async def write_twice():
             await f.write(40 * PAGE, b"a" * LONG)
-            await f.write(0, b"b")  # the batch of the other one has not begun yet
+            await f.write(0, b"b")  # the batch of the other task has not begun
 
         async with anyio.create_task_group() as group:
             with held(workers, workers.stores):

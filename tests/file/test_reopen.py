@@ -1,4 +1,4 @@
-"""Moving to the file that a path names by now: nothing written is lost unasked, old views live."""
+"""Moving to the file that a path names: no written byte is lost unasked, and old views live."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def test_reopen_keeps_memory_of_old_views(path, mode):
         with f.view(0, PAGE) as used, f.view(PAGE, PAGE) as unused:
             memory = used.memory
             put_another(path)
-            await f.reopen(discard=True)  # memory that was given out writable counts as dirty
+            await f.reopen(discard=True)  # because writable memory counts as dirty
             assert await f.read(0, 7) == b"another"
             assert bytes(memory[:2]) == b"AA"
             assert bytes(unused.memory[:2]) == b"BB"
@@ -51,7 +51,7 @@ async def test_reopen_keeps_memory_of_old_views(path, mode):
 
 
 async def test_reopen_ends_verbs_of_old_views(path):
-    """A flush through one would be told as done of stores that went to the old file."""
+    """Else a flush by an old view would report success for stores that went to the old file."""
     async with aiommap.open(path, "r+") as f:
         with f.view(0, PAGE) as view:
             memory = view.memory
@@ -78,7 +78,7 @@ async def test_reopen_ends_verbs_of_old_views(path):
 
 @pytest.mark.parametrize("mode", ["w+", "x+"])
 async def test_reopen_ends_allocators(tmp_path, mode):
-    """The old one was filled with zeros by opening; what is in this one nobody here knows."""
+    """Opening filled the old file with zeros; the new file may hold anything."""
     path = tmp_path / "made"
     async with aiommap.open(path, mode, size=PAGE) as f:
         put_another(path)
@@ -234,7 +234,7 @@ async def test_reopen_does_not_report_own_writes(path):
 
 
 async def test_reopen_under_readers_fails_none(path):
-    """Reads under way when the file moves finish on the old one."""
+    """Reads that are under way when the file moves finish on the old file."""
     put_another(path, b"0" * (64 * PAGE))
     done = 0
     async with aiommap.open(path) as f:
@@ -259,7 +259,7 @@ async def test_reopen_under_readers_fails_none(path):
 
 
 async def test_reopen_under_writers_loses_nothing(path):
-    """A file that is not an orphan when it is flushed may be moved on from."""
+    """The path names the same file all the time, so a reopen only refreshes it."""
     async with aiommap.open(path, "r+") as f:
         async with anyio.create_task_group() as tasks:
 
@@ -347,7 +347,7 @@ async def test_reopen_cancelled_leaves_one_file(path):
 
 @pytest.mark.parametrize("loss", ["read", "private", "stored"])
 async def test_reopen_heals_a_poisoned_file(path, outside, loss):
-    """Its path still names it; what a view may have stored has to be let go of by word."""
+    """The path names the same file; the caller has to give up stores of views by discard=True."""
     data = path.read_bytes()
     async with aiommap.open(path, {"read": "r", "private": "c", "stored": "r+"}[loss]) as f:
         with f.view() as view:
@@ -372,7 +372,7 @@ async def test_reopen_heals_a_poisoned_file(path, outside, loss):
                 assert not f.orphaned
             await f.reopen(discard=loss != "read")
             assert await f.read(0, len(data)) == data
-            assert memory[5 * PAGE] == (7 if loss == "stored" else 0)  # of the old mapping
+            assert memory[5 * PAGE] == (7 if loss == "stored" else 0)  # the old mapping
             del memory
         found = f.statistics()
         assert (found.poisoned, found.flush_failed) == (False, False)
@@ -385,7 +385,7 @@ async def test_reopen_heals_a_poisoned_file(path, outside, loss):
 async def test_reopen_refuses_private_stores(path):
     async with aiommap.open(path, "c") as f:
         await f.write(0, b"only here")
-        await f.reopen()  # of the same file: nothing is lost
+        await f.reopen()  # the path names the same file, so nothing is lost
         put_another(path)
         with pytest.raises(aiommap.AccessModeError, match="private stores would be lost"):
             await f.reopen()
@@ -423,12 +423,12 @@ async def test_reopen_refuses_queued_private_stores(path):
 
         async with anyio.create_task_group() as group:
             with held(workers, workers.stores):
-                f._mapping.inline_writes = False  # the file is too short for a write that queues
+                f._mapping.inline_writes = False  # because the file is too short for a queued write
                 group.start_soon(f.write, 0, long)
                 await until_queued(workers.stores)
                 put_another(path)
                 group.start_soon(move)
-                for _ in range(5):  # it opens the path again in a worker
+                for _ in range(5):  # hops, while a worker opens the path again
                     async with aiommap.open(path, "r"):
                         pass
                 assert not refused

@@ -41,7 +41,7 @@ async def test_shrink_during_flush_is_no_truncation(path):
 
 
 async def test_shrink_fails_durable_write_behind_it(path):
-    """Its range was checked before; nothing of it lands, and its neighbours are stored."""
+    """Its range was checked before the shrink; none of its bytes is stored, its neighbours are."""
     async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
         outcomes = {}
 
@@ -116,7 +116,7 @@ async def test_inline_write_waits_for_last_durable(path, replaced):
             await f.write(0, b"a")
             if replaced == "between":
                 f.flush_policy = FlushPolicy.manual()
-            await f.write(0, b"c")  # the batch of "b" has not begun yet
+            await f.write(0, b"c")  # the batch of "b" has not begun
 
         async with anyio.create_task_group() as group:
             with held(workers_of(f), workers_of(f).flushes):
@@ -161,7 +161,7 @@ async def test_resize_and_store_exclude_each_other(path, verb):
 
         await f.resize(32 * PAGE)
         async with anyio.create_task_group() as group:
-            with core_of(f).resize_mutex:  # as the other one has it
+            with core_of(f).resize_mutex:  # as if the other verb had it
                 group.start_soon(act)
                 for _ in range(5):  # hops, during which the worker gets as far as it can
                     async with aiommap.open(path, "r"):
@@ -172,7 +172,7 @@ async def test_resize_and_store_exclude_each_other(path, verb):
 
 @pytest.mark.parametrize("verb", ["prewarm", "residency", "advise", "locked", "punch_hole"])
 async def test_resize_under_a_verb_is_out_of_bounds(path, verb):
-    """The check of the verb came before, and what native code then finds is told the same way."""
+    """The verb was checked before the shrink; native code then raises the same error."""
     async with aiommap.open(path, "r+", flush=aiommap.FlushPolicy.never()) as f:
         await f.resize(16 * PAGE)
         act = {
@@ -211,7 +211,7 @@ async def test_shrink_beside_verbs_says_what_is_out(path):
 
 
 async def test_shrink_that_fails_changes_nothing():
-    """Sealed, so that ftruncate(2) refuses; by then its tail was fenced."""
+    """The file is sealed, so ftruncate(2) fails after the tail was fenced."""
     descriptor = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
     try:
         os.write(descriptor, b"x" * 8 * PAGE)

@@ -1,4 +1,4 @@
-"""What grows with the number of views: the calls of ``carve``, and what statistics look at."""
+"""Costs that grow with the number of views: the calls of ``carve``, and the scan for statistics."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def test_carve_makes_few_calls_a_part(path):
         parts = {number: (number, 1) for number in range(2 * PAGE)}
         few = {number: parts[number] for number in range(PAGE)}
         for carve in (f.carve, f.view().carve):
-            # The check, the view, its lease: nothing twice.
+            # The check, the view and its lease, none of them twice.
             assert (calls_of(lambda: carve(parts)) - calls_of(lambda: carve(few))) / PAGE < 9.5  # noqa: B023
 
 

@@ -1,4 +1,4 @@
-"""Verbs that a view has of its own: walking it, and flushing a part of it."""
+"""Chunks of a view, and flushes of a view, of a part of it, or of a receipt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Views: carving, records laid over their memory, and who holds that."""
+"""Views: carving, records over their memory, and the objects that keep memory mapped."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ async def test_carve_wants_a_mapping(path, parts):
 
 
 def first_overlap(parts):
-    """Tell by counting bytes whether any is in two parts."""
+    """Return the names of two parts that share a byte, found byte by byte; None if none do."""
     owner = {}
     for name, (offset, length) in parts.items():
         for byte in range(offset, offset + length):
@@ -174,7 +174,7 @@ async def test_records_agree_with_struct(path, layout, offset):
             records = view.struct(layout)
             expected = list(struct.iter_unpack(layout, view.memory))
     assert (records.layout, records.itemsize, len(records)) == (layout, size, 10)
-    assert repr([*records]) == repr(expected)  # of the text, as NaN is not equal to itself
+    assert repr([*records]) == repr(expected)  # as text, because NaN is not equal to itself
     assert repr([records[i] for i in range(-10, 10)]) == repr(expected * 2)
     assert repr([*reversed(records)]) == repr(expected[::-1])
     assert repr([*records[2:9][::-3]]) == repr(expected[2:9][::-3])
@@ -266,7 +266,7 @@ def test_records_round_trip_as_in_struct(codes, order, data):
     assert [*records] == [*struct.iter_unpack(layout, model)]
 
 
-# Memory, however it was come by.
+# Memory, whichever way a program got it.
 
 
 MAKERS = {
@@ -347,7 +347,7 @@ async def test_close_with_typed_views_out(path):
     assert os.path.getsize(path) == 16 * PAGE
 
 
-# Who still holds memory.
+# Objects that still hold memory.
 
 
 async def test_statistics_name_the_oldest_leases(path):
@@ -385,7 +385,7 @@ def test_leases_know_their_origin_in_dev_mode(path, tmp_path):
     done = subprocess.run(
         [sys.executable, "-X", "dev", str(script), str(path)], capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr  # on a busy machine asyncio warns there
+    assert done.returncode == 0, done.stderr  # not compared: on a busy machine asyncio warns
     assert done.stdout.splitlines() == [
         f"5 15 {script}:8 in main.<locals>.forgetful",
         f"0 4 {script}:10 in main",

@@ -1,4 +1,4 @@
-"""Bytes that durable writes cost the device: about those of pwrite and fdatasync (I13)."""
+"""Durable writes give the device about as many bytes as pwrite and fdatasync do (I13)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from tests.support.waiting import until
 pytestmark = pytest.mark.anyio
 
 SIZE = 24 << 20
-#: Records of a case, and how many of them are written between two flushes.
+#: The number of records of a case, and of those between two flushes.
 RECORDS, GROUP = 48, 4
 RATIO = 1.2
-#: A journal or a tree of the file system may be written by itself meanwhile.
+#: The file system may write its journal or a tree meanwhile.
 SLACK_BYTES = 64 << 10
 
 
 @pytest.fixture
 def anyio_backend():
-    """One is enough: no loop decides what reaches the device."""
+    """One loop is enough, because no loop decides what reaches the device."""
     return "asyncio"
 
 
@@ -60,7 +60,7 @@ LAYOUTS = {"large pieces": in_large_pieces, "reserved": reserved, "sparse": spar
 
 
 def places(order, length):
-    """Where the records of a case go, in groups."""
+    """Return the offsets of the records of a case, in groups."""
     drawn = random.Random(14)
     room = SIZE // length
     at = [drawn.randrange(room) if order == "random" else i for i in range(RECORDS)]
@@ -68,7 +68,7 @@ def places(order, length):
 
 
 def by_pwrite(path, groups, record, *, each):
-    """Write the records as others do, with a sync for each one or for each group."""
+    """Write the records by pwrite, with a sync for each record or for each group."""
     fd = os.open(path, os.O_RDWR)
     for group in groups:
         for at in group:
@@ -103,7 +103,7 @@ async def background(f, group, record):
     await until(lambda: f.statistics().oldest_dirty_seconds is None)
 
 
-#: A policy, how a group is written under it, and whether each record is flushed by itself.
+#: A policy, the function that writes a group under it, and whether each record has its own flush.
 FORMS = {
     "manual-wait_durable": (FlushPolicy.manual(), wait_durable, True),
     "manual-flush": (FlushPolicy.manual(), flush, False),
@@ -117,7 +117,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 async def test_random_records_in_large_folios(disk, form):
-    """The dearest place for a store through the mapping: a megabyte for each record."""
+    """The worst case for a store through the mapping, which would cost a megabyte per record."""
     await check(disk, form, "large pieces", "random", 128)
 
 
@@ -131,7 +131,7 @@ async def test_device_bytes(disk, form, layout, order, length):
 
 
 async def check(disk, form, layout, order, length):
-    """Write the same as pwrite and as a form, and compare what the device was given."""
+    """Write the same records by pwrite and by a form, and compare the bytes of the device."""
     policy, write, each = FORMS[form]
     ours, theirs = disk.folder / "ours", disk.folder / "theirs"
     record = b"r" * length

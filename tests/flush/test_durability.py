@@ -1,4 +1,4 @@
-"""Flush, receipts and the latch; cachestat(2) says what is really dirty."""
+"""Flush, receipts and the latch; cachestat(2) tells which pages are really dirty."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def dirty(f, offset, length):
 
 @pytest.fixture
 async def f(path, anyio_backend):
-    """A file with a dirty page, one of whose flushes is going to fail."""
+    """A file with a dirty page; a flush of it is going to fail."""
     file = await aiommap.open(path, "r+")
     await file.write(0, b"lost")
     yield file
@@ -74,7 +74,7 @@ async def test_receipts_learn_what_is_durable(path):
 
 
 async def test_few_pages_are_flushed_with_those_of_a_receipt(path):
-    """One fdatasync takes them all, where msync would wait for the device once for each range."""
+    """One fdatasync flushes them all; msync would wait for the device once for each range."""
     async with aiommap.open(path, "r+") as f:
         receipts = [await f.write(i * PAGE, b"a") for i in range(8)]
         await receipts[3].wait_durable()
@@ -201,11 +201,11 @@ async def test_flush_failure_names_store_under_way(f):
 
 
 async def test_flush_behind_a_failed_background_is_not_tried(f):
-    """The kernel would call it a success: it has dropped the pages that it could not write."""
+    """The kernel would report success, because it dropped the pages that it could not write."""
     later = await f.write(PAGE, b"later")
     begun, go_on = threading.Event(), threading.Event()
 
-    def due():  # asked while the background flush has the turn
+    def due():  # called while the background flush has the turn
         begun.set()
         return go_on.wait(20)
 
@@ -227,7 +227,7 @@ async def test_flush_behind_a_failed_background_is_not_tried(f):
 
 
 async def test_flush_failure_drops_resize_behind_it(f, path):
-    """All three are one batch: the flush fails, the change is not made, nothing is flushed."""
+    """The flush fails, and the resize and the flush behind it are not tried."""
     later = await f.write(PAGE, b"later")
     with failing_flush(f) as fault:
         async with anyio.create_task_group() as group:
@@ -245,7 +245,7 @@ async def test_flush_failure_drops_resize_behind_it(f, path):
 
 
 async def test_durable_write_beside_a_failing_store(path, outside):
-    """One batch, in which the other store stops short: its range was cut off by others."""
+    """In the same batch another store stops short, because others cut off its range."""
     async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
         receipts = []
 
@@ -269,7 +269,7 @@ async def test_durable_write_beside_a_failing_store(path, outside):
 
 
 async def test_word_changed_during_flush_stays_dirty(path):
-    """writeback.2: the write is, and its receipt says so, but not everything up to it."""
+    """writeback.2: the receipt of the write is durable; ``durable_sequence`` stays below it."""
     async with aiommap.open(path, "r+", flush=FlushPolicy.always()) as f:
         word = f.atomic_u64(8 * PAGE)
 
@@ -286,7 +286,7 @@ async def test_word_changed_during_flush_stays_dirty(path):
                 try:
                     receipt = await f.write(0, b"x")
                 finally:
-                    over.set()  # or that thread would never end
+                    over.set()  # else that thread would never end
             assert receipt.durable
             if receipt.sequence == before + 2:  # the word was changed in time
                 break
@@ -383,7 +383,7 @@ async def test_flush_renamed_or_linked_elsewhere(tmp_path, move, verb):
     receipt = await f.write(0, b"kept")
     move(path, aside)
     try:
-        with suppress(FileNotFoundError, NotADirectoryError):  # reopen finds nothing there
+        with suppress(FileNotFoundError, NotADirectoryError):  # reopen may find no file
             await verb(f, receipt)
         assert receipt.durable or verb is VERBS["reopen"]
         if not f.closed:
@@ -404,7 +404,7 @@ async def test_flush_renamed_under_always(path):
 
 
 async def test_flush_once_the_last_name_goes(path):
-    """Every name counts, not the one that it was opened by."""
+    """Every name counts, not only the one by which the file was opened."""
     f = await aiommap.open(path, "r+")
     os.link(path, f"{path}.1")
     path.unlink()
@@ -431,8 +431,8 @@ async def test_flush_a_file_that_never_had_a_name(tmp_path, kind):
             receipt = await f.write(0, b"kept")
             await f.flush()
             assert receipt.durable
-            if kind == "tmpfile":  # from here on it has a name to lose
-                # Without a descriptor Python calls link(2), which does not follow.
+            if kind == "tmpfile":  # from here on the file has a name
+                # Without src_dir_fd Python calls link(2), which does not follow the link in /proc.
                 os.link(f"/proc/self/fd/{fd}", tmp_path / "named", src_dir_fd=fd)
                 await f.write(0, b"kept")
                 await f.flush()

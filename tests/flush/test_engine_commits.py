@@ -125,7 +125,7 @@ def test_commit_cancelled_at_work_is_waited_out(tmp_path, way, backend):
 @pytest.mark.parametrize("way", ["by_write", "by_receipt"])
 @every_loop
 def test_batch_that_all_left_before_it_began(tmp_path, way, backend):
-    """It stores nothing and flushes nothing, and holds nobody up."""
+    """Such a batch stores nothing, flushes nothing, and holds up no other batch."""
     body = """
         arm("fdatasync")
         async with anyio.create_task_group() as first:
@@ -197,7 +197,7 @@ run(main)
 
 @pytest.mark.parametrize("way", ["by_write", "by_receipt", "by_flush"])
 def test_error_beside_a_commit_that_fails_keeps_its_outcome_from_nobody(tmp_path, way):
-    """As when what the application logs with is broken."""
+    """A broken logging filter of the application is such an error."""
     code = (
         COMMON
         + f"""
@@ -244,7 +244,7 @@ LOSSES = {
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("way", ["by_write", "by_receipt", "by_flush"])
 def test_data_that_is_lost_during_a_commit(tmp_path, way, loss):
-    """The kernel calls it a success; the check after it does not."""
+    """The kernel reports success; the check after the flush finds the loss."""
     code = (
         COMMON
         + f"""
@@ -282,7 +282,7 @@ run(main)
 @every_way
 @every_loop
 def test_commits_without_a_thread_for_the_engine(tmp_path, way, backend):
-    """Worker threads that are there do them, or the reserve."""
+    """Worker threads that run already do the commits, or the reserve does."""
     code = (
         COMMON
         + f"""
@@ -318,7 +318,7 @@ def test_hung_commit_holds_up_no_other_file(tmp_path, backend):
 
 
 def test_background_flush_waits_for_a_commit_that_no_loop_ends(tmp_path):
-    """The loop rests between two runs: the commit is ended by the thread that flushes next."""
+    """The loop rests between two runs, so the thread that flushes next ends the commit."""
     code = (
         COMMON
         + """
@@ -329,7 +329,7 @@ async def begin():
     arm("fdatasync")
     waiting = asyncio.ensure_future(first.wait_durable())
     await reached()
-    await f.write(5 * PAGE, b"next")  # which the commit does not make durable
+    await f.write(5 * PAGE, b"next")  # after the commit began, so not part of it
 
 async def end():
     await waiting
@@ -355,7 +355,7 @@ loop.close()
 @pytest.mark.parametrize("way", ["by_write", "by_log"])
 @pytest.mark.parametrize("backend", ["asyncio", "uvloop"])
 def test_loop_is_closed_while_a_commit_hangs(tmp_path, way, backend):
-    """Its buffers and descriptors are kept until it has ended, and then they go."""
+    """The commit keeps its buffers and descriptors until it ends, and then releases them."""
     code = (
         COMMON
         + f"""
@@ -392,7 +392,7 @@ os._exit(print("alive", flush=True) or 0)
 
 @every_loop
 def test_forked_child_commits_nothing(tmp_path, backend):
-    """A child in the middle of a commit gets ForkedError, and the parent its outcome."""
+    """A child forked during a commit gets ForkedError, and the parent gets the outcome."""
     code = (
         COMMON
         + """
@@ -427,7 +427,7 @@ run(main)
 
 @every_loop
 def test_log_flushes_in_the_background_at_the_end_of_its_loop(tmp_path, backend):
-    """What was begun ends, though the run does: trio cancels what watches the engine."""
+    """A commit under way ends although trio cancels the task that watches the engine."""
     code = (
         COMMON
         + """
@@ -447,7 +447,7 @@ os._exit(0)
 
 @every_loop
 def test_acknowledged_commits_survive_a_kill(tmp_path, backend):
-    """Whoever got an answer finds the bytes, however the process ends."""
+    """A write that returned finds its bytes in the file, however the process ends."""
     code = (
         COMMON
         + """

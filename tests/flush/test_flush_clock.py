@@ -1,4 +1,4 @@
-"""Flushes nobody asks for while the loop is busy or at rest, and the clock that starts them."""
+"""Background flushes while the loop is busy or at rest, and the clock that starts them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 
 def busy_until(condition):
-    """Keep the loop from running until something is so."""
+    """Keep the loop busy until a condition holds."""
     deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline, "it did not happen while the loop was busy"
@@ -108,7 +108,7 @@ async def test_interval_of_growth_on_a_busy_loop(tmp_path):
 
 @pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
 def test_interval_of_a_loop_at_rest(path, kind):
-    """Between two runs, as in a notebook or a test suite."""
+    """A loop rests between two runs, as in a notebook or a test suite."""
 
     loop = pytest.importorskip(kind).new_event_loop()
 
@@ -140,7 +140,7 @@ async def test_close_during_background_flush(path):
 
 
 async def test_flush_during_background_flush(path):
-    """Whoever asks waits for what is under way, though nothing else is dirty (I4)."""
+    """A flush waits for a background flush under way, even if nothing else is dirty (I4)."""
     async with aiommap.open(path, "r+", flush=FlushPolicy.every_interval(0.01)) as f:
         with slow_disk(f, only="flush") as disk:
             receipt = await f.write(0, b"x")
@@ -263,7 +263,7 @@ async def main():
         for _ in range(40):
             for _ in range(8):
                 await anyio.lowlevel.checkpoint()
-                time.sleep(0.0002)  # no more than the worker is held up
+                time.sleep(0.0002)  # shorter than the delay of the worker
                 await f.write(0, b"x" * 16)
             with anyio.fail_after(15):
                 while f.statistics().oldest_dirty_seconds is not None:
@@ -278,7 +278,7 @@ anyio.run(main, backend=sys.argv[2])
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("policy", [("every_writes", 8), ("every_bytes", 128)])
 def test_stores_while_a_flush_ends(tmp_path, backend, policy):
-    """The worker plans the next flush while the loop stores what makes it due."""
+    """The worker plans the next flush while the loop stores the bytes that make it due."""
     (tmp_path / "file").write_bytes(bytes(4 * PAGE))
     done = run_code(WHILE_PLANNING, tmp_path / "file", backend, *policy)
     assert (done.returncode, done.stdout) == (0, "flushed\n"), done.stderr

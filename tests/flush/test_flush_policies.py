@@ -1,4 +1,4 @@
-"""Flushes that nobody asks for, and writers that wait: each policy on a real file."""
+"""Background flushes and writers that wait for room: each policy on a real file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def settled(f):
-    """Let what was begun in the background end: a flush that runs shows as bytes in flight."""
+    """Wait until no background flush runs or is asked for; a running one shows as writeback."""
     await until(lambda: not f._mapping.writeback_since and not f._open.background._asked)
 
 
@@ -75,7 +75,7 @@ async def test_every_interval_flushes_only_when_dirty(path):
 
 async def test_every_interval_flushes_view_stores(path):
     async with aiommap.open(path, "r+", flush=FlushPolicy.every_interval(0.01)) as f:
-        # Unlike asking for statistics, looking changes nothing.
+        # Reading this changes nothing, unlike a call of statistics().
         flushes = f._open.flusher.writeback.groups
         view = f.view(0, PAGE)
         memory = view.memory
@@ -102,7 +102,7 @@ async def test_closed_file_leaves_the_scheduler(path):
     "policy", [FlushPolicy.every_interval(0.01), FlushPolicy.every_writes(1)], ids=str
 )
 async def test_memory_lent_in_a_thread_delays_no_flush(path, tmp_path, policy):
-    """No timer can be set there: the loop has to do it."""
+    """A thread asks for writable memory and releases it; the flush comes all the same."""
 
     def store(view):
         memory = view.memory

@@ -1,6 +1,6 @@
-"""Stores of tasks that woke together and write side by side are stored as one, and nobody can tell.
+"""Adjoining stores of tasks that woke together are applied as one, with the same promises.
 
-Where a switch of tasks is dear, as in trio, nothing is gathered; all promises are the same.
+On trio, where a switch of tasks costs much, no store is gathered; the promises are the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 
 TASKS = 8
 RECORD = 100
-#: What the tasks write before they wake together ends here.
+#: The end of the bytes that the tasks write before they wake together.
 END = (TASKS + 1) * RECORD
 
 
@@ -34,7 +34,7 @@ def path(tmp_path):
 
 
 async def wake_together(f, acts):
-    """Call each in a task of its own, all in the turn in which one flush wakes these tasks."""
+    """Call each function in a task of its own, in the turn in which one flush wakes all tasks."""
     workers = workers_of(f)
     begun = waiting = 0
 
@@ -49,7 +49,7 @@ async def wake_together(f, acts):
 
     async with anyio.create_task_group() as group:
         with held(workers, workers.flushes):
-            group.start_soon(run, None)  # the flush of this one is in flight, the others' gathers
+            group.start_soon(run, None)  # its flush is in flight; the others wait for the next one
             await until(lambda: workers.flushes.queued)
             for act in acts:
                 group.start_soon(run, act)
@@ -73,7 +73,7 @@ class Writes:
 
 
 def expected_gathered(anyio_backend, count=TASKS):
-    """How many stores were gathered when each of them was submitted."""
+    """Return how many stores are gathered when each of them is submitted."""
     return [*range(count)] if anyio_backend[0] == "asyncio" else [0] * count
 
 
@@ -105,7 +105,7 @@ async def test_gathered_stores_are_seen_when_write_returns(path, anyio_backend):
 
 
 async def test_round_after_round(path, anyio_backend):
-    """Each round finds the tasks of the one before together."""
+    """In each round the tasks of the round before wake together."""
     async with aiommap.open(path, "r+") as f:
         writes = Writes(f)
 
@@ -121,7 +121,7 @@ async def test_round_after_round(path, anyio_backend):
 
 @pytest.mark.parametrize("record", [1, 100, PAGE, 40_000])
 async def test_later_store_to_the_same_bytes_wins(path, record):
-    """I9: in the order in which they were submitted, however they overlap."""
+    """I9: stores are applied in the order of submission, however they overlap."""
     async with aiommap.open(path, "r+") as f:
         model = bytearray(path.read_bytes())
         model[:END] = b"p" * END
@@ -156,7 +156,7 @@ async def write_always(f, at, data):
 
 
 async def write_offloaded(f, at, data):
-    """As while a fault is injected: inline verbs decline."""
+    """Inline verbs decline, as while a fault is injected."""
     core_of(f).mapping.declining = True
     await f.write(at, data)
 
@@ -167,7 +167,7 @@ OTHERS = (write_many, write_view, write_large, write_always, write_offloaded)
 @pytest.mark.parametrize("other", OTHERS, ids=lambda other: other.__name__)
 @pytest.mark.parametrize("place", [0, 3, TASKS - 1], ids=str)
 async def test_other_verbs_keep_the_order(path, other, place):
-    """I9, gather.2, whichever way each store takes."""
+    """I9, gather.2: the order holds whichever way each store takes."""
     async with aiommap.open(path, "r+") as f:
         submitted = []
 
@@ -186,7 +186,7 @@ async def test_other_verbs_keep_the_order(path, other, place):
 
 
 async def test_a_word_waits_for_no_gathered_store(path, anyio_backend):
-    """What is not visible yet is not stored over: the word says that it is busy."""
+    """A word whose bytes have a gathered store raises BusyResourceError."""
     async with aiommap.open(path, "r+") as f:
         word, other = f.atomic_u64(2048), f.atomic_u64(4096)
         tries = []
@@ -206,7 +206,7 @@ async def test_a_word_waits_for_no_gathered_store(path, anyio_backend):
 
 
 class Cancellable:
-    """Writes of tasks that woke together, some of which the last one cancels before it writes."""
+    """Writes of tasks that woke together; the last task cancels some before it writes."""
 
     def __init__(self, f, way, *, late):
         self.f = f
@@ -221,7 +221,7 @@ class Cancellable:
             task = asyncio.current_task() if self.way == "native" else None
             self.cancels.append(scope.cancel if task is None else task.cancel)
             if number == TASKS - 1:
-                # What is gathered cannot be stored inline then, and has to be queued.
+                # If late, gathered stores cannot be stored inline, and have to be queued.
                 core_of(self.f).mapping.declining = self.late
                 self.cancels[0]()
                 self.cancels[3]()
@@ -259,12 +259,12 @@ async def test_cancelled_store_is_whole_or_never_applied(path, anyio_backend, wa
         assert [*made.outcomes.values()].count("returned") >= TASKS - 2
         if anyio_backend[0] == "asyncio":
             assert made.outcomes[0] == made.outcomes[3] == "cancelled"
-            if not late:  # the first to go on: nothing was stored before
+            if not late:  # task 0 goes on first, before anything was stored
                 assert found[0] == bytes(RECORD)
 
 
 async def test_closing_stores_what_is_gathered(path):
-    """What was submitted before is stored, and flushed."""
+    """Stores that were submitted before the close are applied and flushed."""
     f = await aiommap.open(path, "r+")
     submitted = []
 
@@ -322,7 +322,7 @@ async def test_reopening_leaves_no_gathered_store_behind(path):
 
 
 async def test_file_that_others_cut_is_not_made_longer(path):
-    """What cannot be stored inline takes the slow way, which says why."""
+    """Stores that cannot be applied inline take the slow way, which raises the reason."""
     async with aiommap.open(path, "r+") as f:
         submitted, errors = [], []
 
@@ -371,7 +371,7 @@ async def fail_together(path, submitted, errors):
 
 
 async def test_buffers_are_let_go(path):
-    """The memory of a caller is exported until the write is over, and no longer."""
+    """The caller's memory is exported until the write has ended, and no longer."""
     async with aiommap.open(path, "r+") as f:
         buffers = []
 
@@ -387,7 +387,7 @@ async def test_buffers_are_let_go(path):
 
 
 async def test_records_at_random_are_stored_at_once(path):
-    """Nothing is won by waiting for others where records do not adjoin."""
+    """Gathering gains nothing for records that do not adjoin."""
     async with aiommap.open(path, "r+") as f:
         writes = Writes(f)
 
@@ -405,7 +405,7 @@ async def test_records_at_random_are_stored_at_once(path):
 
 
 async def wake_random(f, writes):
-    """As ``wake_together``, after records at random."""
+    """Do as ``wake_together``, but with records at random places."""
     workers = workers_of(f)
     waiting = 0
 

@@ -1,4 +1,4 @@
-"""Quantiles of a histogram against a sorted list."""
+"""Quantiles of a histogram compared with a sorted list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flush policies are values: equal by content, hashable, picklable, combined, never changed."""
+"""Flush policies are values: equal by content, hashable, picklable, combinable, immutable."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_policies_survive_copy_pickle_and_repr(policy):
 def test_policies_cannot_be_changed(policy):
     with pytest.raises(dataclasses.FrozenInstanceError, match="flush_at_close"):
         policy.flush_at_close = False
-    # A frozen dataclass with slots refuses new names with the one error or the other.
+    # A frozen dataclass with slots raises one of these errors for a new name.
     with pytest.raises((AttributeError, TypeError)):
         policy.unheard_of = 1
 

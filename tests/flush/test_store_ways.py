@@ -1,4 +1,4 @@
-"""Which way a store of the loop thread takes: pwrite(2) for as long as a flush can be expected."""
+"""The way of a store of the loop thread: pwrite(2) for as long as a flush can be expected."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.internals import core_of
 
 pytestmark = pytest.mark.anyio
 
-#: So many writes without a flush are no sign that nobody flushes.
+#: After this number of writes without a flush, stores go through the mapping.
 FEW = 4096
 
 
@@ -23,7 +23,7 @@ def path(tmp_path):
 
 
 async def write(f, count):
-    """Write to pages that differ; how many of the writes were system calls on the loop thread."""
+    """Write to different pages; return how many writes were system calls on the loop thread."""
     mapping = core_of(f).mapping
     before = mapping.inline_pwrites
     inline = f.statistics().inline_writes
@@ -38,7 +38,7 @@ async def test_who_never_flushes_stores_through_the_mapping(path, policy):
     async with aiommap.open(path, "r+", flush=policy) as f:
         await f.prewarm()
         assert await write(f, FEW) == FEW
-        assert await write(f, FEW) <= 64  # those of a page known to be in memory for a second
+        assert await write(f, FEW) <= 64  # at most one for each page, as it turns hot
 
 
 async def test_who_flushes_stays_on_pwrite(path):
@@ -49,10 +49,10 @@ async def test_who_flushes_stays_on_pwrite(path):
             await f.flush()
         assert await write(f, FEW + 1000) == FEW
         await f.flush()
-        assert await write(f, 2 * FEW) == 2 * FEW  # as many as the last flush had, and again
+        assert await write(f, 2 * FEW) == 2 * FEW  # the flush had many writes, so the limit grew
         await f.flush_range(0, 10)
         await write(f, 1)
-        await f.flush()  # a small one does not pass for all
+        await f.flush()  # one small flush does not lower the limit at once
         assert await write(f, FEW + 1000) == FEW + 1000
         for _ in range(5):
             await f.flush()
@@ -81,7 +81,7 @@ async def test_policy_that_flushes_stays_on_pwrite(path, policy):
 
 
 async def test_pages_stored_to_through_the_mapping_are_no_dearer(path):
-    """They are dirty as whole folios already, until a flush has begun."""
+    """Their whole folios are dirty already, until a flush begins."""
     async with aiommap.open(path, "r+") as f:
         await f.prewarm(write=True)
         assert await write(f, 64) == 0
@@ -112,13 +112,13 @@ async def test_words_and_writes_see_each_other(path):
 
 @pytest.mark.parametrize("sparse", [False, True], ids=["reserved", "sparse"])
 async def test_several_new_pages_need_their_blocks(tmp_path, sparse):
-    """Without them the disk may be found full half-way, so a worker has them reserved first."""
+    """The disk might turn out full half-way, so a worker reserves the blocks first."""
     path = tmp_path / "new"
     async with aiommap.open(path, "w+", size=64 * PAGE, sparse=sparse) as f:
         mapping = core_of(f).mapping
         await f.write(4 * PAGE, b"n" * 4 * PAGE)
         assert (mapping.inline_pwrites, f.statistics().offloaded_writes) == (not sparse, sparse)
-        await f.write(16 * PAGE, b"o" * PAGE)  # one is full before the first byte, or not at all
+        await f.write(16 * PAGE, b"o" * PAGE)  # one page is stored whole or not at all
         await f.write(20 * PAGE + 100, b"p" * 3 * PAGE)
         assert (mapping.inline_pwrites, f.statistics().offloaded_writes) == (
             3 - sparse * 2,

@@ -1,4 +1,4 @@
-"""AsyncLock: other processes, deaths that the next one is told of, and asking again for it."""
+"""AsyncLock: other processes, the death of a holder, and a second acquire by the same task."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ anyio.run(main)
 
 @contextmanager
 def holder(path, what="alone"):
-    """Another process that is inside of both locks."""
+    """Run another process that holds both locks."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(path), what],
         stdin=subprocess.PIPE,
@@ -66,7 +66,7 @@ def holder(path, what="alone"):
 
 @pytest.mark.parametrize("what", ["alone", "with child"])
 async def test_lock_tells_of_a_dead_holder(f, path, what):
-    """Also where a forked child of the dead one lives on (file_locks.5)."""
+    """It does even if a forked child of the dead holder lives on (file_locks.5)."""
     with holder(path, what) as process:
         lock = aiommap.AsyncLock(f, 64)
         with pytest.raises(TimeoutError, match="still locked"):
@@ -127,7 +127,7 @@ async def test_lock_excludes_processes(f, path):
 
 
 async def test_lock_again_in_one_task_is_told(f, path):
-    """K6: through whatever object; with a limit it is a TimeoutError as ever."""
+    """file_locks.6: through any object; with a timeout it raises TimeoutError as usual."""
     async with aiommap.open(path, "r+") as other:
         lock = aiommap.AsyncLock(f, 64)
         again = [lock, aiommap.AsyncLock(f, 64), aiommap.AsyncLock(other, 64)]
@@ -158,7 +158,7 @@ async def test_lock_shared_then_exclusive_in_one_task(f):
 
 
 async def test_lock_keeps_other_tasks_waiting(f, path):
-    """Also for one that has ended, and whose lock another task gives back."""
+    """They wait even if the task that acquired the lock has ended, until another releases it."""
     lock = aiommap.AsyncLock(f, 64)
     entered = []
 
@@ -179,11 +179,11 @@ async def test_lock_keeps_other_tasks_waiting(f, path):
         assert len(entered) == 2
 
 
-# Leaving an AsyncLock whose file has gone on.
+# Leaving an AsyncLock after a reopen.
 
 
 async def move_on(f, path):
-    """Have a file go to another one at its path, and give up the old one."""
+    """Put another file at the path, reopen, and wait until the old file is given up."""
     old = core_of(f)
     other = path.with_name("other")
     other.write_bytes(bytes(PAGE))
@@ -234,7 +234,7 @@ async def test_unlock_while_closing_is_no_death(path):
 
 
 async def test_close_inside_the_lock_is_a_death(path):
-    """The lock is lost while somebody is inside, who may not have been done."""
+    """The close releases the lock inside the block, so the data may be half changed."""
     f = await aiommap.open(path, "r+")
     await f.write(64, bytes(8))
     async with aiommap.AsyncLock(f, 64):

@@ -1,4 +1,4 @@
-"""Atomic words: what each operation does, where it is refused, and what the flusher knows of it."""
+"""Atomic words: the effect of each operation, refusals, and the accounting of changes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def array_of(f, width, offset=0, count=8):
 
 
 def stored(path, width, offset=0):
-    """Read a word with other means than the mapping."""
+    """Read a word without the mapping."""
     with open(path, "rb") as file:
         file.seek(offset)
         return struct.unpack("=I" if width == 4 else "=Q", file.read(width))[0]
@@ -188,7 +188,7 @@ async def test_change_dirties_its_page(zeros):
         word.fetch_add(1)
         assert f._mapping.dirty_runs() == [(2 * PAGE, 3 * PAGE)]
         cached = f._mapping.cachestat(2 * PAGE, PAGE)
-        assert cached[1] == 1, "the kernel knows the page as dirty, too"
+        assert cached[1] == 1, "the page is dirty for the kernel, too"
         await f.flush()
         assert f.statistics().dirty_bytes == 0
         assert f._mapping.cachestat(2 * PAGE, PAGE)[1:3] == (0, 0)
@@ -269,7 +269,7 @@ async def test_resize_moves_and_cuts_words(zeros):
         word, last = f.atomic_u64(8), f.atomic_u64(4 * PAGE - 8)
         word.store(1)
         address = f._mapping.address
-        await f.resize(600 * PAGE)  # beyond its capacity: mapped anew
+        await f.resize(600 * PAGE)  # beyond its capacity, so it is mapped again
         assert f._mapping.address != address
         assert word.fetch_add(1) == 1
         far = f.atomic_u32(600 * PAGE - 4)
@@ -286,13 +286,13 @@ async def test_resize_moves_and_cuts_words(zeros):
 
 
 async def test_change_waits_for_write_under_way(zeros):
-    """I9: a queued write to the word comes first, and nothing can wait for it here."""
+    """I9: a queued write to the word comes first; the call cannot wait, so it raises."""
     async with aiommap.open(zeros, "r+") as f:
         word, other = f.atomic_u64(PAGE), f.atomic_u64(0)
         big = b"\xff" * (2 * PAGE) * 40  # too long to be stored inline
         await f.resize(len(big) + 2 * PAGE)
         async with anyio.create_task_group() as group:
-            with core_of(f).resize_mutex:  # what the worker needs for storing
+            with core_of(f).resize_mutex:  # the worker needs it to store
                 group.start_soon(f.write, PAGE, big)
                 while not f._open.writer.storing(PAGE, PAGE + 8):
                     await anyio.lowlevel.checkpoint()
@@ -358,7 +358,7 @@ anyio.run(main)
 
 
 def count(path, processes, times):
-    """Let processes count up the same words, and return what they got to."""
+    """Let several processes count up the same words, and return the sums."""
     running = [
         subprocess.Popen([sys.executable, "-c", COUNT, str(path), str(times)])
         for _ in range(processes)

@@ -42,7 +42,7 @@ class Stranger:
         assert self.lock(offset, length, fcntl.F_UNLCK)
 
     def free(self, offset, length):
-        """Tell which bytes it could lock for itself."""
+        """Return the offsets of the bytes that it could lock for itself."""
         found = []
         for at in range(offset, offset + length):
             if self.lock(at, 1):
@@ -67,7 +67,7 @@ async def test_lock_excludes_others_from_its_range(f, stranger):
 
 
 async def test_lock_shared_overlaps(f, stranger):
-    """K3: what one of them gives back, the other may still cover."""
+    """file_locks.3: a release leaves the bytes locked that the other request covers."""
     async with f.file_lock(4, 4, shared=True):
         async with f.file_lock(0, 6, shared=True):
             assert stranger.lock(0, 10, fcntl.F_RDLCK)
@@ -269,13 +269,13 @@ async def test_lock_leaves_nothing_behind(path):
     before = descriptors(), threading.active_count()
     for _ in range(30):
         await turn()
-    # Idle workers of all kinds, and what other tests left to the collector; but not one a turn.
+    # There may be idle workers, and garbage of other tests; but not one for each turn.
     assert descriptors() < before[0] + 15
     assert threading.active_count() < before[1] + 15
 
 
 async def test_lock_shared_left_in_the_same_turn(f, stranger):
-    """K3: neither may take the other for one that still covers what they share."""
+    """file_locks.3: neither release may count the other request, which ends as well."""
 
     async def hold(offset, go, *, task_status):
         async with f.file_lock(offset, 10, shared=True):
@@ -292,7 +292,7 @@ async def test_lock_shared_left_in_the_same_turn(f, stranger):
 
 
 async def test_lock_refused_releases_its_range(f, stranger):
-    """K3: only what the kernel granted counts, not what it may grant later."""
+    """file_locks.3: only granted requests count, not those that the kernel may grant later."""
     assert stranger.lock(15, 1)
     async with anyio.create_task_group() as group:
 
@@ -302,7 +302,7 @@ async def test_lock_refused_releases_its_range(f, stranger):
 
         async with f.file_lock(0, 10, shared=True):
             group.start_soon(enter)
-            await anyio.sleep(0.01)  # refused at least once by then, or not: both are right
+            await anyio.sleep(0.01)  # the kernel may have refused it by then; both cases are right
         with anyio.fail_after(10):
             while not stranger.lock(5, 1):
                 await anyio.sleep(0.001)
@@ -348,7 +348,7 @@ async def test_reopen_inside_a_lock_keeps_it(f, path, stranger):
             await f.reopen()
             await retired(old)
             assert stranger.free(0, 12) == [4, 5, 6, 7, 10, 11]
-            async with f.file_lock(0, 4, timeout=10):  # of the new file, which is another one
+            async with f.file_lock(0, 4, timeout=10):  # on the new file
                 pass
         assert stranger.free(0, 12) == [*range(4, 12)]
     assert stranger.free(0, 12) == [*range(12)]
@@ -378,7 +378,7 @@ async def test_lock_waiting_through_reopen_is_refused(f, path, stranger):
 
     assert stranger.lock(20, 1)
     async with f.file_lock(0, 4), anyio.create_task_group() as group:
-        for offset in (1, 1, 3, 20):  # those behind a task, and one behind a stranger
+        for offset in (1, 1, 3, 20):  # three wait for a task, one for a stranger
             group.start_soon(enter, offset)
         await anyio.wait_all_tasks_blocked()
         replace(path)

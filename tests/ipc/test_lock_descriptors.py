@@ -1,4 +1,4 @@
-"""Locks without a descriptor of their own: no privileges, no /proc, none left."""
+"""Locks without a descriptor of their own: no privileges, no /proc, or no free descriptor."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def main():
     await block.__aenter__()
     assert not free(0)
     pid = os.fork()
-    if not pid:  # lives on, and keeps nothing locked; nor does its end unlock anything
+    if not pid:  # the child keeps no byte locked while it lives, and its end unlocks none
         os.read(held[0], 1)
         os._exit(0)
     os.write(held[1], b"x")
@@ -99,7 +99,7 @@ async def test_huge_pages_without_a_descriptor(path):
 
 @pytest.mark.anyio
 async def test_lock_held_through_reopen(path):
-    """Also when it is on the description of the file itself."""
+    """The lock is on the description of the file itself, for want of another descriptor."""
     async with aiommap.open(path, "r+") as f, aiommap.open(path, "r+") as other:
         with no_descriptors():
             block = f.file_lock(0, 8)

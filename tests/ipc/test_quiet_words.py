@@ -1,4 +1,4 @@
-"""Words that are looked at and not changed leave the file as it is, and nobody is told of them."""
+"""Operations that do not change a word leave the file clean and its times as they are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turns for ranges: compared with a list of all requests, and counted where there are many."""
+"""Turns for ranges: compared with a list of all requests; and the cost of many requests."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def conflict(one, other):
 
 
 def turns_among(requests):
-    """Tell which requests no earlier one keeps from their turn."""
+    """Return the requests that conflict with no earlier one."""
     return [
         request
         for number, request in enumerate(requests)
@@ -69,7 +69,7 @@ def test_turns_are_those_of_a_list(steps):
 
 
 def looks(many, order, make):
-    """Count how often requests were looked at while so many came and went."""
+    """Count how often requests are looked at while many of them come and go."""
     turns = Turns()
     requests = [make(number) for number in range(many)]
     before = Request.total

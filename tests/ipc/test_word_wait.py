@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(autouse=True)
 def no_post_is_left_behind():
-    """J2: the thread that waited goes once nobody does."""
+    """futex.2: a waiter thread ends once it has no waiters."""
     yield
     for _ in range(1000):
         if not _futex._waiter_threads:
@@ -67,9 +67,9 @@ async def test_notify_wakes_every_waiter(f):
         group.start_soon(other.wait, 0)
         await until_waiting(6)
         word.store(7)
-        word.notify(5)  # who is not asleep in the kernel yet sees the change by itself
+        word.notify(5)  # a waiter that does not sleep in the kernel yet sees the change by itself
         await until_waiting(1)
-        while len(seen) < 5:  # no longer waiting, but their tasks have yet to run
+        while len(seen) < 5:  # the waits have ended, but the tasks have to run
             await anyio.lowlevel.checkpoint()
         assert seen == [7] * 5
         other.store(1)
@@ -110,7 +110,7 @@ async def test_wait_cancelled_ends_at_once(f):
 
 
 async def test_notify_of_a_cancelled_task_passes_on(f):
-    """J3, with the moment between the two made certain: the told task is cancelled first."""
+    """futex.3: the notified task is cancelled before its loop learns of the notification."""
     word = f.atomic_u32(0)
     notified = []
     async with anyio.create_task_group() as group:
@@ -178,7 +178,7 @@ async def test_close_hub_does_not_wait_for_waits(path):
 
 
 async def test_wait_takes_no_other_worker(path):
-    """I12: more waiters than there are threads for anything else."""
+    """I12: more waiters than worker threads."""
     async with aiommap.Hub(workers=1) as hub, anyio.create_task_group() as group:
         f = await hub.open(path, "r+")
         word = f.atomic_u32(0)
@@ -205,7 +205,7 @@ async def test_wait_and_notify_in_a_reader(path):
             group.start_soon(here.wait, here.load())
             await until_waiting(1)
             there.fetch_add(1)
-            assert here.notify() <= 1  # 0 if the waiter was just looking for itself
+            assert here.notify() <= 1  # 0 if the waiter was just loading the word
 
 
 async def test_wait_survives_resize_beyond_capacity(f):
@@ -215,7 +215,7 @@ async def test_wait_survives_resize_beyond_capacity(f):
         await until_waiting(1)
         await f.resize(700 * PAGE)
         word.store(1)
-        assert word.notify() <= 1  # 0 if the waiter was just looking for itself
+        assert word.notify() <= 1  # 0 if the waiter was just loading the word
 
 
 async def test_wait_refuses_bad_arguments(f):
@@ -245,7 +245,7 @@ async def test_wait_in_a_file_cut_off(f, path, outside):
         group.start_soon(wait)
         await until_waiting(1)
         outside(path, PAGE)
-        group.start_soon(sign.wait, 0)  # the next look at the word finds out
+        group.start_soon(sign.wait, 0)  # makes the waiter thread load all its words again
         with anyio.fail_after(10):
             while not found:
                 await anyio.sleep(0.001)

@@ -1,4 +1,4 @@
-"""What tests of pages in memory share."""
+"""Fixtures for the tests of pages in memory."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from tests.support.pages import COLD_PAGES, make_cold
 
 @pytest.fixture
 def cold(tmp_path):
-    """A file none of whose pages is in memory."""
+    """A file with no page in memory."""
     return make_cold(tmp_path / "cold", COLD_PAGES)

@@ -1,4 +1,4 @@
-"""Advice: what each one makes the kernel do, and which are refused."""
+"""Advice: the effect of each one in the kernel, and when it is refused."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def test_normal_takes_random_back(cold):
         await f.advise(Advice.NORMAL)
         for page in range(4):
             await f.read(page * PAGE, PAGE)
-        with anyio.fail_after(20):  # what is read ahead counts once it is there
+        with anyio.fail_after(20):  # pages that are read ahead take a moment to arrive
             while len(resident_pages(cold)) <= 4:
                 await anyio.lowlevel.checkpoint()
 
@@ -76,7 +76,7 @@ async def test_dont_need_keeps_what_was_written(cold):
 
 
 async def test_dont_need_of_private_pages_is_refused(path):
-    """It would throw the stores away."""
+    """The kernel would throw the stores away."""
     async with aiommap.open(path, "c") as f:
         await f.write(0, b"mine")
         with pytest.raises(UnsupportedError):

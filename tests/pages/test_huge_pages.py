@@ -1,4 +1,4 @@
-"""What the kernel says of huge pages: parsed from its own format, and asked of a real mount."""
+"""The kernel's report on huge pages: parsed from a sample, and read on a real mount."""
 
 from __future__ import annotations
 
@@ -85,4 +85,4 @@ async def test_count_where_the_kernel_does_not_tell(path, monkeypatch):
         with pytest.raises(aiommap.UnsupportedError, match="/proc, which is not there") as caught:
             await f.huge_page_bytes()
     assert str(path) in str(caught.value)
-    assert "no-smaps" not in str(caught.value)  # the user's file, not one of ours
+    assert "no-smaps" not in str(caught.value)  # it names the user's file, not one of ours

@@ -1,4 +1,4 @@
-"""Pinning beside changes of size: what is published as locked is locked, by the kernel's word."""
+"""Locked pages beside changes of size: every published page is locked, as the kernel reports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZE = 3 * PIECE_BYTES
 
 
 def locked_bytes(path):
-    """Bytes of a file that are pinned in this process."""
+    """Return the bytes of a file that are locked in this process."""
     total, ours = 0, False
     with open("/proc/self/smaps") as lines:
         for line in lines:
@@ -31,7 +31,7 @@ def locked_bytes(path):
 
 @pytest.fixture
 def stopped_after_one_piece(monkeypatch):
-    """Stop the pinning of a range after its first piece, until the test goes on."""
+    """Stop the locking of a range after its first piece, until the test goes on."""
     stopped, go_on = threading.Event(), threading.Event()
     pin = Pager._lock_piece
 
@@ -106,7 +106,7 @@ async def test_lock_again_in_the_new_mapping(tmp_path):
 
 
 class Published:
-    """Passes all on to a mapping, and keeps the pages whose reads make no system call."""
+    """Passes every call on to a mapping, and records the pages that are published as locked."""
 
     def __init__(self, mapping):
         self.mapping = mapping
@@ -125,7 +125,7 @@ class Published:
 
 @pytest.fixture
 def published(monkeypatch):
-    """Return what makes the mapping of a file tell what is published."""
+    """Return a function that records what the mapping of a file publishes."""
 
     def watch(f):
         spy = Published(core_of(f).mapping)

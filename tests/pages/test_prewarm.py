@@ -1,4 +1,4 @@
-"""Prewarming: what is resident afterwards, what it returns and reports, by mincore(2)."""
+"""Prewarming: the pages that are resident afterwards (mincore(2)), the result, the progress."""
 
 from __future__ import annotations
 

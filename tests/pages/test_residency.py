@@ -1,4 +1,4 @@
-"""The arithmetic of residency: totals, cells and charts against a count byte by byte."""
+"""The arithmetic of residency: totals, cells and charts compared with a count byte by byte."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from aiommap import Residency
 from tests.support.strategies import LARGEST, disjoint_windows
 
 UNIVERSE = 60
-#: Odd, and next to a power of two, so that nothing divides by accident.
+#: An odd number, so that no division comes out even by accident.
 ODD = 7 * 1021
 NO_DEADLINE = settings(deadline=None)
 
 
 def residency(runs, length, offset=0):
-    """Make a residency of pages of one byte."""
+    """Make a residency as if a page had one byte."""
     placed = tuple((offset + start, offset + end) for start, end in runs)
     resident = sum(end - start for start, end in runs)
     return Residency(resident, length, placed, offset, length)
 
 
 def shares(runs, length, width):
-    """Count in ``width`` equal parts of each byte, one by one."""
+    """Compute the shares by counting ``width`` equal parts of each byte, one by one."""
     resident = {byte for start, end in runs for byte in range(start, end)}
     parts = [byte in resident for byte in range(length) for _ in range(width)]
     return tuple(sum(parts[i * length : (i + 1) * length]) / length for i in range(width))

@@ -1,4 +1,4 @@
-"""The batch queue: which items share a batch, and what leaves one."""
+"""The batch queue: which items share a batch, and which ones can leave it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BROAD = "broad {}".format
 
 
 class Batches:
-    """A queue whose batches begin and end when the test says so."""
+    """A queue whose batches end when the test says so."""
 
     def __init__(self):
         self.begun = []
@@ -91,7 +91,7 @@ async def test_item_behind_a_barrier_withdraws():
                 assert b.queue.waiting() == ["gone", "gone"]
                 scope.cancel()
         assert b.queue.waiting() == []
-        for _ in range(3):  # the two that are empty begin, too
+        for _ in range(3):  # the two empty batches begin, too
             await b.end()
     assert b.begun == [("plain", ["first"]), ("barrier", []), ("plain", [])]
     assert not b.queue.busy

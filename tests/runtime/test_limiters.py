@@ -1,7 +1,7 @@
 """Our hops never wait for the application's threads, however busy it keeps them (I12).
 
-The application's threads are held by an event that is set only when the test is over: a verb that
-needed one of them would never finish.
+An event that is set only at the end of the test holds the application's threads. A verb that needed
+one of them would never finish.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ pytestmark = pytest.mark.anyio
 SIZE = 1024 * PAGE
 #: More than the threads of asyncio's default executor: min(32, processors + 4).
 EXECUTOR_CALLS = 64
-#: Only a verb that waits for a thread it will never get takes as long.
+#: Only a verb that waits in vain for a thread takes so long.
 HANG_SECONDS = 5
 
 
 @pytest.fixture
 def path(tmp_path):
-    """Larger than what any verb does inline."""
+    """A file that is too large for any verb to work inline."""
     made = tmp_path / "file"
     made.write_bytes(b"o" * SIZE)
     return made
@@ -39,7 +39,7 @@ def path(tmp_path):
 
 @asynccontextmanager
 async def busy_application():
-    """Fill anyio's default limiter and, on asyncio, the default executor, and queue more."""
+    """Fill anyio's default limiter and, on asyncio, also the default executor and its queue."""
     release = threading.Event()
     limiter = anyio.to_thread.current_default_thread_limiter()
     calls = []
@@ -108,7 +108,7 @@ VERBS = {
 
 
 async def finish(group, verb):
-    """Run a verb in a task of the group, which may be waited out once the threads are free."""
+    """Run a verb in a task of the group; if it fails, the group waits until threads are free."""
 
     async def run():
         await verb()
@@ -151,7 +151,7 @@ KINDS = {
 
 @pytest.mark.parametrize("busy", KINDS)
 async def test_own_kinds_of_work_do_not_starve(path, busy):
-    """workers.1: all the threads of one kind are taken, and every other kind goes on."""
+    """workers.1: if all threads of one kind are taken, every other kind goes on."""
     async with aiommap.open(path, "r+") as f, anyio.create_task_group() as group:
         with held(workers_of(f), getattr(workers_of(f), busy)):
             for kind, verb in KINDS.items():
@@ -186,8 +186,8 @@ async def test_batch_cancelled_by_all_is_waited_out():
 
 
 async def test_very_many_new_files_are_flushed_at_once(tmp_path):
-    """Each is for a worker, as its name is not durable, and gives back what it took at once."""
-    count = 1500  # more than Python's frames
+    """A worker flushes each, because its name is not durable, and gives its token back at once."""
+    count = 1500  # more than Python's limit on nested calls
     async with aiommap.Hub() as hub:
         files = [await hub.open(tmp_path / str(i), "x+", size=1) for i in range(count)]
         with anyio.fail_after(60):

@@ -1,4 +1,4 @@
-"""What is logged, by which logger; and silence unless the application asks for it."""
+"""Each logger and its records; and silence unless the application configures logging."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end of an event loop, and use in another one: nothing hangs, nothing written is forgotten."""
+"""The end of an event loop, and use in another one: no verb hangs, and no written byte is lost."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_loop_ends_with_verbs_under_way(path, name, turns, loop):
 
 @pytest.mark.slow
 def test_loop_end_during_close_still_flushes(path):
-    """A task that is cancelled by ``asyncio.run`` waits for the close, and that for the flush."""
+    """``asyncio.run`` cancels the task, which waits for the close, which waits for the flush."""
     script = """
 async def main():
     f = await aiommap.open(path, "r+")
@@ -128,7 +128,7 @@ async def first():
     global f, s
     f = await aiommap.open(path, "r+", flush=FlushPolicy.every_interval(30))
     s = await aiommap.Snapshot.open(path)
-    await f.write(0, b"A")  # from here on, writes of this page ask nobody
+    await f.write(0, b"A")  # from here on, writes of this page go inline
     await f.read(0, 8)
     await asyncio.to_thread(run, elsewhere())
     print((await f.read(0, 1)).decode(), f.statistics().dirty_bytes == PAGE)
@@ -140,10 +140,10 @@ async def first():
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("use", WARM_USES.values(), ids=WARM_USES)
 def test_second_loop_refused_in_other_thread(path, use, loop):
-    """Or a write would be stored, and the timer of its flush would go to a loop that ends."""
+    """Otherwise a write would be stored in the wrong loop, which cannot flush it."""
     script = f"""
 async def elsewhere():
-    async with aiommap.open(path) as own:  # this thread has a slice of time, too
+    async with aiommap.open(path) as own:  # so that this thread has a time slice, too
         await own.read(0, 1)
         try:
             await {use}
@@ -190,7 +190,7 @@ async def use():
 def go_on():
     loop.run_until_complete(use())
     found = f.statistics()
-    # Only a slice of time that is spent may still end the inline way.
+    # Only a spent time slice may still end the inline way.
     print(found.offloaded_reads + found.offloaded_writes < 10)
 
 thread = threading.Thread(target=go_on)
@@ -244,7 +244,7 @@ print(any(map(os.path.exists, names)))
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop", "trio"])
 def test_loop_end_leaves_no_due_flush_task(path, loop):
-    """More files than may be flushed at once, so that the later turns begin during the end."""
+    """More files than may be flushed at once, so that later turns begin while the loop ends."""
     script = """
 from tests.support.internals import Writeback, asyncio_loop
 import time
@@ -295,7 +295,7 @@ UNDER_WAY = {
 
 @pytest.mark.parametrize("verb", UNDER_WAY.values(), ids=UNDER_WAY)
 def test_verb_of_a_gone_loop_is_collected(path, verb):
-    """Nothing can be awaited then, not even what has begun."""
+    """The verb cannot be awaited any more, although it has begun."""
     script = f"""
 import gc, os, threading
 go = threading.Event()

@@ -1,10 +1,10 @@
 """The allocator: a mutex around the table, and tasks that wait for space.
 
 Invariants.
-  1  A decision reads the table under the allocator's mutex. A thread holds the mutex for moments:
-     it does not wait, call back or wake a task meanwhile.
-  2  A call that frees bytes also serves the queue, from its head on and under the same mutex. So a
-     task that waits gets the first space that it could have had.
+  1  Every decision reads the table under the allocator's mutex. A thread holds the mutex only for
+     moments: it does not wait, call back or wake a task meanwhile.
+  2  A call that frees bytes also serves the queue, from its head on, under the same mutex. So a
+     waiting task gets the first space that fits it.
   3  A range granted to a task that is gone becomes free again. A cancelled task frees it; if the
      task's loop ended before the wake-up, the call that granted it frees it.
 """
@@ -43,11 +43,11 @@ class _Waiter:
 class RangeAllocator:
     """Hands out ranges of a file that do not overlap; made by ``MappedFile.allocator``.
 
-    It keeps a table in memory and touches no byte of the file. The table ends with the process
-    unless you save ``state``; no flush writes it.
+    It keeps a table in memory and touches no byte of the file. No flush writes the table: it ends
+    with the process unless you save ``state``.
 
-    Concurrency: safe from several threads, except that ``acquire`` belongs to tasks of the file's
-        event loop; not from finalizers or signal handlers.
+    Concurrency: safe from several threads, except ``acquire``, which is for tasks of the file's
+        event loop. Not safe from finalizers or signal handlers.
     """
 
     __slots__ = ("__weakref__", "_call", "_closed", "_core", "_mutex", "_table", "_waiters")
@@ -62,7 +62,7 @@ class RangeAllocator:
 
     @property
     def start(self) -> int:
-        """First byte of the span it hands out from, from the start of the file."""
+        """First byte of the span from which it hands out, from the start of the file."""
         return self._table.start
 
     @property
@@ -72,45 +72,45 @@ class RangeAllocator:
 
     @property
     def alignment(self) -> int:
-        """What the offset of every range from ``allocate`` and ``acquire`` is a multiple of."""
+        """Offsets of ranges from ``allocate`` and ``acquire`` are multiples of this many bytes."""
         return self._table.alignment
 
     @property
     def closed(self) -> bool:
-        """Whether it, or its file, was closed."""
+        """Whether the allocator or its file was closed."""
         return self._closed
 
     @property
     def remaining(self) -> int:
-        """Bytes that are free, in however many runs.
+        """Number of free bytes, in any number of runs.
 
-        Gaps that alignment leaves between ranges count, though they may be too short to hand out;
+        This includes gaps that alignment leaves between ranges. They may be too short to hand out;
         see ``largest``.
         """
         return self._table.remaining
 
     @property
     def largest(self) -> int:
-        """Bytes of the longest range that ``allocate`` could hand out at this moment."""
+        """Length of the longest range that ``allocate`` could hand out at this moment, in bytes."""
         with self._locked():
             return self._table.largest()
 
     @property
     def unclaimed(self) -> tuple[tuple[int, int], ...]:
-        """(offset, length) of what is allocated since before the state was saved, unclaimed yet."""
+        """(offset, length) of ranges of the saved state that nobody has claimed."""
         with self._locked():
             return self._table.unclaimed()
 
     def allocate(self, length: SupportsIndex) -> AllocatedRange:
         """Hand out the lowest free bytes that fit, or fail at once.
 
-        Takes what is free also while tasks wait in ``acquire`` for more than that.
+        It takes free bytes even while tasks wait in ``acquire`` for a longer range.
 
         Args:
             length: number of bytes; at least 1. The range has exactly this length.
         Raises:
             ValueError: if the length is not positive.
-            OutOfBoundsError: if no free run is long enough; ``limit`` is what ``largest`` was.
+            OutOfBoundsError: if no free run is long enough; ``limit`` is the value of ``largest``.
             anyio.ClosedResourceError: if the allocator or the file is closed.
         """
         count = self._check_length(length)
@@ -122,17 +122,18 @@ class RangeAllocator:
             return allocated
 
     async def acquire(self, length: SupportsIndex) -> AllocatedRange:
-        """Hand out bytes as ``allocate`` does, waiting until they are free.
+        """Hand out bytes as ``allocate`` does, but wait until they are free.
 
-        Tasks are served in the order in which they asked, also if a later one asks for less.
+        Tasks are served in the order in which they asked, even if a later one asks for less.
 
         Raises:
             ValueError: if the length is not positive.
-            OutOfBoundsError: at once, if the whole span could not hold the range.
-            anyio.ClosedResourceError: if the allocator or the file is closed, also meanwhile.
-        Cancellation: takes the task out of the queue; nothing stays allocated. Not a checkpoint
-            each time if it need not wait, as for the verbs of ``MappedFile``.
-        Concurrency: woken by ``free`` in any task or thread.
+            OutOfBoundsError: at once, if the whole span is too short for the range.
+            anyio.ClosedResourceError: if the allocator or the file is closed, before or while this
+                waits.
+        Cancellation: takes the task out of the queue; nothing stays allocated. If it need not wait
+            it is a checkpoint only now and then, like the verbs of ``MappedFile``.
+        Concurrency: ``free`` in any task or thread wakes it.
         """
         count = self._check_length(length)
         capacity = self._table.capacity()
@@ -152,10 +153,10 @@ class RangeAllocator:
     def free(self, allocated: AllocatedRange) -> None:
         """Take a range back; its bytes may be handed out again at once.
 
-        Waiting tasks are served before this returns. Works on a closed allocator too.
+        Waiting tasks are served before this returns. It also works on a closed allocator.
 
         Raises:
-            ReceiptError: if the range is not valid any more, or another allocator's.
+            ReceiptError: if the range was freed or split, or belongs to another allocator.
         """
         with self._locked():
             self._table.free(allocated)
@@ -171,11 +172,11 @@ class RangeAllocator:
             return self._table.split(allocated, position)
 
     def claim(self, offset: SupportsIndex, length: SupportsIndex) -> AllocatedRange:
-        """Hold a range again that was allocated when the state was saved.
+        """Get a handle to a range that was allocated when the state was saved.
 
         Args:
-            offset: that of a range that was valid at the time, or was unclaimed.
-            length: likewise.
+            offset: the offset of the range, from the start of the file.
+            length: its length in bytes.
         Raises:
             ReceiptError: if no such range was allocated then, or it was claimed already.
             anyio.ClosedResourceError: if the allocator or the file is closed.
@@ -186,26 +187,29 @@ class RangeAllocator:
             return self._table.claim(offset, length)
 
     def is_valid(self, allocated: AllocatedRange) -> bool:
-        """Tell whether a range came from here and was neither freed nor split."""
+        """Tell whether this allocator handed the range out, and it was neither freed nor split."""
         return not self._closed and self._table.is_valid(allocated)
 
     def state(self) -> bytes:
-        """Say what is allocated, for ``MappedFile.allocator(state=...)``: 48 bytes and 16 a range.
+        """Return all allocated ranges as bytes, for ``MappedFile.allocator(state=...)``.
 
-        Durability: none by itself. After a crash the last state that was made durable counts, so
-            make it so before bytes of a range handed out since are relied upon: an older one would
-            hand them out again. A range freed since merely stays allocated, to be claimed.
-        Concurrency: takes a microsecond a range or so; with very many, call it in a thread.
+        Returns:
+            48 bytes, and 16 for each range.
+        Durability: none by itself. After a crash only a state that you made durable counts. So
+            make the state durable before you rely on bytes of a new range: an older state would
+            hand these bytes out again. A range that was freed after the state was saved merely
+            stays allocated, and can be claimed.
+        Concurrency: takes about a microsecond per range; with very many, call it in a thread.
         """
         with self._locked():
             make = self._table.copy()
         return make().encode()
 
     def close(self) -> None:
-        """Hand out nothing more; ranges lose their validity and waiting tasks get an error.
+        """Hand out nothing more; ranges become invalid, and waiting tasks get an error.
 
-        ``state`` and ``free`` go on working. Closing the file does this. A second call does
-        nothing.
+        ``state`` and ``free`` go on working. Closing the file closes its allocators. A second call
+        does nothing.
         """
         with self._locked():
             self._closed = True
@@ -239,9 +243,9 @@ class RangeAllocator:
         self._wake(granted)
 
     def _serve(self) -> list[_Waiter]:
-        """Grant what fits to the head of the queue (allocator.2).
+        """Grant ranges to waiters from the head of the queue, while they fit (allocator.2).
 
-        The caller wakes the tasks, unlocked (allocator.1).
+        The caller releases the mutex and then wakes the tasks (allocator.1).
         """
         granted = []
         while self._waiters:
@@ -260,9 +264,9 @@ class RangeAllocator:
                 granted = self._serve()
 
     def _locked(self) -> Mutex:
-        """Return the mutex (allocator.1).
+        """Return the mutex (allocator.1); raise in a forked child (I10).
 
-        In a forked child a thread of the parent may hold it for ever, so that raises (I10).
+        A thread of the parent may have held it at the fork, and nobody would release it here.
         """
         if self._core.mapping.forked:
             raise ForkedError(self._core.path)

@@ -1,4 +1,4 @@
-"""The allocators of one file, and public rounding.
+"""The allocators of one file, and the public functions that round offsets.
 
 Invariants.
   1  The open allocators of one file have disjoint spans.
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 
 def align_down(offset: SupportsIndex, alignment: SupportsIndex = PAGE_SIZE) -> int:
-    """Round an offset down to a multiple of the alignment, by default of a page of memory.
+    """Round an offset down to a multiple of the alignment, by default of the page size.
 
     Raises:
-        ValueError: if the alignment is no power of two.
+        ValueError: if the alignment is not a power of two.
     """
     return _align_down(integer(offset, "offset"), _alignment(alignment))
 
 
 def align_up(offset: SupportsIndex, alignment: SupportsIndex = PAGE_SIZE) -> int:
-    """Round an offset up to a multiple of the alignment, by default of a page of memory.
+    """Round an offset up to a multiple of the alignment, by default of the page size.
 
     Raises:
-        ValueError: if the alignment is no power of two.
+        ValueError: if the alignment is not a power of two.
     """
     return _align_up(integer(offset, "offset"), _alignment(alignment))
 
@@ -52,7 +52,7 @@ class Allocators:
 
     def __init__(self, core: FileCore) -> None:
         self._core = core
-        # Opening made it, of zeros, all of them free; ``reopen`` makes nothing.
+        # Whether opening made the file: then it is zeros, and all of it is free.
         self._fresh = core.unsynced.resized
         self._open: list[RangeAllocator] = []
 
@@ -107,7 +107,7 @@ class Allocators:
         return layout
 
     def locate(self, allocated: AllocatedRange) -> tuple[int, int]:
-        """Return offset and length of a range once it is known to be valid, and of this file."""
+        """Return offset and length of a range, after a check that it is valid and of this file."""
         if not isinstance(allocated, AllocatedRange):
             raise TypeError(f"{allocated!r} is no AllocatedRange: get one from an allocator")
         if allocated._owner not in self._open:  # noqa: SLF001  to check it is why it is there
@@ -119,6 +119,6 @@ class Allocators:
         return allocated.offset, allocated.length
 
     def close(self) -> None:
-        """Close what is still open, when the file is."""
+        """Close the open allocators, because the file is being closed."""
         for allocator in self._open:
             allocator.close()

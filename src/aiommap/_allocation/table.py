@@ -1,4 +1,4 @@
-"""Allocated ranges and the table of who holds which bytes.
+"""Allocated ranges, and the table that says which bytes are allocated and by which object.
 
 Pure: no file, no loop, no mutex. ``_allocation/allocator`` holds its mutex during each call.
 
@@ -33,7 +33,7 @@ _CHECKSUM = struct.Struct("<I")
 
 
 class Owner(Protocol):
-    """What a range asks of the allocator that it came from."""
+    """The methods of an allocator that its ranges use."""
 
     def is_valid(self, allocated: AllocatedRange) -> bool: ...
 
@@ -46,9 +46,10 @@ class Owner(Protocol):
 class AllocatedRange:
     """Bytes of one file that belong to the holder of this object; made by ``RangeAllocator``.
 
-    Immutable, compared by identity, and bound to its allocator and with that to its file. It is
-    valid until it is freed or split, or its allocator is closed. It cannot be copied or pickled:
-    ``RangeAllocator.claim`` gets at the same bytes after the file was opened again.
+    The object is immutable, compares by identity, and belongs to its allocator and so to its file.
+    It is valid until it is freed or split, or its allocator is closed. It cannot be copied or
+    pickled: after the file was opened again, ``RangeAllocator.claim`` makes a new object for the
+    same bytes.
 
     Concurrency: safe from several threads.
     """
@@ -77,20 +78,20 @@ class AllocatedRange:
 
     @property
     def valid(self) -> bool:
-        """Whether it can be used: neither freed nor split, and its allocator not closed."""
+        """Whether the range was neither freed nor split, and its allocator is not closed."""
         return self._owner.is_valid(self)
 
     def split_at(self, position: SupportsIndex) -> tuple[AllocatedRange, AllocatedRange]:
         """Replace this range by two that meet at a position and cover the same bytes.
 
         Args:
-            position: length of the first one, in bytes; 0 < position < length. To split on a page
-                of the file: ``align_up(r.offset + n) - r.offset``.
+            position: length of the first one, in bytes; 0 < position < length. To split at a page
+                boundary of the file: ``align_up(r.offset + n) - r.offset``.
         Raises:
             OutOfBoundsError: if the position is outside the range, which then stays valid.
-            ValueError: if one of the two would be empty; likewise.
+            ValueError: if one of the two would be empty; this range then stays valid.
             ReceiptError: if this range was freed or split.
-            anyio.ClosedResourceError: if its allocator, or the file, is closed.
+            anyio.ClosedResourceError: if its allocator or the file is closed.
         """
         return self._owner.split(self, position)
 
@@ -105,10 +106,10 @@ class AllocatedRange:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """All that a saved state says: the span, the alignment, and what of it is allocated.
+    """The contents of a saved state: the span, the alignment, and the allocated ranges.
 
-    The ranges are kept rather than the gaps between them, because neighbours would otherwise melt
-    into one, and a claim could not be checked to be of a range that was really handed out.
+    It has the ranges and not the gaps between them: gaps would not show where one range ends and
+    its neighbour begins, so a claim could not be checked against a range that was handed out.
     """
 
     start: int
@@ -117,7 +118,7 @@ class Layout:
     allocated: tuple[tuple[int, int], ...] = ()
 
     def encode(self) -> bytes:
-        """Write the layout as bytes: 48 of them and 16 a range."""
+        """Write the layout as bytes: 48, and 16 for each range."""
         body = _HEADER.pack(
             _MAGIC, _VERSION, self.start, self.end, self.alignment, len(self.allocated)
         ) + b"".join(_PAIR.pack(*pair) for pair in self.allocated)
@@ -144,7 +145,7 @@ class Layout:
         return layout
 
     def _check_consistent(self) -> None:
-        """A right checksum says that the bytes are whole, not that they make sense."""
+        """Raise unless the layout makes sense: a checksum only says that the bytes are whole."""
         check_alignment(self.alignment)
         at = self.start
         for offset, length in self.allocated:
@@ -166,7 +167,7 @@ BLOCK_RUNS = 512
 
 
 class _Block:
-    """Neighbouring free runs; ``max_room`` is at least the room in each of them."""
+    """Neighbouring free runs; ``max_room`` is an upper bound for the room of each of them."""
 
     __slots__ = ("_alignment", "ends", "max_room", "starts")
 
@@ -183,7 +184,7 @@ class _Block:
         return self.max_room
 
     def replace(self, at: int, until: int, runs: list[tuple[int, int]]) -> None:
-        """Put runs in the place of some others."""
+        """Put runs in the place of others."""
         self.starts[at:until] = [low for low, _ in runs]
         self.ends[at:until] = [end for _, end in runs]
         self.max_room = max(self.max_room, *(self._room(*run) for run in runs), 0)
@@ -208,8 +209,8 @@ class _FreeRuns:
 
     Args:
         runs: ascending; may touch.
-        alignment: the offset of everything handed out is a multiple of it. The *room* of a run is
-            what lies behind its first such offset.
+        alignment: offsets of ranges are multiples of this. The *room* of a run is the number of its
+            bytes behind its first such offset.
     """
 
     __slots__ = ("_alignment", "_blocks", "_firsts", "count")
@@ -240,7 +241,7 @@ class _FreeRuns:
         return 0
 
     def take(self, length: int) -> int | None:
-        """Take the lowest aligned bytes out; return where they are, or None if there are none."""
+        """Take out the lowest aligned bytes that fit; return their offset, or None if none fit."""
         for number, block in enumerate(self._blocks):
             if block.max_room < length:
                 continue
@@ -254,7 +255,7 @@ class _FreeRuns:
         return None
 
     def add(self, offset: int, end: int) -> None:
-        """Put back bytes that are not in it; free neighbours become one run."""
+        """Put back bytes that are not free; free neighbours become one run."""
         if not self._blocks:
             self._insert(0, _Block([offset], [end], self._alignment))
             self.count += 1
@@ -275,7 +276,7 @@ class _FreeRuns:
         self._replace(number, at, until, [(offset, end)])
 
     def _replace(self, number: int, at: int, until: int, runs: list[tuple[int, int]]) -> None:
-        """Put runs in the place of some others of a block."""
+        """Put runs in the place of others of a block."""
         block = self._blocks[number]
         block.replace(at, until, runs)
         self.count += len(runs) - (until - at)
@@ -292,7 +293,7 @@ class _FreeRuns:
 
 
 class AllocationTable:
-    """Who holds which bytes of one span; handed out first-fit."""
+    """The free and the allocated ranges of one span; first fit."""
 
     __slots__ = (
         "_free",
@@ -319,7 +320,7 @@ class AllocationTable:
     def copy(self) -> Callable[[], Layout]:
         """Copy the allocated ranges, and return a function that makes their layout in any thread.
 
-        Copying is quick; making the layout takes long where there are many.
+        Copying is quick; making the layout takes long if there are many ranges.
         """
         held, unclaimed = self._held.copy(), self._unclaimed.copy()
 
@@ -347,11 +348,11 @@ class AllocationTable:
         return self._free.max_room()
 
     def runs(self) -> int:
-        """Number of free runs that have other bytes between them."""
+        """Number of free runs."""
         return self._free.count
 
     def take(self, length: int) -> AllocatedRange | None:
-        """Hand out the lowest aligned bytes that are free; None if there is no such run."""
+        """Hand out the lowest aligned free bytes that fit; None if no run is long enough."""
         offset = self._free.take(length) if length <= self.remaining else None
         if offset is None:
             return None
@@ -379,7 +380,7 @@ class AllocationTable:
         return self._hold(start, low), self._hold(start + low, rest)
 
     def claim(self, offset: SupportsIndex, length: SupportsIndex) -> AllocatedRange:
-        """Hold a range that was allocated when the state was saved."""
+        """Make the object for a range that was allocated when the state was saved."""
         start, count = integer(offset, "offset"), integer(length, "length")
         if self._unclaimed.get(start) != count:
             raise ReceiptError(f"cannot claim [{start}, {start + count}): " + self._reason(start))
@@ -394,13 +395,13 @@ class AllocationTable:
         return "no range that was allocated when the state was saved begins there"
 
     def is_valid(self, allocated: AllocatedRange) -> bool:
-        """Tell whether a range is held (table.2)."""
+        """Tell whether the table holds this very object (table.2)."""
         return isinstance(allocated, AllocatedRange) and (
             self._held.get(allocated.offset) is allocated
         )
 
     def check(self, allocated: AllocatedRange) -> None:
-        """Raise ReceiptError unless a range is held, and of this table (table.2)."""
+        """Raise ReceiptError unless this table holds this very object (table.2)."""
         if not isinstance(allocated, AllocatedRange):
             raise TypeError(f"{allocated!r} is no AllocatedRange: get one from allocate()")
         if allocated._owner is not self._owner:  # noqa: SLF001  the two are one mechanism

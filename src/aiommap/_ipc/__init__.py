@@ -1,1 +1,1 @@
-"""What processes share through a file: atomic words, waits, locks."""
+"""Communication of processes through a file: atomic words, waits, locks."""

@@ -8,8 +8,8 @@ lock quick, and show a death:
     +4  u32 holder  process id of the holder, 0 when there is none
 
 A release changes and notifies ``turn``, so the next holder follows after a wake-up, not after a
-pause. A process that dies inside notifies nobody, and leaves ``holder`` as it is. So the waiters
-try every ``POLL_SECONDS``, and the next holder finds that the word is not 0.
+pause. A process that dies inside notifies nobody, and leaves ``holder`` as it is. So waiters ask
+the kernel again after ``POLL_SECONDS``, and the next holder finds that the word is not 0.
 """
 
 from __future__ import annotations
@@ -59,20 +59,19 @@ class LockableFile:
     def _lock_parts(
         self, offset: SupportsIndex, length: int
     ) -> tuple[FileCore, FileLocks, AtomicU32, AtomicU32]:
-        """Return what a lock in these bytes is made of: two words among it."""
+        """Return the parts of a lock in these bytes: core, file locks, and the two words."""
         raise NotImplementedError
 
 
 class AsyncLock:
-    """A lock between tasks, of this process and of others that map the same file.
+    """A lock between tasks of this process and of other processes that map the same file.
 
-    Eight bytes of the file are the lock; zeros are a lock that is free. Other bytes
-    are no error, but look like a lock whose owner died. Every process makes its own object for
-    them.
+    Eight bytes of the file are the lock. Zeros are a free lock; other bytes are no error, but look
+    like a lock whose owner died. Every process makes its own object for these bytes.
 
-    If a process dies inside, the lock is free again within a tenth of a second, and ``owner_died``
-    is true for the next holder: the data that the lock protects may be half changed. An exception
-    inside the block is no such death.
+    If a process dies while it holds the lock, the lock is free again within a tenth of a second.
+    ``owner_died`` is then True for the next holder: the data that the lock protects may be half
+    changed. An exception inside the block releases the lock as usual.
 
     ``async with lock as held`` acquires the lock; ``held`` is the same object, for ``owner_died``.
 
@@ -82,12 +81,12 @@ class AsyncLock:
     Raises:
         OutOfBoundsError, AlignmentError: if the eight bytes cannot be there.
         AccessModeError: in modes "r" and "c".
-    Concurrency: any number of tasks may share an object, or have one each for the same bytes. Those
-        of one process get it in the order in which they asked; among processes there is no order.
-        A process can hold it only in the event loop that opened the file; a forked child must open
-        the file again. It belongs to the file as it was when the object was made: after a
-        ``reopen`` that moved, who is inside stays inside there, and the next one needs a new
-        object. Not reentrant.
+    Concurrency: any number of tasks may share an object, or have one each for the same bytes. Tasks
+        of one process get the lock in the order in which they asked; between processes there is no
+        order. Only tasks of the event loop that opened the file can hold it; a forked child must
+        open the file again. The lock belongs to the file that was mapped when the object was made:
+        after a ``reopen`` that moved, a task that holds it keeps it until it releases it, and the
+        next task needs a new object. Not reentrant.
     Source: fcntl(2), F_OFD_SETLK; futex(2).
     """
 
@@ -96,7 +95,7 @@ class AsyncLock:
     def __init__(self, file: LockableFile, offset: SupportsIndex) -> None:
         if not isinstance(file, LockableFile):
             raise TypeError(f"file is {file!r}: pass an open MappedFile")
-        # Of the file that is mapped now; ``reopen`` gives the MappedFile others.
+        # These belong to the file that is mapped at this moment; ``reopen`` makes others.
         parts = file._lock_parts(offset, LOCK_BYTES)  # noqa: SLF001
         self._core, self._locks, self._turn, self._holder = parts
         if not self._core.shared_writable:
@@ -112,29 +111,29 @@ class AsyncLock:
 
     @property
     def locked(self) -> bool:
-        """Whether a task holds it through this object."""
+        """Whether a task holds the lock through this object."""
         return self._request is not None
 
     @property
     def owner_died(self) -> bool:
-        """Whether the process that held it before died inside; ask it while you hold the lock."""
+        """Whether the holder before you died with the lock; read this while you hold the lock."""
         return self._owner_died
 
     async def acquire(self, timeout: float | None = None) -> Literal[True]:
         """Wait for the lock and take it; then check ``owner_died``.
 
         Args:
-            timeout: how long to wait, in seconds; None means no limit, and 0 only tries.
+            timeout: how long to wait, in seconds; None means no limit, and 0 tries only once.
         Returns:
             True, as ``asyncio.Lock.acquire`` does.
         Raises:
-            TimeoutError: if it is still held after that time.
-            RuntimeError: without a time limit, if this task acquired it and it is still held.
+            TimeoutError: if others still hold the lock when the timeout ends.
+            RuntimeError: without a timeout, if this same task holds the lock already.
             UnsupportedError: if the system has no such locks.
-            anyio.ClosedResourceError: if the file is closed, or moved to another one by
-                ``reopen``; also meanwhile.
+            anyio.ClosedResourceError: if the file is closed, or ``reopen`` moved it to another one,
+                before or while this waits.
             As ``AtomicU32``.
-        Cancellation: at any time; it is not held then.
+        Cancellation: at any time; the lock is then not held.
         """
         limit = time_limit(timeout)
         request = await self._locks.acquire(
@@ -154,14 +153,14 @@ class AsyncLock:
         """Release the lock, and wake the next waiter.
 
         Raises:
-            RuntimeError: if it is not held through this object.
+            RuntimeError: if no task holds the lock through this object.
         Cancellation: delivered after the release.
         """
         request, self._request = self._request, None
         if request is None:
             raise RuntimeError(f"{self!r} is not held: acquire it first")
         core = self._core
-        # The words of a file that was moved away from are mapped no more.
+        # The words cannot be reached if the file is closed, or retired and poisoned.
         reachable = not core.lifecycle.closing and not (
             core.lifecycle.retired and core.faults.damage()
         )
@@ -188,7 +187,7 @@ class AsyncLock:
         self._turn.notify()
 
     def _take_back(self, before: list[int]) -> None:
-        """Leave who held it before as it was found, for the next one to be told (worker)."""
+        """Restore the holder that was found, so that the next one learns of its death (worker)."""
         if before:
             with suppress(MappedFileError, OSError, anyio.ClosedResourceError):
                 self._holder.store(before[0])
@@ -196,12 +195,12 @@ class AsyncLock:
     def _sign_off(self, descriptor: int) -> None:
         """Write the words as ``release`` does, while the file lock is still held (worker).
 
-        The waiters that sleep on the turn are not woken; they try again by themselves. If the
-        words cannot be written, ``owner_died`` is true for the next holder; nothing worse happens.
+        This wakes no waiters that sleep on the turn; they try again by themselves. If the words
+        cannot be written, ``owner_died`` is True for the next holder; nothing worse happens.
         """
         with suppress(OSError):
             words = os.pread(descriptor, LOCK_BYTES, self.offset)
-            if len(words) == LOCK_BYTES:  # a file that was cut off is not made longer again
+            if len(words) == LOCK_BYTES:  # do not make a file longer that was cut off
                 turn, _ = _WORDS.unpack(words)
                 os.pwrite(descriptor, _WORDS.pack((turn + 1) % (1 << 32), 0), self.offset)
 

@@ -1,7 +1,7 @@
 """Words of a mapped file that processes change and load without locks.
 
-The operations are native; here are the public types, and the policy that native code asks about an
-operation that it may not allow by itself.
+Native code does the operations. This module has the public types, and the policy that native code
+asks about an operation that it may not allow by itself.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class WordPolicy:
         self.core: FileCore = core
         #: Whether a write to a part of [offset, end) is still under way.
         self._is_storing = is_storing
-        #: Has the flush policy look at what is due.
+        #: Lets the flush policy decide whether a flush is due.
         self._stored = stored
 
     def check(self, offset: int, length: int, store: bool) -> None:
@@ -64,7 +64,7 @@ class WordPolicy:
 
 
 def _locate(offset: SupportsIndex, length: int, width: int, core: FileCore) -> int:
-    """Check the place of words before they are made."""
+    """Check the place of words, and return it as a plain integer."""
     core.check_usable()
     start, _ = check_range(offset, length, core.mapping.size)
     if start % width:
@@ -112,14 +112,14 @@ class AtomicU64(_SizedWord):
     """An unsigned 64-bit word of a file, changed by single machine instructions.
 
     Made by ``MappedFile.atomic_u64``. Its operations are atomic against those of every thread and
-    process that maps the file, also at another address; they count modulo 2**64, in the byte order
-    of the machine. ``order`` is what other words' loads and stores must not pass it: "seq_cst",
-    "acq_rel", "acquire", "release", "relaxed" as in C11; a ``load`` has no release and a ``store``
-    no acquire part.
+    process that maps the file, even at another address. They count modulo 2**64, in the byte order
+    of the machine. ``order`` is the memory order of C11: "seq_cst", "acq_rel", "acquire", "release"
+    or "relaxed". It says which loads and stores of other words must not pass the operation. A
+    ``load`` cannot release, and a ``store`` cannot acquire.
 
-    The operations are plain calls that take a fraction of a microsecond where the page is in
-    memory. Where it is not they wait for it, the loop with them: ``prewarm`` it with ``write=True``
-    first, or keep it ``locked``. In mode "c" the word is this object's own.
+    The operations are plain calls that take a fraction of a microsecond if the page is in memory.
+    If it is not, the call waits for it, and with it the loop: ``prewarm`` the page first, with
+    ``write=True``, or keep it ``locked``. In mode "c" no other object sees the word.
 
     Attributes:
         offset: first byte, from the start of the file.
@@ -132,10 +132,11 @@ class AtomicU64(_SizedWord):
         OSError: ENOSPC if the disk is full behind a sparse file; nothing was changed.
         anyio.BusyResourceError: if a ``write`` to the same bytes is still under way.
         anyio.ClosedResourceError, ForkedError: as for the file.
-        OverflowError, ValueError: for a value that does not fit, an order that has no meaning.
-    Durability: visible; a change counts as a write of the word's bytes for ``flush`` and for the
-        flush policy, but never waits: also under ``FlushPolicy.always()`` and ``max_dirty`` it is
-        the next flush that makes it durable.
+        OverflowError: if a value does not fit into the word.
+        ValueError: if the order is not valid for the operation.
+    Durability: visible; a change counts as a write of the bytes of the word for ``flush`` and for
+        the flush policy. But it never waits for a flush, not even under ``FlushPolicy.always()``
+        and ``max_dirty``: the next flush makes it durable.
     Concurrency: any thread; end such use before the file is closed.
     """
 
@@ -144,9 +145,9 @@ class AtomicU64(_SizedWord):
 
 
 class AtomicU32(_SizedWord):
-    """An unsigned 32-bit word of a file; what tasks of several processes can wait for.
+    """An unsigned 32-bit word of a file, for which tasks of several processes can wait.
 
-    Made by ``MappedFile.atomic_u32``; operations, errors and promises are those of ``AtomicU64``,
+    Made by ``MappedFile.atomic_u32``. It has the operations, errors and promises of ``AtomicU64``,
     modulo 2**32.
 
     Attributes:
@@ -157,24 +158,25 @@ class AtomicU32(_SizedWord):
     _width = U32_BYTES
 
     async def wait(self, expected: SupportsIndex, timeout: float | None = None) -> int:
-        """Wait until the word is not what is expected, and return what it is then.
+        """Wait until the word differs from the expected value, and return its value then.
 
-        Returns at once if it is something else already. Whoever changes it has to ``notify``:
-        a change by itself wakes nobody. A word that was changed and changed back may go unnoticed.
+        It returns at once if the word differs already. A task that changes the word has to
+        ``notify``: the change alone wakes nobody. If the word changes and changes back, a waiter
+        may miss that.
 
         Args:
-            expected: the value that the word has now; the wait ends when it has another one.
+            expected: the value that the word has; the wait ends when it has another one.
             timeout: how long to wait, in seconds; None means no limit, and 0 only checks.
         Raises:
-            TimeoutError: if the word is still the same after that time.
+            TimeoutError: if the word still has the expected value when the timeout ends.
             AccessModeError: in mode "c", whose words nobody else changes.
             UnsupportedError: before Linux 5.16.
-            anyio.ClosedResourceError: if the file is closed, or moved to another one by
-                ``reopen``; also meanwhile.
+            anyio.ClosedResourceError: if the file is closed, or ``reopen`` moved it to another one,
+                before or while this waits.
             OutOfBoundsError, MappingFaultError, ForkedError: as for ``load``.
-        Cancellation: at any time; a notification that had just come goes to another waiter.
-        Concurrency: any number of tasks; all that one process has share a thread, which takes
-            nothing from reads and writes.
+        Cancellation: at any time; a notification that has just come goes to another waiter.
+        Concurrency: any number of tasks. Up to 127 waits of a process share a thread, which takes
+            no worker away from reads and writes.
         Source: futex_waitv(2).
         """
         core = self._shared("wait for")
@@ -184,12 +186,12 @@ class AtomicU32(_SizedWord):
         return await wait_for_change(core, self, number, time_limit(timeout))
 
     def notify(self, n: SupportsIndex = 1) -> int:
-        """Wake tasks that wait for the word, in any process, after having changed it.
+        """Wake tasks that wait for the word, in any process; call it after a change of the word.
 
         Args:
-            n: how many tasks to wake at least, if so many wait.
+            n: how many tasks to wake at least, if that many wait.
         Returns:
-            How many waited; several tasks of a process may count as one.
+            How many waiters were woken; several tasks of a process may count as one.
         Raises:
             AccessModeError: in mode "c".
             ValueError: if n is negative.
@@ -209,11 +211,11 @@ class AtomicU32(_SizedWord):
 
 
 class AtomicU64Array(_SizedArray):
-    """Unsigned 64-bit words of a file, side by side: the operations of ``AtomicU64`` by number.
+    """Unsigned 64-bit words of a file, side by side, with the operations of ``AtomicU64``.
 
-    Made by ``MappedFile.atomic_u64_array``. The number of the word is the first argument:
-    ``array.fetch_add(3, 1)`` adds 1 to word 3; ``array[3]`` is that word by itself. A number
-    outside the array is an IndexError.
+    Made by ``MappedFile.atomic_u64_array``. The first argument of each operation is the number of
+    the word: ``array.fetch_add(3, 1)`` adds 1 to word 3. ``array[3]`` makes an object for that word
+    alone. A number outside the array raises IndexError.
 
     Attributes:
         offset: first byte of word 0, from the start of the file.
@@ -227,9 +229,10 @@ class AtomicU64Array(_SizedArray):
 
 
 class AtomicU32Array(_SizedArray):
-    """Unsigned 32-bit words of a file, side by side: the operations of ``AtomicU32`` by number.
+    """Unsigned 32-bit words of a file, side by side, with the operations of ``AtomicU32``.
 
-    Made by ``MappedFile.atomic_u32_array``; as ``AtomicU64Array``. ``array[3].wait(0)`` waits.
+    Made by ``MappedFile.atomic_u32_array``; otherwise as ``AtomicU64Array``. To wait for a word,
+    call ``array[3].wait(0)``.
 
     Attributes:
         offset: first byte of word 0, from the start of the file.

@@ -1,12 +1,13 @@
 """Locks on byte ranges of a file, between processes and between the tasks of one.
 
-Theory of operation. Between processes the kernel locks: "open file description" locks of fcntl(2)
-on a descriptor opened for nothing else. They end when the process dies. Where no such descriptor
-can be opened (privileges were given up, there is no /proc, no descriptor is left) the locks are on
-the file's own descriptor. The mappings keep that one open as well, so a call has to unlock.
+Theory of operation. The kernel keeps processes apart, by "open file description" locks of fcntl(2)
+on a descriptor that is opened for nothing else. They end when the process dies. If no such
+descriptor can be opened (privileges were given up, there is no /proc, no descriptor is left) the
+locks are on the file's own descriptor. The mappings keep that one open as well, so a call has to
+unlock.
 
 The kernel does not keep the tasks of one process apart. So they queue here first, in the order in
-which they came. The task whose turn it is asks the kernel, again and again with growing retry. A
+which they came. The task whose turn it is asks the kernel, again and again with growing pauses. A
 call that waits in the kernel would cost a thread for each waiter, and nothing could cancel it.
 
 Invariants.
@@ -17,14 +18,14 @@ Invariants.
   3  A release unlocks only bytes that no other granted request covers: shared requests of one
      process may overlap, and the kernel keeps one lock for all of them. ``_granted`` is what the
      kernel has granted, so only the calls to it (file_locks.2) touch ``_granted``.
-  4  Closing and reopening wake the waiting tasks and give none the turn: a task that wakes checks
-     both (open_file.3).
+  4  Closing and reopening wake the waiting tasks without giving them the turn: a task that wakes
+     checks for both (open_file.3).
   5  A forked child closes its copy of the descriptor, which would keep the parent's locks alive.
      If the locks are on the file's own descriptor, the child also gives up the mapping; then only
      memory of views that the child has keeps them alive.
-  6  A task that would wait without limit for its own lock gets an error instead. ``_requested`` is
-     for that alone, and knows all mapped files of the process. It keeps nothing alive: a request
-     refers to its task, and the task to the file.
+  6  A task that would wait without limit for its own lock gets an error instead. ``_requested``
+     serves only that, and covers all mapped files of the process. It keeps no request alive,
+     because a request refers to its task, and the task to the file.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ from .turns import Turns
 FIRST_PAUSE_SECONDS = 0.0005
 LONGEST_PAUSE_SECONDS = 0.02
 
-#: None where the system has no such locks.
+#: None if the system has no such locks.
 _SET_LOCK = getattr(fcntl, "F_OFD_SETLK", None)
 #: struct flock, with the padding behind its last field.
 _FLOCK = struct.Struct("hhqqi0q")
@@ -64,20 +65,20 @@ class RetryWait(Protocol):
     """How to wait before the kernel is asked again."""
 
     def begin(self) -> None:
-        """Note the state of the lock, before the kernel is asked."""
+        """Note the state of the lock, before we ask the kernel."""
 
     async def pause(self, longest: float) -> None:
-        """Wait for that state to change, as the kernel refused; at most this many seconds."""
+        """Wait for a change of that state after the kernel refused; at most ``longest`` seconds."""
 
 
 class Backoff:
-    """Pauses that grow, as other programs notify nobody when they unlock."""
+    """Growing pauses, because other programs notify nobody when they unlock."""
 
     def __init__(self) -> None:
         self._seconds = FIRST_PAUSE_SECONDS
 
     def begin(self) -> None:
-        """Do nothing: a pause notes nothing."""
+        """Do nothing: pauses need no state."""
 
     async def pause(self, longest: float) -> None:
         """Sleep, 1.5 times as long each time."""
@@ -94,11 +95,11 @@ class LockRequest:
     end: int
     shared: bool
     task: anyio.TaskInfo = field(default_factory=anyio.get_current_task)
-    #: No earlier request conflicts any more.
+    #: Whether no earlier request conflicts with it.
     has_turn: bool = False
-    #: Set when its turn has come, or will not come any more.
+    #: Set when its turn has come, or can no more come.
     woken: anyio.Event = field(default_factory=anyio.Event)
-    #: What ``_requested`` has of it.
+    #: The entry for it in ``_requested``.
     _reference: weakref.ref[LockRequest] | None = field(default=None, init=False)
 
     def give_turn(self) -> None:
@@ -107,7 +108,7 @@ class LockRequest:
         self.woken.set()
 
     def conflicts(self, other: LockRequest) -> bool:
-        """Tell whether the two, of one file, exclude each other."""
+        """Tell whether two requests of one file exclude each other."""
         overlap = max(self.offset, other.offset) < min(self.end, other.end)
         return overlap and not (self.shared and other.shared)
 
@@ -122,7 +123,7 @@ class LockRequest:
         )
 
     def enter(self) -> None:
-        """Let ``waits_for_itself`` find it."""
+        """Let ``waits_for_itself`` find this request."""
         key = self._key
 
         def forget(reference: weakref.ref[LockRequest]) -> None:
@@ -135,7 +136,7 @@ class LockRequest:
         _requested.setdefault(key, set()).add(self._reference)
 
     def leave(self) -> None:
-        """Let ``waits_for_itself`` find it no more."""
+        """Hide this request from ``waits_for_itself``."""
         requests = _requested.get(self._key, set())
         if self._reference is not None:
             requests.discard(self._reference)
@@ -144,13 +145,13 @@ class LockRequest:
 
     @property
     def _key(self) -> tuple[Identity, int]:
-        return self.file, id(self.task.coro)  # kept alive, so not a later task's
+        return self.file, id(self.task.coro)  # the request keeps it alive, so the id is not reused
 
     def __str__(self) -> str:
         return f"bytes [{self.offset}, {self.end})"
 
 
-#: All locks that tasks of this process hold or wait for, by file and task.
+#: All requests of tasks of this process, granted or waiting, by file and task.
 _requested: dict[tuple[Identity, int], set[weakref.ref[LockRequest]]] = {}
 
 
@@ -189,9 +190,9 @@ class FileLocks:
         timeout: float | None = None,
         retry: RetryWait | None = None,
     ) -> LockRequest:
-        """Lock a range, and return what ``release`` takes.
+        """Lock a range, and return the request, which the caller passes to ``release``.
 
-        The timeout limits the wait only: a range that is free is locked in any case.
+        The timeout limits only the wait: a free range is locked in any case.
         """
         request = LockRequest(self._core.identity, offset, offset + length, shared)
         try:
@@ -213,7 +214,7 @@ class FileLocks:
     async def release(
         self, request: LockRequest, before: Callable[[int], None] | None = None
     ) -> None:
-        """Unlock what was acquired; a cancellation is delivered afterwards.
+        """Unlock the range of a request; a cancellation is delivered afterwards.
 
         Args:
             before: a worker calls it with a descriptor of the file, just before it unlocks.
@@ -242,7 +243,7 @@ class FileLocks:
             await self._run_to_end(self.drop)
 
     async def _run_to_end(self, function: Callable[..., None], *args: object) -> None:
-        """Run what releases locks in a worker; a cancellation waits for it."""
+        """Run a function that releases locks, in a worker; a cancellation waits for it."""
         await self._core.workers.run(self._token(), function, *args, on_cancel=OnCancel.WAIT)
 
     async def _take(self, request: LockRequest, retry: RetryWait, timeout: float | None) -> None:
@@ -263,7 +264,7 @@ class FileLocks:
                     "and would wait for itself: locks are not reentrant, so leave the first one "
                     "before, or call what is inside of it without locking again"
                 )
-            if timeout is not None:  # not a cancel scope of anyio's: see wait_for_change
+            if timeout is not None:  # without a cancel scope: see wait_for_change
                 left = max(deadline - anyio.current_time(), 0)
                 cancel = call_later(left, request.woken.set)
             await self._wait(request, retry, deadline)
@@ -301,7 +302,7 @@ class FileLocks:
         retry.begin()
         return await self._core.run(self._token(), self._lock, request)
 
-    # Worker threads only, from here on; one at a time (file_locks.2).
+    # From here on: worker threads only, one at a time (file_locks.2).
 
     def _lock(self, request: LockRequest) -> bool:
         """Ask the kernel for the lock; false if another process has locked a part of the range."""
@@ -327,7 +328,7 @@ class FileLocks:
             before(self._descriptor)
         del self._granted[request]
         rest = RangeSet([(request.offset, request.end)])
-        if request.shared:  # file_locks.3; nothing else covers what one had alone
+        if request.shared:  # file_locks.3; no other request covers an exclusive one
             for other in self._granted:
                 rest.discard(other.offset, other.end)
         for offset, end in rest:
@@ -339,7 +340,7 @@ class FileLocks:
         self._leaving = True
         if not self._granted:
             self.drop()
-        elif self._descriptor == self._core.mapping.fd:  # closing the file closes that one
+        elif self._descriptor == self._core.mapping.fd:  # closing the file closes that descriptor
             self._descriptor = os.dup(self._descriptor)
 
     def _set(self, kind: int, offset: int, end: int) -> None:
@@ -378,7 +379,7 @@ class FileLocks:
             os.close(descriptor)
 
     def drop_in_child(self) -> None:
-        """Close a forked child's copy (file_locks.5). To unlock is to unlock the parent's."""
+        """Close a forked child's copy (file_locks.5); to unlock would free the parent's locks."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0 and descriptor != self._core.mapping.fd:
             os.close(descriptor)

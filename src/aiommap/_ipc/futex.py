@@ -1,22 +1,21 @@
 """Waiting until a word that several processes share has changed, in few threads for many waiters.
 
 Theory of operation. ``futex_waitv(2)`` waits for up to 127 words at once, and for the futex of a
-``Wakeup``, by which other threads reach the thread that waits. So all waiters of a process share
-one *waiter thread*, and a second one runs only beyond that number. The kernel names only one of the
-notified words. So a waiter thread loads each of its words when the call returns. A waiter is done
-when its word has another value than the expected one, and never before. A notification is thus a
-hint to load the word, and an extra one does no harm.
+``Wakeup``, by which other threads reach the thread that waits. So up to 127 waiters share one
+*waiter thread*. The kernel names only one of the notified words. So a waiter thread loads each of
+its words when the call returns. A wait ends when its word has another value than the expected one,
+and never before. A notification is thus a hint to load the word, and an extra one does no harm.
 
 Invariants.
-  1  A thread that touches ``_waiter_threads``, or the lists of a waiter thread, holds
-     ``_registry_lock``, and holds it for moments.
+  1  A thread holds ``_registry_lock`` while it touches ``_waiter_threads`` or the lists of a waiter
+     thread, and holds it only for moments.
   2  A waiter thread runs exactly while it is in ``_waiter_threads``, and ends once it has no
      waiters. It takes no token of any limiter (I12), and no waiter needs a token to be cancelled.
-  3  A waiter that is gone may have got a notification. The waiter thread passes it on, after the
-     kernel has let go of that waiter's word.
+  3  A waiter that left may have got a notification. The waiter thread passes it on, after the
+     kernel has stopped waiting for that waiter's word.
   4  A waiter thread keeps its waiters alive, so no finalizer ends one: a finalizer could not take
      ``_registry_lock``. If a loop ends without ending its waits, the next change of the word ends
-     them, or the waiter thread does, which a garbage collection wakes.
+     them; or a garbage collection wakes the waiter thread, which ends them.
   5  A forked child starts with no waiter threads.
 """
 
@@ -66,9 +65,9 @@ class _Waiter:
         self._thread = thread
 
     def finish(self, outcome: int | BaseException) -> None:
-        """Note what the wait comes to, before the task wakes.
+        """Set the outcome of the wait, before the task wakes.
 
-        Called once, by whoever has taken the waiter out of its thread's list.
+        Called once, by the thread that took the waiter out of the list.
         """
         self._outcome = outcome
 
@@ -81,7 +80,7 @@ class _Waiter:
         return outcome
 
     def check(self, problem: int) -> int | BaseException | None:
-        """Load the word, and return what the wait comes to; None while it goes on.
+        """Load the word, and return the outcome of the wait; None if it goes on.
 
         A problem is the errno with which the kernel refuses to wait for the word, or 0.
         """
@@ -94,7 +93,7 @@ class _Waiter:
         return self._refusal(problem) if problem else None
 
     def _refusal(self, problem: int) -> Exception:
-        """Say why the kernel cannot wait for a word that can be loaded."""
+        """Make the error for a word that can be loaded, but for which the kernel cannot wait."""
         reason = os.strerror(problem)
         if problem == errno.ENOSYS:
             reason = (
@@ -121,12 +120,12 @@ class _Waiter:
                 self.word._notify(1)  # noqa: SLF001  the two are one mechanism
 
     def leave(self) -> bool:
-        """End the wait before the waiter thread ends it; false if that has ended it already."""
+        """Take the waiter out; False if the waiter thread has ended its wait already."""
         assert self._thread is not None
         return self._thread.remove(self)
 
     def close(self) -> None:
-        """End the wait, as the file is being closed or was reopened; on the loop thread."""
+        """End the wait because the file is being closed or was reopened; on the loop thread."""
         if self.leave():
             reason = "the file was closed while a task waited"
             retired = self._core.lifecycle.retired
@@ -136,7 +135,7 @@ class _Waiter:
         self.woken.set()
 
     def expire(self, timeout: float) -> None:
-        """End the wait, as its time is over; on the loop thread."""
+        """End the wait because its timeout has ended; on the loop thread."""
         if self.leave():
             still = f"the word at {self.word.offset} is still {self.expected}"
             self.finish(TimeoutError(f"{self._core.path}: {still} after {timeout} seconds"))
@@ -168,12 +167,12 @@ class _WaiterThread:
                 waiter.wake()
 
     def add(self, waiter: _Waiter) -> None:
-        """Wait for the word of a waiter, too; under ``_registry_lock``."""
+        """Add a waiter, for whose word the thread then waits; under ``_registry_lock``."""
         self.waiters.append(waiter)
         waiter.enter(self)
 
     def remove(self, waiter: _Waiter) -> bool:
-        """Take a waiter out; false if its wait has ended already."""
+        """Take a waiter out; False if its wait has ended already."""
         with _registry_lock:
             if waiter not in self.waiters:
                 return False
@@ -196,7 +195,7 @@ class _WaiterThread:
             while gone:
                 gone.pop().pass_on()
             if not waiting:
-                continue  # nobody would wake this thread any more
+                continue  # do not wait without waiters: nobody would wake this thread
             found = self.wakeup.wait(count, [(w.word, w.expected) for w in waiting])
             self._end_waits([(waiting[i], problem) for i, problem in found])
 
@@ -229,7 +228,7 @@ os.register_at_fork(after_in_child=_reset_in_child)
 def _wake_abandoned(phase: str, info: dict[str, int]) -> None:
     """Wake threads with waiters of closed loops, when a garbage collection begins (futex.4)."""
     if phase == "start" and info["generation"] >= OLD_GENERATION:
-        for thread in tuple(_waiter_threads):  # unlocked: this very thread may hold the lock
+        for thread in tuple(_waiter_threads):  # without the lock: this thread may hold it
             if any(waiter.abandoned for waiter in tuple(thread.waiters)):
                 thread.wakeup.wake()
 
@@ -258,7 +257,7 @@ def _enter(waiter: _Waiter) -> None:
 
 
 def check_all_words() -> None:
-    """Have all waiter threads load their words, as a file became shorter; in any thread."""
+    """Have all waiter threads load their words, because a file became shorter; in any thread."""
     with _registry_lock:
         threads = _waiter_threads[:]
     for thread in threads:
@@ -270,7 +269,7 @@ async def wait_for_change(
 ) -> int:
     """Wait until a word has another value than the expected one, and return that value.
 
-    The timeout limits the wait only: a word that differs already is returned in any case.
+    The timeout limits only the wait: the value of a word that differs is returned in any case.
     """
     core.check_current()
     found = word.load()
@@ -281,7 +280,7 @@ async def wait_for_change(
     waiter = _Waiter(core, word, expected)
     _enter(waiter)
     core.lifecycle.add_wait(waiter.close)
-    # Not a cancel scope of anyio's: it would keep its tasks alive after their loop is closed.
+    # No cancel scope of anyio for the timeout: it would keep tasks alive after their loop closed.
     cancel = (
         None if timeout is None else call_later(max(timeout, 0), partial(waiter.expire, timeout))
     )

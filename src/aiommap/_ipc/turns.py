@@ -1,15 +1,15 @@
-"""Which request has its turn where many want ranges of the same bytes; pure.
+"""The order in which requests for overlapping ranges get their turns; pure.
 
-Theory of operation. Each stretch of bytes knows its latest requests: the last one that wants it
-alone, and the shared ones since. A new request waits only for these, because they wait for all
-earlier ones. So entering and leaving cost a step for each stretch of the range, and not for each
-request. Shared requests do not wait for each other, so a stretch knows all of them: where n
-overlap, each with a range of its own, they cut 2n stretches that know up to n requests each, and
-one costs up to n steps for each stretch that it cuts or joins.
+Theory of operation. Each stretch of bytes knows its latest requests: the last exclusive one, and
+the shared ones after it. A new request waits only for these, because they wait for all earlier
+ones. So entering and leaving cost one step for each stretch of the range, and not for each request.
+Shared requests do not wait for each other, so a stretch knows all of them. If n shared requests
+overlap, each with a range of its own, they cut 2n stretches that know up to n requests each. Then a
+request costs up to n steps for each stretch that it cuts or joins.
 
 Invariants.
-  1  Of two requests that conflict the later waits for the earlier, directly or through others. When
-     a request leaves, those that waited for it wait for those that it waited for.
+  1  Of two requests that conflict, the later one waits for the earlier one, directly or through
+     others. When a request leaves, those that waited for it wait for those that it waited for.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Range(Protocol):
-    """A request for a half-open range of bytes, alone or shared."""
+    """A request for a half-open range of bytes, exclusive or shared."""
 
     @property
     def offset(self) -> int: ...
@@ -42,9 +42,9 @@ class _Place(Generic[Request]):
 
     def __init__(self, request: Request, number: int) -> None:
         self.request = request
-        #: How many came before it.
+        #: How many requests came before it.
         self.number = number
-        #: The requests it waits for, and the requests that wait for it.
+        #: The requests that it waits for, and the requests that wait for it.
         self.before: dict[_Place[Request], None] = {}
         self.after: dict[_Place[Request], None] = {}
 
@@ -64,7 +64,7 @@ class _Latest(Generic[Request]):
         sharing: dict[_Place[Request], None] | None = None,
     ) -> None:
         self.alone = alone
-        #: The shared ones since; a dictionary, as sets have no order.
+        #: The shared ones after ``alone``; a dictionary, because sets have no order.
         self.sharing = sharing or {}
 
     def same_as(self, other: _Latest[Request]) -> bool:
@@ -84,14 +84,14 @@ class _Latest(Generic[Request]):
 
 
 class Turns(Generic[Request]):
-    """Gives turns to requests; those that conflict have theirs in the order in which they came."""
+    """Gives turns to requests; those that conflict get theirs in the order in which they came."""
 
     __slots__ = ("_entered", "_latest", "_places", "_starts")
 
     def __init__(self) -> None:
         self._entered = 0
         self._places: dict[Request, _Place[Request]] = {}
-        #: Where each stretch starts; it goes on to the next one, and the last one without end.
+        #: Where each stretch starts. It ends where the next one starts; the last one has no end.
         self._starts: list[int] = [0]
         self._latest: list[_Latest[Request]] = [_Latest()]
 
@@ -143,7 +143,7 @@ class Turns(Generic[Request]):
             self._latest[first:behind] = [_Latest(place)]
 
     def _remove_latest(self, place: _Place[Request]) -> None:
-        """Forget a request; where it was the latest, those before it are again."""
+        """Forget a request; where it was the latest one, make earlier ones the latest again."""
         request = place.request
         first, behind = self._stretches(request.offset, request.end)
         if not request.shared and place.before:
@@ -154,7 +154,7 @@ class Turns(Generic[Request]):
         self._join(request.offset, request.end)
 
     def _restore(self, place: _Place[Request], first: int, behind: int) -> None:
-        """Put the requests before one that gave up in its place."""
+        """Put the requests before an exclusive one that left early in its place."""
         ends = [*self._starts[first + 1 : behind], place.request.end]
         stretches = zip(self._starts[first:behind], ends, self._latest[first:behind], strict=True)
         before = sorted(place.before, key=_number)
@@ -170,7 +170,7 @@ class Turns(Generic[Request]):
                 self._set_latest(later, offset, end)
 
     def _stretches(self, offset: int, end: int) -> tuple[int, int]:
-        """Cut stretches at both ends of a range, and return which ones make it up."""
+        """Cut stretches at both ends of a range; return the first one in it and the one behind."""
         return self._cut(offset), self._cut(end)
 
     def _cut(self, at: int) -> int:
