@@ -15,7 +15,7 @@ from tests.support.internals import ChangeBuffer, classify, merge
 BASE = FileState(
     device=1, inode=2, size=100, mode=0o100644, links=1, user=0, group=0, mtime_ns=10, ctime_ns=10
 )
-#: Each field with a value that differs, and the kind that this alone is.
+#: For each field: another value, and the kind of a change of that field alone.
 FIELDS = {
     "device": (7, ChangeKind.REPLACED),
     "inode": (7, ChangeKind.REPLACED),
@@ -76,7 +76,7 @@ def change(old, new, path="/p", merged=0):
 
 
 def states(count):
-    """States of one file, each modified after the one before."""
+    """Make states of one file, each with later times than the one before."""
     return [replace(BASE, mtime_ns=i, ctime_ns=i) for i in range(count)]
 
 
@@ -145,7 +145,7 @@ def test_buffer_full_takes_another_path():
     steps=st.lists(st.sampled_from(["/a", "/b", "/c", None]), max_size=60),
 )
 def test_buffer_loses_only_states_between(limit, steps):
-    """Whatever is pushed and popped: old and new states chain up, and the counts add up."""
+    """After any pushes and pops, each old state is the new one before, and the counts add up."""
     buffer = ChangeBuffer(limit)
     at = dict.fromkeys("/a /b /c".split(), BASE)
     seen = dict(at)

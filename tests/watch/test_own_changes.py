@@ -27,7 +27,7 @@ OLD = FileState(
 )
 TOUCHED = replace(OLD, mtime_ns=11, ctime_ns=11)
 INODE = Identity(1, 2)
-#: Cutting a file of so many bytes takes some milliseconds.
+#: Truncating a file of this size takes some milliseconds.
 SIZE_OF_CUT = 64 << 20
 
 
@@ -52,7 +52,7 @@ def is_own(old, new, before, after, *, foreign):
 
 
 def judge(act, new=TOUCHED, *, foreign=False):
-    """Say whether what ``act`` does to a file of ours explains a difference."""
+    """Tell whether the things that ``act`` does to a file of ours explain a difference."""
     own, file = OwnChanges(), opened()
     own.add(file)
     before = own.sample(INODE)
@@ -251,7 +251,7 @@ def test_size_changing_decides_nothing(act):
 
 
 def test_resize_ending_meanwhile_stats_again(tmp_path, monkeypatch):
-    """The first stat finds the size before last, which none of the samples has."""
+    """The first stat finds a size that no sample has: a resize of ours came in between."""
     path, found = tmp_path / "file", []
     path.write_bytes(bytes(100))
     inode = Identity.of(path.stat())
@@ -276,7 +276,7 @@ def test_resize_ending_meanwhile_stats_again(tmp_path, monkeypatch):
     differ.compare(watched, "poll")
     assert not found
     assert watched.state.size == 200
-    os.truncate(path, 300)  # now by somebody else
+    os.truncate(path, 300)  # by somebody else
     monkeypatch.undo()
     differ.compare(watched, "poll")
     assert [(one.kind, one.old.size) for one in found] == [(ChangeKind.GROWN, 200)]
@@ -306,7 +306,7 @@ def test_resize_during_first_state_is_ours(tmp_path, monkeypatch):
 
 
 def test_event_before_first_state_is_ours(tmp_path):
-    """It is on its way when the state is taken, and what we store then moves the times."""
+    """The event of our write is pending when the state is taken; later stores move the times."""
     path, found = tmp_path / "file", []
     path.write_bytes(bytes(100))
     own, file, watched = OwnChanges(), opened(Identity.of(path.stat())), WatchedPath(str(path))
@@ -322,7 +322,7 @@ def test_event_before_first_state_is_ours(tmp_path):
 
 @pytest.fixture
 def compared(tmp_path):
-    """A file of ours, and what comparing its path has found."""
+    """A file of ours, a function that compares its path, and the changes that were found."""
     path = tmp_path / "file"
     path.write_bytes(bytes(100))
     found, own, file = [], OwnChanges(), opened(Identity.of(path.stat()))
@@ -332,7 +332,7 @@ def compared(tmp_path):
     differ.begin(watched)
 
     def compare(source):
-        assert own  # the differ refers to it weakly
+        assert own  # keeps it alive: the differ has only a weak reference
         return differ.compare(watched, source)
 
     return path, file, compare, found
@@ -372,7 +372,7 @@ def test_event_of_ours_after_a_poll_tells_nothing(compared):
 
 
 def test_cut_under_way_is_not_compared(compared):
-    """A shorter file with its old times is one that truncate(2) has not done with."""
+    """If a file is shorter but has its old times, truncate(2) has not ended."""
     path, _, compare, found = compared
     with path.open("r+b") as other:
         other.write(bytes(SIZE_OF_CUT))

@@ -1,4 +1,4 @@
-"""What a mapped file tells of changes by others, and that it keeps silent about our own."""
+"""A mapped file reports changes by others, and does not report our own."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ async def test_mapped_stores_of_others_by_polling(path):
             await anyio.to_thread.run_sync(store_from_another_process, path)
             change = await expect(changes, ChangeKind.MODIFIED)
             assert change.source == "poll"
-            await anyio.to_thread.run_sync(os.sync)  # until then a second store moves no time
+            await anyio.to_thread.run_sync(os.sync)  # before it, another store moves no times
 
 
 async def test_polling_is_on_by_default(path):
@@ -237,7 +237,7 @@ async def test_own_stores_in_returned_memory(path):
         for i in range(5):
             with f.view(0, PAGE) as view:
                 view.memory[i] = 1
-            await f.flush()  # the next store moves the times again
+            await f.flush()  # so that the next store moves the times again
             await anyio.sleep(0.06)
         await fence(path, changes)
 
@@ -323,7 +323,7 @@ async def test_hubs_report_each_other_once(path):
 
 
 async def test_others_writes_beside_our_stores(path):
-    """Mapped stores of ours explain no event of the kernel."""
+    """Mapped stores of ours do not explain an event of the kernel."""
     async with aiommap.open(path, "r+") as f, f.watch(poll_interval=10) as changes:
         word = f.atomic_u32(0)
         word.store(1)
@@ -347,7 +347,7 @@ async def test_others_truncation_beside_our_resizes(path, pages):
         assert (change.old.size, change.new.size) == (20 * PAGE, pages * PAGE)
 
 
-# What to do about it.
+# Verbs after a change.
 
 
 async def test_read_beyond_new_end_says_both_sizes(path):

@@ -1,4 +1,4 @@
-"""Where a watched path leads, and that it is followed: links, missing directories, lost watches."""
+"""Resolving a watched path, and following it: links, missing directories, lost watches."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_file_in_place_of_directory_ends(tmp_path):
 
 
 def test_resolution_agrees_with_the_kernel(tmp_path):
-    """Whatever the links: a whole route ends where realpath ends."""
+    """A path that exists is resolved to the path that realpath finds, whatever the links."""
     for name in ("a/b/c", "d/e"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "a/b/c/f").touch()
@@ -214,7 +214,7 @@ async def test_file_system_mounted_over(hub, tmp_path):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 async def test_two_names_of_one_directory(hub, tmp_path):
-    """The kernel watches an inode once; both names are told."""
+    """The kernel watches an inode once; changes are reported by both paths."""
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
     two.mkdir()
@@ -232,7 +232,7 @@ async def test_two_names_of_one_directory(hub, tmp_path):
 
 
 async def test_name_that_is_no_text_is_watched(hub, tmp_path):
-    """The notifier cannot name such a file, nor others in its directory."""
+    """The notifier fails on such a name, and then reports no other file there, either."""
     odd = os.fsdecode(os.fsencode(str(tmp_path)) + b"/\xff\xfe")
     with open(odd, "wb") as file:
         file.write(b"x")

@@ -1,4 +1,4 @@
-"""Those who are told of changes: buffers, callbacks, errors, cancellation, and how it all ends."""
+"""Subscribers: buffers, callbacks, errors, cancellation, and how subscriptions end."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def test_callback_gets_each_change(path, asynchronous):
         subscription.cancel()
         subscription.cancel()
         async with f.watch() as changes:
-            await expect(changes, ChangeKind.REMOVED)  # as it was when this one began
+            await expect(changes, ChangeKind.REMOVED)  # the file was missing when this one began
             path.write_bytes(b"")
             await expect(changes, ChangeKind.CREATED)
         assert len(seen) == 2
@@ -95,7 +95,7 @@ async def test_callback_raising_is_logged(path, caplog):
         seen = []
         f.on_change(fail)
         f.on_change(seen.append)
-        async with f.watch():  # by now all have begun
+        async with f.watch():  # when this has begun, the callbacks have, too
             pass
         os.truncate(path, 2 * PAGE)
         await expect(changes, ChangeKind.TRUNCATED)
@@ -267,7 +267,7 @@ async def test_second_waiting_task_is_refused(path):
 
         async def iterate():
             async for change in changes:
-                first.append(change.kind)  # noqa: PERF401  looked at meanwhile
+                first.append(change.kind)  # noqa: PERF401  read while the loop runs
 
         with anyio.fail_after(20):
             async with anyio.create_task_group() as group:
@@ -324,13 +324,13 @@ async def test_cancel_while_watching_begins(path):
 def descriptors():
     found = []
     for number in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):  # threads that end close theirs meanwhile
+        with suppress(FileNotFoundError):  # a thread that ends may close one meanwhile
             found.append(os.readlink(f"/proc/self/fd/{number}"))
     return sorted(found)
 
 
 def watching_threads():
-    """How many threads of the native notifier there are, and of ours that look."""
+    """Count the threads of the native notifier."""
     names = []
     for task in os.listdir("/proc/self/task"):
         with suppress(FileNotFoundError, ProcessLookupError):
@@ -364,7 +364,7 @@ async def test_hub_has_one_watcher_thread(tmp_path):
     for path in paths:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"x")
-    await until(lambda: not watching_threads())  # those of the tests before are on their way out
+    await until(lambda: not watching_threads())  # threads of earlier tests may still be ending
     async with aiommap.Hub() as hub:
         files = [await hub.open(path) for path in paths]
         before = threading.active_count()
@@ -381,7 +381,7 @@ async def test_hub_has_one_watcher_thread(tmp_path):
                 tasks.start_soon(listen, f, event)
             for event in ready:
                 await event.wait()
-            # Those that had fewer folders to watch are on their way out.
+            # Notifiers that watched fewer folders may still be ending.
             await until(lambda: watching_threads() == 1)
             await until(lambda: descriptors().count("anon_inode:inotify") == 1)
             assert threading.active_count() <= before + 3
@@ -453,7 +453,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("closed", [False, True], ids=["left-open", "just-closed"])
 def test_interpreter_ends_while_watching(path, closed):
-    """It would abort if that thread were still in native code by then."""
+    """The interpreter would abort if the thread were still in native code when it ends."""
     code = """
 import asyncio, sys, warnings, aiommap
 warnings.simplefilter("ignore", ResourceWarning)

@@ -1,4 +1,4 @@
-"""Watching when the kernel tells nothing, too much, or something else than what happened."""
+"""Watching when the kernel sends no events, too many, or misleading ones."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ anyio.run(main)
 
 
 async def test_notifier_is_not_asked_without_thread(hub, tmp_path, monkeypatch):
-    """It would abort the process."""
+    """The notifier would abort the process if it could not start a thread."""
     from watchfiles import _rust_notify
 
     def refuse():
@@ -117,7 +117,7 @@ async def test_notifier_is_not_asked_without_thread(hub, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("notify", [True, False])
 async def test_watching_ends_while_it_wakes_others(notify):
-    """A hub that was closed just after watching began waited for that thread without end."""
+    """The scanner ends although ``end`` is called while it delivers findings."""
 
     def deliver(found):
         if not found:
@@ -148,7 +148,7 @@ async def test_watching_without_thread_says_so(hub, tmp_path, monkeypatch):
 
 
 class Panic(BaseException):
-    """What a panic in Rust becomes."""
+    """Stands for the exception that a panic in Rust becomes."""
 
 
 @pytest.mark.parametrize("error", [RuntimeError, Panic])
@@ -199,11 +199,11 @@ async def test_network_file_systems_have_a_thread(hub, tmp_path, monkeypatch):
     assert not hub._watcher._threads
 
 
-# Many, and while the set changes.
+# Many paths, and changes of the set of paths.
 
 
 async def test_directories_added_and_removed_report(hub, tmp_path):
-    """Every file ends up as the oracle says, whatever the set of directories did meanwhile."""
+    """Each change is reported while directories are added to the watched set and removed."""
     path = tmp_path / "f"
     path.write_bytes(b"")
     others = [tmp_path / str(i) / "g" for i in range(30)]
@@ -240,7 +240,7 @@ async def test_joining_subscriber_begins_with_states(hub, tmp_path):
 
 @pytest.mark.slow
 async def test_storm_loses_no_final_state(hub, tmp_path):
-    """Ten thousand changes in one directory: each file's last state arrives, memory is bounded."""
+    """Ten thousand changes in one directory: the last state of each file arrives."""
     paths = [tmp_path / str(i) for i in range(200)]
     for path in paths:
         path.write_bytes(b"")
@@ -293,7 +293,7 @@ def test_coarse_file_times_are_known(release, coarse):
 
 
 async def test_second_change_within_a_coarse_tick(hub, tmp_path, monkeypatch):
-    """Simulated by a stat that goes on showing the state after the first of two changes."""
+    """A stat that keeps returning the state after the first change simulates coarse times."""
     path = tmp_path / "f"
     path.write_bytes(b"x")
     monkeypatch.setattr(_watched_path, "COARSE_TIMES", True)
@@ -327,7 +327,7 @@ async def test_shortest_interval_holds(hub, tmp_path, monkeypatch):
 
 
 async def test_path_is_polled_after_a_long_resize_of_ours(hub, tmp_path, monkeypatch):
-    """Nothing can be told of it meanwhile, and it stays suspect until then."""
+    """During the resize no change can be attributed; the path stays suspect until its end."""
     from watchfiles import _rust_notify
 
     monkeypatch.setattr(_rust_notify, "RustNotify", Deaf)
@@ -364,7 +364,7 @@ anyio.run(main, sys.argv[1])
 
 @pytest.mark.slow
 def test_overrun_kernel_queue_hides_nothing(tmp_path):
-    """The watching process is stopped until more has happened than the kernel remembers."""
+    """The watching process is stopped until the kernel's queue of events has overflowed."""
     path = tmp_path / "f"
     path.write_bytes(b"x")
     others = [os.open(tmp_path / name, os.O_WRONLY | os.O_CREAT) for name in "gh"]
@@ -376,7 +376,7 @@ def test_overrun_kernel_queue_hides_nothing(tmp_path):
         process.send_signal(signal.SIGSTOP)
         try:
             for _ in range(limit):
-                for fd in others:  # in turns: the kernel merges an event into one like it
+                for fd in others:  # in turns, because the kernel merges equal events in a row
                     os.pwrite(fd, b"x", 0)
             os.truncate(path, 0)
         finally:
@@ -411,7 +411,7 @@ def test_write_by_others_while_stopped_beside_our_store(tmp_path):
     ) as process:
         os.waitid(os.P_PID, process.pid, os.WSTOPPED)
         write(path, 50)
-        time.sleep(_scanner.LATE_SECONDS * 1.2)  # that it is held up for so long is what is tested
+        time.sleep(_scanner.LATE_SECONDS * 1.2)  # the test needs a thread that was held up so long
         process.send_signal(signal.SIGCONT)
         assert process.stdout.readline() == "modified\n"
 
@@ -442,7 +442,7 @@ anyio.run(main, sys.argv[1])
 
 @pytest.mark.slow
 def test_write_by_others_while_a_directory_is_added(tmp_path):
-    """The events that wait when the notifier is replaced say that others wrote, too."""
+    """Events that are pending while the notifier is replaced show that others wrote, too."""
     path = tmp_path / "f"
     path.write_bytes(bytes(100))
     with subprocess.Popen(

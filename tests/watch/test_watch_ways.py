@@ -1,4 +1,4 @@
-"""Every way in which programs change files is told, and deafens nobody."""
+"""Each way in which programs change files is reported, and watching goes on after it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 #: Long ago, so that a change of the times shows however coarse the clock of the file system is.
 PAST = 1_000_000_000
-#: What git wants to know of everybody.
+#: Variables that git needs for author and committer.
 WHAT = ("NAME", "EMAIL")
-#: What programs say of what this file system, or this user, cannot do.
+#: Messages of programs about things that this file system or this user cannot do.
 UNABLE = ("not supported", "not permitted", "permission denied")
 
 
 class Place:
-    """A directory with the files that ways are about."""
+    """A directory with the files that the ways change."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -60,7 +60,7 @@ class Place:
         assert done.returncode == 0, done.stderr
 
     def state(self):
-        """What stat(2) says of the file; None if there is none."""
+        """Return the state of the file; None if there is no file."""
         return FileState.of(os.stat(self.path)) if self.path.exists() else None
 
 
@@ -84,7 +84,7 @@ def place(way, tmp_path):
 
 
 async def reach(changes, state):
-    """Fetch changes up to the one that ends in a state."""
+    """Fetch changes up to the one whose new state is ``state``."""
     found = []
     with anyio.fail_after(20):
         while not found or found[-1].new != state:
@@ -93,7 +93,7 @@ async def reach(changes, state):
 
 
 def kind_of(old, new):
-    """The rule of the documentation, once more."""
+    """Name the difference of two states by the rule in the documentation."""
     if old is None or new is None:
         return ChangeKind.REMOVED if new is None else ChangeKind.CREATED
     if (old.device, old.inode) != (new.device, new.inode):
@@ -107,7 +107,7 @@ def kind_of(old, new):
 
 
 def check(found, way, before, after):
-    """The changes lead from one state to the other without a gap, and are what the way allows."""
+    """Check that the changes lead from one state to the other, and are ones that the way allows."""
     states = [before, *(change.new for change in found)]
     assert [change.old for change in found] == states[:-1]
     assert states[-1] == after
@@ -132,7 +132,7 @@ async def test_ways_are_told_and_deafen_nobody(way, place):
 
 
 async def still_hears(place, changes):
-    """One more change is the next that is told: none was told twice, and nobody went deaf."""
+    """Check that one more change is the next one reported: none came twice, watching goes on."""
     last = place.state()
     if last is None:
         await anyio.to_thread.run_sync(place.run, "mkdir -p d; mv spare d/f")

@@ -24,8 +24,8 @@ class StorageBackend(Protocol):
     def size(self) -> int:
         """How many bytes can be read.
 
-        The size is constant, and reading it never waits. A backend has it from the beginning, and
-        still has it after ``aclose``. It may be 0.
+        Constant: reading it never waits. A backend has it from the beginning, and still has it
+        after ``aclose``. It may be 0.
         """
 
     @abstractmethod
