@@ -1,4 +1,4 @@
-"""What MappedFiles keeps open and gives up, how it goes along with clients, and its lifespan."""
+"""What MappedFiles keeps open and gives up, how it keeps pace with clients, and its lifespan."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.internals import (
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
-#: What does not lead out of the interpreter: methods of values, and these.
+#: Calls that stay in the interpreter: the methods of these types, and the functions below.
 PLAIN = (bytes, dict, list, re.Pattern, str)
 HARMLESS = {"Mapping.read_inline", "Match.groups", "get_running_loop", "setprofile"}
 HARMLESS |= {"isinstance", "iter", "len", "max", "min", "next", "sum"}
@@ -32,7 +32,7 @@ HARMLESS |= {"isinstance", "iter", "len", "max", "min", "next", "sum"}
 
 class TestCache:
     async def test_warm_request_calls_nothing_that_waits(self, folder):
-        """Of all C functions that a warm request calls, one reads, and none asks the disk."""
+        """Of the C functions that a warm request calls, one reads, and none can wait for a disk."""
         called = []
 
         def look(frame, event, function):
@@ -58,7 +58,7 @@ class TestCache:
             before = file.statistics()
             tries = 1
             while await called_by_request() > 1 and tries < 20:
-                tries += 1  # it gave way in between, for the loop had been busy for too long
+                tries += 1  # it was split, because the loop had been busy for too long
                 await checkpoint()
                 before = file.statistics()
             after = file.statistics()
@@ -138,7 +138,7 @@ class TestCache:
 
 class TestClients:
     async def test_slow_client_is_waited_for(self, folder):
-        """One piece is read ahead of what the client has taken, and no more (sending.3)."""
+        """At most one piece is read that the client has not taken yet (sending.3)."""
         async with aiommap.Hub() as hub, MappedFiles(folder, hub=hub) as app:
             taken = 0
 
@@ -194,7 +194,7 @@ class TestClients:
         assert not answer.is_complete
 
     async def test_send_that_raises_ends_reading(self, tmp_path):
-        """As servers do since ASGI 2.4; they expect their own error back."""
+        """Servers raise since ASGI 2.4, and expect to get their own error back."""
         with open(tmp_path / "huge", "wb") as file:
             file.truncate(1 << 30)
 
@@ -211,7 +211,7 @@ class TestClients:
     async def test_server_that_copies_by_itself(self, folder, field):
         extensions = {"http.response.zerocopysend": {}}
         headers = {} if field is None else {"range": field}
-        os.truncate(folder / "data.bin", 3 << 20)  # more than goes out at once
+        os.truncate(folder / "data.bin", 3 << 20)  # more than one message
         async with MappedFiles(folder) as app:
             plain = await ask(app, "/data.bin", headers=headers)
             answer = await ask(app, "/data.bin", headers=headers, extensions=extensions)
@@ -219,7 +219,7 @@ class TestClients:
                 app, "/data.bin", headers={"range": "bytes=0-9"}, extensions=extensions
             )
         assert {message["type"] for message in answer.messages} >= {"http.response.zerocopysend"}
-        if field != "bytes=0-9,500000-2900000":  # each of those has a boundary of its own
+        if field != "bytes=0-9,500000-2900000":  # a multipart answer has its own random boundary
             assert answer.body == plain.body
         assert (len(answer.body), answer.is_complete) == (len(plain.body), True)
         assert [message["type"] for message in small.messages][1:] == ["http.response.body"]

@@ -1,4 +1,4 @@
-"""MappedFiles and MappedFileResponse inside of Starlette and FastAPI, as their users write them."""
+"""MappedFiles and MappedFileResponse in Starlette, FastAPI and Litestar, as users write them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def nested(files):
 
 
 def in_middleware(files):
-    """Middlewares that pass the body on by themselves, piece by piece."""
+    """Mount the files below a middleware that passes the body on itself, piece by piece."""
 
     async def pass_on(request, call_next):
         return await call_next(request)
@@ -59,7 +59,7 @@ def in_middleware(files):
 
 @pytest.fixture(params=[starlette, fastapi, nested, in_middleware], ids=lambda make: make.__name__)
 async def client(request, folder):
-    """A client of an application that has the folder mounted."""
+    """A client of an application in which the folder is mounted."""
     async with MappedFiles(folder) as files:
         app = request.param(files)
         base = "http://test/outer/files" if request.param is nested else "http://test/files"
@@ -113,7 +113,7 @@ async def test_mounted_in_litestar(folder):
 
 
 async def test_truncated_under_middleware_is_no_whole_answer(folder):
-    """A middleware that compresses sends no length, so that only an error tells of it."""
+    """A middleware that compresses sends no length, so only an error can reveal it."""
     (folder / "text.txt").write_bytes(b"text " * (1 << 18))
     async with MappedFiles(folder) as files:
         app = GZipMiddleware(in_middleware(files))
@@ -126,7 +126,7 @@ async def test_truncated_under_middleware_is_no_whole_answer(folder):
 
 
 def endpoint(make):
-    """Return clients' ways to an endpoint that returns what ``make`` makes."""
+    """Return a client of an application with one endpoint, which returns what ``make`` makes."""
 
     async def answer():
         return make()
@@ -187,7 +187,7 @@ class TestResponse:
         assert first.headers["etag"] != second.headers["etag"]
 
     async def test_response_of_writable_file(self, folder):
-        """It has no validators: its bytes change without anything to tell by."""
+        """It has no validators, because nothing tells when its bytes change."""
         async with (
             aiommap.open(folder / "data.bin", "r+") as file,
             endpoint(lambda: MappedFileResponse(file)) as client,
@@ -240,7 +240,7 @@ class TestResponse:
         assert ran == [1]
 
     async def test_response_holds_its_snapshot(self, folder):
-        """Closing waits until it is sent."""
+        """Closing the snapshot waits until the response is sent."""
         snapshot = await aiommap.Snapshot.open(folder / "data.bin")
         response = MappedFileResponse(snapshot)
         async with anyio.create_task_group() as group:

@@ -1,4 +1,4 @@
-"""No byte from outside of the folder, whatever paths, links and races lead there."""
+"""No byte from outside the folder is sent, whatever paths, links and races lead there."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SECRET, PUBLIC = b"secret", b"public"
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with a file, beside another folder that is not to be seen."""
+    """A folder with a file, beside files and a folder that no answer may show."""
     made = tmp_path / "www"
     (made / "sub").mkdir(parents=True)
     (made / "file").write_bytes(PUBLIC)
     (made / "sub" / "file").write_bytes(PUBLIC)
     (tmp_path / "file").write_bytes(SECRET)
     (tmp_path / "index.html").write_bytes(SECRET)
-    (tmp_path / "www-other").mkdir()  # whose path begins as that of the folder
+    (tmp_path / "www-other").mkdir()  # its path begins like that of the folder
     (tmp_path / "www-other" / "file").write_bytes(SECRET)
     (tmp_path / "www-other" / "index.html").write_bytes(SECRET)
     return made
@@ -74,7 +74,7 @@ async def test_path_that_leads_out_is_refused(folder):
 async def test_path_that_only_looks_like_it(folder):
     async with MappedFiles(folder) as app:
         for path in NOTHING:
-            # As some servers hand it on: not decoded any further.
+            # Some servers give no raw path: then the path counts, and is not decoded again.
             answer = await ask(app, "/", path=path, raw_path=b"")
             assert (answer.status, answer.body) == (404, b"Not Found"), path
 
@@ -150,7 +150,7 @@ async def test_what_is_no_file_is_not_there(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["file", "folder"])
 async def test_link_turned_meanwhile_leads_out_never(folder, what):
-    """A thread turns a link in and out, as fast as it can, while it is opened again and again."""
+    """A thread turns a link in and out as fast as it can, while it is opened again and again."""
     inside, outside = ("file", "../file") if what == "file" else ("sub", "..")
     path = "/link" if what == "file" else "/link/file"
     over = threading.Event()
@@ -166,7 +166,7 @@ async def test_link_turned_meanwhile_leads_out_never(folder, what):
     thread.start()
     found = {}
     try:
-        # One place: each path is opened for each request.
+        # With room for one file only, each request opens its path anew.
         async with MappedFiles(folder, cache=1) as app:
             for _ in range(400):
                 answer = await ask(app, path)
@@ -179,7 +179,7 @@ async def test_link_turned_meanwhile_leads_out_never(folder, what):
 
 
 async def test_random_paths_find_what_is_inside(folder):
-    """Paths put together of all that could lead out; an oracle that asks the disk says which do."""
+    """Paths made of all that could lead out; an oracle that asks the disk says which ones do."""
     (folder / "out").symlink_to("..")
     (folder / "loop").symlink_to("loop")
     (folder / "in").symlink_to("sub")

@@ -1,4 +1,4 @@
-"""The same requests, random and hostile ones, to MappedFiles and to nginx on one folder.
+"""Random and hostile requests, each sent to MappedFiles and to nginx, which serve one folder.
 
 Where the two answer differently on purpose, ``DIFFERENCES`` says how, and docs/serving.md lists it.
 """
@@ -101,7 +101,7 @@ class Request:
 
     @property
     def names(self):
-        """The names of its path, the dots resolved."""
+        """The names in the path, with dots resolved."""
         found = []
         for name in self.path.split("/"):
             if name == ".." and found:
@@ -185,7 +185,7 @@ def draw_request(draw):
 
 
 def ask(client, request, tags):
-    """Ask with the entity tag that this server has for the file."""
+    """Ask with the entity tag that this server gives the file."""
     headers = dict(request.headers)
     if any("{etag}" in value for value in headers.values()):
         path = request.target.partition("?")[0]
@@ -196,7 +196,7 @@ def ask(client, request, tags):
 
 
 def parts_of(response):
-    """Return the bytes of a 206 by their place, whether in one part or in several."""
+    """Return the bytes of a 206 by their offset, whether it has one part or several."""
     kind = response.headers["content-type"]
     if not kind.startswith("multipart/byteranges"):
         return place(response.headers["content-range"], response.body)
@@ -218,7 +218,7 @@ def place(said, body):
 
 
 def summary(request, response):
-    """What has to be the same of two answers."""
+    """Return what must be equal in both answers."""
     headers = response.headers
     found = {"status": response.status}
     if response.status in (200, 304):
@@ -260,7 +260,7 @@ def specs_of(request):
 
 
 def total_asked(request):
-    """How many bytes the ranges have together, counted as often as they are asked for."""
+    """Return how many bytes the ranges have together; common ones count more than once."""
     size, total = size_of(request), 0
     for spec in specs_of(request):
         first, _, last = spec.strip().partition("-")
@@ -272,7 +272,7 @@ def total_asked(request):
 
 DATED = ("If-Modified-Since", "If-Unmodified-Since")
 
-#: What is answered differently on purpose: (what, whether it applies, our status, nginx's).
+#: What is answered differently on purpose: (what, whether it applies, our status, that of nginx).
 DIFFERENCES = (
     (
         "a date that is none is ignored",

@@ -96,7 +96,7 @@ async def test_overwritten_object_is_served_once_the_store_is_asked(cache, objec
 
 
 async def test_overwritten_object_whose_blocks_are_gone_is_opened_again(cache, objects):
-    """It is fresh, but no more of it can be had."""
+    """What is cached is not too old yet, but the store has no more of that version."""
     async with serving(cache, objects) as app:
         await ask(app, "/x", headers={"range": "bytes=0-9"})
         objects.put(CONTENT[::-1])
@@ -108,7 +108,7 @@ async def test_overwritten_object_whose_blocks_are_gone_is_opened_again(cache, o
 async def test_request_under_way_gets_the_object_that_it_began_with(cache, objects):
     answer, newer = Answer(), []
     async with serving(cache, objects, max_age=0) as app:
-        await ask(app, "/x")  # all of it is cached now
+        await ask(app, "/x")  # caches all of it
 
         async def on_send(message):
             if not newer:

@@ -30,7 +30,7 @@ async def cache(tmp_path):
 
 
 def serving(source):
-    """Return an application that answers everything with a source."""
+    """Return an application that answers every request with a source."""
 
     async def app(scope, receive, send):
         await MappedFileResponse(source)(scope, receive, send)
@@ -96,7 +96,7 @@ async def test_object_overwritten_before_it_was_read_is_no_answer(cache, store):
 
 
 async def test_store_that_cannot_be_asked_is_no_answer(cache):
-    """What is cached is sent all the same."""
+    """What is cached is still sent."""
     objects = Objects(CONTENT)
     async with cache.open(objects, read_ahead=False) as snapshot:
         app = serving(snapshot)

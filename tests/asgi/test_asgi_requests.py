@@ -1,4 +1,4 @@
-"""What a request asks for, as tables: ranges, conditions, dates and paths. No file, no loop."""
+"""Tables of what a request asks for: ranges, conditions, dates and paths. No file, no loop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MALFORMED = [
     *" - 5 a-b 1-2-3 --1 +1-2 1_0-20 0x1-2 ²-5 ٣-5 5-4 -1- 0-1;5-6 bytes=5-6 0-9e1".split(" "),
     *("1 -2", "1- 2", "9" * 5000 + "-"),
 ]
-#: 6 November 1994, 08:49:37: the date of the examples of RFC 9110.
+#: 6 November 1994, 08:49:37: the date in the examples of RFC 9110.
 DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
 MODIFIED = 784_111_777
 BEFORE, AFTER = "Sun, 06 Nov 1994 08:49:36 GMT", "Sun, 06 Nov 1994 08:49:38 GMT"

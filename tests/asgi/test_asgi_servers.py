@@ -45,7 +45,7 @@ def test_served_by(serve, folder):
 
 @pytest.mark.parametrize("serve", SERVERS.values(), ids=SERVERS)
 def test_truncated_file_breaks_the_connection(serve, folder):
-    """More than the sockets hold, so that the server is in the middle of it."""
+    """It is more than the sockets hold, so the server is still sending when it is truncated."""
     path = folder / "data.bin"
     os.truncate(path, 64 << 20)
     with serve(folder) as port, contextlib.closing(RawClient(port)) as client:
@@ -58,18 +58,18 @@ def test_truncated_file_breaks_the_connection(serve, folder):
 
 
 def content_of(version):
-    """Make content whose every part, and whose length, says which version it is."""
+    """Make content of which every part, and the length, tells the version."""
     return b"%08d" % version * (10_000 + version)
 
 
 def ask_until_seen(client, version, seen, troubles):
-    """Ask until one of the readers has met a version, or trouble."""
+    """Send requests until a reader has seen a version or found an error."""
     while version not in seen and not troubles:
         client.ask("GET", "/data.bin")
 
 
 def test_replaced_under_load_each_answer_is_one_version(folder):
-    """Every client sees whole versions, each with its own tag, and never an older one again."""
+    """Every client gets whole versions, each with its own tag, and never an older one again."""
     path, beside = folder / "data.bin", folder / "beside"
     path.write_bytes(content_of(0))
     over, troubles, seen, tags = threading.Event(), [], set(), {}
@@ -96,7 +96,7 @@ def test_replaced_under_load_each_answer_is_one_version(folder):
                 for version in range(1, REPLACEMENTS + 1):
                     beside.write_bytes(content_of(version))
                     beside.replace(path)
-                    if version % 3 == 0:  # or else two or three follow at once
+                    if version % 3 == 0:  # otherwise two or three follow at once
                         client.ask("GET", "/data.bin")
                     if version % 9 == 0 or version == REPLACEMENTS:
                         ask_until_seen(client, version, seen, troubles)

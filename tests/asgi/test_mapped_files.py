@@ -1,4 +1,4 @@
-"""MappedFiles, asked as a server asks: what it answers, keeps open, notices and breaks off."""
+"""MappedFiles, called as a server calls it: what it answers, keeps open, notices, breaks off."""
 
 from __future__ import annotations
 
@@ -298,7 +298,7 @@ class TestChanges:
             assert (await ask(app, "/data.bin", on_send=on_send)).body == CONTENT
 
     async def test_truncated_before_it_is_asked_for(self, folder):
-        """No piece was sent yet, so it is answered as it is now."""
+        """No piece was sent yet, so the answer is the file as it is now."""
         async with MappedFiles(folder) as app:
             await ask(app, "/data.bin")
             os.truncate(folder / "data.bin", 10)
@@ -312,7 +312,7 @@ class TestMounts:
         [
             ("", "/data.bin"),
             ("/files", "/files/data.bin"),
-            ("/files", "/data.bin"),  # a proxy has taken the prefix off
+            ("/files", "/data.bin"),  # a proxy has removed the prefix
             ("/da", "/data.bin"),
             ("/a b", "/a%20b/data.bin"),
         ],
@@ -321,14 +321,14 @@ class TestMounts:
         async with MappedFiles(folder) as app:
             assert (await ask(app, path, root_path=root)).body == CONTENT
 
-    async def test_mount_without_slash_redirects(self, folder):
+    async def test_mount_without_slash_is_the_folder(self, folder):
         async with MappedFiles(folder) as app:
             answer = await ask(app, "/files", root_path="/files")
         assert answer.status == 404  # the folder has no index
 
 
 def test_one_application_in_several_loops(folder):
-    """A test client runs a loop for each request, and closes nothing."""
+    """As with a test client that runs a loop for each request, and closes nothing."""
     app = MappedFiles(folder)
     for _ in range(3):
         assert anyio.run(ask, app, "/data.bin").body == CONTENT

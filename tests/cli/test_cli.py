@@ -33,7 +33,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in this process; gives code, standard output and standard error."""
+    """A way to run the command line in this process; it returns code, output and errors."""
 
     def call(*arguments: str | Path) -> tuple[int, str, str]:
         code = main([str(argument) for argument in arguments])
@@ -45,7 +45,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A file of 40 pages and a half, written back to the disk."""
+    """A file of 40 and a half pages, written back to the disk."""
     path = tmp_path / "data.bin"
     path.write_bytes(os.urandom(40 * PAGE + PAGE // 2))
     with path.open("rb") as file:
@@ -65,14 +65,14 @@ def command(*arguments: str | Path) -> list[str]:
 
 
 def spawn(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a process of its own, its output piped."""
+    """Run the command line in a process of its own, with pipes for its output."""
     return subprocess.run(
         command(*arguments), capture_output=True, text=True, timeout=60, check=False, **options
     )
 
 
 def on_terminal(*arguments: str | Path, code: str | None = None) -> tuple[int, str]:
-    """Run the command line on a pseudo-terminal of 140 columns; gives code and output."""
+    """Run the command line on a pseudo-terminal of 140 columns; return code and output."""
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "140", "LINES": "40"}
     environment.pop("NO_COLOR", None)
@@ -80,7 +80,7 @@ def on_terminal(*arguments: str | Path, code: str | None = None) -> tuple[int, s
     with subprocess.Popen(line, stdin=theirs, stdout=theirs, env=environment) as process:
         os.close(theirs)
         output = b""
-        # Linux ends the last read of a pseudo-terminal with EIO instead of with nothing.
+        # On Linux the last read of a pseudo-terminal fails with EIO instead of returning nothing.
         with contextlib.suppress(OSError):
             while chunk := os.read(ours, 1 << 16):
                 output += chunk
@@ -120,7 +120,7 @@ class TestHelp:
     def test_exit_codes_are_documented(self, run: Run, code: str) -> None:
         for arguments in ((), *((name,) for name in (*COMMANDS, "completion"))):
             assert f"\n  {code:<4}" in run(*arguments, "--help")[1]
-        # Being stopped is how watching ends, and no failure.
+        # A watch goes on until it is stopped, so being stopped is no failure.
         assert (f"\n  {code:<4}" in run("watch", "--help")[1]) == (code != "130")
         assert f"| {code} |" in (ROOT / "docs" / "cli.md").read_text()
 
@@ -340,8 +340,8 @@ class TestResidency:
     def test_residency_hidden_is_said(self) -> None:
         if os.geteuid() != 0:
             pytest.skip("needs root, to become somebody who does not own the file")
-        # Not tmp_path: its parents are closed to others. Imported before the change of user,
-        # because the interpreter's own files may be closed, too.
+        # Not tmp_path: other users may not enter its parents. All is imported before the change
+        # of user, because the new user may not read the interpreter's own files, either.
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "theirs.bin")
             path.write_bytes(b"x" * PAGE)

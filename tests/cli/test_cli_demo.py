@@ -1,4 +1,4 @@
-"""The demo, and what it measures with: heartbeat, latencies, sizes and rates as text."""
+"""The demo and its tools: the heartbeat, the measurements, and numbers as text."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class TestDemo:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # A job that a shell began in the background ignores it, and so would its children.
+            # A job that a shell starts in the background ignores SIGINT, and so do its children.
             preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         ) as process:
             assert process.stdout is not None

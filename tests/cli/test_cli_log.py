@@ -1,4 +1,4 @@
-"""``aiommap log``: what it prints of a log, and that it never writes to it."""
+"""``aiommap log``: what it prints about a log, and that it never writes to the log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``aiommap cache``, and URLs where commands take files: over ``file://`` and over HTTP."""
+"""``aiommap cache``, and commands that are given URLs instead of files: ``file://`` and HTTP."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_watch_of_urls(tmp_path):
         with subprocess.Popen(
             command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as process:
-            killer = threading.Timer(40, process.kill)  # so that no line is waited for in vain
+            killer = threading.Timer(40, process.kill)  # so that no read of a line waits forever
             killer.start()
             assert json.loads(process.stdout.readline()) == {"command": "watch", "paths": [url]}
             for kind, change in (

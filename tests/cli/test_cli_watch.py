@@ -1,4 +1,4 @@
-"""``aiommap watch``, run as the process that it is."""
+"""``aiommap watch``, run in a process of its own."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ pytestmark = pytest.mark.slow
 
 
 class Watching:
-    """The command as a process; its lines are waited for."""
+    """The command in a process of its own. Each line is waited for, but not forever."""
 
     def __init__(self, *arguments, **options):
         self.process = subprocess.Popen(
             [sys.executable, "-m", "aiommap", "watch", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            bufsize=0,  # or lines would wait where select does not see them
+            bufsize=0,  # or lines could be in a buffer, where select does not see them
             **options,
         )
 
     def line(self):
-        """The next line of standard output."""
+        """Return the next line of standard output."""
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stdout, selectors.EVENT_READ)
             assert selector.select(20), "no line came"
@@ -38,7 +38,7 @@ class Watching:
         return json.loads(self.line())
 
     def stop(self, number=signal.SIGINT):
-        """Send a signal; gives the code, and what was left on both outputs."""
+        """Send a signal; return the code and the rest of both outputs."""
         self.process.send_signal(number)
         out, err = self.process.communicate(timeout=20)
         return self.process.returncode, out.decode(), err.decode()
@@ -60,7 +60,7 @@ def watch():
 
 
 def wait_for(condition):
-    """Wait for what another process brings about."""
+    """Wait until another process has made a condition true."""
     deadline = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < deadline, "it never came about"
@@ -82,7 +82,7 @@ def test_change_is_a_line_until_a_signal(watch, tmp_path, number):
     ):
         act()
         line = watching.line()
-        if words is None:  # in one step or two, with the bytes or before them
+        if words is None:  # one change or two: the file may be seen before it has its bytes
             assert line.split()[1] == "created"
             if line.split()[2] == "0":
                 watching.line()
@@ -112,7 +112,7 @@ def test_json_is_one_document_a_line(watch, tmp_path):
 
 
 def test_latency_is_omitted_for_turned_links(watch, tmp_path):
-    """The file at its end is as old as it was."""
+    """The age of the file that a link now leads to does not tell when the link was turned."""
     for name in ("old", "new"):
         (tmp_path / name).write_bytes(name.encode())
     (tmp_path / "link").symlink_to("old")
@@ -171,7 +171,7 @@ def test_command_runs_for_each_change(watch, tmp_path):
 
 
 def test_commands_of_one_path_never_overlap(watch, tmp_path):
-    """Each leaves the folder that it made, unless it found it there."""
+    """Each makes a folder and removes it, and fails if the folder is there already."""
     path, log = tmp_path / "file", tmp_path / "log"
     path.touch()
     script = f"mkdir {tmp_path}/busy || exit 9; sleep 0.1; rmdir {tmp_path}/busy; echo >> {log}"
@@ -185,7 +185,7 @@ def test_commands_of_one_path_never_overlap(watch, tmp_path):
 
 
 def test_commands_of_several_paths_overlap(watch, tmp_path):
-    """Each waits for the other one."""
+    """Each waits until the other one has begun."""
     paths = [tmp_path / "a", tmp_path / "b"]
     script = (
         f"touch {tmp_path}/began-$(basename $AIOMMAP_PATH); "
@@ -222,11 +222,11 @@ def test_command_that_fails_is_told(watch, tmp_path, command, words):
         err += watching.process.stderr.readline().decode()
     code, out, rest = watching.stop()
     assert (code, out, rest) == (1, "", "")
-    assert err.count("out\n") == 2  # not into the documents
+    assert err.count("out\n") == 2  # they are not among the documents
 
 
 def test_command_still_running_is_ended(watch, tmp_path):
-    """With what it started itself."""
+    """And so is what it started itself."""
     path, log = tmp_path / "file", tmp_path / "log"
     watching = watch(path, "--exec", f"sleep 1000 & echo $$ $! > {log}; wait")
     watching.line()

@@ -1,4 +1,4 @@
-"""What the commands print in terminals of 40, 80 and 200 columns, held to snapshots.
+"""What the commands print in terminals of 40, 80 and 200 columns, compared with snapshots.
 
 ``python -m tests.cli.test_cli_widths`` writes the snapshots again.
 """
@@ -50,7 +50,7 @@ class Terminal(io.StringIO):
 
 @contextlib.contextmanager
 def terminal(columns):
-    """Have the commands of this process write to a terminal; gives what it shows."""
+    """Have the commands of this process write to a terminal; yield what they write."""
     environment = {"COLUMNS": str(columns), "TERM": "xterm-256color"}
     shown = Terminal()
     with (
@@ -62,9 +62,10 @@ def terminal(columns):
 
 
 def text(shown):
-    """What is left to be seen: neither colours, nor frames of a bar that were drawn over.
+    """Return what can be seen: no colours, and no frames of a bar that were drawn over.
 
-    Nor the usage of commands, which each version of Python breaks in another way.
+    The usage of the commands is left out, too: each version of Python breaks its lines in its own
+    way.
     """
     visible = (line.rpartition("\r")[2] for line in shown.getvalue().split("\n"))
     return USAGE.sub("", "\n".join(ESCAPE.sub("", line) for line in visible))
@@ -98,7 +99,7 @@ def measured(seconds, wait, *, counted=False):
 
 
 def show_a_demo():
-    """The demo with figures that are made up: those of a run would never be the same."""
+    """Show the demo with made-up figures: those of a run would never be the same."""
     idle = SimpleNamespace(worst_gap=0.0023, worst_wait=0.0011)
     stage = Stage(choose_screen(as_json=False), "demo.bin", 256 << 20, 64, 2.0)
     command._introduce(stage.screen, "on a file of 256.0 MiB in a temporary folder")
@@ -141,7 +142,7 @@ def test_view_is_as_its_snapshot(view, columns):
 @pytest.mark.parametrize("columns", WIDTHS)
 @pytest.mark.parametrize("view", VIEWS)
 def test_snapshot_fits_its_terminal(view, columns):
-    """But for a word that is longer: a path to copy is not broken."""
+    """A single word may be longer: a path is never broken, so that it can be copied."""
     for line in (SNAPSHOTS / f"{view}-{columns}.txt").read_text().splitlines():
         assert columns_of(line) <= columns or len(line.split()) == 1, line
 

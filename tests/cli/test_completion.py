@@ -1,4 +1,4 @@
-"""Completion scripts, asked by the real shells; examples of the help, read by the real parser."""
+"""Completion scripts in the real shells, and the examples of the help in the real parser."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_missing_shtab_names_the_extra(monkeypatch, capsys):
 
 
 def examples():
-    """Yield the examples of the help, up to what the shell would do with their output."""
+    """Yield the examples of the help, without pipes and redirections."""
     for part in re.findall(r"^examples:\n((?:  .+\n)+)", HELP_FILE.read_text(), re.MULTILINE):
         for line in part.splitlines():
             command = re.split(r" [|>] ", line.strip())[0]

@@ -1,4 +1,4 @@
-"""The threads of a hub or a file go when it is closed, also while somebody still refers to it."""
+"""The threads of a hub or a file end when it is closed, even while something still refers to it."""
 
 from __future__ import annotations
 

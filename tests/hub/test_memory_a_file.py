@@ -1,4 +1,4 @@
-"""What an open file takes of Python's memory: ten thousand of them are to be nothing special."""
+"""How much of Python's memory an open file takes: ten thousand open files should be no problem."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def test_open_file_takes_little_memory(tmp_path):
 
     async def main():
         async with aiommap.Hub() as hub:
-            first = await hub.open(paths.pop(), "r+", flush=policy)  # with what all files share
+            first = await hub.open(paths.pop(), "r+", flush=policy)  # makes what all files share
             tracemalloc.start()
             try:
                 files = await asyncio.gather(*(hub.open(p, "r+", flush=policy) for p in paths))
-                await asyncio.sleep(0)  # until then the tasks that opened them are there
+                await asyncio.sleep(0)  # so that the tasks that opened them are gone
                 gc.collect()
                 taken = tracemalloc.get_traced_memory()[0]
             finally:

@@ -1,6 +1,6 @@
 """Files and hubs opened in fixtures: set up in one task, torn down in another (workers.3).
 
-A close that leaned on the task or on a cancel scope of the open would fail or hang here.
+A close that needed the task or a cancel scope of the open would fail or hang here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from aiommap import PAGE_SIZE as PAGE
 
 @pytest.fixture
 def closed_files():
-    """Files that must be closed, their last write durable, once their own fixture has ended."""
+    """Add files here with a receipt: as the test ends, all must be closed and durable."""
     entrusted = []
     yield entrusted
     assert entrusted, "the fixture under test handed nothing over"
@@ -27,7 +27,7 @@ def closed_files():
 
 
 async def write_and_check(f, path):
-    """Take both ways of a write and of a read, and say what the last write was."""
+    """Write and read inline and in workers; return the receipt of the last write."""
     await f.resize(64 * PAGE)
     await f.write(0, b"w" * 64 * PAGE)
     assert await f.read(0, 64 * PAGE) == path.read_bytes()
@@ -66,7 +66,7 @@ async def test_file_of_asyncio_fixture_that_closes(asyncio_unmanaged_file, path,
 
 @pytest.mark.asyncio
 async def test_hub_of_asyncio_fixture(asyncio_hub, path, closed_files):
-    """The test opens its files and leaves closing them to the fixture of the hub."""
+    """The test opens files and leaves it to the fixture of the hub to close them."""
     for _ in range(3):
         f = await asyncio_hub.open(path, "r+")
         closed_files.append((f, await write_and_check(f, path)))
@@ -74,7 +74,7 @@ async def test_hub_of_asyncio_fixture(asyncio_hub, path, closed_files):
 
 @pytest.mark.asyncio
 async def test_file_of_asyncio_fixture_when_cancelled(asyncio_file, path, closed_files):
-    """What the cancellations leave behind must not reach the task that closes the file."""
+    """Nothing of the cancellations may reach the task that closes the file."""
     receipt = await write_and_check(asyncio_file, path)
     tasks = [asyncio.create_task(asyncio_file.read(0, 64 * PAGE)) for _ in range(10)]
     tasks += [asyncio.create_task(asyncio_file.flush()) for _ in range(10)]

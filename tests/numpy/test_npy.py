@@ -1,4 +1,4 @@
-"""``.npy`` files as ``numpy.save`` makes them, mapped, and what is refused."""
+"""Mapping ``.npy`` files as ``numpy.save`` makes them, and refusing others."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def write(path, array, version):
 
 
 def with_header(text, *, version=(1, 0), behind=b""):
-    """Make a file with any text for a header."""
+    """Make a file whose header may be any text."""
     width = 2 if version == (1, 0) else 4
     raw = text.encode("utf-8")
     return npy.magic(*version) + len(raw).to_bytes(width, "little") + raw + behind
 
 
-# What is read.
+# Loading.
 
 
 @pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)], ids=str)
@@ -109,7 +109,7 @@ def test_load_is_what_numpy_loads(tmp_path_factory, shape, dtype, version, order
 
 
 async def test_load_of_a_part_of_a_file(path):
-    """A view is whatever its bytes are."""
+    """A view is loaded like a file: only its own bytes count."""
     content = path.read_bytes()
     path.write_bytes(b"before" + content + b"behind")
     async with aiommap.open(path) as f:
@@ -163,7 +163,7 @@ async def test_open_cancelled_leaves_nothing(path):
     await until_mapped(path, 0)
 
 
-# What is refused.
+# Files that are refused.
 
 HEADER = "{'descr': '<f8', 'fortran_order': False, 'shape': (3,), }"
 REFUSED = {
@@ -230,7 +230,7 @@ async def test_refuses_objects_and_runs_nothing(path):
 @settings(deadline=None, max_examples=examples(200))
 @given(st.data())
 def test_any_bytes_are_refused_or_read(tmp_path_factory, data):
-    """Whatever is flipped in a file, it is a ValueError, or what NumPy makes of it."""
+    """Whichever bytes of a file are changed: it is refused, or read as NumPy reads it."""
     file = io.BytesIO()
     version = data.draw(st.sampled_from([(1, 0), (2, 0), (3, 0)]))
     npy.write_array(file, np.arange(3.0), version)
@@ -255,7 +255,7 @@ def test_any_bytes_are_refused_or_read(tmp_path_factory, data):
     anyio.run(check)
 
 
-# Followed.
+# Following.
 
 
 async def test_follow_loads_each_generation(path, errors):

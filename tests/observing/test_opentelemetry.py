@@ -1,4 +1,4 @@
-"""Spans of operations that left the loop thread, through the real SDK and in-memory exporter."""
+"""Spans of operations that left the loop thread, with the real SDK and its in-memory exporter."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def provider():
 
 @pytest.fixture
 def spans(provider):
-    """All spans finished so far, as (name without prefix, span), oldest first."""
+    """A way to take the spans that have ended since the last call: (name without prefix, span)."""
     exporter = InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
 
@@ -57,7 +57,7 @@ def big(tmp_path):
 
 
 def where(span):
-    """Return offset, length and hops, and check that nothing else is there but the path."""
+    """Return offset, length and hops; check that the path is the only other attribute."""
     attributes = dict(span.attributes)
     attributes.pop("aiommap.path")
     numbers = tuple(attributes.pop(f"aiommap.{name}") for name in ("offset", "length", "hops"))
@@ -151,7 +151,7 @@ async def test_threshold_omits_short_spans(provider, spans, big):
     instrument(provider, threshold=3600)
     async with aiommap.open(big) as f:
         await f.read(0, BIG)
-        instrument(provider, threshold=1e-9)  # the last call holds
+        instrument(provider, threshold=1e-9)  # the last call counts
         before = time.time_ns()
         await f.read(0, BIG)
         after = time.time_ns()

@@ -1,4 +1,4 @@
-"""The Prometheus collector on real files: what a scrape shows, and what it does not disturb."""
+"""The Prometheus collector on real files: what a scrape shows, and that it disturbs nothing."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def scrape(registry):
 
 
 def counters(series):
-    """Keep what may never fall."""
+    """Return those of the values that may never fall."""
     growing = ("_total", "_count", "_sum")
     return {key: value for key, value in series.items() if key[0].endswith(growing)}
 
@@ -205,7 +205,7 @@ async def test_series_begin_again_at_zero(path, registry):
 
 @asynchronous
 async def test_series_of_files_at_one_path(path, registry):
-    """U1: a sum of both, or a number that moves up, would fall when the first one closes."""
+    """One sum, or renumbered series, would fall as the first file closes (prometheus.1)."""
     async with aiommap.Hub() as hub, hub.open(path) as first, hub.open(path) as second:
         registry.register(FileCollector(hub))
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""Snapshots: what was at a path when it was opened, however the path goes on."""
+"""Snapshots: what was at a path when it was opened, whatever happens there afterwards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 SIZE = 16 * PAGE
 
-#: Offsets and lengths that have caught somebody.
+#: Offsets and lengths at which errors are likely.
 EDGES = (0, 1, PAGE - 1, PAGE, PAGE + 1, SIZE - 1, SIZE, SIZE + 1, 2**63 - 1, 2**64, -1)
 
 
@@ -122,7 +122,7 @@ async def test_read_bytes_cut_off_is_an_error(path, outside, kept):
 
 @pytest.mark.parametrize("change", ["overwrite", "overwrite-p", "append", "truncate-and-extend"])
 async def test_verify_finds_a_change_in_place(path, change):
-    os.utime(path, ns=(0, 0))  # so that the change cannot fall into the same tick
+    os.utime(path, ns=(0, 0))  # so that the change cannot have the same time
     async with Snapshot.open(path) as s:
         await s.verify()
         if change == "truncate-and-extend":

@@ -1,4 +1,4 @@
-"""Snapshots as file objects: read by the standard library and by the packages people use."""
+"""Snapshots as file objects, read by the standard library and by packages in wide use."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ async def test_zarr_and_fsspec_read_it(tmp_path):
 
 
 def test_closed_while_trio_ends(tmp_path):
-    """No task can be started then: what the file held is given up as garbage."""
+    """No task can be started then, so what the file held becomes garbage."""
     path = tmp_path / "f"
     path.write_bytes(b"x")
     kept = []

@@ -1,4 +1,4 @@
-"""Snapshots have the verbs of a file that change nothing."""
+"""Snapshots have those verbs of a file that change nothing."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ async def test_verbs_of_a_closed_snapshot(path):
 
 
 async def test_iteration_keeps_a_generation_open(path):
-    """What was begun on one file ends on it, though nothing else refers to the snapshot."""
+    """An iteration ends on the file that it began with, even if nothing else has its snapshot."""
     content = path.read_bytes()
     async with aiommap.follow(path) as live:
         chunks = live.current.chunks(PAGE)

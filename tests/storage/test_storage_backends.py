@@ -1,4 +1,4 @@
-"""Our backends, and broken ones, under the suite that users run on theirs."""
+"""Our backends, and broken ones, in the suite that users run on their own."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TestMappedBackendOverAMappedFile(StorageBackendSuite):
 
 
 class TestMappedBackendOfLargeReads(StorageBackendSuite):
-    """Reads beyond what is done on the loop thread."""
+    """Reads that are too large for the loop thread."""
 
     content = os.urandom(1 << 20) * 4
     readers = 8
@@ -86,7 +86,7 @@ class TestFileBackendOverABlockDevice(StorageBackendSuite):
 
 
 class Plain:
-    """A backend over bytes that is right; the broken ones each differ in one thing."""
+    """A correct backend over bytes. Each of the broken ones differs from it in one thing."""
 
     def __init__(self, content):
         self.content, self.size, self.closed = content, len(content), False
@@ -153,7 +153,7 @@ class TakesFloats(Plain):
 
 
 class SharesOnePosition(Plain):
-    """Seek, then read: right for one task at a time."""
+    """It seeks, then reads: correct for one task at a time only."""
 
     position = 0
 
@@ -232,7 +232,7 @@ CHECKS = {
 
 
 class TestPlain(StorageBackendSuite):
-    """That the right one passes makes what the broken ones fail mean something."""
+    """As the correct one passes, it is what is broken that makes the others fail."""
 
     async def make_backend(self, content, folder):
         return Plain(content)
@@ -357,7 +357,7 @@ async def test_open_cancelled_leaves_no_descriptor(path):
 
 
 async def test_reads_left_behind_keep_the_descriptor(tmp_path, monkeypatch):
-    """A read that hangs in its worker must not end up reading somebody else's file."""
+    """A read that hangs in a worker must not read another file in the end."""
     import threading
 
     from tests.support.internals import Workers
@@ -373,7 +373,7 @@ async def test_reads_left_behind_keep_the_descriptor(tmp_path, monkeypatch):
         return found[-1]
 
     monkeypatch.setattr(module, "read_file", slow)
-    monkeypatch.setattr(Workers, "queue", lambda *_: None)  # tests/file/test_engine.py has that way
+    monkeypatch.setattr(Workers, "queue", lambda *_: None)  # no engine: test_engine.py has it
     backend = await FileBackend.open(stored(b"mine", tmp_path))
     async with anyio.create_task_group() as group:
         group.start_soon(backend.read_exact, 0, 4)

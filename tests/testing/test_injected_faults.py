@@ -1,7 +1,6 @@
-"""The faults of aiommap.testing on every event loop: one file, one block, and nothing left behind.
+"""The faults of aiommap.testing: each is of one file, ends with its block and leaves no trace.
 
-That they are like the real ones is shown beside real devices, in
-tests/faults/test_injected_and_real.py.
+tests/faults/test_injected_and_real.py compares them with the faults of real devices.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ def other_path(tmp_path):
 
 
 def untouched(f):
-    """Tell whether a file has no fault in place: its disk is the mapping, inline verbs answer."""
+    """Tell whether a file has no fault in place: its disk is the mapping, and verbs run inline."""
     core = core_of(f)
     return core.disk is core.mapping and core.mapping.declining == core.lifecycle.closing
 
@@ -145,7 +144,7 @@ async def test_full_disk_makes_no_files(tmp_path):
                 assert (caught.value.filename, inside.exists()) == (str(inside), False)
             assert fault.hits == 2
             async with aiommap.open(tmp_path / "fuller", "w+", size=PAGE):
-                pass  # its name merely begins like the folder's
+                pass  # only its name begins like that of the folder
             async with aiommap.open(inside, "x+", size=PAGE, sparse=True):
                 pass
             inside.unlink()
@@ -223,7 +222,7 @@ async def test_slow_disk_releases_in_order(f):
 
 
 async def test_slow_disk_flush_keeps_nobody_else(f):
-    """And one that was asked for while it ran is another one: a group commit, seen in steps."""
+    """Flushes that are asked for while one runs share the next one: a group commit, in steps."""
     with slow_disk(f, only="flush") as disk:
         async with anyio.create_task_group() as group:
             await f.write(0, b"one")
@@ -312,7 +311,7 @@ async def test_slow_disk_takes_a_finite_time(f, seconds):
         pytest.fail("there is no such disk")
 
 
-# All of them
+# All faults that are only injected
 
 
 @pytest.mark.parametrize("fault", [failing_flush, full_disk, slow_disk])
@@ -355,7 +354,7 @@ async def test_faults_of_one_file_end_in_any_order(f):
     assert untouched(f)
 
 
-# The real ones
+# Faults that really happen to the file
 
 
 async def test_truncated_faults_and_comes_back(f, path):
@@ -430,7 +429,7 @@ def test_real_fault_is_undone_on_failure(path, fault):
 
 
 def test_workers_reach_the_disk_by_the_seam():
-    """A call on the mapping itself would be one that no fault could be put in place for."""
+    """A call of the mapping itself would be out of the reach of every fault."""
     members = [name for name in vars(disk.Disk) if not name.startswith("_")]
     expected = "read read_into write_many append populate sync sync_range"
     assert sorted(members) == sorted(expected.split())

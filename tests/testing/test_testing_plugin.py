@@ -1,4 +1,4 @@
-"""aiommap.testing as a plugin of users' own test runs, each in a process of its own."""
+"""aiommap.testing as a plugin in test runs like those of users, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def f(tmp_path, anyio_backend):
 
 @pytest.fixture
 def run(pytester):
-    """Run pytest in a process that knows nothing of this project's configuration."""
+    """A way to run pytest in a process that does not have this project's configuration."""
     pytester.makeini("[pytest]\naddopts = -p no:cacheprovider --strict-markers\n")
 
     def run(*arguments, conftest="", **modules):
@@ -122,7 +122,7 @@ def test_fixture_is_listed_with_its_help(run):
 
 @pytest.mark.slow
 def test_context_managers_need_no_plugin(run):
-    """Nor a test function: here they serve unittest."""
+    """They do not need pytest at all: here unittest uses them."""
     test = """
 import asyncio, os, tempfile, unittest
 import aiommap

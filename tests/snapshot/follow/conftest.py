@@ -1,4 +1,4 @@
-"""Fixtures of followed paths: a good first file, and what was reported of bad ones."""
+"""Fixtures for followed paths: a good first file, and the errors reported about bad ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Followed paths: what comes into service, and how following begins and ends."""
+"""Followed paths: which files are served, and how following begins and ends."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ async def test_replacement_is_served(path, how, prewarm):
 
 
 async def test_kubernetes_volume_is_followed(tmp_path):
-    """Its files are links through ``..data``, a link to a folder that is replaced as a whole."""
+    """Its files are links through ``..data``, which is a link to a folder and is replaced."""
 
     def mount(number):
         folder = tmp_path / f"..{number}"
@@ -166,7 +166,7 @@ async def test_same_file_moved_back_is_no_news(path, errors):
         path.rename(path.with_name("away"))
         await errors.wait(FileNotFoundError)
         path.with_name("away").rename(path)
-        replace(path.with_name("other"), b"")  # told of in the same directory, and not concerned
+        replace(path.with_name("other"), b"")  # a change in the same directory that does not matter
         replace(path, b"good 1")
         await until_serves(live, b"good 1")
         assert live.generation == 2
@@ -239,7 +239,7 @@ async def test_iterate_cancelled_leaves_others(path):
             assert await content(await anext(generations)) == b"good 1"
 
 
-# Ends.
+# Ending.
 
 
 async def test_leave_cancels_a_trial(path):
@@ -277,7 +277,7 @@ async def test_start_cancelled_leaves_nothing(path):
 
 
 async def test_start_cancelled_while_watching_begins(path, anyio_backend):
-    """By asyncio's own cancel, which comes once, while a scope cancels every wait in it."""
+    """With asyncio's own cancellation, which comes once; a scope would cancel every wait in it."""
     if anyio_backend[0] == "trio":
         pytest.skip("trio has no cancellation without a scope that was cancelled")
     for turns in range(12):
@@ -335,7 +335,7 @@ async def test_follow_repeatedly_leaks_nothing(path):
                     break
             del snapshot
 
-    async def settled():  # the kernel's notifier is let go of by a thread that is not ours
+    async def settled():  # a thread that is not ours closes the kernel's notifier
         return mappings(path) == 0 and len(os.listdir("/proc/self/fd")) <= descriptors
 
     for _ in range(3):

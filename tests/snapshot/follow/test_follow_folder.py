@@ -1,4 +1,4 @@
-"""Followed folders: what is loaded of them, always of one moment."""
+"""Followed folders: what is loaded from them, always as it was at one moment."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ async def test_bad_file_keeps_its_last_good_value(folder, errors):
         await until_value(live, {"a.json": "a 0", "b.json": "b 1"})
         replace(folder / "b.json", b'"b 2"')
         await until_value(live, {"a.json": "a 0", "b.json": "b 2"})
-        assert not errors.found  # what has not changed is not tried again
+        assert not errors.found  # a file that has not changed is not tried again
         replace(folder / "a.json", b'"a 3"')
         await until_value(live, {"a.json": "a 3", "b.json": "b 2"})
 
@@ -175,7 +175,7 @@ async def test_bad_file_without_a_good_value_is_missing(folder, errors):
 
 
 async def test_bad_file_removed_and_made_again(folder, errors):
-    """The last good value goes with the name."""
+    """The last good value is forgotten with the name."""
     async with follow_folder(folder, load=load_json, on_error=errors) as live:
         (folder / "a.json").unlink()
         await until_value(live, {"b.json": "b 0"})
@@ -281,7 +281,7 @@ async def test_folder_removed_and_made_again(folder, errors):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 async def test_history_ends_with_what_is_there(folder, seed):
-    """Random changes of any kind; in the end the last good state of each file is served."""
+    """After random changes of any kind, the last good state of each file is served."""
     draw = random.Random(seed)
     good = {"a.json": "a 0", "b.json": "b 0"}
 
@@ -311,7 +311,7 @@ async def test_history_ends_with_what_is_there(folder, seed):
         await until_value(live, good)
 
 
-# What is kept, and ends.
+# What is kept alive, and ending.
 
 
 async def load_bytes(snapshot):

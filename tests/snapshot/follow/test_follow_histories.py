@@ -1,4 +1,4 @@
-"""Random histories of a followed path: whatever happened, the last good file is served."""
+"""Random histories of a followed path: whatever has happened, the last good file is served."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def remove(path, _):
     path.unlink()
 
 
-#: What leaves every file as it is once it has its bytes.
+#: Changes that never change the bytes of a file in place.
 FROM_OUTSIDE = [*REPLACEMENTS, remove, change_mode]
 IN_PLACE = [append, overwrite, cut]
 
@@ -50,12 +50,12 @@ def act(draw, path, actions, number):
     text = b"%s %d" % (draw.choice([b"good", b"bad"]), number)
     try:
         draw.choice(actions)(path, text)
-    except FileNotFoundError:  # it was removed before
+    except FileNotFoundError:  # an earlier action removed it
         replace(path, text)
 
 
 def end_with_good(path):
-    """Let there be a good file in the end, and return what it says."""
+    """Make sure that the last file is a good one, and return its content."""
     last = path.exists() and path.read_bytes()
     if not last or not last.startswith(b"good"):
         replace(path, last := b"good at last")

@@ -1,4 +1,4 @@
-"""Until when old generations of a followed path are kept, and what readers see of a swap."""
+"""How long old generations of a followed path are kept, and what readers see of a swap."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ async def test_leave_cancelled_disturbs_no_hold(path):
 
 @pytest.mark.slow
 async def test_swap_under_a_thousand_readers(path):
-    """Every read finds one whole generation, and generations never go back for a reader."""
+    """Every read returns one whole generation, and no reader ever sees an older one again."""
     length = 8 * PAGE
     replace(path, b"\0" * length)
     stop = anyio.Event()

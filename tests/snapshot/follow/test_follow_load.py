@@ -1,4 +1,4 @@
-"""Followed paths with ``load``: the value that goes with each generation, and the first of them."""
+"""Followed paths with ``load``: the value of each generation, and waiting for the first one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def load_number(snapshot):
-    """Parse what tests write: ``good`` and a number."""
+    """Parse a file as the tests write it: ``good`` and a number."""
     word, number = (await content(snapshot)).split()
     if word != b"good":
         raise ValueError(f"cannot load {word!r}")
@@ -104,7 +104,7 @@ async def test_load_comes_after_validation_and_prewarming(path, errors):
 
 
 async def test_load_of_a_file_that_is_cut_off(path):
-    """What was loaded of a file that did not stay as it was is dropped."""
+    """A value is dropped if its file changed while it was loaded."""
 
     async def load(snapshot):
         loaded = await content(snapshot)
@@ -165,7 +165,7 @@ async def test_load_left_under_way_at_loop_end(path):
 
 @pytest.mark.slow
 async def test_value_and_current_are_of_one_generation(path):
-    """Whoever asks for both gets a pair, however often they are swapped."""
+    """A reader of both gets two that belong together, however often they are swapped."""
     stop = anyio.Event()
     pairs = set()
 
@@ -178,7 +178,7 @@ async def test_value_and_current_are_of_one_generation(path):
             assert value >= newest
             newest = value
             pairs.add(value)
-            # Where a loop never rests, other threads may wait seconds for the GIL.
+            # If a loop never rests, other threads may wait seconds for the GIL.
             await anyio.sleep(0.02)
 
     async def read_of(number):
@@ -201,7 +201,7 @@ async def test_value_and_current_are_of_one_generation(path):
     assert len(pairs) > 30
 
 
-# What a value keeps.
+# What a value keeps alive.
 
 
 async def load_bytes(snapshot):
@@ -267,7 +267,7 @@ async def test_hundreds_of_swaps_keep_nothing(path, load):
     async with aiommap.follow(path, load=load, prewarm=False) as live:
         gc.collect()
         before = counts()
-        gc.disable()  # nothing has to wait for it
+        gc.disable()  # nothing may need it
         try:
             async for _ in live:
                 swaps += 1
@@ -280,8 +280,8 @@ async def test_hundreds_of_swaps_keep_nothing(path, load):
 
         async def gone():
             maps, descriptors = counts()
-            # More than before: what malloc and threads mapped meanwhile, and the descriptor of
-            # the loop's engine, which begins with the first read that has to wait.
+            # There may be a few more: what malloc and threads have mapped meanwhile, and the
+            # descriptor of the loop's engine, which begins with the first read that has to wait.
             return maps <= before[0] + 20 and descriptors <= before[1] + 1
 
         await until(gone)
@@ -304,7 +304,7 @@ async def test_unrequired_file_may_come_later(tmp_path, errors, folder):
         with anyio.fail_after(20):
             await live.wait_ready()
         assert (live.ready, live.value, live.generation) == (True, 7, 1)
-        assert not errors.found  # that there was none yet is no failure
+        assert not errors.found  # a first file that is missing is no error
         path.unlink()
         await errors.wait(FileNotFoundError)
         assert live.value == 7

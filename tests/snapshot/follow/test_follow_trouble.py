@@ -1,4 +1,4 @@
-"""Followed paths that meet bad files: refused, changed in place, overtaken."""
+"""Followed paths and bad files: those that are refused, changed in place or overtaken."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def test_validation_false_refuses(path, errors):
 
 
 async def test_validation_cancelled_refuses(path, errors, anyio_backend):
-    """As asyncio raises where somebody waits for a future that somebody else has cancelled."""
+    """asyncio raises this in a task that waits for a future that another one has cancelled."""
     if anyio_backend[0] == "trio":
         pytest.skip("trio has no cancellation without a scope that was cancelled")
 
@@ -83,7 +83,7 @@ async def test_empty_file_is_tried(path, errors):
 
     async def validate(snapshot):
         tried.append(snapshot.size)
-        await anyio.sleep(0.05)  # until the watcher has told of it
+        await anyio.sleep(0.05)  # until the watcher has reported it
 
     async with aiommap.follow(path, validate=validate, on_error=errors) as live:
         replace(path, b"")
@@ -141,12 +141,12 @@ async def test_truncated_during_validation(path, errors):
             await gate.begun.wait()
         os.truncate(path, 6)
         gate.opened.set()
-        await until_serves(live, b"good 1")  # tried again as it is, and never as it was
+        await until_serves(live, b"good 1")  # tried again as it is now; never served as it was
         assert live.generation == 2
 
 
 async def test_truncated_at_end_of_validation(path):
-    """Sooner than the watcher can tell of it."""
+    """The follower finds it before the watcher can report it."""
 
     async def validate(snapshot):
         if snapshot.size > 6:
@@ -154,7 +154,7 @@ async def test_truncated_at_end_of_validation(path):
 
     async with aiommap.follow(path, validate=validate, prewarm=False) as live:
         replace(path, b"good 1" + bytes(PAGE))
-        await until_serves(live, b"good 1")  # no read of this fails
+        await until_serves(live, b"good 1")  # it can be read without an error
         assert live.generation == 2
 
 
@@ -204,7 +204,9 @@ async def test_change_in_place_is_tried_again(path, errors):
         assert (error.path, error.opened_size, error.size) == (str(path), 6, 15)
         await until_serves(live, b"good 1 and more")
         assert live.current is not first
-        assert await content(first) == b"good 1"  # it is the same file: nothing can be done
+        assert (
+            await content(first) == b"good 1"
+        )  # it is the same file, so its new bytes show here, too
         with pytest.raises(aiommap.StaleSnapshotError):
             await first.verify()
 
@@ -220,7 +222,7 @@ async def test_change_in_place_for_worse_is_reported(path, errors):
 
 
 def overwrite_and_set_back(path, content):
-    """What ``cp -p`` does to a file of the same size, with a build whose times are all alike."""
+    """Do what ``cp -p`` does with a file of equal size from a build that sets all times alike."""
     with path.open("r+b", buffering=0) as file:
         file.write(content)
         os.utime(file.fileno(), ns=(0, 0))
@@ -314,7 +316,7 @@ async def test_overtaken_trial_is_cancelled(path, errors):
 
 
 async def test_file_taken_back_while_opened(path, monkeypatch):
-    """A roll-back: what is heard of while nobody knows yet which file was opened counts, too."""
+    """A roll-back: a change counts even if it is reported before the opened file is known."""
     old, new = path.with_name("old"), path.with_name("new")
     path.rename(old)
     new.write_bytes(b"good 1")
@@ -347,7 +349,7 @@ async def test_file_taken_back_while_opened(path, monkeypatch):
         async for change in changes:
             if change.new is not None and change.new.inode == core_of(first).identity.inode:
                 break
-        await anyio.lowlevel.checkpoint()  # the follower hears the same in the same turn
+        await anyio.lowlevel.checkpoint()  # the follower hears of it in the same turn of the loop
         answered.set()
         await until_mapped(new, 0)
         await until_mapped(old, 1)
@@ -355,7 +357,7 @@ async def test_file_taken_back_while_opened(path, monkeypatch):
 
 
 async def test_overtaken_failure_is_not_reported(path, errors):
-    """One that turns its cancellation into an error, say."""
+    """For example, that of a validation that turns its cancellation into an error."""
     calls = 0
 
     async def validate(snapshot):
@@ -375,7 +377,7 @@ async def test_overtaken_failure_is_not_reported(path, errors):
 
 
 async def test_replaced_faster_than_validated(path):
-    """The validation of every file waits until the next file is there."""
+    """Each validation puts the next file into place before it ends."""
     number = 0
     done = anyio.Event()
 
@@ -385,7 +387,7 @@ async def test_replaced_faster_than_validated(path):
             return
         number += 1
         await replace_off_loop(path, b"good %d" % (number + 1))
-        with anyio.move_on_after(0.2):  # to be cancelled in, or seen through
+        with anyio.move_on_after(0.2):  # it may be cancelled here, or end
             await anyio.sleep_forever()
 
     async with aiommap.follow(path, validate=validate) as live:

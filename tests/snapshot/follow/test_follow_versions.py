@@ -1,4 +1,4 @@
-"""Followed folders that are replaced as a whole: always seen in one version."""
+"""Followed folders that are replaced as a whole: all values are always of one version."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ async def test_config_map_with_a_bad_file(tmp_path, errors):
 
 
 async def turn_under_readers(folder, live, turns):
-    """Turn in another process; check every value that is seen, and return which were."""
+    """Turn the link in another process; check all values seen, and return their versions."""
     seen, stop = set(), anyio.Event()
 
     async def read():
         newest = -1
         while not stop.is_set():
             values = live.value
-            (number,) = {*values.values()}  # of one version
+            (number,) = {*values.values()}  # all are of one version
             assert [*values] == names_of(number)
             assert number >= newest
             newest = number
@@ -92,7 +92,7 @@ async def test_config_map_turned_thousands_of_times(tmp_path):
 
 
 async def test_link_to_the_folder_is_turned(tmp_path):
-    """As releases are: the link changes, and files of both folders have the same names."""
+    """As with releases: the link changes, and files in both folders have the same names."""
 
     def turn(number):
         made = tmp_path / f"release-{number}"
