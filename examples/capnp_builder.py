@@ -1,19 +1,20 @@
 """A Cap'n Proto message that is built in a mapped file and grows where it lies.
 
-The file is the message as every reader of the stream framing expects it: the number of segments
-less one and the size of the only segment in words, 8 bytes in all, and the segment from byte 8 on::
+The file is the message in the stream framing that every reader expects: the number of segments
+minus one and the size of the only segment in words, 8 bytes in all, and the segment from byte 8
+on::
 
     | 0 u32 | words u32 | root pointer | structs, lists and texts, in the order of their making ...
 
-Creating the file reserves address space for the largest possible segment; the file itself grows by
-steps as the builder takes words. Nothing moves when it grows, so views and arrays that were handed
-out before stay in place.
+Creating the file reserves address space for the largest possible segment; the file itself grows in
+steps as the builder takes words. No address moves when it grows, so existing views and arrays stay
+in place.
 
 Until the message is finished, its header says that the segment is empty. Finishing trims the file
-to the words in use, makes them durable, and only then writes their number into the header: a reader
-finds the whole message after a crash, or none.
+to the words in use, makes them durable, and only then writes their number into the header. So after
+a crash a reader finds the whole message, or none.
 
-This is no schema compiler: offsets and slots are those that ``capnp compile -ocapnp`` prints.
+This is no schema compiler: you take offsets and slots from the output of ``capnp compile -ocapnp``.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ MAX_WORDS = (1 << 29) - 1
 #: A list has fewer elements than this.
 MAX_COUNT = 1 << 29
 FIRST_BYTES, MAX_STEP_BYTES = 64 << 10, 64 << 20
-#: The two low bits of a pointer, and what a list pointer says of its elements.
+#: The two low bits of a pointer, and the kinds of elements in a list pointer.
 STRUCT, LIST = 0, 1
 BYTES, STRUCTS = 2, 7
 NUMBERS = {1: 2, 2: 3, 4: 4, 8: 5}  # by width in bytes
@@ -63,7 +64,7 @@ class MessageBuilder:
 
         Raises:
             FileExistsError: if there is something at the path.
-            OSError: ENOSPC at the call that needs the room; what was built until then is whole.
+            OSError: ENOSPC from the call that needs the room; earlier parts stay whole.
         """
         room = HEADER.size + WORD.size * MAX_WORDS
         async with aiommap.open(path, "x+", size=0, capacity=room) as file:
@@ -74,7 +75,7 @@ class MessageBuilder:
 
     @property
     def root(self) -> Struct:
-        """What holds the root pointer: a struct without data whose one pointer is slot 0."""
+        """The holder of the root pointer: a struct without data, whose one pointer is slot 0."""
         return Struct(self, 0, 0, 1)
 
     async def allocate(self, words: int) -> int:
@@ -89,18 +90,18 @@ class MessageBuilder:
         return start
 
     def view(self, word: int, length: int) -> aiommap.View:
-        """Make a view of bytes of the segment; it is one of the file, and outlives the builder."""
+        """Make a view of bytes of the segment; as a view of the file it outlives the builder."""
         return self._file.view(HEADER.size + WORD.size * word, length)
 
     def link(self, place: int, target: int, kind: int, high: int) -> None:
-        """Store a pointer: from the word behind it to the target, and what it says of that."""
+        """Store a pointer: its kind, the distance from the word behind it to the target, and high."""
         distance = (target - place - 1) << 2 & 0xFFFF_FFFF
         WORD.pack_into(self.memory, WORD.size * place, high << 32 | distance | kind)
 
     async def _grow(self, size: int) -> None:
         file, old = self._file, self._file.size
         await file.resize(min(aiommap.align_up(size), HEADER.size + WORD.size * MAX_WORDS))
-        # Stores through memory are not to wait for a page on the loop thread.
+        # So that no store through memory waits for a page on the loop thread.
         await file.prewarm(old, write=True)
         self.memory = file.view(HEADER.size).memory
 
@@ -112,9 +113,9 @@ class MessageBuilder:
 
 @dataclass(frozen=True, slots=True)
 class Struct:
-    """A struct in a message: words of data, then pointers, which fill their slots by these verbs.
+    """A struct in a message: words of data, then slots of pointers, which these methods fill.
 
-    What is put into a slot takes new words; what the slot pointed to before is lost to readers.
+    Filling a slot takes new words. If the slot had a pointer, readers lose what that pointed to.
     """
 
     builder: MessageBuilder
@@ -123,7 +124,7 @@ class Struct:
     pointers: int
 
     def put(self, layout: str, offset: int, *values: Any) -> None:
-        """Pack values at a byte of the data; ``layout`` is as for ``struct``, little-endian."""
+        """Pack values at a byte of the data; ``layout`` is a ``struct`` format, little-endian."""
         low = WORD.size * self.start
         section = self.builder.memory[low : low + WORD.size * self.data]
         struct.pack_into(f"<{layout}", section, offset, *values)
@@ -132,12 +133,12 @@ class Struct:
         """Make a struct."""
         place, size, sizes = self._place(slot), data + pointers, _sizes(data, pointers)
         start = await self.builder.allocate(size)
-        # Without words it is where its pointer is, or the pointer might be null.
+        # A struct without words points at its own pointer; at its place the pointer could be null.
         self.builder.link(place, start if size else place, STRUCT, sizes)
         return Struct(self.builder, start, data, pointers)
 
     async def structs(self, slot: int, count: int, data: int, pointers: int) -> list[Struct]:
-        """Make a list of structs, which a word before them describes."""
+        """Make a list of structs; the word before them describes them."""
         size, sizes = data + pointers, _sizes(data, pointers)
         _check_count(count)
         tag = await self._list(slot, STRUCTS, count * size, 1 + count * size)
@@ -146,9 +147,9 @@ class Struct:
         return [Struct(self.builder, start, data, pointers) for start in starts]
 
     async def array(self, slot: int, dtype: str, count: int) -> Any:
-        """Make a list of numbers and return it as an array to fill in, dtype "<f8" or the like.
+        """Make a list of numbers and return it as an array to fill in; dtype is "<f8" or the like.
 
-        It is what ``View.array`` makes, and stays in place however the message grows.
+        ``View.array`` makes the array, so it stays in place however the message grows.
         """
         width = int(dtype[2:])
         start = await self._list(slot, NUMBERS[width], count, -(-count * width // WORD.size))
@@ -187,7 +188,7 @@ def _check_count(count: int) -> None:
 
 
 async def run(path: str) -> None:
-    """Build what ``struct Track { title @0 :Text; samples @1 :List(Float64); }`` describes."""
+    """Build a ``struct Track { title @0 :Text; samples @1 :List(Float64); }``."""
     async with MessageBuilder.create(path) as message:
         track = await message.root.struct(0, data=0, pointers=2)
         await track.text(0, "a sine, or nearly so")

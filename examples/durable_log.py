@@ -1,15 +1,15 @@
 """Accounts kept in a durable log, and a second process that follows them.
 
-``python examples/durable_log.py FOLDER`` has many tasks pay money in and out. Each change is
-durable before the program reports it. Then it starts again from the log and compares.
-``python examples/durable_log.py FOLDER --follow`` follows in a process of its own, also while the
-other one is killed and started again, and remembers how far it came.
+In ``python examples/durable_log.py FOLDER`` many tasks pay money in and out. Each change is durable
+before the program reports it. Then the program starts again from the log and compares.
+``python examples/durable_log.py FOLDER --follow`` follows the log in another process. It goes on
+when the first process is killed and started again, and remembers how far it came.
 
 Theory of operation. The log is the truth, and the balances in memory are the sum of its events.
-``pay`` checks a change against the balances, applies it to them and appends it, in this order and
-without a pause between check and append. So the log has the events in the order of the checks. The
-answer waits for the log: after a power cut every payment that was reported is there. If appending
-fails, the balances have a change that the log has not; then start again from the log.
+``pay`` checks a change against the balances, applies the change to them and appends it to the log,
+without an ``await`` between check and append. So the log has the events in the order of the checks.
+``pay`` returns when the event is durable: after a power cut every reported payment is there. If
+appending fails, the balances have a change that the log lacks; then start again from the log.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Accounts:
     @classmethod
     @asynccontextmanager
     async def open(cls, folder: str) -> AsyncIterator[Self]:
-        """Open the log, which recovers what a crash left, and replay it."""
+        """Open the log, which recovers it after a crash, and replay it."""
         async with Log.open(folder, flush=FlushPolicy.always()) as log:
             accounts = cls(log)
             async for record in log.read():
@@ -50,16 +50,16 @@ class Accounts:
             yield accounts
 
     def apply(self, record: LogRecord) -> None:
-        """Take one event of the log in."""
+        """Add one event of the log to the balances."""
         account, cents = json.loads(record.data)
         self.balances[account] += cents
         self.events += 1
 
     async def pay(self, account: str, cents: int) -> LogReceipt:
-        """Pay in, or out if negative; durable when it returns.
+        """Pay cents in, or out if they are negative; the payment is durable when this returns.
 
         Raises:
-            ValueError: if the account has not so much.
+            ValueError: if the account does not have so much.
         """
         if self.balances[account] + cents < 0:
             raise ValueError(f"{account} has {self.balances[account]} cents, not {-cents}")
@@ -69,10 +69,10 @@ class Accounts:
 
 
 async def follow(folder: str, place: str) -> AsyncIterator[LogRecord]:
-    """Yield durable events for ever, from where an earlier follower was.
+    """Yield durable events for ever, from where an earlier follower stopped.
 
-    How far it came is kept in a file. It is written after the event was dealt with, so that an
-    event may be seen twice after a crash, and is never missed.
+    A file keeps how far the follower came. The follower stores that after the caller has handled an
+    event. So after a crash it may yield an event twice, but never misses one.
     """
     async with aiommap.open(place, "r+", flush=FlushPolicy.manual()) as f:
         done = f.atomic_u64(0)
@@ -89,7 +89,7 @@ async def follow(folder: str, place: str) -> AsyncIterator[LogRecord]:
 
 
 async def run(folder: str, appenders: int, seconds: float) -> None:
-    """Pay for a while, then start again from the log and compare."""
+    """Make payments for a while, then start again from the log and compare."""
     told = 0
 
     async def appender(number: int, until: float) -> None:

@@ -1,12 +1,12 @@
 """Serve a table that is replaced while it is served: ``python examples/hot_swap_service.py FILE``.
 
-The table is a file of fixed-length records and a checksum, as a nightly job may build one:
+The table is a file of fixed-length records and a checksum, such as a nightly job may build:
 
-    8 bytes magic, 8 bytes record length, records, 32 bytes SHA-256 of all that stands before it
+    8 bytes magic, 8 bytes record length, records, 32 bytes SHA-256 of everything before it
 
 Rename a new table over FILE, and it is in service a moment later, without a restart. The service
-answers each request from one table, the one that was in service when the request began. It never
-serves a damaged table, and lists it in ``GET /``.
+answers each request from the table that was in service when the request began. It never serves a
+damaged table; ``GET /`` lists the tables that it refused.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CHUNK_BYTES = 1 << 20
 
 
 class Shared(TypedDict):
-    """What requests find in ``request.state``."""
+    """The state that every request finds in ``request.state``."""
 
     live: aiommap.LiveSnapshot
     refused: list[str]
@@ -49,7 +49,7 @@ async def record_length(table: aiommap.Snapshot) -> int:
 
 
 async def validate(table: aiommap.Snapshot) -> None:
-    """Refuse a table that is no table, or not the one that was written."""
+    """Refuse a file that is no table, or whose bytes are not those that were written."""
     await record_length(table)
     end = table.size - CHECKSUM_BYTES
     digest = hashlib.sha256()
@@ -60,7 +60,7 @@ async def validate(table: aiommap.Snapshot) -> None:
 
 
 async def get_record(request: Request) -> Response:
-    """Answer one record; ask for ``current`` once, so that all of it is of one table."""
+    """Answer one record; ask for ``current`` once, so that the whole answer is of one table."""
     live: aiommap.LiveSnapshot = request.state.live
     table, generation = live.current, live.generation
     length = await record_length(table)
@@ -72,7 +72,7 @@ async def get_record(request: Request) -> Response:
 
 
 async def get_status(request: Request) -> Response:
-    """Tell which generation is in service, and which files were refused lately."""
+    """Tell which generation is in service, and which files were refused recently."""
     live: aiommap.LiveSnapshot = request.state.live
     facts = {"generation": live.generation, "size": live.current.size}
     return JSONResponse(facts | {"refused": request.state.refused})

@@ -1,14 +1,14 @@
 """Counters that processes make by name: ``python examples/named_counters.py FILE``.
 
-Who counts need not agree on offsets beforehand: a name gets the next free slot of the file the
-first time that anybody asks for it, under an ``AsyncLock``. From then on counting is one machine
-instruction, and what was counted stays if the process is killed. The file::
+Processes need not agree on offsets beforehand. When a process first asks for a name, the name gets
+the next free slot of the file, under an ``AsyncLock``. From then on counting is one machine
+instruction, and the counts stay if the process is killed. The file::
 
     0      8       12    64        64 + 64 n
     | lock | names | ... | value, length of the name, name | the next slot ...
 
-A slot is there for readers once ``names`` is beyond it, which is stored last. A process that dies
-while it makes a slot has not counted it, and the next one makes it anew.
+A slot exists for readers once ``names`` counts it, and ``names`` is stored last. If a process dies
+while it makes a slot, it has not counted the slot, and the next process makes the slot anew.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class NamedCounters:
         self._lock = aiommap.AsyncLock(file, LOCK)
         self._count = file.atomic_u32(NAMES)
         self._room = (file.size - SLOTS) // SLOT_BYTES
-        #: The slots that were looked at, by name; slots never change their names.
+        #: The counters found so far, by name; slots never change their names.
         self._known: dict[str, aiommap.AtomicU64] = {}
 
     async def get(self, name: str) -> aiommap.AtomicU64:
-        """Find the counter of a name, or make it; ask once, and keep what you get."""
+        """Find the counter of a name, or make it; ask once, and keep the counter."""
         await self._look()
         if name not in self._known:
             async with self._lock:
@@ -48,7 +48,7 @@ class NamedCounters:
         return self._known[name]
 
     async def items(self) -> Iterator[tuple[str, int]]:
-        """Return the names with their values by now."""
+        """Return the names with their present values."""
         await self._look()
         return ((name, counter.load()) for name, counter in self._known.items())
 
@@ -64,12 +64,12 @@ class NamedCounters:
             raise ValueError(f"no room for {name!r}: {number} of {self._room} slots are taken")
         at = SLOTS + number * SLOT_BYTES
         await self._file.write(at, bytes(8) + NAME.pack(len(raw), raw))
-        self._count.store(number + 1)  # from here on it is there
+        self._count.store(number + 1)  # from here on readers see the slot
         self._known[name] = self._file.atomic_u64(at)
 
 
 async def work(path: str, worker: int, rounds: int) -> None:
-    """Count under names of one's own and of all."""
+    """Count under a name of this worker, and under names that all workers share."""
     async with aiommap.open(path, "r+") as file:
         counters = NamedCounters(file)
         shared, own = await counters.get("requests"), await counters.get(f"worker {worker}")

@@ -1,7 +1,7 @@
 """Serve the files of a folder over HTTP: ``python examples/range_service.py FOLDER``.
 
-Byte ranges, conditions, files that are replaced while they are served: ``aiommap.asgi.MappedFiles``
-is the whole application, and here it runs alone. docs/serving.md has more.
+``aiommap.asgi.MappedFiles`` is the whole application: it handles byte ranges, conditions, and files
+that are replaced while they are served. docs/serving.md has more.
 """
 
 import argparse

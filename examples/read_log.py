@@ -1,6 +1,6 @@
 """Read a log of ``aiommap.Log`` with nothing but Python: ``python examples/read_log.py FOLDER``.
 
-This program is docs/log_format.md as code. It reads a log that nobody writes to meanwhile.
+The program shows docs/log_format.md as code. No writer may have the log open meanwhile.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def read_header(segment: bytes | mmap.mmap) -> tuple[int, ...]:
 
 
 def read_segment(segment: bytes | mmap.mmap) -> Iterator[tuple[int, int, int, bytes]]:
-    """Yield kind, sequence, life and data of each frame, up to the first that does not fit."""
+    """Yield kind, sequence, life and data of each frame, up to the first invalid one."""
     base, position, salt, _, _, life, _, _ = read_header(segment)
     place, sequence = 4096, base
     while place + FRAME.size <= len(segment):
@@ -60,7 +60,7 @@ def read_segment(segment: bytes | mmap.mmap) -> Iterator[tuple[int, int, int, by
 
 
 def map_file(path: Path) -> mmap.mmap:
-    """Map a segment: most of a new one is room that nobody has to read."""
+    """Map a segment: most of a new segment is reserved room, which is never read then."""
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 

@@ -4,13 +4,13 @@ The index is one object of fixed-length records, sorted by their words:
 
     56 bytes word, padded with zeros; 8 bytes number
 
-It may be far larger than this machine's memory or disk. A lookup is a binary search, which reads a
-few blocks of it. The first blocks of a search are the same for all words, and soon cached; what one
-process has fetched, the next one finds in the cache. ``--cache`` says where, and
-``aiommap cache list`` shows what is in it.
+The index may be far larger than this machine's memory or disk. A lookup is a binary search, which
+reads a few blocks of it. The first blocks of a search are the same for all words, and soon cached.
+Blocks that one process has fetched, the next process finds in the cache. ``--cache`` names its
+folder, and ``aiommap cache list`` shows its contents.
 
-Without words it reads them from standard input, a line each, and follows the URL: when the index is
-overwritten, the lookups after that are answered from the new one, each from one index as a whole.
+Without words the program reads them from standard input, one a line, and follows the URL: after
+somebody overwrites the index, it looks words up in the new one. Each lookup uses one index.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ async def validate(index: RemoteSnapshot) -> None:
 
 
 async def answer(cache: RemoteCache, url: str, words: Iterable[str]) -> None:
-    """Look some words up, and tell what that took."""
+    """Look some words up, and tell how many requests and bytes that took."""
     async with cache.open(url, read_ahead=False) as index:
         await validate(index)
         for word in words:
@@ -70,17 +70,17 @@ async def answer(cache: RemoteCache, url: str, words: Iterable[str]) -> None:
 
 
 async def answer_lines(cache: RemoteCache, url: str, poll_interval: float) -> None:
-    """Look up each line of standard input in the index that is in service by then."""
+    """Look up each line of standard input in the index that is then in service."""
     async with cache.follow(url, poll_interval=poll_interval, validate=validate) as live:
         while line := await anyio.to_thread.run_sync(sys.stdin.readline):
             word = line.strip()
             while True:
-                index = live.current  # one index for all of the search
+                index = live.current  # one index for the whole search
                 try:
                     print(word, await look_up(index, word), flush=True)
                     break
                 except aiommap.StaleSnapshotError:
-                    # It was overwritten, and a block was not cached: the new one is on its way.
+                    # The index was overwritten, and a block was not cached: wait for the new one.
                     async for newer in live:
                         if newer is not index:
                             break

@@ -1,14 +1,14 @@
 """A ring of messages from one process to another: ``python examples/ring_buffer.py FILE``.
 
-The producer and the consumer map the same file. Each of them moves one of two positions, which
-only grow, and sleeps on a 32-bit word until the other one has moved. There is no lock, and a
-process that dies leaves the ring as it was::
+The producer and the consumer map the same file. Each of them moves one of two positions, which only
+grow, and sleeps on a 32-bit word until the other process has moved its position. There is no lock,
+and a process that dies leaves the ring as it was::
 
     0         8      16     20            64
     | written | read | data | space | ... | messages, each behind its length, wrapping around |
 
-A message is there once ``written`` is beyond it, which is stored after all its bytes. So the
-consumer never sees a part of one.
+A message exists once ``written`` is beyond it, and the producer stores ``written`` after all bytes
+of the message. So the consumer never sees a part of a message.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import aiommap
 
 WRITTEN, READ, DATA, SPACE, MESSAGES = 0, 8, 16, 20, 64
 LENGTH_BYTES = 4
-#: What stands for the end, in place of a length.
+#: In place of a length, this says that no message follows.
 END = 0xFFFFFFFF
 
 
@@ -38,7 +38,7 @@ class Ring:
         self._messages = file.view(MESSAGES)
 
     async def put(self, message: bytes) -> None:
-        """Add a message; waits while there is no room for it."""
+        """Add a message; wait while there is no room for it."""
         await self._put(len(message).to_bytes(LENGTH_BYTES, "little") + message)
 
     async def end(self) -> None:
@@ -50,7 +50,7 @@ class Ring:
             raise ValueError(f"{len(piece)} bytes for a ring of {len(self._messages)}")
         written = self._written.load()
         while True:
-            space = self._space.load()  # before the look: what moves after it changes this word
+            space = self._space.load()  # before `_read`: a later move of it changes this word
             if len(self._messages) - (written - self._read.load()) >= len(piece):
                 break
             await self._space.wait(space)
@@ -62,9 +62,9 @@ class Ring:
         self._data.notify()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Take one message after the other, and wait for the next; up to the end.
+        """Take one message after the other, up to the end, and wait for the next one.
 
-        A message leaves its room before it is handed out, so one consumer gets it once.
+        A message's room is free before the message is handed out, so a consumer gets it only once.
         """
         read = self._read.load()
         while True:

@@ -1,8 +1,9 @@
 """A metrics page that worker processes share: ``python examples/shared_counters.py FILE``.
 
 Each process maps the same small file. Counters are 64-bit words in it, and counting is one machine
-instruction: no lock, no message, and nothing is lost when a worker is killed. Workers change gauges
-together under an ``AsyncLock``, which tells the next holder if a worker died half-way. The page::
+instruction: no lock, no message, and no count is lost when a worker is killed. A worker changes two
+gauges together under an ``AsyncLock``, which tells the next holder if the worker died in between.
+The page::
 
     0        8        64                                 128 + 8 n
     | done   | lock   | requests | errors | bytes | ...   | busy | idle |
@@ -33,7 +34,7 @@ class Metrics:
         self._gauges = file.atomic_u64_array(GAUGES, 2)
 
     def count(self, name: str, number: int = 1) -> None:
-        """Add to a counter; a tenth of a microsecond."""
+        """Add to a counter; this takes a tenth of a microsecond."""
         self.counters.fetch_add(NAMES.index(name), number)
 
     async def move(self, source: int, target: int) -> None:

@@ -1,23 +1,23 @@
 """Graphite's Whisper files, read and written through one view per archive.
 
-A Whisper file holds one series of numbers at several precisions, and never grows. It is a header,
-then the archives back to back, finest first; all numbers are big-endian, and nothing is padded::
+A Whisper file holds one series of numbers at several precisions, and never grows. It has a header,
+then the archives back to back, finest first. All numbers are big-endian, and there is no padding::
 
     method u32, longest retention u32, x-files factor f32, number of archives u32
     for each archive: offset u32, step u32, points u32
     for each archive: for each point: interval u32, value f64
 
-An archive is a ring. The interval of a point is its time rounded down to the step. The first point
-is the *base*, its slot is 0, and every other interval has the slot that its distance from the base
-gives. A base of 0 means that the archive is empty. A slot whose stored interval is not the wanted
-one holds a point of an earlier lap: it reads as None.
+An archive is a ring. The interval of a point is its time rounded down to the step. The interval of
+slot 0 is the *base*; the distance of an interval from the base gives its slot. A base of 0 means
+that the archive is empty. If the interval stored in a slot is not the wanted one, the slot holds a
+point of an earlier lap, and reads as None.
 
-A store into an archive propagates at once to the next, coarser one. It aggregates the points of one
-of the coarser intervals if the share of them that is known reaches the x-files factor, and so on,
-until an archive has nothing to pass on.
+A store into an archive propagates at once to the next, coarser archive. If the share of known
+points in a coarser interval reaches the x-files factor, their aggregate is stored for that
+interval, and propagates further in the same way.
 
-The files equal, byte for byte, those that the package ``whisper`` makes of the same calls. Writers
-in several processes have to agree on turns, as there.
+The files equal, byte for byte, those that the package ``whisper`` makes from the same calls. As
+there, writers in several processes have to agree on turns.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ FLUSH = FlushPolicy.every_interval(5.0)
 Values = list[float | None]
 
 
-#: What makes one value of those known among ``count``. The header has their numbers, from 1 on.
+#: How to aggregate the known values among ``count``. The header has a method's number, from 1 on.
 METHODS: dict[str, Callable[[list[float], int], float]] = {
     "average": lambda known, _: sum(known) / len(known),
     "sum": lambda known, _: sum(known),
@@ -60,11 +60,11 @@ METHODS: dict[str, Callable[[list[float], int], float]] = {
 
 
 class WhisperError(ValueError):
-    """The file is none of Whisper's, its archives do not fit one another, or a time is too old."""
+    """The file is no Whisper file, its archives do not fit one another, or a time is too old."""
 
 
 class Series(NamedTuple):
-    """What ``fetch`` found: one value for each interval in ``range(start, end, step)``."""
+    """The values that ``fetch`` found, one for each interval in ``range(start, end, step)``."""
 
     start: int
     end: int
@@ -143,7 +143,7 @@ async def create(
     """Create a file of (step, points) archives; it is durable when this returns.
 
     Raises:
-        WhisperError: if the archives do not fit one another, or method or factor are none.
+        WhisperError: if the archives do not fit one another, or method or factor are invalid.
         FileExistsError: if there is something at the path.
     """
     ordered = sorted(archives)
@@ -182,10 +182,10 @@ class WhisperStore:
         mode: str = "r+",
         flush: FlushPolicy = FLUSH,
     ) -> AsyncIterator[Self]:
-        """Open a file; mode "r" is for ``fetch`` alone.
+        """Open a file; in mode "r" only ``fetch`` works.
 
         Raises:
-            WhisperError: if its header makes no sense.
+            WhisperError: if its header is invalid.
         """
         async with aiommap.open(path, mode, flush=flush) as file:
             try:
@@ -203,7 +203,7 @@ class WhisperStore:
             raise WhisperError(f"method {number}, x-files factor {factor}")
         if longest != infos[-1][1] * infos[-1][2]:
             raise WhisperError(f"longest retention {longest}, archives {infos}")
-        # Whatever the header says: no archive leaves the file, nor shares a byte with another.
+        # `carve` checks the header: no archive leaves the file, nor shares a byte with another.
         parts = {f"archive {i}": (at, n * POINT.size) for i, (at, _, n) in enumerate(infos)}
         header = (0, METADATA.size + ARCHIVE.size * count)
         views = file.carve({"header": header, **parts})
@@ -241,8 +241,8 @@ class WhisperStore:
     ) -> None:
         """Store (timestamp, value) pairs, each in the finest archive that reaches it.
 
-        What is too old for every archive is left out. Of several values for one interval the
-        latest stays, and the first of those that have the same timestamp.
+        Pairs that are too old for every archive are left out. Of several values for one interval
+        the latest stays; of those with the same timestamp, the first.
         """
         now = int(time.time()) if now is None else now
         pairs = [(int(timestamp), float(value)) for timestamp, value in points]
@@ -261,13 +261,14 @@ class WhisperStore:
         latest = {archive.interval(timestamp): value for timestamp, value in points}
         await archive.store([*latest.items()])
         for fine, coarse in itertools.pairwise(self.archives[place:]):
-            # In the order of a set, as there: the first to reach an empty archive is its base.
+            # In a set's order, as ``whisper`` does: the first to reach an empty archive is its
+            # base.
             intervals = {coarse.interval(interval) for interval in latest}
             if not any([await self._propagate(each, fine, coarse) for each in intervals]):
                 break
 
     async def _propagate(self, timestamp: int, fine: Archive, coarse: Archive) -> bool:
-        """Aggregate one interval of the coarser archive; tell whether there was enough of it."""
+        """Aggregate one interval of the coarser archive; tell whether enough of it was known."""
         interval = coarse.interval(timestamp)
         values = await fine.values(interval, interval + coarse.step)
         known = [value for value in values if value is not None]
@@ -286,9 +287,9 @@ class WhisperStore:
         """Read the values after ``start`` and up to ``end``, by default this moment.
 
         Args:
-            step: of the archive to read; None means the finest one that reaches back to start.
+            step: the step of the archive to read; None means the finest one that reaches start.
         Returns:
-            None if all of it is in the future, or older than every archive reaches.
+            None if the whole range is in the future, or older than every archive reaches.
         Raises:
             WhisperError: if the end is before the start, or no archive has the step.
         """
