@@ -1,1 +1,1 @@
-"""Benchmarks: one question a file, the peers side by side in one run, ratios."""
+"""Benchmarks: each file answers one question, beside its peers in the same run, by ratios."""

@@ -39,7 +39,7 @@ QUESTIONS = (
 
 
 def main() -> None:
-    """Run the questions that were asked, or all of them; or the soak, which is no question."""
+    """Run the questions that were named, or all of them; or run the soak instead."""
     if sys.argv[1:2] == ["soak"]:
         sys.exit(soak(sys.argv[2:]))
     parser = argparse.ArgumentParser(

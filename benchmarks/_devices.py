@@ -1,4 +1,4 @@
-"""Loop devices of the benchmark's own, which count what they are given; needs root."""
+"""Loop devices that count the bytes written to them; they need root."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MIB = 1 << 20
-#: Bytes of a device, and how to make its file system write nothing by itself.
+#: The size of a device in bytes, and options with which its file system writes nothing by itself.
 KINDS: dict[str, tuple[int, tuple[str, ...]]] = {
     "ext4": (512 * MIB, ("-qF", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard")),
     "xfs": (512 * MIB, ("-q", "-K")),
@@ -27,20 +27,20 @@ class Device:
     name: str
 
     def written(self) -> int:
-        """Bytes that the device was given so far."""
+        """Return how many bytes were written to the device so far."""
         return int(Path("/sys/block", self.name, "stat").read_text().split()[6]) * 512
 
     def sync(self) -> None:
-        """Leave nothing for the file system to write by itself soon."""
+        """Sync, so that the file system has nothing left to write by itself."""
         subprocess.run(["sync", "-f", self.folder], check=True)
 
 
 @contextmanager
 def mounted(kind: str, *options: str) -> Iterator[Device]:
-    """Make a file system, and have it gone afterwards.
+    """Make and mount a file system, and remove it afterwards.
 
     Raises:
-        OSError: if that cannot be done here.
+        OSError: if this machine does not allow that.
     """
     size, quiet = KINDS[kind]
     with tempfile.TemporaryDirectory() as top:

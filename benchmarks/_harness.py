@@ -1,4 +1,4 @@
-"""What the questions share: files, cold pages, a heartbeat, timing and printing."""
+"""Helpers that all questions use: files, cold pages, a heartbeat, timing and printing."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Report:
 
 @contextmanager
 def scratch_file(size: int) -> Iterator[str]:
-    """Make a file of random bytes, gone afterwards."""
+    """Make a file of random bytes, and remove it afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "data")
         with open(path, "wb") as file:
@@ -61,7 +61,7 @@ def scratch_file(size: int) -> Iterator[str]:
 
 
 def make_cold(path: str) -> None:
-    """Drop the pages of a file that nothing maps."""
+    """Drop the pages of a file that no process maps."""
     fd = os.open(path, os.O_RDWR)
     os.fsync(fd)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -70,7 +70,7 @@ def make_cold(path: str) -> None:
 
 @contextmanager
 def awake() -> Iterator[None]:
-    """Let no processor halt meanwhile: each has something to do that gives way to all else."""
+    """Keep every processor awake with a process of idle priority, which gives way to all others."""
     spin = "import os; os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\nwhile True: pass"
     spinners = [subprocess.Popen([sys.executable, "-c", spin]) for _ in range(os.cpu_count() or 1)]
     try:
@@ -85,7 +85,8 @@ def awake() -> Iterator[None]:
 class Stall:
     """Delays of a heartbeat, in milliseconds: the worst, and each with its time in seconds.
 
-    ``worst_running`` leaves out what its thread waited for a processor, if the kernel tells.
+    ``worst_running`` leaves out the time in which the thread waited for a processor, if the kernel
+    tells that.
     """
 
     worst: float = 0.0
@@ -93,7 +94,7 @@ class Stall:
     beats: list[tuple[float, float]] = field(default_factory=list)
 
     def curve(self, points: int = 200) -> list[tuple[float, float]]:
-        """Thin the beats out, keeping the worst of each stretch."""
+        """Thin the beats out, and keep the worst of each stretch."""
         step = -(-len(self.beats) // points) or 1
         stretches = (self.beats[at : at + step] for at in range(0, len(self.beats), step))
         worst = [max(stretch, key=lambda beat: beat[1]) for stretch in stretches]
@@ -144,7 +145,7 @@ def queue_clock() -> Iterator[Callable[[], float]]:
 
 
 async def rate(action: Action, operations: int, tasks: int) -> float:
-    """Run ``action(i)`` for i below ``operations``, split over tasks; operations a second."""
+    """Run ``action(i)`` for each i below ``operations``, in tasks; return operations a second."""
 
     async def run(first: int) -> None:
         for i in range(first, operations, tasks):
@@ -158,9 +159,9 @@ async def rate(action: Action, operations: int, tasks: int) -> float:
 async def compare(
     actions: dict[str, tuple[Action, int]], tasks: int, rounds: int
 ) -> dict[str, float]:
-    """Interleave rounds of all peers, each with its own count; the median rate of each.
+    """Interleave rounds of all peers, each with its own count; return the median rate of each.
 
-    Each round has an order of its own: what a peer leaves the disk to do slows the next one down.
+    Each round draws a new order, because work that a peer leaves to the disk slows the next peer.
     """
     rates: dict[str, list[float]] = {name: [] for name in actions}
     drawn = random.Random(1)

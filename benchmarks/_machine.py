@@ -1,4 +1,4 @@
-"""What a run was measured on: figures mean nothing without it."""
+"""Describe the machine of a run: without that, figures mean nothing."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Plots of one run: throughput, latencies, loop stall over time, and bytes to the device.
 
-They are drawn in stand-ins for colours, which become variables of a style sheet within each file:
-the same picture suits a light page and a dark one, without a background of its own.
+Matplotlib draws them in placeholder colours, which we then replace by variables of a style sheet in
+each file. So the same picture suits a light page and a dark page, without a background of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ mpl.rcParams["svg.fonttype"] = "none"
 
 Run = dict[str, Any]
 
-#: What a stand-in becomes: name, on a light page, on a dark page.
+#: For each placeholder: the variable's name, its colour on a light page, and on a dark page.
 COLOURS = {
     "#010001": ("ink", "#333333", "#d8d8e0"),
     "#010002": ("faint", "#d5d5d5", "#4a4d5a"),
@@ -68,7 +68,7 @@ def draw(run: Run, folder: Path) -> None:
 
 
 def with_variables(svg: str) -> str:
-    """Put variables for the stand-ins, and a style sheet that gives them their colours."""
+    """Replace the placeholders by variables, and add a style sheet that gives these colours."""
     sheets = []
     for column, rule in ((1, "{}"), (2, "@media (prefers-color-scheme: dark) {{ {} }}")):
         values = "; ".join(f"--{names[0]}: {names[column]}" for names in COLOURS.values())
@@ -170,12 +170,12 @@ def stall(run: Run) -> Figure:
 
 
 def steps(points: list[list[float]]) -> tuple[list[float], list[float]]:
-    """Return times and delays of a heartbeat, from when the first tick was due to begin.
+    """Return times and delays of a heartbeat, from the time at which the first tick was due.
 
-    A tick that came late closes a time in which the loop ran nothing else: a step of that length.
+    A late tick ends a time in which the loop ran nothing else: a step as long as the delay.
     """
     first = points[0][0] - points[0][1] / 1e3
-    floor = 0.06  # a delay of nothing has no place on a logarithmic axis
+    floor = 0.06  # a logarithmic axis has no place for a delay of 0
     seconds = [0.0, *(at - first for at, _ in points)]
     late = [points[0][1], *(delay for _, delay in points)]
     return seconds, [max(delay, floor) for delay in late]

@@ -25,7 +25,7 @@ def milliseconds(found: Times) -> dict[str, float]:
 
 
 def steps_of_obstore(store: Any, found: Times) -> list[Step]:
-    """Ask for a block and nothing else; and for the state and a block, as every cache has to."""
+    """Make two steps: GET a block only; HEAD and then GET a block, as every cache has to."""
     import obstore
 
     async def get() -> None:
@@ -47,7 +47,7 @@ def steps_of_obstore(store: Any, found: Times) -> list[Step]:
 
 
 def step_of_ours(setting: Setting, store: Any, found: Times) -> Step:
-    """Open the object through a cache that is made then, and read."""
+    """Make a step that opens the object through a new cache, and reads."""
 
     async def ours() -> None:
         async with RemoteCache(setting.kept()) as cache:
@@ -60,7 +60,7 @@ def step_of_ours(setting: Setting, store: Any, found: Times) -> Step:
 
 
 async def first_bytes(report: Report, setting: Setting) -> None:
-    """From nothing: beside one GET, and beside fsspec's cache of blocks."""
+    """Read with nothing cached, beside one GET, and beside fsspec's cache of blocks."""
     found: Times = defaultdict(list)
     steps = [
         *steps_of_obstore(setting.store, found),
@@ -93,7 +93,7 @@ async def first_bytes(report: Report, setting: Setting) -> None:
 
 
 async def at_a_gateway(report: Report, setting: Setting) -> None:
-    """The same of an object that a server for S3 has."""
+    """Do the same with an object on an S3 server."""
     if JuiceFS.missing() is not None:
         print(f"remote: no S3 gateway: it {JuiceFS.missing()}")
         return
@@ -133,10 +133,10 @@ async def at_a_gateway(report: Report, setting: Setting) -> None:
 
 
 async def mounted(report: Report, setting: Setting) -> None:
-    """Beside rclone's mount with a cache of its own.
+    """Read beside rclone's mount, which has a cache of its own.
 
-    A mount is made before a file of it is read, and so is a cache: both count, or neither. The
-    third figure counts ours alone.
+    Before the first read we make a cache, and rclone makes a mount: the first figure counts both,
+    the second neither. The third figure counts only the cache.
     """
     tool = find_tool("rclone")
     if tool is None:

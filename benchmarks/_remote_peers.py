@@ -44,10 +44,10 @@ def read_by_s3fs(folder: str, options: dict[str, str]) -> None:
 def read_by_rclone(
     url: str, folder: str, tool: str, most: int | None = None
 ) -> tuple[float, float, float]:
-    """Mount the server with an empty cache, and read: all, or no more than so many bytes.
+    """Mount the server with an empty cache, and read the object, all of it or ``most`` bytes.
 
     Returns:
-        Seconds until it is mounted, and then until the first bytes, and all that is read.
+        Seconds until it is mounted; from then, seconds until the first bytes, and until the last.
     """
     place = Path(folder) / "mounted"
     place.mkdir(parents=True)

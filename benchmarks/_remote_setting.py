@@ -1,4 +1,4 @@
-"""What the questions about remote objects share: the object, its server, folders and turns."""
+"""Helpers of the questions about remote objects: the object, its server, folders and turns."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Step = Callable[[], Awaitable[object]]
 
 @dataclass
 class Setting:
-    """What all questions share: the object, where it is served, a folder, how much to do."""
+    """The object, its server, a folder, and the number of rounds, for all questions."""
 
     url: str
     store: Any
@@ -31,19 +31,20 @@ class Setting:
 
     @contextmanager
     def fresh(self) -> Iterator[str]:
-        """Name a folder that does not exist yet, and is gone afterwards: its pages are used again.
+        """Name a folder that does not exist yet, and remove it afterwards.
 
-        Memory that a virtual machine touches for the first time is slow, whoever touches it.
+        So later rounds use the same memory again. Memory that a virtual machine touches for the
+        first time is slow, whoever touches it.
         """
         with tempfile.TemporaryDirectory(dir=self.folder) as made:
             yield f"{made}/cache"
 
     def kept(self) -> str:
-        """Name a folder that does not exist yet, and stays until all questions are answered.
+        """Name a folder that does not exist yet, and keep it until all questions are answered.
 
-        ext4 uses no inode again within seconds after its file was deleted, and steps over each of
-        those for each file that is made: with the folders of earlier rounds gone, 160 microseconds
-        a file, and 31 with them there.
+        For some seconds ext4 does not reuse the inode of a deleted file, and each new file has to
+        step over all such inodes. With the folders of earlier rounds deleted, a file took 160
+        microseconds; with them kept, 31.
         """
         return f"{tempfile.mkdtemp(dir=self.folder)}/cache"
 
@@ -75,7 +76,7 @@ def timed(found: list[float]) -> Iterator[None]:
 def turns(rounds: int, steps: Sequence[Step]) -> Iterator[Step]:
     """Yield each step once a round, in an order that is drawn anew for each round.
 
-    What a step leaves the disk and the kernel to do slows the next one down.
+    Work that a step leaves to the disk and the kernel slows the next step down.
     """
     drawn = random.Random(1)
     for _ in range(rounds):

@@ -1,4 +1,4 @@
-"""The tables of README and of the site's first page, out of the figures of one whole run."""
+"""Write the tables of README and of the site's first page from the figures of one whole run."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Cell:
     text: str
 
     def write(self, figures: Figures) -> str:
-        """Fill the figure in; one that the run lacks is an error, not a gap."""
+        """Fill the figure in; a figure that the run lacks raises KeyError."""
         return self.text.format(_rounded(figures[self.question, self.label]))
 
 
 def _rounded(value: float) -> str:
-    """Two digits that count, as a reader would say the number."""
+    """Round to about two digits, as a reader would say the number."""
     if value >= 1e6:
         return f"{value / 1e6:.1f} million"
     if value >= 1000:
@@ -35,7 +35,7 @@ def _rounded(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
-#: What was done, and the cells of both columns.
+#: The work that was measured, and the cells of both columns.
 Row = tuple[str, list[Cell], list[Cell]]
 
 
@@ -83,7 +83,7 @@ def _device_bytes() -> Row:
     )
 
 
-#: What a reader of README wants to know first: (what, ours, beside).
+#: The rows of README's table: (what was measured, ours, beside).
 ROWS: tuple[Row, ...] = (
     _reads(1),
     _reads(64),
@@ -121,7 +121,7 @@ ROWS: tuple[Row, ...] = (
 )
 
 
-#: What the first page of the site shows: what others do not do at all, then the speed.
+#: The first rows on the site's first page: promises that others do not make. Then comes the speed.
 HOME = """\
 | another process truncates the file | `MappingFaultError`; the process lives | \
 the process is killed by SIGBUS (stdlib mmap) |
@@ -136,12 +136,12 @@ HOME_ROWS = (
 
 
 def table(run: dict[str, object]) -> str:
-    """Write the section of README that one run stands for."""
+    """Write the section of README from one run."""
     return _written(run, "", ROWS)
 
 
 def home(run: dict[str, object]) -> str:
-    """Write the section of the site's first page."""
+    """Write the section of the site's first page from one run."""
     return _written(run, HOME, HOME_ROWS)
 
 

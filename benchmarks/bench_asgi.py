@@ -19,7 +19,7 @@ from ._harness import MIB, Report
 CONNECTIONS = 32
 KIB = 1 << 10
 
-#: One worker, on the loop and the parser that are the fastest.
+#: One worker, with the fastest event loop and HTTP parser.
 SERVER = """
 import sys
 import uvicorn
@@ -57,7 +57,7 @@ http {{
 }}
 """
 
-#: wrk's script: each request for another range, or for the whole file.
+#: wrk's script: each request asks for another range.
 ASK = """
 local size, length = {size}, {length}
 function request()
@@ -68,7 +68,7 @@ end
 
 
 async def run(report: Report, *, smoke: bool) -> None:
-    """Ask one server after the other, for parts of one file in memory and for the whole of it."""
+    """Ask one server after the other, for ranges of one file in memory and for the whole file."""
     missing = [tool for tool in ("wrk", "nginx") if _find(tool) is None]
     if missing:
         print(f"{report.question:<11} skipped: needs {' and '.join(missing)}")
@@ -93,7 +93,8 @@ async def run(report: Report, *, smoke: bool) -> None:
             ratio = found["aiommap"] / found["FileResponse"]
             report.row(f"ranges of {name}: aiommap / FileResponse", ratio, "x", 4)
             report.row(f"ranges of {name}: aiommap / nginx", found["aiommap"] / found["nginx"], "x")
-        # By the bytes that came: all connections are at about the same place of a file.
+        # Measured in bytes: connections are all at about the same place of the file, so that the #
+        # number of finished requests would depend on when the time is over.
         found = {peer: _ask(port, folder, "", seconds)[1] / 1e9 for peer, port in ports.items()}
         for peer, rate in found.items():
             report.row(f"whole files: {peer}", rate, "GB/s")
@@ -145,7 +146,7 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
 
 
 def _ask(port: int, folder: str, script: str, seconds: int) -> tuple[float, float]:
-    """Ask a server as fast as it answers; return answers and bytes a second."""
+    """Send requests as fast as the server answers; return answers and bytes a second."""
     path = Path(folder) / "ask.lua"
     path.write_text(script)
     url = f"http://127.0.0.1:{port}/data"

@@ -18,7 +18,7 @@ PAGE = aiommap.PAGE_SIZE
 
 
 def rate(add: Callable[[int], object], count: int) -> float:
-    """Calls a second."""
+    """Return calls a second."""
     start = time.perf_counter()
     for _ in range(count):
         add(1)

@@ -1,9 +1,9 @@
-"""What do reads of cold data take: one task, many, a gather, a slow device, a walk?
+"""How fast are cold reads: by one task, by many, in a gather, on a slow device, front to back?
 
 Pages are dropped before each round, and the file is opened for random access, so each read of 4
-KiB is one of the device. Peers: caio by each of its ways (io_uring, the kernel's AIO, threads),
-aiofiles, and outside of Python fio with io_uring, buffered as we are. The slow device is ours, with
-2 ms added to each pread(2), by a library that is preloaded.
+KiB reaches the device. The peers are caio in each of its ways (io_uring, the kernel's AIO,
+threads), aiofiles, and outside of Python fio with io_uring, buffered as our reads are. A preloaded
+library makes the slow device: it adds 2 ms to each pread(2).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ._harness import MIB, Report, heartbeat, make_cold, scratch_file
 PAGE = 4096
 READ = Callable[[int], Awaitable[object]]
 
-#: Waits in pread(2), as a device of that latency would, and as deep.
+#: Waits in each pread(2), like a device with that latency that takes any number of reads at once.
 SLOW = """
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -76,7 +76,7 @@ asyncio.run(main(sys.argv[1], [(1, int(sys.argv[2])), (64, int(sys.argv[3]))]))
 
 
 class Rounds:
-    """Runs rounds of reads of pages drawn anew, each round on a cold file."""
+    """Runs rounds of reads; each round draws new pages, and begins with a cold file."""
 
     def __init__(self, path: str, mapped: aiommap.MappedFile) -> None:
         self._path = path
@@ -85,13 +85,13 @@ class Rounds:
         self._draw = random.Random(15)
 
     async def cold(self, count: int) -> list[int]:
-        """Drop the pages; offsets to read."""
+        """Drop the pages, and return offsets to read."""
         await self._mapped.advise(Advice.DONT_NEED)
         await asyncio.to_thread(make_cold, self._path)
         return [page * PAGE for page in self._draw.sample(self._pages, count)]
 
     async def rate(self, read: READ, count: int, tasks: int) -> tuple[float, float]:
-        """Read by so many tasks; reads a second, and microseconds of processor time for each."""
+        """Read in tasks; return reads a second, and processor time for each in microseconds."""
         offsets = iter(await self.cold(count))
 
         async def run() -> None:
@@ -104,11 +104,11 @@ class Rounds:
         return count / took, cpu / count * 1e6
 
     async def gather(self, read: READ, count: int) -> tuple[float, float]:
-        """Read by a task each."""
+        """Read each page in a task of its own."""
         return await self.rate(read, count, count)
 
     async def many(self, count: int) -> float:
-        """Read in one call."""
+        """Read all pages in one call of ``read_many``; return reads a second."""
         ranges = [(offset, PAGE) for offset in await self.cold(count)]
         start = time.perf_counter()
         await self._mapped.read_many(ranges)
@@ -133,7 +133,7 @@ async def run(report: Report, *, smoke: bool) -> None:
 
 
 async def peers(path: str, stack: AsyncExitStack) -> dict[str, READ]:
-    """Open the file by others; each a function that reads a page."""
+    """Open the file with other libraries; return, by name, functions that read a page."""
     reads: dict[str, READ] = {}
     fd = os.open(path, os.O_RDONLY)
     stack.callback(os.close, fd)
@@ -160,7 +160,7 @@ def _caio_read(context: Any, fd: int) -> READ:
 
 
 def best(rates: dict[str, float]) -> float:
-    """The best of caio's ways."""
+    """Return the best rate of caio's ways."""
     return max(rate for name, rate in rates.items() if name.startswith("caio"))
 
 
@@ -172,7 +172,7 @@ async def by_tasks(
     rounds: int,
     path: str,
 ) -> None:
-    """Tasks that read one page after the other."""
+    """Compare tasks that each read one page after the other."""
     for tasks, count in counts.items():
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in reads}
         by_fio = []
@@ -201,7 +201,7 @@ async def by_tasks(
 async def together(
     report: Report, cold: Rounds, reads: dict[str, READ], rounds: int, path: str, count: int
 ) -> None:
-    """Reads that are asked for all at once."""
+    """Compare reads that all begin at once."""
     rates = {
         name: statistics.median([(await cold.gather(read, count))[0] for _ in range(rounds)])
         for name, read in reads.items()
@@ -221,9 +221,9 @@ async def together(
 
 
 async def stalls(report: Report, cold: Rounds, read: READ, count: int, rounds: int) -> None:
-    """How long the loop stands still while so many tasks begin, and while they wait for the disk.
+    """Measure how long the loop stalls while tasks begin, and while they wait for the disk.
 
-    To make them and to run each for the first time is one turn of the loop, whatever they do.
+    Making the tasks and running each for the first time is one turn of the loop, whatever they do.
     """
 
     async def only_yield(_: int) -> None:
@@ -236,7 +236,7 @@ async def stalls(report: Report, cold: Rounds, read: READ, count: int, rounds: i
 
 
 async def _stall(action: READ, items: Sequence[int]) -> tuple[float, float]:
-    """The worst stalls until all have begun, and afterwards, in milliseconds."""
+    """Return the worst stalls until all have begun, and afterwards, in milliseconds."""
     async with heartbeat() as stall:
         waiting = asyncio.gather(*map(action, items))
         await asyncio.sleep(0.002)
@@ -255,7 +255,7 @@ def _report_stalls(
 
 
 async def fio(path: str, depth: int, count: int) -> list[float]:
-    """Let fio read, if it is here; reads a second."""
+    """Let fio read, if it is installed; return reads a second."""
     if shutil.which("fio") is None:
         return []
     size = os.path.getsize(path)
@@ -274,7 +274,7 @@ async def fio(path: str, depth: int, count: int) -> list[float]:
 
 
 def slow_device(report: Report, path: str, *, smoke: bool) -> None:
-    """How much more 64 tasks get done than one, where each read takes 2 ms."""
+    """Compare 64 tasks with one where each read takes 2 ms."""
     compiler = shutil.which("cc")
     if compiler is None:
         return
@@ -318,7 +318,7 @@ async def walk(report: Report, rounds: int, size: int) -> None:
 
 
 def cat(command: Sequence[str]) -> None:
-    """Run a command whose output goes to another program, which reads it."""
+    """Run a command and read its output through a pipe."""
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         while process.stdout.read(MIB):

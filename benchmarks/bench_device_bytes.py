@@ -1,4 +1,4 @@
-"""How many bytes does a durable record cost the device, in every form and file system?"""
+"""How many bytes does the device write for a durable record, by way to flush and file system?"""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from aiommap import FlushPolicy, MappedFile
 from ._devices import MIB, Device, mounted
 from ._harness import Report
 
-#: What a durable record may cost, in those of pwrite and fdatasync (I13).
+#: How many times the bytes of pwrite and fdatasync a durable record may cost (I13).
 MOST = 1.2
-#: Records of a case, and how many of them are written between two flushes.
+#: How many records a case writes, and how many of them between two flushes.
 RECORDS, GROUP = 128, 8
 COUNTERS = 64
 
@@ -27,7 +27,7 @@ Write = Callable[[MappedFile, Sequence[int], bytes], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """One way to make records durable; ``each`` says that each record is flushed by itself."""
+    """One way to make records durable; ``each`` says whether each record is flushed by itself."""
 
     policy: FlushPolicy
     write: Write
@@ -59,7 +59,7 @@ async def _background(f: MappedFile, group: Sequence[int], record: bytes) -> Non
 
 
 def forms(length: int) -> dict[str, Form]:
-    """All that users write."""
+    """Return all ways in which users make a record durable."""
     manual = FlushPolicy.manual()
     return {
         "write + wait_durable": Form(manual, _wait_durable),
@@ -73,21 +73,21 @@ def forms(length: int) -> dict[str, Form]:
 
 
 def in_large_pieces(path: str, size: int) -> None:
-    """Have the file cached in large folios."""
+    """Make a file that is cached in large folios."""
     with open(path, "wb", buffering=0) as file:
         file.writelines(bytes(2 * MIB) for _ in range(0, size, 2 * MIB))
         os.fsync(file.fileno())
 
 
 def reserved(path: str, size: int) -> None:
-    """Have blocks that were never written."""
+    """Make a file of blocks that were reserved and never written."""
     with open(path, "wb") as file:
         os.posix_fallocate(file.fileno(), 0, size)
         os.fsync(file.fileno())
 
 
 def sparse(path: str, size: int) -> None:
-    """Have one hole."""
+    """Make a file that is one hole."""
     with open(path, "wb") as file:
         file.truncate(size)
         os.fsync(file.fileno())
@@ -97,7 +97,7 @@ LAYOUTS = {"large pieces": in_large_pieces, "reserved": reserved, "sparse": spar
 
 
 def by_pwrite(path: str, groups: Sequence[Sequence[int]], record: bytes, *, each: bool) -> None:
-    """Write the records with a sync for each one, or for each group."""
+    """Write the records, and sync after each record or after each group."""
     fd = os.open(path, os.O_RDWR)
     for group in groups:
         for at in group:
@@ -148,8 +148,8 @@ async def _ask_counters(
 ) -> None:
     """Compare a flush of counters with the same stored by pwrite, and through a mapping.
 
-    btrfs keeps files in pages, so there a mapping is no dearer than pwrite: the rest of what it
-    writes are its trees.
+    btrfs keeps files in single pages, so there a mapping costs no more than pwrite; the rest of the
+    bytes are its trees.
     """
     ours = await _count_counters(device, size, rounds)
     by_pwrite = _count_their_counters(device, size, rounds, mapped=False)
@@ -208,7 +208,7 @@ async def _count(
 
 
 def _places_of_counters(size: int, seconds: float) -> Iterator[tuple[int, bytes]]:
-    """Where to store what for so long: to each counter in turn, and they are far apart."""
+    """Yield offset and value of stores for some seconds: to counters far apart, each in turn."""
     end, i = time.monotonic() + seconds, 0
     while time.monotonic() < end:
         yield i % COUNTERS * (size // COUNTERS), i.to_bytes(8, "little")
@@ -216,7 +216,7 @@ def _places_of_counters(size: int, seconds: float) -> Iterator[tuple[int, bytes]
 
 
 async def _count_counters(device: Device, size: int, rounds: int) -> float:
-    """Bytes of each flush of counters that are stored to all the time and flushed every 10 ms."""
+    """Return the bytes of each flush while counters change all the time, flushed every 10 ms."""
     path = os.path.join(device.folder, "counters")
     in_large_pieces(path, size)
     async with aiommap.open(path, "r+") as f:

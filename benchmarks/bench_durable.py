@@ -1,4 +1,4 @@
-"""How many durable 128-byte records a second, at 1, 64 and 256 tasks, in sequence and at random?"""
+"""How many durable 128-byte records a second do 1, 64 and 256 tasks write, by order of places?"""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from aiommap import FlushPolicy
 from ._harness import MIB, Action, Report, awake, compare, heartbeat, rate
 
 RECORD = bytes(128)
-#: README's form, which is measured beside all others, and the policy that flushes each write.
+#: Two ways of ours: a receipt, as in README, and the policy that flushes each write.
 OURS, ALWAYS = "aiommap", "aiommap, always()"
-#: By number of tasks: what share of the other form README's form is required to reach.
+#: By number of tasks: the share of the policy's rate that the receipt's rate has to reach.
 SHARES = {1: 0.85, 64: 0.75, 256: 0.75}
-#: How often each form is required to be as fast as a peer.
+#: By way and number of tasks: how many times the rate of each peer it has to reach.
 TARGETS: dict[tuple[str, int], dict[str, float]] = {
     (OURS, 1): {"thread": 1.1},
     (OURS, 64): {"aiofile": 1.2},
@@ -34,7 +34,7 @@ TARGETS: dict[tuple[str, int], dict[str, float]] = {
 
 
 def slots(size: int, *, ordered: bool) -> Callable[[int], int]:
-    """Where record i goes: one after the other, round and round; or anywhere."""
+    """Return the place of record i: in order, round and round; or at random."""
     room = size // len(RECORD)
     if ordered:
         return lambda i: i % room * len(RECORD)
@@ -49,7 +49,7 @@ async def run(report: Report, *, smoke: bool) -> None:
         names = ("ours", "always", "thread", "aiofiles", "caio")
         paths = [os.path.join(folder, name) for name in names]
         for path in paths:
-            with open(path, "wb") as file:  # the same for all: written blocks, nothing dirty
+            with open(path, "wb") as file:  # for all alike: written blocks, no dirty pages
                 file.write(bytes(size))
                 os.fsync(file.fileno())
         async with (
@@ -64,7 +64,7 @@ async def run(report: Report, *, smoke: bool) -> None:
                 peers = peer_actions(descriptor, slow, caio, at)
                 ours = {OURS: by_receipt(mapped, at), ALWAYS: by_policy(always, at)}
                 for tasks in (1, 64, 256):
-                    # A single task is as slow with all of them; else the peers need much longer.
+                    # One task is about as slow in every way; with more tasks the peers take longer.
                     few = max(tasks, count // 10)
                     many = few if tasks == 1 else count * 10 if ordered else count
                     actions: dict[str, tuple[Action, int]] = {
@@ -72,7 +72,7 @@ async def run(report: Report, *, smoke: bool) -> None:
                         **{name: (action, few) for name, action in peers.items()},
                     }
                     rounds = 1 if smoke else 15 if tasks == 1 else 7
-                    # A processor that halts between two records would decide how fast one task is.
+                    # Otherwise a processor that halts between records decides the rate of one task.
                     with awake() if tasks == 1 else nullcontext():
                         found = await compare(actions, tasks, rounds)
                     tell(report, tasks, found, ordered=ordered)
@@ -101,13 +101,13 @@ def by_policy(mapped: aiommap.MappedFile, at: Callable[[int], int]) -> Action:
 def peer_actions(
     descriptor: int, slow: Any, caio: Any, at: Callable[[int], int]
 ) -> dict[str, Action]:
-    """Say how others make record i durable: a thread, aiofiles, and aiofile."""
+    """Return how peers make record i durable: in a thread, by aiofiles, and by aiofile."""
 
     def store(i: int) -> None:
         os.pwrite(descriptor, RECORD, at(i))
         os.fdatasync(descriptor)
 
-    position = asyncio.Lock()  # the file has one, and others move it between two hops
+    position = asyncio.Lock()  # the file has one position, which tasks share between two hops
 
     async def by_aiofiles(i: int) -> None:
         async with position:

@@ -13,14 +13,14 @@ from ._harness import MIB, Report, heartbeat, scratch_file
 
 
 async def worst_gap(f: MappedFile, seconds: float) -> float:
-    """Eight tight loops for so long; the latest beat, in milliseconds."""
+    """Run eight tight loops for some seconds; return the delay of the latest beat in ms."""
 
     async def tight(at: int) -> None:
         while True:
             await f.read(at % f.size, 4096)
             at += 7 * 4096
 
-    gc.collect()  # what other questions left behind is not to be collected in the middle
+    gc.collect()  # so that no garbage of other questions is collected in the middle
     async with heartbeat() as stall:
         tasks = [asyncio.create_task(tight(i * 4096)) for i in range(8)]
         await asyncio.sleep(seconds)
@@ -30,7 +30,7 @@ async def worst_gap(f: MappedFile, seconds: float) -> float:
 
 
 async def run(report: Report, *, smoke: bool) -> None:
-    """Median and worst of five runs of two seconds."""
+    """Report the median and the worst of five runs of two seconds."""
     size, seconds, rounds = (4 * MIB, 0.2, 1) if smoke else (64 * MIB, 2.0, 5)
     with scratch_file(size) as path:
         async with aiommap.open(path, prewarm=True) as f:

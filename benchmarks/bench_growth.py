@@ -17,7 +17,7 @@ BLOCK = 64 << 10
 
 
 async def by_view(path: str, size: int) -> None:
-    """Store beyond the end; the file follows, nothing is ever mapped anew."""
+    """Store beyond the end; the file grows, and is never mapped anew."""
     never = aiommap.FlushPolicy.never()
     data = bytes(range(256)) * (BLOCK // 256)
     async with aiommap.open(path, "w+", size=0, capacity=size, flush=never) as f:
@@ -47,7 +47,7 @@ async def by_remap(path: str, size: int) -> None:
 
 
 async def by_mremap(path: str, size: int) -> None:
-    """The same with mremap(2), which moves what is there."""
+    """Do the same with mremap(2), which moves the mapping."""
     data = bytes(range(256)) * (BLOCK // 256)
     with open(path, "w+b", buffering=0) as file:
         os.truncate(file.fileno(), BLOCK)

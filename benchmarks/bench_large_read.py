@@ -1,4 +1,4 @@
-"""How much bandwidth does a warm 1 MiB read keep?"""
+"""How much bandwidth does a warm 1 MiB read have, beside a bare slice?"""
 
 from __future__ import annotations
 

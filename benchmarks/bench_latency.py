@@ -1,4 +1,4 @@
-"""How are the latencies of single operations distributed, with 64 tasks at a time?"""
+"""How are the latencies of single operations distributed, with 64 tasks at once?"""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ._harness import MIB, Action, Report, make_cold, scratch_file
 
 BLOCK = 4096
 TASKS = 64
-#: Where the curve is drawn; the last hundredth is where a service's users live.
+#: The points of the curve; most of them in the last hundredth, where a service's users notice.
 SHARES = (*(i / 100 for i in range(0, 98, 2)), 0.98, 0.985, 0.99, 0.995, 0.999, 0.9995, 0.9999)
 
 
 async def sample(action: Action, operations: int) -> list[float]:
-    """Time each of the operations, spread over the tasks; sorted, in microseconds."""
+    """Time each operation, spread over the tasks; return sorted times in microseconds."""
     times: list[float] = []
 
     async def run(first: int) -> None:
@@ -30,7 +30,7 @@ async def sample(action: Action, operations: int) -> list[float]:
             start = time.perf_counter()
             await action(i)
             times.append((time.perf_counter() - start) * 1e6)
-            await asyncio.sleep(0)  # requests come one by one in a service, not in a tight loop
+            await asyncio.sleep(0)  # in a service requests come one by one, not in a tight loop
 
     await asyncio.gather(*(run(task) for task in range(TASKS)))
     return sorted(times)

@@ -1,4 +1,4 @@
-"""How fast is a log, beside databases that people keep logs in, and beside doing it by hand?"""
+"""How fast is a log, beside databases that people keep logs in, and beside batches by hand?"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ._harness import MIB, Report, rate
 RECORD = b"r" * 128
 PLACE_BYTES = 152
 LARGE = b"R" * 4096
-#: By tasks: aiosqlite with a commit each, batched by hand, lmdb, always().
+#: Ratios to reach, by tasks: to aiosqlite with a commit each, batched by hand, lmdb, always().
 TARGETS = {1: (1.5, 1.5, None, 1.5), 64: (12, 1.5, 10, 1.5), 256: (12, 1.5, 10, 1.5)}
 DEVICE_TARGETS = {1: 4800, 64: 300}
 
@@ -30,14 +30,14 @@ Append = Callable[[int], Awaitable[object]]
 
 @asynccontextmanager
 async def by_log(folder: str) -> AsyncIterator[Append]:
-    """A log under ``always()``."""
+    """Append to a log under ``always()``."""
     async with Log.open(f"{folder}/log", flush=FlushPolicy.always()) as log:
         yield lambda _: log.append(RECORD)
 
 
 @asynccontextmanager
 async def by_places(folder: str) -> AsyncIterator[Append]:
-    """Records at places of their own in a file, under ``always()``."""
+    """Write each record to its own place in a file, under ``always()``."""
     size = PLACE_BYTES << 18
     async with aiommap.open(f"{folder}/places", "w+", size=size, flush=FlushPolicy.always()) as f:
         yield lambda i: f.write(i * PLACE_BYTES % size, RECORD)
@@ -57,7 +57,7 @@ async def _sqlite(folder: str, name: str) -> AsyncIterator[object]:
 
 @asynccontextmanager
 async def by_sqlite(folder: str) -> AsyncIterator[Append]:
-    """aiosqlite in WAL mode, synchronous=FULL, a commit for each record."""
+    """Insert by aiosqlite in WAL mode, synchronous=FULL, with a commit for each record."""
     turn = asyncio.Lock()
     async with _sqlite(folder, "each.db") as db:
 
@@ -71,7 +71,7 @@ async def by_sqlite(folder: str) -> AsyncIterator[Append]:
 
 @asynccontextmanager
 async def _batched(store: Callable[[int], Awaitable[object]]) -> AsyncIterator[Append]:
-    """What one does by hand: a task that commits all who wait together."""
+    """Batch by hand: one task commits the records of all tasks that wait."""
     waiting: list[asyncio.Future[None]] = []
     wake = asyncio.Event()
 
@@ -101,7 +101,7 @@ async def _batched(store: Callable[[int], Awaitable[object]]) -> AsyncIterator[A
 
 @asynccontextmanager
 async def by_sqlite_batched(folder: str) -> AsyncIterator[Append]:
-    """aiosqlite, batched by hand."""
+    """Insert by aiosqlite, batched by hand."""
     async with _sqlite(folder, "batched.db") as db:
 
         async def store(count: int) -> None:
@@ -115,7 +115,7 @@ async def by_sqlite_batched(folder: str) -> AsyncIterator[Append]:
 
 @asynccontextmanager
 async def by_lmdb(folder: str) -> AsyncIterator[Append]:
-    """py-lmdb in threads, a transaction for each record."""
+    """Put by py-lmdb in threads, with a transaction for each record."""
     import lmdb
 
     env = lmdb.open(f"{folder}/lmdb", map_size=1 << 30)
@@ -140,12 +140,12 @@ PEERS = {
     "aiosqlite, batched by hand": by_sqlite_batched,
     "lmdb, a transaction each": by_lmdb,
 }
-#: How many appends a round makes, in times of the number for aiommap; slow peers fewer.
+#: The share of aiommap's appends that a slow peer makes in a round.
 SHARE = {"aiosqlite, a commit each": 0.1, "lmdb, a transaction each": 0.05}
 
 
 async def durable(report: Report, folder: str, *, smoke: bool) -> None:
-    """Durable records a second, all peers in turn."""
+    """Measure durable records a second, all peers in turn."""
     rounds = 1 if smoke else 5
     for tasks, whole in ((1, 3000), (64, 64_000), (256, 128_000)):
         count = whole // 50 if smoke else whole
@@ -172,7 +172,7 @@ async def durable(report: Report, folder: str, *, smoke: bool) -> None:
 
 @contextmanager
 def own_device() -> Iterator[tuple[str, str]]:
-    """An ext4 on a loop device of its own: where it is mounted, and its statistics."""
+    """Mount an ext4 on a new loop device; yield its folder, and the path of its statistics."""
     with ExitStack() as stack:
         store = stack.enter_context(tempfile.TemporaryDirectory())
         image, folder = f"{store}/image", f"{store}/disk"
@@ -189,13 +189,13 @@ def own_device() -> Iterator[tuple[str, str]]:
 
 
 def written(stat: str) -> int:
-    """Bytes that were written to a device so far."""
+    """Return how many bytes were written to a device so far."""
     with open(stat) as file:
         return int(file.read().split()[6]) * 512
 
 
 async def device_bytes(report: Report, *, smoke: bool) -> None:
-    """What a durable record costs the device."""
+    """Measure how many bytes the device writes for a durable record."""
     try:
         with own_device() as (folder, stat):
             for tasks, whole in ((1, 3000), (64, 64_000), (256, 128_000)):
@@ -215,7 +215,7 @@ async def device_bytes(report: Report, *, smoke: bool) -> None:
 
 
 async def unwaited(report: Report, folder: str, *, smoke: bool) -> None:
-    """Appends that nobody waits for, and reading them back."""
+    """Measure appends that nobody waits for, and reading them back."""
     count = 2000 if smoke else 200_000
     rates: dict[str, list[float]] = {"append": [], "append_many of 64": [], "read": []}
     for _ in range(1 if smoke else 3):
@@ -241,7 +241,7 @@ async def unwaited(report: Report, folder: str, *, smoke: bool) -> None:
 
 
 async def large(report: Report, folder: str, *, smoke: bool) -> None:
-    """Reading 4 KiB records beside a loop of slices of the same file."""
+    """Compare reading 4 KiB records with a loop of slices of the same file."""
     count = 200 if smoke else 12_000
     ratios = []
     with tempfile.TemporaryDirectory(dir=folder) as own:
@@ -290,7 +290,7 @@ async def to_a_tail(report: Report, folder: str, *, smoke: bool) -> None:
             assert child.stdout is not None
             await child.stdout.readline()
             for _ in range(count):
-                await asyncio.sleep(0.002)  # the other one is asleep by then
+                await asyncio.sleep(0.002)  # the reader is asleep by then
                 await log.append(time.monotonic_ns().to_bytes(8, "little"))
             await log.append(b"")
             line = await child.stdout.read()
@@ -316,7 +316,7 @@ asyncio.run(main())
 
 
 async def opening(report: Report, folder: str, *, smoke: bool) -> None:
-    """Opening a full segment after a crash."""
+    """Measure opening a log with a full segment after a crash."""
     batches = 100 if smoke else 6_800
     found = []
     with tempfile.TemporaryDirectory(dir=folder) as own:
@@ -333,7 +333,7 @@ async def opening(report: Report, folder: str, *, smoke: bool) -> None:
 
 
 async def through_rolls(report: Report, folder: str, *, smoke: bool) -> None:
-    """Latency of durable appends at 64 tasks, with a roll now and then."""
+    """Measure the latency of durable appends of 64 tasks, with a roll now and then."""
     count = 2000 if smoke else 100_000
     found: list[float] = []
     with tempfile.TemporaryDirectory(dir=folder) as own:
@@ -360,7 +360,7 @@ async def through_rolls(report: Report, folder: str, *, smoke: bool) -> None:
 
 
 async def run(report: Report, *, smoke: bool) -> None:
-    """All of it, in one run."""
+    """Answer all parts of the question in one run."""
     with tempfile.TemporaryDirectory() as folder:
         await durable(report, folder, smoke=smoke)
         await unwaited(report, folder, smoke=smoke)

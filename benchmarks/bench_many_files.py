@@ -1,4 +1,4 @@
-"""What do ten thousand open files with a flush interval cost, at rest and when some are dirty?"""
+"""What do ten thousand open files with a flush interval cost, idle and when some are dirty?"""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def open_all(hub: Hub, paths: list[str]) -> list[MappedFile]:
 
 
 async def idle_share(seconds: float) -> float:
-    """The share of a core that the process takes while nothing is asked of it."""
+    """Return the share of a core that the idle process takes."""
     start = time.process_time()
     await asyncio.sleep(seconds)
     return (time.process_time() - start) / seconds
@@ -57,7 +57,7 @@ async def run(report: Report, *, smoke: bool) -> None:
             tracemalloc.stop()
             report.row("Python memory a file", memory / 1024, "KiB", 8, most=True)
             gc.collect()
-            gc.freeze()  # or a collection walks through every file's objects, in 50 ms
+            gc.freeze()  # otherwise a collection walks through every file's objects, in 50 ms
             await asyncio.sleep(0.1)
             share = await idle_share(1.0 if smoke else 5.0)
             report.row("idle: share of a core", share * 100, "%", 1, most=True)

@@ -1,6 +1,6 @@
 """What does reading an object store through the cache cost, beside fsspec's caches and obstore?
 
-Everything is served by nginx on this machine, so figures say what the clients cost: trust the
+nginx on this machine serves all objects, so the figures show the cost of the clients: trust the
 ratios. Peers that are not installed are left out (fsspec with aiohttp: extra ``data``).
 """
 
@@ -36,7 +36,7 @@ CACHES = ("blockcache", "filecache")
 
 
 def read_through(setting: Setting, kind: str) -> tuple[float, float]:
-    """Read all of it through fsspec; seconds until the first bytes, and until the last."""
+    """Read the object through fsspec; return seconds until the first bytes, and until the last."""
     with setting.fresh() as folder:
         start = time.perf_counter()
         with by_fsspec(setting.url, kind, folder) as file:
@@ -48,7 +48,7 @@ def read_through(setting: Setting, kind: str) -> tuple[float, float]:
 
 
 async def read_ours(setting: Setting) -> tuple[float, float]:
-    """The same through a cache of ours."""
+    """Do the same through a cache of ours."""
     with setting.fresh() as folder:
         start = time.perf_counter()
         async with RemoteCache(folder) as cache, cache.open(setting.source()) as snapshot:
@@ -60,7 +60,7 @@ async def read_ours(setting: Setting) -> tuple[float, float]:
 
 
 async def scan(report: Report, setting: Setting) -> None:
-    """Reading all of it once, from nothing."""
+    """Read the object once, with nothing cached."""
     firsts: defaultdict[str, list[float]] = defaultdict(list)
     seconds: defaultdict[str, list[float]] = defaultdict(list)
 
@@ -87,7 +87,7 @@ async def scan(report: Report, setting: Setting) -> None:
 
 
 def readings_of_peers(setting: Setting) -> dict[str, Callable[[], Awaitable[tuple[float, float]]]]:
-    """Name what else reads all of it; each returns as ``read_through`` does."""
+    """Name the other ways to read the object; each returns the same as ``read_through``."""
     import obstore
 
     def stream() -> tuple[float, float]:
@@ -114,7 +114,7 @@ def readings_of_peers(setting: Setting) -> dict[str, Callable[[], Awaitable[tupl
 
 
 async def at_random(report: Report, setting: Setting) -> None:
-    """Cold reads of 4 KiB from many tasks: each block is fetched on its first use."""
+    """Measure cold reads of 4 KiB by many tasks: each block is fetched on its first use."""
     count = setting.size // BLOCK
     offsets = setting.offsets(count)
     found: defaultdict[str, list[float]] = defaultdict(list)
@@ -146,7 +146,7 @@ async def at_random(report: Report, setting: Setting) -> None:
 
 
 async def warm(report: Report, setting: Setting) -> None:
-    """Cached reads of 4 KiB, beside a local snapshot and a file that is read in threads."""
+    """Measure cached reads of 4 KiB, beside a local snapshot and a file that threads read."""
     count = 200_000 if setting.rounds > 1 else 2000
     offsets = setting.offsets(count)
     fd = os.open(setting.path, os.O_RDONLY)
@@ -169,7 +169,7 @@ async def warm(report: Report, setting: Setting) -> None:
         report.row(label, medians["aiommap"] / medians[name], "x", target)
 
 
-#: A process that reads blocks in an order of its own, once another line is there to begin.
+#: A process that reads all blocks, in an order of its own, once it gets a line.
 READER = """
 import asyncio, json, random, sys
 from aiommap.remote import ObstoreSource, RemoteCache, RemoteSnapshot
@@ -193,7 +193,7 @@ asyncio.run(main(sys.argv[1], *map(int, sys.argv[2:])))
 
 
 async def processes(report: Report, setting: Setting) -> None:
-    """Two processes that read the same blocks at once, and one that comes after them."""
+    """Let two processes read the same blocks at once, and another one after them."""
     folder = str(setting.folder / "cache")
     port = int(setting.url.split(":")[2].partition("/")[0])
 
@@ -223,12 +223,12 @@ async def processes(report: Report, setting: Setting) -> None:
             with timed(times):
                 snapshot = await cache.open(setting.source())
             await snapshot.aclose()
-            del snapshot  # here, and not while the next one is timed
+            del snapshot  # now, and not while the next opening is timed
     report.row("opening what is cached", statistics.median(times) * 1e3, "ms", 5, most=True)
 
 
 async def gaps(report: Report, setting: Setting) -> None:
-    """How long does the loop stall while blocks are fetched, stored and evicted?"""
+    """Measure how long the loop stalls while blocks are fetched, stored and evicted."""
     fill: list[float] = []
     evict: list[float] = []
     running: list[float] = []
@@ -251,9 +251,9 @@ async def gaps(report: Report, setting: Setting) -> None:
 
 
 async def checking(report: Report, setting: Setting) -> None:
-    """Comparing all blocks with their checksums, beside only reading the file.
+    """Compare all blocks with their checksums, beside only reading the file.
 
-    After a reboot, when it has to be done, nothing is in memory.
+    A cache has to do that after a reboot, when nothing is in memory: that is the cold case.
     """
     seconds: dict[str, list[float]] = {"verify": [], "file": [], "first pass": [], "cold file": []}
 
@@ -285,7 +285,7 @@ async def checking(report: Report, setting: Setting) -> None:
                             pass
                     assert cache.statistics().gets == 0
 
-            # In turn: what a disk can do for a moment, it cannot for long.
+            # They take turns in going first: a disk is faster at first than after a while.
             for step in (cold, first_pass) if number % 2 else (first_pass, cold):
                 await step()
     medians = {name: statistics.median(times) for name, times in seconds.items()}
@@ -297,7 +297,7 @@ async def checking(report: Report, setting: Setting) -> None:
 
 
 def be_of_another_boot(folder: str) -> None:
-    """Have a cache find what was cached before the machine was booted."""
+    """Make the cached blocks look as if they were cached before the machine was booted."""
     for path in Path(folder).glob("*.map"):
         with path.open("r+b") as file:
             header = Header.unpack(file.read(4096), crc32c)
@@ -307,7 +307,7 @@ def be_of_another_boot(folder: str) -> None:
 
 
 async def run(report: Report, *, smoke: bool) -> None:
-    """Put an object on a server and ask all questions of it."""
+    """Put an object on a server, and measure everything with it."""
     missing = Nginx.missing() or (None if importlib.util.find_spec("obstore") else "needs obstore")
     if missing:
         print(f"remote: {missing}")

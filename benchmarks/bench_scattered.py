@@ -1,4 +1,4 @@
-"""Is a flush of 64 scattered pages as fast as pwrite and fdatasync of as many?"""
+"""Is a flush of 64 scattered pages as fast as 64 pwrites and an fdatasync?"""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ async def run(report: Report, *, smoke: bool) -> None:
 
 
 def somewhere(size: int) -> list[int]:
-    """Draw pages."""
+    """Draw offsets of pages."""
     return [page * mmap.PAGESIZE for page in random.sample(range(size >> 12), PAGES)]
 
 
 async def timed(work: object) -> float:
-    """Seconds that an awaitable takes."""
+    """Return how many seconds an awaitable takes."""
     start = time.perf_counter()
     await work  # type: ignore[misc]
     return time.perf_counter() - start

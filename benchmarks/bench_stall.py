@@ -17,7 +17,7 @@ POPULATE_READ = 22
 
 
 async def beside(work: Callable[[], Awaitable[object]]) -> Stall:
-    """Lateness of the heartbeat while the work runs; freeing its result is not part of it."""
+    """Return the delays of the heartbeat while the work runs, without freeing its result."""
     async with heartbeat() as stall:
         result = await work()
     del result
@@ -25,7 +25,7 @@ async def beside(work: Callable[[], Awaitable[object]]) -> Stall:
 
 
 async def ours(path: str, size: int, dirty: int) -> dict[str, Stall]:
-    """The four works through aiommap."""
+    """Do the four kinds of work through aiommap."""
     found = {}
     make_cold(path)
     async with aiommap.open(path) as f:
@@ -42,13 +42,13 @@ async def ours(path: str, size: int, dirty: int) -> dict[str, Stall]:
 
 
 def flush_and_close(mapping: mmap.mmap) -> None:
-    """What closing safely takes."""
+    """Flush and close, as a safe program does."""
     mapping.flush()
     mapping.close()
 
 
 async def theirs(path: str, size: int, dirty: int) -> dict[str, Stall]:
-    """The same works, each in one call through the standard library, in a thread."""
+    """Do the same work through the standard library, in one call each, in a thread."""
     found: dict[str, Stall] = {}
     for name in ("cold read", "prewarm"):
         make_cold(path)
@@ -69,7 +69,7 @@ async def theirs(path: str, size: int, dirty: int) -> dict[str, Stall]:
 
 
 async def run(report: Report, *, smoke: bool) -> None:
-    """Median of five runs, beside the standard library in the same run."""
+    """Report the median of five rounds, beside the standard library in the same run."""
     size, dirty, rounds = (8 * MIB, 4 * MIB, 1) if smoke else (512 * MIB, 256 * MIB, 5)
     with scratch_file(size) as path:
         mine = [await ours(path, size, dirty) for _ in range(rounds)]

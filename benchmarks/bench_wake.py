@@ -12,7 +12,7 @@ import aiommap
 from ._harness import Report, scratch_file
 
 PAGE = aiommap.PAGE_SIZE
-#: The words of the page: what is waited for, when it was changed, and whom the child has ready.
+#: Offsets of words: the one that is waited for, the time of its change, the child's round, results.
 TURN, SENT, READY, FIRST = 0, 8, 16, 64
 
 CHILD = """
@@ -43,7 +43,7 @@ asyncio.run(main())
 
 
 async def latencies(path: str, rounds: int, idle: int) -> list[float]:
-    """Microseconds from before the notification until the other process's task ran."""
+    """Return microseconds from before the notification until the other process's task ran."""
     async with aiommap.open(path, "r+", flush=aiommap.FlushPolicy.never()) as f:
         turn, sent, ready = f.atomic_u32(TURN), f.atomic_u64(SENT), f.atomic_u32(READY)
         turn.store(0)
@@ -53,7 +53,7 @@ async def latencies(path: str, rounds: int, idle: int) -> list[float]:
         )
         for i in range(rounds):
             await ready.wait(i)
-            await asyncio.sleep(0.001)  # the other one is asleep by then
+            await asyncio.sleep(0.001)  # the child's task is asleep by then
             sent.store(time.monotonic_ns())
             turn.store(i + 1)
             turn.notify()
@@ -64,7 +64,7 @@ async def latencies(path: str, rounds: int, idle: int) -> list[float]:
 
 
 async def run(report: Report, *, smoke: bool) -> None:
-    """One task that waits, alone and beside others that share its thread."""
+    """Wake one waiting task, alone and beside others that share its waiter thread."""
     rounds = 50 if smoke else 2000
     with scratch_file(16 * PAGE) as path:
         for idle in (0, 100):

@@ -1,4 +1,4 @@
-"""How soon is a change by others known, what does waiting for it cost, and is a storm survived?"""
+"""How soon do we notice a change by others, what does watching cost, and what do storms do?"""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Next = Callable[[], Awaitable[object]]
 IN_MODIFY = 2
 PAGE = mmap.PAGESIZE
 
-#: Stores one byte for each line it is sent, and says when.
+#: Stores one byte for each line that it reads, and prints the time of the store.
 WRITER = """
 import mmap, os, sys, time
 fd = os.open(sys.argv[1], os.O_RDWR)
@@ -42,12 +42,12 @@ for _ in sys.stdin.buffer:
     else:
         os.pwrite(fd, b"x", 0)
     print(start, flush=True)
-    memory.flush()  # or the next store would fault nowhere, and move no time
+    memory.flush()  # otherwise the next store would not fault, and not move the file's times
 """
 
 
 async def latencies(path: str, wait: Next, rounds: int, how: str = "written") -> list[float]:
-    """Have another process store at random moments; milliseconds until it is known."""
+    """Let another process store at random times; return milliseconds until we notice."""
     command = [sys.executable, "-c", WRITER, path, how]
     found = []
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
@@ -59,9 +59,9 @@ async def latencies(path: str, wait: Next, rounds: int, how: str = "written") ->
             writer.stdin.write(b"\n")
             writer.stdin.flush()
             await waiter
-            known = time.perf_counter()  # one clock for all processes
+            known = time.perf_counter()  # all processes have the same clock
             found.append((known - float(writer.stdout.readline())) * 1e3)
-            await asyncio.sleep(0.06)  # until the slowest has gathered what belongs together
+            await asyncio.sleep(0.06)  # until the slowest peer has ended its batch of events
     return sorted(found)
 
 
@@ -71,7 +71,7 @@ async def ours(path: str, rounds: int, how: str = "written") -> list[float]:
 
 
 async def peers(path: str, rounds: int) -> list[float]:
-    """watchfiles.awatch as it comes."""
+    """Measure watchfiles.awatch with its defaults."""
     stop = asyncio.Event()
     stream: Any = watchfiles.awatch(os.path.dirname(path), stop_event=stop)
     batches: asyncio.Queue[object] = asyncio.Queue()
@@ -89,7 +89,7 @@ async def peers(path: str, rounds: int) -> list[float]:
 
 
 async def raw(path: str, rounds: int) -> list[float]:
-    """inotify alone, read by the loop as soon as there is something: what the kernel can do."""
+    """Measure inotify alone, which the loop reads as soon as it has an event."""
     libc = ctypes.CDLL(None, use_errno=True)
     fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
     libc.inotify_add_watch(fd, os.fsencode(os.path.dirname(path)), IN_MODIFY)
@@ -115,7 +115,7 @@ def quantile(found: list[float], share: float) -> float:
 
 
 async def idle_share(folder: str, count: int, seconds: float) -> float:
-    """Watch many files of a hundred directories of which none changes; per cent of one core."""
+    """Watch many unchanging files of a hundred directories; return per cent of one core."""
     paths = []
     for i in range(count):
         directory = os.path.join(folder, str(i % 100))
@@ -135,7 +135,7 @@ async def idle_share(folder: str, count: int, seconds: float) -> float:
 
 
 def waking_share(times: int) -> float:
-    """Wake a thread as often as the watcher's, for nothing; per cent of one core."""
+    """Wake a thread as often as the watcher's, for nothing; return per cent of one core."""
     start, used = time.perf_counter(), time.thread_time()
     for _ in range(times):
         time.sleep(_scanner.STEP_SECONDS)
@@ -165,9 +165,9 @@ def make(folder: str, files: int) -> list[str]:
 
 
 async def stalls(folder: str, changes: int, tasks: Iterable[asyncio.Task[None]] = ()) -> float:
-    """Worst stall in ms while another process makes ten thousand changes a second."""
+    """Return the worst stall in ms while another process makes ten thousand changes a second."""
     gc.collect()
-    gc.freeze()  # or a collection walks through all that the application has, in 25 ms
+    gc.freeze()  # otherwise a collection walks through all objects of the process, in 25 ms
     try:
         writer = subprocess.Popen([sys.executable, "-c", STORM, folder, str(changes)])
         async with heartbeat() as stall:
@@ -180,13 +180,13 @@ async def stalls(folder: str, changes: int, tasks: Iterable[asyncio.Task[None]] 
 
 
 def resident() -> float:
-    """MiB of memory that this process has."""
+    """Return how many MiB of memory this process has."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * PAGE / MIB
 
 
 async def storm(folder: str, files: int, changes: int) -> tuple[float, int, float]:
-    """A storm in one directory, all watched: worst stall, files left behind, MiB more memory."""
+    """Storm a directory that is watched: worst stall, files left behind, MiB more memory."""
     paths = make(folder, files)
     final = -(-changes // files)
     behind = set(paths)
@@ -210,7 +210,7 @@ async def storm(folder: str, files: int, changes: int) -> tuple[float, int, floa
 
 
 async def run(report: Report, *, smoke: bool) -> None:
-    """Latency beside what others take, the cost of ten thousand idle files, and a storm."""
+    """Measure latency beside peers, the cost of ten thousand idle files, and storms."""
     rounds, files, seconds = (5, 200, 0.5) if smoke else (300, 10_000, 20.0)
     with tempfile.TemporaryDirectory() as folder:
         await run_latency(report, os.path.join(folder, "file"), rounds)
@@ -223,7 +223,7 @@ async def run(report: Report, *, smoke: bool) -> None:
 
 
 async def run_storms(report: Report, files: int, changes: int, rounds: int) -> None:
-    """Several, since a virtual machine may stand still for longer than a storm delays the loop."""
+    """Run several storms: a virtual machine may stand still for longer than one delays the loop."""
     nobody, worst, behind, grown = [], [], 0, 0.0
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
@@ -243,7 +243,7 @@ async def run_storms(report: Report, files: int, changes: int, rounds: int) -> N
 
 
 async def run_latency(report: Report, path: str, rounds: int) -> None:
-    """From a store of another process to the subscriber."""
+    """Measure from a store of another process to the subscriber."""
     with open(path, "wb") as file:
         file.write(bytes(PAGE))
     found = await ours(path, rounds)

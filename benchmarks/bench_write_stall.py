@@ -1,7 +1,7 @@
-"""How long do writes that are flushed all the time stop the loop, on slow or busy disks?
+"""How long do writes stop the loop, with flushes all the time, on slow or busy disks?
 
-A foreign writer takes a processor, and the kernel's own threads take another. Beside it, a loop
-that only copies memory, as often, says what is not ours.
+A foreign writer takes one processor, and the kernel's own threads take another. A loop that only
+copies memory, as often, beside the same writer shows which part of the stall is not ours.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ async def _ask(
 async def _ask_machine(
     report: Report, device: Device, size: int, seconds: float, rounds: int
 ) -> None:
-    """The same load beside the same writer, by a loop that makes no call to the file."""
+    """Put the same load, beside the same writer, on a loop that makes no call to the file."""
     path, memory = _make_file(device, size), bytearray(size)
     found = []
 
@@ -119,7 +119,7 @@ async def _load(
     size: int,
     seconds: float,
 ) -> float:
-    """Write and flush for so long; writes a second."""
+    """Write and flush for some seconds; return writes a second."""
     end, count, room = time.monotonic() + seconds, 0, size // len(RECORD)
 
     async def write(seed: int) -> None:
@@ -153,7 +153,7 @@ async def _beside(path: str) -> AsyncIterator[None]:
 
 @contextmanager
 def _stable_pages(device: Device) -> Iterator[None]:
-    """Have the kernel keep pages unchanged while the device takes them, as RAID and iSCSI do."""
+    """Let the kernel keep pages stable while the device writes them, as for RAID and iSCSI."""
     switch = Path("/sys/block", device.name, "queue", "stable_writes")
     switch.write_text("1")
     try:
@@ -164,7 +164,7 @@ def _stable_pages(device: Device) -> Iterator[None]:
 
 @contextmanager
 def _slow(device: Device) -> Iterator[None]:
-    """Let the device take so many bytes a second, where cgroups can say so."""
+    """Limit the bytes that the device takes a second, where cgroups can do that."""
     limit = Path("/sys/fs/cgroup/blkio/blkio.throttle.write_bps_device")
     number = Path("/sys/block", device.name, "dev").read_text().strip()
     if not limit.exists():

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
-    """Write what a run of all questions says into README and docs."""
+    """Write the results of a run of all questions into README and docs."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("run", type=Path, help="what `python -m benchmarks --json` wrote")
     options = parser.parse_args()

@@ -94,7 +94,7 @@ class MessageBuilder:
         return self._file.view(HEADER.size + WORD.size * word, length)
 
     def link(self, place: int, target: int, kind: int, high: int) -> None:
-        """Store a pointer: kind, high half, and the distance from the word behind it to the target."""
+        """Store a pointer: its kind, its high half, and the distance from its end to the target."""
         distance = (target - place - 1) << 2 & 0xFFFF_FFFF
         WORD.pack_into(self.memory, WORD.size * place, high << 32 | distance | kind)
 

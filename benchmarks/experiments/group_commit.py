@@ -1,9 +1,9 @@
-"""What asyncio allows at all: the barest group commit there can be, beside ours and the peers.
+"""How fast can a group commit be on asyncio? The barest one, beside ours and the peers.
 
-No library, no checks, no receipts, no cancellation: a list of futures, and one thread that calls
+It has no checks, receipts or cancellation: only a list of futures, and one thread that calls
 ``pwritev`` and ``fdatasync`` for all of them. ``no disk`` is the same without the thread: tasks
-that await a future which a callback sets. From the root of the repository, on a quiet machine:
-``python -m benchmarks.experiments.group_commit``; take ratios.
+await a future that a callback sets. Run it from the root of the repository, on a quiet machine:
+``python -m benchmarks.experiments.group_commit``. Compare ratios only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ at = slots(SIZE, ordered=True)
 
 
 class Bare:
-    """Futures in a list; whoever finds nobody at work starts the next group."""
+    """Futures in a list; a write that finds no group under way starts the next one."""
 
     def __init__(self, path: str | None) -> None:
         self._loop = asyncio.get_running_loop()
@@ -114,7 +114,7 @@ class Overlapping(Bare):
             self._loop.call_soon(self._begin_rest)
 
     def _begin_rest(self) -> None:
-        """What comes in the turn in which a group was answered, but is less than half of it."""
+        """Begin with the writes that came while a group was answered, if less than half of it."""
         if not self._busy and self._waiting:
             self._busy = True
             self._begin()

@@ -3,9 +3,10 @@
  *     truncate -s 600M image && mkfs.ext4 -q -J size=4 image && mount -o loop image MOUNT
  *     cc -O2 -o read_atime read_atime.c && ./read_atime MOUNT
  *
- * A read notes its time in the inode, for which it joins the journal, and RWF_NOWAIT does not keep it
- * from waiting there. Two descriptors of one file are read by turns, one of them O_NOATIME, while
- * other processes store to the file and make and remove files. See docs/decisions.md.
+ * A read updates the access time in the inode. For that it joins the journal, and RWF_NOWAIT does not
+ * keep it from waiting there. The program reads through two descriptors of one file in turn, one of
+ * them O_NOATIME, while other processes store to the file and make and remove files. See
+ * docs/decisions.md.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>

@@ -1,8 +1,8 @@
-/* read_paths.c: what a warm read costs by each way into the page cache.
+/* read_paths.c: how long a warm read takes by each way into the page cache.
  *
  *     cc -O2 -o read_paths read_paths.c && ./read_paths FILE    (FILE of at least 64 MiB)
  *
- * docs/decisions.md holds the figures this decided on.
+ * docs/decisions.md has the figures, and what they decided.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>

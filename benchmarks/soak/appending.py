@@ -1,4 +1,4 @@
-"""Logs: what was acknowledged is read back, through rolls, discards and deaths."""
+"""Logs: acknowledged records can be read back, through rolls, discards and deaths."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RECORDS = 60
 
 
 def _numbered(sequence_of_task: bytes, rng: random.Random) -> bytes:
-    """Make a record that says whether it is whole."""
+    """Make a record that begins with its own checksum."""
     body = sequence_of_task + rng.randbytes(int(8000 ** rng.random()))
     return hashlib.sha256(body).digest() + body
 
@@ -30,7 +30,7 @@ def _check(data: bytes) -> None:
 
 
 async def logs(scene: Scene) -> None:
-    """Tasks append while others tail, discard and are cancelled; two openings."""
+    """Append, tail and discard in tasks, with cancellations; open the log twice."""
     folder, acknowledged = scene.path("log"), dict[int, bytes]()
     for opening in range(2):
         async with Log.open(folder, segment_size=SEGMENT, flush=any_policy(scene.rng)) as log:
@@ -70,7 +70,7 @@ async def _append(
                 scene.acknowledged(3 * len(data))
                 continue
             case 1:
-                with anyio.CancelScope(shield=True):  # what was begun has a number
+                with anyio.CancelScope(shield=True):  # an append that has begun has a number
                     receipt = await log.append(data)
                     await receipt.wait_durable()
                 expect(receipt.durable, "asked for durability, and not durable")
@@ -113,7 +113,7 @@ async def _compare(scene: Scene, folder: str, first: int, acknowledged: dict[int
 
 
 async def killed_log(scene: Scene) -> None:
-    """A process that appends is killed: what it said was durable is there, and is followed."""
+    """Kill a process that appends: the records that it called durable are there, in order."""
     folder, wanted = scene.path("killed"), scene.rng.randrange(1, 400)
     for _ in range(2):
         said = await scene.outsider.do("kill_a_logger", folder, wanted)

@@ -1,4 +1,4 @@
-"""Cancellation storms: a write is there or is not, and that does not change later (I8)."""
+"""Cancellation storms: a write is there or not, and that does not change later (I8)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WRITERS = 12
 
 
 async def storm(scene: Scene) -> None:
-    """Cancel everything at any moment."""
+    """Cancel verbs at any moment."""
     path, oracle = scene.path("storm"), bytearray(WRITERS * SLOT)
     policy = any_policy(scene.rng)
     async with (

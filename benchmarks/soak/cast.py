@@ -1,4 +1,4 @@
-"""Who plays: each actor an async function that plays one scene, and knows what must come of it."""
+"""The cast: each actor is an async function that plays one scene, and knows what must result."""
 
 from __future__ import annotations
 

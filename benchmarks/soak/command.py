@@ -12,7 +12,7 @@ from .supervisor import LOOPS, Soak
 
 
 def main(arguments: list[str]) -> int:
-    """Soak, and give the exit status: 0 if no oracle failed and nothing leaked, else 1."""
+    """Run the soak; return the exit status: 0 if no oracle failed and nothing leaked, else 1."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks soak")
     parser.add_argument("--minutes", type=float, default=10.0, help="how long; 10 by default")
     parser.add_argument("--seed", type=int, help="what the actors draw from; by default any")

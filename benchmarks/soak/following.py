@@ -1,4 +1,4 @@
-"""Folders: what is loaded of one that is turned as a whole is always of one version."""
+"""Folders: values that are loaded from a folder that is turned are always of one version."""
 
 from __future__ import annotations
 

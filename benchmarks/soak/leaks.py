@@ -1,8 +1,8 @@
-"""What a round must not leave behind.
+"""Find what a round left behind.
 
-The loop has ended when this is asked, so all of it is to be gone: threads, descriptors, mappings,
-objects of the library. What the interpreter caches is known only from the first round of the same
-loop, and blocks of memory are compared with that.
+The loop of the round has ended, so everything must be gone: threads, descriptors, mappings, objects
+of the library. The interpreter also caches some memory, so blocks of memory are compared with those
+after the first round of the same loop.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 
-#: trio keeps a thread that has nothing to do for ten seconds.
+#: trio keeps an idle thread for ten seconds.
 THREADS_SECONDS = 15.0
-#: What caches of the interpreter and of libraries may take from round to round.
+#: By how many blocks caches of the interpreter and of libraries may grow from round to round.
 SPARE_BLOCKS = 20_000
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What the process holds at one moment."""
+    """The resources that the process holds at one moment."""
 
     threads: int
     descriptors: Counter[str]
@@ -35,7 +35,7 @@ class Footprint:
     resident_kib: int
 
     def line(self) -> str:
-        """Say it in a line."""
+        """Write it in one line."""
         return (
             f"{self.threads} threads, {self.descriptors.total()} descriptors, "
             f"{len(self.mappings)} mappings, {self.objects.total()} objects, "
@@ -76,14 +76,14 @@ def _objects() -> Counter[str]:
     found: Counter[str] = Counter()
     for thing in gc.get_objects():
         kind = type(thing)
-        # A worker is a thread, and counted as such; its time to end has not come yet.
+        # A worker is counted as a thread; it has not been idle for long enough to end.
         if str(kind.__module__).partition(".")[0] == "aiommap" and kind.__name__ != "_Worker":
             found[kind.__qualname__] += 1
     return found
 
 
 def wait_for_threads(most: int) -> None:
-    """Give idle threads the time to end that they take; one that garbage keeps is idle after it."""
+    """Give idle threads the time to end; collect garbage first, as it may keep threads."""
     gc.collect()
     deadline = time.monotonic() + THREADS_SECONDS
     while len(os.listdir("/proc/self/task")) > most and time.monotonic() < deadline:
@@ -91,7 +91,7 @@ def wait_for_threads(most: int) -> None:
 
 
 def leaks(before: Footprint, first: Footprint, after: Footprint, *, threads: bool) -> list[str]:
-    """Say what is there that was not, before any round or after the first one of the same loop."""
+    """Name what is there now and was not before any round, or after the loop's first round."""
     found = []
     if threads and after.threads > before.threads:
         found.append(f"leaked {after.threads - before.threads} threads")

@@ -1,7 +1,7 @@
 """Loads and stores as a C library makes them: in a thread, and without the GIL.
 
-Python's own would hold the GIL for as long as a page takes to come, and stall the loop with it;
-that is known and documented, and would hide every other stall from the soak.
+Python's own loads and stores hold the GIL while a page comes from the disk, and so stall the loop.
+That is documented, and would hide every other stall from the soak.
 """
 
 from __future__ import annotations

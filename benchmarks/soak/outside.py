@@ -1,4 +1,4 @@
-"""The other process: reads commands as lines of JSON, answers likewise. Run as a script."""
+"""The other process, a script: it reads commands as lines of JSON, and answers in the same way."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RECORD_BYTES = 64
 
 
 def record(number: int) -> bytes:
-    """Make one of the records of a writer that is going to be killed."""
+    """Make a record for a writer that will be killed."""
     return hashlib.sha512(number.to_bytes(8, "little")).digest()
 
 
@@ -45,13 +45,13 @@ def copy_tail(source: str, path: str, offset: int) -> None:
 
 
 def numbered(number: int, size: int) -> bytes:
-    """Make contents that say which they are and whether they are whole."""
+    """Make contents with their number, size and checksum in front."""
     body = random.Random(number).randbytes(size)
     return HEADER.pack(number, size, hashlib.sha256(body).digest()) + body
 
 
 def replace(path: str, number: int, size: int) -> None:
-    """Put another file in place of one, as one should."""
+    """Replace a file by a rename, as programs should."""
     with open(path + ".new", "wb") as file:
         file.write(numbered(number, size))
     os.replace(path + ".new", path)
@@ -72,7 +72,7 @@ def turn(folder: str, number: int) -> None:
 
 
 def recreate(path: str, number: int, size: int) -> None:
-    """Remove a file, and make another."""
+    """Remove a file, and make another at its path."""
     os.unlink(path)
     with open(path, "wb") as file:
         file.write(numbered(number, size))
@@ -84,13 +84,13 @@ def chmod(path: str, mode: int) -> None:
 
 
 def stat(path: str) -> list[int]:
-    """Say what a watcher has to have seen in the end."""
+    """Return the state that a watcher must have seen last."""
     found = os.stat(path)
     return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_mode]
 
 
 async def add(path: str, times: int) -> None:
-    """Count in three ways: by an atomic word, under a lock of words, under a lock of files."""
+    """Count in three ways: by an atomic word, under an ``AsyncLock``, under a ``file_lock``."""
     import aiommap
 
     async with aiommap.open(path, "r+") as f:
@@ -123,7 +123,7 @@ async def play(path: str, offset: int, turns: int) -> None:
 
 
 def beat(seconds: float, interval: float) -> float:
-    """Do nothing but sleep, and say how late one awoke at worst."""
+    """Sleep again and again, and return the longest delay of a wake-up in seconds."""
     worst, last = 0.0, time.perf_counter()
     end = last + seconds
     while last < end:
@@ -134,7 +134,7 @@ def beat(seconds: float, interval: float) -> float:
 
 
 def kill_a_writer(path: str, wanted: int) -> int:
-    """Have a process write records and kill it; how many it said were acknowledged."""
+    """Kill a process that writes records; return how many it reported as acknowledged."""
     writer = subprocess.Popen([sys.executable, __file__, path], stdout=subprocess.PIPE)
     with writer:
         assert writer.stdout is not None
@@ -145,7 +145,7 @@ def kill_a_writer(path: str, wanted: int) -> int:
 
 
 async def write_until_killed(path: str) -> None:
-    """Append records, and say on standard output after each that it was acknowledged."""
+    """Write records, and report each on standard output once it was acknowledged."""
     import aiommap
 
     policy = aiommap.FlushPolicy.every_bytes(1 << 16)
@@ -153,11 +153,11 @@ async def write_until_killed(path: str) -> None:
         for number in range(f.size // RECORD_BYTES):
             await f.write(number * RECORD_BYTES, record(number))
             os.write(1, number.to_bytes(8, "little"))
-        await asyncio.sleep(3600)  # somebody is going to kill us
+        await asyncio.sleep(3600)  # until the parent kills this process
 
 
 def kill_a_logger(folder: str, wanted: int) -> int:
-    """Have a process append to a log and kill it; the last record it said was durable."""
+    """Kill a process that appends to a log; return the last record it reported as durable."""
     writer = subprocess.Popen([sys.executable, __file__, folder, "log"], stdout=subprocess.PIPE)
     with writer:
         assert writer.stdout is not None
@@ -168,7 +168,7 @@ def kill_a_logger(folder: str, wanted: int) -> int:
 
 
 async def append_until_killed(folder: str) -> None:
-    """Append records, and say on standard output up to which they are durable."""
+    """Append records, and report on standard output the last durable one."""
     import aiommap
 
     policy = aiommap.FlushPolicy.every_writes(20)
@@ -190,7 +190,7 @@ VERBS: dict[str, Callable[..., Any]] = {
 
 
 def obey(line: str) -> dict[str, object]:
-    """Do what one line says."""
+    """Run the command of one line."""
     verb, *arguments = json.loads(line)
     try:
         result = VERBS[verb](*arguments)
@@ -202,7 +202,7 @@ def obey(line: str) -> dict[str, object]:
 
 
 def main() -> None:
-    """Obey until there is nobody to obey."""
+    """Run commands until standard input ends."""
     if len(sys.argv) > 1:
         write = append_until_killed if len(sys.argv) > 2 else write_until_killed
         asyncio.run(write(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""Another process, which does to files what other programs do."""
+"""Another process that changes files, as other programs do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "outside.py")
 
 
 class Outsider:
-    """A process that obeys; one command at a time."""
+    """A process that runs our commands, one at a time."""
 
     def __init__(self, process: Process) -> None:
         assert process.stdin is not None
@@ -27,12 +27,12 @@ class Outsider:
 
     @classmethod
     async def start(cls) -> Self:
-        """Start one. The loop waits for the system to do it."""
+        """Start the process. The loop waits while the system does that."""
         return cls(await anyio.open_process([sys.executable, SCRIPT], stderr=None))
 
     async def do(self, verb: str, *arguments: object) -> Any:
-        """Have a function of ``outside.py`` called, and give what it returns."""
-        # Half a conversation is none.
+        """Call a function of ``outside.py``, and return its result."""
+        # Shielded, because an answer that nobody reads would be taken for the next command's.
         async with self._turn:
             with anyio.CancelScope(shield=True):
                 await self._commands.send(json.dumps([verb, *arguments]).encode() + b"\n")

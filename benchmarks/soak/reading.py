@@ -1,4 +1,4 @@
-"""Readers: whatever is asked for in whatever way, these are the bytes."""
+"""Readers: every way to read gives the right bytes."""
 
 from __future__ import annotations
 

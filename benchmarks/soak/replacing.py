@@ -1,4 +1,4 @@
-"""Replacements: readers of a followed path see whole files only, and the newest in the end."""
+"""Replacements: readers of a followed path see only whole files, and in the end the newest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .stage import BrokenOracleError, Scene, expect, make, until
 
 
 def number_of(content: bytes) -> int:
-    """Say which contents these are; raise if they are not whole."""
+    """Return the number of these contents; raise if they are not whole."""
     number, size, digest = HEADER.unpack_from(content)
     body = content[HEADER.size :]
     expect(len(body) == size, f"file {number} has {len(body)} bytes, not {size}")
@@ -24,7 +24,7 @@ def number_of(content: bytes) -> int:
 
 
 async def replacements(scene: Scene) -> None:
-    """Put files in place of a followed one, under readers."""
+    """Replace a followed file again and again, under readers."""
     path, last = scene.path("table"), 25
     await make(path, numbered(0, 1000))
     async with (
@@ -69,7 +69,7 @@ async def _read_until(scene: Scene, live: aiommap.LiveSnapshot, last: int) -> No
 
 
 async def reopening(scene: Scene) -> None:
-    """Move to each replacement; what was written to the old file does not vanish in silence."""
+    """Move to each replacement; bytes written to the old file never vanish silently."""
     path = scene.path("reopened")
     await make(path, numbered(0, 5000))
     async with scene.hub.open(path, "r+") as f:
@@ -101,7 +101,7 @@ async def _expect_refused(f: aiommap.MappedFile) -> None:
 
 
 async def watched(scene: Scene) -> None:
-    """Change a file in all ways: what was told adds up to what there is."""
+    """Change a file in all ways: the reported changes join, and end in the file's last state."""
     path = scene.path("watched")
     await make(path, numbered(0, 5000))
     told: list[aiommap.Change] = []

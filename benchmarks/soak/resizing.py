@@ -16,7 +16,7 @@ LOST = (aiommap.FlushError, aiommap.MappingFaultError)
 
 
 async def truncations(scene: Scene) -> None:
-    """Cut a file off under its readers, restore it, and in the end cut written bytes off."""
+    """Cut a file off under its readers and restore it; in the end cut off written bytes."""
     path, original = scene.path("cut"), scene.path("original")
     content = scene.rng.randbytes(SIZE)
     await make(path, content)
@@ -43,8 +43,8 @@ async def truncations(scene: Scene) -> None:
 class Cut:
     """Reads of a file that is cut off and restored: the right bytes, or a fault.
 
-    A read that overlaps a restoration may have met the file short and ended when it was long
-    again; what it saw proves nothing.
+    A read that overlaps a restoration may begin while the file is short and end when it is long
+    again, so its result proves nothing.
     """
 
     def __init__(self, scene: Scene, f: aiommap.MappedFile, content: bytes) -> None:
@@ -53,7 +53,7 @@ class Cut:
         self.done = False
 
     def restoring(self) -> Cut:
-        """Say that reads cannot be judged for the length of a block."""
+        """Do not judge reads that overlap a ``with`` block."""
         return self
 
     def __enter__(self) -> None:
@@ -63,7 +63,7 @@ class Cut:
         self._restorations += 1
 
     async def read(self, rng: random.Random) -> None:
-        """Read until it is over."""
+        """Read until ``done``."""
         while not self.done:
             length = rng.randrange(1, 8 * PAGE)
             offset, before = rng.randrange(SIZE - length), self._restorations
@@ -80,7 +80,7 @@ class Cut:
 
 
 async def _lose_writes(scene: Scene, path: str, content: bytes) -> None:
-    """What was written and then cut off by others is never reported as flushed."""
+    """Check that bytes that others cut off are never reported as flushed."""
     kept = scene.rng.randrange(1, SIZE // PAGE // 2) * PAGE
     f = await scene.hub.open(path, "r+")
     expected = bytearray(content[:kept])
@@ -98,7 +98,7 @@ async def _lose_writes(scene: Scene, path: str, content: bytes) -> None:
 
 
 async def _lose_pages(scene: Scene, path: str) -> None:
-    """A load from a page that the file lost is survived, and remembered."""
+    """Check that the process survives a load from a lost page, and that verbs then raise."""
     f = await scene.hub.open(path, "r+")
     memory = f.view().memory
     await scene.outsider.do("truncate", path, 0)
@@ -146,7 +146,7 @@ async def sizes(scene: Scene) -> None:
     """Resize up and down, within the capacity and beyond, under writers and a view."""
     path, oracle = scene.path("sized"), bytearray(PAGE)
     async with scene.hub.open(path, "w+", size=PAGE, capacity=16 * PAGE) as f:
-        memory = f.view(0, 100).memory  # which may fault: for threads
+        memory = f.view(0, 100).memory  # loads may fault, so only threads touch it
         for _ in range(25):
             size = scene.rng.randrange(100, 40 * PAGE)
             await f.resize(size)

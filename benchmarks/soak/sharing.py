@@ -1,4 +1,4 @@
-"""Sharing: processes and tasks that work on the same bytes and lose nobody's work."""
+"""Sharing: processes and tasks work on the same bytes, and no work is lost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .stage import PAGE, Scene, expect
 
 
 async def counters(scene: Scene) -> None:
-    """Count in another process and in two tasks; nothing is lost."""
+    """Count in another process and in two tasks; no count is lost."""
     path, times = scene.path("counters"), 60
     async with (
         scene.hub.open(path, "w+", size=PAGE),
@@ -48,7 +48,7 @@ async def turns(scene: Scene) -> None:
 
 
 async def ranges(scene: Scene) -> None:
-    """Tasks allocate, write and free; nobody writes into what another has."""
+    """Allocate, write and free in tasks; none writes into a range of another."""
     size = 64 * PAGE
     async with scene.hub.open(scene.path("ranges"), "w+", size=size) as f:
         allocator = f.allocator(0, 64)

@@ -1,4 +1,4 @@
-"""Ways to break on purpose what the soak guards: a soak that cannot fail proves nothing."""
+"""Ways to break things on purpose: a soak that cannot fail proves nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import aiommap
 
-#: The first ten are done by the scenes whose oracles have to find them, the others here.
+#: The first ten are made by the scenes whose oracles have to find them, the last four here.
 SABOTAGE = (
     *("lost-write", "lost-record", "late-write", "mixed-table", "mixed-folder", "lost-change"),
     *("wrong-read", "made-up"),
@@ -19,7 +19,7 @@ SABOTAGE = (
 
 
 def take_hostages(names: frozenset[str], folder: str, hub: aiommap.Hub) -> dict[str, object]:
-    """Make what a round leaves behind if it is told to."""
+    """Make the objects that a round then leaves behind on purpose."""
     ways: dict[str, Callable[[], object]] = {
         "descriptor": socket.socket,
         "mapping": lambda: _mapping(folder),

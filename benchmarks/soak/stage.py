@@ -1,4 +1,4 @@
-"""What a scene is given, and what it says when it found something."""
+"""The objects that a scene works with, and the error that it raises."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ import aiommap
 from .outsider import Outsider
 
 PAGE = aiommap.PAGE_SIZE
-#: Longer than anything that is only slow; what takes longer hangs.
+#: Longer than any slow operation takes; an operation that takes longer hangs.
 PATIENCE_SECONDS = 30.0
 
 
 class BrokenOracleError(AssertionError):
-    """An oracle found what must not be."""
+    """An oracle found something that must not be."""
 
 
 def expect(truth: object, what: str) -> None:
-    """Raise ``BrokenOracleError`` unless something is so."""
+    """Raise ``BrokenOracleError`` unless ``truth`` is true."""
     if not truth:
         raise BrokenOracleError(what)
 
 
 @dataclass
 class Scene:
-    """What one actor works with in one scene."""
+    """The things that one actor works with in one scene."""
 
     folder: str
     hub: aiommap.Hub
@@ -44,11 +44,11 @@ class Scene:
     sabotage: frozenset[str] = frozenset()
 
     def path(self, name: str = "file") -> str:
-        """Give a path in the scene's own folder."""
+        """Return a path in the scene's own folder."""
         return os.path.join(self.folder, name)
 
     def acknowledged(self, count: int) -> None:
-        """Count bytes that a verb said were written."""
+        """Count bytes that a verb reported as written."""
         self.counts["acknowledged bytes"] += count
 
 
@@ -73,7 +73,7 @@ async def look(path: str) -> bytes:
 
 
 async def expect_content(path: str, expected: bytes | bytearray) -> None:
-    """Compare a whole file with what has to be in it."""
+    """Compare a whole file with the expected bytes."""
     found = await look(path)
     if found == expected:
         return
@@ -86,7 +86,7 @@ async def expect_content(path: str, expected: bytes | bytearray) -> None:
 
 
 async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
-    """Wait for what has to come about by itself."""
+    """Wait for a condition that must become true by itself."""
     with anyio.move_on_after(PATIENCE_SECONDS):
         while not await condition():
             await anyio.sleep(0.002)

@@ -1,4 +1,4 @@
-"""The worst stall of the loop, and where the loop thread was meanwhile."""
+"""Find the worst stall of the loop, and where the loop thread was meanwhile."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import Self
 import anyio
 
 BEAT_SECONDS = 0.001
-#: How late the heartbeat is when a look at the loop thread's stack is worth it.
+#: How late the heartbeat must be before we look at the loop thread's stack.
 LOOK_SECONDS = 0.02
 
 
 class StallWatch:
-    """A heartbeat on the loop, and a thread that looks at the loop's stack when it is late.
+    """A heartbeat on the loop, and a thread that looks at the loop's stack when a beat is late.
 
-    The machine stalls a loop as well, when other processes have the cores. What the stack says, and
-    a process that does nothing but beat, tell the one from the other.
+    The machine stalls a loop as well, when other processes have the cores. The stack, and a process
+    that does nothing but beat, tell such a stall from one of ours.
     """
 
     def __init__(self) -> None:
         self.worst = 0.0
         self.where = ""
-        # Written by the loop thread, read by the other one.
+        # Written by the loop thread, read by ours.
         self._last = time.perf_counter()
-        # Written by the other thread: the beat that is missed, and the stack then.
+        # Written by our thread: the time of the last beat before the gap, and the stack then.
         self._seen: tuple[float, str] = (0.0, "")
         self._loop_thread = threading.get_ident()
         self._ended = threading.Event()

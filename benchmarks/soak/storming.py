@@ -1,8 +1,8 @@
 """A storm of resizes: one file made shorter and longer under everything that can touch it.
 
-The oracle knows which bytes may be seen. Each page is full of one byte, its own; a page that was
-cut off is zeros until it is stamped again. So what is read of pages that nobody cuts is exactly
-their stamps, at any moment; and of all others it is stamps, or zeros if a cut came since.
+The oracle knows which bytes may be seen. Each page is full of one byte, its *stamp*. A page that
+was cut off is zeros until it is stamped again. So at any moment pages that nobody cuts read as
+their stamps, and all other pages as stamps, or as zeros if they were cut since.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .memory import load, store
 from .stage import PAGE, Scene, expect
 
 KEPT, PAGES = 40, 96
-#: What a verb may say of a range that is being cut off, by us or by others; words also of writes.
+#: Errors that a verb may raise of a range that is being cut off, and a word beside a write.
 REFUSED = (
     *(aiommap.OutOfBoundsError, aiommap.MappingFaultError),
     *(anyio.WouldBlock, anyio.BusyResourceError),
@@ -30,7 +30,7 @@ SECONDS = 0.5
 
 
 def stamps(first: int, end: int) -> bytes:
-    """Make what pages [first, end) hold."""
+    """Return the bytes of pages [first, end)."""
     return b"".join(bytes([page % 250 + 1]) * PAGE for page in range(first, end))
 
 
@@ -38,14 +38,14 @@ ALL = stamps(0, PAGES)
 
 
 class Storm:
-    """One file in it."""
+    """One file in the storm."""
 
     def __init__(self, scene: Scene, f: aiommap.MappedFile, *, cut: bool = True) -> None:
         self._scene, self._file, self._cut = scene, f, cut
         self.over = False
 
     def check(self, offset: int, found: bytes, what: str) -> None:
-        """Compare bytes with what may be seen of them."""
+        """Check that these bytes may be seen at this offset."""
         expected = ALL[offset : offset + len(found)]
         kept = len(found) if not self._cut else max(0, min(len(found), KEPT * PAGE - offset))
         expect(found[:kept] == expected[:kept], f"{what} at {offset}: kept bytes are made up")
@@ -57,7 +57,7 @@ class Storm:
     async def until_over(
         self, act: Callable[[random.Random], Awaitable[object]], rng: random.Random
     ) -> None:
-        """Do something again and again; it may be refused, and nothing else."""
+        """Do something again and again; it may raise the errors of ``REFUSED``, and no others."""
         while not self.over:
             with suppress(*REFUSED):
                 await act(rng)
@@ -77,7 +77,7 @@ class Storm:
         self.check(offset, bytes(buffer), "read_into")
 
     async def read_locked(self, rng: random.Random) -> None:
-        """Read what is pinned, without a system call."""
+        """Read a pinned range, without a system call."""
         offset, length = self._range(rng)
         async with self._file.locked(offset, length):
             for _ in range(5):
@@ -85,13 +85,13 @@ class Storm:
                 await anyio.lowlevel.checkpoint()
 
     async def look(self, rng: random.Random) -> None:
-        """Load through a view; where the file has gone, it holds zeros."""
+        """Load through a view; pages that were cut off read as zeros."""
         offset, length = self._range(rng)
         with self._file.view(offset, length) as view, view.memory as memory:
             self.check(offset, await load(memory, 0, length), "load")
 
     async def touch(self, rng: random.Random) -> None:
-        """Make pages dirty and present, and ask for them."""
+        """Make pages resident and dirty, and use the verbs about pages."""
         offset, length = self._range(rng)
         await self._file.prewarm(offset, length, write=rng.random() < 0.5)
         await self._file.residency(offset, length)
@@ -99,7 +99,7 @@ class Storm:
         await self._file.flush_range(0, PAGE)
 
     async def count(self, rng: random.Random) -> None:
-        """Use words, where the file always is and where it is not."""
+        """Use atomic words, in pages that are never cut and in others."""
         page = rng.randrange(PAGES)
         word = self._file.atomic_u32(page * PAGE + 64)
         self.check(page * PAGE + 64, word.load().to_bytes(4, "little"), "word")
@@ -108,7 +108,7 @@ class Storm:
         )
 
     async def play(self, change: Callable[[], Awaitable[None]]) -> None:
-        """Let all do so while the size changes."""
+        """Run all of these acts while the size changes."""
         scene = self._scene
         acts = [self.read, self.read, self.read_locked, self.look, self.touch, self.count]
         async with anyio.create_task_group() as tasks:
@@ -122,7 +122,7 @@ class Storm:
 
 
 async def resizes(scene: Scene) -> None:
-    """Cut and grow a file of our own, stamping what came back."""
+    """Cut and grow a file of our own, and stamp the pages that came back."""
     path = scene.path("storm")
     policy = aiommap.FlushPolicy.every_bytes(1 << 20) | aiommap.FlushPolicy.every_interval(0.05)
     room = PAGES * PAGE
@@ -143,7 +143,7 @@ async def resizes(scene: Scene) -> None:
 
 
 async def refusals(scene: Scene) -> None:
-    """Ask in vain for less: nothing of a sealed file is ever seen to be gone."""
+    """Try in vain to shrink a sealed file: no byte of it ever seems to be gone."""
     fd = os.memfd_create("sealed", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
     try:
         os.truncate(fd, PAGES * PAGE)
@@ -163,7 +163,7 @@ async def refusals(scene: Scene) -> None:
 
 
 async def outgrowths(scene: Scene) -> None:
-    """Grow by stores in a thread, cut, and look at the size all the time: nothing is poisoned."""
+    """Grow by stores in a thread, cut, and ask for the size all the time: nothing is poisoned."""
     path, capacity = scene.path("outgrown"), 1 << 30
     never = aiommap.FlushPolicy.never()
     async with scene.hub.open(path, "w+", size=KEPT * PAGE, capacity=capacity, flush=never) as f:
@@ -197,7 +197,7 @@ async def outgrowths(scene: Scene) -> None:
 
 
 async def intrusions(scene: Scene) -> None:
-    """Another process cuts and grows it: what is kept is right, and what is lost is told."""
+    """Cut and grow a file in another process: kept bytes are right, and lost ones raise."""
     path, original = scene.path("intruded"), scene.path("stamps")
     never = aiommap.FlushPolicy.never()
     for name in (path, original):

@@ -1,4 +1,4 @@
-"""Runs the cast in rounds, tells how it goes, and gives the verdict."""
+"""Runs the cast in rounds, prints the progress, and gives the verdict."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .stage import PATIENCE_SECONDS, BrokenOracleError, Scene
 from .stalls import BEAT_SECONDS, StallWatch
 
 LOOPS = ("asyncio", "uvloop", "trio")
-#: Of each actor, and of what is left behind: one that fails all the time hides no other.
+#: For each actor, and for leaks: so that one that fails all the time does not hide the others.
 MAX_FAILURES_SHOWN = 20
 LONGEST_ROUND_SECONDS = 30.0
 PROGRESS_SECONDS = 10.0
@@ -36,7 +36,7 @@ SCENE_SECONDS = 2 * PATIENCE_SECONDS
 
 @dataclass
 class Soak:
-    """One run."""
+    """One run of the soak."""
 
     seconds: float
     seed: int
@@ -44,23 +44,23 @@ class Soak:
     sabotage: frozenset[str] = frozenset()
     loops: tuple[str, ...] = LOOPS
     cast: tuple[Actor, ...] = CAST
-    #: How often each actor failed, and each round left something behind.
+    #: How often each actor failed, and how many things each round left behind.
     failures: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
     stall: float = 0.0
     stalled_at: str = ""
     idle_stall: float = 0.0
     began: float = field(default_factory=time.monotonic)
-    #: Kept alive by sabotage.
+    #: The objects that sabotage keeps alive.
     hostages: dict[str, object] = field(default_factory=dict)
 
     def run(self) -> int:
-        """Run all rounds; the exit status."""
+        """Run all rounds, and return the exit status."""
         say(f"soak: seed {self.seed}, {self.seconds:g} s, loops {', '.join(self.loops)}")
         cycles = max(1, math.ceil(self.seconds / LONGEST_ROUND_SECONDS / len(self.loops)))
         rounds = cycles * len(self.loops)
         _threads.IDLE_SECONDS = 0.2  # so that threads come and go all the time
-        for loop in self.loops:  # what loops keep for good, such as libuv's pipe for signals
+        for loop in self.loops:  # so that they make what they keep for good, as libuv does a pipe
             self._run_in(loop, self._warm_up)
         before = footprint(self.folder)
         first: dict[str, Footprint] = {}
@@ -100,7 +100,7 @@ class Soak:
 
     async def _play(self, number: int, folder: str, seconds: float) -> None:
         idle, *outsiders = [await Outsider.start() for _ in (None, *self.cast)]
-        async with anyio.create_task_group() as threads:  # starting them is what a loop waits for
+        async with anyio.create_task_group() as threads:  # now: starting a thread stalls the loop
             for _ in self.cast:
                 threads.start_soon(anyio.to_thread.run_sync, time.sleep, 0.1)
         end = anyio.current_time() + seconds
@@ -141,7 +141,7 @@ class Soak:
             self.fail(actor.__name__, describe(error))
 
     async def _compare_stalls(self, idle: Outsider, seconds: float) -> None:
-        """Have another process measure how late the machine is by itself."""
+        """Let another process measure how late the machine itself makes a wake-up."""
         late = await idle.do("beat", seconds, BEAT_SECONDS)
         self.idle_stall = max(self.idle_stall, late)
 
@@ -166,18 +166,18 @@ class Soak:
 
 
 def say(line: str) -> None:
-    """Print a line for people and for pipes."""
+    """Print a line at once, also into a pipe."""
     print(line, flush=True)
 
 
 def brief(counts: Counter[str]) -> str:
-    """Say the counts that move in a line."""
+    """Write the main counts in a line."""
     names = ("scenes", "reads", "acknowledged bytes", "truncations", "replacements", "cancelled")
     return "  ".join(f"{counts[name]:,} {name}" for name in names)
 
 
 def describe(error: BaseException) -> str:
-    """Say what oracles found in a line; of anything else also where it came from."""
+    """Describe failures of oracles in a line, and any other exception with its traceback."""
     found = list(leaves(error))
     if all(isinstance(leaf, BrokenOracleError) for leaf in found):
         return "; ".join(map(str, found))
@@ -185,7 +185,7 @@ def describe(error: BaseException) -> str:
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
-    """Find the exceptions in a group, in its groups and so on."""
+    """Yield the exceptions of a group, and of the groups in it."""
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
             yield from leaves(inner)

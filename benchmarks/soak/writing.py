@@ -1,4 +1,4 @@
-"""Writers: what was acknowledged is in the file in the end, whoever was killed or cancelled."""
+"""Writers: acknowledged bytes are in the file in the end, whoever was killed or cancelled."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def any_policy(rng: random.Random) -> FlushPolicy:
 
 
 async def journal(scene: Scene) -> None:
-    """Tasks write slots of one file and ask for durability; policies change meanwhile."""
+    """Write slots of one file in tasks, and make them durable; change policies meanwhile."""
     path, oracle = scene.path("journal"), bytearray(WRITERS * SLOT)
     async with scene.hub.open(path, "w+", size=len(oracle), flush=any_policy(scene.rng)) as f:
         async with anyio.create_task_group() as policies, anyio.create_task_group() as writers:
@@ -90,7 +90,7 @@ async def _make_durable(
 
 
 async def policies(scene: Scene) -> None:
-    """Each policy flushes when it says."""
+    """Check that each policy flushes when it says that it does."""
     async with scene.hub.open(scene.path("policies"), "w+", size=1 << 20) as f:
         f.flush_policy = FlushPolicy.always()
         expect((await f.write(0, b"a" * 5000)).durable, "always(), and not durable")
@@ -116,7 +116,7 @@ async def policies(scene: Scene) -> None:
 
 
 async def killed(scene: Scene) -> None:
-    """A process that writes is killed: what it said was acknowledged is there."""
+    """Kill a process that writes: the records that it reported as acknowledged are there."""
     path, wanted = scene.path("killed"), scene.rng.randrange(1, 16_000)
     count = await scene.outsider.do("kill_a_writer", path, wanted)
     expect(count >= wanted, f"the writer came as far as record {count} of {wanted}")
