@@ -1,15 +1,15 @@
-"""One row of the fault matrix, in a process of its own: what a fault does to every way of access.
+"""One row of the fault matrix, in a process of its own: the effect of a fault on every access.
 
-``python guard_matrix.py FOLDER FAULT BACKEND`` prints one JSON object a line, an access each:
+``python guard_matrix.py FOLDER FAULT BACKEND`` prints JSON objects, one line per access:
 
     access    its name
     error     the error it raised, or null
-    right     whether it read what the file had, or the file has what it stored
-    first_bad where the mapping was poisoned, or null
-    silent    which verbs, asked afterwards, raised nothing
-    offsets   the offsets that those named which said the mapping is poisoned
+    right     whether it read the bytes of the file, or the file has the bytes that it stored
+    first_bad the offset at which the mapping was poisoned, or null
+    silent    the verbs that raised nothing when called afterwards
+    offsets   the offsets in the errors that called the mapping poisoned
 
-It judges nothing. The page that the fault strikes is BAD.
+It only measures; test_guard_matrix.py judges. The fault strikes page BAD.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from aiommap import PAGE_SIZE as PAGE
 PAGES, BAD = 16, 10
 SIZE, AT = PAGES * PAGE, BAD * PAGE + 100
 OLD, NEW, ZERO = b"o" * 8, b"n" * 8, bytes(8)
-#: Faults that leave a hole where BAD is: it reads as zeros, and nothing is lost by that.
+#: Faults that leave a hole in place of BAD: it reads as zeros, and no byte is lost.
 HOLES = ("hole", "full_tmpfs", "full_ext4")
 
 
@@ -50,14 +50,14 @@ def make(path: Path, fault: str) -> None:
 
 
 def fill(path: Path) -> None:
-    """Take all the room that is left."""
+    """Fill the rest of the disk."""
     with open(path, "ab", buffering=0) as filler, suppress(OSError):
         while filler.write(bytes(PAGE)):
             pass
 
 
 def strike(path: Path, fault: str) -> None:
-    """Do it as somebody else: the process knows nothing of it."""
+    """Cause the fault behind the back of the library, as another program would."""
     if fault.startswith("truncate"):
         size = {"truncate_0": 0, "truncate_mid": BAD * PAGE - 50, "truncate_earlier": PAGE}[fault]
         os.truncate(path, size)
@@ -72,25 +72,25 @@ def strike(path: Path, fault: str) -> None:
 
 
 def relent(path: Path, fault: str) -> None:
-    """Take the fault back, as far as that can be, so that the file can be looked at."""
+    """Undo the fault as far as possible, so that the test can read the file."""
     path.with_name("filler").unlink(missing_ok=True)
     if fault == "eio":
         path.with_name(".control").write_text(f"read {path.name} {1 << 40}")
 
 
 class Access:
-    """What an access works on."""
+    """The file, view and memory that an access works on."""
 
     def __init__(self, f: aiommap.MappedFile, old: bytes) -> None:
         self.f = f
-        self.old = old  # what is there once the fault has struck, if it can be had
+        self.old = old  # the bytes at AT once the fault has struck, if they can be read
         self.view = f.view()
         self.receipt: aiommap.WriteReceipt | None = None
         self.memory = memoryview(b"")
         self.array: Any = None
 
     def expose(self) -> None:
-        """Take the memory, as all that is foreign needs it, and only that: it makes pages dirty."""
+        """Take the memory; only for foreign accesses, because it makes pages dirty."""
         self.memory = self.view.memory
         self.array = np.frombuffer(self.memory, dtype="u1")
 
@@ -265,7 +265,7 @@ WRITES = {
         resize,
     )
 }
-#: A verb that needs no page, beside those that do.
+#: Verbs that are called afterwards; some of them touch no page.
 AFTERWARDS: dict[str, Callable[[Access], Any]] = {
     "read": lambda a: a.f.read(0, 1),
     "read_into": lambda a: a.f.read_into(0, bytearray(1)),

@@ -1,8 +1,8 @@
-"""Writers to be killed, and the server that forks them: it has imported all that they need.
+"""Writers to be killed, and the server that forks them; the server imports what they need.
 
-The server reads runs from its standard input, one a line: what to write, the file, the seed, how
-many lines to wait for, and how long then, before the kill. It answers with what was acknowledged.
-A writer's first two lines are empty: one before it opens the file, one when it has.
+The server reads runs from its standard input, one per line: what to write, the file, the seed, the
+number of lines to wait for, and the delay before the kill. It answers with the acknowledged writes.
+A writer's first two lines are empty: one before it opens the file, and one afterwards.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ RECORDS = 24  # each writer's
 SEGMENT = 256 << 10
 STEP = 16 << 10
 SLOT = 500
-#: One of this size goes to the queue, however ready its pages are.
+#: A record of this size goes to the queue, even if its pages are in memory.
 LARGE = 80 << 10
 CAPACITY = 1 << 30
 
-#: Under which policy to write, and whether each writer asks for durability itself.
+#: The policy of a run, and whether each writer asks for durability itself.
 POLICIES = {
     "never": (FlushPolicy.never(), True),
     "manual": (FlushPolicy.manual(), True),
@@ -43,25 +43,25 @@ POLICIES = {
 
 
 def content(seed: int, writer: int, index: int) -> bytes:
-    """Make the record that this writer of the run with this seed writes with this number."""
+    """Make the record with this number, of this writer, in the run with this seed."""
     draw = random.Random(f"{seed} {writer} {index}")
     size = LARGE if draw.random() < 0.02 else draw.randint(1, SLOT)
     return b"%d %d %d " % (seed, writer, index) + draw.randbytes(size)
 
 
 class Reporter:
-    """Tells, through a pipe and so beyond our death, what was acknowledged."""
+    """Reports acknowledged writes through a pipe, which outlives this process."""
 
     def __init__(self, pipe: int) -> None:
         self._pipe = pipe
 
     def tell(self, *numbers: int) -> None:
-        """Write a line; so short a one is written whole or not at all (pipe(7))."""
+        """Write a line; one this short is written whole or not at all (pipe(7))."""
         os.write(self._pipe, b"%s\n" % " ".join(map(str, numbers)).encode())
 
 
 class Slots:
-    """Writers who share a file that grows, each record at the place it takes at the time."""
+    """Writers that share a growing file; each record takes the next place."""
 
     def __init__(self, file: aiommap.MappedFile, reporter: Reporter, seed: int) -> None:
         self._file = file
@@ -125,7 +125,7 @@ async def append_to_log(_: str, path: str, seed: int, reporter: Reporter) -> Non
 
 
 async def append_to_file(_: str, path: str, seed: int, reporter: Reporter) -> None:
-    """Half of the writers by a file of their own, as another process would."""
+    """Append through two mapped files, half of the writers each, as two processes would."""
 
     async def append(file: aiommap.MappedFile, writer: int) -> None:
         for index in range(RECORDS):
@@ -144,12 +144,12 @@ async def append_to_file(_: str, path: str, seed: int, reporter: Reporter) -> No
         await anyio.sleep_forever()
 
 
-#: What is written, beside what the policies are for.
+#: Other things to write than slots under a policy.
 FUNCTIONS = {"log": append_to_log, "append": append_to_file}
 
 
 def run(what: str, path: str, seed: int, patience: int, delay: float) -> dict[str, object]:
-    """Fork a writer, kill it after so many lines and so long, and collect all that it reported."""
+    """Fork a writer, kill it after some lines and a delay, and collect all that it reported."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
@@ -164,7 +164,7 @@ def run(what: str, path: str, seed: int, patience: int, delay: float) -> dict[st
     os.close(writing)
     with open(reading, "rb") as pipe:
         lines = [pipe.readline() for _ in range(patience)]
-        time.sleep(delay)  # waits for nothing: it makes the moment a random one
+        time.sleep(delay)  # not to wait for anything: it makes the moment random
         os.kill(child, signal.SIGKILL)
         lines += pipe.readlines()
     _, status = os.waitpid(child, 0)

@@ -1,4 +1,4 @@
-"""Devices that fail and disks that fill up: real ones; see ``devices``."""
+"""Real devices that fail and real disks that fill up; see ``devices``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ VERIFY = """
 import os, signal, sys
 from tests.support.internals import Blocks
 
-# One block, the first pages of which are read ahead of the cut, and the last one is in memory.
+# One block; only its last page is in memory.
 path, words, page, pages = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:5])
 fd = os.open(path, os.O_RDWR)
 blocks = Blocks(os.open(words, os.O_RDWR), fd, pages * page, 20, 1, 0)
@@ -56,7 +56,7 @@ else:
 
 @pytest.fixture
 def anyio_backend():
-    """A device does not know which loop asks for it."""
+    """One loop is enough, because a device does not know which loop uses it."""
     return "asyncio"
 
 
@@ -66,7 +66,7 @@ def failure(request):
 
 
 async def expect_latched(f, receipt, number):
-    """Every later promise is refused, with the errno of the first failure, and reads go on."""
+    """Check that later verbs raise the errno of the first failure, and that reads go on."""
     for verb in (
         lambda: f.write(0, b"x"),
         lambda: f.write(0, b"x" * (PAGES // 2) * PAGE),
@@ -111,12 +111,12 @@ async def test_flush_range_failure_latches(disk, failure):
 
 
 async def test_flush_tells_write_back_failed_before(disk, failure):
-    """By then the kernel holds the pages for clean, and the device works: no flush may succeed."""
+    """By then the kernel calls the pages clean, and the device works; yet no flush may succeed."""
     async with opened(disk) as f:
         receipt = await f.write(100 * PAGE, b"lost")
         disk.fail(failure)
         await f.start_writeback()
-        # Another descriptor waits for the write-back to end, and is told of the failure as well.
+        # fsync(2) of another descriptor waits for the write-back, and reports the failure as well.
         fd = os.open(f.path, os.O_RDONLY)
         with pytest.raises(OSError, match=os.strerror(failure)):
             os.fsync(fd)
@@ -157,7 +157,7 @@ UNREADABLE = {
     "read": lambda f: f.read(COLD, 2 * PAGE),
     "read_into": lambda f: f.read_into(COLD, bytearray(2 * PAGE)),
     "read_many": lambda f: f.read_many([(0, 4), (COLD, PAGE)]),
-    # Parts of pages: the rest of each has to be read. A whole page is stored without.
+    # Parts of pages, because the rest of each has to be read. Storing a whole page reads nothing.
     "write": lambda f: f.write(COLD, b"x" * 100),
     "write_many": lambda f: f.write_many([(0, b"safe"), (COLD, b"x")]),
     "prewarm": lambda f: f.prewarm(COLD),
@@ -166,7 +166,7 @@ UNREADABLE = {
 
 @asynccontextmanager
 async def opened_cold(disk):
-    """All from COLD on is on the device only, in blocks that were written to."""
+    """Open a file whose bytes from COLD on are only on the device, in written blocks."""
     async with opened(disk) as f:
         await f.write(COLD, b"cold" * (PAGES * PAGE - COLD >> 2))
         await f.flush()
@@ -200,7 +200,7 @@ async def test_residency_and_advice_need_no_device(disk):
 
 
 async def test_lock_of_unreadable_page(disk):
-    """In a process of its own: mlock2(2) of such a page can go on for ever."""
+    """In a process of its own, because mlock2(2) of such a page may never return."""
     async with opened_cold(disk) as f:
         disk.fail(errno.EIO)
         done = run_code(PIN, f.path, COLD, timeout=5)
@@ -210,7 +210,7 @@ async def test_lock_of_unreadable_page(disk):
 
 @pytest.mark.parametrize("blocked", [(), ("blocked",)], ids=["SIGBUS", "SIGBUS blocked"])
 def test_block_of_a_cache_that_cannot_be_read(disk, tmp_path, blocked):
-    """It is summed where it is mapped, so a page that is lost is a fault; it is no block then."""
+    """Checking its sum through the mapping meets a fault, so the block counts as missing."""
     path, words = disk.folder / "file", tmp_path / "words"
     for file, size in ((path, PAGES * PAGE), (words, 4096 + 16)):
         file.touch()

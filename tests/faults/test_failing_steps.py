@@ -1,4 +1,4 @@
-"""Verbs of several steps, each step failing: size, file and mapping agree afterwards, always."""
+"""Verbs of several steps: whichever step fails, size, file and mapping agree afterwards."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.gates import expect_gated
 
-#: What is done to an open file of 64 pages, and the calls that its steps make.
+#: A verb on an open file of 64 pages, and the calls that its steps make.
 VERBS = {
     "shrink": ("await f.resize(9 * PAGE + 7)", "ftruncate fence"),
     "shrink_grown": ("await f.resize(3 * PAGE)", "ftruncate fence"),
@@ -48,8 +48,8 @@ async def attempt(name, call, nth, on):
         reached = gate.gate_left() != nth
         gate.gate_fail(b"", 0, 0, 0)
         size = os.stat(name).st_size
-        # What others made longer is taken over later; and where the undo of a longer file is
-        # refused as well, bytes behind the size are nobody's.
+        # The file may be longer than f.size: if others made it longer, which is taken over later,
+        # or if undoing a growth failed as well.
         shorter = said is not None and f.size < size and ({others} or on)
         whole = size == f._mapping.file_end == -(-f.size // PAGE) * PAGE
         assert f.size == size or whole or shorter, (call, nth, on, f.size, size, said)
@@ -62,7 +62,7 @@ async def attempt(name, call, nth, on):
         await f.write(f.size - 2, b"y")
         await f.flush()
         assert f._mapping.first_bad is None
-        await f.resize(70 * PAGE)  # and everything works again
+        await f.resize(70 * PAGE)  # everything works again
         await f.resize(5 * PAGE)
         assert f.size == os.stat(name).st_size == 5 * PAGE
         return reached
@@ -78,7 +78,7 @@ run(main)
 """
 
 
-#: In these each step that pins pages, or lets go of them, takes part.
+#: Verbs that lock pages again, or unlock them.
 QUICK_LOCKED = {"shrink_grown", "grow_beyond", "refresh_much"}
 CASES = [
     pytest.param(

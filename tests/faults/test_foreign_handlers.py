@@ -1,4 +1,4 @@
-"""SIGBUS handlers of others over ours, which a fault has to come through, in a whole program."""
+"""SIGBUS handlers of others above ours, through which a fault has to pass, in a whole program."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from tests.support.scripts import expect_alive
 from tests.support.shims import compile_shim
 
-#: Crash reporters and other runtimes: everything blocked, and chained by calling.
+#: A handler like those of crash reporters: it blocks all signals, and calls the previous handler.
 CHAIN = r"""
 #include <signal.h>
 static struct sigaction previous[8];
@@ -97,7 +97,7 @@ def test_copy_below_a_chained_handler(tmp_path, chain, backend):
 
 WORD = """
 word = f.atomic_u64(8 * PAGE)
-before = time.clock_gettime(6)  # CLOCK_MONOTONIC_COARSE: the handler is looked at once a tick
+before = time.clock_gettime(6)  # CLOCK_MONOTONIC_COARSE: the handler is checked once per tick
 while time.clock_gettime(6) == before:
     pass
 word.load()
@@ -118,7 +118,7 @@ def test_word_below_a_chained_handler(tmp_path, chain):
 LEVELS = """
 for _ in range(6):
     lib.chain_install()
-    f.view(0, 1).release()  # ours goes on top, as long as it has levels
+    f.view(0, 1).release()  # puts ours on top, while it has levels
 async with f.locked():
     os.truncate(name, PAGE)
     for _ in range(3):
@@ -136,7 +136,7 @@ def test_handlers_installed_more_often(tmp_path, chain):
 
 
 def test_signals_interrupt_after_a_fault(tmp_path, chain):
-    """SIGINT and SIGTERM were left blocked in the thread that met one."""
+    """A fault leaves SIGINT and SIGTERM unblocked in its thread."""
     expect_survival(
         chain,
         """

@@ -1,4 +1,4 @@
-"""Forked children: told by every verb, and harmless to the parent (I10)."""
+"""Forked children: every verb raises ForkedError, and nothing harms the parent (I10)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import aiommap
 from tests.support.fork_server import run_code
 
-#: How to call every public method, and with that which there are.
+#: How to call every public method; the tables also list the methods.
 VERBS = {
     "MappedFile": {
         "advise": "f.advise(aiommap.Advice.NORMAL)",
@@ -117,7 +117,7 @@ VERBS = {
     "MappedBackend": {"read_exact": "mapped.read_exact(0, 1)"},
     "FileBackend": {"read_exact": "backend.read_exact(0, 1)"},
 }
-#: What goes on from what the parent began.
+#: Continuations of what the parent began.
 BEGUN = {
     "an iteration": "anext(iteration)",
     "changes": "anext(changes)",
@@ -127,7 +127,7 @@ BEGUN = {
     "the setter of": "setattr(f, 'flush_policy', policy)",
 }
 
-#: What is no use of the file: it answers, and harms nobody.
+#: Calls that do not use the file: they work, and harm nobody.
 HARMLESS = {
     "MappedFile": {
         "on_error": "f.on_error(print)",
@@ -144,7 +144,7 @@ HARMLESS = {
     },
 }
 CLOSES = {cls: {"aclose"} for cls in ("MappedFile", "Snapshot", "MappedBackend", "FileBackend")}
-#: Made by the class, not by an object that was opened.
+#: Methods of the class, not of an open object.
 CONSTRUCTORS = {"open"}
 
 CHILD = """
@@ -193,7 +193,7 @@ async def main():
     async with aiommap.Hub() as hub, hub.open(path, "r+") as f:
         names = await prepare(hub, f)
         turned = []
-        # Before the fork: a thread that is not in the child may hold the lock of trio's queue.
+        # Before the fork, because in the child nobody may release the lock of trio's queue.
         from tests.support.internals import workers_of
         workers_of(f).call_soon(lambda: turned.append(True))
         child = os.fork()
@@ -261,7 +261,7 @@ async def main():
                     await anyio.lowlevel.checkpoint()
                 await fork(f)
         assert all(receipt.durable for receipt in receipts)
-    for _, tell in children:  # later children have copies of what the earlier ones wait for
+    for _, tell in children:  # close all first: later children have copies of earlier pipes
         os.close(tell)
     for pid, _ in children:
         assert os.waitpid(pid, 0)[1] == 0
@@ -295,7 +295,7 @@ print("alive", flush=True)
 os._exit(0)
 """
 
-#: The parent waits for a word in a thread, in native code: that thread is not in the child.
+#: A thread of the parent waits for a word in native code; the child does not have that thread.
 HELD = """
 import fcntl, json, os, signal, sys, traceback, anyio, aiommap
 path, backend, options = sys.argv[1], *map(json.loads, sys.argv[2:])
@@ -326,7 +326,7 @@ async def main():
         fcntl.flock(f._mapping.fd, fcntl.LOCK_EX)
         async with anyio.create_task_group() as group:
             group.start_soon(word.wait, 0)
-            while traces()[0] < 2:  # the thread looks for the word through a mapping of its own
+            while traces()[0] < 2:  # the waiter thread has a mapping of its own
                 await anyio.sleep(0.001)
             hear, tell = os.pipe()
             told, child_tells = os.pipe()

@@ -1,4 +1,4 @@
-"""A frozen file system, as each LVM or VM backup makes one: what waits for the thaw, what not."""
+"""A frozen file system, as during LVM and VM backups: which calls wait for the thaw."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from tests.support.internals import core_of
 
 pytestmark = pytest.mark.anyio
 
-#: How often something has to get its turn during a freeze to have gone on.
+#: How many turns a loop or thread has to get during a freeze to count as running.
 TURNS = 20
-#: So many quick writes after a slow one tell that it was an accident.
+#: After this number of quick writes, an earlier slow one counts as an accident.
 QUICK = 8
-#: After so long a freeze ends in any case, and the test fails.
+#: After this time a freeze ends in any case, and the test fails.
 LONGEST_SECONDS = 15
 
 
 class Freezer:
-    """Freezes a file system, and thaws it, at the latest after a time."""
+    """Freezes a file system and thaws it, after LONGEST_SECONDS at the latest."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -143,7 +143,7 @@ def count_and_thaw(freezer, counted):
 
 @pytest.mark.parametrize("inline_writes", [False, True])
 async def test_threads_go_on_beside_a_word(freezer, inline_writes):
-    """A word is used by plain calls, which wait: but nobody else does."""
+    """An operation on a word is a plain call and waits, but no other thread does."""
     f = await make_warm(freezer.folder, inline_writes=inline_writes)
     word, counted = f.atomic_u64(0), []
     before = word.load()
@@ -166,10 +166,10 @@ async def test_threads_go_on_beside_inline_write(freezer, hot):
     counted = []
     if hot:
         await f.write(0, b"h")
-    freezer.freeze()  # has the kernel write that back
+    freezer.freeze()  # makes the kernel write the page back
     thread = threading.Thread(target=count_and_thaw, args=(freezer, counted))
     thread.start()
-    await f.write(0, b"x")  # the loop waits for the thaw here, and it alone
+    await f.write(0, b"x")  # here the loop waits for the thaw, and no other thread does
     await anyio.to_thread.run_sync(thread.join)
     assert counted == [1] * TURNS + [True]
     assert f.statistics().inline_writes > 0
@@ -177,7 +177,7 @@ async def test_threads_go_on_beside_inline_write(freezer, hot):
 
 
 async def test_workers_store_after_a_write_that_waited(freezer):
-    """Of the second one on: the first may have met a busy processor."""
+    """From the second such write on: the first may only have met a busy processor."""
     for _ in range(5):
         f = await make_warm(freezer.folder)
         for _ in range(QUICK):
@@ -199,12 +199,12 @@ async def test_workers_store_after_a_write_that_waited(freezer):
         if before.inline_writes - began.inline_writes == 2:
             assert before.offloaded_writes == began.offloaded_writes
             return
-        # A write before had waited, too, so that one more was enough.
+        # An earlier write had waited, too, so one more was enough: try again.
     raise AssertionError("the first write that waited was enough")
 
 
 async def test_writes_that_wait_cost_one_hop(tmp_path):
-    """All but the first, which has gone already when the others come."""
+    """All writes but the first share a hop; the first has left before the others come."""
     async with aiommap.open(tmp_path / "file", "w+", size=64 * PAGE, inline_writes=False) as f:
         sizes = []
         real = core_of(f).disk.write_many

@@ -17,7 +17,7 @@ from tests.support.disks import loop_disk, must
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 SIZES = {"ext4": "64m", "xfs": "320m", "btrfs": "128m", "tmpfs": "16m"}
-#: What is left for the tests beside the ballast.
+#: The room that the ballast leaves for the tests.
 ROOM = 6 << 20
 KIB = 1 << 10
 NEVER = FlushPolicy.never()
@@ -57,14 +57,14 @@ def full(mount):
 
 
 def expect_full(error, path):
-    """Check that an error says that the disk is full, and of which file."""
+    """Check that an error says that the disk is full, and names the file."""
     assert (error.errno, type(error)) == (errno.ENOSPC, OSError), error
     assert error.filename == str(path)
     assert "make room" in str(error)
 
 
 async def fill(f, piece, at=0, *, write=None):
-    """Write pieces of a pattern until there is no room; where it ended."""
+    """Write pieces of a pattern until there is no room; return the offset where it ended."""
     write = write or f.write
     for offset in range(at, f.size - piece + 1, piece):
         try:
@@ -116,7 +116,7 @@ async def test_other_writes_into_a_hole(full, verb):
                 assert (await f.write(offset, data)).durable
 
         end = await fill(f, 256 * KIB, write=write)
-        if verb != "write_many":  # whose first item may have had room
+        if verb != "write_many":  # its first item may have had room
             assert await f.read(end, 256 * KIB) == bytes(256 * KIB)
 
 
@@ -215,7 +215,7 @@ async def test_ensure_and_resize(full):
 
 
 async def test_limit_on_the_size_of_files(tmp_path):
-    """What lies within the file is stored whatever the limit; only growth is refused."""
+    """Bytes within the file can be stored whatever the limit; only growth is refused."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     async with aiommap.open(tmp_path / "file", "w+", size=512 * KIB, sparse=True) as f:
         try:
@@ -233,7 +233,7 @@ async def test_limit_on_the_size_of_files(tmp_path):
 
 
 async def test_write_into_a_hole_takes_its_pages_only(tmp_path):
-    """Not whole folios: 100 bytes at random in a large file are a page each, on disk and cached."""
+    """Each 100 bytes at random in a large file take one page on disk and in memory, not a folio."""
     async with aiommap.open(tmp_path / "file", "w+", size=1 << 30, sparse=True) as f:
         for i in range(64):
             await f.write((i * 37 % 64) * (16 << 20) + 12345, b"s" * 100)

@@ -1,6 +1,6 @@
-"""Foreign loads and stores at pages that a file lost: their process must live through them.
+"""Foreign loads and stores at pages that a file lost: the process survives them.
 
-And what it must not live through: a SIGBUS that is not ours, with faulthandler's dump if it is on.
+It does not survive a SIGBUS of a mapping that is not ours; faulthandler then makes its dump.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ async def main():
     await expect_poisoned(7 * PAGE, lambda: f.read(0, 1), f.flush, f.residency, f.aclose)
     assert f.closed
     await expect_poisoned(7 * PAGE, f.aclose)  # a later call reports no success either (I15)
-    assert array[8 * PAGE] == 0  # nobody is left to be told, and it still does not kill
+    assert array[8 * PAGE] == 0  # after the close no verb can report it; it still does not kill
     print("alive")
 
 run(main)
@@ -59,13 +59,13 @@ def test_fault_beside_faulthandler_no_dump(tmp_path, when):
 
 
 def test_fault_below_late_faulthandler(tmp_path):
-    """Enabled after the memory was handed out; nothing of ours ran since, so it is on top."""
+    """Enabled after the memory was handed out, faulthandler is on top of our handler."""
     code = LOST.format(mode="r+", **with_faulthandler("late"))
     assert "Bus error" in expect_alive(code, tmp_path)
 
 
 def test_fault_below_late_python_handler(tmp_path):
-    """That one hands nothing on, so the guard has to go on top of it."""
+    """Python's handler passes nothing on, so the guard has to go on top of it."""
     action = "signal.signal(signal.SIGBUS, lambda *_: os._exit(1))"
     expect_alive(LOST.format(mode="r+", **{**NOTHING, "after": action}), tmp_path)
 
@@ -95,7 +95,7 @@ def test_fault_in_foreign_mapping_kills(tmp_path, when, backend):
     done = run_script(FOREIGN.format(**with_faulthandler(when)), tmp_path, backend)
     assert (done.returncode, done.stdout) == (-signal.SIGBUS, "ours\n")
     assert ("Fatal Python error: Bus error" in done.stderr) == (when != "never")
-    # One dump, not a ring of them. From Python 3.14 on a C stack follows, under a title of its own.
+    # One dump, and no endless series. From Python 3.14 on a C stack follows, with its own title.
     assert done.stderr.count("Current thread 0x") == (when != "never")
 
 
@@ -144,7 +144,7 @@ def test_faults_in_ten_mappings_and_threads(tmp_path, backend):
                 ready.wait()
                 for _ in range(3000):
                     array = order.choice(arrays)
-                    # Without the GIL for whole pages: faults strike while others are dealt with.
+                    # NumPy releases the GIL for whole pages, so faults overlap in time.
                     at = order.randrange(16) * PAGE
                     if seed % 2:
                         array[at : at + PAGE].sum()
@@ -171,7 +171,7 @@ def test_faults_in_ten_mappings_and_threads(tmp_path, backend):
 
 
 def test_fault_in_more_holes_than_mappings(tmp_path):
-    """Every second page of it: each hole is a mapping, and the kernel has a limit on those."""
+    """Each replaced page is a mapping of its own, and the kernel has a limit on mappings."""
     with open("/proc/sys/vm/max_map_count") as limit:
         pages = 2 * int(limit.read()) + 100
     if pages > 1 << 20:
@@ -300,7 +300,7 @@ def hooked(self, limiter, function, ended):
     return start(self, limiter, act, ended)
 
 Workers._start = hooked
-Workers.flush_queue = lambda *_: None  # what the engine does meanwhile is for the next test
+Workers.flush_queue = lambda *_: None  # the next test is about the engine
 
 async def main():
     name = make()
@@ -329,7 +329,7 @@ run(main)
     ["f.flush", "lambda: f.flush_range(0, SIZE)", "receipt.wait_durable", "f.aclose"],
 )
 def test_flush_during_a_lost_store_fails(tmp_path, verb):
-    """The file has its size again when it ends, so nothing but the poison can tell."""
+    """The file has its size again when the flush ends, so only the poison shows the loss."""
     later = "receipt.wait_durable, lambda: f.flush_range(receipt),"
     expect_alive(UNDER_A_VERB.replace("{verb}", verb).replace("{later}", later), tmp_path)
 
@@ -363,7 +363,7 @@ def test_commit_during_a_lost_store_fails(tmp_path, backend, verb):
 
 
 def test_store_during_a_lost_page_fails(tmp_path):
-    """In mode "c", as the other stores into pages that are not present go around the mapping."""
+    """In mode "c": in other modes stores to absent pages do not go through the mapping."""
     verb = "lambda: f.write(3 * PAGE, bytes(2 * SIZE))"  # too much for the loop thread
     code = UNDER_A_VERB.replace("{verb}", verb).replace("{later}", "").replace('"r+")', '"c")')
     larger = code.replace("make()", "make(size=4 * SIZE)").replace("name, SIZE)", "name, 4 * SIZE)")
@@ -412,7 +412,7 @@ def test_fork_child_survives_as_its_parent(tmp_path):
             if not child:
                 os._exit(memory[2 * PAGE])
             assert os.waitpid(child, 0)[1] == 0
-            assert f._mapping.first_bad is None  # the child's page, the child's damage
+            assert f._mapping.first_bad is None  # the fault of the child does not poison the parent
             assert await f.read(0, 1) == b"o"
             await f.resize(PAGE)
             await f.aclose()

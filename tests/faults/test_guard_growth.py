@@ -26,7 +26,7 @@ run(main)
 
 
 def expect_growth(body, folder, backend="asyncio"):
-    """Run the body of a script's ``main``, where the file is to be called ``name``."""
+    """Run the body of a script's ``main``, in which ``name`` is the path of the file."""
     expect_alive(FRAME.format(body=textwrap.indent(textwrap.dedent(body), "    ")), folder, backend)
 
 
@@ -39,9 +39,9 @@ while f._mapping.first_bad is None:
     memory[at : at + PAGE] = b"x" * PAGE
     at += PAGE
 lost = at - PAGE
-assert lost > 256 << 10, lost  # what there was room for was used, down to the last page
+assert lost > 256 << 10, lost  # all the room was used, down to the last page
 assert f.size == lost == os.stat(name).st_size
-assert memory[lost] == ord("x")  # in a page of zeros that took the store
+assert memory[lost] == ord("x")  # a page of zeros took the store
 try:
     await f.flush()
 except aiommap.MappingFaultError as error:
@@ -188,7 +188,7 @@ def test_growth_of_a_view_without_its_file(tmp_path, backend):
             memory = view.memory
             memory[0] = 1
             await f.resize(1)
-        # Its descriptor is another file's now.
+        # The next file gets the number of its descriptor.
         with open(os.path.join(path, "other"), "wb") as other:
             other.write(b"other")
             other.flush()
@@ -215,7 +215,7 @@ def test_fork_child_stores_during_growth(tmp_path):
             stop = threading.Event()
 
             def store():
-                # Beyond the end all the time, so that most of it is spent in the handler.
+                # Always beyond the end, so that the thread is mostly in the handler.
                 for at in range(0, 1 << 32, PAGE * 64):
                     array[at : at + PAGE * 2] = 1
                     if stop.is_set():

@@ -1,7 +1,8 @@
-"""Every fault against every way of access, on every loop; guard_matrix.py is what measures.
+"""Every fault with every access, on every loop; guard_matrix.py does the measuring.
 
-The rules are few. The process lives. What read or stored something else than the file has was told
-so, by its own error or by a poisoned mapping. Once poisoned, every verb says so, with the offset.
+There are three rules. The process survives. If an access read or stored other bytes than the file
+has, it raised an error, or the mapping is poisoned. If the mapping is poisoned, every verb says so,
+with the offset.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ TRUNCATED = ("truncate_0", "truncate_mid", "truncate_earlier")
 FAULTS = (*TRUNCATED, "hole", "full_tmpfs", "full_ext4", "eio")
 LOADS = {"numpy_read", "memory_slice", "unpack_from"}
 STORES = {"numpy_write", "memory_store", "pack_into"}
-#: Our own loads and stores of words: a page that they cannot reach is an error of theirs alone.
+#: Our own loads and stores of words: if they cannot reach a page, only they raise an error.
 WORDS = {"atomic_load", "atomic_store", "fetch_add"}
-#: The kernel loads or stores for these: a page it cannot reach is an error of the call.
+#: Calls in which the kernel loads or stores: if it cannot reach a page, the call fails.
 CALLS = {"send": "OSError EFAULT", "recv_into": "OSError EFAULT"}
 
-#: Which foreign accesses meet a page that is not there. In tmpfs also a load needs room for a page.
+#: The foreign accesses that meet a missing page. On tmpfs even a load needs room for a page.
 POISONING = {
     **dict.fromkeys((*TRUNCATED, "eio", "full_tmpfs"), LOADS | STORES),
     "full_ext4": STORES,
@@ -68,10 +69,10 @@ def test_every_access_survives_every_loss(results, fault):
         told = result["error"] is not None
         if name in poisoned:
             assert result["first_bad"] == BAD, result
-            assert not told, result  # a load or store cannot be told: it is the verbs that are
-            zeros = fault == "full_tmpfs" and name in LOADS  # which a hole is, with or without room
+            assert not told, result  # a load or store raises nothing: later verbs do
+            zeros = fault == "full_tmpfs" and name in LOADS  # a hole reads as zeros in any case
             assert result["right"] == zeros, result
-            # Every single verb, and aclose, raise, and each the same offset.
+            # Every single verb raises, aclose too, and names the same offset.
             assert (result["silent"], result["offsets"]) == ([], [BAD]), result
         else:
             assert result["offsets"] == [], result

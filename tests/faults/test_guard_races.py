@@ -1,4 +1,4 @@
-"""Truncated and extended without pause by another process, under verbs, loads and stores alike."""
+"""Another process truncates and extends the file without pause, under verbs, loads and stores."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def harass(name, parent):
 done = dict.fromkeys(("read", "load", "store", "write", "flush", "poisoned"), 0)
 
 def going():
-    # On a busy machine for longer: until each of these has come about.
+    # Until the deadline, and on a busy machine until each of these has happened.
     return time.monotonic() < deadline or not (done["load"] and done["read"] and done["poisoned"])
 
 async def work(f, rng):
@@ -46,7 +46,7 @@ async def work(f, rng):
     usable = True
     while usable and going():
         at = rng.randrange(SIZE - PAGE)
-        # A thread, as that is where the loop's code never waits; and it is not ours.
+        # In a thread that is not ours, because a load or store may wait.
         def load():
             return int(array[at : at + 2 * PAGE].sum())
         def store():

@@ -1,4 +1,4 @@
-"""Holes of a file on tmpfs: nothing that only reads makes them take memory."""
+"""Holes of a file on tmpfs: no verb that only reads makes them take memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.internals import PIECE_BYTES, RangeSet
 pytestmark = pytest.mark.anyio
 
 SIZE = 3 * PIECE_BYTES
-#: Where there is data: across the borders of pieces, at the start and at the end.
+#: The places of data: at the borders of pieces, at the start and at the end.
 DATA = (0, PIECE_BYTES - PAGE, 2 * PIECE_BYTES + 5 * PAGE, SIZE - 100)
 
 
@@ -122,7 +122,7 @@ async def test_page_stored_under_a_lock_is_pinned(sparse):
 async def test_lock_of_holes_outlives_growth(sparse):
     async with aiommap.open(sparse, "r+", sparse=True) as f, f.locked():
         before = blocks(sparse)
-        await f.resize(2 * SIZE)  # maps all of it anew
+        await f.resize(2 * SIZE)  # maps the whole file again
         assert await f.read(SIZE - 100, 100) == b"d" * 100
         assert blocks(sparse) == before
 

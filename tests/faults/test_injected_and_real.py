@@ -1,7 +1,7 @@
-"""Each fault that aiommap.testing injects, beside the real one: same errors, same state after.
+"""Faults that aiommap.testing injects give the same errors and the same state as real ones.
 
-One story is told twice on the same path of the same disk, first with the device failing or full,
-then with the fault injected and the device well; both must leave the same account.
+Each test runs the same steps twice on the same path of the same disk: first with a device that
+fails or is full, then with a device that works and an injected fault. It compares the accounts.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ FAILURES = pytest.mark.parametrize("failure", [errno.EIO, errno.ENOSPC], ids=["E
 
 @pytest.fixture
 def anyio_backend():
-    """A device does not know which loop asks for it."""
+    """One loop is enough, because a device does not know which loop uses it."""
     return "asyncio"
 
 
 def told(error):
-    """Say all of an error that somebody could act upon."""
+    """Return everything in an error on which a program could act."""
     if error is None:
         return None
     numbers = {k: v for k, v in vars(error).items() if k != "__notes__"}
@@ -48,7 +48,7 @@ async def outcome(verb):
 
 
 def state(f):
-    """What is left of a file, but for what depends on the way a verb took and on the time."""
+    """Return the state of a file, without counts that depend on the way of a verb or on time."""
     s = f.statistics()
     return {
         "size": f.size,
@@ -60,7 +60,7 @@ def state(f):
 
 
 async def account_of_failed_flush(f, receipt, begin):
-    """Let a flush fail, and ask every verb what it then says."""
+    """Let a flush fail, then call every verb; return the outcomes and the states."""
     failures = []
     f.on_error(lambda error: failures.append(told(error)))
     account = [await outcome(begin), state(f), receipt.durable]
@@ -132,7 +132,7 @@ async def account_of_full_disk(path, folder_is_full, file_is_full):
 
 @contextmanager
 def as_it_is(_):
-    """The disk has 4 MiB; nothing else needs to be done about it."""
+    """Do nothing: a disk of 4 MiB is too small as it is."""
     yield
 
 
@@ -140,7 +140,7 @@ async def test_full_disk_growth_is_like_a_real_one(small_disk, tmp_path):
     path = small_disk.folder / "file"
     real = await account_of_full_disk(path, as_it_is, as_it_is)
     path.unlink()
-    # Where there is plenty of room, at the same path.
+    # The same path, with plenty of room.
     subprocess.run(["umount", "--lazy", small_disk.folder], check=True)
     try:
         injected = await account_of_full_disk(path, full_disk, full_disk)

@@ -1,4 +1,4 @@
-"""Stores of the loop thread by pwrite(2), beside a full disk, others who cut, and own resizing."""
+"""Stores by pwrite(2) on the loop thread, with a full disk, cuts by others, or a resize of ours."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NEVER = FlushPolicy.never()
 
 @pytest.mark.parametrize("end", [PAGE, PAGE + 50, 0], ids=["page", "within", "all"])
 def test_own_shrink_waits_for_a_store(tmp_path, end):
-    """Else the store would make the file as long again."""
+    """Otherwise the store would make the file long again."""
     expect_gated(
         f"""
         m = native()
@@ -46,7 +46,7 @@ def test_own_shrink_waits_for_a_store(tmp_path, end):
 @pytest.mark.parametrize("cut", ["0", "at - 8 * PAGE"], ids=["all", "dirty"])
 @pytest.mark.parametrize("last", [False, True], ids=["inside", "last"])
 def test_cut_between_look_and_store(tmp_path, cut, last):
-    """What others cut off at that moment the store makes longer again, with a hole."""
+    """The store makes the file long again, with a hole where others cut it off."""
     expect_gated(
         f"""
         async def main():
@@ -84,7 +84,7 @@ async def test_store_behind_a_cut_makes_nothing_longer(tmp_path):
         await f.write(4 * PAGE, b"kept bytes")
         with pytest.raises(aiommap.MappingFaultError):
             await f.write(8 * PAGE, b"lost bytes")
-        for at in (4 * PAGE + 10, 4 * PAGE + 5):  # the kernel has zeros there, and takes stores
+        for at in (4 * PAGE + 10, 4 * PAGE + 5):  # the rest of the last page takes stores
             await f.write(at, b"lost bytes")
         assert path.stat().st_size == 4 * PAGE + 10
         with pytest.raises(aiommap.FlushError):
@@ -96,7 +96,7 @@ async def test_store_behind_a_cut_makes_nothing_longer(tmp_path):
 
 @pytest.mark.parametrize("error", ["EFBIG", "EPERM", "ENOSYS"])
 def test_refused_pwrite_goes_through_the_mapping(tmp_path, error):
-    """As a limit on the size of files, a seal or a sandbox does."""
+    """A limit on file sizes, a seal or a sandbox refuses it like this."""
     expect_gated(
         f"""
         m = native()
@@ -132,13 +132,13 @@ def test_failed_pwrite_takes_the_slow_way(tmp_path, error):
 
 @pytest.fixture
 def disk(tmp_path):
-    """Yield an ext4 of one's own."""
+    """Yield the folder of an ext4 file system of its own."""
     with loop_disk(tmp_path, "64m", "mkfs.ext4", "-qF", "-m", "0", "-b", PAGE) as folder:
         yield folder
 
 
 async def test_holes_are_stored_to_inline(disk):
-    """A page each, in the file and in the page cache; also once nobody is expected to flush."""
+    """Each store takes one page on disk and in memory, even when no flush is expected."""
     async with aiommap.open(disk / "file", "w+", size=1 << 30, sparse=True, flush=NEVER) as f:
         for i in range(64):
             await f.write(i * (16 << 20) + 12345, b"s" * 100)

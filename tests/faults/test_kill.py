@@ -1,7 +1,7 @@
-"""kill -9 at random moments: what was acknowledged is in the file, whatever the policy.
+"""kill -9 at random moments: acknowledged writes are in the file, whatever the policy.
 
-A process crash leaves the page cache to the kernel, so this proves order and bookkeeping: nothing
-is acknowledged that was not stored. What a power cut does is for ``tests/powercut``.
+After a process crash the kernel keeps the page cache. So this proves order and accounting: a write
+is acknowledged only after it was stored. ``tests/powercut`` is about power cuts.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ RUNS_EACH = 24
 LOGS, LIVES = 8, 7
 assert RUNS_EACH * (len(POLICIES) + 1) + LOGS * LIVES == 224
 
-#: Lines that a writer writes. Few runs end while it opens the file, and none when all is written.
+#: The lines of a writer. A few runs end while it opens the file, and none after its last line.
 LINES = 2 + WRITERS * RECORDS
 
 
 @pytest.fixture(scope="module")
 def kill():
-    """Run a writer until it is killed; return what it acknowledged."""
+    """Return a function that runs and kills a writer, and returns what it acknowledged."""
     command = [*PYTHON, kill_writers.__file__]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -61,7 +61,7 @@ def test_kill_keeps_acknowledged_writes(kill, tmp_path, policy):
 
 @pytest.mark.parametrize("number", range(LOGS))
 def test_kill_keeps_acknowledged_log_records(kill, tmp_path, number):
-    """Each life begins with the recovery of the last one; we look at every second one only."""
+    """Each life begins with a recovery; the test checks the records after every second life."""
     draw, path = random.Random(number), tmp_path / "log"
     acknowledged, seeds = {}, []
     for life in range(LIVES):
@@ -76,7 +76,7 @@ def test_kill_keeps_acknowledged_log_records(kill, tmp_path, number):
 
 
 def assert_submitted(records, seeds):
-    """Each record is one that was submitted, once, and each writer's are in order."""
+    """Check that each record was submitted, comes once, and that each writer's are in order."""
     numbers = [tuple(map(int, record.split(b" ", 3)[:3])) for record in records]
     for seed_writer_index, record in zip(numbers, records, strict=True):
         assert record == content(*seed_writer_index)

@@ -1,4 +1,4 @@
-"""Files under a lease, as Samba and NFS servers take them: opening waits, and nobody else does."""
+"""Files under a lease, as Samba and NFS servers take them: only opening such a file waits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="leases are Linux's"),
 ]
 
-#: Takes a lease, says so, says when it is asked for it, and gives it back when it is told to.
+#: Takes a lease, reports it, reports when the kernel asks for it, and gives it back on command.
 HOLDER = """
 import fcntl, os, signal, sys
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGIO})
@@ -117,7 +117,7 @@ async def test_overwrite_under_a_lease(path):
 
 
 async def test_other_files_open_meanwhile(tmp_path, path):
-    """Neither the queue nor a worker is held, whether those who wait go on waiting or give up."""
+    """Openings that wait hold neither the queue nor a worker, whether they go on or give up."""
     other = tmp_path / "other"
     other.write_bytes(b"bytes")
     with anyio.fail_after(40), leased(path) as holder:
@@ -151,7 +151,7 @@ async def test_hub_ends_while_an_open_waits(path):
 
 
 async def test_follow_of_a_leased_file_that_comes(tmp_path, path):
-    """Renamed into place under the lease; it is in service once that is given back."""
+    """A leased file that is renamed into place is in service once its lease is given back."""
     new = tmp_path / "new"
     new.write_bytes(b"new!")
     failures = []

@@ -1,4 +1,4 @@
-"""Logs whose calls are interrupted, done in part or refused, or see a clock that is wrong."""
+"""Logs whose system calls are interrupted, cut short or refused, or whose clock is wrong."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tests.support.shims import compile_shim, preloaded
 
 pytestmark = pytest.mark.slow
 
-#: What the calls of a log do instead of what they should, as FAULT says; at its end the process
-#: tells how often they did. Names with 64 are those that CPython calls.
+#: System calls of a log that fail as FAULT says; at its end the process reports how often they
+#: did. CPython calls the names with 64.
 CALLS = r"""
 #include <dlfcn.h>
 #include <errno.h>
@@ -41,7 +41,7 @@ static int interrupted(void)
     errno = EINTR;
     return 1;
 }
-/* The n-th call that makes a name finds no room, as FAULT=full and NTH say. */
+/* With FAULT=full, the NTH call that makes a name finds no room. */
 static int full(void)
 {
     static int names;
@@ -51,7 +51,7 @@ static int full(void)
     errno = ENOSPC;
     return 1;
 }
-/* Some bytes at least are written, and never all of them. */
+/* A part of the bytes is written, and never all of them. */
 static size_t part(size_t length)
 {
     if (!fault_is("short") || length < 2)
@@ -188,13 +188,13 @@ anyio.run(main, backend=backend.replace("uvloop", "asyncio"), backend_options=op
 """
 
 
-#: Nobody but the script itself asks for the time of day.
+#: Only the script itself asks for the time of day.
 CLOCKS = ("jumps", "stands")
 
 
 @pytest.mark.parametrize("fault", ["interrupted", "short", *CLOCKS])
 def test_all_a_log_does(tmp_path, fault):
-    """Nobody notices; what was stored is what was meant."""
+    """The program sees no error, and the log has exactly the records that were appended."""
     environment = preloaded(compile_shim(tmp_path, CALLS)) | {"FAULT": fault}
     done = run_code(ALL, tmp_path / "log", "asyncio", environment=environment, timeout=50)
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr

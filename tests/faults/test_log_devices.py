@@ -37,7 +37,7 @@ def mount(tmp_path):
 
 @pytest.mark.parametrize("fault", ["full_tmpfs", "full_ext4"])
 async def test_full_disk_at_a_roll(fault, tmp_path):
-    """Appends that find no room fail alone; later ones go on as soon as there is some."""
+    """An append that finds no room fails alone; later ones succeed once there is room."""
     with disk_with(fault, tmp_path) as disk:
         log = await Log.open(disk / "log", flush=ALWAYS, segment_size=SEGMENT)
         async with log:
@@ -55,7 +55,7 @@ async def test_full_disk_at_a_roll(fault, tmp_path):
             for _ in range(3):  # it does not latch
                 with pytest.raises(OSError, match="No space left"):
                     await log.append(bytes(3000))
-            await log.append(b"")  # which still fits into the segment
+            await log.append(b"")  # an empty record still fits into the segment
             await log.discard(log.last)
             await log.append(bytes(3000))
             assert log.last == stored + 2
@@ -111,7 +111,7 @@ def no_descriptors():
 
 
 async def test_segment_that_cannot_be_unlinked(tmp_path):
-    """The discard is told, and made up for by the next one; appends know nothing of it."""
+    """The discard raises, and the next one removes the segment; appends are not affected."""
     folder = tmp_path / "log"
     async with Log.open(folder, segment_size=SEGMENT, retain_bytes=2 * SEGMENT) as log:
         for _ in range(2):
@@ -161,7 +161,7 @@ anyio.run(main)
 
 
 async def test_failed_flush_latches(mount):
-    """Readers go on, the writer is told again and again, and its successor writes all again."""
+    """Readers go on, every verb of the writer raises, and the next writer rewrites the records."""
     async with Log.open(mount.path, segment_size=SEGMENT) as log:
         await log.append(b"durable")
         await log.flush()
@@ -182,7 +182,7 @@ async def test_failed_flush_latches(mount):
             assert await contents(reader) == [b"durable", b"not durable"]
         with pytest.raises(aiommap.FlushError):
             await log.aclose()
-    # It was closed all the same; aclose told, so leaving the block does not again.
+    # The log is closed all the same; aclose raised, so the end of the block does not raise again.
 
 
 async def test_failed_flush_at_a_roll_latches(mount):
@@ -212,7 +212,7 @@ async def test_failed_folder_sync_latches(mount):
 
 @pytest.mark.parametrize("policy", [ALWAYS, FlushPolicy.manual()], ids=["always", "manual"])
 async def test_refused_store_latches(mount, policy):
-    """EIO of a write says that the device is broken, and half a batch may be on it."""
+    """EIO of a write means that the device is broken, and half a batch may be on it."""
     async with Log.open(mount.path, segment_size=SEGMENT, flush=policy) as log:
         await log.append(b"before")
         mount.fail("write", segments(mount.path)[0].name)
@@ -231,7 +231,7 @@ async def test_refused_store_latches(mount, policy):
 
 @pytest.mark.parametrize("policy", [ALWAYS, FlushPolicy.manual()], ids=["always", "manual"])
 async def test_stopped_server_stops_no_loop(mount, policy):
-    """Of FUSE: who appends, flushes or reads waits for it, and nobody else."""
+    """Only tasks that append, flush or read wait for the stopped FUSE server."""
     async with Log.open(mount.path, segment_size=SEGMENT, flush=policy) as log:
         await log.append(b"before")
         async with Log.open(mount.path, "r") as reader, anyio.create_task_group() as group:
@@ -270,7 +270,7 @@ def drop_caches():
 
 
 async def test_standbys_without_tmpfile(mount):
-    """Each has a name of its own, as one may be made while a roll makes another; none stays."""
+    """Each standby has its own name, because a roll may make another meanwhile; none stays."""
     (mount.path / "standby-0123abcd.tmp").touch()  # a crash left it
     async with Log.open(mount.path, segment_size=SEGMENT) as log:
         for i in range(60):
@@ -303,7 +303,7 @@ async def test_truncated_segment_is_no_success(tmp_path):
 
 
 async def test_truncated_control_kills_nobody(tmp_path):
-    """Its page is gone: a fault, and an error (I6)."""
+    """A load from its lost page is a fault, which becomes an error (I6)."""
     async with Log.open(tmp_path / "log") as log:
         await log.append(b"x")
         async with Log.open(tmp_path / "log", "r") as reader:
@@ -317,7 +317,7 @@ async def test_truncated_control_kills_nobody(tmp_path):
 
 
 async def test_frozen_disk_stops_appends_only(tmp_path):
-    """The loop goes on while a file system stands still, with ``inline_writes=False``."""
+    """With ``inline_writes=False`` the loop goes on while the file system is frozen."""
     with disk_with("full_ext4", tmp_path) as disk:
         async with Log.open(disk / "log", segment_size=SEGMENT, inline_writes=False) as log:
             await log.append(b"x")

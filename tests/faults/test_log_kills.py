@@ -1,4 +1,4 @@
-"""Writers of a log that are killed at any system call: two readers and a successor find all."""
+"""A writer of a log is killed at a system call: readers and the next writer find all records."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def folder(tmp_path):
     return tmp_path / "log"
 
 
-#: System calls at each of which the writer is killed, before it and after it.
+#: System calls at which the writer is killed.
 CALLS = ("pwrite64", "fdatasync", "fsync", "linkat", "unlink", "fallocate")
-#: Those that all of Python makes as well: only those on these names count.
+#: Calls that Python makes for other files as well: only those on files of the log count.
 NAMED_CALLS = ("openat", "mkdir", "fcntl")
 
 
 async def killed(folder, code, call, when, *arguments):
-    """Run a script that is killed at the n-th call, if it makes so many; return what it said.
+    """Run a script that is killed at the n-th call, if it makes that many; return its output.
 
-    Injected at the entry: the call itself does not happen; so the one before has.
+    The signal comes at the entry: the call itself does not happen, and the one before it has.
     """
     inject = ["-e", f"inject={call}:signal=KILL:when={when}"]
     if call in NAMED_CALLS:
@@ -84,7 +84,7 @@ async def test_kill_at_system_calls(folder, call, policy):
         _, more = await killed(folder, WRITER, None, 0, policy, "1")
         await look(folder, "r", said + more)
         if not died:
-            break  # nor are there more calls
+            break  # the script makes no more such calls
     assert deaths > 0
 
 
@@ -108,7 +108,7 @@ anyio.run(main)
 
 @pytest.mark.parametrize("call", ["rename", "pwrite64", "fsync", "fdatasync", "openat"])
 async def test_kill_while_segments_are_set_aside(folder, tmp_path, call):
-    """Whatever was done of it: the next opening does the rest, and keeps the same records."""
+    """Whatever step the kill interrupts, the next opening does the rest, with the same records."""
     async with Log.open(folder, flush=FlushPolicy.never(), segment_size=SEGMENT) as log:
         for i in range(1, 31):
             await log.append(b"%d " % i + bytes(BIG))
@@ -126,7 +126,7 @@ async def test_kill_while_segments_are_set_aside(folder, tmp_path, call):
             async with Log.open(folder, mode, segment_size=SEGMENT) as log:
                 found, damaged = await up_to_damage(log)
                 assert [int(data.split()[0]) for data in found] == [1, 2], (when, mode)
-                # A reader cannot tell damage from what was torn, until a writer has.
+                # Until a writer has recovered, a reader cannot tell damaged from torn.
                 assert damaged in ((None, 3) if mode == "r" else (None,))
         assert len(list(folder.glob("*.log.cut-*"))) == count - 1
         if not died:

@@ -1,4 +1,4 @@
-"""Logs between processes: second writers, forks, kills at any call, readers without rights."""
+"""Logs between processes: second writers, forked children, kills, readers without rights."""
 
 from __future__ import annotations
 
@@ -83,14 +83,14 @@ anyio.run(main)
 """
 
 
-#: Records of a holder: in one segment, and in two.
+#: The records of a holder that fill one segment, and two.
 ONE, TWO = [bytes(40000)], [bytes(40000)] * 2
 
 
 @pytest.mark.parametrize("records", [ONE, TWO], ids=["first", "rolled"])
 @pytest.mark.parametrize("control", ["here", "removed", "another"])
 async def test_log_is_locked_whatever_becomes_of_the_control_file(folder, control, records):
-    """By a living writer; kill -9 lets the next one in."""
+    """A living writer keeps its lock, and kill -9 lets the next writer in."""
     async with holding(folder, "stays", records) as process:
         told = f"process {process.pid} on"
         if control != "here":
@@ -101,7 +101,7 @@ async def test_log_is_locked_whatever_becomes_of_the_control_file(folder, contro
         before = sorted(os.listdir(folder))
         with pytest.raises(anyio.BusyResourceError, match=f"is written by {told}"):
             await Log.open(folder)
-        assert sorted(os.listdir(folder)) == before  # who is refused makes no control file
+        assert sorted(os.listdir(folder)) == before  # the refused writer makes no control file
         assert await reopened(folder, "r") == records  # readers need no lock
         process.kill()
         await process.wait()
@@ -113,18 +113,18 @@ async def test_forked_child_keeps_no_lock_of_a_segment(folder, records):
     async with holding(folder, "forks", records) as process:
         assert await process.wait() == 9
         without_control(folder)
-        assert await reopened(folder) == records  # the child lives, and waits
+        assert await reopened(folder) == records  # the child is still alive
 
 
 async def test_child_forked_beside_a_standby_keeps_no_lock_of_it(folder):
     async with holding(folder, "forks and rolls", ONE) as process:
         process.kill()
         await process.wait()
-        assert await reopened(folder) == [*ONE, bytes(40000)]  # the child lives, and waits
+        assert await reopened(folder) == [*ONE, bytes(40000)]  # the child is still alive
 
 
 async def test_closing_releases_the_locks_of_all_copies(folder):
-    """As of a child that another thread forks while the descriptors are opened or closed."""
+    """A child has copies if another thread forks it while descriptors are opened or closed."""
     log = await Log.open(folder)
     await log.append(b"x")
     copies = [os.dup(fd) for fd in descriptors_below(folder)]
@@ -162,7 +162,7 @@ async def test_closing_and_failing_to_open_let_others_in(folder):
 
 @asynccontextmanager
 async def holding(folder, how, records):
-    """A process that has appended records, and has the log open."""
+    """Yield a process that has appended records, and has the log open."""
     command = [sys.executable, "-c", HOLDER, folder, how, str(len(records))]
     async with await anyio.open_process(command, stderr=None) as process:
         try:
@@ -249,7 +249,7 @@ async def test_forked_child_is_refused_and_keeps_no_lock(folder):
     said = sorted(process.stdout.readline().strip() for _ in range(2))
     assert said == ["child 6", "parent"]
     assert process.wait(20) == 9
-    # The child lives and waits; the parent's lock went with the parent.
+    # The child is still alive; the lock of the parent ended with the parent.
     assert await reopened(folder) == [b"parent"]
     process.communicate("end\n")
 
@@ -271,7 +271,7 @@ anyio.run(main)
 
 
 async def test_forked_child_closes_nothing_but_what_holds_a_lock(folder):
-    """Numbers of descriptors come again."""
+    """Other files have the same descriptor numbers by then."""
     done = await anyio.to_thread.run_sync(lambda: script(CLOSED, folder, check=False))
     assert done.returncode == 7, done.stderr
 
@@ -331,7 +331,7 @@ async def test_reader_on_read_only_mount(folder, tmp_path):
         assert await reopened(other, "r") == [b"x", b"y"]
         with pytest.raises(OSError, match="Read-only file system"):
             await reopened(other)
-    finally:  # a worker closes a reader's segment, maybe after the log
+    finally:  # a worker may close a segment of the reader after the log
         await until(lambda: not subprocess.run(["umount", other], capture_output=True).returncode)
 
 
@@ -392,7 +392,7 @@ async def test_writer_survives_kill_of_its_readers(folder):
 
 
 async def test_readers_follow_through_kill_and_takeover(folder):
-    """A tail outlives the writer's ``kill -9``, and goes on with its successor's records."""
+    """A tail survives ``kill -9`` of the writer, and goes on with the next writer's records."""
     writer = WRITER.replace("anyio.run(main)", "    os.kill(os.getpid(), 9)\nanyio.run(main)")
     writer = writer.replace("discard(log.last - 5)", "flush()")
     await make(folder, b"0 first")
@@ -433,7 +433,7 @@ anyio.run(main)
 
 
 async def test_two_processes_follow_through_rolls_and_a_takeover(folder):
-    """Each gets every record, once and in order, whatever becomes of the other."""
+    """Each gets every record, once and in order, even if another reader is killed."""
     async with Log.open(folder, segment_size=SEGMENT) as log:
         await log.append(b"1 first")
         async with (

@@ -1,4 +1,4 @@
-"""Atomic words over pages that are gone: typed errors in a living process, one for each case."""
+"""Atomic words in pages that the file lost: the process survives, with an error for each case."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def main():
     words = [f.atomic_u32(8 * PAGE), f.atomic_u64(8 * PAGE + 8)]
     array = f.atomic_u64_array(8 * PAGE, 4)
     for word in words:
-        word.store(1)                     # the pages are known to be there
+        word.store(1)                     # now the library knows that the pages exist
     subprocess.run(["truncate", "-s", str(PAGE), path], check=True)
     acts = [lambda: array.load(0), lambda: array.fetch_add(1, 1)]
     for word in words:

@@ -67,7 +67,7 @@ async def fill(f):
         pass
 
 async def refused(verb, path):
-    await fill(other)  # what others gave back meanwhile
+    await fill(other)  # take the mappings that others gave back
     try:
         await verb()
     except OSError as error:
@@ -119,7 +119,7 @@ def test_errors_at_the_limit_name_it(tmp_path, backend):
     expect_alive(REFUSALS, tmp_path, backend)
 
 
-# In a new interpreter, into which nobody has loaded what this is about.
+# In a new interpreter, which has not loaded the library in question.
 EXIT = """
 import asyncio, mmap, os, sys, threading, time
 import aiommap
@@ -127,7 +127,7 @@ import aiommap
 async def main():
     async with aiommap.open(sys.argv[1], "r+") as f:
         await f.prewarm()
-    def stay():  # until the exit ends it, when it wants the interpreter again
+    def stay():  # until the exit ends the thread when it next takes the GIL
         while True:
             time.sleep(0.001)
     for _ in range(4):
@@ -146,7 +146,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("want", [pytest.param("mapping", marks=pytest.mark.slow), "descriptor"])
 def test_exit_for_want_of(path, want):
-    """glibc ends a thread with the help of a library, which cannot be loaded then."""
+    """glibc ends a thread with the help of a library, which cannot be loaded at the limit."""
     command = [*PYTHON, "-c", EXIT, str(path), want]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert (done.returncode, done.stderr) == (7, "")

@@ -1,4 +1,4 @@
-"""The directory entry of a new file: durable before anything in the file is said to be (I4)."""
+"""The directory entry of a new file is durable before any of its bytes count as durable (I4)."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class TestSyncFails:
 
     @pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM])
     async def test_directory_sync_unsupported_told_once(self, disk, caplog, monkeypatch, number):
-        monkeypatch.setattr(_paths, "_told", set())  # devices get their numbers again
+        monkeypatch.setattr(_paths, "_told", set())  # device numbers are reused
         for name in ("one", "two"):
             disk.fail("fsync", ".", number=number)
             async with await new(disk, name) as f:
@@ -149,6 +149,6 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_flush_with_directory_out_of_reach(way):
     before, after = way
-    with tempfile.TemporaryDirectory() as folder:  # those of pytest are for their owner only
+    with tempfile.TemporaryDirectory() as folder:  # folders of pytest are for their owner only
         os.chmod(folder, 0o755)
         expect_alive(NEW.format(before=before, after=after), folder)

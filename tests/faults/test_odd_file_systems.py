@@ -1,4 +1,4 @@
-"""File systems that cannot do what a mapped file needs: refused at opening, or found out."""
+"""File systems that lack what a mapped file needs: opening or a later verb refuses them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ each_opener = pytest.mark.parametrize("opener", MAPPED.values(), ids=MAPPED.keys
 
 @pytest.fixture
 def huge_disk(tmp_path):
-    """A hugetlbfs; it needs no huge page until one is touched."""
+    """Yield a folder on hugetlbfs; it needs no huge page until one is touched."""
     folder = tmp_path / "huge"
     folder.mkdir()
     must("mount", "-t", "hugetlbfs", "none", folder)
@@ -106,7 +106,7 @@ async def test_overwrite_where_files_keep_their_size(odd_disk, size):
 
 
 async def test_waiting_for_nothing(odd_disk):
-    """Nothing of it hangs, and what is as asked is believed."""
+    """No verb hangs, and a size that is as asked is accepted."""
     with anyio.fail_after(30):
         async with aiommap.open(odd_disk / "growing", "w+", size=8192, sparse=True) as f:
             assert f.size == os.stat(f.path).st_size == 8192

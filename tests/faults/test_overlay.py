@@ -29,7 +29,7 @@ def merged(tmp_path):
 
 
 def copy_up(path, command="dd of=$0 bs=4096 count=32 conv=notrunc status=none"):
-    """Store N into the first half, in another process."""
+    """Store "N" into the first half of the file, or run another command, in another process."""
     script = f"head -c 1000000 /dev/zero | tr '\\0' N | {command}"
     subprocess.run(["sh", "-c", script, str(path)], check=True)
 
@@ -38,7 +38,7 @@ APPEND = "head -c 4096 >> $0"
 
 
 async def test_reads_see_the_copy(merged):
-    """Small and large ones, and of pinned pages: none takes the mapping for the file."""
+    """Neither small nor large reads, nor reads of locked pages, return the lower layer's bytes."""
     path = merged / "file"
     async with aiommap.open(path) as f:
         await f.prewarm()

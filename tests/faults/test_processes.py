@@ -1,4 +1,4 @@
-"""Cases that could kill the process: each runs in one of its own."""
+"""Cases that could kill the process: each runs in a process of its own."""
 
 from __future__ import annotations
 

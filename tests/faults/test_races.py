@@ -1,4 +1,4 @@
-"""A check under the GIL, work without it, bookkeeping after: changes in between (mapping.1)."""
+"""Changes while a verb works without the GIL, between its check and its accounting (mapping.1)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.support.gates import expect_gated
 from tests.support.scripts import expect_alive
 
-#: Verbs of workers, the call that each stands in, and what it answers when its range was cut off.
+#: Verbs of workers, the call in which each is held, and its result if its range is cut off.
 WORKER_VERBS = {
     "read": ("pread", "m.read, 0, SIZE", "OutOfBoundsError"),
     "read_into": ("pread", "m.read_into, 0, bytearray(SIZE)", "OutOfBoundsError"),
@@ -21,7 +21,7 @@ WORKER_VERBS = {
 
 @pytest.mark.parametrize("verb", WORKER_VERBS)
 def test_verb_cut_off_half_way(tmp_path, verb):
-    """It answers as if the resize had come first, and leaves nothing behind beyond the size."""
+    """The result is as if the resize had come first; nothing beyond the size is counted."""
     call, arguments, answer = WORKER_VERBS[verb]
     after = verb in ("populate", "lock", "residency")
     expect_gated(
@@ -91,7 +91,7 @@ def test_worker_stores_cut_off_dirty_nothing(tmp_path):
 @pytest.mark.parametrize("refused", [False, True], ids=["done", "refused"])
 @pytest.mark.parametrize("locked", [False, True], ids=["plain", "locked"])
 def test_read_beside_own_shrink(tmp_path, refused, locked):
-    """In the middle of it, and over all of it; also if the shrink is refused in the end."""
+    """Reads of a part and of the whole file; also if the kernel refuses the shrink."""
     expect_gated(
         f"""
         m = native(64 * PAGE)
@@ -159,7 +159,7 @@ def test_word_beside_own_shrink(tmp_path):
 
 
 def test_growth_is_not_adopted_in_a_shrink(tmp_path):
-    """Its fence would be lifted, and the file cut behind the back of its views."""
+    """Otherwise the fence would be lifted, and the file cut behind the back of its views."""
     expect_gated(
         """
         async def main():
@@ -171,7 +171,7 @@ def test_growth_is_not_adopted_in_a_shrink(tmp_path):
                 arm("ftruncate")
                 shrink = asyncio.ensure_future(f.resize(PAGE))
                 await anyio.to_thread.run_sync(gate.gate_reached)
-                looked = [f.size for _ in range(3)]  # a look is all that it takes
+                looked = [f.size for _ in range(3)]  # reading the size adopts a growth
                 assert looked[0] == looked[-1]
                 gate.gate_open()
                 await shrink
@@ -189,7 +189,7 @@ def test_growth_is_not_adopted_in_a_shrink(tmp_path):
 
 
 def test_growable_regions_of_many_threads(tmp_path):
-    """Each that lets the GIL go to unmap an old region has put the new one in its place before."""
+    """A thread that releases the GIL to unmap an old region has first stored the new one."""
     expect_gated(
         """
         m = native(PAGE, 64 * PAGE)
@@ -208,7 +208,7 @@ def test_growable_regions_of_many_threads(tmp_path):
 
 
 def test_cut_between_stat_and_store(tmp_path):
-    """What others cut off at that moment the store would make longer again, with a hole."""
+    """The store makes the file long again, with a hole where others cut it off."""
     expect_gated(
         """
         async def main():
@@ -241,7 +241,7 @@ async def main():
             self.me = self
 
         def __del__(self):
-            time.sleep(0)  # lets the GIL go, as closing a file or a lock does
+            time.sleep(0)  # releases the GIL, as closing a file or a lock does
 
     never = aiommap.FlushPolicy.never()
     async with aiommap.open(make(size=4 * PAGE), "r+", sparse=True, flush=never) as f:
@@ -355,7 +355,7 @@ def test_buffer_that_changes_what_it_is_for(tmp_path, verb, does):
 
 
 def test_list_that_changes_while_loaded(tmp_path):
-    """Integers may be Python's as well: what they do to the list, the call does not see."""
+    """``__index__`` may run Python code, which changes the list during the call."""
     expect_alive(
         """
         fd = os.open(make(), os.O_RDWR)
@@ -379,7 +379,7 @@ def test_list_that_changes_while_loaded(tmp_path):
 
 
 def test_error_with_the_largest_numbers(tmp_path):
-    """Its text overflowed: seen by UBSan only."""
+    """Making the message must not overflow an integer; only UBSan sees that."""
     expect_alive(
         """
         fd = os.open(make(), os.O_RDWR)

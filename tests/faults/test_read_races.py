@@ -1,9 +1,9 @@
-"""Reads that meet a truncation half-way: the kernel gives zeros for what it has just cut off.
+"""Reads that meet a truncation half-way: the kernel may read zeros in place of the lost bytes.
 
-It looks at the size, then copies; a page that goes in between is copied as zeros, and the call says
-that it read everything. That takes an unlucky moment (once in some 200,000 reads of a busy machine
-whose file is cut all the time), so here strace(1) makes the look at the size that follows the copy
-answer what it would then.
+It looks at the size, then copies. A page that is cut off in between is copied as zeros, and the
+call says that it read everything. That is rare: about once in 200,000 reads on a busy machine, of
+a file that is cut all the time. So here strace(1) fakes the result of our look at the size after
+the copy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Words that the kernel cannot wait for: their waiters are told, and nobody else."""
+"""Words that the kernel cannot wait for: their waiters get an error, and no others do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.support.fork_server import run_code
 from tests.support.shims import compile_shim, preloaded
 
-#: Refuses futex_waitv(2) with an errno: always, or where one of the words is expected to be 57005.
+#: Refuses futex_waitv(2) with an errno: always, or if one of the words is expected to be 57005.
 REFUSE = r"""
 #include <dlfcn.h>
 #include <errno.h>

@@ -1,7 +1,8 @@
-"""System calls that a sandbox or an old kernel refuses: whatever stands in for them is taken.
+"""System calls that a sandbox or an old kernel refuses: the library uses others in their place.
 
-The refusals are real: a seccomp filter makes one system call fail in a process of its own, as the
-filters of containers do (EPERM from older ones, ENOSYS from others), and emulated kernels.
+The refusals are real: a seccomp filter makes one system call fail in a process of its own.
+Filters of containers do the same (older ones with EPERM, others with ENOSYS), and so do emulated
+kernels.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ pytestmark = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "aarch64"), reason="no numbers of system calls known"
 )
 
-#: Every system call of ours that has another way, or that only one verb needs: the number on x86-64
-#: and on arm64, and the verbs that raise UnsupportedError without it.
+#: The system calls that the library can replace, or that only one verb needs: the numbers on x86-64
+#: and on arm64, and the verbs that raise UnsupportedError without the call.
 CALLS = {
     "cachestat": (451, 451, ""),
     "copy_file_range": (326, 285, ""),
@@ -43,7 +44,7 @@ CALLS = {
     "statx": (332, 291, ""),
     "sync_file_range": (277, 84, "start_writeback"),
 }
-#: How emulated kernels answer, beside ENOSYS.
+#: Errors of emulated kernels other than ENOSYS.
 EMULATED = [
     ("preadv2", errno.EOPNOTSUPP),
     ("preadv2", errno.EINVAL),
@@ -63,7 +64,7 @@ def refuse(number, refusal):
     filter = ctypes.create_string_buffer(head)
     libc = ctypes.CDLL(None, use_errno=True)
     assert libc.prctl(38, 1, 0, 0, 0) == 0       # NO_NEW_PRIVS
-    # SECCOMP_SET_MODE_FILTER with SECCOMP_FILTER_FLAG_TSYNC: in all threads that there are.
+    # SECCOMP_SET_MODE_FILTER with SECCOMP_FILTER_FLAG_TSYNC: in all threads of the process.
     seccomp = 317 if os.uname().machine == "x86_64" else 277
     assert libc.syscall(seccomp, 1, 1, filter) == 0
 """
@@ -211,12 +212,12 @@ async def main():
     os.ftruncate(fd, 64 * PAGE)
     async with aiommap.open(f"/proc/self/fd/{fd}", "r+", capacity=128 * PAGE) as f:
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, FUTURE_WRITE | GROW | SHRINK)
-        await f.write(PAGE, b"x" * 40 * PAGE)  # through the mapping, which was there before
+        await f.write(PAGE, b"x" * 40 * PAGE)  # through the mapping, which is older than the seal
         assert await f.read(PAGE, 40 * PAGE) == b"x" * 40 * PAGE
         await refused(f.resize(100 * PAGE), f.path)
         await refused(f.punch_hole(0, PAGE), f.path)
     async with aiommap.open(path, "w+", size=64 * PAGE) as f:
-        await f.punch_hole(0, PAGE)  # of another file it works as ever
+        await f.punch_hole(0, PAGE)  # in another file it still works
         if subprocess.run(["chattr", "+i", path], capture_output=True).returncode == 0:
             try:
                 await refused(f.punch_hole(PAGE, PAGE), f.path)
@@ -299,12 +300,12 @@ anyio.run(main)
 
 @pytest.mark.parametrize("call", ["pwritev", "fallocate"])
 def test_quota_that_is_used_up(tmp_path, call):
-    """Of a file system with quotas, as far as it can be had without one: by its answers."""
+    """A filter returns EDQUOT, as a file system with quotas would."""
     done = run_code(QUOTA, tmp_path / "file", number_of(call))
     assert done.stdout == "ok\n", done.stdout + done.stderr
 
 
-#: Calls that have no other way, and what fails for want of them.
+#: Calls that the library cannot replace, and a verb that fails without each.
 LAST_RESORTS = {
     "fcntl": ((72, 25), "f.file_lock(0, 8, timeout=5).__aenter__()"),
     "munlock": ((150, 229), "pinned(f)"),

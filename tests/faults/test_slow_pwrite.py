@@ -1,7 +1,7 @@
-"""Stores of the loop thread by a pwrite(2) that is slow: whether it waits, and who stores then.
+"""Stores by a slow pwrite(2) on the loop thread: after calls that waited, workers store.
 
-One that waits sleeps, or spins for the inode's lock while another process has it. One that merely
-loses the processor does neither.
+A call that waits sleeps, or spins for the lock of the inode while another process has it. A call
+that only loses the processor does neither.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ assert m.inline_pwrites == 2
 
 
 def test_one_that_spins_for_a_lock_waits(tmp_path):
-    """Two are enough, unless a busy machine takes the processor meanwhile."""
+    """Two such calls are enough, unless a busy machine takes the processor meanwhile."""
     expect(
         """
 slow("pwrite", 50, "running")
@@ -82,7 +82,7 @@ for _ in range(5):
 
 @pytest.mark.parametrize("way", ["asleep", "running"])
 def test_a_long_sleep_is_remembered_for_longer(tmp_path, way):
-    """And no long run: the host may have had the processor."""
+    """A long run is not remembered: the host may have had the processor."""
     expect(
         f"""
 assert slow_store(way="{way}", milliseconds=2)
@@ -121,7 +121,7 @@ receipts = [m.gather((1 + i) * PAGE, b"gathered") for i in range(7)]
 slow("pwritev", 7)
 left = m.store_gathered()
 stored = 7 - len(left)
-assert stored in (1, 2)  # one, if a busy machine made one of those before a slow one
+assert stored in (1, 2)  # one, if an earlier store was slow as well, on a busy machine
 assert [item[0] for item in left] == receipts[stored:]
 assert [receipt.sequence for receipt in receipts] == [9, 10][:stored] + len(left) * [0]
 assert stores(1) == [False]

@@ -1,4 +1,4 @@
-"""Open files in other processes: pickled as a path and options, reopened there."""
+"""Open files in other processes: pickled as a path and options, and opened again there."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.internals import core_of
 
 pytestmark = pytest.mark.anyio
 
-#: Run as a file, since a spawned child imports its parent's main module.
+#: Run as a file, because a spawned child imports its parent's main module.
 PROCESSES = """
 import concurrent.futures, multiprocessing, sys, threading, anyio, aiommap
 
@@ -45,7 +45,7 @@ def forked(f, found):
         f.read_nowait(0, 1)
     except aiommap.ForkedError:
         found.put("ForkedError")
-    # In a thread, as this one believes that the parent's loop runs in it.
+    # In another thread, because in this one the parent's loop seems to be running.
     anew = threading.Thread(target=lambda: found.put(in_child(aiommap.open(f.path, "r+"), 5)[0]))
     anew.start()
     anew.join()
@@ -84,7 +84,7 @@ if __name__ == "__main__":
 
 
 def reopened(target):
-    """What another process would get."""
+    """Pickle and unpickle an object, as if to send it to another process."""
     return pickle.loads(pickle.dumps(target))
 
 
@@ -147,7 +147,7 @@ async def test_pickle_refuses_closed_objects(path):
 async def test_pickle_refuses_parts_of_a_file(path):
     async with aiommap.open(path, "r+") as f:
         allocator, lock = f.allocator(0), aiommap.AsyncLock(f, 0)
-        async with f.file_lock(0, 1):  # what it leaves in the core must not decide the error
+        async with f.file_lock(0, 1):  # the lock that stays in the core must not change the error
             pass
         for part in (f.view(), allocator, allocator.allocate(1), lock):
             for duplicate in (pickle.dumps, copy.copy, copy.deepcopy):
@@ -206,4 +206,4 @@ async def test_pickle_of_gone_snapshot_leaks_nothing(path):
         for _ in range(5):
             with pytest.raises(aiommap.StaleSnapshotError, match="was changed"):
                 await opening
-        assert len(os.listdir("/proc/self/fd")) <= before  # another test's may close late
+        assert len(os.listdir("/proc/self/fd")) <= before  # one of an earlier test may close late

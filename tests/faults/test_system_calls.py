@@ -1,7 +1,7 @@
-"""Which system calls make bytes durable: exactly those that docs/durability.md promises.
+"""The system calls that make bytes durable: exactly those that docs/durability.md promises.
 
-Each case is a script under strace(1). What is not listed was not called: no sync that nobody was
-promised, and none twice.
+Each case is a script under strace(1). A call that is not listed must not happen: no sync without a
+promise, and none twice.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def syncs(strace, path, tmp_path):
     return partial(trace, path=path, log=tmp_path / "log")
 
 
-# Policies: what is flushed unasked.
+# Policies: flushes that nobody asks for.
 
 
 def test_never_syncs_nothing_even_at_close(syncs):
@@ -154,7 +154,7 @@ def test_every_writes_syncs_once_that_many(syncs):
 
 
 def test_every_interval_syncs_only_when_dirty(syncs):
-    """A second file, kept dirty by a view, tells how many intervals the first one rests."""
+    """A second file, which a view keeps dirty, counts the intervals in which the first rests."""
     found = syncs("""
         policy = FlushPolicy.every_interval(0.02)
         async with aiommap.open(path, "r+", flush=policy) as f:
@@ -194,7 +194,7 @@ def test_max_dirty_syncs_before_the_write(syncs):
     }
 
 
-# Verbs: what a request does, whatever the policy.
+# Verbs: the effect of a request, whatever the policy.
 
 
 @pytest.mark.parametrize("policy", ["never", "manual"])
@@ -361,7 +361,7 @@ def test_overwritten_file_has_its_name(syncs):
 @pytest.mark.parametrize("change", ["f.resize(20 * PAGE)", "f.punch_hole(0, PAGE)"])
 @pytest.mark.parametrize("page", [0, 9], ids=["dirty", "clean"])
 def test_flush_range_after_resize_is_whole(syncs, change, page):
-    """Only fsync(2) syncs a size, and a range that is clean is no less in need of it (I4)."""
+    """Only fsync(2) syncs a size, and even a clean range needs it (I4)."""
     assert syncs(f"""
         async with aiommap.open(path, "r+") as f:
             await {change}
@@ -408,7 +408,7 @@ anyio.run(main)
 
 @pytest.mark.parametrize("call", ["fdatasync", "msync", "fsync", "fallocate", "ftruncate"])
 def test_calls_go_on_after_a_signal(strace, path, call):
-    """As on FUSE, whose server is told of the signal and may answer EINTR."""
+    """A FUSE server learns of the signal, and may answer EINTR."""
     inject = f"inject={call}:error=EINTR:when=1"
     options = ["-f", "-o", os.devnull, "-e", f"trace={call}", "-e", inject]
     command = ["strace", *options, sys.executable, "-c", INTERRUPTED, path]

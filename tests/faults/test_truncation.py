@@ -1,7 +1,8 @@
-"""Truncated, replaced or removed by another process, in the middle of a verb.
+"""Another process truncates, replaces or removes the file in the middle of a verb.
 
-What must happen at a certain moment is done there, by a hook in the worker thread; what can only
-be hit by chance is raced for, in processes of their own, since a lost race could kill them.
+If this has to happen at a certain moment, a hook in the worker thread does it there. If only chance
+can find the moment, the test races for it, in a process of its own, because a lost race could kill
+the process.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tests.support.internals import Workers, Writeback
 
 pytestmark = pytest.mark.anyio
 
-#: Larger than what any verb does inline, and what is left of it: no whole number of pages.
+#: The size is more than any verb does inline; the rest after the cut is no whole number of pages.
 SIZE, KEPT = 512 * PAGE, 100 * PAGE + 7
 
 RACE = """
@@ -28,7 +29,7 @@ import errno, os, signal, sys, anyio, aiommap
 path, verb, backend, times = *sys.argv[1:4], int(sys.argv[4])
 PAGE = aiommap.PAGE_SIZE
 SIZE, KEPT = os.stat(path).st_size, 100 * PAGE + 7
-SIZES = KEPT, SIZE, 201 * PAGE  # to the last: a store made what was cut meanwhile longer
+SIZES = KEPT, SIZE, 201 * PAGE  # the last, if a store made the cut file longer again
 
 async def read(f): await f.read(0, SIZE)
 async def read_into(f): await f.read_into(0, bytearray(SIZE))
@@ -57,7 +58,7 @@ def check(error):
         assert error.errno == errno.EIO and error.path == path, error
 
 async def attempt():
-    # Until a flush fails, which latches; tells how often the verb was run.
+    # Run the verb until a flush fails, which latches; return the number of runs.
     done = 0
     f = await aiommap.open(path, "r+", flush=aiommap.FlushPolicy.never())
     try:
@@ -115,7 +116,7 @@ class Moment:
 
 
 class Queue:
-    """The place of a file in the engine."""
+    """Wraps the queue of a file in the engine."""
 
     def __init__(self, queue, moment):
         self._queue = queue
@@ -136,7 +137,7 @@ def moment(monkeypatch):
     )
     queue = Workers.queue
     monkeypatch.setattr(Workers, "queue", lambda self, device: Queue(queue(self, device), made))
-    # tests/flush/test_engine_commits.py has what is lost while the engine commits.
+    # tests/flush/test_engine_commits.py has losses during a commit of the engine.
     monkeypatch.setattr(Workers, "flush_queue", lambda *_: None)
     return made
 
@@ -149,7 +150,7 @@ def path(tmp_path):
 
 
 async def check_usable(f, path):
-    """What is left of the file reads, takes stores, and can be made durable."""
+    """Check that the rest of the file can be read, stored to and flushed."""
     assert await f.read(0, KEPT) == path.read_bytes()
     receipt = await f.write(0, b"still here")
     await f.flush()
@@ -217,7 +218,7 @@ async def test_truncate_between_chunks_ends_them(path, outside):
 
 
 async def test_truncate_within_a_locked_block(path, outside):
-    """Pinned pages are read and stored to without a look; now they are gone."""
+    """Reads and stores do not check locked pages first; now the pages are gone."""
     async with aiommap.open(path, "r+") as f:
         async with f.locked(0, SIZE):
             outside(path, KEPT)
@@ -262,7 +263,7 @@ FLUSHES = {
 
 
 async def expect_lost(f, verb, number, reason, receipt):
-    """The first verb that asks is told what was lost, and so is every other from then on."""
+    """Check that the first verb raises with the lost ranges, and that every later one raises."""
     with pytest.raises(aiommap.FlushError, match=reason) as caught:
         await verb(f, receipt)
     lost = SIZE // 2, SIZE // 2 + PAGE
@@ -359,7 +360,7 @@ async def test_resize_loses_nothing_itself(path, outside):
 @pytest.mark.parametrize(("lose", "number", "reason"), LOSSES.values(), ids=LOSSES)
 @pytest.mark.parametrize("when", ["begun", "synced"])
 async def test_flush_of_data_lost_during_it(path, moment, monkeypatch, when, lose, number, reason):
-    """Once it has begun, and once the kernel has called the write-back a success."""
+    """Lost after the flush has begun, or after the kernel has called the write-back a success."""
     f = await aiommap.open(path, "r+")
     receipt = await f.write(SIZE // 2, b"n" * PAGE)
     if when == "begun":
@@ -382,7 +383,7 @@ async def test_durable_write_of_lost_data(path, moment, lose, number, reason):
         gone = aiommap.MappingFaultError if lose is truncate else aiommap.FlushError
         with pytest.raises(gone, match=f"shrank to {KEPT}|{reason}"):
             await f.write(SIZE // 2, b"n" * PAGE)
-        if lose is truncate:  # found before anything was stored, so nothing latches
+        if lose is truncate:  # the verb found it before it stored anything, so nothing latches
             await check_usable(f, path)
             return
         with pytest.raises(aiommap.FlushError, match=reason):
@@ -405,7 +406,7 @@ async def test_flush_after_cut_above_dirty_bytes(path, outside):
         ("read", 300),
         ("read_into", 300),
         ("residency", 300),
-        ("locked", 2000),  # few of its faults find the file at its old size again
+        ("locked", 2000),  # the file rarely has its old size again when a fault is checked
         ("chunks", 300),
         ("flush", 300),
     ],
@@ -416,7 +417,7 @@ def test_race_of_a_verb_with_truncation(path, verb, times, backend):
 
 
 async def test_wait_looks_for_holes_in_all_that_it_flushes(path):
-    """Another process cuts the file and makes it longer again under a write nobody waits for."""
+    """Another process cuts the file and makes it longer again, after a write nobody waits for."""
     f = await aiommap.open(path, "r+")
     lost = await f.write(0, b"lost")
     os.truncate(path, 0)

@@ -1,7 +1,7 @@
-"""Every verb in want of something, on every loop; want_matrix.py is what measures.
+"""Every verb while a resource is missing, on every loop; want_matrix.py does the measuring.
 
-The rules are few. A verb does what it should, or its error names the file. Once the want is over,
-the file works, its size is that of the file, it closes, and nothing of it is left behind. Refused
+A verb does what it should, or its error names the file. Once the want is over, the file works, the
+sizes of mapping and file agree, and the file can be closed without leaving anything behind. Refused
 system calls, verb by verb, are in test_sandbox.py.
 """
 
@@ -29,9 +29,9 @@ WANTS = (
     "copied_up",
 )
 READS, WRITES = 17, 16
-#: How many of them cannot be tried in such a want.
+#: How many verbs cannot be tried in each want.
 IMPOSSIBLE = {"frozen": 2, "mapping_limit": 1, "copied_up": WRITES}
-#: What may not be had while there is the want, and what its error says; everything else can.
+#: The verbs that each want may refuse, with a part of the error; all others have to work.
 REFUSED = {
     "no_descriptor": dict.fromkeys(("huge_page_bytes", "follow", "reopen"), "Too many open files"),
     "mapping_limit": {"locked": "vm.max_map_count"},
@@ -53,7 +53,7 @@ def folder(want, tmp_path):
 
 
 def prepared(folder):
-    """Nothing of it may have to be written while it is frozen, the access time included."""
+    """Remount so that reads write nothing while it is frozen, not even the access time."""
     must("mount", "-o", "remount,noatime", folder)
     return folder
 
@@ -61,7 +61,7 @@ def prepared(folder):
 def overlay(stack, tmp_path):
     below, parts = tmp_path / "below", [tmp_path / name for name in ("upper", "work", "disk")]
     must("mkdir", below, *parts)
-    # Neither layer may be an overlay itself, as the folders of containers are.
+    # Neither layer may be an overlay itself, but the folders of containers are.
     must("mount", "-t", "tmpfs", "tmpfs", below)
     stack.callback(must, "umount", "--lazy", below)
     lower, upper, work = (below / name for name in ("lower", "upper", "work"))

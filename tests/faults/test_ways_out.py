@@ -1,4 +1,4 @@
-"""What was opened can be flushed and closed where nothing more can be had (I15)."""
+"""Open objects can be flushed and closed even if resources have run out (I15)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.scripts import expect_alive
 
-#: Uses everything that has a way out, and leaves all of it while ``scarce`` says how.
+#: Opens every kind of object, calls ``scarce`` to take resources away, and closes everything.
 EVERYTHING = """
 import resource
 from contextlib import AsyncExitStack
@@ -62,7 +62,7 @@ NO_THREAD = """
 async def scarce():
     if not IDLE:
         from tests.support.internals import threads
-        while threads._idle:  # as after ten seconds
+        while threads._idle:  # as happens after ten seconds
             worker = threads._idle.pop()
     threading.stack_size(1 << 46)
     try:

@@ -1,14 +1,14 @@
-"""One row of the matrix of wants, in a process of its own: what every verb does in such a want.
+"""One row of the matrix of wants, in a process of its own: every verb without some resource.
 
-``python want_matrix.py FOLDER WANT BACKEND`` prints one JSON object a line, a verb each:
+``python want_matrix.py FOLDER WANT BACKEND`` prints JSON objects, one line per verb:
 
     verb     its name
-    error    what it raised while there was the want, with its type, or null
+    error    the error that it raised during the want, with its type, or null
     named    whether that error names the file
-    after    what went wrong once the want was over, or null
+    after    the failure after the end of the want, or null
     left     descriptors and mappings of the file that closing left behind
 
-It judges nothing.
+It only measures; test_want_matrix.py judges.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def no_descriptor(path: Path) -> Callable[[], None]:
 
 
 def no_thread(path: Path) -> Callable[[], None]:
-    threading.stack_size(1 << 46)  # more than there is room for
+    threading.stack_size(1 << 46)  # more than the address space has room for
     return lambda: threading.stack_size(0) and None
 
 
@@ -79,7 +79,7 @@ def copied_up(path: Path) -> Callable[[], None]:
 
 
 class NoImports:
-    """As in a chroot, or where the files of the interpreter may not be read any more."""
+    """Refuses imports, as in a chroot, or if the interpreter's files are no longer readable."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         raise ModuleNotFoundError(f"no import of {name}")
@@ -169,7 +169,7 @@ async def locked_across(f: aiommap.MappedFile) -> None:
         pass
 
 
-#: The result, where there is one, has to begin with OLD.
+#: A result that is bytes has to begin with OLD.
 READS: dict[str, Callable[[aiommap.MappedFile], Any]] = {
     "read": lambda f: f.read(0, 8),
     "read_whole": lambda f: f.read(0, SIZE),
@@ -209,7 +209,7 @@ WRITES: dict[str, Callable[[aiommap.MappedFile], Any]] = {
 }
 
 
-#: An atomic store is made where it is called: nothing keeps the loop from waiting for the thaw.
+#: An atomic store happens in the calling thread, so the loop would wait for the thaw.
 #: A thread that Python starts at the limit may find no mapping for its first frame.
 IMPOSSIBLE = {("frozen", "atomic_stores"), ("frozen", "word_notify"), ("mapping_limit", "follow")}
 
@@ -229,7 +229,7 @@ def held(path: Path) -> list[str]:
 
 
 async def works(f: aiommap.MappedFile, mode: str) -> str | None:
-    """Use the file once nothing is wanting, and close it; what went wrong."""
+    """Use the file after the want, and close it; return what went wrong."""
     try:
         with anyio.fail_after(20):
             if (await f.read(0, SIZE // 2))[:8] != OLD:
@@ -251,7 +251,7 @@ async def done(f: aiommap.MappedFile, name: str, relieve: Callable[[], None]) ->
 
 
 async def meanwhile(f: aiommap.MappedFile, name: str, relieve: Callable[[], None]) -> Any:
-    """Let the loop have its turns, and the file be read, before the want is over."""
+    """Check that the loop runs and can read the file before the want is over."""
     async with anyio.create_task_group() as group:
         group.start_soon(WRITES[name], f)
         for _ in range(20):
