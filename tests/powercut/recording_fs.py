@@ -5,9 +5,9 @@ output when it is mounted, and unmounts when its standard input ends, so also wh
 other end is killed. It has to be a process of its own: a client that waits for it with the GIL
 held, as in a page fault, would wait for ever if the answer needed the same GIL.
 
-The kernel caches pages, but does not write them back late. So a store through a mapping arrives as
-a WRITE when the page is written back, and a write(2) as a WRITE before it returns: the log is the
-order in which the client saw things happen.
+The kernel's page cache is in use, and FUSE's write-back mode is not. So a store through a mapping
+arrives as a WRITE when the page is written back, and a write(2) as a WRITE before it returns: the
+log is the order in which the client saw things happen.
 
 Writing ``fsync NAME N`` or ``write NAME N`` to the file ``.control`` makes the N-th such request
 for that file from then on fail with EIO; ``write NAME N ERRNO TIMES`` says with which errno, and

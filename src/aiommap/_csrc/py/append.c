@@ -92,7 +92,7 @@ PyObject *mapping_append(Mapping *self, PyObject *list)
 /* Account for one piece; returns its receipt. */
 static PyObject *count_one(Mapping *self, int64_t offset, int64_t length, int64_t now)
 {
-    if (!account_store(self, offset, (size_t)length, false, now))
+    if (!account_store(self, offset, (size_t)length, PRESENCE_UNKNOWN, now))
         return PyErr_NoMemory();
     return receipt_make(self, offset, length, length ? account_write(self) : self->sequence);
 }

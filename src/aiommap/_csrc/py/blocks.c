@@ -20,7 +20,7 @@
 /* No inline read is longer than 1 MiB, nor a block shorter than 4 KiB. */
 enum { MAX_INLINE_BLOCKS = 257 };
 
-/* The kernel copies half as fast again to memory that begins a cache line. */
+/* The kernel copies one and a half times as fast to memory that begins a cache line. */
 #define CACHE_LINE_BYTES ((uintptr_t)64)
 
 typedef struct {

@@ -131,7 +131,7 @@ static bool report_fault(const Words *self, int64_t at, int error)
 /* Whether an operation does not enter the kernel. There it may wait for a flush of ours now and
  * then, and in a frozen file system until that thaws. A store also enters the kernel if the kernel
  * has written the page back within the last second, and nothing tells that; letting the GIL go for
- * each store would make operations half as expensive again (docs/decisions.md). With
+ * each store would make it take one and a half times as long (docs/decisions.md). With
  * inline_writes=False no store is trusted. */
 static bool is_hot(const Words *self, int64_t at, bool store, int64_t now)
 {

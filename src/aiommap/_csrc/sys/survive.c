@@ -16,7 +16,8 @@
  * because each page is a mapping of its own, and the kernel refuses mappings past vm.max_map_count. */
 enum { SINGLE_PAGES = 64 };
 
-/* One for the rest of a mapping, and one for its beginning. */
+/* One spare for laying zeros over the rest of a mapping, and one for laying them over its
+ * beginning. */
 enum { MIN_SPARES = 2 };
 
 /* The page of a growable region that this thread last faulted at although it was there, or 0; and
