@@ -107,7 +107,7 @@ class LogStatistics:
 
     Attributes:
         appended_records: records stored by this object.
-        appended_bytes: bytes of the segments that were written since then, all frames included.
+        appended_bytes: bytes written to segments since then, all frames included.
         inline_appends: records stored on the loop thread, without a hop.
         batches: batches of appends and requests that the engine or a worker ran.
         flushes: flushes of a segment.

@@ -137,7 +137,7 @@ def check_first(folder: str, segments: Sequence[FoundSegment], first: int, last:
 
 
 def where_to_begin(segments: Sequence[FoundSegment], proof: int) -> int:
-    """Return the index of the segment from which on the frames have to be checked.
+    """Return the index of the first segment whose frames have to be checked.
 
     Args:
         segments: all of them, oldest first.

@@ -191,7 +191,7 @@ class Folder:
         alone = files.map.try_lock(0)
         files.map.try_lock(0, shared=True)
         if not self._is_trusted(files):
-            if not alone:  # whoever has it open would have made it of this boot: it is damaged
+            if not alone:  # the process that has it open made it valid for this boot: it is damaged
                 files.close()
                 return None
             files.blocks.distrust()

@@ -51,7 +51,7 @@ def overlap(run: Run, other: Run) -> Run | None:
 
 
 class ReadAhead:
-    """Decides which range to fetch ahead, from the reads that it is told of.
+    """Decides which range to fetch ahead, from the reads that callers report to it.
 
     Each read that begins where the last one ended doubles the window, from one request up to
     ``AHEAD_REQUESTS`` requests. Any other read closes the window. The range grows by whole

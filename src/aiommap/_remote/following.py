@@ -98,7 +98,7 @@ class PolledSource:
         asked: what to follow, and how.
         workers: run the requests.
         opener: opens the object of a source as it is now.
-        failed: told of polls that fail.
+        failed: the listeners that get the error of a poll that fails.
         counters: the counters of the cache.
     """
 

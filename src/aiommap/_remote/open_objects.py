@@ -51,7 +51,7 @@ class Found:
 
     Attributes:
         source: what fetches the blocks that are not cached.
-        entry: the object; whoever has this ``Found`` has one use of it.
+        entry: the object; each ``Found`` counts as one use of it.
         options, opened: of the data file.
     """
 

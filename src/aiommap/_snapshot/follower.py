@@ -146,7 +146,7 @@ class Follower(Generic[Served, Value]):
     Args:
         source: what to follow.
         trial: raises if a candidate is not good, and returns its value.
-        failed: told of failed trials, and of generations that were changed in place.
+        failed: the listeners that get the error of a failed trial, or of a change in place.
         required: whether ``start`` raises if there is no good first generation.
     """
 
@@ -336,7 +336,7 @@ class Follower(Generic[Served, Value]):
                     self._trial.cancel()
 
     def _has(self, state: Any, *, strictly: bool) -> bool:
-        """Tell whether a state is that of the candidate, or else of the generation in service."""
+        """Tell whether the state is of the candidate or, without one, of the current generation."""
         if self._candidate is not None:
             return self._candidate.is_of(state, strictly=strictly)
         return self._current is not None and self._current[0].is_of(state, strictly=strictly)
