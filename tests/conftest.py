@@ -1,4 +1,4 @@
-"""Fixtures that every test shares: the three event loops, files, and how to change them outside."""
+"""Fixtures for all tests: the three event loops, files, and changes by another process."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ from tests.support.loop_watch import LoopWatch
 
 PAGE = aiommap.PAGE_SIZE
 
-#: So that scripts, in processes of their own, find the helpers that tests have.
+#: So that scripts, in other processes, can import the helpers of the tests.
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 
-# A shell has its background jobs ignore this, and so would each process that a test interrupts.
+# A shell makes its background jobs ignore SIGINT, and processes started by tests would inherit
+# that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# anyio imports the half that is trio's where it is first asked, which may be on a watched loop.
+# anyio imports its trio backend when it first needs it, which might be on a watched loop.
 anyio.run(anyio.lowlevel.checkpoint, backend="trio")
 
 LOOPS = ("asyncio", "uvloop", "trio")
 
-# Nothing is asserted about elapsed time.
+# No deadline: tests assert nothing about elapsed time.
 settings.register_profile("whole", settings(), deadline=None)
 settings.register_profile("quick", settings.get_profile("whole"), max_examples=25)
 
@@ -44,7 +45,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--loop",
         choices=LOOPS,
-        help="leave out what is run on another event loop, for a quick look after an edit",
+        help="run tests on this event loop only, for a quick check after an edit",
     )
     parser.addoption(
         "--one-reader", action="store_true", help="let each hub have one native thread that reads"
@@ -52,18 +53,18 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """Have Hypothesis look quickly, too, on one loop."""
+    """Let Hypothesis try fewer examples if the tests run on one loop."""
     settings.load_profile("quick" if config.getoption("--loop") else "whole")
 
 
 def pytest_xdist_auto_num_workers(config):
-    """Have more processes than processors, as tests wait for others; the quick ones wait most."""
+    """Start more processes than processors, because tests wait; the quick ones wait most."""
     processors = os.cpu_count() or 2
     return processors * 2 if config.getoption("--loop") else processors * 3 // 2
 
 
 def pytest_collection_modifyitems(config, items):
-    """Keep to one event loop if asked; a word of a parameter's name says which it is."""
+    """With ``--loop``, drop tests of other loops; a word of a test's id names its loop."""
     wanted = config.getoption("--loop")
     if wanted is None:
         return
@@ -79,7 +80,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection():
-    """Collect no garbage among tests while they are collected, nor when tests look for some."""
+    """Keep the collected tests out of garbage collection, now and while tests run."""
     gc.disable()
     try:
         return (yield)
@@ -102,14 +103,14 @@ def anyio_backend(request):
 
 @pytest.fixture(autouse=True)
 def one_reader(request, monkeypatch):
-    """Whatever needs two reads at a time to get on would hang."""
+    """With ``--one-reader``, code that needs two reads at once to go on would hang."""
     if request.config.getoption("--one-reader"):
         monkeypatch.setattr(engine, "NO_LIMIT", 1)
 
 
 @pytest.fixture(autouse=True)
 def loop_never_waits():
-    """Fail a test in which code of the package makes a call on the loop that may wait (I1)."""
+    """Fail a test if the package makes a call on the loop thread that may wait (I1)."""
     busters = blockbuster()
     busters.activate()
     try:
@@ -123,16 +124,17 @@ def loop_never_waits():
 @functools.cache
 def blockbuster():
     """Make the detector of calls that may wait."""
-    # Neither the command line nor a test suite has a loop to keep going.
+    # The command line and a test suite may wait: they have no loop to keep going.
     busters = BlockBuster("aiommap", excluded_modules=["aiommap._cli", "aiommap.testing"])
-    # getcwd(2) asks no disk, and the answer must be the one of the moment of the call.
+    # getcwd(2) does not wait for a disk, and a path is relative to the folder at the time of the
+    # call.
     busters.functions["os.getcwd"].can_block_in("aiommap/_core/paths.py", "check")
     return busters
 
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory):
-    """Make a folder of things that take long to make, once for all processes of the test run."""
+    """Make a folder of things that take long to make, once for all processes of a test run."""
     top = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         top = top.parent
@@ -164,7 +166,7 @@ def outside():
 
     def truncate(path, size):
         command = ["truncate", "-s", str(size), str(path)]
-        process = os.posix_spawnp(command[0], command, os.environ)  # also on the loop
+        process = os.posix_spawnp(command[0], command, os.environ)  # not watched on the loop
         assert os.waitpid(process, 0)[1] == 0
 
     return truncate

@@ -28,7 +28,7 @@ struct Track {
 }
 struct Part { start @0 :Int32; end @1 :UInt16; name @2 :Text; }
 """
-#: As the compiler lays them out: Track has 2 words of data and 5 pointers, Part has 1 and 1.
+#: The layout by the compiler: Track has 2 words of data and 5 pointers, Part has 1 and 1.
 TRACK, PART = {"data": 2, "pointers": 5}, {"data": 1, "pointers": 1}
 
 
@@ -50,7 +50,7 @@ def track_schema(tmp_path_factory):
     return capnp.load(str(source)).Track
 
 
-# A decoder of its own, from the encoding's description: nothing of the builder is used.
+# A decoder written from the description of the encoding; it uses no code of the builder.
 
 
 class Decoded:
@@ -102,7 +102,7 @@ class Decoded:
 
 
 async def build(track, number):
-    """Fill a Track with what its number leads to; returns the array of its samples."""
+    """Fill a Track with values made from its number; return the array of its samples."""
     draw = random.Random(number)
     track.put("Q", 0, number)
     track.put("f", 8, number / 2)
@@ -118,7 +118,7 @@ async def build(track, number):
 
 
 def check(track, number):
-    """See with the decoder that a Track is what ``build`` made."""
+    """Check with the decoder that a Track is what ``build`` made."""
     draw = random.Random(number)
     assert (track.get("Q", 0), track.get("f", 8)) == (number, number / 2)
     assert track.get("B", 12) == number & 1
@@ -131,7 +131,7 @@ def check(track, number):
 
 
 async def build_chain(path, count):
-    """Build Tracks that are each the next of the one before, in far more than one step."""
+    """Build a chain of Tracks, which takes many steps of growth."""
     import numpy as np  # so that arrays are NumPy's
 
     held = []
@@ -152,7 +152,7 @@ async def test_decoder_finds_what_was_built(path):
     track = Decoded.root(content)
     for number in range(100):
         check(track, number)
-        # Arrays that were handed out before the file grew, and outlive it.
+        # These arrays were made before the file grew, and outlive the file object.
         assert held[number].tolist() == track.numbers(1, "d")
         track = track.struct(4) if number < 99 else track
     assert track.pointer(4) is None
@@ -213,7 +213,7 @@ async def test_structs_without_words_are_not_null(path):
 
 @pytest.mark.parametrize("kept", [True, False], ids=["finished", "left"])
 async def test_header_counts_finished_words_only(path, kept, track_schema):
-    """Readers refuse what was left by an error."""
+    """Readers refuse a message whose block was left by an error."""
     reads = []
     try:
         async with MessageBuilder.create(path) as message:
@@ -259,11 +259,11 @@ async def test_words_are_durable_before_the_header(path, monkeypatch):
     assert [step[:2] for step in done] == [("flush", 24), ("write", 0)]
 
 
-# The real thing.
+# With the original implementation.
 
 
 def same(track, number):
-    """See with pycapnp that a Track is what ``build`` made."""
+    """Check with pycapnp that a Track is what ``build`` made."""
     draw = random.Random(number)
     assert (track.id, track.gain, track.live) == (number, number / 2, bool(number & 1))
     assert track.title == "tïtle " * (number % 7)
@@ -291,7 +291,7 @@ def walk(track):
 
 
 async def test_pycapnp_copies_nothing_of_the_view(path, track_schema):
-    """What is stored into the file afterwards shows through the reader."""
+    """The reader shows bytes that are stored into the file afterwards."""
     async with MessageBuilder.create(path) as message:
         track = await message.root.struct(0, **TRACK)
         track.put("Q", 0, 1)
@@ -303,7 +303,7 @@ async def test_pycapnp_copies_nothing_of_the_view(path, track_schema):
 
 
 async def test_pycapnp_lays_out_the_same(path, track_schema):
-    """Its builder makes things in the order of assignment, as ours does."""
+    """pycapnp's builder lays out objects in the order of assignment, as ours does."""
     theirs = track_schema.new_message()
     theirs.id, theirs.live, theirs.title = 7, True, "seven"
     theirs.samples = [1.5, 2.5, 3.5]

@@ -1,4 +1,4 @@
-"""The example of accounts in a log: what was told is replayed, and a follower misses nothing."""
+"""The example of accounts in a log: reported payments are replayed, and a follower misses none."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def test_overdraft_is_refused_and_not_logged(folder):
 
 @pytest.mark.anyio
 async def test_payments_at_once_never_overdraw(folder):
-    """Check, application and append are one step: no other task comes in between."""
+    """Check, change and append are one step: no other task runs in between."""
     async with Accounts.open(folder) as accounts:
         await accounts.pay("books", 100)
         refused = 0
@@ -101,6 +101,6 @@ def test_a_follower_goes_on_where_it_was(folder):
     anyio.run(pay, 1, 2, 3)
     assert follow(3) == [(1, 1), (2, 2), (3, 3)]
     anyio.run(pay, 4, 5)
-    # The last one may come again, as the follower was killed before it had noted it.
+    # The last event may come again: the follower was killed before it had stored its sequence.
     found = follow(2)
     assert found in ([(3, 3), (4, 4)], [(4, 4), (5, 5)])

@@ -1,4 +1,4 @@
-"""The hot swap service, run and asked over HTTP while its table is replaced."""
+"""The hot swap service: it answers over HTTP while its table is replaced."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.example_scripts import EXAMPLES
 pytestmark = pytest.mark.slow
 
 SCRIPT = EXAMPLES / "hot_swap_service.py"
-#: Longer than a page, so that a record of two tables would show.
+#: Longer than a page, so that a record mixed from two tables would be noticed.
 LENGTH = 10_000
 RECORDS = 8
 CLIENTS = 16
@@ -25,7 +25,7 @@ SWAPS = 300
 
 
 def table(version, records=RECORDS):
-    """A table every record of which repeats its version and its number."""
+    """Make a table in which every record repeats its version and its number."""
     body = b"".join(b"%06d.%03d." % (version, n) * (LENGTH // 11) for n in range(records))
     length = LENGTH // 11 * 11
     whole = b"RECORDS1" + length.to_bytes(8, "little") + body
@@ -39,7 +39,7 @@ def swap(path, content):
 
 
 def version_of(answer):
-    """Which table an answer is of, all of it."""
+    """Return the version of the one table that the whole answer is of."""
     assert answer.status_code == 200, answer.text
     first = answer.content[:11]
     assert answer.content == first * (LENGTH // 11)
@@ -80,7 +80,7 @@ def test_replace_hundreds_of_times(server):
         while not swapped.is_set() or last < newest:
             answer = await client.get(f"/records/{number % RECORDS}")
             version = version_of(answer)
-            assert version >= last  # a newer table is never followed by an older one
+            assert version >= last  # no older table after a newer one
             last = version
             answered[version] += 1
 
@@ -90,7 +90,7 @@ def test_replace_hundreds_of_times(server):
             await asyncio.to_thread(swap, server.path, table(version))
             newest = version
             answers = answered.total() + 4
-            while answered.total() < answers:  # some requests fall between any two
+            while answered.total() < answers:  # so that requests come between any two replacements
                 await asyncio.sleep(0)
         swapped.set()
 
@@ -111,7 +111,7 @@ def test_replace_hundreds_of_times(server):
     assert len(answered) > 3
     with httpx.Client(base_url=server.url) as client:
         assert client.get("/").json()["refused"] == []
-    while mapped(server) > 1:  # the old ones are given up in the background
+    while mapped(server) > 1:  # old tables are unmapped in the background
         pass
 
 

@@ -1,4 +1,4 @@
-"""The example of counters by name, run as a user would, and with workers that die."""
+"""The example of counters by name, run as a user runs it, and with workers that die."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def test_names_are_found_again(tmp_path):
 
 
 async def test_slot_half_made_is_made_again(tmp_path):
-    """As a process leaves it that dies between its two stores."""
+    """The file is as a process leaves it that dies between its two stores."""
     named_counters = load(SCRIPT)
     async with aiommap.open(tmp_path / "counters", "w+", size=64 + 3 * 64) as file:
         await file.write(64, b"\xff" * 64)

@@ -1,6 +1,6 @@
-"""The range service, run as a process of its own and asked over HTTP.
+"""The range service, run in another process and asked over HTTP.
 
-What ``MappedFiles`` decides has its tests in tests/asgi; here is what a server makes of it.
+tests/asgi has the tests of what ``MappedFiles`` decides; these are about what a server sends.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from tests.support.example_scripts import EXAMPLES
 
 SCRIPT = EXAMPLES / "range_service.py"
 MIB = 1 << 20
-# More than the socket buffers of both ends hold: a response of this size waits for its reader.
+# More than the socket buffers of both ends hold, so such a response waits for its reader.
 HUGE = 128 * MIB
 CONTENT = random.Random(1).randbytes(MIB + 17)
 SIZE = len(CONTENT)
 
 
 class Server:
-    """The service as a process of its own, its port learnt from what it prints."""
+    """The service in another process; its output tells the port."""
 
     def __init__(self, path, served, script=SCRIPT):
         self.path = path
         command = [sys.executable, str(script), str(served), "--port", "0"]
-        environment = {**os.environ, "PYTHONDEVMODE": "1"}  # it tells of files left open
+        environment = {**os.environ, "PYTHONDEVMODE": "1"}  # warns of files left open
         self.process = subprocess.Popen(
             command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment
         )
@@ -53,7 +53,7 @@ class Server:
         self._drain.start()
 
     def stop(self, number=signal.SIGTERM, code=-signal.SIGTERM):
-        """End it; it must end cleanly, whatever was done to it. uvicorn dies of its SIGTERM."""
+        """End the service, which must end cleanly, whatever happened. uvicorn dies of SIGTERM."""
         if self.process.stderr.closed:
             return
         try:
@@ -69,14 +69,14 @@ class Server:
             assert trouble not in output, output
 
     def private_bytes(self):
-        """Memory of its own; cached pages of a mapped file are the system's to take back."""
+        """Return the bytes of its anonymous memory, without the cached pages of mapped files."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"RssAnon:\s+(\d+) kB", status)[1]) * 1024
 
 
 @pytest.fixture
 def start(tmp_path):
-    """Start services, each with a file of its own, and end them."""
+    """Return a function that starts a service with a new file; end all services."""
     servers = []
 
     def start(content=CONTENT):
@@ -94,7 +94,7 @@ def start(tmp_path):
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """One service for all tests that change nothing, and a client of it."""
+    """One service, with a client, for all tests that change nothing."""
     path = tmp_path_factory.mktemp("shared") / "data.bin"
     path.write_bytes(CONTENT)
     server = Server(path, path.parent)
@@ -104,7 +104,7 @@ def shared(tmp_path_factory):
 
 
 def get(client, byte_range=None, method="GET", **headers):
-    """Ask for the file; every answer must be as long as it says."""
+    """Ask for the file; every answer must have the length that it declares."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     if byte_range is not None:
         named["range"] = byte_range
@@ -122,12 +122,12 @@ def streamed(server):
 
 
 def get_at_last(client, expected, *given, **headers):
-    """Ask until the watcher has told of a change; every answer before that is an older one."""
+    """Ask until the watcher has noticed a change; every answer before is of an older file."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         try:
             answer = get(client, *given, **headers)
-        except httpx.RemoteProtocolError:  # an older file, which has lost what was to be sent
+        except httpx.RemoteProtocolError:  # an older file, which has lost bytes to send
             continue
         if answer.content == expected:
             return answer
@@ -190,7 +190,7 @@ class TestOneRequest:
 
     def test_serve_head(self, shared):
         whole = get(shared)
-        for header in (None, "bytes=0-9"):  # ranges are defined for GET alone
+        for header in (None, "bytes=0-9"):  # ranges are defined only for GET
             answer = get(shared, header, method="HEAD")
             assert (answer.status_code, answer.content) == (200, b"")
             for name in ("content-length", "etag", "accept-ranges", "content-type"):
@@ -203,7 +203,7 @@ class TestOneRequest:
             answer = get(shared, "bytes=0-9", method, if_none_match=held)
             assert (answer.status_code, answer.content) == (304, b"")
             assert answer.headers["etag"] == tag
-            # It may say the length of the file, but no other (RFC 9110 §8.6).
+            # A 304 may declare the length of the file, but no other (RFC 9110 §8.6).
             assert answer.headers.get("content-length", str(SIZE)) == str(SIZE)
         assert get(shared, if_none_match='"other"').content == CONTENT
 
@@ -276,7 +276,7 @@ class TestChangingFile:
 
         async def download(client, begun, truncated):
             received = bytearray()
-            # 206 and 200 alike; both reach far beyond what is kept.
+            # Some 206 and some 200; both are far longer than what the service keeps in memory.
             async with client.stream("GET", "/data.bin", headers={"range": "bytes=0-"}) as answer:
                 stream = answer.aiter_raw()
                 received += await anext(stream)
@@ -328,7 +328,7 @@ class TestChangingFile:
                 (tmp_path / "new").write_bytes(b"%d" % number)
                 (tmp_path / "new").replace(server.path)
                 get_at_last(client, b"%d" % number)
-                get(client)  # a turn of the loop later, the old one is closed
+                get(client)  # the old file is closed one turn of the loop later
                 deadline = time.monotonic() + 30
                 while maps.read_text().count(server.path.name) != 1:
                     assert time.monotonic() < deadline

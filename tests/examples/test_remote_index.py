@@ -1,4 +1,4 @@
-"""The index in an object store, looked up over HTTP and in a folder."""
+"""The example of an index in an object store, over HTTP and in a folder."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_words_that_are_too_long():
 
 @pytest.mark.slow
 def test_follow_over_http(tmp_path):
-    """Each line is answered from the index that is there by then."""
+    """Each line is answered from the index that is then in service."""
     server = remote_servers.start(remote_servers.Nginx, tmp_path)
     build = load(SCRIPT).build
     try:

@@ -1,4 +1,4 @@
-"""The example of a ring of messages, run as a user would, and taken apart."""
+"""The example of a ring of messages, run as a user runs it, and its class by itself."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_ring_between_two_processes(tmp_path):
 
 @pytest.mark.parametrize("size", [24, 61, 64, 300])
 async def test_ring_carries_what_was_put(tmp_path, size):
-    """Of every length that fits, wrapping anywhere."""
+    """Messages have every length that fits, and wrap at every place."""
     ring_buffer = load(SCRIPT)
     draw = random.Random(size)
     sent = [draw.randbytes(draw.randrange(size - 3)) for _ in range(200)]

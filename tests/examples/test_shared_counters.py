@@ -1,4 +1,4 @@
-"""The example of a shared metrics page, run as a user would."""
+"""The example of a shared metrics page, run as a user runs it."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ WhisperStore, WhisperError = example.WhisperStore, example.WhisperError
 
 
 class Pair:
-    """One file of ours and one of the package, to which the same is done."""
+    """One file of ours and one of the package, which get the same calls."""
 
     def __init__(self, folder, archives=ARCHIVES, factor=0.5, method="average"):
         self.ours, self.theirs = str(folder / "ours.wsp"), str(folder / "theirs.wsp")
@@ -62,7 +62,7 @@ class Pair:
         self.check()
 
     async def fetch(self, store, start, end=None, now=NOW, step=None):
-        """Ask both, each for the other's file."""
+        """Fetch from both files, each with the other implementation."""
         found = whisper.fetch(self.ours, start, end, now, step)
         mine = await store.fetch(start, end, now, step)
         if found is None:
@@ -70,7 +70,7 @@ class Pair:
             return
         (low, high, width), values = found
         assert mine[:3] == (low, high, width)
-        assert repr(mine.values) == repr(values)  # of the text, as NaN is not equal to itself
+        assert repr(mine.values) == repr(values)  # as text, because NaN is not equal to itself
 
 
 @pytest.fixture(params=METHODS)
@@ -110,18 +110,18 @@ CONFIGURATIONS = st.sampled_from(
 
 
 def moments(longest):
-    """Times about now, about the ends of what archives reach, and anything between."""
+    """Draw times near now, near the ends of archives, and anywhere in between."""
     edges = [0, 1, 59, 60, 61, 299, 300, 599, 600, 601, longest - 1, longest, longest + 1]
     return (st.integers(-5, longest + 70) | st.sampled_from(edges)).map(lambda age: NOW - age)
 
 
 @st.composite
 def histories(draw):
-    """An archive list, a factor, a method, and what is done to the file."""
+    """Draw a list of archives, a factor, a method, and the calls."""
     archives = draw(CONFIGURATIONS)
     longest = archives[-1][0] * archives[-1][1]
     at = moments(longest)
-    # The real package writes behind the end of an archive when points in the future fill a lap.
+    # The package writes behind the end of an archive if points in the future fill a lap.
     past = at.map(lambda moment: min(moment, NOW))
     later = st.sampled_from([0, 0, 1, 60, 299, 5000, 100_000])
     steps = st.lists(
@@ -177,7 +177,7 @@ def test_histories_give_same_bytes(tmp_path_factory, history):
 
 
 async def test_writers_take_turns_on_one_file(tmp_path):
-    """What one begins the other goes on with."""
+    """Each implementation goes on with a file that the other has written."""
     pair = Pair(tmp_path)
     await pair.create()
     for i in range(60):
@@ -226,7 +226,7 @@ async def test_first_points_lie_as_the_packages(tmp_path):
 
 
 async def test_updates_of_empty_archive_all_count(tmp_path):
-    """Every store waits for the disk here, and gives way meanwhile."""
+    """Here every store waits for the disk, and gives way meanwhile."""
     path = tmp_path / "file.wsp"
     await example.create(path, ARCHIVES, 0, "sum")
     always = aiommap.FlushPolicy.always()
@@ -326,7 +326,7 @@ async def test_views_are_one_an_archive(tmp_path):
 
 
 def test_whisper_script_runs(tmp_path):
-    for known in ("1", "[12]"):  # the second may come within the same second
+    for known in ("1", "[12]"):  # both runs may be within the same second
         done = subprocess.run(
             [sys.executable, str(SCRIPT), str(tmp_path / "file.wsp"), "2.5"],
             capture_output=True,

@@ -1,4 +1,4 @@
-"""README shows the figures of the run that docs/benchmarks.json holds, and what it was run on."""
+"""README shows the figures of the run in docs/benchmarks.json, and the machine of that run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 RUN = json.loads((ROOT / "docs" / "benchmarks.json").read_text())
 
-#: Questions that were asked first after that run.
+#: Questions that are newer than the recorded run.
 UNRECORDED: set[str] = set()
 
 

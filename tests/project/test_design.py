@@ -1,8 +1,8 @@
-"""docs/design.md says what is true: its tables of modules, and where its invariants are kept.
+"""docs/design.md is true: its tables of modules, and the places where its invariants are kept.
 
-``python -m tests.project.test_design`` writes which wings there are, from the roof down, and what
-they import; which modules each wing has; and what the C sources include. What each is for is
-written by hand, and kept.
+``python -m tests.project.test_design`` writes three tables: the wings, from the roof down, with
+their imports; the modules of each wing; and the C sources with their includes. It keeps the column
+of responsibilities, which is written by hand.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def replace(text, head, lines):
 
 
 def file_of(entry):
-    """Say how the table names an entry."""
+    """Return the name of an entry in the table."""
     if (PACKAGE / entry).is_dir():
         return f"{entry}/"
     return f"{entry}.py" if (PACKAGE / f"{entry}.py").exists() else f"{entry}.pyi"
@@ -87,7 +87,7 @@ def with_true_modules(text):
 
 
 def included(file):
-    """Name what a C source includes, as the table names it."""
+    """Yield the headers that a C source includes, by their names in the table."""
     path = PACKAGE / "_csrc" / file
     for name in INCLUDE.findall(path.read_text(encoding="utf-8")):
         yield os.path.relpath(path.parent / name, PACKAGE / "_csrc")
@@ -134,7 +134,7 @@ def own_invariants():
 
 
 def texts_that_cite():
-    """Yield what may cite an invariant of a module: sources, tests and the page."""
+    """Yield all texts that may cite an invariant of a module: sources, tests and the page."""
     for folder in (PACKAGE, ROOT / "tests"):
         for path in folder.rglob("*"):
             if path.suffix in (".py", ".pyi", ".c", ".h") and path != Path(__file__):

@@ -1,4 +1,4 @@
-"""README and docs: every Python block runs, every link leads somewhere, and no machine is named.
+"""README and docs: every Python block runs, every link leads to a file, no machine is named.
 
 A block that defines tests is run by pytest. A block that cannot run has ``<!-- no-run -->`` on the
 line before it.
@@ -57,7 +57,7 @@ def blocks(path):
             yield line, code, not found["mark"]
 
 
-#: The first line of a block that lies beside the other ones of its page, and is not run by itself.
+#: The first line of a block that is a conftest.py for the other blocks of its page.
 CONFTEST = "# conftest.py\n"
 
 
@@ -89,7 +89,7 @@ def test_blocks_are_closed_and_found():
 def test_snippets_run(code, conftest, tmp_path):
     (tmp_path / "conftest.py").write_text(conftest, encoding="utf-8")
     (tmp_path / "snippet.py").write_text(code, encoding="utf-8")
-    # pytest-asyncio warns of an option that nobody has set there.
+    # pytest-asyncio would warn of an option that the snippet's folder does not set.
     options = "-m pytest -q -p no:cacheprovider -p no:asyncio".split()
     tests = options if "def test_" in code else []
     done = subprocess.run(
@@ -100,7 +100,7 @@ def test_snippets_run(code, conftest, tmp_path):
         timeout=50,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert not done.stderr  # what fails in a destructor is only printed
+    assert not done.stderr  # an error in a destructor is only printed there
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
@@ -143,7 +143,7 @@ def test_reference_has_every_name_once():
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_pages_are_read_on_their_own(path):
-    """On the site there is no folder around a page."""
+    """A page must not speak of the folder that it lies in: the site shows none."""
     text = " ".join(path.read_text(encoding="utf-8").split())
     assert re.findall(r"the (?:folder|directory) above", text) == []
 

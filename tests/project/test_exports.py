@@ -1,4 +1,4 @@
-"""What ``import aiommap`` offers: exactly ``__all__``, under its public name, and documented."""
+"""``import aiommap`` offers exactly ``__all__``, under public names, and documented."""
 
 from __future__ import annotations
 import __future__
@@ -28,7 +28,7 @@ def kind_and_name(name):
 
 
 def members():
-    """Yield each public class with the public things that it and its private bases define."""
+    """Yield each public class with the public members that it and its private bases define."""
     for name, cls in CLASSES.items():
         ours = [base for base in cls.__mro__ if base.__module__.partition(".")[0] == "aiommap"]
         for member in sorted({key for base in ours for key in vars(base)}):
@@ -74,20 +74,20 @@ def test_names_say_they_come_from_the_package(name):
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_bases_say_they_come_from_the_package(name):
-    """Also those in C: ``help`` names them, and so do the reprs of what a class has of them."""
+    """Also bases in C: ``help`` names them, and so do the reprs of inherited members."""
     modules = {base.__module__ for base in CLASSES[name].__mro__}
     assert {module for module in modules if module.startswith("aiommap")} == {"aiommap"}
 
 
 @pytest.mark.parametrize("name", {**CLASSES, **FUNCTIONS})
 def test_classes_and_functions_have_docstrings(name):
-    # Not inspect.getdoc, which would be content with what a base class says.
+    # Not inspect.getdoc, which would also accept the docstring of a base class.
     assert (PUBLIC[name].__doc__ or "").strip()
 
 
 @pytest.mark.parametrize(("cls", "member"), [*members()])
 def test_members_are_documented(cls, member):
-    """Methods and properties have docstrings; plain attributes stand in the one of the class."""
+    """Methods and properties have docstrings; plain attributes are in the one of the class."""
     value = inspect.getattr_static(cls, member)
     if inspect.isroutine(value) or isinstance(value, property | classmethod | staticmethod):
         assert (inspect.getdoc(value) or "").strip()
@@ -103,7 +103,7 @@ def test_dataclass_fields_are_documented(name):
 
 
 def test_commands_use_public_names_only():
-    """The commands are examples of the library's use: what they need, a user can have."""
+    """The commands are examples of the library's use, so users can do all that they do."""
     for source in COMMANDS.glob("*.py"):
         for node in ast.walk(ast.parse(source.read_text())):
             if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "aiommap":

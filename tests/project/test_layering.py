@@ -42,7 +42,7 @@ FLOORS = (
 )
 ENTRIES = [entry for floor in FLOORS for entry in floor]
 
-#: Decided without a loop, a file or a clock, so that they are tested without them.
+#: Modules that need no loop, file or clock, and are tested without them.
 PURE = (
     "_errors.py",
     "_ranges.py",
@@ -71,7 +71,7 @@ PURE = (
 )
 IMPURE = {"anyio", "asyncio", "io", "mmap", "os", "pathlib", "socket", "threading", "time", "trio"}
 
-#: Every door into another thread that Python and the event loops offer.
+#: Every way into another thread that Python and the event loops offer.
 THREAD_DOORS = {"to_thread", "from_thread", "run_in_executor", "threading", "concurrent", "Thread"}
 
 
@@ -103,7 +103,7 @@ def imported(path):
 
 
 def entry_of(name):
-    """Say which entry an imported name belongs to; None for what is not of this package."""
+    """Return the entry that an imported name belongs to; None for names of other packages."""
     top, _, rest = name.partition(".")
     if top != "aiommap":
         return None
@@ -117,7 +117,7 @@ def entries_imported(entry):
 
 
 def own_module(name):
-    """Say which file of the package an imported name is or stands in; None for others' names."""
+    """Return the file that an imported name is, or is in; None for names of other packages."""
     parts = name.split(".")
     if parts[0] != "aiommap":
         return None
@@ -148,7 +148,7 @@ def test_no_feature_imports_another(feature):
 
 
 def test_native_names_are_imported_one_by_one():
-    """So a file says what it takes, and does not import the package that it is in."""
+    """So a file names what it uses, and does not import its own package."""
     paths = [path for entry in ENTRIES for path in sources(entry)]
     assert [path for path in paths if "aiommap._native" in imported(path)] == []
 
@@ -175,7 +175,7 @@ def test_pure_modules_touch_nothing_impure(module):
 
 
 def test_one_wing_enters_threads():
-    """The command line is an application on top: it measures against threads of its own."""
+    """The command line is left out: it is an application, and measures threads of its own."""
     found = set()
     for entry in set(ENTRIES) - {"_cli"}:
         for path in sources(entry):
@@ -191,7 +191,7 @@ def test_command_line_uses_public_names():
 
 
 def writes_elsewhere(path):
-    """Name the attributes of other objects that a module assigns to."""
+    """Yield the attributes of other objects that a module assigns to."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         match node:
             case ast.Assign(targets=targets):
@@ -210,6 +210,6 @@ def writes_elsewhere(path):
 
 
 def test_state_has_one_writer():
-    """Nearly all that is left are fields of native objects, and what Python itself has us set."""
+    """Nearly all that are left are fields of native objects, or attributes that Python asks for."""
     found = [name for path in sorted(PACKAGE.rglob("*.py")) for name in writes_elsewhere(path)]
     assert len(found) <= 45, found

@@ -1,4 +1,4 @@
-"""The detector of waiting on the loop detects; every test relies on it."""
+"""The detector of calls that may wait on the loop works; every test relies on it."""
 
 from __future__ import annotations
 

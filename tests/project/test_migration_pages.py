@@ -1,4 +1,4 @@
-"""The pages for those who come from elsewhere leave out no call of what they come from."""
+"""The pages for users of another library name every call of that library."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def words_of(page):
     return set(re.findall(r"\w+", (DOCS / page).read_text(encoding="utf-8")))
 
 
-#: Also what only later Pythons have.
+#: Also names that only later Pythons have.
 MMAP = sorted({*public(mmap.mmap), "set_name", "MS_ASYNC"})
 FILES = [
     name

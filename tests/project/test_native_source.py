@@ -1,4 +1,4 @@
-"""Rules that the C sources keep, and the SIGBUS guard on its own under UBSan."""
+"""Rules of the C sources, and the SIGBUS guard by itself under UBSan."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ CASES = {
     for harness in HARNESSES
     for case in re.findall(r'^    \{"(\w+)", \w+\},$', harness.read_text("utf-8"), re.MULTILINE)
 }
-#: Each takes all mappings that the kernel allows; one that does is left to the quick tests.
+#: Each takes all mappings that the kernel allows; the quick tests keep one other case that does.
 SLOW = ("limit_in_threads", "limit_lifted")
 FILES = sorted(str(path.relative_to(CSRC)) for path in CSRC.rglob("*.[ch]"))
 
-#: These never see Python, so nothing Pythonic can happen in them.
+#: These never include Python.h, so no Python code can run in them.
 WITHOUT_PYTHON = sorted(name for name in FILES if name.startswith("sys/") and name.endswith(".c"))
 
 MAX_LINES = 500
-#: A public class may be as long as its documentation, which is what users read of it.
+#: A public class may be longer, because users read it as documentation.
 MAY_BE_LONGER = {"src/aiommap/_file/mapped_file.py"}
 SOURCE_FOLDERS = ("src", "tests", "benchmarks", "examples")
 SOURCE_SUFFIXES = {".py", ".pyi", ".c", ".h"}
 
 COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 STRING = re.compile(r'"(?:\\.|[^"\\])*"')
-#: House style: the braces of a function, and only those, stand in the first column.
+#: House style: only the braces of a function are in the first column.
 FUNCTION = re.compile(r"^\w[^\n;]*\([^;{}]*\)\n\{\n(?P<body>.*?)^\}$", re.MULTILINE | re.DOTALL)
 #: A function that other files can call.
 DEFINED = re.compile(r"^(?!static (?!inline)|__)\w[\w *]*?\b(\w+)\([^;{}]*\)\n\{$", re.MULTILINE)
@@ -49,7 +49,7 @@ INCLUDE = re.compile(r'^#include [<"]([^>"]+)[>"]', re.MULTILINE)
 GIL = re.compile(r"\bPy_(BEGIN|END)_ALLOW_THREADS\b")
 LEAVES = re.compile(r"\b(?:return|goto|break|continue)\b")
 PYTHON_CALL = re.compile(r"\b_?Py[A-Z]\w*")
-#: A comment between fields is about those that follow it.
+#: A comment between fields is about the fields that follow it.
 SECTION = re.compile(r"^ {4}/\*[^\n]*(?:\n +\*[^\n]*)*\*/$", re.MULTILINE)
 #: How a comment says who may touch a field, and who writes it.
 TOUCHED_BY = re.compile(
@@ -57,7 +57,7 @@ TOUCHED_BY = re.compile(
 )
 UNWRITTEN = re.compile(r"\bconstant\b|\bthe caller's own\b", re.IGNORECASE)
 WRITTEN_BY = re.compile(r"\bwritten by ([^.;]*?(?:\.[ch]\b[^.;]*?|Python)+)(?=[.;]|\*/|$)")
-#: Of a Mapping, through the names that our functions give one.
+#: Assignments to fields of a Mapping, by the names that our functions give it.
 ASSIGNED = re.compile(
     r"(?:(?P<step>\+\+|--)|&)?\b(?:self|mapping)->(?P<field>\w+)(?:\.(?P<part>\w+))?"
     r"\s*(?P<how>=(?!=)|\+\+|--|[-+|&]=)?"
@@ -74,7 +74,7 @@ def code_of(name):
 
 
 def includes(name):
-    """Name everything that a file includes, also through our own headers."""
+    """Return all headers that a file includes, also through our own headers."""
     found, pending = set(), [name]
     while pending:
         here = pending.pop()
@@ -88,7 +88,7 @@ def includes(name):
 
 
 def calls_by_module():
-    """Name for each module, a C file with its header, the others that define what it calls."""
+    """Return for each module (a C file with its header) the modules whose functions it calls."""
     modules = {name: str(Path(name).with_suffix("")) for name in FILES}
     owners = {
         function: modules[name] for name in FILES for function in DEFINED.findall(code_of(name))
@@ -116,7 +116,7 @@ def without_gil_spans(code):
 
 
 def macro_statements(code):
-    """Yield what is passed to WITHOUT_GIL, which wraps it in such a pair."""
+    """Yield the statements passed to WITHOUT_GIL, which wraps them in such a pair."""
     for use in re.finditer(r"\bWITHOUT_GIL\((?!pin, mapping, statement)", code):
         depth, at = 1, use.end()
         while depth:
@@ -126,7 +126,7 @@ def macro_statements(code):
 
 
 def structs():
-    """Yield each struct of a header: the comments about all of it, and its fields."""
+    """Yield each struct of a header: the comments about the whole struct, and its fields."""
     for header in (name for name in FILES if name.endswith(".h")):
         text = text_of(header)
         for found in STRUCT.finditer(text):
@@ -166,7 +166,7 @@ def test_gil_is_given_up_in_pairs(name):
 
 
 def test_patterns_see_the_house_style():
-    """The rules above hold for nothing if the patterns stop matching the house style."""
+    """If the patterns did not match the house style, the tests above would prove nothing."""
     code = {name: code_of(name) for name in FILES}
     assert all(FUNCTION.search(code[name]) for name in FILES if name.endswith(".c"))
     pairs = [mark for text in code.values() for mark in GIL.finditer(text)]
@@ -181,7 +181,7 @@ def test_patterns_see_the_house_style():
 
 
 def fields_of(about_all, text):
-    """Yield each field of a struct with all comments about it."""
+    """Yield each field of a struct, with all comments about it."""
     about = about_all
     marks = sorted([*SECTION.finditer(text), *FIELD.finditer(text)], key=lambda mark: mark.start())
     for mark in marks:
@@ -198,7 +198,7 @@ def writers_in(comment):
 
 @pytest.mark.parametrize(("about_all", "fields"), [*structs()])
 def test_fields_say_who_may_touch_them(about_all, fields):
-    """Beside the field, in a comment above a few, or once for all above the struct."""
+    """In a comment beside the field, above several fields, or above the struct."""
     found = [*fields_of(about_all, fields)]
     assert found
     assert [field for field, comment in found if not TOUCHED_BY.search(comment)] == []
@@ -227,7 +227,7 @@ def mapping_writers():
 
 
 def test_mapping_fields_written_by_their_writers():
-    """The constructor aside, which fills all of them in."""
+    """All but the constructor, which fills in every field."""
     writers, strange, seen = mapping_writers(), set(), set()
     for name in (name for name in FILES if "py/mapping.h" in {name, *includes(name)}):
         code = re.sub(r"\nstatic void fill_in\(.*?\n\}\n", "\n", code_of(name), flags=re.DOTALL)
@@ -261,7 +261,7 @@ def run(*command, **options):
 
 
 def compile_harnesses(folder):
-    """Compile what knows no Python, once, and link it with each harness."""
+    """Compile the C code without Python once, and link it with each harness."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")
@@ -280,7 +280,7 @@ def compile_harnesses(folder):
 
 @pytest.fixture(scope="module")
 def harnesses(once):
-    """The guard and its harness, compiled without Python under UBSan, warnings being errors."""
+    """The C code without Python and its harnesses, compiled with UBSan and warnings as errors."""
     return once("harnesses", compile_harnesses)
 
 

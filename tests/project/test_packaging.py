@@ -1,4 +1,4 @@
-"""Facts of a release that stand in several places agree."""
+"""Facts about a release that are written in several places agree."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_changelog_begins_with_this_version():
 
 
 def test_hosted_ci_only_calls_ours():
-    """What is tried there can be tried anywhere."""
+    """So every check of the hosted CI can be run anywhere."""
     for workflow in sorted((ROOT / ".github" / "workflows").glob("*.yml")):
         commands = re.findall(
             r"^ +- run: (.+)$", workflow.read_text(encoding="utf-8"), re.MULTILINE
@@ -71,7 +71,7 @@ def test_hosted_ci_only_calls_ours():
 
 
 def brought(requirements):
-    """Name what an extra brings: other extras in backquotes, as README has them."""
+    """Return the packages of an extra, and other extras in backquotes, as README writes them."""
     names = set()
     for text in requirements:
         name, extras = re.match(r"([\w.-]+)(?:\[([\w,-]+)\])?", text).groups()

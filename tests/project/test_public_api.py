@@ -1,7 +1,7 @@
 """The public names and their signatures are those of ``public_api.txt``.
 
-``python -m tests.project.test_public_api`` writes the page anew. A line that goes or changes breaks
-somebody's program: the changelog tells of it first.
+``python -m tests.project.test_public_api`` writes the page anew. A line that disappears or changes
+breaks programs of users: write it into the changelog first.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def signature(thing):
 
 def parameters(cls):
     """Render a constructor without its annotations, some of which name private classes."""
-    if issubclass(cls, enum.Enum):  # each Python has its own idea of it
+    if issubclass(cls, enum.Enum):  # its signature differs between Pythons
         return "(value)"
     try:
         found = inspect.signature(cls)

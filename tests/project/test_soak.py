@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 
 def soak(*arguments, seconds=3.0):
-    """Run it in a process of its own, whose threads and objects are its own."""
+    """Run the soak in another process, so that it counts no threads and objects of the tests."""
     command = [sys.executable, "-m", "benchmarks", "soak", "--minutes", str(seconds / 60)]
     return subprocess.run(
         [*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=170
@@ -33,7 +33,7 @@ def test_soak_loses_and_leaks_nothing(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-#: What is broken on purpose, and how the soak tells of it.
+#: For each sabotage, a pattern of the failure that the soak prints.
 BROKEN = {
     "lost-write": r"journal: journal: \d+ acknowledged bytes lost, the first at 9831\d",
     "lost-record": r"killed: of \d+ records .* some are lost",

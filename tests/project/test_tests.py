@@ -1,4 +1,4 @@
-"""What tests keep to: short names that say the operation first, and one place for private names."""
+"""Rules of tests: short names that begin with the operation, and one place for private names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HERE = Path(__file__)
 SOURCES = {path: path.read_text(encoding="utf-8") for path in sorted(TESTS.rglob("*.py"))}
 FILES = [path for path in SOURCES if path.name.startswith("test_")]
 
-#: Also in scripts, which tests run in processes of their own.
+#: Also in scripts, which tests run in other processes.
 PRIVATE_IMPORT = re.compile(
     r"\bfrom aiommap\._\w|\bimport aiommap\._\w|\bfrom aiommap import [^\n]*(?<!\w)_\w"
 )
@@ -44,7 +44,8 @@ def test_private_imports_are_few():
         if path != HERE and (count := len(PRIVATE_IMPORT.findall(text)))
     }
     assert found.pop("support/internals.py") > 0
-    assert set(found) <= {"cli/test_cli.py", "cli/test_completion.py"}  # without what helpers load
+    # These two have to run without the modules that the helpers load.
+    assert set(found) <= {"cli/test_cli.py", "cli/test_completion.py"}
     assert len(PRIVATE_IMPORT.findall(SOURCES[SEAM])) + sum(found.values()) <= MOST_PRIVATE_IMPORTS
 
 

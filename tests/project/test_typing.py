@@ -1,4 +1,4 @@
-"""What mypy concludes about the public API, strictly."""
+"""mypy, strict, infers the types of the public API that users should get."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_types_of_the_public_api(tmp_path):
 
 
 def test_every_public_name_is_checked():
-    """Errors that differ in little but their name are spared."""
+    """Errors are left out: they differ in little but their names."""
     words = set(re.findall(r"\w+", CHECKED.read_text(encoding="utf-8")))
     left_out = [getattr(aiommap, name) for name in set(aiommap.__all__) - words]
     assert [value for value in left_out if not issubclass(value, aiommap.MappedFileError)] == []

@@ -1,4 +1,4 @@
-"""A client that calls an ASGI application by itself, on whatever event loop runs."""
+"""A client that calls an ASGI application without a server, on any event loop."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import anyio
 
 import aiommap
 
-#: What the file that most tests ask for holds.
+#: The content of the file that most tests ask for.
 CONTENT = random.Random(1).randbytes((1 << 20) + 17)
 SIZE = len(CONTENT)
 
 
 @dataclass
 class Answer:
-    """What an application has sent."""
+    """The messages that an application has sent."""
 
     messages: list = field(default_factory=list)
 
@@ -36,7 +36,7 @@ class Answer:
 
     @property
     def bodies(self):
-        """The pieces of the body, as a server would have written them."""
+        """The pieces of the body, as a server would write them."""
         assert all(message["type"].startswith("http.response.") for message in self.messages)
         return [_bytes_of(message) for message in self.messages[1:]]
 
@@ -83,9 +83,9 @@ async def ask(app, path, /, method="GET", *, on_send=None, receive=None, answer=
     """Send a request and return the answer, complete or not; raise what the application raises.
 
     Args:
-        on_send: awaited with each message before it counts as sent.
-        receive: what the application awaits for messages; by default the client stays.
-        answer: what to put the messages into, for those who look while it is being sent.
+        on_send: called and awaited with each message before it counts as sent.
+        receive: called by the application for messages; by default the client stays connected.
+        answer: gets the messages, for a caller that looks at them while they are being sent.
     """
     answer = Answer() if answer is None else answer
 
@@ -117,20 +117,20 @@ def overwrite(path, content, offset=0):
 
 
 async def until_answered(app, path, expected):
-    """Ask until the body is the expected one, as soon as the watcher has told."""
+    """Ask until the body is the expected one, which it is once the watcher has noticed."""
     with anyio.fail_after(20):
         while True:
-            await anyio.sleep(0.001)  # leaves the processor to the watcher
+            await anyio.sleep(0.001)  # leave the processor to the watcher
             try:
                 answer = await ask(app, path)
-            except aiommap.StaleSnapshotError:  # told while an older version was being sent
+            except aiommap.StaleSnapshotError:  # noticed while an older version was being sent
                 continue
             if answer.body == expected:
                 return
 
 
 async def until_unknown(app, path, tag):
-    """Ask until the answer is of another version."""
+    """Ask until the answer has another entity tag."""
     with anyio.fail_after(20):
         while (await ask(app, path, headers={"if_none_match": tag})).status == 304:
             await anyio.sleep(0.001)

@@ -1,4 +1,4 @@
-"""Reads an object through a shared cache, compares every byte, and tells what that took.
+"""Reads an object through a shared cache, compares every byte, and prints statistics.
 
 ``python -m tests.support.cache_reader FOLDER OBJECT SEED READS MAX_BLOCKS [BACKEND]``; it prints
 "ready", waits for a line, reads, and prints the statistics. It exits with 1 if a byte is wrong.
@@ -23,7 +23,7 @@ BLOCK = 4096
 
 
 class SlowFile:
-    """A file as an object, whose answers take a moment; what it is does not change."""
+    """A file as an object of a store; its state never changes."""
 
     def __init__(self, path):
         self._path = Path(path)
@@ -67,7 +67,7 @@ async def read_all(folder, path, seed, reads, max_blocks):
                     start = draw.randrange(len(data))
                     length = min(draw.randrange(1, 2 * BLOCK), len(data) - start)
                     group.start_soon(read, s, start, length)
-            else:  # every block, in an order of its own
+            else:  # every block, in an order drawn from the seed
                 blocks = [*range(-(-len(data) // BLOCK))]
                 draw.shuffle(blocks)
                 for block in blocks:

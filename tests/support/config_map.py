@@ -1,4 +1,4 @@
-"""A folder as Kubernetes mounts a ConfigMap, and how its files get to their next version."""
+"""A folder as Kubernetes mounts a ConfigMap, and the turn to its next version."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class ConfigMap:
-    """Does what kubelet's writer does, in its order."""
+    """Takes the steps of kubelet's writer, in the same order."""
 
     def __init__(self, path):
         self.path = Path(path)
@@ -42,9 +42,9 @@ def names_of(number):
 
 
 def storm(path, turns):
-    """Turn to one version after the other, each of which says its number in every file.
+    """Turn to one version after the other; every file of a version contains its number.
 
-    Every thirtieth stays for a while, so that there is something to be seen.
+    Every thirtieth version stays for a while, so that readers see some of them.
     """
     mount = ConfigMap(path)
     for number in range(1, turns + 1):

@@ -1,4 +1,4 @@
-"""A file system on a loop device of its own, whose written bytes can be counted; needs root."""
+"""A file system on a loop device, whose written bytes can be counted; needs root."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from tests.support.devices import must
 from tests.support.internals import native
 
-#: So that nothing but what a test does reaches the device while it counts.
+#: With these options only writes of the test reach the device.
 OPTIONS = {
     "ext4": ("-qF", "-b", "4096", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard"),
     "xfs": ("-q", "-K"),
@@ -23,7 +23,7 @@ SIZES = {"ext4": "256m", "xfs": "320m", "btrfs": "384m"}
 
 
 class CountedDisk:
-    """A mounted file system, whose device counts what it is given."""
+    """A mounted file system, whose device counts the bytes written to it."""
 
     def __init__(self, folder, loop):
         self.folder = folder
@@ -41,7 +41,7 @@ class CountedDisk:
     def counting(self):
         """Count the bytes that reach the device in a block: ``bytes``, once the block has ended.
 
-        Nothing is synced at its end: what nobody flushed is not to be counted.
+        There is no sync at its end, so bytes that nobody flushed do not count.
         """
         count = Count()
         self._sync()
@@ -56,7 +56,7 @@ class Count:
 
 @contextmanager
 def counted_disk(kind, top):
-    """Mount one, or skip the test with the reason why there can be none."""
+    """Mount such a file system, or skip the test and say why that is impossible."""
     for tool in (f"mkfs.{kind}", "losetup", "mount", "umount"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
@@ -71,10 +71,10 @@ def counted_disk(kind, top):
             loop = must("losetup", "--find", "--show", str(image)).strip()
             must("mount", loop, str(folder))
         except OSError as error:
-            pytest.skip(f"no loop device to be had here: {error}")
+            pytest.skip(f"this machine gives no loop device: {error}")
         yield CountedDisk(folder, loop)
     finally:
-        # Lazy: whatever a failed test holds open must not keep the machine from being cleaned up.
+        # Lazy, so that files which a failed test holds open do not prevent the unmount.
         subprocess.run(["umount", "--lazy", folder], capture_output=True)
         if loop is not None:
             subprocess.run(["losetup", "--detach", loop], capture_output=True)

@@ -1,9 +1,9 @@
-"""Devices that fail and disks that fill up: real ones, made of loop devices; needs root.
+"""Devices that fail and disks that fill up: real ones, made from loop devices; needs root.
 
 The failing device is an ext4 on a loop device over a sparse file in a small tmpfs. Cutting the
 device short makes reads and writes beyond the cut fail with EIO; filling the tmpfs makes writes of
-blocks that were never written fail with ENOSPC. Both can be undone, as when somebody plugs the
-cable in again: exactly then a later flush would succeed although data is lost.
+blocks that were never written fail with ENOSPC. Both can be undone, as when somebody plugs a cable
+in again. That is the case in which a later flush would succeed although data is lost.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from aiommap import PAGE_SIZE as PAGE
 DEVICE_BYTES = 64 << 20
 BLOCK_BYTES = 4096
 PAGES = 256
-#: What lies from here on is beyond the cut of a device that fails.
+#: From this offset on, the file lies beyond the cut of a device that fails.
 COLD = 64 * PAGE
 #: ioctl(2): the number of a file's block on its device.
 FIBMAP = 1
@@ -34,7 +34,7 @@ LOOP_INFO_BYTES, SIZE_LIMIT_AT = 232, 32
 
 
 class Disk:
-    """An ext4 of its own, in ``folder``, that can be made to fail and to work again."""
+    """An ext4, mounted at ``folder``, that can be made to fail and to work again."""
 
     def __init__(self, stack, tmp_path, size):
         self._store, self.folder = tmp_path / "store", tmp_path / "disk"
@@ -46,26 +46,26 @@ class Disk:
         os.truncate(image, size)
         self._loop = must("losetup", "--find", "--show", str(image)).strip()
         stack.callback(must, "losetup", "--detach", self._loop)
-        # No journal: its failing would turn every later error into one about the journal.
+        # No journal: if it failed, every later error would be about the journal.
         must("mkfs.ext4", "-qFb", str(BLOCK_BYTES), "-O", "^has_journal", self._loop)
         self._mount(stack, self.folder, "-o", "errors=continue", self._loop)
 
     @staticmethod
     def _mount(stack, folder, *arguments):
         must("mount", *arguments, str(folder))
-        # Lazy: whatever a failed test holds open must not keep the machine from being cleaned up.
+        # Lazy, so that files which a failed test holds open do not prevent the unmount.
         stack.callback(must, "umount", "--lazy", str(folder))
 
     def watch(self, path):
-        """Take this file, whose blocks lie in a row, for the one that will be cut at COLD."""
+        """Choose the file that ``fail`` cuts at COLD; its blocks must lie in a row."""
         with open(path, "rb") as file:
             (first,) = struct.unpack("i", fcntl.ioctl(file, FIBMAP, struct.pack("i", 0)))
         self._cold = first * BLOCK_BYTES + COLD
 
     def fail(self, number):
-        """Make what reaches for the cold part of the watched file fail with this errno.
+        """Make accesses to the cold part of the watched file fail with this errno.
 
-        With ENOSPC, of that only writes of blocks that were never written before.
+        With ENOSPC only writes of blocks that were never written fail.
         """
         if number == errno.EIO:
             self._cut(self._cold)
@@ -74,7 +74,7 @@ class Disk:
 
     @contextmanager
     def failing(self, number):
-        """Fail for a block as ``fail`` says."""
+        """Fail as ``fail`` does, for the length of a ``with`` block."""
         self.fail(number)
         yield
         self.work_again()
@@ -99,14 +99,14 @@ def must(*command):
 
 
 def fill(path):
-    """Make a file as large as there is room for."""
+    """Fill the disk with one file."""
     with open(path, "wb", buffering=0) as filler, suppress(OSError):
         while filler.write(bytes(PAGE)):
             pass
 
 
 def make_disk(tmp_path, size):
-    """Yield a disk, or skip the test with the reason why there can be none."""
+    """Yield a disk, or skip the test and say why that is impossible."""
     for tool in ("losetup", "mkfs.ext4", "mount", "umount"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
@@ -116,7 +116,7 @@ def make_disk(tmp_path, size):
         try:
             disk = Disk(stack, tmp_path, size)
         except OSError as error:
-            pytest.skip(f"no loop device to be had here: {error}")
+            pytest.skip(f"this machine gives no loop device: {error}")
         yield disk
         disk.work_again()
 
@@ -131,5 +131,5 @@ async def opened(disk, **options):
         disk.watch(f.path)
         yield f
     finally:
-        with suppress(aiommap.FlushError):  # told before, or not what the test is about
+        with suppress(aiommap.FlushError):  # raised before, or not the subject of the test
             await f.aclose()

@@ -1,4 +1,4 @@
-"""Small file systems of their own, on which a fault can be had; each is gone afterwards."""
+"""Small file systems on which a fault can be made; each is removed afterwards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.powercut.mount import missing, mounted
 
 
 def must(*command):
-    """Run a command, or skip the test with the reason why it cannot be had here."""
+    """Run a command, or skip the test and say why it failed."""
     done = subprocess.run([*map(str, command)], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"{' '.join(map(str, command))}: {done.stderr.strip()}")
@@ -22,7 +22,7 @@ def must(*command):
 def loop_disk(top, size, make, *options):
     """Yield the folder of a file system that a command makes; its blocks are in memory.
 
-    What is tested is the file system: the machine's disk would only be waited for.
+    The tests are about the file system, and would only wait for the machine's disk.
     """
     if shutil.which(make) is None:
         pytest.skip(f"{make} is not installed")

@@ -1,4 +1,5 @@
-"""The scripts of ``examples/``: to be run as they are, or loaded and called."""
+"""The scripts of ``examples/``: tests run them as they are, or load them and call their
+functions."""
 
 from __future__ import annotations
 

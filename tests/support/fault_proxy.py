@@ -1,7 +1,7 @@
-"""A proxy in front of a real HTTP server that does what networks and bad servers do.
+"""A proxy in front of a real HTTP server that makes the faults of networks and bad servers.
 
-A rule looks at each request and says what becomes of it: a ``Fault``, or None for a plain answer.
-The proxy runs in a thread of its own and keeps what it saw, so that tests count requests.
+A rule looks at each request and returns a ``Fault``, or None for the server's own answer. The proxy
+runs in its own thread and keeps all requests, so that tests can count them.
 
     with fault_proxy(server.port) as proxy:
         proxy.rule = once(Fault(cut_after=1000, reset=True))
@@ -36,7 +36,7 @@ class Gate:
         return self._arrived.acquire(timeout=seconds)
 
     def open(self) -> None:
-        """Let everything that is held, or will come, go on."""
+        """Let all answers go on that are held, or will come."""
         with self._lock:
             self._is_open = True
             held, self._held = self._held, []
@@ -45,7 +45,7 @@ class Gate:
                 loop.call_soon_threadsafe(_let_go, future)
 
     async def pass_through(self) -> None:
-        """Wait until the gate is open. In the proxy's thread."""
+        """Wait until the gate is open. Called in the proxy's thread."""
         loop = asyncio.get_running_loop()
         future = loop.create_future()
         with self._lock:
@@ -64,13 +64,13 @@ def _let_go(future: asyncio.Future[None]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What becomes of one request; the fields add up."""
+    """The faults of one answer; the fields add up."""
 
     #: Answer with this status instead of asking the server.
     status: int | None = None
-    #: Headers of the request that the server does not get to see, in lower case.
+    #: Headers of the request that the server does not see, in lower case.
     ignore: tuple[str, ...] = ()
-    #: Headers of the answer that are put in place; None takes one away. In lower case.
+    #: Headers that replace those of the answer; None removes a header. In lower case.
     headers: dict[str, str | None] = field(default_factory=dict)
     #: End the connection after so many bytes of the body.
     cut_after: int | None = None
@@ -78,7 +78,7 @@ class Fault:
     reset: bool = False
     #: Send no Content-Length: the end of the connection is the end of the body.
     no_length: bool = False
-    #: Exchange the body's bytes for these, as far as they go.
+    #: Replace the body's bytes by these, padded with zeros to its length.
     body: bytes | None = None
     #: Seconds before the answer begins.
     delay: float = 0.0
@@ -86,7 +86,7 @@ class Fault:
     gate: Gate | None = None
     #: Send so many bytes of the body, and then nothing until the client or the proxy gives up.
     stall_after: int | None = None
-    #: Send one byte at a time, with so many seconds between.
+    #: Send one byte at a time, this many seconds apart.
     trickle: float | None = None
 
 
@@ -144,7 +144,7 @@ def cut(after: int, *, reset: bool = True) -> Fault:
 
 
 def etag(value: str | None) -> Fault:
-    """Say another ETag than the server does, whatever If-Match asked for; None says none."""
+    """Send another ETag than the server does, whatever If-Match asks for; None sends none."""
     return Fault(ignore=("if-match", "if-none-match"), headers={"etag": value})
 
 
@@ -152,10 +152,10 @@ class FaultProxy:
     """The proxy; made by ``fault_proxy``.
 
     Attributes:
-        port: where it listens, on 127.0.0.1.
-        rule: asked once for each request, in the proxy's thread.
-        seen: every request so far, in the order of their arrival.
-        sent: bytes of bodies that clients were sent.
+        port: the port that it listens on, on 127.0.0.1.
+        rule: called once for each request, in the proxy's thread.
+        seen: every request so far, in the order of arrival.
+        sent: how many bytes of bodies it sent to clients.
     """
 
     def __init__(self, upstream: int) -> None:
@@ -175,11 +175,11 @@ class FaultProxy:
 
     @property
     def ranges(self) -> list[tuple[int, int]]:
-        """The ranges of bytes that were asked for, in order."""
+        """The ranges of bytes that clients asked for, in order."""
         return [request.range for request in self.reads if request.range is not None]
 
     def forget(self) -> None:
-        """Count anew from here."""
+        """Forget all requests so far, and count from 0."""
         self.seen = []
         self.sent = 0
 
@@ -217,7 +217,7 @@ class FaultProxy:
             writer.transport.abort()
 
     async def _answer_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Answer a request; False when the connection is done with."""
+        """Answer a request; return False if that ended the connection."""
         first, headers, _ = await _head(reader)
         method, path, _ = first.split(" ", 2)
         body = await reader.readexactly(int(headers.get("content-length", 0)))
@@ -238,7 +238,7 @@ class FaultProxy:
     async def _ask(
         self, first: str, headers: dict[str, str], body: bytes
     ) -> tuple[str, dict[str, str], bytes]:
-        """Have the server answer, on a connection of its own."""
+        """Pass a request to the server, on a new connection, and return its answer."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.upstream)
         try:
             sent = {**headers, "connection": "close"}

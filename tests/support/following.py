@@ -1,4 +1,4 @@
-"""What tests of following share: ways to replace a file, and waiting for what comes of it."""
+"""Helpers for tests of following: ways to replace a file, and waiting for the result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def replace(path, content):
 
 
 async def replace_off_loop(path, content):
-    """Replace within what the package calls, where the loop must not wait."""
+    """Replace a file in code that the package calls on the loop, which must not wait."""
     await anyio.to_thread.run_sync(replace, path, content)
 
 
@@ -27,14 +27,14 @@ async def content(snapshot):
 
 
 async def check_good(snapshot):
-    """Refuse what is not good, as a user's validation does."""
+    """Refuse a file that is not good, as a user's validation does."""
     found = await content(snapshot)
     if not found.startswith(b"good"):
         raise ValueError(f"not good: {found!r}")
 
 
 async def until(condition):
-    """Wait for what another task or thread brings about, and fail if it never does."""
+    """Wait for a condition that another task or thread makes true, and fail if none does."""
     with anyio.fail_after(20):
         while not await condition():
             await anyio.sleep(0.001)
@@ -48,7 +48,7 @@ async def until_serves(live, expected):
 
 
 async def until_serves_stably(live, expected):
-    """The same where a snapshot may lose bytes while it is read."""
+    """Do the same as ``until_serves`` where a snapshot may lose bytes while it is read."""
 
     async def serves():
         try:
@@ -83,7 +83,7 @@ async def until_value(live, expected):
 
 
 class Errors:
-    """What ``on_error`` was told."""
+    """The errors that ``on_error`` got."""
 
     def __init__(self):
         self.found = []
@@ -95,7 +95,7 @@ class Errors:
         self._told = anyio.Event()
 
     async def wait(self, kind, match=""):
-        """Wait for an error of a kind; what came before it is forgotten."""
+        """Wait for an error of a kind, and forget the errors before it."""
         with anyio.fail_after(20):
             while True:
                 while self.found:
@@ -106,7 +106,7 @@ class Errors:
 
 
 class FolderErrors:
-    """What ``on_error`` was told, by the name of the file."""
+    """The errors that ``on_error`` got, with the names of files."""
 
     def __init__(self):
         self.found = []
@@ -129,7 +129,7 @@ class FolderErrors:
 
 
 class Gate:
-    """A validation that tells when it began, and waits until it is let through."""
+    """A validation that tells when it has begun, and waits until it may go on."""
 
     def __init__(self):
         self.begun, self.opened = anyio.Event(), anyio.Event()

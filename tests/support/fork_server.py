@@ -1,9 +1,9 @@
-"""Processes for scripts, forked from one that has imported what most scripts need.
+"""Processes for scripts, forked from a server that has imported the modules most scripts need.
 
-A new interpreter spends most of a short script's time with imports. A server has them done, all but
-those of the package: it has one thread, no event loop and nothing of ours in it, so that a script
-finds the package, and its native module, as a new interpreter would. What is traced or looks at how
-an interpreter starts needs a new one.
+A new interpreter spends most of a short script's time with imports. The server has made them, all
+but those of the package. It has one thread, no event loop and none of our modules, so a script
+imports the package, and its native module, as in a new interpreter. A script that is traced, or
+that tests how an interpreter starts, needs a new interpreter.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import IO, NamedTuple
 
 from tests.support.strict import PYTHON
 
-#: What scripts, and the package in them, import; nothing of it starts a thread.
+#: The modules that scripts, and the package in them, import; none of them starts a thread.
 IMPORTED = (
     "anyio anyio._backends._asyncio anyio.abc anyio.lowlevel anyio.to_thread asyncio "
     "concurrent.futures contextlib ctypes dataclasses errno faulthandler fcntl hashlib hmac json "
@@ -37,14 +37,14 @@ IMPORTED = (
     "threading traceback uuid warnings weakref"
 ).split()
 
-#: And what those import that are told to run on another event loop.
+#: The modules that scripts on another event loop import as well.
 OF_LOOPS = {"uvloop": ("uvloop",), "trio": ("trio", "anyio._backends._trio")}
 
 MAIN = "from tests.support.fork_server import serve\nexec(serve())"
 
 
 class Script(NamedTuple):
-    """What a process is to run, and where."""
+    """The code that a process runs, and its surroundings."""
 
     code: str
     arguments: list[str]
@@ -56,7 +56,7 @@ class Script(NamedTuple):
 
 
 def serve() -> str:
-    """Fork for each script that is sent; return its code, in the process that is to run it."""
+    """Fork a child for each script that arrives; return the code in the child, which runs it."""
     channel = socket.socket(fileno=int(sys.argv[1]))
     for name in (*IMPORTED, *sys.argv[2:]):
         importlib.import_module(name)
@@ -79,7 +79,7 @@ def serve() -> str:
 
 
 def _keep_code(*packages: str) -> None:
-    """Compile the modules of packages, for the processes that will import them."""
+    """Compile the modules of packages ahead, for the children that will import them."""
     kept = {}
     for name in packages:
         for folder in importlib.util.find_spec(name).submodule_search_locations:
@@ -93,7 +93,7 @@ def _keep_code(*packages: str) -> None:
 
 
 def _wait(child: int, channel: socket.socket) -> int:
-    """Wait for a child to end, and end it if it is no longer waited for."""
+    """Wait until a child ends; kill it if the client gives up."""
     pidfd = os.pidfd_open(child)
     ended, _, _ = select.select([pidfd, channel], [], [])
     os.close(pidfd)
@@ -117,7 +117,7 @@ def _become(script: Script, outputs: list[int]) -> str:
 
 
 class ForkServer:
-    """Runs scripts one after the other, each in a process of its own."""
+    """Runs scripts one after the other, each in a new process."""
 
     def __init__(self, options: Iterable[str], loops: Iterable[str], preload: str | None) -> None:
         self._lock = threading.Lock()
@@ -133,7 +133,7 @@ class ForkServer:
         atexit.register(self.close)
 
     def close(self) -> None:
-        """End the server, and what it runs."""
+        """End the server, and the script that it runs."""
         atexit.unregister(self.close)
         self._channel.close()
         self._process.wait()
@@ -169,7 +169,7 @@ def run_code(
 ) -> subprocess.CompletedProcess[str]:
     """Run ``python OPTIONS -c CODE ARGUMENTS`` as `subprocess.run` does, with warnings as errors.
 
-    An argument that names an event loop says which one has to be at hand.
+    If an argument names an event loop, the server also has that loop's modules imported.
     """
     script = Script(code, [*map(str, arguments)], os.getcwd(), dict(environment))
     loops = tuple(loop for loop in OF_LOOPS if loop in script.arguments)
@@ -178,6 +178,6 @@ def run_code(
         _servers[kind] = ForkServer(*kind)
     try:
         return _servers[kind].run(script, timeout)
-    except BaseException:  # also when the time of the test is up: the next one needs a free server
+    except BaseException:  # also if the test times out: the next test needs a free server
         _servers.pop(kind).close()
         raise

@@ -1,5 +1,5 @@
-/* gate.c: preloaded, holds, fails or slows system calls of the process, so that a test says what happens
- * in the middle of a native step. Calls are named as in the list at the end. */
+/* gate.c: a preloaded library that holds, fails or slows system calls of the process, so that a test can
+ * decide what happens in the middle of a native step. The list at the end has the names of the calls. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -30,7 +30,7 @@ void gate_arm(const char *name, int after)
 
 static void rest(void) { nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL); }
 
-/* Whether a call is held; asked for at most ten seconds. */
+/* Wait at most ten seconds until a call is held; whether one is. */
 int gate_reached(void)
 {
     for (int tries = 0; !atomic_load(&reached) && tries < 100000; tries++)
@@ -40,7 +40,7 @@ int gate_reached(void)
 
 void gate_open(void) { atomic_store(&is_open, 1); }
 
-/* Fail the nth such call from now on, and if `on` all after it. */
+/* Fail the nth such call from now on, and with `on` all calls after it. */
 void gate_fail(const char *name, int nth, int error, int on)
 {
     strncpy(failing, name, sizeof failing - 1);
@@ -52,7 +52,7 @@ void gate_fail(const char *name, int nth, int error, int on)
 /* How many such calls are left until one fails; 0 once it did. */
 int gate_left(void) { return atomic_load(&fails_in); }
 
-/* Called before the next such call is made. */
+/* Call `act` before the next such call is made. */
 void gate_before(const char *name, void (*act)(void))
 {
     strncpy(armed, name, sizeof armed - 1);
@@ -60,8 +60,8 @@ void gate_before(const char *name, void (*act)(void))
     atomic_store(&is_armed, 1);
 }
 
-/* Have the next such calls take so long: "asleep", "running", or "without the processor", which another
- * process has to want. */
+/* Let the next such calls take this long: "asleep", "running", or "without the processor", for which
+ * another process has to want the processor. */
 void gate_slow(const char *name, int calls, int microseconds, const char *way)
 {
     strncpy(slow, name, sizeof slow - 1);

@@ -1,4 +1,4 @@
-"""Scripts in which system calls are held, fail or are slow (``gate.c``), each in a new process."""
+"""Scripts in which system calls are held, fail or are slow (``gate.c``), in other processes."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def gate_library():
 
 
 def expect_gated(code, folder, backend="asyncio"):
-    """Run a script with the shim preloaded: it has to come to its end, and to say only that."""
+    """Run a script with the shim preloaded; it must reach its end, and print nothing else."""
     library = gate_library()
     if library is None:
         pytest.skip("needs a C compiler and LD_PRELOAD")

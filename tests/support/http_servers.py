@@ -1,4 +1,4 @@
-"""HTTP servers as processes of their own, and a client that sends what it is told, byte by byte."""
+"""HTTP servers in other processes, and a client that sends exactly the request it is given."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ http {{
 
 @contextlib.contextmanager
 def nginx(root, folder):
-    """Serve a folder; yields the port. Skips the test where there is no nginx."""
+    """Serve a folder by nginx; yield the port. Skip the test if there is no nginx."""
     found = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
     if found is None:
         pytest.skip("nginx is not installed")
@@ -52,7 +52,7 @@ def nginx(root, folder):
 
 @contextlib.contextmanager
 def uvicorn(root, *, http="httptools"):
-    """Serve a folder by MappedFiles; yields the port."""
+    """Serve a folder by MappedFiles; yield the port."""
     port = free_port()
     program = (
         "import sys, uvicorn; from aiommap.asgi import MappedFiles; "
@@ -66,7 +66,7 @@ def uvicorn(root, *, http="httptools"):
 
 @contextlib.contextmanager
 def hypercorn(root, worker):
-    """Serve a folder by MappedFiles, on asyncio, uvloop or trio; yields the port."""
+    """Serve a folder by MappedFiles, on asyncio, uvloop or trio; yield the port."""
     port = free_port()
     program = (
         "import sys; from hypercorn.config import Config; from hypercorn.run import run; "
@@ -104,7 +104,7 @@ def free_port():
 
 @dataclass(frozen=True)
 class Response:
-    """What came back."""
+    """The answer of a server."""
 
     status: int
     headers: dict
@@ -112,7 +112,7 @@ class Response:
 
 
 class RawClient:
-    """A connection that is kept alive where the server keeps it."""
+    """A connection that stays open as long as the server keeps it open."""
 
     def __init__(self, port):
         self._address = ("127.0.0.1", port)
@@ -122,12 +122,12 @@ class RawClient:
         """Send a request, its target as it is, and return the response."""
         lines = [f"{method} {target} HTTP/1.1", "Host: test", *(f"{n}: {v}" for n, v in headers)]
         request = "\r\n".join([*lines, "", ""]).encode("latin-1")
-        status = self._send(request) or self._send(request)  # it may have been closed meanwhile
+        status = self._send(request) or self._send(request)  # the server may have closed it
         assert status, f"no answer to {request!r}"
         return self._read(method, int(status.split()[1]), on_body)
 
     def _send(self, request):
-        """Send, and return the first line of the answer; nothing if the connection is over."""
+        """Send, and return the first line of the answer; nothing if the connection is closed."""
         if self._socket is None:
             self._socket = socket.create_connection(self._address, timeout=20)
             self._stream = self._socket.makefile("rwb")

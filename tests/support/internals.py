@@ -1,8 +1,8 @@
 """The one place from which tests reach what is private; tests/project/test_tests.py counts.
 
-A test asks the public names first. What has tests of its own although it is private, as the pure
-modules do, is named here; the modules are for tests that replace a function in them. Whoever
-renames something below ``aiommap`` has this file to change, and no test.
+A test uses public names where it can. This file names the private things that have tests of their
+own, such as the pure modules; whole modules are here for tests that replace a function in them. If
+you rename something below ``aiommap``, change this file, and no test.
 """
 
 from __future__ import annotations
@@ -182,21 +182,21 @@ subtract_own = attribution.subtract_own
 
 
 def core_of(opened):
-    """Return what an open file or a snapshot knows of itself: its mapping, disk and state."""
+    """Return the ``FileCore`` of an open file or snapshot: its mapping, disk and state."""
     return opened._core
 
 
 def flusher_of(file):
-    """Return what flushes a file: a test may flush with it as the background does."""
+    """Return the ``Flusher`` of a file; a test may flush with it as the background does."""
     return file._open.flusher
 
 
 def pool_of(workers):
-    """Return the native threads in which reads of a hub wait; made if need be."""
+    """Return the native pool in which reads of a hub wait; make it if there is none."""
     assert workers.queue(0) is not None
     return workers._engine._pool
 
 
 def workers_of(opened):
-    """Return the threads of a file's hub, from which a test may take all: see ``limiters``."""
+    """Return the ``Workers`` of a file's hub; a test may take all tokens: see ``limiters``."""
     return core_of(opened).workers

@@ -22,7 +22,7 @@ def held(workers, *limiters):
 
 @contextmanager
 def engine_held(workers):
-    """Let no read of a hub begin in the engine; yields a test for reads that wait in it."""
+    """Let no read of a hub begin in the engine; yield a function that counts waiting reads."""
     pool, hub, readers = pool_of(workers), id(workers), workers._readers
     place = pool.queue(hub, 0, 0)
     workers._readers = 0  # for files that have no place yet

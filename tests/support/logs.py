@@ -1,4 +1,4 @@
-"""What tests of logs share: making, reading and damaging them."""
+"""Helpers for tests of logs: making, reading and damaging them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ read_log = load(EXAMPLES / "read_log.py")
 
 SEGMENT = 64 << 10
 ALWAYS = FlushPolicy.always()
-#: Longer than any frame of a small record, and many of them fill a segment.
+#: The size of a record that is longer than any small one; a few of them fill a segment.
 BIG = 9000
 
 
@@ -36,7 +36,7 @@ async def contents(log, start=None):
 
 
 async def up_to_damage(log):
-    """Read up to the first damaged record, and say which that is; None if there is none."""
+    """Read up to the first damaged record; return the data, and its sequence or None."""
     found, records = [], log.read()
     while True:
         try:
@@ -61,7 +61,7 @@ async def make(folder, *data, flush=ALWAYS, **options):
 
 
 def places(data, start=HEADER_BYTES):
-    """Say where the frames of records begin, and where the last one ends."""
+    """Return where the frames of records begin, and where the last one ends."""
     found = [start]
     for each in data:
         found.append(found[-1] + frame_bytes(len(each)))
@@ -88,9 +88,9 @@ def without_control(folder):
 
 
 def adopt_control(folder, *, boot=None):
-    """Have the control file of a copy vouch for it, as the original's does.
+    """Make the control file of a copied folder valid for the copy.
 
-    Another boot than this one leaves nothing to be believed but what was durable.
+    With the id of another boot, readers believe only what was durable.
     """
     path = Path(folder) / "control"
     block = bytearray(path.read_bytes())
@@ -103,12 +103,12 @@ def adopt_control(folder, *, boot=None):
 
 
 def bytes_read():
-    """Count what this process read, from the page cache or not."""
+    """Return how many bytes this process has read, from the page cache or not."""
     with open("/proc/self/io") as counts:
         return int(counts.readline().split()[1])
 
 
-#: Appends 40 records under a policy, which fill some segments, and tells of those that are durable.
+#: Appends 40 records under a policy, over several segments, and prints which are durable.
 WRITER = """
 import os, sys, anyio, aiommap
 folder, policy, first = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -129,7 +129,7 @@ anyio.run(main)
 
 
 def script(text, *arguments, check=True):
-    """Run a script in a process of its own."""
+    """Run a script in another process."""
     done = run_code(text, *arguments)
     if check:
         assert done.returncode == 0, done.stderr

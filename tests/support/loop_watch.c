@@ -1,14 +1,14 @@
-/* loop_watch.c: a profile hook that hands on the calls of C functions of certain names alone, and of
- * the hook's other events nothing. An interpreter calls it some ten million times a minute. */
+/* loop_watch.c: a profile hook that passes on only calls of C functions with certain names, and no other
+ * event. An interpreter calls it some ten million times a minute. */
 #include <Python.h>
 #include <string.h>
 
 enum { MOST = 256, LONGEST = 32 };
 
-/* The names that begin with a letter, one behind the other; an empty one ends them. */
+/* For each first letter, the names that begin with it; an empty name ends them. */
 static char names[128][MOST / 8][LONGEST];
 
-/* Have calls of functions of this name be told; 0 if there is no room for it. */
+/* Pass on calls of functions with this name; 0 if there is no room for it. */
 int watch_name(const char *name)
 {
     char(*known)[LONGEST] = names[name[0] & 127];
@@ -36,5 +36,5 @@ static int on_event(PyObject *look, PyFrameObject *frame, int what, PyObject *fu
     return done ? 0 : -1;
 }
 
-/* Be what sys.setprofile(look) would be, for this thread. */
+/* Do what sys.setprofile(look) does, for this thread. */
 void watch_calls(PyObject *look) { PyEval_SetProfile(on_event, look); }

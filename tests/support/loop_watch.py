@@ -1,9 +1,9 @@
-"""A detector for calls of ours that may wait, made on the loop thread (I1); for every event loop.
+"""A detector for calls of ours on the loop thread that may wait (I1), for every event loop.
 
-blockbuster knows asyncio only and cannot look into the native module, so this watches with the
-interpreter's profile hook: it is told of every C function that Python code of this thread calls.
-``loop_watch.c`` leaves those out whose names are harmless, as a hook in Python would make the code
-under test three times as slow; that stands in where there is no compiler.
+blockbuster knows only asyncio and does not see calls of the native module. So this detector uses
+the interpreter's profile hook, which hears of every C function that Python code of this thread
+calls. ``loop_watch.c`` drops calls with harmless names, because a hook in Python would make the
+code under test three times as slow. Without a compiler a hook in Python is used all the same.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ def in_event_loop() -> bool:
 
 
 def called_by_us(frame) -> bool:
-    """Tell whether the code nearest to the call, libraries aside, is ours and no test."""
+    """Tell whether the innermost caller that is not a library is our package, and not a test."""
     while frame is not None:
         if "/tests/" in frame.f_code.co_filename:
             return False
         module = frame.f_globals.get("__name__", "")
-        if module == "logging":  # what handlers do is the application's choice
+        if module == "logging":  # handlers are the application's
             return False
         if module.partition(".")[0] == PACKAGE:
             return not module.startswith((PACKAGE + "._cli", PACKAGE + ".testing"))
@@ -80,7 +80,7 @@ def called_by_us(frame) -> bool:
 
 @functools.cache
 def native_hook():
-    """Return ``watch_calls`` of loop_watch.c, or what stands in for it."""
+    """Return ``watch_calls`` of loop_watch.c, or ``sys.setprofile`` without a compiler."""
     compiler = shutil.which("cc")
     source = Path(__file__).with_suffix(".c")
     with tempfile.TemporaryDirectory() as folder:

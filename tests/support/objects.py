@@ -1,4 +1,4 @@
-"""Objects of a store that tests can hold up, break and count; a real source, with no engine."""
+"""Objects whose requests tests can hold, break and count: a real source without an engine."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from aiommap import StaleSnapshotError
 from aiommap.remote import RemoteState
 
 BLOCK = 4096
-#: Eleven blocks, the last one not whole; no two ranges that a test mixes up are equal.
+#: Eleven blocks, the last of them partial; no two ranges are equal, so a test notices a mix-up.
 DATA = b"".join(number.to_bytes(4, "little") for number in range(10 * 1024 + 100))
 
 
 @dataclass
 class Objects:
-    """One object, versions of it, and what is done to requests for it.
+    """One object, its versions, and the faults of requests for it.
 
     Attributes:
-        data: the bytes that a request is answered from.
-        gets: ranges that were asked for.
-        stats: how often its state was asked for.
+        data: the bytes of the object.
+        gets: the ranges that were requested.
+        stats: how often its state was requested.
         gate: requests for bytes wait until it is set.
-        asked: released once for each request for bytes, before it waits.
-        down: raised by each request, while it is set.
+        asked: released once for each request for bytes, before the request waits.
+        down: if it is set, each request raises it.
         change: called with (start, end) before each answer; raises, or returns other bytes and
             another state, or None for the true ones.
     """
@@ -81,5 +81,5 @@ class Objects:
 
     @property
     def fetched(self):
-        """Bytes that were asked for, each time."""
+        """How many bytes were requested, in all."""
         return sum(end - start for start, end in self.gets)

@@ -1,8 +1,8 @@
-"""A FUSE file system that says it made a file longer, and did not, and syncs no directory.
+"""A FUSE file system that claims to make files longer and does not, and syncs no directory.
 
 Run as ``python -m tests.support.odd_fs MOUNTPOINT LOG``, by ``tests.powercut.mount.mounted``.
-``kept`` has four bytes, and no truncation or write changes them; files called ``growing…`` become
-as long as asked up to 8192 bytes; reads of ``hung`` never return; any other file stays empty.
+``kept`` has four bytes, which no truncation or write changes. Files called ``growing…`` become as
+long as asked, up to 8192 bytes. Reads of ``hung`` never return. Any other file stays empty.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MOST = 8192
 
 
 class OddFS(Operations):
-    """The folder; names are all there is."""
+    """The only folder; it keeps names and sizes, but no data."""
 
     use_ns = True
 

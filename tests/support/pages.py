@@ -1,4 +1,4 @@
-"""The kernel's own word on the pages of a file, asked without the library."""
+"""What the kernel says about the pages of a file, asked without aiommap."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CACHESTAT = 451
 
 
 def drop_pages(path):
-    """Write the file back, and have the kernel drop its pages."""
+    """Write the file back, and let the kernel drop its pages."""
     fd = os.open(path, os.O_RDWR)
     try:
         os.fsync(fd)
@@ -55,7 +55,7 @@ def resident_pages(path):
 
 
 def dirty_pages(path):
-    """Count the pages that the kernel has still to write back, by cachestat(2)."""
+    """Return how many pages the kernel still has to write back, by cachestat(2)."""
     span, found = (ctypes.c_uint64 * 2)(0, 0), (ctypes.c_uint64 * 5)()
     fd = os.open(path, os.O_RDONLY)
     try:

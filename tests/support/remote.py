@@ -1,4 +1,4 @@
-"""What tests of remote snapshots share: contents, caches, and reading that compares every byte."""
+"""Helpers for tests of remote snapshots: contents, caches, and reads that compare every byte."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def opened(folder, store, key="object", *, cache=None, **options):
 
 
 async def read_all(snapshot, expected, step=3 * BLOCK + 7):
-    """Read everything in steps that are no blocks, and compare."""
+    """Read everything in steps that do not fit blocks, and compare."""
     assert snapshot.size == len(expected)
     for start in range(0, len(expected), step):
         length = min(step, len(expected) - start)
@@ -35,7 +35,7 @@ async def read_all(snapshot, expected, step=3 * BLOCK + 7):
 
 
 async def outcomes(snapshot, expected, errors, step=3 * BLOCK + 7):
-    """Read everything in steps: whatever is answered is right, else it is one of the errors."""
+    """Read everything in steps: each read gives the right bytes, or raises one of the errors."""
     found = []
     for start in range(0, len(expected), step):
         length = min(step, len(expected) - start)

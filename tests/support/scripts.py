@@ -1,4 +1,4 @@
-"""Scripts that may die: each runs in a process of its own, on the loop it is told."""
+"""Scripts that may die: each runs in another process, on a chosen event loop."""
 
 from __future__ import annotations
 

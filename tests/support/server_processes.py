@@ -1,4 +1,4 @@
-"""Servers that tests start, each a process of its own that ends with ours."""
+"""Servers that tests start, each in a process that ends with ours."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from typing import Any, ClassVar
 
 
 def free_port() -> int:
-    """Name a port that nobody listens on now."""
+    """Return a port on which no process listens now."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return taken.getsockname()[1]
 
 
 def _with_us(command: list[str]) -> list[str]:
-    """Have the kernel kill a process when the one that started it dies, in whatever way."""
+    """Let the kernel kill a process when its parent dies, in whatever way."""
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "KILL", *command] if setpriv else command
 
@@ -31,7 +31,7 @@ def _with_us(command: list[str]) -> list[str]:
 def request(
     port: int, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
 ) -> tuple[int, dict[str, str], bytes]:
-    """Make one HTTP request of a server on this machine."""
+    """Send one HTTP request to a server on this machine."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     try:
         connection.request(method, path, body or None, headers or {})
@@ -42,11 +42,11 @@ def request(
 
 
 class Server(ABC):
-    """A server that is running, or whatever else serves objects.
+    """A running server, or a store in this process.
 
     Attributes:
-        name: what the tests call it.
-        port: where it listens; 0 if it is no process.
+        name: its name in the ids of tests.
+        port: the port that it listens on; 0 if it is no process.
     """
 
     name: ClassVar[str]
@@ -54,12 +54,12 @@ class Server(ABC):
 
     @classmethod
     def missing(cls) -> str | None:
-        """Say what the server needs and is not here."""
+        """Name what the server needs and this machine lacks; None if it lacks nothing."""
         return None
 
     @abstractmethod
     def store(self, port: int | None = None, **client: Any) -> Any:
-        """Make a store of obstore's, for this server or for what listens in front of it."""
+        """Make a store of obstore's, for this server or for a proxy in front of it."""
 
     def put(self, key: str, content: bytes) -> None:
         """Put an object in place, whole and at once."""
@@ -73,16 +73,16 @@ class Server(ABC):
 
         obstore.delete(self.store(), key)
 
-    def stop(self) -> None:  # noqa: B027  some are no process that has to be ended
-        """End it."""
+    def stop(self) -> None:  # noqa: B027  a store in this process has nothing to end
+        """End the server."""
 
 
 class ServerProcess(Server):
-    """What the servers share that are processes."""
+    """The base class of servers that are processes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for _ in range(5):  # somebody may take the port in between
+        for _ in range(5):  # another process may take the port in between
             self.port = free_port()
             if self._start():
                 return
@@ -90,18 +90,18 @@ class ServerProcess(Server):
 
     @abstractmethod
     def command(self) -> list[str]:
-        """Say what to run."""
+        """Return the command line of the server."""
 
     def environment(self) -> dict[str, str]:
         return {}
 
     def is_ready(self) -> bool:
-        """Ask whether it serves; raises OSError while it does not listen."""
+        """Tell whether the server serves; raise OSError while it does not listen."""
         request(self.port, "GET", "/")
         return True
 
     def prepare(self) -> None:
-        """Make what tests need, once it serves."""
+        """Make the buckets that tests need, once the server serves."""
 
     def _start(self) -> bool:
         with open(self.folder / "log", "ab") as log:
@@ -140,6 +140,6 @@ class ServerProcess(Server):
 
 
 def find_tool(name: str) -> str | None:
-    """Find a program, in the environment that the tests run in too."""
+    """Find a program, also in the environment of the tests."""
     beside = str(Path(sys.executable).parent)
     return shutil.which(name, path=f"{beside}:{os.environ.get('PATH', '')}")

@@ -1,4 +1,4 @@
-"""C code that tests load into a process, to make a moment come that the kernel seldom gives."""
+"""C code that tests load into a process, to cause moments that are rare by themselves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 
 def compile_shim(folder, source):
-    """Return a shared object made of C source; skip where there is no compiler."""
+    """Compile C source into a shared object; skip the test without a compiler."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")
@@ -24,5 +24,5 @@ def compile_shim(folder, source):
 def preloaded(shim):
     """Return the environment of a process whose calls go through the shim first."""
     others = os.environ.get("LD_PRELOAD")
-    # A sanitizer must come first; what it does not do itself it asks of the next, the shim.
+    # A sanitizer must come first; it passes calls on to the next library, which is the shim.
     return os.environ | {"LD_PRELOAD": f"{others}:{shim}" if others else str(shim)}

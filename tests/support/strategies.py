@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from aiommap import PAGE_SIZE as PAGE
 
-#: The largest offset that a file can have, and what a 64-bit sum of two of them wraps to.
+#: The largest offset that a file can have, and the number at which 64-bit sums wrap.
 LARGEST, WRAP = 2**63 - 1, 2**64
 
 
@@ -39,5 +39,5 @@ def disjoint_windows(draw, universe):
 
 
 def examples(count):
-    """Scale a number of examples by what a test of this run has without one: 100 in a whole run."""
+    """Scale a number of examples by the default number of this run, which is 100 in a whole run."""
     return max(1, count * settings().max_examples // 100)

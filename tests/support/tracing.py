@@ -1,7 +1,7 @@
-"""Running a script under strace(1), and reading which calls of it sync what.
+"""Run a script under strace(1), and read which of its calls sync what.
 
-The trace is cut into phases by marks: the script writes the name of the phase that begins into
-the null device, which strace shows like any other write.
+Marks cut the trace into phases: the script writes the name of each phase that begins to the null
+device, and strace shows that like any other write.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 import aiommap
 from tests.support.strict import PYTHON
 
-#: Every call that makes bytes durable, or begins to, and those that store bytes.
+#: Every call that makes bytes durable or begins to, and every call that stores bytes.
 SYNCS = ("fsync", "fdatasync", "msync", "sync_file_range", "sync", "syncfs")
 STORES = ("pwrite64", "pwritev", "pwritev2")
 TRACED = ",".join(SYNCS + STORES)
 
-#: What runs before the first mark.
+#: The phase before the first mark.
 FIRST_PHASE = "open"
 
 SCRIPT = """
@@ -57,7 +57,7 @@ DESCRIPTOR = re.compile(r"\d+<(?P<path>[^>]*)>")
 
 
 def missing() -> str | None:
-    """Say why this machine cannot trace a process, if it cannot."""
+    """Return why this machine cannot trace a process; None if it can."""
     strace = shutil.which("strace")
     if strace is None:
         return "strace is not installed"
@@ -114,7 +114,7 @@ def _describe(name: str, arguments: list[str], path: Path, address: int) -> str:
 
 
 def _role(descriptor: str, path: Path) -> str:
-    """Say what a descriptor stands for: the file under test, its directory, or another's name."""
+    """Name the target of a descriptor: the file under test, its directory, or another file."""
     named = DESCRIPTOR.match(descriptor)
     assert named is not None, descriptor
     target = Path(named["path"])

@@ -1,4 +1,4 @@
-"""Waiting for what other tasks are going to do, without sleeping."""
+"""Waiting for other tasks, without sleeping."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import anyio.to_thread
 
 
 async def until(condition):
-    """Let the loop run until something holds; after a while leave the processor to others."""
+    """Let the loop run until a condition holds; after a while leave the processor to others."""
     turns = 0
     with anyio.fail_after(20):
         while not condition():
@@ -17,7 +17,7 @@ async def until(condition):
 
 
 async def nothing_happens():
-    """Give what should not run every chance to."""
+    """Give tasks and threads that should not run every chance to run."""
     for _ in range(50):
         await anyio.lowlevel.checkpoint()
     await anyio.to_thread.run_sync(int)

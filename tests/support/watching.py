@@ -1,4 +1,4 @@
-"""What tests of watching share: fetching changes, and what other programs do to files."""
+"""Helpers for tests of watching: fetching changes, and changing files as other programs do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def fetch(changes):
 
 
 async def fetch_event(changes, path):
-    """Make a file longer until an event tells of it; on a busy machine a poll may come first."""
+    """Make a file longer until an event reports it; on a busy machine a poll may come first."""
     with anyio.fail_after(20):
         while True:
             os.truncate(path, os.path.getsize(path) + 1)
@@ -35,7 +35,7 @@ async def expect(changes, *kinds):
 
 
 async def fence(path, changes):
-    """Show that all that was found has been fetched: the next change is the one made here."""
+    """Check that no change is left to fetch: the next one is the change made here."""
     size = os.stat(path).st_size + 1
     os.truncate(path, size)
     change = await expect(changes, ChangeKind.GROWN)
@@ -87,7 +87,7 @@ def size(count):
 
 
 class Deaf:
-    """A notifier that never says anything: every event is lost, as after an overflow."""
+    """A notifier that reports nothing: every event is lost, as after an overflow."""
 
     def __init__(self, *_):
         pass

@@ -1,14 +1,14 @@
-"""Ways in which programs change files, and what a watcher has to make of each.
+"""Ways in which programs change files, and the changes that a watcher has to report for each.
 
-A way is a command for the shell, run in a directory with these files; ``d/f`` is watched:
+A way is a shell command, run in a directory with these files; ``d/f`` is watched:
 
     d/f    4,096 lines, 64 KiB       same   as long, other bytes
     long   80 KiB                    short  12 KiB
 
-A program is many system calls, and the watcher may look between any two of them or only after the
-last. So the kinds to expect are a pattern: ``truncated? grown+`` reads like a regular expression
-whose letters are kinds. States in between that nobody saw are no loss; a pattern that lacks a kind
-the program cannot do without would be.
+A program makes many system calls, and the watcher may compare between any two of them or only after
+the last. So the expected kinds are a pattern: ``truncated? grown+`` is a regular expression whose
+letters are kinds. The watcher may miss states in between, but must report every kind that the
+pattern requires.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from dataclasses import dataclass
 LINES = 4096
 SIZE, LONG, SHORT = 64 << 10, 80 << 10, 12 << 10
 
-#: What another file in place of the old one looks like: moved there, or removed and made there.
+#: Another file in place of the old one: moved there, or created after the old one was removed.
 MOVED = "(replaced | removed created)"
 REPLACED = "replaced (metadata | changed)*"
 MADE = f"{MOVED} grown* (modified | metadata | changed)*"
-#: What writing a file anew looks like, in place, if it is longer afterwards.
+#: A file that is rewritten in place, and longer afterwards.
 REWRITTEN = "truncated? grown+ (modified | metadata | changed)*"
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way.
+    """One way to change the file.
 
     Attributes:
-        name: for people.
+        name: a name for people.
         kinds: the pattern of the kinds of all changes.
-        command: does it.
-        size: of the file afterwards; None if there is none.
+        command: makes the change.
+        size: the size of the file afterwards; None if there is none.
         same: whether it is the same file afterwards.
-        before: prepares it, before the file is watched.
-        after: cleans up.
-        needs: programs that have to be there.
+        before: a command that prepares the change, before the file is watched.
+        after: a command that cleans up.
+        needs: programs that must be installed.
         root: whether only root can do it.
-        silent: whether the kernel tells nobody, so that only looking finds it.
+        silent: whether the kernel raises no event, so that only a poll finds the change.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Way:
         return re.fullmatch(pattern, "".join(f"{kind}," for kind in kinds)) is not None
 
     def obstacle(self) -> str:
-        """Say why this machine cannot do it; nothing if it can."""
+        """Return why this machine cannot do it; an empty string if it can."""
         if self.root and os.geteuid() != 0:
             return "only root can"
         missing = [name for name in self.needs if not _is_installed(name)]
@@ -215,7 +215,7 @@ ANOTHER_FILE = [
         same=False,
         needs=("vim",),
     ),
-    Way(  # what vim does there, step by step, for where it is not installed
+    Way(  # the steps of vim, for machines without it
         "rename-to-backup-and-write",
         MADE,
         "mv d/f d/f~; cat long > d/f; chmod 640 d/f; rm d/f~",

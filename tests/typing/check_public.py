@@ -1,4 +1,4 @@
-"""What type checkers conclude about the public API; checked, never run.
+"""The types that type checkers infer for the public API; checked, never run.
 
 An ``ignore`` with a code marks a call that must be refused: were it accepted, the comment would
 be reported as unused.
