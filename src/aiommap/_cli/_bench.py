@@ -21,13 +21,13 @@ from ._text import format_bytes, format_seconds, format_share, plural, printable
 
 _DESCRIPTION = """\
 Read FILE at random offsets through aiommap, stdlib mmap in a thread, pread in a thread,
-and aiofiles and aiofile where they are installed; one after the other, in this process,
-on asyncio. FILE is only read. An object of a store, named by its URL, is read through
-the cache of aiommap.remote, and by a GET for each read.
+and aiofiles and aiofile if they are installed: one after the other, in this process, on
+asyncio. FILE is only read. An object of a store, named by its URL, is read through the
+cache of aiommap.remote, and by a GET for each read.
 
-A 1 ms heartbeat runs on the same loop. Its longest gap is the longest turn of the loop,
-which the tasks share; "waited" is how long of one the loop's thread had to wait for
-something: 1 to 3 ms is a loop with nothing to do."""
+A heartbeat ticks every millisecond on the same loop. Its longest gap is the longest turn
+of the loop, which all tasks share. "waited" is the longest time in one gap in which the
+thread of the loop waited instead of running; an idle loop waits 1 to 3 ms."""
 
 _EPILOG = with_examples(
     "aiommap bench model.bin", "aiommap bench model.bin --tasks 64 --block 64K --cold"

@@ -21,27 +21,27 @@ from ._screen import Screen
 from ._text import format_bytes, format_share, plural, printable
 
 _DESCRIPTION = """\
-Look at the folder in which aiommap.remote keeps blocks of remote objects. Programs that
-use the folder meanwhile are not disturbed.
+Inspect the folder in which aiommap.remote keeps blocks of remote objects. Programs may use
+the folder at the same time.
 
 commands:
   info         how much it holds
-  list         the objects it holds blocks of
+  list         the objects of which it holds blocks
   clear [URL]  give up what is cached, of one object or of all
   verify       compare every block with its checksum"""
 
 _INFO = """\
 Tell how much a cache holds, and how much of it is in use."""
 _LIST = """\
-List the objects that a cache holds blocks of, the one that was opened last first: how
-much of each is cached, its size, its ETag, and where it came from. An object that was
-overwritten is in it once for each state that was opened."""
+List the objects of which a cache holds blocks: how much of each is cached, its size, its
+ETag, and its URL. The object that was opened last comes first. An object that was
+overwritten is listed once for each state that was opened."""
 _CLEAR = """\
-Give up the blocks of one object, or of all. Programs that read them go on, and fetch them
-again when they need them."""
+Give up the blocks of one object, or of all. Programs that read an object can go on: they
+fetch blocks again when they need them."""
 _VERIFY = """\
 Read every cached block and compare it with its checksum. Blocks that are wrong are given
-up, and are fetched again when somebody reads them."""
+up; the next read of them fetches them again."""
 
 Run = Callable[[argparse.Namespace, Screen, RemoteCache], Awaitable[None]]
 

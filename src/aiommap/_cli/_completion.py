@@ -16,8 +16,8 @@ from ._screen import Screen
 SHELLS = ("bash", "zsh", "fish")
 
 _DESCRIPTION = """\
-Print a script that completes commands, options and file names; write it where the shell
-looks for completions, once."""
+Print a script that completes commands, options and file names. Write it once to the place
+where the shell looks for completions."""
 
 _EPILOG = with_examples(
     "aiommap completion bash > ~/.local/share/bash-completion/completions/aiommap",

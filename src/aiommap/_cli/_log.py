@@ -19,24 +19,24 @@ from ._screen import Screen
 from ._text import format_bytes, plural, printable
 
 _DESCRIPTION = """\
-Look at a log that aiommap.Log wrote. No command writes to it, and none disturbs its writer.
+Inspect a log that aiommap.Log wrote. No command writes to it, and none disturbs its writer.
 
 commands:
   info FOLDER    what the log holds, segment by segment
   cat FOLDER     print the records
   tail FOLDER    print new records as they come
-  verify FOLDER  check every record, and tell of each that is damaged"""
+  verify FOLDER  check every record, and report each one that is damaged"""
 
 _INFO = """\
 Tell what a log holds: its first, last and last durable record, and its segments."""
 _CAT = """\
-Print the data of the records, one on a line, with what is not printable escaped; with
---json their bytes as they are, in base64."""
+Print the data of the records, one on a line. Characters that are not printable are
+escaped. With --json the bytes are unchanged, in base64."""
 _TAIL = """\
-Print new records as they come, likewise. Runs until Ctrl-C or SIGTERM."""
+Print new records as they come, in the same form as "cat". Runs until Ctrl-C or SIGTERM."""
 _VERIFY = """\
-Read every record and check it. Tells of each damaged one, and of records that are
-missing, and goes on behind it. To repair a log, copy its good records into a new one."""
+Read every record and check it. Each damaged or missing record is reported, and the check
+goes on behind it. To repair a log, copy its good records into a new one."""
 
 _TAIL_EXIT_CODES = """\
 exit codes:

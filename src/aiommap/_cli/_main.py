@@ -30,8 +30,8 @@ commands:
   prewarm FILE...    bring files into memory
   bench FILE         measure reads of a file, beside other libraries
   watch PATH...      show changes of files as they happen
-  cache COMMAND ...  look at the cache of remote snapshots, empty and verify it
-  log COMMAND ...    look at a durable log, print, follow and verify it
+  cache COMMAND ...  inspect, verify or clear the cache of remote snapshots
+  log COMMAND ...    inspect, print, follow or verify a durable log
   completion SHELL   print a script that completes this command line"""
 
 _HINT = "aiommap COMMAND --help shows the options of one, and examples."

@@ -20,9 +20,9 @@ from ._system import HIDDEN, cache_state, visible_residency
 from ._text import format_bytes, format_rate, format_seconds, format_share, plural, printable
 
 _DESCRIPTION = """\
-Bring whole files into memory, then count which of their pages really are there. Files
-that do not fit push each other out again, and nothing keeps a page in memory once the
-command has ended: the count says what was true when it was taken.
+Bring whole files into memory, then count how many of their pages really are there. If
+the files do not all fit, later ones evict earlier ones. Nothing keeps a page in memory
+after the count, so the count is true only for the moment when it was made.
 
 An object of a store, named by its URL, is fetched into the cache on this machine's disk,
 from which aiommap.remote reads it."""

@@ -21,13 +21,14 @@ from ._system import HIDDEN, files_below, visible_residency
 from ._text import format_bytes, format_share, plural, printable, shorten
 
 _DESCRIPTION = """\
-Draw which pages of each file are in memory: per cent, resident and total pages and bytes
-(as far as there is room for them), and a chart from the start of the file to its end, where
-a blank cell is empty and a full block is all in memory. Folders are searched. Nothing is
-read from the files, and nothing keeps a page in memory after it was counted.
+Show which pages of each file are in memory: the share in per cent, resident and total
+pages and bytes (if there is room for them), and a chart from the start of the file to its
+end. A blank cell means that no page of that part is in memory, a full block that all are.
+Folders are searched. Nothing is read from the files, and a page may leave memory as soon
+as it was counted.
 
-Of an object of a store, named by its URL, it draws which parts are in the cache on this
-machine's disk, from which aiommap.remote reads it."""
+For an object of a store, named by its URL, the chart shows which parts are in the cache on
+this machine's disk, from which aiommap.remote reads it."""
 
 _EPILOG = with_examples(
     "aiommap residency model.bin",

@@ -25,21 +25,21 @@ from ._screen import Screen
 from ._text import format_bytes, format_difference, format_seconds, plural, printable
 
 _DESCRIPTION = """\
-Show every change of files, one line each: when it was found, its kind, by how many bytes
-the file became longer or shorter, its size now, how long before the change had happened,
+Show every change of files, one on a line: when it was found, its kind, by how many bytes
+the file became longer or shorter, its size now, how long it took to find the change, and
 the path. Runs until Ctrl-C or SIGTERM. A path need not exist yet. A folder is refused:
 name the files in it.
 
 The kinds: created, removed, replaced (the path names another file), truncated, grown,
 modified, metadata, changed.
 
-An object of a store, named by its URL, is asked for its state every --interval seconds."""
+For an object, named by its URL, the store is asked for its state every --interval seconds."""
 
 _EXEC_HELP = """\
 run this shell command for each change, with AIOMMAP_PATH, AIOMMAP_KIND,
-AIOMMAP_OLD_SIZE and AIOMMAP_NEW_SIZE (empty where there is no file) and AIOMMAP_MERGED in its
-environment; for one path one after another, and for several paths at once. With --json what it
-prints goes to standard error"""
+AIOMMAP_OLD_SIZE and AIOMMAP_NEW_SIZE (empty if there is no file) and AIOMMAP_MERGED in its
+environment. Commands for one path run one after another, those for several paths run at once.
+With --json their output goes to standard error"""
 
 _EXIT_CODES = """\
 exit codes:
@@ -59,7 +59,11 @@ def add_parser(commands: Any) -> None:
         "watch", description=_DESCRIPTION, epilog=_EXIT_CODES
     )
     parser.add_argument(
-        "paths", nargs="+", type=file_name, metavar="PATH", help="a file, there or not; or a URL"
+        "paths",
+        nargs="+",
+        type=file_name,
+        metavar="PATH",
+        help="a file, which need not exist yet, or a URL",
     )
     parser.add_argument(
         "--interval",

@@ -32,12 +32,13 @@ from .stage import Comparison, Stage
 from .writing import count_durable, create, flush_much, write_durably
 
 _DESCRIPTION = """\
-Show what the library does, on a real file and beside stdlib mmap in a thread: what is
-kept when things go wrong, how long the event loop waits, how much gets done.
+Show on a real file what the library does, compared with stdlib mmap in a thread: which
+promises it keeps when something fails, how long the event loop waits, and how much work
+gets done.
 
-Without FILE, in a temporary folder that is removed at the end: durable writers, a large
-flush, cold and warm reads, prewarm, and another process that writes to the file and
-truncates it. With FILE: the reads and the prewarm, on your file; never writes to it."""
+Without FILE, the demo works in a temporary folder, which it removes at the end: durable
+writers, a large flush, cold and warm reads, prewarm, and another process that writes to
+the file and truncates it. With FILE it only reads and prewarms that file."""
 
 _EPILOG = with_examples("aiommap demo", "aiommap demo --dir . --size 1G", "aiommap demo model.bin")
 
