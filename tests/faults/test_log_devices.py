@@ -264,6 +264,45 @@ async def test_unreadable_segment_is_an_error_with_its_path(mount):
         assert caught.value.errno == errno.EIO
 
 
+@pytest.mark.parametrize(("kind", "mode"), [("read", "a"), ("read", "r"), ("write", "a")])
+async def test_error_of_the_control_file_names_it(mount, kind, mode):
+    await make(mount.path, b"x")
+    os.sync()
+    drop_caches()
+    mount.fail(kind, "control")
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        await reopened(mount.path, mode)
+    assert (caught.value.errno, caught.value.filename) == (errno.EIO, f"{mount.path}/control")
+
+
+async def test_unflushed_control_file_is_named(mount):
+    log = await Log.open(mount.path, segment_size=SEGMENT)
+    await log.append(b"x")
+    mount.fail("fsync", "control")
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        await log.aclose()
+    assert caught.value.filename == f"{mount.path}/control"
+    assert await reopened(mount.path) == [b"x"]
+
+
+@pytest.mark.parametrize(
+    "policy", [FlushPolicy.manual(), FlushPolicy.never()], ids=["manual", "never"]
+)
+async def test_what_was_refused_does_not_come_back(mount, policy):
+    """Some of it reached the file; closing covers that, as the next append would have."""
+    async with Log.open(mount.path, segment_size=8 << 20, flush=policy) as log:
+        await log.append(b"before")
+        name = segments(mount.path)[0].name
+        mount.fail("write", name, nth=2, number=errno.ENOSPC, times=100)
+        with pytest.raises(OSError, match="No space left"):
+            await log.append_many([bytes(4096)] * 512)
+        mount.fail("write", name, nth=1 << 30)  # there is room again
+        assert log.last == 1
+    async with Log.open(mount.path, segment_size=8 << 20) as log:
+        assert await contents(log) == [b"before"]
+        assert log.life == 3
+
+
 def drop_caches():
     with open("/proc/sys/vm/drop_caches", "w") as file:
         file.write("1")

@@ -252,16 +252,37 @@ async def test_closed_log_holds_nothing(folder):
     await log.append(b"x")
     async for _ in log.read():
         pass
+    middle = log.read()
+    await anext(middle)
     await log.aclose()
     with open("/proc/self/maps") as lines:
         assert [line for line in lines if str(folder) in line] == []
+    assert open_below(folder) == []
 
-    def held():
-        links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
-        names = [os.readlink(link) for link in links if os.path.islink(link)]
-        return [name for name in names if str(folder) in name]
 
-    await until(lambda: not held())  # a worker closes the segment that was read
+async def test_closing_takes_the_segment_of_a_tail_that_waits(folder):
+    """Before its task has a turn; the words it waits for are mapped for a moment more."""
+    log = await Log.open(folder)
+    await log.append(b"x")
+    tail = log.tail()
+    await anext(tail)
+
+    async def follow():
+        with pytest.raises(anyio.ClosedResourceError):
+            await anext(tail)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(follow)
+        await anyio.wait_all_tasks_blocked()
+        assert [name for name in open_below(folder) if name.endswith(".log")]
+        await log.aclose()
+        assert open_below(folder) == []
+
+
+def open_below(folder):
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    names = [os.readlink(link) for link in links if os.path.islink(link)]
+    return [name for name in names if str(folder) in name]
 
 
 async def test_reader_refuses_to_write(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 
 import anyio
@@ -160,3 +161,50 @@ async def test_tail_is_woken_as_the_futex_word_wraps(folder, monkeypatch):
     (word,) = struct.unpack_from("<I", (folder / "control").read_bytes(), FUTEX)
     assert word < 100
     assert found == [*(b"%d" % i for i in range(8)), b"end"]
+
+
+@pytest.mark.parametrize("mode", ["a", "r"])
+@pytest.mark.parametrize("name", ["control", "00000000000000000001.log"])
+@pytest.mark.parametrize("make_it", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+async def test_what_is_no_file_is_not_waited_for(folder, name, mode, make_it):
+    await make(folder, *DATA)
+    (folder / name).unlink()
+    make_it(folder / name)
+    refused = aiommap.CorruptLogError, IsADirectoryError
+    with pytest.raises(refused, match=f"{name}(' *$| is no regular file: move it away)"):
+        await reopened(folder, mode)
+
+
+@pytest.mark.parametrize("mode", ["a", "r"])
+@pytest.mark.parametrize("dangles", [True, False])
+async def test_control_that_leads_elsewhere_is_not_followed(folder, tmp_path, mode, dangles):
+    await make(folder, *DATA)
+    target = tmp_path / "elsewhere"
+    if not dangles:
+        target.write_bytes(b"precious")
+    (folder / "control").unlink()
+    (folder / "control").symlink_to(target)
+    with pytest.raises(aiommap.CorruptLogError, match="control is a symbolic link: move it away"):
+        await reopened(folder, mode)
+    assert (target.read_bytes() == b"precious") if not dangles else not target.exists()
+
+
+@pytest.mark.parametrize("forged", ["block", "holder"])
+async def test_refusal_tells_of_no_writer_that_nobody_noted(folder, forged):
+    """What lies there may be anything: a terminal would do as it says."""
+    async with Log.open(folder):
+        noise = b"\xc3\x1b[2J" * 400
+        overwrite(folder / "control", *((0, noise) if forged == "block" else (140, noise[:60])))
+        with pytest.raises(anyio.BusyResourceError) as caught:
+            await Log.open(folder)
+    assert "is written by another process, and a log has one" in str(caught.value)
+
+
+async def test_opening_that_fails_leaves_the_standbys_of_others(folder):
+    """Who has no segment locked cannot tell whether another writer makes one."""
+    await make(folder, *DATA)
+    segment_path(folder).unlink()
+    (folder / "standby-0123abcd.tmp").touch()
+    with pytest.raises(aiommap.CorruptLogError, match="it has no segment"):
+        await reopened(folder)
+    assert (folder / "standby-0123abcd.tmp").exists()

@@ -24,8 +24,9 @@ from .._runtime.loops import call_later, spawn
 from .._runtime.threads import this_thread
 from .._runtime.workers import OnCancel, Workers
 from .format import RESERVED_BYTES, frame_bytes
+from .items import Flush, Item, Outcome
 from .receipt import LogStatistics
-from .writer import Flush, Item, Outcome, Writer
+from .writer import Writer
 
 #: How long workers store after an inline store had to wait.
 SLOW_SECONDS = 0.1

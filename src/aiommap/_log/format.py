@@ -196,6 +196,11 @@ class Holder:
         pid, life, host = _HOLDER.unpack_from(block, HOLDER_AT)
         return cls(pid, life, host.rstrip(b"\0").decode(errors="replace"))
 
+    @property
+    def is_told(self) -> bool:
+        """Whether somebody wrote it, and nothing else lies there."""
+        return self.pid > 0 and self.host.isprintable() and "\ufffd" not in self.host
+
 
 def word(block: bytes, at: int) -> int:
     """Read one word of a control file."""

@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Self, SupportsIndex, TypeAlias
-from weakref import WeakSet
 
 import anyio
 
@@ -26,17 +25,19 @@ from .._runtime.threads import this_thread
 from .._runtime.workers import OnCancel, Workers
 from .._typing import Buffer
 from .appender import Appender
-from .files import LogSegment, Segment, list_segments
+from .files import LogSegment, list_segments
 from .format import (
     MAX_SEGMENT_BYTES,
     MIN_SEGMENT_BYTES,
 )
+from .items import Discard, Together, Writeback
 from .opening import open_writer
 from .published import Published
 from .reader import Reading
+from .readings import Readings
 from .receipt import LogReceipt, LogRecord, LogStatistics
 from .recovery import Recovered
-from .writer import Discard, Together, Writeback, Writer
+from .writer import Writer
 
 DEFAULT_SEGMENT_BYTES = 64 << 20
 
@@ -70,13 +71,13 @@ class Log:
         self.recovered: Recovered | None = None
         self.workers: Workers = workers
         self.published: Published = Published(folder, workers)
+        self.readings: Readings = Readings(workers)
         self.corrupt: int = 0
         self.wakeups: int = 0
         self._policy = policy
         self._inline_writes = inline_writes
         self._writer: Writer | None = None
         self._appender: Appender | None = None
-        self._readings: WeakSet[Reading] = WeakSet()
         self._closed = False
         self._closing: Event | None = None
         self._close_error: BaseException | None = None
@@ -367,7 +368,7 @@ class Log:
         if number is not None and number < 1:
             raise ValueError(f"start is {number}: records are numbered from 1")
         reading = Reading(self, number, follow=follow, durable=durable)
-        self._readings.add(reading)
+        self.readings.add(reading)
         return reading
 
     def check_reading(self) -> None:
@@ -376,15 +377,6 @@ class Log:
             raise ForkedError(self.folder)
         if self._closed:
             raise anyio.ClosedResourceError(f"{self.folder} is closed: open the log again")
-
-    def release(self, segment: Segment) -> None:
-        """Have a worker close a segment that a reading is done with; from any thread."""
-
-        def close() -> None:
-            self.workers.start(self.workers.control, segment.close, lambda *_: None)
-
-        if self.workers.forked or not self.workers.call_from_thread(close):
-            segment.close()
 
     # Segments, statistics, and closing.
 
@@ -421,7 +413,7 @@ class Log:
 
     def statistics(self) -> LogStatistics:
         """Return what the log did so far."""
-        held = [reading for reading in list(self._readings) if reading.holds_segment]
+        held = self.readings.holding()
         return replace(
             LogStatistics() if self._appender is None else self._appender.counted(),
             held_segments=len(held),
@@ -471,8 +463,7 @@ class Log:
 
     async def _close(self, closing: Event) -> None:
         try:
-            for reading in list(self._readings):
-                await reading.aclose()
+            await self.readings.end()
             if self._appender is not None:
                 await self._appender.close()
         except Exception as error:
@@ -480,6 +471,7 @@ class Log:
         finally:
             try:
                 await self.published.aclose()
+                await self.readings.settle()
             finally:
                 self.workers.close()
                 closing.set()

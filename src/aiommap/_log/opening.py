@@ -16,20 +16,17 @@ from dataclasses import dataclass
 from .._core.machine import remote_kind
 from .._errors import CorruptLogError, UnsupportedError
 from .._native import LogCursor, LogRecord, LogWriter, search_frames
+from .calls import open_folder, sync_folder, write_all
+from .control import Control, believed_control
 from .files import (
-    Control,
     Segment,
     Unnamed,
-    believed_control,
     find_segment,
     lock_last_segment,
     lock_segment,
-    open_folder,
     open_segment,
     remove_standbys,
     segment_bases,
-    sync_folder,
-    write_all,
 )
 from .format import (
     CLEAN,
@@ -224,7 +221,6 @@ def open_writer(folder: str, segment_size: int) -> OpenedLog:
             )
         last = lock_last_segment(folder, folder_fd)  # step 1
         control = Control(folder)
-        remove_standbys(folder, folder_fd)
         return _Recovery(folder, folder_fd, control, last, segment_size).run()
     except BaseException:
         if control is not None:
@@ -271,6 +267,8 @@ class _Recovery:
         found = survey(self._folder, self._folder_fd, self._durable, self._first)
         opened = self._create(native) if found is None else self._recover(native, found)
         try:
+            # Those of no other writer, as this one has the lock of the segment, too.
+            remove_standbys(self._folder, self._folder_fd)
             self._publish(opened)
         except BaseException:
             opened.segment.close()

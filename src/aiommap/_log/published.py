@@ -8,7 +8,7 @@ from .._file.mapped_file import MappedFile
 from .._hub.hub import Hub
 from .._ipc.atomics import AtomicU32, AtomicU64
 from .._runtime.workers import Workers
-from .files import believed_control
+from .control import believed_control
 from .format import CONTROL_NAME, DURABLE, DURABLE_SEQUENCE, FIRST, FUTEX, LAST_SEQUENCE, TAIL
 from .opening import Look, look
 

@@ -28,7 +28,8 @@ import anyio
 from .._errors import CorruptLogError, CorruptRecordError, RecordsDiscardedError, name_file
 from .._native import LogCursor, find_record
 from .._runtime.workers import Workers
-from .files import Segment, is_in_memory, open_folder, open_segment, segment_bases
+from .calls import is_in_memory, open_folder
+from .files import Segment, open_segment, segment_bases
 from .format import (
     CONTROL_NAME,
     HEADER_BYTES,
@@ -55,6 +56,13 @@ class Found(Enum):
     END = 1
 
 
+class Owner(Protocol):
+    """What a reading leaves behind, it leaves to its owner."""
+
+    def release(self, segment: Segment) -> None: ...
+    def note_end(self) -> None: ...
+
+
 class ReadLog(Protocol):
     """What a reading needs from its log."""
 
@@ -71,7 +79,8 @@ class ReadLog(Protocol):
     @property
     def durable(self) -> int: ...
     def check_reading(self) -> None: ...
-    def release(self, segment: Segment) -> None: ...
+    @property
+    def readings(self) -> Owner: ...
 
 
 class Reading(LogCursor, AsyncIterator[LogRecord]):
@@ -95,6 +104,7 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
         "_start",
         "_taken",
         "_until",
+        "_waits",
     )
 
     def __new__(cls, *_: object, **__: object) -> Self:
@@ -109,7 +119,9 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
         words = log.published.words
         #: The position at which ``read`` ends: the end of the log when it was called.
         self._until = _EVERYTHING if words is None else words.tail.load()
-        self._busy = self._done = self._ended = False
+        #: Whether a task runs ``_advance``, and whether it only waits there for more records.
+        self._busy = self._waits = False
+        self._done = self._ended = False
         #: Records that ``tail(durable=True)`` has read, but that nothing proves durable yet.
         self._held: deque[LogRecord] = deque()
         #: The record that a worker read. After a cancellation, the next call hands it out.
@@ -136,6 +148,7 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
             self._busy = False
             if self._done:
                 self._close()
+                self._log.readings.note_end()
         if record is None:
             raise StopAsyncIteration
         return record
@@ -144,7 +157,7 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
         """End the walk, and close its segment."""
         self._done = True
         self.leave()
-        if not self._busy:
+        if not self.works:
             self._close()
 
     def __del__(self) -> None:
@@ -154,12 +167,17 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
         self.leave()
         segment, self._segment = self._segment, None
         if segment is not None:
-            self._log.release(segment)
+            self._log.readings.release(segment)
 
     @property
     def next_sequence(self) -> int:
         """The sequence of the record that comes next."""
         return self.sequence if self._segment is not None else self._start or 1
+
+    @property
+    def works(self) -> bool:
+        """Whether a task runs ``_advance`` that may need the segment."""
+        return self._busy and not self._waits
 
     @property
     def holds_segment(self) -> bool:
@@ -171,13 +189,19 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
         while True:
             await self._log.workers.checkpoint_if_due()
             self._log.check_reading()
+            if self._done:
+                return None
             got = await self._step()
             if isinstance(got, LogRecord):
                 return got
             if got is Found.END:
                 if not self._follow:
                     return None
-                await self._wait()
+                self._waits = True
+                try:
+                    await self._wait()
+                finally:
+                    self._waits = False
 
     async def _step(self) -> LogRecord | Found:
         """Make one step: open a segment if needed, and take a record if there is one."""
@@ -334,7 +358,7 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
             if segment is not None:
                 old, self._segment = self._segment, segment
                 if old is not None:
-                    self._log.release(old)
+                    self._log.readings.release(old)
         return segment is not None
 
     async def _cross(self) -> bool:

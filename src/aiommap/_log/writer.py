@@ -20,8 +20,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 from .._core.file_kinds import is_on_server
 from .._errors import FlushError, MappedFileError, name_file
@@ -29,7 +28,8 @@ from .._flush_policy import FlushPolicy
 from .._logs import LOGS
 from .._native import PoolCommit, PoolQueue, start_writeback
 from .._typing import Buffer
-from .files import Segment, Unnamed, explained, sync_folder, sync_segment
+from .calls import sync_folder
+from .files import Segment, Unnamed, explained, sync_segment
 from .format import (
     CLEAN,
     DISCARD,
@@ -46,6 +46,7 @@ from .format import (
     frame_bytes,
     segment_name,
 )
+from .items import Discard, Flush, Item, Outcome, Together, Writeback
 from .opening import OpenedLog
 from .receipt import Counts
 
@@ -56,37 +57,6 @@ _WITHOUT_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 #: Write-back is begun each time this many bytes were stored, to keep the flush of a roll short.
 _WRITEBACK_BYTES = 8 << 20
 
-
-class Flush:
-    """A request to make durable all that was appended before."""
-
-    __slots__ = ()
-
-
-class Writeback:
-    """A request to begin write-back."""
-
-    __slots__ = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Together:
-    """Records to publish together."""
-
-    items: list[Buffer]
-
-
-@dataclass(frozen=True, slots=True)
-class Discard:
-    """A request to drop each segment whose records all come before a sequence."""
-
-    before: int
-
-
-#: What the queue of a log carries: the data of a record, or a request.
-Item: TypeAlias = Buffer | Flush | Writeback | Together | Discard
-#: The result of an item: the sequence of its last record (of any, for a request), or an error.
-Outcome: TypeAlias = int | BaseException
 
 _PLAIN = {bytes, memoryview}
 
@@ -484,13 +454,21 @@ class Writer:
             sync_folder(self._opened.folder_fd)
             del self._discarded[0]
 
+    def _cover_failed_store(self) -> None:
+        """Cover it at the end, too: the next opening would find its records whole, maybe."""
+        if self.failure is None and self.needs_life:
+            error = self._attempt(lambda _: self._begin_life(), None)
+            if error is not None:
+                LOGS.warning("%s: records that were refused may come back: %s", self.folder, error)
+
     def close(self, *, clean: bool) -> None:
         """Close all files; if all is flushed, note in the control file that the log was closed."""
         opened = self._opened
         try:
+            self._cover_failed_store()
             if clean and self.failure is None and not self.needs_life:
                 self.native.set_word(CLEAN, self.native.position)
-                os.fdatasync(opened.control.fd)
+                opened.control.sync()
         finally:
             self.native.close()
             if self._standby is not None:

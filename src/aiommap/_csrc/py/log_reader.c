@@ -15,6 +15,7 @@
 
 #include "../sys/crc32c.h"
 #include "../sys/file_io.h"
+#include "../sys/forks.h"
 
 /* What one read brings; larger records are read by themselves. */
 #define BUFFER_BYTES ((size_t)256 << 10)
@@ -52,6 +53,7 @@ typedef struct {
     unsigned int granted;
     int64_t granted_end;
     PyObject *spare; /* a LogNext that is over, or NULL */
+    unsigned long generation; /* constant; in a forked child it is another's */
 } LogCursor;
 
 static PyObject *record_make(PyTypeObject *type, uint64_t sequence, uint32_t life, PyObject *data)
@@ -133,6 +135,7 @@ static PyObject *cursor_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNU
     self->record_type = (PyTypeObject *)Py_NewRef((PyObject *)record_type);
     self->next_type = (PyTypeObject *)Py_NewRef((PyObject *)state->log_next_type);
     self->fd = -1;
+    self->generation = fork_generation;
     self->buffer = malloc(BUFFER_BYTES);
     if (!self->buffer) {
         Py_DECREF(self);
@@ -351,12 +354,18 @@ static PyObject *cursor_take(LogCursor *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* Whether records are granted, and to this process (I10). */
+static bool may_go_on(const LogCursor *self)
+{
+    return self->granted && self->generation == fork_generation;
+}
+
 static PyObject *take_granted(PyObject *cursor)
 {
     LogCursor *self = (LogCursor *)cursor;
     struct frame frame;
     enum frame_verdict verdict;
-    if (!self->granted)
+    if (!may_go_on(self))
         return NULL;
     PyObject *record = take_buffered(self, self->granted_end, &frame, &verdict);
     self->granted = record ? self->granted - 1 : 0;
@@ -379,8 +388,9 @@ static const struct log_grants grants = {take_granted, keep_next};
  * look. */
 static PyObject *cursor_next(LogCursor *self)
 {
-    return self->granted ? log_next_make(self->next_type, &self->spare, (PyObject *)self, &grants)
-                         : PyObject_CallMethod((PyObject *)self, "_advance", NULL);
+    return may_go_on(self)
+               ? log_next_make(self->next_type, &self->spare, (PyObject *)self, &grants)
+               : PyObject_CallMethod((PyObject *)self, "_advance", NULL);
 }
 
 /* Grant nothing more. */

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "crc32c.h"
 #include "file_io.h"
@@ -16,12 +17,40 @@ static uint32_t continued(struct file_sums *sums, uint32_t state, const char *by
     return ~crc32c(~state, bytes, length);
 }
 
-static int read_or_zeros(int fd, char *to, size_t length, int64_t at)
+/* Find where what was ever written begins, at an offset or behind it, and where it ends. */
+static void find_written(struct file_sums *sums, int64_t at)
 {
-    ssize_t got = file_read(fd, to, length, at);
-    if (got < 0)
-        return (int)-got;
-    memset(to + got, 0, length - (size_t)got);
+    sums->written_from = at;
+    sums->written_to = sums->end;
+#if defined(SEEK_DATA) && defined(SEEK_HOLE)
+    off_t data = lseek(sums->fd, at, SEEK_DATA);
+    if (data < 0 && errno == ENXIO)
+        sums->written_from = sums->end;
+    if (data < at)
+        return; /* nothing is, or the file system cannot tell */
+    sums->written_from = data < sums->end ? data : sums->end;
+    off_t hole = lseek(sums->fd, data, SEEK_HOLE);
+    if (hole > data && hole < sums->end)
+        sums->written_to = hole;
+#endif
+}
+
+/* Read up to the end. Holes are known to be zeros: to read them would leave pages of zeros there, which
+ * SEEK_DATA takes for data from then on. */
+static int read_or_zeros(struct file_sums *sums, char *to, size_t length, int64_t at)
+{
+    int64_t end = at + (int64_t)length < sums->end ? at + (int64_t)length : sums->end;
+    memset(to, 0, length);
+    for (int64_t from = at; from < end; from = sums->written_to) {
+        if (from < sums->written_from || from >= sums->written_to)
+            find_written(sums, from);
+        if (from < sums->written_from)
+            from = sums->written_from;
+        int64_t until = end < sums->written_to ? end : sums->written_to;
+        ssize_t got = from < until ? file_read(sums->fd, to + (from - at), (size_t)(until - from), from) : 0;
+        if (got < 0)
+            return (int)-got;
+    }
     return 0;
 }
 
@@ -43,7 +72,7 @@ static int know(struct file_sums *sums, size_t number)
         int64_t at = sums->start + (int64_t)(sums->known - 1) * SUMMED_BYTES;
         size_t left = (number + 1 - sums->known) * SUMMED_BYTES;
         size_t length = left < PIECE_BYTES ? left : PIECE_BYTES;
-        int error = read_or_zeros(sums->fd, sums->buffer, length, at);
+        int error = read_or_zeros(sums, sums->buffer, length, at);
         if (error)
             return error;
         for (size_t done = 0; done < length; done += SUMMED_BYTES, sums->known++)
@@ -61,7 +90,7 @@ static int state_at(struct file_sums *sums, struct summed_block *block, int64_t 
     int64_t at = sums->start + (int64_t)number * SUMMED_BYTES;
     int error = know(sums, number);
     if (!error && block->at != at) {
-        error = read_or_zeros(sums->fd, block->bytes, SUMMED_BYTES, at);
+        error = read_or_zeros(sums, block->bytes, SUMMED_BYTES, at);
         block->at = error ? 0 : at;
     }
     if (!error)

@@ -1,0 +1,108 @@
+"""The control file of a log: what its writer publishes, and whose it is. For worker threads."""
+
+from __future__ import annotations
+
+import os
+
+from .._core.machine import boot_id, remote_kind
+from .._core.opening import reserve
+from .._native import LogWriter, crc32c
+from .calls import naming, open_regular, write_all
+from .format import CONTROL_BYTES, CONTROL_NAME, HOLDER_AT, ControlIdentity, Holder
+from .locks import close_locked, lock, open_to_lock
+
+
+class Control:
+    """The control file of a writer: it is locked, and never replaced.
+
+    Attributes:
+        fd: its locked descriptor.
+        block: its bytes when it was opened.
+        own: its device and inode.
+        boot: id of the boot of this machine.
+        identity: what it says of the log; None if its words cannot be believed.
+    """
+
+    __slots__ = ("_path", "block", "boot", "fd", "identity", "own")
+
+    def __init__(self, folder: str) -> None:
+        path = self._path = os.path.join(folder, CONTROL_NAME)
+        self.fd: int = open_to_lock(path, os.O_CREAT | os.O_NOFOLLOW)
+        self.boot: bytes = boot_id()
+        try:
+            with naming(path):
+                lock(self.fd, path)
+                length = os.fstat(self.fd).st_size
+                if length < CONTROL_BYTES:
+                    reserve(self.fd, 0, CONTROL_BYTES, length)
+                self.block: bytes = os.pread(self.fd, CONTROL_BYTES, 0)
+            self.identity: ControlIdentity | None = ControlIdentity.unpack(self.block, path, crc32c)
+            found = os.fstat(self.fd)
+            self.own: tuple[int, int] = (found.st_dev, found.st_ino)
+            if self.identity is not None and not self.identity.is_of(*self.own, self.boot):
+                self.identity = None
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def is_of_this_boot(self) -> bool:
+        """Whether the file was written in this boot, so that its positions can be believed, too."""
+        return self.identity is not None and self.identity.boot == self.boot
+
+    def map(self) -> LogWriter:
+        """Map the words by a second descriptor, which has no lock.
+
+        A mapping keeps its open file alive. With the first descriptor it would keep the lock in a
+        forked child (locks.1).
+        """
+        fd = open_regular(self._path, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            return LogWriter(fd)
+        finally:
+            os.close(fd)
+
+    def say_who_writes(self, life: int) -> None:
+        """Note who writes, for the messages of writers that are refused."""
+        holder = Holder(os.getpid(), life, os.uname().nodename)
+        with naming(self._path):
+            write_all(self.fd, holder.pack(), HOLDER_AT)
+
+    def adopt(self, log_id: bytes) -> None:
+        """Write the identity, so that readers believe the words; call it when they are true."""
+        identity = ControlIdentity(log_id, *self.own, self.boot)
+        with naming(self._path):
+            write_all(self.fd, identity.pack(crc32c), 0)
+
+    def sync(self) -> None:
+        """Make the words durable."""
+        with naming(self._path):
+            os.fdatasync(self.fd)
+
+    def close(self) -> None:
+        """Close the descriptor and release its lock."""
+        close_locked(self.fd)
+
+
+def believed_control(path: str) -> tuple[bytes, ControlIdentity, bool] | None:
+    """Read a control file as a reader does.
+
+    Returns:
+        The bytes of the file, its identity, and whether it was written in this boot; None if it
+        is missing or cannot be believed.
+    """
+    try:
+        fd = open_regular(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        if remote_kind(fd) is not None:
+            return None
+        with naming(path):
+            block, found = os.pread(fd, CONTROL_BYTES, 0), os.fstat(fd)
+    finally:
+        os.close(fd)
+    identity, boot = ControlIdentity.unpack(block, path, crc32c), boot_id()
+    if identity is None or not identity.is_of(found.st_dev, found.st_ino, boot):
+        return None
+    return block, identity, identity.boot == boot
