@@ -26,12 +26,13 @@ from tests.support.internals import Header, crc32c
 from tests.support.remote_servers import Nginx
 from tests.support.server_processes import find_tool
 
-from ._harness import MIB, Action, Report, compare, heartbeat, make_cold, rate
+from ._harness import MIB, Action, Report, Stall, compare, heartbeat, make_cold, rate
 from ._remote_first import at_a_gateway, first_bytes, mounted
 from ._remote_peers import BLOCK, CHUNK, READ, by_fsspec, has_fsspec, read_by_rclone
 from ._remote_setting import Setting, timed, turns
 
 TASKS = 64
+WORKERS = 16
 CACHES = ("blockcache", "filecache")
 
 
@@ -134,15 +135,34 @@ async def at_random(report: Report, setting: Setting) -> None:
             found["blockcache"].append(await rate(read, count, TASKS))
             file.close()
 
-    for step in turns(setting.rounds, [ours, *([blockcache] if has_fsspec() else [])]):
+    async def by_hand() -> None:
+        """The same blocks, each once, by as many threads: what any cache on a disk has to do."""
+        blocks = list({offset // BLOCK for offset in offsets})
+        with setting.fresh() as path:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT)
+            start = time.perf_counter()
+            some = (blocks[n::WORKERS] for n in range(WORKERS))
+            await asyncio.gather(*(asyncio.to_thread(keep_blocks, setting, fd, b) for b in some))
+            found["obstore and pwrite"].append(count / (time.perf_counter() - start))
+            os.close(fd)
+
+    steps = [ours, by_hand, *([blockcache] if has_fsspec() else [])]
+    for step in turns(setting.rounds, steps):
         await step()
     medians = {name: statistics.median(rates) for name, rates in found.items()}
-    for name in ("aiommap", "blockcache"):
-        if name in medians:
-            report.row(f"cold 4 KiB, {TASKS} tasks: {name}", medians[name], "reads/s")
+    for name, value in medians.items():
+        report.row(f"cold 4 KiB, {TASKS} tasks: {name}", value, "reads/s")
     if "blockcache" in medians:
         ratio = medians["aiommap"] / medians["blockcache"]
         report.row(f"cold 4 KiB, {TASKS} tasks: aiommap / blockcache", ratio, "x", 3)
+
+
+def keep_blocks(setting: Setting, fd: int, blocks: list[int]) -> None:
+    """Fetch blocks by obstore and write them to a file; nothing is checked, claimed or counted."""
+    import obstore
+
+    for start in (block * BLOCK for block in blocks):
+        os.pwrite(fd, obstore.get_range(setting.store, "object", start=start, length=BLOCK), start)
 
 
 async def warm(report: Report, setting: Setting) -> None:
@@ -228,26 +248,59 @@ async def processes(report: Report, setting: Setting) -> None:
 
 
 async def gaps(report: Report, setting: Setting) -> None:
-    """Measure how long the loop stalls while blocks are fetched, stored and evicted."""
-    fill: list[float] = []
-    evict: list[float] = []
-    running: list[float] = []
-    for _ in range(setting.rounds):
+    """Measure how long the loop stalls while blocks are fetched, stored and evicted.
+
+    The controls take turns with it: obstore alone fetches as much in as many threads and stores
+    nothing; or nobody does anything. What the loop stalls then is not the cache's doing.
+    """
+    stalls: defaultdict[str, list[Stall]] = defaultdict(list)
+
+    async def ours() -> None:
         with setting.fresh() as folder:
             async with RemoteCache(folder, max_bytes=setting.size + 8 * MIB) as cache:
-                for key, found in (("object", fill), ("other", evict)):
+                for key, name in (("object", "filled"), ("other", "filled and evicted")):
                     async with cache.open(ObstoreSource(setting.store, key)) as snapshot:
                         async with heartbeat() as stall:
                             await snapshot.prewarm()
-                        found.append(stall.worst)
-                        running.append(stall.worst_running)
+                        stalls[name].append(stall)
+
+    async def obstore_alone() -> None:
+        async with heartbeat() as stall:
+            await fetch_all(setting)
+        stalls["fetched by obstore alone"].append(stall)
+
+    async def nothing() -> None:
+        async with heartbeat() as stall:
+            await asyncio.sleep(setting.size / (1 << 30))
+        stalls["not even fetched"].append(stall)
+
+    for step in turns(setting.rounds, [ours, obstore_alone, nothing]):
+        await step()
     amount = f"{setting.size // MIB} MiB"
-    report.row(f"worst gap: {amount} filled", statistics.median(fill), "ms", 5, most=True)
-    report.row(
-        f"worst gap: {amount} filled and evicted", statistics.median(evict), "ms", 5, most=True
-    )
+    worst = {name: statistics.median(s.worst for s in found) for name, found in stalls.items()}
+    for name, value in worst.items():
+        target = 5 if name.startswith("filled") else None
+        report.row(f"worst gap: {amount} {name}", value, "ms", target, most=True)
+    label = "worst gap: filled / fetched by obstore alone"
+    report.row(label, worst["filled"] / worst["fetched by obstore alone"], "x", 1, most=True)
+    both = [s.worst_running for name in ("filled", "filled and evicted") for s in stalls[name]]
     label = "worst gap: of both, but for waiting for a processor"
-    report.row(label, statistics.median(running), "ms", 5, most=True)
+    report.row(label, statistics.median(both), "ms", 5, most=True)
+
+
+async def fetch_all(setting: Setting) -> None:
+    """Fetch as ``prewarm`` does, by obstore alone: requests of 8 MiB, 4 at a time, in threads."""
+    import obstore
+
+    starts = iter(range(0, setting.size, CHUNK))
+
+    def fetch_some() -> None:
+        for start in starts:
+            obstore.get_range(
+                setting.store, "object", start=start, end=min(setting.size, start + CHUNK)
+            )
+
+    await asyncio.gather(*(asyncio.to_thread(fetch_some) for _ in range(4)))
 
 
 async def checking(report: Report, setting: Setting) -> None:

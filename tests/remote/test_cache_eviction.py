@@ -10,7 +10,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from tests.support.internals import budget
+from tests.support.internals import budget, entry, eviction
 from tests.support.objects import BLOCK, DATA, Objects
 from tests.support.remote import content
 
@@ -183,3 +183,69 @@ async def test_readers_beside_an_evictor_get_true_bytes(make_cache, tmp_path):
             over.set()
         assert cache.statistics().evicted_blocks > 100
     assert 0 < most <= limit
+
+
+async def test_read_of_a_block_that_is_being_given_up(make_cache, objects, monkeypatch):
+    """A hole is made after its words were looked at: what is stored in between would be lost."""
+    arrived, go = threading.Event(), threading.Event()
+    punch = eviction.punch_hole
+
+    def held(*args):
+        arrived.set()
+        assert go.wait(30)
+        punch(*args)
+
+    monkeypatch.setattr(entry, "HEDGE_SECONDS", 0.2)
+    async with make_cache() as cache, cache.open(objects, read_ahead=False) as s:
+        assert await s.read_exact(0, len(DATA)) == DATA
+        async with anyio.create_task_group() as group:
+            monkeypatch.setattr(eviction, "punch_hole", held)
+            group.start_soon(cache.clear)
+            assert await anyio.to_thread.run_sync(arrived.wait, 30)
+            assert await s.read_exact(0, BLOCK) == DATA[:BLOCK]
+            go.set()
+        assert await s.read_exact(0, len(DATA)) == DATA
+
+
+@pytest.fixture
+def earlier(tmp_path):
+    """A folder of the layout before this one, with an object of four blocks, and a stranger's."""
+    folder = tmp_path / "cache"
+    below = folder / "ab"
+    below.mkdir(parents=True, mode=0o700)
+    (folder / "aiommap-cache").write_bytes(b"A cache of aiommap.remote. It may be deleted.\n")
+    for name in ("state", "leases"):
+        (folder / name).write_bytes(bytes(100))
+    for suffix in ("data", "map"):
+        (below / f"{'ab' * 32}.{suffix}").write_bytes(os.urandom(2 * BLOCK))
+    (folder / "cd").mkdir()
+    (folder / "cd" / "notes").write_bytes(b"a stranger's")
+    return folder
+
+
+def used_earlier(folder):
+    return sum(path.stat().st_blocks * 512 for path in folder.glob("ab/*"))
+
+
+async def test_earlier_layout_counts_and_goes_first(make_cache, objects, earlier):
+    before = await anyio.to_thread.run_sync(used_earlier, earlier)
+    assert before
+    async with make_cache(max_bytes=MAX) as cache, cache.open(objects, read_ahead=False) as s:
+        assert cache.statistics().used_bytes >= before
+        await s.read_exact(0, 8)
+        assert used(earlier) + used_earlier(earlier) <= MAX
+        for _ in range(2):
+            await s.read_exact(0, len(DATA))
+            assert used(earlier) + used_earlier(earlier) <= MAX
+    assert sorted(os.listdir(earlier / "cd")) == ["notes"]
+    assert not {"ab", "state", "leases"} & {*os.listdir(earlier)}
+
+
+async def test_clear_gives_up_the_earlier_layout(make_cache, objects, earlier):
+    before = await anyio.to_thread.run_sync(used_earlier, earlier)
+    async with make_cache() as cache:
+        assert await cache.clear(objects) == 0
+        assert used_earlier(earlier) == before
+        assert await cache.clear() == before
+        assert cache.statistics().used_bytes == 0
+    assert sorted(os.listdir(earlier)) == ["aiommap-cache", "cd"]

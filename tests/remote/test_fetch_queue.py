@@ -9,6 +9,7 @@ import anyio.to_thread
 import pytest
 
 from aiommap.remote import RemoteError
+from tests.support.internals import Workers
 from tests.support.objects import BLOCK, Objects
 
 pytestmark = pytest.mark.anyio
@@ -58,6 +59,19 @@ async def test_thread_goes_on_after_a_fetch_that_failed(make_cache, many):
         await read_all_at_once(s, many, failed)
         assert sorted(failed) == [3, 13, 23, 33, 43, 53]
         assert (await s.residency()).cached == len(many.data) - 6 * BLOCK
+
+
+async def test_fetches_go_on_after_a_thread_that_could_not_start(make_cache, many, monkeypatch):
+    def refuse(*_):
+        raise MemoryError
+
+    async with make_cache(workers=1) as cache, cache.open(many, read_ahead=False) as s:
+        with monkeypatch.context() as patch:
+            patch.setattr(Workers, "start", refuse)
+            with pytest.raises(MemoryError):
+                await s.read_exact(0, BLOCK)
+        with anyio.fail_after(30):
+            await read_all_at_once(s, many, [])
 
 
 async def test_opening_waits_for_few_of_the_fetches_that_wait(make_cache, many):

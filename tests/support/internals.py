@@ -28,7 +28,7 @@ from aiommap._ipc import file_locks, futex, turns
 from aiommap._log import format, reader
 from aiommap._log import opening as log_opening
 from aiommap._pages import huge_pages, pager
-from aiommap._remote import budget, cache_folder, comparing
+from aiommap._remote import addresses, budget, cache_folder, comparing, entry, eviction
 from aiommap._remote import fetching as remote_fetching
 from aiommap._remote import layout as remote_layout
 from aiommap._remote import obstore as remote_obstore
@@ -151,6 +151,8 @@ align_up = _ranges.align_up
 
 # aiommap._remote
 Header = remote_layout.Header
+CACHE_MARKER = remote_layout.MARKER
+forget_address = addresses.forget
 ReadAhead = remote_fetching.ReadAhead
 requests_of = remote_fetching.requests_of
 runs_of = remote_fetching.runs_of

@@ -83,3 +83,40 @@ class Objects:
     def fetched(self):
         """How many bytes were requested, in all."""
         return sum(end - start for start, end in self.gets)
+
+
+@dataclass
+class BegunObjects(Objects):
+    """The same in a store that tells an object's state together with its first bytes.
+
+    Attributes:
+        begun: how many bytes were asked for so.
+        door, arrived: as ``gate`` and ``asked``, for the response itself, before its bytes.
+        tear: makes what comes out of the bytes that are sent.
+    """
+
+    begun: list[int] = field(default_factory=list)
+    door: threading.Event = field(default_factory=threading.Event)
+    arrived: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    tear: Callable[[bytes], bytes] = bytes
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.door.set()
+
+    def begin(self, length):
+        self.begun.append(length)
+        self.arrived.release()
+        assert self.door.wait(30)
+        self._check_up()
+        if self.gone:
+            raise FileNotFoundError(2, "gone", self.url)
+        state, data = self.state, self.data[:length]
+
+        def body():
+            self.asked.release()
+            assert self.gate.wait(30)
+            self._check_up()
+            return self.tear(data)
+
+        return state, body

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from .._native import filesystem_type
 
 #: statfs(2) numbers of file systems whose pages other machines change, or do not see.
@@ -20,8 +22,11 @@ _REMOTE = {
 def boot_id() -> bytes:
     """Return the number of this boot of the machine; zeros if the system does not tell."""
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
-            return bytes.fromhex(file.read().strip().replace("-", ""))
+        fd = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return bytes.fromhex(os.read(fd, 64).decode("ascii").strip().replace("-", ""))
+        finally:
+            os.close(fd)
     except (OSError, ValueError):
         return bytes(16)
 

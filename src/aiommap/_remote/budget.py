@@ -25,6 +25,7 @@ from contextlib import contextmanager, suppress
 
 from .._errors import name_file
 from .._runtime.threads import Mutex
+from . import addresses
 from .layout import (
     STATE_BYTES,
     FolderState,
@@ -132,6 +133,14 @@ class Budget:
             self._stuck_until = time.monotonic() + DISTRUST_SECONDS
             name_file(error, self.path)
             raise
+
+    def note_address(self, url: str) -> bool:
+        """Note an address, without the lock; tell whether it was there already."""
+        return addresses.note(self._file.fd, url)
+
+    def forget_address(self, url: str) -> None:
+        """Note that nothing of an address is there any more, without the lock."""
+        addresses.forget(self._file.fd, url)
 
     @property
     def used_bytes(self) -> int:

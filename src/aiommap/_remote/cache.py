@@ -27,12 +27,13 @@ from .._runtime.threads import Forks
 from .._runtime.tracing import traced
 from .._runtime.workers import OnCancel, Workers
 from .._snapshot.follower import Follower
+from .attempt import Attempt
 from .cache_folder import default_folder
 from .counters import Counters
 from .entry import Entry
 from .fetches import Fetches, FetchQueue
 from .following import Followed, LiveRemoteSnapshot, PolledSource, RemoteGeneration
-from .open_objects import Asked, Attempt, Found, OpenObjects
+from .open_objects import Asked, Found, OpenObjects
 from .remote_snapshot import RemoteSnapshot
 from .source import (
     VALIDATORS,
@@ -143,7 +144,9 @@ class RemoteCache(AsyncResource):
     ) -> Opening[RemoteSnapshot]:
         """Open an object as a snapshot: ``async with cache.open("s3://bucket/key") as s``.
 
-        Opening sends one request for the state of the object (HEAD), however much of it is cached.
+        Opening sends one request: for the state of the object (HEAD), or, where nothing was cached
+        under its address, for its first block (GET), which tells the state as well. Opening does
+        not wait for the block; a read of it does.
 
         Args:
             source: a URL, or a source such as ``ObstoreSource`` or ``FsspecSource``.
@@ -153,7 +156,8 @@ class RemoteCache(AsyncResource):
             offline: whether to open the object without asking the store, in the state in which it
                 was opened last. Reads of blocks that are not cached still go to the store.
             prewarm: whether to fetch the whole object before returning.
-            read_ahead: whether to fetch ahead of sequential reads.
+            read_ahead: whether to fetch ahead of sequential reads, and the first block ahead of the
+                first read.
             hub: a hub whose worker threads read blocks that are cached but not in memory.
         Returns:
             An object to use with ``async with``, or to ``await`` for a snapshot to ``aclose``.
@@ -343,22 +347,17 @@ class RemoteCache(AsyncResource):
         workers = self._running_workers()
         hub = self._hub if asked.hub is None else asked.hub
         hub._running_workers()  # noqa: SLF001  as for any snapshot
-        attempt = Attempt(partial(self._objects.find, asked))
+        attempt = Attempt(partial(self._objects.find, asked), workers)
         with traced("open", _name_of(asked.source), 0, 0) as op:
             op.hop()
-            try:
-                found = await workers.run(workers.reads, attempt.run, on_cancel=OnCancel.ABANDON)
-            except BaseException:
-                if (left := attempt.abandon()) is not None:
-                    workers.start(workers.control, left.give_up, _ignore)
-                raise
+            found = await attempt.find()
             op.covers(found.entry.size)
             if self._closed:
                 workers.start(workers.control, found.give_up, _ignore)
                 raise anyio.ClosedResourceError("the cache was closed while it opened the object")
             try:
                 file = await hub._admit(found.opened, found.options)  # noqa: SLF001  as above
-                return await self._snapshot(asked, found, file, workers, kind)
+                return await self._snapshot(asked, attempt, found, file, kind)
             except BaseException:
                 workers.start(workers.control, found.entry.release, _ignore)
                 raise
@@ -366,17 +365,18 @@ class RemoteCache(AsyncResource):
     async def _snapshot(
         self,
         asked: Asked,
+        attempt: Attempt,
         found: Found,
         file: MappedFile,
-        workers: Workers,
         kind: type[Kind],
     ) -> Kind:
-        entry = found.entry
+        entry, workers = found.entry, attempt.workers
         fetches = self._fetches.get(entry)
         if fetches is None:
             assert self._queue is not None  # made together with the workers
             fetches = Fetches(workers, self._queue, entry, self._counters)
             self._fetches[entry] = fetches
+        attempt.join(fetches)
         snapshot = kind(
             file,
             entry,

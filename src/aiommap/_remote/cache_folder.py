@@ -25,6 +25,8 @@ from .._errors import UnsupportedError
 from .._native import Blocks, crc32c
 from .budget import Budget
 from .layout import (
+    EARLIER_FILES,
+    EARLIER_SUBFOLDER,
     HEADER_BYTES,
     MAP_SUFFIX,
     MARKER,
@@ -120,7 +122,7 @@ class Folder:
         places, long after they were stored.
         """
         total = 0
-        for _, path in self._walk():
+        for _, path in [*self._walk(), *self._walk_earlier()]:
             with suppress(OSError):
                 found = os.stat(path)
                 total += found.st_blocks * 512
@@ -130,11 +132,33 @@ class Folder:
 
     def _walk(self) -> Iterator[tuple[str, str]]:
         """Yield (name of the object, path) for each file of an object."""
-        with suppress(OSError), os.scandir(self.path) as files:
-            for file in files:
-                name = name_in(file.name)
-                if name is not None:
-                    yield name, file.path
+        return _objects_in(self.path)
+
+    def _walk_earlier(self) -> Iterator[tuple[str, str]]:
+        """Yield the same for what the layout before this one left."""
+        with suppress(OSError), os.scandir(self.path) as entries:
+            for entry in entries:
+                ours = EARLIER_SUBFOLDER.fullmatch(entry.name)
+                if ours and entry.is_dir(follow_symlinks=False):
+                    yield from _objects_in(entry.path)
+
+    def remove_earlier(self) -> int:
+        """Delete what the layout before this one left; returns how many bytes that gave back.
+
+        A cache of that layout which is open goes on with what it has open.
+        """
+        freed = 0
+        for _, path in [*self._walk_earlier()]:
+            with suppress(OSError):
+                freed += os.stat(path).st_blocks * 512
+                os.unlink(path)
+            with suppress(OSError):  # until it is empty
+                os.rmdir(os.path.dirname(path))
+        if freed:
+            for name in EARLIER_FILES:
+                with suppress(OSError):
+                    os.unlink(os.path.join(self.path, name))
+        return freed
 
     def _paths(self, name: str) -> tuple[str, str]:
         data, words = file_names(name)
@@ -282,6 +306,15 @@ class Folder:
             finally:
                 files.close()
         return removed
+
+
+def _objects_in(path: str) -> Iterator[tuple[str, str]]:
+    """Yield (object, path) of each file of an object that lies in a folder."""
+    with suppress(OSError), os.scandir(path) as files:
+        for file in files:
+            name = name_in(file.name)
+            if name is not None:
+                yield name, file.path
 
 
 def anonymous_files(identity: ObjectIdentity, block_size: int) -> Files:

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from functools import partial
 from queue import SimpleQueue
 
-from .._native import Blocks
-from .._runtime.threads import run_in_thread
+from .._runtime.threads import Mutex, run_in_thread
+from .cache_folder import Files
+from .fetching import TURN_SECONDS
 
 #: How many blocks are compared in one call.
-BLOCKS_A_CALL = 64
+BLOCKS_A_CALL = 16
 #: A thread that copies and sums reads at half the rate of one that only reads. More threads than
 #: this only wait for memory.
 MAX_THREADS = 4
@@ -20,20 +21,22 @@ MAX_THREADS = 4
 Found = tuple[int, int, int]
 
 
-def compare(blocks: Blocks) -> Found:
+def compare(files: Files) -> Found:
     """Compare all blocks of an object; every thread has ended its share when this returns."""
+    count = files.blocks.count
     # The threads share this iterator: a step of it is one call in C, so no two get the same start.
-    starts = iter(range(0, blocks.count, BLOCKS_A_CALL))
+    starts = iter(range(0, count, BLOCKS_A_CALL))
     ends: SimpleQueue[Found | BaseException] = SimpleQueue()
-    wanted = min(MAX_THREADS, os.cpu_count() or 1, -(-blocks.count // BLOCKS_A_CALL))
+    work = partial(_compare_some, files, starts, Mutex(), ends)
+    wanted = min(MAX_THREADS, os.cpu_count() or 1, -(-count // BLOCKS_A_CALL))
     started = 1
     for _ in range(1, wanted):
         try:
-            run_in_thread(partial(_compare_some, blocks, starts, ends))
+            run_in_thread(work)
         except RuntimeError:  # no thread can be started
             break
         started += 1
-    _compare_some(blocks, starts, ends)
+    work()
     good = bad = length = 0
     failed: BaseException | None = None
     for end in [ends.get() for _ in range(started)]:
@@ -47,15 +50,40 @@ def compare(blocks: Blocks) -> Found:
 
 
 def _compare_some(
-    blocks: Blocks, starts: Iterator[int], ends: SimpleQueue[Found | BaseException]
+    files: Files, starts: Iterator[int], turn: Mutex, ends: SimpleQueue[Found | BaseException]
 ) -> None:
-    """Compare blocks from the shared iterator until it ends, and put the result."""
+    """Compare blocks from the shared iterator until it ends, and put the result.
+
+    The threads take turns with what is not in memory.
+    """
     good = bad = length = 0
     try:
-        for start in starts:
-            found = blocks.verify(start, min(blocks.count, start + BLOCKS_A_CALL))
+        while True:
+            alone = turn.acquire(timeout=TURN_SECONDS)
+            try:
+                start = next(starts, None)
+                if start is None:
+                    break
+                end = min(files.blocks.count, start + BLOCKS_A_CALL)
+                found = None if _is_in_memory(files, end) else files.blocks.verify(start, end)
+            finally:
+                if alone:
+                    turn.release()
+            found = found or files.blocks.verify(start, end)
             good, bad, length = good + found[0], bad + found[1], length + found[2]
     except BaseException as error:
         ends.put(error)
     else:
         ends.put((good, bad, length))
+
+
+def _is_in_memory(files: Files, end: int) -> bool:
+    """Tell whether what is before a block is in memory, by its last byte, or cannot be told."""
+    last = min(files.header.identity.state.size, end * files.header.block_size) - 1
+    try:
+        os.preadv(files.data, [bytearray(1)], last, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True

@@ -39,6 +39,7 @@ from .fetching import (
     HEDGE_SECONDS,
     LOOK_SECONDS,
     SLOW_OWNER_SECONDS,
+    TURN_SECONDS,
     overlap,
     requests_of,
     runs_of,
@@ -46,7 +47,7 @@ from .fetching import (
 )
 from .layout import BUSY, EMPTY, SUSPECT, owner_of, state_of
 from .room import Room
-from .source import ObjectIdentity, RemoteSource, RemoteState
+from .source import BegunSource, ObjectIdentity, RemoteSource, RemoteState
 
 #: How often we ask for a range while the store answers about another object than it has.
 ATTEMPTS = 3
@@ -81,6 +82,7 @@ class Entry:
         "_room",
         "_slow_owners",
         "_users",
+        "_verifying",
         "block_size",
         "blocks",
         "identity",
@@ -114,6 +116,7 @@ class Entry:
         #: Device and inode of the data file.
         self.place: tuple[int, int] = (found.st_dev, found.st_ino)
         self._mutex = Mutex()
+        self._verifying = Mutex()
         self._active: set[int] = set()
         self._users = 1
         self._lost = False
@@ -203,9 +206,10 @@ class Entry:
             if self._is_slow(busy[0], waits):
                 taken.add(block)
                 bodies += self._hedge(source, block, word)
-            elif not self._lives(block, owner_of(word)):
-                claims = self._take_over(block, word)
-                taken.update(block for block, _ in claims)
+            elif not self._lives(block, owner_of(word)) and (
+                claims := self._take_over(block, word)
+            ):
+                taken.add(block)
                 bodies += self._fetch_claims(source, claims)
             else:
                 self.blocks.wait(block, word, LOOK_SECONDS)
@@ -230,10 +234,19 @@ class Entry:
                 return claims, busy
             try:
                 for low, high in runs_of(suspects):
-                    good, bad, _ = self.blocks.verify(low, high)
+                    good, bad, _ = self._verify(low, high)
                     self._counters.add(verified_blocks=good, bad_blocks=bad)
             finally:
                 self._end(claims)  # the next turn claims them again, with the bad ones between them
+
+    def _verify(self, low: int, high: int) -> tuple[int, int, int]:
+        """Compare blocks with their sums; whole requests in turns, as they come from the disk."""
+        alone = high - low >= self._request_blocks and self._verifying.acquire(timeout=TURN_SECONDS)
+        try:
+            return self.blocks.verify(low, high)
+        finally:
+            if alone:
+                self._verifying.release()
 
     def _end(self, claims: Iterable[Claim]) -> None:
         """End the claims that are still ours: a block that was published is not (entry.2)."""
@@ -266,26 +279,28 @@ class Entry:
         return slow
 
     def _take_over(self, block: int, word: int) -> list[Claim]:
-        """Take over a block, if its word is still the one that we saw."""
-        with self._mutex:
-            ours = self.blocks.exchange(block, word, BUSY)
-            if ours is None:
-                return []
-            self._active.add(block)
+        """Take over a block, if its word is still the one that we saw, and no hole is being made.
+
+        The evictor, which may be of this process, compares the word under a lock, and keeps that
+        until the bytes are gone (eviction.1). While it has the lock we take nothing over; if we had
+        it first, the evictor finds another word.
+        """
+        start, end = self.bytes_of(block, block + 1)
+        try:
+            with lock_range(self.data_fd, start, end - start, shared=True) as locked, self._mutex:
+                ours = self.blocks.exchange(block, word, BUSY) if locked else None
+                if ours is None:
+                    return []
+                self._active.add(block)
+        except OSError:  # no descriptor is left: a hedge fetches the block without storing it
+            return []
         self._counters.add(takeovers=1)
         return [(block, ours)]
 
     def _hedge(self, source: RemoteSource, block: int, word: int) -> list[Body]:
-        """Fetch a block whose owner is alive but too slow.
-
-        The owner may be an evictor that is about to punch a hole. If it has locked the range, we do
-        not store the block. If we lock the range first, the evictor leaves the block (eviction.1).
-        """
+        """Fetch a block whose owner is alive but too slow; store it if we can take it over."""
         self._counters.add(hedges=1)
-        start, end = self.bytes_of(block, block + 1)
-        with lock_range(self.data_fd, start, end - start, shared=True) as locked:
-            claims = self._take_over(block, word) if locked else []
-            return self._fetch_claims(source, claims or [(block, 0)])
+        return self._fetch_claims(source, self._take_over(block, word) or [(block, 0)])
 
     def _lives(self, block: int, owner: int) -> bool:
         if owner == self._owner:
@@ -375,7 +390,8 @@ class Entry:
         """Request bytes; ask again, up to ``ATTEMPTS`` times, if a response has another state."""
         reason = ""
         for attempt in range(1, ATTEMPTS + 1):
-            self._counters.add(gets=1)
+            begun = isinstance(source, BegunSource) and source.has(start, end)
+            self._counters.add(gets=int(not begun))  # that one was counted when it was sent
             began = time.monotonic()
             try:
                 data, state = source.fetch(start, end, self.identity.state)

@@ -9,8 +9,9 @@ a reader marks a block at most once a round.
 Invariants.
   1  The evictor claims a block before its bytes go, so a reader that was copying it finds that its
      word changed. A view keeps a shared lock on its blocks, which refuses the evictor's: they stay
-     (R5). A block also stays if somebody took it over from a slow evictor and is filling it again:
-     the evictor compares its word once more under the lock.
+     (R5). A block also stays if somebody took it over from the evictor and is filling it again: the
+     evictor compares its word once more under the lock, and while it has the lock nobody takes the
+     block over.
   2  An object that nobody has open, and that was not read in this round, is deleted as a whole:
      that costs less than holes.
   3  Bytes are given back after they are gone from the disk, never before.
@@ -122,6 +123,8 @@ class FolderRoom:
         """Evict blocks until ``wanted`` bytes can be reserved, and some more."""
         budget = self._folder.budget
         budget.recount()
+        if budget.excess(wanted):
+            budget.give_back(self._folder.remove_earlier())
         if not budget.excess(wanted):
             return
         spare = min(budget.max_bytes // SPARE_SHARE, SPARE_BYTES)
@@ -240,6 +243,7 @@ def remove_whole(folder: Folder, name: str, files: Files) -> int:
     """Delete an object that is locked and that nobody has open; with the folder's lock held."""
     freed = disk_bytes(files)
     folder.remove(name)
+    folder.budget.forget_address(files.header.identity.url)
     files.close()
     return freed
 

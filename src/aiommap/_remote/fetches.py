@@ -46,8 +46,8 @@ class FetchQueue:
         """Start another thread, unless all are running."""
         reads = self._workers.reads
         if self._threads < reads.total_tokens:
-            self._threads += 1
             self._workers.start(reads, self._work, self._leave)
+            self._threads += 1  # if that failed, the next fetch tries again, with what waits
 
     def _work(self) -> Callable[[], object]:
         """Run waiting fetches; return the call that reports the last of them, for the loop."""
@@ -145,6 +145,17 @@ class Fetches:
             found[self._start(source, request)] = None
         return list(found)
 
+    def adopt(self, fetch: Fetch) -> None:
+        """Have whoever wants its blocks wait for a fetch that an opening began."""
+        for block in range(*fetch.run):
+            self._under_way.setdefault(block, fetch)
+
+    def part_with(self, fetch: Fetch) -> None:
+        """Nobody who comes now waits for it."""
+        for block in range(*fetch.run):
+            if self._under_way.get(block) is fetch:
+                del self._under_way[block]
+
     def _start(self, source: RemoteSource, run: Run) -> Fetch:
         fetch = Fetch(run, self._workers.event())
         self._entry.use()
@@ -161,8 +172,7 @@ class Fetches:
             self._entry.release()
 
     def _end(self, fetch: Fetch, bodies: list[Body] | None, error: BaseException | None) -> None:
-        for block in range(*fetch.run):
-            del self._under_way[block]
+        self.part_with(fetch)
         fetch.end(bodies or [], error)
 
 

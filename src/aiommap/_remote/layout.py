@@ -2,7 +2,8 @@
 
     aiommap-cache     the marker: only a folder that has it is ours. It holds the state of the
                       folder: bytes reserved, counters, the hand of the clock, reservations under
-                      way. Behind its end lies one byte for each owner; a live owner keeps it locked
+                      way. Behind its end lies one byte for each owner; a live owner keeps it
+                      locked. From ADDRESSES_AT on lie hashes of addresses (addresses.py)
     ID.data           the object, sparse
     ID.map            its header, and a word and a checksum for each block (sys/block_map.h)
 
@@ -31,6 +32,9 @@ STATE_BYTES = 4096
 #: Numbers of owners of claims: each open cache has one, and number 0 is nobody's. The state of the
 #: folder has room for the reservations of so many.
 OWNERS = 496
+#: Hashes of addresses, 4 bytes each; a page of them takes room once it is used.
+ADDRESSES = 1 << 16
+ADDRESSES_AT = 2 * STATE_BYTES
 
 #: The states of a block; sys/block_map.h says what they mean.
 EMPTY, BUSY, PRESENT, SUSPECT = range(4)
@@ -43,6 +47,9 @@ _STATE = struct.Struct("<64sQQQ32sQ")
 _OWN = struct.Struct("<Q")
 OWN_AT = STATE_BYTES - OWNERS * _OWN.size
 _NAME = re.compile(r"([0-9a-f]{64})\.(data|map)")
+#: What the layout before this one had beside the marker: its objects' files lay in subfolders.
+EARLIER_FILES = ("state", "leases")
+EARLIER_SUBFOLDER = re.compile(r"[0-9a-f]{2}")
 
 Checksum = Callable[[bytes], int]
 

@@ -13,8 +13,9 @@ import importlib
 import re
 import secrets
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urljoin, urlsplit
 
@@ -164,17 +165,34 @@ class ObstoreSource:
         if state.version is not None:
             options["version"] = state.version
         result, found = self._get(options, start, end - start, state)
-        if tuple(result.range) != (start, end):
+        return self._body(result, start, end - start, state), found
+
+    def begin(self, length: int) -> tuple[RemoteState, Callable[[], Buffer]] | None:
+        """Ask what the object is together with its first bytes; as ``OpeningSource.begin``."""
+        try:
+            result, state = self._get({"range": (0, length)})
+        except UnsupportedError:
+            return None
+        except RemoteError as error:
+            if _is_about_ranges(error):
+                return None
+            raise
+        return state, partial(self._body, result, 0, min(length, state.size), state)
+
+    def _body(self, result: Any, start: int, length: int, state: RemoteState) -> Buffer:
+        """Wait for the bytes of a response, which have to be those that were asked for."""
+        if tuple(result.range) != (start, start + length):
             raise RemoteError(
                 self._url,
                 f"the response is about bytes {list(result.range)}, and not those",
                 start,
-                end - start,
+                length,
             )
         try:
-            return result.bytes(), found
+            body: Buffer = result.bytes()
         except Exception as error:
-            raise self._translated(error, start, end - start, state) from None
+            raise self._translated(error, start, length, state) from None
+        return body
 
     def _get(
         self,
@@ -224,6 +242,16 @@ class ObstoreSource:
     def __repr__(self) -> str:
         version = "" if self._version is None else f" version {self._version}"
         return f"<ObstoreSource {self._url}{version}>"
+
+
+def _is_about_ranges(error: RemoteError) -> bool:
+    """Tell whether a server answered that it gives no such range, and can be asked otherwise.
+
+    A store in memory or in folders says so without a status, and none of them "performs" anything.
+    """
+    if error.status is None:
+        return "Error performing" not in error.reason
+    return 400 <= error.status < 500 and error.status not in (408, 429)
 
 
 _REFUSED = ("PermissionDeniedError", "UnauthenticatedError")

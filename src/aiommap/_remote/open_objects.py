@@ -21,6 +21,7 @@ from .._core.options import OpenOptions
 from .._errors import MappedFileError
 from .._hub.hub import Hub
 from .._runtime.threads import Mutex
+from .._typing import Buffer
 from .cache_folder import Files, Folder, anonymous_files
 from .comparing import compare
 from .counters import Counters
@@ -28,7 +29,14 @@ from .entry import Entry
 from .eviction import FolderRoom, disk_bytes
 from .layout import PRESENT, SUSPECT
 from .obstore import source_of_url
-from .source import ObjectIdentity, RemoteSource, VersionedSource
+from .source import (
+    BegunSource,
+    ObjectIdentity,
+    OpeningSource,
+    RemoteSource,
+    RemoteState,
+    VersionedSource,
+)
 from .statistics import CacheEntry, CacheReport
 
 
@@ -52,19 +60,21 @@ class Found:
     Attributes:
         source: what fetches the blocks that are not cached.
         entry: the object; each ``Found`` counts as one use of it.
+        begun: the source that has the first block on its way; None if nobody asked for that.
         options, opened: of the data file.
     """
 
     source: RemoteSource
     entry: Entry
+    begun: BegunSource | None
     options: OpenOptions
     opened: Opened
 
     @staticmethod
-    def of(source: RemoteSource, entry: Entry) -> Found:
+    def of(source: RemoteSource, entry: Entry, begun: BegunSource | None) -> Found:
         """Map the data file of an open object; if that fails, end the use of the object."""
         try:
-            return Found(source, entry, *_map_data(entry))
+            return Found(source, entry, begun, *_map_data(entry))
         except BaseException:
             entry.release()
             raise
@@ -128,19 +138,47 @@ class OpenObjects:
         """
         return Found.of(*self._find(asked))
 
-    def _find(self, asked: Asked) -> tuple[RemoteSource, Entry]:
+    def _find(self, asked: Asked) -> tuple[RemoteSource, Entry, BegunSource | None]:
         source = source_of_url(asked.source) if isinstance(asked.source, str) else asked.source
         if asked.version is not None:
             source = _at_version(source, asked.version)
         if asked.offline:
-            return source, self._open_entry(self._find_cached(source.url, asked))
-        self._counters.add(heads=1)
-        state = source.stat(None)
-        assert state is not None  # there was no condition
+            return source, self._open_entry(self._find_cached(source.url, asked)), None
+        state, body = self._ask(source, asked)
         identity = ObjectIdentity.of(source.url, state, asked.validator)
         if state.version is not None and isinstance(source, VersionedSource):
             source = source.at_version(state.version)
-        return source, self._open_entry(identity)
+        entry = self._open_entry(identity)
+        length = min(self._block_size, state.size)
+        if body is None or not length or entry.bytes_of(0, 1) != (0, length):
+            return source, entry, None
+        return source, entry, BegunSource(source, state, length, body)
+
+    def _ask(
+        self, source: RemoteSource, asked: Asked
+    ) -> tuple[RemoteState, Callable[[], Buffer] | None]:
+        """Ask what an object is: with its first block, if nothing of it is cached (R6)."""
+        if asked.read_ahead and isinstance(source, OpeningSource) and self._is_new(source.url):
+            self._counters.add(gets=1)
+            begun = source.begin(self._block_size)
+            if begun is not None:
+                return begun
+        self._counters.add(heads=1)
+        state = source.stat(None)
+        assert state is not None  # there was no condition
+        return state, None
+
+    def _is_new(self, url: str) -> bool:
+        """Tell whether nothing is cached of an address, nor was it opened; it counts as opened now.
+
+        With a folder that fails, nothing can be stored.
+        """
+        try:
+            return not self._usable_folder().budget.note_address(url)
+        except MappedFileError:
+            raise
+        except (OSError, ValueError):  # told when the object's files are opened
+            return False
 
     def _find_cached(self, url: str, asked: Asked) -> ObjectIdentity:
         """Find, among the cached states of an object, the one that was opened last."""
@@ -229,6 +267,8 @@ class OpenObjects:
 
         folder.each(look)
         freed = sum(room.clear(name) for name in names)
+        if url is None:
+            freed += folder.remove_earlier()
         folder.budget.recount()
         return freed
 
@@ -237,7 +277,7 @@ class OpenObjects:
 
         def look(_: str, files: Files) -> None:
             nonlocal objects, blocks, length, bad_blocks
-            good, bad, compared = compare(files.blocks)
+            good, bad, compared = compare(files)
             self._counters.add(bad_blocks=bad)
             objects += 1
             blocks += good + bad
@@ -266,35 +306,6 @@ class OpenObjects:
 
         self._usable_folder().each(look)
         return tuple(sorted(found, key=lambda entry: -entry.opened))
-
-
-class Attempt:
-    """An opening in a worker; the task that wants it may be cancelled before it ends."""
-
-    __slots__ = ("_abandoned", "_find", "_found", "_mutex")
-
-    def __init__(self, find: Callable[[], Found]) -> None:
-        self._find = find
-        self._mutex = Mutex()
-        self._abandoned = False
-        self._found: Found | None = None
-
-    def run(self) -> Found:
-        """Open the object, in a worker; close it again if it was abandoned."""
-        found = self._find()
-        with self._mutex:
-            abandoned = self._abandoned
-            self._found = found
-        if abandoned:
-            found.give_up()
-        return found
-
-    def abandon(self) -> Found | None:
-        """Have the worker close the object; if it is open already, return it for the caller."""
-        with self._mutex:
-            self._abandoned = True
-            found, self._found = self._found, None
-        return found
 
 
 def _map_data(entry: Entry) -> tuple[OpenOptions, Opened]:

@@ -86,6 +86,62 @@ class RemoteSource(Protocol):
 
 
 @runtime_checkable
+class OpeningSource(Protocol):
+    """A source that says what its object is together with the first bytes of it."""
+
+    @abstractmethod
+    def begin(self, length: int) -> tuple[RemoteState, Callable[[], Buffer]] | None:
+        """Ask for the bytes [0, length) in one request (GET).
+
+        Returns:
+            The state that the response told, as soon as that is there; and what waits for the
+            bytes, all that the object has of them. None if the server gives no range of this
+            object, as of an empty one: ``stat`` tells.
+        Raises:
+            FileNotFoundError, PermissionError, RemoteError: as ``stat``.
+        """
+
+
+class BegunSource:
+    """A source whose first response is on its way: who asks for those bytes gets them out of it.
+
+    Args:
+        source: where everything else is.
+        state: what the response told.
+        length: how many bytes it has.
+        body: waits for them.
+    """
+
+    __slots__ = ("_body", "_length", "_source", "_state")
+
+    def __init__(
+        self, source: RemoteSource, state: RemoteState, length: int, body: Callable[[], Buffer]
+    ) -> None:
+        self._source = source
+        self._state = state
+        self._length = length
+        self._body: Callable[[], Buffer] | None = body
+
+    @property
+    def url(self) -> str:
+        return self._source.url
+
+    def has(self, start: int, end: int) -> bool:
+        """Tell whether these are the bytes that are on their way, and nobody asked for them yet."""
+        return self._body is not None and (start, end) == (0, self._length)
+
+    def stat(self, known: RemoteState | None) -> RemoteState | None:
+        return self._source.stat(known)
+
+    def fetch(self, start: int, end: int, state: RemoteState) -> tuple[Buffer, RemoteState]:
+        body = self._body
+        if body is None or not self.has(start, end):
+            return self._source.fetch(start, end, state)
+        self._body = None
+        return body(), self._state
+
+
+@runtime_checkable
 class VersionedSource(Protocol):
     """A source that can be bound to one version of its object."""
 
