@@ -92,6 +92,20 @@ async def test_folder_that_lost_its_marker_is_ours_again(make_cache, objects, tm
     assert (tmp_path / "cache" / "aiommap-cache").exists()
 
 
+async def test_marker_that_comes_while_one_looks_at_the_folder(
+    make_cache, objects, monkeypatch, tmp_path
+):
+    """Another process makes it between our look for it and our look at what else there is."""
+    await fill(make_cache, objects)
+    with monkeypatch.context() as patch:
+        patch.setattr(os.path, "lexists", lambda _: False)
+        assert (await read_all(make_cache, objects)).gets == 0
+        (tmp_path / "cache" / "thesis").write_text("precious")
+        async with make_cache() as cache:
+            with pytest.raises(UnsupportedError, match="other files"):
+                await cache.open(objects)
+
+
 @pytest.mark.parametrize("name", ["state", "thesis.data", "folder", "link"])
 async def test_folder_without_a_marker_that_has_one_other_file_is_refused(
     make_cache, objects, tmp_path, name

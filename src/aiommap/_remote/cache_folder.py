@@ -357,10 +357,14 @@ def _map(words: LockFile, data: int, header: Header, owner: int) -> Blocks:
 
 
 def _has_only_ours(path: str) -> bool:
-    """Tell whether a folder holds nothing but files with names of cached objects."""
+    """Tell whether a folder holds nothing but files with names of cached objects.
+
+    The marker may have come since we looked for it, from a process that opens the folder as we do.
+    """
     with os.scandir(path) as files:
         return all(
-            name_in(file.name) is not None and file.is_file(follow_symlinks=False) for file in files
+            (file.name == MARKER or name_in(file.name)) and file.is_file(follow_symlinks=False)
+            for file in files
         )
 
 
