@@ -3,23 +3,6 @@
 
 #include "accounting.h"
 
-#include "../sys/clock.h"
-#include "../sys/thread_waits.h"
-
-/* A pwrite(2) that took this long is slow, not counting a nanosecond for each byte. */
-#define SLOW_PWRITE_NS INT64_C(250000)
-/* After a slow one this many more are watched: a second slow one that slept, or spun for a lock,
- * tells that they wait. To watch takes 0.9 us, too much for each. */
-#define SUSPECTED_PWRITES 8
-/* A pwrite(2) that took this long is long; and how long the next ones are watched after it. A
- * second long one that slept tells that they wait, too. */
-#define LONG_PWRITE_NS INT64_C(1000000)
-#define WATCHED_NS INT64_C(2000000000)
-/* For this long stores then go to a worker. They may wait for the inode's lock, which another
- * process holds, for a page that the kernel is writing, or at its limit for dirty pages: nothing
- * tells when that ends. */
-#define BLOCKED_NS INT64_C(1000000000)
-
 /* Whether a flush of ours is writing a range, or a folio of it for which a store would wait. */
 static bool is_in_writeback(const Mapping *self, int64_t offset, int64_t end)
 {
@@ -48,7 +31,7 @@ enum inline_way inline_way_of(Mapping *self, int64_t offset, int64_t length, int
     return by_descriptor ? WAY_DESCRIPTOR : WAY_WORKER;
 }
 
-/* Without the GIL, from here on to pwrite_watch_end. */
+/* Without the GIL. */
 
 bool pwrite_is_inline(const struct pin *pin, int64_t offset, int64_t end, bool *cached)
 {
@@ -60,43 +43,4 @@ bool pwrite_is_inline(const struct pin *pin, int64_t offset, int64_t end, bool *
         return one || file_has_blocks(pin->fd, start, end);
     return file_is_hole(pin->fd, start, end) &&
            (one || (file_reaches(pin->fd, end, &solid) && solid)); /* its blocks are reserved */
-}
-
-void pwrite_watch_begin(struct pwrite_watch *watch, int64_t now)
-{
-    watch->looks = watch->suspected || watch->watched;
-    if (watch->looks) {
-        watch->waits = thread_waits();
-        watch->ran = thread_clock();
-    }
-    watch->begun = now;
-}
-
-void pwrite_watch_end(struct pwrite_watch *watch, size_t bytes)
-{
-    int64_t took = monotonic_clock() - watch->begun - (int64_t)bytes;
-    bool slow = took >= SLOW_PWRITE_NS, is_long = took >= LONG_PWRITE_NS, slept, spun;
-    if (slow && watch->looks) {
-        slept = thread_waits() != watch->waits;
-        spun = thread_clock() - watch->ran >= took / 2; /* or the host took the processor */
-        watch->waited = watch->waited || (watch->suspected ? slept || spun : slept && is_long);
-        slow = slept || spun; /* else the thread lost the processor */
-    }
-    watch->was_long = watch->was_long || (slow && is_long);
-    watch->suspected = slow ? SUSPECTED_PWRITES : watch->suspected - (watch->suspected > 0);
-}
-
-struct pwrite_watch pwrite_watch(const Mapping *self, int64_t now)
-{
-    return (struct pwrite_watch){.watched = now < self->watched_until,
-                                 .suspected = self->suspected_pwrites};
-}
-
-void pwrite_watch_note(Mapping *self, const struct pwrite_watch *watch)
-{
-    self->suspected_pwrites = watch->suspected;
-    if (watch->was_long)
-        self->watched_until = monotonic_clock() + WATCHED_NS;
-    if (watch->waited)
-        self->blocked_until = monotonic_clock() + BLOCKED_NS;
 }

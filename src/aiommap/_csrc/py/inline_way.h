@@ -1,4 +1,4 @@
-/* inline_way.h: which way a store of the loop thread takes, and whether it waits there.
+/* inline_way.h: which way a store of the loop thread takes.
  *
  * A store through the mapping costs least, but it makes the next flush expensive: it dirties the
  * whole folio, up to two megabytes, where pwrite(2) dirties one block. So a store is a pwrite(2)
@@ -30,21 +30,5 @@ enum inline_way inline_way_of(Mapping *self, int64_t offset, int64_t length, int
  * find the blocks of all. *cached says that the pages are known to be in memory; it is set if this
  * finds them there. */
 bool pwrite_is_inline(const struct pin *pin, int64_t offset, int64_t end, bool *cached);
-
-/* Whether pwrite(2) waits on the loop thread. */
-struct pwrite_watch { /* the caller's own */
-    int suspected;    /* one was slow: this many more are watched */
-    bool watched;     /* one took long: see whether another one sleeps */
-    bool was_long, waited;
-    /* These are of one call. */
-    bool looks;
-    long waits;
-    int64_t begun, ran; /* the monotonic clock, and the thread's */
-};
-struct pwrite_watch pwrite_watch(const Mapping *self, int64_t now);
-/* Before a call with its questions, and after it, without the GIL; `now` is monotonic. */
-void pwrite_watch_begin(struct pwrite_watch *watch, int64_t now);
-void pwrite_watch_end(struct pwrite_watch *watch, size_t bytes);
-void pwrite_watch_note(Mapping *self, const struct pwrite_watch *watch);
 
 #endif

@@ -9,6 +9,7 @@
 #include "inline.h"
 #include "inline_way.h"
 #include "pin.h"
+#include "pwrite_watch.h"
 #include "receipt.h"
 #include "state.h"
 

@@ -3,6 +3,7 @@
 #include <errno.h>
 
 #include "accounting.h"
+#include "inline.h"
 #include "receipt.h"
 
 #include "../sys/clock.h"
@@ -21,13 +22,29 @@ enum way {
 struct target { /* the caller's own */
     bool reached; /* it is shared, and no store reaches beyond its end */
     bool solid;   /* it has all of its blocks */
+    int fd;
+    struct lock_watch *lock;
 };
+
+/* Whether a store through the mapping asks for no more of the device, as its folios are dirty, and
+ * saves a long wait for the inode's lock. */
+static bool avoids_lock(const struct store *store, const struct target *target)
+{
+    if (!target->lock->held || (size_t)store->data.len > GIL_COPY_LIMIT_BYTES)
+        return false;
+    int64_t start = (int64_t)page_down((size_t)store->offset);
+    uint64_t length = (uint64_t)(page_up(store->offset + store->data.len) - start);
+    struct cache_counts found;
+    return !file_cachestat(target->fd, (uint64_t)start, length, &found) &&
+           found.dirty * page_size() >= length;
+}
 
 static enum way way_of(const struct store *store, const struct target *target)
 {
     if (store->outside || !store->data.len)
         return WAY_NONE;
-    return target->reached && !store->ready ? WAY_DESCRIPTOR : WAY_MAPPING;
+    bool mapped = !target->reached || store->ready || avoids_lock(store, target);
+    return mapped ? WAY_MAPPING : WAY_DESCRIPTOR;
 }
 
 /* Without the GIL. Make every page writable before storing the first byte, so that a full disk or a
@@ -102,6 +119,23 @@ static Py_ssize_t store_through(int fd, struct store *stores, Py_ssize_t count,
     return run;
 }
 
+/* The same, with a look whether it spins for the inode's lock. */
+static Py_ssize_t store_watched(struct store *stores, Py_ssize_t count, const struct target *target)
+{
+    struct pwrite_watch watch = {.watched = true};
+    size_t total = 0;
+    if (!target->lock->looks)
+        return store_through(target->fd, stores, count, target);
+    pwrite_watch_begin(&watch, monotonic_clock());
+    Py_ssize_t done = store_through(target->fd, stores, count, target);
+    for (Py_ssize_t i = 0; i < done; i++)
+        total += (size_t)stores[i].data.len;
+    pwrite_watch_end(&watch, total);
+    if (watch.spun && total <= GIL_COPY_LIMIT_BYTES)
+        target->lock->held = target->lock->spun = true;
+    return done;
+}
+
 /* Without the GIL. Try the other way if the first one failed. A limit on the size of files, a seal
  * or a sandbox may refuse pwrite(2) where the mapping works. And a page that was there a moment ago
  * may have no block, or be gone, where pwrite(2) works. */
@@ -118,20 +152,22 @@ static void store_otherwise(const struct pin *pin, struct store *store, enum way
 }
 
 /* Without the GIL. */
-static void put_stores(const struct pin *pin, struct store *stores, Py_ssize_t count, bool shared)
+static void put_stores(const struct pin *pin, struct stores *all, bool shared)
 {
+    struct store *stores = all->items;
+    Py_ssize_t count = all->count;
     int64_t end = 0;
     guard_refresh();
     for (Py_ssize_t i = 0; i < count; i++)
         if (!stores[i].outside && stores[i].offset + stores[i].data.len > end)
             end = stores[i].offset + stores[i].data.len;
-    struct target target = {0};
+    struct target target = {.fd = pin->fd, .lock = &all->lock};
     target.reached = shared && file_reaches(pin->fd, (off_t)end, &target.solid);
     for (Py_ssize_t i = 0, done; i < count; i += done) {
         enum way way = way_of(&stores[i], &target);
         done = 1;
         if (way == WAY_DESCRIPTOR)
-            done = store_through(pin->fd, &stores[i], count - i, &target);
+            done = store_watched(&stores[i], count - i, &target);
         else if (way == WAY_MAPPING)
             store_mapped(pin->region, &stores[i]);
         for (Py_ssize_t at = i; at < i + done; at++)
@@ -147,7 +183,7 @@ void stores_apply(const struct pin *pin, struct stores *stores, bool shared)
 {
     struct file_stat before, after;
     bool seen = shared && file_stat(pin->fd, &before) == 0;
-    put_stores(pin, stores->items, stores->count, shared);
+    put_stores(pin, stores, shared);
     stores->cut = seen && file_stat(pin->fd, &after) == 0 && after.blocks < before.blocks &&
                   after.blocks * 512 < after.size;
 }
@@ -251,7 +287,9 @@ PyObject *mapping_write_many(Mapping *self, PyObject *list)
         bool shared = !self->private_copy;
         /* SAFETY: the buffers are exported to us until they are released below, so nobody can
          * free or move them while the copy runs. */
+        stores.lock = lock_watch(self, monotonic_clock());
         WITHOUT_GIL(pin, self, stores_apply(&pin, &stores, shared););
+        lock_watch_note(self, &stores.lock);
         results = stores_account(self, &stores, false);
     }
     stores_release(&stores);

@@ -4,6 +4,7 @@
 
 #include "mapping.h"
 #include "pin.h"
+#include "pwrite_watch.h"
 
 struct store { /* the caller's own; written by write.c */
     Py_buffer data;
@@ -18,6 +19,7 @@ struct stores { /* the caller's own; written by write.c */
     struct store *items;
     Py_ssize_t count;
     Py_ssize_t loaded; /* how many buffers have to be released */
+    struct lock_watch lock;
     bool cut;          /* result: others seem to have cut the file off meanwhile */
 };
 
