@@ -64,6 +64,19 @@ def test_dirty_page_is_stored_to_through_the_mapping(tmp_path):
     expect("keep_loop_away()\nspin()\nassert is_mapped(1)\nassert is_mapped(2)", tmp_path)
 
 
+def test_loop_thread_does_not_follow_through_the_mapping(tmp_path):
+    """It would meet the fault of a page that was written out meanwhile."""
+    expect(
+        """
+keep_loop_away()
+spin()
+assert is_mapped(1)
+assert m.write_now(PAGE, b"x") is None
+""",
+        tmp_path,
+    )
+
+
 def test_clean_page_is_not(tmp_path):
     """It would make its whole folio dirty."""
     expect("keep_loop_away()\nspin()\nassert not is_mapped(CLEAN)", tmp_path)

@@ -21,8 +21,12 @@ enum inline_way inline_way_of(Mapping *self, int64_t offset, int64_t length, int
         return WAY_WORKER;
     pages_of(offset, length, &first, &end);
     account_refresh(self, now);
-    if (pages_are(self, first, end, PRESENCE_READY)) /* their folios are dirty already */
-        return self->private_copy || self->in_memory ? WAY_WITH_GIL : WAY_MAPPING;
+    if (pages_are(self, first, end, PRESENCE_READY)) { /* their folios are dirty already */
+        if (self->private_copy || self->in_memory)
+            return WAY_WITH_GIL;
+        /* But another process that writes all the time makes them clean all the time. */
+        return now < self->held_until ? WAY_WORKER : WAY_MAPPING;
+    }
     bool by_descriptor = self->local && !self->private_copy && now >= self->blocked_until;
     if (self->local && !self->private_copy && !self->in_memory && flush_is_near(self))
         return by_descriptor ? WAY_DESCRIPTOR : WAY_WORKER;
