@@ -1,7 +1,7 @@
-"""For the reference: what our docstrings have and Google's style does not know, and public names.
+"""For the reference: sections of our docstrings that Google's style lacks, and public names only.
 
-Some sections stand out as paragraphs, and arguments that share a line get one each. Private bases
-are left out, and a private constant that is a default shows its value.
+Such sections become paragraphs, and arguments that share a line get a line each. Private bases are
+left out, and a default that is a private constant is shown by its value.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import griffe
 
 SECTION = re.compile(r"^(Cancellation|Durability|Concurrency|Source): ", re.MULTILINE)
-#: Google's own sections, which griffe takes for text without an empty line above.
+#: Google's own sections; griffe takes them for text if there is no empty line above.
 KNOWN = re.compile(r"(?<!\n)\n(?=(?:Args|Attributes|Raises|Returns|Yields):\n)")
 SHARED = re.compile(
     r"^(?P<indent> +)(?P<names>[a-z_]+(?:, [a-z_]+)+): (?P<text>.*(?:\n(?P=indent) +.*)*)$",
@@ -35,7 +35,7 @@ class Sections(griffe.Extension):
             obj.docstring.value = SECTION.sub(r"\n**\1:** ", text)
 
     def on_package(self, *, pkg: griffe.Module, **_: object) -> None:
-        """Rewrite what needs all modules to be known."""
+        """Rewrite bases and defaults, once all modules are known."""
         public = set(pkg.exports or ())
         for obj in everything(pkg):
             if isinstance(obj, griffe.Class):
@@ -46,7 +46,7 @@ class Sections(griffe.Extension):
 
 
 def everything(module: griffe.Module) -> list[griffe.Object]:
-    """List all objects of a package, and not what is merely imported."""
+    """List all objects of a package, without imported ones."""
     found: list[griffe.Object] = []
     waiting: list[griffe.Object] = [module]
     while waiting:
@@ -57,7 +57,7 @@ def everything(module: griffe.Module) -> list[griffe.Object]:
 
 
 def is_public(base: str | griffe.Expr, public: set[str]) -> bool:
-    """Tell whether readers can know a base: a name of ours, or anybody else's."""
+    """Tell whether to show a base: one of our public names, or a name of another package."""
     path = base if isinstance(base, str) else base.canonical_path
     return not path.startswith("aiommap.") or path.rpartition(".")[2] in public
 

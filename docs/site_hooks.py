@@ -1,7 +1,7 @@
-"""For the site: what mkdocs makes of a page is made fit for phones and for strangers.
+"""For the site: adapt the pages of mkdocs for phones, and hide private modules.
 
-Each cell of a table knows what its column is called: on a phone there is no room for columns, and
-``stylesheets/site.css`` shows each row as a list. The reference names public places only.
+Each cell of a table gets the name of its column: on a phone there is no room for columns, and
+``stylesheets/site.css`` shows each row as a list. The reference names only public modules.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
 ROW = re.compile(r"<tr>.*?</tr>", re.DOTALL)
 HEADER = re.compile(r"<th[^>]*>(.*?)</th>", re.DOTALL)
 CELL = re.compile(r"<td(?P<attributes>[^>]*)>")
-#: Where a name is defined, in the titles of links of the reference: nobody can import it there.
+#: Private modules in the titles of links of the reference: users do not import from there.
 PRIVATE = re.compile(r"\s*\(aiommap(?:\.\w+)*?\._[\w.]+\)|(?<=title=\")aiommap(?:\.\w+)*?\._[\w.]+")
 TAG = re.compile(r"<[^>]+>")
 
@@ -25,7 +25,7 @@ def on_page_content(content: str, **_: object) -> str:
 
 
 def on_post_page(output: str, **_: object) -> str:
-    """Drop private places from a page whose links are all made; called by mkdocs."""
+    """Drop private modules from a finished page; called by mkdocs."""
     return PRIVATE.sub("", output)
 
 
@@ -45,5 +45,5 @@ def labelled(table: str) -> str:
 
 
 def attribute(name: str) -> str:
-    """Write the attribute; an empty header says nothing."""
+    """Return the attribute, or nothing for an empty header."""
     return f' data-label="{html.escape(html.unescape(name))}"' if name else ""
