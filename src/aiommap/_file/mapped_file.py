@@ -582,7 +582,7 @@ class MappedFile(Carving, RangeVerbs, LockableFile):
         self._core.check_usable()
         self._core.check_path("watch")
         called = time.time_ns()
-        if not self._core.mapping.sequence:  # else a store of our own just now would count, too
+        if not self._core.mapping.sequence:  # after a write of ours, this would report it
             called -= TICK_NS
         changes = self._open.watched.subscribe(
             self._core, buffer=buffer, poll_interval=poll_interval, called_ns=called

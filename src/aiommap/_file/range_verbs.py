@@ -37,7 +37,8 @@ class RangeVerbs(ReadVerbs):
         """Write bytes within the file or the view.
 
         When it returns, every mapper and reader of the file sees the bytes (in mode "c": only this
-        object does). The flush policy decides when they become durable, and the receipt tells.
+        object does). The flush policy decides when they become durable; the receipt tells whether
+        they are.
 
         Args:
             offset: first byte, from the start of the file or the view.

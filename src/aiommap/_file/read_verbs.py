@@ -48,7 +48,7 @@ class ReadVerbs:
         return 0
 
     def _check_range(self) -> None:
-        """Raise if the range can no more be used."""
+        """Raise if the range can no longer be used."""
 
     def _check(self) -> None:
         """Raise unless the range and the file can be used."""
@@ -166,7 +166,7 @@ class ReadVerbs:
             The offset of the needle from the start of the file or the view, or -1.
         Raises:
             MappingFaultError, anyio.ClosedResourceError: as ``read``.
-            ValueError: if the number is not that of a byte.
+            ValueError: if the needle is a number outside 0 to 255.
             TypeError: if the needle is neither a number nor a buffer.
         Cancellation: at any time; a step of at most 16 MiB under way in a worker ends by itself.
         Concurrency: the search may find bytes that are written meanwhile, or miss them.
@@ -286,7 +286,7 @@ class ReadVerbs:
     ) -> AbstractAsyncContextManager[None]:
         """Lock a range in memory for the length of the block; reads of it need no system call.
 
-        Holes of a file in tmpfs stay holes; a page that is stored there meanwhile is locked then.
+        Holes of a file in tmpfs stay holes; if a page is stored there meanwhile, it is locked.
 
         Args:
             offset, length: as for ``prewarm``.
