@@ -222,8 +222,8 @@ class Mapping:
 
         The outcome has the receipts, whether no other write was counted, the bytes of the flushed
         pages, the end of the last store, and the result of ``stat``. The pages stay in writeback
-        until ``flush_end``. If a store stopped short, the outcome is that of ``write_many``. If the
-        flush failed, it is the errno, and the stored pages are dirty.
+        until ``end_writeback``. If a store stopped short, the outcome is that of ``write_many``. If
+        the flush failed, it is the errno, and the stored pages are dirty.
         """
 
     def append_through(self, descriptor: int, /) -> None:
@@ -294,10 +294,10 @@ class Mapping:
         """fallocate(2) with FALLOC_FL_PUNCH_HOLE and FALLOC_FL_KEEP_SIZE."""
 
     # Accounting; short, with the GIL.
-    def flush_begin(self, offset: int, length: int, /) -> list[tuple[int, int]]:
-        """Take the dirty runs of a range to flush; inline stores avoid them until ``flush_end``."""
+    def begin_writeback(self, offset: int, length: int, /) -> list[tuple[int, int]]:
+        """Take the dirty runs of a range; inline stores avoid them until ``end_writeback``."""
 
-    def flush_end(self, failed: list[tuple[int, int]], /) -> None:
+    def end_writeback(self, failed: list[tuple[int, int]], /) -> None:
         """End the flush and mark the runs that did not reach the disk dirty again."""
 
     def dirty_runs(self) -> list[tuple[int, int]]:

@@ -33,7 +33,7 @@ def test_verb_cut_off_half_way(tmp_path, verb):
         assert found == ({answer} if {answer[0].isdigit()} else "{answer}"), found
         assert all(end <= PAGE for _, end in m.dirty_runs()), m.dirty_runs()
         assert m.min_kept_length <= m.size == PAGE
-        m.flush_begin(0, PAGE)
+        m.begin_writeback(0, PAGE)
         m.close()
         """.replace(f"({answer} if", f"({answer if answer[0].isdigit() else 0} if"),
         tmp_path,
@@ -302,7 +302,7 @@ print("alive")
         "m.stage(0, bytearray(1))",
         "m.write_now(0, b'x')",
         "m.read(0, SIZE)",
-        "m.flush_begin(0, SIZE)",
+        "m.begin_writeback(0, SIZE)",
         "m.oldest_leases(9)",
     ],
 )
@@ -368,7 +368,7 @@ def test_list_that_changes_while_loaded(tmp_path):
                 items.clear()
                 return 0
 
-        for call in (m.flush_end, m.write_many):
+        for call in (m.end_writeback, m.write_many):
             for _ in range(3):
                 items = [(Evil(), memoryview(b"x") if call == m.write_many else PAGE)] * 50
                 call(items)

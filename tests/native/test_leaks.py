@@ -29,7 +29,7 @@ def turn():
     mapping.read_nowait(3, 40000)
     mapping.read_into(0, bytearray(100))
     mapping.residency(0, size)
-    mapping.flush_end(mapping.flush_begin(0, size))
+    mapping.end_writeback(mapping.begin_writeback(0, size))
     mapping.set_locked(0, 10, True)
     mapping.set_locked(0, 10, False)
     word = Word(mapping, [], 8, 4)

@@ -96,10 +96,10 @@ def test_dirty_runs_match_a_set_of_pages(tmp_path_factory, steps):
             mapping.write_many([(offset, memoryview(bytes(length)))])
             dirty.update(range(first, end))
         else:
-            runs = mapping.flush_begin(offset, length)
+            runs = mapping.begin_writeback(offset, length)
             taken = {page for a, b in runs for page in range(a // PAGE_SIZE, b // PAGE_SIZE)}
             assert taken == dirty & set(range(first, end))
-            mapping.flush_end(runs if kind == "fail" else [])
+            mapping.end_writeback(runs if kind == "fail" else [])
             if kind == "flush":
                 dirty -= taken
         assert mapping.dirty_bytes() == len(dirty) * PAGE_SIZE
@@ -120,11 +120,11 @@ def test_page_sets_are_exact_between_words(tmp_path):
         assert mapping.dirty_runs() == [(offset, stop)]
         assert mapping.dirty_bytes() == stop - offset
         mapping.write_many([(0, whole)])
-        assert mapping.flush_begin(offset, stop - offset) == [(offset, stop)]
+        assert mapping.begin_writeback(offset, stop - offset) == [(offset, stop)]
         left = [(a, b) for a, b in ((0, offset), (stop, len(whole))) if a < b]
         assert mapping.dirty_runs() == left
-        mapping.flush_begin(0, len(whole))
-        mapping.flush_end([])
+        mapping.begin_writeback(0, len(whole))
+        mapping.end_writeback([])
     mapping.close()
 
 
@@ -136,14 +136,14 @@ def test_store_under_a_flush_is_queued(mapping):
     assert mapping.write_now(0, b"no") is None  # a hole: not in memory yet
     assert sequences(mapping.write_many([(0, memoryview(b"x"))])) == [1]
     assert mapping.write_now(0, b"resident") is not None
-    mapping.flush_begin(0, PAGE_SIZE)
+    mapping.begin_writeback(0, PAGE_SIZE)
     assert mapping.write_now(0, b"no") is None
     assert sequences(mapping.write_many([(5 * PAGE_SIZE, memoryview(b"x"))])) == [3]
     assert mapping.write_now(5 * PAGE_SIZE, b"elsewhere") is not None
-    mapping.flush_begin(5 * PAGE_SIZE, PAGE_SIZE)  # more of the same flush
+    mapping.begin_writeback(5 * PAGE_SIZE, PAGE_SIZE)  # more of the same flush
     assert mapping.write_now(0, b"no") is None
     assert mapping.write_now(5 * PAGE_SIZE, b"no") is None
-    mapping.flush_end([])
+    mapping.end_writeback([])
     assert mapping.write_now(0, b"yes") is not None
 
 
@@ -246,8 +246,8 @@ def inline(mapping, offset, data):
 
 def test_inline_stores_stop_at_the_policy(mapping):
     mapping.populate(0, SIZE, True)
-    mapping.flush_begin(0, SIZE)
-    mapping.flush_end([])
+    mapping.begin_writeback(0, SIZE)
+    mapping.end_writeback([])
     mapping.set_inline_limits(100, native.NO_LIMIT, native.NO_LIMIT)
     assert inline(mapping, 0, b"x" * 99) is not None
     assert inline(mapping, 0, b"x") is None
@@ -257,9 +257,9 @@ def test_inline_stores_stop_at_the_policy(mapping):
     mapping.set_inline_limits(native.NO_LIMIT, native.NO_LIMIT, 2 * PAGE_SIZE)
     assert inline(mapping, PAGE_SIZE, b"x") is not None
     assert inline(mapping, 2 * PAGE_SIZE, b"x") is None
-    mapping.flush_begin(0, PAGE_SIZE)  # pages in writeback count as well
+    mapping.begin_writeback(0, PAGE_SIZE)  # pages in writeback count as well
     assert inline(mapping, 2 * PAGE_SIZE, b"x") is None
-    mapping.flush_end([])
+    mapping.end_writeback([])
     assert inline(mapping, 2 * PAGE_SIZE, b"x") is not None
 
 
@@ -314,12 +314,12 @@ def test_lease_keeps_pages_after_close(mapping, tmp_path):
 
 def test_lease_is_dirty_while_writable(mapping):
     lease = mapping.lease(0, PAGE_SIZE, True)
-    assert mapping.flush_begin(0, SIZE) == [(0, PAGE_SIZE)]
-    mapping.flush_end([])
+    assert mapping.begin_writeback(0, SIZE) == [(0, PAGE_SIZE)]
+    mapping.end_writeback([])
     assert mapping.dirty_runs() == [(0, PAGE_SIZE)]
     del lease
-    assert mapping.flush_begin(0, SIZE) == [(0, PAGE_SIZE)]
-    mapping.flush_end([])
+    assert mapping.begin_writeback(0, SIZE) == [(0, PAGE_SIZE)]
+    mapping.end_writeback([])
     assert mapping.dirty_runs() == []
 
 

@@ -55,10 +55,10 @@ def test_page_stored_during_flush_stays_dirty(mapping):
     gc.collect()
     gc.callbacks.append(store)
     try:
-        runs = mapping.flush_begin(0, PAGES * PAGE_SIZE)
+        runs = mapping.begin_writeback(0, PAGES * PAGE_SIZE)
     finally:
         gc.callbacks.remove(store)
-    mapping.flush_end([])
+    mapping.end_writeback([])
     assert stored, "no garbage was collected: the test proves nothing"
     assert runs[0][0] == 100 * PAGE_SIZE
     assert mapping.dirty_runs() == [(0, PAGE_SIZE)]

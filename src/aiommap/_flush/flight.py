@@ -1,4 +1,4 @@
-"""Batches whose system calls the engine makes, and the types of their requests and results."""
+"""The record of a batch in the engine, and its types; ``writeback`` begins and ends each."""
 
 from __future__ import annotations
 

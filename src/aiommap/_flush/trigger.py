@@ -1,6 +1,7 @@
 """Decide from counts when a flush policy asks for a flush; pure.
 
-To add a policy: add a field and a constructor in ``_flush_policy.py``. Here, say in ``due`` when it
+A policy made of limits that exist is a constructor in ``_flush_policy.py`` and nothing here. For a
+new limit, add a field and a constructor there. Here, say in ``due`` when it
 is due, and in ``limits`` too if an inline store can make it due. If it counts something new, pass
 that count where ``BackgroundFlush._due`` and ``_log/appender`` call ``due``; stores are counted in
 ``_csrc/py/accounting.c``. A new kind of deadline also needs a case in

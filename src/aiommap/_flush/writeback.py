@@ -322,7 +322,7 @@ class Writeback:
             if not isinstance(error, (OSError, MappingFaultError)):
                 raise
             return False
-        mapping.flush_end([])
+        mapping.end_writeback([])
         self.flushed_bytes += flushed
         return True
 
@@ -399,7 +399,7 @@ class Writeback:
     def _write_out(self, spans: list[tuple[int, int]], *, whole: bool) -> bool:
         """Write the dirty pages of the spans back and wait; tell whether they are durable."""
         mapping = self._core.mapping
-        taken = [mapping.flush_begin(offset, end - offset) for offset, end in spans]
+        taken = [mapping.begin_writeback(offset, end - offset) for offset, end in spans]
         runs = [run for runs in taken for run in runs]
         try:
             # One call from the first to the last dirty page of each span: pages between the runs
@@ -412,13 +412,13 @@ class Writeback:
             if not isinstance(error, (OSError, MappingFaultError)):
                 raise
             return False
-        mapping.flush_end([])
+        mapping.end_writeback([])
         self.flushed_bytes += sum(end - offset for offset, end in runs)
         return True
 
     def _give_up(self, error: BaseException, runs: list[tuple[int, int]]) -> None:
         """Count the runs as dirty again after a failed flush, and keep or latch its error."""
-        self._core.mapping.flush_end(runs)
+        self._core.mapping.end_writeback(runs)
         if isinstance(error, NameNotSyncedError):
             self._passing = self._failure_of(error, latched=False)
         elif not isinstance(error, MappingFaultError):  # every verb raises that until a reopen

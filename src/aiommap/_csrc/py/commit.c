@@ -72,7 +72,7 @@ static int64_t writeback_bytes(const Mapping *mapping, int64_t last)
            (end > mapping->size ? end - mapping->size : 0);
 }
 
-/* After a success the pages stay in writeback until `flush_end`. */
+/* After a success the pages stay in writeback until `end_writeback`. */
 static PyObject *end(void *call)
 {
     struct commit *self = call;

@@ -30,7 +30,7 @@ static struct run *collect_runs(Mapping *self, size_t first, size_t end, Py_ssiz
     return runs;
 }
 
-PyObject *mapping_flush_begin(Mapping *self, PyObject *args)
+PyObject *mapping_begin_writeback(Mapping *self, PyObject *args)
 {
     long long offset, length;
     size_t first, end;
@@ -68,10 +68,10 @@ static bool mark_dirty(Mapping *self, const struct run *runs, Py_ssize_t count)
     return true;
 }
 
-PyObject *mapping_flush_end(Mapping *self, PyObject *failed)
+PyObject *mapping_end_writeback(Mapping *self, PyObject *failed)
 {
     if (!PyList_CheckExact(failed))
-        return PyErr_Format(PyExc_TypeError, "flush_end needs the list of runs that failed");
+        return PyErr_Format(PyExc_TypeError, "end_writeback needs the list of runs that failed");
     Py_ssize_t count = 0;
     struct run *runs = runs_of(failed, &count);
     bool marked = runs && mark_dirty(self, runs, count);
@@ -110,7 +110,7 @@ static int asks_for_most(const Mapping *self, const struct run *asked, Py_ssize_
     return most;
 }
 
-/* fdatasync(2) and stat, with all that is dirty in writeback until `flush_end`. */
+/* fdatasync(2) and stat, with all that is dirty in writeback until `end_writeback`. */
 struct flush { /* by one thread at a time */
     struct pin pin;
     struct run *dirty;

@@ -4,8 +4,8 @@
 
 #include "mapping.h"
 
-PyObject *mapping_flush_begin(Mapping *self, PyObject *args);
-PyObject *mapping_flush_end(Mapping *self, PyObject *failed);
+PyObject *mapping_begin_writeback(Mapping *self, PyObject *args);
+PyObject *mapping_end_writeback(Mapping *self, PyObject *failed);
 PyObject *mapping_begin_flush(Mapping *self, PyObject *args);
 PyObject *mapping_awaits_flush(Mapping *self, PyObject *receipt);
 PyObject *mapping_dirty_runs(Mapping *self, PyObject *unused);
