@@ -86,7 +86,8 @@ async def first_bytes(report: Report, setting: Setting) -> None:
 
     if has_fsspec():
         steps.append(blockcache)
-    for step in turns(setting.rounds * 4, steps):
+    setting.touch_memory()
+    for step in turns(setting.rounds * 8, steps):
         await step()
     ms = milliseconds(found)
     report.row("first 4 KiB: a plain GET of a block", ms["get"], "ms")
@@ -128,7 +129,8 @@ async def at_a_gateway(report: Report, setting: Setting) -> None:
         steps = [*steps_of_obstore(store, found), *steps_of_ours(setting, store, found)]
         if importlib.util.find_spec("s3fs"):
             steps.append(blockcache)
-        for step in turns(setting.rounds * 2, steps):
+        setting.touch_memory()
+        for step in turns(setting.rounds * 6, steps):
             await step()
     finally:
         server.stop()
@@ -205,7 +207,8 @@ async def mounted(report: Report, setting: Setting) -> None:
 
     steps = [rclone, ours, ours_there, *steps_of_obstore(setting.store, found)]
     steps += [partial(by_hand, new=True), partial(by_hand, new=False)]
-    for step in turns(setting.rounds, steps):
+    setting.touch_memory()
+    for step in turns(setting.rounds * 3, steps):
         await step()
     report_mounted(report, milliseconds(found))
 

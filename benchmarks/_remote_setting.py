@@ -13,6 +13,7 @@ from typing import Any
 
 from aiommap.remote import ObstoreSource, RemoteCache, RemoteSnapshot
 
+from ._harness import MIB
 from ._remote_peers import READ
 
 Step = Callable[[], Awaitable[object]]
@@ -47,6 +48,12 @@ class Setting:
         microseconds; with them kept, 31.
         """
         return f"{tempfile.mkdtemp(dir=self.folder)}/cache"
+
+    def touch_memory(self) -> None:
+        """Leave free pages for folders that are kept, which the machine has touched before."""
+        path = self.folder / "touched"
+        path.write_bytes(bytes(256 * MIB))
+        path.unlink()
 
     def source(self) -> ObstoreSource:
         return ObstoreSource(self.store, "object")
