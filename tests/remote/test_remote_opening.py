@@ -99,6 +99,14 @@ async def test_cleared_object_is_asked_for_its_first_block(make_cache, objects, 
         assert objects.begun == [BLOCK, BLOCK]
 
 
+async def test_clearing_an_object_in_use_forgets_its_address(make_cache, objects):
+    async with make_cache() as cache, cache.open(objects, prewarm=True):
+        assert await cache.clear()
+        async with cache.open(objects) as s:
+            assert await s.read_exact(0, 10) == DATA[:10]
+        assert objects.begun == [BLOCK, BLOCK]
+
+
 async def test_overwritten_object_is_read_right(make_cache, objects):
     """The hint is about an address, whatever lies there."""
     async with make_cache() as cache, cache.open(objects, prewarm=True) as old:

@@ -229,6 +229,7 @@ class FolderRoom:
                 state.give_back(freed)
                 return freed
         try:
+            self._folder.budget.forget_address(files.header.identity.url)
             return self._sweep_blocks(files, 0, 1 << 62, force=True)[0]
         finally:
             files.close()
