@@ -149,7 +149,7 @@ def test_pages_are_read_on_their_own(path):
 
 
 def test_installing_is_told_alike():
-    """By name once it is published, from the sources until then."""
+    """Every page says: by name once it is published, and from the sources until then."""
     told = {name_of(path): path.read_text(encoding="utf-8").lower() for path in PAGES}
     by_name = {name: text for name, text in told.items() if "pip install aiommap" in text}
     assert by_name.keys() == {"README.md", "docs/index.md", "docs/install.md"}

@@ -318,12 +318,12 @@ def _without_chunks(content: bytes) -> bytes:
 
 
 async def _end(writer: asyncio.StreamWriter, *, reset: bool) -> None:
-    """End a connection once what was written left: by FIN, or by RST."""
+    """End a connection by FIN or RST, once all written bytes have left."""
     writer.transport.set_write_buffer_limits(0)
     await writer.drain()
     if reset:
         taken = writer.get_extra_info("socket")
-        # The close of a socket that lingers for no time sends RST.
+        # With a linger time of 0, closing the socket sends RST.
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
     else:

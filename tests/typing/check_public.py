@@ -1,7 +1,7 @@
 """The types that type checkers infer for the public API; checked, never run.
 
-An ``ignore`` with a code marks a call that must be refused: were it accepted, the comment would
-be reported as unused.
+An ``ignore`` with a code marks a call that type checkers must refuse. If they accepted it, they
+would report the comment as unused.
 """
 
 from __future__ import annotations
