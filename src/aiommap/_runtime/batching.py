@@ -1,10 +1,10 @@
 """A batch queue: one batch in flight, the next one gathering.
 
 While a batch runs, new items gather for the next batch. So a single hop, or a single flush, answers
-many tasks. A batch starts when the queue is free. After a batch with several items the next one
-starts one loop turn later, so that tasks woken together batch together. After a batch of one item
-it starts at once, because a task that is alone should not wait. So if several tasks then submit in
-one turn, the first item runs without the others.
+many tasks. If items wait when a batch ends, the next one starts one loop turn later, so that tasks
+woken together batch together. If none wait, the next item starts a batch: one turn later after a
+batch with several items, at once after a batch of one, because a task that is alone should not
+wait. So if several tasks then submit in one turn, the first item runs without the others.
 
 Everything here runs on the loop thread, in tasks and in callbacks. The queue needs no task of its
 own. An item costs one future, which gets its outcome: where a flush serves hundreds of writes, the
