@@ -12,7 +12,7 @@
 /* A job that says when it has begun, and runs until it is let go. */
 struct held_job {
     struct pool_job job; /* first */
-    int begun, may_end, ended;
+    int started, begun, may_end, ended;
     int at_once; /* how many of its kind were at work when it began */
 };
 
@@ -39,6 +39,8 @@ static void run_held(struct pool_job *job)
     SET(self->ended, 1);
 }
 
+static void start_held(struct pool_job *job) { SET(((struct held_job *)job)->started, 1); }
+
 static void begin_pool(void) { EXPECT(pool_make(&pool) == 0); }
 
 static void begin_queue(size_t number, uint64_t hub, unsigned limit, uint64_t device)
@@ -64,10 +66,23 @@ static void land(size_t count, struct pool_job **order)
     for (size_t got = 0; got < count;) {
         struct pollfd ready = {.fd = pool_descriptor(pool), .events = POLLIN};
         EXPECT(poll(&ready, 1, 20000) == 1);
-        for (struct pool_job *job = pool_landed(pool); job; job = job->below, got++)
+        for (struct pool_job *job = pool_landed(pool, true); job; job = job->below, got++)
             if (order)
                 order[got] = job;
     }
+}
+
+/* The same for jobs that can be started. */
+static void submit_startable(size_t first, size_t count, size_t queue, bool held)
+{
+    struct pool_link list;
+    pool_list_make(&list);
+    for (size_t i = first; i < first + count; i++) {
+        jobs[i] = (struct held_job){
+            .job = {.queue = &queues[queue], .start = start_held, .run = run_held}, .may_end = !held};
+        pool_list_append(&list, &jobs[i].job);
+    }
+    EXPECT(pool_submit(pool, &list) == 0);
 }
 
 static void let_go(size_t first, size_t count)
@@ -103,7 +118,7 @@ static void pool_runs_all(void)
         land(JOBS, NULL);
         for (size_t i = 0; i < JOBS; i++)
             EXPECT(jobs[i].ended == 1);
-        EXPECT(!pool_landed(pool));
+        EXPECT(!pool_landed(pool, true));
     }
     for (size_t i = 0; i < 3; i++)
         pool_queue_drop(pool, &queues[i]);
@@ -234,7 +249,7 @@ static void pool_withdraws(void)
         for (size_t i = 40; i-- > 0;)
             withdrawn += pool_withdraw(pool, &jobs[i].job);
         land(40 - withdrawn, NULL);
-        EXPECT(begun(0, 40) == 40 - withdrawn && !pool_landed(pool));
+        EXPECT(begun(0, 40) == 40 - withdrawn && !pool_landed(pool, true));
     }
     pool_queue_drop(pool, &queues[0]);
     pool_drop(pool);
@@ -278,10 +293,107 @@ static void pool_takes_single_jobs(void)
             withdrawn += pool_withdraw(pool, &jobs[i - 20].job);
         }
         land(40 - withdrawn, NULL);
-        EXPECT(begun(20, 20) == 20 && !pool_landed(pool));
+        EXPECT(begun(20, 20) == 20 && !pool_landed(pool, true));
     }
     pool_queue_drop(pool, &queues[0]);
     pool_queue_drop(pool, &queues[1]);
+    pool_drop(pool);
+}
+
+static size_t started(size_t first, size_t count)
+{
+    size_t found = 0;
+    for (size_t i = first; i < first + count; i++)
+        found += (size_t)GET(jobs[i].started);
+    return found;
+}
+
+/* Until POOL_PAIRS run each has a thread; from then on two of a file share one, and both are started. */
+static void pool_starts_pairs(void)
+{
+    size_t pairs = (POOL_WIDTH - POOL_PAIRS + 1) / 2, alone = POOL_WIDTH - 2 * pairs;
+    begin_pool();
+    begin_queue(0, 1, POOL_NO_LIMIT, 1);
+    submit_startable(0, POOL_WIDTH, 0, true);
+    until_begun(0, POOL_WIDTH, alone + pairs);
+    EXPECT(started(0, POOL_WIDTH) == 2 * pairs && GET(at_work) == (int)(alone + pairs));
+    for (size_t i = 0; i < POOL_WIDTH; i++)
+        EXPECT(!pool_withdraw(pool, &jobs[i].job));
+    let_go(0, POOL_WIDTH);
+    land(POOL_WIDTH, NULL);
+    EXPECT(begun(0, POOL_WIDTH) == POOL_WIDTH && most_at_work == (int)(alone + pairs));
+    pool_queue_drop(pool, &queues[0]);
+    pool_drop(pool);
+}
+
+/* Neither with a job of another file, nor with one that cannot be started, nor beyond a limit. */
+static void pool_pairs_no_others(void)
+{
+    begin_pool();
+    begin_queue(0, 1, POOL_NO_LIMIT, 1);
+    begin_queue(1, 2, POOL_PAIRS + 1, 1);
+    begin_queue(2, 3, POOL_NO_LIMIT, 1);
+    begin_queue(3, 4, POOL_NO_LIMIT, 1);
+    begin_queue(4, 5, 0, 1);
+    submit(0, POOL_PAIRS, 0, true);
+    until_begun(0, POOL_PAIRS, POOL_PAIRS);
+    submit_startable(100, 1, 2, true);
+    submit_startable(101, 1, 3, true);
+    submit_startable(102, 1, 4, true);
+    submit(103, 1, 4, true);
+    begin_queue(5, 5, POOL_NO_LIMIT, 1); /* now both may run */
+    until_begun(100, 4, 4);
+    EXPECT(started(100, 4) == 0);
+    let_go(0, POOL_PAIRS);
+    let_go(100, 4);
+    land(POOL_PAIRS + 4, NULL);
+    submit_startable(0, POOL_PAIRS + 3, 1, true); /* of a hub that may run one more */
+    until_begun(0, POOL_PAIRS, POOL_PAIRS);
+    EXPECT(begun(0, POOL_PAIRS + 3) == POOL_PAIRS && started(0, POOL_PAIRS + 3) == 2);
+    let_go(0, POOL_PAIRS + 3);
+    land(POOL_PAIRS + 3, NULL);
+    for (size_t i = 0; i < 6; i++)
+        pool_queue_drop(pool, &queues[i]);
+    pool_drop(pool);
+}
+
+/* One file and one job at a time: the next one begins after the last one has landed. */
+static void pool_tells_nobody_who_is_expected(void)
+{
+    struct pollfd ready;
+    begin_pool();
+    begin_queue(0, 1, 1, 1);
+    ready = (struct pollfd){.fd = pool_descriptor(pool), .events = POLLIN};
+    submit(0, 2, 0, true);
+    pool_expect(pool);
+    let_go(0, 1);
+    until_begun(1, 1, 1);
+    EXPECT(poll(&ready, 1, 0) == 0);
+    EXPECT(pool_landed(pool, false) == &jobs[0].job && !pool_landed(pool, false));
+    let_go(1, 1);
+    EXPECT(poll(&ready, 1, 20000) == 1);
+    EXPECT(pool_landed(pool, true) == &jobs[1].job && poll(&ready, 1, 0) == 0);
+    pool_queue_drop(pool, &queues[0]);
+    pool_drop(pool);
+}
+
+/* Whoever was expected learns of what lands after it came, however close. */
+static void pool_loses_nothing_that_was_expected(void)
+{
+    begin_pool();
+    begin_queue(0, 1, POOL_NO_LIMIT, 1);
+    for (size_t round = 0; round < 200; round++) {
+        size_t got = 0;
+        submit(0, 40, 0, false);
+        for (size_t turn = 0; turn < round % 8; turn++) {
+            pool_expect(pool);
+            for (struct pool_job *job = pool_landed(pool, false); job; job = job->below)
+                got++;
+        }
+        land(40 - got, NULL);
+        EXPECT(begun(0, 40) == 40);
+    }
+    pool_queue_drop(pool, &queues[0]);
     pool_drop(pool);
 }
 
@@ -308,6 +420,10 @@ static const struct test_case cases[] = {
     {"pool_withdraws", pool_withdraws},
     {"pool_reads", pool_reads},
     {"pool_takes_single_jobs", pool_takes_single_jobs},
+    {"pool_starts_pairs", pool_starts_pairs},
+    {"pool_pairs_no_others", pool_pairs_no_others},
+    {"pool_tells_nobody_who_is_expected", pool_tells_nobody_who_is_expected},
+    {"pool_loses_nothing_that_was_expected", pool_loses_nothing_that_was_expected},
     {"pool_ends", pool_ends},
 };
 

@@ -5,7 +5,10 @@ No job of the pool runs here, so the loop thread began every page that comes int
 
 from __future__ import annotations
 
+import asyncio
 import os
+import select
+import sys
 
 import pytest
 
@@ -17,6 +20,8 @@ PAGES = 256
 FLAGS = native.WRITABLE | native.NOWAIT
 #: Those of pool_object.h.
 FEW, MANY = 32, 64
+#: As inline.c has them.
+ANSWERS, READS_AN_ANSWER = 16, 8
 
 
 class Waiter:
@@ -90,9 +95,12 @@ class Loop:
         self.bring(PAGES // 2)
         return number in resident_pages(self.path)
 
+    def withdraw(self):
+        while self.begun:
+            self.begun.pop().withdraw()
+
     def end(self):
-        for reading in self.begun:
-            reading.withdraw()
+        self.withdraw()
         self.mapping.close()
         self.pool.close()
 
@@ -161,6 +169,38 @@ def test_read_beside_many_only_asks(loop):
     assert len(loop.inline(0)) == PAGE
 
 
+def find_cold(loop):
+    """Ask so often, beside some, that the file is taken for cold."""
+    loop.bring(0)
+    loop.miss()
+    loop.fill(FEW)
+    for number in range(1, 1 + ANSWERS):
+        assert loop.inline(number) is None
+
+
+def test_file_that_is_cold_is_asked_about_now_and_then(loop):
+    find_cold(loop)
+    answered = [loop.inline(0) is not None for _ in range(2 * READS_AN_ANSWER)]
+    first = answered.index(True)
+    assert first == READS_AN_ANSWER - 1
+    assert all(answered[first:]), "what was found in memory has all reads ask again"
+
+
+def test_spent_slice_asks_as_rarely(loop):
+    find_cold(loop)
+    loop.spend()
+    queued = [loop.queued(0) for _ in range(READS_AN_ANSWER)]
+    assert queued == [True] * (READS_AN_ANSWER - 1) + [False]
+
+
+def test_every_read_beside_a_few_is_tried(loop):
+    find_cold(loop)
+    loop.withdraw()
+    loop.spend()
+    assert not loop.queued(0), "it is in memory, so it has to give way and be read inline"
+    assert len(loop.inline(0)) == PAGE
+
+
 def test_spent_slice_holds_up_no_cold_read(loop):
     loop.bring(0)
     loop.miss()
@@ -182,3 +222,104 @@ def test_file_that_cannot_be_asked_about(path, count, answered):
     loop.fill(count)
     assert (loop.inline(0) is not None) is answered
     loop.end()
+
+
+async def land_cancelled(path, unraisable):
+    """Have reads land of which one was cancelled, and its task has not run since."""
+    loop = asyncio.get_running_loop()
+    mapping = native.Mapping(os.open(path, os.O_RDWR), PAGES * PAGE, PAGES * PAGE, FLAGS)
+    pool = native.Pool(loop.create_future, loop.call_soon)
+    queue = pool.queue(1, 8, 1)
+    waiters = [queue.read(mapping, number * PAGE, PAGE, True).waiter for number in range(2)]
+    waiters[0].cancel()
+    while pool.in_flight:
+        select.select([pool.fileno()], [], [], 0.01)
+        pool.drain()
+    assert waiters[0].cancelled()
+    assert len(waiters[1].result()) == PAGE
+    mapping.close()
+    pool.close()
+    assert not unraisable
+
+
+def test_cancelled_waiter_is_left_alone(path, monkeypatch):
+    unraisable = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    asyncio.run(land_cancelled(path, unraisable))
+
+
+def test_waiter_that_fails_is_reported(path, monkeypatch):
+    class Failing:
+        def done(self):
+            return False
+
+        def set_result(self, result):
+            raise ValueError(len(result))
+
+    unraisable = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    mapping = native.Mapping(os.open(path, os.O_RDWR), PAGES * PAGE, PAGES * PAGE, FLAGS)
+    pool = native.Pool(Failing, [].append)
+    reading = pool.queue(1, 8, 1).read(mapping, 0, PAGE, True)
+    while pool.in_flight:
+        select.select([pool.fileno()], [], [])
+        pool.drain()
+    assert reading.waiter is None
+    assert [found.exc_value.args for found in unraisable] == [(PAGE,)]
+    mapping.close()
+    pool.close()
+
+
+class Turns:
+    """The loop thread and its turns, with a pool that runs the jobs of one file of two."""
+
+    def __init__(self, path):
+        self.mapping = native.Mapping(os.open(path, os.O_RDWR), PAGES * PAGE, PAGES * PAGE, FLAGS)
+        self.soon = []
+        self.pool = native.Pool(Woken, self.soon.append)
+        self.held, self.running = self.pool.queue(1, 0, 1), self.pool.queue(2, 8, 1)
+        self.begun = []
+
+    def begin(self, queue, count):
+        self.begun += [queue.read(self.mapping, 0, PAGE, True) for _ in range(count)]
+
+    def turn(self):
+        soon, self.soon[:] = self.soon[:], []
+        for function in soon:
+            function()
+
+    def land(self):
+        """Have one read land, and its task woken."""
+        before = self.pool.in_flight
+        self.begin(self.running, 1)
+        self.turn()
+        while self.pool.in_flight > before:
+            select.select([self.pool.fileno()], [], [])
+            self.pool.drain()
+
+    def end(self):
+        for reading in self.begun:
+            reading.withdraw()
+        self.mapping.close()
+        self.pool.close()
+
+
+class Woken(Waiter):
+    def done(self):
+        return False
+
+    def set_result(self, result):
+        assert len(result) == PAGE
+
+
+@pytest.mark.parametrize(("held", "comes"), [(FEW - 1, False), (FEW, True)])
+def test_what_woke_a_task_beside_many_comes_again_behind_it(path, held, comes):
+    turns = Turns(path)
+    turns.begin(turns.held, held)
+    turns.turn()
+    turns.land()
+    assert len(turns.soon) == comes
+    turns.turn()
+    assert not turns.soon, "it comes no more where it woke nobody"
+    turns.land()
+    turns.end()

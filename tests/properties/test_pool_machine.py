@@ -39,6 +39,8 @@ class Waiter:
         return self.cancelled or bool(self.results)
 
     def set_result(self, result):
+        if self.done():
+            raise ValueError("as a future does")
         self.results.append(result)
 
 

@@ -16,6 +16,10 @@
 #define MAPPED_READ_BYTES ((size_t)32 << 10)
 /* After a cold read this many more may be cold, too. */
 #define SUSPICIOUS_READS 16u
+/* After this many answers in a row that a range of a file is not in memory, one read in
+ * READS_AN_ANSWER asks. */
+#define COLD_ANSWERS 16u
+#define READS_AN_ANSWER 8u
 /* Residency is checked again for every piece, so that a check is never older than about 20 us. */
 #define MAPPED_READ_PIECE_BYTES ((size_t)256 << 10)
 
@@ -74,6 +78,29 @@ static ssize_t read_own(int fd, char *to, size_t length, int64_t offset, bool no
     return got == (ssize_t)length ? (ssize_t)file_own(fd, (off_t)offset, length) : got;
 }
 
+/* Whether to take a range for cold without asking. With many reads in flight, to ask each time about a
+ * file that is cold throughout takes a tenth of the loop thread's time. */
+static bool is_taken_for_cold(Mapping *self)
+{
+    return thread_cold_reads >= COLD_READS_FEW && self->cold_answers >= COLD_ANSWERS &&
+           ++self->unasked_reads % READS_AN_ANSWER;
+}
+
+/* Whether a range is in memory, as far as is known. */
+static bool seems_resident(Mapping *self, int64_t offset, size_t length)
+{
+    if (is_taken_for_cold(self))
+        return false;
+    bool resident = region_is_resident(self->region, (size_t)offset, length);
+    if (resident) {
+        self->cold_answers = 0;
+    } else {
+        self->suspicious = SUSPICIOUS_READS;
+        self->cold_answers += self->cold_answers < COLD_ANSWERS;
+    }
+    return resident;
+}
+
 /* Whether to try a read through the descriptor. With many reads in flight, or with a few if this
  * file may be cold, only if its pages are in memory (py/pool_object.h). */
 static bool may_probe(Mapping *self, int64_t offset, size_t length, size_t few)
@@ -82,10 +109,7 @@ static bool may_probe(Mapping *self, int64_t offset, size_t length, size_t few)
         return true;
     if (!mapping_sees_residency(self) || !mapping_is_current(self))
         return thread_cold_reads < COLD_READS_MANY;
-    bool resident = region_is_resident(self->region, (size_t)offset, length);
-    if (!resident)
-        self->suspicious = SUSPICIOUS_READS;
-    return resident;
+    return seems_resident(self, offset, length);
 }
 
 bool inline_read_seems_warm(Mapping *self, int64_t offset, int64_t length)
@@ -106,6 +130,7 @@ static bool read_cached(Mapping *self, char *to, int64_t offset, size_t length)
         WITHOUT_GIL(pin, self, got = read_own(pin.fd, to, length, offset, nowait););
     if (got == (ssize_t)length) {
         self->suspicious -= self->suspicious > 0;
+        self->cold_answers = 0;
         return !pin.moved;
     }
     self->suspicious = SUSPICIOUS_READS;

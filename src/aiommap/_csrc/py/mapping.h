@@ -161,6 +161,8 @@ typedef struct {
     /* GIL; written by inline.c. */
     bool nowait; /* cleared for good when the file system refuses RWF_NOWAIT */
     unsigned suspicious; /* this many reads to come may be cold, as one was lately */
+    unsigned cold_answers;  /* this many in a row that a range is not in memory, up to COLD_ANSWERS */
+    unsigned unasked_reads; /* taken for cold since; wraps */
 
     /* GIL; written by gather.c and inline_write.c. */
     struct inline_limits inline_limits;

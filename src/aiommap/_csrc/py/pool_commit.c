@@ -10,7 +10,7 @@ typedef struct {
     const struct commit_kind *kind;
     void *call; /* its own, see the kind; NULL once released; by one thread at a time */
 
-    struct pool_job job; /* by one thread at a time; written by pool.c */
+    struct pool_job job; /* by one thread at a time; written by landing.c */
     pthread_mutex_t mutex;
     pthread_cond_t ended;
     bool has_run; /* with the mutex */

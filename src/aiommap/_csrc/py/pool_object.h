@@ -53,6 +53,7 @@ typedef struct {
     struct pool_job *landed, *last_landed; /* not delivered yet, linked by `below` */
     size_t reads, commits;     /* jobs begun and not delivered */
     bool called;               /* the loop calls `drain` soon */
+    bool expected;             /* so it does, and threads tell nothing before */
     bool deaf;                 /* nobody calls `drain` any more when something lands */
 } Pool;
 

@@ -96,19 +96,32 @@ static bool make_memory(PoolRead *self)
 
 /* Make the device begin while a thread wakes up (pool_object.h), as an inline read would have
  * done. */
-static void begin_if_few(const PoolRead *self)
+static bool begin_if_few(const PoolRead *self)
 {
     const struct pool_read *call = &self->one.call;
-    if (self->untried && self->queue->pool->reads < COLD_READS_FEW && self->mapping->nowait &&
-        call->length <= GIL_COPY_LIMIT_BYTES)
-        file_read_nowait(call->fd, call->to, call->length, call->offset);
+    if (!self->untried || self->queue->pool->reads >= COLD_READS_FEW || !self->mapping->nowait ||
+        call->length > GIL_COPY_LIMIT_BYTES)
+        return false;
+    file_read_nowait(call->fd, call->to, call->length, call->offset);
+    return true;
+}
+
+/* Let threads have the device begin, where nobody has. */
+static void let_start(PoolRead *self)
+{
+    for (size_t i = 0; self->mapping && self->mapping->nowait && i < self->count; i++) {
+        struct pool_read *call = &self->reads[i].call;
+        if (call->job.run == pool_read_own && call->length <= GIL_COPY_LIMIT_BYTES)
+            call->job.start = pool_read_start;
+    }
 }
 
 static bool start(PoolRead *self)
 {
     if (!make_memory(self))
         return false;
-    begin_if_few(self);
+    if (!begin_if_few(self))
+        let_start(self);
     if (!pool_run(self->queue->pool, self->count, self->reads))
         return false;
     self->queue->in_flight += self->count;
@@ -162,15 +175,20 @@ static PyObject *result_of(struct waiting_read *read)
     return number(read->call.got);
 }
 
+/* Whether a waiter is done, in spite of an exception that is pending. */
 static bool is_done(PyObject *waiter, PyObject *name)
 {
+    PyObject *kind, *error, *traceback;
+    PyErr_Fetch(&kind, &error, &traceback);
     PyObject *answer = PyObject_CallMethodObjArgs(waiter, name, NULL);
-    bool done = !answer || PyObject_IsTrue(answer) != 0;
+    bool done = answer && PyObject_IsTrue(answer) == 1;
     Py_XDECREF(answer);
+    PyErr_Restore(kind, error, traceback);
     return done;
 }
 
-/* A waiter that is done was cancelled. One whose loop has ended raises RuntimeError, and nobody waits. */
+/* A waiter that is done was cancelled, and its task has not run since; one refuses a result then. One
+ * whose loop has ended raises RuntimeError, and nobody waits. */
 static void tell(PoolRead *self, PyObject *result)
 {
     const struct native_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
@@ -178,9 +196,10 @@ static void tell(PoolRead *self, PyObject *result)
     self->tell = self->waiter = NULL;
     if (function && function != Py_None)
         answer = PyObject_CallFunctionObjArgs(function, result, NULL);
-    else if (waiter && !is_done(waiter, state->done))
+    else if (waiter)
         answer = PyObject_CallMethodObjArgs(waiter, state->set_result, result, NULL);
-    if (!answer && PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_RuntimeError))
+    if (!answer && PyErr_Occurred() &&
+        (PyErr_ExceptionMatches(PyExc_RuntimeError) || (waiter && is_done(waiter, state->done))))
         PyErr_Clear();
     else if (!answer && PyErr_Occurred())
         PyErr_WriteUnraisable(function ? function : waiter);

@@ -1,19 +1,17 @@
 #include "pool.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
-#ifdef __linux__
-#include <sys/eventfd.h>
-#endif
-#include <unistd.h>
 
 #include "clock.h"
+#include "landing.h"
 
 /* Enough for a system call; pthread_create would reserve megabytes. */
 #define STACK_BYTES ((size_t)256 << 10)
+/* How often to try the mutex before sleeping, which takes far longer than anybody holds it. */
+#define LOCK_TRIES 100
 /* The threads that run jobs, and the one that watches. */
 #define THREADS_MAX (POOL_WIDTH_MAX + 1)
 
@@ -22,6 +20,7 @@ struct pool_thread { /* with the mutex */
     struct pool_thread *below; /* in the stack of idle threads */
     pthread_cond_t wake;
     int64_t began; /* the job that it runs; 0 without one */
+    struct pool_job *second; /* what it runs next, and starts together with that; or NULL */
     bool exists;
     bool woken;
 };
@@ -29,9 +28,6 @@ struct pool_thread { /* with the mutex */
 struct pool {
     pthread_mutex_t mutex;
     pthread_cond_t left; /* the last thread has ended */
-
-    /* Constant. */
-    int readable, writable; /* one eventfd, or the two ends of a pipe */
 
     /* With the mutex. */
     struct pool_turns turns;
@@ -44,70 +40,26 @@ struct pool {
     bool starved;    /* the last thread that was to start did not */
     bool dropped;
 
-    struct pool_job *landed; /* atomic; the newest one first */
+    struct landing landing; /* sees to itself */
 };
 
-/* Landing. */
-
-static int make_descriptors(struct pool *pool)
+static void relax(void)
 {
-#ifdef __linux__
-    pool->readable = pool->writable = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    return pool->readable < 0 ? errno : 0;
-#else
-    int ends[2];
-    if (pipe(ends))
-        return errno;
-    for (int i = 0; i < 2; i++) {
-        fcntl(ends[i], F_SETFL, O_NONBLOCK);
-        fcntl(ends[i], F_SETFD, FD_CLOEXEC);
-    }
-    pool->readable = ends[0];
-    pool->writable = ends[1];
-    return 0;
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
 #endif
 }
 
-static void close_descriptors(struct pool *pool)
+static void lock(struct pool *pool)
 {
-    close(pool->readable);
-    if (pool->writable != pool->readable)
-        close(pool->writable);
-}
-
-/* Read the descriptor first. A job that lands between that and taking the stack makes it readable
- * for nothing; one that lands later finds an empty stack, and makes it readable. */
-struct pool_job *pool_landed(struct pool *pool)
-{
-    uint64_t count;
-    struct pool_job *in_order = NULL;
-    while (read(pool->readable, &count, sizeof count) < 0 && errno == EINTR)
-        continue;
-    struct pool_job *job = __atomic_exchange_n(&pool->landed, NULL, __ATOMIC_ACQUIRE);
-    while (job) {
-        struct pool_job *below = job->below;
-        job->below = in_order;
-        in_order = job;
-        job = below;
+    for (int tries = 0; tries < LOCK_TRIES; tries++) {
+        if (!pthread_mutex_trylock(&pool->mutex))
+            return;
+        relax();
     }
-    return in_order;
-}
-
-/* The job may be gone by the time of the write; the descriptor stays until every thread has ended. */
-static void land(struct pool *pool, struct pool_job *job)
-{
-    struct pool_job *below = __atomic_load_n(&pool->landed, __ATOMIC_RELAXED);
-    do
-        job->below = below;
-    while (!__atomic_compare_exchange_n(&pool->landed, &below, job, true, __ATOMIC_RELEASE,
-                                        __ATOMIC_RELAXED));
-    if (below)
-        return;
-    uint64_t one = 1;
-    ssize_t put;
-    do
-        put = write(pool->writable, &one, sizeof one);
-    while (put < 0 && errno == EINTR); /* EAGAIN: it is readable already */
+    pthread_mutex_lock(&pool->mutex);
 }
 
 /* With the mutex, from here on to the threads. */
@@ -124,7 +76,7 @@ static void adapt(struct pool *pool, int64_t now)
     pool->ended = 0;
 }
 
-/* End the job that the thread has done, if there is one, and take its next one. */
+/* End the job that the thread has done, if there is one, and take its next one, or the next two. */
 static struct pool_job *take_next(struct pool *pool, struct pool_thread *self,
                                   const struct pool_job *done)
 {
@@ -135,9 +87,13 @@ static struct pool_job *take_next(struct pool *pool, struct pool_thread *self,
         if (++pool->ended == POOL_WIDTH_MAX)
             adapt(pool, now);
     }
-    struct pool_job *job = turns_begin(&pool->turns);
-    if (job)
-        self->began = now;
+    struct pool_job *second = self->second, *job = second ? second : turns_begin(&pool->turns);
+    self->second = NULL;
+    if (!job)
+        return NULL;
+    self->began = now;
+    if (!second && pool->turns.width == POOL_WIDTH)
+        self->second = turns_begin_second(&pool->turns, job, POOL_PAIRS);
     return job;
 }
 
@@ -227,7 +183,7 @@ static void call_helper(struct pool *pool, struct helper helper)
     if (!helper.starts) {
         pthread_cond_signal(&helper.thread->wake);
     } else if (start_thread(helper.thread)) {
-        pthread_mutex_lock(&pool->mutex);
+        lock(pool);
         undo_start(pool, helper.thread);
         pthread_mutex_unlock(&pool->mutex);
     }
@@ -296,16 +252,26 @@ static void leave(struct pool *pool, struct pool_thread *self)
     pthread_mutex_unlock(&pool->mutex);
 }
 
+/* Without the mutex. */
+static void run(struct pool_job *job, struct pool_job *second)
+{
+    if (second) {
+        job->start(job);
+        second->start(second);
+    }
+    job->run(job);
+}
+
 static void *work(void *argument)
 {
     struct pool_thread *self = argument;
     struct pool *pool = self->pool;
     struct pool_job *done = NULL;
-    pthread_mutex_lock(&pool->mutex);
+    lock(pool);
     pool->waking--;
     pool->starved = false;
     for (;;) {
-        struct pool_job *job = take_next(pool, self, done);
+        struct pool_job *job = take_next(pool, self, done), *second = self->second;
         struct helper helper = {0};
         if (job)
             helper = choose_helper(pool);
@@ -316,12 +282,12 @@ static void *work(void *argument)
         pool->waking += looks_again;
         pthread_mutex_unlock(&pool->mutex);
         if (done)
-            land(pool, done);
+            landing_put(&pool->landing, done);
         call_helper(pool, helper);
         if (job)
-            job->run(job);
+            run(job, second);
         done = job;
-        pthread_mutex_lock(&pool->mutex);
+        lock(pool);
         pool->waking -= looks_again;
     }
     leave(pool, self);
@@ -335,7 +301,7 @@ int pool_make(struct pool **made)
     struct pool *pool = calloc(1, sizeof *pool);
     if (!pool)
         return ENOMEM;
-    int error = make_descriptors(pool);
+    int error = landing_open(&pool->landing);
     if (error) {
         free(pool);
         return error;
@@ -360,14 +326,14 @@ int pool_make(struct pool **made)
 /* No job is left, so that every thread is idle or about to be, and none can hang. */
 void pool_drop(struct pool *pool)
 {
-    pthread_mutex_lock(&pool->mutex);
+    lock(pool);
     pool->dropped = true;
     for (size_t i = 0; i < THREADS_MAX; i++)
         pthread_cond_signal(&pool->threads[i].wake);
     while (pool->existing)
         pthread_cond_wait(&pool->left, &pool->mutex);
     pthread_mutex_unlock(&pool->mutex);
-    close_descriptors(pool);
+    landing_close(&pool->landing);
     turns_free(&pool->turns);
     for (size_t i = 0; i < THREADS_MAX; i++)
         pthread_cond_destroy(&pool->threads[i].wake);
@@ -376,14 +342,18 @@ void pool_drop(struct pool *pool)
     free(pool);
 }
 
-void pool_forget(struct pool *pool) { close_descriptors(pool); }
+void pool_forget(struct pool *pool) { landing_close(&pool->landing); }
 
-int pool_descriptor(const struct pool *pool) { return pool->readable; }
+int pool_descriptor(const struct pool *pool) { return pool->landing.readable; }
+
+void pool_expect(struct pool *pool) { landing_expect(&pool->landing); }
+
+struct pool_job *pool_landed(struct pool *pool, bool told) { return landing_take(&pool->landing, told); }
 
 bool pool_queue_make(struct pool *pool, struct pool_queue *queue, uint64_t hub, unsigned limit,
                      uint64_t device)
 {
-    pthread_mutex_lock(&pool->mutex);
+    lock(pool);
     bool made = turns_open(&pool->turns, queue, hub, limit, device);
     struct helper helper = choose_helper(pool); /* if the limit was lower, jobs may begin now */
     pthread_mutex_unlock(&pool->mutex);
@@ -393,7 +363,7 @@ bool pool_queue_make(struct pool *pool, struct pool_queue *queue, uint64_t hub, 
 
 void pool_queue_drop(struct pool *pool, struct pool_queue *queue)
 {
-    pthread_mutex_lock(&pool->mutex);
+    lock(pool);
     turns_close(&pool->turns, queue);
     pthread_mutex_unlock(&pool->mutex);
 }
@@ -412,7 +382,7 @@ static int start_first(struct pool *pool)
 int pool_submit(struct pool *pool, struct pool_link *list)
 {
     struct helper helper = {0};
-    pthread_mutex_lock(&pool->mutex);
+    lock(pool);
     int error = pool->existing ? 0 : start_first(pool);
     if (!error) {
         while (!pool_list_is_empty(list))
@@ -440,7 +410,7 @@ bool pool_submit_one(struct pool *pool, struct pool_job *job)
     pool_list_append(&list, job);
     if (pool_submit(pool, &list))
         return false;
-    pthread_mutex_lock(&pool->mutex);
+    lock(pool);
     bool stuck = pool->starved && withdraw(pool, job);
     pthread_mutex_unlock(&pool->mutex);
     return !stuck;
@@ -448,7 +418,7 @@ bool pool_submit_one(struct pool *pool, struct pool_job *job)
 
 bool pool_withdraw(struct pool *pool, struct pool_job *job)
 {
-    pthread_mutex_lock(&pool->mutex);
+    lock(pool);
     bool withdrawn = withdraw(pool, job);
     pthread_mutex_unlock(&pool->mutex);
     return withdrawn;
@@ -456,7 +426,7 @@ bool pool_withdraw(struct pool *pool, struct pool_job *job)
 
 unsigned pool_threads(struct pool *pool)
 {
-    pthread_mutex_lock(&pool->mutex);
+    lock(pool);
     unsigned existing = pool->existing;
     pthread_mutex_unlock(&pool->mutex);
     return existing;
@@ -464,7 +434,7 @@ unsigned pool_threads(struct pool *pool)
 
 unsigned pool_width(struct pool *pool)
 {
-    pthread_mutex_lock(&pool->mutex);
+    lock(pool);
     unsigned width = pool->turns.width;
     pthread_mutex_unlock(&pool->mutex);
     return width;

@@ -1,7 +1,7 @@
 /* pool.h: threads that make calls which wait for a disk. Knows nothing of Python.
  *
- * Threads take jobs in the order of pool_turns.h. After its call a job *lands*: its thread puts it
- * on a stack, and makes a descriptor readable if the stack was empty. One thread, the *owner*,
+ * Threads take jobs in the order of pool_turns.h. After its call a job *lands* (landing.h), and a
+ * descriptor becomes readable, unless the owner will look there anyway. One thread, the *owner*,
  * makes queues, submits, withdraws and takes what has landed.
  *
  * How many threads. POOL_WIDTH jobs run at a time, and one more for each that has run for longer
@@ -9,6 +9,9 @@
  * with some reads in hand for when it is done with others. One more thread watches for such jobs
  * while others wait. A thread is started when it is needed, and an idle one ends after
  * POOL_IDLE_NS.
+ *
+ * Two at a time. Where POOL_PAIRS jobs run and none is slow, a thread takes two of a file, has the device
+ * begin with both, and then makes the calls one after the other: for the second it seldom has to sleep.
  *
  * Invariants.
  *   1  A job belongs to the pool from pool_submit until it was withdrawn, or pool_landed returned
@@ -24,6 +27,7 @@
 #include "pool_turns.h"
 
 #define POOL_WIDTH 40u
+#define POOL_PAIRS 16u
 #define POOL_BLOCKED_NS 1000000
 #define POOL_WATCH_NS 1000000
 #define POOL_IDLE_NS 10000000000
@@ -36,7 +40,7 @@ int pool_make(struct pool **made);
 void pool_drop(struct pool *pool);
 /* The same in a forked child. */
 void pool_forget(struct pool *pool);
-/* Readable when jobs have landed. */
+/* Readable when jobs have landed, unless the owner is expected. */
 int pool_descriptor(const struct pool *pool);
 
 /* Make the queue of a file, which belongs to a hub and lies on a device; false without memory. The
@@ -53,8 +57,11 @@ int pool_submit(struct pool *pool, struct pool_link *list);
 bool pool_submit_one(struct pool *pool, struct pool_job *job);
 /* Take a job back if no thread has begun it. */
 bool pool_withdraw(struct pool *pool, struct pool_job *job);
-/* Take all jobs that have landed, in the order in which they did, linked by `below`; or NULL. */
-struct pool_job *pool_landed(struct pool *pool);
+/* Until the owner takes what has landed it need not be told, as it will come whatever happens. */
+void pool_expect(struct pool *pool);
+/* Take all jobs that have landed, in the order in which they did, linked by `below`; or NULL. `told` says
+ * that the owner comes because the descriptor was readable, which it is not afterwards. */
+struct pool_job *pool_landed(struct pool *pool, bool told);
 /* How many threads there are, and how many jobs may run at a time; for tests. */
 unsigned pool_threads(struct pool *pool);
 unsigned pool_width(struct pool *pool);

@@ -7,6 +7,12 @@
 
 static struct pool_read *of(struct pool_job *job) { return (struct pool_read *)job; }
 
+void pool_read_start(struct pool_job *job)
+{
+    struct pool_read *read = of(job);
+    file_read_nowait(read->fd, read->to, read->length, read->offset);
+}
+
 void pool_read_own(struct pool_job *job)
 {
     struct pool_read *read = of(job);

@@ -7,7 +7,7 @@
 #include "pool_turns.h"
 
 struct pool_read {
-    struct pool_job job; /* first; by one thread at a time; written by pool.c */
+    struct pool_job job; /* first; by one thread at a time; written by landing.c */
     /* Constant while a thread may run it. */
     void *owner; /* the object that it belongs to */
     int fd;      /* stays open until the job has landed */
@@ -22,6 +22,7 @@ struct pool_read {
 void pool_read_own(struct pool_job *job);   /* file_read_own */
 void pool_read_plain(struct pool_job *job); /* file_read */
 void pool_read_ahead(struct pool_job *job); /* file_read_ahead, in pieces; got is 0 */
+void pool_read_start(struct pool_job *job); /* file_read_nowait, to be made again; for job.start */
 void pool_close(struct pool_job *job);      /* close(2), and nobody learns of its outcome */
 
 #endif

@@ -97,17 +97,31 @@ void turns_remove(struct pool_turns *turns, struct pool_job *job)
         link_append(&turns->shares, &share->link);
 }
 
-struct pool_job *turns_begin(struct pool_turns *turns)
+static struct pool_job *begin_first(struct pool_turns *turns, struct pool_queue *queue)
 {
-    struct pool_queue *queue = find_turn(turns);
-    if (!queue)
-        return NULL;
     struct pool_job *job = (struct pool_job *)queue->jobs.next;
     turns_remove(turns, job);
     turns->running++;
     queue->share->count.running++;
     queue->device->running++;
     return job;
+}
+
+struct pool_job *turns_begin(struct pool_turns *turns)
+{
+    struct pool_queue *queue = find_turn(turns);
+    return queue ? begin_first(turns, queue) : NULL;
+}
+
+struct pool_job *turns_begin_second(struct pool_turns *turns, const struct pool_job *first,
+                                    unsigned many)
+{
+    struct pool_queue *queue = first->queue;
+    if (!first->start || turns->running < many || turns->running >= turns->width ||
+        queue->share->count.running >= queue->share->limit || link_is_empty(&queue->jobs) ||
+        !((struct pool_job *)queue->jobs.next)->start || !device_has_room(turns, queue->device))
+        return NULL;
+    return begin_first(turns, queue);
 }
 
 void turns_end(struct pool_turns *turns, const struct pool_job *job)

@@ -52,10 +52,11 @@ struct pool_job {
     bool queued;           /* it waits */
     /* Constant from pool_submit on. */
     struct pool_queue *queue;
+    void (*start)(struct pool_job *self); /* has the device begin, and waits for nothing; or NULL */
     void (*run)(struct pool_job *self); /* makes the call; in a thread of the pool */
     bool (*landed)(struct pool_job *self); /* for the owner, once it has landed; the pool does not
                                             * call it */
-    /* Of the thread that ran it, and then of the owner; written by pool.c and pool_object.c. */
+    /* Of the thread that ran it, and then of the owner; written by landing.c and pool_object.c. */
     struct pool_job *below; /* among those that have landed */
 };
 
@@ -82,6 +83,9 @@ void turns_add(struct pool_turns *turns, struct pool_job *job);
 void turns_remove(struct pool_turns *turns, struct pool_job *job);
 /* Take the job whose turn it is, and count it as running; NULL if none may begin. */
 struct pool_job *turns_begin(struct pool_turns *turns);
+/* Take the next job of the same file if both can be started and so many run; NULL otherwise. */
+struct pool_job *turns_begin_second(struct pool_turns *turns, const struct pool_job *first,
+                                    unsigned many);
 void turns_end(struct pool_turns *turns, const struct pool_job *job);
 
 /* The queue of a file, as pool_queue_make has it. */
