@@ -53,7 +53,7 @@ typedef struct {
     unsigned int granted;
     int64_t granted_end;
     PyObject *spare; /* a LogNext that is over, or NULL */
-    unsigned long generation; /* constant; in a forked child it is another's */
+    unsigned long generation; /* constant; in a forked child fork_generation is another */
 } LogCursor;
 
 static PyObject *record_make(PyTypeObject *type, uint64_t sequence, uint32_t life, PyObject *data)

@@ -18,7 +18,7 @@
  * tells when that ends. */
 #define BLOCKED_NS INT64_C(1000000000)
 
-/* Without the GIL, these two. */
+/* The next two run without the GIL. */
 
 void pwrite_watch_begin(struct pwrite_watch *watch, int64_t now)
 {
@@ -66,7 +66,7 @@ struct lock_watch lock_watch(const Mapping *self, int64_t now)
                                .held = now < self->held_until};
 }
 
-/* The loop thread stays away for as long as workers meet the lock. */
+/* The loop thread stays away for as long as workers spin for the lock. */
 void lock_watch_note(Mapping *self, const struct lock_watch *watch)
 {
     if (watch->spun)

@@ -1,10 +1,11 @@
 /* pwrite_watch.h: whether pwrite(2) waits, and for whom.
  *
- * The loop thread's goes to a worker while it would wait (py/inline_way.h). A worker's may wait. But a
- * process that writes megabytes at a time holds the inode's lock for most of a millisecond each time,
- * and the kernel spins for it while the owner runs. A worker that does so all the time leaves the loop
- * thread no processor. So while that goes on a worker stores through the mapping, which needs no such
- * lock, where the page's folio is dirty already (docs/decisions.md).
+ * The loop thread leaves its stores to a worker while they would wait (py/inline_way.h). A worker
+ * may wait. But a process that writes megabytes at a time holds the inode's lock for most of a
+ * millisecond each time, and the kernel spins for the lock while its owner runs. A worker that
+ * spins all the time leaves the loop thread no processor. So while that goes on, a worker stores
+ * through the mapping, which does not take that lock, where the page's folio is dirty already
+ * (docs/decisions.md).
  */
 #ifndef AIOMMAP_PY_PWRITE_WATCH_H
 #define AIOMMAP_PY_PWRITE_WATCH_H
@@ -28,11 +29,11 @@ void pwrite_watch_begin(struct pwrite_watch *watch, int64_t now);
 void pwrite_watch_end(struct pwrite_watch *watch, size_t bytes);
 void pwrite_watch_note(Mapping *self, const struct pwrite_watch *watch);
 
-/* Whether a worker's spins for the inode's lock; of stores of up to GIL_COPY_LIMIT_BYTES, and only
- * while the loop thread's go to workers. */
+/* Whether the pwrite(2) of a worker spins for the inode's lock. Only stores of up to
+ * GIL_COPY_LIMIT_BYTES are watched, and only while those of the loop thread go to workers. */
 struct lock_watch { /* the caller's own */
-    bool looks; /* the loop thread's go to workers */
-    bool held;  /* one spun lately: another process has the lock for long, time and again */
+    bool looks; /* stores of the loop thread go to workers */
+    bool held;  /* one spun lately: another process holds the lock for long, time and again */
     bool spun;  /* one spun now */
 };
 struct lock_watch lock_watch(const Mapping *self, int64_t now);

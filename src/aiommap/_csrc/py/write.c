@@ -119,7 +119,7 @@ static Py_ssize_t store_through(int fd, struct store *stores, Py_ssize_t count,
     return run;
 }
 
-/* The same, with a look whether it spins for the inode's lock. */
+/* Call store_through, and see whether it spins for the inode's lock. */
 static Py_ssize_t store_watched(struct store *stores, Py_ssize_t count, const struct target *target)
 {
     struct pwrite_watch watch = {.watched = true};

@@ -17,7 +17,7 @@ static uint32_t continued(struct file_sums *sums, uint32_t state, const char *by
     return ~crc32c(~state, bytes, length);
 }
 
-/* Find where what was ever written begins, at an offset or behind it, and where it ends. */
+/* Find the first data at an offset or behind it: where it begins, and where it ends. */
 static void find_written(struct file_sums *sums, int64_t at)
 {
     sums->written_from = at;
@@ -27,7 +27,7 @@ static void find_written(struct file_sums *sums, int64_t at)
     if (data < 0 && errno == ENXIO)
         sums->written_from = sums->end;
     if (data < at)
-        return; /* nothing is, or the file system cannot tell */
+        return; /* there is none, or the file system cannot tell */
     sums->written_from = data < sums->end ? data : sums->end;
     off_t hole = lseek(sums->fd, data, SEEK_HOLE);
     if (hole > data && hole < sums->end)
@@ -35,8 +35,8 @@ static void find_written(struct file_sums *sums, int64_t at)
 #endif
 }
 
-/* Read up to the end. Holes are known to be zeros: to read them would leave pages of zeros there, which
- * SEEK_DATA takes for data from then on. */
+/* Read up to the end. Holes count as zeros and are not read: that would leave pages of zeros in
+ * memory, which SEEK_DATA takes for data from then on. */
 static int read_or_zeros(struct file_sums *sums, char *to, size_t length, int64_t at)
 {
     int64_t end = at + (int64_t)length < sums->end ? at + (int64_t)length : sums->end;

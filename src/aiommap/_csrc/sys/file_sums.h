@@ -26,7 +26,7 @@ struct file_sums { /* the caller's own */
     size_t known;       /* how many of `states` are known */
     char *buffer;
     struct summed_block *blocks; /* at the beginning and at the end of the last stretch */
-    int64_t written_from, written_to; /* no hole lies in there */
+    int64_t written_from, written_to; /* no hole lies between these */
     uint64_t summed;             /* how many bytes were summed, for callers that count them */
 };
 
