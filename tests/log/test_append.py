@@ -12,6 +12,7 @@ import pytest
 
 import aiommap
 from aiommap import FlushPolicy, Log
+from tests.support.internals import log_appender
 from tests.support.logs import (
     ALWAYS,
     BIG,
@@ -377,3 +378,31 @@ async def test_record_and_repr(folder):
         with pytest.raises(AttributeError):
             record.sequence = 5
     assert repr(log).endswith('mode "a": closed>')
+
+
+def test_halves_share_commits_where_that_pays():
+    """It takes as long to wake the other half; and each record costs the device as much."""
+    together = log_appender.most_together
+    assert together(256, 0.0003) == 128
+    assert together(257, 0.0003) == 129
+    assert together(256, 0.0004) > 256  # a slow device is asked once for all of them
+    assert together(100, 0.00001) > 100  # nor are few records worth a commit of their own
+
+
+async def test_appends_share_commits_by_halves(folder, monkeypatch):
+    monkeypatch.setattr(log_appender, "SHARED_AT_LEAST", 1)
+    monkeypatch.setattr(log_appender, "WOKEN_A_SECOND", 0)  # as if commits took no time
+    told = {}
+
+    async def append(task):
+        for i in range(10):
+            receipt = await log.append(b"%d %d" % (task, i))
+            assert receipt.durable
+            told[receipt.sequence] = b"%d %d" % (task, i)
+
+    async with Log.open(folder, segment_size=SEGMENT, flush=ALWAYS) as log:
+        async with anyio.create_task_group() as group:
+            for task in range(20):
+                group.start_soon(append, task)
+        assert log.statistics().batches >= 18  # not 11, as if all twenty shared each
+        assert [told[number] for number in range(1, 201)] == await contents(log)

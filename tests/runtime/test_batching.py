@@ -26,9 +26,13 @@ class Batches:
         self.begun.append((kind.name.lower(), list(items)))
         self._ends.append(lambda: done(items))
 
+    def land(self):
+        """End the batch in flight."""
+        self._ends.pop()()
+
     async def end(self):
         """End the batch in flight, and let the next one begin."""
-        self._ends.pop()()
+        self.land()
         await anyio.wait_all_tasks_blocked()
 
 
@@ -95,3 +99,51 @@ async def test_item_behind_a_barrier_withdraws():
             await b.end()
     assert b.begun == [("plain", ["first"]), ("barrier", []), ("plain", [])]
     assert not b.queue.busy
+
+
+async def test_full_batch_begins_before_the_tasks_that_another_one_wakes():
+    b = Batches()
+    b.queue.limit(2)
+    waiters = [b.queue.join(item, Kind.PLAIN) for item in "abcde"]
+    assert b.begun == [("plain", ["a"])]
+    b.land()
+    assert b.begun[1:] == [("plain", ["b", "c"])]
+    b.land()
+    assert b.begun[2:] == [("plain", ["d", "e"])]
+    b.land()
+    assert not b.queue.busy
+    assert [await waiter for waiter in waiters] == list("abcde")
+
+
+async def test_batch_that_gets_full_begins_at_once():
+    """Others wake in a turn to gather; the last one that there is room for is not waited for."""
+    b = Batches()
+    b.queue.limit(3)
+    for join in (b.queue.join, lambda *item: b.queue.enqueue(*item)[1]):
+        waiters = [join(item, Kind.PLAIN) for item in "abcd"]
+        b.land()
+        assert b.begun[-1] == ("plain", ["b", "c", "d"])
+        b.land()
+        waiters += [join(item, Kind.PLAIN) for item in "ef"]
+        assert len(b.begun) == 2
+        waiters.append(join("g", Kind.PLAIN))
+        assert b.begun.pop() == ("plain", ["e", "f", "g"])
+        await b.end()
+        waiters.append(join("h", Kind.PLAIN))
+        await anyio.wait_all_tasks_blocked()
+        await b.end()
+        assert [await waiter for waiter in waiters] == list("abcdefgh")
+        b.begun.clear()
+
+
+async def test_batch_that_is_not_full_waits_for_the_tasks_that_another_one_wakes():
+    b = Batches()
+    b.queue.limit(4)
+    waiters = [b.queue.join(item, Kind.PLAIN) for item in "abc"]
+    b.land()
+    waiters.append(b.queue.join("d", Kind.PLAIN))
+    assert len(b.begun) == 1
+    await anyio.wait_all_tasks_blocked()
+    assert b.begun[1:] == [("plain", ["b", "c", "d"])]
+    b.land()
+    assert [await waiter for waiter in waiters] == list("abcd")

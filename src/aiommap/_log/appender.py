@@ -10,6 +10,7 @@ durable at once. If such an inline store had to wait, other threads store for a 
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,6 +31,10 @@ from .writer import Writer
 
 #: How long workers store after an inline store had to wait.
 SLOW_SECONDS = 0.1
+#: Fewer appends than that always share a commit: each would cost the device more.
+SHARED_AT_LEAST = 64
+#: How many tasks that append does a loop wake in a second, as far as is known.
+WOKEN_A_SECOND = 400_000
 
 _FLUSH = Flush()
 
@@ -42,6 +47,17 @@ def _refuse_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_refuse_in_child)
+
+
+def most_together(appending: int, seconds: float) -> int:
+    """Say how many of those who append should share a commit that takes so long.
+
+    Half of them, if the loop takes as long to wake the other half: then it does so beside the
+    commit. If all shared one, the loop would wait for the commit, and the device for the loop.
+    """
+    half = (appending + 1) // 2
+    pays = half >= max(SHARED_AT_LEAST, seconds * WOKEN_A_SECOND)
+    return half if pays else sys.maxsize
 
 
 class Appender:
@@ -72,6 +88,7 @@ class Appender:
         "_policy",
         "_prepared",
         "_preparing",
+        "_seconds",
         "_slow_until",
         "_trigger",
         "_workers",
@@ -108,6 +125,8 @@ class Appender:
         #: The place of the log in the engine; made by the first batch.
         self._place: PoolQueue | None = None
         self._slow_until = 0.0
+        #: How long commits took lately.
+        self._seconds = 0.0
         self._inline = 0
         self._trigger = FlushTrigger(policy)
         self._trigger.began(self._native.position, writer.last)
@@ -182,10 +201,11 @@ class Appender:
         self, kind: Kind, items: list[Item], done: Callable[[Sequence[Outcome]], None]
     ) -> None:
         """Begin one batch, once it is the turn of this log."""
-        limiter = self._workers.flushes
+        limiter, begun = self._workers.flushes, time.perf_counter()
 
         def landed(job: PoolCommit) -> None:
             outcomes: Sequence[Outcome]
+            self._share(len(items), time.perf_counter() - begun)
             try:
                 outcomes = self._writer.end_commit(job)
             except BaseException as error:
@@ -206,6 +226,11 @@ class Appender:
                 self._begin_in_worker(kind, items, done)
 
         limiter.begin(start)
+
+    def _share(self, landed: int, seconds: float) -> None:
+        """Decide how many appends may share the next commit."""
+        self._seconds += (seconds - self._seconds) / 8
+        self.queue.limit(most_together(landed + self.queue.gathered, self._seconds))
 
     def _begin_in_engine(self, items: list[Item], landed: Callable[[PoolCommit], None]) -> bool:
         try:

@@ -40,6 +40,7 @@ from .recovery import Recovered
 from .writer import Writer
 
 DEFAULT_SEGMENT_BYTES = 64 << 20
+_PLAIN = Kind.PLAIN
 
 StrPath: TypeAlias = str | os.PathLike[str]
 
@@ -257,7 +258,7 @@ class Log:
             self._check_writing()
         if this_thread() != appender.thread:
             self.workers.check_loop("a log")
-        waiter = appender.queue.join(data, Kind.PLAIN)
+        waiter = appender.queue.join(data, _PLAIN)
         try:
             outcome = await waiter
         except BaseException as error:

@@ -149,7 +149,8 @@ class BatchQueue(Generic[Item, Result]):
         discard: frees the result of a cancelled waiter. The waiter waits for it, and it must not be
             cancellable.
         widen: functions that make a general item of a plain one, by kind; for several kinds.
-        max_items: how many items share a batch at most. All their waiters wake in one loop turn.
+        max_items: how many items share a batch at most. All their waiters wake in one loop turn. A
+            batch with so many starts as soon as the queue is free.
     """
 
     __slots__ = (
@@ -233,7 +234,9 @@ class BatchQueue(Generic[Item, Result]):
             item = self._widen[kind](item)
         batch.items.append(item)
         batch.waiters.append(waiter)
-        if fresh and self._in_flight is None:
+        if len(batch.items) >= self._max_items:
+            self._advance()
+        elif fresh and self._in_flight is None:
             self._start()
         return batch, waiter
 
@@ -244,12 +247,17 @@ class BatchQueue(Generic[Item, Result]):
         waiter belongs to this loop.
         """
         waiting = self._waiting
-        if not (waiting and waiting[-1].kind is kind):
+        if not waiting:
             return self.enqueue(item, kind)[1]
         batch = waiting[-1]
+        items, limit = batch.items, self._max_items
+        if batch.kind is not kind or len(items) >= limit:
+            return self.enqueue(item, kind)[1]
         waiter: Waiter[Result | BaseException] = self._workers.waiter()
-        batch.items.append(item)
+        items.append(item)
         batch.waiters.append(waiter)
+        if len(items) >= limit:
+            self._advance()
         return waiter
 
     def _can_share(self, kind: Kind) -> bool:
@@ -260,6 +268,10 @@ class BatchQueue(Generic[Item, Result]):
         if batch.kind is not Kind.GENERAL:
             batch.widen(self._widen[batch.kind])
         return True
+
+    def limit(self, max_items: int) -> None:
+        """Have fewer or more items share a batch from now on."""
+        self._max_items = max_items
 
     async def leave(
         self,
@@ -288,6 +300,11 @@ class BatchQueue(Generic[Item, Result]):
     def busy(self) -> bool:
         """Whether a batch is in flight or gathering."""
         return self._in_flight is not None or bool(self._waiting)
+
+    @property
+    def gathered(self) -> int:
+        """The number of items whose batches have not begun."""
+        return sum(len(batch.items) for batch in self._waiting)
 
     def waiting(self) -> list[Item]:
         """The items whose batches have not begun."""
@@ -328,8 +345,15 @@ class BatchQueue(Generic[Item, Result]):
         self._in_flight = None
         time_slice_wake(len(outcomes))
         try:
+            if self._waiting and len(self._waiting[0].items) >= self._max_items:
+                self._advance()  # none can join it: it runs beside the tasks that this batch wakes
+        finally:
+            self._answer(batch, outcomes)
+
+    def _answer(self, batch: Batch[Item, Result], outcomes: Outcomes[Result]) -> None:
+        try:
             batch.end(outcomes)
         finally:
-            if self._waiting:
+            if self._waiting and self._in_flight is None:
                 # One turn later: the tasks that this batch answered wake first and may join.
                 self._workers.call_soon(self._advance)
