@@ -114,6 +114,30 @@ async def by_sqlite_batched(folder: str) -> AsyncIterator[Append]:
 
 
 @asynccontextmanager
+async def by_calls(folder: str) -> AsyncIterator[Append]:
+    """The calls alone, batched by hand: no frame, no checksum, no number, nobody told."""
+    size = PLACE_BYTES << 18
+    fd = os.open(f"{folder}/calls", os.O_RDWR | os.O_CREAT)
+    at = 0
+
+    def commit(count: int) -> None:
+        nonlocal at
+        at = 0 if at + PLACE_BYTES * count > size else at
+        at += os.pwrite(fd, bytes(PLACE_BYTES * count), at)
+        os.fdatasync(fd)
+
+    async def store(count: int) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, commit, count)
+
+    try:
+        os.posix_fallocate(fd, 0, size)
+        async with _batched(store) as append:
+            yield append
+    finally:
+        os.close(fd)
+
+
+@asynccontextmanager
 async def by_lmdb(folder: str) -> AsyncIterator[Append]:
     """Put by py-lmdb in threads, with a transaction for each record."""
     import lmdb
@@ -138,6 +162,7 @@ PEERS = {
     "always() at places": by_places,
     "aiosqlite, a commit each": by_sqlite,
     "aiosqlite, batched by hand": by_sqlite_batched,
+    "pwrite and fdatasync alone, batched by hand": by_calls,
     "lmdb, a transaction each": by_lmdb,
 }
 #: The share of aiommap's appends that a slow peer makes in a round.
@@ -243,14 +268,15 @@ async def unwaited(report: Report, folder: str, *, smoke: bool) -> None:
 async def large(report: Report, folder: str, *, smoke: bool) -> None:
     """Compare reading 4 KiB records with a loop of slices of the same file."""
     count = 200 if smoke else 12_000
-    ratios = []
-    with tempfile.TemporaryDirectory(dir=folder) as own:
+    ratios, alone = [], []
+    window = bytearray(2 << 20)  # the quickest size
+    with tempfile.TemporaryDirectory(dir=folder) as own, ExitStack() as own_file:
         async with Log.open(own) as log:
             for _ in range(count // 100):
                 await log.append_many([LARGE] * 100)
             (path,) = (entry.path for entry in os.scandir(own) if entry.name.endswith(".log"))
-            with open(path, "rb") as file:
-                memory = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+            file = own_file.enter_context(open(path, "rb"))
+            memory = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
             step = 4096 + 24
             for _ in range(1 if smoke else 9):
                 start = time.perf_counter()
@@ -259,8 +285,13 @@ async def large(report: Report, folder: str, *, smoke: bool) -> None:
                 middle = time.perf_counter()
                 async for _ in log.read():
                     pass
-                ratios.append((middle - start) / (time.perf_counter() - middle))
+                end = time.perf_counter()
+                for at in range(4096, 4096 + count * step, len(window)):
+                    os.preadv(file.fileno(), [window], at)
+                ratios.append((middle - start) / (end - middle))
+                alone.append((middle - start) / (time.perf_counter() - end))
     report.row("read 4 KiB / a loop of slices", statistics.median(ratios), "x", 0.7)
+    report.row("its preadv alone / a loop of slices", statistics.median(alone), "x")
 
 
 TAIL = """
