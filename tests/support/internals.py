@@ -25,8 +25,7 @@ from aiommap._core import disk, file_state, leases, opening, own_activity, paths
 from aiommap._file import searching, writing
 from aiommap._flush import flush_queue, histogram, scheduler, trigger, writeback
 from aiommap._ipc import file_locks, futex, turns
-from aiommap._log import appender as log_appender_module
-from aiommap._log import format, reader
+from aiommap._log import appender, format, reader
 from aiommap._log import opening as log_opening
 from aiommap._pages import huge_pages, pager
 from aiommap._remote import addresses, budget, cache_folder, comparing, entry, eviction
@@ -128,7 +127,7 @@ SegmentHeader = format.SegmentHeader
 frame_bytes = format.frame_bytes
 segment_name = format.segment_name
 log_reader = reader
-log_appender = log_appender_module
+log_appender = appender
 
 # aiommap._native
 Blocks = _native.Blocks

@@ -34,7 +34,7 @@ SLOW_SECONDS = 0.1
 #: Fewer appends than that always share a commit: each would cost the device more.
 SHARED_AT_LEAST = 64
 #: How many tasks that append does a loop wake in a second, as far as is known.
-WOKEN_A_SECOND = 400_000
+WOKEN_A_SECOND = 250_000
 
 _FLUSH = Flush()
 
