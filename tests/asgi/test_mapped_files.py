@@ -321,7 +321,7 @@ class TestMounts:
         async with MappedFiles(folder) as app:
             assert (await ask(app, path, root_path=root)).body == CONTENT
 
-    async def test_mount_without_slash_redirects(self, folder):
+    async def test_mount_without_index_is_not_found(self, folder):
         async with MappedFiles(folder) as app:
             answer = await ask(app, "/files", root_path="/files")
         assert answer.status == 404  # the folder has no index

@@ -188,7 +188,7 @@ class AllocatorMachine(RuleBasedStateMachine):
                 self.allocator.claim(*span)
 
     @invariant()
-    def books_agree(self):
+    def tables_agree(self):
         allocator = self.allocator
         assert allocator.remaining == sum(owner is None for owner in self.owner.values())
         assert allocator.largest == self.largest(self.owner)

@@ -89,7 +89,7 @@ class ScheduleMachine(RuleBasedStateMachine):
             assert self.schedule.idle == (not (self.timers or self.queue or self.running))
 
 
-class LedgerMachine(RuleBasedStateMachine):
+class TriggerMachine(RuleBasedStateMachine):
     """Model: a log of writes (time, bytes), cut when a flush begins."""
 
     @initialize(
@@ -136,8 +136,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 TestSchedule = ScheduleMachine.TestCase
-TestLedger = LedgerMachine.TestCase
-TestSchedule.settings = TestLedger.settings = settings(
+TestTrigger = TriggerMachine.TestCase
+TestSchedule.settings = TestTrigger.settings = settings(
     max_examples=examples(150), stateful_step_count=40, deadline=None, derandomize=True
 )
 
