@@ -174,7 +174,9 @@ typedef struct {
     int suspected_pwrites; /* one was slow: see whether this many more wait */
     int64_t watched_until; /* one took long: until then see whether another one sleeps */
     int64_t blocked_until; /* one has waited: until then stores go to a worker */
-    int64_t held_until;    /* a worker has spun for the inode's lock: until then workers avoid it */
+    int64_t spun_until;    /* a worker has spun for the inode's lock: until then that counts */
+    int64_t held_until;    /* a second one has, too: until then workers avoid it */
+    int spins;             /* how many have: 1 or 2 */
 
     /* A lock; written by gather.c, inline_write.c and resize.c. The loop thread holds it during
      * pwrite(2), which would make a file as long again that a change just cut off. A change only

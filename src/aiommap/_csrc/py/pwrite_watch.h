@@ -30,13 +30,16 @@ void pwrite_watch_end(struct pwrite_watch *watch, size_t bytes);
 void pwrite_watch_note(Mapping *self, const struct pwrite_watch *watch);
 
 /* Whether the pwrite(2) of a worker spins for the inode's lock. Only stores of up to
- * GIL_COPY_LIMIT_BYTES are watched, and only while those of the loop thread go to workers. */
+ * GIL_COPY_LIMIT_BYTES are watched, and only while those of the loop thread go to workers. One that
+ * spins may be one from which the host took the processor. */
 struct lock_watch { /* the caller's own */
-    bool looks; /* stores of the loop thread go to workers */
-    bool held;  /* one spun lately: another process holds the lock for long, time and again */
-    bool spun;  /* one spun now */
+    bool looks;     /* stores of the loop thread go to workers */
+    int spins;      /* how many spun lately */
+    bool held;      /* two did: another process holds the lock for long, time and again */
+    bool spun;      /* one spun now */
 };
 struct lock_watch lock_watch(const Mapping *self, int64_t now);
+void lock_watch_spin(struct lock_watch *watch);
 void lock_watch_note(Mapping *self, const struct lock_watch *watch);
 
 #endif

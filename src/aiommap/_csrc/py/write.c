@@ -132,7 +132,7 @@ static Py_ssize_t store_watched(struct store *stores, Py_ssize_t count, const st
         total += (size_t)stores[i].data.len;
     pwrite_watch_end(&watch, total);
     if (watch.spun && total <= GIL_COPY_LIMIT_BYTES)
-        target->lock->held = target->lock->spun = true;
+        lock_watch_spin(target->lock);
     return done;
 }
 
