@@ -106,10 +106,12 @@ static bool begin_if_few(const PoolRead *self)
     return true;
 }
 
-/* Let threads have the device begin, where nobody has. */
+/* Let threads have the device begin, where nobody has. A thread may then take two reads, of which
+ * the second waits for the first. So this is for local files: a server may keep one for long. */
 static void let_start(PoolRead *self)
 {
-    for (size_t i = 0; self->mapping && self->mapping->nowait && i < self->count; i++) {
+    const Mapping *mapping = self->mapping;
+    for (size_t i = 0; mapping && mapping->nowait && mapping->local && i < self->count; i++) {
         struct pool_read *call = &self->reads[i].call;
         if (call->job.run == pool_read_own && call->length <= GIL_COPY_LIMIT_BYTES)
             call->job.start = pool_read_start;

@@ -10,8 +10,9 @@
  * while others wait. A thread is started when it is needed, and an idle one ends after
  * POOL_IDLE_NS.
  *
- * Two at a time. Where POOL_PAIRS jobs run and none is slow, a thread takes two of a file, has the device
- * begin with both, and then makes the calls one after the other: for the second it seldom has to sleep.
+ * Two at a time. Where POOL_PAIRS jobs run and none is slow, a thread takes two of a file, lets the
+ * device begin with both, and then makes the calls one after the other: for the second it seldom
+ * has to sleep. Only jobs with a `start` are taken so.
  *
  * Invariants.
  *   1  A job belongs to the pool from pool_submit until it was withdrawn, or pool_landed returned
