@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
 import threading
 
 import anyio
@@ -248,4 +249,53 @@ async def test_clear_gives_up_the_earlier_layout(make_cache, objects, earlier):
         assert used_earlier(earlier) == before
         assert await cache.clear() == before
         assert cache.statistics().used_bytes == 0
+    assert sorted(os.listdir(earlier)) == ["aiommap-cache", "cd"]
+
+
+@pytest.fixture
+def undeletable(earlier):
+    """The folder with the earlier layout, of which nothing can be deleted."""
+    below = earlier / "ab"
+    if os.geteuid():
+        below.chmod(0o500)
+    elif subprocess.run(["chattr", "+i", below], capture_output=True).returncode:
+        pytest.skip("root deletes everything, and this file system makes nothing immutable")
+    yield earlier
+    if os.geteuid():
+        below.chmod(0o700)
+    else:
+        subprocess.run(["chattr", "-i", below], check=True)
+
+
+async def test_earlier_files_that_cannot_be_deleted_count(make_cache, objects, undeletable):
+    before = await anyio.to_thread.run_sync(used_earlier, undeletable)
+    async with make_cache(max_bytes=MAX) as cache:
+        async with cache.open(objects, read_ahead=False) as s:
+            for _ in range(3):
+                assert await s.read_exact(0, len(DATA)) == DATA
+                assert used(undeletable) + used_earlier(undeletable) <= MAX
+                assert before < cache.statistics().used_bytes <= MAX
+        taken = used(undeletable)
+        assert (await cache.clear(), used(undeletable)) == (taken, 0)
+        assert cache.statistics().used_bytes >= before
+    assert used_earlier(undeletable) == before
+    assert {"state", "leases"} < {*os.listdir(undeletable)}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root makes single files immutable")
+async def test_earlier_files_go_when_the_last_one_can(make_cache, earlier):
+    """The files that all of them share stay until then."""
+    kept = min(earlier.glob("ab/*"))
+    size = kept.stat().st_blocks * 512
+    before = await anyio.to_thread.run_sync(used_earlier, earlier)
+    async with make_cache() as cache:
+        if subprocess.run(["chattr", "+i", kept], capture_output=True).returncode:
+            pytest.skip("this file system makes nothing immutable")
+        try:
+            assert await cache.clear() == before - size
+            assert used_earlier(earlier) == size
+            assert {"state", "leases"} < {*os.listdir(earlier)}
+        finally:
+            subprocess.run(["chattr", "-i", kept], check=True)
+        assert await cache.clear() == size
     assert sorted(os.listdir(earlier)) == ["aiommap-cache", "cd"]

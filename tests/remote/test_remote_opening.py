@@ -182,6 +182,7 @@ async def test_object_that_is_not_there(make_cache, objects):
         objects.gone = False
         async with cache.open(objects) as s:
             assert await s.read_exact(0, 10) == DATA[:10]
+        assert (objects.begun, objects.stats, asked(cache)) == ([BLOCK] * 2, 0, (2, 0))
 
 
 async def test_store_that_is_down(make_cache, objects):
@@ -287,6 +288,74 @@ async def test_faults_of_the_first_response(tmp_path, nginx, proxy, name):
     proxy.rule = nothing
     async with opened(tmp_path, nginx.store(proxy.port), "first-faults") as (_, s):
         await read_all(s, expected)
+
+
+def refuse(status, *methods):
+    return lambda request: Fault(status=status) if request.method in methods else None
+
+
+def methods_seen(proxy):
+    """Return the methods of the requests since the last call."""
+    seen = [request.method for request in proxy.seen]
+    proxy.forget()
+    return seen
+
+
+@pytest.mark.parametrize("status", [403, 405, 501])
+async def test_object_opens_where_its_state_alone_is_refused(tmp_path, nginx, proxy, status):
+    """Once and again, also if all of it is cached: then nothing is fetched twice."""
+    expected = content("no HEAD")
+    nginx.put("no-head", expected)
+    store = nginx.store(proxy.port)
+    proxy.rule = refuse(status, "HEAD")
+    async with opened(tmp_path, store, "no-head") as (cache, s):
+        await read_all(s, expected)
+        assert asked(cache)[1] == 0
+    for _ in range(2):
+        proxy.forget()
+        async with opened(tmp_path, store, "no-head") as (cache, s):
+            await read_all(s, expected)
+            found = cache.statistics()
+            assert (found.gets, found.heads, found.fetched_bytes) == (1, 1, 0)
+            assert proxy.ranges == [(0, BLOCK)]
+    nginx.put("no-head", expected[::-1])
+    async with opened(tmp_path, store, "no-head") as (_, s):
+        await read_all(s, expected[::-1])
+
+
+async def test_refused_state_without_read_ahead(tmp_path, nginx, proxy):
+    expected = content("no HEAD")
+    nginx.put("no-head-2", expected)
+    proxy.rule = refuse(405, "HEAD")
+    store = nginx.store(proxy.port)
+    async with opened(tmp_path, store, "no-head-2", read_ahead=False) as (cache, s):
+        assert asked(cache) == (1, 1)
+        await read_all(s, expected)
+
+
+@pytest.mark.parametrize("status", [403, 404, 405, 410])
+async def test_object_that_is_refused_altogether(tmp_path, nginx, proxy, status):
+    """Only 404 says that there is none; and none is asked for twice by the same method."""
+    expected = content("refused")
+    nginx.put("refused", expected)
+    store = nginx.store(proxy.port)
+    error = {403: PermissionError, 404: FileNotFoundError}.get(status, RemoteError)
+    proxy.rule = refuse(status, "GET", "HEAD")
+    async with RemoteCache(tmp_path, block_size=BLOCK) as cache:
+        source = ObstoreSource(store, "refused")
+        with pytest.raises(error, match=str(status)) as caught:
+            await cache.open(source)
+        assert getattr(caught.value, "status", status) == status
+        assert "no such object" not in str(caught.value) or status == 404
+        assert methods_seen(proxy) == ["GET"] + ["HEAD"] * (error is RemoteError)
+        proxy.rule = nothing
+        async with cache.open(source) as s:
+            await read_all(s, expected)
+        proxy.rule = refuse(status, "GET", "HEAD")
+        proxy.forget()
+        with pytest.raises(error):
+            await cache.open(source)
+        assert methods_seen(proxy) == ["HEAD"] + ["GET"] * (status in (403, 405))
 
 
 @pytest.mark.slow

@@ -145,16 +145,18 @@ class Folder:
     def remove_earlier(self) -> int:
         """Delete what the layout before this one left; returns how many bytes that gave back.
 
-        A cache of that layout which is open goes on with what it has open.
+        Files that cannot be deleted stay, and count. A cache of that layout which is open goes on
+        with what it has open.
         """
         freed = 0
         for _, path in [*self._walk_earlier()]:
             with suppress(OSError):
-                freed += os.stat(path).st_blocks * 512
+                taken = os.stat(path).st_blocks * 512
                 os.unlink(path)
+                freed += taken
             with suppress(OSError):  # until it is empty
                 os.rmdir(os.path.dirname(path))
-        if freed:
+        if freed and not any(self._walk_earlier()):
             for name in EARLIER_FILES:
                 with suppress(OSError):
                     os.unlink(os.path.join(self.path, name))

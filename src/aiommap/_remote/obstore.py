@@ -228,16 +228,18 @@ class ObstoreSource:
             return _NotModifiedError()
         if kind == "PreconditionError" and state is not None:
             return StaleSnapshotError(self._url, state.size, 0, "was changed")
+        found = _STATUS.search(text)
+        status = None if found is None else int(found[1])
         if isinstance(error, FileNotFoundError) or kind == "NotFoundError":
+            if status == 405:  # the object may be there: the engine takes this for a 404
+                reason = text[max(0, text.find("Error performing")) :]
+                return RemoteError(self._url, reason, start, length, status)
             return FileNotFoundError(2, f"there is no such object: {text}", self._url)
         if isinstance(error, PermissionError) or kind in _REFUSED:
             return PermissionError(13, f"the store refuses it: {text}", self._url)
         if kind == "NotSupportedError":
             return UnsupportedError(f"read a range of {self._url}", f"{text}: use another server")
-        status = _STATUS.search(text)
-        return RemoteError(
-            self._url, text, start, length, None if status is None else int(status[1])
-        )
+        return RemoteError(self._url, text, start, length, status)
 
     def __repr__(self) -> str:
         version = "" if self._version is None else f" version {self._version}"

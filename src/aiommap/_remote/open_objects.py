@@ -18,7 +18,7 @@ import anyio
 
 from .._core.opening import Opened, open_mapping
 from .._core.options import OpenOptions
-from .._errors import MappedFileError
+from .._errors import MappedFileError, RemoteError
 from .._hub.hub import Hub
 from .._runtime.threads import Mutex
 from .._typing import Buffer
@@ -38,6 +38,9 @@ from .source import (
     VersionedSource,
 )
 from .statistics import CacheEntry, CacheReport
+
+#: "Method Not Allowed", "Not Implemented": a server that knows no HEAD. 403 is a PermissionError.
+_REFUSALS = (405, 501)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,16 +160,44 @@ class OpenObjects:
     def _ask(
         self, source: RemoteSource, asked: Asked
     ) -> tuple[RemoteState, Callable[[], Buffer] | None]:
-        """Ask what an object is: with its first block, if nothing of it is cached (R6)."""
-        if asked.read_ahead and isinstance(source, OpeningSource) and self._is_new(source.url):
-            self._counters.add(gets=1)
-            begun = source.begin(self._block_size)
+        """Ask what an object is: with its first block, if nothing of it is cached (R6).
+
+        A server that knows no HEAD, or a URL that is signed for GET, refuses to tell the state
+        alone: then it comes with the first block, too.
+        """
+        opening = source if isinstance(source, OpeningSource) else None
+        if opening is not None and asked.read_ahead and self._is_new(source.url):
+            begun = self._begin_new(source.url, opening)
             if begun is not None:
                 return begun
+            opening = None  # it is not asked twice
         self._counters.add(heads=1)
-        state = source.stat(None)
+        try:
+            state = source.stat(None)
+        except (PermissionError, RemoteError) as error:
+            begun = None
+            if opening is not None and _is_refusal(error):
+                begun = self._begin(opening)
+            if begun is None:
+                raise
+            return begun
         assert state is not None  # there was no condition
         return state, None
+
+    def _begin(self, source: OpeningSource) -> tuple[RemoteState, Callable[[], Buffer]] | None:
+        self._counters.add(gets=1)
+        return source.begin(self._block_size)
+
+    def _begin_new(
+        self, url: str, source: OpeningSource
+    ) -> tuple[RemoteState, Callable[[], Buffer]] | None:
+        """Begin an object that was not opened before; it was not opened either if that fails."""
+        try:
+            return self._begin(source)
+        except BaseException:
+            with suppress(Exception):  # it is a hint, and the folder may be closed or gone
+                self._usable_folder().budget.forget_address(url)
+            raise
 
     def _is_new(self, url: str) -> bool:
         """Tell whether nothing is cached of an address, nor was it opened; it counts as opened now.
@@ -320,6 +351,11 @@ def _map_data(entry: Entry) -> tuple[OpenOptions, Opened]:
             return options, opened
         opened.mapping.close()
     raise FileNotFoundError(2, "the cached file cannot be opened again", entry.path)
+
+
+def _is_refusal(error: PermissionError | RemoteError) -> bool:
+    """Tell whether a server may give an object although it does not tell its state alone."""
+    return isinstance(error, PermissionError) or error.status in _REFUSALS
 
 
 def _url_of(source: str | RemoteSource) -> str:
