@@ -76,6 +76,17 @@ async def test_full_disk_at_creation(fault, tmp_path):
         assert await reopened(disk / "log") == [b"x"]
 
 
+async def test_full_disk_with_the_standby_of_a_crash(tmp_path):
+    """Its room is free before the first segment is made, which needs it."""
+    with disk_with("full_tmpfs", tmp_path) as disk:
+        folder = disk / "log"
+        folder.mkdir()
+        (folder / "standby-0123abcd.tmp").write_bytes(bytes(600 << 10))
+        async with Log.open(folder, segment_size=600 << 10) as log:
+            await log.append(b"x")
+        assert await reopened(folder) == [b"x"]
+
+
 async def test_full_disk_without_room_for_control(tmp_path):
     with disk_with("full_tmpfs", tmp_path) as disk:
         fill(disk / "filler")

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 
+import aiommap
 from aiommap import Log
 from tests.support.logs import (
     SEGMENT,
@@ -149,7 +150,7 @@ async def test_closing_and_failing_to_open_let_others_in(folder):
     await make(folder, b"x")
     without_control(folder)
     (folder / "control").mkdir()
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(aiommap.CorruptLogError, match="control is no regular file"):
         await Log.open(folder)
     (folder / "control").rmdir()
     await make(folder, b"y")

@@ -280,6 +280,22 @@ async def test_closing_takes_the_segment_of_a_tail_that_waits(folder):
         assert open_below(folder) == []
 
 
+@pytest.mark.parametrize("waits_for", ["its turn", "a worker"])
+async def test_closing_waits_for_no_task(folder, waits_for, anyio_backend_name):
+    """It waits for the worker alone; a task that is resumed later finds the log closed."""
+    if anyio_backend_name == "trio":
+        pytest.skip("trio wakes tasks only, and here a coroutine is driven by hand")
+    log = await Log.open(folder)
+    await log.append(b"x")
+    step = log.read(1).__anext__().__await__()
+    while next(step) is None and waits_for == "a worker":
+        pass  # it gives way first if its time slice is spent
+    await log.aclose()
+    assert open_below(folder) == []
+    with pytest.raises(anyio.ClosedResourceError):
+        next(step)
+
+
 def open_below(folder):
     links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
     names = [os.readlink(link) for link in links if os.path.islink(link)]

@@ -38,6 +38,9 @@ def open_regular(path: str, flags: int) -> int:
     except OSError as error:
         if error.errno == errno.ELOOP and flags & os.O_NOFOLLOW:
             raise _not_a_file(path, "a symbolic link") from None
+        # With O_TMPFILE the path is a folder's, and the error tells what the system cannot do.
+        if error.errno in (errno.EISDIR, errno.ENXIO) and not flags & os.O_DIRECTORY:
+            raise _not_a_file(path, "no regular file") from None
         raise
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)

@@ -239,7 +239,10 @@ class Unnamed:
 
 def sync_segment(folder: str, base: int) -> None:
     """Make durable a segment that the writer has closed."""
-    fd = os.open(os.path.join(folder, segment_name(base)), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fd = open_regular(os.path.join(folder, segment_name(base)), os.O_RDONLY)
+    except CorruptLogError as error:  # something else has its name
+        raise OSError(errno.ESTALE, error.reason) from error
     try:
         os.fdatasync(fd)
     finally:

@@ -441,6 +441,9 @@ class Log:
             FlushError: if the flush fails, or an earlier one did. The log is closed all the same.
                 Of several tasks that close the log, the first that wakes gets the error.
         Cancellation: closing is waited out, then the cancellation is delivered.
+        Durability: when this returns, all records are durable, unless the policy is ``never()``.
+            Under any policy it flushes if the last store failed: what that left in the file is
+            covered, and the cover is durable, so that no refused record comes back.
         """
         if self.workers.forked:
             self._closed = True

@@ -267,8 +267,6 @@ class _Recovery:
         found = survey(self._folder, self._folder_fd, self._durable, self._first)
         opened = self._create(native) if found is None else self._recover(native, found)
         try:
-            # Those of no other writer, as this one has the lock of the segment, too.
-            remove_standbys(self._folder, self._folder_fd)
             self._publish(opened)
         except BaseException:
             opened.segment.close()
@@ -289,6 +287,8 @@ class _Recovery:
         header = SegmentHeader(
             secrets.token_bytes(16), 1, 0, secrets.randbits(64), 1, 1, self._life + 1, 0, 0
         )
+        # No other writer makes one: without a segment, the lock of the control file decides.
+        remove_standbys(self._folder, self._folder_fd)
         unnamed = Unnamed(self._folder, self._folder_fd, self._segment_size)
         try:
             segment = unnamed.name(header)
@@ -325,6 +325,8 @@ class _Recovery:
         proof = max(self._durable, walk.proof, current.header.durable_below - 1)
         segment = self._open_locked(current.header.base)
         try:
+            # No other writer makes one, as this one has the lock of the segment, too.
+            remove_standbys(self._folder, self._folder_fd)
             self._set_aside(found)
             rewritten = self._rewrite(found, proof)  # step 12
             native.life = life

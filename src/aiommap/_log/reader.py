@@ -27,7 +27,7 @@ import anyio
 
 from .._errors import CorruptLogError, CorruptRecordError, RecordsDiscardedError, name_file
 from .._native import LogCursor, find_record
-from .._runtime.workers import Workers
+from .._runtime.workers import Limiter, Workers
 from .calls import is_in_memory, open_folder
 from .files import Segment, open_segment, segment_bases
 from .format import (
@@ -105,6 +105,7 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
         "_taken",
         "_until",
         "_waits",
+        "works",
     )
 
     def __new__(cls, *_: object, **__: object) -> Self:
@@ -113,6 +114,9 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
     def __init__(self, log: ReadLog, start: int | None, *, follow: bool, durable: bool) -> None:
         self._log = log
         self._segment: Segment | None = None
+        self._opened: Segment | None = None
+        #: Whether a worker may use the segment.
+        self.works: bool = False
         self._start = start
         self._follow = follow
         self._durable = durable
@@ -126,7 +130,6 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
         self._held: deque[LogRecord] = deque()
         #: The record that a worker read. After a cancellation, the next call hands it out.
         self._taken: LogRecord | None = None
-        self._opened: Segment | None = None
 
     async def _advance(self) -> LogRecord:
         """Return the next record when no record is granted."""
@@ -147,7 +150,7 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
         finally:
             self._busy = False
             if self._done:
-                self._close()
+                self.close_segment()
                 self._log.readings.note_end()
         if record is None:
             raise StopAsyncIteration
@@ -157,27 +160,27 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
         """End the walk, and close its segment."""
         self._done = True
         self.leave()
-        if not self.works:
-            self._close()
+        if self._waits or not self._busy:
+            self.close_segment()
 
     def __del__(self) -> None:
-        self._close()
+        self.close_segment()
 
-    def _close(self) -> None:
+    def close_segment(self) -> None:
+        """Close the segment, unless a worker uses it; the caller knows that no task goes on."""
         self.leave()
-        segment, self._segment = self._segment, None
-        if segment is not None:
-            self._log.readings.release(segment)
+        if self.works:
+            return
+        segments = self._segment, self._opened
+        self._segment = self._opened = None
+        for segment in segments:
+            if segment is not None:
+                self._log.readings.release(segment)
 
     @property
     def next_sequence(self) -> int:
         """The sequence of the record that comes next."""
         return self.sequence if self._segment is not None else self._start or 1
-
-    @property
-    def works(self) -> bool:
-        """Whether a task runs ``_advance`` that may need the segment."""
-        return self._busy and not self._waits
 
     @property
     def holds_segment(self) -> bool:
@@ -255,7 +258,7 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
             if self._taken is None:
                 self._taken = self.take(end, False, more)
             if self._taken is None and self.state == COLD:
-                await workers.run(workers.reads, self._take_waiting, end)
+                await self._work(workers.reads, partial(self._take_waiting, end))
         except OSError as error:
             if error.filename is None and self._segment is not None:
                 name_file(error, self._segment.path)
@@ -290,6 +293,7 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
         """Raise if there is another segment although the frames of this one have no END."""
         log, workers = self._log, self._log.workers
         bases = await workers.run(workers.control, _bases, log.folder)
+        log.check_reading()
         assert self._segment is not None
         if bases and bases[-1] > self._segment.header.base:
             raise self._damage()
@@ -346,20 +350,45 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
 
     async def _open(self, opening: Callable[[], Segment | None]) -> bool:
         """Have a worker open a segment and move the cursor there; false if there is none."""
-        workers = self._log.workers
 
         def open_it() -> None:
             self._opened = opening()
 
         try:
-            await workers.run(workers.control, open_it)
+            await self._work(self._log.workers.control, open_it)
         finally:  # also after a cancellation the cursor is in the new segment
-            segment, self._opened = self._opened, None
+            segment = None if self.works else self._opened
             if segment is not None:
+                self._opened = None
                 old, self._segment = self._segment, segment
                 if old is not None:
                     self._log.readings.release(old)
         return segment is not None
+
+    async def _work(self, limiter: Limiter, function: Callable[[], None]) -> None:
+        """Have a worker do something with the segment, which nobody closes meanwhile."""
+        log, begun = self._log, False
+        log.check_reading()
+
+        def job() -> None:
+            nonlocal begun
+            begun = True
+            try:
+                function()
+            finally:
+                self.works = False
+                if self._done:
+                    log.readings.note_end()
+
+        self.works = True
+        try:
+            await log.workers.run(limiter, job)
+        except BaseException as error:
+            # If the coroutine is closed, nobody waits until the worker has ended.
+            if not (begun and isinstance(error, GeneratorExit)):
+                self.works = False
+            raise
+        log.check_reading()  # it may have been closed before this task had a turn
 
     async def _cross(self) -> bool:
         """Go on in the next segment; false if there is none."""

@@ -20,7 +20,7 @@ class Readings:
         self._all: WeakSet[Reading] = WeakSet()
         #: Segments that nobody reads any more, until they are closed.
         self._releasing: list[Segment] = []
-        #: Set when one is closed, or a walk has ended; while somebody waits for that.
+        #: Set when one is closed, or a walk or its worker has ended; while somebody waits for that.
         self._changed: Event | None = None
 
     def add(self, reading: Reading) -> None:
@@ -51,7 +51,7 @@ class Readings:
             segment.close()
 
     def note_end(self) -> None:
-        """Take note that a walk has ended; from any thread."""
+        """Take note that a walk has ended, or what a worker did for one; from any thread."""
         if not self._workers.forked:
             self._workers.call_on_loop(self._tell)
 
@@ -60,12 +60,29 @@ class Readings:
             self._changed.set()
 
     async def end(self) -> None:
-        """End all walks, but for what workers do for them."""
+        """End all walks, but for the steps that their tasks are in."""
         for reading in list(self._all):
             await reading.aclose()
 
     async def settle(self) -> None:
-        """Wait until no worker does anything for them, and no segment is open."""
-        while self._releasing or any(reading.works for reading in list(self._all)):
+        """Wait until no worker does anything for them, and no segment is open.
+
+        Call it when the log is closed. It waits for workers, which end by themselves, and for no
+        task: a task may be suspended for ever.
+        """
+        while self._close_idle() or self._releasing:
             self._changed = self._workers.event()
             await self._changed.wait()
+
+    def _close_idle(self) -> bool:
+        """Close the segments that no worker uses; tell whether one uses any.
+
+        A task that is resumed later finds the log closed before it needs its segment.
+        """
+        at_work = False
+        for reading in list(self._all):
+            if reading.works:
+                at_work = True
+            else:
+                reading.close_segment()
+        return at_work
