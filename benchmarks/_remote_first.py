@@ -50,8 +50,8 @@ def steps_of_obstore(store: Any, found: Times) -> list[Step]:
 def steps_of_ours(setting: Setting, store: Any, found: Times) -> list[Step]:
     """Make steps that open the object through a new cache, and read.
 
-    By default the opening asks for the block; without reading ahead the read does, as any read of
-    another block.
+    By default the opening asks for the first block. Without reading ahead the read asks for it, as
+    a read of any other block does.
     """
 
     async def first() -> None:
@@ -145,7 +145,7 @@ async def at_a_gateway(report: Report, setting: Setting) -> None:
 
 
 def fetch_into(store: Any, folder: str, *, new: bool) -> None:
-    """Fetch a block into files as few as a cache can have, of a folder that may be new as well."""
+    """Fetch a block into the fewest files that a cache can have; if ``new``, make a folder."""
     import obstore
 
     if new:

@@ -50,7 +50,7 @@ class Setting:
         return f"{tempfile.mkdtemp(dir=self.folder)}/cache"
 
     def touch_memory(self) -> None:
-        """Leave free pages for folders that are kept, which the machine has touched before."""
+        """Leave free pages that the machine has touched before, for the folders that are kept."""
         path = self.folder / "touched"
         path.write_bytes(bytes(256 * MIB))
         path.unlink()

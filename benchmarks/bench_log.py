@@ -115,7 +115,7 @@ async def by_sqlite_batched(folder: str) -> AsyncIterator[Append]:
 
 @asynccontextmanager
 async def by_calls(folder: str) -> AsyncIterator[Append]:
-    """The calls alone, batched by hand: no frame, no checksum, no number, nobody told."""
+    """The calls alone, batched by hand: no frame, no checksum, no number, no reader told."""
     size = PLACE_BYTES << 18
     fd = os.open(f"{folder}/calls", os.O_RDWR | os.O_CREAT)
     at = 0

@@ -251,7 +251,7 @@ async def gaps(report: Report, setting: Setting) -> None:
     """Measure how long the loop stalls while blocks are fetched, stored and evicted.
 
     The controls take turns with it: obstore alone fetches as much in as many threads and stores
-    nothing; or nobody does anything. What the loop stalls then is not the cache's doing.
+    nothing; or nobody does anything. How long the loop stalls then is not the cache's doing.
     """
     stalls: defaultdict[str, list[Stall]] = defaultdict(list)
 

@@ -2,9 +2,9 @@
  *
  *     cc -O2 -pthread -o cold_ceiling cold_ceiling.c && ./cold_ceiling FILE THREADS READS
  *
- * Prints reads a second and microseconds of processor time for each. Each thread takes the next of all
- * pages, drawn at random, as soon as it has the last one: no queue, no loop, nobody to be told. The
- * threads wait at the start, so a thousand reads are as a thousand that are asked for at once.
+ * Prints reads a second and microseconds of processor time for each. The pages are in a random
+ * order, and each thread takes the next one as soon as it has read one: no queue, no loop, nobody
+ * to be told. The threads start together, so a thousand reads count as asked for at once.
  * cold_ceiling.py runs it beside others; see docs/decisions.md.
  */
 #define _GNU_SOURCE

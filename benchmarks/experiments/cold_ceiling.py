@@ -1,9 +1,9 @@
 """How many cold reads a second can any program make here: threads in C, fio, caio and ours.
 
-Each once a round, in an order drawn anew, on a cold file. From the root of the repository, on a
-quiet machine: ``python -m benchmarks.experiments.cold_ceiling [rounds]``; take ratios. A
-measurement beside which other programs used more than a twentieth of the processors is made again,
-where the kernel tells of them.
+Each runs once a round, in a random order, on a cold file. From the root of the repository, on a
+quiet machine: ``python -m benchmarks.experiments.cold_ceiling [rounds]``; take ratios. Where the
+kernel tells how much processor time all programs used, a measurement is made again if the others
+used more than a twentieth of the processors beside it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ AT_ONCE = 1000
 READS = 20000
 OTHERS_MOST = 0.05
 TRIES = 20
-#: Nanoseconds that all programs have used, of the first version of control groups.
+#: Nanoseconds that all programs have used; only version 1 of control groups has it.
 USAGE = Path("/sys/fs/cgroup/cpuacct/cpuacct.usage")
 #: Reads a second, and microseconds of processor time for each.
 Found = tuple[float, float]
@@ -72,7 +72,7 @@ async def threads(program: str, path: str, count: int, reads: int) -> Found:
 
 
 async def fio(path: str, jobs: int, *options: str) -> Found:
-    """Let fio read, each of its jobs a part of the file of its own."""
+    """Let fio read; each of its jobs has a part of the file of its own."""
     make_cold(path)
     part = SIZE // jobs // PAGE * PAGE
     command = [
@@ -92,7 +92,7 @@ async def fio(path: str, jobs: int, *options: str) -> Found:
 
 
 async def main(rounds: int) -> None:
-    """Print the medians of so many rounds, and each beside the better of caio's."""
+    """Print the medians of each way over so many rounds."""
     found: dict[str, list[Found]] = {}
     async with AsyncExitStack() as stack:
         path = stack.enter_context(scratch_file(SIZE))
@@ -124,7 +124,7 @@ async def main(rounds: int) -> None:
             for name in random.sample(list(ways), len(ways)):
                 make_cold(path)
                 found.setdefault(name, []).append(await alone(ways[name]))
-                await asyncio.sleep(0.2)  # the kernel's thread of caio's ring spins for a tenth
+                await asyncio.sleep(0.2)  # the kernel's thread of caio's ring spins for 0.1 s
     for name in ways:
         rates, cpus = zip(*found[name], strict=True)
         print(f"{name:34} {statistics.median(rates):8.0f}/s  {statistics.median(cpus):6.2f} us")

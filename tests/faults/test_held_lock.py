@@ -73,7 +73,7 @@ def test_dirty_page_is_stored_to_through_the_mapping(tmp_path):
 
 
 def test_loop_thread_does_not_follow_through_the_mapping(tmp_path):
-    """It would meet the fault of a page that was written out meanwhile."""
+    """Its store would take a fault if the page was written out meanwhile."""
     expect(
         """
 keep_loop_away()
@@ -111,7 +111,7 @@ def test_workers_are_not_looked_at_while_the_loop_thread_stores(tmp_path):
 def test_rest_of_a_call_avoids_the_lock_at_once(tmp_path):
     expect(
         """
-for n in range(20):  # until the machine leaves the two that spin their processor
+for n in range(20):  # until two spin without losing their processor
     m = native(SIZE, name=f"of its own {n}")
     m.populate(0, SIZE, False)
     keep_loop_away()

@@ -77,7 +77,7 @@ async def test_full_disk_at_creation(fault, tmp_path):
 
 
 async def test_full_disk_with_the_standby_of_a_crash(tmp_path):
-    """Its room is free before the first segment is made, which needs it."""
+    """The standby goes before the first segment is made, which needs its room."""
     with disk_with("full_tmpfs", tmp_path) as disk:
         folder = disk / "log"
         folder.mkdir()
@@ -300,7 +300,7 @@ async def test_unflushed_control_file_is_named(mount):
     "policy", [FlushPolicy.manual(), FlushPolicy.never()], ids=["manual", "never"]
 )
 async def test_what_was_refused_does_not_come_back(mount, policy):
-    """Some of it reached the file; closing covers that, as the next append would have."""
+    """Some of the bytes reached the file; closing overwrites them, as the next append would."""
     async with Log.open(mount.path, segment_size=8 << 20, flush=policy) as log:
         await log.append(b"before")
         name = segments(mount.path)[0].name

@@ -249,7 +249,7 @@ async def main():
             for _ in range(100):
                 await f.resize(f.capacity + PAGE)
 
-        gc.freeze()  # what is there already is not looked at again and again
+        gc.freeze()  # so that the collector skips what exists already
         gc.set_threshold(20, 5, 5)
         task = asyncio.create_task(grow())
         while not task.done():

@@ -262,7 +262,7 @@ async def test_closed_log_holds_nothing(folder):
 
 
 async def test_closing_takes_the_segment_of_a_tail_that_waits(folder):
-    """Before its task has a turn; the words it waits for are mapped for a moment more."""
+    """It does so before the task has a turn; the words stay mapped for a moment more."""
     log = await Log.open(folder)
     await log.append(b"x")
     tail = log.tail()
@@ -282,7 +282,7 @@ async def test_closing_takes_the_segment_of_a_tail_that_waits(folder):
 
 @pytest.mark.parametrize("waits_for", ["its turn", "a worker"])
 async def test_closing_waits_for_no_task(folder, waits_for, anyio_backend_name):
-    """It waits for the worker alone; a task that is resumed later finds the log closed."""
+    """Closing waits for the worker alone; a task that goes on later finds the log closed."""
     if anyio_backend_name == "trio":
         pytest.skip("trio wakes tasks only, and here a coroutine is driven by hand")
     log = await Log.open(folder)
@@ -397,12 +397,12 @@ async def test_record_and_repr(folder):
 
 
 def test_halves_share_commits_where_that_pays():
-    """It takes as long to wake the other half; and each record costs the device as much."""
+    """It pays if waking the other half takes as long as a commit, and enough records share one."""
     together = log_appender.most_together
     assert together(256, 0.0003) == 128
     assert together(257, 0.0003) == 129
     assert together(256, 0.0006) > 256  # a slow device is asked once for all of them
-    assert together(100, 0.00001) > 100  # nor are few records worth a commit of their own
+    assert together(100, 0.00001) > 100  # few records are not worth a commit of their own
 
 
 async def test_appends_share_commits_by_halves(folder, monkeypatch):

@@ -203,7 +203,7 @@ async def test_control_that_leads_elsewhere_is_not_followed(folder, tmp_path, mo
 
 @pytest.mark.parametrize("forged", ["block", "holder"])
 async def test_refusal_tells_of_no_writer_that_nobody_noted(folder, forged):
-    """What lies there may be anything: a terminal would do as it says."""
+    """The bytes may be anything, as sequences that a terminal would obey."""
     async with Log.open(folder):
         noise = b"\xc3\x1b[2J" * 400
         overwrite(folder / "control", *((0, noise) if forged == "block" else (140, noise[:60])))
@@ -213,7 +213,7 @@ async def test_refusal_tells_of_no_writer_that_nobody_noted(folder, forged):
 
 
 async def test_opening_that_fails_leaves_the_standbys_of_others(folder):
-    """Who has no segment locked cannot tell whether another writer makes one."""
+    """A writer that has no segment locked cannot tell whether another one is making a segment."""
     await make(folder, *DATA)
     segment_path(folder).unlink()
     (folder / "standby-0123abcd.tmp").touch()

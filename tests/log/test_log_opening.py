@@ -56,7 +56,7 @@ async def test_frames_are_read_once(folder, control):
 
 @pytest.mark.damaged
 async def test_search_reads_no_room_that_was_never_written(folder):
-    """What looks like the header of a long record says that it goes on there: all that is zeros."""
+    """What looks like the header of a long record claims 60 MiB, which are zeros."""
     async with Log.open(folder, segment_size=64 << 20) as log:
         await log.append(b"x")
     at = places([b"x"])[-1]

@@ -308,7 +308,8 @@ static size_t started(size_t first, size_t count)
     return found;
 }
 
-/* Until POOL_PAIRS run each has a thread; from then on two of a file share one, and both are started. */
+/* Up to POOL_PAIRS jobs have a thread each. From then on two of one file share a thread, and both
+ * are started. */
 static void pool_starts_pairs(void)
 {
     size_t pairs = (POOL_WIDTH - POOL_PAIRS + 1) / 2, alone = POOL_WIDTH - 2 * pairs;
@@ -326,7 +327,7 @@ static void pool_starts_pairs(void)
     pool_drop(pool);
 }
 
-/* Neither with a job of another file, nor with one that cannot be started, nor beyond a limit. */
+/* No pair is made of jobs of two files, with one that cannot be started, or beyond a limit. */
 static void pool_pairs_no_others(void)
 {
     begin_pool();
@@ -377,7 +378,7 @@ static void pool_tells_nobody_who_is_expected(void)
     pool_drop(pool);
 }
 
-/* Whoever was expected learns of what lands after it came, however close. */
+/* An owner that was expected learns of what lands after it came, however close. */
 static void pool_loses_nothing_that_was_expected(void)
 {
     begin_pool();

@@ -170,7 +170,7 @@ def test_read_beside_many_only_asks(loop):
 
 
 def find_cold(loop):
-    """Ask so often, beside some, that the file is taken for cold."""
+    """Ask so often, with a few reads in flight, that the file is taken for cold."""
     loop.bring(0)
     loop.miss()
     loop.fill(FEW)
@@ -225,7 +225,7 @@ def test_file_that_cannot_be_asked_about(path, count, answered):
 
 
 async def land_cancelled(path, unraisable):
-    """Have reads land of which one was cancelled, and its task has not run since."""
+    """Have two reads land; one was cancelled, and its task has not run since."""
     loop = asyncio.get_running_loop()
     mapping = native.Mapping(os.open(path, os.O_RDWR), PAGES * PAGE, PAGES * PAGE, FLAGS)
     pool = native.Pool(loop.create_future, loop.call_soon)
@@ -271,7 +271,7 @@ def test_waiter_that_fails_is_reported(path, monkeypatch):
 
 
 class Turns:
-    """The loop thread and its turns, with a pool that runs the jobs of one file of two."""
+    """The loop thread and its turns, with a pool that runs the jobs of only one of two files."""
 
     def __init__(self, path):
         self.mapping = native.Mapping(os.open(path, os.O_RDWR), PAGES * PAGE, PAGES * PAGE, FLAGS)
@@ -289,7 +289,7 @@ class Turns:
             function()
 
     def land(self):
-        """Have one read land, and its task woken."""
+        """Have one read land and wake its task."""
         before = self.pool.in_flight
         self.begin(self.running, 1)
         self.turn()

@@ -187,7 +187,7 @@ async def test_readers_beside_an_evictor_get_true_bytes(make_cache, tmp_path):
 
 
 async def test_read_of_a_block_that_is_being_given_up(make_cache, objects, monkeypatch):
-    """A hole is made after its words were looked at: what is stored in between would be lost."""
+    """The evictor looks at words, then makes the hole: bytes stored in between would be lost."""
     arrived, go = threading.Event(), threading.Event()
     punch = eviction.punch_hole
 
@@ -210,7 +210,7 @@ async def test_read_of_a_block_that_is_being_given_up(make_cache, objects, monke
 
 @pytest.fixture
 def earlier(tmp_path):
-    """A folder of the layout before this one, with an object of four blocks, and a stranger's."""
+    """A folder of the layout before this one, with one object, and a stranger's file."""
     folder = tmp_path / "cache"
     below = folder / "ab"
     below.mkdir(parents=True, mode=0o700)
@@ -254,7 +254,7 @@ async def test_clear_gives_up_the_earlier_layout(make_cache, objects, earlier):
 
 @pytest.fixture
 def undeletable(earlier):
-    """The folder with the earlier layout, of which nothing can be deleted."""
+    """The folder with the earlier layout, whose object cannot be deleted."""
     below = earlier / "ab"
     if os.geteuid():
         below.chmod(0o500)
@@ -284,7 +284,7 @@ async def test_earlier_files_that_cannot_be_deleted_count(make_cache, objects, u
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root makes single files immutable")
 async def test_earlier_files_go_when_the_last_one_can(make_cache, earlier):
-    """The files that all of them share stay until then."""
+    """``state`` and ``leases`` stay until no file of an object is left."""
     kept = min(earlier.glob("ab/*"))
     size = kept.stat().st_blocks * 512
     before = await anyio.to_thread.run_sync(used_earlier, earlier)

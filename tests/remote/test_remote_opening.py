@@ -123,7 +123,7 @@ def forget(path, url):
 
 
 async def test_forgotten_address_costs_a_request_and_no_more(make_cache, objects):
-    """A table that another address took the place in: what is cached stays, and is right."""
+    """Another address took its place in the table: what is cached stays, and is right."""
     async with make_cache() as cache, cache.open(objects, prewarm=True):
         folder = cache.folder
     await anyio.to_thread.run_sync(forget, f"{folder}/{CACHE_MARKER}", objects.url)
@@ -141,7 +141,7 @@ async def test_blocks_of_another_size_do_not_take_it(make_cache, objects):
     await anyio.to_thread.run_sync(forget, f"{folder}/{CACHE_MARKER}", objects.url)
     async with make_cache(workers=1) as cache, cache.open(objects) as s:
         async with cache.open(Objects(b"other", url="test://host/other")):
-            pass  # the only thread is done with the first one
+            pass  # the only thread has ended the first opening
         assert (objects.begun, objects.gets, (await s.residency()).cached) == ([BLOCK], [], 0)
         assert await s.read_exact(0, len(DATA)) == DATA
 
@@ -215,7 +215,7 @@ async def test_closing_does_not_wait_for_the_block(make_cache, objects):
 
 
 async def test_abandoned_opening_leaves_nothing(make_cache, objects):
-    """Its task is gone when the response comes: nothing stays open, and its block is not taken."""
+    """The task is gone when the response comes: nothing stays open, and no block is taken."""
     given_up = anyio.Event()
 
     async def open_it():
@@ -234,14 +234,14 @@ async def test_abandoned_opening_leaves_nothing(make_cache, objects):
             group.cancel_scope.cancel()
         assert given_up.is_set()
         objects.door.set()
-        # The only thread is done with it before it opens this.
+        # The only thread is done with the abandoned object before it opens this one.
         async with cache.open(Objects(b"third", url="test://host/third")):
             assert cache.statistics().open_objects == 1
         assert not objects.asked.acquire(blocking=False)
 
 
 async def test_servers_tell_both_at_once(tmp_path, server):
-    """Or are asked for the state, where they give no range."""
+    """Servers that give no range are asked for the state instead."""
     ranges = server.name not in ("rclone", "fake-gcs")
     expected = content("first")
     for key, data in (("first-block", expected), ("short", b"short"), ("empty", b"")):
@@ -303,7 +303,7 @@ def methods_seen(proxy):
 
 @pytest.mark.parametrize("status", [403, 405, 501])
 async def test_object_opens_where_its_state_alone_is_refused(tmp_path, nginx, proxy, status):
-    """Once and again, also if all of it is cached: then nothing is fetched twice."""
+    """It opens a second time, too, and if all of it is cached: then nothing is fetched twice."""
     expected = content("no HEAD")
     nginx.put("no-head", expected)
     store = nginx.store(proxy.port)
@@ -335,7 +335,7 @@ async def test_refused_state_without_read_ahead(tmp_path, nginx, proxy):
 
 @pytest.mark.parametrize("status", [403, 404, 405, 410])
 async def test_object_that_is_refused_altogether(tmp_path, nginx, proxy, status):
-    """Only 404 says that there is none; and none is asked for twice by the same method."""
+    """Only a 404 says that there is no object; and no method is tried twice."""
     expected = content("refused")
     nginx.put("refused", expected)
     store = nginx.store(proxy.port)
@@ -360,7 +360,7 @@ async def test_object_that_is_refused_altogether(tmp_path, nginx, proxy, status)
 
 @pytest.mark.slow
 async def test_lasting_storm_is_outlasted_once(tmp_path, nginx, proxy):
-    """The state is not asked for where the server could not be asked for the block."""
+    """If the server could not be asked for the block, it is not asked for the state."""
     nginx.put("first-storm", content("storm"))
     proxy.rule = always(Fault(status=503))
     async with RemoteCache(tmp_path) as cache:

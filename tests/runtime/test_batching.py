@@ -116,7 +116,7 @@ async def test_full_batch_begins_before_the_tasks_that_another_one_wakes():
 
 
 async def test_batch_that_gets_full_begins_at_once():
-    """Others wake in a turn to gather; the last one that there is room for is not waited for."""
+    """A batch waits a turn for others to join, but not once it has no room for another."""
     b = Batches()
     b.queue.limit(3)
     for join in (b.queue.join, lambda *item: b.queue.enqueue(*item)[1]):

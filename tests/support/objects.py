@@ -90,9 +90,9 @@ class BegunObjects(Objects):
     """The same in a store that tells an object's state together with its first bytes.
 
     Attributes:
-        begun: how many bytes were asked for so.
+        begun: the lengths that ``begin`` was asked for.
         door, arrived: as ``gate`` and ``asked``, for the response itself, before its bytes.
-        tear: makes what comes out of the bytes that are sent.
+        tear: makes the bytes that arrive out of those that are sent.
     """
 
     begun: list[int] = field(default_factory=list)

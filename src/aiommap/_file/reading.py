@@ -42,7 +42,7 @@ class Reader:
         if queue is not None:
             reading = queue.read(self._core.mapping, offset, length)
             if reading is not None:
-                # Ten of these run in a millisecond: without an observer a coroutine less for each.
+                # Tens of these run in a millisecond: without an observer, save a coroutine each.
                 wait = self._traced if is_traced() else self._offload
                 return wait(reading, offset, length)
         return self._read(offset, length)

@@ -31,9 +31,9 @@ from .writer import Writer
 
 #: How long workers store after an inline store had to wait.
 SLOW_SECONDS = 0.1
-#: Fewer appends than that always share a commit: each would cost the device more.
+#: Fewer appends than this always share one commit: each would cost the device more in two.
 SHARED_AT_LEAST = 64
-#: How many tasks that append does a loop wake in a second, as far as is known.
+#: About how many tasks that append a loop can wake in a second.
 WOKEN_A_SECOND = 250_000
 
 _FLUSH = Flush()
@@ -50,10 +50,11 @@ os.register_at_fork(after_in_child=_refuse_in_child)
 
 
 def most_together(appending: int, seconds: float) -> int:
-    """Say how many of those who append should share a commit that takes so long.
+    """Say how many of the tasks that append should share a commit.
 
-    Half of them, if the loop takes as long to wake the other half: then it does so beside the
-    commit. If all shared one, the loop would wait for the commit, and the device for the loop.
+    Half of them, if waking the other half takes the loop as long as the commit takes: then the loop
+    wakes one half while the device commits the other. If all shared one commit, the loop would wait
+    for the device, and then the device for the loop.
     """
     half = (appending + 1) // 2
     pays = half >= max(SHARED_AT_LEAST, seconds * WOKEN_A_SECOND)
@@ -125,7 +126,7 @@ class Appender:
         #: The place of the log in the engine; made by the first batch.
         self._place: PoolQueue | None = None
         self._slow_until = 0.0
-        #: How long commits took lately.
+        #: How many seconds commits took lately: an average.
         self._seconds = 0.0
         self._inline = 0
         self._trigger = FlushTrigger(policy)

@@ -17,7 +17,7 @@ _IN_MEMORY = {0x01021994, 0x858458F6}
 
 @contextmanager
 def naming(path: str) -> Iterator[None]:
-    """Have errors of the system name a file, where they name none."""
+    """Put a path into an ``OSError`` that names no file."""
     try:
         yield
     except OSError as error:
@@ -30,15 +30,15 @@ def open_regular(path: str, flags: int) -> int:
     """Open a file of a log.
 
     Raises:
-        CorruptLogError: if something else has its name: a pipe would have its opener wait, and a
-            link that is not to be followed leads out of the folder.
+        CorruptLogError: if something else has the file's name. An opening of a pipe would wait, and
+            a link (with ``O_NOFOLLOW``) may lead out of the folder.
     """
     try:
         fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
     except OSError as error:
         if error.errno == errno.ELOOP and flags & os.O_NOFOLLOW:
             raise _not_a_file(path, "a symbolic link") from None
-        # With O_TMPFILE the path is a folder's, and the error tells what the system cannot do.
+        # With O_TMPFILE the path is a folder's, and EISDIR: the system has no such files.
         if error.errno in (errno.EISDIR, errno.ENXIO) and not flags & os.O_DIRECTORY:
             raise _not_a_file(path, "no regular file") from None
         raise

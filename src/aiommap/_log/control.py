@@ -69,7 +69,7 @@ class Control:
             write_all(self.fd, holder.pack(), HOLDER_AT)
 
     def adopt(self, log_id: bytes) -> None:
-        """Write the identity, so that readers believe the words; call it when they are true."""
+        """Write the identity, so that readers believe the words. Call it once they are true."""
         identity = ControlIdentity(log_id, *self.own, self.boot)
         with naming(self._path):
             write_all(self.fd, identity.pack(crc32c), 0)

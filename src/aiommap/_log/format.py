@@ -198,7 +198,7 @@ class Holder:
 
     @property
     def is_told(self) -> bool:
-        """Whether somebody wrote it, and nothing else lies there."""
+        """Whether these bytes look like what a writer noted, and not like anything else."""
         return self.pid > 0 and self.host.isprintable() and "\ufffd" not in self.host
 
 

@@ -1,4 +1,4 @@
-"""What the batch queue of a log carries, and what it gives for that."""
+"""What the batch queue of a log carries, and the results of its items."""
 
 from __future__ import annotations
 

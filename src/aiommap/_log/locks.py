@@ -63,7 +63,7 @@ class HeldError(anyio.BusyResourceError):
 
 
 def _holder(control: str) -> Holder | None:
-    """Say who wrote last, if the control file is one and tells."""
+    """Say who wrote last, if the control file is valid and tells."""
     try:
         fd = open_regular(control, os.O_RDONLY | os.O_NOFOLLOW)
     except (OSError, CorruptLogError):

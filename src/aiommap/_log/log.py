@@ -442,8 +442,8 @@ class Log:
                 Of several tasks that close the log, the first that wakes gets the error.
         Cancellation: closing is waited out, then the cancellation is delivered.
         Durability: when this returns, all records are durable, unless the policy is ``never()``.
-            Under any policy it flushes if the last store failed: what that left in the file is
-            covered, and the cover is durable, so that no refused record comes back.
+            If the last store failed, closing overwrites what that left in the file and makes
+            this durable, under any policy. So no record that was refused comes back.
         """
         if self.workers.forked:
             self._closed = True

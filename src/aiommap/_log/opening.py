@@ -287,7 +287,7 @@ class _Recovery:
         header = SegmentHeader(
             secrets.token_bytes(16), 1, 0, secrets.randbits(64), 1, 1, self._life + 1, 0, 0
         )
-        # No other writer makes one: without a segment, the lock of the control file decides.
+        # No other writer makes a standby now: without a segment, the control file's lock decides.
         remove_standbys(self._folder, self._folder_fd)
         unnamed = Unnamed(self._folder, self._folder_fd, self._segment_size)
         try:
@@ -325,7 +325,7 @@ class _Recovery:
         proof = max(self._durable, walk.proof, current.header.durable_below - 1)
         segment = self._open_locked(current.header.base)
         try:
-            # No other writer makes one, as this one has the lock of the segment, too.
+            # No other writer makes a standby now: this one has the segment's lock, too.
             remove_standbys(self._folder, self._folder_fd)
             self._set_aside(found)
             rewritten = self._rewrite(found, proof)  # step 12

@@ -57,7 +57,7 @@ class Found(Enum):
 
 
 class Owner(Protocol):
-    """What a reading leaves behind, it leaves to its owner."""
+    """Takes the segments that a reading is done with, and hears of its end."""
 
     def release(self, segment: Segment) -> None: ...
     def note_end(self) -> None: ...
@@ -167,7 +167,7 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
         self.close_segment()
 
     def close_segment(self) -> None:
-        """Close the segment, unless a worker uses it; the caller knows that no task goes on."""
+        """Close the segment, unless a worker uses it. No task may need it any more."""
         self.leave()
         if self.works:
             return
@@ -384,11 +384,11 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
         try:
             await log.workers.run(limiter, job)
         except BaseException as error:
-            # If the coroutine is closed, nobody waits until the worker has ended.
+            # If the coroutine was closed, nothing has waited for the worker to end.
             if not (begun and isinstance(error, GeneratorExit)):
                 self.works = False
             raise
-        log.check_reading()  # it may have been closed before this task had a turn
+        log.check_reading()  # the log may have been closed before this task had a turn
 
     async def _cross(self) -> bool:
         """Go on in the next segment; false if there is none."""

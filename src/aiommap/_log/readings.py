@@ -11,7 +11,7 @@ from .reader import Reading
 
 
 class Readings:
-    """Ends walks with their log; for one event loop."""
+    """Ends the walks when their log is closed; for one event loop."""
 
     __slots__ = ("_all", "_changed", "_releasing", "_workers")
 
@@ -20,15 +20,15 @@ class Readings:
         self._all: WeakSet[Reading] = WeakSet()
         #: Segments that nobody reads any more, until they are closed.
         self._releasing: list[Segment] = []
-        #: Set when one is closed, or a walk or its worker has ended; while somebody waits for that.
+        #: For ``settle``: set when a segment is closed, or a walk or its worker has ended.
         self._changed: Event | None = None
 
     def add(self, reading: Reading) -> None:
-        """Take care of a walk."""
+        """Keep track of a walk."""
         self._all.add(reading)
 
     def holding(self) -> list[Reading]:
-        """Those that have a segment open."""
+        """Return the walks that have a segment open."""
         return [reading for reading in list(self._all) if reading.holds_segment]
 
     def release(self, segment: Segment) -> None:
@@ -51,7 +51,7 @@ class Readings:
             segment.close()
 
     def note_end(self) -> None:
-        """Take note that a walk has ended, or what a worker did for one; from any thread."""
+        """Note that a walk has ended, or a worker's job for one; from any thread."""
         if not self._workers.forked:
             self._workers.call_on_loop(self._tell)
 
@@ -60,12 +60,12 @@ class Readings:
             self._changed.set()
 
     async def end(self) -> None:
-        """End all walks, but for the steps that their tasks are in."""
+        """End all walks; a step that a task is in ends by itself."""
         for reading in list(self._all):
             await reading.aclose()
 
     async def settle(self) -> None:
-        """Wait until no worker does anything for them, and no segment is open.
+        """Wait until no worker does anything for the walks, and no segment is open.
 
         Call it when the log is closed. It waits for workers, which end by themselves, and for no
         task: a task may be suspended for ever.

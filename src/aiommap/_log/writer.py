@@ -455,7 +455,7 @@ class Writer:
             del self._discarded[0]
 
     def _cover_failed_store(self) -> None:
-        """Cover it at the end, too: the next opening would find its records whole, maybe."""
+        """Overwrite a failed store at the end: the next opening might find its records whole."""
         if self.failure is None and self.needs_life:
             error = self._attempt(lambda _: self._begin_life(), None)
             if error is not None:

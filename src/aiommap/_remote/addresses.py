@@ -1,8 +1,9 @@
-"""Of which addresses a folder may have something: a table of hashes behind its state. A hint only.
+"""A table of hashes in the marker of a folder: the addresses of which it may have something.
 
-It decides whether an opening asks for the first bytes of an object or for its state alone. An
-address whose place another one took, or whose blocks were given up, costs what it would without the
-table: bytes that nobody needed, or one request more. So nothing is locked, flushed or checked.
+The table decides whether an opening asks for the first bytes of an object or for its state alone.
+It is only a hint. If another address took the place of one, or the blocks were given up, an opening
+fetches bytes that nobody needed, or makes one request more. So nothing here is locked, flushed or
+checked.
 """
 
 from __future__ import annotations

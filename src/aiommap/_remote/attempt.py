@@ -1,4 +1,4 @@
-"""One opening: a worker finds the object and tells of it, then has the block that came with that.
+"""One opening: a worker finds the object, tells the task, and then receives the first block.
 
 The task that opens goes on as soon as the object is known. The block that was asked for together
 with its state is a fetch like others from then on: whoever wants it waits for it, and no
@@ -21,7 +21,7 @@ class Attempt:
 
     Args:
         find: finds the object, in a worker.
-        workers: have the threads for it.
+        workers: provide the thread.
     """
 
     __slots__ = (
@@ -49,9 +49,9 @@ class Attempt:
         self._found: Found | None = None
 
     async def find(self) -> Found:
-        """Find the object; whoever gets it has it to close.
+        """Find the object; the caller has to close it.
 
-        Cancellation: it is given up as soon as it is found.
+        Cancellation: the object is given up as soon as it is found.
         """
         workers = self.workers
         workers.start(workers.reads, self._run, self._end)
@@ -99,7 +99,7 @@ class Attempt:
         found = self._find()
         begun, entry = found.begun, found.entry
         if begun is not None:
-            entry.use()  # whoever is told of it may be done with it at once
+            entry.use()  # the task that is told of it may release it at once
         try:
             if not self._hand_over(found):
                 found.give_up()
@@ -112,7 +112,7 @@ class Attempt:
         return []
 
     def _hand_over(self, found: Found) -> bool:
-        """Keep it for the task; False if that is gone."""
+        """Keep the object for the task; False if the task is gone."""
         with self._mutex:
             if not self._abandoned:
                 self._found = found

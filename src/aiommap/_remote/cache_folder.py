@@ -145,8 +145,8 @@ class Folder:
     def remove_earlier(self) -> int:
         """Delete what the layout before this one left; returns how many bytes that gave back.
 
-        Files that cannot be deleted stay, and count. A cache of that layout which is open goes on
-        with what it has open.
+        Files that cannot be deleted stay, and count. If a cache of that layout is open, it goes on
+        with the files that it has open.
         """
         freed = 0
         for _, path in [*self._walk_earlier()]:
@@ -154,7 +154,7 @@ class Folder:
                 taken = os.stat(path).st_blocks * 512
                 os.unlink(path)
                 freed += taken
-            with suppress(OSError):  # until it is empty
+            with suppress(OSError):  # fails until it is empty
                 os.rmdir(os.path.dirname(path))
         if freed and not any(self._walk_earlier()):
             for name in EARLIER_FILES:

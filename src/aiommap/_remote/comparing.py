@@ -54,7 +54,7 @@ def _compare_some(
 ) -> None:
     """Compare blocks from the shared iterator until it ends, and put the result.
 
-    The threads take turns with what is not in memory.
+    The threads take turns at blocks that are not in memory.
     """
     good = bad = length = 0
     try:
@@ -78,7 +78,7 @@ def _compare_some(
 
 
 def _is_in_memory(files: Files, end: int) -> bool:
-    """Tell whether what is before a block is in memory, by its last byte, or cannot be told."""
+    """Tell whether the byte before a block is in memory; True also if nothing tells that."""
     last = min(files.header.identity.state.size, end * files.header.block_size) - 1
     try:
         os.preadv(files.data, [bytearray(1)], last, os.RWF_NOWAIT)

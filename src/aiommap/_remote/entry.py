@@ -240,7 +240,7 @@ class Entry:
                 self._end(claims)  # the next turn claims them again, with the bad ones between them
 
     def _verify(self, low: int, high: int) -> tuple[int, int, int]:
-        """Compare blocks with their sums; whole requests in turns, as they come from the disk."""
+        """Compare blocks with their sums; ranges as long as a request take turns at the disk."""
         alone = high - low >= self._request_blocks and self._verifying.acquire(timeout=TURN_SECONDS)
         try:
             return self.blocks.verify(low, high)
@@ -391,7 +391,7 @@ class Entry:
         reason = ""
         for attempt in range(1, ATTEMPTS + 1):
             begun = isinstance(source, BegunSource) and source.has(start, end)
-            self._counters.add(gets=int(not begun))  # that one was counted when it was sent
+            self._counters.add(gets=int(not begun))  # a begun GET was counted when it was sent
             began = time.monotonic()
             try:
                 data, state = source.fetch(start, end, self.identity.state)

@@ -47,7 +47,7 @@ class FetchQueue:
         reads = self._workers.reads
         if self._threads < reads.total_tokens:
             self._workers.start(reads, self._work, self._leave)
-            self._threads += 1  # if that failed, the next fetch tries again, with what waits
+            self._threads += 1  # not if that raised: the next fetch tries again, with what waits
 
     def _work(self) -> Callable[[], object]:
         """Run waiting fetches; return the call that reports the last of them, for the loop."""
@@ -151,7 +151,7 @@ class Fetches:
             self._under_way.setdefault(block, fetch)
 
     def part_with(self, fetch: Fetch) -> None:
-        """Nobody who comes now waits for it."""
+        """Have nobody who comes from now on wait for a fetch."""
         for block in range(*fetch.run):
             if self._under_way.get(block) is fetch:
                 del self._under_way[block]

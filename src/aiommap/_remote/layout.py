@@ -32,7 +32,7 @@ STATE_BYTES = 4096
 #: Numbers of owners of claims: each open cache has one, and number 0 is nobody's. The state of the
 #: folder has room for the reservations of so many.
 OWNERS = 496
-#: Hashes of addresses, 4 bytes each; a page of them takes room once it is used.
+#: How many hashes of addresses there are, of 4 bytes; a page of them takes room once it is used.
 ADDRESSES = 1 << 16
 ADDRESSES_AT = 2 * STATE_BYTES
 

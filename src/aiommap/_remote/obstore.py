@@ -247,9 +247,10 @@ class ObstoreSource:
 
 
 def _is_about_ranges(error: RemoteError) -> bool:
-    """Tell whether a server answered that it gives no such range, and can be asked otherwise.
+    """Tell whether a store refused only the range, so that it can be asked for the state.
 
-    A store in memory or in folders says so without a status, and none of them "performs" anything.
+    An error of a store in memory or in folders has no status; neither has an error of the network,
+    but that one says "Error performing".
     """
     if error.status is None:
         return "Error performing" not in error.reason

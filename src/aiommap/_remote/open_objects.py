@@ -63,7 +63,7 @@ class Found:
     Attributes:
         source: what fetches the blocks that are not cached.
         entry: the object; each ``Found`` counts as one use of it.
-        begun: the source that has the first block on its way; None if nobody asked for that.
+        begun: the source that has the first block on its way; None if there is none.
         options, opened: of the data file.
     """
 
@@ -162,8 +162,8 @@ class OpenObjects:
     ) -> tuple[RemoteState, Callable[[], Buffer] | None]:
         """Ask what an object is: with its first block, if nothing of it is cached (R6).
 
-        A server that knows no HEAD, or a URL that is signed for GET, refuses to tell the state
-        alone: then it comes with the first block, too.
+        A server that knows no HEAD refuses to tell the state alone, as does any server for a URL
+        that is signed for GET. Then, too, the state comes with the first block.
         """
         opening = source if isinstance(source, OpeningSource) else None
         if opening is not None and asked.read_ahead and self._is_new(source.url):
@@ -191,7 +191,7 @@ class OpenObjects:
     def _begin_new(
         self, url: str, source: OpeningSource
     ) -> tuple[RemoteState, Callable[[], Buffer]] | None:
-        """Begin an object that was not opened before; it was not opened either if that fails."""
+        """Ask for an object that was not opened before; if that fails, forget its address."""
         try:
             return self._begin(source)
         except BaseException:
@@ -200,15 +200,15 @@ class OpenObjects:
             raise
 
     def _is_new(self, url: str) -> bool:
-        """Tell whether nothing is cached of an address, nor was it opened; it counts as opened now.
+        """Tell whether no object of an address was opened before; it counts as opened now.
 
-        With a folder that fails, nothing can be stored.
+        False with a folder that fails: nothing can be stored there.
         """
         try:
             return not self._usable_folder().budget.note_address(url)
         except MappedFileError:
             raise
-        except (OSError, ValueError):  # told when the object's files are opened
+        except (OSError, ValueError):  # opening the object's files tells of it
             return False
 
     def _find_cached(self, url: str, asked: Asked) -> ObjectIdentity:

@@ -94,21 +94,21 @@ class OpeningSource(Protocol):
         """Ask for the bytes [0, length) in one request (GET).
 
         Returns:
-            The state that the response told, as soon as that is there; and what waits for the
-            bytes, all that the object has of them. None if the server gives no range of this
-            object, as of an empty one: ``stat`` tells.
+            The state, as soon as the head of the response is there; and a function that waits for
+            the bytes, as many of them as the object has. None if the server gives no range of this
+            object, as of an empty one: ``stat`` tells its state.
         Raises:
             FileNotFoundError, PermissionError, RemoteError: as ``stat``.
         """
 
 
 class BegunSource:
-    """A source whose first response is on its way: who asks for those bytes gets them out of it.
+    """A source whose first response is on its way: a fetch of its bytes takes them from there.
 
     Args:
-        source: where everything else is.
+        source: fetches everything else.
         state: what the response told.
-        length: how many bytes it has.
+        length: how many bytes the response has.
         body: waits for them.
     """
 

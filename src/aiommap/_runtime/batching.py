@@ -2,9 +2,10 @@
 
 While a batch runs, new items gather for the next batch. So a single hop, or a single flush, answers
 many tasks. If items wait when a batch ends, the next one starts one loop turn later, so that tasks
-woken together batch together. If none wait, the next item starts a batch: one turn later after a
-batch with several items, at once after a batch of one, because a task that is alone should not
-wait. So if several tasks then submit in one turn, the first item runs without the others.
+woken together batch together; but a batch that is full starts at once. If no items wait, the next
+item starts a batch: one turn later after a batch with several items, at once after a batch of one,
+because a task that is alone should not wait. So if several tasks then submit in one turn, the first
+item runs without the others.
 
 Everything here runs on the loop thread, in tasks and in callbacks. The queue needs no task of its
 own. An item costs one future, which gets its outcome: where a flush serves hundreds of writes, the
@@ -150,7 +151,7 @@ class BatchQueue(Generic[Item, Result]):
             cancellable.
         widen: functions that make a general item of a plain one, by kind; for several kinds.
         max_items: how many items share a batch at most. All their waiters wake in one loop turn. A
-            batch with so many starts as soon as the queue is free.
+            full batch starts as soon as the queue is free.
     """
 
     __slots__ = (
@@ -270,7 +271,7 @@ class BatchQueue(Generic[Item, Result]):
         return True
 
     def limit(self, max_items: int) -> None:
-        """Have fewer or more items share a batch from now on."""
+        """Set how many items share a batch at most from now on."""
         self._max_items = max_items
 
     async def leave(
@@ -346,7 +347,7 @@ class BatchQueue(Generic[Item, Result]):
         time_slice_wake(len(outcomes))
         try:
             if self._waiting and len(self._waiting[0].items) >= self._max_items:
-                self._advance()  # none can join it: it runs beside the tasks that this batch wakes
+                self._advance()  # it is full: it runs while the tasks of this batch wake
         finally:
             self._answer(batch, outcomes)
 

@@ -78,8 +78,8 @@ static ssize_t read_own(int fd, char *to, size_t length, int64_t offset, bool no
     return got == (ssize_t)length ? (ssize_t)file_own(fd, (off_t)offset, length) : got;
 }
 
-/* Whether to take a range for cold without asking. With many reads in flight, to ask each time about a
- * file that is cold throughout takes a tenth of the loop thread's time. */
+/* Whether to take a range for cold without asking. With many reads in flight, asking each time
+ * about a file that is cold throughout takes a tenth of the loop thread's time. */
 static bool is_taken_for_cold(Mapping *self)
 {
     return thread_cold_reads >= COLD_READS_FEW && self->cold_answers >= COLD_ANSWERS &&

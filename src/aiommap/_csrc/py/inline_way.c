@@ -24,7 +24,8 @@ enum inline_way inline_way_of(Mapping *self, int64_t offset, int64_t length, int
     if (pages_are(self, first, end, PRESENCE_READY)) { /* their folios are dirty already */
         if (self->private_copy || self->in_memory)
             return WAY_WITH_GIL;
-        /* But another process that writes all the time makes them clean all the time. */
+        /* Beside a process that writes all the time the kernel may have written them out meanwhile:
+         * then a store through the mapping takes a fault, which may wait. */
         return now < self->held_until ? WAY_WORKER : WAY_MAPPING;
     }
     bool by_descriptor = self->local && !self->private_copy && now >= self->blocked_until;

@@ -161,8 +161,8 @@ typedef struct {
     /* GIL; written by inline.c. */
     bool nowait; /* cleared for good when the file system refuses RWF_NOWAIT */
     unsigned suspicious; /* this many reads to come may be cold, as one was lately */
-    unsigned cold_answers;  /* this many in a row that a range is not in memory, up to COLD_ANSWERS */
-    unsigned unasked_reads; /* taken for cold since; wraps */
+    unsigned cold_answers;  /* this many in a row: not in memory; up to COLD_ANSWERS */
+    unsigned unasked_reads; /* reads since then; most do not ask (inline.c); wraps */
 
     /* GIL; written by gather.c and inline_write.c. */
     struct inline_limits inline_limits;
@@ -174,9 +174,9 @@ typedef struct {
     int suspected_pwrites; /* one was slow: see whether this many more wait */
     int64_t watched_until; /* one took long: until then see whether another one sleeps */
     int64_t blocked_until; /* one has waited: until then stores go to a worker */
-    int64_t spun_until;    /* a worker has spun for the inode's lock: until then that counts */
-    int64_t held_until;    /* a second one has, too: until then workers avoid it */
-    int spins;             /* how many have: 1 or 2 */
+    int64_t spun_until;    /* a worker spun for the inode's lock: until then that counts */
+    int64_t held_until;    /* a second one spun, too: until then workers avoid that lock */
+    int spins;             /* how many spun, counted up to 2 */
 
     /* A lock; written by gather.c, inline_write.c and resize.c. The loop thread holds it during
      * pwrite(2), which would make a file as long again that a change just cut off. A change only

@@ -115,8 +115,9 @@ static bool tell_empty(Pool *self)
     return answer;
 }
 
-/* Tasks that were woken beside many reads begin reads in the next turn. To be called behind them saves a
- * turn, and the threads need not tell of what lands until then. */
+/* Tasks that wake while many reads are in flight begin more reads in the next turn. If `drain` then
+ * runs behind them, it hands those reads over in the same turn. Until then, threads need not tell
+ * the loop of what lands. */
 static bool come_again(Pool *self, int woken)
 {
     bool expected = woken && self->reads >= COLD_READS_FEW;

@@ -53,7 +53,7 @@ typedef struct {
     struct pool_job *landed, *last_landed; /* not delivered yet, linked by `below` */
     size_t reads, commits;     /* jobs begun and not delivered */
     bool called;               /* the loop calls `drain` soon */
-    bool expected;             /* so it does, and threads tell nothing before */
+    bool expected;             /* it does, and threads tell it nothing until then */
     bool deaf;                 /* nobody calls `drain` any more when something lands */
 } Pool;
 

@@ -106,8 +106,9 @@ static bool begin_if_few(const PoolRead *self)
     return true;
 }
 
-/* Let threads have the device begin, where nobody has. A thread may then take two reads, of which
- * the second waits for the first. So this is for local files: a server may keep one for long. */
+/* Let the threads have the device begin these reads, as nobody has yet. A thread may then take two
+ * reads, and the second waits for the first. So this is for local files only: a server may hold up
+ * the first one for long. */
 static void let_start(PoolRead *self)
 {
     const Mapping *mapping = self->mapping;
@@ -177,7 +178,7 @@ static PyObject *result_of(struct waiting_read *read)
     return number(read->call.got);
 }
 
-/* Whether a waiter is done, in spite of an exception that is pending. */
+/* Whether a waiter is done. Keeps the exception that is pending. */
 static bool is_done(PyObject *waiter, PyObject *name)
 {
     PyObject *kind, *error, *traceback;
@@ -189,8 +190,8 @@ static bool is_done(PyObject *waiter, PyObject *name)
     return done;
 }
 
-/* A waiter that is done was cancelled, and its task has not run since; one refuses a result then. One
- * whose loop has ended raises RuntimeError, and nobody waits. */
+/* A waiter that is done already was cancelled, and its task has not run since: it refuses a result.
+ * A waiter whose loop has ended raises RuntimeError. In both cases nobody waits for the result. */
 static void tell(PoolRead *self, PyObject *result)
 {
     const struct native_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));

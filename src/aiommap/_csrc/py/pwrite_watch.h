@@ -30,8 +30,8 @@ void pwrite_watch_end(struct pwrite_watch *watch, size_t bytes);
 void pwrite_watch_note(Mapping *self, const struct pwrite_watch *watch);
 
 /* Whether the pwrite(2) of a worker spins for the inode's lock. Only stores of up to
- * GIL_COPY_LIMIT_BYTES are watched, and only while those of the loop thread go to workers. One that
- * spins may be one from which the host took the processor. */
+ * GIL_COPY_LIMIT_BYTES are watched, and only while those of the loop thread go to workers. A call
+ * that seems to spin may only have lost its processor to the host, so one alone tells nothing. */
 struct lock_watch { /* the caller's own */
     bool looks;     /* stores of the loop thread go to workers */
     int spins;      /* how many spun lately */

@@ -61,9 +61,9 @@ static void read_descriptor(const struct landing *landing)
         continue;
 }
 
-/* Read the descriptor and end the expectation first. A job that lands between that and taking the
- * stack makes the descriptor readable for nothing, if at all; one that lands later finds an empty
- * stack and an owner that is not expected, and makes it readable. */
+/* Read the descriptor and end the expectation before taking the stack. A job that lands in between
+ * is taken too; at worst it makes the descriptor readable for nothing. A job that lands later finds
+ * the stack empty and the owner not expected, so it makes the descriptor readable. */
 struct pool_job *landing_take(struct landing *landing, bool told)
 {
     struct pool_job *in_order = NULL;

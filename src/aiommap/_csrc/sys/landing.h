@@ -1,8 +1,8 @@
-/* landing.h: where jobs of the pool go that have run, and how their owner learns of them. Knows nothing of
- * Python.
+/* landing.h: where jobs of the pool go that have run, and how their owner learns of them. Knows
+ * nothing of Python.
  *
- * They go on a stack. Whoever finds it empty makes a descriptor readable, unless the owner is *expected*: it
- * will look there anyway, and need not be told.
+ * A thread puts its job on a stack. If the stack was empty, the thread makes a descriptor readable,
+ * unless the owner is *expected*: then the owner will look at the stack without being told.
  */
 #ifndef AIOMMAP_LANDING_H
 #define AIOMMAP_LANDING_H
@@ -19,7 +19,7 @@ struct landing { /* written by landing.c */
 int landing_open(struct landing *landing);
 void landing_close(struct landing *landing);
 
-/* For any thread. The job may be gone when this returns; the landing may not. */
+/* For any thread. The owner may free the job before this returns, but not the landing. */
 void landing_put(struct landing *landing, struct pool_job *job);
 
 /* For the owner: pool_expect and pool_landed. */

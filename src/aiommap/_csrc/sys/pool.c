@@ -10,7 +10,7 @@
 
 /* Enough for a system call; pthread_create would reserve megabytes. */
 #define STACK_BYTES ((size_t)256 << 10)
-/* How often to try the mutex before sleeping, which takes far longer than anybody holds it. */
+/* How often to try the mutex before sleeping: to sleep takes far longer than anybody holds it. */
 #define LOCK_TRIES 100
 /* The threads that run jobs, and the one that watches. */
 #define THREADS_MAX (POOL_WIDTH_MAX + 1)
@@ -20,7 +20,7 @@ struct pool_thread { /* with the mutex */
     struct pool_thread *below; /* in the stack of idle threads */
     pthread_cond_t wake;
     int64_t began; /* the job that it runs; 0 without one */
-    struct pool_job *second; /* what it runs next, and starts together with that; or NULL */
+    struct pool_job *second; /* of a pair: started with the first, run after it; or NULL */
     bool exists;
     bool woken;
 };
@@ -40,7 +40,7 @@ struct pool {
     bool starved;    /* the last thread that was to start did not */
     bool dropped;
 
-    struct landing landing; /* sees to itself */
+    struct landing landing; /* needs no mutex */
 };
 
 static void relax(void)

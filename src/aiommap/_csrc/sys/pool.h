@@ -10,9 +10,9 @@
  * while others wait. A thread is started when it is needed, and an idle one ends after
  * POOL_IDLE_NS.
  *
- * Two at a time. Where POOL_PAIRS jobs run and none is slow, a thread takes two of a file, lets the
- * device begin with both, and then makes the calls one after the other: for the second it seldom
- * has to sleep. Only jobs with a `start` are taken so.
+ * Two at a time. While POOL_PAIRS jobs run and none is slow, a thread takes two jobs of one file,
+ * has the device begin both, and then makes the two calls one after the other. For the second call
+ * it seldom has to sleep. Only jobs with a `start` make a pair.
  *
  * Invariants.
  *   1  A job belongs to the pool from pool_submit until it was withdrawn, or pool_landed returned
@@ -58,10 +58,11 @@ int pool_submit(struct pool *pool, struct pool_link *list);
 bool pool_submit_one(struct pool *pool, struct pool_job *job);
 /* Take a job back if no thread has begun it. */
 bool pool_withdraw(struct pool *pool, struct pool_job *job);
-/* Until the owner takes what has landed it need not be told, as it will come whatever happens. */
+/* The owner promises to come without being told: until it takes what has landed, jobs that land
+ * leave the descriptor alone. */
 void pool_expect(struct pool *pool);
-/* Take all jobs that have landed, in the order in which they did, linked by `below`; or NULL. `told` says
- * that the owner comes because the descriptor was readable, which it is not afterwards. */
+/* Take all jobs that have landed, in the order in which they did, linked by `below`; or NULL. With
+ * `told`, the owner has come because of the descriptor, which is not readable afterwards. */
 struct pool_job *pool_landed(struct pool *pool, bool told);
 /* How many threads there are, and how many jobs may run at a time; for tests. */
 unsigned pool_threads(struct pool *pool);

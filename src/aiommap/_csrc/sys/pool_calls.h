@@ -22,7 +22,7 @@ struct pool_read {
 void pool_read_own(struct pool_job *job);   /* file_read_own */
 void pool_read_plain(struct pool_job *job); /* file_read */
 void pool_read_ahead(struct pool_job *job); /* file_read_ahead, in pieces; got is 0 */
-void pool_read_start(struct pool_job *job); /* file_read_nowait, to be made again; for job.start */
+void pool_read_start(struct pool_job *job); /* for job.start: file_read_nowait; `run` reads again */
 void pool_close(struct pool_job *job);      /* close(2), and nobody learns of its outcome */
 
 #endif

@@ -83,7 +83,8 @@ void turns_add(struct pool_turns *turns, struct pool_job *job);
 void turns_remove(struct pool_turns *turns, struct pool_job *job);
 /* Take the job whose turn it is, and count it as running; NULL if none may begin. */
 struct pool_job *turns_begin(struct pool_turns *turns);
-/* Take the next job of the same file if both can be started and so many run; NULL otherwise. */
+/* Take the next job of the same file, if both can be started and at least `many` jobs run. NULL if
+ * not, or if it may not begin. */
 struct pool_job *turns_begin_second(struct pool_turns *turns, const struct pool_job *first,
                                     unsigned many);
 void turns_end(struct pool_turns *turns, const struct pool_job *job);
