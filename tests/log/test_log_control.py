@@ -203,7 +203,7 @@ async def test_control_that_leads_elsewhere_is_not_followed(folder, tmp_path, mo
 
 @pytest.mark.parametrize("forged", ["block", "holder"])
 async def test_refusal_tells_of_no_writer_that_nobody_noted(folder, forged):
-    """The bytes may be anything, as sequences that a terminal would obey."""
+    """The bytes may be anything, even sequences that a terminal would obey."""
     async with Log.open(folder):
         noise = b"\xc3\x1b[2J" * 400
         overwrite(folder / "control", *((0, noise) if forged == "block" else (140, noise[:60])))

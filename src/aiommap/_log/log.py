@@ -442,8 +442,9 @@ class Log:
                 Of several tasks that close the log, the first that wakes gets the error.
         Cancellation: closing is waited out, then the cancellation is delivered.
         Durability: when this returns, all records are durable, unless the policy is ``never()``.
-            If the last store failed, closing overwrites what that left in the file and makes
-            this durable, under any policy. So no record that was refused comes back.
+            If the last store failed, closing overwrites what it left in the file, durably and under
+            any policy, so that no record that was refused comes back. If there is no room for that,
+            the logger ``aiommap.logs`` gets a warning.
         """
         if self.workers.forked:
             self._closed = True

@@ -5,9 +5,9 @@ the loop thread may call ``LogWriter.append``, and nothing else. Most batches ar
 into the segment: ``begin_commit`` hands those to the engine. A worker calls ``run`` for all others.
 
 Invariants.
-  1  A failed store does not move the end of the log. Before anything else is stored, an OPEN frame
-     of the next life overwrites what the store left there (L12); otherwise half of a failed batch
-     could come back.
+  1  A failed store does not move the end of the log. Before anything else is stored, and when the
+     log is closed, an OPEN frame of the next life overwrites what the store left there (L12);
+     otherwise half of a failed batch could come back.
   2  A failed flush ends the writer: it latches (I5). So does a store that the system refused for
      any reason but a lack of room.
 """

@@ -207,7 +207,7 @@ class FolderRoom:
         length = round_up(min(size, (claims[-1][0] + 1) * block_size) - start)
         try:
             with lock_range(files.data, start, length) as locked:
-                # A process that waited too long for us may have taken a block over (eviction.1).
+                # A fetch that waited too long for us may have taken a block over (eviction.1).
                 if not locked or any(files.blocks.word(block) != word for block, word in claims):
                     return None
                 punch_hole(files.data, start, length)

@@ -191,7 +191,7 @@ class OpenObjects:
     def _begin_new(
         self, url: str, source: OpeningSource
     ) -> tuple[RemoteState, Callable[[], Buffer]] | None:
-        """Ask for an object that was not opened before; if that fails, forget its address."""
+        """Ask for an object of which nothing is cached; if that fails, forget its address."""
         try:
             return self._begin(source)
         except BaseException:
@@ -200,7 +200,7 @@ class OpenObjects:
             raise
 
     def _is_new(self, url: str) -> bool:
-        """Tell whether no object of an address was opened before; it counts as opened now.
+        """Tell whether nothing of an address can be cached; note that from now on it may be.
 
         False with a folder that fails: nothing can be stored there.
         """

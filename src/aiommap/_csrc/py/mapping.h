@@ -161,7 +161,7 @@ typedef struct {
     /* GIL; written by inline.c. */
     bool nowait; /* cleared for good when the file system refuses RWF_NOWAIT */
     unsigned suspicious; /* this many reads to come may be cold, as one was lately */
-    unsigned cold_answers;  /* this many in a row: not in memory; up to COLD_ANSWERS */
+    unsigned cold_answers;  /* this many in a row said: not in memory; up to COLD_ANSWERS */
     unsigned unasked_reads; /* reads since then; most do not ask (inline.c); wraps */
 
     /* GIL; written by gather.c and inline_write.c. */
