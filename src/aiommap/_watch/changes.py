@@ -2,14 +2,14 @@
 
 Pure: a state is what stat(2) said at one moment, and a change is the difference of two states.
 
-To add a kind of change, add a member to ``ChangeKind``, a case to ``classify`` and, if the change
-is harmless, a case to ``merge``. Two states are all that ``classify`` has: a kind that they do not
-show can only come from ``merge``. If it depends on a part of stat(2) that ``Change.old`` lacks (it
-has device, inode, size, mode, links, user, group, mtime_ns and ctime_ns), add a field to
-``_core/file_state.FileState``. A change of a field counts as made by others unless
-``_watch/attribution.subtract_own`` says otherwise. A change that moves neither times nor size is
-never seen, because ``_watch/watched_path.key_of`` is compared first. The notifier needs no change:
-its events only say which paths to compare.
+To add a kind of change, add a member to ``ChangeKind``, a case to ``classify`` and, if the bytes
+are surely the same, a case to ``merge``: the kind stands only if both changes are of it. Two states
+are all that ``classify`` has: a kind that they do not show can only come from ``merge``. If it
+depends on a part of stat(2) that ``Change.old`` lacks (it has device, inode, size, mode, links,
+user, group, mtime_ns and ctime_ns), add a field to ``_core/file_state.FileState``. A change of a
+field counts as made by others unless ``_watch/attribution.subtract_own`` says otherwise. A change
+that moves neither times nor size is never seen, because ``_watch/watched_path.key_of`` is compared
+first. The notifier needs no change: its events only say which paths to compare.
 """
 
 from __future__ import annotations
