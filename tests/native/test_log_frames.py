@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 import aiommap
 from tests.support.internals import (
     CONTROL_BYTES,
+    CRC32C_TABLE,
+    CRC32C_WAYS,
     HEADER_BYTES,
     LogCursor,
     LogRecord,
@@ -27,7 +29,6 @@ from tests.support.logs import bytes_read
 
 SALT, POSITION = 0x1234567890ABCDEF, 1 << 33
 LIMIT, COLD, END, WRONG = range(4)
-WAYS = TABLE, INSTRUCTION, FOLDING = range(3)
 
 
 @pytest.fixture
@@ -75,13 +76,13 @@ def take_all(cursor, end=1 << 20, *, waits=True):
 )
 def test_crc32c_of_known_texts(data, expected):
     """Castagnoli's CRC, with the texts of RFC 3720."""
-    assert crc32c(data) == crc32c(data, 0, TABLE) == expected
+    assert crc32c(data) == crc32c(data, 0, CRC32C_TABLE) == expected
 
 
 @given(st.binary(max_size=5000), st.integers(0, 5000))
 def test_crc32c_of_parts(data, cut):
     whole = crc32c(data)
-    for way in WAYS:
+    for way in CRC32C_WAYS:
         assert crc32c(data, 0, way) in (whole, None)
         assert crc32c(data[cut:], crc32c(data[:cut]), way) in (whole, None)
 
@@ -91,8 +92,8 @@ def test_crc32c_at_the_borders_of_lanes(length):
     data = os.urandom(length + 3)
     for start in range(3):
         part = data[start : start + length]
-        found = {crc32c(part), *(crc32c(part, 0, way) for way in WAYS)}
-        assert found - {None} == {crc32c(part, 0, TABLE)}
+        found = {crc32c(part), *(crc32c(part, 0, way) for way in CRC32C_WAYS)}
+        assert found - {None} == {crc32c(part, 0, CRC32C_TABLE)}
 
 
 def test_cursor_reads_what_the_writer_stored(writer, cursor, files):
@@ -299,6 +300,21 @@ def test_search_finds_a_frame_wherever_it_lies(writer, files, before):
         writer.append(b"data")
         found = search_frames(files[1], SALT, POSITION, begin, end, 7, 7)
         assert found[:4] == (0, 1, 1, at + frame_bytes(4)), at
+
+
+@pytest.mark.parametrize("torn", [False, True], ids=["nothing before it", "a torn frame"])
+def test_search_reads_no_hole(writer, files, torn):
+    """Neither for a search nor for the sums of what looks like a long frame."""
+    end, at = 64 << 20, 60 << 20
+    os.ftruncate(files[1], end)
+    if torn:
+        os.pwrite(files[1], header_like(50 << 20), HEADER_BYTES)
+    writer.enter(files[1], SALT, POSITION, 1, 7, at, end)
+    writer.append(b"data")
+    before = bytes_read()
+    found = search_frames(files[1], SALT, POSITION, HEADER_BYTES, end, 1, 1)
+    assert found[:4] == (0, 1, 1, at + frame_bytes(4))
+    assert bytes_read() - before < 8 << 20
 
 
 def test_search_of_random_bytes_ends(files):

@@ -138,6 +138,8 @@ PoolCommit = _native.PoolCommit
 Mapping = _native.Mapping
 PIECE_BYTES = _native.PIECE_BYTES
 crc32c = _native.crc32c
+#: As in ``enum crc32c_way``.
+CRC32C_WAYS = CRC32C_TABLE, *_ = range(3)
 find_record = _native.find_record
 search_frames = _native.search_frames
 

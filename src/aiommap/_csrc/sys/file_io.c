@@ -151,6 +151,32 @@ bool file_reaches(int fd, off_t end, bool *solid)
 
 int64_t file_size(int fd) { return lseek(fd, 0, SEEK_END); }
 
+int64_t file_find_data(int fd, int64_t offset, int64_t end)
+{
+#ifdef SEEK_DATA
+    off_t data = lseek(fd, offset, SEEK_DATA);
+    if (data > offset)
+        return data < end ? data : end;
+    if (data < 0 && errno == ENXIO)
+        return end;
+#else
+    (void)fd, (void)end;
+#endif
+    return offset;
+}
+
+int64_t file_find_hole(int fd, int64_t offset, int64_t end)
+{
+#ifdef SEEK_HOLE
+    off_t hole = lseek(fd, offset, SEEK_HOLE);
+    if (hole >= 0 && hole < end)
+        return hole;
+#else
+    (void)fd, (void)offset;
+#endif
+    return end;
+}
+
 bool file_is_hole(int fd, off_t offset, off_t end)
 {
 #ifdef SEEK_DATA

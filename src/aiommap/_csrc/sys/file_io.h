@@ -37,6 +37,10 @@ bool file_reaches(int fd, off_t end, bool *solid);
 int file_fill_holes(int fd, off_t offset, off_t end);
 /* Where the file ends, asked as in file_own; -1 if that cannot be told. */
 int64_t file_size(int fd);
+/* The first byte of data, or of a hole, in [offset, end); `end` if there is none. Where the file system
+ * cannot tell, everything is data. */
+int64_t file_find_data(int fd, int64_t offset, int64_t end);
+int64_t file_find_hole(int fd, int64_t offset, int64_t end);
 /* Whether a range is a hole throughout, or a part of one that has blocks reserved: nothing of it would
  * have to be read from the disk. And whether there is no hole in it. Both wait for the inode's lock. */
 bool file_is_hole(int fd, off_t offset, off_t end);

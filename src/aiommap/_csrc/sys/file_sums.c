@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "crc32c.h"
 #include "file_io.h"
@@ -20,19 +19,10 @@ static uint32_t continued(struct file_sums *sums, uint32_t state, const char *by
 /* Find the first data at an offset or behind it: where it begins, and where it ends. */
 static void find_written(struct file_sums *sums, int64_t at)
 {
-    sums->written_from = at;
-    sums->written_to = sums->end;
-#if defined(SEEK_DATA) && defined(SEEK_HOLE)
-    off_t data = lseek(sums->fd, at, SEEK_DATA);
-    if (data < 0 && errno == ENXIO)
-        sums->written_from = sums->end;
-    if (data < at)
-        return; /* there is none, or the file system cannot tell */
-    sums->written_from = data < sums->end ? data : sums->end;
-    off_t hole = lseek(sums->fd, data, SEEK_HOLE);
-    if (hole > data && hole < sums->end)
-        sums->written_to = hole;
-#endif
+    sums->written_from = file_find_data(sums->fd, at, sums->end);
+    sums->written_to = file_find_hole(sums->fd, sums->written_from, sums->end);
+    if (sums->written_to == sums->written_from) /* somebody is changing the file */
+        sums->written_to = sums->end;
 }
 
 /* Read up to the end. Holes count as zeros and are not read: that would leave pages of zeros in

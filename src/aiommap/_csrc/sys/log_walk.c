@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "file_io.h"
 #include "file_sums.h"
@@ -21,17 +20,6 @@ struct window { /* the caller's own */
     int64_t start, end; /* end: of what may be read */
     int64_t data_end;   /* no hole lies before it */
 };
-
-/* Find the first hole at an offset or behind it. */
-static void find_hole(struct window *window, int64_t offset)
-{
-    window->data_end = window->end;
-#ifdef SEEK_HOLE
-    off_t hole = lseek(window->fd, offset, SEEK_HOLE);
-    if (hole >= 0 && hole < window->end)
-        window->data_end = hole;
-#endif
-}
 
 /* Have `length` bytes from `offset` in memory, or fewer where the file ends; *available says how
  * many. 0 or an errno number.
@@ -54,7 +42,7 @@ static int window_at(struct window *window, int64_t offset, size_t length, size_
             window->room = room;
         }
         if (offset >= window->data_end)
-            find_hole(window, offset);
+            window->data_end = file_find_hole(window->fd, offset, window->end);
         size_t ahead = offset < window->data_end ? (size_t)(window->data_end - offset) : 0;
         size_t wanted = ahead < window->room ? ahead : window->room;
         ssize_t got =
@@ -193,18 +181,13 @@ static void search_on(struct log_search *search, int64_t bytes)
 /* Go on behind a hole; false if the rest of the file is one. */
 static bool pass_hole(struct log_search *search, struct window *window)
 {
-    int64_t data = search->offset;
-    if (data < window->data_end)
+    if (search->offset < window->data_end)
         return true;
-#ifdef SEEK_DATA
-    data = lseek(search->fd, data, SEEK_DATA);
-    if (data < 0 && errno == ENXIO)
+    int64_t data = file_find_data(search->fd, search->offset, search->end);
+    if (data == search->end)
         return false;
-    if (data < search->offset)
-        data = search->offset; /* the file system cannot tell */
     search_on(search, (data - search->offset) & ~(int64_t)(FRAME_ALIGNMENT - 1));
-#endif
-    find_hole(window, data);
+    window->data_end = file_find_hole(search->fd, data, search->end);
     if (window->data_end <= data) /* somebody is changing the file */
         window->data_end = window->end;
     return true;
