@@ -176,7 +176,6 @@ typedef struct {
     int64_t blocked_until; /* one has waited: until then stores go to a worker */
     int64_t spun_until;    /* a worker spun for the inode's lock: until then that counts */
     int64_t held_until;    /* a second one spun, too: until then workers avoid that lock */
-    int spins;             /* how many spun, counted up to 2 */
 
     /* A lock; written by gather.c, inline_write.c and resize.c. The loop thread holds it during
      * pwrite(2), which would make a file as long again that a change just cut off. A change only

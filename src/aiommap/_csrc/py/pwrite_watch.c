@@ -63,15 +63,14 @@ void pwrite_watch_note(Mapping *self, const struct pwrite_watch *watch)
 struct lock_watch lock_watch(const Mapping *self, int64_t now)
 {
     return (struct lock_watch){.looks = now < self->blocked_until,
-                               .spins = now < self->spun_until ? self->spins : 0,
+                               .suspected = now < self->spun_until,
                                .held = now < self->held_until};
 }
 
 void lock_watch_spin(struct lock_watch *watch)
 {
-    watch->spun = true;
-    watch->spins = 1 + (watch->spins > 0);
-    watch->held = watch->held || watch->spins > 1;
+    watch->held = watch->held || watch->suspected;
+    watch->suspected = watch->spun = true;
 }
 
 /* The loop thread stays away for as long as workers spin for the lock. */
@@ -79,7 +78,6 @@ void lock_watch_note(Mapping *self, const struct lock_watch *watch)
 {
     if (!watch->spun)
         return;
-    self->spins = watch->spins;
     self->spun_until = self->blocked_until = monotonic_clock() + BLOCKED_NS;
     if (watch->held)
         self->held_until = self->spun_until;

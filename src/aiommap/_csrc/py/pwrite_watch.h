@@ -34,7 +34,7 @@ void pwrite_watch_note(Mapping *self, const struct pwrite_watch *watch);
  * that seems to spin may only have lost its processor to the host, so one alone tells nothing. */
 struct lock_watch { /* the caller's own */
     bool looks;     /* stores of the loop thread go to workers */
-    int spins;      /* how many spun lately */
+    bool suspected; /* one spun lately */
     bool held;      /* two did: another process holds the lock for long, time and again */
     bool spun;      /* one spun now */
 };
