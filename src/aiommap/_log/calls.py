@@ -9,10 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .._errors import CorruptLogError, name_file
-from .._native import filesystem_type
-
-#: Types of file systems that have no device: tmpfs and ramfs.
-_IN_MEMORY = {0x01021994, 0x858458F6}
 
 
 @contextmanager
@@ -78,8 +74,3 @@ def open_folder(path: str, *, create: bool) -> int:
             finally:
                 os.close(parent)
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-
-
-def is_in_memory(fd: int) -> bool:
-    """Tell whether reads of a file never wait for a device."""
-    return filesystem_type(fd) in _IN_MEMORY

@@ -25,10 +25,11 @@ from typing import Protocol, Self
 
 import anyio
 
+from .._core.file_kinds import is_in_memory
 from .._errors import CorruptLogError, CorruptRecordError, RecordsDiscardedError, name_file
 from .._native import LogCursor, find_record
 from .._runtime.workers import Limiter, Workers
-from .calls import is_in_memory, open_folder
+from .calls import open_folder
 from .files import Segment, open_segment, segment_bases
 from .format import (
     CONTROL_NAME,

@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from queue import SimpleQueue
 
 from .._runtime.threads import Mutex, run_in_thread
 from .cache_folder import Files
-from .fetching import TURN_SECONDS
 
 #: How many blocks are compared in one call.
 BLOCKS_A_CALL = 16
 #: A thread that copies and sums reads at half the rate of one that only reads. More threads than
 #: this only wait for memory.
 MAX_THREADS = 4
+#: How long a thread waits for its turn to read an object from the disk. From a fast disk one thread
+#: reads faster than several, because the kernel reads ahead better for it; from a disk that answers
+#: late, several read faster.
+TURN_SECONDS = 0.05
 
 #: Number of good blocks, number of bad blocks (which are EMPTY then), and bytes of both.
 Found = tuple[int, int, int]
+
+
+@contextmanager
+def in_turn(turn: Mutex) -> Iterator[None]:
+    """Run the block alone, or beside other threads if the turn takes too long to come."""
+    alone = turn.acquire(timeout=TURN_SECONDS)
+    try:
+        yield
+    finally:
+        if alone:
+            turn.release()
 
 
 def compare(files: Files) -> Found:
@@ -59,16 +74,12 @@ def _compare_some(
     good = bad = length = 0
     try:
         while True:
-            alone = turn.acquire(timeout=TURN_SECONDS)
-            try:
+            with in_turn(turn):
                 start = next(starts, None)
                 if start is None:
                     break
                 end = min(files.blocks.count, start + BLOCKS_A_CALL)
                 found = None if _is_in_memory(files, end) else files.blocks.verify(start, end)
-            finally:
-                if alone:
-                    turn.release()
             found = found or files.blocks.verify(start, end)
             good, bad, length = good + found[0], bad + found[1], length + found[2]
     except BaseException as error:

@@ -23,7 +23,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import anyio
 
@@ -32,6 +32,7 @@ from .._native import Blocks
 from .._runtime.threads import Mutex
 from .body import Body
 from .cache_folder import Files
+from .comparing import in_turn
 from .counters import Counters
 from .eviction import lock_range
 from .fetching import (
@@ -39,7 +40,6 @@ from .fetching import (
     HEDGE_SECONDS,
     LOOK_SECONDS,
     SLOW_OWNER_SECONDS,
-    TURN_SECONDS,
     overlap,
     requests_of,
     runs_of,
@@ -241,12 +241,9 @@ class Entry:
 
     def _verify(self, low: int, high: int) -> tuple[int, int, int]:
         """Compare blocks with their sums; ranges as long as a request take turns at the disk."""
-        alone = high - low >= self._request_blocks and self._verifying.acquire(timeout=TURN_SECONDS)
-        try:
+        long = high - low >= self._request_blocks
+        with in_turn(self._verifying) if long else nullcontext():
             return self.blocks.verify(low, high)
-        finally:
-            if alone:
-                self._verifying.release()
 
     def _end(self, claims: Iterable[Claim]) -> None:
         """End the claims that are still ours: a block that was published is not (entry.2)."""

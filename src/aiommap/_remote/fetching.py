@@ -13,10 +13,6 @@ HEDGE_REQUESTS = 4
 SLOW_OWNER_SECONDS = 10.0
 #: How often we check, while waiting for a block, that its owner is alive.
 LOOK_SECONDS = 0.1
-#: How long a thread waits for its turn to read an object from the disk. From a fast disk one thread
-#: reads faster than several, because the kernel reads ahead better for it; from a disk that answers
-#: late, several read faster.
-TURN_SECONDS = 0.05
 #: How many requests we fetch ahead of sequential reads.
 AHEAD_REQUESTS = 4
 

@@ -6,7 +6,6 @@
 #include "inline.h"
 #include "state.h"
 
-#include "../sys/file_io.h"
 
 PoolRead *pool_read_make(PoolQueue *queue, size_t count, PyObject *tell)
 {
@@ -96,13 +95,13 @@ static bool make_memory(PoolRead *self)
 
 /* Make the device begin while a thread wakes up (pool_object.h), as an inline read would have
  * done. */
-static bool begin_if_few(const PoolRead *self)
+static bool begin_if_few(PoolRead *self)
 {
-    const struct pool_read *call = &self->one.call;
+    struct pool_read *call = &self->one.call;
     if (!self->untried || self->queue->pool->reads >= COLD_READS_FEW || !self->mapping->nowait ||
         call->length > GIL_COPY_LIMIT_BYTES)
         return false;
-    file_read_nowait(call->fd, call->to, call->length, call->offset);
+    pool_read_start(&call->job);
     return true;
 }
 
