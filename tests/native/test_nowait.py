@@ -99,3 +99,5 @@ async def test_nowait_on_tmpfs_is_inline():
             assert f.read_nowait(0, 13) == b"shared memory"
             assert len(f.read_nowait(0, 13000)) == 13000
             assert f.statistics().inline_reads == 2
+            assert await f.read(0, 13) == b"shared memory"
+            assert len(await f.read(0, 13000)) == 13000

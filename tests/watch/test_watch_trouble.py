@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
@@ -350,6 +351,22 @@ async def test_path_is_polled_after_a_long_resize_of_ours(hub, tmp_path, monkeyp
         await reach(changes, size(5))
 
 
+@contextmanager
+def watching(code, path):
+    """Run a script that watches a file, in a process of its own."""
+    command = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+
+
+@contextmanager
+def while_stopped(process):
+    """Run the block while a process stands that stops itself."""
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+    yield
+    process.send_signal(signal.SIGCONT)
+
+
 OVERFLOW = """
 import sys, anyio, aiommap
 
@@ -369,9 +386,7 @@ def test_overrun_kernel_queue_hides_nothing(tmp_path):
     path.write_bytes(b"x")
     others = [os.open(tmp_path / name, os.O_WRONLY | os.O_CREAT) for name in "gh"]
     limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
-    with subprocess.Popen(
-        [sys.executable, "-c", OVERFLOW, str(path)], stdout=subprocess.PIPE, text=True
-    ) as process:
+    with watching(OVERFLOW, path) as process:
         assert process.stdout.readline() == "watching\n"
         process.send_signal(signal.SIGSTOP)
         try:
@@ -406,13 +421,10 @@ def test_write_by_others_while_stopped_beside_our_store(tmp_path):
     """A thread that was held up compares all paths before it reads the events."""
     path = tmp_path / "f"
     path.write_bytes(bytes(100))
-    with subprocess.Popen(
-        [sys.executable, "-c", STOPPED, str(path)], stdout=subprocess.PIPE, text=True
-    ) as process:
-        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
-        write(path, 50)
-        time.sleep(_scanner.LATE_SECONDS * 1.2)  # the test needs a thread that was held up so long
-        process.send_signal(signal.SIGCONT)
+    with watching(STOPPED, path) as process:
+        with while_stopped(process):
+            write(path, 50)
+            time.sleep(_scanner.LATE_SECONDS * 1.2)  # the test needs a thread held up so long
         assert process.stdout.readline() == "modified\n"
 
 
@@ -445,11 +457,8 @@ def test_write_by_others_while_a_directory_is_added(tmp_path):
     """Events that are pending while the notifier is replaced show that others wrote, too."""
     path = tmp_path / "f"
     path.write_bytes(bytes(100))
-    with subprocess.Popen(
-        [sys.executable, "-c", REBUILDING, str(path)], stdout=subprocess.PIPE, text=True
-    ) as process:
+    with watching(REBUILDING, path) as process:
         for _ in range(4):
-            os.waitid(os.P_PID, process.pid, os.WSTOPPED)
-            write(path, 50)
-            process.send_signal(signal.SIGCONT)
+            with while_stopped(process):
+                write(path, 50)
             assert process.stdout.readline() == "modified\n"
