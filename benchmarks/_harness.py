@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import mmap
 import os
 import random
 import statistics
@@ -66,6 +68,18 @@ def make_cold(path: str) -> None:
     os.fsync(fd)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(fd)
+
+
+def touch_memory(size: int) -> None:
+    """Store to free memory and free it again, so that the host of a virtual machine backs it.
+
+    A host may take free memory back. The first store to each page then costs many times as much,
+    and it is chance which way of doing something gets such pages. Large folios are made of huge
+    pages, so huge pages are touched.
+    """
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        ctypes.memset(ctypes.byref(ctypes.c_char.from_buffer(memory)), 1, size)
 
 
 @contextmanager
