@@ -11,7 +11,7 @@ import anyio.lowlevel
 import pytest
 
 from aiommap import Log
-from tests.support.logs import flip, places, segment_path
+from tests.support.logs import flip, places, script, segment_path
 
 pytestmark = pytest.mark.anyio
 
@@ -154,3 +154,24 @@ async def test_as_a_task(records, anyio_backend_name):
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(anext(records), 0)
     assert (await asyncio.wait_for(anext(records), 9)).sequence == 3
+
+
+DROPPED = """
+import asyncio, sys
+from aiommap import Log
+
+async def main():
+    async with Log.open(sys.argv[1]) as log:
+        waiting = log.tail().__anext__()
+        waiting.send(None)
+        return waiting
+
+waiting = asyncio.run(main())
+del waiting
+print("dropped")
+"""
+
+
+def test_dropped_after_its_loop_has_ended(tmp_path):
+    child = script(DROPPED, tmp_path / "log")
+    assert (child.stdout, child.stderr) == ("dropped\n", "")

@@ -146,7 +146,8 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
             self._ended = record is None
             self._done |= self._ended
         except BaseException as error:
-            self._done |= not isinstance(error, anyio.get_cancelled_exc_class())
+            dropped = isinstance(error, GeneratorExit)  # perhaps after its loop has ended
+            self._done |= dropped or not isinstance(error, anyio.get_cancelled_exc_class())
             raise
         finally:
             self._busy = False
