@@ -216,17 +216,6 @@ async def test_overwrite_of_bytes_between_holes(tmp_path):
         assert blocks(path) >= 900_000
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)]
-    if subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    yield mount
-    subprocess.run(["umount", "-l", str(mount)], check=True)
-
-
 async def test_overwrite_of_file_beyond_its_disk(small_disk):
     path = small_disk / "sparse"
     path.write_bytes(b"old bytes")

@@ -6,7 +6,6 @@ import errno
 import os
 import re
 import socket
-import subprocess
 import threading
 
 import anyio
@@ -21,20 +20,6 @@ from tests.support.limiters import held, until_queued
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A tmpfs of one mebibyte."""
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)], capture_output=True
-    )
-    if done.returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    yield mount
-    subprocess.run(["umount", "-l", str(mount)], check=True)
 
 
 HINT = r'nothing is open yet: write "async with aiommap\.open\(\.\.\.\) as f", or "f = await'

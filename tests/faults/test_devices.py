@@ -25,7 +25,7 @@ async def main():
     async with aiommap.open(path) as f:
         try:
             async with f.locked(offset):
-                print("pinned what cannot be read")
+                print("locked what cannot be read")
         except aiommap.MappingFaultError as error:
             print(error.offset)
 

@@ -111,11 +111,11 @@ async def test_prewarm_counts_runs_in_a_worker(sparse, monkeypatch):
     assert threading.get_ident() not in threads
 
 
-async def test_page_stored_under_a_lock_is_pinned(sparse):
+async def test_page_stored_under_a_lock_is_locked(sparse):
     async with aiommap.open(sparse, "r+") as f, f.locked():
         await f.write(10 * PAGE, b"x" * PAGE)
         assert await f.read(10 * PAGE, PAGE) == b"x" * PAGE
-        with pytest.raises(aiommap.UnsupportedError, match="pinned"):
+        with pytest.raises(aiommap.UnsupportedError, match="locked"):
             await f.advise(aiommap.Advice.DONT_NEED, 10 * PAGE, PAGE)
 
 

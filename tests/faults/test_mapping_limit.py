@@ -38,7 +38,7 @@ async def main():
         assert error.errno == errno.ENOMEM and error.filename == f.path, error
         assert "vm.max_map_count" in str(error), error
     else:
-        raise AssertionError("it was pinned")
+        raise AssertionError("it was locked")
     os.truncate(f.path, PAGE)
     assert sum(memory[2 * PAGE :: PAGE]) == 0
     assert memory[0] == ord("o")

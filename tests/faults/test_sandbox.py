@@ -308,7 +308,7 @@ def test_quota_that_is_used_up(tmp_path, call):
 #: Calls that the library cannot replace, and a verb that fails without each.
 LAST_RESORTS = {
     "fcntl": ((72, 25), "f.file_lock(0, 8, timeout=5).__aenter__()"),
-    "munlock": ((150, 229), "pinned(f)"),
+    "munlock": ((150, 229), "lock_and_unlock(f)"),
 }
 
 REFUSED_IN_THE_END = (
@@ -316,7 +316,7 @@ REFUSED_IN_THE_END = (
     + """
 import anyio, aiommap, os, sys
 
-async def pinned(f):
+async def lock_and_unlock(f):
     async with f.locked(0, 8):
         pass
 

@@ -6,11 +6,11 @@ import gc
 
 import pytest
 
-from tests.support.pages import pinned
+from tests.support.pages import locked_memory
 
 
 @pytest.fixture
-def nothing_pinned():
+def nothing_locked():
     """Collect garbage of earlier tests if it still keeps pages locked."""
-    if pinned() != "0":
+    if locked_memory() != "0":
         gc.collect()

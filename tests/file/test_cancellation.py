@@ -22,7 +22,7 @@ from aiommap import PAGE_SIZE as PAGE
 from aiommap import Advice, FlushPolicy
 from tests.support.internals import Workers, Writeback, core_of, workers_of
 from tests.support.limiters import engine_held, held
-from tests.support.pages import pinned
+from tests.support.pages import locked_memory
 from tests.support.waiting import until
 
 SIZE = 512 * PAGE
@@ -34,7 +34,7 @@ _LOOPS = {
 }
 pytestmark = [
     pytest.mark.anyio,
-    pytest.mark.usefixtures("nothing_pinned"),
+    pytest.mark.usefixtures("nothing_locked"),
     pytest.mark.parametrize(
         ("anyio_backend", "way"),
         [
@@ -285,7 +285,7 @@ async def test_verb_cancelled_at_work_is_waited_out(path, way, name, gate, times
         assert attempt.outcome == "cancelled"
         assert path.read_bytes() == RESULTS.get(name, b"o" * SIZE)
         assert buffer == (b"o" if name == "read_into" else b"?") * SIZE
-        assert pinned() == "0"
+        assert locked_memory() == "0"
         await check_usable(f, path)
 
 
@@ -345,7 +345,7 @@ async def test_receipt_settles_without_its_waiter(path, way, gate):
         assert (attempt.outcome, receipt.durable) == ("cancelled", True)
 
 
-async def test_locked_block_unpins_whatever_happens(path, way):
+async def test_locked_block_unlocks_whatever_happens(path, way):
     """The cancellation comes while the unlocking waits for a thread."""
     async with aiommap.open(path, "r+") as f, anyio.create_task_group() as group:
 
@@ -357,7 +357,7 @@ async def test_locked_block_unpins_whatever_happens(path, way):
         entered, leave = anyio.Event(), anyio.Event()
         attempt = Attempt(way, block).start_in(group)
         await entered.wait()
-        assert pinned() != "0"
+        assert locked_memory() != "0"
         with occupied(workers_of(f)) as queued:
             leave.set()
             await until(queued)
@@ -365,7 +365,7 @@ async def test_locked_block_unpins_whatever_happens(path, way):
             await settle()
         await until(lambda: attempt.outcome)
         await f.advise(Advice.NORMAL)  # through the limiter that unlocks, so behind it
-        assert pinned() == "0"
+        assert locked_memory() == "0"
 
 
 OPTIONS = {
@@ -392,7 +392,7 @@ async def cancelled_open(way, gate, path, options, *, phase):
         assert attempt.outcome == "cancelled"
         # A worker gives back what the cancelled open had mapped, some time later.
         await until(lambda: traces(path) == (0, 0))
-        assert pinned() == "0"
+        assert locked_memory() == "0"
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

@@ -85,11 +85,11 @@ async def test_dont_need_of_private_pages_is_refused(path):
 
 
 @pytest.mark.parametrize("advice", [Advice.DONT_NEED, Advice.COLD, Advice.PAGE_OUT])
-async def test_advise_refused_by_pinned_pages(path, advice):
+async def test_advise_refused_by_locked_pages(path, advice):
     async with aiommap.open(path, "r+") as f:
         async with f.locked(2 * PAGE, PAGE):
             await f.advise(advice, 0, 2 * PAGE)
-            with pytest.raises(UnsupportedError, match="pinned") as caught:
+            with pytest.raises(UnsupportedError, match="locked") as caught:
                 await f.advise(advice)
             assert str(path) in str(caught.value)
         await f.advise(advice)

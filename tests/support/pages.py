@@ -66,7 +66,7 @@ def dirty_pages(path):
     return found[1]
 
 
-def pinned():
-    """Tell how many KiB of this process are pinned, as the text that the kernel gives."""
+def locked_memory():
+    """Tell how many KiB of this process are locked, as the text that the kernel gives."""
     with open("/proc/self/status") as status:
         return next(line.split()[1] for line in status if line.startswith("VmLck"))

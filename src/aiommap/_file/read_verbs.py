@@ -11,7 +11,7 @@ from .._arguments import check_range, check_tail, flag, function, ranges_of
 from .._core.file_core import FileCore
 from .._core.options import check_advice
 from .._native import PAGE_SIZE, export_bytes
-from .._pages.pager import Pager, PinnedRange
+from .._pages.pager import LockedRange, Pager
 from .._pages.read_ahead import Chunks
 from .._pages.residency import Residency
 from .._runtime.blocks import Block
@@ -298,15 +298,15 @@ class ReadVerbs:
         Source: mlock2(2).
         """
 
-        async def lock() -> tuple[Pager, PinnedRange]:
+        async def lock() -> tuple[Pager, LockedRange]:
             self._check()
             self._core.check_mapped()
             pager = self._open.pager  # at hand for unlocking: a reopen replaces self._open
             return pager, await pager.lock(*self._tail(offset, length))
 
-        async def unlock(locked: tuple[Pager, PinnedRange]) -> None:
-            pager, pinned = locked
-            await pager.unlock(pinned)
+        async def unlock(locked: tuple[Pager, LockedRange]) -> None:
+            pager, pages = locked
+            await pager.unlock(pages)
 
         return Block(lock, unlock)
 

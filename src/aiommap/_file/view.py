@@ -89,7 +89,7 @@ class View(Carving, RangeVerbs):
         self._offset = offset
         self._length = length
         self._growable = growable
-        self._lease: Lease | None = self._pin(writable=growable)
+        self._lease: Lease | None = self._take_lease(writable=growable)
         self._memory: memoryview | None = None
         #: An object that lives as long as the view.
         self._keeps = keeps
@@ -125,15 +125,15 @@ class View(Carving, RangeVerbs):
         """
         if self._memory is None:
             self._check_memory()
-            lease = self._pinned()
+            lease = self._held()
             if self._core.mode != "r" and not self._core.mapping.closed:
-                lease = self._pin(writable=True)
+                lease = self._take_lease(writable=True)
             self._lease = lease
             self._memory = memoryview(lease)
             self._open.background.plan()
         return self._memory
 
-    def _pin(self, *, writable: bool) -> Lease:
+    def _take_lease(self, *, writable: bool) -> Lease:
         mapping, place = self._core.mapping, caller_outside()
         if self._growable:
             return mapping.lease_growable(self._offset, self._length, place)
@@ -207,7 +207,7 @@ class View(Carving, RangeVerbs):
         await self.flush_range(0, self._length)
 
     def _check_memory(self) -> None:
-        self._pinned()
+        self._held()
         if self._core.mapping.forked:
             raise ForkedError(self._core.path)
         self._core.check_whole()
@@ -220,7 +220,7 @@ class View(Carving, RangeVerbs):
     def _first(self) -> int:
         return self._offset
 
-    def _pinned(self) -> Lease:
+    def _held(self) -> Lease:
         if self._lease is None:
             raise anyio.ClosedResourceError("the view was released: make a new one to go on")
         return self._lease
@@ -232,7 +232,7 @@ class View(Carving, RangeVerbs):
 
     def _check_range(self) -> None:
         """Raise if the file was reopened: verbs would reach other bytes than the memory shows."""
-        self._pinned()
+        self._held()
         if self._core.lifecycle.retired:
             raise self._core.lifecycle.ended()
 
@@ -241,6 +241,6 @@ class View(Carving, RangeVerbs):
         raise not_copied(self, remedy)
 
     def __repr__(self) -> str:
-        state = "released" if self._lease is None else "pinned"
+        state = "released" if self._lease is None else "held"
         end = self._offset + self._length
         return f"<View of {self._core.path} [{self._offset}, {end}) {state}>"

@@ -43,7 +43,7 @@ READ_AHEAD_BYTES = 32 * PIECE_BYTES
 Progress = Callable[[int, int], object]
 
 
-class PinnedRange(NamedTuple):
+class LockedRange(NamedTuple):
     """One range of whole pages that ``lock`` has locked."""
 
     offset: int
@@ -59,7 +59,7 @@ class Pager:
         "_core",
         "_counting",
         "_generation",
-        "_pinning",
+        "_locking",
         "_sparse",
         "_wanted",
         "_whole",
@@ -71,7 +71,7 @@ class Pager:
         #: The last count of bytes that are mapped by huge pages.
         self.huge_page_bytes: int | None = None
         #: Serializes locking and unlocking of pages. Only worker threads take it.
-        self._pinning = Mutex()
+        self._locking = Mutex()
         #: Guards the counts; any thread holds it for moments.
         self._counting = Mutex()
         #: Ranges that are locked or being locked: the end of another block must not unlock them.
@@ -160,7 +160,7 @@ class Pager:
             what = f"start write-back of {core.path}"
             raise UnsupportedError(what, reason, errno.ENOSYS) from error
 
-    async def lock(self, offset: int, length: int) -> PinnedRange:
+    async def lock(self, offset: int, length: int) -> LockedRange:
         """Lock the pages of a range; the caller passes the result to ``unlock``."""
         end = align_up(offset + length, PAGE_SIZE)
         span = (align_down(offset, PAGE_SIZE), end) if length else (offset, offset)
@@ -169,24 +169,24 @@ class Pager:
         try:
             while True:
                 generation = self._generation
-                pinned = PinnedRange(*span, await self._pin(offset, offset + length))
+                locked = LockedRange(*span, await self._lock_pieces(offset, offset + length))
                 # Add the range before reading the generation: a remap increments the generation,
                 # then locks the ranges that were added.
                 with self._counting:
-                    self._alike(pinned).add(*span)
+                    self._alike(locked).add(*span)
                 if generation == self._generation:
                     break
-                self._forget(pinned)
+                self._forget(locked)
         except BaseException:
             with self._counting:
                 self._wanted.remove(*span)
-            await self._unpin(span)
+            await self._unlock_span(span)
             raise
-        if pinned.whole:
+        if locked.whole:
             self._core.mapping.set_locked(span[0], span[1] - span[0], True)
-        return pinned
+        return locked
 
-    async def _pin(self, at: int, end: int) -> bool:
+    async def _lock_pieces(self, at: int, end: int) -> bool:
         """Lock a range piece by piece; tell whether every page is present and none is a hole."""
         core = self._core
         whole = True
@@ -197,27 +197,27 @@ class Pager:
             at += piece
         return whole
 
-    async def unlock(self, pinned: PinnedRange) -> None:
+    async def unlock(self, locked: LockedRange) -> None:
         """Unlock a range, except for bytes that other locks still cover."""
-        span = (pinned.offset, pinned.end)
-        self._forget(pinned)
+        span = (locked.offset, locked.end)
+        self._forget(locked)
         with self._counting:
             self._wanted.remove(*span)
-        await self._unpin(span)
+        await self._unlock_span(span)
 
-    def _alike(self, pinned: PinnedRange) -> RangeCounts:
-        return self._whole if pinned.whole else self._sparse
+    def _alike(self, locked: LockedRange) -> RangeCounts:
+        return self._whole if locked.whole else self._sparse
 
-    def _forget(self, pinned: PinnedRange) -> None:
+    def _forget(self, locked: LockedRange) -> None:
         """Stop counting a range, and withdraw the parts that no other locked range publishes."""
-        offset, end, whole = pinned
+        offset, end, whole = locked
         with self._counting:
-            self._alike(pinned).remove(offset, end)
+            self._alike(locked).remove(offset, end)
             bare = self._whole.gaps(offset, end) if whole else ()
         for start, stop in bare:
             self._core.mapping.set_locked(start, stop - start, False)
 
-    async def _unpin(self, span: tuple[int, int]) -> None:
+    async def _unlock_span(self, span: tuple[int, int]) -> None:
         core = self._core
         # Closing unmaps, and that unlocks; a forked child inherits no locks (mlock(2)).
         if not core.lifecycle.closing and not core.mapping.forked:
@@ -245,7 +245,7 @@ class Pager:
             mapping.remapping = False
 
     def _relock(self) -> None:
-        with self._pinning:
+        with self._locking:
             size = self._core.mapping.size
             with self._counting:
                 sparse = [(*span, True) for span in self._sparse.within(0, size)]
@@ -312,7 +312,9 @@ class Pager:
                     "or raise that limit"
                 )
             elif self._is_wanted(offset, offset + length):
-                reason = "pages of the range are pinned, by locked() or lock=True: unpin them first"
+                reason = (
+                    "pages of the range are locked, by locked() or lock=True: unlock them first"
+                )
             what = f"advise {advice.name} of {self._core.path}"
             raise UnsupportedError(what, reason, error.errno) from error
         # Reads go through the descriptor, which has one read-ahead mode for the whole file.
@@ -331,7 +333,7 @@ class Pager:
         with suppress(UnsupportedError):
             self._stretch(offset, offset + length, write=False, seconds=math.inf)
         try:
-            with self._pinning:
+            with self._locking:
                 lock = self._core.mapping.lock_later if later else self._core.mapping.lock
                 lock(offset, length)
         except OSError as error:
@@ -348,21 +350,21 @@ class Pager:
         unlimited = limit == resource.RLIM_INFINITY or os.geteuid() == 0
         short = os.fstat(self._core.mapping.fd).st_size < offset + length
         if not short and number == errno.ENOMEM and (full := mapping_limit()):
-            reason = f"cannot pin {length} bytes at {offset}: {full}"
+            reason = f"cannot lock {length} bytes at {offset}: {full}"
             return OSError(number, reason, self._core.path)
         # ENOMEM also means that the file was shorter at that moment; it may have grown again.
         if short or (unlimited and number == errno.ENOMEM):
             return self._core.faults.lost(offset, length, 0)
         found = "no limit" if limit == resource.RLIM_INFINITY else f"{limit} bytes"
         reason = (
-            f"{os.strerror(number)} while pinning {length} bytes at {offset}; RLIMIT_MEMLOCK is "
+            f"{os.strerror(number)} while locking {length} bytes at {offset}; RLIMIT_MEMLOCK is "
             f"{found}: raise it, or lock less (CAP_IPC_LOCK lifts it)"
         )
         return OSError(number, reason, self._core.path)
 
     def _unlock_rest(self, span: tuple[int, int]) -> None:
         offset, end = span
-        with self._pinning:
+        with self._locking:
             with self._counting:
                 free = self._wanted.gaps(offset, min(end, self._core.mapping.size))
             for start, stop in free:
