@@ -100,12 +100,18 @@ class Stall:
     """Delays of a heartbeat, in milliseconds: the worst, and each with its time in seconds.
 
     ``worst_running`` leaves out the time in which the thread waited for a processor, if the kernel
-    tells that.
+    tells that; ``worst_queued`` is that time in the worst delay.
     """
 
     worst: float = 0.0
+    worst_queued: float = 0.0
     worst_running: float = 0.0
     beats: list[tuple[float, float]] = field(default_factory=list)
+
+    def clear(self) -> None:
+        """Forget what was found so far."""
+        self.worst = self.worst_queued = self.worst_running = 0.0
+        self.beats.clear()
 
     def curve(self, points: int = 200) -> list[tuple[float, float]]:
         """Thin the beats out, and keep the worst of each stretch."""
@@ -127,7 +133,8 @@ async def heartbeat() -> AsyncIterator[Stall]:
             await asyncio.sleep(0.001)
             now, waited = time.perf_counter(), queued()
             late = max((now - last - 0.001) * 1e3, 0.0)
-            stall.worst = max(stall.worst, late)
+            if late > stall.worst:
+                stall.worst, stall.worst_queued = late, min(waited - before, late)
             stall.worst_running = max(stall.worst_running, late - (waited - before))
             stall.beats.append((now - start, late))
             last, before = now, waited
@@ -135,8 +142,7 @@ async def heartbeat() -> AsyncIterator[Stall]:
     with queue_clock() as queued:
         task = asyncio.create_task(beat(queued))
         await asyncio.sleep(0.01)
-        stall.worst = stall.worst_running = 0.0
-        stall.beats.clear()
+        stall.clear()
         try:
             yield stall
         finally:

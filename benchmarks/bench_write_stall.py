@@ -1,7 +1,9 @@
 """How long do writes stop the loop, with flushes all the time, on slow or busy disks?
 
-A foreign writer takes one processor, and the kernel's own threads take another. A loop that only
-copies memory, as often, beside the same writer shows which part of the stall is not ours.
+A foreign writer takes one processor, and the kernel's own threads take another. Loops that make no
+call to the file, beside the same writer, show which part of the stall no library can avoid: one
+alone, one beside a bare process that only flushes as often, and one beside a process that stores as
+often, too.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiommap
@@ -36,6 +39,45 @@ while True:
     for at in range(0, size, 8 << 20):
         os.pwrite(fd, b"f" * (8 << 20), at)
 """
+#: Flushes a file every 10 ms, and beside that makes up to so many stores a second at random by
+#: pwrite. Prints how many it made before somebody ended it.
+BARE = """
+import os, random, signal, sys, threading, time
+fd, rate, count = os.open(sys.argv[1], os.O_RDWR), float(sys.argv[2]), 0
+room, record, drawn = os.fstat(fd).st_size // 128, bytes(128), random.Random(1)
+
+def store():
+    global count
+    due, last = 0.0, time.monotonic()
+    while True:
+        time.sleep(0.0005)
+        now = time.monotonic()
+        due, last = min(due + (now - last) * rate, rate / 100), now
+        while due >= 1:
+            os.pwrite(fd, record, drawn.randrange(room) * 128)
+            due, count = due - 1, count + 1
+
+def end(*_):
+    print(count, flush=True)
+    os._exit(0)
+
+signal.signal(signal.SIGTERM, end)
+if rate:
+    threading.Thread(target=store, daemon=True).start()
+while True:
+    time.sleep(0.01)
+    os.fdatasync(fd)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The worst delay of a heartbeat, how long of it the loop waited for a processor, in
+    milliseconds, and writes a second."""
+
+    worst: float
+    queued: float
+    writes: float
 
 
 async def run(report: Report, *, smoke: bool) -> None:
@@ -44,8 +86,7 @@ async def run(report: Report, *, smoke: bool) -> None:
     try:
         with mounted("ext4", *SMALL_JOURNAL) as device:
             await _ask(report, "a journal of 4 MiB", device, size, seconds, rounds)
-            await _ask(report, "a foreign writer", device, size, seconds, rounds, foreign=True)
-            await _ask_machine(report, device, size, seconds, rounds)
+            await _ask_foreign(report, device, size, seconds, rounds)
             with _stable_pages(device):
                 await _ask(report, "stable pages", device, size, seconds, rounds)
             with _slow(device):
@@ -55,39 +96,70 @@ async def run(report: Report, *, smoke: bool) -> None:
 
 
 async def _ask(
-    report: Report,
-    name: str,
-    device: Device,
-    size: int,
-    seconds: float,
-    rounds: int,
-    *,
-    foreign: bool = False,
+    report: Report, name: str, device: Device, size: int, seconds: float, rounds: int
 ) -> None:
-    path = _make_file(device, size)
-    found, rates = [], []
+    path, found = _make_file(device, size), []
     for _ in range(rounds):
-        async with (
-            aiommap.open(path, "r+") as f,
-            _beside(path) if foreign else nullcontext(),
-            heartbeat() as stall,
-        ):
-            await f.prewarm()
-            stall.worst = 0.0
-            rates.append(await _load(f.write, f.flush, size, seconds))
-            found.append(stall.worst)
+        found.append(await _ours(path, size, seconds))
         device.sync()
     os.unlink(path)
-    report.row(f"{name}: worst stall, median", statistics.median(found), "ms", 5, most=True)
-    report.row(f"{name}: writes", statistics.median(rates), "writes/s")
+    _tell(report, name, found)
 
 
-async def _ask_machine(
+async def _ask_foreign(
     report: Report, device: Device, size: int, seconds: float, rounds: int
 ) -> None:
-    """Put the same load, beside the same writer, on a loop that makes no call to the file."""
-    path, memory = _make_file(device, size), bytearray(size)
-    found = []
+    """Put the load beside a foreign writer, in turns with loops that make no call to the file."""
+    path = _make_file(device, size)
+    ours: list[Found] = []
+    alone: list[Found] = []
+    flushing: list[Found] = []
+    storing: list[Found] = []
+    for _ in range(rounds):
+        with _foreign(path):
+            ours.append(await _ours(path, size, seconds))
+        device.sync()
+        turns = [(alone, None), (flushing, 0.0), (storing, ours[-1].writes)]
+        for found, rate in random.sample(turns, len(turns)):
+            with _foreign(path):
+                found.append(await _copies(path, size, seconds, rate))
+            device.sync()
+    os.unlink(path)
+    name = "a foreign writer"
+    _tell(report, name, ours)
+    report.row(f"{name}: of it waiting for a processor", _median(ours, "queued"), "ms")
+    copies = f"{name}: worst stall of a loop that only copies"
+    report.row(copies, _median(alone, "worst"), "ms")
+    report.row(f"{copies}, beside a process that flushes", _median(flushing, "worst"), "ms")
+    report.row(f"{copies}, beside one that stores, too", _median(storing, "worst"), "ms")
+    report.row(f"{name}: writes of that process", _median(storing, "writes"), "writes/s")
+    least = _median(ours, "worst") / _median(flushing, "worst")
+    report.row(f"{name}: ours, relative to beside one that flushes", least, "x")
+    same = _median(ours, "worst") / _median(storing, "worst")
+    report.row(f"{name}: ours, relative to beside one that stores, too", same, "x")
+
+
+def _tell(report: Report, name: str, found: list[Found]) -> None:
+    worst = _median(found, "worst")
+    report.row(f"{name}: worst stall, median", worst, "ms", 5, most=True)
+    report.row(f"{name}: writes", _median(found, "writes"), "writes/s")
+
+
+def _median(found: list[Found], name: str) -> float:
+    return statistics.median(float(getattr(each, name)) for each in found)
+
+
+async def _ours(path: str, size: int, seconds: float) -> Found:
+    async with aiommap.open(path, "r+") as f, heartbeat() as stall:
+        await f.prewarm()
+        stall.clear()
+        writes = await _load(f.write, f.flush, size, seconds)
+        return Found(stall.worst, stall.worst_queued, writes)
+
+
+async def _copies(path: str, size: int, seconds: float, rate: float | None) -> Found:
+    """Put the load on memory, beside a bare process if a rate of its stores is given."""
+    memory = bytearray(b"x") * size
 
     async def write(offset: int, record: bytes) -> None:
         memory[offset : offset + len(record)] = record
@@ -95,14 +167,18 @@ async def _ask_machine(
     async def flush() -> None:
         await asyncio.sleep(0)
 
-    for _ in range(rounds):
-        async with _beside(path), heartbeat() as stall:
+    command = [sys.executable, "-c", BARE, path, str(rate)]
+    bare = None if rate is None else subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    begun = time.monotonic()
+    try:
+        await asyncio.sleep(0.2)
+        async with heartbeat() as stall:
             await _load(write, flush, size, seconds)
-            found.append(stall.worst)
-        device.sync()
-    os.unlink(path)
-    label = "a foreign writer: worst stall of a loop that only copies, median"
-    report.row(label, statistics.median(found), "ms")
+    finally:
+        if bare is not None:
+            bare.terminate()
+            made = float(bare.communicate()[0] or 0) / (time.monotonic() - begun)
+    return Found(stall.worst, stall.worst_queued, 0.0 if bare is None else made)
 
 
 def _make_file(device: Device, size: int) -> str:
@@ -140,11 +216,11 @@ async def _load(
     return count / seconds
 
 
-@asynccontextmanager
-async def _beside(path: str) -> AsyncIterator[None]:
+@contextmanager
+def _foreign(path: str) -> Iterator[None]:
     other = subprocess.Popen([sys.executable, "-c", FOREIGN, path])
     try:
-        await asyncio.sleep(0.2)
+        time.sleep(0.2)
         yield
     finally:
         other.kill()
