@@ -19,6 +19,7 @@ from hypothesis import settings
 import aiommap
 from tests.support.internals import engine
 from tests.support.loop_watch import LoopWatch
+from tests.support.loops import LOOPS
 
 PAGE = aiommap.PAGE_SIZE
 
@@ -33,8 +34,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # anyio imports its trio backend when it first needs it, which might be on a watched loop.
 anyio.run(anyio.lowlevel.checkpoint, backend="trio")
-
-LOOPS = ("asyncio", "uvloop", "trio")
 
 # No deadline: tests assert nothing about elapsed time.
 settings.register_profile("whole", settings(), deadline=None)
@@ -90,13 +89,7 @@ def pytest_collection():
         gc.freeze()
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
-        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
-        pytest.param(("trio", {}), id="trio"),
-    ]
-)
+@pytest.fixture(params=LOOPS.values(), ids=LOOPS)
 def anyio_backend(request):
     return request.param
 

@@ -31,6 +31,7 @@ import numpy as np
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
+from tests.support.loops import run_on
 
 PAGES, BAD = 16, 10
 SIZE, AT = PAGES * PAGE, BAD * PAGE + 100
@@ -348,12 +349,4 @@ async def main(folder: Path, fault: str) -> None:
 
 
 if __name__ == "__main__":
-    backend = sys.argv[3]
-    options = {"use_uvloop": backend == "uvloop"} if backend != "trio" else {}
-    anyio.run(
-        main,
-        Path(sys.argv[1]),
-        sys.argv[2],
-        backend="asyncio" if backend != "trio" else "trio",
-        backend_options=options,
-    )
+    run_on(sys.argv[3], main, Path(sys.argv[1]), sys.argv[2])

@@ -10,6 +10,7 @@ import pytest
 
 import aiommap
 from tests.support.fork_server import run_code
+from tests.support.loops import LOOPS
 
 #: How to call every public method; the tables also list the methods.
 VERBS = {
@@ -351,11 +352,6 @@ async def main():
 anyio.run(main, backend=backend, backend_options=options)
 """
 
-LOOPS = {
-    "asyncio": ("asyncio", {"use_uvloop": False}),
-    "uvloop": ("asyncio", {"use_uvloop": True}),
-    "trio": ("trio", {}),
-}
 every_loop = pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
 
 

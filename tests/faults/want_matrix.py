@@ -29,6 +29,7 @@ import anyio
 
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
+from tests.support.loops import run_on
 
 SIZE = 16 * PAGE
 OLD, NEW = b"o" * 8, b"n" * 8
@@ -298,12 +299,4 @@ async def main(folder: Path, want: str) -> None:
 
 
 if __name__ == "__main__":
-    backend = sys.argv[3]
-    options = {"use_uvloop": backend == "uvloop"} if backend != "trio" else {}
-    anyio.run(
-        main,
-        Path(sys.argv[1]),
-        sys.argv[2],
-        backend="asyncio" if backend != "trio" else "trio",
-        backend_options=options,
-    )
+    run_on(sys.argv[3], main, Path(sys.argv[1]), sys.argv[2])

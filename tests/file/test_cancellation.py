@@ -22,16 +22,12 @@ from aiommap import PAGE_SIZE as PAGE
 from aiommap import Advice, FlushPolicy
 from tests.support.internals import Workers, Writeback, core_of, workers_of
 from tests.support.limiters import engine_held, held
+from tests.support.loops import LOOPS
 from tests.support.pages import locked_memory
 from tests.support.waiting import until
 
 SIZE = 512 * PAGE
 
-_LOOPS = {
-    "asyncio": ("asyncio", {"use_uvloop": False}),
-    "uvloop": ("asyncio", {"use_uvloop": True}),
-    "trio": ("trio", {}),
-}
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.usefixtures("nothing_locked"),
@@ -39,7 +35,7 @@ pytestmark = [
         ("anyio_backend", "way"),
         [
             pytest.param(backend, way, id=f"{name}-{way}")
-            for name, backend in _LOOPS.items()
+            for name, backend in LOOPS.items()
             for way in ("scope", "native")
             if (name, way) != ("trio", "native")
         ],

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import aiommap
 from aiommap import Change, ChangeKind, FileState
 from tests.support.internals import classify
+from tests.support.loops import LOOPS, run_on
 
 pytestmark = pytest.mark.slow
 
@@ -156,17 +157,10 @@ async def play(steps, *, buffer):
                 await follower.settle(place)
 
 
-BACKENDS = {
-    "asyncio": {"backend": "asyncio"},
-    "uvloop": {"backend": "asyncio", "backend_options": {"use_uvloop": True}},
-    "trio": {"backend": "trio"},
-}
-
-
-@pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
+@pytest.mark.parametrize("loop", LOOPS)
 @settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(steps=STEPS, buffer=st.sampled_from([1, 2, 64]))
-def test_changes_agree_with_stat(backend, steps, buffer):
-    anyio.run(lambda: play(steps, buffer=buffer), **backend)
+def test_changes_agree_with_stat(loop, steps, buffer):
+    run_on(loop, lambda: play(steps, buffer=buffer))
