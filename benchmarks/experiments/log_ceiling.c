@@ -12,6 +12,9 @@
  *   halves  two threads, each with half of the records, both at the same time
  *   loop    a thread for a loop that must not wait: one thread sleeps in epoll and tells another one,
  *           which commits and answers, by an eventfd each way
+ *   serve   the second of those threads alone, for another program: it inherits the two eventfds, whose
+ *           numbers stand in place of RECORDS and MILLISECONDS, and writes to the first how many records
+ *           to commit, or 2^32 to end; nothing is printed
  *
  * log_ceiling.py runs it beside others; see docs/decisions.md.
  */
@@ -30,6 +33,8 @@
 
 #define RECORD_BYTES 152
 #define BLOCK_BYTES 4096
+#define STOP (UINT64_C(1) << 32)
+#define RECORDS_MAX 1024
 
 static int fd, asked, answered;
 static int write_flags;
@@ -45,23 +50,15 @@ static double now(void)
     return t.tv_sec * 1e3 + t.tv_nsec * 1e-6;
 }
 
-/* Where the next bytes of a thread go. */
-static off_t place(off_t bytes)
-{
-    off_t mine = __atomic_fetch_add(&at, bytes, __ATOMIC_RELAXED);
-    if (mine + bytes > size)
-        abort(); /* the file was too small for the time */
-    return mine;
-}
-
 static void commit(char *from, long records)
 {
     off_t bytes = records * RECORD_BYTES;
     if (whole_blocks)
         bytes = (bytes + BLOCK_BYTES - 1) & -(off_t)BLOCK_BYTES;
     struct iovec one = {from, (size_t)bytes};
-    if (pwritev2(fd, &one, 1, place(bytes), write_flags) != bytes)
-        abort();
+    off_t place = __atomic_fetch_add(&at, bytes, __ATOMIC_RELAXED);
+    if (place + bytes > size || pwritev2(fd, &one, 1, place, write_flags) != bytes)
+        abort(); /* was the file too small for the time? */
     if (calls_fdatasync && fdatasync(fd))
         abort();
 }
@@ -84,31 +81,33 @@ static void *commit_until_deadline(void *records)
     return NULL;
 }
 
-static void *commit_when_asked(void *records)
+static void *commit_when_asked(void *unused)
 {
-    char *from = bytes_for((intptr_t)records);
-    for (uint64_t count; read(asked, &count, sizeof count) == sizeof count && count == 1;) {
-        commit(from, (intptr_t)records);
-        if (write(answered, &count, sizeof count) != sizeof count)
+    char *from = bytes_for(RECORDS_MAX);
+    uint64_t records, one = 1;
+    while (read(asked, &records, sizeof records) == sizeof records && records <= RECORDS_MAX) {
+        commit(from, (long)records);
+        if (write(answered, &one, sizeof one) != sizeof one)
             abort();
     }
-    return NULL;
+    return unused;
 }
 
-static void loop(long records)
+static void loop(uint64_t records)
 {
     pthread_t thread;
-    uint64_t one = 1, stop = 2;
+    uint64_t got, stop = STOP;
     asked = eventfd(0, 0);
     answered = eventfd(0, EFD_NONBLOCK);
     int epoll = epoll_create1(0);
     struct epoll_event event = {.events = EPOLLIN};
     if (epoll_ctl(epoll, EPOLL_CTL_ADD, answered, &event) ||
-        pthread_create(&thread, NULL, commit_when_asked, (void *)(intptr_t)records))
+        pthread_create(&thread, NULL, commit_when_asked, NULL))
         abort();
     for (; now() < deadline; commits++)
-        if (write(asked, &one, sizeof one) != sizeof one || epoll_wait(epoll, &event, 1, -1) != 1 ||
-            read(answered, &one, sizeof one) != sizeof one)
+        if (write(asked, &records, sizeof records) != sizeof records ||
+            epoll_wait(epoll, &event, 1, -1) != 1 ||
+            read(answered, &got, sizeof got) != sizeof got)
             abort();
     if (write(asked, &stop, sizeof stop) != sizeof stop)
         abort();
@@ -128,6 +127,12 @@ int main(int count, char **arguments)
     if ((fd = open(arguments[1], O_WRONLY | flags)) < 0)
         return 1;
     size = lseek(fd, 0, SEEK_END);
+    if (!strcmp(form, "serve")) {
+        asked = atoi(arguments[4]);
+        answered = atoi(arguments[5]);
+        commit_when_asked(NULL);
+        return 0;
+    }
     double began = now();
     deadline = began + atof(arguments[5]);
     if (!strcmp(form, "halves")) {
@@ -139,7 +144,7 @@ int main(int count, char **arguments)
         pthread_join(other, NULL);
         records = half;
     } else if (!strcmp(form, "loop")) {
-        loop(records);
+        loop((uint64_t)records);
     } else {
         commit_until_deadline((void *)(intptr_t)records);
     }
