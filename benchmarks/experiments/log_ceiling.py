@@ -2,9 +2,9 @@
 
 Each way runs once a round, in a random order, on a file of its own. From the root of the
 repository, on a quiet machine: ``python -m benchmarks.experiments.log_ceiling [rounds [tasks]]``;
-take ratios. "asyncio over C" is the least that a program on asyncio can do: each task awaits a future,
-the last task to come tells a thread of log_ceiling.c to commit by one call, and its answer sets all
-futures. It knows how many tasks there are, which no library does.
+take ratios. "asyncio over C" is the least that a program on asyncio can do: each task awaits a
+future, the last task to come tells a thread of log_ceiling.c to commit by one call, and its answer
+sets all futures. It knows how many tasks there are, which no library does.
 """
 
 from __future__ import annotations
