@@ -1,4 +1,8 @@
-"""Real devices that fail and real disks that fill up; see ``devices``."""
+"""Real devices that fail and real disks that fill up; see ``devices``.
+
+A device fails before the bytes are written that it has to lose: a sync(2) by any program of the
+machine could store them in between.
+"""
 
 from __future__ import annotations
 
@@ -89,8 +93,8 @@ async def expect_latched(f, receipt, number):
 
 async def test_write_back_failure_latches(disk, failure):
     async with opened(disk) as f:
-        receipt = await f.write(100 * PAGE, b"lost" * 5 * PAGE)
         disk.fail(failure)
+        receipt = await f.write(100 * PAGE, b"lost" * 5 * PAGE)
         with pytest.raises(aiommap.FlushError, match=os.strerror(failure)) as caught:
             await f.flush()
         assert caught.value.errno == failure
@@ -102,8 +106,8 @@ async def test_write_back_failure_latches(disk, failure):
 
 async def test_flush_range_failure_latches(disk, failure):
     async with opened(disk) as f:
-        receipt = await f.write(100 * PAGE, b"lost")
         disk.fail(failure)
+        receipt = await f.write(100 * PAGE, b"lost")
         with pytest.raises(aiommap.FlushError, match=os.strerror(failure)):
             await f.flush_range(receipt)
         disk.work_again()
@@ -113,8 +117,8 @@ async def test_flush_range_failure_latches(disk, failure):
 async def test_flush_tells_write_back_failed_before(disk, failure):
     """By then the kernel calls the pages clean, and the device works; yet no flush may succeed."""
     async with opened(disk) as f:
-        receipt = await f.write(100 * PAGE, b"lost")
         disk.fail(failure)
+        receipt = await f.write(100 * PAGE, b"lost")
         await f.start_writeback()
         # fsync(2) of another descriptor waits for the write-back, and reports the failure as well.
         fd = os.open(f.path, os.O_RDONLY)
@@ -144,8 +148,8 @@ async def test_durable_write_to_failing_device(disk, failure):
 
 async def test_close_that_cannot_flush_closes(disk, failure):
     async with opened(disk) as f:
-        await f.write(100 * PAGE, b"lost")
         disk.fail(failure)
+        await f.write(100 * PAGE, b"lost")
         with pytest.raises(aiommap.FlushError, match=os.strerror(failure)):
             await f.aclose()
         assert f.closed

@@ -12,7 +12,7 @@ import pytest
 import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
-from tests.support.disks import loop_disk, must
+from tests.support.disks import loop_disk, must, sync
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -45,7 +45,7 @@ def remove(path):
 def full(mount):
     """Yield a folder with little room, and a way to make some."""
     ballast = mount / "ballast"
-    os.sync()
+    sync(mount)
     found = os.statvfs(mount)
     with ballast.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, found.f_bavail * found.f_frsize - ROOM)
@@ -53,7 +53,7 @@ def full(mount):
     for path in mount.glob("*"):
         if path.is_file():
             remove(path)
-    os.sync()
+    sync(mount)
 
 
 def expect_full(error, path):
@@ -92,7 +92,7 @@ async def test_write_into_a_hole(full, piece):
         if end:
             assert await f.read(end - piece, piece) == b"p" * piece
         remove(ballast)
-        os.sync()
+        sync(folder)
         await f.write(end, b"s" * piece)
         assert await f.read(end, piece) == b"s" * piece
 
@@ -148,7 +148,7 @@ async def test_word_in_a_hole(full):
         expect_full(caught.value, f.path)
         assert f.atomic_u64(0).load()
         remove(ballast)
-        os.sync()
+        sync(folder)
         for word in words:
             word.store(2)
         assert words[-1].load() == 2
@@ -161,7 +161,7 @@ async def test_prewarm_write_of_holes(full):
             await f.prewarm(write=True)
         expect_full(caught.value, f.path)
         remove(ballast)
-        os.sync()
+        sync(folder)
         await f.prewarm(0, 64 * KIB, write=True)
 
 

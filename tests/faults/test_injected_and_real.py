@@ -92,8 +92,8 @@ async def test_failing_flush_is_like_a_real_one(disk, failure, begin):
     accounts = []
     for fault in (lambda _: disk.failing(failure), lambda f: failing_flush(f, failure)):
         async with devices.opened(disk) as f:
-            receipt = await f.write(100 * PAGE, b"lost" * 5 * PAGE)
-            with fault(f):
+            with fault(f):  # before the write: another program may call sync(2) at any time
+                receipt = await f.write(100 * PAGE, b"lost" * 5 * PAGE)
                 account = await account_of_failed_flush(f, receipt, begin(f, receipt))
         accounts.append(account)
         os.unlink(f.path)

@@ -10,7 +10,7 @@ import aiommap
 from aiommap import PAGE_SIZE as PAGE
 from aiommap import FlushPolicy
 from tests.support.devices import fill
-from tests.support.disks import loop_disk
+from tests.support.disks import loop_disk, sync
 from tests.support.gates import expect_gated
 from tests.support.internals import core_of
 
@@ -168,7 +168,7 @@ async def test_full_disk_before_anything_is_stored(disk, length):
     async with aiommap.open(disk / "file", "w+", size=1 << 30, sparse=True, flush=NEVER) as f:
         await f.write(0, b"here" * PAGE)
         fill(disk / "ballast")
-        os.sync()
+        sync(disk)
         os.truncate(disk / "ballast", os.stat(disk / "ballast").st_size - 16 * PAGE)
         written = []
 

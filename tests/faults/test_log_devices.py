@@ -15,7 +15,7 @@ import aiommap
 from aiommap import FlushPolicy, Log
 from tests.powercut.mount import missing, mounted
 from tests.support.devices import fill
-from tests.support.disks import disk_with
+from tests.support.disks import disk_with, sync
 from tests.support.fork_server import run_code
 from tests.support.logs import ALWAYS, SEGMENT, contents, make, pure_records, reopened, segments
 
@@ -266,7 +266,7 @@ async def test_stopped_server_stops_no_loop(mount, policy):
 
 async def test_unreadable_segment_is_an_error_with_its_path(mount):
     await make(mount.path, b"x")
-    os.sync()
+    sync(mount.path)
     async with Log.open(mount.path, "r") as reader:
         drop_caches()
         mount.fail("read", segments(mount.path)[0].name)
@@ -278,7 +278,7 @@ async def test_unreadable_segment_is_an_error_with_its_path(mount):
 @pytest.mark.parametrize(("kind", "mode"), [("read", "a"), ("read", "r"), ("write", "a")])
 async def test_error_of_the_control_file_names_it(mount, kind, mode):
     await make(mount.path, b"x")
-    os.sync()
+    sync(mount.path)
     drop_caches()
     mount.fail(kind, "control")
     with pytest.raises(OSError, match="Input/output error") as caught:

@@ -20,6 +20,7 @@ from aiommap import FlushPolicy
 from aiommap.testing import failing_flush
 from tests.support.internals import flusher_of, workers_of
 from tests.support.limiters import held, until_queued
+from tests.support.pages import write_back
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -50,7 +51,7 @@ async def expect_failure(verb):
 async def test_flush_range_cleans_its_pages_only(path):
     async with aiommap.open(path, "r+") as f:
         await f.flush()
-        os.sync()
+        write_back(path)
         await f.write(0, b"x" * 16 * PAGE)
         await f.flush_range(4 * PAGE, 4 * PAGE)
         assert dirty(f, 4 * PAGE, 4 * PAGE) == 0

@@ -49,6 +49,12 @@ def test_private_imports_are_few():
     assert len(PRIVATE_IMPORT.findall(SOURCES[SEAM])) + sum(found.values()) <= MOST_PRIVATE_IMPORTS
 
 
+def test_no_test_syncs_the_machine():
+    """It would make other tests' files durable, and their file systems write."""
+    found = [p for p, text in SOURCES.items() if p != HERE and "os.sync" in text]
+    assert found == []
+
+
 def test_core_is_reached_at_one_place():
     core = re.compile(r"(?<!aiommap)\._core\b")
     assert [p for p, text in SOURCES.items() if p not in (SEAM, HERE) and core.search(text)] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from contextlib import ExitStack, contextmanager
@@ -9,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from tests.powercut.mount import missing, mounted
+from tests.support.internals import native
 
 
 def must(*command):
@@ -16,6 +18,13 @@ def must(*command):
     done = subprocess.run([*map(str, command)], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"{' '.join(map(str, command))}: {done.stderr.strip()}")
+
+
+def sync(folder):
+    """Sync the file system of a folder, and no other: tests beside this one count what it does."""
+    fd = os.open(folder, os.O_RDONLY)
+    native.sync_filesystem(fd)
+    os.close(fd)
 
 
 @contextmanager

@@ -19,6 +19,15 @@ _LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _CACHESTAT = 451
 
 
+def write_back(path):
+    """Let the kernel write the dirty pages of a file."""
+    fd = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def drop_pages(path):
     """Write the file back, and let the kernel drop its pages."""
     fd = os.open(path, os.O_RDWR)

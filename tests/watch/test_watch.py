@@ -13,6 +13,7 @@ from aiommap import PAGE_SIZE as PAGE
 from aiommap import ChangeKind, FlushPolicy
 from tests.support.internals import core_of
 from tests.support.internals import stat_differ as _stat_differ
+from tests.support.pages import write_back
 from tests.support.watching import (
     expect,
     fence,
@@ -141,7 +142,9 @@ async def test_mapped_stores_of_others_by_polling(path):
             await anyio.to_thread.run_sync(store_from_another_process, path)
             change = await expect(changes, ChangeKind.MODIFIED)
             assert change.source == "poll"
-            await anyio.to_thread.run_sync(os.sync)  # before it, another store moves no times
+            await anyio.to_thread.run_sync(
+                write_back, path
+            )  # before it, another store moves no times
 
 
 async def test_polling_is_on_by_default(path):
