@@ -78,10 +78,9 @@ class FlushPolicy:
         Raises:
             ValueError: if the number of seconds is not finite and above 0.
         """
-        try:
-            period = float(seconds)
-        except (TypeError, ValueError):
-            raise TypeError(f"every_interval got {seconds!r}: give a number of seconds") from None
+        if not isinstance(seconds, SupportsFloat):  # float() takes text, too
+            raise TypeError(f"every_interval got {seconds!r}: give a number of seconds")
+        period = float(seconds)
         if not (period > 0 and math.isfinite(period)):
             raise ValueError(f"every_interval got {seconds}: give seconds, finite and above 0")
         return cls(due_seconds=period)

@@ -107,3 +107,35 @@ def test_tail(folder):
         assert process.stdout.readline() == "new\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize("verb", ["cat", "tail"])
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_start_beyond_the_end_is_told(folder, run, verb, form):
+    code, out, err = run(verb, folder, "--start", 6, *form)
+    assert (code, out) == (2, "")
+    wanted = f"aiommap: --start 6: the last record of {folder} is 4, so give at most 5\n"
+    assert err == wanted
+
+
+@pytest.mark.parametrize("verb", ["cat", "verify"])
+def test_folder_without_a_log_is_told(tmp_path, run, verb):
+    code, out, err = run(verb, tmp_path)
+    assert (code, out) == (1, "")
+    assert err == f"aiommap: {tmp_path}: no writer has opened a log there\n"
+
+
+def test_verify_goes_on_behind_missing_segments(tmp_path, run):
+    folder = tmp_path / "log"
+    anyio.run(make, folder, *[bytes(9000)] * 30)
+    first, second, *_, last = (int(path.stem) for path in segments(folder))
+    segments(folder)[0].unlink()
+    code, out, err = run("verify", folder)
+    assert (code, out) == (1, f"{31 - second} good records, 0 damaged, {second - first} missing\n")
+    assert "the segment of record 1 is missing" in err
+    segments(folder)[-1].unlink()
+    code, out, err = run("verify", folder, "--json")
+    found = json.loads(out)
+    assert (code, found["good"], found["damaged"]) == (1, last - second, 0)
+    assert found["missing"] == second - first + 31 - last
+    assert len(err.splitlines()) == len(found["errors"]) == 2

@@ -215,6 +215,7 @@ async def main():
                 await log.append(bytes(9000))
             except OSError as error:
                 assert error.errno == errno.ENOSPC and not isinstance(error, aiommap.FlushError)
+                assert "make room, or discard records" in str(error)
                 refused += 1
             else:
                 stored += 1

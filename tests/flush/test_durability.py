@@ -72,6 +72,8 @@ async def test_receipts_learn_what_is_durable(path):
         assert second.durable
         with pytest.raises(aiommap.ReceiptError, match="not a receipt of"):
             await other.flush_range(first)
+        with pytest.raises(TypeError, match="a receipt and length=5: leave one out"):
+            await f.flush_range(first, 5)
 
 
 async def test_few_pages_are_flushed_with_those_of_a_receipt(path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import errno
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict
@@ -14,7 +15,14 @@ import anyio
 
 import aiommap
 
-from ._arguments import EXIT_CODES, add_json_option, count, file_name, with_examples
+from ._arguments import (
+    EXIT_CODES,
+    UsageError,
+    add_json_option,
+    count,
+    file_name,
+    with_examples,
+)
 from ._screen import Screen
 from ._text import format_bytes, plural, printable
 
@@ -140,7 +148,8 @@ async def _info(options: argparse.Namespace, screen: Screen) -> None:
 
 async def _cat(options: argparse.Namespace, screen: Screen) -> None:
     async with aiommap.Log.open(options.file, "r") as log:
-        await _print(log.read(options.start), screen)
+        _check_log(log)
+        await _print(log.read(_start(options, log)), screen)
 
 
 async def _tail(options: argparse.Namespace, screen: Screen) -> None:
@@ -149,11 +158,27 @@ async def _tail(options: argparse.Namespace, screen: Screen) -> None:
             aiommap.Log.open(options.file, "r") as log,
             anyio.create_task_group() as group,
         ):
-            start = log.last + 1 if options.start is None else options.start
+            start = _start(options, log) or log.last + 1
             group.start_soon(_print, log.tail(start, durable=options.durable), screen)
             async for _ in signals:
                 break
             group.cancel_scope.cancel()
+
+
+def _check_log(log: aiommap.Log) -> None:
+    if log.log_id is None:
+        raise FileNotFoundError(errno.ENOENT, "no writer has opened a log there", log.folder)
+
+
+def _start(options: argparse.Namespace, log: aiommap.Log) -> int | None:
+    """Return the record to start with, if the command line names one."""
+    start: int | None = options.start
+    if start is not None and start > log.last + 1:
+        raise UsageError(
+            f"--start {start}: the last record of {printable(options.file)} is {log.last}, so give "
+            f"at most {log.last + 1}"
+        )
+    return start
 
 
 async def _print(records: AsyncIterator[aiommap.LogRecord], screen: Screen) -> None:
@@ -164,10 +189,12 @@ async def _print(records: AsyncIterator[aiommap.LogRecord], screen: Screen) -> N
 
 
 async def _verify(options: argparse.Namespace, screen: Screen) -> None:
-    good = damaged = 0
+    good = damaged = missing = 0
     async with aiommap.Log.open(options.file, "r") as log:
+        _check_log(log)
         start, last = log.first, log.last
         while start <= last:
+            begun = start
             try:
                 async for record in log.read(start):
                     good, start = good + 1, record.sequence + 1
@@ -175,7 +202,15 @@ async def _verify(options: argparse.Namespace, screen: Screen) -> None:
             except aiommap.CorruptRecordError as error:
                 screen.problem(options.file, error)
                 damaged, start = damaged + 1, error.sequence + 1
+            except aiommap.CorruptLogError as error:
+                screen.problem(options.file, error)
+                bases = [each.base for each in await log.segments()]
+                # A segment that cannot be entered from the one before may still be whole.
+                later = [base for base in bases if base > start or base == start > begun]
+                missing += min(later, default=last + 1) - start
+                start = min(later, default=last + 1)
             except aiommap.RecordsDiscardedError as error:
                 start = error.first  # the writer has discarded records meanwhile
-    screen.line(f"{plural(good, 'good record')}, {damaged:,} damaged")
-    screen.document("log verify", path=options.file, good=good, damaged=damaged)
+    gone = f", {missing:,} missing" if missing else ""
+    screen.line(f"{plural(good, 'good record')}, {damaged:,} damaged{gone}")
+    screen.document("log verify", path=options.file, good=good, damaged=damaged, missing=missing)

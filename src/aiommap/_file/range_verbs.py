@@ -106,6 +106,8 @@ class RangeVerbs(ReadVerbs):
         """
         self._check()
         if isinstance(offset, WriteReceipt):
+            if length is not None:
+                raise TypeError(f"flush_range got a receipt and length={length}: leave one out")
             await self._open.flush_receipt(offset)
             return
         if length is None:

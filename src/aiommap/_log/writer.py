@@ -217,6 +217,7 @@ class Writer:
             return
         if error.errno not in _WITHOUT_ROOM:
             raise self.latch(error) from error
+        _explain_lack_of_room(error)
         self.needs_life = True
 
     def latch(self, error: OSError) -> FlushError:
@@ -355,6 +356,7 @@ class Writer:
             try:
                 unnamed = Unnamed(self.folder, self._opened.folder_fd, self._segment_size)
             except OSError as error:
+                _explain_lack_of_room(error)
                 self._harmless = error
                 raise
         native, at = self.native, self.native.at
@@ -476,3 +478,11 @@ class Writer:
             self._segment.close()
             opened.control.close()
             os.close(opened.folder_fd)
+
+
+def _explain_lack_of_room(error: OSError) -> None:
+    if error.errno in _WITHOUT_ROOM:
+        error.strerror = (
+            f"{error.strerror} for a record, which is not in the log: make room, or discard "
+            "records, and append it again"
+        )

@@ -196,6 +196,6 @@ def _conclusion(comparisons: Sequence[Comparison], idle: Heartbeat) -> str:
     ours = format_seconds(max(found.ours.worst_wait for found in waits))
     theirs = format_seconds(max(found.theirs.worst_wait for found in waits))
     return (
-        f"while the disk worked, the loop waited {ours} at most, {format_seconds(idle.worst_wait)} "
-        f"of it for its own tick; with stdlib mmap in a thread {theirs}."
+        f"while the disk worked, the loop waited {ours} at most; with stdlib mmap in a thread "
+        f"{theirs}; with nothing to do {format_seconds(idle.worst_wait)}."
     )
