@@ -207,7 +207,7 @@ async def test_lock_of_unreadable_page(disk):
     """In a process of its own, because mlock2(2) of such a page may never return."""
     async with opened_cold(disk) as f:
         disk.fail(errno.EIO)
-        done = run_code(PIN, f.path, COLD, timeout=5)
+        done = run_code(PIN, f.path, COLD)
         assert done.stdout == f"{COLD}\n", done.stderr
         disk.work_again()
 
