@@ -77,6 +77,19 @@ async def test_callback_that_is_none_is_refused(path):
         f.on_change(print, on_error=None).cancel()
 
 
+async def test_callback_cancelled_at_once_is_let_go(path):
+    async with aiommap.open(path) as f:
+        kind = type(f.watch())
+        before = how_many(kind)
+        f.on_change(print).cancel()
+        await until(lambda: how_many(kind) == before)
+
+
+def how_many(kind):
+    gc.collect()
+    return sum(isinstance(each, kind) for each in gc.get_objects())
+
+
 async def test_write_right_after_on_change(path):
     os.utime(path, (0, 0))
     async with aiommap.open(path) as f:

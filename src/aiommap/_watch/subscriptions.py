@@ -146,6 +146,8 @@ class Changes:
             raise RuntimeError("a subscription is entered once: call watch() again for another")
         self._source.check_process(self._path)
         self._started = self._source.workers.event()
+        if self._is_ended:  # a callback that was cancelled before its task began
+            return
         self._source.begin(self, self._path, self._poll_interval)
         await self._started.wait()
         if self._error is not None:
