@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
-from .._errors import AccessModeError, UnsupportedError, name_file
+from .._errors import AccessModeError, name_file
 from .._native import (
     HUGE,
     IN_MEMORY,
@@ -38,6 +38,7 @@ from .file_kinds import (
 from .file_state import FileState, Identity
 from .kernel import kernel_version
 from .leases import LeasedError
+from .lengths import set_length, size_limit, too_long
 from .mapping_limit import mapping_limit, no_address_space
 from .nameless import FIXED_SIZE, READ_ONLY, AnonymousMemory, GivenDescriptor, seals_of
 from .options import Mode, OpenOptions, check_volatile_policy
@@ -260,11 +261,10 @@ def _make_content(mapping: Mapping, found: os.stat_result, options: OpenOptions)
     overwritten last.
     """
     fd, size, old = mapping.fd, options.size or 0, found.st_size
-    limit = _size_limit()
+    limit = size_limit()
     longer = size > old or not options.sparse  # a hole can be punched anywhere
     if longer and resource.RLIM_INFINITY != limit < size:
-        reason = f"{os.strerror(errno.EFBIG)}: {size} bytes, and RLIMIT_FSIZE allows {limit}"
-        raise OSError(errno.EFBIG, reason, options.path)
+        raise too_long(options.path, size)
     if not options.sparse:
         with _no_room(size, options.path):
             reserve(fd, 0, size, old)
@@ -281,13 +281,6 @@ def _make_content(mapping: Mapping, found: os.stat_result, options: OpenOptions)
         _store_zeros(fd, kept)
 
 
-def _size_limit() -> int:
-    try:
-        return resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    except OSError:  # a sandbox refuses the call; then the file system enforces the limit
-        return resource.RLIM_INFINITY
-
-
 def _check_room(fd: int, offset: int, length: int) -> None:
     """Raise if the disk has no room for a range: fallocate(2) would first take all there is."""
     found = os.fstat(fd)
@@ -302,26 +295,6 @@ def _check_room(fd: int, offset: int, length: int) -> None:
     # Some file systems count no blocks; and a full disk has none that fallocate(2) could take.
     if disk.f_blocks and disk.f_bfree and wanted > disk.f_bfree * disk.f_frsize:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def set_length(fd: int, size: int, old: int, path: str) -> None:
-    """Change the length of a file, and check it: some FUSE drivers only report success."""
-    os.ftruncate(fd, size)
-    found = os.fstat(fd).st_size
-    if found == size:
-        return
-    with suppress(OSError):
-        os.ftruncate(fd, old)
-    raise cannot_resize(path, size)
-
-
-def cannot_resize(path: str, size: int) -> UnsupportedError:
-    """Make the error for a file system that reported a new length and did not set it."""
-    reason = (
-        "its file system answered that this was done, but the file has another length: it can only "
-        "be read, or be written whole by something else; use another file system"
-    )
-    return UnsupportedError(f"make {path} {size} bytes long", reason)
 
 
 def _store_zeros(fd: int, end: int) -> None:

@@ -19,8 +19,9 @@ from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 from .._core.file_core import FileCore
+from .._core.lengths import cannot_resize, too_long
 from .._core.mapping_limit import mapping_limit_soon, naming_the_want
-from .._core.opening import cannot_resize, reserve, reserve_shared
+from .._core.opening import reserve, reserve_shared
 from .._errors import (
     AlignmentError,
     OutOfBoundsError,
@@ -100,6 +101,8 @@ class Resizer:
         except OSError as error:
             if error.errno == errno.EPROTO:  # native code found another length than it had set
                 raise cannot_resize(core.path, size) from error
+            if error.errno == errno.EFBIG:
+                raise too_long(core.path, size) from error
             if error.filename is None:
                 name_file(error, core.path)
             raise
