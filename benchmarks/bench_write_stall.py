@@ -136,7 +136,7 @@ async def _ask_foreign(
     least = _median(ours, "worst") / _median(flushing, "worst")
     report.row(f"{name}: ours, relative to beside one that flushes", least, "x")
     same = _median(ours, "worst") / _median(storing, "worst")
-    report.row(f"{name}: ours, relative to beside one that stores, too", same, "x")
+    report.row(f"{name}: ours, relative to beside one that stores, too", same, "x", 1, most=True)
 
 
 def _tell(report: Report, name: str, found: list[Found]) -> None:
