@@ -28,7 +28,15 @@ from aiommap._ipc import file_locks, futex, turns
 from aiommap._log import appender, format, reader
 from aiommap._log import opening as log_opening
 from aiommap._pages import huge_pages, pager
-from aiommap._remote import addresses, budget, cache_folder, comparing, entry, eviction
+from aiommap._remote import (
+    addresses,
+    beside,
+    budget,
+    cache_folder,
+    comparing,
+    entry,
+    eviction,
+)
 from aiommap._remote import fetching as remote_fetching
 from aiommap._remote import layout as remote_layout
 from aiommap._remote import obstore as remote_obstore

@@ -20,7 +20,7 @@ class Attempt:
     """An opening whose task may be gone when the object is found. For the loop thread.
 
     Args:
-        find: finds the object, in a worker.
+        find: finds the object, in a worker; gets a function that tells whether it is still wanted.
         workers: provide the thread.
     """
 
@@ -36,7 +36,7 @@ class Attempt:
         "workers",
     )
 
-    def __init__(self, find: Callable[[], Found], workers: Workers) -> None:
+    def __init__(self, find: Callable[[Callable[[], bool]], Found], workers: Workers) -> None:
         self._find = find
         self.workers: Workers = workers
         self._told = workers.event()
@@ -96,7 +96,7 @@ class Attempt:
     def _run(self) -> list[Body]:
         if self._abandoned:
             return []
-        found = self._find()
+        found = self._find(lambda: not self._abandoned)
         begun, entry = found.begun, found.entry
         if begun is not None:
             entry.use()  # the task that is told of it may release it at once
@@ -104,12 +104,16 @@ class Attempt:
             if not self._hand_over(found):
                 found.give_up()
             elif begun is not None:
-                self.workers.call_from_thread(self._told.set)
-                return entry.fetch(begun, 0, 1)
+                return entry.fetch(begun, 0, 1, self._tell)
         finally:
             if begun is not None:
+                begun.finish()
                 entry.release()
         return []
+
+    def _tell(self) -> None:
+        """Let the task go on. The block is claimed by now, and what is left needs the GIL least."""
+        self.workers.call_from_thread(self._told.set)
 
     def _hand_over(self, found: Found) -> bool:
         """Keep the object for the task; False if the task is gone."""

@@ -159,12 +159,14 @@ class Budget:
     def reserve(self, length: int) -> bool:
         """Reserve bytes, and some ahead; False if there is no room for them (budget.1)."""
         with self.locked() as state:
-            return self.reserve_with(state, length)
+            return not self.detached and self._reserve_with(state, length)
 
-    def reserve_with(self, state: FolderState, length: int) -> bool:
-        """Reserve bytes as ``reserve`` does, with the lock held; False if the folder is gone."""
-        if self.detached:
-            return False
+    def take_or_reserve(self, state: FolderState, length: int) -> bool:
+        """Reserve bytes, with the lock held; False if there is no room, or the folder is gone."""
+        return not self.detached and (self.take(length) or self._reserve_with(state, length))
+
+    def _reserve_with(self, state: FolderState, length: int) -> bool:
+        """Reserve bytes as ``reserve`` does, with the lock held."""
         length = round_up(length)
         self._note_used()
         return any(self._extend(state, length, ahead) for ahead in (self._ahead, 0))

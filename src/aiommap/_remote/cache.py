@@ -33,6 +33,7 @@ from .counters import Counters
 from .entry import Entry
 from .fetches import Fetches, FetchQueue
 from .following import Followed, LiveRemoteSnapshot, PolledSource, RemoteGeneration
+from .obstore import ObstoreSource
 from .open_objects import Asked, Found, OpenObjects
 from .remote_snapshot import RemoteSnapshot
 from .source import (
@@ -445,7 +446,7 @@ def _block_size(value: object) -> int:
 
 
 def _check_source(source: str | RemoteSource) -> str | RemoteSource:
-    if isinstance(source, str | RemoteSource):
+    if isinstance(source, str | ObstoreSource | RemoteSource):
         return source
     raise TypeError(f"source is {source!r}: give a URL, or a source such as ObstoreSource")
 

@@ -122,13 +122,23 @@ class Folder:
         places, long after they were stored.
         """
         total = 0
-        for _, path in [*self._walk(), *self._walk_earlier()]:
+        for path in self._paths_on_disk():
             with suppress(OSError):
                 found = os.stat(path)
                 total += found.st_blocks * 512
                 if path.endswith(MAP_SUFFIX):
                     total += list_bytes(blocks_of_map(found.st_size))
         return total
+
+    def _paths_on_disk(self) -> Iterator[str]:
+        """Yield the path of each file of an object, those of the earlier layout included."""
+        with suppress(OSError), os.scandir(self.path) as entries:
+            for entry in entries:
+                if name_in(entry.name) is not None:
+                    yield entry.path
+                elif _is_earlier(entry):
+                    for _, path in _objects_in(entry.path):
+                        yield path
 
     def _walk(self) -> Iterator[tuple[str, str]]:
         """Yield (name of the object, path) for each file of an object."""
@@ -138,8 +148,7 @@ class Folder:
         """Yield the same for what the layout before this one left."""
         with suppress(OSError), os.scandir(self.path) as entries:
             for entry in entries:
-                ours = EARLIER_SUBFOLDER.fullmatch(entry.name)
-                if ours and entry.is_dir(follow_symlinks=False):
+                if _is_earlier(entry):
                     yield from _objects_in(entry.path)
 
     def remove_earlier(self) -> int:
@@ -186,7 +195,7 @@ class Folder:
                 state.count_opening()
                 files = self._open_known(name, identity, state.ticks)
                 if files is None:
-                    reserved = reserved or self.budget.reserve_with(state, room)
+                    reserved = reserved or self.budget.take_or_reserve(state, room)
                     if reserved:
                         header = Header(identity, block_size, state.ticks, self.boot, 0, 0)
                         files = self._make(name, header)
@@ -205,7 +214,6 @@ class Folder:
             return files
         if files is not None:
             files.close()
-        self.remove(name)  # files that are damaged, incomplete or of another format
         return None
 
     def look(self, name: str) -> Files | None:
@@ -251,7 +259,7 @@ class Folder:
                 raise LayoutError("the data was cut off")
             if os.fstat(words.fd).st_size != map_bytes(size, header.block_size):
                 raise LayoutError("the map was cut off")
-            blocks = _map(words, data, header, self.leases.owner)
+            blocks = _map(map_path, data, header, self.leases.owner)
             return Files(header, data, words, blocks, data_path)
         except BaseException:
             words.close()
@@ -260,7 +268,15 @@ class Folder:
             raise
 
     def _make(self, name: str, header: Header) -> Files:
-        """Make both files of a new object.
+        """Make both files of a new object, in place of any that are there."""
+        try:
+            return self._make_both(name, header)
+        except FileExistsError:  # files that are damaged, incomplete or of another format
+            self.remove(name)
+            return self._make_both(name, header)
+
+    def _make_both(self, name: str, header: Header) -> Files:
+        """Make both files of an object that has none.
 
         The header is written last, so that an object that is half made has none and is not opened.
         """
@@ -274,7 +290,7 @@ class Folder:
             words = LockFile(map_path, flags)
             words.try_lock(0, shared=True)
             reserve(words.fd, 0, map_bytes(size, header.block_size), 0)
-            blocks = _map(words, data, header, self.leases.owner)
+            blocks = _map(map_path, data, header, self.leases.owner)
             files = Files(header, data, words, blocks, data_path)
             self._write_header(files)
         except BaseException:
@@ -310,6 +326,12 @@ class Folder:
         return removed
 
 
+def _is_earlier(entry: os.DirEntry[str]) -> bool:
+    """Tell whether a name in the folder is a subfolder that the layout before this one made."""
+    ours = EARLIER_SUBFOLDER.fullmatch(entry.name)
+    return ours is not None and entry.is_dir(follow_symlinks=False)
+
+
 def _objects_in(path: str) -> Iterator[tuple[str, str]]:
     """Yield (object, path) of each file of an object that lies in a folder."""
     with suppress(OSError), os.scandir(path) as files:
@@ -329,14 +351,16 @@ def anonymous_files(identity: ObjectIdentity, block_size: int) -> Files:
     words: LockFile | None = None
     try:
         os.ftruncate(data, size)
+        header = Header(identity, block_size, 0, b"", 0, 0)
         source = os.memfd_create("aiommap remote map", os.MFD_CLOEXEC)
         try:
             os.ftruncate(source, map_bytes(size, block_size))
-            words = LockFile(f"/proc/self/fd/{source}")
+            map_path = f"/proc/self/fd/{source}"
+            words = LockFile(map_path)
+            blocks = _map(map_path, data, header, 0)
         finally:
             os.close(source)
-        header = Header(identity, block_size, 0, b"", 0, 0)
-        return Files(header, data, words, _map(words, data, header, 0), f"/proc/self/fd/{data}")
+        return Files(header, data, words, blocks, f"/proc/self/fd/{data}")
     except BaseException:
         if words is not None:
             words.close()
@@ -344,13 +368,13 @@ def anonymous_files(identity: ObjectIdentity, block_size: int) -> Files:
         raise
 
 
-def _map(words: LockFile, data: int, header: Header, owner: int) -> Blocks:
-    """Map the words by a second descriptor, which has no lock.
+def _map(path: str, data: int, header: Header, owner: int) -> Blocks:
+    """Map the words by a descriptor of its own, which has no lock.
 
-    A mapping keeps its open file alive. With the first descriptor it would keep the lock in a
-    forked child.
+    A mapping keeps its open file alive. With the descriptor that has the lock it would keep the
+    lock in a forked child.
     """
-    fd = os.open(f"/proc/self/fd/{words.fd}", os.O_RDWR | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         shift, size = header.block_size.bit_length() - 1, header.identity.state.size
         return Blocks(fd, data, size, shift, owner, header.salt)

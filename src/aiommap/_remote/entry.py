@@ -29,6 +29,7 @@ import anyio
 
 from .._errors import RemoteError, StaleSnapshotError
 from .._native import Blocks
+from .._runtime.callbacks import nothing
 from .._runtime.threads import Mutex
 from .body import Body
 from .cache_folder import Files
@@ -181,9 +182,17 @@ class Entry:
 
     # Fetching.
 
-    def fetch(self, source: RemoteSource, first: int, end: int) -> list[Body]:
+    def fetch(
+        self,
+        source: RemoteSource,
+        first: int,
+        end: int,
+        claimed: Callable[[], object] = nothing,
+    ) -> list[Body]:
         """Fetch what is missing of blocks [first, end), and return the bodies that came (entry.1).
 
+        Args:
+            claimed: called when the blocks are claimed, ours or by others; perhaps several times.
         Raises:
             StaleSnapshotError, RemoteError, PermissionError, UnsupportedError: as
             ``RemoteSnapshot.read_exact``.
@@ -197,6 +206,7 @@ class Entry:
             for low, high in runs:
                 claims, others = self._claim(low, high)
                 taken.update(block for block, _ in claims)
+                claimed()
                 bodies += self._fetch_claims(source, claims)
                 busy += others
             if not busy:

@@ -10,25 +10,29 @@ Invariants.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import anyio
 
 from .._core.opening import Opened, open_mapping
-from .._core.options import OpenOptions
+from .._core.options import MODES, OpenOptions
+from .._core.paths import FilePath
 from .._errors import MappedFileError, RemoteError
 from .._hub.hub import Hub
 from .._runtime.threads import Mutex
 from .._typing import Buffer
+from .beside import run_beside
 from .cache_folder import Files, Folder, anonymous_files
 from .comparing import compare
 from .counters import Counters
 from .entry import Entry
 from .eviction import FolderRoom, disk_bytes
 from .layout import PRESENT, SUSPECT
-from .obstore import source_of_url
+from .obstore import ObstoreSource, source_of_url
 from .source import (
     BegunSource,
     ObjectIdentity,
@@ -38,6 +42,10 @@ from .source import (
     VersionedSource,
 )
 from .statistics import CacheEntry, CacheReport
+
+#: What ``OpeningSource.begin`` returns, and a function that calls it.
+_BegunResponse = tuple[RemoteState, Callable[[], Buffer]]
+_Begin = Callable[[], _BegunResponse | None]
 
 #: "Method Not Allowed", "Not Implemented": a server that knows no HEAD. 403 is a PermissionError.
 _REFUSALS = (405, 501)
@@ -134,14 +142,19 @@ class OpenObjects:
         folder = self._folder
         return 0 if folder is None else folder.budget.used_bytes
 
-    def find(self, asked: Asked) -> Found:
+    def find(self, asked: Asked, is_wanted: Callable[[], bool]) -> Found:
         """Ask the store for the state of the object, open it in the cache, and map its data file.
 
         One job does all three, because each further hop would cost a turn of the loop.
-        """
-        return Found.of(*self._find(asked))
 
-    def _find(self, asked: Asked) -> tuple[RemoteSource, Entry, BegunSource | None]:
+        Args:
+            is_wanted: tells whether the task that opens the object still waits for it.
+        """
+        return Found.of(*self._find(asked, is_wanted))
+
+    def _find(
+        self, asked: Asked, is_wanted: Callable[[], bool]
+    ) -> tuple[RemoteSource, Entry, BegunSource | None]:
         source = source_of_url(asked.source) if isinstance(asked.source, str) else asked.source
         if asked.version is not None:
             source = _at_version(source, asked.version)
@@ -149,10 +162,12 @@ class OpenObjects:
             return source, self._open_entry(self._find_cached(source.url, asked)), None
         state, body = self._ask(source, asked)
         identity = ObjectIdentity.of(source.url, state, asked.validator)
-        if state.version is not None and isinstance(source, VersionedSource):
+        if state.version is not None and isinstance(source, ObstoreSource | VersionedSource):
             source = source.at_version(state.version)
-        entry = self._open_entry(identity)
         length = min(self._block_size, state.size)
+        if body is not None:
+            body = run_beside(body) if is_wanted() else None  # while we make the files
+        entry = self._open_entry(identity)
         if body is None or not length or entry.bytes_of(0, 1) != (0, length):
             return source, entry, None
         return source, entry, BegunSource(source, state, length, body)
@@ -165,12 +180,18 @@ class OpenObjects:
         A server that knows no HEAD refuses to tell the state alone, as does any server for a URL
         that is signed for GET. Then, too, the state comes with the first block.
         """
-        opening = source if isinstance(source, OpeningSource) else None
-        if opening is not None and asked.read_ahead and self._is_new(source.url):
-            begun = self._begin_new(source.url, opening)
-            if begun is not None:
-                return begun
-            opening = None  # it is not asked twice
+        # ObstoreSource first, here and elsewhere: whether an object fits a protocol takes long.
+        opening = source if isinstance(source, ObstoreSource | OpeningSource) else None
+        if opening is not None and asked.read_ahead:
+            begin: _Begin = partial(self._begin, opening)
+            early = self._has_no_folder
+            if early:
+                begin = run_beside(begin)  # while we make the folder
+            if self._is_new(source.url) or early:
+                begun = self._begin_new(source.url, begin)
+                if begun is not None:
+                    return begun
+                opening = None  # it is not asked twice
         self._counters.add(heads=1)
         try:
             state = source.stat(None)
@@ -184,20 +205,23 @@ class OpenObjects:
         assert state is not None  # there was no condition
         return state, None
 
-    def _begin(self, source: OpeningSource) -> tuple[RemoteState, Callable[[], Buffer]] | None:
+    def _begin(self, source: OpeningSource) -> _BegunResponse | None:
         self._counters.add(gets=1)
         return source.begin(self._block_size)
 
-    def _begin_new(
-        self, url: str, source: OpeningSource
-    ) -> tuple[RemoteState, Callable[[], Buffer]] | None:
+    def _begin_new(self, url: str, begin: _Begin) -> _BegunResponse | None:
         """Ask for an object of which nothing is cached; if that fails, forget its address."""
         try:
-            return self._begin(source)
+            return begin()
         except BaseException:
             with suppress(Exception):  # it is a hint, and the folder may be closed or gone
                 self._usable_folder().budget.forget_address(url)
             raise
+
+    @property
+    def _has_no_folder(self) -> bool:
+        """Whether the folder is not there yet, so that nothing can be cached."""
+        return self._folder is None and not os.path.lexists(self._path)
 
     def _is_new(self, url: str) -> bool:
         """Tell whether nothing of an address can be cached; note that from now on it may be.
@@ -342,7 +366,7 @@ class OpenObjects:
 def _map_data(entry: Entry) -> tuple[OpenOptions, Opened]:
     """Map the data file for a hub: by its name, or by its descriptor if it lost its name."""
     for path in (entry.path, f"/proc/self/fd/{entry.data_fd}"):
-        options = OpenOptions.check(path, "r")
+        options = OpenOptions(FilePath(path, path, None), MODES["r"])
         try:
             opened = open_mapping(options)
         except FileNotFoundError:
