@@ -358,6 +358,19 @@ async def test_faults_of_the_first_response(tmp_path, nginx, proxy, name):
         await read_all(s, expected)
 
 
+async def test_size_that_no_process_can_map(tmp_path, nginx, proxy):
+    """A server lies about the size: the error says so, and the next opening is right."""
+    expected = content("huge")
+    nginx.put("huge", expected)
+    proxy.rule = always(Fault(headers={"content-range": f"bytes 0-{BLOCK - 1}/{1 << 62}"}))
+    with pytest.raises(RemoteError, match=rf"has {1 << 62} bytes.*Content-Range"):
+        async with opened(tmp_path, nginx.store(proxy.port), "huge"):
+            pass
+    proxy.rule = nothing
+    async with opened(tmp_path, nginx.store(proxy.port), "huge") as (_, s):
+        await read_all(s, expected)
+
+
 def refuse(status, *methods):
     return lambda request: Fault(status=status) if request.method in methods else None
 

@@ -10,9 +10,10 @@ Invariants.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -49,6 +50,8 @@ _Begin = Callable[[], _BegunResponse | None]
 
 #: "Method Not Allowed", "Not Implemented": a server that knows no HEAD. 403 is a PermissionError.
 _REFUSALS = (405, 501)
+#: Errors of the system for a size that it cannot map, or give a file.
+_TOO_LARGE = (errno.ENOMEM, errno.EFBIG, errno.EOVERFLOW)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,8 @@ class Found:
     def of(source: RemoteSource, entry: Entry, begun: BegunSource | None) -> Found:
         """Map the data file of an open object; if that fails, end the use of the object."""
         try:
-            return Found(source, entry, begun, *_map_data(entry))
+            with _mapping(entry.identity):
+                return Found(source, entry, begun, *_map_data(entry))
         except BaseException:
             entry.release()
             raise
@@ -282,7 +286,8 @@ class OpenObjects:
         except (OSError, ValueError) as error:  # open_objects.2
             self._counters.add(errors=1)
             self._report(error)
-        return anonymous_files(identity, self._block_size), None
+        with _mapping(identity):
+            return anonymous_files(identity, self._block_size), None
 
     def _usable_folder(self) -> Folder:
         with self._mutex:
@@ -375,6 +380,21 @@ def _map_data(entry: Entry) -> tuple[OpenOptions, Opened]:
             return options, opened
         opened.mapping.close()
     raise FileNotFoundError(2, "the cached file cannot be opened again", entry.path)
+
+
+@contextmanager
+def _mapping(identity: ObjectIdentity) -> Iterator[None]:
+    """Explain the error of a block that maps an object of a size that no process can map."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _TOO_LARGE:
+            raise
+        reason = (
+            f"the server says that it has {identity.state.size} bytes, and this process cannot map "
+            f"so many ({os.strerror(error.errno)}): look at the Content-Range that it sends"
+        )
+        raise RemoteError(identity.url, reason, number=error.errno) from error
 
 
 def _is_refusal(error: PermissionError | RemoteError) -> bool:
