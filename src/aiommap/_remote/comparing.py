@@ -11,8 +11,10 @@ from queue import SimpleQueue
 from .._runtime.threads import Mutex, run_in_thread
 from .cache_folder import Files
 
-#: How many blocks are compared in one call.
+#: How many blocks are compared in one call; and how many if all of them are in memory: each call
+#: maps the file, and to end a mapping interrupts the other threads.
 BLOCKS_A_CALL = 16
+MAX_BLOCKS_A_CALL = 128
 #: A thread that copies and sums reads at half the rate of one that only reads. More threads than
 #: this only wait for memory.
 MAX_THREADS = 4
@@ -36,14 +38,42 @@ def in_turn(turn: Mutex) -> Iterator[None]:
             turn.release()
 
 
+class _Share:
+    """Hands out the blocks of an object, in order, to threads that compare them.
+
+    Args:
+        files: the object.
+        threads: how many threads share it; no piece is so long that one thread ends much later.
+    """
+
+    def __init__(self, files: Files, threads: int) -> None:
+        self._files = files
+        self._threads = threads
+        self._mutex = Mutex()
+        self._next = 0
+
+    def draw(self) -> tuple[int, int, bool]:
+        """Draw blocks [start, end), none at the end; tell whether they are in memory."""
+        with self._mutex:
+            start, count = self._next, self._files.blocks.count
+            most = min(MAX_BLOCKS_A_CALL, (count - start) // (2 * self._threads))
+            end = min(count, start + BLOCKS_A_CALL)
+            warm = _is_in_memory(self._files, end)
+            while warm and end < start + most:
+                further = min(count, end + BLOCKS_A_CALL)
+                if not _is_in_memory(self._files, further):
+                    break
+                end = further
+            self._next = end
+            return start, end, warm
+
+
 def compare(files: Files) -> Found:
     """Compare all blocks of an object; every thread has ended its share when this returns."""
     count = files.blocks.count
-    # The threads share this iterator: a step of it is one call in C, so no two get the same start.
-    starts = iter(range(0, count, BLOCKS_A_CALL))
     ends: SimpleQueue[Found | BaseException] = SimpleQueue()
-    work = partial(_compare_some, files, starts, Mutex(), ends)
     wanted = min(MAX_THREADS, os.cpu_count() or 1, -(-count // BLOCKS_A_CALL))
+    work = partial(_compare_some, files, _Share(files, wanted or 1), Mutex(), ends)
     started = 1
     for _ in range(1, wanted):
         try:
@@ -65,9 +95,9 @@ def compare(files: Files) -> Found:
 
 
 def _compare_some(
-    files: Files, starts: Iterator[int], turn: Mutex, ends: SimpleQueue[Found | BaseException]
+    files: Files, share: _Share, turn: Mutex, ends: SimpleQueue[Found | BaseException]
 ) -> None:
-    """Compare blocks from the shared iterator until it ends, and put the result.
+    """Compare blocks until none are left, and put the result.
 
     The threads take turns at blocks that are not in memory.
     """
@@ -75,11 +105,10 @@ def _compare_some(
     try:
         while True:
             with in_turn(turn):
-                start = next(starts, None)
-                if start is None:
+                start, end, warm = share.draw()
+                if start == end:
                     break
-                end = min(files.blocks.count, start + BLOCKS_A_CALL)
-                found = None if _is_in_memory(files, end) else files.blocks.verify(start, end)
+                found = None if warm else files.blocks.verify(start, end)
             found = found or files.blocks.verify(start, end)
             good, bad, length = good + found[0], bad + found[1], length + found[2]
     except BaseException as error:

@@ -27,15 +27,19 @@ class FetchQueue:
 
     If the loop handed out each fetch, a thread would wait twice between two of them: for the loop,
     and for the GIL. The last fetch of a thread is reported when the thread's job ends, because the
-    thread is then free for the next job.
+    thread is then free for the next job. The others that end before the loop has woken are reported
+    together: to wake the loop is a system call, after which a thread waits for the GIL.
     """
 
-    __slots__ = ("_threads", "_waiting", "_workers")
+    __slots__ = ("_called", "_ended", "_threads", "_waiting", "_workers")
 
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
         self._waiting: deque[tuple[Callable[[], list[Body]], Ended]] = deque()
         self._threads = 0
+        #: Reports for the loop; and whether it was called to take them, and has not begun to.
+        self._ended: deque[Callable[[], object]] = deque()
+        self._called = False
 
     def start(self, fetch: Callable[[], list[Body]], ended: Ended) -> None:
         """Fetch in a thread; ``ended`` gets the result or the error. For the loop thread."""
@@ -59,9 +63,22 @@ class FetchQueue:
             tell = partial(ended, *_outcome_of(fetch))
             if not (left and self._waiting):
                 return tell
-            if not self._workers.call_from_thread(tell):
+            if not self._report(tell):
                 break  # the loop has ended
         return nothing
+
+    def _report(self, tell: Callable[[], object]) -> bool:
+        """Have the loop call a function soon; False if the loop has ended."""
+        self._ended.append(tell)
+        if self._called:  # then ``_take_reports`` has not begun, and finds this one, too
+            return True
+        self._called = True
+        return self._workers.call_from_thread(self._take_reports)
+
+    def _take_reports(self) -> None:
+        self._called = False
+        for _ in range(len(self._ended)):
+            self._ended.popleft()()
 
     def _leave(self, tell: Callable[[], object] | None, _error: BaseException | None) -> None:
         self._threads -= 1
