@@ -17,26 +17,24 @@ from .._native import filesystem_type
 #: statfs(2) numbers of file systems whose files are memory: tmpfs, ramfs.
 _IN_MEMORY = frozenset({0x01021994, 0x858458F6})
 
+_FUSE = 0x65735546
 #: File systems that other machines or processes change unseen by this kernel, so that it raises no
-#: event, and that ask a server for each write(2): NFS, SMB and CIFS, 9p, Ceph, AFS, Coda, GFS2,
-#: OCFS2, Lustre, FUSE.
-_ON_SERVER = frozenset(
-    {
-        0x6969,
-        0x517B,
-        0xFF534D42,
-        0xFE534D42,
-        0x01021997,
-        0x00C36400,
-        0x5346414F,
-        0x6B414653,
-        0x73757245,
-        0x01161970,
-        0x7461636F,
-        0x0BD00BD0,
-        0x65735546,
-    }
-)
+#: event, and that ask a server for each write(2).
+_ON_SERVER = {
+    0x6969: "NFS",
+    0x517B: "SMB",
+    0xFE534D42: "SMB",
+    0xFF534D42: "CIFS",
+    0x01021997: "9p",
+    0x00C36400: "Ceph",
+    0x5346414F: "AFS",
+    0x6B414653: "AFS",
+    0x73757245: "Coda",
+    0x01161970: "GFS2",
+    0x7461636F: "OCFS2",
+    0x0BD00BD0: "Lustre",
+    _FUSE: "FUSE",
+}
 
 _HUGETLBFS = 0x958458F6
 
@@ -146,7 +144,13 @@ def is_in_memory(fd: int) -> bool:
 
 def is_on_server(fd: int) -> bool:
     """Tell whether a file or directory lies on a network file system, or on FUSE."""
-    return filesystem_type(fd) in _ON_SERVER
+    return filesystem_type(fd) & 0xFFFFFFFF in _ON_SERVER
+
+
+def remote_kind(fd: int) -> str | None:
+    """Name the network file system that a file or directory lies on; None if it may be local."""
+    kind = filesystem_type(fd) & 0xFFFFFFFF
+    return None if kind == _FUSE else _ON_SERVER.get(kind)
 
 
 def has_stable_pages(device: int) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from .._core.machine import boot_id, remote_kind
+from .._core.file_kinds import remote_kind
+from .._core.machine import boot_id
 from .._core.opening import reserve
 from .._native import LogWriter, crc32c
 from .calls import naming, open_regular, write_all

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .._core.machine import remote_kind
+from .._core.file_kinds import remote_kind
 from .._errors import CorruptLogError, UnsupportedError
 from .._native import LogCursor, LogRecord, LogWriter, search_frames
 from .calls import open_folder, sync_folder, write_all

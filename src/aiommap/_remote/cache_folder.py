@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
-from .._core.machine import boot_id, remote_kind
+from .._core.file_kinds import remote_kind
+from .._core.machine import boot_id
 from .._core.opening import reserve
 from .._errors import UnsupportedError
 from .._native import Blocks, crc32c
