@@ -8,7 +8,8 @@ from .._core.file_kinds import remote_kind
 from .._core.machine import boot_id
 from .._core.opening import reserve
 from .._native import LogWriter, crc32c
-from .calls import naming, open_regular, write_all
+from .calls import naming, write_all
+from .folder import Folder
 from .format import CONTROL_BYTES, CONTROL_NAME, HOLDER_AT, ControlIdentity, Holder
 from .locks import close_locked, lock, open_to_lock
 
@@ -24,15 +25,16 @@ class Control:
         identity: what it says of the log; None if its words cannot be believed.
     """
 
-    __slots__ = ("_path", "block", "boot", "fd", "identity", "own")
+    __slots__ = ("_folder", "_path", "block", "boot", "fd", "identity", "own")
 
-    def __init__(self, folder: str) -> None:
-        path = self._path = os.path.join(folder, CONTROL_NAME)
-        self.fd: int = open_to_lock(path, os.O_CREAT | os.O_NOFOLLOW)
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        path = self._path = folder.path_of(CONTROL_NAME)
+        self.fd: int = open_to_lock(folder, CONTROL_NAME, os.O_CREAT | os.O_NOFOLLOW)
         self.boot: bytes = boot_id()
         try:
             with naming(path):
-                lock(self.fd, path)
+                lock(self.fd, folder)
                 length = os.fstat(self.fd).st_size
                 if length < CONTROL_BYTES:
                     reserve(self.fd, 0, CONTROL_BYTES, length)
@@ -57,7 +59,7 @@ class Control:
         A mapping keeps its open file alive. With the first descriptor it would keep the lock in a
         forked child (locks.1).
         """
-        fd = open_regular(self._path, os.O_RDWR | os.O_NOFOLLOW)
+        fd = self._folder.open_file(CONTROL_NAME, os.O_RDWR | os.O_NOFOLLOW)
         try:
             return LogWriter(fd)
         finally:
@@ -85,24 +87,26 @@ class Control:
         close_locked(self.fd)
 
 
-def believed_control(path: str) -> tuple[bytes, ControlIdentity, bool] | None:
-    """Read a control file as a reader does.
+def open_control(folder: Folder) -> int | None:
+    """Open a control file as a reader does; return None if it is missing."""
+    try:
+        return folder.open_file(CONTROL_NAME, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+
+
+def believed_control(fd: int, folder: Folder) -> tuple[bytes, ControlIdentity, bool] | None:
+    """Read an open control file.
 
     Returns:
         The bytes of the file, its identity, and whether it was written in this boot; None if it
-        is missing or cannot be believed.
+        cannot be believed.
     """
-    try:
-        fd = open_regular(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except FileNotFoundError:
+    if remote_kind(fd) is not None:
         return None
-    try:
-        if remote_kind(fd) is not None:
-            return None
-        with naming(path):
-            block, found = os.pread(fd, CONTROL_BYTES, 0), os.fstat(fd)
-    finally:
-        os.close(fd)
+    path = folder.path_of(CONTROL_NAME)
+    with naming(path):
+        block, found = os.pread(fd, CONTROL_BYTES, 0), os.fstat(fd)
     identity, boot = ControlIdentity.unpack(block, path, crc32c), boot_id()
     if identity is None or not identity.is_of(found.st_dev, found.st_ino, boot):
         return None

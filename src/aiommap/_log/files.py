@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from .._core.opening import reserve
 from .._errors import CorruptLogError
 from .._native import crc32c
-from .calls import naming, open_folder, open_regular, write_all
+from .calls import naming, write_all
+from .folder import Folder
 from .format import HEADER_BYTES, FormatError, SegmentHeader, base_of, segment_name
 from .locks import HeldError, close_locked, lock, open_to_lock
 from .recovery import FoundSegment
@@ -27,31 +28,32 @@ _STANDBY = re.compile(r"standby-[0-9a-f]{8}\.tmp")
 _NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL, errno.ENOSYS}
 
 
-def segment_bases(folder: int) -> list[int]:
+def segment_bases(folder: Folder) -> list[int]:
     """List the bases of the segments of a log, oldest first; ignore unknown names."""
-    found = (base_of(name) for name in os.listdir(folder))
+    found = (base_of(name) for name in folder.names())
     return sorted(base for base in found if base is not None)
 
 
-def read_header(fd: int, path: str, folder: str) -> SegmentHeader:
-    """Read and check the header of an open segment.
+def read_segment(fd: int, folder: Folder, base: int) -> Segment:
+    """Make a segment of an open file: read and check its header.
 
     Raises:
         CorruptLogError: if there is no good header, or it has the base of another file name.
         UnsupportedError: if a later version wrote it.
     """
+    name, path = segment_name(base), folder.path_of(segment_name(base))
     try:
         with naming(path):
             block = os.pread(fd, HEADER_BYTES, 0)
         header = SegmentHeader.unpack(block, path, crc32c)
     except FormatError as error:
-        raise CorruptLogError(folder, f"{path} is damaged: {error}; restore it") from None
-    if segment_name(header.base) != os.path.basename(path):
+        raise CorruptLogError(folder.path, f"{path} is damaged: {error}; restore it") from None
+    if segment_name(header.base) != name:
         raise CorruptLogError(
-            folder,
+            folder.path,
             f"{path} was named {segment_name(header.base)} when it was made: give it that name",
         )
-    return header
+    return Segment(fd, path, header)
 
 
 @dataclass(slots=True)
@@ -73,37 +75,35 @@ class Segment:
             close_locked(fd)
 
 
-def open_segment(folder: str, base: int) -> Segment:
+def open_segment(folder: Folder, base: int) -> Segment:
     """Open a segment for reading, and read its header."""
-    path = os.path.join(folder, segment_name(base))
-    fd = open_regular(path, os.O_RDONLY)
+    fd = folder.open_file(segment_name(base), os.O_RDONLY)
     try:
-        return Segment(fd, path, read_header(fd, path, folder))
+        return read_segment(fd, folder, base)
     except BaseException:
         os.close(fd)
         raise
 
 
-def lock_segment(folder: str, base: int) -> Segment:
+def lock_segment(folder: Folder, base: int) -> Segment:
     """Open a segment for writing, and lock it against other writers (locks.2)."""
-    path = os.path.join(folder, segment_name(base))
-    fd = open_to_lock(path, 0)
+    fd = open_to_lock(folder, segment_name(base), 0)
     try:
-        segment = Segment(fd, path, read_header(fd, path, folder))
-        lock(fd, path)
+        segment = read_segment(fd, folder, base)
+        lock(fd, folder)
     except BaseException:
         close_locked(fd)
         raise
     return segment
 
 
-def lock_last_segment(folder: str, folder_fd: int) -> Segment | None:
+def lock_last_segment(folder: Folder) -> Segment | None:
     """Lock the last segment; return None if the log has none.
 
     Another writer may roll to a new segment or set this one aside meanwhile: that is a
     ``HeldError``, too.
     """
-    bases = segment_bases(folder_fd)
+    bases = segment_bases(folder)
     if not bases:
         return None
     try:
@@ -111,7 +111,7 @@ def lock_last_segment(folder: str, folder_fd: int) -> Segment | None:
     except FileNotFoundError:  # another writer, in its recovery, has set the segment aside
         raise HeldError(folder) from None
     try:
-        if segment_bases(folder_fd)[-1:] != bases[-1:]:
+        if segment_bases(folder)[-1:] != bases[-1:]:
             raise HeldError(folder)
     except BaseException:
         last.close()
@@ -119,7 +119,7 @@ def lock_last_segment(folder: str, folder_fd: int) -> Segment | None:
     return last
 
 
-def find_segment(folder: str, base: int) -> FoundSegment:
+def find_segment(folder: Folder, base: int) -> FoundSegment:
     """Read size and header of a segment, and close it again."""
     segment = open_segment(folder, base)
     try:
@@ -157,54 +157,49 @@ class LogSegment:
     durable_below: int
 
 
-def list_segments(folder: str, first: int) -> tuple[LogSegment, ...]:
+def list_segments(folder: Folder, first: int) -> tuple[LogSegment, ...]:
     """List the segments whose base is ``first`` or higher, oldest first."""
-    folder_fd = open_folder(folder, create=False)
-    try:
-        bases = segment_bases(folder_fd)
-        while True:
-            try:
-                return tuple(_describe(folder, base) for base in bases if base >= first)
-            except FileNotFoundError:
-                before, bases = bases, segment_bases(folder_fd)
-                if bases == before:
-                    raise  # the segment was not discarded meanwhile: it is missing
-    finally:
-        os.close(folder_fd)
+    bases = segment_bases(folder)
+    while True:
+        try:
+            return tuple(_describe(folder, base) for base in bases if base >= first)
+        except FileNotFoundError:
+            before, bases = bases, segment_bases(folder)
+            if bases == before:
+                raise  # the segment was not discarded meanwhile: it is missing
 
 
-def _describe(folder: str, base: int) -> LogSegment:
+def _describe(folder: Folder, base: int) -> LogSegment:
     found = find_segment(folder, base)
     header = found.header
     return LogSegment(found.path, base, found.size, header.life, header.durable_below)
 
 
-def remove_standbys(folder: str, folder_fd: int) -> None:
+def remove_standbys(folder: Folder) -> None:
     """Remove the standby files that a crash left behind."""
-    for name in os.listdir(folder_fd):
+    for name in folder.names():
         if _STANDBY.fullmatch(name):
-            os.unlink(os.path.join(folder, name))
+            folder.unlink(name)
 
 
 class Unnamed:
     """A segment that has no name yet: its blocks are reserved, and it is empty (files.1)."""
 
-    __slots__ = ("_folder", "_folder_fd", "_name", "fd")
+    __slots__ = ("_folder", "_name", "fd")
 
-    def __init__(self, folder: str, folder_fd: int, size: int) -> None:
+    def __init__(self, folder: Folder, size: int) -> None:
         self._folder = folder
-        self._folder_fd = folder_fd
-        #: Path of a standby file, where the file system has no files without a name.
+        #: Name of a standby file, where the file system has no files without a name.
         self._name: str | None = None
         try:
-            self.fd: int = open_to_lock(folder, os.O_TMPFILE)
+            self.fd: int = open_to_lock(folder, ".", os.O_TMPFILE)
         except OSError as error:
             if error.errno not in _NO_TMPFILE:
                 raise
-            self._name = os.path.join(folder, f"standby-{secrets.token_hex(4)}.tmp")
-            self.fd = open_to_lock(self._name, os.O_CREAT | os.O_EXCL)
+            self._name = f"standby-{secrets.token_hex(4)}.tmp"
+            self.fd = open_to_lock(folder, self._name, os.O_CREAT | os.O_EXCL)
         try:
-            with naming(folder):
+            with naming(folder.path):
                 reserve(self.fd, 0, size, 0)
                 os.fsync(self.fd)
         except BaseException:
@@ -213,19 +208,18 @@ class Unnamed:
 
     def name(self, header: SegmentHeader) -> Segment:
         """Write the header and give the segment its name; both are durable when it returns."""
-        path = os.path.join(self._folder, segment_name(header.base))
+        folder, name = self._folder, segment_name(header.base)
+        path = folder.path_of(name)
         block = header.pack(crc32c)
         write_all(self.fd, block, 0)
         os.fsync(self.fd)
-        lock(self.fd, path)
+        lock(self.fd, folder)
         if self._name is not None:
-            if os.path.exists(path):
+            if folder.identity_of(name) is not None:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
-            os.rename(self._name, path)
+            folder.rename(self._name, name)
         else:
-            # Given dst_dir_fd, Python calls linkat(2), which can follow the link in /proc.
-            source, target = f"/proc/self/fd/{self.fd}", segment_name(header.base)
-            os.link(source, target, dst_dir_fd=self._folder_fd, follow_symlinks=True)
+            folder.give_name(self.fd, name)
         self._name = None
         return Segment(self.fd, path, header)
 
@@ -234,13 +228,13 @@ class Unnamed:
         close_locked(self.fd)
         if self._name is not None:
             with suppress(FileNotFoundError):
-                os.unlink(self._name)
+                self._folder.unlink(self._name)
 
 
-def sync_segment(folder: str, base: int) -> None:
+def sync_segment(folder: Folder, base: int) -> None:
     """Make durable a segment that the writer has closed."""
     try:
-        fd = open_regular(os.path.join(folder, segment_name(base)), os.O_RDONLY)
+        fd = folder.open_file(segment_name(base), os.O_RDONLY)
     except CorruptLogError as error:  # something else has its name
         raise OSError(errno.ESTALE, error.reason) from error
     try:

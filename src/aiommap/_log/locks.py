@@ -22,7 +22,7 @@ import anyio
 
 from .._errors import CorruptLogError, UnsupportedError
 from .._native import crc32c
-from .calls import open_regular
+from .folder import Folder
 from .format import CONTROL_BYTES, CONTROL_NAME, ControlIdentity, Holder
 
 _SET_LOCK = getattr(fcntl, "F_OFD_SETLK", None)
@@ -47,10 +47,10 @@ os.register_at_fork(after_in_child=_let_go)  # locks.1
 class HeldError(anyio.BusyResourceError):
     """Another writer has the log open."""
 
-    def __init__(self, folder: str) -> None:
-        self.path = folder
-        self.holder: Holder | None = _holder(os.path.join(folder, CONTROL_NAME))
-        Exception.__init__(self, folder, self.holder)
+    def __init__(self, folder: Folder) -> None:
+        self.path = folder.path
+        self.holder: Holder | None = _holder(folder)
+        Exception.__init__(self, self.path, self.holder)
 
     def __str__(self) -> str:
         who = "another process"
@@ -62,15 +62,16 @@ class HeldError(anyio.BusyResourceError):
         )
 
 
-def _holder(control: str) -> Holder | None:
+def _holder(folder: Folder) -> Holder | None:
     """Say who wrote last, if the control file is valid and tells."""
     try:
-        fd = open_regular(control, os.O_RDONLY | os.O_NOFOLLOW)
+        fd = folder.open_file(CONTROL_NAME, os.O_RDONLY | os.O_NOFOLLOW)
     except (OSError, CorruptLogError):
         return None
     try:
         block = os.pread(fd, CONTROL_BYTES, 0)
-        known = ControlIdentity.unpack(block, control, crc32c) is not None
+        path = folder.path_of(CONTROL_NAME)
+        known = ControlIdentity.unpack(block, path, crc32c) is not None
     except (OSError, UnsupportedError):
         return None
     finally:
@@ -79,12 +80,12 @@ def _holder(control: str) -> Holder | None:
     return holder if holder is not None and holder.is_told else None
 
 
-def open_to_lock(path: str, flags: int) -> int:
+def open_to_lock(folder: Folder, name: str, flags: int) -> int:
     """Open a file that is locked later, and have a forked child close its copy from now on.
 
     A child that is forked before the lock is taken has a copy of the descriptor, too.
     """
-    fd = open_regular(path, flags | os.O_RDWR)
+    fd = folder.open_file(name, flags | os.O_RDWR)
     _held.add(fd)
     return fd
 
@@ -101,13 +102,13 @@ def close_locked(fd: int) -> None:
     os.close(fd)
 
 
-def lock(fd: int, path: str) -> None:
+def lock(fd: int, folder: Folder) -> None:
     """Lock a descriptor of ``open_to_lock``; raise ``HeldError`` if another writer has it."""
     if _SET_LOCK is None:
-        raise UnsupportedError(f"write {path}", "the system has no locks of open files")
+        raise UnsupportedError(f"write {folder.path}", "the system has no locks of open files")
     try:
         fcntl.fcntl(fd, _SET_LOCK, _LOCK_BYTE_0)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
-            raise HeldError(os.path.dirname(path)) from None
+            raise HeldError(folder) from None
         raise

@@ -26,10 +26,8 @@ from .._runtime.workers import OnCancel, Workers
 from .._typing import Buffer
 from .appender import Appender
 from .files import LogSegment, list_segments
-from .format import (
-    MAX_SEGMENT_BYTES,
-    MIN_SEGMENT_BYTES,
-)
+from .folder import Folder
+from .format import MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES
 from .items import Discard, Together, Writeback
 from .opening import open_writer
 from .published import Published
@@ -52,7 +50,7 @@ class Log:
     they were submitted. docs/durable_log.md is the how-to, docs/log_format.md the format.
 
     Attributes:
-        folder: the absolute path of the folder.
+        folder: the absolute path of the folder when the log was opened; renaming it harms nothing.
         mode: "a" for the writer, "r" for readers.
         recovered: what opening found behind the last good record; None for readers, and if the
             last writer closed the log.
@@ -70,8 +68,9 @@ class Log:
         self.folder: str = folder
         self.mode: str = mode
         self.recovered: Recovered | None = None
+        self.home: Folder = Folder(folder)
         self.workers: Workers = workers
-        self.published: Published = Published(folder, workers)
+        self.published: Published = Published(workers)
         self.readings: Readings = Readings(workers)
         self.corrupt: int = 0
         self.wakeups: int = 0
@@ -150,31 +149,28 @@ class Log:
     ) -> Log:
         workers = Workers()
         log = cls(path, mode, policy, workers, inline_writes=inline_writes)
-        if mode == "r":
-            await log.published.attach()
-            return log
 
-        def recover() -> None:
-            opened = open_writer(path, segment_size)
-            log._writer = Writer(opened, policy, segment_size, retain)
-            log.recovered = opened.recovered
+        def begin() -> None:
+            log.home.open(create=mode == "a")
+            if mode == "a":
+                opened = open_writer(log.home, segment_size)
+                log._writer = Writer(opened, policy, segment_size, retain)
+                log.recovered = opened.recovered
 
         try:
-            await workers.run(workers.control, recover, on_cancel=OnCancel.WAIT)
+            await workers.run(workers.control, begin, on_cancel=OnCancel.WAIT)
             log._begin(segment_size)
-            await log.published.attach()
-        except BaseException:
-            if log._writer is not None:  # recovery was complete, perhaps before a cancellation
-                log._begin(segment_size)
-                with anyio.CancelScope(shield=True):
-                    await log.aclose()
+            await log.published.attach(log.home)
+        except BaseException:  # a cancellation perhaps, and all is open
+            log._begin(segment_size)
+            with anyio.CancelScope(shield=True):
+                await log.aclose()
             raise
         return log
 
     def _begin(self, segment_size: int) -> None:
         """Make the appender, which only a writer has."""
-        assert self._writer is not None
-        if self._appender is None:
+        if self._writer is not None and self._appender is None:
             self._appender = Appender(
                 self.workers,
                 self._writer,
@@ -410,7 +406,7 @@ class Log:
         """
         self.check_reading()
         workers = self.workers
-        return await workers.run(workers.control, list_segments, self.folder, self.first)
+        return await workers.run(workers.control, list_segments, self.home, self.first)
 
     def statistics(self) -> LogStatistics:
         """Return what the log did so far."""
@@ -477,6 +473,8 @@ class Log:
             try:
                 await self.published.aclose()
                 await self.readings.settle()
+                workers = self.workers
+                await workers.run(workers.control, self.home.close, on_cancel=OnCancel.WAIT)
             finally:
                 self.workers.close()
                 closing.set()

@@ -13,11 +13,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .._core.file_kinds import remote_kind
 from .._errors import CorruptLogError, UnsupportedError
 from .._native import LogCursor, LogRecord, LogWriter, search_frames
-from .calls import open_folder, sync_folder, write_all
-from .control import Control, believed_control
+from .calls import write_all
+from .control import Control, believed_control, open_control
 from .files import (
     Segment,
     Unnamed,
@@ -28,9 +27,9 @@ from .files import (
     remove_standbys,
     segment_bases,
 )
+from .folder import Folder
 from .format import (
     CLEAN,
-    CONTROL_NAME,
     DURABLE_SEQUENCE,
     FIRST,
     FRAME_BYTES,
@@ -42,6 +41,7 @@ from .format import (
     Holder,
     SegmentHeader,
     frame_bytes,
+    segment_name,
     word,
 )
 from .recovery import (
@@ -65,8 +65,7 @@ NO_LIMIT = (1 << 64) - 1
 class OpenedLog:
     """What opening hands to the writer of a log."""
 
-    folder: str
-    folder_fd: int
+    folder: Folder
     control: Control
     native: LogWriter
     segment: Segment
@@ -106,9 +105,9 @@ class Survey:
         return self.walks[-1]
 
 
-def walk_segment(found: FoundSegment, life: int, proof: int) -> Walk:
+def walk_segment(folder: Folder, found: FoundSegment, life: int, proof: int) -> Walk:
     """Follow the frames of a segment to its END frame, or to the first bad one (steps 7, 8)."""
-    segment = open_segment(os.path.dirname(found.path), found.header.base)
+    segment = open_segment(folder, found.header.base)
     try:
         cursor = LogCursor(LogRecord)
         header = found.header
@@ -132,33 +131,32 @@ def walk_segment(found: FoundSegment, life: int, proof: int) -> Walk:
         segment.close()
 
 
-def is_of(folder: str, folder_fd: int, log_id: bytes) -> bool:
+def is_of(folder: Folder, log_id: bytes) -> bool:
     """Tell whether the last segment of a folder belongs to a log; true without any segment."""
-    bases = segment_bases(folder_fd)
+    bases = segment_bases(folder)
     return not bases or find_segment(folder, bases[-1]).header.log_id == log_id
 
 
-def survey(folder: str, folder_fd: int, proof: int, first: int) -> Survey | None:
+def survey(folder: Folder, proof: int, first: int) -> Survey | None:
     """Make steps 3 to 8; return None if there is no segment.
 
     Args:
         folder: the folder of the log.
-        folder_fd: the same, open.
         proof: the highest sequence that is durable, as the control file says; 0 if it says nothing.
         first: the lowest sequence that is kept, as the control file says; 0 if it says nothing.
     """
-    bases = segment_bases(folder_fd)
+    bases = segment_bases(folder)
     if not bases:
         return None
     last = find_segment(folder, bases[-1])
     first = max(first, last.header.first)
     segments = [find_segment(folder, base) for base in bases[:-1] if base >= first] + [last]
-    check_joins(folder, segments)
+    check_joins(folder.path, segments)
     begin = where_to_begin(segments, proof)
     at, life, walks = begin, 1, list[Walk]()
     while True:
         life = max(life, segments[at].header.life)
-        walk = walk_segment(segments[at], life, proof)
+        walk = walk_segment(folder, segments[at], life, proof)
         walks.append(walk)
         first, proof, life = max(first, walk.discarded), max(proof, walk.proof), walk.life
         if not walk.ended or at + 1 == len(segments):
@@ -166,10 +164,10 @@ def survey(folder: str, folder_fd: int, proof: int, first: int) -> Survey | None
         after = segments[at + 1].header
         if (after.base, after.previous_crc) != (walk.sequence, walk.last_crc):
             raise CorruptLogError(
-                folder, f"{segments[at + 1].path} does not continue {segments[at].path}"
+                folder.path, f"{segments[at + 1].path} does not continue {segments[at].path}"
             )
         at += 1
-    check_first(folder, segments, first, walk.sequence - 1)
+    check_first(folder.path, segments, first, walk.sequence - 1)
     kept = [found for found in segments if found.header.base >= first] or segments[-1:]
     dropped = len(segments) - len(kept)
     if begin >= dropped:
@@ -177,14 +175,14 @@ def survey(folder: str, folder_fd: int, proof: int, first: int) -> Survey | None
     return Survey(segments, begin, walks, first)
 
 
-def search_behind(found: Survey) -> Search:
+def search_behind(folder: Folder, found: Survey) -> Search:
     """Search for good frames between the end of the walk and the end of the log (step 9)."""
     walk = found.walk
     proof, records, life, last_end = 0, 0, walk.life, -1
     for number, segment in enumerate(found.segments[found.end :]):
         header = segment.header
         offset = walk.offset if number == 0 else HEADER_BYTES
-        fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = folder.open_file(segment_name(header.base), os.O_RDONLY)
         try:
             seen = search_frames(
                 fd,
@@ -207,27 +205,25 @@ def search_behind(found: Survey) -> Search:
     return Search(proof, records, life, last_end)
 
 
-def open_writer(folder: str, segment_size: int) -> OpenedLog:
+def open_writer(folder: Folder, segment_size: int) -> OpenedLog:
     """Recover a log, or make one, and lock it against other writers."""
-    folder_fd = open_folder(folder, create=True)
     last = control = None
     try:
-        kind = remote_kind(folder_fd)
+        kind = folder.remote_kind()
         if kind is not None:
             raise UnsupportedError(
-                f"write {folder}",
+                f"write {folder.path}",
                 f"it is on {kind}, where a lock and a mapped page do not hold for other machines: "
                 "put the log on a local disk",
             )
-        last = lock_last_segment(folder, folder_fd)  # step 1
+        last = lock_last_segment(folder)  # step 1
         control = Control(folder)
-        return _Recovery(folder, folder_fd, control, last, segment_size).run()
+        return _Recovery(folder, control, last, segment_size).run()
     except BaseException:
         if control is not None:
             control.close()
         if last is not None:
             last.close()
-        os.close(folder_fd)
         raise
 
 
@@ -236,15 +232,13 @@ class _Recovery:
 
     def __init__(
         self,
-        folder: str,
-        folder_fd: int,
+        folder: Folder,
         control: Control,
         last: Segment | None,
         segment_size: int,
     ) -> None:
         self._begun = time.perf_counter()
         self._folder = folder
-        self._folder_fd = folder_fd
         self._control = control
         self._last = last
         self._segment_size = segment_size
@@ -261,10 +255,10 @@ class _Recovery:
             native = self._control.map()
         except OSError as error:
             raise UnsupportedError(
-                f"write {self._folder}", f"its control file cannot be mapped: {error.strerror}"
+                f"write {self._folder.path}", f"its control file cannot be mapped: {error.strerror}"
             ) from error
         self._forget_foreign_words()
-        found = survey(self._folder, self._folder_fd, self._durable, self._first)
+        found = survey(self._folder, self._durable, self._first)
         opened = self._create(native) if found is None else self._recover(native, found)
         try:
             self._publish(opened)
@@ -276,31 +270,30 @@ class _Recovery:
     def _forget_foreign_words(self) -> None:
         """Ignore the words of a control file that belongs to another log."""
         identity = self._control.identity
-        if identity is not None and not is_of(self._folder, self._folder_fd, identity.log_id):
+        if identity is not None and not is_of(self._folder, identity.log_id):
             self._durable = self._first = self._clean = self._tail = 0
 
     def _create(self, native: LogWriter) -> OpenedLog:
         if self._durable:
             raise CorruptLogError(
-                self._folder, f"it has no segment, and {self._durable} records were durable"
+                self._folder.path, f"it has no segment, and {self._durable} records were durable"
             )
         header = SegmentHeader(
             secrets.token_bytes(16), 1, 0, secrets.randbits(64), 1, 1, self._life + 1, 0, 0
         )
         # No other writer makes a standby now: without a segment, the control file's lock decides.
-        remove_standbys(self._folder, self._folder_fd)
-        unnamed = Unnamed(self._folder, self._folder_fd, self._segment_size)
+        remove_standbys(self._folder)
+        unnamed = Unnamed(self._folder, self._segment_size)
         try:
             segment = unnamed.name(header)
         except BaseException:
             unnamed.close()
             raise
-        sync_folder(self._folder_fd)
+        self._folder.sync()
         native.life = header.life
         native.enter(segment.fd, header.salt, 0, 1, 1, HEADER_BYTES, self._segment_size)
         return OpenedLog(
             self._folder,
-            self._folder_fd,
             self._control,
             native,
             segment,
@@ -313,20 +306,22 @@ class _Recovery:
 
     def _recover(self, native: LogWriter, found: Survey) -> OpenedLog:
         current, walk = found.segments[found.end], found.walk
-        search = search_behind(found)
+        search = search_behind(self._folder, found)
         refuse_damage(current.path, walk, max(self._durable, search.proof))
         position = current.header.position + walk.offset - HEADER_BYTES
         if position < self._tail:
             refuse_damage(current.path, walk, walk.sequence)
         life = max(walk.life, search.life, self._life, current.header.life) + 1
         if life > MAX_LIFE:
-            raise UnsupportedError(f"write {self._folder}", "it was opened 2**32 times: copy it")
+            raise UnsupportedError(
+                f"write {self._folder.path}", "it was opened 2**32 times: copy it"
+            )
         cut = torn_bytes(walk, search)
         proof = max(self._durable, walk.proof, current.header.durable_below - 1)
         segment = self._open_locked(current.header.base)
         try:
             # No other writer makes a standby now: this one has the segment's lock, too.
-            remove_standbys(self._folder, self._folder_fd)
+            remove_standbys(self._folder)
             self._set_aside(found)
             rewritten = self._rewrite(found, proof)  # step 12
             native.life = life
@@ -343,7 +338,7 @@ class _Recovery:
             native.durable = min(proof, walk.sequence - 1)
             self._write_open(native, cut, search.records)
             native.sync()  # step 14
-            sync_folder(self._folder_fd)
+            self._folder.sync()
         except BaseException:
             segment.close()
             raise
@@ -352,11 +347,10 @@ class _Recovery:
         seconds = time.perf_counter() - self._begun
         clean = self._clean == position and not cut
         recovered = Recovered(life, walk.sequence - 1, cut, search.records, rewritten, seconds)
-        first, bases = max(found.first, self._first, 1), segment_bases(self._folder_fd)
+        first, bases = max(found.first, self._first, 1), segment_bases(self._folder)
         found_sizes = {each.header.base: each.size for each in found.segments[: found.end + 1]}
         return OpenedLog(
             self._folder,
-            self._folder_fd,
             self._control,
             native,
             segment,
@@ -383,9 +377,10 @@ class _Recovery:
         torn. Only the policy ``never()`` leaves such segments.
         """
         for segment in reversed(found.segments[found.end + 1 :]):
-            os.rename(segment.path, f"{segment.path}.cut-{secrets.token_hex(4)}")
+            name = segment_name(segment.header.base)
+            self._folder.rename(name, f"{name}.cut-{secrets.token_hex(4)}")
         if found.end + 1 < len(found.segments):
-            sync_folder(self._folder_fd)
+            self._folder.sync()
 
     def _rewrite(self, found: Survey, proof: int) -> int:
         """Write again all frames that nothing proves durable, and return how many bytes.
@@ -401,7 +396,8 @@ class _Recovery:
                 stop = walk.offset  # OPEN takes the place of an END frame
             elif proof >= found.segments[number + 1].header.base:
                 continue
-            fd = os.open(found.segments[number].path, os.O_RDWR | os.O_CLOEXEC)
+            base = found.segments[number].header.base
+            fd = self._folder.open_file(segment_name(base), os.O_RDWR)
             try:
                 for at in range(walk.proven, stop, _PIECE_BYTES):
                     piece = os.pread(fd, min(_PIECE_BYTES, stop - at), at)
@@ -455,24 +451,25 @@ class Look:
     durable: int
 
 
-def look(folder: str) -> Look:
+def look(folder: Folder) -> Look:
     """Find out what is in a log: from its control file, or else by steps 2 to 9. Write nothing."""
-    folder_fd = open_folder(folder, create=False)
-    try:
-        path = os.path.join(folder, CONTROL_NAME)
-        believed = believed_control(path)
-        if believed is not None and believed[2]:
-            block, identity, _ = believed
-            return Look(identity.log_id, True, word(block, FIRST), 0, 0)
-        durable, first = 0, 0
-        if believed is not None and is_of(folder, folder_fd, believed[1].log_id):
-            durable, first = word(believed[0], DURABLE_SEQUENCE), word(believed[0], FIRST)
-        found = survey(folder, folder_fd, durable, first)
-        if found is None:
-            return Look(None, False, 1, 0, 0)
-        walk, current = found.walk, found.segments[found.end].header
-        proof = max(durable, walk.proof, current.durable_below - 1, search_behind(found).proof)
-        last = max(walk.sequence - 1, proof)
-        return Look(current.log_id, False, max(found.first, 1), last, proof)
-    finally:
-        os.close(folder_fd)
+    fd, believed = open_control(folder), None
+    if fd is not None:
+        try:
+            believed = believed_control(fd, folder)
+        finally:
+            os.close(fd)
+    if believed is not None and believed[2]:
+        block, identity, _ = believed
+        return Look(identity.log_id, True, word(block, FIRST), 0, 0)
+    durable, first = 0, 0
+    if believed is not None and is_of(folder, believed[1].log_id):
+        durable, first = word(believed[0], DURABLE_SEQUENCE), word(believed[0], FIRST)
+    found = survey(folder, durable, first)
+    if found is None:
+        return Look(None, False, 1, 0, 0)
+    walk, current = found.walk, found.segments[found.end].header
+    searched = search_behind(folder, found)
+    proof = max(durable, walk.proof, current.durable_below - 1, searched.proof)
+    last = max(walk.sequence - 1, proof)
+    return Look(current.log_id, False, max(found.first, 1), last, proof)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import os
+from io import FileIO
 
 from .._file.mapped_file import MappedFile
 from .._hub.hub import Hub
 from .._ipc.atomics import AtomicU32, AtomicU64
 from .._runtime.workers import Workers
-from .control import believed_control
-from .format import CONTROL_NAME, DURABLE, DURABLE_SEQUENCE, FIRST, FUTEX, LAST_SEQUENCE, TAIL
+from .control import believed_control, open_control
+from .folder import Folder
+from .format import (
+    DURABLE,
+    DURABLE_SEQUENCE,
+    FIRST,
+    FUTEX,
+    LAST_SEQUENCE,
+    TAIL,
+    ControlIdentity,
+)
 from .opening import Look, look
 
 
@@ -37,33 +46,39 @@ class Published:
         log_id: id of the log; None while there is none.
     """
 
-    __slots__ = ("_folder", "_found", "_hub", "_workers", "log_id", "words")
+    __slots__ = ("_found", "_hub", "_workers", "log_id", "words")
 
-    def __init__(self, folder: str, workers: Workers) -> None:
-        self._folder = folder
+    def __init__(self, workers: Workers) -> None:
         self._workers = workers
         self._hub = Hub()
         self._found = Look(None, False, 1, 0, 0)
         self.words: Words | None = None
         self.log_id: bytes | None = None
 
-    async def attach(self) -> None:
+    async def attach(self, folder: Folder) -> None:
         """Map the words if they can be believed, else find out how far the frames go.
 
         While there are no words, a reader at the end calls this again, because a writer may have
         published by then. It follows the frames only until it has found a log: that takes as long
         as reading the last segment.
+
+        Raises:
+            CorruptLogError: if there are no words, and the folder was deleted or replaced.
         """
-        workers, path = self._workers, os.path.join(self._folder, CONTROL_NAME)
+        workers = self._workers
         if self.log_id is None:
-            self._found = await workers.run(workers.control, look, self._folder)
+            self._found = await workers.run(workers.control, look, folder)
             self.log_id = self._found.log_id
-        believed = await workers.run(workers.control, believed_control, path)
-        if believed is not None and believed[2]:
-            file = await self._hub.open(path, "r", prewarm=True)
-            identity = believed[1]
-            self.log_id = identity.log_id
-            self.words = Words(file, (identity.device, identity.inode))
+        kept: list[FileIO] = []
+        try:
+            identity = await workers.run(workers.control, _find, folder, kept)
+            if identity is not None:
+                file = await self._hub.open(kept[0].fileno(), "r", prewarm=True)
+                self.log_id = identity.log_id
+                self.words = Words(file, (identity.device, identity.inode))
+        finally:
+            for opened in kept:
+                opened.close()
 
     @property
     def first(self) -> int:
@@ -83,3 +98,15 @@ class Published:
     async def aclose(self) -> None:
         """Unmap the control file."""
         await self._hub.aclose()
+
+
+def _find(folder: Folder, kept: list[FileIO]) -> ControlIdentity | None:
+    """Open the control file, and keep it; return its identity if all its words can be believed."""
+    fd = open_control(folder)
+    if fd is not None:
+        kept.append(FileIO(fd))
+        believed = believed_control(fd, folder)
+        if believed is not None and believed[2]:
+            return believed[1]
+    folder.check_path()
+    return None

@@ -29,8 +29,8 @@ from .._core.file_kinds import is_in_memory
 from .._errors import CorruptLogError, CorruptRecordError, RecordsDiscardedError, name_file
 from .._native import LogCursor, find_record
 from .._runtime.workers import Limiter, Workers
-from .calls import open_folder
 from .files import Segment, open_segment, segment_bases
+from .folder import Folder
 from .format import (
     CONTROL_NAME,
     HEADER_BYTES,
@@ -68,6 +68,8 @@ class ReadLog(Protocol):
     """What a reading needs from its log."""
 
     folder: str
+    home: Folder
+    mode: str
     workers: Workers
     published: Published
     corrupt: int
@@ -244,7 +246,7 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
         if words is None or self._segment is None:
             await anyio.sleep(POLL_SECONDS)
             if words is None:
-                await self._log.published.attach()
+                await self._log.published.attach(self._log.home)
         else:
             await self._sleep(words)
 
@@ -294,7 +296,7 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
     async def _refuse_gap(self) -> None:
         """Raise if there is another segment although the frames of this one have no END."""
         log, workers = self._log, self._log.workers
-        bases = await workers.run(workers.control, _bases, log.folder)
+        bases = await workers.run(workers.control, segment_bases, log.home)
         log.check_reading()
         assert self._segment is not None
         if bases and bases[-1] > self._segment.header.base:
@@ -314,11 +316,24 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
             await words.futex.wait(seen, timeout=LOOK_SECONDS)
         except TimeoutError:
             workers = self._log.workers
-            await workers.run(workers.control, _check_folder, self._log.folder, words.place)
+            await workers.run(workers.control, self._check_folder, words.place)
         except anyio.ClosedResourceError:
             self._log.check_reading()
             raise
         self._log.wakeups += 1
+
+    def _check_folder(self, place: tuple[int, int]) -> None:
+        """Raise if the control file that is mapped, or its folder, is gone or was replaced."""
+        log = self._log
+        found = log.home.identity_of(CONTROL_NAME)
+        if found != place:
+            what = "is gone" if found is None else "was replaced"
+            raise CorruptLogError(
+                log.folder,
+                f"its control file {what}, so nobody tells of new records: open the log again",
+            )
+        if log.mode == "r":  # a writer writes its own folder wherever that is
+            log.home.check_path()
 
     async def _locate(self) -> None:
         """Move to the record to start with."""
@@ -327,7 +342,7 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
             log = self._log
             try:
                 await self._open(
-                    partial(_seek, log.folder, log.published.log_id, self, start, last, end)
+                    partial(_seek, log.home, log.published.log_id, self, start, last, end)
                 )
             except (CorruptLogError, FileNotFoundError):
                 if log.first <= start:
@@ -395,7 +410,7 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
     async def _cross(self) -> bool:
         """Go on in the next segment; false if there is none."""
         log = self._log
-        if not await self._open(partial(_enter_next, log.folder, self)):
+        if not await self._open(partial(_enter_next, log.home, self)):
             first = log.first
             if first > self.sequence:
                 raise RecordsDiscardedError(log.folder, self.sequence, first)
@@ -406,26 +421,20 @@ class Reading(LogCursor, AsyncIterator[LogRecord]):
         return True
 
 
-def _bases(folder: str) -> list[int]:
-    fd = open_folder(folder, create=False)
-    try:
-        return segment_bases(fd)
-    finally:
-        os.close(fd)
-
-
 def _seek(
-    folder: str, log_id: bytes | None, cursor: LogCursor, start: int, last: int, end: int
+    folder: Folder, log_id: bytes | None, cursor: LogCursor, start: int, last: int, end: int
 ) -> Segment:
     """Open the segment that holds a record, and move the cursor to that record."""
-    bases = [base for base in _bases(folder) if base <= start]
+    bases = [base for base in segment_bases(folder) if base <= start]
     if not bases:
-        raise CorruptLogError(folder, f"the segment of record {start} is missing: put it back")
+        raise CorruptLogError(folder.path, f"the segment of record {start} is missing: put it back")
     segment = open_segment(folder, bases[-1])
     try:
         header, size = segment.header, os.fstat(segment.fd).st_size
         if log_id not in (None, header.log_id):
-            raise CorruptLogError(folder, f"{segment.path} belongs to another log: move it away")
+            raise CorruptLogError(
+                folder.path, f"{segment.path} belongs to another log: move it away"
+            )
         in_memory = is_in_memory(segment.fd)
         cursor.enter(
             segment.fd,
@@ -462,7 +471,7 @@ def _seek(
     return segment
 
 
-def _enter_next(folder: str, cursor: LogCursor) -> Segment | None:
+def _enter_next(folder: Folder, cursor: LogCursor) -> Segment | None:
     """Open the segment behind an END frame; return None if there is no file of that name."""
     try:
         segment = open_segment(folder, cursor.sequence)
@@ -472,7 +481,7 @@ def _enter_next(folder: str, cursor: LogCursor) -> Segment | None:
     if (header.position, header.previous_crc) != (cursor.position, cursor.last_crc):
         segment.close()
         raise CorruptLogError(
-            folder, f"{segment.path} does not continue the segment before it: restore both"
+            folder.path, f"{segment.path} does not continue the segment before it: restore both"
         )
     cursor.enter(
         segment.fd,
@@ -484,16 +493,3 @@ def _enter_next(folder: str, cursor: LogCursor) -> Segment | None:
         is_in_memory(segment.fd),
     )
     return segment
-
-
-def _check_folder(folder: str, place: tuple[int, int]) -> None:
-    """Raise if the control file that the reader has mapped is gone or was replaced."""
-    try:
-        found = os.stat(os.path.join(folder, CONTROL_NAME))
-    except FileNotFoundError:
-        found = None
-    if found is None or (found.st_dev, found.st_ino) != place:
-        what = "is gone" if found is None else "was replaced"
-        raise CorruptLogError(
-            folder, f"its control file {what}, so nobody tells of new records: open the log again"
-        )

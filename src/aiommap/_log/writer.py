@@ -28,10 +28,11 @@ from .._flush_policy import FlushPolicy
 from .._logs import LOGS
 from .._native import PoolCommit, PoolQueue, start_writeback
 from .._typing import Buffer
-from .calls import sync_folder
 from .files import Segment, Unnamed, explained, sync_segment
+from .folder import Folder
 from .format import (
     CLEAN,
+    CONTROL_NAME,
     DISCARD,
     DISCARD_DATA,
     END,
@@ -62,14 +63,14 @@ _PLAIN = {bytes, memoryview}
 
 
 class Writer:
-    """Owns the open segment, the lock and the folder of a log."""
+    """Owns the open segment and the locks of a log."""
 
     def __init__(
         self, opened: OpenedLog, policy: FlushPolicy, segment_size: int, retain_bytes: int | None
     ) -> None:
-        self.folder: str = opened.folder
+        self.folder: Folder = opened.folder
         #: Whether a store can wait only for a device of this machine, and never for a server.
-        self.local: bool = not is_on_server(opened.folder_fd)
+        self.local: bool = not is_on_server(opened.segment.fd)
         self.native = opened.native
         self.sizes: dict[int, int] = opened.sizes
         #: Bases of segments that were discarded, but not unlinked yet.
@@ -229,7 +230,7 @@ class Writer:
             error.errno or errno.EIO,
         )
         self.failure.__cause__ = error
-        LOGS.error("%s: %s", self.folder, self.failure)
+        LOGS.error("%s: %s", self.folder.path, self.failure)
         return self.failure
 
     def _finish(self, *, flush: bool) -> None:
@@ -243,7 +244,7 @@ class Writer:
         try:
             self.native.publish()
         except OSError as error:
-            name_file(error, os.path.join(self.folder, "control"))
+            name_file(error, self.folder.path_of(CONTROL_NAME))
             raise self.latch(error) from error
 
     def sync(self) -> None:
@@ -340,10 +341,10 @@ class Writer:
     def prepare_standby(self) -> None:
         """Make the next segment, so that a roll need not wait until its blocks are reserved."""
         try:
-            standby = Unnamed(self.folder, self._opened.folder_fd, self._segment_size)
+            standby = Unnamed(self.folder, self._segment_size)
         except OSError as error:
             self.standby_error = error
-            LOGS.warning("%s: no room for the next segment yet: %s", self.folder, error)
+            LOGS.warning("%s: no room for the next segment yet: %s", self.folder.path, error)
             return
         self.standby_error = None
         self._standby = standby
@@ -354,7 +355,7 @@ class Writer:
         unnamed, self._standby = self._standby, None
         if unnamed is None:
             try:
-                unnamed = Unnamed(self.folder, self._opened.folder_fd, self._segment_size)
+                unnamed = Unnamed(self.folder, self._segment_size)
             except OSError as error:
                 _explain_lack_of_room(error)
                 self._harmless = error
@@ -386,7 +387,7 @@ class Writer:
 
     def _enter(self, segment: Segment) -> None:
         try:
-            sync_folder(self._opened.folder_fd)
+            self.folder.sync()
         except OSError as error:
             segment.close()
             raise self.latch(error) from error
@@ -421,7 +422,7 @@ class Writer:
         if keep:
             error = self._attempt(self._discard, bases[keep])
             if error is not None:
-                LOGS.warning("%s: old segments stay for now: %s", self.folder, error)
+                LOGS.warning("%s: old segments stay for now: %s", self.folder.path, error)
 
     def _discard(self, before: int) -> None:
         """Drop whole segments; the DISCARD frame is durable before the first one is unlinked."""
@@ -447,13 +448,13 @@ class Writer:
         """
         while self._discarded:
             try:
-                os.unlink(os.path.join(self.folder, segment_name(self._discarded[0])))
+                self.folder.unlink(segment_name(self._discarded[0]))
             except FileNotFoundError:
                 pass
             except OSError as error:
                 self._harmless = error
                 raise
-            sync_folder(self._opened.folder_fd)
+            self.folder.sync()
             del self._discarded[0]
 
     def _cover_failed_store(self) -> None:
@@ -461,7 +462,9 @@ class Writer:
         if self.failure is None and self.needs_life:
             error = self._attempt(lambda _: self._begin_life(), None)
             if error is not None:
-                LOGS.warning("%s: records that were refused may come back: %s", self.folder, error)
+                LOGS.warning(
+                    "%s: records that were refused may come back: %s", self.folder.path, error
+                )
 
     def close(self, *, clean: bool) -> None:
         """Close all files; if all is flushed, note in the control file that the log was closed."""
@@ -477,7 +480,6 @@ class Writer:
                 self._standby.close()
             self._segment.close()
             opened.control.close()
-            os.close(opened.folder_fd)
 
 
 def _explain_lack_of_room(error: OSError) -> None:
