@@ -1,4 +1,4 @@
-"""System calls on the files of a log; their errors name the file. For worker threads."""
+"""Writes to the files of a log; their errors name the file. For worker threads."""
 
 from __future__ import annotations
 

@@ -355,7 +355,7 @@ class Log:
             start: as for ``read``; give ``log.last + 1`` to get new records only.
             durable: whether to wait with each record until it is on stable storage.
         Raises, Cancellation, Concurrency: as ``read``; also CorruptLogError if the folder was
-            deleted or replaced.
+            deleted, or in mode "r" if another folder is at its path. A renamed folder is no error.
         """
         return self._reading(start, follow=True, durable=durable)
 
