@@ -44,7 +44,7 @@ def folder(tmp_path):
 
 
 #: System calls at which the writer is killed.
-CALLS = ("pwrite64", "fdatasync", "fsync", "linkat", "unlink", "fallocate")
+CALLS = ("pwrite64", "fdatasync", "fsync", "linkat", "unlinkat", "fallocate")
 #: Calls that Python makes for other files as well: only those on files of the log count.
 NAMED_CALLS = ("openat", "mkdir", "fcntl")
 
@@ -106,7 +106,7 @@ anyio.run(main)
 """
 
 
-@pytest.mark.parametrize("call", ["rename", "pwrite64", "fsync", "fdatasync", "openat"])
+@pytest.mark.parametrize("call", ["renameat", "pwrite64", "fsync", "fdatasync", "openat"])
 async def test_kill_while_segments_are_set_aside(folder, tmp_path, call):
     """Whatever step the kill interrupts, the next opening does the rest, with the same records."""
     async with Log.open(folder, flush=FlushPolicy.never(), segment_size=SEGMENT) as log:
