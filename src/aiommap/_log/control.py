@@ -9,9 +9,9 @@ from .._core.machine import boot_id
 from .._core.opening import reserve
 from .._native import LogWriter, crc32c
 from .calls import naming, write_all
-from .folder import Folder
 from .format import CONTROL_BYTES, CONTROL_NAME, HOLDER_AT, ControlIdentity, Holder
 from .locks import close_locked, lock, open_to_lock
+from .log_folder import Folder
 
 
 class Control:

@@ -18,9 +18,9 @@ from .._core.opening import reserve
 from .._errors import CorruptLogError
 from .._native import crc32c
 from .calls import naming, write_all
-from .folder import Folder
 from .format import HEADER_BYTES, FormatError, SegmentHeader, base_of, segment_name
 from .locks import HeldError, close_locked, lock, open_to_lock
+from .log_folder import Folder
 from .recovery import FoundSegment
 
 #: Name of a segment in the making, on file systems without O_TMPFILE.

@@ -22,8 +22,8 @@ import anyio
 
 from .._errors import CorruptLogError, UnsupportedError
 from .._native import crc32c
-from .folder import Folder
 from .format import CONTROL_BYTES, CONTROL_NAME, ControlIdentity, Holder
+from .log_folder import Folder
 
 _SET_LOCK = getattr(fcntl, "F_OFD_SETLK", None)
 #: struct flock with the padding behind its last field: lock byte 0 exclusively; unlock it.

@@ -26,9 +26,9 @@ from .._runtime.workers import OnCancel, Workers
 from .._typing import Buffer
 from .appender import Appender
 from .files import LogSegment, list_segments
-from .folder import Folder
 from .format import MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES
 from .items import Discard, Together, Writeback
+from .log_folder import Folder
 from .opening import open_writer
 from .published import Published
 from .reader import Reading

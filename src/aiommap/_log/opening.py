@@ -27,7 +27,6 @@ from .files import (
     remove_standbys,
     segment_bases,
 )
-from .folder import Folder
 from .format import (
     CLEAN,
     DURABLE_SEQUENCE,
@@ -44,6 +43,7 @@ from .format import (
     segment_name,
     word,
 )
+from .log_folder import Folder
 from .recovery import (
     FoundSegment,
     Recovered,

@@ -9,7 +9,6 @@ from .._hub.hub import Hub
 from .._ipc.atomics import AtomicU32, AtomicU64
 from .._runtime.workers import Workers
 from .control import believed_control, open_control
-from .folder import Folder
 from .format import (
     DURABLE,
     DURABLE_SEQUENCE,
@@ -19,6 +18,7 @@ from .format import (
     TAIL,
     ControlIdentity,
 )
+from .log_folder import Folder
 from .opening import Look, look
 
 

@@ -30,12 +30,12 @@ from .._errors import CorruptLogError, CorruptRecordError, RecordsDiscardedError
 from .._native import LogCursor, find_record
 from .._runtime.workers import Limiter, Workers
 from .files import Segment, open_segment, segment_bases
-from .folder import Folder
 from .format import (
     CONTROL_NAME,
     HEADER_BYTES,
     segment_name,
 )
+from .log_folder import Folder
 from .published import Published, Words
 from .receipt import LogRecord
 

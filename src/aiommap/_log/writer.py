@@ -29,7 +29,6 @@ from .._logs import LOGS
 from .._native import PoolCommit, PoolQueue, start_writeback
 from .._typing import Buffer
 from .files import Segment, Unnamed, explained, sync_segment
-from .folder import Folder
 from .format import (
     CLEAN,
     CONTROL_NAME,
@@ -48,6 +47,7 @@ from .format import (
     segment_name,
 )
 from .items import Discard, Flush, Item, Outcome, Together, Writeback
+from .log_folder import Folder
 from .opening import OpenedLog
 from .receipt import Counts
 
@@ -444,7 +444,8 @@ class Writer:
         """Unlink the segments that this writer or an earlier one discarded, oldest first.
 
         The folder is synced after each. Otherwise a power cut could keep an older segment and lose
-        a newer one: a gap, which looks as if somebody had taken a segment away.
+        a newer one: a gap, which looks as if somebody had taken a segment away. The names are those
+        of this log, wherever its folder is now (log_folder.1).
         """
         while self._discarded:
             try:
