@@ -6,7 +6,7 @@ bytes, or else the result of the system call: the number of bytes that it filled
 asked for, or a negative errno; -EAGAIN if no thread could be started.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, TypeAlias, final
 
 from typing_extensions import Buffer
@@ -15,11 +15,17 @@ _Outcome: TypeAlias = bytes | int
 
 @final
 class PoolRead:
-    """Reads that were begun; they go on, and keep what they need, even if nobody holds this."""
+    """Reads that were begun; they go on, and keep what they need, even if nobody holds this.
+
+    One task may await this, for the outcome or a list of them. A task of asyncio finds the methods
+    of a future here.
+    """
 
     @property
     def waiter(self) -> Any:
-        """An awaitable for the outcome, or for a list of them. None once it has landed."""
+        """What ``make_waiter`` made. None if it was not asked, and once this has landed."""
+
+    def __await__(self) -> Generator[Any, None, Any]: ...
 
     def withdraw(self) -> bool:
         """Forget the waiter, and withdraw reads that have not begun; tell whether none runs."""
@@ -88,8 +94,17 @@ class Pool:
     #: Settable: take no more commits, because nobody calls ``drain`` when they land.
     deaf: bool
 
-    def __new__(cls, make_waiter: Callable[[], Any], call_soon: Callable[..., object], /) -> Pool:
+    def __new__(
+        cls,
+        make_waiter: Callable[[], Any],
+        call_soon: Callable[..., object],
+        loop: object | None = ...,
+        /,
+    ) -> Pool:
         """Make a pool for a loop.
+
+        Tasks wait for what ``make_waiter`` makes. If ``loop`` is one of asyncio, its tasks wait for
+        a ``PoolRead`` itself, and ``drain`` may run them.
 
         Raises:
             OSError: if no descriptor is left.
@@ -103,6 +118,9 @@ class Pool:
 
     def drain(self) -> None:
         """Deliver the outcomes of jobs that landed, and start jobs that were begun this turn."""
+
+    def give_up(self) -> None:
+        """Drain after the loop has ended: no task is woken."""
 
     def when_empty(self, function: Callable[[], object], /) -> None:
         """Call a function when no job is in flight: now, or in the ``drain`` of the last one."""

@@ -82,7 +82,7 @@ class Reader:
         try:
             if reading is not None:
                 try:
-                    data: bytes | int = await reading.waiter
+                    data: bytes | int = await reading
                 except BaseException:
                     reading.withdraw()
                     raise
@@ -198,7 +198,7 @@ class Reader:
         outcomes: list[bytes | int] = [0] * len(missing)
         if reading is not None:
             try:
-                outcomes = await reading.waiter
+                outcomes = await reading
             except BaseException:
                 reading.withdraw()
                 raise

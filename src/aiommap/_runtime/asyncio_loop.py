@@ -49,6 +49,7 @@ class AsyncioLoop(EventLoop):
         "checkpoint",
         "event",
         "find_token",
+        "future_loop",
         "pause",
         "token",
         "waiter",
@@ -66,6 +67,7 @@ class AsyncioLoop(EventLoop):
         self.call_soon: Callable[[Callable[[], object]], object] = loop.call_soon
         self.call_from_thread: Callable[[Callable[[], object]], object] = loop.call_soon_threadsafe
         self.event: Callable[[], Event] = asyncio.Event
+        self.future_loop: object | None = loop
         self.waiter: Callable[[], Waiter[Any]] = loop.create_future
 
     @property

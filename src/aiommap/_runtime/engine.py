@@ -52,7 +52,7 @@ class Engine:
         self._loop = loop
         self._keepers = 0
         self._forks = Forks.count
-        self._pool = Pool(loop.waiter, loop.call_soon)
+        self._pool = Pool(loop.waiter, loop.call_soon, loop.future_loop)
         self._stop_watching = loop.add_reader(
             self._pool.fileno(), self._pool.drain, self._has_committed
         )
@@ -118,7 +118,7 @@ class Engine:
         try:
             self._loop.call_from_thread(nothing)
         except RuntimeError:
-            self._pool.drain()
+            self._pool.give_up()
 
 
 def _give_up_ended() -> None:

@@ -49,6 +49,8 @@ class EventLoop(Protocol):
     call_from_thread: Callable[[Callable[[], object]], object]
     #: Makes an event of this loop's own kind; anyio's costs each waiter a microsecond more.
     event: Callable[[], Event]
+    #: What a future of asyncio returns as its loop; None if tasks cannot wait for such a future.
+    future_loop: object | None
     #: Makes a waiter for a single task, for half the cost of an event.
     waiter: Callable[[], Waiter[Any]]
 

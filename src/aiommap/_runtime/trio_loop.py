@@ -27,6 +27,7 @@ class TrioLoop(EventLoop):
         "checkpoint",
         "event",
         "find_token",
+        "future_loop",
         "pause",
         "token",
         "waiter",
@@ -42,6 +43,7 @@ class TrioLoop(EventLoop):
         self.call_soon: Callable[[Callable[[], object]], object] = token.run_sync_soon
         self.call_from_thread: Callable[[Callable[[], object]], object] = token.run_sync_soon
         self.event: Callable[[], Event] = trio.Event
+        self.future_loop: object | None = None
         self.waiter: Callable[[], Waiter[Any]] = lambda: _TrioWaiter(trio.Event())
 
     @property

@@ -203,8 +203,9 @@ static bool add_pool(PyObject *module, struct native_state *state)
     state->pool_commit_type = add_type(module, &pool_commit_spec);
     state->done = PyUnicode_InternFromString("done");
     state->set_result = PyUnicode_InternFromString("set_result");
+    state->run = PyUnicode_InternFromString("run");
     return state->pool_type && state->pool_queue_type && state->pool_read_type &&
-           state->pool_commit_type && state->done && state->set_result;
+           state->pool_commit_type && state->done && state->set_result && state->run;
 }
 
 static int native_exec(PyObject *module)
@@ -294,6 +295,7 @@ static int native_clear(PyObject *module)
     Py_CLEAR(state->out_of_bounds);
     Py_CLEAR(state->done);
     Py_CLEAR(state->set_result);
+    Py_CLEAR(state->run);
     return 0;
 }
 

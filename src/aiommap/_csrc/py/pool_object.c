@@ -77,10 +77,24 @@ bool pool_run(Pool *self, size_t count, struct waiting_read *reads)
 
 void pool_note_read(Pool *self) { thread_cold_reads = --self->reads; }
 
+/* Whether the loop is one of asyncio, and not in debug mode; false with an exception as well. */
+static bool can_wake(const Pool *self)
+{
+    if (!self->loop || self->ended)
+        return false;
+    PyObject *debug = PyObject_CallMethod(self->loop, "get_debug", NULL);
+    bool can = debug && PyObject_IsTrue(debug) == 0;
+    Py_XDECREF(debug);
+    return can;
+}
+
 /* How many tasks were woken; -1 with an exception that ends the program. */
 static int deliver(Pool *self)
 {
     int woken = 0;
+    self->wakes_now = self->landed && can_wake(self);
+    if (PyErr_Occurred())
+        return -1;
     while (self->landed && woken < TASKS_A_TURN) {
         struct pool_job *job = self->landed;
         self->landed = job->below;
@@ -140,14 +154,23 @@ static PyObject *pool_drain(Pool *self, PyObject *Py_UNUSED(unused))
     append_landed(self, pool_landed(self->pool, told));
     int woken = deliver(self);
     bool done = woken >= 0;
-    if (done)
+    if (done) {
+        pool_flush(self); /* what the tasks have begun */
         done = come_again(self, woken) && tell_empty(self);
+    }
     else
         call_drain_after_error(self);
     Py_DECREF((PyObject *)self);
     if (!done)
         return NULL;
     Py_RETURN_NONE;
+}
+
+/* give_up(): the loop has ended, so that nothing calls `drain` and no task wakes any more. */
+static PyObject *pool_give_up(Pool *self, PyObject *Py_UNUSED(unused))
+{
+    self->ended = true;
+    return pool_drain(self, NULL);
 }
 
 static PyObject *pool_when_empty(Pool *self, PyObject *function)
@@ -184,14 +207,15 @@ static PyObject *pool_fileno(Pool *self, PyObject *Py_UNUSED(unused))
 
 static PyObject *pool_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs))
 {
-    PyObject *make_waiter, *call_soon;
-    if (!PyArg_ParseTuple(args, "OO:Pool", &make_waiter, &call_soon))
+    PyObject *make_waiter, *call_soon, *loop = Py_None;
+    if (!PyArg_ParseTuple(args, "OO|O:Pool", &make_waiter, &call_soon, &loop))
         return NULL;
     Pool *self = (Pool *)PyType_GenericAlloc(type, 0);
     if (!self)
         return NULL;
     self->make_waiter = Py_NewRef(make_waiter);
     self->call_soon = Py_NewRef(call_soon);
+    self->loop = loop == Py_None ? NULL : Py_NewRef(loop);
     self->forks = fork_generation;
     pool_list_make(&self->gathered);
     int error = pool_make(&self->pool);
@@ -244,6 +268,7 @@ static int pool_traverse(Pool *self, visitproc visit, void *arg)
     Py_VISIT(Py_TYPE((PyObject *)self));
     Py_VISIT(self->make_waiter);
     Py_VISIT(self->call_soon);
+    Py_VISIT(self->loop);
     Py_VISIT(self->when_empty);
     return 0;
 }
@@ -252,6 +277,7 @@ static int pool_clear(Pool *self)
 {
     Py_CLEAR(self->make_waiter);
     Py_CLEAR(self->call_soon);
+    Py_CLEAR(self->loop);
     Py_CLEAR(self->when_empty);
     return 0;
 }
@@ -267,6 +293,7 @@ static void pool_dealloc(Pool *self)
 static PyMethodDef pool_methods[] = { /* documented in _native_pool.pyi */
     {"queue", (PyCFunction)pool_queue, METH_VARARGS, NULL},
     {"drain", (PyCFunction)pool_drain, METH_NOARGS, NULL},
+    {"give_up", (PyCFunction)pool_give_up, METH_NOARGS, NULL},
     {"when_empty", (PyCFunction)pool_when_empty, METH_O, NULL},
     {"fileno", (PyCFunction)pool_fileno, METH_NOARGS, NULL},
     {"close", (PyCFunction)pool_close_object, METH_NOARGS, NULL},

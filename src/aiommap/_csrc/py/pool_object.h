@@ -43,6 +43,7 @@ typedef struct {
     /* Constant. */
     PyObject *make_waiter; /* strong; makes what a task waits for */
     PyObject *call_soon;   /* strong; calls a function in the next turn of the loop */
+    PyObject *loop;        /* strong; one of asyncio, whose tasks wait for a PoolRead; or NULL */
     unsigned long forks;   /* how many forks there were when it was made */
 
     /* GIL; written by pool_object.c. */
@@ -55,6 +56,8 @@ typedef struct {
     bool called;               /* the loop calls `drain` soon */
     bool expected;             /* it does, and threads tell it nothing until then */
     bool deaf;                 /* nobody calls `drain` any more when something lands */
+    bool wakes_now;            /* `drain` wakes tasks itself (pool_await.2) */
+    bool ended;                /* the loop has ended, and wakes no task any more */
 } Pool;
 
 /* About this many jobs of a file are in flight at most (pool_object.3). */
@@ -85,7 +88,7 @@ struct pool_read_object {
     PoolRead *after;   /* among those that wait */
     bool waits;
     bool untried;      /* no inline read has tried it, and so made the device begin */
-    PyObject *waiter;  /* strong; what a task waits for, until it is told */
+    PyObject *waiter;  /* strong; what a task waits for, until it is told; or NULL */
     PyObject *tell;    /* strong; called instead of a waiter; or NULL */
     PyObject *results; /* strong; a list for several jobs; or NULL */
     struct pin pin;    /* of the mapping, if it reads one */
@@ -93,6 +96,14 @@ struct pool_read_object {
     Py_buffer view;    /* memory of the caller that it fills; its obj is NULL if there is none */
     size_t count, missing;           /* jobs; those that have not landed */
     struct waiting_read *reads, one; /* several are allocated */
+
+    /* GIL; written by pool_await.c. For tasks that wait for the PoolRead itself. */
+    PyObject *wake, *context; /* strong; wakes the task, and in which context; or NULL */
+    PyObject *outcome;        /* strong; until the task has it; or NULL */
+    PyObject *message;        /* strong; of a cancellation; or NULL */
+    bool blocking;            /* as of a future: awaited, and the task has not seen it yet */
+    bool cancelled;
+    bool left;                /* nobody waits any more */
 };
 
 /* Submit the gathered jobs; those that cannot be submitted land with EAGAIN. */
@@ -105,7 +116,7 @@ void pool_note_read(Pool *self);
 bool pool_is_usable(const Pool *self);
 
 /* Make a PoolRead of `count` jobs, which the caller fills in; NULL with an exception. It calls
- * `tell` with its result, or gives it to `waiter` if `tell` is NULL. */
+ * `tell` with its result. If `tell` is NULL, it gives the result to the task that awaits it. */
 PoolRead *pool_read_make(PoolQueue *queue, size_t count, PyObject *tell);
 /* Pin the file that its jobs read. */
 void pool_read_pin(PoolRead *self, Mapping *mapping);
@@ -114,5 +125,6 @@ void pool_read_pin(PoolRead *self, Mapping *mapping);
 bool pool_read_begin(PoolRead *self);
 /* Note that one of its jobs has landed. True if a task was woken. */
 bool pool_read_landed(struct pool_job *job);
+PyObject *pool_read_withdraw(PoolRead *self, PyObject *unused);
 
 #endif

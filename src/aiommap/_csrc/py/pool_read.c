@@ -2,10 +2,11 @@
 #include "pool_object.h"
 
 #include <errno.h>
+#include <structmember.h>
 
 #include "inline.h"
+#include "pool_await.h"
 #include "state.h"
-
 
 PoolRead *pool_read_make(PoolQueue *queue, size_t count, PyObject *tell)
 {
@@ -16,14 +17,14 @@ PoolRead *pool_read_make(PoolQueue *queue, size_t count, PyObject *tell)
     self->count = self->missing = count;
     self->reads = count == 1 ? &self->one : PyMem_Calloc(count, sizeof *self->reads);
     self->queue = (PoolQueue *)Py_NewRef((PyObject *)queue);
-    if (!self->reads) {
+    bool made = self->reads;
+    if (!made)
         PyErr_NoMemory();
-    } else if (tell) {
+    else if (tell)
         self->tell = Py_NewRef(tell);
-    } else {
-        self->waiter = PyObject_CallFunctionObjArgs(queue->pool->make_waiter, NULL);
-    }
-    if (self->tell || self->waiter)
+    else if (!queue->pool->loop)
+        made = (self->waiter = PyObject_CallFunctionObjArgs(queue->pool->make_waiter, NULL));
+    if (made)
         return self;
     Py_DECREF((PyObject *)self);
     return NULL;
@@ -191,7 +192,7 @@ static bool is_done(PyObject *waiter, PyObject *name)
 
 /* A waiter that is done already was cancelled, and its task has not run since: it refuses a result.
  * A waiter whose loop has ended raises RuntimeError. In both cases nobody waits for the result. */
-static void tell(PoolRead *self, PyObject *result)
+static void tell_other(PoolRead *self, PyObject *result)
 {
     const struct native_state *state = PyType_GetModuleState(Py_TYPE((PyObject *)self));
     PyObject *function = self->tell, *waiter = self->waiter, *answer = NULL;
@@ -210,12 +211,18 @@ static void tell(PoolRead *self, PyObject *result)
     Py_XDECREF(waiter);
 }
 
-/* Give up what the read holds, and tell its result; takes the reference to the result over. */
-static void end(PoolRead *self, PyObject *result)
+/* Give up what the read holds, and tell its result; takes the reference to the result over. With
+ * `now`, see pool_read_answer. */
+static void end(PoolRead *self, PyObject *result, bool now)
 {
+    Pool *pool = (Pool *)Py_NewRef((PyObject *)self->queue->pool);
     let_go(self);
-    tell(self, result);
+    if (self->tell || self->waiter)
+        tell_other(self, result);
+    else
+        pool_read_answer(self, pool, result, now);
     Py_DECREF(result);
+    Py_DECREF((PyObject *)pool);
 }
 
 /* The result of a read that could not begin. */
@@ -236,18 +243,19 @@ static void go_on(PoolQueue *queue)
         next->waits = false;
         if (next->queue && !start(next)) { /* else it was withdrawn */
             PyErr_Clear(); /* no memory; or the loop is closed */
-            end(next, nothing_read(next));
+            end(next, nothing_read(next), false);
         }
         Py_DECREF((PyObject *)next);
     }
 }
 
-bool pool_read_landed(struct pool_job *job)
+/* Note that a job has landed; true if a task was woken. With `now`, see pool_read_answer. */
+static bool land(struct pool_job *job, bool now)
 {
     struct waiting_read *read = (struct waiting_read *)job;
     PoolRead *self = read->call.owner;
     PoolQueue *queue = (PoolQueue *)Py_NewRef((PyObject *)self->queue);
-    PyObject *result = result_of(read);
+    PyObject *result = result_of(read), *kind, *error, *traceback;
     bool last = --self->missing == 0;
     pool_note_read(queue->pool);
     queue->in_flight--;
@@ -255,26 +263,35 @@ bool pool_read_landed(struct pool_job *job)
         PyList_SetItem(self->results, read - self->reads, result);
         result = self->results;
     }
-    if (last) {
-        end(self, self->results ? Py_NewRef(result) : result);
+    if (last)
+        end(self, self->results ? Py_NewRef(result) : result, now);
+    PyErr_Fetch(&kind, &error, &traceback);
+    if (last)
         Py_DECREF((PyObject *)self);
-    }
     go_on(queue);
     Py_DECREF((PyObject *)queue);
+    PyErr_Restore(kind, error, traceback);
     return last;
+}
+
+bool pool_read_landed(struct pool_job *job)
+{
+    const PoolRead *self = ((struct waiting_read *)job)->call.owner;
+    return land(job, self->queue->pool->wakes_now);
 }
 
 /* Nobody waits any more: a job that no thread has begun never runs. Returns whether none of them
  * runs now. */
-static PyObject *pool_read_withdraw(PoolRead *self, PyObject *Py_UNUSED(unused))
+PyObject *pool_read_withdraw(PoolRead *self, PyObject *Py_UNUSED(unused))
 {
     PoolQueue *queue = self->queue;
+    pool_read_leave(self);
     if (!queue || !pool_is_usable(queue->pool))
         return PyBool_FromLong(!queue);
     Py_INCREF((PyObject *)self);
     Py_CLEAR(self->waiter);
     if (self->waits)
-        end(self, number(-ECANCELED));
+        end(self, number(-ECANCELED), false);
     else
         pool_flush(queue->pool);
     for (size_t i = 0; i < self->count && self->queue; i++) {
@@ -282,7 +299,7 @@ static PyObject *pool_read_withdraw(PoolRead *self, PyObject *Py_UNUSED(unused))
         if (!pool_withdraw(queue->pool->pool, &call->job))
             continue;
         call->got = -ECANCELED;
-        pool_read_landed(&call->job);
+        land(&call->job, false);
     }
     bool over = !self->queue;
     Py_DECREF((PyObject *)self);
@@ -305,12 +322,14 @@ static void pool_read_dealloc(PoolRead *self)
     Py_XDECREF(self->waiter);
     Py_XDECREF(self->tell);
     Py_XDECREF(self->results);
+    pool_read_leave(self);
+    Py_XDECREF(self->message);
     object_free(self);
 }
 
-static PyMethodDef pool_read_methods[] = { /* documented in _native_pool.pyi */
-    {"withdraw", (PyCFunction)pool_read_withdraw, METH_NOARGS, NULL},
-    {NULL, NULL, 0, NULL},
+static PyMemberDef pool_read_members[] = {
+    {"_asyncio_future_blocking", T_BOOL, offsetof(PoolRead, blocking), 0, NULL},
+    {NULL, 0, 0, 0, NULL},
 };
 
 static PyGetSetDef pool_read_getset[] = {
@@ -322,6 +341,11 @@ static PyType_Slot pool_read_slots[] = {
     {Py_tp_dealloc, pool_read_dealloc},
     {Py_tp_methods, pool_read_methods},
     {Py_tp_getset, pool_read_getset},
+    {Py_tp_members, pool_read_members},
+    {Py_tp_iter, PyObject_SelfIter},
+    {Py_tp_iternext, pool_read_next},
+    {Py_am_await, pool_read_await},
+    {Py_am_send, pool_read_send},
     {0, NULL},
 };
 

@@ -11,7 +11,7 @@ struct native_state { /* constant once the module has been executed */
     PyTypeObject *log_record_type, *log_next_type, *log_cursor_type, *log_writer_type;
     PyTypeObject *pool_type, *pool_queue_type, *pool_read_type, *pool_commit_type;
     PyObject *out_of_bounds; /* OutOfBoundsError */
-    PyObject *done, *set_result; /* names of a waiter's methods, interned */
+    PyObject *done, *set_result, *run; /* names of methods, of a waiter and of a context, interned */
 };
 
 #endif
