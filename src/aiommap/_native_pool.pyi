@@ -26,7 +26,6 @@ class PoolRead:
         """What ``make_waiter`` made. None if it was not asked, and once this has landed."""
 
     def __await__(self) -> Generator[Any, None, Any]: ...
-
     def withdraw(self) -> bool:
         """Forget the waiter, and withdraw reads that have not begun; tell whether none runs."""
 

@@ -87,7 +87,7 @@ class PoolMachine(RuleBasedStateMachine):
         begun.reading, begun.waiter = reading, reading.waiter
         self.begun.append(begun)
 
-    @rule(data=st.data(), wanted=ranges, times=st.sampled_from([1, 1, 2, 300]))
+    @rule(data=st.data(), wanted=ranges, times=st.sampled_from([1, 1, 2, 600]))
     def read(self, data, wanted, times):
         queue = data.draw(st.sampled_from(self.queues))
         for _ in range(times):

@@ -108,7 +108,7 @@ PySendResult pool_read_send(PoolRead *self, PyObject *Py_UNUSED(value), PyObject
         raise_cancelled(self);
         return PYGEN_ERROR;
     }
-    if (!self->queue || self->blocking) {
+    if (!self->queue || self->blocking || self->wake) {
         PyErr_SetString(PyExc_RuntimeError, "this read is over, or a task waits for it already");
         return PYGEN_ERROR;
     }
@@ -127,6 +127,12 @@ PyObject *pool_read_next(PoolRead *self)
     return result;
 }
 
+/* done(): for whoever looks at what a task waits for, as anyio does. */
+static PyObject *pool_read_done(PoolRead *self, PyObject *Py_UNUSED(unused))
+{
+    return PyBool_FromLong(!self->queue || self->left);
+}
+
 static PyObject *pool_read_get_loop(PoolRead *self, PyObject *Py_UNUSED(unused))
 {
     return Py_NewRef(self->queue ? self->queue->pool->loop : Py_None);
@@ -139,8 +145,8 @@ static PyObject *pool_read_add_done_callback(PoolRead *self, PyObject *const *ar
     if (count != 1 || !names || PyTuple_Size(names) != 1 ||
         PyUnicode_CompareWithASCIIString(PyTuple_GetItem(names, 0), "context"))
         return PyErr_Format(PyExc_TypeError, "add_done_callback() takes a function and a context");
-    if (self->wake || !self->queue || self->left)
-        return PyErr_Format(PyExc_RuntimeError, "this read is over, or a task waits for it already");
+    if (self->wake)
+        return PyErr_Format(PyExc_RuntimeError, "a task waits for this read already");
     self->wake = Py_NewRef(args[0]);
     self->context = Py_NewRef(args[1]);
     Py_RETURN_NONE;
@@ -163,6 +169,7 @@ static PyObject *pool_read_cancel(PoolRead *self, PyObject *args, PyObject *keyw
 PyMethodDef pool_read_methods[] = { /* documented in _native_pool.pyi */
     {"withdraw", (PyCFunction)pool_read_withdraw, METH_NOARGS, NULL},
     {"result", (PyCFunction)pool_read_result, METH_NOARGS, NULL},
+    {"done", (PyCFunction)pool_read_done, METH_NOARGS, NULL},
     {"get_loop", (PyCFunction)pool_read_get_loop, METH_NOARGS, NULL},
     {"add_done_callback", (PyCFunction)(void (*)(void))pool_read_add_done_callback,
      METH_FASTCALL | METH_KEYWORDS, NULL},

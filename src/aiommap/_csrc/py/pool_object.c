@@ -129,9 +129,9 @@ static bool tell_empty(Pool *self)
     return answer;
 }
 
-/* Tasks that wake while many reads are in flight begin more reads in the next turn. If `drain` then
- * runs behind them, it hands those reads over in the same turn. Until then, threads need not tell
- * the loop of what lands. */
+/* Tasks that wake while many reads are in flight begin more. If `drain` then comes again in the next
+ * turn, it takes what has landed, and hands over what tasks begin that other callbacks woke. Until
+ * then, threads need not tell the loop of what lands. */
 static bool come_again(Pool *self, int woken)
 {
     bool expected = woken && self->reads >= COLD_READS_FEW;

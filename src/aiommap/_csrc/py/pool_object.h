@@ -61,7 +61,7 @@ typedef struct {
 } Pool;
 
 /* About this many jobs of a file are in flight at most (pool_object.3). */
-#define READS_MOST 256
+#define READS_MOST 512
 
 typedef struct pool_read_object PoolRead;
 
