@@ -15,6 +15,7 @@ import pytest
 import uvloop
 
 from tests.support.internals import native
+from tests.support.scripts import expect_alive
 from tests.support.waiting import until
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -34,8 +35,12 @@ def python_tasks():
     return loop
 
 
-LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop, python_tasks]
-every_loop = pytest.mark.parametrize("make_loop", LOOPS, ids=["asyncio", "uvloop", "python_tasks"])
+LOOPS = [
+    pytest.param(asyncio.new_event_loop, id="asyncio"),
+    pytest.param(uvloop.new_event_loop, id="uvloop"),
+    pytest.param(python_tasks, id="asyncio-python"),
+]
+every_loop = pytest.mark.parametrize("make_loop", LOOPS)
 
 
 @pytest.fixture
@@ -314,3 +319,48 @@ def test_anyio_sees_that_a_task_waits(make_loop, path):
             group.cancel_scope.cancel()
 
     run(make_loop, main)
+
+
+FORKS = """
+woken, filled = [], bytearray(PAGE)
+
+async def main():
+    loop = asyncio.get_running_loop()
+    loop.set_debug(False)  # else the loop would wake the tasks
+    mapping = aiommap._native.Mapping(os.open(make(), os.O_RDWR), SIZE, SIZE, FLAGS)
+    pool = aiommap._native.Pool(None, loop.call_soon, loop)
+    queue, parent = pool.queue(1, 1, 1), os.getpid()
+
+    async def read(number):
+        await queue.read(mapping, number * PAGE, PAGE, True)
+        woken.append(number)
+        if number == 0 and (child := os.fork()):
+            assert os.waitpid(child, 0) == (child, 0)
+
+    def drain():
+        pool.drain()
+        if os.getpid() != parent:
+            os._exit(woken != [0])
+
+    tasks = [asyncio.create_task(read(number)) for number in range(8)]
+    await asyncio.sleep(0)
+    queue.read_into(mapping, 0, filled, bool)
+    queue.read(mapping, 0, PAGE, True).withdraw()  # which hands over all of them
+    while not filled[-1]:  # one thread makes the reads in order, so that all others have landed
+        pass
+    loop.call_soon(drain)
+    await asyncio.gather(*tasks)
+    assert woken == [*range(8)]
+    while pool.in_flight:
+        pool.drain()
+    mapping.close()
+    pool.close()
+
+run(main)
+print("alive")
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop"])
+def test_woken_task_forks(backend, tmp_path):
+    expect_alive(FORKS, tmp_path, backend)

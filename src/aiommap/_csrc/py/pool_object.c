@@ -95,7 +95,8 @@ static int deliver(Pool *self)
     self->wakes_now = self->landed && can_wake(self);
     if (PyErr_Occurred())
         return -1;
-    while (self->landed && woken < TASKS_A_TURN) {
+    /* A task that runs here may fork, and be the child's. */
+    while (self->landed && woken < TASKS_A_TURN && pool_is_usable(self)) {
         struct pool_job *job = self->landed;
         self->landed = job->below;
         woken += job->landed(job);
@@ -154,12 +155,12 @@ static PyObject *pool_drain(Pool *self, PyObject *Py_UNUSED(unused))
     append_landed(self, pool_landed(self->pool, told));
     int woken = deliver(self);
     bool done = woken >= 0;
-    if (done) {
+    if (!done) {
+        call_drain_after_error(self);
+    } else if (pool_is_usable(self)) {
         pool_flush(self); /* what the tasks have begun */
         done = come_again(self, woken) && tell_empty(self);
     }
-    else
-        call_drain_after_error(self);
     Py_DECREF((PyObject *)self);
     if (!done)
         return NULL;

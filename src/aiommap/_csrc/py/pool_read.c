@@ -268,7 +268,8 @@ static bool land(struct pool_job *job, bool now)
     PyErr_Fetch(&kind, &error, &traceback);
     if (last)
         Py_DECREF((PyObject *)self);
-    go_on(queue);
+    if (pool_is_usable(queue->pool))
+        go_on(queue);
     Py_DECREF((PyObject *)queue);
     PyErr_Restore(kind, error, traceback);
     return last;
