@@ -180,19 +180,12 @@ class Entry:
         """Cut runs of blocks into the runs that one request may ask for."""
         return list(requests_of(runs, self._request_blocks))
 
-    # Fetching.
-
     def fetch(
-        self,
-        source: RemoteSource,
-        first: int,
-        end: int,
-        claimed: Callable[[], object] = nothing,
+        self, source: RemoteSource, first: int, end: int, claimed: Callable[[], object] = nothing
     ) -> list[Body]:
         """Fetch what is missing of blocks [first, end), and return the bodies that came (entry.1).
 
-        Args:
-            claimed: called when the blocks are claimed, ours or by others; perhaps several times.
+        ``claimed`` is called, perhaps several times, when the blocks are claimed, by us or others.
         Raises:
             StaleSnapshotError, RemoteError, PermissionError, UnsupportedError: as
             ``RemoteSnapshot.read_exact``.
