@@ -282,6 +282,24 @@ async def test_folder_that_cannot_be_made_fails_no_opening(make_cache, objects, 
         assert (cache.statistics().errors > 0, objects.begun) == (True, [BLOCK])
 
 
+async def test_first_block_that_cannot_be_stored_is_requested_once(make_cache, objects, tmp_path):
+    """It comes, and there is no room for it, before the loop has time for the opening."""
+    (tmp_path / "file").touch()
+
+    def keep_the_loop_busy(_):
+        while not cache.statistics().unstored_blocks:
+            objects.asked.acquire(timeout=0.01)
+
+    async with (
+        make_cache(folder=tmp_path / "file" / "cache", on_error=keep_the_loop_busy) as cache,
+        cache.open(objects, read_ahead=True) as s,
+    ):
+        assert await s.read_exact(0, 10) == DATA[:10]
+        assert (objects.begun, objects.gets) == ([BLOCK], [])
+        assert await s.read_exact(0, 10) == DATA[:10]
+        assert objects.gets == [(0, BLOCK)]
+
+
 async def test_abandoned_opening_leaves_nothing(make_cache, objects):
     """The task is gone when the response comes: nothing stays open, and no block is taken."""
     given_up = anyio.Event()

@@ -71,10 +71,9 @@ class Attempt:
         return found
 
     def join(self, fetches: Fetches) -> None:
-        """Let whoever reads the first block wait for it, if it is still on its way."""
-        if self._told.is_set() and not self._first.done.is_set():
-            self._fetches = fetches
-            fetches.adopt(self._first)
+        """Let whoever reads the first block have it, if it is on its way or was not stored."""
+        self._fetches = fetches
+        fetches.adopt(self._first)
 
     def _take(self, *, abandon: bool = False) -> Found | None:
         with self._mutex:

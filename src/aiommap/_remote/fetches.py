@@ -132,7 +132,7 @@ class Fetches:
     A fetch belongs to no task, and no cancellation ends it (R11). It keeps the files open.
     """
 
-    __slots__ = ("__weakref__", "_counters", "_entry", "_queue", "_under_way", "_workers")
+    __slots__ = ("__weakref__", "_counters", "_entry", "_kept", "_queue", "_under_way", "_workers")
 
     def __init__(
         self, workers: Workers, queue: FetchQueue, entry: Entry, counters: Counters
@@ -142,6 +142,8 @@ class Fetches:
         self._entry = entry
         self._counters = counters
         self._under_way: dict[int, Fetch] = {}
+        #: A fetch that has ended and was not stored, for the next read.
+        self._kept: Fetch | None = None
 
     def begin(self, source: RemoteSource, runs: Iterable[Run]) -> list[Fetch]:
         """Begin to fetch runs of blocks; return all fetches to wait for.
@@ -160,10 +162,20 @@ class Fetches:
                     self._counters.add(coalesced=1)
         for request in self._entry.requests(runs_of(sorted(rest))):
             found[self._start(source, request)] = None
+        if self._kept is not None:
+            self.part_with(self._kept)
+            self._kept = None
         return list(found)
 
     def adopt(self, fetch: Fetch) -> None:
-        """Have whoever wants its blocks wait for a fetch that an opening began."""
+        """Have whoever wants its blocks wait for a fetch that an opening began.
+
+        If it has ended, the next read gets what could not be stored of it.
+        """
+        if fetch.done.is_set():
+            if not (fetch.bodies and self._entry.blocks.missing(*fetch.run)):
+                return
+            self._kept = fetch
         for block in range(*fetch.run):
             self._under_way.setdefault(block, fetch)
 
