@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,13 @@ class Setting:
         path = self.folder / "touched"
         path.write_bytes(bytes(256 * MIB))
         path.unlink()
+
+    @cached_property
+    def etag(self) -> str | None:
+        """The ETag of the object."""
+        import obstore
+
+        return obstore.head(self.store, "object").get("e_tag")
 
     def source(self) -> ObstoreSource:
         return ObstoreSource(self.store, "object")

@@ -26,13 +26,12 @@ from tests.support.internals import Header, crc32c
 from tests.support.remote_servers import Nginx
 from tests.support.server_processes import find_tool
 
-from ._harness import MIB, Action, Report, Stall, compare, heartbeat, make_cold, rate
+from ._harness import MIB, Action, Report, Stall, compare, heartbeat, make_cold
+from ._remote_cold import TASKS, at_random
 from ._remote_first import at_a_gateway, first_bytes, mounted
 from ._remote_peers import BLOCK, CHUNK, READ, by_fsspec, has_fsspec, read_by_rclone
 from ._remote_setting import Setting, timed, turns
 
-TASKS = 64
-WORKERS = 16
 CACHES = ("blockcache", "filecache")
 
 
@@ -112,57 +111,6 @@ def readings_of_peers(setting: Setting) -> dict[str, Callable[[], Awaitable[tupl
     for kind in CACHES if has_fsspec() else ():
         found[kind] = partial(read_through, setting, kind)
     return {name: partial(asyncio.to_thread, reading) for name, reading in found.items()}
-
-
-async def at_random(report: Report, setting: Setting) -> None:
-    """Measure cold reads of 4 KiB by many tasks: each block is fetched on its first use."""
-    count = setting.size // BLOCK
-    offsets = setting.offsets(count)
-    found: defaultdict[str, list[float]] = defaultdict(list)
-
-    async def ours() -> None:
-        async with setting.opened(read_ahead=False) as (_, snapshot):
-            speed = await rate(lambda i: snapshot.read_exact(offsets[i], READ), count, TASKS)
-        found["aiommap"].append(speed)
-
-    async def blockcache() -> None:
-        with setting.fresh() as folder:
-            file = await asyncio.to_thread(by_fsspec, setting.url, "blockcache", folder)
-
-            async def read(i: int) -> None:
-                await asyncio.to_thread(file.cache._fetch, offsets[i], offsets[i] + READ)
-
-            found["blockcache"].append(await rate(read, count, TASKS))
-            file.close()
-
-    async def by_hand() -> None:
-        """The same blocks, each once, by as many threads: what any cache on a disk has to do."""
-        blocks = list({offset // BLOCK for offset in offsets})
-        with setting.fresh() as path:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT)
-            start = time.perf_counter()
-            some = (blocks[n::WORKERS] for n in range(WORKERS))
-            await asyncio.gather(*(asyncio.to_thread(keep_blocks, setting, fd, b) for b in some))
-            found["obstore and pwrite"].append(count / (time.perf_counter() - start))
-            os.close(fd)
-
-    steps = [ours, by_hand, *([blockcache] if has_fsspec() else [])]
-    for step in turns(setting.rounds, steps):
-        await step()
-    medians = {name: statistics.median(rates) for name, rates in found.items()}
-    for name, value in medians.items():
-        report.row(f"cold 4 KiB, {TASKS} tasks: {name}", value, "reads/s")
-    if "blockcache" in medians:
-        ratio = medians["aiommap"] / medians["blockcache"]
-        report.row(f"cold 4 KiB, {TASKS} tasks: aiommap / blockcache", ratio, "x", 3)
-
-
-def keep_blocks(setting: Setting, fd: int, blocks: list[int]) -> None:
-    """Fetch blocks by obstore and write them to a file; nothing is checked, claimed or counted."""
-    import obstore
-
-    for start in (block * BLOCK for block in blocks):
-        os.pwrite(fd, obstore.get_range(setting.store, "object", start=start, length=BLOCK), start)
 
 
 async def warm(report: Report, setting: Setting) -> None:
