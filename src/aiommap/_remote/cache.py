@@ -110,7 +110,8 @@ class RemoteCache(AsyncResource):
         self._hub = Hub()
         self._closed = False
         self._snapshots: weakref.WeakSet[RemoteSnapshot] = weakref.WeakSet()
-        self._fetches: weakref.WeakKeyDictionary[Entry, Fetches] = weakref.WeakKeyDictionary()
+        # By object that is open; snapshots and fetches under way keep them alive.
+        self._fetches: weakref.WeakValueDictionary[Entry, Fetches] = weakref.WeakValueDictionary()
         self._followed: weakref.WeakSet[LiveRemoteSnapshot] = weakref.WeakSet()
         self._objects = OpenObjects(
             self._folder_path,
@@ -205,7 +206,8 @@ class RemoteCache(AsyncResource):
             source: as for ``open``.
             poll_interval: seconds between two requests.
             pointer: whether the object is a pointer: a small text that names the object to serve,
-                by its URL or by a key beside the pointer.
+                by a key beside the pointer, or by a URL. The object has to be of the pointer's own
+                store: the same bucket, host or folder.
             prewarm: what is fetched of a new object before it is put in service: "hot", the ranges
                 that are cached of the object in service; "all"; or "none".
             validate: an async function that gets each new snapshot, the first included. It raises

@@ -23,11 +23,9 @@ from .._snapshot.follower import Follower, News
 from .._snapshot.live import Generations
 from .counters import Counters
 from .obstore import source_of_url
+from .pointers import pointed_to
 from .remote_snapshot import Closer, RemoteSnapshot, SharedSnapshot
-from .source import PointingSource, RemoteSource, RemoteState
-
-#: A pointer that is longer is refused: it has only to name one object.
-MAX_POINTER_BYTES = 64 << 10
+from .source import RemoteSource, RemoteState
 
 T = TypeVar("T")
 Use = Callable[[RemoteSnapshot], Awaitable[Any]]
@@ -169,7 +167,7 @@ class PolledSource:
         self._counters.add(heads=1, gets=1)
         named = await self._ask(source.stat, None)
         assert named is not None  # there was no condition
-        generation = await self._opener(await self._ask(_pointed_to, source, named))
+        generation = await self._opener(await self._ask(pointed_to, source, named))
         generation.named = named
         return generation
 
@@ -218,25 +216,6 @@ async def _call_async(function: Use, given: RemoteSnapshot) -> Any:
     if not isinstance(answer, Awaitable):
         raise TypeError(f"{function!r} returned {answer!r}: it has to be async")
     return await answer
-
-
-def _pointed_to(pointer: RemoteSource, state: RemoteState) -> RemoteSource:
-    """Read a pointer, and return the source that it names. Worker threads only."""
-    if not 0 < state.size <= MAX_POINTER_BYTES:
-        raise ValueError(
-            f"{pointer.url} has {state.size} bytes: a pointer is the URL or key of one object"
-        )
-    data, found = pointer.fetch(0, state.size, state)
-    if (found.size, found.etag) != (state.size, state.etag) or memoryview(
-        data
-    ).nbytes != state.size:
-        raise BlockingIOError(11, "the pointer was changed while it was read", pointer.url)
-    text = bytes(data).decode("utf-8", "replace").strip()
-    if "://" in text:
-        return source_of_url(text)
-    if not isinstance(pointer, PointingSource):
-        raise TypeError(f"{pointer.url} holds {text!r}, and its source finds no keys beside it")
-    return pointer.beside(text)
 
 
 class LiveRemoteSnapshot(AsyncResource):

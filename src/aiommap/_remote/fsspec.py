@@ -13,6 +13,7 @@ from typing import Any
 from .._arguments import check_kind
 from .._errors import MappedFileError, RemoteError
 from .._typing import Buffer
+from .naming import address_in_file_system
 from .source import RemoteState, without_secrets
 
 #: The names under which file systems of fsspec give what we ask for; the most exact come first.
@@ -40,7 +41,7 @@ class FsspecSource:
             raise TypeError(f"fs is {fs!r}: give an fsspec file system")
         self._fs = fs
         self._path = check_kind(path, str, "path", 'give a str, such as "bucket/key"')
-        self._url = without_secrets(url or _address(fs, path))
+        self._url = without_secrets(url or address_in_file_system(fs, path))
 
     @property
     def url(self) -> str:
@@ -48,8 +49,15 @@ class FsspecSource:
         return self._url
 
     def beside(self, name: str) -> FsspecSource:
-        """Return a source of another file of the file system, named relative to this one."""
-        return FsspecSource(self._fs, f"{self._path.rpartition('/')[0]}/{name}")
+        """Return a source of another file of the file system, below the folder of this one.
+
+        Raises:
+            ValueError: if the name leads out of the folder.
+        """
+        if ".." in name.split("/"):
+            raise ValueError(f"{name!r} leads out of the folder of {self._url}")
+        folder = self._path.rpartition("/")[0]
+        return FsspecSource(self._fs, f"{folder}/{name.lstrip('/')}" if folder else name)
 
     def stat(self, known: RemoteState | None) -> RemoteState | None:
         """Ask what the object is now; as ``RemoteSource.stat``."""
@@ -62,16 +70,21 @@ class FsspecSource:
         try:
             data = self._fs.cat_file(self._path, start=start, end=end)
         except Exception as error:
-            raise self._translated(error, start, end - start) from None
-        return data, self._state()
+            failure = self._translated(error, start, end - start)
+        else:
+            return data, self._state()
+        raise failure  # here, because a context may have a secret (R13)
 
     def _state(self) -> RemoteState:
+        failure = None
         try:
             # The file system caches listings, and we need the object as it is now.
             self._fs.invalidate_cache(self._fs._parent(self._path))  # noqa: SLF001  fsspec's way
             info: Mapping[str, Any] = self._fs.info(self._path)
         except Exception as error:
-            raise self._translated(error, 0, 0) from None
+            failure = self._translated(error, 0, 0)
+        if failure is not None:
+            raise failure
         size = info.get("size")
         if not isinstance(size, int):
             raise RemoteError(self._url, "the file system does not say how large the object is")
@@ -95,19 +108,6 @@ class FsspecSource:
 
     def __repr__(self) -> str:
         return f"<FsspecSource {self._url}>"
-
-
-def _address(fs: Any, path: str) -> str:
-    """Return the address of an object, endpoint included: two endpoints are two stores."""
-    url = str(fs.unstrip_protocol(path))
-    endpoint = getattr(fs, "endpoint_url", None) or (getattr(fs, "client_kwargs", None) or {}).get(
-        "endpoint_url"
-    )
-    if endpoint:
-        url = "/".join([str(endpoint).rstrip("/"), url.partition("://")[2]])
-    if url.startswith("memory:"):
-        url = url.replace("memory:", f"memory:{id(fs.store):x}", 1)
-    return url
 
 
 def _first(info: Mapping[str, Any], names: tuple[str, ...]) -> str | None:

@@ -8,21 +8,19 @@ response: the cache checks both, for every source.
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
+import os
 import re
-import secrets
-import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urljoin, urlsplit
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from .._arguments import check_kind
 from .._errors import RemoteError, StaleSnapshotError, UnsupportedError
-from .._runtime.threads import Mutex
 from .._typing import Buffer
+from .naming import address_in_store, address_of_url, roots_of_store
 from .source import RemoteState, without_secrets
 
 #: How long a connection may bring nothing, and how long a whole request of some MiB may take.
@@ -37,50 +35,6 @@ _STATUS = re.compile(
     re.IGNORECASE,
 )
 
-#: Names that we give to stores in memory: they have no address, and two may have equal names of
-#: objects. By id of the store; the reference tells whether the id still is that store's.
-_tokens: dict[int, tuple[weakref.ref[object], str]] = {}
-_tokens_mutex = Mutex()
-
-
-def _memory_token(store: object) -> str:
-    """Return the name of a store in memory; it is the same for as long as the store lives."""
-    with _tokens_mutex:
-        known = _tokens.get(id(store))
-        if known is None or known[0]() is not store:
-            known = (weakref.ref(store), secrets.token_hex(8))
-            _tokens[id(store)] = known
-        return known[1]
-
-
-def _join(base: str, *parts: str | None) -> str:
-    return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts if part)])
-
-
-def _address(store: Any, key: str) -> str:
-    """Return the address of an object, from the configuration of its store."""
-    kind, path = type(store).__name__, quote(key, safe="/!$&'()*+,;=:@~-._")
-    config: Mapping[str, str] = getattr(store, "config", None) or {}
-    prefix = str(getattr(store, "prefix", None) or "")
-    if kind == "HTTPStore":
-        return _join(str(store.url).partition("?")[0], path)
-    if kind == "LocalStore":
-        return _join("file://", prefix or "/", path)
-    if kind == "MemoryStore":
-        return f"memory://{_memory_token(store)}/{path}"
-    if kind == "AzureStore":
-        account = config.get("account_name", "")
-        home = config.get("endpoint") or f"az://{account}"
-        return _join(home, config.get("container_name"), prefix, path)
-    scheme = {"S3Store": "s3", "GCSStore": "gs"}.get(kind)
-    bucket = config.get("bucket", "")
-    if scheme is None or not bucket:
-        raise UnsupportedError(
-            f"cache an object of {kind}", "its address cannot be told: pass url= to ObstoreSource"
-        )
-    endpoint = config.get("endpoint") or config.get("endpoint_url") or config.get("base_url")
-    return _join(endpoint or f"{scheme}:/", bucket, prefix, path)
-
 
 class ObstoreSource:
     """An object that obstore reaches: S3, GCS, Azure, HTTP, a folder, memory.
@@ -93,6 +47,7 @@ class ObstoreSource:
         url: the object's address; by default it comes from the configuration of the store. User,
             password, query and fragment are taken out of it.
     Raises:
+        ValueError: if obstore would ask for another key: it drops slashes at the ends.
         UnsupportedError: if the configuration of the store gives no address.
     Source: obstore's ``get`` with ``range``, ``if_match``, ``version`` and ``head``.
     """
@@ -102,10 +57,10 @@ class ObstoreSource:
     def __init__(
         self, store: object, key: str, *, version: str | None = None, url: str | None = None
     ) -> None:
-        self._key = check_kind(key, str, "key", 'give a str, such as "models/large.bin"')
+        self._key = _check_key(check_kind(key, str, "key", 'give a str, such as "models/large.bin"'))
         self._store = store
         self._version = version
-        self._url = without_secrets(url or _address(store, key))
+        self._url = without_secrets(url or address_in_store(store, key))
         self._obstore: Any = None
 
     @staticmethod
@@ -136,15 +91,41 @@ class ObstoreSource:
         return ObstoreSource(self._store, self._key, version=version, url=self._url)
 
     def beside(self, name: str) -> ObstoreSource:
-        """Return a source of another object of the store; its name is relative to this one's."""
-        if self._key:
-            folder = self._key.rpartition("/")[0]
-            key = name.lstrip("/") if name.startswith("/") or not folder else f"{folder}/{name}"
-            return ObstoreSource(self._store, key)
-        store: Any = self._store  # it was made from a whole URL
-        url = urljoin(str(store.url), name)
+        """Return a source of another object of the store; its name is relative to this one's.
+
+        Raises:
+            ValueError: if the name is none of the store.
+        """
+        if not self._key:  # the store was made from a whole URL
+            return self.named(urljoin(str(self._http.url), name))
+        folder = self._key.rpartition("/")[0]
+        key = name.lstrip("/") if name.startswith("/") or not folder else f"{folder}/{name}"
+        return ObstoreSource(self._store, key)
+
+    def named(self, url: str) -> ObstoreSource:
+        """Return a source of another object of the store, by its URL.
+
+        Raises:
+            ValueError: if the URL is none of the store.
+        """
+        if type(self._store).__name__ == "HTTPStore":
+            if _origin(url) == _origin(str(self._http.url)) is not None:
+                return self._at_url(url)
+        elif _PLAIN_URL.fullmatch(url) and "?" not in url and "#" not in url:
+            for root in roots_of_store(self._store):
+                if url.startswith(root):
+                    return ObstoreSource(self._store, unquote(url[len(root) :]))
+        raise ValueError(f"{without_secrets(url)} is not of the store of {self._url}")
+
+    @property
+    def _http(self) -> Any:
+        return self._store
+
+    def _at_url(self, url: str) -> ObstoreSource:
+        """Return a source of a whole URL, with the options of this store."""
+        store = self._http
         options = {"client_options": store.client_options, "retry_config": store.retry_config}
-        return ObstoreSource(type(store)(url, **options), "", url=_named_by_query(url))
+        return ObstoreSource(type(store)(url, **options), "", url=address_of_url(url))
 
     def stat(self, known: RemoteState | None) -> RemoteState | None:
         """Ask what the object is now; as ``RemoteSource.stat``."""
@@ -191,8 +172,10 @@ class ObstoreSource:
         try:
             body: Buffer = result.bytes()
         except Exception as error:
-            raise self._translated(error, start, length, state) from None
-        return body
+            failure = self._translated(error, start, length, state)
+        else:
+            return body
+        raise failure  # here, because a context would have the signed URL (R13)
 
     def _get(
         self,
@@ -205,10 +188,13 @@ class ObstoreSource:
             options["version"] = self._version
         if self._obstore is None:
             self._obstore = load_obstore()
+        failure = None
         try:
             result = self._obstore.get(self._store, self._key, options=options)
         except Exception as error:
-            raise self._translated(error, start, length, state) from None
+            failure = self._translated(error, start, length, state)
+        if failure is not None:
+            raise failure  # here, because a context would have the signed URL (R13)
         meta = result.meta
         modified = meta.get("last_modified")
         return result, RemoteState(
@@ -293,60 +279,82 @@ def source_of_url(url: str) -> ObstoreSource:
             f"{without_secrets(url)} is no URL of an object: write it as s3://bucket/key, gs://…, "
             "az://…, https://… or file:///…"
         )
-    folder, _, name = parts.path.rpartition("/")
-    if not name and parts.scheme not in ("http", "https"):
-        raise ValueError(f"{without_secrets(url)} names no object: give it a key")
-    home = f"{parts.scheme}://{parts.netloc}"
+    if parts.scheme not in ("http", "https"):
+        if parts.path.endswith("/") or not parts.path:
+            raise ValueError(f"{without_secrets(url)} names no object: give it a key")
+        if parts.query or parts.fragment:
+            raise ValueError(f"{without_secrets(url)} goes on behind its key: write ? as %3F, # as %23")
     try:
-        if parts.scheme == "file":
-            store = _store_at("LocalStore", unquote(folder) or "/")
-            return ObstoreSource(store, unquote(name), url=url)
-        if parts.scheme not in ("http", "https") or _is_of_a_cloud(parts.hostname or ""):
-            return ObstoreSource(_store_at("", home), unquote(parts.path.lstrip("/")))
-        if _PLAIN_PATH.fullmatch(parts.path) and not parts.query:
-            return ObstoreSource(_store_at("HTTPStore", home), parts.path[1:])
-        # An engine would spell this URL in another way: one store for it, and an empty key.
-        return ObstoreSource(_make_store("HTTPStore", url), "", url=_named_by_query(url))
+        return _source_of_parts(url, parts)
     except (ValueError, OSError, ImportError):
         raise
     except Exception as error:
         text = without_secrets(str(error).partition("\n")[0])
-        raise ValueError(f"{without_secrets(url)} cannot be read: {text}") from None
+    raise ValueError(f"{without_secrets(url)} cannot be read: {text}")
 
 
-def _named_by_query(url: str) -> str:
-    """Replace the query of a URL by a hash of it in the path, because the query may be secret.
+def _source_of_parts(url: str, parts: SplitResult) -> ObstoreSource:
+    home, path = f"{parts.scheme}://{parts.netloc}", parts.path
+    if parts.scheme == "file":
+        if parts.netloc not in ("", "localhost") or not path.startswith("/"):
+            raise ValueError(f"{without_secrets(url)} names no file: write it as file:///path")
+        folder, _, name = path.rpartition("/")
+        return ObstoreSource(_store_at("LocalStore", unquote(folder) or "/"), unquote(name))
+    host = parts.hostname or ""
+    if parts.scheme not in ("http", "https") or (_is_of_a_cloud(host) and not parts.query):
+        if parts.scheme == "https" and not _BUCKET_IN_HOST.search(host):
+            bucket, _, path = path[1:].partition("/")
+            home, path = f"{home}/{bucket}", f"/{path}"
+        return ObstoreSource(_store_at("", home, _variables()), unquote(path[1:]))
+    if _PLAIN_PATH.fullmatch(path) and not parts.query:
+        return ObstoreSource(_store_at("HTTPStore", home), path[1:])
+    # An engine would spell this URL in another way: one store for it, and an empty key.
+    return ObstoreSource(_make_store("HTTPStore", url), "", url=address_of_url(url))
 
-    Fields that only sign a request are left out, so that all signed URLs of an object have one
-    address.
-    """
-    base, _, query = url.partition("#")[0].partition("?")
-    fields = parse_qsl(query, keep_blank_values=True)
-    signed_by_azure = any(name.lower() == "sig" for name, _ in fields)
-    names = [
-        (name, value)
-        for name, value in fields
-        if not _SIGNATURE.match(name) and not (signed_by_azure and _AZURE.fullmatch(name))
-    ]
-    if not names:
-        return base
-    return f"{base};query={hashlib.sha256(urlencode(names).encode()).hexdigest()[:16]}"
+
+def _check_key(key: str) -> str:
+    """Raise for a key that obstore cannot ask for, or takes for another one."""
+    if key and not {"", ".", ".."}.isdisjoint(key.split("/")):
+        raise ValueError(
+            f"{key!r} is no key that obstore can ask for: it drops slashes at the ends, and knows no "
+            "empty part, '.' or '..'; an object of an HTTP server can be named by its whole URL"
+        )
+    return key
 
 
-#: Fields of a query that say who may read, and not which object.
-_SIGNATURE = re.compile(
-    r"(?i)x-(?:amz|goog|ms)-|(?:signature|expires|awsaccesskeyid|googleaccessid|key-pair-id|policy"
-    r"|token|access_token|api_?key)$"
-)
-#: Fields of Azure that do, if the query has ``sig``, too.
-_AZURE = re.compile(r"(?i)s[a-z]{1,4}|rsc[a-z]")
+def _origin(url: str) -> tuple[str, str] | None:
+    """Return scheme and host of an http URL; None of one that engines may read differently."""
+    found = _PLAIN_URL.fullmatch(url)
+    if found is None or found[1].lower() not in _PORTS:
+        return None
+    scheme, host = found[1].lower(), found[2].lower()
+    return scheme, host.removesuffix(_PORTS[scheme])
+
+
+def _variables() -> frozenset[tuple[str, str]]:
+    """Return the variables of the environment by which obstore makes a store."""
+    return frozenset(item for item in os.environ.items() if _VARIABLE.match(item[0]))
+
+
+_BUCKET_IN_HOST = re.compile(r".\.s3[.-].*\.amazonaws\.com$")
+_VARIABLE = re.compile("AWS_|AZURE_|AZURITE_|GOOGLE_|SERVICE_ACCOUNT|IDENTITY_ENDPOINT|MSI_")
+_PORTS = {"http": ":80", "https": ":443"}
+#: A URL without user and password that nobody can read in two ways.
+_PLAIN_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([A-Za-z0-9._~:\[\]-]*)(?:/[!-\[\]-~]*)?")
 #: Paths that an engine sends as they are written.
 _PLAIN_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+")
 
 
 @functools.lru_cache(maxsize=64)
-def _store_at(kind: str, place: str) -> Any:
-    """Make a store, or return the one that was made before: all its objects share connections."""
+def _store_at(
+    kind: str, place: str, variables: frozenset[tuple[str, str]] = frozenset()
+) -> Any:
+    """Make a store, or return the one that was made before: all its objects share connections.
+
+    Args:
+        variables: those of the environment; with others it is another store.
+    """
+    del variables
     return _make_store(kind, place)
 
 
