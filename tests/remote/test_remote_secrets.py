@@ -55,6 +55,20 @@ async def test_secrets_of_a_url(tmp_path, nginx, proxy, caplog, query):
     assert reveals(caplog.text) == []
 
 
+@pytest.mark.parametrize("status", [404, 403, 412, 500])
+async def test_no_context_has_the_query(tmp_path, proxy, status):
+    """Tools that report errors print contexts, also those that Python leaves out of tracebacks."""
+    proxy.rule = always(Fault(status=status))
+    url = f"http://127.0.0.1:{proxy.port}/k?X-Amz-Signature=signature-of-it"
+    async with RemoteCache(tmp_path / "cache") as cache:
+        with pytest.raises(OSError, match="k") as caught:
+            await cache.open(url)
+        error = caught.value
+        while error is not None:
+            assert reveals(f"{error} {error!r} {error.args}") == []
+            error = error.__context__
+
+
 async def assert_nothing_is_kept(folder):
     found = await anyio.to_thread.run_sync(lambda: [*folder.rglob("*")])
     files = [path for path in found if path.is_file()]

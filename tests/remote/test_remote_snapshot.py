@@ -14,6 +14,7 @@ import pytest
 import aiommap
 from aiommap import OutOfBoundsError, StaleSnapshotError, UnsupportedError
 from aiommap.remote import RemoteError, RemoteState
+from tests.support.internals import Entry, Fetches
 from tests.support.objects import BLOCK, DATA, Objects
 from tests.support.remote import content
 
@@ -455,3 +456,18 @@ async def test_clear_gives_the_disk_back(make_cache, objects):
         assert await cache.clear() > 0
         assert await cache.entries() == ()
         assert cache.statistics().used_bytes == 0
+
+
+async def test_closed_snapshots_leave_nothing_behind(make_cache, objects):
+    """Of twenty openings nothing remains, but for what a thread has not let go yet."""
+
+    def count():
+        gc.collect()
+        return sum(isinstance(found, (Entry, Fetches)) for found in gc.get_objects())
+
+    async with make_cache() as cache:
+        before = count()
+        for _ in range(20):
+            async with cache.open(objects) as s:
+                await s.read_exact(0, 8)
+        assert count() - before <= 4

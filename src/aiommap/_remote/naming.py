@@ -20,6 +20,7 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import quote, unquote_plus
 
+from .._core.paths import absolute_path
 from .._errors import UnsupportedError
 from .._runtime.threads import Mutex
 
@@ -66,7 +67,9 @@ def address_in_store(store: Any, key: str) -> str:
     prefix = str(getattr(store, "prefix", None) or "")
     if kind == "HTTPStore":
         base, _, query = str(store.url).partition("#")[0].partition("?")
-        return _join(base, key) + _mark_of_query(query)
+        if key:  # obstore appends a slash and the key, unless the path is "/"
+            base = f"{base.removesuffix('/') if base.count('/') == 3 else base}/{_quoted(key)}"
+        return base + _mark_of_query(query)
     if kind == "LocalStore":
         return _join("file:///", prefix, key)
     if kind == "MemoryStore":
@@ -144,7 +147,7 @@ def _endpoint_of_account(settings: _Settings) -> str | None:
         "GOOGLE_SERVICE_ACCOUNT_PATH",
         "SERVICE_ACCOUNT",
     )
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError):  # the store has read it, too
         if text is None and path is not None:
             with open(path, encoding="utf-8") as file:
                 text = file.read()
@@ -212,10 +215,9 @@ _SIGNATURES: tuple[tuple[frozenset[str], frozenset[str]], ...] = (
     (frozenset({"signature", "key-pair-id"}), frozenset({"expires", "policy"})),
     (
         frozenset({"sig", "sv"}),  # Azure
-        frozenset(
-            "ss srt sp st se sip spr sr si ses sdd skoid sktid skt ske sks skv saoid suoid scid"
-            " rscc rscd rsce rscl rsct".split()
-        ),
+        frozenset({"ss", "srt", "sp", "st", "se", "sip", "spr", "sr", "si", "ses", "sdd", "scid"})
+        | {"skoid", "sktid", "skt", "ske", "sks", "skv", "saoid", "suoid"}
+        | {"rscc", "rscd", "rsce", "rscl", "rsct"},
     ),
 )
 
@@ -286,7 +288,7 @@ def _mark_of(fs: Any, scheme: str) -> str:
         variables = [os.environ.get(name) for name in _VARIABLES]
         settings = getattr(sys.modules.get("fsspec.config"), "conf", None)
         return _hash(json.dumps([_identity(fs), variables, _identity(settings)], sort_keys=True))
-    except (_UntoldError, OSError):  # a relative path means nothing if there is no current folder
+    except _UntoldError:
         pass
     try:
         return private_name(fs)
@@ -318,4 +320,9 @@ def _identity(value: Any, name: str = "") -> Any:
 def _identity_of_text(text: str | bytes, name: str) -> str:
     if not isinstance(text, str) or re.search(r"(?:^|::)memory(?:$|:)", text):
         raise _UntoldError
-    return os.path.abspath(text) if name in ("fo", "path") and "://" not in text else text
+    if name not in ("fo", "path") or "://" in text:
+        return text
+    path = absolute_path(text or ".")
+    if not path.startswith("/"):  # the current folder was removed
+        raise _UntoldError
+    return path

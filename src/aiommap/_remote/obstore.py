@@ -57,7 +57,9 @@ class ObstoreSource:
     def __init__(
         self, store: object, key: str, *, version: str | None = None, url: str | None = None
     ) -> None:
-        self._key = _check_key(check_kind(key, str, "key", 'give a str, such as "models/large.bin"'))
+        self._key = _check_key(
+            check_kind(key, str, "key", 'give a str, such as "models/large.bin"')
+        )
         self._store = store
         self._version = version
         self._url = without_secrets(url or address_in_store(store, key))
@@ -282,8 +284,10 @@ def source_of_url(url: str) -> ObstoreSource:
     if parts.scheme not in ("http", "https"):
         if parts.path.endswith("/") or not parts.path:
             raise ValueError(f"{without_secrets(url)} names no object: give it a key")
-        if parts.query or parts.fragment:
-            raise ValueError(f"{without_secrets(url)} goes on behind its key: write ? as %3F, # as %23")
+        if parts.scheme != "file" and (parts.query or parts.fragment):
+            raise ValueError(
+                f"{without_secrets(url)} goes on behind its key: write ? as %3F and # as %23"
+            )
     try:
         return _source_of_parts(url, parts)
     except (ValueError, OSError, ImportError):
@@ -316,8 +320,8 @@ def _check_key(key: str) -> str:
     """Raise for a key that obstore cannot ask for, or takes for another one."""
     if key and not {"", ".", ".."}.isdisjoint(key.split("/")):
         raise ValueError(
-            f"{key!r} is no key that obstore can ask for: it drops slashes at the ends, and knows no "
-            "empty part, '.' or '..'; an object of an HTTP server can be named by its whole URL"
+            f"{key!r} is no key that obstore can ask for: it drops slashes at the ends, and knows "
+            "no empty part, '.' or '..'; name an object of an HTTP server by its whole URL"
         )
     return key
 
@@ -346,9 +350,7 @@ _PLAIN_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+")
 
 
 @functools.lru_cache(maxsize=64)
-def _store_at(
-    kind: str, place: str, variables: frozenset[tuple[str, str]] = frozenset()
-) -> Any:
+def _store_at(kind: str, place: str, variables: frozenset[tuple[str, str]] = frozenset()) -> Any:
     """Make a store, or return the one that was made before: all its objects share connections.
 
     Args:

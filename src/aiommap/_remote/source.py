@@ -172,14 +172,21 @@ def without_secrets(text: str) -> str:
 
 
 def _check_etag(url: str, state: RemoteState) -> None:
-    if state.etag is None or state.etag.startswith("W/"):
-        found = "sends no ETag" if state.etag is None else f"sends a weak ETag, {state.etag},"
-        raise UnsupportedError(
-            f"cache {url}",
-            f"the server {found} so that a change of the object could go unseen: pass "
-            'validator="modified" to believe its time of modification, or "none" if the object '
-            "never changes",
-        )
+    etag = state.etag
+    if etag and etag[:2].lower() != "w/" and etag.strip('"') and etag != "*":
+        return
+    if etag is None:
+        found = "sends no ETag"
+    elif etag[:2].lower() == "w/":
+        found = f"sends a weak ETag, {etag},"
+    else:
+        found = f"sends an ETag that tells nothing apart, {etag!r},"
+    raise UnsupportedError(
+        f"cache {url}",
+        f"the server {found} so that a change of the object could go unseen: pass "
+        'validator="modified" to believe its time of modification, or "none" if the object '
+        "never changes",
+    )
 
 
 def _check_modified(url: str, state: RemoteState) -> None:
