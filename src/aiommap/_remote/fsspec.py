@@ -76,15 +76,17 @@ class FsspecSource:
         raise failure  # here, because a context may have a secret (R13)
 
     def _state(self) -> RemoteState:
-        failure = None
         try:
             # The file system caches listings, and we need the object as it is now.
             self._fs.invalidate_cache(self._fs._parent(self._path))  # noqa: SLF001  fsspec's way
             info: Mapping[str, Any] = self._fs.info(self._path)
         except Exception as error:
             failure = self._translated(error, 0, 0)
-        if failure is not None:
-            raise failure
+        else:
+            return self._state_of(info)
+        raise failure
+
+    def _state_of(self, info: Mapping[str, Any]) -> RemoteState:
         size = info.get("size")
         if not isinstance(size, int):
             raise RemoteError(self._url, "the file system does not say how large the object is")

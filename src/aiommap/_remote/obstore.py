@@ -190,16 +190,17 @@ class ObstoreSource:
             options["version"] = self._version
         if self._obstore is None:
             self._obstore = load_obstore()
-        failure = None
         try:
             result = self._obstore.get(self._store, self._key, options=options)
         except Exception as error:
             failure = self._translated(error, start, length, state)
-        if failure is not None:
-            raise failure  # here, because a context would have the signed URL (R13)
-        meta = result.meta
+        else:
+            return result, self._state_of(result.meta)
+        raise failure  # here, because a context would have the signed URL (R13)
+
+    def _state_of(self, meta: Any) -> RemoteState:
         modified = meta.get("last_modified")
-        return result, RemoteState(
+        return RemoteState(
             size=meta["size"],
             etag=meta.get("e_tag"),
             version=self._version or meta.get("version"),
