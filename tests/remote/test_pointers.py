@@ -149,9 +149,9 @@ ACCOUNT = '{"disable_oauth": true, "client_email": "", "private_key": "", "priva
 )
 async def test_url_of_the_bucket_is_read_by_the_same_store(store, scheme):
     pointer = ObstoreSource(store, "d/LATEST")
-    found = pointer.named(f"{scheme}/e/a%20b")
+    found = pointer.beside(f"{scheme}/e/a%20b")
     assert found.url == pointer.url.replace("d/LATEST", "e/a%20b")
     assert found._store is store
     for other in (f"{scheme}2/e", scheme, f"{scheme}/e?x", "file:///b/e", "https://h:1/b2/e"):
         with pytest.raises(ValueError, match=r"not of the store|no key"):
-            pointer.named(other)
+            pointer.beside(other)

@@ -37,8 +37,6 @@ from aiommap._remote import (
     entry,
     eviction,
 )
-from aiommap._remote import entry as remote_entry
-from aiommap._remote import fetches as remote_fetches
 from aiommap._remote import fetching as remote_fetching
 from aiommap._remote import layout as remote_layout
 from aiommap._remote import obstore as remote_obstore
@@ -165,8 +163,7 @@ align_up = _ranges.align_up
 # aiommap._remote
 Header = remote_layout.Header
 CACHE_MARKER = remote_layout.MARKER
-Entry = remote_entry.Entry
-Fetches = remote_fetches.Fetches
+Entry = entry.Entry
 forget_address = addresses.forget
 ReadAhead = remote_fetching.ReadAhead
 requests_of = remote_fetching.requests_of

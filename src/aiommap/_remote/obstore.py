@@ -93,23 +93,23 @@ class ObstoreSource:
         return ObstoreSource(self._store, self._key, version=version, url=self._url)
 
     def beside(self, name: str) -> ObstoreSource:
-        """Return a source of another object of the store; its name is relative to this one's.
+        """Return a source of another object of the store.
 
+        Args:
+            name: its URL, or its key relative to this one's.
         Raises:
-            ValueError: if the name is none of the store.
+            ValueError: if the store has no object of that name.
         """
         if not self._key:  # the store was made from a whole URL
-            return self.named(urljoin(str(self._http.url), name))
+            return self._at(urljoin(str(self._http.url), name))
+        if "://" in name:
+            return self._at(name)
         folder = self._key.rpartition("/")[0]
         key = name.lstrip("/") if name.startswith("/") or not folder else f"{folder}/{name}"
         return ObstoreSource(self._store, key)
 
-    def named(self, url: str) -> ObstoreSource:
-        """Return a source of another object of the store, by its URL.
-
-        Raises:
-            ValueError: if the URL is none of the store.
-        """
+    def _at(self, url: str) -> ObstoreSource:
+        """Return a source of another object of the store, by its URL."""
         if type(self._store).__name__ == "HTTPStore":
             if _origin(url) == _origin(str(self._http.url)) is not None:
                 return self._at_url(url)

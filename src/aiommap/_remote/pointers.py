@@ -43,10 +43,8 @@ def pointed_to(pointer: RemoteSource, state: RemoteState) -> RemoteSource:
 def _named_by(pointer: RemoteSource, text: str) -> RemoteSource:
     if not isinstance(pointer, PointingSource):
         raise TypeError(f"{pointer.url} holds {text!r}, and its source finds no keys beside it")
-    if "://" not in text:
+    if "://" not in text or isinstance(pointer, ObstoreSource):
         return pointer.beside(text)
-    if isinstance(pointer, ObstoreSource):
-        return pointer.named(text)
     folder = pointer.url.rpartition("/")[0] + "/"
     if not text.startswith(folder):
         raise ValueError(f"it is not below {folder}")
