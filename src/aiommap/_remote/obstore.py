@@ -100,10 +100,10 @@ class ObstoreSource:
         Raises:
             ValueError: if the store has no object of that name.
         """
-        if not self._key:  # the store was made from a whole URL
-            return self._at(urljoin(str(self._http.url), name))
         if "://" in name:
             return self._at(name)
+        if not self._key:  # the store was made from a whole URL
+            return self._at(urljoin(str(self._http.url), name))
         folder = self._key.rpartition("/")[0]
         key = name.lstrip("/") if name.startswith("/") or not folder else f"{folder}/{name}"
         return ObstoreSource(self._store, key)
