@@ -392,7 +392,7 @@ class RemoteError(MappedFileError, OSError):
         length: number of bytes; 0 if the request was about the object and not about its bytes.
         reason: what happened.
         status: the HTTP status; None if there was none.
-        attempts: number of requests, without the engine's own retries.
+        attempts: number of requests, with the engine's own retries if it tells their number.
         errno: the operating system's error number; EIO if there is none.
     """
 

@@ -45,7 +45,7 @@ class Blocks:
         """List the runs of blocks in [first, end) that are not PRESENT."""
 
     def present(self, first: int, end: int, /) -> list[tuple[int, int]]:
-        """List the runs of blocks in [first, end) that are PRESENT."""
+        """List the runs of blocks in [first, end) that are PRESENT or SUSPECT."""
 
     def claim(self, first: int, end: int, /) -> tuple[list[_Claim], list[_Claim]]:
         """Make the EMPTY blocks of [first, end) BUSY, with us as their owner.

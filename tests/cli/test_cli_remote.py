@@ -178,3 +178,9 @@ def test_watch_of_urls(tmp_path):
             killer.cancel()
     finally:
         server.stop()
+
+
+def test_info_takes_no_urls(run):
+    code, _, problems = run("info", "s3://bucket/key")
+    assert code == 2
+    assert "aiommap residency URL" in problems

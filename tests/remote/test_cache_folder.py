@@ -151,6 +151,14 @@ async def test_blocks_of_another_boot_are_verified(make_cache, objects, tmp_path
     assert (found.gets, found.verified_blocks) == (0, 0)
 
 
+async def test_blocks_of_another_boot_are_cached(make_cache, objects, tmp_path):
+    await fill(make_cache, objects)
+    change_header(tmp_path, boot=bytes(16))
+    async with make_cache() as cache, cache.open(objects) as s:
+        assert (await s.residency()).cached == len(DATA)
+        assert (cache.statistics().gets, cache.statistics().verified_blocks) == (0, 0)
+
+
 async def test_flipped_bit_of_another_boot_is_fetched_anew(make_cache, objects, tmp_path):
     await fill(make_cache, objects)
     change_header(tmp_path, boot=bytes(16))

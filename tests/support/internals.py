@@ -31,11 +31,14 @@ from aiommap._pages import huge_pages, pager
 from aiommap._remote import (
     addresses,
     beside,
+    body,
     budget,
     cache_folder,
     comparing,
     entry,
     eviction,
+    fetches,
+    sequence,
 )
 from aiommap._remote import fetching as remote_fetching
 from aiommap._remote import layout as remote_layout
@@ -166,6 +169,10 @@ CACHE_MARKER = remote_layout.MARKER
 Entry = entry.Entry
 forget_address = addresses.forget
 ReadAhead = remote_fetching.ReadAhead
+requests_ahead = remote_fetching.requests_ahead
+Body = body.Body
+Fetch = fetches.Fetch
+Sequence = sequence.Sequence
 requests_of = remote_fetching.requests_of
 runs_of = remote_fetching.runs_of
 ObjectIdentity = remote_source.ObjectIdentity

@@ -12,8 +12,9 @@ import anyio.to_thread
 
 import aiommap
 
-from ._arguments import add_json_option, file_name, with_examples
+from ._arguments import UsageError, add_json_option, file_name, with_examples
 from ._each import for_each_file
+from ._remote import is_url
 from ._screen import Screen
 from ._system import HIDDEN, CacheState, cache_state, file_system, visible_residency
 from ._text import format_bytes, format_share, plural, printable
@@ -52,6 +53,11 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace, screen: Screen) -> None:
     """Describe every file."""
+    if any(map(is_url, options.files)):
+        raise UsageError(
+            "info takes files, not URLs: aiommap residency URL tells which parts of an object are "
+            "cached"
+        )
     anyio.run(_describe_all, options.files, screen)
 
 

@@ -71,7 +71,7 @@ class Attempt:
         return found
 
     def join(self, fetches: Fetches) -> None:
-        """Let whoever reads the first block have it, if it is on its way or was not stored."""
+        """Let whoever reads the first block wait for it, if it is on its way."""
         self._fetches = fetches
         fetches.adopt(self._first)
 

@@ -12,10 +12,12 @@ class Body:
     Attributes:
         start: offset of the first byte in the object.
         data: the bytes.
+        kept: whether all of them were stored in the cache.
     """
 
     start: int
     data: memoryview
+    kept: bool = False
 
     @property
     def end(self) -> int:

@@ -61,6 +61,7 @@ class Budget:
         "_count",
         "_file",
         "_folder",
+        "_free",
         "_leases",
         "_min_free",
         "_mutex",
@@ -98,6 +99,9 @@ class Budget:
         self._stuck_until = 0.0
         #: What all had reserved when this process last read the file; any thread may read it.
         self.seen: int = 0
+        #: What the disk had free, less ``min_free``, when we last asked; any thread may read it.
+        self._free = 0
+        self._free_bytes()
         self._file = LockFile(path)
         with self.locked() as state:
             leases.take(state.next_owner)
@@ -147,6 +151,11 @@ class Budget:
         """What all have reserved or stored, less what we have reserved ahead; in any thread."""
         return max(0, self.seen - self._spare)
 
+    @property
+    def most_bytes(self) -> int:
+        """What the cache may hold, by ``max_bytes`` and by the room on the disk; in any thread."""
+        return max(0, min(self.max_bytes, self.seen + self._free))
+
     def take(self, length: int) -> bool:
         """Reserve bytes from those reserved ahead; False if these are too few."""
         length = round_up(length)
@@ -171,9 +180,20 @@ class Budget:
         self._note_used()
         return any(self._extend(state, length, ahead) for ahead in (self._ahead, 0))
 
+    def reserve_some(self, length: int, unit: int) -> int:
+        """Reserve bytes, or as many whole units as there is room for; return how many bytes."""
+        if self.reserve(length):
+            return length
+        with self.locked() as state:
+            with self._spare_mutex:
+                room = self.max_bytes - state.reserved + self._spare
+            room = min(length, room, self._free_bytes())
+        some = room // unit * unit if unit else 0
+        return some if some > 0 and self.reserve(some) else 0
+
     def _extend(self, state: FolderState, length: int, ahead: int) -> bool:
         """Reserve ``length`` bytes and have ``ahead`` bytes spare; with the lock held."""
-        if not self._is_free(length + ahead):
+        if self._free_bytes() < length + ahead:
             return False
         with self._spare_mutex:
             more = max(0, length + ahead - self._spare)
@@ -228,6 +248,11 @@ class Budget:
         short = self._min_free * found.f_blocks + wanted / found.f_frsize - found.f_bavail
         return max(0, over, int(short * found.f_frsize))
 
+    def over(self) -> int:
+        """Return how many bytes there are beyond ``max_bytes``."""
+        with self.locked() as state:
+            return max(0, state.reserved - self._spare - self.max_bytes)
+
     def recount(self) -> None:
         """Count again what all files and live owners take (budget.4)."""
         with self.locked() as state:
@@ -252,8 +277,21 @@ class Budget:
     def _write_own(self) -> None:
         os.pwrite(self._file.fd, pack_own(self._own), own_offset(self._leases.owner))
 
-    def _is_free(self, length: int) -> bool:
+    def _free_bytes(self) -> int:
+        """How many bytes of the disk may be taken before ``min_free`` forbids it."""
         found = os.statvfs(self._folder)
-        return found.f_bavail * found.f_frsize - length >= (
-            self._min_free * found.f_blocks * found.f_frsize
+        self._free = int((found.f_bavail - self._min_free * found.f_blocks) * found.f_frsize)
+        return self._free
+
+    def disk_shortage(self, length: int) -> str | None:
+        """Tell, in words, that the disk has no room for so many bytes; None if it has."""
+        if self._free_bytes() >= length:
+            return None
+        found = os.statvfs(self._folder)
+        free, size = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+        kept = f", of which min_free={self._min_free:g} keeps {int(self._min_free * size)} free"
+        return (
+            f"there is no room to store {length} bytes: the disk has {free} of {size} bytes free"
+            f"{kept if self._min_free else ''}. Make room on the disk"
+            f"{', or give the cache a smaller min_free' if self._min_free else ''}"
         )

@@ -10,7 +10,7 @@ import os
 import weakref
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import anyio
 from anyio.abc import AsyncResource
@@ -132,6 +132,19 @@ class RemoteCache(AsyncResource):
     def closed(self) -> bool:
         """Whether ``aclose`` was called."""
         return self._closed
+
+    async def __aenter__(self) -> Self:
+        """Look into the folder, in a worker, so that ``statistics`` tells what it holds."""
+        if self._closed or self._forks != Forks.count:
+            return self
+        workers = self._running_workers()
+        try:
+            await workers.run(workers.control, self._objects.enter, on_cancel=OnCancel.WAIT)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self.aclose()
+            raise
+        return self
 
     def open(
         self,

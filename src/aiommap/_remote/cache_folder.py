@@ -177,7 +177,7 @@ class Folder:
         return os.path.join(self.path, data), os.path.join(self.path, words)
 
     def open(
-        self, identity: ObjectIdentity, block_size: int, make_room: Callable[[int], bool]
+        self, identity: ObjectIdentity, block_size: int, make_room: Callable[[int], int]
     ) -> Files | None:
         """Open an object, and make its files if it has none; None if there is no room for them."""
         room = overhead_bytes(identity.state.size, block_size)

@@ -27,7 +27,6 @@ from contextlib import nullcontext, suppress
 
 import anyio
 
-from .._errors import RemoteError, StaleSnapshotError
 from .._native import Blocks
 from .._runtime.callbacks import nothing
 from .._runtime.threads import Mutex
@@ -47,11 +46,12 @@ from .fetching import (
     without,
 )
 from .layout import BUSY, EMPTY, SUSPECT, owner_of, state_of
+from .requests import Requests
 from .room import Room
-from .source import BegunSource, ObjectIdentity, RemoteSource, RemoteState
+from .source import ObjectIdentity, RemoteSource
 
-#: How often we ask for a range while the store answers about another object than it has.
-ATTEMPTS = 3
+#: What a write to a disk fails with if that has no room.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Claim = tuple[int, int]
 
@@ -66,6 +66,7 @@ class Entry:
         request_size: bytes that one request may ask for.
         report: called with each failure of the cache.
         closed: called when the files were closed.
+        why_no_room: why there is no room, in words, if ``room`` is None.
     """
 
     __slots__ = (
@@ -77,13 +78,15 @@ class Entry:
         "_lost",
         "_mutex",
         "_owner",
-        "_recent_seconds",
         "_report",
         "_request_blocks",
+        "_requests",
         "_room",
+        "_short",
         "_slow_owners",
         "_users",
         "_verifying",
+        "_why_no_room",
         "block_size",
         "blocks",
         "identity",
@@ -100,6 +103,7 @@ class Entry:
         request_size: int,
         report: Callable[[Exception], object],
         closed: Callable[[Entry], object],
+        why_no_room: str = "",
     ) -> None:
         self._files = files
         self.identity: ObjectIdentity = files.header.identity
@@ -108,8 +112,10 @@ class Entry:
         self.size: int = self.identity.state.size
         self.path: str = files.path
         self._room = room
+        self._why_no_room = why_no_room
         self._owner = 0 if room is None else room.owner
         self._counters = counters
+        self._requests = Requests(self.identity, counters)
         self._request_blocks = max(1, request_size // self.block_size)
         self._report = report
         self._closed = closed
@@ -121,8 +127,8 @@ class Entry:
         self._active: set[int] = set()
         self._users = 1
         self._lost = False
-        #: How long the slowest requests took lately: if all are slow, an owner may be, too.
-        self._recent_seconds = 0.0
+        #: Whether the last response was not stored as a whole.
+        self._short = room is None
         #: Owners that were too slow, and until when we do not wait for them.
         self._slow_owners: dict[int, float] = {}
 
@@ -156,6 +162,24 @@ class Entry:
     def lost(self) -> bool:
         """Whether the files were damaged while in use, so that no block is believed."""
         return self._lost or self.blocks.damaged
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the next response is likely to be stored as a whole; in any thread."""
+        return not (self._short or self.lost)
+
+    @property
+    def most_bytes(self) -> int:
+        """How many bytes the cache has room for, of this and all other objects; in any thread."""
+        return 0 if self._room is None else self._room.most_bytes
+
+    def why_not_kept(self, length: int) -> str:
+        """Tell why there is no room for bytes of this object, and what to do."""
+        if self.lost:
+            return "its files were damaged: clear() the cache, and open the object again"
+        if self._room is None:
+            return self._why_no_room
+        return self._room.why_none(length)
 
     def range_of(self, offset: int, length: int) -> tuple[int, int]:
         """Return the blocks [first, end) that a range of bytes touches."""
@@ -272,7 +296,7 @@ class Entry:
         now, owner = time.monotonic(), owner_of(claim[1])
         if now < self._slow_owners.get(owner, 0.0):
             return True
-        patience = max(HEDGE_SECONDS, HEDGE_REQUESTS * self._recent_seconds)
+        patience = max(HEDGE_SECONDS, HEDGE_REQUESTS * self._requests.recent_seconds)
         slow = now - waits[claim] >= patience
         if slow and owner != self._owner:
             self._slow_owners[owner] = now + SLOW_OWNER_SECONDS
@@ -322,29 +346,46 @@ class Entry:
         return bodies
 
     def _fetch_run(self, source: RemoteSource, claims: list[Claim]) -> Body:
-        """Fetch adjacent blocks in one request, and store them if there is room."""
+        """Fetch adjacent blocks in one request, and store those that there is room for."""
         start, end = self.bytes_of(claims[0][0], claims[-1][0] + 1)
-        length, used = end - start, 0
-        room = self._make_room(claims, length)
-        try:
-            body = Body(start, self.request(source, start, end))
-            if room is not None:
-                used = min(length, self._store(claims, body) * self.block_size)
-            else:
-                self._counters.add(unstored_blocks=len(claims))
-        finally:
-            if room is not None:
-                self._settle(room, length, used)
-        return body
-
-    def _make_room(self, claims: list[Claim], length: int) -> Room | None:
-        """Reserve room for blocks; None if we have not claimed them, or there is no room."""
+        length, stored = end - start, 0
         room = None if self.lost or not claims[0][1] else self._room  # word 0: not claimed
+        if room is None:
+            data = self._requests.fetch(source, start, end)
+        else:
+            data, stored = self._fetch_into(room, source, claims, (start, end))
+            self._short = stored < len(claims)
+            if not self._short:
+                room.note_stored(length)
+        self._counters.add(stored_blocks=stored, unstored_blocks=len(claims) - stored)
+        return Body(start, data, stored == len(claims))
+
+    def _fetch_into(
+        self, room: Room, source: RemoteSource, claims: list[Claim], run: tuple[int, int]
+    ) -> tuple[memoryview, int]:
+        """Fetch bytes, and store blocks; return the bytes, and how many blocks were stored."""
+        start, end = run
+        reserved, stored, used = self._make_room(room, end - start), 0, 0
         try:
-            return room if room is not None and room.make(length) else None
+            data = self._requests.fetch(source, start, end)
+            fitting = claims
+            if reserved < end - start:
+                fitting = claims[: reserved // self.block_size]
+            if fitting:
+                stored, taking = self._store(room, fitting, data, start)
+                used = min(reserved, taking * self.block_size)
+        finally:
+            if reserved:
+                self._settle(room, reserved, used)
+        return data, stored
+
+    def _make_room(self, room: Room, length: int) -> int:
+        """Reserve room for blocks; return for how many bytes: for all, or for the first blocks."""
+        try:
+            return room.make(length, self.block_size)
         except OSError as error:
             self._failed(error)
-            return None
+            return 0
 
     def _settle(self, room: Room, length: int, used: int) -> None:
         try:
@@ -352,14 +393,17 @@ class Entry:
         except OSError as error:
             self._failed(error)
 
-    def _store(self, claims: list[Claim], body: Body) -> int:
-        """Write a body and publish its blocks, in one native call.
+    def _store(
+        self, room: Room, claims: list[Claim], data: memoryview, start: int
+    ) -> tuple[int, int]:
+        """Write blocks of a response, and publish them, in one native call.
 
         Returns:
-            How many blocks may take room now: those published, and one whose store failed halfway.
+            How many blocks were published, and how many may take room now: those published, and one
+            whose store failed halfway.
         """
         try:
-            stored, number = self.blocks.store(claims, body.data, body.start)
+            stored, number = self.blocks.store(claims, data, start)
         except OSError as error:
             stored, number = 0, error.errno or errno.EIO
         if number == errno.ESTALE:
@@ -368,10 +412,12 @@ class Entry:
             self._failed(OSError(number, reason, self.path))
         elif number == errno.ENOENT:  # the folder was deleted or cleared: nobody would find them
             number = 0
+        elif number in _FULL:
+            reason = f"there was no room to store {len(data)} bytes: make room on the disk"
+            room.tell_full(len(data), OSError(number, reason, self.path))
         elif number:
             self._failed(OSError(number, os.strerror(number), self.path))
-        self._counters.add(stored_blocks=stored, unstored_blocks=len(claims) - stored)
-        return stored + bool(number)
+        return stored, stored + bool(number)
 
     def _failed(self, error: Exception) -> None:
         self._counters.add(errors=1)
@@ -384,71 +430,9 @@ class Entry:
             reason = "the cache lost bytes that it had: clear() the cache"
             self._failed(OSError(errno.EIO, reason, self.path))
 
-    # Requests. Each response is compared with the identity (R2).
-
-    def request(self, source: RemoteSource, start: int, end: int) -> memoryview:
-        """Request bytes; ask again, up to ``ATTEMPTS`` times, if a response has another state."""
-        reason = ""
-        for attempt in range(1, ATTEMPTS + 1):
-            begun = isinstance(source, BegunSource) and source.has(start, end)
-            self._counters.add(gets=int(not begun))  # a begun GET was counted when it was sent
-            began = time.monotonic()
-            try:
-                data, state = source.fetch(start, end, self.identity.state)
-            except StaleSnapshotError:
-                reason = "the store says that it is another object, and then that it is not"
-            except FileNotFoundError:
-                raise self._stale("is gone", 0) from None
-            except RemoteError as error:
-                self._check(source)
-                raise RemoteError(
-                    error.url,
-                    error.reason,
-                    start,
-                    end - start,
-                    error.status,
-                    attempt,
-                ) from None
-            else:
-                took = time.monotonic() - began
-                self._recent_seconds = max(took, 0.9 * self._recent_seconds)
-                view = memoryview(data).cast("B")
-                self._counters.add(fetched_bytes=len(view))
-                if self.identity.is_of(state) and len(view) == end - start:
-                    return view
-                reason = self._difference(state, len(view), end - start)
-            self._check(source)
-        raise RemoteError(self.identity.url, reason, start, end - start, None, ATTEMPTS)
-
-    def _difference(self, state: RemoteState, got: int, asked: int) -> str:
-        if self.identity.is_of(state):
-            return f"{got} bytes came in place of {asked}"
-        return f"the responses are about another object ({state}), which the store does not have"
-
-    def _check(self, source: RemoteSource) -> None:
-        """Ask the store; raise if it has another state of the object, or none."""
-        self._counters.add(heads=1)
-        try:
-            now = source.stat(None)
-        except FileNotFoundError:
-            raise self._stale("is gone", 0) from None
-        except RemoteError:
-            return  # the state is not known: the caller raises what brought it here
-        if now is not None and not self.identity.is_of(now):
-            raise self._stale("was changed", now.size)
-
     def verify(self, source: RemoteSource) -> None:
         """Raise unless the store still has the object in the state of the identity."""
-        self._counters.add(heads=1)
-        try:
-            now = source.stat(self.identity.state)
-        except FileNotFoundError:
-            raise self._stale("is gone", 0) from None
-        if now is not None and not self.identity.is_of(now):
-            raise self._stale("was changed", now.size)
-
-    def _stale(self, what: str, size: int) -> StaleSnapshotError:
-        return StaleSnapshotError(self.identity.url, self.size, size, what)
+        self._requests.verify(source)
 
     # Reading from the cache.
 

@@ -14,6 +14,8 @@ Invariants.
      block over.
   2  An object that nobody has open, and that was not read in this round, is deleted as a whole:
      that costs less than holes.
+     It looks for locks first, because a claim makes a block unreadable for a moment, and the block
+     has to be verified afterwards.
   3  Bytes are given back after they are gone from the disk, never before.
 """
 
@@ -22,7 +24,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import groupby
 
@@ -31,7 +33,7 @@ from .._runtime.threads import Mutex
 from .cache_folder import Files, Folder
 from .counters import Counters
 from .layout import EMPTY, SUSPECT, round_up
-from .leases import LockFile
+from .leases import LockFile, lock_in
 
 #: The largest hole that is punched at once; the disk may take 10 ms for it.
 HOLE_BYTES = 16 << 20
@@ -43,6 +45,8 @@ EVICTOR_BYTE = 8
 #: How long we wait for another evictor to end, and how often we try.
 PATIENCE_SECONDS = 0.2
 LOOK_SECONDS = 0.005
+#: How often ``trim`` waits for another evictor to end.
+TRIM_ATTEMPTS = 50
 #: Two rounds of the clock, and a third that evicts every block that no view covers.
 ROUNDS = 3
 
@@ -52,11 +56,30 @@ Claim = tuple[int, int]
 class FolderRoom:
     """The room of a folder: reserves bytes, and evicts blocks if there are not enough."""
 
-    __slots__ = ("_counters", "_evictor", "_folder", "_mutex", "_users", "_users_mutex")
+    __slots__ = (
+        "_counters",
+        "_evictor",
+        "_folder",
+        "_mutex",
+        "_report",
+        "_told",
+        "_told_mutex",
+        "_trimming",
+        "_users",
+        "_users_mutex",
+    )
 
-    def __init__(self, folder: Folder, counters: Counters) -> None:
+    def __init__(
+        self, folder: Folder, counters: Counters, report: Callable[[Exception], object]
+    ) -> None:
         self._folder = folder
         self._counters = counters
+        self._report = report
+        #: For how many bytes the disk had no room, if we told that; else 0.
+        self._told = 0
+        self._told_mutex = Mutex()
+        #: Whether ``trim`` is at work, or about to be: nobody waits for it.
+        self._trimming = folder.budget.seen > folder.budget.max_bytes
         self._mutex = Mutex()
         self._evictor = LockFile(folder.budget.path)
         self._users_mutex = Mutex()
@@ -86,26 +109,94 @@ class FolderRoom:
         """Tell whether an owner of claims is alive."""
         return self._folder.leases.is_alive(owner)
 
-    def make(self, length: int) -> bool:
-        """Reserve bytes, after evicting blocks if needed; False if there is no room."""
+    @property
+    def most_bytes(self) -> int:
+        """How many bytes there is room for in all; in any thread."""
+        return self._folder.budget.most_bytes
+
+    def make(self, length: int, unit: int = 0) -> int:
+        """Reserve bytes, after evicting blocks if needed; return how many.
+
+        If there is no room for all, these are as many whole units as there is room for; without a
+        unit there are none.
+        """
         budget = self._folder.budget
         if budget.take(length):
-            return True
-        if budget.detached or length > budget.max_bytes:
-            return False
-        if budget.reserve(length):
-            return True
+            return length
+        wanted = length
+        if wanted > budget.max_bytes:
+            wanted = budget.max_bytes // unit * unit if unit else 0
+        if budget.detached or not wanted:
+            return 0
+        if budget.reserve(wanted):
+            return wanted
+        if self._trimming:
+            return 0
+        made = self._make(wanted, unit)
+        if made < wanted and (shortage := budget.disk_shortage(wanted)) is not None:
+            self.tell_full(wanted, OSError(errno.ENOSPC, shortage, self._folder.path))
+        return made
+
+    def _make(self, length: int, unit: int) -> int:
+        budget = self._folder.budget
         with self._mutex:
             if budget.reserve(length):
-                return True
+                return length
             if not self._become_evictor():
-                return budget.reserve(length)
+                return budget.reserve_some(length, unit)
             try:
                 if not budget.reserve(length):
                     self._evict(length)
-                return budget.reserve(length)
+                    return budget.reserve_some(length, unit)
+                return length
             finally:
                 self._evictor.unlock(EVICTOR_BYTE)
+
+    @property
+    def is_too_full(self) -> bool:
+        """Whether the folder held more than ``max_bytes`` when it was opened: call ``trim``."""
+        return self._trimming
+
+    def trim(self) -> None:
+        """Evict what is beyond ``max_bytes``: the limit was larger, or another process's is.
+
+        What the disk has free does not count here: a cache that is only read keeps its blocks.
+        """
+        try:
+            for _ in range(TRIM_ATTEMPTS):
+                if self._become_evictor():
+                    try:
+                        self._evict(0)
+                        return self._folder.budget.recount()  # lists of extents went, too
+                    finally:
+                        self._evictor.unlock(EVICTOR_BYTE)
+        finally:
+            self._trimming = False
+
+    def note_stored(self, length: int) -> None:
+        """Note that so many bytes were stored."""
+        if self._told and length >= self._told:
+            with self._told_mutex:
+                self._told = 0
+
+    def tell_full(self, length: int, error: OSError) -> None:
+        """Report that the disk had no room for bytes: once, until as many were stored."""
+        with self._told_mutex:
+            told, self._told = self._told, self._told or length
+        if not told:
+            self._counters.add(errors=1)
+            self._report(error)
+
+    def why_none(self, length: int) -> str:
+        """Tell why there is no room for bytes, and what to do."""
+        budget = self._folder.budget
+        shortage = budget.disk_shortage(length)
+        if shortage is not None:
+            return shortage
+        return (
+            f"it holds {budget.used_bytes} of max_bytes={budget.max_bytes}, and what views pin "
+            "stays: release views, or give the cache a larger max_bytes"
+        )
 
     def settle(self, length: int, used: int) -> None:
         """End a reservation of ``length`` bytes, of which ``used`` were used."""
@@ -120,15 +211,22 @@ class FolderRoom:
         return True
 
     def _evict(self, wanted: int) -> None:
-        """Evict blocks until ``wanted`` bytes can be reserved, and some more."""
+        """Evict blocks until ``wanted`` bytes can be reserved, and some more.
+
+        If ``wanted`` is 0: until ``max_bytes`` are left.
+        """
         budget = self._folder.budget
-        budget.recount()
-        if budget.excess(wanted):
-            budget.give_back(self._folder.remove_earlier())
-        if not budget.excess(wanted):
-            return
         spare = min(budget.max_bytes // SPARE_SHARE, SPARE_BYTES)
-        goal = budget.excess(wanted + spare)
+
+        def excess(more: int = 0) -> int:
+            return budget.excess(wanted + more) if wanted else budget.over()
+
+        budget.recount()
+        if excess():
+            budget.give_back(self._folder.remove_earlier())
+        if not excess():
+            return
+        goal = excess(spare)
         names = self._from_hand(self._folder.names())
         for turn in range(ROUNDS):
             for name in names:
@@ -175,14 +273,18 @@ class FolderRoom:
         return files.map.try_lock(0)
 
     def _sweep_blocks(self, files: Files, begin: int, goal: int, *, force: bool) -> tuple[int, int]:
-        freed, block, count = 0, begin, files.blocks.count
+        freed, count = 0, files.blocks.count
         block_size = files.header.block_size
-        while block < count and freed < goal:
-            most = max(1, min(HOLE_BYTES, goal - freed) // block_size)
-            claims, block = files.blocks.sweep(block, count, most, force)
-            for run in _adjacent(claims, most):
-                freed += self._punch(files, run)
-        return freed, block if block < count else 0
+        for low, end in _unpinned(files, begin):
+            block = low
+            while block < end and freed < goal:
+                most = max(1, min(HOLE_BYTES, goal - freed) // block_size)
+                claims, block = files.blocks.sweep(block, end, most, force)
+                for run in _adjacent(claims, most):
+                    freed += self._punch(files, run)
+            if freed >= goal:
+                return freed, block if block < count else 0
+        return freed, 0
 
     def _punch(self, files: Files, claims: list[Claim]) -> int:
         """Evict a run of claimed blocks; return the bytes that were given back.
@@ -247,6 +349,24 @@ def remove_whole(folder: Folder, name: str, files: Files) -> int:
     folder.budget.forget_address(files.header.identity.url)
     files.close()
     return freed
+
+
+def _unpinned(files: Files, first: int) -> Iterator[tuple[int, int]]:
+    """Yield the runs of blocks from ``first`` on of which no view keeps any (eviction.1)."""
+    block_size, count = files.header.block_size, files.blocks.count
+    at = first
+    while at < count:
+        end = after = count
+        # The kernel returns any of the locks in a range, not the first.
+        while end > at:
+            lock = lock_in(files.data, at * block_size, (end - at) * block_size)
+            if lock is None:
+                break
+            end = max(at, lock[0] // block_size)
+            after = count if lock[1] is None else min(count, -(-lock[1] // block_size))
+        if at < end:
+            yield at, end
+        at = max(after, at + 1)
 
 
 @contextmanager

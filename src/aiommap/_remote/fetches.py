@@ -101,21 +101,24 @@ class Fetch:
     Attributes:
         run: the blocks [first, end) that it fetches.
         done: set when it has ended.
-        bodies: what it brought, whether stored or not.
+        bodies: what it brought; if nobody wants it, only what could not be stored.
         error: why it failed; None if it did not.
+        wanted: whether somebody waits for it.
     """
 
-    __slots__ = ("bodies", "done", "error", "run")
+    __slots__ = ("bodies", "done", "error", "run", "wanted")
 
-    def __init__(self, run: Run, done: Event) -> None:
+    def __init__(self, run: Run, done: Event, *, wanted: bool = False) -> None:
         self.run: Run = run
         self.done: Event = done
+        self.wanted: bool = wanted
         self.bodies: list[Body] = []
         self.error: BaseException | None = None
 
     def end(self, bodies: list[Body], error: BaseException | None) -> None:
         """Set the outcome, and wake all waiters."""
-        self.bodies, self.error = bodies, error
+        self.bodies = [body for body in bodies if self.wanted or not body.kept]
+        self.error = error
         self.done.set()
 
     async def wait(self) -> list[Body]:
@@ -132,7 +135,15 @@ class Fetches:
     A fetch belongs to no task, and no cancellation ends it (R11). It keeps the files open.
     """
 
-    __slots__ = ("__weakref__", "_counters", "_entry", "_kept", "_queue", "_under_way", "_workers")
+    __slots__ = (
+        "__weakref__",
+        "_begun",
+        "_counters",
+        "_entry",
+        "_queue",
+        "_under_way",
+        "_workers",
+    )
 
     def __init__(
         self, workers: Workers, queue: FetchQueue, entry: Entry, counters: Counters
@@ -142,13 +153,17 @@ class Fetches:
         self._entry = entry
         self._counters = counters
         self._under_way: dict[int, Fetch] = {}
-        #: A fetch that has ended and was not stored, for the next read.
-        self._kept: Fetch | None = None
+        self._begun: Fetch | None = None
 
-    def begin(self, source: RemoteSource, runs: Iterable[Run]) -> list[Fetch]:
+    def begin(
+        self, source: RemoteSource, runs: Iterable[Run], *, wanted: bool = True
+    ) -> list[Fetch]:
         """Begin to fetch runs of blocks; return all fetches to wait for.
 
         Blocks that are not under way yet are fetched in as few requests as possible.
+
+        Args:
+            wanted: whether somebody waits for the bodies, also for those that can be stored.
         """
         found: dict[Fetch, None] = {}
         rest: set[int] = set()  # a set, because runs may overlap
@@ -159,25 +174,24 @@ class Fetches:
                     rest.add(block)
                 elif fetch not in found:
                     found[fetch] = None
+                    fetch.wanted = fetch.wanted or wanted
                     self._counters.add(coalesced=1)
         for request in self._entry.requests(runs_of(sorted(rest))):
-            found[self._start(source, request)] = None
-        if self._kept is not None:
-            self.part_with(self._kept)
-            self._kept = None
+            found[self._start(source, request, wanted)] = None
         return list(found)
 
     def adopt(self, fetch: Fetch) -> None:
-        """Have whoever wants its blocks wait for a fetch that an opening began.
-
-        If it has ended, the next read gets what could not be stored of it.
-        """
+        """Have whoever wants its blocks wait for a fetch that an opening began."""
+        self._begun = fetch
         if fetch.done.is_set():
-            if not (fetch.bodies and self._entry.blocks.missing(*fetch.run)):
-                return
-            self._kept = fetch
+            return
         for block in range(*fetch.run):
             self._under_way.setdefault(block, fetch)
+
+    def take_begun(self) -> Fetch | None:
+        """Return the fetch that the opening of one more snapshot began; once."""
+        begun, self._begun = self._begun, None
+        return begun
 
     def part_with(self, fetch: Fetch) -> None:
         """Have nobody who comes from now on wait for a fetch."""
@@ -185,8 +199,8 @@ class Fetches:
             if self._under_way.get(block) is fetch:
                 del self._under_way[block]
 
-    def _start(self, source: RemoteSource, run: Run) -> Fetch:
-        fetch = Fetch(run, self._workers.event())
+    def _start(self, source: RemoteSource, run: Run, wanted: bool) -> Fetch:
+        fetch = Fetch(run, self._workers.event(), wanted=wanted)
         self._entry.use()
         for block in range(*run):
             self._under_way[block] = fetch

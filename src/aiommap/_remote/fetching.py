@@ -13,8 +13,12 @@ HEDGE_REQUESTS = 4
 SLOW_OWNER_SECONDS = 10.0
 #: How often we check, while waiting for a block, that its owner is alive.
 LOOK_SECONDS = 0.1
-#: How many requests we fetch ahead of sequential reads.
+#: How many requests we fetch ahead of sequential reads; and at most this part of the cache, because
+#: the cache would otherwise give up what was not read yet.
 AHEAD_REQUESTS = 4
+AHEAD_SHARE = 4
+#: A cache with room for fewer requests may give up what was fetched ahead before it is read.
+TIGHT_REQUESTS = 16
 
 Run = tuple[int, int]
 
@@ -50,19 +54,25 @@ def overlap(run: Run, other: Run) -> Run | None:
     return (low, high) if low < high else None
 
 
+def requests_ahead(most_bytes: int, request: int) -> int:
+    """Return how many requests to fetch ahead into a cache that has room for ``most_bytes``."""
+    return min(AHEAD_REQUESTS, most_bytes // AHEAD_SHARE // request)
+
+
 class ReadAhead:
     """Decides which range to fetch ahead, from the reads that callers report to it.
 
     Each read that begins where the last one ended doubles the window, from one request up to
-    ``AHEAD_REQUESTS`` requests. Any other read closes the window. The range grows by whole
+    ``most`` requests. Any other read closes the window. The range grows by whole
     requests, and no byte is asked for twice.
     """
 
-    __slots__ = ("_ahead", "_next", "_request", "_size", "_window")
+    __slots__ = ("_ahead", "_most", "_next", "_request", "_size", "_window")
 
-    def __init__(self, size: int, request: int) -> None:
+    def __init__(self, size: int, request: int, most: int = AHEAD_REQUESTS) -> None:
         self._size = size
         self._request = request
+        self._most = most * request
         self._next = -1
         self._ahead = 0
         self._window = 0
@@ -76,8 +86,7 @@ class ReadAhead:
         if not follows:
             self._window, self._ahead = 0, self._next
             return None
-        most = AHEAD_REQUESTS * self._request
-        self._window = min(max(2 * self._window, self._request), most)
+        self._window = min(max(2 * self._window, self._request), self._most)
         self._ahead = max(self._ahead, self._next)
         goal = min(self._next + self._window, self._size)
         if goal - self._ahead < self._request and goal < self._size:

@@ -107,6 +107,19 @@ class LockFile:
         fcntl.fcntl(self.fd, command, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
 
 
+def lock_in(fd: int, start: int, length: int) -> tuple[int, int | None] | None:
+    """Return the range [start, end) of a lock that other descriptors have in a range of a file.
+
+    Returns:
+        None if there is no such lock. The end is None for a lock of everything behind its start.
+    """
+    if _GET is None:
+        raise _unsupported()
+    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+    kind, _, low, count, _ = _FLOCK.unpack(fcntl.fcntl(fd, _GET, asked))
+    return None if kind == fcntl.F_UNLCK else (low, low + count if count else None)
+
+
 def _unsupported() -> UnsupportedError:
     return UnsupportedError("share a cache", "the system has no locks of open files")
 

@@ -7,6 +7,7 @@ response: the cache checks both, for every source.
 
 from __future__ import annotations
 
+import base64
 import functools
 import importlib
 import os
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
-from urllib.parse import SplitResult, unquote, urljoin, urlsplit
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit, urlunsplit
 
 from .._arguments import check_kind
 from .._errors import RemoteError, StaleSnapshotError, UnsupportedError
@@ -34,6 +35,7 @@ _STATUS = re.compile(
     r"(?:status(?: code)?|HTTP error)[: ]+(?:client error |server error )?\(?(\d{3})\b",
     re.IGNORECASE,
 )
+_RETRIES = re.compile(r"after (\d+) retries")
 
 
 class ObstoreSource:
@@ -217,18 +219,19 @@ class ObstoreSource:
             return _NotModifiedError()
         if kind == "PreconditionError" and state is not None:
             return StaleSnapshotError(self._url, state.size, 0, "was changed")
-        found = _STATUS.search(text)
+        found, retries = _STATUS.search(text), _RETRIES.search(text)
         status = None if found is None else int(found[1])
+        attempts = 1 if retries is None else 1 + int(retries[1])
         if isinstance(error, FileNotFoundError) or kind == "NotFoundError":
+            text = text[max(0, text.find("Error performing")) :]  # what precedes it names a key
             if status == 405:  # the object may be there: the engine takes this for a 404
-                reason = text[max(0, text.find("Error performing")) :]
-                return RemoteError(self._url, reason, start, length, status)
+                return RemoteError(self._url, text, start, length, status, attempts)
             return FileNotFoundError(2, f"there is no such object: {text}", self._url)
         if isinstance(error, PermissionError) or kind in _REFUSED:
             return PermissionError(13, f"the store refuses it: {text}", self._url)
         if kind == "NotSupportedError":
             return UnsupportedError(f"read a range of {self._url}", f"{text}: use another server")
-        return RemoteError(self._url, text, start, length, status)
+        return RemoteError(self._url, text, start, length, status, attempts)
 
     def __repr__(self) -> str:
         version = "" if self._version is None else f" version {self._version}"
@@ -274,8 +277,10 @@ def source_of_url(url: str) -> ObstoreSource:
     """Make the source of an object from its URL. Worker threads only.
 
     obstore finds the credentials, in the environment or in the cloud. An ``http://`` URL is read
-    without encryption, as it says.
+    without encryption, as it says. The user and password of an HTTP URL are sent as Basic
+    credentials (RFC 7617).
     """
+    url, authorization = _without_user(url)
     parts = urlsplit(url)
     if not parts.scheme or parts.scheme == "memory":
         raise ValueError(
@@ -290,7 +295,7 @@ def source_of_url(url: str) -> ObstoreSource:
                 f"{without_secrets(url)} goes on behind its key: write ? as %3F and # as %23"
             )
     try:
-        return _source_of_parts(url, parts)
+        return _source_of_parts(url, parts, authorization)
     except (ValueError, OSError, ImportError):
         raise
     except Exception as error:
@@ -298,7 +303,7 @@ def source_of_url(url: str) -> ObstoreSource:
     raise ValueError(f"{without_secrets(url)} cannot be read: {text}")
 
 
-def _source_of_parts(url: str, parts: SplitResult) -> ObstoreSource:
+def _source_of_parts(url: str, parts: SplitResult, authorization: str) -> ObstoreSource:
     home, path = f"{parts.scheme}://{parts.netloc}", parts.path
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost") or not path.startswith("/"):
@@ -312,9 +317,33 @@ def _source_of_parts(url: str, parts: SplitResult) -> ObstoreSource:
             home, path = f"{home}/{bucket}", f"/{path}"
         return ObstoreSource(_store_at("", home, _variables()), unquote(path[1:]))
     if _PLAIN_PATH.fullmatch(path) and not parts.query:
-        return ObstoreSource(_store_at("HTTPStore", home), path[1:])
+        return ObstoreSource(_store_at("HTTPStore", home, authorization=authorization), path[1:])
     # An engine would spell this URL in another way: one store for it, and an empty key.
-    return ObstoreSource(_make_store("HTTPStore", url), "", url=address_of_url(url))
+    return ObstoreSource(_make_store("HTTPStore", url, authorization), "", url=address_of_url(url))
+
+
+def _without_user(url: str) -> tuple[str, str]:
+    """Take user and password out of a URL; return it, and the header that they make, or "".
+
+    Raises:
+        ValueError: if the store of the URL takes credentials in another way.
+    """
+    parts = urlsplit(url)
+    user, _, place = parts.netloc.rpartition("@")
+    if not user or parts.scheme in _CONTAINER_BEFORE_HOST:
+        return url, ""
+    if parts.scheme not in ("http", "https") or _is_of_a_cloud(parts.hostname or ""):
+        raise ValueError(
+            f"{without_secrets(url)} was given with a user, which this store does not take in a "
+            "URL: set its keys in the environment, or pass an ObstoreSource of a store with keys"
+        )
+    name, _, word = user.partition(":")
+    pair = f"{unquote(name)}:{unquote(word)}".encode()
+    return urlunsplit(parts._replace(netloc=place)), f"Basic {base64.b64encode(pair).decode()}"
+
+
+#: Schemes of Azure, in which the container may stand where other URLs have the user.
+_CONTAINER_BEFORE_HOST = ("az", "adl", "azure", "abfs", "abfss")
 
 
 def _check_key(key: str) -> str:
@@ -351,17 +380,24 @@ _PLAIN_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+")
 
 
 @functools.lru_cache(maxsize=64)
-def _store_at(kind: str, place: str, variables: frozenset[tuple[str, str]] = frozenset()) -> Any:
+def _store_at(
+    kind: str,
+    place: str,
+    variables: frozenset[tuple[str, str]] = frozenset(),
+    *,
+    authorization: str = "",
+) -> Any:
     """Make a store, or return the one that was made before: all its objects share connections.
 
     Args:
         variables: those of the environment; with others it is another store.
+        authorization: the header that is sent with each request; "" to send none.
     """
     del variables
-    return _make_store(kind, place)
+    return _make_store(kind, place, authorization)
 
 
-def _make_store(kind: str, place: str) -> Any:
+def _make_store(kind: str, place: str, authorization: str = "") -> Any:
     load_obstore()
     stores = importlib.import_module("obstore.store")
     if kind == "LocalStore":
@@ -371,6 +407,7 @@ def _make_store(kind: str, place: str) -> Any:
             "read_timeout": READ_TIMEOUT,
             "timeout": REQUEST_TIMEOUT,
             "allow_http": place.startswith("http:"),
+            **({"default_headers": {"Authorization": authorization}} if authorization else {}),
         },
         "retry_config": {
             "max_retries": MAX_RETRIES,

@@ -24,7 +24,7 @@ from .._core.options import MODES, OpenOptions
 from .._core.paths import FilePath
 from .._errors import MappedFileError, RemoteError
 from .._hub.hub import Hub
-from .._runtime.threads import Mutex
+from .._runtime.threads import Mutex, run_in_thread
 from .._typing import Buffer
 from .beside import run_beside
 from .cache_folder import Files, Folder, anonymous_files
@@ -32,7 +32,7 @@ from .comparing import compare
 from .counters import Counters
 from .entry import Entry
 from .eviction import FolderRoom, disk_bytes
-from .layout import PRESENT, SUSPECT
+from .layout import MARKER, PRESENT, SUSPECT, overhead_bytes
 from .obstore import ObstoreSource, source_of_url
 from .source import (
     BegunSource,
@@ -145,6 +145,12 @@ class OpenObjects:
         """What all processes had reserved when this one last read the count; in any thread."""
         folder = self._folder
         return 0 if folder is None else folder.budget.used_bytes
+
+    def enter(self) -> None:
+        """Open the folder, if it is a cache already; a failure shows again when it is needed."""
+        if os.path.lexists(os.path.join(self._path, MARKER)):
+            with suppress(OSError, ValueError, anyio.ClosedResourceError):
+                self._usable_folder()
 
     def find(self, asked: Asked, is_wanted: Callable[[], bool]) -> Found:
         """Ask the store for the state of the object, open it in the cache, and map its data file.
@@ -261,9 +267,9 @@ class OpenObjects:
                 with suppress(anyio.ClosedResourceError):
                     known.use()
                     return known
-            files, room = self._open_files(identity)
+            files, room, why = self._open_files(identity)
             entry = Entry(
-                files, room, self._counters, self._request_size, self._report, self._forget
+                files, room, self._counters, self._request_size, self._report, self._forget, why
             )
             self._entries[identity.key] = entry
             return entry
@@ -274,20 +280,23 @@ class OpenObjects:
         if self._entries.get(key) is entry:
             del self._entries[key]
 
-    def _open_files(self, identity: ObjectIdentity) -> tuple[Files, FolderRoom | None]:
+    def _open_files(self, identity: ObjectIdentity) -> tuple[Files, FolderRoom | None, str]:
+        """Open the files of an object; without a room if there is none, and then tell why."""
         try:
             folder = self._ready_folder()
             assert self._room is not None
             files = folder.open(identity, self._block_size, self._room.make)
             if files is not None:
-                return files, self._room.use()
+                return files, self._room.use(), ""
+            why = self._room.why_none(overhead_bytes(identity.state.size, self._block_size))
         except MappedFileError:
             raise
         except (OSError, ValueError) as error:  # open_objects.2
             self._counters.add(errors=1)
             self._report(error)
+            why = f"its folder failed: {error}"
         with _mapping(identity):
-            return anonymous_files(identity, self._block_size), None
+            return anonymous_files(identity, self._block_size), None, why
 
     def _usable_folder(self) -> Folder:
         with self._mutex:
@@ -303,9 +312,29 @@ class OpenObjects:
             self._folder = self._room = None
         if self._folder is None:
             folder = Folder(self._path, self._max_bytes, self._min_free)
-            self._room = FolderRoom(folder, self._counters)
+            self._room = FolderRoom(folder, self._counters, self._report)
             self._folder = folder
+            if self._room.is_too_full:
+                self._trim_in_background(self._room)
         return self._folder
+
+    def _trim_in_background(self, room: FolderRoom) -> None:
+        """Evict what is beyond the limit, in a thread for which no read waits."""
+
+        def trim() -> None:
+            try:
+                room.trim()
+            except OSError as error:  # the folder was deleted, or fails
+                self._counters.add(errors=1)
+                self._report(error)
+            finally:
+                room.release()
+
+        room.use()
+        try:
+            run_in_thread(trim)
+        except RuntimeError:  # no thread can be started
+            trim()
 
     def close(self) -> None:
         """Open no more objects (open_objects.3), and close the folder after the last open one."""

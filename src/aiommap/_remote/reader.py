@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as AnySequence
 from typing import SupportsIndex, TypeVar, TypeVarTuple, Unpack, cast
 
 import anyio.lowlevel
@@ -15,7 +16,8 @@ from .body import Body
 from .counters import Counters
 from .entry import Entry
 from .fetches import Fetch, Fetches
-from .fetching import ReadAhead, Run
+from .fetching import TIGHT_REQUESTS, ReadAhead, Run, requests_ahead
+from .sequence import Sequence
 from .source import RemoteSource
 
 T = TypeVar("T")
@@ -48,6 +50,7 @@ class RemoteReader:
         "_fetches",
         "_inline",
         "_mapping",
+        "_sequence",
         "source",
     )
 
@@ -67,10 +70,20 @@ class RemoteReader:
         self._counters = counters
         self._ahead = ahead
         self._inline = entry.blocks.read_inline
+        self._sequence = Sequence(entry.bytes_of)
         self.source: RemoteSource = source
 
-    async def read(self, offset: SupportsIndex, length: SupportsIndex) -> bytes:
-        """Read a range for which the inline read returned None."""
+    async def read(
+        self,
+        offset: SupportsIndex,
+        length: SupportsIndex,
+        sequence: Sequence | None = None,
+    ) -> bytes:
+        """Read a range for which the inline read returned None.
+
+        Args:
+            sequence: of a reader that fetches ahead by itself; None for a read of any caller.
+        """
         core = self._core
         if await core.workers.checkpoint_if_due():
             data = self._inline(self._mapping, offset, length)
@@ -84,7 +97,7 @@ class RemoteReader:
             return data or b""
         with traced("read", self._entry.identity.url, start, count) as op:
             op.hop()
-            return await self._find(start, count)
+            return await self._find(start, count, sequence)
 
     async def read_many(self, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
         """Read several ranges; begin all fetches before waiting for the first."""
@@ -107,10 +120,10 @@ class RemoteReader:
             fetches = self._begin([checked[at] for at in rest])
             bodies = [body for fetch in fetches for body in await fetch.wait()]
             for at in rest:
-                found[at] = await self._find(*checked[at], bodies)
+                found[at] = await self._find(*checked[at], None, bodies)
         return [data for data in found if data is not None]
 
-    def _begin(self, ranges: Sequence[tuple[int, int]]) -> list[Fetch]:
+    def _begin(self, ranges: AnySequence[tuple[int, int]]) -> list[Fetch]:
         """Begin to fetch what is missing of several ranges."""
         runs = [run for start, count in ranges for run in self._entry.uncovered(start, count, [])]
         if not runs:
@@ -118,19 +131,32 @@ class RemoteReader:
         self._counters.add(misses=1)
         return self._fetches.begin(self.source, runs)
 
-    async def _find(self, start: int, count: int, known: Sequence[Body] = ()) -> bytes:
+    async def _find(
+        self,
+        start: int,
+        count: int,
+        sequence: Sequence | None,
+        known: Iterable[Body] = (),
+    ) -> bytes:
         """Return a range that is not empty, from the cache, from responses, or from both."""
-        ahead = None if self._ahead is None else self._ahead.read(start, count)
-        bodies = list(known)
+        ahead = None
+        if sequence is None:
+            sequence = self._sequence
+            sequence.advance(start, start + count)
+            if self._ahead is not None:
+                ahead = self._ahead.read(start, count)
+        fetched = list(known)
         missed = False
         while True:
+            bodies = [*fetched, *sequence.bodies(start, start + count)]
             data = _copy_small(start, count, bodies)
             if data is not None:
                 return data
             self._core.check_usable()
             runs = self._entry.uncovered(start, count, bodies)
             fetches = self._fetches.begin(self.source, runs)
-            self.fetch_ahead(ahead)  # behind the fetches that this task waits for
+            if self.requests_ahead:
+                self.fetch_ahead(ahead, sequence)  # behind the fetches that this task waits for
             ahead = None
             if not fetches:
                 data = self._inline(self._mapping, start, count)
@@ -143,13 +169,43 @@ class RemoteReader:
             self._counters.add(misses=int(not missed))
             missed = True
             for fetch in fetches:
-                bodies += await fetch.wait()
+                fetched += await fetch.wait()
+            sequence.keep(fetched, stored=self._is_tight)
 
-    def fetch_ahead(self, wanted: Run | None) -> None:
-        """Begin to fetch a range of bytes that no task waits for yet."""
-        if wanted is not None:
-            runs = self._entry.uncovered(wanted[0], wanted[1] - wanted[0], [])
-            self._fetches.begin(self.source, runs)
+    async def read_in(self, sequence: Sequence, offset: int, length: int) -> bytes:
+        """Read bytes, for a reader that has a sequence of its own."""
+        data = self._inline(self._mapping, offset, length)
+        return await self.read(offset, length, sequence) if data is None else data
+
+    def new_sequence(self) -> Sequence:
+        """Return what keeps the responses that one more reader still needs."""
+        return Sequence(self._entry.bytes_of)
+
+    @property
+    def requests_ahead(self) -> int:
+        """For how many requests ahead of a reader the cache has room now."""
+        entry = self._entry
+        return requests_ahead(entry.most_bytes, entry.request_bytes) if entry.keeps else 0
+
+    @property
+    def _is_tight(self) -> bool:
+        """Whether what the cache stores may be gone before a sequential reader comes to it."""
+        entry = self._entry
+        return not entry.keeps or entry.most_bytes < TIGHT_REQUESTS * entry.request_bytes
+
+    def fetch_ahead(self, range_: Run | None, sequence: Sequence) -> None:
+        """Begin to fetch a range of bytes that no task waits for yet.
+
+        The sequence keeps what is not stored, and all of it if the cache is small.
+        """
+        if range_ is not None:
+            runs = self._entry.uncovered(range_[0], range_[1] - range_[0], [])
+            sequence.expect(self._fetches.begin(self.source, runs, wanted=self._is_tight))
+
+    def expect(self, fetch: Fetch | None) -> None:
+        """Keep what a fetch brings for the first read, if it cannot be stored."""
+        if fetch is not None:
+            self._sequence.expect([fetch])
 
     async def in_worker(self, function: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
         """Call a function that reads the files in a worker of the hub; keep them open for it."""
@@ -229,15 +285,16 @@ class RemoteReader:
         """
         await anyio.lowlevel.checkpoint()
         if self._entry.uncovered(start, count, []):
+            why = await self.in_worker(self._entry.why_not_kept, count)
             raise OSError(
                 errno.ENOSPC,
-                f"the cache has no room for bytes [{start}, {start + count}): read them with "
-                "read_exact, or give the cache a larger max_bytes",
+                f"the cache cannot keep bytes [{start}, {start + count}): {why}. read_exact reads "
+                "them without keeping them",
                 self._entry.identity.url,
             )
 
 
-def _copy_small(start: int, count: int, bodies: Sequence[Body]) -> bytes | None:
+def _copy_small(start: int, count: int, bodies: AnySequence[Body]) -> bytes | None:
     """Copy a small range that lies in one body; None if it is large, or lies in none."""
     if count > MAX_INLINE_COPY:
         return None

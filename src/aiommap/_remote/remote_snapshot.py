@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import ClassVar, NoReturn, Self, SupportsIndex
 
 import anyio.lowlevel
@@ -28,7 +28,7 @@ from .._snapshot.holds import Holds
 from .counters import Counters
 from .entry import Entry
 from .fetches import Fetches
-from .fetching import AHEAD_REQUESTS, ReadAhead, overlap
+from .fetching import ReadAhead, overlap, requests_ahead
 from .leases import LockFile
 from .reader import RemoteReader
 from .remote_file import RemoteSnapshotFile
@@ -94,8 +94,10 @@ class RemoteSnapshot(AsyncResource):
         self._workers = workers
         self._counters = counters
         self._request_size = request_size
-        ahead = ReadAhead(entry.size, request_size) if read_ahead else None
+        most = requests_ahead(entry.most_bytes, request_size)
+        ahead = ReadAhead(entry.size, request_size, most) if read_ahead else None
         self._reader = RemoteReader(self._core, entry, fetches, source, counters, ahead)
+        self._reader.expect(fetches.take_begun())
         self._holds = Holds()
         self._closer = Closer(file, entry, workers)
         when_garbage(self, self._closer.start_in_any_thread)
@@ -426,10 +428,15 @@ class _Pin:
         self._lock = lock
 
     def __del__(self) -> None:
-        """Release the lock in a worker: closing the last descriptor of a deleted file may wait."""
+        """Release the lock now: whoever needs room next shall find it.
+
+        A worker closes the descriptor, because closing the last one of a deleted file may wait.
+        """
         lock, workers = self._lock, self._workers
         if lock is None:
             return
+        with suppress(OSError, ValueError):  # closed by a fork
+            lock.unlock(0, 0)  # up to the end
 
         def close() -> None:
             workers.start(workers.control, lock.close, lambda *_: None)
@@ -441,7 +448,7 @@ class _Pin:
 class _Chunks(AsyncIterator[bytes]):
     """Iterates over a snapshot, and fetches ahead; for one task."""
 
-    __slots__ = ("_ahead", "_offset", "_reader", "_request", "_size", "_snapshot")
+    __slots__ = ("_ahead", "_offset", "_reader", "_request", "_sequence", "_size", "_snapshot")
 
     def __init__(
         self, snapshot: RemoteSnapshot, reader: RemoteReader, size: int, request: int
@@ -450,6 +457,7 @@ class _Chunks(AsyncIterator[bytes]):
         self._reader = reader
         self._size = size
         self._request = request
+        self._sequence = reader.new_sequence()
         self._offset = 0
         self._ahead = 0
 
@@ -458,13 +466,19 @@ class _Chunks(AsyncIterator[bytes]):
         if offset >= end:
             raise StopAsyncIteration
         length = min(self._size, end - offset)
-        goal = (offset + length) // self._request + AHEAD_REQUESTS
-        if self._ahead < min(end, goal * self._request):  # fetch ahead by whole requests
-            start, self._ahead = self._ahead, min(end, goal * self._request)
-            self._reader.fetch_ahead((start, self._ahead))
-        data = await self._snapshot.read_exact(offset, length)
+        self._sequence.advance(offset, offset + length)
+        self._fetch_ahead(min(offset + length, end))
+        data = await self._reader.read_in(self._sequence, offset, length)
         self._offset += length
         return data
+
+    def _fetch_ahead(self, at: int) -> None:
+        """Fetch ahead by whole requests: by one at least, which memory may have to keep."""
+        requests = max(1, self._reader.requests_ahead)
+        goal = min(self._snapshot.size, (at // self._request + requests) * self._request)
+        if self._ahead < goal:
+            start, self._ahead = self._ahead, goal
+            self._reader.fetch_ahead((start, goal), self._sequence)
 
 
 def _joined(runs: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

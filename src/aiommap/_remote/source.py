@@ -178,12 +178,12 @@ def _check_etag(url: str, state: RemoteState) -> None:
     if etag is None:
         found = "sends no ETag"
     elif etag[:2].lower() == "w/":
-        found = f"sends a weak ETag, {etag},"
+        found = f"sends a weak ETag, {etag}"
     else:
-        found = f"sends an ETag that tells nothing apart, {etag!r},"
+        found = f"sends an ETag that tells nothing apart, {etag!r}"
     raise UnsupportedError(
         f"cache {url}",
-        f"the server {found} so that a change of the object could go unseen: pass "
+        f"the server {found}, so that a change of the object could go unseen: pass "
         'validator="modified" to believe its time of modification, or "none" if the object '
         "never changes",
     )

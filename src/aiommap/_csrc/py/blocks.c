@@ -144,14 +144,19 @@ static PyObject *blocks_states(Blocks *self, PyObject *args)
     return states;
 }
 
-/* A list of the runs (start, end) of blocks that are PRESENT, or that are not. */
-static PyObject *runs_that_are(Blocks *self, long long first, long long end, bool present)
+/* Whether a block is PRESENT or SUSPECT: both have that bit. */
+static const uint32_t has_bytes = BLOCK_STATE_MASK & 2;
+
+/* A list of the runs (start, end) of blocks whose words have BLOCK_PRESENT under the mask, or that
+ * have not. */
+static PyObject *runs_that_are(Blocks *self, long long first, long long end, uint32_t mask,
+                               bool present)
 {
     PyObject *list = PyList_New(0);
     for (long long block = first; list && block < end;) {
         long long start = block;
         while (block < end &&
-               (block_state(block_word(&self->map, block)) == BLOCK_PRESENT) == present)
+               ((block_word(&self->map, block) & mask) == BLOCK_PRESENT) == present)
             block++;
         if (block == start) {
             block++;
@@ -170,7 +175,7 @@ static PyObject *blocks_missing(Blocks *self, PyObject *args)
     long long first, end;
     if (!parse_blocks(self, args, "LL:missing", &first, &end))
         return NULL;
-    return runs_that_are(self, first, end, false);
+    return runs_that_are(self, first, end, BLOCK_STATE_MASK, false);
 }
 
 static PyObject *blocks_present(Blocks *self, PyObject *args)
@@ -178,7 +183,7 @@ static PyObject *blocks_present(Blocks *self, PyObject *args)
     long long first, end;
     if (!parse_blocks(self, args, "LL:present", &first, &end))
         return NULL;
-    return runs_that_are(self, first, end, true);
+    return runs_that_are(self, first, end, has_bytes, true);
 }
 
 static bool append_claim(PyObject *list, long long block, uint32_t word)
@@ -329,7 +334,7 @@ static PyObject *blocks_referenced(Blocks *self, PyObject *Py_UNUSED(unused))
 
 static PyObject *blocks_any_present(Blocks *self, PyObject *Py_UNUSED(unused))
 {
-    return has_word(self, BLOCK_STATE_MASK & 2, BLOCK_PRESENT); /* or SUSPECT: both have that bit */
+    return has_word(self, has_bytes, BLOCK_PRESENT);
 }
 
 static PyObject *blocks_distrust(Blocks *self, PyObject *Py_UNUSED(unused))
